@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Pruning LLMs: everything the course does, in one place.
+
+    python course.py run [NN ...]    run the lessons (all, or for instance 01 03); results in build/index.html
+    python course.py lab             open the lessons in JupyterLab
+    python course.py check           is this machine ready? what to do if not
+    python course.py test            the test suite (--fast: without the real models)
+    python course.py build           write the notebooks from lessons/ (for authors)
+
+`python course.py COMMAND -h` tells more. The first call makes .venv beside this file and installs the course into
+it; nothing else on this machine is touched. Needs Python 3.11 or newer and, the first time, a network.
+"""
+
+# Only the standard library, and only syntax that old Pythons read: they must get as far as the message in main.
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / "course-stamp"  # what was installed; "installing" while pip works
+LOG = ROOT / "build" / "install.log"
+COMMANDS = ("run", "lab", "check", "test", "build")
+INSTALLING = "installing"
+
+
+def main(arguments):
+    if sys.version_info < (3, 11):  # noqa: UP036
+        print(f"The course needs Python 3.11 or newer, this is {sys.version.split()[0]}. Install a newer one")
+        print("and call it by name, for instance: python3.13 course.py run")
+        return 1
+    if not arguments or arguments[0] not in COMMANDS:
+        print(__doc__.strip())
+        return 0 if not arguments or arguments[0] in ("-h", "--help", "help") else 2
+    problem = set_up()
+    if problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return hand_over([str(PYTHON), "-P", "-m", "course_utils.cli", *arguments])  # -P: this clone's, wherever we are
+
+
+def set_up():
+    """Make .venv and install the course unless that is done; return what went wrong, or None."""
+    if PYTHON.exists() and read(STAMP) == fingerprint():
+        return None
+    LOG.parent.mkdir(exist_ok=True)
+    # pip killed half-way leaves packages that look installed and are not: start afresh.
+    if read(STAMP) == INSTALLING or not works([str(PYTHON), "-m", "pip", "--version"]):
+        if VENV.exists():
+            print(".venv is incomplete or broken; making it afresh.")
+            shutil.rmtree(VENV)
+        if run([sys.executable, "-m", "venv", str(VENV)], "Making .venv"):
+            shutil.rmtree(VENV, ignore_errors=True)
+            return failure("On Debian and Ubuntu, `sudo apt install python3-venv` brings what is missing.")
+    STAMP.write_text(INSTALLING)
+    pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    if run([*pip, "--editable", ".[dev]"], "Installing the course (a few minutes, once)"):
+        STAMP.unlink()  # pip itself gave up, and cleaned up behind it
+        return failure("If the network failed, run the same command again: it goes on where it can.")
+    STAMP.write_text(fingerprint())
+    return None
+
+
+def fingerprint():
+    """Changes when what has to be installed, the environment's Python or the place of this clone changes."""
+    import tomllib  # not in the Pythons that only get to see the message above
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    parts = [json.dumps(project, sort_keys=True), read(VENV / "pyvenv.cfg"), str(ROOT)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def read(path):
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def works(command):
+    try:
+        return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+    except OSError:
+        return False
+
+
+def run(command, title):
+    """Run a command into the log with one line of progress: seconds, and what it is doing. Returns its status."""
+    start, shown = time.monotonic(), 0
+    with LOG.open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                seconds = time.monotonic() - start
+                if sys.stdout.isatty():
+                    line = f"{title} … {seconds:.0f} s  {last_lines(1)}"
+                    print("\r" + line[:78].ljust(78), end="", flush=True)
+                elif seconds >= shown:
+                    print(f"{title} … {seconds:.0f} s", flush=True)
+                    shown += 30
+                time.sleep(0.2)
+        finally:  # also on Ctrl-C: leave no pip behind
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    done = f"{title}: {'failed' if process.returncode else 'done'} after {time.monotonic() - start:.0f} s"
+    print(("\r" if sys.stdout.isatty() else "") + done.ljust(78), flush=True)
+    return process.returncode
+
+
+def last_lines(count):
+    lines = LOG.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(lines[-count:])
+
+
+def failure(advice):
+    return f"{last_lines(15)}\n\nThe set-up failed; above are the last lines of {LOG}.\n{advice}"
+
+
+def hand_over(command):
+    """Become the command; its exit status is ours."""
+    environment = dict(os.environ, PYTHONUTF8="1")
+    sys.stdout.flush()
+    if os.name != "nt":
+        os.execve(command[0], command, environment)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's to handle
+    return subprocess.call(command, env=environment)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Run the same command again to go on.")

@@ -1,0 +1,119 @@
+"""course.py end to end on a clone of its own: a real .venv, a real pip, and a package that needs no network."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PYPROJECT = """\
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+
+[project]
+name = "pruning-llms"
+version = "0.1.0"
+"""
+
+# The smallest build backend: an editable wheel with one .pth file.
+BACKEND = """\
+import pathlib, time, zipfile
+
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    time.sleep(float(pathlib.Path("delay").read_text()))
+    name = "pruning_llms-0.1.0"
+    with zipfile.ZipFile(f"{folder}/{name}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("pruning_llms.pth", str(pathlib.Path.cwd()))
+        metadata = "Metadata-Version: 2.1\\nName: pruning-llms\\nVersion: 0.1.0\\nProvides-Extra: dev\\n"
+        wheel.writestr(f"{name}.dist-info/METADATA", metadata)
+        tags = "Wheel-Version: 1.0\\nGenerator: test\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+        wheel.writestr(f"{name}.dist-info/WHEEL", tags)
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+    return f"{name}-py3-none-any.whl"
+"""
+
+CLI = "import sys; print('arguments:', sys.argv[1:], 'utf8:', sys.flags.utf8_mode); sys.exit(7)"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A clone with course.py and a tiny package; the tests below run in order and share its .venv."""
+    folder = tmp_path_factory.mktemp("clone with spaces")
+    shutil.copy(ROOT / "course.py", folder)
+    files = {"pyproject.toml": PYPROJECT, "backend.py": BACKEND, "delay": "0", "course_utils/cli.py": CLI}
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def course(clone, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(clone / "course.py"), *arguments], capture_output=True, text=True, encoding="utf-8"
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_usage_needs_no_set_up(clone):
+    status, out, _ = course(clone)
+    assert status == 0 and "python course.py run" in out
+    assert course(clone, "walk")[0] == 2
+    assert not (clone / ".venv").exists()
+
+
+def test_first_call_installs_and_hands_over_status_and_arguments(clone):
+    status, out, err = course(clone, "run", "03", "--profile", "smoke")
+    assert status == 7, err
+    assert "Making .venv: done" in out and "Installing the course" in out
+    assert "arguments: ['run', '03', '--profile', 'smoke'] utf8: 1" in out
+
+
+def test_second_call_repeats_nothing(clone):
+    status, out, _ = course(clone, "check")
+    assert status == 7 and out == "arguments: ['check'] utf8: 1\n"
+
+
+def test_failed_install_shows_the_end_of_the_log_and_the_next_call_repairs(clone):
+    (clone / "pyproject.toml").write_text(PYPROJECT + 'description = "broken"\n', encoding="utf-8")
+    (clone / "delay").write_text("no number")
+    status, out, err = course(clone, "check")
+    assert status == 1 and "failed" in out
+    assert "install.log" in err and "ValueError" in err and "run the same command again" in err
+    (clone / "delay").write_text("0")
+    status, out, _ = course(clone, "check")
+    assert status == 7 and "Installing the course" in out and "Making .venv" not in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows kills without a signal to catch")
+def test_set_up_that_was_killed_starts_afresh(clone):
+    (clone / "delay").write_text("60")
+    (clone / "pyproject.toml").write_text(PYPROJECT + 'description = "new"\n', encoding="utf-8")
+    process = subprocess.Popen([sys.executable, str(clone / "course.py"), "check"], stdout=subprocess.PIPE, text=True)
+    stamp = clone / ".venv" / "course-stamp"
+    deadline = time.monotonic() + 60
+    while stamp.read_text() != "installing" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 1
+    (clone / "delay").write_text("0")
+    status, out, err = course(clone, "check")
+    assert status == 7, err
+    assert "incomplete" in out and "Making .venv: done" in out
+
+
+def test_old_python_is_told_what_it_needs(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import course as script
+
+    monkeypatch.setattr(sys, "version_info", (3, 10))
+    assert script.main(["run"]) == 1
+    assert "needs Python 3.11 or newer" in capsys.readouterr().out
