@@ -1,0 +1,349 @@
+"""Where the parts of a Hugging Face causal language model are: the one place that knows model families.
+
+``describe(model)`` gives every method the same view of a model: blocks, MLPs and attentions as
+[out, in] matrices, whatever the family calls them and however it stores them (``nn.Linear``,
+GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one matrix).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from course_utils import heterogeneous
+from course_utils.batches import Batch
+
+
+class UnsupportedArchitecture(ValueError):
+    """The model's family is not known, or a part that its family should have is missing."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where one family keeps its parts. Paths are dotted: from the model, or from a block."""
+
+    blocks: str = "model.layers"
+    mlp_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    fused: bool = False  # the one matrix of mlp_inputs holds gate, then up
+    mlp_output: str = "mlp.down_proj"
+    width_field: str = "intermediate_size"  # the configuration's name for the MLP's width
+    attention: str = "self_attn"
+    attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    attention_output: str = "o_proj"
+    attention_norms: tuple[str, ...] = ("input_layernorm",)  # what serves the attention alone
+    contribution: str = "self_attn"  # the module whose output is added to the residual stream
+
+
+_LLAMA = Family()
+_GEMMA = Family(
+    attention_norms=("input_layernorm", "post_attention_layernorm"), contribution="post_attention_layernorm"
+)
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        blocks="transformer.h",
+        mlp_inputs=("mlp.c_fc",),
+        mlp_output="mlp.c_proj",
+        width_field="n_inner",
+        attention="attn",
+        attention_inputs=("c_attn",),
+        attention_output="c_proj",
+        attention_norms=("ln_1",),
+        contribution="attn",
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "smollm3": _LLAMA,
+    "phi3": Family(mlp_inputs=("mlp.gate_up_proj",), fused=True, attention_inputs=("qkv_proj",)),
+    "opt": Family(
+        blocks="model.decoder.layers",
+        mlp_inputs=("fc1",),
+        mlp_output="fc2",
+        width_field="ffn_dim",
+        attention_output="out_proj",
+        attention_norms=("self_attn_layer_norm",),
+    ),
+    "gpt_neox": Family(
+        blocks="gpt_neox.layers",
+        mlp_inputs=("mlp.dense_h_to_4h",),
+        mlp_output="mlp.dense_4h_to_h",
+        attention="attention",
+        attention_inputs=("query_key_value",),
+        attention_output="dense",
+        contribution="attention",
+    ),
+}
+
+
+class Projection:
+    """A linear layer seen as a matrix [out, in], whatever its class stores."""
+
+    def __init__(self, module: nn.Linear | Conv1D):
+        self.module = module
+        self._transposed = isinstance(module, Conv1D)  # GPT-2's Conv1D stores [in, out]
+
+    @property
+    def weight(self) -> Tensor:
+        """A view of the weights, [out, in]: writing to it writes to the model."""
+        weight = self.module.weight.detach()
+        return weight.t() if self._transposed else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """A view of the bias, [out], or None."""
+        return None if self.module.bias is None else self.module.bias.detach()
+
+    @torch.no_grad()
+    def keep(self, index: Tensor, *, axis: str) -> None:
+        """Keep only ``index`` (int64) of the ``axis`` "out" (with its bias) or "in"; in place."""
+        dim = (axis == "in") != self._transposed
+        module, weight = self.module, self.module.weight
+        module.weight = nn.Parameter(weight.index_select(int(dim), index), requires_grad=weight.requires_grad)
+        if axis == "out" and module.bias is not None:
+            module.bias = nn.Parameter(module.bias.index_select(0, index), requires_grad=module.bias.requires_grad)
+        out_features, in_features = self.weight.shape
+        if self._transposed:
+            module.nf, module.nx = out_features, in_features
+        else:
+            module.out_features, module.in_features = out_features, in_features
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One block's MLP: ``down(act(fc(x)))`` (dense) or ``down(act(gate(x)) * up(x))`` (GLU)."""
+
+    inputs: tuple[Projection, ...]  # (fc,) or (gate, up) or (gate-and-up fused,)
+    output: Projection
+    fused: bool
+    owner: nn.Module  # the module that holds the projections
+
+    @property
+    def width(self) -> int:
+        """Neurons: the size of the hidden layer, ``intermediate_size``."""
+        return self.output.weight.shape[1]
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Views of the weights that lead into each neuron: (fc,) or (gate, up), each [width, hidden]."""
+        return self.inputs[0].weight.chunk(2) if self.fused else tuple(p.weight for p in self.inputs)
+
+    @property
+    def columns(self) -> Tensor:
+        """A view of the weights that lead out of each neuron, [hidden, width]."""
+        return self.output.weight
+
+    @property
+    def down(self) -> nn.Module:
+        """The down-projection; its input holds one value a neuron."""
+        return self.output.module
+
+    def keep(self, neurons: Tensor) -> None:
+        """Keep only these neurons (int64, any order) in every matrix and bias; in place."""
+        rows = torch.cat([neurons, neurons + self.width]) if self.fused else neurons
+        for projection in self.inputs:
+            projection.keep(rows, axis="out")
+        self.output.keep(neurons, axis="in")
+        if hasattr(self.owner, "intermediate_size"):  # some MLPs note their width beside the matrices
+            self.owner.intermediate_size = self.width
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One block's attention sublayer."""
+
+    module: nn.Module
+    inputs: tuple[Projection, ...]  # none when the attention was removed
+    outputs: tuple[Projection, ...]
+    norms: tuple[nn.Module, ...]  # what serves this attention alone
+    contribution: nn.Module  # its output is what the sublayer adds to the residual stream
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the attention is bypassed or removed."""
+        return getattr(self.module.forward, "__func__", None) is heterogeneous.skip_attention
+
+    @property
+    def query_width(self) -> int:
+        """Query heads times head size; 0 when skipped."""
+        return 0 if self.skipped else self.outputs[0].weight.shape[1]
+
+    @property
+    def key_value_width(self) -> int:
+        """Numbers that one token adds to the cache: keys and values of all key/value heads."""
+        return 0 if self.skipped else sum(p.weight.shape[0] for p in self.inputs) - self.query_width
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A view of a model's parts. Nothing is copied: it stays true while the model is pruned in place."""
+
+    model: PreTrainedModel
+    name: str  # the configuration's model_type, e.g. "llama"
+    family: Family
+
+    @property
+    def kind(self) -> str:
+        """ "dense" (one matrix in) or "glu" (gate and up)."""
+        return "glu" if self.family.fused or len(self.family.mlp_inputs) == 2 else "dense"
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.get_submodule(self.family.blocks)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    @cached_property
+    def mlps(self) -> list[Mlp]:
+        family = self.family
+        owner, _, _ = family.mlp_output.rpartition(".")
+        return [
+            Mlp(
+                inputs=tuple(_projection(self.model, block, path) for path in family.mlp_inputs),
+                output=_projection(self.model, block, family.mlp_output),
+                fused=family.fused,
+                owner=block.get_submodule(owner),
+            )
+            for block in self.blocks
+        ]
+
+    @cached_property
+    def attentions(self) -> list[Attention]:
+        family = self.family
+        return [
+            Attention(
+                module=(module := _part(self.model, block, family.attention)),
+                inputs=self._attention_parts(block, module, family.attention_inputs),
+                outputs=self._attention_parts(block, module, (family.attention_output,)),
+                norms=tuple(_part(self.model, block, path) for path in self.attention_norms),
+                contribution=_part(self.model, block, family.contribution),
+            )
+            for block in self.blocks
+        ]
+
+    def _attention_parts(self, block: nn.Module, module: nn.Module, names: tuple[str, ...]) -> tuple[Projection, ...]:
+        if isinstance(module, heterogeneous.NoAttention):
+            return ()
+        return tuple(_projection(self.model, block, f"{self.family.attention}.{name}") for name in names)
+
+    @property
+    def attention_norms(self) -> tuple[str, ...]:
+        """Paths from a block of the norms that serve its attention alone."""
+        # OPT-350m normalises after the residual: there the norm serves the whole block.
+        return self.family.attention_norms if getattr(self.model.config, "do_layer_norm_before", True) else ()
+
+    @property
+    def intermediate_sizes(self) -> tuple[int, ...]:
+        """Neurons in each block's MLP."""
+        return tuple(mlp.width for mlp in self.mlps)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.mlps[0].columns.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    @property
+    def head(self) -> nn.Module:
+        """The language-model head: [..., hidden] -> [..., vocabulary]."""
+        return self.model.get_output_embeddings()
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Run everything but the head: [rows, length, hidden], after the final norm."""
+        return self.model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Apply the head (and Gemma's soft cap) to hidden states: [..., hidden] -> [..., vocabulary]."""
+        logits = self.head(hidden_states)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def sync_config(self) -> None:
+        """Write the model's true shape into its configuration.
+
+        Equal blocks become plain fields (``intermediate_size``, ``n_inner``…). Blocks that differ use
+        transformers' own schema, ``per_layer_config = {"7": {"intermediate_size": 1024, "skip": ["attention"]}}``.
+        Stock models fail on reading a field that differs by block; where an attention is skipped
+        every block therefore states its width (the shared field is 0), so that they fail there too.
+        """
+        config, field, sizes = self.model.config, self.family.width_field, self.intermediate_sizes
+        skipped = [attention.skipped for attention in self.attentions]
+        shared = 0 if any(skipped) else max(sizes)
+        config.per_layer_config = None
+        setattr(config, field, shared)
+        if any(skipped) or len(set(sizes)) > 1:
+            config.per_layer_config = {
+                i: {field: size} | ({"skip": ["attention"]} if skip else {})
+                for i, (size, skip) in enumerate(zip(sizes, skipped, strict=True))
+                if size != shared
+            }
+
+
+def describe(model: PreTrainedModel) -> Architecture:
+    """Find a model's blocks, MLPs and attentions.
+
+    Raises:
+        UnsupportedArchitecture: the family is unknown, or a part is not where its family keeps it
+            or not a plain floating-point linear layer (quantised weights can't be sliced).
+    """
+    config = getattr(model, "config", None)
+    name = getattr(config, "model_type", None)
+    if name not in FAMILIES or not isinstance(model, PreTrainedModel):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} (model_type {name!r}) is not a known family. Looked for a Hugging Face causal "
+            f"language model whose configuration's model_type is one of: {', '.join(FAMILIES)}."
+        )
+    architecture = Architecture(model, name, FAMILIES[name])
+    if model.get_output_embeddings() is None:
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} has no language-model head. Load it with AutoModelForCausalLM."
+        )
+    _part(model, model, architecture.family.blocks)
+    _ = architecture.mlps, architecture.attentions  # both raise when a part is missing
+    return architecture
+
+
+def check_blocks(indices: Sequence[int], num_blocks: int) -> list[int]:
+    """Sorted block numbers. Raises ValueError when one is out of range, repeated or not an integer."""
+    try:
+        indices = [operator.index(i) for i in indices]
+    except TypeError:
+        raise ValueError(f"Block numbers must be a list of integers; got {indices!r}.") from None
+    wrong = [i for i in indices if not 0 <= i < num_blocks]
+    if wrong:
+        raise ValueError(f"Block numbers must lie from 0 to {num_blocks - 1}; got {wrong}.")
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"Block numbers must not repeat; got {indices}.")
+    return sorted(indices)
+
+
+def _part(model: nn.Module, parent: nn.Module, path: str) -> nn.Module:
+    try:
+        return parent.get_submodule(path)
+    except AttributeError:
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__}: looked for '{path}' in {type(parent).__name__} and did not find it."
+        ) from None
+
+
+def _projection(model: nn.Module, block: nn.Module, path: str) -> Projection:
+    module = _part(model, block, path)
+    if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__}: looked for a floating-point linear layer at '{path}' in {type(block).__name__}; "
+            f"found {type(module).__name__}. Quantised models must be dequantised before pruning."
+        )
+    return Projection(module)

@@ -1,0 +1,85 @@
+"""Reading token batches: one check and one reading of the attention mask, shared by every method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, checked and on the model's device; all three are int64 of shape [rows, length]."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+    @property
+    def real(self) -> Tensor:
+        """Bool [rows, length]: True where a token is text, False where it is padding."""
+        return self.attention_mask.bool()
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for a backbone's forward.
+
+        The positions are counted over real tokens, so that a row gives the same states padded
+        left, right or not at all (transformers counts padding when it is left to itself).
+        """
+        inputs = {"input_ids": self.input_ids}
+        if not self.real.all():
+            inputs |= {"attention_mask": self.attention_mask, "position_ids": self.position_ids}
+        return inputs
+
+
+def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.device | str) -> Batch:
+    """Check one ``{"input_ids", "attention_mask"}`` mapping and move it to ``device``.
+
+    ``attention_mask`` may be left out when nothing is padded. Raises ValueError for anything that
+    is not a 2-D integer tensor of in-vocabulary ids with a matching 0/1 mask.
+    """
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        raise ValueError(
+            f"A batch is a mapping with 'input_ids' and 'attention_mask'; got {type(batch).__name__}. "
+            "Make batches with texts.token_blocks(...).batches() or a tokenizer with return_tensors='pt'."
+        )
+    ids = torch.as_tensor(batch["input_ids"])
+    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"'input_ids' must be integers of shape [rows, length] with at least one token; "
+            f"got {ids.dtype} of shape {list(ids.shape)}."
+        )
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"Token ids must lie in [0, {vocab_size}), the model's vocabulary; got {low} to {high}. "
+            "Use the tokenizer that belongs to this model."
+        )
+    mask = batch.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else torch.as_tensor(mask)
+    if mask.shape != ids.shape or not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"'attention_mask' must hold 0 or 1 in the shape of 'input_ids' {list(ids.shape)}; got {list(mask.shape)}."
+        )
+    if not mask.any():
+        raise ValueError("Every token of a batch is padding (its attention_mask is all 0); drop the empty rows.")
+    ids, mask = ids.to(device, torch.long), mask.to(device, torch.long)
+    return Batch(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+
+
+def read_batches(
+    batches: Iterable[Mapping[str, Tensor]], *, vocab_size: int, device: torch.device | str
+) -> Iterator[Batch]:
+    """Check and yield batches one by one. Raises ValueError when there is none."""
+    if isinstance(batches, Mapping | Tensor):
+        raise ValueError(
+            f"'batches' must be an iterable of mappings; got one {type(batches).__name__}. Wrap it in a list."
+        )
+    empty = True
+    for batch in batches:
+        empty = False
+        yield read_batch(batch, vocab_size=vocab_size, device=device)
+    if empty:
+        raise ValueError("'batches' is empty: give at least one batch of text (was a generator used up before?).")

@@ -1,0 +1,155 @@
+"""Saving and loading pruned models: what plain transformers can express stays plain.
+
+Equal widths and fewer blocks are ordinary checkpoints. A model whose blocks differ is saved with
+``config.per_layer_config`` and one self-contained Python file, so that
+``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works on a machine without
+this package; without ``trust_remote_code`` it fails loudly.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils import heterogeneous
+from course_utils.architectures import FAMILIES, Architecture, Family, UnsupportedArchitecture, describe
+
+MODELING_FILE = "modeling_heterogeneous.py"
+
+
+class CheckpointError(ValueError):
+    """The folder isn't a checkpoint that can be read, or may not be overwritten."""
+
+
+def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> Path:
+    """Save a pruned model and its tokenizer, safetensors only, all or nothing.
+
+    A bypassed attention is saved as ``skip``: its weights are not in the checkpoint, so only the
+    model in memory can be restored. The checkpoint is written beside ``folder`` and moved into place when complete; an older
+    checkpoint there is replaced. Round trip: identical logits, bit for bit, in the same dtype.
+
+    Raises:
+        CheckpointError: ``folder`` holds something else than a checkpoint.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    architecture = describe(model)
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
+        raise CheckpointError(f"'{folder}' exists and is not a model checkpoint; choose a new or empty folder.")
+    architecture.sync_config()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # mkdtemp beside the target: os.replace then never crosses file systems.
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        # Transformers renames some families' weights in files (GPT-NeoX's head) and undoes it for its
+        # own classes only; a checkpoint with its own modelling file keeps the names of the modules.
+        model.save_pretrained(
+            work / "new",
+            state_dict=_live_weights(architecture),
+            save_original_format=not model.config.is_heterogeneous,
+        )
+        tokenizer.save_pretrained(work / "new")
+        _write_modeling(model, architecture.family, work / "new")
+        if folder.exists():
+            os.replace(folder, work / "old")
+        os.replace(work / "new", folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def load_pruned(
+    folder: str | os.PathLike, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a checkpoint of ``save_pruned`` (or any plain one of a known family), in eval mode.
+
+    No code from the folder is ever run: uneven models are built by this package's own class.
+
+    Args:
+        dtype: convert the weights; by default they keep the saved dtype.
+        device: where to put the model; by default the CPU.
+
+    Raises:
+        CheckpointError: no such folder, no readable configuration, or weights that don't fit it.
+        UnsupportedArchitecture: the configuration's family is unknown.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"'{folder}' holds no config.json. Give the folder that save_pruned wrote.")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, TypeError) as error:
+        raise CheckpointError(f"The configuration in '{folder}' can't be read: {error}") from error
+    loader = AutoModelForCausalLM
+    if config.is_heterogeneous:
+        if config.model_type not in FAMILIES:
+            raise UnsupportedArchitecture(
+                f"'{folder}' is a {config.model_type!r} model; known families: {', '.join(FAMILIES)}."
+            )
+        base = AutoModelForCausalLM._model_mapping[type(config)]
+        loader = heterogeneous_class(base, FAMILIES[config.model_type])
+    # Mismatches are let through here only to be named below, with the missing and the surplus weights.
+    model, info = loader.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    problems = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in info[kind]]
+    if problems:
+        raise CheckpointError(f"The weights in '{folder}' don't fit its configuration: {sorted(map(str, problems))}.")
+    return model.to(device or "cpu").eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def heterogeneous_class(base: type[PreTrainedModel], family: Family) -> type[PreTrainedModel]:
+    """``base`` (e.g. LlamaForCausalLM) with blocks that may differ."""
+    return type(f"Heterogeneous{base.__name__}", (heterogeneous.HeterogeneousMixin, base), _class_attributes(family))
+
+
+def _class_attributes(family: Family) -> dict:
+    return {
+        "blocks_path": family.blocks,
+        "attention": family.attention,
+        "attention_norms": family.attention_norms,
+        "mlp_inputs": family.mlp_inputs,
+        "mlp_output": family.mlp_output,
+        "fused": family.fused,
+        "width_field": family.width_field,
+    }
+
+
+def _live_weights(architecture: Architecture) -> dict[str, torch.Tensor]:
+    """The model's weights without those of bypassed attentions, which the checkpoint doesn't have."""
+    names = {module: name for name, module in architecture.model.named_modules()}
+    dead = [f"{names[module]}." for a in architecture.attentions if a.skipped for module in (a.module, *a.norms)]
+    return {k: v for k, v in architecture.model.state_dict().items() if not k.startswith(tuple(dead))}
+
+
+def _write_modeling(model: PreTrainedModel, family: Family, folder: Path) -> None:
+    """Name the stock class in config.json, or write the modelling file where blocks differ."""
+    base = next(c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["architectures"] = [base.__name__]
+    config.pop("auto_map", None)
+    if model.config.is_heterogeneous:
+        name = f"Heterogeneous{base.__name__}"
+        attributes = "\n".join(f"    {key} = {value!r}" for key, value in _class_attributes(family).items())
+        (folder / MODELING_FILE).write_text(
+            f"{inspect.getsource(heterogeneous)}\n\n"
+            f"from transformers import {base.__name__}  # noqa: E402\n\n\n"
+            f"class {name}(HeterogeneousMixin, {base.__name__}):\n{attributes}\n",
+            encoding="utf-8",
+        )
+        config["architectures"] = [name]
+        config["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.{name}"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

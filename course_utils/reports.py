@@ -1,0 +1,90 @@
+"""How big a model is, and what a pruning step changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from course_utils.architectures import describe
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size, read from its weights.
+
+    ``flops`` counts the matrix multiplications of one token through all blocks and the head (two
+    operations a weight); what attention adds with the context's length is in ``benchmarking``.
+    """
+
+    parameters: int  # tied weights count once
+    bytes: int
+    flops: int
+    widths: tuple[int, ...]  # MLP neurons a block
+
+
+def measure(model: PreTrainedModel) -> Size:
+    """Measure a model. Raises UnsupportedArchitecture for an unknown family."""
+    architecture = describe(model)
+    weights = list(model.parameters())
+    projections = [p for mlp in architecture.mlps for p in (*mlp.inputs, mlp.output)]
+    projections += [p for a in architecture.attentions if not a.skipped for p in (*a.inputs, *a.outputs)]
+    multiplied = sum(p.weight.numel() for p in projections) + architecture.head.weight.numel()
+    return Size(
+        parameters=sum(w.numel() for w in weights),
+        bytes=sum(w.numel() * w.element_size() for w in weights),
+        flops=2 * multiplied,
+        widths=architecture.intermediate_sizes,
+    )
+
+
+@dataclass(frozen=True)
+class PruningReport:
+    """What one in-place operation did. Prints as a table in a terminal and in a notebook."""
+
+    action: str
+    before: Size
+    after: Size
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """(what, before, after, change), as text."""
+
+        def change(old: float, new: float) -> str:
+            return f"{100 * (new / old - 1):+.2f} %"
+
+        old, new = self.before, self.after
+        return [
+            ("parameters", f"{old.parameters:,}", f"{new.parameters:,}", change(old.parameters, new.parameters)),
+            ("weights (MB)", f"{old.bytes / 1e6:,.1f}", f"{new.bytes / 1e6:,.1f}", change(old.bytes, new.bytes)),
+            ("MFLOPs a token", f"{old.flops / 1e6:,.1f}", f"{new.flops / 1e6:,.1f}", change(old.flops, new.flops)),
+            ("blocks", str(len(old.widths)), str(len(new.widths)), change(len(old.widths), len(new.widths))),
+            (
+                "MLP neurons a block",
+                _sizes(old.widths),
+                _sizes(new.widths),
+                change(sum(old.widths) / len(old.widths), sum(new.widths) / len(new.widths)),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        table = [("", "before", "after", "change"), *self.rows()]
+        columns = [max(len(row[i]) for row in table) for i in range(4)]
+        lines = [
+            f"  {row[0]:<{columns[0]}}  " + "  ".join(f"{row[i]:>{columns[i]}}" for i in (1, 2, 3)) for row in table
+        ]
+        return "\n".join([self.action, *lines])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th style='text-align:right'>{name}</th>" for name in ("before", "after", "change"))
+        body = "".join(
+            f"<tr><th style='text-align:left'>{what}</th>"
+            + "".join(f"<td style='text-align:right'>{cell}</td>" for cell in cells)
+            + "</tr>"
+            for what, *cells in self.rows()
+        )
+        return f"<table><caption style='text-align:left'>{self.action}</caption><tr><th></th>{head}</tr>{body}</table>"
+
+
+def _sizes(widths: tuple[int, ...]) -> str:
+    low, high = min(widths), max(widths)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"

@@ -1,0 +1,209 @@
+"""Width pruning: score the neurons of every MLP, keep the best, cut the rest out of the matrices.
+
+A neuron of a dense MLP is one row of the first matrix and one column of the second. In a GLU
+(``down(silu(gate(x)) * up(x))``) it is a row of *both* gate and up: they are scored as a pair and
+cut with one index set (Martra 2024, doi 10.31219/osf.io/qgxea).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from course_utils.architectures import Architecture, check_blocks, describe
+from course_utils.batches import read_batches
+from course_utils.reports import PruningReport, measure
+
+
+def _l1(rows: Sequence[Tensor]) -> Tensor:
+    return sum(r.abs().sum(dim=1) for r in rows)
+
+
+def _l2(rows: Sequence[Tensor]) -> Tensor:
+    return sum(r.norm(dim=1) for r in rows)
+
+
+def _peak_to_peak(rows: Sequence[Tensor]) -> Tensor:
+    return sum(r.amax(dim=1) + r.amin(dim=1).abs() for r in rows)
+
+
+def _variance(rows: Sequence[Tensor]) -> Tensor:
+    return sum(r.var(dim=1) for r in rows)
+
+
+def _product(rows: Sequence[Tensor]) -> Tensor:
+    return math.prod(r.abs().sum(dim=1) for r in rows)
+
+
+#: Criteria that need the weights alone: the neuron's rows, each [width, hidden] float32 -> [width].
+WEIGHT_CRITERIA: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
+    "l1": _l1,
+    "l2": _l2,
+    "peak_to_peak": _peak_to_peak,
+    "variance": _variance,
+    "product": _product,
+}
+CRITERIA = (*WEIGHT_CRITERIA, "random", "activation")
+
+
+@torch.no_grad()
+def neuron_importance(
+    model: PreTrainedModel,
+    criterion: str,
+    *,
+    batches: Iterable[Mapping[str, Tensor]] | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Score every MLP neuron; more is more important.
+
+    Criteria, for a neuron with weight rows r (``fc``, or ``gate`` and ``up``: the sum over both):
+
+    ==============  ===========================================================================
+    "l1"            sum of absolute weights
+    "l2"            Euclidean norm
+    "peak_to_peak"  max r + abs(min r); called "maximum absolute weight" by Martra 2024
+    "variance"      variance of the weights
+    "product"       product (not sum) of the rows' L1 norms
+    "random"        uniform noise from ``seed``: the control that every criterion has to beat
+    "activation"    root mean square of the neuron's activation over the real tokens of
+                    ``batches`` x norm of its column in the down-projection: the size of what the
+                    neuron adds to the residual stream (after Wanda, Sun et al. 2023,
+                    arXiv 2306.11695)
+    ==============  ===========================================================================
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is not changed.
+        criterion: one of the above.
+        batches: for "activation" only: ``{"input_ids", "attention_mask"}`` mappings. Padding
+            never counts and the split into batches doesn't matter.
+        seed: for "random" only.
+
+    Returns:
+        One float32 tensor [intermediate size] a block, on the weights' device.
+
+    Raises:
+        ValueError: unknown criterion; "activation" without batches, or batches without it; empty
+            or malformed batches; non-finite weights or activations.
+    """
+    architecture = describe(model)
+    if criterion not in CRITERIA:
+        raise ValueError(f"Unknown criterion {criterion!r}. Allowed: {', '.join(map(repr, CRITERIA))}.")
+    if (batches is not None) != (criterion == "activation"):
+        given = "got none" if batches is None else f"got some for {criterion!r}"
+        raise ValueError(f"'batches' goes with criterion 'activation' and with no other; {given}.")
+
+    if criterion == "activation":
+        scores = _activation_scores(architecture, batches)
+    elif criterion == "random":
+        generator = torch.Generator().manual_seed(seed)
+        scores = [torch.rand(m.width, generator=generator).to(m.columns.device) for m in architecture.mlps]
+    else:
+        # float32, block by block: sums of squares overflow in float16.
+        scores = [WEIGHT_CRITERIA[criterion]([r.float() for r in mlp.rows]) for mlp in architecture.mlps]
+    _check_finite(scores, f"The {criterion!r} scores")
+    return scores
+
+
+def _activation_scores(architecture: Architecture, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+    mlps, model = architecture.mlps, architecture.model
+    squares = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
+    tokens, real = 0, None
+
+    def accumulate(total: Tensor) -> Callable:
+        def hook(_module, inputs: tuple[Tensor, ...]) -> None:
+            states = inputs[0].flatten(0, -2)  # [tokens, width]; OPT's is flat already
+            if real is not None:
+                states = states[real]
+            # The norm is taken in float32 without a float32 copy of the states.
+            total.add_(torch.linalg.vector_norm(states, dim=0, dtype=torch.float32).double().square())
+
+        return hook
+
+    training = model.training
+    hooks = [mlp.down.register_forward_pre_hook(accumulate(s)) for mlp, s in zip(mlps, squares, strict=True)]
+    try:
+        model.eval()
+        for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
+            real = None if batch.real.all() else batch.real.flatten()
+            tokens += int(batch.real.sum())
+            architecture.hidden_states(batch)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return [(s / tokens).sqrt().float() * mlp.columns.float().norm(dim=0) for mlp, s in zip(mlps, squares, strict=True)]
+
+
+@torch.no_grad()
+def prune_neurons(
+    model: PreTrainedModel,
+    importance: Sequence[Tensor],
+    *,
+    ratio: float,
+    multiple_of: int = 1,
+    layers: Sequence[int] | None = None,
+) -> PruningReport:
+    """Cut the least important neurons out of every MLP, in place.
+
+    ``floor(ratio x width)`` neurons go; equal scores keep the neuron with the lower number.
+    The configuration follows: the plain width field when all blocks end up equal, transformers'
+    ``per_layer_config`` when not. Works one matrix at a time, so extra memory stays at one block.
+
+    Args:
+        model: any causal language model that ``describe`` knows.
+        importance: one score tensor [intermediate size] a block, as from ``neuron_importance``
+            (also for blocks that ``layers`` leaves alone).
+        ratio: share of each MLP's neurons to remove, in [0, 1); 0 changes nothing.
+        multiple_of: round the width that remains *up* to this multiple (8, 64, 128 suit the
+            hardware), so that never more is cut than asked.
+        layers: the blocks to prune; all of them by default.
+
+    Raises:
+        ValueError: any of these out of range, or scores that don't fit the model or aren't
+            finite. Everything is checked first: after an error the model is unchanged.
+    """
+    architecture = describe(model)
+    mlps = architecture.mlps
+    if not isinstance(ratio, Real) or not 0 <= ratio < 1:  # NaN fails the comparison
+        raise ValueError(f"'ratio' is the share of neurons to remove, in [0, 1); got {ratio!r}. For 20 % give 0.2.")
+    if not isinstance(multiple_of, int) or not 1 <= multiple_of <= min(architecture.intermediate_sizes):
+        raise ValueError(
+            f"'multiple_of' must be a whole number from 1 to the smallest MLP's width "
+            f"({min(architecture.intermediate_sizes)}); got {multiple_of!r}."
+        )
+    layers = range(len(mlps)) if layers is None else check_blocks(layers, len(mlps))
+    shapes = [tuple(scores.shape) for scores in importance]
+    if shapes != [(mlp.width,) for mlp in mlps]:
+        raise ValueError(
+            f"'importance' must hold one tensor [width] a block, of widths {list(architecture.intermediate_sizes)}; "
+            f"got shapes {shapes}. Score this very model with neuron_importance."
+        )
+    _check_finite(importance, "'importance'")
+
+    before = measure(model)
+    for layer in layers:
+        mlp, scores = mlps[layer], importance[layer]
+        kept = kept_width(mlp.width, ratio, multiple_of)
+        if kept == mlp.width:
+            continue
+        best = scores.sort(descending=True, stable=True).indices[:kept]
+        mlp.keep(best.sort().values.to(mlp.columns.device))
+    architecture.sync_config()
+    return PruningReport(f"prune_neurons, ratio {ratio:g}", before, measure(model))
+
+
+def kept_width(width: int, ratio: float, multiple_of: int = 1) -> int:
+    """Neurons that remain of ``width`` when ``floor(ratio x width)`` go, rounded up to a multiple."""
+    removed = min(math.floor(ratio * width + 1e-9), width - 1)  # 0.29 * 100 is 28.999999999999996
+    return min(width, math.ceil((width - removed) / multiple_of) * multiple_of)
+
+
+def _check_finite(scores: Sequence[Tensor], what: str) -> None:
+    wrong = [i for i, s in enumerate(scores) if not torch.isfinite(s).all()]
+    if wrong:
+        raise ValueError(f"{what} hold NaN or infinite values in blocks {wrong}: check the model's weights and dtype.")

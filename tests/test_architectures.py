@@ -1,0 +1,97 @@
+"""Every family is described alike; anything else is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_batches, tiny_model
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from course_utils import architectures
+from course_utils.architectures import UnsupportedArchitecture, describe
+from course_utils.batches import read_batch
+
+
+def test_every_known_family_is_tested():
+    assert set(FAMILIES) == set(architectures.FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_describe(family):
+    model = tiny_model(family)
+    architecture = describe(model)
+    width = 128 if family == "gpt2" else 48
+    assert architecture.name == family
+    assert architecture.num_blocks == 3
+    assert architecture.intermediate_sizes == (width,) * 3
+    assert architecture.hidden_size == 32
+    assert architecture.vocab_size == 97
+    assert architecture.kind == ("dense" if family in ("gpt2", "opt", "gpt_neox") else "glu")
+    for mlp in architecture.mlps:
+        assert len(mlp.rows) == (1 if architecture.kind == "dense" else 2)
+        assert all(rows.shape == (width, 32) for rows in mlp.rows)
+        assert mlp.columns.shape == (32, width)
+    heads = 4 if family in ("gpt2", "opt", "gpt_neox") else 2
+    for attention in architecture.attentions:
+        assert attention.query_width == 32
+        assert attention.key_value_width == 2 * heads * 8
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_hidden_states_and_logits_are_the_models_own(family):
+    model, batch = tiny_model(family), tiny_batches()[0]
+    architecture = describe(model)
+    states = architecture.hidden_states(read_batch(batch, vocab_size=97, device="cpu"))
+    torch.testing.assert_close(architecture.logits(states), model(**batch).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_rows_lead_into_the_neuron(family):
+    """Zeroing a neuron's rows (and bias) and zeroing its column silence the same neuron."""
+    logits = []
+    for side in ("rows", "columns"):
+        model = tiny_model(family)
+        mlp = describe(model).mlps[1]
+        if side == "columns":
+            mlp.columns[:, 5] = 0
+        else:
+            for rows in mlp.rows:
+                rows[5] = 0
+            for projection in mlp.inputs:
+                if projection.bias is not None:
+                    projection.bias[5] = 0  # act(0) = 0 for every family here
+        logits.append(model(tiny_batches()[0]["input_ids"]).logits)
+    torch.testing.assert_close(*logits)
+
+
+def test_unknown_family_is_named():
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("bloom", vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
+    )
+    with pytest.raises(UnsupportedArchitecture, match=r"BloomForCausalLM.*'bloom'.*gpt2, llama"):
+        describe(model)
+    with pytest.raises(UnsupportedArchitecture, match="Linear"):
+        describe(torch.nn.Linear(2, 2))
+
+
+def test_missing_parts_are_named():
+    model = tiny_model("llama")
+    del model.model.layers[1].mlp.up_proj
+    with pytest.raises(UnsupportedArchitecture, match=r"'mlp\.up_proj' in LlamaDecoderLayer"):
+        describe(model)
+
+
+def test_quantised_weights_are_refused():
+    model = tiny_model("llama")
+    module = model.model.layers[0].mlp.down_proj
+    module.weight = torch.nn.Parameter(torch.zeros(32, 48, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(UnsupportedArchitecture, match="dequantised"):
+        describe(model)
+
+
+def test_a_headless_model_is_refused():
+    with pytest.raises(UnsupportedArchitecture, match="AutoModelForCausalLM"):
+        describe(AutoModel.from_config(tiny_model("llama").config))

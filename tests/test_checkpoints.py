@@ -1,0 +1,167 @@
+"""What is saved is what is loaded, bit for bit, here and on a machine without course_utils."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_batches, tiny_model
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from course_utils.checkpoints import MODELING_FILE, CheckpointError, load_pruned, save_pruned
+from course_utils.width import neuron_importance, prune_neurons
+
+IDS = tiny_batches()[0]["input_ids"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.fixture
+def tokenizer():
+    words = {f"w{i}": i for i in range(97)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+
+
+def pruned(family="llama", layers=None, **settings):
+    model = tiny_model(family, **settings)
+    prune_neurons(model, neuron_importance(model, "random"), ratio=0.3, layers=layers)
+    return model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_uniform_width_reloads_with_plain_transformers(family, dtype, tokenizer, tmp_path):
+    model = pruned(family, dtype=DTYPES[dtype])
+    folder = save_pruned(model, tokenizer, tmp_path / "model")
+    assert not list(folder.glob("*.py"))
+    for reloaded in (AutoModelForCausalLM.from_pretrained(folder), load_pruned(folder)[0]):
+        assert reloaded.dtype == DTYPES[dtype]
+        assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_uneven_width_reloads_here(family, tokenizer, tmp_path):
+    model = pruned(family, layers=[0, 2])
+    folder = save_pruned(model, tokenizer, tmp_path / "model")
+    reloaded, _ = load_pruned(folder)
+    assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
+    again, _ = load_pruned(save_pruned(reloaded, tokenizer, tmp_path / "again"))
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    scores = neuron_importance(again, "l1")
+    prune_neurons(again, scores, ratio=0.25)  # and can be pruned further
+    further, _ = load_pruned(save_pruned(again, tokenizer, tmp_path / "further"))
+    assert torch.equal(further(IDS).logits, again(IDS).logits)
+
+
+ELSEWHERE = """
+import sys
+sys.modules["course_utils"] = None  # importing it raises ImportError
+import torch
+from transformers import AutoModelForCausalLM
+for family in {families!r}:
+    model = AutoModelForCausalLM.from_pretrained(f"{root}/{{family}}", trust_remote_code=True)
+    expected = torch.load(f"{root}/{{family}}.pt")
+    with torch.no_grad():
+        assert torch.equal(model(torch.tensor({ids})).logits, expected), family
+print("all equal")
+"""
+
+
+@torch.no_grad()
+def test_uneven_width_reloads_without_course_utils(tokenizer, tmp_path):
+    for family in FAMILIES:
+        model = pruned(family, layers=[0, 2])
+        save_pruned(model, tokenizer, tmp_path / family)
+        torch.save(model(IDS).logits, tmp_path / f"{family}.pt")
+    script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), ids=IDS.tolist())
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.stdout.strip().endswith("all equal"), run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_uneven_width_fails_loudly_without_its_code(family, tokenizer, tmp_path):
+    model = pruned(family, layers=[1])
+    folder = save_pruned(model, tokenizer, tmp_path / "model")
+    stock = type(tiny_model(family))
+    for loader in (AutoModelForCausalLM, stock):
+        with pytest.raises(RuntimeError, match="per-layer attribute"):
+            loader.from_pretrained(folder)
+    (folder / MODELING_FILE).unlink()
+    with pytest.raises(OSError, match=MODELING_FILE):
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+
+@torch.no_grad()
+def test_no_code_from_the_folder_is_run(tokenizer, tmp_path):
+    model = pruned(layers=[1])
+    folder = save_pruned(model, tokenizer, tmp_path / "model")
+    (folder / MODELING_FILE).write_text("raise SystemExit('this code was run')")
+    assert torch.equal(load_pruned(folder)[0](IDS).logits, model(IDS).logits)
+
+
+@torch.no_grad()
+def test_an_older_checkpoint_is_replaced_whole(tokenizer, tmp_path):
+    save_pruned(pruned(layers=[1]), tokenizer, tmp_path / "model")
+    model = pruned()
+    folder = save_pruned(model, tokenizer, tmp_path / "model")
+    assert not (folder / MODELING_FILE).exists()
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    assert torch.equal(load_pruned(folder)[0](IDS).logits, model(IDS).logits)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]  # nothing left over
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tokenizer, tmp_path, monkeypatch):
+    first = pruned()
+    folder = save_pruned(first, tokenizer, tmp_path / "model")
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_pruned(tiny_model(seed=1), tokenizer, folder)
+    monkeypatch.undo()
+    assert torch.equal(load_pruned(folder)[0](IDS).logits, first(IDS).logits)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("content", ["file", "folder"])
+def test_other_peoples_files_are_not_overwritten(content, tokenizer, tmp_path):
+    target = tmp_path / "thesis"
+    if content == "file":
+        target.write_text("precious")
+    else:
+        target.mkdir()
+        (target / "chapter.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="choose a new or empty folder"):
+        save_pruned(pruned(), tokenizer, target)
+    assert (target if content == "file" else target / "chapter.txt").read_text() == "precious"
+
+
+def test_bad_folders(tokenizer, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no config"):
+        load_pruned(tmp_path / "nothing")
+    folder = save_pruned(pruned(layers=[1]), tokenizer, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["per_layer_config"] = {"7": {"intermediate_size": 5}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"\[0, 3\)"):
+        load_pruned(folder)
+    config["per_layer_config"] = {"1": {"intermediate_size": 5}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj"):
+        load_pruned(folder)
+    (folder / "config.json").write_text("{broken")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        load_pruned(folder)
+
+
+@torch.no_grad()
+def test_dtype_on_loading(tokenizer, tmp_path):
+    folder = save_pruned(pruned(layers=[1]), tokenizer, tmp_path / "model")
+    assert load_pruned(folder, dtype=torch.bfloat16)[0].dtype == torch.bfloat16

@@ -1,0 +1,285 @@
+"""The surgery is exact, the scores are exact, and bad input changes nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import FAMILIES, tiny_batches, tiny_model
+from torch.utils.data import DataLoader
+from transformers import BatchEncoding
+
+from course_utils.architectures import describe
+from course_utils.width import CRITERIA, WEIGHT_CRITERIA, kept_width, neuron_importance, prune_neurons
+
+
+def scores_for(model, criterion="l2"):
+    batches = tiny_batches() if criterion == "activation" else None
+    return neuron_importance(model, criterion, batches=batches)
+
+
+def kept_neurons(scores, ratio):
+    return [s.sort(descending=True, stable=True).indices[: kept_width(len(s), ratio)].sort().values for s in scores]
+
+
+@torch.no_grad()
+def masked_logits(model, kept, ids):
+    """Logits of the unpruned model with every other neuron set to zero at the down-projection."""
+    hooks = []
+    for mlp, neurons in zip(describe(model).mlps, kept, strict=True):
+        mask = torch.zeros(mlp.width).index_fill(0, neurons, 1.0)
+        hooks.append(mlp.down.register_forward_pre_hook(lambda _m, x, mask=mask: (x[0] * mask,)))
+    logits = model(ids).logits
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_pruned_equals_masked(family):
+    model, ids = tiny_model(family), tiny_batches()[0]["input_ids"]
+    scores = scores_for(model)
+    expected = masked_logits(model, kept_neurons(scores, 0.3), ids)
+    assert not torch.allclose(expected, model(ids).logits, atol=1e-3)  # the cut matters
+    prune_neurons(model, scores, ratio=0.3)
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_uneven_cut_equals_masked(family):
+    model, ids = tiny_model(family), tiny_batches()[0]["input_ids"]
+    scores = scores_for(model, "random")
+    kept = kept_neurons(scores, 0.5)
+    kept[0] = torch.arange(len(scores[0]))
+    expected = masked_logits(model, kept, ids)
+    prune_neurons(model, scores, ratio=0.5, layers=[2, 1])
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    architecture = describe(model)
+    field = architecture.family.width_field
+    told = [getattr(config, field) for config in model.config.per_layer_config]
+    assert tuple(told) == architecture.intermediate_sizes
+    prune_neurons(
+        model, [s[:w] for s, w in zip(scores, architecture.intermediate_sizes, strict=True)], ratio=0.5, layers=[0]
+    )
+    assert getattr(model.config, field) == architecture.intermediate_sizes[0]  # equal again: the plain field
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_cached_generation_equals_uncached(family):
+    model, ids = tiny_model(family), tiny_batches(rows=1)[0]["input_ids"]
+    prune_neurons(model, scores_for(model), ratio=0.4)
+    run = [
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, use_cache=cache)
+        for cache in (True, False)
+    ]
+    assert torch.equal(*run)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_ratio_zero_is_the_identity(family):
+    model, ids = tiny_model(family), tiny_batches()[0]["input_ids"]
+    before, weights = model(ids).logits, [p.data_ptr() for p in model.parameters()]
+    report = prune_neurons(model, scores_for(model), ratio=0.0)
+    assert torch.equal(model(ids).logits, before)
+    assert [p.data_ptr() for p in model.parameters()] == weights  # not even copied
+    assert report.before == report.after
+
+
+def test_weights_stay_tied_and_trainable():
+    model = tiny_model("llama", tie_word_embeddings=True)
+    prune_neurons(model, scores_for(model), ratio=0.3)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    loss = model(**tiny_batches()[0], labels=tiny_batches()[0]["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@given(width=st.integers(1, 20000), percent=st.integers(0, 99), multiple=st.sampled_from([1, 8, 64, 128]))
+def test_kept_width(width, percent, multiple):
+    kept = kept_width(width, percent / 100, multiple)
+    exact = width - width * percent // 100  # integers don't round
+    assert 1 <= exact <= kept <= width
+    assert kept < exact + multiple
+    assert kept % multiple == 0 or kept == width
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    family=st.sampled_from(FAMILIES),
+    ratio=st.floats(0, 0.99),
+    seed=st.integers(0, 100),
+    layers=st.one_of(st.none(), st.lists(st.integers(0, 2), unique=True)),
+)
+def test_surgery_keeps_the_best(family, ratio, seed, layers):
+    model = tiny_model(family)
+    scores = neuron_importance(model, "random", seed=seed)
+    before = [[r.clone() for r in mlp.rows] for mlp in describe(model).mlps]
+    prune_neurons(model, scores, ratio=ratio, layers=layers)
+    for i, mlp in enumerate(describe(model).mlps):
+        pruned = layers is None or i in layers
+        kept = kept_neurons([scores[i]], ratio if pruned else 0.0)[0]
+        for new, old in zip(mlp.rows, before[i], strict=True):
+            assert torch.equal(new, old[kept])
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def test_weight_criteria_by_hand():
+    gate, up = torch.tensor([[1.0, -3.0], [0.0, 0.5]]), torch.tensor([[2.0, 2.0], [4.0, -1.0]])
+    expected = {
+        "l1": [8.0, 5.5],
+        "l2": [10**0.5 + 8**0.5, 0.5 + 17**0.5],
+        "peak_to_peak": [(1 + 3) + (2 + 2), (0.5 + 0) + (4 + 1)],
+        "variance": [8.0 + 0.0, 0.125 + 12.5],
+        "product": [4 * 4, 0.5 * 5],
+    }
+    assert set(expected) == set(WEIGHT_CRITERIA)
+    for name, want in expected.items():
+        torch.testing.assert_close(WEIGHT_CRITERIA[name]([gate, up]), torch.tensor(want))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_activation_score_by_hand(family):
+    model, batches = tiny_model(family), tiny_batches()
+    seen = [[] for _ in range(3)]
+    hooks = [
+        mlp.down.register_forward_pre_hook(lambda _m, x, s=s: s.append(x[0].flatten(0, -2)))
+        for mlp, s in zip(describe(model).mlps, seen, strict=True)
+    ]
+    for batch in batches:
+        model(batch["input_ids"])
+    for hook in hooks:
+        hook.remove()
+    for score, states, mlp in zip(
+        neuron_importance(model, "activation", batches=batches), seen, describe(model).mlps, strict=True
+    ):
+        want = torch.cat(states).square().mean(dim=0).sqrt() * mlp.columns.norm(dim=0)
+        torch.testing.assert_close(score, want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activation_score_ignores_batching_and_padding(family):
+    model = tiny_model(family)
+    reference = neuron_importance(model, "activation", batches=tiny_batches(padding="right", size=1))
+    rows = tiny_batches(padding="right", size=1)
+    variants = {
+        "left": tiny_batches(padding="left"),
+        "one batch": tiny_batches(padding="right", size=6),
+        "encoding": [BatchEncoding(b) for b in tiny_batches(padding="right")],
+        "loader": DataLoader([{k: v[0] for k, v in row.items()} for row in rows], batch_size=3),
+        "unpadded": [{"input_ids": row["input_ids"][row["attention_mask"].bool()][None]} for row in rows],
+    }
+    for name, batches in variants.items():
+        scores = neuron_importance(model, "activation", batches=batches)
+        for a, b, kept_a, kept_b in zip(
+            reference, scores, kept_neurons(reference, 0.4), kept_neurons(scores, 0.4), strict=True
+        ):
+            torch.testing.assert_close(a, b, msg=name)
+            assert torch.equal(kept_a, kept_b), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_low_precision_scores_do_not_overflow(criterion, dtype):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        for mlp in describe(model).mlps:
+            mlp.rows[0].mul_(300)  # squares beyond float16's 65,504
+    batches = tiny_batches() if criterion == "activation" else None
+    exact = neuron_importance(model, criterion, batches=batches)
+    model = model.to(dtype)
+    scores = neuron_importance(model, criterion, batches=batches)
+    for low, full in zip(scores, exact, strict=True):
+        assert low.dtype == torch.float32
+        torch.testing.assert_close(low, full, rtol=0.1, atol=0.1 * float(full.mean()))
+
+
+def test_scoring_leaves_no_trace():
+    model = tiny_model("llama").train()
+    state = copy.deepcopy(model.state_dict())
+    neuron_importance(model, "activation", batches=tiny_batches())
+    assert model.training
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    with pytest.raises(ValueError):
+        neuron_importance(model, "activation", batches=[*tiny_batches(), "text"])
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_random_depends_on_the_seed_only():
+    a, b = (neuron_importance(tiny_model("llama"), "random", seed=3) for _ in range(2))
+    other = neuron_importance(tiny_model("llama"), "random", seed=4)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not any(torch.equal(x, y) for x, y in zip(a, other, strict=True))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratio": 1.0}, r"\[0, 1\).*1.0"),
+        ({"ratio": -0.1}, r"\[0, 1\)"),
+        ({"ratio": 20}, "For 20 % give 0.2"),
+        ({"ratio": float("nan")}, "nan"),
+        ({"ratio": "0.2"}, "'0.2'"),
+        ({"ratio": 0.2, "multiple_of": 0}, "multiple_of"),
+        ({"ratio": 0.2, "multiple_of": 64}, "48"),
+        ({"ratio": 0.2, "multiple_of": 2.0}, "whole number"),
+        ({"ratio": 0.2, "layers": [3]}, "from 0 to 2"),
+        ({"ratio": 0.2, "layers": [-1]}, "from 0 to 2"),
+        ({"ratio": 0.2, "layers": [1, 1]}, "repeat"),
+        ({"ratio": 0.2, "layers": [0.5]}, "integers"),
+        ({"ratio": 0.2, "importance": []}, "one tensor"),
+        ({"ratio": 0.2, "importance": [torch.ones(48)] * 2}, "one tensor"),
+        ({"ratio": 0.2, "importance": [torch.ones(48), torch.ones(47), torch.ones(48)]}, "47"),
+        ({"ratio": 0.2, "importance": [torch.ones(48)] * 2 + [torch.full((48,), float("nan"))]}, r"\[2\]"),
+    ],
+)
+def test_bad_pruning_input_changes_nothing(arguments, message):
+    model = tiny_model("llama")
+    state, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        prune_neurons(model, **{"importance": [torch.ones(48)] * 3, **arguments})
+    assert model.config.to_dict() == config
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "batches", "message"),
+    [
+        ("magnitude", None, "peak_to_peak"),
+        ("activation", None, "got none"),
+        ("l1", tiny_batches(), "'l1'"),
+        ("activation", [], "empty"),
+        ("activation", iter(()), "empty"),
+        ("activation", tiny_batches()[0], "Wrap it in a list"),
+        ("activation", [torch.ones(2, 3)], "mapping"),
+        ("activation", [{"input_ids": torch.ones(2, 3)}], "integers"),
+        ("activation", [{"input_ids": torch.tensor([1, 2])}], "rows, length"),
+        ("activation", [{"input_ids": torch.tensor([[97]])}], "vocabulary"),
+        ("activation", [{"input_ids": torch.tensor([[5]]), "attention_mask": torch.tensor([[0]])}], "padding"),
+        ("activation", [{"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 2)}], "shape"),
+    ],
+)
+def test_bad_scoring_input(criterion, batches, message):
+    with pytest.raises(ValueError, match=message):
+        neuron_importance(tiny_model("llama"), criterion, batches=batches)
+
+
+def test_non_finite_weights_are_named():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"blocks \[1\]"):
+        neuron_importance(model, "l2")

@@ -1,0 +1,66 @@
+"""Tiny random models of every supported family: no download, milliseconds a forward."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+COMMON = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
+SETTINGS: dict[str, dict] = {
+    "gpt2": {
+        "vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "llama": COMMON,
+    "mistral": COMMON | {"sliding_window": None},
+    "qwen2": COMMON | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    "qwen3": COMMON | {"head_dim": 8},
+    "gemma2": COMMON | {"head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 5.0},
+    "gemma3_text": COMMON | {"head_dim": 8, "sliding_window": 8},
+    "smollm3": COMMON,
+    "phi3": COMMON,
+    "opt": COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "gpt_neox": COMMON,
+}  # fmt: skip
+FAMILIES = tuple(SETTINGS)
+
+
+def tiny_model(
+    family: str = "llama",
+    *,
+    layers: int = 3,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    seed: int = 0,
+    **overrides,
+) -> PreTrainedModel:
+    """A random model in eval mode, with biases and norms that are not all zeros and ones."""
+    torch.manual_seed(seed)
+    settings = SETTINGS[family] | {"n_layer" if family == "gpt2" else "num_hidden_layers": layers} | overrides
+    if family == "smollm3":
+        settings["no_rope_layers"] = [i % 2 for i in range(layers)]
+    config = AutoConfig.for_model(family, **settings)
+    # Not model.to(dtype): that would cast the rotary frequencies too, which loading keeps in float32.
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def tiny_batches(
+    *, rows: int = 6, length: int = 12, size: int = 2, padding: str | None = None, seed: int = 0
+) -> list[dict]:
+    """``rows`` random texts of different lengths (equal without padding), ``size`` a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 97, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    if padding is not None:
+        for row in range(rows):
+            text, blank = ids[row, : length - row].clone(), torch.full((row,), 2)
+            ids[row] = torch.cat([text, blank] if padding == "right" else [blank, text])
+            mask[row] = torch.cat([torch.ones(length - row), torch.zeros(row)][:: 1 if padding == "right" else -1])
+    return [{"input_ids": ids[i : i + size], "attention_mask": mask[i : i + size]} for i in range(0, rows, size)]
