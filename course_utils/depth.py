@@ -1,0 +1,122 @@
+"""Depth pruning: find the blocks that change the residual stream least, and take them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from tqdm.auto import tqdm
+
+from course_utils.architectures import check_blocks, describe
+from course_utils.batches import read_batches
+from course_utils.influence import CosineDistance, as_scores, entering, leaving
+from course_utils.reports import PruningReport, measure
+
+#: Configuration fields that hold one entry a block.
+PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
+
+
+@torch.no_grad()
+def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+    """Block influence: one minus the cosine between a block's input and its output.
+
+    Averaged over the real tokens of ``batches`` (padding never counts, the split into batches
+    doesn't matter), read by hooks on the blocks themselves: the last entry of transformers'
+    ``output_hidden_states`` comes after the final norm. ShortGPT, Men et al. 2024, arXiv 2403.03853.
+
+    Returns:
+        [num_blocks] float32; near 0: the block hardly turns the residual stream.
+
+    Raises:
+        ValueError: empty or malformed batches. UnsupportedArchitecture: unknown family.
+    """
+    architecture = describe(model)
+    meters = [CosineDistance() for _ in architecture.blocks]
+    real = None
+
+    def watch(meter: CosineDistance) -> Callable:
+        return lambda _module, args, kwargs, output: meter.add(entering(args, kwargs), leaving(output), real)
+
+    training = model.training
+    hooks = [
+        block.register_forward_hook(watch(meter), with_kwargs=True)
+        for block, meter in zip(architecture.blocks, meters, strict=True)
+    ]
+    try:
+        model.eval()
+        for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
+            real = batch.real
+            architecture.hidden_states(batch)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return as_scores(meters)
+
+
+def leave_one_out(model: PreTrainedModel, score: Callable[[], float]) -> Tensor:
+    """Call ``score()`` (say, the model's perplexity on some text) once for each block left out.
+
+    Returns:
+        [num_blocks] float32 scores; the model is as before afterwards. Shortened LLaMA, Kim et al.
+        2024, arXiv 2402.02834.
+    """
+    scores = []
+    for block in tqdm(describe(model).blocks, desc="leave one out", unit="block", leave=False, delay=2):
+        hook = block.register_forward_hook(_pass_through, with_kwargs=True)
+        try:
+            scores.append(float(score()))
+        finally:
+            hook.remove()
+    return torch.tensor(scores)
+
+
+def _pass_through(_module: nn.Module, args: tuple, kwargs: dict, output: Tensor | tuple) -> Tensor | tuple:
+    states = entering(args, kwargs)
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
+@torch.no_grad()
+def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningReport:
+    """Take whole blocks out, in place; any set of block numbers in any order.
+
+    The blocks that stay are renumbered (``layer_idx``: it addresses the cache) and the
+    configuration follows (``num_hidden_layers`` and every per-block list), so the model saves and
+    reloads with plain transformers.
+
+    Raises:
+        ValueError: a number out of range or repeated, all blocks, or a GPT-2 whose attention is
+            scaled by the block's number. Everything is checked first.
+    """
+    architecture = describe(model)
+    config, total = model.config, architecture.num_blocks
+    gone = check_blocks(indices, total)
+    if len(gone) == total:
+        raise ValueError(f"At least one of the {total} blocks must stay; got all of them.")
+    if gone and getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError(
+            "This GPT-2 scales each attention by its block's number (scale_attn_by_inverse_layer_idx), so "
+            "renumbering would change the blocks that stay. Models without this setting can be depth-pruned."
+        )
+    before = measure(model)
+    if gone:
+        kept = [i for i in range(total) if i not in gone]
+        parent, _, name = architecture.family.blocks.rpartition(".")
+        blocks = nn.ModuleList(architecture.blocks[i] for i in kept)
+        setattr(model.get_submodule(parent), name, blocks)
+        for number, block in enumerate(blocks):
+            for module in block.modules():
+                if hasattr(module, "layer_idx"):
+                    module.layer_idx = number
+        config.per_layer_config = None
+        for field in PER_BLOCK_FIELDS:
+            values = getattr(config, field, None)
+            if values is not None:
+                setattr(config, field, [values[i] for i in kept])
+        if getattr(config, "max_window_layers", None) is not None:  # blocks below it attend globally
+            config.max_window_layers = sum(i < config.max_window_layers for i in kept)
+        config.num_hidden_layers = len(kept)
+        describe(model).sync_config()
+    return PruningReport(f"remove_blocks {gone}", before, measure(model))

@@ -1,0 +1,39 @@
+"""How much a module changes the residual stream: one minus the cosine between before and after."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class CosineDistance:
+    """Running mean of ``1 - cos(before, after)`` over the real tokens of many batches."""
+
+    def __init__(self) -> None:
+        self._sum, self._tokens = 0.0, 0
+
+    def add(self, before: Tensor, after: Tensor, real: Tensor) -> None:
+        """Add one batch: states [rows, length, hidden] of any dtype, ``real`` bool [rows, length]."""
+        # Selected, not multiplied: padded positions may hold NaN.
+        before, after = before[real].float(), after[real].float()
+        self._sum += float((1 - F.cosine_similarity(before, after, dim=-1)).double().sum())
+        self._tokens += len(before)
+
+    def mean(self) -> float:
+        return self._sum / self._tokens
+
+
+def entering(args: tuple, kwargs: dict) -> Tensor:
+    """The hidden states [rows, length, hidden] that a module was called with."""
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+
+def leaving(output: Tensor | tuple) -> Tensor:
+    """The hidden states that a module returned, alone or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def as_scores(meters: list[CosineDistance]) -> Tensor:
+    """[len(meters)] float32."""
+    return torch.tensor([meter.mean() for meter in meters])
