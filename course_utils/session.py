@@ -1,0 +1,142 @@
+"""Start of a lesson: profile, device, dtype, seeds, and a short table of versions."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import random
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PROFILES = ("smoke", "embedded", "hub")
+SEED = 0
+_PROBE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a lesson runs with.
+
+    Attributes:
+        lesson: its number, such as "03".
+        profile: one of `PROFILES`.
+        device: "cuda" if there is one, otherwise the CPU.
+        dtype: for experiments on the Llama, `load_model("llama", dtype=session.dtype)`: what the device multiplies
+            fast (`fast_dtype`). Exactness is shown in float32.
+        seed: what Python, numpy and torch were seeded with.
+    """
+
+    lesson: str
+    profile: str
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+
+
+def start(lesson: str, *, profile: str | None = None) -> Session:
+    """Seed everything, settle the profile for the rest of the process, print a table, return the session.
+
+    Args:
+        lesson: number of the lesson, such as "03".
+        profile: one of `PROFILES`; default: `COURSE_PROFILE`, or chosen by `current_profile`. It is exported as
+            `COURSE_PROFILE`, so that everything that runs later agrees.
+
+    Raises:
+        ValueError: unknown profile, given here or in `COURSE_PROFILE`.
+    """
+    import numpy
+    import torch
+
+    chosen = _checked(profile, "profile") if profile is not None else current_profile()
+    os.environ["COURSE_PROFILE"] = chosen
+    random.seed(SEED)
+    numpy.random.seed(SEED)
+    torch.manual_seed(SEED)
+    device = default_device()
+    session = Session(lesson, chosen, device, fast_dtype(device), SEED)
+    print(_table(session))
+    return session
+
+
+def current_profile() -> str:
+    """`COURSE_PROFILE`, or automatic: "hub" where there is a GPU and the hub answers, otherwise "embedded".
+
+    Raises:
+        ValueError: `COURSE_PROFILE` is not one of `PROFILES`.
+    """
+    chosen = os.environ.get("COURSE_PROFILE")
+    if chosen:
+        return _checked(chosen, "COURSE_PROFILE")
+    return _automatic_profile()
+
+
+@functools.cache  # asks the network once, so that all calls in a process agree
+def _automatic_profile() -> str:
+    return "hub" if default_device().type == "cuda" and _hub_answers() else "embedded"
+
+
+def default_device() -> torch.device:
+    """The first CUDA device, otherwise the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The 16-bit type that ``device`` multiplies natively, several times faster than float32; else float32.
+
+    GPUs: bfloat16, or float16 on those that only emulate it (Colab's T4). CPUs: bfloat16 with AVX-512 BF16 or AMX.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torches can't say
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def _checked(profile: str, source: str) -> str:
+    if profile not in PROFILES:
+        raise ValueError(f"{source} is {profile!r}; choose one of {', '.join(PROFILES)}, or leave it unset.")
+    return profile
+
+
+def _hub_answers() -> bool:
+    """Whether the Hugging Face hub (or the mirror in HF_ENDPOINT) answers within a few seconds."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        answer = get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS, follow_redirects=True)
+    except Exception:  # whatever the client's HTTP library raises: no answer is an answer
+        return False
+    return answer.status_code < 500
+
+
+def _table(session: Session) -> str:
+    """Versions and machine, two columns; no host name, no path."""
+    import psutil
+    import torch
+
+    gigabytes = psutil.virtual_memory().total / 1e9
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "CPU only"
+    rows = {
+        "lesson": session.lesson,
+        "profile": session.profile,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "machine": f"{cores} cores, {gigabytes:.0f} GB memory, {device}",
+        "dtype": str(session.dtype).removeprefix("torch."),
+        "seed": str(session.seed),
+    }
+    return "\n".join(f"{name:<13}{value}" for name, value in rows.items())

@@ -1,0 +1,273 @@
+"""Named, disjoint text splits for calibration, evaluation and distillation, as token blocks or padded batches.
+
+Three domains: "speeches" (State of the Union addresses), "wiki" (long Wikipedia articles), "stories" (short children's
+stories). A document belongs to one split only, whatever the tokenizer, so nothing that calibrates or trains a model is
+ever used to evaluate it. In the smoke profile the domains are made-up sentences (no network, no cache).
+
+One prefix rule for all models that are compared: no token is put before a text. Tokenizers that would add a BOS token
+are called without special tokens; the first token of a row is given, never predicted.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from course_utils import assets
+from course_utils.session import current_profile
+
+SPLITS = ("calibration", "evaluation", "distillation")
+DOMAINS = ("speeches", "wiki", "stories")
+
+_WIKI_ARTICLE = re.compile(r"<doc [^>]*>\n(.*?)</doc>", re.DOTALL)
+_MIN_WIKI_CHARACTERS = 1500
+_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Rows of equal length without padding, cut from whole documents.
+
+    Attributes:
+        input_ids: int64 [rows, length], on the CPU.
+        num_bytes: int64 [rows], the UTF-8 bytes that a row's predicted tokens (all but its first) stand for; the end
+            token between documents stands for none.
+        domain, split: where the text came from.
+    """
+
+    input_ids: torch.Tensor
+    num_bytes: torch.Tensor
+    domain: str
+    split: str
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.input_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens, the first of each row included."""
+        return self.input_ids.numel()
+
+    def batches(self, batch_size: int = 4) -> list[dict[str, torch.Tensor]]:
+        """The rows as `{"input_ids", "attention_mask"}` dicts of at most `batch_size` rows, in order."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        return [
+            {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape)} for ids in self.input_ids.split(batch_size)
+        ]
+
+
+def documents(domain: str, split: str) -> list[str]:
+    """The documents of one split, in a fixed order, white space around line breaks removed.
+
+    Raises:
+        ValueError: unknown domain or split.
+        AssetError: the texts are not in the cache and can't be fetched.
+    """
+    if domain not in DOMAINS:
+        raise ValueError(f"Unknown domain {domain!r}; choose one of {', '.join(DOMAINS)}.")
+    if split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
+    if current_profile() == "smoke":
+        grouped = _made_up(domain)
+    else:
+        grouped = {"speeches": _speeches, "wiki": _wiki, "stories": _stories}[domain]()
+    order = {group: i for i, group in enumerate(sorted({group for group, _ in grouped}))}
+    return [re.sub(r"\s*\n\s*", "\n", text).strip() for group, text in grouped if _split_of(order[group]) == split]
+
+
+def _split_of(index: int) -> str:
+    """Of every twenty groups of documents, two evaluate, one calibrates, seventeen train."""
+    return {0: "evaluation", 10: "evaluation", 5: "calibration"}.get(index % 20, "distillation")
+
+
+def _speeches() -> list[tuple[str, str]]:
+    files = sorted(assets.fetch("speeches").glob("*.txt"))
+    # The group is the year: one year's spoken and written address stay together.
+    return [(file.name[:4], file.read_text(encoding="utf-8")) for file in files]
+
+
+def _wiki() -> list[tuple[int, str]]:
+    source = (assets.fetch("texts") / "wiki.utf8").read_text(encoding="utf-8")
+    articles = [a for a in _WIKI_ARTICLE.findall(source) if len(a) > _MIN_WIKI_CHARACTERS]
+    return list(enumerate(article.partition("\n")[2] for article in articles))  # without the title line
+
+
+def _stories() -> list[tuple[int, str]]:
+    source = (assets.fetch("texts") / "tiny.utf8").read_text(encoding="utf-8")
+    return list(enumerate(story for story in source.split("<|endoftext|>") if story.strip()))
+
+
+def _made_up(domain: str, count: int = 200) -> list[tuple[int, str]]:
+    """Sentences for the smoke profile: grammatical, the same every time, each domain with words of its own."""
+    subjects, verbs, objects = {
+        "speeches": (
+            "the Congress|our country|this government|the Treasury",
+            "needs|protects|funds",
+            "peace|trade|laws",
+        ),
+        "wiki": (
+            "the river|the village|the railway|the museum",
+            "crosses|borders|serves",
+            "a valley|a region|a county",
+        ),
+        "stories": ("a girl|the dog|her brother|a bird", "finds|loves|hides", "a ball|a cake|the old tree"),
+    }[domain]
+    result = []
+    for index in range(count):
+        choose = random.Random(f"{domain} {index}").choice
+        sentences = [
+            f"In {choose(range(1800, 2020))} {choose(subjects.split('|'))} {choose(verbs.split('|'))} "
+            f"{choose(objects.split('|'))}."
+            for _ in range(60)
+        ]
+        result.append((index, " ".join(sentences)))
+    return result
+
+
+def token_blocks(
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    *,
+    domain: str = "speeches",
+    tokens: int = 8192,
+    length: int = 256,
+    seed: int = 0,
+) -> TokenBlocks:
+    """The first `tokens // length` rows of a split: documents shuffled by `seed`, joined by the end token, cut.
+
+    Args:
+        tokenizer: any fast tokenizer with an end token; its special tokens are not added, except the end token after
+            each document.
+        split: one of `SPLITS`. domain: one of `DOMAINS`.
+        tokens: how many tokens to take; rounded down to whole rows.
+        length: tokens a row, at least 2.
+
+    Raises:
+        ValueError: unknown split or domain, `tokens` < `length`, `length` < 2, no end token, or not enough text (the
+            message says how many tokens there are).
+    """
+    if length < 2:
+        raise ValueError(f"length is {length}; a row needs at least 2 tokens, one given and one predicted.")
+    if tokens < length:
+        raise ValueError(f"tokens is {tokens}, less than one row of {length}; ask for at least {length}.")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("This tokenizer has no end token (eos_token), which separates the documents; set one.")
+    texts = documents(domain, split)
+    random.Random(seed).shuffle(texts)
+    rows = tokens // length
+    ids: list[int] = []
+    sizes: list[int] = []
+    with tqdm(total=rows * length, desc="Tokenizing", unit="tokens", delay=2, file=sys.stderr) as bar:
+        for text in texts:
+            text_ids, text_sizes = encode_with_bytes(tokenizer, text)
+            ids += [*text_ids, tokenizer.eos_token_id]
+            sizes += [*text_sizes, 0]
+            bar.update(min(len(ids), rows * length) - bar.n)
+            if len(ids) >= rows * length:
+                break
+    if len(ids) < rows * length:
+        raise ValueError(
+            f"The {split} split of {domain} has {len(ids):,} tokens for this tokenizer, {tokens:,} were asked for; ask "
+            f"for at most {len(ids) // length * length:,}, or take another domain ({', '.join(DOMAINS)})."
+        )
+    input_ids = torch.tensor(ids[: rows * length]).view(rows, length)
+    num_bytes = torch.tensor(sizes[: rows * length]).view(rows, length)[:, 1:].sum(dim=1)
+    return TokenBlocks(input_ids, num_bytes, domain, split)
+
+
+def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text, without special tokens, and how many of its UTF-8 bytes each of them stands for.
+
+    A character may be spread over several tokens. In a byte-level vocabulary (GPT-2, Llama 3) each character of a
+    token's name is one byte. In others (SentencePiece: Llama 2, Gemma) a token's name is found again in the text, with
+    <0x..> for one byte and "▁" for a space, which may be missing in front; where it isn't found, the slice that the
+    tokenizer reports is taken. The counts add up to `len(text.encode())`, unless a byte-level tokenizer first changes
+    the text (some bring accents into one form): then they add up to the bytes of the changed text.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one, so it can't report slices.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer; load one backed by the tokenizers library.")
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids = encoding["input_ids"]
+    names = tokenizer.convert_ids_to_tokens(ids)
+    # A decoder's state is its JSON, in which a byte-level one may be part of a sequence.
+    if b"ByteLevel" in tokenizer.backend_tokenizer.decoder.__getstate__():
+        added = tokenizer.added_tokens_decoder  # their names are plain text
+        sizes = [len(name.encode()) if i in added else len(name) for i, name in zip(ids, names, strict=True)]
+    else:
+        sizes = _sizes_by_matching(text, names, [end for _, end in encoding["offset_mapping"]])
+    return ids, sizes
+
+
+def _sizes_by_matching(text: str, names: list[str], ends: list[int]) -> list[int]:
+    """Bytes of `text` for each token, from the tokens' names and, where those differ from the text, their ends."""
+    data, reached, sizes = text.encode(), 0, []
+    for name, end in zip(names, ends, strict=True):
+        piece = bytes.fromhex(name[3:5]) if _BYTE_PIECE.fullmatch(name) else name.replace("▁", " ").encode()
+        for candidate in (piece, piece.removeprefix(b" ")):
+            if data.startswith(candidate, reached):
+                size = len(candidate)
+                break
+        else:
+            size = max(0, len(text[:end].encode()) - reached)
+        sizes.append(size)
+        reached += size
+    if sizes:
+        sizes[-1] += len(data) - reached
+    return sizes
+
+
+def padded_batches(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 4,
+    max_length: int = 256,
+    padding_side: str = "right",
+) -> list[dict[str, torch.Tensor]]:
+    """Texts of different lengths as `{"input_ids", "attention_mask"}` batches, in order, no special tokens added.
+
+    Args:
+        texts: each must have at least one token. max_length: longer ones are cut at the end.
+        padding_side: "right", or "left" for generation.
+
+    Raises:
+        ValueError: no texts, a text without tokens, no padding token, or a size below 1.
+    """
+    if isinstance(texts, str) or not texts:
+        raise ValueError("texts must be a non-empty list of strings.")
+    if batch_size < 1 or max_length < 1:
+        raise ValueError(f"batch_size is {batch_size} and max_length {max_length}; both must be at least 1.")
+    if padding_side not in ("right", "left"):
+        raise ValueError(f"padding_side is {padding_side!r}; choose 'right' or 'left'.")
+    if tokenizer.pad_token_id is None:
+        raise ValueError("This tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token.")
+    return list(_pad(tokenizer, list(texts), batch_size, max_length, padding_side))
+
+
+def _pad(tokenizer, texts: list[str], batch_size: int, max_length: int, side: str) -> Iterator[dict[str, torch.Tensor]]:
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(
+            texts[start : start + batch_size],
+            add_special_tokens=False,
+            padding=True,
+            padding_side=side,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+        )
+        lengths = batch["attention_mask"].sum(dim=1)
+        if not lengths.all():
+            raise ValueError(f"Text {start + int(lengths.argmin())} has no tokens; leave empty texts out.")
+        yield {name: batch[name] for name in ("input_ids", "attention_mask")}

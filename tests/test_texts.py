@@ -1,0 +1,231 @@
+"""Disjoint splits, exact rows, exact byte counts, padding."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, TokenizersBackend
+
+from course_utils import texts
+from course_utils.models import load_model
+
+SAMPLE = ["Hello world, hello again.", "The naïve café: 漢字 and 😀😀 emoji.\n\n\tTabs  and   spaces "] * 5
+END = "<|end|>"
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerBase:
+    """Few merges, so that most characters outside ASCII are split over several tokens (like GPT-2)."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(SAMPLE, trainer)
+    return TokenizersBackend(tokenizer_object=tokenizer, eos_token=END, pad_token=END)
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerBase:
+    """Metaspace and byte fallback, a dummy space in front and a BOS token by default (like Llama 2)."""
+    words = ["<unk>", "<s>", END, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"helo", "▁h", "el", "▁hel", "é"]
+    merges = [("▁", "h"), ("e", "l"), ("▁h", "el")]
+    model = models.BPE({word: i for i, word in enumerate(words)}, merges, unk_token="<unk>", byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    return TokenizersBackend(
+        tokenizer_object=tokenizer, eos_token=END, bos_token="<s>", unk_token="<unk>", pad_token=END
+    )
+
+
+TOKENIZERS = {"byte level": byte_level_tokenizer(), "sentencepiece": sentencepiece_tokenizer()}
+every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
+
+
+@pytest.fixture(autouse=True)
+def smoke(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+
+
+@pytest.mark.parametrize("domain", texts.DOMAINS)
+def test_splits_share_no_document_and_stay_the_same(domain):
+    splits = {split: texts.documents(domain, split) for split in texts.SPLITS}
+    assert all(splits.values())
+    for one, other in itertools.combinations(splits.values(), 2):
+        assert not set(one) & set(other)
+    assert texts.documents(domain, "evaluation") == splits["evaluation"]
+
+
+def test_of_twenty_groups_two_evaluate_one_calibrates_and_the_rest_train():
+    """The embedded GPT-2 was trained by this rule: changing it would leak its training text into the evaluation."""
+    names = [texts._split_of(index) for index in range(40)]
+    assert [i for i, name in enumerate(names) if name == "evaluation"] == [0, 10, 20, 30]
+    assert [i for i, name in enumerate(names) if name == "calibration"] == [5, 25]
+    assert names.count("distillation") == 34
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="Unknown domain 'news'; choose one of speeches, wiki, stories"):
+        texts.documents("news", "evaluation")
+    with pytest.raises(ValueError, match="Unknown split 'test'; choose one of calibration, evaluation, distillation"):
+        texts.token_blocks(TOKENIZERS["byte level"], "test")
+
+
+@every_tokenizer
+def test_rows_are_the_shuffled_documents_joined_by_the_end_token(tokenizer):
+    blocks = texts.token_blocks(tokenizer, "evaluation", domain="wiki", tokens=20_050, length=100, seed=3)
+    assert blocks.input_ids.shape == (200, 100) and blocks.input_ids.dtype == torch.int64
+    assert (len(blocks), blocks.num_tokens, blocks.domain, blocks.split) == (200, 20_000, "wiki", "evaluation")
+    flat = blocks.input_ids.flatten().tolist()
+    assert tokenizer.bos_token_id not in flat
+    decoded = [text.strip() for text in tokenizer.decode(flat).split(END)]
+    documents = texts.documents("wiki", "evaluation")
+    assert len(decoded) > 3 and set(decoded[:-1]) <= set(documents)
+    assert decoded[:-1] != documents[: len(decoded) - 1], "not shuffled"
+
+
+def test_the_seed_decides_the_rows_and_more_tokens_only_add_rows():
+    tokenizer = TOKENIZERS["byte level"]
+    few = texts.token_blocks(tokenizer, "calibration", tokens=1000, length=50)
+    many = texts.token_blocks(tokenizer, "calibration", tokens=2000, length=50)
+    other = texts.token_blocks(tokenizer, "calibration", tokens=1000, length=50, seed=1)
+    assert torch.equal(few.input_ids, many.input_ids[:20]) and torch.equal(few.num_bytes, many.num_bytes[:20])
+    assert not torch.equal(few.input_ids, other.input_ids)
+
+
+@every_tokenizer
+def test_a_rows_bytes_are_those_that_its_predicted_tokens_decode_to(tokenizer):
+    blocks = texts.token_blocks(tokenizer, "evaluation", domain="stories", tokens=6400, length=64)
+    for row, size in zip(blocks.input_ids, blocks.num_bytes, strict=True):
+        whole, first = (len(tokenizer.decode(ids).replace(END, "").encode()) for ids in (row, row[:1]))
+        # Metaspace decoding strips one space at the start of what it is given.
+        assert size.item() in (whole - first, whole - first + 1, whole - first - 1)
+    if tokenizer is TOKENIZERS["byte level"]:
+        expected = [len(tokenizer.decode(row[1:]).replace(END, "").encode()) for row in blocks.input_ids]
+        assert blocks.num_bytes.tolist() == expected
+
+
+@every_tokenizer
+@given(text=st.text())
+@settings(max_examples=200, deadline=None)
+def test_byte_counts_of_a_text_add_up_exactly(tokenizer, text):
+    ids, sizes = texts.encode_with_bytes(tokenizer, text)
+    assert len(ids) == len(sizes) and sum(sizes) == len(text.encode())
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@every_tokenizer
+def test_a_character_spread_over_several_tokens_is_counted_byte_by_byte(tokenizer):
+    ids, sizes = texts.encode_with_bytes(tokenizer, "🦊")
+    assert len(ids) > 2 and max(sizes) < 4 and sum(sizes) == 4
+
+
+def test_a_token_added_to_a_byte_level_vocabulary_counts_as_its_text():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens(["naïve"])
+    ids, sizes = texts.encode_with_bytes(tokenizer, "a naïve b")
+    assert sizes[ids.index(tokenizer.convert_tokens_to_ids("naïve"))] == 6 and sum(sizes) == 10
+
+
+def test_a_slow_tokenizer_is_refused():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ValueError, match="Slow is a slow tokenizer"):
+        texts.encode_with_bytes(Slow(), "text")
+
+
+def test_blocks_come_in_batches_without_padding():
+    blocks = texts.token_blocks(TOKENIZERS["byte level"], "evaluation", tokens=700, length=100)
+    batches = blocks.batches(batch_size=3)
+    assert [len(batch["input_ids"]) for batch in batches] == [3, 3, 1]
+    assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), blocks.input_ids)
+    assert all(batch["attention_mask"].all() for batch in batches)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        blocks.batches(batch_size=0)
+
+
+def test_too_little_text_names_how_much_there_is():
+    with pytest.raises(
+        ValueError, match=r"The calibration split of stories has [\d,]+ tokens .* ask for at most [\d,]+"
+    ):
+        texts.token_blocks(TOKENIZERS["byte level"], "calibration", domain="stories", tokens=10**6)
+
+
+def test_sizes_that_make_no_row_are_refused():
+    with pytest.raises(ValueError, match="tokens is 255, less than one row of 256"):
+        texts.token_blocks(TOKENIZERS["byte level"], "evaluation", tokens=255)
+    with pytest.raises(ValueError, match="length is 1"):
+        texts.token_blocks(TOKENIZERS["byte level"], "evaluation", length=1)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no end token"):
+        texts.token_blocks(tokenizer, "evaluation")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_batches_mask_the_padding_and_nothing_else(side):
+    tokenizer = TOKENIZERS["sentencepiece"]
+    prompts = ["hello", "h", "hello hello hello", END + "h"]
+    batches = texts.padded_batches(tokenizer, prompts, batch_size=2, max_length=8, padding_side=side)
+    rows = [
+        ids[mask.bool()].tolist()
+        for batch in batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert rows == [tokenizer(p, add_special_tokens=False)["input_ids"][:8] for p in prompts]
+    edge = 0 if side == "left" else -1
+    assert batches[0]["attention_mask"][1, edge] == 0 and batches[0]["attention_mask"][0].all()
+    assert tokenizer.padding_side == "right", "the tokenizer was changed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": []}, "non-empty list"),
+        ({"texts": "hello"}, "non-empty list"),
+        ({"texts": ["a", "b", ""], "batch_size": 2}, "Text 2 has no tokens"),
+        ({"texts": ["a"], "batch_size": 0}, "at least 1"),
+        ({"texts": ["a"], "padding_side": "top"}, "choose 'right' or 'left'"),
+    ],
+)
+def test_padded_batches_refuse_what_makes_no_batch(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        texts.padded_batches(TOKENIZERS["byte level"], **arguments)
+
+
+def test_padded_batches_need_a_padding_token():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="no padding token"):
+        texts.padded_batches(tokenizer, ["a"])
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(
+    ("domain", "counts"), [("speeches", (13, 25, 211)), ("wiki", (16, 31, 263)), ("stories", (16, 32, 269))]
+)
+def test_the_real_texts_are_clean_and_split_as_documented(domain, counts, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "embedded")
+    splits = [texts.documents(domain, split) for split in texts.SPLITS]
+    assert tuple(map(len, splits)) == counts
+    for text in itertools.chain(*splits):
+        assert text == text.strip() and "\n\n" not in text and "<doc" not in text and "<|endoftext|>" not in text
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("role", ["gpt2", "llama"])
+def test_byte_counts_of_the_real_texts_add_up_exactly(role, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "embedded")
+    tokenizer = load_model(role)[1]
+    for domain in texts.DOMAINS:
+        for text in texts.documents(domain, "calibration")[:4]:
+            assert sum(texts.encode_with_bytes(tokenizer, text)[1]) == len(text.encode())
