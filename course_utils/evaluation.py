@@ -1,0 +1,281 @@
+"""How good a model is: perplexity on text, scores on benchmark tasks, and the difference between two models.
+
+Pruning changes a model in place, so measure before and after and compare the two stored results with ``paired``:
+
+    before = perplexity(model, blocks)
+    prune_neurons(model, ...)
+    paired(before, perplexity(model, blocks))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils.language_modelling import Perplexity, dtype_name, exp, perplexity
+from course_utils.texts import TokenBlocks
+from course_utils.uncertainty import (
+    RESAMPLES,
+    bootstrap_interval,
+    mcnemar_p,
+    ratio_interval,
+    sign_flip_p,
+    wilson_interval,
+)
+
+__all__ = ["Answers", "Perplexity", "compare", "evaluate", "paired", "perplexity"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model answered to each document: kept in ``evaluate(...).attrs["answers"]`` for ``paired``.
+
+    Attributes:
+        table: the columns task, metric, document, value, choices, gold of ``benchmark_tasks.ask``.
+        dtype: what the model computed in.
+    """
+
+    table: pd.DataFrame
+    dtype: str
+
+    def __deepcopy__(self, _: dict) -> Answers:
+        return self  # pandas copies attrs with every frame; nothing here changes
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: str | Sequence[str],
+    *,
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """Score a model on benchmark tasks: lm-eval's stock tasks, zero-shot, with its prompts and its scoring.
+
+    Embedded, the documents come from the asset "benchmarks" (nothing is asked of the network once that is cached); in
+    the hub profile from the Hugging Face hub. The tasks: lambada_openai, hellaswag, arc_easy, arc_challenge, piqa,
+    winogrande, boolq, openbookqa, sciq, copa. ARC, OpenBookQA and SciQ are their validation sets embedded and their
+    test sets on the hub; the others are the same sets in both.
+
+    Args:
+        limit: documents of each task, a fixed random sample that is the same for every model; None for all.
+
+    Returns:
+        One row a task, two for LAMBADA (accuracy and perplexity of the last word):
+
+        - ``task``, ``metric``: "acc" is the share of documents where the right answer is the likeliest one; "acc_norm"
+          (HellaSwag, ARC, PIQA, OpenBookQA) divides each answer's log-likelihood by its length first; for LAMBADA,
+          "acc" is the share of last words that greedy decoding finds.
+        - ``value``, ``stderr``, ``ci_low``, ``ci_high``: 95 % intervals, Wilson's for accuracies; for a perplexity,
+          the exponential of the interval of the mean log-likelihood, and the standard error by the delta method.
+        - ``chance``: what guessing gets, the mean of 1/choices. 0 where the answer is free, nan for a perplexity.
+        - ``majority``: what always giving the most frequent right answer of these documents gets, by its number. A
+          model that can't read can get this. nan where right answers have no number, or always the same (SciQ).
+        - ``documents``: how many were asked.
+
+        ``.attrs["answers"]`` keeps the result of every document for ``paired``.
+
+    Raises:
+        ValueError: no tasks, an unknown task, a limit that is no positive integer, a tokenizer that doesn't fit.
+        AssetError: the documents can't be fetched.
+    """
+    names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
+    if not names:
+        raise ValueError("'tasks' is empty: name at least one task.")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"limit must be a positive integer, or None for every document; got {limit!r}.")
+    if tokenizer is None:
+        raise ValueError("evaluate needs the model's tokenizer: load_model returns both.")
+    from course_utils import benchmark_tasks  # here, because lm-eval takes seconds to import
+
+    answers = benchmark_tasks.ask(model, tokenizer, benchmark_tasks.build_tasks(names, limit))
+    rows = []
+    for name in names:
+        task = benchmark_tasks.TASKS[name]
+        for metric in task.metrics:
+            documents = answers[(answers["task"] == name) & (answers["metric"] == metric)]
+            rows.append({"task": name, "metric": metric, **_summary(metric, documents, task.majority)})
+    frame = pd.DataFrame(rows)
+    frame.attrs["answers"] = Answers(answers, dtype_name(model))
+    return frame
+
+
+def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[str, float]:
+    values, count = documents["value"].to_numpy(), len(documents)
+    if metric == "perplexity":
+        nll, error, low, high = ratio_interval(-values, np.ones(count))
+        value, stderr, low, high = exp(nll), exp(nll) * error, exp(low), exp(high)
+        chance = majority = math.nan
+    else:
+        value, stderr, _, _ = ratio_interval(values, np.ones(count))
+        low, high = wilson_interval(values.sum(), count)
+        chance = float((documents["choices"] > 0).div(documents["choices"].clip(lower=1)).mean())
+        majority = float(documents["gold"].value_counts(normalize=True).iloc[0]) if has_majority else math.nan
+    return {
+        "value": float(value),
+        "stderr": float(stderr),
+        "ci_low": float(low),
+        "ci_high": float(high),
+        "chance": chance,
+        "majority": majority,
+        "documents": count,
+    }
+
+
+def paired(
+    result_a: Perplexity | pd.DataFrame,
+    result_b: Perplexity | pd.DataFrame,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare two models by their results on the same rows or documents.
+
+    Much of the uncertainty of a score comes from which documents were drawn. Both models met the same ones, so that
+    part cancels in the difference, and a difference can be certain although the intervals of the two scores overlap.
+
+    Args:
+        result_a, result_b: two ``Perplexity``, or two frames from ``evaluate`` (or parts of them).
+        resamples: of the bootstrap and of the sign flips.
+        seed: of both.
+
+    Returns:
+        One row a metric: ``task``, ``metric``, ``a``, ``b``, ``difference`` (b - a), ``ci_low``, ``ci_high`` (95 %,
+        bootstrap over rows or documents), ``p`` (two-sided: McNemar's exact test for accuracies, random sign flips of
+        the log-likelihood differences for the rest), ``wins`` and ``losses`` (rows or documents where b is better or
+        worse: for an accuracy, those that only b or only a got right) and ``pairs`` (how many were compared).
+
+    Raises:
+        ValueError: the results are of different kinds, rows, documents or dtypes.
+    """
+    scores_a, scores_b = _scores(result_a), _scores(result_b)
+    names = [[(score.task, score.metric) for score in scores] for scores in (scores_a, scores_b)]
+    if names[0] != names[1]:
+        raise ValueError(f"The two results hold different scores: {names[0]} and {names[1]}.")
+    pairs = list(zip(scores_a, scores_b, strict=True))
+    for a, b in pairs:
+        if a.dtype != b.dtype:
+            raise ValueError(
+                f"One result was computed in {a.dtype}, the other in {b.dtype}: rounding would be compared along with "
+                "the models. Measure both in one dtype."
+            )
+        if a.units != b.units:
+            raise ValueError(
+                f"The two results of {a.task!r} are of different rows or documents ({len(a.totals)} and "
+                f"{len(b.totals)} of them). Measure both models on the same text, or with the same limit and profile."
+            )
+    return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
+
+
+def compare(
+    model_a: PreTrainedModel,
+    model_b: PreTrainedModel,
+    *,
+    token_ids: Tensor | TokenBlocks | Iterable[Mapping[str, Tensor]] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tasks: str | Sequence[str] = (),
+    limit: int | None = None,
+    batch_size: int = 4,
+) -> pd.DataFrame:
+    """Measure two models on the same text and tasks and compare them: ``perplexity``, ``evaluate``, ``paired`` in one.
+
+    Args:
+        token_ids: text, as for ``perplexity``; None to leave it out.
+        tokenizer, tasks, limit: as for ``evaluate``; no tasks to leave them out.
+
+    Returns:
+        The columns of ``paired``.
+
+    Raises:
+        ValueError: nothing to compare on, or the same object given twice.
+    """
+    if model_a is model_b:
+        raise ValueError(
+            "model_a and model_b are the same object. Pruning works in place: measure the model before and after with "
+            "perplexity or evaluate, and give the two results to paired."
+        )
+    if token_ids is None and not tasks:
+        raise ValueError("Give token_ids, tasks or both: there is nothing to compare the models on.")
+    if isinstance(token_ids, Iterator):
+        token_ids = list(token_ids)  # both models need it
+    models, parts = (model_a, model_b), []
+    if token_ids is not None:
+        parts.append(paired(*(perplexity(model, token_ids, batch_size=batch_size) for model in models)))
+    if tasks:
+        parts.append(paired(*(evaluate(model, tokenizer, tasks, limit=limit) for model in models)))
+    return pd.concat(parts, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Score:
+    """A score that is a function of ``totals.sum() / sizes.sum()``, over units that a comparison can pair."""
+
+    task: str
+    metric: str
+    totals: np.ndarray  # [units] nats, or 1 for a right answer
+    sizes: np.ndarray  # [units] tokens, bytes or 1
+    units: object  # which rows or documents these are
+    dtype: str
+
+    @property
+    def is_accuracy(self) -> bool:
+        return self.metric.startswith("acc")
+
+    def value(self, ratio: float | np.ndarray) -> np.ndarray:
+        if self.metric == "perplexity":
+            return exp(ratio)
+        return ratio / math.log(2) if self.metric == "bits_per_byte" else ratio
+
+
+def _scores(result: Perplexity | pd.DataFrame) -> list[_Score]:
+    if isinstance(result, Perplexity):
+        sizes = {"perplexity": result.row_tokens, "bits_per_byte": result.row_bytes}
+        return [
+            _Score("text", metric, result.row_nll, size, result.fingerprint, result.dtype)
+            for metric, size in sizes.items()
+            if size is not None
+        ]
+    answers = result.attrs.get("answers") if isinstance(result, pd.DataFrame) else None
+    if not isinstance(answers, Answers):
+        raise ValueError(
+            "paired compares two results of perplexity() or two frames of evaluate() with their "
+            f".attrs['answers']; got {type(result).__name__}."
+        )
+    scores = []
+    for task, metric in zip(result["task"], result["metric"], strict=True):
+        documents = answers.table[(answers.table["task"] == task) & (answers.table["metric"] == metric)]
+        totals = documents["value"].to_numpy() * (-1 if metric == "perplexity" else 1)
+        scores.append(_Score(task, metric, totals, np.ones(len(totals)), list(documents["document"]), answers.dtype))
+    return scores
+
+
+def _difference(a: _Score, b: _Score, resamples: int, seed: int) -> dict[str, object]:
+    def difference(sums: np.ndarray) -> np.ndarray:  # [..., 3] of a's totals, b's totals, sizes
+        with np.errstate(invalid="ignore"):  # inf - inf
+            return b.value(sums[..., 1] / sums[..., 2]) - a.value(sums[..., 0] / sums[..., 2])
+
+    units = np.stack([a.totals, b.totals, a.sizes], axis=1).astype(np.float64)
+    value_a, value_b = (float(score.value(score.totals.sum() / score.sizes.sum())) for score in (a, b))
+    more, less = int((b.totals > a.totals).sum()), int((b.totals < a.totals).sum())
+    wins, losses = (more, less) if a.is_accuracy else (less, more)
+    low, high = bootstrap_interval(units, difference, resamples=resamples, seed=seed)
+    return {
+        "task": a.task,
+        "metric": a.metric,
+        "a": value_a,
+        "b": value_b,
+        "difference": value_b - value_a,
+        "ci_low": low,
+        "ci_high": high,
+        "p": mcnemar_p(losses, wins)
+        if a.is_accuracy
+        else sign_flip_p(b.totals - a.totals, resamples=resamples, seed=seed),
+        "wins": wins,
+        "losses": losses,
+        "pairs": len(units),
+    }

@@ -1,0 +1,175 @@
+"""Perplexity: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from course_utils.architectures import Architecture, describe
+from course_utils.batches import Batch, read_batches
+from course_utils.texts import TokenBlocks
+from course_utils.uncertainty import ratio_interval
+
+_LOGITS = 2**24  # numbers in one chunk of logits: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text. All means weigh every predicted token equally.
+
+    Attributes:
+        perplexity: ``exp(nll)``.
+        bits_per_byte: bits needed for each UTF-8 byte of the predicted text; comparable between models with different
+            tokenizers. nan if the byte counts aren't known (only ``TokenBlocks`` carry them).
+        nll: mean negative log-likelihood, nats a token.
+        tokens: predicted tokens.
+        ci_low, ci_high: 95 % interval of ``perplexity``. The rows are the sample, not the tokens, because the tokens of
+            a row resemble each other (``uncertainty.ratio_interval``). Rows that were cut from one document resemble
+            each other as well; then the interval is somewhat too narrow.
+        row_nll, row_tokens, row_bytes: [rows] sums for each row, for paired comparisons.
+        dtype: what the model computed in.
+        fingerprint: of the rows' token ids.
+    """
+
+    perplexity: float
+    bits_per_byte: float
+    nll: float
+    tokens: int
+    ci_low: float
+    ci_high: float
+    row_nll: np.ndarray = field(repr=False, compare=False)
+    row_tokens: np.ndarray = field(repr=False, compare=False)
+    row_bytes: np.ndarray | None = field(repr=False, compare=False)
+    dtype: str
+    fingerprint: str = field(repr=False)
+
+    def __str__(self) -> str:
+        bits = "" if math.isnan(self.bits_per_byte) else f", {self.bits_per_byte:.3f} bits/byte"
+        interval = f"95 % interval {_shown(self.ci_low)} to {_shown(self.ci_high)}"
+        return f"perplexity {_shown(self.perplexity)} ({interval}){bits}, {self.tokens:,} tokens"
+
+
+def perplexity(
+    model: PreTrainedModel, token_ids: Tensor | TokenBlocks | Iterable[Mapping[str, Tensor]], *, batch_size: int = 4
+) -> Perplexity:
+    """Measure how well a model predicts text.
+
+    The first token of a row isn't predicted, and padded positions count neither as targets nor as context. The head is
+    applied to chunks of hidden states, so the memory for logits stays at about 64 MiB whatever the batch, the length
+    and the vocabulary. Softmax and sums are computed in float32 or better. The model's training mode is restored.
+
+    Args:
+        model: any model that ``describe`` knows.
+        token_ids: int64 [rows, length] without padding, ``TokenBlocks``, or batches: an iterable of mappings with
+            "input_ids" and "attention_mask" (dicts, ``BatchEncoding``, a ``DataLoader``), padded on either side.
+        batch_size: rows that run at once; batches run as they are.
+
+    Raises:
+        ValueError: no rows, a row with fewer than two tokens, ids that are no integers or not in the vocabulary.
+        UnsupportedArchitecture: from ``describe``.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
+    architecture = describe(model)
+    batches = _as_batches(token_ids, batch_size)
+    nll, tokens, digest = [], [], blake2b(digest_size=16)
+    bar = tqdm(batches, desc="Perplexity", unit="batch", delay=2, leave=False)
+    with evaluating(model):
+        for batch in read_batches(bar, vocab_size=architecture.vocab_size, device=model.device):
+            lengths = batch.real.sum(1)
+            if lengths.min() < 2:
+                row = sum(map(len, tokens)) + int(lengths.argmin())
+                raise ValueError(
+                    f"Every row needs at least two tokens, one to read and one to predict; row {row} has "
+                    f"{int(lengths.min())}. Drop it."
+                )
+            row_nll, row_tokens = _row_losses(architecture, batch)
+            nll.append(row_nll)
+            tokens.append(row_tokens)
+            for ids, real in zip(batch.input_ids, batch.real, strict=True):
+                digest.update(ids[real].cpu().numpy().tobytes() + b"|")
+    row_nll, row_tokens = np.concatenate(nll), np.concatenate(tokens)
+    row_bytes = token_ids.num_bytes.cpu().numpy() if isinstance(token_ids, TokenBlocks) else None
+    mean, _, low, high = ratio_interval(row_nll, row_tokens)
+    return Perplexity(
+        perplexity=float(exp(mean)),
+        bits_per_byte=math.nan if row_bytes is None else float(row_nll.sum() / math.log(2) / row_bytes.sum()),
+        nll=mean,
+        tokens=int(row_tokens.sum()),
+        ci_low=float(exp(low)),
+        ci_high=float(exp(high)),
+        row_nll=row_nll,
+        row_tokens=row_tokens,
+        row_bytes=row_bytes,
+        dtype=dtype_name(model),
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _as_batches(token_ids: object, batch_size: int) -> Iterable[Mapping[str, Tensor]]:
+    if isinstance(token_ids, TokenBlocks):
+        token_ids = token_ids.input_ids
+    if isinstance(token_ids, Tensor):
+        return [{"input_ids": rows} for rows in token_ids.split(batch_size)] if len(token_ids) else []
+    if isinstance(token_ids, Mapping):
+        return [token_ids]
+    if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
+        raise ValueError(
+            f"token_ids must be an integer tensor [rows, length], TokenBlocks or batches; got "
+            f"{type(token_ids).__name__}. Make token ids with texts.token_blocks or a tokenizer."
+        )
+    return token_ids
+
+
+@torch.no_grad()
+def _row_losses(architecture: Architecture, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Negative log-likelihood in nats and number of predicted tokens of each row, [rows] each."""
+    real = batch.real
+    predicted = real[:, 1:] & real[:, :-1]
+    states = architecture.hidden_states(batch)[:, :-1][predicted]  # [predicted tokens, hidden]
+    targets = batch.input_ids[:, 1:][predicted]
+    step = max(1, _LOGITS // architecture.vocab_size)
+    losses = [
+        cross_entropy(architecture.logits(some).float(), answers, reduction="none")
+        for some, answers in zip(states.split(step), targets.split(step), strict=True)
+    ]
+    tokens = predicted.sum(1).cpu()
+    per_row = torch.cat(losses).cpu().double().split(tokens.tolist())
+    return np.array([float(row.sum()) for row in per_row]), tokens.numpy()
+
+
+def exp(value: float | np.ndarray) -> np.ndarray:
+    """The exponential in float64, inf where it overflows: a broken model's perplexity may."""
+    with np.errstate(over="ignore"):
+        return np.exp(np.asarray(value, dtype=np.float64))
+
+
+def dtype_name(model: PreTrainedModel) -> str:
+    """What a model computes in, for instance "float32"."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.2f}" if value < 1e5 else f"{value:.3g}"

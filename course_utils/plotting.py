@@ -1,0 +1,299 @@
+"""One style and a few figures by name. Each takes a tidy frame and returns the Axes it drew on.
+
+Groups differ in colour (seaborn's colour-blind palette) and in marker, so that a figure survives a bad projector and a
+black-and-white print. Call ``style()`` once in a notebook; nothing is changed on import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from torch import Tensor
+
+CONTROL_COLOUR = "0.45"
+FLOOR_COLOUR = "0.25"
+_PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")
+_MARKERS = "osD^vPX*<>"
+_FLOOR_DASHES = {"chance": (0, (1, 1.5)), "majority": (0, (5, 2))}
+
+
+def style() -> None:
+    """Set fonts, colours and grid for the rest of the session: readable on a projector. Calling it twice is fine."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette="colorblind",
+        font_scale=1.2,
+        rc={
+            "figure.figsize": (9, 5),
+            "figure.dpi": 100,
+            "lines.linewidth": 2.2,
+            "lines.markersize": 8,
+            "axes.titleweight": "bold",
+            "legend.frameon": True,
+            "legend.framealpha": 0.9,
+        },
+    )
+
+
+def pruning_curve(
+    frame: pd.DataFrame,
+    *,
+    x: str = "ratio",
+    y: str = "value",
+    group: str = "criterion",
+    x_label: str,
+    y_label: str,
+    control: str | None = "random",
+    floors: Mapping[str, float] | None = None,
+    log_y: bool = False,
+    x_percent: bool = True,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Quality against how much was removed: a line for each group, a band for the random control, floors.
+
+    Args:
+        frame: one row a measurement, with the columns ``x``, ``y``, ``group``, and where there are intervals
+            ``ci_low`` and ``ci_high``, drawn as a band. Several rows of one group at one ``x`` (seeds) are drawn as
+            their mean, with a band of one standard deviation (geometric if ``log_y``).
+        control: the group that is drawn in grey behind the others; None if there is none.
+        floors: name -> level of horizontal lines, such as ``{"chance": 0.25, "majority": 0.28}``.
+        x_percent: ``x`` is a share and is shown in percent.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    _require(frame, [x, y, group])
+    ax = _axes(ax)
+    names = [name for name in dict.fromkeys(frame[group]) if name != control]
+    if control in set(frame[group]):
+        _line(ax, frame[frame[group] == control], x, y, str(control), log_y, color=CONTROL_COLOUR, marker=".", zorder=2)
+    for number, name in enumerate(names):
+        look = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)], "zorder": 3}
+        _line(ax, frame[frame[group] == name], x, y, str(name), log_y, **look)
+    for name, level in (floors or {}).items():
+        ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
+        ax.annotate(
+            f"{name} {level:.3g}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
+    if log_y:
+        ax.set_yscale("log")
+        low, high = ax.get_ylim()
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    if x_percent:
+        ax.xaxis.set_major_formatter(_PERCENT)
+    _finish(ax, x_label, y_label, title)
+    ax.legend(title=group)
+    return ax
+
+
+def scores_with_intervals(
+    frame: pd.DataFrame,
+    *,
+    x: str = "task",
+    y: str = "value",
+    group: str = "model",
+    x_label: str,
+    y_label: str,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Scores side by side: a point with its interval for each group, and the floors of each position of ``x``.
+
+    Args:
+        frame: one row a point, with the columns ``x``, ``y``, ``group``, ``ci_low``, ``ci_high``, and where there are
+            floors ``chance`` and ``majority`` (as ``evaluate`` gives them; nan draws nothing).
+
+    Raises:
+        ValueError: a column is missing, there is nothing to draw, or two rows share a place.
+    """
+    _require(frame, [x, y, group, "ci_low", "ci_high"])
+    if frame.duplicated([x, group]).any():
+        raise ValueError(
+            f"Several rows have the same {x} and {group}. Keep one metric, for instance "
+            "frame[frame['metric'] != 'perplexity']."
+        )
+    ax = _axes(ax)
+    places, names = list(dict.fromkeys(frame[x])), list(dict.fromkeys(frame[group]))
+    for number, name in enumerate(names):
+        part = frame[frame[group] == name]
+        shift = 0.0 if len(names) == 1 else 0.5 * (number / (len(names) - 1) - 0.5)
+        ax.errorbar(
+            [places.index(place) + shift for place in part[x]],
+            part[y],
+            yerr=[part[y] - part["ci_low"], part["ci_high"] - part[y]],
+            fmt=_MARKERS[number % len(_MARKERS)],
+            color=_colour(number),
+            capsize=4,
+            label=str(name),
+        )
+    for floor, dashes in _FLOOR_DASHES.items():
+        levels = frame.groupby(x)[floor].first().dropna() if floor in frame else {}
+        for number, (place, level) in enumerate(levels.items()):
+            middle = places.index(place)
+            label = None if number else f"{floor}"
+            ax.hlines(level, middle - 0.4, middle + 0.4, colors=FLOOR_COLOUR, linestyles=[dashes], label=label)
+    ax.set_xticks(range(len(places)), [str(place) for place in places])
+    if sum(len(str(place)) for place in places) > 36:  # side by side they would touch
+        ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=20, ha="right", rotation_mode="anchor")
+    ax.set_xlim(-0.5, len(places) - 0.5)
+    ax.grid(axis="x", visible=False)
+    _finish(ax, x_label, y_label, title)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def heatmap(
+    matrix: pd.DataFrame,
+    *,
+    x_label: str,
+    y_label: str,
+    value_label: str,
+    fmt: str = ".2f",
+    center: float | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A matrix in colours with its numbers written in. With ``center`` the colours diverge around it."""
+    if matrix.empty:
+        raise ValueError("The matrix is empty: there is nothing to draw.")
+    ax = _axes(ax)
+    colours = "viridis" if center is None else "vlag"
+    bar = {"label": value_label}
+    sns.heatmap(matrix, annot=True, fmt=fmt, center=center, cmap=colours, linewidths=1, cbar_kws=bar, ax=ax)
+    ax.tick_params(axis="y", rotation=0)
+    _finish(ax, x_label, y_label, title)
+    return ax
+
+
+def histogram(
+    values: Mapping[str, Tensor | np.ndarray | Sequence[float]],
+    *,
+    x_label: str,
+    bins: int = 60,
+    log_x: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """How values are spread: one outline for each name, all with the same bins, as shares of their own total."""
+    arrays = {name: np.asarray(some, dtype=np.float64).ravel() for name, some in values.items()}
+    if not arrays or not all(array.size and np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError("histogram needs at least one name, each with finite values.")
+    everything = np.concatenate(list(arrays.values()))
+    if log_x and everything.min() <= 0:
+        raise ValueError(f"A logarithmic axis needs positive values; the smallest is {everything.min():.3g}.")
+    ax = _axes(ax)
+    edges = (np.geomspace if log_x else np.linspace)(everything.min(), everything.max(), bins + 1)
+    for number, (name, array) in enumerate(arrays.items()):
+        shares = np.full(array.size, 1 / array.size)
+        ax.hist(array, bins=edges, weights=shares, histtype="step", linewidth=2.2, color=_colour(number), label=name)
+        ax.hist(array, bins=edges, weights=shares, alpha=0.15, color=_colour(number))
+    if log_x:
+        ax.set_xscale("log")
+    ax.yaxis.set_major_formatter(_PERCENT)
+    _finish(ax, x_label, "share of values", title)
+    ax.legend()
+    return ax
+
+
+def show_tensor(
+    tensor: Tensor,
+    *,
+    title: str | None = None,
+    x_label: str = "column",
+    y_label: str = "row",
+    removed_rows: Collection[int] = (),
+    removed_columns: Collection[int] = (),
+    fmt: str = ".1f",
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A small matrix with its numbers; rows and columns that pruning removes are greyed and crossed out.
+
+    Args:
+        tensor: [rows, columns], or [columns] for a single row.
+        limit: the magnitude at full colour, for figures that share a scale; by default the tensor's largest.
+
+    Raises:
+        ValueError: more than two dimensions, empty, or a removed index that isn't there.
+    """
+    matrix = np.atleast_2d(tensor.detach().float().cpu().numpy())
+    rows, columns = matrix.shape if matrix.ndim == 2 else (0, 0)
+    if not rows * columns:
+        raise ValueError(f"show_tensor draws a matrix or a vector; got shape {list(tensor.shape)}.")
+    missing = [i for i in removed_rows if not 0 <= i < rows] + [i for i in removed_columns if not 0 <= i < columns]
+    if missing:
+        raise ValueError(f"Removed rows and columns must lie inside [{rows}, {columns}]; got {missing}.")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(1.6 + 0.8 * columns, 1.4 + 0.7 * rows), layout="constrained")
+    gone = np.zeros(matrix.shape, dtype=bool)
+    gone[list(removed_rows)] = True
+    gone[:, list(removed_columns)] = True
+    limit = limit or max(float(np.abs(matrix).max()), 1e-12)
+    ax.imshow(np.ma.masked_array(matrix, gone), cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
+    ax.imshow(np.ma.masked_array(np.ones(matrix.shape), ~gone), cmap="Greys", vmin=0, vmax=6)
+    for (row, column), value in np.ndenumerate(matrix):
+        text = ax.text(column, row, format(value, f"z{fmt}"), ha="center", va="center")
+        if gone[row, column]:
+            text.set_color("0.6")
+            ax.plot([column - 0.4, column + 0.4], [row + 0.4, row - 0.4], color="0.6", linewidth=1)
+    ax.set_xticks(range(columns))
+    ax.set_yticks(range(rows))
+    ax.set_xticks(np.arange(-0.5, columns), minor=True)
+    ax.set_yticks(np.arange(-0.5, rows), minor=True)
+    ax.grid(False, which="major")
+    ax.grid(True, which="minor", color="white", linewidth=2)
+    ax.tick_params(which="both", length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+    _finish(ax, x_label, y_label, title)
+    return ax
+
+
+def _line(ax: Axes, part: pd.DataFrame, x: str, y: str, name: str, log_y: bool, **look: object) -> None:
+    """One group: its line, and the band of its intervals or of its repetitions."""
+    values = np.log(part[y]) if log_y else part[y]
+    summary = values.groupby(part[x]).agg(["mean", "std", "count"])
+    middle, low, high = summary["mean"], summary["mean"] - summary["std"], summary["mean"] + summary["std"]
+    if log_y:
+        middle, low, high = np.exp(middle), np.exp(low), np.exp(high)
+    if summary["count"].max() > 1:
+        name = f"{name} (mean ± sd, n = {summary['count'].max()})"
+    elif {"ci_low", "ci_high"} <= set(part.columns):
+        low, high = (part.set_index(x)[column].sort_index() for column in ("ci_low", "ci_high"))
+    ax.plot(summary.index, middle, label=name, **look)
+    band = {"color": look["color"], "alpha": 0.18, "linewidth": 0, "zorder": look["zorder"] - 1}
+    ax.fill_between(summary.index, low.fillna(middle), high.fillna(middle), **band)
+
+
+def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ValueError(f"The frame lacks the columns {missing}; it has {list(frame.columns)}.")
+    if frame.empty:
+        raise ValueError("The frame has no rows: there is nothing to draw.")
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _colour(number: int) -> tuple[float, float, float]:
+    palette = sns.color_palette("colorblind")
+    return palette[number % len(palette)]
+
+
+def _finish(ax: Axes, x_label: str, y_label: str, title: str | None) -> None:
+    ax.set_xlabel(x_label)
+    ax.set_ylabel(y_label)
+    if title is not None:
+        ax.set_title(title)

@@ -1,0 +1,99 @@
+"""Intervals and tests for measured scores: how far a number could be off, and whether two numbers differ.
+
+Everything works on numpy arrays in float64. A *unit* is what was sampled independently: a row of text, a document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+_DRAWS_AT_ONCE = 2**21  # bounds the memory of one step of the bootstrap
+
+
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and is right for small samples too."""
+    z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    share = successes / trials
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    # at the ends the formula gives exactly 0 and 1, but for rounding
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == trials else centre + half
+    return float(low), float(high)
+
+
+def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float, float]:
+    """A mean over all members of units that differ in size, with its uncertainty.
+
+    The members of one unit resemble each other, so the units are what counts as the sample (cluster sampling; Cochran,
+    Sampling Techniques, 1977, chapter 6): with residuals ``totals - mean * sizes``, the standard error is
+    ``sqrt(n / (n - 1) * sum(residuals ** 2)) / sum(sizes)``, and the interval uses Student's t with n - 1 degrees of
+    freedom.
+
+    Args:
+        totals: [units] sum over a unit's members, for instance a row's negative log-likelihood.
+        sizes: [units] members of a unit, for instance a row's tokens.
+
+    Returns:
+        mean, standard error, and the ends of the 95 % interval; the last three are nan for a single unit.
+    """
+    mean, units = totals.sum() / sizes.sum(), len(totals)
+    if units < 2:
+        return float(mean), math.nan, math.nan, math.nan
+    residuals = totals - mean * sizes
+    error = math.sqrt(units / (units - 1) * (residuals**2).sum()) / sizes.sum()
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, units - 1) * error
+    return float(mean), error, float(mean - half), float(mean + half)
+
+
+def bootstrap_interval(
+    units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of column sums, by drawing whole units with replacement.
+
+    Args:
+        units: [units, columns] what each unit adds to each sum. Put both sides of a comparison in one row: then they
+            are drawn together, and what makes a unit hard for both cancels.
+        statistic: maps sums [resamples, columns] to values [resamples].
+    """
+    generator, count = np.random.default_rng(seed), len(units)
+    if count < 2:
+        return math.nan, math.nan
+    step = max(1, _DRAWS_AT_ONCE // count)
+    values = [
+        statistic(units[generator.integers(0, count, (min(step, resamples - start), count))].sum(axis=1))
+        for start in range(0, resamples, step)
+    ]
+    ordered = np.sort(np.concatenate(values))  # not np.quantile: interpolating between infinities gives nan
+    tail = round((1 - CONFIDENCE) / 2 * resamples)
+    return float(ordered[tail]), float(ordered[-1 - tail])
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """Exact two-sided p-value that two models are equally often right, from the documents that only one got right."""
+    disagreements = only_a + only_b
+    return float(stats.binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
+
+
+def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided p-value that paired differences are as often up as down, by flipping their signs at random.
+
+    Args:
+        differences: [units].
+    """
+    generator = np.random.default_rng(seed)
+    observed = abs(differences.sum())
+    if not np.isfinite(observed):
+        return math.nan
+    at_least, step = 0, max(1, _DRAWS_AT_ONCE // len(differences))
+    for start in range(0, resamples, step):
+        signs = generator.integers(0, 2, (min(step, resamples - start), len(differences)), dtype=np.int8) * 2 - 1
+        # the margin keeps equal sums equal when they are added in another order
+        at_least += int((np.abs(signs @ differences) >= observed * (1 - 1e-12)).sum())
+    return (at_least + 1) / (resamples + 1)

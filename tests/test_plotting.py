@@ -1,0 +1,151 @@
+"""Figures render, and carry the labels, floors and bands that they promise."""
+
+from __future__ import annotations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from course_utils import plotting
+
+
+@pytest.fixture(autouse=True)
+def fresh_figures():
+    with plt.rc_context():
+        yield
+    plt.close("all")
+
+
+def render(ax) -> None:
+    png = io.BytesIO()
+    ax.figure.savefig(png, format="png")
+    assert png.getvalue().startswith(b"\x89PNG")
+
+
+def legend(ax) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+@pytest.fixture
+def curve() -> pd.DataFrame:
+    ratios = [0.0, 0.2, 0.4]
+    rows = [
+        {"criterion": name, "ratio": ratio, "value": 10 * factor**ratio, "ci_low": 9.0, "ci_high": 11 * factor**ratio}
+        for name, factor in (("l1", 100), ("activation", 5))
+        for ratio in ratios
+    ]
+    rows += [
+        {"criterion": "random", "ratio": ratio, "value": 10 * (20 + seed) ** ratio}
+        for seed in range(5)
+        for ratio in ratios
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_style_is_applied_only_when_asked_and_twice_is_once():
+    assert plt.rcParams["axes.titleweight"] == matplotlib.rcParamsDefault["axes.titleweight"]
+    plotting.style()
+    once = dict(plt.rcParams)
+    plotting.style()
+    assert dict(plt.rcParams) == once
+    assert plt.rcParams["font.size"] > matplotlib.rcParamsDefault["font.size"]
+
+
+def test_pruning_curve_shows_groups_control_and_floors(curve):
+    ax = plotting.pruning_curve(curve, x_label="neurons removed (%)", y_label="accuracy", floors={"chance": 0.25})
+    render(ax)
+    assert legend(ax) == ["random (mean ± sd, n = 5)", "l1", "activation"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("neurons removed (%)", "accuracy")
+    assert "chance 0.25" in [text.get_text() for text in ax.texts]
+    assert "20%" in [tick.get_text() for tick in ax.get_xticklabels()]
+    assert len(ax.collections) == 3  # one band each
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+def test_the_controls_band_is_one_standard_deviation(curve, log_y):
+    ax = plotting.pruning_curve(curve, x_label="x", y_label="perplexity", log_y=log_y)
+    render(ax)
+    values = curve.query("criterion == 'random' and ratio == 0.4")["value"]
+    scaled = np.log(values) if log_y else values
+    low, high = scaled.mean() - scaled.std(), scaled.mean() + scaled.std()
+    if log_y:
+        low, high = np.exp(low), np.exp(high)
+    band = ax.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([band[band[:, 0] == 0.4, 1].min(), band[band[:, 0] == 0.4, 1].max()], [low, high])
+    assert ax.get_yscale() == ("log" if log_y else "linear")
+
+
+def test_scores_with_intervals_draws_points_and_floors():
+    rows = [
+        {
+            "model": model,
+            "task": task,
+            "value": 0.4,
+            "ci_low": 0.3,
+            "ci_high": 0.55,
+            "chance": chance,
+            "majority": np.nan,
+        }
+        for model in ("unpruned", "20 % pruned")
+        for task, chance in (("lambada_openai", 0.0), ("arc_easy", 0.25), ("hellaswag", 0.25), ("winogrande", 0.5))
+    ]
+    frame = pd.DataFrame(rows)
+    ax = plotting.scores_with_intervals(frame, x_label="task", y_label="accuracy")
+    render(ax)
+    assert legend(ax) == ["chance", "unpruned", "20 % pruned"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(dict.fromkeys(frame["task"]))
+    with pytest.raises(ValueError, match="metric"):
+        plotting.scores_with_intervals(pd.concat([frame, frame]), x_label="task", y_label="accuracy")
+
+
+def test_heatmap_writes_its_numbers():
+    ax = plotting.heatmap(
+        pd.DataFrame([[1.0, 2.0], [3.0, 4.5]], index=["a", "b"], columns=["c", "d"]),
+        x_label="evaluated on", y_label="calibrated on", value_label="perplexity", fmt=".1f",
+    )  # fmt: skip
+    render(ax)
+    assert [text.get_text() for text in ax.texts] == ["1.0", "2.0", "3.0", "4.5"]
+    assert ax.collections[0].colorbar.ax.get_ylabel() == "perplexity"
+
+
+def test_histogram_shares_add_up_to_one():
+    ax = plotting.histogram({"l1": torch.rand(100), "l2": [1.0, 2.0]}, x_label="importance", bins=10)
+    render(ax)
+    heights = sum(patch.get_height() for patch in ax.patches if isinstance(patch, matplotlib.patches.Rectangle))
+    assert heights == pytest.approx(2)
+    assert legend(ax) == ["l1", "l2"]
+
+
+def test_show_tensor_greys_what_is_removed():
+    tensor = torch.arange(25.0).reshape(5, 5) - 0.01
+    ax = plotting.show_tensor(tensor, removed_rows=[1], removed_columns=[3], x_label="input", y_label="neuron")
+    render(ax)
+    assert [text.get_text() for text in ax.texts[:2]] == ["0.0", "1.0"]  # no "-0.0"
+    assert len(ax.lines) == 9  # five in the row, five in the column, one in both
+    assert ax.get_ylabel() == "neuron"
+    render(plotting.show_tensor(torch.rand(4).bfloat16()))
+
+
+def test_figures_refuse_what_they_cannot_draw(curve):
+    with pytest.raises(ValueError, match="accuracy"):
+        plotting.pruning_curve(curve, y="accuracy", x_label="x", y_label="y")
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.pruning_curve(curve[:0], x_label="x", y_label="y")
+    with pytest.raises(ValueError, match="empty"):
+        plotting.heatmap(pd.DataFrame(), x_label="x", y_label="y", value_label="v")
+    with pytest.raises(ValueError, match="finite"):
+        plotting.histogram({"scores": [1.0, float("nan")]}, x_label="x")
+    with pytest.raises(ValueError, match="positive"):
+        plotting.histogram({"scores": [0.0, 1.0]}, x_label="x", log_x=True)
+    with pytest.raises(ValueError, match="shape"):
+        plotting.show_tensor(torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match=r"\[5\]"):
+        plotting.show_tensor(torch.zeros(5, 5), removed_rows=[5])
