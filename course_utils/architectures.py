@@ -7,13 +7,16 @@ GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one ma
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -257,6 +260,11 @@ class Architecture:
         return self.model.get_input_embeddings().weight.shape[0]
 
     @property
+    def cache_keyword(self) -> str:
+        """What the model's forward calls its key/value cache; renamed on the way to transformers 5.24."""
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
+    @property
     def head(self) -> nn.Module:
         """The language-model head: [..., hidden] -> [..., vocabulary]."""
         return self.model.get_output_embeddings()
@@ -314,6 +322,20 @@ def describe(model: PreTrainedModel) -> Architecture:
     _part(model, model, architecture.family.blocks)
     _ = architecture.mlps, architecture.attentions  # both raise when a part is missing
     return architecture
+
+
+@contextmanager
+def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
+    """Evaluation mode for a while; then each module is back in its own mode and the hooks are gone."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for hook in hooks:
+            hook.remove()
 
 
 def check_blocks(indices: Sequence[int], num_blocks: int) -> list[int]:

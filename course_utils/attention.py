@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, check_blocks, describe
+from course_utils.architectures import Architecture, check_blocks, describe, evaluating
 from course_utils.batches import read_batches
 from course_utils.heterogeneous import NoAttention, skip_attention
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
@@ -181,25 +181,20 @@ class _Replay:
             nonlocal incoming
             incoming = entering(args, kwargs)
             if self._kept:
-                self._calls[number][block] = ((None, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": None})
+                # Without the states themselves, which only the kept blocks hold.
+                self._calls[number][block] = (
+                    ((None, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": None})
+                )
             if block in self._kept:
                 self._states[number][block] = incoming
 
         def add(block: int, _module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
             meters[block].add(incoming, incoming + leaving(output), self._batches[number].real)
 
-        model, hooks = self._architecture.model, []
-        training = model.training
-        try:
-            model.eval()
-            for i in meters:
-                block, attention = self._architecture.blocks[i], self._architecture.attentions[i]
-                hooks.append(block.register_forward_pre_hook(partial(enter, i), with_kwargs=True))
-                hooks.append(attention.contribution.register_forward_hook(partial(add, i)))
-            for number in range(len(self._batches)):  # noqa: B007 - the hooks read it
+        blocks, attentions = self._architecture.blocks, self._architecture.attentions
+        hooks = [blocks[i].register_forward_pre_hook(partial(enter, i), with_kwargs=True) for i in meters]
+        hooks += [attentions[i].contribution.register_forward_hook(partial(add, i)) for i in meters]
+        with evaluating(self._architecture.model, *hooks):
+            for number in range(len(self._batches)):
                 run(number)
-        finally:
-            model.train(training)
-            for hook in hooks:
-                hook.remove()
         self.scores[start:] = as_scores(list(meters.values()))

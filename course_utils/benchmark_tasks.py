@@ -31,8 +31,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import assets, session
-from course_utils.benchmarking import cache_keyword
-from course_utils.language_modelling import evaluating
+from course_utils.architectures import describe, evaluating
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
 _CONTEXT_TOKENS = 1024  # of one batch
@@ -163,7 +162,7 @@ class SharedContextLM(HFLM):
         positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=min(positions, MAX_LENGTH))
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
-        self._cache = cache_keyword(model)
+        self._cache = describe(model).cache_keyword
         self.bar = bar
         self.answers = self.cut = 0  # how many were asked; how many of them with a question cut off
 

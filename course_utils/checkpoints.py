@@ -31,9 +31,9 @@ class CheckpointError(ValueError):
 def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> Path:
     """Save a pruned model and its tokenizer, safetensors only, all or nothing.
 
-    A bypassed attention is saved as ``skip``: its weights are not in the checkpoint, so only the
-    model in memory can be restored. The checkpoint is written beside ``folder`` and moved into place when complete; an older
-    checkpoint there is replaced. Round trip: identical logits, bit for bit, in the same dtype.
+    The checkpoint is written beside ``folder`` and moved into place when complete; an older one
+    there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A bypassed
+    attention is saved as ``skip``, without its weights: only the model in memory can restore it.
 
     Raises:
         CheckpointError: ``folder`` holds something else than a checkpoint.

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from course_utils.architectures import check_blocks, describe
+from course_utils.architectures import check_blocks, describe, evaluating
 from course_utils.batches import read_batches
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
 from course_utils.reports import PruningReport, measure
@@ -39,20 +39,14 @@ def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tens
     def watch(meter: CosineDistance) -> Callable:
         return lambda _module, args, kwargs, output: meter.add(entering(args, kwargs), leaving(output), real)
 
-    training = model.training
     hooks = [
         block.register_forward_hook(watch(meter), with_kwargs=True)
         for block, meter in zip(architecture.blocks, meters, strict=True)
     ]
-    try:
-        model.eval()
+    with evaluating(model, *hooks):
         for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
             real = batch.real
             architecture.hidden_states(batch)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
     return as_scores(meters)
 
 
@@ -66,10 +60,8 @@ def leave_one_out(model: PreTrainedModel, score: Callable[[], float]) -> Tensor:
     scores = []
     for block in tqdm(describe(model).blocks, desc="leave one out", unit="block", leave=False, delay=2):
         hook = block.register_forward_hook(_pass_through, with_kwargs=True)
-        try:
+        with evaluating(model, hook):
             scores.append(float(score()))
-        finally:
-            hook.remove()
     return torch.tensor(scores)
 
 

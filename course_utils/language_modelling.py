@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, describe
+from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval
@@ -157,18 +156,6 @@ def exp(value: float | np.ndarray) -> np.ndarray:
 def dtype_name(model: PreTrainedModel) -> str:
     """What a model computes in, for instance "float32"."""
     return str(model.dtype).removeprefix("torch.")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _shown(value: float) -> str:

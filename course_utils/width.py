@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, check_blocks, describe
+from course_utils.architectures import Architecture, check_blocks, describe, evaluating
 from course_utils.batches import read_batches
 from course_utils.reports import PruningReport, measure
 
@@ -124,18 +124,12 @@ def _activation_scores(architecture: Architecture, batches: Iterable[Mapping[str
 
         return hook
 
-    training = model.training
     hooks = [mlp.down.register_forward_pre_hook(accumulate(s)) for mlp, s in zip(mlps, squares, strict=True)]
-    try:
-        model.eval()
+    with evaluating(model, *hooks):
         for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
             real = None if batch.real.all() else batch.real.flatten()
             tokens += int(batch.real.sum())
             architecture.hidden_states(batch)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
     return [(s / tokens).sqrt().float() * mlp.columns.float().norm(dim=0) for mlp, s in zip(mlps, squares, strict=True)]
 
 

@@ -31,9 +31,7 @@ def zeroed(model, layers, **inputs):
     """Logits of the whole model with what these attentions add set to zero."""
     contributions = [describe(model).attentions[i].contribution for i in layers]
     hooks = [
-        module.register_forward_hook(
-            lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
-        )
+        module.register_forward_hook(lambda _m, _a, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0)
         for module in contributions
     ]
     logits = model(**inputs).logits
@@ -103,9 +101,7 @@ def test_every_cached_path_equals_its_uncached_one(family, layers, remove):
         answers = []
         for use_cache in (True, False):
             torch.manual_seed(5)
-            answers.append(
-                model.generate(**padded, max_new_tokens=10, use_cache=use_cache, pad_token_id=2, **settings)
-            )
+            answers.append(model.generate(**padded, max_new_tokens=10, use_cache=use_cache, pad_token_id=2, **settings))
         assert torch.equal(*answers), settings
 
 

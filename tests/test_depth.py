@@ -21,7 +21,9 @@ MASK = torch.ones_like(IDS)
 def skipping(model, blocks, ids=IDS):
     """Logits with these blocks turned into the identity."""
     hooks = [
-        describe(model).blocks[i].register_forward_hook(
+        describe(model)
+        .blocks[i]
+        .register_forward_hook(
             lambda _m, args, output: (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
         )
         for i in blocks
