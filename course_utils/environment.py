@@ -1,0 +1,167 @@
+"""Is this machine ready for the course? One finding a topic, with what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from course_utils import assets, session
+
+ROOT = Path(__file__).resolve().parents[1]
+LESSON_ASSETS = ("smollm2", "benchmarks", "texts", "speeches")  # what the lessons use off the hub
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+_GIGABYTE = 1e9
+_NETWORK_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one topic; `remedy` is empty where nothing needs doing."""
+
+    level: str
+    topic: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.level:<5} {self.topic:<9} {self.text}"
+        return f"{line} -> {self.remedy}" if self.remedy else line
+
+
+def findings() -> Iterator[Finding]:
+    """Look at one topic after the other; the network ones take up to a few seconds each."""
+    for look in (_python, _packages, _disk, _memory, _cores, _gpu, _cache, _index, _hub, _profile):
+        yield look()
+
+
+def missing_assets() -> list[str]:
+    """Those of `LESSON_ASSETS` that are not in the cache."""
+    return [name for name in LESSON_ASSETS if not assets.is_cached(name)]
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def _python() -> Finding:
+    supported = SpecifierSet(_project()["requires-python"])
+    version = platform.python_version()
+    if not supported.contains(version, prereleases=True):
+        return Finding(FAIL, "Python", version, f"install Python {supported}")
+    return Finding(OK, "Python", f"{version} on {platform.system()}")
+
+
+def _packages() -> Finding:
+    project = _project()
+    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["course"]]
+    wrong = [problem for requirement in wanted if (problem := _mismatch(requirement))]
+    if wrong:
+        return Finding(
+            FAIL, "packages", "; ".join(wrong), "remove the folder .venv and start again: python course.py check"
+        )
+    return Finding(OK, "packages", f"all {len(wanted)} in the ranges of pyproject.toml")
+
+
+def _mismatch(requirement: Requirement) -> str:
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return f"{requirement} is missing"
+    return "" if requirement.specifier.contains(version, prereleases=True) else f"{requirement} wanted, {version} found"
+
+
+def _disk() -> Finding:
+    folder = next(path for path in (assets.cache_dir(), *assets.cache_dir().parents) if path.exists())
+    return _threshold(
+        "disk",
+        shutil.disk_usage(folder).free / _GIGABYTE,
+        "free where the cache is",
+        fail=1,
+        warn=3,
+        remedy="free some space, or set COURSE_CACHE to a folder on another disk",
+    )
+
+
+def _memory() -> Finding:
+    return _threshold(
+        "memory",
+        psutil.virtual_memory().available / _GIGABYTE,
+        "available",
+        fail=2,
+        warn=4,
+        remedy="close other programs; the lessons need 2 to 4 GB",
+    )
+
+
+def _threshold(topic: str, gigabytes: float, what: str, *, fail: float, warn: float, remedy: str) -> Finding:
+    level = FAIL if gigabytes < fail else WARN if gigabytes < warn else OK
+    return Finding(level, topic, f"{gigabytes:.1f} GB {what}", "" if level == OK else remedy)
+
+
+def _cores() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores < 2:
+        return Finding(WARN, "cores", "1", "the lessons work, but take about twice as long")
+    return Finding(OK, "cores", str(cores))
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory / _GIGABYTE
+        return Finding(OK, "GPU", f"{torch.cuda.get_device_name(0)}, {total:.0f} GB")
+    return Finding(OK, "GPU", "none; the lessons run on the processor")
+
+
+def _cache() -> Finding:
+    folder, missing = assets.cache_dir(), missing_assets()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / _GIGABYTE
+    text = f"{folder}, {size:.1f} GB"
+    if missing:
+        megabytes = sum(assets.ASSETS[name].download_bytes for name in missing) / 1e6
+        remedy = f"`python course.py run` fetches them ({megabytes:.0f} MB), or set COURSE_CACHE to a filled copy"
+        return Finding(WARN, "cache", f"{text}, without {', '.join(missing)}", remedy)
+    return Finding(OK, "cache", f"{text}, filled: {', '.join(LESSON_ASSETS)}")
+
+
+def _index() -> Finding:
+    command = [sys.executable, "-m", "pip", "--timeout", str(_NETWORK_SECONDS), "--retries", "0"]
+    command += ["index", "versions", "filelock"]
+    try:
+        subprocess.run(command, capture_output=True, timeout=4 * _NETWORK_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        remedy = "only setting up and filling the cache need it; docs/teaching.md tells how to do without"
+        return Finding(WARN, "index", "pip's package index does not answer", remedy)
+    return Finding(OK, "index", "pip's package index answers")
+
+
+def _hub() -> Finding:
+    from huggingface_hub import constants
+
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_NETWORK_SECONDS).close()
+    except OSError:
+        return Finding(WARN, "hub", "the Hugging Face hub does not answer", "only the hub profile needs it")
+    return Finding(OK, "hub", "the Hugging Face hub answers")
+
+
+def _profile() -> Finding:
+    chosen = "set by COURSE_PROFILE" if os.environ.get("COURSE_PROFILE") else "chosen for this machine"
+    try:
+        return Finding(OK, "profile", f"{session.current_profile()}, {chosen}")
+    except ValueError as error:
+        return Finding(FAIL, "profile", str(error), "unset COURSE_PROFILE")

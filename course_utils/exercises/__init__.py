@@ -1,0 +1,116 @@
+"""Checks that tell a learner, in one line, where an exercise stands.
+
+    @exercise(1, task="Return one L1 norm for each neuron.", proved="Each neuron's weights are summed by magnitude.")
+    def check_l1_scores(attempt):
+        scores = attempt(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        require(scores.shape == (2,), "Sum over the rows: GPT-2's weight is [inputs, neurons].")
+        require(scores[1] == 2, "Take magnitudes before you sum; signs cancel.")
+
+Called with the learner's function (or value, or several of them), the check prints "not solved yet", "not yet" with
+the likely mistake, or "correct", and returns whether it was. It never raises: an unsolved exercise must not stop
+"Run all". It leaves torch's random state as it found it, so that the rest of the notebook gives the same numbers
+whether or not an exercise is solved.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class _Unsolved(Exception):
+    """The stub is still there."""
+
+
+class _Mistake(Exception):
+    """The attempt is wrong; the message says how."""
+
+
+def require(condition: Any, mistake: str) -> None:
+    """Inside a check: stop with the likely `mistake`, a sentence for the learner, unless `condition` holds."""
+    if not condition:
+        raise _Mistake(mistake)
+
+
+def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., None]], Callable[..., bool]]:
+    """Turn a function that calls `require` into a check.
+
+    Args:
+        number: of the exercise in its lesson.
+        task: what to write, one sentence; printed while the stub is still there.
+        proved: what a right answer has shown, one sentence.
+
+    The decorated check gets each attempt ready to use: a value as it is; a function so that calling it gives what the
+    learner's function returns. None or ... (from the function, as the value, or inside a list, tuple or dict) and
+    NotImplementedError mean that it is not solved yet, so an exercise always asks for something returned.
+    """
+
+    def decorate(check: Callable[..., None]) -> Callable[..., bool]:
+        @functools.wraps(check)
+        def report(*attempts: Any) -> bool:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                correct, verdict = _judge(check, attempts, task, proved)
+            print(f"Exercise {number}: {verdict}")
+            return correct
+
+        return report
+
+    return decorate
+
+
+def _judge(check: Callable[..., None], attempts: tuple, task: str, proved: str) -> tuple[bool, str]:
+    try:
+        check(*(_prepared(attempt) for attempt in attempts))
+    except _Unsolved:
+        return False, f"not solved yet. {task}"
+    except _Mistake as mistake:
+        return False, f"not yet. {mistake}"
+    except Exception as error:  # the check met something it didn't expect, such as a list where a tensor belongs
+        return False, f"not yet. Your answer has another type or shape than expected: {_named(error)}."
+    return True, f"correct. {proved}"
+
+
+def _prepared(attempt: Any) -> Any:
+    if not inspect.isroutine(attempt):  # a value; a model is one too, although it can be called
+        return _solved(attempt)
+
+    @functools.wraps(attempt)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            result = attempt(*arguments, **options)
+        except NotImplementedError:
+            raise _Unsolved from None
+        except Exception as error:
+            raise _Mistake(f"Your code stopped with {_named(error)}{_line_in(attempt, error)}.") from error
+        return _solved(result)
+
+    return call
+
+
+def _solved(result: Any) -> Any:
+    parts = result.values() if isinstance(result, dict) else result if isinstance(result, list | tuple) else ()
+    if any(part is None or part is ... for part in (result, *parts)):
+        raise _Unsolved
+    return result
+
+
+def _named(error: Exception) -> str:
+    """Type and first line of the message, without a full stop at the end."""
+    message = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _line_in(attempt: Callable, error: Exception) -> str:
+    """The last line of the learner's own cell or file that the error passed through."""
+    code = getattr(attempt, "__code__", None)
+    lines = [
+        frame.line
+        for frame in traceback.extract_tb(error.__traceback__)
+        if code is not None and frame.filename == code.co_filename and frame.line
+    ]
+    return f' in the line "{lines[-1]}"' if lines else ""

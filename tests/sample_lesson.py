@@ -1,0 +1,71 @@
+"""A small lesson for the tests of the builder, the runner and the command line."""
+
+from pathlib import Path
+
+LESSON = """\
+# ---
+# jupyter:
+#   course:
+#     title: A small lesson
+#     minutes: 5
+#     hardware: cpu
+#     prerequisites: nothing
+# ---
+
+# %% [markdown]
+# ## What you will learn
+# How a lesson is built.
+
+# %% tags=["install"]
+
+# %%
+from course_utils.session import start
+
+session = start("01", profile="smoke")
+
+# %%
+import sys
+
+print("seen")
+print("progress 50%", file=sys.stderr)
+6 * 7
+
+# %% [markdown]
+# ### Exercise 1 · ●○○ · 5 minutes
+# Double a number.
+#
+# <details><summary>Hint</summary>
+#
+# Use `*`.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises import exercise, require
+
+
+@exercise(1, task="Return twice the number.", proved="Doubled.")
+def check_double(attempt):
+    require(attempt(3) == 6, "Twice 3 is 6.")
+
+
+# BEGIN SOLUTION
+def double(x):
+    return 2 * x
+
+
+# END SOLUTION
+# BEGIN STUB
+# def double(x):
+#     ...  # your code
+# END STUB
+check_double(double)
+"""
+
+
+def write_lesson(folder: Path, text: str = LESSON, name: str = "01_small") -> Path:
+    """Write a lesson source below `folder` and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.py"
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,140 @@
+"""The lessons themselves: sources well-formed, notebooks fresh and clean, and every one of them runs."""
+
+import ast
+import copy
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from course_utils import builder, runner
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+COURSE = builder.Course.read(ROOT)
+PATHS = builder.find_lessons(ROOT / "lessons")
+
+# What a saved output may not show: where the course was run, secrets, noise, addresses other than sources to read.
+PRIVATE = re.compile(r"/home/\w|/root\b|/Users/\w|/tmp/\w|[A-Z]:\\\\?Users|site-packages|\bhf_[A-Za-z0-9]{20,}")
+ADDRESS = re.compile(r"https?://(?!(?:\w+\.)*(?:arxiv\.org|doi\.org|github\.com|huggingface\.co|w3\.org)\b)[^\s\"'<]+")
+
+each_lesson = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+
+
+def saved(path, form="exercises"):
+    return nbformat.read(builder.notebook_paths(builder.read_lesson(path), NOTEBOOKS)[form], as_version=4)
+
+
+def outputs_of(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def texts_of(output):
+    data = output.get("data", {})
+    return [
+        output.get("text", ""),
+        *output.get("traceback", []),
+        *(text for kind, text in data.items() if not kind.startswith("image/")),
+    ]
+
+
+@each_lesson
+def test_notebooks_are_fresh(path):
+    for file, text in builder.render(builder.read_lesson(path), COURSE, NOTEBOOKS).items():
+        assert file.exists(), f"{file.name} is missing: run `python course.py build {path.stem[:2]} --execute`"
+        assert file.read_text(encoding="utf-8") == text, f"stale: run `python course.py build {path.stem[:2]}`"
+
+
+def test_no_notebook_without_a_lesson():
+    built = {file.stem for file in NOTEBOOKS.rglob("[0-9][0-9]_*.ipynb") if ".ipynb_checkpoints" not in file.parts}
+    assert built <= {path.stem for path in PATHS}
+
+
+def test_table_in_the_readme_is_fresh():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    lessons = [builder.read_lesson(path) for path in PATHS]
+    assert builder.fill_table(page, lessons, COURSE) == page, "run `python course.py build`"
+
+
+@each_lesson
+def test_badges_and_install_cell_point_to_this_course(path):
+    for form, folder in {"exercises": "notebooks", "solutions": "notebooks/solutions"}.items():
+        cells = saved(path, form).cells
+        address = f"{COURSE.repository}/blob/{COURSE.ref}/{folder}/{path.stem}.ipynb"
+        assert f"(https://colab.research.google.com/github/{address})" in cells[0].source
+        install = next(cell.source for cell in cells if cell.cell_type == "code")
+        assert f'"pruning-llms @ git+https://github.com/{COURSE.repository}@{COURSE.ref}"' in install
+
+
+@each_lesson
+def test_saved_outputs_are_there_and_clean(path):
+    notebook = saved(path)
+    assert outputs_of(notebook), f"no saved outputs: run `python course.py build {path.stem[:2]} --execute`"
+    assert not outputs_of(saved(path, "solutions"))
+    assert "widgets" not in notebook.metadata
+    for output in outputs_of(notebook):
+        assert output.get("name") != "stderr"
+        for text in map(str, texts_of(output)):
+            assert not PRIVATE.search(text), PRIVATE.search(text)
+            assert not ADDRESS.search(text), ADDRESS.search(text)
+
+
+@each_lesson
+def test_structure_is_complete(path):
+    cells = saved(path).cells
+    headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+    for heading in ("## What you will learn", "## Take-aways", "## References"):
+        assert heading in headings, f"no heading {heading!r}"
+    exercises = [number for number, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
+    assert exercises, "no exercises"
+    for number in exercises:
+        assert "<summary>Hint</summary>" in cells[number - 1].source
+        assert "check_" in cells[number].source
+        assert "<summary>Answer</summary>" in cells[number + 1].source
+
+
+@each_lesson
+def test_each_check_is_used(path):
+    checks = ROOT / "course_utils" / "exercises" / f"lesson_{path.stem[:2]}.py"
+    defined = {node.name for node in ast.parse(checks.read_text(encoding="utf-8")).body if hasattr(node, "name")}
+    called = set(re.findall(r"^(check_\w+)\(", "\n".join(cell.source for cell in saved(path).cells), re.MULTILINE))
+    assert called == {name for name in defined if name.startswith("check_")}
+
+
+@pytest.mark.embedded
+@each_lesson
+def test_lesson_runs_unsolved_and_its_solutions_are_accepted(path, tmp_path, capsys):
+    """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
+    lesson = builder.read_lesson(path)
+    notebook, exercises = with_solutions(lesson)
+    with capsys.disabled():
+        print(f"\n{lesson.name} ", end="", flush=True)
+        result = runner.execute(notebook, name=lesson.name, profile="embedded", folder=tmp_path)
+        print(f"{result.seconds:.0f} s, {runner.gigabytes(result.peak_bytes)} ", end="", flush=True)
+    assert result.failure is None, str(result.failure)
+    for number, (stub, solution) in enumerate(exercises, start=1):
+        assert f"Exercise {number}: not solved yet." in printed(stub)
+        assert f"Exercise {number}: correct." in printed(solution), printed(solution)
+
+
+def with_solutions(lesson):
+    """The exercise form with a solved copy after each exercise cell, and these pairs of cells."""
+    notebook = builder.build_notebook(lesson, COURSE, "exercises")
+    sources = [cell.source for cell in lesson.cells if "exercise" in cell.metadata.get("tags", [])]
+    cells, pairs = [], []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if "exercise" in cell.metadata.get("tags", []):
+            exercise = builder.take_apart(sources[len(pairs)])
+            solved = copy.deepcopy(cell)
+            solved.source = exercise.code(exercise.solution)
+            solved.id = f"{cell.id}-solved"
+            cells.append(solved)
+            pairs.append((cell, solved))
+    notebook.cells = cells
+    return notebook, pairs
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
