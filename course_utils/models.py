@@ -243,19 +243,20 @@ def _hub_snapshot(model_id: str) -> Path:
             f"{model_id!r} is neither a folder here nor a model on the hub that you can see; give one of the roles "
             f"{', '.join(ROLES)}, a folder that `save_pretrained` wrote, or a hub id like 'HuggingFaceTB/SmolLM2-135M'."
         ) from error
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
-            reason = "refused your token; set a valid HF_TOKEN, or unset it: open models need none"
-        else:
-            reason = f"answered {error.response.status_code}; try again later"
-        raise ModelNotAvailable(f"{model_id}: the hub {reason}.") from error
-    except Exception as error:  # time-outs and broken connections, of whichever HTTP library the hub client uses
+    except Exception as error:  # refusals, time-outs, broken connections, of whichever HTTP library the client uses
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+        if status in (401, 403):
+            raise ModelNotAvailable(
+                f"{model_id}: the hub refused your token ({status}); set a valid HF_TOKEN, or unset it: open models "
+                "need none."
+            ) from error
         try:
             return Path(snapshot_download(model_id, local_files_only=True))
         except errors.LocalEntryNotFoundError:
+            reason = f"the hub answered {status}" if status else type(error.__cause__ or error).__name__
             raise HubUnreachable(
-                f"{model_id} is not in the local hub cache and could not be downloaded "
-                f"({type(error.__cause__ or error).__name__}); check the network and the disk."
+                f"{model_id} is not in the local hub cache and could not be downloaded ({reason}); check the network "
+                "and the disk."
             ) from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 from torch import Tensor
 
 CONTROL_COLOUR = "0.45"
@@ -79,16 +79,18 @@ def pruning_curve(
         look = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)], "zorder": 3}
         _line(ax, frame[frame[group] == name], x, y, str(name), log_y, **look)
     for name, level in (floors or {}).items():
+        number = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
         ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
         ax.annotate(
-            f"{name} {level:.3g}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            f"{name} {number}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
             textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
         )  # fmt: skip
     if log_y:
         ax.set_yscale("log")
         low, high = ax.get_ylim()
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
+        ax.yaxis.set_major_formatter(plain if high < 1e7 else LogFormatterSciNotation())
         ax.yaxis.set_minor_formatter(NullFormatter())
     if x_percent:
         ax.xaxis.set_major_formatter(_PERCENT)

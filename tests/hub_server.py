@@ -18,6 +18,7 @@ from pathlib import Path
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 INVITED_TOKEN = "hf_invited"
 UNINVITED_TOKEN = "hf_uninvited"
+OVERLOADED = "busy/model"  # answered with 503
 
 
 @contextmanager
@@ -48,6 +49,8 @@ def serve_hub(models: dict[str, Path], *, gated: tuple[str, ...] = (), silent: b
             model_id = next((known for known in models if f"{path}/".startswith(f"{known}/")), None)
             if not path:
                 self._send(200)
+            elif f"{path}/".startswith(f"{OVERLOADED}/"):
+                self._refuse(503, None)
             elif model_id is None:
                 self._refuse(404 if self._token() else 401, "RepoNotFound")  # the hub doesn't tell strangers
             elif self._token() not in (None, INVITED_TOKEN, UNINVITED_TOKEN):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import INVITED_TOKEN, UNINVITED_TOKEN, serve_hub
+from hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 from course_utils import models
@@ -146,6 +146,7 @@ QUESTIONS = {
     "missing, no token": ("nobody/nothing", None),
     "pickles only": ("old/pickles", None),
     "no model": ("some/dataset", None),
+    "overloaded": (OVERLOADED, None),
 }
 
 
@@ -195,6 +196,10 @@ def test_an_open_model_loads_under_its_own_name(answers):
         ("missing, no token", "'nobody/nothing' is neither a folder here nor a model on the hub"),
         ("pickles only", "old/pickles has no safetensors weights"),
         ("no model", "some/dataset has no config.json"),
+        (
+            "overloaded",
+            f"{OVERLOADED} is not in the local hub cache and could not be downloaded (the hub answered 503)",
+        ),
         ("later, unknown", "x/y is not in the local hub cache and could not be downloaded (ConnectError)"),
     ],
 )
