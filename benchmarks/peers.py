@@ -1,0 +1,355 @@
+"""Width pruning beside optipfair and Torch-Pruning: time, memory, perplexity, reloadable or not.
+
+    pip install -e ".[benchmarks]"
+    python benchmarks/peers.py
+
+All prune the same model, the embedded SmolLM2-135M, and are scored on the same held-out text. Each has a process of
+its own (one thread each, one at a time); the timed runs take turns. Writes peers.md and peers.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from common import machine, markdown_table, seconds, today, versions, write_results
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from course_utils.benchmarking import median_interval, peak_memory
+from course_utils.models import load_model
+from course_utils.texts import token_blocks
+
+ROUNDS = 6
+RATIOS = (0.2, 0.4)
+CALIBRATION = {"tokens": 1024, "length": 128}
+EVALUATION = {"tokens": 2048, "length": 256}
+
+
+# What each library does. (model, ratio, calibration batches) -> nothing: the model is pruned in place.
+
+
+def course(criterion: str) -> Callable:
+    from course_utils.width import neuron_importance, prune_neurons
+
+    def prune(model, ratio, batches):
+        data = {"batches": batches} if criterion == "activation" else {}
+        prune_neurons(model, neuron_importance(model, criterion, **data), ratio=ratio)
+
+    return prune
+
+
+def optipfair(method: str, *, data: bool = False) -> Callable:
+    import optipfair as library
+
+    def prune(model, ratio, batches):
+        library.prune_model(
+            model, neuron_selection_method=method, pruning_percentage=100 * ratio,
+            dataloader=batches if data else None, show_progress=False,
+        )  # fmt: skip
+
+    return prune
+
+
+def torch_pruning(norm: int) -> Callable:
+    import torch_pruning as library
+
+    def prune(model, ratio, _batches):
+        # Everything but gate and up is a fixed point, so that only the MLPs' inner widths shrink.
+        fixed = [
+            module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | nn.Embedding) and not name.endswith(("gate_proj", "up_proj"))
+        ]
+        pruner = library.pruner.BasePruner(
+            model,
+            example_inputs=torch.arange(8)[None],
+            importance=library.importance.GroupMagnitudeImportance(p=norm),
+            pruning_ratio=ratio,
+            ignored_layers=fixed,
+            output_transform=lambda output: output.logits,
+        )
+        pruner.step()
+
+    return prune
+
+
+@dataclass(frozen=True)
+class Contestant:
+    library: str
+    criterion: str
+    make: Callable[[], Callable]
+
+
+CONTESTANTS = (
+    Contestant("course_utils", "peak-to-peak", lambda: course("peak_to_peak")),
+    Contestant("optipfair", "peak-to-peak (MAW)", lambda: optipfair("MAW")),
+    Contestant("course_utils", "L1", lambda: course("l1")),
+    Contestant("torch-pruning", "L1, group mean", lambda: torch_pruning(1)),
+    Contestant("course_utils", "L2", lambda: course("l2")),
+    Contestant("optipfair", "L2", lambda: optipfair("L2")),
+    Contestant("torch-pruning", "L2, group mean", lambda: torch_pruning(2)),
+    Contestant("course_utils", "activation, with data", lambda: course("activation")),
+    Contestant("optipfair", "MAW x activation, with data", lambda: optipfair("MAW", data=True)),
+    Contestant("course_utils", "random, one seed", lambda: course("random")),
+)
+LIBRARIES = tuple(dict.fromkeys(c.library for c in CONTESTANTS))
+
+
+# The worker: one library, one process, one command a line
+
+
+def work() -> None:
+    """Answer commands {"contestant", "ratio", "task"} from standard input, JSON lines both ways."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+    torch.set_num_threads(1)
+    base, tokenizer = load_model("llama", device="cpu")
+    batches = token_blocks(tokenizer, "calibration", **CALIBRATION).batches(4)
+    with torch.no_grad():
+        base(**batches[0])  # warm up
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        prune = CONTESTANTS[command["contestant"]].make()
+        # Not the loaded model itself: its weights are a mapped file, which stays resident when they are replaced.
+        model = copy.deepcopy(base)
+
+        def run(model=model, prune=prune, ratio=command["ratio"]) -> None:
+            prune(model, ratio, batches)
+
+        if command["task"] == "time":
+            answer = {"seconds": seconds(run)}
+        elif command["task"] == "memory":
+            with resident_growth() as growth:
+                answer = {"peak_bytes": peak_memory(run)}
+            answer |= growth
+        else:
+            run()
+            answer = quality(model, tokenizer)
+            if command["task"] == "quality and reload":
+                answer["reloads"] = reload(model, batches[0]["input_ids"][:1])
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def quality(model, tokenizer) -> dict:
+    from course_utils.evaluation import perplexity
+
+    blocks = token_blocks(tokenizer, "evaluation", **EVALUATION)
+    score = perplexity(model, blocks)
+    return {
+        "parameters": model.num_parameters(),
+        "width": model.model.layers[0].mlp.down_proj.weight.shape[1],
+        "perplexity": score.perplexity,
+        "ci_low": score.ci_low,
+        "ci_high": score.ci_high,
+    }
+
+
+def reload(model, ids) -> str:
+    """Does the model come back as the library left it? If not, does it with the width in its configuration set?"""
+    if (answer := round_trip(model, ids)) == "yes":
+        return answer
+    model.config.intermediate_size = model.model.layers[0].mlp.down_proj.weight.shape[1]
+    return f"{answer}; {round_trip(model, ids)} with the width set by hand"
+
+
+@torch.no_grad()
+def round_trip(model, ids) -> str:
+    """Plain ``save_pretrained``, plain ``from_pretrained``, the same logits."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        try:
+            again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        except (RuntimeError, ValueError):
+            return "no"
+        return "yes" if torch.equal(again(ids).logits, model(ids).logits) else "with other logits"
+
+
+@contextlib.contextmanager
+def resident_growth() -> Iterator[dict]:
+    """How far the process's resident memory rose above its start, where the system (Linux) keeps that mark."""
+    growth: dict = {"resident_bytes": None}
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    except OSError:
+        yield growth
+        return
+    before = _status("VmRSS")
+    yield growth
+    growth["resident_bytes"] = _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+# The parent: gives the workers their turns, and writes down what they answer
+
+
+class Worker:
+    def __init__(self, library: str):
+        self.library = library
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--work"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+        )  # fmt: skip
+
+    def answer(self) -> dict | str:
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            sys.exit(f"The {self.library} process ended early:\n{self.log.read()[-3000:]}")
+        return json.loads(line)
+
+    def ask(self, **command) -> dict:
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def __enter__(self) -> Worker:
+        self.answer()  # "ready"
+        return self
+
+    def __exit__(self, *_error) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+        self.log.close()
+
+
+def measure() -> list[dict]:
+    results = [{"library": c.library, "criterion": c.criterion, "seconds": []} for c in CONTESTANTS]
+    numbers, bar = range(len(results)), tqdm(total=(ROUNDS + 1 + 1 + len(RATIOS)) * len(results))
+    with contextlib.ExitStack() as stack:
+        workers = {library: stack.enter_context(Worker(library)) for library in LIBRARIES}
+
+        def ask(number: int, ratio: float, task: str) -> dict:
+            answer = workers[CONTESTANTS[number].library].ask(contestant=number, ratio=ratio, task=task)
+            bar.update()
+            return answer
+
+        for turn in range(-1, ROUNDS):  # the first round warms up
+            for number in numbers[:: -1 if turn % 2 else 1]:
+                taken = ask(number, RATIOS[0], "time")["seconds"]
+                if turn >= 0:
+                    results[number]["seconds"].append(taken)
+        for number in numbers:
+            tasks = ["quality"] * (len(RATIOS) - 1) + ["quality and reload"]
+            results[number]["at"] = [ask(number, ratio, task) for ratio, task in zip(RATIOS, tasks, strict=True)]
+    for number in numbers:
+        with Worker(CONTESTANTS[number].library) as fresh:
+            results[number] |= fresh.ask(contestant=number, ratio=RATIOS[0], task="memory")
+        bar.update()
+    bar.close()
+    return results
+
+
+def blocks_with_equal_scores(model) -> int:
+    """In how many blocks optipfair's MAW and our peak-to-peak give bit for bit the same scores."""
+    from optipfair.pruning.mlp_glu import compute_neuron_pair_importance_maw
+
+    from course_utils.width import neuron_importance
+
+    return sum(
+        torch.equal(ours, compute_neuron_pair_importance_maw(block.mlp.gate_proj.weight, block.mlp.up_proj.weight))
+        for ours, block in zip(neuron_importance(model, "peak_to_peak"), model.model.layers, strict=True)
+    )
+
+
+def report(results: list[dict], base: dict, block_bytes: int, equal_scores: str) -> str:
+    def counterpart(result: dict) -> dict:
+        """Our own run with the same kind of score: the nearest one above."""
+        return next(r for r in reversed(results[: results.index(result) + 1]) if r["library"] == "course_utils")
+
+    def row(result: dict) -> list[str]:
+        mine = counterpart(result)
+        ratios = [a / b for a, b in zip(result["seconds"], mine["seconds"], strict=True)]
+        low, high = median_interval(ratios)
+        small, large = result["at"]
+        resident = result["resident_bytes"]
+        return [
+            f"{result['library']}: {result['criterion']}",
+            f"{median(result['seconds']):.3f}",
+            "1" if result is mine else f"{median(ratios):.1f} ({low:.1f}–{high:.1f})",
+            f"{result['peak_bytes'] / 2**20:.0f}",
+            f"{result['peak_bytes'] / block_bytes:.1f}",
+            "–" if resident is None else f"{resident / 2**20:.0f}",
+            f"{small['width']} / {large['width']}",
+            f"{small['perplexity']:,.1f} / {large['perplexity']:,.1f}",
+            large["reloads"],
+        ]
+
+    same = ", ".join(
+        f"{result['library']} {result['criterion']}"
+        for result in results
+        if result is not counterpart(result)
+        and all(
+            a["perplexity"] == b["perplexity"] for a, b in zip(result["at"], counterpart(result)["at"], strict=True)
+        )
+    )
+    header = [
+        "library: criterion", "seconds", "× ours (95 %)", "peak extra MiB", "in blocks", "resident extra MiB",
+        "width at 20 / 40 %", "perplexity at 20 / 40 %", "reloads",
+    ]  # fmt: skip
+    return f"""# Width pruning beside optipfair and Torch-Pruning
+
+Written by `python benchmarks/peers.py` on {today()}: {versions("optipfair", "torch-pruning", "torch", "transformers")}.
+Machine: {machine()}.
+
+Model: the embedded SmolLM2-135M in float32, {base["parameters"]:,} parameters, width {base["width"]}. Unpruned
+perplexity: {base["perplexity"]:.1f} ({base["ci_low"]:.1f}–{base["ci_high"]:.1f})
+on {EVALUATION["tokens"]:,} tokens of speeches that no score has seen. Criteria with data read {CALIBRATION["tokens"]:,} tokens of other speeches.
+
+{markdown_table(header, [row(result) for result in results])}
+
+How to read it:
+
+- **seconds**: scoring and cutting at 20 %, median of {ROUNDS} rounds in which the contestants took turns, one thread
+  each. Other programs ran on the machine, so trust **× ours**, not the seconds: the median ratio to our own criterion
+  of the same kind (the nearest one above) in the same round, with its interval.
+- **peak extra**: tensor memory above the loaded model at the worst moment at 20 %, counted exactly; **in blocks**
+  divides it by one block's weights ({block_bytes / 2**20:.1f} MiB). **resident extra**: how far the whole process grew,
+  Python objects and what the C library keeps back included.
+- **perplexity**: lower is better; the interval above says how little {EVALUATION["tokens"]:,} tokens can tell apart.
+  Compare each criterion with **random**, and see lesson 03 before choosing one.
+- **reloads**: the 40 % model as the library leaves it, `save_pretrained`, then plain `from_pretrained`, identical
+  logits. Torch-Pruning works on any torch module and knows nothing of Hugging Face configurations; setting the width
+  there is the caller's part.
+- optipfair's MAW and our peak-to-peak give the same scores, bit for bit, in {equal_scores} blocks; where neurons tie,
+  the two may keep different ones. Pruned to exactly our perplexity: {same or "none"}.
+- Torch-Pruning's score is the mean of a neuron's sums of |w|^p over gate, up *and* down; it rounds the width down, the
+  others round it up.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    if parser.parse_args().work:
+        return work()
+    torch.set_num_threads(1)
+    model, tokenizer = load_model("llama", device="cpu")
+    base = quality(model, tokenizer)
+    block_bytes = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
+    equal_scores = f"{blocks_with_equal_scores(model)} of {len(model.model.layers)}"
+    results = measure()
+    text = report(results, base, block_bytes, equal_scores)
+    write_results("peers", text, {"base": base, "results": results, "machine": machine()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""What a pruned model costs and buys: seconds, memory, FLOPs, bytes, and the speed-up that can be expected at most.
+
+Speeds are compared side by side in one run, never across runs or machines: the contestants take turns, and what is
+reported is the median ratio with an interval. FLOPs and bytes are counted from shapes, so for them a model on the
+"meta" device, built from a configuration alone, will do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import math
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from tqdm import tqdm
+from transformers import DynamicCache, PreTrainedModel
+
+from course_utils.architectures import describe
+from course_utils.reports import measure
+
+MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
+
+
+# Counting
+
+
+def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "every") -> float:
+    """Floating-point operations a token, averaged over one causal pass over ``context`` tokens.
+
+    Each weight of a matrix costs a multiplication and an addition; so does each number of each query with each key
+    and of each attention weight with each value, of which a causal pass has ``context / 2`` a token on average:
+    ``2 x weights + 2 x context x (heads x head size, summed over the attentions)``. Norms, activations and the
+    embedding look-up are left out. Sliding windows are counted as full attention.
+
+    Args:
+        context: tokens in the pass; 0 leaves the attention's own products out.
+        head: "every" applies the head to every token (as in training or scoring), "last" to the last one only
+            (as ``generate()`` does with a prompt).
+
+    Raises:
+        ValueError: another ``head``, or a negative context; with "last" a context below 1.
+    """
+    if head not in ("every", "last"):
+        raise ValueError(f"'head' must be 'every' or 'last'; got {head!r}.")
+    _check_whole("context", context, 1 if head == "last" else 0)
+    architecture = describe(model)
+    flops = measure(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions)
+    if head == "last":
+        flops -= 2 * architecture.head.weight.numel() * (1 - 1 / context)
+    return float(flops)
+
+
+def kv_bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes that each token adds to the key/value cache, in the model's own dtype."""
+    return model.dtype.itemsize * sum(a.key_value_width for a in describe(model).attentions)
+
+
+def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> int:
+    """Bytes that have to be read to generate one more token for each of ``batch_size`` texts of ``context`` tokens.
+
+    That is every weight once, a head tied to the embedding included, plus all keys and values in the cache. Of an
+    embedding that is only looked up (GPT-2's positions, an untied input embedding) single rows are read, so it
+    doesn't count; nor do the weights of a bypassed attention, which stay in memory but at rest. Sliding windows are
+    counted as full attention.
+
+    Raises:
+        ValueError: ``batch_size`` below 1, or ``context`` below 0.
+    """
+    _check_whole("batch_size", batch_size, 1)
+    _check_whole("context", context, 0)
+    architecture = describe(model)
+    head = architecture.head.weight
+    unread = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not head}
+    for attention in architecture.attentions:
+        if attention.skipped:
+            unread.update(w for part in (attention.module, *attention.norms) for w in part.parameters())
+    weights = measure(model).bytes - sum(w.numel() * w.element_size() for w in unread)
+    return weights + batch_size * context * kv_bytes_per_token(model)
+
+
+def decode_ceiling(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
+    """The most that ``after`` can generate faster than ``before`` where memory traffic is the limit.
+
+    Generating reads all weights and all of the cache for each token and does little with them, so the ceiling is the
+    ratio of the ``decode_bytes``. Large batches on a CPU may be limited by arithmetic instead, see ``measure_speed``.
+    """
+    sizes = {"batch_size": batch_size, "context": context}
+    return decode_bytes(before, **sizes) / decode_bytes(after, **sizes)
+
+
+def prefill_ceiling(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
+    """The most that ``after`` can read a prompt of ``context`` tokens faster than ``before`` where arithmetic limits.
+
+    A prompt's tokens share one reading of the weights, so the ceiling is the ratio of the FLOPs a token, with the
+    head at the last token only.
+    """
+    return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
+
+
+# Measuring
+
+
+def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 11, warmups: int = 1) -> pd.DataFrame:
+    """Time calls that take turns, so that a busy or slowing machine touches all of them alike.
+
+    Every other round runs in reverse order (A B C, C B A, …), which cancels a steady drift. The garbage collector
+    rests while the clock runs, and an accelerator has finished before it is read.
+
+    Args:
+        calls: name -> function without arguments; the first one is what the others are compared with.
+        rounds: timed runs of each; at least 6, the fewest that give a 95 % interval.
+        warmups: runs of each beforehand that don't count.
+
+    Returns:
+        One row a call: name; seconds (median); ratio, the median over rounds of its time divided by the first one's
+        in the same round (2 is twice as slow); ci_low and ci_high, an interval that covers that median at least
+        95 % of the time (order statistics, no assumption on the distribution).
+
+    Raises:
+        ValueError: nothing to time, or too few rounds.
+    """
+
+    def timed(call: Callable[[], object]) -> Callable[[], dict[str, float]]:
+        def lap() -> dict[str, float]:
+            with _stopwatch() as seconds:
+                call()
+            return {"call": seconds()}
+
+        return lap
+
+    samples = _take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=warmups)
+    laps = {name: [lap["call"] for lap in rows] for name, rows in samples.items()}
+    first = next(iter(laps.values()))
+    return pd.DataFrame(
+        {"name": name, "seconds": median(seconds)} | _summary("ratio", _ratios(seconds, first))
+        for name, seconds in laps.items()
+    )
+
+
+@torch.no_grad()
+def measure_speed(
+    models: Mapping[str, PreTrainedModel],
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    batch_size: int = 1,
+    rounds: int = 7,
+    warmups: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Tokens a second of reading a prompt (prefill) and of generating (decode), each beside its ceiling.
+
+    In each round every model reads the same random prompts and then generates exactly ``new_tokens`` tokens, one by
+    one from its cache, whatever they are: an end token doesn't stop it, so all models do the same number of steps.
+
+    Args:
+        models: name -> model in eval mode; the first one is what the others are compared with.
+        prompt_tokens, new_tokens, batch_size: sizes, at least 1.
+        rounds: timed runs of each, at least 6; the models take turns as in ``time_interleaved``.
+
+    Returns:
+        Two rows a model: model, phase ("prefill" or "decode"), tokens_per_second (median, of the whole batch),
+        speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and ceiling. Reality may be
+        limited by arithmetic, by memory traffic or by a mix of both, so the ceiling is the larger of the two ratios
+        (FLOPs; bytes, with the cache at its mean length). A speed-up clearly above it is a measuring mistake, one
+        far below it a finding: odd sizes, or time spent on something other than the weights.
+
+    Raises:
+        ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds.
+    """
+    for what, value in {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}.items():
+        _check_whole(what, value, 1)
+    for name, model in models.items():
+        if model.training:
+            raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")
+        positions = getattr(model.config, "max_position_embeddings", math.inf)
+        if prompt_tokens + new_tokens > positions:
+            raise ValueError(
+                f"prompt_tokens + new_tokens is {prompt_tokens + new_tokens}, but model {name!r} has {positions} "
+                "positions; ask for fewer."
+            )
+    vocab_size = min((describe(model).vocab_size for model in models.values()), default=1)
+    prompt = torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(seed))
+
+    def both_phases(model: PreTrainedModel) -> Callable[[], dict[str, float]]:
+        ids = prompt.to(model.device)
+        return lambda: _generate(model, ids, new_tokens)
+
+    samples = _take_turns({n: both_phases(m) for n, m in models.items()}, rounds=rounds, warmups=warmups)
+    first, rows = next(iter(models)), []
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
+    for name, model in models.items():
+        ceilings = _ceilings(models[first], model, **sizes)
+        for phase, tokens in {"prefill": prompt_tokens, "decode": new_tokens}.items():
+            seconds = [lap[phase] for lap in samples[name]]
+            ratios = _ratios([lap[phase] for lap in samples[first]], seconds)
+            rows.append(
+                {"model": name, "phase": phase, "tokens_per_second": batch_size * tokens / median(seconds)}
+                | _summary("speedup", ratios)
+                | {"ceiling": ceilings[phase]}
+            )
+    return pd.DataFrame(rows)
+
+
+def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
+    """Bytes of tensor memory that ``call`` needs at its worst moment, above what was in use at its start.
+
+    On a CPU every tensor that torch makes is noted when it comes and when it goes: exact, and the same number every
+    time. (The process's resident memory depends on what the allocator keeps back, on libraries and on the moments of
+    sampling; torch's profiler misses the freeing of what was there before.) Older memory that is freed makes room,
+    if ``call`` used it: replacing tensors one by one by others of the same size costs one tensor. Not seen are
+    Python objects and scratch buffers inside a single operation, a sort's for example. On a GPU torch's allocator
+    keeps the count, scratch buffers included.
+
+    Args:
+        call: a function without arguments, run once; on a CPU slower than usual.
+        device: whose memory to look at, "cpu" or a CUDA device.
+
+    Raises:
+        ValueError: another device.
+    """
+    device = torch.device(device)
+    gc.collect()
+    if device.type == "cpu":
+        with _Ledger() as ledger:
+            call()
+        return ledger.peak
+    if device.type != "cuda":
+        raise ValueError(f"Memory can be measured on 'cpu' and 'cuda'; got {str(device)!r}.")
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    start = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - start
+
+
+def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
+    """The narrowest pair of order statistics that encloses the median with at least this confidence.
+
+    The number of independent samples below the true median is binomial with p = 1/2, whatever the distribution.
+
+    Raises:
+        ValueError: too few samples for the confidence; 95 % takes at least 6.
+    """
+    ordered, n = sorted(samples), len(samples)
+    tail, below = 0.0, 0
+    while below < n:
+        tail += math.comb(n, below) / 2**n
+        if 2 * tail > 1 - confidence:
+            break
+        below += 1
+    if below == 0:
+        raise ValueError(f"{n} samples are too few for a {confidence:.0%} interval of the median.")
+    return ordered[below - 1], ordered[n - below]
+
+
+def _take_turns(
+    laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: int, warmups: int
+) -> dict[str, list[dict[str, float]]]:
+    """Run every lap once a round, every other round in reverse order; name -> what its laps measured."""
+    if not laps:
+        raise ValueError("Nothing to measure: give at least one named contestant.")
+    _check_whole("rounds", rounds, MIN_ROUNDS)
+    _check_whole("warmups", warmups, 0)
+    samples: dict[str, list[dict[str, float]]] = {name: [] for name in laps}
+    gc.collect()
+    for turn in tqdm(range(-warmups, rounds), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
+        for name in list(laps)[:: -1 if turn % 2 else 1]:
+            with _resting_garbage_collector():
+                measured = laps[name]()
+            if turn >= 0:
+                samples[name].append(measured)
+    return samples
+
+
+def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> dict[str, float]:
+    """Read the prompts [batch, length], then generate greedily from the cache; seconds by phase."""
+    cached = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
+
+    def next_token(ids: Tensor) -> Tensor:
+        return model(input_ids=ids, logits_to_keep=1, **cached).logits[:, -1:].argmax(dim=-1)
+
+    with _stopwatch() as prefill:
+        token = next_token(ids)
+    with _stopwatch() as decode:
+        for _ in range(new_tokens):
+            token = next_token(token)
+    return {"prefill": prefill(), "decode": decode()}
+
+
+def _ceilings(
+    before: PreTrainedModel, after: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch_size: int
+) -> dict[str, float]:
+    """The larger of the FLOPs' and the bytes' ratio, by phase."""
+    context = prompt_tokens + new_tokens // 2
+    # A new token meets the whole cache, twice what a causal pass meets on average: hence 2 x context.
+    arithmetic = flops_per_token(before, 2 * context) / flops_per_token(after, 2 * context)
+    return {
+        "prefill": max(prefill_ceiling(before, after, context=prompt_tokens), decode_ceiling(before, after)),
+        "decode": max(decode_ceiling(before, after, batch_size=batch_size, context=context), arithmetic),
+    }
+
+
+@contextlib.contextmanager
+def _stopwatch() -> Iterator[Callable[[], float]]:
+    """``with _stopwatch() as seconds: …``; afterwards ``seconds()`` tells how long that took."""
+    marks: list[float] = []
+    _finish_device_work()
+    marks.append(time.perf_counter())
+    yield lambda: marks[1] - marks[0]
+    _finish_device_work()
+    marks.append(time.perf_counter())
+
+
+@contextlib.contextmanager
+def _resting_garbage_collector() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _finish_device_work() -> None:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+class _Ledger(TorchDispatchMode):
+    """Notes each CPU storage that an operation meets, and its end; ``peak`` is the most in use above the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._in_use = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self._note((args, kwargs), new=False)
+        result = function(*args, **kwargs)
+        self._note(result, new=True)
+        self.peak = max(self.peak, self._in_use)
+        return result
+
+    def _note(self, values: object, *, new: bool) -> None:
+        for tensor in tree_iter(values):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self._alive:
+                    self._alive[key] = weakref.ref(storage, functools.partial(self._freed, key, size))
+                    self._in_use += size if new else 0
+
+    def _freed(self, key: int, size: int, _reference: weakref.ref) -> None:
+        del self._alive[key]
+        self._in_use -= size
+
+
+def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def _summary(what: str, samples: Sequence[float]) -> dict[str, float]:
+    low, high = median_interval(samples)
+    return {what: median(samples), "ci_low": low, "ci_high": high}
+
+
+def _check_whole(what: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"'{what}' must be a whole number of at least {least}; got {value!r}.")

@@ -1,0 +1,310 @@
+"""Counts are checked against torch's own counters and real caches, clocks against one that the test winds."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel
+
+from course_utils import benchmarking
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention
+from course_utils.benchmarking import (
+    decode_bytes,
+    decode_ceiling,
+    flops_per_token,
+    kv_bytes_per_token,
+    measure_speed,
+    median_interval,
+    peak_memory,
+    prefill_ceiling,
+    time_interleaved,
+)
+from course_utils.width import kept_width, neuron_importance, prune_neurons
+
+# Counting
+
+
+@pytest.mark.parametrize("head", ["every", "last"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_agree_with_torchs_counter(family, head):
+    model, tokens = tiny_model(family), 6
+    model.set_attn_implementation("eager")  # the counter doesn't see into the CPU's fused attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ids = torch.arange(3, 3 + tokens)[None]
+        model(input_ids=ids, use_cache=False, logits_to_keep=0 if head == "every" else 1)
+    # Eager attention computes the full square of queries and keys; a causal pass needs half of it.
+    other_half = 2 * tokens * sum(a.query_width for a in describe(model).attentions)
+    assert counter.get_total_flops() == pytest.approx(tokens * (flops_per_token(model, tokens, head=head) + other_half))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kv_bytes_agree_with_a_real_cache(family, dtype):
+    model, tokens = tiny_model(family, dtype=dtype), 6
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.arange(3, 3 + tokens)[None], use_cache=True, **{describe(model).cache_keyword: cache})
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert held == tokens * kv_bytes_per_token(model)
+
+
+def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
+    tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
+    assert decode_bytes(tied) == decode_bytes(untied) == 4 * tied.num_parameters()
+    gpt2 = tiny_model("gpt2")
+    assert decode_bytes(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
+    assert decode_bytes(gpt2, batch_size=3, context=10) == decode_bytes(gpt2) + 30 * kv_bytes_per_token(gpt2)
+
+
+def on_meta(config) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def smollm2(*, blocks: int = 30, glu_ratio: float = 0.0) -> PreTrainedModel:
+    return on_meta(
+        LlamaConfig(
+            hidden_size=576, intermediate_size=kept_width(1536, glu_ratio), num_hidden_layers=blocks,
+            num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def llama_1b(*, glu_ratio: float = 0.0) -> PreTrainedModel:
+    return on_meta(
+        LlamaConfig(
+            hidden_size=2048, intermediate_size=kept_width(8192, glu_ratio), num_hidden_layers=16,
+            num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def test_the_models_are_the_published_ones():
+    assert smollm2().num_parameters() == 134_515_008
+    assert llama_1b().num_parameters() == 1_235_814_400
+
+
+@pytest.mark.parametrize(
+    ("build", "cut", "decode", "decode_long", "prefill"),
+    [
+        (smollm2, {"glu_ratio": 0.2}, 1.134, 1.010, 1.127),
+        (smollm2, {"glu_ratio": 0.4}, 1.310, 1.020, 1.290),
+        (smollm2, {"blocks": 27}, 1.086, 1.109, 1.111),
+        (smollm2, {"blocks": 24}, 1.188, 1.245, 1.250),
+        (llama_1b, {"glu_ratio": 0.2}, 1.150, 1.050, 1.183),
+        (llama_1b, {"glu_ratio": 0.4}, 1.353, 1.105, 1.448),  # 1.449 without the head at the last token
+    ],
+)
+def test_ceilings_from_configurations_alone(build, cut, decode, decode_long, prefill):
+    before, after = build(), build(**cut)
+    assert decode_ceiling(before, after) == pytest.approx(decode, abs=6e-4)
+    assert decode_ceiling(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
+    assert prefill_ceiling(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize(
+    ("count", "decode", "decode_long", "prefill"), [(4, 1.027, 1.142, 1.062), (8, 1.056, 1.332, 1.132)]
+)
+def test_ceilings_of_bypassed_and_removed_attentions(count, decode, decode_long, prefill, remove):
+    before, after = smollm2(), smollm2()
+    bypass_attention(after, range(count), remove=remove)
+    assert decode_ceiling(before, after) == pytest.approx(decode, abs=6e-4)
+    assert decode_ceiling(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
+    assert prefill_ceiling(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
+
+
+def test_ceiling_of_distilgpt2():
+    def distilgpt2(width):
+        return on_meta(GPT2Config(n_layer=6, n_inner=width))
+
+    before, after = distilgpt2(3072), distilgpt2(kept_width(3072, 0.2))
+    assert (before.num_parameters(), after.num_parameters()) == (81_912_576, 76_250_268)
+    assert decode_ceiling(before, after) == pytest.approx(1.075, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: flops_per_token(m, -1),
+        lambda m: flops_per_token(m, 0, head="last"),
+        lambda m: flops_per_token(m, 8, head="first"),
+        lambda m: decode_bytes(m, batch_size=0),
+        lambda m: decode_bytes(m, context=-1),
+        lambda m: prefill_ceiling(m, m, context=0),
+    ],
+)
+def test_counting_refuses_impossible_sizes(call):
+    with pytest.raises(ValueError, match="must be"):
+        call(tiny_model())
+
+
+# Measuring
+
+
+class Clock:
+    """Stands in for ``time``: each named job moves it by its own number of seconds."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.log = 0.0, []
+        monkeypatch.setattr(benchmarking, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def job(self, name, seconds):
+        def run():
+            self.log.append(name)
+            self.now += seconds(self.now) if callable(seconds) else seconds
+
+        return run
+
+
+def test_contestants_take_turns_and_warm_ups_do_not_count(monkeypatch):
+    clock, cold = Clock(monkeypatch), iter([100.0])
+    jobs = {"a": clock.job("a", 2), "b": clock.job("b", lambda _: next(cold, 3)), "c": clock.job("c", 1)}
+    table = time_interleaved(jobs, rounds=6, warmups=1)
+    assert "".join(clock.log) == "cba" + "abccba" * 3
+    assert table.name.tolist() == ["a", "b", "c"]
+    assert table.seconds.tolist() == [2, 3, 1]
+    assert table.ratio.tolist() == table.ci_low.tolist() == table.ci_high.tolist() == [1, 1.5, 0.5]
+
+
+def test_a_machine_that_slows_down_does_not_favour_the_first(monkeypatch):
+    clock = Clock(monkeypatch)
+    slowing = {name: clock.job(name, lambda now: 1 + now / 100) for name in "ab"}
+    table = time_interleaved(slowing, rounds=20, warmups=0)
+    assert table.ratio[1] == pytest.approx(1, abs=1e-3)
+
+
+def test_the_interval_is_the_exact_binomial_one():
+    assert median_interval([6, 1, 5, 2, 4, 3]) == (1, 6)  # misses in 2 of 64 cases
+    assert median_interval(range(1, 12)) == (2, 10)  # 2 x 12 in 2048; one further in, 2 x 67, would be 6.5 %
+    with pytest.raises(ValueError, match="5 samples are too few"):
+        median_interval(range(5))
+
+
+def test_every_model_generates_the_asked_number_of_tokens_from_its_cache():
+    model, seen = tiny_model(), []
+    model.generation_config.eos_token_id = list(range(97))  # any token ends a text, if anyone looks
+    model.register_forward_pre_hook(
+        lambda _m, _args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    measure_speed({"m": model}, prompt_tokens=5, new_tokens=3, batch_size=2, rounds=6, warmups=1)
+    assert seen == [(2, 5), (2, 1), (2, 1), (2, 1)] * 7
+
+
+def test_a_model_with_bypassed_attentions_can_be_timed():
+    model = tiny_model()
+    bypass_attention(model, [0, 2])
+    table = measure_speed({"base": tiny_model(), "bypassed": model}, prompt_tokens=8, new_tokens=2, rounds=6)
+    assert (table.ceiling[2:] > 1).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generating_is_greedy_decoding(family):
+    model, ids = tiny_model(family), torch.arange(3, 9)[None]
+    fed = []
+    hook = model.register_forward_pre_hook(lambda _m, _args, kwargs: fed.append(kwargs["input_ids"]), with_kwargs=True)
+    with torch.no_grad():
+        benchmarking._generate(model, ids, 12)
+    hook.remove()
+    expected = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        min_new_tokens=12,
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    assert torch.equal(torch.cat(fed, dim=1), expected)
+
+
+def test_speed_table_has_speedups_beside_ceilings():
+    base, pruned = tiny_model(), tiny_model()
+    prune_neurons(pruned, neuron_importance(pruned, "l1"), ratio=0.5)
+    table = measure_speed({"base": base, "pruned": pruned}, prompt_tokens=8, new_tokens=2, rounds=6)
+    assert table[["model", "phase"]].values.tolist() == [
+        ["base", "prefill"], ["base", "decode"], ["pruned", "prefill"], ["pruned", "decode"],
+    ]  # fmt: skip
+    assert table.speedup[:2].tolist() == table.ceiling[:2].tolist() == [1, 1]
+    assert (table.ci_low <= table.speedup).all() and (table.speedup <= table.ci_high).all()
+    assert (table.tokens_per_second > 0).all()
+    # Arithmetic is the larger of the two here: with 9 tokens in the cache, a new one meets them all.
+    attention, weights = 4 * 9 * 3 * 32, {m: flops_per_token(m) for m in (base, pruned)}
+    assert table.ceiling[3] == pytest.approx(
+        max((weights[base] + attention) / (weights[pruned] + attention), decode_ceiling(base, pruned, context=9))
+    )
+    assert table.ceiling[2] == max(prefill_ceiling(base, pruned, context=8), decode_ceiling(base, pruned))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompt_tokens": 0}, "'prompt_tokens' must be a whole number of at least 1; got 0"),
+        ({"new_tokens": 1.5}, "'new_tokens' must be"),
+        ({"batch_size": True}, "'batch_size' must be"),
+        ({"rounds": 5}, "'rounds' must be a whole number of at least 6"),
+        ({"warmups": -1}, "'warmups' must be"),
+        ({"prompt_tokens": 60, "new_tokens": 5}, "'m' has 64 positions"),
+    ],
+)
+def test_speed_refuses_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        measure_speed({"m": tiny_model()}, **{"prompt_tokens": 4, "new_tokens": 2, **settings})
+
+
+def test_speed_refuses_a_model_in_training_mode_and_no_model():
+    with pytest.raises(ValueError, match=r"call \.eval\(\)"):
+        measure_speed({"m": tiny_model().train()})
+    with pytest.raises(ValueError, match="Nothing to measure"):
+        measure_speed({})
+    with pytest.raises(ValueError, match="Nothing to measure"):
+        time_interleaved({})
+
+
+MEGABYTE = torch.zeros(250_000)
+
+
+def test_peak_memory_is_exact_and_repeats():
+    def call():
+        first = MEGABYTE + 1
+        second = first * 2  # two at a time
+        del first
+        third = second[:100]  # a view is free
+        return third + second[:100].double()  # 400 and 800 bytes, then 800 for the sum
+
+    assert peak_memory(call) == peak_memory(call) == 2_000_000
+
+
+def test_peak_memory_sees_what_autograd_keeps():
+    def chain(requires_grad):
+        value = MEGABYTE.clone().requires_grad_(requires_grad)
+        for _ in range(5):
+            value = value.sin()
+
+    assert peak_memory(lambda: chain(False)) == 2_000_000
+    assert peak_memory(lambda: chain(True)) == 6_000_000
+
+
+def test_memory_that_is_given_back_makes_room():
+    tensors = [MEGABYTE.clone() for _ in range(5)]
+
+    def replace():
+        for i in range(5):
+            tensors[i] = tensors[i] * 2
+
+    assert peak_memory(replace) == 1_000_000
+
+
+def test_pruning_needs_one_blocks_memory():
+    model = tiny_model()
+    one_block = describe(model).mlps[0].width * 3 * 32 * 4
+    assert peak_memory(lambda: prune_neurons(model, neuron_importance(model, "l2"), ratio=0.25)) <= one_block
+
+
+def test_peak_memory_refuses_unknown_devices():
+    with pytest.raises(ValueError, match="'cpu' and 'cuda'; got 'meta'"):
+        peak_memory(lambda: None, device="meta")
