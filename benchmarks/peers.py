@@ -312,7 +312,8 @@ Machine: {machine()}.
 
 Model: the embedded SmolLM2-135M in float32, {base["parameters"]:,} parameters, width {base["width"]}. Unpruned
 perplexity: {base["perplexity"]:.1f} ({base["ci_low"]:.1f}–{base["ci_high"]:.1f})
-on {EVALUATION["tokens"]:,} tokens of speeches that no score has seen. Criteria with data read {CALIBRATION["tokens"]:,} tokens of other speeches.
+on {EVALUATION["tokens"]:,} tokens of speeches that no score has seen. Criteria with data read
+{CALIBRATION["tokens"]:,} tokens of other speeches.
 
 {markdown_table(header, [row(result) for result in results])}
 

@@ -46,7 +46,8 @@ def test_cache_says_what_is_missing(tmp_path, monkeypatch):
     for name in environment.LESSON_ASSETS:
         folder = assets.cache_dir() / "assets" / f"{name}-{assets.ASSETS[name].version}"
         folder.mkdir(parents=True)
-        (folder / assets.MARKER).write_text("{}")
+        marker = {"identity": assets.ASSETS[name].identity, "files": {}}
+        (folder / assets.MARKER).write_text(json.dumps(marker))
     assert environment._cache().level == OK and environment.missing_assets() == []
 
 

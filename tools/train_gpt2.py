@@ -120,8 +120,11 @@ def main() -> None:
         loss_mean = loss.item() if loss_mean is None else 0.98 * loss_mean + 0.02 * loss.item()
         if step % 50 == 0:
             seconds = time.monotonic() - began
-            print(f"step {step}/{args.steps}  loss {loss_mean:.3f}  {step * rows.shape[1] * BATCH / seconds:,.0f} tokens/s  "
-                  f"{seconds * (args.steps / step - 1) / 60:.0f} min left", flush=True)  # fmt: skip
+            speed, left = step * BATCH * LENGTH / seconds, seconds * (args.steps / step - 1) / 60
+            print(
+                f"step {step}/{args.steps}  loss {loss_mean:.3f}  {speed:,.0f} tokens/s  {left:.0f} min left",
+                flush=True,
+            )
         if step % 200 == 0 or step == args.steps:
             state = {
                 "model": model.state_dict(),
@@ -132,10 +135,8 @@ def main() -> None:
             torch.save(state, checkpoint.with_suffix(".tmp"))
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
         if step % 500 == 0:
-            print(
-                f"step {step}: held-out bits/byte {bits_per_byte(model, tokenizer, held_out[:3])[0]:.3f} (first 3 speeches)",
-                flush=True,
-            )
+            score, _ = bits_per_byte(model, tokenizer, held_out[:3])
+            print(f"step {step}: held-out bits/byte {score:.3f} (first 3 speeches)", flush=True)
 
     model = model.half().float()  # what is shipped is what is scored
     score, size = bits_per_byte(model, tokenizer, held_out)
