@@ -293,6 +293,7 @@ def report(results: list[dict], base: dict, block_bytes: int, equal_scores: str)
             large["reloads"],
         ]
 
+    unpruned = f"{base['perplexity']:.1f} ({base['ci_low']:.1f}–{base['ci_high']:.1f})"
     same = ", ".join(
         f"{result['library']} {result['criterion']}"
         for result in results
@@ -310,10 +311,9 @@ def report(results: list[dict], base: dict, block_bytes: int, equal_scores: str)
 Written by `python benchmarks/peers.py` on {today()}: {versions("optipfair", "torch-pruning", "torch", "transformers")}.
 Machine: {machine()}.
 
-Model: the embedded SmolLM2-135M in float32, {base["parameters"]:,} parameters, width {base["width"]}. Unpruned
-perplexity: {base["perplexity"]:.1f} ({base["ci_low"]:.1f}–{base["ci_high"]:.1f})
-on {EVALUATION["tokens"]:,} tokens of speeches that no score has seen. Criteria with data read
-{CALIBRATION["tokens"]:,} tokens of other speeches.
+Model: the embedded SmolLM2-135M in float32, {base["parameters"]:,} parameters, width {base["width"]}; perplexity before
+pruning {unpruned}, on {EVALUATION["tokens"]:,} tokens of speeches that no score has seen. Criteria
+with data read {CALIBRATION["tokens"]:,} tokens of other speeches.
 
 {markdown_table(header, [row(result) for result in results])}
 
@@ -349,7 +349,7 @@ def main() -> None:
     equal_scores = f"{blocks_with_equal_scores(model)} of {len(model.model.layers)}"
     results = measure()
     text = report(results, base, block_bytes, equal_scores)
-    write_results("peers", text, {"base": base, "results": results, "machine": machine()})
+    write_results("peers", text, {"machine": machine(), "equal_scores": equal_scores, "base": base, "results": results})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The environment check: what it finds, and that each problem comes with a remedy."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
