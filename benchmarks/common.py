@@ -28,7 +28,7 @@ def machine() -> str:
     load = f", load average {os.getloadavg()[0]:.1f} when the run ended" if hasattr(os, "getloadavg") else ""
     return (
         f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {_processor()}, "
-        f"{platform.system()}; torch on {torch.get_num_threads()} thread{load}"
+        f"{platform.system()}; torch threads: {torch.get_num_threads()}{load}"
     )
 
 

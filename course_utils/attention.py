@@ -11,7 +11,7 @@ from types import MethodType
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, check_blocks, describe, evaluating

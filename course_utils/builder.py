@@ -260,8 +260,12 @@ def to_text(notebook: NotebookNode) -> str:
 
 
 def write_text(path: Path, text: str) -> bool:
-    """Write `text` atomically unless the file says so already; return whether it changed."""
-    data = text.encode("utf-8")
+    """`write_bytes` of UTF-8."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> bool:
+    """Write `data` atomically unless the file holds it already; return whether it changed."""
     if path.exists() and path.read_bytes() == data:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)

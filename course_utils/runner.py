@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import html
 import json
 import os
@@ -114,9 +115,16 @@ def execute(
 
 
 def write_page(notebook: NotebookNode, name: str, folder: Path) -> None:
-    """Write the executed notebook as `name`.ipynb and as a web page `name`.html that needs no Jupyter."""
+    """Write the executed notebook as `name`.ipynb and as a web page `name`.html that needs no Jupyter.
+
+    The page leaves out what cells wrote to standard error: spent progress bars and libraries' warnings.
+    """
     write_text(folder / f"{name}.ipynb", to_text(notebook))
-    page, _ = HTMLExporter(template_name="lab").from_notebook_node(notebook, {"metadata": {"name": name}})
+    shown = copy.deepcopy(notebook)
+    for cell in shown.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    page, _ = HTMLExporter(template_name="lab").from_notebook_node(shown, {"metadata": {"name": name}})
     write_text(folder / f"{name}.html", page)
 
 

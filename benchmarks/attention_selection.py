@@ -1,0 +1,130 @@
+"""Iterative attention selection beside a naive re-run: same answer, how much of the time, how much memory.
+
+    python benchmarks/attention_selection.py
+
+Runs on the embedded SmolLM2-135M. Writes attention_selection.md and attention_selection.json beside this file.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import machine, markdown_table, seconds, today, versions, write_results
+from torch.nn.functional import cosine_similarity
+
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention, select_attention_layers
+from course_utils.benchmarking import peak_memory
+from course_utils.influence import entering, leaving
+from course_utils.models import load_model
+from course_utils.session import fast_dtype
+from course_utils.texts import token_blocks
+
+COUNT = 8
+TOKENS, LENGTH, BATCH = 256, 128, 2
+BAR = 0.4
+NAIVE, OURS = "naive: the whole model with its head, every time", "select_attention_layers"
+
+
+@torch.no_grad()
+def naive_scores(model, batches) -> torch.Tensor:
+    """Every attention's importance from a whole forward pass, head included; no padding in these batches."""
+    architecture, entered = describe(model), {}
+    sums, tokens = torch.zeros(architecture.num_blocks, dtype=torch.float64), 0
+
+    def enter(number):
+        return lambda _module, args, kwargs: entered.__setitem__(number, entering(args, kwargs))
+
+    def leave(number):
+        def hook(_module, _args, output):
+            x = entered[number]
+            cosines = cosine_similarity(x.float(), (x + leaving(output)).float(), dim=-1)
+            sums[number] += (1 - cosines).double().sum()
+
+        return hook
+
+    hooks = [b.register_forward_pre_hook(enter(i), with_kwargs=True) for i, b in enumerate(architecture.blocks)]
+    hooks += [a.contribution.register_forward_hook(leave(i)) for i, a in enumerate(architecture.attentions)]
+    for batch in batches:
+        model(**batch, use_cache=False)
+        tokens += batch["input_ids"].numel()
+    for hook in hooks:
+        hook.remove()
+    return sums / tokens
+
+
+def naive_selection(model, batches) -> list[int]:
+    chosen: list[int] = []
+    for _ in range(COUNT):
+        bypass_attention(model, chosen)
+        scores = naive_scores(model, batches)
+        scores[chosen] = torch.inf
+        chosen.append(int(scores.argmin()))
+    bypass_attention(model, [])
+    return chosen
+
+
+def compare(model, batches) -> list[dict]:
+    """Both ways in one run, naive first and last, so that a drift of the machine is seen and averaged out."""
+    answers: dict[str, list[int]] = {}
+    ways = {
+        NAIVE: lambda: naive_selection(model, batches),
+        OURS: lambda: select_attention_layers(model, batches, count=COUNT),
+    }
+
+    def timed(name: str) -> float:
+        def call() -> None:
+            answers[name] = ways[name]()
+
+        return seconds(call)
+
+    naive_scores(model, batches)  # warm-up
+    laps: dict[str, list[float]] = {NAIVE: [], OURS: []}
+    for name in (NAIVE, OURS, OURS, NAIVE):
+        laps[name].append(timed(name))
+    memory = {name: peak_memory(call) for name, call in ways.items()}
+    return [{"name": name, "seconds": laps[name], "answer": answers[name], "peak_bytes": memory[name]} for name in ways]
+
+
+def report(rows: list[dict], dtype: str) -> str:
+    naive, ours = rows
+    ratio = sum(ours["seconds"]) / sum(naive["seconds"])
+    each = [b / a for a, b in zip(naive["seconds"], ours["seconds"], strict=True)]
+    same = "the same answer" if naive["answer"] == ours["answer"] else "ANOTHER ANSWER"
+    table = [
+        [
+            row["name"],
+            ", ".join(f"{value:.2f}" for value in row["seconds"]),
+            f"{sum(row['seconds']) / sum(naive['seconds']):.2f}",
+            f"{row['peak_bytes'] / 2**20:.0f}",
+            " ".join(map(str, row["answer"])),
+        ]
+        for row in rows
+    ]
+    return f"""# What iterative attention selection costs
+
+Written by `python benchmarks/attention_selection.py` on {today()}: {versions("torch", "transformers")}.
+Machine: {machine()}. Model: the embedded SmolLM2-135M in {dtype}; {COUNT} attentions chosen on {TOKENS} tokens.
+
+{markdown_table(["way", "seconds (two runs)", "× naive", "peak extra MiB", "chosen, least important first"], table)}
+
+Verdict: {same}, {ratio:.2f} of the naive time ({min(each):.2f} and {max(each):.2f} in the two pairs); the bar is {BAR}:
+{"met" if ratio <= BAR and same == "the same answer" else "NOT met"}.
+
+The naive way runs everything again after each removal: all blocks and the head. `select_attention_layers` leaves the
+head out, runs only blocks from the last change upwards, and keeps the states that enter the blocks. Those states are
+its extra memory; `memory_budget` limits them. The order of the runs was naive, ours, ours, naive. Extra memory is
+tensor memory above the loaded model, counted exactly.
+"""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    model, tokenizer = load_model("llama", device="cpu", dtype=fast_dtype(torch.device("cpu")))
+    batches = token_blocks(tokenizer, "calibration", tokens=TOKENS, length=LENGTH).batches(BATCH)
+    rows = compare(model, batches)
+    dtype = str(model.dtype).removeprefix("torch.")
+    write_results("attention_selection", report(rows, dtype), {"rows": rows, "dtype": dtype, "machine": machine()})
+
+
+if __name__ == "__main__":
+    main()
