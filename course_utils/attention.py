@@ -189,7 +189,8 @@ class _Replay:
                 self._states[number][block] = incoming
 
         def add(block: int, _module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-            meters[block].add(incoming, incoming + leaving(output), self._batches[number].real)
+            states = incoming.float()  # a sum in 16 bits would round away small contributions
+            meters[block].add(states, states + leaving(output).float(), self._batches[number].real)
 
         blocks, attentions = self._architecture.blocks, self._architecture.attentions
         hooks = [blocks[i].register_forward_pre_hook(partial(enter, i), with_kwargs=True) for i in meters]

@@ -1,0 +1,169 @@
+"""Checks of lesson 01, width pruning with the L1 norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import gelu, linear
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
+
+from course_utils.exercises import exercise, require
+from course_utils.width import kept_width
+
+#: name -> (how it is stored, the axis that counts neurons).
+_AXES = {
+    "GPT-2 c_fc.weight": ("a Conv1D stores [in, out], and c_fc leads into the neurons", 1),
+    "GPT-2 c_fc.bias": ("it has one number for each output of c_fc", 0),
+    "GPT-2 c_proj.weight": ("a Conv1D stores [in, out], and c_proj leads out of the neurons", 0),
+    "GPT-2 c_proj.bias": ("it has one number for each output of c_proj, and those aren't neurons", "none"),
+    "OPT fc1.weight": ("an nn.Linear stores [out, in], and fc1 leads into the neurons", 0),
+    "OPT fc2.weight": ("an nn.Linear stores [out, in], and fc2 leads out of the neurons", 1),
+}
+
+
+@exercise(1, task="Give 0, 1 or 'none' for each of the six tensors.", proved="You know where the neurons are.")
+def check_axes(axes):
+    require(set(axes) == set(_AXES), f"Keep the six names as they are: {', '.join(_AXES)}.")
+    wrong = [name for name, (_, axis) in _AXES.items() if axes[name] != axis]
+    require(not wrong, f"{len(wrong)} of 6 to go. Think again about {wrong[0]}: {_AXES[wrong[0]][0]}." if wrong else "")
+
+
+@exercise(
+    2,
+    task="Return one L1 norm for each neuron of the layer.",
+    proved="Magnitudes are summed over each neuron's inputs, whichever way the class stores them.",
+)
+def check_l1_scores(attempt):
+    weight = torch.tensor([[1.0, -2.0, 0.0], [-3.0, 0.0, 1.0], [2.0, 2.0, 2.0], [0.5, 0.0, 0.0]])  # [neurons, inputs]
+    _check_scores(attempt(_linear(weight, torch.ones(4))), weight, "nn.Linear stores [out, in]")
+    _check_scores(attempt(_conv1d(weight, torch.ones(4))), weight, "Conv1D stores [in, out]")
+    square = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
+    for layer, stored in (_linear(square, torch.zeros(2)), "nn.Linear"), (_conv1d(square, torch.zeros(2)), "Conv1D"):
+        require(
+            attempt(layer).tolist() == [3.0, 4.0],
+            f"Right for an oblong matrix, wrong for a square {stored}: ask for the layer's class, not for its shape.",
+        )
+
+
+def _check_scores(scores: torch.Tensor, weight: torch.Tensor, stored: str) -> None:
+    neurons, inputs = weight.shape
+    shape = list(scores.shape)
+    require(shape != [inputs], f"You summed over the neurons instead of the inputs: {stored}.")
+    require(shape == [neurons], f"One score for each of {neurons} neurons is a shape [{neurons}]; yours is {shape}.")
+    scores = scores.detach().float()
+    for mistake, wrong in {
+        "Take magnitudes before you sum; signs cancel.": weight.sum(1),
+        "Take magnitudes before you sum, not after: signs have cancelled by then.": weight.sum(1).abs(),
+        "This is the mean; the norm is the sum.": weight.abs().mean(1),
+        "This is the L2 norm; L1 is the sum of magnitudes.": weight.norm(dim=1),
+        "The bias doesn't belong to the norm of the weights.": weight.abs().sum(1) + 1,
+    }.items():
+        require(not torch.allclose(scores, wrong), mistake)
+    require(torch.allclose(scores, weight.abs().sum(1)), "Right shape, wrong numbers: add up the absolute weights.")
+
+
+@exercise(
+    3,
+    task="Return the four tensors of the smaller MLP.",
+    proved="The small MLP gives what the large one gives with the other neurons silenced.",
+)
+def check_slice_mlp(attempt):
+    hidden, width, keep = 3, 6, torch.tensor([4, 0, 3])
+    generator = torch.Generator().manual_seed(0)
+    fc_weight, fc_bias, proj_weight, proj_bias = (
+        torch.randn(shape, generator=generator) for shape in ((width, hidden), (width,), (hidden, width), (hidden,))
+    )
+    fc, proj = _linear(fc_weight.clone(), fc_bias.clone()), _linear(proj_weight.clone(), proj_bias.clone())
+    sliced = attempt(fc, proj, keep)
+    require(
+        isinstance(sliced, tuple | list) and len(sliced) == 4,
+        "Return four tensors: fc.weight, fc.bias, proj.weight, proj.bias.",
+    )
+    for name, tensor, shape, hint in zip(
+        ("fc.weight", "fc.bias", "proj.weight", "proj.bias"),
+        sliced,
+        ([len(keep), hidden], [len(keep)], [hidden, len(keep)], [hidden]),
+        (
+            "a neuron is a row of fc.weight",
+            "each neuron has its bias in fc: keep the same ones as in fc.weight",
+            "a neuron is a column of proj.weight",
+            "it belongs to the outputs, and they all stay",
+        ),
+        strict=True,
+    ):
+        require(
+            list(tensor.shape) == shape, f"{name} should have the shape {shape} and has {list(tensor.shape)}: {hint}."
+        )
+    require(
+        torch.equal(fc.weight, fc_weight) and torch.equal(proj.weight, proj_weight),
+        "You changed the given layers. Return new tensors and leave the layers alone.",
+    )
+    inputs = torch.randn(4, hidden, generator=generator)
+    hidden_states = gelu(linear(inputs, fc_weight, fc_bias))[:, keep]
+    expected = linear(hidden_states, proj_weight[:, keep], proj_bias)
+    small_fc, small_fc_bias, small_proj, small_proj_bias = (tensor.detach() for tensor in sliced)
+    found = linear(gelu(linear(inputs, small_fc, small_fc_bias)), small_proj, small_proj_bias)
+    require(
+        torch.allclose(found, expected, atol=1e-5),
+        "The shapes are right but the outputs aren't those of the kept neurons. Use the same `keep`, in the same "
+        "order, in all three places.",
+    )
+
+
+@exercise(
+    4,
+    task="Return how many parameters the pruned model has.",
+    proved="Your arithmetic and the models that transformers builds agree to the last parameter.",
+)
+def check_pruned_parameters(attempt):
+    distilgpt2 = GPT2Config(n_layer=6)
+    _check_count(attempt, distilgpt2, 0.0, "distilGPT2, unpruned")
+    _check_count(attempt, distilgpt2, 0.2, "distilGPT2 at 20 %")
+    _check_count(attempt, GPT2Config(), 0.3, "GPT-2 with 12 blocks at 30 %")
+    small = GPT2Config(
+        n_layer=3, n_embd=32, n_head=4, n_inner=50, vocab_size=97, n_positions=64, bos_token_id=0, eos_token_id=0
+    )
+    _check_count(attempt, small, 0.4, "A small one with n_inner=50 at 40 %")
+
+
+def _check_count(attempt, config: GPT2Config, ratio: float, case: str) -> None:
+    count, right = attempt(config, ratio), _count(config, ratio)
+    if count == right:
+        return
+    hidden, width, blocks = config.n_embd, config.n_inner or 4 * config.n_embd, config.n_layer
+    neuron, unpruned = 2 * hidden + 1, _count(config, 0.0)
+    for mistake, wrong in {
+        "cut the MLPs by `ratio`; this is the unpruned count": unpruned,
+        "the head shares its weights with the token embedding; count them once": right + config.vocab_size * hidden,
+        "a share of the neurons isn't a share of all parameters; only the MLPs shrink": round((1 - ratio) * unpruned),
+        "each removed neuron takes its bias in c_fc with it": right + blocks * (width - kept_width(width, ratio)),
+        "c_proj's bias belongs to the outputs and stays whole": right - blocks * (hidden - kept_width(hidden, ratio)),
+        "round the number of removed neurons down, not the number of kept ones": right - blocks * neuron,
+        "where n_inner is set, it is the width": right
+        + blocks * neuron * (kept_width(4 * hidden, ratio) - kept_width(width, ratio)),
+    }.items():
+        require(count != wrong, f"{case}: {mistake}.")
+    require(False, f"{case}: your count is {count - right:+,} off.")
+
+
+def _count(config: GPT2Config, ratio: float) -> int:
+    """Parameters of the pruned configuration, from a model without memory."""
+    settings = config.to_dict()
+    settings["n_inner"] = kept_width(config.n_inner or 4 * config.n_embd, ratio)
+    with torch.device("meta"):
+        return GPT2LMHeadModel(GPT2Config(**settings)).num_parameters()
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
+    """A linear layer from weights [out, in]."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
+
+
+def _conv1d(weight: torch.Tensor, bias: torch.Tensor) -> Conv1D:
+    """The same layer as GPT-2 stores it, from weights [out, in]."""
+    layer = Conv1D(*weight.shape)
+    layer.weight, layer.bias = nn.Parameter(weight.t().contiguous()), nn.Parameter(bias)
+    return layer

@@ -1,0 +1,204 @@
+"""Checks of lesson 02, how GLU pruning breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from course_utils.exercises import exercise, require
+
+Matrices = tuple[Tensor, Tensor, Tensor]  # gate and up [width, hidden], down [hidden, width]
+
+#: The MLP of Llama-3.2-1B (hidden size 2048, width 8192) after losing floor(0.2 x 8192) neurons.
+_SHAPES = {
+    "gate": (6554, 2048),
+    "up": (6554, 2048),
+    "down": (2048, 6554),
+    "product": (2, 7, 6554),
+    "output": (2, 7, 2048),
+}
+_WAYS_THAT_FIT, _WAYS_THAT_ARE_RIGHT = 5**3, 5
+
+
+@exercise(
+    1,
+    task="Replace every ... by a shape or a count.",
+    proved="All 125 choices have the same shapes, so no shape check can tell the 5 right ones from the rest.",
+)
+def check_shapes(answer):
+    names = [*_SHAPES, "ways that fit", "ways that are right"]
+    require(sorted(answer) == sorted(names), f"Keep the names as they are: {', '.join(names)}.")
+    for name, expected in _SHAPES.items():
+        given = tuple(answer[name])
+        require(
+            1638 not in given, f"{name}: 1638 is how many neurons go; the matrices keep the other 8192 - 1638 = 6554."
+        )
+        require(6553 not in given, f"{name}: floor(0.2 x 8192) = 1638 neurons go, so 6554 stay.")
+        require(
+            name == "output" or 8192 not in given, f"{name}: 8192 neurons were there before; 1638 of them are gone."
+        )
+        require(
+            len(given) == len(expected), f"{name} has {len(expected)} dimensions; your shape {given} has {len(given)}."
+        )
+        require(
+            given != expected[::-1] or len(given) != 2,
+            f"{name}: an nn.Linear stores [out, in]. Gate and up lead from 2048 to the neurons, down leads back.",
+        )
+        require(
+            name != "output" or given == expected,
+            f"{name}: down leads back to the hidden size, which pruning neurons doesn't touch. That is why the next "
+            "block doesn't complain either.",
+        )
+        require(given == expected, f"{name}: {given} isn't it. Follow x, [2, 7, 2048], through the matrices.")
+    fit, right = answer["ways that fit"], answer["ways that are right"]
+    require(fit != 15, "ways that fit: the three choices are independent, so they multiply.")
+    require(fit != right, "The two counts differ: shapes see how many neurons a matrix keeps, not which.")
+    require(fit == _WAYS_THAT_FIT, "ways that fit: gate can drop any of 5 neurons, up any of 5, down any of 5.")
+    require(
+        right == _WAYS_THAT_ARE_RIGHT,
+        "ways that are right: all three matrices must drop the same neuron, any one of the five.",
+    )
+
+
+@exercise(
+    2,
+    task="Write prune_glu: the given function without its bug.",
+    proved="Same neurons, same order, in all three matrices.",
+)
+def check_prune_glu(attempt):
+    for seed in range(3):
+        gate, up, down = original = _tiny_glu(seed, width=7)
+        small = attempt(gate.clone(), up.clone(), down.clone(), 4)
+        require(
+            isinstance(small, tuple | list) and len(small) == 3,
+            "Return three matrices: gate, up and down, in this order.",
+        )
+        shapes = [tuple(matrix.shape) for matrix in small]
+        require(
+            shapes == [(4, 3), (4, 3), (3, 4)],
+            "With 4 of 7 neurons kept and a hidden size of 3, the shapes are (4, 3), (4, 3) and (3, 4); yours are "
+            f"{', '.join(map(str, shapes))}.",
+        )
+        places = [_find(rows, all_rows) for rows, all_rows in zip(_by_neuron(small), _by_neuron(original), strict=True)]
+        for name, neurons in zip(("gate", "up", "down"), places, strict=True):
+            require(None not in neurons, f"Some values of your {name} aren't in the original: select, don't compute.")
+        on_gate, on_up, on_down = places
+        require(
+            sorted(on_gate) == sorted(on_up) == sorted(on_down),
+            f"Your matrices hold different neurons: gate {on_gate}, up {on_up}, down {on_down}. Use one index set.",
+        )
+        require(
+            on_gate == on_up == on_down,
+            f"The same neurons, but not in the same order: gate {on_gate}, up {on_up}, down {on_down}. Place k must be "
+            "the same neuron in all three.",
+        )
+        strongest = (gate.abs().sum(1) + up.abs().sum(1)).topk(4).indices.sort().values.tolist()
+        require(
+            sorted(on_gate) == strongest,
+            f"Whole neurons now, but the wrong ones: you kept {sorted(on_gate)}; the strongest four are {strongest}.",
+        )
+
+
+@exercise(
+    3,
+    task="Return True or False: is what this pruner makes equal to the original with some neurons silenced?",
+    proved="It lets every right pruner pass and stops every broken one. Keep it for every pruner you write.",
+)
+def check_is_exact(attempt):
+    for prune, mistake in _RIGHT_PRUNERS.items():
+        require(_verdict(attempt, prune), mistake)
+    for prune, mistake in _BROKEN_PRUNERS.items():
+        require(not _verdict(attempt, prune), mistake)
+
+
+def _verdict(attempt: Callable, prune: Callable[..., Matrices]) -> bool:
+    verdict = attempt(prune)
+    require(
+        isinstance(verdict, bool) or getattr(verdict, "dtype", None) == torch.bool,
+        f"Return True or False; yours returned a {type(verdict).__name__}.",
+    )
+    return bool(verdict)
+
+
+def _tiny_glu(seed: int, *, width: int, hidden: int = 3) -> Matrices:
+    generator = torch.Generator().manual_seed(seed)
+    gate, up = torch.randn(2, width, hidden, generator=generator)
+    return gate, up, torch.randn(hidden, width, generator=generator)
+
+
+def _by_neuron(matrices: Matrices) -> Matrices:
+    """The three matrices with one row a neuron."""
+    gate, up, down = matrices
+    return gate, up, down.t()
+
+
+def _find(rows: Tensor, all_rows: Tensor) -> list[int | None]:
+    """For each row its number among ``all_rows``, None if it isn't there."""
+    matches = (rows[:, None] == all_rows[None]).all(-1)
+    return [int(row.nonzero()[0]) if row.any() else None for row in matches]
+
+
+def _strongest(scores: Tensor, keep: int) -> Tensor:
+    return scores.topk(keep).indices.sort().values
+
+
+def _cut(matrices: Matrices, on_gate: Tensor, on_up: Tensor, on_down: Tensor) -> Matrices:
+    gate, up, down = matrices
+    return gate[on_gate], up[on_up], down[:, on_down]
+
+
+def _together(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+    kept = _strongest(gate.abs().sum(1) + up.abs().sum(1), keep)
+    return _cut((gate, up, down), kept, kept, kept)
+
+
+def _together_by_score(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+    kept = (gate.abs().sum(1) + up.abs().sum(1)).topk(keep).indices
+    return _cut((gate, up, down), kept, kept, kept)
+
+
+def _by_output(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+    kept = _strongest(down.abs().sum(0), keep)
+    return _cut((gate, up, down), kept, kept, kept)
+
+
+def _separately(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+    sets = (_strongest(scores, keep) for scores in (gate.abs().sum(1), up.abs().sum(1), down.abs().sum(0)))
+    return _cut((gate, up, down), *sets)
+
+
+def _down_separately(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+    kept = _strongest(gate.abs().sum(1) + up.abs().sum(1), keep)
+    return _cut((gate, up, down), kept, kept, _strongest(down.abs().sum(0), keep))
+
+
+def _another_order(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+    kept = _strongest(gate.abs().sum(1) + up.abs().sum(1), keep)
+    return _cut((gate, up, down), kept, kept, kept.flip(0))
+
+
+def _rescaled(gate: Tensor, up: Tensor, down: Tensor, keep: int) -> Matrices:
+    gate_kept, up_kept, down_kept = _together(gate, up, down, keep)
+    return gate_kept, up_kept, 1.25 * down_kept
+
+
+_RIGHT_PRUNERS: dict[Callable[..., Matrices], str] = {
+    _together: "It stops a pruner that is right, with one index set from gate and up. Compare outputs with "
+    "torch.allclose, because sums in another order differ in their last digits; and silence as many neurons as the "
+    "pruner removes.",
+    _together_by_score: "It stops a pruner that is right but lists the neurons in another order, the same one in all "
+    "matrices. The order changes no output: compare outputs, not matrices.",
+    _by_output: "It stops a pruner that is right but chooses by down instead of gate and up. Which neurons it keeps is "
+    "its own affair: accept any mask.",
+}
+_BROKEN_PRUNERS: dict[Callable[..., Matrices], str] = {
+    _separately: "It lets this lesson's three separate index sets pass. Compare outputs, not shapes, and let the "
+    "pruner remove something.",
+    _down_separately: "It lets a pruner pass that pairs gate with up but gives down an index set of its own. Compare "
+    "the output of the whole MLP.",
+    _another_order: "It lets the bug of exercise 2 pass: the same neurons, listed in another order in down. Compare "
+    "outputs, not index sets.",
+    _rescaled: "It lets a pruner pass that keeps the right neurons and changes their weights. Compare outputs.",
+}

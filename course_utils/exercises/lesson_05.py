@@ -1,0 +1,252 @@
+"""Checks of lesson 05, attention bypass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from course_utils.attention import bypass_attention
+from course_utils.exercises import exercise, require
+
+_LAYER = 1  # of the tiny model's three
+
+
+@exercise(
+    1,
+    task="Return one number: the mean over the real tokens of 1 - cos(x, x + added), or of 1 - cos(x, added).",
+    proved="With the residual the whisper matters least, without it the echo's direction is all that counts.",
+)
+def check_importance(attempt):
+    x, attentions, mask = _states()
+    real = mask.bool()
+    added = attentions["other"]
+    for residual in (True, False):
+        after, other = (x + added, added) if residual else (added, x + added)
+        which = f"With residual={residual}: "
+        cosines = cosine_similarity(x, after, dim=-1)
+        given = torch.as_tensor(attempt(x.clone(), added.clone(), mask.clone(), residual), dtype=torch.float32)
+        require(given.dim() == 0, f"Return one number for the attention; yours has the shape {tuple(given.shape)}.")
+        for wrong, mistake in (
+            (
+                (1 - cosine_similarity(x, other, dim=-1))[real].mean(),
+                "that is the other one. With the residual the second argument is x + added, without it added alone.",
+            ),
+            (
+                (1 - cosine_similarity(added, x + added, dim=-1))[real].mean(),
+                "you compare the addition with the sum. Compare x, what the stream was, with what it becomes.",
+            ),
+            (cosines[real].mean(), "that is the cosine itself. Importance is one minus it."),
+            ((1 - cosines).mean(), "padded positions count in your mean. Select the real tokens with mask.bool()."),
+            (
+                ((1 - cosines) * mask).mean(),
+                "you set padded positions to zero but still divide by their number. Divide by the real tokens only.",
+            ),
+            (
+                torch.stack([(1 - row)[keep].mean() for row, keep in zip(cosines, real, strict=True)]).mean(),
+                "you average each row first, so a token of a short row weighs more. Average over all real tokens.",
+            ),
+            (
+                1 - cosine_similarity(x[real].flatten(), after[real].flatten(), dim=0),
+                "that is one cosine over all tokens together. Take one cosine a token: dim=-1.",
+            ),
+        ):
+            require(not torch.isclose(given, wrong, atol=1e-5), which + mistake)
+        expected = (1 - cosines)[real].mean()
+        require(
+            torch.isclose(given, expected, atol=1e-5),
+            f"{which}for the check's random states it is {expected:.4f}; yours is {given:.4f}.",
+        )
+        scores = {name: float(attempt(x.clone(), a.clone(), mask.clone(), residual)) for name, a in attentions.items()}
+        least = "whisper" if residual else "echo"
+        require(
+            min(scores, key=lambda name: scores[name]) == least,
+            f"{which}the {least} should matter least of the three; yours says {min(scores, key=scores.get)}.",
+        )
+
+
+@exercise(
+    2,
+    task="Return True or False: does the attention of this block add exactly zero?",
+    proved="It lets every right bypass pass and stops what a perplexity would not notice. Keep it.",
+)
+def check_adds_nothing(attempt):
+    ids = torch.randint(31, (2, 6), generator=torch.Generator().manual_seed(0))
+    for change, mistake in _RIGHT_BYPASSES.items():
+        require(_verdict(attempt, change, ids), f"It refuses a bypass that is right: {mistake}")
+    for change, mistake in _WRONG_BYPASSES.items():
+        require(not _verdict(attempt, change, ids), f"It lets a wrong bypass pass: {mistake}")
+
+
+@exercise(
+    3,
+    task="Return two numbers: the pruned model's cache in bytes, and the decode ceiling.",
+    proved="Weights rule for one short text, the cache rules for many long ones.",
+)
+def check_predict(attempt):
+    for removed, batch, context in ((3, 2, 1000), (0, 1, 0), (5, 1, 64), (1, 32, 4096)):
+        cache, ceiling = attempt(_CONFIG, _PARAMETERS, removed, batch, context)
+        heads, shared, size, layers, hidden = 8, 2, 16, 10, 128
+        keys = shared * size
+        one = 2 * 2 * keys * batch * context
+        expected_cache = (layers - removed) * one
+        sizes = f"for {removed} removed, batch {batch}, context {context}"
+        if expected_cache:
+            for wrong, mistake in (
+                (layers * one, "that is the cache of the unpruned model. A removed attention keeps nothing."),
+                (expected_cache / 2, "half of it is missing. A token leaves a key and a value, of 2 bytes a number."),
+                (expected_cache / 4, "a factor 4 is missing: keys and values, and 2 bytes a number."),
+                (
+                    expected_cache * heads / shared,
+                    "that counts all heads. Keys and values are kept for num_key_value_heads only.",
+                ),
+                (expected_cache / batch, "that is one text of the batch. Each of them has a cache of its own."),
+                (removed * one, "that is the cache of the attentions that went, not of those that stayed."),
+            ):
+                require(wrong == expected_cache or not _close(cache, wrong), f"The cache, {sizes}: {mistake}")
+        require(_close(cache, expected_cache), f"The cache, {sizes}: it is {expected_cache:,} bytes; yours {cache:,}.")
+        before = 2 * _PARAMETERS + layers * one
+        weights = 2 * (2 * hidden * hidden + 2 * hidden * keys + hidden)
+        expected = before / (before - removed * (weights + one))
+        for wrong, mistake in (
+            (1 / expected, "turned upside down. Before divided by after is above 1 when something is saved."),
+            (
+                before / (before - removed * one),
+                "you took only the cache off. The weights of a removed attention needn't be read either.",
+            ),
+            (
+                before / (before - removed * weights),
+                "you took only the weights off. The cache of a removed attention needn't be read either.",
+            ),
+            (
+                2 * _PARAMETERS / (2 * _PARAMETERS - removed * weights),
+                "the cache is missing. Each step reads it too.",
+            ),
+            (
+                before / (before - removed * (2 * (4 * hidden * hidden + hidden) + one)),
+                "k and v are narrower than q and o where heads share keys and values.",
+            ),
+            (
+                before / (before - removed * (weights - 2 * hidden + one)),
+                "almost: the norm in front of a removed attention goes with it.",
+            ),
+        ):
+            require(
+                _close(wrong, expected, 1e-7) or not _close(ceiling, wrong, 1e-7),
+                f"The ceiling, {sizes}: {mistake}",
+            )
+        require(_close(ceiling, expected, 1e-7), f"The ceiling, {sizes}: it is {expected:.5f}; yours is {ceiling:.5f}.")
+
+
+_CONFIG = LlamaConfig(
+    vocab_size=1000,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=10,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+)
+_PARAMETERS = 1_523_328  # of _CONFIG; a test counts them
+
+
+def _close(given: float, expected: float, tolerance: float = 1e-9) -> bool:
+    return abs(given - expected) <= tolerance * abs(expected)
+
+
+def _states() -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """x, what three attentions add to it, and the mask; padded states are large and point elsewhere."""
+    generator = torch.Generator().manual_seed(5)
+    x, other, noise = torch.randn(3, 3, 6, 8, generator=generator)
+    x = x + 1
+    echo = 2 * x + noise  # long, roughly in x's direction
+    across = other - (other * x).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True) * x
+    mask = torch.ones(3, 6)
+    mask[0, 2:] = mask[1, 4:] = 0
+    padding = (~mask.bool())[..., None]
+    attentions = {"other": other + 0.5, "whisper": 0.05 * across, "echo": echo}
+    return x, {name: torch.where(padding, -9 * x + 3 * noise, added) for name, added in attentions.items()}, mask
+
+
+def _verdict(attempt: Callable, change: Callable[[LlamaForCausalLM], None], ids: Tensor) -> bool:
+    model = _tiny_llama()
+    change(model)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with torch.no_grad():
+        before = model(ids.clone(), use_cache=False).logits
+        verdict = attempt(model, _LAYER, ids.clone())
+        require(
+            isinstance(verdict, bool) or getattr(verdict, "dtype", None) == torch.bool,
+            f"Return True or False; yours returned a {type(verdict).__name__}.",
+        )
+        same = all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+        require(
+            same and torch.equal(model(ids.clone(), use_cache=False).logits, before),
+            "Your function changed the model. Look, don't touch: work on copies, and remove your hooks.",
+        )
+    return bool(verdict)
+
+
+def _tiny_llama() -> LlamaForCausalLM:
+    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4}
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=3, eos_token_id=None)).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.2 * torch.randn_like(weight))
+    return model
+
+
+class _Instead(nn.Module):
+    """In place of an attention: adds ``what(attention, norm(x), everything else)``."""
+
+    def __init__(self, attention: nn.Module, what: Callable):
+        super().__init__()
+        self.attention, self.what = attention, what
+
+    def forward(self, hidden_states: Tensor, **rest: object) -> tuple[Tensor, None]:
+        return self.what(lambda: self.attention(hidden_states, **rest)[0], hidden_states), None
+
+
+def _instead(what: Callable) -> Callable[[LlamaForCausalLM], None]:
+    def change(model: LlamaForCausalLM) -> None:
+        block = model.model.layers[_LAYER]
+        block.self_attn = _Instead(block.self_attn, what)
+
+    return change
+
+
+def _but_the_last_token(added: Tensor) -> Tensor:
+    added = copy.copy(added).clone()
+    added[:, :-1] = 0
+    return added
+
+
+@torch.no_grad()
+def _zero_output(model: LlamaForCausalLM) -> None:
+    model.model.layers[_LAYER].self_attn.o_proj.weight.zero_()
+
+
+_RIGHT_BYPASSES: dict[Callable[[LlamaForCausalLM], None], str] = {
+    lambda model: bypass_attention(model, [_LAYER]): "bypass_attention. Compare the block's output with what its MLP "
+    "alone would add: x + mlp(post_attention_layernorm(x)).",
+    lambda model: bypass_attention(model, [_LAYER], remove=True): "the attention and its norm were removed. Look at "
+    "what the block computes, not at which modules it has.",
+    _zero_output: "o_proj is zero, so the attention computes and adds zero. Look at what is added, not at how.",
+    lambda model: bypass_attention(model, [0, _LAYER, 2]): "other attentions are bypassed as well. Look at this block "
+    "only, not at the logits of the whole model.",
+}
+_WRONG_BYPASSES: dict[Callable[[LlamaForCausalLM], None], str] = {
+    lambda model: None: "the attention is still there.",
+    _instead(lambda attention, states: states): "the attention returns its input, so the block adds norm(x).",
+    _instead(lambda attention, states: 1e-4 * attention()): "a ten-thousandth of the attention is still added. "
+    "Exactly zero means torch.equal, not allclose.",
+    _instead(lambda attention, states: _but_the_last_token(attention())): "the attention is silent at every token but "
+    "the last. Compare all positions.",
+    lambda model: bypass_attention(model, [0]): "another block's attention is bypassed, not this one's. Use `layer`.",
+}

@@ -1,0 +1,172 @@
+"""Lesson 04's checks refuse the stub, name the likely mistake, and accept the answers."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity
+
+from course_utils.exercises import lesson_04
+
+
+def influence(before, after, mask):
+    real = mask.bool()
+    return (1 - cosine_similarity(before[real], after[real], dim=-1)).mean()
+
+
+def tokens(before, after):
+    return 1 - cosine_similarity(before, after, dim=-1)
+
+
+def by_rows(before, after, mask):
+    rows = [row[keep].mean() for row, keep in zip(tokens(before, after), mask.bool(), strict=True)]
+    return torch.stack(rows).mean()
+
+
+def all_together(before, after, mask):
+    real = mask.bool()
+    return 1 - cosine_similarity(before[real].flatten(), after[real].flatten(), dim=0)
+
+
+def multiplied(before, after, mask):
+    return (tokens(before, after) * mask).sum() / mask.sum()
+
+
+def take_out(model, gone, *, renumber=True, tell=True):
+    kept = [block for number, block in enumerate(model.model.layers) if number not in gone]
+    model.model.layers = nn.ModuleList(kept)
+    if renumber:
+        for number, block in enumerate(kept):
+            block.self_attn.layer_idx = number
+    if tell:
+        model.config.num_hidden_layers = len(kept)
+    return model
+
+
+def take_out_with_bugs(model, gone):
+    for number in gone:
+        del model.model.layers[number]
+    model.config.num_hidden_layers = len(model.model.layers)
+    return model
+
+
+def delete_from_the_end(model, gone):
+    for number in sorted(gone, reverse=True):
+        del model.model.layers[number]
+    for number, block in enumerate(model.model.layers):
+        block.self_attn.layer_idx = number
+    model.config.num_hidden_layers = len(model.model.layers)
+    return model
+
+
+def numbered_backwards(model, gone):
+    take_out(model, gone)
+    for number, block in enumerate(reversed(model.model.layers)):
+        block.self_attn.layer_idx = number
+    return model
+
+
+def take_out_one_too_few(model, gone):
+    return take_out(model, gone[1:])
+
+
+def forget_to_return(model, gone):
+    return len(take_out(model, gone).model.layers)
+
+
+def parameters_left(config, removed, *, gqa=True, tied=None, norms=2, final=1, matrices=3):
+    hidden = config.hidden_size
+    keys = hidden // config.num_attention_heads * config.num_key_value_heads if gqa else hidden
+    block = 2 * hidden * (hidden + keys) + matrices * hidden * config.intermediate_size + norms * hidden
+    tied = config.tie_word_embeddings if tied is None else tied
+    embeddings = config.vocab_size * hidden * (1 if tied else 2)
+    return embeddings + (config.num_hidden_layers - removed) * block + final * hidden
+
+
+@pytest.mark.parametrize(
+    ("check", "stub"),
+    [
+        (lesson_04.check_block_influence, lambda before, after, mask: ...),
+        (lesson_04.check_take_out, lambda model, gone: ...),
+        (lesson_04.check_parameters_left, lambda config, removed: ...),
+    ],
+    ids=["block_influence", "take_out", "parameters_left"],
+)
+def test_stub_is_not_solved_yet(check, stub, capsys):
+    assert check(stub) is False
+    assert "not solved yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "named"),
+    [
+        (lambda b, a, m: 1 - influence(b, a, m), "That is the cosine itself"),
+        (lambda b, a, m: tokens(b, a).mean(), "Padded positions count"),
+        (lambda b, a, m: (tokens(b, a) * m).mean(), "still divide by their number"),
+        (by_rows, "a token of a short row weighs more"),
+        (all_together, "one cosine over all tokens together"),
+        (lambda b, a, m: (b - a)[m.bool()].norm(dim=-1).mean(), "the length of the difference"),
+        (lambda b, a, m: tokens(b, a), "Return one number"),
+        (lambda b, a, m: 0.5, "yours is 0.5"),
+        (multiplied, "0 × NaN is NaN"),
+    ],
+)
+def test_wrong_influence_names_the_mistake(attempt, named, capsys):
+    assert lesson_04.check_block_influence(attempt) is False
+    out = capsys.readouterr().out
+    assert "not yet." in out
+    assert named in out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "named"),
+    [
+        (take_out_with_bugs, "Deleting one block moves all behind it up"),
+        (lambda model, gone: take_out(model, gone, renumber=False), "stops with an IndexError"),
+        (lambda model, gone: take_out(model, gone, tell=False), "config.num_hidden_layers is 5"),
+        (numbered_backwards, "in the order of the blocks"),
+        (take_out_one_too_few, "4 blocks are left"),
+        (forget_to_return, "Return the model"),
+    ],
+)
+def test_wrong_surgery_names_the_mistake(attempt, named, capsys):
+    assert lesson_04.check_take_out(attempt) is False
+    out = capsys.readouterr().out
+    assert "not yet." in out
+    assert named in out
+
+
+@pytest.mark.parametrize(
+    ("attempt", "named"),
+    [
+        (lambda c, n: parameters_left(c, 0), "also the removed ones"),
+        (lambda c, n: parameters_left(c, n, gqa=False), "num_key_value_heads"),
+        (lambda c, n: parameters_left(c, n, tied=False), "count once"),
+        (lambda c, n: parameters_left(c, n, tied=True), "weights of its own"),
+        (lambda c, n: parameters_left(c, n, final=0), "The final norm"),
+        (lambda c, n: parameters_left(c, n, norms=0), "two norms of hidden_size"),
+        (lambda c, n: parameters_left(c, n, norms=0, final=0), "The norms are missing"),
+        (lambda c, n: parameters_left(c, n, norms=1), "one before the MLP"),
+        (lambda c, n: parameters_left(c, n, matrices=2), "three matrices"),
+        (lambda c, n: 12, "yours says 12"),
+    ],
+)
+def test_wrong_count_names_the_mistake(attempt, named, capsys):
+    assert lesson_04.check_parameters_left(attempt) is False
+    out = capsys.readouterr().out
+    assert "not yet." in out
+    assert named in out
+
+
+@pytest.mark.parametrize(
+    ("check", "answer"),
+    [
+        (lesson_04.check_block_influence, influence),
+        (lesson_04.check_block_influence, lambda b, a, m: influence(b, a, m).item()),
+        (lesson_04.check_take_out, take_out),
+        (lesson_04.check_take_out, delete_from_the_end),
+        (lesson_04.check_parameters_left, parameters_left),
+    ],
+)
+def test_right_answer(check, answer, capsys):
+    assert check(answer) is True
+    assert "correct." in capsys.readouterr().out
