@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import importlib.util
 import re
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def test_table_in_the_readme_is_fresh():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     lessons = [builder.read_lesson(path) for path in PATHS]
     assert builder.fill_table(page, lessons, COURSE) == page, "run `python course.py build`"
+
+
+def test_figure_in_the_readme_is_lesson_03s_own():
+    spec = importlib.util.spec_from_file_location("readme_figure", ROOT / "tools" / "readme_figure.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.FIGURE.read_bytes() == tool.saved_figure(), "run `python tools/readme_figure.py`"
 
 
 @each_lesson

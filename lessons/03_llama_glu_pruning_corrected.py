@@ -205,7 +205,8 @@ width = architecture.intermediate_sizes[0]
 text = sample("speeches", "evaluation", rows=10)
 calibration = sample("speeches", "calibration", rows=64)
 unpruned = perplexity(base, text)
-print(f"{base.config.name_or_path}, {len(blocks)} blocks of {width:,} neurons: {unpruned}")
+print(f"{base.config.name_or_path}: {len(blocks)} blocks of {width:,} neurons")
+print(f"unpruned: {unpruned}")
 
 # %% [markdown]
 # *Predict before you run:* we remove 10 %, 20 % and 40 % of the neurons. Order the seven criteria. Where in your order
@@ -1133,7 +1134,7 @@ for name, (ratio, multiple) in CUTS.items():
 for model in contestants.values():
     model.to(device=session.device, dtype=session.dtype)
 
-speed = measure_speed(contestants, prompt_tokens=128, new_tokens=12, rounds=9).set_index(["phase", "model"])
+speed = measure_speed(contestants, prompt_tokens=128, new_tokens=12, rounds=7).set_index(["phase", "model"])
 speed.loc[["prefill", "decode"]].round(2)
 
 # %%
