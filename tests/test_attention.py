@@ -7,9 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import FAMILIES, tiny_batches, tiny_model
-from tokenizers import Tokenizer, models
-from transformers import DynamicCache, PreTrainedTokenizerFast, TextIteratorStreamer
+from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
+from transformers import DynamicCache, TextIteratorStreamer
 
 from course_utils.architectures import describe
 from course_utils.attention import attention_importance, bypass_attention, select_attention_layers
@@ -130,11 +129,6 @@ def test_streaming():
     answer = model.generate(IDS[:1], streamer=streamer, **options)
     assert "".join(streamer).split() == tokenizer.decode(answer[0, IDS.shape[1] :]).split()
     assert torch.equal(answer, model.generate(IDS[:1], use_cache=False, **options))
-
-
-def word_tokenizer():
-    words = {f"w{i}": i for i in range(97)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,9 +9,8 @@ import sys
 
 import pytest
 import torch
-from tiny import FAMILIES, tiny_batches, tiny_model
-from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
+from transformers import AutoModelForCausalLM
 
 from course_utils.checkpoints import MODELING_FILE, CheckpointError, load_pruned, save_pruned
 from course_utils.width import neuron_importance, prune_neurons
@@ -22,8 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @pytest.fixture
 def tokenizer():
-    words = {f"w{i}": i for i in range(97)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+    return word_tokenizer()
 
 
 def pruned(family="llama", layers=None, **settings):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 COMMON = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -64,3 +65,9 @@ def tiny_batches(
             ids[row] = torch.cat([text, blank] if padding == "right" else [blank, text])
             mask[row] = torch.cat([torch.ones(length - row), torch.zeros(row)][:: 1 if padding == "right" else -1])
     return [{"input_ids": ids[i : i + size], "attention_mask": mask[i : i + size]} for i in range(0, rows, size)]
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One word a token, "w0" to "w96": the tiny models' vocabulary."""
+    words = {f"w{i}": i for i in range(97)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
