@@ -20,8 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from course_utils import heterogeneous
 from course_utils.batches import Batch
+from course_utils.modeling.no_attention import NoAttention, skip_attention
 
 
 class UnsupportedArchitecture(ValueError):
@@ -173,7 +173,7 @@ class Attention:
     @property
     def skipped(self) -> bool:
         """Whether the attention is bypassed or removed."""
-        return getattr(self.module.forward, "__func__", None) is heterogeneous.skip_attention
+        return getattr(self.module.forward, "__func__", None) is skip_attention
 
     @property
     def query_width(self) -> int:
@@ -202,6 +202,11 @@ class Architecture:
     @property
     def blocks(self) -> nn.ModuleList:
         return self.model.get_submodule(self.family.blocks)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The module that holds the blocks and runs them."""
+        return self.model.get_submodule(self.family.blocks.rpartition(".")[0])
 
     @property
     def num_blocks(self) -> int:
@@ -236,7 +241,7 @@ class Architecture:
         ]
 
     def _attention_parts(self, block: nn.Module, module: nn.Module, names: tuple[str, ...]) -> tuple[Projection, ...]:
-        if isinstance(module, heterogeneous.NoAttention):
+        if isinstance(module, NoAttention):
             return ()
         return tuple(_projection(self.model, block, f"{self.family.attention}.{name}") for name in names)
 
@@ -269,6 +274,19 @@ class Architecture:
         """The language-model head: [..., hidden] -> [..., vocabulary]."""
         return self.model.get_output_embeddings()
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether each prompt decides how many attentions it leaves out (``adaptive.make_adaptive``)."""
+        return getattr(self.model.config, "adaptive_attention", None) is not None
+
+    def refuse_adaptive(self, action: str) -> None:
+        """Raise ValueError for an adaptive model: its blocks were ranked and patched, so they must stay as they are."""
+        if self.adaptive:
+            raise ValueError(
+                f"Can't {action} of an adaptive model. Undo it first with make_adaptive(model, None); afterwards "
+                "calibrate again, because the model is another one."
+            )
+
     def hidden_states(self, batch: Batch) -> Tensor:
         """Run everything but the head: [rows, length, hidden], after the final norm."""
         return self.model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
@@ -284,15 +302,16 @@ class Architecture:
 
         Equal blocks become plain fields (``intermediate_size``, ``n_inner``…). Blocks that differ use
         transformers' own schema, ``per_layer_config = {"7": {"intermediate_size": 1024, "skip": ["attention"]}}``.
-        Stock models fail on reading a field that differs by block; where an attention is skipped
-        every block therefore states its width (the shared field is 0), so that they fail there too.
+        Stock models fail on reading a field that differs by block; where an attention is skipped, always
+        or prompt by prompt, every block therefore states its width (the shared field is 0), so that they
+        fail there too.
         """
         config, field, sizes = self.model.config, self.family.width_field, self.intermediate_sizes
         skipped = [attention.skipped for attention in self.attentions]
-        shared = 0 if any(skipped) else max(sizes)
+        shared = 0 if any(skipped) or self.adaptive else max(sizes)
         config.per_layer_config = None
         setattr(config, field, shared)
-        if any(skipped) or len(set(sizes)) > 1:
+        if shared == 0 or len(set(sizes)) > 1:
             config.per_layer_config = {
                 i: {field: size} | ({"skip": ["attention"]} if skip else {})
                 for i, (size, skip) in enumerate(zip(sizes, skipped, strict=True))

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, check_blocks, describe, evaluating
 from course_utils.batches import read_batches
-from course_utils.heterogeneous import NoAttention, skip_attention
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
+from course_utils.modeling.no_attention import NoAttention, skip_attention
 from course_utils.reports import PruningReport, measure
 
 
@@ -55,9 +55,10 @@ def select_attention_layers(
         ``count`` block numbers, least important first. The model is unchanged.
 
     Raises:
-        ValueError: ``count`` is not from 0 to the number of live attentions; bad batches.
+        ValueError: ``count`` is not from 0 to the number of live attentions; bad batches; an adaptive model.
     """
     architecture = describe(model)
+    architecture.refuse_adaptive("choose attentions")
     live = [i for i, attention in enumerate(architecture.attentions) if not attention.skipped]
     if not isinstance(count, int) or not 0 <= count <= len(live):
         raise ValueError(f"'count' must be a whole number from 0 to {len(live)}, the live attentions; got {count!r}.")
@@ -90,10 +91,11 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
         remove: delete the weights (projections and the norm before them) for good.
 
     Raises:
-        ValueError: a number out of range or repeated, or a removed attention left out of
-            ``layers``: it can't be restored. Everything is checked first.
+        ValueError: a number out of range or repeated, an adaptive model, or a removed attention left
+            out of ``layers``: it can't be restored. Everything is checked first.
     """
     architecture = describe(model)
+    architecture.refuse_adaptive("bypass attentions")
     attentions = architecture.attentions
     layers = check_blocks(layers, len(attentions))
     lost = [i for i, a in enumerate(attentions) if isinstance(a.module, NoAttention) and i not in layers]

@@ -1,14 +1,13 @@
 """Saving and loading pruned models: what plain transformers can express stays plain.
 
-Equal widths and fewer blocks are ordinary checkpoints. A model whose blocks differ is saved with
-``config.per_layer_config`` and one self-contained Python file, so that
-``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works on a machine without
-this package; without ``trust_remote_code`` it fails loudly.
+Equal widths and fewer blocks are ordinary checkpoints. A model whose blocks differ, or whose prompts
+decide about attentions, is saved with ``config.per_layer_config`` and a few self-contained Python files,
+so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works on a machine
+without this package; without ``trust_remote_code`` it fails loudly.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
@@ -16,12 +15,21 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from course_utils import heterogeneous
+from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import FAMILIES, Architecture, Family, UnsupportedArchitecture, describe
+from course_utils.modeling import heterogeneous, no_attention, per_prompt
 
 MODELING_FILE = "modeling_heterogeneous.py"
+ADAPTIVE_FILE = "adaptive_config.json"  # for people to read; config.json holds the same
 
 
 class CheckpointError(ValueError):
@@ -33,7 +41,8 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
     The checkpoint is written beside ``folder`` and moved into place when complete; an older one
     there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A bypassed
-    attention is saved as ``skip``, without its weights: only the model in memory can restore it.
+    attention is saved as ``skip``, without its weights: only the model in memory can restore it. An
+    adaptive model's settings are in config.json and, for people, in adaptive_config.json.
 
     Raises:
         CheckpointError: ``folder`` holds something else than a checkpoint.
@@ -57,6 +66,8 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         )
         tokenizer.save_pretrained(work / "new")
         _write_modeling(model, architecture.family, work / "new")
+        if architecture.adaptive:
+            AdaptiveConfig.from_dict(model.config.adaptive_attention).save(work / "new" / ADAPTIVE_FILE)
         if folder.exists():
             os.replace(folder, work / "old")
         os.replace(work / "new", folder)
@@ -77,7 +88,8 @@ def load_pruned(
         device: where to put the model; by default the CPU.
 
     Raises:
-        CheckpointError: no such folder, no readable configuration, or weights that don't fit it.
+        CheckpointError: no such folder, no readable configuration, adaptive settings that are broken or
+            contradict each other, or weights that don't fit the configuration.
         UnsupportedArchitecture: the configuration's family is unknown.
     """
     folder = Path(folder)
@@ -87,6 +99,7 @@ def load_pruned(
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, TypeError) as error:
         raise CheckpointError(f"The configuration in '{folder}' can't be read: {error}") from error
+    _check_adaptive(config, folder)
     loader = AutoModelForCausalLM
     if config.is_heterogeneous:
         if config.model_type not in FAMILIES:
@@ -108,6 +121,21 @@ def load_pruned(
     if problems:
         raise CheckpointError(f"The weights in '{folder}' don't fit its configuration: {sorted(map(str, problems))}.")
     return model.to(device or "cpu").eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def _check_adaptive(config: PreTrainedConfig, folder: Path) -> None:
+    """The settings in config.json must be valid, and those that people read and edit must not say otherwise."""
+    settings, readable = getattr(config, "adaptive_attention", None), folder / ADAPTIVE_FILE
+    try:
+        adaptive = None if settings is None else AdaptiveConfig.from_dict(settings)
+        shown = AdaptiveConfig.load(readable) if readable.exists() else adaptive
+    except ValueError as error:
+        raise CheckpointError(f"The adaptive settings in '{folder}' can't be used: {error}") from error
+    if shown != adaptive:
+        raise CheckpointError(
+            f"'{readable}' differs from adaptive_attention in config.json, which is what the model follows. Change "
+            "settings with make_adaptive and save_pruned, or delete the readable copy."
+        )
 
 
 def heterogeneous_class(base: type[PreTrainedModel], family: Family) -> type[PreTrainedModel]:
@@ -144,9 +172,11 @@ def _write_modeling(model: PreTrainedModel, family: Family, folder: Path) -> Non
     if model.config.is_heterogeneous:
         name = f"Heterogeneous{base.__name__}"
         attributes = "\n".join(f"    {key} = {value!r}" for key, value in _class_attributes(family).items())
+        for module in (heterogeneous, no_attention, per_prompt):
+            shutil.copy(module.__file__, folder)
         (folder / MODELING_FILE).write_text(
-            f"{inspect.getsource(heterogeneous)}\n\n"
-            f"from transformers import {base.__name__}  # noqa: E402\n\n\n"
+            f"from transformers import {base.__name__}\n\n"
+            "from .heterogeneous import HeterogeneousMixin\n\n\n"
             f"class {name}(HeterogeneousMixin, {base.__name__}):\n{attributes}\n",
             encoding="utf-8",
         )

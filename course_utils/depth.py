@@ -79,10 +79,11 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
     reloads with plain transformers.
 
     Raises:
-        ValueError: a number out of range or repeated, all blocks, or a GPT-2 whose attention is
-            scaled by the block's number. Everything is checked first.
+        ValueError: a number out of range or repeated, all blocks, an adaptive model, or a GPT-2 whose
+            attention is scaled by the block's number. Everything is checked first.
     """
     architecture = describe(model)
+    architecture.refuse_adaptive("remove blocks")
     config, total = model.config, architecture.num_blocks
     gone = check_blocks(indices, total)
     if len(gone) == total:
@@ -95,9 +96,8 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
     before = measure(model)
     if gone:
         kept = [i for i in range(total) if i not in gone]
-        parent, _, name = architecture.family.blocks.rpartition(".")
         blocks = nn.ModuleList(architecture.blocks[i] for i in kept)
-        setattr(model.get_submodule(parent), name, blocks)
+        setattr(architecture.backbone, architecture.family.blocks.rpartition(".")[2], blocks)
         for number, block in enumerate(blocks):
             for module in block.modules():
                 if hasattr(module, "layer_idx"):

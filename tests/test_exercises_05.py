@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import decode_ceiling, kv_bytes_per_token
 from course_utils.exercises import lesson_05
-from course_utils.heterogeneous import skip_attention
+from course_utils.modeling.no_attention import skip_attention
 
 
 def importance(x, added, mask, residual=True):

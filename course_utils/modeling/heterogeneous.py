@@ -1,56 +1,22 @@
 """Models whose blocks differ: what stock transformers can't build from a configuration yet.
 
-``config.per_layer_config`` (transformers' own schema) says what differs; this module builds such a
-model. Its source is also what ``save_pruned`` writes into a checkpoint's folder, so it imports
-nothing but torch and transformers and must stay so.
+``config.per_layer_config`` (transformers' own schema) says what differs, ``config.adaptive_attention`` what each prompt
+decides; this module builds such a model.
 """
 
 import torch
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
-
-class TokenCount(DynamicLayer):
-    """A cache layer that holds keys and values of width 0: no bytes, only how many tokens went by."""
-
-    def get_seq_length(self):
-        return self.keys.shape[-2] if self.is_initialized else 0  # the parent takes empty tensors for no tokens
-
-
-def skip_attention(module, *args, **kwargs):
-    """The forward of an attention that isn't there: adds exactly zero to the residual stream.
-
-    It keeps the cache's length right. A cache whose first layer were left out would report length 0,
-    and the positions and masks of a cached forward would be wrong.
-    """
-    states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Cache):
-            empty = states.new_empty(states.shape[0], 1, states.shape[1], 0)
-            value.update(empty, empty, module.layer_idx)
-            layers = getattr(value, "self_attention_cache", value).layers
-            if type(layers[module.layer_idx]) is DynamicLayer:  # sliding windows and static caches count by themselves
-                layers[module.layer_idx].__class__ = TokenCount
-    return torch.zeros_like(states), None
-
-
-class NoAttention(torch.nn.Module):
-    """Stands in a block where the attention was removed."""
-
-    forward = skip_attention
-
-    def __init__(self, layer_idx):
-        super().__init__()
-        self.layer_idx = layer_idx
+from .no_attention import NoAttention
+from .per_prompt import install
 
 
 class HeterogeneousMixin:
     """Put before a causal language model's class: builds each block as ``per_layer_config`` says.
 
-    A block may have its own MLP width and may skip its attention. Stock models raise
-    AmbiguousGlobalPerLayerAttributeError on such a configuration, so the checkpoint never comes up
-    silently un-pruned.
+    A block may have its own MLP width and may skip its attention, always or prompt by prompt. Stock
+    models raise AmbiguousGlobalPerLayerAttributeError on such a configuration, so the checkpoint
+    never comes up silently un-pruned.
     """
 
     blocks_path: str  # from the model, e.g. "model.layers"
@@ -82,6 +48,9 @@ class HeterogeneousMixin:
                     block.set_submodule(norm, torch.nn.Identity())
         setattr(config, self.width_field, shared)
         config.per_layer_config = overrides
+        if getattr(config, "adaptive_attention", None):
+            backbone = self.get_submodule(self.blocks_path.rpartition(".")[0])
+            install(self, backbone, [block.get_submodule(self.attention) for block in blocks])
 
     def _set_width(self, block, width):
         for path in self.mlp_inputs:

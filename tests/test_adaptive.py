@@ -1,0 +1,481 @@
+"""Each row gets its own decision, keeps it through its answer, and nothing else about the model changes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import AutoModelForCausalLM, DynamicCache, TextIteratorStreamer
+
+from course_utils.adaptive import (
+    AdaptiveConfig,
+    ModelIdentity,
+    calibrate,
+    complexity,
+    divergence,
+    make_adaptive,
+    prompt_features,
+)
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention, select_attention_layers
+from course_utils.checkpoints import ADAPTIVE_FILE, MODELING_FILE, CheckpointError, load_pruned, save_pruned
+from course_utils.depth import remove_blocks
+from course_utils.language_modelling import perplexity
+from course_utils.width import neuron_importance, prune_neurons
+
+ORDER, LEFT_OUT = (2, 0, 3), (3, 2, 1, 0)
+LENGTHS = (9, 2, 5, 3)  # levels 3, 0, 2, 1 below
+GREEDY = {"do_sample": False, "pad_token_id": 2, "eos_token_id": None}
+
+
+def by_length(model, **changes):
+    """Settings under which the length alone decides: 2, 3, 5 and 9 tokens have levels 0 to 3."""
+    weights = [1.0] + [0.0] * (describe(model).hidden_size + 1)
+    settings = {
+        "model": ModelIdentity.of(model),
+        "order": ORDER,
+        "left_out": LEFT_OUT,
+        "thresholds": tuple(torch.tensor([2.5, 4.0, 7.0]).log().tolist()),
+        "policy": "fitted",
+        "parameters": {"intercept": 0.0, "weights": weights},
+    }
+    return AdaptiveConfig(**settings | changes)
+
+
+def four_blocks(family="llama", **settings):
+    return tiny_model(family, layers=4, **settings)
+
+
+def adaptive(family="llama", **settings):
+    model = four_blocks(family, **settings)
+    return make_adaptive(model, by_length(model))
+
+
+def prompts(side="left"):
+    """Four prompts of different lengths: alone, and as one padded batch."""
+    generator = torch.Generator().manual_seed(3)
+    alone = [torch.randint(3, 97, (1, n), generator=generator) for n in LENGTHS]
+    longest = max(LENGTHS)
+    ids, mask = torch.full((4, longest), 2), torch.zeros(4, longest, dtype=torch.long)
+    for row, text in enumerate(alone):
+        places = slice(longest - text.shape[1], None) if side == "left" else slice(text.shape[1])
+        ids[row, places], mask[row, places] = text[0], 1
+    return alone, {"input_ids": ids, "attention_mask": mask}
+
+
+def decided(cache):
+    return cache.left_out.tolist()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_each_row_is_a_static_bypass_of_its_own(family, attention):
+    if family == "gemma2" and attention == "sdpa":
+        pytest.skip("transformers has no sdpa for Gemma 2")
+    model = four_blocks(family, attn_implementation=attention)
+    static, alone = copy.deepcopy(model), prompts()[0]
+    make_adaptive(model, by_length(model))
+    for ids, count in zip(alone, (0, 3, 1, 2), strict=True):
+        bypass_attention(static, ORDER[:count])
+        output = model(ids, use_cache=True)
+        assert torch.equal(output.logits, static(ids).logits)
+        assert decided(output.past_key_values) == [count]
+        assert sum(output.past_key_values.layers[i].keys.numel() for i in ORDER[:count]) == 0  # no keys are kept
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_mixed_batch_equals_single_rows(family, side):
+    model = adaptive(family)
+    alone, batch = prompts(side)
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    logits = model(**batch, position_ids=positions).logits
+    for row, ids in enumerate(alone):
+        real = batch["attention_mask"][row].bool()
+        torch.testing.assert_close(logits[row][real], model(ids).logits[0], atol=1e-5, rtol=1e-5)
+
+
+SETTINGS = {
+    "greedy": {},
+    "sampled": {"do_sample": True, "temperature": 0.7},
+    "beams": {"num_beams": 3},
+    "several": {"do_sample": True, "num_return_sequences": 2},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_generating_with_a_cache_equals_generating_without(family, settings):
+    model, (alone, batch) = adaptive(family), prompts()
+    for inputs in ({"input_ids": alone[0]}, {"input_ids": alone[1]}, batch):
+        answers = []
+        for use_cache in (True, False):
+            torch.manual_seed(5)
+            options = GREEDY | {"max_new_tokens": 9} | SETTINGS[settings]
+            answers.append(model.generate(**inputs, use_cache=use_cache, **options))
+        assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_generation_freezes_the_decision_of_the_prompt(family):
+    model, static = adaptive(family), four_blocks(family)
+    short = prompts()[0][1]
+    bypass_attention(static, ORDER)
+    answer = model.generate(short, max_new_tokens=10, **GREEDY)  # grows past every threshold
+    assert torch.equal(answer, static.generate(short, max_new_tokens=10, **GREEDY))
+
+
+@torch.no_grad()
+def test_two_answers_that_alternate_on_one_model():
+    model, (alone, _) = adaptive(), prompts()
+    expected = [model.generate(ids, max_new_tokens=6, **GREEDY) for ids in alone[:2]]
+    answers, caches = list(alone[:2]), [DynamicCache(config=model.config) for _ in range(2)]
+    for step in range(6):
+        for i in range(2):
+            new = answers[i] if step == 0 else answers[i][:, -1:]
+            logits = model(new, past_key_values=caches[i], use_cache=True).logits
+            answers[i] = torch.cat([answers[i], logits[:, -1:].argmax(-1)], dim=1)
+    assert all(map(torch.equal, answers, expected))
+    assert [decided(cache) for cache in caches] == [[0], [3]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_second_turn_keeps_the_first_decision(family):
+    model, static, ids = adaptive(family), four_blocks(family), prompts()[0][3]
+    bypass_attention(static, ORDER[:2])
+    answers = []
+    for one in (model, static):
+        first = one.generate(ids, max_new_tokens=4, return_dict_in_generate=True, use_cache=True, **GREEDY)
+        turn = torch.cat([first.sequences, prompts()[0][0]], dim=1)
+        mask = torch.ones_like(turn)
+        answers.append(
+            one.generate(turn, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=4, **GREEDY)
+        )
+    assert torch.equal(*answers)
+
+
+@torch.no_grad()
+def test_the_decision_follows_the_rows_of_the_cache():
+    model, (alone, batch) = adaptive(), prompts()
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    cache = model(**batch, position_ids=positions, use_cache=True).past_key_values
+    assert decided(cache) == [0, 3, 1, 2]
+    cache.batch_select_indices(torch.tensor([1, 3]))  # nobody is left who keeps attention 2, but its keys are there
+    assert decided(cache) == [3, 2]
+    cache.batch_repeat_interleave(2)
+    assert decided(cache) == [3, 3, 2, 2]
+    cache.reorder_cache(torch.tensor([2, 0, 1, 3]))
+    assert decided(cache) == [2, 3, 3, 2]
+    mask = torch.cat([batch["attention_mask"][[3, 1, 1, 3]], torch.ones(4, 1, dtype=torch.long)], dim=1)
+    new = torch.tensor([[7]] * 4)
+    logits = model(
+        new, attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache, use_cache=True
+    ).logits
+    for row, source in enumerate((3, 1, 1, 3)):
+        own = model(alone[source], use_cache=True).past_key_values
+        expected = model(new[:1], past_key_values=own, use_cache=True).logits[0]
+        torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="holds 4 rows, this forward pass 1"):
+        model(new[:1], past_key_values=cache)
+    cache.reset()
+    assert decided(model(alone[0], past_key_values=cache, use_cache=True).past_key_values) == [0]
+
+
+@torch.no_grad()
+def test_another_models_cache_is_refused():
+    model, ids = adaptive(), prompts()[0][0]
+    cache = four_blocks()(ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="Start the answer with a new cache"):
+        model(ids[:, :1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_embeddings_positions_and_masks_as_inputs():
+    model, ids = adaptive(), prompts()[0][0]
+    embeddings = model.get_input_embeddings()(ids)
+    assert torch.equal(model(inputs_embeds=embeddings).logits, model(ids).logits)
+    assert torch.equal(model.model(ids)[0], model.model(input_ids=ids).last_hidden_state)  # positional
+    assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
+    with pytest.raises(ValueError, match=r"attention_mask \[rows, tokens\]"):
+        model(ids, attention_mask=torch.zeros(1, 1, 9, 9))
+
+
+@torch.no_grad()
+def test_streaming():
+    model, tokenizer, ids = adaptive(), word_tokenizer(), prompts()[0][2]
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
+    answer = model.generate(ids, streamer=streamer, max_new_tokens=6, **GREEDY)
+    assert "".join(streamer).split() == tokenizer.decode(answer[0, ids.shape[1] :]).split()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_none_restores_the_model(family):
+    model = four_blocks(family)
+    bypass_attention(model, [])  # writes sizes that GPT-2's configuration leaves open
+    before, config = model(prompts()[0][1]).logits, model.config.to_dict()
+    make_adaptive(model, by_length(model))
+    make_adaptive(model, by_length(model, left_out=(1, 1, 1, 1)))  # settings can be replaced
+    assert not torch.equal(model(prompts()[0][1]).logits, before)
+    make_adaptive(model, None)
+    assert torch.equal(model(prompts()[0][1]).logits, before)
+    assert model.config.to_dict() == config
+    assert "forward" not in vars(describe(model).backbone)
+    assert "generate" not in vars(model)
+    bypass_attention(model, [0])
+
+
+@torch.no_grad()
+def test_a_copy_is_independent():
+    model, ids = adaptive(), prompts()[0][1]
+    twin, expected = copy.deepcopy(model), model(ids).logits
+    make_adaptive(model, None)
+    assert torch.equal(twin(ids).logits, expected)
+    assert not torch.equal(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_checkpoints(family, dtype, tmp_path):
+    model = four_blocks(family, dtype=dtype)
+    prune_neurons(model, neuron_importance(model, "l1"), ratio=0.25, layers=[1])
+    bypass_attention(model, [1], remove=True)
+    config = by_length(model)
+    make_adaptive(model, config)
+    folder = save_pruned(model, word_tokenizer(), tmp_path / "model")
+    assert AdaptiveConfig.load(folder / ADAPTIVE_FILE) == config
+    reloaded, _ = load_pruned(folder)
+    for ids in prompts()[0]:
+        assert torch.equal(reloaded(ids).logits, model(ids).logits)
+    assert not torch.equal(
+        reloaded(prompts()[0][1]).logits, make_adaptive(copy.deepcopy(model), None)(prompts()[0][1]).logits
+    )
+    with pytest.raises(RuntimeError, match="per-layer attribute"):
+        type(model).from_pretrained(folder)
+    make_adaptive(reloaded, None)
+    assert AdaptiveConfig.load(save_pruned(model, word_tokenizer(), tmp_path / "again") / ADAPTIVE_FILE) == config
+    assert not (save_pruned(reloaded, word_tokenizer(), tmp_path / "model") / ADAPTIVE_FILE).exists()
+
+
+ELSEWHERE = """
+import sys
+sys.modules["course_utils"] = None  # importing it raises ImportError
+import torch
+from transformers import AutoModelForCausalLM
+for family in {families!r}:
+    model = AutoModelForCausalLM.from_pretrained(f"{root}/{{family}}", trust_remote_code=True)
+    inputs, expected, answer = torch.load(f"{root}/{{family}}.pt")
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, expected), family
+        assert torch.equal(model.generate(**inputs, max_new_tokens=8, **{greedy}), answer), family
+print("all equal")
+"""
+
+
+@torch.no_grad()
+def test_checkpoints_without_course_utils(tmp_path):
+    for family in FAMILIES:
+        model, (_, batch) = adaptive(family), prompts()
+        save_pruned(model, word_tokenizer(), tmp_path / family)
+        answer = model.generate(**batch, max_new_tokens=8, **GREEDY)
+        torch.save((batch, model(**batch).logits, answer), tmp_path / f"{family}.pt")
+    script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), greedy=GREEDY)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.stdout.strip().endswith("all equal"), run.stderr[-2000:]
+
+
+def test_broken_checkpoints(tmp_path):
+    model = adaptive()
+    folder = save_pruned(model, word_tokenizer(), tmp_path / "model")
+    readable = folder / ADAPTIVE_FILE
+    good = readable.read_text()
+    readable.write_text("{broken")
+    with pytest.raises(CheckpointError, match=ADAPTIVE_FILE):
+        load_pruned(folder)
+    readable.write_text(good.replace('"fitted"', '"guess"'))
+    with pytest.raises(CheckpointError, match=r"length_variance, fitted; got 'guess'"):
+        load_pruned(folder)
+    readable.write_text(good.replace("0.0", "0.5"))
+    with pytest.raises(CheckpointError, match="differs from adaptive_attention"):
+        load_pruned(folder)
+    readable.unlink()
+    load_pruned(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["adaptive_attention"]["left_out"] = [1]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="'thresholds' must hold 0"):
+        load_pruned(folder)
+    (folder / MODELING_FILE).unlink()
+    with pytest.raises(OSError, match=MODELING_FILE):
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": (0, 0)}, "'order' must hold different block numbers from 0 to 3"),
+        ({"order": (4,)}, "'order'"),
+        ({"left_out": (4, 2, 1, 0)}, r"'left_out'.*in 'order' \(3\)"),
+        ({"left_out": (1, 2, 1, 0)}, "never rising"),
+        ({"left_out": (3, 2, 1, -1)}, "at least 0"),
+        ({"left_out": ()}, "'left_out'"),
+        ({"thresholds": (1.0, 2.0)}, "'thresholds' must hold 3"),
+        ({"thresholds": (1.0, 3.0, 2.0)}, "never falling"),
+        ({"thresholds": (1.0, 2.0, float("nan"))}, "finite"),
+        ({"policy": "guess"}, "length_variance, fitted; got 'guess'"),
+        ({"policy": "length_variance"}, r"'log_length' and 'variance', each \[low, high\]"),
+        ({"parameters": {"intercept": 0.0, "weights": [1.0]}}, "34 numbers"),
+        ({"parameters": {"intercept": 0.0, "weights": [0.0] * 34, "more": 1}}, "exactly"),
+    ],
+)
+def test_invalid_settings(change, message):
+    with pytest.raises(ValueError, match=message):
+        by_length(four_blocks(), **change)
+
+
+def test_invalid_dictionaries(tmp_path):
+    good = by_length(four_blocks()).to_dict()
+    assert AdaptiveConfig.from_dict(good).to_dict() == good
+    for bad in ({}, good | {"more": 1}, good | {"order": ["2"]}, good | {"model": {}}, good | {"order": 3}, []):
+        with pytest.raises(ValueError):
+            AdaptiveConfig.from_dict(bad)
+    with pytest.raises(ValueError, match=r"nowhere.json"):
+        AdaptiveConfig.load(tmp_path / "nowhere.json")
+
+
+@torch.no_grad()
+def test_settings_of_another_model_are_refused():
+    config, ids = by_length(four_blocks()), prompts()[0][1]
+    for other in (four_blocks(seed=1), tiny_model(layers=5), four_blocks("qwen2")):
+        before = other(ids).logits
+        with pytest.raises(ValueError, match="calibrated on another model .*llama, 4 blocks.*this one is "):
+            make_adaptive(other, config)
+        assert torch.equal(other(ids).logits, before)
+    make_adaptive(four_blocks(dtype=torch.bfloat16), config)  # the same weights, rounded
+    bypassed = four_blocks()
+    bypass_attention(bypassed, [3])
+    with pytest.raises(ValueError, match=r"blocks \[3\] are bypassed already"):
+        make_adaptive(bypassed, config)
+
+
+def test_an_adaptive_model_must_stay_as_it_is():
+    model = adaptive()
+    for surgery in (
+        lambda: bypass_attention(model, [1]),
+        lambda: remove_blocks(model, [1]),
+        lambda: select_attention_layers(model, tiny_batches(), count=1),
+        lambda: divergence(model, tiny_batches(), [[1]]),
+        lambda: calibrate(model, word_tokenizer(), TEXTS),
+    ):
+        with pytest.raises(ValueError, match=r"make_adaptive\(model, None\)"):
+            surgery()
+
+
+TEXTS = [" ".join(f"w{(7 * i + j * j) % 90 + 3}" for j in range(3 + i)) for i in range(24)]
+
+
+@pytest.fixture
+def tokenizer():
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = "w2"
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    return tokenizer
+
+
+@pytest.mark.parametrize("policy", ["length_variance", "fitted"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_calibrate(family, policy, tokenizer):
+    model = four_blocks(family)
+    before = model(prompts()[0][0]).logits
+    config = calibrate(model, tokenizer, TEXTS, left_out=(3, 1, 0), policy=policy)
+    assert torch.equal(model(prompts()[0][0]).logits, before)
+    batches = [tokenizer(text, return_tensors="pt") for text in TEXTS]
+    assert list(config.order) == select_attention_layers(model, batches, count=3)
+    scores = complexity(model, batches, config)
+    levels = [config.level(score) for score in scores]
+    assert [levels.count(i) for i in range(3)] == [8, 8, 8]
+    make_adaptive(model, config)
+    for batch, level in zip(batches, levels, strict=True):
+        cache = model(input_ids=batch["input_ids"], use_cache=True).past_key_values
+        assert decided(cache) == [config.left_out[level]]
+    assert perplexity(model, prompts()[0][0]).tokens == 8
+
+
+@torch.no_grad()
+def test_the_fit_finds_a_linear_harm(tokenizer):
+    from course_utils.adaptive import _fit
+
+    model = four_blocks()
+    features = prompt_features(model, [tokenizer(text, return_tensors="pt") for text in TEXTS])
+    target = 3 * features[:, 0] - 2
+    fitted = _fit(features, target)
+    predicted = features.double() @ torch.tensor(fitted["weights"], dtype=torch.float64) + fitted["intercept"]
+    assert torch.corrcoef(torch.stack([predicted, target.double()]))[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_divergence_by_hand(family):
+    model, batches = four_blocks(family), tiny_batches(padding="left", size=4)
+    bypass_attention(model, [1])
+    before = model(prompts()[0][0]).logits
+    whole, ends = divergence(model, batches, [[0, 2], []]), divergence(model, batches, [[0, 2]], last=3)
+    assert torch.equal(model(prompts()[0][0]).logits, before)
+    assert torch.equal(whole[1], torch.zeros(6))
+    single = [
+        (batch["input_ids"][row][mask.bool()][None])
+        for batch in batches
+        for row, mask in enumerate(batch["attention_mask"])
+    ]
+    original = [model(ids).logits[0].log_softmax(-1) for ids in single]
+    bypass_attention(model, [0, 1, 2])
+    for row, (ids, p) in enumerate(zip(single, original, strict=True)):
+        kl = (p.exp() * (p - model(ids).logits[0].log_softmax(-1))).sum(-1)
+        torch.testing.assert_close(whole[0, row], kl.mean(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ends[0, row], kl[-3:].mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_bad_input(tokenizer):
+    model = four_blocks()
+    cases = [
+        ({"prompts": []}, "at least 3 texts"),
+        ({"prompts": "one text"}, "got one text"),
+        ({"prompts": TEXTS[:10], "policy": "fitted"}, "at least 20"),
+        ({"prompts": TEXTS, "policy": "guess"}, "length_variance, fitted"),
+        ({"prompts": TEXTS, "left_out": (5, 0)}, "from 0 to 4"),
+        ({"prompts": TEXTS, "left_out": (0, 2)}, "never rising"),
+        ({"prompts": [TEXTS[5]] * 5}, "all alike in log_length and variance"),
+        ({"prompts": [*TEXTS, ""]}, "no tokens"),
+    ]
+    for settings, message in cases:
+        with pytest.raises(ValueError, match=message):
+            calibrate(model, tokenizer, **settings)
+    with pytest.raises(ValueError, match="empty"):
+        prompt_features(model, [])
+    with pytest.raises(ValueError, match="pad on the left"):
+        divergence(model, tiny_batches(padding="right"), [[0]], last=1)
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        divergence(model, tiny_batches(), [[4]])
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        by_length(four_blocks()).policy = "length_variance"
