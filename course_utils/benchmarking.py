@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from course_utils.architectures import describe
-from course_utils.reports import measure
+from course_utils.reports import measure, with_interval
 
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
@@ -210,6 +210,27 @@ def measure_speed(
                 | {"ceiling": ceilings[phase]}
             )
     return pd.DataFrame(rows)
+
+
+def speedup_text(row: pd.Series) -> str:
+    """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), ≤ 1.20", interval and ceiling.
+
+    Any other row with speedup, ci_low, ci_high and ceiling will do, one of ``itertuples()`` for instance.
+    """
+    return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, ≤ {row.ceiling:.2f}"
+
+
+def speedup_verdict(row: pd.Series) -> str:
+    """What such a row says in words: is there a speed-up, and how much of what was possible?"""
+    if row.ci_low > row.ceiling:
+        return "above its ceiling: find out why"
+    if row.ci_high < 1:
+        return "slower"
+    if row.ci_low <= 1:
+        return "no difference that we can show"
+    if row.speedup > row.ceiling:
+        return "faster; the median is above the ceiling, so part of it is noise"
+    return f"faster, {(row.speedup - 1) / (row.ceiling - 1):.0%} of the possible gain"
 
 
 def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:

@@ -29,7 +29,7 @@ from course_utils.uncertainty import (
     wilson_interval,
 )
 
-__all__ = ["Answers", "Perplexity", "compare", "evaluate", "paired", "perplexity"]
+__all__ = ["Answers", "Perplexity", "compare", "evaluate", "paired", "perplexity", "perplexity_ratio"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,17 +159,27 @@ def paired(
         raise ValueError(f"The two results hold different scores: {names[0]} and {names[1]}.")
     pairs = list(zip(scores_a, scores_b, strict=True))
     for a, b in pairs:
-        if a.dtype != b.dtype:
-            raise ValueError(
-                f"One result was computed in {a.dtype}, the other in {b.dtype}: rounding would be compared along with "
-                "the models. Measure both in one dtype."
-            )
-        if a.units != b.units:
-            raise ValueError(
-                f"The two results of {a.task!r} are of different rows or documents ({len(a.totals)} and "
-                f"{len(b.totals)} of them). Measure both models on the same text, or with the same limit and profile."
-            )
+        _check_pair(a, b)
     return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
+
+
+def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, float, float]:
+    """How many times as high a perplexity is as another one on the same rows of text.
+
+    Ratios compare perplexities that differ by factors of thousands, where the differences of ``paired`` say little.
+
+    Returns:
+        ``score.perplexity / reference.perplexity``, and the ends of its 95 % interval: the exponential of
+        ``ratio_interval`` of the rows' differences, so what makes a row hard for both models cancels. The ends are nan
+        for a single row.
+
+    Raises:
+        ValueError: the results are of different rows or dtypes.
+    """
+    a, b = (_Score("text", "perplexity", r.row_nll, r.row_tokens, r.fingerprint, r.dtype) for r in (score, reference))
+    _check_pair(a, b)
+    mean, _, low, high = ratio_interval(a.totals - b.totals, b.sizes)
+    return float(exp(mean)), float(exp(low)), float(exp(high))
 
 
 def compare(
@@ -252,6 +262,19 @@ def _scores(result: Perplexity | pd.DataFrame) -> list[_Score]:
         totals = documents["value"].to_numpy() * (-1 if metric == "perplexity" else 1)
         scores.append(_Score(task, metric, totals, np.ones(len(totals)), list(documents["document"]), answers.dtype))
     return scores
+
+
+def _check_pair(a: _Score, b: _Score) -> None:
+    if a.dtype != b.dtype:
+        raise ValueError(
+            f"One result was computed in {a.dtype}, the other in {b.dtype}: rounding would be compared along with "
+            "the models. Measure both in one dtype."
+        )
+    if a.units != b.units:
+        raise ValueError(
+            f"The two results of {a.task!r} are of different rows or documents ({len(a.totals)} and "
+            f"{len(b.totals)} of them). Measure both models on the same text, or with the same limit and profile."
+        )
 
 
 def _difference(a: _Score, b: _Score, resamples: int, seed: int) -> dict[str, object]:

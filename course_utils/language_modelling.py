@@ -1,4 +1,4 @@
-"""Perplexity: how well a model predicts a text."""
+"""Perplexity: how well a model predicts a text. And its logits one token at a time, to test the cache."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
+from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval
 
@@ -54,8 +55,8 @@ class Perplexity:
 
     def __str__(self) -> str:
         bits = "" if math.isnan(self.bits_per_byte) else f", {self.bits_per_byte:.3f} bits/byte"
-        interval = f"95 % interval {_shown(self.ci_low)} to {_shown(self.ci_high)}"
-        return f"perplexity {_shown(self.perplexity)} ({interval}){bits}, {self.tokens:,} tokens"
+        interval = f"95 % interval {shown(self.ci_low)} to {shown(self.ci_high)}"
+        return f"perplexity {shown(self.perplexity)} ({interval}){bits}, {self.tokens:,} tokens"
 
 
 def perplexity(
@@ -115,6 +116,21 @@ def perplexity(
     )
 
 
+@torch.no_grad()
+def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
+    """Logits [rows, length, vocabulary] of a model that reads [rows, length] token by token, through its cache.
+
+    They must equal those of reading all at once. ``generate`` counts positions itself, so it can hide that they don't.
+    """
+    cache, steps = {}, []
+    for tokens in token_ids.split(1, dim=1):
+        output = model(tokens, use_cache=True, **cache)
+        keyword = "cache" if "cache" in output else "past_key_values"  # transformers renames it
+        cache = {keyword: output[keyword]}
+        steps.append(output.logits)
+    return torch.cat(steps, dim=1)
+
+
 def _as_batches(token_ids: object, batch_size: int) -> Iterable[Mapping[str, Tensor]]:
     if isinstance(token_ids, TokenBlocks):
         token_ids = token_ids.input_ids
@@ -156,7 +172,3 @@ def exp(value: float | np.ndarray) -> np.ndarray:
 def dtype_name(model: PreTrainedModel) -> str:
     """What a model computes in, for instance "float32"."""
     return str(model.dtype).removeprefix("torch.")
-
-
-def _shown(value: float) -> str:
-    return f"{value:,.2f}" if value < 1e5 else f"{value:.3g}"

@@ -28,6 +28,7 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -89,6 +90,29 @@ def load_model(
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
+
+
+def tiny_llama(*, blocks: int = 5, vocab_size: int = 97) -> LlamaForCausalLM:
+    """A random Llama with hidden size 32 on the CPU, the same every time: to test surgery on, in milliseconds.
+
+    It is in eval mode, and has no end token, so that it always generates the number of tokens asked for.
+    """
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        model = LlamaForCausalLM(config)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))  # fresh ones are so small that no test would notice much
+    return model.eval()
 
 
 def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

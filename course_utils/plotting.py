@@ -7,14 +7,19 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from course_utils.language_modelling import Perplexity
 
 CONTROL_COLOUR = "0.45"
 FLOOR_COLOUR = "0.25"
@@ -87,11 +92,7 @@ def pruning_curve(
         )  # fmt: skip
     if log_y:
         ax.set_yscale("log")
-        low, high = ax.get_ylim()
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-        plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
-        ax.yaxis.set_major_formatter(plain if high < 1e7 else LogFormatterSciNotation())
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        log_ticks(ax.yaxis)
     if x_percent:
         ax.xaxis.set_major_formatter(_PERCENT)
     _finish(ax, x_label, y_label, title)
@@ -153,6 +154,59 @@ def scores_with_intervals(
     _finish(ax, x_label, y_label, title)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def choices_with_intervals(
+    scores: Mapping[str, Perplexity],
+    *,
+    control: str = "random",
+    floors: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Perplexities of different choices below each other, the first on top: a point with its 95 % interval for each.
+
+    Args:
+        scores: what was chosen -> its perplexity. Names that begin with ``control`` are drawn in grey.
+        floors: name -> level of vertical lines, such as ``{"unpruned": 17.5, "uniform guess": 49152}``.
+
+    Raises:
+        ValueError: no scores.
+    """
+    if not scores:
+        raise ValueError("There are no scores: there is nothing to draw.")
+    ax = _axes(ax)
+    for place, (name, score) in enumerate(scores.items()):
+        is_control = name.startswith(control)
+        ax.errorbar(
+            score.perplexity,
+            place,
+            xerr=[[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]],
+            fmt="." if is_control else "o",
+            color=CONTROL_COLOUR if is_control else _colour(0),
+            markersize=10,
+            capsize=4,
+        )
+    ax.set_yticks(range(len(scores)), list(scores))
+    ax.set_ylim(len(scores) - 0.4, -1.2)  # from below upwards, with room for the floors' names
+    for name, level in (floors or {}).items():
+        ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+        ax.annotate(
+            name, (level, -0.7), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
+        )
+    ax.set_xscale("log")
+    log_ticks(ax.xaxis)
+    _finish(ax, "perplexity, 95 % interval (lower is better)", "", title)
+    return ax
+
+
+def log_ticks(axis: Axis) -> None:
+    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100 …; over long ranges 10, 100, 1,000 …"""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
+    axis.set_major_formatter(plain if high < 1e7 else LogFormatterSciNotation())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def heatmap(

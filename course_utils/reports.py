@@ -1,12 +1,29 @@
-"""How big a model is, and what a pruning step changed."""
+"""How big a model is, what a pruning step changed, and numbers as a reader wants them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
 from course_utils.architectures import describe
+
+
+def shown(value: float) -> str:
+    """A number for a reader, of whatever size: 0.004, 1.08, 15.3, 1,234, 2.3·10^10, inf or nan."""
+    size = abs(value)
+    if 0 < size < 1e-4 or 1e6 <= size < math.inf:
+        digits, power = f"{value:.1e}".split("e")
+        return f"{digits}·10^{int(power)}"
+    if 0 < size < 0.01:
+        return f"{value:.1g}"
+    return f"{value:.2f}" if size < 10 else f"{value:,.1f}" if size < 1000 else f"{value:,.0f}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """A number and its interval for a reader: "1.13 (1.11 to 1.15)"."""
+    return f"{shown(value)} ({shown(low)} to {shown(high)})"
 
 
 @dataclass(frozen=True)

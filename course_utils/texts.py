@@ -1,4 +1,4 @@
-"""Named, disjoint text splits for calibration, evaluation and distillation, as token blocks or padded batches.
+"""Named, disjoint text splits for calibration, evaluation and distillation: token blocks, prompts, padded batches.
 
 Three domains: "speeches" (State of the Union addresses), "wiki" (long Wikipedia articles), "stories" (short children's
 stories). A document belongs to one split only, whatever the tokenizer, so nothing that calibrates or trains a model is
@@ -10,6 +10,8 @@ are called without special tokens; the first token of a row is given, never pred
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import re
 import sys
@@ -28,6 +30,7 @@ DOMAINS = ("speeches", "wiki", "stories")
 
 _WIKI_ARTICLE = re.compile(r"<doc [^>]*>\n(.*?)</doc>", re.DOTALL)
 _MIN_WIKI_CHARACTERS = 1500
+_SENTENCE_END = re.compile(r"[.!?]\s+|\n")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -226,6 +229,73 @@ def _sizes_by_matching(text: str, names: list[str], ends: list[int]) -> list[int
     if sizes:
         sizes[-1] += len(data) - reached
     return sizes
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a passage, and how it goes on.
+
+    Attributes:
+        text: whole words, from the beginning of a sentence.
+        answer: token ids of what follows in the document, all prompts alike in number.
+        domain: one of `DOMAINS`.
+    """
+
+    text: str
+    answer: tuple[int, ...]
+    domain: str
+
+
+def prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    *,
+    count: int = 60,
+    words: tuple[int, int] = (6, 96),
+    answer_tokens: int = 16,
+    seed: int = 0,
+) -> list[Prompt]:
+    """Prompts of very different lengths from all domains in turn, each from a random sentence of a document.
+
+    Args:
+        split: one of `SPLITS`; documents are taken again only when all of a domain have been used.
+        words: the shortest and the longest prompt; lengths between them are drawn evenly on a logarithmic scale.
+        answer_tokens: how many tokens of the text that follows each prompt keeps.
+
+    Raises:
+        ValueError: unknown split, a size below 1, or not enough text for prompts of this length.
+    """
+    shortest, longest = words
+    if not 1 <= shortest <= longest or count < 1 or answer_tokens < 1:
+        raise ValueError(
+            f"count is {count}, words {words} and answer_tokens {answer_tokens}; all must be at least 1 and the "
+            "shortest prompt not longer than the longest."
+        )
+    draw = random.Random(seed)
+    pools = {domain: documents(domain, split) for domain in DOMAINS}
+    for pool in pools.values():
+        draw.shuffle(pool)
+    turns = {domain: itertools.cycle(pool) for domain, pool in pools.items()}
+    found: list[Prompt] = []
+    for _ in range(20 * count):
+        if len(found) == count:
+            break
+        domain = DOMAINS[len(found) % len(DOMAINS)]
+        text = next(turns[domain])
+        beginnings = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
+        length = round(math.exp(draw.uniform(math.log(shortest), math.log(longest))))
+        passage = text[draw.choice(beginnings) :].split(maxsplit=length)
+        if len(passage) <= length:  # the document ends here
+            continue
+        answer = tokenizer(" " + passage[-1][: 20 * answer_tokens], add_special_tokens=False).input_ids[:answer_tokens]
+        if len(answer) == answer_tokens:
+            found.append(Prompt(" ".join(passage[:length]), tuple(answer), domain))
+    if len(found) < count:
+        raise ValueError(
+            f"Only {len(found)} prompts of {shortest} to {longest} words were found in the {split} split, {count} were "
+            "asked for; ask for fewer or shorter ones."
+        )
+    return found
 
 
 def padded_batches(

@@ -6,10 +6,11 @@ Everything works on numpy arrays in float64. A *unit* is what was sampled indepe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -73,6 +74,64 @@ def bootstrap_interval(
     ordered = np.sort(np.concatenate(values))  # not np.quantile: interpolating between infinities gives nan
     tail = round((1 - CONFIDENCE) / 2 * resamples)
     return float(ordered[tail]), float(ordered[-1 - tail])
+
+
+def geometric_mean(values: Iterable[float]) -> tuple[float, float]:
+    """Mean of positive values on a logarithmic scale, and one standard deviation as a factor (mean ×/÷ factor).
+
+    For ratios, and for perplexities that differ by orders of magnitude. The factor is nan for a single value.
+
+    Raises:
+        ValueError: no values, or one that isn't positive.
+    """
+    array = np.fromiter(values, dtype=np.float64)
+    if not array.size or not (array > 0).all():
+        raise ValueError(f"A geometric mean needs one or more positive values; got {array.tolist()}.")
+    logs = np.log(array)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        factor = np.exp(logs.std(ddof=1)) if array.size > 1 else math.nan
+    return float(np.exp(logs.mean())), float(factor)
+
+
+def rank_correlation(
+    a: Tensor | np.ndarray, b: Tensor | np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation: 1 for the same order, -1 for the opposite one, 0 for no relation.
+
+    Args:
+        a, b: [n], n of at least 3, without nan; equal values share the mean of their ranks.
+
+    Returns:
+        The correlation and the ends of its 95 % interval: percentile bootstrap, drawing pairs with replacement. All
+        three are nan if ``a`` or ``b`` is constant.
+
+    Raises:
+        ValueError: fewer than three pairs, different lengths, or nan.
+    """
+    a, b = (_as_array(values) for values in (a, b))
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 3 or np.isnan([a, b]).any():
+        raise ValueError(
+            f"A rank correlation needs two vectors of one length, at least 3, without nan; got shapes "
+            f"{list(a.shape)} and {list(b.shape)}."
+        )
+    drawn = np.random.default_rng(seed).integers(0, len(a), (resamples, len(a)))
+    value, values = float(_spearman(a, b)), _spearman(a[drawn], b[drawn])
+    if math.isnan(value):
+        return value, math.nan, math.nan
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail])  # a draw of equal values has no order, and nan
+    return value, float(low), float(high)
+
+
+def _as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    return np.asarray(values.detach().cpu().double() if isinstance(values, Tensor) else values, dtype=np.float64)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[..., n] twice -> [...]; nan where all values are equal."""
+    a, b = (stats.rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (a, b))
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return (a * b).sum(axis=-1) / np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:

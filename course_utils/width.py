@@ -163,8 +163,7 @@ def prune_neurons(
     """
     architecture = describe(model)
     mlps = architecture.mlps
-    if not isinstance(ratio, Real) or not 0 <= ratio < 1:  # NaN fails the comparison
-        raise ValueError(f"'ratio' is the share of neurons to remove, in [0, 1); got {ratio!r}. For 20 % give 0.2.")
+    _check_ratio(ratio)
     if not isinstance(multiple_of, int) or not 1 <= multiple_of <= min(architecture.intermediate_sizes):
         raise ValueError(
             f"'multiple_of' must be a whole number from 1 to the smallest MLP's width "
@@ -181,20 +180,33 @@ def prune_neurons(
 
     before = measure(model)
     for layer in layers:
-        mlp, scores = mlps[layer], importance[layer]
-        kept = kept_width(mlp.width, ratio, multiple_of)
-        if kept == mlp.width:
-            continue
-        best = scores.sort(descending=True, stable=True).indices[:kept]
-        mlp.keep(best.sort().values.to(mlp.columns.device))
+        mlp, kept = mlps[layer], strongest(importance[layer], ratio, multiple_of)
+        if len(kept) < mlp.width:
+            mlp.keep(kept.to(mlp.columns.device))
     architecture.sync_config()
     return PruningReport(f"prune_neurons, ratio {ratio:g}", before, measure(model))
+
+
+def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
+    """The neurons that stay of [width] when ``prune_neurons`` cuts by these scores: int64 [kept], in their old order.
+
+    Raises:
+        ValueError: ``ratio`` outside [0, 1).
+    """
+    _check_ratio(ratio)
+    best = scores.sort(descending=True, stable=True).indices[: kept_width(len(scores), ratio, multiple_of)]
+    return best.sort().values
 
 
 def kept_width(width: int, ratio: float, multiple_of: int = 1) -> int:
     """Neurons that remain of ``width`` when ``floor(ratio x width)`` go, rounded up to a multiple."""
     removed = min(math.floor(ratio * width + 1e-9), width - 1)  # 0.29 * 100 is 28.999999999999996
     return min(width, math.ceil((width - removed) / multiple_of) * multiple_of)
+
+
+def _check_ratio(ratio: float) -> None:
+    if not isinstance(ratio, Real) or not 0 <= ratio < 1:  # NaN fails the comparison
+        raise ValueError(f"'ratio' is the share of neurons to remove, in [0, 1); got {ratio!r}. For 20 % give 0.2.")
 
 
 def _check_finite(scores: Sequence[Tensor], what: str) -> None:

@@ -49,6 +49,7 @@ style()
 
 # %%
 from course_utils.benchmarking import time_interleaved
+from course_utils.reports import with_interval
 
 tokens, dense = torch.randn(256, 768), torch.randn(768, 3072)  # 256 tokens meet a matrix of distilGPT2's size
 
@@ -70,8 +71,9 @@ pd.DataFrame(
             "shape": str(list(matrix.shape)),
             "MB": round(matrix.nbytes / 1e6, 2),
             "zeros": f"{(matrix == 0).float().mean():.0%}",
-            "time, × dense": f"{laps.ratio[name]:.2f}" if name else "needs a special kernel",
-            "95 % interval": f"{laps.ci_low[name]:.2f} to {laps.ci_high[name]:.2f}" if name else "",
+            "time, × dense (95 % interval)": with_interval(laps.ratio[name], laps.ci_low[name], laps.ci_high[name])
+            if name
+            else "needs a special kernel",
         }
         for method, matrix, name in (
             ("as it was", dense, "dense"),
@@ -169,6 +171,10 @@ pd.DataFrame({"L1": l1_scores(toy.c_fc.weight).tolist(), "plain sum": toy.c_fc.w
 )
 
 # %%
+import course_utils.width
+
+# The course's own version works for every scale: where scores are equal, the lower numbers stay.
+assert torch.equal(keep, course_utils.width.strongest(l1_scores(toy.c_fc.weight), ratio=0.4))
 print(f"L1 removes neurons {drop}.")
 print(f"A plain sum would remove {sorted(toy.c_fc.weight.sum(dim=0).argsort()[:2].tolist())}: signs cancel.")
 
@@ -511,7 +517,7 @@ curve = pd.DataFrame(
         "domain": domain,
         "bits/byte": score.bits_per_byte,
         "perplexity": score.perplexity,
-        "interval": f"{score.perplexity:.1f} ({score.ci_low:.0f} to {score.ci_high:.0f})",
+        "interval": with_interval(score.perplexity, score.ci_low, score.ci_high),
     }
     for (criterion, seed, ratio), scores in results.items()
     for domain, score in scores.items()
@@ -744,7 +750,7 @@ for ratio in (0.2, 0.4, 0.6):
 # %%
 from pathlib import Path
 
-from course_utils.benchmarking import decode_ceiling, measure_speed
+from course_utils.benchmarking import decode_ceiling, measure_speed, speedup_text, speedup_verdict
 
 speed = measure_speed(
     {f"{ratio:.0%}": model for ratio, model in models.items()}, prompt_tokens=128, new_tokens=32, rounds=9
@@ -756,18 +762,13 @@ def file_size(model):
         return sum(file.stat().st_size for file in save_pruned(model, tokenizer, Path(folder)).glob("*.safetensors"))
 
 
-def speed_up(ratio, phase):
-    row = speed.loc[(f"{ratio:.0%}", phase)]
-    return f"{row.speedup:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f}), ≤ {row.ceiling:.2f}"
-
-
 pd.DataFrame(
     {
         f"{ratio:.0%} removed": {
             "parameters": f"{model.num_parameters():,}",
             "file (MB, float32)": f"{file_size(model) / 1e6:.1f}",
-            "prefill, × unpruned": speed_up(ratio, "prefill"),
-            "decode, × unpruned": speed_up(ratio, "decode"),
+            "prefill, × unpruned": speedup_text(speed.loc[f"{ratio:.0%}", "prefill"]),
+            "decode, × unpruned": speedup_text(speed.loc[f"{ratio:.0%}", "decode"]),
             "bits/byte, speeches": f"{results['L1', 0, ratio]['speeches'].bits_per_byte:.3f}",
             "bits/byte, wiki": f"{results['L1', 0, ratio]['wiki'].bits_per_byte:.3f}",
             "the same cut by activation: speeches": f"{results['activation', 0, ratio]['speeches'].bits_per_byte:.3f}",
@@ -780,18 +781,7 @@ pd.DataFrame(
 # %%
 for phase in ("prefill", "decode"):
     for ratio in (0.2, 0.4, 0.6):
-        row = speed.loc[(f"{ratio:.0%}", phase)]
-        if row.ci_low > row.ceiling:
-            judged = "above its ceiling: distrust the measurement"
-        elif row.ci_low <= 1 <= row.ci_high:
-            judged = "no difference that we can show"
-        elif row.ci_high < 1:
-            judged = "slower"
-        elif row.speedup > row.ceiling:
-            judged = "faster; the median is above the ceiling, so part of it is noise"
-        else:
-            judged = f"faster, {(row.speedup - 1) / (row.ceiling - 1):.0%} of the possible gain"
-        print(f"{phase:<8} {ratio:.0%} removed: {judged}")
+        print(f"{phase:<8} {ratio:.0%} removed: {speedup_verdict(speed.loc[f'{ratio:.0%}', phase])}")
 
 print(
     f"\ndistilGPT2 at 20 %: decoding can become {decode_ceiling(distilgpt2, distilgpt2_pruned):.3f} × as fast at most"

@@ -123,13 +123,7 @@ neurons.round(2)
 # rows, `up` its strongest rows, `down` its strongest columns.
 
 # %%
-from course_utils.width import kept_width
-
-
-def strongest(scores, ratio):
-    """The neurons that stay when `ratio` of them go, in their old order."""
-    best = scores.sort(descending=True, stable=True).indices[: kept_width(len(scores), ratio)]
-    return best.sort().values
+from course_utils.width import strongest
 
 
 def l1_of_each(gate, up, down):
@@ -322,15 +316,8 @@ report
 # The report is that of a successful pruning. The model has the size we asked for, the configuration agrees with the
 # weights, every forward pass ran. Now the perplexities:
 
-
 # %%
-def shown(value):
-    """A number that may be 1.08 or ten to the tenth, for a reader."""
-    if value < 1e6:
-        return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
-    power = int(math.log10(value))
-    return f"{value / 10**power:.1f}·10^{power}"
-
+from course_utils.reports import shown, with_interval
 
 collapse = pd.DataFrame(
     {
@@ -357,8 +344,7 @@ plt.show()
 pd.DataFrame(
     {
         f"{ratio:.0%} removed": {
-            "perplexity": shown(score.perplexity),
-            "95 % interval": f"{shown(score.ci_low)} to {shown(score.ci_high)}",
+            "perplexity (95 % interval)": with_interval(score.perplexity, score.ci_low, score.ci_high),
             "× unpruned": shown(score.perplexity / unpruned.perplexity),
         }
         for ratio, score in results.items()
@@ -442,7 +428,7 @@ predicted = {name: predictions(model, rows) for name, model in contestants.items
 pd.DataFrame(
     {
         name: {
-            f"{what}{unit}": "{:.2f} ({:.2f} to {:.2f})".format(*mean_with_interval(values[what]))
+            f"{what}{unit}": with_interval(*mean_with_interval(values[what]))
             for what, unit in {"entropy": ", nats", "loss": ", nats a token", "top probability": ""}.items()
         }
         for name, values in predicted.items()
@@ -660,30 +646,20 @@ random_arms = {key: perplexity_of(scores) for key, scores in tqdm(controls.items
 # models read the same rows of text. For the random arms we give the geometric mean over the seeds, and a factor for one
 # standard deviation (×/÷).
 
-
 # %%
-def times(score, reference=unpruned):
-    """Ratio of two perplexities with its 95 % interval, paired by rows of text."""
-    mean, _, low, high = ratio_interval(score.row_nll - reference.row_nll, reference.row_tokens)
-    return math.exp(mean), math.exp(low), math.exp(high)
+from course_utils.evaluation import perplexity_ratio
+from course_utils.uncertainty import geometric_mean
 
-
-def over_seeds(ratios):
-    """Geometric mean of ratios, and the factor of one standard deviation."""
-    logs = np.log(list(ratios))
-    return math.exp(logs.mean()), math.exp(logs.std(ddof=1))
-
-
-at_random = {key: times(score)[0] for key, score in random_arms.items()}
-control, spread = over_seeds(at_random["together", seed] for seed in SEEDS)
+at_random = {key: score.perplexity / unpruned.perplexity for key, score in random_arms.items()}
+control, spread = geometric_mean(at_random["together", seed] for seed in SEEDS)
 
 table = pd.DataFrame(
     {
         name: {
             "whole neurons": f"{whole_neurons(causes[name], 0.1):.1%}",
             "perplexity": shown(score.perplexity),
-            "× unpruned (95 % interval)": "{} ({} to {})".format(*map(shown, times(score))),
-            "× random control": shown(times(score)[0] / control),
+            "× unpruned (95 % interval)": with_interval(*perplexity_ratio(score, unpruned)),
+            "× random control": shown(score.perplexity / unpruned.perplexity / control),
         }
         for name, score in measured.items()
     }
@@ -691,7 +667,7 @@ table = pd.DataFrame(
 table.loc[f"control: one random set, {len(SEEDS)} seeds"] = [
     "100.0%",
     shown(control * unpruned.perplexity),
-    f"{shown(control)} ×/÷ {spread:.2f}",
+    f"{shown(control)} ×/÷ {shown(spread)}",
     "1",
 ]
 table.loc["unpruned"] = ["", shown(unpruned.perplexity), "1", ""]
@@ -702,7 +678,7 @@ table
 
 # %%
 for name, score in measured.items():
-    ratios = [times(score, random_arms["together", seed]) for seed in SEEDS]
+    ratios = [perplexity_ratio(score, random_arms["together", seed]) for seed in SEEDS]
     worse = sum(low > 1 for _, low, _ in ratios)
     better = sum(high < 1 for _, _, high in ratios)
     print(f"{name:<37} worse than {worse} of {len(SEEDS)} random controls, better than {better}")
@@ -725,22 +701,22 @@ measured["activation"] = perplexity_of(for_all_three(activation))
 for seed in tqdm(SEEDS, desc="random, separate"):
     draws = (random_scores(seed + 100 * matrix) for matrix in range(3))
     random_arms["separately", seed] = perplexity_of(list(zip(*draws, strict=True)))
-at_random = {key: times(score)[0] for key, score in random_arms.items()}
+at_random = {key: score.perplexity / unpruned.perplexity for key, score in random_arms.items()}
 
 corners = {
-    ("separate", "L1"): times(measured["(a) three separate sets"]),
-    ("shared", "L1"): times(measured["(c) one set, L1 of gate + up"]),
-    ("shared", "activation"): times(measured["activation"]),
+    ("separate", "L1"): perplexity_ratio(measured["(a) three separate sets"], unpruned),
+    ("shared", "L1"): perplexity_ratio(measured["(c) one set, L1 of gate + up"], unpruned),
+    ("shared", "activation"): perplexity_ratio(measured["activation"], unpruned),
 }
 for sets, name in (("separate", "separately"), ("shared", "together")):
-    middle, factor = over_seeds(at_random[name, seed] for seed in SEEDS)
+    middle, factor = geometric_mean(at_random[name, seed] for seed in SEEDS)
     corners[sets, f"random (mean, sd of {len(SEEDS)})"] = middle, middle / factor, middle * factor
 
 crossed = pd.DataFrame(
     {"index sets": sets, "criterion": criterion, "value": value, "ci_low": low, "ci_high": high}
     for (sets, criterion), (value, low, high) in sorted(corners.items())
 )
-crossed["shown"] = [f"{shown(r.value)} ({shown(r.ci_low)} to {shown(r.ci_high)})" for r in crossed.itertuples()]
+crossed["shown"] = [with_interval(r.value, r.ci_low, r.ci_high) for r in crossed.itertuples()]
 print("Perplexity at 10 %, × unpruned; L1 and activation with 95 % interval, random with one standard deviation")
 crossed.pivot(index="criterion", columns="index sets", values="shown").fillna("–")
 
@@ -768,13 +744,13 @@ plt.show()
 # %%
 def across_seeds(ratios):
     """Geometric mean, lowest and highest of a list of ratios."""
-    return over_seeds(ratios)[0], min(ratios), max(ratios)
+    return geometric_mean(ratios)[0], min(ratios), max(ratios)
 
 
 def price(what, middle, low, high):
     """Print what a choice costs, and return whether the whole range says so."""
     verdict = "costs" if low > 1 else "gains" if high < 1 else "no clear difference,"
-    print(f"{what:<36} {verdict} × {shown(middle)} ({shown(low)} to {shown(high)})")
+    print(f"{what:<36} {verdict} × {with_interval(middle, low, high)}")
     return low > 1
 
 
@@ -783,10 +759,10 @@ apart, joined = ([random_arms[name, seed] for seed in SEEDS] for name in ("separ
 
 print("Separate instead of shared sets")
 pairing_costs = [
-    price("  with L1 (95 % interval)", *times(separate_l1, shared_l1)),
+    price("  with L1 (95 % interval)", *perplexity_ratio(separate_l1, shared_l1)),
     price(
         "  with random scores (range of seeds)",
-        *across_seeds([times(*two)[0] for two in zip(apart, joined, strict=True)]),
+        *across_seeds([a.perplexity / b.perplexity for a, b in zip(apart, joined, strict=True)]),
     ),
 ]
 print("Step by step from (c) to (a), with L1 (95 % interval)")
@@ -796,12 +772,12 @@ for what, after, before in (
     ("  (a′) a set of its own for down", a_prime, c),
     ("  (a) and one each for gate and up", a, a_prime),
 ):
-    price(what, *times(after, before))
+    price(what, *perplexity_ratio(after, before))
 print("L1 instead of random scores (range of seeds)")
-criterion_costs = price("  with shared sets", *across_seeds([times(shared_l1, one)[0] for one in joined]))
-price("  with separate sets", *across_seeds([times(separate_l1, one)[0] for one in apart]))
+criterion_costs = price("  with shared sets", *across_seeds([shared_l1.perplexity / one.perplexity for one in joined]))
+price("  with separate sets", *across_seeds([separate_l1.perplexity / one.perplexity for one in apart]))
 print("Random scores instead of activations (range of seeds)")
-price("  with shared sets", *across_seeds([times(one, measured["activation"])[0] for one in joined]))
+price("  with shared sets", *across_seeds([one.perplexity / measured["activation"].perplexity for one in joined]))
 
 print(
     "Pairing is a mistake of its own: "
@@ -810,11 +786,11 @@ print(
 print(
     "The criterion is a mistake of its own: " + ("yes, L1 loses to random." if criterion_costs else "not shown here.")
 )
-left = times(shared_l1)[0]
+left, by_activation = (score.perplexity / unpruned.perplexity for score in (shared_l1, measured["activation"]))
 if all(pairing_costs) and criterion_costs:
     print(
         f"Repairing the pairing alone leaves {shown(left)} × the unpruned perplexity; a random shared set leaves "
-        f"{shown(control)} ×, and one chosen by activations {shown(times(measured['activation'])[0])} ×."
+        f"{shown(control)} ×, and one chosen by activations {shown(by_activation)} ×."
     )
     print(
         "So the equality test is necessary and not sufficient: it says that neurons are whole, not that they are the right ones."
@@ -836,7 +812,7 @@ if all(pairing_costs) and criterion_costs:
 # give at most.
 
 # %%
-from course_utils.benchmarking import measure_speed
+from course_utils.benchmarking import measure_speed, speedup_text
 
 sound = copy.deepcopy(base)
 prune_neurons(sound, activation, ratio=0.1)
@@ -844,20 +820,14 @@ models = {"unpruned": base, "separate, L1": broken, "shared, activation": sound}
 speed = measure_speed(models, prompt_tokens=64, new_tokens=8, rounds=9).set_index(["model", "phase"])
 quality = dict(zip(models, (unpruned, separate_l1, measured["activation"]), strict=True))
 
-
-def speed_up(name, phase):
-    row = speed.loc[(name, phase)]
-    return f"{row.speedup:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f}), ≤ {row.ceiling:.2f}"
-
-
 pd.DataFrame(
     {
         name: {
             "parameters": f"{measure(model).parameters:,}",
             "weights (MB)": f"{measure(model).bytes / 1e6:.0f}",
             "MFLOPs a token": f"{measure(model).flops / 1e6:.0f}",
-            "prefill, × unpruned": speed_up(name, "prefill"),
-            "decode, × unpruned": speed_up(name, "decode"),
+            "prefill, × unpruned": speedup_text(speed.loc[name, "prefill"]),
+            "decode, × unpruned": speedup_text(speed.loc[name, "decode"]),
             "perplexity": shown(quality[name].perplexity),
             "bits/byte": f"{quality[name].bits_per_byte:.2f}",
         }

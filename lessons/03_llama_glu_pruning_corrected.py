@@ -32,10 +32,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm import tqdm
 
-from course_utils.plotting import heatmap, pruning_curve, show_tensor, style
+from course_utils.plotting import heatmap, log_ticks, pruning_curve, show_tensor, style
 from course_utils.session import start
 
 session = start("03")
@@ -90,7 +89,7 @@ plt.show()
 # %%
 from course_utils.architectures import describe
 from course_utils.models import load_model
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.width import neuron_importance, prune_neurons, strongest
 
 exact, tokenizer = load_model("llama")
 mlps = describe(exact).mlps
@@ -114,12 +113,6 @@ prompt = tokenizer("The Congress shall have power to lay and collect taxes", ret
 @torch.no_grad()
 def logits(model):
     return model(**prompt).logits
-
-
-def strongest(scores, ratio):
-    """The neurons that stay when `ratio` of them go, in their old order; of equal scores the first ones stay."""
-    best = scores.sort(descending=True, stable=True).indices
-    return best[: len(scores) - int(ratio * len(scores))].sort().values
 
 
 kept = [strongest(scores, RATIO) for scores in pair_scores]
@@ -181,7 +174,7 @@ del exact, reloaded, mlps
 # one speech doesn't speak for all. The activation criterion reads other speeches, the *calibration* split.
 
 # %%
-from course_utils.evaluation import paired, perplexity
+from course_utils.evaluation import paired, perplexity, perplexity_ratio
 from course_utils.texts import TokenBlocks, token_blocks
 
 LENGTH = 128
@@ -233,31 +226,21 @@ for (criterion, seed), scores in tqdm(importance.items(), desc="criteria"):
     for ratio in RATIOS:
         results[criterion, seed, ratio] = perplexity(pruned_copy(scores, ratio), text)
 
-
 # %%
-def shown(value):
-    """A number that may be 1.2 or a million, for a reader."""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+from course_utils.reports import measure, shown, with_interval
+from course_utils.uncertainty import geometric_mean
 
 
-def plain(axis):
-    """Plain numbers on a logarithmic axis: 1, 2, 5, 10 …"""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
-def random_nll(ratio):
-    """Mean and standard deviation of the random models' losses, nats a token."""
-    losses = [results["random", seed, ratio].nll for seed in SEEDS]
-    return np.mean(losses), np.std(losses, ddof=1)
+def at_random(ratio):
+    """Geometric mean of the random models' perplexities, and the factor of one standard deviation."""
+    return geometric_mean(results["random", seed, ratio].perplexity for seed in SEEDS)
 
 
 criteria = (*WEIGHT_ONLY, "activation")
 table = pd.DataFrame(
     {
         f"{ratio:.0%} removed": {name: shown(results[name, 0, ratio].perplexity) for name in criteria}
-        | {"random": f"{shown(np.exp(random_nll(ratio)[0]))} ×/÷ {np.exp(random_nll(ratio)[1]):.2f}"}
+        | {"random": " ×/÷ ".join(map(shown, at_random(ratio)))}
         for ratio in RATIOS
     }
 )
@@ -384,7 +367,7 @@ print(
     ", ".join(f"{ratio} {verdict}" for ratio, verdict in verdicts.loc["activation"].items()),
 )
 for name, ratio in (("l1", 0.1), ("peak_to_peak", 0.1), ("activation", 0.1)):
-    factor = np.exp(results[name, 0, ratio].nll - random_nll(ratio)[0])
+    factor = results[name, 0, ratio].perplexity / at_random(ratio)[0]
     print(f"at {ratio:.0%}, {name} has {shown(factor)} × the perplexity of random")
 
 # %% [markdown]
@@ -404,9 +387,7 @@ beside = pd.DataFrame(
 )
 agreement = beside.corr(method="spearman").iloc[0, 1]
 print(f"Perplexity at 10 %, × unpruned. Rank correlation of the two columns: {agreement:.2f}")
-print(
-    f"Random here: {np.exp(random_nll(0.1)[0]) / unpruned.perplexity:.1f}. For Llama-3.2-1B no random control is quoted."
-)
+print(f"Random here: {shown(at_random(0.1)[0] / unpruned.perplexity)}. For Llama-3.2-1B no random control is quoted.")
 beside.map(shown)
 
 # %% [markdown]
@@ -449,7 +430,7 @@ for shift, (criterion, colour) in zip((-0.2, 0.2), {"l1": "C0", "random": "0.45"
         label=criterion,
     )
 ax.set_yscale("log")
-plain(ax.yaxis)
+log_ticks(ax.yaxis)
 ax.set_xlim(-0.7, len(blocks) - 0.3)
 ax.grid(axis="x", visible=False)
 ax.set_xlabel("the only block that is pruned")
@@ -574,7 +555,7 @@ for name, control in {
     "L1, top 5 % contributors protected": "random",
 }.items():
     verdict = judged(bits_difference(repaired[control], repaired[name]))
-    factor = np.exp(repaired[name].nll - repaired[control].nll)
+    factor, _, _ = perplexity_ratio(repaired[name], repaired[control])
     print(
         f"{name}: {verdict} than {control}".replace("apart than", "apart from") + f" ({shown(factor)} × its perplexity)"
     )
@@ -613,7 +594,7 @@ for chosen, colour, name in ((~low, "0.7", "kept"), (low, "C3", "removed: the 10
     left.scatter(l1[worst][chosen].cpu(), activation[worst][chosen].cpu(), s=12, color=colour, label=name)
 left.set_yscale("log")
 left.set_ylim(top=4 * activation[worst].max().item())  # room for the legend
-plain(left.yaxis)
+log_ticks(left.yaxis)
 left.set_xlabel("L1 score")
 left.set_ylabel("activation score (contribution)")
 left.set_title(f"The neurons of block {worst}")
@@ -675,16 +656,16 @@ for name, scores in tqdm(LADDER.items(), desc="ladder"):
     ladder[name] = perplexity(pruned_copy(scores, 0.1), text)
 ladder["gate · up × column (activation)"] = results["activation", 0, 0.1]
 
-mean, sd = random_nll(0.1)
+middle, factor = at_random(0.1)
+middle /= unpruned.perplexity
 figure, ax = plt.subplots(figsize=(12, 5.5), layout="constrained")
 heights = [score.perplexity / unpruned.perplexity for score in ladder.values()]
 bars = ax.barh(list(ladder), np.array(heights) - 1, left=1, color="C0")
 ax.bar_label(bars, labels=[f"{height:.3g}" for height in heights], padding=4)
-band = np.exp(np.array([mean - sd, mean + sd]) - unpruned.nll)
-ax.axvspan(*band, color="0.8", zorder=0.5, label="random (mean ± sd of 5)")
+ax.axvspan(middle / factor, middle * factor, color="0.8", zorder=0.5, label="random (mean ± sd of 5)")
 ax.set_xscale("log")
 ax.set_xlim(1, 3 * max(heights))
-plain(ax.xaxis)
+log_ticks(ax.xaxis)
 ax.invert_yaxis()
 ax.grid(axis="y", visible=False)
 ax.set_xlabel("perplexity at 10 % removed, × unpruned")
@@ -765,10 +746,7 @@ padded_left = padded_batches(tokenizer, texts, batch_size=3, padding_side="left"
 
 def removed_sets(scores, ratio=0.2):
     """The neurons that would go, one set a block."""
-    return [
-        set(one.sort(descending=True, stable=True).indices[len(one) - int(ratio * len(one)) :].tolist())
-        for one in scores
-    ]
+    return [set(range(len(one))).difference(strongest(one, ratio).tolist()) for one in scores]
 
 
 def overlap(a, b):
@@ -826,12 +804,12 @@ left.set_ylim(0, 105)
 left.set_ylabel("removed neurons shared\nwith the largest set, %")
 left.set_title("Which neurons go")
 left.legend(loc="lower right")
-mean, sd = random_nll(0.2)
+middle, factor = at_random(0.2)
 right.plot(amount.tokens, amount.perplexity, marker="o", label="activation")
-right.axhspan(*np.exp([mean - sd, mean + sd]), color="0.45", alpha=0.4, label="random (mean ± sd of 5)")
+right.axhspan(middle / factor, middle * factor, color="0.45", alpha=0.4, label="random (mean ± sd of 5)")
 right.axhline(unpruned.perplexity, color="0.25", linestyle=":", label="unpruned")
 right.set_yscale("log")
-plain(right.yaxis)
+log_ticks(right.yaxis)
 right.set_ylabel("perplexity at 20 % removed")
 right.set_title("What is left")
 right.legend()
@@ -898,7 +876,7 @@ for domain in DOMAINS:
     for source in DOMAINS:
         if source != domain:
             verdict = judged(bits_difference(crossed[domain, domain], crossed[source, domain]))
-            factor = np.exp(crossed[source, domain].nll - crossed[domain, domain].nll)
+            factor, _, _ = perplexity_ratio(crossed[source, domain], crossed[domain, domain])
             print(f"  calibrated on {source} instead: {factor:.2f} × the perplexity, {verdict}")
 home = np.mean([matrix.loc[domain, domain] for domain in DOMAINS])
 strangers = [matrix.loc[a, b] for a in DOMAINS for b in DOMAINS if a != b]
@@ -980,7 +958,7 @@ for task in LIMITS:
                 else "not to be told from its floor"
             )
             print(
-                f"{task:<15} {ratio:>4.0%} removed: {row.value:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f}), floor {floor:.2f}: {verdict}"
+                f"{task:<15} {ratio:>4.0%} removed: {with_interval(row.value, row.ci_low, row.ci_high)}, floor {floor:.2f}: {verdict}"
             )
 
 # %% [markdown]
@@ -1124,7 +1102,7 @@ for multiple in (64, 128):
 # could give at most. Prefill reads a prompt of 128 tokens; decode writes tokens one by one.
 
 # %%
-from course_utils.benchmarking import measure_speed
+from course_utils.benchmarking import measure_speed, speedup_text, speedup_verdict
 
 CUTS = {"20 %": (0.2, 1), "40 %": (0.4, 1), "40 %, of 64": (0.4, 64), "40 %, of 128": (0.4, 128)}
 base.to("cpu")  # on a small GPU the contestants need the room
@@ -1140,16 +1118,8 @@ speed.loc[["prefill", "decode"]].round(2)
 # %%
 for phase in ("prefill", "decode"):
     for name in CUTS:
-        row = speed.loc[(phase, name)]
-        if row.ci_low > row.ceiling:
-            verdict = "above its ceiling: distrust the measurement"
-        elif row.ci_low > 1:
-            verdict = f"faster, {min(1, (row.speedup - 1) / (row.ceiling - 1)):.0%} of the possible gain"
-        elif row.ci_high < 1:
-            verdict = "slower"
-        else:
-            verdict = "no speed-up that we can show"
-        print(f"{phase:<8} {name:<13} {row.speedup:.2f} × of at most {row.ceiling:.2f} ×: {verdict}")
+        row = speed.loc[phase, name]
+        print(f"{phase:<8} {name:<13} {speedup_text(row)}: {speedup_verdict(row)}")
 for phase in ("prefill", "decode"):
     odd, even = speed.loc[(phase, "40 %")], speed.loc[(phase, "40 %, of 64")]
     if even.ci_low > odd.ci_high:
@@ -1182,18 +1152,15 @@ quality = {
 }
 rows = {}
 for name, model in contestants.items():
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     rows[name] = {
         "MLP width": f"{model.config.intermediate_size:,}",
         "parameters": f"{model.num_parameters():,}",
         "saved": f"{1 - model.num_parameters() / contestants['unpruned'].num_parameters():.1%}",
-        f"MB, {str(session.dtype).removeprefix('torch.')}": f"{size / 1e6:.0f}",
-        "prefill, × (ceiling)": f"{speed.loc[('prefill', name)].speedup:.2f} ({speed.loc[('prefill', name)].ceiling:.2f})",
-        "decode, × (ceiling)": f"{speed.loc[('decode', name)].speedup:.2f} ({speed.loc[('decode', name)].ceiling:.2f})",
+        f"MB, {str(session.dtype).removeprefix('torch.')}": f"{measure(model).bytes / 1e6:.0f}",
+        "prefill, × unpruned": speedup_text(speed.loc["prefill", name]),
+        "decode, × unpruned": speedup_text(speed.loc["decode", name]),
         "perplexity, speeches": f"{quality[name].perplexity:.1f}",
-        "LAMBADA accuracy (95 %)": "{:.2f} ({:.2f} to {:.2f})".format(*lambada[name][INTERVAL].iloc[0])
-        if name in lambada
-        else "",
+        "LAMBADA accuracy (95 %)": with_interval(*lambada[name][INTERVAL].iloc[0]) if name in lambada else "",
     }
 del contestants
 base.to(session.device)

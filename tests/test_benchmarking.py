@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model
@@ -22,6 +23,8 @@ from course_utils.benchmarking import (
     median_interval,
     peak_memory,
     prefill_ceiling,
+    speedup_text,
+    speedup_verdict,
     time_interleaved,
 )
 from course_utils.width import kept_width, neuron_importance, prune_neurons
@@ -238,6 +241,25 @@ def test_speed_table_has_speedups_beside_ceilings():
         max((weights[base] + attention) / (weights[pruned] + attention), decode_ceiling(base, pruned, context=9))
     )
     assert table.ceiling[2] == max(prefill_ceiling(base, pruned, context=8), decode_ceiling(base, pruned))
+
+
+@pytest.mark.parametrize(
+    ("speedup", "low", "high", "ceiling", "verdict"),
+    [
+        (1.15, 1.13, 1.17, 1.2, "faster, 75% of the possible gain"),
+        (1.21, 1.15, 1.25, 1.2, "faster; the median is above the ceiling, so part of it is noise"),
+        (1.3, 1.21, 1.4, 1.2, "above its ceiling: find out why"),
+        (1.02, 1.01, 1.03, 1.0, "above its ceiling: find out why"),
+        (1.01, 0.9, 1.1, 1.0, "no difference that we can show"),
+        (1.0, 1.0, 1.0, 1.0, "no difference that we can show"),
+        (0.9, 0.85, 0.95, 1.2, "slower"),
+    ],
+)
+def test_a_speedup_in_words(speedup, low, high, ceiling, verdict):
+    frame = pd.DataFrame([{"speedup": speedup, "ci_low": low, "ci_high": high, "ceiling": ceiling}])
+    for row in (frame.iloc[0], next(frame.itertuples())):
+        assert speedup_verdict(row) == verdict
+        assert speedup_text(row) == f"{speedup:.2f} ({low:.2f} to {high:.2f}), ≤ {ceiling:.2f}"
 
 
 @pytest.mark.parametrize(

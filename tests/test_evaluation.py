@@ -18,7 +18,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from course_utils import language_modelling
 from course_utils.architectures import UnsupportedArchitecture, describe
-from course_utils.evaluation import compare, evaluate, paired, perplexity
+from course_utils.evaluation import compare, evaluate, paired, perplexity, perplexity_ratio
+from course_utils.language_modelling import logits_one_by_one
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval, wilson_interval
 from course_utils.width import neuron_importance, prune_neurons
@@ -100,6 +101,22 @@ def test_interval_covers_the_truth_about_95_times_in_100():
         _, _, low, high = ratio_interval(totals, sizes)
         covered += low < 3 < high
     assert 0.92 < covered / 400 < 0.98
+
+
+def test_perplexities_of_every_size_can_be_read():
+    model, batches = tiny_model(), tiny_batches()
+    assert str(perplexity(model, batches)).startswith("perplexity 1")
+    model.lm_head.weight.data *= 1e6
+    assert str(perplexity(model, batches)).startswith("perplexity inf (95 % interval inf to inf), ")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reading_one_by_one_equals_reading_at_once(family):
+    model, ids = tiny_model(family), tiny_batches()[0]["input_ids"]
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+    torch.testing.assert_close(logits_one_by_one(model, ids), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits_one_by_one(model, ids.flip(1)), expected, atol=1e-2)
 
 
 def test_logits_are_never_larger_than_a_chunk(monkeypatch):
@@ -380,6 +397,27 @@ def test_paired_perplexity_matches_a_hand_computation():
     pd.testing.assert_frame_equal(paired(a, b), paired(a, b))
 
 
+def test_perplexity_ratio_pairs_rows_and_agrees_with_paired():
+    model, batches = tiny_model(), tiny_batches(rows=16, length=10)
+    before = perplexity(model, batches)
+    assert perplexity_ratio(before, before) == (1, 1, 1)
+    model.model.layers[1].mlp.down_proj.weight.data *= 0.98
+    after = perplexity(model, batches)
+    value, low, high = perplexity_ratio(after, before)
+    assert value == pytest.approx(after.perplexity / before.perplexity)
+    expected = ratio_interval(after.row_nll - before.row_nll, before.row_tokens)
+    assert (low, high) == pytest.approx(tuple(np.exp(expected[2:])))
+    assert low < value < high and high - low < 0.1 * (before.ci_high - before.ci_low) / before.perplexity
+    assert perplexity_ratio(before, after) == pytest.approx((1 / value, 1 / high, 1 / low))
+
+
+def test_perplexity_ratio_of_a_broken_model_is_infinite():
+    model, batches = tiny_model(), tiny_batches()
+    whole = perplexity(model, batches)
+    model.lm_head.weight.data *= 1e6
+    assert perplexity_ratio(perplexity(model, batches), whole)[0] == math.inf
+
+
 def test_paired_interval_is_narrower_than_the_two_alone():
     """A small change of one model is certain although the texts differ a lot from each other."""
     model, batches = tiny_model(), tiny_batches(rows=16, length=10)
@@ -418,10 +456,11 @@ def test_paired_refuses_what_was_not_measured_alike(documents, tokenizer):
     model, batches = tiny_model(), tiny_batches()
     text = perplexity(model, batches)
     scores = evaluate(reader(), tokenizer, "boolq", limit=5)
-    with pytest.raises(ValueError, match="different rows"):
-        paired(text, perplexity(model, tiny_batches(seed=1)))
-    with pytest.raises(ValueError, match="bfloat16"):
-        paired(text, perplexity(tiny_model(dtype=torch.bfloat16), batches))
+    for compared in (paired, perplexity_ratio):
+        with pytest.raises(ValueError, match="different rows"):
+            compared(text, perplexity(model, tiny_batches(seed=1)))
+        with pytest.raises(ValueError, match="bfloat16"):
+            compared(text, perplexity(tiny_model(dtype=torch.bfloat16), batches))
     with pytest.raises(ValueError, match="different rows or documents"):
         paired(scores, evaluate(reader(), tokenizer, "boolq", limit=6))
     with pytest.raises(ValueError, match="different scores"):

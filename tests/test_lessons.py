@@ -47,6 +47,17 @@ def test_notebooks_are_fresh(path):
         assert file.read_text(encoding="utf-8") == text, f"stale: run `python course.py build {path.stem[:2]}`"
 
 
+def test_no_function_is_pasted_from_lesson_to_lesson():
+    """What two lessons need has one home, in course_utils."""
+    homes: dict[str, str] = {}
+    for path in [*PATHS, *builder.find_lessons(ROOT / "lessons" / "drafts")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                owner = homes.setdefault("\n".join(map(ast.unparse, body)), path.stem)
+                assert owner == path.stem, f"{node.name} of {path.stem} is in {owner}, too"
+
+
 def test_no_notebook_without_a_lesson():
     built = {file.stem for file in NOTEBOOKS.rglob("[0-9][0-9]_*.ipynb") if ".ipynb_checkpoints" not in file.parts}
     assert built <= {path.stem for path in PATHS}

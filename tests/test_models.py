@@ -15,7 +15,7 @@ from hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 from course_utils import models
-from course_utils.models import ModelNotAvailable, load_model
+from course_utils.models import ModelNotAvailable, load_model, tiny_llama
 
 LLAMA, SMALLER_LLAMA = models.HUB_MODELS["llama"]
 
@@ -52,6 +52,18 @@ def test_smoke_roles_are_small_random_models_that_repeat_themselves(role, kind, 
     assert tokenizer.pad_token_id is not None and tokenizer.padding_side == "right"
     assert torch.equal(logits(*first), logits(*second))
     model.generate(**tokenizer("To", return_tensors="pt"), max_new_tokens=3, do_sample=False)
+
+
+def test_the_tiny_llama_repeats_itself_and_never_stops_early():
+    torch.manual_seed(1)
+    first, state = tiny_llama(blocks=3, vocab_size=11), torch.get_rng_state()
+    second = tiny_llama(blocks=3, vocab_size=11)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert not first.training and first.config.num_hidden_layers == 3 and first.config.vocab_size == 11
+    ids = torch.arange(4)[None]
+    generated = first.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
+    assert generated.shape == (1, 34)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import io
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -104,6 +105,42 @@ def test_scores_with_intervals_draws_points_and_floors():
     assert [tick.get_text() for tick in ax.get_xticklabels()] == list(dict.fromkeys(frame["task"]))
     with pytest.raises(ValueError, match="metric"):
         plotting.scores_with_intervals(pd.concat([frame, frame]), x_label="task", y_label="accuracy")
+
+
+def test_choices_with_intervals_puts_the_first_on_top_and_controls_in_grey():
+    scores = {
+        name: SimpleNamespace(perplexity=value, ci_low=0.9 * value, ci_high=1.2 * value)
+        for name, value in (("by influence", 30.0), ("random 0", 120.0), ("last 3", 98_765.0))
+    }
+    ax = plotting.choices_with_intervals(scores, floors={"unpruned": 22, "uniform guess": 49_152}, title="3 of 30")
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(scores)
+    points = [bar.lines[0] for bar in ax.containers]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(30, 0), (120, 1), (98_765, 2)]
+    assert ax.yaxis_inverted() and ax.get_xscale() == "log"
+    grey = [line.get_color() == plotting.CONTROL_COLOUR for line in points]
+    assert grey == [False, True, False]
+    ends = ax.containers[0].lines[1]
+    assert [cap.get_xdata()[0] for cap in ends] == pytest.approx([27, 36])
+    assert [text.get_text() for text in ax.texts] == ["unpruned", "uniform guess"]
+    assert "10,000" in [tick.get_text() for tick in ax.get_xticklabels()]
+    with pytest.raises(ValueError, match="no scores"):
+        plotting.choices_with_intervals({})
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(1, 40, ["1", "2", "5", "10", "20"]), (10, 20_000, ["10", "100", "1,000", "10,000"]), (1, 1e9, ["$"])],
+)
+def test_log_ticks_are_numbers_that_one_can_read(low, high, labels):
+    _, ax = plt.subplots()
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    plotting.log_ticks(ax.yaxis)
+    render(ax)
+    found = [label.get_text() for label in ax.get_yticklabels()]
+    assert all(any(label in text for text in found) for label in labels)
+    assert not any(label.get_text() for label in ax.get_yticklabels(minor=True))
 
 
 def test_heatmap_writes_its_numbers():

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from course_utils.reports import measure
+from course_utils.reports import measure, shown, with_interval
 from course_utils.width import neuron_importance, prune_neurons
 
 
@@ -37,8 +40,26 @@ def test_report_prints():
     model = tiny_model("llama")
     report = prune_neurons(model, neuron_importance(model, "l1"), ratio=0.25, layers=[1])
     text, html = str(report), report._repr_html_()
-    for shown in (text, html):
-        assert f"{report.before.parameters:,}" in shown
-        assert f"{report.after.parameters:,}" in shown
-        assert "36–48" in shown
+    for table in (text, html):
+        assert f"{report.before.parameters:,}" in table
+        assert f"{report.after.parameters:,}" in table
+        assert "36–48" in table
     assert "parameters" in text.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.00"), (0.00002, "2.0·10^-5"), (0.0044, "0.004"), (0.034, "0.03"), (1.08, "1.08"), (15.26, "15.3"),
+        (999.97, "1,000.0"), (1234.5, "1,234"), (999_999, "999,999"), (1e6, "1.0·10^6"), (9.97e6, "1.0·10^7"),
+        (2.34e10, "2.3·10^10"), (1e300, "1.0·10^300"), (math.inf, "inf"), (math.nan, "nan"), (-2.5, "-2.50"),
+        (np.float64(1.08), "1.08"),
+    ],
+)  # fmt: skip
+def test_numbers_of_every_size_can_be_read(value, text):
+    assert shown(value) == text
+
+
+def test_a_number_with_its_interval():
+    assert with_interval(1.131, 1.105, 1.15) == "1.13 (1.10 to 1.15)"
+    assert with_interval(3e6, 950, math.inf) == "3.0·10^6 (950.0 to inf)"

@@ -229,3 +229,26 @@ def test_byte_counts_of_the_real_texts_add_up_exactly(role, monkeypatch):
     for domain in texts.DOMAINS:
         for text in texts.documents(domain, "calibration")[:4]:
             assert sum(texts.encode_with_bytes(tokenizer, text)[1]) == len(text.encode())
+
+
+def test_prompts_are_beginnings_with_their_continuation(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    tokenizer = byte_level_tokenizer()
+    chosen = texts.prompts(tokenizer, "evaluation", count=12, words=(3, 30), answer_tokens=5)
+    assert chosen == texts.prompts(tokenizer, "evaluation", count=12, words=(3, 30), answer_tokens=5)
+    assert chosen != texts.prompts(tokenizer, "evaluation", count=12, words=(3, 30), answer_tokens=5, seed=1)
+    assert [prompt.domain for prompt in chosen] == list(texts.DOMAINS) * 4
+    assert {len(prompt.answer) for prompt in chosen} == {5}
+    assert all(3 <= len(prompt.text.split()) <= 30 for prompt in chosen)
+    for prompt in chosen:
+        whole = [" ".join(text.split()) for text in texts.documents(prompt.domain, "evaluation")]
+        assert any(prompt.text + tokenizer.decode(prompt.answer) in text for text in whole)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"count": 0}, {"words": (0, 5)}, {"words": (6, 5)}, {"answer_tokens": 0}, {"words": (5000, 5000)}]
+)
+def test_impossible_prompts(settings, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    with pytest.raises(ValueError, match="at least 1|ask for fewer or shorter"):
+        texts.prompts(byte_level_tokenizer(), "evaluation", **settings)

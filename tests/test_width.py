@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding
 
 from course_utils.architectures import describe
-from course_utils.width import CRITERIA, WEIGHT_CRITERIA, kept_width, neuron_importance, prune_neurons
+from course_utils.width import CRITERIA, WEIGHT_CRITERIA, kept_width, neuron_importance, prune_neurons, strongest
 
 
 def scores_for(model, criterion="l2"):
@@ -108,6 +108,17 @@ def test_kept_width(width, percent, multiple):
     assert 1 <= exact <= kept <= width
     assert kept < exact + multiple
     assert kept % multiple == 0 or kept == width
+
+
+def test_the_strongest_stay_in_their_old_order_and_of_equals_the_first():
+    scores = torch.tensor([3.0, 1.0, 5.0, 1.0, 4.0, 1.0])
+    kept = strongest(scores, 0.4)  # floor(2.4) go
+    assert kept.tolist() == [0, 1, 2, 4] and kept.dtype == torch.int64
+    assert strongest(scores, 0.4, multiple_of=5).tolist() == [0, 1, 2, 3, 4]
+    assert strongest(scores, 0.0).tolist() == list(range(6))
+    for ratio in (1.0, -0.1, 40, float("nan"), "0.4"):
+        with pytest.raises(ValueError, match=r"\[0, 1\)"):
+            strongest(scores, ratio)
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,11 +1,14 @@
 """Train the course's own small GPT-2: distilGPT2's architecture in miniature, on public-domain prose.
 
-    python tools/train_gpt2.py [--steps 3000] [--work build/gpt2] [--out course_utils/data/gpt2]
+    python tools/train_gpt2.py [--steps 4500] [--work build/gpt2] [--out course_utils/data/gpt2]
 
 Text: the distillation split of the State of the Union addresses (1790-2020s, US federal works);
 the evaluation and calibration years are never seen. Resumable: killed, it goes on from its last
 checkpoint. At the end it writes the float16 weights, the tokenizer and `training.json`, which
 records the held-out bits per byte beside `xz -9e` on the same text.
+
+The blocks' matrices are trained by Muon (Jordan et al. 2024; torch.optim.Muon), the rest by AdamW.
+In a trial of 180 steps that reached loss 4.88 where AdamW alone (peak 1.5e-3) reached 5.34.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 from course_utils.texts import documents
 
 END = "<|endoftext|>"
-VOCAB, LENGTH, BATCH, PEAK_LR, WARM_UP, SEED = 4096, 512, 8, 1.5e-3, 100, 0
+VOCAB, LENGTH, BATCH, WARM_UP, SEED = 4096, 512, 8, 40, 0
+MUON_LR, ADAM_LR = 0.02, 3e-3
 
 
 def train_tokenizer(texts: list[str], folder: Path) -> GPT2TokenizerFast:
@@ -62,15 +66,16 @@ def bits_per_byte(model, tokenizer, texts: list[str]) -> tuple[float, int]:
     return nats / math.log(2) / size, size
 
 
-def learning_rate(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
+    """The share of the peak learning rate: a linear rise, then half a cosine down to 0.05."""
     if step < WARM_UP:
-        return PEAK_LR * (step + 1) / WARM_UP
-    return PEAK_LR * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP))))
+        return (step + 1) / WARM_UP
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--work", type=Path, default=Path("build/gpt2"))
     parser.add_argument("--out", type=Path, default=Path("course_utils/data/gpt2"))
     args = parser.parse_args()
@@ -86,17 +91,22 @@ def main() -> None:
             bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
         )
     )  # fmt: skip
-    decayed = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        lr=PEAK_LR, betas=(0.9, 0.95),
-    )  # fmt: skip
+    matrices = [p for p in model.transformer.h.parameters() if p.dim() == 2]
+    embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=MUON_LR, weight_decay=0.1),
+        torch.optim.AdamW(
+            [{"params": embeddings, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+            lr=ADAM_LR, betas=(0.9, 0.95), fused=True,
+        ),
+    ]  # fmt: skip
     step, seen_seconds, checkpoint = 0, 0.0, args.work / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         step, seen_seconds = state["step"], state["seconds"]
         print(f"resumed at step {step}", flush=True)
     print(f"{rows.numel():,} training tokens, {model.num_parameters():,} parameters", flush=True)
@@ -107,15 +117,17 @@ def main() -> None:
         epoch, offset = divmod(step * BATCH, len(rows) - len(rows) % BATCH)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED + epoch))
         batch = rows[order[offset : offset + BATCH]]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps)
+        for optimizer, peak in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * schedule(step, args.steps)
+            optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(batch).logits
         loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         loss_mean = loss.item() if loss_mean is None else 0.98 * loss_mean + 0.02 * loss.item()
         if step % 50 == 0:
@@ -128,7 +140,7 @@ def main() -> None:
         if step % 200 == 0 or step == args.steps:
             state = {
                 "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step,
                 "seconds": time.monotonic() - began,
             }

@@ -8,10 +8,10 @@ import tempfile
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils.architectures import describe
 from course_utils.exercises import exercise, require
+from course_utils.language_modelling import logits_one_by_one
 
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
 
@@ -106,7 +106,7 @@ def check_take_out(attempt):
         )
         ids = _ids()
         torch.testing.assert_close(
-            _token_by_token(model, ids), model(ids, use_cache=False).logits, rtol=1e-4, atol=1e-4
+            logits_one_by_one(model, ids), model(ids, use_cache=False).logits, rtol=1e-4, atol=1e-4
         )
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             model.save_pretrained(folder)
@@ -177,15 +177,9 @@ def _find(block: torch.nn.Module, blocks: list[torch.nn.Module]) -> int | None:
     return next((number for number, equal in enumerate(same) if equal), None)
 
 
-def _token_by_token(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Logits [1, length, vocabulary], read through a cache."""
-    cached = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
-    return torch.cat([model(token, **cached).logits for token in ids.split(1, dim=1)], dim=1)
-
-
 def _with_cache(model: LlamaForCausalLM) -> str:
     try:
-        _token_by_token(model, _ids())
+        logits_one_by_one(model, _ids())
     except Exception as error:  # which one depends on the transformers version; the learner should see its name
         return f"this model stops with an {type(error).__name__}"
     return "each block uses the wrong place"

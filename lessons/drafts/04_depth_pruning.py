@@ -34,12 +34,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from course_utils.plotting import pruning_curve, scores_with_intervals, show_tensor, style
+from course_utils.plotting import (
+    choices_with_intervals,
+    log_ticks,
+    pruning_curve,
+    scores_with_intervals,
+    show_tensor,
+    style,
+)
 from course_utils.session import start
 
 session = start("04")
@@ -328,16 +334,14 @@ del reloaded
 # *Predict before you run:* which versions fail, in which tests, and do they *say* so?
 
 # %%
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from course_utils.language_modelling import logits_one_by_one
+from course_utils.models import tiny_llama
+
 logging.set_verbosity_error()  # transformers' long report of missing weights; most logs scroll past it too
-sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-tiny = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=5, eos_token_id=None, pad_token_id=0)).eval()
-with torch.no_grad():
-    for weight in tiny.parameters():
-        weight.add_(0.1 * torch.randn_like(weight))  # fresh weights are so small that no test would notice much
-ids = torch.randint(97, (1, 8))
+tiny = tiny_llama(blocks=5)
+ids = torch.randint(tiny.config.vocab_size, (1, 8))
 
 
 def at_once(model):
@@ -345,12 +349,7 @@ def at_once(model):
 
 
 def one_by_one(model):
-    cache, steps, keyword = None, [], describe(model).cache_keyword
-    for token in ids.split(1, dim=1):
-        output = model(token, use_cache=True, **{keyword: cache})
-        cache = output[keyword]
-        steps.append(output.logits)
-    return torch.cat(steps, dim=1)
+    return logits_one_by_one(model, ids)
 
 
 def after_reload(model):
@@ -469,23 +468,11 @@ plt.show()
 # Do the two rankings agree? Spearman's rank correlation is 1 for the same order and 0 for no relation. The interval is a
 # bootstrap over blocks: how much does the answer hang on single ones?
 
-
 # %%
-def spearman(a, b):
-    return stats.spearmanr(a, b).statistic
+from course_utils.uncertainty import rank_correlation
 
-
-def correlation(blocks):
-    """Spearman's correlation of influence and leave-one-out over these blocks, with a 95 % bootstrap interval."""
-    pair = influence[blocks].numpy(), left_out[blocks].numpy()
-    drawn = stats.bootstrap(
-        pair, spearman, paired=True, vectorized=False, n_resamples=1000, method="percentile", rng=session.seed
-    )
-    return spearman(*pair), *drawn.confidence_interval
-
-
-for name, blocks in {"all blocks": range(total), "without the two at each end": range(2, total - 2)}.items():
-    value, low, high = correlation(list(blocks))
+for name, blocks in {"all blocks": slice(None), "without the two at each end": slice(2, -2)}.items():
+    value, low, high = rank_correlation(influence[blocks], left_out[blocks])
     verdict = "they agree" if low > 0 else "they disagree" if high < 0 else "no agreement shown"
     print(f"{name:<28} Spearman {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f}): {verdict}")
 
@@ -500,7 +487,9 @@ for name, blocks in {"all blocks": range(total), "without the two at each end": 
 
 
 # %%
-from course_utils.uncertainty import ratio_interval
+from course_utils.evaluation import perplexity_ratio
+from course_utils.reports import shown, with_interval
+from course_utils.uncertainty import geometric_mean
 
 
 def without(blocks):
@@ -516,12 +505,6 @@ def perplexity_without(*blocks):
     return perplexity(without(blocks), evaluation)
 
 
-def times(score, reference):
-    """Ratio of two perplexities with its 95 % interval, paired by rows of text."""
-    mean, _, low, high = ratio_interval(score.row_nll - reference.row_nll, reference.row_tokens)
-    return math.exp(mean), math.exp(low), math.exp(high)
-
-
 SEEDS = range(5)
 choices = {
     "by influence": by_influence,
@@ -535,24 +518,15 @@ for seed in SEEDS:
 
 unpruned = perplexity_without()
 results = {name: perplexity_without(*blocks) for name, blocks in tqdm(choices.items(), desc="choices")}
-
-
-def shown(value):
-    """A number that may be 1.08 or ten to the sixth, for a reader."""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
-
-
 at_random = [results[f"random {seed}"] for seed in SEEDS]
-logs = np.array([score.nll for score in at_random]) - unpruned.nll
-control, spread = math.exp(logs.mean()), math.exp(logs.std(ddof=1))
+control, spread = geometric_mean(score.perplexity / unpruned.perplexity for score in at_random)
 
 
 def row(blocks, score):
     return {
         "blocks": ", ".join(map(str, blocks)),
-        "perplexity": shown(score.perplexity),
-        "95 % interval": f"{shown(score.ci_low)} to {shown(score.ci_high)}",
-        "× unpruned (95 %, paired)": "{} ({} to {})".format(*map(shown, times(score, unpruned))),
+        "perplexity (95 %)": with_interval(score.perplexity, score.ci_low, score.ci_high),
+        "× unpruned (95 %, paired)": with_interval(*perplexity_ratio(score, unpruned)),
         "bits/byte": f"{score.bits_per_byte:.2f}",
     }
 
@@ -563,50 +537,34 @@ table = pd.DataFrame(
 table.loc[f"random, geometric mean of {len(SEEDS)} (×/÷ sd)"] = [
     "",
     shown(control * unpruned.perplexity),
-    "",
     f"{shown(control)} (×/÷ {shown(spread)})",
     "",
 ]
 table
 
 # %%
-ordered = sorted(results, key=lambda name: results[name].perplexity, reverse=True)
-figure, ax = plt.subplots(figsize=(11, 6), layout="constrained")
-for place, name in enumerate(ordered):
-    score, control_arm = results[name], name.startswith("random")
-    ax.errorbar(
-        score.perplexity,
-        place,
-        xerr=[[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]],
-        fmt="." if control_arm else "o",
-        color="0.45" if control_arm else "C0",
-        markersize=10,
-        capsize=4,
-    )
-ax.set_xscale("log")
-ax.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:,.9g}"))
-ax.set_yticks(range(len(ordered)), [f"{name}: {', '.join(map(str, choices[name]))}" for name in ordered])
-ax.set_ylim(-0.6, len(ordered) + 0.2)
-for level, name in ((unpruned.perplexity, "unpruned"), (vocabulary, "uniform guess")):
-    ax.axvline(level, color="0.25", linestyle=":", linewidth=1.6)
-    ax.annotate(name, (level, len(ordered) - 0.3), xytext=(5, 0), textcoords="offset points", fontsize="small")
-ax.set_xlabel("perplexity on evaluation text, 95 % interval (lower is better)")
-ax.set_title(f"{COUNT} of {total} blocks removed")
+ordered = sorted(results, key=lambda name: results[name].perplexity)
+choices_with_intervals(
+    {f"{name}: {', '.join(map(str, choices[name]))}": results[name] for name in ordered},
+    floors={"unpruned": unpruned.perplexity, "uniform guess": vocabulary},
+    title=f"{COUNT} of {total} blocks removed",
+    ax=plt.subplots(figsize=(11, 6), layout="constrained")[1],
+)
 plt.show()
 
 # %%
 for name in list(choices)[:4]:
-    ratios = [times(results[name], score) for score in at_random]
+    ratios = [perplexity_ratio(results[name], score) for score in at_random]
     better, worse = sum(high < 1 for _, _, high in ratios), sum(low > 1 for _, low, _ in ratios)
-    cost = times(results[name], unpruned)[0]
+    cost = results[name].perplexity / unpruned.perplexity
     floor = ", worse than a uniform guess" if results[name].ci_low > vocabulary else ""
     print(
         f"{name:<17} {shown(cost):>7} × unpruned; beats {better} and loses to {worse} of {len(SEEDS)} random sets{floor}"
     )
 
-value, low, high = times(results["by leave-one-out"], results["by influence"])
+value, low, high = perplexity_ratio(results["by leave-one-out"], results["by influence"])
 verdict = "better than" if high < 1 else "worse than" if low > 1 else "not to be told from"
-print(f"leave-one-out is {verdict} influence at {COUNT} blocks: × {value:.2f} ({low:.2f} to {high:.2f})")
+print(f"leave-one-out is {verdict} influence at {COUNT} blocks: × {with_interval(value, low, high)}")
 ends = {name: sum(b in (0, total - 1) for b in choices[name]) for name in choices if name.startswith("random")}
 print(f"random sets that contain the first or the last block: {sum(map(bool, ends.values()))} of {len(SEEDS)}")
 
@@ -672,11 +630,11 @@ for n in range(1, MOST + 1):
     sets = {name: sorted(order[:n]) for name, order in orders.items()}
     once, steps = (perplexity_without(*blocks) for blocks in sets.values())
     if sets["one-shot"] == sets["iterative"]:
-        print(f"{n} blocks: the same set, {shown(times(once, unpruned)[0])} × unpruned")
+        print(f"{n} blocks: the same set, {shown(once.perplexity / unpruned.perplexity)} × unpruned")
         continue
-    value, low, high = times(steps, once)
+    value, low, high = perplexity_ratio(steps, once)
     verdict = "iterative is better" if high < 1 else "one-shot is better" if low > 1 else "no difference shown"
-    print(f"{n} blocks: {verdict}, iterative / one-shot × {value:.2f} ({low:.2f} to {high:.2f})")
+    print(f"{n} blocks: {verdict}, iterative / one-shot × {with_interval(value, low, high)}")
 
 # %% [markdown]
 # ## Depth against width
@@ -687,7 +645,7 @@ for n in range(1, MOST + 1):
 # ### At equal size
 
 # %%
-from course_utils.benchmarking import measure_speed
+from course_utils.benchmarking import measure_speed, speedup_text, speedup_verdict
 from course_utils.reports import measure
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -716,10 +674,10 @@ parameters = {"unpruned": base, f"{COUNT} blocks fewer": depth_3, f"width {equal
 for name, model in parameters.items():
     print(f"{name:<15} {measure(model).parameters:>13,} parameters")
 width_score = perplexity(equal_size, evaluation)
-value, low, high = times(results["by influence"], width_score)
+value, low, high = perplexity_ratio(results["by influence"], width_score)
 verdict = "width is better" if low > 1 else "depth is better" if high < 1 else "no difference shown"
 print(f"At equal size {verdict}: perplexity {shown(width_score.perplexity)} with narrower MLPs,", end=" ")
-print(f"{shown(results['by influence'].perplexity)} with fewer blocks (× {value:.2f}, {low:.2f} to {high:.2f})")
+print(f"{shown(results['by influence'].perplexity)} with fewer blocks, × {with_interval(value, low, high)}")
 
 # %% [markdown]
 # ### At equal measured speed
@@ -739,15 +697,15 @@ contestants = {
     f"width {narrow_width}": narrow,
 }
 speed = measure_speed(contestants, prompt_tokens=128, new_tokens=12, rounds=9).set_index(["model", "phase"])
-table = speed.reset_index()
-table["speed-up (95 %)"] = [f"{r.speedup:.2f} ({r.ci_low:.2f} to {r.ci_high:.2f})" for r in table.itertuples()]
-table["of the possible gain"] = [
-    "" if r.ceiling == 1 else f"{(r.speedup - 1) / (r.ceiling - 1):.0%}" for r in table.itertuples()
-]
-table["ceiling"] = [f"{ceiling:.2f}" for ceiling in table.ceiling]
-table.pivot(index="model", columns="phase", values=["speed-up (95 %)", "ceiling", "of the possible gain"]).loc[
-    list(contestants)
-]
+print("Speed-up (95 % interval), ≤ ceiling")
+pd.DataFrame(
+    {phase: {name: speedup_text(speed.loc[name, phase]) for name in contestants} for phase in ("prefill", "decode")}
+)
+
+# %%
+for phase in ("prefill", "decode"):
+    for name in list(contestants)[1:]:
+        print(f"{phase:<8} {name:<15} {speedup_verdict(speed.loc[name, phase])}")
 
 # %% [markdown]
 # Which width would be as fast as the model without 3 blocks? We draw straight lines through the measured widths, read off
@@ -768,11 +726,11 @@ for phase in ("prefill", "decode"):
         )
         note = f"as fast at width {width} (from the interval: {thin} to {wide})"
     matched[phase] = width, perplexity(narrower(width), evaluation)
-    value, low, high = times(results["by influence"], matched[phase][1])
+    value, low, high = perplexity_ratio(results["by influence"], matched[phase][1])
     verdict = "width is better" if low > 1 else "depth is better" if high < 1 else "no difference shown"
     print(f"{phase:<8} {COUNT} blocks fewer: × {wanted.speedup:.2f}; {note}")
     print(f"         {verdict}: perplexity {shown(results['by influence'].perplexity)} with fewer blocks,", end=" ")
-    print(f"{shown(matched[phase][1].perplexity)} with narrower MLPs (× {value:.2f}, {low:.2f} to {high:.2f})")
+    print(f"{shown(matched[phase][1].perplexity)} with narrower MLPs, × {with_interval(value, low, high)}")
 
 # %%
 narrow_score = perplexity(narrow, evaluation)
@@ -796,8 +754,7 @@ axes[0].set_xlabel("parameters removed")
 axes[0].xaxis.set_major_formatter(plt.FuncFormatter(lambda share, _: f"{share:.0%}"))
 axes[0].set_ylabel("perplexity (lower is better)")
 axes[0].set_yscale("log")
-axes[0].yaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
-axes[0].yaxis.set_minor_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+log_ticks(axes[0].yaxis)
 axes[0].set_title("by size")
 for ax, phase in zip(axes[1:], ("prefill", "decode"), strict=True):
     ax.set_xlabel("measured speed, × unpruned")
@@ -862,6 +819,8 @@ for name, answer in list(answers.items())[1:]:
 # configuration alone; no weights are needed.
 
 # %%
+from transformers import LlamaConfig, LlamaForCausalLM
+
 llama_32_1b = LlamaConfig(
     vocab_size=128256,
     hidden_size=2048,
@@ -888,12 +847,6 @@ print(f"Llama-3.2-1B minus 3 of 16 blocks: {paper.after.parameters / paper.befor
 # %%
 from course_utils.benchmarking import kv_bytes_per_token
 
-
-def speed_up(name, phase):
-    fast = speed.loc[(name, phase)]
-    return f"{fast.speedup:.2f} ({fast.ci_low:.2f} to {fast.ci_high:.2f}), ≤ {fast.ceiling:.2f}"
-
-
 pd.DataFrame(
     {
         name: {
@@ -902,8 +855,8 @@ pd.DataFrame(
             f"weights (MB, {dtype_name(model)})": f"{measure(model).bytes / 1e6:.0f}",
             "cache, bytes a token": f"{kv_bytes_per_token(model):,}",
             "MFLOPs a token": f"{measure(model).flops / 1e6:.0f}",
-            "prefill, × unpruned": speed_up(name, "prefill"),
-            "decode, × unpruned": speed_up(name, "decode"),
+            "prefill, × unpruned": speedup_text(speed.loc[name, "prefill"]),
+            "decode, × unpruned": speedup_text(speed.loc[name, "decode"]),
             "perplexity": shown(quality[name].perplexity),
             "bits/byte": f"{quality[name].bits_per_byte:.2f}",
         }
@@ -913,12 +866,9 @@ pd.DataFrame(
 
 # %%
 for name in list(contestants)[1:]:
-    cost = times(quality[name], unpruned)[0]
+    cost = quality[name].perplexity / unpruned.perplexity
     cache = 1 - kv_bytes_per_token(contestants[name]) / kv_bytes_per_token(base)
     print(f"{name:<15} perplexity × {cost:.2f}, cache {cache:.0%} smaller")
-for (name, phase), fast in speed.iterrows():
-    if fast.ci_low > fast.ceiling:
-        print(f"{name}, {phase}: above its ceiling, so distrust this measurement")
 
 # %% [markdown]
 # Only depth makes the cache smaller: a block that is gone writes no keys and values. Narrower MLPs leave it as it was.

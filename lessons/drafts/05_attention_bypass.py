@@ -33,12 +33,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
-from course_utils.plotting import pruning_curve, scores_with_intervals, show_tensor, style
+from course_utils.plotting import (
+    choices_with_intervals,
+    log_ticks,
+    pruning_curve,
+    scores_with_intervals,
+    show_tensor,
+    style,
+)
 from course_utils.session import start
 
 session = start("05")
@@ -184,29 +190,22 @@ for ax, scores, title in (
     ax.set_title(f"{title} (orange: the {COUNTS[-1]} lowest)")
     ax.grid(axis="x", visible=False)
 axes[0].set_yscale("log")
-axes[0].yaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+log_ticks(axes[0].yaxis)
 axes[1].set_xticks(range(total))
 axes[1].set_xlabel("block")
 plt.show()
 
 # %%
+from course_utils.uncertainty import rank_correlation
+
 for count in COUNTS:
     here, there = lowest(with_residual, count), lowest(without_residual, count)
     print(f"{count} lowest with the residual: {sorted(here)}; without it: {sorted(there)}")
     print(f"  in both: {len({*here} & {*there})} of {count}; chance would give {count**2 / total:.1f}")
 
-
-def spearman(a, b):
-    return stats.spearmanr(a, b).statistic
-
-
-pair = with_residual.numpy(), without_residual.numpy()
-drawn = stats.bootstrap(
-    pair, spearman, paired=True, vectorized=False, n_resamples=1000, method="percentile", rng=session.seed
-)
-low, high = drawn.confidence_interval
+value, low, high = rank_correlation(with_residual, without_residual)
 verdict = "they agree" if low > 0 else "they disagree" if high < 0 else "no agreement shown"
-print(f"Spearman's rank correlation {spearman(*pair):+.2f} (95 % interval {low:+.2f} to {high:+.2f}): {verdict}")
+print(f"Spearman's rank correlation {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f}): {verdict}")
 
 # %% [markdown]
 # ## One look, or several?
@@ -273,7 +272,9 @@ print(f"least missed when left out alone: {lowest(left_out, COUNTS[-1])} (on {ro
 # that forgot the residual: 1.5 times, 3 times, 100 times the unpruned one?
 
 # %%
-from course_utils.uncertainty import ratio_interval
+from course_utils.evaluation import perplexity_ratio
+from course_utils.reports import shown, with_interval
+from course_utils.uncertainty import geometric_mean
 
 
 @functools.cache
@@ -283,17 +284,6 @@ def perplexity_without(*layers):
     score = perplexity(base, evaluation)
     bypass_attention(base, [])
     return score
-
-
-def times(score, reference):
-    """Ratio of two perplexities with its 95 % interval, paired by rows of text."""
-    mean, _, low, high = ratio_interval(score.row_nll - reference.row_nll, reference.row_tokens)
-    return math.exp(mean), math.exp(low), math.exp(high)
-
-
-def shown(value):
-    """A number that may be 1.08 or ten to the sixth, for a reader."""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 SEEDS = range(5)
@@ -316,63 +306,47 @@ results = {key: perplexity_without(*layers) for key, layers in tqdm(choices.item
 def line(layers, score):
     return {
         "blocks": ", ".join(map(str, layers)),
-        "perplexity": shown(score.perplexity),
-        "95 % interval": f"{shown(score.ci_low)} to {shown(score.ci_high)}",
-        "× unpruned (95 %, paired)": "{} ({} to {})".format(*map(shown, times(score, unpruned))),
+        "perplexity (95 %)": with_interval(score.perplexity, score.ci_low, score.ci_high),
+        "× unpruned (95 %, paired)": with_interval(*perplexity_ratio(score, unpruned)),
     }
 
 
-print(f"unpruned: {shown(unpruned.perplexity)} ({shown(unpruned.ci_low)} to {shown(unpruned.ci_high)})")
-control = {}
+print(f"unpruned: {with_interval(unpruned.perplexity, unpruned.ci_low, unpruned.ci_high)}")
 for count in COUNTS:
-    logs = np.array([results[count, f"random {seed}"].nll for seed in SEEDS]) - unpruned.nll
-    control[count] = math.exp(logs.mean())
-    spread = math.exp(logs.std(ddof=1))
-    print(f"{count} at random: geometric mean of {len(SEEDS)} × {shown(control[count])}, ×/÷ {shown(spread)} (sd)")
+    control, spread = geometric_mean(
+        results[count, f"random {seed}"].perplexity / unpruned.perplexity for seed in SEEDS
+    )
+    print(f"{count} at random: geometric mean of {len(SEEDS)} × {shown(control)}, ×/÷ {shown(spread)} (sd)")
 
 pd.DataFrame({key: line(choices[key], score) for key, score in results.items()}).T.rename_axis(["left out", "chosen"])
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(15, 6), sharey=True, sharex=True, layout="constrained")
-names = [name for count, name in choices if count == COUNTS[0]][::-1]
+names = [name for count, name in choices if count == COUNTS[0]]
 for ax, count in zip(axes, COUNTS, strict=True):
-    for place, name in enumerate(names):
-        score, control_arm = results[count, name], name.startswith("random")
-        ax.errorbar(
-            score.perplexity,
-            place,
-            xerr=[[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]],
-            fmt="." if control_arm else "o",
-            color="0.45" if control_arm else "C0",
-            markersize=10,
-            capsize=4,
-        )
-    ax.set_xscale("log")
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(-0.6, len(names) + 0.2)
-    for level, name in ((unpruned.perplexity, "unpruned"), (vocabulary, "uniform guess")):
-        ax.axvline(level, color="0.25", linestyle=":", linewidth=1.6)
-        ax.annotate(name, (level, len(names) - 0.4), xytext=(4, 0), textcoords="offset points", fontsize="small")
-    ax.set_title(f"{count} of {total} attentions left out")
-    ax.set_xlabel("perplexity, 95 % interval (lower is better)")
-    ax.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    choices_with_intervals(
+        {name: results[count, name] for name in names},
+        floors={"unpruned": unpruned.perplexity, "uniform guess": vocabulary},
+        title=f"{count} of {total} attentions left out",
+        ax=ax,
+    )
 axes[0].set_xlim(right=vocabulary * 12)
 plt.show()
 
 # %%
 for count in COUNTS:
     at_random = [results[count, f"random {seed}"] for seed in SEEDS]
-    for name in names[::-1][:5]:
+    for name in names[:5]:
         score = results[count, name]
-        ratios = [times(score, other) for other in at_random]
+        ratios = [perplexity_ratio(score, other) for other in at_random]
         better, worse = sum(high < 1 for _, _, high in ratios), sum(low > 1 for _, low, _ in ratios)
         print(
-            f"{count} {name:<25} × {shown(times(score, unpruned)[0]):>6}; "
+            f"{count} {name:<25} × {shown(score.perplexity / unpruned.perplexity):>6}; "
             f"beats {better} and loses to {worse} of {len(SEEDS)} random sets"
         )
-    mistake = times(results[count, "without residual"], results[count, "with residual, one-shot"])
-    verdict = "costs" if mistake[1] > 1 else "gains" if mistake[2] < 1 else "makes no difference that shows:"
-    print(f"{count} forgetting the residual {verdict} × {{}} ({{}} to {{}})\n".format(*map(shown, mistake)))
+    value, low, high = perplexity_ratio(results[count, "without residual"], results[count, "with residual, one-shot"])
+    verdict = "costs" if low > 1 else "gains" if high < 1 else "makes no difference that shows:"
+    print(f"{count} forgetting the residual {verdict} × {with_interval(value, low, high)}\n")
 
 # %% [markdown]
 # ### Does measuring again pay?
@@ -414,11 +388,11 @@ for n in range(2, MOST + 1, 2):
     sets = [sorted(order[:n]) for order in orders.values()]
     once, steps = (perplexity_without(*layers) for layers in sets)
     if sets[0] == sets[1]:
-        print(f"{n:>2} attentions: the same set, {shown(times(once, unpruned)[0])} × unpruned")
+        print(f"{n:>2} attentions: the same set, {shown(once.perplexity / unpruned.perplexity)} × unpruned")
         continue
-    value, low, high = times(steps, once)
+    value, low, high = perplexity_ratio(steps, once)
     verdict = "iterative is better" if high < 1 else "one-shot is better" if low > 1 else "no difference shown"
-    print(f"{n:>2} attentions: {verdict}, iterative / one-shot × {value:.2f} ({low:.2f} to {high:.2f})")
+    print(f"{n:>2} attentions: {verdict}, iterative / one-shot × {with_interval(value, low, high)}")
 
 # %% [markdown]
 # ## Picking an answer, producing a word
@@ -523,11 +497,11 @@ for count in COUNTS:
     with returning(base, layers, instead=lambda states: states):
         mistaken = perplexity(base, evaluation)
     right = results[count, "with residual, one-shot"]
-    value, low, high = times(mistaken, right)
+    value, low, high = perplexity_ratio(mistaken, right)
     verdict = "no difference shown" if low <= 1 <= high else "worse" if value > 1 else "better (!)"
     print(
         f"{count} attentions: perplexity {shown(right.perplexity)} with zeros, {shown(mistaken.perplexity)} with the "
-        f"normalised input: {verdict}, × {value:.2f} ({low:.2f} to {high:.2f})"
+        f"normalised input: {verdict}, × {with_interval(value, low, high)}"
     )
 
 # %% [markdown]
@@ -583,12 +557,11 @@ print("bypass_attention(model, []) gives the original logits back, bit for bit."
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
+from course_utils.language_modelling import logits_one_by_one
+from course_utils.models import tiny_llama
+
 logging.set_verbosity_error()  # transformers' report of missing weights; most logs scroll past it too
-sizes = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
-tiny = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=5, eos_token_id=None, pad_token_id=0)).eval()
-with torch.no_grad():
-    for weight in tiny.parameters():
-        weight.add_(0.1 * torch.randn_like(weight))  # fresh weights are so small that no test would notice much
+tiny = tiny_llama(blocks=5, vocab_size=vocabulary)
 tiny_ids = torch.randint(vocabulary, (1, 8))
 
 
@@ -612,20 +585,6 @@ def bypassed(model, layers, **options):
     return model
 
 
-CACHE = describe(tiny).cache_keyword  # what the forward calls its cache; transformers has renamed it
-
-
-@torch.no_grad()
-def one_by_one(model, ids):
-    """Logits of a direct cached forward, one token at a time."""
-    cache, steps = None, []
-    for token in ids.split(1, dim=1):
-        output = model(token, use_cache=True, **{CACHE: cache})
-        cache = output[CACHE]
-        steps.append(output.logits)
-    return torch.cat(steps, dim=1)
-
-
 def generated(model, *, use_cache):
     settings = {"attention_mask": torch.ones_like(tiny_ids), "max_new_tokens": 10, "do_sample": False}
     return model.generate(tiny_ids, **settings, use_cache=use_cache)
@@ -634,7 +593,7 @@ def generated(model, *, use_cache):
 @torch.no_grad()
 def judged(model, layers):
     expected = bypassed(tiny, layers)(tiny_ids, use_cache=False).logits
-    at_once, cached = model(tiny_ids, use_cache=False).logits, one_by_one(model, tiny_ids)
+    at_once, cached = model(tiny_ids, use_cache=False).logits, logits_one_by_one(model, tiny_ids)
     same = torch.equal(generated(model, use_cache=True), generated(model, use_cache=False))
     return {
         "at once": "right" if torch.allclose(at_once, expected, atol=1e-5) else "WRONG",
@@ -674,7 +633,7 @@ assert not any(name.startswith("bypass") for _, name in wrong.index)
 exact.double()
 with torch.no_grad():
     bypass_attention(exact, [0])
-    cached, uncached = one_by_one(exact, ids[:1]), exact(ids[:1], use_cache=False).logits
+    cached, uncached = logits_one_by_one(exact, ids[:1]), exact(ids[:1], use_cache=False).logits
     bypass_attention(exact, [])
 difference = (cached - uncached).abs().max().item()
 assert difference <= 1e-10 * uncached.abs().max().item()
@@ -759,6 +718,9 @@ with torch.no_grad():
 versions[f"{COUNTS[-1]} with o_proj = 0"] = zeroed
 
 
+CACHE = describe(base).cache_keyword  # what the forward calls its cache; transformers has renamed it
+
+
 def cache_bytes(model, tokens):
     """What the cache really holds after reading these tokens."""
     with torch.no_grad():
@@ -836,7 +798,7 @@ for name, row in ceilings.iterrows():
 # several contexts and batches.
 
 # %%
-from course_utils.benchmarking import measure_speed
+from course_utils.benchmarking import measure_speed, speedup_text, speedup_verdict
 
 fast_name, zero_name = f"{COUNTS[-1]} removed", f"{COUNTS[-1]} with o_proj = 0"
 parts = []
@@ -848,15 +810,11 @@ for context, batch in tqdm([(128, 1), (512, 1), (2048, 1), (128, 8)], desc="size
     parts.append(part.assign(context=context, batch=batch))
 speed = pd.concat(parts, ignore_index=True)
 
-
-def as_text(row):
-    return f"{row.speedup:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f})"
-
-
 table = speed[["phase", "batch", "context", "model", "tokens_per_second"]].copy()
 table["tokens_per_second"] = [f"{value:,.0f}" for value in speed.tokens_per_second]
-table["× unpruned (95 %)"] = ["" if r.model == "unpruned" else as_text(r) for r in speed.itertuples()]
-table["ceiling"] = ["" if r.model == "unpruned" else f"{r.ceiling:.2f}" for r in speed.itertuples()]
+table["× unpruned (95 %), ≤ ceiling"] = [
+    "" if row.model == "unpruned" else speedup_text(row) for row in speed.itertuples()
+]
 table.sort_values(["phase", "batch", "context"], ascending=[False, True, True], kind="stable").set_index(
     ["phase", "batch", "context", "model"]
 )
@@ -909,29 +867,18 @@ deep = pd.DataFrame(rows)
 cache_only = kv_bytes_per_token(base) / kv_bytes_per_token(versions[fast_name])
 table = deep[["batch", "context", "cache, MB"]].copy()
 table["cache, MB"] = [f"{value:.0f}" for value in deep["cache, MB"]]
-table["× unpruned (95 %)"] = [as_text(row) for row in deep.itertuples()]
-table["ceiling"] = [f"{value:.2f}" for value in deep.ceiling]
+table["× unpruned (95 %), ≤ ceiling"] = [speedup_text(row) for row in deep.itertuples()]
 table.set_index(["batch", "context"])
 
 # %%
 for row in pd.concat([speed[speed.model == fast_name], deep.assign(phase="decode, cache blown up")]).itertuples():
-    if row.ci_low > row.ceiling:
-        verdict = "ABOVE its ceiling"
-    elif row.ci_low > 1:
-        verdict = "faster"
-    elif row.ci_high < 1:
-        verdict = "slower"
-    else:
-        verdict = "no difference shown"
-    print(
-        f"{row.phase:<23} batch {row.batch}, context {row.context:>4}: × {as_text(row)}, ≤ {row.ceiling:.2f}: {verdict}"
-    )
+    size = f"batch {row.batch}, context {row.context:>4}"
+    print(f"{row.phase:<23} {size}: × {speedup_text(row)}: {speedup_verdict(row)}")
 print(
     f"weights {measure(base).bytes / 1e6:.0f} MB; if the cache were all that is read, the limit would be {cache_only:.2f} ×"
 )
 for row in speed[speed.model == zero_name].itertuples():
-    gain = "faster" if row.ci_low > 1 else "slower" if row.ci_high < 1 else "no difference shown"
-    print(f"{zero_name}, {row.phase}: × {as_text(row)}, ≤ {row.ceiling:.2f}: {gain}")
+    print(f"{zero_name}, {row.phase}: × {speedup_text(row)}: {speedup_verdict(row)}")
 
 # %% [markdown]
 # A decode above its ceiling is a reason to look closer. The ceiling counts every key and value as read *once*. transformers'
@@ -945,15 +892,14 @@ for row in speed[speed.model == zero_name].itertuples():
 
 # %%
 def fastest(name, phase, batch, context):
+    if name == "unpruned":
+        return "1"
     found = speed[(speed.model == name) & (speed.phase == phase) & (speed.batch == batch) & (speed.context == context)]
-    if name == "unpruned" or found.empty:
-        return "1" if name == "unpruned" else "not measured"
-    return f"{as_text(next(found.itertuples()))}, ≤ {found.ceiling.iloc[0]:.2f}"
+    return speedup_text(found.iloc[0]) if len(found) else "not measured"
 
 
 scores = {"unpruned": unpruned, zero_name: perplexity_without(*sorted(best))}
 scores |= {f"{count} removed": perplexity_without(*choices[count, "with residual, iterative"]) for count in COUNTS}
-last = deep.iloc[-1]
 pd.DataFrame(
     {
         name: {
@@ -961,11 +907,11 @@ pd.DataFrame(
             "cache": f"{kv_bytes_per_token(model) / kv_bytes_per_token(base) - 1:+.1%}",
             "prefill 2048": fastest(name, "prefill", 1, 2048),
             "decode, batch 1, context 128": fastest(name, "decode", 1, 128),
-            "decode, batch 8, context 2048": f"{as_text(last)}, ≤ {last.ceiling:.2f}"
+            "decode, batch 8, context 2048": speedup_text(deep.iloc[-1])
             if name == fast_name
             else fastest(name, "decode", 8, 2048),
             "perplexity": shown(scores[name].perplexity),
-            "× unpruned (95 %, paired)": "{} ({} to {})".format(*map(shown, times(scores[name], unpruned))),
+            "× unpruned (95 %, paired)": with_interval(*perplexity_ratio(scores[name], unpruned)),
         }
         for name, model in versions.items()
     }

@@ -1,0 +1,86 @@
+"""Lesson 06's checks refuse the stub, name the likely mistake, and accept the answers."""
+
+import itertools
+import re
+
+import pytest
+import torch
+
+from course_utils.exercises import lesson_06
+
+
+def complexity(embeddings, mask, log_length, variance, *, padded=False, cut=True, log=True, over_all=False, mean=True):
+    scores = []
+    for row, real in zip(embeddings, mask.bool(), strict=True):
+        tokens = row if padded else row[real]
+        length = torch.tensor(float(real.sum()))
+        spread = tokens.var() if over_all else tokens.var(0, unbiased=False).mean()
+        pair = [(length.log() if log else length, log_length), (spread, variance)]
+        scaled = torch.stack([(value - low) / (high - low) for value, (low, high) in pair])
+        scaled = scaled.nan_to_num().clamp(0, 1) if cut else scaled
+        scores.append(scaled.mean() if mean else scaled.sum())
+    return torch.stack(scores)
+
+
+def same_length_for_all(embeddings, mask, log_length, variance):
+    log, (low, high) = torch.tensor(float(mask.shape[1])).log(), log_length
+    wide = ((log - low) / (high - low)).clamp(0, 1)
+    own = complexity(embeddings, mask, log_length, (-1e9, 1e9)) * 2 - 0.5  # the length's part alone
+    return complexity(embeddings, mask, log_length, variance) + (wide - own) / 2
+
+
+def thresholds(scores, harms, left_out, budget, *, pick=min, respect=True):
+    candidates, found = [*scores.sort().values.tolist(), float(scores.max()) + 1], []
+    for low, high in itertools.combinations_with_replacement(candidates, 2):
+        levels = (scores >= low).long() + (scores >= high).long()
+        average = torch.tensor(left_out, dtype=torch.float32)[levels].mean()
+        if average >= budget or not respect:
+            found.append((float(harms.gather(0, levels[None]).mean()), low, high))
+    return pick(found)[1:]
+
+
+def speedup(shares, speedups):
+    return 1 / sum(share / one for share, one in zip(shares, speedups, strict=True))
+
+
+ANSWERS = {"check_complexity": complexity, "check_thresholds": thresholds, "check_speedup": speedup}
+MISTAKES = [
+    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, padded=True), "padded positions count"),
+    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, cut=False), "don't cut off"),
+    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, log=False), r"\*logarithm\*"),
+    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, mean=False), "that is the sum"),
+    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, over_all=True), "all numbers together"),
+    ("check_complexity", same_length_for_all, "same length"),
+    ("check_complexity", lambda e, m, **r: complexity(e, m, **r) * 0.9, "the scores are"),
+    ("check_complexity", lambda e, m, **r: complexity(e, m, **r)[:2], "one score a row"),
+    ("check_thresholds", lambda s, h, n, b: thresholds(s, h, n, b, pick=max), "is possible at the same budget"),
+    ("check_thresholds", lambda s, h, n, b: thresholds(s, h, n, b, respect=False), "fewer than 4"),
+    ("check_thresholds", lambda s, h, n, b: s.quantile(torch.tensor([1 / 3, 2 / 3])), "equal thirds|fewer than 4"),
+    ("check_thresholds", lambda s, h, n, b: (0.9, 0.1), "must not be above"),
+    ("check_thresholds", lambda s, h, n, b: 0.5, "two thresholds"),
+    ("check_speedup", lambda a, b: sum(x * y for x, y in zip(a, b, strict=True)), "mean of the speed-ups"),
+    ("check_speedup", lambda a, b: 1 / speedup(a, b), "upside down"),
+    ("check_speedup", lambda a, b: max(b), "fastest part"),
+    ("check_speedup", lambda a, b: 7.0, "all together are"),
+]
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_stub_and_answer(name, capsys):
+    check = getattr(lesson_06, name)
+    assert not check(lambda *_, **__: None)
+    assert "not solved yet" in capsys.readouterr().out
+    assert check(ANSWERS[name]), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "attempt", "message"), MISTAKES)
+def test_mistakes_are_named(name, attempt, message, capsys):
+    assert not getattr(lesson_06, name)(attempt)
+    text = capsys.readouterr().out
+    assert "not yet" in text
+    assert re.search(message, text), text
+
+
+def test_held_out_prompts_are_judged(capsys):
+    assert lesson_06.check_thresholds(thresholds)
+    assert "that chose nothing" in capsys.readouterr().out
