@@ -190,7 +190,8 @@ def _convert_smollm2(folder: Path, _scratch: Path) -> None:
     model.is_quantized = False
     for left in ("quantization_config", "_model_name_or_path"):  # the second is the GGUF file's working title
         vars(model.config).pop(left, None)  # which of them there are depends on the version of transformers
-    model.save_pretrained(folder)
+    with _no_loading_bar():
+        model.save_pretrained(folder)
     _read_gguf_tokenizer(source / file).save_pretrained(folder)
 
 
@@ -327,7 +328,7 @@ def _hub_token() -> str | bool | None:
 
 @contextlib.contextmanager
 def _no_loading_bar() -> Iterator[None]:
-    """transformers draws a bar for each load; notebooks would keep it for ever."""
+    """transformers draws a bar for each load and save; notebooks would keep it for ever."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -136,7 +136,7 @@ def _table(session: Session) -> str:
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
         "machine": f"{cores} cores, {gigabytes:.0f} GB memory, {device}",
-        "dtype": str(session.dtype).removeprefix("torch."),
+        "fast dtype": str(session.dtype).removeprefix("torch."),
         "seed": str(session.seed),
     }
     return "\n".join(f"{name:<13}{value}" for name, value in rows.items())

@@ -951,7 +951,9 @@ for task in LIMITS:
             row = frames[task][frames[task].metric == METRICS[task]].iloc[0]
             floor = np.nanmax([row.chance, row.majority])
             verdict = (
-                "above its floor"
+                "a free answer, no floor to beat"
+                if floor == 0
+                else "above its floor"
                 if row.ci_low > floor
                 else "below its floor"
                 if row.ci_high < floor

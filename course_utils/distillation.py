@@ -1,0 +1,414 @@
+"""Knowledge distillation: a pruned model learns back what it lost, from the model that it was cut from.
+
+    student = prune(copy.deepcopy(teacher))
+    history = distill(teacher, student, blocks.batches(4), steps=400, lr=2e-4, checkpoint_dir="build/recovery")
+    history.plot()
+
+Recipe after Muralidharan et al. 2024 (Compact Language Models via Pruning and Knowledge Distillation, arXiv
+2407.14679): forward KL of the logits, the teacher frozen, AdamW with a linear warm-up and a cosine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.batches import Batch, read_batches
+from course_utils.distillation_losses import LOSSES, batch_loss, predicted_positions
+
+CHECKPOINT = "distillation.safetensors"
+_BETAS, _FLOOR = (0.9, 0.95), 0.1  # AdamW's; the share of the peak learning rate that is left at the end
+
+
+class CheckpointMismatch(ValueError):
+    """The checkpoint belongs to a run with other settings, data or models."""
+
+
+@dataclass
+class History:
+    """What happened, step by step.
+
+    Attributes:
+        steps: one dict a step: step (from 1), loss (mean over the step's predicted tokens, before the update), lr,
+            gradient_norm (before clipping), tokens (predicted so far), seconds (so far, over all sessions).
+        validation: one dict a measurement: step, loss (the same loss on held-out batches).
+        stopped_early: whether ``patience`` ended the run.
+    """
+
+    steps: list[dict] = field(default_factory=list)
+    validation: list[dict] = field(default_factory=list)
+    stopped_early: bool = False
+
+    def frame(self) -> pd.DataFrame:
+        """``steps`` as a frame, with the column "validation" where it was measured."""
+        measured = {row["step"]: row["loss"] for row in self.validation}
+        frame = pd.DataFrame(self.steps, columns=["step", "loss", "lr", "gradient_norm", "tokens", "seconds"])
+        return frame.assign(validation=frame["step"].map(measured).astype(float))
+
+    def plot(self, ax=None):
+        """Loss against tokens: each step, and the held-out batches. Returns matplotlib's Axes."""
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+        frame = self.frame()
+        ax.plot(frame["tokens"], frame["loss"], alpha=0.5, label="training batches")
+        held_out = frame.dropna(subset="validation")
+        if len(held_out):
+            ax.plot(held_out["tokens"], held_out["validation"], marker="o", label="held-out text")
+        ax.set_xlabel("tokens learned from")
+        ax.set_ylabel("loss, nats a token")
+        ax.legend()
+        return ax
+
+
+def distill(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    steps: int,
+    lr: float,
+    loss: str = "forward_kl",
+    temperature: float = 1.0,
+    alpha: float = 0.0,
+    accumulate: int = 1,
+    warmup: float = 0.05,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    precision: torch.dtype = torch.float32,
+    recompute: bool = False,
+    validation: Iterable[Mapping[str, Tensor]] | None = None,
+    validate_every: int = 50,
+    patience: int | None = None,
+    seed: int = 0,
+    checkpoint_dir: str | os.PathLike | None = None,
+    save_every: int = 50,
+) -> History:
+    """Train ``student`` in place to predict what ``teacher`` predicts.
+
+    A step's loss is the mean over all its predicted tokens, so it doesn't depend on how they are split into batches.
+    The batches are seen in a new random order in each pass, a function of ``seed`` and the step alone. With a
+    ``checkpoint_dir``, the run is saved every ``save_every`` steps and on Ctrl-C, atomically, and a later call with the
+    same settings goes on where it stopped, to the very same losses. Under ``accelerate launch`` each step's batches are
+    shared among the processes.
+
+    Args:
+        teacher: frozen, in eval mode; any dtype.
+        student: same vocabulary, any shape. Its weights become float32 and stay so.
+        batches: ``{"input_ids", "attention_mask"}`` mappings; padding never counts. Packed blocks waste nothing.
+        steps: optimiser steps. lr: peak learning rate, 1e-4 to 2e-4 after heavy width pruning.
+        loss, temperature, alpha: see ``token_loss``; alpha is the cross-entropy's share.
+        accumulate: batches a step.
+        warmup: share of the steps in which the rate rises; then it falls as a cosine to a tenth.
+        clip: the largest gradient norm.
+        precision: what matrices are multiplied in (autocast); weights, sums and losses stay in float32.
+        recompute: save memory by computing the student's activations twice (activation checkpointing).
+        validation: held-out batches, measured every ``validate_every`` steps and at the end.
+        patience: stop after so many measurements without a better one.
+
+    Raises:
+        ValueError: a setting out of range, no batches, different vocabularies, the same model twice.
+        CheckpointMismatch: what lies in ``checkpoint_dir`` belongs to another run; the message names the difference.
+    """
+    run = _Run(**{name: value for name, value in locals().items() if name in _Run.__dataclass_fields__})
+    pupil, master = _prepared(teacher, student)
+    read = {"device": student.device, "vocab_size": pupil.vocab_size}
+    train = list(read_batches(batches, **read))
+    held_out = [] if validation is None else list(read_batches(validation, **read))
+    accelerator = Accelerator(cpu=student.device.type == "cpu")
+    if accumulate % accelerator.num_processes:
+        raise ValueError(
+            f"'accumulate' ({accumulate}) must be a multiple of the number of processes ({accelerator.num_processes}), "
+            "so that each has the same number of batches in every step."
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError("Sharded training isn't supported yet: launch data-parallel (accelerate launch --multi_gpu).")
+    saved = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT
+    identity = run.settings() | _identity(pupil, master, train, held_out)
+
+    student.float().requires_grad_(True)
+    if recompute:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    trainee = accelerator.prepare(
+        _Trainee(student, lambda batch: batch_loss(pupil, master, batch, **run.loss_options()))
+    )
+    optimizer = torch.optim.AdamW(_groups(student, weight_decay), lr=lr, betas=_BETAS)
+    history = History()
+    if saved is not None and saved.exists():
+        history = _restore(saved, identity, student, optimizer)
+    with (
+        _learning(teacher, student, recompute),
+        tqdm(
+            total=steps,
+            initial=len(history.steps),
+            desc="distilling",
+            unit="step",
+            disable=not accelerator.is_main_process,
+        ) as bar,
+    ):
+        session, before = time.monotonic(), history.steps[-1]["seconds"] if history.steps else 0.0
+
+        def save() -> None:
+            if saved is not None and accelerator.is_main_process:
+                _save(saved, identity, history, student, optimizer)
+
+        try:
+            while len(history.steps) < steps and not history.stopped_early:
+                row = _step(run, accelerator, trainee, optimizer, train, len(history.steps))
+                row["tokens"] += history.steps[-1]["tokens"] if history.steps else 0
+                history.steps.append(row | {"seconds": before + time.monotonic() - session})
+                done = row["step"]
+                if held_out and (done % validate_every == 0 or done == steps):
+                    history.validation.append({"step": done, "loss": _validate(run, accelerator, trainee, held_out)})
+                    history.stopped_early = _is_stuck(history, patience)
+                if done % save_every == 0 or done == steps or history.stopped_early:
+                    save()
+                bar.update()
+                seconds = history.steps[-1]["seconds"]
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens'] / seconds:,.0f} tokens/s")
+        except KeyboardInterrupt:
+            save()
+            raise
+    accelerator.wait_for_everyone()
+    return history
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The settings that decide what is computed, checked."""
+
+    steps: int
+    lr: float
+    loss: str
+    temperature: float
+    alpha: float
+    accumulate: int
+    warmup: float
+    weight_decay: float
+    clip: float
+    precision: torch.dtype
+    validate_every: int
+    patience: int | None
+    save_every: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"'loss' must be one of {', '.join(LOSSES)}; got {self.loss!r}.")
+        for name in ("steps", "accumulate", "validate_every", "save_every"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"'{name}' must be a whole number of at least 1; got {value!r}.")
+        for name in ("lr", "temperature", "clip"):
+            if not (0 < getattr(self, name) < math.inf):
+                raise ValueError(f"'{name}' must be a number above 0; got {getattr(self, name)!r}.")
+        for name in ("alpha", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"'{name}' is a share, from 0 to 1; got {getattr(self, name)!r}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"'weight_decay' must be at least 0; got {self.weight_decay!r}.")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"'patience' must be at least 1, or None; got {self.patience!r}.")
+        if self.precision not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"'precision' must be torch.float32 or torch.bfloat16; got {self.precision}.")
+
+    def settings(self) -> dict[str, object]:
+        """As JSON can hold them; how often to save changes nothing."""
+        return {k: str(v) if k == "precision" else v for k, v in vars(self).items() if k != "save_every"}
+
+    def loss_options(self) -> dict[str, object]:
+        return {"loss": self.loss, "temperature": self.temperature, "alpha": self.alpha}
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rise = max(1, round(self.warmup * self.steps))
+        if step < rise:
+            return self.lr * (step + 1) / rise
+        angle = math.pi * (step - rise) / max(1, self.steps - rise)
+        return self.lr * (_FLOOR + (1 - _FLOOR) * (1 + math.cos(angle)) / 2)
+
+
+class _Trainee(nn.Module):
+    """The student with its loss, so that a wrapper (data-parallel, sharded) sees one forward."""
+
+    def __init__(self, student: PreTrainedModel, loss):
+        super().__init__()
+        self.student = student
+        self._loss = loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss(batch)
+
+
+def _prepared(teacher: PreTrainedModel, student: PreTrainedModel) -> tuple[Architecture, Architecture]:
+    if teacher is student:
+        raise ValueError("Teacher and student are the same object; prune a copy: copy.deepcopy(teacher).")
+    pupil, master = describe(student), describe(teacher)
+    if pupil.vocab_size != master.vocab_size:
+        raise ValueError(
+            f"The student has {pupil.vocab_size} tokens, the teacher {master.vocab_size}. Their predictions can be "
+            "compared only over the same vocabulary."
+        )
+    if teacher.device != student.device:
+        raise ValueError(f"The teacher is on {teacher.device}, the student on {student.device}; put both on one.")
+    return pupil, master
+
+
+def _groups(student: PreTrainedModel, weight_decay: float) -> list[dict]:
+    """Matrices decay, vectors (norms, biases) don't."""
+    weights = list(student.parameters())
+    return [
+        {"params": [w for w in weights if w.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def _of_step(run: _Run, train: Sequence[Batch], step: int) -> list[Batch]:
+    """The batches of a step: each pass over the data is a new order."""
+    chosen = []
+    for place in range(step * run.accumulate, (step + 1) * run.accumulate):
+        epoch, number = divmod(place, len(train))
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(run.seed * 1_000_003 + epoch))
+        chosen.append(train[order[number]])
+    return chosen
+
+
+def _step(
+    run: _Run, accelerator: Accelerator, trainee: nn.Module, optimizer, train: Sequence[Batch], step: int
+) -> dict:
+    batches = _of_step(run, train, step)
+    tokens = sum(int(predicted_positions(batch).sum()) for batch in batches)  # of all processes
+    own = batches[accelerator.process_index :: accelerator.num_processes]
+    torch.manual_seed(run.seed * 1_000_003 + step)  # dropout: a resumed run draws what an unbroken one draws
+    for group in optimizer.param_groups:
+        group["lr"] = run.rate(step)
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(own):
+        last = number == len(own) - 1
+        with accelerator.autocast() if last else accelerator.no_sync(trainee), _in(run.precision, batch):
+            value = trainee(batch) / tokens
+        # Data-parallel training averages gradients over the processes; here they are to be added.
+        accelerator.backward(value * accelerator.num_processes)
+        total += value.detach()
+    norm = accelerator.clip_grad_norm_(trainee.parameters(), run.clip)
+    optimizer.step()
+    loss = float(accelerator.reduce(total, "sum"))
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"The loss of step {step + 1} is {loss}: lower 'lr', or check the models' weights.")
+    return {"step": step + 1, "loss": loss, "lr": run.rate(step), "gradient_norm": float(norm), "tokens": tokens}
+
+
+@torch.no_grad()
+def _validate(run: _Run, accelerator: Accelerator, trainee: nn.Module, held_out: Sequence[Batch]) -> float:
+    total, tokens = torch.zeros((), device=accelerator.device), 0
+    with evaluating(trainee):
+        for number, batch in enumerate(held_out):
+            tokens += int(predicted_positions(batch).sum())
+            if number % accelerator.num_processes == accelerator.process_index:
+                with _in(run.precision, batch):
+                    total += trainee(batch)
+    return float(accelerator.reduce(total, "sum")) / tokens
+
+
+def _in(precision: torch.dtype, batch: Batch):
+    device = batch.input_ids.device.type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision is torch.bfloat16)
+
+
+def _is_stuck(history: History, patience: int | None) -> bool:
+    losses = [row["loss"] for row in history.validation]
+    return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+@contextmanager
+def _learning(teacher: PreTrainedModel, student: PreTrainedModel, recompute: bool):
+    """The student learns, the teacher doesn't; afterwards both are in eval mode."""
+    wanted = {weight: weight.requires_grad for weight in teacher.parameters()}
+    teacher.eval().requires_grad_(False)
+    student.train()
+    try:
+        yield
+    finally:
+        student.eval()
+        if recompute:
+            student.gradient_checkpointing_disable()
+        for weight, grad in wanted.items():
+            weight.requires_grad_(grad)
+        for weight in student.parameters():
+            weight.grad = None
+
+
+def _identity(pupil: Architecture, master: Architecture, train: Sequence[Batch], held_out: Sequence[Batch]) -> dict:
+    """What makes a run another run: the models' shapes, the teacher's weights, the data."""
+    shapes = [[name, list(weight.shape)] for name, weight in pupil.model.named_parameters()]
+    embedding = master.model.get_input_embeddings().weight.detach()
+    return {
+        "student": _digest(json.dumps(shapes).encode()),
+        "teacher": f"{master.name}, embedding norm {torch.linalg.vector_norm(embedding, dtype=torch.float32):.5g}",
+        "data": _digest(*(b.input_ids[b.real].cpu().numpy().tobytes() for b in train)),
+        "validation": _digest(*(b.input_ids[b.real].cpu().numpy().tobytes() for b in held_out)),
+    }
+
+
+def _digest(*parts: bytes) -> str:
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part + b"|")
+    return digest.hexdigest()
+
+
+def _save(path: Path, identity: dict, history: History, student: PreTrainedModel, optimizer) -> None:
+    """One file with everything, written beside the old one and moved over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, weight in student.named_parameters():
+        tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
+        for key, value in optimizer.state[weight].items():
+            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+    state = {"identity": identity, "history": vars(history)}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={"state": json.dumps(state)})
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@torch.no_grad()
+def _restore(path: Path, identity: dict, student: PreTrainedModel, optimizer) -> History:
+    try:
+        file = safe_open(path, framework="pt")
+        state = json.loads(file.metadata()["state"])
+    except Exception as error:  # safetensors has an error class of its own
+        raise CheckpointMismatch(f"'{path}' can't be read ({error}); delete it, or give another folder.") from error
+    if state["identity"] != identity:
+        then, now = state["identity"], identity
+        differences = [f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]]
+        raise CheckpointMismatch(
+            f"'{path}' belongs to another run. {'; '.join(differences)}. Give another folder, or delete this one."
+        )
+    for name, weight in student.named_parameters():
+        weight.copy_(file.get_tensor(f"weight.{name}"))
+        optimizer.state[weight] = {
+            key: file.get_tensor(f"{key}.{name}").to("cpu" if key == "step" else weight.device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+    return History(**state["history"])
