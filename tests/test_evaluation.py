@@ -17,7 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
 from course_utils import language_modelling
+from course_utils.adaptive import calibrate, make_adaptive
 from course_utils.architectures import UnsupportedArchitecture, describe
+from course_utils.attention import bypass_attention
+from course_utils.depth import remove_blocks
 from course_utils.evaluation import compare, evaluate, paired, perplexity, perplexity_ratio
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.texts import TokenBlocks
@@ -357,6 +360,36 @@ def test_unevenly_pruned_models_can_be_measured(documents, tokenizer):
     assert paired(text, perplexity(model, tiny_batches()))["difference"].item() != 0
     assert len(paired(scores, evaluate(model, tokenizer, "boolq", limit=4))) == 1
     assert describe(model).intermediate_sizes == (48, 24, 48)  # lm-eval ties weights anew; that undoes nothing
+
+
+def test_shallower_and_bypassed_models_can_be_measured(documents, tokenizer):
+    scores = {}
+    for change in (
+        lambda model: remove_blocks(model, [1]),
+        lambda model: bypass_attention(model, [0, 2]),
+        lambda model: bypass_attention(model, [0, 2], remove=True),
+    ):
+        model = reader()
+        change(model)
+        scores[change] = evaluate(model, tokenizer, documents)["value"]
+    _, bypassed, removed = scores.values()
+    pd.testing.assert_series_equal(bypassed, removed)
+
+
+def test_each_question_decides_for_itself_in_an_adaptive_model(documents, tokenizer, monkeypatch):
+    from course_utils import benchmark_tasks
+
+    model = reader()
+    questions = [" ".join(WORDS[:n]) for n in range(1, 14)]
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = padded.eos_token
+    make_adaptive(model, calibrate(model, padded, questions, left_out=(3, 1, 0)))
+    decided = []
+    model.register_forward_hook(lambda _m, _a, output: decided.extend(output.past_key_values.left_out.tolist()))
+    together = evaluate(model, tokenizer, documents)
+    assert len(set(decided)) > 1
+    monkeypatch.setattr(benchmark_tasks, "_CONTEXT_TOKENS", 1)  # one question a batch
+    pd.testing.assert_frame_equal(together, evaluate(model, tokenizer, documents), rtol=1e-4)
 
 
 def test_evaluate_says_when_questions_do_not_fit(documents, tokenizer):

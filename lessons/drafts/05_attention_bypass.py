@@ -141,9 +141,9 @@ def importance_by_hand(model, batches, *, residual=True):
 
     def leave(number):
         def hook(attention, inputs, named, output):
-            x, added = entered[number], output[0][real]
-            before, after = (x, x + added) if residual else (named["hidden_states"][real], added)
-            sums[number] += (1 - cosine_similarity(before.float(), after.float(), dim=-1)).double().sum().cpu()
+            x, added = entered[number].float(), output[0][real].float()  # a sum in 16 bits would lose small additions
+            before, after = (x, x + added) if residual else (named["hidden_states"][real].float(), added)
+            sums[number] += (1 - cosine_similarity(before, after, dim=-1)).double().sum().cpu()
 
         return hook
 
@@ -432,11 +432,9 @@ scores_with_intervals(
 plt.show()
 
 # %%
-kept_share = {}
 for name, answer in list(answers.items())[1:]:
     for difference in paired(answers["unpruned"], answer).itertuples():
         if difference.metric == "perplexity":
-            cost = difference.b / difference.a
             verdict = (
                 "a loss" if difference.ci_low > 0 else "a gain" if difference.ci_high < 0 else "no difference shown"
             )
@@ -448,20 +446,10 @@ for name, answer in list(answers.items())[1:]:
         floor = np.nanmax([scored.chance, scored.majority])
         verdict = "a loss" if difference.ci_high < 0 else "a gain" if difference.ci_low > 0 else "no difference shown"
         above = "" if scored.ci_low > floor else ", not above the floor"
-        above_floor = difference.a - floor
-        kept_share[name, difference.task] = (difference.b - floor) / above_floor if above_floor > 0 else math.nan
         print(
             f"{name:<28} {difference.task:<15} {difference.a:.2f} → {difference.b:.2f}: {verdict}{above} "
             f"({difference.ci_low:+.2f} to {difference.ci_high:+.2f})"
         )
-picked, produced = (kept_share[list(arms)[1], task] for task in ("arc_easy", "lambada_openai"))
-print(f"\nOf what the unpruned model has above the floor, {list(arms)[1]} keeps", end=" ")
-print(f"{picked:.0%} where it picks and {produced:.0%} where it produces:", end=" ")
-if math.isnan(picked + produced):
-    verdict = "no verdict, the unpruned model is on a floor"
-else:
-    verdict = "producing suffers more" if produced < picked else "producing doesn't suffer more"
-print(f"{verdict} in this small sample.")
 
 # %% [markdown]
 # ## A bypass adds exactly zero
@@ -505,7 +493,7 @@ for count in COUNTS:
     )
 
 # %% [markdown]
-# Whatever the sign, nobody who sees only the second number would suspect a bug. Now ask for an **equality**. Zeroing the
+# Seeing only the second number, would you suspect a bug? Now ask for an **equality**. Zeroing the
 # output projection `o_proj` of an attention makes it add zero, and no forward pass is touched. So it is an independent
 # reference, and a right bypass equals it in every bit. All in float32.
 
@@ -883,8 +871,9 @@ for row in speed[speed.model == zero_name].itertuples():
 # %% [markdown]
 # A decode above its ceiling is a reason to look closer. The ceiling counts every key and value as read *once*. transformers'
 # plain cache does more: each step copies the whole cache to append one token, and repeats keys and values for heads that
-# share them. An attention that is gone saves these copies too. The last limit printed above is the one that can't be
-# passed by any saving of cache traffic. On another engine, without the copies, expect less.
+# share them. An attention that is gone saves these copies too, which may be the reason here; we didn't take it apart. The
+# last limit printed above is the one that can't be passed by any saving of cache traffic. On another engine, without the
+# copies, expect less.
 
 # %% [markdown]
 # ## What it costs and buys
