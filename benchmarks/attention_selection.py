@@ -20,7 +20,7 @@ from course_utils.session import fast_dtype
 from course_utils.texts import token_blocks
 
 COUNT = 8
-TOKENS, LENGTH, BATCH = 256, 128, 2
+TOKENS, LENGTH, BATCH = 1536, 128, 4
 BAR = 0.4
 NAIVE, OURS = "naive: the whole model with its head, every time", "select_attention_layers"
 
