@@ -209,8 +209,24 @@ def test_embeddings_positions_and_masks_as_inputs():
     assert torch.equal(model(inputs_embeds=embeddings).logits, model(ids).logits)
     assert torch.equal(model.model(ids)[0], model.model(input_ids=ids).last_hidden_state)  # positional
     assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
-    with pytest.raises(ValueError, match=r"attention_mask \[rows, tokens\]"):
-        model(ids, attention_mask=torch.zeros(1, 1, 9, 9))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_static_cache_gives_the_same_answer(family):
+    """Its layers have a fixed size, and its masks four dimensions."""
+    model, (alone, batch) = adaptive(family), prompts()
+    for inputs in ({"input_ids": alone[1]}, batch):
+        options = GREEDY | {"max_new_tokens": 6}
+        static = model.generate(**inputs, cache_implementation="static", disable_compile=True, **options)
+        assert torch.equal(static, model.generate(**inputs, **options))
+
+
+@torch.no_grad()
+def test_speculative_decoding():
+    model, draft, ids = adaptive(), tiny_model(layers=1), prompts()[0][0]
+    answer = model.generate(ids, assistant_model=draft, max_new_tokens=6, **GREEDY)
+    assert torch.equal(answer, model.generate(ids, max_new_tokens=6, **GREEDY))
 
 
 @torch.no_grad()

@@ -120,10 +120,8 @@ def _decide_and_run(backbone, *args, **kwargs):
     if left_out is None:
         if embeddings is None:
             embeddings = backbone.get_input_embeddings()(ids)
-        mask = named.get("attention_mask")
-        if isinstance(mask, torch.Tensor) and mask.dim() != 2:
-            raise ValueError(f"An adaptive model needs an attention_mask [rows, tokens]; got {list(mask.shape)}.")
-        left_out = decide(backbone.config.adaptive_attention, embeddings, None if mask is None else mask.bool())
+        real = _real_tokens(named.get("attention_mask"), embeddings.shape[1])
+        left_out = decide(backbone.config.adaptive_attention, embeddings, real)
     if len(left_out) != rows:
         raise ValueError(f"The answer's cache holds {len(left_out)} rows, this forward pass {rows}.")
     with _set(_left_out, left_out):
@@ -136,6 +134,16 @@ def _decide_and_run(backbone, *args, **kwargs):
             cache.__class__ = _carrying(type(cache))
         cache.left_out = torch.tensor(left_out)
     return output
+
+
+def _real_tokens(mask, length):
+    """Bool [rows, tokens] or None, from any mask that transformers hands over at a prompt's first forward pass."""
+    if isinstance(mask, dict):  # one for each kind of attention; all know the same padding
+        mask = next((one for one in mask.values() if one is not None), None)
+    if mask is None or mask.dim() == 2:
+        return None if mask is None else mask.bool()
+    itself = mask[:, 0, :, :length].diagonal(dim1=1, dim2=2)  # a real token sees itself; static caches get such masks
+    return itself if itself.dtype is torch.bool else itself == 0
 
 
 def _attend(attention, *args, **kwargs):
