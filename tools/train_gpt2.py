@@ -8,7 +8,9 @@ checkpoint. At the end it writes the float16 weights, the tokenizer and `trainin
 records the held-out bits per byte beside `xz -9e` on the same text.
 
 The blocks' matrices are trained by Muon (Jordan et al. 2024; torch.optim.Muon), the rest by AdamW.
-In a trial of 180 steps that reached loss 4.88 where AdamW alone (peak 1.5e-3) reached 5.34.
+In a trial of 180 steps that reached loss 4.88 where AdamW alone (peak 1.5e-3) reached 5.34. What is
+learned this way is harder to prune: 40 % random neurons multiply lesson 01's perplexity by 24; for an
+earlier model of 3000 steps with AdamW alone it was 1.6 (at 1.298 bits per held-out byte).
 """
 
 from __future__ import annotations
