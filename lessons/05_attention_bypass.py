@@ -888,7 +888,6 @@ for phase, batch, context in dict.fromkeys(key[:3] for key in every.index):
             "context": context,
             "measured (95 %), ≤ ceiling": speedup_text(row),
             "from the share of time": f"{by_time(phase, batch, context):.2f}",
-            "verdict": speedup_verdict(row),
         }
     )
 print(f"{above} of {len(lines)} speed-ups lie above their ceilings")

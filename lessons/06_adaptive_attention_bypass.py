@@ -24,6 +24,7 @@
 
 # %%
 import copy
+import functools
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -524,7 +525,7 @@ table.round(3)
 # %%
 from course_utils.evaluation import evaluate, paired
 
-DOCUMENTS = 50
+DOCUMENTS = 40
 
 
 def ask_adaptive(config, task):
@@ -543,6 +544,7 @@ def ask_adaptive(config, task):
     return result, np.mean(seen)
 
 
+@functools.cache
 def ask_static(number, task):
     bypass_attention(base, config.order[:number])
     result = evaluate(base, tokenizer, task, limit=DOCUMENTS)
@@ -578,6 +580,9 @@ for name, task in averages:
         )
 
 # %% [markdown]
+# Read these lines with care. Four comparisons at 95 % find a difference that isn't there in about one notebook of five, and
+# 40 documents are few. The table of harms above rests on more.
+#
 # ## What it buys
 #
 # First the price of the decision: looking the embeddings up and scoring them, beside the prefill of the same prompt.
@@ -677,28 +682,30 @@ def calls_of(phase, tokens):
     return {name: decode(model, tokens) for name, model in contestants.items()}
 
 
+# Reading 2048 tokens takes long; lesson 05 has it.
+SIZES = [("prefill", 1, 128), ("prefill", 1, 512), ("prefill", 8, 128)]
+SIZES += [("decode", 1, 128), ("decode", 1, 2048), ("decode", 8, 128)]
 speeds = []
-for context, batch in tqdm([(128, 1), (512, 1), (2048, 1), (128, 8)], desc="sizes"):
+for phase, batch, context in tqdm(SIZES, desc="sizes"):
     generator_of_ids = torch.Generator().manual_seed(session.seed)
     tokens = torch.randint(describe(base).vocab_size, (batch, context), generator=generator_of_ids).to(base.device)
-    for phase in ("prefill", "decode"):
-        timed = time_interleaved(calls_of(phase, tokens), rounds=6).set_index("name")
-        for name, model in references.items():
-            row = timed.loc[name]
-            by_flops = prefill_ceiling(base, model, context=context)
-            by_bytes = decode_ceiling(base, model, batch_size=batch, context=context)
-            speeds.append(
-                {
-                    "phase": phase,
-                    "batch": batch,
-                    "context": context,
-                    "model": name,
-                    "speedup": 1 / row.ratio,
-                    "ci_low": 1 / row.ci_high,
-                    "ci_high": 1 / row.ci_low,
-                    "ceiling": max(by_flops, by_bytes),
-                }
-            )
+    timed = time_interleaved(calls_of(phase, tokens), rounds=6).set_index("name")
+    for name, model in references.items():
+        row = timed.loc[name]
+        by_flops = prefill_ceiling(base, model, context=context)
+        by_bytes = decode_ceiling(base, model, batch_size=batch, context=context)
+        speeds.append(
+            {
+                "phase": phase,
+                "batch": batch,
+                "context": context,
+                "model": name,
+                "speedup": 1 / row.ratio,
+                "ci_low": 1 / row.ci_high,
+                "ci_high": 1 / row.ci_low,
+                "ceiling": max(by_flops, by_bytes),
+            }
+        )
 speed = pd.DataFrame(speeds)
 table = speed[["phase", "batch", "context", "model"]].copy()
 table["× unpruned (95 %), ≤ ceiling"] = [speedup_text(row) for row in speed.itertuples()]
@@ -774,12 +781,8 @@ columns["harm, nats a token"] = {
 pd.DataFrame(columns).T
 
 # %%
-over = speed[speed.ci_low > speed.ceiling]
-for row in over.itertuples():
-    print(
-        f"{row.model}, {row.phase}, batch {row.batch}, context {row.context}: {row.speedup:.2f}, above its ceiling of {row.ceiling:.2f}"
-    )
-print(f"{len(speed) - len(over)} of {len(speed)} measured speed-ups don't exceed their ceilings")
+over = int((speed.ci_low > speed.ceiling).sum())
+print(f"{over} of {len(speed)} measured speed-ups lie above their ceilings; lesson 05 looks for the reason")
 best = speed[speed.model == f"adaptive, {MOST} left out"].set_index(["phase", "batch", "context"]).speedup
 same = speed[speed.model == f"static, {MOST} left out"].set_index(["phase", "batch", "context"]).speedup
 print(
@@ -900,8 +903,8 @@ check_speedup(mixture_speedup)
 #   kept in the model, it changes under your feet.
 # - A score that sounds plausible is a hypothesis. Its rank correlation with measured harm, on prompts that chose nothing, is
 #   the test; noise beside it is the control.
-# - Harm grows faster than the number of attentions left out, so a mixture starts with a handicap against the same number
-#   everywhere. A policy has to predict well enough to earn that back.
+# - Where harm grows faster than the number of attentions left out, a mixture starts with a handicap against the same number
+#   everywhere. A policy has to predict well enough to earn that back. Shuffled decisions show whether it does.
 # - A mixture is never faster than its most aggressive part, and a mixed batch costs what its most complex prompt costs.
 #
 # ## References
