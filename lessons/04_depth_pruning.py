@@ -882,6 +882,40 @@ for name in list(contestants)[1:]:
 
 # %% [markdown]
 # Only depth makes the cache smaller: a block that is gone writes no keys and values. Narrower MLPs leave it as it was.
+#
+# *Predict before you run:* which of the two should gain more from long texts and large batches?
+
+# %%
+sizes = {
+    name: contestants[name]
+    for name in ("unpruned", f"{COUNT} blocks fewer", f"{MOST} blocks fewer", f"width {narrow_width}")
+}
+parts = [speed.reset_index().assign(batch=1, context=128)]
+for batch, context in ((1, 2048), (8, 128)):
+    part = measure_speed(sizes, prompt_tokens=context, new_tokens=8, batch_size=batch, rounds=6)
+    parts.append(part.assign(batch=batch, context=context))
+long = pd.concat(parts)
+long = long[long.model.isin(list(sizes)[1:])]
+long["× unpruned (95 %), ≤ ceiling"] = [speedup_text(row) for row in long.itertuples()]
+long.pivot(index=["phase", "batch", "context"], columns="model", values="× unpruned (95 %), ≤ ceiling")[list(sizes)[1:]]
+
+# %%
+for phase in ("prefill", "decode"):
+    for name in list(sizes)[1:]:
+        short, longest = (
+            long[(long.phase == phase) & (long.model == name) & (long.batch == 1) & (long.context == context)].iloc[0]
+            for context in (128, 2048)
+        )
+        change = (
+            "more"
+            if longest.ci_low > short.ci_high
+            else "less"
+            if longest.ci_high < short.ci_low
+            else "not clearly more or less"
+        )
+        print(
+            f"{phase:<8} {name:<15} gains {change} at context 2048 than at 128: {longest.speedup:.2f} against {short.speedup:.2f}"
+        )
 
 # %% [markdown]
 # ## Exercises
