@@ -102,7 +102,7 @@ def _memory() -> Finding:
         "available",
         fail=2,
         warn=4,
-        remedy="close other programs; the lessons need 2 to 4 GB",
+        remedy="close other programs; the lessons need 1 to 5 GB",
     )
 
 
