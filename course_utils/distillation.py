@@ -10,36 +10,31 @@ Recipe after Muralidharan et al. 2024 (Compact Language Models via Pruning and K
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from course_utils import distillation_state as checkpoint
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation_losses import LOSSES, batch_loss, predicted_positions
+from course_utils.distillation_processes import take_part, to_train, whole
+from course_utils.distillation_state import CheckpointMismatch as CheckpointMismatch  # part of this module's interface
+from course_utils.teacher_cache import TeacherCache
 
 CHECKPOINT = "distillation.safetensors"
 _BETAS, _FLOOR = (0.9, 0.95), 0.1  # AdamW's; the share of the peak learning rate that is left at the end
-
-
-class CheckpointMismatch(ValueError):
-    """The checkpoint belongs to a run with other settings, data or models."""
 
 
 @dataclass
@@ -80,7 +75,7 @@ class History:
 
 
 def distill(
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | TeacherCache,
     student: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     *,
@@ -95,6 +90,7 @@ def distill(
     clip: float = 1.0,
     precision: torch.dtype = torch.float32,
     recompute: bool = False,
+    train_embedding: bool = True,
     validation: Iterable[Mapping[str, Tensor]] | None = None,
     validate_every: int = 50,
     patience: int | None = None,
@@ -107,11 +103,15 @@ def distill(
     A step's loss is the mean over all its predicted tokens, so it doesn't depend on how they are split into batches.
     The batches are seen in a new random order in each pass, a function of ``seed`` and the step alone. With a
     ``checkpoint_dir``, the run is saved every ``save_every`` steps and on Ctrl-C, atomically, and a later call with the
-    same settings goes on where it stopped, to the very same losses. Under ``accelerate launch`` each step's batches are
-    shared among the processes.
+    same settings goes on where it stopped, to the very same losses.
+
+    Under ``accelerate launch`` each step's batches are shared among the processes; with ``--multi_gpu`` each holds all,
+    with ``--use_fsdp --fsdp_version 2`` the student being trained is cut up among them (then Ctrl-C doesn't save, and
+    each process keeps the student from before in main memory).
 
     Args:
-        teacher: frozen, in eval mode; any dtype.
+        teacher: frozen, in eval mode; any dtype. Or its answers to all rows of text, from ``cache_teacher``: forward KL
+            at temperature 1 only, with the cache's bias, and no teacher in memory.
         student: same vocabulary, any shape. Its weights become float32 and stay so.
         batches: ``{"input_ids", "attention_mask"}`` mappings; padding never counts. Packed blocks waste nothing.
         steps: optimiser steps. lr: peak learning rate, 1e-4 to 2e-4 after heavy width pruning.
@@ -121,71 +121,66 @@ def distill(
         clip: the largest gradient norm.
         precision: what matrices are multiplied in (autocast); weights, sums and losses stay in float32.
         recompute: save memory by computing the student's activations twice (activation checkpointing).
+        train_embedding: False leaves the input embedding as it is, and the head with it where the two are one matrix
+            (a head of its own is still trained). It then needs no gradient and no averages of AdamW: 16 bytes a number.
         validation: held-out batches, measured every ``validate_every`` steps and at the end.
         patience: stop after so many measurements without a better one.
 
     Raises:
-        ValueError: a setting out of range, no batches, different vocabularies, the same model twice.
+        ValueError: a setting out of range, no batches, different vocabularies, the same model twice, text that isn't in
+            the cache.
         CheckpointMismatch: what lies in ``checkpoint_dir`` belongs to another run; the message names the difference.
     """
     run = _Run(**{name: value for name, value in locals().items() if name in _Run.__dataclass_fields__})
-    pupil, master = _prepared(teacher, student)
+    pupil, master = _prepared(run, teacher, student)
+    models = [student, teacher] if isinstance(teacher, PreTrainedModel) else [student]
+    accelerator = take_part(accumulate, models)
     read = {"device": student.device, "vocab_size": pupil.vocab_size}
     train = list(read_batches(batches, **read))
     held_out = [] if validation is None else list(read_batches(validation, **read))
-    accelerator = Accelerator(cpu=student.device.type == "cpu")
-    if accumulate % accelerator.num_processes:
-        raise ValueError(
-            f"'accumulate' ({accumulate}) must be a multiple of the number of processes ({accelerator.num_processes}), "
-            "so that each has the same number of batches in every step."
-        )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError("Sharded training isn't supported yet: launch data-parallel (accelerate launch --multi_gpu).")
+    if isinstance(master, TeacherCache):
+        master.check(train + held_out)
     saved = None if checkpoint_dir is None else Path(checkpoint_dir) / CHECKPOINT
     identity = run.settings() | _identity(pupil, master, train, held_out)
 
-    student.float().requires_grad_(True)
-    if recompute:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-    trainee = accelerator.prepare(
-        _Trainee(student, lambda batch: batch_loss(pupil, master, batch, **run.loss_options()))
-    )
-    optimizer = torch.optim.AdamW(_groups(student, weight_decay), lr=lr, betas=_BETAS)
     history = History()
-    if saved is not None and saved.exists():
-        history = _restore(saved, identity, student, optimizer)
+    student.float()
     with (
-        _learning(teacher, student, recompute),
-        tqdm(
-            total=steps,
-            initial=len(history.steps),
-            desc="distilling",
-            unit="step",
-            disable=not accelerator.is_main_process,
-        ) as bar,
+        to_train(accelerator, student) as trained,
+        _learning(trained, *models[1:], train_embedding=train_embedding, recompute=recompute),
     ):
-        session, before = time.monotonic(), history.steps[-1]["seconds"] if history.steps else 0.0
+        trainee, optimizer = accelerator.prepare(
+            _Trainee(describe(trained), lambda pupil, batch: _loss(run, pupil, master, batch)),
+            torch.optim.AdamW(_groups(trained, weight_decay), lr=lr, betas=_BETAS),
+        )
+        if saved is not None and saved.exists():
+            history = History(**checkpoint.restore(saved, identity, trained, optimizer))
 
         def save() -> None:
-            if saved is not None and accelerator.is_main_process:
-                _save(saved, identity, history, student, optimizer)
+            if saved is not None:
+                main = accelerator.is_main_process
+                checkpoint.save(saved, identity, vars(history), trained, optimizer, write=main)
 
+        session, before = time.monotonic(), history.steps[-1]["seconds"] if history.steps else 0.0
         try:
-            while len(history.steps) < steps and not history.stopped_early:
-                row = _step(run, accelerator, trainee, optimizer, train, len(history.steps))
-                row["tokens"] += history.steps[-1]["tokens"] if history.steps else 0
-                history.steps.append(row | {"seconds": before + time.monotonic() - session})
-                done = row["step"]
-                if held_out and (done % validate_every == 0 or done == steps):
-                    history.validation.append({"step": done, "loss": _validate(run, accelerator, trainee, held_out)})
-                    history.stopped_early = _is_stuck(history, patience)
-                if done % save_every == 0 or done == steps or history.stopped_early:
-                    save()
-                bar.update()
-                seconds = history.steps[-1]["seconds"]
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens'] / seconds:,.0f} tokens/s")
+            with _bar(steps, history, accelerator) as bar:
+                while len(history.steps) < steps and not history.stopped_early:
+                    row = _step(run, accelerator, trainee, optimizer, train, len(history.steps))
+                    row["tokens"] += history.steps[-1]["tokens"] if history.steps else 0
+                    row["seconds"] = before + time.monotonic() - session
+                    history.steps.append(row)
+                    done = row["step"]
+                    if held_out and (done % validate_every == 0 or done == steps):
+                        found = _validate(run, accelerator, trainee, held_out)
+                        history.validation.append({"step": done, "loss": found})
+                        history.stopped_early = _is_stuck(history, patience)
+                    if done % save_every == 0 or done == steps or history.stopped_early:
+                        save()
+                    bar.update()
+                    bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens'] / row['seconds']:,.0f} tokens/s")
         except KeyboardInterrupt:
-            save()
+            if not accelerator.is_fsdp2:  # there, a save takes all processes, and they stopped at different places
+                save()
             raise
     accelerator.wait_for_everyone()
     return history
@@ -205,6 +200,7 @@ class _Run:
     weight_decay: float
     clip: float
     precision: torch.dtype
+    train_embedding: bool
     validate_every: int
     patience: int | None
     save_every: int
@@ -225,6 +221,8 @@ class _Run:
                 raise ValueError(f"'{name}' is a share, from 0 to 1; got {getattr(self, name)!r}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"'weight_decay' must be at least 0; got {self.weight_decay!r}.")
+        if not isinstance(self.train_embedding, bool):
+            raise ValueError(f"'train_embedding' must be True or False; got {self.train_embedding!r}.")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"'patience' must be at least 1, or None; got {self.patience!r}.")
         if self.precision not in (torch.float32, torch.bfloat16):
@@ -233,9 +231,6 @@ class _Run:
     def settings(self) -> dict[str, object]:
         """As JSON can hold them; how often to save changes nothing."""
         return {k: str(v) if k == "precision" else v for k, v in vars(self).items() if k != "save_every"}
-
-    def loss_options(self) -> dict[str, object]:
-        return {"loss": self.loss, "temperature": self.temperature, "alpha": self.alpha}
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -249,32 +244,52 @@ class _Run:
 class _Trainee(nn.Module):
     """The student with its loss, so that a wrapper (data-parallel, sharded) sees one forward."""
 
-    def __init__(self, student: PreTrainedModel, loss):
+    def __init__(self, pupil: Architecture, loss: Callable[[Architecture, Batch], Tensor]):
         super().__init__()
-        self.student = student
-        self._loss = loss
+        self.student = pupil.model
+        self._pupil, self._loss = pupil, loss
+        self._no_split_modules = [type(pupil.blocks[0]).__name__]  # what accelerate cuts up on its own: a block
+
+    def tie_weights(self) -> None:
+        """Accelerate asks for it after it has loaded weights anew."""
+        self.student.tie_weights()
 
     def forward(self, batch: Batch) -> Tensor:
-        return self._loss(batch)
+        return self._loss(self._pupil, batch)
 
 
-def _prepared(teacher: PreTrainedModel, student: PreTrainedModel) -> tuple[Architecture, Architecture]:
+def _prepared(
+    run: _Run, teacher: PreTrainedModel | TeacherCache, student: PreTrainedModel
+) -> tuple[Architecture, Architecture | TeacherCache]:
     if teacher is student:
         raise ValueError("Teacher and student are the same object; prune a copy: copy.deepcopy(teacher).")
-    pupil, master = describe(student), describe(teacher)
+    cached = isinstance(teacher, TeacherCache)
+    pupil, master = describe(student), teacher if cached else describe(teacher)
     if pupil.vocab_size != master.vocab_size:
         raise ValueError(
             f"The student has {pupil.vocab_size} tokens, the teacher {master.vocab_size}. Their predictions can be "
             "compared only over the same vocabulary."
         )
-    if teacher.device != student.device:
+    if cached and run.loss != "forward_kl":
+        raise ValueError(f"With a teacher cache, 'loss' must be 'forward_kl'; got {run.loss!r}.")
+    if cached and run.temperature != 1:
+        raise ValueError(
+            f"With a teacher cache, 'temperature' must be 1, at which it was made; got {run.temperature!r}."
+        )
+    if not cached and teacher.device != student.device:
         raise ValueError(f"The teacher is on {teacher.device}, the student on {student.device}; put both on one.")
     return pupil, master
 
 
+def _loss(run: _Run, pupil: Architecture, master: Architecture | TeacherCache, batch: Batch) -> Tensor:
+    if isinstance(master, TeacherCache):
+        return master.batch_loss(pupil, batch, alpha=run.alpha)
+    return batch_loss(pupil, master, batch, loss=run.loss, temperature=run.temperature, alpha=run.alpha)
+
+
 def _groups(student: PreTrainedModel, weight_decay: float) -> list[dict]:
     """Matrices decay, vectors (norms, biases) don't."""
-    weights = list(student.parameters())
+    weights = [weight for weight in student.parameters() if weight.requires_grad]
     return [
         {"params": [w for w in weights if w.dim() >= 2], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.dim() < 2], "weight_decay": 0.0},
@@ -301,7 +316,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = run.rate(step)
     optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), device=batches[0].input_ids.device)
     for number, batch in enumerate(own):
         last = number == len(own) - 1
         with accelerator.autocast() if last else accelerator.no_sync(trainee), _in(run.precision, batch):
@@ -314,18 +329,22 @@ def _step(
     loss = float(accelerator.reduce(total, "sum"))
     if not math.isfinite(loss):
         raise FloatingPointError(f"The loss of step {step + 1} is {loss}: lower 'lr', or check the models' weights.")
-    return {"step": step + 1, "loss": loss, "lr": run.rate(step), "gradient_norm": float(norm), "tokens": tokens}
+    return {"step": step + 1, "loss": loss, "lr": run.rate(step), "gradient_norm": float(whole(norm)), "tokens": tokens}
 
 
 @torch.no_grad()
 def _validate(run: _Run, accelerator: Accelerator, trainee: nn.Module, held_out: Sequence[Batch]) -> float:
-    total, tokens = torch.zeros((), device=accelerator.device), 0
+    total = torch.zeros((), device=held_out[0].input_ids.device)
+    tokens = sum(int(predicted_positions(batch).sum()) for batch in held_out)
     with evaluating(trainee):
-        for number, batch in enumerate(held_out):
-            tokens += int(predicted_positions(batch).sum())
-            if number % accelerator.num_processes == accelerator.process_index:
-                with _in(run.precision, batch):
-                    total += trainee(batch)
+        for start in range(0, len(held_out), accelerator.num_processes):
+            own = start + accelerator.process_index
+            batch = held_out[min(own, len(held_out) - 1)]  # one too many, so that all processes do the same
+            with _in(run.precision, batch):
+                value = trainee(batch)
+            total += value if own < len(held_out) else 0
+    if accelerator.is_fsdp2:
+        trainee.reshard()  # what lies outside the blocks stays whole after a forward pass, until a backward pass
     return float(accelerator.reduce(total, "sum")) / tokens
 
 
@@ -339,76 +358,52 @@ def _is_stuck(history: History, patience: int | None) -> bool:
     return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
+def _bar(steps: int, history: History, accelerator: Accelerator) -> tqdm:
+    done, silent = len(history.steps), not accelerator.is_main_process
+    return tqdm(total=steps, initial=done, desc="distilling", unit="step", disable=silent)
+
+
 @contextmanager
-def _learning(teacher: PreTrainedModel, student: PreTrainedModel, recompute: bool):
-    """The student learns, the teacher doesn't; afterwards both are in eval mode."""
-    wanted = {weight: weight.requires_grad for weight in teacher.parameters()}
-    teacher.eval().requires_grad_(False)
-    student.train()
+def _learning(student: PreTrainedModel, *teacher: PreTrainedModel, train_embedding: bool, recompute: bool):
+    """The student learns, the teacher doesn't; afterwards both are in eval mode, and weights train as before."""
+    wanted = {weight: weight.requires_grad for model in (student, *teacher) for weight in model.parameters()}
+    for model in teacher:
+        model.eval().requires_grad_(False)
+    student.train().requires_grad_(True)
+    student.get_input_embeddings().requires_grad_(train_embedding)
     try:
+        if recompute:
+            _checkpointing(student, "enable", {"use_reentrant": False})
+            student.disable_input_require_grads()  # only reentrant checkpointing needs it
         yield
     finally:
         student.eval()
         if recompute:
-            student.gradient_checkpointing_disable()
+            _checkpointing(student, "disable")
         for weight, grad in wanted.items():
             weight.requires_grad_(grad)
         for weight in student.parameters():
             weight.grad = None
 
 
-def _identity(pupil: Architecture, master: Architecture, train: Sequence[Batch], held_out: Sequence[Batch]) -> dict:
-    """What makes a run another run: the models' shapes, the teacher's weights, the data."""
-    shapes = [[name, list(weight.shape)] for name, weight in pupil.model.named_parameters()]
-    embedding = master.model.get_input_embeddings().weight.detach()
+def _checkpointing(student: PreTrainedModel, action: str, *args: dict) -> None:
+    # Renamed on the way to transformers 5.24, where the old name warns.
+    name = next(n for kind in ("activation", "gradient") if hasattr(student, n := f"{kind}_checkpointing_{action}"))
+    getattr(student, name)(*args)
+
+
+def _identity(
+    pupil: Architecture, master: Architecture | TeacherCache, train: Sequence[Batch], held_out: Sequence[Batch]
+) -> dict:
+    """What makes a run another run: the student's shape, the teacher's weights, the data."""
     return {
-        "student": _digest(json.dumps(shapes).encode()),
-        "teacher": f"{master.name}, embedding norm {torch.linalg.vector_norm(embedding, dtype=torch.float32):.5g}",
-        "data": _digest(*(b.input_ids[b.real].cpu().numpy().tobytes() for b in train)),
-        "validation": _digest(*(b.input_ids[b.real].cpu().numpy().tobytes() for b in held_out)),
+        "student": checkpoint.shapes(pupil.model),
+        "teacher": master.teacher if isinstance(master, TeacherCache) else _summary(master),
+        "data": checkpoint.text(train),
+        "validation": checkpoint.text(held_out),
     }
 
 
-def _digest(*parts: bytes) -> str:
-    digest = blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part + b"|")
-    return digest.hexdigest()
-
-
-def _save(path: Path, identity: dict, history: History, student: PreTrainedModel, optimizer) -> None:
-    """One file with everything, written beside the old one and moved over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, weight in student.named_parameters():
-        tensors[f"weight.{name}"] = weight.detach().cpu().contiguous()
-        for key, value in optimizer.state[weight].items():
-            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
-    state = {"identity": identity, "history": vars(history)}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-@torch.no_grad()
-def _restore(path: Path, identity: dict, student: PreTrainedModel, optimizer) -> History:
-    try:
-        file = safe_open(path, framework="pt")
-        state = json.loads(file.metadata()["state"])
-    except Exception as error:  # safetensors has an error class of its own
-        raise CheckpointMismatch(f"'{path}' can't be read ({error}); delete it, or give another folder.") from error
-    if state["identity"] != identity:
-        then, now = state["identity"], identity
-        differences = [f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]]
-        raise CheckpointMismatch(
-            f"'{path}' belongs to another run. {'; '.join(differences)}. Give another folder, or delete this one."
-        )
-    for name, weight in student.named_parameters():
-        weight.copy_(file.get_tensor(f"weight.{name}"))
-        optimizer.state[weight] = {
-            key: file.get_tensor(f"{key}.{name}").to("cpu" if key == "step" else weight.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-    return History(**state["history"])
+def _summary(master: Architecture) -> str:
+    embedding = master.model.get_input_embeddings().weight.detach()
+    return f"{master.name}, embedding norm {torch.linalg.vector_norm(embedding, dtype=torch.float32):.5g}"

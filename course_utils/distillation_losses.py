@@ -21,7 +21,7 @@ _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a
 
 def token_loss(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | None,
     targets: Tensor,
     *,
     loss: str = "forward_kl",
@@ -37,20 +37,48 @@ def token_loss(
 
     Args:
         student_logits, teacher_logits: [tokens, vocabulary], any float dtype; computed in float32. The teacher gets no
-            gradient.
+            gradient, and may be None where alpha is 1.
         targets: int64 [tokens].
 
     Returns:
         [tokens] float32.
     """
-    student, teacher = student_logits.float(), teacher_logits.detach().float()
+    student = student_logits.float()
     parts = torch.zeros(len(targets), device=student.device)
     if alpha < 1:
-        q, p = (logits.div(temperature).log_softmax(-1) for logits in (student, teacher))
+        q, p = (x.float().div(temperature).log_softmax(-1) for x in (student, teacher_logits.detach()))
         parts = parts + (1 - alpha) * temperature**2 * _divergence(p, q, loss)
     if alpha > 0:
         parts = parts + alpha * F.cross_entropy(student, targets, reduction="none")
     return parts
+
+
+def top_k_loss(
+    student_logits: Tensor, ids: Tensor, log_probs: Tensor, targets: Tensor, *, alpha: float = 0.0
+) -> Tensor:
+    """``token_loss`` with forward KL and temperature 1, of a teacher of which only some tokens are known by name.
+
+    The divergence is taken over buckets: one for each known token, and one for all others together.
+
+    Args:
+        student_logits: [tokens, vocabulary], any float dtype; computed in float32.
+        ids: int64 [tokens, k], the tokens that are known.
+        log_probs: float32 [tokens, k + 1], the teacher's for these and for the others; [tokens, k] if k is the whole
+            vocabulary.
+        targets: int64 [tokens].
+
+    Returns:
+        [tokens] float32.
+    """
+    student = student_logits.float()
+    buckets = student.gather(1, ids)
+    if log_probs.shape[1] > ids.shape[1]:
+        # The sum of the others itself: 1 minus the known would be rounded away where these are nearly everything.
+        others = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        buckets = torch.cat([buckets, others], dim=1)
+    whole = buckets.logsumexp(-1, keepdim=True)
+    cross_entropy = (whole - student.gather(1, targets[:, None]))[:, 0]
+    return (1 - alpha) * _kl(log_probs, buckets - whole) + alpha * cross_entropy
 
 
 def _divergence(p: Tensor, q: Tensor, loss: str) -> Tensor:
@@ -70,29 +98,57 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **options: object) -> Tensor:
     """The sum of ``token_loss`` over a batch's predicted tokens, in chunks; a scalar that can be differentiated.
 
+    Where ``alpha`` is 1, the teacher has no say and isn't run.
+
     Args:
         options: of ``token_loss``.
     """
+    if options.get("alpha") == 1:
+        return loss_in_chunks(student, batch, lambda part, own, targets: token_loss(own, None, targets, **options))
+    with torch.no_grad():
+        known = teacher.hidden_states(batch)[:, :-1][predicted_positions(batch)]  # [predicted tokens, hidden]
+
+    def loss(part: slice, own: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            answers = teacher.logits(known[part])
+        return token_loss(own, answers, targets, **options)
+
+    return loss_in_chunks(student, batch, loss)
+
+
+def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[[slice, Tensor, Tensor], Tensor]) -> Tensor:
+    """The sum of a loss over a batch's predicted tokens; all of a batch's logits never exist at once.
+
+    Args:
+        loss: ``loss(part, logits, targets)`` for some of the predicted tokens (counted row by row): the student's
+            logits [tokens, vocabulary] and the true tokens, int64 [tokens]. Returns [tokens].
+
+    Returns:
+        A scalar that can be differentiated, by everything in the student that requires a gradient.
+    """
     predicted = predicted_positions(batch)
     targets = batch.input_ids[:, 1:][predicted]
-    with torch.no_grad():
-        known = teacher.hidden_states(batch)[:, :-1][predicted]  # [predicted tokens, hidden]
     states = student.hidden_states(batch)[:, :-1][predicted]
-    size = max(1, _LOGITS // student.vocab_size)
+    size = chunk_size(student)
 
-    def chunk_loss(number: int, some: Tensor) -> Tensor:
-        with torch.no_grad():
-            answers = teacher.logits(known.split(size)[number])
-        return token_loss(student.logits(some), answers, targets.split(size)[number], **options).sum()
+    def chunk_loss(start: int, some: Tensor) -> Tensor:
+        part = slice(start, start + len(some))
+        return loss(part, student.logits(some), targets[part]).sum()
 
     if not torch.is_grad_enabled():
-        return sum(chunk_loss(number, some) for number, some in enumerate(states.split(size)))
-    return _ChunkByChunk.apply(states, size, chunk_loss, *student.head.parameters())
+        return sum(chunk_loss(number * size, some) for number, some in enumerate(states.split(size)))
+    trained = [weight for weight in student.head.parameters() if weight.requires_grad]
+    return _ChunkByChunk.apply(states, size, chunk_loss, *trained)
 
 
 def predicted_positions(batch: Batch) -> Tensor:
     """Bool [rows, length - 1]: where a real token is predicted from a real token."""
     return batch.real[:, 1:] & batch.real[:, :-1]
+
+
+def chunk_size(architecture: Architecture) -> int:
+    """Tokens whose logits may exist at once."""
+    return max(1, _LOGITS // architecture.vocab_size)
 
 
 class _ChunkByChunk(torch.autograd.Function):
@@ -109,7 +165,7 @@ class _ChunkByChunk(torch.autograd.Function):
         for number, some in enumerate(states.split(size)):
             with torch.enable_grad():
                 some = some.detach().requires_grad_()
-                value = loss(number, some)
+                value = loss(number * size, some)
             total += value.detach()
             first, *others = torch.autograd.grad(value, [some, *weights])
             to_states.append(first)

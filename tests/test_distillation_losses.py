@@ -82,6 +82,23 @@ def plain(student, teacher, batch, **options):
     ).sum()
 
 
+def test_cross_entropy_alone_needs_no_teacher():
+    """Not one forward of it; ``test_chunked_equals_plain`` has the losses and gradients."""
+    teacher, student = tiny_model(), tiny_model(seed=1)
+    batch = read_batch(tiny_batches()[0], vocab_size=97, device="cpu")
+    runs = []
+    for module in (teacher.base_model, teacher.get_output_embeddings()):
+        module.register_forward_hook(lambda *_: runs.append(1))
+    batch_loss(describe(student), describe(teacher), batch, alpha=1.0).backward()
+    with torch.no_grad():
+        batch_loss(describe(student), describe(teacher), batch, alpha=1.0)
+    assert not runs
+    batch_loss(describe(student), describe(teacher), batch, alpha=0.9)
+    assert runs
+    ce = token_loss(STUDENT, None, TARGETS, alpha=1.0)
+    assert torch.equal(ce, token_loss(STUDENT, TEACHER, TARGETS, alpha=1.0))
+
+
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunked_equals_plain(family, padding, monkeypatch):
@@ -122,3 +139,29 @@ def test_no_tensor_holds_all_logits(monkeypatch):
     whole = peak(lambda: plain(student, teacher, batch))
     all_logits = rows * length * vocabulary * 4
     assert chunked < all_logits < whole
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_head_gets_no_gradient_and_no_memory(tied, monkeypatch):
+    from course_utils.benchmarking import peak_memory
+
+    vocabulary = 40_001
+    teacher, student = (tiny_model(vocab_size=vocabulary, tie_word_embeddings=tied, seed=seed) for seed in (0, 1))
+    teacher.requires_grad_(False)
+    batch = read_batch(tiny_batches()[0], vocab_size=vocabulary, device="cpu")
+    monkeypatch.setattr(distillation_losses, "_LOGITS", vocabulary)  # a token a chunk: little beside the head
+
+    def peak():
+        student.zero_grad(set_to_none=True)
+        return peak_memory(lambda: batch_loss(describe(student), describe(teacher), batch).backward())
+
+    trained = peak()
+    expected = {name: weight.grad for name, weight in student.named_parameters()}
+    head = student.get_output_embeddings().weight.requires_grad_(False)
+    frozen = peak()
+    assert trained - frozen > 2 * head.numel() * head.element_size()  # the sum, and a chunk's part of it
+    for name, weight in student.named_parameters():
+        if weight is head:
+            assert weight.grad is None
+        elif not name.endswith("embed_tokens.weight"):
+            torch.testing.assert_close(weight.grad, expected[name])
