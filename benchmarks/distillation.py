@@ -1,5 +1,6 @@
-"""The chunked distillation loss beside the plain one: memory and speed of a training step's two passes.
+"""The chunked distillation loss beside the plain one and TRL's: memory and speed of a training step's two passes.
 
+    pip install trl==1.16.0     # or the extra "benchmarks"
     python benchmarks/distillation.py
 
 Runs on the embedded SmolLM2-135M. Writes distillation.md and distillation.json beside this file.
@@ -8,9 +9,12 @@ Runs on the embedded SmolLM2-135M. Writes distillation.md and distillation.json 
 from __future__ import annotations
 
 import copy
+import tempfile
 
 import torch
 from common import machine, markdown_table, today, versions, write_results
+from datasets import Dataset
+from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
@@ -23,7 +27,8 @@ from course_utils.width import neuron_importance, prune_neurons
 
 ROWS, LENGTH, RATIO, ROUNDS = 4, 512, 0.4, 6
 MEMORY_BAR, SPEED_BAR = 0.4, 0.9
-PLAIN, OURS = "plain: all logits at once", "batch_loss: in chunks"
+PLAIN, TRL = "plain: all logits at once", "TRL's GKDTrainer.compute_loss"
+OURS, RECOMPUTE = "batch_loss: in chunks", "batch_loss, activations recomputed"
 
 
 def plain_loss(student, teacher, batch) -> torch.Tensor:
@@ -32,6 +37,16 @@ def plain_loss(student, teacher, batch) -> torch.Tensor:
         known = teacher(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]
     learned = student(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]
     return token_loss(learned, known, batch.input_ids[:, 1:][predicted]).sum()
+
+
+def trl_trainer(student, teacher, tokenizer) -> GKDTrainer:
+    """Its own data pipeline and loop aren't used: only the loss, on our batch. lmbda=0: no generated text."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GKDConfig(output_dir=folder, lmbda=0.0, beta=0.0, use_cpu=True, report_to="none", bf16=False)
+        return GKDTrainer(
+            model=student, teacher_model=teacher, args=settings, processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"messages": []}]),
+        )  # fmt: skip
 
 
 def compare() -> tuple[list[dict], str]:
@@ -43,26 +58,36 @@ def compare() -> tuple[list[dict], str]:
     pupil, master = describe(student), describe(teacher)
     batch = read_batch(blocks.batches(ROWS)[0], vocab_size=pupil.vocab_size, device="cpu")
     teacher.requires_grad_(False)
+    trl = trl_trainer(student, teacher, tokenizer)
+    labelled = batch.inputs() | {"labels": batch.input_ids, "attention_mask": torch.ones_like(batch.input_ids)}
+    predicted = ROWS * (LENGTH - 1)
     losses = {
         PLAIN: lambda: plain_loss(student, teacher, batch),
+        TRL: lambda: trl.compute_loss(student, labelled, num_items_in_batch=predicted) * predicted,
         OURS: lambda: batch_loss(pupil, master, batch),
+        RECOMPUTE: lambda: batch_loss(pupil, master, batch),
     }
 
-    def both_passes(loss):
+    def both_passes(name, loss):
         def call() -> None:
+            student.train()
+            if name == RECOMPUTE:
+                student.gradient_checkpointing_enable({"use_reentrant": False})
+            else:
+                student.gradient_checkpointing_disable()
             student.zero_grad(set_to_none=True)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
                 value = loss()
-            (value / (ROWS * (LENGTH - 1))).backward()
+            (value / predicted).backward()
 
         return call
 
-    calls = {name: both_passes(loss) for name, loss in losses.items()}
+    calls = {name: both_passes(name, loss) for name, loss in losses.items()}
     gradients = {}
     for name, call in calls.items():
         call()
         gradients[name] = torch.cat([weight.grad.flatten() for weight in student.parameters()])
-    gap = float((gradients[OURS] - gradients[PLAIN]).norm() / gradients[PLAIN].norm())
+    gaps = {name: float((own - gradients[PLAIN]).norm() / gradients[PLAIN].norm()) for name, own in gradients.items()}
     del gradients
     memory = {name: peak_memory(call) for name, call in calls.items()}
     timed = time_interleaved(calls, rounds=ROUNDS).set_index("name")
@@ -72,7 +97,7 @@ def compare() -> tuple[list[dict], str]:
             "peak_bytes": memory[name],
             "tokens_per_second": ROWS * LENGTH / float(timed.seconds[name]),
             "time": [float(timed.loc[name, column]) for column in ("ratio", "ci_low", "ci_high")],
-            "gradient_gap": gap if name == OURS else 0.0,
+            "gradient_gap": gaps[name],
         }
         for name in calls
     ]
@@ -80,8 +105,7 @@ def compare() -> tuple[list[dict], str]:
 
 
 def report(rows: list[dict], precision: str) -> str:
-    plain, ours = rows
-    memory, speed = ours["peak_bytes"] / plain["peak_bytes"], 1 / ours["time"][0]
+    plain = rows[0]
     table = [
         [
             row["name"],
@@ -89,27 +113,41 @@ def report(rows: list[dict], precision: str) -> str:
             f"{row['peak_bytes'] / plain['peak_bytes']:.2f}",
             f"{row['tokens_per_second']:,.0f}",
             f"{1 / row['time'][0]:.2f} ({1 / row['time'][2]:.2f} to {1 / row['time'][1]:.2f})",
+            f"{row['gradient_gap']:.0e}",
         ]
         for row in rows
     ]
-    header = ["way", "peak MiB above the models", "× plain", "tokens/s", "speed, × plain (95 %)"]
+    header = ["way", "peak MiB above the models", "× plain", "tokens/s", "speed, × plain (95 %)", "gradient's gap"]
+    verdicts = [verdict(row, plain) for row in rows if row["name"] in (OURS, RECOMPUTE)]
     return f"""# What a distillation step needs
 
-Written by `python benchmarks/distillation.py` on {today()}: {versions("torch", "transformers")}.
+Written by `python benchmarks/distillation.py` on {today()}: {versions("torch", "transformers", "trl")}.
 Machine: {machine()}. Teacher: the embedded SmolLM2-135M; student: the same with {RATIO:.0%} of its MLP neurons pruned.
 {ROWS} × {LENGTH} tokens, forward KL, weights in float32, matrices multiplied in {precision}.
 
 {markdown_table(header, table)}
 
-Verdict: {memory:.2f} of the plain loss's memory (the bar is {MEMORY_BAR}:
-{"met" if memory <= MEMORY_BAR else "NOT met"}) at {speed:.2f} of its speed (the bar is {SPEED_BAR}:
-{"met" if speed >= SPEED_BAR else "NOT met"}). The two gradients differ by {ours["gradient_gap"]:.1e} of their length.
+The bars: at most {MEMORY_BAR} of the plain loss's memory, at least {SPEED_BAR} of its speed.
+{chr(10).join(verdicts)}
 
-Both run teacher and student forward and the student backward, without an optimiser step. The plain loss holds all
+All run teacher and student forward and the student backward, without an optimiser step. The plain loss holds all
 logits of both models, in several float32 copies. In chunks, a few hundred tokens' logits exist at a time and their
 gradients are taken before the next chunk. Memory is tensor memory above the two loaded models, counted exactly; it
-includes the gradients, which both need.
+includes the gradients, which all need. The gap is the length of the gradients' difference from the plain ones, as a
+share of theirs. TRL's trainer is asked for its loss only; how it feeds and logs isn't part of the time.
 """
+
+
+def verdict(row: dict, plain: dict) -> str:
+    memory, speed = row["peak_bytes"] / plain["peak_bytes"], 1 / row["time"][0]
+    met = (
+        "both met"
+        if memory <= MEMORY_BAR and speed >= SPEED_BAR
+        else "memory: NOT met"
+        if memory > MEMORY_BAR
+        else "speed: NOT met"
+    )
+    return f"- {row['name']}: {memory:.2f} of the memory at {speed:.2f} of the speed: {met}."
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """Named, disjoint text splits for calibration, evaluation and distillation: token blocks, prompts, padded batches.
 
 Three domains: "speeches" (State of the Union addresses), "wiki" (long Wikipedia articles), "stories" (short children's
-stories). A document belongs to one split only, whatever the tokenizer, so nothing that calibrates or trains a model is
-ever used to evaluate it. In the smoke profile the domains are made-up sentences (no network, no cache).
+stories). Two more give a long distillation run enough to read, from a package of 145 MB: "passages" (of Wikipedia, from
+BoolQ's training set) and "scenes" (people doing things, and advice, two to six sentences each, from HellaSwag's).
+A document belongs to one split only, whatever the tokenizer, so nothing that calibrates or trains a model is ever used
+to evaluate it. In the smoke profile the domains are made-up sentences (no network, no cache).
 
 One prefix rule for all models that are compared: no token is put before a text. Tokenizers that would add a BOS token
 are called without special tokens; the first token of a row is given, never predicted.
@@ -10,12 +12,14 @@ are called without special tokens; the first token of a row is given, never pred
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import math
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +31,12 @@ from course_utils.session import current_profile
 
 SPLITS = ("calibration", "evaluation", "distillation")
 DOMAINS = ("speeches", "wiki", "stories")
+LARGE_DOMAINS = ("passages", "scenes")
 
 _WIKI_ARTICLE = re.compile(r"<doc [^>]*>\n(.*?)</doc>", re.DOTALL)
 _MIN_WIKI_CHARACTERS = 1500
 _SENTENCE_END = re.compile(r"[.!?]\s+|\n")
+_WIKIHOW_TAG = re.compile(r"\[(?:header|title|step|substeps)\] ?")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -75,14 +81,16 @@ def documents(domain: str, split: str) -> list[str]:
         ValueError: unknown domain or split.
         AssetError: the texts are not in the cache and can't be fetched.
     """
-    if domain not in DOMAINS:
-        raise ValueError(f"Unknown domain {domain!r}; choose one of {', '.join(DOMAINS)}.")
+    if domain not in (*DOMAINS, *LARGE_DOMAINS):
+        raise ValueError(f"Unknown domain {domain!r}; choose one of {', '.join((*DOMAINS, *LARGE_DOMAINS))}.")
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
     if current_profile() == "smoke":
         grouped = _made_up(domain)
     else:
-        grouped = {"speeches": _speeches, "wiki": _wiki, "stories": _stories}[domain]()
+        grouped = {
+            "speeches": _speeches, "wiki": _wiki, "stories": _stories, "passages": _passages, "scenes": _scenes,
+        }[domain]()  # fmt: skip
     order = {group: i for i, group in enumerate(sorted({group for group, _ in grouped}))}
     return [re.sub(r"\s*\n\s*", "\n", text).strip() for group, text in grouped if _split_of(order[group]) == split]
 
@@ -109,6 +117,34 @@ def _stories() -> list[tuple[int, str]]:
     return list(enumerate(story for story in source.split("<|endoftext|>") if story.strip()))
 
 
+def _passages() -> list[tuple[str, str]]:
+    """Each passage once; the group is the article's title."""
+    texts = dict.fromkeys(doc["query"].rpartition("\nQuestion:")[0] for doc in _training_documents("boolq"))
+    return [(title, text) for title, _, text in (passage.partition(" -- ") for passage in texts)]
+
+
+def _scenes() -> list[tuple[str, str]]:
+    """Each scene with its true ending; the group is the activity, or for advice (wikiHow) its field."""
+    scenes = []
+    for doc in _training_documents("hellaswag"):
+        activity, _, beginning = doc["query"].partition(": ")
+        ending = doc["choices"][doc["gold"]]
+        space = "" if ending[:1] in (" ", ",", ".") else " "
+        scenes.append((activity, _WIKIHOW_TAG.sub("", f"{beginning}{space}{ending}")))
+    return scenes
+
+
+def _training_documents(task: str) -> list[dict]:
+    """A task's questions; the file has a line for each of a question's choices."""
+    file = assets.fetch("train_splits") / task / "train_rc_5shot" / "requests.jsonl.gz"
+    found: dict[int, dict] = {}
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            found.setdefault(row["doc_id"], row["doc"])
+    return list(found.values())
+
+
 def _made_up(domain: str, count: int = 200) -> list[tuple[int, str]]:
     """Sentences for the smoke profile: grammatical, the same every time, each domain with words of its own."""
     subjects, verbs, objects = {
@@ -123,6 +159,8 @@ def _made_up(domain: str, count: int = 200) -> list[tuple[int, str]]:
             "a valley|a region|a county",
         ),
         "stories": ("a girl|the dog|her brother|a bird", "finds|loves|hides", "a ball|a cake|the old tree"),
+        "passages": ("the law|the treaty|the bank", "covers|allows|forbids", "a loan|a visit|an appeal"),
+        "scenes": ("a man|the cook|a player", "lifts|throws|cleans", "a plate|the board|a rope"),
     }[domain]
     result = []
     for index in range(count):
@@ -134,6 +172,21 @@ def _made_up(domain: str, count: int = 200) -> list[tuple[int, str]]:
         ]
         result.append((index, " ".join(sentences)))
     return result
+
+
+def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13) -> list[bool]:
+    """For each text that judges: whether it shares a run of so many words with any text that was learned from.
+
+    The usual test against contamination (Brown et al. 2020, arXiv 2005.14165, appendix C); case and punctuation are
+    ignored.
+    """
+
+    def runs(text: str) -> Iterator[tuple[str, ...]]:
+        found = re.findall(r"\w+", text.lower())
+        return (tuple(found[i : i + words]) for i in range(len(found) - words + 1))
+
+    known = {run for text in learned for run in runs(text)}
+    return [any(run in known for run in runs(text)) for text in judging]
 
 
 def token_blocks(
@@ -150,7 +203,7 @@ def token_blocks(
     Args:
         tokenizer: any fast tokenizer with an end token; its special tokens are not added, except the end token after
             each document.
-        split: one of `SPLITS`. domain: one of `DOMAINS`.
+        split: one of `SPLITS`. domain: one of `DOMAINS` or `LARGE_DOMAINS`.
         tokens: how many tokens to take; rounded down to whole rows.
         length: tokens a row, at least 2.
 

@@ -52,7 +52,7 @@ def smoke(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
 
 
-@pytest.mark.parametrize("domain", texts.DOMAINS)
+@pytest.mark.parametrize("domain", texts.DOMAINS + texts.LARGE_DOMAINS)
 def test_splits_share_no_document_and_stay_the_same(domain):
     splits = {split: texts.documents(domain, split) for split in texts.SPLITS}
     assert all(splits.values())
@@ -252,3 +252,20 @@ def test_impossible_prompts(settings, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     with pytest.raises(ValueError, match="at least 1|ask for fewer or shorter"):
         texts.prompts(byte_level_tokenizer(), "evaluation", **settings)
+
+
+def test_a_text_overlaps_when_it_shares_a_long_enough_run_of_words():
+    learned = ["One two three, four five six.", "seven"]
+    judging = ["... three FOUR five! Six and more", "six five four three two one", "four five", ""]
+    assert texts.overlaps(judging, learned, words=4) == [True, False, False, False]
+    assert texts.overlaps(judging, [], words=4) == [False] * 4
+    assert texts.overlaps(judging, iter(learned), words=2) == [True, False, True, False]
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("domain", texts.LARGE_DOMAINS)
+def test_the_large_domains_are_clean(domain, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "embedded")
+    found = texts.documents(domain, "distillation")
+    assert len(found) > 5000 and all(text == text.strip() for text in found)
+    assert not any(mark in text for text in found for mark in ("[header]", "[step]", "Question:", "\n\n"))
