@@ -37,6 +37,8 @@ class Family:
     fused: bool = False  # the one matrix of mlp_inputs holds gate, then up
     mlp_output: str = "mlp.down_proj"
     width_field: str = "intermediate_size"  # the configuration's name for the MLP's width
+    mlp_norm: str = "post_attention_layernorm"  # what normalises the MLP's input
+    mlp_contribution: str = "mlp"  # the module whose output is added to the residual stream
     attention: str = "self_attn"
     attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     attention_output: str = "o_proj"
@@ -46,7 +48,10 @@ class Family:
 
 _LLAMA = Family()
 _GEMMA = Family(
-    attention_norms=("input_layernorm", "post_attention_layernorm"), contribution="post_attention_layernorm"
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_contribution="post_feedforward_layernorm",
+    attention_norms=("input_layernorm", "post_attention_layernorm"),
+    contribution="post_attention_layernorm",
 )
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
@@ -54,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         mlp_inputs=("mlp.c_fc",),
         mlp_output="mlp.c_proj",
         width_field="n_inner",
+        mlp_norm="ln_2",
         attention="attn",
         attention_inputs=("c_attn",),
         attention_output="c_proj",
@@ -73,6 +79,8 @@ FAMILIES: dict[str, Family] = {
         mlp_inputs=("fc1",),
         mlp_output="fc2",
         width_field="ffn_dim",
+        mlp_norm="final_layer_norm",
+        mlp_contribution="fc2",
         attention_output="out_proj",
         attention_norms=("self_attn_layer_norm",),
     ),
@@ -129,6 +137,8 @@ class Mlp:
     output: Projection
     fused: bool
     owner: nn.Module  # the module that holds the projections
+    norm: nn.Module | None  # what normalises its input; None where the norms stand behind the sum (OPT-350M)
+    contribution: nn.Module  # its output is what the MLP adds to the residual stream
 
     @property
     def width(self) -> int:
@@ -222,6 +232,8 @@ class Architecture:
                 output=_projection(self.model, block, family.mlp_output),
                 fused=family.fused,
                 owner=block.get_submodule(owner),
+                norm=_part(self.model, block, family.mlp_norm) if self._norms_first else None,
+                contribution=_part(self.model, block, family.mlp_contribution),
             )
             for block in self.blocks
         ]
@@ -248,8 +260,12 @@ class Architecture:
     @property
     def attention_norms(self) -> tuple[str, ...]:
         """Paths from a block of the norms that serve its attention alone."""
-        # OPT-350m normalises after the residual: there the norm serves the whole block.
-        return self.family.attention_norms if getattr(self.model.config, "do_layer_norm_before", True) else ()
+        return self.family.attention_norms if self._norms_first else ()
+
+    @property
+    def _norms_first(self) -> bool:
+        # OPT-350m normalises after the residual: there a norm serves the whole block.
+        return getattr(self.model.config, "do_layer_norm_before", True)
 
     @property
     def intermediate_sizes(self) -> tuple[int, ...]:

@@ -21,7 +21,8 @@ from packaging.specifiers import SpecifierSet
 from course_utils import assets, session
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSON_ASSETS = ("smollm2", "benchmarks", "texts", "speeches")  # what the lessons use off the hub
+# What the lessons use off the hub.
+LESSON_ASSETS = ("smollm2", "benchmarks", "texts", "speeches", "bias_benchmarks", "stereotypes")
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _GIGABYTE = 1e9
 _NETWORK_SECONDS = 5

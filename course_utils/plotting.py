@@ -15,10 +15,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from course_utils.activations import Components
     from course_utils.language_modelling import Perplexity
 
 CONTROL_COLOUR = "0.45"
@@ -147,8 +148,7 @@ def scores_with_intervals(
             label = None if number else f"{floor}"
             ax.hlines(level, middle - 0.4, middle + 0.4, colors=FLOOR_COLOUR, linestyles=[dashes], label=label)
     ax.set_xticks(range(len(places)), [str(place) for place in places])
-    if sum(len(str(place)) for place in places) > 36:  # side by side they would touch
-        ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=20, ha="right", rotation_mode="anchor")
+    _tilt_long_labels(ax)
     ax.set_xlim(-0.5, len(places) - 0.5)
     ax.grid(axis="x", visible=False)
     _finish(ax, x_label, y_label, title)
@@ -217,17 +217,35 @@ def heatmap(
     value_label: str,
     fmt: str = ".2f",
     center: float | None = None,
+    limit: float | None = None,
+    numbers: bool = True,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A matrix in colours with its numbers written in. With ``center`` the colours diverge around it."""
+    """A matrix in colours with its numbers written in; NaN leaves a cell empty.
+
+    Args:
+        center: the colours diverge around it.
+        limit: the distance from ``center`` at full colour, for figures that share a scale; by default the largest one.
+        numbers: False for matrices whose numbers would be too small to read.
+
+    Raises:
+        ValueError: an empty matrix, or a ``limit`` without ``center`` or not above 0.
+    """
     if matrix.empty:
         raise ValueError("The matrix is empty: there is nothing to draw.")
+    if limit is not None and (center is None or not limit > 0):
+        raise ValueError(f"'limit' is a distance above 0 from 'center'; got limit {limit!r} and center {center!r}.")
     ax = _axes(ax)
     colours = "viridis" if center is None else "vlag"
-    bar = {"label": value_label}
-    sns.heatmap(matrix, annot=True, fmt=fmt, center=center, cmap=colours, linewidths=1, cbar_kws=bar, ax=ax)
-    ax.tick_params(axis="y", rotation=0)
+    scale, bar = {"center": center}, {"label": value_label}
+    if limit is not None:
+        scale |= {"vmin": center - limit, "vmax": center + limit}
+        if (matrix - center).abs().max(axis=None) > limit:
+            bar["extend"] = "both"  # some cells lie beyond the scale
+    sns.heatmap(matrix, annot=numbers, fmt=fmt, cmap=colours, linewidths=1, cbar_kws=bar, ax=ax, **scale)
+    ax.tick_params(rotation=0)
+    _tilt_long_labels(ax)
     _finish(ax, x_label, y_label, title)
     return ax
 
@@ -260,6 +278,56 @@ def histogram(
     _finish(ax, x_label, "share of values", title)
     ax.legend()
     return ax
+
+
+def components(
+    result: Components, *, title: str | None = None, axes: Sequence[Axes] | None = None
+) -> tuple[Axes, Axes]:
+    """The first two principal components, a point for each item, and beside them what every component explains.
+
+    Below the points stands how much of their variance lies between the groups, with the same for shuffled labels. The
+    grey band is what components explain when the columns are shuffled, from the smallest to the largest shuffle.
+
+    Args:
+        result: of ``activations.principal_components``.
+        axes: two, for the points and for the explained variance.
+
+    Raises:
+        ValueError: not two axes.
+    """
+    if axes is None:
+        axes = plt.subplots(1, 2, figsize=(14, 5.5), layout="constrained")[1]
+    if len(axes) != 2:
+        raise ValueError(f"'axes' must be two, for the points and for the explained variance; got {len(axes)}.")
+    left, right = axes
+    points, groups = result.points.numpy(), np.asarray(result.groups)
+    for number, name in enumerate(dict.fromkeys(result.groups)):
+        look = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)], "alpha": 0.6}
+        left.scatter(*points[groups == name, :2].T, label=f"{name} (n = {(groups == name).sum()})", **look)
+    labels = [f"component {i + 1} ({100 * float(result.explained[i]):.1f} % of the variance)" for i in range(2)]
+    _finish(left, *labels, title)
+    left.annotate(
+        f"between groups: {100 * result.between:.1f} % of what is drawn\n"
+        f"(labels shuffled: {100 * float(result.between_shuffled.median()):.1f} %, p = {result.p:.2g})",
+        (0.02, 0.02), xycoords="axes fraction", va="bottom", fontsize="small", color=FLOOR_COLOUR,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+    )  # fmt: skip
+    left.legend()
+
+    numbers, shuffled = range(1, len(result.explained) + 1), result.explained_shuffled.numpy()
+    right.fill_between(
+        numbers, shuffled.min(axis=0), shuffled.max(axis=0), color=CONTROL_COLOUR, alpha=0.3, linewidth=0
+    )
+    right.plot(
+        numbers, shuffled.mean(axis=0), color=CONTROL_COLOUR, marker=".", label=f"shuffled (n = {len(shuffled)})"
+    )
+    right.plot(numbers, result.explained, color=_colour(0), marker="o", label="as measured")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.yaxis.set_major_formatter(_PERCENT)
+    right.set_ylim(bottom=0)
+    _finish(right, "component", "share of the variance explained", None)
+    right.legend()
+    return left, right
 
 
 def show_tensor(
@@ -341,6 +409,12 @@ def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
 
 def _axes(ax: Axes | None) -> Axes:
     return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _tilt_long_labels(ax: Axes) -> None:
+    labels = ax.get_xticklabels()
+    if sum(len(label.get_text()) for label in labels) > 36:  # side by side they would touch
+        ax.set_xticks(ax.get_xticks(), labels, rotation=20, ha="right", rotation_mode="anchor")
 
 
 def _colour(number: int) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from course_utils import plotting
+from course_utils.activations import principal_components
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +152,70 @@ def test_heatmap_writes_its_numbers():
     render(ax)
     assert [text.get_text() for text in ax.texts] == ["1.0", "2.0", "3.0", "4.5"]
     assert ax.collections[0].colorbar.ax.get_ylabel() == "perplexity"
+
+
+def test_heatmaps_share_a_scale_when_told():
+    labels = {"x_label": "site", "y_label": "block", "value_label": "ratio"}
+    matrix = pd.DataFrame([[0.9, 1.6], [np.nan, 1.0]], columns=["attention_out", "mlp_out"])
+    ax = plotting.heatmap(matrix, center=1.0, limit=0.5, numbers=False, **labels)
+    render(ax)
+    assert ax.collections[0].get_clim() == (0.5, 1.5)
+    assert ax.collections[0].colorbar.extend == "both"  # 1.6 lies beyond
+    assert not ax.texts
+    ax = plotting.heatmap(matrix, center=1.0, limit=1.0, **labels)
+    assert ax.collections[0].get_clim() == (0.0, 2.0) and ax.collections[0].colorbar.extend == "neither"
+    assert [text.get_text() for text in ax.texts] == ["0.90", "1.60", "1.00"]
+    for bad in ({"limit": 0.5}, {"limit": 0.0, "center": 1.0}, {"limit": -1.0, "center": 1.0}):
+        with pytest.raises(ValueError, match="distance above 0"):
+            plotting.heatmap(matrix, **bad, **labels)
+
+
+def test_long_labels_are_tilted():
+    sites = ["attention_out", "mlp_out", "down_input", "attention_norm"]
+    ax = plotting.heatmap(pd.DataFrame(np.eye(4), columns=sites), x_label="x", y_label="y", value_label="v")
+    render(ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == sites
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {20.0}
+
+
+def test_a_line_for_each_axis_with_its_interval_beside_the_control():
+    """What the differential view needs: ``pruning_curve`` over blocks."""
+    rows = [
+        {"axis": name, "block": block, "ratio": level, "ci_low": level - 0.1, "ci_high": level + 0.2}
+        for name, level in (("gender", 1.2), ("neutral", 1.0))
+        for block in range(4)
+    ]
+    ax = plotting.pruning_curve(
+        pd.DataFrame(rows), x="block", y="ratio", group="axis", control="neutral", x_percent=False,
+        x_label="block", y_label="ratio",
+    )  # fmt: skip
+    render(ax)
+    assert legend(ax) == ["neutral", "gender"]
+    for band, level in zip(ax.collections, (1.0, 1.2), strict=True):
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((level - 0.1, level + 0.2))
+
+
+def test_components_show_points_explained_variance_and_both_nulls():
+    states = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    result = principal_components(states, ["gender"] * 20 + ["neutral"] * 10, components=4, shuffles=50)
+    left, right = plotting.components(result, title="Differences, block 15")
+    render(left)
+    assert legend(left) == ["gender (n = 20)", "neutral (n = 10)"]
+    assert [len(points.get_offsets()) for points in left.collections] == [20, 10]
+    np.testing.assert_allclose(left.collections[0].get_offsets(), result.points[:20, :2])
+    share = 100 * float(result.explained[0])
+    assert left.get_xlabel() == f"component 1 ({share:.1f} % of the variance)"
+    assert f"p = {result.p:.2g}" in left.texts[0].get_text() and left.get_title() == "Differences, block 15"
+    assert legend(right) == ["shuffled (n = 20)", "as measured"]
+    np.testing.assert_allclose(right.lines[1].get_ydata(), result.explained)
+    np.testing.assert_allclose(right.lines[0].get_ydata(), result.explained_shuffled.mean(dim=0))
+    band = right.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(float(result.explained_shuffled.max()))
+    mine = plt.subplots(1, 2)[1]
+    assert plotting.components(result, axes=mine) == tuple(mine)
+    with pytest.raises(ValueError, match="two"):
+        plotting.components(result, axes=[left])
 
 
 def test_histogram_shares_add_up_to_one():
