@@ -1,4 +1,4 @@
-"""Rank correlations and geometric means against scipy and hand computations."""
+"""Statistics against scipy, hand computations and simulations with a known truth."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from course_utils.uncertainty import geometric_mean, rank_correlation
+from course_utils.uncertainty import crossed_interval, geometric_mean, holm, rank_correlation
 
 
 def pairs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -82,3 +84,80 @@ def test_geometric_mean_by_hand():
 def test_geometric_mean_refuses_what_has_no_logarithm(values):
     with pytest.raises(ValueError, match="positive"):
         geometric_mean(values)
+
+
+def test_holm_by_hand():
+    # sorted .01 .03 .04: times 3, 2, 1, never falling
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.5, 0.9]).tolist() == [1.0, 1.0]
+    assert holm([0.02]).tolist() == [0.02]
+    assert holm([]).shape == (0,)
+    adjusted = holm([math.nan, 0.01, 0.03])
+    assert math.isnan(adjusted[0]) and adjusted[1:] == pytest.approx([0.02, 0.03])
+
+
+@given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holm_keeps_the_order_and_lies_between_the_plain_and_bonferronis(p_values):
+    plain, adjusted = np.array(p_values), holm(p_values)
+    assert (plain <= adjusted).all() and (adjusted <= np.minimum(plain * len(plain), 1)).all()
+    assert (np.diff(adjusted[np.argsort(plain, kind="stable")]) >= 0).all()
+
+
+@pytest.mark.parametrize("p_values", [[-0.1], [0.2, 1.1]])
+def test_holm_refuses_what_is_no_p_value(p_values):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        holm(p_values)
+
+
+def crossed_table(seed: int, shape: tuple[int, int], spread: tuple[float, float, float], mean: float = 0.0):
+    """[rows, columns, 1] of row, column and cell effects."""
+    generator, (rows, columns) = np.random.default_rng(seed), shape
+    effects = (generator.normal(size=size) for size in ((rows, 1), (1, columns), (rows, columns)))
+    return (mean + sum(sd * effect for sd, effect in zip(spread, effects, strict=True)))[..., None]
+
+
+def mean_of(shape: tuple[int, int]):
+    return lambda sums: sums / math.prod(shape)
+
+
+@pytest.mark.parametrize("spread", [(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(6, 10), (12, 10)])
+def test_crossed_interval_holds_its_level_whichever_units_are_alike(shape, spread):
+    results = [crossed_interval([crossed_table(s, shape, spread)], mean_of(shape), resamples=400) for s in range(300)]
+    found = np.mean([low > 0 or high < 0 for _, low, high, _ in results])
+    assert found <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 300)
+    assert all((p < 0.05) == (low > 0 or high < 0) for _, low, high, p in results)
+    power = np.mean(
+        [
+            crossed_interval([crossed_table(s, shape, spread, 3.0)], mean_of(shape), resamples=400)[3] < 0.05
+            for s in range(50)
+        ]
+    )
+    assert power > 0.85
+
+
+def test_crossed_interval_draws_shared_rows_once_and_equals_theory():
+    shape = (40, 30)
+    table = crossed_table(0, shape, (1, 2, 0))
+    estimate, low, high, _ = crossed_interval([table], mean_of(shape))
+    error = math.sqrt(table.mean(1).var() / 40 + table.mean(0).var() / 30)  # rows and columns vary independently
+    half = stats.t.ppf(0.975, 29) * error
+    assert estimate == pytest.approx(table.mean())
+    assert (low, high) == pytest.approx((table.mean() - half, table.mean() + half), abs=0.05 * half)
+    rows_only = crossed_table(0, shape, (1, 0, 0))
+    shifted = np.concatenate([rows_only, rows_only[:, :20]], axis=1) + 1  # the same rows, other columns
+    results = crossed_interval([shifted, rows_only], lambda a, b: a / 2000 - b / 1200)
+    assert np.array(results[:3]) == pytest.approx(1, abs=1e-9)  # what makes a row high cancels
+
+
+def test_crossed_interval_without_spread_or_units():
+    assert [float(v[0]) for v in crossed_interval([np.zeros((4, 5, 1))], mean_of((4, 5)))] == [0, 0, 0, 1]
+    assert crossed_interval([np.ones((4, 5, 1))], mean_of((4, 5)))[3] == 0
+    estimate, *others = crossed_interval([np.ones((1, 5, 1))], mean_of((1, 5)))
+    assert estimate == 1 and np.isnan(others).all()
+
+
+@pytest.mark.parametrize("tables", [[], [np.ones((3, 4))], [np.ones((3, 4, 1)), np.ones((2, 4, 1))]])
+def test_crossed_interval_refuses_tables_without_shared_rows(tables):
+    with pytest.raises(ValueError, match="share their rows"):
+        crossed_interval(tables, lambda *sums: sums[0])
