@@ -69,6 +69,8 @@ class History:
         if len(held_out):
             ax.plot(held_out["tokens"], held_out["validation"], marker="o", label="held-out text")
         ax.set_xlabel("tokens learned from")
+        ax.locator_params(axis="x", nbins=5)
+        ax.xaxis.set_major_formatter("{x:,.0f}")
         ax.set_ylabel("loss, nats a token")
         ax.legend()
         return ax

@@ -1,9 +1,9 @@
 """Distil the pruned Llama for about an hour on two cores, for lesson 07's "what an hour buys".
 
-    python tools/recover_for_an_hour.py [--steps 1000] [--work build/hour] [--out course_utils/data/recovery_hour.json]
+    python tools/recover_for_an_hour.py [--steps 600] [--work build/hour] [--out course_utils/data/recovery_hour.json]
 
 Teacher: the embedded Llama in bfloat16. Student: 40 % of the MLP neurons pruned by "activation" (scored on the
-calibration split). Text: a million tokens of five domains' distillation splits, half of them scenes, because the goal
+calibration split). Text: 600,000 tokens of five domains' distillation splits, half of them scenes, because the goal
 is LAMBADA, which is narrative. Resumable: killed, it goes on from its last checkpoint. At the end it writes the curve
 and what was measured before and after, all or nothing.
 """
@@ -69,7 +69,7 @@ def clean(blocks: TokenBlocks, tokenizer, learned: list[str]) -> TokenBlocks:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--work", type=Path, default=Path("build/hour"))
     parser.add_argument("--out", type=Path, default=Path("course_utils/data/recovery_hour.json"))
     args = parser.parse_args()
