@@ -47,9 +47,9 @@ style()
 # %%
 # The sizes that decide how long the lesson runs.
 RATIO = 0.4  # of the MLP neurons are removed
-STEPS, ROWS, LENGTH = 40, 4, 128  # 40 × 4 × 128 = 20,480 tokens for each arm
+STEPS, ROWS, LENGTH = 32, 4, 128  # 32 × 4 × 128 = 16,384 tokens for each arm
 LR = 2e-4
-WATCHED, WATCH_EVERY = 4, 10  # rows of validation text, steps from one look to the next
+WATCHED, WATCH_EVERY = 4, 8  # rows of validation text, steps from one look to the next
 HELD_OUT = {"speeches": 12, "wiki": 12}  # rows that judge, by kind of text; the first kind is the one we train on
 DOCUMENTS = 60  # of LAMBADA
 
@@ -491,7 +491,7 @@ pd.DataFrame({"teacher": line(whole)} | {f"{name}, {RATIO:.0%} removed": line(on
 # ## Six arms, equal tokens
 #
 # `distill` is a training loop like any other: AdamW, a short rise and a cosine fall of the learning rate, gradients clipped
-# at 1. Each arm sees the same 20,480 tokens in the same order. Only one thing changes at a time:
+# at 1. Each arm sees the same 16,384 tokens in the same order. Only one thing changes at a time:
 #
 # | arm | student | loss |
 # |---|---|---|
@@ -502,14 +502,14 @@ pd.DataFrame({"teacher": line(whole)} | {f"{name}, {RATIO:.0%} removed": line(on
 # | KL, random student | random | forward KL |
 # | KL, activation student | activation | forward KL |
 #
-# *Predict before you run:* after 20,480 tokens, about forty pages,
+# *Predict before you run:* after 16,384 tokens, about thirty pages,
 #
 # 1. which of the first four has the lowest perplexity on speeches? And on Wikipedia?
 # 2. which is nearest to the teacher?
 # 3. does it still matter how the neurons were chosen?
 
 # %%
-# The longest cell: six times 40 steps of 512 tokens, with their measurements.
+# The longest cell: six arms, with their measurements.
 from course_utils.distillation import distill
 
 ARMS = {
@@ -764,7 +764,7 @@ print(f"our {len(passages)} passages, paired: a gain has to be above {2 * larges
 #
 # ## What an hour buys
 #
-# Six times twenty thousand tokens were chosen so that you can watch. What if one student gets an hour? The next cell reads the
+# Six times sixteen thousand tokens were chosen so that you can watch. What if one student gets an hour? The next cell reads the
 # record of such a run. It was made once, with one command, on one of two CPU cores; the other one had other work to do:
 #
 # ```bash
@@ -776,7 +776,7 @@ print(f"our {len(passages)} passages, paired: a gain has to be above {2 * larges
 # encyclopaedia and a few stories. Killed half-way, the same command goes on where it stopped.
 #
 # *Predict before you run:* before, the student had 24 % fewer parameters and far fewer right answers than its teacher. After
-# thirty times as many tokens as our arms had, how much of the gap is closed?
+# almost forty times as many tokens as our arms had, how much of the gap is closed?
 
 # %%
 from importlib.resources import files
@@ -897,7 +897,7 @@ del reloaded, student
 # %% [markdown]
 # ## Stopping and going on
 #
-# Forty steps are nothing to lose. A night on a borrowed GPU is. With a `checkpoint_dir`, `distill` saves the student, the
+# A few dozen steps are nothing to lose. A night on a borrowed GPU is. With a `checkpoint_dir`, `distill` saves the student, the
 # optimiser and the history every few steps, in one file that is written beside the old one and moved over it. A later call
 # with the same settings goes on there.
 #
@@ -1008,7 +1008,6 @@ from course_utils.teacher_cache import cache_bias
 pupil = fresh_student("activation").float()
 bias_of_cache = cache_bias(teacher, pupil, watched.batches(1)[:1], ks=(1, 16, 64, 256))
 del pupil
-bias_of_cache["MB for a million tokens"] = bias_of_cache.bytes_per_token
 figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
 axes[0].plot(bias_of_cache.k, bias_of_cache.kl, marker="o", label="from the cache")
 axes[0].axhline(bias_of_cache.exact_kl.iloc[0], color="0.25", linestyle=":", label="exact")
@@ -1020,6 +1019,7 @@ axes[1].set_ylabel("gradient's error (% of its length)")
 axes[1].set_ylim(bottom=0)
 for ax in axes:
     ax.set_xscale("log", base=2)
+    ax.set_xticks(bias_of_cache.k, bias_of_cache.k)
     ax.set_xlabel("k, words kept for each token")
 plt.show()
 good = bias_of_cache[bias_of_cache.gradient_error <= 0.1]
