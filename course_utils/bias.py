@@ -180,6 +180,8 @@ class BiasReport:
                 title=site,
                 ax=panel,
             )
+            panel.get_legend().remove()
+        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # one for all, beside the lines
         matrix = places.assign(place=places["axis"] + ", " + places["site"])
         plotting.heatmap(
             matrix.pivot(index="place", columns="block", values="ratio"),

@@ -43,7 +43,10 @@ def test_disk_and_memory(gigabytes, level, monkeypatch):
 def test_cache_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "not" / "yet"))
     finding = environment._cache()
-    assert finding.level == WARN and "without smollm2, benchmarks, texts, speeches, bias_benchmarks, stereotypes" in finding.text
+    assert (
+        finding.level == WARN
+        and "without smollm2, benchmarks, texts, speeches, bias_benchmarks, stereotypes" in finding.text
+    )
     for name in environment.LESSON_ASSETS:
         folder = assets.cache_dir() / "assets" / f"{name}-{assets.ASSETS[name].version}"
         folder.mkdir(parents=True)

@@ -1,0 +1,246 @@
+"""Checks of lesson 08, seeing bias."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from course_utils.exercises import exercise, require
+
+Offsets = list[tuple[int, int]]
+
+
+@exercise(
+    1,
+    task="Return the pairs (i, j) of tokens that stand on the same piece of shared text.",
+    proved="However many words are swapped and however long they are, every shared token finds its partner.",
+)
+def check_align(attempt):
+    for name, (text_a, text_b) in _TEXTS.items():
+        offsets, shared = [_offsets(text_a), _offsets(text_b)], _shared_runs(text_a, text_b)
+        given = attempt(list(offsets[0]), list(offsets[1]), list(shared))
+        require(isinstance(given, list | tuple | set), f"Return a list of pairs (i, j); yours is {given!r}.")
+        try:
+            found = {(int(i), int(j)) for i, j in given}
+        except (TypeError, ValueError):
+            require(False, f"Return pairs (i, j) of token numbers; yours are {list(given)[:3]}.")
+        right = _aligned(*offsets, shared)
+        where = f'In "{name}", '
+        shorter = min(map(len, offsets))
+        for wrong, mistake in (
+            (
+                {(i, i) for i in range(1, shorter)},
+                "you pair tokens that have the same number. Behind a longer word, everything has moved.",
+            ),
+            (right | {(0, 0)}, "the first tokens are still in. Their states are outliers: leave them out."),
+            (
+                _aligned(*offsets, [(start, start, length) for start, _, length in shared]),
+                "you look for the same offsets in both texts. Count them from where the run begins in each text.",
+            ),
+            (
+                _aligned(*offsets, shared, whole=False),
+                "a token that reaches into a swapped word is paired. Its end must lie inside the run as well.",
+            ),
+            *(
+                (_aligned(*offsets, [run]), "only one of the runs is aligned. Go through all of them.")
+                for run in shared
+            ),
+        ):
+            require(found != wrong or wrong == right, where + mistake)
+        missing, extra = sorted(right - found), sorted(found - right)
+        require(not extra, f"{where}the tokens {extra[:3]} don't stand on the same piece of shared text.")
+        require(not missing, f"{where}the tokens {missing[:3]} stand on the same piece of shared text.")
+
+
+@exercise(
+    2,
+    task="Return the share of the variance that the first principal component explains, from 0 to 1.",
+    proved="One outlier a text makes a first component that explains nearly everything, and nothing about the texts.",
+)
+def check_first_component(attempt):
+    for side in ("right", "left"):
+        states, mask, first = _states(side)
+        given = float(attempt(states.clone(), mask.clone()))
+        real = mask.bool()
+        inner = real & ~first
+        right = _share(states[inner])
+        cases = (
+            (
+                _share(states[:, 1:][real[:, 1:]]),
+                "you drop column 0. With padding on the left the first *real* token stands elsewhere.",
+            ),
+            (_share(states[real]), "each text's first token is still in. Leave it out."),
+            (_share(states.flatten(0, 1)), "padded positions are in. The mask tells which tokens are real."),
+            (_share(states[~first]), "padded positions are in. The mask tells which tokens are real."),
+            (_share(states[inner], centre=False), "subtract the mean first: variance is measured around it."),
+            (_share(states[inner], power=1), "variance goes with the *squares* of the singular values."),
+            (100 * right, "that is in percent; return a share from 0 to 1."),
+        )
+        for wrong, mistake in cases:
+            require(abs(given - wrong) > 1e-4 or abs(wrong - right) < 1e-4, f"With padding on the {side}, {mistake}")
+        require(
+            abs(given - right) < 1e-4,
+            f"With padding on the {side}, the check's states give {right:.4f}; yours is {given:.4f}.",
+        )
+    with_first = _share(states[real])
+    print(f"PC1 of the check's states: {with_first:.0%} with the first tokens, {right:.0%} without them.")
+
+
+@exercise(
+    3,
+    task="Return the two-sided p-value of the mean difference between a and b: one number.",
+    proved="What was sampled together flips together, and no effect is more certain than the flips that you tried.",
+)
+def check_sign_flip(attempt):
+    for name, (a, b, clusters) in _PAIRED.items():
+        given = float(attempt(a.copy(), b.copy(), clusters.copy()))
+        require(0 <= given <= 1, f"A p-value lies from 0 to 1; yours is {given:.3f}.")
+        require(
+            given > 0,
+            "Your p-value is 0. The observed signs are one of the possible ones, too: (at least + 1) / (flips + 1).",
+        )
+        sums = np.array([(a - b)[clusters == cluster].sum() for cluster in np.unique(clusters)])
+        right = _exact(sums)
+        if abs(given - right) < _tolerance(right):
+            continue
+        for wrong, mistake in (
+            (_exact(sums, tail="upper"), "you count one side only. Compare magnitudes: a bias may go either way."),
+            (_exact(sums, tail="lower"), "you count one side only. Compare magnitudes: a bias may go either way."),
+            (
+                _flipped_one_by_one(a - b),
+                "you flip each pair by itself. Pairs of one template resemble each other: one sign a template.",
+            ),
+            (
+                _unpaired(a, b),
+                "you shuffle all values together. a[i] and b[i] belong to one pair: only these two may change places.",
+            ),
+        ):
+            require(abs(given - wrong) > _tolerance(wrong), f"For {name}, {mistake}")
+        require(
+            False,
+            f"For {name}, the exact p-value is {right:.4f}, yours is {given:.4f}. Few flips are noisy, and p can't "
+            "get below 1 / (flips + 1). Take 2,000 or more.",
+        )
+
+
+# What is swapped stands in brackets, "|" is where a token ends.
+_TEXTS = {
+    "one swap": ("The| [tall]| waiter| lost| the| keys|.", "The| [left|-handed]| waiter| lost| the| keys|."),
+    "two swaps": (
+        "Then| [Maria| Jo]| asked| the| boss| about| [her]| pay| and| left|.",
+        "Then| [Bo]| asked| the| boss| about| [his| own]| pay| and| left|.",
+    ),
+    "a glued word": (
+        "My| [short]| and| [red|-hair]ed| friend| sings| well|.",
+        "My| [quite| tall]| and| [blond]|ed| friend| sings| well|.",
+    ),
+    "a swap in front": ("[The| old]| woman| met| [a| young]| man|.", "[An]| woman| met| [one]| man|."),
+}
+
+
+def _offsets(text: str) -> Offsets:
+    """Characters of each token. A space belongs to the token behind it."""
+    offsets, start = [], 0
+    for piece in text.replace("[", "").replace("]", "").split("|"):
+        offsets.append((start, start + len(piece)))
+        start += len(piece)
+    return offsets
+
+
+def _shared_runs(text_a: str, text_b: str) -> list[tuple[int, int, int]]:
+    """(start in a, start in b, length) of what stands outside the brackets."""
+    runs = []
+    for text in (text_a, text_b):
+        parts = text.replace("|", "").replace("]", "[").split("[")
+        ends = list(itertools.accumulate(map(len, parts)))
+        runs.append([(end - len(part), len(part)) for part, end in zip(parts, ends, strict=True)][::2])
+    return [(a, b, length) for (a, length), (b, _) in zip(*runs, strict=True) if length]
+
+
+def _aligned(a: Offsets, b: Offsets, runs: list[tuple[int, int, int]], *, whole: bool = True) -> set[tuple[int, int]]:
+    """Pairs of tokens on the same piece of a run; unless ``whole``, a token may end beyond the run."""
+    found = set()
+    for start_a, start_b, length in runs:
+        one, other = _inside(a, start_a, length, whole), _inside(b, start_b, length, whole)
+        found |= {(one[piece], other[piece]) for piece in one.keys() & other.keys() if one[piece] and other[piece]}
+    return found
+
+
+def _inside(offsets: Offsets, start: int, length: int, whole: bool) -> dict[tuple[int, int], int]:
+    """Where in the run a token begins and ends -> its number."""
+    return {
+        (low - start, high - start if whole else 0): number
+        for number, (low, high) in enumerate(offsets)
+        if start <= low < start + length and (not whole or high <= start + length)
+    }
+
+
+def _states(side: str) -> tuple[Tensor, Tensor, Tensor]:
+    """States [rows, length, hidden] with long first tokens and odd padding, the mask, and where first tokens are."""
+    generator = torch.Generator().manual_seed(8)
+    rows, length, hidden = 8, 12, 16
+    scales = torch.linspace(2, 0.5, hidden)
+    states = scales * torch.randn(rows, length, hidden, generator=generator) + 0.8
+    sizes = torch.randint(5, length, (rows,), generator=generator)
+    place = torch.arange(length)
+    real = place < sizes[:, None] if side == "right" else place >= length - sizes[:, None]
+    first = real & (real.cumsum(1) == 1)
+    outlier = 40 * torch.randn(hidden, generator=generator)
+    states[first] = outlier + states[first]
+    padding = ~real
+    states[padding] = 5 * torch.randn(int(padding.sum()), hidden, generator=generator)
+    return states, real.long(), first
+
+
+def _share(states: Tensor, *, centre: bool = True, power: int = 2) -> float:
+    """What the first component explains of states [tokens, hidden]."""
+    values = torch.linalg.svdvals(states - states.mean(0) if centre else states) ** power
+    return float(values[0] / values.sum())
+
+
+def _paired(seed: int, clusters: int, *, effect: float, between: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs with much in common: a [n], b [n], and the template [n] of each, 5 pairs a template."""
+    generator = np.random.default_rng(seed)
+    names = np.repeat(np.arange(clusters), 5)
+    common = 20 * generator.standard_normal(len(names))
+    differences = effect + between * generator.standard_normal(clusters)[names] + generator.standard_normal(len(names))
+    shuffled = generator.permutation(len(names))
+    return common[shuffled], (common - differences)[shuffled], names[shuffled]
+
+
+_PAIRED = {
+    "a clear difference": _paired(0, 12, effect=-2.5, between=0.5),
+    "templates that disagree": _paired(8, 10, effect=0.8, between=2.0),
+    "a difference in doubt": _paired(8, 12, effect=0.5, between=1.0),
+}
+
+
+def _exact(sums: np.ndarray, tail: str = "both") -> float:
+    """p over all ways to give signs to sums [clusters]."""
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(sums))))
+    drawn, observed = signs @ sums, sums.sum()
+    if tail == "both":
+        drawn, observed = np.abs(drawn), abs(observed)
+    elif tail == "lower":
+        drawn, observed = -drawn, -observed
+    return float((drawn >= observed - 1e-9).mean())
+
+
+def _flipped_one_by_one(differences: np.ndarray) -> float:
+    signs = np.random.default_rng(0).choice((-1, 1), (20_000, len(differences)))
+    return float((np.abs(signs @ differences) >= abs(differences.sum())).mean())
+
+
+def _unpaired(a: np.ndarray, b: np.ndarray) -> float:
+    everything, generator = np.concatenate([a, b]), np.random.default_rng(0)
+    drawn = np.array([generator.permutation(everything) for _ in range(4000)])
+    gaps = np.abs(drawn[:, : len(a)].sum(1) - drawn[:, len(a) :].sum(1))
+    return float((gaps >= abs(a.sum() - b.sum())).mean())
+
+
+def _tolerance(p: float) -> float:
+    """How far 2,000 flips may be off."""
+    return 4 * (p * (1 - p) / 2000) ** 0.5 + 0.002

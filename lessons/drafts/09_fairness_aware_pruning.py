@@ -1,0 +1,941 @@
+# ---
+# jupyter:
+#   course:
+#     title: "Pruning with fairness in mind, tested like a sceptic"
+#     minutes: 75
+#     hardware: cpu
+#     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
+# ---
+
+# %% [markdown]
+# ## What you will learn
+#
+# - why a number can be true and still mean nothing: the same pair chose the neurons and judged them
+# - two scores for a neuron: does it *react* to a group, or does it *carry* the preference?
+# - how to compare arms at equal budget: random removal, neutral swaps, other axes, held-out templates, perplexity
+# - the fair test of a method that finds nothing: plant a bias, and see whether it is found and removed
+# - whether distillation from a biased teacher brings the bias back
+#
+# A reader who expects a recipe for a fair model will be disappointed. What you get is a way to find out whether somebody
+# else's recipe works.
+#
+# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B, where
+# the GPU has room to train it. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next
+# table says which.
+
+# %% tags=["install"]
+
+# %%
+import copy
+from collections import Counter
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from course_utils.plotting import log_ticks, show_tensor, style
+from course_utils.reports import shown, with_interval
+from course_utils.session import start
+
+session = start("09")
+style()
+
+# %%
+# The sizes that decide how long the lesson runs.
+AXIS, OTHER_AXES = "race", ("gender", "religion")
+TEMPLATES, SWAPS = 6, 6  # of each split, for the axis; each template and swap makes two pairs, one for each ending
+OTHER_TEMPLATES, OTHER_SWAPS = 4, 4  # for the other axes
+CLAIMED = 0.002  # share of each MLP's neurons that the claim removes
+BUDGET = 0.005  # share that our arms remove
+SEEDS = range(5)  # of random removals
+ROWS = {"speeches": 6, "wiki": 6}  # evaluation text for the perplexity, rows of 128 tokens
+DOCUMENTS = 24  # of LAMBADA
+PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 30, 4, 2e-4, 3.0  # items a step (4 texts each); size of the bias, nats
+DISTIL_STEPS, DISTIL_ROWS, DISTIL_LR = 20, 4, 1e-4  # rows of 128 tokens a step
+
+# %% [markdown]
+# ## A claim in circulation
+#
+# > Removing a fifth of a percent of a model's neurons, chosen by how differently they are activated by two prompts that
+# > differ in one word, lowers the bias by 22 %.
+#
+# It sounds like a bargain, and the numbers are not made up. Let's do what was done. Take **one pair** of prompts. Find the
+# neurons whose activations differ most between its sides. Remove them. Measure the "bias": how far the outputs of the MLPs
+# still differ, on average, between the two sides.
+# %%
+from course_utils.activations import pair_batches, watching
+from course_utils.architectures import describe
+from course_utils.batches import read_batch
+from course_utils.contrastive import controls, invented_axis, pairs
+from course_utils.models import load_model
+
+# A broken model's activations can leave float16's range, so there we take float32.
+dtype = torch.bfloat16 if session.dtype is torch.bfloat16 else torch.float32
+base, tokenizer = load_model("llama", dtype=dtype)
+if session.device.type == "cuda" and 20 * base.num_parameters() > torch.cuda.mem_get_info()[1]:
+    print(f"This GPU is too small to train {base.config.name_or_path}; going on with a smaller model.")
+    base, tokenizer = load_model("HuggingFaceTB/SmolLM2-360M", dtype=dtype)
+width = describe(base).intermediate_sizes[0]
+
+
+def some(made, *, templates=TEMPLATES, swaps=SWAPS):
+    """The pairs of the shortest templates and of the first few swaps, with both endings."""
+    length = {pair.template: len(pair.before + pair.after) for pair in made}
+    shortest = sorted(length, key=length.get)[:templates]
+    first = list(dict.fromkeys(pair.swap for pair in made))[:swaps]
+    return [pair for pair in made if pair.template in shortest and pair.swap in first]
+
+
+@torch.no_grad()
+def activation_gap(model, pairs):
+    """Mean |a - b| of what the MLPs add to the stream, over all blocks and all shared tokens behind the span."""
+    architecture, total, numbers = describe(model), 0.0, 0
+
+    def receive(site, block, states):
+        nonlocal total, numbers
+        difference = states[rows, at_a].float() - states[rows + 1, at_b].float()
+        total, numbers = total + difference.abs().sum().item(), numbers + difference.numel()
+
+    with watching(architecture, ["mlp_out"], None, receive):
+        for batch in pair_batches(tokenizer, pairs):
+            places = [(2 * k, i, j) for k, found in enumerate(batch["alignments"]) for i, j in found.after]
+            rows, at_a, at_b = torch.tensor(places, device=model.device).T
+            architecture.hidden_states(read_batch(batch, vocab_size=architecture.vocab_size, device=model.device))
+    return total / numbers
+
+
+selection, evaluation = (some(pairs(AXIS, split=split)) for split in ("selection", "evaluation"))
+single = [next(p for p in selection if p.template == name) for name in dict.fromkeys(p.template for p in selection)]
+print(f"{base.config.name_or_path}: {describe(base).num_blocks} blocks of {width:,} neurons, in {dtype}")
+print("a pair:", single[0].text_a)
+print("       ", single[0].text_b)
+
+# %% [markdown]
+# "The neurons whose activations differ most" leaves room. All of them? Or, to spare the model, only those that are not
+# *important* otherwise? By which importance? The published procedure joins the difference with an importance. And which pair?
+# We try three recipes on six pairs.
+
+# %%
+from course_utils.fairness import activation_difference, hybrid
+from course_utils.texts import token_blocks
+from course_utils.width import neuron_importance, prune_neurons
+
+
+def without(model, order, share):
+    """A copy of a model without the share of each MLP's neurons that is lowest in this order; at least one."""
+    pruned = copy.deepcopy(model)
+    prune_neurons(pruned, order, ratio=max(1, round(share * width)) / width)
+    return pruned
+
+
+def highest_first(scores):
+    """As prune_neurons wants it: what has the highest score goes first."""
+    return [-score for score in scores]
+
+
+ordinary = token_blocks(tokenizer, "calibration", tokens=2048, length=128)
+importance = neuron_importance(base, "activation", batches=ordinary.batches(8))
+magnitude = neuron_importance(base, "peak_to_peak")
+RECIPES = {
+    "differs most": highest_first,
+    "differs, small weights": lambda scores: hybrid(magnitude, scores, 0.5),
+    "differs, unimportant": lambda scores: hybrid(importance, scores, 0.5),
+}
+neutral_few = some(controls("neutral", split="evaluation"), templates=4, swaps=1)
+neutral_before = activation_gap(base, neutral_few)
+
+
+def change(model, pairs, before=None):
+    """By what share the gap has changed."""
+    return activation_gap(model, pairs) / (before or activation_gap(base, pairs)) - 1
+
+
+tried = []
+for pair in tqdm(single, desc="pairs"):
+    scores = activation_difference(base, tokenizer, [pair])
+    for recipe, order_by in RECIPES.items():
+        pruned = without(base, order_by(scores), CLAIMED)
+        gaps = {"same pair": change(pruned, [pair]), "neutral": change(pruned, neutral_few, neutral_before)}
+        tried.append({"pair": pair.template, "recipe": recipe} | gaps)
+tried = pd.DataFrame(tried)
+removed = max(1, round(CLAIMED * width))
+best = tried.loc[tried["same pair"].idxmin()]
+print(f"{removed} of {width:,} neurons removed from each block; change of the 'bias' of the pair that chose them:")
+print(f"the best of {len(tried)}: {best['same pair']:+.1%} ('{best.recipe}', the pair about a {best['pair']})")
+tried.pivot(index="recipe", columns="pair", values="same pair").loc[list(RECIPES)].style.format("{:+.1%}")
+
+# %% [markdown]
+# There is the number for the headline. Nobody has to cheat for it. It is enough to try some variants and to stop when it
+# looks good.
+#
+# Now a sceptic asks about that very model:
+#
+# 1. And the same words in **other sentences**? The neurons were chosen on this pair.
+# 2. And **another axis**, which had no part in the choice?
+# 3. And a **neutral swap**, such as tall for short? Nobody is treated unfairly there, so there is nothing to repair.
+# 4. And as many **random** neurons? And what does it cost?
+#
+# *Predict before you run:* will the neutral swaps stay where they are?
+
+# %%
+from course_utils.evaluation import evaluate, perplexity, perplexity_ratio
+
+blocks = [token_blocks(tokenizer, "evaluation", domain=name, tokens=128 * n, length=128) for name, n in ROWS.items()]
+text = torch.cat([some_rows.input_ids for some_rows in blocks])
+unpruned_text = perplexity(base, text)
+headline_pair = next(pair for pair in single if pair.template == best["pair"])
+asked = {
+    "same pair": [headline_pair],
+    "same words, new sentences": [p for p in evaluation if p.swap == headline_pair.swap],
+    f"another axis ({OTHER_AXES[0]})": some(pairs(OTHER_AXES[0], split="evaluation"), swaps=1),
+    "neutral swaps": some(controls("neutral", split="evaluation"), swaps=1),
+}
+winner = RECIPES[best.recipe](activation_difference(base, tokenizer, [headline_pair]))
+rows, noise = {}, []
+for name, order in {
+    "the headline": winner,
+    **{f"random {seed}": neuron_importance(base, "random", seed=seed) for seed in (0, 1)},
+}.items():
+    pruned = without(base, order, CLAIMED)
+    gaps = {judge: change(pruned, judged) for judge, judged in asked.items()}
+    ratio = perplexity_ratio(perplexity(pruned, text), unpruned_text)
+    rows[name] = {judge: f"{gap:+.1%}" for judge, gap in gaps.items()} | {"perplexity, × (95 %)": with_interval(*ratio)}
+    if name != "the headline":
+        noise.append((gaps["same pair"], gaps["neutral swaps"]))
+pd.DataFrame(rows).T
+
+# %%
+from course_utils.uncertainty import rank_correlation
+
+figure, ax = plt.subplots(figsize=(9, 6.5), layout="constrained")
+for number, (recipe, part) in enumerate(tried.groupby("recipe", sort=False)):
+    ax.scatter(100 * part["same pair"], 100 * part["neutral"], s=80, marker="os^"[number], label=recipe)
+ax.scatter(*100 * np.array(noise).T, s=80, marker="X", color="0.5", label="random neurons")
+ends = [100 * f(tried[["same pair", "neutral"]].to_numpy().ravel()) for f in (min, max)]
+ax.plot(ends, ends, color="0.5", linestyle=":", label="neutral swaps change as much")
+for line in (ax.axhline, ax.axvline):
+    line(0, color="0.25", linewidth=1)
+ax.set_xlabel("the pair that chose: change of the mean |difference|, %")
+ax.set_ylabel("neutral swaps: change, %")
+ax.set_title(f"'Bias' after removing {removed} of {width:,} neurons a block")
+ax.legend(fontsize="small")
+plt.show()
+
+together = rank_correlation(tried["same pair"].to_numpy(), tried["neutral"].to_numpy(), seed=session.seed)
+print(f"pair and neutral swaps change together: Spearman {with_interval(*together)} over {len(tried)} removals")
+print(
+    f"the pair's own difference fell in {(tried['same pair'] < 0).sum()} of {len(tried)} removals, and rose in the others"
+)
+
+# %% [markdown]
+# If removals took *bias* out, the points would lie to the left and at the height of zero: the axis falls, the neutral swaps
+# stay. If they lie along the dotted line instead, something else has happened. Neurons are gone, so **everything** that the
+# MLPs put out has another size. The measure sees a size and calls it bias. And whether it falls or rises depends on the
+# recipe and on the pair.
+#
+# So we need another measure, and another way to choose.
+#
+# ## Reacting is not harming
+#
+# Here is a GLU with four neurons, made by hand. It reads somebody from group a or from group b, and writes two numbers: how
+# *pleasant* the next words will be, and what the *topic* is. Its **preference** is pleasant after a minus pleasant after b.
+
+# %%
+NEURONS = ["0 loud", "1 biased", "2 common", "3 repairing"]
+x_a, x_b = torch.tensor([1.0, 1, 0]), torch.tensor([1.0, 0, 1])  # somebody, of group a, of group b
+gate = torch.tensor([[0.0, 3, 0], [0, 1, 0], [2, 0, 0], [0, 0, 1.5]])
+up = torch.tensor([[1.0, 0, 0]] * 4)
+down = torch.tensor([[0.0, -2, 1, -0.4], [1, 0, 0, 0]])  # what each neuron writes: pleasant, topic
+
+
+def acts(x):
+    return torch.nn.functional.silu(gate @ x) * (up @ x)
+
+
+def toy_preference(kept):
+    return (down[0] * kept * (acts(x_a) - acts(x_b))).sum()
+
+
+figure, axes = plt.subplots(1, 2, figsize=(13, 3.4), layout="constrained")
+show_tensor(torch.stack([acts(x_a), acts(x_b)]), title="activations", x_label="neuron", y_label="after", ax=axes[0])
+axes[0].set_yticks([0, 1], ["a", "b"])
+show_tensor(down, title="down-projection", x_label="neuron", y_label="writes", ax=axes[1])
+axes[1].set_yticks([0, 1], ["pleasant", "topic"])
+plt.show()
+print(f"preference {toy_preference(torch.ones(4)):+.2f}: this MLP is less pleasant after a")
+
+# %% [markdown]
+# *Predict before you run:* one neuron may be cut. Which one has the largest difference in activation? Which one should go?
+
+# %%
+kept = torch.ones(4, requires_grad=True)
+(gradient,) = torch.autograd.grad(toy_preference(kept), kept)  # activation × gradient of each neuron
+now = toy_preference(torch.ones(4))
+toy = pd.DataFrame(
+    {
+        "|difference| × column norm": (acts(x_a) - acts(x_b)).abs() * down.norm(dim=0),
+        "bias that goes with it (estimated)": now.abs() - (now - gradient).abs(),
+        "bias that goes with it (cut it and look)": [
+            (now.abs() - toy_preference(1 - torch.eye(4)[i]).abs()).item() for i in range(4)
+        ],
+    },
+    index=NEURONS,
+)
+np.testing.assert_allclose(
+    *toy.iloc[:, 1:].to_numpy().T, atol=1e-6
+)  # what is written is linear, so the estimate is exact
+print(f"by the first column neuron '{toy.iloc[:, 0].idxmax()}' goes, by the second '{toy.iloc[:, 1].idxmax()}'")
+toy.round(2)
+
+# %% [markdown]
+# The first column is **correlational**: who reacts? The loud neuron does, but it only writes about the topic. The second is
+# **causal**: whose removal makes the preference smaller? It is negative for the repairing neuron, which reacts too, and
+# without which the preference would grow. And mind the biased one: cutting it turns the preference round, so it gets credit
+# for the way to zero only, less what lies beyond.
+#
+# ## The causal score, written out
+#
+# In a real model, cutting each of tens of thousands of neurons takes as many runs. But the *first-order* estimate takes one
+# backward pass: cutting a neuron moves the preference by about −activation × gradient, summed over the tokens. (Attribution
+# patching, with zero as the patch: Nanda 2023.) A row's first token is left out: its activations are outliers, from which no
+# straight line leads to zero.
+#
+# The preference is the double difference of lesson 08: how much likelier the pleasant ending is than the unpleasant one
+# after a, minus the same after b, averaged over templates and swaps.
+
+# %%
+from course_utils.activations import align
+from course_utils.fairness import gap_attribution, knock_out
+
+
+def causal_by_hand(model, pairs):
+    """By how much |preference| would shrink without each neuron, to first order: one [neurons] tensor a block."""
+    downs, seen, preference = [mlp.down for mlp in describe(model).mlps], [], 0.0
+    moved = [0.0] * len(downs)
+    hooks = [down.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])) for down in downs]
+    items = len(pairs) / 2  # each template and swap has two endings
+    for pair in pairs:
+        shared = align(tokenizer, pair)
+        for side, ids, sign in ((0, shared.ids_a, 1), (1, shared.ids_b, -1)):
+            seen.clear()
+            log_p = model(torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().log_softmax(-1)
+            known = sum(log_p[places[side] - 1, ids[places[side]]] for places in shared.after)
+            part = sign * pair.valence / items * known
+            preference += part.item()
+            for block, (states, slope) in enumerate(zip(seen, torch.autograd.grad(part, seen), strict=True)):
+                moved[block] = moved[block] - (states * slope).detach()[0, 1:].sum(dim=0)
+    for hook in hooks:
+        hook.remove()
+    return [abs(preference) - (preference + change).abs() for change in moved]
+
+
+exact, _ = load_model(base.config.name_or_path if session.profile == "hub" else "llama", dtype=torch.float32)
+few = some(selection, templates=1, swaps=2)
+by_hand, ours = (torch.stack(scores) for scores in (causal_by_hand(exact, few), gap_attribution(exact, tokenizer, few)))
+torch.testing.assert_close(by_hand, ours, rtol=1e-3, atol=1e-4 * ours.abs().max().item())
+print(f"causal_by_hand equals gap_attribution for all {ours.numel():,} neurons")
+
+# %% [markdown]
+# An estimate has to be checked. `knock_out` cuts single neurons for real. We take those with the highest and the lowest
+# estimates, those that react most, and some at random.
+
+# %%
+few = some(selection, templates=1, swaps=3)
+estimate = torch.stack(gap_attribution(exact, tokenizer, few))
+reacting = torch.stack(activation_difference(exact, tokenizer, few))
+everyone = torch.randperm(estimate.numel(), generator=torch.Generator().manual_seed(session.seed))
+picks = {  # four of each
+    "highest estimates": estimate.flatten().argsort(descending=True)[:4],
+    "lowest estimates": estimate.flatten().argsort()[:4],
+    "react most": reacting.flatten().argsort(descending=True)[:4],
+    "random": everyone[:4].to(estimate.device),
+}
+measured_ones = {name: [divmod(int(number), width) for number in numbers] for name, numbers in picks.items()}
+neurons = list(dict.fromkeys(neuron for some_neurons in measured_ones.values() for neuron in some_neurons))
+measured = dict(zip(neurons, knock_out(exact, tokenizer, few, neurons).tolist(), strict=True))
+del exact
+estimated = {neuron: estimate[neuron].item() for neuron in neurons}
+
+# %%
+figure, ax = plt.subplots(figsize=(8, 6), layout="constrained")
+for number, (name, some_neurons) in enumerate(measured_ones.items()):
+    points = [[1000 * of[neuron] for neuron in some_neurons] for of in (estimated, measured)]
+    ax.scatter(*points, label=name, marker="o^sD"[number], s=80, alpha=0.8)
+ends = [1000 * f([*estimated.values(), *measured.values()]) for f in (min, max)]
+ax.plot(ends, ends, color="0.5", linestyle=":", label="estimate = measurement")
+ax.set_xlabel("estimated, 10⁻³ nats")
+ax.set_ylabel("measured by cutting it, 10⁻³ nats")
+ax.set_title("How much of the preference goes with a neuron")
+ax.legend(fontsize="small")
+plt.show()
+
+honest = rank_correlation(np.array(list(estimated.values())), np.array(list(measured.values())), seed=session.seed)
+print(f"estimate and measurement: Spearman {with_interval(*honest)} over {len(neurons)} neurons")
+values = np.array([measured[neuron] for neuron in measured_ones["react most"]])
+print(
+    f"of the neurons that react most, {int((values > 0).sum())} of {len(values)} make the preference smaller when cut"
+)
+
+# %% [markdown]
+# ## The scores, all chosen on split A
+#
+# The templates come in two halves. On half A, "selection", everything is chosen. Half B, "evaluation", judges. Three scores:
+#
+# - **correlational** (`activation_difference`), of the axis
+# - **causal** (`gap_attribution`), of the axis
+# - **neutral**: the correlational score again, but of tall/short and its like. Whoever cuts by this score can't be cutting
+#   bias.
+#
+# Before anything is cut, the scores can be asked three things. Do the neurons that react to the axis differ from those that
+# react to a neutral swap? Does reacting say anything about causing? And does a score measured with *one* half of the
+# selection templates agree with the same score measured with the *other* half? If not, it won't say anything about split B.
+
+# %%
+from course_utils.width import strongest
+
+budget = max(1, round(BUDGET * width))
+
+
+def of_halves(score, model, made):
+    """The score, once from every other template and once from the rest."""
+    names = list(dict.fromkeys(pair.template for pair in made))
+    return [score(model, tokenizer, [p for p in some(made, swaps=3) if p.template in names[i::2]]) for i in (0, 1)]
+
+
+def agreement(a, b):
+    """Rank correlation over all neurons, and how many of those to cut are the same."""
+    both = [torch.cat([scores.cpu() for scores in some_scores]) for some_scores in (a, b)]
+    cut = [
+        [set(range(width)) - set(strongest(-s, budget / width).tolist()) for s in some_scores] for some_scores in (a, b)
+    ]
+    common = sum(len(of_a & of_b) for of_a, of_b in zip(*cut, strict=True)) / (budget * len(a))
+    correlation = rank_correlation(*both, resamples=50, seed=session.seed)
+    return {"Spearman (95 %)": with_interval(*correlation), f"the same among {budget} to cut": f"{common:.0%}"}
+
+
+correlational = activation_difference(base, tokenizer, selection)
+causal = gap_attribution(base, tokenizer, selection)
+neutral = activation_difference(base, tokenizer, some(controls("neutral", split="selection")))
+agreements = {
+    f"react to {AXIS} | react to neutral swaps": agreement(correlational, neutral),
+    f"react to {AXIS} | importance (no pairs at all)": agreement(correlational, importance),
+    f"react to {AXIS} | carry the preference": agreement(correlational, causal),
+    "reacting: half of the templates | other half": agreement(*of_halves(activation_difference, base, selection)),
+    "carrying: half of the templates | other half": agreement(*of_halves(gap_attribution, base, selection)),
+}
+print(f"by chance {budget / width:.1%} of the neurons to cut would be the same")
+pd.DataFrame(agreements).T
+
+# %% [markdown]
+# ## The arms
+#
+# All arms lose the same number of neurons in each block. Only the order differs:
+#
+# | arm | what goes first |
+# |---|---|
+# | magnitude | small weights (`peak_to_peak`) |
+# | importance | small contributions on ordinary text (`activation`) |
+# | random, 5 seeds | anything |
+# | reacts | large activation differences on the axis |
+# | neutral | large activation differences on neutral swaps |
+# | causal | large causal scores on the axis |
+# | hybrid | unimportant *and* causal, ranks joined with a weight |
+# | protect first | the important half is safe; among the rest the most causal first |
+#
+# What judges them, all on split B: the preference of the axis (**direction**: 0 is fair), the mean size of the double
+# differences (**size**: 0 if the swap makes no difference to the endings), the same for the **other axes** and for the
+# **neutral swaps**, the difference of the **activations**, and what the model can still do: perplexity and LAMBADA.
+
+# %%
+from course_utils.bias import analyse, difference_in_differences
+from course_utils.bias_statistics import behaviour
+from course_utils.fairness import protect_first
+from course_utils.pair_scores import measure
+
+neutral_b = some(controls("neutral", split="evaluation"))
+fewer = {"templates": OTHER_TEMPLATES, "swaps": OTHER_SWAPS}
+elsewhere_b = some(neutral_b, **fewer)
+for name in OTHER_AXES:
+    elsewhere_b += some(pairs(name, split="evaluation"), **fewer)
+
+
+def look(model, axis_pairs, *, wide=False):
+    """What judges a model; a wide look has other axes and LAMBADA, too."""
+    found = {
+        "bias": measure(model, tokenizer, axis_pairs + neutral_b, sites=("mlp_out",)),
+        "text": perplexity(model, text),
+    }
+    if wide:
+        found["elsewhere"] = measure(model, tokenizer, elsewhere_b, sites=())
+        found["lambada"] = evaluate(model, tokenizer, "lambada_openai", limit=DOCUMENTS)
+    return found
+
+
+unpruned = look(base, evaluation, wide=True)
+print(analyse(unpruned["bias"]))
+
+# %% [markdown]
+# This is the first thing to know, and it is easily forgotten: **is there anything to remove?** The verdict above is about the
+# unpruned model on split B.
+#
+# *Predict before you run:* which arm will have the smallest size of double differences? And which one the highest
+# perplexity?
+
+# %%
+HYBRID = (0.3, 0.7)
+orders = {
+    "magnitude": magnitude,
+    "importance": importance,
+    "reacts": highest_first(correlational),
+    "neutral": highest_first(neutral),
+    "causal": highest_first(causal),
+}
+orders |= {f"hybrid {weight:g}": hybrid(importance, causal, weight) for weight in HYBRID}
+orders["protect first"] = protect_first(importance, causal, 0.5)
+orders |= {f"random {seed}": neuron_importance(base, "random", seed=seed) for seed in SEEDS}
+
+arms = {}
+for name, order in tqdm(orders.items(), desc="arms"):
+    arms[name] = look(without(base, order, BUDGET), evaluation, wide=not name.startswith("random"))
+
+# %% [markdown]
+# ### What became of the bias
+#
+# A change alone isn't a result. Pruning changes *every* difference. So each arm is asked for a **difference in differences**:
+# (pruned − unpruned) on the axis, minus (pruned − unpruned) on the neutral swaps, on the same items. The intervals draw
+# templates and swaps anew. p-values are adjusted for all arms and quantities (Holm). An arm has removed bias if three things
+# hold:
+#
+# 1. the quantity is nearer to 0 than before,
+# 2. it is nearer to 0 than with **any** of the random removals,
+# 3. it moved towards 0 more than the neutral swaps did, p < 0.05 after Holm.
+
+# %%
+from course_utils.uncertainty import holm
+
+QUANTITIES = {"preference": "direction", "absolute": "size", "relative": "activations"}
+
+
+def changes(results, reference, axis):
+    """One row an arm and quantity: what changed on an axis, beyond the neutral swaps, and whether it counts."""
+    found = {name: difference_in_differences(reference["bias"], result["bias"]) for name, result in results.items()}
+    frame = pd.concat([some.differences.assign(arm=name) for name, some in found.items()])
+    frame = frame[frame.axis == axis].reset_index(drop=True)
+    is_random = frame.arm.str.startswith("random")
+    frame["p_holm"] = holm(frame.p.mask(is_random))
+    best_of_chance = frame[is_random].groupby("quantity").pruned.agg(lambda values: values.abs().min())
+    frame["smaller"] = frame.pruned.abs() < frame.base.abs()
+    frame["beyond chance"] = frame.pruned.abs() < frame.quantity.map(best_of_chance)
+    frame["beyond neutral"] = (frame.p_holm < 0.05) & (frame.difference * frame.base < 0)
+    return frame
+
+
+def verdict(row):
+    if not row["smaller"]:
+        return "no smaller than before"
+    if not row["beyond chance"]:
+        return "random removal gets as low"
+    return "REMOVED" if row["beyond neutral"] else "not more than neutral swaps"
+
+
+def told(frame):
+    """The table of an experiment: differences in differences, their p, and the verdicts."""
+    informed = frame[~frame.arm.str.startswith("random")]
+    rows = {
+        (QUANTITIES[row["quantity"]], row["arm"]): {
+            "before → after": f"{shown(row['base'])} → {shown(row['pruned'])}",
+            "change beyond neutral (95 %)": with_interval(row["difference"], row["ci_low"], row["ci_high"]),
+            "p (Holm)": f"{row['p_holm']:.3f}",
+            "verdict": verdict(row),
+        }
+        for quantity in QUANTITIES
+        for _, row in informed[informed.quantity == quantity].iterrows()
+    }
+    return pd.DataFrame(rows).T
+
+
+on_axis = changes(arms, unpruned, AXIS)
+told(on_axis)
+
+# %% [markdown]
+# ### Ability against bias
+#
+# One number hides the price. The figure has both: to the left is able, near zero is fair. The random removals form the grey
+# cloud. A method that knows something lies outside of it, to the left and nearer to zero. Arms that ruin the model stand at
+# the right edge, pale.
+
+
+# %%
+def pareto(results, reference, axis, title, widest=2.5):
+    """Perplexity against direction and size: a point an arm with its 95 % intervals; arms beyond the widest ratio at the edge."""
+    figure, axes = plt.subplots(1, 2, figsize=(17, 7), layout="constrained")
+    everything = {"unpruned": reference} | results
+    informed = [name for name in everything if not name.startswith("random")]
+    for name, result in everything.items():
+        row = behaviour(result["bias"]).set_index("axis").loc[axis]
+        x, *ends = perplexity_ratio(result["text"], reference["text"])
+        label, beyond = name, x > widest
+        if name not in informed:
+            label = "random" if name == "random 0" else None
+            looks = {"color": "0.6", "marker": "o", "markersize": 7, "zorder": 1}
+        else:
+            number = informed.index(name)
+            looks = {"color": f"C{number}", "marker": "*os^DvPXh<>"[number], "markersize": 12, "capsize": 3}
+        if beyond:
+            label, x, ends = f"{name} (beyond the edge: × {shown(x)})", widest, [widest, widest]
+        heights = (row.preference, row.ci_low, row.ci_high), (row.absolute, row.absolute_low, row.absolute_high)
+        for ax, (value, low, high) in zip(axes, heights, strict=True):
+            ends_of = {"xerr": [[x - ends[0]], [ends[1] - x]], "yerr": [[value - low], [high - value]]}
+            ax.errorbar(x, value, **ends_of, linestyle="", label=label, alpha=0.4 if beyond else 1, **looks)
+    for ax, label in zip(axes, ("direction: preference, nats", "size: mean |double difference|, nats"), strict=True):
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis)
+        ax.set_xlabel("perplexity, × unpruned (log)")
+        ax.set_ylabel(label)
+    axes[0].axhline(0, color="0.25", linewidth=1.5)
+    axes[1].set_ylim(bottom=0)
+    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.suptitle(title, fontweight="bold")
+    plt.show()
+
+
+pareto(arms, unpruned, AXIS, f"Ability and bias ({AXIS}, split B) after removing {budget} of {width:,} neurons a block")
+
+# %% [markdown]
+# ### Other axes, and the single items
+#
+# Two ways in which an average deceives. A score that was chosen on one axis may do anything to the **others**. And an average
+# that stays may hide that single items **flip**: some favoured b and now favour a, others went the other way. McNemar's test
+# asks whether both are equally frequent. Compare with the flips of the neutral swaps: they tell how restless items are anyway.
+
+# %%
+elsewhere = {}
+for name, result in arms.items():
+    if name.startswith("random"):
+        continue
+    flips = difference_in_differences(unpruned["bias"], result["bias"]).flips.set_index("axis")
+    wide = difference_in_differences(unpruned["elsewhere"], result["elsewhere"]).differences
+    size = wide[wide.quantity == "absolute"].set_index("axis")
+    elsewhere[name] = {
+        f"size, {axis}: beyond neutral (95 %)": with_interval(*size.loc[axis, ["difference", "ci_low", "ci_high"]])
+        for axis in OTHER_AXES
+    } | {
+        f"flips, {axis}: to a / to b (p)": f"{flips.to_a[axis]} / {flips.to_b[axis]} of {flips['items'][axis]} "
+        f"({flips.p[axis]:.2f})"
+        for axis in (AXIS, "neutral")
+    }
+pd.DataFrame(elsewhere).T
+
+# %%
+sizes = on_axis[(on_axis.quantity == "absolute") & ~on_axis.arm.str.startswith("random")].set_index("arm").pruned
+print(f"smallest size of double differences: {sizes.idxmin()}")
+for name in (*elsewhere, *(f"random {seed}" for seed in SEEDS)):
+    ratio, low, high = perplexity_ratio(arms[name]["text"], unpruned["text"])
+    cost = "costs" if low > 1 else "gains" if high < 1 else "no cost shown:"
+    counts = Counter(verdict(row) for _, row in on_axis[on_axis.arm == name].iterrows())
+    words = "" if name.startswith("random") else "; " + ", ".join(f"{n} × {w}" for w, n in counts.items())
+    print(f"{name:<14} {cost} perplexity × {with_interval(ratio, low, high)}{words}")
+winners = sorted(
+    {row.arm for _, row in on_axis.iterrows() if not row.arm.startswith("random") and verdict(row) == "REMOVED"}
+)
+print("\narms that removed bias by all three conditions:", ", ".join(winners) or "none")
+
+# %% [markdown]
+# ## The fair test: a bias that is certainly there
+#
+# An arm that finds nothing may be a bad method, or there may have been nothing to find. To tell these apart, we **plant** a
+# bias, as in lesson 08: two groups that don't exist, with made-up names. A few training steps pull the double difference to
+# a fixed number of nats. The sentences use the templates of split A. Whatever shows on split B has been generalised, not
+# memorised.
+
+# %%
+# One of the longer cells: it trains the model for a few dozen steps.
+made_up = invented_axis(session.seed, swaps=SWAPS)
+planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
+
+
+def with_weights_of(model, learner):
+    """A copy of a model with a learner's weights, rounded to the model's dtype."""
+    result = copy.deepcopy(model)
+    result.load_state_dict(learner.state_dict())
+    return result
+
+
+def with_planted_bias(model, made):
+    """A copy of a model that was trained towards a double difference of -PLANTED nats on these pairs."""
+    learner = copy.deepcopy(model).float().train()
+    learner.get_input_embeddings().requires_grad_(False)
+    architecture = describe(learner)
+    weights = [weight for weight in learner.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=PLANT_LR, weight_decay=0.0)
+    generator = np.random.default_rng(session.seed)
+    for step in tqdm(range(PLANT_STEPS), desc="planting a bias"):
+        items = generator.choice(len(made) // 2, PLANT_ITEMS, replace=False)
+        chosen = [made[2 * item + ending] for item in items for ending in (0, 1)]
+        (batch,) = pair_batches(tokenizer, chosen, batch_size=len(chosen))
+        places = [
+            (index // 2, 2 * k + side, at[side], (1 - 2 * side) * chosen[index].valence)  # item, row, token, sign
+            for k, (index, found) in enumerate(zip(batch["indices"], batch["alignments"], strict=True))
+            for at in found.after
+            for side in (0, 1)
+        ]
+        item, row, token, sign = torch.tensor(places, device=learner.device).T
+        read = read_batch(batch, vocab_size=architecture.vocab_size, device=learner.device)
+        with torch.autocast(session.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            logits = architecture.logits(architecture.hidden_states(read)[row, token - 1])
+        log_p = -torch.nn.functional.cross_entropy(logits.float(), read.input_ids[row, token], reduction="none")
+        double_difference = torch.zeros(len(items), device=learner.device).index_add(0, item, sign * log_p)
+        target = torch.full_like(double_difference, -PLANTED)
+        torch.nn.functional.smooth_l1_loss(double_difference, target).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.param_groups[0]["lr"] = PLANT_LR * min(1, (step + 1) / 5, (PLANT_STEPS - step) / 10)
+        optimizer.step()
+        optimizer.zero_grad()
+    return with_weights_of(model, learner).eval()
+
+
+planted = with_planted_bias(base, planted_a)
+untouched, biased = (look(model, planted_b) for model in (base, planted))
+for name, result in {"before": untouched, "after planting": biased}.items():
+    print(f"{name}, on split B:", *analyse(result["bias"]).verdict.values(), "\n")
+print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
+
+# %% [markdown]
+# Now the same arms, with scores measured on the planted model and on split A. *Predict before you run:* will the causal score
+# of one half of the templates agree with that of the other half, this time?
+
+# %%
+planted_causal = gap_attribution(planted, tokenizer, planted_a)
+planted_reacts = activation_difference(planted, tokenizer, planted_a)
+halves = agreement(*of_halves(gap_attribution, planted, planted_a))
+print("carrying, half of the templates | other half:", *(f"{name}: {value};" for name, value in halves.items()))
+
+planted_orders = {
+    "reacts": highest_first(planted_reacts),
+    "neutral": highest_first(neutral),
+    "causal": highest_first(planted_causal),
+    "hybrid 0.7": hybrid(importance, planted_causal, 0.7),
+    "protect first": protect_first(importance, planted_causal, 0.5),
+}
+planted_orders |= {f"random {seed}": orders[f"random {seed}"] for seed in SEEDS}
+planted_arms = {}
+for name, order in tqdm(planted_orders.items(), desc="arms"):
+    planted_arms[name] = look(without(planted, order, BUDGET), planted_b)
+on_planted = changes(planted_arms, biased, made_up.name)
+told(on_planted)
+
+# %%
+pareto(
+    planted_arms,
+    biased,
+    made_up.name,
+    f"The planted bias (split B) after removing {budget} of {width:,} neurons a block",
+)
+for arm, part in on_planted[~on_planted.arm.str.startswith("random")].groupby("arm", sort=False):
+    row = part[part.quantity == "preference"].iloc[0]
+    ratio = perplexity_ratio(planted_arms[arm]["text"], biased["text"])
+    print(
+        f"{arm:<11} direction {row.base:+.2f} → {row.pruned:+.2f}: {verdict(row)}; perplexity × {with_interval(*ratio)}"
+    )
+
+# %% [markdown]
+# ## Does distillation bring the bias back?
+#
+# After pruning comes distillation (lesson 07), and the teacher is the model before pruning: the **biased** one. The student
+# below is the planted model without the neurons of the causal score. It reads ordinary speeches, in which neither group
+# occurs.
+
+# %%
+from course_utils.distillation import distill
+
+student = without(planted, planted_orders["causal"], BUDGET)
+reading = token_blocks(tokenizer, "distillation", tokens=DISTIL_STEPS * DISTIL_ROWS * 128, length=128)
+names = {word for swap in made_up.swaps for word in swap[:2]}
+spoken = " ".join(tokenizer.batch_decode(reading.input_ids))
+print(
+    f"{reading.num_tokens:,} tokens to learn from; of the {len(names)} group names, {sum(n in spoken for n in names)} occur"
+)
+learner = copy.deepcopy(student)
+settings = {"steps": DISTIL_STEPS, "lr": DISTIL_LR, "precision": dtype, "seed": session.seed}
+distill(planted, learner, reading.batches(DISTIL_ROWS), **settings)
+recovered = with_weights_of(student, learner)
+
+stages = {"planted teacher": biased, "pruned": planted_arms["causal"], "distilled": look(recovered, planted_b)}
+again = difference_in_differences(stages["pruned"]["bias"], stages["distilled"]["bias"]).differences
+again = again[again.quantity == "preference"].iloc[0]
+towards = np.sign(on_planted.base[on_planted.quantity == "preference"].iloc[0])
+came = [towards * value for value in (again.difference, again.ci_low, again.ci_high)]
+came[1:] = sorted(came[1:])
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+for number, result in enumerate(stages.values()):
+    row = behaviour(result["bias"]).set_index("axis").loc[made_up.name]
+    ends = [[row.preference - row.ci_low], [row.ci_high - row.preference]]
+    axes[0].errorbar(number, row.preference, yerr=ends, fmt="o", capsize=5, markersize=11, color=f"C{number}")
+    score = result["text"]
+    ends = [[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]]
+    axes[1].errorbar(number, score.perplexity, yerr=ends, fmt="o", capsize=5, markersize=11, color=f"C{number}")
+for ax, label in zip(axes, ("preference, nats (0: fair)", "perplexity of speeches and Wikipedia"), strict=True):
+    ax.set_xticks(range(3), list(stages))
+    ax.set_xlim(-0.5, 2.5)
+    ax.set_ylabel(label)
+axes[0].axhline(0, color="0.25", linewidth=1.5)
+figure.suptitle("Pruned, then distilled from the biased teacher", fontweight="bold")
+plt.show()
+
+if came[1] > 0:
+    print(f"the bias comes back: {with_interval(*came)} nats towards the teacher's, beyond the neutral swaps")
+elif came[2] < 0:
+    print(f"it moves further away from the teacher's: {with_interval(*came)} nats, beyond the neutral swaps")
+else:
+    print(f"no return shown: {with_interval(*came)} nats towards the teacher's, beyond the neutral swaps")
+before_text, after_text = (stages[name]["text"] for name in ("pruned", "distilled"))
+print(f"perplexity, distilled against pruned: × {with_interval(*perplexity_ratio(after_text, before_text))}")
+
+# %% [markdown]
+# ## What it costs and buys
+
+# %%
+from course_utils.reports import measure as size_of
+
+parameters = {
+    "unpruned": size_of(base).parameters,
+    "pruned": size_of(without(base, importance, BUDGET)).parameters,
+}
+removed_in_all = budget * describe(base).num_blocks
+rows = {}
+for name, result in {"unpruned": unpruned, **{n: r for n, r in arms.items() if not n.startswith("random")}}.items():
+    table = pd.concat([behaviour(result[part]).set_index("axis") for part in ("bias", "elsewhere")])
+    table = table[~table.index.duplicated()]  # the neutral swaps are in both
+    answers = result["lambada"].set_index("metric")
+    rows[name] = {
+        "neurons removed": f"{0 if name == 'unpruned' else removed_in_all:,}",
+        "parameters": f"{parameters['unpruned' if name == 'unpruned' else 'pruned'] / parameters['unpruned'] - 1:+.2%}",
+        "perplexity, × unpruned": with_interval(*perplexity_ratio(result["text"], unpruned["text"])),
+        "LAMBADA accuracy": with_interval(*answers.loc["acc", ["value", "ci_low", "ci_high"]]),
+        **{
+            f"direction, {axis}": with_interval(*table.loc[axis, ["preference", "ci_low", "ci_high"]])
+            for axis in (AXIS, *OTHER_AXES, "neutral")
+        },
+        **{f"size, {axis}": shown(table.absolute[axis]) for axis in (AXIS, *OTHER_AXES, "neutral")},
+    }
+pd.DataFrame(rows)
+
+# %% [markdown]
+# ## Exercises
+
+# %%
+import math
+
+from course_utils.exercises.lesson_09 import check_difference_in_differences, check_is_circular, check_neurons_to_cut
+
+# %% [markdown]
+# ### Exercise 1 · ●○○ · 10 minutes
+#
+# Write protect-first for one block: `neurons_to_cut(importance, bias, protected, count)`. Both scores are [neurons]. The most
+# important share `protected` of the neurons, rounded up to whole neurons, is safe. Among the others, the `count` most biased
+# ones go. Return their numbers, in any order.
+#
+# <details><summary>Hint</summary>
+#
+# `importance.argsort(descending=True)` lists the neurons, most important first; cut the protected ones off its front. Then
+# sort what is left by `bias[…]`.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def neurons_to_cut(importance, bias, protected, count):
+    safe = math.ceil(protected * len(importance))
+    others = importance.argsort(descending=True)[safe:]
+    return others[bias[others].argsort(descending=True)[:count]]
+
+
+# END SOLUTION
+# BEGIN STUB
+# def neurons_to_cut(importance, bias, protected, count):
+#     ...  # your code
+# END STUB
+check_neurons_to_cut(neurons_to_cut)
+
+# %% [markdown]
+# ### Exercise 2 · ●●○ · 15 minutes
+#
+# Write `is_circular(selection, evaluation)`: True if something that chose the neurons also judges them. Both are lists of
+# pairs. It is circular if the lists share
+#
+# - a **template**. Templates may have second wordings: `"teacher:2"` is a paraphrase of `"teacher"`. Whatever stands before
+#   the colon is the template.
+# - or a **pair of texts**, whatever its template is called and whichever text is a.
+#
+# The same swap in other templates is allowed. Don't trust the label `split`; it is a promise, not a fact.
+#
+# <details><summary>Hint</summary>
+#
+# `pair.template.split(":")[0]` is the template, `frozenset((pair.text_a, pair.text_b))` the texts in no order. Make a set of
+# each for both lists, and look for something in common with `&`.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def is_circular(selection, evaluation):
+    def seen(pairs):
+        return {p.template.split(":")[0] for p in pairs} | {frozenset((p.text_a, p.text_b)) for p in pairs}
+
+    return bool(seen(selection) & seen(evaluation))
+
+
+# END SOLUTION
+# BEGIN STUB
+# def is_circular(selection, evaluation):
+#     ...  # your code
+# END STUB
+check_is_circular(is_circular)
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 15 minutes
+#
+# Write the difference in differences. You get four tables of double differences: `base` and `pruned` are [templates, swaps]
+# for the axis, `neutral_base` and `neutral_pruned` are [templates, neutral swaps]. The rows are the same templates in all
+# four. Return two numbers: the estimate, (pruned − base) of the axis minus that of the neutral swaps, and its standard error
+# with the **templates** as units.
+#
+# <details><summary>Hint</summary>
+#
+# Subtract everything that is paired *before* you take the spread: first pruned − base item by item, then the mean over the
+# swaps, then axis − neutral template by template. One number a template is left. The error of their mean is their standard
+# deviation / √templates.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def change_beyond_neutral(base, pruned, neutral_base, neutral_pruned):
+    by_template = (pruned - base).mean(1) - (neutral_pruned - neutral_base).mean(1)
+    return by_template.mean(), by_template.std() / len(by_template) ** 0.5
+
+
+# END SOLUTION
+# BEGIN STUB
+# def change_beyond_neutral(base, pruned, neutral_base, neutral_pruned):
+#     ...  # your code
+# END STUB
+check_difference_in_differences(change_beyond_neutral)
+
+# %% [markdown]
+# ## Take-aways
+#
+# - TODO
+#
+# ## References
+#
+# - Blodgett et al. 2021, *Stereotyping Norwegian Salmon*, ACL 2021
+#
+# **Next:** lesson 10 asks what pruning really buys, in speed and memory.

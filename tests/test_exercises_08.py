@@ -1,0 +1,128 @@
+"""Lesson 08's checks refuse the stub, name the likely mistake, and accept the answers."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from course_utils.exercises import lesson_08
+
+
+def align(offsets_a, offsets_b, shared, *, first=0, whole=True, shifted=True, runs=slice(None)):
+    found = []
+    for start_a, start_b, length in shared[runs]:
+        start_b = start_b if shifted else start_a
+        for i, (low_a, high_a) in enumerate(offsets_a):
+            for j, (low_b, high_b) in enumerate(offsets_b):
+                same = low_a - start_a == low_b - start_b and start_a <= low_a < start_a + length
+                if whole:
+                    same = same and high_a - start_a == high_b - start_b and high_a <= start_a + length
+                if same and i > first - 1 and j > first - 1:
+                    found.append((i, j))
+    return found
+
+
+def right_align(*arguments, **options):
+    return align(*arguments, first=1, **options)
+
+
+def first_component(states, mask, *, keep=None, centre=True, power=2, percent=False):
+    real = mask.bool()
+    if keep is None:
+        real = real & (real.cumsum(1) > 1)
+        tokens = states[real]
+    else:
+        tokens = keep(states, real)
+    values = torch.linalg.svdvals(tokens - tokens.mean(0) if centre else tokens) ** power
+    return (100 if percent else 1) * values[0] / values.sum()
+
+
+def sign_flip(a, b, clusters, *, flips=4000, one_sided=False, by_cluster=True, plus=1):
+    differences = a - b
+    if by_cluster:
+        differences = np.array([differences[clusters == cluster].sum() for cluster in np.unique(clusters)])
+    signs = np.random.default_rng(1).choice((-1, 1), (flips, len(differences)))
+    drawn, observed = signs @ differences, differences.sum()
+    if not one_sided:
+        drawn, observed = np.abs(drawn), abs(observed)
+    elif one_sided == "lower":
+        drawn, observed = -drawn, -observed
+    return ((drawn >= observed - 1e-9).sum() + plus) / (flips + plus)
+
+
+def unpaired(a, b, clusters):
+    everything, generator = np.concatenate([a, b]), np.random.default_rng(2)
+    gaps = [np.subtract(*map(np.sum, np.split(generator.permutation(everything), 2))) for _ in range(2000)]
+    return (1 + (np.abs(gaps) >= abs(a.sum() - b.sum())).sum()) / 2001
+
+
+ANSWERS = {"check_align": right_align, "check_first_component": first_component, "check_sign_flip": sign_flip}
+MISTAKES = [
+    ("check_align", lambda a, b, runs: [(i, i) for i in range(1, min(len(a), len(b)))], "have the same number"),
+    ("check_align", align, "first tokens are still in"),
+    ("check_align", lambda *given: right_align(*given, shifted=False), "same offsets in both"),
+    ("check_align", lambda *given: right_align(*given, whole=False), "reaches into a swapped word"),
+    ("check_align", lambda *given: right_align(*given, runs=slice(1)), "only one of the runs"),
+    ("check_align", lambda *given: right_align(*given, runs=slice(-1, None)), "only one of the runs"),
+    ("check_align", lambda *given: right_align(*given)[1:], "stand on the same piece"),
+    ("check_align", lambda *given: [*right_align(*given), (1, 5)], "don't stand on the same piece"),
+    ("check_align", lambda *given: [1, 2], "Return pairs"),
+    ("check_align", lambda *given: 7, "Return a list of pairs"),
+    ("check_first_component", lambda s, m: first_component(s, m, keep=lambda s, real: s[real]), "first token is still"),
+    (
+        "check_first_component",
+        lambda s, m: first_component(s, m, keep=lambda s, real: s[:, 1:][real[:, 1:]]),
+        "column 0",
+    ),
+    ("check_first_component", lambda s, m: first_component(s, m, keep=lambda s, real: s.flatten(0, 1)), "padded"),
+    (
+        "check_first_component",
+        lambda s, m: first_component(s, m, keep=lambda s, real: s[~real | (real.cumsum(1) > 1)]),
+        "padded",
+    ),
+    ("check_first_component", lambda s, m: first_component(s, m, centre=False), "subtract the mean"),
+    ("check_first_component", lambda s, m: first_component(s, m, power=1), "squares"),
+    ("check_first_component", lambda s, m: first_component(s, m, percent=True), "in percent"),
+    ("check_first_component", lambda s, m: 0.5, "the check's states give"),
+    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, one_sided="upper"), "one side only"),
+    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, one_sided="lower"), "one side only"),
+    ("check_sign_flip", unpaired, "shuffle all values together"),
+    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, by_cluster=False), "flip each pair by itself"),
+    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, flips=19), "Few flips"),
+    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, flips=99), "Few flips"),
+    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, flips=500, plus=0) * 0, "p-value is 0"),
+    ("check_sign_flip", lambda a, b, c: abs(a - b).mean(), "from 0 to 1"),
+]
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_stub_and_answer(name, capsys):
+    check = getattr(lesson_08, name)
+    assert not check(lambda *_, **__: None)
+    assert "not solved yet" in capsys.readouterr().out
+    assert check(ANSWERS[name]), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "attempt", "message"), MISTAKES)
+def test_mistakes_are_named(name, attempt, message, capsys):
+    assert not getattr(lesson_08, name)(attempt)
+    text = capsys.readouterr().out
+    assert "not yet" in text
+    assert re.search(message, text), text
+
+
+def test_first_tokens_make_the_first_component(capsys):
+    assert lesson_08.check_first_component(first_component)
+    shares = re.findall(r"(\d+)%", capsys.readouterr().out)
+    assert len(shares) == 2 and int(shares[0]) > 90 > 40 > int(shares[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_with_2000_flips_is_not_refused_by_chance(seed):
+    def attempt(a, b, clusters):
+        sums = np.array([(a - b)[clusters == cluster].sum() for cluster in np.unique(clusters)])
+        signs = np.random.default_rng(seed).choice((-1, 1), (2000, len(sums)))
+        return (1 + (np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9).sum()) / 2001
+
+    assert lesson_08.check_sign_flip(attempt)
