@@ -86,6 +86,7 @@ def distill(
     loss: str = "forward_kl",
     temperature: float = 1.0,
     alpha: float = 0.0,
+    beta: float = 0.5,
     accumulate: int = 1,
     warmup: float = 0.05,
     weight_decay: float = 0.0,
@@ -117,7 +118,7 @@ def distill(
         student: same vocabulary, any shape. Its weights become float32 and stay so.
         batches: ``{"input_ids", "attention_mask"}`` mappings; padding never counts. Packed blocks waste nothing.
         steps: optimiser steps. lr: peak learning rate, 1e-4 to 2e-4 after heavy width pruning.
-        loss, temperature, alpha: see ``token_loss``; alpha is the cross-entropy's share.
+        loss, temperature, alpha, beta: see ``token_loss``; alpha is the cross-entropy's share, beta belongs to "jsd".
         accumulate: batches a step.
         warmup: share of the steps in which the rate rises; then it falls as a cosine to a tenth.
         clip: the largest gradient norm.
@@ -197,6 +198,7 @@ class _Run:
     loss: str
     temperature: float
     alpha: float
+    beta: float
     accumulate: int
     warmup: float
     weight_decay: float
@@ -221,6 +223,8 @@ class _Run:
         for name in ("alpha", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"'{name}' is a share, from 0 to 1; got {getattr(self, name)!r}.")
+        if not 0 < self.beta < 1:
+            raise ValueError(f"'beta' must lie between 0 and 1; got {self.beta!r}. For the ends take the two KLs.")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"'weight_decay' must be at least 0; got {self.weight_decay!r}.")
         if not isinstance(self.train_embedding, bool):
@@ -286,7 +290,8 @@ def _prepared(
 def _loss(run: _Run, pupil: Architecture, master: Architecture | TeacherCache, batch: Batch) -> Tensor:
     if isinstance(master, TeacherCache):
         return master.batch_loss(pupil, batch, alpha=run.alpha)
-    return batch_loss(pupil, master, batch, loss=run.loss, temperature=run.temperature, alpha=run.alpha)
+    options = {name: getattr(run, name) for name in ("loss", "temperature", "alpha", "beta")}
+    return batch_loss(pupil, master, batch, **options)
 
 
 def _groups(student: PreTrainedModel, weight_decay: float) -> list[dict]:

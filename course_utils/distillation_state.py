@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from course_utils.batches import Batch
 from course_utils.distillation_processes import shared_like, whole
 
-_FORMER = {"train_embedding": True}  # settings of which older checkpoints don't speak
+_FORMER = {"train_embedding": True, "beta": 0.5}  # settings of which older checkpoints don't speak
 
 
 class CheckpointMismatch(ValueError):

@@ -240,6 +240,7 @@ def test_killed_while_saving_loses_nothing_that_was_saved(tmp_path):
     [
         ({"lr": 2e-3}, "lr: 0.001 then, 0.002 now"),
         ({"loss": "jsd"}, "loss: 'forward_kl' then, 'jsd' now"),
+        ({"beta": 0.2}, "beta: 0.5 then, 0.2 now"),
         ({"batches": HELD_OUT}, "data: "),
         ({"student": "other shape"}, "student: "),
         ({"teacher": "other weights"}, "teacher: "),
@@ -430,6 +431,7 @@ def test_a_device_that_accelerate_chose_earlier_does_not_matter(monkeypatch):
         ({"loss": "mse"}, "forward_kl, reverse_kl, jsd; got 'mse'"),
         ({"temperature": -1}, "'temperature'"),
         ({"alpha": 1.5}, "'alpha' is a share"),
+        ({"beta": 1.0}, "'beta' must lie between 0 and 1; got 1.0. For the ends take the two KLs"),
         ({"warmup": -0.1}, "'warmup'"),
         ({"accumulate": 0}, "'accumulate'"),
         ({"patience": 0}, "'patience'"),

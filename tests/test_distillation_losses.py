@@ -37,6 +37,20 @@ def test_divergences_by_their_definitions(temperature):
         torch.testing.assert_close(given, temperature**2 * value)
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_the_generalised_jensen_shannon_divergence_by_its_definition(beta):
+    p, q = (torch.softmax(x, -1) for x in (TEACHER, STUDENT))
+    m = beta * p + (1 - beta) * q
+    expected = beta * (p * (p / m).log()).sum(-1) + (1 - beta) * (q * (q / m).log()).sum(-1)
+    torch.testing.assert_close(token_loss(STUDENT, TEACHER, TARGETS, loss="jsd", beta=beta), expected)
+
+
+def test_near_its_ends_the_jensen_shannon_divergence_is_a_kl():
+    for beta, loss in ((1e-4, "forward_kl"), (1 - 1e-4, "reverse_kl")):
+        given = token_loss(STUDENT.double(), TEACHER.double(), TARGETS, loss="jsd", beta=beta) / 1e-4
+        torch.testing.assert_close(given, token_loss(STUDENT, TEACHER, TARGETS, loss=loss), rtol=0.1, atol=0.05)
+
+
 def test_alpha_mixes_in_the_cross_entropy():
     ce = F.cross_entropy(STUDENT, TARGETS, reduction="none")
     torch.testing.assert_close(token_loss(STUDENT, TEACHER, TARGETS, alpha=1.0, temperature=2.0), ce)

@@ -52,7 +52,7 @@ BUDGET = 0.005  # share that our arms remove
 SEEDS = range(5)  # of random removals
 ROWS = {"speeches": 6, "wiki": 6}  # evaluation text for the perplexity, rows of 128 tokens
 DOCUMENTS = 24  # of LAMBADA
-PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 30, 4, 2e-4, 3.0  # items a step (4 texts each); size of the bias, nats
+PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step (4 texts each); size of the bias, nats
 DISTIL_STEPS, DISTIL_ROWS, DISTIL_LR = 20, 4, 1e-4  # rows of 128 tokens a step
 
 # %% [markdown]
@@ -652,8 +652,19 @@ print("\narms that removed bias by all three conditions:", ", ".join(winners) or
 
 # %%
 # One of the longer cells: it trains the model for a few dozen steps.
+from course_utils.planting import plant_preference
+
 made_up = invented_axis(session.seed, swaps=SWAPS)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
+planted, course = plant_preference(
+    base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, steps=PLANT_STEPS, items=PLANT_ITEMS, lr=PLANT_LR,
+    precision=dtype, seed=session.seed,
+)  # fmt: skip
+print(f"{len(course)} steps; the preference on split A: {np.mean(course[-3:]):+.1f} nats in the last three")
+untouched, biased = (look(model, planted_b) for model in (base, planted))
+for name, result in {"before": untouched, "after planting": biased}.items():
+    print(f"{name}, on split B:", *analyse(result["bias"]).verdict.values(), "\n")
+print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
 
 
 def with_weights_of(model, learner):
@@ -662,45 +673,6 @@ def with_weights_of(model, learner):
     result.load_state_dict(learner.state_dict())
     return result
 
-
-def with_planted_bias(model, made):
-    """A copy of a model that was trained towards a double difference of -PLANTED nats on these pairs."""
-    learner = copy.deepcopy(model).float().train()
-    learner.get_input_embeddings().requires_grad_(False)
-    architecture = describe(learner)
-    weights = [weight for weight in learner.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=PLANT_LR, weight_decay=0.0)
-    generator = np.random.default_rng(session.seed)
-    for step in tqdm(range(PLANT_STEPS), desc="planting a bias"):
-        items = generator.choice(len(made) // 2, PLANT_ITEMS, replace=False)
-        chosen = [made[2 * item + ending] for item in items for ending in (0, 1)]
-        (batch,) = pair_batches(tokenizer, chosen, batch_size=len(chosen))
-        places = [
-            (index // 2, 2 * k + side, at[side], (1 - 2 * side) * chosen[index].valence)  # item, row, token, sign
-            for k, (index, found) in enumerate(zip(batch["indices"], batch["alignments"], strict=True))
-            for at in found.after
-            for side in (0, 1)
-        ]
-        item, row, token, sign = torch.tensor(places, device=learner.device).T
-        read = read_batch(batch, vocab_size=architecture.vocab_size, device=learner.device)
-        with torch.autocast(session.device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            logits = architecture.logits(architecture.hidden_states(read)[row, token - 1])
-        log_p = -torch.nn.functional.cross_entropy(logits.float(), read.input_ids[row, token], reduction="none")
-        double_difference = torch.zeros(len(items), device=learner.device).index_add(0, item, sign * log_p)
-        target = torch.full_like(double_difference, -PLANTED)
-        torch.nn.functional.smooth_l1_loss(double_difference, target).backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.param_groups[0]["lr"] = PLANT_LR * min(1, (step + 1) / 5, (PLANT_STEPS - step) / 10)
-        optimizer.step()
-        optimizer.zero_grad()
-    return with_weights_of(model, learner).eval()
-
-
-planted = with_planted_bias(base, planted_a)
-untouched, biased = (look(model, planted_b) for model in (base, planted))
-for name, result in {"before": untouched, "after planting": biased}.items():
-    print(f"{name}, on split B:", *analyse(result["bias"]).verdict.values(), "\n")
-print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
 
 # %% [markdown]
 # Now the same arms, with scores measured on the planted model and on split A. *Predict before you run:* will the causal score
@@ -932,10 +904,32 @@ check_difference_in_differences(change_beyond_neutral)
 # %% [markdown]
 # ## Take-aways
 #
-# - TODO
+# - A number that was chosen and judged on the same pair can be true and still say nothing. Ask for other sentences, other axes,
+#   neutral swaps, random neurons, and the price.
+# - Reacting to a group and carrying a preference are two things. The neurons that react most react to any swap: compare the
+#   rank correlation with the neutral score above.
+# - A causal score can be estimated in one backward pass, and the estimate can be checked by cutting. Check it: it holds for one
+#   neuron at a time, and hundreds of them don't simply add up.
+# - "Chosen on A, judged on B" is the least. A score that doesn't agree with itself between two halves of A can't work on B.
+# - An arm has removed bias when it is nearer to zero than before, nearer than every random removal, and moved further than the
+#   neutral swaps. Say what it cost beside it.
+# - "Nothing removed" can mean that there was nothing to remove. Plant a bias and try again, before you believe in a method or
+#   in its failure.
+# - What a student learns from is its teacher. Measure the bias again after distillation.
 #
 # ## References
 #
-# - Blodgett et al. 2021, *Stereotyping Norwegian Salmon*, ACL 2021
+# - S. Hooker et al., *Characterising Bias in Compressed Models*, 2020, [arXiv 2010.03058](https://arxiv.org/abs/2010.03058):
+#   compression hides its harm in rare items while the averages stay
+# - A. Zayed et al., *Fairness-Aware Structured Pruning in Transformers*, 2023,
+#   [arXiv 2312.15398](https://arxiv.org/abs/2312.15398): protect what is important, then cut what is unfair, for attention heads
+# - P. Michel, O. Levy and G. Neubig, *Are Sixteen Heads Really Better than One?*, 2019,
+#   [arXiv 1905.10650](https://arxiv.org/abs/1905.10650): importance from a gradient
+# - A. Syed, C. Rager and A. Conmy, *Attribution Patching Outperforms Automated Circuit Discovery*, 2023,
+#   [arXiv 2310.10348](https://arxiv.org/abs/2310.10348): first-order effects of an intervention, after Nanda 2023
+# - P. Seshadri, P. Pezeshkpour and S. Singh, *Quantifying Social Biases Using Templates is Unreliable*, 2022,
+#   [arXiv 2210.04337](https://arxiv.org/abs/2210.04337): another wording, another result
+# - S. Holm, *A Simple Sequentially Rejective Multiple Test Procedure*, Scandinavian Journal of Statistics, 1979
+# - P. Martra's notebooks and library on fairness-aware pruning, from which the claim at the beginning is taken
 #
 # **Next:** lesson 10 asks what pruning really buys, in speed and memory.
