@@ -235,6 +235,9 @@ print(
 # MLPs put out has another size. The measure sees a size and calls it bias. And whether it falls or rises depends on the
 # recipe and on the pair.
 #
+# There is a third case: points around zero on both axes. Such a recipe changes next to nothing, for the pair or for anyone. The
+# best of several such removals is the best of several accidents.
+#
 # So we need another measure, and another way to choose.
 #
 # ## Reacting is not harming
@@ -609,6 +612,8 @@ pareto(arms, unpruned, AXIS, f"Ability and bias ({AXIS}, split B) after removing
 # Two ways in which an average deceives. A score that was chosen on one axis may do anything to the **others**. And an average
 # that stays may hide that single items **flip**: some favoured b and now favour a, others went the other way. McNemar's test
 # asks whether both are equally frequent. Compare with the flips of the neutral swaps: they tell how restless items are anyway.
+# One caution: McNemar counts items as if they were independent. Those of one template or of one swap aren't, so its p is too
+# small.
 
 # %%
 elsewhere = {}
