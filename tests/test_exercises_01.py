@@ -2,7 +2,7 @@
 
 import math
 
-import pytest
+from exercise_cases import cases_of
 from transformers.pytorch_utils import Conv1D
 
 from course_utils.exercises import lesson_01
@@ -33,104 +33,80 @@ def pruned_parameters(config, ratio, *, width=None, fc_bias=True, proj_bias=True
     return embeddings + config.n_layer * (mlp + 4 * hidden * (hidden + 1) + 4 * hidden) + 2 * hidden
 
 
-@pytest.mark.parametrize(
-    ("check", "stub"),
-    [
-        (lesson_01.check_axes, dict.fromkeys(AXES, ...)),
-        (lesson_01.check_l1_scores, lambda layer: ...),
-        (lesson_01.check_slice_mlp, lambda fc, proj, keep: (..., ..., ..., ...)),
-        (lesson_01.check_pruned_parameters, lambda config, ratio: ...),
+def change_the_layers(fc, proj, keep):
+    proj.weight.data.zero_()
+    return fc.weight[keep], fc.bias[keep], proj.weight[:, keep], proj.bias
+
+
+test_axes = cases_of(
+    lesson_01.check_axes,
+    stubs=[dict.fromkeys(AXES, ...)],
+    mistakes=[
+        (AXES | {"GPT-2 c_fc.weight": 0}, "c_fc.weight: a Conv1D stores [in, out]"),
+        (AXES | {"GPT-2 c_proj.bias": 0}, "c_proj.bias: it has one number for each output"),
+        (AXES | {"OPT fc1.weight": 1, "OPT fc2.weight": 0}, "2 of 6 to go"),
     ],
-    ids=["axes", "l1_scores", "slice_mlp", "pruned_parameters"],
+    answers=[AXES],
 )
-def test_stub_is_not_solved_yet(check, stub, capsys):
-    assert check(stub) is False
-    assert "not solved yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("check", "attempt", "named"),
-    [
-        (lesson_01.check_axes, AXES | {"GPT-2 c_fc.weight": 0}, "c_fc.weight: a Conv1D stores [in, out]"),
-        (lesson_01.check_axes, AXES | {"GPT-2 c_proj.bias": 0}, "c_proj.bias: it has one number for each output"),
-        (lesson_01.check_axes, AXES | {"OPT fc1.weight": 1, "OPT fc2.weight": 0}, "2 of 6 to go"),
-        (lesson_01.check_l1_scores, lambda layer: layer.weight.abs().sum(0), "nn.Linear stores [out, in]"),
-        (lesson_01.check_l1_scores, lambda layer: layer.weight.abs().sum(1), "Conv1D stores [in, out]"),
+test_l1_scores = cases_of(
+    lesson_01.check_l1_scores,
+    stubs=[lambda layer: ...],
+    mistakes=[
+        (lambda layer: layer.weight.abs().sum(0), "nn.Linear stores [out, in]"),
+        (lambda layer: layer.weight.abs().sum(1), "Conv1D stores [in, out]"),
+        (lambda layer: layer.weight.abs().sum(1 if layer.weight.shape[0] == 4 else 0), "ask for the layer's class"),
+        (lambda layer: rows(layer).sum(1), "signs cancel"),
+        (lambda layer: rows(layer).sum(1).abs(), "not after"),
+        (lambda layer: rows(layer).norm(dim=1), "L2 norm"),
+        (lambda layer: rows(layer).abs().sum(), "a shape [4]; yours is []"),
+    ],
+    answers=[lambda layer: rows(layer).abs().sum(1)],
+)
+
+
+test_slice_mlp = cases_of(
+    lesson_01.check_slice_mlp,
+    stubs=[lambda fc, proj, keep: (..., ..., ..., ...)],
+    mistakes=[
         (
-            lesson_01.check_l1_scores,
-            lambda layer: layer.weight.abs().sum(1 if layer.weight.shape[0] == 4 else 0),
-            "ask for the layer's class",
-        ),
-        (lesson_01.check_l1_scores, lambda layer: rows(layer).sum(1), "signs cancel"),
-        (lesson_01.check_l1_scores, lambda layer: rows(layer).sum(1).abs(), "not after"),
-        (lesson_01.check_l1_scores, lambda layer: rows(layer).norm(dim=1), "L2 norm"),
-        (lesson_01.check_l1_scores, lambda layer: rows(layer).abs().sum(), "a shape [4]; yours is []"),
-        (
-            lesson_01.check_slice_mlp,
             lambda fc, proj, keep: (fc.weight[keep], fc.bias, proj.weight[:, keep], proj.bias),
             "fc.bias should have the shape [3] and has [6]",
         ),
         (
-            lesson_01.check_slice_mlp,
             lambda fc, proj, keep: (fc.weight[keep], fc.bias[keep], proj.weight, proj.bias),
             "a neuron is a column of proj.weight",
         ),
         (
-            lesson_01.check_slice_mlp,
             lambda fc, proj, keep: (fc.weight[keep], fc.bias[keep], proj.weight[:, keep.sort().values], proj.bias),
             "same order",
         ),
         (
-            lesson_01.check_slice_mlp,
             lambda fc, proj, keep: (fc.weight[keep], fc.bias[keep], proj.weight[keep], proj.bias),
             "Your code stopped with IndexError",
         ),
+        (change_the_layers, "changed the given layers"),
     ],
+    answers=[lambda fc, proj, keep: (fc.weight[keep], fc.bias[keep], proj.weight[:, keep], proj.bias)],
 )
-def test_wrong_answer_names_the_mistake(check, attempt, named, capsys):
-    assert check(attempt) is False
-    assert named in capsys.readouterr().out
 
 
-def test_slicing_may_not_change_the_given_layers(capsys):
-    def attempt(fc, proj, keep):
-        proj.weight.data.zero_()
-        return fc.weight[keep], fc.bias[keep], proj.weight[:, keep], proj.bias
-
-    assert lesson_01.check_slice_mlp(attempt) is False
-    assert "changed the given layers" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("mistake", "named"),
-    [
-        ({"head": True}, "shares its weights"),
-        ({"fc_bias": False}, "takes its bias"),
-        ({"proj_bias": False}, "stays whole"),
-        ({"rounded": math.ceil}, "round the number of removed neurons down"),
+test_pruned_parameters = cases_of(
+    lesson_01.check_pruned_parameters,
+    stubs=[lambda config, ratio: ...],
+    mistakes=[
+        (lambda c, r: pruned_parameters(c, r, head=True), "shares its weights"),
+        (lambda c, r: pruned_parameters(c, r, fc_bias=False), "takes its bias"),
+        (lambda c, r: pruned_parameters(c, r, proj_bias=False), "stays whole"),
+        (lambda c, r: pruned_parameters(c, r, rounded=math.ceil), "round the number of removed neurons down"),
+        (lambda c, r: pruned_parameters(c, r, width=4 * c.n_embd), "where n_inner is set"),
+        (
+            lambda c, r: round((1 - r) * pruned_parameters(c, 0.0)),
+            "a share of the neurons isn't a share of all parameters",
+        ),
+        (lambda c, r: pruned_parameters(c, 0.0), "the unpruned count"),
+        (lambda c, r: pruned_parameters(c, r) + 1, "your count is +1 off"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    answers=[pruned_parameters],
 )
-def test_wrong_count_names_the_mistake(mistake, named, capsys):
-    assert lesson_01.check_pruned_parameters(lambda config, ratio: pruned_parameters(config, ratio, **mistake)) is False
-    assert named in capsys.readouterr().out
-
-
-def test_count_for_another_width_or_by_share_is_named(capsys):
-    assert not lesson_01.check_pruned_parameters(lambda c, r: pruned_parameters(c, r, width=4 * c.n_embd))
-    assert "where n_inner is set" in capsys.readouterr().out
-    assert not lesson_01.check_pruned_parameters(lambda c, r: round((1 - r) * pruned_parameters(c, 0.0)))
-    assert "a share of the neurons isn't a share of all parameters" in capsys.readouterr().out
-    assert not lesson_01.check_pruned_parameters(lambda c, r: pruned_parameters(c, 0.0))
-    assert "the unpruned count" in capsys.readouterr().out
-    assert not lesson_01.check_pruned_parameters(lambda c, r: pruned_parameters(c, r) + 1)
-    assert "your count is +1 off" in capsys.readouterr().out
-
-
-def test_right_answers_are_accepted():
-    assert lesson_01.check_axes(AXES)
-    assert lesson_01.check_l1_scores(lambda layer: rows(layer).abs().sum(1))
-    assert lesson_01.check_pruned_parameters(pruned_parameters)
-    assert lesson_01.check_slice_mlp(
-        lambda fc, proj, keep: (fc.weight[keep], fc.bias[keep], proj.weight[:, keep], proj.bias)
-    )

@@ -2,8 +2,8 @@
 
 import itertools
 
-import pytest
 import torch
+from exercise_cases import cases_of
 from torch.nn.functional import silu
 
 from course_utils.exercises import lesson_02
@@ -93,68 +93,52 @@ def gate_and_up_agree(prune):
     return all(torch.isclose(column[:, None], whole).all(0).any().item() for column in products.T)
 
 
-@pytest.mark.parametrize(
-    ("check", "stub"),
-    [
-        (lesson_02.check_shapes, dict.fromkeys(SHAPES, ...)),
-        (lesson_02.check_shapes, SHAPES | {"ways that fit": ...}),
-        (lesson_02.check_prune_glu, lambda gate, up, down, keep: ...),
-        (lesson_02.check_is_exact, lambda prune: ...),
+test_shapes = cases_of(
+    lesson_02.check_shapes,
+    stubs=[dict.fromkeys(SHAPES, ...), SHAPES | {"ways that fit": ...}],
+    mistakes=[
+        (SHAPES | {"gate": (1638, 2048)}, "1638 is how many neurons go"),
+        (SHAPES | {"up": (6553, 2048)}, "so 6554 stay"),
+        (SHAPES | {"down": (6554, 2048)}, "stores [out, in]"),
+        (SHAPES | {"down": (2048, 8192)}, "8192 neurons were there before"),
+        (SHAPES | {"product": (7, 6554)}, "3 dimensions"),
+        (SHAPES | {"output": (2, 7, 6554)}, "back to the hidden size"),
+        (SHAPES | {"ways that fit": 15}, "multiply"),
+        (SHAPES | {"ways that fit": 5}, "The two counts differ"),
+        (SHAPES | {"ways that are right": 1}, "any one of the five"),
+        ({"gate": (6554, 2048)}, "Keep the names"),
     ],
-    ids=["shapes", "shapes_half_done", "prune_glu", "is_exact"],
+    answers=[SHAPES, {name: torch.Size(s) if isinstance(s, tuple) else s for name, s in SHAPES.items()}],
 )
-def test_stub_is_not_solved_yet(check, stub, capsys):
-    assert check(stub) is False
-    assert "not solved yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("check", "attempt", "named"),
-    [
-        (lesson_02.check_shapes, SHAPES | {"gate": (1638, 2048)}, "1638 is how many neurons go"),
-        (lesson_02.check_shapes, SHAPES | {"up": (6553, 2048)}, "so 6554 stay"),
-        (lesson_02.check_shapes, SHAPES | {"down": (6554, 2048)}, "stores [out, in]"),
-        (lesson_02.check_shapes, SHAPES | {"down": (2048, 8192)}, "8192 neurons were there before"),
-        (lesson_02.check_shapes, SHAPES | {"product": (7, 6554)}, "3 dimensions"),
-        (lesson_02.check_shapes, SHAPES | {"output": (2, 7, 6554)}, "back to the hidden size"),
-        (lesson_02.check_shapes, SHAPES | {"ways that fit": 15}, "multiply"),
-        (lesson_02.check_shapes, SHAPES | {"ways that fit": 5}, "The two counts differ"),
-        (lesson_02.check_shapes, SHAPES | {"ways that are right": 1}, "any one of the five"),
-        (lesson_02.check_shapes, {"gate": (6554, 2048)}, "Keep the names"),
-        (lesson_02.check_prune_glu, prune_with_the_bug, "not in the same order"),
-        (lesson_02.check_prune_glu, prune_separately, "different neurons"),
-        (lesson_02.check_prune_glu, prune_first, "the wrong ones"),
-        (lesson_02.check_prune_glu, prune_rows_of_down, "the shapes are"),
-        (lesson_02.check_prune_glu, prune_and_scale, "select, don't compute"),
-        (lesson_02.check_prune_glu, lambda gate, up, down, keep: gate, "Return three matrices"),
-        (lesson_02.check_is_exact, lambda prune: True, "three separate index sets pass"),
-        (lesson_02.check_is_exact, lambda prune: False, "stops a pruner that is right"),
-        (lesson_02.check_is_exact, lambda prune: "yes", "Return True or False"),
-        (lesson_02.check_is_exact, shapes_agree, "three separate index sets pass"),
-        (lesson_02.check_is_exact, rows_agree, "The order changes no output"),
-        (lesson_02.check_is_exact, gate_and_up_agree, "down an index set of its own"),
-        (lesson_02.check_is_exact, lambda prune: is_exact(prune, keep=5), "let the pruner remove something"),
-        (lesson_02.check_is_exact, lambda prune: is_exact(prune, same=torch.equal), "torch.allclose"),
+test_prune_glu = cases_of(
+    lesson_02.check_prune_glu,
+    stubs=[lambda gate, up, down, keep: ...],
+    mistakes=[
+        (prune_with_the_bug, "not in the same order"),
+        (prune_separately, "different neurons"),
+        (prune_first, "the wrong ones"),
+        (prune_rows_of_down, "the shapes are"),
+        (prune_and_scale, "select, don't compute"),
+        (lambda gate, up, down, keep: gate, "Return three matrices"),
     ],
+    answers=[prune_glu, prune_by_score],
 )
-def test_wrong_answer_names_the_mistake(check, attempt, named, capsys):
-    assert check(attempt) is False
-    out = capsys.readouterr().out
-    assert "not yet." in out
-    assert named in out
 
 
-@pytest.mark.parametrize(
-    ("check", "answer"),
-    [
-        (lesson_02.check_shapes, SHAPES),
-        (lesson_02.check_shapes, {name: torch.Size(s) if isinstance(s, tuple) else s for name, s in SHAPES.items()}),
-        (lesson_02.check_prune_glu, prune_glu),
-        (lesson_02.check_prune_glu, prune_by_score),
-        (lesson_02.check_is_exact, is_exact),
-        (lesson_02.check_is_exact, lambda prune: is_exact(prune, width=7, keep=4)),
+test_is_exact = cases_of(
+    lesson_02.check_is_exact,
+    stubs=[lambda prune: ...],
+    mistakes=[
+        (lambda prune: True, "three separate index sets pass"),
+        (lambda prune: False, "stops a pruner that is right"),
+        (lambda prune: "yes", "Return True or False"),
+        (shapes_agree, "three separate index sets pass"),
+        (rows_agree, "The order changes no output"),
+        (gate_and_up_agree, "down an index set of its own"),
+        (lambda prune: is_exact(prune, keep=5), "let the pruner remove something"),
+        (lambda prune: is_exact(prune, same=torch.equal), "torch.allclose"),
     ],
+    answers=[is_exact, lambda prune: is_exact(prune, width=7, keep=4)],
 )
-def test_right_answer(check, answer, capsys):
-    assert check(answer) is True
-    assert "correct." in capsys.readouterr().out

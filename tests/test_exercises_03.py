@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from exercise_cases import cases_of
 
 from course_utils.exercises import lesson_03
 from course_utils.models import load_model
@@ -30,22 +31,16 @@ def step(
     return attempt
 
 
-@pytest.mark.parametrize(
-    ("check", "stub"),
-    [
-        (lesson_03.check_pair_scores, lambda gate, up: ...),
-        (lesson_03.check_pruning_step, lambda gate, up, down, scores, ratio, multiple_of: (..., ..., ...)),
-    ],
-    ids=["pair_scores", "pruning_step"],
-)
-def test_stub_is_not_solved_yet(check, stub, capsys):
-    assert check(stub) is False
-    assert "not solved yet" in capsys.readouterr().out
+def round_above_the_width(gate, up, down, scores, ratio, multiple_of):
+    stay = math.ceil(kept_width(len(scores), ratio) / multiple_of) * multiple_of  # 16 of 10
+    keep = torch.arange(stay) % len(scores) if stay > len(scores) else scores.topk(stay).indices
+    return gate[keep], up[keep], down[:, keep]
 
 
-@pytest.mark.parametrize(
-    ("attempt", "named"),
-    [
+test_pair_scores = cases_of(
+    lesson_03.check_pair_scores,
+    stubs=[lambda gate, up: ...],
+    mistakes=[
         (lambda gate, up: peaks(gate), "You score gate alone"),
         (lambda gate, up: peaks(up), "You score up alone"),
         (lambda gate, up: sum(r.amax(0) + r.amin(0).abs() for r in (gate, up)), "reduce over dim=1, not dim=0"),
@@ -58,15 +53,14 @@ def test_stub_is_not_solved_yet(check, stub, capsys):
         (lambda gate, up: sum(map(peaks, (gate, up))).sum(), "4 neurons make a shape [4]; yours is []"),
         (lambda gate, up: 5.0, "yours is a float"),
     ],
+    answers=[lambda gate, up: peaks(gate) + peaks(up)],
 )
-def test_wrong_pair_score_names_the_mistake(attempt, named, capsys):
-    assert lesson_03.check_pair_scores(attempt) is False
-    assert named in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("attempt", "named"),
-    [
+test_pruning_step = cases_of(
+    lesson_03.check_pruning_step,
+    stubs=[lambda gate, up, down, scores, ratio, multiple_of: (..., ..., ...)],
+    mistakes=[
         (step(rows=True), "a neuron is a column of it"),
         (step(stay=lambda w, r, m: w - math.ceil(r * w)), "round the number that goes down"),
         (step(stay=lambda w, r, m: w - int(r * w)), "5 isn't a multiple of 4"),
@@ -79,26 +73,10 @@ def test_wrong_pair_score_names_the_mistake(attempt, named, capsys):
         (lambda gate, up, down, scores, ratio, multiple_of: (gate, up[:8], down), "different numbers of neurons"),
         (lambda gate, up, down, scores, ratio, multiple_of: gate[:8], "Return three matrices"),
         (lambda *_: torch.nonsense, "Your code stopped with AttributeError"),
+        (round_above_the_width, "16 would stay, but there are only 10"),
     ],
+    answers=[step()],
 )
-def test_wrong_pruning_step_names_the_mistake(attempt, named, capsys):
-    assert lesson_03.check_pruning_step(attempt) is False
-    assert named in capsys.readouterr().out
-
-
-def test_rounding_above_the_width_is_named(capsys):
-    def attempt(gate, up, down, scores, ratio, multiple_of):
-        stay = math.ceil(kept_width(len(scores), ratio) / multiple_of) * multiple_of  # 16 of 10
-        keep = torch.arange(stay) % len(scores) if stay > len(scores) else scores.topk(stay).indices
-        return gate[keep], up[keep], down[:, keep]
-
-    assert lesson_03.check_pruning_step(attempt) is False
-    assert "16 would stay, but there are only 10" in capsys.readouterr().out
-
-
-def test_right_answers_are_accepted():
-    assert lesson_03.check_pair_scores(lambda gate, up: peaks(gate) + peaks(up))
-    assert lesson_03.check_pruning_step(step())
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Lesson 04's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import pytest
 import torch
+from exercise_cases import cases_of
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
@@ -82,23 +82,10 @@ def parameters_left(config, removed, *, gqa=True, tied=None, norms=2, final=1, m
     return embeddings + (config.num_hidden_layers - removed) * block + final * hidden
 
 
-@pytest.mark.parametrize(
-    ("check", "stub"),
-    [
-        (lesson_04.check_block_influence, lambda before, after, mask: ...),
-        (lesson_04.check_take_out, lambda model, gone: ...),
-        (lesson_04.check_parameters_left, lambda config, removed: ...),
-    ],
-    ids=["block_influence", "take_out", "parameters_left"],
-)
-def test_stub_is_not_solved_yet(check, stub, capsys):
-    assert check(stub) is False
-    assert "not solved yet" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("attempt", "named"),
-    [
+test_block_influence = cases_of(
+    lesson_04.check_block_influence,
+    stubs=[lambda before, after, mask: ...],
+    mistakes=[
         (lambda b, a, m: 1 - influence(b, a, m), "That is the cosine itself"),
         (lambda b, a, m: tokens(b, a).mean(), "Padded positions count"),
         (lambda b, a, m: (tokens(b, a) * m).mean(), "still divide by their number"),
@@ -109,17 +96,14 @@ def test_stub_is_not_solved_yet(check, stub, capsys):
         (lambda b, a, m: 0.5, "yours is 0.5"),
         (multiplied, "0 × NaN is NaN"),
     ],
+    answers=[influence, lambda b, a, m: influence(b, a, m).item()],
 )
-def test_wrong_influence_names_the_mistake(attempt, named, capsys):
-    assert lesson_04.check_block_influence(attempt) is False
-    out = capsys.readouterr().out
-    assert "not yet." in out
-    assert named in out
 
 
-@pytest.mark.parametrize(
-    ("attempt", "named"),
-    [
+test_take_out = cases_of(
+    lesson_04.check_take_out,
+    stubs=[lambda model, gone: ...],
+    mistakes=[
         (take_out_with_bugs, "Deleting one block moves all behind it up"),
         (lambda model, gone: take_out(model, gone, renumber=False), "stops with an IndexError"),
         (lambda model, gone: take_out(model, gone, tell=False), "config.num_hidden_layers is 5"),
@@ -127,17 +111,14 @@ def test_wrong_influence_names_the_mistake(attempt, named, capsys):
         (take_out_one_too_few, "4 blocks are left"),
         (forget_to_return, "Return the model"),
     ],
+    answers=[take_out, delete_from_the_end],
 )
-def test_wrong_surgery_names_the_mistake(attempt, named, capsys):
-    assert lesson_04.check_take_out(attempt) is False
-    out = capsys.readouterr().out
-    assert "not yet." in out
-    assert named in out
 
 
-@pytest.mark.parametrize(
-    ("attempt", "named"),
-    [
+test_parameters_left = cases_of(
+    lesson_04.check_parameters_left,
+    stubs=[lambda config, removed: ...],
+    mistakes=[
         (lambda c, n: parameters_left(c, 0), "also the removed ones"),
         (lambda c, n: parameters_left(c, n, gqa=False), "num_key_value_heads"),
         (lambda c, n: parameters_left(c, n, tied=False), "count once"),
@@ -149,24 +130,5 @@ def test_wrong_surgery_names_the_mistake(attempt, named, capsys):
         (lambda c, n: parameters_left(c, n, matrices=2), "three matrices"),
         (lambda c, n: 12, "yours says 12"),
     ],
+    answers=[parameters_left],
 )
-def test_wrong_count_names_the_mistake(attempt, named, capsys):
-    assert lesson_04.check_parameters_left(attempt) is False
-    out = capsys.readouterr().out
-    assert "not yet." in out
-    assert named in out
-
-
-@pytest.mark.parametrize(
-    ("check", "answer"),
-    [
-        (lesson_04.check_block_influence, influence),
-        (lesson_04.check_block_influence, lambda b, a, m: influence(b, a, m).item()),
-        (lesson_04.check_take_out, take_out),
-        (lesson_04.check_take_out, delete_from_the_end),
-        (lesson_04.check_parameters_left, parameters_left),
-    ],
-)
-def test_right_answer(check, answer, capsys):
-    assert check(answer) is True
-    assert "correct." in capsys.readouterr().out

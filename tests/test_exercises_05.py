@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exercise_cases import cases_of
 from torch.nn.functional import cosine_similarity
 from transformers import LlamaForCausalLM
 
@@ -140,72 +141,60 @@ def test_the_check_predicts_what_is_counted():
     assert ceiling == pytest.approx(decode_ceiling(base, pruned, batch_size=2, context=1000), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("check", "stub"),
-    [
-        (lesson_05.check_importance, lambda x, added, mask, residual=True: ...),
-        (lesson_05.check_adds_nothing, lambda model, layer, ids: ...),
-        (lesson_05.check_predict, lambda config, parameters, removed, batch, context: ...),
-        (lesson_05.check_predict, lambda config, parameters, removed, batch, context: (1, ...)),
+test_importance = cases_of(
+    lesson_05.check_importance,
+    stubs=[lambda x, added, mask, residual=True: ...],
+    mistakes=[
+        (always_with, "residual=False: that is the other one"),
+        (the_other_way, "residual=True: that is the other one"),
+        (addition_against_sum, "compare the addition with the sum"),
+        (lambda *states: 1 - importance(*states), "the cosine itself"),
+        (with_padding, "padded positions count"),
+        (divided_by_all, "divide by their number"),
+        (by_rows, "average each row first"),
+        (one_cosine, "one cosine over all tokens"),
+        (lambda x, *_: 1 - cosine_similarity(x, 2 * x, dim=-1), "Return one number"),
+        (lambda *states: 2 * importance(*states), "for the check's random states"),
     ],
-    ids=["importance", "adds_nothing", "predict", "predict_half_done"],
+    answers=[importance, lambda *states: importance(*states).item()],
 )
-def test_stub_is_not_solved_yet(check, stub, capsys):
-    assert check(stub) is False
-    assert "not solved yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("check", "attempt", "named"),
-    [
-        (lesson_05.check_importance, always_with, "residual=False: that is the other one"),
-        (lesson_05.check_importance, the_other_way, "residual=True: that is the other one"),
-        (lesson_05.check_importance, addition_against_sum, "compare the addition with the sum"),
-        (lesson_05.check_importance, lambda *states: 1 - importance(*states), "the cosine itself"),
-        (lesson_05.check_importance, with_padding, "padded positions count"),
-        (lesson_05.check_importance, divided_by_all, "divide by their number"),
-        (lesson_05.check_importance, by_rows, "average each row first"),
-        (lesson_05.check_importance, one_cosine, "one cosine over all tokens"),
-        (lesson_05.check_importance, lambda x, *_: 1 - cosine_similarity(x, 2 * x, dim=-1), "Return one number"),
-        (lesson_05.check_importance, lambda *states: 2 * importance(*states), "for the check's random states"),
-        (lesson_05.check_adds_nothing, lambda model, layer, ids: True, "still there"),
-        (lesson_05.check_adds_nothing, lambda model, layer, ids: False, "refuses a bypass that is right"),
-        (lesson_05.check_adds_nothing, lambda model, layer, ids: 0, "Return True or False"),
-        (lesson_05.check_adds_nothing, adds_little, "torch.equal, not allclose"),
-        (lesson_05.check_adds_nothing, adds_nothing_at_first, "lets a wrong bypass pass"),
-        (lesson_05.check_adds_nothing, always_block_0, "refuses a bypass that is right"),
-        (lesson_05.check_adds_nothing, looks_at_the_code, "o_proj is zero"),
-        (lesson_05.check_adds_nothing, returns_its_input, "refuses a bypass that is right"),
-        (lesson_05.check_adds_nothing, leaves_a_hook, "changed the model"),
-        (lesson_05.check_predict, with_cache(lambda *s: predict(s[0], s[1], 0, *s[3:])[0]), "the unpruned model"),
-        (lesson_05.check_predict, with_cache(lambda *s: predict(*s, both=1)[0]), "half of it is missing"),
-        (lesson_05.check_predict, with_cache(lambda *s: predict(*s)[0] / 4), "a factor 4"),
-        (lesson_05.check_predict, with_cache(lambda *s: predict(*s, heads=8)[0]), "counts all heads"),
-        (lesson_05.check_predict, with_cache(lambda *s: predict(*s[:3], 1, s[4])[0]), "The cache"),
-        (lesson_05.check_predict, with_ceiling(lambda *s: predict(*s, upside=True)[1]), "upside down"),
-        (lesson_05.check_predict, with_ceiling(only_the_cache), "only the cache off"),
-        (lesson_05.check_predict, with_ceiling(lambda *s: predict(*s[:3], 1, 0)[1]), "the cache is missing"),
-        (lesson_05.check_predict, with_ceiling(wide_k_and_v), "narrower than q and o"),
-        (lesson_05.check_predict, with_ceiling(lambda *s: predict(*s, norm=False)[1]), "the norm in front"),
+test_adds_nothing = cases_of(
+    lesson_05.check_adds_nothing,
+    stubs=[lambda model, layer, ids: ...],
+    mistakes=[
+        (lambda model, layer, ids: True, "still there"),
+        (lambda model, layer, ids: False, "refuses a bypass that is right"),
+        (lambda model, layer, ids: 0, "Return True or False"),
+        (adds_little, "torch.equal, not allclose"),
+        (adds_nothing_at_first, "lets a wrong bypass pass"),
+        (always_block_0, "refuses a bypass that is right"),
+        (looks_at_the_code, "o_proj is zero"),
+        (returns_its_input, "refuses a bypass that is right"),
+        (leaves_a_hook, "changed the model"),
     ],
+    answers=[adds_nothing, lambda *case: torch.tensor(adds_nothing(*case))],
 )
-def test_wrong_answer_names_the_mistake(check, attempt, named, capsys):
-    assert check(attempt) is False
-    out = capsys.readouterr().out
-    assert "not yet." in out
-    assert named in out
 
 
-@pytest.mark.parametrize(
-    ("check", "answer"),
-    [
-        (lesson_05.check_importance, importance),
-        (lesson_05.check_importance, lambda *states: importance(*states).item()),
-        (lesson_05.check_adds_nothing, adds_nothing),
-        (lesson_05.check_adds_nothing, lambda *case: torch.tensor(adds_nothing(*case))),
-        (lesson_05.check_predict, predict),
+test_predict = cases_of(
+    lesson_05.check_predict,
+    stubs=[
+        lambda config, parameters, removed, batch, context: ...,
+        lambda config, parameters, removed, batch, context: (1, ...),
     ],
+    mistakes=[
+        (with_cache(lambda *s: predict(s[0], s[1], 0, *s[3:])[0]), "the unpruned model"),
+        (with_cache(lambda *s: predict(*s, both=1)[0]), "half of it is missing"),
+        (with_cache(lambda *s: predict(*s)[0] / 4), "a factor 4"),
+        (with_cache(lambda *s: predict(*s, heads=8)[0]), "counts all heads"),
+        (with_cache(lambda *s: predict(*s[:3], 1, s[4])[0]), "The cache"),
+        (with_ceiling(lambda *s: predict(*s, upside=True)[1]), "upside down"),
+        (with_ceiling(only_the_cache), "only the cache off"),
+        (with_ceiling(lambda *s: predict(*s[:3], 1, 0)[1]), "the cache is missing"),
+        (with_ceiling(wide_k_and_v), "narrower than q and o"),
+        (with_ceiling(lambda *s: predict(*s, norm=False)[1]), "the norm in front"),
+    ],
+    answers=[predict],
 )
-def test_right_answer(check, answer, capsys):
-    assert check(answer) is True
-    assert "correct." in capsys.readouterr().out

@@ -1,10 +1,9 @@
 """Lesson 06's checks refuse the stub, name the likely mistake, and accept the answers."""
 
 import itertools
-import re
 
-import pytest
 import torch
+from exercise_cases import cases_of
 
 from course_utils.exercises import lesson_06
 
@@ -43,42 +42,48 @@ def speedup(shares, speedups):
     return 1 / sum(share / one for share, one in zip(shares, speedups, strict=True))
 
 
-ANSWERS = {"check_complexity": complexity, "check_thresholds": thresholds, "check_speedup": speedup}
-MISTAKES = [
-    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, padded=True), "padded positions count"),
-    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, cut=False), "don't cut off"),
-    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, log=False), r"\*logarithm\*"),
-    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, mean=False), "that is the sum"),
-    ("check_complexity", lambda e, m, **r: complexity(e, m, **r, over_all=True), "all numbers together"),
-    ("check_complexity", same_length_for_all, "same length"),
-    ("check_complexity", lambda e, m, **r: complexity(e, m, **r) * 0.9, "the scores are"),
-    ("check_complexity", lambda e, m, **r: complexity(e, m, **r)[:2], "one score a row"),
-    ("check_thresholds", lambda s, h, n, b: thresholds(s, h, n, b, pick=max), "is possible at the same budget"),
-    ("check_thresholds", lambda s, h, n, b: thresholds(s, h, n, b, respect=False), "fewer than 4"),
-    ("check_thresholds", lambda s, h, n, b: s.quantile(torch.tensor([1 / 3, 2 / 3])), "equal thirds|fewer than 4"),
-    ("check_thresholds", lambda s, h, n, b: (0.9, 0.1), "must not be above"),
-    ("check_thresholds", lambda s, h, n, b: 0.5, "two thresholds"),
-    ("check_speedup", lambda a, b: sum(x * y for x, y in zip(a, b, strict=True)), "mean of the speed-ups"),
-    ("check_speedup", lambda a, b: 1 / speedup(a, b), "upside down"),
-    ("check_speedup", lambda a, b: max(b), "fastest part"),
-    ("check_speedup", lambda a, b: 7.0, "all together are"),
-]
+test_complexity = cases_of(
+    lesson_06.check_complexity,
+    stubs=[lambda *_, **__: None],
+    mistakes=[
+        (lambda e, m, **r: complexity(e, m, **r, padded=True), "padded positions count"),
+        (lambda e, m, **r: complexity(e, m, **r, cut=False), "don't cut off"),
+        (lambda e, m, **r: complexity(e, m, **r, log=False), "*logarithm*"),
+        (lambda e, m, **r: complexity(e, m, **r, mean=False), "that is the sum"),
+        (lambda e, m, **r: complexity(e, m, **r, over_all=True), "all numbers together"),
+        (same_length_for_all, "same length"),
+        (lambda e, m, **r: complexity(e, m, **r) * 0.9, "the scores are"),
+        (lambda e, m, **r: complexity(e, m, **r)[:2], "one score a row"),
+    ],
+    answers=[complexity],
+)
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_stub_and_answer(name, capsys):
-    check = getattr(lesson_06, name)
-    assert not check(lambda *_, **__: None)
-    assert "not solved yet" in capsys.readouterr().out
-    assert check(ANSWERS[name]), capsys.readouterr().out
+test_thresholds = cases_of(
+    lesson_06.check_thresholds,
+    stubs=[lambda *_, **__: None],
+    mistakes=[
+        (lambda s, h, n, b: thresholds(s, h, n, b, pick=max), "is possible at the same budget"),
+        (lambda s, h, n, b: thresholds(s, h, n, b, respect=False), "fewer than 4"),
+        (lambda s, h, n, b: s.quantile(torch.tensor([1 / 3, 2 / 3])), "fewer than 4"),
+        (lambda s, h, n, b: (0.9, 0.1), "must not be above"),
+        (lambda s, h, n, b: 0.5, "two thresholds"),
+    ],
+    answers=[thresholds],
+)
 
 
-@pytest.mark.parametrize(("name", "attempt", "message"), MISTAKES)
-def test_mistakes_are_named(name, attempt, message, capsys):
-    assert not getattr(lesson_06, name)(attempt)
-    text = capsys.readouterr().out
-    assert "not yet" in text
-    assert re.search(message, text), text
+test_speedup = cases_of(
+    lesson_06.check_speedup,
+    stubs=[lambda *_, **__: None],
+    mistakes=[
+        (lambda a, b: sum(x * y for x, y in zip(a, b, strict=True)), "mean of the speed-ups"),
+        (lambda a, b: 1 / speedup(a, b), "upside down"),
+        (lambda a, b: max(b), "fastest part"),
+        (lambda a, b: 7.0, "all together are"),
+    ],
+    answers=[speedup],
+)
 
 
 def test_held_out_prompts_are_judged(capsys):

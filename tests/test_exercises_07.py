@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_cases import cases_of
 
 from course_utils.distillation_losses import token_loss
 from course_utils.exercises import lesson_07
@@ -172,114 +173,92 @@ def safe_mean(losses, counted):
     return losses[counted].sum() / counted.sum().clamp(min=1)
 
 
-STUBS = [
-    (lesson_07.check_distillation_loss, lambda *_: ...),
-    (lesson_07.check_teaches, lambda loss: ...),
-    (lesson_07.check_step_losses, lambda parts: None),
-    (lesson_07.check_step_losses, lambda parts: [...]),
-]
-WRONG_LOSSES = [
-    (lambda *t: loss(*t, mean=lambda each: each), "one number for the step"),
-    (lambda *t: loss(*t).item(), "Return a tensor"),
-    (lambda *t: loss(*t, after=lambda real: torch.ones_like(real[:, 1:])), "padding counts in yours"),
-    (lambda *t: loss(*t, after=lambda real: real[:, 1:]), "only whether the next token is real"),
-    (lambda *t: loss(*t, after=lambda real: real[:, :-1]), "only whether the token is real"),
-    (scaled(lambda s, t, i, m: predicted(m) / m[:, 1:].numel()), "divide by all positions"),
-    (scaled(lambda s, t, i, m: predicted(m) / len(m)), "divide by the rows"),
-    (scaled(lambda s, t, i, m: predicted(m)), "that is the sum"),
-    (scaled(lambda s, t, i, m: 1 / s.shape[-1]), "average over the vocabulary"),
-    (row_means, "mean of the rows' means"),
-    (lambda *t: loss(*t, kl=lambda p, q: (q.exp() * (q - p)).sum(-1)), "The teacher comes first"),
-    (lambda *t: loss(*t, kl=lambda p, q: (p.exp() * (q - p)).sum(-1)), "wrong sign"),
-    (lambda *t: loss(*t, kl=lambda p, q: -(p.exp() * q).sum(-1)), "the teacher's entropy"),
-    (lambda *t: loss(*t, squared=0), "T² is missing"),
-    (lambda *t: loss(*t, squared=1), "T², not T"),
-    (lambda *t: no_temperature(*t) * (1 if t[5] else t[4] ** 2), "flattens nothing"),
-    (no_temperature, "temperature is ignored"),
-    (lambda *t: loss(*t, flat=True), "temperature 1, no flattening"),
-    (squared_words, "not to the cross-entropy"),
-    (other_way, "alpha is the share of the cross-entropy"),
-    (unshifted, "compared with the token itself"),
-    (same_place, "compared with the token itself"),
-    (lambda *t: (loss if t[5] == 0 else wrong_way)(*t), "you shift the wrong way"),
-    (every_position, "every real position counts"),
-    (lambda *t: loss(*t[:5], 0.0) + t[5] * loss(*t[:5], 1.0), "the KL counts in full"),
-    (both_in_full, "the KL counts in full"),
-    (lambda *t: loss(*t) + 1, "for the check's random logits"),
-    (dead, "has no gradient"),
-    (half_dead, "a part of the loss is detached"),
-    (lambda *t: loss(*t) / 0, "log_softmax"),
-]
-WRONG_TESTS = [
-    (lambda loss: 1, "Return True or False"),
-    (lambda loss: True, "detached from the student"),
-    (lambda loss: False, "refuses a loss that teaches: the forward KL, alone"),
-    (asks_requires_grad, "knows no teacher"),
-    (asks_any_gradient, "knows no teacher"),
-    (asks_value, "Its value falls when the student comes nearer"),
-    (asks_teachers_gradient, "pushes the student away"),
-    (asks_step, "isn't the teacher's doing"),
-    (lambda loss: asks_step(loss, nearness=0.8), "take their pull out"),
-    (asks_for_q_minus_p, "fixed small length"),
-    (long_steps, "fixed small length"),
-    (stops_at_the_dead, "does not require grad"),
-]
-WRONG_STEPS = [
-    (lambda parts: steps(parts)[0], "a list with one number for each batch"),
-    (lambda parts: steps(parts)[:1], "a list with one number for each batch"),
-    (lambda parts: [losses for losses, _ in parts], "a single number"),
-    (lambda parts: [one.item() for one in steps(parts)], "must be a tensor"),
-    (lambda parts: [losses[on].mean() / len(parts) for losses, on in parts], "has no mean of its own"),
-    (lambda parts: [safe_mean(*part) / len(parts) for part in parts], "still the mean of the batches' means"),
-    (
-        lambda parts: [safe_mean(*part) / sum(bool(on.any()) for _, on in parts) for part in parts],
-        "over the batches that have any",
-    ),
-    (lambda parts: [safe_mean(*part) for part in parts], "add up to too much"),
-    (lambda parts: [losses[on].sum() for losses, on in parts], "those are sums"),
-    (lambda parts: [losses[on].sum() / 48 for losses, on in parts], "divide by all positions"),
-    (lambda parts: [losses[on].sum() / 6 for losses, on in parts], "divide by the rows"),
-    (lambda parts: [one / len(parts) for one in steps(parts)], "once more by the number of batches"),
-    (lambda parts: [losses.sum() / 23 for losses, _ in parts], "in your sum"),
-    (lambda parts: [losses.sum() / 48 for losses, _ in parts], "in your mean"),
-    (lambda parts: [one.detach() for one in steps(parts)], "backward() reaches nothing"),
-    (lambda parts: [one + 1 for one in steps(parts)], "their sum should be"),
-]
-WRONG = [
-    *((lesson_07.check_distillation_loss, *case) for case in WRONG_LOSSES),
-    *((lesson_07.check_teaches, *case) for case in WRONG_TESTS),
-    *((lesson_07.check_step_losses, *case) for case in WRONG_STEPS),
-]
-
-
-@pytest.mark.parametrize(("check", "stub"), STUBS)
-def test_stub_is_not_solved_yet(check, stub, capsys):
-    assert check(stub) is False
-    assert "not solved yet" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("check", "attempt", "named"), WRONG)
-def test_wrong_answer_names_the_mistake(check, attempt, named, capsys):
-    assert check(attempt) is False
-    out = capsys.readouterr().out
-    assert "not yet." in out
-    assert named in out
-
-
-@pytest.mark.parametrize(
-    ("check", "answer"),
-    [
-        (lesson_07.check_distillation_loss, loss),
-        (lesson_07.check_distillation_loss, with_package),
-        (lesson_07.check_teaches, teaches),
-        (lesson_07.check_teaches, lambda loss: torch.tensor(teaches(loss))),
-        (lesson_07.check_step_losses, steps),
-        (lesson_07.check_step_losses, lambda parts: tuple(steps(parts))),
+test_distillation_loss = cases_of(
+    lesson_07.check_distillation_loss,
+    stubs=[lambda *_: ...],
+    mistakes=[
+        (lambda *t: loss(*t, mean=lambda each: each), "one number for the step"),
+        (lambda *t: loss(*t).item(), "Return a tensor"),
+        (lambda *t: loss(*t, after=lambda real: torch.ones_like(real[:, 1:])), "padding counts in yours"),
+        (lambda *t: loss(*t, after=lambda real: real[:, 1:]), "only whether the next token is real"),
+        (lambda *t: loss(*t, after=lambda real: real[:, :-1]), "only whether the token is real"),
+        (scaled(lambda s, t, i, m: predicted(m) / m[:, 1:].numel()), "divide by all positions"),
+        (scaled(lambda s, t, i, m: predicted(m) / len(m)), "divide by the rows"),
+        (scaled(lambda s, t, i, m: predicted(m)), "that is the sum"),
+        (scaled(lambda s, t, i, m: 1 / s.shape[-1]), "average over the vocabulary"),
+        (row_means, "mean of the rows' means"),
+        (lambda *t: loss(*t, kl=lambda p, q: (q.exp() * (q - p)).sum(-1)), "The teacher comes first"),
+        (lambda *t: loss(*t, kl=lambda p, q: (p.exp() * (q - p)).sum(-1)), "wrong sign"),
+        (lambda *t: loss(*t, kl=lambda p, q: -(p.exp() * q).sum(-1)), "the teacher's entropy"),
+        (lambda *t: loss(*t, squared=0), "T² is missing"),
+        (lambda *t: loss(*t, squared=1), "T², not T"),
+        (lambda *t: no_temperature(*t) * (1 if t[5] else t[4] ** 2), "flattens nothing"),
+        (no_temperature, "temperature is ignored"),
+        (lambda *t: loss(*t, flat=True), "temperature 1, no flattening"),
+        (squared_words, "not to the cross-entropy"),
+        (other_way, "alpha is the share of the cross-entropy"),
+        (unshifted, "compared with the token itself"),
+        (same_place, "compared with the token itself"),
+        (lambda *t: (loss if t[5] == 0 else wrong_way)(*t), "you shift the wrong way"),
+        (every_position, "every real position counts"),
+        (lambda *t: loss(*t[:5], 0.0) + t[5] * loss(*t[:5], 1.0), "the KL counts in full"),
+        (both_in_full, "the KL counts in full"),
+        (lambda *t: loss(*t) + 1, "for the check's random logits"),
+        (dead, "has no gradient"),
+        (half_dead, "a part of the loss is detached"),
+        (lambda *t: loss(*t) / 0, "log_softmax"),
     ],
+    answers=[loss, with_package],
 )
-def test_right_answer(check, answer, capsys):
-    assert check(answer) is True, capsys.readouterr().out
-    assert "correct." in capsys.readouterr().out
+
+
+test_teaches = cases_of(
+    lesson_07.check_teaches,
+    stubs=[lambda loss: ...],
+    mistakes=[
+        (lambda loss: 1, "Return True or False"),
+        (lambda loss: True, "detached from the student"),
+        (lambda loss: False, "refuses a loss that teaches: the forward KL, alone"),
+        (asks_requires_grad, "knows no teacher"),
+        (asks_any_gradient, "knows no teacher"),
+        (asks_value, "Its value falls when the student comes nearer"),
+        (asks_teachers_gradient, "pushes the student away"),
+        (asks_step, "isn't the teacher's doing"),
+        (lambda loss: asks_step(loss, nearness=0.8), "take their pull out"),
+        (asks_for_q_minus_p, "fixed small length"),
+        (long_steps, "fixed small length"),
+        (stops_at_the_dead, "does not require grad"),
+    ],
+    answers=[teaches, lambda loss: torch.tensor(teaches(loss))],
+)
+
+
+test_step_losses = cases_of(
+    lesson_07.check_step_losses,
+    stubs=[lambda parts: None, lambda parts: [...]],
+    mistakes=[
+        (lambda parts: steps(parts)[0], "a list with one number for each batch"),
+        (lambda parts: steps(parts)[:1], "a list with one number for each batch"),
+        (lambda parts: [losses for losses, _ in parts], "a single number"),
+        (lambda parts: [one.item() for one in steps(parts)], "must be a tensor"),
+        (lambda parts: [losses[on].mean() / len(parts) for losses, on in parts], "has no mean of its own"),
+        (lambda parts: [safe_mean(*part) / len(parts) for part in parts], "still the mean of the batches' means"),
+        (
+            lambda parts: [safe_mean(*part) / sum(bool(on.any()) for _, on in parts) for part in parts],
+            "over the batches that have any",
+        ),
+        (lambda parts: [safe_mean(*part) for part in parts], "add up to too much"),
+        (lambda parts: [losses[on].sum() for losses, on in parts], "those are sums"),
+        (lambda parts: [losses[on].sum() / 48 for losses, on in parts], "divide by all positions"),
+        (lambda parts: [losses[on].sum() / 6 for losses, on in parts], "divide by the rows"),
+        (lambda parts: [one / len(parts) for one in steps(parts)], "once more by the number of batches"),
+        (lambda parts: [losses.sum() / 23 for losses, _ in parts], "in your sum"),
+        (lambda parts: [losses.sum() / 48 for losses, _ in parts], "in your mean"),
+        (lambda parts: [one.detach() for one in steps(parts)], "backward() reaches nothing"),
+        (lambda parts: [one + 1 for one in steps(parts)], "their sum should be"),
+    ],
+    answers=[steps, lambda parts: tuple(steps(parts))],
+)
 
 
 @pytest.mark.parametrize("seed", range(20))

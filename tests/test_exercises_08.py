@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from exercise_cases import cases_of
 
 from course_utils.exercises import lesson_08
 
@@ -57,59 +58,57 @@ def unpaired(a, b, clusters):
     return (1 + (np.abs(gaps) >= abs(a.sum() - b.sum())).sum()) / 2001
 
 
-ANSWERS = {"check_align": right_align, "check_first_component": first_component, "check_sign_flip": sign_flip}
-MISTAKES = [
-    ("check_align", lambda a, b, runs: [(i, i) for i in range(1, min(len(a), len(b)))], "have the same number"),
-    ("check_align", align, "first tokens are still in"),
-    ("check_align", lambda *given: right_align(*given, shifted=False), "same offsets in both"),
-    ("check_align", lambda *given: right_align(*given, whole=False), "reaches into a swapped word"),
-    ("check_align", lambda *given: right_align(*given, runs=slice(1)), "only one of the runs"),
-    ("check_align", lambda *given: right_align(*given, runs=slice(-1, None)), "only one of the runs"),
-    ("check_align", lambda *given: right_align(*given)[1:], "stand on the same piece"),
-    ("check_align", lambda *given: [*right_align(*given), (1, 5)], "don't stand on the same piece"),
-    ("check_align", lambda *given: [1, 2], "Return pairs"),
-    ("check_align", lambda *given: 7, "Return a list of pairs"),
-    ("check_first_component", lambda s, m: first_component(s, m, keep=lambda s, real: s[real]), "first token is still"),
-    (
-        "check_first_component",
-        lambda s, m: first_component(s, m, keep=lambda s, real: s[:, 1:][real[:, 1:]]),
-        "column 0",
-    ),
-    ("check_first_component", lambda s, m: first_component(s, m, keep=lambda s, real: s.flatten(0, 1)), "padded"),
-    (
-        "check_first_component",
-        lambda s, m: first_component(s, m, keep=lambda s, real: s[~real | (real.cumsum(1) > 1)]),
-        "padded",
-    ),
-    ("check_first_component", lambda s, m: first_component(s, m, centre=False), "subtract the mean"),
-    ("check_first_component", lambda s, m: first_component(s, m, power=1), "squares"),
-    ("check_first_component", lambda s, m: first_component(s, m, percent=True), "in percent"),
-    ("check_first_component", lambda s, m: 0.5, "the check's states give"),
-    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, one_sided="upper"), "one side only"),
-    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, one_sided="lower"), "one side only"),
-    ("check_sign_flip", unpaired, "shuffle all values together"),
-    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, by_cluster=False), "flip each pair by itself"),
-    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, flips=19), "Few flips"),
-    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, flips=99), "Few flips"),
-    ("check_sign_flip", lambda a, b, c: sign_flip(a, b, c, flips=500, plus=0) * 0, "p-value is 0"),
-    ("check_sign_flip", lambda a, b, c: abs(a - b).mean(), "from 0 to 1"),
-]
+test_align = cases_of(
+    lesson_08.check_align,
+    stubs=[lambda *_, **__: None],
+    mistakes=[
+        (lambda a, b, runs: [(i, i) for i in range(1, min(len(a), len(b)))], "have the same number"),
+        (align, "first tokens are still in"),
+        (lambda *given: right_align(*given, shifted=False), "same offsets in both"),
+        (lambda *given: right_align(*given, whole=False), "reaches into a swapped word"),
+        (lambda *given: right_align(*given, runs=slice(1)), "only one of the runs"),
+        (lambda *given: right_align(*given, runs=slice(-1, None)), "only one of the runs"),
+        (lambda *given: right_align(*given)[1:], "stand on the same piece"),
+        (lambda *given: [*right_align(*given), (1, 5)], "don't stand on the same piece"),
+        (lambda *given: [1, 2], "Return pairs"),
+        (lambda *given: 7, "Return a list of pairs"),
+    ],
+    answers=[right_align],
+)
 
 
-@pytest.mark.parametrize("name", ANSWERS)
-def test_stub_and_answer(name, capsys):
-    check = getattr(lesson_08, name)
-    assert not check(lambda *_, **__: None)
-    assert "not solved yet" in capsys.readouterr().out
-    assert check(ANSWERS[name]), capsys.readouterr().out
+test_first_component = cases_of(
+    lesson_08.check_first_component,
+    stubs=[lambda *_, **__: None],
+    mistakes=[
+        (lambda s, m: first_component(s, m, keep=lambda s, real: s[real]), "first token is still"),
+        (lambda s, m: first_component(s, m, keep=lambda s, real: s[:, 1:][real[:, 1:]]), "column 0"),
+        (lambda s, m: first_component(s, m, keep=lambda s, real: s.flatten(0, 1)), "padded"),
+        (lambda s, m: first_component(s, m, keep=lambda s, real: s[~real | (real.cumsum(1) > 1)]), "padded"),
+        (lambda s, m: first_component(s, m, centre=False), "subtract the mean"),
+        (lambda s, m: first_component(s, m, power=1), "squares"),
+        (lambda s, m: first_component(s, m, percent=True), "in percent"),
+        (lambda s, m: 0.5, "the check's states give"),
+    ],
+    answers=[first_component],
+)
 
 
-@pytest.mark.parametrize(("name", "attempt", "message"), MISTAKES)
-def test_mistakes_are_named(name, attempt, message, capsys):
-    assert not getattr(lesson_08, name)(attempt)
-    text = capsys.readouterr().out
-    assert "not yet" in text
-    assert re.search(message, text), text
+test_sign_flip = cases_of(
+    lesson_08.check_sign_flip,
+    stubs=[lambda *_, **__: None],
+    mistakes=[
+        (lambda a, b, c: sign_flip(a, b, c, one_sided="upper"), "one side only"),
+        (lambda a, b, c: sign_flip(a, b, c, one_sided="lower"), "one side only"),
+        (unpaired, "shuffle all values together"),
+        (lambda a, b, c: sign_flip(a, b, c, by_cluster=False), "flip each pair by itself"),
+        (lambda a, b, c: sign_flip(a, b, c, flips=19), "Few flips"),
+        (lambda a, b, c: sign_flip(a, b, c, flips=99), "Few flips"),
+        (lambda a, b, c: sign_flip(a, b, c, flips=500, plus=0) * 0, "p-value is 0"),
+        (lambda a, b, c: abs(a - b).mean(), "from 0 to 1"),
+    ],
+    answers=[sign_flip],
+)
 
 
 def test_first_tokens_make_the_first_component(capsys):

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-import pytest
+from exercise_cases import cases_of
 
 from course_utils.exercises import lesson_09
 from course_utils.fairness import protect_first
@@ -86,86 +86,68 @@ def per_template(base, pruned, neutral_base, neutral_pruned):
     return (pruned - base).mean(1) - (neutral_pruned - neutral_base).mean(1)
 
 
-CUT, CIRCULAR, CHANGE = (
+test_neurons_to_cut = cases_of(
     lesson_09.check_neurons_to_cut,
-    lesson_09.check_is_circular,
-    lesson_09.check_difference_in_differences,
-)
-
-
-@pytest.mark.parametrize(
-    ("check", "stub"),
-    [
-        (CUT, lambda importance, bias, protected, count: ...),
-        (CIRCULAR, lambda selection, evaluation: ...),
-        (CHANGE, lambda base, pruned, neutral_base, neutral_pruned: ...),
-        (CHANGE, lambda base, pruned, neutral_base, neutral_pruned: (0.1, ...)),
+    stubs=[lambda importance, bias, protected, count: ...],
+    mistakes=[
+        (lambda i, b, p, n: b.argsort(descending=True)[:n], "nobody is protected"),
+        (lambda i, b, p, n: i.argsort()[:n], "least important ones"),
+        (lambda *a: neurons_to_cut(*a, least=True), "least biased ones"),
+        (lambda *a: neurons_to_cut(*a, rounding=math.floor), "math.ceil"),
+        (lambda i, b, p, n: neurons_to_cut(i, b.abs(), p, n), "magnitude of the bias score"),
+        (among_the_important, "Those are the ones to protect"),
+        (lambda i, b, p, n: b.sort(descending=True).values[:n], "not their scores"),
+        (lambda *a: neurons_to_cut(*a)[:-1], "different neurons"),
+        (lambda i, b, p, n: list(range(n)), "should go"),
     ],
-    ids=["cut", "circular", "change", "change_half_done"],
+    answers=[neurons_to_cut, lambda *case: neurons_to_cut(*case).tolist(), with_course_utils],
 )
-def test_stub_is_not_solved_yet(check, stub, capsys):
-    assert check(stub) is False
-    assert "not solved yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("check", "attempt", "named"),
-    [
-        (CUT, lambda i, b, p, n: b.argsort(descending=True)[:n], "nobody is protected"),
-        (CUT, lambda i, b, p, n: i.argsort()[:n], "least important ones"),
-        (CUT, lambda *a: neurons_to_cut(*a, least=True), "least biased ones"),
-        (CUT, lambda *a: neurons_to_cut(*a, rounding=math.floor), "math.ceil"),
-        (CUT, lambda i, b, p, n: neurons_to_cut(i, b.abs(), p, n), "magnitude of the bias score"),
-        (CUT, among_the_important, "Those are the ones to protect"),
-        (CUT, lambda i, b, p, n: b.sort(descending=True).values[:n], "not their scores"),
-        (CUT, lambda *a: neurons_to_cut(*a)[:-1], "different neurons"),
-        (CUT, lambda i, b, p, n: list(range(n)), "should go"),
-        (CIRCULAR, lambda a, b: False, "the very same pair"),
-        (CIRCULAR, lambda a, b: True, "nothing in common"),
-        (CIRCULAR, lambda a, b: 1, "True or False"),
-        (CIRCULAR, lambda a, b: bool(set(a) & set(b)), "but the same template"),
-        (CIRCULAR, lambda a, b: is_circular(a, b, name=lambda pair: (pair.template, pair.valence)), "another ending"),
-        (CIRCULAR, trusting_the_labels, "what the labels promise"),
-        (CIRCULAR, lambda a, b: is_circular(a, b, name=lambda pair: pair.template), "before the colon"),
-        (CIRCULAR, one_side_stripped, "from both lists"),
-        (CIRCULAR, beginnings, "not beginnings"),
-        (CIRCULAR, lambda a, b: is_circular(a, b, content=None), "got a new name"),
-        (CIRCULAR, lambda a, b: is_circular(a, b, content=lambda p: (p.text_a, p.text_b)), "exchanged"),
-        (CHANGE, lambda *t: tuple(-value for value in difference_in_differences(*t)), "turned round"),
-        (CHANGE, with_estimate(lambda a, b, c, d: (b - a).mean()), "neutral swaps are missing"),
-        (CHANGE, with_estimate(lambda a, b, c, d: b.mean() - d.mean()), "base model is missing"),
-        (CHANGE, with_estimate(lambda a, b, c, d: b.abs().mean() - a.abs().mean()), "no magnitudes"),
-        (CHANGE, with_estimate(lambda *t: 7.0), "The estimate is"),
-        (CHANGE, with_error(independent), "both groups as independent"),
-        (CHANGE, with_error(items_as_units), "every template x swap"),
+test_is_circular = cases_of(
+    lesson_09.check_is_circular,
+    stubs=[lambda selection, evaluation: ...],
+    mistakes=[
+        (lambda a, b: False, "the very same pair"),
+        (lambda a, b: True, "nothing in common"),
+        (lambda a, b: 1, "True or False"),
+        (lambda a, b: bool(set(a) & set(b)), "but the same template"),
+        (lambda a, b: is_circular(a, b, name=lambda pair: (pair.template, pair.valence)), "another ending"),
+        (trusting_the_labels, "what the labels promise"),
+        (lambda a, b: is_circular(a, b, name=lambda pair: pair.template), "before the colon"),
+        (one_side_stripped, "from both lists"),
+        (beginnings, "not beginnings"),
+        (lambda a, b: is_circular(a, b, content=None), "got a new name"),
+        (lambda a, b: is_circular(a, b, content=lambda p: (p.text_a, p.text_b)), "exchanged"),
+    ],
+    answers=[is_circular],
+)
+
+
+test_difference_in_differences = cases_of(
+    lesson_09.check_difference_in_differences,
+    stubs=[
+        lambda base, pruned, neutral_base, neutral_pruned: ...,
+        lambda base, pruned, neutral_base, neutral_pruned: (0.1, ...),
+    ],
+    mistakes=[
+        (lambda *t: tuple(-value for value in difference_in_differences(*t)), "turned round"),
+        (with_estimate(lambda a, b, c, d: (b - a).mean()), "neutral swaps are missing"),
+        (with_estimate(lambda a, b, c, d: b.mean() - d.mean()), "base model is missing"),
+        (with_estimate(lambda a, b, c, d: b.abs().mean() - a.abs().mean()), "no magnitudes"),
+        (with_estimate(lambda *t: 7.0), "The estimate is"),
+        (with_error(independent), "both groups as independent"),
+        (with_error(items_as_units), "every template x swap"),
         (
-            CHANGE,
             with_error(lambda *t: math.hypot(*(error_of(table.mean(1)) for table in t))),
             "all four tables as independent",
         ),
-        (CHANGE, with_error(lambda *t: per_template(*t).std()), "spread of the templates"),
-        (CHANGE, with_error(lambda *t: np.std(per_template(*t).numpy()) / math.sqrt(12)), "templates - 1"),
-        (CHANGE, with_error(lambda *t: 0.5), "The error is"),
+        (with_error(lambda *t: per_template(*t).std()), "spread of the templates"),
+        (with_error(lambda *t: np.std(per_template(*t).numpy()) / math.sqrt(12)), "templates - 1"),
+        (with_error(lambda *t: 0.5), "The error is"),
+    ],
+    answers=[
+        difference_in_differences,
+        lambda *tables: tuple(float(value) for value in difference_in_differences(*tables)),
     ],
 )
-def test_wrong_answer_names_the_mistake(check, attempt, named, capsys):
-    assert check(attempt) is False
-    out = capsys.readouterr().out
-    assert "not yet." in out
-    assert named in out
-
-
-@pytest.mark.parametrize(
-    ("check", "answer"),
-    [
-        (CUT, neurons_to_cut),
-        (CUT, lambda *case: neurons_to_cut(*case).tolist()),
-        (CUT, with_course_utils),
-        (CIRCULAR, is_circular),
-        (CHANGE, difference_in_differences),
-        (CHANGE, lambda *tables: tuple(float(value) for value in difference_in_differences(*tables))),
-    ],
-)
-def test_right_answer(check, answer, capsys):
-    assert check(answer) is True, capsys.readouterr().out
-    assert "correct." in capsys.readouterr().out
