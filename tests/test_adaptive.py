@@ -12,7 +12,6 @@ import sys
 import pytest
 import torch
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForCausalLM, DynamicCache, TextIteratorStreamer
 
 from course_utils.adaptive import (
@@ -411,7 +410,6 @@ TEXTS = [" ".join(f"w{(7 * i + j * j) % 90 + 3}" for j in range(3 + i)) for i in
 def tokenizer():
     tokenizer = word_tokenizer()
     tokenizer.pad_token = "w2"
-    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     return tokenizer
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model
+from tiny import FAMILIES, log_likelihood, tiny_model, word_tokenizer
+from tiny_pairs import PLEASANT, UNPLEASANT, A, B, gap, make_pairs
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,49 +23,6 @@ from course_utils.bias_statistics import activation_means, activation_ratio, beh
 from course_utils.contrastive import Pair
 from course_utils.pair_scores import PairScores, measure
 
-A, B = 90, 91  # the tiny models' words for the groups
-PLEASANT, UNPLEASANT = 80, 81
-
-
-def spaced_tokenizer() -> PreTrainedTokenizerFast:
-    """One word a token, "w0" to "w96", split at spaces."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def words(ids) -> str:
-    return " ".join(f"w{i}" for i in ids)
-
-
-def make_pairs(axis="group", kind="demographic", *, templates=4, swaps=3, seed=0, a=None, b=None) -> list[Pair]:
-    """Random templates, the same for every axis, x random swaps x two endings; ``a`` and ``b`` fix a first word."""
-    sentences = np.random.default_rng(7).integers(3, 70, (templates, 6))
-    generator, made = np.random.default_rng(seed), []
-    for s in range(swaps):
-        a_ids, b_ids = ([*([] if w is None else [w]), *generator.integers(3, 70, 1 + s % 2)] for w in (a, b))
-        if kind == "identity":
-            b_ids = a_ids
-        elif a_ids == b_ids:
-            b_ids = [word + 1 for word in b_ids]
-        for t, ids in enumerate(sentences):
-            for valence, ending in ((1, PLEASANT), (-1, UNPLEASANT)):
-                made.append(
-                    Pair(
-                        before=words(ids[: 1 + t % 2]) + " ",
-                        a=words(a_ids),
-                        b=words(b_ids),
-                        after=" " + words([*ids[2 : 3 + t % 3], ending]),
-                        axis=axis,
-                        kind=kind,
-                        group_a="x",
-                        group_b="y",
-                        template=f"t{t}",
-                        valence=valence,
-                    )
-                )
-    return made
-
 
 def everything(**options) -> list[Pair]:
     kinds = ("neutral", "paraphrase", "identity")
@@ -75,23 +33,15 @@ def everything(**options) -> list[Pair]:
 @torch.no_grad()
 def by_hand(model, pair: Pair, site: str, block: int) -> tuple[float, float, float]:
     """Log-likelihood difference, relative difference and 1 - cosine of one pair, without batches or padding."""
-    architecture, sides = describe(model), []
-    after = len(pair.after.split())
-    for text in (pair.text_a, pair.text_b):
-        ids = torch.tensor([[int(word[1:]) for word in text.split()]])
-        module = {"attention_out": architecture.attentions, "mlp_out": architecture.mlps}[site][block].contribution
-        kept = []
-        hook = module.register_forward_hook(
-            lambda _m, _x, out, kept=kept: kept.append(out[0] if isinstance(out, tuple) else out)
-        )
-        log_p = model(ids).logits[0].float().log_softmax(-1)
-        hook.remove()
-        total = log_p[:-1].gather(1, ids[0, 1:, None])[-after:].double().sum()
-        sides.append((float(total), kept[0].reshape(len(ids[0]), -1)[-after:].double()))
-    (ll_a, a), (ll_b, b) = sides
+    architecture, kept = describe(model), []
+    module = {"attention_out": architecture.attentions, "mlp_out": architecture.mlps}[site][block].contribution
+    hook = module.register_forward_hook(lambda _m, _x, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    difference = gap(model, pair)
+    hook.remove()
+    a, b = (states.flatten(0, -2)[-len(pair.after.split()) :].double() for states in kept)
     relative = (a - b).norm(dim=-1) / ((a.norm(dim=-1) + b.norm(dim=-1)) / 2)
     cosine = 1 - torch.nn.functional.cosine_similarity(a, b)
-    return ll_a - ll_b, float(relative.mean()), float(cosine.mean())
+    return difference, float(relative.mean()), float(cosine.mean())
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -100,7 +50,7 @@ def by_hand(model, pair: Pair, site: str, block: int) -> tuple[float, float, flo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_by_hand(family):
     model, pairs = tiny_model(family), make_pairs(templates=3)
-    scores = measure(model, spaced_tokenizer(), pairs, batch_size=4)
+    scores = measure(model, word_tokenizer(), pairs, batch_size=4)
     assert scores.relative.shape == scores.cosine.shape == (len(pairs), 2, 3)
     assert scores.sites == ("attention_out", "mlp_out") and scores.blocks == (0, 1, 2)
     for i in range(0, len(pairs), 5):
@@ -120,7 +70,7 @@ def test_scores_by_hand(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_identity_is_exactly_zero(family, dtype):
     pairs = make_pairs("identity", "identity", swaps=5) + make_pairs(swaps=2)
-    scores = measure(tiny_model(family, dtype=dtype), spaced_tokenizer(), pairs, batch_size=7)
+    scores = measure(tiny_model(family, dtype=dtype), word_tokenizer(), pairs, batch_size=7)
     same = (scores.frame["kind"] == "identity").to_numpy()
     assert same.sum() == 40
     assert (scores.frame["log_likelihood"][same] == 0).all() and (scores.frame["log_likelihood"][~same] != 0).all()
@@ -129,7 +79,7 @@ def test_identity_is_exactly_zero(family, dtype):
 
 
 def test_low_precision_agrees_with_float32():
-    tokenizer, pairs = spaced_tokenizer(), make_pairs()
+    tokenizer, pairs = word_tokenizer(), make_pairs()
     exact, low = (measure(tiny_model(dtype=dtype), tokenizer, pairs) for dtype in (torch.float32, torch.bfloat16))
     assert low.relative.dtype == np.float32
     np.testing.assert_allclose(low.relative, exact.relative, rtol=0.1, atol=0.02)
@@ -138,7 +88,7 @@ def test_low_precision_agrees_with_float32():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_padding_and_order_do_not_matter(family):
-    model, tokenizer, pairs = tiny_model(family), spaced_tokenizer(), make_pairs()
+    model, tokenizer, pairs = tiny_model(family), word_tokenizer(), make_pairs()
     alone = measure(model, tokenizer, pairs, batch_size=1)
     together = measure(model, tokenizer, pairs, batch_size=24)
     shuffled = np.random.default_rng(0).permutation(len(pairs))
@@ -155,14 +105,14 @@ def test_batches_padding_and_order_do_not_matter(family):
 def test_one_forward_pass_a_batch_and_no_trace():
     model, pairs, passes = tiny_model().train(), make_pairs(templates=4, swaps=2), []
     hook = model.model.register_forward_hook(lambda *_: passes.append(1))
-    measure(model, spaced_tokenizer(), pairs, batch_size=4)
+    measure(model, word_tokenizer(), pairs, batch_size=4)
     hook.remove()
     assert len(passes) == len(pairs) / 4
     assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 def test_bypassed_attention_differs_by_nothing_and_chosen_places_agree():
-    model, tokenizer, pairs = tiny_model(), spaced_tokenizer(), make_pairs()
+    model, tokenizer, pairs = tiny_model(), word_tokenizer(), make_pairs()
     bypass_attention(model, [1])
     scores = measure(model, tokenizer, pairs)
     assert (scores.relative[:, 0, 1] == 0).all() and (scores.cosine[:, 0, 1] == 0).all()
@@ -177,7 +127,7 @@ def test_bypassed_attention_differs_by_nothing_and_chosen_places_agree():
 def test_what_cannot_be_compared_is_counted():
     pairs = make_pairs()
     bare = replace(pairs[0], after="", axis="bare", group_a="u", group_b="v")
-    scores = measure(tiny_model(), spaced_tokenizer(), [*pairs, bare])
+    scores = measure(tiny_model(), word_tokenizer(), [*pairs, bare])
     assert math.isnan(scores.frame["log_likelihood"].iloc[-1]) and np.isnan(scores.relative[-1]).all()
     table = scores.excluded().set_index("axis")
     assert table.loc["bare", ["pairs", "pairs_without_tokens", "tokens"]].tolist() == [1, 1, 0]
@@ -196,7 +146,7 @@ def test_what_cannot_be_compared_is_counted():
 )
 def test_measure_refuses(options, message):
     with pytest.raises(ValueError, match=message):
-        measure(tiny_model(), spaced_tokenizer(), **{"pairs": make_pairs(), **options})
+        measure(tiny_model(), word_tokenizer(), **{"pairs": make_pairs(), **options})
 
 
 # --- statistics on scores with a known truth ------------------------------------------------------
@@ -237,18 +187,16 @@ def synthetic(
 
 def test_preferences_by_hand_cancel_what_the_endings_share():
     model, pairs = tiny_model(), make_pairs(templates=2, swaps=2)
-    items = preferences(measure(model, spaced_tokenizer(), pairs))
+    items = preferences(measure(model, word_tokenizer(), pairs))
     assert len(items) == 4
     for item in items.itertuples():
         total = 0.0
         for pair in pairs:
             if (pair.template, pair.swap) == (item.template, item.swap):
-                ending = len(pair.after.split())
+                assert len(pair.after.split()) > 1
                 for sign, text in ((1, pair.text_a), (-1, pair.text_b)):
-                    ids = torch.tensor([[int(word[1:]) for word in text.split()]])
-                    log_p = model(ids).logits[0].detach().log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])
-                    assert ending > 1
-                    total += sign * pair.valence * float(log_p[-1])  # the ending alone: the rest is the same
+                    ending = log_likelihood(model, text, len(text.split()) - 1)  # alone: the rest is the same
+                    total += sign * pair.valence * ending
         assert item.preference == pytest.approx(total, abs=1e-4)
 
 
@@ -332,7 +280,7 @@ def measured_model(seed: int, planted: float) -> PairScores:
         output.last_hidden_state += planted * (inputs["input_ids"] == A).any(1)[:, None, None] * liking
 
     hook = model.base_model.register_forward_hook(lean, with_kwargs=True)
-    scores = measure(model, spaced_tokenizer(), everything(templates=8, swaps=8), batch_size=64)
+    scores = measure(model, word_tokenizer(), everything(templates=8, swaps=8), batch_size=64)
     hook.remove()
     return scores
 
@@ -382,7 +330,7 @@ def test_difference_in_differences_by_hand():
 
 
 def test_different_pairs_are_refused():
-    tokenizer, model = spaced_tokenizer(), tiny_model(layers=1)
+    tokenizer, model = word_tokenizer(), tiny_model(layers=1)
     one, other = (measure(model, tokenizer, make_pairs(seed=seed)) for seed in (0, 1))
     relabelled = measure(model, tokenizer, [replace(pair, template=pair.template + "!") for pair in make_pairs()])
     fewer = measure(model, tokenizer, make_pairs()[:-2])
@@ -434,7 +382,7 @@ def test_the_figure_shows_every_axis_beside_its_controls():
 def test_a_bypassed_attention_has_no_ratio_and_spoils_no_other():
     model = tiny_model()
     bypass_attention(model, [1])
-    found = analyse(measure(model, spaced_tokenizer(), everything()))
+    found = analyse(measure(model, word_tokenizer(), everything()))
     places = found.tables["activations_by_place"]
     bypassed = (places["site"] == "attention_out") & (places["block"] == 1)
     assert places.loc[bypassed, ["ratio", "p", "p_holm"]].isna().all(axis=None)
@@ -462,7 +410,7 @@ def test_too_few_units_are_named():
 )
 def test_report_refuses(axes, options, message):
     with pytest.raises(ValueError, match=message):
-        bias.report(tiny_model(), spaced_tokenizer(), axes, **options)
+        bias.report(tiny_model(), word_tokenizer(), axes, **options)
 
 
 def test_statistics_refuse_what_has_no_control():

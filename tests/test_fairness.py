@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES, tiny_model, word_tokenizer
-from tokenizers import pre_tokenizers
+from tiny import FAMILIES, tiny_model, token_ids, word_tokenizer
+from tiny_pairs import gap
 
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
@@ -24,10 +24,7 @@ ENDINGS = {1: " w20 w21", -1: " w22 w23 w24"}
 
 @pytest.fixture
 def tokenizer():
-    """Words and their offsets."""
-    tokenizer = word_tokenizer()
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tokenizer
+    return word_tokenizer()
 
 
 def word_pairs(swaps=SWAPS, *, axis="words") -> list[Pair]:
@@ -39,23 +36,6 @@ def word_pairs(swaps=SWAPS, *, axis="words") -> list[Pair]:
         for a, b in swaps
         for valence, ending in ENDINGS.items()
     ]
-
-
-def token_ids(text: str) -> torch.Tensor:
-    """[1, words]."""
-    return torch.tensor([[int(word[1:]) for word in text.split()]])
-
-
-def gap(model, pair: Pair) -> float:
-    """Written again, one text at a time: log-likelihood of what follows a, minus the same for b."""
-    total = 0.0
-    for sign, text in ((1, pair.text_a), (-1, pair.text_b)):
-        ids = token_ids(text)
-        with torch.no_grad():
-            log_probabilities = model(ids).logits.double().log_softmax(-1)[0, :-1]
-        shared = len(pair.after.split())
-        total += sign * float(log_probabilities.gather(1, ids[0, 1:, None])[-shared:].sum())
-    return total
 
 
 def preference(model, pairs) -> float:

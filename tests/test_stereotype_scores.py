@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny import FAMILIES, log_likelihood, tiny_model, word_tokenizer, words
+from tiny_pairs import gap
 from transformers import PreTrainedTokenizerFast
 
 from course_utils import stereotype_scores
@@ -26,22 +26,7 @@ from course_utils.uncertainty import wilson_interval
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One word a token, "w0" to "w96", split at spaces."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def words(ids) -> str:
-    return " ".join(f"w{i}" for i in ids)
-
-
-@torch.no_grad()
-def log_likelihood(model, text: str, start: int) -> float:
-    """Of the tokens from ``start``, on its own."""
-    ids = torch.tensor([[int(word[1:]) if word.startswith("w") else 0 for word in text.split()]])
-    log_p = model(ids).logits[0].float().log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])
-    return float(log_p[start - 1 :].double().sum())
+    return word_tokenizer()
 
 
 def random_texts(count: int, length: int, seed: int = 0) -> list[str]:
@@ -86,7 +71,7 @@ def benchmark_pairs(count: int = 12) -> list[Pair]:
 def test_preference_counts_the_likelier_side_and_what_it_cannot_compare(tokenizer):
     model, pairs = tiny_model(), benchmark_pairs()
     table = stereotype_preference(model, tokenizer, pairs, batch_size=5).set_index("axis")
-    wins = [log_likelihood(model, p.text_a, 2) > log_likelihood(model, p.text_b, 3) for p in pairs[1:]]
+    wins = [gap(model, pair) > 0 for pair in pairs[1:]]
     assert list(table.index) == ["race", "age", "all"]
     assert table.loc["all", ["pairs", "without_tokens", "ties", "excluded_tokens"]].tolist() == [11, 1, 0, 0]
     assert table.loc["race", ["pairs", "without_tokens"]].tolist() == [5, 1]

@@ -1,9 +1,9 @@
-"""Tiny random models of every supported family: no download, milliseconds a forward."""
+"""Tiny random models of every supported family, and their words: no download, milliseconds a forward."""
 
 from __future__ import annotations
 
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 COMMON = {
@@ -68,6 +68,25 @@ def tiny_batches(
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One word a token, "w0" to "w96": the tiny models' vocabulary."""
-    words = {f"w{i}": i for i in range(97)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+    """One word a token, "w0" to "w96", split at spaces: the tiny models' vocabulary."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def words(ids) -> str:
+    """The text of these tokens."""
+    return " ".join(f"w{i}" for i in ids)
+
+
+def token_ids(text: str) -> torch.Tensor:
+    """[1, words]; other words than the tiny models' are unknown to them, like w0."""
+    return torch.tensor([[int(word[1:]) if word.startswith("w") else 0 for word in text.split()]])
+
+
+@torch.no_grad()
+def log_likelihood(model: PreTrainedModel, text: str, start: int) -> float:
+    """Of a text's tokens from ``start``, without batches or padding."""
+    ids = token_ids(text)
+    log_p = model(ids).logits[0].double().log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])
+    return float(log_p[start - 1 :].sum())
