@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.activations import PairBatch, pair_batches, watching
+from course_utils.activations import watching
+from course_utils.alignment import PairBatch, pair_batches
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair

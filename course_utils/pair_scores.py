@@ -20,7 +20,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.activations import Alignment, pair_batches, watching
+from course_utils.activations import watching
+from course_utils.alignment import Alignment, pair_batches
 from course_utils.architectures import Architecture, check_blocks, describe, evaluating
 from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair
