@@ -34,9 +34,7 @@ from course_utils.alignment import PairBatch, pair_batches
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair
-from course_utils.pair_scores import token_log_likelihoods
-
-_LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
+from course_utils.language_modelling import token_log_likelihoods
 
 
 def activation_difference(
@@ -312,13 +310,12 @@ def _preference(architecture: Architecture, one: _Pairs, states: Tensor, weights
         weights: float64 [pairs] on the CPU: what each pair's gap counts.
     """
     total, upstream, learning = 0.0, torch.zeros_like(states), torch.is_grad_enabled()
-    size = max(1, _LOGITS // architecture.vocab_size)
     for sign, places in zip((1, -1), one.sides, strict=True):
         predicting = places.rows, places.positions - 1
         read = states[predicting].detach().requires_grad_(learning)
         targets, factors = one.batch.input_ids[places.rows, places.positions], sign * weights[one.owners]
         gradients = []
-        for some, answers, factor in zip(*(of.split(size) for of in (read, targets, factors)), strict=True):
+        for some, answers, factor in architecture.chunks(read, targets, factors):
             value = factor @ token_log_likelihoods(architecture, some, answers)
             total += float(value.detach())
             gradients += torch.autograd.grad(value, some) if learning else ()

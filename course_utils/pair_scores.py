@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,8 +24,8 @@ from course_utils.alignment import Alignment, pair_batches
 from course_utils.architectures import Architecture, check_blocks, describe, evaluating
 from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair
+from course_utils.language_modelling import token_log_likelihoods
 
-_LOGITS = 2**24  # numbers in one chunk of logits: 64 MiB in float32
 _DESCRIBED = ("axis", "kind", "template", "swap", "group_a", "group_b", "valence", "split")
 
 
@@ -117,24 +116,6 @@ def measure(
         blocks=tuple(blocks),
         fingerprint=blake2b(b"".join(digests), digest_size=16).hexdigest(),
     )
-
-
-def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target, computed in chunks.
-
-    Args:
-        states: [tokens, hidden] after the final norm, each at the position before its target.
-        targets: int64 [tokens].
-
-    Returns:
-        [tokens] float64 on the CPU, computed in float32.
-    """
-    step = max(1, _LOGITS // architecture.vocab_size)
-    chunks = [
-        -cross_entropy(architecture.logits(some).float(), answers, reduction="none").cpu().double()
-        for some, answers in zip(states.split(step), targets.split(step), strict=True)
-    ]
-    return torch.cat(chunks)
 
 
 @dataclass(frozen=True)
