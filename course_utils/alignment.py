@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair
 
 
@@ -49,6 +50,32 @@ class PairBatch(TypedDict):
     attention_mask: Tensor  # int64, 1 where a token is real
     alignments: list[Alignment]  # one a pair
     indices: list[int]  # each pair's place in the caller's list
+
+
+@dataclass(frozen=True)
+class AlignedBatch:
+    """A ``PairBatch`` on the model's device, and its shared tokens behind the spans, which are the same in a and in b.
+
+    Attributes:
+        batch: rows 2k and 2k + 1 are the texts a and b of pair k.
+        indices: each pair's place in the caller's list.
+        pair: int64 [tokens] on the CPU, the pair of each shared token, counted in the batch.
+        sides: for a and for b (rows, positions), int64 [tokens] each: ``states[sides[0]]`` are the states in a.
+    """
+
+    batch: Batch
+    indices: list[int]
+    pair: Tensor
+    sides: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    @property
+    def counts(self) -> Tensor:
+        """How many tokens each pair shares behind its span: int64 [pairs] on the CPU."""
+        return torch.bincount(self.pair, minlength=len(self.indices))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sum for each pair of a value a shared token: [tokens] -> [pairs] float64 on the CPU."""
+        return torch.zeros(len(self.indices), dtype=torch.float64).index_add_(0, self.pair, values.cpu().double())
 
 
 def align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
@@ -144,3 +171,16 @@ def _pair_batch(alignments: list[Alignment], indices: list[int]) -> PairBatch:
         "alignments": [alignments[i] for i in indices],
         "indices": indices,
     }
+
+
+def read_pair_batch(batch: PairBatch, *, vocab_size: int, device: torch.device | str) -> AlignedBatch:
+    """Check a batch of pairs as ``read_batch`` does, move it to ``device`` and look up its shared tokens."""
+    shared = [(k, i, j) for k, alignment in enumerate(batch["alignments"]) for i, j in alignment.after]
+    pair, at_a, at_b = torch.tensor(shared, dtype=torch.long).view(-1, 3).T
+    rows, at_a, at_b = (numbers.to(device) for numbers in (2 * pair, at_a, at_b))
+    return AlignedBatch(
+        batch=read_batch(batch, vocab_size=vocab_size, device=device),
+        indices=batch["indices"],
+        pair=pair,
+        sides=((rows, at_a), (rows + 1, at_b)),
+    )
