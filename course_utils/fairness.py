@@ -33,6 +33,7 @@ from course_utils.alignment import AlignedBatch, pair_batches, read_pair_batch
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.contrastive import Pair
 from course_utils.language_modelling import token_log_likelihoods
+from course_utils.width import check_finite
 
 
 def activation_difference(
@@ -73,7 +74,7 @@ def activation_difference(
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
     ]
-    _check_finite(scores)
+    check_finite(scores, "The scores")
     return scores
 
 
@@ -134,7 +135,7 @@ def gap_attribution(
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
-    _check_finite(scores)
+    check_finite(scores, "The scores")
     return scores
 
 
@@ -182,7 +183,8 @@ def knock_out(
                 reductions.append(before - abs(preference()))
             finally:
                 hook.remove()
-    _check_finite([torch.tensor(reductions)])
+    if not all(map(math.isfinite, reductions)):
+        raise ValueError("The preferences hold NaN or infinite values: check the model's weights and dtype.")
     return torch.tensor(reductions)
 
 
@@ -354,9 +356,5 @@ def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
             "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "
             f"{shapes[0]} and {shapes[1]}. Score the same model for both."
         )
-    _check_finite([*importance, *bias])
-
-
-def _check_finite(scores: Sequence[Tensor]) -> None:
-    if not all(torch.isfinite(some).all() for some in scores):
-        raise ValueError("The scores hold NaN or infinite values: check the model's weights and dtype.")
+    check_finite(importance, "'importance'")
+    check_finite(bias, "'bias'")
