@@ -1,7 +1,7 @@
-"""Activations: watch chosen places of a model while it runs, and align the tokens that two texts of a pair share.
+"""Activations: watch chosen places of a model while it runs.
 
-``capture`` needs one forward pass a batch and keeps running statistics, not the activations, unless it is asked to.
-``principal_components`` shows whether groups of states differ, beside what shuffling leaves of it.
+``watching`` hands over the states as they come. ``capture`` needs one forward pass a batch and keeps running
+statistics, not the states, unless it is asked to.
 """
 
 from __future__ import annotations
@@ -10,27 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
-from typing import TYPE_CHECKING, TypedDict
 
-import numpy as np
 import pandas as pd
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, check_blocks, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.influence import entering, leaving
 
-if TYPE_CHECKING:
-    from course_utils.contrastive import Pair
-
 SITES = ("attention_out", "mlp_out", "gate", "up", "down_input", "attention_norm", "mlp_norm", "residual")
-
-_COLUMN_SHUFFLES = 20  # they hardly differ, and each costs a decomposition
 Receiver = Callable[[str, int, Tensor], object]
 
 
@@ -207,7 +197,7 @@ def capture(
     padding matters.
 
     Args:
-        batches: ``{"input_ids", "attention_mask"}`` mappings, for instance from ``pair_batches``.
+        batches: ``{"input_ids", "attention_mask"}`` mappings, for instance from ``alignment.pair_batches``.
         sites, blocks: see ``watching``.
         keep: keep the values too. Without it, memory doesn't grow with the text.
         budget: the most bytes that kept values may take.
@@ -305,229 +295,3 @@ def _check_budget(
             f"{needed:,} bytes, more than 'budget', {budget:,}. Keep fewer sites or blocks, give less text or a larger "
             "budget, or use the statistics alone (keep=False)."
         )
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Where the two texts of a pair share their tokens. Positions count from 0 in ``ids_a`` and ``ids_b``.
-
-    Attributes:
-        ids_a, ids_b: the token ids of the two texts, without special tokens.
-        before: (position in a, position in b) of the shared tokens in front of the swapped span. A row's first token
-            is never among them: its state is an outlier.
-        after: the same behind the span.
-        swapped: for a and for b, the positions of the tokens that hold a part of the span.
-        excluded: how many tokens of the two texts hold shared text and still are aligned with nothing: they hold a
-            part of the span too, or the tokenizer cut the shared text differently. First tokens don't count, and
-            neither does shared text that is only space, such as the space that a token carries in front of its word.
-    """
-
-    ids_a: list[int]
-    ids_b: list[int]
-    before: list[tuple[int, int]]
-    after: list[tuple[int, int]]
-    swapped: tuple[range, range]
-    excluded: int
-
-
-class PairBatch(TypedDict):
-    """A batch, also for ``capture``: rows 2k and 2k + 1 are the texts a and b of the batch's pair k."""
-
-    input_ids: Tensor  # int64 [2 x pairs, length], padded on the right
-    attention_mask: Tensor  # int64, 1 where a token is real
-    alignments: list[Alignment]  # one a pair
-    indices: list[int]  # each pair's place in the caller's list
-
-
-def align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
-    """Find the tokens that the two texts of a pair share, by their character offsets.
-
-    From the left up to the swapped span, and from the right back to it, tokens are aligned as long as they are the
-    same token on the same text. A token that holds a part of the span is never aligned.
-
-    Raises:
-        ValueError: a tokenizer that gives no offsets (a slow one), or a text without tokens.
-    """
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"Alignment needs the character offsets of tokens, and {type(tokenizer).__name__} gives none. Load the "
-            "fast tokenizer of this model (AutoTokenizer does so by default)."
-        )
-    a, b = _Side(tokenizer, pair.text_a, pair), _Side(tokenizer, pair.text_b, pair)
-    front = _equal(a.in_front, b.in_front)
-    # Behind the span, both positions and offsets count from the right.
-    back = _equal(a.behind, b.behind)
-    ends = len(a.ids), len(b.ids)
-    before = [(i, i) for i in range(1, front)]
-    after = [(ends[0] - i, ends[1] - i) for i in range(back, 0, -1) if i < min(ends)]
-    return Alignment(
-        ids_a=a.ids,
-        ids_b=b.ids,
-        before=before,
-        after=after,
-        swapped=(a.swapped, b.swapped),
-        excluded=sum(sum(side.shared[1:]) for side in (a, b))
-        - sum(side.shared[pair[number]] for number, side in enumerate((a, b)) for pair in (*before, *after)),
-    )
-
-
-class _Side:
-    """One text of a pair, cut into tokens: what lies in front of the span, in it and behind it."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, pair: Pair):
-        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        self.ids: list[int] = encoding["input_ids"]
-        if not self.ids:
-            raise ValueError(f"The text {text!r} has no tokens.")
-        start, end = len(pair.before), len(text) - len(pair.after)
-        tokens, last = [], 0
-        for token, (low, high) in zip(self.ids, encoding["offset_mapping"], strict=True):
-            # Some tokenizers leave the space that a token begins with out of its offsets; it's a part of it.
-            tokens.append((token, min(low, last), high))
-            last = high
-        self.in_front = list(takewhile(lambda token: token[2] <= start, tokens))
-        rest = tokens[len(self.in_front) :]
-        self.behind = [
-            (token, low - len(text), high - len(text))
-            for token, low, high in takewhile(lambda token: token[1] >= end, reversed(rest))
-        ]
-        self.swapped = range(len(self.in_front), len(tokens) - len(self.behind))
-        self.shared = [
-            bool((text[low : min(high, start)] + text[max(low, end) : high]).strip()) for _, low, high in tokens
-        ]
-
-
-def _equal(a: Sequence, b: Sequence) -> int:
-    """How many elements are equal from the beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16) -> list[PairBatch]:
-    """The texts of pairs as batches, with their alignments; no special tokens are added.
-
-    Pairs of similar length share a batch, so that little is padded: ``indices`` tells which pairs a batch holds.
-
-    Args:
-        batch_size: pairs a batch; a batch has twice as many rows.
-
-    Raises:
-        ValueError: no pairs, ``batch_size`` below 1, or a pair that ``align`` refuses.
-    """
-    pairs = list(pairs)
-    if not pairs or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(
-            f"Give at least one pair and a whole 'batch_size' of at least 1; got {len(pairs)} pairs and {batch_size!r}."
-        )
-    alignments = [align(tokenizer, pair) for pair in pairs]
-    order = sorted(range(len(pairs)), key=lambda i: max(len(alignments[i].ids_a), len(alignments[i].ids_b)))
-    return [_pair_batch(alignments, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
-
-
-def _pair_batch(alignments: list[Alignment], indices: list[int]) -> PairBatch:
-    rows = [torch.tensor(ids) for i in indices for ids in (alignments[i].ids_a, alignments[i].ids_b)]
-    return {
-        "input_ids": pad_sequence(
-            rows, batch_first=True
-        ),  # the mask says what is padding; which id it is doesn't matter
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-        "alignments": [alignments[i] for i in indices],
-        "indices": indices,
-    }
-
-
-@dataclass(frozen=True)
-class Components:
-    """Principal components of states that belong to groups, with what chance alone gives.
-
-    Attributes:
-        points: float64 [items, components], the states along the components.
-        groups: each item's group.
-        explained: float64 [components], shares of the states' variance.
-        explained_shuffled: float64 [20 shuffles, components], the same after each column was shuffled by itself: what
-            components explain when no two numbers have to do with each other (parallel analysis, Horn 1965).
-        between: share of the first two components' variance that lies between the groups' means, from 0 to 1.
-        between_shuffled: float64 [shuffles], the same with the groups' labels shuffled.
-    """
-
-    points: Tensor
-    groups: tuple[str, ...]
-    explained: Tensor
-    explained_shuffled: Tensor
-    between: float
-    between_shuffled: Tensor
-
-    @property
-    def p(self) -> float:
-        """How often shuffled labels separate at least as well; at least 1 / (shuffles + 1)."""
-        return (1 + int((self.between_shuffled >= self.between).sum())) / (1 + len(self.between_shuffled))
-
-
-def principal_components(
-    states: Tensor,
-    groups: Sequence[str],
-    *,
-    components: int = 10,
-    within: Sequence[object] | None = None,
-    shuffles: int = 999,
-    seed: int = 0,
-) -> Components:
-    """Principal components of many states, and both nulls: shuffled columns for the variance, labels for the groups.
-
-    Args:
-        states: [items, width], for instance last-token states or differences within pairs; leave first tokens out.
-        groups: a label for each item, at least two different ones.
-        components: how many, at least 2 and fewer than items.
-        within: for each item the set in which labels may be swapped, such as its pair or template: states of one
-            template are alike whatever their group is, so free shuffling would compare with the wrong chance.
-        shuffles: of the labels.
-
-    Raises:
-        ValueError: sizes that don't fit, values that are not finite or all the same, or labels that no shuffle can
-            change.
-    """
-    if states.dim() != 2 or not 2 <= components < min(len(states), states.shape[1] + 1) or shuffles < 1:
-        raise ValueError(
-            "'states' must be [items, width] with more items than 'components', which must be from 2 to width, and "
-            f"'shuffles' at least 1; got {list(states.shape)}, {components} and {shuffles}."
-        )
-    labels, values = np.asarray(groups), states.detach().double().cpu().numpy()
-    sets = np.zeros(len(states), dtype=int) if within is None else pd.factorize(pd.Series(list(within)))[0]
-    if labels.shape != (len(states),) or sets.shape != labels.shape:
-        raise ValueError(
-            f"'groups' and 'within' must hold one entry for each of {len(states)} items; got {len(labels)} and "
-            f"{len(sets)}."
-        )
-    if not np.isfinite(values).all() or np.ptp(values, axis=0).max() == 0:
-        raise ValueError("'states' hold NaN or infinite values, or are all the same.")
-    if all(len(set(labels[sets == one])) == 1 for one in set(sets)):
-        raise ValueError("The groups have the same label everywhere inside 'within': shuffling can't change anything.")
-    generator = np.random.default_rng(seed)
-    analysis = PCA(components, svd_solver="full").fit(values)
-    points = analysis.transform(values)
-    null = [
-        PCA(components, svd_solver="full").fit(generator.permuted(values, axis=0)).explained_variance_ratio_
-        for _ in range(_COLUMN_SHUFFLES)
-    ]
-    between_null = [_between(points[:, :2], _shuffled(labels, sets, generator)) for _ in range(shuffles)]
-    return Components(
-        points=torch.from_numpy(points),
-        groups=tuple(map(str, labels)),
-        explained=torch.from_numpy(analysis.explained_variance_ratio_),
-        explained_shuffled=torch.from_numpy(np.stack(null)),
-        between=_between(points[:, :2], labels),
-        between_shuffled=torch.tensor(between_null, dtype=torch.float64),
-    )
-
-
-def _between(points: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the variance of centred points that lies between the groups' means."""
-    parts = [points[labels == name] for name in np.unique(labels)]
-    return float(sum(len(part) * np.square(part.mean(axis=0)).sum() for part in parts) / np.square(points).sum())
-
-
-def _shuffled(labels: np.ndarray, sets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """The labels in another order, each inside its set."""
-    shuffled = labels.copy()
-    for one in np.unique(sets):
-        shuffled[sets == one] = generator.permutation(labels[sets == one])
-    return shuffled

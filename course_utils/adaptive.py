@@ -33,7 +33,6 @@ from course_utils.texts import padded_batches
 POLICIES = ("length_variance", "fitted")
 MIN_PROMPTS = {"length_variance": 3, "fitted": 20}  # fewer say nothing about quantiles, or about a fit
 _RIDGES = np.logspace(0, 6, 13)
-_LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, and a few of them at once
 
 
 @dataclass(frozen=True)
@@ -348,8 +347,7 @@ def divergence(
 def _row_divergences(architecture: Architecture, batch: Batch, real: Tensor, original: Tensor) -> Tensor:
     """[rows] float32 on the CPU. original: hidden states [counted tokens, hidden]."""
     states, kl = architecture.hidden_states(batch)[real], []
-    step = max(1, _LOGITS // architecture.vocab_size)
-    for before, after in zip(original.split(step), states.split(step), strict=True):
+    for before, after in architecture.chunks(original, states):
         p, q = (architecture.logits(some).float().log_softmax(-1) for some in (before, after))
         kl.append((p.exp() * (p - q)).sum(-1))
     return torch.stack([row.mean() for row in torch.cat(kl).split(real.sum(1).tolist())]).cpu()

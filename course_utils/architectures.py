@@ -23,6 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from course_utils.batches import Batch
 from course_utils.modeling.no_attention import NoAttention, skip_attention
 
+_LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
+
 
 class UnsupportedArchitecture(ValueError):
     """The model's family is not known, or a part that its family should have is missing."""
@@ -289,6 +291,15 @@ class Architecture:
     def head(self) -> nn.Module:
         """The language-model head: [..., hidden] -> [..., vocabulary]."""
         return self.model.get_output_embeddings()
+
+    @property
+    def chunk_size(self) -> int:
+        """Tokens whose logits may exist at once: those of a whole batch would be its largest tensors."""
+        return max(1, _LOGITS // self.vocab_size)
+
+    def chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Tensors [tokens, ...] side by side, ``chunk_size`` tokens at a time."""
+        return zip(*(tensor.split(self.chunk_size) for tensor in tensors), strict=True)
 
     @property
     def adaptive(self) -> bool:

@@ -35,7 +35,6 @@ from course_utils.architectures import describe, evaluating
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
 _CONTEXT_TOKENS = 1024  # of one batch
-_LOGITS = 2**24  # numbers in the logits of one batch: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,7 @@ class SharedContextLM(HFLM):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bar: tqdm):
         positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=min(positions, MAX_LENGTH))
-        self._vocabulary = model.get_input_embeddings().weight.shape[0]
-        self._cache = describe(model).cache_keyword
+        self._architecture = describe(model)
         self.bar = bar
         self.answers = self.cut = 0  # how many were asked; how many of them with a question cut off
 
@@ -174,7 +172,7 @@ class SharedContextLM(HFLM):
         Raises:
             ValueError: the tokenizer gives ids that the model doesn't have, or an answer exceeds the model's length.
         """
-        highest, known = max(max(question + answer) for _, question, answer in requests), self._vocabulary
+        highest, known = max(max(question + answer) for _, question, answer in requests), self._architecture.vocab_size
         if highest >= known:
             raise ValueError(
                 f"The tokenizer gave token id {highest}, but the model knows ids below {known}. Use the tokenizer that "
@@ -198,13 +196,12 @@ class SharedContextLM(HFLM):
 
     def _batches(self, questions: dict, requests: list) -> Iterator[list[tuple[int, ...]]]:
         """Group questions of similar length so that neither their tokens nor the answers' logits exceed the limits."""
+        answer_tokens = 2 * self._architecture.chunk_size  # without gradients, less than a handful exists at once
         batch, answers, longest = [], 0, 0
         for question in sorted(questions, key=len, reverse=True):
             lengths = [len(requests[number][2]) for number in questions[question]]
             answers, longest = answers + len(lengths), max(longest, *lengths)
-            if batch and (
-                (len(batch) + 1) * len(batch[0]) > _CONTEXT_TOKENS or answers * longest * self._vocabulary > _LOGITS
-            ):
+            if batch and ((len(batch) + 1) * len(batch[0]) > _CONTEXT_TOKENS or answers * longest > answer_tokens):
                 yield batch
                 batch, answers, longest = [], len(lengths), max(lengths)
             batch.append(question)
@@ -232,14 +229,15 @@ class SharedContextLM(HFLM):
             rows = torch.tensor([owners[number] for number in longer], device=self.device)
             read = self._pad([torch.tensor(answers[number][:-1]) for number in longer], side="right")
             read_mask = self._pad([torch.ones(len(answers[n]) - 1, dtype=torch.long) for n in longer], side="right")
-            cache = output[self._cache]
+            keyword = self._architecture.cache_keyword
+            cache = output[keyword]
             cache.batch_select_indices(rows)
             positions = mask[rows].sum(1, keepdim=True) + torch.arange(read.shape[1], device=self.device)
             output = self.model(
                 input_ids=read,
                 attention_mask=torch.cat([mask[rows], read_mask], dim=1),
                 position_ids=positions * read_mask,
-                **{self._cache: cache},
+                **{keyword: cache},
                 use_cache=True,
             )
             for number, row in zip(longer, output.logits, strict=True):

@@ -17,7 +17,6 @@ from course_utils.architectures import Architecture
 from course_utils.batches import Batch
 
 LOSSES = ("forward_kl", "reverse_kl", "jsd")
-_LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
 
 
 def token_loss(
@@ -133,7 +132,7 @@ def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[[slice, T
     predicted = predicted_positions(batch)
     targets = batch.input_ids[:, 1:][predicted]
     states = student.hidden_states(batch)[:, :-1][predicted]
-    size = chunk_size(student)
+    size = student.chunk_size
 
     def chunk_loss(start: int, some: Tensor) -> Tensor:
         part = slice(start, start + len(some))
@@ -148,11 +147,6 @@ def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[[slice, T
 def predicted_positions(batch: Batch) -> Tensor:
     """Bool [rows, length - 1]: where a real token is predicted from a real token."""
     return batch.real[:, 1:] & batch.real[:, :-1]
-
-
-def chunk_size(architecture: Architecture) -> int:
-    """Tokens whose logits may exist at once."""
-    return max(1, _LOGITS // architecture.vocab_size)
 
 
 class _ChunkByChunk(torch.autograd.Function):

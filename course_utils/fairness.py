@@ -19,7 +19,6 @@ import math
 import operator
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 
@@ -29,13 +28,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.activations import PairBatch, pair_batches, watching
+from course_utils.activations import watching
+from course_utils.alignment import AlignedBatch, pair_batches, read_pair_batch
 from course_utils.architectures import Architecture, describe, evaluating
-from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair
-from course_utils.pair_scores import token_log_likelihoods
-
-_LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
+from course_utils.language_modelling import token_log_likelihoods
+from course_utils.width import check_finite
 
 
 def activation_difference(
@@ -65,19 +63,18 @@ def activation_difference(
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
 
     def receive(_site: str, block: int, states: Tensor) -> None:
-        of_a, of_b = (states[places.rows, places.positions].float() for places in sides)
+        of_a, of_b = (states[side].float() for side in one.sides)
         totals[block] += (of_a - of_b).abs().sum(dim=0, dtype=torch.float64)
 
     with torch.no_grad(), watching(architecture, ["down_input"], None, receive):
         for one in tqdm(read, desc="activation difference", unit="batch", leave=False, delay=2):
-            sides = one.sides
             architecture.hidden_states(one.batch)
-    tokens = sum(len(one.sides[0].rows) for one in read)
+    tokens = sum(len(one.pair) for one in read)
     scores = [
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
     ]
-    _check_finite(scores)
+    check_finite(scores, "The scores")
     return scores
 
 
@@ -138,7 +135,7 @@ def gap_attribution(
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
-    _check_finite(scores)
+    check_finite(scores, "The scores")
     return scores
 
 
@@ -186,7 +183,8 @@ def knock_out(
                 reductions.append(before - abs(preference()))
             finally:
                 hook.remove()
-    _check_finite([torch.tensor(reductions)])
+    if not all(map(math.isfinite, reductions)):
+        raise ValueError("The preferences hold NaN or infinite values: check the model's weights and dtype.")
     return torch.tensor(reductions)
 
 
@@ -244,63 +242,28 @@ def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protecte
     return scores
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Tokens of a batch; int64 [tokens] each."""
-
-    rows: Tensor
-    positions: Tensor
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """One batch of pairs on the model's device, and its shared tokens behind the spans: the same in a and in b."""
-
-    batch: Batch
-    sides: tuple[_Places, _Places]
-    owners: Tensor  # int64 [tokens] on the CPU: each token's pair, its place in the caller's list
-
-
 def _read(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int
-) -> list[_Pairs]:
+) -> list[AlignedBatch]:
     """Tokenise, align and check all pairs before anything runs."""
     architecture = describe(model)
     # The two texts of a pair could leave out different attentions, and the scores would show that.
     architecture.refuse_adaptive("score the neurons")
     _check_pairs(pairs)
-    batches = list(pair_batches(tokenizer, pairs, batch_size=batch_size))
-    bare = [
-        index
-        for batch in batches
-        for index, alignment in zip(batch["indices"], batch["alignments"], strict=True)
-        if not alignment.after
+    read = [
+        read_pair_batch(batch, vocab_size=architecture.vocab_size, device=model.device)
+        for batch in pair_batches(tokenizer, pairs, batch_size=batch_size)
     ]
+    bare = [index for one in read for index, count in zip(one.indices, one.counts, strict=True) if not count]
     if bare:
         raise ValueError(
             f"{len(bare)} of {len(pairs)} pairs share no tokens behind the span, so there is nothing to compare (the "
             f"first is number {min(bare)}: {pairs[min(bare)]!r}). Leave them out."
         )
-    return [_on_device(architecture, batch) for batch in batches]
+    return read
 
 
-def _on_device(architecture: Architecture, batch: PairBatch) -> _Pairs:
-    device = architecture.model.device
-    shared = [
-        (index, 2 * k, i, j)
-        for k, (index, alignment) in enumerate(zip(batch["indices"], batch["alignments"], strict=True))
-        for i, j in alignment.after
-    ]
-    owners, rows, in_a, in_b = torch.tensor(shared).T
-    rows, in_a, in_b = (numbers.to(device) for numbers in (rows, in_a, in_b))
-    return _Pairs(
-        batch=read_batch(batch, vocab_size=architecture.vocab_size, device=device),
-        sides=(_Places(rows, in_a), _Places(rows + 1, in_b)),
-        owners=owners,
-    )
-
-
-def _preference(architecture: Architecture, one: _Pairs, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+def _preference(architecture: Architecture, one: AlignedBatch, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
     """What a batch adds to the signed preference, and the gradient for its hidden states (zeros with gradients off).
 
     A chunk of logits at a time, whose gradient is taken before the next one begins. Side by side, so that equal texts
@@ -311,13 +274,12 @@ def _preference(architecture: Architecture, one: _Pairs, states: Tensor, weights
         weights: float64 [pairs] on the CPU: what each pair's gap counts.
     """
     total, upstream, learning = 0.0, torch.zeros_like(states), torch.is_grad_enabled()
-    size = max(1, _LOGITS // architecture.vocab_size)
-    for sign, places in zip((1, -1), one.sides, strict=True):
-        predicting = places.rows, places.positions - 1
+    for sign, (rows, positions) in zip((1, -1), one.sides, strict=True):
+        predicting = rows, positions - 1
         read = states[predicting].detach().requires_grad_(learning)
-        targets, factors = one.batch.input_ids[places.rows, places.positions], sign * weights[one.owners]
+        targets, factors = one.batch.input_ids[rows, positions], sign * weights[one.indices][one.pair]
         gradients = []
-        for some, answers, factor in zip(*(of.split(size) for of in (read, targets, factors)), strict=True):
+        for some, answers, factor in architecture.chunks(read, targets, factors):
             value = factor @ token_log_likelihoods(architecture, some, answers)
             total += float(value.detach())
             gradients += torch.autograd.grad(value, some) if learning else ()
@@ -394,9 +356,5 @@ def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
             "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "
             f"{shapes[0]} and {shapes[1]}. Score the same model for both."
         )
-    _check_finite([*importance, *bias])
-
-
-def _check_finite(scores: Sequence[Tensor]) -> None:
-    if not all(torch.isfinite(some).all() for some in scores):
-        raise ValueError("The scores hold NaN or infinite values: check the model's weights and dtype.")
+    check_finite(importance, "'importance'")
+    check_finite(bias, "'bias'")

@@ -1,4 +1,7 @@
-"""Perplexity: how well a model predicts a text. And its logits one token at a time, to test the cache."""
+"""How well a model predicts: the log-likelihoods of tokens, and the perplexity of a text.
+
+``logits_one_by_one`` reads through the cache, to test it.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,6 @@ from course_utils.batches import Batch, read_batches
 from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval
-
-_LOGITS = 2**24  # numbers in one chunk of logits: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def perplexity(
     """Measure how well a model predicts text.
 
     The first token of a row isn't predicted, and padded positions count neither as targets nor as context. The head is
-    applied to chunks of hidden states, so the memory for logits stays at about 64 MiB whatever the batch, the length
+    applied to chunks of hidden states, so the memory for logits stays at about 32 MiB whatever the batch, the length
     and the vocabulary. Softmax and sums are computed in float32 or better. The model's training mode is restored.
 
     Args:
@@ -116,6 +117,23 @@ def perplexity(
     )
 
 
+def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target, computed in chunks.
+
+    Args:
+        states: [tokens, hidden] after the final norm, each at the position before its target.
+        targets: int64 [tokens].
+
+    Returns:
+        [tokens] float64 on the CPU, computed in float32.
+    """
+    parts = [
+        -cross_entropy(architecture.logits(some).float(), answers, reduction="none")
+        for some, answers in architecture.chunks(states, targets)
+    ]
+    return torch.cat(parts).cpu().double()
+
+
 @torch.no_grad()
 def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
     """Logits [rows, length, vocabulary] of a model that reads [rows, length] token by token, through its cache.
@@ -152,15 +170,9 @@ def _row_losses(architecture: Architecture, batch: Batch) -> tuple[np.ndarray, n
     real = batch.real
     predicted = real[:, 1:] & real[:, :-1]
     states = architecture.hidden_states(batch)[:, :-1][predicted]  # [predicted tokens, hidden]
-    targets = batch.input_ids[:, 1:][predicted]
-    step = max(1, _LOGITS // architecture.vocab_size)
-    losses = [
-        cross_entropy(architecture.logits(some).float(), answers, reduction="none")
-        for some, answers in zip(states.split(step), targets.split(step), strict=True)
-    ]
+    losses = -token_log_likelihoods(architecture, states, batch.input_ids[:, 1:][predicted])
     tokens = predicted.sum(1).cpu()
-    per_row = torch.cat(losses).cpu().double().split(tokens.tolist())
-    return np.array([float(row.sum()) for row in per_row]), tokens.numpy()
+    return np.array([float(row.sum()) for row in losses.split(tokens.tolist())]), tokens.numpy()
 
 
 def exp(value: float | np.ndarray) -> np.ndarray:

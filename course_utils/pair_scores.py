@@ -16,16 +16,15 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.activations import Alignment, pair_batches, watching
+from course_utils.activations import watching
+from course_utils.alignment import AlignedBatch, pair_batches, read_pair_batch
 from course_utils.architectures import Architecture, check_blocks, describe, evaluating
-from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair
+from course_utils.language_modelling import token_log_likelihoods
 
-_LOGITS = 2**24  # numbers in one chunk of logits: 64 MiB in float32
 _DESCRIBED = ("axis", "kind", "template", "swap", "group_a", "group_b", "valence", "split")
 
 
@@ -97,16 +96,15 @@ def measure(
     bar = tqdm(total=len(pairs), desc="Measuring pairs", unit="pair", delay=2, leave=False)
     with bar, _watching(architecture, sites, blocks, differences):
         for made in pair_batches(tokenizer, pairs, batch_size=batch_size):
-            batch = read_batch(made, vocab_size=architecture.vocab_size, device=model.device)
-            shared = _Shared.of(made["alignments"], made["indices"], model.device)
-            differences.shared = shared
-            states = architecture.hidden_states(batch)
-            tokens[shared.indices] = shared.count.long().numpy()
-            log_likelihood[shared.indices] = _log_likelihood_differences(architecture, batch, states, shared)
-            for index, alignment in zip(shared.indices, made["alignments"], strict=True):
+            one = read_pair_batch(made, vocab_size=architecture.vocab_size, device=model.device)
+            differences.running = one
+            states = architecture.hidden_states(one.batch)
+            tokens[one.indices] = one.counts.numpy()
+            log_likelihood[one.indices] = _log_likelihood_differences(architecture, one, states)
+            for index, alignment in zip(one.indices, made["alignments"], strict=True):
                 excluded[index] = alignment.excluded
                 digests[index] = np.array([*alignment.ids_a, -1, *alignment.ids_b, -1], dtype=np.int64).tobytes()
-            bar.update(len(shared.indices))
+            bar.update(len(one.indices))
     frame = pd.DataFrame([{name: getattr(pair, name) for name in _DESCRIBED} for pair in pairs])
     return PairScores(
         frame=frame.assign(tokens=tokens, excluded=excluded, log_likelihood=log_likelihood),
@@ -118,55 +116,10 @@ def measure(
     )
 
 
-def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: Tensor) -> Tensor:
-    """Log-probability of each target, computed in chunks.
-
-    Args:
-        states: [tokens, hidden] after the final norm, each at the position before its target.
-        targets: int64 [tokens].
-
-    Returns:
-        [tokens] float64 on the CPU, computed in float32.
-    """
-    step = max(1, _LOGITS // architecture.vocab_size)
-    chunks = [
-        -cross_entropy(architecture.logits(some).float(), answers, reduction="none").cpu().double()
-        for some, answers in zip(states.split(step), targets.split(step), strict=True)
-    ]
-    return torch.cat(chunks)
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """The compared tokens of one batch; all tensors are int64 [tokens] but ``count``."""
-
-    indices: list[int]  # the place of each pair in the caller's list
-    pair: Tensor  # the pair of each token, counted in the batch; rows 2 x pair and 2 x pair + 1
-    at_a: Tensor  # position in the row of a
-    at_b: Tensor
-    count: Tensor  # float64 [pairs] on the CPU
-
-    @classmethod
-    def of(cls, alignments: Sequence[Alignment], indices: Sequence[int], device: torch.device) -> _Shared:
-        # nothing predicts a row's first token, and its state is an outlier
-        places = [(k, i, j) for k, found in enumerate(alignments) for i, j in found.after if i > 0 and j > 0]
-        pair, at_a, at_b = torch.tensor(places, dtype=torch.long).view(-1, 3).T
-        count = torch.bincount(pair, minlength=len(alignments)).double()
-        return cls(list(indices), pair.to(device), at_a.to(device), at_b.to(device), count)
-
-    def sums(self, values: Tensor) -> Tensor:
-        """[tokens] -> their sum for each pair, [pairs] float64 on the CPU."""
-        return torch.zeros(len(self.count), dtype=torch.float64).index_add_(0, self.pair.cpu(), values.cpu().double())
-
-    def means(self, values: Tensor) -> np.ndarray:
-        """[tokens] -> their mean for each pair, nan for a pair without tokens."""
-        return (self.sums(values) / self.count).numpy()
-
-
 class _Differences:
     """Receives the states of one batch after the other and keeps what differs between the sides."""
 
-    shared: _Shared  # of the batch that is running
+    running: AlignedBatch
 
     def __init__(self, pairs: int, sites: Sequence[str], blocks: Sequence[int]):
         self._site = {site: number for number, site in enumerate(sites)}
@@ -176,15 +129,16 @@ class _Differences:
         )
 
     def __call__(self, site: str, block: int, states: Tensor) -> None:
-        shared = self.shared
-        a, b = states[2 * shared.pair, shared.at_a].float(), states[2 * shared.pair + 1, shared.at_b].float()
-        place = shared.indices, self._site[site], self._block[block]
+        one = self.running
+        a, b = (states[side].float() for side in one.sides)
+        place = one.indices, self._site[site], self._block[block]
         norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
         tiny = torch.finfo(torch.float32).tiny  # a bypassed attention adds nothing: two zeros are equal
         relative = 2 * (a - b).norm(dim=-1, keepdim=True) / (norm_a + norm_b).clamp(min=tiny)
         # |a/|a| - b/|b||² = 2 (1 - cosine), which is exactly 0 for equal states and keeps its digits for close ones
         cosine = (a / norm_a.clamp(min=tiny) - b / norm_b.clamp(min=tiny)).square().sum(-1) / 2
-        self.relative[place], self.cosine[place] = shared.means(relative[:, 0]), shared.means(cosine)
+        for means, values in ((self.relative, relative[:, 0]), (self.cosine, cosine)):
+            means[place] = (one.sums(values) / one.counts).numpy()  # nan for a pair without tokens
 
 
 def _watching(
@@ -193,14 +147,11 @@ def _watching(
     return watching(architecture, sites, blocks, receive) if sites else evaluating(architecture.model)
 
 
-def _log_likelihood_differences(
-    architecture: Architecture, batch: Batch, states: Tensor, shared: _Shared
-) -> np.ndarray:
+def _log_likelihood_differences(architecture: Architecture, one: AlignedBatch, states: Tensor) -> np.ndarray:
     """Log-likelihood of each pair's compared tokens after a minus after b, [pairs] float64; nan without tokens."""
-    sides = []
-    for side, at in enumerate((shared.at_a, shared.at_b)):
-        rows = 2 * shared.pair + side
+    of_a, of_b = (
         # the same shapes for both sides: then equal states give equal logits, bit for bit
-        sides.append(token_log_likelihoods(architecture, states[rows, at - 1], batch.input_ids[rows, at]))
-    sums = shared.sums(sides[0] - sides[1])
-    return torch.where(shared.count > 0, sums, torch.nan).numpy()
+        token_log_likelihoods(architecture, states[rows, at - 1], one.batch.input_ids[rows, at])
+        for rows, at in one.sides
+    )
+    return torch.where(one.counts > 0, one.sums(of_a - of_b), torch.nan).numpy()

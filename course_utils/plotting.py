@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from course_utils.activations import Components
+    from course_utils.components import Components
     from course_utils.language_modelling import Perplexity
 
 CONTROL_COLOUR = "0.45"
@@ -289,7 +289,7 @@ def components(
     grey band is what components explain when the columns are shuffled, from the smallest to the largest shuffle.
 
     Args:
-        result: of ``activations.principal_components``.
+        result: of ``components.principal_components``.
         axes: two, for the points and for the explained variance.
 
     Raises:

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils.architectures import describe, evaluating
 from course_utils.batches import read_batch
 from course_utils.contrastive import Pair
-from course_utils.pair_scores import measure, token_log_likelihoods
+from course_utils.language_modelling import token_log_likelihoods
+from course_utils.pair_scores import measure
 from course_utils.uncertainty import bootstrap_interval, wilson_interval
 
 if TYPE_CHECKING:

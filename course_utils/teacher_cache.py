@@ -28,13 +28,7 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
-from course_utils.distillation_losses import (
-    batch_loss,
-    chunk_size,
-    loss_in_chunks,
-    predicted_positions,
-    top_k_loss,
-)
+from course_utils.distillation_losses import batch_loss, loss_in_chunks, predicted_positions, top_k_loss
 from course_utils.distillation_state import digest, write_tensors
 
 MANIFEST = "cache.json"
@@ -268,7 +262,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
 def _ask(teacher: Architecture, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         known = teacher.hidden_states(batch)[:, :-1][predicted_positions(batch)]
-        parts = [top_k(teacher.logits(some), k) for some in known.split(chunk_size(teacher))]
+        parts = [top_k(teacher.logits(some), k) for some in known.split(teacher.chunk_size)]
     ids, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, log_probs
 

@@ -105,7 +105,7 @@ def neuron_importance(
     else:
         # float32, block by block: sums of squares overflow in float16.
         scores = [WEIGHT_CRITERIA[criterion]([r.float() for r in mlp.rows]) for mlp in architecture.mlps]
-    _check_finite(scores, f"The {criterion!r} scores")
+    check_finite(scores, f"The {criterion!r} scores")
     return scores
 
 
@@ -176,7 +176,7 @@ def prune_neurons(
             f"'importance' must hold one tensor [width] a block, of widths {list(architecture.intermediate_sizes)}; "
             f"got shapes {shapes}. Score this very model with neuron_importance."
         )
-    _check_finite(importance, "'importance'")
+    check_finite(importance, "'importance'")
 
     before = measure(model)
     for layer in layers:
@@ -209,7 +209,8 @@ def _check_ratio(ratio: float) -> None:
         raise ValueError(f"'ratio' is the share of neurons to remove, in [0, 1); got {ratio!r}. For 20 % give 0.2.")
 
 
-def _check_finite(scores: Sequence[Tensor], what: str) -> None:
+def check_finite(scores: Sequence[Tensor], what: str) -> None:
+    """Raise ValueError, naming the blocks, when scores (one tensor a block) hold NaN or infinite values."""
     wrong = [i for i, s in enumerate(scores) if not torch.isfinite(s).all()]
     if wrong:
         raise ValueError(f"{what} hold NaN or infinite values in blocks {wrong}: check the model's weights and dtype.")

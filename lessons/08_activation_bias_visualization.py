@@ -94,7 +94,8 @@ pd.DataFrame(
 # ## The popular picture, with one pair
 
 # %%
-from course_utils.activations import align, pair_batches, sites_of, watching
+from course_utils.activations import sites_of, watching
+from course_utils.alignment import align, pair_batches
 from course_utils.architectures import describe
 from course_utils.contrastive import Axis, controls, load_axis, pairs
 from course_utils.models import load_model
@@ -405,7 +406,7 @@ found.tables["excluded"].round(3).style.hide()
 # %%
 from sklearn.decomposition import PCA
 
-from course_utils.activations import principal_components
+from course_utils.components import principal_components
 
 MIDDLE = architecture.num_blocks // 2
 # The neutral swaps have ten different meanings. A fair control for gender has one: ten ways to say tall and short.

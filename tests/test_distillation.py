@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny_batches, tiny_model
 
-from course_utils import distillation, distillation_losses, distillation_processes
+from course_utils import architectures, distillation, distillation_processes
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
 from course_utils.distillation import CHECKPOINT, CheckpointMismatch, History, distill
@@ -157,7 +157,7 @@ def test_older_checkpoints_trained_the_embedding(tmp_path):
 def test_a_frozen_embedding_needs_less_memory(monkeypatch):
     from course_utils.benchmarking import peak_memory
 
-    monkeypatch.setattr(distillation_losses, "_LOGITS", 40_001)  # a token a chunk: little beside the embedding
+    monkeypatch.setattr(architectures, "_LOGITS", 40_001)  # a token a chunk: little beside the embedding
 
     def peak(train_embedding):
         teacher, student = pair(vocab_size=40_001, tie_word_embeddings=True)

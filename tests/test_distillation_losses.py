@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny import FAMILIES, tiny_batches, tiny_model
 
-from course_utils import distillation_losses
+from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.batches import read_batch
@@ -116,7 +116,7 @@ def test_cross_entropy_alone_needs_no_teacher():
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunked_equals_plain(family, padding, monkeypatch):
-    monkeypatch.setattr(distillation_losses, "_LOGITS", 97 * 5)  # five tokens a chunk
+    monkeypatch.setattr(architectures, "_LOGITS", 97 * 5)  # five tokens a chunk
     teacher, student = tiny_model(family), tiny_model(family, seed=1)
     batch = read_batch(tiny_batches(padding=padding, size=6)[0], vocab_size=97, device="cpu")
     for options in ({}, {"loss": "jsd", "temperature": 2.0}, {"alpha": 0.5}, {"alpha": 1.0}):
@@ -143,7 +143,7 @@ def test_no_tensor_holds_all_logits(monkeypatch):
     teacher, student = tiny_model(vocab_size=vocabulary), tiny_model(vocab_size=vocabulary, seed=1)
     bypass_attention(student, [1])
     batch = read_batch({"input_ids": torch.randint(97, (rows, length))}, vocab_size=vocabulary, device="cpu")
-    monkeypatch.setattr(distillation_losses, "_LOGITS", vocabulary * 20)
+    monkeypatch.setattr(architectures, "_LOGITS", vocabulary * 20)
 
     def peak(loss):
         student.zero_grad()
@@ -163,7 +163,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_memory(tied, monkeypatch):
     teacher, student = (tiny_model(vocab_size=vocabulary, tie_word_embeddings=tied, seed=seed) for seed in (0, 1))
     teacher.requires_grad_(False)
     batch = read_batch(tiny_batches()[0], vocab_size=vocabulary, device="cpu")
-    monkeypatch.setattr(distillation_losses, "_LOGITS", vocabulary)  # a token a chunk: little beside the head
+    monkeypatch.setattr(architectures, "_LOGITS", vocabulary)  # a token a chunk: little beside the head
 
     def peak():
         student.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
-from course_utils import language_modelling
+from course_utils import architectures
 from course_utils.adaptive import calibrate, make_adaptive
 from course_utils.architectures import UnsupportedArchitecture, describe
 from course_utils.attention import bypass_attention
@@ -44,7 +44,7 @@ def plain_row_nll(model, batches) -> list[float]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("padding", ["left", "right", None])
 def test_perplexity_equals_the_models_own_loss(family, padding, monkeypatch):
-    monkeypatch.setattr(language_modelling, "_LOGITS", 97 * 3)  # three tokens a chunk
+    monkeypatch.setattr(architectures, "_LOGITS", 97 * 3)  # three tokens a chunk
     model, batches = tiny_model(family), tiny_batches(padding=padding)
     result = perplexity(model, batches)
     expected = plain_row_nll(model, batches)
@@ -124,7 +124,7 @@ def test_reading_one_by_one_equals_reading_at_once(family):
 
 def test_logits_are_never_larger_than_a_chunk(monkeypatch):
     limit = 97 * 8
-    monkeypatch.setattr(language_modelling, "_LOGITS", limit)
+    monkeypatch.setattr(architectures, "_LOGITS", limit)
     model, sizes = tiny_model(), []
     model.lm_head.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.numel()))
     perplexity(model, tiny_batches(rows=8, length=60, size=8))  # all logits at once would be 8 * 59 * 97
@@ -274,8 +274,8 @@ def test_log_likelihoods_survive_batching_cutting_and_sharing(tokenizer, monkeyp
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in texts]
     model = reader(max_position_embeddings=48)
     stock = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer)).loglikelihood(requests)
-    for logits in (2**24, 1):  # one batch, one question a batch
-        monkeypatch.setattr(benchmark_tasks, "_LOGITS", logits)
+    for logits in (2**24, 1):  # one batch, as few questions a batch as can be
+        monkeypatch.setattr(architectures, "_LOGITS", logits)
         ours = benchmark_tasks.SharedContextLM(model, copy.deepcopy(tokenizer), tqdm(disable=True))
         np.testing.assert_allclose(ours.loglikelihood(requests, disable_tqdm=True), stock, rtol=1e-4)
         assert ours.cut == 2

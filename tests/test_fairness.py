@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, tiny_model, token_ids, word_tokenizer
 from tiny_pairs import gap
 
+from course_utils import architectures
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
 from course_utils.contrastive import Pair
@@ -212,7 +213,7 @@ def test_a_neuron_that_turns_the_preference_round_gets_no_credit_for_it(tokenize
 def test_chunks_of_logits_do_not_matter(tokenizer, monkeypatch):
     model, pairs = tiny_model("gemma2"), word_pairs()
     scores, exact = gap_attribution(model, tokenizer, pairs), knock_out(model, tokenizer, pairs, [(1, 1)])
-    monkeypatch.setattr("course_utils.fairness._LOGITS", 3 * 97)
+    monkeypatch.setattr(architectures, "_LOGITS", 3 * 97)
     torch.testing.assert_close(gap_attribution(model, tokenizer, pairs), scores, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(knock_out(model, tokenizer, pairs, [(1, 1)]), exact, rtol=1e-4, atol=1e-5)
 

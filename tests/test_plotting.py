@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from course_utils import plotting
-from course_utils.activations import principal_components
+from course_utils.components import principal_components
 
 
 @pytest.fixture(autouse=True)

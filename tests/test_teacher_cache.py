@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_distillation import BATCHES, HELD_OUT, SETTINGS, interrupt, losses, pair
 from tiny import FAMILIES, tiny_batches, tiny_model
 
-from course_utils import distillation_losses, teacher_cache
+from course_utils import architectures, teacher_cache
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
 from course_utils.distillation import CheckpointMismatch, distill
@@ -81,7 +81,7 @@ def test_a_certain_teacher_and_a_certain_student_have_finite_gradients(k):
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_tokens_stored_equal_the_teacher(family, padding, tmp_path, monkeypatch):
-    monkeypatch.setattr(distillation_losses, "_LOGITS", 97 * 5)  # five tokens a chunk
+    monkeypatch.setattr(architectures, "_LOGITS", 97 * 5)  # five tokens a chunk
     teacher, student = tiny_model(family), tiny_model(family, seed=1)
     batches = tiny_batches(padding=padding)
     cache = cache_teacher(teacher, batches, tmp_path, k=97)
@@ -261,7 +261,7 @@ def test_no_tensor_holds_all_logits(tmp_path, monkeypatch):
     teacher, student = tiny_model(vocab_size=vocabulary), tiny_model(vocab_size=vocabulary, seed=1)
     batches = [{"input_ids": torch.randint(97, (rows, length))}]
     batch = read_batch(batches[0], vocab_size=vocabulary, device="cpu")
-    monkeypatch.setattr(distillation_losses, "_LOGITS", vocabulary * 20)
+    monkeypatch.setattr(architectures, "_LOGITS", vocabulary * 20)
     all_logits = rows * length * vocabulary * 4
     assert peak_memory(lambda: cache_teacher(teacher, batches, tmp_path, k=16)) < all_logits
     cache = TeacherCache.open(tmp_path)

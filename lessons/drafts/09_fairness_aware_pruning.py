@@ -65,7 +65,8 @@ DISTIL_STEPS, DISTIL_ROWS, DISTIL_LR = 20, 4, 1e-4  # rows of 128 tokens a step
 # neurons whose activations differ most between its sides. Remove them. Measure the "bias": how far the outputs of the MLPs
 # still differ, on average, between the two sides.
 # %%
-from course_utils.activations import pair_batches, watching
+from course_utils.activations import watching
+from course_utils.alignment import pair_batches
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
 from course_utils.contrastive import controls, invented_axis, pairs
@@ -309,7 +310,7 @@ toy.round(2)
 # after a, minus the same after b, averaged over templates and swaps.
 
 # %%
-from course_utils.activations import align
+from course_utils.alignment import align
 from course_utils.fairness import gap_attribution, knock_out
 
 
