@@ -72,12 +72,10 @@ def difference_in_differences(base: PairScores, pruned: PairScores) -> Change:
     items = preferences(base).merge(preferences(pruned), on=ITEM, suffixes=("_base", "_pruned"), validate="1:1")
     for which in ("base", "pruned"):
         items[f"absolute_{which}"] = items[f"preference_{which}"].abs()
-    activations = base.frame[ITEM].copy()
-    for which, scores in (("base", base), ("pruned", pruned)):
-        activations[f"relative_{which}"] = scores.relative.mean(axis=(1, 2))
     sources = {"preference": items, "absolute": items}
     if base.relative.size:
-        sources["relative"] = activations.dropna()
+        both = {f"relative_{of}": s.relative.mean(axis=(1, 2)) for of, s in (("base", base), ("pruned", pruned))}
+        sources["relative"] = base.frame[ITEM].assign(**both).dropna()
     rows = []
     for quantity, source in sources.items():
         require_neutral(source)

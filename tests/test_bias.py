@@ -329,6 +329,15 @@ def test_difference_in_differences_by_hand():
     assert (same.flips[["to_a", "to_b"]] == 0).all(axis=None)
 
 
+@pytest.mark.filterwarnings("error")  # the mean of no places
+def test_models_are_compared_without_activations():
+    full = synthetic()
+    bare = replace(full, sites=(), relative=full.relative[:, :0], cosine=full.cosine[:, :0])
+    with_sites, without = (difference_in_differences(scores, scores).differences for scores in (full, bare))
+    assert without["quantity"].tolist() == ["preference", "absolute"]
+    assert without["base"].tolist() == with_sites["base"].tolist()[:2]
+
+
 def test_different_pairs_are_refused():
     tokenizer, model = word_tokenizer(), tiny_model(layers=1)
     one, other = (measure(model, tokenizer, make_pairs(seed=seed)) for seed in (0, 1))
