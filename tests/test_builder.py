@@ -1,9 +1,13 @@
 """The builder: what it makes of a lesson, that it is deterministic, and that it refuses broken sources."""
 
+import base64
+import io
 import json
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 from sample_lesson import LESSON, write_lesson
 
 from course_utils import builder
@@ -135,6 +139,28 @@ def test_tidy_outputs_drops_noise_and_joins_streams():
 def test_tidy_outputs_keeps_an_error_without_its_paths():
     error = nbformat.v4.new_output("error", ename="ValueError", evalue="too big", traceback=["/home/me/x.py", "line"])
     assert builder.tidy_outputs([error])[0].traceback == ["ValueError: too big"]
+
+
+def test_tidy_outputs_gives_pictures_a_palette():
+    pixels = np.full((80, 120, 3), 255, dtype=np.uint8)
+    pixels[:40] = np.linspace(0, 255, 120)[:, None]  # a colour bar,
+    pixels[:40, :, 2] = 128
+    pixels[60, 60] = (200, 0, 0)  # and a single red point
+    data = io.BytesIO()
+    Image.fromarray(pixels).convert("RGBA").save(data, "PNG")
+    picture = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(data.getvalue()).decode()})
+    (tidy,) = builder.tidy_outputs([picture])
+    shown = Image.open(io.BytesIO(base64.b64decode(tidy.data["image/png"])))
+    assert shown.mode == "P"
+    assert np.abs(np.asarray(shown.convert("RGB")).astype(int) - pixels).max() <= 4
+    assert builder.tidy_outputs([tidy]) == [tidy], "done once"
+
+
+def test_tidy_outputs_leaves_a_transparent_picture():
+    data = io.BytesIO()
+    Image.new("RGBA", (9, 9), (10, 20, 30, 40)).save(data, "PNG")
+    picture = nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(data.getvalue()).decode()})
+    assert builder.tidy_outputs([picture]) == [picture]
 
 
 def test_write_text_reports_a_change_and_leaves_no_temporary_file(tmp_path):
