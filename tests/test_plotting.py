@@ -104,6 +104,11 @@ def test_scores_with_intervals_draws_points_and_floors():
     render(ax)
     assert legend(ax) == ["chance", "unpruned", "20 % pruned"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == list(dict.fromkeys(frame["task"]))
+    assert sorted(x for bar in ax.containers for x in bar[0].get_xdata())[:2] == [-0.25, 0.25], "side by side"
+    one_each = frame.groupby("task", sort=False).first().reset_index().assign(model=["a", "b", "b", "a"])
+    alone = plotting.scores_with_intervals(one_each, x_label="task", y_label="accuracy", ax=plt.figure().subplots())
+    placed = [x for bar in alone.containers for x in bar[0].get_xdata()]
+    assert sorted(placed) == [0, 1, 2, 3], "a single point stands over its label"
     with pytest.raises(ValueError, match="metric"):
         plotting.scores_with_intervals(pd.concat([frame, frame]), x_label="task", y_label="accuracy")
 
