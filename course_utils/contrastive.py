@@ -259,6 +259,32 @@ def controls(kind: str, *, split: str | None = None) -> list[Pair]:
     return pairs(_control(kind), split=split)
 
 
+def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
+    """The pairs of each axis' shortest templates and first swaps, with all their endings: crossed, but sooner done.
+
+    A template is as long as its longest text without the swapped span, so different axes keep the same templates.
+
+    Raises:
+        ValueError: an axis has fewer templates or swaps than asked for, or less than one is asked for.
+    """
+    made = list(pairs)
+    kept = []
+    for axis in dict.fromkeys(pair.axis for pair in made):
+        own = [pair for pair in made if pair.axis == axis]
+        length: dict[str, int] = {}
+        for pair in own:
+            length[pair.template] = max(length.get(pair.template, 0), len(pair.before + pair.after))
+        all_swaps = list(dict.fromkeys(pair.swap for pair in own))
+        if not (1 <= templates <= len(length) and 1 <= swaps <= len(all_swaps)):
+            raise ValueError(
+                f"Axis {axis!r} has {len(length)} templates and {len(all_swaps)} swaps; ask for at least 1 of each and "
+                f"no more than these. You asked for {templates} and {swaps}."
+            )
+        shortest, first = sorted(length, key=length.get)[:templates], all_swaps[:swaps]
+        kept += [pair for pair in own if pair.template in shortest and pair.swap in first]
+    return kept
+
+
 def _control(kind: str) -> Axis:
     return _read_axis(_DATA / "controls" / f"{kind}.json", kind)
 

@@ -94,6 +94,27 @@ def test_no_word_is_on_both_sides_of_an_axis(name):
     assert not {groups[2] for groups in swaps} & {groups[3] for groups in swaps}
 
 
+def test_a_subset_keeps_whole_templates_and_swaps_and_the_same_templates_for_all():
+    made = contrastive.pairs("gender") + contrastive.controls("neutral")
+    few = contrastive.subset(made, templates=3, swaps=2)
+    assert few == [pair for pair in made if pair in few], "in the order given"
+    kept = {axis: {pair.template for pair in few if pair.axis == axis} for axis in ("gender", "neutral")}
+    for axis, names in kept.items():
+        cells = Counter((pair.template, pair.swap, pair.valence) for pair in few if pair.axis == axis)
+        assert names == kept["gender"] and len(names) == 3
+        assert len(cells) == 3 * 2 * 2 and set(cells.values()) == {1}
+    longest = max(len(pair.before + pair.after) for pair in few)
+    left_out = [pair for pair in made if pair.template not in kept["gender"]]
+    for name in {pair.template for pair in left_out}:
+        assert max(len(pair.before + pair.after) for pair in left_out if pair.template == name) >= longest
+
+
+@pytest.mark.parametrize(("templates", "swaps"), [(0, 1), (1, 0), (25, 1), (1, 11)])
+def test_a_subset_must_exist(templates, swaps):
+    with pytest.raises(ValueError, match="'gender' has 24 templates and 10 swaps"):
+        contrastive.subset(contrastive.pairs("gender"), templates=templates, swaps=swaps)
+
+
 def test_controls_use_no_word_of_an_axis():
     axes = {word for name in DEMOGRAPHIC for swap in contrastive.load_axis(name).swaps for word in swap}
     for kind in contrastive.CONTROLS:
