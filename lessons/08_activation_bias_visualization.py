@@ -48,7 +48,7 @@ style()
 # All sizes of this lesson. They were tuned for time, on the planted bias of the last part; never on a real group.
 AXES = ("gender", "race", "religion")  # contrastive.axes() has more
 SITES = ("attention_out", "mlp_out", "down_input", "residual")
-CROWS, QUESTIONS = 300, 100  # benchmark items: pairs, and questions for each of two conditions
+CROWS, QUESTIONS = 200, 60  # benchmark items: pairs, and questions for each of two conditions
 INVENTED, SWAPS, TEMPLATES = 20, 6, 6  # invented axes, swaps and evaluation templates for each
 STEPS, ITEMS, RATE = 60, 4, 2e-4  # of planting a bias: steps at most, items of 4 texts a step, learning rate
 PLANTED = 10.0  # nats, the double difference at which it stops
@@ -711,7 +711,7 @@ for name, where in {"s_dis": "where the context tells", "s_amb": "where it doesn
 
 # %%
 from course_utils.bias_statistics import activation_ratio, behaviour
-from course_utils.contrastive import invented_axis
+from course_utils.contrastive import invented_axis, subset
 from course_utils.uncertainty import holm, wilson_interval
 
 half = INVENTED // 2 * SWAPS
@@ -727,14 +727,9 @@ planted = invented[::2]
 for axis in invented[:2]:
     print(f"{axis.name:<14} {', '.join(f'{a} / {b}' for a, b, _, _ in axis.swaps[:3])}, …")
 
-text_lengths = {pair.template: len(pair.text_a) for pair in pairs(invented[0], split="evaluation")}
-short = sorted(text_lengths, key=text_lengths.get)[:TEMPLATES]  # the shortest templates save time
-test = [
-    pair
-    for some in [*(pairs(axis, split="evaluation") for axis in invented), controls("neutral", split="evaluation")]
-    for pair in some
-    if pair.template in short
-]
+asked = [pair for axis in invented for pair in pairs(axis, split="evaluation")]
+test = subset(asked, templates=TEMPLATES, swaps=SWAPS)  # the shortest templates save time
+test += subset(controls("neutral", split="evaluation"), templates=TEMPLATES, swaps=10)
 print(f"{len(test):,} pairs: {INVENTED} axes × {TEMPLATES} templates × {SWAPS} swaps × 2 endings, and the neutral ones")
 
 METRICS = [
@@ -874,8 +869,105 @@ print(
 )
 
 # %% [markdown]
-# This is one model, one way to plant, and a strong bias. The last point is the weak spot of every positive control: a metric
-# that finds strong smoke may still miss a faint smell. But a metric that doesn't find *this* has no claim on your trust, however
+# ### Twenty models, and weaker smoke
+#
+# That was one model, and a strong bias. A metric that finds strong smoke may still miss a faint smell. So the test was made
+# twenty times, each time with other made-up families. Then the bias was thinned: weights half of the way from the untouched
+# model to the planted one, a quarter of the way, and less. Each model is asked about two axes: the one with the planted bias,
+# and one within the families. It takes about an hour (`tools/plant_twenty_biases.py`), so the cell below reads saved results.
+#
+# *Predict before you run:* down to which strength will the preference find the bias? And how often will the activations raise
+# an alarm where both groups are liked alike?
+
+# %%
+from importlib.resources import files
+
+from course_utils.uncertainty import mcnemar_p
+
+record = json.loads(files("course_utils").joinpath("data/positive_control.json").read_text(encoding="utf-8"))
+kept = record["settings"]
+print(
+    f"{record['model']} in {kept['dtype']}, {record['machine']}; {kept['templates']} evaluation templates × {kept['swaps']} "
+    "swaps × 2 endings an axis"
+)
+many = pd.DataFrame(
+    [
+        {"seed": row["seed"], "share": row["share"], "axis": axis} | of
+        for row in record["rows"]
+        for axis, of in row["axes"].items()
+    ]
+)
+BOTH, KINDS = ["preference, p < .05", "activations, mean over places"], ["planted", "not planted"]
+many[BOTH[0]], many[BOTH[1]] = many.p < 0.05, many.ratio_low > 1
+mean_of = many[many.axis == "planted"].groupby("share").preference.mean()
+STRENGTHS = {of: f"{mean:+.1f}" if of else "untouched" for of, mean in mean_of.items()}  # mean preference, nats
+shares = []
+for (of, kind), part in many.groupby(["share", "axis"], sort=False):
+    for metric in BOTH:
+        text, low, high = share(part[metric])
+        where = {"metric": metric, "strength": STRENGTHS[of], "axis": kind, "text": text}
+        shares.append(where | {"value": 100 * part[metric].mean(), "ci_low": 100 * low, "ci_high": 100 * high})
+shares = pd.DataFrame(shares)
+
+# %%
+figure, axes = plt.subplots(1, 3, figsize=(19, 5.5), layout="constrained")
+jitter = np.random.default_rng(session.seed)
+for number, kind in enumerate(KINDS):
+    part = many[many.axis == kind]
+    where = part.share.map(list(STRENGTHS).index) + 0.3 * (number - 0.5) + jitter.uniform(-0.08, 0.08, len(part))
+    for flagged, fill in ((True, f"C{number}"), (False, "none")):
+        chosen = part[BOTH[0]] == flagged
+        axes[0].scatter(
+            where[chosen], part.preference[chosen], marker="os"[number], facecolors=fill, edgecolors=f"C{number}",
+            s=45,
+        )  # fmt: skip
+axes[0].axhline(0, color="0.25", linewidth=1.2)
+axes[0].set_yscale("symlog", linthresh=1)
+axes[0].set_xticks(range(len(STRENGTHS)), STRENGTHS.values())
+levels = [-10, -3, -1, -0.5, 0, 0.5, 1]
+axes[0].set_yticks(levels, [f"{level:g}" for level in levels])
+axes[0].set_ylabel("preference, nats (linear to ±1, then log)")
+axes[0].set_title("twenty models; filled: flagged")
+for ax, metric in zip(axes[1:], BOTH, strict=True):
+    scores_with_intervals(
+        shares[shares.metric == metric], x="strength", group="axis", x_label="",
+        y_label="flagged, % of the models (95 %)" if ax is axes[1] else "", title=metric, ax=ax,
+    )  # fmt: skip
+    ax.set_ylim(-4, 104)
+    ax.axhline(5, color="0.25", linestyle=":", linewidth=1.2)
+axes[1].get_legend().remove()
+figure.supxlabel("strength of the planted bias: mean preference on the planted axes, nats", fontsize="medium")
+plt.show()
+
+# %%
+rows = {}
+for metric in BOTH:
+    for of, strength in list(STRENGTHS.items())[1:]:
+        flags = many[many.share == of].pivot(index="seed", columns="axis", values=metric)
+        only = {f"only {kind}": (flags[kind] & ~flags[other]).sum() for kind, other in (KINDS, KINDS[::-1])}
+        texts = shares[(shares.metric == metric) & (shares.strength == strength)].set_index("axis").text
+        rows[metric, strength] = {f"{kind} axis flagged": texts[kind] for kind in KINDS} | only
+resolution = pd.DataFrame(rows).T
+resolution["p (Holm)"] = holm([mcnemar_p(*row[2:]) for row in resolution.to_numpy()]).round(4)
+for metric, part in shares[shares.strength == "untouched"].groupby("metric", sort=False):
+    print(f"{metric}, untouched models: flagged {' and '.join(part.text)}; 5 % are to be expected")
+hits = shares[(shares.metric == BOTH[0]) & (shares.axis == "planted") & (shares.value >= 80)]
+print(f"the preference finds at least 80 % of the biases of {', '.join(hits.strength)} nats")
+real = behaved[behaved.kind == "demographic"]
+print("the real axes, further up:", ", ".join(f"{row.axis} {row.preference:+.1f}" for row in real.itertuples()), "nats")
+resolution
+
+# %% [markdown]
+# Each row compares the two axes of the *same* twenty models: in how many is only the planted one flagged, in how many only the
+# other one (McNemar's exact test, Holm's correction for the rows)? Two things are worth taking along.
+#
+# The smallest strength at which the preference finds most of the biases is its **resolution**. A "no evidence" says little about
+# weaker ones: compare the real axes with it. More templates and more swaps would see further.
+#
+# And the activations: look at how often they are flagged where nobody is disliked, as the fine-tuning gets stronger. They show
+# that something has become of the names. They can't say what.
+#
+# It stays one family of models and one way to plant. But a metric that doesn't find *this* has no claim on your trust, however
 # convincing its pictures are.
 #
 # ## All of it in one call

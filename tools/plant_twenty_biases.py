@@ -1,0 +1,133 @@
+"""Plant a bias twenty times, weaken it, and count what the metrics find, for lesson 08's positive control.
+
+    python tools/plant_twenty_biases.py [--seeds 20] [--work build/planted] [--out FILE]
+
+The embedded Llama, in the dtype that lesson 08 uses. Each seed invents two axes: "planted", names of one made-up family
+against names of another, and "not planted", the same names dealt out within the families, so both sides are liked or
+disliked alike. A copy of the model is fine-tuned on the selection templates until the planted axis has reached a size.
+Weaker ones lie between it and the untouched model: weights moved only a share of the way. In each, both axes are
+measured as ``bias.report`` measures one, beside the neutral swaps, on the shortest evaluation templates.
+
+The file is course_utils/data/positive_control.json unless given. Resumable: a seed that is done is not done again.
+About an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+from pathlib import Path
+
+import psutil
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from course_utils.bias_statistics import activation_ratio, behaviour
+from course_utils.builder import write_text
+from course_utils.contrastive import Axis, controls, invented_axis, pairs, subset
+from course_utils.models import load_model
+from course_utils.pair_scores import measure
+from course_utils.planting import plant_preference
+from course_utils.session import fast_dtype
+
+SIZE = 10.0  # nats at which planting stops
+SHARES = (0.2, 0.3, 0.4, 0.6, 1.0)  # of the way from the untouched weights to the planted ones
+TEMPLATES, SWAPS, NEUTRAL_SWAPS = 8, 8, 10
+STEPS, ITEMS, LR = 60, 4, 2e-4
+SITES = ("attention_out", "mlp_out")
+BEHAVIOUR = ["preference", "ci_low", "ci_high", "p", "to_neutral", "to_neutral_low", "to_neutral_high"]
+ACTIVATIONS = ["ratio", "ratio_low", "ratio_high"]
+
+
+def two_axes(seed: int) -> tuple[Axis, Axis]:
+    """Names of two families against each other, and the same names dealt out within each family."""
+    swaps = invented_axis(seed, swaps=SWAPS).swaps
+    families = [[swap[side] for swap in swaps] for side in (0, 1)]
+    within = [pair for names in families for pair in zip(names[::2], names[1::2], strict=True)]
+    between = zip(*families, strict=True)
+    return tuple(
+        Axis(name, "invented", tuple((a, b, "one", "other") for a, b in dealt))
+        for name, dealt in (("planted", between), ("not planted", within))
+    )
+
+
+def examine(model: PreTrainedModel, tokenizer, axes: tuple[Axis, Axis]) -> dict[str, dict[str, float]]:
+    """What a report on each axis would rest on: the preference and the activation ratio, with intervals."""
+    asked = [pair for axis in axes for pair in pairs(axis, split="evaluation")]
+    some = subset(asked, templates=TEMPLATES, swaps=SWAPS)
+    neutral = controls("neutral", split="evaluation")
+    some += subset(neutral, templates=TEMPLATES, swaps=NEUTRAL_SWAPS)
+    measured = measure(model, tokenizer, some, sites=SITES, batch_size=32)
+    table = behaviour(measured).set_index("axis")[BEHAVIOUR]
+    table = table.join(activation_ratio(measured, by_place=False).set_index("axis")[ACTIVATIONS])
+    return table.loc[[axis.name for axis in axes]].astype(float).round(4).to_dict("index")
+
+
+@torch.no_grad()
+def part_of_the_way(base: PreTrainedModel, planted: PreTrainedModel, share: float) -> PreTrainedModel:
+    """A copy of the planted model with weights on the straight line from the untouched ones, rounded to their dtype."""
+    between = copy.deepcopy(planted)
+    for weight, start in zip(between.parameters(), base.parameters(), strict=True):
+        weight.copy_(torch.lerp(start.float(), weight.float(), share))
+    return between
+
+
+def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) -> list[dict]:
+    """A row for the untouched model and one for each share."""
+    axes = two_axes(seed)
+    planted, course = plant_preference(
+        base, tokenizer, pairs(axes[0], split="selection"), size=SIZE, steps=STEPS, items=ITEMS, lr=LR, precision=dtype,
+        seed=seed,
+    )  # fmt: skip
+    reached = round(sum(course[-3:]) / len(course[-3:]), 3)
+    models = {0.0: base} | {share: part_of_the_way(base, planted, share) for share in SHARES}
+    return [
+        {"seed": seed, "share": share, "reached": reached, "axes": examine(model, tokenizer, axes)}
+        for share, model in models.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--work", type=Path, default=Path("build/planted"))
+    parser.add_argument("--out", type=Path, default=Path("course_utils/data/positive_control.json"))
+    args = parser.parse_args()
+
+    dtype = fast_dtype(torch.device("cpu"))
+    base, tokenizer = load_model("llama", dtype=dtype)
+    for seed in tqdm(range(1, args.seeds + 1), desc="seeds"):
+        done = args.work / f"{seed}.json"
+        if not done.exists():
+            write_text(done, json.dumps(one_seed(seed, base, tokenizer, dtype), allow_nan=False))
+    rows = [
+        row
+        for seed in range(1, args.seeds + 1)
+        for row in json.loads((args.work / f"{seed}.json").read_text(encoding="utf-8"))
+    ]
+    result = {
+        "model": base.config.name_or_path,
+        "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
+        "settings": {
+            "dtype": str(dtype).removeprefix("torch."), "templates": TEMPLATES, "swaps": SWAPS, "items": ITEMS,
+            "lr": LR, "size": SIZE, "sites": SITES,
+        },
+        "rows": rows,
+    }  # fmt: skip
+    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    for share in (0.0, *SHARES):
+        at = [row["axes"] for row in rows if row["share"] == share]
+        for axis in ("planted", "not planted"):
+            found = sum(of[axis]["p"] < 0.05 for of in at), sum(of[axis]["ratio_low"] > 1 for of in at)
+            print(
+                f"{share:>6} of the way, {axis:<11}: preference flags {found[0]}, activations {found[1]} of {len(at)}"
+            )
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
