@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-IMPORTED_AS = {"scikit-learn": "sklearn", "lm-eval": "lm_eval"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "lm-eval": "lm_eval", "pillow": "PIL"}
 
 
 def load_tool(name):
