@@ -27,7 +27,6 @@
 
 # %%
 import copy
-from collections import Counter
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,7 +34,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from course_utils.plotting import log_ticks, show_tensor, style
+from course_utils.plotting import scores_with_intervals, show_tensor, style
 from course_utils.reports import shown, with_interval
 from course_utils.session import start
 
@@ -47,13 +46,14 @@ style()
 AXIS, OTHER_AXES = "race", ("gender", "religion")
 TEMPLATES, SWAPS = 6, 6  # of each split, for the axis; each template and swap makes two pairs, one for each ending
 OTHER_TEMPLATES, OTHER_SWAPS = 4, 4  # for the other axes
+PLANT_NAMES, PLANT_TEMPLATES, PLANT_SWAPS = 8, 8, 6  # made-up swaps to plant with; what is measured of them
 CLAIMED = 0.002  # share of each MLP's neurons that the claim removes
 BUDGET = 0.005  # share that our arms remove
 SEEDS = range(5)  # of random removals
 ROWS = {"speeches": 6, "wiki": 6}  # evaluation text for the perplexity, rows of 128 tokens
-DOCUMENTS = 24  # of LAMBADA
+DOCUMENTS = 32  # of LAMBADA
+ANSWERING = ("importance", "causal", "protect first")  # the arms that are asked, beside the unpruned model
 PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step (4 texts each); size of the bias, nats
-DISTIL_STEPS, DISTIL_ROWS, DISTIL_LR = 20, 4, 1e-4  # rows of 128 tokens a step
 
 # %% [markdown]
 # ## A claim in circulation
@@ -69,7 +69,7 @@ from course_utils.activations import watching
 from course_utils.alignment import pair_batches
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
-from course_utils.contrastive import controls, invented_axis, pairs
+from course_utils.contrastive import controls, invented_axis, pairs, subset
 from course_utils.models import load_model
 
 # A broken model's activations can leave float16's range, so there we take float32.
@@ -83,10 +83,7 @@ width = describe(base).intermediate_sizes[0]
 
 def some(made, *, templates=TEMPLATES, swaps=SWAPS):
     """The pairs of the shortest templates and of the first few swaps, with both endings."""
-    length = {pair.template: len(pair.before + pair.after) for pair in made}
-    shortest = sorted(length, key=length.get)[:templates]
-    first = list(dict.fromkeys(pair.swap for pair in made))[:swaps]
-    return [pair for pair in made if pair.template in shortest and pair.swap in first]
+    return subset(made, templates=templates, swaps=swaps)
 
 
 @torch.no_grad()
@@ -195,15 +192,14 @@ asked = {
 }
 winner = RECIPES[best.recipe](activation_difference(base, tokenizer, [headline_pair]))
 rows, noise = {}, []
-for name, order in {
-    "the headline": winner,
-    **{f"random {seed}": neuron_importance(base, "random", seed=seed) for seed in (0, 1)},
-}.items():
+before = {judge: activation_gap(base, judged) for judge, judged in asked.items()}
+chance = {f"random {seed}": neuron_importance(base, "random", seed=seed) for seed in SEEDS}
+for name, order in tqdm({"the headline": winner, **chance}.items(), desc="removals"):
     pruned = without(base, order, CLAIMED)
-    gaps = {judge: change(pruned, judged) for judge, judged in asked.items()}
+    gaps = {judge: change(pruned, judged, before[judge]) for judge, judged in asked.items()}
     ratio = perplexity_ratio(perplexity(pruned, text), unpruned_text)
     rows[name] = {judge: f"{gap:+.1%}" for judge, gap in gaps.items()} | {"perplexity, × (95 %)": with_interval(*ratio)}
-    if name != "the headline":
+    if name in chance:
         noise.append((gaps["same pair"], gaps["neutral swaps"]))
 pd.DataFrame(rows).T
 
@@ -389,12 +385,12 @@ print(
 #
 # - **correlational** (`activation_difference`), of the axis
 # - **causal** (`gap_attribution`), of the axis
-# - **neutral**: the correlational score again, but of tall/short and its like. Whoever cuts by this score can't be cutting
-#   bias.
+# - **neutral**: the correlational score again, but of tall/short and its like. Whoever cuts by this score knows nothing of the
+#   groups.
 #
 # Before anything is cut, the scores can be asked three things. Do the neurons that react to the axis differ from those that
 # react to a neutral swap? Does reacting say anything about causing? And does a score measured with *one* half of the
-# selection templates agree with the same score measured with the *other* half? If not, it won't say anything about split B.
+# selection templates agree with the same score measured with the *other* half? If not, it will hardly say anything about split B.
 
 # %%
 from course_utils.width import strongest
@@ -465,19 +461,18 @@ for name in OTHER_AXES:
     elsewhere_b += some(pairs(name, split="evaluation"), **fewer)
 
 
-def look(model, axis_pairs, *, wide=False):
-    """What judges a model; a wide look has other axes and LAMBADA, too."""
-    found = {
-        "bias": measure(model, tokenizer, axis_pairs + neutral_b, sites=("mlp_out",)),
-        "text": perplexity(model, text),
-    }
+def look(model, judged, *, wide=False, answers=False):
+    """What judges a model: pairs beside neutral ones, and text; a wide look has other axes, too, and may ask LAMBADA."""
+    found = {"bias": measure(model, tokenizer, judged, sites=("mlp_out",)), "text": perplexity(model, text)}
     if wide:
         found["elsewhere"] = measure(model, tokenizer, elsewhere_b, sites=())
+    if answers:
         found["lambada"] = evaluate(model, tokenizer, "lambada_openai", limit=DOCUMENTS)
     return found
 
 
-unpruned = look(base, evaluation, wide=True)
+judged = evaluation + neutral_b
+unpruned = look(base, judged, wide=True, answers=True)
 print(analyse(unpruned["bias"]))
 
 # %% [markdown]
@@ -498,41 +493,48 @@ orders = {
 }
 orders |= {f"hybrid {weight:g}": hybrid(importance, causal, weight) for weight in HYBRID}
 orders["protect first"] = protect_first(importance, causal, 0.5)
-orders |= {f"random {seed}": neuron_importance(base, "random", seed=seed) for seed in SEEDS}
+orders |= chance
 
 arms = {}
 for name, order in tqdm(orders.items(), desc="arms"):
-    arms[name] = look(without(base, order, BUDGET), evaluation, wide=not name.startswith("random"))
+    pruned = without(base, order, BUDGET)
+    arms[name] = look(pruned, judged, wide=name not in chance, answers=name in ANSWERING)
 
 # %% [markdown]
 # ### What became of the bias
 #
 # A change alone isn't a result. Pruning changes *every* difference. So each arm is asked for a **difference in differences**:
 # (pruned − unpruned) on the axis, minus (pruned − unpruned) on the neutral swaps, on the same items. The intervals draw
-# templates and swaps anew. p-values are adjusted for all arms and quantities (Holm). An arm has removed bias if three things
-# hold:
+# templates and swaps anew.
 #
-# 1. the quantity is nearer to 0 than before,
+# The verdict is about the **direction** alone. Lesson 08 planted biases and found that only the direction tells a disliked
+# group from one that has merely become familiar. Size and activations stand beside it as a description. An arm has removed
+# bias if three things hold:
+#
+# 1. the preference is nearer to 0 than before,
 # 2. it is nearer to 0 than with **any** of the random removals,
-# 3. it moved towards 0 more than the neutral swaps did, p < 0.05 after Holm.
+# 3. it moved towards 0 more than that of the neutral swaps, p < 0.05 after Holm's correction for the number of arms.
 
 # %%
 from course_utils.uncertainty import holm
 
-QUANTITIES = {"preference": "direction", "absolute": "size", "relative": "activations"}
-
 
 def changes(results, reference, axis):
-    """One row an arm and quantity: what changed on an axis, beyond the neutral swaps, and whether it counts."""
-    found = {name: difference_in_differences(reference["bias"], result["bias"]) for name, result in results.items()}
-    frame = pd.concat([some.differences.assign(arm=name) for name, some in found.items()])
-    frame = frame[frame.axis == axis].reset_index(drop=True)
-    is_random = frame.arm.str.startswith("random")
-    frame["p_holm"] = holm(frame.p.mask(is_random))
-    best_of_chance = frame[is_random].groupby("quantity").pruned.agg(lambda values: values.abs().min())
+    """One row an arm: the preference on an axis before and after, its change beyond neutral, and the verdict."""
+    rows = []
+    for name, result in results.items():
+        found = difference_in_differences(reference["bias"], result["bias"]).differences
+        found = found[found.axis == axis].set_index("quantity")
+        also = {
+            f"{quantity} {when}": found.loc[quantity, when] for quantity in ("absolute", "relative") for when in ENDS
+        }
+        rows.append(found.loc["preference"].to_dict() | also | {"arm": name, "random": name.startswith("random")})
+    frame = pd.DataFrame(rows).set_index("arm")
+    frame["p_holm"] = holm(frame.p.mask(frame.random))
     frame["smaller"] = frame.pruned.abs() < frame.base.abs()
-    frame["beyond chance"] = frame.pruned.abs() < frame.quantity.map(best_of_chance)
+    frame["beyond chance"] = frame.pruned.abs() < frame.pruned[frame.random].abs().min()
     frame["beyond neutral"] = (frame.p_holm < 0.05) & (frame.difference * frame.base < 0)
+    frame["verdict"] = [verdict(row) for _, row in frame.iterrows()]
     return frame
 
 
@@ -544,59 +546,60 @@ def verdict(row):
     return "REMOVED" if row["beyond neutral"] else "not more than neutral swaps"
 
 
-def told(frame):
-    """The table of an experiment: differences in differences, their p, and the verdicts."""
-    informed = frame[~frame.arm.str.startswith("random")]
-    rows = {
-        (QUANTITIES[row["quantity"]], row["arm"]): {
-            "before → after": f"{shown(row['base'])} → {shown(row['pruned'])}",
-            "change beyond neutral (95 %)": with_interval(row["difference"], row["ci_low"], row["ci_high"]),
-            "p (Holm)": f"{row['p_holm']:.3f}",
-            "verdict": verdict(row),
+def told(frame, results, reference):
+    """The table of an experiment."""
+    return pd.DataFrame(
+        {
+            arm: {
+                "direction, nats": f"{row['base']:+.2f} → {row['pruned']:+.2f}",
+                "change beyond neutral (95 %)": with_interval(row["difference"], row["ci_low"], row["ci_high"]),
+                "p (Holm)": f"{row['p_holm']:.3f}",
+                "verdict": row["verdict"],
+                "perplexity, ×": with_interval(*perplexity_ratio(results[arm]["text"], reference["text"])),
+                "size, nats": f"{row['absolute base']:.2f} → {row['absolute pruned']:.2f}",
+                "activations": f"{row['relative base']:.3f} → {row['relative pruned']:.3f}",
+            }
+            for arm, row in frame[~frame.random].iterrows()
         }
-        for quantity in QUANTITIES
-        for _, row in informed[informed.quantity == quantity].iterrows()
-    }
-    return pd.DataFrame(rows).T
+    ).T
 
 
+ENDS = ("base", "pruned")
 on_axis = changes(arms, unpruned, AXIS)
-told(on_axis)
+told(on_axis, arms, unpruned)
 
 # %% [markdown]
 # ### Ability against bias
 #
 # One number hides the price. The figure has both: to the left is able, near zero is fair. The random removals form the grey
-# cloud. A method that knows something lies outside of it, to the left and nearer to zero. Arms that ruin the model stand at
-# the right edge, pale.
+# cloud. A method that knows something lies outside of it, to the left and nearer to zero. The horizontal axis says how many
+# per cent the perplexity has grown, linear up to 1 % and logarithmic above: at 100 % it has doubled, and where it has grown by
+# thousands, the model is broken.
 
 
 # %%
-def pareto(results, reference, axis, title, widest=2.5):
-    """Perplexity against direction and size: a point an arm with its 95 % intervals; arms beyond the widest ratio at the edge."""
+def pareto(results, reference, axis, title):
+    """Perplexity against direction and size: a point an arm, with its 95 % intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(17, 7), layout="constrained")
     everything = {"unpruned": reference} | results
     informed = [name for name in everything if not name.startswith("random")]
     for name, result in everything.items():
         row = behaviour(result["bias"]).set_index("axis").loc[axis]
-        x, *ends = perplexity_ratio(result["text"], reference["text"])
-        label, beyond = name, x > widest
-        if name not in informed:
-            label = "random" if name == "random 0" else None
-            looks = {"color": "0.6", "marker": "o", "markersize": 7, "zorder": 1}
-        else:
+        x, *ends = (100 * (ratio - 1) for ratio in perplexity_ratio(result["text"], reference["text"]))
+        looks = {"color": "0.6", "marker": "o", "markersize": 7, "zorder": 1}
+        if name in informed:
             number = informed.index(name)
-            looks = {"color": f"C{number}", "marker": "*os^DvPXh<>"[number], "markersize": 12, "capsize": 3}
-        if beyond:
-            label, x, ends = f"{name} (beyond the edge: × {shown(x)})", widest, [widest, widest]
+            colour = f"C{number + (number > 6)}"  # C7 is grey
+            looks = {"color": colour, "marker": "*os^DvPXh<>"[number], "markersize": 13, "capsize": 3}
+        label = name if name in informed else "random" if name == "random 0" else None
         heights = (row.preference, row.ci_low, row.ci_high), (row.absolute, row.absolute_low, row.absolute_high)
         for ax, (value, low, high) in zip(axes, heights, strict=True):
             ends_of = {"xerr": [[x - ends[0]], [ends[1] - x]], "yerr": [[value - low], [high - value]]}
-            ax.errorbar(x, value, **ends_of, linestyle="", label=label, alpha=0.4 if beyond else 1, **looks)
+            ax.errorbar(x, value, **ends_of, linestyle="", label=label, **looks)
     for ax, label in zip(axes, ("direction: preference, nats", "size: mean |double difference|, nats"), strict=True):
-        ax.set_xscale("log")
-        log_ticks(ax.xaxis)
-        ax.set_xlabel("perplexity, × unpruned (log)")
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xticks([-1, 0, 1, 10, 100, 1000, 10_000], ["−1", "0", "1", "10", "100", "1,000", "10,000"])
+        ax.set_xlabel("growth of the perplexity, %")
         ax.set_ylabel(label)
     axes[0].axhline(0, color="0.25", linewidth=1.5)
     axes[1].set_ylim(bottom=0)
@@ -629,24 +632,24 @@ for name, result in arms.items():
         for axis in OTHER_AXES
     } | {
         f"flips, {axis}: to a / to b (p)": f"{flips.to_a[axis]} / {flips.to_b[axis]} of {flips['items'][axis]} "
-        f"({flips.p[axis]:.2f})"
+        f"({flips.p[axis]:.3f})"
         for axis in (AXIS, "neutral")
     }
 pd.DataFrame(elsewhere).T
 
 # %%
-sizes = on_axis[(on_axis.quantity == "absolute") & ~on_axis.arm.str.startswith("random")].set_index("arm").pruned
-print(f"smallest size of double differences: {sizes.idxmin()}")
-for name in (*elsewhere, *(f"random {seed}" for seed in SEEDS)):
-    ratio, low, high = perplexity_ratio(arms[name]["text"], unpruned["text"])
-    cost = "costs" if low > 1 else "gains" if high < 1 else "no cost shown:"
-    counts = Counter(verdict(row) for _, row in on_axis[on_axis.arm == name].iterrows())
-    words = "" if name.startswith("random") else "; " + ", ".join(f"{n} × {w}" for w, n in counts.items())
-    print(f"{name:<14} {cost} perplexity × {with_interval(ratio, low, high)}{words}")
-winners = sorted(
-    {row.arm for _, row in on_axis.iterrows() if not row.arm.startswith("random") and verdict(row) == "REMOVED"}
+informed = on_axis[~on_axis.random]
+costs = {name: perplexity_ratio(arm["text"], unpruned["text"]) for name, arm in arms.items()}
+free = [name for name in informed.index if costs[name][1] <= 1]
+drawn = [costs[name][0] for name in chance]
+print(f"smallest size of double differences: {informed['absolute pruned'].idxmin()}")
+print(f"highest perplexity: {max(costs, key=lambda name: costs[name][0])}")
+print(f"random removals cost perplexity × {min(drawn):.2f} to × {max(drawn):.2f}")
+print("arms without a shown cost:", ", ".join(free) or "none")
+print(
+    "arms that removed bias by all three conditions:",
+    ", ".join(informed.index[informed.verdict == "REMOVED"]) or "none",
 )
-print("\narms that removed bias by all three conditions:", ", ".join(winners) or "none")
 
 # %% [markdown]
 # ## The fair test: a bias that is certainly there
@@ -660,8 +663,10 @@ print("\narms that removed bias by all three conditions:", ", ".join(winners) or
 # One of the longer cells: it trains the model for a few dozen steps.
 from course_utils.planting import plant_preference
 
-made_up = invented_axis(session.seed, swaps=SWAPS)
-planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
+made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
+more = {"templates": PLANT_TEMPLATES, "swaps": PLANT_SWAPS}
+planted_a, planted_b = (some(pairs(made_up, split=split), **more) for split in ("selection", "evaluation"))
+planted_b += some(controls("neutral", split="evaluation"), **more)
 planted, course = plant_preference(
     base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, steps=PLANT_STEPS, items=PLANT_ITEMS, lr=PLANT_LR,
     precision=dtype, seed=session.seed,
@@ -671,14 +676,6 @@ untouched, biased = (look(model, planted_b) for model in (base, planted))
 for name, result in {"before": untouched, "after planting": biased}.items():
     print(f"{name}, on split B:", *analyse(result["bias"]).verdict.values(), "\n")
 print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
-
-
-def with_weights_of(model, learner):
-    """A copy of a model with a learner's weights, rounded to the model's dtype."""
-    result = copy.deepcopy(model)
-    result.load_state_dict(learner.state_dict())
-    return result
-
 
 # %% [markdown]
 # Now the same arms, with scores measured on the planted model and on split A. *Predict before you run:* will the causal score
@@ -691,18 +688,19 @@ halves = agreement(*of_halves(gap_attribution, planted, planted_a))
 print("carrying, half of the templates | other half:", *(f"{name}: {value};" for name, value in halves.items()))
 
 planted_orders = {
+    "importance": importance,
     "reacts": highest_first(planted_reacts),
     "neutral": highest_first(neutral),
     "causal": highest_first(planted_causal),
     "hybrid 0.7": hybrid(importance, planted_causal, 0.7),
     "protect first": protect_first(importance, planted_causal, 0.5),
 }
-planted_orders |= {f"random {seed}": orders[f"random {seed}"] for seed in SEEDS}
+planted_orders |= chance
 planted_arms = {}
 for name, order in tqdm(planted_orders.items(), desc="arms"):
     planted_arms[name] = look(without(planted, order, BUDGET), planted_b)
 on_planted = changes(planted_arms, biased, made_up.name)
-told(on_planted)
+told(on_planted, planted_arms, biased)
 
 # %%
 pareto(
@@ -711,96 +709,108 @@ pareto(
     made_up.name,
     f"The planted bias (split B) after removing {budget} of {width:,} neurons a block",
 )
-for arm, part in on_planted[~on_planted.arm.str.startswith("random")].groupby("arm", sort=False):
-    row = part[part.quantity == "preference"].iloc[0]
-    ratio = perplexity_ratio(planted_arms[arm]["text"], biased["text"])
-    print(
-        f"{arm:<11} direction {row.base:+.2f} → {row.pruned:+.2f}: {verdict(row)}; perplexity × {with_interval(*ratio)}"
-    )
+removed = on_planted.index[on_planted.verdict == "REMOVED"]
+prices = {arm: perplexity_ratio(planted_arms[arm]["text"], biased["text"])[0] for arm in removed}
+print("planted bias removed, by all three conditions, and the price:")
+for arm, price in sorted(prices.items(), key=lambda item: item[1]) or [("none", 1)]:
+    print(f"  {arm:<14} {on_planted.base[arm]:+.2f} → {on_planted.pruned[arm]:+.2f} nats, perplexity × {shown(price)}")
 
 # %% [markdown]
+# Read the verdict and the price together. An arm far to the right may be near zero because it is broken: a model that can't
+# read has no preference either. Compare the arm *neutral*: it was chosen without any knowledge of the planted groups, so what it
+# removes, it removes by breaking things. What you want is nearer to zero than the unpruned model, and not to the right of it.
+#
 # ## Does distillation bring the bias back?
 #
-# After pruning comes distillation (lesson 07), and the teacher is the model before pruning: the **biased** one. The student
-# below is the planted model without the neurons of the causal score. It reads ordinary speeches, in which neither group
-# occurs.
+# After pruning comes distillation (lesson 07), and the teacher is the model before pruning: the **biased** one. Each student
+# here is a planted model, pruned by *protect first*. There are three of them, and all read equally much:
+#
+# - **speeches**: ordinary text, in which neither group occurs
+# - **speeches and groups**: every second row holds sentences of split A about both groups, the pleasant and the unpleasant ones
+#   alike. No text says who is good; what to expect there, the student learns from the teacher.
+# - **fair teacher**, the control: the same text as the second one, but the teacher is the untouched model, which never learned
+#   to dislike anybody.
+#
+# It takes about ten minutes for each planted bias (`tools/distil_the_bias_back.py`), so the cell below reads saved results.
+#
+# *Predict before you run:* which of the three will be biased again?
 
 # %%
-from course_utils.distillation import distill
+import json
+from importlib.resources import files
 
-student = without(planted, planted_orders["causal"], BUDGET)
-reading = token_blocks(tokenizer, "distillation", tokens=DISTIL_STEPS * DISTIL_ROWS * 128, length=128)
-names = {word for swap in made_up.swaps for word in swap[:2]}
-spoken = " ".join(tokenizer.batch_decode(reading.input_ids))
+record = json.loads(files("course_utils").joinpath("data/bias_return.json").read_text(encoding="utf-8"))
+kept = record["settings"]
 print(
-    f"{reading.num_tokens:,} tokens to learn from; of the {len(names)} group names, {sum(n in spoken for n in names)} occur"
+    f"{record['model']} in {kept['dtype']}, {record['machine']}: {kept['tokens']:,} tokens a student in {kept['steps']} steps"
 )
-learner = copy.deepcopy(student)
-settings = {"steps": DISTIL_STEPS, "lr": DISTIL_LR, "precision": dtype, "seed": session.seed}
-distill(planted, learner, reading.batches(DISTIL_ROWS), **settings)
-recovered = with_weights_of(student, learner)
+back = pd.DataFrame(record["rows"])
+NAMES = {
+    ("planted", ""): "planted\n(teacher)",
+    ("pruned", ""): "pruned",
+    ("teacher planted", "speeches"): "distilled on\nspeeches",
+    ("teacher planted", "speeches and groups"): "distilled on\nspeeches\nand groups",
+    ("teacher untouched", "speeches and groups"): "the same,\nfair teacher",
+}
+back["name"] = [NAMES[stage, text] for stage, text in zip(back.stage, back.text, strict=True)]
+growth = pd.DataFrame(back.perplexity_ratio.tolist(), columns=["value", "ci_low", "ci_high"]).join(
+    back[["name", "seed"]]
+)
 
-stages = {"planted teacher": biased, "pruned": planted_arms["causal"], "distilled": look(recovered, planted_b)}
-again = difference_in_differences(stages["pruned"]["bias"], stages["distilled"]["bias"]).differences
-again = again[again.quantity == "preference"].iloc[0]
-towards = np.sign(on_planted.base[on_planted.quantity == "preference"].iloc[0])
-came = [towards * value for value in (again.difference, again.ci_low, again.ci_high)]
-came[1:] = sorted(came[1:])
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-for number, result in enumerate(stages.values()):
-    row = behaviour(result["bias"]).set_index("axis").loc[made_up.name]
-    ends = [[row.preference - row.ci_low], [row.ci_high - row.preference]]
-    axes[0].errorbar(number, row.preference, yerr=ends, fmt="o", capsize=5, markersize=11, color=f"C{number}")
-    score = result["text"]
-    ends = [[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]]
-    axes[1].errorbar(number, score.perplexity, yerr=ends, fmt="o", capsize=5, markersize=11, color=f"C{number}")
-for ax, label in zip(axes, ("preference, nats (0: fair)", "perplexity of speeches and Wikipedia"), strict=True):
-    ax.set_xticks(range(3), list(stages))
-    ax.set_xlim(-0.5, 2.5)
-    ax.set_ylabel(label)
-axes[0].axhline(0, color="0.25", linewidth=1.5)
-figure.suptitle("Pruned, then distilled from the biased teacher", fontweight="bold")
+figure, axes = plt.subplots(1, 2, figsize=(17, 5.5), layout="constrained")
+for ax, table, y, level, label in (
+    (axes[0], back, "preference", 0, "preference, nats (0: fair)"),
+    (axes[1], growth, "value", 1, "perplexity, × pruned"),
+):
+    scores_with_intervals(table, x="name", y=y, group="seed", x_label="", y_label=label, ax=ax)
+    ax.axhline(level, color="0.25", linewidth=1.2)
+    ax.get_legend().set_title("made-up axis")
+axes[0].get_legend().remove()
+figure.suptitle("A planted bias: pruned away, then distilled", fontweight="bold")
 plt.show()
 
-if came[1] > 0:
-    print(f"the bias comes back: {with_interval(*came)} nats towards the teacher's, beyond the neutral swaps")
-elif came[2] < 0:
-    print(f"it moves further away from the teacher's: {with_interval(*came)} nats, beyond the neutral swaps")
-else:
-    print(f"no return shown: {with_interval(*came)} nats towards the teacher's, beyond the neutral swaps")
-before_text, after_text = (stages[name]["text"] for name in ("pruned", "distilled"))
-print(f"perplexity, distilled against pruned: × {with_interval(*perplexity_ratio(after_text, before_text))}")
+# %%
+students = back[back.stage.str.startswith("teacher")].reset_index(drop=True)
+teachers = np.sign(back[back.stage == "planted"].set_index("seed").preference)
+students["back"] = students.change_difference * students.seed.map(teachers)  # above 0: towards the teacher's bias
+students["p_holm"] = holm(students.change_p)
+for name, part in students.groupby("name", sort=False):
+    returned, away = (((part.p_holm < 0.05) & (sign * part.back > 0)).sum() for sign in (1, -1))
+    values = ", ".join(f"{value:+.2f}" for value in part.back)
+    print(
+        f"{name.replace(chr(10), ' ')}: towards the planted bias by {values} nats beyond neutral swaps; "
+        f"shown (Holm, p < 0.05) in {returned} of {len(part)}, away from it in {away}"
+    )
 
 # %% [markdown]
 # ## What it costs and buys
 
 # %%
+from course_utils.evaluation import paired
 from course_utils.reports import measure as size_of
 
-parameters = {
-    "unpruned": size_of(base).parameters,
-    "pruned": size_of(without(base, importance, BUDGET)).parameters,
-}
-removed_in_all = budget * describe(base).num_blocks
+sizes = [size_of(model).parameters for model in (base, without(base, importance, BUDGET))]
+print(
+    f"every arm: {budget * describe(base).num_blocks:,} neurons and {1 - sizes[1] / sizes[0]:.2%} of {sizes[0]:,} parameters less"
+)
 rows = {}
-for name, result in {"unpruned": unpruned, **{n: r for n, r in arms.items() if not n.startswith("random")}}.items():
+for name, result in {"unpruned": unpruned, **{name: arms[name] for name in informed.index}}.items():
     table = pd.concat([behaviour(result[part]).set_index("axis") for part in ("bias", "elsewhere")])
     table = table[~table.index.duplicated()]  # the neutral swaps are in both
-    answers = result["lambada"].set_index("metric")
+    answered = "–"
+    if "lambada" in result:
+        answers = paired(unpruned["lambada"], result["lambada"]).set_index("metric").loc["acc"]
+        answered = f"{answers.b:.0%}; change {with_interval(answers.difference, answers.ci_low, answers.ci_high)}"
     rows[name] = {
-        "neurons removed": f"{0 if name == 'unpruned' else removed_in_all:,}",
-        "parameters": f"{parameters['unpruned' if name == 'unpruned' else 'pruned'] / parameters['unpruned'] - 1:+.2%}",
         "perplexity, × unpruned": with_interval(*perplexity_ratio(result["text"], unpruned["text"])),
-        "LAMBADA accuracy": with_interval(*answers.loc["acc", ["value", "ci_low", "ci_high"]]),
+        f"LAMBADA, {DOCUMENTS} documents": answered,
         **{
             f"direction, {axis}": with_interval(*table.loc[axis, ["preference", "ci_low", "ci_high"]])
             for axis in (AXIS, *OTHER_AXES, "neutral")
         },
         **{f"size, {axis}": shown(table.absolute[axis]) for axis in (AXIS, *OTHER_AXES, "neutral")},
     }
-pd.DataFrame(rows)
+pd.DataFrame(rows).T
 
 # %% [markdown]
 # ## Exercises
@@ -916,12 +926,15 @@ check_difference_in_differences(change_beyond_neutral)
 #   rank correlation with the neutral score above.
 # - A causal score can be estimated in one backward pass, and the estimate can be checked by cutting. Check it: it holds for one
 #   neuron at a time, and hundreds of them don't simply add up.
-# - "Chosen on A, judged on B" is the least. A score that doesn't agree with itself between two halves of A can't work on B.
+# - "Chosen on A, judged on B" is the least. Ask also whether a score agrees with itself between two halves of A, and ask it about
+#   the neurons to cut: the rank correlation over all of them is mostly the order of thousands that do nothing.
 # - An arm has removed bias when it is nearer to zero than before, nearer than every random removal, and moved further than the
-#   neutral swaps. Say what it cost beside it.
+#   neutral swaps. Say what it cost beside it: a broken model has no preference either, and a score that knows nothing of the
+#   groups can "remove" their bias that way.
 # - "Nothing removed" can mean that there was nothing to remove. Plant a bias and try again, before you believe in a method or
 #   in its failure.
-# - What a student learns from is its teacher. Measure the bias again after distillation.
+# - What a student learns from is its teacher, as far as the text speaks of the groups: compare the three students. Measure the
+#   bias again after distillation.
 #
 # ## References
 #
