@@ -924,8 +924,8 @@ check_difference_in_differences(change_beyond_neutral)
 #   neutral swaps, random neurons, and the price.
 # - Reacting to a group and carrying a preference are two things. The neurons that react most react to any swap: compare the
 #   rank correlation with the neutral score above.
-# - A causal score can be estimated in one backward pass, and the estimate can be checked by cutting. Check it: it holds for one
-#   neuron at a time, and hundreds of them don't simply add up.
+# - A causal score can be estimated in one backward pass, and the estimate can be checked by cutting. Check it: a straight line is a
+#   good guess for a neuron that moves little, and may have the wrong sign for one that moves much.
 # - "Chosen on A, judged on B" is the least. Ask also whether a score agrees with itself between two halves of A, and ask it about
 #   the neurons to cut: the rank correlation over all of them is mostly the order of thousands that do nothing.
 # - An arm has removed bias when it is nearer to zero than before, nearer than every random removal, and moved further than the
