@@ -13,30 +13,21 @@ ten minutes a seed on two cores.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import os
-import platform
-from pathlib import Path
 
-import psutil
 import torch
+from seeds import run_seeds
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils.bias import difference_in_differences
 from course_utils.bias_statistics import behaviour
-from course_utils.builder import write_text
 from course_utils.contrastive import controls, invented_axis, pairs, subset
 from course_utils.distillation import distill
 from course_utils.evaluation import perplexity, perplexity_ratio
 from course_utils.fairness import gap_attribution, protect_first
-from course_utils.models import load_model
 from course_utils.pair_scores import measure
 from course_utils.planting import plant_preference
-from course_utils.session import fast_dtype
 from course_utils.texts import token_blocks
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -113,36 +104,20 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("build/back"))
-    parser.add_argument("--out", type=Path, default=Path("course_utils/data/bias_return.json"))
-    args = parser.parse_args()
-
-    dtype = fast_dtype(torch.device("cpu"))
-    base, tokenizer = load_model("llama", dtype=dtype)
-    for seed in tqdm(range(1, args.seeds + 1), desc="seeds"):
-        done = args.work / f"{seed}.json"
-        if not done.exists():
-            write_text(done, json.dumps(one_seed(seed, base, tokenizer, dtype)))
-    rows = [
-        row
-        for seed in range(1, args.seeds + 1)
-        for row in json.loads((args.work / f"{seed}.json").read_text(encoding="utf-8"))
-    ]
-    result = {
-        "model": base.config.name_or_path,
-        "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
-        "settings": {
-            "dtype": str(dtype).removeprefix("torch."), "templates": TEMPLATES, "swaps": SWAPS, "size": SIZE,
-            "ratio": RATIO, "protected": PROTECTED, "steps": STEPS, "tokens": STEPS * ROWS * LENGTH, "lr": LR,
-        },
-        "rows": rows,
+    settings = {
+        "templates": TEMPLATES, "swaps": SWAPS, "size": SIZE, "ratio": RATIO, "protected": PROTECTED, "steps": STEPS,
+        "tokens": STEPS * ROWS * LENGTH, "lr": LR,
     }  # fmt: skip
-    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    rows = run_seeds(
+        __doc__.splitlines()[0],
+        one_seed,
+        settings,
+        seeds=1,
+        work="build/back",
+        out="course_utils/data/bias_return.json",
+    )
     for row in rows:
         print(f"{row['seed']} {row['stage']:<18} {row['text']:<20} {row['preference']:+.2f}", row["perplexity_ratio"])
-    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -14,25 +14,16 @@ About an hour on two cores.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import os
-import platform
-from pathlib import Path
 
-import psutil
 import torch
-from tqdm import tqdm
+from seeds import run_seeds
 from transformers import PreTrainedModel
 
 from course_utils.bias_statistics import activation_ratio, behaviour
-from course_utils.builder import write_text
 from course_utils.contrastive import Axis, controls, invented_axis, pairs, subset
-from course_utils.models import load_model
 from course_utils.pair_scores import measure
 from course_utils.planting import plant_preference
-from course_utils.session import fast_dtype
 
 SIZE = 10.0  # nats at which planting stops
 SHARES = (0.2, 0.3, 0.4, 0.6, 1.0)  # of the way from the untouched weights to the planted ones
@@ -92,33 +83,13 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--work", type=Path, default=Path("build/planted"))
-    parser.add_argument("--out", type=Path, default=Path("course_utils/data/positive_control.json"))
-    args = parser.parse_args()
-
-    dtype = fast_dtype(torch.device("cpu"))
-    base, tokenizer = load_model("llama", dtype=dtype)
-    for seed in tqdm(range(1, args.seeds + 1), desc="seeds"):
-        done = args.work / f"{seed}.json"
-        if not done.exists():
-            write_text(done, json.dumps(one_seed(seed, base, tokenizer, dtype), allow_nan=False))
-    rows = [
-        row
-        for seed in range(1, args.seeds + 1)
-        for row in json.loads((args.work / f"{seed}.json").read_text(encoding="utf-8"))
-    ]
-    result = {
-        "model": base.config.name_or_path,
-        "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
-        "settings": {
-            "dtype": str(dtype).removeprefix("torch."), "templates": TEMPLATES, "swaps": SWAPS, "items": ITEMS,
-            "lr": LR, "size": SIZE, "sites": SITES,
-        },
-        "rows": rows,
+    settings = {
+        "templates": TEMPLATES, "swaps": SWAPS, "items": ITEMS, "lr": LR, "size": SIZE, "sites": SITES,
     }  # fmt: skip
-    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    rows = run_seeds(
+        __doc__.splitlines()[0], one_seed, settings, seeds=20, work="build/planted",
+        out="course_utils/data/positive_control.json",
+    )  # fmt: skip
     for share in (0.0, *SHARES):
         at = [row["axes"] for row in rows if row["share"] == share]
         for axis in ("planted", "not planted"):
@@ -126,7 +97,6 @@ def main() -> None:
             print(
                 f"{share:>6} of the way, {axis:<11}: preference flags {found[0]}, activations {found[1]} of {len(at)}"
             )
-    print(f"written to {args.out}")
 
 
 if __name__ == "__main__":
