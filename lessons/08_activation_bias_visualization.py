@@ -872,9 +872,9 @@ print(
 # ### Twenty models, and weaker smoke
 #
 # That was one model, and a strong bias. A metric that finds strong smoke may still miss a faint smell. So the test was made
-# twenty times, each time with other made-up families. Then the bias was thinned: weights half of the way from the untouched
-# model to the planted one, a quarter of the way, and less. Each model is asked about two axes: the one with the planted bias,
-# and one within the families. It takes about an hour (`tools/plant_twenty_biases.py`), so the cell below reads saved results.
+# twenty times, each time with other made-up families. Then the bias was thinned: weights that lie a part of the way
+# from the untouched model to the planted one. Each model is asked about two axes: the one with the planted bias, and one within
+# the families. It takes about an hour (`tools/plant_twenty_biases.py`), so the cell below reads saved results.
 #
 # *Predict before you run:* down to which strength will the preference find the bias? And how often will the activations raise
 # an alarm where both groups are liked alike?
