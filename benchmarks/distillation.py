@@ -19,7 +19,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
 from course_utils.benchmarking import peak_memory, time_interleaved
-from course_utils.distillation_losses import batch_loss, predicted_positions, token_loss
+from course_utils.distillation_losses import batch_loss, token_loss
 from course_utils.models import load_model
 from course_utils.session import fast_dtype
 from course_utils.texts import token_blocks
@@ -32,7 +32,7 @@ OURS, RECOMPUTE = "batch_loss: in chunks", "batch_loss, activations recomputed"
 
 
 def plain_loss(student, teacher, batch) -> torch.Tensor:
-    predicted = predicted_positions(batch)
+    predicted = batch.predicted
     with torch.no_grad():
         known = teacher(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]
     learned = student(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]

@@ -22,6 +22,11 @@ class Batch:
         """Bool [rows, length]: True where a token is text, False where it is padding."""
         return self.attention_mask.bool()
 
+    @property
+    def predicted(self) -> Tensor:
+        """Bool [rows, length - 1]: where a real token is predicted from a real token."""
+        return self.real[:, 1:] & self.real[:, :-1]
+
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a backbone's forward.
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from course_utils import distillation_state as checkpoint
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
-from course_utils.distillation_losses import LOSSES, batch_loss, predicted_positions
+from course_utils.distillation_losses import LOSSES, batch_loss
 from course_utils.distillation_processes import take_part, to_train, whole
 from course_utils.distillation_state import CheckpointMismatch as CheckpointMismatch  # part of this module's interface
 from course_utils.teacher_cache import TeacherCache
@@ -317,7 +317,7 @@ def _step(
     run: _Run, accelerator: Accelerator, trainee: nn.Module, optimizer, train: Sequence[Batch], step: int
 ) -> dict:
     batches = _of_step(run, train, step)
-    tokens = sum(int(predicted_positions(batch).sum()) for batch in batches)  # of all processes
+    tokens = sum(int(batch.predicted.sum()) for batch in batches)  # of all processes
     own = batches[accelerator.process_index :: accelerator.num_processes]
     torch.manual_seed(run.seed * 1_000_003 + step)  # dropout: a resumed run draws what an unbroken one draws
     for group in optimizer.param_groups:
@@ -342,7 +342,7 @@ def _step(
 @torch.no_grad()
 def _validate(run: _Run, accelerator: Accelerator, trainee: nn.Module, held_out: Sequence[Batch]) -> float:
     total = torch.zeros((), device=held_out[0].input_ids.device)
-    tokens = sum(int(predicted_positions(batch).sum()) for batch in held_out)
+    tokens = sum(int(batch.predicted.sum()) for batch in held_out)
     with evaluating(trainee):
         for start in range(0, len(held_out), accelerator.num_processes):
             own = start + accelerator.process_index

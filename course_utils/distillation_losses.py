@@ -109,7 +109,7 @@ def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **opt
     if options.get("alpha") == 1:
         return loss_in_chunks(student, batch, lambda part, own, targets: token_loss(own, None, targets, **options))
     with torch.no_grad():
-        known = teacher.hidden_states(batch)[:, :-1][predicted_positions(batch)]  # [predicted tokens, hidden]
+        known = teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [predicted tokens, hidden]
 
     def loss(part: slice, own: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
@@ -129,7 +129,7 @@ def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[[slice, T
     Returns:
         A scalar that can be differentiated, by everything in the student that requires a gradient.
     """
-    predicted = predicted_positions(batch)
+    predicted = batch.predicted
     targets = batch.input_ids[:, 1:][predicted]
     states = student.hidden_states(batch)[:, :-1][predicted]
     size = student.chunk_size
@@ -142,11 +142,6 @@ def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[[slice, T
         return sum(chunk_loss(number * size, some) for number, some in enumerate(states.split(size)))
     trained = [weight for weight in student.head.parameters() if weight.requires_grad]
     return _ChunkByChunk.apply(states, size, chunk_loss, *trained)
-
-
-def predicted_positions(batch: Batch) -> Tensor:
-    """Bool [rows, length - 1]: where a real token is predicted from a real token."""
-    return batch.real[:, 1:] & batch.real[:, :-1]
 
 
 class _ChunkByChunk(torch.autograd.Function):

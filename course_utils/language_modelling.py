@@ -167,8 +167,7 @@ def _as_batches(token_ids: object, batch_size: int) -> Iterable[Mapping[str, Ten
 @torch.no_grad()
 def _row_losses(architecture: Architecture, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Negative log-likelihood in nats and number of predicted tokens of each row, [rows] each."""
-    real = batch.real
-    predicted = real[:, 1:] & real[:, :-1]
+    predicted = batch.predicted
     states = architecture.hidden_states(batch)[:, :-1][predicted]  # [predicted tokens, hidden]
     losses = -token_log_likelihoods(architecture, states, batch.input_ids[:, 1:][predicted])
     tokens = predicted.sum(1).cpu()

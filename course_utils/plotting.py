@@ -132,7 +132,7 @@ def scores_with_intervals(
     alone = not frame.duplicated(x).any()  # one point a place: it stands over its label
     for number, name in enumerate(names):
         part = frame[frame[group] == name]
-        shift = 0.0 if alone or len(names) == 1 else 0.5 * (number / (len(names) - 1) - 0.5)
+        shift = 0.0 if alone else 0.5 * (number / (len(names) - 1) - 0.5)
         ax.errorbar(
             [places.index(place) + shift for place in part[x]],
             part[y],

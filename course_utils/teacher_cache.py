@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
-from course_utils.distillation_losses import batch_loss, loss_in_chunks, predicted_positions, top_k_loss
+from course_utils.distillation_losses import batch_loss, loss_in_chunks, top_k_loss
 from course_utils.distillation_state import digest, write_tensors
 
 MANIFEST = "cache.json"
@@ -261,7 +261,7 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 def _ask(teacher: Architecture, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        known = teacher.hidden_states(batch)[:, :-1][predicted_positions(batch)]
+        known = teacher.hidden_states(batch)[:, :-1][batch.predicted]
         parts = [top_k(teacher.logits(some), k) for some in known.split(teacher.chunk_size)]
     ids, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, log_probs
@@ -291,7 +291,7 @@ def _rows(batch: Batch) -> list[str]:
 
 
 def _counts(batch: Batch) -> list[int]:
-    return predicted_positions(batch).sum(1).tolist()
+    return batch.predicted.sum(1).tolist()
 
 
 def _count(batch: Batch) -> int:

@@ -11,7 +11,7 @@ from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.batches import read_batch
-from course_utils.distillation_losses import LOSSES, batch_loss, predicted_positions, token_loss
+from course_utils.distillation_losses import LOSSES, batch_loss, token_loss
 
 
 def logits(seed, dtype=torch.float32):
@@ -88,7 +88,7 @@ def test_the_teacher_term_moves_the_student_toward_the_teacher(loss, temperature
 
 def plain(student, teacher, batch, **options):
     """The same sum from complete logits."""
-    predicted = predicted_positions(batch)
+    predicted = batch.predicted
     with torch.no_grad():
         known = teacher(**batch.inputs()).logits[:, :-1][predicted]
     return token_loss(

@@ -32,7 +32,7 @@ from course_utils.texts import token_blocks
 from course_utils.width import neuron_importance, prune_neurons
 
 SIZE, PLANT_STEPS, ITEMS, PLANT_LR = 10.0, 60, 4, 2e-4  # of planting: nats, steps at most, items a step
-TEMPLATES, SWAPS, NEUTRAL_SWAPS = 8, 8, 8
+TEMPLATES, SWAPS = 8, 8
 RATIO, PROTECTED = 0.005, 0.5  # share of the neurons that goes; share that is safe
 STEPS, ROWS, LENGTH, LR = 40, 4, 128, 2e-4  # of distillation
 JUDGED_ROWS = 6  # of each text for the perplexity
@@ -59,7 +59,7 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) ->
     chosen, judged = (
         subset(pairs(axis, split=split), templates=TEMPLATES, swaps=SWAPS) for split in ("selection", "evaluation")
     )
-    judged += subset(controls("neutral", split="evaluation"), templates=TEMPLATES, swaps=NEUTRAL_SWAPS)
+    judged += subset(controls("neutral", split="evaluation"), templates=TEMPLATES, swaps=SWAPS)
     texts = [
         token_blocks(tokenizer, "evaluation", domain=name, tokens=JUDGED_ROWS * LENGTH, length=LENGTH).input_ids
         for name in ("speeches", "wiki")
