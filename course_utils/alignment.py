@@ -1,4 +1,4 @@
-"""Alignment: which tokens the two texts of a contrastive pair share, and batches in which such pairs run.
+"""Alignment: which tokens the two texts of a contrastive pair share, and batches of such pairs.
 
 States of two texts can be compared only where both hold the same token of the same text. Which tokens those are is
 read off character offsets, because another word in the middle may move all that follow, or cut its neighbours anew.
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from course_utils.batches import Batch, read_batch
 from course_utils.contrastive import Pair
 
 
@@ -50,32 +49,6 @@ class PairBatch(TypedDict):
     attention_mask: Tensor  # int64, 1 where a token is real
     alignments: list[Alignment]  # one a pair
     indices: list[int]  # each pair's place in the caller's list
-
-
-@dataclass(frozen=True)
-class AlignedBatch:
-    """A ``PairBatch`` on the model's device, and its shared tokens behind the spans, which are the same in a and in b.
-
-    Attributes:
-        batch: rows 2k and 2k + 1 are the texts a and b of pair k.
-        indices: each pair's place in the caller's list.
-        pair: int64 [tokens] on the CPU, the pair of each shared token, counted in the batch.
-        sides: for a and for b (rows, positions), int64 [tokens] each: ``states[sides[0]]`` are the states in a.
-    """
-
-    batch: Batch
-    indices: list[int]
-    pair: Tensor
-    sides: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-    @property
-    def counts(self) -> Tensor:
-        """How many tokens each pair shares behind its span: int64 [pairs] on the CPU."""
-        return torch.bincount(self.pair, minlength=len(self.indices))
-
-    def sums(self, values: Tensor) -> Tensor:
-        """The sum for each pair of a value a shared token: [tokens] -> [pairs] float64 on the CPU."""
-        return torch.zeros(len(self.indices), dtype=torch.float64).index_add_(0, self.pair, values.cpu().double())
 
 
 def align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
@@ -141,6 +114,15 @@ def _equal(a: Sequence, b: Sequence) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
+def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:
+    """Align every pair that is to run, some at a time. Raises as ``pair_batches`` does."""
+    if not pairs or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(
+            f"Give at least one pair and a whole 'batch_size' of at least 1; got {len(pairs)} pairs and {batch_size!r}."
+        )
+    return [align(tokenizer, pair) for pair in pairs]
+
+
 def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16) -> list[PairBatch]:
     """The texts of pairs as batches, with their alignments; no special tokens are added.
 
@@ -152,12 +134,7 @@ def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, b
     Raises:
         ValueError: no pairs, ``batch_size`` below 1, or a pair that ``align`` refuses.
     """
-    pairs = list(pairs)
-    if not pairs or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(
-            f"Give at least one pair and a whole 'batch_size' of at least 1; got {len(pairs)} pairs and {batch_size!r}."
-        )
-    alignments = [align(tokenizer, pair) for pair in pairs]
+    alignments = align_all(tokenizer, pairs, batch_size)
     order = sorted(range(len(pairs)), key=lambda i: max(len(alignments[i].ids_a), len(alignments[i].ids_b)))
     return [_pair_batch(alignments, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
 
@@ -171,16 +148,3 @@ def _pair_batch(alignments: list[Alignment], indices: list[int]) -> PairBatch:
         "alignments": [alignments[i] for i in indices],
         "indices": indices,
     }
-
-
-def read_pair_batch(batch: PairBatch, *, vocab_size: int, device: torch.device | str) -> AlignedBatch:
-    """Check a batch of pairs as ``read_batch`` does, move it to ``device`` and look up its shared tokens."""
-    shared = [(k, i, j) for k, alignment in enumerate(batch["alignments"]) for i, j in alignment.after]
-    pair, at_a, at_b = torch.tensor(shared, dtype=torch.long).view(-1, 3).T
-    rows, at_a, at_b = (numbers.to(device) for numbers in (2 * pair, at_a, at_b))
-    return AlignedBatch(
-        batch=read_batch(batch, vocab_size=vocab_size, device=device),
-        indices=batch["indices"],
-        pair=pair,
-        sides=((rows, at_a), (rows + 1, at_b)),
-    )

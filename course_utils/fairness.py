@@ -29,10 +29,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.activations import watching
-from course_utils.alignment import AlignedBatch, pair_batches, read_pair_batch
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.contrastive import Pair
 from course_utils.language_modelling import token_log_likelihoods
+from course_utils.packing import PackedPairs, packed_batches
 from course_utils.width import check_finite
 
 
@@ -57,13 +57,13 @@ def activation_difference(
 
     Raises:
         ValueError: no pairs; a pair without shared tokens behind the span; an adaptive model; NaN or infinite
-            activations. From ``pair_batches``: a bad batch size, or a tokenizer without offsets or padding.
+            activations. From ``packed_batches``: a bad batch size, or a tokenizer without offsets or padding.
     """
     architecture, read = describe(model), _read(model, tokenizer, pairs, batch_size)
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
 
     def receive(_site: str, block: int, states: Tensor) -> None:
-        of_a, of_b = (states[side].float() for side in one.sides)
+        of_a, of_b = (states[side.at].float() for side in one.sides)
         totals[block] += (of_a - of_b).abs().sum(dim=0, dtype=torch.float64)
 
     with torch.no_grad(), watching(architecture, ["down_input"], None, receive):
@@ -244,16 +244,13 @@ def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protecte
 
 def _read(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int
-) -> list[AlignedBatch]:
+) -> list[PackedPairs]:
     """Tokenise, align and check all pairs before anything runs."""
     architecture = describe(model)
     # The two texts of a pair could leave out different attentions, and the scores would show that.
     architecture.refuse_adaptive("score the neurons")
     _check_pairs(pairs)
-    read = [
-        read_pair_batch(batch, vocab_size=architecture.vocab_size, device=model.device)
-        for batch in pair_batches(tokenizer, pairs, batch_size=batch_size)
-    ]
+    read = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
     bare = [index for one in read for index, count in zip(one.indices, one.counts, strict=True) if not count]
     if bare:
         raise ValueError(
@@ -263,7 +260,7 @@ def _read(
     return read
 
 
-def _preference(architecture: Architecture, one: AlignedBatch, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+def _preference(architecture: Architecture, one: PackedPairs, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
     """What a batch adds to the signed preference, and the gradient for its hidden states (zeros with gradients off).
 
     A chunk of logits at a time, whose gradient is taken before the next one begins. Side by side, so that equal texts
@@ -274,17 +271,18 @@ def _preference(architecture: Architecture, one: AlignedBatch, states: Tensor, w
         weights: float64 [pairs] on the CPU: what each pair's gap counts.
     """
     total, upstream, learning = 0.0, torch.zeros_like(states), torch.is_grad_enabled()
-    for sign, (rows, positions) in zip((1, -1), one.sides, strict=True):
-        predicting = rows, positions - 1
-        read = states[predicting].detach().requires_grad_(learning)
-        targets, factors = one.batch.input_ids[rows, positions], sign * weights[one.indices][one.pair]
+    for sign, side in zip((1, -1), one.sides, strict=True):
+        read = states[side.predicting].detach().requires_grad_(learning)
+        factors = torch.zeros(len(side.targets), dtype=torch.float64)
+        factors.index_add_(0, side.which, sign * weights[one.indices][one.pair])
         gradients = []
-        for some, answers, factor in architecture.chunks(read, targets, factors):
+        for some, answers, factor in architecture.chunks(read, side.targets, factors):
             value = factor @ token_log_likelihoods(architecture, some, answers)
             total += float(value.detach())
             gradients += torch.autograd.grad(value, some) if learning else ()
         if learning:
-            upstream[predicting] = torch.cat(gradients)
+            # one state may predict the first tokens of several endings
+            upstream.index_put_(side.predicting, torch.cat(gradients), accumulate=True)
     return total, upstream
 
 

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.activations import watching
-from course_utils.alignment import AlignedBatch, pair_batches, read_pair_batch
 from course_utils.architectures import Architecture, check_blocks, describe, evaluating
 from course_utils.contrastive import Pair
 from course_utils.language_modelling import token_log_likelihoods
+from course_utils.packing import PackedPairs, Side, packed_batches
 
 _DESCRIBED = ("axis", "kind", "template", "swap", "group_a", "group_b", "valence", "split")
 
@@ -72,7 +72,8 @@ def measure(
     """Run each pair once and compare its sides. The model is not changed.
 
     Log-likelihoods and differences are computed in float32 whatever the model's dtype, at the compared positions only
-    and in chunks. The two sides of a pair run in one batch, so that rounding is the same for both: a pair of equal
+    and in chunks. Pairs that differ only in their ending share a row, so what they have in common is computed once
+    (``packing``). The two sides of a pair run in one batch, so that rounding is the same for both: a pair of equal
     texts differs by exactly 0.
 
     Args:
@@ -95,13 +96,12 @@ def measure(
     digests = [b""] * len(pairs)
     bar = tqdm(total=len(pairs), desc="Measuring pairs", unit="pair", delay=2, leave=False)
     with bar, _watching(architecture, sites, blocks, differences):
-        for made in pair_batches(tokenizer, pairs, batch_size=batch_size):
-            one = read_pair_batch(made, vocab_size=architecture.vocab_size, device=model.device)
+        for one in packed_batches(architecture, tokenizer, pairs, batch_size=batch_size):
             differences.running = one
             states = architecture.hidden_states(one.batch)
             tokens[one.indices] = one.counts.numpy()
             log_likelihood[one.indices] = _log_likelihood_differences(architecture, one, states)
-            for index, alignment in zip(one.indices, made["alignments"], strict=True):
+            for index, alignment in zip(one.indices, one.alignments, strict=True):
                 excluded[index] = alignment.excluded
                 digests[index] = np.array([*alignment.ids_a, -1, *alignment.ids_b, -1], dtype=np.int64).tobytes()
             bar.update(len(one.indices))
@@ -119,7 +119,7 @@ def measure(
 class _Differences:
     """Receives the states of one batch after the other and keeps what differs between the sides."""
 
-    running: AlignedBatch
+    running: PackedPairs
 
     def __init__(self, pairs: int, sites: Sequence[str], blocks: Sequence[int]):
         self._site = {site: number for number, site in enumerate(sites)}
@@ -130,7 +130,7 @@ class _Differences:
 
     def __call__(self, site: str, block: int, states: Tensor) -> None:
         one = self.running
-        a, b = (states[side].float() for side in one.sides)
+        a, b = (states[side.at].float() for side in one.sides)
         place = one.indices, self._site[site], self._block[block]
         norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
         tiny = torch.finfo(torch.float32).tiny  # a bypassed attention adds nothing: two zeros are equal
@@ -147,11 +147,12 @@ def _watching(
     return watching(architecture, sites, blocks, receive) if sites else evaluating(architecture.model)
 
 
-def _log_likelihood_differences(architecture: Architecture, one: AlignedBatch, states: Tensor) -> np.ndarray:
+def _log_likelihood_differences(architecture: Architecture, one: PackedPairs, states: Tensor) -> np.ndarray:
     """Log-likelihood of each pair's compared tokens after a minus after b, [pairs] float64; nan without tokens."""
-    of_a, of_b = (
+
+    def each(side: Side) -> Tensor:
         # the same shapes for both sides: then equal states give equal logits, bit for bit
-        token_log_likelihoods(architecture, states[rows, at - 1], one.batch.input_ids[rows, at])
-        for rows, at in one.sides
-    )
+        return token_log_likelihoods(architecture, states[side.predicting], side.targets)[side.which]
+
+    of_a, of_b = map(each, one.sides)
     return torch.where(one.counts > 0, one.sums(of_a - of_b), torch.nan).numpy()

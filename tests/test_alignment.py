@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from course_utils.activations import capture
-from course_utils.alignment import align, pair_batches, read_pair_batch
+from course_utils.alignment import align, pair_batches
 from course_utils.contrastive import Pair
 
 SENTENCES = [
@@ -208,22 +208,6 @@ def test_pair_batches_go_straight_into_capture():
     values, rows = kept.values["residual", 2], kept.positions[:, 0]
     twins = batches[0]["indices"].index(0)  # the same text twice gives the same states twice
     torch.testing.assert_close(values[rows == 2 * twins], values[rows == 2 * twins + 1])
-
-
-def test_shared_tokens_are_found_in_the_rows_of_their_pair():
-    tokenizer = byte_tokenizer(False)
-    ends = [" neighbour knocked on the door.", "", " doctor was"]
-    given_pairs = [pair("The ", "tall", "left-handed", end) for end in ends]
-    (batch,) = pair_batches(tokenizer, given_pairs)
-    one = read_pair_batch(batch, vocab_size=400, device="cpu")
-    assert one.indices == batch["indices"] == [1, 2, 0]
-    assert one.counts.tolist() == [0, 2, 6]
-    assert one.sums(torch.ones(8)).tolist() == [0, 2, 6] and one.sums(torch.arange(8)).tolist() == [0, 1, 27]
-    for number, side in enumerate(one.sides):
-        assert torch.equal(side[0], 2 * one.pair + number)
-        assert tokenizer.decode(one.batch.input_ids[side]) == ends[2] + ends[0]
-    with pytest.raises(ValueError, match="vocabulary"):
-        read_pair_batch(batch, vocab_size=2, device="cpu")
 
 
 def test_whole_words_are_aligned_as_well():
