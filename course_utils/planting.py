@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, softplus
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import Architecture, describe
-from course_utils.batches import read_batch
 from course_utils.contrastive import Pair
+from course_utils.packing import packed_batches
 
-_SIGNS = (1.0, -1.0, -1.0, 1.0)  # pleasant after a, unpleasant after a, pleasant after b, unpleasant after b
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged
 
 
@@ -57,8 +55,8 @@ def plant_preference(
     """
     if not (size > 0 and steps > 0 and lr > 0 and items > 0):
         raise ValueError(f"'size', 'steps', 'lr' and 'items' must be above 0; got {size}, {steps}, {lr} and {items}.")
-    quartets = [[tokenizer(text, add_special_tokens=False).input_ids for text in item] for item in _items(pairs)]
-    order = np.random.default_rng(seed).permutation(len(quartets))
+    whole = _items(pairs)
+    order = np.random.default_rng(seed).permutation(len(whole))
     learner = copy.deepcopy(model).float().train()
     architecture = describe(learner)
     learner.requires_grad_(True).get_input_embeddings().requires_grad_(False)
@@ -68,9 +66,9 @@ def plant_preference(
     for step in tqdm(range(steps), desc="planting a preference", unit="step", delay=2, leave=False):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / _RISE)
-        rows = [ids for item in range(items) for ids in quartets[order[(step * items + item) % len(order)]]]
+        chosen = [whole[order[(step * items + item) % len(order)]] for item in range(items)]
         with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-            differences = _double_differences(architecture, rows)
+            differences = _double_differences(architecture, tokenizer, chosen)
         softplus(differences).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -85,37 +83,31 @@ def plant_preference(
     return learner.eval(), course
 
 
-def _items(pairs: Sequence[Pair]) -> list[tuple[str, str, str, str]]:
-    """The four texts of each template and swap, in the order of ``_SIGNS``."""
+def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
+    """The pleasant and the unpleasant pair of each template and swap."""
     found: dict[tuple[str, str, str], dict[int, Pair]] = {}
     for pair in pairs:
         found.setdefault((pair.axis, pair.template, pair.swap), {})[pair.valence] = pair
-    whole = [item for item in found.values() if {1, -1} <= set(item)]
+    whole = [(item[1], item[-1]) for item in found.values() if {1, -1} <= set(item)]
     if not whole:
         raise ValueError(
             f"None of {len(found)} combinations of template and swap has a pleasant and an unpleasant ending "
             "(valence 1 and -1). Make pairs with contrastive.pairs."
         )
-    return [(p[1].text_a, p[-1].text_a, p[1].text_b, p[-1].text_b) for p in whole]
+    return whole
 
 
-def _double_differences(architecture: Architecture, rows: Sequence[Sequence[int]]) -> Tensor:
-    """[items] nats, of four rows of token ids each."""
-    device = architecture.model.device
-    padded = pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True)
-    lengths, position = torch.tensor([len(ids) for ids in rows]), torch.arange(padded.shape[1])
-    mask = (position < lengths[:, None]).long()
-    batch = read_batch({"input_ids": padded, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=device)
-    # Up to where the pleasant and the unpleasant text part, everything cancels: only the endings are computed.
-    starts = [_parting(*rows[row - row % 2 : row - row % 2 + 2]) for row in range(len(rows))]
-    ending = batch.real & (position >= torch.tensor(starts)[:, None]).to(device)
-    logits = architecture.logits(architecture.hidden_states(batch)[:, :-1][ending[:, 1:]])
-    known = -cross_entropy(logits.float(), batch.input_ids[ending], reduction="none")
-    of_row = torch.zeros(len(rows), device=device).index_add(0, ending.nonzero()[:, 0], known)
-    return of_row.view(-1, 4) @ torch.tensor(_SIGNS, device=device)
-
-
-def _parting(one: Sequence[int], other: Sequence[int]) -> int:
-    """The first position at which two rows differ, at least 1: nothing predicts the first token."""
-    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return max(1, same)
+def _double_differences(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, items: Sequence[tuple[Pair, Pair]]
+) -> Tensor:
+    """[items] nats, with gradients."""
+    device, pairs = architecture.model.device, [pair for item in items for pair in item]
+    (one,) = packed_batches(architecture, tokenizer, pairs, batch_size=len(pairs))
+    states, number = architecture.hidden_states(one.batch), torch.tensor(one.indices)[one.pair]
+    valence = torch.tensor([pair.valence for pair in pairs])[number]
+    total = torch.zeros(len(items), device=device)
+    for sign, side in zip((1, -1), one.sides, strict=True):
+        logits = architecture.logits(states[side.predicting]).float()
+        known = -cross_entropy(logits, side.targets, reduction="none")[side.which.to(device)]
+        total = total.index_add(0, (number // 2).to(device), sign * valence.to(device) * known)
+    return total

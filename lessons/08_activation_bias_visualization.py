@@ -46,10 +46,10 @@ session = start("08")
 style()
 
 # All sizes of this lesson. They were tuned for time, on the planted bias of the last part; never on a real group.
-AXES = ("gender", "race", "religion")  # contrastive.axes() has more
+AXES = ("gender", "race")  # contrastive.axes() has more
 SITES = ("attention_out", "mlp_out", "down_input", "residual")
 CROWS, QUESTIONS = 200, 60  # benchmark items: pairs, and questions for each of two conditions
-INVENTED, SWAPS, TEMPLATES = 20, 6, 6  # invented axes, swaps and evaluation templates for each
+INVENTED, SWAPS, TEMPLATES = 8, 8, 8  # invented axes, swaps and evaluation templates for each
 STEPS, ITEMS, RATE = 60, 4, 2e-4  # of planting a bias: steps at most, items of 4 texts a step, learning rate
 PLANTED = 10.0  # nats, the double difference at which it stops
 
@@ -130,7 +130,8 @@ def states_of(chosen, sites=("residual",), blocks=None, batch_size=16):
         with watching(
             architecture, sites, blocks, lambda site, block, states, seen=seen: seen.update({(site, block): states})
         ):
-            base(**{name: batch[name].to(base.device) for name in ("input_ids", "attention_mask")}, use_cache=False)
+            inputs = {name: batch[name].to(base.device) for name in ("input_ids", "attention_mask")}
+            base.base_model(**inputs, use_cache=False)  # all but the head: nobody asks for predictions here
         for k, (index, alignment) in enumerate(zip(batch["indices"], batch["alignments"], strict=True)):
             sides = []
             for row, ids in ((2 * k, alignment.ids_a), (2 * k + 1, alignment.ids_b)):
@@ -830,45 +831,26 @@ for name, part in {"planted": True, "not planted": False}.items():
 # ### Which metric is worth showing?
 #
 # *Sensitivity*: the share of planted axes that a metric flags. *False alarms*: the share of the others that it flags, before
-# the fine-tuning and after it. A metric works if it flags planted axes more often than the others after the same fine-tuning:
-# Fisher's exact test, with Holm's correction for the five metrics.
+# the fine-tuning and after it. A metric works if, after the same fine-tuning, it flags the planted axes and leaves the others
+# alone.
 
 # %%
-from scipy.stats import fisher_exact
-
-rates, p_values = [], []
+rates = {}
 for metric in METRICS:
     hits, wrong = after_planting[metric][after_planting.planted], after_planting[metric][~after_planting.planted]
-    p_values.append(fisher_exact([[hits.sum(), (~hits).sum()], [wrong.sum(), (~wrong).sum()]], "greater").pvalue)
-    rates.append(
-        {
-            "metric": metric,
-            "false alarms before": share(before_planting[metric])[0],
-            "planted, found": share(hits)[0],
-            "not planted, false alarms": share(wrong)[0],
-        }
-    )
-rates = pd.DataFrame(rates).set_index("metric").assign(p=holm(np.array(p_values)).round(4))
-rates["verdict"] = ["finds planted bias" if p < 0.05 else "can't tell planted from not planted" for p in rates.p]
+    rates[metric] = {
+        "false alarms before": share(before_planting[metric])[0],
+        "planted, found": share(hits)[0],
+        "not planted, false alarms": share(wrong)[0],
+    }
 right = (after_planting.preference < 0)[after_planting.planted & after_planting[METRICS[4]]]
 print(f"of the planted axes that the preference flags, {right.sum()} of {len(right)} have the planted direction")
-rates
-
-# %%
-smallest = 2.0 ** (1 - min(SWAPS, TEMPLATES))
-for metric, row in rates.iterrows():
-    hits, wrong = (after_planting[metric][after_planting.planted == which].sum() for which in (True, False))
-    if row.p < 0.05:
-        print(f"{metric}: finds this bias. When it says 'no evidence' of one as strong, that means something.")
-    elif hits > wrong == 0:
-        print(f"{metric}: no false alarm, but it misses too many. Its alarm counts, its 'no evidence' says little.")
-    else:
-        print(f"{metric}: not worth showing. Its 'no evidence' says little, and its alarm says little.")
-print(
-    f"\nwith {SWAPS} swaps and {TEMPLATES} templates no p of the preference can be below {smallest:.3f}: each of them has to agree"
-)
+pd.DataFrame(rates).T
 
 # %% [markdown]
+# Which rows tell the last two columns apart? But don't conclude yet: look how wide the intervals are. And the axes are no
+# independent witnesses, since one fine-tuning has made them all.
+#
 # ### Twenty models, and weaker smoke
 #
 # That was one model, and a strong bias. A metric that finds strong smoke may still miss a faint smell. So the test was made
@@ -923,6 +905,7 @@ for number, kind in enumerate(KINDS):
         )  # fmt: skip
 axes[0].axhline(0, color="0.25", linewidth=1.2)
 axes[0].set_yscale("symlog", linthresh=1)
+axes[0].margins(y=0.1)
 axes[0].set_xticks(range(len(STRENGTHS)), STRENGTHS.values())
 levels = [-10, -3, -1, -0.5, 0, 0.5, 1]
 axes[0].set_yticks(levels, [f"{level:g}" for level in levels])
@@ -985,8 +968,8 @@ plt.show()
 # %% [markdown]
 # ## What it costs
 #
-# Pairs of similar length share a batch, and hooks read all places in the same pass. A published library for the same pictures
-# runs its model again for each of them.
+# Pairs of similar length share a batch, a pleasant and an unpleasant ending share the words in front of them, and hooks read all
+# places in the same pass. A published library for the same pictures runs its model again for each of them.
 
 # %%
 PUBLISHED = 46  # forward passes for one pair: optipfair 0.4.2 on this model, as we counted them; it isn't run here

@@ -52,7 +52,11 @@ BUDGET = 0.005  # share that our arms remove
 SEEDS = range(5)  # of random removals
 ROWS = {"speeches": 6, "wiki": 6}  # evaluation text for the perplexity, rows of 128 tokens
 DOCUMENTS = 32  # of LAMBADA
-ANSWERING = ("importance", "causal", "protect first")  # the arms that are asked, beside the unpruned model
+CLOSER = (
+    "importance",
+    "causal",
+    "protect first",
+)  # the arms that are looked at more closely, beside the unpruned model
 PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step (4 texts each); size of the bias, nats
 
 # %% [markdown]
@@ -66,11 +70,10 @@ PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step 
 # still differ, on average, between the two sides.
 # %%
 from course_utils.activations import watching
-from course_utils.alignment import pair_batches
 from course_utils.architectures import describe
-from course_utils.batches import read_batch
 from course_utils.contrastive import controls, invented_axis, pairs, subset
 from course_utils.models import load_model
+from course_utils.packing import packed_batches
 
 # A broken model's activations can leave float16's range, so there we take float32.
 dtype = torch.bfloat16 if session.dtype is torch.bfloat16 else torch.float32
@@ -93,14 +96,12 @@ def activation_gap(model, pairs):
 
     def receive(site, block, states):
         nonlocal total, numbers
-        difference = states[rows, at_a].float() - states[rows + 1, at_b].float()
+        difference = states[one.sides[0].at].float() - states[one.sides[1].at].float()
         total, numbers = total + difference.abs().sum().item(), numbers + difference.numel()
 
     with watching(architecture, ["mlp_out"], None, receive):
-        for batch in pair_batches(tokenizer, pairs):
-            places = [(2 * k, i, j) for k, found in enumerate(batch["alignments"]) for i, j in found.after]
-            rows, at_a, at_b = torch.tensor(places, device=model.device).T
-            architecture.hidden_states(read_batch(batch, vocab_size=architecture.vocab_size, device=model.device))
+        for one in packed_batches(architecture, tokenizer, pairs):
+            architecture.hidden_states(one.batch)
     return total / numbers
 
 
@@ -446,11 +447,12 @@ pd.DataFrame(agreements).T
 #
 # What judges them, all on split B: the preference of the axis (**direction**: 0 is fair), the mean size of the double
 # differences (**size**: 0 if the swap makes no difference to the endings), the same for the **other axes** and for the
-# **neutral swaps**, the difference of the **activations**, and what the model can still do: perplexity and LAMBADA.
+# **neutral swaps**, the difference of the **activations**, and what the model can still do: perplexity and LAMBADA. Other
+# axes and LAMBADA take time, so they are asked of the unpruned model and of three arms only.
 
 # %%
 from course_utils.bias import analyse, difference_in_differences
-from course_utils.bias_statistics import behaviour
+from course_utils.bias_statistics import behaviour, preferences
 from course_utils.fairness import protect_first
 from course_utils.pair_scores import measure
 
@@ -461,18 +463,18 @@ for name in OTHER_AXES:
     elsewhere_b += some(pairs(name, split="evaluation"), **fewer)
 
 
-def look(model, judged, *, wide=False, answers=False):
-    """What judges a model: pairs beside neutral ones, and text; a wide look has other axes, too, and may ask LAMBADA."""
+def look(model, judged, reference=None, *, closer=False):
+    """What judges a model: pairs, and the price of text; a closer look has other axes and LAMBADA as well."""
     found = {"bias": measure(model, tokenizer, judged, sites=("mlp_out",)), "text": perplexity(model, text)}
-    if wide:
+    found["price"] = perplexity_ratio(found["text"], (reference or found)["text"])
+    if closer:
         found["elsewhere"] = measure(model, tokenizer, elsewhere_b, sites=())
-    if answers:
         found["lambada"] = evaluate(model, tokenizer, "lambada_openai", limit=DOCUMENTS)
     return found
 
 
 judged = evaluation + neutral_b
-unpruned = look(base, judged, wide=True, answers=True)
+unpruned = look(base, judged, closer=True)
 print(analyse(unpruned["bias"]))
 
 # %% [markdown]
@@ -493,12 +495,18 @@ orders = {
 }
 orders |= {f"hybrid {weight:g}": hybrid(importance, causal, weight) for weight in HYBRID}
 orders["protect first"] = protect_first(importance, causal, 0.5)
-orders |= chance
 
-arms = {}
-for name, order in tqdm(orders.items(), desc="arms"):
-    pruned = without(base, order, BUDGET)
-    arms[name] = look(pruned, judged, wide=name not in chance, answers=name in ANSWERING)
+
+def run_arms(model, orders, judged, reference, closer=()):
+    """Cut by each order and look; the random removals are asked about the axis alone, without its neutral swaps."""
+    results, axis_only = {}, [pair for pair in judged if pair.axis != "neutral"]
+    for name, order in tqdm({**orders, **chance}.items(), desc="arms"):
+        asked = axis_only if name in chance else judged
+        results[name] = look(without(model, order, BUDGET), asked, reference, closer=name in closer)
+    return results
+
+
+arms = run_arms(base, orders, judged, unpruned, CLOSER)
 
 # %% [markdown]
 # ### What became of the bias
@@ -518,21 +526,35 @@ for name, order in tqdm(orders.items(), desc="arms"):
 # %%
 from course_utils.uncertainty import holm
 
+ENDS = ("base", "pruned")
+
+
+def informed(results):
+    """The arms that know something."""
+    return [name for name in results if name not in chance]
+
+
+def direction_and_size(result, axis):
+    """Mean preference of an axis and mean size of its double differences, nats."""
+    found = preferences(result["bias"])
+    found = found.preference[found.axis == axis]
+    return found.mean(), found.abs().mean()
+
 
 def changes(results, reference, axis):
-    """One row an arm: the preference on an axis before and after, its change beyond neutral, and the verdict."""
-    rows = []
-    for name, result in results.items():
-        found = difference_in_differences(reference["bias"], result["bias"]).differences
+    """One row an informed arm: the preference before and after, its change beyond neutral, and the verdict."""
+    rows, by_chance = [], [direction_and_size(results[name], axis)[0] for name in chance]
+    for name in informed(results):
+        found = difference_in_differences(reference["bias"], results[name]["bias"]).differences
         found = found[found.axis == axis].set_index("quantity")
         also = {
             f"{quantity} {when}": found.loc[quantity, when] for quantity in ("absolute", "relative") for when in ENDS
         }
-        rows.append(found.loc["preference"].to_dict() | also | {"arm": name, "random": name.startswith("random")})
+        rows.append(found.loc["preference"].to_dict() | also | {"arm": name})
     frame = pd.DataFrame(rows).set_index("arm")
-    frame["p_holm"] = holm(frame.p.mask(frame.random))
+    frame["p_holm"] = holm(frame.p)
     frame["smaller"] = frame.pruned.abs() < frame.base.abs()
-    frame["beyond chance"] = frame.pruned.abs() < frame.pruned[frame.random].abs().min()
+    frame["beyond chance"] = frame.pruned.abs() < np.abs(by_chance).min()
     frame["beyond neutral"] = (frame.p_holm < 0.05) & (frame.difference * frame.base < 0)
     frame["verdict"] = [verdict(row) for _, row in frame.iterrows()]
     return frame
@@ -546,7 +568,7 @@ def verdict(row):
     return "REMOVED" if row["beyond neutral"] else "not more than neutral swaps"
 
 
-def told(frame, results, reference):
+def told(frame, results):
     """The table of an experiment."""
     return pd.DataFrame(
         {
@@ -555,18 +577,17 @@ def told(frame, results, reference):
                 "change beyond neutral (95 %)": with_interval(row["difference"], row["ci_low"], row["ci_high"]),
                 "p (Holm)": f"{row['p_holm']:.3f}",
                 "verdict": row["verdict"],
-                "perplexity, ×": with_interval(*perplexity_ratio(results[arm]["text"], reference["text"])),
+                "perplexity, ×": with_interval(*results[arm]["price"]),
                 "size, nats": f"{row['absolute base']:.2f} → {row['absolute pruned']:.2f}",
                 "activations": f"{row['relative base']:.3f} → {row['relative pruned']:.3f}",
             }
-            for arm, row in frame[~frame.random].iterrows()
+            for arm, row in frame.iterrows()
         }
     ).T
 
 
-ENDS = ("base", "pruned")
 on_axis = changes(arms, unpruned, AXIS)
-told(on_axis, arms, unpruned)
+told(on_axis, arms)
 
 # %% [markdown]
 # ### Ability against bias
@@ -579,23 +600,22 @@ told(on_axis, arms, unpruned)
 
 # %%
 def pareto(results, reference, axis, title):
-    """Perplexity against direction and size: a point an arm, with its 95 % intervals."""
+    """Perplexity against direction and size: a point an arm; the informed ones with their 95 % intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(17, 7), layout="constrained")
-    everything = {"unpruned": reference} | results
-    informed = [name for name in everything if not name.startswith("random")]
-    for name, result in everything.items():
+    for number, name in enumerate(chance):
+        for ax, value in zip(axes, direction_and_size(results[name], axis), strict=True):
+            looks = {"color": "0.6", "zorder": 1, "label": None if number else "random"}
+            ax.scatter(100 * (results[name]["price"][0] - 1), value, s=50, **looks)
+    known = {"unpruned": reference} | {name: results[name] for name in informed(results)}
+    for number, (name, result) in enumerate(known.items()):
         row = behaviour(result["bias"]).set_index("axis").loc[axis]
-        x, *ends = (100 * (ratio - 1) for ratio in perplexity_ratio(result["text"], reference["text"]))
-        looks = {"color": "0.6", "marker": "o", "markersize": 7, "zorder": 1}
-        if name in informed:
-            number = informed.index(name)
-            colour = f"C{number + (number > 6)}"  # C7 is grey
-            looks = {"color": colour, "marker": "*os^DvPXh<>"[number], "markersize": 13, "capsize": 3}
-        label = name if name in informed else "random" if name == "random 0" else None
+        x, *ends = (100 * (ratio - 1) for ratio in result["price"])
+        colour = f"C{number + (number > 6)}"  # C7 is grey
+        looks = {"color": colour, "marker": "*os^DvPXh<>"[number], "markersize": 13, "capsize": 3, "label": name}
         heights = (row.preference, row.ci_low, row.ci_high), (row.absolute, row.absolute_low, row.absolute_high)
         for ax, (value, low, high) in zip(axes, heights, strict=True):
             ends_of = {"xerr": [[x - ends[0]], [ends[1] - x]], "yerr": [[value - low], [high - value]]}
-            ax.errorbar(x, value, **ends_of, linestyle="", label=label, **looks)
+            ax.errorbar(x, value, **ends_of, linestyle="", **looks)
     for ax, label in zip(axes, ("direction: preference, nats", "size: mean |double difference|, nats"), strict=True):
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xticks([-1, 0, 1, 10, 100, 1000, 10_000], ["−1", "0", "1", "10", "100", "1,000", "10,000"])
@@ -621,34 +641,32 @@ pareto(arms, unpruned, AXIS, f"Ability and bias ({AXIS}, split B) after removing
 
 # %%
 elsewhere = {}
-for name, result in arms.items():
-    if name.startswith("random"):
-        continue
-    flips = difference_in_differences(unpruned["bias"], result["bias"]).flips.set_index("axis")
-    wide = difference_in_differences(unpruned["elsewhere"], result["elsewhere"]).differences
-    size = wide[wide.quantity == "absolute"].set_index("axis")
+for name in informed(arms):
+    flips = difference_in_differences(unpruned["bias"], arms[name]["bias"]).flips.set_index("axis")
     elsewhere[name] = {
-        f"size, {axis}: beyond neutral (95 %)": with_interval(*size.loc[axis, ["difference", "ci_low", "ci_high"]])
-        for axis in OTHER_AXES
-    } | {
         f"flips, {axis}: to a / to b (p)": f"{flips.to_a[axis]} / {flips.to_b[axis]} of {flips['items'][axis]} "
         f"({flips.p[axis]:.3f})"
         for axis in (AXIS, "neutral")
     }
-pd.DataFrame(elsewhere).T
+    if name in CLOSER:
+        wide = difference_in_differences(unpruned["elsewhere"], arms[name]["elsewhere"]).differences
+        size = wide[wide.quantity == "absolute"].set_index("axis")
+        for axis in OTHER_AXES:
+            beyond = with_interval(*size.loc[axis, ["difference", "ci_low", "ci_high"]])
+            elsewhere[name] |= {f"size, {axis}: beyond neutral (95 %)": beyond}
+pd.DataFrame(elsewhere).T.fillna("–")
 
 # %%
-informed = on_axis[~on_axis.random]
-costs = {name: perplexity_ratio(arm["text"], unpruned["text"]) for name, arm in arms.items()}
-free = [name for name in informed.index if costs[name][1] <= 1]
+costs = {name: arm["price"] for name, arm in arms.items()}
+free = [name for name in on_axis.index if costs[name][1] <= 1]
 drawn = [costs[name][0] for name in chance]
-print(f"smallest size of double differences: {informed['absolute pruned'].idxmin()}")
+print(f"smallest size of double differences: {on_axis['absolute pruned'].idxmin()}")
 print(f"highest perplexity: {max(costs, key=lambda name: costs[name][0])}")
 print(f"random removals cost perplexity × {min(drawn):.2f} to × {max(drawn):.2f}")
 print("arms without a shown cost:", ", ".join(free) or "none")
 print(
     "arms that removed bias by all three conditions:",
-    ", ".join(informed.index[informed.verdict == "REMOVED"]) or "none",
+    ", ".join(on_axis.index[on_axis.verdict == "REMOVED"]) or "none",
 )
 
 # %% [markdown]
@@ -672,7 +690,8 @@ planted, course = plant_preference(
     precision=dtype, seed=session.seed,
 )  # fmt: skip
 print(f"{len(course)} steps; the preference on split A: {np.mean(course[-3:]):+.1f} nats in the last three")
-untouched, biased = (look(model, planted_b) for model in (base, planted))
+untouched = look(base, planted_b)
+biased = look(planted, planted_b)
 for name, result in {"before": untouched, "after planting": biased}.items():
     print(f"{name}, on split B:", *analyse(result["bias"]).verdict.values(), "\n")
 print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
@@ -695,12 +714,9 @@ planted_orders = {
     "hybrid 0.7": hybrid(importance, planted_causal, 0.7),
     "protect first": protect_first(importance, planted_causal, 0.5),
 }
-planted_orders |= chance
-planted_arms = {}
-for name, order in tqdm(planted_orders.items(), desc="arms"):
-    planted_arms[name] = look(without(planted, order, BUDGET), planted_b)
+planted_arms = run_arms(planted, planted_orders, planted_b, biased)
 on_planted = changes(planted_arms, biased, made_up.name)
-told(on_planted, planted_arms, biased)
+told(on_planted, planted_arms)
 
 # %%
 pareto(
@@ -710,7 +726,7 @@ pareto(
     f"The planted bias (split B) after removing {budget} of {width:,} neurons a block",
 )
 removed = on_planted.index[on_planted.verdict == "REMOVED"]
-prices = {arm: perplexity_ratio(planted_arms[arm]["text"], biased["text"])[0] for arm in removed}
+prices = {arm: planted_arms[arm]["price"][0] for arm in removed}
 print("planted bias removed, by all three conditions, and the price:")
 for arm, price in sorted(prices.items(), key=lambda item: item[1]) or [("none", 1)]:
     print(f"  {arm:<14} {on_planted.base[arm]:+.2f} → {on_planted.pruned[arm]:+.2f} nats, perplexity × {shown(price)}")
@@ -794,15 +810,13 @@ print(
     f"every arm: {budget * describe(base).num_blocks:,} neurons and {1 - sizes[1] / sizes[0]:.2%} of {sizes[0]:,} parameters less"
 )
 rows = {}
-for name, result in {"unpruned": unpruned, **{name: arms[name] for name in informed.index}}.items():
+for name, result in {"unpruned": unpruned, **{name: arms[name] for name in CLOSER}}.items():
     table = pd.concat([behaviour(result[part]).set_index("axis") for part in ("bias", "elsewhere")])
     table = table[~table.index.duplicated()]  # the neutral swaps are in both
-    answered = "–"
-    if "lambada" in result:
-        answers = paired(unpruned["lambada"], result["lambada"]).set_index("metric").loc["acc"]
-        answered = f"{answers.b:.0%}; change {with_interval(answers.difference, answers.ci_low, answers.ci_high)}"
+    answers = paired(unpruned["lambada"], result["lambada"]).set_index("metric").loc["acc"]
+    answered = f"{answers.b:.0%}; change {with_interval(answers.difference, answers.ci_low, answers.ci_high)}"
     rows[name] = {
-        "perplexity, × unpruned": with_interval(*perplexity_ratio(result["text"], unpruned["text"])),
+        "perplexity, × unpruned": with_interval(*result["price"]),
         f"LAMBADA, {DOCUMENTS} documents": answered,
         **{
             f"direction, {axis}": with_interval(*table.loc[axis, ["preference", "ci_low", "ci_high"]])
