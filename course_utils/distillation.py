@@ -154,7 +154,7 @@ def distill(
     ):
         trainee, optimizer = accelerator.prepare(
             _Trainee(describe(trained), lambda pupil, batch: _loss(run, pupil, master, batch)),
-            torch.optim.AdamW(_groups(trained, weight_decay), lr=lr, betas=_BETAS),
+            torch.optim.AdamW(_groups(trained, weight_decay), lr=lr, betas=_BETAS, fused=True),
         )
         if saved is not None and saved.exists():
             history = History(**checkpoint.restore(saved, identity, trained, optimizer))

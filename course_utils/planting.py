@@ -61,7 +61,7 @@ def plant_preference(
     architecture = describe(learner)
     learner.requires_grad_(True).get_input_embeddings().requires_grad_(False)
     weights = [weight for weight in learner.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, fused=True)  # much faster on a CPU, too
     course: list[float] = []
     for step in tqdm(range(steps), desc="planting a preference", unit="step", delay=2, leave=False):
         for group in optimizer.param_groups:
