@@ -46,17 +46,13 @@ style()
 AXIS, OTHER_AXES = "race", ("gender", "religion")
 TEMPLATES, SWAPS = 6, 6  # of each split, for the axis; each template and swap makes two pairs, one for each ending
 OTHER_TEMPLATES, OTHER_SWAPS = 4, 4  # for the other axes
-PLANT_NAMES, PLANT_TEMPLATES, PLANT_SWAPS = 8, 8, 6  # made-up swaps to plant with; what is measured of them
+PLANT_NAMES = 8  # made-up swaps to plant with
 CLAIMED = 0.002  # share of each MLP's neurons that the claim removes
 BUDGET = 0.005  # share that our arms remove
 SEEDS = range(5)  # of random removals
-ROWS = {"speeches": 6, "wiki": 6}  # evaluation text for the perplexity, rows of 128 tokens
+ROWS = {"speeches": 4, "wiki": 4}  # evaluation text for the perplexity, rows of 128 tokens
 DOCUMENTS = 32  # of LAMBADA
-CLOSER = (
-    "importance",
-    "causal",
-    "protect first",
-)  # the arms that are looked at more closely, beside the unpruned model
+CLOSER = ("importance", "protect first")  # the arms that get a closer look
 PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step (4 texts each); size of the bias, nats
 
 # %% [markdown]
@@ -146,17 +142,17 @@ neutral_few = some(controls("neutral", split="evaluation"), templates=4, swaps=1
 neutral_before = activation_gap(base, neutral_few)
 
 
-def change(model, pairs, before=None):
+def change(model, pairs, before):
     """By what share the gap has changed."""
-    return activation_gap(model, pairs) / (before or activation_gap(base, pairs)) - 1
+    return activation_gap(model, pairs) / before - 1
 
 
 tried = []
 for pair in tqdm(single, desc="pairs"):
-    scores = activation_difference(base, tokenizer, [pair])
+    scores, before = activation_difference(base, tokenizer, [pair]), activation_gap(base, [pair])
     for recipe, order_by in RECIPES.items():
         pruned = without(base, order_by(scores), CLAIMED)
-        gaps = {"same pair": change(pruned, [pair]), "neutral": change(pruned, neutral_few, neutral_before)}
+        gaps = {"same pair": change(pruned, [pair], before), "neutral": change(pruned, neutral_few, neutral_before)}
         tried.append({"pair": pair.template, "recipe": recipe} | gaps)
 tried = pd.DataFrame(tried)
 removed = max(1, round(CLAIMED * width))
@@ -183,13 +179,13 @@ from course_utils.evaluation import evaluate, perplexity, perplexity_ratio
 
 blocks = [token_blocks(tokenizer, "evaluation", domain=name, tokens=128 * n, length=128) for name, n in ROWS.items()]
 text = torch.cat([some_rows.input_ids for some_rows in blocks])
-unpruned_text = perplexity(base, text)
+unpruned_text = perplexity(base, text, batch_size=8)
 headline_pair = next(pair for pair in single if pair.template == best["pair"])
 asked = {
     "same pair": [headline_pair],
     "same words, new sentences": [p for p in evaluation if p.swap == headline_pair.swap],
-    f"another axis ({OTHER_AXES[0]})": some(pairs(OTHER_AXES[0], split="evaluation"), swaps=1),
-    "neutral swaps": some(controls("neutral", split="evaluation"), swaps=1),
+    f"another axis ({OTHER_AXES[0]})": some(pairs(OTHER_AXES[0], split="evaluation"), templates=4, swaps=1),
+    "neutral swaps": neutral_few,
 }
 winner = RECIPES[best.recipe](activation_difference(base, tokenizer, [headline_pair]))
 rows, noise = {}, []
@@ -198,7 +194,7 @@ chance = {f"random {seed}": neuron_importance(base, "random", seed=seed) for see
 for name, order in tqdm({"the headline": winner, **chance}.items(), desc="removals"):
     pruned = without(base, order, CLAIMED)
     gaps = {judge: change(pruned, judged, before[judge]) for judge, judged in asked.items()}
-    ratio = perplexity_ratio(perplexity(pruned, text), unpruned_text)
+    ratio = perplexity_ratio(perplexity(pruned, text, batch_size=8), unpruned_text)
     rows[name] = {judge: f"{gap:+.1%}" for judge, gap in gaps.items()} | {"perplexity, × (95 %)": with_interval(*ratio)}
     if name in chance:
         noise.append((gaps["same pair"], gaps["neutral swaps"]))
@@ -343,7 +339,7 @@ print(f"causal_by_hand equals gap_attribution for all {ours.numel():,} neurons")
 # estimates, those that react most, and some at random.
 
 # %%
-few = some(selection, templates=1, swaps=3)
+few = some(selection, templates=1, swaps=2)
 estimate = torch.stack(gap_attribution(exact, tokenizer, few))
 reacting = torch.stack(activation_difference(exact, tokenizer, few))
 everyone = torch.randperm(estimate.numel(), generator=torch.Generator().manual_seed(session.seed))
@@ -402,7 +398,7 @@ budget = max(1, round(BUDGET * width))
 def of_halves(score, model, made):
     """The score, once from every other template and once from the rest."""
     names = list(dict.fromkeys(pair.template for pair in made))
-    return [score(model, tokenizer, [p for p in some(made, swaps=3) if p.template in names[i::2]]) for i in (0, 1)]
+    return [score(model, tokenizer, [p for p in some(made, swaps=2) if p.template in names[i::2]]) for i in (0, 1)]
 
 
 def agreement(a, b):
@@ -446,9 +442,9 @@ pd.DataFrame(agreements).T
 # | protect first | the important half is safe; among the rest the most causal first |
 #
 # What judges them, all on split B: the preference of the axis (**direction**: 0 is fair), the mean size of the double
-# differences (**size**: 0 if the swap makes no difference to the endings), the same for the **other axes** and for the
-# **neutral swaps**, the difference of the **activations**, and what the model can still do: perplexity and LAMBADA. Other
-# axes and LAMBADA take time, so they are asked of the unpruned model and of three arms only.
+# differences (**size**: 0 if the swap makes no difference to the endings), the same for **other axes** and for the
+# **neutral swaps**, the difference of the **activations**, and what the model can still do: perplexity and LAMBADA. The
+# other axes and LAMBADA take time, so they are asked of the unpruned model and of two arms only.
 
 # %%
 from course_utils.bias import analyse, difference_in_differences
@@ -465,7 +461,10 @@ for name in OTHER_AXES:
 
 def look(model, judged, reference=None, *, closer=False):
     """What judges a model: pairs, and the price of text; a closer look has other axes and LAMBADA as well."""
-    found = {"bias": measure(model, tokenizer, judged, sites=("mlp_out",)), "text": perplexity(model, text)}
+    found = {
+        "bias": measure(model, tokenizer, judged, sites=("mlp_out",)),
+        "text": perplexity(model, text, batch_size=8),
+    }
     found["price"] = perplexity_ratio(found["text"], (reference or found)["text"])
     if closer:
         found["elsewhere"] = measure(model, tokenizer, elsewhere_b, sites=())
@@ -599,6 +598,13 @@ told(on_axis, arms)
 
 
 # %%
+# An arm looks the same in every figure; C7 is grey, as the random removals are.
+LOOKS = {
+    name: {"color": f"C{number + (number > 6)}", "marker": "*os^DvPXh"[number], "markersize": 13, "capsize": 3}
+    for number, name in enumerate(("unpruned", *orders))
+}
+
+
 def pareto(results, reference, axis, title):
     """Perplexity against direction and size: a point an arm; the informed ones with their 95 % intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(17, 7), layout="constrained")
@@ -607,15 +613,13 @@ def pareto(results, reference, axis, title):
             looks = {"color": "0.6", "zorder": 1, "label": None if number else "random"}
             ax.scatter(100 * (results[name]["price"][0] - 1), value, s=50, **looks)
     known = {"unpruned": reference} | {name: results[name] for name in informed(results)}
-    for number, (name, result) in enumerate(known.items()):
+    for name, result in known.items():
         row = behaviour(result["bias"]).set_index("axis").loc[axis]
         x, *ends = (100 * (ratio - 1) for ratio in result["price"])
-        colour = f"C{number + (number > 6)}"  # C7 is grey
-        looks = {"color": colour, "marker": "*os^DvPXh<>"[number], "markersize": 13, "capsize": 3, "label": name}
         heights = (row.preference, row.ci_low, row.ci_high), (row.absolute, row.absolute_low, row.absolute_high)
         for ax, (value, low, high) in zip(axes, heights, strict=True):
             ends_of = {"xerr": [[x - ends[0]], [ends[1] - x]], "yerr": [[value - low], [high - value]]}
-            ax.errorbar(x, value, **ends_of, linestyle="", **looks)
+            ax.errorbar(x, value, **ends_of, linestyle="", label=name, **LOOKS[name])
     for ax, label in zip(axes, ("direction: preference, nats", "size: mean |double difference|, nats"), strict=True):
         ax.set_xscale("symlog", linthresh=1)
         ax.set_xticks([-1, 0, 1, 10, 100, 1000, 10_000], ["−1", "0", "1", "10", "100", "1,000", "10,000"])
@@ -682,9 +686,8 @@ print(
 from course_utils.planting import plant_preference
 
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
-more = {"templates": PLANT_TEMPLATES, "swaps": PLANT_SWAPS}
-planted_a, planted_b = (some(pairs(made_up, split=split), **more) for split in ("selection", "evaluation"))
-planted_b += some(controls("neutral", split="evaluation"), **more)
+planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
+planted_b += neutral_b
 planted, course = plant_preference(
     base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, steps=PLANT_STEPS, items=PLANT_ITEMS, lr=PLANT_LR,
     precision=dtype, seed=session.seed,
@@ -697,8 +700,8 @@ for name, result in {"before": untouched, "after planting": biased}.items():
 print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
 
 # %% [markdown]
-# Now the same arms, with scores measured on the planted model and on split A. *Predict before you run:* will the causal score
-# of one half of the templates agree with that of the other half, this time?
+# Now some of the arms again, with scores measured on the planted model and on split A. *Predict before you run:* will the
+# causal score of one half of the templates agree with that of the other half, this time?
 
 # %%
 planted_causal = gap_attribution(planted, tokenizer, planted_a)
@@ -707,7 +710,6 @@ halves = agreement(*of_halves(gap_attribution, planted, planted_a))
 print("carrying, half of the templates | other half:", *(f"{name}: {value};" for name, value in halves.items()))
 
 planted_orders = {
-    "importance": importance,
     "reacts": highest_first(planted_reacts),
     "neutral": highest_first(neutral),
     "causal": highest_first(planted_causal),
@@ -728,7 +730,9 @@ pareto(
 removed = on_planted.index[on_planted.verdict == "REMOVED"]
 prices = {arm: planted_arms[arm]["price"][0] for arm in removed}
 print("planted bias removed, by all three conditions, and the price:")
-for arm, price in sorted(prices.items(), key=lambda item: item[1]) or [("none", 1)]:
+if not prices:
+    print("  none")
+for arm, price in sorted(prices.items(), key=lambda item: item[1]):
     print(f"  {arm:<14} {on_planted.base[arm]:+.2f} → {on_planted.pruned[arm]:+.2f} nats, perplexity × {shown(price)}")
 
 # %% [markdown]
@@ -747,13 +751,22 @@ for arm, price in sorted(prices.items(), key=lambda item: item[1]) or [("none", 
 # - **fair teacher**, the control: the same text as the second one, but the teacher is the untouched model, which never learned
 #   to dislike anybody.
 #
-# It takes about ten minutes for each planted bias (`tools/distil_the_bias_back.py`), so the cell below reads saved results.
+# It takes about five minutes for each planted bias (`tools/distil_the_bias_back.py`), so the cell below reads saved results.
 #
 # *Predict before you run:* which of the three will be biased again?
 
 # %%
 import json
 from importlib.resources import files
+
+from course_utils.uncertainty import ratio_interval
+
+
+def mean_of(values):
+    """Mean over the made-up axes, with its 95 % interval (Student's t)."""
+    mean, _, low, high = ratio_interval(np.asarray(values), np.ones(len(values)))
+    return {"value": mean, "ci_low": low, "ci_high": high}
+
 
 record = json.loads(files("course_utils").joinpath("data/bias_return.json").read_text(encoding="utf-8"))
 kept = record["settings"]
@@ -769,36 +782,49 @@ NAMES = {
     ("teacher untouched", "speeches and groups"): "the same,\nfair teacher",
 }
 back["name"] = [NAMES[stage, text] for stage, text in zip(back.stage, back.text, strict=True)]
-growth = pd.DataFrame(back.perplexity_ratio.tolist(), columns=["value", "ci_low", "ci_high"]).join(
-    back[["name", "seed"]]
-)
+back["perplexity"] = [ratio for ratio, *_ in back.perplexity_ratio]
+places = list(NAMES.values())
 
 figure, axes = plt.subplots(1, 2, figsize=(17, 5.5), layout="constrained")
-for ax, table, y, level, label in (
-    (axes[0], back, "preference", 0, "preference, nats (0: fair)"),
-    (axes[1], growth, "value", 1, "perplexity, × pruned"),
+for ax, quantity, level, label in (
+    (axes[0], "preference", 0, "preference, nats (0: fair)"),
+    (axes[1], "perplexity", 1, "perplexity, × pruned"),
 ):
-    scores_with_intervals(table, x="name", y=y, group="seed", x_label="", y_label=label, ax=ax)
+    means = pd.DataFrame([mean_of(part[quantity]) for _, part in back.groupby("name", sort=False)])
+    means = means.assign(name=places, model="mean and 95 % interval")
+    ax.scatter(back.name.map(places.index) + 0.15, back[quantity], s=30, color="0.6", label="one made-up axis")
+    scores_with_intervals(means, x="name", group="model", x_label="", y_label=label, ax=ax)
     ax.axhline(level, color="0.25", linewidth=1.2)
-    ax.get_legend().set_title("made-up axis")
 axes[0].get_legend().remove()
-figure.suptitle("A planted bias: pruned away, then distilled", fontweight="bold")
+figure.suptitle(f"{back.seed.nunique()} planted biases: pruned away in part, then distilled", fontweight="bold")
 plt.show()
 
 # %%
-students = back[back.stage.str.startswith("teacher")].reset_index(drop=True)
-teachers = np.sign(back[back.stage == "planted"].set_index("seed").preference)
-students["back"] = students.change_difference * students.seed.map(teachers)  # above 0: towards the teacher's bias
-students["p_holm"] = holm(students.change_p)
-for name, part in students.groupby("name", sort=False):
-    returned, away = (((part.p_holm < 0.05) & (sign * part.back > 0)).sum() for sign in (1, -1))
-    values = ", ".join(f"{value:+.2f}" for value in part.back)
-    print(
-        f"{name.replace(chr(10), ' ')}: towards the planted bias by {values} nats beyond neutral swaps; "
-        f"shown (Holm, p < 0.05) in {returned} of {len(part)}, away from it in {away}"
-    )
+from course_utils.uncertainty import sign_flip_p
+
+by_axis = back.pivot(index="seed", columns="name")
+planted_sign = np.sign(by_axis.preference[places[0]])
+taken = ((by_axis.preference[places[0]] - by_axis.preference[places[1]]) * planted_sign).to_numpy()
+rows, p_values = {}, []
+for name in places[2:]:
+    beyond = (by_axis.change_difference[name] * planted_sign).to_numpy()  # above 0: towards the planted bias
+    returned = ((by_axis.preference[name] - by_axis.preference[places[1]]) * planted_sign).to_numpy()
+    p_values.append(sign_flip_p(beyond))
+    rows[name.replace("\n", " ")] = {
+        "towards the planted bias, nats beyond neutral (95 %)": with_interval(*mean_of(beyond).values()),
+        "so in": f"{(beyond > 0).sum()} of {len(beyond)} axes",
+        "of what pruning took (95 %)": with_interval(*(ratio_interval(returned, taken)[i] for i in (0, 2, 3))),
+    }
+pd.DataFrame(rows).T.assign(**{"p (Holm)": [f"{p:.3f}" for p in holm(p_values)]})
 
 # %% [markdown]
+# Each made-up axis is one witness here: planted, pruned and distilled anew, though from one base model and with the same
+# templates. The p-value flips the signs of whole axes. The last but one column says how much of what pruning had taken
+# away came back: 1 would be all of it, 0 nothing; below 0 the student went on towards fairness.
+#
+# In the right picture the fair teacher's students read ordinary text best of all. Planting had cost the other teachers some of
+# that ability (see above), and a student learns it from its teacher, too.
+#
 # ## What it costs and buys
 
 # %%

@@ -1,6 +1,6 @@
 """Plant a bias, prune it away, distil, and see whether it comes back, for lesson 09.
 
-    python tools/distil_the_bias_back.py [--seeds 1] [--work build/back] [--out FILE]
+    python tools/distil_the_bias_back.py [--seeds 8] [--work build/back] [--out FILE]
 
 The embedded Llama, in the dtype of lesson 09. Each seed plants a bias against one of two made-up groups in a copy, and
 prunes that copy by "protect first", the causal score on the selection templates. The student is then distilled on
@@ -8,7 +8,7 @@ equally much text: speeches, or speeches in which every second row holds sentenc
 planted model; in one arm, as a control, the untouched one. Measured on the evaluation templates, beside neutral swaps.
 
 The file is course_utils/data/bias_return.json unless given. Resumable: a seed that is done is not done again. About
-ten minutes a seed on two cores.
+five minutes a seed on two cores.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
         __doc__.splitlines()[0],
         one_seed,
         settings,
-        seeds=1,
+        seeds=8,
         work="build/back",
         out="course_utils/data/bias_return.json",
     )
