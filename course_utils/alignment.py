@@ -115,7 +115,7 @@ def _equal(a: Sequence, b: Sequence) -> int:
 
 
 def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:
-    """Align every pair that is to run, some at a time. Raises as ``pair_batches`` does."""
+    """Align pairs that will run ``batch_size`` at a time. Raises as ``pair_batches`` does."""
     if not pairs or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(
             f"Give at least one pair and a whole 'batch_size' of at least 1; got {len(pairs)} pairs and {batch_size!r}."

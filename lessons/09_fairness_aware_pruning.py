@@ -339,8 +339,7 @@ print(f"causal_by_hand equals gap_attribution for all {ours.numel():,} neurons")
 # estimates, those that react most, and some at random.
 
 # %%
-few = some(selection, templates=1, swaps=2)
-estimate = torch.stack(gap_attribution(exact, tokenizer, few))
+estimate = ours  # on the same few pairs
 reacting = torch.stack(activation_difference(exact, tokenizer, few))
 everyone = torch.randperm(estimate.numel(), generator=torch.Generator().manual_seed(session.seed))
 picks = {  # four of each
