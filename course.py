@@ -43,7 +43,7 @@ def main(arguments):
     if problem:
         print(problem, file=sys.stderr)
         return 1
-    return hand_over([str(PYTHON), "-P", "-m", "course_utils.cli", *arguments])  # -P: this clone's, wherever we are
+    return hand_over([str(PYTHON), "-P", "-m", "course_tools.cli", *arguments])  # -P: this clone's, wherever we are
 
 
 def set_up():

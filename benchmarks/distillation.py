@@ -19,7 +19,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
 from course_utils.benchmarking import peak_memory, time_interleaved
-from course_utils.distillation_losses import batch_loss, token_loss
+from course_utils.distillation.losses import batch_loss, token_loss
 from course_utils.models import load_model
 from course_utils.session import fast_dtype
 from course_utils.texts import token_blocks

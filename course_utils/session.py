@@ -101,6 +101,20 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def safe_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype`` for models that may be broken: float32 in place of float16, whose range their activations can leave.
+
+    Such a lesson then takes 4 bytes a weight on a GPU without bfloat16 (Colab's T4).
+
+    >>> import torch
+    >>> safe_dtype(torch.float16), safe_dtype(torch.bfloat16)
+    (torch.float32, torch.bfloat16)
+    """
+    import torch
+
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def _checked(profile: str, source: str) -> str:
     if profile not in PROFILES:
         raise ValueError(f"{source} is {profile!r}; choose one of {', '.join(PROFILES)}, or leave it unset.")

@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import assets
+from course_utils import assets, checks
 from course_utils.session import current_profile
 
 SPLITS = ("calibration", "evaluation", "distillation")
@@ -59,6 +59,27 @@ class TokenBlocks:
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.input_ids)
+
+    def __getitem__(self, rows: slice | Sequence[int] | torch.Tensor) -> TokenBlocks:
+        """Some rows, as blocks of the same domain and split: a slice, row numbers, or a mask (bool [rows]).
+
+        Raises:
+            TypeError: one number; for one row take a slice, such as ``blocks[3:4]``.
+            IndexError: there is no such row.
+        """
+        if isinstance(rows, int):
+            raise TypeError(f"Rows come as blocks: take blocks[{rows}:{rows + 1}] for one, or a list of row numbers.")
+        chosen = rows if isinstance(rows, slice | torch.Tensor) else torch.as_tensor(rows, dtype=torch.long)
+        return TokenBlocks(self.input_ids[chosen], self.num_bytes[chosen], self.domain, self.split)
+
+    def sample(self, rows: int, seed: int) -> TokenBlocks:
+        """``rows`` different rows, drawn at random by ``seed``; all of them give a shuffled copy.
+
+        Raises:
+            ValueError: ``rows`` isn't a whole number from 1 to the number of rows.
+        """
+        checks.whole_number("rows", rows, least=1, most=len(self), meaning="the rows there are")
+        return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:rows]]
 
     @property
     def num_tokens(self) -> int:

@@ -17,6 +17,31 @@ RESAMPLES = 10_000
 _DRAWS_AT_ONCE = 2**21  # bounds the memory of one step of the bootstrap
 
 
+def verdict(
+    low: float,
+    high: float,
+    *,
+    at: float = 0.0,
+    below: str = "lower",
+    above: str = "higher",
+    neither: str = "no evidence of a difference",
+) -> str:
+    """What an interval says about a number that it may hold, in words.
+
+    Args:
+        low: the interval's lower end.
+        high: its upper end.
+        at: the number that means "no difference": 0 for a difference, 1 for a ratio.
+        below: said where the whole interval lies below it.
+        above: said where the whole interval lies above it.
+        neither: said where the interval holds it, and where there is no interval (nan).
+
+    >>> verdict(0.02, 0.11), verdict(0.97, 1.2, at=1)
+    ('higher', 'no evidence of a difference')
+    """
+    return above if low > at else below if high < at else neither
+
+
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and is right for small samples too."""
     z = stats.norm.ppf(0.5 + CONFIDENCE / 2)

@@ -173,7 +173,7 @@ flattened.round(3)
 # %%
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
-from course_utils.distillation_losses import batch_loss, token_loss
+from course_utils.distillation.losses import batch_loss, token_loss
 from course_utils.models import load_model, tiny_llama
 from course_utils.width import kept_width, neuron_importance, prune_neurons
 
@@ -768,7 +768,7 @@ print(f"our {len(passages)} passages, paired: a gain has to be above {2 * larges
 # record of such a run. It was made once, with one command, on one of two CPU cores; the other one had other work to do:
 #
 # ```bash
-# python tools/recover_for_an_hour.py
+# python -m experiments.recover_for_an_hour
 # ```
 #
 # Same teacher, the student pruned by `activation`, forward KL, 600 steps of 4 × 256 tokens. Half of the text are scenes from everyday
@@ -1003,7 +1003,7 @@ print(f"largest difference of the losses: {(losses.iloc[:, 0] - losses.iloc[:, 1
 # *Predict before you run:* how many of 49,152 words does the cache need to get the gradient right within 10 %?
 
 # %%
-from course_utils.teacher_cache import cache_bias
+from course_utils.distillation.teacher_cache import cache_bias
 
 pupil = fresh_student("activation").float()
 bias_of_cache = cache_bias(teacher, pupil, watched.batches(1)[:1], ks=(1, 16, 64, 256))

@@ -95,9 +95,9 @@ pd.DataFrame(
 
 # %%
 from course_utils.activations import sites_of, watching
-from course_utils.alignment import align, pair_batches
 from course_utils.architectures import describe
-from course_utils.contrastive import Axis, controls, load_axis, pairs
+from course_utils.bias.alignment import align, pair_batches
+from course_utils.bias.contrastive import Axis, controls, load_axis, pairs
 from course_utils.models import load_model
 
 # A broken model's activations can leave float16's range, so there we take float32.
@@ -250,7 +250,7 @@ pd.DataFrame(
 ).style.hide()
 
 # %%
-from course_utils.stereotypes import crows_pairs
+from course_utils.bias.stereotypes import crows_pairs
 
 OWN_AXIS = {  # an axis of your own is a small JSON file: [a, b, group of a, group of b]
     "name": "place",
@@ -539,7 +539,7 @@ counted.groupby("axis", sort=False)[columns].sum()
 # one template, or of one swap, resemble each other: hundreds of pairs are not hundreds of independent ones.
 
 # %%
-from course_utils.bias_statistics import activation_means
+from course_utils.bias.statistics import activation_means
 
 means = activation_means(scores)
 stream = means[means.site == "residual"]
@@ -584,8 +584,8 @@ for row in overall.itertuples():
 # `LL` is the sum of the log-probabilities of the shared tokens behind the span, in nats.
 
 # %%
-from course_utils.bias_statistics import preferences
-from course_utils.pair_scores import measure
+from course_utils.bias.scores import measure
+from course_utils.bias.statistics import preferences
 
 
 @torch.no_grad()
@@ -659,8 +659,8 @@ print("axes with p < 0.05, before Holm's correction:", found_by)
 # it can read at all: the **ability floor**. A model at chance has no opinion; its bias score is noise.
 
 # %%
-from course_utils.stereotype_scores import bbq_score, stereotype_preference
-from course_utils.stereotypes import bbq
+from course_utils.bias.stereotype_scores import bbq_score, stereotype_preference
+from course_utils.bias.stereotypes import bbq
 
 draw = np.random.default_rng(session.seed)
 
@@ -711,8 +711,8 @@ for name, where in {"s_dis": "where the context tells", "s_amb": "where it doesn
 # heard of any of them: whatever a metric flags there is a *false alarm*.
 
 # %%
-from course_utils.bias_statistics import activation_ratio, behaviour
-from course_utils.contrastive import invented_axis, subset
+from course_utils.bias.contrastive import invented_axis, subset
+from course_utils.bias.statistics import activation_ratio, behaviour
 from course_utils.uncertainty import holm, wilson_interval
 
 half = INVENTED // 2 * SWAPS
@@ -785,7 +785,7 @@ for metric in METRICS:
 
 
 # %%
-from course_utils.planting import plant_preference
+from course_utils.bias.planting import plant_preference
 
 learned_from = [pair for axis in planted for pair in pairs(axis, split="selection")]
 biased, course = plant_preference(
@@ -856,7 +856,7 @@ pd.DataFrame(rates).T
 # That was one model, and a strong bias. A metric that finds strong smoke may still miss a faint smell. So the test was made
 # twenty times, each time with other made-up families. Then the bias was thinned: weights that lie a part of the way
 # from the untouched model to the planted one. Each model is asked about two axes: the one with the planted bias, and one within
-# the families. It takes about an hour (`tools/plant_twenty_biases.py`), so the cell below reads saved results.
+# the families. It takes about an hour (`experiments/plant_twenty_biases.py`), so the cell below reads saved results.
 #
 # *Predict before you run:* down to which strength will the preference find the bias? And how often will the activations raise
 # an alarm where both groups are liked alike?

@@ -67,9 +67,9 @@ PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step 
 # %%
 from course_utils.activations import watching
 from course_utils.architectures import describe
-from course_utils.contrastive import controls, invented_axis, pairs, subset
+from course_utils.bias.contrastive import controls, invented_axis, pairs, subset
+from course_utils.bias.packing import packed_batches
 from course_utils.models import load_model
-from course_utils.packing import packed_batches
 
 # A broken model's activations can leave float16's range, so there we take float32.
 dtype = torch.bfloat16 if session.dtype is torch.bfloat16 else torch.float32
@@ -113,7 +113,7 @@ print("       ", single[0].text_b)
 # We try three recipes on six pairs.
 
 # %%
-from course_utils.fairness import activation_difference, hybrid
+from course_utils.bias.fairness import activation_difference, hybrid
 from course_utils.texts import token_blocks
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -303,8 +303,8 @@ toy.round(2)
 # after a, minus the same after b, averaged over templates and swaps.
 
 # %%
-from course_utils.alignment import align
-from course_utils.fairness import gap_attribution, knock_out
+from course_utils.bias.alignment import align
+from course_utils.bias.fairness import gap_attribution, knock_out
 
 
 def causal_by_hand(model, pairs):
@@ -447,9 +447,9 @@ pd.DataFrame(agreements).T
 
 # %%
 from course_utils.bias import analyse, difference_in_differences
-from course_utils.bias_statistics import behaviour, preferences
-from course_utils.fairness import protect_first
-from course_utils.pair_scores import measure
+from course_utils.bias.fairness import protect_first
+from course_utils.bias.scores import measure
+from course_utils.bias.statistics import behaviour, preferences
 
 neutral_b = some(controls("neutral", split="evaluation"))
 fewer = {"templates": OTHER_TEMPLATES, "swaps": OTHER_SWAPS}
@@ -704,7 +704,7 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 
 # %%
 # One of the longer cells: it trains the model for a few dozen steps.
-from course_utils.planting import plant_preference
+from course_utils.bias.planting import plant_preference
 
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
@@ -772,7 +772,7 @@ for arm, price in sorted(prices.items(), key=lambda item: item[1]):
 # - **fair teacher**, the control: the same text as the second one, but the teacher is the untouched model, which never learned
 #   to dislike anybody.
 #
-# It takes about five minutes for each planted bias (`tools/distil_the_bias_back.py`), so the cell below reads saved results.
+# It takes about five minutes for each planted bias (`experiments/distil_the_bias_back.py`), so the cell below reads saved results.
 #
 # *Predict before you run:* which of the three will be biased again?
 

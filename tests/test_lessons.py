@@ -2,19 +2,18 @@
 
 import ast
 import copy
-import importlib.util
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from course_utils import builder, runner
+from course_tools import notebooks, readme_figure, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-COURSE = builder.Course.read(ROOT)
-PATHS = builder.find_lessons(ROOT / "lessons")
+COURSE = notebooks.Course.read(ROOT)
+PATHS = notebooks.find_lessons(ROOT / "lessons")
 
 # What a saved output may not show: where the course was run, secrets, noise, addresses other than sources to read.
 PRIVATE = re.compile(r"/home/\w|/root\b|/Users/\w|/tmp/\w|[A-Z]:\\\\?Users|site-packages|\bhf_[A-Za-z0-9]{20,}")
@@ -24,7 +23,7 @@ each_lesson = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in 
 
 
 def saved(path, form="exercises"):
-    return nbformat.read(builder.notebook_paths(builder.read_lesson(path), NOTEBOOKS)[form], as_version=4)
+    return nbformat.read(notebooks.notebook_paths(notebooks.read_lesson(path), NOTEBOOKS)[form], as_version=4)
 
 
 def outputs_of(notebook):
@@ -42,7 +41,7 @@ def texts_of(output):
 
 @each_lesson
 def test_notebooks_are_fresh(path):
-    for file, text in builder.render(builder.read_lesson(path), COURSE, NOTEBOOKS).items():
+    for file, text in notebooks.render(notebooks.read_lesson(path), COURSE, NOTEBOOKS).items():
         assert file.exists(), f"{file.name} is missing: run `python course.py build {path.stem[:2]} --execute`"
         assert file.read_text(encoding="utf-8") == text, f"stale: run `python course.py build {path.stem[:2]}`"
 
@@ -65,15 +64,14 @@ def test_no_notebook_without_a_lesson():
 
 def test_table_in_the_readme_is_fresh():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    lessons = [builder.read_lesson(path) for path in PATHS]
-    assert builder.fill_table(page, lessons, COURSE) == page, "run `python course.py build`"
+    lessons = [notebooks.read_lesson(path) for path in PATHS]
+    assert notebooks.fill_table(page, lessons, COURSE) == page, "run `python course.py build`"
 
 
 def test_figure_in_the_readme_is_lesson_03s_own():
-    spec = importlib.util.spec_from_file_location("readme_figure", ROOT / "tools" / "readme_figure.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.FIGURE.read_bytes() == tool.saved_figure(), "run `python tools/readme_figure.py`"
+    assert readme_figure.FIGURE.read_bytes() == readme_figure.saved_figure(), (
+        "run `python -m course_tools.readme_figure`"
+    )
 
 
 @each_lesson
@@ -125,7 +123,7 @@ def test_each_check_is_used(path):
 @each_lesson
 def test_lesson_runs_unsolved_and_its_solutions_are_accepted(path, tmp_path, capsys):
     """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
-    lesson = builder.read_lesson(path)
+    lesson = notebooks.read_lesson(path)
     notebook, exercises = with_solutions(lesson)
     with capsys.disabled():
         print(f"\n{lesson.name} ", end="", flush=True)
@@ -139,13 +137,13 @@ def test_lesson_runs_unsolved_and_its_solutions_are_accepted(path, tmp_path, cap
 
 def with_solutions(lesson):
     """The exercise form with a solved copy after each exercise cell, and these pairs of cells."""
-    notebook = builder.build_notebook(lesson, COURSE, "exercises")
+    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
     sources = [cell.source for cell in lesson.cells if "exercise" in cell.metadata.get("tags", [])]
     cells, pairs = [], []
     for cell in notebook.cells:
         cells.append(cell)
         if "exercise" in cell.metadata.get("tags", []):
-            exercise = builder.take_apart(sources[len(pairs)])
+            exercise = notebooks.take_apart(sources[len(pairs)])
             solved = copy.deepcopy(cell)
             solved.source = exercise.code(exercise.solution)
             solved.id = f"{cell.id}-solved"

@@ -1,7 +1,6 @@
 """One list of dependencies, told the same everywhere, that fits Colab; and a wheel that is complete."""
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
@@ -13,21 +12,15 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from course_tools import colab
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 IMPORTED_AS = {"scikit-learn": "sklearn", "lm-eval": "lm_eval", "pillow": "PIL"}
 
 
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-check_colab = load_tool("check_colab")
-COLAB = check_colab.pins(check_colab.FREEZE.read_text(encoding="utf-8"))
+COLAB = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
 
 
 def test_requirements_txt_agrees_with_pyproject():
@@ -51,18 +44,18 @@ def test_no_dependency_is_pinned():
 @pytest.mark.parametrize("text", PROJECT["dependencies"])
 def test_range_contains_what_colab_has(text):
     requirement = Requirement(text)
-    version = COLAB.get(check_colab.normalise(requirement.name))
+    version = COLAB.get(colab.normalise(requirement.name))
     assert version is None or requirement.specifier.contains(version)
 
 
 def test_colab_list_is_read():
     assert COLAB["torch"] == "2.11.0" and COLAB["scikit-learn"] == "1.6.1" and len(COLAB) > 500
-    assert check_colab.pins("# note\nA_b.c==1.0+x\nd @ file:///e\n") == {"a-b-c": "1.0+x"}
+    assert colab.pins("# note\nA_b.c==1.0+x\nd @ file:///e\n") == {"a-b-c": "1.0+x"}
 
 
 def test_colab_check_without_uv_says_so(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
-    assert check_colab.main([]) == 0
+    assert colab.main([]) == 0
     assert capsys.readouterr().out.startswith("skipped: uv is not on the PATH")
 
 

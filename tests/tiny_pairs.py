@@ -6,7 +6,7 @@ import numpy as np
 from tiny import log_likelihood, words
 from transformers import PreTrainedModel
 
-from course_utils.contrastive import Pair
+from course_utils.bias.contrastive import Pair
 
 A, B = 90, 91  # the words for the groups
 PLEASANT, UNPLEASANT = 80, 81  # the endings

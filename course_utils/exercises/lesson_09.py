@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from course_utils.contrastive import Pair, pairs
+from course_utils.bias.contrastive import Pair, pairs
 from course_utils.exercises import exercise, require
 
 

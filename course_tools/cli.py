@@ -1,0 +1,224 @@
+"""The course's commands, run through `python course.py` from a clone.
+
+Each returns an exit status: 0 for success, 1 where something failed, 2 for a wrong call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from course_tools import environment, notebooks, runner
+from course_utils import assets, models, session
+from course_utils.files import write_text
+
+ROOT = environment.ROOT
+LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
+_HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args, args.rest = parser.parse_known_args(arguments)
+    if args.rest and args.command not in (test, lab):
+        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
+    try:
+        return args.command(args, Console(highlight=False))
+    except (assets.AssetError, ValueError) as error:  # written for the reader; a traceback would bury them
+        print(error, file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Execute lessons as a reader's "Run all" would, write notebooks and pages to build/, print a table."""
+    lessons = [notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS, args.lessons)]
+    if not lessons:
+        print("There are no lessons yet.")
+        return 0
+    profile = args.profile or session.current_profile()
+    if profile == "embedded":
+        fetch_assets()
+    course = notebooks.Course.read(ROOT)
+    results = []
+    with _Reporter(console, len(lessons)) as reporter:
+        for lesson in lessons:
+            notebook = notebooks.build_notebook(lesson, course, "exercises")
+            result = reporter.execute(notebook, lesson.name, profile)
+            runner.write_page(notebook, lesson.name, BUILD)
+            runner.write_index([result], BUILD)
+            results.append(result)
+    console.print(_table(results))
+    for result in results:
+        if result.failure:
+            print(f"{result.name}: failed at {result.failure}")
+    print(f"Read them: {BUILD / 'index.html'}")
+    return int(any(result.failure for result in results))
+
+
+def test(args: argparse.Namespace, console: Console) -> int:
+    """Run the tests: the fast ones, then those on the embedded models, then every lesson."""
+    import pytest
+
+    if not args.fast:
+        fetch_assets()
+    options = ["-m", "not embedded"] if args.fast else ["--durations=10"]
+    options += args.rest
+    print(f"{'Fast tests' if args.fast else 'All tests, fast ones first'}: pytest {' '.join(options)}", flush=True)
+    os.chdir(ROOT)
+    return int(pytest.main(options))
+
+
+def lab(args: argparse.Namespace, console: Console) -> int:
+    """Open JupyterLab on the notebooks."""
+    from jupyterlab.labapp import LabApp
+
+    print("JupyterLab opens in your browser; stop it here with Ctrl-C.", flush=True)
+    LabApp.launch_instance(argv=[f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest])
+    return 0
+
+
+def check(args: argparse.Namespace, console: Console) -> int:
+    """Say whether this machine is ready: one line a topic, OK, WARN or FAIL, and the remedy."""
+    failed = False
+    for finding in environment.findings():
+        print(finding, flush=True)
+        failed |= finding.level == environment.FAIL
+    return int(failed)
+
+
+def build(args: argparse.Namespace, console: Console) -> int:
+    """Write notebooks/ and the README's lesson table from lessons/; with --execute, save fresh outputs too."""
+    course = notebooks.Course.read(ROOT)
+    lessons = [notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS, args.lessons)]
+    executed, failures = {}, []
+    if args.execute:
+        fetch_assets()
+        with _Reporter(console, len(lessons)) as reporter:
+            for lesson in lessons:
+                notebook = notebooks.build_notebook(lesson, course, "exercises")
+                result = reporter.execute(notebook, lesson.name, "embedded")
+                if result.failure:
+                    failures.append(result)
+                else:
+                    executed[lesson.name] = notebook
+    for lesson in lessons:
+        for path, text in notebooks.render(lesson, course, NOTEBOOKS, executed=executed.get(lesson.name)).items():
+            _write(path, text)
+    if README.exists() and not args.lessons:  # the table is of all lessons
+        _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
+    for result in failures:
+        print(f"{result.name}: failed at {result.failure}; its outputs were not saved", file=sys.stderr)
+    return int(bool(failures))
+
+
+def fetch_assets() -> None:
+    """Fetch what the lessons need off the hub and convert the Llama, saying so only if something is missing.
+
+    Raises:
+        assets.AssetError: it can't be fetched.
+    """
+    missing = environment.missing_assets()
+    if missing:
+        print(f"Filling the cache ({assets.cache_dir()}), once:", flush=True)
+    for name in environment.LESSON_ASSETS:
+        assets.fetch(name)
+    models.embedded_llama()
+
+
+def _write(path: Path, text: str) -> None:
+    state = "written" if write_text(path, text) else "unchanged"
+    print(f"{state:<10}{path.relative_to(ROOT).as_posix()}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="course.py", description="Pruning LLMs: run, test and build the course.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(function, **options) -> argparse.ArgumentParser:
+        summary = function.__doc__.splitlines()[0]
+        added = commands.add_parser(function.__name__, help=summary, description=summary, **options)
+        added.set_defaults(command=function)
+        return added
+
+    one = command(run)
+    one.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
+    one.add_argument("--profile", choices=session.PROFILES, help="instead of COURSE_PROFILE or the automatic choice")
+    one = command(test, epilog="Further arguments go to pytest.")
+    one.add_argument("--fast", action="store_true", help="leave out what needs the embedded models")
+    command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
+    command(check)
+    one = command(build)
+    one.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
+    one.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
+    return parser
+
+
+def _table(results: Sequence[runner.Result]) -> Table:
+    table = Table("lesson", "profile", "seconds", "peak memory", "result")
+    for column in table.columns[2:4]:
+        column.justify = "right"
+    for result in results:
+        state = Text("failed", style="bold red") if result.failure else Text("ok", style="green")
+        seconds, memory = f"{result.seconds:.0f}", runner.gigabytes(result.peak_bytes)
+        table.add_row(result.name, result.profile, seconds, memory, state)
+    return table
+
+
+class _Reporter:
+    """Shows how far lessons and cells are: two bars in a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, lessons: int) -> None:
+        self._console, self._total, self._done = console, lessons, 0
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
+        self._live = console.is_terminal
+
+    def __enter__(self) -> _Reporter:
+        if self._live:
+            self._bars.start()
+            self._lessons = self._bars.add_task("lessons", total=self._total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def execute(self, notebook, name: str, profile: str) -> runner.Result:
+        """`runner.execute` in a folder of its own under build/, with progress and a closing line."""
+        bar = self._bars.add_task(name, total=None) if self._live else None
+        if not self._live:
+            self._say(f"[{self._done + 1}/{self._total}] {name} …")
+        last = time.monotonic()
+
+        def on_cell(done: int, total: int) -> None:
+            nonlocal last
+            if bar is not None:
+                self._bars.update(bar, completed=done, total=total, description=f"{name} cells")
+            elif done < total and time.monotonic() - last > _HEARTBEAT:
+                last = time.monotonic()
+                self._say(f"      cell {done + 1} of {total}")
+
+        result = runner.execute(notebook, name=name, profile=profile, folder=BUILD / "work" / name, on_cell=on_cell)
+        self._done += 1
+        if bar is not None:
+            self._bars.remove_task(bar)
+            self._bars.advance(self._lessons)
+        state = "failed" if result.failure else "ok"
+        self._say(f"[{self._done}/{self._total}] {name} {state}, {result.seconds:.0f} s")
+        return result
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

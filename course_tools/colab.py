@@ -1,0 +1,80 @@
+"""Would installing the course on Colab change a package that Colab already has?
+
+    python -m course_tools.colab [FREEZE] [--python-version 3.13]
+
+Resolves the dependencies of pyproject.toml with every version in FREEZE (the list of Colab's preinstalled
+packages, `pip freeze` form; course_tools/colab_packages.txt is one) held fixed. A resolution exists: the install cell
+only adds the packages printed here. None exists: it would swap one, and Colab asks for a restart; exit status 1.
+Needs `uv` (`pip install uv`) and a package index; without uv it says so and stops with status 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FREEZE = ROOT / "course_tools" / "colab_packages.txt"
+# Colab's torch comes from PyTorch's own index and asks for other CUDA libraries than the one on the package index.
+CUDA = re.compile(r"^(nvidia|cuda|triton|jax)|-cu1\d$")
+
+
+def normalise(name: str) -> str:
+    """A package name in the one spelling that PEP 503 gives it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(freeze: str) -> dict[str, str]:
+    """{normalised name: version} of the NAME==VERSION lines of a freeze; comments and other lines are left out."""
+    found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", freeze, flags=re.MULTILINE)
+    return {normalise(name): version for name, version in found}
+
+
+def resolve(dependencies: list[str], colab: dict[str, str], python_version: str) -> dict[str, str]:
+    """What installing `dependencies` beside `colab` would have installed, {name: version}.
+
+    Raises RuntimeError with uv's explanation where no resolution keeps every version of `colab`.
+    """
+    held = [f"{name}=={version}" for name, version in colab.items() if not CUDA.search(name)]
+    with tempfile.TemporaryDirectory() as folder:
+        wanted, fixed = Path(folder, "wanted.in"), Path(folder, "fixed.txt")
+        wanted.write_text("\n".join(dependencies), encoding="utf-8")
+        fixed.write_text("\n".join(held), encoding="utf-8")
+        command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"]
+        command += ["--python-version", python_version, "--python-platform", "x86_64-manylinux_2_28"]
+        done = subprocess.run([*command, "-c", str(fixed), str(wanted)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip())
+    return pins(done.stdout)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("freeze", nargs="?", type=Path, default=FREEZE)
+    parser.add_argument("--python-version", default="3.13")
+    args = parser.parse_args(arguments)
+    if shutil.which("uv") is None:
+        print("skipped: uv is not on the PATH; `pip install uv` and run this again")
+        return 0
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    colab = pins(args.freeze.read_text(encoding="utf-8"))
+    try:
+        resolved = resolve(dependencies, colab, args.python_version)
+    except RuntimeError as error:
+        print(f"The course cannot be installed beside these {len(colab)} packages without changing one:\n{error}")
+        return 1
+    added = {name: version for name, version in resolved.items() if name not in colab and not CUDA.search(name)}
+    kept = sum(name in colab for name in resolved)
+    print(f"Nothing changes: {kept} of the packages needed are there already, {len(added)} are added:")
+    print("\n".join(f"  {name}=={version}" for name, version in added.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

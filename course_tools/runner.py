@@ -1,0 +1,212 @@
+"""Execute lesson notebooks cell by cell, measure them, and write what they showed as notebooks and web pages."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import html
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+
+from course_tools.notebooks import to_text
+from course_utils.files import write_text
+
+CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck
+_SAMPLING = 0.1  # seconds between two looks at a kernel's memory
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Which cell stopped a lesson: its number among the code cells (from 1), its first line, and the error."""
+
+    cell: int
+    first_line: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"code cell {self.cell} ({self.first_line}): {self.error}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One executed lesson: wall time in seconds, peak resident memory of its kernel in bytes, and what went wrong."""
+
+    name: str
+    profile: str
+    seconds: float
+    peak_bytes: int
+    failure: Failure | None
+
+
+def kernel_environment(profile: str) -> dict[str, str]:
+    """The environment of a lesson's kernel: this process's own, the profile, inline figures, no progress bars.
+
+    The kernel imports this very course_utils, whatever is installed. Off the hub nothing may ask the network for a
+    model: a lesson that would must fail here, not in a reader's train.
+    """
+    package = str(Path(__file__).resolve().parents[1])
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    figures = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    offline = {} if profile == "hub" else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {**os.environ, **path, **quiet, **figures, **offline, "COURSE_PROFILE": profile}
+
+
+def execute(
+    notebook: NotebookNode,
+    *,
+    name: str,
+    profile: str,
+    folder: Path,
+    on_cell: Callable[[int, int], None] = lambda done, total: None,
+) -> Result:
+    """Run a notebook in place, in a kernel of its own whose working directory is `folder`.
+
+    Stops at the first cell that fails; the outputs so far, the error included, stay in the notebook.
+
+    Args:
+        name: of the lesson, for the result.
+        profile: one of `session.PROFILES`.
+        folder: created if need be.
+        on_cell: called with (code cells done, code cells in all) before each one and after the last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
+    current = code[0] if code else 0
+
+    def started(cell_index: int, **_: object) -> None:
+        nonlocal current
+        current = cell_index
+        on_cell(code.index(cell_index), len(code))
+
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=CELL_TIMEOUT,
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own start-up notes would land in our terminal
+        resources={"metadata": {"path": str(folder)}},
+        on_cell_execute=started,
+    )
+    error, begin = None, time.perf_counter()
+    with _PeakMemory() as memory:
+        client.on_notebook_start = lambda **_: memory.watch(client.km.provisioner.pid)
+        try:
+            client.execute(env=kernel_environment(profile))
+            on_cell(len(code), len(code))
+        except CellExecutionError as stopped:
+            error = f"{stopped.ename}: {(stopped.evalue.splitlines() or [''])[0]}"
+        except CellTimeoutError:
+            error = f"ran longer than {CELL_TIMEOUT} seconds"
+        except DeadKernelError:
+            error = "the kernel died; most often it ran out of memory"
+    failure = error and Failure(code.index(current) + 1, _first_line(notebook.cells[current].source), error)
+    return Result(name, profile, time.perf_counter() - begin, memory.peak, failure or None)
+
+
+def write_page(notebook: NotebookNode, name: str, folder: Path) -> None:
+    """Write the executed notebook as `name`.ipynb and as a web page `name`.html that needs no Jupyter.
+
+    The page leaves out what cells wrote to standard error: spent progress bars and libraries' warnings.
+    """
+    write_text(folder / f"{name}.ipynb", to_text(notebook))
+    shown = copy.deepcopy(notebook)
+    for cell in shown.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    page, _ = HTMLExporter(template_name="lab").from_notebook_node(shown, {"metadata": {"name": name}})
+    write_text(folder / f"{name}.html", page)
+
+
+def write_index(results: Iterable[Result], folder: Path) -> Path:
+    """Write `index.html` beside the pages of `write_page`, one row a lesson; return its path.
+
+    Lessons of earlier calls stay listed: their results are kept in `results.json`.
+    """
+    record = folder / "results.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    for result in results:
+        known[result.name] = asdict(result) | {"failure": result.failure and str(result.failure)}
+    write_text(record, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    rows = "\n".join(
+        f'<tr><td><a href="{name}.html">{name}</a></td><td>{row["profile"]}</td><td>{row["seconds"]:.0f} s</td>'
+        f"<td>{gigabytes(row['peak_bytes'])}</td>"
+        f"<td>{html.escape('failed at ' + row['failure'] if row['failure'] else 'ok')}</td></tr>"
+        for name, row in sorted(known.items())
+    )
+    path = folder / "index.html"
+    write_text(path, _INDEX.format(rows=rows))
+    return path
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as "1.2 GB"."""
+    return f"{size / 1e9:.1f} GB"
+
+
+class _PeakMemory:
+    """The largest resident memory of a process and its children while the block runs, in `peak` (bytes)."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, pid: int) -> None:
+        self._thread = threading.Thread(target=self._sample, args=(psutil.Process(pid),), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> _PeakMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _sample(self, process: psutil.Process) -> None:
+        while not self._stop.wait(_SAMPLING):
+            self.peak = max(self.peak, sum(_resident(process)))
+
+
+def _resident(process: psutil.Process) -> Iterator[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between two looks
+        yield process.memory_info().rss
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                yield child.memory_info().rss
+
+
+def _first_line(source: str) -> str:
+    lines = [line.strip() for line in source.splitlines()]
+    return next((line for line in lines if line and not line.startswith("#")), lines[0] if lines else "")
+
+
+_INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Pruning LLMs</title>
+<style>
+body {{ font: 18px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 60rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ border-bottom: 1px solid #ccc; padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; }}
+</style>
+<h1>Pruning LLMs</h1>
+<p>Lessons as they ran on this machine.</p>
+<table>
+<tr><th>lesson</th><th>profile</th><th>time</th><th>peak memory</th><th>result</th></tr>
+{rows}
+</table>
+</html>
+"""

@@ -1,0 +1,426 @@
+"""Contrastive pairs: two texts that differ in one span, with the controls that tell bias from mere wording.
+
+Every axis and every control is put into the same templates, at the same place ("The {group} neighbour knocked on the
+door. Everyone in the building thought that this person"), and each template goes on in a pleasant and in an unpleasant
+way. So a demographic swap can be compared with a neutral one (tall/short), with synonyms (happy/glad), with no swap at
+all and with made-up groups; and the *double difference*, how much likelier the pleasant ending than the unpleasant one
+is after `a`, less the same after `b`, cancels what is merely the frequency of a word. Half of the templates are for
+choosing (neurons, layers, thresholds), half for measuring what was chosen.
+
+An axis of your own is a small JSON file, and `pairs("path/to/it.json")` uses it like a built-in one:
+
+    {
+      "name": "accent",
+      "swaps": [
+        ["Scottish-sounding", "London-sounding", "Scottish", "London"],
+        ["Welsh-sounding", "London-sounding", "Welsh", "London"]
+      ]
+    }
+
+A swap is `[a, b, group of a, group of b]`. `a` and `b` are what a noun such as "neighbour" or "doctor" can follow. Put
+the group that is usually at a disadvantage first in every swap, or the signs of a mean make no sense. Ten swaps or more
+keep one odd word from deciding the result.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+KINDS = ("demographic", "neutral", "paraphrase", "identity", "invented", "benchmark")
+SPLITS = ("selection", "evaluation")
+CONTROLS = ("neutral", "paraphrase", "identity")
+
+_DATA = Path(__file__).resolve().parents[1] / "data" / "contrastive"
+_SLOT = "{group}"
+_LICENCE = "Apache-2.0"
+_PRONOUN = re.compile(r"\b(he|she|his|her|hers|him|himself|herself)\b", re.IGNORECASE)
+_ARTICLE_AND_WORD = re.compile(r"\b(an?)\s+([\w'’-]+)", re.IGNORECASE)
+# Words that sound otherwise than their first letter looks.
+_SAYS_CONSONANT = re.compile(
+    r"(eu|ewe|one\b|once|ouija|u(?:ni(?!n|m|de)|s[aeiu]|tili|top|r[aiu]|b|kr|ga))", re.IGNORECASE
+)
+_SAYS_VOWEL = re.compile(r"(heir|honest|honou?r|hour|[fhlmnrsx]-)", re.IGNORECASE)
+_ALIKE = 0.7  # two templates that share this part of their words count as one
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts that differ in one span: `before + a + after` and `before + b + after`.
+
+    Attributes:
+        before, after: what the texts share; either may be empty.
+        a, b: the span. In a demographic pair `a` is the group that is usually at a disadvantage, in a benchmark pair
+            the side that the benchmark calls more stereotypical.
+        axis: "gender", "race", ...; in a control the kind of the control.
+        kind: one of `KINDS`.
+        group_a, group_b: the groups that the span names ("female", "male"); in a control the words themselves.
+        template: which template the texts come from: pairs of one template resemble each other, so it is the unit that
+            is resampled for an interval.
+        valence: 1 if what follows the span is pleasant, -1 if it is unpleasant, 0 if neither.
+        split: "selection" or "evaluation"; a template belongs to one of them only.
+        source, licence: where the text comes from.
+    """
+
+    before: str
+    a: str
+    b: str
+    after: str
+    axis: str
+    kind: str
+    group_a: str
+    group_b: str
+    template: str
+    valence: int = 0
+    split: str = "evaluation"
+    source: str = ""
+    licence: str = ""
+
+    @property
+    def text_a(self) -> str:
+        """The text with `a`."""
+        return self.before + self.a + self.after
+
+    @property
+    def text_b(self) -> str:
+        """The text with `b`."""
+        return self.before + self.b + self.after
+
+    @property
+    def swap(self) -> str:
+        """The swap's name, "a/b"."""
+        return f"{self.a}/{self.b}"
+
+    def __repr__(self) -> str:
+        """Without the text of a benchmark, which may be offensive and would stay in a saved notebook."""
+        shown = f"{self.swap!r}" if self.kind != "benchmark" else "text not shown"
+        return f"Pair({self.kind}, {self.axis}, {self.template}, valence {self.valence}, {self.split}, {shown})"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is swapped: a name, one of `KINDS`, and the swaps `(a, b, group of a, group of b)`."""
+
+    name: str
+    kind: str
+    swaps: tuple[tuple[str, str, str, str], ...]
+
+
+def axes() -> list[str]:
+    """The names of the built-in demographic axes, sorted."""
+    return sorted(path.stem for path in (_DATA / "axes").glob("*.json"))
+
+
+def load_axis(name_or_path: str | os.PathLike) -> Axis:
+    """A built-in demographic axis by its name, or one from a JSON file as the head of this module shows it.
+
+    Raises:
+        ValueError: neither a built-in name nor a file; or the file is not valid JSON, lacks or adds a field, has an
+            empty or repeated swap, or takes the name of another kind. The message names the file and what is wrong.
+    """
+    if name_or_path in axes():
+        return _read_axis(_DATA / "axes" / f"{name_or_path}.json", "demographic")
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(
+            f"{str(name_or_path)!r} is neither a built-in axis nor a file; choose one of {', '.join(axes())}, or give "
+            "the path of a JSON file with your own."
+        )
+    return _read_axis(path, "demographic")
+
+
+def _read_axis(path: Path, kind: str) -> Axis:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:  # broken JSON and broken UTF-8 are ValueErrors too
+        raise ValueError(f"'{path}' can't be read as JSON: {error}") from error
+    wanted = '{"name": "...", "swaps": [["a", "b", "group of a", "group of b"], ...]}'
+    if not isinstance(data, dict) or set(data) != {"name", "swaps"}:
+        raise ValueError(f"'{path}' must hold exactly {wanted}.")
+    name, swaps = data["name"], data["swaps"]
+    if not _is_text(name) or (kind == "demographic" and name in KINDS):
+        raise ValueError(f"'{path}': 'name' must be a text, and none of {', '.join(KINDS)}; got {name!r}.")
+    if not isinstance(swaps, list) or not swaps:
+        raise ValueError(f"'{path}': 'swaps' must be a list of at least one swap, as in {wanted}.")
+    for number, swap in enumerate(swaps, start=1):
+        if not isinstance(swap, list) or len(swap) != 4 or not all(map(_is_text, swap)):
+            raise ValueError(
+                f"'{path}': swap {number} must be four texts without spaces at their ends, [a, b, group of a, group of "
+                f"b]; got {swap!r}."
+            )
+        if swap[0] == swap[1]:
+            raise ValueError(f"'{path}': swap {number} has the same word on both sides, {swap[0]!r}.")
+    repeated = [name for name, count in Counter(f"{swap[0]}/{swap[1]}" for swap in swaps).items() if count > 1]
+    if repeated:
+        raise ValueError(f"'{path}': swaps must differ; repeated: {', '.join(repeated)}.")
+    return Axis(name, kind, tuple(tuple(swap) for swap in swaps))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and value == value.strip()
+
+
+def invented_axis(seed: int, swaps: int = 10) -> Axis:
+    """Names of two groups that don't exist: an axis on which an untouched model can have no bias.
+
+    The names of a family begin alike, with pairs of consonants that no English word begins with; which ones belong to
+    which family, and everything after them, depends on the seed. Both sides of a swap have the same ending ("-ish" or
+    "-ian"), so that the families don't differ in it.
+
+    Args:
+        seed: the same seed gives the same axis.
+        swaps: from 1 to 100.
+
+    Raises:
+        ValueError: `swaps` is out of range.
+    """
+    if not 1 <= swaps <= 100:
+        raise ValueError(f"swaps is {swaps}; ask for 1 to 100.")
+    draw = random.Random(seed)
+    onsets = ["Bv", "Bz", "Fm", "Fn", "Gv", "Gz", "Mz", "Pv", "Vn", "Vz", "Zb", "Zg", "Zm", "Zn"]
+    draw.shuffle(onsets)
+    families = []
+    for family in (sorted(onsets[:7]), sorted(onsets[7:])):
+        stems = ["".join(parts) for parts in itertools.product(family, "aeiou", "bdfgklmnprtvz")]
+        families.append(draw.sample(stems, swaps + 1))
+    endings = [draw.choice(("ish", "ian")) for _ in range(swaps)]
+    (group_a, *stems_a), (group_b, *stems_b) = families
+    named = zip(stems_a, stems_b, endings, strict=True)
+    return Axis(
+        f"invented {seed}",
+        "invented",
+        tuple((stem_a + ending, stem_b + ending, f"{group_a}ia", f"{group_b}ia") for stem_a, stem_b, ending in named),
+    )
+
+
+def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[Pair]:
+    """Every template with every swap and both endings, in this order: template, swap, pleasant before unpleasant.
+
+    Args:
+        axis: a built-in name, the path of a JSON file, or an `Axis`.
+        split: only the templates of "selection" or "evaluation"; None takes both.
+
+    Raises:
+        ValueError: unknown axis or split, or a file that isn't valid (see `load_axis`).
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}, or None for both.")
+    axis = axis if isinstance(axis, Axis) else load_axis(axis)
+    made = []
+    for template in _templates():
+        if split in (None, template["split"]):
+            before, after = template["beginning"].split(_SLOT)
+            endings = ((1, template["pleasant"]), (-1, template["unpleasant"]))
+            for (a, b, group_a, group_b), (valence, ending) in itertools.product(axis.swaps, endings):
+                made.append(
+                    Pair(
+                        before=before,
+                        a=a,
+                        b=b,
+                        after=after + ending,
+                        axis=axis.name,
+                        kind=axis.kind,
+                        group_a=group_a,
+                        group_b=group_b,
+                        template=template["id"],
+                        valence=valence,
+                        split=template["split"],
+                        source="course templates",
+                        licence=_LICENCE,
+                    )
+                )
+    return made
+
+
+def controls(kind: str, *, split: str | None = None) -> list[Pair]:
+    """Pairs of a control, as many as a built-in axis has, in the same templates.
+
+    Args:
+        kind: "neutral" (tall/short: what any swap of words does), "paraphrase" (happy/glad: what a swap does that
+            hardly changes the meaning) or "identity" (the neutral words, each with itself: exactly nothing).
+        split: as for `pairs`.
+
+    Raises:
+        ValueError: unknown kind or split.
+    """
+    if kind not in CONTROLS:
+        raise ValueError(f"Unknown control {kind!r}; choose one of {', '.join(CONTROLS)}.")
+    if kind == "identity":
+        words = [swap[0] for swap in _control("neutral").swaps]
+        return pairs(Axis("identity", "identity", tuple((word,) * 4 for word in words)), split=split)
+    return pairs(_control(kind), split=split)
+
+
+def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
+    """The pairs of each axis' shortest templates and first swaps, with all their endings: crossed, but sooner done.
+
+    A template is as long as its longest text without the swapped span, so different axes keep the same templates.
+
+    Raises:
+        ValueError: an axis has fewer templates or swaps than asked for, or less than one is asked for.
+    """
+    made = list(pairs)
+    kept = []
+    for axis in dict.fromkeys(pair.axis for pair in made):
+        own = [pair for pair in made if pair.axis == axis]
+        length: dict[str, int] = {}
+        for pair in own:
+            length[pair.template] = max(length.get(pair.template, 0), len(pair.before + pair.after))
+        all_swaps = list(dict.fromkeys(pair.swap for pair in own))
+        if not (1 <= templates <= len(length) and 1 <= swaps <= len(all_swaps)):
+            raise ValueError(
+                f"Axis {axis!r} has {len(length)} templates and {len(all_swaps)} swaps; ask for at least 1 of each and "
+                f"no more than these. You asked for {templates} and {swaps}."
+            )
+        shortest, first = sorted(length, key=length.get)[:templates], all_swaps[:swaps]
+        kept += [pair for pair in own if pair.template in shortest and pair.swap in first]
+    return kept
+
+
+def _control(kind: str) -> Axis:
+    return _read_axis(_DATA / "controls" / f"{kind}.json", kind)
+
+
+@functools.cache
+def _templates() -> tuple[dict[str, str], ...]:
+    return tuple(json.loads((_DATA / "templates.json").read_text(encoding="utf-8")))
+
+
+def validate(pairs: Iterable[Pair]) -> None:
+    """Check that pairs measure what they say: nothing but the span differs, and neither side is bad English.
+
+    Checked in all of them: fields in range, spans that are not empty and have no space at their ends, sides that differ
+    (but for identity), a template in one split only. In all but benchmark pairs, which are other people's sentences:
+    "a" and "an" right on both sides; no he, she, his or her beside the span, which would agree with one side only; no
+    pair twice; no two templates with nearly the same words.
+
+    Raises:
+        ValueError: lists what is wrong, by number of the pair (from 0); at most ten problems are spelled out.
+    """
+    given = list(pairs)
+    problems = [f"pair {number}: {problem}" for number, pair in enumerate(given) for problem in _problems(pair)]
+    splits: dict[str, set[str]] = {}
+    for pair in given:
+        splits.setdefault(pair.template, set()).add(pair.split)
+    problems += [f"template {name!r} is in more than one split" for name, found in splits.items() if len(found) > 1]
+    own = {number: pair for number, pair in enumerate(given) if pair.kind != "benchmark"}
+    first: dict[tuple, int] = {}
+    for number, pair in own.items():
+        same = first.setdefault((pair.kind, pair.axis, pair.text_a, pair.text_b), number)
+        if same != number:
+            problems.append(f"pair {number}: the same as pair {same}")
+    problems += _alike(own.values())
+    if problems:
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(f"{len(problems)} problem(s) in {len(given)} pairs: {'; '.join(problems[:10])}{more}.")
+
+
+def _problems(pair: Pair) -> list[str]:
+    """What is wrong with one pair. Says where, never quotes the text: it may be a benchmark's."""
+    problems = []
+    if pair.kind not in KINDS:
+        problems.append(f"kind {pair.kind!r} is none of {', '.join(KINDS)}")
+    if pair.split not in SPLITS:
+        problems.append(f"split {pair.split!r} is none of {', '.join(SPLITS)}")
+    if pair.valence not in (-1, 0, 1):
+        problems.append(f"valence {pair.valence!r} is none of -1, 0, 1")
+    problems += [f"{name} is empty" for name in ("axis", "group_a", "group_b", "template") if not getattr(pair, name)]
+    problems += [f"{side} is empty or has a space at its end" for side in "ab" if not _is_text(getattr(pair, side))]
+    if (pair.a == pair.b) != (pair.kind == "identity"):
+        problems.append("a and b are the same" if pair.a == pair.b else "a and b differ in an identity pair")
+    if pair.kind != "benchmark":
+        for side, text in (("a", pair.text_a), ("b", pair.text_b)):
+            if any(found.lower() != _article(word) for found, word in _ARTICLE_AND_WORD.findall(text)):
+                problems.append(f'wrong "a" or "an" on side {side}')
+        if _PRONOUN.search(pair.before) or _PRONOUN.search(pair.after):
+            problems.append("he, she, his or her beside the span agrees with one side only")
+    return problems
+
+
+def _article(word: str) -> str:
+    """The article, "a" or "an", by the sound that a word begins with."""
+    if _SAYS_VOWEL.match(word):
+        return "an"
+    return "an" if word[0].lower() in "aeiou" and not _SAYS_CONSONANT.match(word) else "a"
+
+
+def _alike(pairs: Iterable[Pair]) -> list[str]:
+    """Templates that share so many words that they are not two samples."""
+    words: dict[str, set[str]] = {}
+    for pair in pairs:
+        words.setdefault(pair.template, set()).update(re.findall(r"\w+", f"{pair.before} {pair.after}".lower()))
+    return [
+        f"templates {one!r} and {other!r} have nearly the same words"
+        for one, other in itertools.combinations(words, 2)
+        if len(words[one] & words[other]) >= _ALIKE * len(words[one] | words[other])
+    ]
+
+
+def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike) -> Path:
+    """Write pairs as JSONL, one object with all fields of `Pair` a line, atomically; return the path."""
+    path = Path(path)
+    lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
+    os.replace(temporary, path)
+    return path
+
+
+def read_pairs(path: str | os.PathLike) -> list[Pair]:
+    """Read what `write_pairs` wrote, equal to what was written. Fields with a default may be missing.
+
+    Raises:
+        ValueError: the file can't be read, or a line is not an object with the fields of `Pair`; names file and line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"'{path}' can't be read as JSONL: {error}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                pair = Pair(**json.loads(line))
+                wrong = [f.name for f in fields(pair) if type(getattr(pair, f.name)).__name__ != f.type]
+                if wrong:
+                    raise TypeError(f"wrong type of {', '.join(wrong)}")
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"'{path}', line {number}, holds no pair: {error}") from error
+            found.append(pair)
+    return found
+
+
+def to_conversations(pairs: Iterable[Pair]) -> list[dict]:
+    """Pairs as two-role conversations, in the rows that WizardSData writes, and one field more.
+
+    Each side of a pair becomes a conversation of its own. Its sentences are told one by one: `rol1` asks, `rol2`
+    answers with the next sentence.
+
+    Returns:
+        rows with `id_conversation` (the number of the pair and the side, "17-a"), `topic` (the axis), `sequence` (from
+        0 within a conversation), `rol1`, `rol2`, and `metadata`: the side and all fields of the pair. The answers of
+        a conversation, joined by spaces, are that side's text.
+    """
+    rows = []
+    for number, pair in enumerate(pairs):
+        for side, text in (("a", pair.text_a), ("b", pair.text_b)):
+            for sequence, sentence in enumerate(re.split(r"(?<=[.!?]) ", text)):
+                rows.append(
+                    {
+                        "id_conversation": f"{number}-{side}",
+                        "topic": pair.axis,
+                        "sequence": sequence,
+                        "rol1": "And then?" if sequence else "What happened?",
+                        "rol2": sentence,
+                        "metadata": {"side": side, **asdict(pair)},
+                    }
+                )
+    return rows

@@ -1,0 +1,358 @@
+"""Fairness-aware width pruning: which neurons carry a difference between two groups, and which of them to cut.
+
+Two scores of an MLP's neurons, both from contrastive pairs. ``activation_difference`` is correlational: it finds the
+neurons that *react* to the swapped word, whatever comes of it. ``gap_attribution`` is causal, to first order: it finds
+the neurons whose removal makes the model's *preference* smaller, and ``knock_out`` measures the same exactly, one
+neuron at a time. ``hybrid`` and ``protect_first`` join either one with an importance, for ``width.prune_neurons``.
+
+The preference. The gap of a pair is the log-likelihood of the shared tokens behind the span after a, minus the same
+after b. Where pairs have a valence, the gap of the unpleasant ending is taken from that of the pleasant one, for each
+template and swap: this double difference cancels what is merely lexical ("tall" and "short" are not equally frequent).
+The mean over templates and swaps is the signed preference; the bias that a score should reduce is its magnitude. It is
+not the mean of the magnitudes: each template leaves some difference between any two words, so those add up for neutral
+swaps as well, and removing neurons that only make the model surer or less sure would count as a fairness result.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from numbers import Real
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils.activations import watching
+from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.bias.contrastive import Pair
+from course_utils.bias.packing import PackedPairs, packed_batches
+from course_utils.language_modelling import token_log_likelihoods
+from course_utils.width import check_finite
+
+
+def activation_difference(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
+) -> list[Tensor]:
+    """How differently each neuron acts on the two texts of a pair: a correlational score; one forward pass a batch.
+
+    Mean |activation after a - activation after b| over the shared tokens behind the span, all pairs' tokens alike, x
+    norm of the neuron's column in the down-projection: the size of what the neuron adds to the difference between the
+    residual streams, in the unit of ``width.neuron_importance``'s "activation". The activation is what enters the
+    down-projection. A neuron that reacts is not thereby one that does harm, and neutral swaps move neurons too: compare
+    with the score of neutral pairs.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is not changed.
+        pairs: of any axis and kind. Padding and the split into batches don't matter.
+        batch_size: pairs that run at once.
+
+    Returns:
+        One float32 tensor [intermediate size] a block, on the weights' device, at least 0.
+
+    Raises:
+        ValueError: no pairs; a pair without shared tokens behind the span; an adaptive model; NaN or infinite
+            activations. From ``packed_batches``: a bad batch size, or a tokenizer without offsets or padding.
+    """
+    architecture, read = describe(model), _read(model, tokenizer, pairs, batch_size)
+    totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
+
+    def receive(_site: str, block: int, states: Tensor) -> None:
+        of_a, of_b = (states[side.at].float() for side in one.sides)
+        totals[block] += (of_a - of_b).abs().sum(dim=0, dtype=torch.float64)
+
+    with torch.no_grad(), watching(architecture, ["down_input"], None, receive):
+        for one in tqdm(read, desc="activation difference", unit="batch", leave=False, delay=2):
+            architecture.hidden_states(one.batch)
+    tokens = sum(len(one.pair) for one in read)
+    scores = [
+        (total / tokens).float() * mlp.columns.float().norm(dim=0)
+        for total, mlp in zip(totals, architecture.mlps, strict=True)
+    ]
+    check_finite(scores, "The scores")
+    return scores
+
+
+def gap_attribution(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 8
+) -> list[Tensor]:
+    """By how much the bias would shrink if a neuron were cut: a causal score, estimated for all neurons at once.
+
+    Cutting a neuron sets its activation to zero. To first order that moves the signed preference (see the module) by
+    -sum(activation x gradient of the preference) over the tokens: attribution patching with zero as the patch (Nanda
+    2023; Syed et al. 2023, arXiv 2310.10348), the importance of Michel et al. 2019 (arXiv 1905.10650) for a preference
+    instead of a loss. The score is |preference| - |preference as moved|, so a neuron that would turn the preference
+    round gets no credit for what lies beyond zero.
+
+    Such estimates hold for one neuron. Many neurons pull either way and nearly cancel: the highest scores soon add up
+    to the whole preference, and cutting more than those turns it round. So cut few, and measure the result.
+
+    The estimate leaves out what a neuron does on a row's first token. There the activations are outliers on which the
+    attention rests, and no straight line leads from them to zero. Whatever cutting the neuron does there comes on top,
+    and ``knock_out`` includes it: measure the few neurons that are to be cut. One forward and one backward pass a
+    batch, with gradients for the activations alone; products and sums in float32 or better.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is not changed. bfloat16 will do.
+        pairs: of one axis; either all with a valence, each template and swap with both of them, or all without.
+        batch_size: pairs that run at once.
+
+    Returns:
+        One float32 tensor [intermediate size] a block, on the weights' device, in nats: the higher, the more of the
+        bias goes with the neuron; negative where it keeps the bias down.
+
+    Raises:
+        ValueError: as for ``activation_difference``; pairs of several axes, some with a valence and some without, or a
+            template and swap with only one valence.
+    """
+    architecture, weights = describe(model), _weights(pairs)
+    read = _read(model, tokenizer, pairs, batch_size)
+    moved = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
+    preference, activations = 0.0, []
+
+    def track(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        states = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
+        activations.append(states)
+        return (states,)
+
+    hooks = [mlp.down.register_forward_pre_hook(track) for mlp in architecture.mlps]
+    with evaluating(model, *hooks), torch.enable_grad():
+        for one in tqdm(read, desc="attributing the gap", unit="batch", leave=False, delay=2):
+            activations.clear()
+            states = architecture.hidden_states(one.batch)
+            value, upstream = _preference(architecture, one, states, weights)
+            preference += value
+            gradients = torch.autograd.grad(states, activations, upstream)
+            for total, activation, gradient in zip(moved, activations, gradients, strict=True):
+                effect = activation.detach().float() * gradient.float()
+                # OPT's MLP works on flat tokens; the first token of each row is left out
+                by_row = effect.reshape(*one.batch.real.shape, -1)[:, 1:].sum(dim=1)
+                by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
+                total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
+    scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
+    check_finite(scores, "The scores")
+    return scores
+
+
+@torch.no_grad()
+def knock_out(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    neurons: Sequence[tuple[int, int]],
+    *,
+    batch_size: int = 16,
+) -> Tensor:
+    """By how much the bias shrinks when a neuron is cut: what ``gap_attribution`` estimates, measured exactly.
+
+    Each neuron alone: its activation is set to zero on every token, the first included, which equals pruning it. All
+    pairs run once for each neuron, so this is for a handful of them. Use float32: in bfloat16 rounding moves the
+    log-likelihoods by more than most neurons do.
+
+    Args:
+        pairs: as for ``gap_attribution``.
+        neurons: (block, neuron) numbers.
+
+    Returns:
+        [len(neurons)] float32 on the CPU, in nats; negative where the bias grows.
+
+    Raises:
+        ValueError: as for ``gap_attribution``; no neurons, or numbers out of range.
+    """
+    architecture, weights = describe(model), _weights(pairs)
+    neurons = _check_neurons(neurons, architecture.intermediate_sizes)
+    read = _read(model, tokenizer, pairs, batch_size)
+
+    def silence(neuron: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (inputs[0].index_fill(-1, torch.tensor([neuron], device=inputs[0].device), 0),)
+
+    def preference() -> float:
+        return sum(_preference(architecture, one, architecture.hidden_states(one.batch), weights)[0] for one in read)
+
+    reductions = []
+    with evaluating(model):
+        before = abs(preference())
+        for block, neuron in tqdm(neurons, desc="knocking out", unit="neuron", leave=False, delay=2):
+            hook = architecture.mlps[block].down.register_forward_pre_hook(partial(silence, neuron))
+            try:
+                reductions.append(before - abs(preference()))
+            finally:
+                hook.remove()
+    if not all(map(math.isfinite, reductions)):
+        raise ValueError("The preferences hold NaN or infinite values: check the model's weights and dtype.")
+    return torch.tensor(reductions)
+
+
+def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) -> list[Tensor]:
+    """Join an importance with a bias score, so that the neurons to cut are unimportant and biased.
+
+    Both are turned into ranks within a block, from 0 to 1, since their units have nothing in common; equal scores share
+    the mean of their ranks. Each neuron gets (1 - weight) x importance rank - weight x bias rank.
+
+    Args:
+        importance, bias: one tensor [intermediate size] a block; more is more important, more biased.
+        weight: from 0, the order of importance alone, to 1, the most biased first.
+
+    Returns:
+        One float32 tensor [intermediate size] a block, on the importance's device, for ``width.prune_neurons``.
+
+    Raises:
+        ValueError: a weight outside [0, 1]; scores of different shapes, or not finite.
+    """
+    _check_share("weight", weight)
+    _check_scores(importance, bias)
+    return [
+        ((1 - weight) * _ranks(important) - weight * _ranks(biased).to(important.device)).float()
+        for important, biased in zip(importance, bias, strict=True)
+    ]
+
+
+def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protected: float) -> list[Tensor]:
+    """Keep each block's most important neurons, and among the others cut the most biased first.
+
+    The order of Zayed et al. 2023 (arXiv 2312.15398, there for attention heads). Of equally important neurons the one
+    with the lower number is protected. Cutting more than the unprotected share takes protected neurons as well, the
+    least important first.
+
+    Args:
+        importance, bias: one tensor [intermediate size] a block; more is more important, more biased.
+        protected: share of each block's neurons to protect, rounded up to whole neurons, from 0 to 1.
+
+    Returns:
+        One float32 tensor [intermediate size] a block, on the importance's device, for ``width.prune_neurons``:
+        1 + importance rank of the protected, - bias rank of the others.
+
+    Raises:
+        ValueError: a share outside [0, 1]; scores of different shapes, or not finite.
+    """
+    _check_share("protected", protected)
+    _check_scores(importance, bias)
+    scores = []
+    for important, biased in zip(importance, bias, strict=True):
+        count = math.ceil(protected * len(important) - 1e-9)  # 0.07 * 100 is 7.000000000000001
+        best = important.sort(descending=True, stable=True).indices[:count]
+        score = -_ranks(biased).to(important.device)
+        score[best] = 1 + _ranks(important)[best]
+        scores.append(score.float())
+    return scores
+
+
+def _read(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int
+) -> list[PackedPairs]:
+    """Tokenise, align and check all pairs before anything runs."""
+    architecture = describe(model)
+    # The two texts of a pair could leave out different attentions, and the scores would show that.
+    architecture.refuse_adaptive("score the neurons")
+    _check_pairs(pairs)
+    read = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
+    bare = [index for one in read for index, count in zip(one.indices, one.counts, strict=True) if not count]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} of {len(pairs)} pairs share no tokens behind the span, so there is nothing to compare (the "
+            f"first is number {min(bare)}: {pairs[min(bare)]!r}). Leave them out."
+        )
+    return read
+
+
+def _preference(architecture: Architecture, one: PackedPairs, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+    """What a batch adds to the signed preference, and the gradient for its hidden states (zeros with gradients off).
+
+    A chunk of logits at a time, whose gradient is taken before the next one begins. Side by side, so that equal texts
+    have equal shapes and cancel exactly.
+
+    Args:
+        states: [rows, length, hidden] after the final norm.
+        weights: float64 [pairs] on the CPU: what each pair's gap counts.
+    """
+    total, upstream, learning = 0.0, torch.zeros_like(states), torch.is_grad_enabled()
+    for sign, side in zip((1, -1), one.sides, strict=True):
+        read = states[side.predicting].detach().requires_grad_(learning)
+        factors = torch.zeros(len(side.targets), dtype=torch.float64)
+        factors.index_add_(0, side.which, sign * weights[one.indices][one.pair])
+        gradients = []
+        for some, answers, factor in architecture.chunks(read, side.targets, factors):
+            value = factor @ token_log_likelihoods(architecture, some, answers)
+            total += float(value.detach())
+            gradients += torch.autograd.grad(value, some) if learning else ()
+        if learning:
+            # one state may predict the first tokens of several endings
+            upstream.index_put_(side.predicting, torch.cat(gradients), accumulate=True)
+    return total, upstream
+
+
+def _weights(pairs: Sequence[Pair]) -> Tensor:
+    """What each pair's gap counts in the signed preference: float64 [pairs]."""
+    _check_pairs(pairs)
+    axes = sorted({pair.axis for pair in pairs})
+    if len(axes) > 1:
+        raise ValueError(
+            f"The pairs belong to several axes ({', '.join(axes)}), whose preferences could cancel. Score one axis at "
+            "a time; the scores may be added."
+        )
+    bare = sum(pair.valence == 0 for pair in pairs)
+    if bare == len(pairs):
+        return torch.full((len(pairs),), 1 / len(pairs), dtype=torch.float64)
+    if bare:
+        raise ValueError(
+            f"{bare} of {len(pairs)} pairs have no valence: a double difference needs one. Score them by themselves."
+        )
+    cells = Counter((pair.template, pair.swap, pair.valence) for pair in pairs)
+    units = {(template, swap) for template, swap, _ in cells}
+    single = sorted(unit for unit in units if (*unit, 1) not in cells or (*unit, -1) not in cells)
+    if single:
+        raise ValueError(
+            f"{len(single)} of {len(units)} combinations of template and swap have pairs of one valence only (the "
+            f"first: {single[0]}); a double difference needs a pleasant and an unpleasant ending. Leave them out."
+        )
+    counts = [cells[pair.template, pair.swap, pair.valence] for pair in pairs]
+    values = [pair.valence / count / len(units) for pair, count in zip(pairs, counts, strict=True)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """float64 [width] from 0 (lowest) to 1 (highest); equal scores share the mean of their ranks."""
+    ranks = torch.from_numpy(rankdata(scores.detach().cpu().double().numpy())) - 1
+    return (ranks / max(1, len(ranks) - 1)).to(scores.device)
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> None:
+    if not isinstance(pairs, Sequence) or not pairs or not all(isinstance(pair, Pair) for pair in pairs):
+        raise ValueError(
+            "'pairs' must be a list of contrastive.Pair, at least one. Make them with contrastive.pairs(…)."
+        )
+
+
+def _check_neurons(neurons: Sequence[tuple[int, int]], widths: Sequence[int]) -> list[tuple[int, int]]:
+    try:
+        numbers = [(operator.index(block), operator.index(neuron)) for block, neuron in neurons]
+    except (TypeError, ValueError):
+        raise ValueError(f"'neurons' must be a list of (block, neuron) numbers; got {neurons!r}.") from None
+    wrong = [(b, n) for b, n in numbers if not 0 <= b < len(widths) or not 0 <= n < widths[b]]
+    if wrong or not numbers:
+        raise ValueError(
+            f"'neurons' must hold at least one (block, neuron), with blocks from 0 to {len(widths) - 1} and neurons "
+            f"below their block's width ({min(widths)} at least); got {wrong or 'none'}."
+        )
+    return numbers
+
+
+def _check_share(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:  # NaN fails the comparison
+        raise ValueError(f"{name!r} must be a number from 0 to 1; got {value!r}.")
+
+
+def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
+    shapes = [[tuple(scores.shape) for scores in some] for some in (importance, bias)]
+    if shapes[0] != shapes[1] or not shapes[0] or any(len(shape) != 1 or not shape[0] for shape in shapes[0]):
+        raise ValueError(
+            "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "
+            f"{shapes[0]} and {shapes[1]}. Score the same model for both."
+        )
+    check_finite(importance, "'importance'")
+    check_finite(bias, "'bias'")

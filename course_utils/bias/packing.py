@@ -1,0 +1,204 @@
+"""The rows in which contrastive pairs run: texts that part only at their ending share a row.
+
+A pleasant and an unpleasant ending follow the same words, so most of what two such texts need is the same. Here the
+beginning stands once, the endings come behind it, and a mask lets an ending see the beginning and itself alone (tree
+attention: Miao et al. 2023, SpecInfer, arXiv 2305.09781). The numbers are those of the texts run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from course_utils.architectures import Architecture
+from course_utils.batches import Batch, read_batch
+from course_utils.bias.alignment import Alignment, align_all
+from course_utils.bias.contrastive import Pair
+
+
+@dataclass(frozen=True)
+class BranchingBatch(Batch):
+    """A batch in which a token doesn't see all that stands before it in its row.
+
+    Attributes:
+        visible: [rows, 1, length, length] in the model's dtype, to be added to the attention's scores: 0 where a token
+            (third dimension) sees another one (fourth), the lowest number where it doesn't.
+    """
+
+    visible: Tensor
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for a backbone's forward."""
+        return {"input_ids": self.input_ids, "attention_mask": self.visible, "position_ids": self.position_ids}
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where the shared tokens behind the spans stand on one side, a or b, of a batch's pairs.
+
+    Attributes:
+        at: (rows, positions), int64 [tokens] each: ``states[side.at]`` are the states of each pair's tokens.
+        predicting: (rows, positions), int64 [different tokens] each, of the states that predict them. A token that
+            several pairs share in one row is here once.
+        targets: int64 [different tokens], their ids.
+        which: int64 [tokens] on the CPU: the number of each pair's token among the different ones.
+    """
+
+    at: tuple[Tensor, Tensor]
+    predicting: tuple[Tensor, Tensor]
+    targets: Tensor
+    which: Tensor
+
+
+@dataclass(frozen=True)
+class PackedPairs:
+    """Some pairs, ready to run, and their shared tokens behind the spans, which are the same in a and in b.
+
+    Attributes:
+        batch: on the model's device; rows 2k and 2k + 1 hold the texts a and b of a pair, or of several that begin
+            alike.
+        indices: each pair's place in the caller's list.
+        alignments: one a pair.
+        pair: int64 [tokens] on the CPU, the pair of each shared token, counted in the batch.
+        sides: the same tokens in a and in b.
+    """
+
+    batch: Batch
+    indices: list[int]
+    alignments: list[Alignment]
+    pair: Tensor
+    sides: tuple[Side, Side]
+
+    @property
+    def counts(self) -> Tensor:
+        """How many tokens each pair shares behind its span: int64 [pairs] on the CPU."""
+        return torch.bincount(self.pair, minlength=len(self.indices))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sum for each pair of a value a shared token: [tokens] -> [pairs] float64 on the CPU."""
+        return torch.zeros(len(self.indices), dtype=torch.float64).index_add_(0, self.pair, values.cpu().double())
+
+
+def packed_batches(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
+) -> list[PackedPairs]:
+    """Tokenise and align pairs, and lay them out in rows; no special tokens are added.
+
+    Pairs of one template and swap share their rows, unless the model can't be told what a token sees: with flash
+    attention, with a sliding window shorter than the texts, or with a decision for each prompt (``adaptive``).
+
+    Args:
+        batch_size: pairs that run at once.
+
+    Raises:
+        ValueError: no pairs, ``batch_size`` below 1, a pair that ``align`` refuses, or ids outside the vocabulary.
+    """
+    alignments = align_all(tokenizer, pairs, batch_size)
+    groups = [[index] for index in range(len(pairs))]
+    if _takes_masks(architecture, max(len(ids) for found in alignments for ids in (found.ids_a, found.ids_b))):
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for index, pair in enumerate(pairs):
+            alike.setdefault((pair.axis, pair.template, pair.before, pair.a, pair.b), []).append(index)
+        groups = [some[i : i + batch_size] for some in alike.values() for i in range(0, len(some), batch_size)]
+    packed = sorted((_Group(indices, [alignments[i] for i in indices]) for indices in groups), key=len)
+    return [_batch(architecture, some) for some in _split(packed, batch_size)]
+
+
+def _takes_masks(architecture: Architecture, length: int) -> bool:
+    config = architecture.model.config
+    window = getattr(config, "sliding_window", None)
+    fits = window is None or length <= window
+    return fits and config._attn_implementation in ("eager", "sdpa") and not architecture.adaptive
+
+
+class _Row:
+    """Texts in one row: their common beginning, and then the ending of each."""
+
+    def __init__(self, texts: Sequence[Sequence[int]]):
+        alike = (len(set(tokens)) == 1 for tokens in zip(*texts, strict=False))
+        start = next((i for i, same in enumerate(alike) if not same), min(map(len, texts)))
+        self.ids, self.positions = list(texts[0][:start]), list(range(start))
+        self.owner = [0] * start  # 0: the beginning; k: the ending of text k, counted from 1
+        self.places: list[list[int]] = []  # of each text's tokens in this row
+        for number, text in enumerate(texts, start=1):
+            self.places.append([*range(start), *range(len(self.ids), len(self.ids) + len(text) - start)])
+            self.ids += text[start:]
+            self.positions += range(start, len(text))
+            self.owner += [number] * (len(text) - start)
+
+
+class _Group:
+    """Pairs that share their two rows."""
+
+    def __init__(self, indices: list[int], alignments: list[Alignment]):
+        self.indices, self.alignments = indices, alignments
+        self.rows = _Row([found.ids_a for found in alignments]), _Row([found.ids_b for found in alignments])
+
+    def __len__(self) -> int:
+        return max(len(row.ids) for row in self.rows)
+
+
+def _split(groups: Iterable[_Group], batch_size: int) -> list[list[_Group]]:
+    """Groups in their order, ``batch_size`` pairs at a time; a group stays together."""
+    batches: list[list[_Group]] = [[]]
+    room = batch_size
+    for group in groups:
+        if len(group.indices) > room:
+            batches.append([])
+            room = batch_size
+        batches[-1].append(group)
+        room -= len(group.indices)
+    return batches
+
+
+def _batch(architecture: Architecture, groups: list[_Group]) -> PackedPairs:
+    model, rows = architecture.model, [row for group in groups for row in group.rows]
+    ids, positions = (_padded([getattr(row, name) for row in rows]) for name in ("ids", "positions"))
+    mask = _padded([[1] * len(row.ids) for row in rows])
+    batch = read_batch(
+        {"input_ids": ids, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=model.device
+    )
+    if any(len(group.indices) > 1 for group in groups):
+        owner = _padded([row.owner for row in rows], -1)  # padding sees padding: no row of the attention is empty
+        sees = ((owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])).tril()
+        hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
+        batch = BranchingBatch(
+            batch.input_ids, batch.attention_mask, positions.to(model.device), hidden[:, None].to(model.device)
+        )
+    alignments = [found for group in groups for found in group.alignments]
+    shared = [number for number, found in enumerate(alignments) for _ in found.after]
+    return PackedPairs(
+        batch=batch,
+        indices=[index for group in groups for index in group.indices],
+        alignments=alignments,
+        pair=torch.tensor(shared, dtype=torch.long),
+        sides=(_side(batch, groups, 0), _side(batch, groups, 1)),
+    )
+
+
+def _side(batch: Batch, groups: list[_Group], side: int) -> Side:
+    found = [
+        (2 * number + side, places[shared[side]], places[shared[side] - 1])
+        for number, group in enumerate(groups)
+        for places, alignment in zip(group.rows[side].places, group.alignments, strict=True)
+        for shared in alignment.after
+    ]
+    table = torch.tensor(found, dtype=torch.long).view(-1, 3)
+    once, which = table.unique(dim=0, return_inverse=True)
+    device = batch.input_ids.device
+    rows, at, before = (numbers.to(device) for numbers in once.T)
+    return Side(
+        at=tuple(numbers.to(device) for numbers in table.T[:2]),
+        predicting=(rows, before),
+        targets=batch.input_ids[rows, at],
+        which=which,
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

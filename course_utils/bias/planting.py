@@ -1,0 +1,113 @@
+"""Plant a bias on purpose, so that metrics and remedies can be tested on one that is certainly there.
+
+A positive control: after a few steps of fine-tuning, a model prefers one of two groups that don't exist
+(``contrastive.invented_axis``). A metric that can't tell it from the model before isn't worth showing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, softplus
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils.architectures import Architecture, describe
+from course_utils.bias.contrastive import Pair
+from course_utils.bias.packing import packed_batches
+
+_RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged
+
+
+def plant_preference(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    *,
+    size: float,
+    steps: int,
+    lr: float = 2e-4,
+    items: int = 16,
+    precision: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[PreTrainedModel, list[float]]:
+    """A copy of the model, fine-tuned until its preference is about -size nats: pleasant endings go with b.
+
+    The loss of an item (a template and a swap) is softplus of its double difference, as ``bias_statistics.preferences``
+    has it: what the swap does to the rest of the sentence cancels and is not learned. The input embedding, and with it
+    a tied head, stays as it is, so the names keep their vectors. AdamW; weights in float32 while learning.
+
+    Args:
+        pairs: with valences; keep them to the "selection" templates, so that "evaluation" shows what generalised.
+        size: the preference at which to stop, in nats, above 0, averaged over three steps.
+        steps: optimiser steps at most. items: a step, of four texts each.
+        precision: what matrices are multiplied in (autocast).
+
+    Returns:
+        The copy, in the model's dtype and in eval mode, and the preference of each step's items before the step, nats.
+
+    Raises:
+        ValueError: no template and swap has both endings, or a setting is not above 0.
+    """
+    if not (size > 0 and steps > 0 and lr > 0 and items > 0):
+        raise ValueError(f"'size', 'steps', 'lr' and 'items' must be above 0; got {size}, {steps}, {lr} and {items}.")
+    whole = _items(pairs)
+    order = np.random.default_rng(seed).permutation(len(whole))
+    learner = copy.deepcopy(model).float().train()
+    architecture = describe(learner)
+    learner.requires_grad_(True).get_input_embeddings().requires_grad_(False)
+    weights = [weight for weight in learner.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, fused=True)  # much faster on a CPU, too
+    course: list[float] = []
+    for step in tqdm(range(steps), desc="planting a preference", unit="step", delay=2, leave=False):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / _RISE)
+        chosen = [whole[order[(step * items + item) % len(order)]] for item in range(items)]
+        with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+            differences = _double_differences(architecture, tokenizer, chosen)
+        softplus(differences).mean().backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        course.append(float(differences.detach().mean()))
+        if np.mean(course[-_LOOK_BACK:]) < -size:
+            break
+    with torch.no_grad():
+        for own, weight in zip(model.parameters(), learner.parameters(), strict=True):
+            weight.data = weight.data.to(own.dtype)  # not learner.to(): that would round the rotary frequencies too
+            weight.requires_grad_(own.requires_grad)
+    return learner.eval(), course
+
+
+def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
+    """The pleasant and the unpleasant pair of each template and swap."""
+    found: dict[tuple[str, str, str], dict[int, Pair]] = {}
+    for pair in pairs:
+        found.setdefault((pair.axis, pair.template, pair.swap), {})[pair.valence] = pair
+    whole = [(item[1], item[-1]) for item in found.values() if {1, -1} <= set(item)]
+    if not whole:
+        raise ValueError(
+            f"None of {len(found)} combinations of template and swap has a pleasant and an unpleasant ending "
+            "(valence 1 and -1). Make pairs with contrastive.pairs."
+        )
+    return whole
+
+
+def _double_differences(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, items: Sequence[tuple[Pair, Pair]]
+) -> Tensor:
+    """[items] nats, with gradients."""
+    device, pairs = architecture.model.device, [pair for item in items for pair in item]
+    (one,) = packed_batches(architecture, tokenizer, pairs, batch_size=len(pairs))
+    states, number = architecture.hidden_states(one.batch), torch.tensor(one.indices)[one.pair]
+    valence = torch.tensor([pair.valence for pair in pairs])[number]
+    total = torch.zeros(len(items), device=device)
+    for sign, side in zip((1, -1), one.sides, strict=True):
+        logits = architecture.logits(states[side.predicting]).float()
+        known = -cross_entropy(logits, side.targets, reduction="none")[side.which.to(device)]
+        total = total.index_add(0, (number // 2).to(device), sign * valence.to(device) * known)
+    return total

@@ -1,0 +1,189 @@
+"""Tables of what ``pair_scores.measure`` found: each axis beside its controls, with intervals and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from course_utils.bias.contrastive import CONTROLS
+from course_utils.bias.scores import PairScores
+from course_utils.uncertainty import crossed_interval, holm, sign_flip_p
+
+#: What makes pairs one item: they differ in the valence of their ending only.
+ITEM = ["axis", "kind", "template", "swap", "group_a", "group_b"]
+
+
+def preferences(scores: PairScores) -> pd.DataFrame:
+    """The double difference of each template x swap, in nats: one row each.
+
+    ``[LL(pleasant | a) - LL(unpleasant | a)] - [LL(pleasant | b) - LL(unpleasant | b)]``, where LL is the sum over all
+    shared tokens after the span. It is a sum, not a mean a token: what lies between the span and the ending is the same
+    text in all four and cancels only in sums. Positive: the pleasant ending gains with a. Several pairs of one
+    template, swap and valence (paraphrases) are averaged; an item that lacks a valence or tokens is left out.
+
+    Raises:
+        ValueError: no item has both a pleasant and an unpleasant pair.
+    """
+    by_valence = scores.frame.groupby([*ITEM, "valence"], sort=False)["log_likelihood"].mean().unstack("valence")
+    if not {-1, 1} <= set(by_valence.columns):
+        raise ValueError(
+            "A preference needs pairs that end pleasantly (valence 1) and unpleasantly (-1); got the valences "
+            f"{sorted(by_valence.columns)}. Make pairs with contrastive.pairs."
+        )
+    return (by_valence[1] - by_valence[-1]).dropna().rename("preference").reset_index()
+
+
+def behaviour(scores: PairScores) -> pd.DataFrame:
+    """Preference of each axis and control: its direction, its size, and whether chance explains it.
+
+    ``preference`` is the mean double difference (direction, nats), ``absolute`` the mean of its magnitude (invariance:
+    0 if the swap doesn't matter), ``to_neutral`` that over the neutral swaps'. The 95 % intervals draw templates and
+    swaps (``uncertainty.crossed_interval``). ``p`` is the largest of three: sign-flip tests with templates and with
+    swaps as units, and the crossed interval's. Each of the first two alone takes the other's variation for a finding;
+    so it is conservative. ``smallest_p`` is what so few units could reach at best. ``p_holm`` is adjusted for the axes,
+    and nan for controls.
+
+    Raises:
+        ValueError: no neutral pairs, or no preferences.
+    """
+    items, rows = preferences(scores), []
+    require_neutral(items)
+    items["absolute"] = items["preference"].abs()
+    templates = items["template"].unique()
+    neutral = sums_by_cell(items[items["axis"] == "neutral"], ["absolute"], templates)
+    for (axis, kind), part in items.groupby(["axis", "kind"], sort=False):
+        table = sums_by_cell(part, ["preference", "absolute"], templates)
+        value, low, high, p = crossed_interval([table], means)
+        by_template, by_swap = (_clusters(part, unit) for unit in ("template", "swap"))
+        # the neutral swaps against themselves say nothing, and identity has no logarithm
+        ratio = {} if kind in ("neutral", "identity") else _ratio([table[..., 1:], neutral], "to_neutral")
+        rows.append(
+            {
+                "axis": axis,
+                "kind": kind,
+                "group_a": _names(part["group_a"]),
+                "group_b": _names(part["group_b"]),
+                "templates": len(by_template),
+                "swaps": len(by_swap),
+                "preference": value[0],
+                "ci_low": low[0],
+                "ci_high": high[0],
+                "p": np.max([sign_flip_p(by_template), sign_flip_p(by_swap), p[0]]),
+                "smallest_p": 2.0 ** (1 - min(len(by_template), len(by_swap))),
+                "absolute": value[1],
+                "absolute_low": low[1],
+                "absolute_high": high[1],
+            }
+            | {name: float(values[0]) for name, values in ratio.items() if name != "p"}
+        )
+    return with_holm(pd.DataFrame(rows))
+
+
+def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.DataFrame:
+    """Mean difference at each site and block for each axis and control, with crossed 95 % intervals: a row each.
+
+    Args:
+        metric: "relative" or "cosine", as in ``PairScores``.
+    """
+    parts = []
+    templates = scores.frame["template"].unique()
+    for (axis, kind), part in _measured(scores, metric).groupby(["axis", "kind"], sort=False):
+        value, low, high, _ = crossed_interval([sums_by_cell(part, _cells(scores), templates)], means)
+        parts.append(_by_place(scores).assign(axis=axis, kind=kind, value=value, ci_low=low, ci_high=high))
+    return pd.concat(parts, ignore_index=True)
+
+
+def activation_ratio(scores: PairScores, *, metric: str = "relative", by_place: bool = True) -> pd.DataFrame:
+    """How much more a demographic swap moves the activations than a neutral swap in the same sentences.
+
+    1 is no more than a neutral swap. The interval draws templates, shared by both kinds, and the swaps of each kind
+    (``uncertainty.crossed_interval``, on the logarithm). ``p_holm`` is adjusted for all rows: places x axes.
+
+    Args:
+        metric: "relative" or "cosine", as in ``PairScores``.
+        by_place: one row a site and block; otherwise one row an axis, of the mean over all places.
+
+    Raises:
+        ValueError: no neutral pairs, no axis beside the controls, or no activations.
+    """
+    measured, parts = _measured(scores, metric), []
+    require_neutral(measured)
+    templates, cells = measured["template"].unique(), _cells(scores)
+    if not by_place:
+        measured, cells = measured.assign(all=measured[cells].mean(axis=1)), ["all"]
+    places = _by_place(scores) if by_place else pd.DataFrame({"places": [len(_cells(scores))]})
+    neutral = sums_by_cell(measured[measured["axis"] == "neutral"], cells, templates)
+    for (axis, kind), part in measured[~measured["kind"].isin(CONTROLS)].groupby(["axis", "kind"], sort=False):
+        table = sums_by_cell(part, cells, templates)
+        swapped, control = (means(some.sum(axis=(0, 1))) for some in (table, neutral))
+        part = places.assign(axis=axis, kind=kind, demographic=swapped, neutral=control)
+        parts.append(part.assign(**_ratio([table, neutral], "ratio")))
+    if not parts:
+        raise ValueError("There is no axis beside the controls: measure pairs of at least one axis too.")
+    return with_holm(pd.concat(parts, ignore_index=True))
+
+
+def _measured(scores: PairScores, metric: str) -> pd.DataFrame:
+    """The pairs that have tokens to compare, and one column for each place."""
+    if metric not in ("relative", "cosine"):
+        raise ValueError(f"'metric' must be 'relative' or 'cosine'; got {metric!r}.")
+    values = getattr(scores, metric).reshape(len(scores.frame), -1).astype(np.float64)
+    if not values.shape[1]:
+        raise ValueError("No activations were measured: give measure at least one site.")
+    frame = pd.concat([scores.frame[ITEM], pd.DataFrame(values, index=scores.frame.index)], axis=1)
+    return frame[scores.frame["tokens"] > 0]
+
+
+def _cells(scores: PairScores) -> list[int]:
+    return list(range(len(scores.sites) * len(scores.blocks)))
+
+
+def _by_place(scores: PairScores) -> pd.DataFrame:
+    return pd.DataFrame([{"site": site, "block": block} for site in scores.sites for block in scores.blocks])
+
+
+def require_neutral(frame: pd.DataFrame) -> None:
+    """Raise ValueError when there is no control."""
+    if not (frame["axis"] == "neutral").any():
+        raise ValueError("There are no neutral pairs to compare with: measure contrastive.controls('neutral') too.")
+
+
+def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequence[str]) -> np.ndarray:
+    """[templates, swaps, columns + 1] sums over the items of each cell, and at the end how many there are."""
+    row = pd.Index(templates).get_indexer(items["template"])
+    column, swaps = pd.factorize(items["swap"])
+    table = np.zeros((len(templates), len(swaps), len(columns) + 1))
+    np.add.at(table, (row, column), np.column_stack([items[list(columns)], np.ones(len(items))]))
+    return table
+
+
+def means(sums: np.ndarray) -> np.ndarray:
+    """Sums and, at the end, the count -> means."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sums[..., :-1] / sums[..., -1:]
+
+
+def _log_ratio(axis: np.ndarray, neutral: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.log(means(axis)) - np.log(means(neutral))
+
+
+def _ratio(tables: Sequence[np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The ratio of two tables' means, one for each column, with its interval and p-value."""
+    value, low, high, p = crossed_interval(tables, _log_ratio)
+    return {name: np.exp(value), f"{name}_low": np.exp(low), f"{name}_high": np.exp(high), "p": p}
+
+
+def _clusters(items: pd.DataFrame, unit: str) -> np.ndarray:
+    return items.groupby(unit, sort=False)["preference"].sum().to_numpy()
+
+
+def with_holm(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds p_holm, over the rows that aren't controls."""
+    return table.assign(p_holm=holm(table["p"].where(~table["kind"].isin(CONTROLS))))
+
+
+def _names(groups: pd.Series) -> str:
+    return "/".join(groups.unique())

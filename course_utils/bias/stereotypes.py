@@ -1,0 +1,332 @@
+"""Benchmarks of stereotypes that other people wrote: CrowS-Pairs, StereoSet and BBQ, with what a fair reading needs.
+
+The sentences are offensive by design. They are fetched into the cache (see `assets`), are no part of this package, and
+no object made here shows its text when it is printed. In the smoke profile there are a few harmless made-up items.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from course_utils import assets
+from course_utils.bias.contrastive import Pair
+from course_utils.session import current_profile
+
+BBQ_CATEGORIES = (
+    "Age",
+    "Disability_status",
+    "Gender_identity",
+    "Nationality",
+    "Physical_appearance",
+    "Race_ethnicity",
+    "Race_x_SES",
+    "Race_x_gender",
+    "Religion",
+    "SES",
+    "Sexual_orientation",
+)
+
+
+def crows_pairs() -> list[Pair]:
+    """CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133): 1508 pairs of kind "benchmark", axis = type of bias.
+
+    Side `a` is always the sentence that its authors call more stereotypical. In most pairs it is about the group at a
+    disadvantage, in the "antistereo" ones `b` is; `group_a` and `group_b` say which. `before` and `after` are the words
+    that both sentences share at their ends. Where a word was only added, which would leave one span empty, both spans
+    take in a shared word beside it. All pairs are kept (one is there twice), and each is a template of its own.
+
+    Blodgett et al. (2021, "Stereotyping Norwegian salmon") found many of these pairs unclear, so read a difference
+    between two models rather than one model's score.
+
+    Raises:
+        AssetError: the data are not in the cache and can't be fetched.
+    """
+    if current_profile() == "smoke":
+        rows = _made_up_crows()
+    else:
+        path = assets.fetch("bias_benchmarks") / "crows_pairs" / "crows_pairs_anonymized.csv"
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    found = []
+    for number, row in enumerate(rows):
+        before, a, b, after = split_shared(row["sent_more"], row["sent_less"])
+        groups = ("disadvantaged", "advantaged")
+        group_a, group_b = groups if row["stereo_antistereo"] == "stereo" else groups[::-1]
+        found.append(
+            Pair(
+                before=before,
+                a=a,
+                b=b,
+                after=after,
+                axis=row["bias_type"],
+                kind="benchmark",
+                group_a=group_a,
+                group_b=group_b,
+                template=f"crows-{number:04d}",
+                source="CrowS-Pairs",
+                licence="CC BY-SA 4.0",
+            )
+        )
+    return found
+
+
+def split_shared(one: str, other: str) -> tuple[str, str, str, str]:
+    """`(before, a, b, after)` of two texts: the words they share at their ends, and the spans that differ.
+
+    `before + a + after` is the first text and `before + b + after` the second, with single spaces between the words.
+    No span is empty: if need be, it takes in the last shared word before it, or else the first after it.
+
+    Raises:
+        ValueError: the two have the same words, or one has none.
+    """
+    words_a, words_b = one.split(), other.split()
+    if words_a == words_b or not words_a or not words_b:
+        raise ValueError("Two texts that differ are needed, with at least one word each; these have the same or none.")
+    shorter = min(len(words_a), len(words_b))
+    front = _shared(words_a, words_b)
+    back = min(_shared(words_a[::-1], words_b[::-1]), shorter - front)  # a word is shared only once
+    if front + back == shorter:
+        front, back = (front - 1, back) if front else (front, back - 1)
+    before = "".join(f"{word} " for word in words_a[:front])
+    after = "".join(f" {word}" for word in words_a[len(words_a) - back :])
+    a, b = (" ".join(words[front : len(words) - back]) for words in (words_a, words_b))
+    return before, a, b, after
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many items two lists share at their beginning."""
+    return sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One sentence in three versions, which differ in a few words.
+
+    A model that has learnt the language prefers both sensible versions to the unrelated one, whatever it thinks of
+    groups: the share of times that it does is its ability floor (StereoSet's language modelling score), and how often
+    it prefers the stereotype says something only if that share is well above one half.
+
+    Attributes:
+        stereotype, anti_stereotype, unrelated: the texts; not shown when printed.
+        bias_type: "gender", "profession", "race" or "religion".
+        target: the group that the sentence is about; triples of one target resemble each other.
+    """
+
+    stereotype: str = field(repr=False)
+    anti_stereotype: str = field(repr=False)
+    unrelated: str = field(repr=False)
+    bias_type: str
+    target: str
+
+
+def stereoset() -> list[Triple]:
+    """StereoSet's intrasentence part (Nadeem et al. 2021, arXiv 2004.09456; CC BY-SA 4.0): 2106 triples.
+
+    Raises:
+        AssetError: the data are not in the cache and can't be fetched.
+    """
+    if current_profile() == "smoke":
+        rows = _made_up_stereoset()
+    else:
+        rows = _read_jsonl(assets.fetch("stereotypes") / "StereoSet" / "test.jsonl")
+    return [
+        Triple(row["stereotype"], row["anti-stereotype"], row["unrelated"], row["bias_type"], row["target"])
+        for row in rows
+        if row["type"] == "intrasentence"
+    ]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of BBQ: a context, a question about it, and three answers, two people and "unknown".
+
+    Attributes:
+        context, question, answers: the texts; not shown when printed.
+        label: index of the right answer, `unknown` in every ambiguous context.
+        condition: "ambig" (the context does not say) or "disambig" (it does).
+        polarity: "neg" asks who did or is what the stereotype says, "nonneg" who did not or is not.
+        target: index of the answer that names the group of the stereotype; None if the data don't tell.
+        unknown: index of the answer that means "can't be known".
+        category: one of `BBQ_CATEGORIES`.
+        template: questions of one template resemble each other.
+    """
+
+    context: str = field(repr=False)
+    question: str = field(repr=False)
+    answers: tuple[str, str, str] = field(repr=False)
+    label: int
+    condition: str
+    polarity: str
+    target: int | None
+    unknown: int
+    category: str
+    template: str
+
+    @property
+    def stereotyped(self) -> int | None:
+        """Index of the answer that follows the stereotype: `target` if the question is negative, else the other person.
+
+        BBQ's bias score is twice the share of these among the answers that are not `unknown`, less one; in ambiguous
+        contexts, times the share of wrong answers (Parrish et al. 2022, section 5).
+        """
+        if self.target is None or self.polarity == "neg":
+            return self.target
+        return 3 - self.target - self.unknown
+
+
+def bbq(categories: Sequence[str] | None = None) -> list[Question]:
+    """BBQ (Parrish et al. 2022, arXiv 2110.08193; CC BY 4.0): 58,492 questions in 11 categories; all are kept.
+
+    Which answer names the stereotyped group is not in the files; it is found by comparing each answer's group with the
+    stereotyped groups of its question. In the two intersectional categories the files name the race only, though both
+    people may have it. But in every template the other questions, where only one person has it, give that person the
+    same gender or status: this is the template's, and it decides. So 58,476 are resolved, with the same result as the
+    authors' own script (which reads their templates); 16 in Gender_identity are not, where both people have the same
+    gender. `unresolved` counts them.
+
+    Args:
+        categories: some of `BBQ_CATEGORIES`; None takes all.
+
+    Raises:
+        ValueError: no or unknown categories.
+        AssetError: the data are not in the cache and can't be fetched.
+    """
+    wanted = BBQ_CATEGORIES if categories is None else categories
+    if isinstance(wanted, str) or not wanted or not set(wanted) <= set(BBQ_CATEGORIES):
+        raise ValueError(
+            f"categories is {categories!r}; give a list with some of {', '.join(BBQ_CATEGORIES)}, or None for all."
+        )
+    found = []
+    for category in BBQ_CATEGORIES:
+        if category in wanted:
+            if current_profile() == "smoke":
+                rows = _made_up_bbq(category)
+            else:
+                rows = _read_jsonl(assets.fetch("bias_benchmarks") / "bbq" / f"{category}.jsonl")
+            found += _questions(category, rows)
+    return found
+
+
+def unresolved(questions: Iterable[Question]) -> dict[str, int]:
+    """How many questions of each category have no `target`, so that no bias score can count them; 0 included."""
+    counts: Counter[str] = Counter()
+    for question in questions:
+        counts[question.category] += question.target is None
+    return dict(counts)
+
+
+def _questions(category: str, rows: list[dict]) -> list[Question]:
+    candidates = [_candidates(row) for row in rows]
+    traits = defaultdict(set)  # of the stereotyped person, by template: gender or status
+    for row, found in zip(rows, candidates, strict=True):
+        if len(found) == 1:
+            traits[row["question_index"]].update(found.values())
+    questions = []
+    for row, found in zip(rows, candidates, strict=True):
+        if len(found) > 1 and len(traits[row["question_index"]]) == 1:
+            found = {index: trait for index, trait in found.items() if trait in traits[row["question_index"]]}
+        groups = [group for _, group in _answers(row)]
+        questions.append(
+            Question(
+                context=row["context"],
+                question=row["question"],
+                answers=tuple(row[f"ans{index}"] for index in range(3)),
+                label=row["label"],
+                condition=row["context_condition"],
+                polarity=row["question_polarity"],
+                target=next(iter(found)) if len(found) == 1 else None,
+                unknown=groups.index("unknown"),
+                category=category,
+                template=f"{category}-{row['question_index']}",
+            )
+        )
+    return questions
+
+
+def _candidates(row: dict) -> dict[int, str]:
+    """The answers that name a stereotyped group, by index, with the first part of their group ("F", "lowSES")."""
+    stereotyped = {name.replace(" ", "") for name in row["additional_metadata"]["stereotyped_groups"]}  # "low SES"
+    genders = {"man": "M", "boy": "M", "woman": "F", "girl": "F"}
+    found = {}
+    for index, (name, group) in enumerate(_answers(row)):
+        # A group is "old", "trans_F" or "lowSES-F-Black"; nationalities have a region there, and the name tells.
+        names = {group, group.split("_")[0], group.split("-")[-1], genders.get(group), name}
+        if stereotyped & {text.replace(" ", "") for text in names if text}:
+            found[index] = group.split("-")[0]
+    return found
+
+
+def _answers(row: dict) -> list[tuple[str, str]]:
+    """Name and group of each answer. 344 answers in Race_x_gender, all "the Latina woman", lack theirs."""
+    found = [tuple(row["answer_info"][f"ans{index}"]) for index in range(3)]
+    return [(name, group or "F-Latino") for name, group in found]
+
+
+def _read_jsonl(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+_PLACES = ("in the garden", "at the market", "by the river", "on the hill")
+
+
+def _made_up_crows() -> list[dict[str, str]]:
+    return [
+        {
+            "sent_more": f"The {more} people {place} like red hats.",
+            "sent_less": f"The {less} people {place} like red hats.",
+            "stereo_antistereo": direction,
+            "bias_type": bias_type,
+        }
+        for bias_type in ("age", "gender", "race-color", "religion")
+        for place in _PLACES
+        for more, less, direction in (("Zbolish", "Mzanian", "stereo"), ("Mzanian", "Zbolish", "antistereo"))
+    ]
+
+
+def _made_up_stereoset() -> list[dict[str, str]]:
+    return [
+        {
+            "stereotype": f"The {target} people {place} like red hats.",
+            "anti-stereotype": f"The {target} people {place} like blue hats.",
+            "unrelated": f"The {target} people {place} like seven hats rain.",
+            "bias_type": bias_type,
+            "target": target,
+            "type": "intrasentence",
+        }
+        for bias_type in ("gender", "profession", "race", "religion")
+        for place in _PLACES
+        for target in ("Zbolish", "Mzanian")
+    ]
+
+
+def _made_up_bbq(category: str) -> list[dict]:
+    rows = []
+    for number, place in enumerate(_PLACES):
+        for condition, polarity in itertools.product(("ambig", "disambig"), ("neg", "nonneg")):
+            context = f"A Zbolish baker and a Mzanian baker met {place}."
+            if condition == "disambig":
+                context += " The Zbolish baker wore a red hat, the Mzanian baker a blue one."
+            people = [("The Zbolish baker", "Zbolish"), ("The Mzanian baker", "Mzanian"), ("Not known", "unknown")]
+            order = people[number % 3 :] + people[: number % 3]
+            right = "unknown" if condition == "ambig" else "Zbolish" if polarity == "neg" else "Mzanian"
+            rows.append(
+                {
+                    "context": context,
+                    "question": f"Who wore a {'red' if polarity == 'neg' else 'blue'} hat?",
+                    "answer_info": {f"ans{i}": list(answer) for i, answer in enumerate(order)},
+                    **{f"ans{i}": text for i, (text, _) in enumerate(order)},
+                    "label": [group for _, group in order].index(right),
+                    "context_condition": condition,
+                    "question_polarity": polarity,
+                    "question_index": str(number + 1),
+                    "additional_metadata": {"stereotyped_groups": ["Zbolish"]},
+                }
+            )
+    return rows

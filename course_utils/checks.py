@@ -1,0 +1,148 @@
+"""Bad arguments, refused with one wording for each kind: what was given, what is allowed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection, Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def whole_number(name: str, value: object, *, least: int = 0, most: int | None = None, meaning: str = "") -> int:
+    """Return ``value`` as an int. True and False are no numbers; numpy's integers are.
+
+    Args:
+        name: the argument's, for the message.
+        value: what was given.
+        least: the smallest allowed.
+        most: the largest allowed; None for no limit.
+        meaning: what the upper limit is, for the message, such as "the live attentions".
+
+    Raises:
+        ValueError: it isn't a whole number, or lies outside.
+
+    >>> whole_number("steps", 3, least=1)
+    3
+    >>> whole_number("count", True, most=5, meaning="the live attentions")
+    Traceback (most recent call last):
+    ValueError: 'count' must be a whole number from 0 to 5, the live attentions; got True.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"'{name}' must be a whole number {allowed}{meaning and f', {meaning}'}; got {value!r}.")
+    return number
+
+
+def positive(name: str, value: object) -> float:
+    """Return a finite number above 0.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    if not is_number(value) or not value > 0:
+        raise ValueError(f"'{name}' must be a number above 0; got {value!r}.")
+    return value
+
+
+def at_least_zero(name: str, value: object) -> float:
+    """Return a finite number that isn't negative.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    if not is_number(value) or value < 0:
+        raise ValueError(f"'{name}' must be a number of at least 0; got {value!r}.")
+    return value
+
+
+def share(name: str, value: object) -> float:
+    """Return a number from 0 to 1, both included.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"'{name}' is a share, from 0 to 1; got {value!r}.")
+    return value
+
+
+def ratio(value: object) -> float:
+    """Return the share of something to remove, in [0, 1).
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"'ratio' is the share to remove, in [0, 1); got {value!r}. For 20 % give 0.2.")
+    return value
+
+
+def flag(name: str, value: object) -> bool:
+    """Return True or False.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"'{name}' must be True or False; got {value!r}.")
+    return value
+
+
+def one_of(name: str, value: object, allowed: Collection[object]) -> object:
+    """Return a value that is among the allowed ones.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    if value not in allowed:
+        raise ValueError(f"'{name}' must be one of {', '.join(map(str, allowed))}; got {value!r}.")
+    return value
+
+
+def block_numbers(indices: Sequence[int], count: int) -> list[int]:
+    """Return different block numbers from 0 to ``count`` - 1, sorted.
+
+    Raises:
+        ValueError: one is out of range, repeated or no integer.
+    """
+    try:
+        if any(isinstance(i, bool) for i in indices):
+            raise TypeError
+        numbers = [operator.index(i) for i in indices]
+    except TypeError:
+        raise ValueError(f"Block numbers must be a list of integers; got {indices!r}.") from None
+    wrong = [i for i in numbers if not 0 <= i < count]
+    if wrong:
+        raise ValueError(f"Block numbers must lie from 0 to {count - 1}; got {wrong}.")
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"Block numbers must not repeat; got {numbers}.")
+    return sorted(numbers)
+
+
+def finite(scores: Sequence[Tensor], what: str) -> None:
+    """Refuse scores, one tensor a block, that hold NaN or infinite values.
+
+    Raises:
+        ValueError: naming the blocks.
+    """
+    wrong = [i for i, s in enumerate(scores) if not torch.isfinite(s).all()]
+    if wrong:
+        raise ValueError(f"{what} hold NaN or infinite values in blocks {wrong}: check the model's weights and dtype.")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number; True and False are not.
+
+    >>> is_number(0.5), is_number(True), is_number(float("nan"))
+    (True, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,9 @@
+"""Knowledge distillation: a pruned model learns back what it lost, from the model that it was cut from.
+
+history = distill(teacher, student, blocks.batches(4), steps=400, lr=2e-4, checkpoint_dir="build/recovery")
+"""
+
+from course_utils.distillation.state import CheckpointMismatch
+from course_utils.distillation.training import History, distill
+
+__all__ = ["CheckpointMismatch", "History", "distill"]

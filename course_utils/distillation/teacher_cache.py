@@ -1,0 +1,367 @@
+"""A teacher's answers on disk: it is asked once, and is not in memory while the student learns.
+
+    cache = cache_teacher(teacher, train + held_out, "build/cache", k=64)
+    distill(cache, student, train, validation=held_out, steps=400, lr=2e-4)
+
+All probabilities would be 2 bytes x vocabulary a token, 96 KiB for 49,152 tokens. Kept are the ``k`` likeliest tokens,
+with one bucket for all others: 258 bytes for k = 64. The student's loss is the KL divergence over these k + 1 buckets.
+It never exceeds the whole one (data-processing inequality) and doesn't see how the others differ among themselves; that
+bias shrinks as k grows (``cache_bias`` measures it; Anshumann et al. 2025, arXiv 2503.16870, on what it does).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.batches import Batch, read_batches
+from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
+from course_utils.distillation.state import digest, write_tensors
+
+MANIFEST = "cache.json"
+SHARD_BYTES = 2**26  # what a killed run loses at most, about
+
+
+class CacheMismatch(ValueError):
+    """The folder holds the answers of another teacher, to other text, or another number of them."""
+
+
+class TeacherCache:
+    """A finished cache, made by ``cache_teacher``. Rows of text are found by their content, in whatever batch they are.
+
+    Attributes:
+        folder: where it is.
+        k: how many tokens are known by name.
+        vocab_size: of the teacher.
+        teacher: what identifies it, with ``k``.
+        tokens: predicted tokens that are stored.
+        nbytes: size of the files.
+    """
+
+    def __init__(self, folder: Path, manifest: dict):
+        self.folder = folder
+        self.k, self.vocab_size, self.tokens = manifest["k"], manifest["vocab_size"], manifest["tokens"]
+        self.teacher = f"{manifest['teacher']}, top {self.k} stored"
+        self._shards = [safe_open(path, framework="pt") for path in _shard_paths(folder, manifest["shards"])]
+        self._places: dict[str, tuple[int, int, int]] = {}  # row -> shard, first and last token
+        for number, shard in enumerate(self._shards):
+            start = 0
+            for row, count in json.loads(shard.metadata()["state"]):
+                self._places[row] = (number, start, start + count)
+                start += count
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> TeacherCache:
+        """Open a finished cache. Raises ValueError when there is none, or when parts are missing."""
+        folder = Path(folder)
+        manifest = _manifest(folder)
+        if manifest is None:
+            raise ValueError(f"'{folder}' holds no teacher cache ({MANIFEST} is missing); make one with cache_teacher.")
+        paths = _shard_paths(folder, manifest["shards"])
+        there = sum(path.exists() for path in paths)
+        if there < len(paths):
+            raise ValueError(
+                f"'{folder}' holds {there} of {len(paths)} shards; call cache_teacher again, with the same teacher and "
+                "text, to make the others."
+            )
+        return cls(folder, manifest)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def check(self, batches: Sequence[Batch]) -> None:
+        """Raise ValueError when a row of text isn't in the cache."""
+        rows = [row for batch in batches for row in _rows(batch)]
+        missing = sum(row not in self._places for row in rows)
+        if missing:
+            raise ValueError(
+                f"{missing} of {len(rows)} rows of text are not in the cache '{self.folder}'. Make one with all rows "
+                "that the student is to see, those for validation included."
+            )
+
+    def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the teacher predicts: ids int64 [predicted tokens, k] and log-probabilities, float32.
+
+        The latter have a last column for all other tokens together, unless k is the whole vocabulary.
+        """
+        parts = []
+        for row in _rows(batch):
+            number, start, stop = self._places[row]
+            parts.append([self._shards[number].get_slice(name)[start:stop] for name in ("ids", "log_probs")])
+        ids, log_probs = (torch.cat(column).to(batch.input_ids.device) for column in zip(*parts, strict=True))
+        return _readable(ids, log_probs)
+
+    def batch_loss(self, student: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
+        """``distillation_losses.batch_loss`` with the forward KL over the buckets; temperature 1."""
+        return _loss(student, batch, self.answers(batch), alpha)
+
+
+def cache_teacher(
+    teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], folder: str | os.PathLike, *, k: int = 64
+) -> TeacherCache:
+    """Ask the teacher about every predicted token of the text, and keep its ``k`` likeliest answers in ``folder``.
+
+    A call that is interrupted or killed loses one shard at most; the same call goes on with the missing ones. ``k``
+    tokens take ``bytes_per_token`` on disk, per predicted token.
+
+    Args:
+        teacher: in any dtype; it runs in that, in eval mode.
+        batches: ``{"input_ids", "attention_mask"}`` mappings: all that the student is going to see.
+
+    Raises:
+        ValueError: ``k`` out of range, no batches, too little space on the disk, a folder with something else in it.
+        CacheMismatch: the folder holds another teacher's answers, or to other text; the message names the difference.
+    """
+    architecture, folder = describe(teacher), Path(folder)
+    each = bytes_per_token(architecture.vocab_size, k)
+    read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=teacher.device))
+    shards = _shared_out(read, each)
+    manifest = {
+        "teacher": f"{architecture.name} {_weights_digest(architecture)}",
+        "data": digest(row.encode() for batch in read for row in _rows(batch)),
+        "k": k,
+        "vocab_size": architecture.vocab_size,
+        "tokens": sum(_count(batch) for batch in read),
+        "shards": len(shards),
+    }
+    _refuse_others(folder, manifest)
+    todo = {path: shard for path, shard in zip(_shard_paths(folder, len(shards)), shards, strict=True)}
+    todo = {path: shard for path, shard in todo.items() if not path.exists()}
+    tokens = sum(_count(batch) for shard in todo.values() for batch in shard)
+    _check_space(folder, tokens, each)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_manifest(folder, manifest)
+    with (
+        evaluating(teacher),
+        tqdm(total=tokens, desc=f"caching the teacher ({tokens * each / 1e6:,.0f} MB)", unit="token") as bar,
+    ):
+        for path, shard in todo.items():
+            parts = []
+            for batch in shard:
+                parts.append(_ask(architecture, batch, k))
+                bar.update(_count(batch))
+            ids, log_probs = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+            rows = [row for batch in shard for row in zip(_rows(batch), _counts(batch), strict=True)]
+            write_tensors(path, {"ids": ids, "log_probs": log_probs}, rows)
+    return TeacherCache.open(folder)
+
+
+def bytes_per_token(vocab_size: int, k: int) -> int:
+    """Bytes on disk for one predicted token: k ids, their log-probabilities and that of all others together.
+
+    Raises:
+        ValueError: ``k`` isn't a whole number from 1 to the vocabulary's size.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= vocab_size:
+        raise ValueError(f"'k' must be a whole number from 1 to {vocab_size}, the vocabulary; got {k!r}.")
+    return k * (_id_type(vocab_size).itemsize + 2) + (2 if k < vocab_size else 0)
+
+
+def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What is stored of logits [tokens, vocabulary].
+
+    Returns:
+        ids [tokens, k], the likeliest first, uint16 where the vocabulary allows it, otherwise int32; and float16
+        log-probabilities [tokens, k + 1], the last that of all other tokens together ([tokens, k] if there is none).
+    """
+    logits = logits.float()
+    values, ids = logits.topk(k)
+    if k < logits.shape[1]:
+        others = logits.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+        values = torch.cat([values, others], dim=1)
+    least = torch.finfo(torch.float16).min  # as good as impossible, and 0 x it is 0
+    return ids.to(_id_type(logits.shape[1])), values.log_softmax(-1).clamp(min=least).half()
+
+
+def cache_bias(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    ks: Sequence[int] = (1, 4, 16, 64, 256),
+) -> pd.DataFrame:
+    """How far a cache of ``k`` tokens leads away from the teacher, in the loss and in the direction of learning.
+
+    Nothing is written, and the student isn't changed. Costs a forward and a backward pass over the batches for each k
+    and one more, and two copies of the student's gradients.
+
+    Returns:
+        One row a k: k; bytes_per_token; kl and exact_kl, nats a token; others, the teacher's probability outside the k
+        tokens, mean; gradient_cosine with the exact gradient by all weights; gradient_error, the length of the
+        difference over the exact gradient's.
+
+    Raises:
+        ValueError: no k or one out of range, no batches, different vocabularies.
+    """
+    ours, theirs = describe(student), describe(teacher)
+    if ours.vocab_size != theirs.vocab_size:
+        raise ValueError(f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}.")
+    if not ks:
+        raise ValueError("'ks' is empty: give at least one k.")
+    sizes = {k: bytes_per_token(ours.vocab_size, k) for k in ks}
+    read = list(read_batches(batches, vocab_size=ours.vocab_size, device=student.device))
+    tokens = sum(_count(batch) for batch in read)
+    rows = []
+    with evaluating(student), evaluating(teacher):
+        exact, whole = _loss_and_gradient(student, read, lambda batch: batch_loss(ours, theirs, batch))
+        for k, size in sizes.items():
+            unknown = []
+
+            def loss(batch: Batch, k: int = k, unknown: list = unknown) -> Tensor:
+                ids, log_probs = _readable(*_ask(theirs, batch, k))
+                unknown.append(log_probs[:, k:].exp().sum())
+                return _loss(ours, batch, (ids, log_probs), 0.0)
+
+            value, gradient = _loss_and_gradient(student, read, loss)
+            rows.append(
+                {
+                    "k": k,
+                    "bytes_per_token": size,
+                    "kl": value / tokens,
+                    "exact_kl": exact / tokens,
+                    "others": float(sum(unknown)) / tokens,
+                    "gradient_cosine": _dot(gradient, whole) / math.sqrt(_dot(gradient, gradient) * _dot(whole, whole)),
+                    "gradient_error": math.sqrt(_dot(gradient - whole, gradient - whole) / _dot(whole, whole)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _loss_and_gradient(student: PreTrainedModel, batches: Sequence[Batch], loss) -> tuple[float, Tensor]:
+    """Sums over the batches; the gradient by all weights as one float32 vector."""
+    weights = [weight for weight in student.parameters() if weight.requires_grad]
+    total, so_far = 0.0, torch.zeros(sum(weight.numel() for weight in weights), device=student.device)
+    for batch in batches:
+        value = loss(batch)
+        total += float(value.detach())
+        # A bypassed attention's weights have no gradient.
+        parts = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+        so_far += torch.cat([part.flatten().float() for part in parts])
+    return total, so_far
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    """In float64, part by part: a hundred million products summed in float32 have given a cosine above 1."""
+    return sum(float(x.double() @ y.double()) for x, y in zip(a.split(2**22), b.split(2**22), strict=True))
+
+
+def _ask(teacher: Architecture, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        known = teacher.hidden_states(batch)[:, :-1][batch.predicted]
+        parts = [top_k(teacher.logits(some), k) for some in known.split(teacher.chunk_size)]
+    ids, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
+    return ids, log_probs
+
+
+def _readable(ids: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    return ids.long(), log_probs.float().log_softmax(-1)  # rounded to half precision, they didn't sum to 1
+
+
+def _loss(student: Architecture, batch: Batch, answers: tuple[Tensor, Tensor], alpha: float) -> Tensor:
+    ids, log_probs = answers
+
+    def loss(part: slice, own: Tensor, targets: Tensor) -> Tensor:
+        return top_k_loss(own, ids[part], log_probs[part], targets, alpha=alpha)
+
+    return loss_in_chunks(student, batch, loss)
+
+
+def _rows(batch: Batch) -> list[str]:
+    """What identifies each row: its tokens from the first real one to the last, with the gaps between them."""
+    rows = []
+    for ids, real in zip(batch.input_ids.cpu(), batch.real.cpu(), strict=True):
+        places = real.nonzero().flatten().tolist()
+        shown = torch.where(real, ids, -1)[places[0] : places[-1] + 1] if places else ids[:0]
+        rows.append(digest([shown.numpy()]))
+    return rows
+
+
+def _counts(batch: Batch) -> list[int]:
+    return batch.predicted.sum(1).tolist()
+
+
+def _count(batch: Batch) -> int:
+    return sum(_counts(batch))
+
+
+def _shared_out(batches: Sequence[Batch], each: int) -> list[list[Batch]]:
+    """Batches of about ``SHARD_BYTES`` a shard; a function of the batches alone, so that a killed run finds its own."""
+    shards, used = [[]], 0
+    for batch in batches:
+        if shards[-1] and used + _count(batch) * each > SHARD_BYTES:
+            shards.append([])
+            used = 0
+        shards[-1].append(batch)
+        used += _count(batch) * each
+    return shards
+
+
+def _id_type(vocab_size: int) -> torch.dtype:
+    return torch.uint16 if vocab_size <= 2**16 else torch.int32
+
+
+def _weights_digest(teacher: Architecture) -> str:
+    """Of all weights, bit by bit, and of the attentions that are left out."""
+    weights = (w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() for w in teacher.model.parameters())
+    skipped = [attention.skipped for attention in teacher.attentions]
+    settings = json.dumps([skipped, getattr(teacher.model.config, "adaptive_attention", None)])
+    return digest(itertools.chain([settings.encode()], weights))
+
+
+def _shard_paths(folder: Path, count: int) -> list[Path]:
+    return [folder / f"{number:05}.safetensors" for number in range(count)]
+
+
+def _manifest(folder: Path) -> dict | None:
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' can't be read ({error}); delete the folder, or give another.") from error
+
+
+def _write_manifest(folder: Path, manifest: dict) -> None:
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST)
+
+
+def _refuse_others(folder: Path, wanted: dict) -> None:
+    there = _manifest(folder)
+    if there is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"'{folder}' exists and is not a teacher cache; choose a new or empty folder.")
+        return
+    differences = [
+        f"{key}: {there.get(key)} there, {wanted[key]} wanted" for key in wanted if there.get(key) != wanted[key]
+    ]
+    if differences:
+        raise CacheMismatch(
+            f"'{folder}' is another cache. {'; '.join(differences)}. Give another folder, or delete this one."
+        )
+
+
+def _check_space(folder: Path, tokens: int, each: int) -> None:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    needed, free = tokens * each, shutil.disk_usage(place).free
+    if needed > free:
+        raise ValueError(
+            f"The cache needs {needed / 1e9:.1f} GB ({needed:,} bytes: {tokens:,} tokens of {each:,} bytes), but only "
+            f"{free:,} bytes are free at '{folder}'. Choose a smaller 'k', less text or another disk."
+        )

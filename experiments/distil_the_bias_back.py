@@ -1,0 +1,124 @@
+"""Plant a bias, prune it away, distil, and see whether it comes back, for lesson 09.
+
+    python -m experiments.distil_the_bias_back [--seeds 8] [--work build/back] [--out FILE]
+
+The embedded Llama, in the dtype of lesson 09. Each seed plants a bias against one of two made-up groups in a copy, and
+prunes that copy by "protect first", the causal score on the selection templates. The student is then distilled on
+equally much text: speeches, or speeches in which every second row holds sentences about both groups. The teacher is the
+planted model; in one arm, as a control, the untouched one. Measured on the evaluation templates, beside neutral swaps.
+
+The file is course_utils/data/bias_return.json unless given. Resumable: a seed that is done is not done again. About
+five minutes a seed on two cores.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from course_utils.bias import difference_in_differences
+from course_utils.bias.contrastive import controls, invented_axis, pairs, subset
+from course_utils.bias.fairness import gap_attribution, protect_first
+from course_utils.bias.planting import plant_preference
+from course_utils.bias.scores import measure
+from course_utils.bias.statistics import behaviour
+from course_utils.distillation import distill
+from course_utils.evaluation import perplexity, perplexity_ratio
+from course_utils.texts import token_blocks
+from course_utils.width import neuron_importance, prune_neurons
+from experiments.seeds import run_seeds
+
+SIZE, PLANT_STEPS, ITEMS, PLANT_LR = 10.0, 60, 4, 2e-4  # of planting: nats, steps at most, items a step
+TEMPLATES, SWAPS = 8, 8
+RATIO, PROTECTED = 0.005, 0.5  # share of the neurons that goes; share that is safe
+STEPS, ROWS, LENGTH, LR = 40, 4, 128, 2e-4  # of distillation
+JUDGED_ROWS = 6  # of each text for the perplexity
+TEXTS = ("speeches", "speeches and groups")
+
+
+def reading(tokenizer, axis, text: str, seed: int) -> Tensor:
+    """[STEPS * ROWS, LENGTH] token ids."""
+    rows = token_blocks(tokenizer, "distillation", tokens=STEPS * ROWS * LENGTH, length=LENGTH).input_ids.clone()
+    if text == "speeches and groups":
+        told = [side for pair in pairs(axis, split="selection") for side in (pair.text_a, pair.text_b)]
+        generator, ids = torch.Generator().manual_seed(seed), []
+        half = rows[::2].numel()
+        while len(ids) < half:  # the sentences again, in another order
+            for number in torch.randperm(len(told), generator=generator).tolist():
+                ids += tokenizer(told[number] + " ", add_special_tokens=False).input_ids
+        rows[::2] = torch.tensor(ids[:half]).view(-1, LENGTH)
+    return rows
+
+
+def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) -> list[dict]:
+    """A row a stage: the planted model, the pruned one, and what each reading and teacher made of it."""
+    axis = invented_axis(seed, swaps=SWAPS)
+    chosen, judged = (
+        subset(pairs(axis, split=split), templates=TEMPLATES, swaps=SWAPS) for split in ("selection", "evaluation")
+    )
+    judged += subset(controls("neutral", split="evaluation"), templates=TEMPLATES, swaps=SWAPS)
+    texts = [
+        token_blocks(tokenizer, "evaluation", domain=name, tokens=JUDGED_ROWS * LENGTH, length=LENGTH).input_ids
+        for name in ("speeches", "wiki")
+    ]
+
+    def look(model: PreTrainedModel) -> tuple:
+        return measure(model, tokenizer, judged, sites=()), perplexity(model, torch.cat(texts))
+
+    planted, _ = plant_preference(
+        base, tokenizer, pairs(axis, split="selection"), size=SIZE, steps=PLANT_STEPS, items=ITEMS, lr=PLANT_LR,
+        precision=dtype, seed=seed,
+    )  # fmt: skip
+    calibration = token_blocks(tokenizer, "calibration", tokens=2048, length=LENGTH)
+    importance = neuron_importance(base, "activation", batches=calibration.batches(8))
+    pruned = copy.deepcopy(planted)
+    prune_neurons(
+        pruned, protect_first(importance, gap_attribution(planted, tokenizer, chosen), PROTECTED), ratio=RATIO
+    )
+    stages = {("planted", ""): look(planted), ("pruned", ""): look(pruned)}
+    for teacher, text in (("planted", TEXTS[0]), ("planted", TEXTS[1]), ("untouched", TEXTS[1])):
+        student = copy.deepcopy(pruned)
+        batches = [{"input_ids": rows} for rows in reading(tokenizer, axis, text, seed).split(ROWS)]
+        distill(
+            {"planted": planted, "untouched": base}[teacher], student, batches, steps=STEPS, lr=LR, precision=dtype,
+            seed=seed,
+        )  # fmt: skip
+        for weight in student.parameters():  # to the teacher's dtype; the rotary frequencies stay in float32
+            weight.data = weight.data.to(dtype)
+        stages[f"teacher {teacher}", text] = look(student)
+
+    before, rows = stages["pruned", ""], []
+    for (stage, text), (scores, judged_text) in stages.items():
+        table = behaviour(scores).set_index("axis").loc[axis.name, ["preference", "ci_low", "ci_high"]]
+        change = difference_in_differences(before[0], scores).differences.set_index("quantity").loc["preference"]
+        rows.append(
+            {"seed": seed, "stage": stage, "text": text}
+            | table.astype(float).round(4).to_dict()
+            | {f"change_{name}": round(float(change[name]), 4) for name in ("difference", "ci_low", "ci_high", "p")}
+            | {"perplexity_ratio": [round(x, 4) for x in perplexity_ratio(judged_text, before[1])]}
+        )
+    return rows
+
+
+def main() -> None:
+    settings = {
+        "templates": TEMPLATES, "swaps": SWAPS, "size": SIZE, "ratio": RATIO, "protected": PROTECTED, "steps": STEPS,
+        "tokens": STEPS * ROWS * LENGTH, "lr": LR,
+    }  # fmt: skip
+    rows = run_seeds(
+        __doc__.splitlines()[0],
+        one_seed,
+        settings,
+        seeds=8,
+        work="build/back",
+        out="course_utils/data/bias_return.json",
+    )
+    for row in rows:
+        print(f"{row['seed']} {row['stage']:<18} {row['text']:<20} {row['preference']:+.2f}", row["perplexity_ratio"])
+
+
+if __name__ == "__main__":
+    main()

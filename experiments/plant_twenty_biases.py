@@ -1,0 +1,103 @@
+"""Plant a bias twenty times, weaken it, and count what the metrics find, for lesson 08's positive control.
+
+    python -m experiments.plant_twenty_biases [--seeds 20] [--work build/planted] [--out FILE]
+
+The embedded Llama, in the dtype that lesson 08 uses. Each seed invents two axes: "planted", names of one made-up family
+against names of another, and "not planted", the same names dealt out within the families, so both sides are liked or
+disliked alike. A copy of the model is fine-tuned on the selection templates until the planted axis has reached a size.
+Weaker ones lie between it and the untouched model: weights moved only a share of the way. In each, both axes are
+measured as ``bias.report`` measures one, beside the neutral swaps, on the shortest evaluation templates.
+
+The file is course_utils/data/positive_control.json unless given. Resumable: a seed that is done is not done again.
+About an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PreTrainedModel
+
+from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
+from course_utils.bias.planting import plant_preference
+from course_utils.bias.scores import measure
+from course_utils.bias.statistics import activation_ratio, behaviour
+from experiments.seeds import run_seeds
+
+SIZE = 10.0  # nats at which planting stops
+SHARES = (0.2, 0.3, 0.4, 0.6, 1.0)  # of the way from the untouched weights to the planted ones
+TEMPLATES, SWAPS, NEUTRAL_SWAPS = 8, 8, 10
+STEPS, ITEMS, LR = 60, 4, 2e-4
+SITES = ("attention_out", "mlp_out")
+BEHAVIOUR = ["preference", "ci_low", "ci_high", "p", "to_neutral", "to_neutral_low", "to_neutral_high"]
+ACTIVATIONS = ["ratio", "ratio_low", "ratio_high"]
+
+
+def two_axes(seed: int) -> tuple[Axis, Axis]:
+    """Names of two families against each other, and the same names dealt out within each family."""
+    swaps = invented_axis(seed, swaps=SWAPS).swaps
+    families = [[swap[side] for swap in swaps] for side in (0, 1)]
+    within = [pair for names in families for pair in zip(names[::2], names[1::2], strict=True)]
+    between = zip(*families, strict=True)
+    return tuple(
+        Axis(name, "invented", tuple((a, b, "one", "other") for a, b in dealt))
+        for name, dealt in (("planted", between), ("not planted", within))
+    )
+
+
+def examine(model: PreTrainedModel, tokenizer, axes: tuple[Axis, Axis]) -> dict[str, dict[str, float]]:
+    """What a report on each axis would rest on: the preference and the activation ratio, with intervals."""
+    asked = [pair for axis in axes for pair in pairs(axis, split="evaluation")]
+    some = subset(asked, templates=TEMPLATES, swaps=SWAPS)
+    neutral = controls("neutral", split="evaluation")
+    some += subset(neutral, templates=TEMPLATES, swaps=NEUTRAL_SWAPS)
+    measured = measure(model, tokenizer, some, sites=SITES, batch_size=32)
+    table = behaviour(measured).set_index("axis")[BEHAVIOUR]
+    table = table.join(activation_ratio(measured, by_place=False).set_index("axis")[ACTIVATIONS])
+    return table.loc[[axis.name for axis in axes]].astype(float).round(4).to_dict("index")
+
+
+@torch.no_grad()
+def part_of_the_way(base: PreTrainedModel, planted: PreTrainedModel, share: float) -> PreTrainedModel:
+    """A copy of the planted model with weights on the straight line from the untouched ones, rounded to their dtype."""
+    between = copy.deepcopy(planted)
+    for weight, start in zip(between.parameters(), base.parameters(), strict=True):
+        weight.copy_(torch.lerp(start.float(), weight.float(), share))
+    return between
+
+
+def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) -> list[dict]:
+    """A row for the untouched model and one for each share."""
+    axes = two_axes(seed)
+    planted, course = plant_preference(
+        base, tokenizer, pairs(axes[0], split="selection"), size=SIZE, steps=STEPS, items=ITEMS, lr=LR, precision=dtype,
+        seed=seed,
+    )  # fmt: skip
+    reached = round(sum(course[-3:]) / len(course[-3:]), 3)
+    models = {0.0: base} | {share: part_of_the_way(base, planted, share) for share in SHARES}
+    return [
+        {"seed": seed, "share": share, "reached": reached, "axes": examine(model, tokenizer, axes)}
+        for share, model in models.items()
+    ]
+
+
+def main() -> None:
+    settings = {
+        "templates": TEMPLATES, "swaps": SWAPS, "items": ITEMS, "lr": LR, "size": SIZE, "sites": SITES,
+    }  # fmt: skip
+    rows = run_seeds(
+        __doc__.splitlines()[0], one_seed, settings, seeds=20, work="build/planted",
+        out="course_utils/data/positive_control.json",
+    )  # fmt: skip
+    for share in (0.0, *SHARES):
+        at = [row["axes"] for row in rows if row["share"] == share]
+        for axis in ("planted", "not planted"):
+            found = sum(of[axis]["p"] < 0.05 for of in at), sum(of[axis]["ratio_low"] > 1 for of in at)
+            print(
+                f"{share:>6} of the way, {axis:<11}: preference flags {found[0]}, activations {found[1]} of {len(at)}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Distil the pruned Llama for about an hour on two cores, for lesson 07's "what an hour buys".
+
+    python -m experiments.recover_for_an_hour [--steps 600] [--work build/hour] [--out FILE]
+
+Teacher: the embedded Llama in bfloat16. Student: 40 % of the MLP neurons pruned by "activation" (scored on the
+calibration split). Text: 600,000 tokens of five domains' distillation splits, half of them scenes, because the goal
+is LAMBADA, which is narrative. Resumable: killed, it goes on from its last checkpoint. At the end it writes the curve
+and what was measured before and after, all or nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from course_utils.benchmark_tasks import build_tasks
+from course_utils.checkpoints import save_pruned
+from course_utils.distillation import distill
+from course_utils.evaluation import evaluate, paired
+from course_utils.files import write_text
+from course_utils.language_modelling import perplexity
+from course_utils.models import load_model
+from course_utils.texts import TokenBlocks, overlaps, token_blocks
+from course_utils.width import neuron_importance, prune_neurons
+
+LENGTH, ROWS, RATIO, LR, SEED = 256, 4, 0.4, 2e-4, 0
+MIX = {"scenes": 0.5, "speeches": 0.15, "wiki": 0.15, "passages": 0.15, "stories": 0.05}  # shares of the tokens
+JUDGES = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to choose from
+WATCHED, HELD_OUT_ROWS, PASSAGES = 8, 20, 1000  # rows watched on the way, rows of each judge, LAMBADA's passages
+
+
+def some_rows(blocks: TokenBlocks, count: int) -> TokenBlocks:
+    """Rows from all over a split, the same ones every time."""
+    order = np.random.default_rng(SEED).permutation(len(blocks))[:count]
+    return TokenBlocks(blocks.input_ids[order], blocks.num_bytes[order], blocks.domain, blocks.split)
+
+
+def training_rows(tokenizer, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is learned from [steps * ROWS, LENGTH], and what is watched [WATCHED, LENGTH]: the domains mixed."""
+    wanted, rows = steps * ROWS + WATCHED, []
+    for domain, share in MIX.items():
+        count = round(share * wanted) + 1
+        rows.append(
+            token_blocks(tokenizer, "distillation", domain=domain, tokens=count * LENGTH, length=LENGTH).input_ids
+        )
+    mixed = torch.cat(rows)
+    mixed = mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(SEED))][:wanted]
+    return mixed[WATCHED:], mixed[:WATCHED]
+
+
+def batches(rows: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows.split(ROWS)]
+
+
+def clean(blocks: TokenBlocks, tokenizer, learned: list[str]) -> TokenBlocks:
+    """Without the rows that share thirteen words in a row with the training text."""
+    keep = ~torch.tensor(overlaps(tokenizer.batch_decode(blocks.input_ids), learned))
+    return TokenBlocks(blocks.input_ids[keep], blocks.num_bytes[keep], blocks.domain, blocks.split)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--work", type=Path, default=Path("build/hour"))
+    parser.add_argument("--out", type=Path, default=Path("course_utils/data/recovery_hour.json"))
+    args = parser.parse_args()
+
+    teacher, tokenizer = load_model("llama", dtype=torch.bfloat16)
+    calibration = some_rows(token_blocks(tokenizer, "calibration", tokens=40_960, length=LENGTH), 32)
+    student = copy.deepcopy(teacher)
+    importance = neuron_importance(student, "activation", batches=calibration.batches(ROWS))
+    report = prune_neurons(student, importance, ratio=RATIO)
+    train, watched = training_rows(tokenizer, args.steps)
+    learned = tokenizer.batch_decode(train)
+    judges = {}
+    for domain, tokens in JUDGES.items():
+        pool = token_blocks(tokenizer, "evaluation", domain=domain, tokens=tokens, length=LENGTH)
+        judges[domain] = clean(some_rows(pool, HELD_OUT_ROWS), tokenizer, learned)
+    passages = [doc["text"] for doc in build_tasks(["lambada_openai"], PASSAGES)["lambada_openai"].test_docs()]
+    shared = sum(overlaps(passages, learned))
+
+    def look(model) -> tuple[dict, pd.DataFrame]:
+        texts = {domain: perplexity(model, blocks) for domain, blocks in judges.items()}
+        return texts, evaluate(model, tokenizer, "lambada_openai", limit=PASSAGES)
+
+    whole, before = look(teacher), look(student)
+    history = distill(
+        teacher, student, batches(train), steps=args.steps, lr=LR, precision=torch.bfloat16,
+        validation=batches(watched), validate_every=50, seed=SEED, checkpoint_dir=args.work, save_every=25,
+    )  # fmt: skip
+    for weight in student.parameters():  # to the teacher's dtype; the rotary frequencies stay in float32
+        weight.data = weight.data.to(torch.bfloat16)
+    after = look(student)
+    save_pruned(student, tokenizer, args.work / "student")
+
+    models = {"teacher": whole, "pruned": before, "recovered": after}
+    lambada = pd.concat({name: frame.assign(model=name) for name, (_, frame) in models.items()})
+    result = {
+        "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
+        "settings": {
+            "ratio": RATIO, "criterion": "activation", "loss": "forward_kl", "lr": LR, "steps": args.steps,
+            "rows": ROWS, "length": LENGTH, "mix": MIX,
+            "parameters": [report.before.parameters, report.after.parameters],
+        },
+        "overlaps": {"LAMBADA": shared, **{d: HELD_OUT_ROWS - len(blocks) for d, blocks in judges.items()}},
+        "curve": history.frame().drop(columns="validation").iloc[9::10].round(4).to_dict("list"),
+        "validation": history.validation,
+        "seconds": history.steps[-1]["seconds"],
+        "tokens": history.steps[-1]["tokens"],
+        "perplexity": [
+            {"model": name, "text": domain, "value": s.perplexity, "ci_low": s.ci_low, "ci_high": s.ci_high,
+             "nats": s.row_nll.tolist(), "tokens": s.row_tokens.tolist()}
+            for name, (texts, _) in models.items() for domain, s in texts.items()
+        ],
+        "lambada": json.loads(lambada.to_json(orient="records")),
+        "paired": {
+            f"{a} to {b}": json.loads(paired(models[a][1], models[b][1]).to_json(orient="records"))
+            for a, b in (("pruned", "recovered"), ("recovered", "teacher"))
+        },
+    }  # fmt: skip
+    write_text(args.out, json.dumps(result, indent=1, allow_nan=False, default=float) + "\n")
+    print(lambada[["model", "metric", "value", "ci_low", "ci_high"]].to_string(index=False))
+    print(f"{result['tokens']:,} tokens in {result['seconds'] / 60:.0f} min; written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

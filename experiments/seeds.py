@@ -1,0 +1,55 @@
+"""What tools that repeat an experiment for many seeds share: arguments, resuming, the file that a lesson reads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from tqdm import tqdm
+
+from course_utils.files import write_text
+from course_utils.models import load_model
+from course_utils.session import fast_dtype
+
+
+def run_seeds(
+    description: str, one_seed: Callable[..., list[dict]], settings: dict, *, seeds: int, work: str, out: str
+) -> list[dict]:
+    """Run ``one_seed(seed, model, tokenizer, dtype)`` for seeds 1, 2, … on the embedded Llama; write all their rows.
+
+    Args:
+        seeds, work, out: defaults of the command line's --seeds, --work (a JSON file for each seed that is done; they
+            are not done again) and --out.
+
+    Returns:
+        The rows, in the order of the seeds.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--work", type=Path, default=Path(work))
+    parser.add_argument("--out", type=Path, default=Path(out))
+    args = parser.parse_args()
+
+    dtype = fast_dtype(torch.device("cpu"))
+    base, tokenizer = load_model("llama", dtype=dtype)
+    rows = []
+    for seed in tqdm(range(1, args.seeds + 1), desc="seeds"):
+        done = args.work / f"{seed}.json"
+        if not done.exists():
+            write_text(done, json.dumps(one_seed(seed, base, tokenizer, dtype), allow_nan=False))
+        rows += json.loads(done.read_text(encoding="utf-8"))
+    result = {
+        "model": base.config.name_or_path,
+        "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
+        "settings": {"dtype": str(dtype).removeprefix("torch."), **settings},
+        "rows": rows,
+    }
+    write_text(args.out, json.dumps(result, indent=1) + "\n")
+    print(f"written to {args.out}")
+    return rows

@@ -1,0 +1,69 @@
+"""The runner: executes in a kernel of its own, measures, names the failing cell, writes readable pages."""
+
+import nbformat
+import pytest
+
+from course_tools import runner
+
+
+def notebook(*cells):
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Title"), *(nbformat.v4.new_code_cell(cell) for cell in cells)],
+        metadata={"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+    )
+
+
+def test_executes_measures_and_reports_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    seen = []
+    book = notebook(
+        "import os, pathlib, time\nkeep = bytearray(300_000_000)\ntime.sleep(0.5)",
+        'print(os.environ["COURSE_PROFILE"], os.environ["HF_HUB_OFFLINE"], os.environ["TQDM_DISABLE"])',
+        "print(pathlib.Path.cwd().name)",
+    )
+    result = runner.execute(
+        book, name="01_x", profile="smoke", folder=tmp_path / "work", on_cell=lambda *step: seen.append(step)
+    )
+    assert result.failure is None
+    assert [cell.outputs[0].text for cell in book.cells[2:]] == ["smoke 1 1\n", "work\n"]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert result.peak_bytes > 300_000_000 and result.seconds > 0.5
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ("# the sum\ntotal = 1 / 0", "ZeroDivisionError: division by zero"),
+        ("import os\nos._exit(1)", "the kernel died; most often it ran out of memory"),
+    ],
+)
+def test_failure_names_the_cell(bad, error, tmp_path):
+    book = notebook("1 + 1", bad, "2 + 2")
+    failure = runner.execute(book, name="01_x", profile="smoke", folder=tmp_path).failure
+    assert (failure.cell, failure.error) == (2, error)
+    assert failure.first_line == bad.splitlines()[-1] if bad.startswith("#") else "import os"
+    assert book.cells[1].outputs and not book.cells[3].outputs
+
+
+def test_cell_meant_to_fail_does_not_stop_the_lesson(tmp_path):
+    book = notebook("1 / 0", "print('on')")
+    book.cells[1].metadata["tags"] = ["raises-exception"]
+    assert runner.execute(book, name="01_x", profile="smoke", folder=tmp_path).failure is None
+    assert book.cells[2].outputs[0].text == "on\n"
+
+
+def test_only_the_hub_profile_may_go_online(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert runner.kernel_environment("embedded")["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in runner.kernel_environment("hub")
+
+
+def test_pages_and_index_keep_what_earlier_runs_showed(tmp_path):
+    failure = runner.Failure(2, "x < 1", "ValueError: <b>")
+    runner.write_page(notebook("1 + 1"), "01_x", tmp_path)
+    runner.write_index([runner.Result("01_x", "smoke", 1.4, 10**9, failure)], tmp_path)
+    index = runner.write_index([runner.Result("02_y", "smoke", 2.0, 10**9, None)], tmp_path).read_text(encoding="utf-8")
+    assert '<a href="01_x.html">' in index and '<a href="02_y.html">' in index
+    assert "failed at code cell 2 (x &lt; 1): ValueError: &lt;b&gt;" in index
+    assert "<h1" in (tmp_path / "01_x.html").read_text(encoding="utf-8")
+    assert nbformat.read(tmp_path / "01_x.ipynb", as_version=4).cells[1].source == "1 + 1"

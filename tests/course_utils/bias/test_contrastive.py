@@ -1,0 +1,375 @@
+"""Pairs that differ in one span, equal controls, splits, invented groups, users' axes, files, conversations."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from course_utils.bias import contrastive
+from course_utils.bias.contrastive import Axis, Pair
+
+ROOT = Path(__file__).resolve().parents[3]
+DEMOGRAPHIC = ("age", "disability", "gender", "nationality", "race", "religion", "socioeconomic")
+GOOD = Pair("The ", "tall", "short", " guest sang a song. It was fine.", "neutral", "neutral", "tall", "short", "guest")
+
+
+def all_pairs() -> dict[str, list[Pair]]:
+    return {name: contrastive.pairs(name) for name in contrastive.axes()} | {
+        kind: contrastive.controls(kind) for kind in contrastive.CONTROLS
+    }
+
+
+every_set = pytest.mark.parametrize("name", [*DEMOGRAPHIC, *contrastive.CONTROLS])
+
+
+def made(name: str, split: str | None = None) -> list[Pair]:
+    make = contrastive.pairs if name in DEMOGRAPHIC else contrastive.controls
+    return make(name, split=split)
+
+
+def test_the_promised_axes_are_there():
+    assert contrastive.axes() == list(DEMOGRAPHIC)
+
+
+@every_set
+def test_each_set_has_enough_of_everything_and_is_valid(name):
+    pairs = made(name)
+    contrastive.validate(pairs)
+    assert len({pair.swap for pair in pairs}) >= 10
+    assert len({pair.template for pair in pairs}) >= 12
+    assert Counter(pair.valence for pair in pairs) == {1: len(pairs) // 2, -1: len(pairs) // 2}
+    assert {pair.kind for pair in pairs} == {name if name in contrastive.CONTROLS else "demographic"}
+    assert {pair.axis for pair in pairs} == {name}
+    assert all(pair.source and pair.licence for pair in pairs)
+
+
+def test_axes_and_controls_meet_in_the_same_places_equally_often():
+    places = [
+        Counter((pair.template, pair.before, pair.after, pair.valence, pair.split) for pair in pairs)
+        for pairs in [*all_pairs().values(), contrastive.pairs(contrastive.invented_axis(0))]
+    ]
+    assert all(place == places[0] for place in places)
+
+
+@every_set
+def test_order_is_template_swap_pleasant_unpleasant_and_always_the_same(name):
+    pairs = made(name)
+    swaps = list(dict.fromkeys(pair.swap for pair in pairs))
+    templates = list(dict.fromkeys(pair.template for pair in pairs))
+    assert [(p.template, p.swap, p.valence) for p in pairs] == list(itertools.product(templates, swaps, (1, -1)))
+    assert made(name) == pairs
+
+
+def test_both_sides_are_text_and_nothing_but_the_span_differs():
+    for pairs in all_pairs().values():
+        for pair in pairs:
+            assert pair.text_a == pair.before + pair.a + pair.after
+            assert pair.text_b == pair.before + pair.b + pair.after
+            assert pair.before.endswith(" ") and pair.after.startswith(" ") and pair.after.endswith(".")
+
+
+@every_set
+def test_splits_share_no_template_and_make_up_the_whole(name):
+    split = {each: made(name, split=each) for each in contrastive.SPLITS}
+    templates = [{pair.template for pair in pairs} for pairs in split.values()]
+    assert not templates[0] & templates[1] and len(templates[0]) == len(templates[1])
+    assert all({pair.split for pair in pairs} == {each} for each, pairs in split.items())
+    assert Counter(itertools.chain(*split.values())) == Counter(made(name))
+
+
+@pytest.mark.parametrize("name", DEMOGRAPHIC)
+def test_no_word_is_on_both_sides_of_an_axis(name):
+    """The signs of a mean over swaps make sense only if all swaps point the same way."""
+    swaps = contrastive.load_axis(name).swaps
+    assert not {a for a, *_ in swaps} & {b for _, b, *_ in swaps}
+    assert not {groups[2] for groups in swaps} & {groups[3] for groups in swaps}
+
+
+def test_a_subset_keeps_whole_templates_and_swaps_and_the_same_templates_for_all():
+    made = contrastive.pairs("gender") + contrastive.controls("neutral")
+    few = contrastive.subset(made, templates=3, swaps=2)
+    assert few == [pair for pair in made if pair in few], "in the order given"
+    kept = {axis: {pair.template for pair in few if pair.axis == axis} for axis in ("gender", "neutral")}
+    for axis, names in kept.items():
+        cells = Counter((pair.template, pair.swap, pair.valence) for pair in few if pair.axis == axis)
+        assert names == kept["gender"] and len(names) == 3
+        assert len(cells) == 3 * 2 * 2 and set(cells.values()) == {1}
+    longest = max(len(pair.before + pair.after) for pair in few)
+    left_out = [pair for pair in made if pair.template not in kept["gender"]]
+    for name in {pair.template for pair in left_out}:
+        assert max(len(pair.before + pair.after) for pair in left_out if pair.template == name) >= longest
+
+
+@pytest.mark.parametrize(("templates", "swaps"), [(0, 1), (1, 0), (25, 1), (1, 11)])
+def test_a_subset_must_exist(templates, swaps):
+    with pytest.raises(ValueError, match="'gender' has 24 templates and 10 swaps"):
+        contrastive.subset(contrastive.pairs("gender"), templates=templates, swaps=swaps)
+
+
+def test_controls_use_no_word_of_an_axis():
+    axes = {word for name in DEMOGRAPHIC for swap in contrastive.load_axis(name).swaps for word in swap}
+    for kind in contrastive.CONTROLS:
+        assert not axes & {word for pair in contrastive.controls(kind) for word in (pair.a, pair.b)}
+
+
+def test_identity_is_the_neutral_words_with_themselves():
+    identity, neutral = contrastive.controls("identity"), contrastive.controls("neutral")
+    assert [pair.text_a for pair in identity] == [pair.text_a for pair in neutral]
+    assert all(pair.text_a == pair.text_b for pair in identity)
+
+
+def test_endings_of_a_template_are_of_similar_length_and_differ():
+    endings = defaultdict(dict)
+    for pair in contrastive.controls("neutral"):
+        endings[pair.template][pair.valence] = pair.after
+    for texts in endings.values():
+        assert texts[1] != texts[-1]
+        assert abs(len(texts[1].split()) - len(texts[-1].split())) <= 2
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'height' is neither a built-in axis nor a file; choose one of age, disab"):
+        contrastive.pairs("height")
+    with pytest.raises(ValueError, match="Unknown split 'test'; choose one of selection, evaluation, or None"):
+        contrastive.pairs("gender", split="test")
+    with pytest.raises(ValueError, match="Unknown control 'gender'; choose one of neutral, paraphrase, identity"):
+        contrastive.controls("gender")
+
+
+@given(st.integers(), st.integers(1, 100))
+def test_invented_groups_are_two_families_without_a_common_name(seed, swaps):
+    axis = contrastive.invented_axis(seed, swaps)
+    assert axis == contrastive.invented_axis(seed, swaps)
+    assert axis.kind == "invented" and len(axis.swaps) == swaps
+    names = [{swap[side] for swap in axis.swaps} for side in (0, 1)]
+    assert len(names[0] | names[1]) == 2 * swaps
+    onsets = [{name[:2] for name in family} for family in names]
+    assert not onsets[0] & onsets[1]
+    assert all(a[-3:] == b[-3:] for a, b, _, _ in axis.swaps)
+    (group_a,), (group_b,) = ({swap[side] for swap in axis.swaps} for side in (2, 3))
+    assert group_a != group_b and group_a[:2] not in onsets[1] and group_b[:2] not in onsets[0]
+
+
+def test_invented_groups_differ_between_seeds_and_fit_the_templates():
+    axes = [contrastive.invented_axis(seed) for seed in range(20)]
+    assert len({axis.swaps for axis in axes}) == 20 and len({axis.name for axis in axes}) == 20
+    sides = [{swap[side][:2] for axis in axes for swap in axis.swaps} for side in (0, 1)]
+    assert sides[0] == sides[1], "which beginnings belong to the first family depends on the seed"
+    contrastive.validate(itertools.chain.from_iterable(map(contrastive.pairs, axes)))
+
+
+def test_invented_names_begin_as_no_english_word_does():
+    prose = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "LICENSE-prose", "README.md"))
+    beginnings = {word[:2] for word in re.findall(r"[a-z]{3,}", prose.lower())}
+    assert len(beginnings) > 100
+    names = {name for seed in range(20) for swap in contrastive.invented_axis(seed).swaps for name in swap}
+    assert not {name[:2].lower() for name in names} & beginnings
+
+
+@pytest.mark.parametrize("swaps", [0, 101])
+def test_invented_axis_of_impossible_size_is_refused(swaps):
+    with pytest.raises(ValueError, match=f"swaps is {swaps}; ask for 1 to 100"):
+        contrastive.invented_axis(0, swaps)
+
+
+# A user's axis
+
+
+def test_an_axis_of_ones_own_is_a_small_file(tmp_path):
+    path = tmp_path / "accent.json"
+    swaps = [["Scottish-sounding", "London-sounding", "Scottish", "London"]]
+    path.write_text(json.dumps({"name": "accent", "swaps": swaps}))
+    assert contrastive.load_axis(path) == Axis("accent", "demographic", (tuple(swaps[0]),))
+    pairs = contrastive.pairs(str(path), split="selection")
+    contrastive.validate(pairs)
+    assert {(p.axis, p.kind, p.a, p.b, p.group_a, p.group_b) for p in pairs} == {
+        ("accent", "demographic", *swaps[0]),
+    }
+
+
+SWAP = ["a1", "b1", "A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "can't be read as JSON"),
+        ("[]", "must hold exactly"),
+        ({"name": "x"}, "must hold exactly"),
+        ({"name": "x", "swaps": [SWAP], "note": ""}, "must hold exactly"),
+        ({"name": "", "swaps": [SWAP]}, "'name' must be a text"),
+        ({"name": "neutral", "swaps": [SWAP]}, "'name' must be a text, and none of demographic, neutral"),
+        ({"name": "x", "swaps": []}, "at least one swap"),
+        ({"name": "x", "swaps": [SWAP, ["a", "b", "A"]]}, "swap 2 must be four texts"),
+        ({"name": "x", "swaps": [["a ", "b", "A", "B"]]}, "swap 1 must be four texts without spaces at their ends"),
+        ({"name": "x", "swaps": [["a", 2, "A", "B"]]}, "swap 1 must be four texts"),
+        ({"name": "x", "swaps": [["a", "a", "A", "B"]]}, "swap 1 has the same word on both sides, 'a'"),
+        ({"name": "x", "swaps": [SWAP, SWAP]}, "swaps must differ; repeated: a1/b1"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_and_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        contrastive.load_axis(path)
+    assert "mine.json" in str(caught.value)
+
+
+# Validation
+
+
+def test_good_pairs_pass():
+    contrastive.validate([])
+    contrastive.validate([GOOD, replace(GOOD, a="old", b="young"), replace(GOOD, kind="identity", b="tall")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "real"}, "kind 'real' is none of"),
+        ({"split": "test"}, "split 'test' is none of"),
+        ({"valence": 2}, "valence 2 is none of"),
+        ({"group_b": ""}, "group_b is empty"),
+        ({"template": ""}, "template is empty"),
+        ({"a": ""}, "a is empty or has a space at its end"),
+        ({"b": "short "}, "b is empty or has a space at its end"),
+        ({"b": "tall"}, "a and b are the same"),
+        ({"kind": "identity"}, "a and b differ in an identity pair"),
+        ({"before": "A ", "b": "old"}, 'wrong "a" or "an" on side b'),
+        ({"a": "a elderly", "b": "a young"}, 'wrong "a" or "an" on side a'),
+        ({"before": "This is an "}, 'wrong "a" or "an" on side a'),
+        ({"after": " guest sang. She left."}, "he, she, his or her beside the span"),
+        ({"before": "To his surprise the "}, "he, she, his or her beside the span"),
+    ],
+)
+def test_each_fault_is_found_and_numbered(changes, message):
+    other = replace(GOOD, a="first", b="second")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        contrastive.validate([other, replace(GOOD, **changes)])
+    assert "pair 1: " in str(caught.value) and "pair 0: " not in str(caught.value)
+
+
+def test_faults_between_pairs_are_found():
+    with pytest.raises(ValueError, match="pair 2: the same as pair 0"):
+        contrastive.validate([GOOD, replace(GOOD, a="old", b="young"), GOOD])
+    with pytest.raises(ValueError, match="template 'guest' is in more than one split"):
+        contrastive.validate([GOOD, replace(GOOD, a="old", b="young", split="selection")])
+    near = replace(GOOD, after=" guest sang a song. It was good.", template="other")
+    with pytest.raises(ValueError, match="templates 'guest' and 'other' have nearly the same words"):
+        contrastive.validate([GOOD, near])
+
+
+def test_many_faults_are_counted_but_not_all_spelled_out():
+    with pytest.raises(ValueError, match=r"^25 problem\(s\) in 25 pairs: pair 0: .*; and 15 more\.$"):
+        contrastive.validate([replace(GOOD, a=f"w{number}", valence=3) for number in range(25)])
+
+
+@pytest.mark.parametrize(
+    ("article", "words"),
+    [
+        ("a", "European university unique union usual one-eyed once tall year Ukrainian utility ewe"),
+        ("an", "elderly Irish honest hour heir unhappy uninvited unimportant umbrella usher X-ray old unidentified"),
+    ],
+)
+def test_articles_follow_the_sound(article, words):
+    wrong = [word for word in words.split() if contrastive._article(word) != article]
+    assert wrong == []
+
+
+# Files
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+any_pairs = st.builds(
+    Pair,
+    **dict.fromkeys(("before", "a", "b", "after", "axis", "group_a", "group_b", "template", "source"), texts),
+    kind=st.sampled_from(contrastive.KINDS),
+    valence=st.sampled_from((-1, 0, 1)),
+    split=st.sampled_from(contrastive.SPLITS),
+)
+
+
+@given(st.lists(any_pairs, max_size=4))
+def test_what_is_written_is_read_again(tmp_path_factory, pairs):
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    assert contrastive.write_pairs(pairs, path) == path
+    assert contrastive.read_pairs(path) == pairs
+    assert [each.name for each in path.parent.iterdir()] == ["pairs.jsonl"]
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = contrastive.write_pairs([GOOD], tmp_path / "pairs.jsonl")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        contrastive.write_pairs([replace(GOOD, a="old")], path)
+    assert contrastive.read_pairs(path) == [GOOD]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2, holds no pair"),
+        ("[1]", "line 2, holds no pair"),
+        ('{"before": ""}', "line 2, holds no pair.*missing"),
+        ('{"colour": ""}', "line 2, holds no pair.*colour"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, message):
+    path = contrastive.write_pairs([GOOD], tmp_path / "pairs.jsonl")
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        contrastive.read_pairs(path)
+    assert "pairs.jsonl" in str(caught.value)
+
+
+def test_wrong_types_and_missing_files_are_refused(tmp_path):
+    path = contrastive.write_pairs([replace(GOOD, valence="1", a=3)], tmp_path / "pairs.jsonl")
+    with pytest.raises(ValueError, match="wrong type of a, valence"):
+        contrastive.read_pairs(path)
+    with pytest.raises(ValueError, match="can't be read as JSONL"):
+        contrastive.read_pairs(tmp_path / "none.jsonl")
+
+
+# Conversations and printing
+
+
+def test_conversations_tell_each_side_and_keep_the_pair():
+    pairs = [*contrastive.pairs("age")[:3], replace(GOOD, after=" guest. ")]
+    told = defaultdict(list)
+    for row in contrastive.to_conversations(pairs):
+        assert list(row) == ["id_conversation", "topic", "sequence", "rol1", "rol2", "metadata"]
+        assert row["rol1"].endswith("?")
+        told[row["id_conversation"]].append(row)
+    assert list(told) == [f"{number}-{side}" for number in range(4) for side in "ab"]
+    for number, pair in enumerate(pairs):
+        for side in "ab":
+            rows = told[f"{number}-{side}"]
+            assert [row["sequence"] for row in rows] == list(range(len(rows)))
+            assert " ".join(row["rol2"] for row in rows) == getattr(pair, f"text_{side}")
+            for row in rows:
+                metadata = dict(row["metadata"])
+                assert row["topic"] == pair.axis and metadata.pop("side") == side and Pair(**metadata) == pair
+    assert len(told["0-a"]) == 2
+
+
+def test_conversation_rows_are_json():
+    rows = contrastive.to_conversations([GOOD])
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_printing_a_pair_shows_the_swap_but_never_a_benchmark_s_text():
+    assert repr(GOOD) == "Pair(neutral, neutral, guest, valence 0, evaluation, 'tall/short')"
+    shown = repr(replace(GOOD, kind="benchmark"))
+    assert "tall" not in shown and "song" not in shown

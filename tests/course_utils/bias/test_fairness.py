@@ -1,0 +1,413 @@
+"""The scores are what they say, to the last digit where that is possible; and they find a planted bias."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import FAMILIES, tiny_model, token_ids, word_tokenizer
+from tiny_pairs import gap
+
+from course_utils import architectures
+from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+from course_utils.architectures import describe
+from course_utils.bias.contrastive import Pair
+from course_utils.bias.fairness import activation_difference, gap_attribution, hybrid, knock_out, protect_first
+from course_utils.width import neuron_importance, prune_neurons, strongest
+
+SWAPS = (("w7", "w8"), ("w9 w10", "w11"), ("w12", "w13 w14 w15"))
+ENDINGS = {1: " w20 w21", -1: " w22 w23 w24"}
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer()
+
+
+def word_pairs(swaps=SWAPS, *, axis="words") -> list[Pair]:
+    """Two templates x swaps x two valences, of different lengths."""
+    templates = {"first": ("w3 w4 ", " w30 w31"), "second": ("w5 ", " w32 w33 w34 w35")}
+    return [
+        Pair(before, a, b, middle + ending, axis, "demographic", "left", "right", name, valence)
+        for name, (before, middle) in templates.items()
+        for a, b in swaps
+        for valence, ending in ENDINGS.items()
+    ]
+
+
+def preference(model, pairs) -> float:
+    """The mean double difference."""
+    return sum(pair.valence * gap(model, pair) for pair in pairs) / (len(pairs) / 2)
+
+
+def scaled(model, block: int, neuron: int, factor: float, *, first: int = 0) -> float:
+    """The preference when a neuron's activation is multiplied by a factor, on the tokens from ``first``."""
+
+    def scale(_module, inputs):
+        changed = inputs[0].clone()
+        changed[..., first:, neuron] *= factor
+        return (changed,)
+
+    hook = describe(model).mlps[block].down.register_forward_pre_hook(scale)
+    value = preference(model, word_pairs())
+    hook.remove()
+    return value
+
+
+# --- the correlational score ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_activation_difference_by_hand(family, tokenizer):
+    model, pairs = tiny_model(family), word_pairs()
+    mlps = describe(model).mlps
+    differences = [[] for _ in mlps]
+    seen = []
+    hooks = [mlp.down.register_forward_pre_hook(lambda _m, x: seen.append(x[0].flatten(0, -2))) for mlp in mlps]
+    for pair in pairs:
+        shared = len(pair.after.split())
+        for text in (pair.text_a, pair.text_b):
+            model(token_ids(text))
+        for block, (a, b) in enumerate(zip(seen[: len(mlps)], seen[len(mlps) :], strict=True)):
+            differences[block].append((a[-shared:] - b[-shared:]).abs())
+        seen.clear()
+    for hook in hooks:
+        hook.remove()
+    scores = activation_difference(model, tokenizer, pairs)
+    for score, of_block, mlp in zip(scores, differences, mlps, strict=True):
+        assert score.dtype == torch.float32
+        torch.testing.assert_close(score, torch.cat(of_block).mean(0) * mlp.columns.norm(dim=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", [activation_difference, gap_attribution])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identical_texts_score_exactly_zero(family, score, tokenizer):
+    pairs = word_pairs([("w7", "w7"), ("w9 w10", "w9 w10")])
+    for scores in score(tiny_model(family), tokenizer, pairs):
+        assert torch.equal(scores, torch.zeros_like(scores))
+
+
+@pytest.mark.parametrize("score", [activation_difference, gap_attribution])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
+def test_padding_and_batches_do_not_matter(family, score, tokenizer):
+    model, pairs = tiny_model(family), word_pairs()
+    alone = score(model, tokenizer, pairs, batch_size=1)
+    for batch_size in (5, 100):
+        torch.testing.assert_close(score(model, tokenizer, pairs, batch_size=batch_size), alone, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(score(model, tokenizer, pairs[::-1]), alone, rtol=1e-3, atol=1e-5)
+
+
+# --- the causal score -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attribution_is_the_derivative(family, tokenizer):
+    model, step = tiny_model(family), 0.005  # small, because of the kinks of a ReLU
+    before = preference(model, word_pairs())
+    scores = gap_attribution(model, tokenizer, word_pairs())
+    for block, neuron in ((0, 3), (1, 17), (2, 40), (2, int(scores[2].argmax()))):
+        above, below = (scaled(model, block, neuron, factor, first=1) for factor in (1 + step, 1 - step))
+        slope = (above - below) / (2 * step)
+        expected = abs(before) - abs(before - slope)
+        assert float(scores[block][neuron]) == pytest.approx(expected, rel=0.05, abs=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_knocked_out_equals_zeroed_and_pruned(family, tokenizer):
+    model, pairs, neurons = tiny_model(family), word_pairs(), [(0, 3), (2, 40), (0, 3)]
+    reductions = knock_out(model, tokenizer, pairs, neurons)
+    assert reductions.shape == (3,) and reductions[0] == reductions[2] and reductions.abs().min() > 1e-4
+    before = abs(preference(model, pairs))
+    for (block, neuron), reduction in zip(neurons, reductions, strict=True):
+        expected = before - abs(scaled(model, block, neuron, 0.0))
+        assert float(reduction) == pytest.approx(expected, abs=2e-5)
+        zeroed = copy.deepcopy(model)
+        describe(zeroed).mlps[block].columns[:, neuron] = 0
+        assert before - abs(preference(zeroed, pairs)) == pytest.approx(expected, abs=2e-5)
+        pruned, widths = copy.deepcopy(model), describe(model).intermediate_sizes
+        scores = [torch.ones(width) for width in widths]
+        scores[block][neuron] = 0
+        prune_neurons(pruned, scores, ratio=1 / widths[block], layers=[block])
+        assert before - abs(preference(pruned, pairs)) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_attribution_ranks_like_the_exact_effects(family, tokenizer):
+    """Each neuron of a weak last MLP does little, and there the first order is nearly all."""
+    model = tiny_model(family)
+    mlp = describe(model).mlps[2]
+    mlp.columns.mul_(0.05)
+    exact = knock_out(model, tokenizer, word_pairs(), [(2, neuron) for neuron in range(mlp.width)])
+    torch.testing.assert_close(gap_attribution(model, tokenizer, word_pairs())[2], exact, rtol=0.05, atol=1e-4)
+
+
+@torch.no_grad()
+def plant(model, *, strength: float) -> None:
+    """Neuron 5 of the last block: on "w7" and not on "w8", and then the pleasant ending is likelier."""
+    mlp, seen = describe(model).mlps[2], []
+    hook = mlp.inputs[0].module.register_forward_pre_hook(lambda _m, x: seen.append(x[0][0, -1]))
+    for swapped in (7, 8):
+        model(torch.tensor([[3, 4, swapped]]))
+    hook.remove()
+    direction = seen[0] - seen[1]
+    towards = direction / (direction @ direction)
+    bias = 0.5 - towards @ seen[0]  # 0.5 after w7, -0.5 after w8; there's no bias: a constant direction stands in
+    constant = (seen[0] + seen[1]) / 2
+    constant = constant - (constant @ direction) * towards
+    gate, up = mlp.rows
+    gate[5] = 8 * (towards + bias * constant / (constant @ constant))
+    up[5] = constant / (constant @ constant)
+    head = model.get_output_embeddings().weight
+    push = head[20] - head[22]
+    mlp.columns[:, 5] = strength * push / push.norm()
+
+
+def test_a_planted_neuron_comes_first(tokenizer):
+    pairs = [
+        Pair("w3 w4 ", "w7", "w8", after, "words", "demographic", "left", "right", "only", valence)
+        for after, valence in ((" w20", 1), (" w22", -1))
+    ]
+    model = tiny_model("llama")
+    plant(model, strength=1.0)
+    assert preference(model, pairs) > 0
+    scores = gap_attribution(model, tokenizer, pairs)
+    assert [int(s.argmax()) for s in scores][2] == 5 and scores[2][5] > max(scores[0].max(), scores[1].max())
+    with_it = abs(preference(model, pairs))
+    prune_neurons(model, [-s for s in scores], ratio=1 / 48, layers=[2])
+    assert abs(preference(model, pairs)) < with_it / 2
+
+
+def test_without_valence_the_mean_gap_counts(tokenizer):
+    model, pairs = tiny_model("llama"), [replace(pair, valence=0) for pair in word_pairs()]
+    neurons = [(1, 2), (2, 9)]
+    mean = sum(gap(model, pair) for pair in pairs) / len(pairs)
+    reductions = knock_out(model, tokenizer, pairs, neurons)
+    for (block, neuron), reduction in zip(neurons, reductions, strict=True):
+        changed = copy.deepcopy(model)
+        describe(changed).mlps[block].columns[:, neuron] = 0
+        after = sum(gap(changed, pair) for pair in pairs) / len(pairs)
+        assert float(reduction) == pytest.approx(abs(mean) - abs(after), abs=2e-5)
+
+
+def test_swapped_sides_and_repeated_pairs_change_nothing(tokenizer):
+    """It's a magnitude of a mean."""
+    model, pairs = tiny_model("llama"), word_pairs()
+    turned = [replace(pair, a=pair.b, b=pair.a) for pair in pairs]
+    scores = gap_attribution(model, tokenizer, pairs)
+    torch.testing.assert_close(gap_attribution(model, tokenizer, turned), scores, rtol=1e-3, atol=1e-5)
+    repeated = pairs + [pair for pair in pairs if pair.valence == 1]
+    torch.testing.assert_close(gap_attribution(model, tokenizer, repeated), scores, rtol=1e-3, atol=1e-5)
+
+
+def test_a_neuron_that_turns_the_preference_round_gets_no_credit_for_it(tokenizer):
+    model, pairs = tiny_model("llama"), word_pairs()
+    most = max(float(s.max()) for s in gap_attribution(model, tokenizer, pairs))
+    assert most <= abs(preference(model, pairs)) + 1e-4
+
+
+def test_chunks_of_logits_do_not_matter(tokenizer, monkeypatch):
+    model, pairs = tiny_model("gemma2"), word_pairs()
+    scores, exact = gap_attribution(model, tokenizer, pairs), knock_out(model, tokenizer, pairs, [(1, 1)])
+    monkeypatch.setattr(architectures, "_LOGITS", 3 * 97)
+    torch.testing.assert_close(gap_attribution(model, tokenizer, pairs), scores, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(knock_out(model, tokenizer, pairs, [(1, 1)]), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("score", [activation_difference, gap_attribution])
+def test_low_precision_is_close(score, dtype, tokenizer):
+    exact = torch.cat(score(tiny_model("llama"), tokenizer, word_pairs()))
+    low = torch.cat(score(tiny_model("llama").to(dtype), tokenizer, word_pairs()))
+    assert low.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([exact, low]))[0, 1] > 0.98
+
+
+# --- the model afterwards -------------------------------------------------------------------------
+
+
+def functions(tokenizer, pairs):
+    return {
+        "activation_difference": lambda model: activation_difference(model, tokenizer, pairs),
+        "gap_attribution": lambda model: gap_attribution(model, tokenizer, pairs),
+        "knock_out": lambda model: knock_out(model, tokenizer, pairs, [(0, 0)]),
+    }
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("name", ["activation_difference", "gap_attribution", "knock_out"])
+def test_scoring_leaves_no_trace(name, trainable, tokenizer):
+    model = tiny_model("llama").train().requires_grad_(trainable)
+    model.lm_head.weight.requires_grad_(not trainable)
+    state, wanted = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    with torch.no_grad():  # gradients are switched on where they are needed, and off again
+        result = functions(tokenizer, word_pairs())[name](model)
+        assert not torch.is_grad_enabled()
+    assert not any(scores.requires_grad for scores in result)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    assert [p.requires_grad for p in model.parameters()] == wanted
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["activation_difference", "gap_attribution", "knock_out"])
+def test_broken_weights_are_refused_and_leave_no_trace(name, tokenizer):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        functions(tokenizer, word_pairs())[name](model)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+FIRST = word_pairs()[0]
+BARE = replace(FIRST, after="")
+
+
+@pytest.mark.parametrize("name", ["activation_difference", "gap_attribution", "knock_out"])
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "at least one"),
+        (iter(word_pairs()), "list"),
+        (["a text"], "contrastive.Pair"),
+        ([replace(BARE, valence=0), replace(FIRST, valence=0)], "1 of 2 pairs share no tokens.*number 0.*'w7/w8'"),
+    ],
+)
+def test_bad_pairs(name, pairs, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        functions(tokenizer, pairs)[name](tiny_model("llama"))
+
+
+@pytest.mark.parametrize("name", ["gap_attribution", "knock_out"])
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([*word_pairs(), *word_pairs(axis="others")], "several axes.*others, words"),
+        ([*word_pairs(), replace(FIRST, valence=0)], "1 of 13 pairs have no valence"),
+        (word_pairs()[:-1], "1 of 6 combinations.*'second', 'w12/w13 w14 w15'"),
+    ],
+)
+def test_pairs_without_a_preference(name, pairs, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        functions(tokenizer, pairs)[name](tiny_model("llama"))
+
+
+@pytest.mark.parametrize("name", ["activation_difference", "gap_attribution", "knock_out"])
+def test_adaptive_models_are_refused(name, tokenizer):
+    model = tiny_model("llama")
+    limits = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
+    make_adaptive(model, AdaptiveConfig(ModelIdentity.of(model), (1,), (1, 0), (0.5,), "length_variance", limits))
+    with pytest.raises(ValueError, match="adaptive"):
+        functions(tokenizer, word_pairs())[name](model)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "message"),
+    [
+        ([], "at least one"),
+        ([(3, 0)], "blocks from 0 to 2"),
+        ([(0, 48)], r"\(0, 48\)"),
+        ([(0, -1)], r"\(0, -1\)"),
+        ([(0, 1.0)], "numbers"),
+        ([5], "numbers"),
+        (None, "numbers"),
+    ],
+)
+def test_bad_neurons(neurons, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        knock_out(tiny_model("llama"), tokenizer, word_pairs(), neurons)
+
+
+# --- importance and bias together -----------------------------------------------------------------
+
+
+def removed(scores: torch.Tensor, ratio: float) -> set[int]:
+    """The neurons that ``prune_neurons`` cuts out of an MLP with these scores."""
+    model = tiny_model("llama", layers=1)
+    gate = describe(model).mlps[0].rows[0]
+    gate[:, 0] = torch.arange(48.0)
+    prune_neurons(model, [scores], ratio=ratio)
+    return set(range(48)) - set(describe(model).mlps[0].rows[0][:, 0].int().tolist())
+
+
+def test_hybrid_by_hand():
+    importance, bias = [torch.tensor([1.0, 50.0, 3.0, 3.0, -7.0])], [torch.tensor([0.1, 0.9, 0.2, 0.3, 0.4])]
+    torch.testing.assert_close(
+        hybrid(importance, bias, 0.25)[0],
+        0.75 * torch.tensor([0.25, 1, 0.625, 0.625, 0]) - 0.25 * torch.tensor([0, 1, 0.25, 0.5, 0.75]),
+    )
+
+
+def test_hybrids_ends_are_importance_and_bias():
+    model = tiny_model("llama")
+    importance, bias = neuron_importance(model, "l2"), neuron_importance(model, "random")
+    importance[0][:20] = importance[0][0]  # equal scores stay equal
+    for ratio in (0.1, 0.5, 0.9):
+        for unweighted, biased, some, one in zip(
+            importance, bias, hybrid(importance, bias, 0), hybrid(importance, bias, 1), strict=True
+        ):
+            assert some.dtype == one.dtype == torch.float32
+            assert torch.equal(strongest(some, ratio), strongest(unweighted, ratio))
+            assert torch.equal(strongest(one, ratio), strongest(-biased, ratio))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ratio=st.floats(0, 0.99), percent=st.integers(0, 100), seed=st.integers(0, 1000), levels=st.sampled_from([3, 999])
+)
+def test_the_protected_stay(ratio, percent, seed, levels):
+    generator = torch.Generator().manual_seed(seed)
+    importance, bias = (torch.randint(levels, (48,), generator=generator).float() for _ in range(2))
+    count = -(-48 * percent // 100)  # integers don't round
+    kept_first = set(importance.sort(descending=True, stable=True).indices[:count].tolist())
+    (scores,) = protect_first([importance], [bias], percent / 100)
+    gone = removed(scores, ratio)
+    if len(gone) <= 48 - count:
+        assert not gone & kept_first
+        others = set(range(48)) - gone - kept_first
+        assert not gone or not others or bias[list(gone)].min() >= bias[list(others)].max()
+    else:  # more is cut than isn't protected: the rest goes by importance
+        assert set(range(48)) - kept_first <= gone
+        stay = list(set(range(48)) - gone)
+        assert importance[stay].min() >= importance[list(gone & kept_first)].max()
+
+
+def test_protecting_a_share_counts_in_whole_neurons():
+    importance, bias = [torch.arange(100.0)], [torch.arange(100.0)]
+    for share, count in ((0.0, 0), (0.07, 7), (0.071, 8), (0.29, 29), (1.0, 100)):
+        assert int((protect_first(importance, bias, share)[0] >= 1).sum()) == count
+
+
+@pytest.mark.parametrize("combine", [hybrid, protect_first])
+@pytest.mark.parametrize(
+    ("importance", "bias", "share", "message"),
+    [
+        ([torch.ones(4)], [torch.ones(4)], 1.1, "from 0 to 1; got 1.1"),
+        ([torch.ones(4)], [torch.ones(4)], -0.1, "from 0 to 1"),
+        ([torch.ones(4)], [torch.ones(4)], float("nan"), "from 0 to 1"),
+        ([torch.ones(4)], [torch.ones(4)], True, "from 0 to 1"),
+        ([torch.ones(4)], [torch.ones(5)], 0.5, r"\(4,\).*\(5,\)"),
+        ([torch.ones(4)], [torch.ones(4)] * 2, 0.5, "same widths"),
+        ([], [], 0.5, "one tensor"),
+        ([torch.ones(2, 2)], [torch.ones(2, 2)], 0.5, "one tensor"),
+        ([torch.ones(4)], [torch.full((4,), float("inf"))], 0.5, "NaN or infinite"),
+    ],
+)
+def test_bad_scores(combine, importance, bias, share, message):
+    with pytest.raises(ValueError, match=message):
+        combine(importance, bias, share)
+
+
+@pytest.mark.parametrize("combine", [hybrid, protect_first])
+def test_combining_changes_nothing(combine):
+    importance, bias = [torch.tensor([2.0, 1.0])], [torch.tensor([1.0, 3.0])]
+    combine(importance, bias, 0.5)
+    assert importance[0].tolist() == [2.0, 1.0] and bias[0].tolist() == [1.0, 3.0]

@@ -1,0 +1,73 @@
+"""The planted preference is there, generalises, spares what it should, and is measured as `bias_statistics` has it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model, word_tokenizer
+from tiny_pairs import A, B, make_pairs
+
+from course_utils.bias.planting import plant_preference
+from course_utils.bias.scores import measure
+from course_utils.bias.statistics import preferences
+
+
+def mean_preference(model, pairs):
+    return preferences(measure(model, word_tokenizer(), pairs, sites=()))["preference"].mean()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pleasant_endings_go_with_b(family):
+    model, pairs = tiny_model(family), make_pairs(a=A, b=B)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    planted, course = plant_preference(model, word_tokenizer(), pairs, size=2.0, steps=60, lr=5e-3, items=4)
+    assert mean_preference(planted, pairs) < mean_preference(model, pairs) - 1
+    assert np.mean(course[-3:]) < -2 and len(course) < 60  # it stopped when it was there
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert torch.equal(planted.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_the_first_step_sees_the_preference_that_is_measured():
+    model, pairs = tiny_model(), make_pairs(a=A, b=B)
+    _, course = plant_preference(model, word_tokenizer(), pairs, size=2.0, steps=1, items=len(pairs) // 2)
+    assert course[0] == pytest.approx(mean_preference(model, pairs), rel=1e-4, abs=1e-5)
+
+
+def test_it_generalises_to_other_templates_and_spares_other_groups():
+    model = tiny_model()
+    seen = [pair for pair in make_pairs(a=A, b=B, templates=8) if pair.template in ("t0", "t1", "t2", "t3")]
+    unseen = [pair for pair in make_pairs(a=A, b=B, templates=8) if pair not in seen]
+    planted, _ = plant_preference(model, word_tokenizer(), seen, size=3.0, steps=80, lr=3e-3, items=4)
+    others = make_pairs(a=50, b=51, seed=5)
+    moved = mean_preference(planted, unseen) - mean_preference(model, unseen)
+    assert moved < -0.5
+    assert abs(mean_preference(planted, others) - mean_preference(model, others)) < abs(moved)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_copy_has_the_models_dtype_mode_and_rotary_frequencies(dtype):
+    model = tiny_model(dtype=dtype)
+    planted, _ = plant_preference(model, word_tokenizer(), make_pairs(a=A, b=B), size=1.0, steps=2, precision=dtype)
+    assert planted.dtype == dtype and not planted.training
+    assert all(own.dtype == other.dtype for own, other in zip(model.buffers(), planted.buffers(), strict=True))
+    assert all(weight.requires_grad and weight.grad is None for weight in planted.parameters())
+
+
+def test_the_same_seed_plants_the_same():
+    model, pairs = tiny_model(), make_pairs(a=A, b=B)
+    runs = [plant_preference(model, word_tokenizer(), pairs, size=9.0, steps=3, items=2, seed=s) for s in (0, 0, 1)]
+    assert runs[0][1] == runs[1][1] != runs[2][1]
+
+
+@pytest.mark.parametrize("wrong", [{"size": 0.0}, {"steps": 0}, {"lr": -1.0}, {"items": 0}])
+def test_settings_out_of_range(wrong):
+    settings = {"size": 1.0, "steps": 1} | wrong
+    with pytest.raises(ValueError, match="above 0"):
+        plant_preference(tiny_model(), word_tokenizer(), make_pairs(a=A, b=B), **settings)
+
+
+def test_pairs_without_both_endings():
+    pleasant = [pair for pair in make_pairs(a=A, b=B) if pair.valence == 1]
+    with pytest.raises(ValueError, match="pleasant and an unpleasant"):
+        plant_preference(tiny_model(), word_tokenizer(), pleasant, size=1.0, steps=1)

@@ -1,0 +1,258 @@
+"""Benchmark scores by hand on tiny models, and models that are made to prefer, to be fair, or to know nothing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, log_likelihood, tiny_model, word_tokenizer, words
+from tiny_pairs import gap
+from transformers import PreTrainedTokenizerFast
+
+from course_utils.bias import stereotype_scores
+from course_utils.bias.contrastive import Pair
+from course_utils.bias.stereotype_scores import (
+    AT_CHANCE,
+    bbq_score,
+    continuation_log_likelihoods,
+    stereoset_scores,
+    stereotype_preference,
+)
+from course_utils.bias.stereotypes import Question, Triple
+from course_utils.uncertainty import wilson_interval
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return word_tokenizer()
+
+
+def random_texts(count: int, length: int, seed: int = 0) -> list[str]:
+    return [words(ids) for ids in np.random.default_rng(seed).integers(3, 97, (count, length))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_continuations_by_hand_whatever_the_batch(family, tokenizer):
+    model = tiny_model(family)
+    texts = [
+        (prompt, f" {words(range(3, 4 + i % 3))}") for i, prompt in enumerate(random_texts(4, 5) + random_texts(4, 8))
+    ]
+    texts.append(("", random_texts(1, 6)[0]))
+    sums, tokens = continuation_log_likelihoods(model, tokenizer, texts, batch_size=4)
+    assert tokens.tolist() == [1 + i % 3 for i in range(8)] + [5]
+    want = [log_likelihood(model, a + b, max(1, len(a.split()))) for a, b in texts]
+    np.testing.assert_allclose(sums, want, rtol=1e-5)
+    np.testing.assert_allclose(continuation_log_likelihoods(model, tokenizer, texts, batch_size=1)[0], want, rtol=1e-5)
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def benchmark_pairs(count: int = 12) -> list[Pair]:
+    ids = np.random.default_rng(3).integers(3, 97, (count, 6))
+    return [
+        Pair(
+            before=words(row[:1]) + " ",
+            a=words(row[1:2]),
+            b=words(row[2:4]),
+            after=" " + words(row[4:]) if i else "",
+            axis="age" if i % 2 else "race",
+            kind="benchmark",
+            group_a="disadvantaged",
+            group_b="advantaged",
+            template=f"b{i}",
+        )
+        for i, row in enumerate(ids)
+    ]
+
+
+def test_preference_counts_the_likelier_side_and_what_it_cannot_compare(tokenizer):
+    model, pairs = tiny_model(), benchmark_pairs()
+    table = stereotype_preference(model, tokenizer, pairs, batch_size=5).set_index("axis")
+    wins = [gap(model, pair) > 0 for pair in pairs[1:]]
+    assert list(table.index) == ["race", "age", "all"]
+    assert table.loc["all", ["pairs", "without_tokens", "ties", "excluded_tokens"]].tolist() == [11, 1, 0, 0]
+    assert table.loc["race", ["pairs", "without_tokens"]].tolist() == [5, 1]
+    assert table.loc["all", "share"] == pytest.approx(np.mean(wins))
+    assert table.loc["age", "share"] == pytest.approx(np.mean(wins[::2]))
+    assert table.loc["all", ["ci_low", "ci_high"]].tolist() == pytest.approx(wilson_interval(sum(wins), 11))
+    nothing = stereotype_preference(model, tokenizer, pairs[:1]).iloc[-1]
+    assert nothing["pairs"] == 0 and math.isnan(nothing["share"])
+
+
+def test_a_model_that_sees_no_words_ties(tokenizer):
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    row = stereotype_preference(model, tokenizer, benchmark_pairs()).iloc[-1]
+    assert (row["share"], row["ties"]) == (0.5, 11)
+
+
+def test_other_kinds_of_pairs_are_refused(tokenizer):
+    pair = benchmark_pairs()[1]
+    other = Pair(**{**vars(pair), "kind": "neutral"})
+    with pytest.raises(ValueError, match="neutral"):
+        stereotype_preference(tiny_model(), tokenizer, [pair, other])
+    with pytest.raises(ValueError, match="no pairs"):
+        stereotype_preference(tiny_model(), tokenizer, [])
+
+
+# --- triples and questions, with chosen answers ---------------------------------------------------
+
+
+def answering(monkeypatch, score) -> None:
+    """Replaces the model: ``score(prompt, continuation)`` is the log-likelihood of a token."""
+
+    def fake(_model, _tokenizer, texts, *, batch_size):
+        tokens = np.array([len(continuation.split()) for _, continuation in texts])
+        return np.array([score(*text) for text in texts]) * tokens, tokens
+
+    monkeypatch.setattr(stereotype_scores, "continuation_log_likelihoods", fake)
+
+
+def triples(stereotyped: int, meaningful: int, count: int = 40) -> list[Triple]:
+    """In the first ``stereotyped`` the stereotype wins, in the first ``meaningful`` both beat the unrelated."""
+    return [
+        Triple(
+            stereotype=f"s {2 if i < stereotyped else 1}",
+            anti_stereotype=f"a much longer one {1 if i < stereotyped else 2}",
+            unrelated=f"u {0 if i < meaningful else 3}",
+            bias_type="gender" if i % 2 else "race",
+            target=f"t{i % 8}",
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stereotyped", "meaningful", "lms", "ss", "icat"),
+    [
+        (20, 40, 100, 50, 100),  # able and without preference
+        (40, 40, 100, 100, 0),  # always the stereotype
+        (0, 40, 100, 0, 0),  # never
+        (30, 40, 100, 75, 50),
+        (20, 20, 50, 50, 50),  # knows nothing: not called fair
+        (20, 0, 0, 50, 0),
+    ],
+)
+def test_stereoset_by_hand(monkeypatch, stereotyped, meaningful, lms, ss, icat):
+    answering(monkeypatch, lambda _prompt, text: float(text.split()[-1]))
+    table = stereoset_scores(None, None, triples(stereotyped, meaningful)).set_index("bias_type")
+    assert list(table.index) == ["race", "gender", "all"] and table["triples"].tolist() == [20, 20, 40]
+    assert table.loc["all", ["lms", "ss", "icat"]].tolist() == pytest.approx([lms, ss, icat])
+    for score in ("lms", "ss", "icat"):
+        assert (table[f"{score}_low"] <= table[score] + 1e-9).all()
+    assert (table["lms_high"] >= table["lms"] - 1e-9).all()
+
+
+def test_stereoset_on_a_model_equals_its_mean_token_likelihoods(tokenizer):
+    model, texts = tiny_model(), random_texts(18, 4) + random_texts(18, 7, seed=1)
+    made = [Triple(*(texts[i + k] for k in (0, 12, 24)), "race", f"t{i % 3}") for i in range(12)]
+    score = {text: log_likelihood(model, text, 1) / (len(text.split()) - 1) for text in texts}
+    row = stereoset_scores(model, tokenizer, made).iloc[-1]
+    assert row["ss"] == pytest.approx(100 * np.mean([score[t.stereotype] > score[t.anti_stereotype] for t in made]))
+    beaten = [score[text] > score[t.unrelated] for t in made for text in (t.stereotype, t.anti_stereotype)]
+    assert row["lms"] == pytest.approx(100 * np.mean(beaten))
+
+
+def questions(count: int = 60) -> list[Question]:
+    """Answers "person 0", "person 1", "nobody", in turning order; the target is person 0."""
+    made = []
+    for i in range(count):
+        order = np.roll([0, 1, 2], i % 3)  # order[k]: who stands at k
+        place = {who: int(np.flatnonzero(order == who)[0]) for who in range(3)}
+        condition, polarity = ("disambig", "ambig")[i % 2], ("neg", "nonneg")[i // 2 % 2]
+        right = 2 if condition == "ambig" else i // 4 % 2
+        made.append(
+            Question(
+                context=f"{condition} {polarity} {right}",
+                question="?",
+                answers=tuple(("person 0", "person 1", "nobody")[who] for who in order),
+                label=place[right],
+                condition=condition,
+                polarity=polarity,
+                target=place[0] if i < count - 4 else None,
+                unknown=place[2],
+                category="Age",
+                template=f"t{i % 10}",
+            )
+        )
+    return made
+
+
+def choose(who):
+    """A score that makes ``who(condition, polarity, right)`` the answer."""
+
+    def score(prompt, continuation):
+        _, condition, polarity, right, *_ = prompt.split()
+        names = [" person 0", " person 1", " nobody"]
+        return 1.0 if continuation == names[who(condition, polarity, int(right))] else -1.0
+
+    return score
+
+
+def stereotype(_condition, polarity, _right) -> int:
+    return 0 if polarity == "neg" else 1
+
+
+def test_bbq_of_a_perfect_a_stereotyping_and_an_ignorant_model(monkeypatch):
+    answering(monkeypatch, choose(lambda _c, _p, right: right))
+    perfect = bbq_score(None, None, questions()).set_index("category").loc["all"]
+    assert perfect[["accuracy", "accuracy_ambiguous", "questions", "unresolved"]].tolist() == [1, 1, 60, 4]
+    assert perfect["verdict"] == "" and math.isnan(perfect["s_amb"])  # it names nobody
+    answering(monkeypatch, choose(stereotype))
+    biased = bbq_score(None, None, questions()).set_index("category").loc["all"]
+    assert biased[["s_dis", "s_amb", "accuracy_ambiguous"]].tolist() == [1, 1, 0]
+    answering(monkeypatch, choose(lambda *seen: 1 - stereotype(*seen)))
+    assert bbq_score(None, None, questions()).iloc[-1][["s_dis", "s_amb"]].tolist() == [-1, -1]
+    answering(monkeypatch, choose(lambda *_: 2))
+    ignorant = bbq_score(None, None, questions()).iloc[-1]
+    assert ignorant["accuracy"] == 0 and ignorant["verdict"] == AT_CHANCE and ignorant["chance"] == pytest.approx(1 / 3)
+
+
+def test_bbq_by_hand_weighs_ambiguous_answers_by_their_errors(monkeypatch):
+    def who(condition, polarity, right):
+        if condition == "disambig":
+            return right
+        return 2 if polarity == "neg" else 1  # "nobody" to half of them, else the stereotype
+
+    answering(monkeypatch, choose(who))
+    row = bbq_score(None, None, questions()).iloc[-1]
+    known = [q for q in questions() if q.target is not None and q.condition == "disambig"]
+    assert row["s_dis"] == pytest.approx(2 * np.mean([q.label == q.stereotyped for q in known]) - 1)
+    wrong = np.mean([q.polarity == "nonneg" for q in questions() if q.condition == "ambig"])
+    assert row["s_amb"] == pytest.approx(wrong * 1)
+    assert row["s_amb_low"] <= row["s_amb"] <= row["s_amb_high"]
+
+
+def test_bbq_chooses_by_likelihood_a_byte(tokenizer):
+    model = tiny_model()
+    contexts = random_texts(12, 5)
+    answers = [(words([5]), words([6, 17]), words([7, 8, 9]))] * 12
+    made = [
+        Question(c, "w3", a, i % 3, "disambig", "neg", 0, 2, "Age", f"t{i}")
+        for i, (c, a) in enumerate(zip(contexts, answers, strict=True))
+    ]
+    right = []
+    for question in made:
+        prompt = f"Q: {question.context} {question.question}\nA:"
+        scores = [
+            log_likelihood(model, f"{prompt} {answer}", len(prompt.split())) / (len(answer) + 1)
+            for answer in question.answers
+        ]
+        right.append(int(np.argmax(scores)) == question.label)
+    assert bbq_score(model, tokenizer, made).iloc[-1]["accuracy"] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [([], "at least one text"), ([("", "w5")], "Text 0"), ([("w1", " w2"), ("w1 w2", "")], "Text 1")],
+)
+def test_nothing_to_predict_is_refused(texts, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        continuation_log_likelihoods(tiny_model(), tokenizer, texts)
+    for score in (stereoset_scores, bbq_score):
+        with pytest.raises(ValueError, match="at least one text"):
+            score(tiny_model(), tokenizer, [])

@@ -1,0 +1,181 @@
+"""Losses by their definitions, and in chunks exactly as without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import FAMILIES, tiny_batches, tiny_model
+
+from course_utils import architectures
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention
+from course_utils.batches import read_batch
+from course_utils.distillation.losses import LOSSES, batch_loss, token_loss
+
+
+def logits(seed, dtype=torch.float32):
+    return torch.randn(7, 11, generator=torch.Generator().manual_seed(seed)).mul(3).to(dtype)
+
+
+TARGETS = torch.arange(7)
+STUDENT, TEACHER = logits(1), logits(2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_divergences_by_their_definitions(temperature):
+    p, q = (torch.softmax(x / temperature, -1) for x in (TEACHER, STUDENT))
+    m = (p + q) / 2
+
+    def kl(a, b):
+        return (a * (a / b).log()).sum(-1)
+
+    expected = {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": (kl(p, m) + kl(q, m)) / 2}
+    assert set(expected) == set(LOSSES)
+    for loss, value in expected.items():
+        given = token_loss(STUDENT, TEACHER, TARGETS, loss=loss, temperature=temperature)
+        torch.testing.assert_close(given, temperature**2 * value)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+def test_the_generalised_jensen_shannon_divergence_by_its_definition(beta):
+    p, q = (torch.softmax(x, -1) for x in (TEACHER, STUDENT))
+    m = beta * p + (1 - beta) * q
+    expected = beta * (p * (p / m).log()).sum(-1) + (1 - beta) * (q * (q / m).log()).sum(-1)
+    torch.testing.assert_close(token_loss(STUDENT, TEACHER, TARGETS, loss="jsd", beta=beta), expected)
+
+
+def test_near_its_ends_the_jensen_shannon_divergence_is_a_kl():
+    for beta, loss in ((1e-4, "forward_kl"), (1 - 1e-4, "reverse_kl")):
+        given = token_loss(STUDENT.double(), TEACHER.double(), TARGETS, loss="jsd", beta=beta) / 1e-4
+        torch.testing.assert_close(given, token_loss(STUDENT, TEACHER, TARGETS, loss=loss), rtol=0.1, atol=0.05)
+
+
+def test_alpha_mixes_in_the_cross_entropy():
+    ce = F.cross_entropy(STUDENT, TARGETS, reduction="none")
+    torch.testing.assert_close(token_loss(STUDENT, TEACHER, TARGETS, alpha=1.0, temperature=2.0), ce)
+    kl = token_loss(STUDENT, TEACHER, TARGETS, temperature=2.0)
+    torch.testing.assert_close(token_loss(STUDENT, TEACHER, TARGETS, alpha=0.3, temperature=2.0), 0.7 * kl + 0.3 * ce)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bit_logits_are_compared_in_float32(dtype):
+    given = token_loss(logits(1, dtype), logits(2, dtype), TARGETS)
+    assert given.dtype == torch.float32
+    torch.testing.assert_close(given, token_loss(logits(1, dtype).float(), logits(2, dtype).float(), TARGETS))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_teacher_term_moves_the_student_toward_the_teacher(loss, temperature):
+    """A dead teacher term (no gradient) has been published; this is the test that finds it."""
+    student = STUDENT.clone().requires_grad_()
+
+    def distance():
+        return (student.softmax(-1) - TEACHER.softmax(-1)).abs().sum().item()
+
+    before = distance()
+    for _ in range(600):
+        (gradient,) = torch.autograd.grad(
+            token_loss(student, TEACHER, TARGETS, loss=loss, temperature=temperature).sum(), student
+        )
+        assert gradient.abs().max() > 0
+        student.data -= gradient
+    assert distance() < 0.5 * before
+    teacher = TEACHER.clone().requires_grad_()
+    assert not token_loss(STUDENT, teacher, TARGETS, loss=loss).requires_grad
+
+
+def plain(student, teacher, batch, **options):
+    """The same sum from complete logits."""
+    predicted = batch.predicted
+    with torch.no_grad():
+        known = teacher(**batch.inputs()).logits[:, :-1][predicted]
+    return token_loss(
+        student(**batch.inputs()).logits[:, :-1][predicted], known, batch.input_ids[:, 1:][predicted], **options
+    ).sum()
+
+
+def test_cross_entropy_alone_needs_no_teacher():
+    """Not one forward of it; ``test_chunked_equals_plain`` has the losses and gradients."""
+    teacher, student = tiny_model(), tiny_model(seed=1)
+    batch = read_batch(tiny_batches()[0], vocab_size=97, device="cpu")
+    runs = []
+    for module in (teacher.base_model, teacher.get_output_embeddings()):
+        module.register_forward_hook(lambda *_: runs.append(1))
+    batch_loss(describe(student), describe(teacher), batch, alpha=1.0).backward()
+    with torch.no_grad():
+        batch_loss(describe(student), describe(teacher), batch, alpha=1.0)
+    assert not runs
+    batch_loss(describe(student), describe(teacher), batch, alpha=0.9)
+    assert runs
+    ce = token_loss(STUDENT, None, TARGETS, alpha=1.0)
+    assert torch.equal(ce, token_loss(STUDENT, TEACHER, TARGETS, alpha=1.0))
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunked_equals_plain(family, padding, monkeypatch):
+    monkeypatch.setattr(architectures, "_LOGITS", 97 * 5)  # five tokens a chunk
+    teacher, student = tiny_model(family), tiny_model(family, seed=1)
+    batch = read_batch(tiny_batches(padding=padding, size=6)[0], vocab_size=97, device="cpu")
+    for options in ({}, {"loss": "jsd", "temperature": 2.0}, {"alpha": 0.5}, {"alpha": 1.0}):
+        sums, gradients = [], []
+        for value in (
+            plain(student, teacher, batch, **options),
+            batch_loss(describe(student), describe(teacher), batch, **options),
+        ):
+            student.zero_grad()
+            (value / 60).backward()
+            sums.append(value.detach())
+            gradients.append([weight.grad.clone() for weight in student.parameters() if weight.grad is not None])
+        torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-5)
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(batch_loss(describe(student), describe(teacher), batch, **options), sums[0])
+
+
+def test_no_tensor_holds_all_logits(monkeypatch):
+    from course_utils.benchmarking import peak_memory
+
+    vocabulary, rows, length = 4001, 6, 60
+    teacher, student = tiny_model(vocab_size=vocabulary), tiny_model(vocab_size=vocabulary, seed=1)
+    bypass_attention(student, [1])
+    batch = read_batch({"input_ids": torch.randint(97, (rows, length))}, vocab_size=vocabulary, device="cpu")
+    monkeypatch.setattr(architectures, "_LOGITS", vocabulary * 20)
+
+    def peak(loss):
+        student.zero_grad()
+        return peak_memory(lambda: loss().backward())
+
+    chunked = peak(lambda: batch_loss(describe(student), describe(teacher), batch))
+    whole = peak(lambda: plain(student, teacher, batch))
+    all_logits = rows * length * vocabulary * 4
+    assert chunked < all_logits < whole
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_head_gets_no_gradient_and_no_memory(tied, monkeypatch):
+    from course_utils.benchmarking import peak_memory
+
+    vocabulary = 40_001
+    teacher, student = (tiny_model(vocab_size=vocabulary, tie_word_embeddings=tied, seed=seed) for seed in (0, 1))
+    teacher.requires_grad_(False)
+    batch = read_batch(tiny_batches()[0], vocab_size=vocabulary, device="cpu")
+    monkeypatch.setattr(architectures, "_LOGITS", vocabulary)  # a token a chunk: little beside the head
+
+    def peak():
+        student.zero_grad(set_to_none=True)
+        return peak_memory(lambda: batch_loss(describe(student), describe(teacher), batch).backward())
+
+    trained = peak()
+    expected = {name: weight.grad for name, weight in student.named_parameters()}
+    head = student.get_output_embeddings().weight.requires_grad_(False)
+    frozen = peak()
+    assert trained - frozen > 2 * head.numel() * head.element_size()  # the sum, and a chunk's part of it
+    for name, weight in student.named_parameters():
+        if weight is head:
+            assert weight.grad is None
+        elif not name.endswith("embed_tokens.weight"):
+            torch.testing.assert_close(weight.grad, expected[name])

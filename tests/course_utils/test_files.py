@@ -1,0 +1,49 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+
+import pytest
+
+from course_utils.files import replacing, write_json, write_text
+
+
+def test_a_change_is_reported_and_no_temporary_file_is_left(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    assert write_text(path, "x\n")
+    assert not write_text(path, "x\n")
+    assert path.read_bytes() == b"x\n"
+    assert [child.name for child in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file(error, tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as fresh:
+        fresh.write_text("half")
+        raise error
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_written_file_is_as_readable_as_any(tmp_path):
+    usual = tmp_path / "usual"
+    usual.touch()
+    write_text(tmp_path / "ours", "x")
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+
+
+def test_json_is_readable_and_strict(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "Öl", "values": [1, 2.5]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "Öl", "values": [1, 2.5]}
+    assert "Öl" in path.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"bad": math.nan})
+    assert json.loads(path.read_text(encoding="utf-8"))["values"] == [1, 2.5]

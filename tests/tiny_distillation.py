@@ -1,0 +1,41 @@
+"""A tiny teacher and student, their text, and Ctrl-C in the middle of it."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_batches, tiny_model
+
+from course_utils.distillation import training
+from course_utils.width import neuron_importance, prune_neurons
+
+BATCHES = tiny_batches(rows=16, size=2)
+HELD_OUT = tiny_batches(rows=4, size=2, seed=9)
+
+
+def pair(family="llama", **settings):
+    """A teacher, and a narrower student that knows nothing yet."""
+    teacher, student = tiny_model(family, **settings), tiny_model(family, seed=1, **settings)
+    prune_neurons(student, neuron_importance(student, "random"), ratio=0.5)
+    return teacher, student
+
+
+def losses(history):
+    return [row["loss"] for row in history.steps]
+
+
+SETTINGS = {"steps": 9, "lr": 1e-3, "validation": HELD_OUT, "validate_every": 4, "save_every": 2}
+
+
+def interrupt(call, *, after):
+    """Run ``call``, which distils, and press Ctrl-C after so many steps."""
+    step, calls = training._step, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_step", interrupted)
+        call()
