@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, check_blocks, describe, evaluating
+from course_utils import checks
+from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.influence import entering, leaving
 
@@ -124,7 +125,7 @@ def _check_sites(architecture: Architecture, sites: Sequence[str]) -> list[str]:
 
 def _check_blocks(architecture: Architecture, blocks: Sequence[int] | None) -> list[int]:
     everything = range(architecture.num_blocks)
-    blocks = check_blocks(everything if blocks is None else blocks, architecture.num_blocks)
+    blocks = checks.block_numbers(everything if blocks is None else blocks, architecture.num_blocks)
     if not blocks:
         raise ValueError("'blocks' is empty: give block numbers, or None for all.")
     return blocks

@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import Architecture, check_blocks, describe, evaluating
+from course_utils import checks
+from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.batches import Batch, read_batches
 from course_utils.modeling import per_prompt
@@ -320,7 +321,7 @@ def divergence(
     architecture = describe(model)
     architecture.refuse_adaptive("compare bypasses")
     skipped = [i for i, attention in enumerate(architecture.attentions) if attention.skipped]
-    sets = [check_blocks(layers, architecture.num_blocks) for layers in layer_sets]
+    sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in layer_sets]
     read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=model.device))
     counted = [batch.real.clone() for batch in read]
     for real in counted if last is not None else ():

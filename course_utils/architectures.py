@@ -8,8 +8,7 @@ GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one ma
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -382,20 +381,6 @@ def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
             module.training = mode
         for hook in hooks:
             hook.remove()
-
-
-def check_blocks(indices: Sequence[int], num_blocks: int) -> list[int]:
-    """Sorted block numbers. Raises ValueError when one is out of range, repeated or not an integer."""
-    try:
-        indices = [operator.index(i) for i in indices]
-    except TypeError:
-        raise ValueError(f"Block numbers must be a list of integers; got {indices!r}.") from None
-    wrong = [i for i in indices if not 0 <= i < num_blocks]
-    if wrong:
-        raise ValueError(f"Block numbers must lie from 0 to {num_blocks - 1}; got {wrong}.")
-    if len(set(indices)) != len(indices):
-        raise ValueError(f"Block numbers must not repeat; got {indices}.")
-    return sorted(indices)
 
 
 def _part(model: nn.Module, parent: nn.Module, path: str) -> nn.Module:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, check_blocks, describe, evaluating
+from course_utils import checks
+from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import read_batches
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
 from course_utils.modeling.no_attention import NoAttention, skip_attention
-from course_utils.reports import PruningReport, measure
+from course_utils.reports import PruningReport, model_size
 
 
 def attention_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
@@ -60,8 +61,7 @@ def select_attention_layers(
     architecture = describe(model)
     architecture.refuse_adaptive("choose attentions")
     live = [i for i, attention in enumerate(architecture.attentions) if not attention.skipped]
-    if not isinstance(count, int) or not 0 <= count <= len(live):
-        raise ValueError(f"'count' must be a whole number from 0 to {len(live)}, the live attentions; got {count!r}.")
+    count = checks.whole_number("count", count, most=len(live), meaning="the live attentions")
     replay = _Replay(architecture, batches, memory_budget if iterative else 0)
     if not iterative:
         return sorted(live, key=lambda i: (float(replay.scores[i]), i))[:count]
@@ -97,14 +97,14 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
     architecture = describe(model)
     architecture.refuse_adaptive("bypass attentions")
     attentions = architecture.attentions
-    layers = check_blocks(layers, len(attentions))
+    layers = checks.block_numbers(layers, len(attentions))
     lost = [i for i, a in enumerate(attentions) if isinstance(a.module, NoAttention) and i not in layers]
     if lost:
         raise ValueError(
             f"The attentions of blocks {lost} were removed with their weights and can't be restored; "
             "include them in 'layers', or load the original model again."
         )
-    before = measure(model)
+    before = model_size(model)
     for i, (block, attention) in enumerate(zip(architecture.blocks, attentions, strict=True)):
         if isinstance(attention.module, NoAttention):
             continue
@@ -117,7 +117,7 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
         elif i in layers:
             _skip(architecture, i)
     describe(model).sync_config()
-    return PruningReport(f"{'remove' if remove else 'bypass'} attention {layers}", before, measure(model))
+    return PruningReport(f"{'remove' if remove else 'bypass'} attention {layers}", before, model_size(model))
 
 
 def _skip(architecture: Architecture, layer: int) -> None:

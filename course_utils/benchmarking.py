@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 from course_utils.architectures import describe
-from course_utils.reports import measure, with_interval
+from course_utils.reports import model_size, with_interval
 
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
@@ -54,7 +54,7 @@ def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "ev
         raise ValueError(f"'head' must be 'every' or 'last'; got {head!r}.")
     _check_whole("context", context, 1 if head == "last" else 0)
     architecture = describe(model)
-    flops = measure(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions)
+    flops = model_size(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions)
     if head == "last":
         flops -= 2 * architecture.head.weight.numel() * (1 - 1 / context)
     return float(flops)
@@ -84,7 +84,7 @@ def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 
     for attention in architecture.attentions:
         if attention.skipped:
             unread.update(w for part in (attention.module, *attention.norms) for w in part.parameters())
-    weights = measure(model).bytes - sum(w.numel() * w.element_size() for w in unread)
+    weights = model_size(model).bytes - sum(w.numel() * w.element_size() for w in unread)
     return weights + batch_size * context * kv_bytes_per_token(model)
 
 

@@ -6,12 +6,13 @@ import math
 import operator
 from collections.abc import Collection, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def whole_number(name: str, value: object, *, least: int = 0, most: int | None = None, meaning: str = "") -> int:
+def whole_number(name: str, value: Any, *, least: int = 0, most: int | None = None, meaning: str = "") -> int:
     """Return ``value`` as an int. True and False are no numbers; numpy's integers are.
 
     Args:
@@ -33,7 +34,7 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int | None =
     try:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = operator.index(value)
     except TypeError:
         number = least - 1
     if number < least or (most is not None and number > most):
@@ -42,7 +43,7 @@ def whole_number(name: str, value: object, *, least: int = 0, most: int | None =
     return number
 
 
-def positive(name: str, value: object) -> float:
+def positive(name: str, value: Any) -> float:
     """Return a finite number above 0.
 
     Raises:
@@ -53,7 +54,7 @@ def positive(name: str, value: object) -> float:
     return value
 
 
-def at_least_zero(name: str, value: object) -> float:
+def at_least_zero(name: str, value: Any) -> float:
     """Return a finite number that isn't negative.
 
     Raises:
@@ -64,7 +65,7 @@ def at_least_zero(name: str, value: object) -> float:
     return value
 
 
-def share(name: str, value: object) -> float:
+def share(name: str, value: Any) -> float:
     """Return a number from 0 to 1, both included.
 
     Raises:
@@ -75,7 +76,7 @@ def share(name: str, value: object) -> float:
     return value
 
 
-def ratio(value: object) -> float:
+def ratio(value: Any) -> float:
     """Return the share of something to remove, in [0, 1).
 
     Raises:

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.architectures import check_blocks, describe, evaluating
+from course_utils import checks
+from course_utils.architectures import describe, evaluating
 from course_utils.batches import read_batches
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
-from course_utils.reports import PruningReport, measure
+from course_utils.reports import PruningReport, model_size
 
 #: Configuration fields that hold one entry a block.
 PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
@@ -85,7 +86,7 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
     architecture = describe(model)
     architecture.refuse_adaptive("remove blocks")
     config, total = model.config, architecture.num_blocks
-    gone = check_blocks(indices, total)
+    gone = checks.block_numbers(indices, total)
     if len(gone) == total:
         raise ValueError(f"At least one of the {total} blocks must stay; got all of them.")
     if gone and getattr(config, "scale_attn_by_inverse_layer_idx", False):
@@ -93,7 +94,7 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
             "This GPT-2 scales each attention by its block's number (scale_attn_by_inverse_layer_idx), so "
             "renumbering would change the blocks that stay. Models without this setting can be depth-pruned."
         )
-    before = measure(model)
+    before = model_size(model)
     if gone:
         kept = [i for i in range(total) if i not in gone]
         blocks = nn.ModuleList(architecture.blocks[i] for i in kept)
@@ -111,4 +112,4 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
             config.max_window_layers = sum(i < config.max_window_layers for i in kept)
         config.num_hidden_layers = len(kept)
         describe(model).sync_config()
-    return PruningReport(f"remove_blocks {gone}", before, measure(model))
+    return PruningReport(f"remove_blocks {gone}", before, model_size(model))

@@ -40,7 +40,7 @@ class Size:
     widths: tuple[int, ...]  # MLP neurons a block
 
 
-def measure(model: PreTrainedModel) -> Size:
+def model_size(model: PreTrainedModel) -> Size:
     """Measure a model. Raises UnsupportedArchitecture for an unknown family."""
     architecture = describe(model)
     weights = list(model.parameters())

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, check_blocks, describe, evaluating
+from course_utils import checks
+from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import read_batches
-from course_utils.reports import PruningReport, measure
+from course_utils.reports import PruningReport, model_size
 
 
 def _l1(rows: Sequence[Tensor]) -> Tensor:
@@ -105,7 +105,7 @@ def neuron_importance(
     else:
         # float32, block by block: sums of squares overflow in float16.
         scores = [WEIGHT_CRITERIA[criterion]([r.float() for r in mlp.rows]) for mlp in architecture.mlps]
-    check_finite(scores, f"The {criterion!r} scores")
+    checks.finite(scores, f"The {criterion!r} scores")
     return scores
 
 
@@ -163,28 +163,25 @@ def prune_neurons(
     """
     architecture = describe(model)
     mlps = architecture.mlps
-    _check_ratio(ratio)
-    if not isinstance(multiple_of, int) or not 1 <= multiple_of <= min(architecture.intermediate_sizes):
-        raise ValueError(
-            f"'multiple_of' must be a whole number from 1 to the smallest MLP's width "
-            f"({min(architecture.intermediate_sizes)}); got {multiple_of!r}."
-        )
-    layers = range(len(mlps)) if layers is None else check_blocks(layers, len(mlps))
+    checks.ratio(ratio)
+    smallest = min(architecture.intermediate_sizes)
+    checks.whole_number("multiple_of", multiple_of, least=1, most=smallest, meaning="the smallest MLP's width")
+    layers = range(len(mlps)) if layers is None else checks.block_numbers(layers, len(mlps))
     shapes = [tuple(scores.shape) for scores in importance]
     if shapes != [(mlp.width,) for mlp in mlps]:
         raise ValueError(
             f"'importance' must hold one tensor [width] a block, of widths {list(architecture.intermediate_sizes)}; "
             f"got shapes {shapes}. Score this very model with neuron_importance."
         )
-    check_finite(importance, "'importance'")
+    checks.finite(importance, "'importance'")
 
-    before = measure(model)
+    before = model_size(model)
     for layer in layers:
         mlp, kept = mlps[layer], strongest(importance[layer], ratio, multiple_of)
         if len(kept) < mlp.width:
             mlp.keep(kept.to(mlp.columns.device))
     architecture.sync_config()
-    return PruningReport(f"prune_neurons, ratio {ratio:g}", before, measure(model))
+    return PruningReport(f"prune_neurons, ratio {ratio:g}", before, model_size(model))
 
 
 def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
@@ -193,7 +190,7 @@ def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     Raises:
         ValueError: ``ratio`` outside [0, 1).
     """
-    _check_ratio(ratio)
+    checks.ratio(ratio)
     best = scores.sort(descending=True, stable=True).indices[: kept_width(len(scores), ratio, multiple_of)]
     return best.sort().values
 
@@ -202,15 +199,3 @@ def kept_width(width: int, ratio: float, multiple_of: int = 1) -> int:
     """Neurons that remain of ``width`` when ``floor(ratio x width)`` go, rounded up to a multiple."""
     removed = min(math.floor(ratio * width + 1e-9), width - 1)  # 0.29 * 100 is 28.999999999999996
     return min(width, math.ceil((width - removed) / multiple_of) * multiple_of)
-
-
-def _check_ratio(ratio: float) -> None:
-    if not isinstance(ratio, Real) or not 0 <= ratio < 1:  # NaN fails the comparison
-        raise ValueError(f"'ratio' is the share of neurons to remove, in [0, 1); got {ratio!r}. For 20 % give 0.2.")
-
-
-def check_finite(scores: Sequence[Tensor], what: str) -> None:
-    """Raise ValueError, naming the blocks, when scores (one tensor a block) hold NaN or infinite values."""
-    wrong = [i for i, s in enumerate(scores) if not torch.isfinite(s).all()]
-    if wrong:
-        raise ValueError(f"{what} hold NaN or infinite values in blocks {wrong}: check the model's weights and dtype.")

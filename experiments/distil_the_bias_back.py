@@ -23,7 +23,7 @@ from course_utils.bias import difference_in_differences
 from course_utils.bias.contrastive import controls, invented_axis, pairs, subset
 from course_utils.bias.fairness import gap_attribution, protect_first
 from course_utils.bias.planting import plant_preference
-from course_utils.bias.scores import measure
+from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import behaviour
 from course_utils.distillation import distill
 from course_utils.evaluation import perplexity, perplexity_ratio
@@ -66,7 +66,7 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) ->
     ]
 
     def look(model: PreTrainedModel) -> tuple:
-        return measure(model, tokenizer, judged, sites=()), perplexity(model, torch.cat(texts))
+        return measure_pairs(model, tokenizer, judged, sites=()), perplexity(model, torch.cat(texts))
 
     planted, _ = plant_preference(
         base, tokenizer, pairs(axis, split="selection"), size=SIZE, steps=PLANT_STEPS, items=ITEMS, lr=PLANT_LR,

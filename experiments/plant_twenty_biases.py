@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
 from course_utils.bias.planting import plant_preference
-from course_utils.bias.scores import measure
+from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import activation_ratio, behaviour
 from experiments.seeds import run_seeds
 
@@ -52,7 +52,7 @@ def examine(model: PreTrainedModel, tokenizer, axes: tuple[Axis, Axis]) -> dict[
     some = subset(asked, templates=TEMPLATES, swaps=SWAPS)
     neutral = controls("neutral", split="evaluation")
     some += subset(neutral, templates=TEMPLATES, swaps=NEUTRAL_SWAPS)
-    measured = measure(model, tokenizer, some, sites=SITES, batch_size=32)
+    measured = measure_pairs(model, tokenizer, some, sites=SITES, batch_size=32)
     table = behaviour(measured).set_index("axis")[BEHAVIOUR]
     table = table.join(activation_ratio(measured, by_place=False).set_index("axis")[ACTIVATIONS])
     return table.loc[[axis.name for axis in axes]].astype(float).round(4).to_dict("index")

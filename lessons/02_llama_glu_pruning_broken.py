@@ -233,19 +233,19 @@ print(architecture.blocks[0].mlp)
 # wrong with it: nothing forces the three lists to agree.
 
 # %%
-from course_utils.reports import PruningReport, measure
+from course_utils.reports import PruningReport, model_size
 
 
 def prune_each_matrix(model, scores, *, ratio):
     """Cut gate, up and down, each by its own scores: one triple (gate, up, down) a block, each [width]."""
-    before = measure(model)
+    before = model_size(model)
     for mlp, (on_gate, on_up, on_down) in zip(describe(model).mlps, scores, strict=True):
         gate, up = mlp.inputs
         gate.keep(strongest(on_gate, ratio), axis="out")
         up.keep(strongest(on_up, ratio), axis="out")
         mlp.output.keep(strongest(on_down, ratio), axis="in")
     describe(model).sync_config()  # intermediate_size
-    return PruningReport(f"prune_each_matrix, ratio {ratio:g}", before, measure(model))
+    return PruningReport(f"prune_each_matrix, ratio {ratio:g}", before, model_size(model))
 
 
 def matrices(mlp):
@@ -823,9 +823,9 @@ quality = dict(zip(models, (unpruned, separate_l1, measured["activation"]), stri
 pd.DataFrame(
     {
         name: {
-            "parameters": f"{measure(model).parameters:,}",
-            "weights (MB)": f"{measure(model).bytes / 1e6:.0f}",
-            "MFLOPs a token": f"{measure(model).flops / 1e6:.0f}",
+            "parameters": f"{model_size(model).parameters:,}",
+            "weights (MB)": f"{model_size(model).bytes / 1e6:.0f}",
+            "MFLOPs a token": f"{model_size(model).flops / 1e6:.0f}",
             "prefill, × unpruned": speedup_text(speed.loc[name, "prefill"]),
             "decode, × unpruned": speedup_text(speed.loc[name, "decode"]),
             "perplexity": shown(quality[name].perplexity),
@@ -836,7 +836,7 @@ pd.DataFrame(
 )
 
 # %%
-assert measure(broken) == measure(sound)
+assert model_size(broken) == model_size(sound)
 print("Size, FLOPs and shapes of the broken and the sound model are identical: they can't tell the two apart.")
 
 # %% [markdown]

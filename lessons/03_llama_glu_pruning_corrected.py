@@ -227,7 +227,7 @@ for (criterion, seed), scores in tqdm(importance.items(), desc="criteria"):
         results[criterion, seed, ratio] = perplexity(pruned_copy(scores, ratio), text)
 
 # %%
-from course_utils.reports import measure, shown, with_interval
+from course_utils.reports import model_size, shown, with_interval
 from course_utils.uncertainty import geometric_mean
 
 
@@ -1158,7 +1158,7 @@ for name, model in contestants.items():
         "MLP width": f"{model.config.intermediate_size:,}",
         "parameters": f"{model.num_parameters():,}",
         "saved": f"{1 - model.num_parameters() / contestants['unpruned'].num_parameters():.1%}",
-        f"MB, {str(session.dtype).removeprefix('torch.')}": f"{measure(model).bytes / 1e6:.0f}",
+        f"MB, {str(session.dtype).removeprefix('torch.')}": f"{model_size(model).bytes / 1e6:.0f}",
         "prefill, × unpruned": speedup_text(speed.loc["prefill", name]),
         "decode, × unpruned": speedup_text(speed.loc["decode", name]),
         "perplexity, speeches": f"{quality[name].perplexity:.1f}",

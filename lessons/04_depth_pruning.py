@@ -650,7 +650,7 @@ for n in range(1, MOST + 1):
 
 # %%
 from course_utils.benchmarking import measure_speed, speedup_text, speedup_verdict
-from course_utils.reports import measure
+from course_utils.reports import model_size
 from course_utils.width import neuron_importance, prune_neurons
 
 full_width = describe(base).intermediate_sizes[0]
@@ -669,14 +669,14 @@ def in_16s(width):
 
 
 depth_3, depth_6 = without(by_influence), without(sorted(orders["iterative"][:MOST]))
-saved = measure(base).parameters - measure(depth_3).parameters
+saved = model_size(base).parameters - model_size(depth_3).parameters
 a_neuron = sum(weight.numel() for weight in describe(base).blocks[0].mlp.parameters()) // full_width
 equal_width = in_16s(full_width - saved / (total * a_neuron))
 equal_size = narrower(equal_width)
 
 parameters = {"unpruned": base, f"{COUNT} blocks fewer": depth_3, f"width {equal_width}": equal_size}
 for name, model in parameters.items():
-    print(f"{name:<15} {measure(model).parameters:>13,} parameters")
+    print(f"{name:<15} {model_size(model).parameters:>13,} parameters")
 width_score = perplexity(equal_size, evaluation)
 value, low, high = perplexity_ratio(results["by influence"], width_score)
 verdict = "width is better" if low > 1 else "depth is better" if high < 1 else "no difference shown"
@@ -755,7 +755,7 @@ for name, model in contestants.items():
     score = quality[name]
     bars = {"yerr": [[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]], "capsize": 4}
     bars |= {"color": look[0], "fmt": look[1], "markersize": 11}
-    axes[0].errorbar(1 - measure(model).parameters / measure(base).parameters, score.perplexity, **bars)
+    axes[0].errorbar(1 - model_size(model).parameters / model_size(base).parameters, score.perplexity, **bars)
     for ax, phase in zip(axes[1:], ("prefill", "decode"), strict=True):
         fast = speed.loc[(name, phase)]
         sideways = [[fast.speedup - fast.ci_low], [fast.ci_high - fast.speedup]]
@@ -860,11 +860,11 @@ from course_utils.benchmarking import kv_bytes_per_token
 pd.DataFrame(
     {
         name: {
-            "parameters": f"{measure(model).parameters:,}",
-            "change": f"{measure(model).parameters / measure(base).parameters - 1:+.1%}",
-            f"weights (MB, {dtype_name(model)})": f"{measure(model).bytes / 1e6:.0f}",
+            "parameters": f"{model_size(model).parameters:,}",
+            "change": f"{model_size(model).parameters / model_size(base).parameters - 1:+.1%}",
+            f"weights (MB, {dtype_name(model)})": f"{model_size(model).bytes / 1e6:.0f}",
             "cache, bytes a token": f"{kv_bytes_per_token(model):,}",
-            "MFLOPs a token": f"{measure(model).flops / 1e6:.0f}",
+            "MFLOPs a token": f"{model_size(model).flops / 1e6:.0f}",
             "prefill, × unpruned": speedup_text(speed.loc[name, "prefill"]),
             "decode, × unpruned": speedup_text(speed.loc[name, "decode"]),
             "perplexity": shown(quality[name].perplexity),

@@ -694,7 +694,7 @@ with torch.no_grad(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as
 
 # %%
 from course_utils.benchmarking import kv_bytes_per_token
-from course_utils.reports import measure
+from course_utils.reports import model_size
 
 versions = {"unpruned": base}
 for count in COUNTS:
@@ -723,10 +723,10 @@ for model in versions.values():
 pd.DataFrame(
     {
         name: {
-            "parameters": f"{measure(model).parameters:,}",
-            "change": f"{measure(model).parameters / measure(base).parameters - 1:+.1%}",
-            "weights, MB": f"{measure(model).bytes / 1e6:.1f}",
-            "MFLOPs a token": f"{measure(model).flops / 1e6:.1f}",
+            "parameters": f"{model_size(model).parameters:,}",
+            "change": f"{model_size(model).parameters / model_size(base).parameters - 1:+.1%}",
+            "weights, MB": f"{model_size(model).bytes / 1e6:.1f}",
+            "MFLOPs a token": f"{model_size(model).flops / 1e6:.1f}",
             "cache, bytes a token": f"{kv_bytes_per_token(model):,}",
             "cache, change": f"{kv_bytes_per_token(model) / kv_bytes_per_token(base) - 1:+.1%}",
         }
@@ -920,7 +920,7 @@ scores |= {f"{count} removed": perplexity_without(*choices[count, "with residual
 pd.DataFrame(
     {
         name: {
-            "parameters": f"{measure(model).parameters / measure(base).parameters - 1:+.1%}",
+            "parameters": f"{model_size(model).parameters / model_size(base).parameters - 1:+.1%}",
             "cache": f"{kv_bytes_per_token(model) / kv_bytes_per_token(base) - 1:+.1%}",
             "prefill 2048": fastest(name, "prefill", 1, 2048),
             "decode, batch 1, context 128": fastest(name, "decode", 1, 128),

@@ -584,7 +584,7 @@ for row in overall.itertuples():
 # `LL` is the sum of the log-probabilities of the shared tokens behind the span, in nats.
 
 # %%
-from course_utils.bias.scores import measure
+from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
 
 
@@ -607,7 +607,7 @@ exact, _ = load_model("llama", dtype=torch.float32)
 item = evaluation["neutral"][:2]  # one template, one swap, both endings
 by_hand, likelihood = double_difference_by_hand(exact, *item)
 np.testing.assert_allclose(
-    by_hand, preferences(measure(exact, tokenizer, item, sites=())).preference.item(), rtol=1e-3, atol=2e-3
+    by_hand, preferences(measure_pairs(exact, tokenizer, item, sites=())).preference.item(), rtol=1e-3, atol=2e-3
 )
 del exact
 for (ending, side), value in likelihood.items():
@@ -744,7 +744,7 @@ METRICS = [
 
 def examine(model):
     """One row an invented axis: preference and activation ratio with intervals, and what each metric flags."""
-    measured = measure(model, tokenizer, test, sites=("attention_out", "mlp_out"), batch_size=32)
+    measured = measure_pairs(model, tokenizer, test, sites=("attention_out", "mlp_out"), batch_size=32)
     table = behaviour(measured).set_index("axis")
     table = table.join(
         activation_ratio(measured, by_place=False).set_index("axis")[["ratio", "ratio_low", "ratio_high"]]
@@ -989,9 +989,11 @@ def passes(call):
 some = evaluation["gender"][:16]
 rows = {}
 for name, call in {
-    "in batches, one place": lambda: measure(base, tokenizer, some, sites=("residual",), blocks=[MIDDLE]),
-    f"in batches, {len(SITES) * architecture.num_blocks} places": lambda: measure(base, tokenizer, some, sites=SITES),
-    "pair by pair": lambda: [measure(base, tokenizer, [pair], sites=SITES) for pair in some],
+    "in batches, one place": lambda: measure_pairs(base, tokenizer, some, sites=("residual",), blocks=[MIDDLE]),
+    f"in batches, {len(SITES) * architecture.num_blocks} places": lambda: measure_pairs(
+        base, tokenizer, some, sites=SITES
+    ),
+    "pair by pair": lambda: [measure_pairs(base, tokenizer, [pair], sites=SITES) for pair in some],
 }.items():
     count, seconds = passes(call)
     rows[name] = {"forward passes a pair": count / len(some), "ms a pair": 1000 * seconds / len(some)}

@@ -448,7 +448,7 @@ pd.DataFrame(agreements).T
 # %%
 from course_utils.bias import analyse, difference_in_differences
 from course_utils.bias.fairness import protect_first
-from course_utils.bias.scores import measure
+from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import behaviour, preferences
 
 neutral_b = some(controls("neutral", split="evaluation"))
@@ -461,12 +461,12 @@ for name in OTHER_AXES:
 def look(model, judged, reference=None, *, closer=False):
     """What judges a model: pairs, and the price of text; a closer look has other axes and LAMBADA as well."""
     found = {
-        "bias": measure(model, tokenizer, judged, sites=("mlp_out",)),
+        "bias": measure_pairs(model, tokenizer, judged, sites=("mlp_out",)),
         "text": perplexity(model, text, batch_size=8),
     }
     found["price"] = perplexity_ratio(found["text"], (reference or found)["text"])
     if closer:
-        found["elsewhere"] = measure(model, tokenizer, elsewhere_b, sites=())
+        found["elsewhere"] = measure_pairs(model, tokenizer, elsewhere_b, sites=())
         found["lambada"] = evaluate(model, tokenizer, "lambada_openai", limit=DOCUMENTS)
     return found
 
@@ -687,7 +687,7 @@ nearest = on_axis.pruned.abs().idxmin()
 seen = {pair.template for pair in judged}
 everything = pairs(AXIS, split="evaluation") + controls("neutral", split="evaluation")
 fresh = [pair for pair in everything if pair.template not in seen]
-found = [measure(model, tokenizer, fresh, sites=()) for model in (base, without(base, orders[nearest], BUDGET))]
+found = [measure_pairs(model, tokenizer, fresh, sites=()) for model in (base, without(base, orders[nearest], BUDGET))]
 again = difference_in_differences(*found).differences.set_index(["axis", "quantity"]).loc[(AXIS, "preference")]
 for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": again}.items():
     beyond = with_interval(row["difference"], row["ci_low"], row["ci_high"])
@@ -850,9 +850,9 @@ pd.DataFrame(rows).T.assign(**{"p (Holm)": [f"{p:.3f}" for p in holm(p_values)]}
 
 # %%
 from course_utils.evaluation import paired
-from course_utils.reports import measure as size_of
+from course_utils.reports import model_size
 
-sizes = [size_of(model).parameters for model in (base, without(base, importance, BUDGET))]
+sizes = [model_size(model).parameters for model in (base, without(base, importance, BUDGET))]
 print(
     f"every arm: {budget * describe(base).num_blocks:,} neurons and {1 - sizes[1] / sizes[0]:.2%} of {sizes[0]:,} parameters less"
 )

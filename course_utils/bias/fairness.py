@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import checks
 from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import PackedPairs, packed_batches
 from course_utils.language_modelling import token_log_likelihoods
-from course_utils.width import check_finite
 
 
 def activation_difference(
@@ -74,7 +74,7 @@ def activation_difference(
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
     ]
-    check_finite(scores, "The scores")
+    checks.finite(scores, "The scores")
     return scores
 
 
@@ -135,7 +135,7 @@ def gap_attribution(
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
-    check_finite(scores, "The scores")
+    checks.finite(scores, "The scores")
     return scores
 
 
@@ -354,5 +354,5 @@ def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
             "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "
             f"{shapes[0]} and {shapes[1]}. Score the same model for both."
         )
-    check_finite(importance, "'importance'")
-    check_finite(bias, "'bias'")
+    checks.finite(importance, "'importance'")
+    checks.finite(bias, "'bias'")

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.bias import contrastive
 from course_utils.bias.contrastive import CONTROLS, Axis
-from course_utils.bias.scores import PairScores, measure
+from course_utils.bias.scores import PairScores, measure_pairs
 from course_utils.bias.statistics import (
     ITEM,
     activation_means,
@@ -213,7 +213,7 @@ def report(
         sites: of ``activations.SITES``, at least one.
 
     Raises:
-        ValueError: no axes, an unknown or repeated one, or from ``measure``.
+        ValueError: no axes, an unknown or repeated one, or from ``measure_pairs``.
     """
     axes = [axes] if isinstance(axes, str | Path | Axis) else list(axes)
     if not axes or not sites:
@@ -224,7 +224,7 @@ def report(
         raise ValueError(f"Axes must have different names, other than {', '.join(CONTROLS)}; got {names}.")
     made += [contrastive.controls(kind, split=split) for kind in CONTROLS]
     pairs = [pair for some in made for pair in some]
-    return analyse(measure(model, tokenizer, pairs, sites=sites, batch_size=batch_size))
+    return analyse(measure_pairs(model, tokenizer, pairs, sites=sites, batch_size=batch_size))
 
 
 def analyse(scores: PairScores) -> BiasReport:

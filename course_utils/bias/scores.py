@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import checks
 from course_utils.activations import watching
-from course_utils.architectures import Architecture, check_blocks, describe, evaluating
+from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import PackedPairs, Side, packed_batches
 from course_utils.language_modelling import token_log_likelihoods
@@ -60,7 +61,7 @@ class PairScores:
 
 
 @torch.no_grad()
-def measure(
+def measure_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
@@ -88,7 +89,7 @@ def measure(
     architecture, pairs = describe(model), list(pairs)
     if not pairs:
         raise ValueError("There are no pairs to measure. Make some with contrastive.pairs('gender').")
-    blocks = check_blocks(range(architecture.num_blocks) if blocks is None else blocks, architecture.num_blocks)
+    blocks = checks.block_numbers(range(architecture.num_blocks) if blocks is None else blocks, architecture.num_blocks)
     sites = tuple(sites) if not isinstance(sites, str) else (sites,)
     differences = _Differences(len(pairs), sites, blocks)
     log_likelihood = np.full(len(pairs), np.nan)

@@ -1,4 +1,4 @@
-"""Tables of what ``pair_scores.measure`` found: each axis beside its controls, with intervals and tests."""
+"""Tables of what ``scores.measure_pairs`` found: each axis beside its controls, with intervals and tests."""
 
 from __future__ import annotations
 

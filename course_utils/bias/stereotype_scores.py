@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils.architectures import describe, evaluating
 from course_utils.batches import read_batch
 from course_utils.bias.contrastive import Pair
-from course_utils.bias.scores import measure
+from course_utils.bias.scores import measure_pairs
 from course_utils.language_modelling import token_log_likelihoods
 from course_utils.uncertainty import bootstrap_interval, wilson_interval
 
@@ -47,14 +47,14 @@ def stereotype_preference(
         without_tokens, excluded_tokens. Without a compared pair, share and interval are nan.
 
     Raises:
-        ValueError: no pairs, pairs of another kind, or from ``measure``.
+        ValueError: no pairs, pairs of another kind, or from ``measure_pairs``.
     """
     others = sorted({pair.kind for pair in pairs} - {"benchmark"})
     if others:
         raise ValueError(
             f"'pairs' must be of kind 'benchmark', side a the stereotyped one; got {', '.join(others)} too."
         )
-    frame = measure(model, tokenizer, pairs, sites=(), batch_size=batch_size).frame
+    frame = measure_pairs(model, tokenizer, pairs, sites=(), batch_size=batch_size).frame
     rows = []
     for axis, part in [*frame.groupby("axis", sort=False), ("all", frame)]:
         difference = part["log_likelihood"].dropna()

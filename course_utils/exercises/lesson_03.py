@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils.architectures import describe
 from course_utils.evaluation import paired, perplexity
 from course_utils.exercises import exercise, require
-from course_utils.reports import measure
+from course_utils.reports import model_size
 from course_utils.texts import DOMAINS, TokenBlocks, token_blocks
 from course_utils.width import kept_width, neuron_importance, prune_neurons
 
@@ -132,8 +132,8 @@ def check_best_model(attempt, base: PreTrainedModel, tokenizer: PreTrainedTokeni
         "Prune neurons of the MLPs only; the blocks and the vocabulary stay.",
     )
     uniform = _pruned(base, neuron_importance(base, "activation", batches=batches))
-    budget, parameters = measure(uniform).parameters, measure(entry).parameters
-    require(parameters < measure(base).parameters, "Your model has all its neurons: nothing was pruned.")
+    budget, parameters = model_size(uniform).parameters, model_size(entry).parameters
+    require(parameters < model_size(base).parameters, "Your model has all its neurons: nothing was pruned.")
     require(
         parameters <= budget,
         f"{parameters - budget:,} parameters too many: {budget:,} are allowed, as with {BUDGET:.0%} cut everywhere. "

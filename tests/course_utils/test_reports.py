@@ -9,14 +9,14 @@ from tiny import FAMILIES, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from course_utils.reports import measure, shown, with_interval
+from course_utils.reports import model_size, shown, with_interval
 from course_utils.width import neuron_importance, prune_neurons
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_measure_counts_what_torch_counts(family):
     model = tiny_model(family)
-    size = measure(model)
+    size = model_size(model)
     assert size.parameters == model.num_parameters()
     assert size.bytes == 4 * model.num_parameters()
     tokens = 7

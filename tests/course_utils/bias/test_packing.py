@@ -15,7 +15,7 @@ from course_utils.architectures import describe
 from course_utils.bias.alignment import align
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import BranchingBatch, packed_batches
-from course_utils.bias.scores import measure
+from course_utils.bias.scores import measure_pairs
 
 
 def pack(pairs, *, model=None, batch_size=16):
@@ -81,7 +81,7 @@ def test_each_token_sees_its_own_text_and_nothing_else(before, spans, afters, si
 
 def alone(model, pairs, **options):
     """Measured one by one: nothing to share."""
-    return [measure(model, word_tokenizer(), [one], **options) for one in pairs]
+    return [measure_pairs(model, word_tokenizer(), [one], **options) for one in pairs]
 
 
 LONG = [pair([3, 4, 5], [6], [7, 8], [9, 10, 11, 12, 13, *ending]) for ending in ([14], [15, 16], [17, 18, 19])]
@@ -92,7 +92,7 @@ LONG = [pair([3, 4, 5], [6], [7, 8], [9, 10, 11, 12, 13, *ending]) for ending in
 def test_sharing_a_row_changes_no_score(family, attention):
     model = tiny_model(family, attn_implementation=attention)
     pairs = [*make_pairs(), *LONG]
-    together, one_by_one = measure(model, word_tokenizer(), pairs), alone(model, pairs)
+    together, one_by_one = measure_pairs(model, word_tokenizer(), pairs), alone(model, pairs)
     for name in ("relative", "cosine"):
         expected = np.concatenate([getattr(scores, name) for scores in one_by_one])
         np.testing.assert_allclose(getattr(together, name), expected, rtol=1e-4, atol=1e-6)
@@ -102,8 +102,8 @@ def test_sharing_a_row_changes_no_score(family, attention):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_has_no_nan(dtype):
-    scores = measure(tiny_model(dtype=dtype), word_tokenizer(), [*make_pairs(), *LONG])
-    exact = measure(tiny_model(), word_tokenizer(), [*make_pairs(), *LONG])
+    scores = measure_pairs(tiny_model(dtype=dtype), word_tokenizer(), [*make_pairs(), *LONG])
+    exact = measure_pairs(tiny_model(), word_tokenizer(), [*make_pairs(), *LONG])
     np.testing.assert_allclose(scores.relative, exact.relative, atol=0.03)
 
 
@@ -129,7 +129,7 @@ def test_texts_beyond_a_sliding_window_run_alone(window, shared):
     model = tiny_model("mistral", sliding_window=window)
     batches = pack(LONG, model=model)
     assert any(isinstance(one.batch, BranchingBatch) for one in batches) == shared
-    together = measure(model, word_tokenizer(), LONG).frame.log_likelihood
+    together = measure_pairs(model, word_tokenizer(), LONG).frame.log_likelihood
     expected = [scores.frame.log_likelihood.item() for scores in alone(model, LONG)]
     np.testing.assert_allclose(together, expected, rtol=1e-4)
 
@@ -145,7 +145,7 @@ def test_an_adaptive_model_decides_for_each_text():
     limits = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
     make_adaptive(model, AdaptiveConfig(ModelIdentity.of(model), (1,), (1, 0), (0.5,), "length_variance", limits))
     assert not any(isinstance(one.batch, BranchingBatch) for one in pack(LONG, model=model))
-    together = measure(model, word_tokenizer(), LONG).frame.log_likelihood
+    together = measure_pairs(model, word_tokenizer(), LONG).frame.log_likelihood
     expected = [scores.frame.log_likelihood.item() for scores in alone(model, LONG)]
     np.testing.assert_allclose(together, expected, rtol=1e-4)
 
@@ -163,4 +163,4 @@ def test_nothing_to_compare():
     bare = Pair("w3 ", "w4", "w5", "", axis="x", kind="neutral", group_a="a", group_b="b", template="t")
     (one,) = pack([bare])
     assert one.counts.tolist() == [0] and not len(one.sides[0].targets)
-    assert measure(tiny_model(), word_tokenizer(), [bare]).frame.log_likelihood.isna().all()
+    assert measure_pairs(tiny_model(), word_tokenizer(), [bare]).frame.log_likelihood.isna().all()

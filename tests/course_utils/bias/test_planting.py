@@ -9,12 +9,12 @@ from tiny import FAMILIES, tiny_model, word_tokenizer
 from tiny_pairs import A, B, make_pairs
 
 from course_utils.bias.planting import plant_preference
-from course_utils.bias.scores import measure
+from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
 
 
 def mean_preference(model, pairs):
-    return preferences(measure(model, word_tokenizer(), pairs, sites=()))["preference"].mean()
+    return preferences(measure_pairs(model, word_tokenizer(), pairs, sites=()))["preference"].mean()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,7 +20,7 @@ from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.bias import analyse, contrastive, difference_in_differences
 from course_utils.bias.contrastive import Pair
-from course_utils.bias.scores import PairScores, measure
+from course_utils.bias.scores import PairScores, measure_pairs
 from course_utils.bias.statistics import activation_means, activation_ratio, behaviour, preferences
 
 
@@ -50,7 +50,7 @@ def by_hand(model, pair: Pair, site: str, block: int) -> tuple[float, float, flo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_by_hand(family):
     model, pairs = tiny_model(family), make_pairs(templates=3)
-    scores = measure(model, word_tokenizer(), pairs, batch_size=4)
+    scores = measure_pairs(model, word_tokenizer(), pairs, batch_size=4)
     assert scores.relative.shape == scores.cosine.shape == (len(pairs), 2, 3)
     assert scores.sites == ("attention_out", "mlp_out") and scores.blocks == (0, 1, 2)
     for i in range(0, len(pairs), 5):
@@ -70,7 +70,7 @@ def test_scores_by_hand(family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_identity_is_exactly_zero(family, dtype):
     pairs = make_pairs("identity", "identity", swaps=5) + make_pairs(swaps=2)
-    scores = measure(tiny_model(family, dtype=dtype), word_tokenizer(), pairs, batch_size=7)
+    scores = measure_pairs(tiny_model(family, dtype=dtype), word_tokenizer(), pairs, batch_size=7)
     same = (scores.frame["kind"] == "identity").to_numpy()
     assert same.sum() == 40
     assert (scores.frame["log_likelihood"][same] == 0).all() and (scores.frame["log_likelihood"][~same] != 0).all()
@@ -80,7 +80,7 @@ def test_identity_is_exactly_zero(family, dtype):
 
 def test_low_precision_agrees_with_float32():
     tokenizer, pairs = word_tokenizer(), make_pairs()
-    exact, low = (measure(tiny_model(dtype=dtype), tokenizer, pairs) for dtype in (torch.float32, torch.bfloat16))
+    exact, low = (measure_pairs(tiny_model(dtype=dtype), tokenizer, pairs) for dtype in (torch.float32, torch.bfloat16))
     assert low.relative.dtype == np.float32
     np.testing.assert_allclose(low.relative, exact.relative, rtol=0.1, atol=0.02)
     assert np.corrcoef(low.frame["log_likelihood"], exact.frame["log_likelihood"])[0, 1] > 0.99
@@ -89,10 +89,10 @@ def test_low_precision_agrees_with_float32():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_padding_and_order_do_not_matter(family):
     model, tokenizer, pairs = tiny_model(family), word_tokenizer(), make_pairs()
-    alone = measure(model, tokenizer, pairs, batch_size=1)
-    together = measure(model, tokenizer, pairs, batch_size=24)
+    alone = measure_pairs(model, tokenizer, pairs, batch_size=1)
+    together = measure_pairs(model, tokenizer, pairs, batch_size=24)
     shuffled = np.random.default_rng(0).permutation(len(pairs))
-    other = measure(model, tokenizer, [pairs[i] for i in shuffled], batch_size=5)
+    other = measure_pairs(model, tokenizer, [pairs[i] for i in shuffled], batch_size=5)
     for frame, relative, order in (
         (together.frame, together.relative, np.arange(len(pairs))),
         (other.frame, other.relative, shuffled),
@@ -105,7 +105,7 @@ def test_batches_padding_and_order_do_not_matter(family):
 def test_one_forward_pass_a_batch_and_no_trace():
     model, pairs, passes = tiny_model().train(), make_pairs(templates=4, swaps=2), []
     hook = model.model.register_forward_hook(lambda *_: passes.append(1))
-    measure(model, word_tokenizer(), pairs, batch_size=4)
+    measure_pairs(model, word_tokenizer(), pairs, batch_size=4)
     hook.remove()
     assert len(passes) == len(pairs) / 4
     assert model.training and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -114,12 +114,12 @@ def test_one_forward_pass_a_batch_and_no_trace():
 def test_bypassed_attention_differs_by_nothing_and_chosen_places_agree():
     model, tokenizer, pairs = tiny_model(), word_tokenizer(), make_pairs()
     bypass_attention(model, [1])
-    scores = measure(model, tokenizer, pairs)
+    scores = measure_pairs(model, tokenizer, pairs)
     assert (scores.relative[:, 0, 1] == 0).all() and (scores.cosine[:, 0, 1] == 0).all()
-    some = measure(model, tokenizer, pairs, sites="mlp_out", blocks=[2, 0])
+    some = measure_pairs(model, tokenizer, pairs, sites="mlp_out", blocks=[2, 0])
     assert (some.sites, some.blocks) == (("mlp_out",), (0, 2))
     np.testing.assert_allclose(some.relative[:, 0], scores.relative[:, 1, [0, 2]], atol=1e-6)
-    none = measure(model, tokenizer, pairs, sites=())
+    none = measure_pairs(model, tokenizer, pairs, sites=())
     assert none.relative.shape == (len(pairs), 0, 3)
     np.testing.assert_allclose(none.frame["log_likelihood"], scores.frame["log_likelihood"], atol=1e-6)
 
@@ -127,7 +127,7 @@ def test_bypassed_attention_differs_by_nothing_and_chosen_places_agree():
 def test_what_cannot_be_compared_is_counted():
     pairs = make_pairs()
     bare = replace(pairs[0], after="", axis="bare", group_a="u", group_b="v")
-    scores = measure(tiny_model(), word_tokenizer(), [*pairs, bare])
+    scores = measure_pairs(tiny_model(), word_tokenizer(), [*pairs, bare])
     assert math.isnan(scores.frame["log_likelihood"].iloc[-1]) and np.isnan(scores.relative[-1]).all()
     table = scores.excluded().set_index("axis")
     assert table.loc["bare", ["pairs", "pairs_without_tokens", "tokens"]].tolist() == [1, 1, 0]
@@ -146,7 +146,7 @@ def test_what_cannot_be_compared_is_counted():
 )
 def test_measure_refuses(options, message):
     with pytest.raises(ValueError, match=message):
-        measure(tiny_model(), word_tokenizer(), **{"pairs": make_pairs(), **options})
+        measure_pairs(tiny_model(), word_tokenizer(), **{"pairs": make_pairs(), **options})
 
 
 # --- statistics on scores with a known truth ------------------------------------------------------
@@ -187,7 +187,7 @@ def synthetic(
 
 def test_preferences_by_hand_cancel_what_the_endings_share():
     model, pairs = tiny_model(), make_pairs(templates=2, swaps=2)
-    items = preferences(measure(model, word_tokenizer(), pairs))
+    items = preferences(measure_pairs(model, word_tokenizer(), pairs))
     assert len(items) == 4
     for item in items.itertuples():
         total = 0.0
@@ -280,7 +280,7 @@ def measured_model(seed: int, planted: float) -> PairScores:
         output.last_hidden_state += planted * (inputs["input_ids"] == A).any(1)[:, None, None] * liking
 
     hook = model.base_model.register_forward_hook(lean, with_kwargs=True)
-    scores = measure(model, word_tokenizer(), everything(templates=8, swaps=8), batch_size=64)
+    scores = measure_pairs(model, word_tokenizer(), everything(templates=8, swaps=8), batch_size=64)
     hook.remove()
     return scores
 
@@ -340,9 +340,9 @@ def test_models_are_compared_without_activations():
 
 def test_different_pairs_are_refused():
     tokenizer, model = word_tokenizer(), tiny_model(layers=1)
-    one, other = (measure(model, tokenizer, make_pairs(seed=seed)) for seed in (0, 1))
-    relabelled = measure(model, tokenizer, [replace(pair, template=pair.template + "!") for pair in make_pairs()])
-    fewer = measure(model, tokenizer, make_pairs()[:-2])
+    one, other = (measure_pairs(model, tokenizer, make_pairs(seed=seed)) for seed in (0, 1))
+    relabelled = measure_pairs(model, tokenizer, [replace(pair, template=pair.template + "!") for pair in make_pairs()])
+    fewer = measure_pairs(model, tokenizer, make_pairs()[:-2])
     for wrong in (other, relabelled, fewer):
         with pytest.raises(ValueError, match="same pairs"):
             difference_in_differences(one, wrong)
@@ -391,7 +391,7 @@ def test_the_figure_shows_every_axis_beside_its_controls():
 def test_a_bypassed_attention_has_no_ratio_and_spoils_no_other():
     model = tiny_model()
     bypass_attention(model, [1])
-    found = analyse(measure(model, word_tokenizer(), everything()))
+    found = analyse(measure_pairs(model, word_tokenizer(), everything()))
     places = found.tables["activations_by_place"]
     bypassed = (places["site"] == "attention_out") & (places["block"] == 1)
     assert places.loc[bypassed, ["ratio", "p", "p_holm"]].isna().all(axis=None)
