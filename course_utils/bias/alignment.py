@@ -6,16 +6,17 @@ read off character offsets, because another word in the middle may move all that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from course_utils import checks
 from course_utils.bias.contrastive import Pair
 
 
@@ -24,7 +25,8 @@ class Alignment:
     """Where the two texts of a pair share their tokens. Positions count from 0 in ``ids_a`` and ``ids_b``.
 
     Attributes:
-        ids_a, ids_b: the token ids of the two texts, without special tokens.
+        ids_a: the token ids of text a, without special tokens.
+        ids_b: the same of text b.
         before: (position in a, position in b) of the shared tokens in front of the swapped span. A row's first token
             is never among them: its state is an outlier.
         after: the same behind the span.
@@ -43,7 +45,7 @@ class Alignment:
 
 
 class PairBatch(TypedDict):
-    """A batch, also for ``activations.capture``: rows 2k and 2k + 1 are the texts a and b of the batch's pair k."""
+    """A batch whose rows 2k and 2k + 1 are the texts a and b of the batch's pair k."""
 
     input_ids: Tensor  # int64 [2 x pairs, length], padded on the right
     attention_mask: Tensor  # int64, 1 where a token is real
@@ -65,61 +67,81 @@ def align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
             f"Alignment needs the character offsets of tokens, and {type(tokenizer).__name__} gives none. Load the "
             "fast tokenizer of this model (AutoTokenizer does so by default)."
         )
-    a, b = _Side(tokenizer, pair.text_a, pair), _Side(tokenizer, pair.text_b, pair)
-    front = _equal(a.in_front, b.in_front)
-    # Behind the span, both positions and offsets count from the right.
-    back = _equal(a.behind, b.behind)
-    ends = len(a.ids), len(b.ids)
+    a, b = _cut(tokenizer, pair, pair.text_a), _cut(tokenizer, pair, pair.text_b)
+    front, back = shared_beginning(a.in_front, b.in_front), shared_beginning(a.behind, b.behind)
     before = [(i, i) for i in range(1, front)]
-    after = [(ends[0] - i, ends[1] - i) for i in range(back, 0, -1) if i < min(ends)]
+    length_a, length_b = len(a.ids), len(b.ids)
+    after = [(length_a - i, length_b - i) for i in range(back, 0, -1) if i < min(length_a, length_b)]
+    alone_a = a.shared.difference(i for i, _ in before + after)
+    alone_b = b.shared.difference(i for _, i in before + after)
     return Alignment(
         ids_a=a.ids,
         ids_b=b.ids,
         before=before,
         after=after,
         swapped=(a.swapped, b.swapped),
-        excluded=sum(sum(side.shared[1:]) for side in (a, b))
-        - sum(side.shared[pair[number]] for number, side in enumerate((a, b)) for pair in (*before, *after)),
+        excluded=len(alone_a) + len(alone_b),
     )
 
 
+class _Token(NamedTuple):
+    """A token and the characters that it stands for, ``text[start:end]``."""
+
+    id: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class _Side:
-    """One text of a pair, cut into tokens: what lies in front of the span, in it and behind it."""
+    """One text of a pair, cut into tokens."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, pair: Pair):
-        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        self.ids: list[int] = encoding["input_ids"]
-        if not self.ids:
-            raise ValueError(f"The text {text!r} has no tokens.")
-        start, end = len(pair.before), len(text) - len(pair.after)
-        tokens, last = [], 0
-        for token, (low, high) in zip(self.ids, encoding["offset_mapping"], strict=True):
-            # Some tokenizers leave the space that a token begins with out of its offsets; it's a part of it.
-            tokens.append((token, min(low, last), high))
-            last = high
-        self.in_front = list(takewhile(lambda token: token[2] <= start, tokens))
-        rest = tokens[len(self.in_front) :]
-        self.behind = [
-            (token, low - len(text), high - len(text))
-            for token, low, high in takewhile(lambda token: token[1] >= end, reversed(rest))
-        ]
-        self.swapped = range(len(self.in_front), len(tokens) - len(self.behind))
-        self.shared = [
-            bool((text[low : min(high, start)] + text[max(low, end) : high]).strip()) for _, low, high in tokens
-        ]
+    ids: list[int]
+    in_front: list[_Token]  # of the span
+    behind: list[_Token]  # of the span, from the text's end on, with offsets that count from there too
+    swapped: range  # positions of the tokens in between
+    shared: set[int]  # positions, but the first, of tokens that hold some of the shared text other than space
 
 
-def _equal(a: Sequence, b: Sequence) -> int:
-    """How many elements are equal from the beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Side:
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    if not encoding["input_ids"]:
+        raise ValueError(f"The text {text!r} has no tokens.")
+    tokens: list[_Token] = []
+    for number, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        # Some tokenizers leave the space that a token begins with out of its offsets; it's a part of it.
+        tokens.append(_Token(number, min(start, tokens[-1].end if tokens else 0), end))
+    span_start, span_end = len(pair.before), len(text) - len(pair.after)
+    in_front = list(takewhile(lambda token: token.end <= span_start, tokens))
+    behind = list(takewhile(lambda token: token.start >= span_end, reversed(tokens[len(in_front) :])))
+
+    def is_shared(token: _Token) -> bool:
+        outside = text[token.start : min(token.end, span_start)] + text[max(token.start, span_end) : token.end]
+        return bool(outside.strip())
+
+    return _Side(
+        ids=encoding["input_ids"],
+        in_front=in_front,
+        behind=[_Token(token.id, token.start - len(text), token.end - len(text)) for token in behind],
+        swapped=range(len(in_front), len(tokens) - len(behind)),
+        shared={position for position, token in enumerate(tokens) if position and is_shared(token)},
+    )
+
+
+def shared_beginning(*sequences: Sequence[Hashable]) -> int:
+    """How many elements the sequences share at their beginning.
+
+    >>> shared_beginning([1, 2, 3], [1, 2, 4, 3])
+    2
+    """
+    return sum(1 for _ in takewhile(lambda elements: len(set(elements)) == 1, zip(*sequences, strict=False)))
 
 
 def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:
     """Align pairs that will run ``batch_size`` at a time. Raises as ``pair_batches`` does."""
-    if not pairs or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(
-            f"Give at least one pair and a whole 'batch_size' of at least 1; got {len(pairs)} pairs and {batch_size!r}."
-        )
+    checks.whole_number("batch_size", batch_size, least=1)
+    if not pairs:
+        raise ValueError("There are no pairs: give at least one.")
     return [align(tokenizer, pair) for pair in pairs]
 
 
@@ -129,6 +151,8 @@ def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, b
     Pairs of similar length share a batch, so that little is padded: ``indices`` tells which pairs a batch holds.
 
     Args:
+        tokenizer: a fast one, the model's.
+        pairs: at least one.
         batch_size: pairs a batch; a batch has twice as many rows.
 
     Raises:

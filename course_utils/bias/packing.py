@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from course_utils.architectures import Architecture
 from course_utils.batches import Batch, read_batch
-from course_utils.bias.alignment import Alignment, align_all
+from course_utils.bias.alignment import Alignment, align_all, shared_beginning
 from course_utils.bias.contrastive import Pair
 
 
@@ -93,20 +93,27 @@ def packed_batches(
     attention, with a sliding window shorter than the texts, or with a decision for each prompt (``adaptive``).
 
     Args:
+        architecture: of the model, from ``describe``.
+        tokenizer: the model's, a fast one.
+        pairs: at least one.
         batch_size: pairs that run at once.
+
+    Returns:
+        The batches, from short to long rows.
 
     Raises:
         ValueError: no pairs, ``batch_size`` below 1, a pair that ``align`` refuses, or ids outside the vocabulary.
     """
     alignments = align_all(tokenizer, pairs, batch_size)
-    groups = [[index] for index in range(len(pairs))]
-    if _takes_masks(architecture, max(len(ids) for found in alignments for ids in (found.ids_a, found.ids_b))):
+    together = [[index] for index in range(len(pairs))]
+    longest = max(len(ids) for alignment in alignments for ids in (alignment.ids_a, alignment.ids_b))
+    if _takes_masks(architecture, longest):
         alike: dict[tuple[str, ...], list[int]] = {}
         for index, pair in enumerate(pairs):
             alike.setdefault((pair.axis, pair.template, pair.before, pair.a, pair.b), []).append(index)
-        groups = [some[i : i + batch_size] for some in alike.values() for i in range(0, len(some), batch_size)]
-    packed = sorted((_Group(indices, [alignments[i] for i in indices]) for indices in groups), key=len)
-    return [_batch(architecture, some) for some in _split(packed, batch_size)]
+        together = [same[i : i + batch_size] for same in alike.values() for i in range(0, len(same), batch_size)]
+    groups = sorted((_Group(indices, [alignments[i] for i in indices]) for indices in together), key=len)
+    return [_batch(architecture, batch) for batch in _split(groups, batch_size)]
 
 
 def _takes_masks(architecture: Architecture, length: int) -> bool:
@@ -119,9 +126,8 @@ def _takes_masks(architecture: Architecture, length: int) -> bool:
 class _Row:
     """Texts in one row: their common beginning, and then the ending of each."""
 
-    def __init__(self, texts: Sequence[Sequence[int]]):
-        alike = (len(set(tokens)) == 1 for tokens in zip(*texts, strict=False))
-        start = next((i for i, same in enumerate(alike) if not same), min(map(len, texts)))
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        start = shared_beginning(*texts)
         self.ids, self.positions = list(texts[0][:start]), list(range(start))
         self.owner = [0] * start  # 0: the beginning; k: the ending of text k, counted from 1
         self.places: list[list[int]] = []  # of each text's tokens in this row
@@ -135,9 +141,9 @@ class _Row:
 class _Group:
     """Pairs that share their two rows."""
 
-    def __init__(self, indices: list[int], alignments: list[Alignment]):
+    def __init__(self, indices: list[int], alignments: list[Alignment]) -> None:
         self.indices, self.alignments = indices, alignments
-        self.rows = _Row([found.ids_a for found in alignments]), _Row([found.ids_b for found in alignments])
+        self.rows = _Row([texts.ids_a for texts in alignments]), _Row([texts.ids_b for texts in alignments])
 
     def __len__(self) -> int:
         return max(len(row.ids) for row in self.rows)
@@ -158,42 +164,43 @@ def _split(groups: Iterable[_Group], batch_size: int) -> list[list[_Group]]:
 
 def _batch(architecture: Architecture, groups: list[_Group]) -> PackedPairs:
     model, rows = architecture.model, [row for group in groups for row in group.rows]
-    ids, positions = (_padded([getattr(row, name) for row in rows]) for name in ("ids", "positions"))
+    ids = _padded([row.ids for row in rows])  # [rows, length]
+    positions = _padded([row.positions for row in rows])
     mask = _padded([[1] * len(row.ids) for row in rows])
     batch = read_batch(
         {"input_ids": ids, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=model.device
     )
     if any(len(group.indices) > 1 for group in groups):
         owner = _padded([row.owner for row in rows], -1)  # padding sees padding: no row of the attention is empty
-        sees = ((owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])).tril()
-        hidden = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
+        sees = ((owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])).tril()  # [rows, length, length]
+        visible = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
         batch = BranchingBatch(
-            batch.input_ids, batch.attention_mask, positions.to(model.device), hidden[:, None].to(model.device)
+            batch.input_ids, batch.attention_mask, positions.to(model.device), visible[:, None].to(model.device)
         )
-    alignments = [found for group in groups for found in group.alignments]
-    shared = [number for number, found in enumerate(alignments) for _ in found.after]
+    alignments = [alignment for group in groups for alignment in group.alignments]
+    pair_of_token = [number for number, alignment in enumerate(alignments) for _ in alignment.after]
     return PackedPairs(
         batch=batch,
         indices=[index for group in groups for index in group.indices],
         alignments=alignments,
-        pair=torch.tensor(shared, dtype=torch.long),
+        pair=torch.tensor(pair_of_token, dtype=torch.long),
         sides=(_side(batch, groups, 0), _side(batch, groups, 1)),
     )
 
 
 def _side(batch: Batch, groups: list[_Group], side: int) -> Side:
-    found = [
-        (2 * number + side, places[shared[side]], places[shared[side] - 1])
+    tokens = [  # of each shared token: its row, its place there, and the place of the token in front of it
+        (2 * number + side, places[positions[side]], places[positions[side] - 1])
         for number, group in enumerate(groups)
         for places, alignment in zip(group.rows[side].places, group.alignments, strict=True)
-        for shared in alignment.after
+        for positions in alignment.after
     ]
-    table = torch.tensor(found, dtype=torch.long).view(-1, 3)
-    once, which = table.unique(dim=0, return_inverse=True)
+    table = torch.tensor(tokens, dtype=torch.long).view(-1, 3)  # [tokens, 3]
+    different, which = table.unique(dim=0, return_inverse=True)
     device = batch.input_ids.device
-    rows, at, before = (numbers.to(device) for numbers in once.T)
+    rows, at, before = (numbers.to(device) for numbers in different.T)
     return Side(
-        at=tuple(numbers.to(device) for numbers in table.T[:2]),
+        at=(table[:, 0].to(device), table[:, 1].to(device)),
         predicting=(rows, before),
         targets=batch.input_ids[rows, at],
         which=which,

@@ -8,11 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model, word_tokenizer
+from tiny import word_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from course_utils.activations import capture
 from course_utils.bias.alignment import align, pair_batches
 from course_utils.bias.contrastive import Pair
 
@@ -109,7 +108,9 @@ def test_offsets_are_needed():
 
 words = st.lists(
     st.one_of(
-        st.sampled_from("The female over worked neighbour knocked left-handed 12345 kind . , 🙂 né Ünder".split()),
+        st.sampled_from(
+            ["The", "female", "over", "worked", "neighbour", "left-handed", "12345", "kind", ".", "🙂", "Ünder"]
+        ),
         st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=4),
     ),
     max_size=6,
@@ -198,16 +199,6 @@ def test_pair_batches_keep_the_callers_order():
     for bad in ({"pairs": []}, {"batch_size": 0}, {"batch_size": 1.5}):
         with pytest.raises(ValueError, match="at least"):
             pair_batches(tokenizer, **({"pairs": given_pairs} | bad))
-
-
-def test_pair_batches_go_straight_into_capture():
-    tokenizer = byte_tokenizer(True)
-    model = tiny_model("llama", vocab_size=400)
-    batches = pair_batches(tokenizer, [pair("The ", "tall", "tall", " nurse was kind"), pair("A ", "b", "c", " d")])
-    kept = capture(model, batches, sites=["residual"], keep=True)
-    values, rows = kept.values["residual", 2], kept.positions[:, 0]
-    twins = batches[0]["indices"].index(0)  # the same text twice gives the same states twice
-    torch.testing.assert_close(values[rows == 2 * twins], values[rows == 2 * twins + 1])
 
 
 def test_whole_words_are_aligned_as_well():

@@ -122,7 +122,7 @@ def test_only_the_same_words_share_a_row():
     assert len(one.batch.input_ids) == 2 * len(others) and not isinstance(one.batch, BranchingBatch)
 
 
-@pytest.mark.parametrize("window, shared", [(12, False), (13, True), (None, True)])
+@pytest.mark.parametrize(("window", "shared"), [(12, False), (13, True), (None, True)])
 def test_texts_beyond_a_sliding_window_run_alone(window, shared):
     """One mask for all layers can't say what a window hides; the longest text has 13 tokens."""
     assert max(len(token_ids(one.text_b)[0]) for one in LONG) == 13
