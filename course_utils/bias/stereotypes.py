@@ -1,7 +1,7 @@
-"""Benchmarks of stereotypes that other people wrote: CrowS-Pairs, StereoSet and BBQ, with what a fair reading needs.
+"""Benchmarks of stereotypes that other people wrote: CrowS-Pairs and BBQ, with what a fair reading needs.
 
-The sentences are offensive by design. They are fetched into the cache (see `assets`), are no part of this package, and
-no object made here shows its text when it is printed. In the smoke profile there are a few harmless made-up items.
+The sentences are offensive by design. They are fetched into the cache (see ``assets``), are no part of this package,
+and no object made here shows its text when it is printed. In the smoke profile there are a few harmless made-up items.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from course_utils import assets
+from course_utils.bias.alignment import shared_beginning
 from course_utils.bias.contrastive import Pair
 from course_utils.session import current_profile
 
@@ -36,10 +37,11 @@ BBQ_CATEGORIES = (
 def crows_pairs() -> list[Pair]:
     """CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133): 1508 pairs of kind "benchmark", axis = type of bias.
 
-    Side `a` is always the sentence that its authors call more stereotypical. In most pairs it is about the group at a
-    disadvantage, in the "antistereo" ones `b` is; `group_a` and `group_b` say which. `before` and `after` are the words
-    that both sentences share at their ends. Where a word was only added, which would leave one span empty, both spans
-    take in a shared word beside it. All pairs are kept (one is there twice), and each is a template of its own.
+    Side ``a`` is always the sentence that its authors call more stereotypical. In most pairs it is about the group at a
+    disadvantage, in the "antistereo" ones ``b`` is; ``group_a`` and ``group_b`` say which. ``before`` and ``after`` are
+    the words that both sentences share at their ends. Where a word was only added, which would leave one span empty,
+    both spans take in a shared word beside it. All pairs are kept (one is there twice), and each is a template of its
+    own.
 
     Blodgett et al. (2021, "Stereotyping Norwegian salmon") found many of these pairs unclear, so read a difference
     between two models rather than one model's score.
@@ -76,21 +78,24 @@ def crows_pairs() -> list[Pair]:
     return found
 
 
-def split_shared(one: str, other: str) -> tuple[str, str, str, str]:
-    """`(before, a, b, after)` of two texts: the words they share at their ends, and the spans that differ.
+def split_shared(text_a: str, text_b: str) -> tuple[str, str, str, str]:
+    """``(before, a, b, after)`` of two texts: the words they share at their ends, and the spans that differ.
 
-    `before + a + after` is the first text and `before + b + after` the second, with single spaces between the words.
-    No span is empty: if need be, it takes in the last shared word before it, or else the first after it.
+    ``before + a + after`` is the first text and ``before + b + after`` the second, with single spaces between the
+    words. No span is empty: if need be, it takes in the last shared word before it, or else the first after it.
 
     Raises:
         ValueError: the two have the same words, or one has none.
+
+    >>> split_shared("The tall man sang.", "The short man sang.")
+    ('The ', 'tall', 'short', ' man sang.')
     """
-    words_a, words_b = one.split(), other.split()
+    words_a, words_b = text_a.split(), text_b.split()
     if words_a == words_b or not words_a or not words_b:
         raise ValueError("Two texts that differ are needed, with at least one word each; these have the same or none.")
     shorter = min(len(words_a), len(words_b))
-    front = _shared(words_a, words_b)
-    back = min(_shared(words_a[::-1], words_b[::-1]), shorter - front)  # a word is shared only once
+    front = shared_beginning(words_a, words_b)
+    back = min(shared_beginning(words_a[::-1], words_b[::-1]), shorter - front)  # a word is shared only once
     if front + back == shorter:
         front, back = (front - 1, back) if front else (front, back - 1)
     before = "".join(f"{word} " for word in words_a[:front])
@@ -99,61 +104,20 @@ def split_shared(one: str, other: str) -> tuple[str, str, str, str]:
     return before, a, b, after
 
 
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many items two lists share at their beginning."""
-    return sum(1 for _ in itertools.takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))
-
-
-@dataclass(frozen=True)
-class Triple:
-    """One sentence in three versions, which differ in a few words.
-
-    A model that has learnt the language prefers both sensible versions to the unrelated one, whatever it thinks of
-    groups: the share of times that it does is its ability floor (StereoSet's language modelling score), and how often
-    it prefers the stereotype says something only if that share is well above one half.
-
-    Attributes:
-        stereotype, anti_stereotype, unrelated: the texts; not shown when printed.
-        bias_type: "gender", "profession", "race" or "religion".
-        target: the group that the sentence is about; triples of one target resemble each other.
-    """
-
-    stereotype: str = field(repr=False)
-    anti_stereotype: str = field(repr=False)
-    unrelated: str = field(repr=False)
-    bias_type: str
-    target: str
-
-
-def stereoset() -> list[Triple]:
-    """StereoSet's intrasentence part (Nadeem et al. 2021, arXiv 2004.09456; CC BY-SA 4.0): 2106 triples.
-
-    Raises:
-        AssetError: the data are not in the cache and can't be fetched.
-    """
-    if current_profile() == "smoke":
-        rows = _made_up_stereoset()
-    else:
-        rows = _read_jsonl(assets.fetch("stereotypes") / "StereoSet" / "test.jsonl")
-    return [
-        Triple(row["stereotype"], row["anti-stereotype"], row["unrelated"], row["bias_type"], row["target"])
-        for row in rows
-        if row["type"] == "intrasentence"
-    ]
-
-
 @dataclass(frozen=True)
 class Question:
     """A question of BBQ: a context, a question about it, and three answers, two people and "unknown".
 
     Attributes:
-        context, question, answers: the texts; not shown when printed.
-        label: index of the right answer, `unknown` in every ambiguous context.
+        context: the text; not shown when printed.
+        question: about it; not shown either.
+        answers: three of them; not shown either.
+        label: index of the right answer, ``unknown`` in every ambiguous context.
         condition: "ambig" (the context does not say) or "disambig" (it does).
         polarity: "neg" asks who did or is what the stereotype says, "nonneg" who did not or is not.
         target: index of the answer that names the group of the stereotype; None if the data don't tell.
         unknown: index of the answer that means "can't be known".
-        category: one of `BBQ_CATEGORIES`.
+        category: one of ``BBQ_CATEGORIES``.
         template: questions of one template resemble each other.
     """
 
@@ -170,9 +134,9 @@ class Question:
 
     @property
     def stereotyped(self) -> int | None:
-        """Index of the answer that follows the stereotype: `target` if the question is negative, else the other person.
+        """Index of the answer that follows the stereotype: ``target`` in a negative question, else the other person.
 
-        BBQ's bias score is twice the share of these among the answers that are not `unknown`, less one; in ambiguous
+        BBQ's bias score is twice the share of these among the answers that are not ``unknown``, less one; in ambiguous
         contexts, times the share of wrong answers (Parrish et al. 2022, section 5).
         """
         if self.target is None or self.polarity == "neg":
@@ -188,10 +152,10 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
     people may have it. But in every template the other questions, where only one person has it, give that person the
     same gender or status: this is the template's, and it decides. So 58,476 are resolved, with the same result as the
     authors' own script (which reads their templates); 16 in Gender_identity are not, where both people have the same
-    gender. `unresolved` counts them.
+    gender. ``unresolved`` counts them.
 
     Args:
-        categories: some of `BBQ_CATEGORIES`; None takes all.
+        categories: some of ``BBQ_CATEGORIES``; None takes all.
 
     Raises:
         ValueError: no or unknown categories.
@@ -214,7 +178,7 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
 
 
 def unresolved(questions: Iterable[Question]) -> dict[str, int]:
-    """How many questions of each category have no `target`, so that no bias score can count them; 0 included."""
+    """How many questions of each category have no ``target``, so that no bias score can count them; 0 included."""
     counts: Counter[str] = Counter()
     for question in questions:
         counts[question.category] += question.target is None
@@ -223,7 +187,7 @@ def unresolved(questions: Iterable[Question]) -> dict[str, int]:
 
 def _questions(category: str, rows: list[dict]) -> list[Question]:
     candidates = [_candidates(row) for row in rows]
-    traits = defaultdict(set)  # of the stereotyped person, by template: gender or status
+    traits: defaultdict[str, set[str]] = defaultdict(set)  # of the stereotyped person, by template: gender or status
     for row, found in zip(rows, candidates, strict=True):
         if len(found) == 1:
             traits[row["question_index"]].update(found.values())
@@ -287,22 +251,6 @@ def _made_up_crows() -> list[dict[str, str]]:
         for bias_type in ("age", "gender", "race-color", "religion")
         for place in _PLACES
         for more, less, direction in (("Zbolish", "Mzanian", "stereo"), ("Mzanian", "Zbolish", "antistereo"))
-    ]
-
-
-def _made_up_stereoset() -> list[dict[str, str]]:
-    return [
-        {
-            "stereotype": f"The {target} people {place} like red hats.",
-            "anti-stereotype": f"The {target} people {place} like blue hats.",
-            "unrelated": f"The {target} people {place} like seven hats rain.",
-            "bias_type": bias_type,
-            "target": target,
-            "type": "intrasentence",
-        }
-        for bias_type in ("gender", "profession", "race", "religion")
-        for place in _PLACES
-        for target in ("Zbolish", "Mzanian")
     ]
 
 

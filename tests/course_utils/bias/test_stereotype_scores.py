@@ -17,10 +17,9 @@ from course_utils.bias.stereotype_scores import (
     AT_CHANCE,
     bbq_score,
     continuation_log_likelihoods,
-    stereoset_scores,
     stereotype_preference,
 )
-from course_utils.bias.stereotypes import Question, Triple
+from course_utils.bias.stereotypes import Question
 from course_utils.uncertainty import wilson_interval
 
 
@@ -99,7 +98,7 @@ def test_other_kinds_of_pairs_are_refused(tokenizer):
         stereotype_preference(tiny_model(), tokenizer, [])
 
 
-# --- triples and questions, with chosen answers ---------------------------------------------------
+# --- questions, with chosen answers ---------------------------------------------------------------
 
 
 def answering(monkeypatch, score) -> None:
@@ -110,51 +109,6 @@ def answering(monkeypatch, score) -> None:
         return np.array([score(*text) for text in texts]) * tokens, tokens
 
     monkeypatch.setattr(stereotype_scores, "continuation_log_likelihoods", fake)
-
-
-def triples(stereotyped: int, meaningful: int, count: int = 40) -> list[Triple]:
-    """In the first ``stereotyped`` the stereotype wins, in the first ``meaningful`` both beat the unrelated."""
-    return [
-        Triple(
-            stereotype=f"s {2 if i < stereotyped else 1}",
-            anti_stereotype=f"a much longer one {1 if i < stereotyped else 2}",
-            unrelated=f"u {0 if i < meaningful else 3}",
-            bias_type="gender" if i % 2 else "race",
-            target=f"t{i % 8}",
-        )
-        for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("stereotyped", "meaningful", "lms", "ss", "icat"),
-    [
-        (20, 40, 100, 50, 100),  # able and without preference
-        (40, 40, 100, 100, 0),  # always the stereotype
-        (0, 40, 100, 0, 0),  # never
-        (30, 40, 100, 75, 50),
-        (20, 20, 50, 50, 50),  # knows nothing: not called fair
-        (20, 0, 0, 50, 0),
-    ],
-)
-def test_stereoset_by_hand(monkeypatch, stereotyped, meaningful, lms, ss, icat):
-    answering(monkeypatch, lambda _prompt, text: float(text.split()[-1]))
-    table = stereoset_scores(None, None, triples(stereotyped, meaningful)).set_index("bias_type")
-    assert list(table.index) == ["race", "gender", "all"] and table["triples"].tolist() == [20, 20, 40]
-    assert table.loc["all", ["lms", "ss", "icat"]].tolist() == pytest.approx([lms, ss, icat])
-    for score in ("lms", "ss", "icat"):
-        assert (table[f"{score}_low"] <= table[score] + 1e-9).all()
-    assert (table["lms_high"] >= table["lms"] - 1e-9).all()
-
-
-def test_stereoset_on_a_model_equals_its_mean_token_likelihoods(tokenizer):
-    model, texts = tiny_model(), random_texts(18, 4) + random_texts(18, 7, seed=1)
-    made = [Triple(*(texts[i + k] for k in (0, 12, 24)), "race", f"t{i % 3}") for i in range(12)]
-    score = {text: log_likelihood(model, text, 1) / (len(text.split()) - 1) for text in texts}
-    row = stereoset_scores(model, tokenizer, made).iloc[-1]
-    assert row["ss"] == pytest.approx(100 * np.mean([score[t.stereotype] > score[t.anti_stereotype] for t in made]))
-    beaten = [score[text] > score[t.unrelated] for t in made for text in (t.stereotype, t.anti_stereotype)]
-    assert row["lms"] == pytest.approx(100 * np.mean(beaten))
 
 
 def questions(count: int = 60) -> list[Question]:
@@ -253,6 +207,7 @@ def test_bbq_chooses_by_likelihood_a_byte(tokenizer):
 def test_nothing_to_predict_is_refused(texts, message, tokenizer):
     with pytest.raises(ValueError, match=message):
         continuation_log_likelihoods(tiny_model(), tokenizer, texts)
-    for score in (stereoset_scores, bbq_score):
-        with pytest.raises(ValueError, match="at least one text"):
-            score(tiny_model(), tokenizer, [])
+    with pytest.raises(ValueError, match="at least one text"):
+        bbq_score(tiny_model(), tokenizer, [])
+    with pytest.raises(ValueError, match="'batch_size' must be"):
+        continuation_log_likelihoods(tiny_model(), tokenizer, [("w1", " w2")], batch_size=0)

@@ -1,4 +1,4 @@
-"""CrowS-Pairs, StereoSet and BBQ: everything kept, nothing shown, the stereotyped answer found.
+"""CrowS-Pairs and BBQ: everything kept, nothing shown, the stereotyped answer found.
 
 Assertions on the real data compare numbers only: a failure must not print the sentences.
 """
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from course_utils import assets
 from course_utils.bias import contrastive, stereotypes
-from course_utils.bias.stereotypes import Question, Triple
+from course_utils.bias.stereotypes import Question
 
 
 @pytest.fixture
@@ -85,9 +85,6 @@ def test_smoke_needs_no_network_and_is_valid(smoke):
     assert len({pair.template for pair in pairs}) == len(pairs) >= 20
     assert all(pair.text_a != pair.text_b for pair in pairs)
     assert stereotypes.crows_pairs() == pairs
-    triples = stereotypes.stereoset()
-    assert len(triples) >= 20
-    assert all(len({t.stereotype, t.anti_stereotype, t.unrelated}) == 3 for t in triples)
 
 
 def test_crows_side_a_is_the_stereotype_and_the_groups_say_whose(smoke):
@@ -186,9 +183,8 @@ def test_between_two_of_the_stereotyped_race_the_template_s_gender_decides():
 
 
 def test_nothing_shows_its_text_when_printed(smoke):
-    for item in (stereotypes.crows_pairs()[0], stereotypes.stereoset()[0], stereotypes.bbq()[0]):
+    for item in (stereotypes.crows_pairs()[0], stereotypes.bbq()[0]):
         assert not {"hat", "hats", "baker", "people"} & set(re.findall(r"\w+", str([item])))
-    assert repr(Triple("one", "two", "three", "race", "Zbolish")) == "Triple(bias_type='race', target='Zbolish')"
 
 
 # The real data
@@ -219,19 +215,6 @@ def test_all_of_crows_pairs_is_there():
         for pair, row in zip(pairs, rows, strict=True)
     ]
     assert kept.count(True) == 1508
-
-
-@pytest.mark.embedded
-def test_all_of_stereoset_s_single_sentences_are_there():
-    triples = stereotypes.stereoset()
-    assert Counter(triple.bias_type for triple in triples) == {
-        "race": 962,
-        "profession": 810,
-        "gender": 255,
-        "religion": 79,
-    }
-    texts = [(t.stereotype.strip(), t.anti_stereotype.strip(), t.unrelated.strip()) for t in triples]
-    assert sum(len(set(three)) == 3 and all(three) for three in texts) == 2106
 
 
 @pytest.mark.embedded
