@@ -1,6 +1,21 @@
 """Bias: contrastive pairs beside their controls, measured, tested and put in words.
 
-print(report(model, tokenizer, axes=["gender"]))
+    print(report(model, tokenizer, axes=["gender"]))
+
+Behind this door, in the order in which the modules build on each other:
+
+=======================  ===========================================================================================
+``contrastive``          the texts: pairs that differ in one span, axes, controls; your own axis from a JSON file
+``alignment``            which tokens the two texts of a pair share
+``packing``              the rows in which pairs run: what texts share is computed once
+``scores``               ``measure_pairs``: how predictions and activations differ between the two sides
+``statistics``           tables from these scores, beside the controls, with intervals and tests
+``reporting``            the verdicts and the figure: ``report``, ``analyse``, ``difference_in_differences``
+``fairness``             which neurons carry a difference, and which of them to cut
+``planting``             a positive control: a model that is biased on purpose
+``stereotypes``          other people's benchmarks: CrowS-Pairs and BBQ
+``stereotype_scores``    what a model makes of these
+=======================  ===========================================================================================
 """
 
 from course_utils.bias.reporting import BiasReport, Change, analyse, difference_in_differences, report

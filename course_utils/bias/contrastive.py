@@ -4,10 +4,10 @@ Every axis and every control is put into the same templates, at the same place (
 door. Everyone in the building thought that this person"), and each template goes on in a pleasant and in an unpleasant
 way. So a demographic swap can be compared with a neutral one (tall/short), with synonyms (happy/glad), with no swap at
 all and with made-up groups; and the *double difference*, how much likelier the pleasant ending than the unpleasant one
-is after `a`, less the same after `b`, cancels what is merely the frequency of a word. Half of the templates are for
+is after ``a``, less the same after ``b``, cancels what is merely the frequency of a word. Half of the templates are for
 choosing (neurons, layers, thresholds), half for measuring what was chosen.
 
-An axis of your own is a small JSON file, and `pairs("path/to/it.json")` uses it like a built-in one:
+An axis of your own is a small JSON file, and ``pairs("path/to/it.json")`` uses it like a built-in one:
 
     {
       "name": "accent",
@@ -17,9 +17,9 @@ An axis of your own is a small JSON file, and `pairs("path/to/it.json")` uses it
       ]
     }
 
-A swap is `[a, b, group of a, group of b]`. `a` and `b` are what a noun such as "neighbour" or "doctor" can follow. Put
-the group that is usually at a disadvantage first in every swap, or the signs of a mean make no sense. Ten swaps or more
-keep one odd word from deciding the result.
+A swap is ``[a, b, group of a, group of b]``. ``a`` and ``b`` are what a noun such as "neighbour" or "doctor" can
+follow. Put the group that is usually at a disadvantage first in every swap, or the signs of a mean make no sense. Ten
+swaps or more keep one odd word from deciding the result.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+from course_utils import checks, files
 
 KINDS = ("demographic", "neutral", "paraphrase", "identity", "invented", "benchmark")
 SPLITS = ("selection", "evaluation")
@@ -54,20 +56,28 @@ _ALIKE = 0.7  # two templates that share this part of their words count as one
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts that differ in one span: `before + a + after` and `before + b + after`.
+    """Two texts that differ in one span: ``before + a + after`` and ``before + b + after``.
 
     Attributes:
-        before, after: what the texts share; either may be empty.
-        a, b: the span. In a demographic pair `a` is the group that is usually at a disadvantage, in a benchmark pair
-            the side that the benchmark calls more stereotypical.
+        before: what the texts share in front of the span; may be empty.
+        a: the span in the first text. In a demographic pair it names the group that is usually at a disadvantage, in a
+            benchmark pair the side that the benchmark calls more stereotypical.
+        b: the span in the second text.
+        after: what the texts share behind the span; may be empty.
         axis: "gender", "race", ...; in a control the kind of the control.
-        kind: one of `KINDS`.
-        group_a, group_b: the groups that the span names ("female", "male"); in a control the words themselves.
+        kind: one of ``KINDS``.
+        group_a: the group that ``a`` names ("female"); in a control the word itself.
+        group_b: the group that ``b`` names ("male").
         template: which template the texts come from: pairs of one template resemble each other, so it is the unit that
             is resampled for an interval.
         valence: 1 if what follows the span is pleasant, -1 if it is unpleasant, 0 if neither.
         split: "selection" or "evaluation"; a template belongs to one of them only.
-        source, licence: where the text comes from.
+        source: where the text comes from.
+        licence: the text's.
+
+    >>> pair = Pair("The ", "tall", "short", " man sang.", "neutral", "neutral", "tall", "short", "singer")
+    >>> pair.text_a, pair.text_b, pair.swap
+    ('The tall man sang.', 'The short man sang.', 'tall/short')
     """
 
     before: str
@@ -86,12 +96,12 @@ class Pair:
 
     @property
     def text_a(self) -> str:
-        """The text with `a`."""
+        """The text with ``a``."""
         return self.before + self.a + self.after
 
     @property
     def text_b(self) -> str:
-        """The text with `b`."""
+        """The text with ``b``."""
         return self.before + self.b + self.after
 
     @property
@@ -107,7 +117,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Axis:
-    """What is swapped: a name, one of `KINDS`, and the swaps `(a, b, group of a, group of b)`."""
+    """What is swapped: a name, one of ``KINDS``, and the swaps ``(a, b, group of a, group of b)``."""
 
     name: str
     kind: str
@@ -115,7 +125,11 @@ class Axis:
 
 
 def axes() -> list[str]:
-    """The names of the built-in demographic axes, sorted."""
+    """The names of the built-in demographic axes, sorted.
+
+    >>> axes()
+    ['age', 'disability', 'gender', 'nationality', 'race', 'religion', 'socioeconomic']
+    """
     return sorted(path.stem for path in (_DATA / "axes").glob("*.json"))
 
 
@@ -180,10 +194,12 @@ def invented_axis(seed: int, swaps: int = 10) -> Axis:
         swaps: from 1 to 100.
 
     Raises:
-        ValueError: `swaps` is out of range.
+        ValueError: ``swaps`` is out of range.
+
+    >>> invented_axis(seed=0, swaps=1).swaps
+    (('Fmamish', 'Gvamish', 'Gzuvia', 'Mzedia'),)
     """
-    if not 1 <= swaps <= 100:
-        raise ValueError(f"swaps is {swaps}; ask for 1 to 100.")
+    checks.whole_number("swaps", swaps, least=1, most=100)
     draw = random.Random(seed)
     onsets = ["Bv", "Bz", "Fm", "Fn", "Gv", "Gz", "Mz", "Pv", "Vn", "Vz", "Zb", "Zg", "Zm", "Zn"]
     draw.shuffle(onsets)
@@ -205,14 +221,17 @@ def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[P
     """Every template with every swap and both endings, in this order: template, swap, pleasant before unpleasant.
 
     Args:
-        axis: a built-in name, the path of a JSON file, or an `Axis`.
+        axis: a built-in name, the path of a JSON file, or an ``Axis``.
         split: only the templates of "selection" or "evaluation"; None takes both.
 
     Raises:
-        ValueError: unknown axis or split, or a file that isn't valid (see `load_axis`).
+        ValueError: unknown axis or split, or a file that isn't valid (see ``load_axis``).
+
+    >>> pleasant, unpleasant = pairs("gender", split="evaluation")[:2]
+    >>> pleasant.swap, pleasant.template, pleasant.valence, unpleasant.valence
+    ('female/male', 'neighbour', 1, -1)
     """
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}, or None for both.")
+    checks.one_of("split", split, (*SPLITS, None))
     axis = axis if isinstance(axis, Axis) else load_axis(axis)
     made = []
     for template in _templates():
@@ -246,13 +265,12 @@ def controls(kind: str, *, split: str | None = None) -> list[Pair]:
     Args:
         kind: "neutral" (tall/short: what any swap of words does), "paraphrase" (happy/glad: what a swap does that
             hardly changes the meaning) or "identity" (the neutral words, each with itself: exactly nothing).
-        split: as for `pairs`.
+        split: as for ``pairs``.
 
     Raises:
         ValueError: unknown kind or split.
     """
-    if kind not in CONTROLS:
-        raise ValueError(f"Unknown control {kind!r}; choose one of {', '.join(CONTROLS)}.")
+    checks.one_of("kind", kind, CONTROLS)
     if kind == "identity":
         words = [swap[0] for swap in _control("neutral").swaps]
         return pairs(Axis("identity", "identity", tuple((word,) * 4 for word in words)), split=split)
@@ -263,6 +281,11 @@ def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
     """The pairs of each axis' shortest templates and first swaps, with all their endings: crossed, but sooner done.
 
     A template is as long as its longest text without the swapped span, so different axes keep the same templates.
+
+    Args:
+        pairs: of one axis or several.
+        templates: how many of each axis to keep.
+        swaps: how many of each axis to keep.
 
     Raises:
         ValueError: an axis has fewer templates or swaps than asked for, or less than one is asked for.
@@ -275,12 +298,9 @@ def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
         for pair in own:
             length[pair.template] = max(length.get(pair.template, 0), len(pair.before + pair.after))
         all_swaps = list(dict.fromkeys(pair.swap for pair in own))
-        if not (1 <= templates <= len(length) and 1 <= swaps <= len(all_swaps)):
-            raise ValueError(
-                f"Axis {axis!r} has {len(length)} templates and {len(all_swaps)} swaps; ask for at least 1 of each and "
-                f"no more than these. You asked for {templates} and {swaps}."
-            )
-        shortest, first = sorted(length, key=length.get)[:templates], all_swaps[:swaps]
+        checks.whole_number("templates", templates, least=1, most=len(length), meaning=f"those of axis {axis!r}")
+        checks.whole_number("swaps", swaps, least=1, most=len(all_swaps), meaning=f"those of axis {axis!r}")
+        shortest, first = sorted(length, key=length.__getitem__)[:templates], all_swaps[:swaps]
         kept += [pair for pair in own if pair.template in shortest and pair.swap in first]
     return kept
 
@@ -358,27 +378,24 @@ def _alike(pairs: Iterable[Pair]) -> list[str]:
     for pair in pairs:
         words.setdefault(pair.template, set()).update(re.findall(r"\w+", f"{pair.before} {pair.after}".lower()))
     return [
-        f"templates {one!r} and {other!r} have nearly the same words"
-        for one, other in itertools.combinations(words, 2)
-        if len(words[one] & words[other]) >= _ALIKE * len(words[one] | words[other])
+        f"templates {first!r} and {second!r} have nearly the same words"
+        for first, second in itertools.combinations(words, 2)
+        if len(words[first] & words[second]) >= _ALIKE * len(words[first] | words[second])
     ]
 
 
 def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike) -> Path:
-    """Write pairs as JSONL, one object with all fields of `Pair` a line, atomically; return the path."""
+    """Write pairs as JSONL, one object with all fields of ``Pair`` a line, atomically; return the path."""
     path = Path(path)
-    lines = [json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    files.write_text(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs))
     return path
 
 
 def read_pairs(path: str | os.PathLike) -> list[Pair]:
-    """Read what `write_pairs` wrote, equal to what was written. Fields with a default may be missing.
+    """Read what ``write_pairs`` wrote, equal to what was written. Fields with a default may be missing.
 
     Raises:
-        ValueError: the file can't be read, or a line is not an object with the fields of `Pair`; names file and line.
+        ValueError: the file can't be read, or a line is not an object with the fields of ``Pair``; names file and line.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -401,13 +418,13 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
 def to_conversations(pairs: Iterable[Pair]) -> list[dict]:
     """Pairs as two-role conversations, in the rows that WizardSData writes, and one field more.
 
-    Each side of a pair becomes a conversation of its own. Its sentences are told one by one: `rol1` asks, `rol2`
+    Each side of a pair becomes a conversation of its own. Its sentences are told one by one: ``rol1`` asks, ``rol2``
     answers with the next sentence.
 
     Returns:
-        rows with `id_conversation` (the number of the pair and the side, "17-a"), `topic` (the axis), `sequence` (from
-        0 within a conversation), `rol1`, `rol2`, and `metadata`: the side and all fields of the pair. The answers of
-        a conversation, joined by spaces, are that side's text.
+        rows with ``id_conversation`` (the number of the pair and the side, "17-a"), ``topic`` (the axis), ``sequence``
+        (from 0 within a conversation), ``rol1``, ``rol2``, and ``metadata``: the side and all fields of the pair. The
+        answers of a conversation, joined by spaces, are that side's text.
     """
     rows = []
     for number, pair in enumerate(pairs):

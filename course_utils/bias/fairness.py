@@ -16,11 +16,9 @@ swaps as well, and removing neurons that only make the model surer or less sure 
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from numbers import Real
 
 import torch
 from scipy.stats import rankdata
@@ -49,6 +47,7 @@ def activation_difference(
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed.
+        tokenizer: the model's, a fast one.
         pairs: of any axis and kind. Padding and the split into batches don't matter.
         batch_size: pairs that run at once.
 
@@ -59,17 +58,17 @@ def activation_difference(
         ValueError: no pairs; a pair without shared tokens behind the span; an adaptive model; NaN or infinite
             activations. From ``packed_batches``: a bad batch size, or a tokenizer without offsets or padding.
     """
-    architecture, read = describe(model), _read(model, tokenizer, pairs, batch_size)
+    architecture, batches = describe(model), _read(model, tokenizer, pairs, batch_size)
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
 
     def receive(_site: str, block: int, states: Tensor) -> None:
-        of_a, of_b = (states[side.at].float() for side in one.sides)
+        of_a, of_b = (states[side.at].float() for side in packed.sides)  # [tokens, intermediate]
         totals[block] += (of_a - of_b).abs().sum(dim=0, dtype=torch.float64)
 
     with torch.no_grad(), watching(architecture, ["down_input"], None, receive):
-        for one in tqdm(read, desc="activation difference", unit="batch", leave=False, delay=2):
-            architecture.hidden_states(one.batch)
-    tokens = sum(len(one.pair) for one in read)
+        for packed in tqdm(batches, desc="activation difference", unit="batch", leave=False, delay=2):
+            architecture.hidden_states(packed.batch)
+    tokens = sum(len(packed.pair) for packed in batches)
     scores = [
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
@@ -99,6 +98,7 @@ def gap_attribution(
 
     Args:
         model: any causal language model that ``describe`` knows; it is not changed. bfloat16 will do.
+        tokenizer: the model's, a fast one.
         pairs: of one axis; either all with a valence, each template and swap with both of them, or all without.
         batch_size: pairs that run at once.
 
@@ -111,9 +111,10 @@ def gap_attribution(
             template and swap with only one valence.
     """
     architecture, weights = describe(model), _weights(pairs)
-    read = _read(model, tokenizer, pairs, batch_size)
+    batches = _read(model, tokenizer, pairs, batch_size)
     moved = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
-    preference, activations = 0.0, []
+    preference = 0.0
+    activations: list[Tensor] = []  # of each block: [rows, length, intermediate]
 
     def track(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         states = inputs[0] if inputs[0].requires_grad else inputs[0].detach().requires_grad_()
@@ -122,16 +123,16 @@ def gap_attribution(
 
     hooks = [mlp.down.register_forward_pre_hook(track) for mlp in architecture.mlps]
     with evaluating(model, *hooks), torch.enable_grad():
-        for one in tqdm(read, desc="attributing the gap", unit="batch", leave=False, delay=2):
+        for packed in tqdm(batches, desc="attributing the gap", unit="batch", leave=False, delay=2):
             activations.clear()
-            states = architecture.hidden_states(one.batch)
-            value, upstream = _preference(architecture, one, states, weights)
+            states = architecture.hidden_states(packed.batch)
+            value, upstream = _preference(architecture, packed, states, weights)
             preference += value
             gradients = torch.autograd.grad(states, activations, upstream)
             for total, activation, gradient in zip(moved, activations, gradients, strict=True):
                 effect = activation.detach().float() * gradient.float()
                 # OPT's MLP works on flat tokens; the first token of each row is left out
-                by_row = effect.reshape(*one.batch.real.shape, -1)[:, 1:].sum(dim=1)
+                by_row = effect.reshape(*packed.batch.real.shape, -1)[:, 1:].sum(dim=1)  # [rows, intermediate]
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
@@ -155,8 +156,11 @@ def knock_out(
     log-likelihoods by more than most neurons do.
 
     Args:
+        model: any causal language model that ``describe`` knows; it is not changed.
+        tokenizer: the model's, a fast one.
         pairs: as for ``gap_attribution``.
         neurons: (block, neuron) numbers.
+        batch_size: pairs that run at once.
 
     Returns:
         [len(neurons)] float32 on the CPU, in nats; negative where the bias grows.
@@ -166,13 +170,14 @@ def knock_out(
     """
     architecture, weights = describe(model), _weights(pairs)
     neurons = _check_neurons(neurons, architecture.intermediate_sizes)
-    read = _read(model, tokenizer, pairs, batch_size)
+    batches = _read(model, tokenizer, pairs, batch_size)
 
     def silence(neuron: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (inputs[0].index_fill(-1, torch.tensor([neuron], device=inputs[0].device), 0),)
 
     def preference() -> float:
-        return sum(_preference(architecture, one, architecture.hidden_states(one.batch), weights)[0] for one in read)
+        parts = ((packed, architecture.hidden_states(packed.batch)) for packed in batches)
+        return sum(_preference(architecture, packed, states, weights)[0] for packed, states in parts)
 
     reductions = []
     with evaluating(model):
@@ -195,7 +200,8 @@ def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) 
     the mean of their ranks. Each neuron gets (1 - weight) x importance rank - weight x bias rank.
 
     Args:
-        importance, bias: one tensor [intermediate size] a block; more is more important, more biased.
+        importance: one tensor [intermediate size] a block; more is more important.
+        bias: the same; more is more biased.
         weight: from 0, the order of importance alone, to 1, the most biased first.
 
     Returns:
@@ -203,8 +209,12 @@ def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) 
 
     Raises:
         ValueError: a weight outside [0, 1]; scores of different shapes, or not finite.
+
+    >>> importance, bias = [torch.tensor([1.0, 2.0, 3.0])], [torch.tensor([0.0, 9.0, 0.1])]
+    >>> hybrid(importance, bias, 0.0), hybrid(importance, bias, 0.5)
+    ([tensor([0.0000, 0.5000, 1.0000])], [tensor([ 0.0000, -0.2500,  0.2500])])
     """
-    _check_share("weight", weight)
+    checks.share("weight", weight)
     _check_scores(importance, bias)
     return [
         ((1 - weight) * _ranks(important) - weight * _ranks(biased).to(important.device)).float()
@@ -220,7 +230,8 @@ def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protecte
     least important first.
 
     Args:
-        importance, bias: one tensor [intermediate size] a block; more is more important, more biased.
+        importance: one tensor [intermediate size] a block; more is more important.
+        bias: the same; more is more biased.
         protected: share of each block's neurons to protect, rounded up to whole neurons, from 0 to 1.
 
     Returns:
@@ -229,8 +240,12 @@ def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protecte
 
     Raises:
         ValueError: a share outside [0, 1]; scores of different shapes, or not finite.
+
+    >>> importance, bias = [torch.tensor([1.0, 2.0, 3.0])], [torch.tensor([0.0, 9.0, 0.1])]
+    >>> protect_first(importance, bias, 1 / 3)  # the third is kept, then the second is cut before the first
+    [tensor([-0., -1.,  2.])]
     """
-    _check_share("protected", protected)
+    checks.share("protected", protected)
     _check_scores(importance, bias)
     scores = []
     for important, biased in zip(importance, bias, strict=True):
@@ -250,36 +265,40 @@ def _read(
     # The two texts of a pair could leave out different attentions, and the scores would show that.
     architecture.refuse_adaptive("score the neurons")
     _check_pairs(pairs)
-    read = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
-    bare = [index for one in read for index, count in zip(one.indices, one.counts, strict=True) if not count]
+    batches = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
+    bare = [i for packed in batches for i, count in zip(packed.indices, packed.counts, strict=True) if not count]
     if bare:
         raise ValueError(
             f"{len(bare)} of {len(pairs)} pairs share no tokens behind the span, so there is nothing to compare (the "
             f"first is number {min(bare)}: {pairs[min(bare)]!r}). Leave them out."
         )
-    return read
+    return batches
 
 
-def _preference(architecture: Architecture, one: PackedPairs, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
+def _preference(
+    architecture: Architecture, packed: PackedPairs, states: Tensor, weights: Tensor
+) -> tuple[float, Tensor]:
     """What a batch adds to the signed preference, and the gradient for its hidden states (zeros with gradients off).
 
     A chunk of logits at a time, whose gradient is taken before the next one begins. Side by side, so that equal texts
     have equal shapes and cancel exactly.
 
     Args:
-        states: [rows, length, hidden] after the final norm.
+        architecture: of the model, from ``describe``.
+        packed: the batch.
+        states: [rows, length, hidden] of the batch, after the final norm.
         weights: float64 [pairs] on the CPU: what each pair's gap counts.
     """
     total, upstream, learning = 0.0, torch.zeros_like(states), torch.is_grad_enabled()
-    for sign, side in zip((1, -1), one.sides, strict=True):
-        read = states[side.predicting].detach().requires_grad_(learning)
-        factors = torch.zeros(len(side.targets), dtype=torch.float64)
-        factors.index_add_(0, side.which, sign * weights[one.indices][one.pair])
-        gradients = []
-        for some, answers, factor in architecture.chunks(read, side.targets, factors):
-            value = factor @ token_log_likelihoods(architecture, some, answers)
+    for sign, side in zip((1, -1), packed.sides, strict=True):
+        predicting = states[side.predicting].detach().requires_grad_(learning)  # [different tokens, hidden]
+        factors = torch.zeros(len(side.targets), dtype=torch.float64)  # what each different token counts
+        factors.index_add_(0, side.which, sign * weights[packed.indices][packed.pair])
+        gradients: list[Tensor] = []
+        for chunk, answers, factor in architecture.chunks(predicting, side.targets, factors):
+            value = factor @ token_log_likelihoods(architecture, chunk, answers)
             total += float(value.detach())
-            gradients += torch.autograd.grad(value, some) if learning else ()
+            gradients += torch.autograd.grad(value, chunk) if learning else ()
         if learning:
             # one state may predict the first tokens of several endings
             upstream.index_put_(side.predicting, torch.cat(gradients), accumulate=True)
@@ -330,25 +349,19 @@ def _check_pairs(pairs: Sequence[Pair]) -> None:
 
 def _check_neurons(neurons: Sequence[tuple[int, int]], widths: Sequence[int]) -> list[tuple[int, int]]:
     try:
-        numbers = [(operator.index(block), operator.index(neuron)) for block, neuron in neurons]
+        chosen = [(block, neuron) for block, neuron in neurons]
     except (TypeError, ValueError):
         raise ValueError(f"'neurons' must be a list of (block, neuron) numbers; got {neurons!r}.") from None
-    wrong = [(b, n) for b, n in numbers if not 0 <= b < len(widths) or not 0 <= n < widths[b]]
-    if wrong or not numbers:
-        raise ValueError(
-            f"'neurons' must hold at least one (block, neuron), with blocks from 0 to {len(widths) - 1} and neurons "
-            f"below their block's width ({min(widths)} at least); got {wrong or 'none'}."
-        )
-    return numbers
-
-
-def _check_share(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:  # NaN fails the comparison
-        raise ValueError(f"{name!r} must be a number from 0 to 1; got {value!r}.")
+    if not chosen:
+        raise ValueError("'neurons' is empty: give at least one (block, neuron).")
+    for block, neuron in chosen:
+        checks.whole_number("block", block, most=len(widths) - 1)
+        checks.whole_number("neuron", neuron, most=widths[block] - 1, meaning=f"the neurons of block {block}")
+    return chosen
 
 
 def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
-    shapes = [[tuple(scores.shape) for scores in some] for some in (importance, bias)]
+    shapes = [[tuple(scores.shape) for scores in blocks] for blocks in (importance, bias)]
     if shapes[0] != shapes[1] or not shapes[0] or any(len(shape) != 1 or not shape[0] for shape in shapes[0]):
         raise ValueError(
             "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "

@@ -33,7 +33,7 @@ from course_utils.bias.statistics import (
     with_holm,
 )
 from course_utils.reports import shown, with_interval
-from course_utils.uncertainty import crossed_interval, mcnemar_p
+from course_utils.uncertainty import crossed_interval, mcnemar_p, verdict
 
 LEVEL = 0.05
 
@@ -67,7 +67,7 @@ def difference_in_differences(base: PairScores, pruned: PairScores) -> Change:
     if base.fingerprint != pruned.fingerprint or not _same_pairs(base.frame, pruned.frame):
         raise ValueError(
             f"Both models must be measured on the same pairs with the same tokenizer; got {len(base.frame)} and "
-            f"{len(pruned.frame)} pairs, and they differ. Pass one list of pairs to measure for both."
+            f"{len(pruned.frame)} pairs, and they differ. Pass one list of pairs to measure_pairs for both."
         )
     items = preferences(base).merge(preferences(pruned), on=ITEM, suffixes=("_base", "_pruned"), validate="1:1")
     for which in ("base", "pruned"):
@@ -83,7 +83,7 @@ def difference_in_differences(base: PairScores, pruned: PairScores) -> Change:
         neutral = sums_by_cell(source[source["axis"] == "neutral"], columns, templates)
         for (axis, kind), part in source[~source["kind"].isin(CONTROLS)].groupby(["axis", "kind"], sort=False):
             table = sums_by_cell(part, columns, templates)
-            value, low, high, p = (float(some[0]) for some in crossed_interval([table, neutral], _change))
+            value, low, high, p = (float(estimates[0]) for estimates in crossed_interval([table, neutral], _change))
             before, after = means(table.sum((0, 1)))
             change = after - before
             rows.append(
@@ -165,10 +165,10 @@ class BiasReport:
             ax=preference,
         )
         preference.axhline(0, color=plotting.FLOOR_COLOUR, linewidth=1.2)
-        means = activation_means(self.scores)
+        differences = activation_means(self.scores)
         for site, panel in zip(sites, lines, strict=True):
             plotting.pruning_curve(
-                means[(means["site"] == site) & (means["kind"] != "identity")],
+                differences[(differences["site"] == site) & (differences["kind"] != "identity")],
                 x="block",
                 group="axis",
                 control="neutral",
@@ -208,9 +208,12 @@ def report(
     """The whole analysis in one call: pairs and controls, one forward pass a batch, statistics, figure, verdict.
 
     Args:
+        model: any that ``describe`` knows; it is not changed.
+        tokenizer: the model's, a fast one.
         axes: names of built-in axes, paths of JSON files, or ``Axis`` objects.
         split: of the templates; None for all. Where the "selection" half chose what to prune, keep "evaluation".
         sites: of ``activations.SITES``, at least one.
+        batch_size: pairs that run at once.
 
     Raises:
         ValueError: no axes, an unknown or repeated one, or from ``measure_pairs``.
@@ -223,7 +226,7 @@ def report(
     if len(set(names)) < len(names) or set(names) & set(CONTROLS):
         raise ValueError(f"Axes must have different names, other than {', '.join(CONTROLS)}; got {names}.")
     made += [contrastive.controls(kind, split=split) for kind in CONTROLS]
-    pairs = [pair for some in made for pair in some]
+    pairs = [pair for of_axis in made for pair in of_axis]
     return analyse(measure_pairs(model, tokenizer, pairs, sites=sites, batch_size=batch_size))
 
 
@@ -264,7 +267,7 @@ def _of_behaviour(tables: dict[str, pd.DataFrame], axis: str) -> str:
                 f"{len(tested)} axes no p is below {shown(len(tested) * row['smallest_p'])}. Measure more (split=None)."
             )
     ratio = with_interval(row["to_neutral"], row["to_neutral_low"], row["to_neutral_high"])
-    return f"{found} The endings move {ratio} times as much as for a neutral swap{_against_one(row, 'to_neutral')}."
+    return f"{found} The endings move {ratio} times as much as for a neutral swap: {_against_one(row, 'to_neutral')}."
 
 
 def _of_activations(tables: dict[str, pd.DataFrame], axis: str) -> str:
@@ -274,16 +277,13 @@ def _of_activations(tables: dict[str, pd.DataFrame], axis: str) -> str:
     apart = int((places["p_holm"] < LEVEL).sum())
     ratio = with_interval(row["ratio"], row["ratio_low"], row["ratio_high"])
     return (
-        f"Activations differ {ratio} times as much as for a neutral swap{_against_one(row, 'ratio')}; "
+        f"Activations differ {ratio} times as much as for a neutral swap: {_against_one(row, 'ratio')}; "
         f"{apart} of {len(places)} places differ from 1 after Holm's correction."
     )
 
 
 def _against_one(row: pd.Series, name: str) -> str:
-    """What an interval says about a ratio."""
-    if row[f"{name}_low"] > 1:
-        return ": more"
-    return ": less" if row[f"{name}_high"] < 1 else ": no evidence of a difference"
+    return verdict(row[f"{name}_low"], row[f"{name}_high"], at=1, below="less", above="more")
 
 
 def _p(value: float) -> str:

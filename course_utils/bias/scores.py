@@ -2,7 +2,7 @@
 
 One forward pass a batch gives everything. Only tokens that both sides share and that come after the swapped span are
 compared: the tokens before it have seen no difference yet, and the span's own tokens differ because they are other
-words. What these numbers mean, with controls and intervals, is in ``bias``.
+words. What these numbers mean, with controls and intervals, is in ``statistics``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class PairScores:
         relative: [pairs, sites, blocks] float32, mean over the compared tokens of the difference's Euclidean norm over
             the mean norm of the two states: 0 for equal states, 2 for opposite ones, whatever the scale of the block.
         cosine: [pairs, sites, blocks] float32, mean over the compared tokens of 1 - cosine of the two states.
-        sites, blocks: what the last two dimensions stand for.
+        sites: what the second dimension of ``relative`` and ``cosine`` stands for.
+        blocks: block numbers, what their third dimension stands for.
         fingerprint: of all pairs' token ids.
     """
 
@@ -78,6 +79,9 @@ def measure_pairs(
     texts differs by exactly 0.
 
     Args:
+        model: any that ``describe`` knows.
+        tokenizer: the model's, a fast one.
+        pairs: at least one, such as ``contrastive.pairs("gender")``; of any axes and kinds.
         sites: of ``activations.SITES``; () to compare predictions only.
         blocks: block numbers; None for all.
         batch_size: pairs that run at once; it doesn't change the scores beyond rounding.
@@ -97,15 +101,15 @@ def measure_pairs(
     digests = [b""] * len(pairs)
     bar = tqdm(total=len(pairs), desc="Measuring pairs", unit="pair", delay=2, leave=False)
     with bar, _watching(architecture, sites, blocks, differences):
-        for one in packed_batches(architecture, tokenizer, pairs, batch_size=batch_size):
-            differences.running = one
-            states = architecture.hidden_states(one.batch)
-            tokens[one.indices] = one.counts.numpy()
-            log_likelihood[one.indices] = _log_likelihood_differences(architecture, one, states)
-            for index, alignment in zip(one.indices, one.alignments, strict=True):
+        for packed in packed_batches(architecture, tokenizer, pairs, batch_size=batch_size):
+            differences.running = packed
+            states = architecture.hidden_states(packed.batch)  # [rows, length, hidden]
+            tokens[packed.indices] = packed.counts.numpy()
+            log_likelihood[packed.indices] = _log_likelihood_differences(architecture, packed, states)
+            for index, alignment in zip(packed.indices, packed.alignments, strict=True):
                 excluded[index] = alignment.excluded
                 digests[index] = np.array([*alignment.ids_a, -1, *alignment.ids_b, -1], dtype=np.int64).tobytes()
-            bar.update(len(one.indices))
+            bar.update(len(packed.indices))
     frame = pd.DataFrame([{name: getattr(pair, name) for name in _DESCRIBED} for pair in pairs])
     return PairScores(
         frame=frame.assign(tokens=tokens, excluded=excluded, log_likelihood=log_likelihood),
@@ -122,7 +126,7 @@ class _Differences:
 
     running: PackedPairs
 
-    def __init__(self, pairs: int, sites: Sequence[str], blocks: Sequence[int]):
+    def __init__(self, pairs: int, sites: Sequence[str], blocks: Sequence[int]) -> None:
         self._site = {site: number for number, site in enumerate(sites)}
         self._block = {block: number for number, block in enumerate(blocks)}
         self.relative, self.cosine = (
@@ -130,16 +134,16 @@ class _Differences:
         )
 
     def __call__(self, site: str, block: int, states: Tensor) -> None:
-        one = self.running
-        a, b = (states[side.at].float() for side in one.sides)
-        place = one.indices, self._site[site], self._block[block]
-        norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
+        packed = self.running
+        a, b = (states[side.at].float() for side in packed.sides)  # [tokens, width]
+        place = packed.indices, self._site[site], self._block[block]
+        norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)  # [tokens, 1]
         tiny = torch.finfo(torch.float32).tiny  # a bypassed attention adds nothing: two zeros are equal
         relative = 2 * (a - b).norm(dim=-1, keepdim=True) / (norm_a + norm_b).clamp(min=tiny)
         # |a/|a| - b/|b||² = 2 (1 - cosine), which is exactly 0 for equal states and keeps its digits for close ones
-        cosine = (a / norm_a.clamp(min=tiny) - b / norm_b.clamp(min=tiny)).square().sum(-1) / 2
+        cosine = (a / norm_a.clamp(min=tiny) - b / norm_b.clamp(min=tiny)).square().sum(-1) / 2  # [tokens]
         for means, values in ((self.relative, relative[:, 0]), (self.cosine, cosine)):
-            means[place] = (one.sums(values) / one.counts).numpy()  # nan for a pair without tokens
+            means[place] = (packed.sums(values) / packed.counts).numpy()  # nan for a pair without tokens
 
 
 def _watching(
@@ -148,12 +152,12 @@ def _watching(
     return watching(architecture, sites, blocks, receive) if sites else evaluating(architecture.model)
 
 
-def _log_likelihood_differences(architecture: Architecture, one: PackedPairs, states: Tensor) -> np.ndarray:
+def _log_likelihood_differences(architecture: Architecture, packed: PackedPairs, states: Tensor) -> np.ndarray:
     """Log-likelihood of each pair's compared tokens after a minus after b, [pairs] float64; nan without tokens."""
 
     def each(side: Side) -> Tensor:
         # the same shapes for both sides: then equal states give equal logits, bit for bit
         return token_log_likelihoods(architecture, states[side.predicting], side.targets)[side.which]
 
-    of_a, of_b = map(each, one.sides)
-    return torch.where(one.counts > 0, one.sums(of_a - of_b), torch.nan).numpy()
+    of_a, of_b = map(each, packed.sides)  # [tokens]
+    return torch.where(packed.counts > 0, packed.sums(of_a - of_b), torch.nan).numpy()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from course_utils import checks
 from course_utils.bias.contrastive import CONTROLS
 from course_utils.bias.scores import PairScores
 from course_utils.uncertainty import crossed_interval, holm, sign_flip_p
@@ -85,6 +86,7 @@ def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.Data
     """Mean difference at each site and block for each axis and control, with crossed 95 % intervals: a row each.
 
     Args:
+        scores: from ``measure_pairs``, with at least one site.
         metric: "relative" or "cosine", as in ``PairScores``.
     """
     parts = []
@@ -102,22 +104,24 @@ def activation_ratio(scores: PairScores, *, metric: str = "relative", by_place: 
     (``uncertainty.crossed_interval``, on the logarithm). ``p_holm`` is adjusted for all rows: places x axes.
 
     Args:
+        scores: from ``measure_pairs``, with at least one site.
         metric: "relative" or "cosine", as in ``PairScores``.
         by_place: one row a site and block; otherwise one row an axis, of the mean over all places.
 
     Raises:
-        ValueError: no neutral pairs, no axis beside the controls, or no activations.
+        ValueError: another metric; no neutral pairs, no axis beside the controls, or no activations.
     """
     measured, parts = _measured(scores, metric), []
     require_neutral(measured)
-    templates, cells = measured["template"].unique(), _cells(scores)
+    templates = measured["template"].unique()
+    cells: list[int | str] = [*_cells(scores)]
     if not by_place:
         measured, cells = measured.assign(all=measured[cells].mean(axis=1)), ["all"]
     places = _by_place(scores) if by_place else pd.DataFrame({"places": [len(_cells(scores))]})
     neutral = sums_by_cell(measured[measured["axis"] == "neutral"], cells, templates)
     for (axis, kind), part in measured[~measured["kind"].isin(CONTROLS)].groupby(["axis", "kind"], sort=False):
         table = sums_by_cell(part, cells, templates)
-        swapped, control = (means(some.sum(axis=(0, 1))) for some in (table, neutral))
+        swapped, control = (means(sums.sum(axis=(0, 1))) for sums in (table, neutral))
         part = places.assign(axis=axis, kind=kind, demographic=swapped, neutral=control)
         parts.append(part.assign(**_ratio([table, neutral], "ratio")))
     if not parts:
@@ -127,11 +131,10 @@ def activation_ratio(scores: PairScores, *, metric: str = "relative", by_place: 
 
 def _measured(scores: PairScores, metric: str) -> pd.DataFrame:
     """The pairs that have tokens to compare, and one column for each place."""
-    if metric not in ("relative", "cosine"):
-        raise ValueError(f"'metric' must be 'relative' or 'cosine'; got {metric!r}.")
+    checks.one_of("metric", metric, ("relative", "cosine"))
     values = getattr(scores, metric).reshape(len(scores.frame), -1).astype(np.float64)
     if not values.shape[1]:
-        raise ValueError("No activations were measured: give measure at least one site.")
+        raise ValueError("No activations were measured: give measure_pairs at least one site.")
     frame = pd.concat([scores.frame[ITEM], pd.DataFrame(values, index=scores.frame.index)], axis=1)
     return frame[scores.frame["tokens"] > 0]
 
@@ -160,7 +163,11 @@ def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequ
 
 
 def means(sums: np.ndarray) -> np.ndarray:
-    """Sums and, at the end, the count -> means."""
+    """Sums [..., columns + 1], the last of them the count -> means [..., columns].
+
+    >>> means(np.array([6.0, 9.0, 3.0])).tolist()
+    [2.0, 3.0]
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[..., :-1] / sums[..., -1:]
 

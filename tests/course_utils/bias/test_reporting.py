@@ -164,7 +164,7 @@ def synthetic(
     """Double differences ``effect`` + template + swap + cell noise; relative ones ``ratio`` times the neutral."""
     generator, rows, relative = np.random.default_rng(seed), [], []
     template_relative = generator.normal(size=(templates, 1))
-    kinds = {axis: "demographic" for axis in effects or {"group": 0.0}} | {kind: kind for kind in contrastive.CONTROLS}
+    kinds = dict.fromkeys(effects or ["group"], "demographic") | {kind: kind for kind in contrastive.CONTROLS}
     for axis, kind in kinds.items():
         parts = (generator.normal(size=size) for size in ((templates, 1), (1, swaps), (templates, swaps)))
         noise = sum(sd * part for sd, part in zip(spread, parts, strict=True))
@@ -435,7 +435,7 @@ def test_statistics_refuse_what_has_no_control():
     for statistic in (activation_ratio, analyse):
         with pytest.raises(ValueError, match="no axis beside"):
             statistic(controls)
-    with pytest.raises(ValueError, match="'relative' or 'cosine'"):
+    with pytest.raises(ValueError, match="'metric' must be one of relative, cosine"):
         activation_ratio(scores, metric="euclidean")
     with pytest.raises(ValueError, match="No activations"):
         activation_means(replace(scores, relative=scores.relative[:, :0], sites=()))
