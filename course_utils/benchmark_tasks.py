@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import assets, session
+from course_utils import assets, checks, session
 from course_utils.architectures import describe, evaluating
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
@@ -69,9 +69,8 @@ def build_tasks(names: Sequence[str], limit: int | None) -> dict[str, Task]:
     Raises:
         ValueError: an unknown task.
     """
-    unknown = [name for name in names if name not in TASKS]
-    if unknown:
-        raise ValueError(f"Unknown task {unknown[0]!r}; choose from {', '.join(TASKS)}.")
+    for name in names:
+        checks.one_of("tasks", name, TASKS)
     return {name: _build_task(name, limit) for name in names}
 
 
@@ -135,8 +134,9 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[
     for name, task in tasks.items():
         for sample in results["samples"][name]:
             choices, gold = _choices(task, sample["doc"])
-            for metric in sample["metrics"]:
-                rows.append((name, metric, sample["doc_hash"], float(sample[metric]), choices, gold))
+            rows += [
+                (name, metric, sample["doc_hash"], float(sample[metric]), choices, gold) for metric in sample["metrics"]
+            ]
     return pd.DataFrame(rows, columns=["task", "metric", "document", "value", "choices", "gold"])
 
 
@@ -157,7 +157,7 @@ class SharedContextLM(HFLM):
     its softmax is taken in float32 whatever the model's dtype.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bar: tqdm):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bar: tqdm) -> None:
         positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
         super().__init__(pretrained=model, tokenizer=tokenizer, max_length=min(positions, MAX_LENGTH))
         self._architecture = describe(model)
@@ -165,7 +165,7 @@ class SharedContextLM(HFLM):
         self.answers = self.cut = 0  # how many were asked; how many of them with a question cut off
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_options: object
     ) -> list[tuple[float, bool]]:
         """Score (texts, question tokens, answer tokens): the answer's log-likelihood, and whether it is the greedy one.
 
@@ -190,14 +190,18 @@ class SharedContextLM(HFLM):
         for batch in self._batches(questions, requests):
             numbers = [number for question in batch for number in questions[question]]
             owners = [row for row, question in enumerate(batch) for _ in questions[question]]
-            results |= zip(numbers, self._score(batch, owners, [requests[n][2] for n in numbers]), strict=True)
+            scores = self._score(batch, owners, [requests[number][2] for number in numbers])
+            results.update(zip(numbers, scores, strict=True))
             self.bar.update(len(numbers))
         return [results[number] for number in range(len(requests))]
 
-    def _batches(self, questions: dict, requests: list) -> Iterator[list[tuple[int, ...]]]:
+    def _batches(
+        self, questions: dict[tuple[int, ...], list[int]], requests: Sequence[tuple]
+    ) -> Iterator[list[tuple[int, ...]]]:
         """Group questions of similar length so that neither their tokens nor the answers' logits exceed the limits."""
         answer_tokens = 2 * self._architecture.chunk_size  # without gradients, less than a handful exists at once
-        batch, answers, longest = [], 0, 0
+        batch: list[tuple[int, ...]] = []
+        answers = longest = 0
         for question in sorted(questions, key=len, reverse=True):
             lengths = [len(requests[number][2]) for number in questions[question]]
             answers, longest = answers + len(lengths), max(longest, *lengths)
@@ -214,7 +218,7 @@ class SharedContextLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Score answers; ``owners`` holds the number of each one's question."""
         # Questions are padded on the left, so that the last position of every row predicts the first answer token.
-        ids = self._pad([torch.tensor(question) for question in questions], side="left")
+        ids = self._pad([torch.tensor(question) for question in questions], side="left")  # [questions, length]
         mask = self._pad([torch.ones(len(question), dtype=torch.long) for question in questions], side="left")
         output = self.model(
             input_ids=ids,
@@ -227,6 +231,7 @@ class SharedContextLM(HFLM):
         longer = [number for number, answer in enumerate(answers) if len(answer) > 1]
         if longer:
             rows = torch.tensor([owners[number] for number in longer], device=self.device)
+            # all but an answer's last token, which nothing follows: [longer answers, length]
             read = self._pad([torch.tensor(answers[number][:-1]) for number in longer], side="right")
             read_mask = self._pad([torch.ones(len(answers[n]) - 1, dtype=torch.long) for n in longer], side="right")
             keyword = self._architecture.cache_keyword
@@ -245,6 +250,7 @@ class SharedContextLM(HFLM):
         return [self._result(torch.cat(parts), answer) for parts, answer in zip(logits, answers, strict=True)]
 
     def _result(self, logits: Tensor, answer: list[int]) -> tuple[float, bool]:
+        """Logits [tokens, vocabulary] -> the answer's log-likelihood in nats, and whether it is the greedy one."""
         tokens = torch.tensor(answer, device=logits.device)
         chosen = logits.float().log_softmax(-1).gather(1, tokens[:, None])
         return float(chosen.sum()), bool((logits.argmax(-1) == tokens).all())

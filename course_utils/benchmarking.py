@@ -16,17 +16,21 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 import pandas as pd
 import torch
+from scipy.stats import quantile_test
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
+from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.reports import model_size, with_interval
+from course_utils.uncertainty import verdict
 
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
@@ -43,6 +47,7 @@ def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "ev
     embedding look-up are left out. Sliding windows are counted as full attention.
 
     Args:
+        model: any model that ``describe`` knows.
         context: tokens in the pass; 0 leaves the attention's own products out.
         head: "every" applies the head to every token (as in training or scoring), "last" to the last one only
             (as ``generate()`` does with a prompt).
@@ -50,9 +55,8 @@ def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "ev
     Raises:
         ValueError: another ``head``, or a negative context; with "last" a context below 1.
     """
-    if head not in ("every", "last"):
-        raise ValueError(f"'head' must be 'every' or 'last'; got {head!r}.")
-    _check_whole("context", context, 1 if head == "last" else 0)
+    checks.one_of("head", head, ("every", "last"))
+    checks.whole_number("context", context, least=1 if head == "last" else 0)
     architecture = describe(model)
     flops = model_size(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions)
     if head == "last":
@@ -76,8 +80,8 @@ def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 
     Raises:
         ValueError: ``batch_size`` below 1, or ``context`` below 0.
     """
-    _check_whole("batch_size", batch_size, 1)
-    _check_whole("context", context, 0)
+    checks.whole_number("batch_size", batch_size, least=1)
+    checks.whole_number("context", context)
     architecture = describe(model)
     head = architecture.head.weight
     unread = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not head}
@@ -165,8 +169,12 @@ def measure_speed(
 
     Args:
         models: name -> model in eval mode; the first one is what the others are compared with.
-        prompt_tokens, new_tokens, batch_size: sizes, at least 1.
+        prompt_tokens: tokens of each prompt, at least 1.
+        new_tokens: tokens generated after each prompt, at least 1.
+        batch_size: prompts that run at once, at least 1.
         rounds: timed runs of each, at least 6; the models take turns as in ``time_interleaved``.
+        warmups: runs of each beforehand that don't count.
+        seed: of the prompts.
 
     Returns:
         Two rows a model: model, phase ("prefill" or "decode"), tokens_per_second (median, of the whole batch),
@@ -178,8 +186,9 @@ def measure_speed(
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds.
     """
-    for what, value in {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}.items():
-        _check_whole(what, value, 1)
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
+    for size, value in sizes.items():
+        checks.whole_number(size, value, least=1)
     for name, model in models.items():
         if model.training:
             raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")
@@ -198,7 +207,6 @@ def measure_speed(
 
     samples = _take_turns({n: both_phases(m) for n, m in models.items()}, rounds=rounds, warmups=warmups)
     first, rows = next(iter(models)), []
-    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
     for name, model in models.items():
         ceilings = _ceilings(models[first], model, **sizes)
         for phase, tokens in {"prefill": prompt_tokens, "decode": new_tokens}.items():
@@ -216,18 +224,26 @@ def speedup_text(row: pd.Series) -> str:
     """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), ≤ 1.20", interval and ceiling.
 
     Any other row with speedup, ci_low, ci_high and ceiling will do, one of ``itertuples()`` for instance.
+
+    >>> speedup_text(pd.Series({"speedup": 1.13, "ci_low": 1.11, "ci_high": 1.15, "ceiling": 1.2}))
+    '1.13 (1.11 to 1.15), ≤ 1.20'
     """
     return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, ≤ {row.ceiling:.2f}"
 
 
 def speedup_verdict(row: pd.Series) -> str:
-    """What such a row says in words: is there a speed-up, and how much of what was possible?"""
+    """What such a row says in words: is there a speed-up, and how much of what was possible?
+
+    >>> speedup_verdict(pd.Series({"speedup": 1.15, "ci_low": 1.13, "ci_high": 1.17, "ceiling": 1.2}))
+    'faster, 75% of the possible gain'
+    """
     if row.ci_low > row.ceiling:
         return "above its ceiling: find out why"
-    if row.ci_high < 1:
-        return "slower"
-    if row.ci_low <= 1:
-        return "no difference that we can show"
+    words = verdict(
+        row.ci_low, row.ci_high, at=1, below="slower", above="faster", neither="no difference that we can show"
+    )
+    if words != "faster":
+        return words
     if row.speedup > row.ceiling:
         return "faster; the median is above the ceiling, so part of it is noise"
     return f"faster, {(row.speedup - 1) / (row.ceiling - 1):.0%} of the possible gain"
@@ -273,17 +289,14 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
 
     Raises:
         ValueError: too few samples for the confidence; 95 % takes at least 6.
+
+    >>> median_interval([6, 1, 5, 2, 4, 3])
+    (1.0, 6.0)
     """
-    ordered, n = sorted(samples), len(samples)
-    tail, below = 0.0, 0
-    while below < n:
-        tail += math.comb(n, below) / 2**n
-        if 2 * tail > 1 - confidence:
-            break
-        below += 1
-    if below == 0:
-        raise ValueError(f"{n} samples are too few for a {confidence:.0%} interval of the median.")
-    return ordered[below - 1], ordered[n - below]
+    low, high = quantile_test(samples, p=0.5).confidence_interval(confidence)
+    if math.isnan(low) or math.isnan(high):
+        raise ValueError(f"{len(samples)} samples are too few for a {confidence:.0%} interval of the median.")
+    return float(low), float(high)
 
 
 def _take_turns(
@@ -292,8 +305,8 @@ def _take_turns(
     """Run every lap once a round, every other round in reverse order; name -> what its laps measured."""
     if not laps:
         raise ValueError("Nothing to measure: give at least one named contestant.")
-    _check_whole("rounds", rounds, MIN_ROUNDS)
-    _check_whole("warmups", warmups, 0)
+    checks.whole_number("rounds", rounds, least=MIN_ROUNDS)
+    checks.whole_number("warmups", warmups)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in laps}
     gc.collect()
     for turn in tqdm(range(-warmups, rounds), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
@@ -335,7 +348,7 @@ def _ceilings(
 
 @contextlib.contextmanager
 def _stopwatch() -> Iterator[Callable[[], float]]:
-    """``with _stopwatch() as seconds: …``; afterwards ``seconds()`` tells how long that took."""
+    """Hands out a function that tells, after the block, how many seconds it took."""
     marks: list[float] = []
     _finish_device_work()
     marks.append(time.perf_counter())
@@ -368,7 +381,9 @@ class _Ledger(TorchDispatchMode):
         self.peak = self._in_use = 0
         self._alive: dict[int, weakref.ref] = {}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         self._note((args, kwargs), new=False)
         result = function(*args, **kwargs)
@@ -394,11 +409,6 @@ def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
-def _summary(what: str, samples: Sequence[float]) -> dict[str, float]:
+def _summary(name: str, samples: Sequence[float]) -> dict[str, float]:
     low, high = median_interval(samples)
-    return {what: median(samples), "ci_low": low, "ci_high": high}
-
-
-def _check_whole(what: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"'{what}' must be a whole number of at least {least}; got {value!r}.")
+    return {name: median(samples), "ci_low": low, "ci_high": high}

@@ -15,6 +15,8 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from course_utils import checks
+
 _COLUMN_SHUFFLES = 20  # they hardly differ, and each costs a decomposition
 
 
@@ -63,16 +65,17 @@ def principal_components(
         within: for each item the set in which labels may be swapped, such as its pair or template: states of one
             template are alike whatever their group is, so free shuffling would compare with the wrong chance.
         shuffles: of the labels.
+        seed: of all shuffles.
 
     Raises:
         ValueError: sizes that don't fit, values that are not finite or all the same, or labels that no shuffle can
             change.
     """
-    if states.dim() != 2 or not 2 <= components < min(len(states), states.shape[1] + 1) or shuffles < 1:
-        raise ValueError(
-            "'states' must be [items, width] with more items than 'components', which must be from 2 to width, and "
-            f"'shuffles' at least 1; got {list(states.shape)}, {components} and {shuffles}."
-        )
+    if states.dim() != 2:
+        raise ValueError(f"'states' must be [items, width]; got {list(states.shape)}.")
+    most = min(len(states) - 1, states.shape[1])
+    checks.whole_number("components", components, least=2, most=most, meaning="the width, and fewer than the items")
+    checks.whole_number("shuffles", shuffles, least=1)
     labels, values = np.asarray(groups), states.detach().double().cpu().numpy()
     sets = np.zeros(len(states), dtype=int) if within is None else pd.factorize(pd.Series(list(within)))[0]
     if labels.shape != (len(states),) or sets.shape != labels.shape:
@@ -82,11 +85,11 @@ def principal_components(
         )
     if not np.isfinite(values).all() or np.ptp(values, axis=0).max() == 0:
         raise ValueError("'states' hold NaN or infinite values, or are all the same.")
-    if all(len(set(labels[sets == one])) == 1 for one in set(sets)):
+    if all(len(set(labels[sets == group])) == 1 for group in set(sets)):
         raise ValueError("The groups have the same label everywhere inside 'within': shuffling can't change anything.")
     generator = np.random.default_rng(seed)
     analysis = PCA(components, svd_solver="full").fit(values)
-    points = analysis.transform(values)
+    points = analysis.transform(values)  # [items, components]
     null = [
         PCA(components, svd_solver="full").fit(generator.permuted(values, axis=0)).explained_variance_ratio_
         for _ in range(_COLUMN_SHUFFLES)
@@ -103,7 +106,7 @@ def principal_components(
 
 
 def _between(points: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the variance of centred points that lies between the groups' means."""
+    """Share of the variance of centred points [items, 2] that lies between the groups' means."""
     parts = [points[labels == name] for name in np.unique(labels)]
     return float(sum(len(part) * np.square(part.mean(axis=0)).sum() for part in parts) / np.square(points).sum())
 
@@ -111,6 +114,6 @@ def _between(points: np.ndarray, labels: np.ndarray) -> float:
 def _shuffled(labels: np.ndarray, sets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """The labels in another order, each inside its set."""
     shuffled = labels.copy()
-    for one in np.unique(sets):
-        shuffled[sets == one] = generator.permutation(labels[sets == one])
+    for members in (sets == group for group in np.unique(sets)):
+        shuffled[members] = generator.permutation(labels[members])
     return shuffled

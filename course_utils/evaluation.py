@@ -18,6 +18,7 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import checks
 from course_utils.language_modelling import Perplexity, dtype_name, exp, perplexity
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import (
@@ -63,6 +64,9 @@ def evaluate(
     test sets on the hub; the others are the same sets in both.
 
     Args:
+        model: any model that ``describe`` knows.
+        tokenizer: the model's.
+        tasks: one name, or several.
         limit: documents of each task, a fixed random sample that is the same for every model; None for all.
 
     Returns:
@@ -71,8 +75,9 @@ def evaluate(
         - ``task``, ``metric``: "acc" is the share of documents where the right answer is the likeliest one; "acc_norm"
           (HellaSwag, ARC, PIQA, OpenBookQA) divides each answer's log-likelihood by its length first; for LAMBADA,
           "acc" is the share of last words that greedy decoding finds.
-        - ``value``, ``stderr``, ``ci_low``, ``ci_high``: 95 % intervals, Wilson's for accuracies; for a perplexity,
-          the exponential of the interval of the mean log-likelihood, and the standard error by the delta method.
+        - ``value``, ``stderr``, ``ci_low``, ``ci_high``: a share from 0 to 1, or a perplexity, with its 95 % interval:
+          Wilson's for accuracies; for a perplexity, the exponential of the interval of the mean log-likelihood, and
+          the standard error by the delta method.
         - ``chance``: what guessing gets, the mean of 1/choices. 0 where the answer is free, nan for a perplexity.
         - ``majority``: what always giving the most frequent right answer of these documents gets, by its number. A
           model that can't read can get this. nan where right answers have no number, or always the same (SciQ).
@@ -87,8 +92,8 @@ def evaluate(
     names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
     if not names:
         raise ValueError("'tasks' is empty: name at least one task.")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"limit must be a positive integer, or None for every document; got {limit!r}.")
+    if limit is not None:  # every document
+        checks.whole_number("limit", limit, least=1)
     if tokenizer is None:
         raise ValueError("evaluate needs the model's tokenizer: load_model returns both.")
     from course_utils import benchmark_tasks  # here, because lm-eval takes seconds to import
@@ -140,7 +145,8 @@ def paired(
     part cancels in the difference, and a difference can be certain although the intervals of the two scores overlap.
 
     Args:
-        result_a, result_b: two ``Perplexity``, or two frames from ``evaluate`` (or parts of them).
+        result_a: a ``Perplexity``, or a frame from ``evaluate`` (or a part of it).
+        result_b: the other model's, of the same kind.
         resamples: of the bootstrap and of the sign flips.
         seed: of both.
 
@@ -168,6 +174,10 @@ def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, f
 
     Ratios compare perplexities that differ by factors of thousands, where the differences of ``paired`` say little.
 
+    Args:
+        score: of the model in question.
+        reference: of the model that it is compared with, on the same rows.
+
     Returns:
         ``score.perplexity / reference.perplexity``, and the ends of its 95 % interval: the exponential of
         ``ratio_interval`` of the rows' differences, so what makes a row hard for both models cancels. The ends are nan
@@ -194,15 +204,33 @@ def compare(
 ) -> pd.DataFrame:
     """Measure two models on the same text and tasks and compare them: ``perplexity``, ``evaluate``, ``paired`` in one.
 
+    Pruning works in place, so the two are two objects: a model and its pruned ``models.variant``, for example.
+
     Args:
+        model_a: the one that is compared with.
+        model_b: the one in question: ``difference`` is b - a.
         token_ids: text, as for ``perplexity``; None to leave it out.
-        tokenizer, tasks, limit: as for ``evaluate``; no tasks to leave them out.
+        tokenizer: of both models; needed for tasks only.
+        tasks: as for ``evaluate``; none to leave them out.
+        limit: as for ``evaluate``.
+        batch_size: as for ``perplexity``.
 
     Returns:
-        The columns of ``paired``.
+        The columns of ``paired``: a row for the text's perplexity (with ``TokenBlocks`` one more, for its bits a byte),
+        and one for each metric of each task.
 
     Raises:
         ValueError: nothing to compare on, or the same object given twice.
+
+    >>> import torch
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> small = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2)
+    >>> guessing, other = GPT2LMHeadModel(small), GPT2LMHeadModel(small)
+    >>> _ = guessing.lm_head.weight.data.zero_()  # every token is as likely as any other
+    >>> table = compare(guessing, other, token_ids=torch.arange(40).view(4, 10))
+    >>> table.round(1)[["task", "metric", "a", "pairs"]]
+       task      metric     a  pairs
+    0  text  perplexity  50.0      4
     """
     if model_a is model_b:
         raise ValueError(
@@ -282,11 +310,12 @@ def _difference(a: _Score, b: _Score, resamples: int, seed: int) -> dict[str, ob
         with np.errstate(invalid="ignore"):  # inf - inf
             return b.value(sums[..., 1] / sums[..., 2]) - a.value(sums[..., 0] / sums[..., 2])
 
-    units = np.stack([a.totals, b.totals, a.sizes], axis=1).astype(np.float64)
+    units = np.stack([a.totals, b.totals, a.sizes], axis=1).astype(np.float64)  # [units, 3]
     value_a, value_b = (float(score.value(score.totals.sum() / score.sizes.sum())) for score in (a, b))
     more, less = int((b.totals > a.totals).sum()), int((b.totals < a.totals).sum())
     wins, losses = (more, less) if a.is_accuracy else (less, more)
     low, high = bootstrap_interval(units, difference, resamples=resamples, seed=seed)
+    p = mcnemar_p(losses, wins) if a.is_accuracy else sign_flip_p(b.totals - a.totals, resamples=resamples, seed=seed)
     return {
         "task": a.task,
         "metric": a.metric,
@@ -295,9 +324,7 @@ def _difference(a: _Score, b: _Score, resamples: int, seed: int) -> dict[str, ob
         "difference": value_b - value_a,
         "ci_low": low,
         "ci_high": high,
-        "p": mcnemar_p(losses, wins)
-        if a.is_accuracy
-        else sign_flip_p(b.totals - a.totals, resamples=resamples, seed=seed),
+        "p": p,
         "wins": wins,
         "losses": losses,
         "pairs": len(units),

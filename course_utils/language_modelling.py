@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.reports import shown
@@ -34,10 +36,13 @@ class Perplexity:
             tokenizers. nan if the byte counts aren't known (only ``TokenBlocks`` carry them).
         nll: mean negative log-likelihood, nats a token.
         tokens: predicted tokens.
-        ci_low, ci_high: 95 % interval of ``perplexity``. The rows are the sample, not the tokens, because the tokens of
-            a row resemble each other (``uncertainty.ratio_interval``). Rows that were cut from one document resemble
-            each other as well; then the interval is somewhat too narrow.
-        row_nll, row_tokens, row_bytes: [rows] sums for each row, for paired comparisons.
+        ci_low: lower end of the 95 % interval of ``perplexity``. The rows are the sample, not the tokens, because the
+            tokens of a row resemble each other (``uncertainty.ratio_interval``). Rows that were cut from one document
+            resemble each other as well; then the interval is somewhat too narrow.
+        ci_high: its upper end.
+        row_nll: float64 [rows], nats: the sum for each row, for paired comparisons.
+        row_tokens: int64 [rows], predicted tokens.
+        row_bytes: int64 [rows], their bytes; None if they aren't known.
         dtype: what the model computed in.
         fingerprint: of the rows' token ids.
     """
@@ -78,18 +83,27 @@ def perplexity(
     Raises:
         ValueError: no rows, a row with fewer than two tokens, ids that are no integers or not in the vocabulary.
         UnsupportedArchitecture: from ``describe``.
+
+    A model whose logits are all 0 has to guess among all 50 tokens:
+
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
+    >>> _ = model.lm_head.weight.data.zero_()
+    >>> print(perplexity(model, torch.arange(20).view(2, 10)))
+    perplexity 50.0 (95 % interval 50.0 to 50.0), 18 tokens
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1; got {batch_size!r}.")
+    checks.whole_number("batch_size", batch_size, least=1)
     architecture = describe(model)
     batches = _as_batches(token_ids, batch_size)
-    nll, tokens, digest = [], [], blake2b(digest_size=16)
+    nll: list[np.ndarray] = []  # of each batch: [rows]
+    tokens: list[np.ndarray] = []
+    digest = blake2b(digest_size=16)
     bar = tqdm(batches, desc="Perplexity", unit="batch", delay=2, leave=False)
     with evaluating(model):
         for batch in read_batches(bar, vocab_size=architecture.vocab_size, device=model.device):
             lengths = batch.real.sum(1)
             if lengths.min() < 2:
-                row = sum(map(len, tokens)) + int(lengths.argmin())
+                row = sum(len(of_batch) for of_batch in tokens) + int(lengths.argmin())
                 raise ValueError(
                     f"Every row needs at least two tokens, one to read and one to predict; row {row} has "
                     f"{int(lengths.min())}. Drop it."
@@ -121,6 +135,7 @@ def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: T
     """Log-probability of each target, computed in chunks.
 
     Args:
+        architecture: of the model, from ``describe``.
         states: [tokens, hidden] after the final norm, each at the position before its target.
         targets: int64 [tokens].
 
@@ -128,8 +143,8 @@ def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: T
         [tokens] float64 on the CPU, computed in float32.
     """
     parts = [
-        -cross_entropy(architecture.logits(some).float(), answers, reduction="none")
-        for some, answers in architecture.chunks(states, targets)
+        -cross_entropy(architecture.logits(chunk).float(), answers, reduction="none")  # logits [chunk, vocabulary]
+        for chunk, answers in architecture.chunks(states, targets)
     ]
     return torch.cat(parts).cpu().double()
 
@@ -140,8 +155,9 @@ def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
 
     They must equal those of reading all at once. ``generate`` counts positions itself, so it can hide that they don't.
     """
-    cache, steps = {}, []
-    for tokens in token_ids.split(1, dim=1):
+    cache: dict[str, Any] = {}
+    steps = []
+    for tokens in token_ids.split(1, dim=1):  # [rows, 1]
         output = model(tokens, use_cache=True, **cache)
         keyword = "cache" if "cache" in output else "past_key_values"  # transformers renames it
         cache = {keyword: output[keyword]}
@@ -158,7 +174,7 @@ def _as_batches(token_ids: object, batch_size: int) -> Iterable[Mapping[str, Ten
         return [token_ids]
     if isinstance(token_ids, str) or not isinstance(token_ids, Iterable):
         raise ValueError(
-            f"token_ids must be an integer tensor [rows, length], TokenBlocks or batches; got "
+            f"'token_ids' must be an integer tensor [rows, length], TokenBlocks or batches; got "
             f"{type(token_ids).__name__}. Make token ids with texts.token_blocks or a tokenizer."
         )
     return token_ids
@@ -167,15 +183,19 @@ def _as_batches(token_ids: object, batch_size: int) -> Iterable[Mapping[str, Ten
 @torch.no_grad()
 def _row_losses(architecture: Architecture, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Negative log-likelihood in nats and number of predicted tokens of each row, [rows] each."""
-    predicted = batch.predicted
+    predicted = batch.predicted  # [rows, length - 1]
     states = architecture.hidden_states(batch)[:, :-1][predicted]  # [predicted tokens, hidden]
     losses = -token_log_likelihoods(architecture, states, batch.input_ids[:, 1:][predicted])
-    tokens = predicted.sum(1).cpu()
+    tokens = predicted.sum(1).cpu()  # [rows]
     return np.array([float(row.sum()) for row in losses.split(tokens.tolist())]), tokens.numpy()
 
 
 def exp(value: float | np.ndarray) -> np.ndarray:
-    """The exponential in float64, inf where it overflows: a broken model's perplexity may."""
+    """The exponential in float64, inf where it overflows: a broken model's perplexity may.
+
+    >>> float(exp(0)), float(exp(1000))
+    (1.0, inf)
+    """
     with np.errstate(over="ignore"):
         return np.exp(np.asarray(value, dtype=np.float64))
 

@@ -69,9 +69,17 @@ def pruning_curve(
         frame: one row a measurement, with the columns ``x``, ``y``, ``group``, and where there are intervals
             ``ci_low`` and ``ci_high``, drawn as a band. Several rows of one group at one ``x`` (seeds) are drawn as
             their mean, with a band of one standard deviation (geometric if ``log_y``).
+        x: the column along the horizontal axis: how much was removed.
+        y: the column along the vertical axis: the quality.
+        group: the column that names the lines.
+        x_label: what ``x`` is, with its unit.
+        y_label: what ``y`` is, with its unit.
         control: the group that is drawn in grey behind the others; None if there is none.
         floors: name -> level of horizontal lines, such as ``{"chance": 0.25, "majority": 0.28}``.
+        log_y: a logarithmic vertical axis.
         x_percent: ``x`` is a share and is shown in percent.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
 
     Raises:
         ValueError: a column is missing, or there is nothing to draw.
@@ -80,15 +88,16 @@ def pruning_curve(
     ax = _axes(ax)
     names = [name for name in dict.fromkeys(frame[group]) if name != control]
     if control in set(frame[group]):
-        _line(ax, frame[frame[group] == control], x, y, str(control), log_y, color=CONTROL_COLOUR, marker=".", zorder=2)
+        part = frame[frame[group] == control]
+        _line(ax, part, x, y, str(control), log_y=log_y, color=CONTROL_COLOUR, marker=".", zorder=2)
     for number, name in enumerate(names):
-        look = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)], "zorder": 3}
-        _line(ax, frame[frame[group] == name], x, y, str(name), log_y, **look)
+        part = frame[frame[group] == name]
+        _line(ax, part, x, y, str(name), log_y=log_y, color=_colour(number), marker=_marker(number), zorder=3)
     for name, level in (floors or {}).items():
-        number = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
+        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
         ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
         ax.annotate(
-            f"{name} {number}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
             textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
         )  # fmt: skip
     if log_y:
@@ -117,6 +126,13 @@ def scores_with_intervals(
     Args:
         frame: one row a point, with the columns ``x``, ``y``, ``group``, ``ci_low``, ``ci_high``, and where there are
             floors ``chance`` and ``majority`` (as ``evaluate`` gives them; nan draws nothing).
+        x: the column whose values stand side by side.
+        y: the column of the scores.
+        group: the column that names what is compared, by colour and marker.
+        x_label: what ``x`` is, with its unit.
+        y_label: what ``y`` is, with its unit.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
 
     Raises:
         ValueError: a column is missing, there is nothing to draw, or two rows share a place.
@@ -137,7 +153,7 @@ def scores_with_intervals(
             [places.index(place) + shift for place in part[x]],
             part[y],
             yerr=[part[y] - part["ci_low"], part["ci_high"] - part[y]],
-            fmt=_MARKERS[number % len(_MARKERS)],
+            fmt=_marker(number),
             color=_colour(number),
             capsize=4,
             label=str(name),
@@ -146,7 +162,7 @@ def scores_with_intervals(
         levels = frame.groupby(x)[floor].first().dropna() if floor in frame else {}
         for number, (place, level) in enumerate(levels.items()):
             middle = places.index(place)
-            label = None if number else f"{floor}"
+            label = None if number else floor
             ax.hlines(level, middle - 0.4, middle + 0.4, colors=FLOOR_COLOUR, linestyles=[dashes], label=label)
     ax.set_xticks(range(len(places)), [str(place) for place in places])
     _tilt_long_labels(ax)
@@ -168,8 +184,11 @@ def choices_with_intervals(
     """Perplexities of different choices below each other, the first on top: a point with its 95 % interval for each.
 
     Args:
-        scores: what was chosen -> its perplexity. Names that begin with ``control`` are drawn in grey.
+        scores: what was chosen -> its perplexity.
+        control: names that begin with it are drawn in grey.
         floors: name -> level of vertical lines, such as ``{"unpruned": 17.5, "uniform guess": 49152}``.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
 
     Raises:
         ValueError: no scores.
@@ -202,7 +221,7 @@ def choices_with_intervals(
 
 
 def log_ticks(axis: Axis) -> None:
-    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100 …; over long ranges 10, 100, 1,000 …"""
+    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
@@ -226,9 +245,16 @@ def heatmap(
     """A matrix in colours with its numbers written in; NaN leaves a cell empty.
 
     Args:
+        matrix: a cell a number; the index and the columns give the labels.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        value_label: what the numbers are, with their unit, for the colour bar.
+        fmt: of the numbers.
         center: the colours diverge around it.
         limit: the distance from ``center`` at full colour, for figures that share a scale; by default the largest one.
         numbers: False for matrices whose numbers would be too small to read.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
 
     Raises:
         ValueError: an empty matrix, or a ``limit`` without ``center`` or not above 0.
@@ -240,7 +266,7 @@ def heatmap(
     ax = _axes(ax)
     colours = "viridis" if center is None else "vlag"
     scale, bar = {"center": center}, {"label": value_label}
-    if limit is not None:
+    if limit is not None and center is not None:
         scale |= {"vmin": center - limit, "vmax": center + limit}
         if (matrix - center).abs().max(axis=None) > limit:
             bar["extend"] = "both"  # some cells lie beyond the scale
@@ -260,8 +286,20 @@ def histogram(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """How values are spread: one outline for each name, all with the same bins, as shares of their own total."""
-    arrays = {name: np.asarray(some, dtype=np.float64).ravel() for name, some in values.items()}
+    """How values are spread: one outline for each name, all with the same bins, as shares of their own total.
+
+    Args:
+        values: name -> its values, of any shape.
+        x_label: what the values are, with their unit.
+        bins: how many, between the smallest and the largest of all values.
+        log_x: a logarithmic axis, with bins that are equally wide on it.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no names, no values, or values that are not finite; with ``log_x``, one that isn't positive.
+    """
+    arrays = {name: np.asarray(array, dtype=np.float64).ravel() for name, array in values.items()}
     if not arrays or not all(array.size and np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("histogram needs at least one name, each with finite values.")
     everything = np.concatenate(list(arrays.values()))
@@ -291,6 +329,7 @@ def components(
 
     Args:
         result: of ``components.principal_components``.
+        title: above the points; None for none.
         axes: two, for the points and for the explained variance.
 
     Raises:
@@ -303,10 +342,11 @@ def components(
     left, right = axes
     points, groups = result.points.numpy(), np.asarray(result.groups)
     for number, name in enumerate(dict.fromkeys(result.groups)):
-        look = {"color": _colour(number), "marker": _MARKERS[number % len(_MARKERS)], "alpha": 0.6}
-        left.scatter(*points[groups == name, :2].T, label=f"{name} (n = {(groups == name).sum()})", **look)
-    labels = [f"component {i + 1} ({100 * float(result.explained[i]):.1f} % of the variance)" for i in range(2)]
-    _finish(left, *labels, title)
+        members = points[groups == name, :2]  # [items of the group, 2]
+        label = f"{name} (n = {len(members)})"
+        left.scatter(*members.T, label=label, color=_colour(number), marker=_marker(number), alpha=0.6)
+    first, second = (f"component {i + 1} ({100 * float(result.explained[i]):.1f} % of the variance)" for i in range(2))
+    _finish(left, first, second, title)
     left.annotate(
         f"between groups: {100 * result.between:.1f} % of what is drawn\n"
         f"(labels shuffled: {100 * float(result.between_shuffled.median()):.1f} %, p = {result.p:.2g})",
@@ -347,7 +387,14 @@ def show_tensor(
 
     Args:
         tensor: [rows, columns], or [columns] for a single row.
+        title: above the matrix; None for none.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        removed_rows: numbers of the rows that go.
+        removed_columns: numbers of the columns that go.
+        fmt: of the numbers.
         limit: the magnitude at full colour, for figures that share a scale; by default the tensor's largest.
+        ax: where to draw; None makes a figure.
 
     Raises:
         ValueError: more than two dimensions, empty, or a removed index that isn't there.
@@ -384,7 +431,18 @@ def show_tensor(
     return ax
 
 
-def _line(ax: Axes, part: pd.DataFrame, x: str, y: str, name: str, log_y: bool, **look: object) -> None:
+def _line(
+    ax: Axes,
+    part: pd.DataFrame,
+    x: str,
+    y: str,
+    name: str,
+    *,
+    log_y: bool,
+    color: str | tuple[float, float, float],
+    marker: str,
+    zorder: int,
+) -> None:
     """One group: its line, and the band of its intervals or of its repetitions."""
     values = np.log(part[y]) if log_y else part[y]
     summary = values.groupby(part[x]).agg(["mean", "std", "count"])
@@ -395,9 +453,9 @@ def _line(ax: Axes, part: pd.DataFrame, x: str, y: str, name: str, log_y: bool, 
         name = f"{name} (mean ± sd, n = {summary['count'].max()})"
     elif {"ci_low", "ci_high"} <= set(part.columns):
         low, high = (part.set_index(x)[column].sort_index() for column in ("ci_low", "ci_high"))
-    ax.plot(summary.index, middle, label=name, **look)
-    band = {"color": look["color"], "alpha": 0.18, "linewidth": 0, "zorder": look["zorder"] - 1}
-    ax.fill_between(summary.index, low.fillna(middle), high.fillna(middle), **band)
+    ax.plot(summary.index, middle, label=name, color=color, marker=marker, zorder=zorder)
+    band = low.fillna(middle), high.fillna(middle)
+    ax.fill_between(summary.index, *band, color=color, alpha=0.18, linewidth=0, zorder=zorder - 1)
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -421,6 +479,10 @@ def _tilt_long_labels(ax: Axes) -> None:
 def _colour(number: int) -> tuple[float, float, float]:
     palette = sns.color_palette("colorblind")
     return palette[number % len(palette)]
+
+
+def _marker(number: int) -> str:
+    return _MARKERS[number % len(_MARKERS)]
 
 
 def _finish(ax: Axes, x_label: str, y_label: str, title: str | None) -> None:

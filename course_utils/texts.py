@@ -19,8 +19,9 @@ import math
 import random
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -38,6 +39,7 @@ _MIN_WIKI_CHARACTERS = 1500
 _SENTENCE_END = re.compile(r"[.!?]\s+|\n")
 _WIKIHOW_TAG = re.compile(r"\[(?:header|title|step|substeps)\] ?")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+_Grouped = tuple[Any, str]  # a document behind its group (a number or a name), which stays in one split
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class TokenBlocks:
         input_ids: int64 [rows, length], on the CPU.
         num_bytes: int64 [rows], the UTF-8 bytes that a row's predicted tokens (all but its first) stand for; the end
             token between documents stands for none.
-        domain, split: where the text came from.
+        domain: where the text came from, one of ``DOMAINS`` or ``LARGE_DOMAINS``.
+        split: one of ``SPLITS``.
+
+    >>> blocks = TokenBlocks(torch.arange(6).view(3, 2), torch.tensor([4, 5, 6]), "wiki", "evaluation")
+    >>> len(blocks), blocks.num_tokens, blocks[1:].input_ids.tolist()
+    (3, 6, [[2, 3], [4, 5]])
     """
 
     input_ids: torch.Tensor
@@ -87,9 +94,12 @@ class TokenBlocks:
         return self.input_ids.numel()
 
     def batches(self, batch_size: int = 4) -> list[dict[str, torch.Tensor]]:
-        """The rows as `{"input_ids", "attention_mask"}` dicts of at most `batch_size` rows, in order."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        """The rows as ``{"input_ids", "attention_mask"}`` dicts of at most ``batch_size`` rows, in order.
+
+        Raises:
+            ValueError: ``batch_size`` isn't a whole number of at least 1.
+        """
+        checks.whole_number("batch_size", batch_size, least=1)
         return [
             {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape)} for ids in self.input_ids.split(batch_size)
         ]
@@ -102,16 +112,9 @@ def documents(domain: str, split: str) -> list[str]:
         ValueError: unknown domain or split.
         AssetError: the texts are not in the cache and can't be fetched.
     """
-    if domain not in (*DOMAINS, *LARGE_DOMAINS):
-        raise ValueError(f"Unknown domain {domain!r}; choose one of {', '.join((*DOMAINS, *LARGE_DOMAINS))}.")
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; choose one of {', '.join(SPLITS)}.")
-    if current_profile() == "smoke":
-        grouped = _made_up(domain)
-    else:
-        grouped = {
-            "speeches": _speeches, "wiki": _wiki, "stories": _stories, "passages": _passages, "scenes": _scenes,
-        }[domain]()  # fmt: skip
+    checks.one_of("domain", domain, (*DOMAINS, *LARGE_DOMAINS))
+    checks.one_of("split", split, SPLITS)
+    grouped = _made_up(domain) if current_profile() == "smoke" else _READERS[domain]()
     order = {group: i for i, group in enumerate(sorted({group for group, _ in grouped}))}
     return [re.sub(r"\s*\n\s*", "\n", text).strip() for group, text in grouped if _split_of(order[group]) == split]
 
@@ -121,38 +124,47 @@ def _split_of(index: int) -> str:
     return {0: "evaluation", 10: "evaluation", 5: "calibration"}.get(index % 20, "distillation")
 
 
-def _speeches() -> list[tuple[str, str]]:
+def _speeches() -> list[_Grouped]:
     files = sorted(assets.fetch("speeches").glob("*.txt"))
-    # The group is the year: one year's spoken and written address stay together.
+    # the group is the year: one year's spoken and written address stay together
     return [(file.name[:4], file.read_text(encoding="utf-8")) for file in files]
 
 
-def _wiki() -> list[tuple[int, str]]:
+def _wiki() -> list[_Grouped]:
     source = (assets.fetch("texts") / "wiki.utf8").read_text(encoding="utf-8")
     articles = [a for a in _WIKI_ARTICLE.findall(source) if len(a) > _MIN_WIKI_CHARACTERS]
     return list(enumerate(article.partition("\n")[2] for article in articles))  # without the title line
 
 
-def _stories() -> list[tuple[int, str]]:
+def _stories() -> list[_Grouped]:
     source = (assets.fetch("texts") / "tiny.utf8").read_text(encoding="utf-8")
     return list(enumerate(story for story in source.split("<|endoftext|>") if story.strip()))
 
 
-def _passages() -> list[tuple[str, str]]:
+def _passages() -> list[_Grouped]:
     """Each passage once; the group is the article's title."""
     texts = dict.fromkeys(doc["query"].rpartition("\nQuestion:")[0] for doc in _training_documents("boolq"))
     return [(title, text) for title, _, text in (passage.partition(" -- ") for passage in texts)]
 
 
-def _scenes() -> list[tuple[str, str]]:
+def _scenes() -> list[_Grouped]:
     """Each scene with its true ending; the group is the activity, or for advice (wikiHow) its field."""
-    scenes = []
+    scenes: list[_Grouped] = []
     for doc in _training_documents("hellaswag"):
         activity, _, beginning = doc["query"].partition(": ")
         ending = doc["choices"][doc["gold"]]
         space = "" if ending[:1] in (" ", ",", ".") else " "
         scenes.append((activity, _WIKIHOW_TAG.sub("", f"{beginning}{space}{ending}")))
     return scenes
+
+
+_READERS: dict[str, Callable[[], list[_Grouped]]] = {
+    "speeches": _speeches,
+    "wiki": _wiki,
+    "stories": _stories,
+    "passages": _passages,
+    "scenes": _scenes,
+}
 
 
 def _training_documents(task: str) -> list[dict]:
@@ -166,7 +178,7 @@ def _training_documents(task: str) -> list[dict]:
     return list(found.values())
 
 
-def _made_up(domain: str, count: int = 200) -> list[tuple[int, str]]:
+def _made_up(domain: str, count: int = 200) -> list[_Grouped]:
     """Sentences for the smoke profile: grammatical, the same every time, each domain with words of its own."""
     subjects, verbs, objects = {
         "speeches": (
@@ -183,7 +195,7 @@ def _made_up(domain: str, count: int = 200) -> list[tuple[int, str]]:
         "passages": ("the law|the treaty|the bank", "covers|allows|forbids", "a loan|a visit|an appeal"),
         "scenes": ("a man|the cook|a player", "lifts|throws|cleans", "a plate|the board|a rope"),
     }[domain]
-    result = []
+    result: list[_Grouped] = []
     for index in range(count):
         choose = random.Random(f"{domain} {index}").choice
         sentences = [
@@ -200,6 +212,17 @@ def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13)
 
     The usual test against contamination (Brown et al. 2020, arXiv 2005.14165, appendix C); case and punctuation are
     ignored.
+
+    Args:
+        judging: texts that measure something.
+        learned: texts that trained or calibrated a model.
+        words: the length of a run that is no coincidence.
+
+    Returns:
+        One answer for each text of ``judging``.
+
+    >>> overlaps(["He went home, and slept.", "They stayed."], ["... and SHE went home and slept"], words=3)
+    [True, False]
     """
 
     def runs(text: str) -> Iterator[tuple[str, ...]]:
@@ -219,23 +242,24 @@ def token_blocks(
     length: int = 256,
     seed: int = 0,
 ) -> TokenBlocks:
-    """The first `tokens // length` rows of a split: documents shuffled by `seed`, joined by the end token, cut.
+    """The first ``tokens // length`` rows of a split: documents shuffled by ``seed``, joined by the end token, cut.
 
     Args:
         tokenizer: any fast tokenizer with an end token; its special tokens are not added, except the end token after
             each document.
-        split: one of `SPLITS`. domain: one of `DOMAINS` or `LARGE_DOMAINS`.
+        split: one of ``SPLITS``.
+        domain: one of ``DOMAINS`` or ``LARGE_DOMAINS``.
         tokens: how many tokens to take; rounded down to whole rows.
         length: tokens a row, at least 2.
+        seed: of the documents' order.
 
     Raises:
-        ValueError: unknown split or domain, `tokens` < `length`, `length` < 2, no end token, or not enough text (the
-            message says how many tokens there are).
+        ValueError: unknown split or domain, ``tokens`` < ``length``, ``length`` < 2, no end token, or not enough text
+            (the message says how many tokens there are).
+        AssetError: the texts are not in the cache and can't be fetched.
     """
-    if length < 2:
-        raise ValueError(f"length is {length}; a row needs at least 2 tokens, one given and one predicted.")
-    if tokens < length:
-        raise ValueError(f"tokens is {tokens}, less than one row of {length}; ask for at least {length}.")
+    checks.whole_number("length", length, least=2, meaning="one token given and one predicted")
+    checks.whole_number("tokens", tokens, least=length, meaning="one row")
     if tokenizer.eos_token_id is None:
         raise ValueError("This tokenizer has no end token (eos_token), which separates the documents; set one.")
     texts = documents(domain, split)
@@ -257,7 +281,7 @@ def token_blocks(
             f"for at most {len(ids) // length * length:,}, or take another domain ({', '.join(DOMAINS)})."
         )
     input_ids = torch.tensor(ids[: rows * length]).view(rows, length)
-    num_bytes = torch.tensor(sizes[: rows * length]).view(rows, length)[:, 1:].sum(dim=1)
+    num_bytes = torch.tensor(sizes[: rows * length]).view(rows, length)[:, 1:].sum(dim=1)  # [rows]
     return TokenBlocks(input_ids, num_bytes, domain, split)
 
 
@@ -267,7 +291,7 @@ def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     A character may be spread over several tokens. In a byte-level vocabulary (GPT-2, Llama 3) each character of a
     token's name is one byte. In others (SentencePiece: Llama 2, Gemma) a token's name is found again in the text, with
     <0x..> for one byte and "▁" for a space, which may be missing in front; where it isn't found, the slice that the
-    tokenizer reports is taken. The counts add up to `len(text.encode())`, unless a byte-level tokenizer first changes
+    tokenizer reports is taken. The counts add up to ``len(text.encode())``, unless a byte-level tokenizer first changes
     the text (some bring accents into one form): then they add up to the bytes of the changed text.
 
     Raises:
@@ -288,7 +312,7 @@ def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
 
 
 def _sizes_by_matching(text: str, names: list[str], ends: list[int]) -> list[int]:
-    """Bytes of `text` for each token, from the tokens' names and, where those differ from the text, their ends."""
+    """Bytes of ``text`` for each token, from the tokens' names and, where those differ from the text, their ends."""
     data, reached, sizes = text.encode(), 0, []
     for name, end in zip(names, ends, strict=True):
         piece = bytes.fromhex(name[3:5]) if _BYTE_PIECE.fullmatch(name) else name.replace("▁", " ").encode()
@@ -312,7 +336,7 @@ class Prompt:
     Attributes:
         text: whole words, from the beginning of a sentence.
         answer: token ids of what follows in the document, all prompts alike in number.
-        domain: one of `DOMAINS`.
+        domain: one of ``DOMAINS``.
     """
 
     text: str
@@ -332,19 +356,22 @@ def prompts(
     """Prompts of very different lengths from all domains in turn, each from a random sentence of a document.
 
     Args:
-        split: one of `SPLITS`; documents are taken again only when all of a domain have been used.
+        tokenizer: any; its special tokens are not added to an answer.
+        split: one of ``SPLITS``; documents are taken again only when all of a domain have been used.
+        count: how many prompts.
         words: the shortest and the longest prompt; lengths between them are drawn evenly on a logarithmic scale.
         answer_tokens: how many tokens of the text that follows each prompt keeps.
+        seed: of documents, sentences and lengths.
 
     Raises:
         ValueError: unknown split, a size below 1, or not enough text for prompts of this length.
+        AssetError: the texts are not in the cache and can't be fetched.
     """
     shortest, longest = words
-    if not 1 <= shortest <= longest or count < 1 or answer_tokens < 1:
-        raise ValueError(
-            f"count is {count}, words {words} and answer_tokens {answer_tokens}; all must be at least 1 and the "
-            "shortest prompt not longer than the longest."
-        )
+    checks.whole_number("count", count, least=1)
+    checks.whole_number("words[0]", shortest, least=1)
+    checks.whole_number("words[1]", longest, least=shortest, meaning="the shortest prompt")
+    checks.whole_number("answer_tokens", answer_tokens, least=1)
     draw = random.Random(seed)
     pools = {domain: documents(domain, split) for domain in DOMAINS}
     for pool in pools.values():
@@ -380,27 +407,31 @@ def padded_batches(
     max_length: int = 256,
     padding_side: str = "right",
 ) -> list[dict[str, torch.Tensor]]:
-    """Texts of different lengths as `{"input_ids", "attention_mask"}` batches, in order, no special tokens added.
+    """Texts of different lengths as ``{"input_ids", "attention_mask"}`` batches, in order, no special tokens added.
 
     Args:
-        texts: each must have at least one token. max_length: longer ones are cut at the end.
+        tokenizer: one with a padding token; it is not changed.
+        texts: each must have at least one token.
+        batch_size: texts a batch; the last may hold fewer.
+        max_length: longer texts are cut at the end, to so many tokens.
         padding_side: "right", or "left" for generation.
 
     Raises:
         ValueError: no texts, a text without tokens, no padding token, or a size below 1.
     """
     if isinstance(texts, str) or not texts:
-        raise ValueError("texts must be a non-empty list of strings.")
-    if batch_size < 1 or max_length < 1:
-        raise ValueError(f"batch_size is {batch_size} and max_length {max_length}; both must be at least 1.")
-    if padding_side not in ("right", "left"):
-        raise ValueError(f"padding_side is {padding_side!r}; choose 'right' or 'left'.")
+        raise ValueError("'texts' must be a non-empty list of strings.")
+    checks.whole_number("batch_size", batch_size, least=1)
+    checks.whole_number("max_length", max_length, least=1)
+    checks.one_of("padding_side", padding_side, ("right", "left"))
     if tokenizer.pad_token_id is None:
         raise ValueError("This tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token.")
     return list(_pad(tokenizer, list(texts), batch_size, max_length, padding_side))
 
 
-def _pad(tokenizer, texts: list[str], batch_size: int, max_length: int, side: str) -> Iterator[dict[str, torch.Tensor]]:
+def _pad(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], batch_size: int, max_length: int, side: str
+) -> Iterator[dict[str, torch.Tensor]]:
     for start in range(0, len(texts), batch_size):
         batch = tokenizer(
             texts[start : start + batch_size],

@@ -189,6 +189,12 @@ def test_the_interval_is_the_exact_binomial_one():
         median_interval(range(5))
 
 
+def test_the_interval_takes_ties_and_infinities_as_they_come():
+    infinity = float("inf")
+    assert median_interval([-infinity, 1, 1, 1, 1, infinity]) == (-infinity, infinity)
+    assert median_interval([0, 1, 1, 1, 2, 3, 3, 3, 3, infinity, infinity]) == (1, infinity)
+
+
 def test_every_model_generates_the_asked_number_of_tokens_from_its_cache():
     model, seen = tiny_model(), []
     model.generation_config.eos_token_id = list(range(97))  # any token ends a text, if anyone looks

@@ -47,8 +47,9 @@ def test_between_is_a_share():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"components": 1}, "from 2 to width"),
-        ({"components": 80}, "from 2 to width"),
+        ({"components": 1}, "from 2 to 32, the width, and fewer than the items; got 1"),
+        ({"components": 33}, "from 2 to 32"),
+        ({"components": True}, "got True"),
         ({"shuffles": 0}, "at least 1"),
         ({"states": torch.zeros(80)}, r"\[80\]"),
         ({"groups": ["a"] * 79}, "80 items"),

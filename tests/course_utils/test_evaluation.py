@@ -137,7 +137,7 @@ def test_training_mode_of_every_module_is_restored():
     before = [module.training for module in model.modules()]
     perplexity(model, tiny_batches())
     assert [module.training for module in model.modules()] == before
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="vocabulary"):
         perplexity(model, torch.full((1, 4), 1000))
     assert [module.training for module in model.modules()] == before
 
@@ -164,8 +164,9 @@ def test_perplexity_refuses_bad_input(token_ids, message):
 
 
 def test_perplexity_refuses_bad_batch_sizes_and_unknown_models():
-    with pytest.raises(ValueError, match="batch_size"):
-        perplexity(tiny_model(), torch.ones(2, 4, dtype=torch.long), batch_size=0)
+    for wrong in (0, True, 1.5):
+        with pytest.raises(ValueError, match=f"'batch_size' must be a whole number of at least 1; got {wrong}"):
+            perplexity(tiny_model(), torch.ones(2, 4, dtype=torch.long), batch_size=wrong)
     with pytest.raises(UnsupportedArchitecture):
         perplexity(torch.nn.Linear(2, 2), torch.ones(2, 4, dtype=torch.long))
 
@@ -198,7 +199,7 @@ def reader(family="llama", **overrides):
     return tiny_model(family, **({"vocab_size": 262, positions: 512} | overrides))
 
 
-WORDS = "the cat sat on a mat and saw two dogs run far away from home".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs", "run", "far", "away", "from", "home"]
 
 
 @pytest.fixture
@@ -399,7 +400,7 @@ def test_evaluate_says_when_questions_do_not_fit(documents, tokenizer):
 
 def test_evaluate_refuses_bad_input(documents, tokenizer):
     model = reader()
-    with pytest.raises(ValueError, match=r"'hellaswg'.*hellaswag"):
+    with pytest.raises(ValueError, match=r"'tasks' must be one of .*hellaswag.*; got 'hellaswg'"):
         evaluate(model, tokenizer, ["boolq", "hellaswg"])
     with pytest.raises(ValueError, match="empty"):
         evaluate(model, tokenizer, [])

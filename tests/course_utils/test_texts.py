@@ -70,9 +70,9 @@ def test_of_twenty_groups_two_evaluate_one_calibrates_and_the_rest_train():
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="Unknown domain 'news'; choose one of speeches, wiki, stories"):
+    with pytest.raises(ValueError, match="'domain' must be one of speeches, wiki, stories, .*; got 'news'"):
         texts.documents("news", "evaluation")
-    with pytest.raises(ValueError, match="Unknown split 'test'; choose one of calibration, evaluation, distillation"):
+    with pytest.raises(ValueError, match="'split' must be one of calibration, evaluation, distillation; got 'test'"):
         texts.token_blocks(TOKENIZERS["byte level"], "test")
 
 
@@ -146,8 +146,9 @@ def test_blocks_come_in_batches_without_padding():
     assert [len(batch["input_ids"]) for batch in batches] == [3, 3, 1]
     assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), blocks.input_ids)
     assert all(batch["attention_mask"].all() for batch in batches)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        blocks.batches(batch_size=0)
+    for wrong in (0, True, 2.0):
+        with pytest.raises(ValueError, match=f"'batch_size' must be a whole number of at least 1; got {wrong}"):
+            blocks.batches(batch_size=wrong)
 
 
 def test_too_little_text_names_how_much_there_is():
@@ -158,10 +159,12 @@ def test_too_little_text_names_how_much_there_is():
 
 
 def test_sizes_that_make_no_row_are_refused():
-    with pytest.raises(ValueError, match="tokens is 255, less than one row of 256"):
+    with pytest.raises(ValueError, match="'tokens' must be a whole number of at least 256, one row; got 255"):
         texts.token_blocks(TOKENIZERS["byte level"], "evaluation", tokens=255)
-    with pytest.raises(ValueError, match="length is 1"):
+    with pytest.raises(ValueError, match="'length' must be a whole number of at least 2, one token given.*; got 1"):
         texts.token_blocks(TOKENIZERS["byte level"], "evaluation", length=1)
+    with pytest.raises(ValueError, match="'tokens' must be a whole number"):
+        texts.token_blocks(TOKENIZERS["byte level"], "evaluation", tokens=1e3)
 
 
 def test_a_tokenizer_without_an_end_token_is_refused():
@@ -194,7 +197,9 @@ def test_padded_batches_mask_the_padding_and_nothing_else(side):
         ({"texts": "hello"}, "non-empty list"),
         ({"texts": ["a", "b", ""], "batch_size": 2}, "Text 2 has no tokens"),
         ({"texts": ["a"], "batch_size": 0}, "at least 1"),
-        ({"texts": ["a"], "padding_side": "top"}, "choose 'right' or 'left'"),
+        ({"texts": ["a"], "batch_size": True}, "got True"),
+        ({"texts": ["a"], "max_length": 0}, "'max_length' must be"),
+        ({"texts": ["a"], "padding_side": "top"}, "'padding_side' must be one of right, left; got 'top'"),
     ],
 )
 def test_padded_batches_refuse_what_makes_no_batch(arguments, message):
@@ -246,11 +251,19 @@ def test_prompts_are_beginnings_with_their_continuation(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"count": 0}, {"words": (0, 5)}, {"words": (6, 5)}, {"answer_tokens": 0}, {"words": (5000, 5000)}]
+    "settings",
+    [
+        {"count": 0},
+        {"words": (0, 5)},
+        {"words": (6, 5)},
+        {"answer_tokens": 0},
+        {"count": True},
+        {"words": (5000, 5000)},
+    ],
 )
 def test_impossible_prompts(settings, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    with pytest.raises(ValueError, match="at least 1|ask for fewer or shorter"):
+    with pytest.raises(ValueError, match="whole number of at least|ask for fewer or shorter"):
         texts.prompts(byte_level_tokenizer(), "evaluation", **settings)
 
 
