@@ -186,7 +186,7 @@ def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, f
     Raises:
         ValueError: the results are of different rows or dtypes.
     """
-    a, b = (_Score("text", "perplexity", r.row_nll, r.row_tokens, r.fingerprint, r.dtype) for r in (score, reference))
+    a, b = (_scores(result)[0] for result in (score, reference))
     _check_pair(a, b)
     mean, _, low, high = ratio_interval(a.totals - b.totals, b.sizes)
     return float(exp(mean)), float(exp(low)), float(exp(high))
