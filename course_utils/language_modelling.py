@@ -155,11 +155,10 @@ def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
 
     They must equal those of reading all at once. ``generate`` counts positions itself, so it can hide that they don't.
     """
+    keyword, steps = describe(model).cache_keyword, []
     cache: dict[str, Any] = {}
-    steps = []
     for tokens in token_ids.split(1, dim=1):  # [rows, 1]
         output = model(tokens, use_cache=True, **cache)
-        keyword = "cache" if "cache" in output else "past_key_values"  # transformers renames it
         cache = {keyword: output[keyword]}
         steps.append(output.logits)
     return torch.cat(steps, dim=1)
