@@ -9,13 +9,13 @@ The decision is made for each row of a batch at its first forward pass and kept 
 from __future__ import annotations
 
 import bisect
+import copy
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.batches import Batch, read_batches
+from course_utils.files import write_json
 from course_utils.modeling import per_prompt
+from course_utils.models import identity
 from course_utils.texts import padded_batches
 
 POLICIES = ("length_variance", "fitted")
@@ -38,37 +40,71 @@ _RIDGES = np.logspace(0, 6, 13)
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What tells one model from another, whatever its dtype."""
+    """The model that settings were calibrated on: what a person can read of it, and a digest that tells it from others.
+
+    Attributes:
+        model_type: the configuration's, such as "llama".
+        blocks: how many.
+        hidden_size: numbers a token in the residual stream.
+        parameters: how many; tied ones count once.
+        dtype: of the weights, such as "bfloat16".
+        digest: ``models.identity`` of the model, as it is without adaptive settings.
+    """
 
     model_type: str
     blocks: int
     hidden_size: int
-    vocab_size: int
     parameters: int
-    embedding_norm: float  # Frobenius norm of the token embedding
+    dtype: str
+    digest: str
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelIdentity:
-        architecture, embedding = describe(model), model.get_input_embeddings().weight.detach()
+        """Read a model, adaptive or not; it isn't changed.
+
+        Raises:
+            UnsupportedArchitecture: ``describe`` doesn't know the model.
+        """
+        architecture, config = describe(model), model.config
+        try:
+            # A configuration that says the same of the same model: nothing adaptive, no size left open (as GPT-2's).
+            model.config = copy.deepcopy(config)
+            vars(model.config).pop("adaptive_attention", None)
+            architecture.sync_config()
+            digest = identity(model)
+        finally:
+            model.config = config
         return cls(
             model_type=architecture.name,
             blocks=architecture.num_blocks,
             hidden_size=architecture.hidden_size,
-            vocab_size=architecture.vocab_size,
             parameters=sum(weight.numel() for weight in model.parameters()),
-            embedding_norm=round(float(torch.linalg.vector_norm(embedding, dtype=torch.float32)), 4),
+            dtype=str(model.dtype).removeprefix("torch."),
+            digest=digest,
         )
 
-    def is_same_as(self, other: ModelIdentity) -> bool:
-        norms = self.embedding_norm, other.embedding_norm
-        return all(
-            getattr(self, field.name) == getattr(other, field.name) for field in fields(self)[:-1]
-        ) and math.isclose(*norms, rel_tol=1e-3)  # 16-bit rounding moves a norm by less
+    def refuse_another(self, model: PreTrainedModel) -> None:
+        """Refuse every model but this one.
 
-    def __str__(self) -> str:
-        return (
-            f"{self.model_type}, {self.blocks} blocks, hidden size {self.hidden_size}, vocabulary {self.vocab_size}, "
-            f"{self.parameters:,} parameters, embedding norm {self.embedding_norm:g}"
+        Raises:
+            ValueError: saying what differs and what to do.
+        """
+        other = ModelIdentity.of(model)
+        if other == self:
+            return
+        shape = ("model_type", "blocks", "hidden_size", "parameters")
+        different = [name for name in shape if getattr(self, name) != getattr(other, name)]
+        if different:
+            named = "; ".join(f"{name} {getattr(self, name)}, here {getattr(other, name)}" for name in different)
+            raise ValueError(f"These settings were calibrated on another model ({named}). Calibrate again on this one.")
+        if self.dtype != other.dtype:
+            raise ValueError(
+                f"These settings were calibrated in {self.dtype}, this model is {other.dtype}: load it in "
+                f"{self.dtype}, or calibrate again."
+            )
+        raise ValueError(
+            "These settings were calibrated on another model: of the same shape, but with other weights or another "
+            "configuration. Calibrate again on this one."
         )
 
 
@@ -97,38 +133,36 @@ class AdaptiveConfig:
     left_out: tuple[int, ...]
     thresholds: tuple[float, ...]
     policy: str
-    parameters: Mapping[str, object]
+    parameters: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if self.order != tuple(dict.fromkeys(self.order)) or not set(self.order) <= set(range(self.model.blocks)):
+        checks.block_numbers(self.order, self.model.blocks, name="Block numbers in 'order'")
+        left_out = _levels(self.left_out, len(self.order), "the attentions in 'order'")
+        wanted = len(left_out) - 1
+        if not _are_numbers(self.thresholds, wanted) or list(self.thresholds) != sorted(self.thresholds):
             raise ValueError(
-                f"'order' must hold different block numbers from 0 to {self.model.blocks - 1}; got {list(self.order)}."
+                f"'thresholds' must hold {wanted} finite numbers, one fewer than levels, never falling; "
+                f"got {self.thresholds!r}."
             )
-        counts = (*self.left_out, 0)
-        if not self.left_out or any(a < b for a, b in pairwise(counts)) or counts[0] > len(self.order):
-            raise ValueError(
-                "'left_out' must hold one number for each level, never rising, from at most the number of attentions "
-                f"in 'order' ({len(self.order)}) down to at least 0; got {list(self.left_out)}."
-            )
-        limits, wanted = list(self.thresholds), len(self.left_out) - 1
-        if len(limits) != wanted or not all(map(math.isfinite, limits)) or limits != sorted(limits):
-            raise ValueError(
-                f"'thresholds' must hold {wanted} finite numbers, one fewer than levels, never falling; got {limits}."
-            )
-        self._check_policy()
+        self._check_parameters()
+        for name, values in {
+            "order": map(int, self.order),
+            "left_out": left_out,
+            "thresholds": self.thresholds,
+        }.items():
+            object.__setattr__(self, name, tuple(values))  # lists, as JSON has them, become what the hints say
 
-    def _check_policy(self) -> None:
-        given = dict(self.parameters)
+    def _check_parameters(self) -> None:
+        checks.one_of("policy", self.policy, POLICIES)
+        given = dict(self.parameters) if isinstance(self.parameters, Mapping) else {}
         if self.policy == "length_variance":
             pairs = [given.pop(name, None) for name in ("log_length", "variance")]
-            good = all(_are_numbers(pair) and len(pair) == 2 and pair[0] < pair[1] for pair in pairs)
+            good = all(_are_numbers(pair, 2) and pair[0] < pair[1] for pair in pairs)
             wanted = "'log_length' and 'variance', each [low, high]"
-        elif self.policy == "fitted":
-            weights, intercept = given.pop("weights", None), given.pop("intercept", None)
-            good = _are_numbers(weights) and len(weights) == self.model.hidden_size + 2 and _are_numbers([intercept])
-            wanted = f"'intercept', a number, and 'weights', hidden size + 2 = {self.model.hidden_size + 2} numbers"
         else:
-            raise ValueError(f"'policy' must be one of {', '.join(POLICIES)}; got {self.policy!r}.")
+            size = self.model.hidden_size + 2
+            good = _are_numbers(given.pop("weights", None), size) and checks.is_number(given.pop("intercept", None))
+            wanted = f"'intercept', a number, and 'weights', hidden size + 2 = {size} numbers"
         if not good or given:
             raise ValueError(f"'parameters' of the policy {self.policy!r} must be exactly {wanted}, all finite.")
 
@@ -136,42 +170,48 @@ class AdaptiveConfig:
         """The level of a prompt with this complexity, from 0."""
         return bisect.bisect_right(self.thresholds, score)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and text."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_dict(cls, settings: Mapping) -> AdaptiveConfig:
-        """The inverse of ``to_dict``. Raises ValueError for missing, unknown or invalid fields."""
+    def from_dict(cls, settings: Mapping[str, Any]) -> AdaptiveConfig:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: missing, unknown or invalid fields.
+        """
         try:
             given = dict(settings)
-            model = ModelIdentity(**given.pop("model"))
-            lists = {name: tuple(given.pop(name)) for name in ("order", "left_out", "thresholds")}
-            whole = [*lists["order"], *lists["left_out"]]
-            if not all(isinstance(n, int) and not isinstance(n, bool) for n in whole) or not _are_numbers(
-                lists["thresholds"]
-            ):
-                raise ValueError("'order' and 'left_out' must hold integers, 'thresholds' numbers.")
-            return cls(model=model, **lists, **given)
-        except (KeyError, TypeError, AttributeError) as error:
+            return cls(model=ModelIdentity(**given.pop("model")), **given)
+        except (KeyError, TypeError) as error:
             names = ", ".join(field.name for field in fields(cls))
             raise ValueError(f"Adaptive settings must hold exactly {names}; {error}.") from error
 
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write readable JSON, atomically."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-        return path
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write readable JSON, atomically; return where."""
+        write_json(path, self.to_dict())
+        return Path(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> AdaptiveConfig:
-        """Read what ``save`` wrote. Raises ValueError, naming the file, when it isn't valid."""
+    def load(cls, path: str | os.PathLike[str]) -> AdaptiveConfig:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ValueError: naming the file, when it isn't there or isn't valid.
+        """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, OSError) as error:  # broken JSON is a ValueError too
             raise ValueError(f"'{path}' holds no valid adaptive settings: {error}") from error
+
+
+def _levels(left_out: Sequence[int], most: int, meaning: str) -> tuple[int, ...]:
+    """How many attentions each level leaves out, checked."""
+    counts = checks.whole_numbers("left_out", left_out, most=most, meaning=meaning)
+    if not counts or list(counts) != sorted(counts, reverse=True):
+        raise ValueError(f"'left_out' must hold one number for each level, never rising; got {list(counts)}.")
+    return counts
 
 
 def calibrate(
@@ -192,37 +232,37 @@ def calibrate(
     penalty leave-one-out cross-validation chooses.
 
     Args:
+        model: any causal language model that ``describe`` knows.
+        tokenizer: the model's, with a padding token.
         prompts: at least 3 different ones, 20 for "fitted"; as varied as those to come.
         left_out: attentions that each level leaves out, never rising; by default a quarter of the blocks, an eighth
             and none.
         policy: one of ``POLICIES``.
-        max_length: longer prompts are cut.
+        max_length: tokens; longer prompts are cut.
+        batch_size: prompts a forward pass.
 
     Raises:
-        ValueError: too few prompts, all alike, or one without tokens; bad ``left_out`` or ``policy``; an
+        ValueError: too few prompts, all alike, or one without tokens; one of the others out of range; an
             adaptive model.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     architecture.refuse_adaptive("calibrate the attentions")
-    if policy not in POLICIES:
-        raise ValueError(f"'policy' must be one of {', '.join(POLICIES)}; got {policy!r}.")
+    checks.one_of("policy", policy, POLICIES)
     if isinstance(prompts, str) or len(prompts) < MIN_PROMPTS[policy]:
         raise ValueError(
             f"'prompts' must be a list of at least {MIN_PROMPTS[policy]} texts for the policy {policy!r}; got "
             f"{'one text' if isinstance(prompts, str) else len(prompts)}."
         )
-    blocks = architecture.num_blocks
-    levels = (blocks // 4, blocks // 8, 0) if left_out is None else tuple(left_out)
-    live = [i for i, attention in enumerate(architecture.attentions) if not attention.skipped]
-    if not levels or not all(isinstance(n, int) and 0 <= n <= len(live) for n in levels):
-        raise ValueError(
-            f"'left_out' must hold whole numbers from 0 to {len(live)}, the live attentions; got {levels}."
-        )
+    if left_out is None:
+        left_out = (architecture.num_blocks // 4, architecture.num_blocks // 8, 0)
+    live = sum(not attention.skipped for attention in architecture.attentions)
+    levels = _levels(left_out, live, "the live attentions")
     batches = padded_batches(tokenizer, prompts, batch_size=batch_size, max_length=max_length)
-    order = select_attention_layers(model, batches, count=max(levels))
+    order = select_attention_layers(model, batches, count=levels[0])
     features = prompt_features(model, batches)
     if policy == "fitted":
-        harm = divergence(model, batches, [order[: max(levels)]])[0]
+        harm = divergence(model, batches, [order])[0]
         parameters = _fit(features, harm.clamp(min=1e-12).log())
     else:
         parameters = {
@@ -232,7 +272,7 @@ def calibrate(
         alike = [name for name, (low, high) in parameters.items() if low >= high]
         if alike:
             raise ValueError(f"The prompts are all alike in {' and '.join(alike)}: calibrate on more varied ones.")
-    settings = {"policy": policy, "parameters": parameters}
+    settings: dict[str, Any] = {"policy": policy, "parameters": parameters}
     scores = torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
     shares = torch.arange(1, len(levels), dtype=torch.float64) / len(levels)
     return AdaptiveConfig(
@@ -252,22 +292,24 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
     as well. A row of a mixed batch gets what it would get alone, but the batch computes every attention that one of its
     rows keeps. ``save_pruned`` saves the settings with the model.
 
+    Args:
+        model: the very model that was calibrated, a ``variant`` of it, or one loaded again in the same dtype. One that
+            is adaptive already gets the new settings.
+        config: from ``calibrate``.
+
     Raises:
-        ValueError: ``config`` was calibrated on another model, or names an attention that is bypassed. The model is
-            unchanged then.
+        ValueError: ``config`` was calibrated on another model, and what differs; or it names an attention that is
+            bypassed. The model is unchanged then.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     attentions = [attention.module for attention in architecture.attentions]
     if config is not None:
-        identity = ModelIdentity.of(model)
-        if not config.model.is_same_as(identity):
-            raise ValueError(
-                f"These settings were calibrated on another model ({config.model}); this one is {identity}. "
-                "Calibrate again on this model."
-            )
-        gone = [i for i in config.order if architecture.attentions[i].skipped]
+        bypassed = {number for number, attention in enumerate(architecture.attentions) if attention.skipped}
+        gone = [number for number in config.order if number in bypassed]
         if gone:
             raise ValueError(f"The attentions of blocks {gone} are bypassed already; calibrate again on this model.")
+        config.model.refuse_another(model)
     if architecture.adaptive:
         per_prompt.uninstall(model, architecture.backbone, attentions)
         del model.config.adaptive_attention
@@ -280,18 +322,39 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
 
 @torch.no_grad()
 def prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """Log length, embedding variance and mean token embedding of each row: [rows, hidden size + 2] float32.
+    """Log length, embedding variance and mean token embedding of each row. No block runs.
 
-    Only the embedding is looked up; no block runs. Padding doesn't count. Raises ValueError for bad batches.
+    Args:
+        model: any causal language model that ``describe`` knows.
+        batches: ``{"input_ids", "attention_mask"}`` mappings; their padding doesn't count.
+
+    Returns:
+        float32 [rows, hidden size + 2], on the CPU.
+
+    Raises:
+        ValueError: bad batches.
     """
     embed, rows = model.get_input_embeddings(), []
     for batch in read_batches(batches, vocab_size=describe(model).vocab_size, device=model.device):
-        rows += [per_prompt.embedding_features(e[r]) for e, r in zip(embed(batch.input_ids), batch.real, strict=True)]
+        embeddings = embed(batch.input_ids)  # [rows, length, hidden]
+        rows += [per_prompt.embedding_features(row[real]) for row, real in zip(embeddings, batch.real, strict=True)]
     return torch.stack(rows).cpu()
 
 
 def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], config: AdaptiveConfig) -> Tensor:
-    """The score of each row under a policy: [rows] float64. Raises ValueError for bad batches."""
+    """The score of each row under a policy.
+
+    Args:
+        model: the model that ``config`` was calibrated on.
+        batches: ``{"input_ids", "attention_mask"}`` mappings; their padding doesn't count.
+        config: whose policy and parameters.
+
+    Returns:
+        float64 [rows].
+
+    Raises:
+        ValueError: bad batches.
+    """
     settings = config.to_dict()
     features = prompt_features(model, batches)
     return torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
@@ -308,12 +371,13 @@ def divergence(
     """How far a bypass moves the model's predictions: KL(as it is || with more attentions bypassed), nats a token.
 
     Args:
-        batches: their padding doesn't count.
+        model: any causal language model that ``describe`` knows; it is as before afterwards.
+        batches: ``{"input_ids", "attention_mask"}`` mappings; their padding doesn't count.
         layer_sets: the attentions to leave out, beside those that already are; one set after the other.
         last: only the predictions made at the last so many positions of each row (pad on the left); None for all.
 
     Returns:
-        [sets, rows] float32, the mean over a row's positions. The model is as before afterwards.
+        float32 [sets, rows], the mean over a row's positions.
 
     Raises:
         ValueError: bad batches or block numbers, a row without a position that counts, or an adaptive model.
@@ -322,17 +386,18 @@ def divergence(
     architecture.refuse_adaptive("compare bypasses")
     skipped = [i for i, attention in enumerate(architecture.attentions) if attention.skipped]
     sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in layer_sets]
+    last = None if last is None else checks.whole_number("last", last, least=1)
     read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=model.device))
-    counted = [batch.real.clone() for batch in read]
-    for real in counted if last is not None else ():
-        real[:, :-last] = False
+    counted = [batch.real for batch in read]  # bool [rows, length]: the positions whose predictions are compared
+    if last is not None:
+        counted = [real & (torch.arange(real.shape[1], 0, -1, device=real.device) <= last) for real in counted]
     if not all(real.any(1).all() for real in counted):
         raise ValueError(f"Every row needs a real token among its last {last} positions: pad on the left.")
     bar = tqdm(total=(len(sets) + 1) * len(read), desc="comparing predictions", unit="batch", leave=False, delay=2)
     with bar, evaluating(model):
         original, rows = [], []
         for batch, real in zip(read, counted, strict=True):
-            original.append(architecture.hidden_states(batch)[real])
+            original.append(architecture.hidden_states(batch)[real])  # [counted tokens, hidden]
             bar.update()
         try:
             for layers in sets:
@@ -346,23 +411,21 @@ def divergence(
 
 
 def _row_divergences(architecture: Architecture, batch: Batch, real: Tensor, original: Tensor) -> Tensor:
-    """[rows] float32 on the CPU. original: hidden states [counted tokens, hidden]."""
+    """KL(original || now) of each row, [rows] float32 on the CPU; original: hidden states [counted tokens, hidden]."""
     states, kl = architecture.hidden_states(batch)[real], []
-    for before, after in architecture.chunks(original, states):
-        p, q = (architecture.logits(some).float().log_softmax(-1) for some in (before, after))
-        kl.append((p.exp() * (p - q)).sum(-1))
+    for before, after in architecture.chunks(original, states):  # [chunk, hidden]
+        p, q = (architecture.logits(part).float().log_softmax(-1) for part in (before, after))  # [chunk, vocabulary]
+        kl.append((p.exp() * (p - q)).sum(-1))  # [chunk]
     return torch.stack([row.mean() for row in torch.cat(kl).split(real.sum(1).tolist())]).cpu()
 
 
-def _fit(features: Tensor, target: Tensor) -> dict[str, object]:
-    """Ridge regression on standardised features, written as weights on the plain ones."""
+def _fit(features: Tensor, target: Tensor) -> dict[str, Any]:
+    """Ridge regression of [rows] on standardised [rows, features], written as weights on the plain ones."""
     mean, spread = features.double().mean(0), features.double().std(0).clamp(min=1e-9)
     ridge = RidgeCV(alphas=_RIDGES).fit(((features - mean) / spread).numpy(), target.double().numpy())
     weights = torch.from_numpy(ridge.coef_) / spread
     return {"intercept": float(ridge.intercept_ - weights @ mean), "weights": weights.tolist()}
 
 
-def _are_numbers(values: object) -> bool:
-    return isinstance(values, Sequence) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
-    )
+def _are_numbers(values: object, count: int) -> bool:
+    return isinstance(values, Sequence) and len(values) == count and all(map(checks.is_number, values))

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from course_utils import checks
 from course_utils.batches import Batch
 from course_utils.modeling.no_attention import NoAttention, skip_attention
 
@@ -100,7 +101,7 @@ FAMILIES: dict[str, Family] = {
 class Projection:
     """A linear layer seen as a matrix [out, in], whatever its class stores."""
 
-    def __init__(self, module: nn.Linear | Conv1D):
+    def __init__(self, module: nn.Linear | Conv1D) -> None:
         self.module = module
         self._transposed = isinstance(module, Conv1D)  # GPT-2's Conv1D stores [in, out]
 
@@ -117,7 +118,16 @@ class Projection:
 
     @torch.no_grad()
     def keep(self, index: Tensor, *, axis: str) -> None:
-        """Keep only ``index`` (int64) of the ``axis`` "out" (with its bias) or "in"; in place."""
+        """Keep only a part of the matrix, in place. The module gets new parameters; the old ones are left as they are.
+
+        Args:
+            index: int64 [kept], rows or columns of ``weight``, in the order that they get.
+            axis: "out" (rows, with their biases) or "in" (columns).
+
+        Raises:
+            ValueError: another ``axis``.
+        """
+        checks.one_of("axis", axis, ("out", "in"))
         dim = (axis == "in") != self._transposed
         module, weight = self.module, self.module.weight
         module.weight = nn.Parameter(weight.index_select(int(dim), index), requires_grad=weight.requires_grad)
@@ -162,7 +172,11 @@ class Mlp:
         return self.output.module
 
     def keep(self, neurons: Tensor) -> None:
-        """Keep only these neurons (int64, any order) in every matrix and bias; in place."""
+        """Keep only these neurons in every matrix and bias, in place.
+
+        Args:
+            neurons: int64 [kept], in the order that they get.
+        """
         rows = torch.cat([neurons, neurons + self.width]) if self.fused else neurons
         for projection in self.inputs:
             projection.keep(rows, axis="out")
@@ -207,11 +221,12 @@ class Architecture:
 
     @property
     def kind(self) -> str:
-        """ "dense" (one matrix in) or "glu" (gate and up)."""
+        """What the MLPs are: "dense" (one matrix in) or "glu" (gate and up)."""
         return "glu" if self.family.fused or len(self.family.mlp_inputs) == 2 else "dense"
 
     @property
     def blocks(self) -> nn.ModuleList:
+        """The model's own list of blocks."""
         return self.model.get_submodule(self.family.blocks)
 
     @property
@@ -221,10 +236,12 @@ class Architecture:
 
     @property
     def num_blocks(self) -> int:
+        """How many blocks there are."""
         return len(self.blocks)
 
     @cached_property
     def mlps(self) -> list[Mlp]:
+        """Each block's MLP."""
         family = self.family
         owner, _, _ = family.mlp_output.rpartition(".")
         return [
@@ -241,6 +258,7 @@ class Architecture:
 
     @cached_property
     def attentions(self) -> list[Attention]:
+        """Each block's attention."""
         family = self.family
         return [
             Attention(
@@ -275,10 +293,12 @@ class Architecture:
 
     @property
     def hidden_size(self) -> int:
+        """Numbers a token in the residual stream."""
         return self.mlps[0].columns.shape[0]
 
     @property
     def vocab_size(self) -> int:
+        """Tokens that the embedding knows."""
         return self.model.get_input_embeddings().weight.shape[0]
 
     @property
@@ -306,7 +326,14 @@ class Architecture:
         return getattr(self.model.config, "adaptive_attention", None) is not None
 
     def refuse_adaptive(self, action: str) -> None:
-        """Raise ValueError for an adaptive model: its blocks were ranked and patched, so they must stay as they are."""
+        """Refuse to change an adaptive model: its blocks were ranked and patched, so they must stay as they are.
+
+        Args:
+            action: what was asked for, such as "remove blocks".
+
+        Raises:
+            ValueError: the model is adaptive.
+        """
         if self.adaptive:
             raise ValueError(
                 f"Can't {action} of an adaptive model. Undo it first with make_adaptive(model, None); afterwards "
@@ -381,6 +408,16 @@ def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
             module.training = mode
         for hook in hooks:
             hook.remove()
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the dtype of every weight, in place, and of nothing else.
+
+    ``model.to(dtype)`` rounds the rotary frequencies too, which loading keeps in float32: such a model doesn't compute
+    what its own checkpoint does.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def _part(model: nn.Module, parent: nn.Module, path: str) -> nn.Module:

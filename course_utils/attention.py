@@ -6,6 +6,7 @@ He et al. 2024, "What Matters in Transformers? Not All Attention is Needed", arX
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from types import MethodType
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
-from course_utils.batches import read_batches
+from course_utils.batches import Batch, read_batches
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
 from course_utils.modeling.no_attention import NoAttention, skip_attention
 from course_utils.reports import PruningReport, model_size
@@ -25,14 +26,19 @@ from course_utils.reports import PruningReport, model_size
 def attention_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """How much each attention turns the residual stream: ``1 - cos(x, x + attention(norm(x)))``.
 
-    x is the block's input, before the norm. Averaged over the real tokens of ``batches``; padding
-    never counts. A bypassed attention scores 0.
+    x is the block's input, before the norm.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is not changed.
+        batches: ``{"input_ids", "attention_mask"}`` mappings. The score is a mean over their real tokens; padding
+            never counts.
 
     Returns:
-        [num_blocks] float32.
+        [num_blocks] float32; 0 for a bypassed attention.
 
     Raises:
-        ValueError: empty or malformed batches. UnsupportedArchitecture: unknown family.
+        ValueError: empty or malformed batches.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     return _Replay(describe(model), batches).scores
 
@@ -45,23 +51,32 @@ def select_attention_layers(
     iterative: bool = True,
     memory_budget: int = 2 * 1024**3,
 ) -> list[int]:
-    """Choose the ``count`` attentions that matter least.
+    """Choose the attentions that matter least. Ties go to the lower block.
 
     One-shot ranks them once. Iterative takes out the least important one, measures the others in
     the model that remains (MLPs of bypassed blocks included), and repeats. Measuring again runs
-    neither the head nor any block below the change: states that enter the blocks are kept, as many
-    as fit ``memory_budget`` bytes. Ties go to the lower block.
+    neither the head nor any block below the change: states that enter the blocks are kept.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is not changed.
+        batches: ``{"input_ids", "attention_mask"}`` mappings, to measure on.
+        count: how many to choose, from 0 to the number of live attentions.
+        iterative: measure again after each choice.
+        memory_budget: bytes that the kept states may take, above 0; with fewer, more blocks run again.
 
     Returns:
-        ``count`` block numbers, least important first. The model is unchanged.
+        ``count`` block numbers, least important first.
 
     Raises:
-        ValueError: ``count`` is not from 0 to the number of live attentions; bad batches; an adaptive model.
+        ValueError: one of these out of range; bad batches; an adaptive model.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     architecture.refuse_adaptive("choose attentions")
     live = [i for i, attention in enumerate(architecture.attentions) if not attention.skipped]
     count = checks.whole_number("count", count, most=len(live), meaning="the live attentions")
+    checks.flag("iterative", iterative)
+    checks.whole_number("memory_budget", memory_budget, least=1)
     replay = _Replay(architecture, batches, memory_budget if iterative else 0)
     if not iterative:
         return sorted(live, key=lambda i: (float(replay.scores[i]), i))[:count]
@@ -88,14 +103,18 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
     each token is then processed by itself.
 
     Args:
+        model: any causal language model that ``describe`` knows.
+        layers: block numbers, in any order.
         remove: delete the weights (projections and the norm before them) for good.
 
     Raises:
         ValueError: a number out of range or repeated, an adaptive model, or a removed attention left
             out of ``layers``: it can't be restored. Everything is checked first.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     architecture.refuse_adaptive("bypass attentions")
+    checks.flag("remove", remove)
     attentions = architecture.attentions
     layers = checks.block_numbers(layers, len(attentions))
     lost = [i for i, a in enumerate(attentions) if isinstance(a.module, NoAttention) and i not in layers]
@@ -137,6 +156,25 @@ def _identity(_module: nn.Module, states: Tensor) -> Tensor:
     return states
 
 
+@dataclass
+class _Recording:
+    """One batch, and what its first pass called the blocks with."""
+
+    batch: Batch
+    states: dict[int, Tensor] = field(default_factory=dict)  # [rows, length, hidden] entering a block; only where kept
+    calls: dict[int, tuple[tuple, dict]] = field(default_factory=dict)  # each block's arguments, None for the states
+
+    def call(self, block: nn.Module, number: int, states: Tensor) -> Tensor:
+        """Run one block as in the first pass, on other states."""
+        args, kwargs = self.calls[number]
+        args, kwargs = ((states, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": states})
+        return leaving(block(*args, **kwargs))
+
+    def note(self, number: int, args: tuple, kwargs: dict) -> None:
+        """Keep what a block is called with, without the states."""
+        self.calls[number] = ((None, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": None})
+
+
 class _Replay:
     """Attention scores of a model on fixed batches, cheap to update after a change at one block.
 
@@ -144,60 +182,55 @@ class _Replay:
     block and those above it, from the nearest states that were kept.
     """
 
-    def __init__(self, architecture: Architecture, batches: Iterable[Mapping[str, Tensor]], memory_budget: int = 0):
+    def __init__(
+        self, architecture: Architecture, batches: Iterable[Mapping[str, Tensor]], memory_budget: int = 0
+    ) -> None:
         self._architecture = architecture
-        model = architecture.model
-        self._batches = list(read_batches(batches, vocab_size=architecture.vocab_size, device=model.device))
-        self._states: list[dict[int, Tensor]] = [{} for _ in self._batches]
-        self._calls: list[dict[int, tuple[tuple, dict]]] = [{} for _ in self._batches]
+        read = read_batches(batches, vocab_size=architecture.vocab_size, device=architecture.model.device)
+        self._recordings = [_Recording(batch) for batch in read]
         self._kept = self._affordable(memory_budget)
         self.scores = torch.zeros(architecture.num_blocks)
-        self._measure(0, lambda number: architecture.hidden_states(self._batches[number]))
+        self._measure(0, lambda recording: architecture.hidden_states(recording.batch))
 
     def run_from(self, first: int) -> None:
         """Measure again after a change in block ``first``: the scores below it stand."""
         start = max(block for block in self._kept if block <= first)
 
-        def replay(number: int) -> None:
-            states = self._states[number][start]
-            for block in range(start, self._architecture.num_blocks):
-                args, kwargs = self._calls[number][block]
-                call = ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
-                states = leaving(self._architecture.blocks[block](*call[0], **call[1]))
+        def replay(recording: _Recording) -> None:
+            states = recording.states[start]
+            for number, block in enumerate(self._architecture.blocks[start:], start):
+                states = recording.call(block, number, states)
 
         self._measure(start, replay)
 
     def _affordable(self, budget: int) -> range:
         """The blocks whose incoming states are kept: evenly spaced, block 0 always, none without a budget."""
         blocks = self._architecture.num_blocks
-        tokens = sum(batch.input_ids.numel() for batch in self._batches)
-        one = tokens * self._architecture.hidden_size * self._architecture.model.dtype.itemsize
-        return range(0, blocks, -(-blocks // max(1, budget // one))) if budget else range(0)
+        tokens = sum(recording.batch.input_ids.numel() for recording in self._recordings)
+        bytes_a_block = tokens * self._architecture.hidden_size * self._architecture.model.dtype.itemsize
+        return range(0, blocks, -(-blocks // max(1, budget // bytes_a_block))) if budget else range(0)
 
     @torch.no_grad()
-    def _measure(self, start: int, run: Callable[[int], object]) -> None:
-        meters = {i: CosineDistance() for i in range(start, self._architecture.num_blocks)}
-        number, incoming = 0, torch.empty(0)
+    def _measure(self, start: int, run: Callable[[_Recording], object]) -> None:
+        meters = {number: CosineDistance() for number in range(start, self._architecture.num_blocks)}
+        recording, incoming = self._recordings[0], torch.empty(0)
 
-        def enter(block: int, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def enter(number: int, _block: nn.Module, args: tuple, kwargs: dict) -> None:
             nonlocal incoming
-            incoming = entering(args, kwargs)
+            incoming = entering(args, kwargs)  # [rows, length, hidden]
             if self._kept:
-                # Without the states themselves, which only the kept blocks hold.
-                self._calls[number][block] = (
-                    ((None, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": None})
-                )
-            if block in self._kept:
-                self._states[number][block] = incoming
+                recording.note(number, args, kwargs)
+            if number in self._kept:
+                recording.states[number] = incoming
 
-        def add(block: int, _module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
+        def add(number: int, _module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
             states = incoming.float()  # a sum in 16 bits would round away small contributions
-            meters[block].add(states, states + leaving(output).float(), self._batches[number].real)
+            meters[number].add(states, states + leaving(output).float(), recording.batch.real)
 
         blocks, attentions = self._architecture.blocks, self._architecture.attentions
         hooks = [blocks[i].register_forward_pre_hook(partial(enter, i), with_kwargs=True) for i in meters]
         hooks += [attentions[i].contribution.register_forward_hook(partial(add, i)) for i in meters]
         with evaluating(self._architecture.model, *hooks):
-            for number in range(len(self._batches)):
-                run(number)
+            for recording in self._recordings:
+                run(recording)
         self.scores[start:] = as_scores(list(meters.values()))

@@ -42,8 +42,14 @@ class Batch:
 def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.device | str) -> Batch:
     """Check one ``{"input_ids", "attention_mask"}`` mapping and move it to ``device``.
 
-    ``attention_mask`` may be left out when nothing is padded. Raises ValueError for anything that
-    is not a 2-D integer tensor of in-vocabulary ids with a matching 0/1 mask.
+    Args:
+        batch: ``input_ids``, integers [rows, length], and ``attention_mask``, 0 or 1 in the same shape; the mask may be
+            left out when nothing is padded.
+        vocab_size: how many tokens the model knows.
+        device: the model's.
+
+    Raises:
+        ValueError: anything else, ids outside the vocabulary, or nothing but padding.
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         raise ValueError(
@@ -77,7 +83,16 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
 def read_batches(
     batches: Iterable[Mapping[str, Tensor]], *, vocab_size: int, device: torch.device | str
 ) -> Iterator[Batch]:
-    """Check and yield batches one by one. Raises ValueError when there is none."""
+    """Check and yield batches one by one.
+
+    Args:
+        batches: mappings, as ``read_batch`` takes them.
+        vocab_size: how many tokens the model knows.
+        device: the model's.
+
+    Raises:
+        ValueError: there is none, or a bad one.
+    """
     if isinstance(batches, Mapping | Tensor):
         raise ValueError(
             f"'batches' must be an iterable of mappings; got one {type(batches).__name__}. Wrap it in a list."

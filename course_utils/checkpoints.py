@@ -8,6 +8,7 @@ without this package; without ``trust_remote_code`` it fails loudly.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -19,30 +20,41 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import FAMILIES, Architecture, Family, UnsupportedArchitecture, describe
+from course_utils.files import write_json, write_text
 from course_utils.modeling import heterogeneous, no_attention, per_prompt
 
 MODELING_FILE = "modeling_heterogeneous.py"
-ADAPTIVE_FILE = "adaptive_config.json"  # for people to read; config.json holds the same
+ADAPTIVE_FILE = "adaptive_config.json"  # for people: written from config.json's settings, and never read
 
 
 class CheckpointError(ValueError):
     """The folder isn't a checkpoint that can be read, or may not be overwritten."""
 
 
-def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> Path:
+def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> Path:
     """Save a pruned model and its tokenizer, safetensors only, all or nothing.
 
     The checkpoint is written beside ``folder`` and moved into place when complete; an older one
     there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A bypassed
-    attention is saved as ``skip``, without its weights: only the model in memory can restore it. An
-    adaptive model's settings are in config.json and, for people, in adaptive_config.json.
+    attention is saved as ``skip``, without its weights: only the model in memory can restore it.
+
+    An adaptive model follows ``adaptive_attention`` in config.json, here and elsewhere. adaptive_config.json shows the
+    same settings to people and to ``AdaptiveConfig.load``; no model reads it. To change settings, use ``make_adaptive``
+    and save again.
+
+    Args:
+        model: any causal language model that ``describe`` knows.
+        tokenizer: the model's.
+        folder: where to; a new one, an empty one, or a checkpoint, which is replaced.
+
+    Returns:
+        The folder.
 
     Raises:
         CheckpointError: ``folder`` holds something else than a checkpoint.
@@ -77,19 +89,20 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def load_pruned(
-    folder: str | os.PathLike, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a checkpoint of ``save_pruned`` (or any plain one of a known family), in eval mode.
 
     No code from the folder is ever run: uneven models are built by this package's own class.
 
     Args:
+        folder: what ``save_pruned`` or transformers' ``save_pretrained`` wrote.
         dtype: convert the weights; by default they keep the saved dtype.
         device: where to put the model; by default the CPU.
 
     Raises:
-        CheckpointError: no such folder, no readable configuration, adaptive settings that are broken or
-            contradict each other, or weights that don't fit the configuration.
+        CheckpointError: no such folder, no readable configuration, broken adaptive settings, or weights that
+            don't fit the configuration.
         UnsupportedArchitecture: the configuration's family is unknown.
     """
     folder = Path(folder)
@@ -99,7 +112,11 @@ def load_pruned(
         config = AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, TypeError) as error:
         raise CheckpointError(f"The configuration in '{folder}' can't be read: {error}") from error
-    _check_adaptive(config, folder)
+    if getattr(config, "adaptive_attention", None) is not None:
+        try:
+            AdaptiveConfig.from_dict(config.adaptive_attention)
+        except ValueError as error:
+            raise CheckpointError(f"The adaptive settings in '{folder}' can't be used: {error}") from error
     loader = AutoModelForCausalLM
     if config.is_heterogeneous:
         if config.model_type not in FAMILIES:
@@ -121,21 +138,6 @@ def load_pruned(
     if problems:
         raise CheckpointError(f"The weights in '{folder}' don't fit its configuration: {sorted(map(str, problems))}.")
     return model.to(device or "cpu").eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def _check_adaptive(config: PreTrainedConfig, folder: Path) -> None:
-    """The settings in config.json must be valid, and those that people read and edit must not say otherwise."""
-    settings, readable = getattr(config, "adaptive_attention", None), folder / ADAPTIVE_FILE
-    try:
-        adaptive = None if settings is None else AdaptiveConfig.from_dict(settings)
-        shown = AdaptiveConfig.load(readable) if readable.exists() else adaptive
-    except ValueError as error:
-        raise CheckpointError(f"The adaptive settings in '{folder}' can't be used: {error}") from error
-    if shown != adaptive:
-        raise CheckpointError(
-            f"'{readable}' differs from adaptive_attention in config.json, which is what the model follows. Change "
-            "settings with make_adaptive and save_pruned, or delete the readable copy."
-        )
 
 
 def heterogeneous_class(base: type[PreTrainedModel], family: Family) -> type[PreTrainedModel]:
@@ -173,13 +175,13 @@ def _write_modeling(model: PreTrainedModel, family: Family, folder: Path) -> Non
         name = f"Heterogeneous{base.__name__}"
         attributes = "\n".join(f"    {key} = {value!r}" for key, value in _class_attributes(family).items())
         for module in (heterogeneous, no_attention, per_prompt):
-            shutil.copy(module.__file__, folder)
-        (folder / MODELING_FILE).write_text(
+            shutil.copy(inspect.getfile(module), folder)
+        write_text(
+            folder / MODELING_FILE,
             f"from transformers import {base.__name__}\n\n"
             "from .heterogeneous import HeterogeneousMixin\n\n\n"
             f"class {name}(HeterogeneousMixin, {base.__name__}):\n{attributes}\n",
-            encoding="utf-8",
         )
         config["architectures"] = [name]
         config["auto_map"] = {"AutoModelForCausalLM": f"{MODELING_FILE.removesuffix('.py')}.{name}"}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(path, dict(sorted(config.items())))

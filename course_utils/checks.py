@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -31,16 +31,46 @@ def whole_number(name: str, value: Any, *, least: int = 0, most: int | None = No
     Traceback (most recent call last):
     ValueError: 'count' must be a whole number from 0 to 5, the live attentions; got True.
     """
+    if not _is_whole(value, least, most):
+        raise ValueError(f"'{name}' must be a whole number {_limits(least, most, meaning)}; got {value!r}.")
+    return operator.index(value)
+
+
+def whole_numbers(
+    name: str, values: Any, *, least: int = 0, most: int | None = None, meaning: str = ""
+) -> tuple[int, ...]:
+    """Return ``values`` as a tuple of ints; each must be a whole number within the limits. None at all is allowed.
+
+    Args:
+        name: the argument's, for the message.
+        values: what was given.
+        least: the smallest allowed.
+        most: the largest allowed; None for no limit.
+        meaning: what the upper limit is, for the message.
+
+    Raises:
+        ValueError: it isn't such a list.
+
+    >>> whole_numbers("left_out", [4, 2.0], most=4)
+    Traceback (most recent call last):
+    ValueError: 'left_out' must hold whole numbers from 0 to 4; got [4, 2.0].
+    """
+    given = tuple(values) if isinstance(values, Iterable) else (None,)
+    if not all(_is_whole(value, least, most) for value in given):
+        raise ValueError(f"'{name}' must hold whole numbers {_limits(least, most, meaning)}; got {values!r}.")
+    return tuple(map(operator.index, given))
+
+
+def _is_whole(value: Any, least: int, most: int | None) -> bool:
     try:
-        if isinstance(value, bool):
-            raise TypeError
         number = operator.index(value)
     except TypeError:
-        number = least - 1
-    if number < least or (most is not None and number > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"'{name}' must be a whole number {allowed}{meaning and f', {meaning}'}; got {value!r}.")
-    return number
+        return False
+    return not isinstance(value, bool) and least <= number and (most is None or number <= most)
+
+
+def _limits(least: int, most: int | None, meaning: str) -> str:
+    return (f"of at least {least}" if most is None else f"from {least} to {most}") + (meaning and f", {meaning}")
 
 
 def positive(name: str, value: Any) -> float:
@@ -109,23 +139,34 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> object:
     return value
 
 
-def block_numbers(indices: Sequence[int], count: int) -> list[int]:
+def block_numbers(indices: Sequence[int], count: int, *, name: str = "Block numbers") -> list[int]:
     """Return different block numbers from 0 to ``count`` - 1, sorted.
+
+    Args:
+        indices: what was given, in any order; may be empty.
+        count: how many blocks there are.
+        name: what they are called in the message.
 
     Raises:
         ValueError: one is out of range, repeated or no integer.
+
+    >>> block_numbers([3, 0], count=4)
+    [0, 3]
+    >>> block_numbers([3, 4], count=4)
+    Traceback (most recent call last):
+    ValueError: Block numbers must lie from 0 to 3; got [4].
     """
     try:
         if any(isinstance(i, bool) for i in indices):
             raise TypeError
         numbers = [operator.index(i) for i in indices]
     except TypeError:
-        raise ValueError(f"Block numbers must be a list of integers; got {indices!r}.") from None
+        raise ValueError(f"{name} must be a list of integers; got {indices!r}.") from None
     wrong = [i for i in numbers if not 0 <= i < count]
     if wrong:
-        raise ValueError(f"Block numbers must lie from 0 to {count - 1}; got {wrong}.")
+        raise ValueError(f"{name} must lie from 0 to {count - 1}; got {wrong}.")
     if len(set(numbers)) != len(numbers):
-        raise ValueError(f"Block numbers must not repeat; got {numbers}.")
+        raise ValueError(f"{name} must not repeat; got {numbers}.")
     return sorted(numbers)
 
 

@@ -23,22 +23,26 @@ PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
 def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """Block influence: one minus the cosine between a block's input and its output.
 
-    Averaged over the real tokens of ``batches`` (padding never counts, the split into batches
-    doesn't matter), read by hooks on the blocks themselves: the last entry of transformers'
+    Averaged over the real tokens, read by hooks on the blocks themselves: the last entry of transformers'
     ``output_hidden_states`` comes after the final norm. ShortGPT, Men et al. 2024, arXiv 2403.03853.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is not changed.
+        batches: ``{"input_ids", "attention_mask"}`` mappings. Padding never counts and the split into batches doesn't
+            matter.
 
     Returns:
         [num_blocks] float32; near 0: the block hardly turns the residual stream.
 
     Raises:
-        ValueError: empty or malformed batches. UnsupportedArchitecture: unknown family.
+        ValueError: empty or malformed batches.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     meters = [CosineDistance() for _ in architecture.blocks]
-    real = None
 
     def watch(meter: CosineDistance) -> Callable:
-        return lambda _module, args, kwargs, output: meter.add(entering(args, kwargs), leaving(output), real)
+        return lambda _module, args, kwargs, output: meter.add(entering(args, kwargs), leaving(output), batch.real)
 
     hooks = [
         block.register_forward_hook(watch(meter), with_kwargs=True)
@@ -46,17 +50,22 @@ def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tens
     ]
     with evaluating(model, *hooks):
         for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
-            real = batch.real
             architecture.hidden_states(batch)
     return as_scores(meters)
 
 
 def leave_one_out(model: PreTrainedModel, score: Callable[[], float]) -> Tensor:
-    """Call ``score()`` (say, the model's perplexity on some text) once for each block left out.
+    """Score the model once for each block left out. Shortened LLaMA, Kim et al. 2024, arXiv 2402.02834.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is as before afterwards.
+        score: called without arguments while one block does nothing; say, the model's perplexity on some text.
 
     Returns:
-        [num_blocks] float32 scores; the model is as before afterwards. Shortened LLaMA, Kim et al.
-        2024, arXiv 2402.02834.
+        [num_blocks] float32, what ``score`` returned.
+
+    Raises:
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     scores = []
     for block in tqdm(describe(model).blocks, desc="leave one out", unit="block", leave=False, delay=2):
@@ -79,9 +88,14 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
     configuration follows (``num_hidden_layers`` and every per-block list), so the model saves and
     reloads with plain transformers.
 
+    Args:
+        model: any causal language model that ``describe`` knows.
+        indices: the blocks to remove; none changes nothing.
+
     Raises:
         ValueError: a number out of range or repeated, all blocks, an adaptive model, or a GPT-2 whose
             attention is scaled by the block's number. Everything is checked first.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     architecture.refuse_adaptive("remove blocks")

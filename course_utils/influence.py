@@ -14,13 +14,20 @@ class CosineDistance:
         self._sum, self._tokens = 0.0, 0
 
     def add(self, before: Tensor, after: Tensor, real: Tensor) -> None:
-        """Add one batch: states [rows, length, hidden] of any dtype, ``real`` bool [rows, length]."""
+        """Count one batch in.
+
+        Args:
+            before: states [rows, length, hidden] of any dtype.
+            after: the same states, changed.
+            real: bool [rows, length], True where a token counts.
+        """
         # Selected, not multiplied: padded positions may hold NaN.
-        before, after = before[real].float(), after[real].float()
+        before, after = before[real].float(), after[real].float()  # [tokens, hidden]
         self._sum += float((1 - F.cosine_similarity(before, after, dim=-1)).double().sum())
         self._tokens += len(before)
 
     def mean(self) -> float:
+        """From 0 (nothing turned) to 2 (everything turned round), over the tokens so far."""
         return self._sum / self._tokens
 
 
@@ -35,5 +42,5 @@ def leaving(output: Tensor | tuple) -> Tensor:
 
 
 def as_scores(meters: list[CosineDistance]) -> Tensor:
-    """[len(meters)] float32."""
+    """What the meters found, float32 [len(meters)]."""
     return torch.tensor([meter.mean() for meter in meters])

@@ -11,7 +11,11 @@ from course_utils.architectures import describe
 
 
 def shown(value: float) -> str:
-    """A number for a reader, of whatever size: 0.004, 1.08, 15.3, 1,234, 2.3·10^10, inf or nan."""
+    """A number for a reader, of whatever size.
+
+    >>> [shown(value) for value in (0.0044, 1.08, 15.26, 1234.5, 2.34e10, math.inf)]
+    ['0.004', '1.08', '15.3', '1,234', '2.3·10^10', 'inf']
+    """
     size = abs(value)
     if 0 < size < 1e-4 or 1e6 <= size < math.inf:
         digits, power = f"{value:.1e}".split("e")
@@ -22,7 +26,11 @@ def shown(value: float) -> str:
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A number and its interval for a reader: "1.13 (1.11 to 1.15)"."""
+    """A number and its interval for a reader.
+
+    >>> with_interval(1.131, 1.108, 1.15)
+    '1.13 (1.11 to 1.15)'
+    """
     return f"{shown(value)} ({shown(low)} to {shown(high)})"
 
 
@@ -41,7 +49,11 @@ class Size:
 
 
 def model_size(model: PreTrainedModel) -> Size:
-    """Measure a model. Raises UnsupportedArchitecture for an unknown family."""
+    """Count a model's parameters, bytes, operations and neurons.
+
+    Raises:
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
     architecture = describe(model)
     weights = list(model.parameters())
     projections = [p for mlp in architecture.mlps for p in (*mlp.inputs, mlp.output)]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from course_utils import checks
@@ -81,23 +81,24 @@ def neuron_importance(
         criterion: one of the above.
         batches: for "activation" only: ``{"input_ids", "attention_mask"}`` mappings. Padding
             never counts and the split into batches doesn't matter.
-        seed: for "random" only.
+        seed: for "random" only; a whole number of at least 0.
 
     Returns:
         One float32 tensor [intermediate size] a block, on the weights' device.
 
     Raises:
         ValueError: unknown criterion; "activation" without batches, or batches without it; empty
-            or malformed batches; non-finite weights or activations.
+            or malformed batches; a bad seed; non-finite weights or activations.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    if criterion not in CRITERIA:
-        raise ValueError(f"Unknown criterion {criterion!r}. Allowed: {', '.join(map(repr, CRITERIA))}.")
+    checks.one_of("criterion", criterion, CRITERIA)
+    seed = checks.whole_number("seed", seed)
     if (batches is not None) != (criterion == "activation"):
         given = "got none" if batches is None else f"got some for {criterion!r}"
         raise ValueError(f"'batches' goes with criterion 'activation' and with no other; {given}.")
 
-    if criterion == "activation":
+    if batches is not None:
         scores = _activation_scores(architecture, batches)
     elif criterion == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -112,13 +113,13 @@ def neuron_importance(
 def _activation_scores(architecture: Architecture, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
     mlps, model = architecture.mlps, architecture.model
     squares = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
-    tokens, real = 0, None
+    tokens = 0
 
-    def accumulate(total: Tensor) -> Callable:
-        def hook(_module, inputs: tuple[Tensor, ...]) -> None:
-            states = inputs[0].flatten(0, -2)  # [tokens, width]; OPT's is flat already
-            if real is not None:
-                states = states[real]
+    def accumulate(total: Tensor) -> Callable:  # [width]
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            states = inputs[0].flatten(0, -2)  # [rows · length, width]; OPT's is flat already
+            if not batch.real.all():
+                states = states[batch.real.flatten()]  # [real tokens, width]
             # The norm is taken in float32 without a float32 copy of the states.
             total.add_(torch.linalg.vector_norm(states, dim=0, dtype=torch.float32).double().square())
 
@@ -127,7 +128,6 @@ def _activation_scores(architecture: Architecture, batches: Iterable[Mapping[str
     hooks = [mlp.down.register_forward_pre_hook(accumulate(s)) for mlp, s in zip(mlps, squares, strict=True)]
     with evaluating(model, *hooks):
         for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
-            real = None if batch.real.all() else batch.real.flatten()
             tokens += int(batch.real.sum())
             architecture.hidden_states(batch)
     return [(s / tokens).sqrt().float() * mlp.columns.float().norm(dim=0) for mlp, s in zip(mlps, squares, strict=True)]
@@ -160,6 +160,7 @@ def prune_neurons(
     Raises:
         ValueError: any of these out of range, or scores that don't fit the model or aren't
             finite. Everything is checked first: after an error the model is unchanged.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     mlps = architecture.mlps
@@ -185,17 +186,37 @@ def prune_neurons(
 
 
 def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
-    """The neurons that stay of [width] when ``prune_neurons`` cuts by these scores: int64 [kept], in their old order.
+    """The neurons that stay when ``prune_neurons`` cuts by these scores.
+
+    Args:
+        scores: one a neuron, [width].
+        ratio: share to remove, in [0, 1).
+        multiple_of: round what remains up to this multiple.
+
+    Returns:
+        int64 [kept], in their old order. Of equal scores the lower number stays.
 
     Raises:
-        ValueError: ``ratio`` outside [0, 1).
+        ValueError: ``ratio`` or ``multiple_of`` out of range.
+
+    >>> strongest(torch.tensor([3.0, 1.0, 5.0, 2.0]), ratio=0.5)
+    tensor([0, 2])
     """
-    checks.ratio(ratio)
     best = scores.sort(descending=True, stable=True).indices[: kept_width(len(scores), ratio, multiple_of)]
     return best.sort().values
 
 
 def kept_width(width: int, ratio: float, multiple_of: int = 1) -> int:
-    """Neurons that remain of ``width`` when ``floor(ratio x width)`` go, rounded up to a multiple."""
+    """Neurons that remain of ``width`` when ``floor(ratio x width)`` go, rounded up to a multiple, at most ``width``.
+
+    Raises:
+        ValueError: ``width`` or ``multiple_of`` below 1, or ``ratio`` outside [0, 1).
+
+    >>> kept_width(1536, 0.2), kept_width(1536, 0.2, multiple_of=128)
+    (1229, 1280)
+    """
+    checks.whole_number("width", width, least=1)
+    checks.ratio(ratio)
+    checks.whole_number("multiple_of", multiple_of, least=1)
     removed = min(math.floor(ratio * width + 1e-9), width - 1)  # 0.29 * 100 is 28.999999999999996
     return min(width, math.ceil((width - removed) / multiple_of) * multiple_of)

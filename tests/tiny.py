@@ -44,7 +44,7 @@ def tiny_model(
     if family == "smollm3":
         settings["no_rope_layers"] = [i % 2 for i in range(layers)]
     config = AutoConfig.for_model(family, **settings)
-    # Not model.to(dtype): that would cast the rotary frequencies too, which loading keeps in float32.
+    # Not model.to(dtype); see architectures.cast_weights.
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
     with torch.no_grad():
         for parameter in model.parameters():

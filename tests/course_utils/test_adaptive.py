@@ -28,6 +28,7 @@ from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.checkpoints import ADAPTIVE_FILE, MODELING_FILE, CheckpointError, load_pruned, save_pruned
 from course_utils.depth import remove_blocks
 from course_utils.language_modelling import perplexity
+from course_utils.models import variant
 from course_utils.width import neuron_importance, prune_neurons
 
 ORDER, LEFT_OUT = (2, 0, 3), (3, 2, 1, 0)
@@ -156,12 +157,14 @@ def test_a_second_turn_keeps_the_first_decision(family):
     model, static, ids = adaptive(family), four_blocks(family), prompts()[0][3]
     bypass_attention(static, ORDER[:2])
     answers = []
-    for one in (model, static):
-        first = one.generate(ids, max_new_tokens=4, return_dict_in_generate=True, use_cache=True, **GREEDY)
+    for talking in (model, static):
+        first = talking.generate(ids, max_new_tokens=4, return_dict_in_generate=True, use_cache=True, **GREEDY)
         turn = torch.cat([first.sequences, prompts()[0][0]], dim=1)
         mask = torch.ones_like(turn)
         answers.append(
-            one.generate(turn, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=4, **GREEDY)
+            talking.generate(
+                turn, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=4, **GREEDY
+            )
         )
     assert torch.equal(*answers)
 
@@ -311,32 +314,39 @@ def test_checkpoints_without_course_utils(tmp_path):
     script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), greedy=GREEDY)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
     assert run.stdout.strip().endswith("all equal"), run.stderr[-2000:]
 
 
-def test_broken_checkpoints(tmp_path):
-    model = adaptive()
+@torch.no_grad()
+def test_the_configuration_counts_and_the_readable_file_is_never_read(tmp_path):
+    model, ids = adaptive(), prompts()[0][1]
     folder = save_pruned(model, word_tokenizer(), tmp_path / "model")
-    readable = folder / ADAPTIVE_FILE
-    good = readable.read_text()
-    readable.write_text("{broken")
-    with pytest.raises(CheckpointError, match=ADAPTIVE_FILE):
-        load_pruned(folder)
-    readable.write_text(good.replace('"fitted"', '"guess"'))
-    with pytest.raises(CheckpointError, match=r"length_variance, fitted; got 'guess'"):
-        load_pruned(folder)
-    readable.write_text(good.replace("0.0", "0.5"))
-    with pytest.raises(CheckpointError, match="differs from adaptive_attention"):
-        load_pruned(folder)
+    readable, config = folder / ADAPTIVE_FILE, json.loads((folder / "config.json").read_text())
+    assert json.loads(readable.read_text()) == config["adaptive_attention"]
+    readable.write_text(readable.read_text().replace('"fitted"', '"guess"'))
+    assert torch.equal(load_pruned(folder)[0](ids).logits, model(ids).logits)
     readable.unlink()
-    load_pruned(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["adaptive_attention"]["left_out"] = [1]
+    assert torch.equal(load_pruned(folder)[0](ids).logits, model(ids).logits)
+    config["adaptive_attention"]["left_out"] = [0, 0, 0, 0]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="'thresholds' must hold 0"):
-        load_pruned(folder)
+    assert torch.equal(load_pruned(folder)[0](ids).logits, four_blocks()(ids).logits)
+
+
+def test_broken_checkpoints(tmp_path):
+    folder = save_pruned(adaptive(), word_tokenizer(), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"left_out": [1]}, "'thresholds' must hold 0"),
+        ({"policy": "guess"}, r"length_variance, fitted; got 'guess'"),
+        ({"order": None}, "'order'"),
+    ):
+        broken = config | {"adaptive_attention": config["adaptive_attention"] | change}
+        (folder / "config.json").write_text(json.dumps(broken))
+        with pytest.raises(CheckpointError, match=message):
+            load_pruned(folder)
     (folder / MODELING_FILE).unlink()
     with pytest.raises(OSError, match=MODELING_FILE):
         AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -345,19 +355,24 @@ def test_broken_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"order": (0, 0)}, "'order' must hold different block numbers from 0 to 3"),
-        ({"order": (4,)}, "'order'"),
-        ({"left_out": (4, 2, 1, 0)}, r"'left_out'.*in 'order' \(3\)"),
+        ({"order": (0, 0)}, "Block numbers in 'order' must not repeat"),
+        ({"order": (4,)}, r"in 'order' must lie from 0 to 3; got \[4\]"),
+        ({"order": (True, 2, 3)}, "in 'order' must be a list of integers"),
+        ({"left_out": (4, 2, 1, 0)}, "'left_out' must hold whole numbers from 0 to 3, the attentions in 'order'"),
         ({"left_out": (1, 2, 1, 0)}, "never rising"),
-        ({"left_out": (3, 2, 1, -1)}, "at least 0"),
+        ({"left_out": (3, 2, 1, -1)}, "from 0 to 3"),
+        ({"left_out": (3, 2, True, False)}, "from 0 to 3"),
         ({"left_out": ()}, "'left_out'"),
         ({"thresholds": (1.0, 2.0)}, "'thresholds' must hold 3"),
+        ({"thresholds": (1.0, 2.0, "3")}, "'thresholds' must hold 3"),
         ({"thresholds": (1.0, 3.0, 2.0)}, "never falling"),
         ({"thresholds": (1.0, 2.0, float("nan"))}, "finite"),
         ({"policy": "guess"}, "length_variance, fitted; got 'guess'"),
         ({"policy": "length_variance"}, r"'log_length' and 'variance', each \[low, high\]"),
         ({"parameters": {"intercept": 0.0, "weights": [1.0]}}, "34 numbers"),
         ({"parameters": {"intercept": 0.0, "weights": [0.0] * 34, "more": 1}}, "exactly"),
+        ({"parameters": {"intercept": True, "weights": [0.0] * 34}}, "exactly"),
+        ({"parameters": [0.0] * 34}, "exactly"),
     ],
 )
 def test_invalid_settings(change, message):
@@ -368,26 +383,98 @@ def test_invalid_settings(change, message):
 def test_invalid_dictionaries(tmp_path):
     good = by_length(four_blocks()).to_dict()
     assert AdaptiveConfig.from_dict(good).to_dict() == good
-    for bad in ({}, good | {"more": 1}, good | {"order": ["2"]}, good | {"model": {}}, good | {"order": 3}, []):
-        with pytest.raises(ValueError):
+    for bad, message in (
+        ({}, "exactly model, order"),
+        (good | {"more": 1}, "more"),
+        (good | {"order": ["2"]}, "integers"),
+        (good | {"model": {}}, "model_type"),
+        (good | {"order": 3}, "integers"),
+        ([], "exactly model, order"),
+    ):
+        with pytest.raises(ValueError, match=message):
             AdaptiveConfig.from_dict(bad)
     with pytest.raises(ValueError, match=r"nowhere.json"):
         AdaptiveConfig.load(tmp_path / "nowhere.json")
 
 
+def other_weights():
+    """Another model by one number in the middle, with the embedding as it was."""
+    model = four_blocks()
+    with torch.no_grad():
+        weight = describe(model).mlps[1].columns
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: four_blocks("qwen2"), "another model .*model_type llama, here qwen2"),
+        (lambda: tiny_model(layers=5), r"another model \(blocks 4, here 5; parameters [0-9]+, here [0-9]+\)"),
+        (lambda: four_blocks(hidden_size=64), "another model .*hidden_size 32, here 64"),
+        (lambda: four_blocks(seed=1), "of the same shape, but with other weights"),
+        (other_weights, "of the same shape, but with other weights"),
+        (lambda: four_blocks(rms_norm_eps=0.1), "or another configuration"),
+        (
+            lambda: four_blocks(dtype=torch.bfloat16),
+            "calibrated in float32, this model is bfloat16: load it in float32, or calibrate again",
+        ),
+    ],
+)
 @torch.no_grad()
-def test_settings_of_another_model_are_refused():
-    config, ids = by_length(four_blocks()), prompts()[0][1]
-    for other in (four_blocks(seed=1), tiny_model(layers=5), four_blocks("qwen2")):
-        before = other(ids).logits
-        with pytest.raises(ValueError, match="calibrated on another model .*llama, 4 blocks.*this one is "):
-            make_adaptive(other, config)
-        assert torch.equal(other(ids).logits, before)
-    make_adaptive(four_blocks(dtype=torch.bfloat16), config)  # the same weights, rounded
-    bypassed = four_blocks()
-    bypass_attention(bypassed, [3])
+def test_settings_of_another_model_are_refused(other, message):
+    config, ids, model = by_length(four_blocks()), prompts()[0][1], other()
+    before, told = model(ids).logits, model.config.to_dict()
+    with pytest.raises(ValueError, match=message):
+        make_adaptive(model, config)
+    assert torch.equal(model(ids).logits, before)
+    assert model.config.to_dict() == told
+    make_adaptive(model, by_length(model))
+    before, told = model(ids).logits, model.config.to_dict()
+    with pytest.raises(ValueError, match=message):  # one that is adaptive stays so
+        make_adaptive(model, config)
+    assert torch.equal(model(ids).logits, before)
+    assert model.config.to_dict() == told
+
+
+def test_attentions_that_are_bypassed_already_are_refused():
+    config, model = by_length(four_blocks()), four_blocks()
+    bypass_attention(model, [3])
     with pytest.raises(ValueError, match=r"blocks \[3\] are bypassed already"):
-        make_adaptive(bypassed, config)
+        make_adaptive(model, config)
+    bypass_attention(model, [1])  # not in the order, but the order was found with it
+    with pytest.raises(ValueError, match="or another configuration"):
+        make_adaptive(model, config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_settings_travel_with_the_model(family, tmp_path):
+    """To a variant, a copy, and a checkpoint in the same dtype, adaptive or not."""
+    model, tokenizer = four_blocks(family, dtype=torch.bfloat16), word_tokenizer()
+    config, ids = by_length(model), prompts()[0][1]
+    plain = load_pruned(save_pruned(model, tokenizer, tmp_path / "plain"))[0]
+    expected = make_adaptive(variant(model), config)(ids).logits
+    again = load_pruned(save_pruned(make_adaptive(variant(model), config), tokenizer, tmp_path / "adaptive"))[0]
+    restored = make_adaptive(make_adaptive(variant(model), config), None)
+    for other in (model, copy.deepcopy(model), plain, again, restored):
+        assert ModelIdentity.of(other) == config.model
+        assert torch.equal(make_adaptive(other, config)(ids).logits, expected)
+
+
+@torch.no_grad()
+def test_reading_an_identity_changes_nothing():
+    for model in (four_blocks("gpt2"), adaptive("gpt2")):
+        config, told = model.config, model.config.to_dict()
+        ModelIdentity.of(model)
+        assert model.config is config
+        assert config.to_dict() == told
+
+
+def test_settings_made_of_lists_are_the_same():
+    config = by_length(four_blocks())
+    changes = {name: list(getattr(config, name)) for name in ("order", "left_out", "thresholds")}
+    assert dataclasses.replace(config, **changes) == config
 
 
 def test_an_adaptive_model_must_stay_as_it_is():
@@ -476,6 +563,7 @@ def test_bad_input(tokenizer):
         ({"prompts": TEXTS, "policy": "guess"}, "length_variance, fitted"),
         ({"prompts": TEXTS, "left_out": (5, 0)}, "from 0 to 4"),
         ({"prompts": TEXTS, "left_out": (0, 2)}, "never rising"),
+        ({"prompts": TEXTS, "left_out": (True, 0)}, "from 0 to 4"),
         ({"prompts": [TEXTS[5]] * 5}, "all alike in log_length and variance"),
         ({"prompts": [*TEXTS, ""]}, "no tokens"),
     ]
@@ -488,6 +576,9 @@ def test_bad_input(tokenizer):
         divergence(model, tiny_batches(padding="right"), [[0]], last=1)
     with pytest.raises(ValueError, match="from 0 to 3"):
         divergence(model, tiny_batches(), [[4]])
+    for last in (0, -1, True, 2.0):
+        with pytest.raises(ValueError, match="'last' must be a whole number of at least 1"):
+            divergence(model, tiny_batches(), [[0]], last=last)
 
 
 def test_settings_are_frozen():

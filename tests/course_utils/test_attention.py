@@ -204,10 +204,21 @@ def test_one_shot_selection_ranks_once():
     assert chosen == scores.sort(stable=True).indices[:3].tolist()
 
 
-@pytest.mark.parametrize("count", [-1, 4, 1.0])
-def test_bad_counts(count):
-    with pytest.raises(ValueError, match="from 0 to 3"):
-        select_attention_layers(tiny_model("llama"), tiny_batches(), count=count)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"count": -1}, "from 0 to 3"),
+        ({"count": 4}, "from 0 to 3"),
+        ({"count": 1.0}, "from 0 to 3"),
+        ({"count": True}, "from 0 to 3"),
+        ({"count": 1, "iterative": 1}, "'iterative' must be True or False"),
+        ({"count": 1, "memory_budget": 0}, "'memory_budget' must be a whole number of at least 1"),
+        ({"count": 1, "memory_budget": 1e9}, "'memory_budget' must be a whole number of at least 1"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        select_attention_layers(tiny_model("llama"), tiny_batches(), **settings)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +232,13 @@ def test_bad_layers_change_nothing(layers, message):
         bypass_attention(model, layers)
     assert torch.equal(model(IDS).logits, before)
     assert model.config.to_dict() == config
+
+
+def test_removal_is_asked_for_in_so_many_words():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="'remove' must be True or False"):
+        bypass_attention(model, [1], remove="no")
+    assert not any(a.skipped for a in describe(model).attentions)
 
 
 def test_empty_calibration():

@@ -80,8 +80,9 @@ def test_uneven_width_reloads_without_course_utils(tokenizer, tmp_path):
     script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), ids=IDS.tolist())
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
     assert run.stdout.strip().endswith("all equal"), run.stderr[-2000:]
 
 
@@ -154,6 +155,11 @@ def test_bad_folders(tokenizer, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj"):
         load_pruned(folder)
+    for unknown in ({"head_dim": 4}, {"skip": ["attention", "mlp"]}):  # nothing is left out silently
+        config["per_layer_config"] = {"1": {"intermediate_size": 5} | unknown}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"Block 1: this model can't follow \['(head_dim|mlp)'\]"):
+            load_pruned(folder)
     (folder / "config.json").write_text("{broken")
     with pytest.raises(CheckpointError, match="can't be read"):
         load_pruned(folder)

@@ -24,6 +24,17 @@ def test_whole_numbers_accepted():
         checks.whole_number("n", 0, least=1)
 
 
+@pytest.mark.parametrize("values", [[True], [1, 6], [2.0], 3, None, "12"])
+def test_lists_of_whole_numbers_refused(values):
+    with pytest.raises(ValueError, match=r"^'n' must hold whole numbers from 1 to 5, the rows; got "):
+        checks.whole_numbers("n", values, least=1, most=5, meaning="the rows")
+
+
+def test_lists_of_whole_numbers_accepted():
+    assert checks.whole_numbers("n", iter([np.int64(5), 0])) == (5, 0)
+    assert checks.whole_numbers("n", ()) == ()
+
+
 @pytest.mark.parametrize(
     ("check", "bad", "good"),
     [
@@ -62,8 +73,10 @@ def test_block_numbers_refused(given, message):
         checks.block_numbers(given, 3)
 
 
-def test_block_numbers_come_sorted():
+def test_block_numbers_come_sorted_and_are_called_what_they_are():
     assert checks.block_numbers(torch.tensor([2, 0]), 3) == [0, 2]
+    with pytest.raises(ValueError, match="'order' must not repeat"):
+        checks.block_numbers([1, 1], 3, name="'order'")
 
 
 def test_scores_that_are_not_finite():

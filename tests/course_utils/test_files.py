@@ -24,9 +24,14 @@ def test_a_change_is_reported_and_no_temporary_file_is_left(tmp_path):
 def test_an_error_leaves_the_old_file(error, tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(error), replacing(path) as fresh:
-        fresh.write_text("half")
-        raise error
+
+    def write_half():
+        with replacing(path) as fresh:
+            fresh.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 

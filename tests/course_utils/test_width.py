@@ -121,6 +121,14 @@ def test_the_strongest_stay_in_their_old_order_and_of_equals_the_first():
             strongest(scores, ratio)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"width": 0}, {"width": True}, {"width": 8.0}, {"ratio": True}, {"multiple_of": 0}, {"multiple_of": True}]
+)
+def test_widths_out_of_range(wrong):
+    with pytest.raises(ValueError, match=f"'{next(iter(wrong))}' "):
+        kept_width(**{"width": 8, "ratio": 0.5} | wrong)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     family=st.sampled_from(FAMILIES),
@@ -221,7 +229,7 @@ def test_scoring_leaves_no_trace():
     assert model.training
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
     assert not any(m._forward_pre_hooks for m in model.modules())
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="A batch is a mapping"):
         neuron_importance(model, "activation", batches=[*tiny_batches(), "text"])
     assert not any(m._forward_pre_hooks for m in model.modules())
 
@@ -247,6 +255,8 @@ def test_random_depends_on_the_seed_only():
         ({"ratio": 0.2, "multiple_of": 0}, "multiple_of"),
         ({"ratio": 0.2, "multiple_of": 64}, "48"),
         ({"ratio": 0.2, "multiple_of": 2.0}, "whole number"),
+        ({"ratio": 0.2, "multiple_of": True}, "whole number"),
+        ({"ratio": 0.2, "layers": [True]}, "integers"),
         ({"ratio": 0.2, "layers": [3]}, "from 0 to 2"),
         ({"ratio": 0.2, "layers": [-1]}, "from 0 to 2"),
         ({"ratio": 0.2, "layers": [1, 1]}, "repeat"),
@@ -286,6 +296,12 @@ def test_bad_pruning_input_changes_nothing(arguments, message):
 def test_bad_scoring_input(criterion, batches, message):
     with pytest.raises(ValueError, match=message):
         neuron_importance(tiny_model("llama"), criterion, batches=batches)
+
+
+@pytest.mark.parametrize("seed", [True, -1, 0.5, None])
+def test_bad_seeds(seed):
+    with pytest.raises(ValueError, match="'seed' must be a whole number"):
+        neuron_importance(tiny_model("llama"), "random", seed=seed)
 
 
 def test_non_finite_weights_are_named():
