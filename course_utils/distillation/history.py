@@ -36,10 +36,25 @@ class History:
         """Seconds of training so far, over all sessions."""
         return self.steps[-1]["seconds"] if self.steps else 0.0
 
-    def is_stuck(self, patience: int) -> bool:
-        """Whether the last ``patience`` measurements on held-out text brought nothing better."""
+    @property
+    def is_measured(self) -> bool:
+        """Whether the last step was followed by a measurement on held-out text."""
+        return bool(self.validation) and self.validation[-1]["step"] == len(self.steps)
+
+    def add_step(self, row: dict[str, Any], *, seconds: float) -> None:
+        """Add a step.
+
+        Args:
+            row: what ``steps`` holds, with the tokens of this step alone.
+            seconds: so far, over all sessions.
+        """
+        self.steps.append(row | {"tokens": self.tokens + row["tokens"], "seconds": seconds})
+
+    def add_validation(self, loss: float, *, patience: int | None) -> None:
+        """Add a measurement after the last step; after ``patience`` of them without a better one, stop early."""
+        self.validation.append({"step": len(self.steps), "loss": loss})
         losses = [row["loss"] for row in self.validation]
-        return len(losses) - 1 - losses.index(min(losses)) >= patience
+        self.stopped_early = patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def frame(self) -> pd.DataFrame:
         """``steps`` as a frame, with the column "validation" where it was measured."""

@@ -100,6 +100,10 @@ class Recipe:
         """The settings by name, as JSON can hold them."""
         return {name: str(value) if name == "precision" else value for name, value in vars(self).items()}
 
+    def is_due(self, done: int, every: int) -> bool:
+        """Whether what happens every so many steps is to happen after ``done`` steps; after the last it always is."""
+        return done > 0 and (done % every == 0 or done == self.steps)
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         rise = max(1, round(self.warmup * self.steps))

@@ -99,7 +99,9 @@ def distill(
         try:
             _train(trainer, train, held_out, history, checkpoint)
         except KeyboardInterrupt:
-            if not accelerator.is_fsdp2:  # there, a save takes all processes, and they stopped at different places
+            # Not in the middle of an update, where the last save stands. Not where the student is cut up: there a save
+            # takes all processes, and they stopped at different places.
+            if trainer.taken == len(history.steps) and not accelerator.is_fsdp2:
                 checkpoint.save(vars(history))
             raise
     accelerator.wait_for_everyone()
@@ -112,17 +114,19 @@ def _train(
     """Take the steps that are left, measuring and saving on the way."""
     recipe = trainer.recipe
     began = time.monotonic() - history.seconds
+
+    def measure_if_due() -> None:
+        if held_out and recipe.is_due(len(history.steps), recipe.validate_every) and not history.is_measured:
+            history.add_validation(trainer.validate(held_out), patience=recipe.patience)
+
+    measure_if_due()  # Ctrl-C may have come in the middle of it
     with _progress(recipe, history, silent=not trainer.accelerator.is_main_process) as show:
         while len(history.steps) < recipe.steps and not history.stopped_early:
             step = len(history.steps)
             row = trainer.step(step, _batches_of(recipe, step, train))
-            tokens, seconds = history.tokens + row["tokens"], time.monotonic() - began
-            history.steps.append(row | {"tokens": tokens, "seconds": seconds})
-            done, last = step + 1, step + 1 == recipe.steps
-            if held_out and (last or done % recipe.validate_every == 0):
-                history.validation.append({"step": done, "loss": trainer.validate(held_out)})
-                history.stopped_early = recipe.patience is not None and history.is_stuck(recipe.patience)
-            if last or history.stopped_early or done % recipe.save_every == 0:
+            history.add_step(row, seconds=time.monotonic() - began)
+            measure_if_due()
+            if history.stopped_early or recipe.is_due(len(history.steps), recipe.save_every):
                 checkpoint.save(vars(history))
             show(history)
 
@@ -138,6 +142,7 @@ class _Trainer:
         loss: Callable[[Architecture, Batch], Tensor],
     ) -> None:
         self.recipe, self.accelerator = recipe, accelerator
+        self.taken = 0  # steps, the one that is under way included
         self._student, self.optimizer = accelerator.prepare(
             _StudentWithLoss(describe(student), loss),
             torch.optim.AdamW(_groups(student, recipe.weight_decay), lr=recipe.lr, betas=_BETAS, fused=True),
@@ -161,6 +166,7 @@ class _Trainer:
             accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self._student.parameters(), recipe.clip)
+        self.taken = step + 1
         self.optimizer.step()
         mean = float(accelerator.reduce(total, "sum"))
         if not math.isfinite(mean):

@@ -81,3 +81,8 @@ def test_the_rate_rises_and_falls():
     assert max(rates) == rates[10] == 1.0 and rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[55] == pytest.approx(0.55) and rates[99] == pytest.approx(0.1, abs=1e-3)
     assert Recipe(steps=1, lr=1.0, warmup=0.0).rate(0) == 1.0
+
+
+def test_what_is_due_after_how_many_steps():
+    due = Recipe(steps=7, lr=1.0).is_due
+    assert [done for done in range(8) if due(done, 3)] == [3, 6, 7]

@@ -19,7 +19,7 @@ from tiny_distillation import BATCHES, HELD_OUT, SETTINGS, interrupt, losses, pa
 from course_utils import architectures
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.distillation import CheckpointMismatch, Recipe, distill
+from course_utils.distillation import CheckpointMismatch, Recipe, distill, training
 from course_utils.distillation.losses import LOSSES
 from course_utils.distillation.state import CHECKPOINT
 from course_utils.width import neuron_importance, prune_neurons
@@ -163,6 +163,28 @@ def test_an_interrupted_run_goes_on_exactly(family, tmp_path):
     assert losses(distill(teacher, again, BATCHES, **SETTINGS, checkpoint_dir=tmp_path)) == losses(expected)
     assert all(map(torch.equal, student.parameters(), again.parameters()))
     assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+@pytest.mark.parametrize(("method", "call"), [("validate", 2), ("step", 4)])
+def test_ctrl_c_at_a_bad_moment(method, call, tmp_path, monkeypatch):
+    """At the end of a measurement, and where the weights have moved but the history doesn't know it yet."""
+    expected = distill(*pair(), BATCHES, **SETTINGS)
+    original, calls = getattr(training._Trainer, method), []
+
+    def interrupted(*args):
+        calls.append(args)
+        result = original(*args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill(*pair(), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+    history = distill(*pair(), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+    assert losses(history) == losses(expected)
+    assert history.validation == expected.validation
 
 
 TESTS = Path(__file__).resolve().parents[2]
