@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -101,7 +101,7 @@ class Checkpoint:
         self,
         folder: str | os.PathLike | None,
         run: dict[str, Any],
-        student: nn.Module,
+        student: PreTrainedModel,
         optimizer: Optimizer,
         *,
         write: bool = True,
@@ -121,7 +121,8 @@ class Checkpoint:
                 if self._write:
                     tensors[f"{key}.{name}"] = complete.cpu().contiguous()
         if self._write:
-            write_tensors(self._path, tensors, {"run": self._run, "history": history})
+            state = {"run": self._run, "history": history, "configuration": self._configuration}
+            write_tensors(self._path, tensors, state)
 
     @torch.no_grad()
     def restore(self) -> dict[str, Any]:
@@ -138,12 +139,12 @@ class Checkpoint:
         try:
             file = safe_open(self._path, framework="pt")
             state = json.loads(file.metadata()["state"])
-            then, history = state["run"], state["history"]
+            then, history, configuration = state["run"], state["history"], state["configuration"]
         except Exception as error:  # safetensors has an error class of its own
             raise CheckpointMismatch(
                 f"'{self._path}' can't be read ({error}); delete it, or give another folder."
             ) from error
-        self._refuse_others(then, file)
+        self._refuse_others(then, configuration, file)
         for name, weight in self._student.named_parameters():
             weight.copy_(shared_like(file.get_tensor(f"weight.{name}"), weight))
             if weight.requires_grad:
@@ -152,9 +153,13 @@ class Checkpoint:
                 } | {"step": file.get_tensor(f"step.{name}")}
         return history
 
-    def _refuse_others(self, then: dict[str, Any], file: Any) -> None:
+    @property
+    def _configuration(self) -> str:
+        return self._student.config.to_json_string(use_diff=False)
+
+    def _refuse_others(self, then: dict[str, Any], configuration: str, file: Any) -> None:
         differ = [name for name, now in self._run.items() if name not in _FREE and then.get(name) != now]
-        if differ == [_STUDENT] and self._holds_the_student(file):
+        if differ == [_STUDENT] and configuration == self._configuration and self._is_saved_in(file):
             return
         if differ:
             told = "; ".join(f"{name}: {then.get(name)!r} then, {self._run[name]!r} now" for name in differ)
@@ -162,7 +167,7 @@ class Checkpoint:
                 f"'{self._path}' belongs to another run. {told}. Give another folder, or delete this one."
             )
 
-    def _holds_the_student(self, file: Any) -> bool:
+    def _is_saved_in(self, file: Any) -> bool:
         """Whether the student has learned what is saved: after Ctrl-C, the same object may simply go on."""
         weights, stored = dict(self._student.named_parameters()), file.keys()
         saved = {name.removeprefix("weight.") for name in stored if name.startswith("weight.")}

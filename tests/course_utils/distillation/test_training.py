@@ -165,6 +165,13 @@ def test_an_interrupted_run_goes_on_exactly(family, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
 
 
+def test_the_interrupted_student_with_something_cut_out_is_another(tmp_path):
+    teacher, student = pair()
+    interrupt(lambda: distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path), after=5)
+    with pytest.raises(CheckpointMismatch, match="student before training: "):
+        distill(teacher, bypassed(student), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+
+
 @pytest.mark.parametrize(("method", "call"), [("validate", 2), ("step", 4)])
 def test_ctrl_c_at_a_bad_moment(method, call, tmp_path, monkeypatch):
     """At the end of a measurement, and where the weights have moved but the history doesn't know it yet."""
@@ -262,10 +269,11 @@ def test_a_run_in_16_bits_goes_on_with_the_student_as_it_was_given(tmp_path):
         distill(*pair(), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
 
 
-def test_the_interrupted_student_itself_goes_on(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_interrupted_student_itself_goes_on(dtype, tmp_path):
     """In a notebook: Ctrl-C, and the same cell again."""
-    expected = losses(distill(*pair(), BATCHES, **SETTINGS))
-    teacher, student = pair()
+    expected = losses(distill(*pair(dtype=dtype), BATCHES, **SETTINGS))
+    teacher, student = pair(dtype=dtype)
     interrupt(lambda: distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path), after=5)
     saved = (tmp_path / CHECKPOINT).read_bytes()
     assert losses(distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path)) == expected
