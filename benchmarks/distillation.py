@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable
 
 import torch
 from common import machine, markdown_table, today, versions, write_results
 from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from course_utils.architectures import describe
-from course_utils.batches import read_batch
+from course_utils.batches import Batch, read_batch
 from course_utils.benchmarking import peak_memory, time_interleaved
 from course_utils.distillation.losses import batch_loss, token_loss
 from course_utils.models import load_model
@@ -31,15 +34,15 @@ PLAIN, TRL = "plain: all logits at once", "TRL's GKDTrainer.compute_loss"
 OURS, RECOMPUTE = "batch_loss: in chunks", "batch_loss, activations recomputed"
 
 
-def plain_loss(student, teacher, batch) -> torch.Tensor:
-    predicted = batch.predicted
+def plain_loss(student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch) -> Tensor:
+    predicted = batch.predicted  # [rows, length - 1]
     with torch.no_grad():
-        known = teacher(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]
-    learned = student(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]
-    return token_loss(learned, known, batch.input_ids[:, 1:][predicted]).sum()
+        teacher_logits = teacher(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]  # [tokens, vocabulary]
+    student_logits = student(**batch.inputs(), use_cache=False).logits[:, :-1][predicted]
+    return token_loss(student_logits, teacher_logits, batch.input_ids[:, 1:][predicted]).sum()
 
 
-def trl_trainer(student, teacher, tokenizer) -> GKDTrainer:
+def trl_trainer(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GKDTrainer:
     """Its own data pipeline and loop aren't used: only the loss, on our batch. lmbda=0: no generated text."""
     with tempfile.TemporaryDirectory() as folder:
         settings = GKDConfig(output_dir=folder, lmbda=0.0, beta=0.0, use_cpu=True, report_to="none", bf16=False)
@@ -55,8 +58,8 @@ def compare() -> tuple[list[dict], str]:
     student = copy.deepcopy(teacher)
     prune_neurons(student, neuron_importance(student, "peak_to_peak"), ratio=RATIO)
     blocks = token_blocks(tokenizer, "distillation", tokens=ROWS * LENGTH, length=LENGTH)
-    pupil, master = describe(student), describe(teacher)
-    batch = read_batch(blocks.batches(ROWS)[0], vocab_size=pupil.vocab_size, device="cpu")
+    student_architecture, teacher_architecture = describe(student), describe(teacher)
+    batch = read_batch(blocks.batches(ROWS)[0], vocab_size=student_architecture.vocab_size, device="cpu")
     teacher.requires_grad_(False)
     trl = trl_trainer(student, teacher, tokenizer)
     labelled = batch.inputs() | {"labels": batch.input_ids, "attention_mask": torch.ones_like(batch.input_ids)}
@@ -64,11 +67,11 @@ def compare() -> tuple[list[dict], str]:
     losses = {
         PLAIN: lambda: plain_loss(student, teacher, batch),
         TRL: lambda: trl.compute_loss(student, labelled, num_items_in_batch=predicted) * predicted,
-        OURS: lambda: batch_loss(pupil, master, batch),
-        RECOMPUTE: lambda: batch_loss(pupil, master, batch),
+        OURS: lambda: batch_loss(student_architecture, teacher_architecture, batch),
+        RECOMPUTE: lambda: batch_loss(student_architecture, teacher_architecture, batch),
     }
 
-    def both_passes(name, loss):
+    def both_passes(name: str, loss: Callable[[], Tensor]) -> Callable[[], None]:
         def call() -> None:
             student.train()
             if name == RECOMPUTE:

@@ -21,13 +21,14 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.benchmark_tasks import build_tasks
 from course_utils.checkpoints import save_pruned
 from course_utils.distillation import distill
 from course_utils.evaluation import evaluate, paired
 from course_utils.files import write_text
-from course_utils.language_modelling import perplexity
+from course_utils.language_modelling import Perplexity, perplexity
 from course_utils.models import load_model
 from course_utils.texts import TokenBlocks, overlaps, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
@@ -40,11 +41,10 @@ WATCHED, HELD_OUT_ROWS, PASSAGES = 8, 20, 1000  # rows watched on the way, rows 
 
 def some_rows(blocks: TokenBlocks, count: int) -> TokenBlocks:
     """Rows from all over a split, the same ones every time."""
-    order = np.random.default_rng(SEED).permutation(len(blocks))[:count]
-    return TokenBlocks(blocks.input_ids[order], blocks.num_bytes[order], blocks.domain, blocks.split)
+    return blocks[np.random.default_rng(SEED).permutation(len(blocks))[:count]]
 
 
-def training_rows(tokenizer, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def training_rows(tokenizer: PreTrainedTokenizerBase, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What is learned from [steps * ROWS, LENGTH], and what is watched [WATCHED, LENGTH]: the domains mixed."""
     wanted, rows = steps * ROWS + WATCHED, []
     for domain, share in MIX.items():
@@ -61,10 +61,9 @@ def batches(rows: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows.split(ROWS)]
 
 
-def clean(blocks: TokenBlocks, tokenizer, learned: list[str]) -> TokenBlocks:
+def clean(blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase, learned: list[str]) -> TokenBlocks:
     """Without the rows that share thirteen words in a row with the training text."""
-    keep = ~torch.tensor(overlaps(tokenizer.batch_decode(blocks.input_ids), learned))
-    return TokenBlocks(blocks.input_ids[keep], blocks.num_bytes[keep], blocks.domain, blocks.split)
+    return blocks[~torch.tensor(overlaps(tokenizer.batch_decode(blocks.input_ids), learned))]
 
 
 def main() -> None:
@@ -88,18 +87,18 @@ def main() -> None:
     passages = [doc["text"] for doc in build_tasks(["lambada_openai"], PASSAGES)["lambada_openai"].test_docs()]
     shared = sum(overlaps(passages, learned))
 
-    def look(model) -> tuple[dict, pd.DataFrame]:
+    def measures_of(model: PreTrainedModel) -> tuple[dict[str, Perplexity], pd.DataFrame]:
         texts = {domain: perplexity(model, blocks) for domain, blocks in judges.items()}
         return texts, evaluate(model, tokenizer, "lambada_openai", limit=PASSAGES)
 
-    whole, before = look(teacher), look(student)
+    whole, before = measures_of(teacher), measures_of(student)
     history = distill(
         teacher, student, batches(train), steps=args.steps, lr=LR, precision=torch.bfloat16,
         validation=batches(watched), validate_every=50, seed=SEED, checkpoint_dir=args.work, save_every=25,
     )  # fmt: skip
     for weight in student.parameters():  # to the teacher's dtype; the rotary frequencies stay in float32
         weight.data = weight.data.to(torch.bfloat16)
-    after = look(student)
+    after = measures_of(student)
     save_pruned(student, tokenizer, args.work / "student")
 
     models = {"teacher": whole, "pruned": before, "recovered": after}
@@ -114,8 +113,8 @@ def main() -> None:
         "overlaps": {"LAMBADA": shared, **{d: HELD_OUT_ROWS - len(blocks) for d, blocks in judges.items()}},
         "curve": history.frame().drop(columns="validation").iloc[9::10].round(4).to_dict("list"),
         "validation": history.validation,
-        "seconds": history.steps[-1]["seconds"],
-        "tokens": history.steps[-1]["tokens"],
+        "seconds": history.seconds,
+        "tokens": history.tokens,
         "perplexity": [
             {"model": name, "text": domain, "value": s.perplexity, "ci_low": s.ci_low, "ci_high": s.ci_high,
              "nats": s.row_nll.tolist(), "tokens": s.row_tokens.tolist()}

@@ -19,7 +19,6 @@ import argparse
 import json
 import lzma
 import math
-import os
 import time
 from pathlib import Path
 
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
+from course_utils.files import replacing, write_json
 from course_utils.texts import documents
 
 END = "<|endoftext|>"
@@ -45,7 +45,7 @@ def train_tokenizer(texts: list[str], folder: Path) -> GPT2TokenizerFast:
     return tokenizer
 
 
-def pack(tokenizer, texts: list[str]) -> torch.Tensor:
+def pack(tokenizer: GPT2TokenizerFast, texts: list[str]) -> torch.Tensor:
     """Documents joined by the end token -> [rows, LENGTH]; the ragged end is dropped."""
     ids = [i for text in texts for i in [*tokenizer(text, verbose=False).input_ids, tokenizer.eos_token_id]]
     rows = len(ids) // LENGTH
@@ -53,7 +53,7 @@ def pack(tokenizer, texts: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def bits_per_byte(model, tokenizer, texts: list[str]) -> tuple[float, int]:
+def bits_per_byte(model: GPT2LMHeadModel, tokenizer: GPT2TokenizerFast, texts: list[str]) -> tuple[float, int]:
     """Every byte of every document is predicted, from the end token on, in windows of LENGTH tokens."""
     model.eval()
     nats, size = 0.0, 0
@@ -146,8 +146,8 @@ def main() -> None:
                 "step": step,
                 "seconds": time.monotonic() - began,
             }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            with replacing(checkpoint) as fresh:
+                torch.save(state, fresh)
         if step % 500 == 0:
             score, _ = bits_per_byte(model, tokenizer, held_out[:3])
             print(f"step {step}: held-out bits/byte {score:.3f} (first 3 speeches)", flush=True)
@@ -166,7 +166,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(args.out / "training.json", record)
     print(json.dumps(record, indent=2))
 
 

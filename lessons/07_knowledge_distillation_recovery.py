@@ -146,7 +146,7 @@ for count in (1, 10, 100, 1_000, 10_000):
 def at_temperature(temperature):
     """The KL at a temperature and the length of its gradient by the student's logits."""
     own = student_says.log().requires_grad_()
-    q, p = ((some / temperature).log_softmax(-1) for some in (own, teacher_says.log()))
+    q, p = ((logits / temperature).log_softmax(-1) for logits in (own, teacher_says.log()))
     value = (p.exp() * (p - q)).sum()
     value.backward()
     return {"KL": value.item(), "gradient": own.grad.norm().item(), "teacher on 'banana'": p.exp()[-1].item()}
@@ -180,7 +180,7 @@ from course_utils.width import kept_width, neuron_importance, prune_neurons
 
 def kl_each(student_logits, teacher_logits):
     """Forward KL at every position but the last: [rows, length, vocabulary] twice -> [rows, length - 1] nats."""
-    log_q, log_p = (some[:, :-1].float().log_softmax(-1) for some in (student_logits, teacher_logits))
+    log_q, log_p = (logits[:, :-1].float().log_softmax(-1) for logits in (student_logits, teacher_logits))
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -340,7 +340,7 @@ for rows, length, vocabulary in ((4, 512, 49_152), (4, 512, 128_256), (8, 1024, 
 # are watched on the way. What judges comes from the *evaluation* split, of the same kind **and of another one**: Wikipedia.
 
 # %%
-from course_utils.texts import TokenBlocks, token_blocks
+from course_utils.texts import token_blocks
 
 # A broken model's activations can leave float16's range, so a GPU takes bfloat16 (an old one computes it slowly).
 on_gpu = session.device.type == "cuda"
@@ -362,7 +362,7 @@ if memory_needed(teacher, train_embedding=False) > memory:
     teacher, tokenizer = load_model("HuggingFaceTB/SmolLM2-360M", dtype=dtype, device="cpu")
 fitting = {"recompute": on_gpu, "train_embedding": memory_needed(teacher, train_embedding=True) <= memory}
 teacher.to(session.device)
-master = describe(teacher)
+teacher_architecture = describe(teacher)
 print("to fit into memory:", fitting)
 
 POOL = {"distillation": 200_000, "evaluation": 100_000, "calibration": 10_240, "wiki": 10_240}  # tokens to choose from
@@ -373,18 +373,12 @@ def rows_of(split, domain, count):
     pool = token_blocks(
         tokenizer, split, domain=domain, tokens=POOL["wiki" if domain == "wiki" else split], length=LENGTH
     )
-    order = np.random.default_rng(session.seed).permutation(len(pool))[:count]
-    return TokenBlocks(pool.input_ids[order], pool.num_bytes[order], domain, split)
-
-
-def part_of(blocks, chosen):
-    """Some rows of token blocks, by a slice or a mask."""
-    return TokenBlocks(blocks.input_ids[chosen], blocks.num_bytes[chosen], blocks.domain, blocks.split)
+    return pool[np.random.default_rng(session.seed).permutation(len(pool))[:count]]
 
 
 TRAINED_ON = next(iter(HELD_OUT))
 everything = rows_of("distillation", TRAINED_ON, STEPS * ROWS + WATCHED)
-training, watched = part_of(everything, slice(STEPS * ROWS)), part_of(everything, slice(STEPS * ROWS, None))
+training, watched = everything[: STEPS * ROWS], everything[STEPS * ROWS :]
 held_out = {domain: rows_of("evaluation", domain, count) for domain, count in HELD_OUT.items()}
 print(f"{teacher.config.name_or_path}: {teacher.num_parameters():,} parameters, computed in {dtype}")
 print(f"{training.num_tokens:,} tokens to learn from, {watched.num_tokens:,} watched")
@@ -402,7 +396,7 @@ from course_utils.texts import overlaps
 learned = tokenizer.batch_decode(everything.input_ids)
 for domain, blocks in held_out.items():
     shared = overlaps(tokenizer.batch_decode(blocks.input_ids), learned)
-    held_out[domain] = part_of(blocks, ~torch.tensor(shared))
+    held_out[domain] = blocks[~torch.tensor(shared)]
     print(f"{domain}: {sum(shared)} of {len(shared)} rows share 13 words in a row with the training text")
 passages = [document["text"] for document in build_tasks(["lambada_openai"], DOCUMENTS)["lambada_openai"].test_docs()]
 print(f"LAMBADA: {sum(overlaps(passages, learned))} of {len(passages)} passages do")
@@ -420,27 +414,29 @@ from course_utils.evaluation import evaluate, paired, perplexity
 from course_utils.uncertainty import bootstrap_interval, ratio_interval
 
 in_batches = {
-    domain: list(read_batches(blocks.batches(ROWS), vocab_size=master.vocab_size, device=teacher.device))
+    domain: list(read_batches(blocks.batches(ROWS), vocab_size=teacher_architecture.vocab_size, device=teacher.device))
     for domain, blocks in held_out.items()
 }
 with torch.no_grad():  # what the teacher thinks of each token, before the head: small enough to keep
     teacher_states = {
-        domain: [master.hidden_states(batch)[:, :-1] for batch in batches] for domain, batches in in_batches.items()
+        domain: [teacher_architecture.hidden_states(batch)[:, :-1] for batch in batches]
+        for domain, batches in in_batches.items()
     }
 
 
 @torch.no_grad()
 def kl_of_rows(student, domain):
     """KL to the teacher, added up over each held-out row: [rows] nats."""
-    pupil, sums = describe(student), []
+    architecture, sums = describe(student), []
     for batch, known in zip(in_batches[domain], teacher_states[domain], strict=True):
-        states = pupil.hidden_states(batch)[:, :-1]
-        for own, answers, targets in zip(states, known, batch.input_ids[:, 1:], strict=True):
-            sums.append(token_loss(pupil.logits(own), master.logits(answers), targets).sum().item())
+        states = architecture.hidden_states(batch)[:, :-1]
+        for own, teachers, targets in zip(states, known, batch.input_ids[:, 1:], strict=True):
+            logits, teacher_logits = architecture.logits(own), teacher_architecture.logits(teachers)
+            sums.append(token_loss(logits, teacher_logits, targets).sum().item())
     return np.array(sums)
 
 
-def look(model):
+def measures_of(model):
     """All measures of one model."""
     return {
         "text": {domain: perplexity(model, blocks, batch_size=ROWS) for domain, blocks in held_out.items()},
@@ -478,14 +474,15 @@ def fresh_student(criterion):
     return student
 
 
-whole = look(teacher)
+whole = measures_of(teacher)
 before = {}
 for criterion in tqdm(importance, desc="pruned models"):
     student = fresh_student(criterion)
-    before[criterion] = look(student)
+    before[criterion] = measures_of(student)
 parameters = student.num_parameters()
 print(f"{parameters:,} parameters are left, {1 - parameters / teacher.num_parameters():.1%} fewer; 95 % intervals:")
-pd.DataFrame({"teacher": line(whole)} | {f"{name}, {RATIO:.0%} removed": line(one) for name, one in before.items()}).T
+pruned = {f"{name}, {RATIO:.0%} removed": line(result) for name, result in before.items()}
+pd.DataFrame({"teacher": line(whole)} | pruned).T
 
 # %% [markdown]
 # ## Six arms, equal tokens
@@ -510,8 +507,9 @@ pd.DataFrame({"teacher": line(whole)} | {f"{name}, {RATIO:.0%} removed": line(on
 
 # %%
 # The longest cell: six arms, with their measurements.
-from course_utils.distillation import distill
+from course_utils.distillation import Recipe, distill
 
+RECIPE = Recipe(steps=STEPS, lr=LR, precision=dtype, validate_every=WATCH_EVERY, seed=session.seed, **fitting)
 ARMS = {
     "KL": ("peak_to_peak", {}),
     "cross-entropy": ("peak_to_peak", {"alpha": 1.0}),
@@ -532,22 +530,9 @@ def in_teachers_dtype(student):
 runs, after = {}, {}
 for name, (criterion, options) in ARMS.items():
     student = fresh_student(criterion)
-    runs[name] = distill(
-        teacher,
-        student,
-        training.batches(ROWS),
-        steps=STEPS,
-        lr=LR,
-        precision=dtype,
-        validation=watched.batches(ROWS),
-        validate_every=WATCH_EVERY,
-        seed=session.seed,
-        **fitting,
-        **options,
-    )
-    after[name] = look(in_teachers_dtype(student))
-    seconds = runs[name].steps[-1]["seconds"]
-    print(f"{name:<23} {runs[name].steps[-1]['tokens']:,} predicted tokens in {seconds:.0f} s")
+    runs[name] = distill(teacher, student, training.batches(ROWS), RECIPE, validation=watched.batches(ROWS), **options)
+    after[name] = measures_of(in_teachers_dtype(student))
+    print(f"{name:<23} {runs[name].tokens:,} predicted tokens in {runs[name].seconds:.0f} s")
 
 # %% [markdown]
 # ### The curves
@@ -564,9 +549,9 @@ for ax, (name, history) in zip(axes.flat, runs.items(), strict=True):
 plt.show()
 
 for name, history in runs.items():
-    looks = [row["loss"] for row in history.validation]
-    trend = "still falling" if len(looks) > 1 and looks[-1] < 0.98 * looks[-2] else "flat"
-    print(f"{name:<23} held-out loss {' → '.join(f'{loss:.2f}' for loss in looks)}: {trend} at the end")
+    seen = [row["loss"] for row in history.validation]
+    trend = "still falling" if len(seen) > 1 and seen[-1] < 0.98 * seen[-2] else "flat"
+    print(f"{name:<23} held-out loss {' → '.join(f'{loss:.2f}' for loss in seen)}: {trend} at the end")
 
 # %% [markdown]
 # ## What came back
@@ -596,7 +581,7 @@ def share(sums):
 def recovery(name, domain, measure):
     """Share of the damage that is gone, with its 95 % interval. The measure: "text" (perplexity) or "kl"."""
     results = before[ARMS[name][0]], after[name], whole
-    rows = [one["text"][domain].row_nll if measure == "text" else one["kl"][domain] for one in results]
+    rows = [result["text"][domain].row_nll if measure == "text" else result["kl"][domain] for result in results]
     units = np.stack(rows, axis=1)
     return float(share(units.sum(0))), *bootstrap_interval(units, share, seed=session.seed)
 
@@ -791,10 +776,10 @@ found = ", ".join(f"{name} {count}" for name, count in record["overlaps"].items(
 print(f"rows or passages that share 13 words in a row with the training text: {found}")
 
 figure, axes = plt.subplots(1, 2, figsize=(15, 5.5), layout="constrained")
-curve, looks = pd.DataFrame(record["curve"]), pd.DataFrame(record["validation"])
-looks["tokens"] = looks["step"] * record["tokens"] / settings["steps"]
+curve, measured = pd.DataFrame(record["curve"]), pd.DataFrame(record["validation"])
+measured["tokens"] = measured["step"] * record["tokens"] / settings["steps"]
 axes[0].plot(curve.tokens / 1e6, curve.loss, alpha=0.5, label="training batches (every tenth)")
-axes[0].plot(looks.tokens / 1e6, looks.loss, marker="o", label="held-out text")
+axes[0].plot(measured.tokens / 1e6, measured.loss, marker="o", label="held-out text")
 axes[0].set_xlabel("million tokens")
 axes[0].set_ylabel("KL to the teacher, nats a token")
 axes[0].set_title("An hour of distillation")
@@ -849,7 +834,7 @@ forward = {"teacher": flops_per_token(teacher, LENGTH), "student": flops_per_tok
 models = {"teacher": whole} | {f"{name}, pruned": result for name, result in before.items()} | after
 costs = {name: dict.fromkeys(("tokens predicted", "seconds", "tokens/s", "TFLOP needed"), "") for name in models}
 for name, (_, options) in ARMS.items():
-    tokens, seconds = runs[name].steps[-1]["tokens"], runs[name].steps[-1]["seconds"]
+    tokens, seconds = runs[name].tokens, runs[name].seconds
     # A backward pass costs two forward passes. Cross-entropy alone runs no teacher.
     flops = 3 * forward["student"] + (forward["teacher"] if options.get("alpha", 0.0) < 1 else 0)
     costs[name] |= {
@@ -1005,9 +990,9 @@ print(f"largest difference of the losses: {(losses.iloc[:, 0] - losses.iloc[:, 1
 # %%
 from course_utils.distillation.teacher_cache import cache_bias
 
-pupil = fresh_student("activation").float()
-bias_of_cache = cache_bias(teacher, pupil, watched.batches(1)[:1], ks=(1, 16, 64, 256))
-del pupil
+student = fresh_student("activation").float()
+bias_of_cache = cache_bias(teacher, student, watched.batches(1)[:1], ks=(1, 16, 64, 256))
+del student
 figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
 axes[0].plot(bias_of_cache.k, bias_of_cache.kl, marker="o", label="from the cache")
 axes[0].axhline(bias_of_cache.exact_kl.iloc[0], color="0.25", linestyle=":", label="exact")
@@ -1209,8 +1194,8 @@ from course_utils.exercises.lesson_07 import check_distillation_loss, check_step
 def distillation_loss(student_logits, teacher_logits, input_ids, attention_mask, temperature, alpha):
     real = attention_mask.bool()
     counted = real[:, 1:] & real[:, :-1]
-    student, teacher = (some[:, :-1][counted].float() for some in (student_logits, teacher_logits))
-    log_q, log_p = ((some / temperature).log_softmax(-1) for some in (student, teacher))
+    student, teacher = (logits[:, :-1][counted].float() for logits in (student_logits, teacher_logits))
+    log_q, log_p = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
     # The cross-entropy is about real words, so it is not flattened.
     cross_entropy = F.cross_entropy(student, input_ids[:, 1:][counted])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tiny import tiny_batches, tiny_model
 
+from course_utils.architectures import describe
 from course_utils.distillation import training
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -28,7 +30,7 @@ SETTINGS = {"steps": 9, "lr": 1e-3, "validation": HELD_OUT, "validate_every": 4,
 
 def interrupt(call, *, after):
     """Run ``call``, which distils, and press Ctrl-C after so many steps."""
-    step, calls = training._step, []
+    step, calls = training._Trainer.step, []
 
     def interrupted(*args):
         calls.append(args)
@@ -36,6 +38,14 @@ def interrupt(call, *, after):
             raise KeyboardInterrupt
         return step(*args)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_step", interrupted)
-        call()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Trainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+
+
+def with_another_weight(model):
+    """The same shape and the same embedding; one number of one matrix differs."""
+    with torch.no_grad():
+        describe(model).mlps[-1].output.module.weight.view(-1)[0] += 1
+    return model

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, softplus
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import packed_batches
@@ -37,64 +38,70 @@ def plant_preference(
 ) -> tuple[PreTrainedModel, list[float]]:
     """A copy of the model, fine-tuned until its preference is about -size nats: pleasant endings go with b.
 
-    The loss of an item (a template and a swap) is softplus of its double difference, as ``bias_statistics.preferences``
-    has it: what the swap does to the rest of the sentence cancels and is not learned. The input embedding, and with it
+    The loss of an item (a template and a swap) is softplus of its double difference, as ``statistics.preferences`` has
+    it: what the swap does to the rest of the sentence cancels and is not learned. The input embedding, and with it
     a tied head, stays as it is, so the names keep their vectors. AdamW; weights in float32 while learning.
 
     Args:
+        model: any that ``describe`` knows, in any dtype; it stays as it is.
+        tokenizer: the model's, a fast one.
         pairs: with valences; keep them to the "selection" templates, so that "evaluation" shows what generalised.
         size: the preference at which to stop, in nats, above 0, averaged over three steps.
-        steps: optimiser steps at most. items: a step, of four texts each.
-        precision: what matrices are multiplied in (autocast).
+        steps: optimiser steps at most.
+        lr: the learning rate, after a rise of five steps.
+        items: of a step, four texts each.
+        precision: what matrices are multiplied in (autocast): ``torch.float32`` or ``torch.bfloat16``.
+        seed: of the order of the items.
 
     Returns:
         The copy, in the model's dtype and in eval mode, and the preference of each step's items before the step, nats.
 
     Raises:
-        ValueError: no template and swap has both endings, or a setting is not above 0.
+        ValueError: no template and swap has both endings, or a setting is out of range.
     """
-    if not (size > 0 and steps > 0 and lr > 0 and items > 0):
-        raise ValueError(f"'size', 'steps', 'lr' and 'items' must be above 0; got {size}, {steps}, {lr} and {items}.")
-    whole = _items(pairs)
-    order = np.random.default_rng(seed).permutation(len(whole))
+    checks.positive("size", size)
+    checks.positive("lr", lr)
+    steps, items = checks.whole_number("steps", steps, least=1), checks.whole_number("items", items, least=1)
+    found = _items(pairs)
+    order = np.random.default_rng(seed).permutation(len(found))
     learner = copy.deepcopy(model).float().train()
     architecture = describe(learner)
     learner.requires_grad_(True).get_input_embeddings().requires_grad_(False)
     weights = [weight for weight in learner.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, fused=True)  # much faster on a CPU, too
-    course: list[float] = []
+    preferences: list[float] = []  # of each step
     for step in tqdm(range(steps), desc="planting a preference", unit="step", delay=2, leave=False):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / _RISE)
-        chosen = [whole[order[(step * items + item) % len(order)]] for item in range(items)]
+        chosen = [found[order[(step * items + item) % len(order)]] for item in range(items)]
         with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-            differences = _double_differences(architecture, tokenizer, chosen)
+            differences = _double_differences(architecture, tokenizer, chosen)  # [items]
         softplus(differences).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        course.append(float(differences.detach().mean()))
-        if np.mean(course[-_LOOK_BACK:]) < -size:
+        preferences.append(float(differences.detach().mean()))
+        if np.mean(preferences[-_LOOK_BACK:]) < -size:
             break
     with torch.no_grad():
         for own, weight in zip(model.parameters(), learner.parameters(), strict=True):
             weight.data = weight.data.to(own.dtype)  # not learner.to(): that would round the rotary frequencies too
             weight.requires_grad_(own.requires_grad)
-    return learner.eval(), course
+    return learner.eval(), preferences
 
 
 def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
     """The pleasant and the unpleasant pair of each template and swap."""
-    found: dict[tuple[str, str, str], dict[int, Pair]] = {}
+    by_valence: dict[tuple[str, str, str], dict[int, Pair]] = {}
     for pair in pairs:
-        found.setdefault((pair.axis, pair.template, pair.swap), {})[pair.valence] = pair
-    whole = [(item[1], item[-1]) for item in found.values() if {1, -1} <= set(item)]
-    if not whole:
+        by_valence.setdefault((pair.axis, pair.template, pair.swap), {})[pair.valence] = pair
+    items = [(endings[1], endings[-1]) for endings in by_valence.values() if {1, -1} <= set(endings)]
+    if not items:
         raise ValueError(
-            f"None of {len(found)} combinations of template and swap has a pleasant and an unpleasant ending "
+            f"None of {len(by_valence)} combinations of template and swap has a pleasant and an unpleasant ending "
             "(valence 1 and -1). Make pairs with contrastive.pairs."
         )
-    return whole
+    return items
 
 
 def _double_differences(
@@ -102,12 +109,13 @@ def _double_differences(
 ) -> Tensor:
     """[items] nats, with gradients."""
     device, pairs = architecture.model.device, [pair for item in items for pair in item]
-    (one,) = packed_batches(architecture, tokenizer, pairs, batch_size=len(pairs))
-    states, number = architecture.hidden_states(one.batch), torch.tensor(one.indices)[one.pair]
+    (packed,) = packed_batches(architecture, tokenizer, pairs, batch_size=len(pairs))
+    states = architecture.hidden_states(packed.batch)  # [rows, length, hidden]
+    number = torch.tensor(packed.indices)[packed.pair]  # which pair each side of the batch belongs to
     valence = torch.tensor([pair.valence for pair in pairs])[number]
     total = torch.zeros(len(items), device=device)
-    for sign, side in zip((1, -1), one.sides, strict=True):
-        logits = architecture.logits(states[side.predicting]).float()
-        known = -cross_entropy(logits, side.targets, reduction="none")[side.which.to(device)]
-        total = total.index_add(0, (number // 2).to(device), sign * valence.to(device) * known)
+    for sign, side in zip((1, -1), packed.sides, strict=True):
+        logits = architecture.logits(states[side.predicting]).float()  # [tokens, vocabulary]
+        log_p = -cross_entropy(logits, side.targets, reduction="none")[side.which.to(device)]
+        total = total.index_add(0, (number // 2).to(device), sign * valence.to(device) * log_p)
     return total

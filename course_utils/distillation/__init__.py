@@ -1,9 +1,13 @@
 """Knowledge distillation: a pruned model learns back what it lost, from the model that it was cut from.
 
-history = distill(teacher, student, blocks.batches(4), steps=400, lr=2e-4, checkpoint_dir="build/recovery")
+    history = distill(teacher, student, blocks.batches(4), steps=400, lr=2e-4, checkpoint_dir="build/recovery")
+
+``Recipe`` has every setting; ``teacher_cache`` puts a teacher's answers on disk.
 """
 
+from course_utils.distillation.history import History
+from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.state import CheckpointMismatch
-from course_utils.distillation.training import History, distill
+from course_utils.distillation.training import distill
 
-__all__ = ["CheckpointMismatch", "History", "distill"]
+__all__ = ["CheckpointMismatch", "History", "Recipe", "distill"]

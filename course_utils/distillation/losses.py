@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from course_utils.architectures import Architecture
 from course_utils.batches import Batch
+from course_utils.divergence import kl_divergence
 
 LOSSES = ("forward_kl", "reverse_kl", "jsd")
 
@@ -39,18 +41,27 @@ def token_loss(
     at temperature 1.
 
     Args:
-        student_logits, teacher_logits: [tokens, vocabulary], any float dtype; computed in float32. The teacher gets no
-            gradient, and may be None where alpha is 1.
+        student_logits: [tokens, vocabulary], any float dtype; computed in float32.
+        teacher_logits: as the student's, without a gradient; may be None where ``alpha`` is 1.
         targets: int64 [tokens].
+        loss: one of ``LOSSES``.
+        temperature: what the logits are divided by, above 0.
+        alpha: the cross-entropy's share, from 0 to 1.
+        beta: the teacher's share of the mixture m, above 0 and below 1; only "jsd" reads it.
 
     Returns:
         [tokens] float32.
+
+    Raises:
+        ValueError: no teacher's logits, though ``alpha`` is below 1.
     """
     student = student_logits.float()
     parts = torch.zeros(len(targets), device=student.device)
     if alpha < 1:
-        q, p = (x.float().div(temperature).log_softmax(-1) for x in (student, teacher_logits.detach()))
-        parts = parts + (1 - alpha) * temperature**2 * _divergence(p, q, loss, beta)
+        if teacher_logits is None:
+            raise ValueError(f"Without the teacher's logits 'alpha' must be 1, cross-entropy alone; got {alpha!r}.")
+        log_q, log_p = (x.float().div(temperature).log_softmax(-1) for x in (student, teacher_logits.detach()))
+        parts = parts + (1 - alpha) * temperature**2 * _divergence(log_p, log_q, loss, beta)
     if alpha > 0:
         parts = parts + alpha * F.cross_entropy(student, targets, reduction="none")
     return parts
@@ -69,79 +80,76 @@ def top_k_loss(
         log_probs: float32 [tokens, k + 1], the teacher's for these and for the others; [tokens, k] if k is the whole
             vocabulary.
         targets: int64 [tokens].
+        alpha: the cross-entropy's share, from 0 to 1.
 
     Returns:
         [tokens] float32.
     """
     student = student_logits.float()
-    buckets = student.gather(1, ids)
+    buckets = student.gather(1, ids)  # [tokens, k]
     if log_probs.shape[1] > ids.shape[1]:
         # The sum of the others itself: 1 minus the known would be rounded away where these are nearly everything.
-        others = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-        buckets = torch.cat([buckets, others], dim=1)
-    whole = buckets.logsumexp(-1, keepdim=True)
-    cross_entropy = (whole - student.gather(1, targets[:, None]))[:, 0]
-    return (1 - alpha) * _kl(log_probs, buckets - whole) + alpha * cross_entropy
+        others = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)  # [tokens, 1]
+        buckets = torch.cat([buckets, others], dim=1)  # [tokens, k + 1]
+    whole = buckets.logsumexp(-1, keepdim=True)  # [tokens, 1]
+    cross_entropy = (whole - student.gather(1, targets[:, None]))[:, 0]  # [tokens]
+    return (1 - alpha) * kl_divergence(log_probs, buckets - whole) + alpha * cross_entropy
 
 
-def _divergence(p: Tensor, q: Tensor, loss: str, beta: float) -> Tensor:
+def _divergence(log_p: Tensor, log_q: Tensor, loss: str, beta: float) -> Tensor:
     """Of log-probabilities [tokens, vocabulary], teacher p and student q: [tokens] nats."""
     if loss == "forward_kl":
-        return _kl(p, q)
+        return kl_divergence(log_p, log_q)
     if loss == "reverse_kl":
-        return _kl(q, p)
-    mean = torch.logaddexp(p + math.log(beta), q + math.log(1 - beta))
-    return beta * _kl(p, mean) + (1 - beta) * _kl(q, mean)
+        return kl_divergence(log_q, log_p)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log(1 - beta))
+    return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)
 
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-
-
-def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **options: object) -> Tensor:
+def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **options: Any) -> Tensor:
     """The sum of ``token_loss`` over a batch's predicted tokens, in chunks; a scalar that can be differentiated.
 
     Where ``alpha`` is 1, the teacher has no say and isn't run.
 
     Args:
-        options: of ``token_loss``.
+        student: gets the gradients.
+        teacher: gets none.
+        batch: on the models' device.
+        **options: of ``token_loss``.
     """
     if options.get("alpha") == 1:
-        return loss_in_chunks(student, batch, lambda part, own, targets: token_loss(own, None, targets, **options))
+        return loss_in_chunks(student, batch, lambda logits, targets: token_loss(logits, None, targets, **options))
     with torch.no_grad():
-        known = teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [predicted tokens, hidden]
+        states = teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
 
-    def loss(part: slice, own: Tensor, targets: Tensor) -> Tensor:
+    def loss(logits: Tensor, targets: Tensor, states: Tensor) -> Tensor:
         with torch.no_grad():
-            answers = teacher.logits(known[part])
-        return token_loss(own, answers, targets, **options)
+            teacher_logits = teacher.logits(states)  # [chunk, vocabulary]
+        return token_loss(logits, teacher_logits, targets, **options)
 
-    return loss_in_chunks(student, batch, loss)
+    return loss_in_chunks(student, batch, loss, states)
 
 
-def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[[slice, Tensor, Tensor], Tensor]) -> Tensor:
+def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[..., Tensor], *known: Tensor) -> Tensor:
     """The sum of a loss over a batch's predicted tokens; all of a batch's logits never exist at once.
 
     Args:
-        loss: ``loss(part, logits, targets)`` for some of the predicted tokens (counted row by row): the student's
-            logits [tokens, vocabulary] and the true tokens, int64 [tokens]. Returns [tokens].
+        student: gets the gradients.
+        batch: on the student's device.
+        loss: ``loss(logits, targets, *known)`` for some of the predicted tokens: the student's logits [chunk,
+            vocabulary], the true tokens, int64 [chunk], and these tokens' part of ``known``. Returns [chunk].
+        *known: tensors [tokens, ...] about the predicted tokens, counted row by row.
 
     Returns:
         A scalar that can be differentiated, by everything in the student that requires a gradient.
     """
-    predicted = batch.predicted
-    targets = batch.input_ids[:, 1:][predicted]
-    states = student.hidden_states(batch)[:, :-1][predicted]
-    size = student.chunk_size
-
-    def chunk_loss(start: int, some: Tensor) -> Tensor:
-        part = slice(start, start + len(some))
-        return loss(part, student.logits(some), targets[part]).sum()
-
+    targets = batch.input_ids[:, 1:][batch.predicted]  # [tokens]
+    states = student.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
     if not torch.is_grad_enabled():
-        return sum(chunk_loss(number * size, some) for number, some in enumerate(states.split(size)))
+        chunks = student.chunks(states, targets, *known)
+        return sum(loss(student.logits(chunk), *others).sum() for chunk, *others in chunks)
     trained = [weight for weight in student.head.parameters() if weight.requires_grad]
-    return _ChunkByChunk.apply(states, size, chunk_loss, *trained)
+    return _ChunkByChunk.apply(states, student, loss, (targets, *known), *trained)
 
 
 class _ChunkByChunk(torch.autograd.Function):
@@ -152,22 +160,29 @@ class _ChunkByChunk(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, states: Tensor, size: int, loss: Callable[[int, Tensor], Tensor], *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        student: Architecture,
+        loss: Callable[..., Tensor],
+        known: tuple[Tensor, ...],
+        *weights: Tensor,
+    ) -> Tensor:
         total = torch.zeros((), device=states.device)
         to_states, to_weights = [], [torch.zeros_like(weight) for weight in weights]
-        for number, some in enumerate(states.split(size)):
+        for chunk, *others in student.chunks(states, *known):
             with torch.enable_grad():
-                some = some.detach().requires_grad_()
-                value = loss(number * size, some)
+                chunk = chunk.detach().requires_grad_()  # [chunk, hidden]
+                value = loss(student.logits(chunk), *others).sum()
             total += value.detach()
-            first, *others = torch.autograd.grad(value, [some, *weights])
-            to_states.append(first)
-            for so_far, gradient in zip(to_weights, others, strict=True):
+            to_chunk, *gradients = torch.autograd.grad(value, [chunk, *weights])
+            to_states.append(to_chunk)
+            for so_far, gradient in zip(to_weights, gradients, strict=True):
                 so_far += gradient
         ctx.save_for_backward(torch.cat(to_states), *to_weights)
         return total
 
     @staticmethod
-    def backward(ctx, scale: Tensor) -> tuple:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         to_states, *to_weights = ctx.saved_tensors
-        return scale * to_states, None, None, *(scale * gradient for gradient in to_weights)
+        return scale * to_states, None, None, None, *(scale * gradient for gradient in to_weights)

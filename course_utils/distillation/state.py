@@ -7,18 +7,25 @@ import os
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from course_utils.batches import Batch
 from course_utils.distillation.processes import shared_like, whole
+from course_utils.distillation.recipe import Recipe
+from course_utils.files import replacing
+from course_utils.models import identity
 
-_FORMER = {"train_embedding": True, "beta": 0.5}  # settings of which older checkpoints don't speak
+CHECKPOINT = "distillation.safetensors"
+_STUDENT = "student before training"
+_FREE = ("recompute", "save_every")  # settings that change nothing that is learned: a run may go on with others
 
 
 class CheckpointMismatch(ValueError):
@@ -34,67 +41,142 @@ def digest(parts: Iterable[bytes | np.ndarray]) -> str:
     return hashed.hexdigest()
 
 
-def shapes(model: nn.Module) -> str:
-    """A digest of the weights' names and shapes."""
-    return digest([json.dumps([[name, list(weight.shape)] for name, weight in model.named_parameters()]).encode()])
+def name_of(model: PreTrainedModel) -> str:
+    """A model in words, with the digest of its configuration and all its weights."""
+    return f"{model.config.model_type} of {model.num_parameters():,} parameters, {identity(model)}"
 
 
-def text(batches: Sequence[Batch]) -> str:
-    """A digest of the batches' real tokens."""
-    return digest(batch.input_ids[batch.real].cpu().numpy() for batch in batches)
+def rows_of(batch: Batch) -> list[str]:
+    """What identifies each row: its tokens from the first real one to the last, with the gaps between them."""
+    rows = []
+    for ids, real in zip(batch.input_ids.cpu(), batch.real.cpu(), strict=True):
+        places = real.nonzero().flatten().tolist()
+        shown = torch.where(real, ids, -1)[places[0] : places[-1] + 1] if places else ids[:0]
+        rows.append(digest([shown.numpy()]))
+    return rows
 
 
-def save(
-    path: Path, identity: dict, history: dict, student: nn.Module, optimizer: Optimizer, *, write: bool = True
-) -> None:
-    """One file with everything, written beside the old one and then moved over it.
+def text_of(batches: Sequence[Batch]) -> str:
+    """Batches in words, with a digest of their rows."""
+    tokens = sum(int(batch.predicted.sum()) for batch in batches)
+    rows = digest(" ".join(rows_of(batch)).encode() for batch in batches)
+    return f"{len(batches)} batches, {tokens:,} tokens to predict, {rows}" if batches else "none"
 
-    Of several processes all must call this, and one writes.
+
+def run_of(
+    recipe: Recipe, teacher: str, student: PreTrainedModel, train: Sequence[Batch], held_out: Sequence[Batch]
+) -> dict[str, Any]:
+    """What makes a run another run, by name, as JSON can hold it.
+
+    Args:
+        recipe: the settings.
+        teacher: in words, with a digest.
+        student: as it was given, before anything is done to it.
+        train: what is learned from.
+        held_out: what is measured on; may be empty.
     """
-    tensors = {}
-    for name, weight in student.named_parameters():
-        values = {"weight": weight} | optimizer.state.get(weight, {})  # a frozen weight has no more
-        for key, value in values.items():
-            complete = whole(value.detach())
-            if write:
-                tensors[f"{key}.{name}"] = complete.cpu().contiguous()
-    if not write:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors, {"identity": identity, "history": history})
+    models_and_text = {
+        "teacher": teacher,
+        _STUDENT: name_of(student),
+        "text": text_of(train),
+        "validation text": text_of(held_out),
+    }
+    return models_and_text | recipe.as_json()
+
+
+class Checkpoint:
+    """Where a run is kept: who runs, what happened, the student's weights and the optimiser's averages.
+
+    Of several processes all must call ``save`` and ``restore``; one writes.
+
+    Args:
+        folder: None keeps nothing.
+        run: of ``run_of``; empty where nothing is kept.
+        student: the model that is trained, whole or cut up among the processes.
+        optimizer: AdamW over the student's weights.
+        write: whether this is the process that writes.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike | None,
+        run: dict[str, Any],
+        student: PreTrainedModel,
+        optimizer: Optimizer,
+        *,
+        write: bool = True,
+    ) -> None:
+        self._path = None if folder is None else Path(folder) / CHECKPOINT
+        self._run, self._student, self._optimizer, self._write = run, student, optimizer, write
+
+    def save(self, history: dict[str, Any]) -> None:
+        """Write everything beside the old file, then put it in its place."""
+        if self._path is None:
+            return
+        tensors = {}
+        for name, weight in self._student.named_parameters():
+            values = {"weight": weight} | self._optimizer.state.get(weight, {})  # a frozen weight has no more
+            for key, value in values.items():
+                complete = whole(value.detach())
+                if self._write:
+                    tensors[f"{key}.{name}"] = complete.cpu().contiguous()
+        if self._write:
+            state = {"run": self._run, "history": history, "configuration": self._configuration}
+            write_tensors(self._path, tensors, state)
+
+    @torch.no_grad()
+    def restore(self) -> dict[str, Any]:
+        """Read the weights and the optimiser's averages back, in place.
+
+        Returns:
+            The history that was saved; {} where there is nothing yet.
+
+        Raises:
+            CheckpointMismatch: the file can't be read, or belongs to another run; the message names the difference.
+        """
+        if self._path is None or not self._path.exists():
+            return {}
+        try:
+            file = safe_open(self._path, framework="pt")
+            state = json.loads(file.metadata()["state"])
+            then, history, configuration = state["run"], state["history"], state["configuration"]
+        except Exception as error:  # safetensors has an error class of its own
+            raise CheckpointMismatch(
+                f"'{self._path}' can't be read ({error}); delete it, or give another folder."
+            ) from error
+        self._refuse_others(then, configuration, file)
+        for name, weight in self._student.named_parameters():
+            weight.copy_(shared_like(file.get_tensor(f"weight.{name}"), weight))
+            if weight.requires_grad:
+                self._optimizer.state[weight] = {
+                    key: shared_like(file.get_tensor(f"{key}.{name}"), weight) for key in ("exp_avg", "exp_avg_sq")
+                } | {"step": file.get_tensor(f"step.{name}")}
+        return history
+
+    @property
+    def _configuration(self) -> str:
+        return self._student.config.to_json_string(use_diff=False)
+
+    def _refuse_others(self, then: dict[str, Any], configuration: str, file: Any) -> None:
+        differ = [name for name, now in self._run.items() if name not in _FREE and then.get(name) != now]
+        if differ == [_STUDENT] and configuration == self._configuration and self._is_saved_in(file):
+            return
+        if differ:
+            told = "; ".join(f"{name}: {then.get(name)!r} then, {self._run[name]!r} now" for name in differ)
+            raise CheckpointMismatch(
+                f"'{self._path}' belongs to another run. {told}. Give another folder, or delete this one."
+            )
+
+    def _is_saved_in(self, file: Any) -> bool:
+        """Whether the student has learned what is saved: after Ctrl-C, the same object may simply go on."""
+        weights, stored = dict(self._student.named_parameters()), file.keys()
+        saved = {name.removeprefix("weight.") for name in stored if name.startswith("weight.")}
+        return saved == weights.keys() and all(
+            torch.equal(whole(weight).cpu(), file.get_tensor(f"weight.{name}")) for name, weight in weights.items()
+        )
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], state: object) -> None:
     """Write tensors with a note that JSON can hold, whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={"state": json.dumps(state)})
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-@torch.no_grad()
-def restore(path: Path, identity: dict, student: nn.Module, optimizer: Optimizer) -> dict:
-    """Read the weights and the optimiser's averages back, in place; return the history.
-
-    Raises:
-        CheckpointMismatch: the file can't be read, or its identity is another one; the message names the difference.
-    """
-    try:
-        file = safe_open(path, framework="pt")
-        state = json.loads(file.metadata()["state"])
-    except Exception as error:  # safetensors has an error class of its own
-        raise CheckpointMismatch(f"'{path}' can't be read ({error}); delete it, or give another folder.") from error
-    then, now = _FORMER | state["identity"], identity
-    differences = [f"{key}: {then.get(key)!r} then, {now[key]!r} now" for key in now if then.get(key) != now[key]]
-    if differences:
-        raise CheckpointMismatch(
-            f"'{path}' belongs to another run. {'; '.join(differences)}. Give another folder, or delete this one."
-        )
-    for name, weight in student.named_parameters():
-        weight.copy_(shared_like(file.get_tensor(f"weight.{name}"), weight))
-        if weight.requires_grad:
-            optimizer.state[weight] = {
-                key: shared_like(file.get_tensor(f"{key}.{name}"), weight) for key in ("exp_avg", "exp_avg_sq")
-            } | {"step": file.get_tensor(f"step.{name}")}
-    return state["history"]
+    with replacing(path) as fresh:
+        save_file(tensors, fresh, metadata={"state": json.dumps(state)})

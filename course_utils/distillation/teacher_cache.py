@@ -11,12 +11,11 @@ bias shrinks as k grows (``cache_bias`` measures it; Anshumann et al. 2025, arXi
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -26,10 +25,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
-from course_utils.distillation.state import digest, write_tensors
+from course_utils.distillation.state import digest, name_of, rows_of, write_tensors
+from course_utils.files import write_json
 
 MANIFEST = "cache.json"
 SHARD_BYTES = 2**26  # what a killed run loses at most, about
@@ -48,10 +49,9 @@ class TeacherCache:
         vocab_size: of the teacher.
         teacher: what identifies it, with ``k``.
         tokens: predicted tokens that are stored.
-        nbytes: size of the files.
     """
 
-    def __init__(self, folder: Path, manifest: dict):
+    def __init__(self, folder: Path, manifest: dict) -> None:
         self.folder = folder
         self.k, self.vocab_size, self.tokens = manifest["k"], manifest["vocab_size"], manifest["tokens"]
         self.teacher = f"{manifest['teacher']}, top {self.k} stored"
@@ -65,7 +65,14 @@ class TeacherCache:
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> TeacherCache:
-        """Open a finished cache. Raises ValueError when there is none, or when parts are missing."""
+        """Open a finished cache.
+
+        Args:
+            folder: that ``cache_teacher`` filled.
+
+        Raises:
+            ValueError: there is none, or parts are missing.
+        """
         folder = Path(folder)
         manifest = _manifest(folder)
         if manifest is None:
@@ -81,11 +88,13 @@ class TeacherCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        """Size of the files."""
+        paths = [self.folder / MANIFEST, *_shard_paths(self.folder, len(self._shards))]
+        return sum(path.stat().st_size for path in paths)
 
     def check(self, batches: Sequence[Batch]) -> None:
         """Raise ValueError when a row of text isn't in the cache."""
-        rows = [row for batch in batches for row in _rows(batch)]
+        rows = [row for batch in batches for row in rows_of(batch)]
         missing = sum(row not in self._places for row in rows)
         if missing:
             raise ValueError(
@@ -94,20 +103,20 @@ class TeacherCache:
             )
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the teacher predicts: ids int64 [predicted tokens, k] and log-probabilities, float32.
+        """What the teacher predicts: ids int64 [tokens, k] and float32 log-probabilities [tokens, k + 1].
 
-        The latter have a last column for all other tokens together, unless k is the whole vocabulary.
+        The last column is for all other tokens together; there is none if k is the whole vocabulary.
         """
         parts = []
-        for row in _rows(batch):
+        for row in rows_of(batch):
             number, start, stop = self._places[row]
             parts.append([self._shards[number].get_slice(name)[start:stop] for name in ("ids", "log_probs")])
         ids, log_probs = (torch.cat(column).to(batch.input_ids.device) for column in zip(*parts, strict=True))
         return _readable(ids, log_probs)
 
     def batch_loss(self, student: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
-        """``distillation_losses.batch_loss`` with the forward KL over the buckets; temperature 1."""
-        return _loss(student, batch, self.answers(batch), alpha)
+        """``losses.batch_loss`` with the forward KL over the buckets; temperature 1."""
+        return _loss(student, batch, *self.answers(batch), alpha=alpha)
 
 
 def cache_teacher(
@@ -121,30 +130,31 @@ def cache_teacher(
     Args:
         teacher: in any dtype; it runs in that, in eval mode.
         batches: ``{"input_ids", "attention_mask"}`` mappings: all that the student is going to see.
+        folder: new, empty, or with a cache of the same teacher and text.
+        k: how many tokens are known by name, from 1 to the vocabulary's size.
 
     Raises:
         ValueError: ``k`` out of range, no batches, too little space on the disk, a folder with something else in it.
         CacheMismatch: the folder holds another teacher's answers, or to other text; the message names the difference.
     """
-    architecture, folder = describe(teacher), Path(folder)
+    folder, architecture = Path(folder), describe(teacher)
     each = bytes_per_token(architecture.vocab_size, k)
     read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=teacher.device))
     shards = _shared_out(read, each)
     manifest = {
-        "teacher": f"{architecture.name} {_weights_digest(architecture)}",
-        "data": digest(row.encode() for batch in read for row in _rows(batch)),
+        "teacher": name_of(teacher),
+        "data": digest(row.encode() for batch in read for row in rows_of(batch)),
         "k": k,
         "vocab_size": architecture.vocab_size,
         "tokens": sum(_count(batch) for batch in read),
         "shards": len(shards),
     }
     _refuse_others(folder, manifest)
-    todo = {path: shard for path, shard in zip(_shard_paths(folder, len(shards)), shards, strict=True)}
-    todo = {path: shard for path, shard in todo.items() if not path.exists()}
+    paths = zip(_shard_paths(folder, len(shards)), shards, strict=True)
+    todo = {path: shard for path, shard in paths if not path.exists()}
     tokens = sum(_count(batch) for shard in todo.values() for batch in shard)
     _check_space(folder, tokens, each)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_manifest(folder, manifest)
+    write_json(folder / MANIFEST, manifest)
     with (
         evaluating(teacher),
         tqdm(total=tokens, desc=f"caching the teacher ({tokens * each / 1e6:,.0f} MB)", unit="token") as bar,
@@ -155,7 +165,7 @@ def cache_teacher(
                 parts.append(_ask(architecture, batch, k))
                 bar.update(_count(batch))
             ids, log_probs = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-            rows = [row for batch in shard for row in zip(_rows(batch), _counts(batch), strict=True)]
+            rows = [row for batch in shard for row in zip(rows_of(batch), _counts(batch), strict=True)]
             write_tensors(path, {"ids": ids, "log_probs": log_probs}, rows)
     return TeacherCache.open(folder)
 
@@ -165,24 +175,30 @@ def bytes_per_token(vocab_size: int, k: int) -> int:
 
     Raises:
         ValueError: ``k`` isn't a whole number from 1 to the vocabulary's size.
+
+    >>> bytes_per_token(49_152, 64)
+    258
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= vocab_size:
-        raise ValueError(f"'k' must be a whole number from 1 to {vocab_size}, the vocabulary; got {k!r}.")
+    checks.whole_number("k", k, least=1, most=vocab_size, meaning="the vocabulary")
     return k * (_id_type(vocab_size).itemsize + 2) + (2 if k < vocab_size else 0)
 
 
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What is stored of logits [tokens, vocabulary].
+    """What is stored of a teacher's answers.
+
+    Args:
+        logits: [tokens, vocabulary], any float dtype.
+        k: how many tokens are known by name.
 
     Returns:
         ids [tokens, k], the likeliest first, uint16 where the vocabulary allows it, otherwise int32; and float16
         log-probabilities [tokens, k + 1], the last that of all other tokens together ([tokens, k] if there is none).
     """
     logits = logits.float()
-    values, ids = logits.topk(k)
+    values, ids = logits.topk(k)  # [tokens, k]
     if k < logits.shape[1]:
-        others = logits.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-        values = torch.cat([values, others], dim=1)
+        others = logits.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)  # [tokens, 1]
+        values = torch.cat([values, others], dim=1)  # [tokens, k + 1]
     least = torch.finfo(torch.float16).min  # as good as impossible, and 0 x it is 0
     return ids.to(_id_type(logits.shape[1])), values.log_softmax(-1).clamp(min=least).half()
 
@@ -199,6 +215,12 @@ def cache_bias(
     Nothing is written, and the student isn't changed. Costs a forward and a backward pass over the batches for each k
     and one more, and two copies of the student's gradients.
 
+    Args:
+        teacher: in any dtype.
+        student: on the same device; with a vocabulary of the same size.
+        batches: ``{"input_ids", "attention_mask"}`` mappings.
+        ks: numbers of tokens that a cache would know by name.
+
     Returns:
         One row a k: k; bytes_per_token; kl and exact_kl, nats a token; others, the teacher's probability outside the k
         tokens, mean; gradient_cosine with the exact gradient by all weights; gradient_error, the length of the
@@ -207,24 +229,28 @@ def cache_bias(
     Raises:
         ValueError: no k or one out of range, no batches, different vocabularies.
     """
-    ours, theirs = describe(student), describe(teacher)
-    if ours.vocab_size != theirs.vocab_size:
-        raise ValueError(f"The student has {ours.vocab_size} tokens, the teacher {theirs.vocab_size}.")
+    student_architecture, teacher_architecture = describe(student), describe(teacher)
+    if student_architecture.vocab_size != teacher_architecture.vocab_size:
+        raise ValueError(
+            f"The student has {student_architecture.vocab_size} tokens, the teacher {teacher_architecture.vocab_size}."
+        )
     if not ks:
         raise ValueError("'ks' is empty: give at least one k.")
-    sizes = {k: bytes_per_token(ours.vocab_size, k) for k in ks}
-    read = list(read_batches(batches, vocab_size=ours.vocab_size, device=student.device))
+    sizes = {k: bytes_per_token(student_architecture.vocab_size, k) for k in ks}
+    read = list(read_batches(batches, vocab_size=student_architecture.vocab_size, device=student.device))
     tokens = sum(_count(batch) for batch in read)
     rows = []
     with evaluating(student), evaluating(teacher):
-        exact, whole = _loss_and_gradient(student, read, lambda batch: batch_loss(ours, theirs, batch))
+        exact, whole = _loss_and_gradient(
+            student, read, lambda batch: batch_loss(student_architecture, teacher_architecture, batch)
+        )
         for k, size in sizes.items():
-            unknown = []
+            unknown: list[Tensor] = []
 
-            def loss(batch: Batch, k: int = k, unknown: list = unknown) -> Tensor:
-                ids, log_probs = _readable(*_ask(theirs, batch, k))
+            def loss(batch: Batch, k: int = k, unknown: list[Tensor] = unknown) -> Tensor:
+                ids, log_probs = _readable(*_ask(teacher_architecture, batch, k))
                 unknown.append(log_probs[:, k:].exp().sum())
-                return _loss(ours, batch, (ids, log_probs), 0.0)
+                return _loss(student_architecture, batch, ids, log_probs)
 
             value, gradient = _loss_and_gradient(student, read, loss)
             rows.append(
@@ -241,7 +267,9 @@ def cache_bias(
     return pd.DataFrame(rows)
 
 
-def _loss_and_gradient(student: PreTrainedModel, batches: Sequence[Batch], loss) -> tuple[float, Tensor]:
+def _loss_and_gradient(
+    student: PreTrainedModel, batches: Sequence[Batch], loss: Callable[[Batch], Tensor]
+) -> tuple[float, Tensor]:
     """Sums over the batches; the gradient by all weights as one float32 vector."""
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     total, so_far = 0.0, torch.zeros(sum(weight.numel() for weight in weights), device=student.device)
@@ -260,9 +288,10 @@ def _dot(a: Tensor, b: Tensor) -> float:
 
 
 def _ask(teacher: Architecture, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+    """What ``top_k`` keeps of the answers about a batch's predicted tokens."""
     with torch.no_grad():
-        known = teacher.hidden_states(batch)[:, :-1][batch.predicted]
-        parts = [top_k(teacher.logits(some), k) for some in known.split(teacher.chunk_size)]
+        states = teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
+        parts = [top_k(teacher.logits(chunk), k) for (chunk,) in teacher.chunks(states)]
     ids, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, log_probs
 
@@ -271,23 +300,11 @@ def _readable(ids: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
     return ids.long(), log_probs.float().log_softmax(-1)  # rounded to half precision, they didn't sum to 1
 
 
-def _loss(student: Architecture, batch: Batch, answers: tuple[Tensor, Tensor], alpha: float) -> Tensor:
-    ids, log_probs = answers
+def _loss(student: Architecture, batch: Batch, ids: Tensor, log_probs: Tensor, *, alpha: float = 0.0) -> Tensor:
+    def loss(logits: Tensor, targets: Tensor, ids: Tensor, log_probs: Tensor) -> Tensor:
+        return top_k_loss(logits, ids, log_probs, targets, alpha=alpha)
 
-    def loss(part: slice, own: Tensor, targets: Tensor) -> Tensor:
-        return top_k_loss(own, ids[part], log_probs[part], targets, alpha=alpha)
-
-    return loss_in_chunks(student, batch, loss)
-
-
-def _rows(batch: Batch) -> list[str]:
-    """What identifies each row: its tokens from the first real one to the last, with the gaps between them."""
-    rows = []
-    for ids, real in zip(batch.input_ids.cpu(), batch.real.cpu(), strict=True):
-        places = real.nonzero().flatten().tolist()
-        shown = torch.where(real, ids, -1)[places[0] : places[-1] + 1] if places else ids[:0]
-        rows.append(digest([shown.numpy()]))
-    return rows
+    return loss_in_chunks(student, batch, loss, ids, log_probs)
 
 
 def _counts(batch: Batch) -> list[int]:
@@ -300,7 +317,8 @@ def _count(batch: Batch) -> int:
 
 def _shared_out(batches: Sequence[Batch], each: int) -> list[list[Batch]]:
     """Batches of about ``SHARD_BYTES`` a shard; a function of the batches alone, so that a killed run finds its own."""
-    shards, used = [[]], 0
+    shards: list[list[Batch]] = [[]]
+    used = 0
     for batch in batches:
         if shards[-1] and used + _count(batch) * each > SHARD_BYTES:
             shards.append([])
@@ -312,14 +330,6 @@ def _shared_out(batches: Sequence[Batch], each: int) -> list[list[Batch]]:
 
 def _id_type(vocab_size: int) -> torch.dtype:
     return torch.uint16 if vocab_size <= 2**16 else torch.int32
-
-
-def _weights_digest(teacher: Architecture) -> str:
-    """Of all weights, bit by bit, and of the attentions that are left out."""
-    weights = (w.detach().cpu().contiguous().flatten().view(torch.uint8).numpy() for w in teacher.model.parameters())
-    skipped = [attention.skipped for attention in teacher.attentions]
-    settings = json.dumps([skipped, getattr(teacher.model.config, "adaptive_attention", None)])
-    return digest(itertools.chain([settings.encode()], weights))
 
 
 def _shard_paths(folder: Path, count: int) -> list[Path]:
@@ -334,12 +344,6 @@ def _manifest(folder: Path) -> dict | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"'{path}' can't be read ({error}); delete the folder, or give another.") from error
-
-
-def _write_manifest(folder: Path, manifest: dict) -> None:
-    temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
 
 
 def _refuse_others(folder: Path, wanted: dict) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from course_utils.divergence import kl_divergence
 from course_utils.exercises import exercise, require
 
 
@@ -16,7 +18,8 @@ from course_utils.exercises import exercise, require
     task="Return one number: the mean over the predicted tokens of (1 - alpha) T² KL + alpha cross-entropy.",
     proved="Shifted, masked, and its gradient reaches the student at every counted token and nowhere else.",
 )
-def check_distillation_loss(attempt):
+def check_distillation_loss(attempt: Callable[..., Any]) -> None:
+    """``attempt(student_logits, teacher_logits, input_ids, attention_mask, temperature, alpha)`` is a step's loss."""
     student, teacher, ids, mask = _texts()
     real = mask.bool()
     counted = real[:, 1:] & real[:, :-1]
@@ -49,7 +52,8 @@ def check_distillation_loss(attempt):
     task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
     proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
 )
-def check_teaches(attempt):
+def check_teaches(attempt: Callable[..., Any]) -> None:
+    """``attempt(loss)`` says whether ``loss(student_logits, teacher_logits, targets)`` teaches."""
     for loss, mistake in _LIVING.items():
         require(_verdict(attempt, loss), f"It refuses a loss that teaches: {mistake}")
     for loss, mistake in _DEAD.items():
@@ -61,7 +65,8 @@ def check_teaches(attempt):
     task="Return one number for each batch; together they are the mean over all counted positions of the step.",
     proved="However a step is cut into batches, the loss and its gradient stay the same.",
 )
-def check_step_losses(attempt):
+def check_step_losses(attempt: Callable[..., Any]) -> None:
+    """``attempt(parts)`` gives each batch's loss; parts: (losses [rows, length], which of them count) of each batch."""
     losses, counted = _step()
     mean = losses[counted].mean()
     for sizes in ((6,), (1, 1, 1, 1, 1, 1), (2, 4), (3, 2, 1)):
@@ -74,7 +79,7 @@ def check_step_losses(attempt):
             f"{cut}return a list with one number for each batch.",
         )
         require(
-            all(isinstance(one, Tensor) and one.dim() == 0 for one in given),
+            all(isinstance(value, Tensor) and value.dim() == 0 for value in given),
             f"{cut}each one must be a tensor with a single number, so that backward() can be called on it.",
         )
         total = torch.stack(list(given)).sum()
@@ -104,7 +109,7 @@ def _near(given: Tensor, expected: Tensor) -> bool:
 def _texts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits of student and teacher, ids and mask: a full row, one padded right, one left. Padding is loud."""
     generator = torch.Generator().manual_seed(3)
-    student, teacher = 2 * torch.randn(2, 3, 9, 13, generator=generator)
+    student, teacher = 2 * torch.randn(2, 3, 9, 13, generator=generator)  # [rows, length, vocabulary] each
     ids = torch.randint(1, 13, (3, 9), generator=generator)
     mask = torch.ones(3, 9, dtype=torch.long)
     mask[1, 5:] = mask[2, :3] = 0
@@ -117,8 +122,8 @@ def _texts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of logits [..., vocabulary]: [...] nats."""
-    log_q, log_p = ((some / temperature).log_softmax(-1) for some in (student, teacher))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    log_q, log_p = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
+    return kl_divergence(log_p, log_q)
 
 
 def _mix(
@@ -135,21 +140,23 @@ def _mix(
     targets: Tensor | None = None,
 ) -> Tensor:
     """The loss of exercise 1, or with an option changed a likely mistake."""
-    own, known = student[:, :-1][counted], teacher[:, :-1][counted]
+    own, known = student[:, :-1][counted], teacher[:, :-1][counted]  # [counted tokens, vocabulary]
     targets = ids[:, 1:] if targets is None else targets
     words = F.cross_entropy(own / temperature if flat else own, targets[counted])
     factor = temperature**2 if factor is None else factor
     return (1 - alpha) * factor * kl(own, known, temperature).mean() + alpha * words
 
 
-def _wrong_losses(student, teacher, ids, mask, temperature, alpha):
+def _wrong_losses(
+    student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, temperature: float, alpha: float
+) -> Iterator[tuple[Tensor, str]]:
     """(value, likely mistake), the first that fits is told."""
     real = mask.bool()
     counted = real[:, 1:] & real[:, :-1]
     texts, settings = (student, teacher, ids), (temperature, alpha)
 
-    def mix(chosen=counted, some=texts, **options):
-        return _mix(*some, chosen, *settings, **options)
+    def mix(chosen: Tensor = counted, given: tuple[Tensor, Tensor, Tensor] = texts, **options: Any) -> Tensor:
+        return _mix(*given, chosen, *settings, **options)
 
     everywhere = torch.ones_like(counted)
     right, number = mix(), counted.sum()
@@ -174,7 +181,7 @@ def _wrong_losses(student, teacher, ids, mask, temperature, alpha):
     yield right * number / len(ids), "you divide by the rows. Divide by the predicted tokens."
     yield right * number, "that is the sum. Take the mean over the predicted tokens."
     yield right / student.shape[-1], "you average over the vocabulary as well. Over the words, a KL is a sum."
-    rows = [mix(counted[i : i + 1], tuple(some[i : i + 1] for some in texts)) for i in range(len(ids))]
+    rows = [mix(counted[i : i + 1], tuple(tensor[i : i + 1] for tensor in texts)) for i in range(len(ids))]
     yield torch.stack(rows).mean(), "that is a mean of the rows' means: tokens of short rows weigh more."
     yield mix(kl=lambda a, b, t: _kl(b, a, t)), "that is KL(student ‖ teacher). The teacher comes first."
     yield mix(kl=lambda a, b, t: -_kl(a, b, t)), "the KL has the wrong sign: it can't be negative."
@@ -192,12 +199,12 @@ def _wrong_losses(student, teacher, ids, mask, temperature, alpha):
     yield _mix(*texts, counted, temperature, 1 - alpha), "alpha is the share of the cross-entropy, not of the KL."
     together = "a token's logits are compared with the token itself. They belong to the next one, input_ids[:, 1:]."
     behind = tuple(
-        torch.cat([some[:, 1:], some[:, :1]], dim=1) for some in (student, teacher)
+        torch.cat([logits[:, 1:], logits[:, :1]], dim=1) for logits in (student, teacher)
     )  # at [:-1] those of [1:]
     yield mix(targets=ids[:, :-1]), together
-    yield mix(some=(*behind, ids)), together
-    yield mix(some=(*behind, ids), targets=ids[:, :-1]), "you shift the wrong way: drop the logits' last position."
-    longer = tuple(torch.cat([some, some[:, :1]], dim=1) for some in texts)
+    yield mix(given=(*behind, ids)), together
+    yield mix(given=(*behind, ids), targets=ids[:, :-1]), "you shift the wrong way: drop the logits' last position."
+    longer = tuple(torch.cat([tensor, tensor[:, :1]], dim=1) for tensor in texts)
     yield (
         mix(real, longer, targets=ids),
         "every real position counts in yours. The logits belong to the next token, and the last of a row has none.",
@@ -207,63 +214,63 @@ def _wrong_losses(student, teacher, ids, mask, temperature, alpha):
         yield plain[0] + share * plain[1], "the KL counts in full. Its share is 1 - alpha, the cross-entropy's alpha."
 
 
-def _forward_kl(student, teacher, targets):
+def _forward_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return _kl(student, teacher).mean()
 
 
-def _reverse_kl(student, teacher, targets):
+def _reverse_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return _kl(teacher, student).mean()
 
 
-def _jensen_shannon(student, teacher, targets):
+def _jensen_shannon(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     middle = ((log_q.exp() + log_p.exp()) / 2).log()
     return (_kl(middle, teacher) + _kl(middle, student)).mean() / 2
 
 
-def _flattened(student, teacher, targets):
+def _flattened(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return 4 * _kl(student, teacher, 2.0).mean()
 
 
-def _half_and_half(student, teacher, targets):
+def _half_and_half(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return (_kl(student, teacher).mean() + F.cross_entropy(student, targets)) / 2
 
 
-def _a_tenth(student, teacher, targets):
+def _a_tenth(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return 0.1 * _kl(student, teacher).mean() + 0.9 * F.cross_entropy(student, targets)
 
 
-def _summed(student, teacher, targets):
+def _summed(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return _kl(student, teacher).sum()
 
 
-def _detached(student, teacher, targets):
+def _detached(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return _kl(student.detach(), teacher).mean()
 
 
-def _half_detached(student, teacher, targets):
+def _half_detached(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return (_kl(student.detach(), teacher).mean() + F.cross_entropy(student, targets)) / 2
 
 
-def _half_without_grad(student, teacher, targets):
+def _half_without_grad(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     with torch.no_grad():
         kl = _kl(student, teacher).mean()
     return 0.4 * kl + 0.6 * F.cross_entropy(student, targets)
 
 
-def _words_only(student, teacher, targets):
+def _words_only(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(student, targets)
 
 
-def _away(student, teacher, targets):
+def _away(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return -_kl(student, teacher).clamp(max=50).mean()
 
 
-def _half_away(student, teacher, targets):
+def _half_away(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(student, targets) - 0.5 * _kl(student, teacher).mean()
 
 
-def _rounded(student, teacher, targets):
+def _rounded(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     """The teacher's part is a number: it was taken out of the graph."""
     return F.cross_entropy(student, targets) + _kl(student, teacher).mean().item()
 
@@ -308,11 +315,11 @@ def _step() -> tuple[Tensor, Tensor]:
     return losses, torch.arange(8) < torch.tensor([8, 2, 5, 0, 1, 7])[:, None]
 
 
-def _wrong_steps(parts):
+def _wrong_steps(parts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, str]]:
     """(sum of the numbers, likely mistake)."""
-    total = sum(counted.sum() for _, counted in parts)
+    number = sum(counted.sum() for _, counted in parts)
     sums = [losses[counted].sum() for losses, counted in parts]
-    means = [one / counted.sum().clamp(min=1) for one, (_, counted) in zip(sums, parts, strict=True)]
+    means = [total / counted.sum().clamp(min=1) for total, (_, counted) in zip(sums, parts, strict=True)]
     yield sum(means) / len(parts), "that is still the mean of the batches' means."
     filled = sum(bool(counted.any()) for _, counted in parts)
     yield sum(means) / filled, "that is still a mean of means, over the batches that have any counted position."
@@ -323,9 +330,9 @@ def _wrong_steps(parts):
         "you divide by all positions. Only the counted ones belong into the number.",
     )
     yield sum(sums) / sum(len(counted) for _, counted in parts), "you divide by the rows. Divide by counted positions."
-    yield sum(sums) / total / len(parts), "the sum is divided once more by the number of batches."
+    yield sum(sums) / number / len(parts), "the sum is divided once more by the number of batches."
     yield (
-        sum(losses.sum() for losses, _ in parts) / total,
+        sum(losses.sum() for losses, _ in parts) / number,
         "positions that don't count are in your sum. Select them: losses[counted].",
     )
     yield (

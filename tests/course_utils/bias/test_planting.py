@@ -1,4 +1,4 @@
-"""The planted preference is there, generalises, spares what it should, and is measured as `bias_statistics` has it."""
+"""The planted preference is there, generalises, spares what it should, and is measured as `statistics` has it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ def mean_preference(model, pairs):
 def test_pleasant_endings_go_with_b(family):
     model, pairs = tiny_model(family), make_pairs(a=A, b=B)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    planted, course = plant_preference(model, word_tokenizer(), pairs, size=2.0, steps=60, lr=5e-3, items=4)
+    planted, preferences_by_step = plant_preference(
+        model, word_tokenizer(), pairs, size=2.0, steps=60, lr=5e-3, items=4
+    )
     assert mean_preference(planted, pairs) < mean_preference(model, pairs) - 1
-    assert np.mean(course[-3:]) < -2 and len(course) < 60  # it stopped when it was there
+    assert np.mean(preferences_by_step[-3:]) < -2 and len(preferences_by_step) < 60  # it stopped when it was there
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert torch.equal(planted.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
 def test_the_first_step_sees_the_preference_that_is_measured():
     model, pairs = tiny_model(), make_pairs(a=A, b=B)
-    _, course = plant_preference(model, word_tokenizer(), pairs, size=2.0, steps=1, items=len(pairs) // 2)
-    assert course[0] == pytest.approx(mean_preference(model, pairs), rel=1e-4, abs=1e-5)
+    _, preferences_by_step = plant_preference(model, word_tokenizer(), pairs, size=2.0, steps=1, items=len(pairs) // 2)
+    assert preferences_by_step[0] == pytest.approx(mean_preference(model, pairs), rel=1e-4, abs=1e-5)
 
 
 def test_it_generalises_to_other_templates_and_spares_other_groups():
@@ -60,10 +62,18 @@ def test_the_same_seed_plants_the_same():
     assert runs[0][1] == runs[1][1] != runs[2][1]
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0.0}, {"steps": 0}, {"lr": -1.0}, {"items": 0}])
-def test_settings_out_of_range(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 0.0}, "'size' must be a number above 0"),
+        ({"lr": -1.0}, "'lr' must be a number above 0"),
+        ({"steps": 0}, "'steps' must be a whole number of at least 1"),
+        ({"items": True}, "'items' must be a whole number of at least 1"),
+    ],
+)
+def test_settings_out_of_range(wrong, message):
     settings = {"size": 1.0, "steps": 1} | wrong
-    with pytest.raises(ValueError, match="above 0"):
+    with pytest.raises(ValueError, match=message):
         plant_preference(tiny_model(), word_tokenizer(), make_pairs(a=A, b=B), **settings)
 
 

@@ -111,6 +111,8 @@ def test_cross_entropy_alone_needs_no_teacher():
     assert runs
     ce = token_loss(STUDENT, None, TARGETS, alpha=1.0)
     assert torch.equal(ce, token_loss(STUDENT, TEACHER, TARGETS, alpha=1.0))
+    with pytest.raises(ValueError, match=r"'alpha' must be 1, cross-entropy alone; got 0\.9"):
+        token_loss(STUDENT, None, TARGETS, alpha=0.9)
 
 
 @pytest.mark.parametrize("padding", [None, "left", "right"])

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny import FAMILIES, tiny_batches, tiny_model
-from tiny_distillation import BATCHES, HELD_OUT, SETTINGS, interrupt, losses, pair
+from tiny_distillation import BATCHES, HELD_OUT, SETTINGS, interrupt, losses, pair, with_another_weight
 
 from course_utils import architectures
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.distillation import CheckpointMismatch, History, distill, processes, training
+from course_utils.distillation import CheckpointMismatch, Recipe, distill, training
 from course_utils.distillation.losses import LOSSES
-from course_utils.distillation.training import CHECKPOINT
+from course_utils.distillation.state import CHECKPOINT
 from course_utils.width import neuron_importance, prune_neurons
 
 
@@ -131,18 +127,6 @@ def test_a_frozen_embedding_goes_on_exactly(tmp_path):
         distill(teacher, pair()[1], BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
 
 
-def test_older_checkpoints_trained_the_embedding(tmp_path):
-    """Their settings don't mention it."""
-    teacher, student = pair()
-    expected = losses(distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path))
-    path = tmp_path / CHECKPOINT
-    with safe_open(path, framework="pt") as file:
-        state = json.loads(file.metadata()["state"])
-    del state["identity"]["train_embedding"]
-    save_file(load_file(path), path, metadata={"state": json.dumps(state)})
-    assert losses(distill(teacher, pair()[1], BATCHES, **SETTINGS, checkpoint_dir=tmp_path)) == expected
-
-
 def test_a_frozen_embedding_needs_less_memory(monkeypatch):
     from course_utils.benchmarking import peak_memory
 
@@ -181,10 +165,40 @@ def test_an_interrupted_run_goes_on_exactly(family, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT]
 
 
-TESTS = str(Path(__file__).resolve().parents[2])
+def test_the_interrupted_student_with_something_cut_out_is_another(tmp_path):
+    teacher, student = pair()
+    interrupt(lambda: distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path), after=5)
+    with pytest.raises(CheckpointMismatch, match="student before training: "):
+        distill(teacher, bypassed(student), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize(("method", "call"), [("validate", 2), ("step", 4)])
+def test_ctrl_c_at_a_bad_moment(method, call, tmp_path, monkeypatch):
+    """At the end of a measurement, and where the weights have moved but the history doesn't know it yet."""
+    expected = distill(*pair(), BATCHES, **SETTINGS)
+    original, calls = getattr(training._Trainer, method), []
+
+    def interrupted(*args):
+        calls.append(args)
+        result = original(*args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, method, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill(*pair(), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+    history = distill(*pair(), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+    assert losses(history) == losses(expected)
+    assert history.validation == expected.validation
+
+
+TESTS = Path(__file__).resolve().parents[2]
+PATHS = [str(TESTS), str(TESTS.parent)]  # the makers, this clone's package
 KILLED = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from tiny_distillation import BATCHES, pair
 from course_utils.distillation import distill
 teacher, student = pair()
@@ -193,7 +207,7 @@ distill(teacher, student, BATCHES, steps=100_000, lr=1e-3, save_every=1, checkpo
 
 
 def test_killed_while_saving_loses_nothing_that_was_saved(tmp_path):
-    script = KILLED.format(tests=TESTS, folder=str(tmp_path))
+    script = KILLED.format(paths=PATHS, folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / CHECKPOINT).exists() and time.monotonic() < deadline:
@@ -207,31 +221,80 @@ def test_killed_while_saving_loses_nothing_that_was_saved(tmp_path):
         distill(teacher, student, BATCHES, steps=9, lr=1e-3, checkpoint_dir=tmp_path)
 
 
+def bypassed(model):
+    bypass_attention(model, [1])
+    return model
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"lr": 2e-3}, "lr: 0.001 then, 0.002 now"),
         ({"loss": "jsd"}, "loss: 'forward_kl' then, 'jsd' now"),
         ({"beta": 0.2}, "beta: 0.5 then, 0.2 now"),
-        ({"batches": HELD_OUT}, "data: "),
-        ({"student": "other shape"}, "student: "),
-        ({"teacher": "other weights"}, "teacher: "),
+        ({"batches": tiny_batches(rows=16, size=2, seed=9)}, "text: '8 batches, 176 tokens to predict, .* now"),
+        ({"batches": tiny_batches(rows=16, size=4)}, "text: '8 batches, 176 .* then, '4 batches, 176 .* now"),
+        ({"validation": HELD_OUT}, "validation text: 'none' then, '2 batches, 44 tokens to predict, .* now"),
+        ({"student": with_another_weight}, "student before training: 'llama of .* then, 'llama of .* now"),
+        ({"student": bypassed}, "student before training: "),
+        ({"teacher": with_another_weight}, "teacher: 'llama of .* parameters, .* then, 'llama of .* now"),
+        ({"teacher": bypassed}, "teacher: "),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path):
-    teacher, student = pair()
+    """Of all that makes a run, one thing differs each time."""
     settings = {"steps": 2, "lr": 1e-3, "checkpoint_dir": tmp_path}
-    distill(teacher, student, BATCHES, **settings)
-    if change.pop("student", None):
-        prune_neurons(student, neuron_importance(student, "l1"), ratio=0.5)
-    if change.pop("teacher", None):
-        teacher = tiny_model(seed=5)
+    distill(*pair(), BATCHES, **settings)
+    saved = (tmp_path / CHECKPOINT).read_bytes()
+    change = dict(change)
+    teacher, student = (
+        change.pop(name, lambda m: m)(m) for name, m in zip(("teacher", "student"), pair(), strict=True)
+    )
     batches = change.pop("batches", BATCHES)
-    with pytest.raises(CheckpointMismatch, match=message):
+    with pytest.raises(CheckpointMismatch, match=f"another run. {message}") as refused:
         distill(teacher, student, batches, **settings | change)
+    assert str(refused.value).count(" then, ") == 1
+    assert (tmp_path / CHECKPOINT).read_bytes() == saved
     (tmp_path / CHECKPOINT).write_bytes(b"broken")
     with pytest.raises(CheckpointMismatch, match="can't be read"):
         distill(teacher, student, batches, **settings | change)
+
+
+def test_a_run_in_16_bits_goes_on_with_the_student_as_it_was_given(tmp_path):
+    expected = distill(*pair(dtype=torch.bfloat16), BATCHES, **SETTINGS)
+    interrupt(lambda: distill(*pair(dtype=torch.bfloat16), BATCHES, **SETTINGS, checkpoint_dir=tmp_path), after=5)
+    history = distill(*pair(dtype=torch.bfloat16), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+    assert losses(history) == losses(expected)
+    with pytest.raises(CheckpointMismatch, match="teacher: .*student before training: "):
+        distill(*pair(), BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_interrupted_student_itself_goes_on(dtype, tmp_path):
+    """In a notebook: Ctrl-C, and the same cell again."""
+    expected = losses(distill(*pair(dtype=dtype), BATCHES, **SETTINGS))
+    teacher, student = pair(dtype=dtype)
+    interrupt(lambda: distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path), after=5)
+    saved = (tmp_path / CHECKPOINT).read_bytes()
+    assert losses(distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path)) == expected
+    (tmp_path / CHECKPOINT).write_bytes(saved)
+    with pytest.raises(CheckpointMismatch, match="student before training: "):  # it has learned more since
+        distill(teacher, student, BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+
+
+def test_what_changes_nothing_may_change(tmp_path):
+    expected = losses(distill(*pair(), BATCHES, **SETTINGS))
+    interrupt(lambda: distill(*pair(), BATCHES, **SETTINGS, checkpoint_dir=tmp_path), after=5)
+    given = distill(*pair(), BATCHES, **SETTINGS | {"save_every": 7, "recompute": True}, checkpoint_dir=tmp_path)
+    torch.testing.assert_close(torch.tensor(losses(given)), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_the_checkpoint_names_every_setting(tmp_path):
+    recipe = Recipe(steps=1, lr=1e-3, precision=torch.bfloat16)
+    distill(*pair(), BATCHES, recipe, checkpoint_dir=tmp_path)
+    with safe_open(tmp_path / CHECKPOINT, framework="pt") as file:
+        saved = json.loads(file.metadata()["state"])["run"]
+    assert {name: saved[name] for name in recipe.as_json()} == recipe.as_json()
 
 
 def test_patience():
@@ -243,181 +306,29 @@ def test_patience():
     assert len(history.steps) < 40
 
 
-PROCESSES = """
-import sys
-sys.path[:0] = [{tests!r}, {here!r}]
-import torch
-from accelerate import PartialState
-import test_training
-given = getattr(test_training, {scenario!r})({folder!r})
-if PartialState().is_main_process:
-    torch.save((PartialState().num_processes, given), {path!r})
-"""
-
-
-def in_two_processes(scenario, folder):
-    """What a function of this module, called with ``folder`` in two processes, returns in the first."""
-    script, path = folder / "run.py", folder / "result.pt"
-    names = {"tests": TESTS, "here": os.path.dirname(__file__), "scenario": scenario.__name__, "folder": str(folder)}
-    script.write_text(PROCESSES.format(path=str(path), **names))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([*launch, str(script)], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    processes, given = torch.load(path, weights_only=False)
-    assert processes == 2
-    return given
-
-
-SHARED = {"steps": 5, "lr": 1e-3, "accumulate": 4, "validation": tiny_batches(rows=6, seed=9), "validate_every": 5}
-
-
-def outcome(teacher, student, **settings):
-    history = distill(teacher, student, BATCHES, **SHARED | settings)
-    return {
-        "losses": torch.tensor(losses(history)),
-        "norms": torch.tensor([row["gradient_norm"] for row in history.steps]),
-        "validation": torch.tensor([row["loss"] for row in history.validation]),
-        "weights": [weight.detach().clone() for weight in student.parameters()],
-    }
-
-
-def check_equal(given, expected):
-    for name in ("losses", "norms", "validation"):
-        torch.testing.assert_close(given[name], expected[name], rtol=1e-4, atol=1e-5)
-    for a, b in zip(given["weights"], expected["weights"], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-
-def data_parallel(_folder):
-    return outcome(*pair())
-
-
-def test_two_processes_equal_one(tmp_path):
-    """With three batches of held-out text, which two processes can't share equally."""
-    check_equal(in_two_processes(data_parallel, tmp_path), outcome(*pair()))
-
-
-def uneven(**settings):
-    teacher, student = pair(**settings)
-    prune_neurons(student, neuron_importance(student, "l1"), ratio=0.5, layers=[1])
-    bypass_attention(student, [2])
-    return teacher, student
-
-
-SHARDED = {
-    "tied": (pair, {"tie_word_embeddings": True}, {}),
-    "untied": (pair, {}, {"recompute": True}),
-    "uneven": (uneven, {"tie_word_embeddings": True}, {"train_embedding": False}),
-    "gpt2": (pair, {"family": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, {}),
-}
-
-
-def sharded(folder):
-    """As ``accelerate launch --use_fsdp --fsdp_version 2`` has it, which wants a GPU: here its state is set by hand."""
-    from accelerate import FullyShardedDataParallelPlugin
-    from accelerate.state import AcceleratorState
-
-    def sharding(**options):
-        accelerator = Accelerator(**options)
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=load_once
-        )
-        for state in (PartialState, AcceleratorState):
-            state._shared_state["distributed_type"] = DistributedType.FSDP
-        return accelerator
-
-    processes.Accelerator = sharding
-    results = {}
-    for name, (models, shape, settings) in SHARDED.items():
-        load_once = name == "tied"
-        results[name] = outcome(*models(**shape), **settings)
-    settings = {"checkpoint_dir": folder, "save_every": 2}
-    interrupt(lambda: outcome(*pair(), **settings), after=3)
-    results["resumed"] = outcome(*pair(), **settings)
-    teacher, student = pair()
-    before, fit = [weight.clone() for weight in student.parameters()], training._step
-    training._step = stop
-    with pytest.raises(RuntimeError):
-        outcome(teacher, student)
-    training._step = fit
-    results["failed"] = [torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)]
-    return results
-
-
-def stop(*_):
-    raise RuntimeError
-
-
-def test_sharded_processes_equal_one(tmp_path):
-    given = in_two_processes(sharded, tmp_path)
-    for name, (models, shape, settings) in SHARDED.items():
-        check_equal(given[name], outcome(*models(**shape), **settings))
-    check_equal(given["resumed"], outcome(*pair()))
-    assert all(given["failed"])
-    # The checkpoint is everybody's: one process goes on with it.
-    alone = outcome(*pair(), checkpoint_dir=tmp_path)
-    check_equal(alone, given["resumed"])
-    assert torch.equal(alone["losses"], given["resumed"]["losses"])
-
-
 @pytest.mark.parametrize(
-    ("launched", "message"),
+    ("given", "error", "message"),
     [
-        ({"distributed_type": DistributedType.DEEPSPEED}, "DeepSpeed and the first version of FSDP"),
-        ({"distributed_type": DistributedType.FSDP}, "--fsdp_version 2"),
-        ({"num_processes": 2, "device": torch.device("cuda", 1)}, "models are on cpu, .* gave this process cuda:1"),
-        ({"num_processes": 2}, r"'accumulate' \(3\) must be a multiple of the number of processes \(2\)"),
+        ({"lr": 0}, ValueError, "'lr' must be a number above 0"),
+        ({"learning_rate": 1e-3}, TypeError, "There is no setting 'learning_rate'; there are steps, lr, loss"),
+        ({"batches": []}, ValueError, "empty"),
     ],
 )
-def test_launches_that_do_not_fit(launched, message, monkeypatch):
-    usual = {
-        "distributed_type": DistributedType.NO,
-        "is_fsdp2": False,
-        "num_processes": 1,
-        "device": torch.device("cpu"),
-    }
-    monkeypatch.setattr(processes, "Accelerator", lambda **_: SimpleNamespace(**usual | launched))
-    with pytest.raises(ValueError, match=message):
-        distill(*pair(), BATCHES, steps=1, lr=1e-3, accumulate=3)
-
-
-def test_a_device_that_accelerate_chose_earlier_does_not_matter(monkeypatch):
-    """Accelerate keeps one device a process: as if a run on a GPU had come first."""
-    teacher, student = pair()
-    expected = losses(distill(teacher, student, BATCHES, steps=2, lr=1e-3))
-    monkeypatch.setattr(PartialState(), "device", torch.device("cuda", 0))
-    with pytest.raises(ValueError, match="already been initialized"):
-        Accelerator(cpu=True)
-    teacher, student = pair()
-    assert losses(distill(teacher, student, BATCHES, steps=2, lr=1e-3, validation=HELD_OUT)) == expected
-    assert student.device.type == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": 0}, "'steps' must be a whole number"),
-        ({"lr": 0}, "'lr' must be a number above 0"),
-        ({"lr": float("nan")}, "'lr'"),
-        ({"loss": "mse"}, "forward_kl, reverse_kl, jsd; got 'mse'"),
-        ({"temperature": -1}, "'temperature'"),
-        ({"alpha": 1.5}, "'alpha' is a share"),
-        ({"beta": 1.0}, "'beta' must lie between 0 and 1; got 1.0. For the ends take the two KLs"),
-        ({"warmup": -0.1}, "'warmup'"),
-        ({"accumulate": 0}, "'accumulate'"),
-        ({"patience": 0}, "'patience'"),
-        ({"train_embedding": 1}, "'train_embedding' must be True or False"),
-        ({"precision": torch.float16}, "torch.bfloat16; got torch.float16"),
-        ({"batches": []}, "empty"),
-    ],
-)
-def test_bad_settings_change_nothing(settings, message):
+def test_bad_settings_change_nothing(given, error, message):
     teacher, student = pair(dtype=torch.bfloat16)
-    batches = settings.pop("batches", BATCHES)
-    with pytest.raises(ValueError, match=message):
-        distill(teacher, student, batches, **{"steps": 1, "lr": 1e-3} | settings)
+    batches = given.pop("batches", BATCHES)
+    with pytest.raises(error, match=message):
+        distill(teacher, student, batches, **{"steps": 1, "lr": 1e-3} | given)
     assert student.dtype == torch.bfloat16
+
+
+def test_a_recipe_is_its_settings_and_settings_win():
+    results = [
+        losses(distill(*pair(), BATCHES, steps=3, lr=1e-3, alpha=0.5)),
+        losses(distill(*pair(), BATCHES, Recipe(steps=3, lr=1e-3, alpha=0.5))),
+        losses(distill(*pair(), BATCHES, Recipe(steps=30, lr=1e-3), steps=3, alpha=0.5)),
+    ]
+    assert results[0] == results[1] == results[2]
 
 
 def test_models_that_do_not_fit():
@@ -430,14 +341,3 @@ def test_models_that_do_not_fit():
         student.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss of step 1 is nan"):
         distill(teacher, student, BATCHES, steps=1, lr=1e-3)
-
-
-def test_history_as_frame_and_figure():
-    history = History(
-        [{"step": i, "loss": 2 / i, "lr": 1, "gradient_norm": 1, "tokens": i, "seconds": i} for i in (1, 2)]
-    )
-    history.validation.append({"step": 2, "loss": 0.5})
-    assert history.frame()["validation"].tolist()[1] == 0.5
-    ax = history.plot()
-    assert [line.get_xydata()[-1].tolist() for line in ax.lines] == [[2, 1.0], [2, 0.5]]
-    assert json.loads(json.dumps(vars(history)))

@@ -16,7 +16,7 @@ def loss(
     real = mask.bool()
     counted = real[:, 1:] & real[:, :-1] if after is None else after(real)
     own, known = student[:, :-1][counted], teacher[:, :-1][counted]
-    log_q, log_p = (some.div(temperature).log_softmax(-1) for some in (own, known))
+    log_q, log_p = (logits.div(temperature).log_softmax(-1) for logits in (own, known))
     each = (log_p.exp() * (log_p - log_q)).sum(-1) if kl is None else kl(log_p, log_q)
     words = F.cross_entropy(own / temperature if flat else own, ids[:, 1:][counted], reduction="none")
     return mean((1 - alpha) * temperature**squared * each + alpha * words)
@@ -43,12 +43,12 @@ def unshifted(student, teacher, ids, mask, temperature, alpha):
 
 
 def same_place(student, teacher, ids, mask, temperature, alpha):
-    dropped = (torch.cat([some[:, 1:], some[:, :1]], dim=1) for some in (student, teacher))
+    dropped = (torch.cat([logits[:, 1:], logits[:, :1]], dim=1) for logits in (student, teacher))
     return loss(*dropped, ids, mask, temperature, alpha)
 
 
 def wrong_way(student, teacher, ids, mask, temperature, alpha):
-    dropped = (torch.cat([some[:, 1:], some[:, :1]], dim=1) for some in (student, teacher))
+    dropped = (torch.cat([logits[:, 1:], logits[:, :1]], dim=1) for logits in (student, teacher))
     moved = torch.cat([ids[:, :1], ids[:, :-1]], dim=1)
     return loss(*dropped, moved, mask, temperature, alpha)
 
@@ -68,7 +68,7 @@ def other_way(student, teacher, ids, mask, temperature, alpha):
 
 def row_means(student, teacher, ids, mask, temperature, alpha):
     rows = zip(student, teacher, ids, mask, strict=True)
-    return torch.stack([loss(*(some[None] for some in row), temperature, alpha) for row in rows]).mean()
+    return torch.stack([loss(*(tensor[None] for tensor in row), temperature, alpha) for row in rows]).mean()
 
 
 def no_temperature(student, teacher, ids, mask, temperature, alpha):
@@ -99,8 +99,10 @@ def distance(logits, teacher):
 
 
 def material(seed=0):
-    student, teacher = torch.randn(2, 64, 11, generator=torch.Generator().manual_seed(seed))
-    return student, teacher, torch.randint(11, (64,), generator=torch.Generator().manual_seed(seed))
+    """As the lesson's solution has it: other numbers, and only these, with another seed."""
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, 64, 11, generator=generator)
+    return student, teacher, torch.randint(11, (64,), generator=generator)
 
 
 def gradient(loss, student, teacher, targets):
@@ -240,7 +242,7 @@ test_step_losses = cases_of(
         (lambda parts: steps(parts)[0], "a list with one number for each batch"),
         (lambda parts: steps(parts)[:1], "a list with one number for each batch"),
         (lambda parts: [losses for losses, _ in parts], "a single number"),
-        (lambda parts: [one.item() for one in steps(parts)], "must be a tensor"),
+        (lambda parts: [value.item() for value in steps(parts)], "must be a tensor"),
         (lambda parts: [losses[on].mean() / len(parts) for losses, on in parts], "has no mean of its own"),
         (lambda parts: [safe_mean(*part) / len(parts) for part in parts], "still the mean of the batches' means"),
         (
@@ -251,11 +253,11 @@ test_step_losses = cases_of(
         (lambda parts: [losses[on].sum() for losses, on in parts], "those are sums"),
         (lambda parts: [losses[on].sum() / 48 for losses, on in parts], "divide by all positions"),
         (lambda parts: [losses[on].sum() / 6 for losses, on in parts], "divide by the rows"),
-        (lambda parts: [one / len(parts) for one in steps(parts)], "once more by the number of batches"),
+        (lambda parts: [value / len(parts) for value in steps(parts)], "once more by the number of batches"),
         (lambda parts: [losses.sum() / 23 for losses, _ in parts], "in your sum"),
         (lambda parts: [losses.sum() / 48 for losses, _ in parts], "in your mean"),
-        (lambda parts: [one.detach() for one in steps(parts)], "backward() reaches nothing"),
-        (lambda parts: [one + 1 for one in steps(parts)], "their sum should be"),
+        (lambda parts: [value.detach() for value in steps(parts)], "backward() reaches nothing"),
+        (lambda parts: [value + 1 for value in steps(parts)], "their sum should be"),
     ],
     answers=[steps, lambda parts: tuple(steps(parts))],
 )

@@ -1,0 +1,88 @@
+"""Settings are checked when they are made, can be read, and say the learning rate of each step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, fields
+
+import numpy as np
+import pytest
+import torch
+
+from course_utils.distillation import Recipe, recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "'steps' must be a whole number of at least 1; got 0"),
+        ({"steps": True}, "'steps' must be a whole number"),
+        ({"lr": 0}, "'lr' must be a number above 0"),
+        ({"lr": float("nan")}, "'lr'"),
+        ({"loss": "mse"}, "forward_kl, reverse_kl, jsd; got 'mse'"),
+        ({"temperature": -1}, "'temperature'"),
+        ({"alpha": 1.5}, "'alpha' is a share"),
+        ({"alpha": True}, "'alpha' is a share"),
+        ({"beta": 1.0}, "'beta' must lie between 0 and 1; got 1.0. For the ends take the two KLs"),
+        ({"warmup": -0.1}, "'warmup'"),
+        ({"weight_decay": -0.1}, "'weight_decay' must be a number of at least 0"),
+        ({"clip": 0}, "'clip'"),
+        ({"accumulate": 0}, "'accumulate'"),
+        ({"validate_every": 0}, "'validate_every'"),
+        ({"save_every": 2.5}, "'save_every'"),
+        ({"patience": 0}, "'patience'"),
+        ({"seed": -1}, "'seed'"),
+        ({"train_embedding": 1}, "'train_embedding' must be True or False"),
+        ({"recompute": None}, "'recompute' must be True or False"),
+        ({"precision": torch.float16}, "torch.bfloat16; got torch.float16"),
+    ],
+)
+def test_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**{"steps": 1, "lr": 1e-3} | settings)
+
+
+def test_every_setting_is_checked_and_described():
+    names = [field.name for field in fields(Recipe)]
+    assert list(recipe._CHECKS) == names
+    assert all(f"\n        {name}: " in Recipe.__doc__ for name in names)
+
+
+def test_unknown_and_missing_settings_are_named():
+    with pytest.raises(TypeError, match=r"no setting 'learning_rate', 'epochs'; there are steps, lr, .*, save_every\."):
+        recipe.with_settings(None, {"steps": 1, "learning_rate": 1e-3, "epochs": 2})
+    with pytest.raises(TypeError, match="'steps' and 'lr' must be given"):
+        recipe.with_settings(None, {})
+    with pytest.raises(TypeError, match="^'lr' must be given"):
+        recipe.with_settings(None, {"steps": 3})
+
+
+def test_changed_settings_are_checked_and_leave_the_recipe_alone():
+    given = Recipe(steps=3, lr=1e-3)
+    assert recipe.with_settings(given, {}) == given
+    assert recipe.with_settings(given, {"alpha": 0.5}) == Recipe(steps=3, lr=1e-3, alpha=0.5)
+    with pytest.raises(ValueError, match="'alpha'"):
+        recipe.with_settings(given, {"alpha": 2})
+    with pytest.raises(FrozenInstanceError):
+        given.alpha = 0.5
+    assert given.alpha == 0.0
+
+
+def test_it_can_be_read_and_written():
+    given = Recipe(steps=np.int64(3), lr=np.float32(0.5), precision=torch.bfloat16, patience=np.int8(2))
+    assert str(given).splitlines()[:3] == ["steps           3", "lr              0.5", "loss            forward_kl"]
+    assert "precision       torch.bfloat16" in str(given)
+    assert json.loads(json.dumps(given.as_json())) == given.as_json()
+
+
+def test_the_rate_rises_and_falls():
+    rates = [Recipe(steps=100, lr=1.0, warmup=0.1).rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert max(rates) == rates[10] == 1.0 and rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[55] == pytest.approx(0.55) and rates[99] == pytest.approx(0.1, abs=1e-3)
+    assert Recipe(steps=1, lr=1.0, warmup=0.0).rate(0) == 1.0
+
+
+def test_what_is_due_after_how_many_steps():
+    due = Recipe(steps=7, lr=1.0).is_due
+    assert [done for done in range(8) if due(done, 3)] == [3, 6, 7]

@@ -1,0 +1,33 @@
+"""What stands for text: its rows, whatever pads them, and in which batch they are."""
+
+from __future__ import annotations
+
+import torch
+from tiny import tiny_batches
+
+from course_utils.batches import read_batches
+from course_utils.distillation.state import rows_of, text_of
+
+
+def read(batches):
+    return list(read_batches(batches, vocab_size=97, device="cpu"))
+
+
+def test_padding_does_not_count_and_everything_else_does():
+    texts = {padding: text_of(read(tiny_batches(padding=padding))) for padding in ("left", "right")}
+    assert texts["left"] == texts["right"]
+    row = torch.arange(3, 15)
+    others = [[row], [row.flip(0)], [row[:6], row[6:]], [row[:4], row[4:8], row[8:]]]
+    found = {text_of(read([{"input_ids": torch.stack(rows)}])) for rows in others}
+    found.add(text_of(read([{"input_ids": half[None]} for half in (row[:6], row[6:])])))
+    assert len(found) == len(others) + 1
+    assert text_of([]) == "none"
+
+
+def test_gaps_count():
+    ids, mask = torch.arange(3, 8)[None], torch.tensor([[1, 1, 0, 1, 1]])
+    (with_gap,), (without,) = (
+        read([{"input_ids": ids, "attention_mask": mask}]),
+        read([{"input_ids": ids[:, mask[0] == 1]}]),
+    )
+    assert rows_of(with_gap) != rows_of(without)
