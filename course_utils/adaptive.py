@@ -28,6 +28,7 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.batches import Batch, read_batches
+from course_utils.divergence import kl_divergence
 from course_utils.files import write_json
 from course_utils.modeling import per_prompt
 from course_utils.models import identity
@@ -415,7 +416,7 @@ def _row_divergences(architecture: Architecture, batch: Batch, real: Tensor, ori
     states, kl = architecture.hidden_states(batch)[real], []
     for before, after in architecture.chunks(original, states):  # [chunk, hidden]
         p, q = (architecture.logits(part).float().log_softmax(-1) for part in (before, after))  # [chunk, vocabulary]
-        kl.append((p.exp() * (p - q)).sum(-1))  # [chunk]
+        kl.append(kl_divergence(p, q))  # [chunk]
     return torch.stack([row.mean() for row in torch.cat(kl).split(real.sum(1).tolist())]).cpu()
 
 

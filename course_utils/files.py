@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -9,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Hand out the name of a new file beside ``path``; where the block ends well, that file takes its place at once.
 
-    After an error, or Ctrl-C, the old file is as it was and the new one is gone. Two processes that write the same file
-    don't meet: the last one wins.
+    After an error, or Ctrl-C, the old file is as it was and the new one is gone; what a killed process left, the next
+    writer clears away. Two processes that write the same file don't meet: the last one wins.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "new" / "file.txt"
@@ -26,6 +29,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*-*.tmp"):
+        if not psutil.pid_exists(int(left.name.split(".")[-2].partition("-")[0])):
+            left.unlink(missing_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield fresh

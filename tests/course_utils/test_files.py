@@ -6,10 +6,15 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from course_utils.files import replacing, write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_change_is_reported_and_no_temporary_file_is_left(tmp_path):
@@ -34,6 +39,26 @@ def test_an_error_leaves_the_old_file(error, tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
+    """And what a living one is writing stays."""
+    script = """
+import os, sys
+from course_utils.files import replacing
+with replacing(sys.argv[1]) as fresh:
+    fresh.write_text("half")
+    os._exit(9)
+"""
+    path = tmp_path / "a[1].json"
+    subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, check=False)
+    (left,) = os.listdir(tmp_path)
+    with replacing(path) as one, replacing(path) as other:
+        assert left not in os.listdir(tmp_path)
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+    assert os.listdir(tmp_path) == ["a[1].json"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
