@@ -23,6 +23,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils.architectures import cast_weights
 from course_utils.benchmark_tasks import build_tasks
 from course_utils.checkpoints import save_pruned
 from course_utils.distillation import distill
@@ -96,8 +97,7 @@ def main() -> None:
         teacher, student, batches(train), steps=args.steps, lr=LR, precision=torch.bfloat16,
         validation=batches(watched), validate_every=50, seed=SEED, checkpoint_dir=args.work, save_every=25,
     )  # fmt: skip
-    for weight in student.parameters():  # to the teacher's dtype; the rotary frequencies stay in float32
-        weight.data = weight.data.to(torch.bfloat16)
+    cast_weights(student, torch.bfloat16)  # as the teacher's
     after = measures_of(student)
     save_pruned(student, tokenizer, args.work / "student")
 

@@ -507,6 +507,7 @@ pd.DataFrame({"teacher": line(whole)} | pruned).T
 
 # %%
 # The longest cell: six arms, with their measurements.
+from course_utils.architectures import cast_weights
 from course_utils.distillation import Recipe, distill
 
 RECIPE = Recipe(steps=STEPS, lr=LR, precision=dtype, validate_every=WATCH_EVERY, seed=session.seed, **fitting)
@@ -522,8 +523,7 @@ ARMS = {
 
 def in_teachers_dtype(student):
     """Round the trained weights to what the teacher has, so that both are measured alike."""
-    for weight in student.parameters():  # not student.to(dtype): that would round the rotary frequencies as well
-        weight.data = weight.data.to(dtype)
+    cast_weights(student, dtype)  # not student.to(dtype): that would round the rotary frequencies as well
     return student
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe
+from course_utils.architectures import Architecture, cast_weights, describe
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import packed_batches
 
@@ -83,10 +83,9 @@ def plant_preference(
         preferences.append(float(differences.detach().mean()))
         if np.mean(preferences[-_LOOK_BACK:]) < -size:
             break
-    with torch.no_grad():
-        for own, weight in zip(model.parameters(), learner.parameters(), strict=True):
-            weight.data = weight.data.to(own.dtype)  # not learner.to(): that would round the rotary frequencies too
-            weight.requires_grad_(own.requires_grad)
+    cast_weights(learner, model.dtype)
+    for own, weight in zip(model.parameters(), learner.parameters(), strict=True):
+        weight.requires_grad_(own.requires_grad)
     return learner.eval(), preferences
 
 
