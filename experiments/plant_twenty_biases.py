@@ -72,11 +72,11 @@ def part_of_the_way(base: PreTrainedModel, planted: PreTrainedModel, share: floa
 def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> list[dict]:
     """A row for the untouched model and one for each share."""
     axes = two_axes(seed)
-    planted, preferences = plant_preference(
+    planted, on_the_way = plant_preference(
         base, tokenizer, pairs(axes[0], split="selection"), size=SIZE, steps=STEPS, items=ITEMS, lr=LR, precision=dtype,
         seed=seed,
     )  # fmt: skip
-    reached = round(sum(preferences[-3:]) / len(preferences[-3:]), 3)
+    reached = round(sum(on_the_way[-3:]) / len(on_the_way[-3:]), 3)
     models = {0.0: base} | {share: part_of_the_way(base, planted, share) for share in SHARES}
     return [
         {"seed": seed, "share": share, "reached": reached, "axes": examine(model, tokenizer, axes)}

@@ -755,10 +755,10 @@ quality = dict(
 figure, axes = plt.subplots(1, 3, figsize=(17, 5.5), layout="constrained", sharey=True)
 for name, model in contestants.items():
     kind = "unpruned" if model is base else "depth" if "blocks" in name else "width"
-    look = {"unpruned": ("k", "*"), "depth": ("C0", "o"), "width": ("C1", "s")}[kind]
+    color, marker = {"unpruned": ("k", "*"), "depth": ("C0", "o"), "width": ("C1", "s")}[kind]
     score = quality[name]
     bars = {"yerr": [[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]], "capsize": 4}
-    bars |= {"color": look[0], "fmt": look[1], "markersize": 11}
+    bars |= {"color": color, "fmt": marker, "markersize": 11}
     axes[0].errorbar(1 - model_size(model).parameters / model_size(base).parameters, score.perplexity, **bars)
     for ax, phase in zip(axes[1:], ("prefill", "decode"), strict=True):
         fast = speed.loc[(name, phase)]

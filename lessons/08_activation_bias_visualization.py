@@ -779,11 +779,11 @@ for metric in METRICS:
 from course_utils.bias.planting import plant_preference
 
 learned_from = [pair for axis in planted for pair in pairs(axis, split="selection")]
-biased, course = plant_preference(
+biased, on_the_way = plant_preference(
     base, tokenizer, learned_from, size=PLANTED, steps=STEPS, items=ITEMS, lr=RATE, precision=dtype, seed=session.seed
 )
 print(
-    f"after {len(course)} steps the double difference of the selection templates is {np.mean(course[-3:]):+.2f} nats (last 3 steps)"
+    f"after {len(on_the_way)} steps the double difference of the selection templates is {np.mean(on_the_way[-3:]):+.2f} nats (last 3 steps)"
 )
 after_planting = examine(biased)
 del biased

@@ -708,11 +708,11 @@ from course_utils.bias.planting import plant_preference
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
 planted_b += neutral_b
-planted, course = plant_preference(
+planted, on_the_way = plant_preference(
     base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, steps=PLANT_STEPS, items=PLANT_ITEMS, lr=PLANT_LR,
     precision=dtype, seed=session.seed,
 )  # fmt: skip
-print(f"{len(course)} steps; the preference on split A: {np.mean(course[-3:]):+.1f} nats in the last three")
+print(f"{len(on_the_way)} steps; the preference on split A: {np.mean(on_the_way[-3:]):+.1f} nats in the last three")
 untouched = look(base, planted_b)
 biased = look(planted, planted_b)
 for name, result in {"before": untouched, "after planting": biased}.items():
