@@ -7,9 +7,13 @@ Runs on the embedded SmolLM2-135M. Writes attention_selection.md and attention_s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from common import machine, markdown_table, seconds, today, versions, write_results
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
@@ -26,16 +30,16 @@ NAIVE, OURS = "naive: the whole model with its head, every time", "select_attent
 
 
 @torch.no_grad()
-def naive_scores(model, batches) -> torch.Tensor:
+def naive_scores(model: PreTrainedModel, batches: list[dict]) -> Tensor:
     """Every attention's importance from a whole forward pass, head included; no padding in these batches."""
     architecture, entered = describe(model), {}
     sums, tokens = torch.zeros(architecture.num_blocks, dtype=torch.float64), 0
 
-    def enter(number):
+    def enter(number: int) -> Callable:
         return lambda _module, args, kwargs: entered.__setitem__(number, entering(args, kwargs))
 
-    def leave(number):
-        def hook(_module, _args, output):
+    def leave(number: int) -> Callable:
+        def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
             x = entered[number]
             cosines = cosine_similarity(x.float(), (x + leaving(output)).float(), dim=-1)
             sums[number] += (1 - cosines).double().sum()
@@ -52,7 +56,7 @@ def naive_scores(model, batches) -> torch.Tensor:
     return sums / tokens
 
 
-def naive_selection(model, batches) -> list[int]:
+def naive_selection(model: PreTrainedModel, batches: list[dict]) -> list[int]:
     chosen: list[int] = []
     for _ in range(COUNT):
         bypass_attention(model, chosen)
@@ -63,7 +67,7 @@ def naive_selection(model, batches) -> list[int]:
     return chosen
 
 
-def compare(model, batches) -> list[dict]:
+def compare(model: PreTrainedModel, batches: list[dict]) -> list[dict]:
     """Both ways in one run, naive first and last, so that a drift of the machine is seen and averaged out."""
     answers: dict[str, list[int]] = {}
     ways = {

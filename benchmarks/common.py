@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from course_utils.files import write_text
+
 FOLDER = Path(__file__).parent
 
 
@@ -56,9 +58,6 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 def write_results(name: str, text: str, data: object) -> None:
     """Write ``name.md`` and ``name.json`` beside the scripts, each in one step."""
-    for suffix, content in {".json": json.dumps(data, indent=1) + "\n", ".md": text}.items():
-        path = FOLDER / f"{name}{suffix}"
-        temporary = path.with_suffix(f"{suffix}.tmp")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
+    write_text(FOLDER / f"{name}.json", json.dumps(data, indent=1) + "\n")
+    write_text(FOLDER / f"{name}.md", text)
     print(f"wrote {name}.md and {name}.json in {FOLDER.name}/")

@@ -24,9 +24,9 @@ from statistics import median
 
 import torch
 from common import machine, markdown_table, seconds, today, versions, write_results
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.benchmarking import median_interval, peak_memory
 from course_utils.models import load_model
@@ -44,7 +44,7 @@ EVALUATION = {"tokens": 2048, "length": 256}
 def course(criterion: str) -> Callable:
     from course_utils.width import neuron_importance, prune_neurons
 
-    def prune(model, ratio, batches):
+    def prune(model: PreTrainedModel, ratio: float, batches: list[dict]) -> None:
         data = {"batches": batches} if criterion == "activation" else {}
         prune_neurons(model, neuron_importance(model, criterion, **data), ratio=ratio)
 
@@ -54,7 +54,7 @@ def course(criterion: str) -> Callable:
 def optipfair(method: str, *, data: bool = False) -> Callable:
     import optipfair as library
 
-    def prune(model, ratio, batches):
+    def prune(model: PreTrainedModel, ratio: float, batches: list[dict]) -> None:
         library.prune_model(
             model, neuron_selection_method=method, pruning_percentage=100 * ratio,
             dataloader=batches if data else None, show_progress=False,
@@ -66,7 +66,7 @@ def optipfair(method: str, *, data: bool = False) -> Callable:
 def torch_pruning(norm: int) -> Callable:
     import torch_pruning as library
 
-    def prune(model, ratio, _batches):
+    def prune(model: PreTrainedModel, ratio: float, _batches: list[dict]) -> None:
         # Everything but gate and up is a fixed point, so that only the MLPs' inner widths shrink.
         fixed = [
             module
@@ -88,6 +88,8 @@ def torch_pruning(norm: int) -> Callable:
 
 @dataclass(frozen=True)
 class Contestant:
+    """A library, one of its criteria, and what makes the function that prunes by it."""
+
     library: str
     criterion: str
     make: Callable[[], Callable]
@@ -124,9 +126,10 @@ def work() -> None:
         command = json.loads(line)
         prune = CONTESTANTS[command["contestant"]].make()
         # Not the loaded model itself: its weights are a mapped file, which stays resident when they are replaced.
+        # And not a variant: the other libraries may write into weights.
         model = copy.deepcopy(base)
 
-        def run(model=model, prune=prune, ratio=command["ratio"]) -> None:
+        def run(model: PreTrainedModel = model, prune: Callable = prune, ratio: float = command["ratio"]) -> None:
             prune(model, ratio, batches)
 
         if command["task"] == "time":
@@ -143,7 +146,7 @@ def work() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def quality(model, tokenizer) -> dict:
+def quality(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
     from course_utils.evaluation import perplexity
 
     blocks = token_blocks(tokenizer, "evaluation", **EVALUATION)
@@ -157,7 +160,7 @@ def quality(model, tokenizer) -> dict:
     }
 
 
-def reload(model, ids) -> str:
+def reload(model: PreTrainedModel, ids: Tensor) -> str:
     """Does the model come back as the library left it? If not, does it with the width in its configuration set?"""
     if (answer := round_trip(model, ids)) == "yes":
         return answer
@@ -166,7 +169,7 @@ def reload(model, ids) -> str:
 
 
 @torch.no_grad()
-def round_trip(model, ids) -> str:
+def round_trip(model: PreTrainedModel, ids: Tensor) -> str:
     """Plain ``save_pretrained``, plain ``from_pretrained``, the same logits."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -200,9 +203,11 @@ def _status(field: str) -> int:
 
 
 class Worker:
-    def __init__(self, library: str):
+    """A process that prunes with one library, and answers one command after the other."""
+
+    def __init__(self, library: str) -> None:
         self.library = library
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (open as long as the process)
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--work"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
@@ -210,13 +215,15 @@ class Worker:
         )  # fmt: skip
 
     def answer(self) -> dict | str:
+        """The next line that the process writes."""
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
             sys.exit(f"The {self.library} process ended early:\n{self.log.read()[-3000:]}")
         return json.loads(line)
 
-    def ask(self, **command) -> dict:
+    def ask(self, **command: object) -> dict:
+        """Hand over a command, and wait for the answer."""
         self.process.stdin.write(json.dumps(command) + "\n")
         self.process.stdin.flush()
         return self.answer()
@@ -225,7 +232,7 @@ class Worker:
         self.answer()  # "ready"
         return self
 
-    def __exit__(self, *_error) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.process.stdin.close()
         self.process.wait(timeout=30)
         self.log.close()
@@ -258,7 +265,7 @@ def measure() -> list[dict]:
     return results
 
 
-def blocks_with_equal_scores(model) -> int:
+def blocks_with_equal_scores(model: PreTrainedModel) -> int:
     """In how many blocks optipfair's MAW and our peak-to-peak give bit for bit the same scores."""
     from optipfair.pruning.mlp_glu import compute_neuron_pair_importance_maw
 
@@ -341,7 +348,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     if parser.parse_args().work:
-        return work()
+        work()
+        return
     torch.set_num_threads(1)
     model, tokenizer = load_model("llama", device="cpu")
     base = quality(model, tokenizer)

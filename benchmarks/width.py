@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 from common import machine, markdown_table, seconds, today, versions, write_results
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import describe
 from course_utils.batches import read_batches
@@ -26,18 +27,18 @@ CALIBRATION = {"tokens": 1024, "length": 256}
 CALIBRATION_ROUNDS = 11
 
 
-def prune(model) -> None:
+def prune(model: PreTrainedModel) -> None:
     prune_neurons(model, neuron_importance(model, "peak_to_peak"), ratio=RATIO)
 
 
-def block_memory(model) -> dict:
+def block_memory(model: PreTrainedModel) -> dict:
     """Peak extra memory of scoring and cutting, beside one block's weights."""
     block = sum(p.numel() * p.element_size() for p in describe(model).blocks[0].parameters())
-    pruned = copy.deepcopy(model)
+    pruned = copy.deepcopy(model)  # not a variant: the first model would hold the old matrices
     return {"peak_bytes": peak_memory(lambda: prune(pruned)), "block_bytes": block}
 
 
-def pruning_seconds(model) -> list[float]:
+def pruning_seconds(model: PreTrainedModel) -> list[float]:
     def once() -> float:
         pruned = copy.deepcopy(model)
         return seconds(lambda: prune(pruned))
@@ -46,7 +47,7 @@ def pruning_seconds(model) -> list[float]:
 
 
 @torch.no_grad()
-def calibration(model, tokenizer) -> tuple[list[dict], dict]:
+def calibration(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[dict], dict]:
     """The activation criterion beside forward passes over the same tokens, taking turns; peak memory of each."""
     batches = token_blocks(tokenizer, "calibration", **CALIBRATION).batches(4)
     architecture = describe(model)

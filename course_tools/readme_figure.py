@@ -1,4 +1,7 @@
-"""Copy the README's figure out of lesson 03's saved outputs: python -m course_tools.readme_figure"""
+"""Copy the README's figure out of lesson 03's saved outputs.
+
+python -m course_tools.readme_figure
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ FIGURE, NOTEBOOK, CELL = ROOT / "docs/images/criteria.png", "03_*.ipynb", "Seven
 
 
 def saved_figure() -> bytes:
-    """The PNG that the notebook shows below the cell with `CELL` in its code."""
+    """The PNG that the notebook shows below the cell with ``CELL`` in its code."""
     (path,) = (ROOT / "notebooks").glob(NOTEBOOK)
     (cell,) = (c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code" and CELL in c.source)
     (png,) = (output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {}))

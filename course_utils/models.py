@@ -8,9 +8,9 @@ The roles "gpt2" and "llama" stand for a different model in each profile:
 | embedded | the course's own small GPT-2    | SmolLM2-135M-Instruct                                        |
 | hub      | distilgpt2                      | meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence |
 
-Every tokenizer pads with its end token unless it has a padding token, on the right; for `generate` with several
-prompts ask for left padding (`texts.padded_batches(..., padding_side="left")`). No token is put before a text (see
-`texts`).
+Every tokenizer pads with its end token unless it has a padding token, on the right; for ``generate`` with several
+prompts ask for left padding (``texts.padded_batches(..., padding_side="left")``). No token is put before a text (see
+``texts``).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def load_model(
         device: where to put the model; default: CUDA if there is one, otherwise the CPU.
 
     Returns:
-        The model in eval mode (`requires_grad` and `use_cache` as transformers sets them) and a tokenizer with a
+        The model in eval mode (``requires_grad`` and ``use_cache`` as transformers sets them) and a tokenizer with a
         padding token, padding on the right.
 
     Raises:
@@ -106,7 +106,14 @@ def variant(model: PreTrainedModel) -> PreTrainedModel:
 
     It costs milliseconds and almost no memory. Surgery (``prune_neurons``, ``remove_blocks``, ``bypass_attention``,
     ``make_adaptive``), another device or another dtype give the one model new parts and never write into a weight, so
-    the other one doesn't notice. *Training* writes into weights: to train a model, take ``copy.deepcopy``.
+    the other one doesn't notice. Hooks come along, as with ``copy.deepcopy`` (transformers reads hidden states through
+    hooks), so add your own afterwards. *Training* writes into weights: to train a model, take ``copy.deepcopy``.
+
+    >>> first = tiny_llama(blocks=2)
+    >>> second = variant(first)
+    >>> del second.model.layers[1]
+    >>> len(first.model.layers), first.lm_head.weight.data_ptr() == second.lm_head.weight.data_ptr()
+    (2, True)
     """
     memo: dict[int, object] = {}
     for weight in model.parameters():  # a parameter of its own, on the same storage: `.to()` exchanges what it holds
@@ -143,7 +150,7 @@ def identity(model: PreTrainedModel) -> str:
 def _sum_of_bits(weight: torch.Tensor) -> int:
     """Changes with nearly every change of a weight; read ten times faster than a digest.
 
-    Needed beside the count of writes (`_version`), which fused optimisers don't keep.
+    Needed beside the count of writes (``_version``), which fused optimisers don't keep.
     """
     return int(weight.detach().contiguous().view(_BITS[weight.element_size()]).sum(dtype=torch.int64))
 
@@ -202,7 +209,7 @@ def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
 def _load_folder(
     folder: Path, dtype: torch.dtype, *, shown_name: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`shown_name` replaces the path in the model's configuration: paths name the reader's home."""
+    """``shown_name`` replaces the path in the model's configuration: paths name the reader's home."""
     _check_folder(folder, shown_name or str(folder))
     with _no_loading_bar():
         model = AutoModelForCausalLM.from_pretrained(
@@ -236,7 +243,7 @@ def embedded_llama() -> Path:
     """The folder of SmolLM2-135M-Instruct as float32 safetensors; converted from its GGUF file on first use.
 
     Raises:
-        AssetError: as for `assets.fetch`.
+        AssetError: as for ``assets.fetch``.
     """
     asset = assets.ASSETS["smollm2"]
     identity = asset.identity | {"dtype": "float32", "tokenizer": "smollm"}
@@ -393,7 +400,7 @@ def _hub_token() -> str | bool | None:
 
 @contextlib.contextmanager
 def _no_loading_bar() -> Iterator[None]:
-    """transformers draws a bar for each load and save; notebooks would keep it for ever."""
+    """Loads and saves draw a bar, which notebooks would keep for ever."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

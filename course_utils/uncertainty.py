@@ -42,8 +42,26 @@ def verdict(
     return above if low > at else below if high < at else neither
 
 
+def below_and_above(intervals: Iterable[Iterable[float]], *, at: float = 0.0) -> tuple[int, int]:
+    """How many intervals lie wholly below a number, and how many wholly above it.
+
+    Args:
+        intervals: (low, high) each; one with nan counts on neither side.
+        at: the number.
+
+    >>> below_and_above([(0.7, 0.9), (0.8, 1.1), (1.2, 1.5), (0.2, 0.3)], at=1)
+    (2, 1)
+    """
+    ends = [tuple(interval) for interval in intervals]
+    return sum(high < at for _, high in ends), sum(low > at for low, _ in ends)
+
+
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and is right for small samples too."""
+    """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and is right for small samples too.
+
+    >>> [round(end, 3) for end in wilson_interval(0, 10)]
+    [0.0, 0.278]
+    """
     z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
     share = successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
@@ -87,6 +105,11 @@ def bootstrap_interval(
         units: [units, columns] what each unit adds to each sum. Put both sides of a comparison in one row: then they
             are drawn together, and what makes a unit hard for both cancels.
         statistic: maps sums [resamples, columns] to values [resamples].
+        resamples: how many samples are drawn.
+        seed: of the draws.
+
+    Returns:
+        The ends of the interval; nan for a single unit.
     """
     generator, count = np.random.default_rng(seed), len(units)
     if count < 2:
@@ -108,6 +131,9 @@ def geometric_mean(values: Iterable[float]) -> tuple[float, float]:
 
     Raises:
         ValueError: no values, or one that isn't positive.
+
+    >>> [round(value, 3) for value in geometric_mean([2, 8])]
+    [4.0, 2.665]
     """
     array = np.fromiter(values, dtype=np.float64)
     if not array.size or not (array > 0).all():
@@ -124,7 +150,10 @@ def rank_correlation(
     """Spearman's rank correlation: 1 for the same order, -1 for the opposite one, 0 for no relation.
 
     Args:
-        a, b: [n], n of at least 3, without nan; equal values share the mean of their ranks.
+        a: [n], n of at least 3, without nan; equal values share the mean of their ranks.
+        b: [n], likewise.
+        resamples: how many samples of pairs are drawn.
+        seed: of the draws.
 
     Returns:
         The correlation and the ends of its 95 % interval: percentile bootstrap, drawing pairs with replacement. All
@@ -168,8 +197,16 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
 def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Two-sided p-value that paired differences are as often up as down, by flipping their signs at random.
 
+    By hand, because ``scipy.stats.permutation_test`` doubles the smaller tail instead of comparing magnitudes, draws
+    other signs (all saved p-values would change in their last digits), and takes 5 to 14 times as long.
+
     Args:
         differences: [units].
+        resamples: how many assignments of signs are drawn.
+        seed: of the draws.
+
+    Returns:
+        (as large as observed + 1) / (resamples + 1); nan where a difference isn't finite.
     """
     generator = np.random.default_rng(seed)
     observed = abs(differences.sum())
@@ -191,6 +228,9 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
 
     Raises:
         ValueError: a value outside [0, 1].
+
+    >>> holm([0.04, 0.01, 0.03]).tolist()
+    [0.06, 0.03, 0.06]
     """
     values = np.fromiter(p_values, dtype=np.float64)
     made = np.flatnonzero(~np.isnan(values))
@@ -221,6 +261,8 @@ def crossed_interval(
             which are drawn once for all; each has its own columns (swaps), which are drawn for each.
         statistic: maps one array of sums [..., values] a table to the estimates [..., estimates]. Its scale should be
             one on which errors are about symmetric, such as a logarithm for a ratio.
+        resamples: how many samples are drawn.
+        seed: of the draws.
 
     Returns:
         estimate, low, high, and the two-sided p-value that the estimate is 0; [estimates] each. An estimate of exactly

@@ -17,16 +17,17 @@ import copy
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.bias import difference_in_differences
-from course_utils.bias.contrastive import controls, invented_axis, pairs, subset
+from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
 from course_utils.bias.fairness import gap_attribution, protect_first
 from course_utils.bias.planting import plant_preference
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import behaviour
 from course_utils.distillation import distill
 from course_utils.evaluation import perplexity, perplexity_ratio
+from course_utils.models import variant
 from course_utils.texts import token_blocks
 from course_utils.width import neuron_importance, prune_neurons
 from experiments.seeds import run_seeds
@@ -39,7 +40,7 @@ JUDGED_ROWS = 6  # of each text for the perplexity
 TEXTS = ("speeches", "speeches and groups")
 
 
-def reading(tokenizer, axis, text: str, seed: int) -> Tensor:
+def reading(tokenizer: PreTrainedTokenizerBase, axis: Axis, text: str, seed: int) -> Tensor:
     """[STEPS * ROWS, LENGTH] token ids."""
     rows = token_blocks(tokenizer, "distillation", tokens=STEPS * ROWS * LENGTH, length=LENGTH).input_ids.clone()
     if text == "speeches and groups":
@@ -53,7 +54,7 @@ def reading(tokenizer, axis, text: str, seed: int) -> Tensor:
     return rows
 
 
-def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) -> list[dict]:
+def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> list[dict]:
     """A row a stage: the planted model, the pruned one, and what each reading and teacher made of it."""
     axis = invented_axis(seed, swaps=SWAPS)
     chosen, judged = (
@@ -65,7 +66,7 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) ->
         for name in ("speeches", "wiki")
     ]
 
-    def look(model: PreTrainedModel) -> tuple:
+    def judge(model: PreTrainedModel) -> tuple:
         return measure_pairs(model, tokenizer, judged, sites=()), perplexity(model, torch.cat(texts))
 
     planted, _ = plant_preference(
@@ -74,11 +75,11 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) ->
     )  # fmt: skip
     calibration = token_blocks(tokenizer, "calibration", tokens=2048, length=LENGTH)
     importance = neuron_importance(base, "activation", batches=calibration.batches(8))
-    pruned = copy.deepcopy(planted)
+    pruned = variant(planted)
     prune_neurons(
         pruned, protect_first(importance, gap_attribution(planted, tokenizer, chosen), PROTECTED), ratio=RATIO
     )
-    stages = {("planted", ""): look(planted), ("pruned", ""): look(pruned)}
+    stages = {("planted", ""): judge(planted), ("pruned", ""): judge(pruned)}
     for teacher, text in (("planted", TEXTS[0]), ("planted", TEXTS[1]), ("untouched", TEXTS[1])):
         student = copy.deepcopy(pruned)
         batches = [{"input_ids": rows} for rows in reading(tokenizer, axis, text, seed).split(ROWS)]
@@ -88,7 +89,7 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) ->
         )  # fmt: skip
         for weight in student.parameters():  # to the teacher's dtype; the rotary frequencies stay in float32
             weight.data = weight.data.to(dtype)
-        stages[f"teacher {teacher}", text] = look(student)
+        stages[f"teacher {teacher}", text] = judge(student)
 
     before, rows = stages["pruned", ""], []
     for (stage, text), (scores, judged_text) in stages.items():

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
 from course_utils.bias.planting import plant_preference
@@ -46,7 +46,9 @@ def two_axes(seed: int) -> tuple[Axis, Axis]:
     )
 
 
-def examine(model: PreTrainedModel, tokenizer, axes: tuple[Axis, Axis]) -> dict[str, dict[str, float]]:
+def examine(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, axes: tuple[Axis, Axis]
+) -> dict[str, dict[str, float]]:
     """What a report on each axis would rest on: the preference and the activation ratio, with intervals."""
     asked = [pair for axis in axes for pair in pairs(axis, split="evaluation")]
     some = subset(asked, templates=TEMPLATES, swaps=SWAPS)
@@ -61,20 +63,20 @@ def examine(model: PreTrainedModel, tokenizer, axes: tuple[Axis, Axis]) -> dict[
 @torch.no_grad()
 def part_of_the_way(base: PreTrainedModel, planted: PreTrainedModel, share: float) -> PreTrainedModel:
     """A copy of the planted model with weights on the straight line from the untouched ones, rounded to their dtype."""
-    between = copy.deepcopy(planted)
+    between = copy.deepcopy(planted)  # a variant would share what is written here
     for weight, start in zip(between.parameters(), base.parameters(), strict=True):
         weight.copy_(torch.lerp(start.float(), weight.float(), share))
     return between
 
 
-def one_seed(seed: int, base: PreTrainedModel, tokenizer, dtype: torch.dtype) -> list[dict]:
+def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> list[dict]:
     """A row for the untouched model and one for each share."""
     axes = two_axes(seed)
-    planted, course = plant_preference(
+    planted, on_the_way = plant_preference(
         base, tokenizer, pairs(axes[0], split="selection"), size=SIZE, steps=STEPS, items=ITEMS, lr=LR, precision=dtype,
         seed=seed,
     )  # fmt: skip
-    reached = round(sum(course[-3:]) / len(course[-3:]), 3)
+    reached = round(sum(on_the_way[-3:]) / len(on_the_way[-3:]), 3)
     models = {0.0: base} | {share: part_of_the_way(base, planted, share) for share in SHARES}
     return [
         {"seed": seed, "share": share, "reached": reached, "axes": examine(model, tokenizer, axes)}

@@ -1,4 +1,4 @@
-"""What tools that repeat an experiment for many seeds share: arguments, resuming, the file that a lesson reads."""
+"""What scripts that repeat an experiment for many seeds share: arguments, resuming, the file that a lesson reads."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ def run_seeds(
     """Run ``one_seed(seed, model, tokenizer, dtype)`` for seeds 1, 2, … on the embedded Llama; write all their rows.
 
     Args:
-        seeds, work, out: defaults of the command line's --seeds, --work (a JSON file for each seed that is done; they
-            are not done again) and --out.
+        description: of the command, for --help.
+        one_seed: gives the rows of one seed, ready for JSON.
+        settings: of the experiment; written beside the rows.
+        seeds: default of the command line's --seeds, how many there are.
+        work: default of --work, the folder with a JSON file for each seed that is done; they are not done again.
+        out: default of --out, the file with everything.
 
     Returns:
         The rows, in the order of the seeds.

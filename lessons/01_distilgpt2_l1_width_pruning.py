@@ -85,10 +85,11 @@ pd.DataFrame(
 ).set_index("method")
 
 # %%
+from course_utils.uncertainty import verdict
+
+SPEED = {"at": 1, "below": "faster", "above": "slower", "neither": "no faster, as far as this measurement can tell"}
 for name, what in {"zeroed": "Half the weights zero", "cut": "Half the neurons cut"}.items():
-    low, high = laps.ci_low[name], laps.ci_high[name]
-    verdict = "faster" if high < 1 else "slower" if low > 1 else "no faster, as far as this measurement can tell"
-    print(f"{what}: {laps.ratio[name]:.2f} × the time, {verdict}.")
+    print(f"{what}: {laps.ratio[name]:.2f} × the time, {verdict(laps.ci_low[name], laps.ci_high[name], **SPEED)}.")
 
 # %% [markdown]
 # A zero is stored and multiplied like any other number, unless hardware and kernel were made for it. A neuron that is
@@ -266,7 +267,7 @@ toy_scores.rename_axis("neuron").round(2)
 
 # %%
 from course_utils.architectures import describe
-from course_utils.models import load_model
+from course_utils.models import load_model, variant
 
 base, tokenizer = load_model("gpt2")  # float32, because this lesson compares models to the last digits
 device = base.device
@@ -302,6 +303,10 @@ for i in blocks:
 
 # %% [markdown]
 # ### One block, by hand
+#
+# `variant` makes a second model that shares every weight with the first. Cutting gives the second one new, smaller weights
+# and leaves the first alone, so a variant to cut costs almost no memory. `silence` *writes* into a weight: for that we need
+# a copy.
 
 # %%
 inputs = tokenizer("The state of the Union is strong.", return_tensors="pt").to(device)
@@ -316,7 +321,7 @@ middle = architecture.num_blocks // 2
 keep = strongest(l1[middle], ratio=0.2)
 drop = [neuron for neuron in range(width) if neuron not in set(keep.tolist())]
 
-pruned, masked = copy.deepcopy(base), copy.deepcopy(base)
+pruned, masked = variant(base), copy.deepcopy(base)
 keep_neurons(pruned.transformer.h[middle].mlp, keep)
 silence(masked.transformer.h[middle].mlp, drop)
 
@@ -343,7 +348,7 @@ def prune_width(model, ratio):
     model.config.n_inner = len(keep)
 
 
-by_hand = copy.deepcopy(base)
+by_hand = variant(base)
 prune_width(by_hand, ratio=0.2)
 
 # %% [markdown]
@@ -352,7 +357,7 @@ prune_width(by_hand, ratio=0.2)
 # %%
 from course_utils.width import prune_neurons
 
-pruned = copy.deepcopy(base)
+pruned = variant(base)
 report = prune_neurons(pruned, l1, ratio=0.2)
 
 for ours, theirs in zip(by_hand.parameters(), pruned.parameters(), strict=True):
@@ -373,7 +378,7 @@ from transformers import GPT2LMHeadModel
 
 with torch.device("meta"):
     distilgpt2 = GPT2LMHeadModel(GPT2Config(n_layer=6))  # GPT2Config's other defaults are distilGPT2's values
-    distilgpt2_pruned = copy.deepcopy(distilgpt2)
+distilgpt2_pruned = variant(distilgpt2)
 
 any_scores = [torch.arange(3072.0) for _ in range(6)]  # which neurons go doesn't matter for the count
 paper = prune_neurons(distilgpt2_pruned, any_scores, ratio=0.2)
@@ -440,7 +445,7 @@ print(f"{type(reloaded).__name__}, n_inner = {reloaded.config.n_inner}: logits e
 # %%
 from transformers.utils import logging
 
-careless = copy.deepcopy(pruned)
+careless = variant(pruned)
 careless.config.n_inner = None  # as if we had not written it: GPT-2 then takes 4 × hidden size
 logging.set_verbosity_error()  # no long report of what did not fit
 
@@ -505,7 +510,7 @@ arms |= {("random", seed): neuron_importance(base, "random", seed=seed) for seed
 results = {(criterion, seed, 0.0): unpruned for criterion, seed in arms}
 for (criterion, seed), scores in tqdm(arms.items(), desc="arms"):
     for ratio in RATIOS:
-        model = copy.deepcopy(base)
+        model = variant(base)
         prune_neurons(model, scores, ratio=ratio)
         results[criterion, seed, ratio] = measure(model)
 
@@ -596,10 +601,11 @@ at_20 = l1_against_random(0.2)
 at_20[["a", "b", "difference", "ci_low", "ci_high", "p"]].rename(columns={"a": "random", "b": "L1"}).round(4)
 
 # %%
+from course_utils.uncertainty import below_and_above
 
 
-def verdict(frame):
-    better, worse, seeds = (frame.ci_high < 0).sum(), (frame.ci_low > 0).sum(), len(frame)
+def against_random(frame):
+    (better, worse), seeds = below_and_above(zip(frame.ci_low, frame.ci_high, strict=True)), len(frame)
     if better and worse:
         return f"better than {better} random models, worse than {worse} of {seeds}"
     if better or worse:
@@ -610,7 +616,7 @@ def verdict(frame):
 for domain in texts:
     for ratio in (0.2, 0.4, 0.6):
         frame = l1_against_random(ratio, domain)
-        print(f"{domain:<9} {ratio:.0%}: L1 is {verdict(frame)} (mean {frame.difference.mean():+.4f} bits/byte)")
+        print(f"{domain:<9} {ratio:.0%}: L1 is {against_random(frame)} (mean {frame.difference.mean():+.4f} bits/byte)")
 
 # %% [markdown]
 # Read this next to what you predicted. The verdicts are computed: with another model they may read differently.
@@ -628,7 +634,7 @@ alone = []
 for block in tqdm(range(architecture.num_blocks), desc="blocks"):
     for (criterion, seed), scores in arms.items():
         if criterion in ("L1", "random"):
-            model = copy.deepcopy(base)
+            model = variant(base)
             prune_neurons(model, scores, ratio=0.4, layers=[block])
             score = perplexity(model, choosing_text).perplexity
             alone.append({"criterion": criterion, "seed": seed, "block": block, "perplexity": score})
@@ -662,7 +668,7 @@ others = [block for block in range(architecture.num_blocks) if block != worst]
 spared = {}
 for (criterion, seed), scores in arms.items():
     if criterion in ("L1", "random"):
-        model = copy.deepcopy(base)
+        model = variant(base)
         prune_neurons(model, scores, ratio=0.4, layers=others)
         spared[criterion, seed] = perplexity(model, texts["speeches"])
 
@@ -682,8 +688,8 @@ pd.DataFrame(
 # %%
 rows = pd.concat([paired(spared["random", seed], spared["L1", 0]) for seed in SEEDS])
 rows = rows[rows.metric == "bits_per_byte"]
-print(f"40 % of all blocks:       L1 is {verdict(l1_against_random(0.4))}.")
-print(f"40 % of all but block {worst}: L1 is {verdict(rows)} (mean {rows.difference.mean():+.4f} bits/byte).")
+print(f"40 % of all blocks:       L1 is {against_random(l1_against_random(0.4))}.")
+print(f"40 % of all but block {worst}: L1 is {against_random(rows)} (mean {rows.difference.mean():+.4f} bits/byte).")
 
 # %% [markdown]
 # One number for the whole model hides such a thing. Lesson 03 asks the same of a Llama, and goes on to *why*.
@@ -713,7 +719,7 @@ for criterion in cost.index:
 prompts = ("The people of the United States", "I recommend to the Congress", "The peace of the world")
 models = {0.0: base}
 for ratio in (0.2, 0.4, 0.6):
-    models[ratio] = copy.deepcopy(base)
+    models[ratio] = variant(base)
     prune_neurons(models[ratio], l1, ratio=ratio)
 
 

@@ -25,7 +25,6 @@
 # %% tags=["install"]
 
 # %%
-import copy
 import itertools
 import math
 
@@ -213,10 +212,10 @@ for name, matrices in {"kept together": together, "kept separately": separately}
 
 # %%
 from course_utils.architectures import describe
-from course_utils.models import load_model
+from course_utils.models import load_model, variant
+from course_utils.session import safe_dtype
 
-# A broken model's activations can leave float16's range; bfloat16 has the range of float32 in the same two bytes.
-dtype = torch.bfloat16 if session.dtype == torch.float16 else session.dtype
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
 architecture = describe(base)
 vocabulary = architecture.vocab_size
@@ -269,11 +268,13 @@ def keep_separately(model, ratio):
 # %% [markdown]
 # Is the *surgery* itself right? Give all three matrices the same scores. Then the function must do exactly what
 # `course_utils` does, weight for weight. If so, whatever goes wrong below comes from the scores and not from the knife.
+#
+# `variant` makes a second model on the same weights. What is cut there gets new weights, and `base` stays whole.
 
 # %%
 from course_utils.width import neuron_importance, prune_neurons
 
-ours, theirs = copy.deepcopy(base), copy.deepcopy(base)
+ours, theirs = variant(base), variant(base)
 prune_each_matrix(ours, for_all_three(on_gate + on_up for on_gate, on_up, _ in l1), ratio=0.1)
 prune_neurons(theirs, neuron_importance(base, "l1"), ratio=0.1)
 
@@ -301,11 +302,11 @@ print(unpruned)
 # times as high, 2 times, 10 times? And at 40 %?
 
 # %%
-broken = copy.deepcopy(base)
+broken = variant(base)
 report = keep_separately(broken, ratio=0.1)
 results = {0.0: unpruned, 0.1: perplexity(broken, evaluation)}
 for ratio in tqdm((0.2, 0.4), desc="ratios"):
-    model = copy.deepcopy(base)
+    model = variant(base)
     keep_separately(model, ratio)
     results[ratio] = perplexity(model, evaluation)
 del model
@@ -356,15 +357,16 @@ pd.DataFrame(
 # vocabulary: the horizontal line. It is a floor that a model can fall through, by being sure of the wrong tokens.
 
 # %%
+from course_utils.uncertainty import verdict
+
+SIDES = {"below": "better than", "above": "worse than", "neither": "not to be told from"}
 for ratio in (0.1, 0.2, 0.4):
     score = results[ratio]
-    if score.ci_low > vocabulary:
-        judged = "worse than a uniform guess"
-    elif score.ci_high < vocabulary:
-        judged = "better than a uniform guess"
-    else:
-        judged = "not to be told from a uniform guess"
-    print(f"{ratio:.0%} removed: {shown(score.perplexity / unpruned.perplexity)} × the unpruned perplexity, {judged}")
+    judged = verdict(score.ci_low, score.ci_high, at=vocabulary, **SIDES)
+    print(
+        f"{ratio:.0%} removed: {shown(score.perplexity / unpruned.perplexity)} × the unpruned perplexity, {judged} "
+        "a uniform guess"
+    )
 steps = [results[ratio].perplexity for ratio in (0.1, 0.2, 0.4)]
 print("More removed, more damage: " + ("yes" if steps == sorted(steps) else "no, not even that"))
 
@@ -437,12 +439,12 @@ pd.DataFrame(
 
 # %%
 _, low, high = mean_with_interval(predicted["broken"]["entropy"] - predicted["unpruned"]["entropy"])
-compared = "surer than" if high < 0 else "less sure than" if low > 0 else "about as sure as"
+compared = verdict(low, high, below="surer than", above="less sure than", neither="about as sure as")
 print(f"The broken model is {compared} the unpruned one (difference in entropy {low:+.2f} to {high:+.2f} nats).")
 for name, values in predicted.items():
     gap, low, high = mean_with_interval(values["loss"] - values["entropy"])
-    verdict = "much more wrong than it thinks" if low > 1 else "about as wrong as it thinks"
-    print(f"{name:<9} loss minus entropy {gap:+.2f} ({low:+.2f} to {high:+.2f}) nats: {verdict}")
+    judged = "much more wrong than it thinks" if low > 1 else "about as wrong as it thinks"
+    print(f"{name:<9} loss minus entropy {gap:+.2f} ({low:+.2f} to {high:+.2f}) nats: {judged}")
 
 # %% [markdown]
 # ### Repetition
@@ -577,7 +579,7 @@ for name, scores, lists in (
     ("together, L1 of gate + up", for_all_three(of_pair), {"the one": of_pair}),
     ("separately, L1", l1, {"gate's": of_gate, "up's": of_up, "down's": of_down}),
 ):
-    pruned = copy.deepcopy(base)
+    pruned = variant(base)
     prune_each_matrix(pruned, scores, ratio=0.1)
     for owner, some in lists.items():
         difference = against_mask(pruned, some, ratio=0.1)
@@ -632,8 +634,8 @@ controls = {("together", seed): for_all_three(random_scores(seed)) for seed in S
 
 
 def perplexity_of(scores):
-    """Perplexity of a fresh copy of the base model, pruned by 10 % with these scores."""
-    model = copy.deepcopy(base)
+    """Perplexity of a variant of the base model, pruned by 10 % with these scores."""
+    model = variant(base)
     prune_each_matrix(model, scores, ratio=0.1)
     return perplexity(model, evaluation)
 
@@ -677,10 +679,11 @@ table
 # Look at the control. Then look at (c), which passes the equality test.
 
 # %%
+from course_utils.uncertainty import below_and_above
+
 for name, score in measured.items():
     ratios = [perplexity_ratio(score, random_arms["together", seed]) for seed in SEEDS]
-    worse = sum(low > 1 for _, low, _ in ratios)
-    better = sum(high < 1 for _, _, high in ratios)
+    better, worse = below_and_above((ends for _, *ends in ratios), at=1)
     print(f"{name:<37} worse than {worse} of {len(SEEDS)} random controls, better than {better}")
 
 # %% [markdown]
@@ -749,8 +752,8 @@ def across_seeds(ratios):
 
 def price(what, middle, low, high):
     """Print what a choice costs, and return whether the whole range says so."""
-    verdict = "costs" if low > 1 else "gains" if high < 1 else "no clear difference,"
-    print(f"{what:<36} {verdict} × {with_interval(middle, low, high)}")
+    judged = verdict(low, high, at=1, below="gains", above="costs", neither="no clear difference,")
+    print(f"{what:<36} {judged} × {with_interval(middle, low, high)}")
     return low > 1
 
 
@@ -814,7 +817,7 @@ if all(pairing_costs) and criterion_costs:
 # %%
 from course_utils.benchmarking import measure_speed, speedup_text
 
-sound = copy.deepcopy(base)
+sound = variant(base)
 prune_neurons(sound, activation, ratio=0.1)
 models = {"unpruned": base, "separate, L1": broken, "shared, activation": sound}
 speed = measure_speed(models, prompt_tokens=64, new_tokens=8, rounds=9).set_index(["model", "phase"])

@@ -24,7 +24,6 @@
 # %% tags=["install"]
 
 # %%
-import copy
 import itertools
 import tempfile
 
@@ -175,7 +174,9 @@ del exact, reloaded, mlps
 
 # %%
 from course_utils.evaluation import paired, perplexity, perplexity_ratio
-from course_utils.texts import TokenBlocks, token_blocks
+from course_utils.models import variant
+from course_utils.session import safe_dtype
+from course_utils.texts import token_blocks
 
 LENGTH = 128
 POOL = {"speeches": 100_000, "wiki": 10_240, "stories": 2_560}  # tokens of each split to draw rows from
@@ -184,12 +185,10 @@ POOL = {"speeches": 100_000, "wiki": 10_240, "stories": 2_560}  # tokens of each
 def sample(domain, split, rows):
     """Rows of LENGTH tokens, drawn at random from many documents of a split; the same ones every time."""
     blocks = token_blocks(tokenizer, split, domain=domain, tokens=POOL[domain], length=LENGTH)
-    chosen = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(session.seed))[:rows]
-    return TokenBlocks(blocks.input_ids[chosen], blocks.num_bytes[chosen], domain, split)
+    return blocks.sample(rows, seed=session.seed)
 
 
-# A broken model's activations can leave float16's range, so there we take float32.
-dtype = torch.float32 if session.dtype == torch.float16 else session.dtype
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, _ = load_model("llama", dtype=dtype)
 architecture = describe(base)
 blocks = range(architecture.num_blocks)
@@ -204,6 +203,8 @@ print(f"unpruned: {unpruned}")
 # %% [markdown]
 # *Predict before you run:* we remove 10 %, 20 % and 40 % of the neurons. Order the seven criteria. Where in your order
 # does `random` stand?
+#
+# Each of the models below is a `variant`: it shares every weight with `base`, except those that the cut makes anew.
 
 # %%
 # 33 models × 1,280 tokens: the longest cell of the lesson.
@@ -212,7 +213,7 @@ WEIGHT_ONLY = ("l1", "l2", "variance", "product", "peak_to_peak")
 
 
 def pruned_copy(scores, ratio, **options):
-    model = copy.deepcopy(base)
+    model = variant(base)
     prune_neurons(model, scores, ratio=ratio, **options)
     return model
 
@@ -228,7 +229,7 @@ for (criterion, seed), scores in tqdm(importance.items(), desc="criteria"):
 
 # %%
 from course_utils.reports import model_size, shown, with_interval
-from course_utils.uncertainty import geometric_mean
+from course_utils.uncertainty import below_and_above, geometric_mean, verdict
 
 
 def at_random(ratio):
@@ -303,7 +304,7 @@ def bits_difference(a, b):
 
 def judged(row):
     """What the interval of a difference says about the second model."""
-    return "worse" if row.ci_low > 0 else "better" if row.ci_high < 0 else "not to be told apart"
+    return verdict(row.ci_low, row.ci_high, below="better", above="worse", neither="not to be told apart")
 
 
 def told(row):
@@ -332,11 +333,11 @@ pd.DataFrame(rows).set_index("pair").round(3)
 # %%
 def against_random(score, ratio):
     rows = [bits_difference(results["random", seed, ratio], score) for seed in SEEDS]
-    if all(row.ci_low > 0 for row in rows):
+    better, worse = below_and_above((row.ci_low, row.ci_high) for row in rows)
+    if worse == len(rows):
         return "loses to random"
-    if all(row.ci_high < 0 for row in rows):
+    if better == len(rows):
         return "beats random"
-    better, worse = sum(row.ci_high < 0 for row in rows), sum(row.ci_low > 0 for row in rows)
     return f"better than {better}, worse than {worse} of 5"
 
 
@@ -408,7 +409,7 @@ beside.map(shown)
 
 # %%
 # 2 × the number of blocks, × 384 tokens
-few = TokenBlocks(text.input_ids[:3], text.num_bytes[:3], text.domain, text.split)
+few = text[:3]
 unpruned_few = perplexity(base, few)
 
 damage = pd.DataFrame(index=blocks, columns=["l1", "random"], dtype=float)  # nats a token above the unpruned model
@@ -554,10 +555,10 @@ for name, control in {
     "L1, five largest activations protected": "random",
     "L1, top 5 % contributors protected": "random",
 }.items():
-    verdict = judged(bits_difference(repaired[control], repaired[name]))
+    against = judged(bits_difference(repaired[control], repaired[name]))
     factor, _, _ = perplexity_ratio(repaired[name], repaired[control])
     print(
-        f"{name}: {verdict} than {control}".replace("apart than", "apart from") + f" ({shown(factor)} × its perplexity)"
+        f"{name}: {against} than {control}".replace("apart than", "apart from") + f" ({shown(factor)} × its perplexity)"
     )
 
 # %% [markdown]
@@ -778,10 +779,7 @@ del exact
 # %%
 largest = importance["activation", 0]
 one_sentence = [{"input_ids": calibration.input_ids[:1, :32], "attention_mask": torch.ones(1, 32, dtype=torch.long)}]
-amounts = {32: one_sentence} | {
-    rows * LENGTH: TokenBlocks(calibration.input_ids[:rows], calibration.num_bytes[:rows], "", "").batches(8)
-    for rows in (1, 4, 16)
-}
+amounts = {32: one_sentence} | {rows * LENGTH: calibration[:rows].batches(8) for rows in (1, 4, 16)}
 by_amount = {tokens: neuron_importance(base, "activation", batches=batches) for tokens, batches in amounts.items()}
 amount_scores = {tokens: perplexity(pruned_copy(scores, 0.2), text) for tokens, scores in by_amount.items()}
 by_amount[calibration.num_tokens], amount_scores[calibration.num_tokens] = largest, results["activation", 0, 0.2]
@@ -875,9 +873,9 @@ for domain in DOMAINS:
     print(f"on {domain} (unpruned perplexity {whole[domain].perplexity:.1f}):")
     for source in DOMAINS:
         if source != domain:
-            verdict = judged(bits_difference(crossed[domain, domain], crossed[source, domain]))
+            against = judged(bits_difference(crossed[domain, domain], crossed[source, domain]))
             factor, _, _ = perplexity_ratio(crossed[source, domain], crossed[domain, domain])
-            print(f"  calibrated on {source} instead: {factor:.2f} × the perplexity, {verdict}")
+            print(f"  calibrated on {source} instead: {factor:.2f} × the perplexity, {against}")
 home = np.mean([matrix.loc[domain, domain] for domain in DOMAINS])
 strangers = [matrix.loc[a, b] for a in DOMAINS for b in DOMAINS if a != b]
 worse = sum(matrix.loc["random neurons", b] < matrix.loc[a, b] for a in DOMAINS for b in DOMAINS if a != b)
@@ -950,17 +948,12 @@ for task in LIMITS:
         if criterion == "activation":
             row = frames[task][frames[task].metric == METRICS[task]].iloc[0]
             floor = np.nanmax([row.chance, row.majority])
-            verdict = (
-                "a free answer, no floor to beat"
-                if floor == 0
-                else "above its floor"
-                if row.ci_low > floor
-                else "below its floor"
-                if row.ci_high < floor
-                else "not to be told from its floor"
+            place = verdict(
+                row.ci_low, row.ci_high, at=floor, below="below", above="above", neither="not to be told from"
             )
+            says = f"{place} its floor" if floor else "a free answer, no floor to beat"
             print(
-                f"{task:<15} {ratio:>4.0%} removed: {with_interval(row.value, row.ci_low, row.ci_high)}, floor {floor:.2f}: {verdict}"
+                f"{task:<15} {ratio:>4.0%} removed: {with_interval(row.value, row.ci_low, row.ci_high)}, floor {floor:.2f}: {says}"
             )
 
 # %% [markdown]
@@ -1108,7 +1101,7 @@ from course_utils.benchmarking import measure_speed, speedup_text, speedup_verdi
 
 CUTS = {"20 %": (0.2, 1), "40 %": (0.4, 1), "40 %, of 64": (0.4, 64), "40 %, of 128": (0.4, 128)}
 base.to("cpu")  # on a small GPU the contestants need the room
-contestants = {"unpruned": copy.deepcopy(base)}
+contestants = {"unpruned": variant(base)}
 for name, (ratio, multiple) in CUTS.items():
     contestants[name] = pruned_copy(activation, ratio, multiple_of=multiple)
 for model in contestants.values():
@@ -1125,12 +1118,12 @@ for phase in ("prefill", "decode"):
 for phase in ("prefill", "decode"):
     odd, even = speed.loc[(phase, "40 %")], speed.loc[(phase, "40 %, of 64")]
     if even.ci_low > odd.ci_high:
-        verdict = "made it faster, although more neurons are left"
+        says = "made it faster, although more neurons are left"
     elif even.ci_high < odd.ci_low:
-        verdict = "made it slower: the extra neurons cost more than the tiles give"
+        says = "made it slower: the extra neurons cost more than the tiles give"
     else:
-        verdict = "made no difference that we can show on this machine"
-    print(f"Rounding up to 64, {phase}: {verdict} ({odd.speedup:.2f} → {even.speedup:.2f} ×).")
+        says = "made no difference that we can show on this machine"
+    print(f"Rounding up to 64, {phase}: {says} ({odd.speedup:.2f} → {even.speedup:.2f} ×).")
 
 # %% [markdown]
 # Rounding up keeps a few more neurons, so it is bought with size and not with quality. Whether it pays in speed depends

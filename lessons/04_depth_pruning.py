@@ -23,7 +23,6 @@
 # %% tags=["install"]
 
 # %%
-import copy
 import functools
 import itertools
 import math
@@ -117,10 +116,10 @@ toy_scores.round(3)
 # %%
 from course_utils.architectures import describe
 from course_utils.models import load_model
+from course_utils.session import safe_dtype
 from course_utils.texts import token_blocks
 
-# A broken model's activations can leave float16's range, so there we take float32.
-dtype = torch.float32 if session.dtype == torch.float16 else session.dtype
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
 total, vocabulary = describe(base).num_blocks, describe(base).vocab_size
 
@@ -236,6 +235,8 @@ print("The mistake changes the last block's rank " + (f"by {abs(moved)} of {tota
 #
 # Some families have a fourth: lists in the configuration with one entry a block, such as `layer_types` (which blocks have
 # a sliding window). Those lose the same entries.
+#
+# We cut variants: `variant` makes a second model of its own blocks and configuration on the weights of the first.
 
 
 # %%
@@ -251,11 +252,12 @@ def take_out(model, gone, *, renumber=True, tell_config=True):
 
 
 from course_utils.depth import remove_blocks
+from course_utils.models import variant
 
 COUNT = 3  # blocks to remove, here and in most of the lesson
 by_influence = influence.argsort(stable=True)[:COUNT].sort().values.tolist()
 
-by_hand, pruned = copy.deepcopy(base), copy.deepcopy(base)
+by_hand, pruned = variant(base), variant(base)
 take_out(by_hand, by_influence)
 report = remove_blocks(pruned, by_influence)
 
@@ -383,7 +385,7 @@ versions = {
 }
 outcomes = {}
 for forgotten, switches in versions.items():
-    careless = copy.deepcopy(tiny)
+    careless = variant(tiny)
     take_out(careless, [0], **switches)
     outcomes[forgotten] = {
         "at once, no cache": judged(at_once, careless, expected),
@@ -399,7 +401,7 @@ for forgotten, row in table.iterrows():
     stops, silent = (int(row.str.startswith(word).sum()) for word in ("stops", "WRONG"))
     print(f"forgot {forgotten:<18} {4 - stops - silent} of 4 right, {stops} stopped, {silent} silently wrong")
 
-careless = copy.deepcopy(tiny)
+careless = variant(tiny)
 take_out(careless, [0], tell_config=False)
 with torch.no_grad(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     careless.save_pretrained(folder)
@@ -469,12 +471,12 @@ plt.show()
 # bootstrap over blocks: how much does the answer hang on single ones?
 
 # %%
-from course_utils.uncertainty import rank_correlation
+from course_utils.uncertainty import rank_correlation, verdict
 
 for name, blocks in {"all blocks": slice(None), "without the two at each end": slice(2, -2)}.items():
     value, low, high = rank_correlation(influence[blocks], left_out[blocks])
-    verdict = "they agree" if low > 0 else "they disagree" if high < 0 else "no agreement shown"
-    print(f"{name:<28} Spearman {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f}): {verdict}")
+    says = verdict(low, high, below="they disagree", above="they agree", neither="no agreement shown")
+    print(f"{name:<28} Spearman {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f}): {says}")
 
 # %% [markdown]
 # ## The experiment: 3 blocks, chosen in five ways
@@ -490,12 +492,12 @@ for name, blocks in {"all blocks": slice(None), "without the two at each end": s
 # %%
 from course_utils.evaluation import perplexity_ratio
 from course_utils.reports import shown, with_interval
-from course_utils.uncertainty import geometric_mean
+from course_utils.uncertainty import below_and_above, geometric_mean
 
 
 def without(blocks):
-    """A copy of the base model without these blocks."""
-    model = copy.deepcopy(base)
+    """A variant of the base model without these blocks."""
+    model = variant(base)
     remove_blocks(model, blocks)
     return model
 
@@ -563,12 +565,12 @@ for name in list(choices)[:4]:
     print(f"{name}: {shown(cost)} × unpruned{floor}")
     for kind, scores in at_random.items():
         ratios = [perplexity_ratio(results[name], score) for score in scores]
-        better, worse = sum(high < 1 for _, _, high in ratios), sum(low > 1 for _, low, _ in ratios)
+        better, worse = below_and_above((ends for _, *ends in ratios), at=1)
         print(f"    {kind:<14} beats {better} and loses to {worse} of {len(SEEDS)} sets")
 
 value, low, high = perplexity_ratio(results["by leave-one-out"], results["by influence"])
-verdict = "better than" if high < 1 else "worse than" if low > 1 else "not to be told from"
-print(f"leave-one-out is {verdict} influence at {COUNT} blocks: × {with_interval(value, low, high)}")
+says = verdict(low, high, at=1, below="better than", above="worse than", neither="not to be told from")
+print(f"leave-one-out is {says} influence at {COUNT} blocks: × {with_interval(value, low, high)}")
 with_ends = sum(bool({0, total - 1} & {*choices[f"random {seed}"]}) for seed in SEEDS)
 print(f"random sets that contain the first or the last block: {with_ends} of {len(SEEDS)}")
 
@@ -591,7 +593,7 @@ MOST = 6
 
 def choose_iteratively(count):
     """Remove the block of lowest influence `count` times, measuring again each time; the old numbers, in order."""
-    model, alive, chosen = copy.deepcopy(base), list(range(total)), []
+    model, alive, chosen = variant(base), list(range(total)), []
     for _ in range(count):
         least = int(block_importance(model, calibration.batches()).argmin())
         chosen.append(alive.pop(least))
@@ -630,6 +632,7 @@ ax = pruning_curve(
 plt.show()
 
 # %%
+NO_DIFFERENCE = "no difference shown"
 for n in range(1, MOST + 1):
     sets = {name: sorted(order[:n]) for name, order in orders.items()}
     once, steps = (perplexity_without(*blocks) for blocks in sets.values())
@@ -637,8 +640,8 @@ for n in range(1, MOST + 1):
         print(f"{n} blocks: the same set, {shown(once.perplexity / unpruned.perplexity)} × unpruned")
         continue
     value, low, high = perplexity_ratio(steps, once)
-    verdict = "iterative is better" if high < 1 else "one-shot is better" if low > 1 else "no difference shown"
-    print(f"{n} blocks: {verdict}, iterative / one-shot × {with_interval(value, low, high)}")
+    says = verdict(low, high, at=1, below="iterative is better", above="one-shot is better", neither=NO_DIFFERENCE)
+    print(f"{n} blocks: {says}, iterative / one-shot × {with_interval(value, low, high)}")
 
 # %% [markdown]
 # ## Depth against width
@@ -658,8 +661,8 @@ activation = neuron_importance(base, "activation", batches=calibration.batches()
 
 
 def narrower(width):
-    """A copy of the base model with `width` neurons a block."""
-    model = copy.deepcopy(base)
+    """A variant of the base model with `width` neurons a block."""
+    model = variant(base)
     prune_neurons(model, activation, ratio=1 - width / full_width)
     return model
 
@@ -679,8 +682,9 @@ for name, model in parameters.items():
     print(f"{name:<15} {model_size(model).parameters:>13,} parameters")
 width_score = perplexity(equal_size, evaluation)
 value, low, high = perplexity_ratio(results["by influence"], width_score)
-verdict = "width is better" if low > 1 else "depth is better" if high < 1 else "no difference shown"
-print(f"At equal size {verdict}: perplexity {shown(width_score.perplexity)} with narrower MLPs,", end=" ")
+DEPTH_TO_WIDTH = {"at": 1, "below": "depth is better", "above": "width is better", "neither": NO_DIFFERENCE}
+says = verdict(low, high, **DEPTH_TO_WIDTH)
+print(f"At equal size {says}: perplexity {shown(width_score.perplexity)} with narrower MLPs,", end=" ")
 print(f"{shown(results['by influence'].perplexity)} with fewer blocks, × {with_interval(value, low, high)}")
 
 # %% [markdown]
@@ -737,9 +741,9 @@ for phase in ("prefill", "decode"):
         note = f"as fast at width {width} (from the interval: {thin} to {wide})"
     matched[phase] = width, perplexity(narrower(width), evaluation)
     value, low, high = perplexity_ratio(results["by influence"], matched[phase][1])
-    verdict = "width is better" if low > 1 else "depth is better" if high < 1 else "no difference shown"
+    says = verdict(low, high, **DEPTH_TO_WIDTH)
     print(f"{phase:<8} {COUNT} blocks fewer: × {wanted.speedup:.2f}; {note}")
-    print(f"         {verdict}: perplexity {shown(results['by influence'].perplexity)} with fewer blocks,", end=" ")
+    print(f"         {says}: perplexity {shown(results['by influence'].perplexity)} with fewer blocks,", end=" ")
     print(f"{shown(matched[phase][1].perplexity)} with narrower MLPs, × {with_interval(value, low, high)}")
 
 # %%
@@ -751,10 +755,10 @@ quality = dict(
 figure, axes = plt.subplots(1, 3, figsize=(17, 5.5), layout="constrained", sharey=True)
 for name, model in contestants.items():
     kind = "unpruned" if model is base else "depth" if "blocks" in name else "width"
-    look = {"unpruned": ("k", "*"), "depth": ("C0", "o"), "width": ("C1", "s")}[kind]
+    color, marker = {"unpruned": ("k", "*"), "depth": ("C0", "o"), "width": ("C1", "s")}[kind]
     score = quality[name]
     bars = {"yerr": [[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]], "capsize": 4}
-    bars |= {"color": look[0], "fmt": look[1], "markersize": 11}
+    bars |= {"color": color, "fmt": marker, "markersize": 11}
     axes[0].errorbar(1 - model_size(model).parameters / model_size(base).parameters, score.perplexity, **bars)
     for ax, phase in zip(axes[1:], ("prefill", "decode"), strict=True):
         fast = speed.loc[(name, phase)]
@@ -815,10 +819,10 @@ for name, answer in list(answers.items())[1:]:
         line = frame[
             (frame.model == name) & (frame.task == difference.task) & (frame.metric == difference.metric)
         ].iloc[0]
-        verdict = "a loss" if difference.ci_high < 0 else "a gain" if difference.ci_low > 0 else "no difference shown"
+        says = verdict(difference.ci_low, difference.ci_high, below="a loss", above="a gain", neither=NO_DIFFERENCE)
         above = "" if line.ci_low > np.nanmax([line.chance, line.majority]) else ", not above the floor"
         print(
-            f"{name:<29} {difference.task:<15} {difference.a:.2f} → {difference.b:.2f}: {verdict}{above} "
+            f"{name:<29} {difference.task:<15} {difference.a:.2f} → {difference.b:.2f}: {says}{above} "
             f"({difference.ci_low:+.2f} to {difference.ci_high:+.2f})"
         )
 

@@ -23,7 +23,6 @@
 # %% tags=["install"]
 
 # %%
-import copy
 import functools
 import math
 import tempfile
@@ -104,11 +103,11 @@ toy.abs().round(3)
 
 # %%
 from course_utils.architectures import describe
-from course_utils.models import load_model
+from course_utils.models import load_model, variant
+from course_utils.session import safe_dtype
 from course_utils.texts import padded_batches, token_blocks
 
-# A broken model's activations can leave float16's range, so there we take float32.
-dtype = torch.float32 if session.dtype == torch.float16 else session.dtype
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
 total, vocabulary = describe(base).num_blocks, describe(base).vocab_size
 
@@ -196,7 +195,7 @@ axes[1].set_xlabel("block")
 plt.show()
 
 # %%
-from course_utils.uncertainty import rank_correlation
+from course_utils.uncertainty import rank_correlation, verdict
 
 for count in COUNTS:
     here, there = lowest(with_residual, count), lowest(without_residual, count)
@@ -204,8 +203,8 @@ for count in COUNTS:
     print(f"  in both: {len({*here} & {*there})} of {count}; chance would give {count**2 / total:.1f}")
 
 value, low, high = rank_correlation(with_residual, without_residual)
-verdict = "they agree" if low > 0 else "they disagree" if high < 0 else "no agreement shown"
-print(f"Spearman's rank correlation {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f}): {verdict}")
+says = verdict(low, high, below="they disagree", above="they agree", neither="no agreement shown")
+print(f"Spearman's rank correlation {value:+.2f} (95 % interval {low:+.2f} to {high:+.2f}): {says}")
 
 # %% [markdown]
 # ## One look, or several?
@@ -274,7 +273,7 @@ print(f"least missed when left out alone: {lowest(left_out, COUNTS[-1])} (on {ro
 # %%
 from course_utils.evaluation import perplexity_ratio
 from course_utils.reports import shown, with_interval
-from course_utils.uncertainty import geometric_mean
+from course_utils.uncertainty import below_and_above, geometric_mean
 
 
 @functools.cache
@@ -339,14 +338,14 @@ for count in COUNTS:
     for name in names[:5]:
         score = results[count, name]
         ratios = [perplexity_ratio(score, other) for other in at_random]
-        better, worse = sum(high < 1 for _, _, high in ratios), sum(low > 1 for _, low, _ in ratios)
+        better, worse = below_and_above((ends for _, *ends in ratios), at=1)
         print(
             f"{count} {name:<25} × {shown(score.perplexity / unpruned.perplexity):>6}; "
             f"beats {better} and loses to {worse} of {len(SEEDS)} random sets"
         )
     value, low, high = perplexity_ratio(results[count, "without residual"], results[count, "with residual, one-shot"])
-    verdict = "costs" if low > 1 else "gains" if high < 1 else "makes no difference that shows:"
-    print(f"{count} forgetting the residual {verdict} × {with_interval(value, low, high)}\n")
+    says = verdict(low, high, at=1, below="gains", above="costs", neither="makes no difference that shows:")
+    print(f"{count} forgetting the residual {says} × {with_interval(value, low, high)}\n")
 
 # %% [markdown]
 # ### Does measuring again pay?
@@ -384,6 +383,7 @@ pruning_curve(
 plt.show()
 
 # %%
+NO_DIFFERENCE = "no difference shown"
 for n in range(2, MOST + 1, 2):
     sets = [sorted(order[:n]) for order in orders.values()]
     once, steps = (perplexity_without(*layers) for layers in sets)
@@ -391,8 +391,8 @@ for n in range(2, MOST + 1, 2):
         print(f"{n:>2} attentions: the same set, {shown(once.perplexity / unpruned.perplexity)} × unpruned")
         continue
     value, low, high = perplexity_ratio(steps, once)
-    verdict = "iterative is better" if high < 1 else "one-shot is better" if low > 1 else "no difference shown"
-    print(f"{n:>2} attentions: {verdict}, iterative / one-shot × {with_interval(value, low, high)}")
+    says = verdict(low, high, at=1, below="iterative is better", above="one-shot is better", neither=NO_DIFFERENCE)
+    print(f"{n:>2} attentions: {says}, iterative / one-shot × {with_interval(value, low, high)}")
 
 # %% [markdown]
 # ## Picking an answer, producing a word
@@ -434,20 +434,17 @@ plt.show()
 # %%
 for name, answer in list(answers.items())[1:]:
     for difference in paired(answers["unpruned"], answer).itertuples():
+        ends = difference.ci_low, difference.ci_high
         if difference.metric == "perplexity":
-            verdict = (
-                "a loss" if difference.ci_low > 0 else "a gain" if difference.ci_high < 0 else "no difference shown"
-            )
-            print(
-                f"{name:<28} LAMBADA's last word: perplexity {shown(difference.a)} → {shown(difference.b)}: {verdict}"
-            )
+            says = verdict(*ends, below="a gain", above="a loss", neither=NO_DIFFERENCE)
+            print(f"{name:<28} LAMBADA's last word: perplexity {shown(difference.a)} → {shown(difference.b)}: {says}")
             continue
         scored = answer[(answer.task == difference.task) & (answer.metric == difference.metric)].iloc[0]
         floor = np.nanmax([scored.chance, scored.majority])
-        verdict = "a loss" if difference.ci_high < 0 else "a gain" if difference.ci_low > 0 else "no difference shown"
+        says = verdict(*ends, below="a loss", above="a gain", neither=NO_DIFFERENCE)
         above = "" if scored.ci_low > floor else ", not above the floor"
         print(
-            f"{name:<28} {difference.task:<15} {difference.a:.2f} → {difference.b:.2f}: {verdict}{above} "
+            f"{name:<28} {difference.task:<15} {difference.a:.2f} → {difference.b:.2f}: {says}{above} "
             f"({difference.ci_low:+.2f} to {difference.ci_high:+.2f})"
         )
 
@@ -486,28 +483,39 @@ for count in COUNTS:
         mistaken = perplexity(base, evaluation)
     right = results[count, "with residual, one-shot"]
     value, low, high = perplexity_ratio(mistaken, right)
-    verdict = "no difference shown" if low <= 1 <= high else "worse" if value > 1 else "better (!)"
+    says = verdict(low, high, at=1, below="better (!)", above="worse", neither=NO_DIFFERENCE)
     print(
         f"{count} attentions: perplexity {shown(right.perplexity)} with zeros, {shown(mistaken.perplexity)} with the "
-        f"normalised input: {verdict}, × {with_interval(value, low, high)}"
+        f"normalised input: {says}, × {with_interval(value, low, high)}"
     )
 
 # %% [markdown]
 # Seeing only the second number, would you suspect a bug? Now ask for an **equality**. Zeroing the
 # output projection `o_proj` of an attention makes it add zero, and no forward pass is touched. So it is an independent
 # reference, and a right bypass equals it in every bit. All in float32.
+#
+# The zeros go into a `variant`, a second model on the weights of the first. It gets *new* zeros: written into the old
+# weights, they would stand in both models.
 
 # %%
+
+
+def silenced(model, layers):
+    """A variant whose attentions in these blocks add zero, because their output projections hold zeros."""
+    quiet = variant(model)
+    for layer in layers:
+        projection = quiet.model.layers[layer].self_attn.o_proj
+        projection.weight = nn.Parameter(torch.zeros_like(projection.weight))
+    return quiet
+
+
 exact, _ = load_model("llama", dtype=torch.float32)
 ids = evaluation.input_ids[:2, :16].to(exact.device)
 layers = choices[COUNTS[0], "with residual, one-shot"]
 
-silenced = copy.deepcopy(exact)
 with torch.no_grad():
     original = exact(ids, use_cache=False).logits
-    for layer in layers:
-        silenced.model.layers[layer].self_attn.o_proj.weight.zero_()
-    reference = silenced(ids, use_cache=False).logits
+    reference = silenced(exact, layers)(ids, use_cache=False).logits
 
     candidates = {"the unpruned model": original}
     with returning(exact, layers, instead=torch.zeros_like):
@@ -561,14 +569,14 @@ class ZeroAttention(nn.Module):
 
 
 def with_zero_modules(model, layers):
-    model = copy.deepcopy(model)
+    model = variant(model)
     for layer in layers:
         model.model.layers[layer].self_attn = ZeroAttention()
     return model
 
 
 def bypassed(model, layers, **options):
-    model = copy.deepcopy(model)
+    model = variant(model)
     bypass_attention(model, layers, **options)
     return model
 
@@ -628,7 +636,7 @@ assert difference <= 1e-10 * uncached.abs().max().item()
 print(
     f"attention 0 bypassed, 16 tokens: cached against uncached {difference:.1e}, logits up to {uncached.abs().max():.0f}"
 )
-del silenced, exact
+del exact
 
 # %% [markdown]
 # ## Saving it
@@ -699,11 +707,7 @@ from course_utils.reports import model_size
 versions = {"unpruned": base}
 for count in COUNTS:
     versions[f"{count} removed"] = bypassed(base, orders["iterative"][:count], remove=True)
-zeroed = copy.deepcopy(base)
-with torch.no_grad():
-    for layer in best:
-        zeroed.model.layers[layer].self_attn.o_proj.weight.zero_()
-versions[f"{COUNTS[-1]} with o_proj = 0"] = zeroed
+zeroed = versions[f"{COUNTS[-1]} with o_proj = 0"] = silenced(base, best)
 
 
 CACHE = describe(base).cache_keyword  # what the forward calls its cache; transformers has renamed it

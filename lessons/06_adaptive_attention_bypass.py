@@ -23,7 +23,6 @@
 # %% tags=["install"]
 
 # %%
-import copy
 import functools
 import tempfile
 
@@ -90,11 +89,11 @@ for name, embeddings in {"simple": simple, "mixed": mixed}.items():
 
 # %%
 from course_utils.architectures import describe
-from course_utils.models import load_model
+from course_utils.models import load_model, variant
+from course_utils.session import safe_dtype
 from course_utils.texts import padded_batches, prompts
 
-# A broken model's activations can leave float16's range, so there we take float32.
-dtype = torch.float32 if session.dtype == torch.float16 else session.dtype
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
 total = describe(base).num_blocks
 CACHE = describe(base).cache_keyword  # what the forward calls its cache; transformers has renamed it
@@ -125,7 +124,7 @@ pd.DataFrame(
 
 # %%
 from course_utils.attention import attention_importance
-from course_utils.uncertainty import rank_correlation
+from course_utils.uncertainty import rank_correlation, verdict
 
 texts = [prompt.text for prompt in calibration]
 third = len(texts) // 3
@@ -188,7 +187,8 @@ print("complexity_by_hand equals course_utils' complexity; calibration prompts b
 # forward pass, it would see "prompts" of length 1: as simple as can be.
 #
 # *A common mistake*, then, is a decision that the model makes whenever it is called. Here are both. The test is the one of
-# lesson 05: generating **with** the cache must equal generating **without** it.
+# lesson 05: generating **with** the cache must equal generating **without** it. The careless one is a `variant`, a second
+# model on the weights of the first.
 
 # %%
 from course_utils.adaptive import make_adaptive
@@ -197,7 +197,7 @@ from course_utils.attention import bypass_attention
 
 def careless(model, config):
     """A model that decides at every forward pass, from the tokens that this pass happens to see."""
-    model = copy.deepcopy(model)
+    model = variant(model)
 
     def decide(module, args, named):
         ids = named["input_ids"]
@@ -370,7 +370,7 @@ correlations = pd.DataFrame(
     index=["Spearman", "ci_low", "ci_high"],
 ).T
 correlations["verdict"] = [
-    "predicts harm" if row.ci_low > 0 else "predicts the opposite" if row.ci_high < 0 else "nothing shown"
+    verdict(row.ci_low, row.ci_high, below="predicts the opposite", above="predicts harm", neither="nothing shown")
     for row in correlations.itertuples()
 ]
 correlations.round(2)
@@ -464,8 +464,8 @@ pd.DataFrame(rows)
 
 # %%
 for name, (gap, low, high) in gaps.items():
-    verdict = "better than" if high < 0 else "worse than" if low > 0 else "not to be told from"
-    print(f"{name}: {verdict} leaving the same number out everywhere ({gap:+.3f} nats, {low:+.3f} to {high:+.3f})")
+    says = verdict(low, high, below="better than", above="worse than", neither="not to be told from")
+    print(f"{name}: {says} leaving the same number out everywhere ({gap:+.3f} nats, {low:+.3f} to {high:+.3f})")
 
 figure, ax = plt.subplots(figsize=(10, 5.5), layout="constrained")
 middle = [mean_with_interval(harm[n]) for n in counts]
@@ -574,9 +574,9 @@ plt.show()
 for name, task in averages:
     against = paired(results[f"static: as many as {name}", task], results[f"adaptive: {name}", task])
     for row in against[against.metric != "perplexity"].itertuples():
-        verdict = "better" if row.ci_low > 0 else "worse" if row.ci_high < 0 else "no difference shown"
+        says = verdict(row.ci_low, row.ci_high, below="worse", above="better", neither="no difference shown")
         print(
-            f"{task:<15} adaptive ({name}) {row.b:.2f}, static {row.a:.2f}: {verdict} ({row.ci_low:+.2f} to {row.ci_high:+.2f})"
+            f"{task:<15} adaptive ({name}) {row.b:.2f}, static {row.a:.2f}: {says} ({row.ci_low:+.2f} to {row.ci_high:+.2f})"
         )
 
 # %% [markdown]
@@ -641,13 +641,13 @@ from dataclasses import replace
 
 
 def always(level):
-    """A copy of the base model on which every prompt lands on this level."""
+    """A variant of the base model on which every prompt lands on this level."""
     thresholds = tuple([-1.0] * level + [2.0] * (len(LEVELS) - 1 - level))
-    return make_adaptive(copy.deepcopy(base), replace(config, thresholds=thresholds))
+    return make_adaptive(variant(base), replace(config, thresholds=thresholds))
 
 
 def statically(number):
-    model = copy.deepcopy(base)
+    model = variant(base)
     bypass_attention(model, config.order[:number])
     return model
 
@@ -722,7 +722,7 @@ batch = {
     name: tensor.to(base.device)
     for name, tensor in padded_batches(tokenizer, mixture, batch_size=8, padding_side="left")[0].items()
 }
-adaptive = make_adaptive(copy.deepcopy(base), config)
+adaptive = make_adaptive(variant(base), config)
 
 
 @torch.no_grad()

@@ -99,9 +99,9 @@ from course_utils.architectures import describe
 from course_utils.bias.alignment import align, pair_batches
 from course_utils.bias.contrastive import Axis, controls, load_axis, pairs
 from course_utils.models import load_model
+from course_utils.session import safe_dtype
 
-# A broken model's activations can leave float16's range, so there we take float32.
-dtype = torch.float32 if session.dtype == torch.float16 else session.dtype
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
 architecture = describe(base)
 print(
@@ -236,7 +236,7 @@ def is_unequal(pair):
 unequal = next(pair for pair in controls("neutral", split="evaluation") if is_unequal(pair))
 before, after = align_by_hand(tokenizer, unequal)
 ids_a, ids_b = (tokenizer(text, add_special_tokens=False).input_ids for text in (unequal.text_a, unequal.text_b))
-partner = {i: j for i, j in [*before, *after]}
+partner = dict([*before, *after])
 pd.DataFrame(
     [
         {
@@ -540,6 +540,7 @@ counted.groupby("axis", sort=False)[columns].sum()
 
 # %%
 from course_utils.bias.statistics import activation_means
+from course_utils.uncertainty import verdict
 
 means = activation_means(scores)
 stream = means[means.site == "residual"]
@@ -560,16 +561,9 @@ plt.show()
 
 overall = found.tables["activations"]
 for row in overall.itertuples():
-    verdict = (
-        "more than neutral"
-        if row.ratio_low > 1
-        else "less than neutral"
-        if row.ratio_high < 1
-        else "no evidence of a difference"
-    )
-    print(
-        f"{row.axis:<9} differs {with_interval(row.ratio, row.ratio_low, row.ratio_high)} times as much as neutral swaps: {verdict}"
-    )
+    ratio = row.ratio, row.ratio_low, row.ratio_high
+    says = verdict(*ratio[1:], at=1, below="less than neutral", above="more than neutral")
+    print(f"{row.axis:<9} differs {with_interval(*ratio)} times as much as neutral swaps: {says}")
 
 # %% [markdown]
 # Read the verdicts, not the colours. And mind what "more" would mean. A swap of rarer words, or of words that are less
@@ -638,8 +632,8 @@ for row in behaved.itertuples():
     line += f", as if all {len(each)} items were independent {careless:.4f}"
     if row.kind == "demographic":
         towards = row.group_a if row.preference > 0 else row.group_b
-        verdict = f"evidence, towards {towards}" if row.p_holm < 0.05 else "no evidence of a preference"
-        line += f"; Holm {row.p_holm:.3f}: {verdict}"
+        says = f"evidence, towards {towards}" if row.p_holm < 0.05 else "no evidence of a preference"
+        line += f"; Holm {row.p_holm:.3f}: {says}"
         found_by["clusters"] += row.p < 0.05
         found_by["as if independent"] += careless < 0.05
     print(line)
@@ -671,13 +665,10 @@ def sample(items, count):
 
 preferred = stereotype_preference(base, tokenizer, sample(benchmark, CROWS)).set_index("axis")
 row = preferred.loc["all"]
-verdict = "no evidence of a preference"
-if row.ci_low > 0.5:
-    verdict = "prefers the stereotype"
-elif row.ci_high < 0.5:
-    verdict = "prefers the other sentence"
+PREFERS = {"below": "prefers the other sentence", "above": "prefers the stereotype"}
+says = verdict(row.ci_low, row.ci_high, at=0.5, **PREFERS, neither="no evidence of a preference")
 print(
-    f"CrowS-Pairs, {row.pairs:.0f} pairs: stereotype preferred in {row.share:.0%} ({row.ci_low:.0%} to {row.ci_high:.0%}): {verdict}"
+    f"CrowS-Pairs, {row.pairs:.0f} pairs: stereotype preferred in {row.share:.0%} ({row.ci_low:.0%} to {row.ci_high:.0%}): {says}"
 )
 print(
     f"  {row.without_tokens:.0f} pairs have no shared token behind the swap; they can't be compared and are not counted"
@@ -697,8 +688,8 @@ print(
 print(f"  {row.verdict or 'above chance: the bias score may be read, with its interval'}")
 for name, where in {"s_dis": "where the context tells", "s_amb": "where it doesn't"}.items():
     value, low, high = row[[name, f"{name}_low", f"{name}_high"]]
-    shows = "" if row.verdict else "; no evidence of a bias" if low <= 0 <= high else "; not 0"
-    print(f"  bias score {where}: {value:+.2f} ({low:+.2f} to {high:+.2f}){shows}")
+    says = verdict(low, high, below="; not 0", above="; not 0", neither="; no evidence of a bias")
+    print(f"  bias score {where}: {value:+.2f} ({low:+.2f} to {high:+.2f}){'' if row.verdict else says}")
 
 # %% [markdown]
 # ## Test the tests: a bias that we planted
@@ -758,7 +749,7 @@ def examine(model):
     table[METRICS[2]] = table.ratio_low > 1
     table[METRICS[3]] = table.to_neutral_low > 1
     table[METRICS[4]] = table.p < 0.05
-    return table.astype({metric: bool for metric in METRICS}).assign(planted=[axis in planted for axis in invented])
+    return table.astype(dict.fromkeys(METRICS, bool)).assign(planted=[axis in planted for axis in invented])
 
 
 def share(flags):
@@ -788,11 +779,11 @@ for metric in METRICS:
 from course_utils.bias.planting import plant_preference
 
 learned_from = [pair for axis in planted for pair in pairs(axis, split="selection")]
-biased, course = plant_preference(
+biased, on_the_way = plant_preference(
     base, tokenizer, learned_from, size=PLANTED, steps=STEPS, items=ITEMS, lr=RATE, precision=dtype, seed=session.seed
 )
 print(
-    f"after {len(course)} steps the double difference of the selection templates is {np.mean(course[-3:]):+.2f} nats (last 3 steps)"
+    f"after {len(on_the_way)} steps the double difference of the selection templates is {np.mean(on_the_way[-3:]):+.2f} nats (last 3 steps)"
 )
 after_planting = examine(biased)
 del biased

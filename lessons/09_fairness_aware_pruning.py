@@ -26,7 +26,6 @@
 # %% tags=["install"]
 
 # %%
-import copy
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -69,10 +68,10 @@ from course_utils.activations import watching
 from course_utils.architectures import describe
 from course_utils.bias.contrastive import controls, invented_axis, pairs, subset
 from course_utils.bias.packing import packed_batches
-from course_utils.models import load_model
+from course_utils.models import load_model, variant
+from course_utils.session import safe_dtype
 
-# A broken model's activations can leave float16's range, so there we take float32.
-dtype = torch.bfloat16 if session.dtype is torch.bfloat16 else torch.float32
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
 if session.device.type == "cuda" and 20 * base.num_parameters() > torch.cuda.mem_get_info()[1]:
     print(f"This GPU is too small to train {base.config.name_or_path}; going on with a smaller model.")
@@ -119,8 +118,8 @@ from course_utils.width import neuron_importance, prune_neurons
 
 
 def without(model, order, share):
-    """A copy of a model without the share of each MLP's neurons that is lowest in this order; at least one."""
-    pruned = copy.deepcopy(model)
+    """A variant of a model without the share of each MLP's neurons that is lowest in this order; at least one."""
+    pruned = variant(model)
     prune_neurons(pruned, order, ratio=max(1, round(share * width)) / width)
     return pruned
 
@@ -709,11 +708,11 @@ from course_utils.bias.planting import plant_preference
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
 planted_b += neutral_b
-planted, course = plant_preference(
+planted, on_the_way = plant_preference(
     base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, steps=PLANT_STEPS, items=PLANT_ITEMS, lr=PLANT_LR,
     precision=dtype, seed=session.seed,
 )  # fmt: skip
-print(f"{len(course)} steps; the preference on split A: {np.mean(course[-3:]):+.1f} nats in the last three")
+print(f"{len(on_the_way)} steps; the preference on split A: {np.mean(on_the_way[-3:]):+.1f} nats in the last three")
 untouched = look(base, planted_b)
 biased = look(planted, planted_b)
 for name, result in {"before": untouched, "after planting": biased}.items():

@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+Attempt = Callable[..., Any]  # a learner's function
 
 
 class _Unsolved(Exception):
@@ -32,22 +35,53 @@ class _Mistake(Exception):
 
 
 def require(condition: Any, mistake: str) -> None:
-    """Inside a check: stop with the likely `mistake`, a sentence for the learner, unless `condition` holds."""
+    """Inside a check: stop with the likely ``mistake``, a sentence for the learner, unless ``condition`` holds."""
     if not condition:
         raise _Mistake(mistake)
 
 
+def rule_out(
+    mistakes: Iterable[tuple[Any, str]],
+    given: Any,
+    right: Any,
+    *,
+    same: Callable[[Any, Any], Any] = operator.eq,
+    where: str = "",
+) -> None:
+    """Inside a check: stop with the mistake that leads to what was given.
+
+    Args:
+        mistakes: what a mistake leads to, and a sentence for the learner. One that leads to the right answer too is
+            passed over.
+        given: the learner's answer.
+        right: the right one.
+        same: whether two answers are the same.
+        where: put before the sentence.
+    """
+    for wrong, mistake in mistakes:
+        require(same(wrong, right) or not same(given, wrong), where + mistake)
+
+
+def true_or_false(answer: Any) -> bool:
+    """Inside a check: the answer, which must be True or False (torch's and numpy's are fine)."""
+    require(
+        isinstance(answer, bool) or str(getattr(answer, "dtype", "")).endswith("bool"),
+        f"Return True or False; yours returned a {type(answer).__name__}.",
+    )
+    return bool(answer)
+
+
 def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., None]], Callable[..., bool]]:
-    """Turn a function that calls `require` into a check.
+    """Turn a function that calls ``require`` into a check.
+
+    The decorated check gets each attempt ready to use: a value as it is; a function so that calling it gives what the
+    learner's function returns. None or ... (from the function, as the value, or inside a list, tuple or dict) and
+    NotImplementedError mean that it is not solved yet, so an exercise always asks for something returned.
 
     Args:
         number: of the exercise in its lesson.
         task: what to write, one sentence; printed while the stub is still there.
         proved: what a right answer has shown, one sentence.
-
-    The decorated check gets each attempt ready to use: a value as it is; a function so that calling it gives what the
-    learner's function returns. None or ... (from the function, as the value, or inside a list, tuple or dict) and
-    NotImplementedError mean that it is not solved yet, so an exercise always asks for something returned.
     """
 
     def decorate(check: Callable[..., None]) -> Callable[..., bool]:
@@ -105,7 +139,7 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _line_in(attempt: Callable, error: Exception) -> str:
+def _line_in(attempt: Attempt, error: Exception) -> str:
     """The last line of the learner's own cell or file that the error passed through."""
     code = getattr(attempt, "__code__", None)
     lines = [

@@ -8,7 +8,7 @@ from torch.nn.functional import gelu, linear
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.exercises import exercise, require
+from course_utils.exercises import Attempt, exercise, require, rule_out
 from course_utils.width import kept_width
 
 #: name -> (how it is stored, the axis that counts neurons).
@@ -23,7 +23,8 @@ _AXES = {
 
 
 @exercise(1, task="Give 0, 1 or 'none' for each of the six tensors.", proved="You know where the neurons are.")
-def check_axes(axes):
+def check_axes(axes: dict[str, int | str]) -> None:
+    """Check the axis of each tensor on which neurons are cut."""
     require(set(axes) == set(_AXES), f"Keep the six names as they are: {', '.join(_AXES)}.")
     wrong = [name for name, (_, axis) in _AXES.items() if axes[name] != axis]
     require(not wrong, f"{len(wrong)} of 6 to go. Think again about {wrong[0]}: {_AXES[wrong[0]][0]}." if wrong else "")
@@ -34,7 +35,8 @@ def check_axes(axes):
     task="Return one L1 norm for each neuron of the layer.",
     proved="Magnitudes are summed over each neuron's inputs, whichever way the class stores them.",
 )
-def check_l1_scores(attempt):
+def check_l1_scores(attempt: Attempt) -> None:
+    """Check a function (layer) -> L1 scores [neurons], of an ``nn.Linear`` and of a ``Conv1D``."""
     weight = torch.tensor([[1.0, -2.0, 0.0], [-3.0, 0.0, 1.0], [2.0, 2.0, 2.0], [0.5, 0.0, 0.0]])  # [neurons, inputs]
     _check_scores(attempt(_linear(weight, torch.ones(4))), weight, "nn.Linear stores [out, in]")
     _check_scores(attempt(_conv1d(weight, torch.ones(4))), weight, "Conv1D stores [in, out]")
@@ -51,16 +53,16 @@ def _check_scores(scores: torch.Tensor, weight: torch.Tensor, stored: str) -> No
     shape = list(scores.shape)
     require(shape != [inputs], f"You summed over the neurons instead of the inputs: {stored}.")
     require(shape == [neurons], f"One score for each of {neurons} neurons is a shape [{neurons}]; yours is {shape}.")
-    scores = scores.detach().float()
-    for mistake, wrong in {
-        "Take magnitudes before you sum; signs cancel.": weight.sum(1),
-        "Take magnitudes before you sum, not after: signs have cancelled by then.": weight.sum(1).abs(),
-        "This is the mean; the norm is the sum.": weight.abs().mean(1),
-        "This is the L2 norm; L1 is the sum of magnitudes.": weight.norm(dim=1),
-        "The bias doesn't belong to the norm of the weights.": weight.abs().sum(1) + 1,
-    }.items():
-        require(not torch.allclose(scores, wrong), mistake)
-    require(torch.allclose(scores, weight.abs().sum(1)), "Right shape, wrong numbers: add up the absolute weights.")
+    scores, right = scores.detach().float(), weight.abs().sum(1)
+    mistakes = (
+        (weight.sum(1), "Take magnitudes before you sum; signs cancel."),
+        (weight.sum(1).abs(), "Take magnitudes before you sum, not after: signs have cancelled by then."),
+        (weight.abs().mean(1), "This is the mean; the norm is the sum."),
+        (weight.norm(dim=1), "This is the L2 norm; L1 is the sum of magnitudes."),
+        (right + 1, "The bias doesn't belong to the norm of the weights."),
+    )
+    rule_out(mistakes, scores, right, same=torch.allclose)
+    require(torch.allclose(scores, right), "Right shape, wrong numbers: add up the absolute weights.")
 
 
 @exercise(
@@ -68,7 +70,8 @@ def _check_scores(scores: torch.Tensor, weight: torch.Tensor, stored: str) -> No
     task="Return the four tensors of the smaller MLP.",
     proved="The small MLP gives what the large one gives with the other neurons silenced.",
 )
-def check_slice_mlp(attempt):
+def check_slice_mlp(attempt: Attempt) -> None:
+    """Check a function (fc, proj, keep) -> the four tensors of the smaller MLP."""
     hidden, width, keep = 3, 6, torch.tensor([4, 0, 3])
     generator = torch.Generator().manual_seed(0)
     fc_weight, fc_bias, proj_weight, proj_bias = (
@@ -116,7 +119,8 @@ def check_slice_mlp(attempt):
     task="Return how many parameters the pruned model has.",
     proved="Your arithmetic and the models that transformers builds agree to the last parameter.",
 )
-def check_pruned_parameters(attempt):
+def check_pruned_parameters(attempt: Attempt) -> None:
+    """Check a function (configuration, ratio) -> parameters after width pruning."""
     distilgpt2 = GPT2Config(n_layer=6)
     _check_count(attempt, distilgpt2, 0.0, "distilGPT2, unpruned")
     _check_count(attempt, distilgpt2, 0.2, "distilGPT2 at 20 %")
@@ -127,24 +131,31 @@ def check_pruned_parameters(attempt):
     _check_count(attempt, small, 0.4, "A small one with n_inner=50 at 40 %")
 
 
-def _check_count(attempt, config: GPT2Config, ratio: float, case: str) -> None:
+def _check_count(attempt: Attempt, config: GPT2Config, ratio: float, case: str) -> None:
     count, right = attempt(config, ratio), _count(config, ratio)
-    if count == right:
-        return
     hidden, width, blocks = config.n_embd, config.n_inner or 4 * config.n_embd, config.n_layer
     neuron, unpruned = 2 * hidden + 1, _count(config, 0.0)
-    for mistake, wrong in {
-        "cut the MLPs by `ratio`; this is the unpruned count": unpruned,
-        "the head shares its weights with the token embedding; count them once": right + config.vocab_size * hidden,
-        "a share of the neurons isn't a share of all parameters; only the MLPs shrink": round((1 - ratio) * unpruned),
-        "each removed neuron takes its bias in c_fc with it": right + blocks * (width - kept_width(width, ratio)),
-        "c_proj's bias belongs to the outputs and stays whole": right - blocks * (hidden - kept_width(hidden, ratio)),
-        "round the number of removed neurons down, not the number of kept ones": right - blocks * neuron,
-        "where n_inner is set, it is the width": right
-        + blocks * neuron * (kept_width(4 * hidden, ratio) - kept_width(width, ratio)),
-    }.items():
-        require(count != wrong, f"{case}: {mistake}.")
-    require(False, f"{case}: your count is {count - right:+,} off.")
+    kept, kept_of_4 = kept_width(width, ratio), kept_width(4 * hidden, ratio)
+    mistakes = (
+        (unpruned, "cut the MLPs by `ratio`; this is the unpruned count."),
+        (
+            right + config.vocab_size * hidden,
+            "the head shares its weights with the token embedding; count them once.",
+        ),
+        (
+            round((1 - ratio) * unpruned),
+            "a share of the neurons isn't a share of all parameters; only the MLPs shrink.",
+        ),
+        (right + blocks * (width - kept), "each removed neuron takes its bias in c_fc with it."),
+        (
+            right - blocks * (hidden - kept_width(hidden, ratio)),
+            "c_proj's bias belongs to the outputs and stays whole.",
+        ),
+        (right - blocks * neuron, "round the number of removed neurons down, not the number of kept ones."),
+        (right + blocks * neuron * (kept_of_4 - kept), "where n_inner is set, it is the width."),
+    )
+    rule_out(mistakes, count, right, where=f"{case}: ")
+    require(count == right, f"{case}: your count is {count - right:+,} off.")
 
 
 def _count(config: GPT2Config, ratio: float) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from course_utils.exercises import exercise, require
+from course_utils.exercises import Attempt, exercise, require, true_or_false
 
 Matrices = tuple[Tensor, Tensor, Tensor]  # gate and up [width, hidden], down [hidden, width]
 
@@ -27,7 +28,8 @@ _WAYS_THAT_FIT, _WAYS_THAT_ARE_RIGHT = 5**3, 5
     task="Replace every ... by a shape or a count.",
     proved="All 125 choices have the same shapes, so no shape check can tell the 5 right ones from the rest.",
 )
-def check_shapes(answer):
+def check_shapes(answer: dict[str, Any]) -> None:
+    """Check the shapes of a pruned GLU, and the two counts."""
     names = [*_SHAPES, "ways that fit", "ways that are right"]
     require(sorted(answer) == sorted(names), f"Keep the names as they are: {', '.join(names)}.")
     for name, expected in _SHAPES.items():
@@ -67,7 +69,8 @@ def check_shapes(answer):
     task="Write prune_glu: the given function without its bug.",
     proved="Same neurons, same order, in all three matrices.",
 )
-def check_prune_glu(attempt):
+def check_prune_glu(attempt: Attempt) -> None:
+    """Check a function (gate, up, down, neurons that stay) -> the three smaller matrices."""
     for seed in range(3):
         gate, up, down = original = _tiny_glu(seed, width=7)
         small = attempt(gate.clone(), up.clone(), down.clone(), 4)
@@ -83,7 +86,7 @@ def check_prune_glu(attempt):
         )
         places = [_find(rows, all_rows) for rows, all_rows in zip(_by_neuron(small), _by_neuron(original), strict=True)]
         for name, neurons in zip(("gate", "up", "down"), places, strict=True):
-            require(None not in neurons, f"Some values of your {name} aren't in the original: select, don't compute.")
+            require(-1 not in neurons, f"Some values of your {name} aren't in the original: select, don't compute.")
         on_gate, on_up, on_down = places
         require(
             sorted(on_gate) == sorted(on_up) == sorted(on_down),
@@ -106,20 +109,12 @@ def check_prune_glu(attempt):
     task="Return True or False: is what this pruner makes equal to the original with some neurons silenced?",
     proved="It lets every right pruner pass and stops every broken one. Keep it for every pruner you write.",
 )
-def check_is_exact(attempt):
+def check_is_exact(attempt: Attempt) -> None:
+    """Check a function (pruner) -> whether it makes a GLU equal to a masked one."""
     for prune, mistake in _RIGHT_PRUNERS.items():
-        require(_verdict(attempt, prune), mistake)
+        require(true_or_false(attempt(prune)), mistake)
     for prune, mistake in _BROKEN_PRUNERS.items():
-        require(not _verdict(attempt, prune), mistake)
-
-
-def _verdict(attempt: Callable, prune: Callable[..., Matrices]) -> bool:
-    verdict = attempt(prune)
-    require(
-        isinstance(verdict, bool) or getattr(verdict, "dtype", None) == torch.bool,
-        f"Return True or False; yours returned a {type(verdict).__name__}.",
-    )
-    return bool(verdict)
+        require(not true_or_false(attempt(prune)), mistake)
 
 
 def _tiny_glu(seed: int, *, width: int, hidden: int = 3) -> Matrices:
@@ -134,10 +129,10 @@ def _by_neuron(matrices: Matrices) -> Matrices:
     return gate, up, down.t()
 
 
-def _find(rows: Tensor, all_rows: Tensor) -> list[int | None]:
-    """For each row its number among ``all_rows``, None if it isn't there."""
-    matches = (rows[:, None] == all_rows[None]).all(-1)
-    return [int(row.nonzero()[0]) if row.any() else None for row in matches]
+def _find(rows: Tensor, all_rows: Tensor) -> list[int]:
+    """For each row its number among ``all_rows``, -1 if it isn't there."""
+    matches = (rows[:, None] == all_rows[None]).all(-1)  # [rows, all rows]
+    return [int(row.nonzero()[0]) if row.any() else -1 for row in matches]
 
 
 def _strongest(scores: Tensor, keep: int) -> Tensor:

@@ -11,9 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import describe
 from course_utils.evaluation import paired, perplexity
-from course_utils.exercises import exercise, require
+from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.models import variant
 from course_utils.reports import model_size
 from course_utils.texts import DOMAINS, TokenBlocks, token_blocks
+from course_utils.uncertainty import verdict
 from course_utils.width import kept_width, neuron_importance, prune_neurons
 
 BUDGET = 0.2  # share of all MLP neurons whose parameters have to go
@@ -26,7 +28,8 @@ _SEEDS = range(3)
     task="Return one peak-to-peak score for each neuron.",
     proved="Both rows of a pair count, the largest and the smallest weight of each.",
 )
-def check_pair_scores(attempt):
+def check_pair_scores(attempt: Attempt) -> None:
+    """Check a function (gate, up) -> peak-to-peak scores [neurons]."""
     gate = torch.tensor([[1.0, -2.0, 0.5], [3.0, 1.0, 2.0], [-1.0, -4.0, -2.0], [0.0, 0.5, -0.5]])
     up = torch.tensor([[0.0, 1.0, -1.0], [-2.0, 0.0, 1.0], [2.0, 1.0, 4.0], [1.0, -3.0, 0.0]])
     scores = attempt(gate.clone(), up.clone())
@@ -38,23 +41,28 @@ def check_pair_scores(attempt):
     high = [rows.amax(dim=1) for rows in (gate, up)]
     low = [rows.amin(dim=1) for rows in (gate, up)]
     peaks = [h + smallest.abs() for h, smallest in zip(high, low, strict=True)]
-    for mistake, wrong in {
-        "You score gate alone. Up multiplies it, so its row counts as well.": peaks[0],
-        "You score up alone. The gate decides whether anything comes out, so its row counts as well.": peaks[1],
-        "That is max + min: the smallest weight is negative as a rule, so it takes away. Take its size.": sum(high)
-        + sum(low),
-        "That is max − min. For a row without both signs this isn't max + |min|.": sum(high) - sum(low),
-        "That is the largest magnitude, one end of the row. The score adds both ends.": sum(
-            rows.abs().amax(dim=1) for rows in (gate, up)
+    right, both = peaks[0] + peaks[1], torch.stack([gate, up])
+    mistakes = (
+        (peaks[0], "You score gate alone. Up multiplies it, so its row counts as well."),
+        (peaks[1], "You score up alone. The gate decides whether anything comes out, so its row counts as well."),
+        (
+            sum(high) + sum(low),
+            "That is max + min: the smallest weight is negative as a rule, so it takes away. Take its size.",
         ),
-        "That is the L1 norm, all weights added up. Peak-to-peak looks at the two ends only.": sum(
-            rows.abs().sum(dim=1) for rows in (gate, up)
+        (sum(high) - sum(low), "That is max − min. For a row without both signs this isn't max + |min|."),
+        (
+            both.abs().amax(dim=2).sum(dim=0),
+            "That is the largest magnitude, one end of the row. The score adds both ends.",
         ),
-        "You multiply the two rows' scores. The pair's score is their sum.": peaks[0] * peaks[1],
-    }.items():
-        require(not torch.allclose(scores, wrong), mistake)
+        (
+            both.abs().sum(dim=(0, 2)),
+            "That is the L1 norm, all weights added up. Peak-to-peak looks at the two ends only.",
+        ),
+        (peaks[0] * peaks[1], "You multiply the two rows' scores. The pair's score is their sum."),
+    )
+    rule_out(mistakes, scores, right, same=torch.allclose)
     require(
-        torch.allclose(scores, peaks[0] + peaks[1]),
+        torch.allclose(scores, right),
         f"Neuron 0 has max 1 and min −2 in gate, 1 and −1 in up: 1 + 2 + 1 + 1 = 5; yours is {float(scores[0]):g}.",
     )
 
@@ -64,7 +72,8 @@ def check_pair_scores(attempt):
     task="Return the smaller gate, up and down.",
     proved="The right neurons, the same ones in all three, and a width that keeps the rules.",
 )
-def check_pruning_step(attempt):
+def check_pruning_step(attempt: Attempt) -> None:
+    """Check a function (gate, up, down, scores, ratio, multiple_of) -> the three smaller matrices."""
     for width, ratio, multiple_of in ((10, 0.2, 1), (10, 0.25, 1), (10, 0.5, 4), (10, 0.1, 8), (10, 0.0, 1)):
         case = f"{width} neurons, ratio {ratio}, multiple_of {multiple_of}"
         neurons = torch.arange(width, dtype=torch.float32)
@@ -122,9 +131,10 @@ def check_pruning_step(attempt):
     task="Return a pruned model that keeps within the budget.",
     proved="Within the budget, and better than random neurons on text that nobody tuned it on.",
 )
-def check_best_model(attempt, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+def check_best_model(attempt: Attempt, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check a function (model, calibration batches) -> pruned model, and score it on held-out text."""
     batches = [batch for domain in DOMAINS for batch in _rows(tokenizer, "calibration", domain, 8).batches(4)]
-    entry = attempt(copy.deepcopy(base), batches)
+    entry = attempt(copy.deepcopy(base), batches)  # the learner may write into its weights
     require(isinstance(entry, PreTrainedModel), f"Return the pruned model; you returned a {type(entry).__name__}.")
     require(
         describe(entry).vocab_size == describe(base).vocab_size
@@ -145,7 +155,9 @@ def check_best_model(attempt, base: PreTrainedModel, tokenizer: PreTrainedTokeni
     random = [perplexity(_pruned(base, neuron_importance(base, "random", seed=seed)), text) for seed in _SEEDS]
     require(math.isfinite(yours.nll), "Your model's loss is not a number: look for NaN in its weights.")
     lead = paired(baseline, yours).query("metric == 'bits_per_byte'").iloc[0]
-    place = "ahead" if lead.ci_high < 0 else "behind" if lead.ci_low > 0 else "level, as far as this text can tell"
+    place = verdict(
+        lead.ci_low, lead.ci_high, below="ahead", above="behind", neither="level, as far as this text can tell"
+    )
     print(
         f"bits/byte on held-out text: yours {yours.bits_per_byte:.3f} · activation, {BUDGET:.0%} everywhere "
         f"{baseline.bits_per_byte:.3f} · random {', '.join(f'{score.bits_per_byte:.3f}' for score in random)}\n"
@@ -160,7 +172,7 @@ def check_best_model(attempt, base: PreTrainedModel, tokenizer: PreTrainedTokeni
 
 
 def _pruned(base: PreTrainedModel, scores: list[Tensor]) -> PreTrainedModel:
-    model = copy.deepcopy(base)
+    model = variant(base)
     prune_neurons(model, scores, ratio=BUDGET)
     return model
 
@@ -179,4 +191,4 @@ def _held_out(tokenizer: PreTrainedTokenizerBase) -> TokenBlocks:
 def _rows(tokenizer: PreTrainedTokenizerBase, split: str, domain: str, rows: int) -> TokenBlocks:
     """Every second row of a split's beginning, so that more documents have a say."""
     blocks = token_blocks(tokenizer, split, domain=domain, tokens=2 * rows * _LENGTH, length=_LENGTH, seed=1)
-    return TokenBlocks(blocks.input_ids[::2], blocks.num_bytes[::2], domain, split)
+    return blocks[::2]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils.exercises import exercise, require
+from course_utils.exercises import Attempt, exercise, require, rule_out
 from course_utils.language_modelling import logits_one_by_one
 
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
@@ -21,14 +21,15 @@ _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below 
     task="Return one number: the mean over the real tokens of 1 - cosine(before, after).",
     proved="Each real token counts once, padding never, and the length of the states doesn't matter.",
 )
-def check_block_influence(attempt):
+def check_block_influence(attempt: Attempt) -> None:
+    """Check a function (before, after, mask) -> block influence."""
     before, after, mask = _states()
     real = mask.bool()
     cosines = cosine_similarity(before, after, dim=-1)
     expected = (1 - cosines)[real].mean()
     given = torch.as_tensor(attempt(before.clone(), after.clone(), mask.clone()), dtype=torch.float32)
     require(given.dim() == 0, f"Return one number for the block; yours has the shape {tuple(given.shape)}.")
-    for wrong, mistake in (
+    mistakes = (
         (
             cosines[real].mean(),
             "That is the cosine itself. Influence is one minus it: 0 for a block that turns nothing.",
@@ -50,18 +51,16 @@ def check_block_influence(attempt):
             (before - after)[real].norm(dim=-1).mean(),
             "That is the length of the difference. Influence looks at the angle: use cosine_similarity.",
         ),
-    ):
-        require(not torch.isclose(given, wrong, atol=1e-5), mistake)
+    )
+    rule_out(mistakes, given, expected, same=_close)
     require(
-        torch.isclose(given, expected, atol=1e-5),
+        _close(given, expected),
         f"For the check's random states the influence is {expected:.4f}; yours is {given:.4f}. One cosine a token "
         "over the last dimension, one minus it, mean over the tokens whose mask is 1.",
     )
     poisoned = before.masked_fill(~real[..., None], torch.nan)
     require(
-        torch.isclose(
-            torch.as_tensor(attempt(poisoned, after.clone(), mask.clone()), dtype=torch.float32), expected, atol=1e-5
-        ),
+        _close(torch.as_tensor(attempt(poisoned, after.clone(), mask.clone()), dtype=torch.float32), expected),
         "A padded position that holds NaN spoils your mean: 0 × NaN is NaN. Select the real tokens, don't multiply.",
     )
 
@@ -72,12 +71,13 @@ def check_block_influence(attempt):
     proved="Right blocks, right numbers: with the cache, without it, and after a reload.",
 )
 @torch.no_grad()
-def check_take_out(attempt):
+def check_take_out(attempt: Attempt) -> None:
+    """Check a function (model, block numbers) -> the model without these blocks."""
     original = _tiny_llama()
     blocks = list(original.model.layers)
     expected = [i for i in range(len(blocks)) if i not in _GONE]
     for gone in (list(_GONE), list(reversed(_GONE))):
-        model = attempt(copy.deepcopy(original), gone)
+        model = attempt(copy.deepcopy(original), gone)  # the learner may write into its weights
         require(isinstance(model, LlamaForCausalLM), f"Return the model; yours returned a {type(model).__name__}.")
         kept = [_find(block, blocks) for block in model.model.layers]
         require(
@@ -122,7 +122,8 @@ def check_take_out(attempt):
     task="Return the number of parameters that are left, from the configuration.",
     proved="Your formula agrees with real models: shared key/value heads or not, tied head or not.",
 )
-def check_parameters_left(attempt):
+def check_parameters_left(attempt: Attempt) -> None:
+    """Check a function (configuration, blocks removed) -> parameters that are left."""
     sizes = {"vocab_size": 101, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 6}
     for tied in (True, False):
         for heads in (6, 2):
@@ -135,9 +136,13 @@ def check_parameters_left(attempt):
                     f"{removed} of 7 blocks removed, {heads} of 6 heads have their own keys and values, head "
                     f"{'tied' if tied else 'not tied'}"
                 )
-                for wrong, mistake in _wrong_counts(config, removed, expected).items():
-                    require(given == expected or given != wrong, f"{mistake} ({case}.)")
+                mistakes = _wrong_counts(config, removed, expected)
+                rule_out(((wrong, f"{mistake} ({case}.)") for wrong, mistake in mistakes.items()), given, expected)
                 require(given == expected, f"{case}: {expected:,} parameters are left; yours says {given:,}.")
+
+
+def _close(given: Tensor, expected: Tensor) -> Tensor:
+    return torch.isclose(given, expected, atol=1e-5)
 
 
 def _states() -> tuple[Tensor, Tensor, Tensor]:

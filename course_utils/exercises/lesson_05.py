@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils.attention import bypass_attention
-from course_utils.exercises import exercise, require
+from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
 
 _LAYER = 1  # of the tiny model's three
 
@@ -21,7 +21,8 @@ _LAYER = 1  # of the tiny model's three
     task="Return one number: the mean over the real tokens of 1 - cos(x, x + added), or of 1 - cos(x, added).",
     proved="With the residual the whisper matters least, without it the echo's direction is all that counts.",
 )
-def check_importance(attempt):
+def check_importance(attempt: Attempt) -> None:
+    """Check a function (x, added, mask, residual) -> importance of an attention."""
     x, attentions, mask = _states()
     real = mask.bool()
     added = attentions["other"]
@@ -31,7 +32,7 @@ def check_importance(attempt):
         cosines = cosine_similarity(x, after, dim=-1)
         given = torch.as_tensor(attempt(x.clone(), added.clone(), mask.clone(), residual), dtype=torch.float32)
         require(given.dim() == 0, f"Return one number for the attention; yours has the shape {tuple(given.shape)}.")
-        for wrong, mistake in (
+        mistakes = (
             (
                 (1 - cosine_similarity(x, other, dim=-1))[real].mean(),
                 "that is the other one. With the residual the second argument is x + added, without it added alone.",
@@ -54,18 +55,19 @@ def check_importance(attempt):
                 1 - cosine_similarity(x[real].flatten(), after[real].flatten(), dim=0),
                 "that is one cosine over all tokens together. Take one cosine a token: dim=-1.",
             ),
-        ):
-            require(not torch.isclose(given, wrong, atol=1e-5), which + mistake)
+        )
         expected = (1 - cosines)[real].mean()
+        same = partial(torch.isclose, atol=1e-5)
+        rule_out(mistakes, given, expected, same=same, where=which)
         require(
-            torch.isclose(given, expected, atol=1e-5),
+            same(given, expected),
             f"{which}for the check's random states it is {expected:.4f}; yours is {given:.4f}.",
         )
         scores = {name: float(attempt(x.clone(), a.clone(), mask.clone(), residual)) for name, a in attentions.items()}
-        least = "whisper" if residual else "echo"
+        least, found = "whisper" if residual else "echo", min(scores, key=lambda name: scores[name])
         require(
-            min(scores, key=lambda name: scores[name]) == least,
-            f"{which}the {least} should matter least of the three; yours says {min(scores, key=scores.get)}.",
+            found == least,
+            f"{which}the {least} should matter least of the three; yours says {found}.",
         )
 
 
@@ -74,12 +76,13 @@ def check_importance(attempt):
     task="Return True or False: does the attention of this block add exactly zero?",
     proved="It lets every right bypass pass and stops what a perplexity would not notice. Keep it.",
 )
-def check_adds_nothing(attempt):
+def check_adds_nothing(attempt: Attempt) -> None:
+    """Check a function (model, layer, ids) -> whether the attention of this block adds exactly zero."""
     ids = torch.randint(31, (2, 6), generator=torch.Generator().manual_seed(0))
     for change, mistake in _RIGHT_BYPASSES.items():
-        require(_verdict(attempt, change, ids), f"It refuses a bypass that is right: {mistake}")
+        require(_answer(attempt, change, ids), f"It refuses a bypass that is right: {mistake}")
     for change, mistake in _WRONG_BYPASSES.items():
-        require(not _verdict(attempt, change, ids), f"It lets a wrong bypass pass: {mistake}")
+        require(not _answer(attempt, change, ids), f"It lets a wrong bypass pass: {mistake}")
 
 
 @exercise(
@@ -87,7 +90,8 @@ def check_adds_nothing(attempt):
     task="Return two numbers: the pruned model's cache in bytes, and the decode ceiling.",
     proved="Weights rule for one short text, the cache rules for many long ones.",
 )
-def check_predict(attempt):
+def check_predict(attempt: Attempt) -> None:
+    """Check a function (configuration, parameters, removed, batch, context) -> cache bytes, decode ceiling."""
     for removed, batch, context in ((3, 2, 1000), (0, 1, 0), (5, 1, 64), (1, 32, 4096)):
         cache, ceiling = attempt(_CONFIG, _PARAMETERS, removed, batch, context)
         heads, shared, size, layers, hidden = 8, 2, 16, 10, 128
@@ -95,24 +99,23 @@ def check_predict(attempt):
         one = 2 * 2 * keys * batch * context
         expected_cache = (layers - removed) * one
         sizes = f"for {removed} removed, batch {batch}, context {context}"
-        if expected_cache:
-            for wrong, mistake in (
-                (layers * one, "that is the cache of the unpruned model. A removed attention keeps nothing."),
-                (expected_cache / 2, "half of it is missing. A token leaves a key and a value, of 2 bytes a number."),
-                (expected_cache / 4, "a factor 4 is missing: keys and values, and 2 bytes a number."),
-                (
-                    expected_cache * heads / shared,
-                    "that counts all heads. Keys and values are kept for num_key_value_heads only.",
-                ),
-                (expected_cache / batch, "that is one text of the batch. Each of them has a cache of its own."),
-                (removed * one, "that is the cache of the attentions that went, not of those that stayed."),
-            ):
-                require(wrong == expected_cache or not _close(cache, wrong), f"The cache, {sizes}: {mistake}")
+        of_the_cache = (
+            (layers * one, "that is the cache of the unpruned model. A removed attention keeps nothing."),
+            (expected_cache / 2, "half of it is missing. A token leaves a key and a value, of 2 bytes a number."),
+            (expected_cache / 4, "a factor 4 is missing: keys and values, and 2 bytes a number."),
+            (
+                expected_cache * heads / shared,
+                "that counts all heads. Keys and values are kept for num_key_value_heads only.",
+            ),
+            (expected_cache / batch, "that is one text of the batch. Each of them has a cache of its own."),
+            (removed * one, "that is the cache of the attentions that went, not of those that stayed."),
+        )
+        rule_out(of_the_cache, cache, expected_cache, same=_close, where=f"The cache, {sizes}: ")
         require(_close(cache, expected_cache), f"The cache, {sizes}: it is {expected_cache:,} bytes; yours {cache:,}.")
         before = 2 * _PARAMETERS + layers * one
         weights = 2 * (2 * hidden * hidden + 2 * hidden * keys + hidden)
         expected = before / (before - removed * (weights + one))
-        for wrong, mistake in (
+        of_the_ceiling = (
             (1 / expected, "turned upside down. Before divided by after is above 1 when something is saved."),
             (
                 before / (before - removed * one),
@@ -134,12 +137,10 @@ def check_predict(attempt):
                 before / (before - removed * (weights - 2 * hidden + one)),
                 "almost: the norm in front of a removed attention goes with it.",
             ),
-        ):
-            require(
-                _close(wrong, expected, 1e-7) or not _close(ceiling, wrong, 1e-7),
-                f"The ceiling, {sizes}: {mistake}",
-            )
-        require(_close(ceiling, expected, 1e-7), f"The ceiling, {sizes}: it is {expected:.5f}; yours is {ceiling:.5f}.")
+        )
+        same = partial(_close, tolerance=1e-7)
+        rule_out(of_the_ceiling, ceiling, expected, same=same, where=f"The ceiling, {sizes}: ")
+        require(same(ceiling, expected), f"The ceiling, {sizes}: it is {expected:.5f}; yours is {ceiling:.5f}.")
 
 
 _CONFIG = LlamaConfig(
@@ -172,23 +173,19 @@ def _states() -> tuple[Tensor, dict[str, Tensor], Tensor]:
     return x, {name: torch.where(padding, -9 * x + 3 * noise, added) for name, added in attentions.items()}, mask
 
 
-def _verdict(attempt: Callable, change: Callable[[LlamaForCausalLM], None], ids: Tensor) -> bool:
+def _answer(attempt: Attempt, change: Callable[[LlamaForCausalLM], None], ids: Tensor) -> bool:
     model = _tiny_llama()
     change(model)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     with torch.no_grad():
         before = model(ids.clone(), use_cache=False).logits
-        verdict = attempt(model, _LAYER, ids.clone())
-        require(
-            isinstance(verdict, bool) or getattr(verdict, "dtype", None) == torch.bool,
-            f"Return True or False; yours returned a {type(verdict).__name__}.",
-        )
+        answer = true_or_false(attempt(model, _LAYER, ids.clone()))
         same = all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
         require(
             same and torch.equal(model(ids.clone(), use_cache=False).logits, before),
             "Your function changed the model. Look, don't touch: work on copies, and remove your hooks.",
         )
-    return bool(verdict)
+    return answer
 
 
 def _tiny_llama() -> LlamaForCausalLM:
@@ -205,7 +202,7 @@ def _tiny_llama() -> LlamaForCausalLM:
 class _Instead(nn.Module):
     """In place of an attention: adds ``what(attention, norm(x), everything else)``."""
 
-    def __init__(self, attention: nn.Module, what: Callable):
+    def __init__(self, attention: nn.Module, what: Callable) -> None:
         super().__init__()
         self.attention, self.what = attention, what
 
@@ -222,7 +219,7 @@ def _instead(what: Callable) -> Callable[[LlamaForCausalLM], None]:
 
 
 def _but_the_last_token(added: Tensor) -> Tensor:
-    added = copy.copy(added).clone()
+    added = added.clone()
     added[:, :-1] = 0
     return added
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from course_utils.exercises import exercise, require
+from course_utils.exercises import Attempt, exercise, require, rule_out
 
 Offsets = list[tuple[int, int]]
 
@@ -18,38 +20,36 @@ Offsets = list[tuple[int, int]]
     task="Return the pairs (i, j) of tokens that stand on the same piece of shared text.",
     proved="However many words are swapped and however long they are, every shared token finds its partner.",
 )
-def check_align(attempt):
+def check_align(attempt: Attempt) -> None:
+    """Check a function (offsets of a, offsets of b, shared runs) -> pairs of aligned tokens."""
     for name, (text_a, text_b) in _TEXTS.items():
-        offsets, shared = [_offsets(text_a), _offsets(text_b)], _shared_runs(text_a, text_b)
-        given = attempt(list(offsets[0]), list(offsets[1]), list(shared))
+        a, b, shared = _offsets(text_a), _offsets(text_b), _shared_runs(text_a, text_b)
+        given = attempt(list(a), list(b), list(shared))
         require(isinstance(given, list | tuple | set), f"Return a list of pairs (i, j); yours is {given!r}.")
         try:
             found = {(int(i), int(j)) for i, j in given}
         except (TypeError, ValueError):
             require(False, f"Return pairs (i, j) of token numbers; yours are {list(given)[:3]}.")
-        right = _aligned(*offsets, shared)
+        right = _aligned(a, b, shared)
         where = f'In "{name}", '
-        shorter = min(map(len, offsets))
-        for wrong, mistake in (
+        shorter = min(len(a), len(b))
+        mistakes = (
             (
                 {(i, i) for i in range(1, shorter)},
                 "you pair tokens that have the same number. Behind a longer word, everything has moved.",
             ),
             (right | {(0, 0)}, "the first tokens are still in. Their states are outliers: leave them out."),
             (
-                _aligned(*offsets, [(start, start, length) for start, _, length in shared]),
+                _aligned(a, b, [(start, start, length) for start, _, length in shared]),
                 "you look for the same offsets in both texts. Count them from where the run begins in each text.",
             ),
             (
-                _aligned(*offsets, shared, whole=False),
+                _aligned(a, b, shared, whole=False),
                 "a token that reaches into a swapped word is paired. Its end must lie inside the run as well.",
             ),
-            *(
-                (_aligned(*offsets, [run]), "only one of the runs is aligned. Go through all of them.")
-                for run in shared
-            ),
-        ):
-            require(found != wrong or wrong == right, where + mistake)
+            *((_aligned(a, b, [run]), "only one of the runs is aligned. Go through all of them.") for run in shared),
+        )
+        rule_out(mistakes, found, right, where=where)
         missing, extra = sorted(right - found), sorted(found - right)
         require(not extra, f"{where}the tokens {extra[:3]} don't stand on the same piece of shared text.")
         require(not missing, f"{where}the tokens {missing[:3]} stand on the same piece of shared text.")
@@ -60,14 +60,15 @@ def check_align(attempt):
     task="Return the share of the variance that the first principal component explains, from 0 to 1.",
     proved="One outlier a text makes a first component that explains nearly everything, and nothing about the texts.",
 )
-def check_first_component(attempt):
+def check_first_component(attempt: Attempt) -> None:
+    """Check a function (states, mask) -> the variance that the first component explains, as a share."""
     for side in ("right", "left"):
         states, mask, first = _states(side)
         given = float(attempt(states.clone(), mask.clone()))
         real = mask.bool()
         inner = real & ~first
         right = _share(states[inner])
-        cases = (
+        mistakes = (
             (
                 _share(states[:, 1:][real[:, 1:]]),
                 "you drop column 0. With padding on the left the first *real* token stands elsewhere.",
@@ -79,10 +80,10 @@ def check_first_component(attempt):
             (_share(states[inner], power=1), "variance goes with the *squares* of the singular values."),
             (100 * right, "that is in percent; return a share from 0 to 1."),
         )
-        for wrong, mistake in cases:
-            require(abs(given - wrong) > 1e-4 or abs(wrong - right) < 1e-4, f"With padding on the {side}, {mistake}")
+        same = partial(math.isclose, rel_tol=0, abs_tol=1e-4)
+        rule_out(mistakes, given, right, same=same, where=f"With padding on the {side}, ")
         require(
-            abs(given - right) < 1e-4,
+            same(given, right),
             f"With padding on the {side}, the check's states give {right:.4f}; yours is {given:.4f}.",
         )
     with_first = _share(states[real])
@@ -94,7 +95,8 @@ def check_first_component(attempt):
     task="Return the two-sided p-value of the mean difference between a and b: one number.",
     proved="What was sampled together flips together, and no effect is more certain than the flips that you tried.",
 )
-def check_sign_flip(attempt):
+def check_sign_flip(attempt: Attempt) -> None:
+    """Check a function (a, b, clusters) -> two-sided p-value of the mean difference."""
     for name, (a, b, clusters) in _PAIRED.items():
         given = float(attempt(a.copy(), b.copy(), clusters.copy()))
         require(0 <= given <= 1, f"A p-value lies from 0 to 1; yours is {given:.3f}.")
@@ -104,9 +106,7 @@ def check_sign_flip(attempt):
         )
         sums = np.array([(a - b)[clusters == cluster].sum() for cluster in np.unique(clusters)])
         right = _exact(sums)
-        if abs(given - right) < _tolerance(right):
-            continue
-        for wrong, mistake in (
+        mistakes = (
             (_exact(sums, tail="upper"), "you count one side only. Compare magnitudes: a bias may go either way."),
             (_exact(sums, tail="lower"), "you count one side only. Compare magnitudes: a bias may go either way."),
             (
@@ -117,10 +117,11 @@ def check_sign_flip(attempt):
                 _unpaired(a, b),
                 "you shuffle all values together. a[i] and b[i] belong to one pair: only these two may change places.",
             ),
-        ):
-            require(abs(given - wrong) > _tolerance(wrong), f"For {name}, {mistake}")
+        )
+        if not _is_about(given, right):
+            rule_out(mistakes, given, right, same=_is_about, where=f"For {name}, ")
         require(
-            False,
+            _is_about(given, right),
             f"For {name}, the exact p-value is {right:.4f}, yours is {given:.4f}. Few flips are noisy, and p can't "
             "get below 1 / (flips + 1). Take 2,000 or more.",
         )
@@ -219,7 +220,7 @@ _PAIRED = {
 
 
 def _exact(sums: np.ndarray, tail: str = "both") -> float:
-    """p over all ways to give signs to sums [clusters]."""
+    """The p-value over all ways to give signs to sums [clusters]."""
     signs = np.array(list(itertools.product((-1, 1), repeat=len(sums))))
     drawn, observed = signs @ sums, sums.sum()
     if tail == "both":
@@ -241,6 +242,6 @@ def _unpaired(a: np.ndarray, b: np.ndarray) -> float:
     return float((gaps >= abs(a.sum() - b.sum())).mean())
 
 
-def _tolerance(p: float) -> float:
-    """How far 2,000 flips may be off."""
-    return 4 * (p * (1 - p) / 2000) ** 0.5 + 0.002
+def _is_about(given: float, p: float) -> bool:
+    """Whether 2,000 flips may give this p-value for that one."""
+    return abs(given - p) < 4 * (p * (1 - p) / 2000) ** 0.5 + 0.002

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from course_utils.bias.contrastive import Pair, pairs
-from course_utils.exercises import exercise, require
+from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
 
 
 @exercise(
@@ -17,7 +17,8 @@ from course_utils.exercises import exercise, require
     task="Return the numbers of the neurons to cut: the most biased ones among those that are not protected.",
     proved="The important neurons are safe, whatever they score, and the most biased of the others go.",
 )
-def check_neurons_to_cut(attempt):
+def check_neurons_to_cut(attempt: Attempt) -> None:
+    """Check a function (importance, bias, share protected, count) -> neurons to cut."""
     for seed, protected, count in ((0, 0.5, 3), (1, 0.0, 4), (2, 0.35, 5), (3, 0.9, 1)):
         importance, bias = _scores(seed)
         given = attempt(importance.clone(), bias.clone(), protected, count)
@@ -30,7 +31,7 @@ def check_neurons_to_cut(attempt):
         safe = math.ceil(protected * len(importance))
         order = importance.argsort(descending=True)
         right = _highest(bias, count, among=order[safe:])
-        for wrong, mistake in (
+        mistakes = (
             (_highest(bias, count), "nobody is protected. Set the most important neurons aside first."),
             (_highest(-importance, count), "those are the least important ones. Among the unprotected, bias decides."),
             (_highest(-bias, count, among=order[safe:]), "those are the least biased ones. Cut the most biased first."),
@@ -46,8 +47,8 @@ def check_neurons_to_cut(attempt):
                 _highest(bias.abs(), count, among=order[safe:]),
                 "you took the magnitude of the bias score. A negative score keeps the bias down: leave such a neuron.",
             ),
-        ):
-            require(set(cut) != wrong or wrong == right, which + mistake)
+        )
+        rule_out(mistakes, set(cut), right, where=which)
         require(set(cut) == right, f"{which}the neurons {sorted(right)} should go; yours are {sorted(cut)}.")
 
 
@@ -56,13 +57,11 @@ def check_neurons_to_cut(attempt):
     task="Return True if something that chose the neurons also judges them, otherwise False.",
     proved="It sees shared templates, their paraphrases, and old texts under new names. Ask it before you believe.",
 )
-def check_is_circular(attempt):
+def check_is_circular(attempt: Attempt) -> None:
+    """Check a function (pairs that choose, pairs that judge) -> whether that is circular."""
     for selection, evaluation, circular, mistake in _plans():
-        verdict = attempt(list(selection), list(evaluation))
-        require(
-            isinstance(verdict, bool), f"Return True or False; yours returned a {type(verdict).__name__}: {verdict!r}."
-        )
-        require(verdict == circular, f"{'Not seen' if circular else 'False alarm'}: {mistake}")
+        answer = true_or_false(attempt(list(selection), list(evaluation)))
+        require(answer == circular, f"{'Not seen' if circular else 'False alarm'}: {mistake}")
 
 
 @exercise(
@@ -70,7 +69,8 @@ def check_is_circular(attempt):
     task="Return two numbers: the difference in differences and its standard error over the templates.",
     proved="Before and after, and with and without the neutral swaps: both are paired, template by template.",
 )
-def check_difference_in_differences(attempt):
+def check_difference_in_differences(attempt: Attempt) -> None:
+    """Check a function (base, pruned, neutral base, neutral pruned) -> estimate, standard error."""
     for seed in (0, 1):
         tables = _tables(seed)
         given = attempt(*(table.clone() for table in tables))
@@ -79,30 +79,30 @@ def check_difference_in_differences(attempt):
         change, of_neutral = pruned - base, neutral_pruned - neutral_base
         by_template = change.mean(1) - of_neutral.mean(1)
         right, right_error = float(by_template.mean()), _standard_error(by_template)
-        for wrong, mistake in (
+        of_the_estimate = (
             (-right, "turned round. It is pruned minus base, and demographic minus neutral."),
             (float(change.mean()), "the neutral swaps are missing. Subtract what pruning did to them."),
             (float(pruned.mean() - neutral_pruned.mean()), "the base model is missing. Compare the *changes*."),
             (float(pruned.abs().mean() - base.abs().mean()), "no magnitudes here: they hide the direction."),
-        ):
-            require(not _close(estimate, wrong), f"The estimate: {mistake}")
+        )
+        rule_out(of_the_estimate, estimate, right, same=_close, where="The estimate: ")
         require(
             _close(estimate, right), f"The estimate is {right:+.4f} for the check's numbers; yours {estimate:+.4f}."
         )
-        units = [change, of_neutral]
-        for wrong, mistake in (
+        changes = [change, of_neutral]
+        of_the_error = (
             (
-                math.hypot(*(_standard_error(some.mean(1)) for some in units)),
+                math.hypot(*(_standard_error(table.mean(1)) for table in changes)),
                 "you treat both groups as independent. They share their templates: subtract first, template by "
                 "template, then take the spread.",
             ),
             (
-                math.hypot(*(_standard_error(some.flatten()) for some in units)),
+                math.hypot(*(_standard_error(table.flatten()) for table in changes)),
                 "you count every template x swap as a unit. Items of one template resemble each other: average over "
                 "the swaps first.",
             ),
             (
-                math.hypot(*(_standard_error(some.mean(1)) for some in tables)),
+                math.hypot(*(_standard_error(table.mean(1)) for table in tables)),
                 "you treat all four tables as independent. Both models met the same items: subtract first.",
             ),
             (
@@ -113,8 +113,8 @@ def check_difference_in_differences(attempt):
                 float(by_template.std(unbiased=False)) / math.sqrt(len(by_template)),
                 "almost: the spread of a sample divides by templates - 1.",
             ),
-        ):
-            require(not _close(error, wrong), f"The error: {mistake}")
+        )
+        rule_out(of_the_error, error, right_error, same=_close, where="The error: ")
         require(
             _close(error, right_error), f"The error is {right_error:.4f} for the check's numbers; yours {error:.4f}."
         )

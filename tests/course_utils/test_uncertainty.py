@@ -11,7 +11,67 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from course_utils.uncertainty import crossed_interval, geometric_mean, holm, rank_correlation
+from course_utils.uncertainty import (
+    below_and_above,
+    crossed_interval,
+    geometric_mean,
+    holm,
+    rank_correlation,
+    sign_flip_p,
+    verdict,
+)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "at", "side"),
+    [
+        (0.1, 0.2, 0, "above"),
+        (-0.2, -0.1, 0, "below"),
+        (-0.1, 0.2, 0, "neither"),
+        (0.0, 0.2, 0, "neither"),
+        (-0.2, 0.0, 0, "neither"),
+        (1.1, 1.2, 1, "above"),
+        (0.1, 0.2, 1, "below"),
+        (0.9, 1.1, 1, "neither"),
+        (2.0, math.inf, 1, "above"),
+        (math.nan, math.nan, 0, "neither"),
+    ],
+)
+def test_a_verdict_says_on_which_side_the_whole_interval_lies(low, high, at, side):
+    assert verdict(low, high, at=at, below="below", above="above", neither="neither") == side
+    assert verdict(np.float64(low), torch.tensor(high), at=at, below="below", above="above", neither="neither") == side
+    sides = int(side == "below"), int(side == "above")
+    assert below_and_above([(low, high)] * 3, at=at) == (3 * sides[0], 3 * sides[1])
+
+
+def test_a_verdict_has_words_of_its_own():
+    assert [verdict(*ends) for ends in ((1, 2), (-2, -1), (-1, 1))] == [
+        "higher", "lower", "no evidence of a difference",
+    ]  # fmt: skip
+
+
+def test_intervals_are_counted_on_both_sides():
+    assert below_and_above(np.array([[0.5, 0.9], [0.9, 1.1], [1.2, 1.4], [0.2, 0.3]]), at=1) == (2, 1)
+    assert below_and_above([low, low + 1] for low in (-3, -2, 5)) == (2, 1)
+    assert below_and_above([]) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [8, 12, 40])
+def test_sign_flips_agree_with_scipys_sample_permutations(count):
+    for seed in range(4):
+        differences = np.random.default_rng(seed).normal(0.3, 1, count)
+        reference = stats.permutation_test(
+            (differences,), np.sum, permutation_type="samples", n_resamples=4096, random_state=0
+        )
+        p = sign_flip_p(differences)
+        assert abs(p - reference.pvalue) < 5 * math.sqrt(max(p * (1 - p), 1e-4) / 4096)
+
+
+def test_sign_flips_are_symmetric_repeat_themselves_and_never_say_zero():
+    differences = np.arange(1.0, 30)
+    assert sign_flip_p(differences) == sign_flip_p(-differences) == sign_flip_p(3 * differences) == 1 / 10_001
+    assert sign_flip_p(np.zeros(9)) == 1
+    assert math.isnan(sign_flip_p(np.array([1.0, math.inf])))
 
 
 def pairs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,12 @@
 """The exercise machinery: every state a learner can be in gives one line, and nothing is raised."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from course_utils.exercises import exercise, require
+from course_utils.exercises import exercise, require, rule_out, true_or_false
 
 WEIGHT = torch.tensor([[1.0, -2.0], [-3.0, 0.0]])
 
@@ -85,3 +88,41 @@ def test_random_state_is_left_alone():
 
 def test_check_keeps_its_name_for_help():
     assert check_norms.__name__ == "check_norms"
+
+
+@exercise(4, task="Add 3 and 3.", proved="A sum.")
+def check_sum(given):
+    rule_out([(9, "You multiplied."), (6, "Never said: it is right as well."), (0, "You subtracted.")], given, 6)
+    rule_out([(1, "You divided.")], given, 6, same=lambda a, b: math.isclose(a, b, abs_tol=0.1), where="3 and 3: ")
+    require(given == 6, "It is 6.")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (9, "not yet. You multiplied."),
+        (0, "not yet. You subtracted."),
+        (1.05, "not yet. 3 and 3: You divided."),
+        (5, "not yet. It is 6."),
+        (6, "correct. A sum."),
+    ],
+)
+def test_the_mistake_that_leads_to_an_answer_is_named(given, said, capsys):
+    check_sum(given)
+    assert capsys.readouterr().out == f"Exercise 4: {said}\n"
+
+
+@exercise(5, task="Say whether.", proved="True.")
+def check_whether(answer):
+    require(true_or_false(answer) is True, "It is true.")
+
+
+@pytest.mark.parametrize("answer", [True, np.True_, np.bool_(1), torch.tensor(True)])
+def test_true_and_false_come_in_several_types(answer, capsys):
+    assert check_whether(answer)
+
+
+@pytest.mark.parametrize("answer", [1, "yes", 0.0, torch.tensor(1), [True]])
+def test_what_is_neither_true_nor_false_is_told(answer, capsys):
+    assert not check_whether(answer)
+    assert f"Return True or False; yours returned a {type(answer).__name__}." in capsys.readouterr().out
