@@ -54,7 +54,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 _HUB_SECONDS = 10.0
 # Fields of a configuration that change nothing that the model computes.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "auto_map")
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # What `identity` found, and for which state of the model; holds no model alive.
 _IDENTITIES: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[str, dict], str]] = weakref.WeakKeyDictionary()
 
@@ -127,7 +126,7 @@ def identity(model: PreTrainedModel) -> str:
     """A digest of a model's configuration and of all its weights, bit for bit: 16 hexadecimal digits.
 
     Two models with the same digest compute the same. The same weights in another dtype are another model. Computed once
-    for each state of a model (about a second for a gigabyte) and kept; a weight that is written to or exchanged, or a
+    for each state of a model (a second or two for a gigabyte) and kept; a weight that is written to or exchanged, or a
     changed configuration, gives a new one.
     """
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
@@ -139,20 +138,27 @@ def identity(model: PreTrainedModel) -> str:
     )
     known = _IDENTITIES.get(model)
     if known is None or not _is_same_state(known[0], state):
-        digest = hashlib.blake2b(settings.encode(), digest_size=8)
+        digest = hashlib.sha256(settings.encode())
         for name, weight in weights.items():
             digest.update(f"|{name} {weight.dtype} {list(weight.shape)}|".encode())
-            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        known = _IDENTITIES[model] = (state, digest.hexdigest())
+            digest.update(_bits(weight).cpu().numpy())
+        known = _IDENTITIES[model] = (state, digest.hexdigest()[:16])
     return known[1]
 
 
+def _bits(weight: torch.Tensor) -> torch.Tensor:
+    """The weight's bytes, [numbers] integers as wide as fit."""
+    flat = weight.detach().contiguous().flatten()
+    whole = flat.nbytes % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64 if whole else torch.uint8)
+
+
 def _sum_of_bits(weight: torch.Tensor) -> int:
-    """Changes with nearly every change of a weight; read ten times faster than a digest.
+    """Changes with nearly every change of a weight, and is read many times faster than a digest.
 
     Needed beside the count of writes (``_version``), which fused optimisers don't keep.
     """
-    return int(weight.detach().contiguous().view(_BITS[weight.element_size()]).sum(dtype=torch.int64))
+    return int(_bits(weight).sum(dtype=torch.int64))
 
 
 def _is_same_state(one: tuple[str, dict], other: tuple[str, dict]) -> bool:

@@ -92,6 +92,8 @@ def distill(
         run = run_of(recipe, named, student, train, held_out)
 
     student.float()
+    for weight in student.parameters():  # storage of its own: a variant shares its weights with another model
+        weight.data = weight.data.clone()
     with to_train(accelerator, student) as trained, _learning(recipe, trained, *models[1:]):
         trainer = _Trainer(recipe, accelerator, trained, _loss_of(recipe, teacher))
         checkpoint = Checkpoint(checkpoint_dir, run, trained, trainer.optimizer, write=accelerator.is_main_process)

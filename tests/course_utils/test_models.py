@@ -307,11 +307,11 @@ def hashed(monkeypatch) -> list[int]:
     """Grows by one each time that a model is read and hashed."""
     calls = []
 
-    def blake2b(*arguments, **options):
+    def sha256(*arguments, **options):
         calls.append(1)
-        return hashlib.blake2b(*arguments, **options)
+        return hashlib.sha256(*arguments, **options)
 
-    monkeypatch.setattr(models, "hashlib", types.SimpleNamespace(blake2b=blake2b))
+    monkeypatch.setattr(models, "hashlib", types.SimpleNamespace(sha256=sha256))
     return calls
 
 
@@ -619,3 +619,15 @@ def test_the_embedded_llama_is_smollm2_without_marks_of_quantisation(monkeypatch
     with torch.no_grad():
         answer = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=2)
     assert "Paris" in tokenizer.decode(answer[0])
+
+
+def test_weights_of_any_size_and_place_have_an_identity():
+    """An odd number of bytes, and a slice of a larger tensor that begins anywhere."""
+    model = tiny_model(dtype=torch.bfloat16)
+    weight = torch.randn(11)[1:4].bfloat16()
+    model.register_parameter("odd", torch.nn.Parameter(weight))
+    model.register_parameter("slice", torch.nn.Parameter(torch.arange(9.0).bfloat16()[1:5]))
+    before = identity(model)
+    with torch.no_grad():
+        model.odd[2] += 1
+    assert identity(model) != before

@@ -22,6 +22,7 @@ from course_utils.depth import remove_blocks
 from course_utils.distillation import CheckpointMismatch, Recipe, distill, training
 from course_utils.distillation.losses import LOSSES
 from course_utils.distillation.state import CHECKPOINT
+from course_utils.models import variant
 from course_utils.width import neuron_importance, prune_neurons
 
 
@@ -36,6 +37,16 @@ def test_a_student_comes_nearer_to_its_teacher(family):
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.named_parameters())
     assert all(weight.requires_grad and weight.grad is None for weight in teacher.parameters())
     assert not student.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_student_that_shares_its_weights_learns_alone(dtype):
+    teacher = tiny_model(dtype=dtype)
+    student = variant(teacher)
+    remove_blocks(student, [1])
+    before = [weight.clone() for weight in teacher.parameters()]
+    distill(teacher, student, BATCHES, steps=3, lr=3e-3)
+    assert all(map(torch.equal, teacher.parameters(), before))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
