@@ -4,6 +4,7 @@ After a change of modules, `python tests/test_house.py` writes the map in docs/h
 """
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -315,6 +316,32 @@ def with_map(text):
 def test_map_shows_the_house():
     text = MAP.read_text(encoding="utf-8")
     assert text == with_map(text), "python tests/test_house.py writes it anew"
+
+
+PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = "benchmarks|course_tools|course_utils|docs|experiments|lessons|notebooks|tests"
+
+
+def missing(text):
+    """The files and tests that a page names in backticks, or links to, and that aren't there."""
+    named = re.findall(rf"`((?:{FOLDERS})/[^`\s*]+)`", text) + re.findall(r"\]\(((?!https?:|#)[^)]+)\)", text)
+    for name in named:
+        file, _, test = name.replace("NN_slug", "01_*").replace("NN", "01").partition("::")
+        found = [path for folder in (ROOT, ROOT / "docs") for path in folder.glob(file)]
+        if not found or (test and f"def {test}(" not in found[0].read_text(encoding="utf-8")):
+            yield name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_pages_name_what_is_there(page):
+    assert not [*missing(page.read_text(encoding="utf-8"))]
+
+
+def test_what_is_not_there_is_noticed():
+    there = "`tests/tiny.py`, `tests/test_house.py::missing`, [how](authoring.md), `lessons/NN_slug.py`"
+    assert not [*missing(there)]
+    gone = "`tests/test_houses.py`, `tests/test_house.py::test_gone`, [how](docs/author.md)"
+    assert [*missing(gone)] == ["tests/test_houses.py", "tests/test_house.py::test_gone", "docs/author.md"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""One list of dependencies, told the same everywhere, that fits Colab; and a wheel that is complete."""
+"""One list of dependencies, told the same everywhere; a complete wheel; and what surrounds a release."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from course_tools import colab
+import course
+from course_tools import cli, colab, matrix
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, COURSE = PYPROJECT["project"], PYPROJECT["tool"]["course"]
 EXTRAS = PROJECT["optional-dependencies"]
 IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}
 COLAB = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
@@ -93,5 +96,95 @@ def test_wheel_holds_the_library_and_nothing_else(tmp_path):
 
 
 def test_repository_setting_has_the_right_form():
-    course = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["course"]
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+", course["repository"]) and course["ref"]
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", COURSE["repository"]) and COURSE["ref"]
+
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/workflows").glob("*.yml")}
+STEPS = [(name, step) for name, flow in WORKFLOWS.items() for job in flow["jobs"].values() for step in job["steps"]]
+
+
+def test_workflows_may_only_read_and_end():
+    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab"}
+    for name, flow in WORKFLOWS.items():
+        assert flow["permissions"] == {"contents": "read"}, name
+        assert all("permissions" not in job and job["timeout-minutes"] <= 120 for job in flow["jobs"].values()), name
+
+
+def test_workflows_run_on_supported_pythons():
+    versions = {
+        name: job["strategy"]["matrix"]["python"]
+        for name, flow in WORKFLOWS.items()
+        for job in flow["jobs"].values()
+        if "strategy" in job
+    }
+    assert versions["tests"] == list(matrix.PYTHONS) and set(versions["lessons"]) <= set(matrix.PYTHONS)
+    for name, step in STEPS:
+        if "python-version" in step.get("with", {}):
+            assert step["with"]["python-version"] in ("${{ matrix.python }}", colab.PYTHON), name
+
+
+def test_actions_are_pinned_to_a_major_version():
+    used = [step["uses"] for _, step in STEPS if "uses" in step]
+    assert used and all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in used)
+
+
+@pytest.mark.parametrize("command", [step["run"] for _, step in STEPS if "run" in step])
+def test_workflows_run_what_a_person_would(command):
+    check_command(command.split())
+
+
+def test_hooks_exist():
+    (local,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
+    for hook in local["hooks"]:
+        check_command(hook["entry"].split())
+
+
+def check_command(words):
+    """Fail unless the command, its subcommand and the files that it names are there."""
+    if words[:2] == ["python", "course.py"]:
+        args = cli._parser().parse_known_args(words[2:])[0]
+        assert words[2] in course.COMMANDS and callable(args.command)
+    elif words[:2] == ["python", "-m"]:
+        assert words[2] == "pip" or importlib.util.find_spec(words[2])
+    else:
+        assert words[0] == "curl"
+    for word in words:
+        assert not word.startswith("tests/") or (ROOT / word).exists(), word
+
+
+def test_unknown_commands_are_noticed():
+    for command in (
+        "python course.py walk",
+        "python -m course_tools.walk",
+        "make",
+        "python course.py test tests/walk.py",
+    ):
+        with pytest.raises((AssertionError, SystemExit)):
+            check_command(command.split())
+
+
+def test_citation_says_what_the_project_says():
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    assert {key: citation[key] for key in ("cff-version", "type", "title", "version", "license", "abstract")} == {
+        "cff-version": "1.2.0",
+        "type": "software",
+        "title": "Pruning LLMs",
+        "version": PROJECT["version"],
+        "license": PROJECT["license"],
+        "abstract": PROJECT["description"],
+    }
+    assert citation["message"] and citation["keywords"] == PROJECT["keywords"]
+    assert citation["authors"] == [{"name": "The Pruning LLMs authors"}]
+    assert citation["repository-code"] == f"https://github.com/{COURSE['repository']}"
+
+
+def test_changelog_keeps_its_form():
+    sections = re.findall(r"^## (.*)$", text_of("CHANGELOG.md"), flags=re.MULTILINE)
+    kinds = re.findall(r"^### (.*)$", text_of("CHANGELOG.md"), flags=re.MULTILINE)
+    assert sections[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", section) for section in sections[1:])
+    assert kinds and set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
