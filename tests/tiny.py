@@ -44,11 +44,14 @@ def tiny_model(
     if family == "smollm3":
         settings["no_rope_layers"] = [i % 2 for i in range(layers)]
     config = AutoConfig.for_model(family, **settings)
-    # Not model.to(dtype): that would cast the rotary frequencies too, which loading keeps in float32.
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attn_implementation)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+            # Rounded, not drawn in dtype: other versions of torch draw other numbers there. Not model.to(dtype): that
+            # would cast the rotary frequencies too, which loading keeps in float32.
+            parameter.data = parameter.to(dtype)
+    config.dtype = model.config.dtype = dtype
     return model.eval()
 
 
