@@ -1,6 +1,7 @@
-"""One list of dependencies, told the same everywhere, that fits Colab; and a wheel that is complete."""
+"""One list of dependencies, told the same everywhere; a complete wheel; and what surrounds a release."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,14 +13,14 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from course_tools import colab
+import course
+from course_tools import cli, colab, matrix
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, COURSE = PYPROJECT["project"], PYPROJECT["tool"]["course"]
 EXTRAS = PROJECT["optional-dependencies"]
-IMPORTED_AS = {"scikit-learn": "sklearn", "lm-eval": "lm_eval", "pillow": "PIL"}
-
-
+IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}
 COLAB = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
 
 
@@ -48,31 +49,24 @@ def test_range_contains_what_colab_has(text):
     assert version is None or requirement.specifier.contains(version)
 
 
-def test_colab_list_is_read():
-    assert COLAB["torch"] == "2.11.0" and COLAB["scikit-learn"] == "1.6.1" and len(COLAB) > 500
-    assert colab.pins("# note\nA_b.c==1.0+x\nd @ file:///e\n") == {"a-b-c": "1.0+x"}
-
-
-def test_colab_check_without_uv_says_so(monkeypatch, capsys):
-    monkeypatch.setenv("PATH", "")
-    assert colab.main([]) == 0
-    assert capsys.readouterr().out.startswith("skipped: uv is not on the PATH")
-
-
 def test_everything_imported_is_declared():
-    """The package imports only its dependencies; the modules behind course.py may use the extras too."""
-    names = [Requirement(text).name for text in [*PROJECT["dependencies"], *EXTRAS["course"], *EXTRAS["dev"]]]
-    declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names} | {"course_utils", "huggingface_hub"}
-    needed = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in map(name_of, PROJECT["dependencies"])}
-    needed |= {"course_utils", "huggingface_hub", "tokenizers", "google"}  # transformers brings the first two
-    for path in sorted((ROOT / "course_utils").rglob("*.py")):
-        allowed = declared if path.stem in ("cli", "builder", "runner", "environment") else needed
-        unknown = imports(path) - allowed - sys.stdlib_module_names
-        assert not unknown, f"{path.name} imports {unknown}"
+    """The library imports only its dependencies; what makes the course may import the extras course and dev too."""
+    brought = {"huggingface_hub", "tokenizers", "google"}  # by transformers; and by Colab, where google.colab is
+    needed = {imported_as(text) for text in PROJECT["dependencies"]} | brought | {"course_utils"}
+    extras = {imported_as(text) for text in [*EXTRAS["course"], *EXTRAS["dev"]]} | {"course_tools", "experiments"}
+    for folder, allowed in (
+        ("course_utils", needed),
+        ("course_tools", needed | extras),
+        ("experiments", needed | extras),
+    ):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            unknown = imports(path) - allowed - sys.stdlib_module_names
+            assert not unknown, f"{folder}/{path.name} imports {unknown}"
 
 
-def name_of(text):
-    return Requirement(text).name
+def imported_as(text):
+    name = Requirement(text).name
+    return IMPORTED_AS.get(name, name.replace("-", "_"))
 
 
 def imports(path):
@@ -85,19 +79,112 @@ def imports(path):
     return found
 
 
-def test_wheel_is_complete(tmp_path):
+def test_wheel_holds_the_library_and_nothing_else(tmp_path):
     pytest.importorskip("hatchling", reason="part of the extra dev")
     build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
-        packed = {name for name in wheel.namelist() if name.startswith("course_utils/")}
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
         licences = {Path(name).name for name in wheel.namelist() if "/licenses/" in name}
     tree = {path for path in (ROOT / "course_utils").rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert packed == {path.relative_to(ROOT).as_posix() for path in tree}
+    assert "course_utils/py.typed" in packed
     assert licences == {"LICENSE", "LICENSE-prose"}
 
 
 def test_repository_setting_has_the_right_form():
-    course = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["course"]
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+", course["repository"]) and course["ref"]
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", COURSE["repository"]) and COURSE["ref"]
+
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/workflows").glob("*.yml")}
+STEPS = [(name, step) for name, flow in WORKFLOWS.items() for job in flow["jobs"].values() for step in job["steps"]]
+
+
+def test_workflows_may_only_read_and_end():
+    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab"}
+    for name, flow in WORKFLOWS.items():
+        assert flow["permissions"] == {"contents": "read"}, name
+        assert all("permissions" not in job and job["timeout-minutes"] <= 120 for job in flow["jobs"].values()), name
+
+
+def test_workflows_run_on_supported_pythons():
+    versions = {
+        name: job["strategy"]["matrix"]["python"]
+        for name, flow in WORKFLOWS.items()
+        for job in flow["jobs"].values()
+        if "strategy" in job
+    }
+    assert versions["tests"] == list(matrix.PYTHONS) and set(versions["lessons"]) <= set(matrix.PYTHONS)
+    for name, step in STEPS:
+        if "python-version" in step.get("with", {}):
+            assert step["with"]["python-version"] in ("${{ matrix.python }}", colab.PYTHON), name
+
+
+def test_actions_are_pinned_to_a_major_version():
+    used = [step["uses"] for _, step in STEPS if "uses" in step]
+    assert used and all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in used)
+
+
+@pytest.mark.parametrize("command", [step["run"] for _, step in STEPS if "run" in step])
+def test_workflows_run_what_a_person_would(command):
+    check_command(command.split())
+
+
+def test_hooks_exist():
+    (local,) = yaml.safe_load(text_of(".pre-commit-config.yaml"))["repos"]
+    for hook in local["hooks"]:
+        check_command(hook["entry"].split())
+
+
+def check_command(words):
+    """Fail unless the command, its subcommand and the files that it names are there."""
+    if words[:2] == ["python", "course.py"]:
+        args = cli._parser().parse_known_args(words[2:])[0]
+        assert words[2] in course.COMMANDS and callable(args.command)
+    elif words[:2] == ["python", "-m"]:
+        assert words[2] == "pip" or importlib.util.find_spec(words[2])
+    else:
+        assert words[0] == "curl"
+    for word in words:
+        assert not word.startswith("tests/") or (ROOT / word).exists(), word
+
+
+def test_unknown_commands_are_noticed():
+    for command in (
+        "python course.py walk",
+        "python -m course_tools.walk",
+        "make",
+        "python course.py test tests/walk.py",
+    ):
+        with pytest.raises((AssertionError, SystemExit)):
+            check_command(command.split())
+
+
+def test_citation_says_what_the_project_says():
+    citation = yaml.safe_load(text_of("CITATION.cff"))
+    assert {key: citation[key] for key in ("cff-version", "type", "title", "version", "license", "abstract")} == {
+        "cff-version": "1.2.0",
+        "type": "software",
+        "title": "Pruning LLMs",
+        "version": PROJECT["version"],
+        "license": PROJECT["license"],
+        "abstract": PROJECT["description"],
+    }
+    assert citation["message"] and citation["keywords"] == PROJECT["keywords"]
+    assert citation["authors"] == [{"name": "The Pruning LLMs authors"}]
+    assert citation["repository-code"] == f"https://github.com/{COURSE['repository']}"
+
+
+def test_changelog_keeps_its_form():
+    sections = re.findall(r"^## (.*)$", text_of("CHANGELOG.md"), flags=re.MULTILINE)
+    kinds = re.findall(r"^### (.*)$", text_of("CHANGELOG.md"), flags=re.MULTILINE)
+    assert sections[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", section) for section in sections[1:])
+    assert kinds and set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -6,6 +6,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from course_utils.architectures import cast_weights
+
 COMMON = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
@@ -44,11 +46,12 @@ def tiny_model(
     if family == "smollm3":
         settings["no_rope_layers"] = [i % 2 for i in range(layers)]
     config = AutoConfig.for_model(family, **settings)
-    # Not model.to(dtype); see architectures.cast_weights.
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attn_implementation)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    cast_weights(model, dtype)  # rounded, not drawn in dtype: other versions of torch draw other numbers there
+    config.dtype = model.config.dtype = dtype
     return model.eval()
 
 

@@ -1,0 +1,33 @@
+"""Colab's list is read as pip freeze wrote it, and the check says when it can't be made."""
+
+from course_tools import colab
+
+
+def test_list_is_read():
+    pins = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
+    assert pins["torch"] == "2.11.0" and pins["scikit-learn"] == "1.6.1" and len(pins) > 500
+    assert colab.pins("# note\nA_b.c==1.0+x\nd @ file:///e\n") == {"a-b-c": "1.0+x"}
+
+
+def test_check_without_uv_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    assert colab.main([]) == 0
+    assert capsys.readouterr().out.startswith("skipped: uv is not on the PATH")
+
+
+def test_added_packages_are_told_and_kept_ones_counted(monkeypatch, capsys):
+    monkeypatch.setattr(colab.shutil, "which", lambda name: name)
+    monkeypatch.setattr(colab, "resolve", lambda *_: {"torch": "2.11.0", "lm-eval": "0.4.13", "nvidia-cublas": "1"})
+    assert colab.main([]) == 0
+    out = capsys.readouterr().out
+    assert "1 of the packages needed are there already, 1 are added:\n  lm-eval==0.4.13\n" in out
+
+
+def test_no_resolution_is_a_failure(monkeypatch, capsys):
+    def resolve(*_):
+        raise RuntimeError("torch can't be both")
+
+    monkeypatch.setattr(colab.shutil, "which", lambda name: name)
+    monkeypatch.setattr(colab, "resolve", resolve)
+    assert colab.main([]) == 1
+    assert "without changing one:\ntorch can't be both" in capsys.readouterr().out

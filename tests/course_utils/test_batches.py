@@ -1,0 +1,64 @@
+"""Batches: padding on either side counts for nothing, and whatever is no batch is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from course_utils.batches import read_batch, read_batches
+
+MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+IDS = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 0]])
+
+
+def read(batch):
+    return read_batch(batch, vocab_size=10, device="cpu")
+
+
+def test_positions_and_predictions_count_real_tokens():
+    batch = read({"input_ids": IDS.int(), "attention_mask": MASK.bool()})
+    assert batch.position_ids.tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+    assert batch.predicted.tolist() == [[False, False, True], [True, True, False]]
+    assert {tensor.dtype for tensor in (batch.input_ids, batch.attention_mask, batch.position_ids)} == {torch.int64}
+    assert set(batch.inputs()) == {"input_ids", "attention_mask", "position_ids"}
+
+
+def test_unpadded_batches_leave_positions_to_the_model():
+    batch = read({"input_ids": IDS})
+    assert batch.real.all() and set(batch.inputs()) == {"input_ids"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (IDS, "mapping"),
+        ({"tokens": IDS}, "mapping"),
+        ({"input_ids": IDS[0]}, "rows, length"),
+        ({"input_ids": IDS.float()}, "integers"),
+        ({"input_ids": IDS[:0]}, "at least one token"),
+        ({"input_ids": IDS + 1}, r"must lie in \[0, 10\)"),
+        ({"input_ids": IDS - 1}, r"got -1 to 8"),
+        ({"input_ids": IDS, "attention_mask": MASK[:1]}, "in the shape of"),
+        ({"input_ids": IDS, "attention_mask": MASK * 2}, "0 or 1"),
+        ({"input_ids": IDS, "attention_mask": MASK * 0}, "padding"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        read(batch)
+
+
+def test_batches_come_one_by_one_and_at_least_one():
+    asked = []
+
+    def source():
+        for number in range(2):
+            asked.append(number)
+            yield {"input_ids": IDS}
+
+    batches = read_batches(source(), vocab_size=10, device="cpu")
+    next(batches)
+    assert asked == [0]
+    for wrong, message in (([], "empty"), ({"input_ids": IDS}, "Wrap it in a list"), (IDS, "Wrap it in a list")):
+        with pytest.raises(ValueError, match=message):
+            list(read_batches(wrong, vocab_size=10, device="cpu"))

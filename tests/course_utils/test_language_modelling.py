@@ -1,0 +1,48 @@
+"""Log-likelihoods and perplexities by their definitions; ``test_evaluation`` has the whole measurement."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, tiny_batches, tiny_model
+
+from course_utils import architectures
+from course_utils.architectures import describe
+from course_utils.batches import read_batch
+from course_utils.language_modelling import dtype_name, exp, perplexity, token_log_likelihoods
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_log_likelihoods_are_those_of_the_models_own_logits(family, monkeypatch):
+    monkeypatch.setattr(architectures, "_LOGITS", 97 * 3)  # three tokens a chunk
+    model, given = tiny_model(family), tiny_batches()[0]
+    architecture = describe(model)
+    states = architecture.hidden_states(read_batch(given, vocab_size=97, device="cpu"))[:, :-1].flatten(0, 1)
+    targets = given["input_ids"][:, 1:].flatten()
+    found = token_log_likelihoods(architecture, states, targets)
+    expected = model(given["input_ids"]).logits[:, :-1].flatten(0, 1).double().log_softmax(-1)
+    assert found.dtype is torch.float64
+    torch.testing.assert_close(found, expected.gather(1, targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    found = perplexity(model, tiny_batches(rows=3, length=5))
+    assert found.perplexity == pytest.approx(97) and found.nll == pytest.approx(math.log(97))
+    assert found.tokens == 3 * 4 and found.ci_low == pytest.approx(found.ci_high)
+    assert math.isnan(found.bits_per_byte) and "bits/byte" not in str(found)
+
+
+def test_exponentials_overflow_to_infinity_in_silence():
+    with np.errstate(over="raise"):
+        assert exp(1000.0) == math.inf and exp(np.float32(0)) == 1
+
+
+def test_dtype_is_named_without_its_library():
+    assert dtype_name(tiny_model("gpt2", dtype=torch.bfloat16)) == "bfloat16"
