@@ -48,13 +48,14 @@ def resolve(dependencies: list[str], colab: dict[str, str], python_version: str)
         fixed.write_text("\n".join(held), encoding="utf-8")
         command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"]
         command += ["--python-version", python_version, "--python-platform", "x86_64-manylinux_2_28"]
-        done = subprocess.run([*command, "-c", str(fixed), str(wanted)], capture_output=True, text=True)
+        done = subprocess.run([*command, "-c", str(fixed), str(wanted)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
     return pins(done.stdout)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Resolve and tell; the exit status is 1 where a package of Colab's would change."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("freeze", nargs="?", type=Path, default=FREEZE)
     parser.add_argument("--python-version", default="3.13")

@@ -1,4 +1,4 @@
-"""Copy the README's figure out of lesson 03's saved outputs: python -m course_tools.readme_figure"""
+"""Copy the README's figure out of lesson 03's saved outputs: `python -m course_tools.readme_figure`."""
 
 from __future__ import annotations
 
