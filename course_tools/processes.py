@@ -10,10 +10,9 @@ from pathlib import Path
 
 import psutil
 
-# Threads of OpenMP spin while they wait for work. Beside another busy program that is several times slower than
-# sleeping; alone it gains nothing (docs/troubleshooting.md has the figures). The first is read by GCC's runtime
-# (PyTorch on Linux), the second by LLVM's and Intel's (macOS, Windows), in milliseconds.
-SLEEPING_THREADS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+# The threads of GCC's OpenMP (PyTorch on Linux) spin while they wait for work. Beside another busy program that is many
+# times slower than sleeping. docs/troubleshooting.md has the figures, and why other systems need nothing.
+SLEEPING_THREADS = {"GOMP_SPINCOUNT": "1000"}
 _GRACE = 10  # seconds that a program gets to end by itself
 
 

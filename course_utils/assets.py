@@ -368,7 +368,8 @@ def _show_progress(process: subprocess.Popen, folder: Path, asset: Asset) -> Non
     from tqdm import tqdm
 
     # A bar moves in a terminal and in a notebook; a log gets a line now and then.
-    pace = 0.1 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30  # seconds between two drawings
+    is_watched = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+    pace = 0.1 if is_watched else 30  # seconds between two drawings
     with tqdm(
         total=asset.download_bytes,
         desc=f"Fetching {asset.requirement}",

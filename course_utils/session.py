@@ -101,7 +101,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torches can't say
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torches can't say
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
 
