@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             result = reporter.execute(notebook, lesson.name, profile)
             runner.write_page(notebook, lesson.name, BUILD)
             index = runner.write_index([result], BUILD)
-            if not results:
+            if not results and len(lessons) > 1:
                 reporter.say(f"Read what is finished: {index}")
             results.append(result)
     console.print(_table(results))
@@ -85,8 +85,7 @@ def test(args: argparse.Namespace, console: Console) -> int:
     if "-m" in args.rest:  # the reader's own choice
         return _pytest("Tests", args.rest)
     # Two processes with one thread each are faster than one with two, but not where a test takes the time.
-    cores = session.cores()
-    apart = ["-n", "2", "--dist", "loadfile"] if cores > 1 else []
+    apart = ["-n", "2", "--dist", "loadfile"] if session.cores() > 1 else []
     status = _pytest("Fast tests", ["-m", "not embedded", *apart, *args.rest], OMP_NUM_THREADS="1")
     if args.fast or status not in (0, 1, _NOTHING_COLLECTED):
         return status

@@ -43,8 +43,8 @@ class Finding:
 
 def findings() -> Iterator[Finding]:
     """Look at one topic after the other; the network ones take up to a few seconds each."""
-    for look in (_python, _packages, _disk, _memory, _cores, _gpu, _cache, _index, _hub, _profile):
-        yield look()
+    for examine in (_python, _packages, _disk, _memory, _cores, _gpu, _cache, _index, _hub, _profile):
+        yield examine()
 
 
 def _project() -> dict:

@@ -116,7 +116,9 @@ def execute(
 
         try:
             # asyncio turns Ctrl-C into a cancellation, so that the kernel is ended before KeyboardInterrupt is raised.
-            failure = asyncio.run(run())
+            # The loop is named because the kernel's messages can't use the one that Windows has by default.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as loop:
+                failure = loop.run(run())
         except _NotStarted as error:
             log.seek(0)
             last = log.read().decode("utf-8", errors="replace").strip().splitlines()[-1:]
