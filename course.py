@@ -32,7 +32,8 @@ INSTALLING = "installing"
 
 
 def main(arguments):
-    if sys.version_info < (3, 11):  # noqa: UP036
+    """Set up if need be, and run the command; return the exit status."""
+    if sys.version_info < (3, 11):
         print(f"The course needs Python 3.11 or newer, this is {sys.version.split()[0]}. Install a newer one")
         print("and call it by name, for instance: python3.13 course.py run")
         return 1
@@ -43,7 +44,7 @@ def main(arguments):
     if problem:
         print(problem, file=sys.stderr)
         return 1
-    return hand_over([str(PYTHON), "-P", "-m", "course_tools.cli", *arguments])  # -P: this clone's, wherever we are
+    return hand_over([str(PYTHON), "-P", "-m", "course_tools", *arguments])  # -P: this clone's, wherever we are
 
 
 def set_up():
@@ -78,10 +79,12 @@ def fingerprint():
 
 
 def read(path):
+    """The text of a file; of one that isn't there, nothing."""
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def works(command):
+    """Whether a command can be run and succeeds."""
     try:
         return subprocess.call(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
     except OSError:
@@ -91,33 +94,42 @@ def works(command):
 def run(command, title):
     """Run a command into the log with one line of progress: seconds, and what it is doing. Returns its status."""
     start, shown = time.monotonic(), 0
+    width = min(78, shutil.get_terminal_size().columns - 1)
     with LOG.open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        # A session of its own, so that Ctrl-C reaches us alone and pip's own children end with it.
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             while process.poll() is None:
                 seconds = time.monotonic() - start
                 if sys.stdout.isatty():
                     line = f"{title} … {seconds:.0f} s  {last_lines(1)}"
-                    print("\r" + line[:78].ljust(78), end="", flush=True)
+                    print("\r" + line[:width].ljust(width), end="", flush=True)
                 elif seconds >= shown:
                     print(f"{title} … {seconds:.0f} s", flush=True)
                     shown += 30
                 time.sleep(0.2)
         finally:  # also on Ctrl-C: leave no pip behind
             if process.poll() is None:
-                process.terminate()
+                if os.name == "nt":
+                    process.terminate()
+                else:
+                    os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
     done = f"{title}: {'failed' if process.returncode else 'done'} after {time.monotonic() - start:.0f} s"
-    print(("\r" if sys.stdout.isatty() else "") + done.ljust(78), flush=True)
+    print(("\r" if sys.stdout.isatty() else "") + done.ljust(width), flush=True)
     return process.returncode
 
 
 def last_lines(count):
+    """The end of the log."""
     lines = LOG.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return "\n".join(lines[-count:])
 
 
 def failure(advice):
+    """What to print when a step failed."""
     return f"{last_lines(15)}\n\nThe set-up failed; above are the last lines of {LOG}.\n{advice}"
 
 
@@ -135,4 +147,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Run the same command again to go on.")
+        print("\nStopped. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)

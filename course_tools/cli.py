@@ -1,6 +1,6 @@
 """The course's commands, run through `python course.py` from a clone.
 
-Each returns an exit status: 0 for success, 1 where something failed, 2 for a wrong call.
+Each returns an exit status: 0 for success, 1 where something failed, 2 for a wrong call, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,24 +9,33 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nbformat import NotebookNode
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from course_tools import environment, notebooks, runner
-from course_utils import assets, models, session
+from course_tools import environment, notebooks, processes, runner
+from course_utils import assets, session
 from course_utils.files import write_text
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
 _HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
+_NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status.
+
+    Args:
+        arguments: the command's name and what follows it; default: the program's own.
+    """
+    if not sys.stderr.isatty():  # a log needs no bar that was drawn two hundred times
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
     parser = _parser()
     args, args.rest = parser.parse_known_args(arguments)
     if args.rest and args.command not in (test, lab):
@@ -36,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (assets.AssetError, ValueError) as error:  # written for the reader; a traceback would bury them
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -46,44 +58,55 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return 0
     profile = args.profile or session.current_profile()
     if profile == "embedded":
-        fetch_assets()
+        fetch_assets(lessons)
     course = notebooks.Course.read(ROOT)
-    results = []
+    results: list[runner.Result] = []
     with _Reporter(console, len(lessons)) as reporter:
         for lesson in lessons:
             notebook = notebooks.build_notebook(lesson, course, "exercises")
             result = reporter.execute(notebook, lesson.name, profile)
             runner.write_page(notebook, lesson.name, BUILD)
-            runner.write_index([result], BUILD)
+            index = runner.write_index([result], BUILD)
+            if not results and len(lessons) > 1:
+                reporter.say(f"Read what is finished: {index}")
             results.append(result)
     console.print(_table(results))
     for result in results:
         if result.failure:
             print(f"{result.name}: failed at {result.failure}")
-    print(f"Read them: {BUILD / 'index.html'}")
+    print(f"Read them: {index}")
     return int(any(result.failure for result in results))
 
 
 def test(args: argparse.Namespace, console: Console) -> int:
     """Run the tests: the fast ones, then those on the embedded models, then every lesson."""
-    import pytest
-
     if not args.fast:
-        fetch_assets()
-    options = ["-m", "not embedded"] if args.fast else ["--durations=10"]
-    options += args.rest
-    print(f"{'Fast tests' if args.fast else 'All tests, fast ones first'}: pytest {' '.join(options)}", flush=True)
-    os.chdir(ROOT)
-    return int(pytest.main(options))
+        fetch_assets([notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS)])
+    if "-m" in args.rest:  # the reader's own choice
+        return _pytest("Tests", args.rest)
+    # Two processes with one thread each are faster than one with two, but not where a test takes the time.
+    apart = ["-n", "2", "--dist", "loadfile"] if session.cores() > 1 else []
+    status = _pytest("Fast tests", ["-m", "not embedded", *apart, *args.rest], OMP_NUM_THREADS="1")
+    if args.fast or status not in (0, 1, _NOTHING_COLLECTED):
+        return status
+    slow = _pytest("Tests on the embedded models, and the lessons", ["-m", "embedded", "--durations=10", *args.rest])
+    if status == 1:
+        print("The fast tests failed; see above.")
+    return max({status, slow} - {_NOTHING_COLLECTED}, default=_NOTHING_COLLECTED)
+
+
+def _pytest(title: str, options: Sequence[str], **variables: str) -> int:
+    print(f"{title}: pytest {' '.join(options)}", flush=True)
+    variables = processes.with_sleeping_threads(variables | os.environ)
+    return abs(processes.call(["-P", "-m", "pytest", *options], folder=ROOT, environment=variables))
 
 
 def lab(args: argparse.Namespace, console: Console) -> int:
     """Open JupyterLab on the notebooks."""
-    from jupyterlab.labapp import LabApp
-
     print("JupyterLab opens in your browser; stop it here with Ctrl-C.", flush=True)
-    LabApp.launch_instance(argv=[f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest])
-    return 0
+    options = ["--log-level=WARN", f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest]
+    variables = processes.with_sleeping_threads(os.environ)
+    return abs(processes.call(["-P", "-m", "jupyterlab", *options], folder=Path.cwd(), environment=variables))
 
 
 def check(args: argparse.Namespace, console: Console) -> int:
@@ -101,7 +124,7 @@ def build(args: argparse.Namespace, console: Console) -> int:
     lessons = [notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS, args.lessons)]
     executed, failures = {}, []
     if args.execute:
-        fetch_assets()
+        fetch_assets(lessons)
         with _Reporter(console, len(lessons)) as reporter:
             for lesson in lessons:
                 notebook = notebooks.build_notebook(lesson, course, "exercises")
@@ -120,18 +143,24 @@ def build(args: argparse.Namespace, console: Console) -> int:
     return int(bool(failures))
 
 
-def fetch_assets() -> None:
-    """Fetch what the lessons need off the hub and convert the Llama, saying so only if something is missing.
+def fetch_assets(lessons: Sequence[notebooks.Lesson]) -> None:
+    """Fetch what these lessons open off the hub and convert the Llama, saying so only if something is missing.
+
+    Args:
+        lessons: those that are about to run.
 
     Raises:
         assets.AssetError: it can't be fetched.
     """
-    missing = environment.missing_assets()
-    if missing:
+    needed = notebooks.assets_of(lessons)
+    if not all(map(assets.is_cached, needed)):
         print(f"Filling the cache ({assets.cache_dir()}), once:", flush=True)
-    for name in environment.LESSON_ASSETS:
+    for name in needed:
         assets.fetch(name)
-    models.embedded_llama()
+    if "smollm2" in needed:
+        from course_utils.models import embedded_llama
+
+        embedded_llama()
 
 
 def _write(path: Path, text: str) -> None:
@@ -143,22 +172,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="course.py", description="Pruning LLMs: run, test and build the course.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(function, **options) -> argparse.ArgumentParser:
+    def command(function: Callable, **options: str) -> argparse.ArgumentParser:
         summary = function.__doc__.splitlines()[0]
         added = commands.add_parser(function.__name__, help=summary, description=summary, **options)
         added.set_defaults(command=function)
         return added
 
-    one = command(run)
-    one.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
-    one.add_argument("--profile", choices=session.PROFILES, help="instead of COURSE_PROFILE or the automatic choice")
-    one = command(test, epilog="Further arguments go to pytest.")
-    one.add_argument("--fast", action="store_true", help="leave out what needs the embedded models")
+    running = command(run)
+    running.add_argument("--profile", choices=session.PROFILES, help="not COURSE_PROFILE or the automatic choice")
+    testing = command(test, epilog="Further arguments go to pytest, for instance a file, -k or -x.")
+    testing.add_argument("--fast", action="store_true", help="leave out what needs the embedded models")
     command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
     command(check)
-    one = command(build)
-    one.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
-    one.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
+    building = command(build)
+    building.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
+    for taking_numbers in (running, building):
+        taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
     return parser
 
 
@@ -192,11 +221,11 @@ class _Reporter:
         if self._live:
             self._bars.stop()
 
-    def execute(self, notebook, name: str, profile: str) -> runner.Result:
+    def execute(self, notebook: NotebookNode, name: str, profile: str) -> runner.Result:
         """`runner.execute` in a folder of its own under build/, with progress and a closing line."""
         bar = self._bars.add_task(name, total=None) if self._live else None
         if not self._live:
-            self._say(f"[{self._done + 1}/{self._total}] {name} …")
+            self.say(f"[{self._done + 1}/{self._total}] {name} …")
         last = time.monotonic()
 
         def on_cell(done: int, total: int) -> None:
@@ -205,7 +234,7 @@ class _Reporter:
                 self._bars.update(bar, completed=done, total=total, description=f"{name} cells")
             elif done < total and time.monotonic() - last > _HEARTBEAT:
                 last = time.monotonic()
-                self._say(f"      cell {done + 1} of {total}")
+                self.say(f"      cell {done + 1} of {total}")
 
         result = runner.execute(notebook, name=name, profile=profile, folder=BUILD / "work" / name, on_cell=on_cell)
         self._done += 1
@@ -213,10 +242,11 @@ class _Reporter:
             self._bars.remove_task(bar)
             self._bars.advance(self._lessons)
         state = "failed" if result.failure else "ok"
-        self._say(f"[{self._done}/{self._total}] {name} {state}, {result.seconds:.0f} s")
+        self.say(f"[{self._done}/{self._total}] {name} {state}, {result.seconds:.0f} s")
         return result
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line, above the bars if there are any."""
         self._console.print(line, markup=False)
 
 

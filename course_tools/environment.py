@@ -18,11 +18,10 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from course_tools import notebooks
 from course_utils import assets, session
 
 ROOT = Path(__file__).resolve().parents[1]
-# What the lessons use off the hub.
-LESSON_ASSETS = ("smollm2", "benchmarks", "texts", "speeches", "bias_benchmarks", "stereotypes")
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _GIGABYTE = 1e9
 _NETWORK_SECONDS = 5
@@ -44,13 +43,8 @@ class Finding:
 
 def findings() -> Iterator[Finding]:
     """Look at one topic after the other; the network ones take up to a few seconds each."""
-    for look in (_python, _packages, _disk, _memory, _cores, _gpu, _cache, _index, _hub, _profile):
-        yield look()
-
-
-def missing_assets() -> list[str]:
-    """Those of `LESSON_ASSETS` that are not in the cache."""
-    return [name for name in LESSON_ASSETS if not assets.is_cached(name)]
+    for examine in (_python, _packages, _disk, _memory, _cores, _gpu, _cache, _index, _hub, _profile):
+        yield examine()
 
 
 def _project() -> dict:
@@ -113,7 +107,7 @@ def _threshold(topic: str, gigabytes: float, what: str, *, fail: float, warn: fl
 
 
 def _cores() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = session.cores()
     if cores < 2:
         return Finding(WARN, "cores", "1", "the lessons work, but take about twice as long")
     return Finding(OK, "cores", str(cores))
@@ -129,14 +123,16 @@ def _gpu() -> Finding:
 
 
 def _cache() -> Finding:
-    folder, missing = assets.cache_dir(), missing_assets()
+    folder = assets.cache_dir()
+    needed = notebooks.assets_of(map(notebooks.read_lesson, notebooks.find_lessons(ROOT / "lessons")))
+    missing = [name for name in needed if not assets.is_cached(name)]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / _GIGABYTE
     text = f"{folder}, {size:.1f} GB"
     if missing:
         megabytes = sum(assets.ASSETS[name].download_bytes for name in missing) / 1e6
         remedy = f"`python course.py run` fetches them ({megabytes:.0f} MB), or set COURSE_CACHE to a filled copy"
         return Finding(WARN, "cache", f"{text}, without {', '.join(missing)}", remedy)
-    return Finding(OK, "cache", f"{text}, filled: {', '.join(LESSON_ASSETS)}")
+    return Finding(OK, "cache", f"{text}, filled: {', '.join(needed)}")
 
 
 def _index() -> Finding:

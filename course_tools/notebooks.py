@@ -23,6 +23,9 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
+from course_tools.processes import SLEEPING_THREADS
+from course_utils.assets import ASSETS
+
 FORMS = ("exercises", "solutions")
 TAGS = ("install", "exercise", "raises-exception")  # the last is Jupyter's own: the cell is meant to fail
 HARDWARE = {
@@ -92,8 +95,12 @@ class Lesson:
     """A checked lesson source.
 
     Attributes:
-        path: the source file. number: "03". name: its stem, "03_slug".
-        title, minutes, hardware, prerequisites: from the header.
+        path: the source file.
+        title: without the number.
+        minutes: for self-study, with the exercises.
+        hardware: a key of `HARDWARE`.
+        prerequisites: what to know first, in a few words.
+        assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
     """
 
@@ -102,14 +109,17 @@ class Lesson:
     minutes: int
     hardware: str
     prerequisites: str
+    assets: list[str]
     cells: tuple[NotebookNode, ...]
 
     @property
     def name(self) -> str:
+        """The stem of the source file, "03_slug"."""
         return self.path.stem
 
     @property
     def number(self) -> str:
+        """Two digits, "03"."""
         return self.name[:2]
 
 
@@ -147,6 +157,12 @@ def read_lesson(path: Path) -> Lesson:
     lesson = Lesson(path=path, cells=tuple(notebook.cells), **_header(path, notebook.metadata))
     _check_structure(lesson)
     return lesson
+
+
+def assets_of(lessons: Iterable[Lesson]) -> list[str]:
+    """Every asset that one of the lessons opens, once, in the order of `ASSETS`."""
+    opened = {name for lesson in lessons for name in lesson.assets}
+    return [name for name in ASSETS if name in opened]
 
 
 def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
@@ -289,7 +305,7 @@ def take_apart(source: str) -> Exercise:
             "an exercise cell needs exactly one block # BEGIN SOLUTION … # END SOLUTION and, after it, one block "
             "# BEGIN STUB … # END STUB, each marker alone at the start of its line."
         )
-    stub = [line for line in blocks["stub"].rstrip().split("\n")]
+    stub = blocks["stub"].rstrip().split("\n")
     if not blocks["solution"].strip() or not any(stub):
         raise LessonError("the solution or the stub of an exercise cell is empty.")
     bare = [line for line in stub if line.strip() and line != "#" and not line.startswith("# ")]
@@ -318,17 +334,20 @@ def _ends_with_check(code: str) -> bool:
 def _header(path: Path, metadata: NotebookNode) -> dict:
     """The `course` mapping of the source's header, checked."""
     header = metadata.get("course")
-    kinds = {"title": str, "minutes": int, "hardware": str, "prerequisites": str}
+    kinds = {"title": str, "minutes": int, "hardware": str, "prerequisites": str, "assets": list}
     if not isinstance(header, dict) or set(header) != set(kinds):
         raise LessonError(
             f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
             f"{', '.join(kinds)}; it has {sorted(header) if isinstance(header, dict) else header!r}."
         )
     for key, kind in kinds.items():
-        if not isinstance(header[key], kind) or not header[key]:
+        if not isinstance(header[key], kind) or (not header[key] and kind is not list):
             raise LessonError(f"{path.name}: `{key}` in the header must be a {kind.__name__}, not {header[key]!r}.")
     if header["hardware"] not in HARDWARE:
         raise LessonError(f"{path.name}: `hardware` is {header['hardware']!r}; choose one of {', '.join(HARDWARE)}.")
+    unknown = [name for name in header["assets"] if name not in ASSETS]
+    if unknown:
+        raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
     return dict(header)
 
 
@@ -347,9 +366,9 @@ def _problems(lesson: Lesson) -> Iterator[str]:
                 yield f"cell {position} has the unknown tag {tag!r}; the builder knows {', '.join(TAGS)}."
         if cell.cell_type == "markdown" and re.match(r"# \S", cell.source):
             yield f"cell {position} is a title; the builder writes it from the header, start headings at `##`."
-        if cell.cell_type == "code" and "exercise" not in cell.metadata.get("tags", []):
-            if _MARKER.search(cell.source):
-                yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
+        is_exercise = "exercise" in cell.metadata.get("tags", [])
+        if cell.cell_type == "code" and not is_exercise and _MARKER.search(cell.source):
+            yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
     installs = [cell for cell in code if "install" in cell.metadata.get("tags", [])]
     if len(installs) != 1 or code[0] is not installs[0] or installs[0].source.strip():
         yield (
@@ -411,7 +430,12 @@ def _install(course: Course) -> str:
         [
             "# On Colab, this adds the packages that the course needs. Elsewhere it only looks whether they are there.",
             "import importlib.util",
+            "import os",
             "import sys",
+            "",
+            "# Threads that wait should sleep, not spin: beside another busy program that is several times faster.",
+            'if "OMP_WAIT_POLICY" not in os.environ:',
+            *(f'    os.environ.setdefault("{name}", "{value}")' for name, value in SLEEPING_THREADS.items()),
             "",
             'if "google.colab" in sys.modules:',
             f'    %pip install -q "{course.requirement}"',

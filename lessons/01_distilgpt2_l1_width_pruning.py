@@ -5,6 +5,7 @@
 #     minutes: 60
 #     hardware: cpu
 #     prerequisites: Python, a little PyTorch, a rough idea of a transformer block; nothing about pruning
+#     assets: [speeches, texts]
 # ---
 
 # %% [markdown]

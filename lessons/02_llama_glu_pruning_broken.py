@@ -5,6 +5,7 @@
 #     minutes: 50
 #     hardware: cpu
 #     prerequisites: lesson 01 (the L1 recipe on a GPT-2, pruned equals masked)
+#     assets: [smollm2, speeches]
 # ---
 
 # %% [markdown]

@@ -5,6 +5,7 @@
 #     minutes: 75
 #     hardware: cpu
 #     prerequisites: lesson 01 (pruned equals masked, the random control), lesson 02 (why gate, up and down share one index set)
+#     assets: [smollm2, benchmarks, texts, speeches]
 # ---
 
 # %% [markdown]

@@ -5,6 +5,7 @@
 #     minutes: 60
 #     hardware: cpu
 #     prerequisites: lesson 01 (pruned equals masked, random controls, ceilings); lesson 03 (the activation criterion) helps
+#     assets: [smollm2, benchmarks, speeches]
 # ---
 
 # %% [markdown]

@@ -5,6 +5,7 @@
 #     minutes: 60
 #     hardware: cpu
 #     prerequisites: lesson 04 (residual stream, random sets, one look or several, ceilings)
+#     assets: [smollm2, benchmarks, speeches]
 # ---
 
 # %% [markdown]

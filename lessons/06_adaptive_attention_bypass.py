@@ -5,6 +5,7 @@
 #     minutes: 60
 #     hardware: cpu
 #     prerequisites: lesson 05 (attention importance, bypass, cache, ceilings)
+#     assets: [smollm2, benchmarks, texts, speeches]
 # ---
 
 # %% [markdown]

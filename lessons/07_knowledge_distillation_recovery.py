@@ -5,6 +5,7 @@
 #     minutes: 70
 #     hardware: cpu
 #     prerequisites: lesson 03 (width pruning of a GLU, the activation criterion, paired intervals)
+#     assets: [smollm2, benchmarks, texts, speeches]
 # ---
 
 # %% [markdown]

@@ -5,6 +5,7 @@
 #     minutes: 75
 #     hardware: cpu
 #     prerequisites: lessons 03 (GLU MLP) and 04 (residual stream, intervals)
+#     assets: [smollm2, bias_benchmarks]
 # ---
 
 # %% [markdown]

@@ -5,6 +5,7 @@
 #     minutes: 75
 #     hardware: cpu
 #     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
+#     assets: [smollm2, benchmarks, texts, speeches]
 # ---
 
 # %% [markdown]

@@ -4,6 +4,8 @@ Nothing reaches beyond this machine, and the reader's own settings don't matter.
 """
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ os.environ.pop("COURSE_PROFILE", None)
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: (item.get_closest_marker("embedded") is not None, item.path.name == "test_lessons.py"))
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Programs started meanwhile listen to Ctrl-C, also where these tests run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ LESSON = """\
 #     minutes: 5
 #     hardware: cpu
 #     prerequisites: nothing
+#     assets: []
 # ---
 
 # %% [markdown]

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,9 +26,11 @@ version = "0.1.0"
 
 # The smallest build backend: an editable wheel with one .pth file.
 BACKEND = """\
-import pathlib, time, zipfile
+import os, pathlib, time, zipfile
 
 def build_editable(folder, config_settings=None, metadata_directory=None):
+    pathlib.Path("builder.new").write_text(str(os.getpid()))
+    os.replace("builder.new", "builder")
     time.sleep(float(pathlib.Path("delay").read_text()))
     name = "pruning_llms-0.1.0"
     with zipfile.ZipFile(f"{folder}/{name}-py3-none-any.whl", "w") as wheel:
@@ -48,7 +51,7 @@ def clone(tmp_path_factory):
     """A clone with course.py and a tiny package; the tests below run in order and share its .venv."""
     folder = tmp_path_factory.mktemp("clone with spaces")
     shutil.copy(ROOT / "course.py", folder)
-    files = {"pyproject.toml": PYPROJECT, "backend.py": BACKEND, "delay": "0", "course_utils/cli.py": CLI}
+    files = {"pyproject.toml": PYPROJECT, "backend.py": BACKEND, "delay": "0", "course_tools/__main__.py": CLI}
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
@@ -58,9 +61,18 @@ def clone(tmp_path_factory):
 
 def course(clone, *arguments):
     done = subprocess.run(
-        [sys.executable, str(clone / "course.py"), *arguments], capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, str(clone / "course.py"), *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def runs(pid):
+    """Whether a process is at work; one that has ended may stay listed until its new parent looks."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_usage_needs_no_set_up(clone):
@@ -93,21 +105,39 @@ def test_failed_install_shows_the_end_of_the_log_and_the_next_call_repairs(clone
     assert status == 7 and "Installing the course" in out and "Making .venv" not in out
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows kills without a signal to catch")
-def test_set_up_that_was_killed_starts_afresh(clone):
-    (clone / "delay").write_text("60")
-    (clone / "pyproject.toml").write_text(PYPROJECT + 'description = "new"\n', encoding="utf-8")
-    process = subprocess.Popen([sys.executable, str(clone / "course.py"), "check"], stdout=subprocess.PIPE, text=True)
-    stamp = clone / ".venv" / "course-stamp"
+@pytest.mark.skipif(os.name == "nt", reason="there is no Ctrl-C to send to a process on Windows")
+@pytest.mark.parametrize("whole_group", [True, False], ids=["to all, as a terminal does", "to the parent alone"])
+def test_ctrl_c_while_installing_leaves_no_pip_and_the_next_call_starts_afresh(whole_group, clone, listening):
+    (clone / "delay").write_text("600")
+    (clone / "pyproject.toml").write_text(PYPROJECT + f'description = "new {whole_group}"\n', encoding="utf-8")
+    (clone / "builder").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, str(clone / "course.py"), "check"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 60
-    while stamp.read_text() != "installing" and time.monotonic() < deadline:
+    while not (clone / "builder").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 1
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "Stopped. Run the same command again to go on."
+    assert (clone / ".venv" / "course-stamp").read_text() == "installing"
+    assert not runs(int((clone / "builder").read_text())), "what pip had started goes on"
     (clone / "delay").write_text("0")
     status, out, err = course(clone, "check")
     assert status == 7, err
     assert "incomplete" in out and "Making .venv: done" in out
+
+
+def test_the_machinery_is_found_from_anywhere(tmp_path):
+    """The wheel holds course_utils alone; it is the editable install that has the whole clone on the path."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-P", "-c", "import course_tools, course_utils"]
+    assert subprocess.run(command, cwd=tmp_path, env=variables, check=False).returncode == 0
 
 
 def test_old_python_is_told_what_it_needs(monkeypatch, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from sample_lesson import LESSON, write_lesson
 
 from course_tools import notebooks, readme_figure, runner
 
@@ -127,12 +128,37 @@ def test_lesson_runs_unsolved_and_its_solutions_are_accepted(path, tmp_path, cap
     notebook, exercises = with_solutions(lesson)
     with capsys.disabled():
         print(f"\n{lesson.name} ", end="", flush=True)
+        only_declared(notebook, lesson)
         result = runner.execute(notebook, name=lesson.name, profile="embedded", folder=tmp_path)
         print(f"{result.seconds:.0f} s, {runner.gigabytes(result.peak_bytes)} ", end="", flush=True)
     assert result.failure is None, str(result.failure)
     for number, (stub, solution) in enumerate(exercises, start=1):
         assert f"Exercise {number}: not solved yet." in printed(stub)
         assert f"Exercise {number}: correct." in printed(solution), printed(solution)
+
+
+def test_lesson_that_opens_what_it_does_not_declare_fails(tmp_path, monkeypatch):
+    opens = LESSON.replace("6 * 7", 'from course_utils import assets\n\nassets.fetch("texts")')
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(runner, "CELL_TIMEOUT", 60)
+    for declared, error in {"": "ValueError: Unknown asset 'texts'", "texts": "AssetError: pip could not"}.items():
+        lesson = notebooks.read_lesson(write_lesson(tmp_path, opens.replace("[]", f"[{declared}]")))
+        notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
+        only_declared(notebook, lesson)
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", "")
+        result = runner.execute(notebook, name=lesson.name, profile="embedded", folder=tmp_path)
+        assert result.failure.error.startswith(error)
+
+
+def only_declared(notebook, lesson):
+    """Make the lesson's run know only the assets that its header names, so that opening another one fails."""
+    install = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    install.source += (
+        "\nfrom course_utils.assets import ASSETS"
+        f"\nfor name in ASSETS.keys() - {set(lesson.assets)!r}:"
+        "\n    del ASSETS[name]"
+    )
 
 
 def with_solutions(lesson):

@@ -1,14 +1,25 @@
 """The commands behind course.py, on a small course of their own in a temporary folder."""
 
 import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import cli, environment, notebooks, runner
-from course_utils import assets
+from course_tools import cli, environment, notebooks, processes, runner
+from course_utils import assets, models, session
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -19,7 +30,7 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "README", tmp_path / "README.md")
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setattr(notebooks.Course, "read", lambda root: notebooks.Course("someone/somewhere", "main"))
-    monkeypatch.setattr(cli, "fetch_assets", lambda: None)
+    monkeypatch.setattr(cli, "fetch_assets", lambda lessons: None)
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     write_lesson(tmp_path / "lessons")
     return tmp_path
@@ -52,6 +63,9 @@ def test_run_goes_on_after_a_failure_and_names_the_cell(course, capsys):
     index = (course / "build" / "index.html").read_text(encoding="utf-8")
     assert all(f'href="{name}.html"' in index for name in ("01_small", "02_other", "03_other"))
     assert "ZeroDivisionError" in (course / "build" / "02_other.html").read_text(encoding="utf-8")
+    lines = out.splitlines()
+    shown = next(number for number, line in enumerate(lines) if line.startswith("Read what is finished: "))
+    assert "01_small ok" in lines[shown - 1], "the page is named as soon as it has something to show"
 
 
 def test_run_some_lessons_as_a_reader_would(course, capsys):
@@ -84,7 +98,7 @@ def test_wrong_call_is_refused(course, capsys):
 
 
 def test_asset_that_cannot_be_fetched_is_explained_without_a_traceback(course, monkeypatch, capsys):
-    def fail():
+    def fail(lessons):
         raise assets.AssetError("No network. Do this.")
 
     monkeypatch.setattr(cli, "fetch_assets", fail)
@@ -122,25 +136,161 @@ def test_check_fails_only_on_fail(monkeypatch, capsys):
     found = [environment.Finding("OK", "Python", "3.13"), environment.Finding("WARN", "cores", "1", "be patient")]
     monkeypatch.setattr(environment, "findings", lambda: iter(found))
     assert cli.main(["check"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split() == "WARN cores 1 -> be patient".split()
+    assert capsys.readouterr().out.splitlines()[1].split() == ["WARN", "cores", "1", "->", "be", "patient"]
     found.append(environment.Finding("FAIL", "memory", "0.1 GB", "add some"))
     assert cli.main(["check"]) == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "fetched"),
-    [
-        (["test", "--fast", "-k", "width"], ["-m", "not embedded", "-k", "width"], False),
-        (["test", "tests/test_width.py", "-x"], ["--durations=10", "tests/test_width.py", "-x"], True),
-    ],
+    ("lessons", "opened"),
+    [((), []), (([],), []), ((["speeches"], ["smollm2", "speeches"]), ["smollm2", "speeches", "converted"])],
 )
-def test_test_hands_its_arguments_to_pytest(arguments, options, fetched, course, monkeypatch):
+def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(assets, "fetch", fetched.append)
+    monkeypatch.setattr(models, "embedded_llama", lambda: fetched.append("converted"))
+    texts = [LESSON.replace("assets: []", f"assets: [{', '.join(names)}]") for names in lessons]
+    cli.fetch_assets([notebooks.read_lesson(write_lesson(tmp_path, text)) for text in texts])
+    assert fetched == opened
+
+
+@pytest.fixture
+def pytests(course, monkeypatch):
+    """Calls of pytest: what each is given; the fixture's `statuses` are what they return."""
+    calls = SimpleNamespace(given=[], statuses=[0, 0], fetched=False)
+
+    def call(command, *, folder, environment):
+        assert command[:3] == ["-P", "-m", "pytest"] and folder == course
+        calls.given.append((command[3:], environment))
+        return calls.statuses[len(calls.given) - 1]
+
+    monkeypatch.setattr(processes, "call", call)
+    monkeypatch.setattr(cli, "fetch_assets", lambda lessons: setattr(calls, "fetched", True))
+    monkeypatch.setattr(session, "cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return calls
+
+
+def test_fast_tests_share_the_cores_and_the_timed_ones_have_them_alone(pytests):
+    assert cli.main(["test", "tests/test_width.py", "-x"]) == 0
+    (fast, fast_variables), (slow, slow_variables) = pytests.given
+    assert fast == ["-m", "not embedded", "-n", "2", "--dist", "loadfile", "tests/test_width.py", "-x"]
+    assert slow == ["-m", "embedded", "--durations=10", "tests/test_width.py", "-x"]
+    assert fast_variables["OMP_NUM_THREADS"] == "1" and "OMP_NUM_THREADS" not in slow_variables
+    assert pytests.fetched
+
+
+def test_fast_stops_before_the_models(pytests, monkeypatch):
+    monkeypatch.setattr(session, "cores", lambda: 1)
+    assert cli.main(["test", "--fast", "-k", "width"]) == 0
+    assert [options for options, _ in pytests.given] == [["-m", "not embedded", "-k", "width"]]
+    assert not pytests.fetched
+
+
+def test_a_choice_of_markers_is_the_readers(pytests):
+    assert cli.main(["test", "-m", "embedded and not slow"]) == 0
+    assert [options for options, _ in pytests.given] == [["-m", "embedded and not slow"]]
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "status"),
+    [(0, 1, 1), (1, 0, 1), (5, 0, 0), (0, 5, 0), (5, 5, 5), (5, 1, 1), (-9, 0, 9), (2, 0, 2)],
+)
+def test_both_runs_count(fast, slow, status, pytests, capsys):
+    pytests.statuses = [fast, slow]
+    assert cli.main(["test"]) == status
+    assert len(pytests.given) == (1 if fast in (-9, 2) else 2), "after a crash or a wrong call, there is no second run"
+    assert ("The fast tests failed" in capsys.readouterr().out) == (fast == 1)
+
+
+def test_lab_waits_patiently_and_passes_arguments_on(course, monkeypatch):
     calls = []
-    monkeypatch.setattr(cli, "fetch_assets", lambda: calls.append("fetch"))
-    monkeypatch.setattr(pytest, "main", lambda given: calls.append(given) or 1)
-    monkeypatch.chdir(course)
-    assert cli.main(arguments) == 1
-    assert calls == ["fetch"] * fetched + [options]
+    monkeypatch.setattr(processes, "call", lambda command, **options: calls.append((command, options)) or 0)
+    assert cli.main(["lab", "--no-browser"]) == 0
+    ((command, options),) = calls
+    assert command[:3] == ["-P", "-m", "jupyterlab"] and command[-1] == "--no-browser"
+    assert f"--ServerApp.root_dir={course / 'notebooks'}" in command
+    assert processes.SLEEPING_THREADS.keys() <= options["environment"].keys()
+
+
+def start(folder, *arguments):
+    """The real program in a process group of its own, as a terminal starts it, on the course in `folder`."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "course_tools", *arguments],
+        cwd=folder / "lessons",  # any folder will do
+        env=os.environ | {"PYTHONPATH": path, "COURSE_PROFILE": "smoke"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists(), process.communicate()
+
+
+@pytest.fixture
+def clone(tmp_path, listening):
+    """A clone with the machinery and two small lessons; the second one tells its kernel's number and hangs."""
+    shutil.copytree(ROOT / "course_tools", tmp_path / "course_tools")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    write_lesson(tmp_path / "lessons")
+    hang = "import os, pathlib, time\n\npathlib.Path('new').write_text(str(os.getpid()))\nos.rename('new', 'pid')\n"
+    add_lesson(tmp_path, "02", ("6 * 7", f"{hang}time.sleep(600)"))
+    return tmp_path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no Ctrl-C to send to a process on Windows")
+@pytest.mark.parametrize("whole_group", [True, False], ids=["to all, as a terminal does", "to the parent alone"])
+def test_ctrl_c_in_a_cell_ends_the_kernel_and_keeps_what_is_finished(whole_group, clone):
+    process = start(clone, "run")
+    pid = clone / "build" / "work" / "02_other" / "pid"
+    wait_for(pid, process)
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "Stopped."
+    assert not psutil.pid_exists(int(pid.read_text())), "the kernel is an orphan"
+    index = (clone / "build" / "index.html").read_text(encoding="utf-8")
+    assert "01_small" in index and "02_other" not in index
+    assert (clone / "build" / "01_small.html").exists() and "01_small ok" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no Ctrl-C to send to a process on Windows")
+def test_ctrl_c_while_the_program_still_loads(clone):
+    (clone / "course_tools" / "cli.py").write_text(
+        "import pathlib, time\npathlib.Path('loading').touch()\ntime.sleep(600)\n", encoding="utf-8"
+    )
+    process = start(clone, "check")
+    wait_for(clone / "lessons" / "loading", process)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "\nStopped.\n")
+    assert process.returncode == 130
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without telling it")
+def test_an_order_to_end_ends_the_kernel_too(clone):
+    process = start(clone, "run", "02")
+    pid = clone / "build" / "work" / "02_other" / "pid"
+    wait_for(pid, process)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + signal.SIGTERM, "")
+    assert not psutil.pid_exists(int(pid.read_text()))
+
+
+def test_ctrl_c_while_fetching(course, monkeypatch, capsys):
+    def interrupted(lessons):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "fetch_assets", interrupted)
+    assert cli.main(["run", "--profile", "embedded"]) == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
 
 
 def test_progress_in_a_terminal(monkeypatch, tmp_path):

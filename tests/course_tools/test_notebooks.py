@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 
 import nbformat
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import notebooks
+from course_tools import notebooks, processes
 from course_utils.files import write_text
 
 COURSE = notebooks.Course(repository="someone/somewhere", ref="v1")
@@ -52,7 +53,22 @@ def test_install_cell_only_adds_and_imports_nothing_that_could_be_swapped(lesson
     install = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert '%pip install -q "pruning-llms @ git+https://github.com/someone/somewhere@v1"' in install.source
     imports = [line.strip() for line in install.source.splitlines() if line.strip().startswith(("import", "from"))]
-    assert imports == ["import importlib.util", "import sys"]
+    assert imports == ["import importlib.util", "import os", "import sys"]
+
+
+def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeypatch):
+    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
+    install = next(cell.source for cell in notebook.cells if cell.cell_type == "code").replace("%pip", "pass  #")
+    ours = processes.SLEEPING_THREADS
+    for before, after in [
+        ({}, ours),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ]:
+        environment = dict(before)
+        monkeypatch.setattr(os, "environ", environment)
+        exec(install, {})
+        assert environment == after
 
 
 def test_exercise_form_has_the_stub_and_the_folded_answer(lesson):
@@ -88,7 +104,7 @@ def test_same_source_same_bytes_and_valid_notebook(lesson, tmp_path):
 
 def test_an_edit_changes_the_id_of_the_edited_cell_only(lesson, tmp_path):
     edited = notebooks.read_lesson(write_lesson(tmp_path / "edited", LESSON.replace("6 * 7", "6 * 8")))
-    before, after = (notebooks.build_notebook(one, COURSE, "exercises").cells for one in (lesson, edited))
+    before, after = (notebooks.build_notebook(source, COURSE, "exercises").cells for source in (lesson, edited))
     assert [old.id == new.id for old, new in zip(before, after, strict=True)].count(False) == 1
 
 
@@ -176,6 +192,14 @@ def test_find_lessons_selects_by_number(tmp_path):
     assert notebooks.find_lessons(tmp_path / "nowhere") == []
 
 
+def test_assets_of_several_lessons_come_once_and_in_one_order(tmp_path):
+    opened = [["speeches", "smollm2"], ["texts", "speeches"], []]
+    texts = [LESSON.replace("assets: []", f"assets: [{', '.join(names)}]") for names in opened]
+    lessons = [notebooks.read_lesson(write_lesson(tmp_path, text)) for text in texts]
+    assert [lesson.assets for lesson in lessons] == opened
+    assert notebooks.assets_of(lessons) == ["smollm2", "texts", "speeches"]
+
+
 def test_duplicate_number_and_bad_name_are_refused(tmp_path):
     write_lesson(tmp_path, name="01_small")
     write_lesson(tmp_path, name="01_twin")
@@ -200,6 +224,8 @@ BROKEN = {
     "header elsewhere": (LESSON.replace("# jupyter:\n#   course:", "# course:"), "the header needs|is raw"),
     "unknown header key": (LESSON.replace("minutes: 5", "minutes: 5\n#     author: me"), "exactly title, minutes"),
     "minutes in words": (LESSON.replace("minutes: 5", "minutes: five"), "`minutes` in the header must be a int"),
+    "unknown asset": (LESSON.replace("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
+    "assets in words": (LESSON.replace("assets: []", "assets: texts"), "`assets` in the header must be a list"),
     "unknown hardware": (LESSON.replace("hardware: cpu", "hardware: tpu"), "choose one of cpu, gpu"),
     "second title": (LESSON.replace("# ## What", "# # What"), "the builder writes it from the header"),
     "no install cell": (LESSON.replace('# %% tags=["install"]\n', ""), "the first code cell"),

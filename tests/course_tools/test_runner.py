@@ -1,9 +1,16 @@
 """The runner: executes in a kernel of its own, measures, names the failing cell, writes readable pages."""
 
+import os
+import signal
+import threading
+import time
+
 import nbformat
 import pytest
 
-from course_tools import runner
+from course_tools import processes, runner
+
+DIED = "the kernel died; most often it ran out of memory. Close other programs and run this lesson again."
 
 
 def notebook(*cells):
@@ -31,18 +38,46 @@ def test_executes_measures_and_reports_progress(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bad", "error"),
+    ("bad", "first_line", "error"),
     [
-        ("# the sum\ntotal = 1 / 0", "ZeroDivisionError: division by zero"),
-        ("import os\nos._exit(1)", "the kernel died; most often it ran out of memory"),
+        ("# the sum\ntotal = 1 / 0", "total = 1 / 0", "ZeroDivisionError: division by zero"),
+        ("import os\nos._exit(1)", "import os", DIED),
     ],
 )
-def test_failure_names_the_cell(bad, error, tmp_path):
+def test_failure_names_the_cell(bad, first_line, error, tmp_path):
     book = notebook("1 + 1", bad, "2 + 2")
     failure = runner.execute(book, name="01_x", profile="smoke", folder=tmp_path).failure
     assert (failure.cell, failure.error) == (2, error)
-    assert failure.first_line == bad.splitlines()[-1] if bad.startswith("#") else "import os"
+    assert "\n" not in str(failure)
+    assert failure.first_line == first_line
     assert book.cells[1].outputs and not book.cells[3].outputs
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_kernel_that_is_killed_is_told_in_a_paragraph(tmp_path, capfd):
+    def kill_when_known():
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+    tell = "import os, time\nopen('new', 'w').write(str(os.getpid()))\nos.rename('new', 'pid')"
+    killer = threading.Thread(target=kill_when_known, daemon=True)
+    killer.start()
+    result = runner.execute(notebook(tell, "time.sleep(600)"), name="01_x", profile="smoke", folder=tmp_path)
+    assert (result.failure.cell, result.failure.error) == (2, DIED)
+    assert capfd.readouterr() == ("", ""), "nothing but the paragraph"
+
+
+def test_kernel_that_cannot_start_is_told_in_a_paragraph(tmp_path, monkeypatch, capfd):
+    (tmp_path / "ipykernel_launcher.py").write_text("raise ImportError('libzmq is broken')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    book = notebook("1 + 1")
+    failure = runner.execute(book, name="01_x", profile="smoke", folder=tmp_path / "work").failure
+    assert str(failure).startswith("its start: the kernel did not start (") and "libzmq is broken" in failure.error
+    assert "python course.py check" in failure.error and "\n" not in failure.error
+    assert capfd.readouterr() == ("", ""), "nothing but the paragraph"
+    monkeypatch.delenv("PYTHONPATH")
+    assert runner.execute(book, name="01_x", profile="smoke", folder=tmp_path / "next").failure is None
 
 
 def test_cell_meant_to_fail_does_not_stop_the_lesson(tmp_path):
@@ -56,6 +91,17 @@ def test_only_the_hub_profile_may_go_online(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     assert runner.kernel_environment("embedded")["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in runner.kernel_environment("hub")
+
+
+def test_kernels_wait_patiently_unless_the_reader_chose(monkeypatch):
+    for name in (*processes.SLEEPING_THREADS, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes.SLEEPING_THREADS.items() <= runner.kernel_environment("smoke").items()
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert runner.kernel_environment("smoke")["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert "GOMP_SPINCOUNT" not in runner.kernel_environment("smoke")
 
 
 def test_pages_and_index_keep_what_earlier_runs_showed(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import itertools
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ import time
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -214,6 +217,20 @@ def test_an_interrupted_download_stops_pip(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         assets.fetch("tiny")
     assert started[0].poll() is not None
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_bar_moves_where_somebody_watches_and_is_short_in_a_log(watched, tiny, tmp_path, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: watched, raising=False)
+    monkeypatch.setattr(sys, "stderr", screen)
+    sizes = itertools.count()
+    monkeypatch.setattr(assets, "_wheels_below", lambda folder: {tmp_path: next(sizes)})
+    monkeypatch.setattr(assets.time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 4))
+    process = SimpleNamespace(poll=iter([None] * 30 + [0]).__next__)
+    assets._show_progress(process, tmp_path, tiny)
+    drawn = screen.getvalue().count("Fetching tiny-asset==1.0")
+    assert (drawn > 5) == watched and (watched or drawn <= 2)
 
 
 FETCH_IN_A_PROCESS = """

@@ -1,0 +1,59 @@
+"""Programs that the course starts: they wait patiently, and they end when the reader says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+# The threads of GCC's OpenMP (PyTorch on Linux) spin while they wait for work. Beside another busy program that is many
+# times slower than sleeping. docs/troubleshooting.md has the figures, and why other systems need nothing.
+SLEEPING_THREADS = {"GOMP_SPINCOUNT": "1000"}
+_GRACE = 10  # seconds that a program gets to end by itself
+
+
+def with_sleeping_threads(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which OpenMP's threads sleep while they wait, unless its owner has chosen for himself."""
+    chosen = {} if "OMP_WAIT_POLICY" in environment else SLEEPING_THREADS
+    return {**chosen, **environment}
+
+
+def call(command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> int:
+    """Run a Python command to its end and return its status; where we are stopped, it ends with all that it started.
+
+    Ctrl-C reaches only us: a program that is told, too, would answer with a page of tracebacks.
+
+    Args:
+        command: what comes after `python`.
+        folder: its working directory.
+        environment: all its variables.
+    """
+    apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **apart)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            end(process.pid)
+
+
+def end(pid: int) -> None:
+    """End a process, if it still runs, and then everything that it started."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        process.terminate()
+    except psutil.NoSuchProcess:
+        return
+    psutil.wait_procs([process], timeout=_GRACE)
+    left = [member for member in family if member.is_running()]
+    for member in left:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(left, timeout=_GRACE)
