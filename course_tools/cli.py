@@ -122,20 +122,19 @@ def build(args: argparse.Namespace, console: Console) -> int:
     """Write notebooks/ and the README's lesson table from lessons/; with --execute, save fresh outputs too."""
     course = notebooks.Course.read(ROOT)
     lessons = [notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS, args.lessons)]
-    executed, failures = {}, []
+    failures = []
     if args.execute:
         fetch_assets(lessons)
         with _Reporter(console, len(lessons)) as reporter:
-            for lesson in lessons:
+            for lesson in lessons:  # each saved when it has run: a later one may be interrupted
                 notebook = notebooks.build_notebook(lesson, course, "exercises")
                 result = reporter.execute(notebook, lesson.name, "embedded")
                 if result.failure:
                     failures.append(result)
                 else:
-                    executed[lesson.name] = notebook
+                    _write_notebooks(lesson, course, executed=notebook)
     for lesson in lessons:
-        for path, text in notebooks.render(lesson, course, NOTEBOOKS, executed=executed.get(lesson.name)).items():
-            _write(path, text)
+        _write_notebooks(lesson, course)
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
     for result in failures:
@@ -161,6 +160,11 @@ def fetch_assets(lessons: Sequence[notebooks.Lesson]) -> None:
         from course_utils.models import embedded_llama
 
         embedded_llama()
+
+
+def _write_notebooks(lesson: notebooks.Lesson, course: notebooks.Course, executed: NotebookNode | None = None) -> None:
+    for path, text in notebooks.render(lesson, course, NOTEBOOKS, executed=executed).items():
+        _write(path, text)
 
 
 def _write(path: Path, text: str) -> None:

