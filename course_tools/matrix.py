@@ -28,6 +28,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from course_tools import colab
+from course_tools.processes import with_sleeping_threads
 from course_utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 SHOWN = ["torch", "transformers", "datasets"]
 COLUMNS = ["environment", "python", *SHOWN, "what", "result"]
 TESTS = ("-m", "pytest", "-q", "-m", "not embedded", "-p", "no:cacheprovider")
-LESSONS = ("-P", "-m", "course_tools.cli", "run", "--profile", "embedded")
+LESSONS = ("-P", "-m", "course_tools", "run", "--profile", "embedded")
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,9 @@ def _shown(path: Path) -> str:
 def _logged(command: list[str], log: Path) -> int:
     """Run a command in the root, its output in a file; the exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    where = {"cwd": ROOT, "env": with_sleeping_threads(os.environ)}
     with log.open("wb") as file:
-        return subprocess.call(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.call(command, **where, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
 
 
 if __name__ == "__main__":

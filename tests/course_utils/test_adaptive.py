@@ -193,6 +193,8 @@ def test_the_decision_follows_the_rows_of_the_cache():
     with pytest.raises(ValueError, match="holds 4 rows, this forward pass 1"):
         model(new[:1], past_key_values=cache)
     cache.reset()
+    if cache.get_seq_length():  # older transformers overwrite the keys with zeros, and keep them
+        cache = None
     assert decided(model(alone[0], past_key_values=cache, use_cache=True).past_key_values) == [0]
 
 

@@ -42,7 +42,11 @@ def test_flops_agree_with_torchs_counter(family, head):
         model(input_ids=ids, use_cache=False, logits_to_keep=0 if head == "every" else 1)
     # Eager attention computes the full square of queries and keys; a causal pass needs half of it.
     other_half = 2 * tokens * sum(a.query_width for a in describe(model).attentions)
-    assert counter.get_total_flops() == pytest.approx(tokens * (flops_per_token(model, tokens, head=head) + other_half))
+    # Older transformers make the angles of the rotary embedding, once for all layers, by a tiny matrix product.
+    by_module = counter.get_flop_counts().items()
+    angles = sum(sum(flops.values()) for module, flops in by_module if module.endswith("rotary_emb"))
+    expected = tokens * (flops_per_token(model, tokens, head=head) + other_half)
+    assert counter.get_total_flops() - angles == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
