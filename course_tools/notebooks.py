@@ -428,19 +428,23 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
 def _install(course: Course) -> str:
     return "\n".join(
         [
-            "# On Colab, this adds the packages that the course needs. Elsewhere it only looks whether they are there.",
+            "# Where the course isn't there yet (Colab, Kaggle and the like), this adds it; nothing else is changed.",
             "import importlib.util",
             "import os",
-            "import sys",
+            "from pathlib import Path",
             "",
             "# Threads that wait should sleep, not spin: beside another busy program that is several times faster.",
             'if "OMP_WAIT_POLICY" not in os.environ:',
             *(f'    os.environ.setdefault("{name}", "{value}")' for name, value in SLEEPING_THREADS.items()),
             "",
-            'if "google.colab" in sys.modules:',
+            'if importlib.util.find_spec("course_utils") is None:',
+            '    if any((folder / "course.py").exists() for folder in (Path.cwd(), *Path.cwd().parents)):',
+            '        raise ModuleNotFoundError("This Python has no course. In its clone run: python course.py lab")',
             f'    %pip install -q "{course.requirement}"',
-            'elif importlib.util.find_spec("course_utils") is None:',
-            '    print("This Python has no course_utils. In the clone of the course run: python course.py lab")',
+            "    importlib.invalidate_caches()",
+            '    if importlib.util.find_spec("course_utils") is None:  # pip failed, which does not stop a notebook',
+            '        remedy = "On Kaggle, switch the internet on in the settings, and run this cell again."',
+            '        raise ModuleNotFoundError(f"The course was not installed; pip says why above. {remedy}")',
         ]
     )
 

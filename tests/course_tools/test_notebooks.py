@@ -1,6 +1,7 @@
 """The builder: what it makes of a lesson, that it is deterministic, and that it refuses broken sources."""
 
 import base64
+import importlib.util
 import io
 import json
 import os
@@ -52,8 +53,39 @@ def test_install_cell_only_adds_and_imports_nothing_that_could_be_swapped(lesson
     notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
     install = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert '%pip install -q "pruning-llms @ git+https://github.com/someone/somewhere@v1"' in install.source
-    imports = [line.strip() for line in install.source.splitlines() if line.strip().startswith(("import", "from"))]
-    assert imports == ["import importlib.util", "import os", "import sys"]
+    imports = [line.strip() for line in install.source.splitlines() if line.startswith(("import ", "from "))]
+    assert imports == ["import importlib.util", "import os", "from pathlib import Path"]
+
+
+def installing(lesson, monkeypatch, folder, *, there, works):
+    """Run the install cell in ``folder``; return how often pip ran."""
+    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
+    install = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    pip = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if there or (pip and works) else None)
+    exec(install.replace("%pip", "pip.append(1)  #"), {"pip": pip})
+    return len(pip)
+
+
+def test_install_cell_does_nothing_where_the_course_is(lesson, monkeypatch, tmp_path):
+    assert installing(lesson, monkeypatch, tmp_path, there=True, works=True) == 0
+
+
+def test_install_cell_installs_where_the_notebook_stands_alone(lesson, monkeypatch, tmp_path):
+    assert installing(lesson, monkeypatch, tmp_path, there=False, works=True) == 1
+
+
+def test_install_cell_says_that_pip_failed(lesson, monkeypatch, tmp_path):
+    with pytest.raises(ModuleNotFoundError, match="pip says why above. On Kaggle, switch the internet on"):
+        installing(lesson, monkeypatch, tmp_path, there=False, works=False)
+
+
+def test_install_cell_sends_the_owner_of_a_clone_to_it(lesson, monkeypatch, tmp_path):
+    (tmp_path / "course.py").touch()
+    (tmp_path / "notebooks").mkdir()
+    with pytest.raises(ModuleNotFoundError, match=r"In its clone run: python course.py lab"):
+        installing(lesson, monkeypatch, tmp_path / "notebooks", there=False, works=True)
 
 
 def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeypatch):
