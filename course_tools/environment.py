@@ -159,6 +159,7 @@ def _hub() -> Finding:
 def _profile() -> Finding:
     chosen = "set by COURSE_PROFILE" if os.environ.get("COURSE_PROFILE") else "chosen for this machine"
     try:
-        return Finding(OK, "profile", f"{session.current_profile()}, {chosen}")
+        others = "".join(f"; {role}: {name}" for role in session.ROLES if (name := session.chosen_model(role)))
+        return Finding(OK, "profile", f"{session.current_profile()}, {chosen}{others}")
     except ValueError as error:
-        return Finding(FAIL, "profile", str(error), "unset COURSE_PROFILE")
+        return Finding(FAIL, "profile", str(error), "set the variable anew, or unset it")

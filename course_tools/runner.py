@@ -25,6 +25,7 @@ from nbformat import NotebookNode
 from course_tools.notebooks import to_text
 from course_tools.processes import with_sleeping_threads
 from course_utils.files import write_text
+from course_utils.session import ROLES, chosen_model
 
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck
 _SAMPLING = 0.1  # seconds between two looks at a kernel's memory
@@ -60,14 +61,18 @@ def kernel_environment(profile: str) -> dict[str, str]:
     OpenMP's threads sleep while they wait, unless the reader has chosen.
 
     The kernel imports this very course_utils, whatever is installed. Off the hub nothing may ask the network for a
-    model: a lesson that would must fail here, not in a reader's train.
+    model that the reader didn't choose: a lesson that would must fail here, not in a reader's train.
     """
     package = str(Path(__file__).resolve().parents[1])
     path = {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     figures = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    offline = {} if profile == "hub" else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**with_sleeping_threads(os.environ), **path, **quiet, **figures, **offline, "COURSE_PROFILE": profile}
+    chosen = {variable: name for role, variable in ROLES.items() if (name := chosen_model(role))}
+    folders = {variable: os.path.abspath(name) for variable, name in chosen.items() if os.path.isdir(name)}
+    asks = profile == "hub" or folders.keys() != chosen.keys()
+    offline = {} if asks else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    ours = {**path, **quiet, **figures, **offline, **folders, "COURSE_PROFILE": profile}
+    return {**with_sleeping_threads(os.environ), **ours}
 
 
 def execute(

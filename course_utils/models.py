@@ -8,6 +8,8 @@ The roles "gpt2" and "llama" stand for a different model in each profile:
 | embedded | the course's own small GPT-2    | SmolLM2-135M-Instruct                                        |
 | hub      | distilgpt2                      | meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence |
 
+``COURSE_GPT2`` and ``COURSE_LLAMA`` put any folder or hub id in a role, in every profile.
+
 Every tokenizer pads with its end token unless it has a padding token, on the right; for ``generate`` with several
 prompts ask for left padding (``texts.padded_batches(..., padding_side="left")``). No token is put before a text (see
 ``texts``).
@@ -40,9 +42,10 @@ from transformers import (
 from transformers.utils import logging
 
 from course_utils import assets
-from course_utils.session import SEED, current_profile, default_device
+from course_utils.session import ROLES, SEED, chosen_model, current_profile, default_device
 
-ROLES = ("gpt2", "llama")
+# Lessons name the parts of a block as these families do.
+_FITS = {"gpt2": ("gpt2",), "llama": ("llama", "mistral", "qwen2", "qwen3", "smollm3")}
 # Tried from left to right; after the last comes the embedded model.
 HUB_MODELS = {
     "gpt2": ("distilgpt2",),
@@ -89,10 +92,8 @@ def load_model(
     device = torch.device(device) if device is not None else default_device()
     if name in ROLES:
         model, tokenizer = _load_role(name, dtype)
-    elif os.path.isdir(name):
-        model, tokenizer = _load_folder(Path(name), dtype)
     else:
-        model, tokenizer = _load_folder(_hub_snapshot(name), dtype, shown_name=name)
+        model, tokenizer = _load_named(name, dtype)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
@@ -194,7 +195,9 @@ def tiny_llama(*, blocks: int = 5, vocab_size: int = 97) -> LlamaForCausalLM:
 
 
 def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    profile = current_profile()
+    chosen, profile = chosen_model(role), current_profile()
+    if chosen is not None:
+        return _load_named(chosen, dtype, role=role)
     if profile == "smoke":
         return _random_model(role, dtype)
     if profile == "hub":
@@ -210,6 +213,21 @@ def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
     if role == "gpt2":
         return _load_folder(_GPT2_FOLDER, dtype, shown_name="course-gpt2")
     return _load_folder(embedded_llama(), dtype, shown_name=_SMOLLM2)
+
+
+def _load_named(
+    name: str, dtype: torch.dtype, *, role: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A folder or hub id; with a role, only if the lessons' code fits its family."""
+    folder = Path(name) if os.path.isdir(name) else _hub_snapshot(name)
+    if role is not None:
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if family not in _FITS[role]:
+            raise ModelNotAvailable(
+                f"{ROLES[role]} is {name!r}, a model of the family {family!r}. Lessons about {role!r} run on "
+                f"{', '.join(_FITS[role])}; choose one of these, or leave it unset."
+            )
+    return _load_folder(folder, dtype, shown_name=None if os.path.isdir(name) else name)
 
 
 def _load_folder(

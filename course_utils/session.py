@@ -6,14 +6,19 @@ import functools
 import os
 import platform
 import random
+import re
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 PROFILES = ("smoke", "embedded", "hub")
+# The two models that lessons speak of, each with the variable that puts another one in its place.
+ROLES = {"gpt2": "COURSE_GPT2", "llama": "COURSE_LLAMA"}
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 SEED = 0
 _PROBE_SECONDS = 3.0
 
@@ -47,20 +52,41 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
             ``COURSE_PROFILE``, so that everything that runs later agrees.
 
     Raises:
-        ValueError: unknown profile, given here or in ``COURSE_PROFILE``.
+        ValueError: unknown profile, given here or in ``COURSE_PROFILE``; see ``chosen_model`` as well.
     """
     import numpy
     import torch
 
     chosen = _checked(profile, "profile") if profile is not None else current_profile()
+    others = {role: chosen_model(role) for role in ROLES}
     os.environ["COURSE_PROFILE"] = chosen
     random.seed(SEED)
     numpy.random.seed(SEED)
     torch.manual_seed(SEED)
     device = default_device()
     session = Session(lesson, chosen, device, fast_dtype(device), SEED)
-    print(_table(session))
+    print(_table(session, others))
     return session
+
+
+def chosen_model(role: str) -> str | None:
+    """The folder or hub id that ``COURSE_GPT2`` or ``COURSE_LLAMA`` puts in a role; None where nothing is chosen.
+
+    Args:
+        role: one of ``ROLES``.
+
+    Raises:
+        ValueError: what is chosen is neither a folder with a model nor a possible hub id.
+    """
+    chosen = os.environ.get(ROLES[role])
+    if not chosen:
+        return None
+    if not (Path(chosen) / "config.json").is_file() and (Path(chosen).exists() or not _HUB_ID.fullmatch(chosen)):
+        raise ValueError(
+            f"{ROLES[role]} is {chosen!r}, which is neither a folder with a model (that holds a config.json) nor a hub "
+            "id like 'Qwen/Qwen3-0.6B'. Mend it, or leave it unset."
+        )
+    return chosen
 
 
 def current_profile() -> str:
@@ -140,7 +166,7 @@ def _hub_answers() -> bool:
     return answer.status_code < 500
 
 
-def _table(session: Session) -> str:
+def _table(session: Session, others: dict[str, str | None]) -> str:
     """Versions and machine, two columns; no host name, no path."""
     import psutil
     import torch
@@ -150,6 +176,8 @@ def _table(session: Session) -> str:
     rows = {
         "lesson": session.lesson,
         "profile": session.profile,
+        # a folder by its name alone: its path may name the reader's home
+        **{role: Path(name).name if os.path.isdir(name) else name for role, name in others.items() if name},
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),

@@ -14,7 +14,8 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
-os.environ.pop("COURSE_PROFILE", None)
+for setting in ("COURSE_PROFILE", "COURSE_LLAMA", "COURSE_GPT2"):
+    os.environ.pop(setting, None)
 
 
 def pytest_collection_modifyitems(items):

@@ -93,6 +93,18 @@ def test_only_the_hub_profile_may_go_online(monkeypatch):
     assert "HF_HUB_OFFLINE" not in runner.kernel_environment("hub")
 
 
+def test_a_kernel_finds_the_model_that_the_reader_chose(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)  # a kernel runs elsewhere
+    monkeypatch.setenv("COURSE_LLAMA", "mine")
+    environment = runner.kernel_environment("embedded")
+    assert environment["COURSE_LLAMA"] == str(tmp_path / "mine") and environment["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("COURSE_LLAMA", "Qwen/Qwen3-0.6B")
+    assert "HF_HUB_OFFLINE" not in runner.kernel_environment("embedded"), "it may have to be fetched"
+
+
 def test_kernels_wait_patiently_unless_the_reader_chose(monkeypatch):
     for name in (*processes.SLEEPING_THREADS, "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)

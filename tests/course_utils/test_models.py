@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
-from tiny import FAMILIES, tiny_model
+from tiny import FAMILIES, tiny_model, word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
@@ -448,6 +448,26 @@ QUESTIONS = {
     "no model": ("some/dataset", None),
     "overloaded": (OVERLOADED, None),
 }
+
+
+@pytest.mark.parametrize("profile", ["smoke", "embedded", "hub"])
+def test_a_folder_takes_the_role_in_every_profile(profile, monkeypatch, tmp_path):
+    for part in (tiny_model("qwen2"), word_tokenizer()):
+        part.save_pretrained(tmp_path)
+    monkeypatch.setenv("COURSE_PROFILE", profile)
+    monkeypatch.setenv("COURSE_LLAMA", str(tmp_path))
+    model, _ = load_model("llama", device="cpu")
+    assert model.config.model_type == "qwen2" and model.num_parameters() == tiny_model("qwen2").num_parameters()
+
+
+def test_a_family_that_the_lessons_do_not_fit_is_refused(monkeypatch, tmp_path):
+    for part in (tiny_model("opt"), word_tokenizer()):
+        part.save_pretrained(tmp_path)
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setenv("COURSE_LLAMA", str(tmp_path))
+    with pytest.raises(models.ModelNotAvailable, match="family 'opt'. Lessons about 'llama' run on llama, mistral"):
+        load_model("llama", device="cpu")
+    assert load_model("gpt2", device="cpu")[0].config.model_type == "gpt2"
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,29 @@ def test_start_makes_python_numpy_and_torch_repeat_themselves():
     assert draws[0] == draws[1]
 
 
+def test_another_model_in_a_role_is_named_in_the_table(monkeypatch, tmp_path, capsys):
+    assert session.chosen_model("llama") is None
+    (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").write_text("{}")
+    monkeypatch.setenv("COURSE_LLAMA", str(tmp_path / "my-model"))
+    monkeypatch.setenv("COURSE_GPT2", "openai-community/gpt2")
+    session.start("03", profile="smoke")
+    table = capsys.readouterr().out
+    assert "gpt2         openai-community/gpt2\n" in table and "llama        my-model\n" in table
+    assert str(tmp_path) not in table
+    assert session.chosen_model("llama") == str(tmp_path / "my-model")
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "two words", "empty", "https://example.org/model"])
+def test_a_choice_that_cannot_be_a_model_is_refused_before_anything_starts(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("COURSE_LLAMA", name)
+    with pytest.raises(ValueError, match=f"COURSE_LLAMA is '{name}', which is neither a folder with a model"):
+        session.start("03", profile="smoke")
+    assert not os.environ["COURSE_PROFILE"], "nothing was changed"
+
+
 def test_unknown_profiles_are_refused_with_the_known_ones(monkeypatch):
     with pytest.raises(ValueError, match="profile is 'fast'; choose one of smoke, embedded, hub"):
         session.start("01", profile="fast")
