@@ -420,7 +420,9 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
             "",
             f"**Time:** {lesson.minutes} minutes  ",
             f"**Hardware:** {HARDWARE[lesson.hardware]}  ",
-            f"**Before this:** {lesson.prerequisites}",
+            f"**Before this:** {lesson.prerequisites}  ",
+            "**Exercises:** on Colab, first switch the AI completion off (*Tools > Settings > AI Assistance*): "
+            "it would solve them for you.",
         ]
     )
 
