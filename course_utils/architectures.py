@@ -303,8 +303,8 @@ class Architecture:
 
     @property
     def cache_keyword(self) -> str:
-        """What the model's forward calls its key/value cache; renamed on the way to transformers 5.24."""
-        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        """What the model's forward calls its key/value cache."""
+        return cache_keyword(self.model)
 
     @property
     def head(self) -> nn.Module:
@@ -394,6 +394,11 @@ def describe(model: PreTrainedModel) -> Architecture:
     _part(model, model, architecture.family.blocks)
     _ = architecture.mlps, architecture.attentions  # both raise when a part is missing
     return architecture
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """What the forward of any transformers model calls its key/value cache; renamed on the way to transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, cache_keyword, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
@@ -155,7 +155,7 @@ def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
 
     They must equal those of reading all at once. ``generate`` counts positions itself, so it can hide that they don't.
     """
-    keyword, steps = describe(model).cache_keyword, []
+    keyword, steps = cache_keyword(model), []  # a broken model, which `describe` may not know, must be judged too
     cache: dict[str, Any] = {}
     for tokens in token_ids.split(1, dim=1):  # [rows, 1]
         output = model(tokens, use_cache=True, **cache)

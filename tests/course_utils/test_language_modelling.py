@@ -12,7 +12,7 @@ from tiny import FAMILIES, tiny_batches, tiny_model
 from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
-from course_utils.language_modelling import dtype_name, exp, perplexity, token_log_likelihoods
+from course_utils.language_modelling import dtype_name, exp, logits_one_by_one, perplexity, token_log_likelihoods
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -27,6 +27,22 @@ def test_log_likelihoods_are_those_of_the_models_own_logits(family, monkeypatch)
     expected = model(given["input_ids"]).logits[:, :-1].flatten(0, 1).double().log_softmax(-1)
     assert found.dtype is torch.float64
     torch.testing.assert_close(found, expected.gather(1, targets[:, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_that_nobody_knows_is_read_one_by_one():
+    """Such as one with the obvious, wrong stand-in for an attention."""
+
+    class Zero(torch.nn.Module):
+        def forward(self, hidden_states, **_):
+            return torch.zeros_like(hidden_states), None
+
+    model = tiny_model()
+    model.model.layers[1].self_attn = Zero()
+    with pytest.raises(architectures.UnsupportedArchitecture):
+        describe(model)
+    ids = tiny_batches()[0]["input_ids"]
+    torch.testing.assert_close(logits_one_by_one(model, ids), model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary():
