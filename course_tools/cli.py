@@ -245,7 +245,7 @@ class _Reporter:
         if bar is not None:
             self._bars.remove_task(bar)
             self._bars.advance(self._lessons)
-        state = "failed" if result.failure else "ok"
+        state = f"failed at {result.failure}" if result.failure else "ok"
         self.say(f"[{self._done}/{self._total}] {name} {state}, {result.seconds:.0f} s")
         return result
 
