@@ -54,6 +54,7 @@ def test_everything_imported_is_declared():
     brought = {"huggingface_hub", "tokenizers", "google"}  # by transformers; and by Colab, where google.colab is
     needed = {imported_as(text) for text in PROJECT["dependencies"]} | brought | {"course_utils"}
     extras = {imported_as(text) for text in [*EXTRAS["course"], *EXTRAS["dev"]]} | {"course_tools", "experiments"}
+    extras |= {"jupyter_client"}  # ipykernel and nbclient bring it
     for folder, allowed in (
         ("course_utils", needed),
         ("course_tools", needed | extras),
