@@ -68,7 +68,7 @@ def kernel_environment(profile: str) -> dict[str, str]:
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     quiet |= {
         "PYDEVD_DISABLE_FILE_VALIDATION": "1"
-    }  # older kernels warn the terminal of what only a debugger would mind
+    }  # older kernels would warn the terminal
     figures = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     chosen = {variable: name for role, variable in ROLES.items() if (name := chosen_model(role))}
     folders = {variable: os.path.abspath(name) for variable, name in chosen.items() if os.path.isdir(name)}
