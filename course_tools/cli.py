@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command's name and what follows it; default: the program's own.
     """
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # older Jupyters look for a debugger, and it warns
     if not sys.stderr.isatty():  # a log needs no bar that was drawn two hundred times
         os.environ.setdefault("TQDM_MININTERVAL", "30")
     parser = _parser()

@@ -66,9 +66,6 @@ def kernel_environment(profile: str) -> dict[str, str]:
     package = str(Path(__file__).resolve().parents[1])
     path = {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
     quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    quiet |= {
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1"
-    }  # older kernels would warn the terminal
     figures = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     chosen = {variable: name for role, variable in ROLES.items() if (name := chosen_model(role))}
     folders = {variable: os.path.abspath(name) for variable, name in chosen.items() if os.path.isdir(name)}
