@@ -14,7 +14,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
-for setting in ("COURSE_PROFILE", "COURSE_LLAMA", "COURSE_GPT2"):
+for setting in ("COURSE_PROFILE", "COURSE_LLAMA", "COURSE_GPT2", "PYTHONPATH"):
     os.environ.pop(setting, None)
 
 
