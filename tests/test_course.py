@@ -2,14 +2,13 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from programs import press_ctrl_c, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,11 +117,8 @@ def test_ctrl_c_while_installing_leaves_no_pip_and_the_next_call_starts_afresh(w
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while not (clone / "builder").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    wait_for(clone / "builder", process)
+    _, err = press_ctrl_c(process, whole_group=whole_group)
     assert process.returncode == 130
     assert err.strip() == "Stopped. Run the same command again to go on."
     assert (clone / ".venv" / "course-stamp").read_text() == "installing"

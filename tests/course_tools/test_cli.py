@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
+from programs import press_ctrl_c, wait_for
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
@@ -227,13 +227,6 @@ def start(folder, *arguments):
     )
 
 
-def wait_for(path, process):
-    deadline = time.monotonic() + 120
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert path.exists(), process.communicate()
-
-
 @pytest.fixture
 def clone(tmp_path, listening):
     """A clone with the machinery and two small lessons; the second one tells its kernel's number and hangs."""
@@ -251,8 +244,7 @@ def test_ctrl_c_in_a_cell_ends_the_kernel_and_keeps_what_is_finished(whole_group
     process = start(clone, "run")
     pid = clone / "build" / "work" / "02_other" / "pid"
     wait_for(pid, process)
-    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = press_ctrl_c(process, whole_group=whole_group)
     assert process.returncode == 130
     assert err.strip() == "Stopped."
     assert not psutil.pid_exists(int(pid.read_text())), "the kernel is an orphan"

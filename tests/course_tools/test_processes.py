@@ -1,14 +1,13 @@
 """Programs that the course starts: Ctrl-C reaches us alone, and they end with all that they started."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from programs import press_ctrl_c, wait_for
 
 from course_tools import processes
 
@@ -47,11 +46,8 @@ def test_ctrl_c_ends_a_program_and_all_that_it_started(whole_group, tmp_path, li
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (os.killpg if whole_group else os.kill)(caller.pid, signal.SIGINT)
-    _, err = caller.communicate(timeout=60)
+    wait_for(tmp_path / "pids", caller)
+    _, err = press_ctrl_c(caller, whole_group=whole_group)
     assert (caller.returncode, err) == (130, "")
     left = [pid for pid in map(int, (tmp_path / "pids").read_text().split()) if psutil.pid_exists(pid)]
     assert not left

@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from programs import assert_all_equal_elsewhere
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM, DynamicCache, TextIteratorStreamer
 
@@ -314,12 +312,7 @@ def test_checkpoints_without_course_utils(tmp_path):
         answer = model.generate(**batch, max_new_tokens=8, **GREEDY)
         torch.save((batch, model(**batch).logits, answer), tmp_path / f"{family}.pt")
     script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), greedy=GREEDY)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert run.stdout.strip().endswith("all equal"), run.stderr[-2000:]
+    assert_all_equal_elsewhere(script, tmp_path)
 
 
 @torch.no_grad()

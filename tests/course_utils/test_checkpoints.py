@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from programs import assert_all_equal_elsewhere
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -78,12 +76,7 @@ def test_uneven_width_reloads_without_course_utils(tokenizer, tmp_path):
         save_pruned(model, tokenizer, tmp_path / family)
         torch.save(model(IDS).logits, tmp_path / f"{family}.pt")
     script = ELSEWHERE.format(families=FAMILIES, root=tmp_path.as_posix(), ids=IDS.tolist())
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert run.stdout.strip().endswith("all equal"), run.stderr[-2000:]
+    assert_all_equal_elsewhere(script, tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import wait_for
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import FAMILIES, tiny_batches, tiny_model
@@ -220,9 +221,7 @@ distill(teacher, student, BATCHES, steps=100_000, lr=1e-3, save_every=1, checkpo
 def test_killed_while_saving_loses_nothing_that_was_saved(tmp_path):
     script = KILLED.format(paths=PATHS, folder=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / CHECKPOINT).exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(tmp_path / CHECKPOINT, process)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.wait()
