@@ -1,6 +1,9 @@
 """Distil the pruned Llama for about an hour on two cores, for lesson 07's "what an hour buys".
 
-    python -m experiments.recover_for_an_hour [--steps 600] [--work build/hour] [--out FILE]
+    python -m experiments.recover_for_an_hour [--steps 600] [--loss forward_kl] [--work build/hour]
+
+With `--loss cross_entropy` the same student learns from the same tokens without a teacher: the control that tells
+distillation from training.
 
 Teacher: the embedded Llama in bfloat16. Student: 40 % of the MLP neurons pruned by "activation" (scored on the
 calibration split). Text: 600,000 tokens of five domains' distillation splits, half of them scenes, because the goal
@@ -35,6 +38,8 @@ from course_utils.texts import TokenBlocks, overlaps, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
 
 LENGTH, ROWS, RATIO, LR, SEED = 256, 4, 0.4, 2e-4, 0
+LOSSES = {"forward_kl": 0.0, "cross_entropy": 1.0}  # each with its share of cross-entropy
+RECORDS = Path("course_utils/data")
 MIX = {"scenes": 0.5, "speeches": 0.15, "wiki": 0.15, "passages": 0.15, "stories": 0.05}  # shares of the tokens
 JUDGES = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to choose from
 WATCHED, HELD_OUT_ROWS, PASSAGES = 8, 20, 1000  # rows watched on the way, rows of each judge, LAMBADA's passages
@@ -70,9 +75,10 @@ def clean(blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase, learned: list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--work", type=Path, default=Path("build/hour"))
-    parser.add_argument("--out", type=Path, default=Path("course_utils/data/recovery_hour.json"))
+    parser.add_argument("--loss", choices=LOSSES, default="forward_kl")
+    parser.add_argument("--work", type=Path, default=Path("build/hour"), help="where checkpoints go, one folder a loss")
     args = parser.parse_args()
+    work, out = args.work / args.loss, RECORDS / f"recovery_hour_{args.loss}.json"
 
     teacher, tokenizer = load_model("llama", dtype=torch.bfloat16)
     calibration = some_rows(token_blocks(tokenizer, "calibration", tokens=40_960, length=LENGTH), 32)
@@ -95,18 +101,19 @@ def main() -> None:
     whole, before = measures_of(teacher), measures_of(student)
     history = distill(
         teacher, student, batches(train), steps=args.steps, lr=LR, precision=torch.bfloat16,
-        validation=batches(watched), validate_every=50, seed=SEED, checkpoint_dir=args.work, save_every=25,
+        alpha=LOSSES[args.loss], validation=batches(watched), validate_every=50, seed=SEED, checkpoint_dir=work,
+        save_every=25,
     )  # fmt: skip
     cast_weights(student, torch.bfloat16)  # as the teacher's
     after = measures_of(student)
-    save_pruned(student, tokenizer, args.work / "student")
+    save_pruned(student, tokenizer, work / "student")
 
     models = {"teacher": whole, "pruned": before, "recovered": after}
     lambada = pd.concat({name: frame.assign(model=name) for name, (_, frame) in models.items()})
     result = {
         "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
         "settings": {
-            "ratio": RATIO, "criterion": "activation", "loss": "forward_kl", "lr": LR, "steps": args.steps,
+            "ratio": RATIO, "criterion": "activation", "loss": args.loss, "lr": LR, "steps": args.steps,
             "rows": ROWS, "length": LENGTH, "mix": MIX,
             "parameters": [report.before.parameters, report.after.parameters],
         },
@@ -126,9 +133,9 @@ def main() -> None:
             for a, b in (("pruned", "recovered"), ("recovered", "teacher"))
         },
     }  # fmt: skip
-    write_text(args.out, json.dumps(result, indent=1, allow_nan=False, default=float) + "\n")
+    write_text(out, json.dumps(result, indent=1, allow_nan=False, default=float) + "\n")
     print(lambada[["model", "metric", "value", "ci_low", "ci_high"]].to_string(index=False))
-    print(f"{result['tokens']:,} tokens in {result['seconds'] / 60:.0f} min; written to {args.out}")
+    print(f"{result['tokens']:,} tokens in {result['seconds'] / 60:.0f} min; written to {out}")
 
 
 if __name__ == "__main__":

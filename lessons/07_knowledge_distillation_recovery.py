@@ -767,7 +767,7 @@ print(f"our {len(passages)} passages, paired: a gain has to be above {2 * larges
 # %%
 from importlib.resources import files
 
-record = json.loads(files("course_utils").joinpath("data/recovery_hour.json").read_text(encoding="utf-8"))
+record = json.loads(files("course_utils").joinpath("data/recovery_hour_forward_kl.json").read_text(encoding="utf-8"))
 settings = record["settings"]
 print(
     f"{record['tokens']:,} tokens in {settings['steps']:,} steps of {settings['rows']} × {settings['length']}, "
