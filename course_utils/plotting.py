@@ -1,11 +1,13 @@
 """One style and a few figures by name. Each takes a tidy frame and returns the Axes it drew on.
 
 Groups differ in colour (seaborn's colour-blind palette) and in marker, so that a figure survives a bad projector and a
-black-and-white print. Call ``style()`` once in a notebook; nothing is changed on import.
+black-and-white print. Call ``style()`` once in a notebook; nothing is changed on import. ``show(alt)`` ends a figure.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,32 @@ def style() -> None:
             "legend.framealpha": 0.9,
         },
     )
+
+
+def show(alt: str) -> None:
+    """Show the current figure with a sentence that says what is on it, for readers who don't see it, and close it.
+
+    The sentence travels with the picture in the notebook: as its text form, and as ``alt`` of the picture's metadata,
+    where JupyterLab, the course's pages and its site look for it.
+
+    Args:
+        alt: what is drawn on which axes and what stands out, in one to three sentences.
+
+    Raises:
+        ValueError: there is no figure, or ``alt`` is too short to describe one (fewer than five words).
+    """
+    from IPython.display import display  # only a notebook needs it; scripts draw without
+
+    if not plt.get_fignums():
+        raise ValueError("There is no figure to show: draw one first.")
+    if len(alt.split()) < 5:
+        raise ValueError(f"alt={alt!r} describes no figure; say what is drawn and what stands out, in a sentence.")
+    figure = plt.gcf()
+    png = io.BytesIO()
+    figure.savefig(png, format="png", bbox_inches="tight")
+    picture = base64.b64encode(png.getvalue()).decode("ascii")
+    display({"image/png": picture, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
 
 
 def pruning_curve(

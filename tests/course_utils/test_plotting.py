@@ -6,6 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+import base64
 import io
 from types import SimpleNamespace
 
@@ -34,6 +35,25 @@ def render(ax) -> None:
 
 def legend(ax) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_show_sends_the_picture_with_its_sentence_and_closes_it(monkeypatch):
+    sent = {}
+    monkeypatch.setattr("IPython.display.display", lambda data, **rest: sent.update(data=data, **rest))
+    plt.plot([1, 2])
+    plotting.show("A line that rises from 1 to 2.")
+    assert base64.b64decode(sent["data"]["image/png"]).startswith(b"\x89PNG")
+    assert sent["data"]["text/plain"] == sent["metadata"]["image/png"]["alt"] == "A line that rises from 1 to 2."
+    assert not plt.get_fignums()
+
+
+def test_show_refuses_no_figure_and_no_sentence():
+    with pytest.raises(ValueError, match="no figure to show"):
+        plotting.show("A line that rises from 1 to 2.")
+    plt.plot([1, 2])
+    with pytest.raises(ValueError, match="what stands out"):
+        plotting.show("Perplexity")
+    assert plt.get_fignums()
 
 
 @pytest.fixture
