@@ -252,10 +252,86 @@ def choices_with_intervals(
     return ax
 
 
+def against_random(
+    choices: Mapping[str, Sequence[float]],
+    controls: Mapping[str, Sequence[float]],
+    *,
+    x_label: str,
+    limit: float,
+    lines: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What was chosen beside random sets, all as ratios on one logarithmic axis: a row each, a dot for every set.
+
+    A ratio above ``limit`` stands at the right edge as an arrow with its number, so that one wreck doesn't squash the
+    rest.
+
+    Args:
+        choices: name -> (ratio, lower end, upper end of its 95 % interval), from the top down.
+        controls: name -> the ratios of its random sets, below the choices, in grey.
+        x_label: what the ratio is.
+        limit: the largest ratio that is drawn to scale.
+        lines: name -> level of vertical lines, such as ``{"unpruned": 1}``; those above ``limit`` are left out.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no choices and no controls, or a random control without sets.
+    """
+    if not choices and not controls or not all(len(ratios) for ratios in controls.values()):
+        raise ValueError("against_random needs choices or controls, and at least one set in each control.")
+    names = [*choices, *controls]
+    ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, (value, low, high) in enumerate(choices.values()):
+        if value > limit:
+            _beyond(ax, place, limit, [value], _colour(0))
+            continue
+        error = [[value - low], [min(high, limit) - value]]
+        ax.errorbar(value, place, xerr=error, fmt="o", color=_colour(0), markersize=9, capsize=4, zorder=4)
+    for place, ratios in enumerate(controls.values(), start=len(choices)):
+        inside = [ratio for ratio in ratios if ratio <= limit]
+        jitter = np.linspace(-0.22, 0.22, len(ratios))[: len(inside)]
+        ax.plot(inside, place + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
+        _beyond(ax, place, limit, [ratio for ratio in ratios if ratio > limit], CONTROL_COLOUR)
+    for name, level in (lines or {}).items():
+        if level <= limit:
+            ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+            ax.annotate(
+                name, (level, -0.75), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
+            )
+    ax.set_xscale("log")
+    ax.set_xlim(right=limit * 1.1)
+    log_ticks(ax.xaxis)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -1.1)
+    ax.grid(axis="y", visible=False)
+    _finish(ax, x_label, "", title)
+    return ax
+
+
+def _beyond(ax: Axes, place: int, limit: float, ratios: Sequence[float], colour: object) -> None:
+    """An arrow at the right edge for ratios that are too large to draw, with their numbers."""
+    if not len(ratios):
+        return
+    worst = sorted(ratios)
+    written = f"×{worst[-1]:,.0f}" if len(worst) == 1 else f"{len(worst)} sets, ×{worst[0]:,.0f} to ×{worst[-1]:,.0f}"
+    ax.plot(limit, place, ">", color=colour, markersize=9, clip_on=False, zorder=4)
+    ax.annotate(
+        written, (limit, place), xytext=(-9, 0), textcoords="offset points", ha="right", va="center",
+        color=colour, fontsize="small",
+    )  # fmt: skip
+
+
 def log_ticks(axis: Axis) -> None:
-    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000."""
+    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000.
+
+    Within less than a decade there are more of them, so that no axis is left with two.
+    """
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    span = high / low
+    steps = {3: (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8), 10: (1, 1.5, 2, 3, 5, 7), 300: (1, 2, 5)}
+    axis.set_major_locator(LogLocator(subs=next((subs for most, subs in steps.items() if span < most), (1,))))
     plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
     axis.set_major_formatter(plain if high < 1e7 else LogFormatterSciNotation())
     axis.set_minor_formatter(NullFormatter())

@@ -154,9 +154,31 @@ def test_choices_with_intervals_puts_the_first_on_top_and_controls_in_grey():
         plotting.choices_with_intervals({})
 
 
+def test_against_random_draws_a_dot_a_set_and_names_what_lies_beyond():
+    choices = {"by influence": (1.3, 1.2, 1.4), "first 3": (8284.0, 5530.0, 12408.0)}
+    controls = {"random": [1.5, 1.7, 2.4], "with an end": [1.9, 40.0, 900.0], "wrecks": [70.0]}
+    ax = plotting.against_random(choices, controls, x_label="perplexity, × unpruned", limit=20, lines={"unpruned": 1})
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*choices, *controls]
+    assert ax.yaxis_inverted() and ax.get_xscale() == "log"
+    dots = [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
+    assert dots == [3, 1, 0]
+    assert {text.get_text() for text in ax.texts} == {"×8,284", "2 sets, ×40 to ×900", "×70", "unpruned"}
+    assert "2" in [tick.get_text() for tick in ax.get_xticklabels()]
+    for nothing in ({}, {"random": []}):
+        with pytest.raises(ValueError, match="at least one set"):
+            plotting.against_random({}, nothing, x_label="ratio", limit=2)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
-    [(1, 40, ["1", "2", "5", "10", "20"]), (10, 20_000, ["10", "100", "1,000", "10,000"]), (1, 1e9, ["$"])],
+    [
+        (1, 40, ["1", "2", "5", "10", "20"]),
+        (30, 100, ["30", "50", "70"]),
+        (1, 2, ["1.2", "1.6"]),
+        (10, 20_000, ["10", "100", "1,000", "10,000"]),
+        (1, 1e9, ["$"]),
+    ],
 )
 def test_log_ticks_are_numbers_that_one_can_read(low, high, labels):
     _, ax = plt.subplots()
