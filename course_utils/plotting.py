@@ -279,7 +279,7 @@ def against_random(
     Raises:
         ValueError: no choices and no controls, or a random control without sets.
     """
-    if not choices and not controls or not all(len(ratios) for ratios in controls.values()):
+    if (not choices and not controls) or not all(len(ratios) for ratios in controls.values()):
         raise ValueError("against_random needs choices or controls, and at least one set in each control.")
     names = [*choices, *controls]
     ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax

@@ -181,7 +181,7 @@ def check_control_runs(attempt: Attempt) -> None:
     require(
         sorted({run[0] for seed in range(8) for run in _runs(attempt(total, count, spared, sets, seed))})
         == list(inside[: len(inside) - count + 1]),
-        "Some runs can never be drawn. The first block of a run goes from the first block that isn't spared to the last one "
+        "Some runs can never be drawn. A run may begin at any block from the first that isn't spared up to the last "
         "from which the run still ends in time.",
     )
     few = _runs(attempt(12, 4, 2, 19, 0))
