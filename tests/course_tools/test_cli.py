@@ -16,7 +16,7 @@ from programs import press_ctrl_c, wait_for
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import cli, environment, notebooks, processes, runner
+from course_tools import authoring, cli, environment, notebooks, processes, runner
 from course_utils import assets, models, session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkey
     monkeypatch.setattr(assets, "fetch", fetched.append)
     monkeypatch.setattr(models, "embedded_llama", lambda: fetched.append("converted"))
     texts = [LESSON.replace("assets: []", f"assets: [{', '.join(names)}]") for names in lessons]
-    cli.fetch_assets([notebooks.read_lesson(write_lesson(tmp_path, text)) for text in texts])
+    cli.fetch_assets([authoring.read_lesson(write_lesson(tmp_path, text)) for text in texts])
     assert fetched == opened
 
 
