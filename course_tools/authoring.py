@@ -270,7 +270,7 @@ def _exercise_problems(lesson: Lesson) -> Iterator[str]:
             continue
         count += 1
         try:
-            exercise = take_apart(cell.source)
+            take_apart(cell.source)
         except LessonError as error:
             yield f"exercise {count}: {error}"
         text = before.source if before is not None and before.cell_type == "markdown" else ""

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from course_tools import authoring, environment, notebooks, processes, runner
+from course_tools import authoring, environment, notebooks, processes, quotes, runner
 from course_utils import assets, session
 from course_utils.files import write_text
 
@@ -136,6 +137,9 @@ def build(args: argparse.Namespace, console: Console) -> int:
                     _write_notebooks(lesson, course, executed=notebook)
     for lesson in lessons:
         _write_notebooks(lesson, course)
+        saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
+        for problem in quotes.unsupported(saved):
+            print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
     for result in failures:

@@ -132,6 +132,13 @@ def test_build_execute_saves_outputs_that_later_builds_keep(course, capsys):
     assert saved_outputs(path) == [], "outputs of other code are not kept"
 
 
+def test_build_lists_quoted_numbers_that_no_output_shows(course, capsys):
+    write_lesson(course / "lessons", LESSON.replace("How a lesson is built.", "**Saved run.** 42 and 43."))
+    assert cli.main(["build", "01", "--execute"]) == 0
+    said = capsys.readouterr().err
+    assert "01_small: quoted, but not in the saved outputs: 43" in said and "outputs: 42" not in said
+
+
 def test_check_fails_only_on_fail(monkeypatch, capsys):
     found = [environment.Finding("OK", "Python", "3.13"), environment.Finding("WARN", "cores", "1", "be patient")]
     monkeypatch.setattr(environment, "findings", lambda: iter(found))
