@@ -31,10 +31,17 @@ _SOLVED = "solved"  # tag of a solved copy in `both_forms`
 
 @dataclass(frozen=True)
 class Course:
-    """Where the course is published; `[tool.course]` of pyproject.toml."""
+    """Where the course is published; `[tool.course]` of pyproject.toml.
+
+    Attributes:
+        repository: "owner/name" on GitHub.
+        ref: branch or tag that badges and install cells name.
+        wheel: address of the release's wheel, which installs faster and needs no git; "" for none.
+    """
 
     repository: str
     ref: str
+    wheel: str = ""
 
     @classmethod
     def read(cls, root: Path) -> Course:
@@ -51,9 +58,10 @@ class Course:
         return f"https://colab.research.google.com/github/{self.repository}/blob/{self.ref}/{path}"
 
     @property
-    def requirement(self) -> str:
-        """What pip installs the package from."""
-        return f"pruning-llms @ git+https://github.com/{self.repository}@{self.ref}"
+    def requirements(self) -> list[str]:
+        """What pip installs the package from; each is tried when the one before it failed."""
+        places = [self.wheel, f"git+https://github.com/{self.repository}@{self.ref}"]
+        return [f"pruning-llms @ {place}" for place in places if place]
 
 
 def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
@@ -249,13 +257,20 @@ def _install(course: Course) -> str:
             'if importlib.util.find_spec("course_utils") is None:',
             '    if any((folder / "course.py").exists() for folder in (Path.cwd(), *Path.cwd().parents)):',
             '        raise ModuleNotFoundError("This Python has no course. In its clone run: python course.py lab")',
-            f'    %pip install -q "{course.requirement}"',
-            "    importlib.invalidate_caches()",
+            *(line for requirement in course.requirements for line in _install_from(requirement)),
             '    if importlib.util.find_spec("course_utils") is None:  # pip failed, which does not stop a notebook',
             '        remedy = "On Kaggle, switch the internet on in the settings, and run this cell again."',
             '        raise ModuleNotFoundError(f"The course was not installed; pip says why above. {remedy}")',
         ]
     )
+
+
+def _install_from(requirement: str) -> list[str]:
+    return [
+        '    if importlib.util.find_spec("course_utils") is None:',
+        f'        %pip install -q "{requirement}"',
+        "        importlib.invalidate_caches()",
+    ]
 
 
 def _quiz(number: int, question: Question) -> str:

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 
 import nbformat
 import numpy as np
@@ -57,35 +58,47 @@ def test_install_cell_only_adds_and_imports_nothing_that_could_be_swapped(lesson
     assert imports == ["import importlib.util", "import os", "from pathlib import Path"]
 
 
-def installing(lesson, monkeypatch, folder, *, there, works):
-    """Run the install cell in ``folder``; return how often pip ran."""
-    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
+def installing(lesson, monkeypatch, folder, *, there, works, course=COURSE):
+    """Run the install cell in ``folder``; return how often pip ran. ``works`` says which of its runs, from 1, works."""
+    notebook = notebooks.build_notebook(lesson, course, "exercises")
     install = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
     pip = []
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if there or (pip and works) else None)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda _: object() if there or (works and len(pip) >= works) else None
+    )
     exec(install.replace("%pip", "pip.append(1)  #"), {"pip": pip})
     return len(pip)
 
 
 def test_install_cell_does_nothing_where_the_course_is(lesson, monkeypatch, tmp_path):
-    assert installing(lesson, monkeypatch, tmp_path, there=True, works=True) == 0
+    assert installing(lesson, monkeypatch, tmp_path, there=True, works=0) == 0
 
 
 def test_install_cell_installs_where_the_notebook_stands_alone(lesson, monkeypatch, tmp_path):
-    assert installing(lesson, monkeypatch, tmp_path, there=False, works=True) == 1
+    assert installing(lesson, monkeypatch, tmp_path, there=False, works=1) == 1
+
+
+@pytest.mark.parametrize("works", [1, 2])
+def test_install_cell_takes_the_release_wheel_and_git_only_if_that_fails(lesson, monkeypatch, tmp_path, works):
+    course = notebooks.Course("someone/somewhere", "v1", wheel="https://example.org/x.whl")
+    assert installing(lesson, monkeypatch, tmp_path, there=False, works=works, course=course) == works
+    cell = notebooks.build_notebook(lesson, course, "exercises").cells
+    install = next(part.source for part in cell if part.cell_type == "code")
+    places = re.findall(r'%pip install -q "pruning-llms @ (.+)"', install)
+    assert places == ["https://example.org/x.whl", "git+https://github.com/someone/somewhere@v1"]
 
 
 def test_install_cell_says_that_pip_failed(lesson, monkeypatch, tmp_path):
     with pytest.raises(ModuleNotFoundError, match="pip says why above. On Kaggle, switch the internet on"):
-        installing(lesson, monkeypatch, tmp_path, there=False, works=False)
+        installing(lesson, monkeypatch, tmp_path, there=False, works=0)
 
 
 def test_install_cell_sends_the_owner_of_a_clone_to_it(lesson, monkeypatch, tmp_path):
     (tmp_path / "course.py").touch()
     (tmp_path / "notebooks").mkdir()
     with pytest.raises(ModuleNotFoundError, match=r"In its clone run: python course.py lab"):
-        installing(lesson, monkeypatch, tmp_path / "notebooks", there=False, works=True)
+        installing(lesson, monkeypatch, tmp_path / "notebooks", there=False, works=1)
 
 
 def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeypatch):
