@@ -12,19 +12,17 @@ from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils.evaluation import Perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.reports import shown, with_interval
 
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
-_CLAIMS = {  # what the colleague's numbers don't show, and why; the others follow
-    "B": "Five random sets can't show that at the 5 % level: being best of six happens by luck in one case of six.",
-    "D": "Only a few sets of the thousands that there are were tried. Better than five of them is not best.",
-    "E": "One kind of text was measured, by perplexity. Another task is another measurement.",
-}
-_SHOWN = {
-    "A": "All five random factors in the table are larger than 1.30.",
-    "C": "The paired interval, 1.25 to 1.36, lies wholly above 1, so on this kind of text the model is worse.",
+_CLAIMS = {  # each sentence of exercise 3, and why it follows from the colleague's numbers or doesn't
+    "A": "all five random factors in the table are larger than 1.30, so it follows.",
+    "B": "five random sets can't show that at the 5 % level. Being best of six happens by luck in one case of six.",
+    "C": "the paired interval, 1.25 to 1.36, lies wholly above 1, so it follows for text of this kind.",
+    "D": "a few sets of the thousands that there are were tried. Better than five of them is not best.",
+    "E": "one kind of text was measured, by perplexity. Another task is another measurement.",
 }
 
 
@@ -136,11 +134,7 @@ def check_take_out(attempt: Attempt) -> None:
 )
 def check_claims(attempt: Attempt) -> None:
     """Check the letters of the claims that don't follow."""
-    letters = _letters(attempt)
-    for letter, reason in _SHOWN.items():
-        require(letter not in letters, f"{letter} does follow. {reason}")
-    for letter, reason in _CLAIMS.items():
-        require(letter in letters, f"{letter} doesn't follow, and your answer leaves it out. {reason}")
+    chosen(attempt, {"B", "D", "E"}, _CLAIMS)
 
 
 @exercise(
@@ -243,18 +237,6 @@ def check_your_choice(
         high < 1,
         f"Your set is ahead, × {shown(ratio)}, but the paired interval reaches {shown(high)}: that may be luck.",
     )
-
-
-def _letters(answer: object) -> set[str]:
-    """The letters of an answer: a set, a list, or a string such as "AC"."""
-    require(
-        isinstance(answer, str | set | frozenset | list | tuple) and all(isinstance(part, str) for part in answer),
-        'Return a set of letters, such as {"A", "C"}.',
-    )
-    letters = {letter.upper() for part in answer for letter in part if letter.isalpha()}
-    known = sorted({*_CLAIMS, *_SHOWN})
-    require(letters <= {*known}, f"The sentences are {', '.join(known)}; yours names {sorted(letters - {*known})}.")
-    return letters
 
 
 def _runs(answer: object) -> list[list[int]]:

@@ -142,15 +142,15 @@ test_claims = cases_of(
     lesson_04.check_claims,
     stubs=[..., None],
     mistakes=[
-        ({"B", "D"}, "E doesn't follow"),
-        ("DE", "best of six happens by luck in one case of six"),
+        ({"B", "D"}, "Another task is another measurement"),
+        ({"D", "E"}, "Being best of six happens by luck in one case of six"),
         (["B", "E"], "Better than five of them is not best"),
-        ("ABDE", "A does follow"),
-        ({"B", "C", "D", "E"}, "C does follow"),
-        ("F", "yours names ['F']"),
-        (3, "Return a set of letters"),
+        ({"A", "B", "D", "E"}, "Look at A again"),
+        ({"B", "C", "D", "E"}, "Look at C again"),
+        ({"F"}, "There is no F"),
+        (3, "Choose letters"),
     ],
-    answers=[{"B", "D", "E"}, "bde", ["E", "D", "B"]],
+    answers=[{"B", "D", "E"}, ["E", "D", "B"]],
 )
 
 
