@@ -146,7 +146,7 @@ COUNT = max(2, round(total / 10))  # blocks to remove, a tenth …
 MOST = 2 * COUNT  # … and a fifth
 
 # rows from all over each split: blocks are chosen on the first text and judged on the second
-calibration = token_blocks(tokenizer, "calibration", tokens=65_536, length=128).sample(8, seed=0)
+calibration = token_blocks(tokenizer, "calibration", tokens=65_536, length=128).sample(12, seed=0)
 evaluation = token_blocks(tokenizer, "evaluation", tokens=65_536, length=64).sample(16, seed=0)
 
 print(f"{base.config.name_or_path} in {str(dtype).removeprefix('torch.')}: {base.num_parameters():,} parameters")
