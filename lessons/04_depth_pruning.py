@@ -1136,7 +1136,7 @@ value, low, high = perplexity_ratio(healed_score, broken_score)
 print(f"healed against not healed: {verdict(low, high, **MORE_OR_LESS)}, × {with_interval(value, low, high)}")
 
 # %% [markdown]
-# A dozen steps on two blocks take back a good part of what six blocks had cost on this kind of text.
+# A dozen steps on two blocks take back a good part of what the run had cost, on this kind of text.
 #
 # Is that recovery, or has the model merely grown used to speeches? One kind of text can't tell, and there is no control
 # here. The next section asks another kind of text, and lesson 07 does it properly. What it shows already: damage before
