@@ -669,10 +669,10 @@ show(
 )
 
 # %% [markdown]
-# Both rows agree about the two ends and about a calm stretch in the middle. They don't agree about every block: one in the
-# middle has an ordinary influence, and the model can't do without it. It turns the stream no further than its neighbours,
-# but what it writes is needed later. Influence can't see that; a ranking that is right on average can still be wrong about
-# the one block that ruins the model.
+# Look for two things: where the rows agree (at both ends, and about a calm stretch between them), and for a block whose
+# influence is ordinary and whose absence is not. Such a block turns the stream no further than its neighbours do, but what it
+# writes is needed later. Influence can't see that; a ranking that is right on average can be wrong about the one block that
+# ruins the model.
 #
 # **Saved run.** Block 11 has an influence of 0.046, place 19 of 30 from the lowest. Without it perplexity is × 6.00 (4.17 to
 # 8.63); of the 14 blocks with an influence in the middle half, the median one costs × 1.20. So the rank correlation of +0.78
@@ -784,8 +784,8 @@ show(
 
 # %% [markdown]
 # The grey dots are the yardstick. A choice to the left of all 19 dots of *random inside* knows more than "keep away from the
-# ends"; one among them has shown nothing. The dots with an end block lie further right, and the rules "last" and "first"
-# are off the scale.
+# ends"; one among them has shown nothing. The last row, with an end block in each set, and the rules "last" and "first" show
+# what is lost there.
 #
 # **Saved run.** The 19 sets inside cost × 1.35 to × 12.2, the middle one × 1.65; the 8 sets with an end block × 3.63 to
 # × 1,782. Influence (× 1.33) is ahead of all 19, by a hair; leave-one-out (× 1.19) and the run (× 1.23) by more. Taylor lets
@@ -1378,7 +1378,7 @@ check_parameters_left(parameters_left)
 #
 # *Beat the baseline.* Remove a fifth of the blocks (`MOST`) with less damage than the set chosen by influence in one look.
 # Choose on `calibration` as you like: combine the scores, search step by step, swap blocks. The check measures your set and
-# the baseline on other text than all of the above, and says whether you are ahead by more than the noise. Don't use that
+# the baseline on 24 rows of the evaluation split that nothing above has used, and says whether you are ahead by more than the noise. Don't use that
 # text to choose.
 #
 # <details><summary>Hint</summary>
