@@ -1378,8 +1378,8 @@ check_parameters_left(parameters_left)
 #
 # *Beat the baseline.* Remove a fifth of the blocks (`MOST`) with less damage than the set chosen by influence in one look.
 # Choose on `calibration` as you like: combine the scores, search step by step, swap blocks. The check measures your set and
-# the baseline on 24 rows of the evaluation split that nothing above has used, and says whether you are ahead by more than the noise. Don't use that
-# text to choose.
+# the baseline on 24 rows of the evaluation split that nothing above has used, and says whether you are ahead by more than
+# the noise. Don't use that text to choose.
 #
 # <details><summary>Hint</summary>
 #

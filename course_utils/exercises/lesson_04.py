@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -239,7 +240,7 @@ def check_your_choice(
     )
 
 
-def _runs(answer: object) -> list[list[int]]:
+def _runs(answer: Any) -> list[list[int]]:
     """Sets of block numbers as sorted lists, in the order in which they came."""
     require(
         isinstance(answer, list | tuple) and all(isinstance(run, list | tuple | range) and len(run) for run in answer),
