@@ -188,6 +188,7 @@ def curve_with_seeds(
     if log_y:
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
+    ax.margins(y=0.1)  # room for a floor's name at the top
     if x_percent:
         ax.xaxis.set_major_formatter(_PERCENT)
     _finish(ax, x_label, y_label, title)

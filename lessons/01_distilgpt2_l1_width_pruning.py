@@ -395,11 +395,11 @@ for block, scores in zip(base.transformer.h, l1, strict=True):
 
 blocks = sorted({0, architecture.num_blocks // 2, architecture.num_blocks - 1})
 histogram({f"block {i}": l1[i].cpu() for i in blocks}, x_label="L1 score", bins=50, title=f"L1 scores of {name}")
-show("Histograms of the neurons' L1 scores in the first, a middle and the last block: each a broad hump.")
+show("Histograms of the neurons' L1 scores in the first, a middle and the last block: each a broad hump with a tail.")
 
 # %% [markdown]
-# If some neurons were dead weight, they would stand apart at the left, near zero. No such group stands apart: the scores
-# are spread around one hump a block, so where to cut is our choice and not something that the scores show.
+# If some neurons were dead weight, they would stand apart at the left, near zero. No such group stands apart:
+# each block has one hump with a tail, so where to cut is our choice and not something that the scores show.
 
 # %% [markdown]
 # ### One block, by hand
@@ -708,8 +708,8 @@ show(
 )
 
 # %% [markdown]
-# The same models on text of another kind: all curves start higher, because the domain is less familiar. The order of the
-# criteria is what a second domain is there to confirm or to question.
+# The same models on text of another kind. The level differs, because this domain is more or less familiar to the model; the
+# order of the criteria is what a second domain is there to confirm or to question.
 
 
 # %%
@@ -786,16 +786,16 @@ pd.DataFrame(
 # | L1 | 1.31 |
 # | random, three seeds | 1.33, 1.35, 1.36 |
 #
-# and the pruned model's completion of one prompt, which reads well. Which of these claims does it support? Return a set of
-# letters.
+# and the pruned model's completion of one prompt, which reads well. Which of these claims does it support? Give a set of
+# letters, such as `{"a", "b"}`.
 #
-# - **A** On this text, this L1 model needs fewer bits than each of these three random models.
-# - **B** L1 beats random choices at the 5 % level.
-# - **C** The pruned model writes as well as the unpruned one.
-# - **D** The model has become 20 % smaller.
-# - **E** The surgery is correct: the pruned model equals a masked one.
-# - **F** On this text, the cut cost L1 0.13 bits/byte.
-# - **G** On other text, L1 is better than random as well.
+# - **a** On this text, this L1 model needs fewer bits than each of these three random models.
+# - **b** L1 beats random choices at the 5 % level.
+# - **c** The pruned model writes as well as the unpruned one.
+# - **d** The model has become 20 % smaller.
+# - **e** The surgery is correct: the pruned model equals a masked one.
+# - **f** On this text, the cut cost L1 0.13 bits/byte.
+# - **g** On other text, L1 is better than random as well.
 #
 # <details><summary>Hint</summary>
 #
@@ -807,7 +807,7 @@ pd.DataFrame(
 from course_utils.exercises.lesson_01 import check_claims
 
 # BEGIN SOLUTION
-supported = {"A", "F"}  # what was measured, on what it was measured on
+supported = {"a", "f"}  # what was measured, on what it was measured on
 # END SOLUTION
 # BEGIN STUB
 # supported = ...
@@ -1060,8 +1060,8 @@ ax = curve_with_seeds(
     x_percent=False,
     title="20 % removed, speeches",
 )
-ax.set_xticks([0, 1], ["neurons cut", "… and their constants folded in"])
-ax.set_ylim(bottom=0)
+ax.set_xticks([0, 1], ["neurons cut", "constants folded in"])
+ax.set(xlim=(-0.3, 1.3), ylim=(0, None))
 show(
     "Damage in nats of each arm, without and with the removed neurons' constants folded into the bias. Lines for L1, "
     "activation and L1 upside down, grey dots for 19 random models. All fall from left to right."

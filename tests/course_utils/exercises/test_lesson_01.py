@@ -118,16 +118,15 @@ test_claims = cases_of(
     lesson_01.check_claims,
     stubs=[...],
     mistakes=[
-        ({"A", "B", "F"}, "B isn't supported: three random models"),
-        ({"A", "C"}, "C isn't supported: one completion"),
-        ({"D"}, "D isn't supported: a fifth of the neurons"),
-        ({"A", "F", "E"}, "E isn't supported: a perplexity"),
-        ({"A", "F", "G"}, "G isn't supported: one text"),
-        ({"A"}, "F is a plain reading"),
-        ({"F"}, "A is a plain reading"),
-        ({"A", "Z"}, "Claims are the letters"),
+        ({"a", "b", "f"}, "Look at b again: an arm that knows nothing"),
+        ({"a", "c", "f"}, "Look at c again: one completion"),
+        ({"a", "d"}, "Look at d again: a fifth of the neurons"),
+        ({"a", "f", "e"}, "Look at e again: a perplexity"),
+        ({"a", "f", "g"}, "Look at g again: one text"),
+        ({"a"}, "Look at f again: it is a plain reading"),
+        ({"f"}, "Look at a again: it is a plain reading"),
     ],
-    answers=[{"A", "F"}, ["f", "a"]],
+    answers=[{"a", "f"}, ["f", "a"]],
 )
 
 
