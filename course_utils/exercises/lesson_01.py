@@ -150,7 +150,7 @@ def check_claims(supported: Collection[str]) -> None:
             ".25; it takes 19 of them for .05.",
             "c": "one completion of one prompt is no measurement, and by bits/byte the pruned model is worse.",
             "d": "a fifth of the neurons isn't a fifth of the parameters: embeddings and attention are still there.",
-            "e": "a perplexity doesn't prove surgery. A wrong cut may cost little; only 'pruned equals masked' shows it.",
+            "e": "a perplexity doesn't prove surgery. A wrong cut may cost little; 'pruned equals masked' shows it.",
             "f": "it is a plain reading of the table: 1.31 - 1.18 = 0.13, on this text.",
             "g": "one text was measured, and nothing else.",
         },
