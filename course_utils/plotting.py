@@ -179,7 +179,7 @@ def curve_with_seeds(
         medians = dots.groupby(x)[y].median()
         ax.plot(medians.index, medians, color=CONTROL_COLOUR, linewidth=1, zorder=2)
         ax.plot(
-            dots[x], dots[y], ".", color=CONTROL_COLOUR, markersize=7, alpha=0.6, zorder=2,
+            dots[x], dots[y], ".", color=CONTROL_COLOUR, markersize=10, alpha=0.6, zorder=4,
             label=f"{seeds}, {count} seeds and their median",
         )  # fmt: skip
     for number, (name, part) in enumerate(frame[frame[group] != seeds].groupby(group, sort=False)):
