@@ -395,11 +395,13 @@ for block, scores in zip(base.transformer.h, l1, strict=True):
 
 blocks = sorted({0, architecture.num_blocks // 2, architecture.num_blocks - 1})
 histogram({f"block {i}": l1[i].cpu() for i in blocks}, x_label="L1 score", bins=50, title=f"L1 scores of {name}")
-show("Histograms of the neurons' L1 scores in the first, a middle and the last block: each a broad hump with a tail.")
+show("Histograms of the neurons' L1 scores in the first, a middle and the last block: broad humps that overlap.")
 
 # %% [markdown]
-# If some neurons were dead weight, they would stand apart at the left, near zero. No such group stands apart:
-# each block has one hump with a tail, so where to cut is our choice and not something that the scores show.
+# If some neurons were dead weight, they would stand apart at the left, near zero. Look for such a group: without one,
+# where to cut is our choice and not something that the scores show.
+#
+# **Saved run.** There is none. Each block has one broad hump with a tail to the left.
 
 # %% [markdown]
 # ### One block, by hand
@@ -1077,7 +1079,7 @@ ax.set_xticks([0, 1], ["neurons cut", "constants folded in"])
 ax.set(xlim=(-0.3, 1.3), ylim=(0, None))
 show(
     "Damage in nats of each arm, without and with the removed neurons' constants folded into the bias. Lines for L1, "
-    "activation and L1 upside down, grey dots for 19 random models. All fall from left to right."
+    "activation and L1 upside down, grey dots for 19 random models."
 )
 
 # %% [markdown]
