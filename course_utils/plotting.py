@@ -175,7 +175,8 @@ def curve_with_seeds(
     ax = _axes(ax)
     dots = frame[frame[group] == seeds]
     if len(dots):
-        count = int(dots.groupby(x).size().max())
+        fewest, most = (int(number) for number in dots.groupby(x).size().agg(["min", "max"]))
+        count = str(most) if fewest == most else f"{fewest} to {most}"
         medians = dots.groupby(x)[y].median()
         ax.plot(medians.index, medians, color=CONTROL_COLOUR, linewidth=1, zorder=2)
         ax.plot(
