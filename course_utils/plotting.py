@@ -125,13 +125,7 @@ def pruning_curve(
     for number, name in enumerate(names):
         part = frame[frame[group] == name]
         _line(ax, part, x, y, str(name), log_y=log_y, color=_colour(number), marker=_marker(number), zorder=3)
-    for name, level in (floors or {}).items():
-        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
-        ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
-        ax.annotate(
-            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
-        )  # fmt: skip
+    _floors(ax, floors or {})
     if log_y:
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
@@ -139,6 +133,67 @@ def pruning_curve(
         ax.xaxis.set_major_formatter(_PERCENT)
     _finish(ax, x_label, y_label, title)
     ax.legend(title=group)
+    return ax
+
+
+def curve_with_seeds(
+    frame: pd.DataFrame,
+    *,
+    x: str = "ratio",
+    y: str = "value",
+    group: str = "criterion",
+    seeds: str = "random",
+    x_label: str,
+    y_label: str,
+    floors: Mapping[str, float] | None = None,
+    log_y: bool = False,
+    x_percent: bool = True,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Quality against how much was removed: a line for each group, and a grey dot for each seed of the random control.
+
+    Args:
+        frame: one row a measurement, with the columns ``x``, ``y`` and ``group``; one row at each ``x`` in a group, and
+            as many as there are seeds in the group ``seeds``, where a thin line joins the medians.
+        x: the column along the horizontal axis: how much was removed.
+        y: the column along the vertical axis: the quality.
+        group: the column that names the lines.
+        seeds: the group that is drawn as dots.
+        x_label: what ``x`` is, with its unit.
+        y_label: what ``y`` is, with its unit.
+        floors: name -> level of horizontal lines, such as ``{"unpruned": 1.17, "guessing": 2.73}``.
+        log_y: a logarithmic vertical axis.
+        x_percent: ``x`` is a share and is shown in percent.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    _require(frame, [x, y, group])
+    ax = _axes(ax)
+    dots = frame[frame[group] == seeds]
+    if len(dots):
+        fewest, most = (int(number) for number in dots.groupby(x).size().agg(["min", "max"]))
+        count = str(most) if fewest == most else f"{fewest} to {most}"
+        medians = dots.groupby(x)[y].median()
+        ax.plot(medians.index, medians, color=CONTROL_COLOUR, linewidth=1, zorder=2)
+        ax.plot(
+            dots[x], dots[y], ".", color=CONTROL_COLOUR, markersize=10, alpha=0.6, zorder=4,
+            label=f"{seeds}, {count} seeds and their median",
+        )  # fmt: skip
+    for number, (name, part) in enumerate(frame[frame[group] != seeds].groupby(group, sort=False)):
+        ax.plot(part[x], part[y], color=_colour(number), marker=_marker(number), zorder=3, label=str(name))
+    _floors(ax, floors or {})
+    if log_y:
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis)
+    ax.margins(y=0.1)  # room for a floor's name at the top
+    if x_percent:
+        ax.xaxis.set_major_formatter(_PERCENT)
+    _finish(ax, x_label, y_label, title)
+    ax.legend(fontsize="small")
     return ax
 
 
@@ -614,6 +669,17 @@ def _line(
     ax.plot(summary.index, middle, label=name, color=color, marker=marker, zorder=zorder)
     band = low.fillna(middle), high.fillna(middle)
     ax.fill_between(summary.index, *band, color=color, alpha=0.18, linewidth=0, zorder=zorder - 1)
+
+
+def _floors(ax: Axes, floors: Mapping[str, float]) -> None:
+    """Horizontal lines with their names and levels."""
+    for name, level in floors.items():
+        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
+        ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
+        ax.annotate(
+            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
