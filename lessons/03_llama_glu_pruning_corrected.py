@@ -679,7 +679,7 @@ guesses = {
 repaired = {"L1": results["l1", 0.1]}
 for name, (scores, options) in guesses.items():
     repaired[name] = perplexity(pruned_copy(scores, 0.1, **options), text)
-short = text[:4]  # twenty models more, on half of the rows
+short = text[:2]  # twenty models more, on a quarter of the rows
 lucky = [perplexity(pruned_copy(protect(l1, masks), 0.1), short) for masks in tqdm([top, *by_luck], desc="control")]
 
 gone = [scores.sort(stable=True).indices[: int(0.1 * width)] for scores in l1]
@@ -696,9 +696,9 @@ pd.DataFrame({name: beside_random(score, randoms[0.1]) for name, score in repair
 #
 # **Saved run.** Sparing block 0 leaves 23.1 × the unpruned perplexity, so it isn't that block alone. The reverse order is bad as
 # well, 85.0 ×. Protecting the massive activations changes nothing, because L1 removes 0 of them. Protecting the top 5 % of
-# contributors takes 445.5 × down to 2.70 ×, and as many at random do nothing of the kind (on 4 rows, 94.3 against 5,985 to
-# 17,838). That comes near the random cuts; it is still 1.38 × their median (1.13 to 1.67). So L1 is bad because it hits strong
-# contributors, although a block's lost share doesn't predict its damage.
+# contributors takes 445.5 × down to 2.70 ×, and as many at random do nothing of the kind: all nineteen stay in the thousands
+# (the line above the table). That comes near the random cuts; it is still 1.38 × their median (1.13 to 1.67). So L1 is bad
+# because it hits strong contributors, although a block's lost share doesn't predict its damage.
 #
 # ### Why: which piece of information is missing?
 #
@@ -884,8 +884,8 @@ del exact
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# One sentence was enough to be better than the best of five random cuts: 70.2 to 75.1 with 32 tokens, against 138.2. The largest
-# step came between 128 and 512 tokens. With 2,048 tokens (50.1 to 52.6) only 1 of 3 draws was shown to be worse than the
+# One sentence was enough to be better than the best of five random cuts: 70.2 to 75.1 with 32 tokens, against 138.2. A page of
+# 512 tokens gave 53.9 to 55.7. With 2,048 tokens (50.1 to 52.6) only 1 of 3 draws was shown to be worse than the
 # 8,192 tokens of the criteria table (48.2).
 #
 # </details>
@@ -898,7 +898,7 @@ def first_tokens(start, tokens):
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(8)]
 
 
-AMOUNTS = {32: (0, 1, 2), 128: (0, 1, 2), 512: (0, 4, 8), 2048: (0, 16, 32)}  # tokens: the first row of each draw
+AMOUNTS = {32: (0, 1, 2), 512: (0, 4, 8), 2048: (0, 16, 32)}  # tokens: the first row of each draw
 amounts = {calibration.num_tokens: [results["activation", 0.2]]}
 for tokens, starts in AMOUNTS.items():
     scored = [neuron_importance(base, "activation", batches=first_tokens(start, tokens)) for start in starts]
@@ -1199,7 +1199,7 @@ check_floor_claims(not_supported)
 # %%
 from course_utils.language_modelling import continuations
 
-PROMPTS = ["The President of the United States is", "Water boils when", "Once upon a time there was a little dog who"]
+PROMPTS = ["The President of the United States is", "Water boils when"]
 written = continuations({"unpruned": base}, tokenizer, PROMPTS)
 for name, scores in {"activation, 20 %": activation, "random, 20 %": cuts["random"], "L1, 20 %": l1}.items():
     written[name] = continuations({name: pruned_copy(scores, 0.2)}, tokenizer, PROMPTS)[name]
@@ -1221,7 +1221,7 @@ for ratio in (0.2, 0.4):
     contestants[f"{ratio:.0%}"] = pruned_copy(
         [scores.cpu() for scores in activation], ratio
     ).to(device=session.device, dtype=session.dtype)  # fmt: skip
-speed = measure_speed(contestants, prompt_tokens=128, new_tokens=12, rounds=7).set_index(["phase", "model"])
+speed = measure_speed(contestants, prompt_tokens=128, new_tokens=8, rounds=7).set_index(["phase", "model"])
 
 costs = {}
 for name, model in contestants.items():
