@@ -62,12 +62,12 @@ show(
 )
 
 # %% [markdown]
-# Three matrices hold a piece of each neuron, and the pieces share one number. So a neuron gets **one** score, and it stays
-# or goes as a whole.
+# Three matrices hold a piece of each neuron, and the pieces share one number. So a neuron gets **one** score, and it
+# stays or goes as a whole.
 #
-# The score that we start with is the **peak-to-peak magnitude**: the largest weight of a row plus the size of its smallest
-# one, max + |min|, summed over the gate row and the up row. Martra (2024) introduced it for Llama as "maximum absolute
-# weight"; his notebook credits the "+ |min|" to Mariusz Kurman.
+# The score that we start with is the **peak-to-peak magnitude**: the largest weight of a row plus the size of its
+# smallest one, max + |min|, summed over the gate row and the up row. Martra (2024) introduced it for Llama as "maximum
+# absolute weight"; his notebook credits the "+ |min|" to Mariusz Kurman.
 #
 # Here it is on a GLU with 5 inputs, 5 neurons and 5 outputs.
 
@@ -205,12 +205,13 @@ print(f"{type(reloaded).__name__}, intermediate_size = {reloaded.config.intermed
 del exact, reloaded, mlps, by_hand, by_pair
 
 # %% [markdown]
-# Widths that the hardware likes, such as multiples of 64, have their own place: lesson 10 measures what they gain in speed.
+# Widths that the hardware likes, such as multiples of 64, have their own place: lesson 10 measures what they gain in
+# speed.
 #
 # ### Exercise 2 · ●●○ · 6 minutes
 #
-# Write the pruning step from scores to three slices. `ratio` is the share of the neurons that go, rounded **down** to whole
-# neurons. Return the smaller `gate`, `up` and `down`.
+# Write the pruning step from scores to three slices. `ratio` is the share of the neurons that go, rounded **down** to
+# whole neurons. Return the smaller `gate`, `up` and `down`.
 #
 # <details><summary>Hint</summary>
 #
@@ -259,9 +260,10 @@ check_pruning_step(pruning_step)
 # `scan` rows. What we report comes from speeches of the *evaluation* split, which choose nothing. Rows are drawn from all
 # over a split, so that one speech doesn't speak for all.
 #
-# **The weights.** The embedded model's matrices were stored in 4 bits (Q4_1: blocks of 32 weights on a grid of 16 values).
-# A row's extremes survive that to rounding, because the grid runs from the block's smallest weight to its largest; sums
-# over a row average the rounding out. We expect little change in the order of neurons, but this copy can't prove it.
+# **The weights.** The embedded model's matrices were stored in 4 bits (Q4_1: blocks of 32 weights on a grid of 16
+# values). A row's extremes survive that to rounding, because the grid runs from the block's smallest weight to its
+# largest; sums over a row average the rounding out. We expect little change in the order of neurons, but this copy can't
+# prove it.
 
 # %%
 from course_utils.evaluation import perplexity, perplexity_ratio
@@ -301,8 +303,9 @@ print(f"unpruned: {unpruned}")
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Only one criterion came before `random`. At 10 % the perplexity rose from 34.0 to 38.8 with `activation` and to 66.7 with the
-# median random cut. The five that read weights were worse: 359 with peak-to-peak, the best of them, and 15,146 with L1.
+# Only one criterion came before `random`. At 10 % the perplexity rose from 34.0 to 38.8 with `activation` and to 66.7
+# with the median random cut. The five that read weights were worse: 359 with peak-to-peak, the best of them, and 15,146
+# with L1.
 #
 # </details>
 
@@ -375,9 +378,9 @@ show(
 # ### The verdict
 #
 # Two things could make a criterion look good or bad by luck: the rows of text, and the random cuts that we drew. For the
-# rows we take the *ratio* of two perplexities with its interval (`perplexity_ratio`): what makes a row hard for both models
-# cancels. For the draws we count: if a criterion knows nothing, its cut is one more random cut, and the chance that it
-# is the best of twenty is one in twenty.
+# rows we take the *ratio* of two perplexities with its interval (`perplexity_ratio`): what makes a row hard for both
+# models cancels. For the draws we count: if a criterion knows nothing, its cut is one more random cut, and the chance
+# that it is the best of twenty is one in twenty.
 #
 # ### Exercise 3 · ●○○ · 4 minutes
 #
@@ -434,12 +437,13 @@ print("10 % of the neurons removed")
 pd.DataFrame({name: beside_random(results[name, 0.1], randoms[0.1]) for name in importance}).T
 
 # %% [markdown]
-# A p-value near 1 means that nearly every random cut was as good or better: such a criterion isn't just useless, it prefers the
-# wrong neurons.
+# A p-value near 1 means that nearly every random cut was as good or better: such a criterion isn't just useless, it
+# prefers the wrong neurons.
 #
-# **Saved run.** Four of the five weight criteria lose to all nineteen random cuts, and peak-to-peak to eighteen (5.38 × the
-# median, 3.60 to 8.05). `activation` beats them all (0.58 ×, p = 0.05, the least that nineteen draws can give). One random cut
-# is a disaster, with 2,717: there are neurons that one must not hit. Five draws would most likely have missed it.
+# **Saved run.** Four of the five weight criteria lose to all nineteen random cuts, and peak-to-peak to eighteen (5.38 ×
+# the median, 3.60 to 8.05). `activation` beats them all (0.58 ×, p = 0.05, the least that nineteen draws can give). One
+# random cut is a disaster, with 2,717: it hit something that must not be hit. Five draws would have missed it three times
+# out of four.
 #
 # Five random cuts, as at 20 and 40 %, can't give less than p = 1/6: there the dots show a spread and prove nothing.
 #
@@ -447,8 +451,8 @@ pd.DataFrame({name: beside_random(results[name, 0.1], randoms[0.1]) for name in 
 #
 # Martra compared four criteria on Llama-3.2-1B at 10 % removed (arXiv 2512.22671; notebook 00 of its repository, full
 # LAMBADA, float16): perplexity 5.42 unpruned, **17.9** for peak-to-peak, 407 for variance, 551 for L2, 1,523 for the
-# product of L1 norms. So he chose peak-to-peak. Best *of these four* is one statement. Better than nothing is another one,
-# and it takes a random row to make it; none is published for this table.
+# product of L1 norms. So he chose peak-to-peak. Best *of these four* is one statement. Better than nothing is another
+# one, and it takes a random row to make it; none is published for this table.
 
 # %% [markdown]
 # ## Looking for the cause
@@ -459,13 +463,13 @@ pd.DataFrame({name: beside_random(results[name, 0.1], randoms[0.1]) for name in 
 #
 # ### Where: one block at a time
 #
-# **Predict before you run.** Remove 10 % of one block only, by L1 and at random, and leave the others whole. Is the damage
-# spread evenly over the blocks? If not, is it at the beginning or at the end?
+# **Predict before you run.** Remove 10 % of one block only, by L1 and at random, and leave the others whole. Is the
+# damage spread evenly over the blocks? If not, is it at the beginning or at the end?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It sits in three blocks, at both ends. Block 0 alone cost 2.63 nats, its nineteen random cuts -0.02 to 0.41. Blocks 28 and 29
-# followed with 0.43 and 0.49; no other block came near. L1 was worse than the random cut in 23 of 30 blocks.
+# It sits in three blocks, at both ends. Block 0 alone cost 2.63 nats, its nineteen random cuts -0.02 to 0.41. Blocks 28
+# and 29 followed with 0.43 and 0.49; no other block came near. L1 was worse than the random cut in 23 of 30 blocks.
 #
 # </details>
 
@@ -500,16 +504,16 @@ show(
 )
 
 # %% [markdown]
-# Each square is a cut by L1, each dot a random one; in the worst block stand nineteen of them. A few blocks carry most of what
-# single cuts do, and L1 is the worse choice in most of the others, too.
+# Each square is a cut by L1, each dot a random one; in the worst block stand nineteen of them. Look for squares far above
+# the dots: there L1 takes something that a random cut leaves.
 #
 # Single blocks don't add up to the whole. The only test of "it is that block" is to spare it, and we come to it.
 #
 # ### What: contributions, and massive activations
 #
-# A natural guess: L1 removes neurons that *contribute* a lot. A neuron adds (its activation) × (its column of `down`) to the
-# residual stream. The `activation` score is the size of that; squared and divided by the block's sum, it is the neuron's
-# share. If lost shares are the cause, then blocks that lose much must be damaged much.
+# A natural guess: L1 removes neurons that *contribute* a lot. A neuron adds (its activation) × (its column of `down`) to
+# the residual stream. The `activation` score is the size of that; squared and divided by the block's sum, it is the
+# neuron's share. If lost shares are the cause, then blocks that lose much must be damaged much.
 
 
 # %%
@@ -599,25 +603,26 @@ show(
 )
 
 # %% [markdown]
-# The guess fails, and in two ways: some blocks lose a third of their contributions and aren't hurt, and some lose next to
-# nothing and are.
+# Each square is a block. If lost contributions were the cause, the squares would rise from the lower left to the upper
+# right.
 #
-# **Saved run.** Block 18 loses 39 % of its contributions at a cost of 0.01 nats. Block 28 loses 1 % and is damaged by 0.43
-# nats. Over all 30 blocks the rank correlation of loss and damage is +0.06 (-0.33 to +0.47).
+# **Saved run.** They don't. Block 18 loses 39 % of its contributions at a cost of 0.01 nats. Block 28 loses 1 % and is
+# damaged by 0.43 nats. Over all 30 blocks the rank correlation of loss and damage is +0.06 (-0.33 to +0.47).
 #
-# The second kind has a name. **Massive activations** (Sun et al. 2024) are single neurons that fire hundreds or thousands of
-# times as strongly as others, usually on the first token of a text. Squared, they outweigh everything else in their block, so
-# any cut that keeps them seems to lose nothing. The right panel leaves the first token of each row out.
+# A block that loses next to nothing and is hurt has a reason with a name. **Massive activations** (Sun et al. 2024) are
+# single neurons that fire hundreds or thousands of times as strongly as others, usually on the first token of a text.
+# Squared, they outweigh everything else in their block, so any cut that keeps them seems to lose nothing. The right panel
+# leaves the first token of each row out.
 #
-# **Saved run.** Blocks 11 and 28 peak at 2895 and 2364, where the median neuron peaks at 1.53. Without first tokens block 28
-# is seen to lose 47 %, and the three damaged blocks are among the four that lose most. The other kind stays: block 18 loses as
-# much and isn't hurt, and the correlation is only +0.24 (-0.22 to +0.60). A share *within* a block can't say how much the rest
-# of the model needs what that block writes.
+# **Saved run.** Blocks 11 and 28 peak at 2895 and 2364, where the median neuron peaks at 1.53. Without first tokens block
+# 28 is seen to lose 47 %, and the three damaged blocks are among the four that lose most. The other kind stays: block 18
+# loses as much and isn't hurt, and the correlation is only +0.24 (-0.22 to +0.60). A share *within* a block can't say how
+# much the rest of the model needs what that block writes.
 #
 # ### What: try to repair it
 #
-# Each line below is a guess about the cause, turned into an experiment. If it is right, the change must bring L1 down to the
-# random cuts.
+# Each line below is a guess about the cause, turned into an experiment. If it is right, the change must bring L1 down to
+# the random cuts.
 #
 # - *It is that block.* Spare the worst block of the scan.
 # - *L1 is the wrong way round.* Keep the neurons with the **lowest** L1.
@@ -629,8 +634,8 @@ show(
 #
 # ### Exercise 4 · ●●○ · 6 minutes
 #
-# Design it: `control_arm(masks, seed)` gets the protected neurons of each block, a list of bool masks [neurons]. Return the
-# masks of a control that differs in one thing only: *which* neurons are protected.
+# Design it: `control_arm(masks, seed)` gets the protected neurons of each block, a list of bool masks [neurons]. Return
+# the masks of a control that differs in one thing only: *which* neurons are protected.
 #
 # <details><summary>Hint</summary>
 #
@@ -692,18 +697,18 @@ pd.DataFrame({name: beside_random(score, randoms[0.1]) for name, score in repair
 
 # %% [markdown]
 # A change that lowers the perplexity a lot isn't yet the cause. The cause is found when the damage is *gone*, down to
-# random. The line that comes nearest says what L1 misses: which neurons contribute.
+# random. The line that comes nearest says what L1 misses.
 #
-# **Saved run.** Sparing block 0 leaves 23.1 × the unpruned perplexity, so it isn't that block alone. The reverse order is bad as
-# well, 85.0 ×. Protecting the massive activations changes nothing, because L1 removes 0 of them. Protecting the top 5 % of
-# contributors takes 445.5 × down to 2.70 ×, and as many at random do nothing of the kind: all nineteen stay in the thousands
-# (the line above the table). That comes near the random cuts; it is still 1.38 × their median (1.13 to 1.67). So L1 is bad
-# because it hits strong contributors, although a block's lost share doesn't predict its damage.
+# **Saved run.** Sparing block 0 leaves 23.1 × the unpruned perplexity, so it isn't that block alone. The reverse order is
+# bad as well, 85.0 ×. Protecting the massive activations changes nothing, because L1 removes 0 of them. Protecting the
+# top 5 % of contributors takes 445.5 × down to 2.70 ×, and as many at random do nothing of the kind: all nineteen stay in
+# the thousands (the line above the table). That comes near the random cuts; it is still 1.38 × their median (1.13 to
+# 1.67). So L1 is bad because it hits strong contributors, although a block's lost share doesn't predict its damage.
 #
 # ### Why: which piece of information is missing?
 #
-# A contribution is made of four things: the weights of the two rows, the input that meets them, the gate, and the column of
-# `down`. L2 knows only the first. So we hand out the others, **one change a rung**:
+# A contribution is made of four things: the weights of the two rows, the input that meets them, the gate, and the column
+# of `down`. L2 knows only the first. So we hand out the others, **one change a rung**:
 #
 # | score | what it knows |
 # |---|---|
@@ -718,8 +723,8 @@ pd.DataFrame({name: beside_random(score, randoms[0.1]) for name, score in repair
 # | `gate · up` | the product of the two, token by token |
 # | `gate · up × column` | and the column: the activation criterion, on 1,024 tokens |
 #
-# `L2 × open` tests a popular story: large weights belong to gates that are mostly shut. If that is the cause, it must help as
-# much as measuring does.
+# `L2 × open` tests a popular story: large weights belong to gates that are mostly shut. If that is the cause, it must
+# help as much as measuring does.
 
 
 # %%
@@ -768,8 +773,8 @@ show(
 )
 
 # %% [markdown]
-# Each row is one score; what lies left of the dashed line is better than the median random cut. Going down, the scores know
-# more, and most steps lead to the left, but not all of them.
+# Each row is one score; what lies left of the dashed line is better than the median random cut. Going down, the scores
+# know more, and most steps lead to the left, but not all of them.
 
 # %%
 STEPS = [
@@ -790,22 +795,23 @@ pd.DataFrame(
 # %% [markdown]
 # Read it from the top: which step takes away most of the damage, and which score is the first one below the random cuts?
 #
-# **Saved run.** *The column misleads.* L2 × column is 18 times as bad as L2 (121 → 2,160 × unpruned), and at the end of the
-# ladder it changes nothing (1.20 → 1.23). *Shut gates are not the cause.* Neurons with large weights do have gates that are
-# shut more often, in 30 of 30 blocks, and multiplying with the open share takes away a factor of four. But it leaves 28.7,
-# a broken model. *The input is most of it.* Weighting by the size of the input channels takes L2 from 121 to 5.70, and
-# measuring what the up row gives, instead of treating channels as independent, takes `scaled up` from 11.5 to 2.08: no better
-# than random, but no longer worse. Only scores that measure the gate get below random, with 1.40 and 1.20.
+# **Saved run.** *The column misleads.* L2 × column is 18 times as bad as L2 (121 → 2,160 × unpruned), and at the end of
+# the ladder it changes nothing (1.20 → 1.23). *Shut gates are not the cause.* Neurons with large weights do have gates
+# that are shut more often, in 30 of 30 blocks, and multiplying with the open share takes away a factor of four. But it
+# leaves 28.7, a broken model. *The input is most of it.* Weighting by the size of the input channels takes L2 from 121 to
+# 5.70, and measuring what the up row gives, instead of treating channels as independent, takes `scaled up` from 11.5 to
+# 2.08: no better than random, but no longer worse. Only scores that measure the gate get below random, with 1.40 and
+# 1.20.
 #
 # So this is what a weight can't tell you: **what it meets**. A row's answer is a scalar product. The row's length is one
-# factor; the other is the size and the direction of the input. If a few input channels are large, most of a row's length is
-# spent on channels that hardly matter.
+# factor; the other is the size and the direction of the input. If a few input channels are large, most of a row's length
+# is spent on channels that hardly matter.
 #
-# **Saved run.** Lengths did worse than chance here, so they are not just uninformative: they prefer the wrong neurons. Why the
-# column prefers wrong ones as well, the ladder doesn't say.
+# **Saved run.** Lengths did worse than chance here, so they are not just uninformative: they prefer the wrong neurons.
+# Why the column prefers wrong ones as well, the ladder doesn't say.
 #
-# This is one model, and an order of importance in it. The ladder shows which information *suffices*, not why training made
-# the weights like that. Run it on yours.
+# This is one model, and an order of importance in it. The ladder shows which information *suffices*, not why training
+# made the weights like that. Run it on yours.
 
 # %% [markdown]
 # ## A criterion that looks
@@ -843,8 +849,8 @@ def contribution(model, batches):
 
 
 # %% [markdown]
-# It should equal the criterion of `course_utils`, and it should not matter how the texts are cut into batches, or on which
-# side they are padded. Six texts of different lengths, in float32:
+# It should equal the criterion of `course_utils`, and it should not matter how the texts are cut into batches, or on
+# which side they are padded. Six texts of different lengths, in float32:
 
 # %%
 from course_utils.texts import documents, padded_batches
@@ -879,13 +885,13 @@ del exact
 # ### How much text is enough?
 #
 # **Predict before you run.** The score averages over tokens. How many do you need until more of them change nothing that
-# you can see: 32 (a sentence), 500 (a page), 8,000 (a speech)? Each amount is drawn three times, because one sentence could
-# be a lucky one. 20 % of the neurons go.
+# you can see: 32 (a sentence), 500 (a page), 8,000 (a speech)? Each amount is drawn three times, because one sentence
+# could be a lucky one. 20 % of the neurons go.
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# One sentence was enough to be better than the best of five random cuts: 70.2 to 75.1 with 32 tokens, against 138.2. A page of
-# 512 tokens gave 53.9 to 55.7. With 2,048 tokens (50.1 to 52.6) only 1 of 3 draws was shown to be worse than the
+# One sentence was enough to be better than the best of five random cuts: 70.2 to 75.1 with 32 tokens, against 138.2. A
+# page of 512 tokens gave 53.9 to 55.7. With 2,048 tokens (50.1 to 52.6) only 1 of 3 draws was shown to be worse than the
 # 8,192 tokens of the criteria table (48.2).
 #
 # </details>
@@ -916,8 +922,8 @@ for tokens, scores in sorted(amounts.items()):
 pd.DataFrame(lines).T
 
 # %% [markdown]
-# Compare a step between two amounts with the spread of the three draws, and all of them with the random cuts at 20 % in the
-# table above. Text is cheap: take a few thousand tokens and think about *which* text instead.
+# Compare a step between two amounts with the spread of the three draws, and all of them with the random cuts at 20 % in
+# the table above. Text is cheap: take a few thousand tokens and think about *which* text instead.
 #
 # ### The wrong text
 #
@@ -928,9 +934,9 @@ pd.DataFrame(lines).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Stories that choose for Wikipedia: 1.00 nats, where Wikipedia itself costs 0.49 (1.65 × the perplexity, 1.12 to 2.44). Every
-# text was cheapest at home, but three of the six strangers are not told apart from home by so few rows. No stranger is
-# anywhere near random neurons (1.54 to 1.98 nats).
+# Stories that choose for Wikipedia: 1.00 nats, where Wikipedia itself costs 0.49 (1.65 × the perplexity, 1.12 to 2.44).
+# Every text was cheapest at home, but three of the six strangers are not told apart from home by so few rows. No stranger
+# is anywhere near random neurons (1.54 to 1.98 nats).
 #
 # </details>
 
@@ -977,8 +983,8 @@ show(
 )
 
 # %% [markdown]
-# The diagonal is home: chosen and judged on the same kind of text. The other entries of a column say what a stranger costs, and
-# the last row, one random cut, says how much that is.
+# The diagonal is home: chosen and judged on the same kind of text. The other entries of a column say what a stranger
+# costs, and the last row, one random cut, says how much that is.
 #
 # ### What others look at
 #
@@ -990,10 +996,10 @@ show(
 # | LLM-Pruner (Ma et al. 2023) | Taylor: gradient × weight, over coupled groups | LoRA |
 # | SliceGPT (Ashkboos et al. 2024) | rotates first, then cuts the directions with least variance | nothing |
 #
-# Two of these ideas fit into a cell each. The **Taylor** score asks the loss itself: without a neuron, the loss changes by
-# about −gradient × activation, summed over a row's tokens. Its root mean square over rows is the score. The **refit** mends
-# instead of choosing: the neurons that stay take over what the removed ones wrote, as well as a linear map can (ridge least
-# squares on calibration text). It changes `down` only, so the checkpoint stays an ordinary one.
+# Two of these ideas fit into a cell each. The **Taylor** score asks the loss itself: without a neuron, the loss changes
+# by about −gradient × activation, summed over a row's tokens. Its root mean square over rows is the score. The **refit**
+# mends instead of choosing: the neurons that stay take over what the removed ones wrote, as well as a linear map can
+# (ridge least squares on calibration text). It changes `down` only, so the checkpoint stays an ordinary one.
 
 
 # %%
@@ -1075,20 +1081,21 @@ pd.DataFrame(
 # %% [markdown]
 # Choosing well and mending afterwards are two things, and each needs the plain choice beside it.
 #
-# **Saved run.** Neither beats plain activation here. Taylor, with a quarter of the text, is 1.14 × as high (1.04 to 1.26). The
-# refit takes a random cut from 195.4 down to 105.8, but it makes the good cut no better: 1.10 × (1.00 to 1.22). A guess, not
-# tested: 2,048 tokens are few to fix 1,229 coefficients for each removed neuron, and where little was lost there is little to
-# win. More text or a stronger ridge, chosen on the `scan` rows, would tell; exercise 6 is the place.
+# **Saved run.** Neither beats plain activation here. Taylor, with a quarter of the text, is 1.14 × as high (1.04 to
+# 1.26). The refit takes a random cut from 195.4 down to 105.8, but it makes the good cut no better: 1.10 × (1.00 to
+# 1.22). A guess, not tested: 2,048 tokens are few to fix 1,229 coefficients for each removed neuron, and where little was
+# lost there is little to win. More text or a stronger ridge, chosen on the `scan` rows, would tell; exercise 6 is the
+# place.
 #
 # ## Benchmarks, with their floors
 #
 # Perplexity is one view. Here are two tasks of lm-eval, zero-shot: **LAMBADA** (guess the last word) and **ARC-easy**
 # (school science, four choices). The samples are small and the same for all models; the intervals say how small.
 #
-# A floor belongs in every such figure. *Chance* is what blind guessing gets: one in four for ARC. *Majority* is what always
-# giving the most frequent answer gets, and it is a floor only where answers are classes, as in BoolQ's yes and no. ARC's
-# right answers stand at places A to D, but the model scores each answer text by itself and never sees a place: its floor is
-# chance.
+# A floor belongs in every such figure. *Chance* is what blind guessing gets: one in four for ARC. *Majority* is what
+# always giving the most frequent answer gets, and it is a floor only where answers are classes, as in BoolQ's yes and no.
+# ARC's right answers stand at places A to D, but the model scores each answer text by itself and never sees a place: its
+# floor is chance.
 
 # %%
 from course_utils.evaluation import evaluate
@@ -1131,15 +1138,15 @@ show(
 # LAMBADA has no floor to hide behind: a free answer is right or wrong. ARC-easy does have one, and a model whose interval
 # holds the dotted line has not been shown to know anything that guessing doesn't.
 #
-# **Saved run.** LAMBADA falls from 0.28 to 0.15, 0.08 and 0.02. ARC-easy starts above chance, at 0.45 (0.31 to 0.60). From 20 %
-# on, 0.32 (0.20 to 0.48), nothing shows that these models still know any science. That isn't evidence that they don't: 40
-# questions would show a large ability only.
+# **Saved run.** LAMBADA falls from 0.28 to 0.15, 0.08 and 0.02. ARC-easy starts above chance, at 0.45 (0.31 to 0.60).
+# From 20 % on, 0.32 (0.20 to 0.48), nothing shows that these models still know any science. That isn't evidence that they
+# don't: 40 questions would show a large ability only.
 #
 # ### The published curve of Llama-3.2-1B
 #
-# Martra's curve for peak-to-peak (arXiv 2512.22671, `results/` of its repository), quoted. (Its unpruned LAMBADA perplexity is
-# 5.75, the criteria table's 5.42: two runs. The first was loaded in float16; how the second was isn't said.) IFEval, following
-# instructions, *rises*: a gain that the paper is about.
+# Martra's curve for peak-to-peak (arXiv 2512.22671, `results/` of its repository), quoted. (Its unpruned LAMBADA
+# perplexity is 5.75, the criteria table's 5.42: two runs. The first was loaded in float16; how the second was isn't
+# said.) IFEval, following instructions, *rises*: a gain that the paper is about.
 
 # %%
 from course_utils.uncertainty import wilson_interval
@@ -1207,10 +1214,12 @@ for prompt, row in written.iterrows():
     print(prompt, *(f"  {name:<17}… {words}" for name, words in row.items()), sep="\n")
 
 # %% [markdown]
-# **Saved run.** After the cut by activation it still writes sentences, some of them wrong or going in circles. The random cut drifts
-# off its subject, and after the cut by L1 there are hardly any words. All three lost the same number of neurons.
+# **Saved run.** After the cut by activation it still writes sentences, some of them wrong or going in circles. The random
+# cut drifts off its subject, and after the cut by L1 there are hardly any words. All three lost the same number of
+# neurons.
 #
-# The speed is measured with all models taking turns. Prefill reads a prompt of 128 tokens; decode writes tokens one by one.
+# The speed is measured with all models taking turns. Prefill reads a prompt of 128 tokens; decode writes tokens one by
+# one.
 
 # %%
 from course_utils.benchmarking import measure_speed
@@ -1242,9 +1251,9 @@ base.to(session.device)
 pd.DataFrame(costs)
 
 # %% [markdown]
-# **Saved run.** Without a fifth of the neurons the model has 11.8 % fewer parameters, because attention and embeddings stay, and
-# 1.42 × the perplexity. Without two fifths it has 23.7 % fewer, and a perplexity of 92.9 instead of 34.0. How much faster
-# that is depends on the machine, and on how quiet it is: look at the intervals before you believe a ratio.
+# **Saved run.** Without a fifth of the neurons the model has 11.8 % fewer parameters, because attention and embeddings
+# stay, and 1.42 × the perplexity. Without two fifths it has 23.7 % fewer, and a perplexity of 92.9 instead of 34.0. How
+# much faster that is depends on the machine, and on how quiet it is: look at the intervals before you believe a ratio.
 #
 # This is before any training. Lesson 07 gives a part of the quality back by distillation; lesson 10 asks where the speed
 # goes, and which widths the hardware likes.
@@ -1256,9 +1265,9 @@ pd.DataFrame(costs)
 # A small competition: the best model within a **parameter budget**, that of 20 % of the neurons. `compress(model,
 # batches)` gets a fresh copy of the model and 3,072 calibration tokens of mixed text. It prunes the copy and returns it.
 #
-# The budget counts parameters, so blocks needn't have equal shares. Choose what you do on the `scan` rows. The check scores
-# the result once on text that neither you nor the lesson has used, and puts it next to three random cuts and to the
-# activation criterion at 20 % everywhere. Beating random is enough to pass. What is your lead over activation?
+# The budget counts parameters, so blocks needn't have equal shares. Choose what you do on the `scan` rows. The check
+# scores the result once on text that neither you nor the lesson has used, and puts it next to three random cuts and to
+# the activation criterion at 20 % everywhere. Beating random is enough to pass. What is your lead over activation?
 #
 # <details><summary>Hint</summary>
 #
@@ -1297,15 +1306,18 @@ check_best_model(compress, base, tokenizer)
 # - [ ] That the right neurons were removed.
 #   > Any choice of neurons passes this test, a random one as well.
 # - [x] That the surgery does what silencing does, whichever neurons were chosen.
-#   > It tests the slicing: one index set, right axes. Whether the choice was good is another question, for the random control.
+#   > It tests the slicing: one index set, right axes. Whether the choice was good is another question, for the random
+# control.
 # - [ ] That the pruned model is as good as the whole one.
 #   > It is compared with the *silenced* model, not with the whole one; the lesson prints both differences.
 
 # %% [markdown] tags=["quiz"]
-# Protecting the top 5 % of contributors repairs most of a criterion's damage. Why does the lesson also protect 5 % at random?
+# Protecting the top 5 % of contributors repairs most of a criterion's damage. Why does the lesson also protect 5 % at
+# random?
 #
 # - [x] Protecting neurons forces the criterion to take others, and that alone might help.
-#   > The control differs in one thing, which neurons are protected. Only what it doesn't repair is due to the contributors.
+#   > The control differs in one thing, which neurons are protected. Only what it doesn't repair is due to the
+# contributors.
 # - [ ] To estimate how much the perplexity varies between texts.
 #   > Both arms are judged on the same rows; the rows' luck is in the interval of the ratio.
 # - [ ] Because the two protected sets together make a better criterion.
