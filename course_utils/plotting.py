@@ -428,6 +428,102 @@ def ability_and_bias(
     return ax
 
 
+def curves_with_seeds(
+    curves: Mapping[str, Mapping[float, Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    floors: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A few lines to tell apart from afar: a dot for each seed, a line through the medians, a name at its end.
+
+    The vertical axis is logarithmic, the horizontal one shows shares in percent.
+
+    Args:
+        curves: name -> share removed -> the scores there, one a seed. "random" is drawn in grey.
+        x_label: what was removed.
+        y_label: what the scores are, with their unit.
+        floors: name -> level of horizontal lines, such as ``{"guessing": 49152}``.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no curves, or one without scores.
+    """
+    if not curves or not all(curve and all(map(len, curve.values())) for curve in curves.values()):
+        raise ValueError("curves_with_seeds needs at least one curve, and at least one score at each of its places.")
+    ax = _axes(ax)
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = CONTROL_COLOUR if name == "random" else _colour(number)
+        medians = [float(np.median(values)) for values in curve.values()]
+        ax.plot(list(curve), medians, color=colour, linewidth=3)
+        for share, values in curve.items():
+            marker = "." if len(values) > 1 else _marker(number)
+            ax.plot([share] * len(values), values, marker, color=colour)
+        ax.annotate(name, (list(curve)[-1], medians[-1]), xytext=(12, 0), textcoords="offset points", color=colour,
+                    va="center", weight="bold", annotation_clip=False)  # fmt: skip
+    for name, level in (floors or {}).items():
+        ax.axhline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+        ax.annotate(name, (0, level), xytext=(0, 4), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small")
+    ax.set_yscale("log")
+    log_ticks(ax.yaxis)
+    ax.set_xticks(sorted({share for curve in curves.values() for share in curve}))
+    ax.xaxis.set_major_formatter(_PERCENT)
+    _finish(ax, x_label, y_label, title)
+    return ax
+
+
+def against_random(
+    scores: Mapping[str, float],
+    random: Mapping[str, Sequence[float]],
+    *,
+    x_label: str,
+    floors: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Choices below each other, each a dot with its value, and the random controls below them: a dot for each seed.
+
+    A dashed line runs up from the median of the first control. The axis is logarithmic.
+
+    Args:
+        scores: what was chosen -> its score, such as a perplexity; from the top down.
+        random: the name of a control -> the scores of its seeds.
+        x_label: what the scores are, with their unit.
+        floors: name -> level of vertical lines, such as ``{"unpruned": 1}``.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no scores, no control, or one that isn't positive.
+    """
+    seeds = [value for values in random.values() for value in values]
+    if not scores or not seeds or min(*scores.values(), *seeds) <= 0:
+        raise ValueError("against_random needs one or more scores and random ones, all above 0.")
+    ax = _axes(ax)
+    for place, values in enumerate(random.values(), start=len(scores)):
+        ax.plot(values, [place] * len(values), ".", color=CONTROL_COLOUR, alpha=0.6, markersize=10)
+        if place == len(scores):
+            ax.axvline(float(np.median(values)), color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
+    for place, value in enumerate(scores.values()):
+        ax.plot(value, place, "o", color=_colour(0), zorder=3)
+        ax.annotate(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", (value, place), xytext=(8, 0),
+                    textcoords="offset points", va="center", fontsize="small")  # fmt: skip
+    for name, level in (floors or {}).items():
+        ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+        ax.annotate(name, (level, -0.8), xytext=(5, 0), textcoords="offset points", va="center", fontsize="small")
+    ax.set_yticks(range(len(scores) + len(random)), [*scores, *random])
+    ax.set_ylim(len(scores) + len(random) - 0.5, -1.2 if floors else -0.6)  # from below upwards
+    ax.set_xscale("log")
+    ax.set_xlim(right=2.5 * max(*scores.values(), *seeds))  # room for the last number
+    log_ticks(ax.xaxis)
+    ax.grid(axis="y", visible=False)
+    _finish(ax, x_label, "", title)
+    return ax
+
+
 def log_ticks(axis: Axis) -> None:
     """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000.
 
