@@ -308,55 +308,65 @@ def choices_with_intervals(
 
 
 def against_random(
-    choices: Mapping[str, Sequence[float]],
+    choices: Mapping[str, float | Sequence[float]],
     controls: Mapping[str, Sequence[float]],
     *,
     x_label: str,
-    limit: float,
+    limit: float | None = None,
     lines: Mapping[str, float] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """What was chosen beside random sets, all as ratios on one logarithmic axis: a row each, a dot for every set.
+    """What was chosen beside random sets, on one logarithmic axis: a row each, a dot for every set.
 
-    A ratio above ``limit`` stands at the right edge as an arrow with its number, so that one wreck doesn't squash the
-    rest.
+    A dashed line runs through the median of the first control. A value above ``limit`` stands at the right edge as an
+    arrow with its number, so that one wreck doesn't squash the rest.
 
     Args:
-        choices: name -> (ratio, lower end, upper end of its 95 % interval), from the top down.
-        controls: name -> the ratios of its random sets, below the choices, in grey.
-        x_label: what the ratio is.
-        limit: the largest ratio that is drawn to scale.
+        choices: name -> value, written beside its dot, or (value, lower end, upper end of its 95 % interval); from the
+            top down.
+        controls: name -> the values of its random sets, below the choices, in grey.
+        x_label: what the values are.
+        limit: the largest value that is drawn to scale; None for all.
         lines: name -> level of vertical lines, such as ``{"unpruned": 1}``; those above ``limit`` are left out.
         title: above the axes; None for none.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: no choices and no controls, or a random control without sets.
+        ValueError: no choices and no controls, a control without sets, or a value that isn't positive.
     """
-    if (not choices and not controls) or not all(len(ratios) for ratios in controls.values()):
-        raise ValueError("against_random needs choices or controls, and at least one set in each control.")
-    names = [*choices, *controls]
+    points = {name: (value,) if isinstance(value, int | float) else tuple(value) for name, value in choices.items()}
+    seen = [point[0] for point in points.values()] + [value for values in controls.values() for value in values]
+    if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
+        raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
+    names, edge = [*choices, *controls], limit or 2.5 * max(seen)  # room for the last number
     ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
-    for place, (value, low, high) in enumerate(choices.values()):
-        if value > limit:
-            _beyond(ax, place, limit, [value], _colour(0))
+    for place, (value, *ends) in enumerate(points.values()):
+        if value > edge:
+            _beyond(ax, place, edge, [value], _colour(0))
             continue
-        error = [[value - low], [min(high, limit) - value]]
+        error = [[value - ends[0]], [min(ends[1], edge) - value]] if ends else None
         ax.errorbar(value, place, xerr=error, fmt="o", color=_colour(0), markersize=9, capsize=4, zorder=4)
-    for place, ratios in enumerate(controls.values(), start=len(choices)):
-        inside = [ratio for ratio in ratios if ratio <= limit]
-        jitter = np.linspace(-0.22, 0.22, len(ratios))[: len(inside)]
+        if not ends:
+            written = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            ax.annotate(
+                written, (value, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize="small"
+            )
+    for place, values in enumerate(controls.values(), start=len(choices)):
+        inside = [value for value in values if value <= edge]
+        jitter = np.linspace(-0.22, 0.22, len(values))[: len(inside)]
         ax.plot(inside, place + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
-        _beyond(ax, place, limit, [ratio for ratio in ratios if ratio > limit], CONTROL_COLOUR)
+        _beyond(ax, place, edge, [value for value in values if value > edge], CONTROL_COLOUR)
+        if place == len(choices) and np.median(values) <= edge:
+            ax.axvline(float(np.median(values)), color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
     for name, level in (lines or {}).items():
-        if level <= limit:
+        if level <= edge:
             ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
             ax.annotate(
                 name, (level, -0.75), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
             )
     ax.set_xscale("log")
-    ax.set_xlim(right=limit * 1.1)
+    ax.set_xlim(right=edge * 1.1)
     log_ticks(ax.xaxis)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -1.1)
@@ -425,102 +435,6 @@ def ability_and_bias(
         lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
         ax.text(0.98, 0.03, "\n".join(["not drawn, broken:", *lines]), transform=ax.transAxes, ha="right", size="small")
     ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=4)
-    return ax
-
-
-def curves_with_seeds(
-    curves: Mapping[str, Mapping[float, Sequence[float]]],
-    *,
-    x_label: str,
-    y_label: str,
-    floors: Mapping[str, float] | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """A few lines to tell apart from afar: a dot for each seed, a line through the medians, a name at its end.
-
-    The vertical axis is logarithmic, the horizontal one shows shares in percent.
-
-    Args:
-        curves: name -> share removed -> the scores there, one a seed. "random" is drawn in grey.
-        x_label: what was removed.
-        y_label: what the scores are, with their unit.
-        floors: name -> level of horizontal lines, such as ``{"guessing": 49152}``.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: no curves, or one without scores.
-    """
-    if not curves or not all(curve and all(map(len, curve.values())) for curve in curves.values()):
-        raise ValueError("curves_with_seeds needs at least one curve, and at least one score at each of its places.")
-    ax = _axes(ax)
-    for number, (name, curve) in enumerate(curves.items()):
-        colour = CONTROL_COLOUR if name == "random" else _colour(number)
-        medians = [float(np.median(values)) for values in curve.values()]
-        ax.plot(list(curve), medians, color=colour, linewidth=3)
-        for share, values in curve.items():
-            marker = "." if len(values) > 1 else _marker(number)
-            ax.plot([share] * len(values), values, marker, color=colour)
-        ax.annotate(name, (list(curve)[-1], medians[-1]), xytext=(12, 0), textcoords="offset points", color=colour,
-                    va="center", weight="bold", annotation_clip=False)  # fmt: skip
-    for name, level in (floors or {}).items():
-        ax.axhline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
-        ax.annotate(name, (0, level), xytext=(0, 4), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small")
-    ax.set_yscale("log")
-    log_ticks(ax.yaxis)
-    ax.set_xticks(sorted({share for curve in curves.values() for share in curve}))
-    ax.xaxis.set_major_formatter(_PERCENT)
-    _finish(ax, x_label, y_label, title)
-    return ax
-
-
-def against_random(
-    scores: Mapping[str, float],
-    random: Mapping[str, Sequence[float]],
-    *,
-    x_label: str,
-    floors: Mapping[str, float] | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Choices below each other, each a dot with its value, and the random controls below them: a dot for each seed.
-
-    A dashed line runs up from the median of the first control. The axis is logarithmic.
-
-    Args:
-        scores: what was chosen -> its score, such as a perplexity; from the top down.
-        random: the name of a control -> the scores of its seeds.
-        x_label: what the scores are, with their unit.
-        floors: name -> level of vertical lines, such as ``{"unpruned": 1}``.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: no scores, no control, or one that isn't positive.
-    """
-    seeds = [value for values in random.values() for value in values]
-    if not scores or not seeds or min(*scores.values(), *seeds) <= 0:
-        raise ValueError("against_random needs one or more scores and random ones, all above 0.")
-    ax = _axes(ax)
-    for place, values in enumerate(random.values(), start=len(scores)):
-        ax.plot(values, [place] * len(values), ".", color=CONTROL_COLOUR, alpha=0.6, markersize=10)
-        if place == len(scores):
-            ax.axvline(float(np.median(values)), color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
-    for place, value in enumerate(scores.values()):
-        ax.plot(value, place, "o", color=_colour(0), zorder=3)
-        ax.annotate(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", (value, place), xytext=(8, 0),
-                    textcoords="offset points", va="center", fontsize="small")  # fmt: skip
-    for name, level in (floors or {}).items():
-        ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
-        ax.annotate(name, (level, -0.8), xytext=(5, 0), textcoords="offset points", va="center", fontsize="small")
-    ax.set_yticks(range(len(scores) + len(random)), [*scores, *random])
-    ax.set_ylim(len(scores) + len(random) - 0.5, -1.2 if floors else -0.6)  # from below upwards
-    ax.set_xscale("log")
-    ax.set_xlim(right=2.5 * max(*scores.values(), *seeds))  # room for the last number
-    log_ticks(ax.xaxis)
-    ax.grid(axis="y", visible=False)
-    _finish(ax, x_label, "", title)
     return ax
 
 

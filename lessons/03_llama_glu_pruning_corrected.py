@@ -37,7 +37,7 @@ from tqdm import tqdm
 from course_utils import diagrams
 from course_utils.plotting import (
     against_random,
-    curves_with_seeds,
+    curve_with_seeds,
     heatmap,
     scores_with_intervals,
     show,
@@ -353,15 +353,18 @@ print(f"Perplexity on speeches; unpruned {unpruned.perplexity:.1f}, a uniform gu
 table
 
 # %%
-curves = {
-    label: {0: [unpruned.perplexity]} | {ratio: [results[name, ratio].perplexity] for ratio in SEEDS}
-    for name, label in {"activation": "most active kept", "l1": "largest weights kept"}.items()
-} | {"random": {0: [unpruned.perplexity]} | {r: [score.perplexity for score in randoms[r]] for r in SEEDS}}
-curves_with_seeds(
-    curves,
+named = {"activation": "most active kept", "l1": "largest weights kept"}
+points = [("random", 0.0, unpruned.perplexity)]
+points += [("random", ratio, score.perplexity) for ratio, scores in randoms.items() for score in scores]
+for name, label in named.items():
+    points.append((label, 0.0, unpruned.perplexity))
+    points += [(label, ratio, results[name, ratio].perplexity) for ratio in SEEDS]
+curve_with_seeds(
+    pd.DataFrame(points, columns=["criterion", "ratio", "value"]),
     x_label="MLP neurons removed",
     y_label="perplexity (lower is better)",
     floors={"guessing": architecture.vocab_size},
+    log_y=True,
     title="Which neurons should go?",
     ax=plt.subplots(figsize=(9, 5.4), layout="constrained")[1],
 )

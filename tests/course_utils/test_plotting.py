@@ -333,37 +333,12 @@ def test_ability_and_bias_lists_the_broken_and_greys_the_control():
         plotting.ability_and_bias(frame.drop(columns="price"), y_label="x")
 
 
-def test_against_random_puts_seeds_below_the_choices_and_a_line_at_their_median():
+def test_against_random_writes_values_without_an_interval_and_draws_the_median():
     ax = plotting.against_random(
-        {"l1": 380.0, "activation": 1.2}, {"random": [1.7, 2.1, 1.9], "random, block 0 spared": [1.4]},
-        x_label="× unpruned", floors={"unpruned": 1}, title="10 %",
-    )  # fmt: skip
+        {"l1": 380.0, "activation": 1.2}, {"random": [1.7, 2.1, 1.9], "block 0 spared": [1.4]}, x_label="× unpruned"
+    )
     render(ax)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == [
-        "l1",
-        "activation",
-        "random",
-        "random, block 0 spared",
-    ]
-    places = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines if line.get_linestyle() == "None"]
-    assert places == [([1.7, 2.1, 1.9], [2, 2, 2]), ([1.4], [3]), ([380.0], [0]), ([1.2], [1])]
-    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.9]  # the median
-    assert ax.yaxis_inverted() and ax.get_xscale() == "log" and ax.get_xlim()[1] > 900
-    assert [text.get_text() for text in ax.texts] == ["380", "1.2", "unpruned"]
-    for scores, random in (({}, {"random": [1.0]}), ({"l1": 1.0}, {}), ({"l1": 0.0}, {"random": [1.0]})):
-        with pytest.raises(ValueError, match="all above 0"):
-            plotting.against_random(scores, random, x_label="x")
-
-
-def test_curves_with_seeds_draws_a_dot_for_each_seed_and_names_the_lines():
-    curves = {"l1": {0: [30.0], 0.1: [9000.0]}, "random": {0: [30.0], 0.1: [70.0, 90.0, 75.0]}}
-    ax = plotting.curves_with_seeds(curves, x_label="removed", y_label="perplexity", floors={"guessing": 50_000.0})
-    render(ax)
-    lines = [list(line.get_ydata()) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
-    assert lines == [[30, 9000], [30, 75]]  # medians
-    assert [70, 90, 75] in [list(line.get_ydata()) for line in ax.lines]
-    assert {"l1", "random", "guessing"} == {text.get_text() for text in ax.texts}
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0%", "10%"]
-    for nothing in ({}, {"l1": {}}, {"l1": {0: []}}):
-        with pytest.raises(ValueError, match="at least one"):
-            plotting.curves_with_seeds(nothing, x_label="x", y_label="y")
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.9]
+    assert [text.get_text() for text in ax.texts] == ["380", "1.2"] and ax.get_xlim()[1] > 900
+    with pytest.raises(ValueError, match="values above 0"):
+        plotting.against_random({"l1": 0.0}, {"random": [1.0]}, x_label="x")
