@@ -354,7 +354,7 @@ table
 
 # %%
 named = {"activation": "most active kept", "l1": "largest weights kept"}
-points = [("random", 0.0, unpruned.perplexity)]
+points = [("random", 0.0, unpruned.perplexity)] * max(SEEDS.values())  # each seed starts there
 points += [("random", ratio, score.perplexity) for ratio, scores in randoms.items() for score in scores]
 for name, label in named.items():
     points.append((label, 0.0, unpruned.perplexity))
