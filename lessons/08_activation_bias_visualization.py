@@ -178,8 +178,8 @@ for name, table in {"occupations": jobs, "woman/man and the like": persons}.item
 print(f"“person”: {plain:+.2f} nats")
 
 # %% [markdown]
-# Each point is an occupation, averaged over eight sentences. The more women work in it, the more the model leans towards
-# "she", and no group of metrics was needed to see it. This is the bias that we take through the rest of the lesson.
+# **Saved run.** Each point is an occupation, averaged over eight sentences. The more women work in it, the more the model leans
+# towards "she": the rank correlation is @@RHO@@. This is the bias that we take through the rest of the lesson.
 #
 # ## Three popular views
 #
@@ -257,8 +257,8 @@ print(
 )
 
 # %% [markdown]
-# The colour sits right behind the swapped word and fades along the sentence, in both pictures. If only the upper one were on
-# a slide, with the word "bias" above it, who would guess that the lower one looks the same?
+# **Saved run.** Both pictures are brightest just behind the swapped word and in the last block. The control even differs a little
+# more (@@H2@@ on average, against @@H1@@). If only the upper one were on a slide, with the word "bias" above it, who would guess that?
 #
 # ### Second view: principal components
 #
@@ -316,9 +316,11 @@ show(
 )
 
 # %% [markdown]
-# On the right the two groups lie apart, as they must. On the left they are mixed, although the model clearly treats them
-# differently. PCA shows what varies *most*, and what tells occupations apart is mostly not their gender: a picture without
-# two clouds is no evidence that a bias is missing. (And two clouds, as on the right, show that a model can read.)
+# **Saved run.** On the right the two groups lie apart, as they must. On the left they are mixed (p = @@PCAP@@), although the model
+# clearly treats them differently.
+#
+# PCA shows what varies *most*, and what tells occupations apart is mostly not their gender: a picture without two clouds is no
+# evidence that a bias is missing. And two clouds, as on the right, show that a model can read.
 #
 # ### Third view: differences by layer and by neuron
 #
@@ -369,8 +371,10 @@ p = (1 + (shuffled.max(1) >= ratio.max()).sum()) / (1 + len(shuffled))
 print(f"largest ratio {ratio.max():.3f} at block {ratio.argmax()}; p = {p:.2f}, all blocks taken together")
 
 # %% [markdown]
-# Two occupations of different groups lie hardly further apart than two of the same group. A difference in magnitude mixes
-# all that two words mean, and gender is a small part of what "nurse" and "mechanic" mean.
+# **Saved run.** Two occupations of different groups lie at most @@RATIO@@ times as far apart as two of the same group, and with all
+# blocks taken together, chance gives as much (p = @@RATIOP@@).
+#
+# A difference in magnitude mixes all that two words mean, and gender is a small part of what "nurse" and "mechanic" mean.
 #
 # Now single neurons. For each neuron of each MLP we take the difference of the groups' means in standard deviations, on the
 # *selection* half, and pick the twenty largest. Then we look at the same twenty in the *evaluation* half.
@@ -415,11 +419,11 @@ print(
 )
 
 # %% [markdown]
-# Nearly all of the difference was in the picking. Among tens of thousands of neurons the largest of twenty words' differences is
-# large by chance alone, and shuffled groups reach the same. "The ten neurons most associated with gender" always exist.
+# **Saved run.** Nearly all of the difference was in the picking: the twenty fall from @@N1@@ standard deviations to @@N2@@. Shuffled
+# groups reach as much in selection. "The twenty neurons most associated with gender" always exist.
 #
-# So: the model writes "she" and "he" along the stereotype, and the three views don't show it. Not because nothing is there.
-# They ask *how much* differs, and a bias is a difference in one *direction*.
+# So: the model writes "she" and "he" along the stereotype, and the three views don't show it. Not because nothing is there. They ask
+# *how much* differs, and a bias is a difference in one *direction*.
 #
 # ## What finds it
 #
@@ -487,12 +491,12 @@ for name, block in {"chosen on the selection half": best, "half-way": blocks // 
     print(f"block {block} ({name}): {judged[block]:.2f} in evaluation; p = {p:.2f} against {len(nothing)} shuffles")
 
 # %% [markdown]
-# A direction made of "woman" and "man" orders occupations that it has never seen, in sentences that it has never seen, almost
-# as the pronouns do. The band is wide, because two random halves of these words still differ a little in gender; in late blocks
-# even a small remainder decides, so only the best blocks stand out from it.
+# **Saved run.** In block @@BEST@@, chosen on the other half, a direction made of "woman" and "man" orders occupations that it has never
+# seen almost as the pronouns do: @@DIR@@. Half-way through the model there is nothing of it (@@DIRH@@). The line rises in the late blocks.
 #
-# The states next to the output say little more than "she" is coming: there, the direction is close to the output itself. The
-# interesting part is the rise: *something* brings gender to the last token just before it.
+# The band is wide, because two random halves of these words still differ a little in gender, and where gender rules, even a small
+# remainder orders the occupations. And next to the output a state says little more than which word comes next. The interesting
+# part is the rise: *something* brings gender to the last token there.
 #
 # ### A probe, and its control task
 #
@@ -558,9 +562,9 @@ for asked, part in probed.groupby("asked", sort=False):
     )
 
 # %% [markdown]
-# With the words that it was trained on, the probe is nearly as good at made-up groups as at the true ones: it knows the words.
-# On new words the made-up groups fall to guessing, as they must, and the true ones stay above it. How far above is hard to
-# say with forty words: some random groupings do as well by luck. The left picture alone would have been a headline.
+# **Saved run.** With the words that it was trained on, the probe is right in @@PR1@@ of the cases, and nearly as good at made-up groups,
+# @@PR1C@@: it knows the words. On new words the made-up groups fall to guessing, as they must, and the true ones reach @@PR2@@. With
+# forty words that is no proof (p = @@PR2P@@): some random groupings do as well by luck. The left picture alone would have been a headline.
 #
 # A probe says that something *can* be read. Does the model read it? For that we have to interfere.
 #
@@ -575,7 +579,8 @@ for asked, part in probed.groupby("asked", sort=False):
 @torch.no_grad()
 def patch_by_hand(text, source, block, head):
     """The log-odds after the text when one head says at the last token what it says at the source's last token."""
-    projection = architecture.attentions[block].outputs[0].module  # its input: what the heads say, side by side
+    # In a Llama this is model.model.layers[block].self_attn.o_proj. Its input: what the heads say, side by side.
+    projection = architecture.attentions[block].outputs[0].module
     size = architecture.attentions[block].query_width // exact.config.num_attention_heads
     own, said = slice(head * size, (head + 1) * size), []
 
@@ -640,9 +645,15 @@ print(
 )
 
 # %% [markdown]
-# Almost the whole picture is white: a handful of heads, close to the end, bring gender to the last token. But these shares were
-# the largest of many, and estimated. What would you compare them with?
+# **Saved run.** Almost the whole picture is white: a handful of heads, close to the end, bring gender to the last token. Head @@HEAD1@@
+# alone is estimated to move @@HEAD1S@@ of the gap.
 #
+# But these shares were the largest of many, and estimated. What would you compare them with?
+
+# %%
+from course_utils.exercises.lesson_08 import check_control_sets
+
+# %% [markdown]
 # ### Exercise 1 · ●●○ · 8 minutes
 #
 # Design the control. Write `control_sets(chosen, heads, blocks)`: `chosen` is a list of (block, head), the model has `heads`
@@ -655,9 +666,6 @@ print(
 # its heads, and comes from blocks at least as deep as its first one.
 #
 # </details>
-
-# %%
-from course_utils.exercises.lesson_08 import check_control_sets
 
 
 # %% tags=["exercise"]
@@ -706,8 +714,8 @@ print("\n".join(f"{name}: {value:.0%}" for name, value in zip(names[1:], moved[1
 print(f"{CONTROLS} random sets, as deep: {moved[len(names) :].min():.0%} to {moved[len(names) :].max():.0%}")
 
 # %% [markdown]
-# In new words and new sentences the chosen heads still move most of the gap, and no random set as deep as they are comes near. Remember
-# their blocks: they will come back where nobody asked for pronouns.
+# **Saved run.** In new words and new sentences the three heads together move @@HALL@@ of the gap; of 19 random sets as deep as they are, the
+# best moves @@HRAND@@. Remember their blocks: they will come back where nobody asked for pronouns.
 #
 # ### Projecting it out
 #
@@ -772,8 +780,11 @@ with projecting_out(architecture, only(directions)):
 written
 
 # %% [markdown]
-# Compare three things in the table: the gap of occupations, which should go, the gap of woman and man, which should stay, and the
-# perplexity, which should stay as well. A single direction can't tell a stereotype from grammar: the model uses *one* way to say
+# **Saved run.** The gap of occupations goes from @@A1@@ to @@A2@@ nats: gone, and a little beyond. But woman/man shrinks as well, from @@A3@@
+# to @@A4@@, and in the sentences above the woman is now "he". Plain sentences lose some perplexity (@@A5@@ to @@A6@@). Random directions leave a
+# gap of @@A7@@ to @@A8@@.
+#
+# A single direction can't tell a stereotype from grammar: the model uses *one* way to say
 # "she", whether a nurse or a woman is the reason. What is gone along one direction may also still be readable along
 # others (Gonen & Goldberg 2019, "lipstick on a pig"). Lesson 09 takes up removal, with more arms.
 
@@ -864,8 +875,10 @@ for name, pair in one_pair.items():
     )
 
 # %% [markdown]
-# The climbing line appears for height as it does for race. Most of the climb is the growing length of the states. So from here
-# on: relative differences only, and never a swap of groups without a **neutral swap** in the same sentences.
+# **Saved run.** The climbing line appears for height as it does for race: × @@PRACE@@ and × @@PHEIGHT@@ from the first block to the last. Most of
+# the climb is the growing length of the states; relative to it, they grow × @@PRACER@@ and × @@PHEIGHTR@@.
+#
+# So from here on: relative differences only, and never a swap of groups without a **neutral swap** in the same sentences.
 #
 # ### Tokens that don't line up
 #
@@ -938,8 +951,8 @@ print(
 print(f"nothing is shared behind the swap in {counts.loc['CrowS-Pairs', ('nothing behind', 'sum')]} CrowS-Pairs")
 
 # %% [markdown]
-# The rule looks innocent, and it isn't: it takes away far more from some groups than from others, since rare words are
-# cut into more tokens. What is left is no longer the sample that you think you have.
+# **Saved run.** The rule looks innocent, and it isn't. It takes away @@CROWMIN@@ of the pairs about age and @@CROWMAX@@ of those about disability, since
+# rare words are cut into more tokens. What is left is no longer the sample that you think you have.
 #
 # ### Hundreds of pairs, and their controls
 #
@@ -1041,12 +1054,12 @@ print(
 )
 
 # %% [markdown]
-# Two things. Hundreds of cells always hold some that look significant alone; Holm's correction keeps the chance of even one false cell
+# Hundreds of cells always hold some that look significant alone; Holm's correction keeps the chance of even one false cell
 # below 5 %, and only the outlined ones can be quoted.
 #
-# **Saved run.** And one finding is large: gender, what attention adds in blocks 25 and 26, moves @@G25@@ and @@G26@@ times as much as for
-# neutral swaps. These are two of the blocks whose heads carried the pronoun, and here nobody asked for one: the sentences go
-# on with "this person". It isn't a bias yet. It is the model fetching gender, in case it needs it.
+# **Saved run.** One finding is large: what attention adds in blocks 25 and 26 differs @@G25@@ and @@G26@@ times as much for gender as for
+# neutral swaps. These are two of the blocks whose heads carried the pronoun, and here nobody asked for one: the sentences go on with
+# "this person". It isn't a bias yet. It is the model fetching gender, in case it needs it. Everywhere else, gender swaps move *less*.
 #
 # Now all places together, against both controls.
 
@@ -1061,10 +1074,13 @@ def against(control):
 pd.DataFrame({f"ratio to {control}": against(control) for control in ("neutral", "paraphrase")}).fillna("")
 
 # %% [markdown]
-# Paraphrases, which hardly change the meaning, move activations at least as much as neutral swaps do. So does the metric
-# measure meaning? It measures *words*: how alike their embeddings are, how rare they are, into how many tokens they are cut. Many
-# of our neutral swaps share most of their tokens (left-handed, right-handed); "weary" and "tired" share none. A ratio of
-# magnitudes depends on which control you happen to choose. It can say "more than these words", and never "biased".
+# **Saved run.** Paraphrases, which hardly change the meaning, move activations @@PARA@@ times as much as neutral swaps do, as much as race
+# does (@@RACE@@). No interval excludes 1.
+#
+# So does the metric measure meaning? It measures *words*: how alike their embeddings are, how rare they are, into how many tokens they
+# are cut. Some of our neutral swaps share most of their tokens (left-handed, right-handed), some gender swaps as well (young female,
+# young male); "weary" and "tired" share none. A ratio of magnitudes depends on which control you happen to choose. It can say "more
+# than these words", and never "biased".
 #
 # ## Behaviour: which group goes with the pleasant ending?
 #
@@ -1098,9 +1114,12 @@ print(
 table.round(3)
 
 # %% [markdown]
-# No axis shows a preference here, once the units are counted right. The p-value flips signs of whole templates, then of whole swaps,
+# **Saved run.** No axis shows a preference, once the units are counted right: the smallest p is @@PMIN@@ before Holm's correction. As if all
+# items were independent, gender would have @@PGI@@ and race @@PRI@@.
+#
+# The p-value flips signs of whole templates, then of whole swaps,
 # and takes the largest: the same ten words and twelve sentences come again and again, and what looks like a hundred witnesses is
-# a handful. The last column treats every item as independent, *a common mistake*, and would have found something.
+# a handful. The last column treats every item as independent, *a common mistake*.
 #
 # Mind also what an axis averages. "Race" is the mean of six groups with their own signs, and one of our gender swaps,
 # girlish/boyish, names a trait more than a group.
@@ -1187,9 +1206,11 @@ untouched = examine(base)
 untouched.round(2)
 
 # %% [markdown]
-# Look at the untouched model first. It has never heard of these names, so no preference can be there, and none is flagged. But made-up
-# names move the activations a little *more* than tall/short does, and in some places clearly enough to survive Holm's correction. The
-# test isn't broken. Its question is: "ratio 1" is simply not true for rare, many-token words. **A true difference need not be a bias.**
+# The untouched model has never heard of these names, so no preference can be there. Now look at the activations.
+#
+# **Saved run.** Made-up names move the activations about @@INV@@ times as much as tall/short does, on all four axes, and @@INVH@@ places survive Holm's
+# correction. The test isn't broken; its null hypothesis "ratio 1" is simply not true for rare words of many tokens, and so it flags
+# more than 5 %. **A true difference need not be a bias.**
 #
 # Now the smoke. We fine-tune the attention weights of a copy for a few steps, so that the unpleasant ending goes with the first family
 # and the pleasant one with the second. It learns from the *selection* templates; we measure on the *evaluation* templates. The
@@ -1238,8 +1259,9 @@ show(
 planted.round(2)
 
 # %% [markdown]
-# The preference falls for the planted axes and stays around 0 for the others. The activation ratio rises for *all* of them: the names
-# have come to matter, and magnitudes can't say to whose disadvantage.
+# **Saved run.** The preference falls to @@PL1@@ and @@PL2@@ nats for the planted axes, and the others' intervals hold 0. The activation ratio
+# rises for *all* of them, to @@PLR@@ for the planted and @@NPR@@ for the others: the names have come to matter, and magnitudes can't say to
+# whose disadvantage.
 #
 # ### Twenty models, and weaker smoke
 #
@@ -1320,7 +1342,10 @@ resolution.assign(**{"p (Holm)": holm(resolution.p).round(4)}).drop(columns="p")
 # %% [markdown]
 # Each row compares the two axes of the *same* twenty models (McNemar's exact test). The smallest strength at which the preference
 # finds most of the biases is its **resolution**: a "no evidence" says little about weaker ones, so compare the real axes, further up,
-# with it. And look at the activations where nobody is disliked.
+# with it.
+#
+# **Saved run.** From −1.1 nats on, the preference finds 19 or 20 of 20 planted biases, and it flags none of the others. The activations
+# flag up to 18 of 20 axes on which nobody is disliked.
 #
 # It stays one family of models and one way to plant. But a metric that doesn't find *this* has no claim on your trust, however
 # convincing its pictures are.
@@ -1348,7 +1373,7 @@ costs["optipfair 0.4.2 (counted once, not run here)"] = {"forward passes a pair"
 pd.DataFrame(costs).T.round(2)
 
 # %% [markdown]
-# The same numbers come out, in a fraction of the passes.
+# Batches give the same numbers in a fraction of the passes. Each pair by itself still takes far fewer passes than the library.
 #
 # ## Exercises
 
@@ -1493,6 +1518,13 @@ def sign_flip(a, b, clusters, draws=10_000):
 # END STUB
 check_sign_flip(sign_flip)
 
+# %%
+block, some = int(min(i for i, _ in chosen)) - 1, sentences // 2
+log_odds = torch.tensor(jobs.odds.to_numpy().reshape(-1, sentences), dtype=torch.float32)  # [occupations, sentences]
+known_half = of_jobs[first][:, :some, block], log_odds[first][:, :some]
+new_half = of_jobs[~first][:, some:, block], log_odds[~first][:, some:]
+
+
 # %% [markdown]
 # ### Exercise 6 · ●●● · 12 minutes
 #
@@ -1509,12 +1541,6 @@ check_sign_flip(sign_flip)
 # predictions, each divided by its standard deviation.
 #
 # </details>
-
-# %%
-block, some = int(min(i for i, _ in chosen)) - 1, sentences // 2
-log_odds = torch.tensor(jobs.odds.to_numpy().reshape(-1, sentences), dtype=torch.float32)  # [occupations, sentences]
-known_half = of_jobs[first][:, :some, block], log_odds[first][:, :some]
-new_half = of_jobs[~first][:, some:, block], log_odds[~first][:, some:]
 
 
 # %% tags=["exercise"]
