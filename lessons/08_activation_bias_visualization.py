@@ -945,7 +945,9 @@ show(
     "Bars: the share of CrowS-Pairs of each axis whose two texts differ in their number of tokens. It differs widely between axes."
 )
 ours, theirs = (lengths[lengths["from"] == name] for name in ("this course", "CrowS-Pairs"))
-print(f"a same-length rule drops {ours.dropped.mean():.0%} of our pairs and {theirs.dropped.mean():.0%} of CrowS-Pairs:")
+print(
+    f"a same-length rule drops {ours.dropped.mean():.0%} of our pairs and {theirs.dropped.mean():.0%} of CrowS-Pairs:"
+)
 print(f"  from {dropped.iloc[0]:.0%} ({dropped.index[0]}) to {dropped.iloc[-1]:.0%} ({dropped.index[-1]})")
 print(f"nothing is shared behind the swap in {theirs['nothing behind'].sum()} CrowS-Pairs")
 
@@ -1101,7 +1103,7 @@ scores_with_intervals(
 ax.axhline(0, color="0.25", linewidth=1.2)
 show("The preference of each axis and control with its 95 % interval. All intervals hold zero.")
 items = preferences(scores)
-table = behaved.set_index("axis")[["group_a", "group_b", "preference", "ci_low", "ci_high", "p", "p_holm"]]
+table = behaved.set_index("axis")[["preference", "ci_low", "ci_high", "p", "p_holm"]]
 table["p, as if all items were independent"] = [
     sign_flip_p(items[items.axis == axis].preference.to_numpy()) for axis in table.index
 ]
