@@ -1283,7 +1283,7 @@ many = pd.DataFrame(
 )
 many["preference, p < .05"], many["activations"] = many.p < 0.05, many.ratio_low > 1
 mean_of = many[many.axis == "planted"].groupby("share").preference.mean()
-strengths = {of: f"{mean:+.1f}" if of else "untouched" for of, mean in mean_of.items()}  # mean preference, nats
+strengths = {of: f"{mean:+.1f}" if of else "none" for of, mean in mean_of.items()}  # mean preference, nats
 flagged = []
 for metric in ("preference, p < .05", "activations"):
     for (of, kind), part in many.groupby(["share", "axis"], sort=False):
