@@ -7,7 +7,7 @@ from torch.nn.functional import cosine_similarity
 from transformers import LlamaForCausalLM
 
 from course_utils.attention import bypass_attention
-from course_utils.benchmarking import decode_ceiling, kv_bytes_per_token
+from course_utils.benchmarking import decode_estimate, kv_bytes_per_token
 from course_utils.exercises import lesson_05
 from course_utils.modeling.no_attention import skip_attention
 
@@ -138,7 +138,7 @@ def test_the_check_predicts_what_is_counted():
     bypass_attention(pruned, [1, 2, 3], remove=True)
     cache, ceiling = predict(lesson_05._CONFIG, lesson_05._PARAMETERS, 3, 2, 1000)
     assert cache == 2 * 1000 * kv_bytes_per_token(pruned)
-    assert ceiling == pytest.approx(decode_ceiling(base, pruned, batch_size=2, context=1000), rel=1e-12)
+    assert ceiling == pytest.approx(decode_estimate(base, pruned, batch_size=2, context=1000), rel=1e-12)
 
 
 test_importance = cases_of(
