@@ -32,7 +32,11 @@ _FLOOR_DASHES = {"chance": (0, (1, 1.5)), "majority": (0, (5, 2))}
 
 
 def style() -> None:
-    """Set fonts, colours and grid for the rest of the session: readable on a projector. Calling it twice is fine."""
+    """Set fonts, colours and grid for the rest of the session: readable on a projector. Calling it twice is fine.
+
+    Tables show their texts whole, too: pandas cuts them at 50 characters.
+    """
+    pd.set_option("display.max_colwidth", None)
     sns.set_theme(
         context="notebook",
         style="whitegrid",
