@@ -252,6 +252,76 @@ def choices_with_intervals(
     return ax
 
 
+def rows_with_intervals(
+    values: Mapping[str, tuple[float, float, float]],
+    *,
+    x_label: str,
+    dots: Mapping[str, Sequence[float]] | None = None,
+    marks: Mapping[str, float] | None = None,
+    mark_label: str = "estimate",
+    at: float | None = None,
+    at_label: str = "",
+    log_x: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One row a name, the first on top: a value with its interval, a strip of dots, or both; all on one axis.
+
+    For paired ratios and differences, with the seeds of a random control as dots of their own row.
+
+    Args:
+        values: name -> value, lower end and upper end of its interval.
+        x_label: what the values are, with their unit.
+        dots: name -> single values, drawn in grey; a name that ``values`` lacks gets a row below the others.
+        marks: name -> a second value of a row, drawn as an open diamond.
+        mark_label: what the diamonds are, for the legend.
+        at: a vertical line, such as 1 for ratios to an unpruned model.
+        at_label: what the line is, written beside it.
+        log_x: a logarithmic axis.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    dots, marks = dots or {}, marks or {}
+    names = list(dict.fromkeys([*values, *dots]))
+    if not names:
+        raise ValueError("There are no values: there is nothing to draw.")
+    ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, name in enumerate(names):
+        if name in dots:
+            ax.plot(
+                dots[name], [place] * len(dots[name]), "o", color=CONTROL_COLOUR, alpha=0.55, markersize=7, zorder=2
+            )
+        if name in values:
+            value, low, high = values[name]
+            ax.errorbar(
+                value, place, xerr=[[value - low], [high - value]], fmt="o", color=_colour(0), capsize=4, zorder=3
+            )
+        if name in marks:
+            label = mark_label if name == next(iter(marks)) else None
+            ax.plot(
+                marks[name], place, "D", color=_colour(1), fillstyle="none", markeredgewidth=2, label=label, zorder=4
+            )
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)  # from below upwards
+    ax.grid(axis="y", visible=False)
+    if at is not None:
+        ax.axvline(at, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6, zorder=1)
+        ax.annotate(
+            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4, 3), textcoords="offset points",
+            color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
+    if log_x:
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis)
+    if marks:
+        ax.legend()
+    _finish(ax, x_label, "", title)
+    return ax
+
+
 def log_ticks(axis: Axis) -> None:
     """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000."""
     low, high = axis.get_view_interval()

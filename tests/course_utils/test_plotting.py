@@ -154,6 +154,28 @@ def test_choices_with_intervals_puts_the_first_on_top_and_controls_in_grey():
         plotting.choices_with_intervals({})
 
 
+def test_rows_with_intervals_has_values_dots_and_marks_in_their_rows():
+    ax = plotting.rows_with_intervals(
+        {"by importance": (1.3, 1.2, 1.4), "last": (2.0, 1.8, 2.3)},
+        dots={"random": [1.1, 4.5, 20.0]}, marks={"last": 1.5}, at=1, at_label="unpruned", log_x=True, x_label="ratio",
+    )  # fmt: skip
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["by importance", "last", "random"]
+    points = [bar.lines[0] for bar in ax.containers]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(1.3, 0), (2.0, 1)]
+    assert [cap.get_xdata()[0] for cap in ax.containers[0].lines[1]] == pytest.approx([1.2, 1.4])
+    strip = next(
+        line for line in ax.lines if line.get_color() == plotting.CONTROL_COLOUR and len(line.get_xdata()) == 3
+    )
+    assert list(strip.get_ydata()) == [2, 2, 2]
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == [1.5]
+    assert ax.yaxis_inverted() and ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["estimate"]
+    assert plotting.rows_with_intervals({"a": (0, -1, 1)}, x_label="x").get_legend() is None
+    with pytest.raises(ValueError, match="no values"):
+        plotting.rows_with_intervals({}, x_label="x")
+
+
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
     [(1, 40, ["1", "2", "5", "10", "20"]), (10, 20_000, ["10", "100", "1,000", "10,000"]), (1, 1e9, ["$"])],
