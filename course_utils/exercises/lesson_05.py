@@ -259,14 +259,14 @@ def _without(model: PreTrainedModel, layers: list[int], rows: Tensor) -> Perplex
 
 
 _SENTENCES = {  # of exercise 3: whether it is shown, and why
-    "A": (True, "it is what the upper figure compares, and it says in which model."),
+    "A": (True, "the upper figure compares just that, and the sentence says in which model."),
     "B": (False, "one small model was measured. Other sizes need their own measurement, or their own paper."),
     "C": (False, "at equal parameters, the lower figure, attention layers are not the cheapest to lose."),
     "D": (
         False,
         "the rows are 128 tokens long, and perplexity averages over all of them. A long context wasn't tested.",
     ),
-    "E": (True, "the upper figure has both curves, at the same numbers, in this model."),
+    "E": (True, "the upper figure has both curves at the same number, in this model."),
 }
 
 _CONFIG = LlamaConfig(
