@@ -30,7 +30,7 @@ from course_utils.uncertainty import (
     wilson_interval,
 )
 
-__all__ = ["Answers", "Perplexity", "compare", "evaluate", "paired", "perplexity", "perplexity_ratio"]
+__all__ = ["Answers", "Perplexity", "compare", "evaluate", "margins", "paired", "perplexity", "perplexity_ratio"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Answers:
     """What a model answered to each document: kept in ``evaluate(...).attrs["answers"]`` for ``paired``.
 
     Attributes:
-        table: the columns task, metric, document, value, choices, gold of ``benchmark_tasks.ask``.
+        table: the columns task, metric, document, value, choices, gold, margin of ``benchmark_tasks.ask``.
         dtype: what the model computed in.
     """
 
@@ -130,6 +130,30 @@ def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[s
         "majority": majority,
         "documents": count,
     }
+
+
+def margins(result: pd.DataFrame, task: str) -> np.ndarray:
+    """By how many nats the right answer leads: its log-likelihood minus that of the likeliest wrong answer.
+
+    An accuracy keeps one bit of each document, the margin keeps the distance: a change that moves few answers across
+    the line shows in few documents already. Positive where "acc" counts the document as right; "acc_norm" divides by
+    the answers' lengths first and may judge otherwise.
+
+    Args:
+        result: a frame from ``evaluate``.
+        task: one of its tasks, with answers to choose from.
+
+    Returns:
+        float64 [documents], in the same order for every model asked with the same limit.
+
+    Raises:
+        ValueError: ``result`` has no answers of this task, or they are free ones.
+    """
+    answers = result.attrs.get("answers")
+    table = answers.table[answers.table["task"] == task] if isinstance(answers, Answers) else pd.DataFrame()
+    if table.empty or table["margin"].isna().any():
+        raise ValueError(f"margins needs a frame from evaluate with answers of {task!r} that were chosen from several.")
+    return table[table["metric"] == table["metric"].iloc[0]]["margin"].to_numpy(np.float64)
 
 
 def paired(

@@ -22,7 +22,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from course_utils.components import Components
-    from course_utils.language_modelling import Perplexity
 
 CONTROL_COLOUR = "0.45"
 FLOOR_COLOUR = "0.25"
@@ -260,53 +259,6 @@ def scores_with_intervals(
     return ax
 
 
-def choices_with_intervals(
-    scores: Mapping[str, Perplexity],
-    *,
-    control: str = "random",
-    floors: Mapping[str, float] | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Perplexities of different choices below each other, the first on top: a point with its 95 % interval for each.
-
-    Args:
-        scores: what was chosen -> its perplexity.
-        control: names that begin with it are drawn in grey.
-        floors: name -> level of vertical lines, such as ``{"unpruned": 17.5, "uniform guess": 49152}``.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: no scores.
-    """
-    if not scores:
-        raise ValueError("There are no scores: there is nothing to draw.")
-    ax = _axes(ax)
-    for place, (name, score) in enumerate(scores.items()):
-        is_control = name.startswith(control)
-        ax.errorbar(
-            score.perplexity,
-            place,
-            xerr=[[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]],
-            fmt="." if is_control else "o",
-            color=CONTROL_COLOUR if is_control else _colour(0),
-            markersize=10,
-            capsize=4,
-        )
-    ax.set_yticks(range(len(scores)), list(scores))
-    ax.set_ylim(len(scores) - 0.4, -1.2)  # from below upwards, with room for the floors' names
-    for name, level in (floors or {}).items():
-        ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
-        ax.annotate(
-            name, (level, -0.7), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
-        )
-    ax.set_xscale("log")
-    log_ticks(ax.xaxis)
-    _finish(ax, "perplexity, 95 % interval (lower is better)", "", title)
-    return ax
-
-
 def against_random(
     choices: Mapping[str, float | Sequence[float]],
     controls: Mapping[str, Sequence[float]],
@@ -386,6 +338,59 @@ def _beyond(ax: Axes, place: int, limit: float, ratios: Sequence[float], colour:
         written, (limit, place), xytext=(-9, -11 if len(worst) > 1 else 0), textcoords="offset points", ha="right",
         va="center", color=colour, fontsize="small",
     )  # fmt: skip
+
+
+def rows_with_intervals(
+    values: Mapping[str, tuple[float, float, float]],
+    *,
+    x_label: str,
+    marks: Mapping[str, float] | None = None,
+    mark_label: str = "estimate",
+    at: float | None = None,
+    at_label: str = "",
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One row a name, the first on top: a value with its interval, for paired ratios and differences.
+
+    Args:
+        values: name -> value, lower end and upper end of its interval.
+        x_label: what the values are, with their unit.
+        marks: name -> a second value of a row, drawn as an open diamond.
+        mark_label: what the diamonds are, for the legend.
+        at: a vertical line, such as 1 for ratios to an unpruned model.
+        at_label: what the line is, written beside it.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not values:
+        raise ValueError("There are no values: there is nothing to draw.")
+    names, marks = list(values), marks or {}
+    ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, name in enumerate(names):
+        value, low, high = values[name]
+        ax.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=_colour(0), capsize=4, zorder=3)
+        if name in marks:
+            label = mark_label if name == next(iter(marks)) else None
+            ax.plot(
+                marks[name], place, "D", color=_colour(1), fillstyle="none", markeredgewidth=2, label=label, zorder=4
+            )
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)  # from below upwards
+    ax.grid(axis="y", visible=False)
+    if at is not None:
+        ax.axvline(at, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6, zorder=1)
+        ax.annotate(
+            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4, 3), textcoords="offset points",
+            color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
+    if marks:
+        ax.legend()
+    _finish(ax, x_label, "", title)
+    return ax
 
 
 def ability_and_bias(

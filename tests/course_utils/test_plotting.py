@@ -8,7 +8,6 @@ matplotlib.use("Agg")
 
 import base64
 import io
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -150,25 +149,21 @@ def test_scores_with_intervals_draws_points_and_floors():
         plotting.scores_with_intervals(pd.concat([frame, frame]), x_label="task", y_label="accuracy")
 
 
-def test_choices_with_intervals_puts_the_first_on_top_and_controls_in_grey():
-    scores = {
-        name: SimpleNamespace(perplexity=value, ci_low=0.9 * value, ci_high=1.2 * value)
-        for name, value in (("by influence", 30.0), ("random 0", 120.0), ("last 3", 98_765.0))
-    }
-    ax = plotting.choices_with_intervals(scores, floors={"unpruned": 22, "uniform guess": 49_152}, title="3 of 30")
+def test_rows_with_intervals_has_values_and_marks_in_their_rows():
+    ax = plotting.rows_with_intervals(
+        {"by importance": (1.3, 1.2, 1.4), "last": (2.0, 1.8, 2.3)},
+        marks={"last": 1.5}, at=1, at_label="unpruned", x_label="ratio",
+    )  # fmt: skip
     render(ax)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(scores)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["by importance", "last"] and ax.yaxis_inverted()
     points = [bar.lines[0] for bar in ax.containers]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(30, 0), (120, 1), (98_765, 2)]
-    assert ax.yaxis_inverted() and ax.get_xscale() == "log"
-    grey = [line.get_color() == plotting.CONTROL_COLOUR for line in points]
-    assert grey == [False, True, False]
-    ends = ax.containers[0].lines[1]
-    assert [cap.get_xdata()[0] for cap in ends] == pytest.approx([27, 36])
-    assert [text.get_text() for text in ax.texts] == ["unpruned", "uniform guess"]
-    assert "10,000" in [tick.get_text() for tick in ax.get_xticklabels()]
-    with pytest.raises(ValueError, match="no scores"):
-        plotting.choices_with_intervals({})
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(1.3, 0), (2.0, 1)]
+    assert [cap.get_xdata()[0] for cap in ax.containers[0].lines[1]] == pytest.approx([1.2, 1.4])
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == [1.5]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["estimate"]
+    assert plotting.rows_with_intervals({"a": (0, -1, 1)}, x_label="x").get_legend() is None
+    with pytest.raises(ValueError, match="no values"):
+        plotting.rows_with_intervals({}, x_label="x")
 
 
 def test_against_random_draws_a_dot_a_set_and_names_what_lies_beyond():
