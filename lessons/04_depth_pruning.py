@@ -1276,7 +1276,7 @@ print(f"Llama-3.2-1B minus 3 of 16 blocks: {paper.after.parameters / paper.befor
 # %%
 from course_utils.benchmarking import decode_bytes, kv_bytes_per_token
 
-measured = speed.rename(columns={"ceiling": "estimate"}).set_index(["model", "phase"])
+measured = speed.set_index(["model", "phase"])
 scores = {"unpruned": unpruned, by_depth: depth_score, deeper: broken_score}
 scores[f"width {widths[1]}"] = perplexity_at(widths[1])
 
