@@ -22,6 +22,7 @@ from course_utils.bias.packing import packed_batches
 from course_utils.models import variant
 
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged
+_AT_ONCE = 2  # items whose activations are held at once; a step adds up their gradients
 
 
 def plant_preference(
@@ -78,13 +79,16 @@ def plant_preference(
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / _RISE)
         chosen = [found[order[(step * items + item) % len(order)]] for item in range(items)]
-        with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-            differences = _double_differences(architecture, tokenizer, chosen)  # [items]
-        softplus(differences).mean().backward()
+        differences = []
+        for few in (chosen[start : start + _AT_ONCE] for start in range(0, items, _AT_ONCE)):
+            with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+                moved = _double_differences(architecture, tokenizer, few)  # [items at once]
+            (softplus(moved).sum() / items).backward()
+            differences.append(moved.detach())
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        preferences.append(float(differences.detach().mean()))
+        preferences.append(float(torch.cat(differences).mean()))
         if np.mean(preferences[-_LOOK_BACK:]) < -size:
             break
     cast_weights(learner, model.dtype)
