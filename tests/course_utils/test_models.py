@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
+from course_tools.hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from tiny import FAMILIES, tiny_model, word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
