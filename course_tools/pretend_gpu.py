@@ -31,6 +31,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
@@ -39,8 +40,8 @@ GIBIBYTE = 2**30
 _aten = torch.ops.aten
 _META_GUARD, _CORE_GUARD = 14, 18  # their places among torch's device guards
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
-# What torch's core takes the card for: a kind of device without a driver of its own, streams or autograd threads, for
-# which it has autocast. Python code sees "cuda:0".
+# What torch's core takes the card for: a kind of device without a driver, streams or autograd threads, and
+# without special cases. Python code sees "cuda:0".
 _CORE = torch.device("ipu", 0)
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
 _NOTED = 2**20  # bytes from which on a tensor's line is noted
@@ -206,6 +207,7 @@ class PretendGPU(TorchDispatchMode):
         self._stored: dict[int, tuple[int, str, weakref.ref]] = {}
         self._told = 0  # the peak that `holders` describes
         self._patches = list(_patches(self))
+        self._names = _Names()
         self._lock = threading.RLock()
 
     def install(self) -> None:
@@ -225,10 +227,12 @@ class PretendGPU(TorchDispatchMode):
         for patch in self._patches:
             patch.start()
         PretendGPU.current = self
+        self._names.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
+        self._names.__exit__(*error)
         PretendGPU.current = None
         for patch in reversed(self._patches):
             patch.stop()
@@ -573,43 +577,37 @@ def _patches(card: PretendGPU) -> Iterator[Any]:
     for name, answer in answers.items():
         yield mock.patch.object(torch.cuda, name, answer)
     yield mock.patch.object(nn.Module, "_apply", _tied(nn.Module._apply))
-    yield mock.patch.object(Tensor, "to", _indexed(Tensor.to))
-    yield mock.patch.object(Tensor, "cuda", lambda self, *args, **kwargs: self.to(_CORE))
-    for name in ("tensor", "as_tensor", "asarray"):
-        yield mock.patch.object(torch, name, _moved(getattr(torch, name)))
+    yield mock.patch.object(torch, _CORE.type, torch.cuda, create=True)
+    autocast = torch.amp.autocast_mode.autocast
+    yield mock.patch.object(autocast, "__init__", _autocast_of_core(autocast.__init__))
 
 
-def _indexed(to: Callable) -> Callable:
-    """`Tensor.to`, which gives torch's core its own name of the card."""
+class _Names(TorchFunctionMode):
+    """Gives torch's core its own name of the card, wherever Python code says "cuda"."""
 
-    @functools.wraps(to)
-    def moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        args = tuple(_CORE if _is_card(value) else value for value in args)
-        if _is_card(kwargs.get("device")):
-            kwargs["device"] = _CORE
-        return to(tensor, *args, **kwargs)
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is Tensor.cuda:
+            return args[0].to(_CORE)
+        kwargs = {name: _CORE if _is_card(value) else value for name, value in (kwargs or {}).items()}
+        return func(*(_CORE if _is_card(value) else value for value in args), **kwargs)
 
-    return moved
+
+def _autocast_of_core(begin: Callable) -> Callable:
+    @functools.wraps(begin)
+    def __init__(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any) -> None:
+        if device_type in ("cuda", _CORE.type):
+            if enabled:
+                raise NotImplementedError("The pretended card has no autocast: it would have to count other tensors.")
+            device_type, dtype = "cpu", None
+        begin(self, device_type, dtype, enabled, *args, **kwargs)
+
+    return __init__
 
 
 def _is_card(device: Any) -> bool:
     if isinstance(device, str):
-        device = torch.device(device) if device.startswith("cuda") else _CPU
-    return isinstance(device, torch.device) and device.type in ("cuda", "ipu")
-
-
-def _moved(make: Callable) -> Callable:
-    """A maker of tensors from numbers, which torch lets make its tensor in main memory, too, and then move it."""
-
-    @functools.wraps(make)
-    def made(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
-        if not _is_card(device):
-            return make(data, *args, device=device, **kwargs)
-        gradient = kwargs.pop("requires_grad", False)
-        tensor = make(data, *args, **kwargs).to(_CORE)
-        return tensor.requires_grad_() if gradient else tensor
-
-    return made
+        return device == "cuda" or device.startswith("cuda:")
+    return isinstance(device, torch.device) and device.type in ("cuda", _CORE.type)
 
 
 def _tied(apply: Callable) -> Callable:
