@@ -196,7 +196,7 @@ class PretendGPU(TorchDispatchMode):
         card: Card = T4,
         *,
         exact_rows: int | None = None,
-        names: Callable[[], dict] = lambda: {},
+        names: Callable[[], dict] = dict,
         spare: int = 0,
     ) -> None:
         super().__init__()
@@ -219,7 +219,9 @@ class PretendGPU(TorchDispatchMode):
             raise RuntimeError("There is one pretended card already.")
         self._lifting = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
-        self._threads = torch.autograd.set_multithreading_enabled(False)  # else backward looks for the card's own thread
+        self._threads = torch.autograd.set_multithreading_enabled(
+            False
+        )  # else backward looks for the card's own thread
         self._overwriting = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         guards = _guards()
@@ -370,7 +372,7 @@ class PretendGPU(TorchDispatchMode):
 
 
 def _guards() -> Any:
-    """torch's table of device guards, which switch between cards.
+    """Torch's table of device guards, which switch between cards.
 
     Without a driver a place is empty, and indexing, copying and a few more operations end there. The
     guard that does nothing, written for the device "meta", serves as well.
@@ -504,7 +506,7 @@ def _attend_backward(
 
 
 def _sampled(card: PretendGPU, a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; with many rows an eighth of the summands stands for all. The processor has no fast float16."""
+    """A @ b; with many rows an eighth of the summands stands for all. The processor has no fast float16."""
     summands = a.shape[-1]
     if card.exact_rows is not None and a.shape[-2] > card.exact_rows and min(summands, b.shape[-1]) >= _LARGE:
         taken = summands // 8
@@ -586,6 +588,8 @@ class _Names(TorchFunctionMode):
     """Gives torch's core its own name of the card, wherever Python code says "cuda"."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         if func is Tensor.cuda:
             return args[0].to(_CORE)
         kwargs = {name: _CORE if _is_card(value) else value for name, value in (kwargs or {}).items()}
@@ -594,7 +598,9 @@ class _Names(TorchFunctionMode):
 
 def _autocast_of_core(begin: Callable) -> Callable:
     @functools.wraps(begin)
-    def __init__(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self: Any, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         if device_type in ("cuda", _CORE.type):
             if enabled:
                 raise NotImplementedError("The pretended card has no autocast: it would have to count other tensors.")

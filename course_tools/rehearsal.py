@@ -21,8 +21,8 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import filelock
@@ -30,14 +30,17 @@ import nbformat
 import numpy as np
 from nbformat import NotebookNode
 
+import course_utils
 from course_tools import runner
 from course_tools.hub_server import serve_hub
-from course_tools.pretend_gpu import GIBIBYTE
-from course_tools.rehearsal_kernel import Plan
-from course_utils.models import HUB_MODELS
+from course_tools.pretend_gpu import GIBIBYTE, T4
+from course_tools.rehearsal_kernel import REDUCED, Plan
+from course_utils.files import write_json
+from course_utils.models import HUB_MODELS, embedded_llama
 
 GPU_BUDGET, HOST_BUDGET, MINUTES_BUDGET = 12.5 * GIBIBYTE, 9e9, 25.0  # of a lesson, at Llama-3.2-1B's size
 HOST_SECONDS = 60.0  # of a T4's minutes: fetching 2.5 GB of weights, at 40 MB/s
+ASSETS = ("smollm2", "benchmarks")  # whose tokenizer and documents stand for the hub's
 _CHUNK = 2**24  # random numbers made at once
 _SEED = 13
 
@@ -96,7 +99,8 @@ _QWEN = {
 SHAPES = {
     "llama": Shape(_LLAMA, _GPT2),
     "quarter": Shape(
-        _LLAMA | {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 32, "vocab_size": 64_128}, _GPT2,
+        _LLAMA | {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 32, "vocab_size": 64_128},
+        _GPT2,
         stand_in=True,
     ),
     "qwen": Shape(_QWEN, _GPT2, chosen="Qwen/shaped-like-Qwen2"),
@@ -164,6 +168,11 @@ class Rehearsed:
     moved: float = 0.0
 
     @property
+    def peaks(self) -> tuple[int, int]:
+        """The highest on the card and in main memory, in bytes."""
+        return (self.gpu.gpu_peak, self.host.host_peak) if self.cells else (0, 0)
+
+    @property
     def gpu(self) -> Cell:
         """The cell with the highest peak on the card."""
         return max(self.cells, key=lambda cell: cell.gpu_peak)
@@ -204,7 +213,14 @@ def shown(size: float) -> str:
 
 
 def rehearse(
-    notebook: NotebookNode, *, name: str, shape: Shape, twin: Shape | None, folder: Path, tokenizers: Mapping[str, Path]
+    notebook: NotebookNode,
+    *,
+    name: str,
+    shape: Shape,
+    twin: Shape | None,
+    folder: Path,
+    tokenizers: Mapping[str, Path],
+    say: Callable[[str], None] = lambda line: None,
 ) -> Rehearsed:
     """Rehearse one lesson.
 
@@ -215,10 +231,12 @@ def rehearse(
         twin: narrow models of as many blocks, for the estimate of time; None leaves that out.
         folder: for the models, the hub's cache and the kernel's files; models that lie there are used again.
         tokenizers: for each role, a folder with its tokenizer.
+        say: gets a line now and then.
 
     Raises:
         RehearsalError: no disk space, or the models can't be written.
     """
+    say("at full size, with smaller samples")
     cells, seconds, failure = _run(notebook, name, shape, folder, tokenizers, reduced=True)
     rehearsed = Rehearsed(name, shape.share, cells, seconds, failure)
     if failure or twin is None:
@@ -229,12 +247,46 @@ def rehearse(
         for cell in copied.cells:
             if cell.cell_type == "code":
                 cell.outputs = []
+        say(f"the narrow twin, {'with smaller samples' if reduced else 'with all samples'}, to count the work")
         found, took, failure = _run(copied, name, twin, folder, tokenizers, reduced=reduced)
         seconds += took
         if failure:
+            say(f"the twin failed at {failure}: no estimate of the time")
             return replace(rehearsed, seconds=seconds)
         twins.append(found)
     return replace(rehearsed, seconds=seconds, **_whole(cells, *twins))
+
+
+def tokenizers() -> dict[str, Path]:
+    """For each role, the folder of the embedded model, whose tokenizer serves: the hub's are not at hand."""
+    return {"llama": embedded_llama(), "gpt2": Path(course_utils.__file__).parent / "data" / "gpt2"}
+
+
+def explanation(shape: Shape) -> str:
+    """What the table's numbers are, and what was left out, for the reader of the report."""
+    reduced = "\n".join(f"  - {line}" for line in REDUCED)
+    scaled = (
+        f" The model stands in for it: card and budgets are {shape.share:.0%} of the real ones."
+        if shape.stand_in
+        else ""
+    )
+    return (
+        f"Model: {parameters(shape.llama) / 1e6:,.0f} M parameters, random.{scaled}\n"
+        "GPU peak: every tensor's bytes on the pretended T4, each storage once, without what an operation needs inside "
+        "and without the driver's own (0.3 to 0.5 GiB). Host peak: the process's resident memory without these.\n"
+        f"Budgets: {GPU_BUDGET / GIBIBYTE:.1f} GiB on the GPU, {HOST_BUDGET / 1e9:.0f} GB on the host, "
+        f"{MINUTES_BUDGET:.0f} minutes.\n"
+        f"Minutes on a T4: each operation takes the longer of computing ({T4.half / 1e12:.0f} TFLOP/s in float16, "
+        f"{T4.single / 1e12:.1f} in float32, {T4.efficiency:.0%} of it reached) and moving its tensors "
+        f"({T4.bandwidth / 1e9:.0f} GB/s), at least {T4.launch * 1e6:.0f} µs; plus what isn't on the GPU as it took "
+        f"here, plus {HOST_SECONDS:.0f} s to fetch the model.\n"
+        f"Smaller than in the lesson, for the memory's run alone (the work is counted with all of it):\n{reduced}"
+    )
+
+
+def write_record(rehearsed: Rehearsed, path: Path) -> None:
+    """All that was found, as JSON."""
+    write_json(path, asdict(rehearsed) | {"refused": list(rehearsed.refusals())})
 
 
 def _whole(cells: Sequence[Cell], few: Sequence[Cell], all_: Sequence[Cell]) -> dict[str, float]:
@@ -266,9 +318,7 @@ def _run(
     _check_space(folder, 1.1 * sum(file.stat().st_size for model in models.values() for file in model.iterdir()))
     with serve_hub(models) as address:
         hub = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
-        result = runner.execute(
-            notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen, **_NO_SWAP}
-        )
+        result = runner.execute(notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen})
     del notebook.cells[0]
     failure = ""
     if result.failure:
@@ -280,7 +330,6 @@ def _run(
 _BEGIN = """from course_tools.rehearsal_kernel import Plan, begin
 
 begin({plan!r}, get_ipython());"""
-_NO_SWAP: dict[str, str] = {}
 
 
 def _read(record: Path, code: Sequence[str]) -> Iterator[Cell]:
