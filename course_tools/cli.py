@@ -249,16 +249,16 @@ def _table(results: Sequence[runner.Result]) -> Table:
 
 
 def _rehearsal_table(done: Sequence[Rehearsed]) -> Table:
-    table = Table("lesson", "GPU peak", "host peak", "PFLOP", "TB moved", "minutes on a T4", "took here", "result")
+    table = Table("lesson", "GPU GiB", "host GiB", "PFLOP", "TB moved", "T4 min", "took min", "result")
     for column in table.columns[1:7]:
         column.justify = "right"
     for one in done:
-        gpu, host = (f"{size / 2**30:.2f} GiB" for size in one.peaks)
+        gpu, host = (f"{size / 2**30:.2f}" for size in one.peaks)
         whole = (
             [f"{one.flops / 1e15:.2f}", f"{one.moved / 1e12:.2f}", f"{one.minutes:.0f}"] if one.minutes else ["–"] * 3
         )
         state = Text("refused", style="bold red") if any(one.refusals()) else Text("ok", style="green")
-        table.add_row(one.name, gpu, host, *whole, f"{one.seconds / 60:.0f} min", state)
+        table.add_row(one.name[:2], gpu, host, *whole, f"{one.seconds / 60:.0f}", state)
     return table
 
 

@@ -33,7 +33,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
 
 GIBIBYTE = 2**30
@@ -108,7 +107,8 @@ class CardTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> CardTensor:
+    def __new__(cls: type[CardTensor], inner: Tensor) -> CardTensor:
+        """Around an ordinary tensor."""
         made = Tensor._make_wrapper_subclass(
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=_CORE, requires_grad=False,
@@ -130,32 +130,40 @@ class CardTensor(Tensor):
         return format(self.cpu(), spec)
 
     def tolist(self) -> Any:
+        """As Python numbers."""
         return self.detach().cpu().tolist()
 
     def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Copied to main memory."""
         return self.to("cpu")
 
     def data_ptr(self) -> int:
+        """Where the numbers really are."""
         return self.inner.data_ptr()
 
     def numpy(self, *, force: bool = False) -> np.ndarray:
+        """Refused, as a GPU refuses it."""
         if force:
             return self.detach().cpu().numpy()
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
 
     def untyped_storage(self) -> torch.UntypedStorage:
+        """The storage that is counted."""
         return self.inner.untyped_storage()
 
     @property
     def device(self) -> torch.device:
+        """What Python code is told."""
         return _CUDA
 
     @property
     def is_cuda(self) -> bool:
+        """What Python code is told."""
         return True
 
     @property
     def data(self) -> Tensor:
+        """The same numbers, without a history."""
         return self.detach()
 
     @data.setter
@@ -259,7 +267,7 @@ class PretendGPU(TorchDispatchMode):
     def compute(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """One operation: on the tensors inside, its results on the card if they belong there."""
         device = kwargs.get("device")
-        flat, _ = tree_flatten((args, kwargs))
+        flat = [*_tensors(args), *_tensors(list(kwargs.values()))]
         inputs = [value for value in flat if isinstance(value, Tensor)]
         ours = any(isinstance(value, CardTensor) for value in inputs)
         if not ours and (device is None or not _is_card(device)):
@@ -293,11 +301,13 @@ class PretendGPU(TorchDispatchMode):
                 position, name = source
                 made.append(args[position] if position < len(args) else kwargs[name])
             else:
-                made.append(tree_map(self._wrap, value) if to_card else value)
+                made.append(self._wrap(value) if to_card else value)
         self._add_work(func, args, kwargs, inputs, result)
         return type(result)(made) if many else made[0]
 
     def _wrap(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)([self._wrap(part) for part in value])
         if not isinstance(value, Tensor) or isinstance(value, CardTensor):
             return value
         self._store(value)
@@ -361,7 +371,7 @@ class PretendGPU(TorchDispatchMode):
     def _add_work(self, func: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], result: Any) -> None:
         if func.is_view:
             return
-        outputs = [value for value in tree_flatten(result)[0] if isinstance(value, Tensor)]
+        outputs = [value for value in _tensors(result) if isinstance(value, Tensor)]
         size = sum(value.numel() * value.element_size() for value in (*inputs, *outputs))
         formula = flop_registry.get(func.overloadpacket)
         flops = formula(*args, **kwargs, out_val=result) if formula is not None else 0
@@ -381,8 +391,25 @@ def _guards() -> Any:
     return (ctypes.c_void_p * (_CORE_GUARD + 1)).in_dll(ctypes.CDLL(str(library)), _GUARDS)
 
 
-def _inside(values: Any) -> Any:
-    return tree_map(lambda value: value.inner if isinstance(value, CardTensor) else value, values)
+def _inside(value: Any) -> Any:
+    """Ordinary tensors in the place of the card's, in what an operation is called with (torch's pytree is slow)."""
+    kind = type(value)
+    if kind is CardTensor:
+        return value.inner
+    if kind is tuple or kind is list:
+        return kind([_inside(part) for part in value])
+    if kind is dict:
+        return {name: _inside(part) for name, part in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    """All values in what an operation is called with or gives back."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    else:
+        yield value
 
 
 @functools.cache
@@ -414,7 +441,8 @@ def _check_devices(func: Callable, values: list, to_card: bool) -> None:
     here = [v for v in values if isinstance(v, Tensor) and not isinstance(v, CardTensor) and v.dim() and v.is_cpu]
     if here and any(isinstance(v, CardTensor) for v in values):
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! (in {name})"
+            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+            f"(in {name})"
         )
 
 

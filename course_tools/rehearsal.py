@@ -41,6 +41,7 @@ from course_utils.models import HUB_MODELS, embedded_llama
 GPU_BUDGET, HOST_BUDGET, MINUTES_BUDGET = 12.5 * GIBIBYTE, 9e9, 25.0  # of a lesson, at Llama-3.2-1B's size
 HOST_SECONDS = 60.0  # of a T4's minutes: fetching 2.5 GB of weights, at 40 MB/s
 ASSETS = ("smollm2", "benchmarks")  # whose tokenizer and documents stand for the hub's
+GPT2_FOLDER = Path(course_utils.__file__).parent / "data" / "gpt2"
 _CHUNK = 2**24  # random numbers made at once
 _SEED = 13
 
@@ -51,7 +52,7 @@ class Shape:
 
     Attributes:
         llama, gpt2: configurations as in a `config.json`, without the tokenizer's numbers.
-        chosen: the hub id under which the first is served; where it isn't the hub profile's own, `COURSE_LLAMA` names it.
+        chosen: the hub id under which the first is served; `COURSE_LLAMA` names it unless it is the hub profile's own.
         stand_in: a smaller model in the place of Llama-3.2-1B: the card and the budgets are as much smaller.
     """
 
@@ -188,10 +189,11 @@ class Rehearsed:
             yield f"{self.name} failed at {self.failure}"
         if not self.cells:
             return
+        gpu, host = self.gpu, self.host
         for cell, peak, budget, device, holders in (
-            (self.gpu, self.gpu.gpu_peak, GPU_BUDGET * self.share, "on the GPU", self.gpu.gpu_holders),
-            (self.host, self.host.host_peak, HOST_BUDGET * host_share(self.share), "in host memory", self.host.host_holders),
-        ):  # fmt: skip
+            (gpu, gpu.gpu_peak, GPU_BUDGET * self.share, "on the GPU", gpu.gpu_holders),
+            (host, host.host_peak, HOST_BUDGET * host_share(self.share), "in host memory", host.host_holders),
+        ):
             if peak > budget:
                 held = "; ".join(f"{what}: {shown(size)}" for what, size in holders[:5])
                 yield (
@@ -259,7 +261,7 @@ def rehearse(
 
 def tokenizers() -> dict[str, Path]:
     """For each role, the folder of the embedded model, whose tokenizer serves: the hub's are not at hand."""
-    return {"llama": embedded_llama(), "gpt2": Path(course_utils.__file__).parent / "data" / "gpt2"}
+    return {"llama": embedded_llama(), "gpt2": GPT2_FOLDER}
 
 
 def explanation(shape: Shape) -> str:

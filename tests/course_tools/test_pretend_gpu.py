@@ -115,7 +115,10 @@ def test_the_numbers_are_those_of_the_processor():
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         optimizer.step()
         assert not torch.equal(model.lm_head.weight.cpu(), plain.lm_head.weight)
-        generated = plain.generate(ids, max_new_tokens=4), tiny_llama().to("cuda").generate(ids.cuda(), max_new_tokens=4)
+        generated = (
+            plain.generate(ids, max_new_tokens=4),
+            tiny_llama().to("cuda").generate(ids.cuda(), max_new_tokens=4),
+        )
         assert torch.equal(generated[0], generated[1].cpu())
 
 
