@@ -43,8 +43,11 @@ _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
 # without special cases. Python code sees "cuda:0".
 _CORE = torch.device("ipu", 0)
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
-_NOTED = 2**20  # bytes from which on a tensor's line is noted
+_NOTED = 2**16  # bytes from which on a tensor's line is noted
+_LARGE_TENSOR = 2**26  # bytes before which one looks whether this machine has them
 _MATH, _EFFICIENT = 0, 2  # numbers of torch's attention kernels
+_MANY_SCORES = 2**23  # of attention, from which on writing them out takes the processor too long
+_BYTES_A_SCORE = 13  # when they are: scores, softmax and its repaired copy in float32, and a mask
 # May read the other device: copies, and indices that may stay in main memory.
 _CROSS_DEVICES = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_", "set_", "lift_fresh"}
 
@@ -211,8 +214,9 @@ class PretendGPU(TorchDispatchMode):
         self.card, self.exact_rows, self.names, self.spare = card, exact_rows, names, spare
         self.alive = 0
         self.highest = 0
+        self.training = False  # whether the present operation's inputs are to get gradients
         self.count = Count()
-        self._stored: dict[int, tuple[int, str, weakref.ref]] = {}
+        self._stored: dict[int, tuple[int, tuple[str, list[int], torch.dtype] | None, weakref.ref]] = {}
         self._told = 0  # the peak that `holders` describes
         self._patches = list(_patches(self))
         self._names = _Names()
@@ -260,6 +264,15 @@ class PretendGPU(TorchDispatchMode):
             before, self.count, self._told = self.count, Count(peak=self.alive), 0
             return before
 
+    def pass_by(self, size: int) -> None:
+        """Count bytes that an operation would hold on the card while it runs."""
+        with self._lock:
+            self.count.peak = max(self.count.peak, self.alive + size)
+            self.highest = max(self.highest, self.alive + size)
+            if self.alive + size > 1.02 * self._told + 2**20:
+                self._told = self.alive + size
+                self.count.holders = sorted([*self.holders(), (f"attention's scores, {_line()}", size)], key=_by_size)
+
     def forget_highest(self) -> None:
         """What `torch.cuda.max_memory_allocated` tells begins anew."""
         self.highest = self.alive
@@ -276,6 +289,7 @@ class PretendGPU(TorchDispatchMode):
         if device is not None:
             kwargs = kwargs | {"device": _CPU if to_card else device}
         _check_devices(func, flat, to_card)
+        self.training = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
         start = time.perf_counter()
         result = self._on_processor(func, *_inside(args), **_inside(kwargs))
         self.count.busy += time.perf_counter() - start
@@ -320,16 +334,16 @@ class PretendGPU(TorchDispatchMode):
             known = self._stored.get(key)
             if known is not None and known[2]() is storage:
                 return
-            label = _line(f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}") if size >= _NOTED else ""
+            label = (_line(), list(value.shape), value.dtype) if size >= _NOTED else None
             self._stored[key] = (size, label, weakref.ref(storage, functools.partial(self._free, key, size)))
             self.alive += size
             self.highest = max(self.highest, self.alive)
             if self.alive > self.count.peak:
                 self.count.peak = self.alive
-                if self.alive > 1.02 * self._told + 16 * _NOTED:
+                if self.alive > 1.02 * self._told + 2**20:
                     self._told = self.alive
                     self.count.holders = self.holders()
-        if size >= 64 * _NOTED and psutil.virtual_memory().available < self.spare:
+        if size >= _LARGE_TENSOR and psutil.virtual_memory().available < self.spare:
             held = ", ".join(f"{what}: {amount / GIBIBYTE:.2f} GiB" for what, amount in self.holders()[:4])
             raise torch.cuda.OutOfMemoryError(
                 f"This machine's memory is full. The {self.card.name} would hold {self.alive / GIBIBYTE:.2f} GiB by "
@@ -351,9 +365,15 @@ class PretendGPU(TorchDispatchMode):
             size = sum(left.pop(key)[0] for key in keys)
             if size:
                 found[f"model {name}"] = size
+        by_line: dict[str, list[tuple[int, str]]] = {}
         for size, label in left.values():
-            found[label or "small tensors"] = found.get(label or "small tensors", 0) + size
-        return sorted(found.items(), key=lambda item: -item[1])[:12]
+            line, what = (label[0], f"{label[1]} {label[2]}".replace("torch.", "")) if label else ("small tensors", "")
+            by_line.setdefault(line, []).append((size, what))
+        for line, parts in by_line.items():
+            many = f"{len(parts)} tensors, the largest " if len(parts) > 1 else ""
+            what = max(parts)[1]
+            found[f"{line} ({many}{what})" if what else line] = sum(size for size, _ in parts)
+        return sorted(found.items(), key=_by_size)[:12]
 
     def host_holders(self) -> list[tuple[str, int]]:
         """Models in main memory, by the names of their variables, largest first."""
@@ -366,7 +386,7 @@ class PretendGPU(TorchDispatchMode):
             counted |= storages.keys()
             if size:
                 found.append((f"model {name}", size))
-        return sorted(found, key=lambda item: -item[1])[:6]
+        return sorted(found, key=_by_size)[:6]
 
     def _add_work(self, func: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], result: Any) -> None:
         if func.is_view:
@@ -379,6 +399,10 @@ class PretendGPU(TorchDispatchMode):
         self.count.flops += flops
         self.count.moved += size
         self.count.seconds += self.card.seconds(flops, size, dtype)
+
+
+def _by_size(holder: tuple[str, int]) -> int:
+    return -holder[1]
 
 
 def _guards() -> Any:
@@ -446,18 +470,18 @@ def _check_devices(func: Callable, values: list, to_card: bool) -> None:
         )
 
 
-def _line(what: str) -> str:
-    """What was made, and the line that made it: of the lesson's cell, or else the first outside torch."""
+def _line() -> str:
+    """The line that makes a tensor: of the lesson's cell, and the innermost of course_utils."""
     frame: FrameType | None = sys._getframe(1)
-    outside = ""
+    inside = ""
     while frame is not None:
         file = frame.f_code.co_filename.replace("\\", "/")
         if "ipykernel_" in file or "<ipython-input" in file:
-            return f"{what}, line {frame.f_lineno} of the cell{outside}"
-        if "/course_utils/" in file and not outside:
-            outside = f" in {frame.f_code.co_name} ({file.rpartition('/')[2]}:{frame.f_lineno})"
+            return f"line {frame.f_lineno} of the cell{inside}"
+        if "/course_utils/" in file and not inside:
+            inside = f" in {frame.f_code.co_name} ({file.rpartition('/')[2]}:{frame.f_lineno})"
         frame = frame.f_back
-    return what + outside
+    return inside.strip() or "elsewhere"
 
 
 def _models(names: dict) -> Iterator[tuple[str, nn.Module]]:
@@ -488,7 +512,10 @@ def _weights(model: nn.Module) -> Iterator[Tensor]:
 def _choose_attention(
     card: PretendGPU, query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool = False, **kwargs: Any
 ) -> int:
-    return _MATH if enable_gqa and query.shape[-3] != key.shape[-3] else _EFFICIENT
+    """Shared keys have it written out; without training a large one is only counted so, see `_attend`."""
+    scores = query.numel() // query.shape[-1] * key.shape[-2]
+    shared = query.shape[-3] != key.shape[-3]
+    return _MATH if shared and (card.training or scores <= _MANY_SCORES) else _EFFICIENT
 
 
 def _attend(
@@ -503,6 +530,11 @@ def _attend(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:
+    sharing = query.shape[-3] // key.shape[-3]
+    if sharing > 1:
+        scores = query.numel() // query.shape[-1] * key.shape[-2]
+        card.pass_by(_BYTES_A_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
+        key, value = (tensor.repeat_interleave(sharing, -3) for tensor in (key, value))
     out, sums = _aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale
     )

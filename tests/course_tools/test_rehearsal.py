@@ -17,16 +17,16 @@ GPT2_FOLDER = rehearsal.GPT2_FOLDER
 LLAMA = {
     "model_type": "llama",
     "num_hidden_layers": 4,
-    "hidden_size": 256,
+    "hidden_size": 128,
     "intermediate_size": 512,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 16_384,
+    "head_dim": 16,
+    "vocab_size": 50_304,
     "tie_word_embeddings": True,
     "dtype": "bfloat16",
 }
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 512, "vocab_size": 16_384}
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 512, "vocab_size": 50_304}
 SMALL = Shape(LLAMA, GPT2, stand_in=True)
 FOUR_BYTES = 4 * rehearsal.parameters(LLAMA)
 START = "from course_utils.session import start\nsession = start('01')"
@@ -68,14 +68,13 @@ def test_five_copies_are_refused_and_named(models, small_budgets):
     (refusal,) = [sentence for sentence in found.refusals() if "on the GPU" in sentence]
     assert refusal.startswith("01_small holds ")
     assert "code cell 4 (import copy)" in refusal
-    assert ("model base: " in refusal and "model copies[0]" in refusal) or "deepcopy" in refusal, refusal
+    assert "model base: " in refusal and "line 3 of the cell" in refusal, refusal
 
 
 def test_a_modest_lesson_passes_and_its_work_is_estimated(models, small_budgets):
     found = rehearse(MODEST, models, twin=SMALL)
     assert not found.failure and list(found.refusals()) == []
-    assert found.gpu.gpu_peak == pytest.approx(FOUR_BYTES, rel=0.25), "variants share every weight"
-    assert found.cells[3].gpu_peak == pytest.approx(FOUR_BYTES, rel=0.02)
+    assert found.cells[3].gpu_peak == pytest.approx(FOUR_BYTES, rel=0.02), "variants share every weight"
     assert 0 < found.minutes < 3 and found.flops > 2 * 96 * rehearsal.parameters(LLAMA)
     assert 2e8 < found.host.host_peak < 4e9
 
@@ -182,6 +181,6 @@ def test_the_command_prints_a_table_and_what_was_refused(tmp_path, monkeypatch, 
     row = next(line for line in out.splitlines() if line.startswith("│ 03"))
     assert [part.strip() for part in row.split("│")[1:-1]] == (["03", "5.00", "0.00", "2.00", "3.00", "24", "1", "ok"])
     assert "65 TFLOP/s in float16" in out and "300 GB/s" in out and "rows of text: 8" in out
-    assert json.loads((tmp_path / "build" / "rehearsal" / "03_small.json").read_text())["refused"] == []
+    assert json.loads((tmp_path / "build" / "rehearsal" / "01_small.json").read_text())["refused"] == []
     assert cli.main(["rehearse", "1", "--shape", "qwen"]) == 1
     assert "would take 30 minutes" in capsys.readouterr().out
