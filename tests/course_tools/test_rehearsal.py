@@ -75,7 +75,7 @@ def test_a_modest_lesson_passes_and_its_work_is_estimated(models, small_budgets)
     found = rehearse(MODEST, models, twin=SMALL)
     assert not found.failure and list(found.refusals()) == []
     assert found.cells[3].gpu_peak == pytest.approx(FOUR_BYTES, rel=0.02), "variants share every weight"
-    assert 0 < found.minutes < 3 and found.flops > 2 * 96 * rehearsal.parameters(LLAMA)
+    assert 0 < found.minutes < 3 and found.flops > 1.8 * 96 * rehearsal.parameters(LLAMA)
     assert 2e8 < found.host.host_peak < 4e9
 
 
