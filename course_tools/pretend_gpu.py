@@ -39,8 +39,8 @@ GIBIBYTE = 2**30
 _aten = torch.ops.aten
 _META_GUARD, _CORE_GUARD = 14, 18  # their places among torch's device guards
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
-# What torch's core takes the card for: a kind of device without a driver, streams or autograd threads, and
-# without special cases. Python code sees "cuda:0".
+# What torch's core takes the card for: a kind of device without a driver, streams, autograd threads or special cases.
+# Python code sees "cuda:0".
 _CORE = torch.device("ipu", 0)
 _GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
 _NOTED = 2**16  # bytes from which on a tensor's line is noted
@@ -92,7 +92,7 @@ class Count:
         peak: the most bytes alive at once.
         holders: (what, bytes) about that time, largest first.
         flops, moved, seconds: of all operations: FLOPs, bytes read and written, and what they take on the card.
-        busy: seconds that this machine took to compute them.
+        busy: seconds that this machine took to compute and to count them.
     """
 
     peak: int = 0
@@ -231,9 +231,8 @@ class PretendGPU(TorchDispatchMode):
             raise RuntimeError("There is one pretended card already.")
         self._lifting = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
-        self._threads = torch.autograd.set_multithreading_enabled(
-            False
-        )  # else backward looks for the card's own thread
+        # Else backward looks for the card's own thread.
+        self._threads = torch.autograd.set_multithreading_enabled(False)
         self._overwriting = torch.__future__.get_overwrite_module_params_on_conversion()
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         guards = _guards()
@@ -279,6 +278,7 @@ class PretendGPU(TorchDispatchMode):
 
     def compute(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """One operation: on the tensors inside, its results on the card if they belong there."""
+        start = time.perf_counter()
         device = kwargs.get("device")
         flat = [*_tensors(args), *_tensors(list(kwargs.values()))]
         inputs = [value for value in flat if isinstance(value, Tensor)]
@@ -290,13 +290,13 @@ class PretendGPU(TorchDispatchMode):
             kwargs = kwargs | {"device": _CPU if to_card else device}
         _check_devices(func, flat, to_card)
         self.training = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
-        start = time.perf_counter()
         result = self._on_processor(func, *_inside(args), **_inside(kwargs))
-        self.count.busy += time.perf_counter() - start
         if torch.Tag.inplace_view in func.tags:
             with torch._C._DisableTorchDispatch():
                 func(*args, **kwargs)
-        return self._outside(func, result, args, kwargs, inputs, to_card)
+        outside = self._outside(func, result, args, kwargs, inputs, to_card)
+        self.count.busy += time.perf_counter() - start
+        return outside
 
     def _on_processor(self, func: Callable, *args: Any, **kwargs: Any) -> Any:
         replaced = _REPLACED.get(func)

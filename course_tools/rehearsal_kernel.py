@@ -33,7 +33,7 @@ REDUCED = (
     f"products of matrices with more than {EXACT_ROWS} rows: an eighth of the summands",
 )
 _SAMPLING = 0.05  # seconds between two looks at the process's memory
-_SPARE = 1_200_000_000  # bytes of this machine's memory that are left alone
+_SPARE = 2_000_000_000  # bytes of this machine's memory that are left alone
 
 
 @dataclass(frozen=True)
