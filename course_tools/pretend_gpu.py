@@ -621,7 +621,7 @@ def _patches(card: PretendGPU) -> Iterator[Any]:
         "get_device_capability": lambda device=None: card.card.capability,
         "get_device_properties": lambda device=None: properties,
         "is_bf16_supported": lambda including_emulation=True: including_emulation or card.card.capability >= (8, 0),
-        "mem_get_info": lambda device=None: (card.card.memory - card.alive, card.card.memory),
+        "mem_get_info": lambda device=None: (max(0, card.card.memory - card.alive), card.card.memory),
         "memory_allocated": lambda device=None: card.alive,
         "memory_reserved": lambda device=None: card.alive,
         "max_memory_allocated": lambda device=None: card.highest,
