@@ -47,7 +47,7 @@ def test_samples_are_smaller():
     assert done.stdout.splitlines() == [
         "8 8 4",
         "24 3 2",
-        "3 True",
+        "1 True",
         "['RATIOS, SEEDS = (0.1, 0.2), range(3)\\n', 'x = range(19)\\n', 'SEEDS = range(2)']",
     ], done.stderr
 
