@@ -319,7 +319,9 @@ def _run(
     chosen = {"COURSE_GPT2": "", "COURSE_LLAMA": "" if shape.chosen == HUB_MODELS["llama"][0] else shape.chosen}
     _check_space(folder, 1.1 * sum(file.stat().st_size for model in models.values() for file in model.iterdir()))
     with serve_hub(models) as address:
-        hub = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        # One cache a shape: the hub's client takes what lies there under the same id and commit for the same model.
+        cache = folder / "hub" / "-".join(model.name for model in models.values())
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
         result = runner.execute(notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen})
     del notebook.cells[0]
     failure = ""

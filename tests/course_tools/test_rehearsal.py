@@ -47,11 +47,11 @@ def models(tmp_path_factory):
     return tmp_path_factory.mktemp("rehearsal")
 
 
-def rehearse(cells, folder, *, twin=None):
+def rehearse(cells, folder, *, twin=None, shape=SMALL):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     tokenizers = {"llama": GPT2_FOLDER, "gpt2": GPT2_FOLDER}
     return rehearsal.rehearse(
-        notebook, name="01_small", shape=SMALL, twin=twin, folder=folder, tokenizers=tokenizers
+        notebook, name="01_small", shape=shape, twin=twin, folder=folder, tokenizers=tokenizers
     )  # fmt: skip
 
 
@@ -84,6 +84,14 @@ def test_a_lesson_that_fails_is_refused_by_its_cell(models):
     assert (
         next(found.refusals()) == "01_small failed at code cell 2 (print(1 / 0)): ZeroDivisionError: division by zero"
     )
+
+
+def test_another_shape_is_another_model(models):
+    """Under the same hub id, in the same folder: no cache may give out the first one."""
+    for blocks in (4, 3):
+        other = Shape(LLAMA | {"num_hidden_layers": blocks}, GPT2, stand_in=True)
+        found = rehearse([START, LOAD, f"assert base.config.num_hidden_layers == {blocks}"], models, shape=other)
+        assert not found.failure
 
 
 def lesson(**changes):
