@@ -181,7 +181,8 @@ def measure_speed(
         speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and ceiling. Reality may be
         limited by arithmetic, by memory traffic or by a mix of both, so the ceiling is the larger of the two ratios
         (FLOPs; bytes, with the cache at its mean length). A speed-up clearly above it is a measuring mistake, one
-        far below it a finding: odd sizes, or time spent on something other than the weights.
+        far below it a finding: odd sizes, or time spent on something other than the weights. ``relative_speed`` reads
+        the same rounds with another model as the measure; they are in ``.attrs["seconds"]``.
 
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds.
@@ -217,6 +218,36 @@ def measure_speed(
                 | _summary("speedup", ratios)
                 | {"ceiling": ceilings[phase]}
             )
+    speed = pd.DataFrame(rows)
+    speed.attrs["seconds"] = samples
+    return speed
+
+
+def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The rounds of ``measure_speed`` once more, with another model as the measure of speed.
+
+    The ratio of two speed-ups over a third model would carry the third one's noise twice; here the two models are
+    compared round by round.
+
+    Args:
+        speed: what ``measure_speed`` returned, not a part of it.
+        reference: the model that the others are compared with.
+
+    Returns:
+        Two rows a model, in the order of ``speed``: model, phase, speedup over ``reference`` with ci_low and ci_high.
+
+    Raises:
+        ValueError: the frame has no rounds in ``.attrs["seconds"]``, or no such model.
+    """
+    samples = speed.attrs.get("seconds")
+    if samples is None:
+        raise ValueError('relative_speed needs the frame of measure_speed itself, with its .attrs["seconds"].')
+    checks.one_of("reference", reference, tuple(samples))
+    rows = []
+    for name, phase in zip(speed["model"], speed["phase"], strict=True):
+        seconds = {model: [lap[phase] for lap in samples[model]] for model in (reference, name)}
+        ratios = _ratios(seconds[reference], seconds[name])
+        rows.append({"model": name, "phase": phase} | _summary("speedup", ratios))
     return pd.DataFrame(rows)
 
 

@@ -169,14 +169,16 @@ def paired(
     return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
 
 
-def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, float, float]:
-    """How many times as high a perplexity is as another one on the same rows of text.
+def perplexity_ratio(
+    score: Perplexity | pd.DataFrame, reference: Perplexity | pd.DataFrame
+) -> tuple[float, float, float]:
+    """How many times as high a perplexity is as another one on the same rows of text or the same documents.
 
     Ratios compare perplexities that differ by factors of thousands, where the differences of ``paired`` say little.
 
     Args:
-        score: of the model in question.
-        reference: of the model that it is compared with, on the same rows.
+        score: of the model in question; or LAMBADA's row "perplexity" of a frame from ``evaluate``.
+        reference: of the model that it is compared with, on the same rows or documents.
 
     Returns:
         ``score.perplexity / reference.perplexity``, and the ends of its 95 % interval: the exponential of
@@ -184,9 +186,14 @@ def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, f
         for a single row.
 
     Raises:
-        ValueError: the results are of different rows or dtypes.
+        ValueError: the results are of different rows, documents or dtypes, or no single perplexities.
     """
     a, b = (_scores(result)[0] for result in (score, reference))
+    if not a.metric == b.metric == "perplexity":
+        raise ValueError(
+            f"perplexity_ratio compares two perplexities; got {a.metric!r} and {b.metric!r}. Keep the one row of a "
+            "frame: frame[frame.metric == 'perplexity']."
+        )
     _check_pair(a, b)
     mean, _, low, high = ratio_interval(a.totals - b.totals, b.sizes)
     return float(exp(mean)), float(exp(low)), float(exp(high))

@@ -125,13 +125,7 @@ def pruning_curve(
     for number, name in enumerate(names):
         part = frame[frame[group] == name]
         _line(ax, part, x, y, str(name), log_y=log_y, color=_colour(number), marker=_marker(number), zorder=3)
-    for name, level in (floors or {}).items():
-        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
-        ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
-        ax.annotate(
-            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
-        )  # fmt: skip
+    _floors(ax, floors or {})
     if log_y:
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
@@ -139,6 +133,67 @@ def pruning_curve(
         ax.xaxis.set_major_formatter(_PERCENT)
     _finish(ax, x_label, y_label, title)
     ax.legend(title=group)
+    return ax
+
+
+def curve_with_seeds(
+    frame: pd.DataFrame,
+    *,
+    x: str = "ratio",
+    y: str = "value",
+    group: str = "criterion",
+    seeds: str = "random",
+    x_label: str,
+    y_label: str,
+    floors: Mapping[str, float] | None = None,
+    log_y: bool = False,
+    x_percent: bool = True,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Quality against how much was removed: a line for each group, and a grey dot for each seed of the random control.
+
+    Args:
+        frame: one row a measurement, with the columns ``x``, ``y`` and ``group``; one row at each ``x`` in a group, and
+            as many as there are seeds in the group ``seeds``, where a thin line joins the medians.
+        x: the column along the horizontal axis: how much was removed.
+        y: the column along the vertical axis: the quality.
+        group: the column that names the lines.
+        seeds: the group that is drawn as dots.
+        x_label: what ``x`` is, with its unit.
+        y_label: what ``y`` is, with its unit.
+        floors: name -> level of horizontal lines, such as ``{"unpruned": 1.17, "guessing": 2.73}``.
+        log_y: a logarithmic vertical axis.
+        x_percent: ``x`` is a share and is shown in percent.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    _require(frame, [x, y, group])
+    ax = _axes(ax)
+    dots = frame[frame[group] == seeds]
+    if len(dots):
+        fewest, most = (int(number) for number in dots.groupby(x).size().agg(["min", "max"]))
+        count = str(most) if fewest == most else f"{fewest} to {most}"
+        medians = dots.groupby(x)[y].median()
+        ax.plot(medians.index, medians, color=CONTROL_COLOUR, linewidth=1, zorder=2)
+        ax.plot(
+            dots[x], dots[y], ".", color=CONTROL_COLOUR, markersize=10, alpha=0.6, zorder=4,
+            label=f"{seeds}, {count} seeds and their median",
+        )  # fmt: skip
+    for number, (name, part) in enumerate(frame[frame[group] != seeds].groupby(group, sort=False)):
+        ax.plot(part[x], part[y], color=_colour(number), marker=_marker(number), zorder=3, label=str(name))
+    _floors(ax, floors or {})
+    if log_y:
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis)
+    ax.margins(y=0.1)  # room for a floor's name at the top
+    if x_percent:
+        ax.xaxis.set_major_formatter(_PERCENT)
+    _finish(ax, x_label, y_label, title)
+    ax.legend(fontsize="small")
     return ax
 
 
@@ -252,6 +307,77 @@ def choices_with_intervals(
     return ax
 
 
+def against_random(
+    choices: Mapping[str, Sequence[float]],
+    controls: Mapping[str, Sequence[float]],
+    *,
+    x_label: str,
+    limit: float,
+    lines: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What was chosen beside random sets, all as ratios on one logarithmic axis: a row each, a dot for every set.
+
+    A ratio above ``limit`` stands at the right edge as an arrow with its number, so that one wreck doesn't squash the
+    rest.
+
+    Args:
+        choices: name -> (ratio, lower end, upper end of its 95 % interval), from the top down.
+        controls: name -> the ratios of its random sets, below the choices, in grey.
+        x_label: what the ratio is.
+        limit: the largest ratio that is drawn to scale.
+        lines: name -> level of vertical lines, such as ``{"unpruned": 1}``; those above ``limit`` are left out.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no choices and no controls, or a random control without sets.
+    """
+    if (not choices and not controls) or not all(len(ratios) for ratios in controls.values()):
+        raise ValueError("against_random needs choices or controls, and at least one set in each control.")
+    names = [*choices, *controls]
+    ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, (value, low, high) in enumerate(choices.values()):
+        if value > limit:
+            _beyond(ax, place, limit, [value], _colour(0))
+            continue
+        error = [[value - low], [min(high, limit) - value]]
+        ax.errorbar(value, place, xerr=error, fmt="o", color=_colour(0), markersize=9, capsize=4, zorder=4)
+    for place, ratios in enumerate(controls.values(), start=len(choices)):
+        inside = [ratio for ratio in ratios if ratio <= limit]
+        jitter = np.linspace(-0.22, 0.22, len(ratios))[: len(inside)]
+        ax.plot(inside, place + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
+        _beyond(ax, place, limit, [ratio for ratio in ratios if ratio > limit], CONTROL_COLOUR)
+    for name, level in (lines or {}).items():
+        if level <= limit:
+            ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+            ax.annotate(
+                name, (level, -0.75), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
+            )
+    ax.set_xscale("log")
+    ax.set_xlim(right=limit * 1.1)
+    log_ticks(ax.xaxis)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -1.1)
+    ax.grid(axis="y", visible=False)
+    _finish(ax, x_label, "", title)
+    return ax
+
+
+def _beyond(ax: Axes, place: int, limit: float, ratios: Sequence[float], colour: object) -> None:
+    """An arrow at the right edge for ratios that are too large to draw, with their numbers."""
+    if not len(ratios):
+        return
+    worst = sorted(ratios)
+    written = f"×{worst[-1]:,.0f}" if len(worst) == 1 else f"{len(worst)} sets, ×{worst[0]:,.0f} to ×{worst[-1]:,.0f}"
+    ax.plot(limit, place, ">", color=colour, markersize=9, clip_on=False, zorder=4)
+    ax.annotate(
+        written, (limit, place), xytext=(-9, -11 if len(worst) > 1 else 0), textcoords="offset points", ha="right",
+        va="center", color=colour, fontsize="small",
+    )  # fmt: skip
+
+
 def ability_and_bias(
     frame: pd.DataFrame,
     *,
@@ -287,7 +413,7 @@ def ability_and_bias(
         ax.errorbar(row["price"], row["bias"], xerr=ends[0], yerr=ends[1], linestyle="", capsize=3, label=name, **looks)
     ax.axhline(0, color=FLOOR_COLOUR, linewidth=1.5)
     ax.set_xscale("log")
-    ax.set_xlim(right=min(limit, max(ax.get_xlim()[1], 1.2)))
+    ax.set_xlim(max(0.8, ax.get_xlim()[0]), min(limit, max(ax.get_xlim()[1], 1.2)))
     ax.set_xticks(
         [tick for tick in (0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5) if np.prod(np.sign(tick - np.array(ax.get_xlim()))) < 0]
     )
@@ -298,14 +424,115 @@ def ability_and_bias(
     if len(broken):
         lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
         ax.text(0.98, 0.03, "\n".join(["not drawn, broken:", *lines]), transform=ax.transAxes, ha="right", size="small")
-    ax.legend(fontsize="small", loc="upper right")
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=4)
+    return ax
+
+
+def curves_with_seeds(
+    curves: Mapping[str, Mapping[float, Sequence[float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    floors: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A few lines to tell apart from afar: a dot for each seed, a line through the medians, a name at its end.
+
+    The vertical axis is logarithmic, the horizontal one shows shares in percent.
+
+    Args:
+        curves: name -> share removed -> the scores there, one a seed. "random" is drawn in grey.
+        x_label: what was removed.
+        y_label: what the scores are, with their unit.
+        floors: name -> level of horizontal lines, such as ``{"guessing": 49152}``.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no curves, or one without scores.
+    """
+    if not curves or not all(curve and all(map(len, curve.values())) for curve in curves.values()):
+        raise ValueError("curves_with_seeds needs at least one curve, and at least one score at each of its places.")
+    ax = _axes(ax)
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = CONTROL_COLOUR if name == "random" else _colour(number)
+        medians = [float(np.median(values)) for values in curve.values()]
+        ax.plot(list(curve), medians, color=colour, linewidth=3)
+        for share, values in curve.items():
+            marker = "." if len(values) > 1 else _marker(number)
+            ax.plot([share] * len(values), values, marker, color=colour)
+        ax.annotate(name, (list(curve)[-1], medians[-1]), xytext=(12, 0), textcoords="offset points", color=colour,
+                    va="center", weight="bold", annotation_clip=False)  # fmt: skip
+    for name, level in (floors or {}).items():
+        ax.axhline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+        ax.annotate(name, (0, level), xytext=(0, 4), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small")
+    ax.set_yscale("log")
+    log_ticks(ax.yaxis)
+    ax.set_xticks(sorted({share for curve in curves.values() for share in curve}))
+    ax.xaxis.set_major_formatter(_PERCENT)
+    _finish(ax, x_label, y_label, title)
+    return ax
+
+
+def against_random(
+    scores: Mapping[str, float],
+    random: Mapping[str, Sequence[float]],
+    *,
+    x_label: str,
+    floors: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Choices below each other, each a dot with its value, and the random controls below them: a dot for each seed.
+
+    A dashed line runs up from the median of the first control. The axis is logarithmic.
+
+    Args:
+        scores: what was chosen -> its score, such as a perplexity; from the top down.
+        random: the name of a control -> the scores of its seeds.
+        x_label: what the scores are, with their unit.
+        floors: name -> level of vertical lines, such as ``{"unpruned": 1}``.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no scores, no control, or one that isn't positive.
+    """
+    seeds = [value for values in random.values() for value in values]
+    if not scores or not seeds or min(*scores.values(), *seeds) <= 0:
+        raise ValueError("against_random needs one or more scores and random ones, all above 0.")
+    ax = _axes(ax)
+    for place, values in enumerate(random.values(), start=len(scores)):
+        ax.plot(values, [place] * len(values), ".", color=CONTROL_COLOUR, alpha=0.6, markersize=10)
+        if place == len(scores):
+            ax.axvline(float(np.median(values)), color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
+    for place, value in enumerate(scores.values()):
+        ax.plot(value, place, "o", color=_colour(0), zorder=3)
+        ax.annotate(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}", (value, place), xytext=(8, 0),
+                    textcoords="offset points", va="center", fontsize="small")  # fmt: skip
+    for name, level in (floors or {}).items():
+        ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+        ax.annotate(name, (level, -0.8), xytext=(5, 0), textcoords="offset points", va="center", fontsize="small")
+    ax.set_yticks(range(len(scores) + len(random)), [*scores, *random])
+    ax.set_ylim(len(scores) + len(random) - 0.5, -1.2 if floors else -0.6)  # from below upwards
+    ax.set_xscale("log")
+    ax.set_xlim(right=2.5 * max(*scores.values(), *seeds))  # room for the last number
+    log_ticks(ax.xaxis)
+    ax.grid(axis="y", visible=False)
+    _finish(ax, x_label, "", title)
     return ax
 
 
 def log_ticks(axis: Axis) -> None:
-    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000."""
+    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000.
+
+    Within less than a decade there are more of them, so that no axis is left with two.
+    """
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    span = high / low
+    steps = {3: (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8), 10: (1, 1.5, 2, 3, 5, 7), 300: (1, 2, 5)}
+    axis.set_major_locator(LogLocator(subs=next((subs for most, subs in steps.items() if span < most), (1,))))
     plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
     axis.set_major_formatter(plain if high < 1e7 else LogFormatterSciNotation())
     axis.set_minor_formatter(NullFormatter())
@@ -538,6 +765,17 @@ def _line(
     ax.plot(summary.index, middle, label=name, color=color, marker=marker, zorder=zorder)
     band = low.fillna(middle), high.fillna(middle)
     ax.fill_between(summary.index, *band, color=color, alpha=0.18, linewidth=0, zorder=zorder - 1)
+
+
+def _floors(ax: Axes, floors: Mapping[str, float]) -> None:
+    """Horizontal lines with their names and levels."""
+    for name, level in floors.items():
+        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
+        ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
+        ax.annotate(
+            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -445,6 +445,15 @@ def test_perplexity_ratio_pairs_rows_and_agrees_with_paired():
     assert perplexity_ratio(before, after) == pytest.approx((1 / value, 1 / high, 1 / low))
 
 
+def test_perplexity_ratio_takes_the_last_words_of_lambada(documents, tokenizer):
+    frames = [evaluate(reader(seed=seed), tokenizer, "lambada_openai") for seed in (0, 3)]
+    a, b = (frame[frame.metric == "perplexity"] for frame in frames)
+    value, low, high = perplexity_ratio(a, b)
+    assert value == pytest.approx(a.value.iloc[0] / b.value.iloc[0]) and low < value < high
+    with pytest.raises(ValueError, match="compares two perplexities; got 'acc'"):
+        perplexity_ratio(frames[0], frames[1])
+
+
 def test_perplexity_ratio_of_a_broken_model_is_infinite():
     model, batches = tiny_model(), tiny_batches()
     whole = perplexity(model, batches)

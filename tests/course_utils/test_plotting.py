@@ -105,6 +105,23 @@ def test_the_controls_band_is_one_standard_deviation(curve, log_y):
     assert ax.get_yscale() == ("log" if log_y else "linear")
 
 
+def test_curve_with_seeds_draws_a_dot_for_each_seed_and_joins_medians():
+    random = [{"criterion": "random", "ratio": r, "value": 10 * r + s} for r in (0.1, 0.2) for s in (0, 1, 8)]
+    lines = [{"criterion": "L1", "ratio": r, "value": 5.0} for r in (0.1, 0.2)]
+    ax = plotting.curve_with_seeds(
+        pd.DataFrame(lines + random), x_label="removed", y_label="bits", floors={"guessing": 9.0}, log_y=True
+    )
+    medians, dots, l1 = ax.lines[:3]
+    assert medians.get_ydata() == pytest.approx([2.0, 3.0])
+    assert len(dots.get_xdata()) == 6
+    assert list(l1.get_ydata()) == [5.0, 5.0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random, 3 seeds and their median", "L1"]
+    assert [text.get_text() for text in ax.texts] == ["guessing 9"]
+    assert ax.get_yscale() == "log"
+    with pytest.raises(ValueError, match="lacks the columns"):
+        plotting.curve_with_seeds(pd.DataFrame(lines), y="bits", x_label="removed", y_label="bits")
+
+
 def test_scores_with_intervals_draws_points_and_floors():
     rows = [
         {
@@ -154,9 +171,31 @@ def test_choices_with_intervals_puts_the_first_on_top_and_controls_in_grey():
         plotting.choices_with_intervals({})
 
 
+def test_against_random_draws_a_dot_a_set_and_names_what_lies_beyond():
+    choices = {"by influence": (1.3, 1.2, 1.4), "first 3": (8284.0, 5530.0, 12408.0)}
+    controls = {"random": [1.5, 1.7, 2.4], "with an end": [1.9, 40.0, 900.0], "wrecks": [70.0]}
+    ax = plotting.against_random(choices, controls, x_label="perplexity, × unpruned", limit=20, lines={"unpruned": 1})
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*choices, *controls]
+    assert ax.yaxis_inverted() and ax.get_xscale() == "log"
+    dots = [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
+    assert dots == [3, 1, 0]
+    assert {text.get_text() for text in ax.texts} == {"×8,284", "2 sets, ×40 to ×900", "×70", "unpruned"}
+    assert "2" in [tick.get_text() for tick in ax.get_xticklabels()]
+    for nothing in ({}, {"random": []}):
+        with pytest.raises(ValueError, match="at least one set"):
+            plotting.against_random({}, nothing, x_label="ratio", limit=2)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
-    [(1, 40, ["1", "2", "5", "10", "20"]), (10, 20_000, ["10", "100", "1,000", "10,000"]), (1, 1e9, ["$"])],
+    [
+        (1, 40, ["1", "2", "5", "10", "20"]),
+        (30, 100, ["30", "50", "70"]),
+        (1, 2, ["1.2", "1.6"]),
+        (10, 20_000, ["10", "100", "1,000", "10,000"]),
+        (1, 1e9, ["$"]),
+    ],
 )
 def test_log_ticks_are_numbers_that_one_can_read(low, high, labels):
     _, ax = plt.subplots()
@@ -292,3 +331,39 @@ def test_ability_and_bias_lists_the_broken_and_greys_the_control():
     assert ax.get_xlim()[1] < 2.6
     with pytest.raises(ValueError, match="lacks the columns"):
         plotting.ability_and_bias(frame.drop(columns="price"), y_label="x")
+
+
+def test_against_random_puts_seeds_below_the_choices_and_a_line_at_their_median():
+    ax = plotting.against_random(
+        {"l1": 380.0, "activation": 1.2}, {"random": [1.7, 2.1, 1.9], "random, block 0 spared": [1.4]},
+        x_label="× unpruned", floors={"unpruned": 1}, title="10 %",
+    )  # fmt: skip
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [
+        "l1",
+        "activation",
+        "random",
+        "random, block 0 spared",
+    ]
+    places = [(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines if line.get_linestyle() == "None"]
+    assert places == [([1.7, 2.1, 1.9], [2, 2, 2]), ([1.4], [3]), ([380.0], [0]), ([1.2], [1])]
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.9]  # the median
+    assert ax.yaxis_inverted() and ax.get_xscale() == "log" and ax.get_xlim()[1] > 900
+    assert [text.get_text() for text in ax.texts] == ["380", "1.2", "unpruned"]
+    for scores, random in (({}, {"random": [1.0]}), ({"l1": 1.0}, {}), ({"l1": 0.0}, {"random": [1.0]})):
+        with pytest.raises(ValueError, match="all above 0"):
+            plotting.against_random(scores, random, x_label="x")
+
+
+def test_curves_with_seeds_draws_a_dot_for_each_seed_and_names_the_lines():
+    curves = {"l1": {0: [30.0], 0.1: [9000.0]}, "random": {0: [30.0], 0.1: [70.0, 90.0, 75.0]}}
+    ax = plotting.curves_with_seeds(curves, x_label="removed", y_label="perplexity", floors={"guessing": 50_000.0})
+    render(ax)
+    lines = [list(line.get_ydata()) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+    assert lines == [[30, 9000], [30, 75]]  # medians
+    assert [70, 90, 75] in [list(line.get_ydata()) for line in ax.lines]
+    assert {"l1", "random", "guessing"} == {text.get_text() for text in ax.texts}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0%", "10%"]
+    for nothing in ({}, {"l1": {}}, {"l1": {0: []}}):
+        with pytest.raises(ValueError, match="at least one"):
+            plotting.curves_with_seeds(nothing, x_label="x", y_label="y")
