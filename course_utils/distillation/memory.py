@@ -110,4 +110,3 @@ def memory_plan(
         "chunk": 7 * 4 * min(_CHUNK, rows * (length - 1) * parts.vocab_size),
         "activations": activations,
     }
-

@@ -32,8 +32,6 @@ class TeacherStates:
     Attributes:
         vocab_size: of the teacher.
         teacher: what identifies it.
-        nbytes: size of the states, without the head.
-        tokens: predicted tokens that are known.
     """
 
     def __init__(self, teacher: Architecture, states: Mapping[str, Tensor]) -> None:
@@ -44,10 +42,12 @@ class TeacherStates:
 
     @property
     def nbytes(self) -> int:
+        """Size of the states, without the head."""
         return sum(states.nbytes for states in self._states.values())
 
     @property
     def tokens(self) -> int:
+        """Predicted tokens that are known."""
         return sum(map(len, self._states.values()))
 
     def check(self, batches: Sequence[Batch]) -> None:
@@ -56,13 +56,17 @@ class TeacherStates:
         missing = sum(row not in self._states for row in rows)
         if missing:
             raise ValueError(
-                f"The teacher never read {missing} of {len(rows)} rows of text. Give remember_teacher all rows that the "
-                "student is to see, those for validation included."
+                f"The teacher never read {missing} of {len(rows)} rows of text. Give remember_teacher all rows that "
+                "the student is to see, those for validation included."
             )
 
     def states(self, batch: Batch) -> Tensor:
         """The teacher's hidden states at the batch's predicted tokens, after the final norm: [tokens, hidden]."""
         return torch.cat([self._states[row] for row in rows_of(batch)]).to(batch.input_ids.device)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The teacher's head on its hidden states: [..., hidden] -> [..., vocabulary]."""
+        return self._head.logits(states)
 
     def batch_loss(self, student: Architecture, batch: Batch, **options: Any) -> Tensor:
         """``losses.batch_loss`` with this teacher.

@@ -68,8 +68,9 @@ def distill(
         checkpoint_dir: where to keep the run; None keeps nothing.
         **settings: what ``Recipe`` describes, by name; these win over ``recipe``'s. Without one, ``steps`` and ``lr``
             must be given. The others: ``loss``, ``temperature``, ``alpha`` and ``beta`` (what is learned);
-            ``accumulate``, ``warmup``, ``weight_decay`` and ``clip`` (how); ``precision``, ``recompute`` and
-            ``train_embedding`` and ``mlps_only`` (at what cost); ``validate_every``, ``patience``, ``seed`` and ``save_every``.
+            ``accumulate``, ``warmup``, ``weight_decay`` and ``clip`` (how); ``precision``, ``recompute``,
+            ``train_embedding`` and ``mlps_only`` (at what cost); ``validate_every``, ``patience``, ``seed`` and
+            ``save_every``.
 
     Returns:
         What happened, step by step, over all sessions of the run.
@@ -97,7 +98,9 @@ def distill(
         run = run_of(recipe, named, student, train, held_out)
 
     student.float()
-    for weight in weights_that_learn(recipe, student):  # storage of its own: a variant shares its weights with another model
+    for weight in weights_that_learn(
+        recipe, student
+    ):  # storage of its own: a variant shares its weights with another model
         weight.data = weight.data.clone()
     with to_train(accelerator, student) as trained, _learning(recipe, trained, *models[1:]):
         trainer = _Trainer(recipe, accelerator, trained, _loss_of(recipe, teacher))

@@ -48,7 +48,10 @@ def test_a_teacher_whose_states_are_known_is_its_head():
     config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
     whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
     options = {"rows": 4, "length": 128, "mlps_only": True}
-    apart = memory_plan(whole, narrow, **options)["teacher"] - memory_plan(whole, narrow, **options, teacher_states=True)["teacher"]
+    apart = (
+        memory_plan(whole, narrow, **options)["teacher"]
+        - memory_plan(whole, narrow, **options, teacher_states=True)["teacher"]
+    )
     teacher = AutoModelForCausalLM.from_config(config)
     known = remember_teacher(teacher, TEXT)
     assert apart == 4 * (teacher.num_parameters() - known._head.head.weight.numel())

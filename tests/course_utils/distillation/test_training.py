@@ -122,7 +122,9 @@ def test_the_embedding_can_be_left_as_it_is(family, tied, recompute, tmp_path):
 
 
 def parts_of_mlps(model):
-    return {id(w) for mlp in describe(model).mlps for part in (*mlp.inputs, mlp.output) for w in part.module.parameters()}
+    return {
+        id(w) for mlp in describe(model).mlps for part in (*mlp.inputs, mlp.output) for w in part.module.parameters()
+    }
 
 
 @pytest.mark.parametrize("recompute", [False, True])
