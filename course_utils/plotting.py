@@ -391,9 +391,11 @@ def paired_differences(
     ax.set_yticks(range(len(cases)), cases)
     ax.set_ylim(len(cases) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    _finish(ax, x_label, "", title)
+    _finish(ax, x_label, "", None)
+    if title is not None:
+        ax.set_title(title, pad=44 if len(names) > 1 else None)  # the legend stands between: it hides no point there
     if len(names) > 1:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(names))
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names))
     return ax
 
 

@@ -97,7 +97,7 @@ def memory_plan(
     for weight in weights_that_learn(recipe, student):
         weight.requires_grad_(True)
     numbers = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
-    activations = put_aside(student, rows=rows, length=length)
+    activations: float = put_aside(student, rows=rows, length=length)
     if recompute:  # a block's input each, and the inside of one
         activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
     head_learns = (embedding if tied else parts.head.weight).requires_grad

@@ -95,7 +95,7 @@ def remember_teacher(
         ValueError: no batches, or another precision than a recipe can have.
     """
     checks.one_of("precision", precision, (torch.float32, torch.bfloat16))
-    architecture, states = describe(teacher), {}
+    architecture, states = describe(teacher), dict[str, Tensor]()
     reads_16_bits = torch.autocast(teacher.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16)
     with evaluating(teacher), torch.no_grad(), reads_16_bits:
         for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=teacher.device):

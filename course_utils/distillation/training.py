@@ -30,13 +30,11 @@ from course_utils.distillation.state import Checkpoint, name_of, run_of
 from course_utils.distillation.teacher_cache import TeacherCache
 from course_utils.distillation.teacher_states import TeacherStates
 
-Teacher = PreTrainedModel | TeacherStates | TeacherCache
-
 _BETAS = (0.9, 0.95)  # AdamW's
 
 
 def distill(
-    teacher: Teacher,
+    teacher: PreTrainedModel | TeacherStates | TeacherCache,
     student: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     recipe: Recipe | None = None,
@@ -84,17 +82,16 @@ def distill(
     """
     recipe = with_settings(recipe, settings)
     vocab_size = _shared_vocabulary(recipe, teacher, student)
-    asked = isinstance(teacher, TeacherStates | TeacherCache)  # before, about all text
-    models = [student] if asked else [student, teacher]
+    models = [student, teacher] if isinstance(teacher, PreTrainedModel) else [student]
     accelerator = take_part(recipe.accumulate, models)
     reading: dict[str, Any] = {"vocab_size": vocab_size, "device": student.device}
     train = list(read_batches(batches, **reading))
     held_out = [] if validation is None else list(read_batches(validation, **reading))
-    if asked:
+    if isinstance(teacher, TeacherStates | TeacherCache):  # it was asked before, about all text
         teacher.check(train + held_out)
     run: dict[str, Any] = {}
     if checkpoint_dir is not None:
-        named = teacher.teacher if asked else name_of(teacher)
+        named = name_of(teacher) if isinstance(teacher, PreTrainedModel) else teacher.teacher
         run = run_of(recipe, named, student, train, held_out)
 
     student.float()
@@ -229,7 +226,9 @@ class _StudentWithLoss(nn.Module):
         return self._loss(self._architecture, batch)
 
 
-def _loss_of(recipe: Recipe, teacher: Teacher) -> Callable[[Architecture, Batch], Tensor]:
+def _loss_of(
+    recipe: Recipe, teacher: PreTrainedModel | TeacherStates | TeacherCache
+) -> Callable[[Architecture, Batch], Tensor]:
     """The sum over a batch's predicted tokens, of a student."""
     if isinstance(teacher, TeacherCache):
         return lambda student, batch: teacher.batch_loss(student, batch, alpha=recipe.alpha)
@@ -240,13 +239,14 @@ def _loss_of(recipe: Recipe, teacher: Teacher) -> Callable[[Architecture, Batch]
     return lambda student, batch: batch_loss(student, architecture, batch, **options)
 
 
-def _shared_vocabulary(recipe: Recipe, teacher: Teacher, student: PreTrainedModel) -> int:
+def _shared_vocabulary(
+    recipe: Recipe, teacher: PreTrainedModel | TeacherStates | TeacherCache, student: PreTrainedModel
+) -> int:
     """The size of it, where the two models fit each other and the recipe; otherwise ValueError."""
     if teacher is student:
         raise ValueError("Teacher and student are the same object; prune a copy: copy.deepcopy(teacher).")
     own = describe(student).vocab_size
-    asked = isinstance(teacher, TeacherStates | TeacherCache)
-    known = teacher.vocab_size if asked else describe(teacher).vocab_size
+    known = describe(teacher).vocab_size if isinstance(teacher, PreTrainedModel) else teacher.vocab_size
     if own != known:
         raise ValueError(
             f"The student has {own} tokens, the teacher {known}. Their predictions can be compared only over the same "
@@ -259,7 +259,7 @@ def _shared_vocabulary(recipe: Recipe, teacher: Teacher, student: PreTrainedMode
             raise ValueError(
                 f"With a teacher cache, 'temperature' must be 1, at which it was made; got {recipe.temperature!r}."
             )
-    elif not asked and teacher.device != student.device:
+    elif isinstance(teacher, PreTrainedModel) and teacher.device != student.device:
         raise ValueError(f"The teacher is on {teacher.device}, the student on {student.device}; put both on one.")
     return own
 

@@ -111,8 +111,8 @@ def check_step_losses(attempt: Callable[..., Any]) -> None:
 )
 def check_not_shown(attempt: Any) -> None:
     """``attempt`` is a set of letters."""
-    letters = set(attempt) if isinstance(attempt, set | frozenset | list | tuple | str) else None
-    require(letters is not None and letters <= set(_CLAIMS), "Give letters from A to F as a set.")
+    letters = set(attempt) if isinstance(attempt, set | frozenset | list | tuple | str) else set()
+    require(letters and letters <= set(_CLAIMS), "Give letters from A to F as a set.")
     for letter, (shown, why) in _CLAIMS.items():
         if shown:
             require(letter not in letters, f"{letter} is shown: {why}")
@@ -157,7 +157,8 @@ def check_better_recipe(attempt: Any, held_out_kl: Callable[..., Any]) -> None:
     require(
         not fixed, f"{' and '.join(fixed)} can't be chosen: more text, or more weights that learn, is no better recipe."
     )
-    baseline, given = (np.asarray(held_out_kl(settings), dtype=float) for settings in ({}, attempt))
+    plain: dict[str, Any] = {}
+    baseline, given = (np.asarray(held_out_kl(settings), dtype=float) for settings in (plain, attempt))
     require(np.isfinite(given).all(), "With yours the student is broken: the learning rate is far too high.")
     difference, _, low, high = ratio_interval(given - baseline, np.ones(len(given)))
     print(
