@@ -576,7 +576,8 @@ pd.DataFrame(trials).T.round(0).astype(int)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# @@SAW_PLAN@@
+# Not as it is: 21.75 GiB are 153 % of the card. When the teacher was asked beforehand and activations are computed twice, it is
+# still 16.92. All but the embedding takes 12.03 (84 % of the card, too close), the MLPs only 10.13 (71 %).
 #
 # </details>
 
@@ -621,9 +622,9 @@ budget.round(2)
 
 # %% [markdown]
 # Read the table from above: each line gives something up. Student, gradients and AdamW alone fill the card when everything
-# learns. Without the teacher's blocks, with recomputation and with the embedding frozen, it would fit in a calm hour. With the
-# **MLPs only** it fits with room to spare, and nothing that pruning left alone has to be learned anew. That is what this
-# lesson trains, on every machine. The price is measured below, where memory allows to train attention and norms as well.
+# learns. Without the teacher's blocks, with recomputation and with the embedding frozen, it would just fit. With the
+# **MLPs only** it fits with room to spare, and what pruning left alone stays as it was. That is what this lesson trains, on
+# every machine. The price is measured below, where memory allows to train attention and norms as well.
 #
 # In 16-bit autocast the activations shrink, but the 16 bytes a parameter stay: they hold the small steps of the training,
 # which 16 bits would round away.
@@ -642,6 +643,10 @@ budget.round(2)
 #
 # What learns is what was cut: **the MLPs alone**. Attention, norms and embedding stay as the teacher has them. The plan
 # above asks for it on a small GPU, and elsewhere it saves time. An arm below shows what it costs.
+#
+# One thing to know about the embedded model: its matrices were stored in 4 bits (Q4_1) and are multiplied out again, so the
+# weights lie on a grid. `peak_to_peak` looks at the largest weights and may rank some neurons otherwise than it would with
+# the original ones; `activation` looks at what a neuron does on text, and sees less of the grid.
 
 # %%
 from course_utils.architectures import cast_weights
@@ -833,7 +838,9 @@ pd.DataFrame({"teacher": line(whole)} | {f"{name}, {RATIO:.0%} removed": line(na
 pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_peak, pruned")], axis=1).T
 
 # %% [markdown]
-# @@TEXT_BEFORE@@
+# The same number of neurons is gone from each student, and yet they are not equally ill. Which neurons went decides whether
+# sentences are left, or only words. Before any training, compare the rows of the table: that is the distance that the arms
+# below start from.
 #
 # ## The arms, at equal tokens
 #
@@ -863,7 +870,9 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# @@SAW_ARMS@@
+# No trained peak-to-peak student passed the untrained activation student: that is the figure under *Which neurons, or which
+# loss?*. The losses on the activation student lie far closer together; their table and the two seeds stand under *The losses,
+# on the better student*.
 #
 # </details>
 
@@ -954,7 +963,9 @@ print(f"95 % interval, paired by rows: {low:.2f} to {high:.2f}")
 main.round(1)
 
 # %% [markdown]
-# @@TEXT_MAIN@@
+# Each arrow begins where pruning left a student and ends where training brought it; the dashed line is where the activation
+# student stood *before it learned anything*. A long arrow is no merit: it begins far out. The two losses of the peak-to-peak
+# student end close together, and the choice of neurons moves the whole arrow.
 #
 # **The rule of the trade:** first cut well, then train. A training repairs slowly what a better choice of neurons would not
 # have broken. More tokens shrink the gap; the published recipes spend billions, on students chosen by activations.
@@ -997,10 +1008,10 @@ recovered = {
 pd.DataFrame(recovered).T.assign(**{f"perplexity, {OTHER}": main.after.round(1)})
 
 # %% [markdown]
-# @@TEXT_RECOVERY@@
-#
-# A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind: don't rank
-# arms by it. Compare where they end, row by row on the same text.
+# Read two columns against each other: the share that came back, and the perplexity where the arm ends. They don't rank the
+# arms alike. A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind. So compare where
+# they end, row by row on the same text. And compare the two kinds of text: what an arm gains at home beyond what it gains
+# abroad is fitting.
 #
 # ## The losses, on the better student
 #
@@ -1055,7 +1066,9 @@ print(
 )
 
 # %% [markdown]
-# @@TEXT_LOSSES@@
+# A point to the left of the line is an arm that ends better than plain KL on the rows that judge, one to the right an arm that
+# ends worse. Read each against the points of *KL, seed 1*: what lies no farther from the line than those is no difference that
+# one run can show. *KL, attention too* is the price of training the MLPs alone.
 #
 # The intervals know about the *text*: with other rows, how different could it look? They don't know about the *run*; two
 # seeds give an idea of it and no more. If a small difference matters to you, spend your tokens on seeds.
@@ -1077,7 +1090,8 @@ told = [
 pd.concat([written[name] for name in told], axis=1).T
 
 # %% [markdown]
-# @@TEXT_WRITTEN@@
+# Read the rows in pairs, before and after. Training brings grammar back first, then the topic, and facts last; a few thousand
+# tokens reach the first of these. Greedy decoding also likes to repeat itself, in the teacher too.
 #
 # And the test that nobody practised: the last word of LAMBADA's passages. All models answer the same ones, so they are
 # compared passage by passage. Only the activation student takes it; where a model gets nothing right before and after, a
@@ -1087,7 +1101,8 @@ pd.concat([written[name] for name in told], axis=1).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# @@SAW_LAMBADA@@
+# Too few to be told from none, with so few passages and so few steps: the table shows how many passages changed sides. The
+# perplexity of the last word says a little more.
 #
 # </details>
 
@@ -1470,7 +1485,8 @@ print(f"largest difference of the losses: {(both.iloc[:, 0] - both.iloc[:, 1]).a
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# @@SAW_CACHE@@
+# More than the first guess of most: the line below 10 % is reached only at the right end of the figure, although a few dozen
+# words already hold most of the probability.
 #
 # </details>
 
