@@ -1625,7 +1625,7 @@ check_teaches(teaches)
 
 # %%
 FEW = 6
-judged = rows_of("evaluation", OTHER, HELD_OUT[OTHER] + 8)[HELD_OUT[OTHER] :]  # the rows behind those that judge above
+judged = rows_of("evaluation", OTHER, HELD_OUT[OTHER] + 24)[HELD_OUT[OTHER] :]  # the rows behind those that judge above
 known_of_judged = remember_teacher(on_device(teacher), judged.batches(1), precision=precision)
 
 
@@ -1640,7 +1640,7 @@ def kl_of_rows(student):
 def held_out_kl(settings):
     """Train the activation student for a few steps with these settings; its KL to the teacher on each held-out row."""
     student = fresh_student("activation")
-    recipe = Recipe(**{"lr": LR, "precision": precision, **FITTING, **settings, "steps": FEW})
+    recipe = Recipe(**{"lr": LR / 2, "precision": precision, **FITTING, **settings, "steps": FEW})
     distill(known, student, training.batches(ROWS), recipe)
     cast_weights(student, dtype)
     return kl_of_rows(student)
@@ -1650,9 +1650,10 @@ def held_out_kl(settings):
 # ### Exercise 6 · ●●● · 20 minutes
 #
 # **Beat the baseline.** Six steps, no more: how near to its teacher can you bring the activation student? Give settings of
-# `Recipe` as a dict, such as `{"lr": 1e-4, "warmup": 0.2}`; the steps and the text are fixed. `held_out_kl` trains a fresh
+# `Recipe` as a dict, such as `{"lr": 5e-5, "warmup": 0.2}`; the steps and the text are fixed. `held_out_kl` trains a fresh
 # student with them and returns the KL to the teacher for each row of text that nobody has trained on or been judged by. The
-# check compares yours with the plain recipe, paired by rows, and prints both.
+# check compares yours with a plain recipe (half the learning rate of the arms above, nothing else changed), paired by rows,
+# and prints both.
 #
 # Try things out with `held_out_kl(settings)` in a cell of your own (half a minute each on two cores). Strictly speaking, you
 # would try on one set of rows and be judged on another: what you choose on the judge's rows looks a little too good. With a
@@ -1660,16 +1661,16 @@ def held_out_kl(settings):
 #
 # <details><summary>Hint</summary>
 #
-# Which settings matter when only six steps are left? The learning rate is the first to look at: it was chosen for a longer
-# run. Watch what a much larger one does. Then the warm-up: what share of six steps does it take?
+# Which settings matter when only six steps are left? The learning rate is the first to look at: the plain one is
+# cautious. Watch what a much larger one does. Then the warm-up: what share of six steps does it take?
 #
 # </details>
 
 
 # %% tags=["exercise"]
 # BEGIN SOLUTION
-# A short run can afford larger steps; the clipping keeps the first ones in bounds.
-settings = {"lr": 6e-4}
+# A short run has to take larger steps; the clipping keeps the first ones in bounds.
+settings = {"lr": 5e-4}
 
 
 # END SOLUTION
