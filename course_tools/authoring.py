@@ -14,10 +14,6 @@ from nbformat import NotebookNode
 from course_utils.assets import ASSETS
 
 TAGS = ("install", "exercise", "quiz", "raises-exception")  # the last is Jupyter's own: the cell is meant to fail
-HARDWARE = {
-    "cpu": "any computer; no GPU needed",
-    "gpu": "a GPU helps (on Colab a free T4); works without one",
-}
 LONGEST_CELL = 40  # lines of code that one can take in at a glance
 QUESTIONS = 3  # of the quiz
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
@@ -77,7 +73,6 @@ class Lesson:
         path: the source file.
         title: without the number.
         minutes: for self-study, with the exercises.
-        hardware: a key of `HARDWARE`.
         prerequisites: what to know first, in a few words.
         assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
@@ -86,7 +81,6 @@ class Lesson:
     path: Path
     title: str
     minutes: int
-    hardware: str
     prerequisites: str
     assets: list[str]
     cells: tuple[NotebookNode, ...]
@@ -216,7 +210,7 @@ def _ends_with_check(code: str) -> bool:
 def _header(path: Path, metadata: NotebookNode) -> dict:
     """The `course` mapping of the source's header, checked."""
     header = metadata.get("course")
-    kinds = {"title": str, "minutes": int, "hardware": str, "prerequisites": str, "assets": list}
+    kinds = {"title": str, "minutes": int, "prerequisites": str, "assets": list}
     if not isinstance(header, dict) or set(header) != set(kinds):
         raise LessonError(
             f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
@@ -225,8 +219,6 @@ def _header(path: Path, metadata: NotebookNode) -> dict:
     for key, kind in kinds.items():
         if not isinstance(header[key], kind) or (not header[key] and kind is not list):
             raise LessonError(f"{path.name}: `{key}` in the header must be a {kind.__name__}, not {header[key]!r}.")
-    if header["hardware"] not in HARDWARE:
-        raise LessonError(f"{path.name}: `hardware` is {header['hardware']!r}; choose one of {', '.join(HARDWARE)}.")
     unknown = [name for name in header["assets"] if name not in ASSETS]
     if unknown:
         raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")

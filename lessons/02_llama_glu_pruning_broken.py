@@ -3,7 +3,6 @@
 #   course:
 #     title: "Carrying the recipe to Llama: how GLU pruning breaks"
 #     minutes: 75
-#     hardware: cpu
 #     prerequisites: lesson 01 (the L1 recipe on a GPT-2, pruned equals masked)
 #     assets: [smollm2, speeches]
 # ---

@@ -3,7 +3,6 @@
 #   course:
 #     title: "GLU pruning done right, and what a weight can't tell you"
 #     minutes: 75
-#     hardware: cpu
 #     prerequisites: lesson 01 (pruned equals masked, the random control), lesson 02 (why gate, up and down share one index set)
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---

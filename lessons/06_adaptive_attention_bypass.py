@@ -3,7 +3,6 @@
 #   course:
 #     title: "Adaptive attention bypass: each prompt decides"
 #     minutes: 60
-#     hardware: cpu
 #     prerequisites: lesson 05 (attention importance, bypass, cache, ceilings)
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---

@@ -3,7 +3,6 @@
 #   course:
 #     title: "Knowledge distillation: getting back what pruning took"
 #     minutes: 135
-#     hardware: cpu
 #     prerequisites: lesson 03 (width pruning of a GLU, the activation criterion, paired intervals)
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---

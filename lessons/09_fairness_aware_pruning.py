@@ -3,7 +3,6 @@
 #   course:
 #     title: "Pruning with fairness in mind, tested like a sceptic"
 #     minutes: 110
-#     hardware: cpu
 #     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---
