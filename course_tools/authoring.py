@@ -243,6 +243,10 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         is_exercise = "exercise" in tags_of(cell)
         if cell.cell_type == "code" and not is_exercise and _MARKER.search(cell.source):
             yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
+        if cell.cell_type == "code" and not is_exercise and len(cell.source.splitlines()) > LONGEST_CELL:
+            yield f"cell {position} has {len(cell.source.splitlines())} lines; {LONGEST_CELL} is the most. Split it."
+        if _PREDICTION.search(cell.source) and WHAT_WE_SAW not in cell.source:
+            yield f"cell {position} asks to predict and has no answer; end it with {WHAT_WE_SAW} … </details>."
     installs = [cell for cell in code if "install" in tags_of(cell)]
     if len(installs) != 1 or code[0] is not installs[0] or installs[0].source.strip():
         yield (
@@ -262,7 +266,10 @@ def _exercise_problems(lesson: Lesson) -> Iterator[str]:
             continue
         count += 1
         try:
-            take_apart(cell.source)
+            exercise = take_apart(cell.source)
+            longest = max(len(exercise.code(part).splitlines()) for part in (exercise.stub, exercise.solution))
+            if longest > LONGEST_CELL:
+                yield f"exercise {count} has {longest} lines; {LONGEST_CELL} is the most."
         except LessonError as error:
             yield f"exercise {count}: {error}"
         text = before.source if before is not None and before.cell_type == "markdown" else ""
@@ -285,5 +292,5 @@ def _quiz_problems(lesson: Lesson) -> Iterator[str]:
     except LessonError as error:
         yield f"quiz: {error}"
         return
-    if count not in (0, QUESTIONS):
+    if count != QUESTIONS:
         yield f'{count} quiz questions; a lesson has {QUESTIONS}, each a text cell `# %% [markdown] tags=["quiz"]`.'

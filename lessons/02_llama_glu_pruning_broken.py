@@ -612,6 +612,7 @@ for number in range(3):
         print(f"  {name:<9} {' '.join(text.split())[:105]}")
 del contestants, broken, model  # one damaged model at a time: a large one may have no room for two
 
+# %%
 pd.DataFrame(
     {
         name: {
