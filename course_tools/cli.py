@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from course_tools import environment, notebooks, processes, runner
+from course_tools import authoring, environment, notebooks, processes, quotes, runner
 from course_utils import assets, session
 from course_utils.files import write_text
 
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Execute lessons as a reader's "Run all" would, write notebooks and pages to build/, print a table."""
-    lessons = [notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS, args.lessons)]
+    lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
     if not lessons:
         print("There are no lessons yet.")
         return 0
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def test(args: argparse.Namespace, console: Console) -> int:
     """Run the tests: the fast ones, then those on the embedded models, then every lesson."""
     if not args.fast:
-        fetch_assets([notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS)])
+        fetch_assets([authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)])
     if "-m" in args.rest:  # the reader's own choice
         return _pytest("Tests", args.rest)
     # Two processes with one thread each are faster than one with two, but not where a test takes the time.
@@ -122,13 +123,13 @@ def check(args: argparse.Namespace, console: Console) -> int:
 def build(args: argparse.Namespace, console: Console) -> int:
     """Write notebooks/ and the README's lesson table from lessons/; with --execute, save fresh outputs too."""
     course = notebooks.Course.read(ROOT)
-    lessons = [notebooks.read_lesson(path) for path in notebooks.find_lessons(LESSONS, args.lessons)]
+    lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
     failures = []
     if args.execute:
         fetch_assets(lessons)
         with _Reporter(console, len(lessons)) as reporter:
             for lesson in lessons:  # each saved when it has run: a later one may be interrupted
-                notebook = notebooks.build_notebook(lesson, course, "exercises")
+                notebook = notebooks.both_forms(lesson, course)
                 result = reporter.execute(notebook, lesson.name, "embedded")
                 if result.failure:
                     failures.append(result)
@@ -136,6 +137,9 @@ def build(args: argparse.Namespace, console: Console) -> int:
                     _write_notebooks(lesson, course, executed=notebook)
     for lesson in lessons:
         _write_notebooks(lesson, course)
+        saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
+        for problem in quotes.unsupported(saved):
+            print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
     for result in failures:
@@ -143,7 +147,7 @@ def build(args: argparse.Namespace, console: Console) -> int:
     return int(bool(failures))
 
 
-def fetch_assets(lessons: Sequence[notebooks.Lesson]) -> None:
+def fetch_assets(lessons: Sequence[authoring.Lesson]) -> None:
     """Fetch what these lessons open off the hub and convert the Llama, saying so only if something is missing.
 
     Args:
@@ -152,7 +156,7 @@ def fetch_assets(lessons: Sequence[notebooks.Lesson]) -> None:
     Raises:
         assets.AssetError: it can't be fetched.
     """
-    needed = notebooks.assets_of(lessons)
+    needed = authoring.assets_of(lessons)
     if not all(map(assets.is_cached, needed)):
         print(f"Filling the cache ({assets.cache_dir()}), once:", flush=True)
     for name in needed:
@@ -163,7 +167,7 @@ def fetch_assets(lessons: Sequence[notebooks.Lesson]) -> None:
         embedded_llama()
 
 
-def _write_notebooks(lesson: notebooks.Lesson, course: notebooks.Course, executed: NotebookNode | None = None) -> None:
+def _write_notebooks(lesson: authoring.Lesson, course: notebooks.Course, executed: NotebookNode | None = None) -> None:
     for path, text in notebooks.render(lesson, course, NOTEBOOKS, executed=executed).items():
         _write(path, text)
 

@@ -18,7 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from course_tools import notebooks
+from course_tools import authoring
 from course_utils import assets, session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def _gpu() -> Finding:
 
 def _cache() -> Finding:
     folder = assets.cache_dir()
-    needed = notebooks.assets_of(map(notebooks.read_lesson, notebooks.find_lessons(ROOT / "lessons")))
+    needed = authoring.assets_of(map(authoring.read_lesson, authoring.find_lessons(ROOT / "lessons")))
     missing = [name for name in needed if not assets.is_cached(name)]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / _GIGABYTE
     text = f"{folder}, {size:.1f} GB"

@@ -1,4 +1,4 @@
-"""How well a model predicts: the log-likelihoods of tokens, and the perplexity of a text.
+"""How well a model predicts: the log-likelihoods of tokens, the perplexity of a text, and what it writes itself.
 
 ``logits_one_by_one`` reads through the cache, to test it.
 """
@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import Architecture, cache_keyword, describe, evaluating
@@ -147,6 +148,38 @@ def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: T
         for chunk, answers in architecture.chunks(states, targets)
     ]
     return torch.cat(parts).cpu().double()
+
+
+@torch.no_grad()
+def continuations(
+    models: Mapping[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 24,
+) -> pd.DataFrame:
+    """What each model writes after each prompt, greedily: a row a prompt, a column a model, the new text alone.
+
+    Args:
+        models: name -> model.
+        tokenizer: theirs.
+        prompts: each is continued by itself, so padding can't change a word.
+        new_tokens: at most so many; a model that ends its text earlier is left to.
+
+    Raises:
+        ValueError: no model, no prompt, or ``new_tokens`` below 1.
+    """
+    checks.whole_number("new_tokens", new_tokens, least=1)
+    if not models or not prompts:
+        raise ValueError(f"Got {len(models)} models and {len(prompts)} prompts; give at least one of each.")
+    written = pd.DataFrame(index=pd.Index(prompts, name="prompt"), columns=list(models), dtype=object)
+    for name, model in models.items():
+        for prompt in prompts:
+            ids = tokenizer(prompt, return_tensors="pt").to(model.device)
+            whole = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False)
+            new = tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+            written.loc[prompt, name] = " ".join(new.split())
+    return written
 
 
 @torch.no_grad()

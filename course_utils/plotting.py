@@ -32,7 +32,11 @@ _FLOOR_DASHES = {"chance": (0, (1, 1.5)), "majority": (0, (5, 2))}
 
 
 def style() -> None:
-    """Set fonts, colours and grid for the rest of the session: readable on a projector. Calling it twice is fine."""
+    """Set fonts, colours and grid for the rest of the session: readable on a projector. Calling it twice is fine.
+
+    Tables show their texts whole, too: pandas cuts them at 50 characters.
+    """
+    pd.set_option("display.max_colwidth", None)
     sns.set_theme(
         context="notebook",
         style="whitegrid",
@@ -245,6 +249,56 @@ def choices_with_intervals(
     ax.set_xscale("log")
     log_ticks(ax.xaxis)
     _finish(ax, "perplexity, 95 % interval (lower is better)", "", title)
+    return ax
+
+
+def ability_and_bias(
+    frame: pd.DataFrame,
+    *,
+    y_label: str,
+    control: str = "random",
+    limit: float = 2.5,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What an intervention costs against the bias that it leaves: a point an arm, with the intervals of both.
+
+    Args:
+        frame: index the arms' names; columns "price" (perplexity, x unpruned), "price_low", "price_high", "bias",
+            "bias_low", "bias_high"; nan ends draw no interval.
+        y_label: of the bias; 0 is drawn as a line.
+        control: arms whose name begins with it are small grey dots.
+        limit: arms whose price is above it are listed in a corner: they would squash the others.
+        title: above the figure.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
+    """
+    _require(frame, ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"])
+    ax = plt.subplots(figsize=(9, 6.5), layout="constrained")[1] if ax is None else ax
+    dots = frame[frame.index.str.startswith(control)]
+    if len(dots):
+        ax.scatter(dots["price"], dots["bias"], s=50, color="0.6", zorder=1, label=control)
+    known = frame.drop(dots.index)
+    for number, (name, row) in enumerate(known[known["price"] <= limit].iterrows()):
+        ends = [[[row[of] - row[f"{of}_low"]], [row[f"{of}_high"] - row[of]]] for of in ("price", "bias")]
+        looks = {"color": f"C{number + (number > 6)}", "marker": _MARKERS[number % len(_MARKERS)]}  # C7 is grey
+        ax.errorbar(row["price"], row["bias"], xerr=ends[0], yerr=ends[1], linestyle="", capsize=3, label=name, **looks)
+    ax.axhline(0, color=FLOOR_COLOUR, linewidth=1.5)
+    ax.set_xscale("log")
+    ax.set_xlim(right=min(limit, max(ax.get_xlim()[1], 1.2)))
+    ax.set_xticks(
+        [tick for tick in (0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5) if np.prod(np.sign(tick - np.array(ax.get_xlim()))) < 0]
+    )
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="perplexity, × unpruned", ylabel=y_label, title=title)
+    broken = known[known["price"] > limit]
+    if len(broken):
+        lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
+        ax.text(0.98, 0.03, "\n".join(["not drawn, broken:", *lines]), transform=ax.transAxes, ha="right", size="small")
+    ax.legend(fontsize="small", loc="upper right")
     return ax
 
 

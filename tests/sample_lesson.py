@@ -61,7 +61,22 @@ def double(x):
 #     ...  # your code
 # END STUB
 check_double(double)
+""" + "".join(
+    f"""
+# %% [markdown] tags=["quiz"]
+# What is {number} times 2?
+#
+# - [ ] {number}
+#   > That is once.
+# - [x] {2 * number}
+#   > Doubled.
+# - [ ] {3 * number},
+#   or so
+#   > That is three times,
+#   > not twice.
 """
+    for number in (1, 2, 3)
+)
 
 
 def write_lesson(folder: Path, text: str = LESSON, name: str = "01_small") -> Path:

@@ -27,7 +27,8 @@ LAYERS = {
     "data": "models texts",
     "methods": "reports influence width heads channels depth attention adaptive checkpoints export",
     "measuring": (
-        "uncertainty language_modelling evaluation benchmark_tasks benchmarking plotting components activations"
+        "uncertainty language_modelling evaluation benchmark_tasks benchmarking plotting diagrams components "
+        "activations"
     ),
     "wings": "distillation bias compress",
     "top": "exercises",

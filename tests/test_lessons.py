@@ -1,7 +1,7 @@
 """The lessons themselves: sources well-formed, notebooks fresh and clean, and every one of them runs."""
 
 import ast
-import copy
+import itertools
 import re
 from pathlib import Path
 
@@ -9,12 +9,12 @@ import nbformat
 import pytest
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import notebooks, readme_figure, runner
+from course_tools import authoring, notebooks, quotes, readme_figure, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = notebooks.Course.read(ROOT)
-PATHS = notebooks.find_lessons(ROOT / "lessons")
+PATHS = authoring.find_lessons(ROOT / "lessons")
 
 # What a saved output may not show: where the course was run, secrets, noise, addresses other than sources to read.
 PRIVATE = re.compile(r"/home/\w|/root\b|/Users/\w|/tmp/\w|[A-Z]:\\\\?Users|site-packages|\bhf_[A-Za-z0-9]{20,}")
@@ -24,7 +24,7 @@ each_lesson = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in 
 
 
 def saved(path, form="exercises"):
-    return nbformat.read(notebooks.notebook_paths(notebooks.read_lesson(path), NOTEBOOKS)[form], as_version=4)
+    return nbformat.read(notebooks.notebook_paths(authoring.read_lesson(path), NOTEBOOKS)[form], as_version=4)
 
 
 def outputs_of(notebook):
@@ -42,7 +42,7 @@ def texts_of(output):
 
 @each_lesson
 def test_notebooks_are_fresh(path):
-    for file, text in notebooks.render(notebooks.read_lesson(path), COURSE, NOTEBOOKS).items():
+    for file, text in notebooks.render(authoring.read_lesson(path), COURSE, NOTEBOOKS).items():
         assert file.exists(), f"{file.name} is missing: run `python course.py build {path.stem[:2]} --execute`"
         assert file.read_text(encoding="utf-8") == text, f"stale: run `python course.py build {path.stem[:2]}`"
 
@@ -65,7 +65,7 @@ def test_no_notebook_without_a_lesson():
 
 def test_table_in_the_readme_is_fresh():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    lessons = [notebooks.read_lesson(path) for path in PATHS]
+    lessons = [authoring.read_lesson(path) for path in PATHS]
     assert notebooks.fill_table(page, lessons, COURSE) == page, "run `python course.py build`"
 
 
@@ -86,10 +86,10 @@ def test_badges_and_install_cell_point_to_this_course(path):
 
 
 @each_lesson
-def test_saved_outputs_are_there_and_clean(path):
-    notebook = saved(path)
+@pytest.mark.parametrize("form", notebooks.FORMS)
+def test_saved_outputs_are_there_and_clean(path, form):
+    notebook = saved(path, form)
     assert outputs_of(notebook), f"no saved outputs: run `python course.py build {path.stem[:2]} --execute`"
-    assert not outputs_of(saved(path, "solutions"))
     assert "widgets" not in notebook.metadata
     for output in outputs_of(notebook):
         assert output.get("name") != "stderr"
@@ -99,10 +99,35 @@ def test_saved_outputs_are_there_and_clean(path):
 
 
 @each_lesson
+def test_saved_solutions_are_correct(path):
+    for number, cell in enumerate(exercise_cells(saved(path, "solutions")), start=1):
+        assert f"Exercise {number}: correct." in printed(cell)
+
+
+@each_lesson
+def test_every_picture_has_its_sentence_and_its_text(path):
+    """For those who don't see it, the alternative text; for everyone, what it shows, in the cell below it."""
+    cells = saved(path).cells
+    for cell, below in itertools.pairwise(cells):
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                alt = output.metadata.get("image/png", {}).get("alt", "")
+                assert len(alt.split()) >= 5, f"end the figure with show(…): {cell.source[:200]}"
+                assert not re.match("#|!|<details", below.source) and below.cell_type == "markdown", (
+                    f"say in the cell below what this figure shows: {cell.source[:200]}"
+                )
+
+
+@each_lesson
+def test_what_the_prose_quotes_stands_in_the_saved_outputs(path):
+    assert quotes.unsupported(saved(path)) == []
+
+
+@each_lesson
 def test_structure_is_complete(path):
     cells = saved(path).cells
     headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    for heading in ("## What you will learn", "## Take-aways", "## References"):
+    for heading in ("## What you will learn", "## Three questions", "## Take-aways", "## References"):
         assert heading in headings, f"no heading {heading!r}"
     exercises = [number for number, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
     assert exercises, "no exercises"
@@ -124,17 +149,19 @@ def test_each_check_is_used(path):
 @each_lesson
 def test_lesson_runs_unsolved_and_its_solutions_are_accepted(path, tmp_path, capsys):
     """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
-    lesson = notebooks.read_lesson(path)
-    notebook, exercises = with_solutions(lesson)
+    lesson = authoring.read_lesson(path)
+    notebook = notebooks.both_forms(lesson, COURSE)
     with capsys.disabled():
         print(f"\n{lesson.name} ", end="", flush=True)
         only_declared(notebook, lesson)
         result = runner.execute(notebook, name=lesson.name, profile="embedded", folder=tmp_path)
         print(f"{result.seconds:.0f} s, {runner.gigabytes(result.peak_bytes)} ", end="", flush=True)
     assert result.failure is None, str(result.failure)
-    for number, (stub, solution) in enumerate(exercises, start=1):
-        assert f"Exercise {number}: not solved yet." in printed(stub)
-        assert f"Exercise {number}: correct." in printed(solution), printed(solution)
+    says = {"exercises": "not solved yet.", "solutions": "correct."}
+    for form, verdict in says.items():
+        cells = exercise_cells(notebooks.form_of(notebook, form))
+        for number, cell in enumerate(cells, start=1):
+            assert f"Exercise {number}: {verdict}" in printed(cell), printed(cell)
 
 
 def test_lesson_that_opens_what_it_does_not_declare_fails(tmp_path, monkeypatch):
@@ -142,7 +169,7 @@ def test_lesson_that_opens_what_it_does_not_declare_fails(tmp_path, monkeypatch)
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(runner, "CELL_TIMEOUT", 60)
     for declared, error in {"": "ValueError: Unknown asset 'texts'", "texts": "AssetError: pip could not"}.items():
-        lesson = notebooks.read_lesson(write_lesson(tmp_path, opens.replace("[]", f"[{declared}]")))
+        lesson = authoring.read_lesson(write_lesson(tmp_path, opens.replace("[]", f"[{declared}]")))
         notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
         only_declared(notebook, lesson)
         monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -161,22 +188,8 @@ def only_declared(notebook, lesson):
     )
 
 
-def with_solutions(lesson):
-    """The exercise form with a solved copy after each exercise cell, and these pairs of cells."""
-    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
-    sources = [cell.source for cell in lesson.cells if "exercise" in cell.metadata.get("tags", [])]
-    cells, pairs = [], []
-    for cell in notebook.cells:
-        cells.append(cell)
-        if "exercise" in cell.metadata.get("tags", []):
-            exercise = notebooks.take_apart(sources[len(pairs)])
-            solved = copy.deepcopy(cell)
-            solved.source = exercise.code(exercise.solution)
-            solved.id = f"{cell.id}-solved"
-            cells.append(solved)
-            pairs.append((cell, solved))
-    notebook.cells = cells
-    return notebook, pairs
+def exercise_cells(notebook):
+    return [cell for cell in notebook.cells if "exercise" in authoring.tags_of(cell)]
 
 
 def printed(cell):

@@ -18,7 +18,7 @@ import functools
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,21 @@ def true_or_false(answer: Any) -> bool:
     return bool(answer)
 
 
+def chosen(given: Any, right: Collection[str], reasons: Mapping[str, str]) -> None:
+    """Inside a check: stop unless the learner chose the right statements, with the reason for the first wrong choice.
+
+    Args:
+        given: the learner's letters, such as {"a", "c"}.
+        right: the letters to choose.
+        reasons: every letter, and a sentence on why that statement holds or doesn't.
+    """
+    require(isinstance(given, set | list | tuple), f'Choose letters, for instance {{"a", "b"}}; yours is {given!r}.')
+    unknown = sorted(map(str, set(given) - set(reasons)))
+    require(not unknown, f"There is no {', '.join(unknown)}; choose among {', '.join(reasons)}.")
+    for letter, reason in reasons.items():
+        require((letter in given) == (letter in right), f"Look at {letter} again: {reason}")
+
+
 def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., None]], Callable[..., bool]]:
     """Turn a function that calls ``require`` into a check.
 
@@ -86,9 +101,9 @@ def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., 
 
     def decorate(check: Callable[..., None]) -> Callable[..., bool]:
         @functools.wraps(check)
-        def report(*attempts: Any) -> bool:
+        def report(*attempts: Any, **rest: Any) -> bool:
             with torch.random.fork_rng(range(torch.cuda.device_count())):
-                correct, verdict = _judge(check, attempts, task, proved)
+                correct, verdict = _judge(functools.partial(check, **rest), attempts, task, proved)
             print(f"Exercise {number}: {verdict}")
             return correct
 

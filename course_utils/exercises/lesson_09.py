@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from course_utils.bias.contrastive import Pair, pairs
-from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out, true_or_false
+
+Given = tuple[list[Tensor], list[Tensor], float, float]  # importance, causal, the baseline's preference, the bound
 
 
 @exercise(
@@ -118,6 +121,81 @@ def check_difference_in_differences(attempt: Attempt) -> None:
         require(
             _close(error, right_error), f"The error is {right_error:.4f} for the check's numbers; yours {error:.4f}."
         )
+
+
+@exercise(
+    4,
+    task='Choose the claims that the tables support, for instance {"a", "b"}.',
+    proved="What an arm does is a claim about its controls: ability, twins, chance, and sentences that chose nothing.",
+)
+def check_supported_claims(attempt: set[str]) -> None:
+    """Check a set of letters: which claims about a table of arms hold."""
+    chosen(
+        attempt,
+        {"c", "d"},
+        {
+            "a": "the model that this arm leaves can't read. A preference of 0 is what noise has, too.",
+            "b": "a large p is no proof of no change. It says that this many sentences show none.",
+            "c": "the arm was picked because it looked best on these sentences; others have to confirm it.",
+            "d": "if the twin, which knows nothing of the groups, gets as far, the knowledge was not what did it.",
+            "e": "this measures one preference, in some templates, between two endings; fairness is more than that.",
+        },
+    )
+
+
+@exercise(
+    5,
+    task='Choose the three comparisons to ask for, for instance {"a", "b", "c"}.',
+    proved="Chance, a twin without the knowledge, and sentences that chose nothing: each rules out one other story.",
+)
+def check_three_controls(attempt: set[str]) -> None:
+    """Check a set of three letters: the controls that a claim needs most."""
+    require(
+        not isinstance(attempt, set | list | tuple) or len(set(attempt)) == 3,
+        f"Three, not {len(set(attempt)) if isinstance(attempt, set | list | tuple) else 'that'}: the budget is short.",
+    )
+    chosen(
+        attempt,
+        {"a", "c", "e"},
+        {
+            "a": "without random removals of the same size nobody knows what any removal does to the number.",
+            "b": "a larger cut changes the budget and the ability together; it answers another question.",
+            "c": "the twin shares everything but the knowledge of the groups, so it isolates that knowledge.",
+            "d": "the same sentences with another seed choose and judge on the same words again.",
+            "e": "new templates are the only ones that had no part in choosing the neurons.",
+            "f": "a longer training would change the model and leave open what the removal did.",
+        },
+    )
+
+
+@exercise(
+    6,
+    task="Return one tensor [neurons] a block: what is lowest in it goes first.",
+    proved="Less of the planted preference is left than with the baseline, and the model is able, both on split B.",
+)
+def check_my_order(attempt: Attempt, judge: Callable[[list[Tensor]], tuple[float, float]], given: Given) -> None:
+    """Check a function (importance, causal) -> order, by the model that is left when its lowest neurons are cut.
+
+    Args:
+        attempt: the learner's function.
+        judge: order -> (what is left of the preference on split B in nats, the upper end of the perplexity's ratio).
+        given: importance, causal scores, the baseline's preference in nats, and the bound on the perplexity's ratio.
+    """
+    importance, causal, baseline, bound = given
+    order = attempt([scores.clone() for scores in importance], [scores.clone() for scores in causal])
+    require(
+        isinstance(order, list | tuple) and [tuple(o.shape) for o in order] == [tuple(i.shape) for i in importance],
+        f"Return a list of {len(importance)} tensors, one score for each neuron of a block.",
+    )
+    require(all(bool(o.isfinite().all()) for o in order), "A score is NaN or infinite; every neuron needs a number.")
+    left, price = judge(list(order))
+    found = f"{abs(left):.2f} nats are left (baseline {abs(baseline):.2f}), perplexity at most × {price:.2f}"
+    require(price < bound, f"{found}: above {bound:.2f} the model is no longer able. Protect what is important.")
+    require(
+        abs(left) < abs(baseline),
+        f"{found}. Mind the sign: what is *lowest* goes first, and the causal score is high for what carries the bias.",
+    )
+    print(found)
 
 
 def _scores(seed: int, neurons: int = 14) -> tuple[Tensor, Tensor]:

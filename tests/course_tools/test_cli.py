@@ -16,7 +16,7 @@ from programs import press_ctrl_c, wait_for
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import cli, environment, notebooks, processes, runner
+from course_tools import authoring, cli, environment, notebooks, processes, runner
 from course_utils import assets, models, session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,6 +132,13 @@ def test_build_execute_saves_outputs_that_later_builds_keep(course, capsys):
     assert saved_outputs(path) == [], "outputs of other code are not kept"
 
 
+def test_build_lists_quoted_numbers_that_no_output_shows(course, capsys):
+    write_lesson(course / "lessons", LESSON.replace("How a lesson is built.", "**Saved run.** 42 and 43."))
+    assert cli.main(["build", "01", "--execute"]) == 0
+    said = capsys.readouterr().err
+    assert "01_small: quoted, but not in the saved outputs: 43" in said and "outputs: 42" not in said
+
+
 def test_check_fails_only_on_fail(monkeypatch, capsys):
     found = [environment.Finding("OK", "Python", "3.13"), environment.Finding("WARN", "cores", "1", "be patient")]
     monkeypatch.setattr(environment, "findings", lambda: iter(found))
@@ -150,7 +157,7 @@ def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkey
     monkeypatch.setattr(assets, "fetch", fetched.append)
     monkeypatch.setattr(models, "embedded_llama", lambda: fetched.append("converted"))
     texts = [LESSON.replace("assets: []", f"assets: [{', '.join(names)}]") for names in lessons]
-    cli.fetch_assets([notebooks.read_lesson(write_lesson(tmp_path, text)) for text in texts])
+    cli.fetch_assets([authoring.read_lesson(write_lesson(tmp_path, text)) for text in texts])
     assert fetched == opened
 
 

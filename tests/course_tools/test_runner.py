@@ -1,6 +1,8 @@
 """The runner: executes in a kernel of its own, measures, names the failing cell, writes readable pages."""
 
+import html
 import os
+import re
 import signal
 import threading
 import time
@@ -125,3 +127,16 @@ def test_pages_and_index_keep_what_earlier_runs_showed(tmp_path):
     assert "failed at code cell 2 (x &lt; 1): ValueError: &lt;b&gt;" in index
     assert "<h1" in (tmp_path / "01_x.html").read_text(encoding="utf-8")
     assert nbformat.read(tmp_path / "01_x.ipynb", as_version=4).cells[1].source == "1 + 1"
+
+
+def test_page_keeps_what_a_picture_shows(tmp_path):
+    drawn = notebook("1 + 1")
+    sentence = 'Perplexity "rises" & <falls>.'
+    drawn.cells[1].outputs = [
+        nbformat.v4.new_output(
+            "display_data", {"image/png": "aGk=", "text/plain": sentence}, metadata={"image/png": {"alt": sentence}}
+        )
+    ]
+    runner.write_page(drawn, "01_x", tmp_path)
+    page = (tmp_path / "01_x.html").read_text(encoding="utf-8")
+    assert html.unescape(re.search(r"<img[^>]*?alt=(['\"])(.*?)\1[^>]*aGk=", page)[2]) == sentence

@@ -7,12 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, tiny_batches, tiny_model
+from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 
 from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
-from course_utils.language_modelling import dtype_name, exp, logits_one_by_one, perplexity, token_log_likelihoods
+from course_utils.language_modelling import (
+    continuations,
+    dtype_name,
+    exp,
+    logits_one_by_one,
+    perplexity,
+    token_log_likelihoods,
+)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,3 +69,22 @@ def test_exponentials_overflow_to_infinity_in_silence():
 
 def test_dtype_is_named_without_its_library():
     assert dtype_name(tiny_model("gpt2", dtype=torch.bfloat16)) == "bfloat16"
+
+
+def test_continuations_are_the_greedy_words_of_each_model():
+    models, tokenizer, prompts = {"a": tiny_model(), "b": tiny_model(seed=1)}, word_tokenizer(), ["w5 w6 w7", "w8"]
+    written = continuations(models, tokenizer, prompts, new_tokens=5)
+    assert list(written.index) == prompts and list(written.columns) == ["a", "b"]
+    for name, model in models.items():
+        ids = tokenizer(prompts[1], return_tensors="pt")["input_ids"]
+        for _ in range(5):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert written.loc["w8", name] == tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("models", "prompts", "count"), [({}, ["w5"], 3), ({"a": None}, [], 3), ({"a": None}, ["w5"], 0)]
+)
+def test_continuations_refuse_nothing_to_write(models, prompts, count):
+    with pytest.raises(ValueError, match="at least one|new_tokens"):
+        continuations(models, word_tokenizer(), prompts, new_tokens=count)

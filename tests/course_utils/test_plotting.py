@@ -276,3 +276,19 @@ def test_figures_refuse_what_they_cannot_draw(curve):
         plotting.show_tensor(torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match=r"\[5\]"):
         plotting.show_tensor(torch.zeros(5, 5), removed_rows=[5])
+
+
+def test_ability_and_bias_lists_the_broken_and_greys_the_control():
+    rows = {
+        "unpruned": (1, 1, 1, -8, -12, -4), "random 0": (1.05, np.nan, np.nan, -7.5, np.nan, np.nan),
+        "protect first": (1.02, 1, 1.04, -3, -5, -1), "reacts": (79, 30, 207, -0.2, -3, 3),
+    }  # fmt: skip
+    columns = ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    ax = plotting.ability_and_bias(frame, y_label="preference, nats")
+    render(ax)
+    assert set(legend(ax)) == {"random", "unpruned", "protect first"}
+    assert any("reacts: × 79, -0.20" in text.get_text() for text in ax.texts)
+    assert ax.get_xlim()[1] < 2.6
+    with pytest.raises(ValueError, match="lacks the columns"):
+        plotting.ability_and_bias(frame.drop(columns="price"), y_label="x")

@@ -1,8 +1,10 @@
 """Lesson 09's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import functools
 import math
 
 import numpy as np
+import torch
 from exercise_cases import cases_of
 
 from course_utils.bias.fairness import protect_first
@@ -150,4 +152,56 @@ test_difference_in_differences = cases_of(
         difference_in_differences,
         lambda *tables: tuple(float(value) for value in difference_in_differences(*tables)),
     ],
+)
+
+
+test_supported_claims = cases_of(
+    lesson_09.check_supported_claims,
+    stubs=[..., None],
+    mistakes=[
+        ({"a", "c", "d"}, "can't read"),
+        ({"b", "c", "d"}, "no proof of no change"),
+        ({"d"}, "others have to confirm"),
+        ({"c"}, "the knowledge was not what did it"),
+        ({"c", "d", "e"}, "fairness is more"),
+        ({"c", "z"}, "There is no z"),
+        ("cd", "Choose letters"),
+    ],
+    answers=[{"c", "d"}, ["d", "c"]],
+)
+
+
+test_three_controls = cases_of(
+    lesson_09.check_three_controls,
+    stubs=[...],
+    mistakes=[
+        ({"a", "c"}, "Three, not 2"),
+        ({"a", "b", "c"}, "answers another question"),
+        ({"b", "c", "e"}, "what any removal does"),
+        ({"a", "d", "e"}, "isolates that knowledge"),
+        ({"a", "c", "f"}, "had no part in choosing"),
+    ],
+    answers=[{"a", "c", "e"}],
+)
+
+IMPORTANCE = [torch.tensor([3.0, 2.0, 1.0, 0.5])]
+CAUSAL = [torch.tensor([9.0, 0.0, 5.0, -1.0])]
+
+
+def judge(order):
+    """A toy: the biased neuron 0 is important as well, neuron 2 is biased and unimportant."""
+    gone = int(order[0].argmin())
+    return (-8.0, -2.0)[gone == 2] if gone else -0.5, (1.0, 9.0)[gone == 0]
+
+
+test_my_order = cases_of(
+    functools.partial(lesson_09.check_my_order, judge=judge, given=(IMPORTANCE, CAUSAL, -5.0, 1.1)),
+    stubs=[lambda importance, causal: ...],
+    mistakes=[
+        (lambda importance, causal: causal, "Mind the sign"),
+        (lambda importance, causal: [-scores for scores in causal], "no longer able"),
+        (lambda importance, causal: [-causal[0][:2]], "one score for each neuron"),
+        (lambda importance, causal: [causal[0] / 0], "NaN or infinite"),
+    ],
+    answers=[lambda importance, causal: [i - c * (i < 1.5) for i, c in zip(importance, causal, strict=True)]],
 )

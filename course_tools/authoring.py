@@ -1,0 +1,297 @@
+"""Lesson sources: `lessons/NN_slug.py` read into a `Lesson`, and held to the rules of docs/authoring.md."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jupytext
+from nbformat import NotebookNode
+
+from course_utils.assets import ASSETS
+
+TAGS = ("install", "exercise", "quiz", "raises-exception")  # the last is Jupyter's own: the cell is meant to fail
+HARDWARE = {
+    "cpu": "any computer; no GPU needed",
+    "gpu": "a GPU helps (on Colab a free T4); works without one",
+}
+LONGEST_CELL = 40  # lines of code that one can take in at a glance
+QUESTIONS = 3  # of the quiz
+WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
+_PREDICTION = re.compile(r"predict before you run", re.IGNORECASE)
+_FILE_NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.py")
+_EXERCISE_HEADING = re.compile(r"^### Exercise (\d+) · [●○]{3} · \d+ minutes$", re.MULTILINE)
+_HINT = "<details><summary>Hint</summary>"
+_BLOCKS = re.compile(
+    r"\A(?P<before>.*?)^# BEGIN SOLUTION\n(?P<solution>.*?)^# END SOLUTION\n"
+    r"\s*^# BEGIN STUB\n(?P<stub>.*?)^# END STUB\n(?P<after>.*)\Z",
+    re.MULTILINE | re.DOTALL,
+)
+_OPTION = re.compile(r"^- \[([ x])\] ", re.MULTILINE)
+_MARKER = re.compile(r"^\s*# (BEGIN|END) (SOLUTION|STUB)\b", re.MULTILINE)
+
+
+class LessonError(ValueError):
+    """A lesson source breaks the authoring rules; the message names the file, the cell and the remedy."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise cell taken apart: shared code before and after, the answer, and what the learner starts from."""
+
+    before: str
+    solution: str
+    stub: str
+    after: str
+
+    def code(self, middle: str) -> str:
+        """The cell with the stub or the solution in the middle; ";" keeps the check's True or False from showing."""
+        return "\n\n".join(part for part in (self.before, middle, self.after) if part) + ";"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One answer to choose in a quiz: what it says, whether it is the right one, and why or why not."""
+
+    text: str
+    right: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a lesson's quiz with three or four options, one of them right."""
+
+    text: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A checked lesson source.
+
+    Attributes:
+        path: the source file.
+        title: without the number.
+        minutes: for self-study, with the exercises.
+        hardware: a key of `HARDWARE`.
+        prerequisites: what to know first, in a few words.
+        assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
+        cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
+    """
+
+    path: Path
+    title: str
+    minutes: int
+    hardware: str
+    prerequisites: str
+    assets: list[str]
+    cells: tuple[NotebookNode, ...]
+
+    @property
+    def name(self) -> str:
+        """The stem of the source file, "03_slug"."""
+        return self.path.stem
+
+    @property
+    def number(self) -> str:
+        """Two digits, "03"."""
+        return self.name[:2]
+
+    @property
+    def quiz(self) -> tuple[Question, ...]:
+        """The questions at its end."""
+        return tuple(read_question(cell.source) for cell in self.cells if "quiz" in tags_of(cell))
+
+
+def tags_of(cell: NotebookNode) -> list[str]:
+    """The tags of a cell."""
+    return cell.metadata.get("tags", [])
+
+
+def find_lessons(folder: Path, numbers: Iterable[str] = ()) -> list[Path]:
+    """The lesson sources in `folder`, ordered; only those with one of `numbers` ("3" and "03" alike) if any are given.
+
+    Raises:
+        LessonError: a name is not NN_slug.py, or two share a number.
+        ValueError: no lesson has one of the numbers; the message lists what there is.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.py")):
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None:
+            raise LessonError(f"{path.name}: call a lesson NN_slug.py, lower case, for instance 03_some_title.py.")
+        if match[1] in found:
+            raise LessonError(
+                f"{path.name}: number {match[1]} belongs to {found[match[1]].name} already; renumber one."
+            )
+        found[match[1]] = path
+    wanted = [number.zfill(2) for number in numbers]
+    unknown = [number for number in wanted if number not in found]
+    if unknown:
+        raise ValueError(f"There is no lesson {', '.join(unknown)}; there is: {', '.join(found) or 'none yet'}.")
+    return [path for number, path in found.items() if not wanted or number in wanted]
+
+
+def read_lesson(path: Path) -> Lesson:
+    """Read and check a lesson source.
+
+    Raises:
+        LessonError: it breaks a rule of docs/authoring.md.
+    """
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
+    lesson = Lesson(path=path, cells=tuple(notebook.cells), **_header(path, notebook.metadata))
+    _check_structure(lesson)
+    return lesson
+
+
+def assets_of(lessons: Iterable[Lesson]) -> list[str]:
+    """Every asset that one of the lessons opens, once, in the order of `ASSETS`."""
+    opened = {name for lesson in lessons for name in lesson.assets}
+    return [name for name in ASSETS if name in opened]
+
+
+def take_apart(source: str) -> Exercise:
+    """Split the source of an exercise cell at its markers.
+
+    Raises:
+        LessonError: the markers are not exactly one solution followed by one stub, the stub is not commented out, or
+            nothing is checked after it.
+    """
+    blocks = _BLOCKS.match(source + "\n")
+    if blocks is None or len(_MARKER.findall(source)) != 4:
+        raise LessonError(
+            "an exercise cell needs exactly one block # BEGIN SOLUTION … # END SOLUTION and, after it, one block "
+            "# BEGIN STUB … # END STUB, each marker alone at the start of its line."
+        )
+    stub = blocks["stub"].rstrip().split("\n")
+    if not blocks["solution"].strip() or not any(stub):
+        raise LessonError("the solution or the stub of an exercise cell is empty.")
+    bare = [line for line in stub if line.strip() and line != "#" and not line.startswith("# ")]
+    if bare:
+        raise LessonError(f'each line of a stub starts with "# "; this one does not: {bare[0]!r}.')
+    exercise = Exercise(
+        before=blocks["before"].strip("\n"),
+        solution=blocks["solution"].strip("\n"),
+        stub="\n".join(line[2:] for line in stub).strip("\n"),
+        after=blocks["after"].strip("\n"),
+    )
+    if not _ends_with_check(exercise.after):
+        raise LessonError("an exercise cell ends with its check, a call check_…(…) after # END STUB, and nothing more.")
+    return exercise
+
+
+def read_question(source: str) -> Question:
+    """Read a quiz cell: the question, then its options `- [ ] …` or `- [x] …`, each with its reason `  > …` below it.
+
+    Raises:
+        LessonError: it isn't three or four options with one right one, or a text or reason is missing.
+    """
+    text, *parts = _OPTION.split(source.strip())
+    options = []
+    for mark, part in zip(parts[::2], parts[1::2], strict=True):
+        said, _, reason = part.partition("\n  >")
+        words = " ".join(reason.replace("\n  >", " ").split())
+        options.append(Option(" ".join(said.split()), mark == "x", words))
+    if not text.strip() or len(options) not in (3, 4) or sum(option.right for option in options) != 1:
+        raise LessonError("a quiz cell is a question and three or four options `- [ ] …`, the one right one `- [x] …`.")
+    for option in options:
+        if not option.text or not option.reason:
+            raise LessonError(f"the option {option.text!r} needs a text and, below it, its reason: a line `  > …`.")
+    return Question(text.strip(), tuple(options))
+
+
+def _ends_with_check(code: str) -> bool:
+    try:
+        last = ast.parse(code).body[-1]
+    except (SyntaxError, IndexError):
+        return False
+    named = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) and isinstance(last.value.func, ast.Name)
+    return named and last.value.func.id.startswith("check_") and code.endswith(")")
+
+
+def _header(path: Path, metadata: NotebookNode) -> dict:
+    """The `course` mapping of the source's header, checked."""
+    header = metadata.get("course")
+    kinds = {"title": str, "minutes": int, "hardware": str, "prerequisites": str, "assets": list}
+    if not isinstance(header, dict) or set(header) != set(kinds):
+        raise LessonError(
+            f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
+            f"{', '.join(kinds)}; it has {sorted(header) if isinstance(header, dict) else header!r}."
+        )
+    for key, kind in kinds.items():
+        if not isinstance(header[key], kind) or (not header[key] and kind is not list):
+            raise LessonError(f"{path.name}: `{key}` in the header must be a {kind.__name__}, not {header[key]!r}.")
+    if header["hardware"] not in HARDWARE:
+        raise LessonError(f"{path.name}: `hardware` is {header['hardware']!r}; choose one of {', '.join(HARDWARE)}.")
+    unknown = [name for name in header["assets"] if name not in ASSETS]
+    if unknown:
+        raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
+    return dict(header)
+
+
+def _check_structure(lesson: Lesson) -> None:
+    for problem in _problems(lesson):
+        raise LessonError(f"{lesson.path.name}: {problem}")
+
+
+def _problems(lesson: Lesson) -> Iterator[str]:
+    code = [cell for cell in lesson.cells if cell.cell_type == "code"]
+    for position, cell in enumerate(lesson.cells, start=1):
+        if cell.cell_type not in ("code", "markdown"):
+            yield f"cell {position} is {cell.cell_type}; use code and markdown cells only."
+        for tag in tags_of(cell):
+            if tag not in TAGS:
+                yield f"cell {position} has the unknown tag {tag!r}; the builder knows {', '.join(TAGS)}."
+        if cell.cell_type == "markdown" and re.match(r"# \S", cell.source):
+            yield f"cell {position} is a title; the builder writes it from the header, start headings at `##`."
+        is_exercise = "exercise" in tags_of(cell)
+        if cell.cell_type == "code" and not is_exercise and _MARKER.search(cell.source):
+            yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
+    installs = [cell for cell in code if "install" in tags_of(cell)]
+    if len(installs) != 1 or code[0] is not installs[0] or installs[0].source.strip():
+        yield (
+            'the first code cell, and only that one, is `# %% tags=["install"]` with nothing below it; the builder '
+            "fills it."
+        )
+    if not any(re.search(rf'\bstart\("{lesson.number}"', cell.source) for cell in code):
+        yield f'no cell calls start("{lesson.number}").'
+    yield from _exercise_problems(lesson)
+    yield from _quiz_problems(lesson)
+
+
+def _exercise_problems(lesson: Lesson) -> Iterator[str]:
+    count = 0
+    for before, cell in zip((None, *lesson.cells), lesson.cells, strict=False):
+        if "exercise" not in tags_of(cell):
+            continue
+        count += 1
+        try:
+            take_apart(cell.source)
+        except LessonError as error:
+            yield f"exercise {count}: {error}"
+        text = before.source if before is not None and before.cell_type == "markdown" else ""
+        headings = _EXERCISE_HEADING.findall(text)
+        if headings != [str(count)]:
+            yield (
+                f"exercise {count}: the markdown cell just above it needs the heading "
+                f"`### Exercise {count} · ●○○ · 5 minutes` (with its own difficulty and minutes)."
+            )
+        if _HINT not in text or "</details>" not in text:
+            yield f"exercise {count}: the text above it needs a hint, {_HINT} … </details>."
+    titled = sum(len(_EXERCISE_HEADING.findall(cell.source)) for cell in lesson.cells if cell.cell_type == "markdown")
+    if titled != count:
+        yield f'{titled} exercise headings but {count} cells tagged "exercise"; each heading is followed by its cell.'
+
+
+def _quiz_problems(lesson: Lesson) -> Iterator[str]:
+    try:
+        count = len(lesson.quiz)
+    except LessonError as error:
+        yield f"quiz: {error}"
+        return
+    if count not in (0, QUESTIONS):
+        yield f'{count} quiz questions; a lesson has {QUESTIONS}, each a text cell `# %% [markdown] tags=["quiz"]`.'
