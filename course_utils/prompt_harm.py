@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ KINDS = {"passage": 0.4, "question": 0.25, "arithmetic": 0.2, "retrieval": 0.15}
 WORDS = {"passage": (1, 760), "retrieval": (40, 640)}  # the shortest and the longest text
 ANSWER_TOKENS = 32
 RECORD = Path(__file__).parent / "data" / "harm_per_prompt.json"
+RANDOM_PROMPTS, _SHORT = 24, 90  # prompts, and their longest, for sets of random attentions
 DIRECTIONS = 16  # principal components of the states that a probe may read
-_TOKENS_A_BATCH, _ROWS_A_BATCH = 3072, 24
+_TOKENS_A_BATCH, _ROWS_A_BATCH = 4096, 48
 _SENTENCE_END = re.compile(r"[.!?]\s+|\n")
 _COLOURS = ("red", "blue", "green", "yellow", "white", "black", "grey", "brown", "orange", "purple")
 _THINGS = ("door", "safe", "locker", "bicycle", "suitcase", "gate", "cabinet", "garage", "mailbox", "office")
@@ -473,6 +474,11 @@ class Record:
             random_orders=random_orders or {},
         )
 
+    def part(self, rows: slice) -> Record:
+        """Some of the prompts, as a record of which none chooses."""
+        per_prompt = ("kinds", "documents", "digests", "tokens", "answer_tokens", "harm", "halves", "agree", "states")
+        return replace(self, choosing=0, **{name: getattr(self, name)[rows] for name in (*per_prompt, "entropies")})
+
     def save(self, path: str | os.PathLike) -> None:
         """Write it as JSON, all or nothing; harms to four decimals."""
 
@@ -495,6 +501,72 @@ class Record:
         for name in ("harm", "halves", "agree", "states", "entropies"):
             stored[name] = np.array(stored[name], dtype=np.float64)  # None becomes nan
         return cls(**stored | {"numbers": tuple(stored["numbers"])})
+
+
+def measure_record(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    order: Sequence[int],
+    numbers: Sequence[int],
+    *,
+    choosing: int,
+    judging: int,
+) -> Record:
+    """A small record of a model that none is shipped for.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is as before afterwards.
+        tokenizer: the model's.
+        order: the attentions, the first to be left out first.
+        numbers: how many of them to leave out, rising, without 0.
+        choosing: how many prompts choose, of the calibration split.
+        judging: how many judge, of the evaluation split.
+    """
+    chosen = cases(tokenizer, "calibration", count=choosing) + cases(tokenizer, "evaluation", count=judging)
+    sets = [list(order[:number]) for number in numbers]
+    found = measure(model, tokenizer, [case.text for case in chosen], sets, decide_at=min(order))
+    return Record.of(
+        chosen,
+        found,
+        choosing=choosing,
+        numbers=numbers,
+        seconds=seconds_by_length(model, order, numbers=(0, numbers[-1])),
+        settings={"model": model.config.name_or_path, "order": list(order), "answer_tokens": ANSWER_TOKENS},
+        random_orders=harm_at_random(model, tokenizer, chosen[choosing:], left_out=numbers[-2], prompts=RANDOM_PROMPTS),
+    )
+
+
+def harm_at_random(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    judging: Sequence[Case],
+    *,
+    left_out: int,
+    prompts: int,
+    seeds: int = 19,
+) -> dict[str, Any]:
+    """Harm of sets of random attentions, on the first short prompts.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is as before afterwards.
+        tokenizer: the model's.
+        judging: prompts to take from.
+        left_out: attentions in a set.
+        prompts: how many prompts, at most.
+        seeds: how many sets. With 19, being better than all of them has p = 1/20.
+
+    Returns:
+        ``left_out``, ``prompts`` (their places in ``judging``), ``sets`` and ``harm`` [prompts, sets].
+    """
+    lengths = [len(tokenizer(case.text, add_special_tokens=False).input_ids) for case in judging]
+    short = [i for i, length in enumerate(lengths) if length <= _SHORT][:prompts]
+    blocks = describe(model).num_blocks
+    sets = [
+        torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:left_out].tolist()
+        for seed in range(1, seeds + 1)
+    ]
+    found = measure(model, tokenizer, [judging[i].text for i in short], sets, decide_at=0)
+    return {"left_out": left_out, "prompts": short, "sets": sets, "harm": found.harm.round(4).tolist()}
 
 
 def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:

@@ -5,7 +5,7 @@
 Model: the embedded Llama in the machine's fast dtype. The prompts of the calibration split choose (the order of the
 attentions, the probe's directions); those of the evaluation split judge. Each prompt is measured once with 1, 3, 5 and
 8 of the attentions left out. A small part is measured with 19 random orders too, and seconds are taken for a grid of
-lengths. Resumable: killed, it goes on from its last chunk of 50 prompts. `--costs` only takes the seconds again, for a
+lengths. Resumable: killed, it goes on from its last chunk of 100 prompts. `--costs` only takes the seconds again, for a
 quiet machine.
 """
 
@@ -29,19 +29,20 @@ from course_utils.files import replacing, write_json
 from course_utils.models import load_model
 from course_utils.prompt_harm import (
     ANSWER_TOKENS,
+    RANDOM_PROMPTS,
     RECORD,
     Case,
     Measured,
     Record,
     cases,
+    harm_at_random,
     measure,
     seconds_by_length,
 )
 from course_utils.session import fast_dtype
 
 NUMBERS = (1, 3, 5, 8)
-CHOOSING, CALIBRATING, CHUNK = 150, 48, 50
-RANDOM_ORDERS, RANDOM_PROMPTS, RANDOM_LONGEST = 19, 24, 90
+CHOOSING, CALIBRATING, CHUNK = 150, 48, 100
 
 
 def measured(
@@ -55,22 +56,6 @@ def measured(
             np.savez(stream, **asdict(found))
     with np.load(file) as stored:
         return Measured(**stored)
-
-
-def at_random(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, judging: list[Case], file: Path) -> dict:
-    """Harm of the largest number that a level of the published method leaves out, for random attentions."""
-    short = [i for i, case in enumerate(judging) if len(tokenizer(case.text).input_ids) <= RANDOM_LONGEST]
-    chosen = short[:RANDOM_PROMPTS]
-    blocks = model.config.num_hidden_layers
-    sets = [
-        torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:5].tolist()
-        for seed in range(1, RANDOM_ORDERS + 1)
-    ]
-    if not file.exists():
-        texts = [judging[i].text for i in chosen]
-        with replacing(file) as place, place.open("wb") as stream:
-            np.save(stream, measure(model, tokenizer, texts, sets, decide_at=0).harm)
-    return {"left_out": 5, "prompts": chosen, "sets": sets, "harm": np.load(file).round(4).tolist()}
 
 
 def main() -> None:
@@ -104,7 +89,9 @@ def main() -> None:
             file = args.work / f"{split}-{start}.npz"
             parts.append(measured(model, tokenizer, prompts[start : start + CHUNK], order, file))
     found = Measured.joined(parts)
-    random_orders = at_random(model, tokenizer, judging, args.work / "random.npy")
+    at_random = args.work / "random.json"
+    if not at_random.exists():
+        write_json(at_random, harm_at_random(model, tokenizer, judging, left_out=NUMBERS[-2], prompts=RANDOM_PROMPTS))
     if not seconds.exists():
         write_json(seconds, seconds_by_length(model, order, numbers=(0, 3, max(NUMBERS))))
     record = Record.of(
@@ -113,7 +100,7 @@ def main() -> None:
         choosing=len(choosing),
         numbers=NUMBERS,
         seconds=json.loads(seconds.read_text()),
-        random_orders=random_orders,
+        random_orders=json.loads(at_random.read_text()),
         settings={
             "model": model.config.name_or_path,
             "dtype": str(dtype).removeprefix("torch."),
