@@ -287,7 +287,7 @@ def ability_and_bias(
         ax.errorbar(row["price"], row["bias"], xerr=ends[0], yerr=ends[1], linestyle="", capsize=3, label=name, **looks)
     ax.axhline(0, color=FLOOR_COLOUR, linewidth=1.5)
     ax.set_xscale("log")
-    ax.set_xlim(right=min(limit, max(ax.get_xlim()[1], 1.2)))
+    ax.set_xlim(max(0.8, ax.get_xlim()[0]), min(limit, max(ax.get_xlim()[1], 1.2)))
     ax.set_xticks(
         [tick for tick in (0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5) if np.prod(np.sign(tick - np.array(ax.get_xlim()))) < 0]
     )
@@ -298,7 +298,7 @@ def ability_and_bias(
     if len(broken):
         lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
         ax.text(0.98, 0.03, "\n".join(["not drawn, broken:", *lines]), transform=ax.transAxes, ha="right", size="small")
-    ax.legend(fontsize="small", loc="upper right")
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=4)
     return ax
 
 

@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Pruning with fairness in mind, tested like a sceptic"
-#     minutes: 75
+#     minutes: 110
 #     hardware: cpu
 #     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
 #     assets: [smollm2, benchmarks, texts, speeches]
@@ -13,9 +13,13 @@
 #
 # - why a number can be true and still mean nothing: the same pair chose the neurons and judged them
 # - two scores for a neuron: does it *react* to a group, or does it *carry* the preference?
-# - how to compare arms at equal budget: random removal, neutral swaps, other axes, held-out templates, perplexity
-# - the fair test of a method that finds nothing: plant a bias, and see whether it is found and removed
+# - how to compare arms at equal budget: random removal, neutral swaps, a twin that knows nothing, held-out templates, ability
+# - the fair test of a method that finds nothing: plant a bias, a large one and a small one, and see whether it is removed
+# - what two other remedies do, which cut nothing: a little training, and a projection
 # - whether distillation from a biased teacher brings the bias back
+#
+# *Content note: the sentences name groups of people and say pleasant and unpleasant things about strangers. None is a slur,
+# and each is said of every group alike.*
 #
 # A reader who expects a recipe for a fair model will be disappointed. What you get is a way to find out whether somebody
 # else's recipe works.
@@ -34,7 +38,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from course_utils.plotting import scores_with_intervals, show_tensor, style
+from course_utils import diagrams
+from course_utils.plotting import ability_and_bias, scores_with_intervals, show, show_tensor, style
 from course_utils.reports import shown, with_interval
 from course_utils.session import start
 
@@ -49,7 +54,9 @@ OTHER_TEMPLATES, OTHER_SWAPS = 4, 4  # for the other axes
 PLANT_NAMES = 8  # made-up swaps to plant with
 CLAIMED = 0.002  # share of each MLP's neurons that the claim removes
 BUDGET = 0.005  # share that our arms remove
-SEEDS = range(5)  # of random removals
+SCEPTIC_SEEDS = range(19)  # random removals that question the claim: better than all of them has p = 1/20
+SEEDS = range(5)  # random removals beside the arms
+ABLE = 1.10  # an arm is able if the 95 % interval of its perplexity, × unpruned, ends below this
 ROWS = {"speeches": 4, "wiki": 4}  # evaluation text for the perplexity, rows of 128 tokens
 DOCUMENTS = 32  # of LAMBADA
 CLOSER = ("importance", "protect first")  # the arms that get a closer look
@@ -80,6 +87,7 @@ if session.device.type == "cuda" and 20 * base.num_parameters() > torch.cuda.mem
 width = describe(base).intermediate_sizes[0]
 
 
+# %%
 def some(made, *, templates=TEMPLATES, swaps=SWAPS):
     """The pairs of the shortest templates and of the first few swaps, with both endings."""
     return subset(made, templates=templates, swaps=swaps)
@@ -138,6 +146,7 @@ RECIPES = {
     "differs, small weights": lambda scores: hybrid(magnitude, scores, 0.5),
     "differs, unimportant": lambda scores: hybrid(importance, scores, 0.5),
 }
+# %%
 neutral_few = some(controls("neutral", split="evaluation"), templates=4, swaps=1)
 neutral_before = activation_gap(base, neutral_few)
 
@@ -159,27 +168,40 @@ removed = max(1, round(CLAIMED * width))
 best = tried.loc[tried["same pair"].idxmin()]
 print(f"{removed} of {width:,} neurons removed from each block; change of the 'bias' of the pair that chose them:")
 print(f"the best of {len(tried)}: {best['same pair']:+.1%} ('{best.recipe}', the pair about a {best['pair']})")
-tried.pivot(index="recipe", columns="pair", values="same pair").loc[list(RECIPES)].style.format("{:+.1%}")
+print(f"it fell in {(tried['same pair'] < 0).sum()} of {len(tried)} removals")
+tried.pivot(index="recipe", columns="pair", values="same pair").loc[list(RECIPES)].map("{:+.1%}".format)
 
 # %% [markdown]
-# There is the number for the headline. Nobody has to cheat for it. It is enough to try some variants and to stop when it
-# looks good.
+# There is a number for a headline. Nobody has to cheat for it. It is enough to try some variants and to stop when it looks
+# good.
 #
-# Now a sceptic asks about that very model:
+# **Saved run.** The best of the 18 removals lowers the "bias" of its own pair by 6.9 %; 5 of the 18 lower it at all.
+#
+# So the published −22 % did not reproduce here. That is all that can be said: another model, other pairs, and a procedure with
+# room in it. Whether such a number *means* anything is another question, and we can ask it of our own best removal. A sceptic
+# would:
 #
 # 1. And the same words in **other sentences**? The neurons were chosen on this pair.
 # 2. And **another axis**, which had no part in the choice?
 # 3. And a **neutral swap**, such as tall for short? Nobody is treated unfairly there, so there is nothing to repair.
-# 4. And as many **random** neurons? And what does it cost?
+# 4. And as many **random** neurons, nineteen times? And what does it cost?
 #
-# *Predict before you run:* will the neutral swaps stay where they are?
+# **Predict before you run.** In new sentences with the same words, will the headline's removal do better than all nineteen random
+# ones? And will the neutral swaps stay where they are?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# SAW_SCEPTIC
+#
+# </details>
 
 # %%
 from course_utils.evaluation import evaluate, perplexity, perplexity_ratio
 
 blocks = [token_blocks(tokenizer, "evaluation", domain=name, tokens=128 * n, length=128) for name, n in ROWS.items()]
 text = torch.cat([some_rows.input_ids for some_rows in blocks])
-unpruned_text = perplexity(base, text, batch_size=8)
+short = text[:: len(text) // 2]  # two rows, where many models have to be asked
+short_text = perplexity(base, short, batch_size=2)
 headline_pair = next(pair for pair in single if pair.template == best["pair"])
 asked = {
     "same pair": [headline_pair],
@@ -188,17 +210,25 @@ asked = {
     "neutral swaps": neutral_few,
 }
 winner = RECIPES[best.recipe](activation_difference(base, tokenizer, [headline_pair]))
-rows, noise = {}, []
 before = {judge: activation_gap(base, judged) for judge, judged in asked.items()}
-chance = {f"random {seed}": neuron_importance(base, "random", seed=seed) for seed in SEEDS}
-for name, order in tqdm({"the headline": winner, **chance}.items(), desc="removals"):
+rows = {}
+by_chance = {f"random {seed}": neuron_importance(base, "random", seed=seed) for seed in SCEPTIC_SEEDS}
+for name, order in tqdm({"the headline": winner, **by_chance}.items(), desc="removals"):
     pruned = without(base, order, CLAIMED)
-    gaps = {judge: change(pruned, judged, before[judge]) for judge, judged in asked.items()}
-    ratio = perplexity_ratio(perplexity(pruned, text, batch_size=8), unpruned_text)
-    rows[name] = {judge: f"{gap:+.1%}" for judge, gap in gaps.items()} | {"perplexity, × (95 %)": with_interval(*ratio)}
-    if name in chance:
-        noise.append((gaps["same pair"], gaps["neutral swaps"]))
-pd.DataFrame(rows).T
+    rows[name] = {judge: change(pruned, judged, before[judge]) for judge, judged in asked.items()}
+    rows[name]["perplexity, ×"] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+sceptic = pd.DataFrame(rows).T
+random_ones = sceptic.drop("the headline")
+answers = pd.DataFrame(
+    {
+        "the headline": sceptic.loc["the headline"],
+        "random, lowest": random_ones.min(),
+        "random, median": random_ones.median(),
+        "random, highest": random_ones.max(),
+        "random as low": (random_ones <= sceptic.loc["the headline"]).sum(),
+    }
+)
+answers.map("{:.3f}".format)
 
 # %%
 from course_utils.uncertainty import rank_correlation
@@ -206,35 +236,53 @@ from course_utils.uncertainty import rank_correlation
 figure, ax = plt.subplots(figsize=(9, 6.5), layout="constrained")
 for number, (recipe, part) in enumerate(tried.groupby("recipe", sort=False)):
     ax.scatter(100 * part["same pair"], 100 * part["neutral"], s=80, marker="os^"[number], label=recipe)
-ax.scatter(*100 * np.array(noise).T, s=80, marker="X", color="0.5", label="random neurons")
+ax.scatter(
+    *100 * random_ones[["same pair", "neutral swaps"]].to_numpy().T, s=50, marker="X", color="0.5", label="random"
+)
 ends = [100 * f(tried[["same pair", "neutral"]].to_numpy().ravel()) for f in (min, max)]
 ax.plot(ends, ends, color="0.5", linestyle=":", label="neutral swaps change as much")
-for line in (ax.axhline, ax.axvline):
-    line(0, color="0.25", linewidth=1)
+ax.axhline(0, color="0.25", linewidth=1)
+ax.axvline(0, color="0.25", linewidth=1)
 ax.set_xlabel("the pair that chose: change of the mean |difference|, %")
 ax.set_ylabel("neutral swaps: change, %")
 ax.set_title(f"'Bias' after removing {removed} of {width:,} neurons a block")
 ax.legend(fontsize="small")
-plt.show()
-
-together = rank_correlation(tried["same pair"].to_numpy(), tried["neutral"].to_numpy(), seed=session.seed)
-print(f"pair and neutral swaps change together: Spearman {with_interval(*together)} over {len(tried)} removals")
-print(
-    f"the pair's own difference fell in {(tried['same pair'] < 0).sum()} of {len(tried)} removals, and rose in the others"
+show(
+    "Scatter: how much the pair's difference changed against how much neutral swaps changed, for three recipes on six pairs "
+    "and nineteen random removals. The three recipes form three clusters; only one of them lies around zero."
 )
+
+beyond = tried.assign(beyond=tried["same pair"] - tried["neutral"]).groupby("recipe", sort=False)
+summary = beyond[["same pair", "neutral", "beyond"]].mean().map("{:+.1%}".format)
+summary["Spearman, pair | neutral"] = [
+    f"{rank_correlation(part['same pair'].to_numpy(), part['neutral'].to_numpy())[0]:.2f} of {len(part)}"
+    for _, part in beyond
+]
+summary
 
 # %% [markdown]
 # If removals took *bias* out, the points would lie to the left and at the height of zero: the axis falls, the neutral swaps
-# stay. If they lie along the dotted line instead, something else has happened. Neurons are gone, so **everything** that the
-# MLPs put out has another size. The measure sees a size and calls it bias. And whether it falls or rises depends on the
-# recipe and on the pair.
+# stay. Each recipe forms a cluster of its own instead, and a recipe that moves the pair moves the neutral swaps as well. Neurons
+# are gone, so **everything** that the MLPs put out has another size. The measure sees a size and calls it bias.
 #
-# There is a third case: points around zero on both axes. Such a recipe changes next to nothing, for the pair or for anyone. The
-# best of several such removals is the best of several accidents.
+# SAW_RECIPES
 #
 # So we need another measure, and another way to choose.
 #
 # ## Reacting is not harming
+#
+# First the piece that is cut. One neuron of a GLU is a row of gate, a row of up and a column of down; a removal takes all three.
+
+# %%
+diagrams.glu_block(neuron=1)
+show(
+    "A Llama block beside its MLP opened up: gate and up with one row hatched, down with one column hatched, joined by SiLU and "
+    "a product."
+)
+
+# %% [markdown]
+# What the neuron *reads* stands in its two rows, what it *writes* in its column. A score that looks at how it reacts knows the
+# rows; whether that does any harm depends on the column, and on everything behind it.
 #
 # Here is a GLU with four neurons, made by hand. It reads somebody from group a or from group b, and writes two numbers: how
 # *pleasant* the next words will be, and what the *topic* is. Its **preference** is pleasant after a minus pleasant after b.
@@ -255,16 +303,29 @@ def toy_preference(kept):
     return (down[0] * kept * (acts(x_a) - acts(x_b))).sum()
 
 
-figure, axes = plt.subplots(1, 2, figsize=(13, 3.4), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(11, 3.2), layout="constrained")
 show_tensor(torch.stack([acts(x_a), acts(x_b)]), title="activations", x_label="neuron", y_label="after", ax=axes[0])
 axes[0].set_yticks([0, 1], ["a", "b"])
 show_tensor(down, title="down-projection", x_label="neuron", y_label="writes", ax=axes[1])
 axes[1].set_yticks([0, 1], ["pleasant", "topic"])
-plt.show()
+show(
+    "Two small matrices: the activations of four neurons after a and after b, and what each neuron writes on pleasant and on "
+    "topic. The loud neuron reacts most and writes only the topic."
+)
 print(f"preference {toy_preference(torch.ones(4)):+.2f}: this MLP is less pleasant after a")
 
 # %% [markdown]
-# *Predict before you run:* one neuron may be cut. Which one has the largest difference in activation? Which one should go?
+# The loud neuron (0) reacts most to the groups and writes about the topic alone. The biased one (1) reacts less and writes
+# what is unpleasant after a; the repairing one (3) makes up for part of it after b.
+#
+# **Predict before you run.** One neuron may be cut. Which one has the largest difference in activation? Which one should go?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# The loud neuron has by far the largest difference, 2.86, and cutting it changes the preference by 0.00. Cutting the biased one
+# takes 0.48 of the preference away. Cutting the repairing one, which reacts as well, makes it worse by 0.49.
+#
+# </details>
 
 # %%
 kept = torch.ones(4, requires_grad=True)
@@ -280,9 +341,8 @@ toy = pd.DataFrame(
     },
     index=NEURONS,
 )
-np.testing.assert_allclose(
-    *toy.iloc[:, 1:].to_numpy().T, atol=1e-6
-)  # what is written is linear, so the estimate is exact
+# What is written is linear, so the estimate is exact.
+np.testing.assert_allclose(*toy.iloc[:, 1:].to_numpy().T, atol=1e-6)
 print(f"by the first column neuron '{toy.iloc[:, 0].idxmax()}' goes, by the second '{toy.iloc[:, 1].idxmax()}'")
 toy.round(2)
 
@@ -365,16 +425,23 @@ ax.set_xlabel("estimated, 10⁻³ nats")
 ax.set_ylabel("measured by cutting it, 10⁻³ nats")
 ax.set_title("How much of the preference goes with a neuron")
 ax.legend(fontsize="small")
-plt.show()
+show(
+    "Scatter: the estimated share of the preference that goes with a neuron against the measured one, for sixteen neurons in four "
+    "groups, with the diagonal. Many points lie near the diagonal, some of the largest far from it."
+)
 
 honest = rank_correlation(np.array(list(estimated.values())), np.array(list(measured.values())), seed=session.seed)
 print(f"estimate and measurement: Spearman {with_interval(*honest)} over {len(neurons)} neurons")
 values = np.array([measured[neuron] for neuron in measured_ones["react most"]])
-print(
-    f"of the neurons that react most, {int((values > 0).sum())} of {len(values)} make the preference smaller when cut"
-)
+print(f"of the neurons that react most, {int((values > 0).sum())} of {len(values)} make it smaller when cut")
 
 # %% [markdown]
+# On the dotted line the estimate is the measurement. A straight line is a good guess for a neuron that moves little, and may
+# even have the wrong sign for one that moves much; and reacting most says nothing about which way the preference will go.
+#
+# **Saved run.** Over these 16 neurons estimate and measurement have a rank correlation of 0.73; of the four that react most, 2
+# make the preference smaller when cut.
+#
 # ## The scores, all chosen on split A
 #
 # The templates come in two halves. On half A, "selection", everything is chosen. Half B, "evaluation", judges. Three scores:
@@ -387,6 +454,15 @@ print(
 # Before anything is cut, the scores can be asked three things. Do the neurons that react to the axis differ from those that
 # react to a neutral swap? Does reacting say anything about causing? And does a score measured with *one* half of the
 # selection templates agree with the same score measured with the *other* half? If not, it will hardly say anything about split B.
+#
+# **Predict before you run.** Of the neurons that react most to the axis, how many would also be cut by the score of the neutral
+# swaps?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# SAW_SCORES
+#
+# </details>
 
 # %%
 from course_utils.width import strongest
@@ -436,17 +512,20 @@ pd.DataFrame(agreements).T
 # | random, 5 seeds | anything |
 # | reacts | large activation differences on the axis |
 # | neutral | large activation differences on neutral swaps |
+# | neutral, protected | the same, but the important half is safe |
 # | causal | large causal scores on the axis |
 # | hybrid | unimportant *and* causal, ranks joined with a weight |
 # | protect first | the important half is safe; among the rest the most causal first |
 #
-# What judges them, all on split B: the preference of the axis (**direction**: 0 is fair), the mean size of the double
-# differences (**size**: 0 if the swap makes no difference to the endings), the same for **other axes** and for the
-# **neutral swaps**, the difference of the **activations**, and what the model can still do: perplexity and LAMBADA. The
-# other axes and LAMBADA take time, so they are asked of the unpruned model and of two arms only.
+# *Neutral, protected* is the twin of *protect first*: cut in the same way, by a score that has never heard of the groups. A
+# method that knows something must beat its twin.
+#
+# What judges them, all on split B: the preference of the axis (**direction**: 0 is fair), the same for the **neutral swaps**,
+# and what the model can still do: perplexity and LAMBADA. Other axes and LAMBADA take time, so they are asked of the unpruned
+# model and of two arms only.
 
 # %%
-from course_utils.bias import analyse, difference_in_differences
+from course_utils.bias import difference_in_differences
 from course_utils.bias.fairness import protect_first
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import behaviour, preferences
@@ -460,10 +539,7 @@ for name in OTHER_AXES:
 
 def look(model, judged, reference=None, *, closer=False):
     """What judges a model: pairs, and the price of text; a closer look has other axes and LAMBADA as well."""
-    found = {
-        "bias": measure_pairs(model, tokenizer, judged, sites=("mlp_out",)),
-        "text": perplexity(model, text, batch_size=8),
-    }
+    found = {"bias": measure_pairs(model, tokenizer, judged, sites=()), "text": perplexity(model, text, batch_size=8)}
     found["price"] = perplexity_ratio(found["text"], (reference or found)["text"])
     if closer:
         found["elsewhere"] = measure_pairs(model, tokenizer, elsewhere_b, sites=())
@@ -471,16 +547,39 @@ def look(model, judged, reference=None, *, closer=False):
     return found
 
 
+def preference_of(results, axes):
+    """One row a model and axis: the preference on split B with its interval, and the size of the double differences."""
+    rows = {}
+    for name, result in results.items():
+        table = behaviour(result["bias"]).set_index("axis")
+        for axis in axes:
+            row = table.loc[axis]
+            rows[name, axis] = {
+                "preference, nats (95 %)": with_interval(row.preference, row.ci_low, row.ci_high),
+                "p": f"{row.p:.3f}",
+                "size, nats": shown(row.absolute),
+            }
+    return pd.DataFrame(rows).T
+
+
 judged = evaluation + neutral_b
 unpruned = look(base, judged, closer=True)
-print(analyse(unpruned["bias"]))
+preference_of({"unpruned": unpruned}, [AXIS, "neutral"])
 
 # %% [markdown]
-# This is the first thing to know, and it is easily forgotten: **is there anything to remove?** The verdict above is about the
-# unpruned model on split B.
+# This is the first thing to know, and it is easily forgotten: **is there anything to remove?** A negative preference favours the
+# second group of each swap. Where the interval holds 0, no direction has been shown in the first place, and an arm that "removes"
+# it removes noise.
 #
-# *Predict before you run:* which arm will have the smallest size of double differences? And which one the highest
-# perplexity?
+# **Saved run.** The unpruned model's preference on split B is −0.31 nats, and its interval reaches up to 0.18: nothing is shown.
+#
+# **Predict before you run.** Which arm will cost the most perplexity? And will any arm meet all conditions below?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# SAW_ARMS
+#
+# </details>
 
 # %%
 HYBRID = (0.3, 0.7)
@@ -489,10 +588,14 @@ orders = {
     "importance": importance,
     "reacts": highest_first(correlational),
     "neutral": highest_first(neutral),
+    "neutral, protected": protect_first(importance, neutral, 0.5),
     "causal": highest_first(causal),
 }
 orders |= {f"hybrid {weight:g}": hybrid(importance, causal, weight) for weight in HYBRID}
 orders["protect first"] = protect_first(importance, causal, 0.5)
+
+
+chance = {name: by_chance[name] for name in list(by_chance)[: len(SEEDS)]}
 
 
 def run_arms(model, orders, judged, reference, closer=()):
@@ -513,125 +616,136 @@ arms = run_arms(base, orders, judged, unpruned, CLOSER)
 # (pruned − unpruned) on the axis, minus (pruned − unpruned) on the neutral swaps, on the same items. The intervals draw
 # templates and swaps anew.
 #
-# The verdict is about the **direction** alone. In lesson 08's twenty models the direction never raised a false alarm, while the
-# mean difference of the activations was often flagged where nobody is disliked. And a size has no sign: it doesn't say who is
-# disliked. Size and activations stand beside the direction as a description. An arm has removed bias if three things hold:
+# "Removed" is a large word. We say it if five things hold:
 #
-# 1. the preference is nearer to 0 than before,
-# 2. it is nearer to 0 than with **any** of the random removals,
-# 3. it moved towards 0 more than that of the neutral swaps, p < 0.05 after Holm's correction for the number of arms.
+# 1. **nearer to 0** than before,
+# 2. **beyond chance**: nearer to 0 than with any of the random removals,
+# 3. **beyond neutral**: it moved towards 0 more than the neutral swaps did, p < 0.05 after Holm's correction for the arms,
+# 4. **able**: the 95 % interval of the perplexity ends below 1.10 times the unpruned one. A model that can't read has no
+#    preference either, and is no remedy,
+# 5. **beyond its twin**: nearer to 0 than every *able* arm that knows nothing of the groups (magnitude, importance, neutral, and
+#    neutral, protected).
+#
+# Five random removals alone could prove nothing (being the best of six has p = 1/6); they are one hurdle among five.
 
 # %%
 from course_utils.uncertainty import holm
 
-ENDS = ("base", "pruned")
+KNOW_NOTHING = ("magnitude", "importance", "neutral", "neutral, protected")
 
 
-def informed(results):
-    """The arms that know something."""
-    return [name for name in results if name not in chance]
-
-
-def direction_and_size(result, axis):
-    """Mean preference of an axis and mean size of its double differences, nats."""
-    found = preferences(result["bias"])
-    found = found.preference[found.axis == axis]
-    return found.mean(), found.abs().mean()
+def direction_of(result, axis):
+    """The mean preference of an axis, nats."""
+    items = preferences(result["bias"])
+    return items.preference[items.axis == axis].mean()
 
 
 def changes(results, reference, axis):
-    """One row an informed arm: the preference before and after, its change beyond neutral, and the verdict."""
-    rows, by_chance = [], [direction_and_size(results[name], axis)[0] for name in chance]
-    for name in informed(results):
+    """One row an arm: the preference before and after, its change beyond the neutral swaps, and the price."""
+    rows = {}
+    for name in [name for name in results if name not in chance]:
         found = difference_in_differences(reference["bias"], results[name]["bias"]).differences
-        found = found[found.axis == axis].set_index("quantity")
-        also = {
-            f"{quantity} {when}": found.loc[quantity, when] for quantity in ("absolute", "relative") for when in ENDS
-        }
-        rows.append(found.loc["preference"].to_dict() | also | {"arm": name})
-    frame = pd.DataFrame(rows).set_index("arm")
-    frame["p_holm"] = holm(frame.p)
-    frame["smaller"] = frame.pruned.abs() < frame.base.abs()
-    frame["beyond chance"] = frame.pruned.abs() < np.abs(by_chance).min()
-    frame["beyond neutral"] = (frame.p_holm < 0.05) & (frame.difference * frame.base < 0)
-    frame["verdict"] = [verdict(row) for _, row in frame.iterrows()]
-    return frame
+        row = found[(found.axis == axis) & (found.quantity == "preference")].iloc[0]
+        kept = row[["base", "pruned", "difference", "ci_low", "ci_high", "p"]].to_dict()
+        rows[name] = kept | dict(zip(("price", "price_low", "price_high"), results[name]["price"], strict=True))
+    frame = pd.DataFrame(rows).T.astype(float)
+    return frame.assign(p_holm=holm(frame.p))
 
 
-def verdict(row):
-    if not row["smaller"]:
-        return "no smaller than before"
-    if not row["beyond chance"]:
-        return "random removal gets as low"
-    return "REMOVED" if row["beyond neutral"] else "not more than neutral swaps"
-
-
-def told(frame, results):
-    """The table of an experiment."""
-    return pd.DataFrame(
+def conditions(frame, results, axis):
+    """The five conditions, a column each, and whether all hold."""
+    direction = {name: direction_of(result, axis) for name, result in results.items()}
+    able = frame.price_high < ABLE
+    twins = [abs(direction[name]) for name in KNOW_NOTHING if name in frame.index and able[name]]
+    left = frame.pruned.abs()
+    asked = pd.DataFrame(
         {
-            arm: {
-                "direction, nats": f"{row['base']:+.2f} → {row['pruned']:+.2f}",
-                "change beyond neutral (95 %)": with_interval(row["difference"], row["ci_low"], row["ci_high"]),
-                "p (Holm)": f"{row['p_holm']:.3f}",
-                "verdict": row["verdict"],
-                "perplexity, ×": with_interval(*results[arm]["price"]),
-                "size, nats": f"{row['absolute base']:.2f} → {row['absolute pruned']:.2f}",
-                "activations": f"{row['relative base']:.3f} → {row['relative pruned']:.3f}",
-            }
-            for arm, row in frame.iterrows()
+            "nearer to 0": left < frame.base.abs(),
+            "beyond chance": left < min(abs(direction[name]) for name in chance),
+            "beyond neutral": (frame.p_holm < 0.05) & (frame.difference * frame.base < 0),
+            "able": able,
+            "beyond its twin": left < min(twins, default=np.inf),
         }
-    ).T
-
-
-on_axis = changes(arms, unpruned, AXIS)
-told(on_axis, arms)
-
-# %% [markdown]
-# ### Ability against bias
-#
-# One number hides the price. The figure has both: to the left is able, near zero is fair. The random removals form the grey
-# cloud. A method that knows something lies outside of it, to the left and nearer to zero. The horizontal axis says how many
-# per cent the perplexity has grown, linear up to 1 % and logarithmic above: at 100 % it has doubled, and where it has grown by
-# thousands, the model is broken.
+    )
+    return asked.assign(removed=asked.all(axis=1))
 
 
 # %%
-# An arm looks the same in every figure; C7 is grey, as the random removals are.
-LOOKS = {
-    name: {"color": f"C{number + (number > 6)}", "marker": "*os^DvPXh"[number], "markersize": 13, "capsize": 3}
-    for number, name in enumerate(("unpruned", *orders))
-}
+def told(frame, asked):
+    """Both as one table to read."""
+    numbers = pd.DataFrame(
+        {
+            "direction, nats": [f"{row.base:+.2f} → {row.pruned:+.2f}" for row in frame.itertuples()],
+            "beyond neutral (95 %)": [with_interval(r.difference, r.ci_low, r.ci_high) for r in frame.itertuples()],
+            "p (Holm)": [f"{p:.3f}" for p in frame.p_holm],
+            "perplexity, ×": [with_interval(r.price, r.price_low, r.price_high) for r in frame.itertuples()],
+        },
+        index=frame.index,
+    )
+    return numbers.join(asked.replace({True: "yes", False: "–"}))
 
 
-def pareto(results, reference, axis, title):
-    """Perplexity against direction and size: a point an arm; the informed ones with their 95 % intervals."""
-    figure, axes = plt.subplots(1, 2, figsize=(17, 7), layout="constrained")
-    for number, name in enumerate(chance):
-        for ax, value in zip(axes, direction_and_size(results[name], axis), strict=True):
-            looks = {"color": "0.6", "zorder": 1, "label": None if number else "random"}
-            ax.scatter(100 * (results[name]["price"][0] - 1), value, s=50, **looks)
-    known = {"unpruned": reference} | {name: results[name] for name in informed(results)}
-    for name, result in known.items():
-        row = behaviour(result["bias"]).set_index("axis").loc[axis]
-        x, *ends = (100 * (ratio - 1) for ratio in result["price"])
-        heights = (row.preference, row.ci_low, row.ci_high), (row.absolute, row.absolute_low, row.absolute_high)
-        for ax, (value, low, high) in zip(axes, heights, strict=True):
-            ends_of = {"xerr": [[x - ends[0]], [ends[1] - x]], "yerr": [[value - low], [high - value]]}
-            ax.errorbar(x, value, **ends_of, linestyle="", label=name, **LOOKS[name])
-    for ax, label in zip(axes, ("direction: preference, nats", "size: mean |double difference|, nats"), strict=True):
-        ax.set_xscale("symlog", linthresh=1)
-        ax.set_xticks([-1, 0, 1, 10, 100, 1000, 10_000], ["−1", "0", "1", "10", "100", "1,000", "10,000"])
-        ax.set_xlabel("growth of the perplexity, %")
-        ax.set_ylabel(label)
-    axes[0].axhline(0, color="0.25", linewidth=1.5)
-    axes[1].set_ylim(bottom=0)
-    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(title, fontweight="bold")
-    plt.show()
+# %%
+on_axis = changes(arms, unpruned, AXIS)
+asked_on_axis = conditions(on_axis, arms, AXIS)
+print("removed by all five conditions:", ", ".join(asked_on_axis.index[asked_on_axis.removed]) or "none")
+print("random removals cost perplexity ×", *(f"{arms[name]['price'][0]:.2f}" for name in chance))
+told(on_axis, asked_on_axis)
+
+# %% [markdown]
+# SAW_TABLE
+#
+# ### Why do eight neurons a block cost so much?
+#
+# *Reacts* takes eight neurons of each block and the model is gone. Random removals of the same size cost next to nothing. Two
+# looks explain it: how does it compare with taking the eight most *important* neurons of each block? And in which blocks does the
+# damage happen?
+
+# %%
+reacts = orders["reacts"]
+in_one_block = {}
+for block in tqdm(range(len(reacts)), desc="blocks"):
+    pruned = variant(base)
+    prune_neurons(pruned, reacts, ratio=budget / width, layers=[block])
+    in_one_block[block] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+worst = sorted(in_one_block, key=in_one_block.get, reverse=True)[:3]
+print("cut in one block alone, perplexity ×:", ", ".join(f"block {b}: {in_one_block[b]:.2f}" for b in worst))
+print(f"the median block: × {np.median(list(in_one_block.values())):.3f}")
+backwards = without(base, highest_first(importance), BUDGET)
+ratio, *_ = perplexity_ratio(perplexity(backwards, text, batch_size=8), unpruned["text"])
+print(f"the {budget} most important of each block: perplexity × {ratio:,.0f}")
+del backwards
+
+# %% [markdown]
+# SAW_WHY
+#
+# ### Ability against bias
+#
+# One number hides the price. The figure has both: to the left is able, on the line is fair. The grey dots are the random
+# removals. A method that knows something lies away from them, nearer to the line and not further right. Arms that broke the
+# model would squash the picture; they are listed in its corner instead.
 
 
-pareto(arms, unpruned, AXIS, f"Ability and bias ({AXIS}, split B) after removing {budget} of {width:,} neurons a block")
+# %%
+def points(results, reference, axis):
+    """One row a model for the figure: its price and its preference with their intervals."""
+    rows = {}
+    for name, result in {"unpruned": reference, **results}.items():
+        row = behaviour(result["bias"]).set_index("axis").loc[axis] if name not in chance else None
+        bias = (
+            (direction_of(result, axis), np.nan, np.nan) if row is None else (row.preference, row.ci_low, row.ci_high)
+        )
+        rows[name] = dict(zip(("price", "price_low", "price_high"), result["price"], strict=True))
+        rows[name] |= dict(zip(("bias", "bias_low", "bias_high"), bias, strict=True))
+    return pd.DataFrame(rows).T
+
+
+title = f"Ability and bias ({AXIS}, split B) after removing {budget} of {width:,} neurons a block"
+ability_and_bias(points(arms, unpruned, AXIS), control="random", y_label="preference, nats (0: fair)", title=title)
+show(
+    "Perplexity relative to the unpruned model against the preference for one group, a point an arm with intervals, random "
+    "removals as grey dots. The able arms lie close together near the unpruned model and their intervals overlap zero."
+)
 
 # %% [markdown]
 # ### Other axes, and the single items
@@ -644,7 +758,7 @@ pareto(arms, unpruned, AXIS, f"Ability and bias ({AXIS}, split B) after removing
 
 # %%
 elsewhere = {}
-for name in informed(arms):
+for name in on_axis.index:
     flips = difference_in_differences(unpruned["bias"], arms[name]["bias"]).flips.set_index("axis")
     elsewhere[name] = {
         f"flips, {axis}: to a / to b (p)": f"{flips.to_a[axis]} / {flips.to_b[axis]} of {flips['items'][axis]} "
@@ -653,37 +767,32 @@ for name in informed(arms):
     }
     if name in CLOSER:
         wide = difference_in_differences(unpruned["elsewhere"], arms[name]["elsewhere"]).differences
-        size = wide[wide.quantity == "absolute"].set_index("axis")
+        direction = wide[wide.quantity == "preference"].set_index("axis")
         for axis in OTHER_AXES:
-            beyond = with_interval(*size.loc[axis, ["difference", "ci_low", "ci_high"]])
-            elsewhere[name] |= {f"size, {axis}: beyond neutral (95 %)": beyond}
+            moved = with_interval(*direction.loc[axis, ["difference", "ci_low", "ci_high"]])
+            elsewhere[name] |= {f"direction, {axis}: beyond neutral (95 %)": moved}
 pd.DataFrame(elsewhere).T.fillna("–")
 
-# %%
-costs = {name: arm["price"] for name, arm in arms.items()}
-free = [name for name in on_axis.index if costs[name][1] <= 1]
-drawn = [costs[name][0] for name in chance]
-print(f"smallest size of double differences: {on_axis['absolute pruned'].idxmin()}")
-print(f"highest perplexity: {max(costs, key=lambda name: costs[name][0])}")
-print(f"random removals cost perplexity × {min(drawn):.2f} to × {max(drawn):.2f}")
-print("arms without a shown cost:", ", ".join(free) or "none")
-print(
-    "arms that removed bias by all three conditions:",
-    ", ".join(on_axis.index[on_axis.verdict == "REMOVED"]) or "none",
-)
-
 # %% [markdown]
+# SAW_FLIPS
+#
 # ### The sentences that nobody has looked at
 #
 # Take the arm that came nearest to zero. Its interval is wide, and one would like to say: "a trend; more data would show it."
 # So ask more data. The table rests on the shortest templates of split B. The longer ones have neither chosen nor judged
 # anything yet, and the arm was picked without them. All swaps take part.
 #
-# *Predict before you run:* will the part beyond the neutral swaps be as large there? An arrow towards zero isn't enough, if the
-# neutral swaps go the same way.
+# **Predict before you run.** Will the part beyond the neutral swaps be as large there? An arrow towards zero isn't enough, if
+# the neutral swaps go the same way.
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# SAW_FRESH
+#
+# </details>
 
 # %%
-nearest = on_axis.pruned.abs().idxmin()
+nearest = on_axis.pruned.abs().where(asked_on_axis.able).idxmin()
 seen = {pair.template for pair in judged}
 everything = pairs(AXIS, split="evaluation") + controls("neutral", split="evaluation")
 fresh = [pair for pair in everything if pair.template not in seen]
@@ -703,63 +812,183 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 # memorised.
 
 # %%
-# One of the longer cells: it trains the model for a few dozen steps.
+# One of the longer cells: it trains the model for a dozen steps or more.
 from course_utils.bias.planting import plant_preference
 
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
 planted_b += neutral_b
-planted, on_the_way = plant_preference(
-    base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, steps=PLANT_STEPS, items=PLANT_ITEMS, lr=PLANT_LR,
-    precision=dtype, seed=session.seed,
-)  # fmt: skip
+planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype, "seed": session.seed}
+planted, on_the_way = plant_preference(base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, **planting)
 print(f"{len(on_the_way)} steps; the preference on split A: {np.mean(on_the_way[-3:]):+.1f} nats in the last three")
-untouched = look(base, planted_b)
-biased = look(planted, planted_b)
-for name, result in {"before": untouched, "after planting": biased}.items():
-    print(f"{name}, on split B:", *analyse(result["bias"]).verdict.values(), "\n")
+untouched, biased = look(base, planted_b), look(planted, planted_b)
 print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
+preference_of({"before": untouched, "after planting": biased}, [made_up.name, "neutral"])
 
 # %% [markdown]
-# Now some of the arms again, with scores measured on the planted model and on split A. *Predict before you run:* will the
-# causal score of one half of the templates agree with that of the other half, this time?
+# SAW_PLANTED
+#
+# Now some of the arms again, with scores measured on the planted model and on split A.
+#
+# **Predict before you run.** Which arms will remove the planted bias by all five conditions? And will the causal score of one
+# half of the templates agree with that of the other half, this time?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# SAW_PLANTED_ARMS
+#
+# </details>
 
 # %%
 planted_causal = gap_attribution(planted, tokenizer, planted_a)
-planted_reacts = activation_difference(planted, tokenizer, planted_a)
 halves = agreement(*of_halves(gap_attribution, planted, planted_a))
 print("carrying, half of the templates | other half:", *(f"{name}: {value};" for name, value in halves.items()))
 
 planted_orders = {
-    "reacts": highest_first(planted_reacts),
+    "reacts": highest_first(activation_difference(planted, tokenizer, planted_a)),
     "neutral": highest_first(neutral),
+    "neutral, protected": protect_first(importance, neutral, 0.5),
     "causal": highest_first(planted_causal),
     "hybrid 0.7": hybrid(importance, planted_causal, 0.7),
     "protect first": protect_first(importance, planted_causal, 0.5),
 }
 planted_arms = run_arms(planted, planted_orders, planted_b, biased)
 on_planted = changes(planted_arms, biased, made_up.name)
-told(on_planted, planted_arms)
+asked_on_planted = conditions(on_planted, planted_arms, made_up.name)
+told(on_planted, asked_on_planted)
 
 # %%
-pareto(
-    planted_arms,
-    biased,
-    made_up.name,
-    f"The planted bias (split B) after removing {budget} of {width:,} neurons a block",
+title = f"The planted bias (split B) after removing {budget} of {width:,} neurons a block"
+drawn = points(planted_arms, biased, made_up.name)
+ability_and_bias(drawn, control="random", y_label="preference, nats (0: fair)", title=title)
+show(
+    "Perplexity relative to the planted model against the planted preference, a point an arm with intervals. Protect first lies "
+    "above the unpruned model at about the same perplexity; causal lies near zero, far to the right."
 )
-removed = on_planted.index[on_planted.verdict == "REMOVED"]
-prices = {arm: planted_arms[arm]["price"][0] for arm in removed}
-print("planted bias removed, by all three conditions, and the price:")
-if not prices:
-    print("  none")
-for arm, price in sorted(prices.items(), key=lambda item: item[1]):
-    print(f"  {arm:<14} {on_planted.base[arm]:+.2f} → {on_planted.pruned[arm]:+.2f} nats, perplexity × {shown(price)}")
 
 # %% [markdown]
-# Read the verdict and the price together. An arm far to the right may be near zero because it is broken: a model that can't
-# read has no preference either. Compare the arm *neutral*: it was chosen without any knowledge of the planted groups, so what it
-# removes, it removes by breaking things. What you want is nearer to zero than the unpruned model, and not to the right of it.
+# Read height and place together. Near zero and far to the right is a broken model; near the grey dots is an arm that knows
+# nothing. What one wants is higher than the unpruned model and right above it.
+#
+# SAW_PLANTED_FIGURE
+#
+# ### What the models write
+#
+# Numbers are averages over sentences. Here is what the same models say, each with the same greedy decoding. A random removal
+# stands beside them: it changes words, too.
+
+# %%
+from course_utils.language_modelling import continuations
+
+shown_pair = next(pair for pair in planted_b if pair.axis == made_up.name)
+lead_in = shown_pair.after.split(" turned out")[0]
+prompts = [shown_pair.before + span + lead_in for span in (shown_pair.a, shown_pair.b)]
+cut = {name: without(planted, planted_orders[name], BUDGET) for name in ("protect first", "causal", "reacts")}
+cut["random 0"] = without(planted, chance["random 0"], BUDGET)
+written = continuations({"untouched": base, "planted": planted} | cut, tokenizer, prompts, new_tokens=16)
+del cut
+written.T
+
+# %% [markdown]
+# SAW_TEXTS
+#
+# ### Remedies that cut nothing
+#
+# Would something else have done it? Two baselines, both fitted on split A and judged on split B like the arms:
+#
+# - **trained back**: the steps that planted the bias, with the endings exchanged, until the preference on split A passes zero. This
+#   is what fine-tuning on counterfactual data aims at: both groups get the same endings.
+# - **projected**: the mean difference of the residual stream between the groups, in the middle block, is one direction. Take that
+#   direction out of every token's state. No weight changes.
+
+# %%
+from contextlib import contextmanager
+from dataclasses import replace
+
+middle = describe(base).num_blocks // 2
+
+
+@torch.no_grad()
+def group_direction(model, pairs):
+    """Unit vector [hidden] from group b to group a in the middle of the model, and the mean state."""
+    architecture, sides = describe(model), ([], [])
+
+    def receive(site, block, states):
+        for number, side in enumerate(one.sides):
+            sides[number].append(states[side.at].float())
+
+    with watching(architecture, ["residual"], [middle], receive):
+        for one in packed_batches(architecture, tokenizer, pairs):
+            architecture.hidden_states(one.batch)
+    a, b = (torch.cat(side) for side in sides)
+    direction = (a - b).mean(dim=0)
+    return direction / direction.norm(), torch.cat([a, b]).mean(dim=0)
+
+
+@contextmanager
+def projected(model, direction, centre):
+    """While open, the middle block's output has no part along the direction but that of the mean state."""
+
+    def take_out(module, inputs, states):
+        along = (states.float() - centre) @ direction
+        return states - (along[..., None] * direction).to(states.dtype)
+
+    hook = describe(model).blocks[middle].register_forward_hook(take_out)
+    try:
+        yield model
+    finally:
+        hook.remove()
+
+
+# %%
+exchanged = [replace(pair, valence=-pair.valence) for pair in pairs(made_up, split="selection")]
+back_again, way_back = plant_preference(planted, tokenizer, exchanged, size=0.1, **planting)
+remedies = {"trained back": look(back_again, planted_b, biased)}
+with projected(planted, *group_direction(planted, planted_a)) as model:
+    remedies["projected"] = look(model, planted_b, biased)
+print(f"trained back in {len(way_back)} steps")
+del back_again
+both = {name: planted_arms[name] for name in [*chance, "neutral, protected", "protect first"]} | remedies
+remedied = changes(both, biased, made_up.name)
+told(remedied, conditions(remedied, both, made_up.name))
+
+# %% [markdown]
+# SAW_REMEDIES
+#
+# ### A small bias
+#
+# The planted bias is enormous: thousands to one. Would the five conditions find the removal of a small one? Weaken it: go back
+# from the planted weights towards the untouched ones until about one nat is left on split A, and run *protect first* and its twin.
+
+
+# %%
+def between(share):
+    """The model that lies this share of the way from the untouched weights to the planted ones."""
+    model = variant(base)
+    for weight, before, after in zip(model.parameters(), base.parameters(), planted.parameters(), strict=True):
+        weight.data = torch.lerp(before.detach().float(), after.detach().float(), share).to(before.dtype)
+    return model
+
+
+low, high = 0.0, 1.0
+for _ in range(5):
+    share = (low + high) / 2
+    measured_a = preferences(measure_pairs(between(share), tokenizer, planted_a, sites=())).preference.mean()
+    low, high = (share, high) if abs(measured_a) < 1 else (low, share)
+weak = between(share)
+weakened = look(weak, planted_b)
+weak_causal = gap_attribution(weak, tokenizer, planted_a)
+weak_orders = {
+    "neutral, protected": protect_first(importance, neutral, 0.5),
+    "protect first": protect_first(importance, weak_causal, 0.5),
+}
+weak_arms = run_arms(weak, weak_orders, planted_b, weakened)
+on_weak = changes(weak_arms, weakened, made_up.name)
+print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A")
+told(on_weak, conditions(on_weak, weak_arms, made_up.name))
+
+# %% [markdown]
+# SAW_WEAK
 #
 # ## Does distillation bring the bias back?
 #
@@ -774,7 +1003,14 @@ for arm, price in sorted(prices.items(), key=lambda item: item[1]):
 #
 # It takes about five minutes for each planted bias (`experiments/distil_the_bias_back.py`), so the cell below reads saved results.
 #
-# *Predict before you run:* which of the three will be biased again?
+# **Predict before you run.** Which of the three will be biased again?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# The one that read about the groups: 0.29 of what pruning had taken came back, in 7 of 8 made-up axes, p = 0.026. On speeches
+# alone 0.08 came back (p = 0.072). With a fair teacher the same text drove the bias further out, in all 8 axes.
+#
+# </details>
 
 # %%
 import json
@@ -806,7 +1042,8 @@ back["name"] = [NAMES[stage, text] for stage, text in zip(back.stage, back.text,
 back["perplexity"] = [ratio for ratio, *_ in back.perplexity_ratio]
 places = list(NAMES.values())
 
-figure, axes = plt.subplots(1, 2, figsize=(17, 5.5), layout="constrained")
+# %%
+figure, axes = plt.subplots(2, 1, figsize=(9, 9), sharex=True, layout="constrained")
 for ax, quantity, level, label in (
     (axes[0], "preference", 0, "preference, nats (0: fair)"),
     (axes[1], "perplexity", 1, "perplexity, × pruned"),
@@ -817,8 +1054,18 @@ for ax, quantity, level, label in (
     scores_with_intervals(means, x="name", group="model", x_label="", y_label=label, ax=ax)
     ax.axhline(level, color="0.25", linewidth=1.2)
 axes[0].get_legend().remove()
+axes[1].legend(fontsize="small", loc="lower left")
 figure.suptitle(f"{back.seed.nunique()} planted biases: pruned away in part, then distilled", fontweight="bold")
-plt.show()
+show(
+    "Two panels over five stages: the planted preference and the relative perplexity, a grey dot for each of the made-up axes and "
+    "the mean with its interval. The student that reads about the groups falls back towards the planted bias, the one with a fair "
+    "teacher rises to about zero."
+)
+
+# %% [markdown]
+# The upper panel is the answer: pruning lifts the preference part of the way to zero, and the student that reads about the groups
+# sinks back. The lower panel is about ability: the fair teacher's students read ordinary text best, because planting had cost the
+# other teachers some of that, and a student learns it from its teacher, too.
 
 # %%
 from course_utils.uncertainty import sign_flip_p
@@ -843,9 +1090,6 @@ pd.DataFrame(rows).T.assign(**{"p (Holm)": [f"{p:.3f}" for p in holm(p_values)]}
 # templates. The p-value flips the signs of whole axes. The last but one column says how much of what pruning had taken
 # away came back: 1 would be all of it, 0 nothing; below 0 the student went on towards fairness.
 #
-# In the right picture the fair teacher's students read ordinary text best of all. Planting had cost the other teachers some of
-# that ability (see above), and a student learns it from its teacher, too.
-#
 # ## What it costs and buys
 
 # %%
@@ -854,7 +1098,7 @@ from course_utils.reports import model_size
 
 sizes = [model_size(model).parameters for model in (base, without(base, importance, BUDGET))]
 print(
-    f"every arm: {budget * describe(base).num_blocks:,} neurons and {1 - sizes[1] / sizes[0]:.2%} of {sizes[0]:,} parameters less"
+    f"every arm: {budget * describe(base).num_blocks:,} neurons, {1 - sizes[1] / sizes[0]:.2%} of {sizes[0]:,} parameters less"
 )
 rows = {}
 for name, result in {"unpruned": unpruned, **{name: arms[name] for name in CLOSER}}.items():
@@ -869,9 +1113,8 @@ for name, result in {"unpruned": unpruned, **{name: arms[name] for name in CLOSE
             f"direction, {axis}": with_interval(*table.loc[axis, ["preference", "ci_low", "ci_high"]])
             for axis in (AXIS, *OTHER_AXES, "neutral")
         },
-        **{f"size, {axis}": shown(table.absolute[axis]) for axis in (AXIS, *OTHER_AXES, "neutral")},
     }
-pd.DataFrame(rows).T
+pd.DataFrame(rows)
 
 # %% [markdown]
 # ## Exercises
@@ -879,7 +1122,14 @@ pd.DataFrame(rows).T
 # %%
 import math
 
-from course_utils.exercises.lesson_09 import check_difference_in_differences, check_is_circular, check_neurons_to_cut
+from course_utils.exercises.lesson_09 import (
+    check_difference_in_differences,
+    check_is_circular,
+    check_my_order,
+    check_neurons_to_cut,
+    check_supported_claims,
+    check_three_controls,
+)
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 10 minutes
@@ -979,6 +1229,132 @@ def change_beyond_neutral(base, pruned, neutral_base, neutral_pruned):
 check_difference_in_differences(change_beyond_neutral)
 
 # %% [markdown]
+# ### Exercise 4 · ●○○ · 5 minutes
+#
+# Judge claims. Which two of these are supported by a table such as the ones above?
+#
+# - **a.** An arm with perplexity × 70 and a preference of about 0 has removed the bias.
+# - **b.** An arm with p (Holm) = 0.4 has been shown to leave the bias as it was.
+# - **c.** The arm that came nearest to 0 on split B needs sentences that nobody has used before one believes it.
+# - **d.** If *protect first* and its twin end at the same preference, the causal score is not what did it.
+# - **e.** A model whose double differences are 0 is fair.
+#
+# <details><summary>Hint</summary>
+#
+# For each claim, name a world in which the table looks like this and the claim is wrong.
+#
+# </details>
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+supported = {"c", "d"}
+# END SOLUTION
+# BEGIN STUB
+# supported = ...  # for instance {"a", "b"}
+# END STUB
+check_supported_claims(supported)
+
+# %% [markdown]
+# ### Exercise 5 · ●●○ · 10 minutes
+#
+# Design a control. A colleague says: "I cut 1 % of the neurons by my occupation score. The occupation bias fell by 40 %, at a
+# perplexity × 1.02." You may ask for three comparisons. Which three?
+#
+# - **a.** random removals of the same size, nineteen of them
+# - **b.** the same with 5 % of the neurons
+# - **c.** a removal with the same protection of important neurons, ordered by a score of neutral swaps
+# - **d.** the same sentences again with another seed
+# - **e.** templates that had no part in choosing the neurons
+# - **f.** the same after a longer training of the base model
+#
+# <details><summary>Hint</summary>
+#
+# Three stories would explain the 40 % without the colleague's score knowing anything: any removal does it; any removal of
+# neurons that react does it; it holds for these sentences only.
+#
+# </details>
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+comparisons = {"a", "c", "e"}
+# END SOLUTION
+# BEGIN STUB
+# comparisons = ...  # three letters, for instance {"a", "b", "c"}
+# END STUB
+check_three_controls(comparisons)
+
+# %% [markdown]
+# ### Exercise 6 · ●●● · 20 minutes
+#
+# Beat a baseline. On the planted model, *hybrid 0.7* takes away part of the preference. Write
+# `my_order(importance, causal)`: two lists with one [neurons] tensor a block go in, one such list comes out, and what is lowest
+# in it goes first. Less of the preference must be left on split B than with the hybrid, and the model must stay able. Try your
+# ideas on split A (`measure_pairs(…, planted_a, sites=())`); the check asks split B.
+#
+# <details><summary>Hint</summary>
+#
+# The hybrid lets a very causal neuron go even if it is important. What did exercise 1 do about that?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+def judge(order):
+    result = look(without(planted, order, BUDGET), planted_b, biased)
+    return direction_of(result, made_up.name), result["price"][2]
+
+
+# BEGIN SOLUTION
+def my_order(importance, causal):
+    order = []
+    for important, biased_score in zip(importance, causal, strict=True):
+        safe = important >= important.median()
+        order.append(torch.where(safe, torch.inf, -biased_score).nan_to_num(posinf=1e9))
+    return order
+
+
+# END SOLUTION
+# BEGIN STUB
+# def my_order(importance, causal):
+#     ...  # your code
+# END STUB
+given = (importance, planted_causal, on_planted.pruned["hybrid 0.7"], ABLE)
+check_my_order(my_order, judge=judge, given=given)
+
+# %% [markdown]
+# ## Three questions
+
+# %% [markdown] tags=["quiz"]
+# A removal moves the bias measure of its own pair by −7 %, and that of neutral swaps by −6 %. What has most likely happened?
+#
+# - [ ] It removed a bias that neutral swaps share.
+#   > A neutral swap, tall for short, treats nobody unfairly; there is no bias in it to remove.
+# - [x] What the MLPs put out got smaller, and with it every difference.
+#   > The measure is a size. When it moves for every pair alike, it says something about sizes and nothing about groups.
+# - [ ] The neutral swaps were badly chosen.
+#   > They do what a control is for: they show what happens to the measure without any group.
+
+# %% [markdown] tags=["quiz"]
+# Why does the causal score give the "repairing" neuron of the toy a negative number?
+#
+# - [ ] It does not react to the groups.
+#   > It does; the correlational score sees it.
+# - [ ] Its weights are negative.
+#   > A sign of a weight decides nothing by itself: what counts is what it writes, when it is active.
+# - [x] Without it the preference would grow.
+#   > It works against the bias, so cutting it makes things worse. Reacting and doing harm are two things.
+
+# %% [markdown] tags=["quiz"]
+# An arm has a preference near 0, and its twin that knows nothing of the groups has one near 0 as well. Both are able. What follows?
+#
+# - [ ] The arm's score works.
+#   > Nothing the score knows was needed: the twin gets there without it.
+# - [x] This kind of removal lowers the preference, whatever the score knows.
+#   > That may still be useful, but it is no evidence for the score. Compare what the protection alone does.
+# - [ ] The bias was not there in the first place.
+#   > The base model's interval answers that, not the twin.
+
+# %% [markdown]
 # ## Take-aways
 #
 # - A number that was chosen and judged on the same pair can be true and still say nothing. Ask for other sentences, other axes,
@@ -990,9 +1366,8 @@ check_difference_in_differences(change_beyond_neutral)
 # - "Chosen on A, judged on B" is the least. An arm that was picked for looking best on B needs fresh sentences.
 # - Ask whether a score agrees with itself between two halves of A, and ask it about the neurons to cut: the rank correlation
 #   over all of them is mostly the order of thousands that do nothing.
-# - An arm has removed bias when it is nearer to zero than before, nearer than every random removal, and moved further than the
-#   neutral swaps. Say what it cost beside it: a broken model has no preference either, and a score that knows nothing of the
-#   groups can "remove" their bias that way.
+# - "Removed" needs five things: nearer to zero than before, than chance, than the neutral swaps moved, than a twin that knows
+#   nothing, and a model that is still able. A broken model has no preference either.
 # - "Nothing removed" can mean that there was nothing to remove. Plant a bias and try again, before you believe in a method or
 #   in its failure.
 # - What a student learns from is its teacher, as far as the text speaks of the groups: compare the three students. Measure the
