@@ -474,6 +474,12 @@ class Record:
             random_orders=random_orders or {},
         )
 
+    @classmethod
+    def shipped_for(cls, model: PreTrainedModel) -> Record | None:
+        """The record that comes with the course, if it is of this model; otherwise None."""
+        record = cls.load() if RECORD.exists() else None
+        return record if record and record.settings["model"] == model.config.name_or_path else None
+
     def part(self, rows: slice) -> Record:
         """Some of the prompts, as a record of which none chooses."""
         per_prompt = ("kinds", "documents", "digests", "tokens", "answer_tokens", "harm", "halves", "agree", "states")
@@ -493,9 +499,9 @@ class Record:
         write_text(path, json.dumps({name: plain(value) for name, value in asdict(self).items()}) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike = RECORD) -> Record:
-        """Read what ``save`` wrote."""
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    def load(cls, path: str | os.PathLike | None = None) -> Record:
+        """Read what ``save`` wrote; without a path, the record that comes with the course."""
+        stored = json.loads(Path(path or RECORD).read_text(encoding="utf-8"))
         for name in ("kinds", "documents", "digests", "tokens", "answer_tokens"):
             stored[name] = np.array(stored[name])
         for name in ("harm", "halves", "agree", "states", "entropies"):

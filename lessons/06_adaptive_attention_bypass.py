@@ -362,10 +362,10 @@ written
 # that it holds. For another model than the record's, a smaller one is measured here.
 
 # %%
-record = Record.load()
-if record.settings["model"] != base.config.name_or_path:
+record = Record.shipped_for(base)
+if record is None:
     record = measure_record(base, tokenizer, config.order, NUMBERS, choosing=60, judging=240)
-    choosing, judging = choosing[:60], cases(tokenizer, "evaluation", count=240)
+    choosing, judging = (cases(tokenizer, split, count=n) for split, n in (("calibration", 60), ("evaluation", 240)))
 else:
     config = replace(config, order=tuple(record.settings["order"]))  # elsewhere, rounding may swap two that nearly tie
     assert record.digests.tolist() == [case.digest for case in (*choosing, *judging)]

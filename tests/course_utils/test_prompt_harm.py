@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model, word_tokenizer, words
 
+from course_utils import prompt_harm
 from course_utils.adaptive import divergence
 from course_utils.models import variant
 from course_utils.prompt_harm import (
@@ -130,6 +131,17 @@ def test_record_comes_back(tmp_path, tokenizer):
         assert getattr(again, name).tolist() == getattr(record, name).tolist()
     judging = again.part(slice(3, None))
     assert (len(judging.harm), judging.choosing, judging.documents.tolist()) == (1, 0, ["book 3"])
+
+
+def test_only_its_own_model_gets_a_record(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(prompt_harm, "RECORD", tmp_path / "record.json")
+    model = long_enough()
+    model.config.name_or_path = "tiny"
+    assert Record.shipped_for(model) is None
+    a_record(tokenizer).save(tmp_path / "record.json")
+    assert Record.shipped_for(model).settings == {"model": "tiny"}
+    model.config.name_or_path = "other"
+    assert Record.shipped_for(model) is None
 
 
 def test_only_prompts_that_choose_set_the_directions():
