@@ -13,7 +13,7 @@ import nbformat
 from course_utils.files import write_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-FIGURE, NOTEBOOK, CELL = ROOT / "docs/images/criteria.png", "03_*.ipynb", "Seven criteria on"
+FIGURE, NOTEBOOK, CELL = ROOT / "docs/images/criteria.png", "03_*.ipynb", "Which neurons should go?"
 
 
 def saved_figure() -> bytes:

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -117,7 +118,8 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[
     Returns:
         One row a task, metric and document: ``task``, ``metric``, ``document`` (a hash of the document), ``value`` (1
         or 0 for an accuracy; the log-likelihood in nats for "perplexity"), ``choices`` (how many there are; 0 where
-        the answer is free) and ``gold`` (the number of the right one; -1 where the answer is free).
+        the answer is free), ``gold`` (the number of the right one; -1 where the answer is free) and ``margin`` (the
+        log-likelihood of the right choice less that of the likeliest wrong one, in nats; nan where the answer is free).
     """
     with evaluating(model), _pad_token_kept(tokenizer):
         bar = tqdm(desc="Answering", unit="answer", delay=2, leave=False)  # before _quiet, which silences lm-eval's own
@@ -134,10 +136,14 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[
     for name, task in tasks.items():
         for sample in results["samples"][name]:
             choices, gold = _choices(task, sample["doc"])
+            scored = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
+            wrong = [likelihood for number, likelihood in enumerate(scored) if number != gold]
+            margin = scored[gold] - max(wrong) if choices else math.nan
             rows += [
-                (name, metric, sample["doc_hash"], float(sample[metric]), choices, gold) for metric in sample["metrics"]
+                (name, metric, sample["doc_hash"], float(sample[metric]), choices, gold, margin)
+                for metric in sample["metrics"]
             ]
-    return pd.DataFrame(rows, columns=["task", "metric", "document", "value", "choices", "gold"])
+    return pd.DataFrame(rows, columns=["task", "metric", "document", "value", "choices", "gold", "margin"])
 
 
 def _choices(task: Task, document: dict) -> tuple[int, int]:

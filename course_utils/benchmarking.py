@@ -1,4 +1,4 @@
-"""What a pruned model costs and buys: seconds, memory, FLOPs, bytes, and the speed-up that can be expected at most.
+"""What a pruned model costs and buys: seconds, memory, FLOPs, bytes, and the speed-up that these lead to expect.
 
 Speeds are compared side by side in one run, never across runs or machines: the contestants take turns, and what is
 reported is the median ratio with an interval. FLOPs and bytes are counted from shapes, so for them a model on the
@@ -92,23 +92,28 @@ def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 
     return weights + batch_size * context * kv_bytes_per_token(model)
 
 
-def decode_ceiling(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
-    """The most that ``after`` can generate faster than ``before`` where memory traffic is the limit.
+def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
+    """How many times as fast ``after`` should generate as ``before`` if memory traffic were all that takes time.
 
-    Generating reads all weights and all of the cache for each token and does little with them, so the ceiling is the
-    ratio of the ``decode_bytes``. Large batches on a CPU may be limited by arithmetic instead, see ``measure_speed``.
+    Generating reads all weights and all of the cache for each token and does little with them, so the estimate is the
+    ratio of the ``decode_bytes``. It is no ceiling: a framework spends time on each layer (launching kernels, copying
+    the cache) that no byte stands for, so leaving whole layers out can gain more. Large batches on a CPU may be limited
+    by arithmetic instead, see ``measure_speed``.
     """
     sizes = {"batch_size": batch_size, "context": context}
     return decode_bytes(before, **sizes) / decode_bytes(after, **sizes)
 
 
-def prefill_ceiling(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
-    """The most that ``after`` can read a prompt of ``context`` tokens faster than ``before`` where arithmetic limits.
+def prefill_estimate(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
+    """How many times as fast ``after`` should read a prompt of ``context`` tokens if arithmetic were all that counts.
 
-    A prompt's tokens share one reading of the weights, so the ceiling is the ratio of the FLOPs a token, with the
-    head at the last token only.
+    A prompt's tokens share one reading of the weights, so the estimate is the ratio of the FLOPs a token, with the
+    head at the last token only. No ceiling, as with ``decode_estimate``.
     """
     return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
+
+
+decode_ceiling, prefill_ceiling = decode_estimate, prefill_estimate  # until every lesson has moved to the new names
 
 
 # Measuring
@@ -162,7 +167,7 @@ def measure_speed(
     warmups: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Tokens a second of reading a prompt (prefill) and of generating (decode), each beside its ceiling.
+    """Tokens a second of reading a prompt (prefill) and of generating (decode), each beside its estimate.
 
     In each round every model reads the same random prompts and then generates exactly ``new_tokens`` tokens, one by
     one from its cache, whatever they are: an end token doesn't stop it, so all models do the same number of steps.
@@ -178,10 +183,12 @@ def measure_speed(
 
     Returns:
         Two rows a model: model, phase ("prefill" or "decode"), tokens_per_second (median, of the whole batch),
-        speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and ceiling. Reality may be
-        limited by arithmetic, by memory traffic or by a mix of both, so the ceiling is the larger of the two ratios
-        (FLOPs; bytes, with the cache at its mean length). A speed-up clearly above it is a measuring mistake, one
-        far below it a finding: odd sizes, or time spent on something other than the weights.
+        speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and
+        bytes alone lead to expect, the larger of the two ratios (bytes with the cache at its mean length). A speed-up
+        above it comes from what the estimate leaves out, a framework's fixed cost a layer above all; one that no such
+        cost explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd
+        sizes, or time spent on something other than the weights. ``relative_speed`` reads the
+        same rounds with another model as the measure; they are in ``.attrs["seconds"]``.
 
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds.
@@ -208,45 +215,75 @@ def measure_speed(
     samples = _take_turns({n: both_phases(m) for n, m in models.items()}, rounds=rounds, warmups=warmups)
     first, rows = next(iter(models)), []
     for name, model in models.items():
-        ceilings = _ceilings(models[first], model, **sizes)
+        estimates = _estimates(models[first], model, **sizes)
         for phase, tokens in {"prefill": prompt_tokens, "decode": new_tokens}.items():
             seconds = [lap[phase] for lap in samples[name]]
             ratios = _ratios([lap[phase] for lap in samples[first]], seconds)
             rows.append(
                 {"model": name, "phase": phase, "tokens_per_second": batch_size * tokens / median(seconds)}
                 | _summary("speedup", ratios)
-                | {"ceiling": ceilings[phase]}
+                | {"estimate": estimates[phase]}
             )
+    speed = pd.DataFrame(rows)
+    speed.attrs["seconds"] = samples
+    return speed
+
+
+def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The rounds of ``measure_speed`` once more, with another model as the measure of speed.
+
+    The ratio of two speed-ups over a third model would carry the third one's noise twice; here the two models are
+    compared round by round.
+
+    Args:
+        speed: what ``measure_speed`` returned, not a part of it.
+        reference: the model that the others are compared with.
+
+    Returns:
+        Two rows a model, in the order of ``speed``: model, phase, speedup over ``reference`` with ci_low and ci_high.
+
+    Raises:
+        ValueError: the frame has no rounds in ``.attrs["seconds"]``, or no such model.
+    """
+    samples = speed.attrs.get("seconds")
+    if samples is None:
+        raise ValueError('relative_speed needs the frame of measure_speed itself, with its .attrs["seconds"].')
+    checks.one_of("reference", reference, tuple(samples))
+    rows = []
+    for name, phase in zip(speed["model"], speed["phase"], strict=True):
+        seconds = {model: [lap[phase] for lap in samples[model]] for model in (reference, name)}
+        ratios = _ratios(seconds[reference], seconds[name])
+        rows.append({"model": name, "phase": phase} | _summary("speedup", ratios))
     return pd.DataFrame(rows)
 
 
 def speedup_text(row: pd.Series) -> str:
-    """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), ≤ 1.20", interval and ceiling.
+    """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), est. 1.20", interval and estimate.
 
-    Any other row with speedup, ci_low, ci_high and ceiling will do, one of ``itertuples()`` for instance.
+    Any other row with speedup, ci_low, ci_high and estimate will do, one of ``itertuples()`` for instance.
 
-    >>> speedup_text(pd.Series({"speedup": 1.13, "ci_low": 1.11, "ci_high": 1.15, "ceiling": 1.2}))
-    '1.13 (1.11 to 1.15), ≤ 1.20'
+    >>> speedup_text(pd.Series({"speedup": 1.13, "ci_low": 1.11, "ci_high": 1.15, "estimate": 1.2}))
+    '1.13 (1.11 to 1.15), est. 1.20'
     """
-    return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, ≤ {row.ceiling:.2f}"
+    return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, est. {row.estimate:.2f}"
 
 
 def speedup_verdict(row: pd.Series) -> str:
-    """What such a row says in words: is there a speed-up, and how much of what was possible?
+    """What such a row says in words: is there a speed-up, and how does it compare with the estimate?
 
-    >>> speedup_verdict(pd.Series({"speedup": 1.15, "ci_low": 1.13, "ci_high": 1.17, "ceiling": 1.2}))
-    'faster, 75% of the possible gain'
+    >>> speedup_verdict(pd.Series({"speedup": 1.15, "ci_low": 1.13, "ci_high": 1.17, "estimate": 1.2}))
+    'faster, 75% of the estimated gain'
     """
-    if row.ci_low > row.ceiling:
-        return "above its ceiling: find out why"
     words = verdict(
         row.ci_low, row.ci_high, at=1, below="slower", above="faster", neither="no difference that we can show"
     )
     if words != "faster":
         return words
-    if row.speedup > row.ceiling:
-        return "faster; the median is above the ceiling, so part of it is noise"
-    return f"faster, {(row.speedup - 1) / (row.ceiling - 1):.0%} of the possible gain"
+    if row.ci_low > row.estimate:
+        return "faster than the estimate"
+    if row.speedup > row.estimate:
+        return "faster, about the estimate"
+    return f"faster, {(row.speedup - 1) / (row.estimate - 1):.0%} of the estimated gain"
 
 
 def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
@@ -333,7 +370,7 @@ def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> dict[str,
     return {"prefill": prefill(), "decode": decode()}
 
 
-def _ceilings(
+def _estimates(
     before: PreTrainedModel, after: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch_size: int
 ) -> dict[str, float]:
     """The larger of the FLOPs' and the bytes' ratio, by phase."""
@@ -341,8 +378,8 @@ def _ceilings(
     # A new token meets the whole cache, twice what a causal pass meets on average: hence 2 x context.
     arithmetic = flops_per_token(before, 2 * context) / flops_per_token(after, 2 * context)
     return {
-        "prefill": max(prefill_ceiling(before, after, context=prompt_tokens), decode_ceiling(before, after)),
-        "decode": max(decode_ceiling(before, after, batch_size=batch_size, context=context), arithmetic),
+        "prefill": max(prefill_estimate(before, after, context=prompt_tokens), decode_estimate(before, after)),
+        "decode": max(decode_estimate(before, after, batch_size=batch_size, context=context), arithmetic),
     }
 
 

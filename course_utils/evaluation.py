@@ -30,7 +30,7 @@ from course_utils.uncertainty import (
     wilson_interval,
 )
 
-__all__ = ["Answers", "Perplexity", "compare", "evaluate", "paired", "perplexity", "perplexity_ratio"]
+__all__ = ["Answers", "Perplexity", "compare", "evaluate", "margins", "paired", "perplexity", "perplexity_ratio"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Answers:
     """What a model answered to each document: kept in ``evaluate(...).attrs["answers"]`` for ``paired``.
 
     Attributes:
-        table: the columns task, metric, document, value, choices, gold of ``benchmark_tasks.ask``.
+        table: the columns task, metric, document, value, choices, gold, margin of ``benchmark_tasks.ask``.
         dtype: what the model computed in.
     """
 
@@ -132,6 +132,30 @@ def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[s
     }
 
 
+def margins(result: pd.DataFrame, task: str) -> np.ndarray:
+    """By how many nats the right answer leads: its log-likelihood minus that of the likeliest wrong answer.
+
+    An accuracy keeps one bit of each document, the margin keeps the distance: a change that moves few answers across
+    the line shows in few documents already. Positive where "acc" counts the document as right; "acc_norm" divides by
+    the answers' lengths first and may judge otherwise.
+
+    Args:
+        result: a frame from ``evaluate``.
+        task: one of its tasks, with answers to choose from.
+
+    Returns:
+        float64 [documents], in the same order for every model asked with the same limit.
+
+    Raises:
+        ValueError: ``result`` has no answers of this task, or they are free ones.
+    """
+    answers = result.attrs.get("answers")
+    table = answers.table[answers.table["task"] == task] if isinstance(answers, Answers) else pd.DataFrame()
+    if table.empty or table["margin"].isna().any():
+        raise ValueError(f"margins needs a frame from evaluate with answers of {task!r} that were chosen from several.")
+    return table[table["metric"] == table["metric"].iloc[0]]["margin"].to_numpy(np.float64)
+
+
 def paired(
     result_a: Perplexity | pd.DataFrame,
     result_b: Perplexity | pd.DataFrame,
@@ -169,14 +193,16 @@ def paired(
     return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
 
 
-def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, float, float]:
-    """How many times as high a perplexity is as another one on the same rows of text.
+def perplexity_ratio(
+    score: Perplexity | pd.DataFrame, reference: Perplexity | pd.DataFrame
+) -> tuple[float, float, float]:
+    """How many times as high a perplexity is as another one on the same rows of text or the same documents.
 
     Ratios compare perplexities that differ by factors of thousands, where the differences of ``paired`` say little.
 
     Args:
-        score: of the model in question.
-        reference: of the model that it is compared with, on the same rows.
+        score: of the model in question; or LAMBADA's row "perplexity" of a frame from ``evaluate``.
+        reference: of the model that it is compared with, on the same rows or documents.
 
     Returns:
         ``score.perplexity / reference.perplexity``, and the ends of its 95 % interval: the exponential of
@@ -184,9 +210,14 @@ def perplexity_ratio(score: Perplexity, reference: Perplexity) -> tuple[float, f
         for a single row.
 
     Raises:
-        ValueError: the results are of different rows or dtypes.
+        ValueError: the results are of different rows, documents or dtypes, or no single perplexities.
     """
     a, b = (_scores(result)[0] for result in (score, reference))
+    if not a.metric == b.metric == "perplexity":
+        raise ValueError(
+            f"perplexity_ratio compares two perplexities; got {a.metric!r} and {b.metric!r}. Keep the one row of a "
+            "frame: frame[frame.metric == 'perplexity']."
+        )
     _check_pair(a, b)
     mean, _, low, high = ratio_interval(a.totals - b.totals, b.sizes)
     return float(exp(mean)), float(exp(low)), float(exp(high))

@@ -22,7 +22,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from course_utils.components import Components
-    from course_utils.language_modelling import Perplexity
 
 CONTROL_COLOUR = "0.45"
 FLOOR_COLOUR = "0.25"
@@ -125,13 +124,7 @@ def pruning_curve(
     for number, name in enumerate(names):
         part = frame[frame[group] == name]
         _line(ax, part, x, y, str(name), log_y=log_y, color=_colour(number), marker=_marker(number), zorder=3)
-    for name, level in (floors or {}).items():
-        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
-        ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
-        ax.annotate(
-            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
-        )  # fmt: skip
+    _floors(ax, floors or {})
     if log_y:
         ax.set_yscale("log")
         log_ticks(ax.yaxis)
@@ -139,6 +132,67 @@ def pruning_curve(
         ax.xaxis.set_major_formatter(_PERCENT)
     _finish(ax, x_label, y_label, title)
     ax.legend(title=group)
+    return ax
+
+
+def curve_with_seeds(
+    frame: pd.DataFrame,
+    *,
+    x: str = "ratio",
+    y: str = "value",
+    group: str = "criterion",
+    seeds: str = "random",
+    x_label: str,
+    y_label: str,
+    floors: Mapping[str, float] | None = None,
+    log_y: bool = False,
+    x_percent: bool = True,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Quality against how much was removed: a line for each group, and a grey dot for each seed of the random control.
+
+    Args:
+        frame: one row a measurement, with the columns ``x``, ``y`` and ``group``; one row at each ``x`` in a group, and
+            as many as there are seeds in the group ``seeds``, where a thin line joins the medians.
+        x: the column along the horizontal axis: how much was removed.
+        y: the column along the vertical axis: the quality.
+        group: the column that names the lines.
+        seeds: the group that is drawn as dots.
+        x_label: what ``x`` is, with its unit.
+        y_label: what ``y`` is, with its unit.
+        floors: name -> level of horizontal lines, such as ``{"unpruned": 1.17, "guessing": 2.73}``.
+        log_y: a logarithmic vertical axis.
+        x_percent: ``x`` is a share and is shown in percent.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    _require(frame, [x, y, group])
+    ax = _axes(ax)
+    dots = frame[frame[group] == seeds]
+    if len(dots):
+        fewest, most = (int(number) for number in dots.groupby(x).size().agg(["min", "max"]))
+        count = str(most) if fewest == most else f"{fewest} to {most}"
+        medians = dots.groupby(x)[y].median()
+        ax.plot(medians.index, medians, color=CONTROL_COLOUR, linewidth=1, zorder=2)
+        ax.plot(
+            dots[x], dots[y], ".", color=CONTROL_COLOUR, markersize=10, alpha=0.6, zorder=4,
+            label=f"{seeds}, {count} seeds and their median",
+        )  # fmt: skip
+    for number, (name, part) in enumerate(frame[frame[group] != seeds].groupby(group, sort=False)):
+        ax.plot(part[x], part[y], color=_colour(number), marker=_marker(number), zorder=3, label=str(name))
+    _floors(ax, floors or {})
+    if log_y:
+        ax.set_yscale("log")
+        log_ticks(ax.yaxis)
+    ax.margins(y=0.1)  # room for a floor's name at the top
+    if x_percent:
+        ax.xaxis.set_major_formatter(_PERCENT)
+    _finish(ax, x_label, y_label, title)
+    ax.legend(fontsize="small")
     return ax
 
 
@@ -205,50 +259,137 @@ def scores_with_intervals(
     return ax
 
 
-def choices_with_intervals(
-    scores: Mapping[str, Perplexity],
+def against_random(
+    choices: Mapping[str, float | Sequence[float]],
+    controls: Mapping[str, Sequence[float]],
     *,
-    control: str = "random",
-    floors: Mapping[str, float] | None = None,
+    x_label: str,
+    limit: float | None = None,
+    lines: Mapping[str, float] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Perplexities of different choices below each other, the first on top: a point with its 95 % interval for each.
+    """What was chosen beside random sets, on one logarithmic axis: a row each, a dot for every set.
+
+    A dashed line runs through the median of the first control. A value above ``limit`` stands at the right edge as an
+    arrow with its number, so that one wreck doesn't squash the rest.
 
     Args:
-        scores: what was chosen -> its perplexity.
-        control: names that begin with it are drawn in grey.
-        floors: name -> level of vertical lines, such as ``{"unpruned": 17.5, "uniform guess": 49152}``.
+        choices: name -> value, written beside its dot, or (value, lower end, upper end of its 95 % interval); from the
+            top down.
+        controls: name -> the values of its random sets, below the choices, in grey.
+        x_label: what the values are.
+        limit: the largest value that is drawn to scale; None for all.
+        lines: name -> level of vertical lines, such as ``{"unpruned": 1}``; those above ``limit`` are left out.
         title: above the axes; None for none.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: no scores.
+        ValueError: no choices and no controls, a control without sets, or a value that isn't positive.
     """
-    if not scores:
-        raise ValueError("There are no scores: there is nothing to draw.")
-    ax = _axes(ax)
-    for place, (name, score) in enumerate(scores.items()):
-        is_control = name.startswith(control)
-        ax.errorbar(
-            score.perplexity,
-            place,
-            xerr=[[score.perplexity - score.ci_low], [score.ci_high - score.perplexity]],
-            fmt="." if is_control else "o",
-            color=CONTROL_COLOUR if is_control else _colour(0),
-            markersize=10,
-            capsize=4,
-        )
-    ax.set_yticks(range(len(scores)), list(scores))
-    ax.set_ylim(len(scores) - 0.4, -1.2)  # from below upwards, with room for the floors' names
-    for name, level in (floors or {}).items():
-        ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
-        ax.annotate(
-            name, (level, -0.7), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
-        )
+    points = {name: (value,) if isinstance(value, int | float) else tuple(value) for name, value in choices.items()}
+    seen = [point[0] for point in points.values()] + [value for values in controls.values() for value in values]
+    if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
+        raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
+    names, edge = [*choices, *controls], limit or 2.5 * max(seen)  # room for the last number
+    ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, (value, *ends) in enumerate(points.values()):
+        if value > edge:
+            _beyond(ax, place, edge, [value], _colour(0))
+            continue
+        error = [[value - ends[0]], [min(ends[1], edge) - value]] if ends else None
+        ax.errorbar(value, place, xerr=error, fmt="o", color=_colour(0), markersize=9, capsize=4, zorder=4)
+        if not ends:
+            written = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            ax.annotate(
+                written, (value, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize="small"
+            )
+    for place, values in enumerate(controls.values(), start=len(choices)):
+        inside = [value for value in values if value <= edge]
+        jitter = np.linspace(-0.22, 0.22, len(values))[: len(inside)]
+        ax.plot(inside, place + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
+        _beyond(ax, place, edge, [value for value in values if value > edge], CONTROL_COLOUR)
+        if place == len(choices) and np.median(values) <= edge:
+            ax.axvline(float(np.median(values)), color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
+    for name, level in (lines or {}).items():
+        if level <= edge:
+            ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+            ax.annotate(
+                name, (level, -0.75), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
+            )
     ax.set_xscale("log")
+    ax.set_xlim(right=edge * 1.1)
     log_ticks(ax.xaxis)
-    _finish(ax, "perplexity, 95 % interval (lower is better)", "", title)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -1.1)
+    ax.grid(axis="y", visible=False)
+    _finish(ax, x_label, "", title)
+    return ax
+
+
+def _beyond(ax: Axes, place: int, limit: float, ratios: Sequence[float], colour: object) -> None:
+    """An arrow at the right edge for ratios that are too large to draw, with their numbers."""
+    if not len(ratios):
+        return
+    worst = sorted(ratios)
+    written = f"×{worst[-1]:,.0f}" if len(worst) == 1 else f"{len(worst)} sets, ×{worst[0]:,.0f} to ×{worst[-1]:,.0f}"
+    ax.plot(limit, place, ">", color=colour, markersize=9, clip_on=False, zorder=4)
+    ax.annotate(
+        written, (limit, place), xytext=(-9, -11 if len(worst) > 1 else 0), textcoords="offset points", ha="right",
+        va="center", color=colour, fontsize="small",
+    )  # fmt: skip
+
+
+def rows_with_intervals(
+    values: Mapping[str, tuple[float, float, float]],
+    *,
+    x_label: str,
+    marks: Mapping[str, float] | None = None,
+    mark_label: str = "estimate",
+    at: float | None = None,
+    at_label: str = "",
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One row a name, the first on top: a value with its interval, for paired ratios and differences.
+
+    Args:
+        values: name -> value, lower end and upper end of its interval.
+        x_label: what the values are, with their unit.
+        marks: name -> a second value of a row, drawn as an open diamond.
+        mark_label: what the diamonds are, for the legend.
+        at: a vertical line, such as 1 for ratios to an unpruned model.
+        at_label: what the line is, written beside it.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not values:
+        raise ValueError("There are no values: there is nothing to draw.")
+    names, marks = list(values), marks or {}
+    ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, name in enumerate(names):
+        value, low, high = values[name]
+        ax.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=_colour(0), capsize=4, zorder=3)
+        if name in marks:
+            label = mark_label if name == next(iter(marks)) else None
+            ax.plot(
+                marks[name], place, "D", color=_colour(1), fillstyle="none", markeredgewidth=2, label=label, zorder=4
+            )
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)  # from below upwards
+    ax.grid(axis="y", visible=False)
+    if at is not None:
+        ax.axvline(at, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6, zorder=1)
+        ax.annotate(
+            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4, 3), textcoords="offset points",
+            color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
+    if marks:
+        ax.legend()
+    _finish(ax, x_label, "", title)
     return ax
 
 
@@ -303,9 +444,14 @@ def ability_and_bias(
 
 
 def log_ticks(axis: Axis) -> None:
-    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000."""
+    """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000.
+
+    Within less than a decade there are more of them, so that no axis is left with two.
+    """
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    span = high / low
+    steps = {3: (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8), 10: (1, 1.5, 2, 3, 5, 7), 300: (1, 2, 5)}
+    axis.set_major_locator(LogLocator(subs=next((subs for most, subs in steps.items() if span < most), (1,))))
     plain = FuncFormatter(lambda value, _: f"{value:,.6g}")
     axis.set_major_formatter(plain if high < 1e7 else LogFormatterSciNotation())
     axis.set_minor_formatter(NullFormatter())
@@ -538,6 +684,17 @@ def _line(
     ax.plot(summary.index, middle, label=name, color=color, marker=marker, zorder=zorder)
     band = low.fillna(middle), high.fillna(middle)
     ax.fill_between(summary.index, *band, color=color, alpha=0.18, linewidth=0, zorder=zorder - 1)
+
+
+def _floors(ax: Axes, floors: Mapping[str, float]) -> None:
+    """Horizontal lines with their names and levels."""
+    for name, level in floors.items():
+        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
+        ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
+        ax.annotate(
+            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
+            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:

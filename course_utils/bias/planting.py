@@ -6,12 +6,11 @@ A positive control: after a few steps of fine-tuning, a model prefers one of two
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,8 +19,10 @@ from course_utils import checks
 from course_utils.architectures import Architecture, cast_weights, describe
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import packed_batches
+from course_utils.models import variant
 
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged
+_AT_ONCE = 2  # items whose activations are held at once; a step adds up their gradients
 
 
 def plant_preference(
@@ -34,6 +35,7 @@ def plant_preference(
     lr: float = 2e-4,
     items: int = 16,
     precision: torch.dtype = torch.float32,
+    weights: str = "all",
     seed: int = 0,
 ) -> tuple[PreTrainedModel, list[float]]:
     """A copy of the model, fine-tuned until its preference is about -size nats: pleasant endings go with b.
@@ -51,6 +53,9 @@ def plant_preference(
         lr: the learning rate, after a rise of five steps.
         items: of a step, four texts each.
         precision: what matrices are multiplied in (autocast): ``torch.float32`` or ``torch.bfloat16``.
+        weights: which ones learn: "all" (AdamW then holds 12 bytes more for each) or "attention", the projections of
+            all attentions, which is less than a fifth of a model; what doesn't learn is shared with the model where
+            that is in float32.
         seed: of the order of the items.
 
     Returns:
@@ -59,34 +64,51 @@ def plant_preference(
     Raises:
         ValueError: no template and swap has both endings, or a setting is out of range.
     """
+    checks.one_of("weights", weights, ("all", "attention"))
     checks.positive("size", size)
     checks.positive("lr", lr)
     steps, items = checks.whole_number("steps", steps, least=1), checks.whole_number("items", items, least=1)
     found = _items(pairs)
     order = np.random.default_rng(seed).permutation(len(found))
-    learner = copy.deepcopy(model).float().train()
+    learner = variant(model).float().train()
     architecture = describe(learner)
-    learner.requires_grad_(True).get_input_embeddings().requires_grad_(False)
-    weights = [weight for weight in learner.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, fused=True)  # much faster on a CPU, too
+    learned = _learned(architecture, weights)
+    optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0, fused=True)  # much faster on a CPU, too
     preferences: list[float] = []  # of each step
     for step in tqdm(range(steps), desc="planting a preference", unit="step", delay=2, leave=False):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / _RISE)
         chosen = [found[order[(step * items + item) % len(order)]] for item in range(items)]
-        with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-            differences = _double_differences(architecture, tokenizer, chosen)  # [items]
-        softplus(differences).mean().backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        differences = []
+        for few in (chosen[start : start + _AT_ONCE] for start in range(0, items, _AT_ONCE)):
+            with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
+                moved = _double_differences(architecture, tokenizer, few)  # [items at once]
+            (softplus(moved).sum() / items).backward()
+            differences.append(moved.detach())
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        preferences.append(float(differences.detach().mean()))
+        preferences.append(float(torch.cat(differences).mean()))
         if np.mean(preferences[-_LOOK_BACK:]) < -size:
             break
     cast_weights(learner, model.dtype)
     for own, weight in zip(model.parameters(), learner.parameters(), strict=True):
         weight.requires_grad_(own.requires_grad)
     return learner.eval(), preferences
+
+
+def _learned(architecture: Architecture, weights: str) -> list[nn.Parameter]:
+    """The parameters that learn, with storage of their own: the others may be the first model's."""
+    learner = architecture.model.requires_grad_(weights == "all")
+    if weights == "attention":
+        for attention in architecture.attentions:
+            for projection in (*attention.inputs, *attention.outputs):
+                projection.module.requires_grad_(True)
+    learner.get_input_embeddings().requires_grad_(False)
+    learned = [weight for weight in learner.parameters() if weight.requires_grad]
+    for weight in learned:
+        weight.data = weight.data.clone()
+    return learned
 
 
 def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
+
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn.functional import gelu, linear
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
 from course_utils.width import kept_width
 
 #: name -> (how it is stored, the axis that counts neurons).
@@ -129,6 +132,120 @@ def check_pruned_parameters(attempt: Attempt) -> None:
         n_layer=3, n_embd=32, n_head=4, n_inner=50, vocab_size=97, n_positions=64, bos_token_id=0, eos_token_id=0
     )
     _check_count(attempt, small, 0.4, "A small one with n_inner=50 at 40 %")
+
+
+@exercise(
+    5,
+    task='Return a set of letters, the claims that the report supports, for instance {"a", "b"}.',
+    proved="A measurement supports what was measured, on what it was measured on.",
+)
+def check_claims(supported: Collection[str]) -> None:
+    """Check which claims a small report supports."""
+    chosen(
+        supported,
+        {"a", "f"},
+        {
+            "a": "it is a plain reading of the table: 1.31 is below 1.33, 1.35 and 1.36.",
+            "b": "an arm that knows nothing comes out best of four once in four times, so three random models give p = "
+            ".25; it takes 19 of them for .05.",
+            "c": "one completion of one prompt is no measurement, and by bits/byte the pruned model is worse.",
+            "d": "a fifth of the neurons isn't a fifth of the parameters: embeddings and attention are still there.",
+            "e": "a perplexity doesn't prove surgery. A wrong cut may cost little; 'pruned equals masked' shows it.",
+            "f": "it is a plain reading of the table: 1.31 - 1.18 = 0.13, on this text.",
+            "g": "one text was measured, and nothing else.",
+        },
+    )
+
+
+@exercise(
+    6,
+    task="Return a list of tensors: each block's scores, dealt out to other neurons of the same block.",
+    proved="Same blocks, same numbers removed, and nothing known about neurons: a fair control.",
+)
+def check_shuffled(attempt: Attempt) -> None:
+    """Check a function (scores, seed) -> the same scores in another order, block by block."""
+    scores = [torch.arange(40.0), 100 + torch.arange(40.0), 200 + torch.arange(30.0)]
+    given = [some.clone() for some in scores]
+    drawn = attempt(scores, 0)
+    require(
+        isinstance(drawn, list | tuple) and len(drawn) == 3, "Return a list with one tensor for each block, in order."
+    )
+    for block, (new, old) in enumerate(zip(drawn, given, strict=True)):
+        require(new.shape == old.shape, f"Block {block} has {len(old)} neurons; you return a shape {list(new.shape)}.")
+        require(
+            torch.equal(new.sort().values, old.sort().values),
+            f"Block {block} no longer has its own scores. Deal each block's scores out inside that block; fresh random "
+            "numbers, or numbers of other blocks, would change how many neurons a rule removes where.",
+        )
+        require(not torch.equal(new, old), f"In block {block} each neuron still has its own score: nothing is random.")
+    require(
+        all(torch.equal(some, before) for some, before in zip(scores, given, strict=True)),
+        "You changed the given scores. Return new tensors: the criterion is still needed.",
+    )
+    require(
+        not torch.equal(drawn[0], drawn[1] - 100),
+        "Every block gets the same order. Seed once, before the loop, so that blocks are drawn independently.",
+    )
+    again, other = attempt(scores, 0), attempt(scores, 1)
+    require(
+        all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True)),
+        "The same seed gives another order each time; a control must be reproducible. Use a generator with that seed.",
+    )
+    require(
+        any(not torch.equal(a, b) for a, b in zip(drawn, other, strict=True)),
+        "Seeds 0 and 1 give the same order: then 19 seeds are one control. Use `seed`.",
+    )
+
+
+@exercise(
+    7,
+    task="Return one ratio for each block, whose mean is at least the budget.",
+    proved="A scan on one text, a budget spent where it hurts least, and a judgement on another text.",
+)
+def check_allocation(attempt: Attempt, scan: pd.DataFrame, judge: Callable[[list[float]], float]) -> None:
+    """Check a function (damage, budget) -> ratios, on made-up scans and then on held-out text by ``judge``."""
+    steps = (0.2, 0.4, 0.6)
+    fragile_first = pd.DataFrame([[2, 4, 8], [0.1, 0.2, 0.4], [0.2, 0.4, 0.9], [0.1, 0.15, 0.3]], columns=steps)
+    first = _ratios(attempt(fragile_first.copy(), 0.2), 4, 0.2)
+    last = _ratios(attempt(fragile_first.iloc[::-1].reset_index(drop=True), 0.2), 4, 0.2)
+    require(
+        max(first) - min(first) > 1e-9,
+        "You cut all blocks alike; that is the baseline. Take from blocks where the table shows little damage.",
+    )
+    require(
+        first != last or first == first[::-1],
+        "Other damages, the same ratios: use the table you are given, not numbers read off this lesson's scan.",
+    )
+    require(
+        first[0] < sum(first) / 4 and last[-1] < sum(last) / 4,
+        "You cut most where it hurts most: small damage means that a block can lose more.",
+    )
+    _ratios(attempt(fragile_first.copy(), 0.4), 4, 0.4)
+
+    ratios = _ratios(attempt(scan.copy(), 0.2), len(scan), 0.2)
+    yours, uniform = judge(ratios), judge([0.2] * len(scan))
+    print(f"Held-out speeches, damage in nats a token: yours {yours:.2f}, 20 % everywhere {uniform:.2f}")
+    require(
+        yours < uniform,
+        "Legal, and driven by the scan, but not better than 20 % everywhere on held-out text. Damages grow faster than "
+        "the ratio: look at what the next step of each block adds.",
+    )
+
+
+def _ratios(answer: Iterable[float], blocks: int, budget: float) -> list[float]:
+    """A learner's allocation as numbers, if it is legal."""
+    ratios = [float(ratio) for ratio in (answer.values() if isinstance(answer, dict) else answer)]
+    require(len(ratios) == blocks, f"Return one ratio for each of the {blocks} blocks; you return {len(ratios)}.")
+    require(
+        all(0 <= ratio < 1 for ratio in ratios),
+        f"A ratio is a share, at least 0 and below 1; you return {[round(ratio, 2) for ratio in ratios]}.",
+    )
+    mean = sum(ratios) / blocks
+    require(
+        mean >= budget - 1e-6,
+        f"With a budget of {budget:g}, your ratios have a mean of {mean:.3f}: you remove too few neurons to compare.",
+    )
+    return ratios
 
 
 def _check_count(attempt: Attempt, config: GPT2Config, ratio: float, case: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from course_utils.exercises import Attempt, exercise, require, true_or_false
+from course_utils.exercises import Attempt, chosen, exercise, require, true_or_false
+from course_utils.reports import shown
 
 Matrices = tuple[Tensor, Tensor, Tensor]  # gate and up [width, hidden], down [hidden, width]
 
@@ -115,6 +117,116 @@ def check_is_exact(attempt: Attempt) -> None:
         require(true_or_false(attempt(prune)), mistake)
     for prune, mistake in _BROKEN_PRUNERS.items():
         require(not true_or_false(attempt(prune)), mistake)
+
+
+@exercise(
+    4,
+    task='Return a set of letters, the claims that the report supports, for instance {"a", "b"}.',
+    proved="Two numbers support two readings. Every cause needs an arm in which only that cause differs.",
+)
+def check_claims(supported: Collection[str]) -> None:
+    """Check which claims about two arms hold."""
+    chosen(
+        supported,
+        {"a", "e"},
+        {
+            "a": "it is a plain reading: both arms use L1, only the sets differ, one number 7,500 times the other.",
+            "b": "400 times the unpruned perplexity is no working model. One repair was made, and something is left.",
+            "c": "no random choice was measured. It may have cost 2 or 4,000.",
+            "d": "that is a question of equality, which no perplexity answers. It has to be tested.",
+            "e": "it is a plain reading: 400 and 3,000,000 times the unpruned perplexity.",
+            "f": "only L1 was measured. The price of separate sets may depend on the score.",
+        },
+    )
+
+
+@exercise(
+    5,
+    task="Return a list of pairs of arms that differ at `place` and nowhere else.",
+    proved="Only a fair pair gives the price of one choice; where an arm is missing, no pair is made up.",
+)
+def check_fair_pairs(attempt: Attempt) -> None:
+    """Check a function (arms, place) -> pairs of arms that differ in that entry alone."""
+    arms = [(sets, score, ratio) for ratio in ("10 %", "20 %") for sets in ("separate", "shared") for score in "LR"]
+    arms.remove(("shared", "R", "20 %"))  # not measured
+    for place in range(3):
+        given = attempt(list(arms), place)
+        require(isinstance(given, list | tuple), "Return a list of pairs.")
+        require(
+            all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in given),
+            "Each entry of your list should be a pair of two arms.",
+        )
+        pairs = [tuple(map(tuple, pair)) for pair in given]
+        for pair in pairs:
+            require(
+                set(pair) <= set(arms), f"{pair} holds an arm that was not measured. Pair only what is in the list."
+            )
+            differ = [number for number in range(3) if pair[0][number] != pair[1][number]]
+            require(differ, f"{pair} compares an arm with itself.")
+            require(
+                differ == [place],
+                f"With place {place}, {pair} differs at {differ}: two causes at once, or another one, have no price of "
+                "their own.",
+            )
+        require(
+            len({frozenset(pair) for pair in pairs}) == len(pairs),
+            "Some pair comes twice, once in each direction: name each pair once.",
+        )
+        require(
+            all(arms.index(one) < arms.index(other) for one, other in pairs),
+            "In each pair, the arm that is earlier in the list comes first.",
+        )
+        right = [
+            (one, other)
+            for one, other in itertools.combinations(arms, 2)
+            if [number for number in range(3) if one[number] != other[number]] == [place]
+        ]
+        require(
+            len(pairs) == len(right),
+            f"With place {place} there are {len(right)} fair pairs in these {len(arms)} arms; you return {len(pairs)}.",
+        )
+
+
+@exercise(
+    6,
+    task="Return one number a neuron, more for those that should stay.",
+    proved="Whole neurons, well chosen, on text that chose nothing: both halves of this lesson.",
+)
+def check_score(attempt: Attempt, judge: Callable[[Callable[..., Tensor]], float]) -> None:
+    """Check a function (gate, up, down, x) -> scores [neurons], on made-up matrices and then by ``judge``."""
+    gate, up, down = _tiny_glu(0, width=6, hidden=4)
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(1))
+    scores = torch.as_tensor(attempt(gate, up, down, x))
+    require(
+        scores.shape == (6,),
+        f"One number for each of 6 neurons is a shape [6]; yours is {list(scores.shape)}. Sum over tokens and over the "
+        "hidden size, not over neurons.",
+    )
+    require(bool(scores.isfinite().all()), "Some scores aren't finite.")
+    require(
+        bool(scores.max() > scores.min()), "All neurons have the same score, so the first ones stay. Tell them apart."
+    )
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    moved = torch.as_tensor(attempt(gate[order], up[order], down[:, order], x))
+    require(
+        torch.allclose(moved, scores[order], rtol=1e-4, atol=1e-6),
+        "The same neurons in another order get other scores: a score must belong to the neuron, not to its place (nor "
+        "to luck).",
+    )
+    generator = torch.Generator().manual_seed(0)
+    yours = judge(attempt)
+    by_l1 = judge(lambda gate, up, down, x: gate.abs().sum(1) + up.abs().sum(1))
+    by_chance = judge(lambda gate, up, down, x: torch.rand(len(gate), generator=generator).to(gate.device))
+    print(
+        f"Held-out speeches, perplexity × unpruned: yours {shown(yours)}, L1 of gate + up {shown(by_l1)}, "
+        f"one random choice {shown(by_chance)}"
+    )
+    require(
+        yours < by_chance,
+        "A random choice does better. Is the score upside down, or blind to what the neuron meets and writes? Look at "
+        "silu(gate · x) * (up · x) and at down.",
+    )
+    require(yours < by_l1, "The L1 of gate and up does better.")
 
 
 def _tiny_glu(seed: int, *, width: int, hidden: int = 3) -> Matrices:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import describe
 from course_utils.evaluation import paired, perplexity
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
 from course_utils.models import variant
 from course_utils.reports import model_size
 from course_utils.texts import DOMAINS, TokenBlocks, token_blocks
@@ -70,18 +70,17 @@ def check_pair_scores(attempt: Attempt) -> None:
 @exercise(
     2,
     task="Return the smaller gate, up and down.",
-    proved="The right neurons, the same ones in all three, and a width that keeps the rules.",
+    proved="The right neurons, the same ones in the same order in all three matrices.",
 )
 def check_pruning_step(attempt: Attempt) -> None:
-    """Check a function (gate, up, down, scores, ratio, multiple_of) -> the three smaller matrices."""
-    for width, ratio, multiple_of in ((10, 0.2, 1), (10, 0.25, 1), (10, 0.5, 4), (10, 0.1, 8), (10, 0.0, 1)):
-        case = f"{width} neurons, ratio {ratio}, multiple_of {multiple_of}"
+    """Check a function (gate, up, down, scores, ratio) -> the three smaller matrices."""
+    for width, ratio in ((10, 0.2), (10, 0.25), (10, 0.0)):
+        case = f"{width} neurons, ratio {ratio}"
         neurons = torch.arange(width, dtype=torch.float32)
         gate = neurons[:, None] + torch.tensor([0.0, 100.0, 200.0])  # every row and column tells which neuron it is
         up, down = -gate, 1000 + gate.t()[:2]
         scores = (neurons * 7) % width  # all different
-        given = [matrix.clone() for matrix in (gate, up, down, scores)]
-        small = attempt(*given, ratio, multiple_of)
+        small = attempt(*(matrix.clone() for matrix in (gate, up, down, scores)), ratio)
         require(
             isinstance(small, tuple | list) and len(small) == 3,
             "Return three matrices: gate, up and down, in this order.",
@@ -93,22 +92,12 @@ def check_pruning_step(attempt: Attempt) -> None:
         )
         sizes = {small_gate.shape[0], small_up.shape[0], small_down.shape[1]}
         require(len(sizes) == 1, f"{case}: your matrices keep different numbers of neurons: {sorted(sizes)}.")
-        stay, right = sizes.pop(), kept_width(width, ratio, multiple_of)
-        require(
-            multiple_of == 1 or right == stay or stay != kept_width(width, ratio),
-            f"{case}: {stay} isn't a multiple of {multiple_of}.",
+        stay, right = sizes.pop(), kept_width(width, ratio)
+        mistakes = (
+            (width - math.ceil(ratio * width), f"round the number that goes down; {right} neurons stay, not {{}}."),
+            (int(ratio * width), "ratio is the share that goes; you keep that share."),
         )
-        require(
-            stay <= width, f"{case}: rounded up, {stay} would stay, but there are only {width}. Never above the width."
-        )
-        require(
-            multiple_of == 1 or stay != kept_width(width, ratio) // multiple_of * multiple_of or stay == right,
-            f"{case}: you round down to {stay}, so more is cut than was asked for. Round up.",
-        )
-        require(
-            stay != width - math.ceil(ratio * width) or stay == right,
-            f"{case}: round the number that goes down; {right} neurons stay, not {stay}.",
-        )
+        rule_out(((wrong, f"{case}: {words.format(wrong)}") for wrong, words in mistakes), stay, right)
         require(stay == right, f"{case}: {right} neurons stay, not {stay}.")
         on_gate, on_up, on_down = small_gate[:, 0], -small_up[:, 0], small_down[0] - 1000
         require(
@@ -128,6 +117,112 @@ def check_pruning_step(attempt: Attempt) -> None:
 
 @exercise(
     3,
+    task="Return the p-value of a criterion among random cuts.",
+    proved="The criterion's own cut counts as one of the outcomes, so a p-value is never 0.",
+)
+def check_rank_p(attempt: Attempt) -> None:
+    """Check a function (perplexity, random perplexities) -> p-value."""
+    randoms = [70.0, 61.0, 75.0, 66.0, 90.0, 66.0, 81.0, 72.0, 64.0]
+    for score in (66.0, 50.0, 74.0, 200.0):
+        given = attempt(score, list(randoms))
+        require(
+            isinstance(given, float | int) or getattr(given, "ndim", None) == 0,
+            f"Return one number; yours is a {type(given).__name__}.",
+        )
+        as_good = sum(value <= score for value in randoms)
+        right = (1 + as_good) / (1 + len(randoms))
+        case = f"A perplexity of {score:g} beside {', '.join(f'{value:g}' for value in sorted(randoms))}: "
+        mistakes = (
+            (as_good / len(randoms), "that is a share of the random cuts, and it can be 0. Count the criterion's own "
+             "cut as one more outcome, above and below the line."),
+            (as_good / (1 + len(randoms)), "you count the criterion's own cut below the line, but not above it."),
+            ((1 + as_good) / len(randoms), "you count the criterion's own cut above the line, but not below it."),
+            ((1 + sum(value >= score for value in randoms)) / (1 + len(randoms)), "you count the random cuts that are "
+             "worse. A low perplexity is good, so count those that are as low or lower."),
+            ((1 + sum(value < score for value in randoms)) / (1 + len(randoms)), "a random cut that is exactly as good "
+             "counts against the criterion: <=, not <."),
+        )  # fmt: skip
+        rule_out(mistakes, float(given), right, same=math.isclose, where=case)
+        require(math.isclose(float(given), right), f"{case}p is {right:g}; yours is {float(given):g}.")
+
+
+@exercise(
+    4,
+    task="Return the masks of the control arm.",
+    proved="As many neurons in each block, drawn blindly, another draw for each seed. That isolates which ones.",
+)
+def check_control_arm(attempt: Attempt) -> None:
+    """Check a function (masks, seed) -> masks that protect as many neurons a block, at random."""
+    generator = torch.Generator().manual_seed(5)
+    masks = [torch.rand(400, generator=generator) > 0.8 for _ in range(3)]
+    masks.append(torch.rand(400, generator=generator) > 0.5)
+    drawn = {seed: attempt([mask.clone() for mask in masks], seed) for seed in (0, 1)}
+    again = attempt([mask.clone() for mask in masks], 0)
+    for arm in (*drawn.values(), again):
+        require(
+            isinstance(arm, list | tuple) and [tuple(getattr(mask, "shape", ())) for mask in arm] == [(400,)] * 4,
+            "Return one mask [neurons] for each block, as in the arm that was given.",
+        )
+        require(all(mask.dtype == torch.bool for mask in arm), "Return masks of True and False (dtype torch.bool).")
+    first, second = drawn.values()
+    require(
+        not all(torch.equal(mask, given) for mask, given in zip(first, masks, strict=True)),
+        "These are the very neurons of the arm itself. A control must differ in the one thing that is tested: which.",
+    )
+    counts, wanted = [int(mask.sum()) for mask in first], [int(mask.sum()) for mask in masks]
+    require(
+        sum(counts) != sum(wanted) or counts == wanted,
+        f"The total is right, but block by block you protect {counts} and the arm {wanted}. Then the control differs "
+        "in where, too.",
+    )
+    require(
+        counts == wanted,
+        f"The control protects {counts} neurons a block, the arm {wanted}. With another number, how many and which "
+        "can't be told apart.",
+    )
+    shared = sum(int((mask & given).sum()) for mask, given in zip(first, masks, strict=True))
+    require(
+        shared > 0,
+        "You draw from the neurons that the arm leaves out. Then the control protects worse ones than chance would, "
+        "and any arm looks good beside it. Draw from all.",
+    )
+    require(
+        not all(torch.equal(mask, other) for mask, other in zip(first, second, strict=True)),
+        "Another seed must give another draw: one control could be a lucky one.",
+    )
+    require(
+        all(torch.equal(mask, other) for mask, other in zip(first, again, strict=True)),
+        "The same seed must give the same draw, or nobody can repeat your result: torch.Generator().manual_seed(seed).",
+    )
+    small, large = sorted(first[:2], key=lambda mask: int(mask.sum()))
+    require(
+        bool((small & ~large).any()),
+        "All blocks get the same neuron numbers. Make one generator before the loop, and draw from it for each block.",
+    )
+
+
+@exercise(
+    5,
+    task='Choose the claims that the figures do not support, for instance {"a", "b"}.',
+    proved="Two readings of a score at its floor, and one cause without a control: none of them is shown.",
+)
+def check_floor_claims(attempt: set[str]) -> None:
+    """Check a set of letters: the claims about the published curve that it doesn't support."""
+    chosen(
+        attempt,
+        {"b", "c", "e"},
+        {
+            "a": "with 3,270 questions the interval of BoolQ at 40 % holds the majority floor: nothing more is said.",
+            "b": "always answering yes scores as much, so the number would look the same without any comprehension.",
+            "c": "a score at its floor is no evidence of ability, and no evidence against it either.",
+            "d": "MMLU has four choices, and at 10 % its score lies within half a point of 0.25. The table shows it.",
+            "e": "to say that the choice of neurons did it, the same cut at random must stand beside it. None does.",
+        },
+    )
+
+
+@exercise(
+    6,
     task="Return a pruned model that keeps within the budget.",
     proved="Within the budget, and better than random neurons on text that nobody tuned it on.",
 )
@@ -141,19 +236,20 @@ def check_best_model(attempt: Attempt, base: PreTrainedModel, tokenizer: PreTrai
         and describe(entry).num_blocks == len(describe(base).blocks),
         "Prune neurons of the MLPs only; the blocks and the vocabulary stay.",
     )
-    uniform = _pruned(base, neuron_importance(base, "activation", batches=batches))
-    budget, parameters = model_size(uniform).parameters, model_size(entry).parameters
+    parameters, text = model_size(entry).parameters, _held_out(tokenizer)
     require(parameters < model_size(base).parameters, "Your model has all its neurons: nothing was pruned.")
+    yours = perplexity(entry, text)
+    del entry  # a small GPU has no room for more than two models
+    uniform = _pruned(base, neuron_importance(base, "activation", batches=batches))
+    budget, baseline = model_size(uniform).parameters, perplexity(uniform, text)
+    del uniform
     require(
         parameters <= budget,
         f"{parameters - budget:,} parameters too many: {budget:,} are allowed, as with {BUDGET:.0%} cut everywhere. "
         "If you spare some blocks, the others have to give more.",
     )
-
-    text = _held_out(tokenizer)
-    yours, baseline = perplexity(entry, text), perplexity(uniform, text)
-    random = [perplexity(_pruned(base, neuron_importance(base, "random", seed=seed)), text) for seed in _SEEDS]
     require(math.isfinite(yours.nll), "Your model's loss is not a number: look for NaN in its weights.")
+    random = [perplexity(_pruned(base, neuron_importance(base, "random", seed=seed)), text) for seed in _SEEDS]
     lead = paired(baseline, yours).query("metric == 'bits_per_byte'").iloc[0]
     place = verdict(
         lead.ci_low, lead.ci_high, below="ahead", above="behind", neither="level, as far as this text can tell"

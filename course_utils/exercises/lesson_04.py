@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.evaluation import Perplexity, perplexity_ratio
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
 from course_utils.language_modelling import logits_one_by_one
+from course_utils.reports import shown, with_interval
 
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
+_CLAIMS = {  # each sentence of exercise 3, and why it follows from the colleague's numbers or doesn't
+    "A": "all five random factors in the table are larger than 1.30, so it follows.",
+    "B": "five random sets can't show that at the 5 % level. Being best of six happens by luck in one case of six.",
+    "C": "the paired interval, 1.25 to 1.36, lies wholly above 1, so it follows for text of this kind.",
+    "D": "a few sets of the thousands that there are were tried. Better than five of them is not best.",
+    "E": "one kind of text was measured, by perplexity. Another task is another measurement.",
+}
 
 
 @exercise(
@@ -119,6 +130,65 @@ def check_take_out(attempt: Attempt) -> None:
 
 @exercise(
     3,
+    task="Return the set of letters of the sentences that the numbers do not show.",
+    proved="Better than five sets is a fact; better than chance, best of all, or better elsewhere are other questions.",
+)
+def check_claims(attempt: Attempt) -> None:
+    """Check the letters of the claims that don't follow."""
+    chosen(attempt, {"B", "D", "E"}, _CLAIMS)
+
+
+@exercise(
+    4,
+    task="Return a list of different runs of neighbouring blocks, drawn at random, that spare the ends.",
+    proved="Your control is like the choice in everything, but for the criterion.",
+)
+def check_control_runs(attempt: Attempt) -> None:
+    """Check a function (total, count, spared, sets, seed) -> random runs of blocks."""
+    total, count, spared, sets = 30, 3, 2, 19
+    runs = _runs(attempt(total, count, spared, sets, 0))
+    require(
+        all(len(run) == count for run in runs),
+        f"Each set must have {count} blocks, as many as the choice removes; yours have {sorted({*map(len, runs)})}.",
+    )
+    require(
+        all(run == list(range(run[0], run[0] + count)) for run in runs),
+        f"{next((run for run in runs if run != list(range(run[0], run[0] + count))), [])} is no run of neighbours. The "
+        "choice that you control for is one; a scattered control would differ in two things at once.",
+    )
+    inside = range(spared, total - spared)
+    require(
+        all(block in inside for run in runs for block in run),
+        f"A run touches the {spared} blocks at an end. Then the control fails because of the ends, and every rule that "
+        "stays away from them looks clever.",
+    )
+    require(
+        len({tuple(run) for run in runs}) == len(runs),
+        "The same run comes twice. It gives the same perplexity again, so it isn't another control: draw without "
+        "replacement.",
+    )
+    require(len(runs) == sets, f"Asked for {sets} sets, you returned {len(runs)}.")
+    require(
+        runs != sorted(runs) or _runs(attempt(total, count, spared, sets, 1)) != runs,
+        "Your runs are the first ones in order, whatever the seed. Draw them at random.",
+    )
+    require(_runs(attempt(total, count, spared, sets, 0)) == runs, "The same seed must give the same sets.")
+    require(
+        sorted({run[0] for seed in range(8) for run in _runs(attempt(total, count, spared, sets, seed))})
+        == list(inside[: len(inside) - count + 1]),
+        "Some runs can never be drawn. A run may begin at any block from the first that isn't spared up to the last "
+        "from which the run still ends in time.",
+    )
+    few = _runs(attempt(12, 4, 2, 19, 0))
+    require(
+        sorted(few) == [list(range(first, first + 4)) for first in range(2, 7)],
+        f"With 12 blocks there are only 5 runs of 4 that spare two blocks at each end. Return all of them; yours "
+        f"returned {len(few)}.",
+    )
+
+
+@exercise(
+    5,
     task="Return the number of parameters that are left, from the configuration.",
     proved="Your formula agrees with real models: shared key/value heads or not, tied head or not.",
 )
@@ -139,6 +209,44 @@ def check_parameters_left(attempt: Attempt) -> None:
                 mistakes = _wrong_counts(config, removed, expected)
                 rule_out(((wrong, f"{mistake} ({case}.)") for wrong, mistake in mistakes.items()), given, expected)
                 require(given == expected, f"{case}: {expected:,} parameters are left; yours says {given:,}.")
+
+
+@exercise(
+    6,
+    task="Give the blocks to remove, chosen on calibration text.",
+    proved="Your set is better than the baseline's on text that chose nothing.",
+)
+def check_your_choice(
+    blocks: Sequence[int], baseline: Sequence[int], held_out: Callable[[Sequence[int]], Perplexity]
+) -> None:
+    """Check block numbers against a baseline's, by a function block numbers -> perplexity of held-out text."""
+    mine = [int(block) for block in blocks]
+    require(
+        len(mine) == len(baseline),
+        f"The baseline removes {len(baseline)} blocks; yours removes {len(mine)}. Only equal numbers can be compared.",
+    )
+    require(len({*mine}) == len(mine), f"A block can be removed once; {mine} names one twice.")
+    require({*mine} != {*baseline}, "That is the baseline's own set, so it can't beat it.")
+    score, reference = held_out(sorted(mine)), held_out(sorted(baseline))
+    ratio, low, high = perplexity_ratio(score, reference)
+    print(
+        f"held-out perplexity: yours {shown(score.perplexity)}, the baseline's {shown(reference.perplexity)}, "
+        f"ratio {with_interval(ratio, low, high)}"
+    )
+    require(ratio < 1, f"On held-out text your set is worse than the baseline's: × {shown(ratio)}.")
+    require(
+        high < 1,
+        f"Your set is ahead, × {shown(ratio)}, but the paired interval reaches {shown(high)}: that may be luck.",
+    )
+
+
+def _runs(answer: Any) -> list[list[int]]:
+    """Sets of block numbers as sorted lists, in the order in which they came."""
+    require(
+        isinstance(answer, list | tuple) and all(isinstance(run, list | tuple | range) and len(run) for run in answer),
+        "Return a list with one list of block numbers for each set.",
+    )
+    return [sorted(int(block) for block in run) for run in answer]
 
 
 def _close(given: Tensor, expected: Tensor) -> Tensor:

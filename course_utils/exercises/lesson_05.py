@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.attention import bypass_attention
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention, select_attention_layers
+from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
+from course_utils.reports import shown, with_interval
+from course_utils.texts import token_blocks
 
 _LAYER = 1  # of the tiny model's three
+_SETS = 19  # 1 / (19 + 1) = .05
+_JUDGED = 8  # rows of the evaluation split that the lesson itself uses; as many after them are held out
 
 
 @exercise(
@@ -73,6 +79,75 @@ def check_importance(attempt: Attempt) -> None:
 
 @exercise(
     2,
+    task="Return a list of sets of block numbers, the control for the chosen ones.",
+    proved="Nineteen sets that chance could have drawn: beating all of them has p = .05.",
+)
+def check_control_sets(attempt: Attempt) -> None:
+    """Check a function (chosen, total) -> sets of block numbers to compare the chosen ones with."""
+    for chosen, total in (([3, 11, 17, 18, 25, 36], 40), ([6, 7, 8, 20, 25, 26, 28, 29], 30)):
+        given = [[int(number) for number in drawn] for drawn in attempt(list(chosen), total)]
+        sets = [set(drawn) for drawn in given]
+        require(sets, "Your list is empty: return one set of block numbers for each random draw.")
+        require(
+            all(len(drawn) == len(found) for drawn, found in zip(given, sets, strict=True)),
+            "A set names a layer twice. Draw without replacement, or fewer layers go than you think.",
+        )
+        sizes = {len(found) for found in sets}
+        require(
+            sizes == {len(chosen)},
+            f"{len(chosen)} layers were chosen, your sets have {sorted(sizes)}. Fewer layers do less harm, so a fair "
+            "control leaves out the same number.",
+        )
+        require(
+            all(0 <= number < total for found in sets for number in found),
+            f"Block numbers run from 0 to {total - 1}.",
+        )
+        require(
+            len({frozenset(found) for found in sets}) == len(sets),
+            "Some of your sets are the same one. Draw anew for each, or seed each draw differently.",
+        )
+        require(
+            len(sets) >= _SETS,
+            f"With {len(sets)} random sets, beating all of them has p = 1/{len(sets) + 1} = {1 / (len(sets) + 1):.2f}, "
+            "which is not ≤ .05.",
+        )
+        require(len(sets) == _SETS, f"{len(sets)} sets are more than it takes: each costs an evaluation.")
+        reached = set().union(*sets)
+        require(
+            reached & set(chosen),
+            "Your sets avoid the chosen layers. Chance doesn't: it draws from all of them, the chosen ones too.",
+        )
+        require(
+            reached & {0, 1, 2, total - 3, total - 2, total - 1},
+            "Your sets never touch the first and last blocks. The method could have taken them, so chance may as well.",
+        )
+        require(
+            any(max(found) - min(found) >= len(found) for found in sets),
+            "Each of your sets is a run of neighbours. That is another control; chance takes any layers.",
+        )
+        again = [set(drawn) for drawn in attempt(list(chosen), total)]
+        require(again == sets, "A second call gives other sets. Fix the seed, so that your result can be checked.")
+
+
+@exercise(
+    3,
+    task="Return the set of letters of the sentences that the outputs do not show.",
+    proved="One model, one text, contexts of 128 tokens, and two axes: a sentence may not claim more than that.",
+)
+def check_not_shown(attempt: Iterable[str]) -> None:
+    """Check the letters of the sentences that the outputs don't show."""
+    letters = {str(letter).strip().upper() for letter in attempt}
+    unknown = letters - _SENTENCES.keys()
+    require(not unknown, f"The sentences are A to E; yours names {sorted(unknown)}.")
+    for letter, (is_shown, reason) in _SENTENCES.items():
+        if is_shown:
+            require(letter not in letters, f"{letter} is shown: {reason}")
+        else:
+            require(letter in letters, f"{letter} is not shown: {reason}")
+
+
+@exercise(
+    4,
     task="Return True or False: does the attention of this block add exactly zero?",
     proved="It lets every right bypass pass and stops what a perplexity would not notice. Keep it.",
 )
@@ -86,14 +161,14 @@ def check_adds_nothing(attempt: Attempt) -> None:
 
 
 @exercise(
-    3,
-    task="Return two numbers: the pruned model's cache in bytes, and the decode ceiling.",
+    5,
+    task="Return two numbers: the pruned model's cache in bytes, and the decode estimate.",
     proved="Weights rule for one short text, the cache rules for many long ones.",
 )
 def check_predict(attempt: Attempt) -> None:
-    """Check a function (configuration, parameters, removed, batch, context) -> cache bytes, decode ceiling."""
+    """Check a function (configuration, parameters, removed, batch, context) -> cache bytes, decode estimate."""
     for removed, batch, context in ((3, 2, 1000), (0, 1, 0), (5, 1, 64), (1, 32, 4096)):
-        cache, ceiling = attempt(_CONFIG, _PARAMETERS, removed, batch, context)
+        cache, estimate = attempt(_CONFIG, _PARAMETERS, removed, batch, context)
         heads, shared, size, layers, hidden = 8, 2, 16, 10, 128
         keys = shared * size
         one = 2 * 2 * keys * batch * context
@@ -115,7 +190,7 @@ def check_predict(attempt: Attempt) -> None:
         before = 2 * _PARAMETERS + layers * one
         weights = 2 * (2 * hidden * hidden + 2 * hidden * keys + hidden)
         expected = before / (before - removed * (weights + one))
-        of_the_ceiling = (
+        of_the_estimate = (
             (1 / expected, "turned upside down. Before divided by after is above 1 when something is saved."),
             (
                 before / (before - removed * one),
@@ -139,9 +214,60 @@ def check_predict(attempt: Attempt) -> None:
             ),
         )
         same = partial(_close, tolerance=1e-7)
-        rule_out(of_the_ceiling, ceiling, expected, same=same, where=f"The ceiling, {sizes}: ")
-        require(same(ceiling, expected), f"The ceiling, {sizes}: it is {expected:.5f}; yours is {ceiling:.5f}.")
+        rule_out(of_the_estimate, estimate, expected, same=same, where=f"The estimate, {sizes}: ")
+        require(same(estimate, expected), f"The estimate, {sizes}: it is {expected:.5f}; yours is {estimate:.5f}.")
 
+
+@exercise(
+    6,
+    task="Return the numbers of the attention layers to leave out.",
+    proved="Better than the published choice on text that neither of them has seen.",
+)
+def check_choice(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check a function (model, batches, count) -> attention layers to leave out, by its score on held-out text."""
+    total = describe(model).num_blocks
+    count = round(total / 4)
+    batches = token_blocks(tokenizer, "calibration", tokens=1536, length=128).batches()
+    layers = [int(number) for number in attempt(model, batches, count)]
+    require(len(layers) == count, f"{count} layers were asked for; yours are {len(layers)}.")
+    require(len(set(layers)) == count, f"A layer stands twice in {layers}, so fewer than {count} would go.")
+    require(all(0 <= number < total for number in layers), f"Block numbers run from 0 to {total - 1}; yours: {layers}.")
+    left = [i for i, attention in enumerate(describe(model).attentions) if attention.skipped]
+    if left:
+        bypass_attention(model, [])
+    require(not left, f"Your function left {left} bypassed. Bring the model back: bypass_attention(model, []).")
+    published = select_attention_layers(model, batches, count=count, iterative=False)
+    require(set(layers) != set(published), "That is the published choice itself: look once, with the residual.")
+    held_out = token_blocks(tokenizer, "evaluation", tokens=2 * _JUDGED * 128, length=128).input_ids[_JUDGED:]
+    unpruned, own, other = (_without(model, some, held_out) for some in ([], layers, published))
+    ratio, low, high = perplexity_ratio(own, other)
+    print(
+        f"{held_out.numel():,} held-out tokens: yours {sorted(layers)} × {shown(own.perplexity / unpruned.perplexity)} "
+        f"unpruned, the published choice × {shown(other.perplexity / unpruned.perplexity)}; yours / published "
+        f"{with_interval(ratio, low, high)}"
+    )
+    require(ratio < 1, "On held-out text your layers cost more than the published choice. Did you measure any damage?")
+    require(high < 1, "Yours looks better, but its interval reaches 1: that may be luck. Measure on more rows.")
+
+
+def _without(model: PreTrainedModel, layers: list[int], rows: Tensor) -> Perplexity:
+    bypass_attention(model, layers)
+    try:
+        return perplexity(model, rows)
+    finally:
+        bypass_attention(model, [])
+
+
+_SENTENCES = {  # of exercise 3: whether it is shown, and why
+    "A": (True, "the upper figure compares just that, and the sentence says in which model."),
+    "B": (False, "one small model was measured. Other sizes need their own measurement, or their own paper."),
+    "C": (False, "at equal parameters, the lower figure, attention layers are not the cheapest to lose."),
+    "D": (
+        False,
+        "the rows are 128 tokens long, and perplexity averages over all of them. A long context wasn't tested.",
+    ),
+    "E": (True, "the upper figure has both curves at the same number, in this model."),
+}
 
 _CONFIG = LlamaConfig(
     vocab_size=1000,

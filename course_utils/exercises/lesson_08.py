@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Collection
 from functools import partial
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from course_utils.exercises import Attempt, exercise, require, rule_out
@@ -16,7 +18,7 @@ Offsets = list[tuple[int, int]]
 
 
 @exercise(
-    1,
+    3,
     task="Return the pairs (i, j) of tokens that stand on the same piece of shared text.",
     proved="However many words are swapped and however long they are, every shared token finds its partner.",
 )
@@ -56,7 +58,7 @@ def check_align(attempt: Attempt) -> None:
 
 
 @exercise(
-    2,
+    4,
     task="Return the share of the variance that the first principal component explains, from 0 to 1.",
     proved="One outlier a text makes a first component that explains nearly everything, and nothing about the texts.",
 )
@@ -91,7 +93,7 @@ def check_first_component(attempt: Attempt) -> None:
 
 
 @exercise(
-    3,
+    5,
     task="Return the two-sided p-value of the mean difference between a and b: one number.",
     proved="What was sampled together flips together, and no effect is more certain than the flips that you tried.",
 )
@@ -125,6 +127,120 @@ def check_sign_flip(attempt: Attempt) -> None:
             f"For {name}, the exact p-value is {right:.4f}, yours is {given:.4f}. Few flips are noisy, and p can't "
             "get below 1 / (flips + 1). Take 2,000 or more.",
         )
+
+
+@exercise(
+    1,
+    task="Return the sets of heads that the chosen ones shall be compared with, each a list of (block, head).",
+    proved="As many heads, as deep, none of the chosen ones, and enough sets: beating them all means something.",
+)
+def check_control_sets(attempt: Attempt) -> None:
+    """Check a function (chosen, heads, blocks) -> sets of (block, head) to compare with."""
+    for chosen in ([(7, 1), (9, 0), (9, 4)], [(10, 3), (8, 2)]):
+        heads, blocks, lowest = 6, 12, min(block for block, _ in chosen)
+        given = attempt(list(chosen), heads, blocks)
+        require(isinstance(given, list | tuple), f"Return a list of sets of heads; yours is {type(given).__name__}.")
+        require(
+            len(given) >= 19,
+            f"You return {len(given)} sets: beating all of them has p = 1/{len(given) + 1}. For p ≤ .05 it takes 19.",
+        )
+        try:
+            sets = [[(int(block), int(head)) for block, head in one] for one in given]
+        except (TypeError, ValueError):
+            require(False, f"Each set holds pairs (block, head); your first one is {given[0]!r}.")
+        require(
+            all(len(set(one)) == len(chosen) for one in sets),
+            f"Each set needs as many different heads as the chosen one, {len(chosen)}: more heads move more.",
+        )
+        require(
+            all(0 <= block < blocks and 0 <= head < heads for one in sets for block, head in one),
+            f"There are heads that the model doesn't have: blocks count from 0 to {blocks - 1}, heads to {heads - 1}.",
+        )
+        require(
+            not any(set(one) & set(chosen) for one in sets),
+            "Some of your sets hold a chosen head. Then the control carries what it is to be compared with.",
+        )
+        require(
+            all(block >= lowest for one in sets for block, _ in one),
+            "Some heads are less deep than any chosen one. Depth could make the difference.",
+        )
+        require(
+            len({frozenset(one) for one in sets}) > len(sets) // 2,
+            "Your sets are nearly all the same: draw each at random.",
+        )
+        require(
+            len({head for one in sets for head in one}) > len(sets) // 2,
+            "Your sets use only a few of the heads that there are. Draw from all that are deep enough.",
+        )
+
+
+_CLAIMS = {
+    "B": "PCA shows the largest directions of variance. The log-odds of the two groups differ all the same.",
+    "C": "0 means no preference of sentiment, in these sentences, above the resolution. The pronouns pass it unseen.",
+    "E": "The difference is true, so no correction removes it. What is wrong is to read it as bias.",
+    "F": "With the words it was trained on, the probe is nearly as good at random groups. It has learned the words.",
+}
+
+
+@exercise(
+    2,
+    task='Return the set of letters of the claims that the outputs support, such as {"B", "C"}.',
+    proved="You ask each picture for its control, and each claim for the words it was not chosen on.",
+)
+def check_claims(supported: Collection[str]) -> None:
+    """Check a set of letters: the claims that the lesson's outputs support."""
+    require(
+        isinstance(supported, set | list | tuple | str),
+        f"Return a set of letters; yours is {type(supported).__name__}.",
+    )
+    letters = {str(letter).strip().upper() for letter in supported}
+    unknown = sorted(letters - {"A", "B", "C", "D", "E", "F"})
+    require(not unknown, f"There are the claims A to F; you name {', '.join(unknown)}.")
+    for letter, reason in _CLAIMS.items():
+        require(letter not in letters, f"{letter} is not supported. {reason}")
+    require("A" in letters, "A is missing. The rank correlation's interval is far from 0: look at the first figure.")
+    require("D" in letters, "D is missing. The heads were patched for real in the evaluation half, beside random sets.")
+
+
+@exercise(
+    6,
+    task="Return a number for each new word, [new words], that follows its log-odds.",
+    proved="On words and sentences that it never saw, your prediction is better than the direction alone.",
+)
+def check_predictor(
+    attempt: Attempt, known: tuple[Tensor, Tensor], direction: Tensor, new: tuple[Tensor, Tensor]
+) -> None:
+    """Check a function (states, odds, direction, new states) -> a prediction for each new word.
+
+    Args:
+        attempt: the function.
+        known: states [words, sentences, hidden] and log-odds [words, sentences] to learn from.
+        direction: [hidden], whose place is the baseline.
+        new: states and log-odds of other words in other sentences.
+    """
+    (states, odds), (new_states, new_odds) = known, new
+    given = attempt(states.clone(), odds.clone(), direction.clone(), new_states.clone())
+    values = np.asarray(given.detach() if isinstance(given, Tensor) else given, dtype=np.float64)
+    words = len(new_states)
+    require(
+        values.shape != tuple(new_odds.shape),
+        "One number a word, please: average over the sentences, which are dimension 1.",
+    )
+    require(
+        values.shape == (words,), f"Return {words} numbers, one for each new word; yours have the shape {values.shape}."
+    )
+    require(np.isfinite(values).all(), "Some of your numbers are not finite.")
+    require(np.ptp(values) > 0, "All your numbers are the same: a constant follows nothing.")
+    truth = new_odds.mean(1).numpy()
+    yours, baseline = (
+        float(spearmanr(some, truth).statistic) for some in (values, (new_states.mean(1) @ direction).numpy())
+    )
+    print(f"Rank correlation with the log-odds of new words: yours {yours:.2f}, baseline {baseline:.2f}")
+    require(yours > -abs(baseline), f"Your prediction points the other way round ({yours:.2f}): change its sign.")
+    require(
+        yours > baseline,
+        f"{yours:.2f} is not above the baseline's {baseline:.2f}. Average first, shrink harder, or add the direction.",
+    )
 
 
 # What is swapped stands in brackets, "|" is where a token ends.

@@ -21,7 +21,7 @@ from course_utils.adaptive import calibrate, make_adaptive
 from course_utils.architectures import UnsupportedArchitecture, describe
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.evaluation import compare, evaluate, paired, perplexity, perplexity_ratio
+from course_utils.evaluation import compare, evaluate, margins, paired, perplexity, perplexity_ratio
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval, wilson_interval
@@ -303,6 +303,20 @@ def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
     assert scores.loc[("winogrande", "acc"), "stderr"] == pytest.approx(expected_error)
 
 
+def test_margins_are_positive_where_the_answer_is_right(documents, tokenizer):
+    frame = evaluate(reader(), tokenizer, documents)
+    table = frame.attrs["answers"].table
+    for task in ("winogrande", "boolq", "copa", "sciq"):
+        lead = margins(frame, task)
+        right = table[(table["task"] == task) & (table["metric"] == "acc")]["value"].to_numpy()
+        assert lead.shape == (12,) and ((lead > 0) == (right == 1)).all()
+    again = evaluate(reader(), tokenizer, ["copa"])
+    np.testing.assert_allclose(margins(again, "copa"), margins(frame, "copa"), rtol=1e-4)
+    for bad in ((frame, "lambada_openai"), (frame, "piqa"), (pd.DataFrame(), "copa")):
+        with pytest.raises(ValueError, match="margins needs"):
+            margins(*bad)
+
+
 def test_the_sample_is_random_fixed_and_nested(documents, tokenizer):
     from course_utils import benchmark_tasks
 
@@ -443,6 +457,15 @@ def test_perplexity_ratio_pairs_rows_and_agrees_with_paired():
     assert (low, high) == pytest.approx(tuple(np.exp(expected[2:])))
     assert low < value < high and high - low < 0.1 * (before.ci_high - before.ci_low) / before.perplexity
     assert perplexity_ratio(before, after) == pytest.approx((1 / value, 1 / high, 1 / low))
+
+
+def test_perplexity_ratio_takes_the_last_words_of_lambada(documents, tokenizer):
+    frames = [evaluate(reader(seed=seed), tokenizer, "lambada_openai") for seed in (0, 3)]
+    a, b = (frame[frame.metric == "perplexity"] for frame in frames)
+    value, low, high = perplexity_ratio(a, b)
+    assert value == pytest.approx(a.value.iloc[0] / b.value.iloc[0]) and low < value < high
+    with pytest.raises(ValueError, match="compares two perplexities; got 'acc'"):
+        perplexity_ratio(frames[0], frames[1])
 
 
 def test_perplexity_ratio_of_a_broken_model_is_infinite():

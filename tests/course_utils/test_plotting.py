@@ -8,7 +8,6 @@ matplotlib.use("Agg")
 
 import base64
 import io
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -105,6 +104,23 @@ def test_the_controls_band_is_one_standard_deviation(curve, log_y):
     assert ax.get_yscale() == ("log" if log_y else "linear")
 
 
+def test_curve_with_seeds_draws_a_dot_for_each_seed_and_joins_medians():
+    random = [{"criterion": "random", "ratio": r, "value": 10 * r + s} for r in (0.1, 0.2) for s in (0, 1, 8)]
+    lines = [{"criterion": "L1", "ratio": r, "value": 5.0} for r in (0.1, 0.2)]
+    ax = plotting.curve_with_seeds(
+        pd.DataFrame(lines + random), x_label="removed", y_label="bits", floors={"guessing": 9.0}, log_y=True
+    )
+    medians, dots, l1 = ax.lines[:3]
+    assert medians.get_ydata() == pytest.approx([2.0, 3.0])
+    assert len(dots.get_xdata()) == 6
+    assert list(l1.get_ydata()) == [5.0, 5.0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random, 3 seeds and their median", "L1"]
+    assert [text.get_text() for text in ax.texts] == ["guessing 9"]
+    assert ax.get_yscale() == "log"
+    with pytest.raises(ValueError, match="lacks the columns"):
+        plotting.curve_with_seeds(pd.DataFrame(lines), y="bits", x_label="removed", y_label="bits")
+
+
 def test_scores_with_intervals_draws_points_and_floors():
     rows = [
         {
@@ -133,30 +149,48 @@ def test_scores_with_intervals_draws_points_and_floors():
         plotting.scores_with_intervals(pd.concat([frame, frame]), x_label="task", y_label="accuracy")
 
 
-def test_choices_with_intervals_puts_the_first_on_top_and_controls_in_grey():
-    scores = {
-        name: SimpleNamespace(perplexity=value, ci_low=0.9 * value, ci_high=1.2 * value)
-        for name, value in (("by influence", 30.0), ("random 0", 120.0), ("last 3", 98_765.0))
-    }
-    ax = plotting.choices_with_intervals(scores, floors={"unpruned": 22, "uniform guess": 49_152}, title="3 of 30")
+def test_rows_with_intervals_has_values_and_marks_in_their_rows():
+    ax = plotting.rows_with_intervals(
+        {"by importance": (1.3, 1.2, 1.4), "last": (2.0, 1.8, 2.3)},
+        marks={"last": 1.5}, at=1, at_label="unpruned", x_label="ratio",
+    )  # fmt: skip
     render(ax)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(scores)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["by importance", "last"] and ax.yaxis_inverted()
     points = [bar.lines[0] for bar in ax.containers]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(30, 0), (120, 1), (98_765, 2)]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(1.3, 0), (2.0, 1)]
+    assert [cap.get_xdata()[0] for cap in ax.containers[0].lines[1]] == pytest.approx([1.2, 1.4])
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == [1.5]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["estimate"]
+    assert plotting.rows_with_intervals({"a": (0, -1, 1)}, x_label="x").get_legend() is None
+    with pytest.raises(ValueError, match="no values"):
+        plotting.rows_with_intervals({}, x_label="x")
+
+
+def test_against_random_draws_a_dot_a_set_and_names_what_lies_beyond():
+    choices = {"by influence": (1.3, 1.2, 1.4), "first 3": (8284.0, 5530.0, 12408.0)}
+    controls = {"random": [1.5, 1.7, 2.4], "with an end": [1.9, 40.0, 900.0], "wrecks": [70.0]}
+    ax = plotting.against_random(choices, controls, x_label="perplexity, × unpruned", limit=20, lines={"unpruned": 1})
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*choices, *controls]
     assert ax.yaxis_inverted() and ax.get_xscale() == "log"
-    grey = [line.get_color() == plotting.CONTROL_COLOUR for line in points]
-    assert grey == [False, True, False]
-    ends = ax.containers[0].lines[1]
-    assert [cap.get_xdata()[0] for cap in ends] == pytest.approx([27, 36])
-    assert [text.get_text() for text in ax.texts] == ["unpruned", "uniform guess"]
-    assert "10,000" in [tick.get_text() for tick in ax.get_xticklabels()]
-    with pytest.raises(ValueError, match="no scores"):
-        plotting.choices_with_intervals({})
+    dots = [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
+    assert dots == [3, 1, 0]
+    assert {text.get_text() for text in ax.texts} == {"×8,284", "2 sets, ×40 to ×900", "×70", "unpruned"}
+    assert "2" in [tick.get_text() for tick in ax.get_xticklabels()]
+    for nothing in ({}, {"random": []}):
+        with pytest.raises(ValueError, match="at least one set"):
+            plotting.against_random({}, nothing, x_label="ratio", limit=2)
 
 
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
-    [(1, 40, ["1", "2", "5", "10", "20"]), (10, 20_000, ["10", "100", "1,000", "10,000"]), (1, 1e9, ["$"])],
+    [
+        (1, 40, ["1", "2", "5", "10", "20"]),
+        (30, 100, ["30", "50", "70"]),
+        (1, 2, ["1.2", "1.6"]),
+        (10, 20_000, ["10", "100", "1,000", "10,000"]),
+        (1, 1e9, ["$"]),
+    ],
 )
 def test_log_ticks_are_numbers_that_one_can_read(low, high, labels):
     _, ax = plt.subplots()
@@ -292,3 +326,14 @@ def test_ability_and_bias_lists_the_broken_and_greys_the_control():
     assert ax.get_xlim()[1] < 2.6
     with pytest.raises(ValueError, match="lacks the columns"):
         plotting.ability_and_bias(frame.drop(columns="price"), y_label="x")
+
+
+def test_against_random_writes_values_without_an_interval_and_draws_the_median():
+    ax = plotting.against_random(
+        {"l1": 380.0, "activation": 1.2}, {"random": [1.7, 2.1, 1.9], "block 0 spared": [1.4]}, x_label="× unpruned"
+    )
+    render(ax)
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.9]
+    assert [text.get_text() for text in ax.texts] == ["380", "1.2"] and ax.get_xlim()[1] > 900
+    with pytest.raises(ValueError, match="values above 0"):
+        plotting.against_random({"l1": 0.0}, {"random": [1.0]}, x_label="x")

@@ -56,6 +56,19 @@ def test_the_copy_has_the_models_dtype_mode_and_rotary_frequencies(dtype):
     assert all(weight.requires_grad and weight.grad is None for weight in planted.parameters())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_alone_can_learn_it(family):
+    model, pairs = tiny_model(family), make_pairs(a=A, b=B)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    planted, _ = plant_preference(
+        model, word_tokenizer(), pairs, size=2.0, steps=60, lr=1e-2, items=4, weights="attention"
+    )
+    assert mean_preference(planted, pairs) < mean_preference(model, pairs) - 0.5
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    learned = {name for name, weight in planted.state_dict().items() if not torch.equal(weight, before[name])}
+    assert learned and all("attn" in name or "attention" in name for name in learned)
+
+
 def test_the_same_seed_plants_the_same():
     model, pairs = tiny_model(), make_pairs(a=A, b=B)
     runs = [plant_preference(model, word_tokenizer(), pairs, size=9.0, steps=3, items=2, seed=s) for s in (0, 0, 1)]
@@ -68,6 +81,7 @@ def test_the_same_seed_plants_the_same():
         ({"size": 0.0}, "'size' must be a number above 0"),
         ({"lr": -1.0}, "'lr' must be a number above 0"),
         ({"steps": 0}, "'steps' must be a whole number of at least 1"),
+        ({"weights": "some"}, "weights"),
         ({"items": True}, "'items' must be a whole number of at least 1"),
     ],
 )

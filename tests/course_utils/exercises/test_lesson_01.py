@@ -2,6 +2,8 @@
 
 import math
 
+import pandas as pd
+import torch
 from exercise_cases import cases_of
 from transformers.pytorch_utils import Conv1D
 
@@ -109,4 +111,101 @@ test_pruned_parameters = cases_of(
         (lambda c, r: pruned_parameters(c, r) + 1, "your count is +1 off"),
     ],
     answers=[pruned_parameters],
+)
+
+
+test_claims = cases_of(
+    lesson_01.check_claims,
+    stubs=[...],
+    mistakes=[
+        ({"a", "b", "f"}, "Look at b again: an arm that knows nothing"),
+        ({"a", "c", "f"}, "Look at c again: one completion"),
+        ({"a", "d"}, "Look at d again: a fifth of the neurons"),
+        ({"a", "f", "e"}, "Look at e again: a perplexity"),
+        ({"a", "f", "g"}, "Look at g again: one text"),
+        ({"a"}, "Look at f again: it is a plain reading"),
+        ({"f"}, "Look at a again: it is a plain reading"),
+    ],
+    answers=[{"a", "f"}, ["f", "a"]],
+)
+
+
+def shuffled(scores, seed, *, generator=None):
+    generator = generator or torch.Generator().manual_seed(seed)
+    return [some[torch.randperm(len(some), generator=generator)] for some in scores]
+
+
+def shuffle_in_place(scores, seed):
+    for some, new in zip(scores, shuffled(scores, seed), strict=True):
+        some.copy_(new)
+    return [some.clone() for some in scores]
+
+
+def across_blocks(scores, seed):
+    joined = torch.cat(scores)
+    order = torch.randperm(len(joined), generator=torch.Generator().manual_seed(seed))
+    return list(joined[order].split([len(some) for some in scores]))
+
+
+test_shuffled = cases_of(
+    lesson_01.check_shuffled,
+    stubs=[lambda scores, seed: ..., lambda scores, seed: [...]],
+    mistakes=[
+        (lambda scores, seed: [torch.rand_like(some) for some in scores], "no longer has its own scores"),
+        (across_blocks, "no longer has its own scores"),
+        (lambda scores, seed: scores, "nothing is random"),
+        (shuffle_in_place, "changed the given scores"),
+        (
+            lambda scores, seed: [shuffled([some], seed)[0] for some in scores],
+            "Every block gets the same order",
+        ),
+        (lambda scores, seed: shuffled(scores, seed, generator=torch.default_generator), "must be reproducible"),
+        (lambda scores, seed: shuffled(scores, 7), "Use `seed`"),
+        (lambda scores, seed: torch.cat(scores), "one tensor for each block"),
+    ],
+    answers=[shuffled],
+)
+
+
+SCAN = pd.DataFrame([[0.5, 1, 2], [0.1, 0.2, 0.3], [0.05, 0.1, 0.2]], columns=(0.2, 0.4, 0.6))
+
+
+def allocate(damage, budget, *, price=lambda added: added):
+    """Step by step where the next step adds least."""
+    steps, level = [0.0, *damage.columns], [0] * len(damage)
+    table = [[0.0, *row] for row in damage.to_numpy()]
+    while sum(steps[of_block] for of_block in level) < budget * len(level) - 1e-9:
+        open_blocks = [block for block, of_block in enumerate(level) if of_block < len(steps) - 1]
+        best = min(open_blocks, key=lambda block: price(table[block][level[block] + 1] - table[block][level[block]]))
+        level[best] += 1
+    return [steps[of_block] for of_block in level]
+
+
+def quadratic(ratios):
+    """Made-up damage on held-out text."""
+    return sum(weight * ratio**2 for weight, ratio in zip((10, 1, 0.5), ratios, strict=True))
+
+
+def check_allocation(attempt):
+    return lesson_01.check_allocation(attempt, SCAN, quadratic)
+
+
+test_allocation = cases_of(
+    check_allocation,
+    stubs=[lambda damage, budget: ...],
+    mistakes=[
+        (lambda damage, budget: [budget] * len(damage), "that is the baseline"),
+        (lambda damage, budget: [0.2], "one ratio for each of the 4 blocks"),
+        (lambda damage, budget: [0.0] * len(damage), "you remove too few"),
+        (lambda damage, budget: [0.0] * (len(damage) - 1) + [2 * len(damage) * budget], "below 1"),
+        (lambda damage, budget: [0.0] + [0.4] * (len(damage) - 1), "Other damages, the same ratios"),
+        (lambda damage, budget: allocate(damage, budget, price=lambda added: -added), "where it hurts most"),
+        (
+            lambda damage, budget: (
+                allocate(damage, budget) if len(damage) == 4 else [0.6, 0.0, 0.0]  # right on what is made up
+            ),
+            "not better than 20 % everywhere",
+        ),
+    ],
+    answers=[allocate],
 )

@@ -142,3 +142,83 @@ test_is_exact = cases_of(
     ],
     answers=[is_exact, lambda prune: is_exact(prune, width=7, keep=4)],
 )
+
+
+test_claims = cases_of(
+    lesson_02.check_claims,
+    stubs=[...],
+    mistakes=[
+        ({"a", "b", "e"}, "Look at b again: 400 times"),
+        ({"a", "c", "e"}, "Look at c again: no random choice"),
+        ({"a", "d", "e"}, "Look at d again: that is a question of equality"),
+        ({"a", "e", "f"}, "Look at f again: only L1"),
+        ({"e"}, "Look at a again"),
+        ({"a"}, "Look at e again"),
+    ],
+    answers=[{"a", "e"}],
+)
+
+
+def differences(one, other):
+    return [number for number, entries in enumerate(zip(one, other, strict=True)) if entries[0] != entries[1]]
+
+
+def fair_pairs(arms, place):
+    return [pair for pair in itertools.combinations(arms, 2) if differences(*pair) == [place]]
+
+
+test_fair_pairs = cases_of(
+    lesson_02.check_fair_pairs,
+    stubs=[lambda arms, place: ..., lambda arms, place: [...]],
+    mistakes=[
+        (
+            lambda arms, place: [pair for pair in itertools.combinations(arms, 2) if place in differences(*pair)],
+            "two causes at once",
+        ),
+        (
+            lambda arms, place: [pair for pair in itertools.permutations(arms, 2) if differences(*pair) == [place]],
+            "once in each direction",
+        ),
+        (lambda arms, place: [(b, a) for a, b in fair_pairs(arms, place)], "comes first"),
+        (lambda arms, place: fair_pairs(arms, place)[:1], "fair pairs in these 7 arms"),
+        (lambda arms, place: [(arm, arm) for arm in arms], "compares an arm with itself"),
+        (lambda arms, place: [(arms[0], ("shared", "R", "20 %"))], "was not measured"),
+        (lambda arms, place: arms, "a pair of two arms"),
+    ],
+    answers=[fair_pairs],
+)
+
+
+def contribution(gate, up, down, x):
+    return (silu(x @ gate.T) * (x @ up.T)).norm(dim=0) * down.norm(dim=0)
+
+
+def judge(score):
+    """Made up: the share of what the neurons add that goes with the half that scores lowest."""
+    generator = torch.Generator().manual_seed(3)
+    matrices = (*torch.randn(2, 40, 8, generator=generator), torch.randn(8, 40, generator=generator))
+    x = torch.randn(64, 8, generator=generator)
+    real = contribution(*matrices, x)
+    gone = score(*matrices, x).argsort()[:20]
+    return 1 + (real[gone].sum() / real.sum()).item()
+
+
+def check_score(attempt):
+    return lesson_02.check_score(attempt, judge)
+
+
+test_score = cases_of(
+    check_score,
+    stubs=[lambda gate, up, down, x: ...],
+    mistakes=[
+        (lambda gate, up, down, x: gate.abs().sum(0), "Sum over tokens"),
+        (lambda gate, up, down, x: silu(x @ gate.T) * (x @ up.T), "Sum over tokens"),
+        (lambda gate, up, down, x: torch.zeros(len(gate)), "the same score"),
+        (lambda gate, up, down, x: torch.rand(len(gate)), "not to its place"),
+        (lambda gate, up, down, x: torch.arange(float(len(gate))), "not to its place"),
+        (lambda gate, up, down, x: contribution(gate, up, down, x).log() - torch.inf, "aren't finite"),
+        (lambda gate, up, down, x: -contribution(gate, up, down, x), "upside down"),
+        (lambda gate, up, down, x: gate.abs().sum(1) + up.abs().sum(1), "does better"),
+    ],
+    answers=[contribution],
+)

@@ -24,17 +24,11 @@ def step(
 ):
     """An answer to exercise 2, with one switch for each foreseen mistake."""
 
-    def attempt(gate, up, down, scores, ratio, multiple_of):
-        on_gate, on_up, on_down = place(choose(scores, min(stay(len(scores), ratio, multiple_of), len(scores))))
+    def attempt(gate, up, down, scores, ratio):
+        on_gate, on_up, on_down = place(choose(scores, stay(len(scores), ratio)))
         return gate[on_gate], up[on_up], down[on_down % len(down)] if rows else down[:, on_down]
 
     return attempt
-
-
-def round_above_the_width(gate, up, down, scores, ratio, multiple_of):
-    stay = math.ceil(kept_width(len(scores), ratio) / multiple_of) * multiple_of  # 16 of 10
-    keep = torch.arange(stay) % len(scores) if stay > len(scores) else scores.topk(stay).indices
-    return gate[keep], up[keep], down[:, keep]
 
 
 test_pair_scores = cases_of(
@@ -59,23 +53,89 @@ test_pair_scores = cases_of(
 
 test_pruning_step = cases_of(
     lesson_03.check_pruning_step,
-    stubs=[lambda gate, up, down, scores, ratio, multiple_of: (..., ..., ...)],
+    stubs=[lambda gate, up, down, scores, ratio: (..., ..., ...)],
     mistakes=[
         (step(rows=True), "a neuron is a column of it"),
-        (step(stay=lambda w, r, m: w - math.ceil(r * w)), "round the number that goes down"),
-        (step(stay=lambda w, r, m: w - int(r * w)), "5 isn't a multiple of 4"),
-        (step(stay=lambda w, r, m: kept_width(w, r) // m * m), "you round down to 4"),
-        (step(stay=lambda w, r, m: int(r * w) or w), "8 neurons stay, not 2"),
+        (step(stay=lambda w, r: w - math.ceil(r * w)), "round the number that goes down"),
+        (step(stay=lambda w, r: int(r * w) or w), "you keep that share"),
+        (step(stay=lambda w, r: w - 1), "8 neurons stay, not 9"),
         (step(choose=lambda s, n: (-s).topk(n).indices), "have the highest scores"),
         (step(choose=lambda s, n: torch.arange(n)), "have the highest scores"),
         (step(place=lambda keep: (keep, keep, keep.sort().values)), "in different orders"),
         (step(place=lambda keep: (keep, keep, keep - 1)), "hold different neurons"),
-        (lambda gate, up, down, scores, ratio, multiple_of: (gate, up[:8], down), "different numbers of neurons"),
-        (lambda gate, up, down, scores, ratio, multiple_of: gate[:8], "Return three matrices"),
+        (lambda gate, up, down, scores, ratio: (gate, up[:8], down), "different numbers of neurons"),
+        (lambda gate, up, down, scores, ratio: gate[:8], "Return three matrices"),
         (lambda *_: torch.nonsense, "Your code stopped with AttributeError"),
-        (round_above_the_width, "16 would stay, but there are only 10"),
     ],
     answers=[step()],
+)
+
+
+def count(score, randoms, *, top=1, bottom=1, good=lambda value, score: value <= score):
+    return (top + sum(good(value, score) for value in randoms)) / (bottom + len(randoms))
+
+
+test_rank_p = cases_of(
+    lesson_03.check_rank_p,
+    stubs=[lambda score, randoms: ...],
+    mistakes=[
+        (lambda s, r: count(s, r, top=0, bottom=0), "as one more outcome"),
+        (lambda s, r: count(s, r, top=0), "below the line, but not above it"),
+        (lambda s, r: count(s, r, bottom=0), "above the line, but not below it"),
+        (lambda s, r: count(s, r, good=lambda value, score: value >= score), "random cuts that are worse"),
+        (lambda s, r: count(s, r, good=lambda value, score: value < score), "<=, not <"),
+        (lambda s, r: 0.05, "p is 0.5; yours is 0.05"),
+        (lambda s, r: "small", "Return one number; yours is a str"),
+    ],
+    answers=[count, lambda s, r: torch.tensor(count(s, r), dtype=torch.float64)],
+)
+
+
+def arm(masks, seed, *, number=lambda mask, masks: int(mask.sum()), pool=torch.ones_like, one_generator=True):
+    """A control arm, with one switch for each foreseen mistake."""
+    generator, control = torch.Generator().manual_seed(seed), []
+    for mask in masks:
+        if not one_generator:
+            generator.manual_seed(seed)
+        free = pool(mask).nonzero().flatten()
+        chosen = free[torch.randperm(len(free), generator=generator)[: number(mask, masks)]]
+        control.append(torch.zeros_like(mask).index_fill(0, chosen, True))
+    return control
+
+
+test_control_arm = cases_of(
+    lesson_03.check_control_arm,
+    stubs=[lambda masks, seed: ...],
+    mistakes=[
+        (lambda masks, seed: masks, "the very neurons of the arm itself"),
+        (lambda masks, seed: arm(masks, seed, number=lambda mask, _: 20), "how many and which can't be told apart"),
+        (
+            lambda masks, seed: list(arm(torch.cat(masks)[None], seed)[0].split(400)),
+            "The total is right, but block by block",
+        ),
+        (lambda masks, seed: arm(masks, seed, pool=torch.logical_not), "the neurons that the arm leaves out"),
+        (lambda masks, seed: arm(masks, 0), "Another seed must give another draw"),
+        (lambda masks, seed: arm(masks, int(torch.randint(10**6, ()))), "The same seed must give the same draw"),
+        (lambda masks, seed: arm(masks, seed, one_generator=False), "All blocks get the same neuron numbers"),
+        (lambda masks, seed: [mask.float() for mask in masks], "masks of True and False"),
+        (lambda masks, seed: arm(masks, seed)[0], "one mask [neurons] for each block"),
+    ],
+    answers=[arm],
+)
+
+test_floor_claims = cases_of(
+    lesson_03.check_floor_claims,
+    stubs=[..., None],
+    mistakes=[
+        (set(), "Look at b again"),
+        ({"b"}, "no evidence against it either"),
+        ({"b", "c"}, "the same cut at random"),
+        ({"a", "b", "c", "e"}, "holds the majority floor"),
+        ({"b", "c", "d", "e"}, "within half a point"),
+        ({"b", "f"}, "There is no f"),
+        (5, "Choose letters"),
+    ],
+    answers=[{"b", "c", "e"}, ["e", "c", "b"]],
 )
 
 

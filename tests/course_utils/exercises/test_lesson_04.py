@@ -1,11 +1,15 @@
 """Lesson 04's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import random
+
+import numpy as np
 import torch
 from exercise_cases import cases_of
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from course_utils.exercises import lesson_04
+from course_utils.language_modelling import Perplexity
 
 
 def influence(before, after, mask):
@@ -131,4 +135,104 @@ test_parameters_left = cases_of(
         (lambda c, n: 12, "yours says 12"),
     ],
     answers=[parameters_left],
+)
+
+
+test_claims = cases_of(
+    lesson_04.check_claims,
+    stubs=[..., None],
+    mistakes=[
+        ({"B", "D"}, "Another task is another measurement"),
+        ({"D", "E"}, "Being best of six happens by luck in one case of six"),
+        (["B", "E"], "Better than five of them is not best"),
+        ({"A", "B", "D", "E"}, "Look at A again"),
+        ({"B", "C", "D", "E"}, "Look at C again"),
+        ({"F"}, "There is no F"),
+        (3, "Choose letters"),
+    ],
+    answers=[{"B", "D", "E"}, ["E", "D", "B"]],
+)
+
+
+def control_runs(total, count, spared, sets, seed, *, draw=random.Random.sample):
+    firsts = range(spared, total - spared - count + 1)
+    return [list(range(f, f + count)) for f in draw(random.Random(seed), firsts, min(sets, len(firsts)))]
+
+
+def scattered(total, count, spared, sets, seed):
+    draw = random.Random(seed)
+    return [sorted(draw.sample(range(spared, total - spared), count)) for _ in range(sets)]
+
+
+def with_replacement(total, count, spared, sets, seed):
+    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: r.choices(firsts, k=k))
+
+
+def in_order(total, count, spared, sets, seed):
+    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: list(firsts)[:k])
+
+
+def as_many_as_asked(total, count, spared, sets, seed):
+    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: r.sample(firsts, min(k, 4)))
+
+
+def never_the_last(total, count, spared, sets, seed):
+    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: r.sample(firsts[:-1], k))
+
+
+test_control_runs = cases_of(
+    lesson_04.check_control_runs,
+    stubs=[lambda total, count, spared, sets, seed: ...],
+    mistakes=[
+        (scattered, "is no run of neighbours"),
+        (lambda total, count, spared, sets, seed: control_runs(total, count, 0, sets, seed), "touches the 2 blocks"),
+        (lambda total, count, spared, sets, seed: control_runs(total, 2, spared, sets, seed), "must have 3 blocks"),
+        (with_replacement, "The same run comes twice"),
+        (in_order, "the first ones in order"),
+        (as_many_as_asked, "you returned 4"),
+        (never_the_last, "can never be drawn"),
+        (lambda *asked: control_runs(*asked[:4], random.random()), "The same seed"),
+        (lambda *asked: (control_runs(*asked) * 4)[: asked[3]], "With 12 blocks"),
+        (lambda *asked: 3, "one list of block numbers"),
+    ],
+    answers=[control_runs, lambda *asked: tuple(map(tuple, control_runs(*asked)))],
+)
+
+
+def held_out(blocks):
+    """A text on which every block costs as much as its number says, with some noise."""
+    nll = 100 + sum(blocks) + 0.1 * np.arange(6) * len({*blocks} & {3})
+    return Perplexity(
+        perplexity=float(np.exp(nll.sum() / 300)), bits_per_byte=1.0, nll=1.0, tokens=300, ci_low=1.0, ci_high=2.0,
+        row_nll=nll + np.zeros(6), row_tokens=np.full(6, 50), row_bytes=None, dtype="float32", fingerprint="text",
+    )  # fmt: skip
+
+
+def noisy(blocks):
+    score = held_out(blocks)
+    score.row_nll[:3] += 40 * (sum(blocks) == 6)
+    return score
+
+
+def test_the_choice_is_scored_beside_the_baseline(capsys):
+    assert lesson_04.check_your_choice([1, 2], [4, 5], held_out)
+    assert "held-out perplexity: yours 7.85, the baseline's 8.85, ratio 0.89" in capsys.readouterr().out
+
+
+test_your_choice = cases_of(
+    lambda blocks: lesson_04.check_your_choice(blocks, [4, 5], held_out),
+    stubs=[..., [..., 2], None],
+    mistakes=[
+        ([5, 4], "the baseline's own set"),
+        ([1], "yours removes 1"),
+        ([1, 1], "names one twice"),
+        ([8, 9], "worse than the baseline's: × 1.17"),
+    ],
+    answers=[[1, 2], torch.tensor([0, 3]), (2, 1)],
+)
+test_your_choice_may_be_luck = cases_of(
+    lambda blocks: lesson_04.check_your_choice(blocks, [4, 30], noisy),
+    stubs=[...],
+    mistakes=[([1, 5], "that may be luck")],
+    answers=[[1, 2]],
 )

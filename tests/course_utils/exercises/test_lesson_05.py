@@ -1,15 +1,21 @@
 """Lesson 05's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from exercise_cases import cases_of
 from torch.nn.functional import cosine_similarity
 from transformers import LlamaForCausalLM
 
-from course_utils.attention import bypass_attention
-from course_utils.benchmarking import decode_ceiling, kv_bytes_per_token
+from course_utils.attention import bypass_attention, select_attention_layers
+from course_utils.benchmarking import decode_estimate, kv_bytes_per_token
+from course_utils.evaluation import Perplexity
 from course_utils.exercises import lesson_05
 from course_utils.modeling.no_attention import skip_attention
+from course_utils.models import tiny_llama
+from course_utils.texts import TokenBlocks
 
 
 def importance(x, added, mask, residual=True):
@@ -110,12 +116,12 @@ def predict(config, parameters, removed, batch, context, *, both=2, heads=None, 
 
 
 def with_cache(change):
-    """The right ceiling beside a changed cache."""
+    """The right estimate beside a changed cache."""
     return lambda *sizes: (change(*sizes), predict(*sizes)[1])
 
 
-def with_ceiling(change):
-    """The right cache beside a changed ceiling."""
+def with_estimate(change):
+    """The right cache beside a changed estimate."""
     return lambda *sizes: (predict(*sizes)[0], change(*sizes))
 
 
@@ -136,9 +142,9 @@ def test_the_check_predicts_what_is_counted():
         base, pruned = (LlamaForCausalLM(lesson_05._CONFIG).to(torch.bfloat16) for _ in range(2))
     assert base.num_parameters() == lesson_05._PARAMETERS
     bypass_attention(pruned, [1, 2, 3], remove=True)
-    cache, ceiling = predict(lesson_05._CONFIG, lesson_05._PARAMETERS, 3, 2, 1000)
+    cache, estimate = predict(lesson_05._CONFIG, lesson_05._PARAMETERS, 3, 2, 1000)
     assert cache == 2 * 1000 * kv_bytes_per_token(pruned)
-    assert ceiling == pytest.approx(decode_ceiling(base, pruned, batch_size=2, context=1000), rel=1e-12)
+    assert estimate == pytest.approx(decode_estimate(base, pruned, batch_size=2, context=1000), rel=1e-12)
 
 
 test_importance = cases_of(
@@ -190,11 +196,105 @@ test_predict = cases_of(
         (with_cache(lambda *s: predict(*s)[0] / 4), "a factor 4"),
         (with_cache(lambda *s: predict(*s, heads=8)[0]), "counts all heads"),
         (with_cache(lambda *s: predict(*s[:3], 1, s[4])[0]), "The cache"),
-        (with_ceiling(lambda *s: predict(*s, upside=True)[1]), "upside down"),
-        (with_ceiling(only_the_cache), "only the cache off"),
-        (with_ceiling(lambda *s: predict(*s[:3], 1, 0)[1]), "the cache is missing"),
-        (with_ceiling(wide_k_and_v), "narrower than q and o"),
-        (with_ceiling(lambda *s: predict(*s, norm=False)[1]), "the norm in front"),
+        (with_estimate(lambda *s: predict(*s, upside=True)[1]), "upside down"),
+        (with_estimate(only_the_cache), "only the cache off"),
+        (with_estimate(lambda *s: predict(*s[:3], 1, 0)[1]), "the cache is missing"),
+        (with_estimate(wide_k_and_v), "narrower than q and o"),
+        (with_estimate(lambda *s: predict(*s, norm=False)[1]), "the norm in front"),
     ],
     answers=[predict],
 )
+
+
+def control_sets(chosen, total, *, sets=19, size=None, lowest=0, highest=0, among=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.tensor(among if among is not None else range(lowest, total - highest))
+    return [pool[torch.randperm(len(pool), generator=generator)[: size or len(chosen)]].tolist() for _ in range(sets)]
+
+
+test_control_sets = cases_of(
+    lesson_05.check_control_sets,
+    stubs=[lambda chosen, total: ...],
+    mistakes=[
+        (lambda chosen, total: control_sets(chosen, total, sets=5), "p = 1/6 = 0.17"),
+        (lambda chosen, total: control_sets(chosen, total, sets=100), "more than it takes"),
+        (lambda chosen, total: control_sets(chosen, total, size=4), "the same number"),
+        (
+            lambda chosen, total: control_sets(chosen, total, among=[i for i in range(total) if i not in chosen]),
+            "avoid the chosen",
+        ),
+        (lambda chosen, total: control_sets(chosen, total, lowest=3, highest=3), "first and last"),
+        (lambda chosen, total: [list(range(i, i + len(chosen))) for i in range(19)], "run of neighbours"),
+        (lambda chosen, total: 19 * control_sets(chosen, total, sets=1), "the same one"),
+        (lambda chosen, total: [random.choices(range(total), k=len(chosen)) for _ in range(19)], "twice"),
+        (lambda chosen, total: control_sets(chosen, total, seed=random.randrange(10**9)), "Fix the seed"),
+        (lambda chosen, total: [[number + total for number in chosen]], "run from 0"),
+        (lambda chosen, total: [], "empty"),
+    ],
+    answers=[control_sets, lambda chosen, total: [set(drawn) for drawn in control_sets(chosen, total)]],
+)
+
+
+test_not_shown = cases_of(
+    lesson_05.check_not_shown,
+    stubs=[..., None],
+    mistakes=[
+        ({"B"}, "C is not shown"),
+        ({"B", "C"}, "128 tokens"),
+        ({"C", "D"}, "one small model"),
+        ({"A", "B", "C", "D"}, "A is shown"),
+        ({"B", "C", "D", "E"}, "E is shown"),
+        ({"F"}, "A to E"),
+    ],
+    answers=[{"B", "C", "D"}, "bcd", ["D", "C", "B"]],
+)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """A tiny model, its published choice, and another one that made-up scores call better."""
+    model = tiny_llama(blocks=8)
+    ids = torch.randint(97, (16, 12), generator=torch.Generator().manual_seed(0))
+    text = TokenBlocks(ids, torch.full((16,), 12), "speeches", "evaluation")
+    monkeypatch.setattr(lesson_05, "token_blocks", lambda *_, **__: text)
+    published = select_attention_layers(model, text.batches(), count=2, iterative=False)
+    *better, doubtful, _, _, _ = (i for i in range(8) if i not in published)
+    losses = {(): 1.0, tuple(sorted(better)): 1.5, tuple(sorted(published)): 2.0}
+    noise = np.array([0.4, -0.4] * 4)
+
+    def score(_model, layers, rows):
+        nll = losses.get(tuple(sorted(layers)), 1.95 if doubtful in layers else 3.0) + noise * (doubtful in layers)
+        row_nll = np.broadcast_to(nll, (8,)) * 11.0
+        return Perplexity(
+            perplexity=float(np.exp(np.mean(nll))), bits_per_byte=1.0, nll=float(np.mean(nll)), tokens=88, ci_low=0.0,
+            ci_high=9.0, row_nll=row_nll, row_tokens=np.full(8, 11), row_bytes=None, dtype="float32", fingerprint="",
+        )  # fmt: skip
+
+    monkeypatch.setattr(lesson_05, "_without", score)
+    return model, published, better, doubtful
+
+
+def test_choice_is_judged_on_held_out_text(scored, capsys):
+    model, published, better, doubtful = scored
+    worse = [i for i in range(8) if i not in (*published, *better, doubtful)][:2]
+
+    def leaves_it_bypassed(model, batches, count):
+        bypass_attention(model, better)
+        return better
+
+    cases = {
+        "not solved yet": lambda *_: ...,
+        "2 layers were asked for": lambda *_: [1],
+        "stands twice": lambda *_: [1, 1],
+        "run from 0 to 7": lambda *_: [1, 8],
+        "Bring the model back": leaves_it_bypassed,
+        "the published choice itself": lambda *_: published[::-1],
+        "cost more than the published": lambda *_: worse,
+        "may be luck": lambda *_: [doubtful, better[0]],
+        "correct.": lambda *_: torch.tensor(better),
+    }
+    for says, choose in cases.items():
+        assert lesson_05.check_choice(choose, model, "tokenizer") is (says == "correct.")
+        out = capsys.readouterr().out
+        assert says in out, out
+        assert ("held-out tokens" in out) == (says in ("cost more than the published", "may be luck", "correct."))

@@ -58,6 +58,85 @@ def unpaired(a, b, clusters):
     return (1 + (np.abs(gaps) >= abs(a.sum() - b.sum())).sum()) / 2001
 
 
+def control_sets(chosen, heads, blocks, *, count=19, size=None, own=False, shallow=False, seed=0):
+    lowest = 0 if shallow else min(block for block, _ in chosen)
+    others = [(i, k) for i in range(lowest, blocks) for k in range(heads) if own or (i, k) not in chosen]
+    draw = np.random.default_rng(seed)
+    return [[others[n] for n in draw.choice(len(others), size or len(chosen), replace=False)] for _ in range(count)]
+
+
+test_control_sets = cases_of(
+    lesson_08.check_control_sets,
+    stubs=[lambda *_: None],
+    mistakes=[
+        (lambda c, h, b: control_sets(c, h, b, count=5), "it takes 19"),
+        (lambda c, h, b: control_sets(c, h, b, size=1), "as many different heads"),
+        (lambda c, h, b: control_sets(c, h, b, own=True, count=99), "hold a chosen head"),
+        (lambda c, h, b: control_sets(c, h, b, shallow=True), "less deep"),
+        (lambda c, h, b: control_sets(c, h, b, count=1) * 19, "nearly all the same"),
+        (lambda c, h, b: [[(b + i, 0) for i in range(len(c))]] * 19, "doesn't have"),
+        (lambda c, h, b: [[1, 2]] * 19, "pairs (block, head)"),
+        (lambda c, h, b: 19, "Return a list"),
+    ],
+    answers=[control_sets, lambda *given: control_sets(*given, count=40, seed=3)],
+)
+
+
+test_claims = cases_of(
+    lesson_08.check_claims,
+    stubs=[None, ...],
+    mistakes=[
+        ({"A", "B", "D"}, "B is not supported"),
+        ({"A", "C", "D"}, "no preference of sentiment"),
+        ({"A", "D", "E"}, "no correction removes it"),
+        ({"A", "D", "F"}, "learned the words"),
+        ({"A"}, "D is missing"),
+        ({"D"}, "A is missing"),
+        ({"A", "D", "X"}, "A to F"),
+        (7, "Return a set"),
+    ],
+    answers=[{"A", "D"}, ["d", "a"], "AD"],
+)
+
+
+def predictor_task(seed=0, words=20, hidden=40):
+    """States that hold the log-odds along two directions, of which the baseline knows one, badly."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    axes = torch.linalg.qr(torch.randn(hidden, 2, generator=generator)).Q
+    for _ in range(2):
+        odds = torch.randn(words, 4, generator=generator) * 0.2 + torch.randn(words, 1, generator=generator)
+        noise = torch.randn(words, 4, hidden, generator=generator)
+        found.append((noise + odds.mean(1)[:, None, None] * (3 * axes[:, 0] + axes[:, 1]), odds))
+    return found[0], axes[:, 1], found[1]
+
+
+def check_predictor(attempt):
+    known, direction, new = predictor_task()
+    return lesson_08.check_predictor(attempt, known, direction, new)
+
+
+def ridge(states, odds, direction, new_states):
+    points, answers = states.mean(1), odds.mean(1)
+    gram = points @ points.T + 10 * torch.eye(len(points))
+    return new_states.mean(1) @ points.T @ torch.linalg.solve(gram, answers - answers.mean())
+
+
+test_predictor = cases_of(
+    check_predictor,
+    stubs=[lambda *_: None],
+    mistakes=[
+        (lambda s, o, d, n: n.mean(1) @ d, "not above the baseline"),
+        (lambda *given: -ridge(*given), "the other way round"),
+        (lambda s, o, d, n: n @ d, "average over the sentences"),
+        (lambda s, o, d, n: torch.ones(len(n)), "follows nothing"),
+        (lambda s, o, d, n: s.mean(1)[:5] @ d, "one for each new word"),
+        (lambda s, o, d, n: n.mean(1) @ d * torch.nan, "not finite"),
+    ],
+    answers=[ridge, lambda *given: ridge(*given).tolist()],
+)
+
+
 test_align = cases_of(
     lesson_08.check_align,
     stubs=[lambda *_, **__: None],

@@ -1,0 +1,396 @@
+"""Occupations and pronouns: does a model expect "she" or "he" after "The nurse said that"?
+
+A bias whose direction is known beforehand (labour statistics say who works as what) and that can be shown without
+harm. The prompts end where a pronoun may come, so one forward pass gives the log-odds of "she" against "he", and the
+last token's states are what they are computed from. Half of the words and half of the templates are for choosing
+(neurons, directions, heads), the other halves for measuring what was chosen.
+
+Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation Analysis", arXiv 2004.12265.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils import checks
+from course_utils.activations import watching
+from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.batches import Batch, read_batch
+from course_utils.bias.statistics import means, sums_by_cell
+from course_utils.influence import leaving
+from course_utils.uncertainty import crossed_interval
+
+SPLITS = ("selection", "evaluation")
+SHE, HE = " she", " he"
+Head = tuple[int, int]  # (block, query head)
+_DATA = Path(__file__).resolve().parents[1] / "data" / "occupations.json"
+
+
+@functools.cache
+def _data() -> dict:
+    return json.loads(_DATA.read_text(encoding="utf-8"))
+
+
+def occupations() -> pd.DataFrame:
+    """Forty occupations: ``word``, ``women`` (their share in the US labour force, 0 to 1), ``group`` and ``split``.
+
+    Sorted by ``women``. The group is "mostly women" or "mostly men"; neighbours in the order go to different splits.
+
+    >>> occupations()["word"].iloc[[0, -1]].to_list()
+    ['carpenter', 'secretary']
+    """
+    shares = _data()["women"]
+    table = pd.DataFrame({"word": list(shares), "women": np.array(list(shares.values())) / 100})
+    table["group"] = np.where(table["women"] > 0.5, "mostly women", "mostly men")
+    table["split"] = [SPLITS[number % 4 in (1, 2)] for number in range(len(table))]
+    return table
+
+
+def people() -> pd.DataFrame:
+    """Twenty words whose pronoun is no stereotype: ``word``, ``group`` ("she" or "he"), ``pair`` and ``split``.
+
+    >>> people()["word"].to_list()[:2]
+    ['woman', 'man']
+    """
+    rows = [
+        {"word": word, "group": group, "pair": pair, "split": SPLITS[pair % 2]}
+        for pair, words in enumerate(_data()["people"])
+        for word, group in zip(words, ("she", "he"), strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def templates(split: str | None = None) -> list[str]:
+    """The beginnings of sentences, with ``{}`` for the word: of one split, or with None of both."""
+    checks.one_of("split", split, (*SPLITS, None))
+    return [text for name, texts in _data()["templates"].items() if split in (None, name) for text in texts]
+
+
+def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
+    """Every word in every template: a row each, the columns of ``words`` and ``template`` and ``text``.
+
+    Args:
+        words: of ``occupations`` or ``people``, or any with the columns ``word`` and ``split``.
+        split: only the words *and* the templates of this split; None for all words in all templates.
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    chosen = words if split is None else words[words["split"] == split]
+    made = chosen.merge(pd.DataFrame({"template": templates(split)}), how="cross")
+    texts = [template.format(word) for template, word in zip(made["template"], made["word"], strict=True)]
+    return made.assign(text=texts)
+
+
+def opposites(table: pd.DataFrame) -> pd.DataFrame:
+    """In each template the occupation with most women beside the one with fewest, the second beside the second, ...
+
+    Args:
+        table: of ``prompts(occupations())``.
+
+    Returns:
+        ``template``, ``word``, ``text`` of the one with more women, and ``other``, ``source`` of the one with fewer.
+    """
+    ordered = table.sort_values(["women", "word"], kind="stable")
+    parts = []
+    for template, part in ordered.groupby("template", sort=False):
+        half = len(part) // 2
+        more, fewer = part.iloc[::-1].iloc[:half], part.iloc[:half]
+        columns = {"word": more["word"], "text": more["text"], "other": fewer["word"], "source": fewer["text"]}
+        parts.append(
+            pd.DataFrame({name: column.to_numpy() for name, column in columns.items()} | {"template": template})
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, float]:
+    """Mean of the first group's words less that of the second's, with a 95 % interval that draws words and templates.
+
+    Args:
+        table: rows with ``word``, ``template``, ``group`` (two of them; in alphabetical order the second is first:
+            "she" less "he", "mostly women" less "mostly men") and the column.
+        column: what is averaged.
+    """
+    items, used = table.rename(columns={"word": "swap"}), table["template"].unique()
+    groups = sorted(table["group"].unique(), reverse=True)
+    tables = [sums_by_cell(items[items["group"] == group], [column], used) for group in groups]
+    value, low, high, _ = crossed_interval(tables, lambda first, second: means(first) - means(second))
+    return float(value[0]), float(low[0]), float(high[0])
+
+
+def random_heads(
+    chosen: Collection[Head], heads: int, blocks: int, *, sets: int = 19, seed: int = 0
+) -> list[list[Head]]:
+    """A control for chosen heads: as many others, at random, from the blocks at least as deep as the chosen ones.
+
+    Args:
+        chosen: (block, head) of the heads that were chosen.
+        heads: of each block.
+        blocks: of the model.
+        sets: how many to draw; 19 is the least with which beating all of them has p = .05.
+        seed: of the draws.
+    """
+    lowest = min(block for block, _ in chosen)
+    others = [(i, k) for i in range(lowest, blocks) for k in range(heads) if (i, k) not in set(chosen)]
+    generator = np.random.default_rng(seed)
+    picked = [generator.choice(len(others), min(len(chosen), len(others)), replace=False) for _ in range(sets)]
+    return [[others[number] for number in sorted(numbers)] for numbers in picked]
+
+
+@torch.no_grad()
+def pronoun_log_odds(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 32
+) -> np.ndarray:
+    """Log P(she) - log P(he) for the next token after each text, in nats: [texts] float64; above 0 is "she".
+
+    Args:
+        model: any that ``describe`` knows; give it in float32: in bfloat16 the logits are rounded to about 0.1.
+        tokenizer: the model's; " she" and " he" must be one token each.
+        texts: at least one, each ending where a pronoun may come.
+        batch_size: texts that run at once; it changes nothing beyond rounding.
+
+    Raises:
+        ValueError: no texts, or a pronoun of several tokens.
+    """
+    architecture, odds = describe(model), []
+    with evaluating(model):
+        for batch, last in _batches(architecture, tokenizer, texts, batch_size):
+            odds.append(_odds(architecture, tokenizer, architecture.hidden_states(batch)[last]).double().cpu())
+    return torch.cat(odds).numpy()
+
+
+@torch.no_grad()
+def odds_and_states(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    sites: Sequence[str] = ("residual",),
+    batch_size: int = 32,
+) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """``pronoun_log_odds``, and from the same passes the states of each text's last token.
+
+    Args:
+        model: any that ``describe`` knows.
+        tokenizer: the model's.
+        texts: at least one.
+        sites: of ``activations.SITES``, each as wide in all blocks.
+        batch_size: texts that run at once.
+
+    Returns:
+        [texts] float64, nats; and site -> float32 [texts, blocks, width] on the CPU.
+    """
+    architecture, odds = describe(model), []
+    found: dict[str, list[Tensor]] = {site: [] for site in sites}
+    for batch, last in _batches(architecture, tokenizer, texts, batch_size):
+        seen: dict[tuple[str, int], Tensor] = {}
+
+        def keep(site: str, block: int, states: Tensor, seen: dict = seen, last: tuple[Tensor, Tensor] = last) -> None:
+            seen[site, block] = states[last].float().cpu()
+
+        with watching(architecture, sites, None, keep):
+            states = architecture.hidden_states(batch)[last]
+        odds.append(_odds(architecture, tokenizer, states).double().cpu())
+        for site, parts in found.items():
+            parts.append(torch.stack([seen[site, block] for block in range(architecture.num_blocks)], dim=1))
+    return torch.cat(odds).numpy(), {site: torch.cat(parts) for site, parts in found.items()}
+
+
+@torch.no_grad()
+def patched_log_odds(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sources: Sequence[str],
+    head_sets: Sequence[Collection[Head]],
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """The log-odds after each text when a set of heads says at its last token what it says at the source's.
+
+    Args:
+        model: any that ``describe`` knows, with a live attention in all the blocks.
+        tokenizer: the model's.
+        texts: [n].
+        sources: [n], one for each text.
+        head_sets: sets of (block, head); the heads of one set are patched together, and an empty set changes nothing.
+        batch_size: texts that run at once.
+
+    Returns:
+        [sets, n] float64, nats.
+    """
+    architecture, odds = describe(model), []
+    wanted = sorted({block for heads in head_sets for block, _ in heads})
+    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources, batch_size):
+        said: dict[int, Tensor] = {}
+        with evaluating(model, *_hook_heads(architecture, wanted, _recorder(said))):
+            architecture.hidden_states(source)
+        there = {block: states[last_of_source] for block, states in said.items()}  # [texts, heads, size] each
+        patched = []
+        for heads in head_sets:
+            put = functools.partial(_put, heads=heads, there=there, last=last)
+            with evaluating(model, *_hook_heads(architecture, {block for block, _ in heads}, put)):
+                states = architecture.hidden_states(batch)[last]
+            patched.append(_odds(architecture, tokenizer, states).double().cpu())
+        odds.append(torch.stack(patched))
+    return torch.cat(odds, dim=1).numpy()
+
+
+def _put(
+    block: int, states: Tensor, *, heads: Collection[Head], there: Mapping[int, Tensor], last: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The states of a block's heads, with those of its patched ones exchanged at each row's last token."""
+    states = states.clone()
+    for head in (head for where, head in heads if where == block):
+        states[last[0], last[1], head] = there[block][:, head]
+    return states
+
+
+def head_effects(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sources: Sequence[str],
+    *,
+    batch_size: int = 32,
+) -> Tensor:
+    """What patching each head alone would change, estimated from one gradient: float32 [n, blocks, heads], nats.
+
+    Attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348): (what the head says at the source's last
+    token - what it says here) times the gradient of the log-odds. Exact only as far as the model is linear in between,
+    so check the heads that matter with ``patched_log_odds``. A bypassed attention counts 0.
+    """
+    architecture, effects = describe(model), []
+    live = [block for block, attention in enumerate(architecture.attentions) if not attention.skipped]
+    frozen = {weight: weight.requires_grad for weight in model.parameters()}
+    model.requires_grad_(False)
+    try:
+        for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources, batch_size):
+            there: dict[int, Tensor] = {}
+            here: dict[int, Tensor] = {}
+            with torch.no_grad(), evaluating(model, *_hook_heads(architecture, live, _recorder(there))):
+                architecture.hidden_states(source)
+            start = model.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.requires_grad_())
+            with torch.enable_grad(), evaluating(model, start, *_hook_heads(architecture, live, _recorder(here))):
+                odds = _odds(architecture, tokenizer, architecture.hidden_states(batch)[last])
+                gradients = torch.autograd.grad(odds.sum(), [here[block] for block in live])
+            effect = torch.zeros(len(odds), architecture.num_blocks, _heads(architecture))
+            for block, gradient in zip(live, gradients, strict=True):
+                change = there[block][last_of_source] - here[block].detach()[last]  # [texts, heads, size]
+                effect[:, block] = (change * gradient[last]).sum(-1).float().cpu()
+            effects.append(effect)
+    finally:
+        for weight, state in frozen.items():
+            weight.requires_grad_(state)
+    return torch.cat(effects)
+
+
+@contextmanager
+def projecting_out(architecture: Architecture, directions: Tensor) -> Iterator[None]:
+    """While the context is open, no block leaves anything along its direction in the residual stream.
+
+    Args:
+        architecture: of the model, from ``describe``.
+        directions: [blocks, hidden], one for each block; their lengths don't matter, and a zero changes nothing.
+    """
+
+    def without(_module: nn.Module, _args: tuple, output: Tensor | tuple, *, unit: Tensor) -> Tensor | tuple:
+        states = leaving(output)
+        unit = unit.to(states.device)
+        kept = states - ((states.float() @ unit)[..., None] * unit).to(states.dtype)
+        return (kept, *output[1:]) if isinstance(output, tuple) else kept
+
+    if directions.shape != (architecture.num_blocks, architecture.hidden_size):
+        raise ValueError(
+            f"'directions' must be [blocks, hidden], {[architecture.num_blocks, architecture.hidden_size]}; got "
+            f"{list(directions.shape)}."
+        )
+    units = torch.nn.functional.normalize(directions.float(), dim=-1)
+    hooks = [
+        block.register_forward_hook(functools.partial(without, unit=unit))
+        for block, unit in zip(architecture.blocks, units, strict=True)
+    ]
+    with evaluating(architecture.model, *hooks):
+        yield
+
+
+def _batches(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int
+) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
+    """Batches padded on the right, and (rows, positions) of their last tokens."""
+    checks.whole_number("batch_size", batch_size, least=1)
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError("There are no texts: give a list of at least one.")
+    ids = [torch.tensor(row) for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    for first in range(0, len(ids), batch_size):
+        some = ids[first : first + batch_size]
+        inputs = {
+            "input_ids": nn.utils.rnn.pad_sequence(some, batch_first=True),
+            "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in some], batch_first=True),
+        }
+        batch = read_batch(inputs, vocab_size=architecture.vocab_size, device=architecture.model.device)
+        yield batch, (torch.arange(len(some)), torch.tensor([len(row) - 1 for row in some]))
+
+
+def _both(
+    architecture: Architecture,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sources: Sequence[str],
+    batch_size: int,
+) -> Iterator[tuple[tuple[Batch, tuple[Tensor, Tensor]], ...]]:
+    """Batches of texts beside those of their sources."""
+    if len(texts) != len(sources):
+        raise ValueError(f"Each text needs a source; got {len(texts)} texts and {len(sources)} sources.")
+    return zip(*(_batches(architecture, tokenizer, some, batch_size) for some in (texts, sources)), strict=True)
+
+
+def _odds(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, states: Tensor) -> Tensor:
+    """Log P(she) - log P(he) from states [texts, hidden] behind the final norm: the softmax' sum cancels."""
+    numbers = [tokenizer(pronoun, add_special_tokens=False)["input_ids"] for pronoun in (SHE, HE)]
+    if any(len(number) != 1 for number in numbers):
+        raise ValueError(f"{SHE!r} and {HE!r} must be one token each; this tokenizer gives {numbers}.")
+    logits = architecture.logits(states).float()  # [texts, vocabulary]
+    return logits[:, numbers[0][0]] - logits[:, numbers[1][0]]
+
+
+def _heads(architecture: Architecture) -> int:
+    return architecture.model.config.num_attention_heads
+
+
+def _hook_heads(
+    architecture: Architecture, blocks: Collection[int], receive: Callable[[int, Tensor], Tensor]
+) -> list[RemovableHandle]:
+    """Hooks that hand over what each block's heads say, [rows, length, heads, size], and go on with what they get."""
+    heads = _heads(architecture)
+
+    def enter(module: nn.Module, args: tuple, *, block: int) -> tuple:
+        states = args[0]
+        changed = receive(block, states.reshape(*states.shape[:2], heads, -1))
+        return (changed.reshape(states.shape), *args[1:])
+
+    return [
+        architecture.attentions[block]
+        .outputs[0]
+        .module.register_forward_pre_hook(functools.partial(enter, block=block))
+        for block in blocks
+    ]
+
+
+def _recorder(into: dict[int, Tensor]) -> Callable[[int, Tensor], Tensor]:
+    def keep(block: int, states: Tensor) -> Tensor:
+        into[block] = states
+        return states
+
+    return keep

@@ -1,0 +1,195 @@
+"""Prompts come in halves that don't meet; odds, patches and projections are those of single texts, in every family."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model, token_ids, word_tokenizer
+
+from course_utils.architectures import describe
+from course_utils.bias import pronouns
+
+SHE, HE = 20, 21
+TEXTS = ["w3 w40 w5", "w3 w41 w42 w5 w6", "w9 w43", "w3 w44 w5"]
+SOURCES = ["w3 w50 w5 w7", "w3 w51 w5", "w9 w52", "w3 w53 w54 w5"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_words(monkeypatch):
+    monkeypatch.setattr(pronouns, "SHE", f" w{SHE}")
+    monkeypatch.setattr(pronouns, "HE", f" w{HE}")
+
+
+@torch.no_grad()
+def odds_of(model, text):
+    log_p = model(token_ids(text)).logits[0, -1].double().log_softmax(-1)
+    return float(log_p[SHE] - log_p[HE])
+
+
+def test_occupations_and_people_are_dealt_out_evenly():
+    table = pronouns.occupations()
+    assert len(table) == 40 and table["women"].is_monotonic_increasing and table["word"].is_unique
+    assert (table.groupby(["group", "split"]).size() == 10).all()
+    means = table.groupby("split")["women"].mean()
+    assert abs(means["selection"] - means["evaluation"]) < 0.02
+    people = pronouns.people()
+    assert (people.groupby(["group", "split"]).size() == 5).all()
+    assert people.groupby("pair")["split"].nunique().eq(1).all()  # a pair stays together
+
+
+def test_halves_share_neither_words_nor_templates():
+    halves = [pronouns.prompts(pronouns.occupations(), split) for split in pronouns.SPLITS]
+    for column in ("word", "template", "text"):
+        assert not set(halves[0][column]) & set(halves[1][column])
+    everything = pronouns.prompts(pronouns.occupations())
+    assert len(everything) == 40 * 8 and not everything["text"].str.contains("{", regex=False).any()
+    assert all(row.word in row.text for row in everything.itertuples())
+
+
+def test_unknown_half():
+    with pytest.raises(ValueError, match="split"):
+        pronouns.prompts(pronouns.occupations(), "test")
+
+
+def test_opposites_pair_most_with_fewest_women():
+    pairs = pronouns.opposites(pronouns.prompts(pronouns.occupations(), "selection"))
+    assert len(pairs) == 4 * 10
+    assert (pairs.iloc[0]["word"], pairs.iloc[0]["other"]) == ("secretary", "carpenter")
+    assert pairs.iloc[0]["text"] == "The secretary said that" and pairs.iloc[0]["source"] == "The carpenter said that"
+
+
+def test_gap_is_the_difference_of_means_and_its_interval_holds_it():
+    table = pronouns.prompts(pronouns.occupations())
+    noise = np.random.default_rng(0).standard_normal(len(table))
+    table["odds"] = 2.0 * (table["group"] == "mostly women") + 0.5 * noise
+    gap, low, high = pronouns.group_gap(table)
+    means = table.groupby("group")["odds"].mean()
+    assert gap == pytest.approx(means["mostly women"] - means["mostly men"])
+    assert low < gap < high and low > 1.5 and high < 2.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_odds_and_states_are_those_of_single_texts(family):
+    model, tokenizer = tiny_model(family), word_tokenizer()
+    found = pronouns.pronoun_log_odds(model, tokenizer, TEXTS, batch_size=3)
+    np.testing.assert_allclose(found, [odds_of(model, text) for text in TEXTS], atol=2e-4)
+    again, states = pronouns.odds_and_states(model, tokenizer, TEXTS, sites=("residual", "down_input"), batch_size=2)
+    np.testing.assert_allclose(again, found, atol=2e-4)
+    architecture = describe(model)
+    assert states["residual"].shape == (4, 3, architecture.hidden_size)
+    assert states["down_input"].shape == (4, 3, architecture.intermediate_sizes[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patching_all_heads_of_all_blocks_at_equal_words_gives_the_sources_odds(family):
+    """Texts that end in the same word differ at their last token only by what attention brings."""
+    model, tokenizer = tiny_model(family), word_tokenizer()
+    texts, sources = ["w3 w40 w5", "w9 w43 w7"], ["w3 w50 w5", "w9 w52 w7"]
+    heads = [(block, head) for block in range(3) for head in range(4)]
+    nothing, everything = pronouns.patched_log_odds(model, tokenizer, texts, sources, [[], heads])
+    np.testing.assert_allclose(nothing, [odds_of(model, text) for text in texts], atol=2e-4)
+    np.testing.assert_allclose(everything, [odds_of(model, text) for text in sources], atol=2e-4)
+
+
+def test_one_head_is_patched_as_by_hand():
+    model, tokenizer = tiny_model(), word_tokenizer()
+    projection, size = model.model.layers[1].self_attn.o_proj, 8
+    (patched,) = pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES, [[(1, 2)]], batch_size=2)
+    for text, source, value in zip(TEXTS, SOURCES, patched, strict=True):
+        said = []
+        with torch.no_grad():
+            handle = projection.register_forward_pre_hook(lambda _, args, said=said: said.append(args[0].clone()))
+            model(token_ids(source))
+            handle.remove()
+
+            def put(_, args, said=said):
+                states = args[0].clone()
+                states[0, -1, 2 * size : 3 * size] = said[0][0, -1, 2 * size : 3 * size]
+                return (states,)
+
+            handle = projection.register_forward_pre_hook(put)
+            assert odds_of(model, text) == pytest.approx(value, abs=2e-4)
+            handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_estimates_what_a_small_patch_does(family):
+    model, tokenizer = tiny_model(family), word_tokenizer()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    estimates = pronouns.head_effects(model, tokenizer, TEXTS, SOURCES, batch_size=3)
+    assert estimates.shape == (4, 3, 4)
+    before = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
+    heads = [(block, head) for block in range(3) for head in range(4)]
+    exact = pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES, [[head] for head in heads]) - before
+    assert np.corrcoef(estimates.flatten(1).T.numpy().ravel(), exact.ravel())[0, 1] > 0.5
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_weights_keep_whether_they_learn():
+    model = tiny_model()
+    pronouns.head_effects(model, word_tokenizer(), TEXTS, SOURCES)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_left_along_a_projected_direction(family):
+    model, tokenizer = tiny_model(family), word_tokenizer()
+    architecture = describe(model)
+    before = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
+    directions = torch.randn(3, architecture.hidden_size, generator=torch.Generator().manual_seed(1))
+    directions[0] = 0
+    with pronouns.projecting_out(architecture, directions):
+        captured = {}
+        handles = [
+            block.register_forward_hook(
+                lambda _, __, out, number=number: captured.update({number: out[0] if isinstance(out, tuple) else out})
+            )
+            for number, block in enumerate(architecture.blocks)
+        ]
+        changed = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
+        for handle in handles:
+            handle.remove()
+    for number in (1, 2):
+        unit = torch.nn.functional.normalize(directions[number], dim=-1)
+        assert (captured[number].float() @ unit).abs().max() < 1e-3 * captured[number].abs().max()
+    assert np.abs(changed - before).max() > 1e-3
+    np.testing.assert_allclose(pronouns.pronoun_log_odds(model, tokenizer, TEXTS), before, atol=1e-6)  # hooks are gone
+
+
+def test_zero_directions_change_nothing():
+    model, tokenizer = tiny_model(), word_tokenizer()
+    before = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
+    with pronouns.projecting_out(describe(model), torch.zeros(3, 32)):
+        np.testing.assert_array_equal(pronouns.pronoun_log_odds(model, tokenizer, TEXTS), before)
+
+
+def test_random_heads_are_as_many_as_deep_and_others():
+    chosen = [(2, 1), (3, 0)]
+    sets = pronouns.random_heads(chosen, 4, 5, sets=30)
+    assert len(sets) == 30 and all(len(set(one)) == 2 for one in sets)
+    assert all(2 <= block < 5 and (block, head) not in chosen for one in sets for block, head in one)
+    assert sets == pronouns.random_heads(chosen, 4, 5, sets=30) != pronouns.random_heads(chosen, 4, 5, sets=30, seed=1)
+
+
+def test_what_is_refused(monkeypatch):
+    model, tokenizer = tiny_model(), word_tokenizer()
+    with pytest.raises(ValueError, match="no texts"):
+        pronouns.pronoun_log_odds(model, tokenizer, [])
+    with pytest.raises(ValueError, match="Each text needs a source"):
+        pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES[:2], [[]])
+    with (
+        pytest.raises(ValueError, match="'directions' must be"),
+        pronouns.projecting_out(describe(model), torch.zeros(2, 32)),
+    ):
+        pass
+    monkeypatch.setattr(pronouns, "SHE", "w1 w2")
+    with pytest.raises(ValueError, match="one token each"):
+        pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
+
+
+def test_an_occupation_needs_no_split_to_be_prompted():
+    table = pronouns.prompts(pd.DataFrame({"word": ["person"]}))
+    assert len(table) == 8 and table["text"][0] == "The person said that"
