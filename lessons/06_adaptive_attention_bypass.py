@@ -365,7 +365,7 @@ written
 # Kullback–Leibler divergence (KL) is 0 where they are the same. Its mean over the answer, in nats a token, is this prompt's
 # **harm**.
 #
-# A thousand prompts with four numbers each take the better part of an hour on one core. An experiment did it once
+# A thousand prompts with four numbers each take about half an hour on one idle core. An experiment did it once
 # (`experiments/harm_per_prompt.py`), and its record is part of the course. We load it, and measure a random part again to see
 # that it holds. For another model than the record's, a smaller one is measured here.
 
@@ -535,7 +535,7 @@ ax.set_yticks(range(len(correlations)), correlations.index)
 ax.invert_yaxis()
 ax.set_xlabel(f"rank correlation with the harm of leaving {MOST} out, 95 % interval")
 ax.set_title("What predicts harm")
-ax.legend(loc="lower left", fontsize=11)
+ax.legend(loc="lower right", fontsize=11)
 show(
     "Dots with intervals, one a signal, on an axis of rank correlation with harm; a dashed line far to the right marks "
     "the ceiling that split halves allow."
