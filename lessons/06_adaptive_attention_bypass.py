@@ -718,22 +718,29 @@ guesses = {
 tables = [(NUMBERS[1], NUMBERS[0], 0), (NUMBERS[2], NUMBERS[1], 0), (MOST, NUMBERS[1], 0), (MOST, MOST, NUMBERS[1])]
 
 
+def planned(part, kind):
+    """What is saved as it can be known beforehand: every answer as long as the mean of the prompts that choose."""
+    part = replace(part, answer_tokens=np.full(len(part.tokens), choose.answer_tokens.mean()))
+    return seconds_saved(part) if kind == "seconds" else cache_saved(part, total)
+
+
 def choices_of(kind, targets):
     """Fronts: name -> choices of the judging prompts, one for each level table or each saving aimed at."""
-    of_choosing = {"seconds": seconds_saved(choose), "cache": cache_saved(choose, total)}[kind]
+    of_choosing, of_judging = planned(choose, kind), planned(judge, kind)
     fronts = {name: [by_level(score, table) for table in tables] for name, score in levelled.items()}
     fronts["published"] = [nearest[published_level[first:]]]
     for name, guess in guesses.items():
         prices = [price_for(guess[:first], of_choosing, target) for target in targets]
-        fronts[name] = [cheapest_guess(guess[first:], saved[kind], price) for price in prices]
+        fronts[name] = [cheapest_guess(guess[first:], of_judging, price) for price in prices]
     return fronts
 
 
 levelled = {"our score": ours, "reversed length": -log_length}
 
 # %% [markdown]
-# The prices are set on the prompts that choose, so that the rule saves what we aim at *there*. What it saves on the prompts
-# that judge is measured, not assumed.
+# Two things a policy must not know: how long the answer will be, and anything about the prompts that judge. So a rule plans
+# with the mean length of other prompts' answers, and its price is set on the prompts that choose. What it then saves on the
+# prompts that judge, with their own answers, is measured.
 #
 # **Predict before you run.** Five policies and a static curve. Which of them lies below the static curve when cost is time?
 # When cost is cache? And how much room does the bound leave?
@@ -849,13 +856,20 @@ verdicts("cache")
 from course_utils.policies import shuffled_within
 
 strata = np.searchsorted(np.quantile(judge.tokens, np.arange(1, 20) / 20), judge.tokens)
+
+
+def gap_at_its_cost(choice):
+    share, harm = outcome(judge.harm, saved["seconds"], choice)
+    return harm - float(static_harm(judge.harm, saved["seconds"], share))
+
+
 rows = {}
 for name in guesses:
     choice = fronts["seconds"][name][TARGET]
-    own = outcome(judge.harm, saved["seconds"], choice)[1]
-    dealt = [outcome(judge.harm, saved["seconds"], shuffled_within(choice, strata, seed))[1] for seed in range(999)]
+    own = gap_at_its_cost(choice)
+    dealt = [gap_at_its_cost(shuffled_within(choice, strata, seed)) for seed in range(999)]
     rows[name] = {
-        "harm": own,
+        "gap to static": own,
         "shuffled, mean of 999": np.mean(dealt),
         "p": (1 + sum(value <= own for value in dealt)) / 1000,
     }
