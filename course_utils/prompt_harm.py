@@ -323,7 +323,11 @@ def _measure_batch(
 
 
 def _bypassed_states(
-    architecture: Architecture, batch: Batch, layers: Sequence[int], kept: Mapping[int, Tensor | tuple], whole: Tensor
+    architecture: Architecture,
+    batch: Batch,
+    layers: Sequence[int],
+    kept: Mapping[int, Tensor | tuple | None],
+    whole: Tensor,
 ) -> Tensor:
     """States after the final norm with some attentions left out; blocks below the first of them don't run again."""
     if not layers:
@@ -355,7 +359,7 @@ def _run_keeping(
 
 
 @contextmanager
-def _starting_at(architecture: Architecture, first: int, kept: dict[int, Tensor | tuple | None]) -> Iterator[None]:
+def _starting_at(architecture: Architecture, first: int, kept: Mapping[int, Tensor | tuple | None]) -> Iterator[None]:
     """The blocks below ``first`` don't run: they return what was kept."""
     below = architecture.blocks[:first]
     for block in below:

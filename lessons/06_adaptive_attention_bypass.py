@@ -747,9 +747,9 @@ levelled = {"our score": ours, "reversed length": -log_length}
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Our score lies above the static curve for time and for cache: it is worse than the same number everywhere. What lies
-# below it lets long prompts leave out more. For cache the gain is large, for time it is small. The probe adds little to
-# that.
+# Both complexity scores lie above the static curve, for time and for cache: they are worse than the same number
+# everywhere. What lies below it lets long prompts leave out more. For cache the gain is large, for time it is small.
+# The probe adds little to that.
 #
 # </details>
 
@@ -842,9 +842,10 @@ verdicts("seconds")
 verdicts("cache")
 
 # %% [markdown]
-# **Saved run.** Judged at equal cost, the two complexity scores are worse than a static bypass. Reversed length and the
-# rule that looks at cost only are better, for time by a little and for cache by about half of the harm. What the probe
-# knows adds little beyond cost.
+# **Saved run.** At equal cost the two complexity scores are worse than a static bypass, for time and for cache. The
+# rule that looks at cost only is better: by a little for time, by about half of the harm for cache. Reversed length
+# pays for cache; for time it shows no difference. What the probe knows adds little beyond cost, although the bound
+# leaves room.
 #
 # ### Two controls
 #
