@@ -193,7 +193,7 @@ from course_utils.adaptive import calibrate, complexity
 NUMBERS = tuple(max(1, round(total * share / 30)) for share in (1, 3, 5, 8))  # left out, in every experiment below
 MOST = NUMBERS[-1]
 LEVELS = (MOST, NUMBERS[1], 0)  # for the simplest third of the prompts, the middle one, the most complex one
-texts = [case.text for case in choosing[:48]]
+texts = sorted((case.text for case in choosing[:48]), key=len)  # alike in length, so that little is padded
 config = calibrate(base, tokenizer, texts, left_out=LEVELS)
 print("order, least important first:", list(config.order))
 print("left out by level:", config.left_out, "  thresholds:", [round(t, 3) for t in config.thresholds])
