@@ -857,7 +857,7 @@ verdicts("cache")
 # %%
 from course_utils.policies import shuffled_within
 
-strata = np.searchsorted(np.quantile(judge.tokens, np.arange(1, 20) / 20), judge.tokens)
+strata = np.searchsorted(np.quantile(judge.tokens, np.arange(1, 100) / 100), judge.tokens)
 
 
 def gap_at_its_cost(choice):
@@ -884,6 +884,9 @@ print(f"{better} of {len(random_sets)} random sets are better, so p = {(1 + bett
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
+# "Cost only" has no signal. So its own distance from its shuffled copies is what the strata leave over: prompts of a stratum are
+# only about alike in length. A signal has to do more than that.
+#
 # ### Exercise 4 · ●●○ · 10 minutes
 #
 # Design that first control yourself. Write `deal(choice, strata, seed)`: it returns the same decisions, dealt anew at random
