@@ -166,7 +166,7 @@ examples = {case.kind: case for case in reversed(judging)}
 
 def plain(text):
     """The end of a prompt without the chat template's marks."""
-    return re.sub(r"<\|.*?\|>\s*(assistant|user)?", " ", text).strip()[-80:]
+    return re.sub(r"<\|.*?\|>\s*(assistant)?", " ", text.split("user\n")[-1]).strip()[-80:]
 
 
 pd.DataFrame(
@@ -378,7 +378,7 @@ else:
     config = replace(config, order=tuple(record.settings["order"]))  # elsewhere, rounding may swap two that nearly tie
     judging = judging[: len(record.kinds) - record.choosing]
     assert record.digests.tolist() == [case.digest for case in (*choosing, *judging)]
-    again = np.random.default_rng(session.seed).choice(len(judging), 16, replace=False)
+    again = np.random.default_rng(session.seed).choice(len(judging), 12, replace=False)
     sets = [config.order[:number] for number in NUMBERS]
     here = measure(base, tokenizer, [judging[i].text for i in again], sets, decide_at=min(config.order))
     there = record.harm[len(choosing) + again][:, 1:]
@@ -389,8 +389,8 @@ else:
 print(f"{record.choosing} prompts choose, {len(record.kinds) - record.choosing} judge")
 
 # %% [markdown]
-# A greedy answer can turn elsewhere when one rounding differs, and then it is another answer with another harm. That is why
-# a few prompts may differ here on another machine while the mean stays.
+# A greedy answer can turn elsewhere when one rounding differs: with other neighbours in the batch, on another machine. Then it
+# is another answer with another harm. So single prompts may differ here while the mean stays.
 
 # %%
 from course_utils.uncertainty import ratio_interval
@@ -591,10 +591,10 @@ table = pd.DataFrame(
     },
     index=pd.Index(seconds["lengths"], name="tokens in the prompt"),
 )
-again = seconds_by_length(base, config.order, numbers=(0, MOST), lengths=(64, 512), rounds=6)
+again = seconds_by_length(base, config.order, numbers=(0, MOST), lengths=(64, 256), rounds=6)
 for phase in ("prefill", "decode"):
     ratios = ", ".join(f"{row[1] / row[0]:.2f}" for row in again[phase])
-    print(f"timed here, {phase} with {MOST} left out: × {ratios} of the whole model's (64 and 512 tokens)")
+    print(f"timed here, {phase} with {MOST} left out: × {ratios} of the whole model's (64 and 256 tokens)")
 table.round(2)
 
 # %% [markdown]
@@ -960,14 +960,14 @@ cuts = tuple(np.quantile(-scale.clip(0, 1), [1 / 3, 2 / 3]).tolist())
 reversed_length = replace(config, parameters={**config.parameters, "weights": [-1.0, 0.0]}, thresholds=cuts)
 adaptive = make_adaptive(variant(base), reversed_length)
 rows_of = {
-    "mixed": [by_size[i] for i in np.linspace(60, len(by_size) - 60, 8).astype(int)],
-    "alike": by_size[-68:-60],
+    "mixed": [by_size[i] for i in np.linspace(60, len(by_size) - 60, 6).astype(int)],
+    "alike": by_size[-66:-60],
 }
 
 
 @torch.no_grad()
 def read(model, texts):
-    batch = padded_batches(tokenizer, texts, batch_size=8, max_length=128, padding_side="left")[0]
+    batch = padded_batches(tokenizer, texts, batch_size=8, max_length=96, padding_side="left")[0]
     batch = {name: tensor.to(base.device) for name, tensor in batch.items()}
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     return model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
