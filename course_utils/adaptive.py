@@ -122,8 +122,9 @@ class AdaptiveConfig:
             to the level above it.
         policy: "length_variance" (mean of two features, each scaled between two calibration quantiles) or "fitted"
             (a linear function of the embedding features, fitted to the measured harm).
-        parameters: {"log_length": [low, high], "variance": [low, high]}, or {"intercept": number, "weights": [hidden
-            size + 2 numbers]}.
+        parameters: {"log_length": [low, high], "variance": [low, high]}, and "weights" of the two where they aren't a
+            half each (a negative one turns a feature round: [-1, 0] lets long prompts leave out more); or
+            {"intercept": number, "weights": [hidden size + 2 numbers]}.
 
     Raises:
         ValueError: on creation, naming the field and what is allowed.
@@ -159,7 +160,8 @@ class AdaptiveConfig:
         if self.policy == "length_variance":
             pairs = [given.pop(name, None) for name in ("log_length", "variance")]
             good = all(_are_numbers(pair, 2) and pair[0] < pair[1] for pair in pairs)
-            wanted = "'log_length' and 'variance', each [low, high]"
+            good = good and _are_numbers(given.pop("weights", (0.5, 0.5)), 2)
+            wanted = "'log_length' and 'variance', each [low, high], and if need be 'weights', two numbers"
         else:
             size = self.model.hidden_size + 2
             good = _are_numbers(given.pop("weights", None), size) and checks.is_number(given.pop("intercept", None))

@@ -113,9 +113,6 @@ def prefill_estimate(before: PreTrainedModel, after: PreTrainedModel, *, context
     return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
 
 
-decode_ceiling, prefill_ceiling = decode_estimate, prefill_estimate  # until every lesson has moved to the new names
-
-
 # Measuring
 
 

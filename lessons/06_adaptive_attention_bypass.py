@@ -2,65 +2,79 @@
 # jupyter:
 #   course:
 #     title: "Adaptive attention bypass: each prompt decides"
-#     minutes: 60
-#     prerequisites: lesson 05 (attention importance, bypass, cache, ceilings)
+#     minutes: 100
+#     prerequisites: lesson 05 (attention importance, bypass, cache)
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---
 
 # %% [markdown]
 # ## What you will learn
 #
-# - how a prompt can decide, before anything has run, how many attentions its answer leaves out
+# - how a prompt can decide, before its answer begins, how many attention layers that answer leaves out
 # - where such a decision has to live, and what goes wrong when it lives in the model
-# - how to ask whether a score *predicts* anything, before you trust it with your model
-# - adaptive against its controls: the same average everywhere, shuffled scores, a random order
-# - what it buys, and why a mixture is never faster than its fastest part
+# - how well *any* signal could predict harm, and how to find that ceiling before you build a predictor
+# - why "the same average" is not the same cost, and how to compare policies at equal cost
+# - which policy pays here, how much, and at which prompt lengths
 #
-# In the `embedded` profile "llama" is SmolLM2-135M-Instruct, a Llama in architecture with 30 blocks. In the `hub` profile
-# the same code runs on Llama-3.2-1B with 16. The saved outputs come from the `embedded` profile on a machine with two
-# CPU cores; the next table says which.
+# In the `embedded` profile "llama" is SmolLM2-135M-Instruct, a Llama in architecture with 30 blocks (its weights come from
+# a 4-bit file, dequantised). In the `hub` profile the same code runs on Llama-3.2-1B with 16. The next table says which.
 
 # %% tags=["install"]
 
 # %%
-import functools
+import re
 import tempfile
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
-from course_utils.plotting import log_ticks, scores_with_intervals, show_tensor, style
-from course_utils.reports import with_interval
+from course_utils import diagrams
+from course_utils.plotting import show, show_tensor, style
 from course_utils.session import start
 
 session = start("06")
 style()
 
 # %% [markdown]
-# ## A score that you can compute by hand
+# ## One decision for each prompt
 #
-# Lesson 05 left the same attentions out for every prompt. But prompts differ. Perhaps an easy one needs fewer attentions
-# than a hard one? Then each prompt should get its own number.
+# Lesson 05 left the same attention layers out for every prompt. But prompts differ. Perhaps an easy one needs fewer than a
+# hard one? Then each prompt should get its own number. The idea comes from Pere Martra's adaptive attention bypass.
+
+# %%
+diagrams.adaptive_decision()
+show(
+    "A flow chart: the prompt gives a complexity, the complexity a level, the level the attention layers that are left "
+    "out; the prefill decides once and decoding keeps the decision."
+)
+
+# %% [markdown]
+# The decision is made once, when the prompt is read, and holds for the whole answer. It can't be taken back: what a bypassed
+# attention didn't compute for the prompt, no later token can look at.
 #
-# The decision must be cheap, and it must come first: what a bypassed attention didn't compute can't be computed later. All
-# that we have at that moment are the embeddings of the prompt's tokens. A proposal by Martra takes two things from them:
-# **how long** the prompt is, and **how much its embeddings vary**. Here are two prompts with 3 numbers a token.
+# ### A score that you can compute by hand
+#
+# The first form of the idea looks only at the embeddings of the prompt's tokens: **how long** the prompt is, and **how much
+# its embeddings vary**. Here are two prompts with 3 numbers a token.
 
 # %%
 simple = torch.tensor([[1.0, 0, 1], [1, 0, 2], [1, 0, 1]])
 mixed = torch.tensor([[2.0, -1, 0], [0, 1, 3], [-2, 0, 1], [1, 2, -1], [0, -2, 2], [3, 1, 0]])
 
-figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(8.5, 4), layout="constrained")
 for ax, embeddings, title in zip(axes, (simple, mixed), ("a simple prompt", "a mixed prompt"), strict=True):
     show_tensor(embeddings, title=title, x_label="component", y_label="token", fmt=".0f", ax=ax)
-plt.show()
+show("Two small tables of embeddings, tokens by components: three nearly equal rows, and six rows that differ.")
 
 # %% [markdown]
-# The variance is taken over the tokens, for each component, and then averaged. Both numbers are scaled: 0 is the low end
-# of what was seen in calibration, 1 is the high end, and nothing leaves that range. The score is their mean.
+# The simple prompt has three tokens that are almost the same. The mixed one is twice as long, and its tokens point in all
+# directions.
+#
+# The variance is taken over the tokens, for each component, and then averaged. Both numbers are scaled: 0 is the low end of
+# what was seen in calibration, 1 is the high end, and nothing leaves that range. The score is their mean.
 
 # %%
 ranges = {"log_length": [1.0, 2.0], "variance": [0.0, 2.0]}
@@ -80,726 +94,21 @@ for name, embeddings in {"simple": simple, "mixed": mixed}.items():
     )
 
 # %% [markdown]
-# Thresholds turn the score into a level, and each level leaves out a fixed number of attentions: many for simple prompts,
-# none for complex ones. That is the whole method. *Before you go on:* do you expect long prompts to be the ones that need
-# their attentions? Note your guess. We test it below.
-
-# %% [markdown]
-# ## Prompts of all sizes
+# Thresholds turn the score into a level, and each level leaves out a fixed number of attention layers: many for simple
+# prompts, none for complex ones. That is the whole method.
 
 # %%
-from course_utils.architectures import describe
-from course_utils.models import load_model, variant
-from course_utils.session import safe_dtype
-from course_utils.texts import padded_batches, prompts
-
-dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
-base, tokenizer = load_model("llama", dtype=dtype)
-total = describe(base).num_blocks
-CACHE = describe(base).cache_keyword  # what the forward calls its cache; transformers has renamed it
-
-ANSWER = 16  # tokens of each text that follow the prompt
-by_length = {"key": lambda prompt: len(prompt.text)}  # sorted, so that batches need little padding
-calibration = sorted(prompts(tokenizer, "calibration", count=90, answer_tokens=ANSWER), **by_length)
-evaluation = sorted(prompts(tokenizer, "evaluation", count=120, answer_tokens=ANSWER), **by_length)
-
-print(f"{len(calibration)} prompts decide everything, {len(evaluation)} others judge it; no document is in both")
-pd.DataFrame(
-    [
-        {
-            "from": p.domain,
-            "words": len(p.text.split()),
-            "prompt": p.text[:60],
-            "answer begins": tokenizer.decode(p.answer[:6]),
-        }
-        for p in evaluation[:: len(evaluation) // 8]
-    ]
-).style.hide()
-
-# %% [markdown]
-# ## Which attentions, and do simple and complex prompts agree?
-#
-# The score says *how many* attentions to leave out. *Which* is a question for lesson 05's importance, measured on the
-# calibration prompts. One order for all prompts makes sense only if short and long ones agree on it.
-
-# %%
-from course_utils.attention import attention_importance
-from course_utils.uncertainty import rank_correlation, verdict
-
-texts = [prompt.text for prompt in calibration]
-third = len(texts) // 3
-importance = {
-    "shortest third": attention_importance(base, padded_batches(tokenizer, texts[:third], batch_size=12)),
-    "longest third": attention_importance(base, padded_batches(tokenizer, texts[-third:], batch_size=4)),
-}
-figure, ax = plt.subplots(figsize=(13, 4.5), layout="constrained")
-for shift, (name, scores) in zip((-0.2, 0.2), importance.items(), strict=True):
-    ax.bar(np.arange(total) + shift, scores, width=0.4, label=name)
-ax.set_yscale("log")
-log_ticks(ax.yaxis)
-ax.set_xticks(range(total))
-ax.set_xlabel("block")
-ax.set_ylabel("importance, 1 − cosine")
-ax.set_title("What the attentions matter to short and to long prompts")
-ax.grid(axis="x", visible=False)
-ax.legend()
-plt.show()
-
-lowest = [set(scores.argsort(stable=True)[: total // 4].tolist()) for scores in importance.values()]
-agreement = rank_correlation(*importance.values(), seed=session.seed)
-print(f"Spearman's rank correlation {with_interval(*agreement)}, with its 95 % interval")
-print(f"the {total // 4} least important: {len(lowest[0] & lowest[1])} are in both lists")
-
-# %% [markdown]
-# ## Calibration
-#
-# `calibrate` finds the order step by step as in lesson 05, the ranges of the two numbers (5th and 95th percentile of the
-# calibration prompts), and the thresholds: each level gets the same share of these prompts. We take three levels.
-
-# %%
-from course_utils.adaptive import calibrate, complexity
-
-MOST = round(total * 4 / 15)  # attentions that the simplest prompts leave out: 8 of 30, 4 of 16
-LEVELS = (MOST, MOST // 2, 0)
-config = calibrate(base, tokenizer, texts, left_out=LEVELS)
-print("order, least important first:", list(config.order))
-print("left out by level:", config.left_out, "  thresholds:", [round(t, 3) for t in config.thresholds])
-print("ranges:", {name: [round(v, 4) for v in pair] for name, pair in config.parameters.items()})
-
-
-def encoded(text):
-    """One prompt as a batch of one row, on the model's device."""
-    return dict(tokenizer(text, return_tensors="pt", add_special_tokens=False).to(base.device))
-
-
-embed = base.get_input_embeddings()
-alone = [encoded(text) for text in texts]
-by_hand = [complexity_by_hand(embed(one["input_ids"][0]).detach().cpu(), **config.parameters) for one in alone]
-np.testing.assert_allclose(by_hand, complexity(base, alone, config), rtol=1e-4, atol=1e-6)
-by_level = np.bincount([config.level(score) for score in by_hand], minlength=len(LEVELS))
-print("complexity_by_hand equals course_utils' complexity; calibration prompts by level:", by_level)
-
-# %% [markdown]
-# ## Where the decision must live
-#
-# `make_adaptive` changes the model in place. From then on each prompt decides at its **first** forward pass, and the answer
-# keeps the decision to its end. Why is this hard? A model sees an answer one token at a time. If it decided anew at each
-# forward pass, it would see "prompts" of length 1: as simple as can be.
-#
-# *A common mistake*, then, is a decision that the model makes whenever it is called. Here are both. The test is the one of
-# lesson 05: generating **with** the cache must equal generating **without** it. The careless one is a `variant`, a second
-# model on the weights of the first.
-#
-# Equality is shown in float32. Settings belong to the very weights that they were calibrated on, and `make_adaptive` refuses
-# any others, rounded ones too; so the float32 model borrows them under its own name.
-
-# %%
-from dataclasses import replace
-
-from course_utils.adaptive import ModelIdentity, make_adaptive
-from course_utils.attention import bypass_attention
-
-
-def careless(model, config):
-    """A model that decides at every forward pass, from the tokens that this pass happens to see."""
-    model = variant(model)
-
-    def decide(module, args, named):
-        ids = named["input_ids"]
-        score = complexity(model, [{"input_ids": ids[:1]}], config)[0]
-        bypass_attention(model, config.order[: config.left_out[config.level(score)]])
-        noted.append(config.left_out[config.level(score)])
-
-    model.model.register_forward_pre_hook(decide, with_kwargs=True)
-    return model
-
-
-exact, _ = load_model("llama", dtype=torch.float32)
-settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
-short, long = encoded(evaluation[0].text), encoded(evaluation[-1].text)
-noted = []
-wrong = careless(exact, config)
-with_cache = wrong.generate(**long, **settings)
-print("decides at every pass: left out, pass by pass:", noted)
-same = torch.equal(with_cache, wrong.generate(**long, **settings, use_cache=False))
-print("  with the cache = without it:", same)
-del wrong
-
-make_adaptive(exact, replace(config, model=ModelIdentity.of(exact)))
-output = exact.generate(**long, **settings, return_dict_in_generate=True)
-same = torch.equal(output.sequences, exact.generate(**long, **settings, use_cache=False))
-print("decides once, at the first pass: left out", output[CACHE].left_out.tolist())
-print("  with the cache = without it:", same)
-assert same
-
-# %% [markdown]
-# The decision isn't stored in the model. It is stored in the answer's **cache**, which is made with the prompt and dies
-# with the answer. So two answers can take turns on one model, a batch can mix prompts, and a second turn of a chat goes on
-# with the first one's decision. Three equalities, in float32:
-
-# %%
-with torch.no_grad():
-    # 1. A batch that mixes prompts: each row gets what it would get alone.
-    both = padded_batches(tokenizer, [evaluation[0].text, evaluation[-1].text], batch_size=2, padding_side="left")[0]
-    both = {name: tensor.to(exact.device) for name, tensor in both.items()}
-    positions = (both["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    mixed_batch = exact(**both, position_ids=positions)
-    for row, one in enumerate((short, long)):
-        gap = (mixed_batch.logits[row, -1] - exact(**one).logits[0, -1]).abs().max()
-        assert gap < 1e-3 * mixed_batch.logits.abs().max()
-    print("rows of one batch leave out", mixed_batch[CACHE].left_out.tolist(), "with the logits that they have alone")
-
-    # 2. Each row is the static bypass of lesson 05 that it asks for.
-    static, _ = load_model("llama", dtype=torch.float32)
-    for one in (short, long):
-        output = exact(**one)
-        bypass_attention(static, config.order[: output[CACHE].left_out.item()])
-        assert torch.equal(output.logits, static(**one).logits)
-    print("each prompt alone equals the static bypass of its level, bit for bit")
-
-    # 3. Two answers that take turns on one model don't disturb each other.
-    caches, taken = [exact(**one)[CACHE] for one in (short, long)], [[], []]
-    for step in range(4):
-        for answer in (0, 1):
-            token = torch.tensor([[step + 100]], device=exact.device)
-            taken[answer].append(exact(token, **{CACHE: caches[answer]})[CACHE].left_out.item())
-    assert all(len(set(decisions)) == 1 for decisions in taken)
-    print("taking turns, step by step:", taken)
-del static
-
-# %% [markdown]
-# Where *all* rows of a batch leave an attention out, it isn't computed and nothing is cached. Where only some do, it is
-# computed for all and its result is dropped for those: a mixed batch costs what its most complex prompt costs. Keep this
-# in mind for the speeds.
-#
-# ## Saving it
-#
-# The settings travel with the checkpoint, and once more as a readable file. The checkpoint loads on a machine that has
-# never heard of this course, and refuses to load as something else.
-
-# %%
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
-
-from course_utils.checkpoints import load_pruned, save_pruned
-
-with torch.no_grad(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-    expected = exact(**short).logits
-    saved = save_pruned(exact, tokenizer, folder)
-    print(*(saved / "adaptive_config.json").read_text().splitlines()[:12], "  …", sep="\n")
-    elsewhere = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).to(exact.device)
-    for name, reloaded in {
-        "load_pruned": load_pruned(folder)[0].to(exact.device),
-        "trust_remote_code": elsewhere,
-    }.items():
-        assert torch.equal(reloaded(**short).logits, expected)
-        print(f"reloaded with {name}: logits equal, bit for bit")
-    try:
-        LlamaForCausalLM.from_pretrained(folder)
-    except RuntimeError as error:  # what we want: better no model than another one
-        print("as a stock Llama: stops,", type(error).__name__)
-del exact
-
-# %% [markdown]
-# ## Does the score predict anything?
-#
-# Now the question that decides everything. The method assumes that a complex prompt suffers **more** when attentions go.
-# Suffering can be measured: let the whole model and the bypassed one predict the same answer, and compare their
-# predictions token by token. The Kullback–Leibler divergence (KL) is 0 when they are the same.
-#
-# For each evaluation prompt we measure this *harm* on the answer that really follows in its text, with 1, 2, … attentions
-# left out.
-
-# %%
-from course_utils.adaptive import divergence, prompt_features
-
-
-def batches_of(chosen, *, answers, size=12):
-    """Prompts, with or without their answers, as batches padded on the left."""
-    rows = [tokenizer(p.text, add_special_tokens=False).input_ids + list(p.answer if answers else ()) for p in chosen]
-    return [
-        dict(tokenizer.pad({"input_ids": rows[i : i + size]}, padding_side="left", return_tensors="pt"))
-        for i in range(0, len(rows), size)
-    ]
-
-
-questions, with_answers = (batches_of(evaluation, answers=answers) for answers in (False, True))
-counts = range(MOST + 1)
-harm = divergence(base, with_answers, [config.order[:n] for n in counts], last=ANSWER + 1).numpy()  # [counts, prompts]
-assert (harm[0] == 0).all()  # nothing left out, nothing changed
-print(f"mean harm with {MOST} attentions left out: {harm[MOST].mean():.3f} nats a token")
-print(
-    f"from prompt to prompt it varies: the middle half lies between {np.quantile(harm[MOST], 0.25):.3f} and {np.quantile(harm[MOST], 0.75):.3f}"
+from course_utils.exercises.lesson_06 import (
+    check_claims,
+    check_complexity,
+    check_control,
+    check_same_average,
+    check_signal,
+    check_thresholds,
 )
 
 # %% [markdown]
-# If the score is any good, prompts with a high score have a high harm. We also try other signals:
-#
-# - its two parts, alone
-# - a **fitted** policy: `calibrate(..., policy="fitted")` measures the harm on the calibration prompts and fits its logarithm
-#   to all that the embeddings tell: length, variance, and the mean embedding. It costs as little as the first policy.
-# - the *entropy* of the first predicted token, which needs the whole prefill of the whole model first. It can't save that
-#   prefill, so it stands here for comparison only.
-#
-# *Predict before you run:* which of them will have a rank correlation with the harm that is clearly above 0?
-
-# %%
-fitted = calibrate(base, tokenizer, texts, left_out=LEVELS, policy="fitted")
-
-
-@torch.no_grad()
-def first_token_entropy(batches):
-    """Entropy of the prediction behind each prompt, nats, [prompts]."""
-    rows = []
-    for batch in batches:
-        batch = {name: tensor.to(base.device) for name, tensor in batch.items()}
-        positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        logits = base(**batch, position_ids=positions, use_cache=False, logits_to_keep=1).logits[:, -1]
-        rows.append(torch.distributions.Categorical(logits=logits.float()).entropy())
-    return torch.cat(rows).cpu()
-
-
-features = prompt_features(base, questions)
-signals = {
-    "length + variance": complexity(base, questions, config),
-    "fitted to the harm": complexity(base, questions, fitted),
-    "length alone": features[:, 0],
-    "variance alone": features[:, 1],
-    "first token's entropy": first_token_entropy(questions),
-}
-noise = torch.rand(len(evaluation), generator=torch.Generator().manual_seed(session.seed))
-correlations = pd.DataFrame(
-    {
-        name: rank_correlation(values, harm[MOST], seed=session.seed)
-        for name, values in (signals | {"noise (control)": noise}).items()
-    },
-    index=["Spearman", "ci_low", "ci_high"],
-).T
-correlations["verdict"] = [
-    verdict(row.ci_low, row.ci_high, below="predicts the opposite", above="predicts harm", neither="nothing shown")
-    for row in correlations.itertuples()
-]
-correlations.round(2)
-
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
-for ax, (name, settings_of) in zip(
-    axes, {"length + variance": config, "fitted to the harm": fitted}.items(), strict=True
-):
-    for number, domain in enumerate(dict.fromkeys(p.domain for p in evaluation)):
-        chosen = [i for i, p in enumerate(evaluation) if p.domain == domain]
-        ax.scatter(
-            signals[name][chosen], harm[MOST][chosen], label=domain, marker="osD"[number], color=f"C{number}", alpha=0.8
-        )
-    for threshold in settings_of.thresholds:
-        ax.axvline(threshold, color="0.25", linestyle=":", linewidth=1.6)
-    ax.set_title(f"{name}: Spearman {with_interval(*correlations.loc[name][:3])}")
-    ax.set_xlabel("score (dotted: the thresholds)")
-axes[0].set_ylabel(f"harm of leaving {MOST} out, nats a token")
-axes[0].legend(title="prompt from")
-plt.show()
-
-# %% [markdown]
-# Read the table by its intervals, and the picture by its cloud. A correlation can be *shown* and still be too weak to steer
-# by: look how much the harm varies among prompts of the same score.
-#
-# ## Adaptive against its controls
-#
-# The score is one thing, what it buys is another. A policy must beat these, **at the same average number of attentions
-# left out**:
-#
-# - **static**: every prompt leaves out the same number
-# - **shuffled**: the same decisions, dealt to the wrong prompts
-# - **random order**: the same numbers, but random attentions (five orders)
-# - and, as a bound that nobody can reach, an **oracle** that knows each prompt's harm
-
-# %%
-policies = {"length + variance": config, "fitted to the harm": fitted}
-decisions = {
-    name: np.array([one.left_out[one.level(score)] for score in signals[name].tolist()])
-    for name, one in policies.items()
-}
-generator = np.random.default_rng(session.seed)
-
-
-def harm_of(numbers):
-    """The harm of each prompt that leaves out its own number of attentions, [prompts]."""
-    return harm[numbers, np.arange(len(numbers))]
-
-
-def static_harm(average):
-    """The harm of each prompt when all leave out the same number; between two numbers, of the mixture."""
-    below = int(average)
-    share = average - below
-    return (1 - share) * harm[below] + share * harm[min(below + 1, MOST)]
-
-
-def mean_with_interval(values):
-    """Mean over prompts with its 95 % bootstrap interval."""
-    means = generator.choice(values, (2000, len(values))).mean(1)
-    return values.mean(), *np.quantile(means, [0.025, 0.975])
-
-
-SEEDS = range(5)
-random_orders = [torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:MOST].tolist() for seed in SEEDS]
-sets = [order[:n] for order in random_orders for n in LEVELS[:-1]]
-at_random = divergence(base, with_answers, sets, last=ANSWER + 1).numpy().reshape(len(SEEDS), len(LEVELS) - 1, -1)
-
-rows, gaps = {}, {}
-for name, numbers in decisions.items():
-    own, static = harm_of(numbers), static_harm(numbers.mean())
-    shuffled = np.array([harm_of(generator.permutation(numbers)).mean() for _ in range(1000)])
-    oracle = np.zeros_like(numbers)
-    oracle[harm[MOST].argsort()] = np.sort(numbers)[::-1]  # the most attentions where it harms least
-    levels = np.array([LEVELS.index(n) for n in numbers])
-    padded = np.concatenate([at_random, np.zeros_like(at_random[:, :1])], axis=1)
-    random_order = padded[:, levels, np.arange(len(levels))].mean(1)
-    gaps[name] = mean_with_interval(own - static)
-    rows[name] = {
-        "left out, average": f"{numbers.mean():.2f}",
-        "adaptive": with_interval(*mean_with_interval(own)),
-        "static, same average": f"{static.mean():.3f}",
-        "adaptive − static": "{:+.3f} ({:+.3f} to {:+.3f})".format(*gaps[name]),
-        "shuffled (95 % of 1000)": f"{shuffled.mean():.3f} ({np.quantile(shuffled, 0.025):.3f} to {np.quantile(shuffled, 0.975):.3f})",
-        "better than shuffled": f"{(shuffled > own.mean()).mean():.0%} of them",
-        f"random order (mean ± sd of {len(SEEDS)})": f"{random_order.mean():.2f} ± {random_order.std(ddof=1):.2f}",
-        "oracle": f"{harm_of(oracle).mean():.3f}",
-    }
-print("mean harm, nats a token; lower is better")
-pd.DataFrame(rows)
-
-# %%
-for name, (gap, low, high) in gaps.items():
-    says = verdict(low, high, below="better than", above="worse than", neither="not to be told from")
-    print(f"{name}: {says} leaving the same number out everywhere ({gap:+.3f} nats, {low:+.3f} to {high:+.3f})")
-
-figure, ax = plt.subplots(figsize=(10, 5.5), layout="constrained")
-middle = [mean_with_interval(harm[n]) for n in counts]
-ax.plot(counts, [m[0] for m in middle], marker="o", label="static: the same for every prompt")
-ax.fill_between(counts, [m[1] for m in middle], [m[2] for m in middle], alpha=0.18)
-for number, (name, numbers) in enumerate(decisions.items(), start=1):
-    value, low, high = mean_with_interval(harm_of(numbers))
-    ax.errorbar(
-        numbers.mean(),
-        value,
-        yerr=[[value - low], [high - value]],
-        fmt="sD"[number - 1],
-        color=f"C{number}",
-        capsize=5,
-        markersize=10,
-        label=f"adaptive: {name}",
-    )
-ax.set_xlabel(f"attentions left out on average, of {total}")
-ax.set_ylabel("harm, nats a token (lower is better)")
-ax.set_title("Does deciding for each prompt pay?")
-ax.legend()
-plt.show()
-convex = sum(harm[n - 1].mean() + harm[n + 1].mean() > 2 * harm[n].mean() for n in range(1, MOST))
-print(f"the static curve bends upwards at {convex} of {MOST - 1} inner points")
-
-# %% [markdown]
-# The last line holds the handicap. Where the curve bends upwards, a prompt that leaves out twice as many suffers more than
-# twice as much. So *mixing* two numbers is worse than the number between them, unless the score finds the prompts that can
-# bear it. A policy starts with a debt and must first earn it back.
-#
-# ### By level
-
-# %%
-bands = pd.DataFrame(
-    {
-        "level": [LEVELS.index(n) for n in decisions["length + variance"]],
-        "words": [len(p.text.split()) for p in evaluation],
-    }
-)
-bands["harm as decided"] = harm_of(decisions["length + variance"])
-bands[f"harm with {MOST // 2} everywhere"] = harm[MOST // 2]
-bands[f"harm with {MOST} everywhere"] = harm[MOST]
-table = bands.groupby("level").mean().assign(prompts=bands.groupby("level").size())
-table.index = [
-    f"{name} ({LEVELS[level]} left out)"
-    for level, name in zip(table.index, np.array(["simplest", "middle", "most complex"])[table.index], strict=True)
-]
-table.round(3)
-
-# %% [markdown]
-# ## Benchmarks: producing a word, picking an answer
-#
-# The same on two tasks that nobody calibrated for: LAMBADA, where the last word of a passage is produced, and ARC-Easy,
-# where one of four answers is picked. The decision is made from the passage or the question alone. First we see what the
-# prompts of each task decide; then the static arm leaves out the same number, rounded.
-
-# %%
-from course_utils.evaluation import evaluate, paired
-
-DOCUMENTS = 40
-
-
-def ask_adaptive(config, task):
-    """Scores of the adaptive model, and how many attentions it left out on average."""
-    seen = []
-
-    def note(model, args, named, output):
-        if named.get(CACHE) is None:  # a question, not an answer to it
-            seen.extend(output[CACHE].left_out.tolist())
-
-    make_adaptive(base, config)
-    hook = base.register_forward_hook(note, with_kwargs=True)
-    result = evaluate(base, tokenizer, task, limit=DOCUMENTS)
-    hook.remove()
-    make_adaptive(base, None)
-    return result, np.mean(seen)
-
-
-@functools.cache
-def ask_static(number, task):
-    bypass_attention(base, config.order[:number])
-    result = evaluate(base, tokenizer, task, limit=DOCUMENTS)
-    bypass_attention(base, [])
-    return result
-
-
-results, averages = {}, {}
-for task in tqdm(["lambada_openai", "arc_easy"], desc="tasks"):
-    results["unpruned", task] = ask_static(0, task)
-    for name, one in policies.items():
-        results[f"adaptive: {name}", task], averages[name, task] = ask_adaptive(one, task)
-        results[f"static: as many as {name}", task] = ask_static(round(averages[name, task]), task)
-for (name, task), average in averages.items():
-    print(f"{name:<20} leaves out {average:.1f} attentions on average in {task}")
-frame = pd.concat([result.assign(model=name) for (name, _), result in results.items()])
-scores_with_intervals(
-    frame[frame.metric != "perplexity"],
-    x="task",
-    x_label=f"task ({DOCUMENTS} documents each)",
-    y_label="accuracy",
-    title="Adaptive and static at the same average",
-)
-plt.show()
-
-# %%
-for name, task in averages:
-    against = paired(results[f"static: as many as {name}", task], results[f"adaptive: {name}", task])
-    for row in against[against.metric != "perplexity"].itertuples():
-        says = verdict(row.ci_low, row.ci_high, below="worse", above="better", neither="no difference shown")
-        print(
-            f"{task:<15} adaptive ({name}) {row.b:.2f}, static {row.a:.2f}: {says} ({row.ci_low:+.2f} to {row.ci_high:+.2f})"
-        )
-
-# %% [markdown]
-# Read these lines with care. Four comparisons at 95 % find a difference that isn't there in about one notebook of five, and
-# 40 documents are few. The table of harms above rests on more.
-#
-# ## What it buys
-#
-# First the price of the decision: looking the embeddings up and scoring them, beside the prefill of the same prompt.
-
-# %%
-from course_utils.benchmarking import (
-    decode_ceiling,
-    kv_bytes_per_token,
-    prefill_ceiling,
-    speedup_text,
-    time_interleaved,
-)
-
-CONTEXTS = (16, 128, 512)
-ids = {
-    n: torch.randint(describe(base).vocab_size, (1, n), generator=torch.Generator().manual_seed(n)).to(base.device)
-    for n in CONTEXTS
-}
-
-
-@torch.no_grad()
-def prefill(model, tokens):
-    return model(tokens, use_cache=True, logits_to_keep=1)
-
-
-def price_of_deciding(tokens):
-    calls = {
-        "prefill": lambda: prefill(base, tokens),
-        "decision": lambda: complexity(base, [{"input_ids": tokens}], config),
-    }
-    return time_interleaved(calls, rounds=9).set_index("name")
-
-
-rows = []
-for n in CONTEXTS:
-    timed = price_of_deciding(ids[n])
-    rows.append(
-        {
-            "tokens": n,
-            "decision, µs": 1e6 * timed.seconds["decision"],
-            "prefill, ms": 1e3 * timed.seconds["prefill"],
-            "decision / prefill": timed.ratio["decision"],
-        }
-    )
-pd.DataFrame(rows).set_index("tokens").style.format(
-    {"decision, µs": "{:.0f}", "prefill, ms": "{:.1f}", "decision / prefill": "{:.1%}"}
-)
-
-# %% [markdown]
-# Then the speed of one answer, at batch 1, by what its prompt decides. To time each level at the same length, we set the
-# decision by hand: thresholds so low or so high that every prompt lands on that level. The static bypass of the same
-# attentions runs beside it, and so does its ceiling.
-
-
-# %%
-def always(level):
-    """A variant of the base model on which every prompt lands on this level."""
-    thresholds = tuple([-1.0] * level + [2.0] * (len(LEVELS) - 1 - level))
-    return make_adaptive(variant(base), replace(config, thresholds=thresholds))
-
-
-def statically(number):
-    model = variant(base)
-    bypass_attention(model, config.order[:number])
-    return model
-
-
-STEPS = 8
-
-
-@torch.no_grad()
-def decode(model, tokens):
-    """A function that generates STEPS tokens behind these ones."""
-    cache = prefill(model, tokens)[CACHE]
-
-    @torch.no_grad()
-    def generate():
-        for _ in range(STEPS):
-            model(tokens[:, :1], use_cache=True, **{CACHE: cache})
-        cache.crop(-STEPS)  # the next round meets the same length
-
-    return generate
-
-
-contestants = {"unpruned": base}
-for level, number in enumerate(LEVELS):
-    contestants[f"adaptive, {number} left out"] = always(level)
-contestants[f"static, {MOST} left out"] = statically(MOST)
-references = {name: statically(int(name.split()[1])) for name in list(contestants)[1:]}
-
-
-def calls_of(phase, tokens):
-    if phase == "prefill":
-        return {name: (lambda model=model: prefill(model, tokens)) for name, model in contestants.items()}
-    return {name: decode(model, tokens) for name, model in contestants.items()}
-
-
-# Reading 2048 tokens takes long; lesson 05 has it.
-SIZES = [("prefill", 1, 128), ("prefill", 1, 512), ("prefill", 8, 128)]
-SIZES += [("decode", 1, 128), ("decode", 1, 2048), ("decode", 8, 128)]
-speeds = []
-for phase, batch, context in tqdm(SIZES, desc="sizes"):
-    generator_of_ids = torch.Generator().manual_seed(session.seed)
-    tokens = torch.randint(describe(base).vocab_size, (batch, context), generator=generator_of_ids).to(base.device)
-    timed = time_interleaved(calls_of(phase, tokens), rounds=6).set_index("name")
-    for name, model in references.items():
-        row = timed.loc[name]
-        by_flops = prefill_ceiling(base, model, context=context)
-        by_bytes = decode_ceiling(base, model, batch_size=batch, context=context)
-        speeds.append(
-            {
-                "phase": phase,
-                "batch": batch,
-                "context": context,
-                "model": name,
-                "speedup": 1 / row.ratio,
-                "ci_low": 1 / row.ci_high,
-                "ci_high": 1 / row.ci_low,
-                "ceiling": max(by_flops, by_bytes),
-            }
-        )
-speed = pd.DataFrame(speeds)
-table = speed[["phase", "batch", "context", "model"]].copy()
-table["× unpruned (95 %), ≤ ceiling"] = [speedup_text(row) for row in speed.itertuples()]
-table.pivot(index=["phase", "batch", "context"], columns="model", values="× unpruned (95 %), ≤ ceiling")[
-    list(references)
-]
-
-# %% [markdown]
-# A mixed batch is the other extreme: eight prompts, one of which is complex.
-
-# %%
-mixture = [evaluation[i].text for i in np.linspace(0, len(evaluation) - 1, 8).astype(int)]
-batch = {
-    name: tensor.to(base.device)
-    for name, tensor in padded_batches(tokenizer, mixture, batch_size=8, padding_side="left")[0].items()
-}
-adaptive = make_adaptive(variant(base), config)
-
-
-@torch.no_grad()
-def read(model):
-    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    return model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
-
-
-print("left out, row by row:", read(adaptive)[CACHE].left_out.tolist())
-timed = time_interleaved(
-    {
-        "unpruned": lambda: read(base),
-        "adaptive": lambda: read(adaptive),
-        f"static, {MOST}": lambda: read(contestants[f"static, {MOST} left out"]),
-    },
-    rounds=9,
-)
-for row in list(timed.itertuples())[1:]:
-    print(
-        f"{row.name:<12} prefill of the mixed batch × {with_interval(1 / row.ratio, 1 / row.ci_high, 1 / row.ci_low)}"
-    )
-
-# %% [markdown]
-# ## What it costs and buys
-
-
-# %%
-def together(shares, speedups):
-    """Times add up, so the speed-up of a mixture is a harmonic mean."""
-    return 1 / sum(share / speedup for share, speedup in zip(shares, speedups, strict=True))
-
-
-numbers = decisions["length + variance"]
-shares = [float((numbers == n).mean()) for n in LEVELS]
-columns = {}
-for phase, context in (("prefill", 128), ("decode", 128), ("decode", 2048)):
-    part = speed[(speed.phase == phase) & (speed.context == context) & (speed.batch == 1)].set_index("model")
-    measured = [part.speedup[f"adaptive, {n} left out"] for n in LEVELS]
-    possible = [part.ceiling[f"adaptive, {n} left out"] for n in LEVELS]
-    columns[f"{phase}, context {context}, one prompt at a time"] = {
-        "unpruned": "1",
-        "adaptive, length + variance": f"{together(shares, measured):.2f}, ≤ {together(shares, possible):.2f}",
-        f"static, {MOST}": f"{part.speedup[f'static, {MOST} left out']:.2f}, ≤ {part.ceiling[f'static, {MOST} left out']:.2f}",
-    }
-kv = np.array([kv_bytes_per_token(statically(n)) for n in LEVELS])
-columns["cache, bytes a token"] = {
-    "unpruned": f"{kv_bytes_per_token(base):,}",
-    "adaptive, length + variance": f"{shares @ kv:,.0f} on average",
-    f"static, {MOST}": f"{kv[0]:,}",
-}
-columns["harm, nats a token"] = {
-    "unpruned": "0",
-    "adaptive, length + variance": f"{harm_of(numbers).mean():.3f}",
-    f"static, {MOST}": f"{harm[MOST].mean():.3f}",
-}
-pd.DataFrame(columns).T
-
-# %%
-over = int((speed.ci_low > speed.ceiling).sum())
-print(f"{over} of {len(speed)} measured speed-ups lie above their ceilings; lesson 05 looks for the reason")
-best = speed[speed.model == f"adaptive, {MOST} left out"].set_index(["phase", "batch", "context"]).speedup
-same = speed[speed.model == f"static, {MOST} left out"].set_index(["phase", "batch", "context"]).speedup
-print(
-    f"adaptive against static, both with {MOST} left out: × {np.exp(np.log(best / same).mean()):.3f} as fast on average"
-)
-
-# %% [markdown]
-# ## Exercises
-
-# %%
-from course_utils.exercises.lesson_06 import check_complexity, check_speedup, check_thresholds
-
-# %% [markdown]
-# ### Exercise 1 · ●●○ · 15 minutes
+# ### Exercise 1 · ●●○ · 12 minutes
 #
 # Write `scores(embeddings, mask, log_length, variance)` for a batch. `embeddings` is [rows, tokens, hidden], `mask` [rows,
 # tokens] is 1 for real tokens, `log_length` and `variance` are (low, high). Return one score a row: the mean of the scaled
@@ -832,14 +141,861 @@ def scores(embeddings, mask, log_length, variance):
 check_complexity(scores)
 
 # %% [markdown]
-# ### Exercise 2 · ●●● · 20 minutes
+# ## Prompts of all sizes
+#
+# Four kinds, from one word to about a thousand tokens: the beginning of a passage; a science question; a sum; and a passage
+# that hides a number, with a question for it. The last three stand in the model's chat template, where it has one. Some
+# prompts **choose** (the order, the thresholds, every fitted number), others **judge**. They share no document.
+
+# %%
+from course_utils.architectures import describe
+from course_utils.models import load_model, variant
+from course_utils.prompt_harm import Record, cases, measure, measure_record
+from course_utils.session import safe_dtype
+
+dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
+base, tokenizer = load_model("llama", dtype=dtype)
+total = describe(base).num_blocks
+CACHE = describe(base).cache_keyword  # what the forward calls its cache; transformers has renamed it
+
+choosing = cases(tokenizer, "calibration", count=150)
+judging = cases(tokenizer, "evaluation", count=1000)
+examples = {case.kind: case for case in reversed(judging)}
+
+
+def plain(text):
+    """The end of a prompt without the chat template's marks."""
+    return re.sub(r"<\|.*?\|>\s*(assistant)?", " ", text.split("user\n")[-1]).strip()[-80:]
+
+
+pd.DataFrame(
+    [
+        {
+            "kind": kind,
+            "that judge": sum(other.kind == kind for other in judging),
+            "tokens": len(tokenizer(case.text).input_ids),
+            "ends with": plain(case.text),
+        }
+        for kind, case in sorted(examples.items())
+    ]
+).style.hide()
+
+# %% [markdown]
+# ## Calibration
+#
+# `calibrate` finds the order step by step as in lesson 05, the ranges of the two numbers (5th and 95th percentile of the
+# calibration prompts), and the thresholds: each level gets the same share of these prompts. We take three levels.
+
+# %%
+from course_utils.adaptive import calibrate, complexity
+
+NUMBERS = tuple(max(1, round(total * share / 30)) for share in (1, 3, 5, 8))  # left out, in every experiment below
+MOST = NUMBERS[-1]
+LEVELS = (MOST, NUMBERS[1], 0)  # for the simplest third of the prompts, the middle one, the most complex one
+texts = sorted((case.text for case in choosing[:48]), key=len)  # alike in length, so that little is padded
+config = calibrate(base, tokenizer, texts, left_out=LEVELS)
+print("order, least important first:", list(config.order))
+print("left out by level:", config.left_out, "  thresholds:", [round(t, 3) for t in config.thresholds])
+print("ranges:", {name: [round(v, 4) for v in pair] for name, pair in config.parameters.items()})
+
+
+def encoded(text):
+    """One prompt as a batch of one row, on the model's device."""
+    return dict(tokenizer(text, return_tensors="pt", add_special_tokens=False).to(base.device))
+
+
+embed = base.get_input_embeddings()
+alone = [encoded(text) for text in texts]
+by_hand = [complexity_by_hand(embed(one["input_ids"][0]).detach().cpu(), **config.parameters) for one in alone]
+np.testing.assert_allclose(by_hand, complexity(base, alone, config), rtol=1e-4, atol=1e-6)
+print("complexity_by_hand equals course_utils' complexity")
+
+# %% [markdown]
+# ## Where the decision must live
+#
+# `make_adaptive` changes the model in place. From then on each prompt decides at its **first** forward pass, and the answer
+# keeps the decision to its end. Why is this hard? A model sees an answer one token at a time. If it decided anew at each
+# forward pass, it would see "prompts" of length 1: as simple as can be.
+#
+# *A common mistake*, then, is a decision that the model makes whenever it is called. Here are both. The test is the one of
+# lesson 05: generating **with** the cache must equal generating **without** it. The careless one is a `variant`, a second
+# model on the weights of the first.
+#
+# Equality is shown in float32. Settings belong to the very weights that they were calibrated on, and `make_adaptive` refuses
+# any others, rounded ones too; so the float32 model borrows them under its own name.
+
+# %%
+from course_utils.adaptive import ModelIdentity, make_adaptive
+from course_utils.attention import bypass_attention
+
+
+def careless(model, config):
+    """A model that decides at every forward pass, from the tokens that this pass happens to see."""
+    model = variant(model)
+
+    def decide(module, args, named):
+        ids = named["input_ids"]
+        score = complexity(model, [{"input_ids": ids[:1]}], config)[0]
+        bypass_attention(model, config.order[: config.left_out[config.level(score)]])
+        noted.append(config.left_out[config.level(score)])
+
+    model.model.register_forward_pre_hook(decide, with_kwargs=True)
+    return model
+
+
+exact = variant(base) if dtype == torch.float32 else load_model("llama", dtype=torch.float32)[0]
+static = variant(exact)  # for later: it stays as it is
+settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+by_size = sorted((case.text for case in judging if case.kind == "passage"), key=len)
+few, many = by_size[40], by_size[-60]  # a short passage and a long one
+short, long = encoded(few), encoded(many)
+noted = []
+wrong = careless(exact, config)
+with_cache = wrong.generate(**long, **settings)
+print("decides at every pass: left out, pass by pass:", noted)
+same = torch.equal(with_cache, wrong.generate(**long, **settings, use_cache=False))
+print("  with the cache = without it:", same)
+del wrong
+
+make_adaptive(exact, replace(config, model=ModelIdentity.of(exact)))
+output = exact.generate(**long, **settings, return_dict_in_generate=True)
+same = torch.equal(output.sequences, exact.generate(**long, **settings, use_cache=False))
+print("decides once, at the first pass: left out", output[CACHE].left_out.tolist())
+print("  with the cache = without it:", same)
+assert same
+
+# %% [markdown]
+# The decision isn't stored in the model. It is stored in the answer's **cache**, which is made with the prompt and dies
+# with the answer. So two answers can take turns on one model, a batch can mix prompts, and a second turn of a chat goes on
+# with the first one's decision. Three equalities, in float32:
+
+# %%
+from course_utils.texts import padded_batches
+
+with torch.no_grad():
+    # 1. A batch that mixes prompts: each row gets what it would get alone.
+    both = padded_batches(tokenizer, [few, many], batch_size=2, max_length=1024, padding_side="left")[0]
+    both = {name: tensor.to(exact.device) for name, tensor in both.items()}
+    positions = (both["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    mixed_batch = exact(**both, position_ids=positions)
+    for row, one in enumerate((short, long)):
+        gap = (mixed_batch.logits[row, -1] - exact(**one).logits[0, -1]).abs().max()
+        assert gap < 1e-3 * mixed_batch.logits.abs().max()
+    print("rows of one batch leave out", mixed_batch[CACHE].left_out.tolist(), "with the logits that they have alone")
+
+    # 2. Each row is the static bypass of lesson 05 that it asks for.
+    for one in (short, long):
+        output = exact(**one)
+        bypass_attention(static, config.order[: output[CACHE].left_out.item()])
+        assert torch.equal(output.logits, static(**one).logits)
+    print("each prompt alone equals the static bypass of its level, bit for bit")
+
+    # 3. Two answers that take turns on one model don't disturb each other.
+    caches, taken = [exact(**one)[CACHE] for one in (short, long)], [[], []]
+    for step in range(4):
+        for answer in (0, 1):
+            token = torch.tensor([[step + 100]], device=exact.device)
+            taken[answer].append(exact(token, **{CACHE: caches[answer]})[CACHE].left_out.item())
+    assert all(len(set(decisions)) == 1 for decisions in taken)
+    print("taking turns, step by step:", taken)
+del static
+
+# %% [markdown]
+# Where *all* rows of a batch leave an attention layer out, it isn't computed and nothing is cached. Where only some do, it is
+# computed for all and its result is dropped for those: a mixed batch costs what its most complex prompt costs. Keep this
+# in mind for the speeds.
+#
+# ## Saving it
+#
+# The settings travel with the checkpoint, and once more as a readable file. The checkpoint loads on a machine that has
+# never heard of this course, and refuses to load as something else.
+
+# %%
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from course_utils.checkpoints import load_pruned, save_pruned
+
+with torch.no_grad(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    expected = exact(**short).logits
+    saved = save_pruned(exact, tokenizer, folder)
+    print(*(saved / "adaptive_config.json").read_text().splitlines()[:12], "  …", sep="\n")
+    ways = {
+        "load_pruned": lambda: load_pruned(folder)[0],
+        "trust_remote_code": lambda: AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True),
+    }
+    for name, load in ways.items():
+        assert torch.equal(load().to(exact.device)(**short).logits, expected)
+        print(f"reloaded with {name}: logits equal, bit for bit")
+    try:
+        LlamaForCausalLM.from_pretrained(folder)
+    except RuntimeError as error:  # what we want: better no model than another one
+        print("as a stock Llama: stops,", type(error).__name__)
+del exact
+
+# %% [markdown]
+# ## What leaving attention layers out does to an answer
+#
+# Now the question that decides everything: which prompts suffer, and how much? First by eye. The same prompts, the same greedy
+# decoding, more and more attention layers left out.
+
+# %%
+from course_utils.attention import bypass_attention
+from course_utils.language_modelling import continuations
+
+
+def statically(number):
+    """A variant of the base model without the least important attention layers."""
+    model = variant(base)
+    bypass_attention(model, config.order[:number])
+    return model
+
+
+written = continuations(
+    {f"{number} left out": statically(number) for number in (0, NUMBERS[1], MOST)},
+    tokenizer,
+    [examples["question"].text, examples["arithmetic"].text],
+)
+written.index = [plain(text) for text in written.index]
+written
+
+# %% [markdown]
+# Text that still reads well can say something else. So we measure it. The whole model gives its own greedy answer. Then the
+# whole model and the bypassed one each predict that answer, token by token, and we compare their predictions. The
+# Kullback–Leibler divergence (KL) is 0 where they are the same. Its mean over the answer, in nats a token, is this prompt's
+# **harm**.
+#
+# A thousand prompts with four numbers each take about half an hour on one idle core. An experiment did it once
+# (`experiments/harm_per_prompt.py`), and its record is part of the course. We load it, and measure a random part again to see
+# that it holds. For another model than the record's, a smaller one is measured here.
+
+# %%
+record = Record.shipped_for(base)
+if record is None:
+    record = measure_record(base, tokenizer, config.order, NUMBERS, choosing=60, judging=240)
+    choosing, judging = (cases(tokenizer, split, count=n) for split, n in (("calibration", 60), ("evaluation", 240)))
+else:
+    config = replace(config, order=tuple(record.settings["order"]))  # elsewhere, rounding may swap two that nearly tie
+    judging = judging[: len(record.kinds) - record.choosing]
+    assert record.digests.tolist() == [case.digest for case in (*choosing, *judging)]
+    again = np.random.default_rng(session.seed).choice(len(judging), 12, replace=False)
+    sets = [config.order[:number] for number in NUMBERS]
+    here = measure(base, tokenizer, [judging[i].text for i in again], sets, decide_at=min(config.order))
+    there = record.harm[len(choosing) + again][:, 1:]
+    close = np.isclose(here.harm, there, atol=0.02).all(1).sum()
+    print(f"{len(again)} prompts measured again: harm {here.harm.mean():.3f} here, {there.mean():.3f} in the record")
+    print(f"all four numbers within 0.02 nats for {close} of {len(again)}")
+    assert abs(here.harm.mean() / there.mean() - 1) < 0.3
+print(f"{record.choosing} prompts choose, {len(record.kinds) - record.choosing} judge")
+
+# %% [markdown]
+# A greedy answer can turn elsewhere when one rounding differs: with other neighbours in the batch, on another machine. Then it
+# is another answer with another harm. So single prompts may differ here while the mean stays.
+
+# %%
+from course_utils.uncertainty import ratio_interval
+
+choose, judge = record.part(slice(record.choosing)), record.part(slice(record.choosing, None))
+_, ax = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
+rows = []
+for number, kind in enumerate(sorted(set(judge.kinds))):
+    mine = judge.harm[judge.kinds == kind]
+    means = [ratio_interval(column, np.ones(len(column))) for column in mine.T]
+    low, high = ([mean[end] for mean in means] for end in (2, 3))
+    ax.plot(judge.numbers, [mean[0] for mean in means], marker="osD^"[number], label=kind)
+    ax.fill_between(judge.numbers, low, high, alpha=0.15)
+    agreed = judge.agree[judge.kinds == kind].mean(0)
+    rows.append({"kind": kind, "prompts": len(mine), "harm": mine[:, -1].mean(), "same token": agreed[-1]})
+ax.set_xlabel(f"attention layers left out, of {total}")
+ax.set_ylabel("harm, nats a token")
+ax.set_title("Harm by kind of prompt")
+ax.legend()
+show(
+    "Lines of harm against the number of attention layers left out, one a kind of prompt, with bands: all rise, and ever "
+    "more steeply."
+)
+pd.DataFrame(rows).set_index("kind").rename_axis(f"with {MOST} left out").round(3)
+
+# %% [markdown]
+# Every kind of prompt suffers, and each further attention layer costs more than the one before. The table gives the harm of
+# the largest number, and how often the bypassed model still holds the whole model's token most likely.
+#
+# ## How well could any signal predict harm?
+#
+# Before you look for a predictor, ask for the ceiling. Take the harm over every other token of an answer, and over the tokens
+# between. If these two halves agree, harm is a property of the prompt that something might predict. If they don't, it is
+# noise, and no signal can beat that noise.
+#
+# **Predict before you run.** The signals below are length, the two complexity scores, the entropy of an early readout, and a
+# fitted probe. The ceiling is near 1 if the halves agree. Which signal comes closest to it? And does harm grow with length?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# The halves agree well: harm is largely a property of the prompt, so a signal could find it. Length and both scores
+# found nothing. The early readout's entropy found nothing either. Only the probe clearly did, about half-way to the
+# ceiling.
+#
+# </details>
+
+# %%
+from scipy.stats import spearmanr
+
+from course_utils.policies import split_half_ceiling
+
+for column, number in list(enumerate(judge.numbers))[1:]:
+    reliability, ceiling = split_half_ceiling(judge.halves[:, column])
+    within = judge.kinds == "passage"
+    _, among_passages = split_half_ceiling(judge.halves[within][:, column])
+    print(
+        f"{number} left out: reliability {reliability:.2f}, ceiling of a correlation {ceiling:.2f}; "
+        f"among passages alone {among_passages:.2f}"
+    )
+print(f"Spearman's correlation of harm with length: {spearmanr(judge.tokens, judge.harm[:, -1]).statistic:+.2f}")
+
+# %% [markdown]
+# The two halves of one answer share more than the prompt: a subject, a style. So this ceiling is rather too high than too
+# low.
+#
+# ### The signals
+#
+# The published score is another one than ours. It weights length and variance 0.75 to 0.25. Its length is a logarithm scaled
+# to the model's size; its variance is one minus the mean cosine of all pairs of embeddings, times a factor that grows with the
+# length. Here it is as it was published (Martra, notebook 6_6b of the *Large Language Model Notebooks Course*).
+
+
+# %%
+def published_score(embeddings, billions):
+    """Complexity from token embeddings [tokens, hidden], for a model of so many billion parameters."""
+    count = len(embeddings)
+    size = min(2.0, max(0.5, 1 + (2 - billions) * 0.1))
+    reference = 2000 / size
+    length = min(np.log1p(count) / np.log1p(reference) * size, 1.0)
+    if count < 4:
+        length *= (count / 4) ** 2
+    variance = 0.0
+    if count >= 3:
+        unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
+        cosines = (unit.sum(0).square().sum() - count) / (count * (count - 1))  # mean over pairs of different tokens
+        variance = (1 - cosines.item()) * min(count / (reference / 15), 1.0)
+    return min(1.0, 0.75 * length + 0.25 * variance)
+
+
+every = [encoded(case.text) for case in (*choosing, *judging)]
+billions = sum(weight.numel() for weight in base.parameters()) / 1e9
+with torch.no_grad():
+    published = np.array([published_score(embed(one["input_ids"][0]).float(), billions) for one in every])
+ours = complexity(base, every, config).numpy()
+
+# %% [markdown]
+# Embeddings are not all that we have. The blocks below the first one that may lose its attention always run. A decision at
+# their end is still in time: nothing has been skipped yet. There stand two more signals: the **entropy of an early readout**
+# (what would the model predict if it stopped here?) and the **states** themselves. A *probe* reads sixteen principal
+# components of them, the length and that entropy. Everything fitted is fitted to the harm on *answer* tokens, of the prompts
+# that choose.
+
+# %%
+from sklearn.linear_model import RidgeCV
+
+from course_utils.uncertainty import rank_correlation
+
+first = record.choosing
+log_length, early = np.log(record.tokens), record.entropies[:, 0]
+print("blocks that always run before the decision:", min(config.order))
+
+
+def fitted(*features):
+    """Expected log harm of every prompt, by a ridge regression on features [prompts, any]."""
+    columns = np.column_stack(features)
+    columns = (columns - columns[:first].mean(0)) / columns[:first].std(0)
+    target = np.log(record.harm[:first, -1].clip(1e-6))
+    return RidgeCV(np.logspace(-1, 4, 11)).fit(columns[:first], target).predict(columns)
+
+
+noise = np.random.default_rng(session.seed).random(len(every))
+signals = {
+    "length": log_length,
+    "published score": published,
+    "our score": ours,
+    "early entropy": early,
+    "probe (fitted)": fitted(record.states, log_length, early),
+    "noise (control)": noise,
+}
+correlations = pd.DataFrame(
+    {name: rank_correlation(values[first:], judge.harm[:, -1]) for name, values in signals.items()},
+    index=["Spearman", "low", "high"],
+).T
+correlations.round(2)
+
+# %%
+_, ax = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
+for place, row in enumerate(correlations.itertuples()):
+    ax.errorbar(row.Spearman, place, xerr=[[row.Spearman - row.low], [row.high - row.Spearman]], fmt="o", color="C0")
+ax.axvline(ceiling, color="0.25", linestyle="--", label="ceiling (split halves)")
+ax.axvline(0, color="0.6", linewidth=1)
+ax.set_yticks(range(len(correlations)), correlations.index)
+ax.invert_yaxis()
+ax.set_xlabel(f"rank correlation with the harm of leaving {MOST} out, 95 % interval")
+ax.set_title("What predicts harm")
+ax.legend(loc="lower right", fontsize=11)
+show(
+    "Dots with intervals, one a signal, on an axis of rank correlation with harm; a dashed line far to the right marks "
+    "the ceiling that split halves allow."
+)
+
+# %% [markdown]
+# Each dot is a signal's rank correlation with measured harm on prompts that chose nothing; the dashed line is the most that
+# any signal could reach. A complexity score assumes a positive correlation: complex prompts should suffer more.
+#
+# ### Exercise 2 · ●○○ · 8 minutes
+#
+# Someone reads the figure above and says four things. Which of them does the output support? Put their letters in a set.
+#
+# - **a** "Prompts differ in harm, and not only by noise: the two halves of an answer agree about it."
+# - **b** "A signal with a clearly positive correlation will save time at equal harm."
+# - **c** "The probe's correlation isn't inflated by its many features: it was fitted on other documents."
+# - **d** "No signal can ever do better than the probe does here."
+#
+# <details><summary>Hint</summary>
+#
+# What does the figure say about *time*? And where is the dashed line?
+#
+# </details>
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+supported = {"a", "c"}
+# END SOLUTION
+# BEGIN STUB
+# supported = ...  # a set of letters, such as {"a", "b"}
+# END STUB
+check_claims(supported)
+
+# %% [markdown]
+# ## What a bypass saves, and where
+#
+# Harm is one side. The other side is what we gain, and it is not "attention layers left out on average". A bypassed attention
+# saves time in proportion to the tokens it would have read, and cache in proportion to the tokens it would have kept. So we
+# measure the seconds to read a prompt and to decode a token, for several lengths and numbers. They are part of the record;
+# two lengths are timed again here.
+
+# %%
+from course_utils.prompt_harm import seconds_by_length
+
+seconds = record.seconds
+table = pd.DataFrame(
+    {
+        "prefill, ms": [1e3 * row[0] for row in seconds["prefill"]],
+        f"with {MOST} left out": [row[-1] / row[0] for row in seconds["prefill"]],
+        "decoding a token, ms": [1e3 * row[0] for row in seconds["decode"]],
+        f"with {MOST} left out ": [row[-1] / row[0] for row in seconds["decode"]],
+    },
+    index=pd.Index(seconds["lengths"], name="tokens in the prompt"),
+)
+again = seconds_by_length(base, config.order, numbers=(0, MOST), lengths=(64, 256), rounds=6)
+for phase in ("prefill", "decode"):
+    ratios = ", ".join(f"{row[1] / row[0]:.2f}" for row in again[phase])
+    print(f"timed here, {phase} with {MOST} left out: × {ratios} of the whole model's (64 and 256 tokens)")
+table.round(2)
+
+# %% [markdown]
+# From this table each prompt gets its seconds, and from its tokens its cache. Now look at two policies that leave out **the
+# same average number**: our score (short prompts leave out most), and the same levels **reversed** (long prompts do).
+
+# %%
+from course_utils.policies import cache_saved, outcome, seconds_saved
+
+
+def by_level(score, left_out):
+    """Columns of the record: each third of the prompts that choose gets one of three numbers, lowest scores first."""
+    level = np.searchsorted(np.quantile(score[:first], [1 / 3, 2 / 3]), score, side="right")
+    return np.searchsorted(record.numbers, left_out)[level][first:]
+
+
+saved = {"seconds": seconds_saved(judge), "cache": cache_saved(judge, total)}
+numbers = np.array(record.numbers)
+rows = {}
+for name, score in {"our score": ours, "reversed length": -log_length}.items():
+    choice = by_level(score, LEVELS)
+    rows[name] = {
+        "left out, average": numbers[choice].mean(),
+        "seconds saved": outcome(judge.harm, saved["seconds"], choice)[0],
+        "cache saved": outcome(judge.harm, saved["cache"], choice)[0],
+        "harm, nats a token": outcome(judge.harm, saved["cache"], choice)[1],
+    }
+equal = pd.DataFrame(rows).T
+print(f"cache saved, reversed / our score: {equal['cache saved'].iloc[1] / equal['cache saved'].iloc[0]:.1f} times")
+equal.round(3)
+
+# %% [markdown]
+# **Saved run.** On average the two leave out about as many, but the reversed policy saves about twice as much of the
+# cache, at less harm.
+#
+# ### Exercise 3 · ●○○ · 8 minutes
+#
+# Write `saved_share(tokens, left_out, blocks)`: the share of all prompts' cache that is saved. `tokens` and `left_out` have one
+# number a prompt; a model keeps the same bytes for each token and each of its `blocks` attention layers.
+#
+# <details><summary>Hint</summary>
+#
+# Count "token and layer" pairs: how many there are, and how many are left out.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def saved_share(tokens, left_out, blocks):
+    tokens, left_out = torch.as_tensor(tokens).float(), torch.as_tensor(left_out).float()
+    return float((tokens * left_out).sum() / (blocks * tokens.sum()))
+
+
+# END SOLUTION
+# BEGIN STUB
+# def saved_share(tokens, left_out, blocks):
+#     ...  # your code
+# END STUB
+check_same_average(saved_share)
+
+# %% [markdown]
+# ## The policies
+#
+# - **static**: the same number for every prompt. Everything is judged against it, *at the same cost*.
+# - **published**: the published score, with its five levels. For models below two billion parameters they keep all but 15 %,
+#   10 %, 7 %, 3 % and 0 % of the attention layers, rounded as published.
+# - **our score**: three levels, a third of the prompts each. **Reversed length**: the same, and long prompts leave out more.
+# - **Rules with a price**: each prompt takes the number of least `expected harm − price × what it saves`. They differ only in
+#   what they expect. **Cost only** expects the same harm of every prompt. **Early entropy** and **probe** scale that by their
+#   guess.
+# - **Bound**: the same rule for one who knows each prompt's harm, *solved* as a linear programme: no policy with these
+#   numbers can do better.
+#
+# The published levels give these numbers here:
+
+
+# %%
+def published_active(level):
+    """Attention layers that stay at one of the published five levels, for models below two billion parameters."""
+    share, scaling = [(0.85, 0.50), (0.90, 0.35), (0.93, 0.35), (0.97, 0.05), (1.0, 0.0)][level]
+    guaranteed = int(total * share)
+    return guaranteed + int((0.1 + 0.2 * level) * scaling * (total - guaranteed))
+
+
+published_left_out = [total - published_active(level) for level in range(5)]
+published_level = np.minimum((published * 5).astype(int), 4)
+nearest = np.abs(numbers[:, None] - np.array(published_left_out)).argmin(0)  # a number that was measured
+print("published: left out by level", published_left_out, "  measured as", numbers[nearest].tolist())
+shares = pd.crosstab(pd.Series(judge.kinds, name="kind"), pd.Series(published_level[first:], name="published level"))
+shares
+
+# %% [markdown]
+# Prompts of one kind tend to land on one or two levels: a policy by length treats a *kind* of task as one. A benchmark whose
+# prompts are alike in length then measures a single level, and is no test of an adaptive policy. LAMBADA is such a one:
+
+# %%
+from course_utils.benchmark_tasks import build_tasks
+
+passages = [row["text"].rsplit(" ", 1)[0] for row in build_tasks(["lambada_openai"], 200)["lambada_openai"].test_docs()]
+with torch.no_grad():
+    lambada = [published_score(embed(encoded(text)["input_ids"][0]).float(), billions) for text in passages]
+levels = np.bincount(np.minimum((np.array(lambada) * 5).astype(int), 4), minlength=5)
+print("LAMBADA, prompts by published level:", levels.tolist())
+print("LAMBADA, left out on average:", round(float(levels @ published_left_out) / len(passages), 2))
+
+# %%
+from course_utils.policies import cheapest_guess, gap_to_static, least_harm, price_for, static_harm
+
+
+def expected(log_harm):
+    """Harm of each prompt and number as a signal expects it: the mean curve, scaled by its guess."""
+    scale = np.exp(log_harm)
+    return np.outer(scale / scale[:first].mean(), choose.harm.mean(0))
+
+
+guesses = {
+    "cost only": expected(np.zeros(len(every))),
+    "early entropy": expected(fitted(early)),
+    "probe": expected(signals["probe (fitted)"]),
+}
+tables = [(NUMBERS[1], NUMBERS[0], 0), (NUMBERS[2], NUMBERS[1], 0), (MOST, NUMBERS[1], 0), (MOST, MOST, NUMBERS[1])]
+
+
+def planned(part, kind):
+    """What is saved as it can be known beforehand: every answer as long as the mean of the prompts that choose."""
+    part = replace(part, answer_tokens=np.full(len(part.tokens), choose.answer_tokens.mean()))
+    return seconds_saved(part) if kind == "seconds" else cache_saved(part, total)
+
+
+def choices_of(kind, targets):
+    """Fronts: name -> choices of the judging prompts, one for each level table or each saving aimed at."""
+    of_choosing, of_judging = planned(choose, kind), planned(judge, kind)
+    fronts = {name: [by_level(score, table) for table in tables] for name, score in levelled.items()}
+    fronts["published"] = [nearest[published_level[first:]]]
+    for name, guess in guesses.items():
+        prices = [price_for(guess[:first], of_choosing, target) for target in targets]
+        fronts[name] = [cheapest_guess(guess[first:], of_judging, price) for price in prices]
+    return fronts
+
+
+levelled = {"our score": ours, "reversed length": -log_length}
+
+# %% [markdown]
+# Two things a policy must not know: how long the answer will be, and anything about the prompts that judge. So a rule plans
+# with the mean length of other prompts' answers, and its price is set on the prompts that choose. What it then saves on the
+# prompts that judge, with their own answers, is measured.
+#
+# **Predict before you run.** Five policies and a static curve. Which of them lies below the static curve when cost is time?
+# When cost is cache? And how much room does the bound leave?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Both complexity scores lie above the static curve, for time and for cache: they are worse than the same number
+# everywhere. What lies below it lets long prompts leave out more. For cache the gain is large, for time it is small.
+# The probe adds little to that.
+#
+# </details>
+
+# %%
+MARKERS = {
+    "published": "*",
+    "our score": "s",
+    "reversed length": "D",
+    "cost only": "o",
+    "early entropy": "^",
+    "probe": "v",
+}
+fronts, targets = {}, {}
+
+
+def draw_fronts(kind, label):
+    reach = saved[kind][:, -1].sum()
+    targets[kind] = reach * np.array([0.15, 0.3, 0.5, 0.7, 0.85])
+    fronts[kind] = choices_of(kind, targets[kind])
+    _, ax = plt.subplots(figsize=(9, 5.4), layout="constrained")
+    ax.plot(100 * saved[kind].sum(0), judge.harm.mean(0), color="0.25", label="static")
+    bound = [least_harm(judge.harm, saved[kind], target) for target in targets[kind]]
+    ax.plot(100 * targets[kind], bound, color="0.25", linestyle=":", label="bound (knows each harm)")
+    for number, (name, choices) in enumerate(fronts[kind].items()):
+        points = [outcome(judge.harm, saved[kind], choice) for choice in choices]
+        x, y = zip(*points, strict=True)
+        ax.plot(100 * np.array(x), y, marker=MARKERS[name], color=f"C{number}", linewidth=1.4, label=name)
+    ax.set_xlabel(f"{label} saved, % of the whole model's")
+    ax.set_ylabel("harm, nats a token (lower is better)")
+    ax.set_title(f"Harm against {label} saved")
+    ax.legend(fontsize=11)
+
+
+draw_fronts("seconds", "time")
+show(
+    "Harm against the share of time saved: the static curve, a dotted bound well below it, and one line of markers for "
+    "each policy."
+)
+
+# %% [markdown]
+# A policy pays where its marker lies *below* the static curve: less harm for the same time. What lies above it would be better
+# replaced by one fixed number for every prompt.
+
+# %%
+draw_fronts("cache", "cache")
+show(
+    "Harm against the share of key-value cache saved: policies that let long prompts leave out more lie below the static "
+    "curve, those that let short prompts leave out more lie above it."
+)
+
+# %% [markdown]
+# With cache as the cost, length decides: a policy that spends its harm on long prompts buys far more with it. A score that
+# spends it on short prompts pays for savings that it doesn't get.
+#
+# ### The verdict, with intervals
+#
+# Markers are means. To call a gap to the static curve real, we draw documents with replacement, two thousand times. In each draw the
+# static arm is made anew, *at what the policy saves in that draw*. An interval that keeps the static arm fixed would be too
+# wide: a draw with more long prompts changes the cost of both.
+
+# %%
+from course_utils.uncertainty import verdict
+
+TARGET = 2  # of the five savings aimed at: half of what the largest number everywhere saves
+SHOWN = {"our score": 2, "reversed length": 2, "published": 0}  # level policies: with the levels of the lesson
+
+
+def verdicts(kind):
+    rows = {}
+    for name, choices in fronts[kind].items():
+        choice = choices[SHOWN.get(name, TARGET)]
+        share, harm = outcome(judge.harm, saved[kind], choice)
+        gap, low, high = gap_to_static(judge.harm, saved[kind], choice, judge.documents)
+        alike = float(static_harm(judge.harm, saved[kind], share))
+        rows[name] = {
+            "saved, %": f"{100 * share:.1f}",
+            "harm": f"{harm:.3f}",
+            "static, same cost": f"{alike:.3f}",
+            "gap (95 %)": f"{gap:+.3f} ({low:+.3f} to {high:+.3f})",
+            "of static's harm": f"{100 * gap / alike:+.0f} %",
+            "bound": f"{least_harm(judge.harm, saved[kind], share):.3f}",
+            "says": verdict(low, high, below="better", above="worse", neither="no difference shown"),
+        }
+    return pd.DataFrame(rows).T
+
+
+verdicts("seconds")
+
+# %%
+verdicts("cache")
+
+# %% [markdown]
+# **Saved run.** At equal cost the two complexity scores are worse than a static bypass, for time and for cache. The
+# rule that looks at cost only is better: by a little for time, by about half of the harm for cache. Reversed length
+# pays for cache; for time it shows no difference. What the probe knows adds little beyond cost, although the bound
+# leaves room.
+#
+# ### Two controls
+#
+# Is it the *signal* that pays, or only the cost? Deal a policy's decisions to other prompts of **the same length**: the cost
+# stays, what the signal knows is gone. And is the *order* worth its calibration? Nineteen sets of random attention layers tell:
+# an order that beats all of them has p = 1/20.
+
+# %%
+from course_utils.policies import shuffled_within
+
+strata = np.searchsorted(np.quantile(judge.tokens, np.arange(1, 100) / 100), judge.tokens)
+
+
+def gap_at_its_cost(choice):
+    share, harm = outcome(judge.harm, saved["seconds"], choice)
+    return harm - float(static_harm(judge.harm, saved["seconds"], share))
+
+
+rows = {}
+for name in guesses:
+    choice = fronts["seconds"][name][TARGET]
+    own = gap_at_its_cost(choice)
+    dealt = [gap_at_its_cost(shuffled_within(choice, strata, seed)) for seed in range(999)]
+    rows[name] = {
+        "gap to static": own,
+        "shuffled, mean of 999": np.mean(dealt),
+        "p": (1 + sum(value <= own for value in dealt)) / 1000,
+    }
+by_chance = record.random_orders
+column = list(record.numbers).index(by_chance["left_out"])
+random_sets, mine = np.mean(by_chance["harm"], axis=0), judge.harm[by_chance["prompts"], column].mean()
+better = int((random_sets < mine).sum())
+print(f"the order's first {by_chance['left_out']}: harm {mine:.2f}; random sets: median {np.median(random_sets):.2f}")
+print(f"{better} of {len(random_sets)} random sets are better, so p = {(1 + better) / (1 + len(random_sets)):.2f}")
+pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# "Cost only" has no signal. So its own distance from its shuffled copies is what the strata leave over: prompts of a stratum are
+# only about alike in length. A signal has to do more than that.
+#
+# ### Exercise 4 · ●●○ · 10 minutes
+#
+# Design that first control yourself. Write `deal(choice, strata, seed)`: it returns the same decisions, dealt anew at random
+# among the prompts of each stratum. `choice` and `strata` are arrays of one whole number a prompt. The check tries it on
+# decisions that know nothing but the length, where it must find nothing.
+#
+# <details><summary>Hint</summary>
+#
+# `np.random.default_rng(seed)` has `.permutation`. Go through `np.unique(strata)`; change a copy.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def deal(choice, strata, seed):
+    generator, dealt = np.random.default_rng(seed), choice.copy()
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        dealt[rows] = generator.permutation(choice[rows])
+    return dealt
+
+
+# END SOLUTION
+# BEGIN STUB
+# def deal(choice, strata, seed):
+#     ...  # your code
+# END STUB
+check_control(deal)
+
+# %% [markdown]
+# ### At which lengths
+#
+# Where does "cost only" spend its harm, and where does it save? A third of the judging prompts a row. The line above the table
+# asks the same with other weights. So far each *answer* counted once, however long its prompt. If a long prompt counts for more,
+# because its answer is worth more to you, the rule loses its advantage: it buys savings with the long prompts' quality.
+
+# %%
+thirds = np.searchsorted(np.quantile(judge.tokens, [1 / 3, 2 / 3]), judge.tokens)
+choice = fronts["cache"]["cost only"][TARGET]
+where = pd.DataFrame({"third": thirds, "tokens": judge.tokens, "left out": numbers[choice]})
+where["harm"] = judge.harm[np.arange(len(choice)), choice]
+for kind, table in saved.items():
+    where[f"{kind} saved, %"] = 100 * table[np.arange(len(choice)), choice]
+by_third = where.groupby("third").agg(
+    {"tokens": "median", "left out": "mean", "harm": "mean", "seconds saved, %": "sum", "cache saved, %": "sum"}
+)
+by_third.index = ["short", "middle", "long"]
+weight = judge.tokens / judge.tokens.sum()
+own = weight @ where["harm"]
+alike = np.interp(where["cache saved, %"].sum(), 100 * saved["cache"].sum(0), weight @ judge.harm)
+print(f"harm if each prompt counts by its tokens: cost only {own:.3f}, static at the same cost {alike:.3f}")
+by_third.round(2)
+
+# %% [markdown]
+# **Saved run.** The long third carries almost all of the harm and almost all of the saving.
+#
+# ## What deciding costs, and mixed batches
+#
+# The decision itself is cheap. But a batch computes every attention layer that *one* of its rows keeps, so a mixed batch saves
+# little. A server should therefore group prompts by level before it batches them.
+
+# %%
+from functools import partial
+
+from course_utils.benchmarking import time_interleaved
+
+# Our score with its weights (length, variance) changed to (-1, 0): long prompts have low scores, and leave out most.
+scale = (log_length[:first] - config.parameters["log_length"][0]) / np.diff(config.parameters["log_length"])
+cuts = tuple(np.quantile(-scale.clip(0, 1), [1 / 3, 2 / 3]).tolist())
+reversed_length = replace(config, parameters={**config.parameters, "weights": [-1.0, 0.0]}, thresholds=cuts)
+adaptive = make_adaptive(variant(base), reversed_length)
+rows_of = {
+    "mixed": [by_size[i] for i in np.linspace(60, len(by_size) - 60, 6).astype(int)],
+    "alike": by_size[-66:-60],
+}
+
+
+@torch.no_grad()
+def read(model, texts):
+    batch = padded_batches(tokenizer, texts, batch_size=8, max_length=96, padding_side="left")[0]
+    batch = {name: tensor.to(base.device) for name, tensor in batch.items()}
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+
+
+for name, rows in rows_of.items():
+    calls = {"whole": partial(read, base, rows), "adaptive": partial(read, adaptive, rows)}
+    timed = time_interleaved(calls, rounds=6)
+    decided = read(adaptive, rows)[CACHE].left_out.tolist()
+    print(f"{name:<6} batch: left out {decided}, seconds × {timed.ratio.iloc[1]:.2f} of the whole model's")
+ids = [encoded(rows_of["alike"][0])]
+timed = time_interleaved({"read": lambda: base(**ids[0]), "decide": lambda: complexity(base, ids, config)}, rounds=6)
+print(f"deciding takes {100 * timed.ratio.iloc[1]:.1f} % of reading a long prompt")
+
+# %% [markdown]
+# The policy above is installed like any other, and travels in the checkpoint: it is our score with other weights.
+
+# %% [markdown]
+# ## Exercises
+#
+# ### Exercise 5 · ●●● · 15 minutes
 #
 # Equal shares are an arbitrary choice of thresholds. Choose better ones. You get the `scores` of calibration prompts
-# [prompts], their `harms` at each level [3, prompts], how many attentions each level leaves out, `left_out` = (8, 4, 0), and
-# a `budget`: at least so many must be left out on average. Return the two thresholds (first the lower one) of the least mean
-# harm. A score on a threshold belongs to the level above it.
+# [prompts], their `harms` at each level [3, prompts], how many attention layers each level leaves out, `left_out` = (8, 4, 0),
+# and a `budget`: at least so many must be left out on average. Return the two thresholds (first the lower one) of the least
+# mean harm. A score on a threshold belongs to the level above it.
 #
-# The check then tries your thresholds on prompts that chose nothing.
+# The check then tries your thresholds on prompts that chose nothing. They go into a configuration with
+# `replace(config, thresholds=…)`.
 #
 # <details><summary>Hint</summary>
 #
@@ -873,31 +1029,71 @@ def choose_thresholds(scores, harms, left_out, budget):
 check_thresholds(choose_thresholds)
 
 # %% [markdown]
-# ### Exercise 3 · ●○○ · 5 minutes
+# ### Exercise 6 · ●●● · 20 minutes
 #
-# Half of your prompts run 1.0 × as fast as before, the other half 2.0 ×. How much faster are all of them together? Not 1.5 ×.
-# Write `mixture_speedup(shares, speedups)` for any number of groups. The shares add up to 1, and all prompts take the same
-# time before.
+# Beat the baseline. Write `signal(tokens, early_entropy, states, learn)`. The first three are arrays over all prompts of the
+# embedded model's record: tokens in the prompt, the entropy of the early readout, and 16 principal components of the states
+# [prompts, 16]. `learn` is the log harm of the prompts that choose: the first `len(learn)` rows. Return one number a prompt.
+# The check scores it, Spearman's correlation with harm, on the prompts that judge, beside length alone and the lesson's probe.
+# To pass, be clearly better than length.
 #
 # <details><summary>Hint</summary>
 #
-# A group's time is its share divided by its speed-up.
+# `RidgeCV` on standardised columns is the lesson's probe. Other models are allowed: `sklearn.ensemble` has several that need
+# no scaling. Fit on the first `len(learn)` rows only.
 #
 # </details>
 
 
 # %% tags=["exercise"]
 # BEGIN SOLUTION
-def mixture_speedup(shares, speedups):
-    return 1 / sum(share / speedup for share, speedup in zip(shares, speedups, strict=True))
+def signal(tokens, early_entropy, states, learn):
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    columns = np.column_stack([np.log(tokens), early_entropy, states])
+    trees = ExtraTreesRegressor(300, min_samples_leaf=4, random_state=0)
+    return trees.fit(columns[: len(learn)], learn).predict(columns)
 
 
 # END SOLUTION
 # BEGIN STUB
-# def mixture_speedup(shares, speedups):
+# def signal(tokens, early_entropy, states, learn):
 #     ...  # your code
 # END STUB
-check_speedup(mixture_speedup)
+check_signal(signal)
+
+# %% [markdown]
+# ## Three questions
+
+# %% [markdown] tags=["quiz"]
+# A model decides anew at every forward pass how many attention layers it leaves out. What goes wrong?
+#
+# - [ ] Nothing, as long as the score is good.
+#   > While decoding, a pass sees one token: every answer looks like the shortest prompt there is.
+# - [x] With the cache it sees one token a pass and decides for that; without the cache it decides for the whole text.
+#   > So the same model gives two different answers. The decision has to live with the answer, in its cache.
+# - [ ] Only batches are affected.
+#   > A single answer is affected too: its prompt and its continuation may use different attention layers.
+
+# %% [markdown] tags=["quiz"]
+# Two policies leave out four attention layers on average. What do you know about what they save?
+#
+# - [ ] They save the same: the average is the same.
+#   > An average over prompts gives a one-word prompt the weight of a thousand-word one.
+# - [ ] The one that bypasses on short prompts saves more, because there are more short prompts.
+#   > There may be more of them, but they have few tokens, so there is little to save.
+# - [x] Nothing yet: it depends on how many tokens the prompts have on which they leave out more.
+#   > Time and cache are paid for by the token. Compare harm at the same seconds or bytes.
+
+# %% [markdown] tags=["quiz"]
+# The two halves of the answers agree poorly about a prompt's harm. What follows for adaptive bypass?
+#
+# - [x] No signal can predict harm well, but a policy can still gain by looking at cost.
+#   > Harm that can't be predicted may be taken as equal for all; what a bypass saves is known beforehand.
+# - [ ] The signal needs more features.
+#   > No feature predicts noise. The ceiling holds for every signal.
+# - [ ] Harm is zero.
+#   > It can be large. Poor agreement says that it isn't a steady property of the prompt.
 
 # %% [markdown]
 # ## Take-aways
@@ -905,19 +1101,22 @@ check_speedup(mixture_speedup)
 # - A decision about an answer belongs to the answer. Kept in its cache, it survives batches, beams, turns and other answers;
 #   kept in the model, it changes under your feet.
 # - A score that sounds plausible is a hypothesis. Its rank correlation with measured harm, on prompts that chose nothing, is
-#   the test; noise beside it is the control.
-# - Where harm grows faster than the number of attentions left out, a mixture starts with a handicap against the same number
-#   everywhere. A policy has to predict well enough to earn that back. Shuffled decisions show whether it does.
-# - A mixture is never faster than its most aggressive part, and a mixed batch costs what its most complex prompt costs.
+#   the test; split halves give the ceiling, noise the floor.
+# - "The same average" is not the same cost. What a bypass saves grows with the tokens, so compare at equal seconds or bytes.
+# - What is saved is known before the answer; what it harms has to be guessed. Use the known part first.
+# - The bound, solved, tells how much a better signal could still gain. A mixed batch costs what its most complex prompt costs.
 #
 # ## References
 #
-# - Martra, *Large Language Model Notebooks Course*, section on pruning (the idea of an adaptive bypass, and its score)
+# - Martra, *Large Language Model Notebooks Course*, notebook 6_6b (the idea of an adaptive bypass; the published score)
 # - He et al. 2024, *What Matters in Transformers? Not All Attention is Needed*, arXiv 2406.15786
+# - He et al. 2024, *Router-Tuning: A Simple and Effective Approach for Enabling Dynamic-Depth in Transformers*, arXiv 2410.13184
+#   (MindSkip: a trained router decides for each attention)
 # - Raposo et al. 2024, *Mixture-of-Depths: Dynamically allocating compute in transformer-based language models*, arXiv
-#   2404.02258
-# - Schuster et al. 2022, *Confident Adaptive Language Modeling*, arXiv 2207.07061
+#   2404.02258 (a trained router decides for each token)
+# - Schuster et al. 2022, *Confident Adaptive Language Modeling*, arXiv 2207.07061 (early exit, token by token)
 # - Paperno et al. 2016, *The LAMBADA dataset*, arXiv 1606.06031
+# - Clark et al. 2018, *Think you have Solved Question Answering? Try ARC*, arXiv 1803.05457
 # - Ben Allal et al. 2025, *SmolLM2*, arXiv 2502.02737
 #
 # **Next:** lesson 07 repairs what pruning broke: a pruned model learns from the model it was cut from.

@@ -888,7 +888,7 @@ drawn = points(planted_arms, biased, made_up.name)
 ability_and_bias(drawn, control="random", y_label="preference, nats (0: fair)", title=title)
 show(
     "Perplexity relative to the planted model against the planted preference, a point an arm with intervals. Protect first lies "
-    "above the unpruned model at about the same perplexity; causal lies near zero, far to the right."
+    "above the unpruned model at about the same perplexity; three broken arms are listed in the corner."
 )
 
 # %% [markdown]

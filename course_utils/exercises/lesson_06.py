@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
+from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
+from course_utils.prompt_harm import Record
 
+_CLEARLY = 0.1  # of a rank correlation
 _RANGES = {"log_length": (1.0, 3.0), "variance": (0.5, 1.5)}
 
 
@@ -63,6 +68,81 @@ def check_complexity(attempt: Attempt) -> None:
 
 @exercise(
     2,
+    task="Return a set of letters.",
+    proved="The output is about harm: how steady it is and what goes with it. Gains need other measurements.",
+)
+def check_claims(attempt: Any) -> None:
+    """Check which of four statements the output supports."""
+    chosen(
+        attempt,
+        {"a", "c"},
+        {
+            "a": "the ceiling comes from two halves of each answer. Above 0, it says that harm is partly the prompt's.",
+            "b": "the figure says nothing about time. A prompt that suffers little may have little to save.",
+            "c": "the probe was fitted on some prompts and is judged on others, so its features can't inflate it.",
+            "d": "the ceiling is the limit, and it lies above the probe. Another signal may come nearer to it.",
+        },
+    )
+
+
+@exercise(
+    3,
+    task="Return one number: the share of all prompts' cache that is saved.",
+    proved="The same average number saves little on short prompts and much on long ones.",
+)
+def check_same_average(attempt: Attempt) -> None:
+    """Check a function (tokens, left_out, blocks) -> share."""
+    tokens, blocks = [10, 20, 1000], 30
+    same = partial(math.isclose, rel_tol=0, abs_tol=1e-6)
+    for left_out in ([8, 4, 0], [0, 4, 8]):
+        given = float(attempt(list(tokens), list(left_out), blocks))
+        pairs = list(zip(tokens, left_out, strict=True))
+        kept = sum(length * number for length, number in pairs)
+        right = kept / (blocks * sum(tokens))
+        mistakes = (
+            (sum(left_out) / (len(tokens) * blocks), "that is the mean over prompts. Weight each by its tokens."),
+            (kept / sum(tokens), "that is the number of layers for a mean token. Divide by all the blocks."),
+            (1 - right, "that is what stays. Return what is saved."),
+            (kept / blocks, "those are whole tokens' worth. Divide by all the tokens."),
+        )
+        where = f"for {tokens} tokens and {left_out} left out, "
+        rule_out(mistakes, given, right, same=same, where=where)
+        require(same(given, right), f"{where}{right:.4f} is saved; yours is {given:.4f}.")
+
+
+@exercise(
+    4,
+    task="Return the same decisions, dealt anew among the prompts of each stratum.",
+    proved="Costs stay, the signal goes. On decisions that know only the length it finds nothing, as it must.",
+)
+def check_control(attempt: Attempt) -> None:
+    """Check a function (choice, strata, seed) -> choice dealt anew."""
+    generator = np.random.default_rng(0)
+    strata = generator.integers(0, 5, 400)
+    choice = generator.integers(0, 3, 400) + 3 * strata  # every value tells its stratum
+    before = choice.copy()
+    given = np.asarray(attempt(choice, strata, 1))
+    require(given.shape == choice.shape, f"Return one number a prompt, shape (400,); yours has {given.shape}.")
+    require((choice == before).all(), "you changed the decisions that you were given. Work on a copy.")
+    require(
+        sorted(given.tolist()) == sorted(choice.tolist()),
+        "those aren't the same decisions any more: deal without replacement (a permutation).",
+    )
+    require(
+        (given // 3 == strata).all(),
+        "decisions moved to prompts of another stratum, so the cost isn't the same. Deal within each stratum.",
+    )
+    require((given != choice).any(), "nothing was dealt: every prompt has its own decision still.")
+    require(
+        (np.asarray(attempt(choice, strata, 2)) != given).any(),
+        "another seed deals the same way. Make the generator from the seed that you are given.",
+    )
+    by_length = strata % 3  # decided from the stratum alone
+    require((np.asarray(attempt(by_length, strata, 3)) == by_length).all(), "decisions by stratum alone must stay.")
+
+
+@exercise(
+    5,
     task="Return the two thresholds of least mean harm that leave out at least `budget` attentions on average.",
     proved="Chosen on one half of the prompts, they hold on the other half. That half decided nothing.",
 )
@@ -93,25 +173,40 @@ def check_thresholds(attempt: Attempt) -> None:
 
 
 @exercise(
-    3,
-    task="Return one number: how many times as fast all the prompts together are.",
-    proved="Times add up, speed-ups don't; and no mixture beats its fastest part.",
+    6,
+    task="Return one number for each prompt of the record.",
+    proved="Fitted on prompts that choose, it holds on prompts from other documents.",
 )
-def check_speedup(attempt: Attempt) -> None:
-    """Check a function (shares, speed-ups) -> speed-up of the mixture."""
-    for shares, speedups in (([0.5, 0.5], [1.0, 2.0]), ([1.0], [1.3]), ([0.2, 0.3, 0.5], [1.5, 1.2, 1.0])):
-        given = float(attempt(list(shares), list(speedups)))
-        pairs = list(zip(shares, speedups, strict=True))
-        right = 1 / sum(share / speedup for share, speedup in pairs)
-        sizes = f"for the shares {shares} and the speed-ups {speedups}"
-        mistakes = (
-            (sum(share * speedup for share, speedup in pairs), "that is the mean of the speed-ups. Average the times."),
-            (1 / right, "turned upside down: that is the time, in units of the full model's."),
-            (max(speedups), "that is the fastest part. The slow prompts take their time as well."),
-        )
-        same = partial(math.isclose, rel_tol=0, abs_tol=1e-6)
-        rule_out(mistakes, given, right, same=same, where=f"{sizes}, ")
-        require(same(given, right), f"{sizes}, all together are {right:.4f} times as fast; yours is {given:.4f}.")
+def check_signal(attempt: Attempt) -> None:
+    """Check a function (tokens, early_entropy, states, learn) -> one number a prompt, on the record."""
+    record = Record.load()
+    first = record.choosing
+    log_harm = np.log(record.harm[:, -1].clip(1e-6))
+    given = attempt(record.tokens.copy(), record.entropies[:, 0].copy(), record.states.copy(), log_harm[:first].copy())
+    values = np.asarray(given, dtype=np.float64)
+    require(
+        values.shape == record.tokens.shape,
+        f"Return one number for each of the {len(record.tokens)} prompts; yours has the shape {values.shape}.",
+    )
+    require(np.isfinite(values).all(), "some of your numbers aren't finite.")
+    require(values[first:].std() > 0, "your signal is the same for all prompts that judge.")
+    own, length, probe = (
+        float(spearmanr(signal[first:], log_harm[first:]).statistic)
+        for signal in (values, np.log(record.tokens), _probe(record, log_harm))
+    )
+    print(f"On prompts that judge: yours {own:+.3f}, length {length:+.3f}, the lesson's probe {probe:+.3f}.")
+    require(own > -0.1, "your signal is upside down: it must be *high* where harm is high.")
+    require(
+        own >= max(length, 0) + _CLEARLY,
+        f"{own:+.3f} isn't clearly better than length alone ({length:+.3f}): {_CLEARLY} more is asked for.",
+    )
+
+
+def _probe(record: Record, log_harm: np.ndarray) -> np.ndarray:
+    """The lesson's probe: a ridge regression on length, early entropy and states."""
+    columns, first = np.column_stack([record.states, np.log(record.tokens), record.entropies[:, 0]]), record.choosing
+    columns = (columns - columns[:first].mean(0)) / columns[:first].std(0)
+    return RidgeCV(np.logspace(-1, 4, 11)).fit(columns[:first], log_harm[:first]).predict(columns)
 
 
 def _raw(

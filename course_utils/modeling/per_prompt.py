@@ -70,8 +70,9 @@ def embedding_features(embeddings: Tensor) -> Tensor:
 def complexity(settings: Mapping[str, Any], features: Tensor) -> float:
     """A prompt's score; the more, the more attentions it keeps.
 
-    Policy "length_variance": the mean of the two features, each scaled from its low and high calibration quantile to
-    0 and 1 and cut off there. Policy "fitted": a linear function of all features.
+    Policy "length_variance": the two features, each scaled from its low and high calibration quantile to 0 and 1 and
+    cut off there, and added with their weights (a half each, unless ``parameters`` says otherwise). Policy "fitted": a
+    linear function of all features.
 
     Args:
         settings: ``policy`` and ``parameters`` of an ``AdaptiveConfig``.
@@ -81,11 +82,11 @@ def complexity(settings: Mapping[str, Any], features: Tensor) -> float:
     if settings["policy"] == "fitted":
         weights = torch.tensor(parameters["weights"], dtype=torch.float64)
         return float(features.double().cpu() @ weights + parameters["intercept"])
-    scaled = []
-    for value, name in zip(features[:2].tolist(), ("log_length", "variance"), strict=True):
+    score, weights = 0.0, parameters.get("weights", (0.5, 0.5))
+    for value, name, weight in zip(features[:2].tolist(), ("log_length", "variance"), weights, strict=True):
         low, high = parameters[name]
-        scaled.append(min(1.0, max(0.0, (value - low) / (high - low))))
-    return sum(scaled) / 2
+        score += weight * min(1.0, max(0.0, (value - low) / (high - low)))
+    return score
 
 
 def decide(settings: Mapping[str, Any], embeddings: Tensor, real: Tensor | None) -> list[int]:

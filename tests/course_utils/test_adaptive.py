@@ -516,6 +516,28 @@ def test_calibrate(family, policy, tokenizer):
 
 
 @torch.no_grad()
+def test_weights_turn_the_length_round(tokenizer, tmp_path):
+    model = four_blocks()
+    config = calibrate(model, tokenizer, TEXTS, left_out=(3, 1, 0))
+    turned = dataclasses.replace(
+        config, parameters={**config.parameters, "weights": [-1.0, 0.0]}, thresholds=(-0.9, -0.1)
+    )
+    assert AdaptiveConfig.load(turned.save(tmp_path / "settings.json")) == turned
+    batches = [tokenizer(text, return_tensors="pt") for text in TEXTS]
+    lengths = torch.tensor([batch["input_ids"].shape[1] for batch in batches], dtype=torch.float64)
+    low, high = config.parameters["log_length"]
+    expected = -((lengths.log() - low) / (high - low)).clamp(0, 1)
+    torch.testing.assert_close(complexity(model, batches, turned), expected, rtol=1e-5, atol=1e-6)
+    half = dataclasses.replace(config, parameters={**config.parameters, "weights": [0.5, 0.5]})
+    assert torch.equal(complexity(model, batches, half), complexity(model, batches, config))
+    make_adaptive(model, turned)
+    longest = batches[int(lengths.argmax())]["input_ids"]
+    assert decided(model(input_ids=longest, use_cache=True).past_key_values) == [3]
+    with pytest.raises(ValueError, match="'weights', two numbers"):
+        dataclasses.replace(config, parameters={**config.parameters, "weights": [1.0]})
+
+
+@torch.no_grad()
 def test_the_fit_finds_a_linear_harm(tokenizer):
     from course_utils.adaptive import _fit
 

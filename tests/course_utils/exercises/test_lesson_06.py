@@ -2,8 +2,10 @@
 
 import itertools
 
+import numpy as np
 import torch
 from exercise_cases import cases_of
+from sklearn.ensemble import ExtraTreesRegressor
 
 from course_utils.exercises import lesson_06
 
@@ -38,10 +40,6 @@ def thresholds(scores, harms, left_out, budget, *, pick=min, respect=True):
     return pick(found)[1:]
 
 
-def speedup(shares, speedups):
-    return 1 / sum(share / one for share, one in zip(shares, speedups, strict=True))
-
-
 test_complexity = cases_of(
     lesson_06.check_complexity,
     stubs=[lambda *_, **__: None],
@@ -73,16 +71,83 @@ test_thresholds = cases_of(
 )
 
 
-test_speedup = cases_of(
-    lesson_06.check_speedup,
-    stubs=[lambda *_, **__: None],
+test_claims = cases_of(
+    lesson_06.check_claims,
+    stubs=[...],
     mistakes=[
-        (lambda a, b: sum(x * y for x, y in zip(a, b, strict=True)), "mean of the speed-ups"),
-        (lambda a, b: 1 / speedup(a, b), "upside down"),
-        (lambda a, b: max(b), "fastest part"),
-        (lambda a, b: 7.0, "all together are"),
+        ({"a", "b", "c"}, "nothing about time"),
+        ({"a", "c", "d"}, "Another signal"),
+        ({"c"}, "partly the prompt's"),
+        ({"a"}, "can't inflate it"),
+        ({"a", "e"}, "There is no e"),
     ],
-    answers=[speedup],
+    answers=[{"a", "c"}, ["c", "a"]],
+)
+
+
+def share(tokens, left_out, blocks):
+    return sum(t * n for t, n in zip(tokens, left_out, strict=True)) / blocks / sum(tokens)
+
+
+test_same_average = cases_of(
+    lesson_06.check_same_average,
+    stubs=[lambda *_: None],
+    mistakes=[
+        (lambda t, n, b: sum(n) / len(n) / b, "mean over prompts"),
+        (lambda t, n, b: share(t, n, b) * b, "mean token"),
+        (lambda t, n, b: 1 - share(t, n, b), "what stays"),
+        (lambda t, n, b: share(t, n, b) * sum(t), "Divide by all the tokens"),
+        (lambda t, n, b: 0.5, "is saved; yours is"),
+    ],
+    answers=[share],
+)
+
+
+def deal(choice, strata, seed, *, replace=False, within=True):
+    generator, dealt = np.random.default_rng(seed), choice.copy()
+    for stratum in np.unique(strata) if within else [None]:
+        rows = np.flatnonzero(strata == stratum) if within else np.arange(len(choice))
+        dealt[rows] = generator.choice(choice[rows], len(rows), replace=replace)
+    return dealt
+
+
+def in_place(choice, strata, seed):
+    choice[:] = deal(choice, strata, seed)
+    return choice
+
+
+test_control = cases_of(
+    lesson_06.check_control,
+    stubs=[lambda *_: None],
+    mistakes=[
+        (lambda c, s, seed: deal(c, s, seed, replace=True), "without replacement"),
+        (lambda c, s, seed: deal(c, s, seed, within=False), "another stratum"),
+        (lambda c, s, seed: c.copy(), "nothing was dealt"),
+        (lambda c, s, seed: deal(c, s, 0), "another seed"),
+        (lambda c, s, seed: deal(c, s, seed)[:10], "one number a prompt"),
+        (in_place, "Work on a copy"),
+    ],
+    answers=[deal],
+)
+
+
+def trees(tokens, entropy, states, learn):
+    columns = np.column_stack([np.log(tokens), entropy, states])
+    model = ExtraTreesRegressor(100, min_samples_leaf=4, random_state=0)
+    return model.fit(columns[: len(learn)], learn).predict(columns)
+
+
+test_signal = cases_of(
+    lesson_06.check_signal,
+    stubs=[lambda *_: None],
+    mistakes=[
+        (lambda t, e, s, y: np.log(t), "clearly better than length"),
+        (lambda t, e, s, y: np.ones(len(t)), "the same for all"),
+        (lambda t, e, s, y: -trees(t, e, s, y), "upside down"),
+        (lambda t, e, s, y: y, "one number for each"),
+        (lambda t, e, s, y: t * np.nan, "aren't finite"),
+    ],
+    answers=[trees],
 )
 
 

@@ -1,0 +1,181 @@
+"""Choices for each prompt, and what they are worth: harm and cost of a policy beside the static bypass at that cost.
+
+A choice is a column of the tables: which of the measured numbers of attentions each prompt leaves out. Tables are
+[prompts, numbers], 0 left out first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linprog
+
+from course_utils import checks
+from course_utils.prompt_harm import Record
+from course_utils.uncertainty import CONFIDENCE
+
+
+def seconds_saved(record: Record) -> np.ndarray:
+    """Share of all prompts' seconds that each prompt saves with each number, [prompts, numbers].
+
+    Reading the prompt and each token of the answer at batch 1: measured for a few lengths and numbers, between them
+    straight lines over the logarithm of the length and over the number.
+    """
+    lengths, numbers = np.log(record.seconds["lengths"]), record.seconds["numbers"]
+    prefill, decode = np.array(record.seconds["prefill"]), np.array(record.seconds["decode"])  # [lengths, numbers]
+    at = np.log(np.clip(record.tokens, *record.seconds["lengths"][:: len(lengths) - 1]))  # [prompts]
+
+    def between(table: np.ndarray) -> np.ndarray:
+        by_prompt = np.stack([np.interp(at, lengths, column) for column in np.log(table).T], axis=1)
+        return np.stack([np.interp(record.numbers, numbers, row) for row in np.exp(by_prompt)])
+
+    total = between(prefill) + record.answer_tokens[:, None] * between(decode)
+    return (total[:, :1] - total) / total[:, 0].sum()
+
+
+def cache_saved(record: Record, blocks: int) -> np.ndarray:
+    """Share of all prompts' key-value cache, at its fullest, that each prompt saves with each number.
+
+    Args:
+        record: of the prompts.
+        blocks: attentions of the model; each keeps the same for every token.
+    """
+    tokens = record.tokens + record.answer_tokens
+    return tokens[:, None] * np.array(record.numbers) / (blocks * tokens.sum())
+
+
+def outcome(harm: np.ndarray, saved: np.ndarray, choice: np.ndarray) -> tuple[float, float]:
+    """What is saved in all, and the mean harm, if prompt i takes column ``choice[i]``."""
+    rows = np.arange(len(choice))
+    return float(saved[rows, choice].sum()), float(harm[rows, choice].mean())
+
+
+def static_harm(harm: np.ndarray, saved: np.ndarray, target: float | np.ndarray) -> np.ndarray:
+    """Mean harm of leaving the same number out everywhere, at this saving.
+
+    Between two measured numbers: of the mixture in which a coin decides for each prompt.
+    """
+    return np.interp(target, saved.sum(0), harm.mean(0))
+
+
+def gap_to_static(
+    harm: np.ndarray,
+    saved: np.ndarray,
+    choice: np.ndarray,
+    documents: Sequence[str],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A policy's harm less that of the static bypass which saves as much, and its 95 % interval.
+
+    Documents are drawn with replacement, because prompts of one document resemble each other. The static arm is made
+    anew in each draw, at what the policy saves there: a draw with more long prompts changes both arms.
+
+    Args:
+        harm: [prompts, numbers].
+        saved: likewise.
+        choice: [prompts] columns.
+        documents: [prompts], where each comes from.
+        resamples: how many draws.
+        seed: of the draws.
+    """
+    rows, (_, groups) = np.arange(len(choice)), np.unique(documents, return_inverse=True)
+    own = np.stack([saved[rows, choice], harm[rows, choice], np.ones(len(rows))], axis=1)
+    units = np.zeros((groups.max() + 1, own.shape[1] + 2 * harm.shape[1]))
+    np.add.at(units, groups, np.concatenate([own, saved, harm], axis=1))
+
+    def gap(sums: np.ndarray) -> float:
+        own_saved, own_harm, count = sums[:3]
+        saved_at, harm_at = sums[3 : 3 + harm.shape[1]], sums[3 + harm.shape[1] :]
+        return (own_harm - np.interp(own_saved, saved_at, harm_at)) / count
+
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), resamples)
+    drawn = [gap(sums) for sums in weights @ units]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(gap(units.sum(0))), float(low), float(high)
+
+
+def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.ndarray:
+    """For each prompt the column of least ``guessed harm - price * saved``; [prompts].
+
+    Args:
+        guess: harm as it is expected, [prompts, numbers].
+        saved: [prompts, numbers].
+        price: nats a token that the whole saving is worth, for all prompts together.
+    """
+    return (guess - price * len(guess) * saved).argmin(1)
+
+
+def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
+    """The price at which ``cheapest_guess`` saves about ``target`` on these prompts.
+
+    Raises:
+        ValueError: even the largest number everywhere doesn't save so much.
+    """
+    if target > saved[:, -1].sum():
+        raise ValueError(f"At most {saved[:, -1].sum():.3f} can be saved; {target} was asked for.")
+    low, high = 0.0, 1e6
+    for _ in range(60):
+        middle = np.sqrt(max(low, 1e-9) * high)
+        if outcome(guess, saved, cheapest_guess(guess, saved, middle))[0] < target:
+            low = middle
+        else:
+            high = middle
+    return float(high)
+
+
+def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
+    """The least mean harm that any assignment of numbers to prompts can have at this saving: a linear programme.
+
+    A share x[i, n] of prompt i takes number n; shares of a prompt add up to 1, and together they save ``target``. At
+    most one prompt is split in the solution, so the bound is that of whole prompts but for one.
+
+    Raises:
+        ValueError: nothing saves so much.
+    """
+    prompts, numbers = harm.shape
+    each = sparse.kron(sparse.eye(prompts), np.ones((1, numbers)))  # [prompts, prompts * numbers]
+    found = linprog(
+        harm.ravel() / prompts,
+        A_ub=-saved.reshape(1, -1),
+        b_ub=[-target],
+        A_eq=each,
+        b_eq=np.ones(prompts),
+        bounds=(0, 1),
+        method="highs",
+    )
+    if not found.success:
+        raise ValueError(f"No assignment saves {target}: at most {saved.max(1).sum():.3f} can be saved.")
+    return float(found.fun)
+
+
+def split_half_ceiling(halves: np.ndarray) -> tuple[float, float]:
+    """How well a mean of two halves can be known, and how well anything could correlate with it.
+
+    The halves' rank correlation r gives the reliability of their mean, 2r / (1 + r) (Spearman and Brown, 1910); no
+    signal correlates better than the root of that, unless by luck.
+
+    Args:
+        halves: [prompts, 2]; rows with nan are left out.
+    """
+    from scipy.stats import spearmanr
+
+    known = halves[~np.isnan(halves).any(1)]
+    r = float(spearmanr(*known.T).statistic)
+    reliability = 2 * r / (1 + r)
+    return reliability, float(np.sqrt(max(reliability, 0.0)))
+
+
+def shuffled_within(choice: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
+    """The same choices, dealt anew among the prompts of each stratum."""
+    checks.whole_number("seed", seed)
+    generator, dealt = np.random.default_rng(seed), choice.copy()
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        dealt[rows] = generator.permutation(choice[rows])
+    return dealt
