@@ -14,10 +14,6 @@ from nbformat import NotebookNode
 from course_utils.assets import ASSETS
 
 TAGS = ("install", "exercise", "quiz", "raises-exception")  # the last is Jupyter's own: the cell is meant to fail
-HARDWARE = {
-    "cpu": "any computer; no GPU needed",
-    "gpu": "a GPU helps (on Colab a free T4); works without one",
-}
 LONGEST_CELL = 40  # lines of code that one can take in at a glance
 QUESTIONS = 3  # of the quiz
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
@@ -77,7 +73,6 @@ class Lesson:
         path: the source file.
         title: without the number.
         minutes: for self-study, with the exercises.
-        hardware: a key of `HARDWARE`.
         prerequisites: what to know first, in a few words.
         assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
@@ -86,7 +81,6 @@ class Lesson:
     path: Path
     title: str
     minutes: int
-    hardware: str
     prerequisites: str
     assets: list[str]
     cells: tuple[NotebookNode, ...]
@@ -216,7 +210,7 @@ def _ends_with_check(code: str) -> bool:
 def _header(path: Path, metadata: NotebookNode) -> dict:
     """The `course` mapping of the source's header, checked."""
     header = metadata.get("course")
-    kinds = {"title": str, "minutes": int, "hardware": str, "prerequisites": str, "assets": list}
+    kinds = {"title": str, "minutes": int, "prerequisites": str, "assets": list}
     if not isinstance(header, dict) or set(header) != set(kinds):
         raise LessonError(
             f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
@@ -225,8 +219,6 @@ def _header(path: Path, metadata: NotebookNode) -> dict:
     for key, kind in kinds.items():
         if not isinstance(header[key], kind) or (not header[key] and kind is not list):
             raise LessonError(f"{path.name}: `{key}` in the header must be a {kind.__name__}, not {header[key]!r}.")
-    if header["hardware"] not in HARDWARE:
-        raise LessonError(f"{path.name}: `hardware` is {header['hardware']!r}; choose one of {', '.join(HARDWARE)}.")
     unknown = [name for name in header["assets"] if name not in ASSETS]
     if unknown:
         raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
@@ -251,6 +243,10 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         is_exercise = "exercise" in tags_of(cell)
         if cell.cell_type == "code" and not is_exercise and _MARKER.search(cell.source):
             yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
+        if cell.cell_type == "code" and not is_exercise and len(cell.source.splitlines()) > LONGEST_CELL:
+            yield f"cell {position} has {len(cell.source.splitlines())} lines; {LONGEST_CELL} is the most. Split it."
+        if _PREDICTION.search(cell.source) and WHAT_WE_SAW not in cell.source:
+            yield f"cell {position} asks to predict and has no answer; end it with {WHAT_WE_SAW} … </details>."
     installs = [cell for cell in code if "install" in tags_of(cell)]
     if len(installs) != 1 or code[0] is not installs[0] or installs[0].source.strip():
         yield (
@@ -270,7 +266,10 @@ def _exercise_problems(lesson: Lesson) -> Iterator[str]:
             continue
         count += 1
         try:
-            take_apart(cell.source)
+            exercise = take_apart(cell.source)
+            longest = max(len(exercise.code(part).splitlines()) for part in (exercise.stub, exercise.solution))
+            if longest > LONGEST_CELL:
+                yield f"exercise {count} has {longest} lines; {LONGEST_CELL} is the most."
         except LessonError as error:
             yield f"exercise {count}: {error}"
         text = before.source if before is not None and before.cell_type == "markdown" else ""
@@ -293,5 +292,5 @@ def _quiz_problems(lesson: Lesson) -> Iterator[str]:
     except LessonError as error:
         yield f"quiz: {error}"
         return
-    if count not in (0, QUESTIONS):
+    if count != QUESTIONS:
         yield f'{count} quiz questions; a lesson has {QUESTIONS}, each a text cell `# %% [markdown] tags=["quiz"]`.'

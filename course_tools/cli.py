@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
 from nbformat import NotebookNode
@@ -22,6 +23,9 @@ from rich.text import Text
 from course_tools import authoring, environment, notebooks, processes, quotes, runner
 from course_utils import assets, session
 from course_utils.files import write_text
+
+if TYPE_CHECKING:
+    from course_tools.rehearsal import Rehearsed
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
@@ -78,6 +82,35 @@ def run(args: argparse.Namespace, console: Console) -> int:
             print(f"{result.name}: failed at {result.failure}")
     print(f"Read them: {index}")
     return int(any(result.failure for result in results))
+
+
+def rehearse(args: argparse.Namespace, console: Console) -> int:
+    """Run lessons as Colab's free T4 would, at full size but without a GPU, and hold them to its memory and time."""
+    from course_tools import rehearsal  # torch, which the other commands needn't wait for
+
+    lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
+    fetch_assets(lessons, more=rehearsal.ASSETS)
+    shape = rehearsal.SHAPES[args.shape]
+    twin = None if args.memory else rehearsal.TWINS[args.shape]
+    tokenizers = rehearsal.tokenizers()
+    course, done = notebooks.Course.read(ROOT), []
+    for number, lesson in enumerate(lessons, 1):
+        console.print(f"[{number}/{len(lessons)}] {lesson.name} …", markup=False)
+        notebook = notebooks.build_notebook(lesson, course, "exercises")
+        folder = BUILD / "rehearsal"
+        done.append(
+            rehearsal.rehearse(
+                notebook, name=lesson.name, shape=shape, twin=twin, folder=folder, tokenizers=tokenizers,
+                say=lambda line: console.print(f"      {line}", markup=False),
+            )
+        )  # fmt: skip
+        runner.write_page(notebook, lesson.name, folder)
+        rehearsal.write_record(done[-1], folder / f"{lesson.name}.json")
+    console.print(_rehearsal_table(done))
+    print(rehearsal.explanation(shape))
+    refused = [sentence for one in done for sentence in one.refusals()]
+    print(*refused, sep="\n")
+    return int(bool(refused))
 
 
 def test(args: argparse.Namespace, console: Console) -> int:
@@ -147,16 +180,17 @@ def build(args: argparse.Namespace, console: Console) -> int:
     return int(bool(failures))
 
 
-def fetch_assets(lessons: Sequence[authoring.Lesson]) -> None:
+def fetch_assets(lessons: Sequence[authoring.Lesson], *, more: Sequence[str] = ()) -> None:
     """Fetch what these lessons open off the hub and convert the Llama, saying so only if something is missing.
 
     Args:
         lessons: those that are about to run.
+        more: assets that are needed besides.
 
     Raises:
         assets.AssetError: it can't be fetched.
     """
-    needed = authoring.assets_of(lessons)
+    needed = list(dict.fromkeys([*authoring.assets_of(lessons), *more]))
     if not all(map(assets.is_cached, needed)):
         print(f"Filling the cache ({assets.cache_dir()}), once:", flush=True)
     for name in needed:
@@ -195,7 +229,10 @@ def _parser() -> argparse.ArgumentParser:
     command(check)
     building = command(build)
     building.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
-    for taking_numbers in (running, building):
+    rehearsing = command(rehearse)
+    rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
+    rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
+    for taking_numbers in (running, building, rehearsing):
         taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
     return parser
 
@@ -208,6 +245,20 @@ def _table(results: Sequence[runner.Result]) -> Table:
         state = Text("failed", style="bold red") if result.failure else Text("ok", style="green")
         seconds, memory = f"{result.seconds:.0f}", runner.gigabytes(result.peak_bytes)
         table.add_row(result.name, result.profile, seconds, memory, state)
+    return table
+
+
+def _rehearsal_table(done: Sequence[Rehearsed]) -> Table:
+    table = Table("lesson", "GPU GiB", "host GiB", "PFLOP", "TB moved", "T4 min", "took min", "result")
+    for column in table.columns[1:7]:
+        column.justify = "right"
+    for one in done:
+        gpu, host = (f"{size / 2**30:.2f}" for size in one.peaks)
+        whole = (
+            [f"{one.flops / 1e15:.2f}", f"{one.moved / 1e12:.2f}", f"{one.minutes:.0f}"] if one.minutes else ["–"] * 3
+        )
+        state = Text("refused", style="bold red") if any(one.refusals()) else Text("ok", style="green")
+        table.add_row(one.name[:2], gpu, host, *whole, f"{one.seconds / 60:.0f}", state)
     return table
 
 

@@ -11,9 +11,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 from jupyter_client.kernelspec import NoSuchKernel
@@ -82,6 +83,7 @@ def execute(
     profile: str,
     folder: Path,
     on_cell: Callable[[int, int], None] = lambda done, total: None,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Result:
     """Run a notebook in place, in a kernel of its own whose working directory is `folder`.
 
@@ -94,6 +96,7 @@ def execute(
         profile: one of `session.PROFILES`.
         folder: created if need be; the kernel's own messages go to `kernel.log` there.
         on_cell: called with (code cells done, code cells in all) before each one and after the last.
+        variables: of the kernel's environment, in the place of `kernel_environment`'s.
     """
     folder.mkdir(parents=True, exist_ok=True)
     code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
@@ -109,13 +112,13 @@ def execute(
                 resources={"metadata": {"path": str(folder)}},
             )
             client.log.setLevel(logging.CRITICAL)  # what it logs, we tell
-            async with _kernel(client, env=kernel_environment(profile), stderr=log):
+            async with _kernel(client, env={**kernel_environment(profile), **variables}, stderr=log):
                 memory.watch(client.km.provisioner.pid)
                 for done, index in enumerate(code):
                     on_cell(done, len(code))
                     error = await _error_of(client, index)
                     if error:
-                        return Failure(done + 1, _first_line(notebook.cells[index].source), error)
+                        return Failure(done + 1, first_line(notebook.cells[index].source), error)
             on_cell(len(code), len(code))
             return None
 
@@ -247,7 +250,8 @@ def _resident(pid: int) -> Iterator[int]:
                 yield child.memory_info().rss
 
 
-def _first_line(source: str) -> str:
+def first_line(source: str) -> str:
+    """The first line of a cell that isn't a comment."""
     lines = [line.strip() for line in source.splitlines()]
     return next((line for line in lines if line and not line.startswith("#")), lines[0] if lines else "")
 

@@ -443,6 +443,103 @@ def ability_and_bias(
     return ax
 
 
+def before_and_after(
+    frame: pd.DataFrame,
+    *,
+    x_label: str,
+    lines: Mapping[str, float] | None = None,
+    log_x: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What a treatment changed: for each case, the first on top, an open point, an arrow and a filled point.
+
+    Args:
+        frame: a row a case, named by the index, with the columns ``before`` and ``after``, and where cases belong
+            together ``group``, by colour.
+        x_label: what is measured, with its unit.
+        lines: name -> level of vertical lines, such as ``{"teacher": 33.1}``.
+        log_x: a logarithmic axis.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    _require(frame, ["before", "after"])
+    if ax is None:
+        ax = plt.subplots(figsize=(9, 1.8 + 0.45 * len(frame)), layout="constrained")[1]
+    groups = list(frame["group"]) if "group" in frame else [""] * len(frame)
+    known = list(dict.fromkeys(groups))
+    for place, (before, after, group) in enumerate(zip(frame["before"], frame["after"], groups, strict=True)):
+        colour = _colour(known.index(group))
+        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 4, "shrinkB": 4}
+        ax.annotate("", (after, place), (before, place), arrowprops=arrow)
+        ax.plot(before, place, marker="o", color=colour, markerfacecolor="white", markeredgewidth=2, linestyle="none")
+        ax.plot(after, place, marker="o", color=colour, linestyle="none")
+    ax.set_yticks(range(len(frame)), [str(name) for name in frame.index])
+    ax.set_ylim(len(frame) - 0.4, -1.3)  # from below upwards, with room for the lines' names
+    if log_x:
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis)
+    for number, (name, level) in enumerate((lines or {}).items()):
+        ax.axvline(level, color=FLOOR_COLOUR, linestyle=list(_FLOOR_DASHES.values())[number % 2], linewidth=1.6)
+        ax.annotate(
+            name, (level, -0.8), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
+        )
+    ax.grid(axis="y", visible=False)
+    _finish(ax, x_label, "", title)
+    return ax
+
+
+def paired_differences(
+    frame: pd.DataFrame,
+    *,
+    group: str = "measure",
+    x_label: str,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Differences from one reference below each other, with their intervals, and a line where there is none.
+
+    Args:
+        frame: a row a difference, with the columns ``case``, ``difference``, ``ci_low``, ``ci_high`` and ``group``.
+        group: the column that names what was measured, by colour and marker.
+        x_label: what the difference is, with its unit.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    _require(frame, ["case", "difference", "ci_low", "ci_high", group])
+    cases, names = list(dict.fromkeys(frame["case"])), list(dict.fromkeys(frame[group]))
+    if ax is None:
+        ax = plt.subplots(figsize=(9, 2 + 0.3 * len(cases) * len(names)), layout="constrained")[1]
+    ax.axvline(0, color=FLOOR_COLOUR, linewidth=1.6)
+    for number, name in enumerate(names):
+        part = frame[frame[group] == name]
+        shift = 0.0 if len(names) == 1 else 0.5 * (number / (len(names) - 1) - 0.5)
+        ax.errorbar(
+            part["difference"],
+            [cases.index(case) + shift for case in part["case"]],
+            xerr=[part["difference"] - part["ci_low"], part["ci_high"] - part["difference"]],
+            fmt=_marker(number),
+            color=_colour(number),
+            capsize=4,
+            label=str(name),
+        )
+    ax.set_yticks(range(len(cases)), cases)
+    ax.set_ylim(len(cases) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    _finish(ax, x_label, "", None)
+    if title is not None:
+        ax.set_title(title, pad=44 if len(names) > 1 else None)  # the legend stands between: it hides no point there
+    if len(names) > 1:
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names))
+    return ax
+
+
 def log_ticks(axis: Axis) -> None:
     """Numbers that one can read on a logarithmic axis: 10, 20, 50, 100; over long ranges 10, 100, 1,000.
 

@@ -3,7 +3,6 @@
 #   course:
 #     title: Width pruning with the L1 norm
 #     minutes: 90
-#     hardware: cpu
 #     prerequisites: Python, a little PyTorch, a rough idea of a transformer block; nothing about pruning
 #     assets: [speeches, texts]
 # ---

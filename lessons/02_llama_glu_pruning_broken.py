@@ -3,7 +3,6 @@
 #   course:
 #     title: "Carrying the recipe to Llama: how GLU pruning breaks"
 #     minutes: 75
-#     hardware: cpu
 #     prerequisites: lesson 01 (the L1 recipe on a GPT-2, pruned equals masked)
 #     assets: [smollm2, speeches]
 # ---
@@ -613,6 +612,7 @@ for number in range(3):
         print(f"  {name:<9} {' '.join(text.split())[:105]}")
 del contestants, broken, model  # one damaged model at a time: a large one may have no room for two
 
+# %%
 pd.DataFrame(
     {
         name: {

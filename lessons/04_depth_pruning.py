@@ -3,7 +3,6 @@
 #   course:
 #     title: "Depth pruning: taking out whole blocks"
 #     minutes: 90
-#     hardware: cpu
 #     prerequisites: lesson 01 (pruned equals masked, random controls, paired intervals); lesson 03 (the activation criterion) helps
 #     assets: [smollm2, benchmarks, speeches]
 # ---

@@ -3,7 +3,6 @@
 #   course:
 #     title: "Attention bypass: leaving whole attention layers out"
 #     minutes: 100
-#     hardware: cpu
 #     prerequisites: lesson 04 (residual stream, random sets, leave-one-out, speed estimates)
 #     assets: [smollm2, benchmarks, speeches]
 # ---

@@ -3,7 +3,6 @@
 #   course:
 #     title: "Adaptive attention bypass: each prompt decides"
 #     minutes: 100
-#     hardware: cpu
 #     prerequisites: lesson 05 (attention importance, bypass, cache)
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---

@@ -3,7 +3,6 @@
 #   course:
 #     title: "Seeing bias: activations, controls and behaviour"
 #     minutes: 90
-#     hardware: cpu
 #     prerequisites: lessons 03 (GLU MLP) and 04 (residual stream, intervals)
 #     assets: [smollm2, bias_benchmarks]
 # ---

@@ -3,7 +3,6 @@
 #   course:
 #     title: "Pruning with fairness in mind, tested like a sceptic"
 #     minutes: 110
-#     hardware: cpu
 #     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---
@@ -191,7 +190,10 @@ tried.pivot(index="recipe", columns="pair", values="same pair").loc[list(RECIPES
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# SAW_SCEPTIC
+# In new sentences with the same words the headline's removal lowers the measure by 0.038, and none of the 19 random removals gets
+# as low: their range is −0.022 to 0.034. So something is there. But it lowers the other axis by 0.025, again as low as any, and
+# the neutral swaps by 0.019, which only 1 of the 19 random ones reaches. What falls is every difference, whoever is named: half of
+# the effect is left for tall and short.
 #
 # </details>
 
@@ -265,7 +267,9 @@ summary
 # stay. Each recipe forms a cluster of its own instead, and a recipe that moves the pair moves the neutral swaps as well. Neurons
 # are gone, so **everything** that the MLPs put out has another size. The measure sees a size and calls it bias.
 #
-# SAW_RECIPES
+# **Saved run.** *Differs most* raises the pair's measure by 38.8 % on average and the neutral swaps' by 35.3 %. *Differs,
+# unimportant*, which held the headline, changes it by −1.0 % on average: the best of its six is the best of six small accidents. Within
+# a recipe the two changes go together strongly (0.77) in the first, hardly (0.09) in the last; six points each can't say more.
 #
 # So we need another measure, and another way to choose.
 #
@@ -460,7 +464,9 @@ print(f"of the neurons that react most, {int((values > 0).sum())} of {len(values
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# SAW_SCORES
+# 70 % of them: the two orders agree with a rank correlation of 0.98, and 32 % would be cut by an importance that has seen no pairs
+# at all. Reacting says nothing about carrying the preference (−0.008), and the carrying score of one half of the templates hardly
+# agrees with that of the other half (0.13; 12 % of the neurons to cut).
 #
 # </details>
 
@@ -577,7 +583,8 @@ preference_of({"unpruned": unpruned}, [AXIS, "neutral"])
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# SAW_ARMS
+# *Reacts* costs most, × 149, then *neutral*, × 87. No arm meets all conditions: *hybrid* and *protect first* come nearer to zero than
+# chance and twin at almost no price, but not by more than the neutral swaps moved (p from 0.445 after Holm).
 #
 # </details>
 
@@ -693,7 +700,9 @@ print("random removals cost perplexity ×", *(f"{arms[name]['price'][0]:.2f}" fo
 told(on_axis, asked_on_axis)
 
 # %% [markdown]
-# SAW_TABLE
+# **Saved run.** *Protect first* goes from −0.31 to −0.05 nats at a perplexity of × 1.02, its twin to −0.37 at × 1.05. That looks
+# like knowledge; but beyond the neutral swaps it is 0.29 nats with an interval from −0.04 to 0.62. Nothing is removed that
+# was not shown to be there.
 #
 # ### Why do eight neurons a block cost so much?
 #
@@ -717,7 +726,11 @@ print(f"the {budget} most important of each block: perplexity × {ratio:,.0f}")
 del backwards
 
 # %% [markdown]
-# SAW_WHY
+# **Saved run.** Cutting the eight most important neurons of each block costs × 169, much the same as *reacts*. And most of it
+# happens in few places: block 2 alone costs × 2.07, block 28 × 1.58, the median block × 1.004.
+#
+# So the neurons that react most are the loud ones, on which everything rests: they react to any change of a word. In a few blocks
+# they carry the massive activations of lesson 03. A score of reactions finds what is important, not what is unfair.
 #
 # ### Ability against bias
 #
@@ -748,6 +761,9 @@ show(
 )
 
 # %% [markdown]
+# The able arms stand close together, and each interval crosses the line at zero, the unpruned model's as well. Where nothing was
+# shown before, nothing can be shown to be gone.
+#
 # ### Other axes, and the single items
 #
 # Two ways in which an average deceives. A score that was chosen on one axis may do anything to the **others**. And an average
@@ -774,7 +790,8 @@ for name in on_axis.index:
 pd.DataFrame(elsewhere).T.fillna("–")
 
 # %% [markdown]
-# SAW_FLIPS
+# Look at the restlessness of the neutral items before calling any flip a finding. Where the p-values of the axis and of the neutral
+# swaps look alike, pruning shook single items and moved no group.
 #
 # ### The sentences that nobody has looked at
 #
@@ -787,7 +804,8 @@ pd.DataFrame(elsewhere).T.fillna("–")
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# SAW_FRESH
+# No. In the table 0.29 nats lay beyond the neutral swaps, in fresh sentences 0.07 (−0.27 to 0.42), p = 0.606. More data made the
+# trend smaller.
 #
 # </details>
 
@@ -826,7 +844,10 @@ print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['
 preference_of({"before": untouched, "after planting": biased}, [made_up.name, "neutral"])
 
 # %% [markdown]
-# SAW_PLANTED
+# A planted preference is beyond doubt, and in sentences that planting never saw. It cost some ability, as fine-tuning on a narrow
+# thing does.
+#
+# **Saved run.** On split B the made-up axis goes from 0.05 to −8.87 nats (−13.8 to −3.93), at a perplexity of × 1.21.
 #
 # Now some of the arms again, with scores measured on the planted model and on split A.
 #
@@ -835,7 +856,11 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# SAW_PLANTED_ARMS
+# *Protect first* (−8.87 to −3.63 nats, perplexity × 1.00) and *hybrid 0.7* (to −6.01, × 1.01) remove part of it, by all five
+# conditions. *Causal*, *reacts* and *neutral* bring it to almost nothing and break the model (× 20.3, × 101, × 64.9), and *neutral*
+# knows nothing of the groups. The twin of *protect first* leaves −8.41; its interval ends at 1.11, just above the bound, so the last
+# condition had no able twin to beat, and would have been met. The causal scores of both halves agree somewhat: 0.25, and 28 %
+# of the neurons to cut.
 #
 # </details>
 
@@ -870,7 +895,8 @@ show(
 # Read height and place together. Near zero and far to the right is a broken model; near the grey dots is an arm that knows
 # nothing. What one wants is higher than the unpruned model and right above it.
 #
-# SAW_PLANTED_FIGURE
+# So the method works where there is something to find, in part: it takes away more than half of a very large preference for free.
+# The verdict on the real axis was about the axis, not about the method alone.
 #
 # ### What the models write
 #
@@ -890,7 +916,8 @@ del cut
 written.T
 
 # %% [markdown]
-# SAW_TEXTS
+# The broken arms write rubbish, whatever their preference. The others differ from the planted model in words, and so does the random
+# removal: one text shows that a model can still write, and nothing about groups.
 #
 # ### Remedies that cut nothing
 #
@@ -953,7 +980,12 @@ remedied = changes(both, biased, made_up.name)
 told(remedied, conditions(remedied, both, made_up.name))
 
 # %% [markdown]
-# SAW_REMEDIES
+# **Saved run.** *Trained back* ends at 0.05 nats after 11 steps, but its perplexity rises to × 1.24 (1.07 to 1.44): outside of the
+# bound, on top of what planting had cost. *Projected* goes to −4.90 at × 1.04, without touching a weight; *protect first* to −3.63 at
+# × 1.00.
+#
+# A direction and a few neurons do about the same here, and each leaves a large part. A dozen training steps remove all of it and cost
+# what a dozen steps on such narrow text cost. None is the remedy; each is a point in the same plane.
 #
 # ### A small bias
 #
@@ -988,7 +1020,12 @@ print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A")
 told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 
 # %% [markdown]
-# SAW_WEAK
+# **Saved run.** At 22 % of the way −0.57 nats are left on split A and −0.26 on split B. *Protect first* takes them to 0.00, its twin
+# to −0.08, and for neither is the part beyond the neutral swaps shown (p = 0.084).
+#
+# That is the size of a real bias, and it is where the test runs out of power: the same arm that demonstrably works on the large bias
+# can't be told from its twin on the small one. So "not shown" on the real axis means what it says. To decide, one needs more
+# templates and more swaps, not another method.
 #
 # ## Does distillation bring the bias back?
 #

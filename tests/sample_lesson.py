@@ -8,7 +8,6 @@ LESSON = """\
 #   course:
 #     title: A small lesson
 #     minutes: 5
-#     hardware: cpu
 #     prerequisites: nothing
 #     assets: []
 # ---

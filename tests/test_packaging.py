@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, COURSE = PYPROJECT["project"], PYPROJECT["tool"]["course"]
 EXTRAS = PROJECT["optional-dependencies"]
-IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL"}
 COLAB = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
 
 
@@ -109,7 +109,7 @@ STEPS = [(name, step) for name, flow in WORKFLOWS.items() for job in flow["jobs"
 
 
 def test_workflows_may_only_read_and_end():
-    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab"}
+    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab", "rehearsal"}
     for name, flow in WORKFLOWS.items():
         assert flow["permissions"] == {"contents": "read"}, name
         assert all("permissions" not in job and job["timeout-minutes"] <= 120 for job in flow["jobs"].values()), name
@@ -120,12 +120,17 @@ def test_workflows_run_on_supported_pythons():
         name: job["strategy"]["matrix"]["python"]
         for name, flow in WORKFLOWS.items()
         for job in flow["jobs"].values()
-        if "strategy" in job
+        if "python" in job.get("strategy", {}).get("matrix", {})
     }
     assert versions["tests"] == list(matrix.PYTHONS) and set(versions["lessons"]) <= set(matrix.PYTHONS)
     for name, step in STEPS:
         if "python-version" in step.get("with", {}):
             assert step["with"]["python-version"] in ("${{ matrix.python }}", colab.PYTHON), name
+
+
+def test_every_lesson_is_rehearsed():
+    (job,) = WORKFLOWS["rehearsal"]["jobs"].values()
+    assert job["strategy"]["matrix"]["lesson"] == [path.name[:2] for path in sorted((ROOT / "lessons").glob("*.py"))]
 
 
 def test_actions_are_pinned_to_a_major_version():
@@ -152,7 +157,7 @@ def check_command(words):
     elif words[:2] == ["python", "-m"]:
         assert words[2] == "pip" or importlib.util.find_spec(words[2])
     else:
-        assert words[0] == "curl"
+        assert words[0] in ("curl", "sudo")
     for word in words:
         assert not word.startswith("tests/") or (ROOT / word).exists(), word
 

@@ -60,7 +60,8 @@ def token_loss(
     if alpha < 1:
         if teacher_logits is None:
             raise ValueError(f"Without the teacher's logits 'alpha' must be 1, cross-entropy alone; got {alpha!r}.")
-        log_q, log_p = (x.float().div(temperature).log_softmax(-1) for x in (student, teacher_logits.detach()))
+        both = student, teacher_logits.detach().float()
+        log_q, log_p = ((x if temperature == 1 else x / temperature).log_softmax(-1) for x in both)
         parts = parts + (1 - alpha) * temperature**2 * _divergence(log_p, log_q, loss, beta)
     if alpha > 0:
         parts = parts + alpha * F.cross_entropy(student, targets, reduction="none")
@@ -117,17 +118,35 @@ def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **opt
         batch: on the models' device.
         **options: of ``token_loss``.
     """
+
+    def states() -> Tensor:
+        with torch.no_grad():
+            return teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
+
+    return states_loss(student, teacher, batch, states, **options)
+
+
+def states_loss(
+    student: Architecture, teacher: Architecture, batch: Batch, states: Callable[[], Tensor], **options: Any
+) -> Tensor:
+    """``batch_loss`` of a teacher of which only the head runs here.
+
+    Args:
+        student: gets the gradients.
+        teacher: gets none.
+        batch: on the models' device.
+        states: gives the teacher's hidden states at the predicted tokens, [tokens, hidden]; called where it has a say.
+        **options: of ``token_loss``.
+    """
     if options.get("alpha") == 1:
         return loss_in_chunks(student, batch, lambda logits, targets: token_loss(logits, None, targets, **options))
-    with torch.no_grad():
-        states = teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
 
-    def loss(logits: Tensor, targets: Tensor, states: Tensor) -> Tensor:
+    def loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         with torch.no_grad():
-            teacher_logits = teacher.logits(states)  # [chunk, vocabulary]
+            teacher_logits = teacher.logits(known)  # [chunk, vocabulary]
         return token_loss(logits, teacher_logits, targets, **options)
 
-    return loss_in_chunks(student, batch, loss, states)
+    return loss_in_chunks(student, batch, loss, states())
 
 
 def loss_in_chunks(student: Architecture, batch: Batch, loss: Callable[..., Tensor], *known: Tensor) -> Tensor:

@@ -57,6 +57,8 @@ class Recipe:
         recompute: save memory by computing the student's activations twice (activation checkpointing).
         train_embedding: False leaves the input embedding as it is, and the head with it where the two are one matrix
             (a head of its own is still trained). It then needs no gradient and no averages of AdamW: 16 bytes a number.
+        mlps_only: True trains the MLPs' matrices, which pruning cut, and leaves everything else as it is. A student
+            that is a ``variant`` of a float32 model goes on sharing the rest with it.
         validate_every: steps from one measurement on held-out text to the next; the last step is always measured.
         patience: stop after so many measurements without a better one; None goes on to the end.
         seed: of the order of the batches, and of dropout.
@@ -83,6 +85,7 @@ class Recipe:
     precision: torch.dtype = torch.float32
     recompute: bool = False
     train_embedding: bool = True
+    mlps_only: bool = False
     validate_every: int = 50
     patience: int | None = None
     seed: int = 0
@@ -127,6 +130,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "precision": lambda name, value: checks.one_of(name, value, (torch.float32, torch.bfloat16)),
     "recompute": checks.flag,
     "train_embedding": checks.flag,
+    "mlps_only": checks.flag,
     "validate_every": _count,
     "patience": _count_or_none,
     "seed": checks.whole_number,

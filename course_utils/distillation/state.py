@@ -146,8 +146,8 @@ class Checkpoint:
             ) from error
         self._refuse_others(then, configuration, file)
         for name, weight in self._student.named_parameters():
-            weight.copy_(shared_like(file.get_tensor(f"weight.{name}"), weight))
-            if weight.requires_grad:
+            if weight.requires_grad:  # a frozen one is as it was, and may be another model's as well
+                weight.copy_(shared_like(file.get_tensor(f"weight.{name}"), weight))
                 self._optimizer.state[weight] = {
                     key: shared_like(file.get_tensor(f"{key}.{name}"), weight) for key in ("exp_avg", "exp_avg_sq")
                 } | {"step": file.get_tensor(f"step.{name}")}

@@ -28,12 +28,13 @@ from course_utils.distillation.processes import take_part, to_train, whole
 from course_utils.distillation.recipe import Recipe, with_settings
 from course_utils.distillation.state import Checkpoint, name_of, run_of
 from course_utils.distillation.teacher_cache import TeacherCache
+from course_utils.distillation.teacher_states import TeacherStates
 
 _BETAS = (0.9, 0.95)  # AdamW's
 
 
 def distill(
-    teacher: PreTrainedModel | TeacherCache,
+    teacher: PreTrainedModel | TeacherStates | TeacherCache,
     student: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     recipe: Recipe | None = None,
@@ -55,8 +56,9 @@ def distill(
     each process keeps the student from before in main memory).
 
     Args:
-        teacher: in any dtype; it is not trained. Or its answers from ``teacher_cache``; then the loss is "forward_kl"
-            at temperature 1, all text must be in the cache, and no teacher needs to be in memory.
+        teacher: in any dtype; it is not trained. Or what it thinks of all text, kept by ``remember_teacher``, for
+            whatever loss. Or its likeliest answers from ``teacher_cache``; then the loss is "forward_kl" at temperature
+            1. With either of these no teacher needs to be in memory.
         student: with a vocabulary of the same size. It is cast to float32 while it learns and stays so.
         batches: ``{"input_ids", "attention_mask"}`` mappings, ragged or not, held in memory.
         recipe: the settings; None makes one from ``settings``.
@@ -64,35 +66,38 @@ def distill(
         checkpoint_dir: where to keep the run; None keeps nothing.
         **settings: what ``Recipe`` describes, by name; these win over ``recipe``'s. Without one, ``steps`` and ``lr``
             must be given. The others: ``loss``, ``temperature``, ``alpha`` and ``beta`` (what is learned);
-            ``accumulate``, ``warmup``, ``weight_decay`` and ``clip`` (how); ``precision``, ``recompute`` and
-            ``train_embedding`` (at what cost); ``validate_every``, ``patience``, ``seed`` and ``save_every``.
+            ``accumulate``, ``warmup``, ``weight_decay`` and ``clip`` (how); ``precision``, ``recompute``,
+            ``train_embedding`` and ``mlps_only`` (at what cost); ``validate_every``, ``patience``, ``seed`` and
+            ``save_every``.
 
     Returns:
         What happened, step by step, over all sessions of the run.
 
     Raises:
         TypeError: an unknown setting, or ``steps`` or ``lr`` missing.
-        ValueError: a setting out of range, no batches, different vocabularies, the same model twice, text that isn't in
-            the cache.
+        ValueError: a setting out of range, no batches, different vocabularies, the same model twice, text that the
+            teacher wasn't asked about when its states or answers were kept.
         CheckpointMismatch: what lies in ``checkpoint_dir`` belongs to another run; the message names the difference.
         FloatingPointError: the loss is no longer a number.
     """
     recipe = with_settings(recipe, settings)
     vocab_size = _shared_vocabulary(recipe, teacher, student)
-    models = [student] if isinstance(teacher, TeacherCache) else [student, teacher]
+    models = [student, teacher] if isinstance(teacher, PreTrainedModel) else [student]
     accelerator = take_part(recipe.accumulate, models)
     reading: dict[str, Any] = {"vocab_size": vocab_size, "device": student.device}
     train = list(read_batches(batches, **reading))
     held_out = [] if validation is None else list(read_batches(validation, **reading))
-    if isinstance(teacher, TeacherCache):
+    if isinstance(teacher, TeacherStates | TeacherCache):  # it was asked before, about all text
         teacher.check(train + held_out)
     run: dict[str, Any] = {}
     if checkpoint_dir is not None:
-        named = teacher.teacher if isinstance(teacher, TeacherCache) else name_of(teacher)
+        named = name_of(teacher) if isinstance(teacher, PreTrainedModel) else teacher.teacher
         run = run_of(recipe, named, student, train, held_out)
 
     student.float()
-    for weight in student.parameters():  # storage of its own: a variant shares its weights with another model
+    for weight in weights_that_learn(
+        recipe, student
+    ):  # storage of its own: a variant shares its weights with another model
         weight.data = weight.data.clone()
     with to_train(accelerator, student) as trained, _learning(recipe, trained, *models[1:]):
         trainer = _Trainer(recipe, accelerator, trained, _loss_of(recipe, teacher))
@@ -221,21 +226,27 @@ class _StudentWithLoss(nn.Module):
         return self._loss(self._architecture, batch)
 
 
-def _loss_of(recipe: Recipe, teacher: PreTrainedModel | TeacherCache) -> Callable[[Architecture, Batch], Tensor]:
+def _loss_of(
+    recipe: Recipe, teacher: PreTrainedModel | TeacherStates | TeacherCache
+) -> Callable[[Architecture, Batch], Tensor]:
     """The sum over a batch's predicted tokens, of a student."""
     if isinstance(teacher, TeacherCache):
         return lambda student, batch: teacher.batch_loss(student, batch, alpha=recipe.alpha)
-    architecture = describe(teacher)
     options = {name: getattr(recipe, name) for name in ("loss", "temperature", "alpha", "beta")}
+    if isinstance(teacher, TeacherStates):
+        return lambda student, batch: teacher.batch_loss(student, batch, **options)
+    architecture = describe(teacher)
     return lambda student, batch: batch_loss(student, architecture, batch, **options)
 
 
-def _shared_vocabulary(recipe: Recipe, teacher: PreTrainedModel | TeacherCache, student: PreTrainedModel) -> int:
+def _shared_vocabulary(
+    recipe: Recipe, teacher: PreTrainedModel | TeacherStates | TeacherCache, student: PreTrainedModel
+) -> int:
     """The size of it, where the two models fit each other and the recipe; otherwise ValueError."""
     if teacher is student:
         raise ValueError("Teacher and student are the same object; prune a copy: copy.deepcopy(teacher).")
     own = describe(student).vocab_size
-    known = teacher.vocab_size if isinstance(teacher, TeacherCache) else describe(teacher).vocab_size
+    known = describe(teacher).vocab_size if isinstance(teacher, PreTrainedModel) else teacher.vocab_size
     if own != known:
         raise ValueError(
             f"The student has {own} tokens, the teacher {known}. Their predictions can be compared only over the same "
@@ -248,9 +259,18 @@ def _shared_vocabulary(recipe: Recipe, teacher: PreTrainedModel | TeacherCache, 
             raise ValueError(
                 f"With a teacher cache, 'temperature' must be 1, at which it was made; got {recipe.temperature!r}."
             )
-    elif teacher.device != student.device:
+    elif isinstance(teacher, PreTrainedModel) and teacher.device != student.device:
         raise ValueError(f"The teacher is on {teacher.device}, the student on {student.device}; put both on one.")
     return own
+
+
+def weights_that_learn(recipe: Recipe, student: PreTrainedModel) -> list[nn.Parameter]:
+    """The weights that a recipe trains: all, all but the embedding, or the MLPs' alone."""
+    embedding, weights = student.get_input_embeddings().weight, list(student.parameters())
+    if recipe.mlps_only:
+        projections = [part for mlp in describe(student).mlps for part in (*mlp.inputs, mlp.output)]
+        weights = [weight for part in projections for weight in part.module.parameters()]
+    return [weight for weight in weights if recipe.train_embedding or weight is not embedding]
 
 
 def _groups(student: PreTrainedModel, weight_decay: float) -> list[dict]:
@@ -297,8 +317,9 @@ def _learning(recipe: Recipe, student: PreTrainedModel, *teacher: PreTrainedMode
     wanted = {weight: weight.requires_grad for model in (student, *teacher) for weight in model.parameters()}
     for model in teacher:
         model.eval().requires_grad_(False)
-    student.train().requires_grad_(True)
-    student.get_input_embeddings().requires_grad_(recipe.train_embedding)
+    student.train().requires_grad_(False)
+    for weight in weights_that_learn(recipe, student):
+        weight.requires_grad_(True)
     try:
         if recipe.recompute:
             _checkpointing(student, "enable", {"use_reentrant": False})

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from course_utils.divergence import kl_divergence
 from course_utils.exercises import exercise, require
+from course_utils.uncertainty import ratio_interval
 
 
 @exercise(
@@ -48,7 +50,7 @@ def check_distillation_loss(attempt: Callable[..., Any]) -> None:
 
 
 @exercise(
-    2,
+    5,
     task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
     proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
 )
@@ -61,7 +63,7 @@ def check_teaches(attempt: Callable[..., Any]) -> None:
 
 
 @exercise(
-    3,
+    2,
     task="Return one number for each batch; together they are the mean over all counted positions of the step.",
     proved="However a step is cut into batches, the loss and its gradient stay the same.",
 )
@@ -100,6 +102,73 @@ def check_step_losses(attempt: Callable[..., Any]) -> None:
             torch.allclose(gradient, counted / counted.sum(), atol=1e-6),
             f"{cut}the value is right, but its gradient isn't: every counted position weighs one part of the total.",
         )
+
+
+@exercise(
+    3,
+    task="Give the letters of the claims that the hour's output does not show, as a set.",
+    proved="What was compared, on the same model and text, is shown. What was not run, or lies ahead, is not.",
+)
+def check_not_shown(attempt: Any) -> None:
+    """``attempt`` is a set of letters."""
+    letters = set(attempt) if isinstance(attempt, set | frozenset | list | tuple | str) else set()
+    require(letters and letters <= set(_CLAIMS), "Give letters from A to F as a set.")
+    for letter, (shown, why) in _CLAIMS.items():
+        if shown:
+            require(letter not in letters, f"{letter} is shown: {why}")
+        else:
+            require(letter in letters, f"{letter} is not shown: {why}")
+
+
+@exercise(
+    4,
+    task="Return the arm that must be run beside this one before the claim can be made.",
+    proved="One thing differs, the one that the claim is about.",
+)
+def check_control(attempt: Callable[..., Any]) -> None:
+    """``attempt(arm, claim)`` is another arm, a dict."""
+    for arm in _EXPERIMENTS:
+        for claim, (setting, wanted, mistake) in _WANTED.items():
+            given, about = dict(arm), f"For the claim '{claim}': "
+            other = attempt(given, claim)
+            require(isinstance(other, dict), f"{about}return a dict with the settings of the other arm.")
+            require(given == arm, f"{about}you changed the arm itself. Make a new dict: arm | {{...}}.")
+            require(other.keys() == arm.keys(), f"{about}give every setting of the arm, and no others.")
+            differ = [name for name in arm if other[name] != arm[name]]
+            require(differ, f"{about}that is the arm itself; a control differs in what the claim is about.")
+            require(
+                "steps" not in differ,
+                f"{about}with other steps the two learn from different amounts of text, and nobody knows what did it.",
+            )
+            require(differ == [setting], f"{about}yours differs in {', '.join(differ)}. {mistake}")
+            require(wanted(other[setting], arm[setting]), f"{about}{setting} = {other[setting]!r}. {mistake}")
+
+
+@exercise(
+    6,
+    task="Give settings of the recipe as a dict.",
+    proved="Nearer to the teacher on text that nobody trained on, by more than the rows explain. Which step did it?",
+)
+def check_better_recipe(attempt: Any, held_out_kl: Callable[..., Any]) -> None:
+    """``attempt`` is a dict of settings; ``held_out_kl(settings)`` gives the KL to the teacher of each row [rows]."""
+    require(isinstance(attempt, dict), "Give the settings as a dict, such as {'lr': 1e-4}.")
+    require(attempt, "An empty dict is the baseline itself. Change a setting.")
+    fixed = [name for name in ("steps", "accumulate", "mlps_only", "train_embedding") if name in attempt]
+    require(
+        not fixed, f"{' and '.join(fixed)} can't be chosen: more text, or more weights that learn, is no better recipe."
+    )
+    plain: dict[str, Any] = {}
+    baseline, given = (np.asarray(held_out_kl(settings), dtype=float) for settings in (plain, attempt))
+    require(np.isfinite(given).all(), "With yours the student is broken: the learning rate is far too high.")
+    difference, _, low, high = ratio_interval(given - baseline, np.ones(len(given)))
+    print(
+        f"KL to the teacher, held out: {given.mean():.3f} with yours, {baseline.mean():.3f} with the plain recipe; "
+        f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
+    )
+    require(difference < 0, "The student ends farther from its teacher than with the plain recipe.")
+    require(
+        high < 0, "Nearer, but the interval holds 0: on these rows no difference is shown. Change something bolder."
+    )
 
 
 def _near(given: Tensor, expected: Tensor) -> bool:
@@ -339,3 +408,37 @@ def _wrong_steps(parts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tenso
         sum(losses.sum() for losses, _ in parts) / sum(counted.numel() for _, counted in parts),
         "positions that don't count are in your mean. Select them: losses[counted].",
     )
+
+
+# Exercise 3: claim -> whether the hour's output shows it, and why.
+_CLAIMS: dict[str, tuple[bool, str]] = {
+    "A": (True, "both were measured on the same passages, and the interval of the difference lies above 0."),
+    "B": (False, "no student learned from the same tokens with cross-entropy, so nothing is compared."),
+    "C": (True, "both recoveries were measured, and their intervals lie apart."),
+    "D": (False, "the curve ends after an hour. It is still falling, but ever more slowly; where to, nobody has seen."),
+    "E": (False, "another model, cut by another criterion, trained on other text: three things differ."),
+    "F": (True, "that is what the paired p-value says."),
+}
+
+# Exercise 4: arms, and for each claim the setting that has to differ, what it may become, and a hint.
+_EXPERIMENTS = (
+    {"criterion": "activation", "alpha": 0.0, "steps": 600, "lr": 2e-4, "text": "speeches", "seed": 0},
+    {"criterion": "peak_to_peak", "alpha": 0.5, "steps": 40, "lr": 1e-4, "text": "wiki", "seed": 7},
+)
+_WANTED: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
+    "the teacher helps": (
+        "alpha",
+        lambda value, _: value == 1,
+        "Take the teacher away altogether, alpha = 1, and leave the rest: the same student, text and steps.",
+    ),
+    "the choice of neurons helps": (
+        "criterion",
+        lambda value, _: value == "random",
+        "Set the choice against no choice, criterion = 'random'; another criterion is a choice, too.",
+    ),
+    "it is more than the luck of one run": (
+        "seed",
+        lambda value, _: isinstance(value, int) and not isinstance(value, bool),
+        "Run the very same arm with another whole number as its seed.",
+    ),
+}

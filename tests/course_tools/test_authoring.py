@@ -53,7 +53,6 @@ BROKEN = {
     "minutes in words": (LESSON.replace("minutes: 5", "minutes: five"), "`minutes` in the header must be a int"),
     "unknown asset": (LESSON.replace("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
     "assets in words": (LESSON.replace("assets: []", "assets: texts"), "`assets` in the header must be a list"),
-    "unknown hardware": (LESSON.replace("hardware: cpu", "hardware: tpu"), "choose one of cpu, gpu"),
     "second title": (LESSON.replace("# ## What", "# # What"), "the builder writes it from the header"),
     "no install cell": (LESSON.replace('# %% tags=["install"]\n', ""), "the first code cell"),
     "filled install cell": (

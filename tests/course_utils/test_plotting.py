@@ -337,3 +337,38 @@ def test_against_random_writes_values_without_an_interval_and_draws_the_median()
     assert [text.get_text() for text in ax.texts] == ["380", "1.2"] and ax.get_xlim()[1] > 900
     with pytest.raises(ValueError, match="values above 0"):
         plotting.against_random({"l1": 0.0}, {"random": [1.0]}, x_label="x")
+
+
+def test_before_and_after_has_an_arrow_a_case_and_named_lines():
+    frame = pd.DataFrame(
+        {"before": [4800.0, 87.0], "after": [124.0, 54.0], "group": ["worn", "kept"]}, index=["worn, KL", "kept, KL"]
+    )
+    ax = plotting.before_and_after(frame, x_label="perplexity", lines={"teacher": 36.0}, log_x=True)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["worn, KL", "kept, KL"]
+    arrows = [text for text in ax.texts if text.arrow_patch is not None]
+    assert [(text.xyann[0], text.xy[0]) for text in arrows] == [(4800.0, 124.0), (87.0, 54.0)]
+    assert "teacher" in [text.get_text() for text in ax.texts]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+    render(ax)
+    with pytest.raises(ValueError, match="lacks the columns"):
+        plotting.before_and_after(frame[["before"]], x_label="perplexity")
+
+
+def test_paired_differences_stand_beside_zero():
+    frame = pd.DataFrame(
+        {
+            "case": ["half", "half", "none"],
+            "measure": ["KL", "perplexity", "KL"],
+            "difference": [0.1, -0.02, 0.3],
+            "ci_low": [0.05, -0.06, 0.2],
+            "ci_high": [0.15, 0.02, 0.4],
+        }
+    )
+    ax = plotting.paired_differences(frame, x_label="nats a token")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["half", "none"]
+    assert legend(ax) == ["KL", "perplexity"]
+    assert [line.get_xdata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 0]] == [0]
+    render(ax)
+    assert plotting.paired_differences(frame[frame.measure == "KL"], x_label="nats").get_legend() is None
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.paired_differences(frame[:0], x_label="nats")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from hub_server import serve_hub
 from huggingface_hub import constants
 
+from course_tools.hub_server import serve_hub
 from course_utils import session
 
 

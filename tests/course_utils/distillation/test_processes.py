@@ -88,6 +88,7 @@ SHARDED = {
     "tied": (pair, {"tie_word_embeddings": True}, {}),
     "untied": (pair, {}, {"recompute": True}),
     "uneven": (uneven, {"tie_word_embeddings": True}, {"train_embedding": False}),
+    "mlps": (pair, {}, {"mlps_only": True}),
     "gpt2": (pair, {"family": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, {}),
 }
 

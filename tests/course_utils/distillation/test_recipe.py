@@ -34,6 +34,7 @@ from course_utils.distillation import Recipe, recipe
         ({"patience": 0}, "'patience'"),
         ({"seed": -1}, "'seed'"),
         ({"train_embedding": 1}, "'train_embedding' must be True or False"),
+        ({"mlps_only": "yes"}, "'mlps_only' must be True or False"),
         ({"recompute": None}, "'recompute' must be True or False"),
         ({"precision": torch.float16}, "torch.bfloat16; got torch.float16"),
     ],

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tiny import FAMILIES, tiny_batches, tiny_model
 from tiny_distillation import BATCHES, HELD_OUT, SETTINGS, interrupt, losses, pair, with_another_weight
 
 from course_utils import architectures
+from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
 from course_utils.distillation import CheckpointMismatch, Recipe, distill, training
@@ -117,6 +119,54 @@ def test_the_embedding_can_be_left_as_it_is(family, tied, recompute, tmp_path):
     name = {id(weight): name for name, weight in student.named_parameters()}[id(embedding)]
     saved = load_file(tmp_path / CHECKPOINT)
     assert {key for key in saved if key.endswith(name)} == {f"weight.{name}"}  # nothing of AdamW's
+
+
+def parts_of_mlps(model):
+    return {
+        id(w) for mlp in describe(model).mlps for part in (*mlp.inputs, mlp.output) for w in part.module.parameters()
+    }
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_mlps_alone_can_learn(family, recompute, tmp_path):
+    teacher, student = pair(family)
+    before = {name: weight.clone() for name, weight in student.named_parameters()}
+    mlps = parts_of_mlps(student)
+    settings = {"steps": 20, "lr": 3e-3, "mlps_only": True, "recompute": recompute, "checkpoint_dir": tmp_path}
+    history = distill(teacher, student, BATCHES, **settings)
+    assert losses(history)[-1] < losses(history)[0]
+    learned = {name for name, weight in student.named_parameters() if id(weight) in mlps}
+    for name, weight in student.named_parameters():
+        assert torch.equal(weight, before[name]) == (name not in learned), name
+        assert weight.requires_grad and weight.grad is None
+    saved = load_file(tmp_path / CHECKPOINT).keys()
+    assert {key.removeprefix("exp_avg.") for key in saved if key.startswith("exp_avg.")} == learned
+
+
+def test_what_does_not_learn_stays_shared():
+    """A variant of a float32 teacher needs memory for its MLPs only, and goes on exactly after Ctrl-C."""
+    teacher = tiny_model()
+    importance = neuron_importance(teacher, "l1")
+    before = [weight.clone() for weight in teacher.parameters()]
+
+    def student():
+        pruned = variant(teacher)
+        prune_neurons(pruned, importance, ratio=0.5)
+        return pruned
+
+    settings = SETTINGS | {"mlps_only": True}
+    first = student()
+    expected = losses(distill(teacher, first, BATCHES, **settings))
+    attention = [model.model.layers[0].self_attn.q_proj.weight.data_ptr() for model in (teacher, first)]
+    assert attention[0] == attention[1]
+    assert all(map(torch.equal, teacher.parameters(), before))
+    with tempfile.TemporaryDirectory() as folder:
+        interrupt(lambda: distill(teacher, student(), BATCHES, **settings, checkpoint_dir=folder), after=5)
+        again = student()
+        assert losses(distill(teacher, again, BATCHES, **settings, checkpoint_dir=folder)) == expected
+    assert all(map(torch.equal, first.parameters(), again.parameters()))
+    assert all(map(torch.equal, teacher.parameters(), before))
 
 
 def test_requires_grad_is_as_before_afterwards():

@@ -1,5 +1,6 @@
 """Lesson 07's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -267,3 +268,92 @@ test_step_losses = cases_of(
 def test_the_right_test_does_not_depend_on_luck(seed):
     assert all(teaches(loss, seed) for loss in lesson_07._LIVING)
     assert not any(teaches(loss, seed) for loss in lesson_07._DEAD)
+
+
+test_not_shown = cases_of(
+    lesson_07.check_not_shown,
+    stubs=[..., None],
+    mistakes=[
+        (3, "letters from A to F"),
+        ({"G"}, "letters from A to F"),
+        (set("ABDE"), "A is shown"),
+        (set("DE"), "B is not shown: no student learned"),
+        (set("BCDE"), "C is shown"),
+        (set("BE"), "D is not shown: the curve ends"),
+        (set("BD"), "E is not shown: another model"),
+        (set("BDEF"), "F is shown"),
+    ],
+    answers=[set("BDE"), ["E", "D", "B"], "BDE"],
+)
+
+
+CHANGES = {
+    "the teacher helps": {"alpha": 1.0},
+    "the choice of neurons helps": {"criterion": "random"},
+    "it is more than the luck of one run": {"seed": 3},
+}
+
+
+def changed(**instead):
+    return lambda arm, claim: arm | (CHANGES[claim] | instead)
+
+
+def half_a_teacher(arm, claim):
+    return arm | ({"alpha": 0.9} if "teacher" in claim else CHANGES[claim])
+
+
+def another_criterion(arm, claim):
+    return arm | ({"criterion": "l1"} if "neurons" in claim else CHANGES[claim])
+
+
+def in_place(arm, claim):
+    arm.update(CHANGES[claim])
+    return arm
+
+
+test_control = cases_of(
+    lesson_07.check_control,
+    stubs=[lambda arm, claim: ...],
+    mistakes=[
+        (lambda arm, claim: "alpha", "return a dict"),
+        (in_place, "you changed the arm itself"),
+        (lambda arm, claim: CHANGES[claim], "every setting of the arm"),
+        (lambda arm, claim: dict(arm), "that is the arm itself"),
+        (lambda arm, claim: arm | {"steps": 0}, "different amounts of text"),
+        (changed(lr=1e-3), "yours differs in alpha, lr"),
+        (lambda arm, claim: arm | {"seed": 5}, "Take the teacher away"),
+        (half_a_teacher, "Take the teacher away altogether"),
+        (another_criterion, "another criterion is a choice, too"),
+        (lambda arm, claim: arm | (CHANGES[claim] if "luck" not in claim else {"seed": "x"}), "another whole number"),
+    ],
+    answers=[
+        lambda arm, claim: arm | CHANGES[claim],
+        lambda arm, claim: {**arm, **CHANGES[claim]},
+    ],
+)
+
+
+def held_out_kl(settings):
+    """A student whose best learning rate is 1e-3; rows differ, and so does what a row gains."""
+    rows = np.linspace(0.6, 1.2, 8)
+    distance = np.log10(settings.get("lr", 2e-4) / 1e-3) ** 2
+    gain = 0.02 * np.sin(np.arange(8) + 50 * distance)
+    return rows + 0.2 * distance + gain if settings.get("lr", 0) < 1 else rows * np.inf
+
+
+test_better_recipe = cases_of(
+    lambda settings: lesson_07.check_better_recipe(settings, held_out_kl),
+    stubs=[...],
+    mistakes=[
+        ([("lr", 1e-3)], "as a dict"),
+        ({}, "the baseline itself"),
+        ({"steps": 60}, "steps can't be chosen"),
+        ({"lr": 1e-3, "accumulate": 4}, "accumulate can't be chosen"),
+        ({"lr": 1e-3, "mlps_only": False}, "more weights that learn"),
+        ({"lr": 10.0}, "far too high"),
+        ({"lr": 5e-5}, "farther from its teacher"),
+        ({"lr": 2.05e-4}, "no difference is shown"),
+        ({"lr": "much"}, "stopped with TypeError"),
+    ],
+    answers=[{"lr": 1e-3}, {"lr": 8e-4, "warmup": 0.3}],
+)

@@ -1,4 +1,4 @@
-"""A small server on loopback that answers like the Hugging Face hub, for tests: nothing leaves the machine.
+"""A server on loopback that answers like the Hugging Face hub, for tests and rehearsals. Nothing leaves the machine.
 
 It knows the few addresses that a download uses: a model's description and file list under /api/models, and its files
 under /<id>/resolve/<revision>/<file>. A model is a folder; gated models answer 401 without a token and 403 with one
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,24 +79,28 @@ def serve_hub(models: dict[str, Path], *, gated: tuple[str, ...] = (), silent: b
             file = folder / rest.rpartition("/")[2]  # resolve/<revision>/<file>
             if file.is_file():
                 headers = {"ETag": f'"{self._etag(file)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-                self._send(200, file.read_bytes(), headers)
+                self._send(200, file, headers)
             else:
                 self._refuse(404, "EntryNotFound")
 
         def _etag(self, file: Path) -> str:
-            return hashlib.sha1(file.read_bytes()).hexdigest()
+            state = file.stat()  # of gigabytes, too, and asked for often: not of the content
+            return hashlib.sha1(f"{file} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
 
         def _refuse(self, status: int, code: str | None, message: str = "refused") -> None:
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
             self._send(status, json.dumps({"error": message}).encode(), headers)
 
-        def _send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        def _send(self, status: int, body: bytes | Path = b"", headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(body.stat().st_size if isinstance(body, Path) else len(body)))
             self.end_headers()
-            if self.command == "GET":
+            if self.command == "GET" and isinstance(body, Path):
+                with body.open("rb") as file:
+                    shutil.copyfileobj(file, self.wfile, 2**20)
+            elif self.command == "GET":
                 self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,0 +1,112 @@
+"""Whether a distillation fits: bytes counted beforehand, from shapes alone.
+
+    whole, narrow = outline(teacher.config), outline(narrow_config)
+    plan = memory_plan(whole, narrow, rows=4, length=512, recompute=True)
+    sum(plan.values())
+
+The models have shapes but no content (PyTorch's meta device), so nothing is needed to plan for any size.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from course_utils.architectures import describe
+from course_utils.distillation.recipe import Recipe
+from course_utils.distillation.training import weights_that_learn
+
+_CHUNK = 2**23  # numbers in one chunk of logits
+
+
+def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:
+    """The model of a configuration, without content: it has shapes, and takes no memory.
+
+    Args:
+        config: of any model of the Llama family; it isn't changed.
+        **changes: fields with another value, such as ``intermediate_size``.
+    """
+    config = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
+    """Bytes that a forward pass without the head keeps for the backward pass; the weights are not counted.
+
+    Args:
+        model: of ``outline``; which of its weights require a gradient makes a difference.
+        rows: of a batch.
+        length: of a row.
+    """
+    ours, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in ours:
+            kept[storage._cdata] = storage  # several views of one storage count once
+        return tensor
+
+    # The mask is given in its final form: to make it, transformers would have to look at content.
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=model.device)
+    ids = torch.zeros(rows, length, dtype=torch.long, device=model.device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.base_model(ids, attention_mask=mask, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def memory_plan(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    *,
+    rows: int,
+    length: int,
+    teacher_bytes: int = 4,
+    teacher_states: bool = False,
+    recompute: bool = False,
+    train_embedding: bool = True,
+    mlps_only: bool = False,
+    state_bytes: int = 8,
+) -> dict[str, float]:
+    """Bytes that a distillation in float32 holds at its worst moment, part by part; an upper bound.
+
+    Args:
+        teacher: of ``outline``.
+        student: of ``outline``, of the Llama family.
+        rows: of a batch.
+        length: of a row.
+        teacher_bytes: 4 for a teacher in float32, 2 for one in 16 bits.
+        teacher_states: the teacher's states are known (``remember_teacher``), so that its head alone is in memory.
+        recompute: as in ``Recipe``.
+        train_embedding: as in ``Recipe``.
+        mlps_only: as in ``Recipe``.
+        state_bytes: of the optimiser, for each weight that learns: 8 for AdamW.
+
+    Returns:
+        name of the part -> bytes: teacher, student, gradients, AdamW, head, chunk, activations.
+    """
+    parts, head = describe(student), describe(teacher).head.weight.numel()
+    embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
+    recipe = Recipe(steps=1, lr=1.0, mlps_only=mlps_only, train_embedding=train_embedding)
+    student.requires_grad_(False)
+    for weight in weights_that_learn(recipe, student):
+        weight.requires_grad_(True)
+    numbers = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+    activations: float = put_aside(student, rows=rows, length=length)
+    if recompute:  # a block's input each, and the inside of one
+        activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
+    head_learns = (embedding if tied else parts.head.weight).requires_grad
+    return {
+        "teacher": teacher_bytes * (head if teacher_states else teacher.num_parameters()),
+        "student": 4 * student.num_parameters(),
+        "gradients": 4 * numbers,
+        "AdamW": state_bytes * numbers,
+        "head": 8 * parts.head.weight.numel() if head_learns else 0,
+        "chunk": 7 * 4 * min(_CHUNK, rows * (length - 1) * parts.vocab_size),
+        "activations": activations,
+    }

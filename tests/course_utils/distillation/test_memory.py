@@ -1,0 +1,78 @@
+"""A plan from shapes is an upper bound of what a distillation holds, and not a loose one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from course_utils.architectures import describe
+from course_utils.benchmarking import peak_memory
+from course_utils.distillation import distill
+from course_utils.distillation.memory import memory_plan, outline
+from course_utils.distillation.teacher_states import remember_teacher
+from course_utils.models import variant
+from course_utils.width import kept_width, neuron_importance, prune_neurons
+
+SHAPE = {
+    "vocab_size": 8192,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
+WIDTH = kept_width(512, 0.5)
+TEXT = [{"input_ids": torch.randint(8192, (4, 128), generator=torch.Generator().manual_seed(i))} for i in range(2)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("learns", [{}, {"train_embedding": False}, {"mlps_only": True}], ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_upper_bound_that_is_not_loose(learns, recompute, tied):
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=tied)
+    teacher = AutoModelForCausalLM.from_config(config)
+    student = copy.deepcopy(teacher)
+    prune_neurons(student, neuron_importance(student, "random"), ratio=0.5)
+    options = {"recompute": recompute, **learns}
+    plan = memory_plan(outline(config), outline(config, intermediate_size=WIDTH), rows=4, length=128, **options)
+    assert plan["student"] == 4 * student.num_parameters() and plan["teacher"] == 4 * teacher.num_parameters()
+    planned = sum(plan.values()) - plan["teacher"] - plan["student"]  # these are there already
+    measured = peak_memory(lambda: distill(teacher, student, TEXT, steps=2, lr=1e-4, **options))
+    assert 0.6 * planned < measured <= planned
+
+
+def test_a_teacher_whose_states_are_known_is_its_head():
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
+    options = {"rows": 4, "length": 128, "mlps_only": True}
+    apart = (
+        memory_plan(whole, narrow, **options)["teacher"]
+        - memory_plan(whole, narrow, **options, teacher_states=True)["teacher"]
+    )
+    teacher = AutoModelForCausalLM.from_config(config)
+    known = remember_teacher(teacher, TEXT)
+    assert apart == 4 * (teacher.num_parameters() - known._head.head.weight.numel())
+    student = variant(teacher)
+    prune_neurons(student, neuron_importance(student, "random"), ratio=0.5)
+    assert distill(known, student, TEXT, steps=1, lr=1e-4, mlps_only=True).tokens == 4 * 127
+
+
+def test_any_shape_of_the_family_and_no_content():
+    config = Qwen2Config(**SHAPE | {"num_hidden_layers": 28}, tie_word_embeddings=True)
+    whole = outline(config)
+    assert {weight.device.type for weight in whole.parameters()} == {"meta"}
+    assert config.intermediate_size == 512  # left alone
+    assert describe(outline(config, intermediate_size=WIDTH)).intermediate_sizes == (WIDTH,) * 28
+    plan = memory_plan(whole, outline(config, intermediate_size=WIDTH), rows=1, length=64, recompute=True)
+    assert all(size > 0 for size in plan.values())
+
+
+def test_the_published_size_of_llama():
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    assert outline(config).num_parameters() == 1_235_814_400
