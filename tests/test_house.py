@@ -332,10 +332,18 @@ def missing(text):
     """The files and tests that a page names in backticks, or links to, and that aren't there."""
     named = re.findall(rf"`((?:{FOLDERS})/[^`\s*]+)`", text) + re.findall(r"\]\(((?!https?:|#)[^)]+)\)", text)
     for name in named:
-        file, _, test = name.replace("NN_slug", "01_*").replace("NN", "01").partition("::")
+        place, _, test = name.replace("NN_slug", "01_*").replace("NN", "01").partition("::")
+        file, _, heading = place.partition("#")
         found = [path for folder in (ROOT, ROOT / "docs") for path in folder.glob(file)]
         if not found or (test and f"def {test}(" not in found[0].read_text(encoding="utf-8")):
             yield name
+        elif heading and heading not in map(slug, re.findall(r"^#+ (.+)", found[0].read_text(encoding="utf-8"), re.M)):
+            yield name
+
+
+def slug(heading):
+    """The address of a heading within its page, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
@@ -344,10 +352,12 @@ def test_pages_name_what_is_there(page):
 
 
 def test_what_is_not_there_is_noticed():
-    there = "`tests/tiny.py`, `tests/test_house.py::missing`, [how](authoring.md), `lessons/NN_slug.py`"
+    there = "`tests/tiny.py`, `tests/test_house.py::missing`, [how](authoring.md#the-source), `lessons/NN_slug.py`"
     assert not [*missing(there)]
-    gone = "`tests/test_houses.py`, `tests/test_house.py::test_gone`, [how](docs/author.md)"
-    assert [*missing(gone)] == ["tests/test_houses.py", "tests/test_house.py::test_gone", "docs/author.md"]
+    gone = "`tests/test_houses.py`, `tests/test_house.py::test_gone`, [how](docs/author.md), [why](authoring.md#why)"
+    assert [*missing(gone)] == [
+        "tests/test_houses.py", "tests/test_house.py::test_gone", "docs/author.md", "authoring.md#why",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
