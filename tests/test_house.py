@@ -335,9 +335,14 @@ def missing(text):
         place, _, test = name.replace("NN_slug", "01_*").replace("NN", "01").partition("::")
         file, _, heading = place.partition("#")
         found = [path for folder in (ROOT, ROOT / "docs") for path in folder.glob(file)]
-        if not found or (test and f"def {test}(" not in found[0].read_text(encoding="utf-8")):
-            yield name
-        elif heading and heading not in map(slug, re.findall(r"^#+ (.+)", found[0].read_text(encoding="utf-8"), re.M)):
+        if (
+            not found
+            or (test and f"def {test}(" not in found[0].read_text(encoding="utf-8"))
+            or (
+                heading
+                and heading not in map(slug, re.findall(r"^#+ (.+)", found[0].read_text(encoding="utf-8"), re.M))
+            )
+        ):
             yield name
 
 
