@@ -1061,7 +1061,8 @@ print(
 #
 # **Saved run.** One finding is large: what attention adds in blocks 25 and 26 differs more than twice as much for gender as for neutral
 # swaps. These are two of the blocks whose heads carried the pronoun, and here nobody asked for one: the sentences go on with
-# "this person". It isn't a bias yet. It is the model fetching gender, in case it needs it. Everywhere else, gender swaps move *less*.
+# "this person". It isn't a bias yet. It is the model fetching gender, in case it needs it. Over all places
+# together, gender swaps move the activations no more than neutral ones: 0.86 times as much (0.65 to 1.13).
 #
 # Now all places together, against both controls.
 

@@ -335,14 +335,9 @@ def missing(text):
         place, _, test = name.replace("NN_slug", "01_*").replace("NN", "01").partition("::")
         file, _, heading = place.partition("#")
         found = [path for folder in (ROOT, ROOT / "docs") for path in folder.glob(file)]
-        if (
-            not found
-            or (test and f"def {test}(" not in found[0].read_text(encoding="utf-8"))
-            or (
-                heading
-                and heading not in map(slug, re.findall(r"^#+ (.+)", found[0].read_text(encoding="utf-8"), re.M))
-            )
-        ):
+        text = found[0].read_text(encoding="utf-8") if found else ""
+        headings = [*map(slug, re.findall(r"^#+ (.+)", text, re.MULTILINE)), ""]
+        if not found or (test and f"def {test}(" not in text) or heading not in headings:
             yield name
 
 
