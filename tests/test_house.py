@@ -335,7 +335,7 @@ def missing(text):
         place, _, test = name.replace("NN_slug", "01_*").replace("NN", "01").partition("::")
         file, _, heading = place.partition("#")
         found = [path for folder in (ROOT, ROOT / "docs") for path in folder.glob(file)]
-        text = found[0].read_text(encoding="utf-8") if found and found[0].is_file() else ""
+        text = found[0].read_text(encoding="utf-8") if found and found[0].suffix in (".md", ".py") else ""
         headings = [*map(slug, re.findall(r"^#+ (.+)", text, re.MULTILINE)), ""]
         if not found or (test and f"def {test}(" not in text) or heading not in headings:
             yield name
