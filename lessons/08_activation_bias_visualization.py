@@ -1322,6 +1322,10 @@ show(
     "Share of twenty models in which an axis is flagged, by strength of the planted bias. By preference, left, only planted axes are flagged, nearly all from about one nat on. By activations, right, axes without a planted bias are flagged more and more as well."
 )
 
+# %% [markdown]
+# On the left the two colours part as soon as there is something to find, and the orange points stay at zero. On the right orange rises
+# with blue: activations say that names have come to matter, and not that anybody is disliked.
+
 # %%
 rows = []
 for metric in flagged.metric.unique():
