@@ -1008,10 +1008,10 @@ for width in widths[:2]:
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Narrower than for equal size. There, neither side could be shown to be better: perplexity × 0.94 (0.87 to 1.01) at width
-# 1344 and × 0.99 (0.90 to 1.09) at width 1280, against 3 blocks fewer. But these widths saved less time than the missing
-# blocks. A width that keeps up pays for it: × 1.12 (1.01 to 1.24) at width 1152, × 1.70 (1.43 to 2.03) at width 896. At equal
-# measured speed depth was better, above all in generating, where narrower matrices hardly saved any time.
+# Hardly narrower, on this machine. At equal size neither side could be shown to be better: perplexity × 0.94 (0.87 to 1.01) at
+# width 1344 and × 0.99 (0.90 to 1.09) at width 1280, against 3 blocks fewer; and width 1280 could not be shown to be slower
+# either. Narrower still costs quality, × 1.12 (1.01 to 1.24) at width 1152 and × 1.70 (1.43 to 2.03) at width 896, and buys
+# little speed in generating. Seven rounds leave wide intervals; a run on another day may tell the two apart.
 #
 # </details>
 
