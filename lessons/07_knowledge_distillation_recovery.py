@@ -1062,6 +1062,10 @@ differences["who"] = [
 ]
 differences.set_index(["case", "measure"]).round(3)
 
+# %% [markdown]
+# A point right of zero is worse than the KL arm. The two orders of the text (*seed 1*) say how far apart two runs of the very same arm
+# lie; what is not farther from zero than that is no finding.
+
 # %%
 between_seeds = abs(differences[differences.case == "KL, seed 1"].difference)
 print(f"two orders of the text differ by up to {between_seeds.max():.3f} nats a token")
@@ -1219,6 +1223,10 @@ show(
     "KL to the teacher against millions of tokens, for training batches and for held-out text: both fall steeply at "
     "first and ever more slowly, and are still falling at the end."
 )
+
+# %% [markdown]
+# Both lines fall steeply at first and ever more slowly, and at the end they still fall: an hour is where this run was stopped, not
+# where it was done.
 
 # %%
 perplexities, answers = pd.DataFrame(record["perplexity"]), pd.DataFrame(record["lambada"])
