@@ -430,9 +430,9 @@ pd.DataFrame(rows).set_index("kind").rename_axis(f"with {MOST} left out").round(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The halves agree well: harm is largely a property of the prompt, so a signal could find it (ceilings of 0.78 to 0.83). Length found
-# nothing (0.05), the two scores hardly anything (0.06 and 0.13), nor did the early readout's entropy (0.04). Only the probe clearly
-# did, 0.43: about half-way to the ceiling.
+# The halves agree well: harm is largely a property of the prompt, so a signal could find it (ceilings of 0.81 to 0.84). Length, the
+# published score and the early readout's entropy found nothing (0.00, 0.00 and 0.02), our score hardly anything (0.06). Only the
+# probe did, 0.42: half-way to the ceiling.
 #
 # </details>
 
@@ -842,9 +842,10 @@ verdicts("seconds")
 verdicts("cache")
 
 # %% [markdown]
-# **Saved run.** At equal cost the two complexity scores are worse than a static bypass: ours by 36 % of static's harm for time and
-# 108 % for cache, the published one by 19 % and 95 %. The rule that looks at cost only is better, by 18 % for time and 59 % for cache.
-# Reversed length gains 8 % and 37 %. What the probe knows adds nothing to cost here, although the bound leaves room.
+# **Saved run.** At equal cost the two complexity scores are worse than a static bypass: ours by 15 % of static's harm for time and
+# 124 % for cache, the published one by 12 % and 113 %. The rule that looks at cost only pays for cache, 61 % less harm, and hardly for
+# time, 3 %; reversed length gains 39 % for cache and shows no difference for time. What the probe knows adds nothing to cost
+# here, although the bound leaves room.
 #
 # ### Two controls
 #
