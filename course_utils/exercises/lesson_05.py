@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
+from course_utils.exercises import Attempt, exercise, not_shown, require, rule_out, true_or_false
 from course_utils.reports import shown, with_interval
 from course_utils.texts import token_blocks
 
@@ -139,11 +139,7 @@ def check_not_shown(attempt: Iterable[str]) -> None:
     letters = {str(letter).strip().upper() for letter in attempt}
     unknown = letters - _SENTENCES.keys()
     require(not unknown, f"The sentences are A to E; yours names {sorted(unknown)}.")
-    for letter, (is_shown, reason) in _SENTENCES.items():
-        if is_shown:
-            require(letter not in letters, f"{letter} is shown: {reason}")
-        else:
-            require(letter in letters, f"{letter} is not shown: {reason}")
+    not_shown(letters, _SENTENCES)
 
 
 @exercise(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from course_utils.divergence import kl_divergence
-from course_utils.exercises import exercise, require
+from course_utils.exercises import exercise, not_shown, require
 from course_utils.uncertainty import ratio_interval
 
 
@@ -113,11 +113,7 @@ def check_not_shown(attempt: Any) -> None:
     """``attempt`` is a set of letters."""
     letters = set(attempt) if isinstance(attempt, set | frozenset | list | tuple | str) else set()
     require(letters and letters <= set(_CLAIMS), "Give letters from A to F as a set.")
-    for letter, (shown, why) in _CLAIMS.items():
-        if shown:
-            require(letter not in letters, f"{letter} is shown: {why}")
-        else:
-            require(letter in letters, f"{letter} is not shown: {why}")
+    not_shown(letters, _CLAIMS)
 
 
 @exercise(
