@@ -143,10 +143,8 @@ def reduce_samples(shell: Any) -> None:
     """
     import course_utils.texts as texts
 
-    texts.token_blocks = _capped(texts.token_blocks, tokens=lambda given: ROWS * given.get("length", 256))
+    _fewer_rows(texts)
     texts.prompts = _capped(texts.prompts, count=lambda given: PROMPTS)
-    sample = texts.TokenBlocks.sample
-    texts.TokenBlocks.sample = lambda self, rows, seed: sample(self, min(rows, len(self)), seed)
     import course_utils.benchmark_tasks as benchmark_tasks
 
     build = benchmark_tasks.build_tasks
@@ -193,6 +191,30 @@ def _capped(function: Callable, **limits: Callable[[Mapping], int]) -> Callable:
         return function(*args, **given)
 
     return capped
+
+
+def _fewer_rows(texts: Any) -> None:
+    """Blocks of at most `ROWS` rows that remember how many were asked for: a slice of them isn't empty for want of rows."""
+    token_blocks, sample, some = texts.token_blocks, texts.TokenBlocks.sample, texts.TokenBlocks.__getitem__
+
+    def asked_for(blocks: Any, rows: int) -> Any:
+        object.__setattr__(blocks, "asked", rows)
+        return blocks
+
+    @functools.wraps(token_blocks)
+    def few(*args: Any, tokens: int = 8192, length: int = 256, **given: Any) -> Any:
+        blocks = token_blocks(*args, tokens=min(tokens, ROWS * length), length=length, **given)
+        return asked_for(blocks, tokens // length)
+
+    def sliced(self: Any, rows: Any) -> Any:
+        if not isinstance(rows, slice):
+            return some(self, rows)
+        asked = range(getattr(self, "asked", len(self)))[rows]
+        return asked_for(some(self, [row % len(self) for row in asked[: min(ROWS, len(self))]]), len(asked))
+
+    texts.token_blocks = few
+    texts.TokenBlocks.sample = lambda self, rows, seed: asked_for(sample(self, min(rows, len(self)), seed), rows)
+    texts.TokenBlocks.__getitem__ = sliced
 
 
 def _few_rounds(module: Any, take_turns: Callable, laps: Mapping, *, rounds: int, warmups: int) -> dict:
