@@ -30,7 +30,7 @@ REDUCED = (
     f"steps of training: {STEPS}",
     f"timing rounds: {ROUNDS}, without a warm-up",
     f"random seeds: {SEEDS}",
-    f"products of matrices with more than {EXACT_ROWS} rows: an eighth of the summands",
+    f"products of matrices with more than {EXACT_ROWS} rows: one summand of 32",
 )
 _SAMPLING = 0.05  # seconds between two looks at the process's memory
 _SPARE = 2_000_000_000  # bytes of this machine's memory that are left alone
