@@ -148,7 +148,12 @@ def reduce_samples(shell: Any) -> None:
     import course_utils.benchmark_tasks as benchmark_tasks
 
     build = benchmark_tasks.build_tasks
-    benchmark_tasks.build_tasks = lambda names, limit: build(names, min(limit or DOCUMENTS, DOCUMENTS))
+    benchmark_tasks.build_tasks = lambda names, limit: build(names, limit and min(limit, DOCUMENTS))
+    import course_utils.prompt_harm as prompt_harm
+
+    prompt_harm.cases = _capped(prompt_harm.cases, count=lambda given: PROMPTS)
+    few = {name: (lambda given: PROMPTS) for name in ("choosing", "judging")}
+    prompt_harm.measure_record = _capped(prompt_harm.measure_record, **few)
     import course_utils.benchmarking as benchmarking
 
     take_turns = benchmarking._take_turns
