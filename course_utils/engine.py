@@ -161,14 +161,13 @@ class Engine:
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of these tokens, special ones included."""
-        ids = self._checked(token_ids)
-        size = 64 * len(ids)
-        while True:
-            text = self._ffi.new("char[]", size)
-            count = self._lib.llama_detokenize(self._open(), ids, len(ids), text, size, False, True)
-            if count >= 0:
-                return bytes(self._ffi.buffer(text, count)).decode("utf-8", errors="replace")
-            size = -count
+        # Piece by piece: llama_detokenize would take out spaces before punctuation.
+        return b"".join(map(self._piece, self._checked(token_ids))).decode("utf-8", errors="replace")
+
+    def _piece(self, token: int, size: int = 64) -> bytes:
+        piece = self._ffi.new("char[]", size)
+        count = self._lib.llama_token_to_piece(self._vocabulary, token, piece, size, 0, True)
+        return bytes(self._ffi.buffer(piece, count)) if count >= 0 else self._piece(token, -count)
 
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Logits after each token of one text: float32 [tokens, vocabulary].
