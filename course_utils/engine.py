@@ -12,7 +12,9 @@ The engine is the optional extra "engine": the wheel llama-cpp-py-sync, which ca
 from __future__ import annotations
 
 import functools
+import math
 import os
+import struct
 import time
 import weakref
 from collections import deque
@@ -28,7 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from gguf import GGMLQuantizationType, GGUFReader
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 from torch import Tensor
 from tqdm import tqdm
 
@@ -373,20 +375,24 @@ class _Work:
 
     @classmethod
     def of(cls, path: Path) -> _Work:
-        tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-        head = tensors.get("output.weight", tensors["token_embd.weight"])
-        looked_up = tensors["token_embd.weight"] if "output.weight" in tensors else None
-        read = [tensor for tensor in tensors.values() if tensor is not looked_up]
-        all_f32 = all(tensor.tensor_type == GGMLQuantizationType.F32 for tensor in read)
+        tensors = {name: (shape, kind) for name, shape, kind in _tensors(path)}
+        weights = {name: math.prod(shape) for name, (shape, _) in tensors.items()}
+        head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+        read = [name for name in tensors if name == head or name != "token_embd.weight"]
+
+        def bytes_of(name: str) -> int:
+            block, size = GGML_QUANT_SIZES[tensors[name][1]]
+            return weights[name] // block * size
 
         def rows(*names: str) -> int:
             wanted = tuple(f".{name}.weight" for name in names)
-            return sum(int(tensor.shape[1]) for tensor in read if tensor.name.endswith(wanted))
+            return sum(tensors[name][0][1] for name in read if name.endswith(wanted))
 
+        all_f32 = all(tensors[name][1] == GGMLQuantizationType.F32 for name in read)
         return cls(
-            read=sum(int(tensor.n_bytes) for tensor in read),
-            multiplied=sum(int(t.n_elements) for t in read if len(t.shape) > 1 and t is not head),
-            head=int(head.n_elements),
+            read=sum(map(bytes_of, read)),
+            multiplied=sum(weights[name] for name in read if len(tensors[name][0]) > 1 and name != head),
+            head=weights[head],
             query_width=rows("attn_q"),
             key_value_bytes=rows("attn_k", "attn_v") * (4 if all_f32 else 2),  # as ``load`` caches them
         )
@@ -395,3 +401,37 @@ class _Work:
         """Operations of reading a prompt, and bytes of generating one token after it, the cache at its mean length."""
         prefill = 2.0 * prompt_tokens * (self.multiplied + prompt_tokens * self.query_width) + 2 * self.head
         return {"prefill": prefill, "decode": self.read + (prompt_tokens + new_tokens // 2) * self.key_value_bytes}
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType]]:
+    """Name, shape (row length first) and type of each tensor of a file.
+
+    ``gguf.GGUFReader`` unpacks every string of the tokenizer on the way, which takes seconds; these are stepped over.
+    """
+    sizes = {kind: np.dtype(number).itemsize for kind, number in GGUFReader.gguf_scalar_to_np.items()}
+    with path.open("rb") as file:
+
+        def take(layout: str) -> tuple:
+            return struct.unpack("<" + layout, file.read(struct.calcsize("<" + layout)))
+
+        def text() -> bytes:
+            return file.read(*take("Q"))
+
+        def step_over(kind: int, count: int = 1) -> None:
+            if kind == GGUFValueType.ARRAY:
+                step_over(*take("IQ"))
+            elif kind == GGUFValueType.STRING:
+                for _ in range(count):
+                    text()
+            else:
+                file.read(count * sizes[GGUFValueType(kind)])
+
+        _, _, tensors, settings = take("4sIQQ")
+        for _ in range(settings):
+            text()
+            step_over(*take("I"))
+        for _ in range(tensors):
+            name = text().decode()
+            shape = take(f"{take('I')[0]}Q")
+            kind, _ = take("IQ")
+            yield name, shape, GGMLQuantizationType(kind)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGUFReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
@@ -124,16 +125,19 @@ CUTS = {
 }
 
 
+UNEVEN = {"uneven", *(cut for cut in CUTS if cut.startswith(("attention", "first", "all")))}
+
+
 @needs_engine
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "cut"),
+    [(f, c) for f in FAMILIES for c in CUTS if f != "qwen3" or c not in UNEVEN],  # these are refused
+)
 @torch.no_grad()
 def test_f32_logits_and_greedy_text_equal_the_models(family, cut, tmp_path):
     name = family.partition(",")[0]
     model = exportable(name, **FAMILIES[family])
     CUTS[cut](model)
-    if name == "qwen3" and cut not in ("whole", "even", "fewer blocks"):
-        pytest.skip("refused: tests/course_utils/test_export.py")
     with engine.load(saved(model, tmp_path)) as file:
         logits = file.logits(IDS)
         assert logits.dtype == torch.float32 and logits.shape == (len(IDS), file.vocab_size)
@@ -247,6 +251,8 @@ def test_estimates_by_hand(tied, quantization, cache, tmp_path):
     vocabulary, hidden, width, keys = len(TOKENIZER), 32, 48, 16
     block = 2 * hidden * hidden + 2 * keys * hidden + 3 * hidden * width
     head = vocabulary * hidden
+    by_reader = [(t.name, tuple(t.shape), t.tensor_type) for t in GGUFReader(path).tensors]
+    assert list(engine._tensors(path)) == by_reader
     found = engine._Work.of(path).phases(prompt_tokens=10, new_tokens=4)
     assert found["prefill"] == 10 * 2 * 2 * block + 2 * head + 2 * 10 * 10 * 2 * hidden
     weights = (2 * block + head) * cache + 4 * (2 * 2 + 1) * hidden  # norms in float32; the head once, tied or not
@@ -326,7 +332,8 @@ def test_speed_of_nothing_is_refused():
 def smollm2():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_PROFILE", "embedded")
-        yield *load_model("llama"), token_blocks(load_model("llama")[1], "wiki", "evaluation", rows=2, length=128)
+        model, tokenizer = load_model("llama")
+        yield model, tokenizer, token_blocks(tokenizer, "evaluation", tokens=256, length=128)
 
 
 REAL_CUTS = {
@@ -347,13 +354,15 @@ def test_real_logits_equal(cut, smollm2, tmp_path):
     model = variant(whole)
     REAL_CUTS[cut](model)
     expected = model(blocks.input_ids[:1]).logits[0]
-    for quantization, most in (("F32", 5e-4), ("F16", 0.15)):
+    nll = language_modelling.perplexity(model, blocks).nll
+    # Single logits of a damaged model are off by more: by up to 0.0005 and 0.8, measured for these.
+    for quantization, logits_off, nll_off in (("F32", 2e-5, 1e-5), ("F16", 0.02, 5e-3)):
         path = saved(model, tmp_path, quantization, tokenizer=tokenizer)
         assert export.plan_gguf(model, tokenizer, quantization=quantization)["bytes"].sum() == path.stat().st_size
         with engine.load(path) as file:
-            assert (file.logits(blocks.input_ids[0]) - expected).abs().max() < most
-            nll = engine.perplexity(file, blocks).nll
-        assert nll == pytest.approx(language_modelling.perplexity(model, blocks).nll, abs=most / 50)
+            off = (file.logits(blocks.input_ids[0]) - expected).square().mean().sqrt()
+            assert off < logits_off * expected.std()
+            assert engine.perplexity(file, blocks).nll == pytest.approx(nll, abs=nll_off)
         path.unlink()  # half a gigabyte, that pytest would keep
 
 
