@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import platform
 import struct
 import time
 import weakref
@@ -67,6 +68,8 @@ def problem() -> str:
         return f"The engine (llama.cpp, an optional extra) isn't installed; {remedy}"
     if found != VERSION:
         return f"The engine is {PACKAGE} {found}, and the course was tried with {VERSION} only; {remedy}"
+    if platform.machine() in ("x86_64", "AMD64") and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return f"The engine ({PACKAGE} {found}) needs a processor with AVX2; lessons go on without it."
     try:
         _library()
     except (ImportError, OSError, RuntimeError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import platform
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -94,6 +96,19 @@ def test_engine_that_does_not_run_here_is_told(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: engine.VERSION)
     monkeypatch.setattr(engine, "_library", broken)
     assert "doesn't run on this machine (libgomp.so.1: no such file)" in engine.problem()
+
+
+def test_processor_on_which_it_would_crash_is_told(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: engine.VERSION)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX")
+    assert "needs a processor with AVX2" in engine.problem()
+
+
+def test_version_is_the_one_in_pyproject():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (pinned,) = project["optional-dependencies"]["engine"]
+    assert pinned.startswith(f"{engine.PACKAGE}=={engine.VERSION};")
 
 
 # The same computation
