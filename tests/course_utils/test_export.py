@@ -344,9 +344,10 @@ def test_file_is_written_whole_or_not_at_all(value, quantization, tmp_path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_model_stays_as_it_is_and_no_path_gets_into_the_file(tmp_path):
+@pytest.mark.parametrize("source", ["/home/someone/models/tiny", r"C:\Users\someone\tiny", "someone/tiny", "tiny"])
+def test_model_stays_as_it_is_and_no_path_gets_into_the_file(source, tmp_path):
     model = bypassed(exportable(), [1])
-    model.config._name_or_path = "/home/someone/models/tiny"
+    model.config._name_or_path = source
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     path = export_gguf(model, TOKENIZER, tmp_path / "new" / "m.gguf", quantization="Q4_0")
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
