@@ -12,7 +12,7 @@ import torch
 from gguf import GGUFReader
 from tiny import FAMILIES, tiny_model, word_tokenizer
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import course_utils
 from course_utils import export
@@ -283,6 +283,12 @@ def test_real_merges_are_in_the_file(tmp_path):
 def test_tokenizer_that_is_split_in_unknown_ways_is_refused(tokenizer):
     with pytest.raises(CannotExport, match=r"gpt-2, smollm, llama-bpe, qwen2; got .*convert_hf_to_gguf"):
         plan_gguf(exportable(), tokenizer)
+
+
+def test_qwens_own_tokenizer_is_known():
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    qwen = Qwen2Tokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[("t", "h")])
+    assert export._Vocabulary.of(qwen, len(qwen)).splitting == "qwen2"
 
 
 def test_tokenizer_of_another_model_is_refused():
