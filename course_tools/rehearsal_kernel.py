@@ -156,8 +156,8 @@ def reduce_samples(shell: Any) -> None:
     prompt_harm.measure_record = _capped(prompt_harm.measure_record, **few)
     import course_utils.benchmarking as benchmarking
 
-    take_turns = benchmarking._take_turns
-    benchmarking._take_turns = functools.partial(_few_rounds, benchmarking, take_turns)
+    take_turns = benchmarking.take_turns
+    benchmarking.take_turns = functools.partial(_few_rounds, benchmarking, take_turns)
     from course_utils.bias import planting
     from course_utils.distillation import recipe
 
