@@ -449,8 +449,8 @@ print(f"{len(ours)} steps: losses equal, largest difference of a weight {apart:.
 # %% [markdown]
 # ## The largest tensors of the training
 #
-# A hidden state has a few hundred numbers a token. The logits have one for every word of the vocabulary, 49,152 here and
-# 128,256 in a Llama 3. The KL wants them in float32, from two models, with their logarithms, differences and gradients.
+# A hidden state has a few hundred numbers a token. The logits have one for every word of the vocabulary, 49,152 in a SmolLM2
+# and 128,256 in a Llama 3. The KL wants them in float32, from two models, with their logarithms, differences and gradients.
 #
 # So the trick: hidden states are small, keep them. Run the **head** on a few tokens at a time, take the loss *and its
 # gradient* of this chunk, and forget the logits. `batch_loss` does that.
@@ -856,7 +856,8 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 # %% [markdown]
 # The same number of neurons is gone from each student, and yet they are not equally ill. Which neurons went decides whether
 # sentences are left, or only words. Before any training, compare the rows of the table: that is the distance that the arms
-# below start from. Five draws of random neurons say how much is luck there; the first one is trained below.
+# below start from. Five draws of random neurons say how much is luck there; the first one is trained below. (Being first
+# among six is p = 1/6, no more. What speaks here is the size of the gap.)
 #
 # **Saved run.** On wiki the teacher's perplexity is 41.2; that of the activation student 180.3, of the peak-to-peak student
 # 4,075, of the random one 66,907. The activation student still writes English, though it has lost the thread; the
@@ -962,14 +963,18 @@ main = pd.DataFrame(
     }
 ).map(np.exp)
 main["group"] = [students[ARMS[name][0]] for name in main.index]
-levels = {"teacher": np.exp(nats_a_token(whole, OTHER, 0)), "activation, untrained": main.before["activation, KL"]}
+levels = {
+    "teacher": np.exp(nats_a_token(whole, OTHER, 0)),
+    "activation, untrained": main.before["activation, KL"],
+    "guessing": known.vocab_size,  # every token equally likely
+}
 plotting.before_and_after(
     main, x_label=f"perplexity on {OTHER}, lower is better", lines=levels, log_x=True,
     title="Before and after training",
 )  # fmt: skip
 show(
-    "One arrow a student on a logarithmic axis, from its perplexity before training to that after, with lines for the "
-    "teacher and for the untrained activation student. The random and peak-to-peak students come far, but end to the "
+    "One arrow an arm on a logarithmic axis, from its perplexity before training to that after, with lines for the "
+    "teacher, for the untrained activation student and for guessing. The random and peak-to-peak students come far, but end to the "
     "right of where the activation students began."
 )
 ratio, low, high = ratio_of(after["peak-to-peak, KL"], before["activation"], OTHER, 0)
@@ -985,8 +990,9 @@ main.round(1)
 
 # %% [markdown]
 # Each arrow begins where pruning left a student and ends where training brought it; the dashed line is where the activation
-# student stood *before it learned anything*. A long arrow is no merit: it begins far out. The two losses of the peak-to-peak
-# student come from the same place, and the choice of neurons moves the whole arrow.
+# student stood *before it learned anything*. A long arrow is no merit: it begins far out, the random one's even beyond
+# *guessing*, where every token is equally likely. Compare the lengths with the places: the choice of neurons moves the whole
+# arrow, the choice of loss its tip.
 #
 # **Saved run.** Twelve thousand tokens of distillation take the peak-to-peak student to a perplexity of 384.8, more than twice
 # the 180.3 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 133.4; the
@@ -1501,14 +1507,14 @@ print(f"largest difference of the losses: {(both.iloc[:, 0] - both.iloc[:, 1]).a
 #
 # ### When text is too long to remember
 #
-# Hidden states are fine for a lesson's text. For a billion tokens they are not, and the teacher's 49,152 probabilities of each
-# token still less. So a cache on disk keeps only the *k* likeliest words of each token, and the rest of the probability as one
+# Hidden states are fine for a lesson's text. For a billion tokens they are not, and the teacher's probabilities of all words
+# still less. So a cache on disk keeps only the *k* likeliest words of each token, and the rest of the probability as one
 # number, the **tail**. The loss then compares k + 1 classes.
 #
 # That is a *biased* estimate: merging classes can only make a divergence smaller. By how much? And, what matters more for
 # learning, how far is the gradient off?
 #
-# **Predict before you run.** How many of 49,152 words does the cache need to get the gradient right within 10 %?
+# **Predict before you run.** How many of the vocabulary's words does the cache need to get the gradient right within 10 %?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
