@@ -578,8 +578,8 @@ pd.DataFrame(trials).T.round(0).astype(int)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Not as it is: 21.75 GiB are 153 % of the card. When the teacher was asked beforehand and activations are computed twice, it is
-# still 16.92. All but the embedding takes 12.03 (84 % of the card, too close), the MLPs only 10.13 (71 %).
+# Not as it is: 21.07 GiB are 148 % of the card. When the teacher was asked beforehand and activations are computed twice, it
+# is still 16.84. All but the embedding takes 11.95 (84 % of the card, too close), the MLPs only 10.07 (71 %).
 #
 # </details>
 
@@ -859,9 +859,7 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 # below start from. Five draws of random neurons say how much is luck there; the first one is trained below. (Being first
 # among six is p = 1/6, no more. What speaks here is the size of the gap.)
 #
-# **Saved run.** On wiki the teacher's perplexity is 41.2; that of the activation student 180.3, of the peak-to-peak student
-# 4,075, of the random one 66,907. The activation student still writes English, though it has lost the thread; the
-# peak-to-peak student writes single words and full stops.
+# **Saved run.** «PATIENT»
 #
 # ## The arms, at equal tokens
 #
@@ -887,12 +885,9 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# No trained peak-to-peak student passes the untrained activation student. With KL, the peak-to-peak student comes from 4,074.5
-# to 384.8 on wiki; the activation student stood at 180.3 before it had learned anything, and KL brings it to 133.4.
+# «ARMS»
 #
-# Cross-entropy ends at the same perplexity on wiki (133.4), but farther from the teacher: the KL is 0.095 nats a token higher. On
-# speeches, the text that it trained on, cross-entropy is better than KL by 0.123 nats. Whether two orders of the text differ as
-# much is answered by the points of *seed 1*, under *The losses, on the better student*.
+# «ARMS2»
 #
 # </details>
 
@@ -994,9 +989,7 @@ main.round(1)
 # *guessing*, where every token is equally likely. Compare the lengths with the places: the choice of neurons moves the whole
 # arrow, the choice of loss its tip.
 #
-# **Saved run.** Twelve thousand tokens of distillation take the peak-to-peak student to a perplexity of 384.8, more than twice
-# the 180.3 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 133.4; the
-# teacher stands at 41.2.
+# **Saved run.** «MAIN»
 #
 # **The rule of the trade:** first cut well, then train. A training repairs slowly what a better choice of neurons would not
 # have broken. More tokens shrink the gap; the published recipes spend billions, on students chosen by activations.
@@ -1096,9 +1089,7 @@ print(
 )
 
 # %% [markdown]
-# **Saved run.** Cross-entropy and KL end at the same perplexity on wiki (a difference of 0.001 nats a token). But on speeches,
-# where both trained, cross-entropy is 0.123 nats better, and on wiki it is 0.095 nats farther from the teacher. It spent its
-# tokens on fitting speeches, the KL on coming back.
+# **Saved run.** «LOSSES»
 #
 # The intervals know about the *text*: with other rows, how different could it look? They don't know about the *run*; two
 # seeds give an idea of it and no more. If a small difference matters to you, spend your tokens on seeds.
@@ -1123,8 +1114,7 @@ pd.concat([written[name] for name in told], axis=1).T
 # Read the rows in pairs, before and after training. Greedy decoding likes to repeat itself, and a weak model falls into loops;
 # that a text is grammatical says little about how near it is to the teacher's.
 #
-# **Saved run.** The peak-to-peak student went from full stops to a loop, "the world of the world of the world". The activation
-# student wrote sentences before it was trained, and still says nothing afterwards that the teacher would.
+# **Saved run.** «WRITES»
 #
 # And the test that nobody practised: the last word of LAMBADA's passages. All models answer the same ones, so they are
 # compared passage by passage. Only the activation student takes it; where a model gets nothing right before and after, a
@@ -1134,8 +1124,7 @@ pd.concat([written[name] for name in told], axis=1).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Too few to be told from none, with so few passages and so few steps: the table shows how many passages changed sides. The
-# perplexity of the last word says a little more.
+# «LAMBADA»
 #
 # </details>
 
@@ -1199,7 +1188,7 @@ print(f"to show such a gain in this way takes about {needed:,.0f} passages, {nee
 # goal is LAMBADA*, and LAMBADA is narrative. The rest are speeches, encyclopaedia and a few stories. Killed half-way, the
 # same command goes on where it stopped.
 #
-# **Predict before you run.** After fifty times as many tokens as our arms had, how much of the gap is closed?
+# **Predict before you run.** After a hundred times as many tokens as our arms had, how much of the gap is closed?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -1518,7 +1507,7 @@ print(f"largest difference of the losses: {(both.iloc[:, 0] - both.iloc[:, 1]).a
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# CACHE SAW
+# «CACHE»
 #
 # </details>
 
@@ -1666,7 +1655,7 @@ def held_out_kl(settings):
 # check compares yours with a plain recipe (half the learning rate of the arms above, nothing else changed), paired by rows,
 # and prints both.
 #
-# Try things out with `held_out_kl(settings)` in a cell of your own (half a minute each on two cores). Strictly speaking, you
+# Try things out with `held_out_kl(settings)` in a cell of your own (some ten seconds each on two cores). Strictly speaking, you
 # would try on one set of rows and be judged on another: what you choose on the judge's rows looks a little too good. With a
 # handful of tries, that is little.
 #
