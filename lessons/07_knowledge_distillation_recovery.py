@@ -1066,7 +1066,7 @@ plotting.paired_differences(
 )
 show(
     "Differences to the KL arm on the other kind of text, with intervals, for each other arm of the activation student. "
-    "Cross-entropy lies to the right of zero, clearly so for the KL to the teacher; the other seed lies at zero."
+    "Cross-entropy lies clearly to the right of zero in the KL to the teacher; the other order of the text lies near zero."
 )
 differences["who"] = [
     verdict(row.ci_low, row.ci_high, below="better than KL", above="worse") for row in differences.itertuples()
