@@ -969,8 +969,8 @@ plotting.before_and_after(
 )  # fmt: skip
 show(
     "One arrow an arm on a logarithmic axis, from its perplexity before training to that after, with lines for the "
-    "teacher, for the untrained activation student and for guessing. The random and peak-to-peak students come far, but end to the "
-    "right of where the activation students began."
+    "teacher, for the untrained activation student and for guessing. The random and peak-to-peak students come far, "
+    "but end to the right of where the activation students began."
 )
 ratio, low, high = ratio_of(after["peak-to-peak, KL"], before["activation"], OTHER, 0)
 print(f"peak-to-peak, trained, against activation, never trained: {ratio:.2f} times the perplexity on {OTHER}")
@@ -1033,9 +1033,9 @@ pd.DataFrame(recovered).T.assign(**{f"perplexity, {OTHER}": main.after.round(1)}
 
 # %% [markdown]
 # Read two columns against each other: the share that came back, and the perplexity where the arm ends. They don't rank the
-# arms alike. A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind. So compare where
-# they end, row by row on the same text. And compare the two kinds of text: what an arm gains at home beyond what it gains
-# abroad is fitting.
+# arms alike. A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind.
+# So compare where they end, row by row on the same text. And compare the two kinds of text: what an arm gains at home beyond
+# what it gains abroad is fitting.
 #
 # ## The losses, on the better student
 #
@@ -1223,8 +1223,8 @@ show(
 )
 
 # %% [markdown]
-# Both lines fall steeply at first and ever more slowly, and at the end they still fall: an hour is where this run was stopped, not
-# where it was done.
+# Both lines fall steeply at first and ever more slowly, and at the end they still fall: an hour is where this run was stopped,
+# not where it was done.
 
 # %%
 perplexities, answers = pd.DataFrame(record["perplexity"]), pd.DataFrame(record["lambada"])
