@@ -963,10 +963,11 @@ levels = {
     "activation, untrained": main.before["activation, KL"],
     "guessing": known.vocab_size,  # every token equally likely
 }
-plotting.before_and_after(
+ax = plotting.before_and_after(
     main, x_label=f"perplexity on {OTHER}, lower is better", lines=levels, log_x=True,
     title="Before and after training",
 )  # fmt: skip
+ax.set_xlim(right=4 * max(levels["guessing"], main.before.max()))  # room for a name
 show(
     "One arrow an arm on a logarithmic axis, from its perplexity before training to that after, with lines for the "
     "teacher, for the untrained activation student and for guessing. The random and peak-to-peak students come far, "
