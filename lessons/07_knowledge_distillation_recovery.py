@@ -859,7 +859,9 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 # below start from. Five draws of random neurons say how much is luck there; the first one is trained below. (Being first
 # among six is p = 1/6, no more. What speaks here is the size of the gap.)
 #
-# **Saved run.** «PATIENT»
+# **Saved run.** On wiki the teacher's perplexity is 41.2; that of the activation student 180.3, of the peak-to-peak student
+# 4,075, of the random one 66,907. The five random draws start between 6,327 and 120,996. The activation student still writes
+# English, though it has lost the thread; the peak-to-peak student writes single words and full stops.
 #
 # ## The arms, at equal tokens
 #
@@ -885,9 +887,12 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# «ARMS»
+# The trained peak-to-peak student doesn't pass the untrained activation student. It comes from 4,074.5 to 454.8 on wiki; the
+# activation student stood at 180.3 before it had learned anything, and KL brings it to 140.5.
 #
-# «ARMS2»
+# Cross-entropy ends at 139.4 on wiki, half and half at 137.5. Nearest to the teacher is KL: with cross-entropy the KL is 0.068
+# nats a token higher, with half and half 0.024. On speeches, the text that it trained on, cross-entropy is better than KL by
+# 0.069 nats. Two orders of the text differ by up to 0.011.
 #
 # </details>
 
@@ -990,7 +995,10 @@ main.round(1)
 # *guessing*, where every token is equally likely. Compare the lengths with the places: the choice of neurons moves the whole
 # arrow, the choice of loss its tip.
 #
-# **Saved run.** «MAIN»
+# **Saved run.** Five thousand tokens of distillation take the peak-to-peak student to a perplexity of 454.8, 2.52 times the
+# 180.3 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 140.5; the teacher
+# stands at 41.2. Other neurons move the end by 1.18 nats a token, another loss by 0.02 at most. So no loss that was tried here
+# could have made up for the neurons.
 #
 # **The rule of the trade:** first cut well, then train. A training repairs slowly what a better choice of neurons would not
 # have broken. More tokens shrink the gap; the published recipes spend billions, on students chosen by activations.
@@ -1090,7 +1098,10 @@ print(
 )
 
 # %% [markdown]
-# **Saved run.** «LOSSES»
+# **Saved run.** On wiki, cross-entropy predicts the text about as well (as KL, 0.007 nats a token apart), and half and half
+# better (0.021). But on speeches, where all trained, cross-entropy is 0.069 nats better, and on wiki it ends 0.068 nats
+# farther from the teacher, where two orders of the text differ by 0.011 at most. It spent its tokens on fitting speeches, the
+# KL on coming back.
 #
 # The intervals know about the *text*: with other rows, how different could it look? They don't know about the *run*; two
 # seeds give an idea of it and no more. If a small difference matters to you, spend your tokens on seeds.
@@ -1115,7 +1126,10 @@ pd.concat([written[name] for name in told], axis=1).T
 # Read the rows in pairs, before and after training. Greedy decoding likes to repeat itself, and a weak model falls into loops;
 # that a text is grammatical says little about how near it is to the teacher's.
 #
-# **Saved run.** «WRITES»
+# **Saved run.** The first sentence, "The most important thing about our economy is …", the peak-to-peak student continued with
+# "..,. we. we... ... a... a. a..." before training and with "going to the world." after it; the activation student with
+# "the ability to make money. The economy is the …" and "the ability to create a new market. The economy …". The teacher says
+# "the ability to create jobs and make the world …". Distilled or not, a student that lost the wrong neurons has little to say.
 #
 # And the test that nobody practised: the last word of LAMBADA's passages. All models answer the same ones, so they are
 # compared passage by passage. Only the activation student takes it; where a model gets nothing right before and after, a
@@ -1125,7 +1139,9 @@ pd.concat([written[name] for name in told], axis=1).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# «LAMBADA»
+# Too few to be told from none, with so few passages and so few steps: 0.05 → 0.05 with KL, 0.05 → 0.07 with cross-entropy,
+# with p-values of 1.0 and 1.0. The perplexity of the last word says more: it falls to 0.44 times what it was with KL, and to
+# 0.46 times with cross-entropy.
 #
 # </details>
 
@@ -1508,7 +1524,9 @@ print(f"largest difference of the losses: {(both.iloc[:, 0] - both.iloc[:, 1]).a
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# «CACHE»
+# More than most guess: 64 words leave an error of 0.175 of the gradient's length, and 256 words one of 0.083. The direction is
+# right much earlier (a cosine of 0.994 at 64). The 256 words take 1,026 bytes a token, nearly as much as the hidden states
+# above, which have no bias.
 #
 # </details>
 
