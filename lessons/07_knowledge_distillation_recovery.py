@@ -49,9 +49,11 @@ style()
 # %%
 # The sizes that decide how long the lesson runs.
 RATIO = 0.4  # of the MLP neurons are removed
-STEPS, ROWS, LENGTH = 24, 4, 128  # 24 × 4 × 128 = 12,288 tokens for each arm
+STEPS, ROWS, LENGTH = 20, 2, 128  # 20 × 2 × 128 = 5,120 tokens for each arm
 LR = 2e-4
-WATCHED, WATCH_EVERY = 8, 6  # rows of validation text, steps from one look to the next
+WATCHED, WATCH_EVERY = 4, 5  # rows of validation text, steps from one look to the next
+READ = 4  # rows that are read at once where nothing learns
+DRAWS = 5  # sets of random neurons
 HELD_OUT = {"speeches": 12, "wiki": 12}  # rows that judge, by kind of text; the first kind is the one we train on
 DOCUMENTS = 60  # of LAMBADA
 SPARE = 0.2  # of a GPU's memory is left for what a plan doesn't count
@@ -447,8 +449,8 @@ print(f"{len(ours)} steps: losses equal, largest difference of a weight {apart:.
 # %% [markdown]
 # ## The largest tensors of the training
 #
-# A hidden state has a few hundred numbers a token. The logits have one for every word of the vocabulary, 49,152 here and
-# 128,256 in a Llama 3. The KL wants them in float32, from two models, with their logarithms, differences and gradients.
+# A hidden state has a few hundred numbers a token. The logits have one for every word of the vocabulary, 49,152 in a SmolLM2
+# and 128,256 in a Llama 3. The KL wants them in float32, from two models, with their logarithms, differences and gradients.
 #
 # So the trick: hidden states are small, keep them. Run the **head** on a few tokens at a time, take the loss *and its
 # gradient* of this chunk, and forget the logits. `batch_loss` does that.
@@ -503,6 +505,7 @@ figure, ax = plt.subplots(layout="constrained")
 for (name, values), marker in zip(peaks.items(), "Dos", strict=True):
     ax.plot(peaks.index, values, marker=marker, label=name)
 ax.set(xlabel="tokens in the batch", ylabel="MB above the two models", title="Peak memory of the loss and its gradient")
+ax.set_xticks(peaks.index)
 ax.set_ylim(bottom=0)
 ax.legend()
 show(
@@ -575,8 +578,8 @@ pd.DataFrame(trials).T.round(0).astype(int)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Not as it is: 21.75 GiB are 153 % of the card. When the teacher was asked beforehand and activations are computed twice, it is
-# still 16.92. All but the embedding takes 12.03 (84 % of the card, too close), the MLPs only 10.13 (71 %).
+# Not as it is: 21.07 GiB are 148 % of the card. When the teacher was asked beforehand and activations are computed twice, it
+# is still 16.84. All but the embedding takes 11.95 (84 % of the card, too close), the MLPs only 10.07 (71 %).
 #
 # </details>
 
@@ -623,7 +626,7 @@ budget.round(2)
 # Read the table from above: each line gives something up. Student, gradients and AdamW alone fill the card when everything
 # learns. Without the teacher's blocks, with recomputation and with the embedding frozen, it would just fit. With the
 # **MLPs only** it fits with room to spare, and what pruning left alone stays as it was. That is what this lesson trains, on
-# every machine. The price is measured below, where memory allows to train attention and norms as well.
+# every machine. What attention and norms could add, it does not measure.
 #
 # In 16-bit autocast the activations shrink, but the 16 bytes a parameter stay: they hold the small steps of the training,
 # which 16 bits would round away.
@@ -641,7 +644,7 @@ budget.round(2)
 # as Martra's notebooks do and this course's lesson 03 did first; by `activation`; and at `random`.
 #
 # What learns is what was cut: **the MLPs alone**. Attention, norms and embedding stay as the teacher has them. The plan
-# above asks for it on a small GPU, and elsewhere it saves time. An arm below shows what it costs.
+# above asks for it on a small GPU, and elsewhere it saves time.
 #
 # One thing to know about the embedded model: its matrices were stored in 4 bits (Q4_1) and are multiplied out again, so the
 # weights lie on a grid. `peak_to_peak` looks at the largest weights and may rank some neurons otherwise than it would with
@@ -671,7 +674,6 @@ if plan_for(teacher, mlps_only=True) > room:
     print(f"This GPU is too small to distil {teacher.config.name_or_path}; going on with a smaller model.")
     teacher, tokenizer = load_model("HuggingFaceTB/SmolLM2-360M", dtype=stored, device="cpu")
 FITTING = {"recompute": on_gpu, "mlps_only": True}
-attention_fits = plan_for(teacher, train_embedding=False) <= room
 print(f"{teacher.config.name_or_path}: {teacher.num_parameters():,} parameters, computed in {dtype}")
 print(f"planned: {plan_for(teacher, mlps_only=True):.2f} GiB with the MLPs, ", end="")
 print(
@@ -737,7 +739,7 @@ def on_device(model):
 
 
 working = on_device(teacher)
-read = [batch for blocks in (everything, *judges.values()) for batch in blocks.batches(ROWS)]
+read = [batch for blocks in (everything, *judges.values()) for batch in blocks.batches(READ)]
 known = remember_teacher(working, read, precision=precision)
 importance = {
     "peak_to_peak": neuron_importance(working, "peak_to_peak"),
@@ -760,6 +762,7 @@ print(f"their logits in 16 bits would take {2 * known.vocab_size / each:.0f} tim
 
 # %%
 from course_utils.batches import read_batches
+from course_utils.divergence import kl_divergence
 from course_utils.evaluation import evaluate, paired
 from course_utils.language_modelling import continuations, perplexity
 from course_utils.uncertainty import bootstrap_interval, ratio_interval, verdict
@@ -769,18 +772,19 @@ TOKENS = {domain: np.full(len(blocks), LENGTH - 1) for domain, blocks in judges.
 
 
 @torch.no_grad()
-def nats_of(model):
+def nats_of(model, domains=tuple(HELD_OUT)):
     """What each held-out row costs a model: {domain: [rows, 2]}, nats of the true words and KL to the teacher."""
     parts, nats = describe(model), {}
-    for domain, blocks in judges.items():
+    for domain in domains:
         rows = []
-        for batch in read_batches(blocks.batches(ROWS), vocab_size=parts.vocab_size, device=model.device):
+        for batch in read_batches(judges[domain].batches(READ), vocab_size=parts.vocab_size, device=model.device):
             own = parts.hidden_states(batch)[:, :-1]
             teachers = known.states(batch).view_as(own)
             for states, teacher_states, targets in zip(own, teachers, batch.input_ids[:, 1:], strict=True):
-                logits, answers = parts.logits(states), known.logits(teacher_states)
-                both = [token_loss(logits, None, targets, alpha=1.0), token_loss(logits, answers, targets)]
-                rows.append([each.sum().item() for each in both])
+                both = parts.logits(states), known.logits(teacher_states)
+                log_q, log_p = (logits.float().log_softmax(-1) for logits in both)
+                true_words = -log_q.gather(-1, targets[:, None])
+                rows.append([true_words.sum().item(), kl_divergence(log_p, log_q).sum().item()])
         nats[domain] = np.array(rows)
     return nats
 
@@ -810,15 +814,20 @@ def line(nats):
 
 
 # %%
-def fresh_student(criterion):
-    """A variant of the teacher that has lost RATIO of its neurons."""
+def student_of(scores):
+    """A variant of the teacher that has lost RATIO of its neurons, those with the lowest scores."""
     student = variant(teacher)
-    prune_neurons(student, importance[criterion], ratio=RATIO)
+    prune_neurons(student, scores, ratio=RATIO)
     return on_device(student)
 
 
+def fresh_student(criterion):
+    """One that hasn't learned anything yet."""
+    return student_of(importance[criterion])
+
+
 whole = nats_of(working)
-np.testing.assert_allclose(whole[OTHER][:, 0], perplexity(working, judges[OTHER], batch_size=ROWS).row_nll, rtol=1e-4)
+np.testing.assert_allclose(whole[OTHER][:, 0], perplexity(working, judges[OTHER], batch_size=READ).row_nll, rtol=1e-4)
 lambada = {"teacher": evaluate(working, tokenizer, "lambada_openai", limit=DOCUMENTS)}
 written = {"teacher": continuations({"teacher": working}, tokenizer, PROMPTS)}
 working = None  # its head stays in `known`
@@ -826,12 +835,20 @@ before = {}
 for criterion in tqdm(importance, desc="pruned models"):
     student = fresh_student(criterion)
     before[criterion] = nats_of(student)
-    written[f"{criterion}, pruned"] = continuations({f"{criterion}, pruned": student}, tokenizer, PROMPTS)
+    if criterion in ("activation", "peak_to_peak"):
+        written[f"{criterion}, pruned"] = continuations({f"{criterion}, pruned": student}, tokenizer, PROMPTS)
     if criterion == "activation":
         lambada["activation, pruned"] = evaluate(student, tokenizer, "lambada_openai", limit=DOCUMENTS)
 removed = 1 - student.num_parameters() / teacher.num_parameters()
-print(f"{student.num_parameters():,} parameters are left, {removed:.1%} fewer; 95 % intervals:")
+print(f"{student.num_parameters():,} parameters are left, {removed:.1%} fewer; 95 % intervals over the rows:")
 pd.DataFrame({"teacher": line(whole)} | {f"{name}, {RATIO:.0%} removed": line(nats) for name, nats in before.items()}).T
+
+# %%
+seeds = range(session.seed, session.seed + DRAWS)
+drawn = {seed: nats_of(student_of(neuron_importance(teacher, "random", seed=seed)), [OTHER]) for seed in seeds[1:]}
+drawn[session.seed] = before["random"]
+starts = [shown(np.exp(nats_a_token(drawn[seed], OTHER, 0))) for seed in seeds]
+print(f"perplexity on {OTHER} of {DRAWS} students with neurons chosen at random: {'; '.join(starts)}")
 
 # %%
 pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_peak, pruned")], axis=1).T
@@ -839,11 +856,12 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 # %% [markdown]
 # The same number of neurons is gone from each student, and yet they are not equally ill. Which neurons went decides whether
 # sentences are left, or only words. Before any training, compare the rows of the table: that is the distance that the arms
-# below start from.
+# below start from. Five draws of random neurons say how much is luck there; the first one is trained below. (Being first
+# among six is p = 1/6, no more. What speaks here is the size of the gap.)
 #
 # **Saved run.** On wiki the teacher's perplexity is 41.2; that of the activation student 180.3, of the peak-to-peak student
-# 4,075, of the random one 66,907. The activation student still writes English, though it has lost the thread; the
-# peak-to-peak student writes single words and full stops.
+# 4,075, of the random one 66,907. The five random draws start between 6,327 and 120,996. The activation student still writes
+# English, though it has lost the thread; the peak-to-peak student writes single words and full stops.
 #
 # ## The arms, at equal tokens
 #
@@ -852,18 +870,14 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 # | arm | student | loss |
 # |---|---|---|
 # | peak-to-peak, KL | peak_to_peak | forward KL |
-# | peak-to-peak, cross-entropy | peak_to_peak | cross-entropy of the text alone: training without a teacher |
 # | random, KL | random | forward KL |
 # | activation, KL | activation | forward KL |
-# | activation, cross-entropy | activation | cross-entropy alone |
+# | activation, cross-entropy | activation | cross-entropy of the text alone: training without a teacher |
 # | activation, half and half | activation | ½ KL + ½ cross-entropy |
-# | activation, KL, T = 2 | activation | forward KL at temperature 2, × 4 |
 # | activation, KL, seed 1 | activation | forward KL, the same rows in another order |
-# | activation, cross-entropy, seed 1 | activation | cross-entropy, the rows in that order |
-# | activation, KL, attention too | activation | forward KL; attention and norms learn as well (where memory allows) |
 #
-# The two arms with another seed are there for scale: two losses that differ less than two orders of the same text are not
-# known to differ.
+# The first three differ in their neurons, the next two from the third in their loss. The last one is there for scale: two arms
+# that differ less than two orders of the same text are not known to differ.
 #
 # **Predict before you run.** After these few pages,
 #
@@ -873,12 +887,12 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# No trained peak-to-peak student passes the untrained activation student. With KL, the peak-to-peak student comes from 4,074.5
-# to 384.8 on wiki; the activation student stood at 180.3 before it had learned anything, and KL brings it to 133.4.
+# The trained peak-to-peak student doesn't pass the untrained activation student. It comes from 4,074.5 to 454.8 on wiki; the
+# activation student stood at 180.3 before it had learned anything, and KL brings it to 140.5.
 #
-# Cross-entropy ends at the same perplexity on wiki (133.4), but farther from the teacher: the KL is 0.095 nats a token higher. On
-# speeches, the text that it trained on, cross-entropy is better than KL by 0.123 nats. Whether two orders of the text differ as
-# much is answered by the points of *seed 1*, under *The losses, on the better student*.
+# Cross-entropy ends at 139.4 on wiki, half and half at 137.5. Nearest to the teacher is KL: with cross-entropy the KL is 0.068
+# nats a token higher, with half and half 0.024. On speeches, the text that it trained on, cross-entropy is better than KL by
+# 0.069 nats. Two orders of the text differ by up to 0.011.
 #
 # </details>
 
@@ -887,26 +901,19 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 RECIPE = Recipe(steps=STEPS, lr=LR, precision=precision, validate_every=WATCH_EVERY, seed=session.seed, **FITTING)
 ARMS = {
     "peak-to-peak, KL": ("peak_to_peak", {}),
-    "peak-to-peak, cross-entropy": ("peak_to_peak", {"alpha": 1.0}),
     "random, KL": ("random", {}),
     "activation, KL": ("activation", {}),
     "activation, cross-entropy": ("activation", {"alpha": 1.0}),
     "activation, half and half": ("activation", {"alpha": 0.5}),
-    "activation, KL, T = 2": ("activation", {"temperature": 2.0}),
     "activation, KL, seed 1": ("activation", {"seed": session.seed + 1}),
-    "activation, cross-entropy, seed 1": ("activation", {"alpha": 1.0, "seed": session.seed + 1}),
 }
-if attention_fits:
-    ARMS["activation, KL, attention too"] = (
-        "activation",
-        {"mlps_only": False, "train_embedding": False, "recompute": True},  # recomputing saves memory, changes nothing
-    )
 TALKS = ("peak-to-peak, KL", "activation, KL", "activation, cross-entropy")  # these also write and take LAMBADA
 
 runs, after = {}, {}
 for name, (criterion, options) in ARMS.items():
     student = fresh_student(criterion)
-    runs[name] = distill(known, student, training.batches(ROWS), RECIPE, validation=watched.batches(ROWS), **options)
+    watching = watched.batches(READ) if "alpha" not in options else None  # only equal losses are drawn together
+    runs[name] = distill(known, student, training.batches(ROWS), RECIPE, validation=watching, **options)
     cast_weights(student, stored)  # rounded as the teacher is, so that both are measured alike
     if name == "activation, KL":
         keeper = variant(student).to("cpu")
@@ -931,9 +938,10 @@ for name, marker in zip(
     ax.plot(seen.tokens, seen.validation, marker=marker, label=name)
     looks[name] = seen.set_index("tokens").validation
 ax.set(xlabel="tokens learned from", ylabel="KL to the teacher, nats a token", title="Watched text, while learning")
+ax.set_xticks(seen.tokens)
 ax.xaxis.set_major_formatter("{x:,.0f}")
 ax.set_ylim(bottom=0)
-ax.legend()
+figure.legend(loc="outside lower center", ncols=2)  # inside it would hide a line
 show(
     "KL to the teacher on watched text against the tokens learned from, four falling lines: the random student on top, "
     "the peak-to-peak student below, and the activation student with two seeds, almost one line, far below both."
@@ -947,7 +955,6 @@ pd.DataFrame(looks).T.round(3)
 # ## Which neurons, or which loss?
 
 # %%
-best = min((name for name in ARMS if name.startswith("peak")), key=lambda name: after[name][OTHER][:, 0].sum())
 students = {"peak_to_peak": "peak-to-peak", "random": "random", "activation": "activation"}
 main = pd.DataFrame(
     {
@@ -956,29 +963,42 @@ main = pd.DataFrame(
     }
 ).map(np.exp)
 main["group"] = [students[ARMS[name][0]] for name in main.index]
-levels = {"teacher": np.exp(nats_a_token(whole, OTHER, 0)), "activation, untrained": main.before["activation, KL"]}
-plotting.before_and_after(
+levels = {
+    "teacher": np.exp(nats_a_token(whole, OTHER, 0)),
+    "activation, untrained": main.before["activation, KL"],
+    "guessing": known.vocab_size,  # every token equally likely
+}
+ax = plotting.before_and_after(
     main, x_label=f"perplexity on {OTHER}, lower is better", lines=levels, log_x=True,
     title="Before and after training",
 )  # fmt: skip
+ax.set_xlim(right=4 * max(levels["guessing"], main.before.max()))  # room for a name
 show(
-    "One arrow a student on a logarithmic axis, from its perplexity before training to that after, with lines for the "
-    "teacher and for the untrained activation student. The random and peak-to-peak students come far, but end to the "
-    "right of where the activation students began."
+    "One arrow an arm on a logarithmic axis, from its perplexity before training to that after, with lines for the "
+    "teacher, for the untrained activation student and for guessing. The random and peak-to-peak students come far, "
+    "but end to the right of where the activation students began."
 )
-ratio, low, high = ratio_of(after[best], before["activation"], OTHER, 0)
-print(f"{best}, trained, against the activation student, never trained: {ratio:.2f} times its perplexity on {OTHER}")
+ratio, low, high = ratio_of(after["peak-to-peak, KL"], before["activation"], OTHER, 0)
+print(f"peak-to-peak, trained, against activation, never trained: {ratio:.2f} times the perplexity on {OTHER}")
 print(f"95 % interval, paired by rows: {low:.2f} to {high:.2f}")
+ends = np.log(main.after)
+losses = ends[["activation, KL", "activation, cross-entropy", "activation, half and half"]]
+print(
+    f"other neurons, same loss: {ends['peak-to-peak, KL'] - ends['activation, KL']:.2f} nats a token apart at the end"
+)
+print(f"other loss, same neurons: {losses.max() - losses.min():.2f} nats at most")
 main.round(1)
 
 # %% [markdown]
 # Each arrow begins where pruning left a student and ends where training brought it; the dashed line is where the activation
-# student stood *before it learned anything*. A long arrow is no merit: it begins far out. The two losses of the peak-to-peak
-# student come from the same place, and the choice of neurons moves the whole arrow.
+# student stood *before it learned anything*. A long arrow is no merit: it begins far out, the random one's even beyond
+# *guessing*, where every token is equally likely. Compare the lengths with the places: the choice of neurons moves the whole
+# arrow, the choice of loss its tip.
 #
-# **Saved run.** Twelve thousand tokens of distillation take the peak-to-peak student to a perplexity of 384.8, more than twice
-# the 180.3 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 133.4; the
-# teacher stands at 41.2.
+# **Saved run.** Five thousand tokens of distillation take the peak-to-peak student to a perplexity of 454.8, 2.52 times the
+# 180.3 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 140.5; the teacher
+# stands at 41.2. Other neurons move the end by 1.18 nats a token, another loss by 0.02 at most. So no loss that was tried here
+# could have made up for the neurons.
 #
 # **The rule of the trade:** first cut well, then train. A training repairs slowly what a better choice of neurons would not
 # have broken. More tokens shrink the gap; the published recipes spend billions, on students chosen by activations.
@@ -1022,14 +1042,14 @@ pd.DataFrame(recovered).T.assign(**{f"perplexity, {OTHER}": main.after.round(1)}
 
 # %% [markdown]
 # Read two columns against each other: the share that came back, and the perplexity where the arm ends. They don't rank the
-# arms alike. A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind. So compare where
-# they end, row by row on the same text. And compare the two kinds of text: what an arm gains at home beyond what it gains
-# abroad is fitting.
+# arms alike. A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind.
+# So compare where they end, row by row on the same text. And compare the two kinds of text: what an arm gains at home beyond
+# what it gains abroad is fitting.
 #
 # ## The losses, on the better student
 #
 # The activation student is the one worth training, so here is the comparison that matters: each of its arms against plain
-# KL, the differences paired by rows. The point for *seed 1* shows how far two runs lie apart that differ in nothing but the
+# KL, the differences paired by rows. The points for *seed 1* show how far two runs lie apart that differ in nothing but the
 # order of the text.
 
 # %%
@@ -1055,7 +1075,7 @@ plotting.paired_differences(
 )
 show(
     "Differences to the KL arm on the other kind of text, with intervals, for each other arm of the activation student. "
-    "Cross-entropy lies to the right of zero, clearly so for the KL to the teacher; the other seed lies at zero."
+    "Cross-entropy lies clearly to the right of zero in the KL to the teacher; the other order of the text lies near zero."
 )
 differences["who"] = [
     verdict(row.ci_low, row.ci_high, below="better than KL", above="worse") for row in differences.itertuples()
@@ -1063,19 +1083,14 @@ differences["who"] = [
 differences.set_index(["case", "measure"]).round(3)
 
 # %% [markdown]
-# A point right of zero is worse than the KL arm. The two orders of the text (*seed 1*) say how far apart two runs of the very same arm
-# lie; what is not farther from zero than that is no finding.
+# A point right of zero is an arm that ends worse than plain KL on the rows that judge, one to the left an arm that ends better.
+# What lies no farther from zero than the points of *seed 1* is no difference that one run can show.
 
 # %%
 between_seeds = abs(differences[differences.case == "KL, seed 1"].difference)
 print(f"two orders of the text differ by up to {between_seeds.max():.3f} nats a token")
 compared = len(differences)
 print(f"{compared} comparisons with 95 % intervals: by chance alone {0.05 * compared:.1f} of them would exclude 0")
-gap = (after["activation, cross-entropy, seed 1"][OTHER] - after["activation, KL, seed 1"][OTHER])[:, 1]
-mean, _, low, high = ratio_interval(gap, TOKENS[OTHER])
-print(
-    f"cross-entropy against KL once more, both with seed 1: KL to the teacher {mean:+.3f} ({low:+.3f} to {high:+.3f})"
-)
 home = (after["activation, cross-entropy"][TRAINED_ON] - after["activation, KL"][TRAINED_ON])[:, 0]
 mean, _, low, high = ratio_interval(home, TOKENS[TRAINED_ON])
 print(
@@ -1083,13 +1098,10 @@ print(
 )
 
 # %% [markdown]
-# A point to the left of the line is an arm that ends better than plain KL on the rows that judge, one to the right an arm that
-# ends worse. Read each against the points of *KL, seed 1*: what lies no farther from the line than those is no difference that
-# one run can show. *KL, attention too* is the price of training the MLPs alone.
-#
-# **Saved run.** Cross-entropy and KL end at the same perplexity on wiki (a difference of 0.001 nats a token). But on speeches,
-# where both trained, cross-entropy is 0.123 nats better, and on wiki it is 0.095 nats farther from the teacher. It spent its
-# tokens on fitting speeches, the KL on coming back.
+# **Saved run.** On wiki, cross-entropy predicts the text about as well (as KL, 0.007 nats a token apart), and half and half
+# better (0.021). But on speeches, where all trained, cross-entropy is 0.069 nats better, and on wiki it ends 0.068 nats
+# farther from the teacher, where two orders of the text differ by 0.011 at most. It spent its tokens on fitting speeches, the
+# KL on coming back.
 #
 # The intervals know about the *text*: with other rows, how different could it look? They don't know about the *run*; two
 # seeds give an idea of it and no more. If a small difference matters to you, spend your tokens on seeds.
@@ -1114,8 +1126,10 @@ pd.concat([written[name] for name in told], axis=1).T
 # Read the rows in pairs, before and after training. Greedy decoding likes to repeat itself, and a weak model falls into loops;
 # that a text is grammatical says little about how near it is to the teacher's.
 #
-# **Saved run.** The peak-to-peak student went from full stops to a loop, "the world of the world of the world". The activation
-# student wrote sentences before it was trained, and still says nothing afterwards that the teacher would.
+# **Saved run.** The first sentence, "The most important thing about our economy is …", the peak-to-peak student continued with
+# "..,. we. we... ... a... a. a..." before training and with "going to the world." after it; the activation student with
+# "the ability to make money. The economy is the …" and "the ability to create a new market. The economy …". The teacher says
+# "the ability to create jobs and make the world …". Distilled or not, a student that lost the wrong neurons has little to say.
 #
 # And the test that nobody practised: the last word of LAMBADA's passages. All models answer the same ones, so they are
 # compared passage by passage. Only the activation student takes it; where a model gets nothing right before and after, a
@@ -1125,8 +1139,9 @@ pd.concat([written[name] for name in told], axis=1).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Too few to be told from none, with so few passages and so few steps: the table shows how many passages changed sides. The
-# perplexity of the last word says a little more.
+# Too few to be told from none, with so few passages and so few steps: 0.05 → 0.05 with KL, 0.05 → 0.07 with cross-entropy,
+# with p-values of 1.0 and 1.0. The perplexity of the last word says more: it falls to 0.44 times what it was with KL, and to
+# 0.46 times with cross-entropy.
 #
 # </details>
 
@@ -1190,7 +1205,7 @@ print(f"to show such a gain in this way takes about {needed:,.0f} passages, {nee
 # goal is LAMBADA*, and LAMBADA is narrative. The rest are speeches, encyclopaedia and a few stories. Killed half-way, the
 # same command goes on where it stopped.
 #
-# **Predict before you run.** After fifty times as many tokens as our arms had, how much of the gap is closed?
+# **Predict before you run.** After a hundred times as many tokens as our arms had, how much of the gap is closed?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -1225,8 +1240,8 @@ show(
 )
 
 # %% [markdown]
-# Both lines fall steeply at first and ever more slowly, and at the end they still fall: an hour is where this run was stopped, not
-# where it was done.
+# Both lines fall steeply at first and ever more slowly, and at the end they still fall: an hour is where this run was stopped,
+# not where it was done.
 
 # %%
 perplexities, answers = pd.DataFrame(record["perplexity"]), pd.DataFrame(record["lambada"])
@@ -1269,7 +1284,7 @@ of_the_hour
 # **Judge the claims.** Which of these does the hour's output *not* show? Give the letters as a set, such as `{"A", "B"}`.
 #
 # - **A** The student answers more of LAMBADA's passages after the hour than before.
-# - **B** The forward KL is a better loss than cross-entropy for this student.
+# - **B** With the reverse KL in place of the forward KL the student would not have come so far.
 # - **C** On stories the student has come nearer to its teacher's perplexity than on encyclopaedia.
 # - **D** With ten hours it would reach the teacher.
 # - **E** Pruning by activation and an hour of training beats the published recovery of Llama-3.2-1B.
@@ -1283,7 +1298,7 @@ of_the_hour
 
 # %% tags=["exercise"]
 # BEGIN SOLUTION
-# B compares with an arm that was not run, D goes beyond the curve, E compares different models, cuts and texts.
+# B names an arm that was not run, D goes beyond the curve, E compares different models, cuts and texts.
 not_shown = {"B", "D", "E"}
 
 
@@ -1361,26 +1376,22 @@ check_control(control)
 from course_utils.benchmarking import flops_per_token
 
 forward = {"teacher": flops_per_token(teacher, LENGTH), "student": flops_per_token(keeper, LENGTH)}
-parts, everything_there = describe(keeper), keeper.num_parameters()
-in_mlps = sum(part.weight.numel() for mlp in parts.mlps for part in (*mlp.inputs, mlp.output)) / everything_there
-but_embedding = 1 - parts.vocab_size * parts.hidden_size / everything_there
-costs = {}
-for name, (_, options) in ARMS.items():
-    part = in_mlps if options.get("mlps_only", True) else but_embedding
-    # A backward pass takes the gradients by the states (one forward pass's worth) and by the weights that learn.
-    flops = (2 + part) * forward["student"] * training.num_tokens
-    costs[name] = {
+learn = sum(part.weight.numel() for mlp in describe(keeper).mlps for part in (*mlp.inputs, mlp.output))
+learn /= keeper.num_parameters()
+# A backward pass takes the gradients by the states (one forward pass's worth) and by the weights that learn.
+each_arm = (2 + learn) * forward["student"] * training.num_tokens / 1e12
+costs = {
+    name: {
         "tokens predicted": f"{runs[name].tokens:,}",
-        "weights that learn": f"{part:.0%}",
-        "TFLOP, about": f"{flops / 1e12:.1f}",
         "seconds": f"{runs[name].seconds:.0f}",
         f"perplexity, {OTHER}": shown(main.after[name]),
         f"KL, {OTHER}": shown(nats_a_token(after[name], OTHER, 1)),
     }
+    for name in ARMS
+}
 asked = forward["teacher"] * known.tokens / 1e12
-print(
-    f"the teacher read everything once: {asked:.1f} TFLOP, shared by all arms; beside every arm it would be as much each"
-)
+print(f"{learn:.0%} of the student's weights learn; about {each_arm:.1f} TFLOP an arm")
+print(f"the teacher read everything once, for all arms: {asked:.1f} TFLOP")
 print(
     f"For scale: Llama-3.1-Minitron-4B learned from 94 billion tokens, {94e9 / training.num_tokens:,.0f} times as many."
 )
@@ -1502,19 +1513,20 @@ print(f"largest difference of the losses: {(both.iloc[:, 0] - both.iloc[:, 1]).a
 #
 # ### When text is too long to remember
 #
-# Hidden states are fine for a lesson's text. For a billion tokens they are not, and the teacher's 49,152 probabilities of each
-# token still less. So a cache on disk keeps only the *k* likeliest words of each token, and the rest of the probability as one
+# Hidden states are fine for a lesson's text. For a billion tokens they are not, and the teacher's probabilities of all words
+# still less. So a cache on disk keeps only the *k* likeliest words of each token, and the rest of the probability as one
 # number, the **tail**. The loss then compares k + 1 classes.
 #
 # That is a *biased* estimate: merging classes can only make a divergence smaller. By how much? And, what matters more for
 # learning, how far is the gradient off?
 #
-# **Predict before you run.** How many of 49,152 words does the cache need to get the gradient right within 10 %?
+# **Predict before you run.** How many of the vocabulary's words does the cache need to get the gradient right within 10 %?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# More than the first guess of most: the line below 10 % is reached only at the right end of the figure, although a few dozen
-# words already hold most of the probability.
+# More than most guess: 64 words leave an error of 0.175 of the gradient's length, and 256 words one of 0.083. The direction is
+# right much earlier (a cosine of 0.994 at 64). The 256 words take 1,026 bytes a token, nearly as much as the hidden states
+# above, which have no bias.
 #
 # </details>
 
@@ -1524,14 +1536,14 @@ from course_utils.distillation.teacher_cache import cache_bias
 student, working = fresh_student("activation").float().requires_grad_(False), on_device(teacher)
 for mlp in describe(student).mlps[::6]:  # the gradient by every sixth MLP is enough to see
     mlp.owner.requires_grad_(True)
-bias_of_cache = cache_bias(working, student, watched.batches(1)[:1], ks=(1, 16, 64, 256))
+bias_of_cache = cache_bias(working, student, watched.batches(1)[:1], ks=(1, 16, 64, 256, 1024))
 del student, working
 
 figure, axes = plt.subplots(2, 1, figsize=(9, 7), layout="constrained")
 axes[0].plot(bias_of_cache.k, bias_of_cache.kl, marker="o", label="from the cache")
 axes[0].axhline(bias_of_cache.exact_kl.iloc[0], color="0.25", linestyle=":", label="exact")
 axes[0].set(ylabel="KL, nats a token")
-axes[0].legend()
+axes[0].legend(loc="lower right")
 axes[1].plot(bias_of_cache.k, 100 * bias_of_cache.gradient_error, marker="o")
 axes[1].set(ylabel="gradient's error\n(% of its length)", xlabel="k, words kept for each token")
 for ax in axes:
@@ -1546,8 +1558,8 @@ bias_of_cache.round(3)
 
 # %% [markdown]
 # The KL from the cache is always too small, and the error of the gradient falls with k: the words that matter most for
-# learning are the likely ones, but not only they. `cache_teacher` writes such a cache, resumably, and says beforehand how large it gets; `distill` takes it in
-# the teacher's place. How to make it unbiased, by drawing words at random, is told by
+# learning are the likely ones, but not only they. `cache_teacher` writes such a cache, resumably, and says beforehand how
+# large it gets; `distill` takes it in the teacher's place. How to make it unbiased, by drawing words at random, is told by
 # [Anshumann et al.](https://arxiv.org/abs/2503.16870).
 
 # %% [markdown]
@@ -1627,12 +1639,12 @@ check_teaches(teaches)
 # %% [markdown]
 # ### Six steps
 #
-# The last exercise trains. This cell prepares it: the activation student, six steps, and rows of text that nobody has trained
-# on or been judged by.
+# The last exercise trains. This cell prepares it: the activation student, six steps, and rows of a split that nobody has
+# trained on or been judged by.
 
 # %%
 FEW = 6
-judged = rows_of("evaluation", OTHER, HELD_OUT[OTHER] + 24)[HELD_OUT[OTHER] :]  # the rows behind those that judge above
+judged = rows_of("calibration", OTHER, 24)
 known_of_judged = remember_teacher(on_device(teacher), judged.batches(1), precision=precision)
 
 
@@ -1662,7 +1674,7 @@ def held_out_kl(settings):
 # check compares yours with a plain recipe (half the learning rate of the arms above, nothing else changed), paired by rows,
 # and prints both.
 #
-# Try things out with `held_out_kl(settings)` in a cell of your own (half a minute each on two cores). Strictly speaking, you
+# Try things out with `held_out_kl(settings)` in a cell of your own (some ten seconds each on two cores). Strictly speaking, you
 # would try on one set of rows and be judged on another: what you choose on the judge's rows looks a little too good. With a
 # handful of tries, that is little.
 #

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,24 @@ def rows_of(batch: Batch) -> list[str]:
         shown = torch.where(real, ids, -1)[places[0] : places[-1] + 1] if places else ids[:0]
         rows.append(digest([shown.numpy()]))
     return rows
+
+
+def refuse_unknown(batches: Iterable[Batch], known: Container[str], *, place: str, maker: str) -> None:
+    """Raise ValueError when a teacher that was asked beforehand doesn't know a row of text.
+
+    Args:
+        batches: what a student is about to see.
+        known: the rows that the teacher was asked about, as ``rows_of`` names them.
+        place: where its answers are kept, for the message.
+        maker: the function that keeps them, for the message.
+    """
+    rows = [row for batch in batches for row in rows_of(batch)]
+    missing = sum(row not in known for row in rows)
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(rows)} rows of text are not in {place}. Give {maker} all rows that the student is to "
+            "see, those for validation included."
+        )
 
 
 def text_of(batches: Sequence[Batch]) -> str:

@@ -29,7 +29,7 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
-from course_utils.distillation.state import digest, name_of, rows_of, write_tensors
+from course_utils.distillation.state import digest, name_of, refuse_unknown, rows_of, write_tensors
 from course_utils.files import write_json
 
 MANIFEST = "cache.json"
@@ -94,13 +94,7 @@ class TeacherCache:
 
     def check(self, batches: Sequence[Batch]) -> None:
         """Raise ValueError when a row of text isn't in the cache."""
-        rows = [row for batch in batches for row in rows_of(batch)]
-        missing = sum(row not in self._places for row in rows)
-        if missing:
-            raise ValueError(
-                f"{missing} of {len(rows)} rows of text are not in the cache '{self.folder}'. Make one with all rows "
-                "that the student is to see, those for validation included."
-            )
+        refuse_unknown(batches, self._places, place=f"the cache '{self.folder}'", maker="cache_teacher")
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the teacher predicts: ids int64 [tokens, k] and float32 log-probabilities [tokens, k + 1].

@@ -22,7 +22,7 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.losses import states_loss
-from course_utils.distillation.state import name_of, rows_of
+from course_utils.distillation.state import name_of, refuse_unknown, rows_of
 from course_utils.models import variant
 
 
@@ -52,13 +52,7 @@ class TeacherStates:
 
     def check(self, batches: Sequence[Batch]) -> None:
         """Raise ValueError when a row of text isn't known."""
-        rows = [row for batch in batches for row in rows_of(batch)]
-        missing = sum(row not in self._states for row in rows)
-        if missing:
-            raise ValueError(
-                f"The teacher never read {missing} of {len(rows)} rows of text. Give remember_teacher all rows that "
-                "the student is to see, those for validation included."
-            )
+        refuse_unknown(batches, self._states, place="the teacher's states", maker="remember_teacher")
 
     def states(self, batch: Batch) -> Tensor:
         """The teacher's hidden states at the batch's predicted tokens, after the final norm: [tokens, hidden]."""

@@ -409,7 +409,7 @@ def _wrong_steps(parts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tenso
 # Exercise 3: claim -> whether the hour's output shows it, and why.
 _CLAIMS: dict[str, tuple[bool, str]] = {
     "A": (True, "both were measured on the same passages, and the interval of the difference lies above 0."),
-    "B": (False, "no student learned from the same tokens with cross-entropy, so nothing is compared."),
+    "B": (False, "no student learned from the same tokens with the reverse KL, so nothing is compared."),
     "C": (True, "both recoveries were measured, and their intervals lie apart."),
     "D": (False, "the curve ends after an hour. It is still falling, but ever more slowly; where to, nobody has seen."),
     "E": (False, "another model, cut by another criterion, trained on other text: three things differ."),

@@ -116,7 +116,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="'precision'"):
         remember_teacher(teacher, BATCHES, precision=torch.float16)
     known = remember_teacher(teacher, BATCHES)
-    with pytest.raises(ValueError, match="never read 4 of 20 rows"):
+    with pytest.raises(ValueError, match="4 of 20 rows of text are not in the teacher's states. Give remember_teacher"):
         distill(known, student, BATCHES, steps=1, lr=1e-3, validation=HELD_OUT)
     with pytest.raises(ValueError, match="101 tokens, the teacher 97"):
         distill(known, tiny_model(vocab_size=101), BATCHES, steps=1, lr=1e-3)
