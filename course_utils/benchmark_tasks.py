@@ -36,7 +36,7 @@ from course_utils.architectures import describe, evaluating
 from course_utils.branching import Row, can_branch, row_batch
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
-_BATCH_TOKENS = 1024  # questions, answers and padding
+_BATCH_TOKENS = 512  # of questions, answers and padding; on CPUs, larger batches outgrow the caches and take longer
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,7 @@ def test_log_likelihoods_survive_batching_cutting_and_sharing(tokenizer, monkeyp
 
     model = reader(max_position_embeddings=48)
     stock = ask_pairs(model, tokenizer, SHARED, stock=True)
-    for logits, tokens in ((2**24, 1024), (1, 1)):  # one batch and one chunk; as small as they can be
+    for logits, tokens in ((2**24, 512), (1, 1)):  # one batch and one chunk; as small as they can be
         monkeypatch.setattr(architectures, "_LOGITS", logits)
         monkeypatch.setattr(benchmark_tasks, "_BATCH_TOKENS", tokens)
         np.testing.assert_allclose(ask_pairs(model, tokenizer, SHARED), stock, rtol=1e-4)
