@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     bar = tqdm(names, unit="question")
     for name in bar:
         bar.set_description(name)
-        if (FOLDER / f"{name}.json").exists() and not options.again:
+        if question(name).path(".json").exists() and not options.again:
             tqdm.write(f"{name}: answered already, see {name}.md (--again asks anew)")
             continue
         done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.common import Finding, Question, device, take_turns
 from benchmarks.scaling import curve, draw, slope_findings, slope_table
+from course_utils.architectures import describe
 from course_utils.benchmarking import MIN_ROUNDS, flops_per_token, peak_memory
 from course_utils.depth import block_importance
 from course_utils.language_modelling import perplexity
@@ -27,7 +28,9 @@ AXIS = "tokens"
 
 
 def one_size(model: PreTrainedModel, tokens: int) -> dict:
-    ids = torch.randint(1000, 40_000, (tokens,), generator=torch.Generator().manual_seed(0)).to(model.device)
+    ids = torch.randint(describe(model).vocab_size, (tokens,), generator=torch.Generator().manual_seed(0)).to(
+        model.device
+    )
     rows, long = ids.view(-1, LENGTH), ids[None]
     batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(BATCH)]
     calls: dict[str, Callable[[], object]] = {
