@@ -231,7 +231,7 @@ class Worker:
 
     def __exit__(self, *_error: object) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=300)  # on a busy machine, leaving takes long
         self.log.close()
 
 
