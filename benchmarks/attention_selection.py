@@ -1,8 +1,6 @@
 """Iterative attention selection beside a naive re-run: same answer, how much of the time, how much memory.
 
-    python benchmarks/attention_selection.py
-
-Runs on the embedded SmolLM2-135M. Writes attention_selection.md and attention_selection.json beside this file.
+Runs on the embedded SmolLM2-135M, one thread, or on a CUDA card.
 """
 
 from __future__ import annotations
@@ -10,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from common import machine, markdown_table, seconds, today, versions, write_results
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
+from benchmarks.common import Finding, Question, device, markdown_table, seconds
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.benchmarking import peak_memory
@@ -85,15 +83,30 @@ def compare(model: PreTrainedModel, batches: list[dict]) -> list[dict]:
     laps: dict[str, list[float]] = {NAIVE: [], OURS: []}
     for name in (NAIVE, OURS, OURS, NAIVE):
         laps[name].append(timed(name))
-    memory = {name: peak_memory(call) for name, call in ways.items()}
+    memory = {name: peak_memory(call, device=model.device) for name, call in ways.items()}
     return [{"name": name, "seconds": laps[name], "answer": answers[name], "peak_bytes": memory[name]} for name in ways]
 
 
-def report(rows: list[dict], dtype: str) -> str:
-    naive, ours = rows
-    ratio = sum(ours["seconds"]) / sum(naive["seconds"])
+def measure(data: dict) -> None:
+    model, tokenizer = load_model("llama", device=device(), dtype=fast_dtype(device()))
+    batches = token_blocks(tokenizer, "calibration", tokens=TOKENS, length=LENGTH).batches(BATCH)
+    batches = [{key: value.to(model.device) for key, value in batch.items()} for batch in batches]
+    data |= {"rows": compare(model, batches), "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def time_ratio(data: dict) -> float:
+    naive, ours = data["rows"]
+    return sum(ours["seconds"]) / sum(naive["seconds"])
+
+
+def same_answer(data: dict) -> bool:
+    return len({tuple(row["answer"]) for row in data["rows"]}) == 1
+
+
+def report(data: dict) -> str:
+    naive, ours = data["rows"]
     each = [b / a for a, b in zip(naive["seconds"], ours["seconds"], strict=True)]
-    same = "the same answer" if naive["answer"] == ours["answer"] else "ANOTHER ANSWER"
+    same = "the same answer" if same_answer(data) else "ANOTHER ANSWER"
     table = [
         [
             row["name"],
@@ -102,17 +115,14 @@ def report(rows: list[dict], dtype: str) -> str:
             f"{row['peak_bytes'] / 2**20:.0f}",
             " ".join(map(str, row["answer"])),
         ]
-        for row in rows
+        for row in data["rows"]
     ]
-    return f"""# What iterative attention selection costs
-
-Written by `python benchmarks/attention_selection.py` on {today()}: {versions("torch", "transformers")}.
-Machine: {machine()}. Model: the embedded SmolLM2-135M in {dtype}; {COUNT} attentions chosen on {TOKENS} tokens.
+    return f"""Model: the embedded SmolLM2-135M in {data["dtype"]}; {COUNT} attentions chosen on {TOKENS} tokens.
 
 {markdown_table(["way", "seconds (two runs)", "× naive", "peak extra MiB", "chosen, least important first"], table)}
 
-Verdict: {same}, {ratio:.2f} of the naive time ({min(each):.2f} and {max(each):.2f} in the two pairs); the bar is {BAR}:
-{"met" if ratio <= BAR and same == "the same answer" else "NOT met"}.
+Verdict: {same}, {time_ratio(data):.2f} of the naive time ({min(each):.2f} and {max(each):.2f} in the two
+pairs); the bar is {BAR}: {"met" if findings(data)[0].met else "NOT met"}.
 
 The naive way runs everything again after each removal: all blocks and the head. `select_attention_layers` leaves the
 head out, runs only blocks from the last change upwards, and keeps the states that enter the blocks. Those states are
@@ -121,14 +131,15 @@ tensor memory above the loaded model, counted exactly.
 """
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    model, tokenizer = load_model("llama", device="cpu", dtype=fast_dtype(torch.device("cpu")))
-    batches = token_blocks(tokenizer, "calibration", tokens=TOKENS, length=LENGTH).batches(BATCH)
-    rows = compare(model, batches)
-    dtype = str(model.dtype).removeprefix("torch.")
-    write_results("attention_selection", report(rows, dtype), {"rows": rows, "dtype": dtype, "machine": machine()})
+def findings(data: dict) -> list[Finding]:
+    value = time_ratio(data)
+    met = value <= BAR and same_answer(data)
+    return [Finding(f"time of choosing {COUNT} attentions, × naive, same answer", f"{value:.2f}", f"≤ {BAR}", met)]
 
+
+QUESTION = Question(
+    "attention_selection", "What does iterative attention selection cost?", 2, measure, report, findings, threads=1
+)
 
 if __name__ == "__main__":
-    main()
+    QUESTION.ask()

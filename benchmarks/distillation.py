@@ -1,9 +1,6 @@
 """The chunked distillation loss beside the plain one and TRL's: memory and speed of a training step's two passes.
 
-    pip install trl==1.16.0     # or the extra "benchmarks"
-    python benchmarks/distillation.py
-
-Runs on the embedded SmolLM2-135M. Writes distillation.md and distillation.json beside this file.
+Runs on the embedded SmolLM2-135M; needs the extra "benchmarks".
 """
 
 from __future__ import annotations
@@ -11,14 +8,14 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from common import machine, markdown_table, today, versions, write_results
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.experimental.gkd import GKDConfig, GKDTrainer
 
+from benchmarks.common import Finding, Question, markdown_table
 from course_utils.architectures import describe
 from course_utils.batches import Batch, read_batch
 from course_utils.benchmarking import peak_memory, time_interleaved
@@ -27,6 +24,9 @@ from course_utils.models import load_model
 from course_utils.session import fast_dtype
 from course_utils.texts import token_blocks
 from course_utils.width import neuron_importance, prune_neurons
+
+if TYPE_CHECKING:
+    from trl.experimental.gkd import GKDTrainer
 
 ROWS, LENGTH, RATIO, ROUNDS = 4, 512, 0.4, 6
 MEMORY_BAR, SPEED_BAR = 0.4, 0.9
@@ -44,6 +44,8 @@ def plain_loss(student: PreTrainedModel, teacher: PreTrainedModel, batch: Batch)
 
 def trl_trainer(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GKDTrainer:
     """Its own data pipeline and loop aren't used: only the loss, on our batch. lmbda=0: no generated text."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer  # here, so that the answer can be read without it
+
     with tempfile.TemporaryDirectory() as folder:
         settings = GKDConfig(output_dir=folder, lmbda=0.0, beta=0.0, use_cpu=True, report_to="none", bf16=False)
         return GKDTrainer(
@@ -52,7 +54,7 @@ def trl_trainer(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: P
         )  # fmt: skip
 
 
-def compare() -> tuple[list[dict], str]:
+def measure(data: dict) -> None:
     precision = fast_dtype(torch.device("cpu"))
     teacher, tokenizer = load_model("llama", device="cpu")
     student = copy.deepcopy(teacher)
@@ -94,7 +96,8 @@ def compare() -> tuple[list[dict], str]:
     del gradients
     memory = {name: peak_memory(call) for name, call in calls.items()}
     timed = time_interleaved(calls, rounds=ROUNDS).set_index("name")
-    rows = [
+    data["precision"] = str(precision).removeprefix("torch.")
+    data["rows"] = [
         {
             "name": name,
             "peak_bytes": memory[name],
@@ -104,11 +107,10 @@ def compare() -> tuple[list[dict], str]:
         }
         for name in calls
     ]
-    return rows, str(precision).removeprefix("torch.")
 
 
-def report(rows: list[dict], precision: str) -> str:
-    plain = rows[0]
+def report(data: dict) -> str:
+    rows, plain = data["rows"], data["rows"][0]
     table = [
         [
             row["name"],
@@ -122,11 +124,8 @@ def report(rows: list[dict], precision: str) -> str:
     ]
     header = ["way", "peak MiB above the models", "× plain", "tokens/s", "speed, × plain (95 %)", "gradient's gap"]
     verdicts = [verdict(row, plain) for row in rows if row["name"] in (OURS, RECOMPUTE)]
-    return f"""# What a distillation step needs
-
-Written by `python benchmarks/distillation.py` on {today()}: {versions("torch", "transformers", "trl")}.
-Machine: {machine()}. Teacher: the embedded SmolLM2-135M; student: the same with {RATIO:.0%} of its MLP neurons pruned.
-{ROWS} × {LENGTH} tokens, forward KL, weights in float32, matrices multiplied in {precision}.
+    return f"""Teacher: the embedded SmolLM2-135M; student: the same with {RATIO:.0%} of its MLP neurons pruned.
+{ROWS} × {LENGTH} tokens, forward KL, weights in float32, matrices multiplied in {data["precision"]}.
 
 {markdown_table(header, table)}
 
@@ -141,8 +140,13 @@ share of theirs. TRL's trainer is asked for its loss only; how it feeds and logs
 """
 
 
+def reached(row: dict, plain: dict) -> tuple[float, float]:
+    """Memory and speed, × the plain loss."""
+    return row["peak_bytes"] / plain["peak_bytes"], 1 / row["time"][0]
+
+
 def verdict(row: dict, plain: dict) -> str:
-    memory, speed = row["peak_bytes"] / plain["peak_bytes"], 1 / row["time"][0]
+    memory, speed = reached(row, plain)
     met = (
         "both met"
         if memory <= MEMORY_BAR and speed >= SPEED_BAR
@@ -153,10 +157,23 @@ def verdict(row: dict, plain: dict) -> str:
     return f"- {row['name']}: {memory:.2f} of the memory at {speed:.2f} of the speed: {met}."
 
 
-def main() -> None:
-    rows, precision = compare()
-    write_results("distillation", report(rows, precision), {"rows": rows, "precision": precision, "machine": machine()})
+def findings(data: dict) -> list[Finding]:
+    plain, recomputed = (next(row for row in data["rows"] if row["name"] == name) for name in (PLAIN, RECOMPUTE))
+    memory, speed = reached(recomputed, plain)
+    return [
+        Finding(
+            "memory of a step, activations recomputed, × plain",
+            f"{memory:.2f}",
+            f"≤ {MEMORY_BAR}",
+            memory <= MEMORY_BAR,
+        ),
+        Finding("its speed, × plain", f"{speed:.2f}", f"≥ {SPEED_BAR}", speed >= SPEED_BAR),
+    ]
 
+
+QUESTION = Question(
+    "distillation", "What does a distillation step need?", 12, measure, report, findings, packages=("trl",)
+)
 
 if __name__ == "__main__":
-    main()
+    QUESTION.ask()

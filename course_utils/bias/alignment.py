@@ -6,7 +6,7 @@ read off character offsets, because another word in the middle may move all that
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple, TypedDict
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.bias.contrastive import Pair
+from course_utils.branching import shared_beginning
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,6 @@ def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Side:
         swapped=range(len(in_front), len(tokens) - len(behind)),
         shared={position for position, token in enumerate(tokens) if position and is_shared(token)},
     )
-
-
-def shared_beginning(*sequences: Sequence[Hashable]) -> int:
-    """How many elements the sequences share at their beginning.
-
-    >>> shared_beginning([1, 2, 3], [1, 2, 4, 3])
-    2
-    """
-    return sum(1 for _ in takewhile(lambda elements: len(set(elements)) == 1, zip(*sequences, strict=False)))
 
 
 def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:

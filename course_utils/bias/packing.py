@@ -1,8 +1,7 @@
 """The rows in which contrastive pairs run: texts that part only at their ending share a row.
 
-A pleasant and an unpleasant ending follow the same words, so most of what two such texts need is the same. Here the
-beginning stands once, the endings come behind it, and a mask lets an ending see the beginning and itself alone (tree
-attention: Miao et al. 2023, SpecInfer, arXiv 2305.09781). The numbers are those of the texts run one by one.
+A pleasant and an unpleasant ending follow the same words, so most of what two such texts need is the same, and
+``branching`` computes it once. The numbers are those of the texts run one by one.
 """
 
 from __future__ import annotations
@@ -12,29 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.architectures import Architecture
-from course_utils.batches import Batch, read_batch
-from course_utils.bias.alignment import Alignment, align_all, shared_beginning
+from course_utils.batches import Batch
+from course_utils.bias.alignment import Alignment, align_all
 from course_utils.bias.contrastive import Pair
-
-
-@dataclass(frozen=True)
-class BranchingBatch(Batch):
-    """A batch in which a token doesn't see all that stands before it in its row.
-
-    Attributes:
-        visible: [rows, 1, length, length] in the model's dtype, to be added to the attention's scores: 0 where a token
-            (third dimension) sees another one (fourth), the lowest number where it doesn't.
-    """
-
-    visible: Tensor
-
-    def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments for a backbone's forward."""
-        return {"input_ids": self.input_ids, "attention_mask": self.visible, "position_ids": self.position_ids}
+from course_utils.branching import Row, can_branch, row_batch
 
 
 @dataclass(frozen=True)
@@ -89,8 +72,8 @@ def packed_batches(
 ) -> list[PackedPairs]:
     """Tokenise and align pairs, and lay them out in rows; no special tokens are added.
 
-    Pairs of one template and swap share their rows, unless the model can't be told what a token sees: with flash
-    attention, with a sliding window shorter than the texts, or with a decision for each prompt (``adaptive``).
+    Pairs of one template and swap share their rows, unless the model can't be told what a token sees
+    (``branching.can_branch``).
 
     Args:
         architecture: of the model, from ``describe``.
@@ -107,7 +90,7 @@ def packed_batches(
     alignments = align_all(tokenizer, pairs, batch_size)
     together = [[index] for index in range(len(pairs))]
     longest = max(len(ids) for alignment in alignments for ids in (alignment.ids_a, alignment.ids_b))
-    if _takes_masks(architecture, longest):
+    if can_branch(architecture, longest):
         alike: dict[tuple[str, ...], list[int]] = {}
         for index, pair in enumerate(pairs):
             alike.setdefault((pair.axis, pair.template, pair.before, pair.a, pair.b), []).append(index)
@@ -116,37 +99,15 @@ def packed_batches(
     return [_batch(architecture, batch) for batch in _split(groups, batch_size)]
 
 
-def _takes_masks(architecture: Architecture, length: int) -> bool:
-    config = architecture.model.config
-    window = getattr(config, "sliding_window", None)
-    fits = window is None or length <= window
-    return fits and config._attn_implementation in ("eager", "sdpa") and not architecture.adaptive
-
-
-class _Row:
-    """Texts in one row: their common beginning, and then the ending of each."""
-
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
-        start = shared_beginning(*texts)
-        self.ids, self.positions = list(texts[0][:start]), list(range(start))
-        self.owner = [0] * start  # 0: the beginning; k: the ending of text k, counted from 1
-        self.places: list[list[int]] = []  # of each text's tokens in this row
-        for number, text in enumerate(texts, start=1):
-            self.places.append([*range(start), *range(len(self.ids), len(self.ids) + len(text) - start)])
-            self.ids += text[start:]
-            self.positions += range(start, len(text))
-            self.owner += [number] * (len(text) - start)
-
-
 class _Group:
     """Pairs that share their two rows."""
 
     def __init__(self, indices: list[int], alignments: list[Alignment]) -> None:
         self.indices, self.alignments = indices, alignments
-        self.rows = _Row([texts.ids_a for texts in alignments]), _Row([texts.ids_b for texts in alignments])
+        self.rows = Row([texts.ids_a for texts in alignments]), Row([texts.ids_b for texts in alignments])
 
     def __len__(self) -> int:
-        return max(len(row.ids) for row in self.rows)
+        return max(map(len, self.rows))
 
 
 def _split(groups: Iterable[_Group], batch_size: int) -> list[list[_Group]]:
@@ -163,20 +124,7 @@ def _split(groups: Iterable[_Group], batch_size: int) -> list[list[_Group]]:
 
 
 def _batch(architecture: Architecture, groups: list[_Group]) -> PackedPairs:
-    model, rows = architecture.model, [row for group in groups for row in group.rows]
-    ids = _padded([row.ids for row in rows])  # [rows, length]
-    positions = _padded([row.positions for row in rows])
-    mask = _padded([[1] * len(row.ids) for row in rows])
-    batch = read_batch(
-        {"input_ids": ids, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=model.device
-    )
-    if any(len(group.indices) > 1 for group in groups):
-        owner = _padded([row.owner for row in rows], -1)  # padding sees padding: no row of the attention is empty
-        sees = ((owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])).tril()  # [rows, length, length]
-        visible = torch.zeros(sees.shape, dtype=model.dtype).masked_fill(~sees, torch.finfo(model.dtype).min)
-        batch = BranchingBatch(
-            batch.input_ids, batch.attention_mask, positions.to(model.device), visible[:, None].to(model.device)
-        )
+    batch = row_batch(architecture, [row for group in groups for row in group.rows])
     alignments = [alignment for group in groups for alignment in group.alignments]
     pair_of_token = [number for number, alignment in enumerate(alignments) for _ in alignment.after]
     return PackedPairs(
@@ -205,7 +153,3 @@ def _side(batch: Batch, groups: list[_Group], side: int) -> Side:
         targets=batch.input_ids[rows, at],
         which=which,
     )
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

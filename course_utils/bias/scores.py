@@ -99,9 +99,10 @@ def measure_pairs(
     log_likelihood = np.full(len(pairs), np.nan)
     tokens, excluded = (np.zeros(len(pairs), dtype=np.int64) for _ in range(2))
     digests = [b""] * len(pairs)
+    batches = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
     bar = tqdm(total=len(pairs), desc="Measuring pairs", unit="pair", delay=2, leave=False)
     with bar, _watching(architecture, sites, blocks, differences):
-        for packed in packed_batches(architecture, tokenizer, pairs, batch_size=batch_size):
+        for packed in batches:
             differences.running = packed
             states = architecture.hidden_states(packed.batch)  # [rows, length, hidden]
             tokens[packed.indices] = packed.counts.numpy()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import FAMILIES, tiny_batches, tiny_model
+from tiny import FAMILIES, deaf_attention, tiny_batches, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -20,6 +20,7 @@ from course_utils import architectures
 from course_utils.adaptive import calibrate, make_adaptive
 from course_utils.architectures import UnsupportedArchitecture, describe
 from course_utils.attention import bypass_attention
+from course_utils.branching import can_branch
 from course_utils.depth import remove_blocks
 from course_utils.evaluation import compare, evaluate, margins, paired, perplexity, perplexity_ratio
 from course_utils.language_modelling import logits_one_by_one
@@ -263,23 +264,61 @@ def test_answers_are_those_of_lm_evals_own_model_class(family, documents, tokeni
             np.testing.assert_allclose(values, theirs, rtol=1e-4, err_msg=f"{name} {metric}")
 
 
-def test_log_likelihoods_survive_batching_cutting_and_sharing(tokenizer, monkeypatch):
+def ask_pairs(model, tokenizer, texts, *, stock=False):
+    """(log-likelihood, greedy or not) of each (question, answer)."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from tqdm import tqdm
 
+    from course_utils.benchmark_tasks import SharedContextLM
+
+    own = copy.deepcopy(tokenizer)  # lm-eval changes it
+    lm = HFLM(pretrained=model, tokenizer=own) if stock else SharedContextLM(model, own, tqdm(disable=True))
+    return lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in texts], disable_tqdm=True)
+
+
+SHARED = [("the cat", " sat"), ("the cat", " s"), ("the cat", " sat on a mat"), ("the cat", " saw two"), ("a", " b"),
+          ("x " * 40, "yes"), ("x " * 40, "no"), ("", "alone")]  # fmt: skip
+
+
+def test_log_likelihoods_survive_batching_cutting_and_sharing(tokenizer, monkeypatch):
     from course_utils import benchmark_tasks
 
-    texts = [("the cat", " sat"), ("the cat", " s"), ("the cat", " sat on a mat"), ("a", " b"), ("x " * 40, "yes"),
-             ("x " * 40, "no"), ("", "alone")]  # fmt: skip
-    requests = [Instance("loglikelihood", {}, pair, 0) for pair in texts]
     model = reader(max_position_embeddings=48)
-    stock = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer)).loglikelihood(requests)
-    for logits in (2**24, 1):  # one batch, as few questions a batch as can be
+    stock = ask_pairs(model, tokenizer, SHARED, stock=True)
+    for logits, tokens in ((2**24, 512), (1, 1)):  # one batch and one chunk; as small as they can be
         monkeypatch.setattr(architectures, "_LOGITS", logits)
-        ours = benchmark_tasks.SharedContextLM(model, copy.deepcopy(tokenizer), tqdm(disable=True))
-        np.testing.assert_allclose(ours.loglikelihood(requests, disable_tqdm=True), stock, rtol=1e-4)
-        assert ours.cut == 2
+        monkeypatch.setattr(benchmark_tasks, "_BATCH_TOKENS", tokens)
+        np.testing.assert_allclose(ask_pairs(model, tokenizer, SHARED), stock, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_a_model_that_heeds_no_mask_reads_each_answer_by_itself(family, tokenizer):
+    model = reader(family, attn_implementation=deaf_attention())
+    assert not can_branch(describe(model), 10)
+    ours, stock = ask_pairs(model, tokenizer, SHARED), ask_pairs(model, tokenizer, SHARED, stock=True)
+    np.testing.assert_allclose(ours, stock, rtol=1e-4)
+
+
+def read_by(model, run) -> int:
+    """How many tokens a model reads, padding included."""
+    counts = []
+    hook = model.model.register_forward_hook(lambda _m, _a, output: counts.append(output[0].shape[:2].numel()))
+    run()
+    hook.remove()
+    return sum(counts)
+
+
+@pytest.mark.parametrize(("window", "shared"), [(18, False), (19, True), (None, True)])
+def test_answers_share_their_question_unless_a_window_hides_it(window, shared, tokenizer):
+    texts = SHARED[:4]  # of "the cat sat on a mat", a token a byte, 19 tokens are read: all but the last
+    model = reader("mistral", sliding_window=window)
+    assert can_branch(describe(model), 6)  # the trial is over
+    stock, ours = ask_pairs(model, tokenizer, texts, stock=True), []
+    tokens = read_by(model, lambda: ours.extend(ask_pairs(model, tokenizer, texts)))
+    np.testing.assert_allclose(ours, stock, rtol=1e-4)
+    in_one_row = len("the cat ") + len("sa") + len("sat on a ma") + len("saw tw")
+    assert tokens == (in_one_row if shared else 4 * 19)
 
 
 def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
@@ -391,20 +430,24 @@ def test_shallower_and_bypassed_models_can_be_measured(documents, tokenizer):
     pd.testing.assert_series_equal(bypassed, removed)
 
 
-def test_each_question_decides_for_itself_in_an_adaptive_model(documents, tokenizer, monkeypatch):
-    from course_utils import benchmark_tasks
-
-    model = reader()
-    questions = [" ".join(WORDS[:n]) for n in range(1, 14)]
+def test_each_question_decides_for_itself_in_an_adaptive_model(tokenizer):
+    model, questions = reader(), [" ".join(WORDS[:n]) for n in range(1, 14)]
     padded = copy.deepcopy(tokenizer)
     padded.pad_token = padded.eos_token
     make_adaptive(model, calibrate(model, padded, questions, left_out=(3, 1, 0)))
-    decided = []
-    model.register_forward_hook(lambda _m, _a, output: decided.extend(output.past_key_values.left_out.tolist()))
-    together = evaluate(model, tokenizer, documents)
-    assert len(set(decided)) > 1
-    monkeypatch.setattr(benchmark_tasks, "_CONTEXT_TOKENS", 1)  # one question a batch
-    pd.testing.assert_frame_equal(together, evaluate(model, tokenizer, documents), rtol=1e-4)
+    decided, keyword = [], describe(model).cache_keyword
+    model.model.register_forward_hook(lambda _m, _a, output: decided.append(output[keyword].left_out.tolist()))
+    texts = [(question, answer) for question in questions for answer in (" a", " cat", " sat on")]
+    scored = ask_pairs(model, tokenizer, texts)
+    assert len({rows[0] for rows in decided}) > 1
+    for (question, answer), (likelihood, _) in zip(texts, scored, strict=True):
+        ids = torch.tensor([tokenizer(question)["input_ids"]])
+        with torch.no_grad():
+            output, expected = model(ids, use_cache=True), 0.0
+            for token in tokenizer(answer)["input_ids"]:
+                expected += float(output.logits[0, -1].log_softmax(-1)[token])
+                output = model(torch.tensor([[token]]), **{keyword: output[keyword]}, use_cache=True)
+        assert likelihood == pytest.approx(expected, rel=1e-4)
 
 
 def test_evaluate_says_when_questions_do_not_fit(documents, tokenizer):

@@ -14,8 +14,9 @@ from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
 from course_utils.bias.alignment import align
 from course_utils.bias.contrastive import Pair
-from course_utils.bias.packing import BranchingBatch, packed_batches
+from course_utils.bias.packing import packed_batches
 from course_utils.bias.scores import measure_pairs
+from course_utils.branching import BranchingBatch
 
 
 def pack(pairs, *, model=None, batch_size=16):
