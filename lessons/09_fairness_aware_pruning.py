@@ -271,8 +271,41 @@ summary
 # unimportant*, which held the headline, changes it by −1.0 % on average: the best of its six is the best of six small accidents. Within
 # a recipe the two changes go together strongly (0.77) in the first, hardly (0.09) in the last; six points each can't say more.
 #
-# So we need another measure, and another way to choose.
+# So we need another measure, and another way to choose. First a pause: what would you have asked for?
+
+# %%
+from course_utils.exercises.lesson_09 import check_three_controls
+
+# %% [markdown]
+# ### Exercise 1 · ●●○ · 10 minutes
 #
+# Design a control. A colleague says: "I cut 1 % of the neurons by my occupation score. The occupation bias fell by 40 %, at a
+# perplexity × 1.02." You may ask for three comparisons. Which three?
+#
+# - **a.** random removals of the same size, nineteen of them
+# - **b.** the same with 5 % of the neurons
+# - **c.** a removal with the same protection of important neurons, ordered by a score of neutral swaps
+# - **d.** the same sentences again with another seed
+# - **e.** templates that had no part in choosing the neurons
+# - **f.** the same after a longer training of the base model
+#
+# <details><summary>Hint</summary>
+#
+# Three stories would explain the 40 % without the colleague's score knowing anything: any removal does it; any removal of
+# neurons that react does it; it holds for these sentences only.
+#
+# </details>
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+comparisons = {"a", "c", "e"}
+# END SOLUTION
+# BEGIN STUB
+# comparisons = ...  # three letters, for instance {"a", "b", "c"}
+# END STUB
+check_three_controls(comparisons)
+
+# %% [markdown]
 # ## Reacting is not harming
 #
 # First the piece that is cut. One neuron of a GLU is a row of gate, a row of up and a column of down; a removal takes all three.
@@ -529,6 +562,44 @@ pd.DataFrame(agreements).T
 # What judges them, all on split B: the preference of the axis (**direction**: 0 is fair), the same for the **neutral swaps**,
 # and what the model can still do: perplexity and LAMBADA. Other axes and LAMBADA take time, so they are asked of the unpruned
 # model and of two arms only.
+#
+# *About the weights.* The embedded model comes from a 4-bit file (Q4_1) and was turned back into ordinary numbers, which can change
+# the order of small weights. That concerns the *magnitude* arm and the "small weights" above; the other scores look at activations.
+
+# %%
+import math
+
+from course_utils.exercises.lesson_09 import check_neurons_to_cut
+
+# %% [markdown]
+# ### Exercise 2 · ●○○ · 10 minutes
+#
+# Write protect-first for one block: `neurons_to_cut(importance, bias, protected, count)`. Both scores are [neurons]. The most
+# important share `protected` of the neurons, rounded up to whole neurons, is safe. Among the others, the `count` most biased
+# ones go. Return their numbers, in any order.
+#
+# <details><summary>Hint</summary>
+#
+# `importance.argsort(descending=True)` lists the neurons, most important first; cut the protected ones off its front. Then
+# sort what is left by `bias[…]`.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def neurons_to_cut(importance, bias, protected, count):
+    safe = math.ceil(protected * len(importance))
+    others = importance.argsort(descending=True)[safe:]
+    return others[bias[others].argsort(descending=True)[:count]]
+
+
+# END SOLUTION
+# BEGIN STUB
+# def neurons_to_cut(importance, bias, protected, count):
+#     ...  # your code
+# END STUB
+check_neurons_to_cut(neurons_to_cut)
 
 # %%
 from course_utils.bias import difference_in_differences
@@ -1157,49 +1228,15 @@ pd.DataFrame(rows)
 # ## Exercises
 
 # %%
-import math
-
 from course_utils.exercises.lesson_09 import (
     check_difference_in_differences,
     check_is_circular,
     check_my_order,
-    check_neurons_to_cut,
     check_supported_claims,
-    check_three_controls,
 )
 
 # %% [markdown]
-# ### Exercise 1 · ●○○ · 10 minutes
-#
-# Write protect-first for one block: `neurons_to_cut(importance, bias, protected, count)`. Both scores are [neurons]. The most
-# important share `protected` of the neurons, rounded up to whole neurons, is safe. Among the others, the `count` most biased
-# ones go. Return their numbers, in any order.
-#
-# <details><summary>Hint</summary>
-#
-# `importance.argsort(descending=True)` lists the neurons, most important first; cut the protected ones off its front. Then
-# sort what is left by `bias[…]`.
-#
-# </details>
-
-
-# %% tags=["exercise"]
-# BEGIN SOLUTION
-def neurons_to_cut(importance, bias, protected, count):
-    safe = math.ceil(protected * len(importance))
-    others = importance.argsort(descending=True)[safe:]
-    return others[bias[others].argsort(descending=True)[:count]]
-
-
-# END SOLUTION
-# BEGIN STUB
-# def neurons_to_cut(importance, bias, protected, count):
-#     ...  # your code
-# END STUB
-check_neurons_to_cut(neurons_to_cut)
-
-# %% [markdown]
-# ### Exercise 2 · ●●○ · 15 minutes
+# ### Exercise 3 · ●●○ · 15 minutes
 #
 # Write `is_circular(selection, evaluation)`: True if something that chose the neurons also judges them. Both are lists of
 # pairs. It is circular if the lists share
@@ -1235,7 +1272,7 @@ def is_circular(selection, evaluation):
 check_is_circular(is_circular)
 
 # %% [markdown]
-# ### Exercise 3 · ●●○ · 15 minutes
+# ### Exercise 4 · ●●○ · 15 minutes
 #
 # Write the difference in differences. You get four tables of double differences: `base` and `pruned` are [templates, swaps]
 # for the axis, `neutral_base` and `neutral_pruned` are [templates, neutral swaps]. The rows are the same templates in all
@@ -1266,7 +1303,7 @@ def change_beyond_neutral(base, pruned, neutral_base, neutral_pruned):
 check_difference_in_differences(change_beyond_neutral)
 
 # %% [markdown]
-# ### Exercise 4 · ●○○ · 5 minutes
+# ### Exercise 5 · ●○○ · 5 minutes
 #
 # Judge claims. Which two of these are supported by a table such as the ones above?
 #
@@ -1292,35 +1329,6 @@ supported = {"c", "d"}
 check_supported_claims(supported)
 
 # %% [markdown]
-# ### Exercise 5 · ●●○ · 10 minutes
-#
-# Design a control. A colleague says: "I cut 1 % of the neurons by my occupation score. The occupation bias fell by 40 %, at a
-# perplexity × 1.02." You may ask for three comparisons. Which three?
-#
-# - **a.** random removals of the same size, nineteen of them
-# - **b.** the same with 5 % of the neurons
-# - **c.** a removal with the same protection of important neurons, ordered by a score of neutral swaps
-# - **d.** the same sentences again with another seed
-# - **e.** templates that had no part in choosing the neurons
-# - **f.** the same after a longer training of the base model
-#
-# <details><summary>Hint</summary>
-#
-# Three stories would explain the 40 % without the colleague's score knowing anything: any removal does it; any removal of
-# neurons that react does it; it holds for these sentences only.
-#
-# </details>
-
-# %% tags=["exercise"]
-# BEGIN SOLUTION
-comparisons = {"a", "c", "e"}
-# END SOLUTION
-# BEGIN STUB
-# comparisons = ...  # three letters, for instance {"a", "b", "c"}
-# END STUB
-check_three_controls(comparisons)
-
-# %% [markdown]
 # ### Exercise 6 · ●●● · 20 minutes
 #
 # Beat a baseline. On the planted model, *hybrid 0.7* takes away part of the preference. Write
@@ -1330,7 +1338,7 @@ check_three_controls(comparisons)
 #
 # <details><summary>Hint</summary>
 #
-# The hybrid lets a very causal neuron go even if it is important. What did exercise 1 do about that?
+# The hybrid lets a very causal neuron go even if it is important. What did exercise 2 do about that?
 #
 # </details>
 
