@@ -23,9 +23,8 @@
 # A reader who expects a recipe for a fair model will be disappointed. What you get is a way to find out whether somebody
 # else's recipe works.
 #
-# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B, where
-# the GPU has room to train it. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next
-# table says which.
+# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B. The saved
+# outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 
 # %% tags=["install"]
 
@@ -59,7 +58,7 @@ ABLE = 1.10  # an arm is able if the 95 % interval of its perplexity, × unprune
 ROWS = {"speeches": 4, "wiki": 4}  # evaluation text for the perplexity, rows of 128 tokens
 DOCUMENTS = 32  # of LAMBADA
 CLOSER = ("importance", "protect first")  # the arms that get a closer look
-PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step (4 texts each); size of the bias, nats
+PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, @LR@, 10.0  # items a step (4 texts each); size of the bias, nats
 
 # %% [markdown]
 # ## A claim in circulation
@@ -80,9 +79,6 @@ from course_utils.session import safe_dtype
 
 dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
-if session.device.type == "cuda" and 20 * base.num_parameters() > torch.cuda.mem_get_info()[1]:
-    print(f"This GPU is too small to train {base.config.name_or_path}; going on with a smaller model.")
-    base, tokenizer = load_model("HuggingFaceTB/SmolLM2-360M", dtype=dtype)
 width = describe(base).intermediate_sizes[0]
 
 
@@ -425,7 +421,7 @@ def causal_by_hand(model, pairs):
     return [abs(preference) - (preference + change).abs() for change in moved]
 
 
-exact, _ = load_model(base.config.name_or_path if session.profile == "hub" else "llama", dtype=torch.float32)
+exact = base if base.dtype is torch.float32 else load_model("llama", dtype=torch.float32)[0]
 few = some(selection, templates=1, swaps=2)
 by_hand, ours = (torch.stack(scores) for scores in (causal_by_hand(exact, few), gap_attribution(exact, tokenizer, few)))
 torch.testing.assert_close(by_hand, ours, rtol=1e-3, atol=1e-4 * ours.abs().max().item())
@@ -614,9 +610,9 @@ for name in OTHER_AXES:
     elsewhere_b += some(pairs(name, split="evaluation"), **fewer)
 
 
-def look(model, judged, reference=None, *, closer=False):
-    """What judges a model: pairs, and the price of text; a closer look has other axes and LAMBADA as well."""
-    found = {"bias": measure_pairs(model, tokenizer, judged, sites=()), "text": perplexity(model, text, batch_size=8)}
+def look(model, judged, reference=None, *, known=None, closer=False):
+    """What judges a model: pairs, and the price of text unless known; a closer look has other axes and LAMBADA as well."""
+    found = {"bias": measure_pairs(model, tokenizer, judged, sites=()), "text": known or perplexity(model, text, batch_size=8)}
     found["price"] = perplexity_ratio(found["text"], (reference or found)["text"])
     if closer:
         found["elsewhere"] = measure_pairs(model, tokenizer, elsewhere_b, sites=())
@@ -775,11 +771,11 @@ told(on_axis, asked_on_axis)
 # like knowledge; but beyond the neutral swaps it is 0.29 nats with an interval from −0.04 to 0.62. Nothing is removed that
 # was not shown to be there.
 #
-# ### Why do eight neurons a block cost so much?
+# ### Why does so small a cut cost so much?
 #
-# *Reacts* takes eight neurons of each block and the model is gone. Random removals of the same size cost next to nothing. Two
-# looks explain it: how does it compare with taking the eight most *important* neurons of each block? And in which blocks does the
-# damage happen?
+# *Reacts* takes half a percent of each block's neurons. What that costs stands in the last column, and random removals of the same
+# size cost next to nothing. Two looks explain it: how does it compare with taking as many of the most *important* neurons of each
+# block? And in which blocks does the damage happen?
 
 # %%
 reacts = orders["reacts"]
@@ -832,8 +828,8 @@ show(
 )
 
 # %% [markdown]
-# The able arms stand close together, and each interval crosses the line at zero, the unpruned model's as well. Where nothing was
-# shown before, nothing can be shown to be gone.
+# **Saved run.** The able arms stand close together, and each interval crosses the line at zero, the unpruned model's as well. Where
+# nothing was shown before, nothing can be shown to be gone.
 #
 # ### Other axes, and the single items
 #
@@ -899,6 +895,10 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 # bias, as in lesson 08: two groups that don't exist, with made-up names. A few training steps pull the double difference to
 # a fixed number of nats. The sentences use the templates of split A. Whatever shows on split B has been generalised, not
 # memorised.
+#
+# What learns is one matrix of each block, @WHAT@: a fifth of the weights. The others stay, and are shared with the untouched
+# model. That is @ENOUGH@ (measured with another seed: @MEASURED@), and it is what a free T4 has room for: AdamW holds
+# 16 bytes for each weight that learns.
 
 # %%
 # One of the longer cells: it trains the model for a dozen steps or more.
@@ -907,10 +907,10 @@ from course_utils.bias.planting import plant_preference
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
 planted_b += neutral_b
-planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype, "seed": session.seed}
+planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype, "weights": "@W@", "seed": session.seed}
 planted, on_the_way = plant_preference(base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, **planting)
 print(f"{len(on_the_way)} steps; the preference on split A: {np.mean(on_the_way[-3:]):+.1f} nats in the last three")
-untouched, biased = look(base, planted_b), look(planted, planted_b)
+untouched, biased = look(base, planted_b, known=unpruned["text"]), look(planted, planted_b)
 print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
 preference_of({"before": untouched, "after planting": biased}, [made_up.name, "neutral"])
 
@@ -966,8 +966,8 @@ show(
 # Read height and place together. Near zero and far to the right is a broken model; near the grey dots is an arm that knows
 # nothing. What one wants is higher than the unpruned model and right above it.
 #
-# So the method works where there is something to find, in part: it takes away more than half of a very large preference for free.
-# The verdict on the real axis was about the axis, not about the method alone.
+# **Saved run.** So the method works where there is something to find, in part: *protect first* takes away more than half of a very
+# large preference for free. The verdict on the real axis was about the axis, not about the method alone.
 #
 # ### What the models write
 #
@@ -987,7 +987,7 @@ del cut
 written.T
 
 # %% [markdown]
-# The broken arms write rubbish, whatever their preference. The others differ from the planted model in words, and so does the random
+# **Saved run.** The broken arms write rubbish, whatever their preference. The others differ from the planted model in words, and so does the random
 # removal: one text shows that a model can still write, and nothing about groups.
 #
 # ### Remedies that cut nothing
@@ -1069,14 +1069,15 @@ def between(share):
     """The model that lies this share of the way from the untouched weights to the planted ones."""
     model = variant(base)
     for weight, before, after in zip(model.parameters(), base.parameters(), planted.parameters(), strict=True):
-        weight.data = torch.lerp(before.detach().float(), after.detach().float(), share).to(before.dtype)
+        if before.data_ptr() != after.data_ptr():  # the others never learned
+            weight.data = torch.lerp(before.detach().float(), after.detach().float(), share).to(before.dtype)
     return model
 
 
-low, high = 0.0, 1.0
+low, high, fewer_a = 0.0, 1.0, some(planted_a, templates=4, swaps=3)
 for _ in range(5):
     share = (low + high) / 2
-    measured_a = preferences(measure_pairs(between(share), tokenizer, planted_a, sites=())).preference.mean()
+    measured_a = preferences(measure_pairs(between(share), tokenizer, fewer_a, sites=())).preference.mean()
     low, high = (share, high) if abs(measured_a) < 1 else (low, share)
 weak = between(share)
 weakened = look(weak, planted_b)

@@ -175,7 +175,7 @@ def check_control_sets(attempt: Attempt) -> None:
 
 
 _CLAIMS = {
-    "A": "the rank correlation's interval is far from 0, and nothing about these words was chosen. See the first figure.",
+    "A": "the rank correlation's interval is far from 0, and no word was chosen for it. See the first figure.",
     "B": "PCA shows the largest directions of variance. The log-odds of the two groups differ all the same.",
     "C": "0 means no preference of sentiment, in these sentences, above the resolution. The pronouns pass it unseen.",
     "D": "the heads were patched for real in the evaluation half, and no random set as deep moves as much.",
