@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Seeing bias: activations, controls and behaviour"
-#     minutes: 90
+#     minutes: 120
 #     prerequisites: lessons 03 (GLU MLP) and 04 (residual stream, intervals)
 #     assets: [smollm2, bias_benchmarks]
 # ---

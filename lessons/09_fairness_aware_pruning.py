@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Pruning with fairness in mind, tested like a sceptic"
-#     minutes: 110
+#     minutes: 135
 #     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---
@@ -58,7 +58,7 @@ ABLE = 1.10  # an arm is able if the 95 % interval of its perplexity, × unprune
 ROWS = {"speeches": 4, "wiki": 4}  # evaluation text for the perplexity, rows of 128 tokens
 DOCUMENTS = 32  # of LAMBADA
 CLOSER = ("importance", "protect first")  # the arms that get a closer look
-PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, @LR@, 10.0  # items a step (4 texts each); size of the bias, nats
+PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 5e-4, 10.0  # items a step (4 texts each); size of the bias, nats
 
 # %% [markdown]
 # ## A claim in circulation
@@ -158,6 +158,7 @@ for pair in tqdm(single, desc="pairs"):
         pruned = without(base, order_by(scores), CLAIMED)
         gaps = {"same pair": change(pruned, [pair], before), "neutral": change(pruned, neutral_few, neutral_before)}
         tried.append({"pair": pair.template, "recipe": recipe} | gaps)
+del pruned  # its own MLPs: most of a model
 tried = pd.DataFrame(tried)
 removed = max(1, round(CLAIMED * width))
 best = tried.loc[tried["same pair"].idxmin()]
@@ -215,6 +216,7 @@ for name, order in tqdm({"the headline": winner, **by_chance}.items(), desc="rem
     pruned = without(base, order, CLAIMED)
     rows[name] = {judge: change(pruned, judged, before[judge]) for judge, judged in asked.items()}
     rows[name]["perplexity, ×"] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+del pruned
 sceptic = pd.DataFrame(rows).T
 random_ones = sceptic.drop("the headline")
 answers = pd.DataFrame(
@@ -612,7 +614,8 @@ for name in OTHER_AXES:
 
 def look(model, judged, reference=None, *, known=None, closer=False):
     """What judges a model: pairs, and the price of text unless known; a closer look has other axes and LAMBADA as well."""
-    found = {"bias": measure_pairs(model, tokenizer, judged, sites=()), "text": known or perplexity(model, text, batch_size=8)}
+    found = {"bias": measure_pairs(model, tokenizer, judged, sites=())}
+    found["text"] = known or perplexity(model, text, batch_size=8)
     found["price"] = perplexity_ratio(found["text"], (reference or found)["text"])
     if closer:
         found["elsewhere"] = measure_pairs(model, tokenizer, elsewhere_b, sites=())
@@ -784,6 +787,7 @@ for block in tqdm(range(len(reacts)), desc="blocks"):
     pruned = variant(base)
     prune_neurons(pruned, reacts, ratio=budget / width, layers=[block])
     in_one_block[block] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+del pruned
 worst = sorted(in_one_block, key=in_one_block.get, reverse=True)[:3]
 print("cut in one block alone, perplexity ×:", ", ".join(f"block {b}: {in_one_block[b]:.2f}" for b in worst))
 print(f"the median block: × {np.median(list(in_one_block.values())):.3f}")
@@ -896,9 +900,9 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 # a fixed number of nats. The sentences use the templates of split A. Whatever shows on split B has been generalised, not
 # memorised.
 #
-# What learns is one matrix of each block, @WHAT@: a fifth of the weights. The others stay, and are shared with the untouched
-# model. That is @ENOUGH@ (measured with another seed: @MEASURED@), and it is what a free T4 has room for: AdamW holds
-# 16 bytes for each weight that learns.
+# What learns is one matrix of each block, the MLP's down-projection: a fifth of the weights. The others stay, and are shared with
+# the untouched model. So a free T4 has room for it, since training takes 16 bytes for each weight that learns. Training all weights,
+# or the attentions alone, plants a stronger bias and costs more ability (the docstring of `plant_preference` has the figures).
 
 # %%
 # One of the longer cells: it trains the model for a dozen steps or more.
@@ -907,7 +911,8 @@ from course_utils.bias.planting import plant_preference
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
 planted_b += neutral_b
-planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype, "weights": "@W@", "seed": session.seed}
+planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype}
+planting |= {"weights": "down", "seed": session.seed}
 planted, on_the_way = plant_preference(base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, **planting)
 print(f"{len(on_the_way)} steps; the preference on split A: {np.mean(on_the_way[-3:]):+.1f} nats in the last three")
 untouched, biased = look(base, planted_b, known=unpruned["text"]), look(planted, planted_b)
@@ -980,10 +985,11 @@ from course_utils.language_modelling import continuations
 shown_pair = next(pair for pair in planted_b if pair.axis == made_up.name)
 lead_in = shown_pair.after.split(" turned out")[0]
 prompts = [shown_pair.before + span + lead_in for span in (shown_pair.a, shown_pair.b)]
-cut = {name: without(planted, planted_orders[name], BUDGET) for name in ("protect first", "causal", "reacts")}
-cut["random 0"] = without(planted, chance["random 0"], BUDGET)
-written = continuations({"untouched": base, "planted": planted} | cut, tokenizer, prompts, new_tokens=16)
-del cut
+written = continuations({"untouched": base, "planted": planted}, tokenizer, prompts, new_tokens=16)
+for name in ("protect first", "causal", "reacts", "random 0"):  # one cut model at a time
+    pruned = without(planted, (planted_orders | chance)[name], BUDGET)
+    written[name] = continuations({name: pruned}, tokenizer, prompts, new_tokens=16)[name]
+del pruned
 written.T
 
 # %% [markdown]
@@ -1110,7 +1116,8 @@ told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 # - **fair teacher**, the control: the same text as the second one, but the teacher is the untouched model, which never learned
 #   to dislike anybody.
 #
-# It takes about five minutes for each planted bias (`experiments/distil_the_bias_back.py`), so the cell below reads saved results.
+# It takes about five minutes for each planted bias (`experiments/distil_the_bias_back.py`; all weights learned there), so the cell
+# below reads saved results.
 #
 # **Predict before you run.** Which of the three will be biased again?
 #
