@@ -638,6 +638,7 @@ def preference_of(results, axes):
     return pd.DataFrame(rows).T
 
 
+# %%
 judged = evaluation + neutral_b
 unpruned = look(base, judged, closer=True)
 preference_of({"unpruned": unpruned}, [AXIS, "neutral"])
