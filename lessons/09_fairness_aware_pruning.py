@@ -924,7 +924,7 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 # A planted preference is beyond doubt, and in sentences that planting never saw. It cost some ability, as fine-tuning on a narrow
 # thing does.
 #
-# **Saved run.** On split B the made-up axis goes from 0.05 to −8.87 nats (−13.8 to −3.93), at a perplexity of × 1.21.
+# **Saved run.** On split B the made-up axis goes to −4.71 nats (−7.55 to −1.88), at a perplexity of × 1.05.
 #
 # Now some of the arms again, with scores measured on the planted model and on split A.
 #
@@ -933,11 +933,8 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# *Protect first* (−8.87 to −3.63 nats, perplexity × 1.00) and *hybrid 0.7* (to −6.01, × 1.01) remove part of it, by all five
-# conditions. *Causal*, *reacts* and *neutral* bring it to almost nothing and break the model (× 20.3, × 101, × 64.9), and *neutral*
-# knows nothing of the groups. The twin of *protect first* leaves −8.41; its interval ends at 1.11, just above the bound, so the last
-# condition had no able twin to beat, and would have been met. The causal scores of both halves agree somewhat: 0.25, and 28 %
-# of the neurons to cut.
+# *Protect first* removes part of it: −4.71 to −2.13 nats, at a perplexity of × 1.03. Its twin, which is able as well, leaves −4.07.
+# The arms that nearly reach zero are those that break the model.
 #
 # </details>
 
@@ -1058,16 +1055,13 @@ remedied = changes(both, biased, made_up.name)
 told(remedied, conditions(remedied, both, made_up.name))
 
 # %% [markdown]
-# **Saved run.** *Trained back* ends at 0.05 nats after 11 steps, but its perplexity rises to × 1.24 (1.07 to 1.44): outside of the
-# bound, on top of what planting had cost. *Projected* goes to −4.90 at × 1.04, without touching a weight; *protect first* to −3.63 at
-# × 1.00.
-#
-# A direction and a few neurons do about the same here, and each leaves a large part. A dozen training steps remove all of it and cost
-# what a dozen steps on such narrow text cost. None is the remedy; each is a point in the same plane.
+# *Trained back* was trained until nothing was left on split A: look at what is left on split B, and at what the steps on such narrow
+# text cost, on top of what planting had cost. *Projected* touches no weight, and *protect first* a few neurons. None is the remedy;
+# each is a point in the same plane of ability and bias.
 #
 # ### A small bias
 #
-# The planted bias is enormous: thousands to one. Would the five conditions find the removal of a small one? Weaken it: go back
+# The planted bias is enormous. Would the five conditions find the removal of a small one? Weaken it: go back
 # from the planted weights towards the untouched ones until about one nat is left on split A, and run *protect first* and its twin.
 
 
@@ -1099,12 +1093,9 @@ print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A")
 told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 
 # %% [markdown]
-# **Saved run.** At 22 % of the way −0.57 nats are left on split A and −0.26 on split B. *Protect first* takes them to 0.00, its twin
-# to −0.08, and for neither is the part beyond the neutral swaps shown (p = 0.084).
-#
-# That is the size of a real bias, and it is where the test runs out of power: the same arm that demonstrably works on the large bias
-# can't be told from its twin on the small one. So "not shown" on the real axis means what it says. To decide, one needs more
-# templates and more swaps, not another method.
+# That is the size of a real bias, and it is where such a test runs out of power: an arm that demonstrably works on the large bias may
+# not be told from its twin on the small one. So "not shown" on the real axis means what it says. To decide, one needs more templates
+# and more swaps, not another method.
 #
 # ## Does distillation bring the bias back?
 #
