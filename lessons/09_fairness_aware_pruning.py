@@ -934,7 +934,7 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # *Protect first* removes part of it: −4.71 to −2.13 nats, at a perplexity of × 1.03. Its twin, which is able as well, leaves −4.07.
-# The arms that nearly reach zero are those that break the model.
+# *Hybrid 0.7* goes to −3.26, at × 1.00.
 #
 # </details>
 
