@@ -788,7 +788,9 @@ written
 
 # %% [markdown]
 # **Saved run.** The gap of occupations is gone, and a little beyond. But woman/man shrinks to less than half as well, and in
-# the sentences above the woman is now "he". The perplexity of plain sentences rises. Random directions leave most of the gap.
+# the sentences above the woman is now "he". The perplexity of plain sentences rises. In the two
+# sentences of the control it goes only from 0.60 to 0.42 nats, just below all 19 random directions (0.48 to 0.95): how much one
+# direction takes away depends a lot on the sentence.
 #
 # A single direction can't tell a stereotype from grammar: the model uses *one* way to say
 # "she", whether a nurse or a woman is the reason. What is gone along one direction may also still be readable along
