@@ -934,7 +934,8 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # *Protect first* removes part of it: −4.71 to −2.13 nats, at a perplexity of × 1.03. Its twin, which is able as well, leaves −4.07.
-# *Hybrid 0.7* goes to −3.26, at × 1.00.
+# *Hybrid 0.7* goes to −3.26, at × 1.00. These two pass all five conditions. *Causal* goes to −0.45 and breaks the model (× 2.16). The
+# halves agree with a rank correlation of 0.25, and on 32% of the neurons that would go.
 #
 # </details>
 
@@ -962,7 +963,7 @@ drawn = points(planted_arms, biased, made_up.name)
 ability_and_bias(drawn, control="random", y_label="preference, nats (0: fair)", title=title)
 show(
     "Perplexity relative to the planted model against the planted preference, a point an arm with intervals. Protect first lies "
-    "above the unpruned model at about the same perplexity; three broken arms are listed in the corner."
+    "above the unpruned model at about the same perplexity; broken arms are listed in the corner."
 )
 
 # %% [markdown]
@@ -1059,6 +1060,9 @@ told(remedied, conditions(remedied, both, made_up.name))
 # text cost, on top of what planting had cost. *Projected* touches no weight, and *protect first* a few neurons. None is the remedy;
 # each is a point in the same plane of ability and bias.
 #
+# **Saved run.** *Trained back* leaves +0.04 nats and costs × 1.16 in perplexity, so by the condition on ability it is out.
+# *Projected* leaves −2.29 nats at × 1.00, about as much as *protect first* with −2.13 at × 1.03; both pass all five conditions.
+#
 # ### A small bias
 #
 # The planted bias is enormous. Would the five conditions find the removal of a small one? Weaken it: go back
@@ -1093,6 +1097,9 @@ print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A")
 told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 
 # %% [markdown]
+# **Saved run.** At −0.35 nats on split B, *protect first* goes to −0.01, and still isn't "removed": it is not beyond the neutral
+# swaps once p is corrected (0.067).
+#
 # That is the size of a real bias, and it is where such a test runs out of power: an arm that demonstrably works on the large bias may
 # not be told from its twin on the small one. So "not shown" on the real axis means what it says. To decide, one needs more templates
 # and more swaps, not another method.
