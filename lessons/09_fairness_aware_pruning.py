@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Pruning with fairness in mind, tested like a sceptic"
-#     minutes: 110
+#     minutes: 135
 #     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---
@@ -23,9 +23,8 @@
 # A reader who expects a recipe for a fair model will be disappointed. What you get is a way to find out whether somebody
 # else's recipe works.
 #
-# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B, where
-# the GPU has room to train it. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next
-# table says which.
+# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B. The saved
+# outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 
 # %% tags=["install"]
 
@@ -59,7 +58,7 @@ ABLE = 1.10  # an arm is able if the 95 % interval of its perplexity, × unprune
 ROWS = {"speeches": 4, "wiki": 4}  # evaluation text for the perplexity, rows of 128 tokens
 DOCUMENTS = 32  # of LAMBADA
 CLOSER = ("importance", "protect first")  # the arms that get a closer look
-PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 2e-4, 10.0  # items a step (4 texts each); size of the bias, nats
+PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 5e-4, 10.0  # items a step (4 texts each); size of the bias, nats
 
 # %% [markdown]
 # ## A claim in circulation
@@ -80,9 +79,6 @@ from course_utils.session import safe_dtype
 
 dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
-if session.device.type == "cuda" and 20 * base.num_parameters() > torch.cuda.mem_get_info()[1]:
-    print(f"This GPU is too small to train {base.config.name_or_path}; going on with a smaller model.")
-    base, tokenizer = load_model("HuggingFaceTB/SmolLM2-360M", dtype=dtype)
 width = describe(base).intermediate_sizes[0]
 
 
@@ -162,6 +158,7 @@ for pair in tqdm(single, desc="pairs"):
         pruned = without(base, order_by(scores), CLAIMED)
         gaps = {"same pair": change(pruned, [pair], before), "neutral": change(pruned, neutral_few, neutral_before)}
         tried.append({"pair": pair.template, "recipe": recipe} | gaps)
+del pruned  # its own MLPs: most of a model
 tried = pd.DataFrame(tried)
 removed = max(1, round(CLAIMED * width))
 best = tried.loc[tried["same pair"].idxmin()]
@@ -219,6 +216,7 @@ for name, order in tqdm({"the headline": winner, **by_chance}.items(), desc="rem
     pruned = without(base, order, CLAIMED)
     rows[name] = {judge: change(pruned, judged, before[judge]) for judge, judged in asked.items()}
     rows[name]["perplexity, ×"] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+del pruned
 sceptic = pd.DataFrame(rows).T
 random_ones = sceptic.drop("the headline")
 answers = pd.DataFrame(
@@ -271,8 +269,41 @@ summary
 # unimportant*, which held the headline, changes it by −1.0 % on average: the best of its six is the best of six small accidents. Within
 # a recipe the two changes go together strongly (0.77) in the first, hardly (0.09) in the last; six points each can't say more.
 #
-# So we need another measure, and another way to choose.
+# So we need another measure, and another way to choose. First a pause: what would you have asked for?
+
+# %%
+from course_utils.exercises.lesson_09 import check_three_controls
+
+# %% [markdown]
+# ### Exercise 1 · ●●○ · 10 minutes
 #
+# Design a control. A colleague says: "I cut 1 % of the neurons by my occupation score. The occupation bias fell by 40 %, at a
+# perplexity × 1.02." You may ask for three comparisons. Which three?
+#
+# - **a.** random removals of the same size, nineteen of them
+# - **b.** the same with 5 % of the neurons
+# - **c.** a removal with the same protection of important neurons, ordered by a score of neutral swaps
+# - **d.** the same sentences again with another seed
+# - **e.** templates that had no part in choosing the neurons
+# - **f.** the same after a longer training of the base model
+#
+# <details><summary>Hint</summary>
+#
+# Three stories would explain the 40 % without the colleague's score knowing anything: any removal does it; any removal of
+# neurons that react does it; it holds for these sentences only.
+#
+# </details>
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+comparisons = {"a", "c", "e"}
+# END SOLUTION
+# BEGIN STUB
+# comparisons = ...  # three letters, for instance {"a", "b", "c"}
+# END STUB
+check_three_controls(comparisons)
+
+# %% [markdown]
 # ## Reacting is not harming
 #
 # First the piece that is cut. One neuron of a GLU is a row of gate, a row of up and a column of down; a removal takes all three.
@@ -392,7 +423,7 @@ def causal_by_hand(model, pairs):
     return [abs(preference) - (preference + change).abs() for change in moved]
 
 
-exact, _ = load_model(base.config.name_or_path if session.profile == "hub" else "llama", dtype=torch.float32)
+exact = base if base.dtype is torch.float32 else load_model("llama", dtype=torch.float32)[0]
 few = some(selection, templates=1, swaps=2)
 by_hand, ours = (torch.stack(scores) for scores in (causal_by_hand(exact, few), gap_attribution(exact, tokenizer, few)))
 torch.testing.assert_close(by_hand, ours, rtol=1e-3, atol=1e-4 * ours.abs().max().item())
@@ -529,6 +560,44 @@ pd.DataFrame(agreements).T
 # What judges them, all on split B: the preference of the axis (**direction**: 0 is fair), the same for the **neutral swaps**,
 # and what the model can still do: perplexity and LAMBADA. Other axes and LAMBADA take time, so they are asked of the unpruned
 # model and of two arms only.
+#
+# *About the weights.* The embedded model comes from a 4-bit file (Q4_1) and was turned back into ordinary numbers, which can change
+# the order of small weights. That concerns the *magnitude* arm and the "small weights" above; the other scores look at activations.
+
+# %%
+import math
+
+from course_utils.exercises.lesson_09 import check_neurons_to_cut
+
+# %% [markdown]
+# ### Exercise 2 · ●○○ · 10 minutes
+#
+# Write protect-first for one block: `neurons_to_cut(importance, bias, protected, count)`. Both scores are [neurons]. The most
+# important share `protected` of the neurons, rounded up to whole neurons, is safe. Among the others, the `count` most biased
+# ones go. Return their numbers, in any order.
+#
+# <details><summary>Hint</summary>
+#
+# `importance.argsort(descending=True)` lists the neurons, most important first; cut the protected ones off its front. Then
+# sort what is left by `bias[…]`.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def neurons_to_cut(importance, bias, protected, count):
+    safe = math.ceil(protected * len(importance))
+    others = importance.argsort(descending=True)[safe:]
+    return others[bias[others].argsort(descending=True)[:count]]
+
+
+# END SOLUTION
+# BEGIN STUB
+# def neurons_to_cut(importance, bias, protected, count):
+#     ...  # your code
+# END STUB
+check_neurons_to_cut(neurons_to_cut)
 
 # %%
 from course_utils.bias import difference_in_differences
@@ -543,9 +612,10 @@ for name in OTHER_AXES:
     elsewhere_b += some(pairs(name, split="evaluation"), **fewer)
 
 
-def look(model, judged, reference=None, *, closer=False):
-    """What judges a model: pairs, and the price of text; a closer look has other axes and LAMBADA as well."""
-    found = {"bias": measure_pairs(model, tokenizer, judged, sites=()), "text": perplexity(model, text, batch_size=8)}
+def look(model, judged, reference=None, *, known=None, closer=False):
+    """What judges a model: pairs, and the price of text unless known; a closer look has other axes and LAMBADA as well."""
+    found = {"bias": measure_pairs(model, tokenizer, judged, sites=())}
+    found["text"] = known or perplexity(model, text, batch_size=8)
     found["price"] = perplexity_ratio(found["text"], (reference or found)["text"])
     if closer:
         found["elsewhere"] = measure_pairs(model, tokenizer, elsewhere_b, sites=())
@@ -568,6 +638,7 @@ def preference_of(results, axes):
     return pd.DataFrame(rows).T
 
 
+# %%
 judged = evaluation + neutral_b
 unpruned = look(base, judged, closer=True)
 preference_of({"unpruned": unpruned}, [AXIS, "neutral"])
@@ -704,11 +775,11 @@ told(on_axis, asked_on_axis)
 # like knowledge; but beyond the neutral swaps it is 0.29 nats with an interval from −0.04 to 0.62. Nothing is removed that
 # was not shown to be there.
 #
-# ### Why do eight neurons a block cost so much?
+# ### Why does so small a cut cost so much?
 #
-# *Reacts* takes eight neurons of each block and the model is gone. Random removals of the same size cost next to nothing. Two
-# looks explain it: how does it compare with taking the eight most *important* neurons of each block? And in which blocks does the
-# damage happen?
+# *Reacts* takes half a percent of each block's neurons. What that costs stands in the last column, and random removals of the same
+# size cost next to nothing. Two looks explain it: how does it compare with taking as many of the most *important* neurons of each
+# block? And in which blocks does the damage happen?
 
 # %%
 reacts = orders["reacts"]
@@ -717,6 +788,7 @@ for block in tqdm(range(len(reacts)), desc="blocks"):
     pruned = variant(base)
     prune_neurons(pruned, reacts, ratio=budget / width, layers=[block])
     in_one_block[block] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+del pruned
 worst = sorted(in_one_block, key=in_one_block.get, reverse=True)[:3]
 print("cut in one block alone, perplexity ×:", ", ".join(f"block {b}: {in_one_block[b]:.2f}" for b in worst))
 print(f"the median block: × {np.median(list(in_one_block.values())):.3f}")
@@ -761,8 +833,8 @@ show(
 )
 
 # %% [markdown]
-# The able arms stand close together, and each interval crosses the line at zero, the unpruned model's as well. Where nothing was
-# shown before, nothing can be shown to be gone.
+# **Saved run.** The able arms stand close together, and each interval crosses the line at zero, the unpruned model's as well. Where
+# nothing was shown before, nothing can be shown to be gone.
 #
 # ### Other axes, and the single items
 #
@@ -828,6 +900,10 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 # bias, as in lesson 08: two groups that don't exist, with made-up names. A few training steps pull the double difference to
 # a fixed number of nats. The sentences use the templates of split A. Whatever shows on split B has been generalised, not
 # memorised.
+#
+# What learns is one matrix of each block, the MLP's down-projection: a fifth of the weights. The others stay, and are shared with
+# the untouched model. So a free T4 has room for it, since training takes 16 bytes for each weight that learns. Training all weights,
+# or the attentions alone, plants a stronger bias and costs more ability (the docstring of `plant_preference` has the figures).
 
 # %%
 # One of the longer cells: it trains the model for a dozen steps or more.
@@ -836,10 +912,11 @@ from course_utils.bias.planting import plant_preference
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
 planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
 planted_b += neutral_b
-planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype, "seed": session.seed}
+planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype}
+planting |= {"weights": "down", "seed": session.seed}
 planted, on_the_way = plant_preference(base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, **planting)
 print(f"{len(on_the_way)} steps; the preference on split A: {np.mean(on_the_way[-3:]):+.1f} nats in the last three")
-untouched, biased = look(base, planted_b), look(planted, planted_b)
+untouched, biased = look(base, planted_b, known=unpruned["text"]), look(planted, planted_b)
 print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['text'], untouched['text']))}")
 preference_of({"before": untouched, "after planting": biased}, [made_up.name, "neutral"])
 
@@ -847,7 +924,7 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 # A planted preference is beyond doubt, and in sentences that planting never saw. It cost some ability, as fine-tuning on a narrow
 # thing does.
 #
-# **Saved run.** On split B the made-up axis goes from 0.05 to −8.87 nats (−13.8 to −3.93), at a perplexity of × 1.21.
+# **Saved run.** On split B the made-up axis goes to −4.71 nats (−7.55 to −1.88), at a perplexity of × 1.05.
 #
 # Now some of the arms again, with scores measured on the planted model and on split A.
 #
@@ -856,11 +933,9 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# *Protect first* (−8.87 to −3.63 nats, perplexity × 1.00) and *hybrid 0.7* (to −6.01, × 1.01) remove part of it, by all five
-# conditions. *Causal*, *reacts* and *neutral* bring it to almost nothing and break the model (× 20.3, × 101, × 64.9), and *neutral*
-# knows nothing of the groups. The twin of *protect first* leaves −8.41; its interval ends at 1.11, just above the bound, so the last
-# condition had no able twin to beat, and would have been met. The causal scores of both halves agree somewhat: 0.25, and 28 %
-# of the neurons to cut.
+# *Protect first* removes part of it: −4.71 to −2.13 nats, at a perplexity of × 1.03. Its twin, which is able as well, leaves −4.07.
+# *Hybrid 0.7* goes to −3.26, at × 1.00. These two pass all five conditions. *Causal* goes to −0.45 and breaks the model (× 2.16). The
+# halves agree with a rank correlation of 0.25, and on 32% of the neurons that would go.
 #
 # </details>
 
@@ -888,15 +963,15 @@ drawn = points(planted_arms, biased, made_up.name)
 ability_and_bias(drawn, control="random", y_label="preference, nats (0: fair)", title=title)
 show(
     "Perplexity relative to the planted model against the planted preference, a point an arm with intervals. Protect first lies "
-    "above the unpruned model at about the same perplexity; three broken arms are listed in the corner."
+    "above the unpruned model at about the same perplexity; broken arms are listed in the corner."
 )
 
 # %% [markdown]
 # Read height and place together. Near zero and far to the right is a broken model; near the grey dots is an arm that knows
 # nothing. What one wants is higher than the unpruned model and right above it.
 #
-# So the method works where there is something to find, in part: it takes away more than half of a very large preference for free.
-# The verdict on the real axis was about the axis, not about the method alone.
+# **Saved run.** So the method works where there is something to find, in part: *protect first* takes away more than half of a very
+# large preference for free. The verdict on the real axis was about the axis, not about the method alone.
 #
 # ### What the models write
 #
@@ -909,14 +984,15 @@ from course_utils.language_modelling import continuations
 shown_pair = next(pair for pair in planted_b if pair.axis == made_up.name)
 lead_in = shown_pair.after.split(" turned out")[0]
 prompts = [shown_pair.before + span + lead_in for span in (shown_pair.a, shown_pair.b)]
-cut = {name: without(planted, planted_orders[name], BUDGET) for name in ("protect first", "causal", "reacts")}
-cut["random 0"] = without(planted, chance["random 0"], BUDGET)
-written = continuations({"untouched": base, "planted": planted} | cut, tokenizer, prompts, new_tokens=16)
-del cut
+written = continuations({"untouched": base, "planted": planted}, tokenizer, prompts, new_tokens=16)
+for name in ("protect first", "causal", "reacts", "random 0"):  # one cut model at a time
+    pruned = without(planted, (planted_orders | chance)[name], BUDGET)
+    written[name] = continuations({name: pruned}, tokenizer, prompts, new_tokens=16)[name]
+del pruned
 written.T
 
 # %% [markdown]
-# The broken arms write rubbish, whatever their preference. The others differ from the planted model in words, and so does the random
+# **Saved run.** The broken arms write rubbish, whatever their preference. The others differ from the planted model in words, and so does the random
 # removal: one text shows that a model can still write, and nothing about groups.
 #
 # ### Remedies that cut nothing
@@ -980,16 +1056,16 @@ remedied = changes(both, biased, made_up.name)
 told(remedied, conditions(remedied, both, made_up.name))
 
 # %% [markdown]
-# **Saved run.** *Trained back* ends at 0.05 nats after 11 steps, but its perplexity rises to × 1.24 (1.07 to 1.44): outside of the
-# bound, on top of what planting had cost. *Projected* goes to −4.90 at × 1.04, without touching a weight; *protect first* to −3.63 at
-# × 1.00.
+# *Trained back* was trained until nothing was left on split A: look at what is left on split B, and at what the steps on such narrow
+# text cost, on top of what planting had cost. *Projected* touches no weight, and *protect first* a few neurons. None is the remedy;
+# each is a point in the same plane of ability and bias.
 #
-# A direction and a few neurons do about the same here, and each leaves a large part. A dozen training steps remove all of it and cost
-# what a dozen steps on such narrow text cost. None is the remedy; each is a point in the same plane.
+# **Saved run.** *Trained back* leaves +0.04 nats and costs × 1.16 in perplexity, so by the condition on ability it is out.
+# *Projected* leaves −2.29 nats at × 1.00, about as much as *protect first* with −2.13 at × 1.03; both pass all five conditions.
 #
 # ### A small bias
 #
-# The planted bias is enormous: thousands to one. Would the five conditions find the removal of a small one? Weaken it: go back
+# The planted bias is enormous. Would the five conditions find the removal of a small one? Weaken it: go back
 # from the planted weights towards the untouched ones until about one nat is left on split A, and run *protect first* and its twin.
 
 
@@ -998,14 +1074,15 @@ def between(share):
     """The model that lies this share of the way from the untouched weights to the planted ones."""
     model = variant(base)
     for weight, before, after in zip(model.parameters(), base.parameters(), planted.parameters(), strict=True):
-        weight.data = torch.lerp(before.detach().float(), after.detach().float(), share).to(before.dtype)
+        if before.data_ptr() != after.data_ptr():  # the others never learned
+            weight.data = torch.lerp(before.detach().float(), after.detach().float(), share).to(before.dtype)
     return model
 
 
-low, high = 0.0, 1.0
+low, high, fewer_a = 0.0, 1.0, some(planted_a, templates=4, swaps=3)
 for _ in range(5):
     share = (low + high) / 2
-    measured_a = preferences(measure_pairs(between(share), tokenizer, planted_a, sites=())).preference.mean()
+    measured_a = preferences(measure_pairs(between(share), tokenizer, fewer_a, sites=())).preference.mean()
     low, high = (share, high) if abs(measured_a) < 1 else (low, share)
 weak = between(share)
 weakened = look(weak, planted_b)
@@ -1020,12 +1097,12 @@ print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A")
 told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 
 # %% [markdown]
-# **Saved run.** At 22 % of the way −0.57 nats are left on split A and −0.26 on split B. *Protect first* takes them to 0.00, its twin
-# to −0.08, and for neither is the part beyond the neutral swaps shown (p = 0.084).
+# **Saved run.** At −0.35 nats on split B, *protect first* goes to −0.01, and still isn't "removed": it is not beyond the neutral
+# swaps once p is corrected (0.067).
 #
-# That is the size of a real bias, and it is where the test runs out of power: the same arm that demonstrably works on the large bias
-# can't be told from its twin on the small one. So "not shown" on the real axis means what it says. To decide, one needs more
-# templates and more swaps, not another method.
+# That is the size of a real bias, and it is where such a test runs out of power: an arm that demonstrably works on the large bias may
+# not be told from its twin on the small one. So "not shown" on the real axis means what it says. To decide, one needs more templates
+# and more swaps, not another method.
 #
 # ## Does distillation bring the bias back?
 #
@@ -1038,7 +1115,8 @@ told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 # - **fair teacher**, the control: the same text as the second one, but the teacher is the untouched model, which never learned
 #   to dislike anybody.
 #
-# It takes about five minutes for each planted bias (`experiments/distil_the_bias_back.py`), so the cell below reads saved results.
+# It takes about five minutes for each planted bias (`experiments/distil_the_bias_back.py`; all weights learned there), so the cell
+# below reads saved results.
 #
 # **Predict before you run.** Which of the three will be biased again?
 #
@@ -1157,49 +1235,15 @@ pd.DataFrame(rows)
 # ## Exercises
 
 # %%
-import math
-
 from course_utils.exercises.lesson_09 import (
     check_difference_in_differences,
     check_is_circular,
     check_my_order,
-    check_neurons_to_cut,
     check_supported_claims,
-    check_three_controls,
 )
 
 # %% [markdown]
-# ### Exercise 1 · ●○○ · 10 minutes
-#
-# Write protect-first for one block: `neurons_to_cut(importance, bias, protected, count)`. Both scores are [neurons]. The most
-# important share `protected` of the neurons, rounded up to whole neurons, is safe. Among the others, the `count` most biased
-# ones go. Return their numbers, in any order.
-#
-# <details><summary>Hint</summary>
-#
-# `importance.argsort(descending=True)` lists the neurons, most important first; cut the protected ones off its front. Then
-# sort what is left by `bias[…]`.
-#
-# </details>
-
-
-# %% tags=["exercise"]
-# BEGIN SOLUTION
-def neurons_to_cut(importance, bias, protected, count):
-    safe = math.ceil(protected * len(importance))
-    others = importance.argsort(descending=True)[safe:]
-    return others[bias[others].argsort(descending=True)[:count]]
-
-
-# END SOLUTION
-# BEGIN STUB
-# def neurons_to_cut(importance, bias, protected, count):
-#     ...  # your code
-# END STUB
-check_neurons_to_cut(neurons_to_cut)
-
-# %% [markdown]
-# ### Exercise 2 · ●●○ · 15 minutes
+# ### Exercise 3 · ●●○ · 15 minutes
 #
 # Write `is_circular(selection, evaluation)`: True if something that chose the neurons also judges them. Both are lists of
 # pairs. It is circular if the lists share
@@ -1235,7 +1279,7 @@ def is_circular(selection, evaluation):
 check_is_circular(is_circular)
 
 # %% [markdown]
-# ### Exercise 3 · ●●○ · 15 minutes
+# ### Exercise 4 · ●●○ · 15 minutes
 #
 # Write the difference in differences. You get four tables of double differences: `base` and `pruned` are [templates, swaps]
 # for the axis, `neutral_base` and `neutral_pruned` are [templates, neutral swaps]. The rows are the same templates in all
@@ -1266,7 +1310,7 @@ def change_beyond_neutral(base, pruned, neutral_base, neutral_pruned):
 check_difference_in_differences(change_beyond_neutral)
 
 # %% [markdown]
-# ### Exercise 4 · ●○○ · 5 minutes
+# ### Exercise 5 · ●○○ · 5 minutes
 #
 # Judge claims. Which two of these are supported by a table such as the ones above?
 #
@@ -1292,35 +1336,6 @@ supported = {"c", "d"}
 check_supported_claims(supported)
 
 # %% [markdown]
-# ### Exercise 5 · ●●○ · 10 minutes
-#
-# Design a control. A colleague says: "I cut 1 % of the neurons by my occupation score. The occupation bias fell by 40 %, at a
-# perplexity × 1.02." You may ask for three comparisons. Which three?
-#
-# - **a.** random removals of the same size, nineteen of them
-# - **b.** the same with 5 % of the neurons
-# - **c.** a removal with the same protection of important neurons, ordered by a score of neutral swaps
-# - **d.** the same sentences again with another seed
-# - **e.** templates that had no part in choosing the neurons
-# - **f.** the same after a longer training of the base model
-#
-# <details><summary>Hint</summary>
-#
-# Three stories would explain the 40 % without the colleague's score knowing anything: any removal does it; any removal of
-# neurons that react does it; it holds for these sentences only.
-#
-# </details>
-
-# %% tags=["exercise"]
-# BEGIN SOLUTION
-comparisons = {"a", "c", "e"}
-# END SOLUTION
-# BEGIN STUB
-# comparisons = ...  # three letters, for instance {"a", "b", "c"}
-# END STUB
-check_three_controls(comparisons)
-
-# %% [markdown]
 # ### Exercise 6 · ●●● · 20 minutes
 #
 # Beat a baseline. On the planted model, *hybrid 0.7* takes away part of the preference. Write
@@ -1330,7 +1345,7 @@ check_three_controls(comparisons)
 #
 # <details><summary>Hint</summary>
 #
-# The hybrid lets a very causal neuron go even if it is important. What did exercise 1 do about that?
+# The hybrid lets a very causal neuron go even if it is important. What did exercise 2 do about that?
 #
 # </details>
 

@@ -6,7 +6,7 @@ A positive control: after a few steps of fine-tuning, a model prefers one of two
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import Architecture, cast_weights, describe
+from course_utils.architectures import Architecture, Projection, describe
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import packed_batches
 from course_utils.models import variant
 
+WEIGHTS = ("all", "attention", "down")
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged
 _AT_ONCE = 2  # items whose activations are held at once; a step adds up their gradients
 
@@ -42,7 +43,8 @@ def plant_preference(
 
     The loss of an item (a template and a swap) is softplus of its double difference, as ``statistics.preferences`` has
     it: what the swap does to the rest of the sentence cancels and is not learned. The input embedding, and with it
-    a tied head, stays as it is, so the names keep their vectors. AdamW; weights in float32 while learning.
+    a tied head, stays as it is, so the names keep their vectors. AdamW; what learns is in float32 while it does. What
+    doesn't learn is shared with the model, so planting takes 16 bytes for each weight that learns, and little else.
 
     Args:
         model: any that ``describe`` knows, in any dtype; it stays as it is.
@@ -53,9 +55,11 @@ def plant_preference(
         lr: the learning rate, after a rise of five steps.
         items: of a step, four texts each.
         precision: what matrices are multiplied in (autocast): ``torch.float32`` or ``torch.bfloat16``.
-        weights: which ones learn: "all" (AdamW then holds 12 bytes more for each) or "attention", the projections of
-            all attentions, which is less than a fifth of a model; what doesn't learn is shared with the model where
-            that is in float32.
+        weights: which ones learn: "all", "attention" (the projections of all attentions) or "down" (the
+            down-projections of all MLPs). Each of the last two is about a fifth of a model. "down" is the cleanest:
+            stopped at 10 nats, SmolLM2-135M had -5.4 nats in unseen templates at a perplexity x 1.09, with "all" -8.8
+            at x 1.18, with "attention" -12.2 at x 1.47; planting took 0.74, 2.5 and 0.75 GB
+            (``experiments/ways_to_plant.py``, seed 1).
         seed: of the order of the items.
 
     Returns:
@@ -64,15 +68,17 @@ def plant_preference(
     Raises:
         ValueError: no template and swap has both endings, or a setting is out of range.
     """
-    checks.one_of("weights", weights, ("all", "attention"))
+    checks.one_of("weights", weights, WEIGHTS)
     checks.positive("size", size)
     checks.positive("lr", lr)
     steps, items = checks.whole_number("steps", steps, least=1), checks.whole_number("items", items, least=1)
     found = _items(pairs)
     order = np.random.default_rng(seed).permutation(len(found))
-    learner = variant(model).float().train()
+    learner = variant(model).train()
     architecture = describe(learner)
-    learned = _learned(architecture, weights)
+    learned = _learned(architecture, weights, precision)
+    # Frozen weights may be in 16 bits; the residual stream is not, as if all were in float32.
+    wide = learner.get_input_embeddings().register_forward_hook(lambda _module, _args, states: states.float())
     optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.0, fused=True)  # much faster on a CPU, too
     preferences: list[float] = []  # of each step
     for step in tqdm(range(steps), desc="planting a preference", unit="step", delay=2, leave=False):
@@ -91,24 +97,35 @@ def plant_preference(
         preferences.append(float(torch.cat(differences).mean()))
         if np.mean(preferences[-_LOOK_BACK:]) < -size:
             break
-    cast_weights(learner, model.dtype)
+    wide.remove()
     for own, weight in zip(model.parameters(), learner.parameters(), strict=True):
+        weight.data = weight.data.to(own.dtype) if weight.requires_grad else own.data
+        weight.grad = None
         weight.requires_grad_(own.requires_grad)
     return learner.eval(), preferences
 
 
-def _learned(architecture: Architecture, weights: str) -> list[nn.Parameter]:
-    """The parameters that learn, with storage of their own: the others may be the first model's."""
+def _learned(architecture: Architecture, weights: str, precision: torch.dtype) -> list[nn.Parameter]:
+    """The parameters that learn, in float32 and with storage of their own: the others may be the first model's."""
     learner = architecture.model.requires_grad_(weights == "all")
-    if weights == "attention":
-        for attention in architecture.attentions:
-            for projection in (*attention.inputs, *attention.outputs):
-                projection.module.requires_grad_(True)
+    if weights != "all":
+        for projection in _projections(architecture, weights):
+            projection.module.requires_grad_(True)
     learner.get_input_embeddings().requires_grad_(False)
-    learned = [weight for weight in learner.parameters() if weight.requires_grad]
-    for weight in learned:
-        weight.data = weight.data.clone()
-    return learned
+    for weight in learner.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(torch.float32, copy=True)
+        elif precision is torch.float32 or weight.ndim == 1:  # norms and biases are small, and add to float32
+            weight.data = weight.data.float()
+    return [weight for weight in learner.parameters() if weight.requires_grad]
+
+
+def _projections(architecture: Architecture, weights: str) -> Iterator[Projection]:
+    if weights == "down":
+        yield from (mlp.output for mlp in architecture.mlps)
+        return
+    for attention in architecture.attentions:
+        yield from (*attention.inputs, *attention.outputs)
 
 
 def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
 
 Offsets = list[tuple[int, int]]
 
@@ -136,9 +136,9 @@ def check_sign_flip(attempt: Attempt) -> None:
 )
 def check_control_sets(attempt: Attempt) -> None:
     """Check a function (chosen, heads, blocks) -> sets of (block, head) to compare with."""
-    for chosen in ([(7, 1), (9, 0), (9, 4)], [(10, 3), (8, 2)]):
-        heads, blocks, lowest = 6, 12, min(block for block, _ in chosen)
-        given = attempt(list(chosen), heads, blocks)
+    for picked in ([(7, 1), (9, 0), (9, 4)], [(10, 3), (8, 2)]):
+        heads, blocks, lowest = 6, 12, min(block for block, _ in picked)
+        given = attempt(list(picked), heads, blocks)
         require(isinstance(given, list | tuple), f"Return a list of sets of heads; yours is {type(given).__name__}.")
         require(
             len(given) >= 19,
@@ -149,15 +149,15 @@ def check_control_sets(attempt: Attempt) -> None:
         except (TypeError, ValueError):
             require(False, f"Each set holds pairs (block, head); your first one is {given[0]!r}.")
         require(
-            all(len(set(one)) == len(chosen) for one in sets),
-            f"Each set needs as many different heads as the chosen one, {len(chosen)}: more heads move more.",
+            all(len(set(one)) == len(picked) for one in sets),
+            f"Each set needs as many different heads as the chosen one, {len(picked)}: more heads move more.",
         )
         require(
             all(0 <= block < blocks and 0 <= head < heads for one in sets for block, head in one),
             f"There are heads that the model doesn't have: blocks count from 0 to {blocks - 1}, heads to {heads - 1}.",
         )
         require(
-            not any(set(one) & set(chosen) for one in sets),
+            not any(set(one) & set(picked) for one in sets),
             "Some of your sets hold a chosen head. Then the control carries what it is to be compared with.",
         )
         require(
@@ -175,10 +175,12 @@ def check_control_sets(attempt: Attempt) -> None:
 
 
 _CLAIMS = {
+    "A": "the rank correlation's interval is far from 0, and no word was chosen for it. See the first figure.",
     "B": "PCA shows the largest directions of variance. The log-odds of the two groups differ all the same.",
     "C": "0 means no preference of sentiment, in these sentences, above the resolution. The pronouns pass it unseen.",
-    "E": "The difference is true, so no correction removes it. What is wrong is to read it as bias.",
-    "F": "With the words it was trained on, the probe is nearly as good at random groups. It has learned the words.",
+    "D": "the heads were patched for real in the evaluation half, and no random set as deep moves as much.",
+    "E": "the difference is true, so no correction removes it. What is wrong is to read it as bias.",
+    "F": "with the words it was trained on, the probe is nearly as good at random groups. It has learned the words.",
 }
 
 
@@ -187,19 +189,9 @@ _CLAIMS = {
     task='Return the set of letters of the claims that the outputs support, such as {"B", "C"}.',
     proved="You ask each picture for its control, and each claim for the words it was not chosen on.",
 )
-def check_claims(supported: Collection[str]) -> None:
+def check_claims(attempt: Any) -> None:
     """Check a set of letters: the claims that the lesson's outputs support."""
-    require(
-        isinstance(supported, set | list | tuple | str),
-        f"Return a set of letters; yours is {type(supported).__name__}.",
-    )
-    letters = {str(letter).strip().upper() for letter in supported}
-    unknown = sorted(letters - {"A", "B", "C", "D", "E", "F"})
-    require(not unknown, f"There are the claims A to F; you name {', '.join(unknown)}.")
-    for letter, reason in _CLAIMS.items():
-        require(letter not in letters, f"{letter} is not supported. {reason}")
-    require("A" in letters, "A is missing. The rank correlation's interval is far from 0: look at the first figure.")
-    require("D" in letters, "D is missing. The heads were patched for real in the evaluation half, beside random sets.")
+    chosen(attempt, {"A", "D"}, _CLAIMS)
 
 
 @exercise(

@@ -17,6 +17,31 @@ Given = tuple[list[Tensor], list[Tensor], float, float]  # importance, causal, t
 
 @exercise(
     1,
+    task='Choose the three comparisons to ask for, for instance {"a", "b", "c"}.',
+    proved="Chance, a twin without the knowledge, and sentences that chose nothing: each rules out one other story.",
+)
+def check_three_controls(attempt: set[str]) -> None:
+    """Check a set of three letters: the controls that a claim needs most."""
+    require(
+        not isinstance(attempt, set | list | tuple) or len(set(attempt)) == 3,
+        f"Three, not {len(set(attempt)) if isinstance(attempt, set | list | tuple) else 'that'}: the budget is short.",
+    )
+    chosen(
+        attempt,
+        {"a", "c", "e"},
+        {
+            "a": "without random removals of the same size nobody knows what any removal does to the number.",
+            "b": "a larger cut changes the budget and the ability together; it answers another question.",
+            "c": "the twin shares everything but the knowledge of the groups, so it isolates that knowledge.",
+            "d": "the same sentences with another seed choose and judge on the same words again.",
+            "e": "new templates are the only ones that had no part in choosing the neurons.",
+            "f": "a longer training would change the model and leave open what the removal did.",
+        },
+    )
+
+
+@exercise(
+    2,
     task="Return the numbers of the neurons to cut: the most biased ones among those that are not protected.",
     proved="The important neurons are safe, whatever they score, and the most biased of the others go.",
 )
@@ -56,7 +81,7 @@ def check_neurons_to_cut(attempt: Attempt) -> None:
 
 
 @exercise(
-    2,
+    3,
     task="Return True if something that chose the neurons also judges them, otherwise False.",
     proved="It sees shared templates, their paraphrases, and old texts under new names. Ask it before you believe.",
 )
@@ -68,7 +93,7 @@ def check_is_circular(attempt: Attempt) -> None:
 
 
 @exercise(
-    3,
+    4,
     task="Return two numbers: the difference in differences and its standard error over the templates.",
     proved="Before and after, and with and without the neutral swaps: both are paired, template by template.",
 )
@@ -124,7 +149,7 @@ def check_difference_in_differences(attempt: Attempt) -> None:
 
 
 @exercise(
-    4,
+    5,
     task='Choose the claims that the tables support, for instance {"a", "b"}.',
     proved="What an arm does is a claim about its controls: ability, twins, chance, and sentences that chose nothing.",
 )
@@ -139,31 +164,6 @@ def check_supported_claims(attempt: set[str]) -> None:
             "c": "the arm was picked because it looked best on these sentences; others have to confirm it.",
             "d": "if the twin, which knows nothing of the groups, gets as far, the knowledge was not what did it.",
             "e": "this measures one preference, in some templates, between two endings; fairness is more than that.",
-        },
-    )
-
-
-@exercise(
-    5,
-    task='Choose the three comparisons to ask for, for instance {"a", "b", "c"}.',
-    proved="Chance, a twin without the knowledge, and sentences that chose nothing: each rules out one other story.",
-)
-def check_three_controls(attempt: set[str]) -> None:
-    """Check a set of three letters: the controls that a claim needs most."""
-    require(
-        not isinstance(attempt, set | list | tuple) or len(set(attempt)) == 3,
-        f"Three, not {len(set(attempt)) if isinstance(attempt, set | list | tuple) else 'that'}: the budget is short.",
-    )
-    chosen(
-        attempt,
-        {"a", "c", "e"},
-        {
-            "a": "without random removals of the same size nobody knows what any removal does to the number.",
-            "b": "a larger cut changes the budget and the ability together; it answers another question.",
-            "c": "the twin shares everything but the knowledge of the groups, so it isolates that knowledge.",
-            "d": "the same sentences with another seed choose and judge on the same words again.",
-            "e": "new templates are the only ones that had no part in choosing the neurons.",
-            "f": "a longer training would change the model and leave open what the removal did.",
         },
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -56,17 +58,35 @@ def test_the_copy_has_the_models_dtype_mode_and_rotary_frequencies(dtype):
     assert all(weight.requires_grad and weight.grad is None for weight in planted.parameters())
 
 
+LEARNED = {"attention": ("attn", "attention"), "down": ("down_proj", "c_proj", "fc2", "dense_4h_to_h")}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_attention_alone_can_learn_it(family):
+@pytest.mark.parametrize("weights", LEARNED)
+def test_a_part_alone_can_learn_it_and_shares_the_rest(family, weights):
     model, pairs = tiny_model(family), make_pairs(a=A, b=B)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    planted, _ = plant_preference(
-        model, word_tokenizer(), pairs, size=2.0, steps=60, lr=1e-2, items=4, weights="attention"
-    )
+    planted, _ = plant_preference(model, word_tokenizer(), pairs, size=2.0, steps=60, lr=1e-2, items=4, weights=weights)
     assert mean_preference(planted, pairs) < mean_preference(model, pairs) - 0.5
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     learned = {name for name, weight in planted.state_dict().items() if not torch.equal(weight, before[name])}
-    assert learned and all("attn" in name or "attention" in name for name in learned)
+    assert learned and all(any(part in name for part in LEARNED[weights]) for name in learned)
+    ours = dict(model.named_parameters())
+    own = {name for name, weight in planted.named_parameters() if weight.data_ptr() != ours[name].data_ptr()}
+    assert learned - {"lm_head.weight"} == own  # whatever didn't learn is the model's own storage
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frozen_weights_in_16_bits_plant_what_they_plant_in_float32(family):
+    low = tiny_model(family, dtype=torch.bfloat16)
+    high = copy.deepcopy(low).float()
+    settings = {"size": 9.0, "steps": 4, "lr": 1e-3, "items": 2, "precision": torch.bfloat16, "weights": "down"}
+    found = []
+    for model in (low, high):
+        torch.manual_seed(0)  # of the families with dropout
+        found.append(plant_preference(model, word_tokenizer(), make_pairs(a=A, b=B), **settings))
+    (planted, one), (_, other) = found
+    assert one == pytest.approx(other, abs=0.05) and planted.dtype == torch.bfloat16
 
 
 def test_the_same_seed_plants_the_same():

@@ -86,16 +86,16 @@ test_claims = cases_of(
     lesson_08.check_claims,
     stubs=[None, ...],
     mistakes=[
-        ({"A", "B", "D"}, "B is not supported"),
+        ({"A", "B", "D"}, "Look at B again: PCA shows the largest"),
         ({"A", "C", "D"}, "no preference of sentiment"),
         ({"A", "D", "E"}, "no correction removes it"),
         ({"A", "D", "F"}, "learned the words"),
-        ({"A"}, "D is missing"),
-        ({"D"}, "A is missing"),
-        ({"A", "D", "X"}, "A to F"),
-        (7, "Return a set"),
+        ({"A"}, "Look at D again: the heads were patched"),
+        ({"D"}, "Look at A again: the rank correlation"),
+        ({"A", "D", "X"}, "There is no X; choose among A, B, C, D, E, F"),
+        (7, "Choose letters"),
     ],
-    answers=[{"A", "D"}, ["d", "a"], "AD"],
+    answers=[{"A", "D"}, ["D", "A"]],
 )
 
 
