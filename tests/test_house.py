@@ -34,7 +34,10 @@ LAYERS = {
     "top": "exercises",
 }
 # Modules that hold no behaviour of their own need no test module of their own.
-ENTRANCES = {"course_utils", "course_tools", "course_utils.modeling", "course_utils.distillation", "course_utils.bias"}
+ENTRANCES = {
+    "course_utils", "course_tools", "course_utils.modeling", "course_utils.distillation", "course_utils.bias",
+    "course_utils.compress",
+}  # fmt: skip
 
 
 def modules(root, package):
