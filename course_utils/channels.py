@@ -1,7 +1,7 @@
-"""Channel pruning: score the channels of the residual stream, and cut the rest out of everything that reads or writes it.
+"""Channel pruning: score the channels of the residual stream, and cut the rest out of all that reads or writes it.
 
-A hidden channel is a column of the embedding, an entry of every norm, an input of every matrix that reads the stream and
-an output of every one that writes to it: all lose the same ones.
+A hidden channel is a column of the embedding, an entry of every norm, an input of every matrix that reads the stream
+and an output of every one that writes to it: all lose the same ones.
 """
 
 from __future__ import annotations
@@ -81,7 +81,11 @@ def watch_channels(reading: Reading) -> tuple[list[RemovableHandle], Callable[[]
         return hook
 
     hooks = [norm.register_forward_pre_hook(accumulate(total)) for norm, total in zip(norms, totals, strict=True)]
-    return hooks, lambda: (totals / reading.tokens).float()
+
+    def shares() -> Tensor:
+        return (totals / reading.tokens).float()
+
+    return hooks, shares
 
 
 @torch.no_grad()
@@ -95,10 +99,11 @@ def prune_channels(
 ) -> PruningReport:
     """Cut the least important hidden channels out of the whole model, in place.
 
-    Equal scores keep the channel with the lower number. Heads keep their number and size, and a tied embedding is sliced
-    once and stays tied. The configuration follows (``hidden_size``, ``head_dim``), so the model saves and reloads with
-    plain transformers. Works one matrix at a time. What remains equals the whole model with the cut channels set to zero
-    in the embedding and in what every block adds, where each norm takes its mean over the kept channels alone.
+    Equal scores keep the channel with the lower number. Heads keep their number and size, and a tied embedding is
+    sliced once and stays tied. The configuration follows (``hidden_size``, ``head_dim``), so the model saves and
+    reloads with plain transformers. Works one matrix at a time. What remains equals the whole model with the cut
+    channels set to zero in the embedding and in what every block adds, where each norm takes its mean over the kept
+    channels alone.
 
     Without the cut channels a norm divides by another length, so that the kept ones come out of it at another size than
     before. Rescaling multiplies each norm's weights by ``sqrt(share * d / k)``: ``share`` is the kept channels' part of
@@ -109,8 +114,8 @@ def prune_channels(
         importance: [hidden], as from ``channel_importance``.
         size: channels that stay, at most ``hidden_size``, and a size that the model's configuration allows.
         rescale_norms: rescale as described.
-        energies: [norms, hidden], from ``channel_energies``: each norm's own. Without, ``importance`` squared stands for
-            the energies at every norm, which suits ``channel_importance`` and no other score.
+        energies: [norms, hidden], from ``channel_energies``: each norm's own. Without, ``importance`` squared stands
+            for the energies at every norm, which suits ``channel_importance`` and no other score.
 
     Raises:
         ValueError: ``size`` out of range or refused by the model's configuration (the message names the nearest ones

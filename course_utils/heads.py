@@ -1,7 +1,7 @@
 """Head pruning: score key/value heads together with their query heads, and cut whole such groups out.
 
-With grouped-query attention several query heads read one key/value head. Cut alone, query heads leave the cache as big as
-it was; a *KV group*, one key/value head with all of its query heads, leaves the matrices and the cache.
+With grouped-query attention several query heads read one key/value head. Cut alone, query heads leave the cache as big
+as it was; a *KV group*, one key/value head with all of its query heads, leaves the matrices and the cache.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def watch_groups(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
 def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, groups: int) -> PruningReport:
     """Cut the least important KV groups out of every attention, with their query heads, in place.
 
-    Each block keeps ``groups`` of its own choice; equal scores keep the group with the lower number. The head size stays,
-    so rotary positions and norms of heads (Qwen3, Gemma 3) stay as they are. The configuration follows
+    Each block keeps ``groups`` of its own choice; equal scores keep the group with the lower number. The head size
+    stays, so rotary positions and norms of heads (Qwen3, Gemma 3) stay as they are. The configuration follows
     (``num_key_value_heads``, ``num_attention_heads``, ``head_dim``), so the model saves and reloads with plain
     transformers. Works one matrix at a time. What remains equals the whole model with the outputs of the cut heads set
     to zero. A bypassed attention is cut as well, so that it can be restored.
@@ -101,8 +101,8 @@ def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, gro
     shapes = [tuple(scores.shape) for scores in importance]
     if shapes != [(total,)] * architecture.num_blocks:
         raise ValueError(
-            f"'importance' must hold one tensor [{total}], the KV groups, for each of {architecture.num_blocks} blocks; "
-            f"got shapes {shapes}. Score this very model with head_importance."
+            f"'importance' must hold one tensor [{total}], the KV groups, for each of {architecture.num_blocks} "
+            f"blocks; got shapes {shapes}. Score this very model with head_importance."
         )
     checks.finite(importance, "'importance'")
     if groups < total and not architecture.accepts(groups=groups):

@@ -2,7 +2,7 @@
 
     scores = importance(teacher, calibration.batches(4))
     found = candidates(teacher, Budget(113e6))
-    table = rank(teacher, found, scores, selection, folder="build/search", train=blocks, recipe=Recipe(steps=40, lr=2e-4))
+    table = rank(teacher, found, scores, selection, folder="build/search", train=blocks, recipe=light)
     student = shrink(teacher, found[0], scores)
 
 Recovery is ``distillation.distill``. Muralidharan et al. 2024 (Minitron), arXiv 2407.14679.

@@ -1,7 +1,7 @@
 """Which of many candidates is the best: judged as cut, and again after a little distillation.
 
-The order may change: what is hurt most by a cut isn't what learns back least. Each candidate's record is a JSON file, so a
-search that was stopped goes on, and what was found can be read.
+The order may change: what is hurt most by a cut isn't what learns back least. Each candidate's record is a JSON file,
+so a search that was stopped goes on, and what was found can be read.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def rank(
             ten thousand.
 
     Returns:
-        A row a candidate, the best first: its sizes, parameters, cost, ``nll`` as cut, ``rank`` by it, and with ``train``
-        ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is the file's name. The whole model's own nll is
-        in ``frame.attrs["whole"]``.
+        A row a candidate, the best first: its sizes, parameters, cost, ``nll`` as cut, ``rank`` by it, and with
+        ``train`` ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is the file's name. The whole
+        model's own nll is in ``frame.attrs["whole"]``.
 
     Raises:
         ValueError: no candidates, the same one twice, text of the evaluation split or in both roles, ``train`` without
@@ -77,7 +77,9 @@ def rank(
     judged_rows, learned_rows = _read(model, judged), _read(model, learned)
     shared = _rows(judged_rows) & _rows(learned_rows)
     if shared:
-        raise ValueError(f"{len(shared)} rows of 'text' are in 'train' too; who has learned a text can't be judged by it.")
+        raise ValueError(
+            f"{len(shared)} rows of 'text' are in 'train' too; who has learned a text can't be judged by it."
+        )
     circumstances = {
         "model": identity(model),
         "importance": importance.digest,
@@ -86,7 +88,9 @@ def rank(
         "recipe": recipe and recipe.as_json(),
     }
     work = _Work(model, importance, judged, learned, recipe, Path(folder), circumstances)
-    rows = [work.row(candidate) for candidate in tqdm(candidates, desc="ranking", unit="candidate", leave=False, delay=2)]
+    rows = [
+        work.row(candidate) for candidate in tqdm(candidates, desc="ranking", unit="candidate", leave=False, delay=2)
+    ]
     frame = pd.DataFrame(rows)
     frame.insert(frame.columns.get_loc("nll") + 1, "rank", frame["nll"].rank(method="min").astype(int))
     by = "nll"
@@ -173,8 +177,8 @@ def _batches(name: str, text: Text) -> list[Mapping[str, Tensor]]:
             found.append(part)
         elif part.split == "evaluation":
             raise ValueError(
-                f"'{name}' is of the evaluation split, which a search must not see: what is chosen by a text looks better "
-                "on it than it is. Take the calibration or the distillation split."
+                f"'{name}' is of the evaluation split, which a search must not see: what is chosen by a text looks "
+                "better on it than it is. Take the calibration or the distillation split."
             )
         else:
             found += part.batches()

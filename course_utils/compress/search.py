@@ -6,7 +6,6 @@ Sizes are tried on the meta device: the real surgery, on weights that have shape
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -170,8 +169,8 @@ def candidates(
         widest first.
 
     Raises:
-        ValueError: an argument out of range, a model whose blocks differ, or no version that fits; the message says what
-            the smallest and the largest one would cost.
+        ValueError: an argument out of range, a model whose blocks differ, or no version that fits; the message says
+            what the smallest and the largest one would cost.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     refuse_uneven(model)
@@ -201,8 +200,8 @@ def candidates(
     if not found:
         given = f"{min(seen):,.4g} to {max(seen):,.4g}" if seen else "none that transformers takes"
         raise ValueError(
-            f"No version costs {(1 - tolerance) * budget.amount:,.4g} to {budget.amount:,.4g} {budget.unit}; those that "
-            f"come nearest cost {given}. Change the budget, raise 'tolerance', or give other sizes to try."
+            f"No version costs {(1 - tolerance) * budget.amount:,.4g} to {budget.amount:,.4g} {budget.unit}; those "
+            f"that come nearest cost {given}. Change the budget, raise 'tolerance', or give other sizes to try."
         )
     return sorted(found, reverse=True)
 
@@ -220,7 +219,9 @@ class _Pricing:
     @cached_property
     def _empty(self) -> PreTrainedModel:
         """The model without numbers; ties are kept."""
-        memo: dict[int, Any] = {id(w): nn.Parameter(torch.empty_like(w, device="meta")) for w in self._model.parameters()}
+        memo: dict[int, Any] = {
+            id(w): nn.Parameter(torch.empty_like(w, device="meta")) for w in self._model.parameters()
+        }
         return copy.deepcopy(self._model, memo)
 
     @cached_property
@@ -288,8 +289,9 @@ def _check_sizes(architecture: Architecture, candidate: Candidate, whole: Candid
     architecture.refuse_bound_heads("cut KV groups and channels")
     if not architecture.accepts(groups=candidate.groups, hidden_size=candidate.hidden):
         raise ValueError(
-            f"transformers refuses a {architecture.name} model with hidden size {candidate.hidden} and {candidate.groups} "
-            f"KV groups of {architecture.queries_a_group} query heads each. `candidates` gives sizes that it takes."
+            f"transformers refuses a {architecture.name} model with hidden size {candidate.hidden} and "
+            f"{candidate.groups} KV groups of {architecture.queries_a_group} query heads each. Take sizes that "
+            "`candidates` gives."
         )
 
 

@@ -47,6 +47,17 @@ def test_describe(family):
     for attention in architecture.attentions:
         assert attention.query_width == 32
         assert attention.key_value_width == 2 * heads * 8
+        assert (attention.groups, attention.head_size, attention.group_width) == (heads, 8, 32 // heads)
+    assert (architecture.groups, architecture.head_size, architecture.queries_a_group) == (heads, 8, 4 // heads)
+
+
+@pytest.mark.parametrize("family", [name for name, known in architectures.FAMILIES.items() if known.own_head_size])
+def test_norms_are_all_that_go_over_the_hidden_channels(family):
+    model = tiny_model(family, hidden_size=40, head_dim=8)
+    found = describe(model).norms
+    assert set(found) == {m for m in model.modules() if "RMSNorm" in type(m).__name__ and len(m.weight) == 40}
+    assert found[-1] is model.model.norm and len(set(found)) == len(found)
+    assert describe(model).accepts() and describe(model).accepts(groups=1, hidden_size=20)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -52,16 +52,18 @@ def masked_logits(model, channels, factors, ids=IDS):
         def hook(norm, args, _output):
             x = args[0] * mask
             epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-            return x * (x.square().sum(-1, keepdim=True) / len(channels) + epsilon).rsqrt() * (
-                (norm.weight + offset) * factor
+            return (
+                x
+                * (x.square().sum(-1, keepdim=True) / len(channels) + epsilon).rsqrt()
+                * ((norm.weight + offset) * factor)
             )
 
         return hook
 
     writers = [mlp.down for mlp in architecture.mlps]
     writers += [p.module for attention in architecture.attentions for p in attention.outputs]
-    for module in (model.get_input_embeddings(), *writers):
-        hooks.append(module.register_forward_hook(lambda _m, _x, output: output * mask))
+    writers.append(model.get_input_embeddings())
+    hooks += [module.register_forward_hook(lambda _m, _x, output: output * mask) for module in writers]
     for norm, factor in zip(architecture.norms, factors, strict=True):
         hooks.append(norm.register_forward_hook(masked_norm(factor)))
     logits = model(ids).logits
