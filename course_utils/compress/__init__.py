@@ -10,6 +10,6 @@ Recovery is ``distillation.distill``. Muralidharan et al. 2024 (Minitron), arXiv
 
 from course_utils.compress.ranking import rank
 from course_utils.compress.scores import AXES, Importance, importance
-from course_utils.compress.search import Budget, Candidate, candidates, shrink
+from course_utils.compress.search import Budget, Candidate, candidates, outline_of, shrink
 
-__all__ = ["AXES", "Budget", "Candidate", "Importance", "candidates", "importance", "rank", "shrink"]
+__all__ = ["AXES", "Budget", "Candidate", "Importance", "candidates", "importance", "outline_of", "rank", "shrink"]

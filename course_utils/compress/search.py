@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -206,39 +205,48 @@ def candidates(
     return sorted(found, reverse=True)
 
 
+def outline_of(model: PreTrainedModel, candidate: Candidate) -> PreTrainedModel:
+    """A candidate's shapes and configuration, on the meta device: no weight is read, and it takes no memory.
+
+    Raises:
+        ValueError: as ``shrink``.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    return shrink(_without_numbers(model), candidate, _no_scores(model))
+
+
+def _without_numbers(model: PreTrainedModel) -> PreTrainedModel:
+    """The model's shapes; what is tied stays tied."""
+    memo: dict[int, Any] = {id(w): nn.Parameter(torch.empty_like(w, device="meta")) for w in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def _no_scores(model: PreTrainedModel) -> Importance:
+    """Scores that cut anything: shapes are the same whatever goes."""
+    a = describe(model)
+    norms = len(a.norms) if a.family.own_head_size else 0
+    return Importance(
+        neurons=torch.zeros(a.num_blocks, max(a.intermediate_sizes)),
+        groups=torch.zeros(a.num_blocks, a.groups),
+        channels=torch.zeros(a.hidden_size),
+        energies=torch.zeros(norms, a.hidden_size),
+        blocks=torch.zeros(a.num_blocks),
+    )
+
+
 class _Pricing:
     """What versions of a model cost: parameters and bytes without any numbers, milliseconds by measuring."""
 
     def __init__(self, model: PreTrainedModel, budget: Budget, multiple_of: int, least: int) -> None:
         self._model, self._budget = model, budget
+        self._empty, self._scores = _without_numbers(model), _no_scores(model)
         whole = max(describe(model).intermediate_sizes)
         # Multiples, from the first that is wide enough, and the whole width.
         first = min(whole, math.ceil(least / multiple_of) * multiple_of)
         self._widths = sorted({*range(first, whole, multiple_of), whole})
 
-    @cached_property
-    def _empty(self) -> PreTrainedModel:
-        """The model without numbers; ties are kept."""
-        memo: dict[int, Any] = {
-            id(w): nn.Parameter(torch.empty_like(w, device="meta")) for w in self._model.parameters()
-        }
-        return copy.deepcopy(self._model, memo)
-
-    @cached_property
-    def _no_scores(self) -> Importance:
-        a = describe(self._model)
-        zeros = torch.zeros
-        norms = len(a.norms) if a.family.own_head_size else 0
-        return Importance(
-            neurons=zeros(a.num_blocks, max(a.intermediate_sizes)),
-            groups=zeros(a.num_blocks, a.groups),
-            channels=zeros(a.hidden_size),
-            energies=zeros(norms, a.hidden_size),
-            blocks=zeros(a.num_blocks),
-        )
-
     def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
-        return model_size(shrink(self._empty, Candidate(blocks, hidden, groups, neurons), self._no_scores))
+        return model_size(shrink(self._empty, Candidate(blocks, hidden, groups, neurons), self._scores))
 
     def widest(self, blocks: int, hidden: int, groups: int) -> Candidate:
         """The version with the widest MLP that fits the budget; the narrowest one where none does."""
@@ -255,7 +263,7 @@ class _Pricing:
             if unit != "milliseconds":
                 return between(unit, width)
             assert self._budget.measure is not None
-            small = shrink(self._model, Candidate(blocks, hidden, groups, width), self._no_scores)
+            small = shrink(self._model, Candidate(blocks, hidden, groups, width), self._scores)
             return float(self._budget.measure(small))
 
         low, high, costs = 0, len(self._widths) - 1, dict[int, float]()
