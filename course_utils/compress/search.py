@@ -238,42 +238,47 @@ class _Pricing:
     """What versions of a model cost: parameters and bytes without any numbers, milliseconds by measuring."""
 
     def __init__(self, model: PreTrainedModel, budget: Budget, multiple_of: int, least: int) -> None:
-        self._model, self._budget = model, budget
-        self._empty, self._scores = _without_numbers(model), _no_scores(model)
-        whole = max(describe(model).intermediate_sizes)
+        self._model, self._budget, self._scores = model, budget, _no_scores(model)
+        whole = Candidate.of(model)
+        # Blocks are all alike, so one and two of them tell what any number costs.
+        two = Candidate(min(2, whole.blocks), whole.hidden, whole.groups, whole.neurons)
+        self._few = shrink(_without_numbers(model), two, self._scores)
         # Multiples, from the first that is wide enough, and the whole width.
-        first = min(whole, math.ceil(least / multiple_of) * multiple_of)
-        self._widths = sorted({*range(first, whole, multiple_of), whole})
-
-    def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
-        return model_size(shrink(self._empty, Candidate(blocks, hidden, groups, neurons), self._scores))
+        first = min(whole.neurons, math.ceil(least / multiple_of) * multiple_of)
+        self._widths = sorted({*range(first, whole.neurons, multiple_of), whole.neurons})
+        self._known: dict[tuple[int, int], list[Size]] = {}
 
     def widest(self, blocks: int, hidden: int, groups: int) -> Candidate:
         """The version with the widest MLP that fits the budget; the narrowest one where none does."""
-        unit, amount = self._budget.unit, self._budget.amount
-        narrow = self._size(blocks, hidden, groups, self._widths[0])
-        wide = self._size(blocks, hidden, groups, self._widths[-1])
-
-        def between(name: str, width: int) -> float:  # sizes are straight lines over the width
-            low, high = getattr(narrow, name), getattr(wide, name)
-            span = max(1, self._widths[-1] - self._widths[0])
-            return low + (high - low) * (width - self._widths[0]) / span
 
         def cost(width: int) -> float:
-            if unit != "milliseconds":
-                return between(unit, width)
-            assert self._budget.measure is not None
-            small = shrink(self._model, Candidate(blocks, hidden, groups, width), self._scores)
-            return float(self._budget.measure(small))
+            if self._budget.measure is None:
+                return self._weights(self._budget.unit, blocks, hidden, groups, width)
+            return float(
+                self._budget.measure(shrink(self._model, Candidate(blocks, hidden, groups, width), self._scores))
+            )
 
         low, high, costs = 0, len(self._widths) - 1, dict[int, float]()
         while low < high:  # the last width that fits, or the first of all
             middle = (low + high + 1) // 2
             costs[middle] = cost(self._widths[middle])
-            low, high = (middle, high) if costs[middle] <= amount else (low, middle - 1)
+            low, high = (middle, high) if costs[middle] <= self._budget.amount else (low, middle - 1)
         width = self._widths[low]
-        price = costs[low] if low in costs else cost(width)
-        return Candidate(blocks, hidden, groups, width, round(between("parameters", width)), price)
+        parameters = self._weights("parameters", blocks, hidden, groups, width)
+        return Candidate(blocks, hidden, groups, width, parameters, costs[low] if low in costs else cost(width))
+
+    def _weights(self, unit: str, blocks: int, hidden: int, groups: int, width: int) -> int:
+        """Parameters or bytes: straight lines over the blocks, and over the neurons of each."""
+        narrowest, whole = self._widths[0], self._widths[-1]
+        if (hidden, groups) not in self._known:
+            corners = [(1, narrowest), (describe(self._few).num_blocks, narrowest), (1, whole)]
+            self._known[hidden, groups] = [self._size(count, hidden, groups, of) for count, of in corners]
+        one, two, wide = (getattr(size, unit) for size in self._known[hidden, groups])
+        wider = (wide - one) * (width - narrowest) // max(1, whole - narrowest)
+        return one + (blocks - 1) * (two - one) + blocks * wider
+
+    def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
+        return model_size(shrink(self._few, Candidate(blocks, hidden, groups, neurons), _no_scores(self._few)))
 
 
 def _tried(name: str, given: Sequence[int] | None, whole: int, default: Sequence[int]) -> list[int]:
