@@ -12,6 +12,7 @@ from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
 from course_utils import architectures
+from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.channels import (
@@ -256,6 +257,14 @@ def test_scoring_leaves_no_trace():
 
 
 # --- bad input ------------------------------------------------------------------------------------
+
+
+def test_adaptive_models_are_refused():
+    model = model_of("llama")
+    identity, ranges = ModelIdentity.of(model), {"log_length": [0, 1], "variance": [0, 1]}
+    make_adaptive(model, AdaptiveConfig(identity, [0, 1, 2], (3, 0), (0.5,), "length_variance", ranges))
+    with pytest.raises(ValueError, match="of an adaptive model"):
+        prune_channels(model, RANDOM, size=16)
 
 
 @pytest.mark.parametrize("family", BOUND)
