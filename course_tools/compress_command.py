@@ -67,7 +67,11 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     say(f"{len(found)} versions cost at most {budget.amount:,.0f} {budget.unit}:")
     for candidate in found:
         say(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters")
-    say(_estimate(model, found, args))
+    size, seconds = estimate(model, found, args)
+    say(
+        f"About {size / 1e9:.1f} GB of memory while it learns and {seconds / 60:,.0f} minutes on this machine "
+        f"({_steps(found, args):,} steps of {args.rows} x {args.length} tokens); both are estimates."
+    )
     if args.dry_run:
         return 0
 
@@ -90,8 +94,8 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     recipe = Recipe(steps=args.steps, lr=args.lr)
     distill(model, student, train.batches(args.rows), recipe, checkpoint_dir=folder / f"{winner.name}-{args.steps}")
     target = save_pruned(student, tokenizer, args.out / "model")
-    size = model_size(student)
-    say(f"{winner.name}: {size.parameters:,} parameters, {size.bytes / 1e6:,.0f} MB; on held-out text ({args.domain}):")
+    made = model_size(student)
+    say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text ({args.domain}):")
     for name, measured in (
         ("whole", perplexity(model, held_out)),
         ("cut", cut),
@@ -121,8 +125,11 @@ def _text(
     return calibration[:32], calibration[32:], train, rows("evaluation", 24)
 
 
-def _estimate(model: PreTrainedModel, found: list[Candidate], args: argparse.Namespace) -> str:
-    """Memory from shapes, time from one forward pass on this machine."""
+def estimate(model: PreTrainedModel, found: list[Candidate], args: argparse.Namespace) -> tuple[float, float]:
+    """What the recipe takes: bytes while the largest version learns, and seconds.
+
+    Memory is counted from shapes; time is that of one forward pass on this machine, times what there is to do.
+    """
     largest = max(found, key=lambda candidate: candidate.parameters)
     shapes = outline(model.config), outline(outline_of(model, largest).config)
     plan = memory_plan(*shapes, rows=args.rows, length=args.length)
@@ -131,12 +138,11 @@ def _estimate(model: PreTrainedModel, found: list[Candidate], args: argparse.Nam
     with torch.no_grad():
         model.base_model(ids, use_cache=False)
     forward = (time.monotonic() - began) * 1.3  # and the head
-    steps = args.steps + min(args.finalists, len(found)) * args.light
-    # A step: the teacher reads, the student reads and learns, which is three readings of its own size.
-    seconds = forward * (
-        steps * (1 + 3 * largest.parameters / model_size(model).parameters) + len(found) * 16 / args.rows
-    )
-    return (
-        f"About {sum(plan.values()) / 1e9:.1f} GB of memory while it learns and {seconds / 60:,.0f} minutes on this "
-        f"machine ({steps:,} steps of {args.rows} x {args.length} tokens); both are estimates."
-    )
+    share = largest.parameters / model_size(model).parameters
+    # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
+    readings = _steps(found, args) * (1 + 3 * share) + len(found) * 16 / args.rows
+    return sum(plan.values()), forward * readings
+
+
+def _steps(found: list[Candidate], args: argparse.Namespace) -> int:
+    return args.steps + min(args.finalists, len(found)) * args.light

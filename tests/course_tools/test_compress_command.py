@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 import torch
+from tiny import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM
 
 from course_tools import cli, compress_command
 from course_utils.checkpoints import save_pruned
+from course_utils.compress import Candidate, outline_of
 from course_utils.models import load_model
 
 SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "16", "--multiple-of", "8"]
@@ -55,6 +59,17 @@ def test_a_folder_and_a_budget_in_bytes(command, tmp_path, capsys, monkeypatch):
         == 0
     )
     assert "bytes:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_and_time_of_every_family(family):
+    model = tiny_model(family)
+    whole, args = Candidate.of(model), Namespace(rows=2, length=12, steps=3, finalists=2, light=2)
+    smaller = Candidate(2, whole.hidden, whole.groups, 32)
+    parameters = outline_of(model, smaller).num_parameters()
+    size, seconds = compress_command.estimate(model, [smaller], args)
+    assert size > 4 * whole.parameters + 16 * parameters  # a teacher; a student, its gradients and AdamW's averages
+    assert seconds > 0
 
 
 @pytest.mark.parametrize(
