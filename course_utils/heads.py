@@ -21,11 +21,11 @@ from course_utils.width import best
 
 
 def head_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
-    """Score every KV group by the size of what it adds to the residual stream; more is more important.
+    """Score every KV group by the size of what its query heads give; more is more important.
 
-    That is the root mean square, over the real tokens, of the length of ``W x``: x is what the group's query heads hand
-    to the output projection, and W the projection's columns for them. (Minitron, Muralidharan et al. 2024, arXiv
-    2407.14679, takes x alone.)
+    That is the root mean square, over the real tokens, of the length of the heads' outputs, before the output
+    projection mixes them. Minitron (Muralidharan et al. 2024, arXiv 2407.14679) takes means of absolute values over
+    each sequence instead.
 
     Args:
         model: any causal language model that ``describe`` knows and whose heads can be cut; it is not changed.
@@ -55,10 +55,8 @@ def watch_groups(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
 
     def accumulate(total: Tensor, attention: Attention) -> Callable:  # [groups]
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            states, width = reading.select(inputs[0]).float(), attention.group_width  # [tokens, query width]
-            columns = attention.outputs[0].weight.float()  # [hidden, query width]
-            for group, (part, of_group) in enumerate(zip(states.split(width, 1), columns.split(width, 1), strict=True)):
-                total[group] += (part @ of_group.T).double().square().sum()
+            states = reading.select(inputs[0]).unflatten(-1, (-1, attention.group_width))  # [tokens, groups, width]
+            total.add_(torch.linalg.vector_norm(states, dim=(0, 2), dtype=torch.float32).double().square())
 
         return hook
 

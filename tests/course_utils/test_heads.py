@@ -135,15 +135,15 @@ def test_any_number_of_groups(family, groups, seed):
 @pytest.mark.parametrize("family", ABLE)
 @torch.no_grad()
 def test_importance_by_hand(family):
-    model, attentions = model_of(family), describe(model_of(family)).attentions
-    seen = [[] for _ in attentions]
+    model = model_of(family)
+    seen = [[] for _ in range(3)]
     for attention, states in zip(describe(model).attentions, seen, strict=True):
         attention.outputs[0].module.register_forward_pre_hook(lambda _m, x, s=states: s.append(x[0].flatten(0, -2)))
     scores = head_importance(model, tiny_batches())
-    for states, attention, score in zip(seen, attentions, scores, strict=True):
-        x, columns = torch.cat(states), attention.outputs[0].weight
-        added = [(x[:, i : i + 16] @ columns[:, i : i + 16].T).norm(dim=1) for i in range(0, 64, 16)]
-        torch.testing.assert_close(score, torch.stack([a.square().mean().sqrt() for a in added]))
+    for states, score in zip(seen, scores, strict=True):
+        x = torch.cat(states)  # [tokens, query width]
+        lengths = [x[:, i : i + 16].norm(dim=1) for i in range(0, 64, 16)]
+        torch.testing.assert_close(score, torch.stack([length.square().mean().sqrt() for length in lengths]))
 
 
 @pytest.mark.parametrize("family", ABLE)
@@ -155,11 +155,12 @@ def test_importance_ignores_batching_and_padding(family):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-def test_a_group_that_adds_nothing_scores_zero_and_goes_first():
+def test_a_group_that_gives_nothing_scores_zero_and_goes_first():
     model = model_of("llama")
     with torch.no_grad():
         for attention in describe(model).attentions:
-            attention.outputs[0].weight[:, 16:32] = 0
+            values = attention.inputs[2]
+            values.weight[8:16] = values.bias[8:16] = 0
     scores, before = head_importance(model, tiny_batches()), model(IDS).logits
     assert all(s[1] == 0 and s[[0, 2, 3]].min() > 0 for s in scores)
     prune_kv_groups(model, scores, groups=3)
