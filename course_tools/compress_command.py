@@ -134,10 +134,13 @@ def estimate(model: PreTrainedModel, found: list[Candidate], args: argparse.Name
     shapes = outline(model.config), outline(outline_of(model, largest).config)
     plan = memory_plan(*shapes, rows=args.rows, length=args.length)
     ids = torch.ones(args.rows, args.length, dtype=torch.long, device=model.device)
-    began = time.monotonic()
-    with torch.no_grad():
-        model.base_model(ids, use_cache=False)
-    forward = (time.monotonic() - began) * 1.3  # and the head
+    took = []
+    for _ in range(2):  # the first one warms up
+        began = time.monotonic()
+        with torch.no_grad():
+            model.base_model(ids, use_cache=False)
+        took.append(time.monotonic() - began)
+    forward = min(took) * 1.3  # and the head
     share = largest.parameters / model_size(model).parameters
     # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
     readings = _steps(found, args) * (1 + 3 * share) + len(found) * 16 / args.rows
