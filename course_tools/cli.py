@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
 _HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
+_COMPRESS_OPTIONS = (
+    ("--steps", 400, "steps of recovery"),
+    ("--finalists", 4, "versions that learn a little before one is chosen"),
+    ("--light", 40, "steps that each finalist learns"),
+    ("--rows", 4, "rows of text a step"),
+    ("--length", 256, "tokens a row"),
+    ("--lr", 2e-4, "the peak learning rate"),
+    ("--domain", "speeches", "of the text to learn, a name of course_utils.texts"),
+    ("--multiple-of", 32, "what MLP widths are a multiple of"),
+)
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 
 
@@ -111,6 +121,13 @@ def rehearse(args: argparse.Namespace, console: Console) -> int:
     refused = [sentence for one in done for sentence in one.refusals()]
     print(*refused, sep="\n")
     return int(bool(refused))
+
+
+def compress(args: argparse.Namespace, console: Console) -> int:
+    """Make a smaller version of a model: search under a budget, distil, save; --dry-run says sizes, memory and time."""
+    from course_tools import compress_command  # torch, which the other commands needn't wait for
+
+    return compress_command.compress(args, lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
 def test(args: argparse.Namespace, console: Console) -> int:
@@ -232,6 +249,13 @@ def _parser() -> argparse.ArgumentParser:
     rehearsing = command(rehearse)
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
     rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
+    compressing = command(compress)
+    compressing.add_argument("model", help='"llama", "gpt2", a folder, or a hub id')
+    compressing.add_argument("--budget", required=True, help="80%% or 113M parameters, or 450MB of weights")
+    compressing.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
+    compressing.add_argument("--out", type=Path, default=BUILD / "compress", help="folder for records and the model")
+    for name, default, meaning in _COMPRESS_OPTIONS:
+        compressing.add_argument(name, type=type(default), default=default, help=f"{meaning}; default: {default}")
     for taking_numbers in (running, building, rehearsing):
         taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
     return parser

@@ -8,12 +8,13 @@ GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one ma
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -46,6 +47,10 @@ class Family:
     attention_output: str = "o_proj"
     attention_norms: tuple[str, ...] = ("input_layernorm",)  # what serves the attention alone
     contribution: str = "self_attn"  # the module whose output is added to the residual stream
+    own_head_size: bool = True  # the configuration may hold a head_dim that isn't hidden size / query heads
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # all RMSNorms over the hidden channels
+    final_norm: str = "norm"  # from the backbone
+    norm_offset: float = 0.0  # Gemma's norms multiply by 1 + weight
 
 
 _LLAMA = Family()
@@ -54,6 +59,13 @@ _GEMMA = Family(
     mlp_contribution="post_feedforward_layernorm",
     attention_norms=("input_layernorm", "post_attention_layernorm"),
     contribution="post_attention_layernorm",
+    norms=(
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+    norm_offset=1.0,
 )
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
@@ -67,6 +79,7 @@ FAMILIES: dict[str, Family] = {
         attention_output="c_proj",
         attention_norms=("ln_1",),
         contribution="attn",
+        own_head_size=False,
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -85,6 +98,7 @@ FAMILIES: dict[str, Family] = {
         mlp_contribution="fc2",
         attention_output="out_proj",
         attention_norms=("self_attn_layer_norm",),
+        own_head_size=False,
     ),
     "gpt_neox": Family(
         blocks="gpt_neox.layers",
@@ -94,6 +108,7 @@ FAMILIES: dict[str, Family] = {
         attention_inputs=("query_key_value",),
         attention_output="dense",
         contribution="attention",
+        own_head_size=False,
     ),
 }
 
@@ -210,6 +225,41 @@ class Attention:
         """Numbers that one token adds to the cache: keys and values of all key/value heads."""
         return 0 if self.skipped else sum(p.weight.shape[0] for p in self.inputs) - self.query_width
 
+    @property
+    def head_size(self) -> int:
+        """Numbers in one head's query, key or value; 0 when the attention was removed."""
+        return next((getattr(self.module, n) for n in ("head_dim", "head_size") if hasattr(self.module, n)), 0)
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads, each with its query heads; a bypassed attention has them still, a removed one has none."""
+        if not self.inputs:
+            return 0
+        return (sum(p.weight.shape[0] for p in self.inputs) - self.outputs[0].weight.shape[1]) // (2 * self.head_size)
+
+    @property
+    def group_width(self) -> int:
+        """Query heads of one group times head size; 0 when the attention was removed."""
+        return self.outputs[0].weight.shape[1] // self.groups if self.groups else 0
+
+    def keep(self, groups: Tensor) -> None:
+        """Keep only these key/value heads and their query heads in every matrix and bias, in place.
+
+        Args:
+            groups: int64 [kept], in the order that they get.
+        """
+        size, width, total = self.head_size, self.group_width, self.groups
+        queries, keys = _spans(groups, width), _spans(groups, size)
+        if len(self.inputs) == 1:  # one matrix: all queries, then all keys, then all values
+            start = total * width
+            self.inputs[0].keep(torch.cat([queries, start + keys, start + total * size + keys]), axis="out")
+        else:
+            for projection, rows in zip(self.inputs, (queries, keys, keys), strict=True):
+                projection.keep(rows, axis="out")
+        self.outputs[0].keep(queries, axis="in")
+        if hasattr(self.module, "num_key_value_heads"):  # Phi-3's notes it beside the matrices
+            self.module.num_key_value_heads = len(groups)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -297,6 +347,24 @@ class Architecture:
         return self.mlps[0].columns.shape[0]
 
     @property
+    def groups(self) -> int:
+        """Key/value heads of each attention; 0 when all attentions were removed."""
+        return max(attention.groups for attention in self.attentions)
+
+    @property
+    def queries_a_group(self) -> int:
+        """Query heads that share a key/value head; 0 when all attentions were removed."""
+        return max(attention.group_width for attention in self.attentions) // max(1, self.head_size)
+
+    @property
+    def norms(self) -> list[nn.Module]:
+        """Every norm over the hidden channels: block by block, then the final one. Norms of heads aren't among them."""
+        family = self.family
+        of_blocks = [_part(self.model, block, path) for block in self.blocks for path in family.norms]
+        # Where an attention was removed, its norms are mere placeholders.
+        return [n for n in [*of_blocks, _part(self.model, self.backbone, family.final_norm)] if hasattr(n, "weight")]
+
+    @property
     def vocab_size(self) -> int:
         """Tokens that the embedding knows."""
         return self.model.get_input_embeddings().weight.shape[0]
@@ -340,6 +408,109 @@ class Architecture:
                 "calibrate again, because the model is another one."
             )
 
+    def refuse_bound_heads(self, action: str) -> None:
+        """Refuse a cut of heads or hidden channels where the family ties the one to the other.
+
+        Args:
+            action: what was asked for, such as "cut KV groups".
+
+        Raises:
+            ValueError: the family's configuration has no head size of its own.
+        """
+        if not self.family.own_head_size:
+            able = ", ".join(name for name, family in FAMILIES.items() if family.own_head_size)
+            raise ValueError(
+                f"Can't {action} of a {self.name} model: its head size is always hidden size / heads, so its "
+                "configuration can't describe fewer heads or fewer channels, and its LayerNorms subtract a mean over "
+                f"all channels. Prune its neurons or blocks; this axis exists in {able}."
+            )
+
+    def accepts(self, *, groups: int | None = None, hidden_size: int | None = None) -> bool:
+        """Whether transformers takes this model's configuration with another number of KV groups or hidden channels.
+
+        Llama's wants ``hidden_size % num_attention_heads == 0``, others are free; so it is asked.
+        """
+        values = self.model.config.to_dict() | {"hidden_size": hidden_size or self.hidden_size}
+        if groups := groups or self.groups:
+            heads = {"num_attention_heads": groups * self.queries_a_group, "num_key_value_heads": groups}
+            values |= heads | {"head_dim": self.head_size}
+        values.pop("per_layer_config", None)
+        try:
+            type(self.model.config).from_dict(values)
+        except (ValueError, StrictDataclassError):
+            return False
+        return True
+
+    @property
+    def head_size(self) -> int:
+        """Numbers in one head's query, key or value; 0 when all attentions were removed."""
+        return max(attention.head_size for attention in self.attentions)
+
+    def keep_groups(self, kept: Sequence[Tensor]) -> None:
+        """Keep only these key/value heads, as many in each block, with their query heads; in place.
+
+        Args:
+            kept: int64 [groups] for each block, in the order that they get; not looked at where an attention is gone.
+        """
+        config, heads = self.model.config, self.queries_a_group
+        for attention, groups in zip(self.attentions, kept, strict=True):
+            if attention.groups:
+                attention.keep(groups.to(attention.outputs[0].weight.device))
+        config.head_dim = self.head_size
+        config.num_key_value_heads, config.num_attention_heads = self.groups, self.groups * heads
+
+    @torch.no_grad()
+    def keep_channels(self, channels: Tensor, factors: Sequence[float]) -> None:
+        """Keep only these hidden channels in everything that reads or writes the residual stream; in place.
+
+        A scaled embedding (Gemma multiplies it by the square root of the hidden size) gives the same numbers as before.
+
+        Args:
+            channels: int64 [kept], in the order that they get.
+            factors: one a norm, as ``norms`` lists them: what its weights are multiplied with.
+        """
+        model, old = self.model, self.hidden_size
+        head, embedding = self.head, model.get_input_embeddings()
+        tied, factors = head.weight is embedding.weight, list(factors)
+        scale = self._rescale_embedding(len(channels))
+        if tied:
+            factors[-1] /= scale
+        for norm, factor in zip(self.norms, factors, strict=True):
+            offset, weight = self.family.norm_offset, norm.weight
+            kept = weight.index_select(0, channels.to(weight.device))
+            kept = ((kept.float() + offset) * factor - offset).to(weight.dtype) if factor != 1 else kept
+            norm.weight = nn.Parameter(kept, requires_grad=weight.requires_grad)
+        for block_mlp, attention in zip(self.mlps, self.attentions, strict=True):
+            for projection in (*block_mlp.inputs, *attention.inputs):
+                projection.keep(channels.to(projection.weight.device), axis="in")
+            for projection in (block_mlp.output, *attention.outputs):
+                projection.keep(channels.to(projection.weight.device), axis="out")
+        weight = embedding.weight
+        kept = weight.index_select(1, channels.to(weight.device))
+        embedding.weight = nn.Parameter(kept if scale == 1 else kept * scale, requires_grad=weight.requires_grad)
+        embedding.embedding_dim = len(channels)
+        if tied:
+            head.weight, head.in_features = embedding.weight, len(channels)
+        else:
+            Projection(head).keep(channels.to(head.weight.device), axis="in")
+        for module in model.modules():  # blocks and MLPs note it beside their matrices
+            if getattr(module, "hidden_size", None) == old:
+                module.hidden_size = len(channels)
+        if self.head_size:  # otherwise it would follow the hidden size
+            model.config.head_dim = self.head_size
+        model.config.hidden_size = len(channels)
+
+    def _rescale_embedding(self, channels: int) -> float:
+        """Give a scaled embedding the factor that its class will compute on reload; return what makes up for it."""
+        embedding = self.model.get_input_embeddings()
+        if not hasattr(embedding, "embed_scale"):
+            return 1.0
+        old, new = embedding.scalar_embed_scale, channels**0.5
+        embedding.scalar_embed_scale = new
+        embedding.embed_scale = torch.full_like(embedding.embed_scale, new)  # a new one: variants share the old
+        old, new = torch.tensor([old, new]).to(embedding.weight.dtype).tolist()  # as they are rounded on use
+        return old / new
+
     def hidden_states(self, batch: Batch) -> Tensor:
         """Run everything but the head: [rows, length, hidden], after the final norm."""
         return self.model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
@@ -370,6 +541,11 @@ class Architecture:
                 for i, (size, skip) in enumerate(zip(sizes, skipped, strict=True))
                 if size != shared
             }
+
+
+def _spans(numbers: Tensor, width: int) -> Tensor:
+    """Row numbers of whole heads: number n stands for the rows from n * width on."""
+    return (numbers[:, None] * width + torch.arange(width, device=numbers.device)).flatten()
 
 
 def describe(model: PreTrainedModel) -> Architecture:

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import describe, evaluating
-from course_utils.batches import read_batches
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
+from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
 
 #: Configuration fields that hold one entry a block.
 PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
 
 
-@torch.no_grad()
 def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """Block influence: one minus the cosine between a block's input and its output.
 
@@ -38,20 +38,22 @@ def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tens
         ValueError: empty or malformed batches.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
-    architecture = describe(model)
-    meters = [CosineDistance() for _ in architecture.blocks]
+    (scores,) = read_once(describe(model), batches, watch_blocks)
+    return scores
+
+
+def watch_blocks(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], Tensor]]:
+    """``block_importance``, for ``passes.read_once``."""
+    blocks = reading.architecture.blocks
+    meters = [CosineDistance() for _ in blocks]
 
     def watch(meter: CosineDistance) -> Callable:
-        return lambda _module, args, kwargs, output: meter.add(entering(args, kwargs), leaving(output), batch.real)
+        return lambda _module, args, kwargs, output: meter.add(entering(args, kwargs), leaving(output), reading.real)
 
     hooks = [
-        block.register_forward_hook(watch(meter), with_kwargs=True)
-        for block, meter in zip(architecture.blocks, meters, strict=True)
+        block.register_forward_hook(watch(meter), with_kwargs=True) for block, meter in zip(blocks, meters, strict=True)
     ]
-    with evaluating(model, *hooks):
-        for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
-            architecture.hidden_states(batch)
-    return as_scores(meters)
+    return hooks, lambda: as_scores(meters)
 
 
 def leave_one_out(model: PreTrainedModel, score: Callable[[], float]) -> Tensor:

@@ -46,6 +46,8 @@ class Size:
     bytes: int
     flops: int
     widths: tuple[int, ...]  # MLP neurons a block
+    hidden: int  # channels of the residual stream
+    groups: int  # KV groups of each attention that wasn't removed
 
 
 def model_size(model: PreTrainedModel) -> Size:
@@ -64,6 +66,8 @@ def model_size(model: PreTrainedModel) -> Size:
         bytes=sum(w.numel() * w.element_size() for w in weights),
         flops=2 * multiplied,
         widths=architecture.intermediate_sizes,
+        hidden=architecture.hidden_size,
+        groups=architecture.groups,
     )
 
 
@@ -82,6 +86,7 @@ class PruningReport:
             return f"{100 * (new / old - 1):+.2f} %"
 
         old, new = self.before, self.after
+        axes = [("hidden size", old.hidden, new.hidden), ("KV groups a block", old.groups, new.groups)]
         return [
             ("parameters", f"{old.parameters:,}", f"{new.parameters:,}", change(old.parameters, new.parameters)),
             ("weights (MB)", f"{old.bytes / 1e6:,.1f}", f"{new.bytes / 1e6:,.1f}", change(old.bytes, new.bytes)),
@@ -93,6 +98,7 @@ class PruningReport:
                 _sizes(new.widths),
                 change(sum(old.widths) / len(old.widths), sum(new.widths) / len(new.widths)),
             ),
+            *((name, f"{was:,}", f"{now:,}", change(was, now)) for name, was, now in axes if 0 < now < was),
         ]
 
     def __str__(self) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe, evaluating
-from course_utils.batches import read_batches
+from course_utils.architectures import describe
+from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
 
 
@@ -99,7 +100,7 @@ def neuron_importance(
         raise ValueError(f"'batches' goes with criterion 'activation' and with no other; {given}.")
 
     if batches is not None:
-        scores = _activation_scores(architecture, batches)
+        (scores,) = read_once(architecture, batches, watch_neurons)
     elif criterion == "random":
         generator = torch.Generator().manual_seed(seed)
         scores = [torch.rand(m.width, generator=generator).to(m.columns.device) for m in architecture.mlps]
@@ -110,27 +111,25 @@ def neuron_importance(
     return scores
 
 
-def _activation_scores(architecture: Architecture, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
-    mlps, model = architecture.mlps, architecture.model
+def watch_neurons(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], list[Tensor]]]:
+    """``neuron_importance`` by "activation", for ``passes.read_once``."""
+    mlps = reading.architecture.mlps
     squares = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
-    tokens = 0
 
     def accumulate(total: Tensor) -> Callable:  # [width]
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            states = inputs[0].flatten(0, -2)  # [rows · length, width]; OPT's is flat already
-            if not batch.real.all():
-                states = states[batch.real.flatten()]  # [real tokens, width]
             # The norm is taken in float32 without a float32 copy of the states.
-            total.add_(torch.linalg.vector_norm(states, dim=0, dtype=torch.float32).double().square())
+            norms = torch.linalg.vector_norm(reading.select(inputs[0]), dim=0, dtype=torch.float32)
+            total.add_(norms.double().square())
 
         return hook
 
+    def scores() -> list[Tensor]:
+        sizes = [(total / reading.tokens).sqrt().float() for total in squares]
+        return [size * mlp.columns.float().norm(dim=0) for size, mlp in zip(sizes, mlps, strict=True)]
+
     hooks = [mlp.down.register_forward_pre_hook(accumulate(s)) for mlp, s in zip(mlps, squares, strict=True)]
-    with evaluating(model, *hooks):
-        for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=model.device):
-            tokens += int(batch.real.sum())
-            architecture.hidden_states(batch)
-    return [(s / tokens).sqrt().float() * mlp.columns.float().norm(dim=0) for mlp, s in zip(mlps, squares, strict=True)]
+    return hooks, scores
 
 
 @torch.no_grad()
@@ -202,8 +201,12 @@ def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     >>> strongest(torch.tensor([3.0, 1.0, 5.0, 2.0]), ratio=0.5)
     tensor([0, 2])
     """
-    best = scores.sort(descending=True, stable=True).indices[: kept_width(len(scores), ratio, multiple_of)]
-    return best.sort().values
+    return best(scores, kept_width(len(scores), ratio, multiple_of))
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower."""
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 
 def kept_width(width: int, ratio: float, multiple_of: int = 1) -> int:

@@ -25,7 +25,7 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 LAYERS = {
     "ground": "checks files session assets divergence modeling batches architectures",
     "data": "models texts",
-    "methods": "reports influence width heads channels depth attention adaptive checkpoints export",
+    "methods": "passes reports influence width heads channels depth attention adaptive checkpoints export",
     "measuring": (
         "uncertainty language_modelling branching evaluation benchmark_tasks benchmarking plotting diagrams components "
         "activations prompt_harm policies engine"
@@ -34,7 +34,10 @@ LAYERS = {
     "top": "exercises",
 }
 # Modules that hold no behaviour of their own need no test module of their own.
-ENTRANCES = {"course_utils", "course_tools", "course_utils.modeling", "course_utils.distillation", "course_utils.bias"}
+ENTRANCES = {
+    "course_utils", "course_tools", "course_utils.modeling", "course_utils.distillation", "course_utils.bias",
+    "course_utils.compress",
+}  # fmt: skip
 
 
 def modules(root, package):

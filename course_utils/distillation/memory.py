@@ -55,8 +55,9 @@ def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
     # The mask is given in its final form: to make it, transformers would have to look at content.
     mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device=model.device)
     ids = torch.zeros(rows, length, dtype=torch.long, device=model.device)
+    positions = torch.arange(length, device=model.device).expand(rows, -1)  # OPT would count them in the mask
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.base_model(ids, attention_mask=mask, use_cache=False)
+        model.base_model(ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return sum(storage.nbytes() for storage in kept.values())
 
 

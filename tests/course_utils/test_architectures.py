@@ -16,7 +16,9 @@ from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import UnsupportedArchitecture, cast_weights, describe
 from course_utils.attention import bypass_attention
 from course_utils.batches import read_batch
+from course_utils.channels import legal_sizes, prune_channels
 from course_utils.depth import remove_blocks
+from course_utils.heads import legal_groups, prune_kv_groups
 from course_utils.influence import entering, leaving
 from course_utils.modeling.no_attention import NoAttention
 from course_utils.models import variant
@@ -47,6 +49,17 @@ def test_describe(family):
     for attention in architecture.attentions:
         assert attention.query_width == 32
         assert attention.key_value_width == 2 * heads * 8
+        assert (attention.groups, attention.head_size, attention.group_width) == (heads, 8, 32 // heads)
+    assert (architecture.groups, architecture.head_size, architecture.queries_a_group) == (heads, 8, 4 // heads)
+
+
+@pytest.mark.parametrize("family", [name for name, known in architectures.FAMILIES.items() if known.own_head_size])
+def test_norms_are_all_that_go_over_the_hidden_channels(family):
+    model = tiny_model(family, hidden_size=40, head_dim=8)
+    found = describe(model).norms
+    assert set(found) == {m for m in model.modules() if "RMSNorm" in type(m).__name__ and len(m.weight) == 40}
+    assert found[-1] is model.model.norm and len(set(found)) == len(found)
+    assert describe(model).accepts() and describe(model).accepts(groups=1, hidden_size=20)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -187,6 +200,21 @@ def change_the_dtype(model, chance):
     cast_weights(model, chance.choice([torch.float32, torch.bfloat16]))
 
 
+def cut_a_group(model, chance):
+    make_adaptive(model, None)
+    architecture = describe(model)
+    if architecture.family.own_head_size and architecture.groups > 1:
+        scores = [torch.rand(architecture.groups) for _ in architecture.blocks]
+        prune_kv_groups(model, scores, groups=chance.choice(legal_groups(model)))
+
+
+def cut_channels(model, chance):
+    make_adaptive(model, None)
+    if describe(model).family.own_head_size:
+        size = chance.choice(legal_sizes(model, 8))
+        prune_channels(model, torch.rand(describe(model).hidden_size), size=size, rescale_norms=chance.random() < 0.7)
+
+
 def update_the_configuration(model, _chance):
     describe(model).sync_config()
 
@@ -199,6 +227,8 @@ SURGERIES = (
     restore_prompts,
     change_the_dtype,
     update_the_configuration,
+    cut_a_group,
+    cut_channels,
 )
 SEQUENCES = st.lists(st.sampled_from(SURGERIES), max_size=4)
 

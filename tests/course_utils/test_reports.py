@@ -9,6 +9,8 @@ from tiny import FAMILIES, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from course_utils.channels import prune_channels
+from course_utils.heads import prune_kv_groups
 from course_utils.reports import model_size, shown, with_interval
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -45,6 +47,16 @@ def test_report_prints():
         assert f"{report.after.parameters:,}" in table
         assert "36–48" in table
     assert "parameters" in text.splitlines()[2]
+    assert "KV groups" not in text and "hidden size" not in text
+
+
+def test_report_names_the_axis_that_was_cut():
+    model = tiny_model("llama")
+    groups = prune_kv_groups(model, [torch.ones(2)] * 3, groups=1)
+    channels = prune_channels(model, torch.arange(32.0), size=24)
+    assert groups.rows()[-1] == ("KV groups a block", "2", "1", "-50.00 %")
+    assert channels.rows()[-1] == ("hidden size", "32", "24", "-25.00 %")
+    assert len(groups.rows()) == len(channels.rows()) == 6
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,197 @@
+"""Which of many candidates is the best: judged as cut, and again after a little distillation.
+
+The order may change: what is hurt most by a cut isn't what learns back least. Each candidate's record is a JSON file,
+so a search that was stopped goes on, and what was found can be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from course_utils.architectures import cast_weights, describe
+from course_utils.batches import Batch, read_batches
+from course_utils.compress.scores import Importance
+from course_utils.compress.search import Candidate, shrink
+from course_utils.distillation import Recipe, distill
+from course_utils.distillation.state import rows_of, text_of
+from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
+from course_utils.files import write_json
+from course_utils.language_modelling import Perplexity, perplexity
+from course_utils.models import identity
+from course_utils.texts import TokenBlocks
+
+Text = TokenBlocks | Iterable[Mapping[str, Tensor] | TokenBlocks]
+
+
+def rank(
+    model: PreTrainedModel,
+    candidates: Sequence[Candidate],
+    importance: Importance,
+    text: Text,
+    *,
+    folder: str | os.PathLike[str],
+    train: Text | None = None,
+    recipe: Recipe | None = None,
+) -> pd.DataFrame:
+    """Judge candidates by the nats a token that they need for held-out text, before and after light distillation.
+
+    Nothing here may see what the final model is evaluated on: token blocks of the evaluation split are refused (bare
+    mappings don't say where they come from). Every candidate learns from the same teacher, the same text in the same
+    order, by the same recipe.
+
+    Args:
+        model: the whole model: what is cut, and the teacher. It is not changed.
+        candidates: as from ``candidates``.
+        importance: of this very model, or its random control.
+        text: to choose by: token blocks, or a list of such blocks or of ``{"input_ids", "attention_mask"}`` mappings.
+        folder: keeps one JSON file for each candidate and set of circumstances (model, scores, text, recipe); with the
+            same ones, what is there isn't done again.
+        train: what candidates learn from, likewise; no row of ``text`` may be in it.
+        recipe: how; with ``train`` and not without. Minitron takes 1.8 billion tokens for it, a lesson some ten
+            thousand.
+
+    Returns:
+        A row a candidate, the best first: its sizes, parameters, cost, ``nll`` as cut, ``rank`` by it, and with
+        ``train`` ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is the file's name. The whole
+        model's own nll is in ``frame.attrs["whole"]``.
+
+    Raises:
+        ValueError: no candidates, the same one twice, text of the evaluation split or in both roles, ``train`` without
+            ``recipe``, or anything that ``shrink`` refuses.
+    """
+    if not candidates or len(set(candidates)) < len(candidates):
+        raise ValueError(f"'candidates' must hold different ones, at least one; got {[c.name for c in candidates]}.")
+    if (train is None) != (recipe is None):
+        raise ValueError("'train' and 'recipe' go together: what candidates learn from, and how.")
+    judged, learned = _batches("text", text), [] if train is None else _batches("train", train)
+    judged_rows, learned_rows = _read(model, judged), _read(model, learned)
+    shared = _rows(judged_rows) & _rows(learned_rows)
+    if shared:
+        raise ValueError(
+            f"{len(shared)} rows of 'text' are in 'train' too; who has learned a text can't be judged by it."
+        )
+    circumstances = {
+        "model": identity(model),
+        "importance": importance.digest,
+        "text": text_of(judged_rows),
+        "train": text_of(learned_rows),
+        "recipe": recipe and recipe.as_json(),
+    }
+    work = _Work(model, importance, judged, learned, recipe, Path(folder), circumstances)
+    rows = [
+        work.row(candidate) for candidate in tqdm(candidates, desc="ranking", unit="candidate", leave=False, delay=2)
+    ]
+    frame = pd.DataFrame(rows)
+    frame.insert(frame.columns.get_loc("nll") + 1, "rank", frame["nll"].rank(method="min").astype(int))
+    by = "nll"
+    if learned:
+        by = "distilled_nll"
+        place = frame[by].rank(method="min").astype(int)
+        frame.insert(frame.columns.get_loc(by) + 1, "distilled_rank", place)
+    frame = frame.sort_values(by, kind="stable", ignore_index=True)
+    frame.attrs["whole"] = work.whole()
+    return frame
+
+
+class _Work:
+    """Does what no record has yet."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        importance: Importance,
+        judged: list[Mapping[str, Tensor]],
+        learned: list[Mapping[str, Tensor]],
+        recipe: Recipe | None,
+        folder: Path,
+        circumstances: dict[str, Any],
+    ) -> None:
+        self._model, self._importance, self._recipe = model, importance, recipe
+        self._judged, self._learned = judged, learned
+        self._folder, self._circumstances = folder, circumstances
+        self._key = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
+        self._teacher: TeacherStates | None = None
+
+    def whole(self) -> float:
+        """The whole model's nats a token, kept as ``whole`` beside the candidates."""
+        path = self._folder / f"whole-{self._key}.json"
+        record = self._kept(path) or self._keep(path, {"judged": _as_json(perplexity(self._model, self._judged))})
+        return record["judged"]["nll"]
+
+    def row(self, candidate: Candidate) -> dict[str, Any]:
+        """Judge a candidate, or read what its record says."""
+        path = self._folder / f"{candidate.name}-{self._key}.json"
+        record = self._kept(path) or self._keep(path, {"sizes": candidate.sizes, **self._measure(candidate)})
+        row = asdict(candidate) | {"nll": record["judged"]["nll"]}
+        if self._learned:
+            row |= {"distilled_nll": record["distilled"]["nll"], "distilled_tokens": record["distilling"]["tokens"]}
+        return row | {"record": path.name}
+
+    def _measure(self, candidate: Candidate) -> dict[str, Any]:
+        student = shrink(self._model, candidate, self._importance)
+        found: dict[str, Any] = {"judged": _as_json(perplexity(student, self._judged))}
+        if self._learned:
+            assert self._recipe is not None
+            if self._teacher is None:  # it reads once, for all candidates
+                self._teacher = remember_teacher(self._model, self._learned, precision=self._recipe.precision)
+            dtype = student.dtype
+            history = distill(self._teacher, student, self._learned, self._recipe)
+            cast_weights(student, dtype)  # judged as it was before
+            found["distilled"] = _as_json(perplexity(student, self._judged))
+            losses = [step["loss"] for step in history.steps]
+            found["distilling"] = {"losses": losses, "tokens": history.tokens, "seconds": round(history.seconds, 1)}
+        return found
+
+    def _kept(self, path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if record.get("circumstances") == self._circumstances else None
+
+    def _keep(self, path: Path, record: dict[str, Any]) -> dict[str, Any]:
+        record["circumstances"] = self._circumstances
+        write_json(path, record)
+        return record
+
+
+def _as_json(found: Perplexity) -> dict[str, Any]:
+    """With each row's nats, so that candidates can be compared row by row."""
+    return {"nll": found.nll, "row_nats": found.row_nll.tolist(), "row_tokens": found.row_tokens.tolist()}
+
+
+def _batches(name: str, text: Text) -> list[Mapping[str, Tensor]]:
+    """Blocks and mappings as mappings; blocks of the evaluation split are refused."""
+    found: list[Mapping[str, Tensor]] = []
+    for part in [text] if isinstance(text, TokenBlocks | Mapping) else text:
+        if not isinstance(part, TokenBlocks):
+            found.append(part)
+        elif part.split == "evaluation":
+            raise ValueError(
+                f"'{name}' is of the evaluation split, which a search must not see: what is chosen by a text looks "
+                "better on it than it is. Take the calibration or the distillation split."
+            )
+        else:
+            found += part.batches()
+    if not found:
+        raise ValueError(f"'{name}' is empty: give at least one batch of text.")
+    return found
+
+
+def _read(model: PreTrainedModel, batches: list[Mapping[str, Tensor]]) -> list[Batch]:
+    vocab_size = describe(model).vocab_size
+    return list(read_batches(batches, vocab_size=vocab_size, device=model.device)) if batches else []
+
+
+def _rows(batches: list[Batch]) -> set[str]:
+    return {row for batch in batches for row in rows_of(batch)}

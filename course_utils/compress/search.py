@@ -1,0 +1,323 @@
+"""Which smaller versions of a model fit a budget, and how one is cut out.
+
+Sizes are tried on the meta device: the real surgery, on weights that have shapes and no numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from course_utils import checks
+from course_utils.architectures import Architecture, describe
+from course_utils.channels import norm_factors
+from course_utils.compress.scores import Importance, refuse_uneven
+from course_utils.depth import remove_blocks
+from course_utils.models import variant
+from course_utils.reports import Size, model_size
+from course_utils.width import best
+
+UNITS = ("parameters", "bytes", "milliseconds")
+# What is tried where nothing is said: shares of the whole model's size.
+_BLOCKS = (1, 0.95, 0.9, 0.85, 0.8, 0.75)
+_HIDDEN = (1, 15 / 16, 14 / 16, 13 / 16)
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """The sizes of one smaller version: what stays.
+
+    Attributes:
+        blocks: transformer blocks.
+        hidden: channels of the residual stream.
+        groups: KV groups of each attention.
+        neurons: of each MLP.
+        parameters: tied weights count once.
+        cost: in the budget's unit.
+    """
+
+    blocks: int
+    hidden: int
+    groups: int
+    neurons: int
+    parameters: int = field(default=0, compare=False)
+    cost: float = field(default=math.nan, compare=False)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The four sizes by name."""
+        return {name: getattr(self, name) for name in ("blocks", "hidden", "groups", "neurons")}
+
+    @property
+    def name(self) -> str:
+        """Says the sizes, and names its record.
+
+        >>> Candidate(28, 576, 2, 1440).name
+        'b28-h576-g2-n1440'
+        """
+        return f"b{self.blocks}-h{self.hidden}-g{self.groups}-n{self.neurons}"
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Candidate:
+        """The sizes of a whole model.
+
+        Raises:
+            UnsupportedArchitecture: ``describe`` doesn't know the model.
+        """
+        a = describe(model)
+        return cls(a.num_blocks, a.hidden_size, a.groups, max(a.intermediate_sizes), model_size(model).parameters)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a smaller version may cost.
+
+    Attributes:
+        amount: the most of it.
+        unit: one of ``UNITS``; bytes are those of the weights in the model's own dtype.
+        measure: for milliseconds only: called with a cut model (the weights mean nothing, the shapes are right), gives
+            its milliseconds. It should say the same for the same shapes, and more for wider MLPs.
+
+    Raises:
+        ValueError: an amount that isn't above 0, an unknown unit, a measure that is missing or not wanted.
+    """
+
+    amount: float
+    unit: str = "parameters"
+    measure: Callable[[PreTrainedModel], float] | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive("amount", self.amount)
+        checks.one_of("unit", self.unit, UNITS)
+        if (self.unit == "milliseconds") != callable(self.measure):
+            raise ValueError(f"'measure' goes with 'milliseconds' and with no other unit; got it for {self.unit!r}.")
+
+
+def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance) -> PreTrainedModel:
+    """Cut one candidate out of a model: the least important of each axis goes, and norms are rescaled.
+
+    All scores are the whole model's: nothing is measured again between the cuts.
+
+    Args:
+        model: the whole model; it is not changed.
+        candidate: the sizes that stay.
+        importance: of this very model, or its random control.
+
+    Returns:
+        A ``variant``: what wasn't cut is shared with ``model``. ``distill`` gives it weights of its own.
+
+    Raises:
+        ValueError: sizes out of range or refused by the model's configuration, scores that don't fit, or a model whose
+            blocks differ. Everything is checked first.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    refuse_uneven(model)
+    whole = Candidate.of(model)
+    _check_sizes(describe(model), candidate, whole)
+    _check_scores(describe(model), importance)
+    small = variant(model)
+    blocks = best(importance.blocks, candidate.blocks)
+    remove_blocks(small, sorted(set(range(whole.blocks)) - set(blocks.tolist())))
+    architecture = describe(small)
+    if candidate.groups < whole.groups and importance.groups is not None:
+        architecture.keep_groups([best(importance.groups[block], candidate.groups) for block in blocks])
+    if candidate.neurons < whole.neurons:
+        for mlp, block in zip(architecture.mlps, blocks, strict=True):
+            mlp.keep(best(importance.neurons[block], candidate.neurons).to(mlp.columns.device))
+    if candidate.hidden < whole.hidden and importance.channels is not None and importance.energies is not None:
+        channels, each = best(importance.channels, candidate.hidden), len(architecture.family.norms)
+        rows = [int(block) * each + norm for block in blocks for norm in range(each)]
+        architecture.keep_channels(channels, norm_factors(importance.energies[[*rows, -1]], channels))
+    architecture.sync_config()
+    return small
+
+
+def candidates(
+    model: PreTrainedModel,
+    budget: Budget,
+    *,
+    blocks: Sequence[int] | None = None,
+    hidden: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
+    multiple_of: int = 32,
+    least_width: float = 0.5,
+    tolerance: float = 0.02,
+) -> list[Candidate]:
+    """Smaller versions that spend a budget: for each depth, hidden size and number of KV groups the widest MLP.
+
+    Args:
+        model: the whole model; it is not changed, and for parameters and bytes its numbers aren't even read.
+        budget: what a version may cost.
+        blocks: numbers of blocks to try; by default the whole model's and five smaller ones, down to three quarters.
+        hidden: hidden sizes to try; by default the whole one and the next legal ones to 15, 14 and 13 sixteenths.
+        groups: numbers of KV groups to try; by default all, down to a half.
+        multiple_of: MLP widths are multiples of it (32 suits GGUF's blocks, 256 its K-quants), or the whole width.
+        least_width: the narrowest MLP, as a share of the whole width.
+        tolerance: how much of the budget may be left over, as a share of it.
+
+    Returns:
+        Legal ones only (what transformers refuses is left out), within ``tolerance`` below the budget; the deepest and
+        widest first.
+
+    Raises:
+        ValueError: an argument out of range, a model whose blocks differ, or no version that fits; the message says
+            what the smallest and the largest one would cost.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    refuse_uneven(model)
+    architecture, whole = describe(model), Candidate.of(model)
+    checks.whole_number("multiple_of", multiple_of, least=1, most=whole.neurons, meaning="the MLPs' width")
+    checks.share("least_width", least_width)
+    checks.share("tolerance", tolerance)
+    able = architecture.family.own_head_size
+    depths = _tried("blocks", blocks, whole.blocks, [round(share * whole.blocks) for share in _BLOCKS])
+    counts = _tried("groups", groups, whole.groups, range(-(-whole.groups // 2), whole.groups + 1) if able else [])
+    if not able and counts != [whole.groups]:
+        architecture.refuse_bound_heads("cut KV groups")
+    pricing, found, seen = _Pricing(model, budget, multiple_of, max(1, math.ceil(least_width * whole.neurons))), [], []
+    shapes = []
+    for count in counts:
+        sizes = [_legal_below(architecture, share * whole.hidden, count) for share in _HIDDEN] if able else []
+        for size in _tried("hidden", hidden, whole.hidden, [size for size in sizes if size]):
+            if size != whole.hidden and not able:
+                architecture.refuse_bound_heads("cut channels")
+            if architecture.accepts(groups=count, hidden_size=size) or not able:
+                shapes += [(depth, size, count) for depth in depths]
+    for shape in tqdm(shapes, desc="sizes", unit="shape", leave=False, delay=2):
+        candidate = pricing.widest(*shape)
+        seen.append(candidate.cost)
+        if (1 - tolerance) * budget.amount <= candidate.cost <= budget.amount:
+            found.append(candidate)
+    if not found:
+        given = f"{min(seen):,.4g} to {max(seen):,.4g}" if seen else "none that transformers takes"
+        raise ValueError(
+            f"No version costs {(1 - tolerance) * budget.amount:,.4g} to {budget.amount:,.4g} {budget.unit}; those "
+            f"that come nearest cost {given}. Change the budget, raise 'tolerance', or give other sizes to try."
+        )
+    return sorted(found, reverse=True)
+
+
+def outline_of(model: PreTrainedModel, candidate: Candidate) -> PreTrainedModel:
+    """A candidate's shapes and configuration, on the meta device: no weight is read, and it takes no memory.
+
+    Raises:
+        ValueError: as ``shrink``.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    return shrink(_without_numbers(model), candidate, _no_scores(model))
+
+
+def _without_numbers(model: PreTrainedModel) -> PreTrainedModel:
+    """The model's shapes; what is tied stays tied."""
+    memo: dict[int, Any] = {id(w): nn.Parameter(torch.empty_like(w, device="meta")) for w in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def _no_scores(model: PreTrainedModel) -> Importance:
+    """Scores that cut anything: shapes are the same whatever goes."""
+    a = describe(model)
+    norms = len(a.norms) if a.family.own_head_size else 0
+    return Importance(
+        neurons=torch.zeros(a.num_blocks, max(a.intermediate_sizes)),
+        groups=torch.zeros(a.num_blocks, a.groups),
+        channels=torch.zeros(a.hidden_size),
+        energies=torch.zeros(norms, a.hidden_size),
+        blocks=torch.zeros(a.num_blocks),
+    )
+
+
+class _Pricing:
+    """What versions of a model cost: parameters and bytes without any numbers, milliseconds by measuring."""
+
+    def __init__(self, model: PreTrainedModel, budget: Budget, multiple_of: int, least: int) -> None:
+        self._model, self._budget, self._scores = model, budget, _no_scores(model)
+        whole = Candidate.of(model)
+        # Blocks are all alike, so one and two of them tell what any number costs.
+        two = Candidate(min(2, whole.blocks), whole.hidden, whole.groups, whole.neurons)
+        self._few = shrink(_without_numbers(model), two, self._scores)
+        # Multiples, from the first that is wide enough, and the whole width.
+        first = min(whole.neurons, math.ceil(least / multiple_of) * multiple_of)
+        self._widths = sorted({*range(first, whole.neurons, multiple_of), whole.neurons})
+        self._known: dict[tuple[int, int], list[Size]] = {}
+
+    def widest(self, blocks: int, hidden: int, groups: int) -> Candidate:
+        """The version with the widest MLP that fits the budget; the narrowest one where none does."""
+
+        def cost(width: int) -> float:
+            if self._budget.measure is None:
+                return self._weights(self._budget.unit, blocks, hidden, groups, width)
+            return float(
+                self._budget.measure(shrink(self._model, Candidate(blocks, hidden, groups, width), self._scores))
+            )
+
+        low, high, costs = 0, len(self._widths) - 1, dict[int, float]()
+        while low < high:  # the last width that fits, or the first of all
+            middle = (low + high + 1) // 2
+            costs[middle] = cost(self._widths[middle])
+            low, high = (middle, high) if costs[middle] <= self._budget.amount else (low, middle - 1)
+        width = self._widths[low]
+        parameters = self._weights("parameters", blocks, hidden, groups, width)
+        return Candidate(blocks, hidden, groups, width, parameters, costs[low] if low in costs else cost(width))
+
+    def _weights(self, unit: str, blocks: int, hidden: int, groups: int, width: int) -> int:
+        """Parameters or bytes: straight lines over the blocks, and over the neurons of each."""
+        narrowest, whole = self._widths[0], self._widths[-1]
+        if (hidden, groups) not in self._known:
+            corners = [(1, narrowest), (describe(self._few).num_blocks, narrowest), (1, whole)]
+            self._known[hidden, groups] = [self._size(count, hidden, groups, of) for count, of in corners]
+        one, two, wide = (getattr(size, unit) for size in self._known[hidden, groups])
+        wider = (wide - one) * (width - narrowest) // max(1, whole - narrowest)
+        return one + (blocks - 1) * (two - one) + blocks * wider
+
+    def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
+        return model_size(shrink(self._few, Candidate(blocks, hidden, groups, neurons), _no_scores(self._few)))
+
+
+def _tried(name: str, given: Sequence[int] | None, whole: int, default: Sequence[int]) -> list[int]:
+    numbers = [*default, whole] if given is None else checks.whole_numbers(name, given, least=1, most=whole)
+    if not numbers:
+        raise ValueError(f"'{name}' is empty: give sizes to try, from 1 to {whole}, or None for the usual ones.")
+    return sorted(set(numbers))
+
+
+def _legal_below(architecture: Architecture, most: float, groups: int) -> int:
+    """The largest hidden size up to ``most`` that transformers takes with so many KV groups; 0 if there is none."""
+    sizes = range(math.floor(most), 0, -1)
+    return next((size for size in sizes if architecture.accepts(groups=groups, hidden_size=size)), 0)
+
+
+def _check_sizes(architecture: Architecture, candidate: Candidate, whole: Candidate) -> None:
+    for name, size in candidate.sizes.items():
+        checks.whole_number(name, size, least=1, most=whole.sizes[name], meaning="the whole model's")
+    if (candidate.groups, candidate.hidden) == (whole.groups, whole.hidden):
+        return
+    architecture.refuse_bound_heads("cut KV groups and channels")
+    if not architecture.accepts(groups=candidate.groups, hidden_size=candidate.hidden):
+        raise ValueError(
+            f"transformers refuses a {architecture.name} model with hidden size {candidate.hidden} and "
+            f"{candidate.groups} KV groups of {architecture.queries_a_group} query heads each. Take sizes that "
+            "`candidates` gives."
+        )
+
+
+def _check_scores(architecture: Architecture, importance: Importance) -> None:
+    able, blocks = architecture.family.own_head_size, architecture.num_blocks
+    expected = {"neurons": (blocks, max(architecture.intermediate_sizes)), "blocks": (blocks,)}
+    if able:
+        expected |= {"groups": (blocks, architecture.groups), "channels": (architecture.hidden_size,)}
+        expected["energies"] = (len(architecture.norms), architecture.hidden_size)
+    given = {name: scores for name in expected if (scores := getattr(importance, name)) is not None}
+    shapes = {name: tuple(scores.shape) for name, scores in given.items()}
+    if shapes != expected:
+        raise ValueError(f"'importance' must have the shapes {expected}; got {shapes}. Score this very model.")
+    wrong = [name for name, scores in given.items() if not scores.isfinite().all()]
+    if wrong:
+        raise ValueError(f"The scores of {wrong} hold NaN or infinite values.")

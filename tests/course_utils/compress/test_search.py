@@ -1,0 +1,176 @@
+"""What is cut is what the single axes cut; what fits a budget is legal, real and complete."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
+from transformers import AutoModelForCausalLM
+
+from course_utils import architectures
+from course_utils.architectures import describe
+from course_utils.channels import channel_energies, prune_channels
+from course_utils.checkpoints import save_pruned
+from course_utils.compress.scores import importance
+from course_utils.compress.search import Budget, Candidate, candidates, shrink
+from course_utils.depth import remove_blocks
+from course_utils.heads import prune_kv_groups
+from course_utils.models import variant
+from course_utils.reports import model_size
+from course_utils.width import prune_neurons
+
+ABLE = [name for name in FAMILIES if architectures.FAMILIES[name].own_head_size]
+IDS = tiny_batches()[0]["input_ids"]
+FOUR = {"hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+
+
+def sizes(candidate):
+    return tuple(candidate.sizes.values())
+
+
+@pytest.mark.parametrize("family", ABLE)
+@torch.no_grad()
+def test_shrink_equals_the_single_cuts_and_reloads(family, tmp_path):
+    model = tiny_model(family, **FOUR)
+    scores, before = importance(model, tiny_batches()), model(IDS).logits
+    small = shrink(model, Candidate(2, 40, 2, 32), scores)
+    assert torch.equal(model(IDS).logits, before)
+
+    single, weakest = variant(model), int(scores.blocks.argmin())
+    energies = channel_energies(model, tiny_batches())
+    remove_blocks(single, [weakest])
+    stay = [block for block in range(3) if block != weakest]
+    prune_neurons(single, [scores.neurons[block] for block in stay], ratio=1 / 3)
+    prune_kv_groups(single, [scores.groups[block] for block in stay], groups=2)
+    each = (len(energies) - 1) // 3
+    rows = [block * each + norm for block in stay for norm in range(each)]
+    prune_channels(single, scores.channels, size=40, energies=energies[[*rows, -1]])
+    assert torch.equal(small(IDS).logits, single(IDS).logits)
+
+    folder = save_pruned(small, word_tokenizer(), tmp_path / "model")
+    assert not list(folder.glob("*.py"))
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(IDS).logits, small(IDS).logits)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
+@torch.no_grad()
+def test_shrink_where_only_blocks_and_neurons_can_go(family):
+    model = tiny_model(family)
+    scores = importance(model, tiny_batches())
+    small = shrink(model, Candidate(2, 32, 4, 16), scores)
+    assert sizes(Candidate.of(small)) == (2, 32, 4, 16)
+    with pytest.raises(ValueError, match=f"of a {family} model"):
+        shrink(model, Candidate(2, 32, 2, 16), scores)
+    found = candidates(model, Budget(model_size(model).parameters * 0.9), multiple_of=4, tolerance=0.4)
+    assert {(c.hidden, c.groups) for c in found} == {(32, 4)} and len(found) > 1
+    with pytest.raises(ValueError, match=f"cut channels of a {family} model"):
+        candidates(model, Budget(1e4), hidden=[16], multiple_of=4)
+
+
+def test_a_cut_that_is_illegal_halfway_is_made():
+    """40 channels fit six query heads as little as 8, 48 don't fit five, but 30 fit five."""
+    model = tiny_model(hidden_size=32, num_attention_heads=8, num_key_value_heads=8, head_dim=4)
+    scores = importance(model, tiny_batches())
+    small = shrink(model, Candidate(3, 30, 5, 48), scores)
+    assert (small.config.hidden_size, small.config.num_attention_heads) == (30, 5)
+    for hidden, groups in ((32, 5), (30, 8)):
+        with pytest.raises(ValueError, match=f"hidden size {hidden} and {groups} KV groups"):
+            shrink(model, Candidate(3, hidden, groups, 48), scores)
+
+
+@pytest.mark.parametrize("unit", ["parameters", "bytes"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen2", "gpt2"])
+def test_candidates_cost_what_they_say_and_no_wider_one_fits(family, unit):
+    model = tiny_model(family, **({} if family == "gpt2" else FOUR))
+    size, scores = model_size(model), importance(model, tiny_batches())
+    budget = Budget(0.8 * getattr(size, unit), unit)
+    found = candidates(model, budget, multiple_of=4, tolerance=0.2)
+    assert len(found) == len({sizes(c) for c in found}) and found == sorted(found, reverse=True)
+    for candidate in found:
+        small = model_size(shrink(model, candidate, scores))
+        assert (small.parameters, getattr(small, unit)) == (candidate.parameters, candidate.cost)
+        assert 0.8 * budget.amount <= candidate.cost <= budget.amount
+        whole = Candidate.of(model).neurons
+        assert candidate.neurons % 4 == 0 and whole / 2 <= candidate.neurons <= whole
+        if candidate.neurons < whole:
+            wider = Candidate(*sizes(candidate)[:3], candidate.neurons + 4)
+            assert getattr(model_size(shrink(model, wider, scores)), unit) > budget.amount
+    if family == "llama":
+        assert {c.groups for c in found} > {4} and {c.hidden for c in found} > {48} and {c.blocks for c in found} > {3}
+
+
+def test_milliseconds_are_measured_on_the_cut_model():
+    model, asked = tiny_model(**FOUR), []
+
+    def measure(small):
+        asked.append(describe(small).intermediate_sizes)
+        return sum(asked[-1]) + 10 * small.config.num_key_value_heads
+
+    budget = Budget(100, "milliseconds", measure)
+    found = candidates(model, budget, blocks=[2, 3], hidden=[48], groups=[2, 4], multiple_of=8, tolerance=0.3)
+    by_hand = {(3, 48, 2, 24): 92, (2, 48, 4, 24): 88, (2, 48, 2, 40): 100}
+    assert {sizes(c): c.cost for c in found} == by_hand
+    assert len(asked) < 4 * 4  # halved, not tried one by one
+
+
+def test_the_search_is_deterministic_and_reads_no_numbers():
+    model = tiny_model(**FOUR)
+    state = copy.deepcopy(model.state_dict())
+    budget = Budget(0.8 * model_size(model).parameters)
+    first = candidates(model, budget, multiple_of=4)
+    assert candidates(model, budget, multiple_of=4) == first
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    assert candidates(model, budget, multiple_of=4) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": Budget(10)}, "No version costs 9.8 to 10 parameters; .*nearest cost"),
+        ({"blocks": []}, "'blocks' is empty"),
+        ({"blocks": [4]}, "'blocks' must hold whole numbers from 1 to 3"),
+        ({"hidden": [64]}, "from 1 to 48"),
+        ({"groups": [0]}, "from 1 to 4"),
+        ({"multiple_of": 49}, "the MLPs' width"),
+        ({"least_width": 2}, "'least_width' is a share"),
+        ({"tolerance": -1}, "'tolerance' is a share"),
+        ({"hidden": [47]}, "none that transformers takes"),
+    ],
+)
+def test_bad_searches(arguments, message):
+    model = tiny_model(**FOUR)
+    with pytest.raises(ValueError, match=message):
+        candidates(model, **{"budget": Budget(0.8 * model_size(model).parameters), "multiple_of": 4} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"amount": 0}, "'amount' must be a number above 0"),
+        ({"amount": 5, "unit": "grams"}, "parameters, bytes, milliseconds"),
+        ({"amount": 5, "unit": "milliseconds"}, "'measure' goes with"),
+        ({"amount": 5, "measure": len}, "'measure' goes with"),
+    ],
+)
+def test_bad_budgets(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Budget(**arguments)
+
+
+def test_bad_cuts_change_nothing():
+    model = tiny_model(**FOUR)
+    scores, before = importance(model, tiny_batches()), model_size(model)
+    for candidate, message in ((Candidate(4, 48, 4, 48), "'blocks'"), (Candidate(3, 48, 4, 0), "'neurons'")):
+        with pytest.raises(ValueError, match=message):
+            shrink(model, candidate, scores)
+    with pytest.raises(ValueError, match="Score this very model"):
+        shrink(tiny_model(), Candidate(3, 32, 2, 24), scores)
+    scores.groups[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"\['groups'\]"):
+        shrink(model, Candidate(3, 48, 2, 48), scores)
+    assert model_size(model) == before

@@ -1,0 +1,63 @@
+"""Long runs, in miniature: every part runs, a second run does nothing again, and a broken-off one goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from course_utils import models
+from experiments import make_a_small_model, recover_for_an_hour
+
+
+@pytest.fixture
+def in_miniature(monkeypatch, tmp_path):
+    """Runs the experiment on random models and made-up sentences; returns its record."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    for module in (make_a_small_model, recover_for_an_hour):
+        monkeypatch.setattr(module, "LENGTH", 16)
+    monkeypatch.setattr(recover_for_an_hour, "WATCHED", 2)
+    monkeypatch.setattr(make_a_small_model, "DOMAINS", dict.fromkeys(make_a_small_model.DOMAINS, 128))
+    for name, value in {"SCORED": 2, "CHOSEN": 1, "JUDGED": 4}.items():
+        monkeypatch.setattr(make_a_small_model, name, value)
+    monkeypatch.setattr(make_a_small_model, "clean", lambda blocks, *_: blocks)  # made-up sentences are all alike
+    out = tmp_path / "record.json"
+    sizes = ["--steps", "3", "--correction", "2", "--light", "2", "--seeds", "2", "--finalists", "2", "--share", "0.95"]
+
+    def run():
+        arguments = ["x", *sizes, "--multiple-of", "8", "--work", str(tmp_path / "work"), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", arguments)
+        make_a_small_model.main()
+        return json.loads(out.read_text(encoding="utf-8"))
+
+    return run
+
+
+def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
+    taught = []
+    distil = make_a_small_model.distill
+
+    def distill_until_the_third(*args, **kwargs):
+        taught.append(kwargs["checkpoint_dir"])
+        if len(taught) == 4:
+            raise KeyboardInterrupt
+        return distil(*args, **kwargs)
+
+    monkeypatch.setattr(make_a_small_model, "distill", distill_until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        in_miniature()
+    record = in_miniature()
+    assert len(taught) == 4 + 3  # teacher and two students, the interrupted one again, and two more
+    arms = {"winner", "random cut", "from scratch", "depth only", "uncorrected"}
+    assert set(record["learned"]) == set(record["recovered"]) == arms
+    assert {len(arm["curve"]["loss"]) for arm in record["learned"].values()} == {3}
+    assert len({arm["tokens"] for arm in record["learned"].values()}) == 1  # the same text for all
+    assert record["parameters"]["winner"] <= 0.95 * record["parameters"]["whole"]
+    assert {row["seed"] for row in record["ranked"]} == {0, 1} and len(record["ranked"]) == 4
+    for name in arms - {"winner"}:
+        assert set(record["compared"][name]) == {"speeches", "wiki", "stories"}
+        assert record["judged"][name]["before"] != record["judged"][name]["after"]
+    student, _ = models.load_model(str(tmp_path / "work" / "winner" / "student"))
+    assert student.num_parameters() == record["parameters"]["winner"]
+    assert in_miniature() == record and len(taught) == 7
