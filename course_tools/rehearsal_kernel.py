@@ -153,8 +153,8 @@ def reduce_samples(shell: Any) -> None:
     benchmark_tasks.build_tasks = lambda names, limit: build(names, min(limit or DOCUMENTS, DOCUMENTS))
     import course_utils.benchmarking as benchmarking
 
-    take_turns = benchmarking._take_turns
-    benchmarking._take_turns = functools.partial(_few_rounds, benchmarking, take_turns)
+    take_turns = benchmarking.take_turns
+    benchmarking.take_turns = functools.partial(_few_rounds, benchmarking, take_turns)
     from course_utils.bias import planting
     from course_utils.distillation import recipe
 

@@ -53,8 +53,10 @@ __all__ = [  # what is counted comes through this door as well
     "peak_memory",
     "prefill_estimate",
     "relative_speed",
+    "speed_frame",
     "speedup_text",
     "speedup_verdict",
+    "take_turns",
     "time_interleaved",
 ]
 
@@ -89,7 +91,7 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
 
         return lap
 
-    samples = _take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=warmups)
+    samples = take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=warmups)
     laps = {name: [lap["call"] for lap in rows] for name, rows in samples.items()}
     first = next(iter(laps.values()))
     return pd.DataFrame(
@@ -152,23 +154,41 @@ def measure_speed(
         ids = prompt.to(model.device)
         return lambda: _generate(model, ids, new_tokens, read="prefill" in phases)
 
-    samples = _take_turns({n: lap(m) for n, m in models.items()}, rounds=rounds, warmups=warmups)
-    first, rows = next(iter(models)), []
-    for name, model in models.items():
-        for phase in phases:
-            seconds = [lap[phase] for lap in samples[name]]
+    first = models[next(iter(models))]
+
+    def estimate(model: PreTrainedModel, phase: str) -> float:
+        return speedup_estimate(work(first, phase, **sizes), work(model, phase, **sizes))
+
+    tokens = {"prefill": batch_size * prompt_tokens, "decode": batch_size * new_tokens}
+    return speed_frame(
+        samples,
+        {phase: tokens[phase] for phase in phases},
+        {name: {phase: estimate(model, phase) for phase in phases} for name, model in models.items()},
+    )
+
+
+def speed_frame(
+    samples: Mapping[str, Sequence[Mapping[str, float]]],
+    tokens: Mapping[str, int],
+    estimates: Mapping[str, Mapping[str, float]],
+) -> pd.DataFrame:
+    """The frame of ``measure_speed`` from what ``take_turns`` measured.
+
+    Args:
+        samples: name -> one lap a round, phase -> seconds; the first name is what the others are compared with.
+        tokens: phase -> tokens in a lap.
+        estimates: name -> phase -> the speed-up to expect.
+    """
+    first, rows = next(iter(samples)), []
+    for name, laps in samples.items():
+        for phase, count in tokens.items():
+            seconds = [lap[phase] for lap in laps]
             ratios = _ratios([lap[phase] for lap in samples[first]], seconds)
-            tokens = batch_size * (prompt_tokens if phase == "prefill" else new_tokens)
-            estimate = speedup_estimate(work(models[first], phase, **sizes), work(model, phase, **sizes))
+            middle = median(seconds)
             rows.append(
-                {
-                    "model": name,
-                    "phase": phase,
-                    "seconds": median(seconds),
-                    "tokens_per_second": tokens / median(seconds),
-                }
+                {"model": name, "phase": phase, "seconds": middle, "tokens_per_second": count / middle}
                 | _summary("speedup", ratios)
-                | {"estimate": estimate}
+                | {"estimate": estimates[name][phase]}
             )
     speed = pd.DataFrame(rows)
     speed.attrs["seconds"] = samples
@@ -316,10 +336,22 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
     return float(low), float(high)
 
 
-def _take_turns(
+def take_turns(
     laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: int, warmups: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Run every lap once a round, every other round in reverse order; name -> what its laps measured."""
+    """Run every lap once a round, every other round in reverse order.
+
+    Args:
+        laps: name -> function that returns phase -> seconds.
+        rounds: laps of each that count, at least 6.
+        warmups: laps of each beforehand that don't.
+
+    Returns:
+        Name -> what its laps measured, round by round.
+
+    Raises:
+        ValueError: nothing to measure, or too few rounds.
+    """
     if not laps:
         raise ValueError("Nothing to measure: give at least one named contestant.")
     checks.whole_number("rounds", rounds, least=MIN_ROUNDS)
