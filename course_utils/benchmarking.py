@@ -132,12 +132,12 @@ def measure_speed(
     Returns:
         A row for each model and phase: model, phase ("prefill" or "decode"), seconds (median; for prefill this is the
         time to the first token), tokens_per_second (of the whole batch), speedup over the first model (median over
-        rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and
-        bytes alone lead to expect, the larger of the two ratios (bytes with the cache at its mean length). A speed-up
-        above it comes from what the estimate leaves out, a framework's fixed cost a layer above all; one that no such
-        cost explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd
-        sizes, or time spent on something other than the weights. ``relative_speed`` reads the
-        same rounds with another model as the measure; they are in ``.attrs["seconds"]``.
+        rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and bytes alone lead to expect, the larger of
+        the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate leaves
+        out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost explains
+        is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or time
+        spent on something other than the weights. ``relative_speed`` reads the same rounds with another model as the
+        measure; they are in ``.attrs["seconds"]``.
 
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds,
@@ -154,6 +154,7 @@ def measure_speed(
         ids = prompt.to(model.device)
         return lambda: _generate(model, ids, new_tokens, read="prefill" in phases)
 
+    samples = take_turns({name: lap(model) for name, model in models.items()}, rounds=rounds, warmups=warmups)
     first = models[next(iter(models))]
 
     def estimate(model: PreTrainedModel, phase: str) -> float:

@@ -1,8 +1,8 @@
 """A fitted cost model: how long a pass takes from what it has to do, and why a cut isn't as fast as expected.
 
-An estimate from bytes or operations knows one resource. A machine has several, and each takes its time: a fixed cost for
-every pass and every layer (launching kernels, the framework's own code), bytes, operations. Each cost is fitted as a
-number of seconds that can't be negative, on measured shapes; it is worth something if it predicts shapes that it has
+An estimate from bytes or operations knows one resource. A machine has several, and each takes its time: a fixed cost
+for every pass and every layer (launching kernels, the framework's own code), bytes, operations. Each cost is fitted as
+a number of seconds that can't be negative, on measured shapes; it is worth something if it predicts shapes that it has
 not seen.
 """
 
