@@ -133,11 +133,11 @@ def measure_speed(
         A row for each model and phase: model, phase ("prefill" or "decode"), seconds (median; for prefill this is the
         time to the first token), tokens_per_second (of the whole batch), speedup over the first model (median over
         rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and bytes alone lead to expect, the larger of
-        the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate leaves
-        out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost explains
-        is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or time
-        spent on something other than the weights. ``relative_speed`` reads the same rounds with another model as the
-        measure; they are in ``.attrs["seconds"]``.
+        the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate
+        leaves out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost
+        explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or
+        time spent on something other than the weights. ``relative_speed`` reads the same rounds with another model as
+        the measure; they are in ``.attrs["seconds"]``.
 
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds,
