@@ -148,7 +148,8 @@ def check_frontier(attempt: Attempt) -> None:
         names = set(given)
         require(names <= points.keys(), f"There is no {sorted(map(str, names - points.keys()))} among the models.")
         right = frontier(points)
-        smallest, best = (min(points, key=lambda name, i=i: points[name][i]) for i in (0, 1))
+        smallest = min(points, key=lambda name: points[name][0])
+        best = min(points, key=lambda name: points[name][1])
         rule_out(
             (
                 ({smallest}, "that is the smallest alone. A larger one that is better belongs to the frontier, too."),
