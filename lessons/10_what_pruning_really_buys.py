@@ -533,7 +533,7 @@ for number, (name, values) in enumerate(named.items()):
     start_at = start_at + values.to_numpy()
 ax.invert_yaxis()
 ax.set(xlabel="milliseconds a token, fitted", title="Generating for one text: where the time goes")
-ax.legend()
+ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 show(
     "Stacked bars of fitted milliseconds a token for the unpruned model, narrower MLPs, fewer blocks and fewer attention layers: "
     "fixed costs, bytes, operations. Narrower MLPs shorten only the parts for bytes and operations; fewer blocks shorten all."
@@ -794,7 +794,7 @@ block = torch.tensor([0.9, -0.4, 0.1, 0.05, -1.6, 0.7, 0.0, 0.3])
 scale = block[block.abs().argmax()] / -8  # the largest weight becomes 0 and is stored without error
 whole_numbers = (block / scale + 8.5).trunc().clamp(0, 15)
 rows_shown = torch.stack([block, whole_numbers, (whole_numbers - 8) * scale])
-ax = show_tensor(rows_shown, title="Eight weights in four bits", x_label="weight", y_label="")
+ax = show_tensor(rows_shown, title="Eight weights in four bits", x_label="weight", y_label="", fmt=".2f")
 ax.set_yticks(range(3), ["weight", "stored", "read back"])
 show(
     "Three rows of eight numbers: the weights, the whole numbers from 0 to 15 that are stored for them, and what is read back. The "
