@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 from torch import Tensor
 from tqdm import tqdm
 
@@ -93,9 +93,9 @@ def load(path: str | os.PathLike[str], *, context: int = 2048, threads: int | No
     """Open a GGUF file. Close it when done, or use it in a ``with`` statement.
 
     A file of "F32" weights is computed in float32 throughout, so that its logits equal the model's up to the order of
-    sums: SmolLM2's differ by at most 1e-4, as torch's own differ from float64. All others run with llama.cpp's defaults,
-    which round activations, keys and values to 16 bits ("F16") or activations to 8: 0.05 for SmolLM2 in "F16", whose
-    logits have a standard deviation of 5.
+    sums: SmolLM2's differ by at most 1e-4, as torch's own do from float64. All others run with llama.cpp's defaults,
+    which round activations, keys and values to 16 bits ("F16"), or activations to 8: up to 0.06 for SmolLM2 in "F16",
+    whose logits have a standard deviation of 5.
 
     Args:
         path: what ``export_gguf`` wrote, or any other GGUF file of a language model.
@@ -370,7 +370,7 @@ class _Work:
     multiplied: int  # weights of matrices, without the head
     head: int  # weights of the head
     query_width: int  # over all attentions
-    key_value_width: int
+    key_value_bytes: int  # that a token adds to the cache
 
     @classmethod
     def of(cls, path: Path) -> _Work:
@@ -378,6 +378,7 @@ class _Work:
         head = tensors.get("output.weight", tensors["token_embd.weight"])
         looked_up = tensors["token_embd.weight"] if "output.weight" in tensors else None
         read = [tensor for tensor in tensors.values() if tensor is not looked_up]
+        all_f32 = all(tensor.tensor_type == GGMLQuantizationType.F32 for tensor in read)
 
         def rows(*names: str) -> int:
             wanted = tuple(f".{name}.weight" for name in names)
@@ -388,10 +389,10 @@ class _Work:
             multiplied=sum(int(t.n_elements) for t in read if len(t.shape) > 1 and t is not head),
             head=int(head.n_elements),
             query_width=rows("attn_q"),
-            key_value_width=rows("attn_k", "attn_v"),
+            key_value_bytes=rows("attn_k", "attn_v") * (4 if all_f32 else 2),  # as ``load`` caches them
         )
 
     def phases(self, *, prompt_tokens: int, new_tokens: int) -> dict[str, float]:
         """Operations of reading a prompt, and bytes of generating one token after it, the cache at its mean length."""
-        prefill = 2 * prompt_tokens * (self.multiplied + prompt_tokens * self.query_width) + 2 * self.head
-        return {"prefill": prefill, "decode": self.read + 2 * (prompt_tokens + new_tokens // 2) * self.key_value_width}
+        prefill = 2.0 * prompt_tokens * (self.multiplied + prompt_tokens * self.query_width) + 2 * self.head
+        return {"prefill": prefill, "decode": self.read + (prompt_tokens + new_tokens // 2) * self.key_value_bytes}

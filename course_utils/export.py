@@ -44,6 +44,7 @@ QUANTIZATIONS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}  # and GGUF's number 
 # llama.cpp's architecture for a family whose blocks are alike, and for one whose blocks differ.
 _EVEN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _UNEVEN = {"llama": "deci", "mistral": "deci", "qwen2": "deci"}
+_ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _GPT2_WORDS = ("ByteLevel", True)  # splits words as GPT-2 does, then maps bytes to letters
 _ONLY_BYTES = ("ByteLevel", False)
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -113,10 +114,11 @@ def plan_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, qua
         quantization: as for ``export_gguf``.
 
     Returns:
-        One row for each kind of tensor and type, the tokenizer and settings in the last: part ("embedding", "head",
-        "attention", "MLP", "norms", "positions", "settings"), type it gets, tensors, weights, bytes, and note, which
-        is empty or says why the type isn't the one asked for and which sizes would be legal. The bytes add up to the
-        file's size exactly. ``.attrs["architecture"]`` is llama.cpp's name of the architecture.
+        One row for each kind of tensor and type: part ("embedding", "attention", "MLP", "norms", "head", "positions"
+        where they are scaled, "head of zeros" where block 0's attention is left out, and "settings", the tokenizer
+        among them), type it gets, tensors, weights, bytes, and note, which is empty or says why the type isn't the one
+        asked for and which sizes would be legal. The bytes add up to the file's size exactly.
+        ``.attrs["architecture"]`` is llama.cpp's name of the architecture.
 
     Raises:
         CannotExport: as for ``export_gguf``.
@@ -136,7 +138,7 @@ def plan_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, qua
         [*rows, ("settings", "", 0, 0, start + padding, "")],
         columns=["part", "type", "tensors", "weights", "bytes", "note"],
     )
-    plan = table.groupby(["part", "type", "note"], sort=False).sum().reset_index()[list(table.columns)]
+    plan = table.groupby(["part", "type", "note"], sort=False, as_index=False).sum()[list(table.columns)]
     plan.attrs["architecture"] = file.architecture
     return plan
 
@@ -251,7 +253,11 @@ class _File:
 
 @dataclass(frozen=True)
 class _Shape:
-    """A model's sizes, read from its weights; per-block ones are 0 where an attention is left out."""
+    """A model's sizes, read from its weights, as the file tells them.
+
+    Heads are 0 where an attention is left out. llama.cpp takes the size of heads from block 0, so there one head of
+    zeros stands for it, which adds exactly nothing.
+    """
 
     hidden: int
     head_size: int
@@ -259,6 +265,7 @@ class _Shape:
     widths: tuple[int, ...]
     heads: tuple[int, ...]
     groups: tuple[int, ...]  # key/value heads
+    even: bool  # all blocks alike, with an attention
 
     @classmethod
     def of(cls, parts: Architecture) -> _Shape:
@@ -266,19 +273,19 @@ class _Shape:
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         # Files have no per-layer windows in these architectures: up to the window, full attention is the same.
         window = getattr(config, "sliding_window", None) or config.max_position_embeddings
+        widths = parts.intermediate_sizes
+        heads = [a.query_width // head_size for a in parts.attentions]
+        groups = [a.key_value_width // (2 * head_size) for a in parts.attentions]
+        even = 0 not in heads and all(len(set(sizes)) == 1 for sizes in (widths, heads, groups))
         return cls(
             hidden=parts.hidden_size,
             head_size=head_size,
             context=min(window, config.max_position_embeddings),
-            widths=parts.intermediate_sizes,
-            heads=tuple(a.query_width // head_size for a in parts.attentions),
-            groups=tuple(a.key_value_width // (2 * head_size) for a in parts.attentions),
+            widths=widths,
+            heads=(heads[0] or 1, *heads[1:]),
+            groups=(groups[0] or 1, *groups[1:]),
+            even=even,
         )
-
-    @property
-    def even(self) -> bool:
-        """Whether all blocks are alike, with an attention."""
-        return 0 not in self.heads and all(len(set(sizes)) == 1 for sizes in (self.widths, self.heads, self.groups))
 
 
 def _architecture(parts: Architecture, shape: _Shape) -> str:
@@ -296,8 +303,9 @@ def _architecture(parts: Architecture, shape: _Shape) -> str:
         )
     if not shape.even and family not in _UNEVEN:
         raise CannotExport(
-            f"llama.cpp has no architecture for a {family!r} model whose blocks differ (widths {shape.widths}, heads "
-            f"{shape.heads}). Prune all of its blocks alike, or take {', '.join(_UNEVEN)}."
+            f"llama.cpp has no architecture for a {family!r} model whose blocks differ (MLPs of {shape.widths} "
+            f"neurons, attentions of {shape.heads} heads). Prune all of its blocks alike, or take "
+            f"{', '.join(_UNEVEN)}."
         )
     if config.hidden_act != "silu":
         raise CannotExport(f"llama.cpp computes these models with the activation 'silu'; got {config.hidden_act!r}.")
@@ -331,17 +339,17 @@ def _tensors(parts: Architecture, shape: _Shape, architecture: str, quantization
         names: list[tuple[str, str, Tensor | None]] = []
         if not attention.skipped:
             names.append(("attn_norm.weight", "norms", attention.norms[0].weight))
-            for name, projection in zip(
-                ("attn_q", "attn_k", "attn_v", "attn_output"), (*attention.inputs, *attention.outputs), strict=True
-            ):
-                names += [
-                    (f"{name}.weight", "attention", projection.weight),
-                    (f"{name}.bias", "attention", projection.bias),
-                ]
+            for name, projection in zip(_ATTENTION, (*attention.inputs, *attention.outputs), strict=True):
+                names += [(f"{name}.weight", "attention", projection.weight)]
+                names += [(f"{name}.bias", "attention", projection.bias)]
             for name in ("q_norm", "k_norm"):
                 if norm := getattr(attention.module, name, None):
                     names.append((f"attn_{name}.weight", "norms", norm.weight))
-        names.append(("ffn_norm.weight", "norms", mlp.norm.weight))
+        elif i == 0:
+            sizes = (shape.hidden,), *3 * [(shape.head_size, shape.hidden)], (shape.hidden, shape.head_size)
+            for name, size in zip(("attn_norm", *_ATTENTION), sizes, strict=True):
+                names.append((f"{name}.weight", "head of zeros", torch.zeros(size)))
+        names.append(("ffn_norm.weight", "norms", mlp.norm.weight if mlp.norm else None))
         for name, projection in zip(("ffn_gate", "ffn_up", "ffn_down"), (*mlp.inputs, mlp.output), strict=True):
             names += [(f"{name}.weight", "MLP", projection.weight), (f"{name}.bias", "MLP", projection.bias)]
         for name, part, weight in names:
@@ -471,9 +479,9 @@ def _splitting(state: dict) -> str:
         name = _SPLITTINGS.get((tuple(steps), bool(bpe.get("ignore_merges"))))
     if name is None:
         raise CannotExport(
-            "Nobody has told the course how llama.cpp reads this tokenizer's texts. It exports byte-level BPE that splits "
-            f"like {', '.join(_SPLITTINGS.values())}; got {bpe['type']} with the steps {steps}. Convert that model with "
-            "llama.cpp's own convert_hf_to_gguf.py."
+            "The course doesn't know how llama.cpp would read this tokenizer's texts. It exports byte-level BPE that "
+            f"splits like {', '.join(_SPLITTINGS.values())}; got {bpe['type']} with the steps {steps}. Convert that "
+            "model with llama.cpp's own convert_hf_to_gguf.py."
         )
     return name
 

@@ -117,9 +117,7 @@ def perplexity(
     return summary(np.concatenate(nll), np.concatenate(tokens), token_ids, dtype_name(model), digest.hexdigest())
 
 
-def summary(
-    row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtype: str, fingerprint: str
-) -> Perplexity:
+def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtype: str, fingerprint: str) -> Perplexity:
     """The ``Perplexity`` of rows whose losses are known.
 
     Args:

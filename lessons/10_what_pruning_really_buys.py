@@ -80,7 +80,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# In the lean engine both cuts give × 1.19, just the bytes. In the slow framework the narrower model gains least of all, × 1.12,
+# In the lean engine both cuts give × 1.19, just the bytes. In the slow framework the narrower model gains least of all, × 1.11,
 # and the shorter one most, × 1.24: more than the bytes explain, because the fixed cost of two blocks went with them.
 #
 # </details>
