@@ -12,7 +12,9 @@ The engine is the optional extra "engine": the wheel llama-cpp-py-sync, which ca
 from __future__ import annotations
 
 import functools
+import math
 import os
+import platform
 import struct
 import time
 import weakref
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 from torch import Tensor
 from tqdm import tqdm
 
@@ -66,6 +68,8 @@ def problem() -> str:
         return f"The engine (llama.cpp, an optional extra) isn't installed; {remedy}"
     if found != VERSION:
         return f"The engine is {PACKAGE} {found}, and the course was tried with {VERSION} only; {remedy}"
+    if platform.machine() in ("x86_64", "AMD64") and not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return f"The engine ({PACKAGE} {found}) needs a processor with AVX2; lessons go on without it."
     try:
         _library()
     except (ImportError, OSError, RuntimeError) as error:
@@ -162,14 +166,13 @@ class Engine:
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of these tokens, special ones included."""
-        ids = self._checked(token_ids)
-        size = 64 * len(ids)
-        while True:
-            text = self._ffi.new("char[]", size)
-            count = self._lib.llama_detokenize(self._open(), ids, len(ids), text, size, False, True)
-            if count >= 0:
-                return bytes(self._ffi.buffer(text, count)).decode("utf-8", errors="replace")
-            size = -count
+        # Piece by piece: llama_detokenize would take out spaces before punctuation.
+        return b"".join(map(self._piece, self._checked(token_ids))).decode("utf-8", errors="replace")
+
+    def _piece(self, token: int, size: int = 64) -> bytes:
+        piece = self._ffi.new("char[]", size)
+        count = self._lib.llama_token_to_piece(self._vocabulary, token, piece, size, 0, True)
+        return bytes(self._ffi.buffer(piece, count)) if count >= 0 else self._piece(token, -count)
 
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Logits after each token of one text: float32 [tokens, vocabulary].
@@ -363,23 +366,6 @@ def measure_speed(
     return benchmarking.speed_frame(samples, {"prefill": prompt_tokens, "decode": new_tokens}, estimates)
 
 
-class _Tensors(GGUFReader):
-    """A file's tensors; the tokenizer's hundred thousand strings are stepped over, which saves seconds a file."""
-
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list, list, list]:
-        if raw_type != GGUFValueType.ARRAY:
-            return super()._get_field_parts(orig_offs, raw_type)
-        data = memoryview(self.data)
-        kind, count = struct.unpack_from("<IQ", data, orig_offs)
-        end = orig_offs + 12
-        if kind == GGUFValueType.STRING:
-            for _ in range(count):
-                end += 8 + struct.unpack_from("<Q", data, end)[0]
-        else:
-            end += count * np.dtype(self.gguf_scalar_to_np[GGUFValueType(kind)]).itemsize
-        return end - orig_offs, [], [], [GGUFValueType.ARRAY]
-
-
 @dataclass(frozen=True)
 class _Work:
     """What a file's tensors ask of a machine for one token."""
@@ -392,20 +378,24 @@ class _Work:
 
     @classmethod
     def of(cls, path: Path) -> _Work:
-        tensors = {tensor.name: tensor for tensor in _Tensors(path).tensors}
-        head = tensors.get("output.weight", tensors["token_embd.weight"])
-        looked_up = tensors["token_embd.weight"] if "output.weight" in tensors else None
-        read = [tensor for tensor in tensors.values() if tensor is not looked_up]
-        all_f32 = all(tensor.tensor_type == GGMLQuantizationType.F32 for tensor in read)
+        tensors = {name: (shape, kind) for name, shape, kind in _tensors(path)}
+        weights = {name: math.prod(shape) for name, (shape, _) in tensors.items()}
+        head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+        read = [name for name in tensors if name == head or name != "token_embd.weight"]
+
+        def bytes_of(name: str) -> int:
+            block, size = GGML_QUANT_SIZES[tensors[name][1]]
+            return weights[name] // block * size
 
         def rows(*names: str) -> int:
             wanted = tuple(f".{name}.weight" for name in names)
-            return sum(int(tensor.shape[1]) for tensor in read if tensor.name.endswith(wanted))
+            return sum(tensors[name][0][1] for name in read if name.endswith(wanted))
 
+        all_f32 = all(tensors[name][1] == GGMLQuantizationType.F32 for name in read)
         return cls(
-            read=sum(int(tensor.n_bytes) for tensor in read),
-            multiplied=sum(int(t.n_elements) for t in read if len(t.shape) > 1 and t is not head),
-            head=int(head.n_elements),
+            read=sum(map(bytes_of, read)),
+            multiplied=sum(weights[name] for name in read if len(tensors[name][0]) > 1 and name != head),
+            head=weights[head],
             query_width=rows("attn_q"),
             key_value_bytes=rows("attn_k", "attn_v") * (4 if all_f32 else 2),  # as ``load`` caches them
         )
@@ -414,3 +404,37 @@ class _Work:
         """Operations of reading a prompt, and bytes of generating one token after it, the cache at its mean length."""
         prefill = 2.0 * prompt_tokens * (self.multiplied + prompt_tokens * self.query_width) + 2 * self.head
         return {"prefill": prefill, "decode": self.read + (prompt_tokens + new_tokens // 2) * self.key_value_bytes}
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, tuple[int, ...], GGMLQuantizationType]]:
+    """Name, shape (row length first) and type of each tensor of a file.
+
+    ``gguf.GGUFReader`` unpacks every string of the tokenizer on the way, which takes seconds; these are stepped over.
+    """
+    sizes = {kind: np.dtype(number).itemsize for kind, number in GGUFReader.gguf_scalar_to_np.items()}
+    with path.open("rb") as file:
+
+        def take(layout: str) -> tuple:
+            return struct.unpack("<" + layout, file.read(struct.calcsize("<" + layout)))
+
+        def text() -> bytes:
+            return file.read(*take("Q"))
+
+        def step_over(kind: int, count: int = 1) -> None:
+            if kind == GGUFValueType.ARRAY:
+                step_over(*take("IQ"))
+            elif kind == GGUFValueType.STRING:
+                for _ in range(count):
+                    text()
+            else:
+                file.read(count * sizes[GGUFValueType(kind)])
+
+        _, _, tensors, settings = take("4sIQQ")
+        for _ in range(settings):
+            text()
+            step_over(*take("I"))
+        for _ in range(tensors):
+            name = text().decode()
+            shape = take(f"{take('I')[0]}Q")
+            kind, _ = take("IQ")
+            yield name, shape, GGMLQuantizationType(kind)
