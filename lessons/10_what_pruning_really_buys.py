@@ -159,7 +159,7 @@ check_speedups(speedups)
 # ## The contestants
 #
 # Every method of the course so far, at about a fifth. For time it doesn't matter *which* neurons or blocks go, so this part
-# takes the first ones at hand; for quality it matters a lot, and further below they are chosen with care.
+# takes the first neurons and the blocks in the middle; for quality it matters a lot, and further below they are chosen with care.
 #
 # Three contestants are **controls**. The whole model runs a second time under another name: any difference is noise. Zeroed
 # weights keep their shape: unstructured pruning, as it comes without special kernels. And the odd width is there because it is
@@ -178,15 +178,20 @@ FIFTH = round(total / 5)
 EVEN, ODD = kept_width(full, 1 / 6, multiple_of=64), kept_width(full, 1 / 5) | 1  # | 1 makes it odd, if it isn't
 
 
+def middle(count):
+    """So many block numbers from the middle of the model."""
+    return range((total - count) // 2, (total - count) // 2 + count)
+
+
 def cut(*, width=full, blocks=0, attentions=0, only=None):
     """A variant of the base model: narrower MLPs (in the blocks `only`), fewer blocks, fewer attention layers."""
     model = variant(base)
     if blocks:
-        remove_blocks(model, range(1, 1 + blocks))
+        remove_blocks(model, middle(blocks))
     if attentions:
-        bypass_attention(model, range(1, 1 + attentions), remove=True)
+        bypass_attention(model, middle(attentions), remove=True)
     if width < full:
-        first_ones = [torch.arange(full, 0.0, -1)] * describe(model).num_blocks
+        first_ones = [torch.arange(full, 0.0, -1)] * describe(model).num_blocks  # the higher, the more important
         prune_neurons(model, first_ones, ratio=1 - width / full, layers=only)
     return model
 
@@ -211,7 +216,7 @@ def zeroed(share):
 
 # Each prompt decides anew, and each decides to leave out a fifth: what deciding costs is all that differs from "removed".
 same_for_all = AdaptiveConfig(
-    model=ModelIdentity.of(base), order=tuple(range(1, 1 + FIFTH)), left_out=(FIFTH,), thresholds=(),
+    model=ModelIdentity.of(base), order=tuple(middle(FIFTH)), left_out=(FIFTH,), thresholds=(),
     policy="length_variance", parameters={"log_length": [0.0, 1.0], "variance": [0.0, 1.0]},
 )  # fmt: skip
 
@@ -709,7 +714,7 @@ if runs_engine:
         in_f16[name] = export_gguf(model, tokenizer, folder / f"{number}.gguf")
         with torch.no_grad(), engine.load(in_f16[name], context=64) as opened:
             exact = variant(model).to("cpu", torch.float32)(ids, use_cache=False).logits[0]
-            apart = (opened.logits(ids[0]) - exact).abs().max() / exact.std()
+            apart = (opened.logits(ids[0]) - exact).square().mean().sqrt() / exact.std()
         kind = plans[name, "F16"].attrs["architecture"]
         print(
             f"{name:<24} {kind:<6} {in_f16[name].stat().st_size / 1e6:6.1f} MB, logits {apart:.1%} of their spread apart"
@@ -717,7 +722,7 @@ if runs_engine:
     del model
 
 # %% [markdown]
-# All six files compute what PyTorch computes, up to the rounding of F16: the difference is a small share of how far logits spread.
+# All six files compute what PyTorch computes, up to the rounding of F16 (root mean square, as a share of how far logits spread).
 #
 # **Predict before you run.** An engine has hardly any fixed cost a layer. Which contestants should lose what they gained in
 # PyTorch? And what will the odd width do?
@@ -774,10 +779,10 @@ if runs_engine:
 # engine as it does on disk: fewer weights, and not faster.
 #
 # **In Ollama**: write a file `Modelfile` with the line `FROM ./model.gguf` beside it, then `ollama create NAME -f Modelfile` and
-# `ollama run NAME`; the chat template travels in the file. (Stated, not run here: Ollama is a server of its own.) **vLLM** loads the
-# folder that `save_pruned` writes when plain transformers can express the model: even widths, fewer blocks. Uneven widths and removed
-# attention layers need `trust_remote_code` there, and its own GGUF reading is experimental. (Stated, not run: vLLM wants a GPU and its
-# own torch.)
+# `ollama run NAME`; the chat template travels in the file. **vLLM** loads the folder that `save_pruned` writes when plain transformers
+# can express the model: even widths, fewer blocks. Uneven widths and removed attention layers it doesn't load as they are saved here, and
+# its reading of GGUF files is an experimental plug-in. Both are stated, not run: Ollama is a server of its own, and vLLM wants a GPU and
+# its own torch. `docs/engines.md` in the repository has the table.
 
 # %%
 served.clear()
