@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from course_utils import diagrams
 from course_utils.plotting import rows_with_intervals, show, show_tensor, style
-from course_utils.reports import model_size, shown, with_interval
+from course_utils.reports import model_size, with_interval
 from course_utils.session import start
 
 session = start("10")
@@ -910,27 +910,32 @@ def stored_as(model, rule, head=to_q8):
 
 with torch.no_grad():
     sample = describe(base).mlps[total // 2].output.weight
-    exact = ((to_q4_1(sample) - sample).abs() <= 1e-3 * sample.abs().max()).float().mean()
-    on_grid = bool(exact > 0.99)
-    print(
-        f"{exact:.1%} of a down-projection's weights come back from Q4_1 unchanged: {'on' if on_grid else 'not on'} its grid"
-    )
-    moved = off_the_grid(base)
-    few = evaluation.input_ids[:2].to(base.device)
-    before, after = (model(few, use_cache=False).logits.float() for model in (base, moved))
-    print(f"moved off: the logits differ by {(after - before).abs().max() / before.std():.1e} of their spread")
-del before, after
+    unchanged = ((to_q4_1(sample) - sample).abs() <= 1e-3 * sample.abs().max()).float().mean()
+print(f"{unchanged:.1%} of a down-projection's weights come back from Q4_1 unchanged")
+
+
+def cost_of_storing(model):
+    """What each 4-bit format adds to the perplexity of the unpruned model, with its 95 % interval."""
+    table = {}
+    for name, rule in (("Q4_1", to_q4_1), ("Q4_0", to_q4)):
+        ratios = perplexity_ratio(perplexity(stored_as(model, rule), evaluation, batch_size=4), reference)
+        value, low, high = (f"{100 * (ratio - 1):+.1f}" for ratio in ratios)
+        table[name] = f"{value} % ({low} to {high})"
+    return table
+
+
+reference = perplexity(base, evaluation, batch_size=4)
+costs = {"as loaded": cost_of_storing(base)}
 
 # %%
-reference = perplexity(base, evaluation, batch_size=4)
-costs = {}
-for origin, model in {"as loaded": base, "moved off the grid": moved}.items():
-    for name, rule in (("Q4_1", to_q4_1), ("Q4_0", to_q4)):
-        score = perplexity(stored_as(model, rule), evaluation, batch_size=4)
-        ratio, low, high = perplexity_ratio(score, reference)
-        costs.setdefault(origin, {})[name] = (
-            f"{100 * (ratio - 1):+.2f} % ({100 * (low - 1):+.2f} to {100 * (high - 1):+.2f})"
-        )
+few = evaluation.input_ids[:2].to(base.device)
+with torch.no_grad():
+    before = base(few, use_cache=False).logits.float()
+    base = off_the_grid(base)  # in place of the other one, which is not needed any more
+    apart = (base(few, use_cache=False).logits.float() - before).abs().max() / before.std()
+print(f"moved off the grid: the logits differ by {apart:.1e} of their spread")
+costs["moved off the grid"] = cost_of_storing(base)
+del before, sample
 print(f"unpruned: perplexity {reference.perplexity:.2f}; what storing it costs (95 % interval):")
 pd.DataFrame(costs)
 
@@ -952,9 +957,6 @@ from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.teacher_states import remember_teacher
 from course_utils.width import neuron_importance
 
-if on_grid:
-    base = moved
-del moved
 STEPS, ROWS, LENGTH = 16, 4, 64
 on_gpu = session.device.type == "cuda"
 calibration = token_blocks(tokenizer, "calibration", tokens=65_536, length=128).sample(12, seed=0).batches()
