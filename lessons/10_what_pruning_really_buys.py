@@ -67,21 +67,22 @@ show(
 )
 
 # %% [markdown]
-# On the left six tokens share one reading of the weights, on the right each token needs a reading of its own, and of the cache
-# on top. That is why the two phases have different bottlenecks.
+# On the left six tokens share one reading of the weights, on the right each token needs a reading of its own, and of the
+# cache on top. That is why the two phases have different bottlenecks.
 #
 # ## A machine small enough to compute by hand
 #
-# Three numbers describe a machine here: seconds for each layer that runs at all, bytes it reads a second, operations it does a
-# second. Take a model of eight blocks and two cuts that save **the same bytes**: two blocks fewer, or narrower MLPs. And take two
-# machines: a framework that spends 2 milliseconds on each block whatever its size, and an engine that spends almost nothing.
+# Three numbers describe a machine here: seconds for each layer that runs at all, bytes it reads a second, operations it
+# does a second. Take a model of eight blocks and two cuts that save **the same bytes**: two blocks fewer, or narrower
+# MLPs. And take two machines: a framework that spends 2 milliseconds on each block whatever its size, and an engine that
+# spends almost nothing.
 #
 # **Predict before you run.** The bytes are the same. On which machine is one cut faster than the other?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# In the lean engine both cuts give × 1.19, just the bytes. In the slow framework the narrower model gains least of all, × 1.11,
-# and the shorter one most, × 1.24: more than the bytes explain, because the fixed cost of two blocks went with them.
+# In the lean engine both cuts give × 1.19, just the bytes. In the slow framework the narrower model gains least of all,
+# × 1.11, and the shorter one most, × 1.24: more than the bytes explain, because the fixed cost of two blocks went with them.
 #
 # </details>
 
@@ -118,15 +119,15 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The **estimate** from bytes is right for the lean engine only. It is no *ceiling*: the framework's shorter model passes it. A
-# speed-up above an estimate is not an error by itself. It asks for a reason, and the fixed cost is one.
+# The **estimate** from bytes is right for the lean engine only. It is no *ceiling*: the framework's shorter model passes
+# it. A speed-up above an estimate is not an error by itself. It asks for a reason, and the fixed cost is one.
 
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 10 minutes
 #
 # Predict before you measure. A machine spends `fixed` seconds on each block and reads `rate` bytes a second. A model has
-# `blocks` blocks of `mlp` + `attention` bytes, and a head of `head` bytes. Return two speed-ups of generating one token: with
-# `removed` blocks fewer, and with a `share` of each MLP's neurons gone.
+# `blocks` blocks of `mlp` + `attention` bytes, and a head of `head` bytes. Return two speed-ups of generating one token:
+# with `removed` blocks fewer, and with a `share` of each MLP's neurons gone.
 #
 # <details><summary>Hint</summary>
 #
@@ -158,12 +159,13 @@ check_speedups(speedups)
 # %% [markdown]
 # ## The contestants
 #
-# Every method of the course so far, at about a fifth. For time it doesn't matter *which* neurons or blocks go, so this part
-# takes the first neurons and the blocks in the middle; for quality it matters a lot, and further below they are chosen with care.
+# Every method of the course so far, at about a fifth. For time it doesn't matter *which* neurons or blocks go, so this
+# part takes the first neurons and the blocks in the middle; for quality it matters a lot, and further below they are
+# chosen with care.
 #
-# Three contestants are **controls**. The whole model runs a second time under another name: any difference is noise. Zeroed
-# weights keep their shape: unstructured pruning, as it comes without special kernels. And the odd width is there because it is
-# what `ratio=0.2` gives.
+# Three contestants are **controls**. The whole model runs a second time under another name: any difference is noise.
+# Zeroed weights keep their shape: unstructured pruning, as it comes without special kernels. And the odd width is there
+# because it is what `ratio=0.2` gives.
 
 # %%
 from course_utils.architectures import describe
@@ -253,20 +255,20 @@ sizes = pd.DataFrame(
 sizes.map("{:,.0f}".format)
 
 # %% [markdown]
-# The last column adds the cache of eight long texts to the weights. Only fewer blocks and fewer attention layers make that part
-# smaller. An adaptive model keeps all its weights, and a fifth of zeros saves no byte at all.
+# The last column adds the cache of eight long texts to the weights. Only fewer blocks and fewer attention layers make that
+# part smaller. An adaptive model keeps all its weights, and a fifth of zeros saves no byte at all.
 #
 # ## How to measure without fooling yourself
 #
-# `measure_speed` of `course_utils.benchmarking` lets all models take turns, in every other round in reverse order. Each runs once
-# before the clock counts. Each generates the same number of tokens, whatever they are, and the clock waits until the device has
-# finished. Reported is the median of the ratios **round by round**, with its interval.
+# `measure_speed` of `course_utils.benchmarking` lets all models take turns, in every other round in reverse order. Each
+# runs once before the clock counts. Each generates the same number of tokens, whatever they are, and the clock waits until
+# the device has finished. Reported is the median of the ratios **round by round**, with its interval.
 
 # %% [markdown]
 # ### Exercise 2 · ●○○ · 8 minutes
 #
-# Six people time `whole` and `pruned`. Name what is wrong with each program: `"cold start"`, `"different lengths"`, `"no cache"`,
-# `"not finished"`, `"not in turns"`, or `"none"` where nothing is.
+# Six people time `whole` and `pruned`. Name what is wrong with each program: `"cold start"`, `"different lengths"`,
+# `"no cache"`, `"not finished"`, `"not in turns"`, or `"none"` where nothing is.
 #
 # - **A**: `for m in (whole, pruned): t = clock(); generate(m, new_tokens=64); print(clock() - t)`
 # - **B**: warms both up; takes turns; `m.generate(ids, max_new_tokens=64)`; prints 64 / seconds
@@ -277,8 +279,8 @@ sizes.map("{:,.0f}".format)
 #
 # <details><summary>Hint</summary>
 #
-# Ask of each: does the first run pay for something? Do both do the same work? Is it the work that you mean? Is it done when the
-# clock is read? Could the machine have changed in between?
+# Ask of each: does the first run pay for something? Do both do the same work? Is it the work that you mean? Is it done
+# when the clock is read? Could the machine have changed in between?
 #
 # </details>
 
@@ -303,10 +305,11 @@ check_measuring_mistakes(mistakes)
 # %% [markdown]
 # ## PyTorch, measured beside the estimates
 #
-# In the same rounds run five further shapes, which nobody would use: half the blocks, half the width, half the attention layers,
-# and mixtures. They are for the cost model below.
+# In the same rounds run five further shapes, which nobody would use: half the blocks, half the width, half the attention
+# layers, and mixtures. They are for the cost model below.
 #
-# For the long and the many texts the cache is filled without reading them (a step costs the same), and fewer models take part.
+# For the long and the many texts the cache is filled without reading them (a step costs the same), and fewer models take
+# part.
 #
 # **Predict before you run.**
 #
@@ -383,8 +386,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # First the controls. Where *unpruned, again* has an interval that leaves out 1, the machine was too restless for small
-# differences. And zeros are read and multiplied like any other number: without special kernels and a special format, unstructured
-# pruning buys nothing.
+# differences. And zeros are read and multiplied like any other number: without special kernels and a special format,
+# unstructured pruning buys nothing.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(13, 3.6), layout="constrained", sharey=True)
@@ -404,8 +407,8 @@ show(
 )
 
 # %% [markdown]
-# Left, one user: the weights are what is read. Right, many long texts: the cache is, and cuts that leave it alone lose their
-# gain. Where a dot lies right of its diamond, something went that is neither a byte nor an operation.
+# Left, one user: the weights are what is read. Right, many long texts: the cache is, and cuts that leave it alone lose
+# their gain. Where a dot lies right of its diamond, something went that is neither a byte nor an operation.
 #
 # ### Memory
 
@@ -419,16 +422,16 @@ print("generating behind 8 texts of 2,048 tokens, MB")
 (memory / 1e6).round(0).astype(int)
 
 # %% [markdown]
-# `peak` counts each tensor that comes and goes, weights included. The plain cache of transformers is copied at each step, layer
-# by layer, so the peak lies above weights plus cache.
+# `peak` counts each tensor that comes and goes, weights included. The plain cache of transformers is copied at each step,
+# layer by layer, so the peak lies above weights plus cache.
 
 # %% [markdown]
 # ## A cost model: where do the seconds go?
 #
-# Each pass asks a machine for six amounts: passes, attention layers, MLPs, bytes of weights, bytes of cache, operations. If each
-# costs a fixed number of seconds, a model's time is a weighted sum of them. The weights are fitted by least squares, with no cost
-# below zero, on the whole model and the five odd shapes. **The contestants are not in the fit**, nor are two of the settings: the
-# longer prompt and the 32 texts. They are the test.
+# Each pass asks a machine for six amounts: passes, attention layers, MLPs, bytes of weights, bytes of cache, operations.
+# If each costs a fixed number of seconds, a model's time is a weighted sum of them. The weights are fitted by least
+# squares, with no cost below zero, on the whole model and the five odd shapes. **The contestants are not in the fit**, nor
+# are two of the settings: the longer prompt and the 32 texts. They are the test.
 
 
 # %%
@@ -475,8 +478,8 @@ for phase in ("prefill", "decode"):  # kernels for one token and for many are di
 # %% [markdown]
 # `fit_by_hand` equals `fit_cost_model`. Each of the fitted shapes was also left out once and predicted from the others.
 #
-# **Predict before you run.** The cost model has never seen the contestants. How far off will its speed-ups be, compared with the
-# estimates?
+# **Predict before you run.** The cost model has never seen the contestants. How far off will its speed-ups be, compared
+# with the estimates?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -518,8 +521,8 @@ show(
 )
 
 # %% [markdown]
-# A point on the diagonal is explained. Diamonds off it are what bytes and operations leave out; dots off it are what even the
-# cost model doesn't know, such as a width that the kernels dislike.
+# A point on the diagonal is explained. Diamonds off it are what bytes and operations leave out; dots off it are what even
+# the cost model doesn't know, such as a width that the kernels dislike.
 
 # %%
 place = ("1 text of 128", "decode")
@@ -549,11 +552,11 @@ print(
 )
 
 # %% [markdown]
-# The hatched part is what no narrower matrix can save. It goes with whole layers only: that is all there is to "depth is faster
-# than width" in this framework.
+# The hatched part is what no narrower matrix can save. It goes with whole layers only: that is all there is to "depth is
+# faster than width" in this framework.
 #
-# A word of caution: bytes and operations rise and fall together when MLPs get narrower, so the fit can't tell them apart well, and
-# may give one what belongs to the other. Their sum is what it knows.
+# A word of caution: bytes and operations rise and fall together when MLPs get narrower, so the fit can't tell them apart
+# well, and may give one what belongs to the other. Their sum is what it knows.
 
 # %% [markdown]
 # ## Widths that the hardware likes
@@ -595,8 +598,9 @@ print(
 )
 
 # %% [markdown]
-# A point above the line pays for more than it has. GPUs are pickier than CPUs here: their tensor cores take tiles of 8, 64 or 128,
-# so `multiple_of=64` in `prune_neurons` costs nothing and may save a surprise. The next section has a stricter reason.
+# A point above the line pays for more than it has. GPUs are pickier than CPUs here: their tensor cores take tiles of 8, 64
+# or 128, so `multiple_of=64` in `prune_neurons` costs nothing and may save a surprise. The next section has a stricter
+# reason.
 
 # %%
 for held in (everyone, contestants, shapes, some, narrow):
@@ -606,9 +610,9 @@ gc.collect()
 # %% [markdown]
 # ## In an engine that people serve with
 #
-# PyTorch is for research. People serve models with llama.cpp (behind Ollama and LM Studio), vLLM or TensorRT-LLM. llama.cpp reads
-# one file, GGUF, in which each tensor has a number format: F16, or blocks of 32 weights in 8 bits (Q8_0: 34 bytes a block) or 4
-# bits (Q4_0: 18 bytes).
+# PyTorch is for research. People serve models with llama.cpp (behind Ollama and LM Studio), vLLM or TensorRT-LLM.
+# llama.cpp reads one file, GGUF, in which each tensor has a number format: F16, or blocks of 32 weights in 8 bits (Q8_0:
+# 34 bytes a block) or 4 bits (Q4_0: 18 bytes).
 #
 # **A row that isn't a multiple of 32 can't be stored in blocks** and falls back to 2 bytes a weight. The rows of the
 # down-projection are as long as the MLP is wide. `plan_gguf` tells before anything is written.
@@ -650,9 +654,10 @@ pd.DataFrame(
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 10 minutes
 #
-# Choose a width for a budget. A model has `blocks` GLUs over `hidden` channels (a multiple of 32); everything else takes `others`
-# bytes. Return the largest MLP width whose Q8_0 file fits into `budget` bytes. A row whose length is a multiple of 32 takes 34
-# bytes for 32 weights, any other row 2 bytes a weight. gate and up are [width, hidden], down is [hidden, width].
+# Choose a width for a budget. A model has `blocks` GLUs over `hidden` channels (a multiple of 32); everything else takes
+# `others` bytes. Return the largest MLP width whose Q8_0 file fits into `budget` bytes. A row whose length is a multiple
+# of 32 takes 34 bytes for 32 weights, any other row 2 bytes a weight. gate and up are [width, hidden], down is [hidden,
+# width].
 #
 # <details><summary>Hint</summary>
 #
@@ -684,8 +689,8 @@ check_width_for(width_for)
 # Models whose blocks differ (uneven widths, attention layers removed) are no plain Llama for llama.cpp. They are written as
 # `deci`: the architecture of NVIDIA's Nemotron-51B, a Llama pruned block by block.
 #
-# The engine is an optional extra, `pip install "pruning-llms[engine]"`. Without it, the cells that need it say so and the lesson
-# goes on.
+# The engine is an optional extra, `pip install "pruning-llms[engine]"`. Without it, the cells that need it say so and the
+# lesson goes on.
 
 # %%
 from course_utils import engine
@@ -722,7 +727,8 @@ if runs_engine:
     del model
 
 # %% [markdown]
-# All six files compute what PyTorch computes, up to the rounding of F16 (root mean square, as a share of how far logits spread).
+# All six files compute what PyTorch computes, up to the rounding of F16 (root mean square, as a share of how far logits
+# spread).
 #
 # **Predict before you run.** An engine has hardly any fixed cost a layer. Which contestants should lose what they gained in
 # PyTorch? And what will the odd width do?
@@ -775,14 +781,15 @@ if runs_engine:
     )
 
 # %% [markdown]
-# Dots near their diamonds mean that bytes and operations are nearly all there is in this engine. The odd width breaks the rule in the
-# engine as it does on disk: fewer weights, and not faster.
+# Dots near their diamonds mean that bytes and operations are nearly all there is in this engine. The odd width breaks the
+# rule in the engine as it does on disk: fewer weights, and not faster.
 #
-# **In Ollama**: write a file `Modelfile` with the line `FROM ./model.gguf` beside it, then `ollama create NAME -f Modelfile` and
-# `ollama run NAME`; the chat template travels in the file. **vLLM** loads the folder that `save_pruned` writes when plain transformers
-# can express the model: even widths, fewer blocks. Uneven widths and removed attention layers it doesn't load as they are saved here, and
-# its reading of GGUF files is an experimental plug-in. Both are stated, not run: Ollama is a server of its own, and vLLM wants a GPU and
-# its own torch. `docs/engines.md` in the repository has the table.
+# **In Ollama**: write a file `Modelfile` with the line `FROM ./model.gguf` beside it, then `ollama create NAME -f
+# Modelfile` and `ollama run NAME`; the chat template travels in the file. **vLLM** loads the folder that `save_pruned`
+# writes when plain transformers can express the model: even widths, fewer blocks. Uneven widths and removed attention
+# layers it doesn't load as they are saved here, and its reading of GGUF files is an experimental plug-in. Both are stated,
+# not run: Ollama is a server of its own, and vLLM wants a GPU and its own torch. `docs/engines.md` in the repository has
+# the table.
 
 # %%
 served.clear()
@@ -791,8 +798,8 @@ gc.collect()
 # %% [markdown]
 # ## Pruning or quantization?
 #
-# Both make a model smaller. Pruning drops weights; quantization keeps all of them with fewer bits. In Q4_0 a block of 32 weights shares
-# one scale, and each weight becomes a whole number from 0 to 15. Here is the rule on a block of eight:
+# Both make a model smaller. Pruning drops weights; quantization keeps all of them with fewer bits. In Q4_0 a block of 32
+# weights shares one scale, and each weight becomes a whole number from 0 to 15. Here is the rule on a block of eight:
 
 # %%
 block = torch.tensor([0.9, -0.4, 0.1, 0.05, -1.6, 0.7, 0.0, 0.3])
@@ -807,8 +814,8 @@ show(
 )
 
 # %% [markdown]
-# What is read back lies on a grid of 16 values, and the largest weight decides how coarse it is. Now for whole matrices, in blocks of 32,
-# as torch functions; the `gguf` package has the same rules for files.
+# What is read back lies on a grid of 16 values, and the largest weight decides how coarse it is. Now for whole matrices,
+# in blocks of 32, as torch functions; the `gguf` package has the same rules for files.
 
 
 # %%
@@ -846,12 +853,13 @@ for ours, kind in ((to_q8, "Q8_0"), (to_q4, "Q4_0"), (to_q4_1, "Q4_1")):
 # %% [markdown]
 # ### A trap: a model that has been quantized before
 #
-# Models travel in quantized files. The embedded SmolLM2 does: its matrices were stored in Q4_1 and multiplied out again, so its weights
-# **lie on a 4-bit grid already**. Quantizing such a model again may cost nothing, and a comparison with pruning, which pays in full, is
-# rigged.
+# Models travel in quantized files. The embedded SmolLM2 does: its matrices were stored in Q4_1 and multiplied out again,
+# so its weights **lie on a 4-bit grid already**. Quantizing such a model again may cost nothing, and a comparison with
+# pruning, which pays in full, is rigged.
 #
-# The test: does a round trip through the format change the weights? And the way off the grid: change the weights without changing the
-# function. What a norm multiplies can move into the matrices behind it; what `up` multiplies, `down` can divide again.
+# The test: does a round trip through the format change the weights? And the way off the grid: change the weights without
+# changing the function. What a norm multiplies can move into the matrices behind it; what `up` multiplies, `down` can
+# divide again.
 
 # %%
 del base
@@ -940,14 +948,15 @@ print(f"unpruned: perplexity {reference.perplexity:.2f}; what storing it costs (
 pd.DataFrame(costs)
 
 # %% [markdown]
-# The row of Q4_1 is the trap. As loaded, the model pays nothing for a format in which it has lain before; the same function off the
-# grid pays. From here on the whole model and all that is cut from it start **off the grid**.
+# The row of Q4_1 is the trap. As loaded, the model pays nothing for a format in which it has lain before; the same
+# function off the grid pays. From here on the whole model and all that is cut from it start **off the grid**.
 #
 # ### The same short distillation for every arm
 #
-# Three arms: the whole model, narrower MLPs (chosen by activation, lesson 03) and fewer blocks (chosen by influence, lesson 04). All three,
-# the whole one too, learn for the same few steps, the MLPs alone: half from the whole model's predictions (lesson 07) and half from the text
-# itself. (From its own predictions alone the whole model has nothing to learn.) So no arm has seen more text than another.
+# Three arms: the whole model, narrower MLPs (chosen by activation, lesson 03) and fewer blocks (chosen by influence,
+# lesson 04). All three, the whole one too, learn for the same few steps, the MLPs alone: half from the whole model's
+# predictions (lesson 07) and half from the text itself. (From its own predictions alone the whole model has nothing to
+# learn.) So no arm has seen more text than another.
 
 # %%
 from course_utils.architectures import cast_weights
@@ -988,8 +997,8 @@ print(
 )
 
 # %% [markdown]
-# **Predict before you run.** Three arms, three formats: nine models. Which is best at about the size of the whole model in Q8_0? And is a
-# pruned model in F16 ever the better buy than the whole one in Q8_0?
+# **Predict before you run.** Three arms, three formats: nine models. Which is best at about the size of the whole model in
+# Q8_0? And is a pruned model in F16 ever the better buy than the whole one in Q8_0?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -1065,13 +1074,14 @@ show(
 )
 
 # %% [markdown]
-# A point that has another one below it and to its left is beaten: something else is smaller *and* better. Follow each line from the right
-# to the left: F16 to Q8_0 halves the file and hardly moves the point upwards; pruning moves it upwards for much less.
+# A point that has another one below it and to its left is beaten: something else is smaller *and* better. Follow each line
+# from the right to the left: F16 to Q8_0 halves the file and hardly moves the point upwards; pruning moves it upwards for
+# much less.
 #
 # ### Exercise 4 · ●●○ · 8 minutes
 #
-# Write the rule. `points` maps a name to (bytes, loss); less is better in both. Return the names that no other point beats: beaten is who
-# has a rival that is at least as small **and** at least as good, and better in one of the two.
+# Write the rule. `points` maps a name to (bytes, loss); less is better in both. Return the names that no other point
+# beats: beaten is who has a rival that is at least as small **and** at least as good, and better in one of the two.
 #
 # <details><summary>Hint</summary>
 #
@@ -1102,10 +1112,11 @@ check_frontier(frontier)
 # %% [markdown]
 # ### And the speed?
 #
-# Fewer bits are fewer bytes to read, so generating gains. Reading a prompt is arithmetic, and there are as many operations as before.
+# Fewer bits are fewer bytes to read, so generating gains. Reading a prompt is arithmetic, and there are as many operations
+# as before.
 #
-# **Predict before you run.** What does Q8_0 buy in generating, and in reading a prompt? What do pruning and 4 bits buy together: the
-# product of both?
+# **Predict before you run.** What does Q8_0 buy in generating, and in reading a prompt? What do pruning and 4 bits buy
+# together: the product of both?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -1137,20 +1148,21 @@ else:
 quantized
 
 # %% [markdown]
-# llama.cpp rounds activations as well, so its loss needn't be ours to the last digit. Speeds are × the whole model in F16 (95 % interval);
-# the estimate counts bytes for generating and operations for reading.
+# llama.cpp rounds activations as well, so its loss needn't be ours to the last digit. Speeds are × the whole model in F16
+# (95 % interval); the estimate counts bytes for generating and operations for reading.
 #
 # ### When is which the better buy?
 #
 # *Quantize first* is what this frontier says for mild savings, and others find the same: Kuzmin et al. (2023) compare pruning and
-# quantization at equal compression, in theory and on many networks, and quantization wins except at extreme compression. *Then prune*, if
-# what you wait for is not bytes: fewer operations for reading, a smaller cache, fewer layers. Both stack, but below the product, since each
-# leaves less for the other.
+# quantization at equal compression, in theory and on many networks, and quantization wins except at extreme compression.
+# *Then prune*, if what you wait for is not bytes: fewer operations for reading, a smaller cache, fewer layers. Both stack,
+# but below the product, since each leaves less for the other.
 
 # %% [markdown]
 # ### Exercise 5 · ●●○ · 8 minutes
 #
-# Read a published row. NVIDIA's ModelOpt tutorial prunes a model from 31.6 to 22 billion parameters and reports tokens a second on an H100:
+# Read a published row. NVIDIA's ModelOpt tutorial prunes a model from 31.6 to 22 billion parameters and reports tokens a
+# second on an H100:
 #
 # | BF16 | FP8 | pruned, BF16 | pruned, FP8 |
 # |---|---|---|---|
@@ -1185,8 +1197,8 @@ check_claim(supported)
 # %% [markdown]
 # ## Energy, without a meter
 #
-# Energy is power × time. A counter in the processor (RAPL) or the card (NVML) measures it, and the package `codecarbon` reads both. Where
-# there is none to read, every figure is a **model**, and honest ones show their assumptions.
+# Energy is power × time. A counter in the processor (RAPL) or the card (NVML) measures it, and the package `codecarbon`
+# reads both. Where there is none to read, every figure is a **model**, and honest ones show their assumptions.
 
 # %%
 counters = [path for path in Path("/sys/class/powercap").glob("*/energy_uj") if os.access(path, os.R_OK)]
@@ -1218,9 +1230,9 @@ for name, seconds in seconds_a_token.items():
 pd.DataFrame(table).T
 
 # %% [markdown]
-# The last column is the speed-up once more: at constant power, a model of energy can't say anything that the clock hasn't said. The absolute
-# figures span two orders of magnitude, which is what is *not* known. So say "× 1.2 less time", and leave "saves so many grams" to those who
-# have a meter.
+# The last column is the speed-up once more: at constant power, a model of energy can't say anything that the clock hasn't
+# said. The absolute figures span two orders of magnitude, which is what is *not* known. So say "× 1.2 less time", and
+# leave "saves so many grams" to those who have a meter.
 
 # %% [markdown]
 # ## Which method for which bottleneck?
@@ -1246,8 +1258,8 @@ print("PyTorch, × unpruned; parameters removed:", ", ".join(f"{name} {-share:.1
 verdicts.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
 
 # %% [markdown]
-# The three cuts do not remove the same number of parameters, so compare rows, not columns: where does *this* cut help, and where not? The
-# order of advice:
+# The three cuts do not remove the same number of parameters, so compare rows, not columns: where does *this* cut help, and
+# where not? The order of advice:
 #
 # | you wait for, or run out of | first | then |
 # |---|---|---|
@@ -1285,8 +1297,8 @@ files.cleanup()
 #   > It works as well as before; here it isn't applied at all.
 
 # %% [markdown] tags=["quiz"]
-# Somebody shows that quantizing a downloaded model to 4 bits costs nothing, while pruning it by a tenth costs a lot. What do you ask
-# first?
+# Somebody shows that quantizing a downloaded model to 4 bits costs nothing, while pruning it by a tenth costs a lot. What
+# do you ask first?
 #
 # - [ ] Whether a tenth was the right ratio.
 #   > Any ratio would look bad beside a cost of nothing.
