@@ -25,7 +25,6 @@
 # %% tags=["install"]
 
 # %%
-import gc
 import os
 import tempfile
 from dataclasses import astuple
@@ -42,7 +41,7 @@ from tqdm import tqdm
 from course_utils import diagrams
 from course_utils.plotting import rows_with_intervals, show, show_tensor, style
 from course_utils.reports import model_size, with_interval
-from course_utils.session import start
+from course_utils.session import start, tidy
 
 session = start("10")
 style()
@@ -607,7 +606,7 @@ print(
 # %%
 for held in (everyone, contestants, shapes, some, narrow):
     held.clear()  # the cut models have done their part
-gc.collect()
+tidy()
 
 # %% [markdown]
 # ## In an engine that people serve with
@@ -795,7 +794,7 @@ if runs_engine:
 
 # %%
 served.clear()
-gc.collect()
+tidy()
 
 # %% [markdown]
 # ## Pruning or quantization?
@@ -909,10 +908,12 @@ evaluation = token_blocks(tokenizer, "evaluation", tokens=65_536, length=128).sa
 @torch.no_grad()
 def stored_as(model, rule, head=to_q8):
     """A variant of the model with its matrices rounded by a rule; embedding and head get at least 8 bits, as in llama.cpp."""
-    model, tables = variant(model), {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    model = variant(model)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            rounded = (rule if rule is FORMATS["F16"] or id(module) not in tables else head)(module.weight)
+            is_table = any(module is table for table in tables)
+            rounded = (head if is_table and rule is not FORMATS["F16"] else rule)(module.weight)
             module.weight = nn.Parameter(rounded.to(module.weight.dtype), requires_grad=False)
     model.tie_weights()
     return model
@@ -968,12 +969,11 @@ from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.teacher_states import remember_teacher
 from course_utils.width import neuron_importance
 
-STEPS, ROWS, LENGTH = 16, 4, 64
+STEPS, ROWS, LENGTH, ACCUMULATE = 16, 2, 64, 2
 on_gpu = session.device.type == "cuda"
 calibration = token_blocks(tokenizer, "calibration", tokens=65_536, length=128).sample(12, seed=0).batches()
-training = (
-    token_blocks(tokenizer, "distillation", tokens=65_536, length=LENGTH).sample(STEPS * ROWS, seed=0).batches(ROWS)
-)
+blocks = token_blocks(tokenizer, "distillation", tokens=65_536, length=LENGTH)
+training = blocks.sample(STEPS * ACCUMULATE * ROWS, seed=0).batches(ROWS)
 cuts = {
     "whole": lambda model: None,
     NARROW: lambda model: prune_neurons(model, neurons, ratio=1 - EVEN / full),
@@ -1016,11 +1016,13 @@ RECIPE = {
     "steps": STEPS,
     "lr": 2e-4,
     "alpha": 0.5,
+    "accumulate": ACCUMULATE,
     "precision": precision,
     "mlps_only": True,
     "recompute": on_gpu,
     "seed": session.seed,
 }
+tidy()
 SERVED = [("whole", "F16"), ("whole", "Q8_0"), ("whole", "Q4_0"), (NARROW, "Q4_0"), (SHORT, "Q8_0"), (SHORT, "Q4_0")]
 known = remember_teacher(base, training, precision=precision) if heals else None
 scores, sizes_of, stored, learned = {}, {}, {}, {}
