@@ -3,10 +3,11 @@
 The engine is the optional extra "engine": the wheel llama-cpp-py-sync, which carries llama.cpp and its C interface.
 ``available()`` tells whether it is there; everything else says how to get it where it isn't.
 
->>> if available():                                                  # doctest: +SKIP
-...     with load(export_gguf(model, tokenizer, "pruned.gguf")) as engine:
-...         engine.logits(tokenizer("Once upon a time").input_ids)   # [tokens, vocabulary], as model(...).logits[0]
-...     measure_speed({"whole": "whole.gguf", "pruned": "pruned.gguf"})
+>>> available() == (problem() == "")
+True
+>>> with load(export_gguf(model, tokenizer, "pruned.gguf")) as engine:  # doctest: +SKIP
+...     logits = engine.logits(tokenizer("Once upon a time").input_ids)  # as model(...).logits[0]
+>>> measure_speed({"whole": "whole.gguf", "pruned": "pruned.gguf"})  # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import gguf
 import numpy as np
@@ -79,7 +79,8 @@ def export_gguf(
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 causal language model, whole or pruned by any method of this package
             except the adaptive bypass. Qwen3's blocks must be alike.
-        tokenizer: the model's, a byte-level BPE (GPT-2's, SmolLM's, Llama 3's or Qwen2's splitting of text).
+        tokenizer: the model's, a byte-level BPE that splits text as GPT-2's, SmolLM's, Llama 3's or Qwen2's does. What
+            Qwen2's composes first (e and an accent to é), llama.cpp leaves as it is.
         path: the file, usually ``….gguf``; an older one is replaced.
         quantization: "F32", "F16", "Q8_0" or "Q4_0"; see the module's text and ``plan_gguf``.
 
@@ -201,6 +202,7 @@ class _File:
         """Check everything that can be refused before a weight is touched."""
         checks.one_of("quantization", quantization, QUANTIZATIONS)
         parts = describe(model)
+        _refuse_others(parts)
         shape = _Shape.of(parts)
         architecture = _architecture(parts, shape)
         vocabulary = _Vocabulary.of(tokenizer, parts.vocab_size)
@@ -233,7 +235,8 @@ class _File:
     def _add_settings(self, writer: GGUFWriter) -> None:
         config, shape = self.model.config, self.shape
         writer.add_type("model")
-        if name := Path(getattr(config, "_name_or_path", "") or "").name:  # never the folders above: they name a home
+        # The last part of any system's path: folders above it name a home.
+        if name := PureWindowsPath(getattr(config, "_name_or_path", "") or "").name:
             writer.add_name(name)
         writer.add_file_type(QUANTIZATIONS[self.quantization])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -249,6 +252,19 @@ class _File:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_rope_dimension_count(shape.head_size)
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+
+def _refuse_others(parts: Architecture) -> None:
+    if parts.name not in _EVEN:
+        raise CannotExport(
+            f"GGUF export knows {', '.join(_EVEN)}; got a {parts.name!r} model. Convert that one with llama.cpp's own "
+            "convert_hf_to_gguf.py, from a folder of save_pruned."
+        )
+    if parts.adaptive:
+        raise CannotExport(
+            "An adaptive model decides for each prompt which attentions to leave out, and no GGUF architecture can. "
+            "Undo it with make_adaptive(model, None), then choose fixed ones with bypass_attention."
+        )
 
 
 @dataclass(frozen=True)
@@ -291,16 +307,6 @@ class _Shape:
 def _architecture(parts: Architecture, shape: _Shape) -> str:
     """llama.cpp's name of the architecture that computes what the model does."""
     config, family = parts.model.config, parts.name
-    if family not in _EVEN:
-        raise CannotExport(
-            f"GGUF export knows {', '.join(_EVEN)}; got a {family!r} model. Convert that one with llama.cpp's own "
-            "convert_hf_to_gguf.py, from a folder of save_pruned."
-        )
-    if parts.adaptive:
-        raise CannotExport(
-            "An adaptive model decides for each prompt which attentions to leave out, and no GGUF architecture can. "
-            "Undo it with make_adaptive(model, None), then choose fixed ones with bypass_attention."
-        )
     if not shape.even and family not in _UNEVEN:
         raise CannotExport(
             f"llama.cpp has no architecture for a {family!r} model whose blocks differ (MLPs of {shape.widths} "

@@ -12,7 +12,7 @@ import torch
 from gguf import GGUFReader
 from tiny import FAMILIES, tiny_model, word_tokenizer
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import course_utils
 from course_utils import export
@@ -285,6 +285,12 @@ def test_tokenizer_that_is_split_in_unknown_ways_is_refused(tokenizer):
         plan_gguf(exportable(), tokenizer)
 
 
+def test_qwens_own_tokenizer_is_known():
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    qwen = Qwen2Tokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[("t", "h")])
+    assert export._Vocabulary.of(qwen, len(qwen)).splitting == "qwen2"
+
+
 def test_tokenizer_of_another_model_is_refused():
     with pytest.raises(CannotExport, match="knows token 257, but the model's embedding has 97 rows"):
         plan_gguf(tiny_model(), TOKENIZER)
@@ -344,9 +350,10 @@ def test_file_is_written_whole_or_not_at_all(value, quantization, tmp_path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_model_stays_as_it_is_and_no_path_gets_into_the_file(tmp_path):
+@pytest.mark.parametrize("source", ["/home/someone/models/tiny", r"C:\Users\someone\tiny", "someone/tiny", "tiny"])
+def test_model_stays_as_it_is_and_no_path_gets_into_the_file(source, tmp_path):
     model = bypassed(exportable(), [1])
-    model.config._name_or_path = "/home/someone/models/tiny"
+    model.config._name_or_path = source
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     path = export_gguf(model, TOKENIZER, tmp_path / "new" / "m.gguf", quantization="Q4_0")
     assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
