@@ -1008,7 +1008,9 @@ print(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The cell prints each point with its interval. Look first for points that have another one below and to the left of them.
+# The whole model in Q8_0 itself: its perplexity is × 1.00 of F16 at 144.8 MB. Every pruned model in F16 is larger *and* worse,
+# even the narrower one at × 1.21. In Q4_0 the whole model pays × 1.27. Pruned models stay on the frontier only where the
+# file has to be smaller than that: width 1280 in Q4_0, 84.3 MB, at × 1.57, and fewer blocks, 79.8 MB, at × 2.44.
 #
 # </details>
 
