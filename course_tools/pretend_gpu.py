@@ -629,6 +629,7 @@ def _patches(card: PretendGPU) -> Iterator[Any]:
         "max_memory_reserved": lambda device=None: card.highest,
         "reset_peak_memory_stats": lambda device=None: card.forget_highest(),
         "synchronize": lambda device=None: None,
+        "Event": _Event,
         "empty_cache": lambda: None,
         "manual_seed": lambda seed: None,
         "manual_seed_all": lambda seed: None,
@@ -643,6 +644,22 @@ def _patches(card: PretendGPU) -> Iterator[Any]:
     yield mock.patch.object(torch, _CORE.type, torch.cuda, create=True)
     autocast = torch.amp.autocast_mode.autocast
     yield mock.patch.object(autocast, "__init__", _autocast_of_core(autocast.__init__))
+
+
+class _Event:
+    """A mark in the card's work, which is finished as soon as it is asked for."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._at = 0.0
+
+    def record(self, stream: object = None) -> None:
+        self._at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: _Event) -> float:
+        return 1000 * (end._at - self._at)
 
 
 class _Names(TorchFunctionMode):

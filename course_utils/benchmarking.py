@@ -1,8 +1,7 @@
-"""What a pruned model costs and buys: seconds, memory, FLOPs, bytes, and the speed-up that these lead to expect.
+"""What a pruned model costs and buys: seconds and memory, measured beside what ``costs`` counts from shapes.
 
 Speeds are compared side by side in one run, never across runs or machines: the contestants take turns, and what is
-reported is the median ratio with an interval. FLOPs and bytes are counted from shapes, so for them a model on the
-"meta" device, built from a configuration alone, will do.
+reported is the median ratio with an interval.
 """
 
 from __future__ import annotations
@@ -21,99 +20,47 @@ from typing import Any
 import pandas as pd
 import torch
 from scipy.stats import quantile_test
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from course_utils import checks
 from course_utils.architectures import describe
+from course_utils.costs import (
+    PHASES,
+    decode_bytes,
+    decode_estimate,
+    flops_per_token,
+    kv_bytes_per_token,
+    prefill_estimate,
+    speedup_estimate,
+    work,
+)
 from course_utils.reports import model_size, with_interval
 from course_utils.uncertainty import verdict
 
+__all__ = [  # what is counted comes through this door as well
+    "decode_bytes",
+    "decode_estimate",
+    "flops_per_token",
+    "kv_bytes_per_token",
+    "measure_memory",
+    "measure_speed",
+    "median_interval",
+    "peak_memory",
+    "prefill_estimate",
+    "relative_speed",
+    "speed_frame",
+    "speedup_text",
+    "speedup_verdict",
+    "take_turns",
+    "time_interleaved",
+]
+
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
-
-
-# Counting
-
-
-def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "every") -> float:
-    """Floating-point operations a token, averaged over one causal pass over ``context`` tokens.
-
-    Each weight of a matrix costs a multiplication and an addition; so does each number of each query with each key
-    and of each attention weight with each value, of which a causal pass has ``context / 2`` a token on average:
-    ``2 x weights + 2 x context x (heads x head size, summed over the attentions)``. Norms, activations and the
-    embedding look-up are left out. Sliding windows are counted as full attention.
-
-    Args:
-        model: any model that ``describe`` knows.
-        context: tokens in the pass; 0 leaves the attention's own products out.
-        head: "every" applies the head to every token (as in training or scoring), "last" to the last one only
-            (as ``generate()`` does with a prompt).
-
-    Raises:
-        ValueError: another ``head``, or a negative context; with "last" a context below 1.
-    """
-    checks.one_of("head", head, ("every", "last"))
-    checks.whole_number("context", context, least=1 if head == "last" else 0)
-    architecture = describe(model)
-    flops = model_size(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions)
-    if head == "last":
-        flops -= 2 * architecture.head.weight.numel() * (1 - 1 / context)
-    return float(flops)
-
-
-def kv_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes that each token adds to the key/value cache, in the model's own dtype."""
-    return model.dtype.itemsize * sum(a.key_value_width for a in describe(model).attentions)
-
-
-def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> int:
-    """Bytes that have to be read to generate one more token for each of ``batch_size`` texts of ``context`` tokens.
-
-    That is every weight once, a head tied to the embedding included, plus all keys and values in the cache. Of an
-    embedding that is only looked up (GPT-2's positions, an untied input embedding) single rows are read, so it
-    doesn't count; nor do the weights of a bypassed attention, which stay in memory but at rest. Sliding windows are
-    counted as full attention.
-
-    Raises:
-        ValueError: ``batch_size`` below 1, or ``context`` below 0.
-    """
-    checks.whole_number("batch_size", batch_size, least=1)
-    checks.whole_number("context", context)
-    architecture = describe(model)
-    head = architecture.head.weight
-    unread = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not head}
-    for attention in architecture.attentions:
-        if attention.skipped:
-            unread.update(w for part in (attention.module, *attention.norms) for w in part.parameters())
-    weights = model_size(model).bytes - sum(w.numel() * w.element_size() for w in unread)
-    return weights + batch_size * context * kv_bytes_per_token(model)
-
-
-def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
-    """How many times as fast ``after`` should generate as ``before`` if memory traffic were all that takes time.
-
-    Generating reads all weights and all of the cache for each token and does little with them, so the estimate is the
-    ratio of the ``decode_bytes``. It is no ceiling: a framework spends time on each layer (launching kernels, copying
-    the cache) that no byte stands for, so leaving whole layers out can gain more. Large batches on a CPU may be limited
-    by arithmetic instead, see ``measure_speed``.
-    """
-    sizes = {"batch_size": batch_size, "context": context}
-    return decode_bytes(before, **sizes) / decode_bytes(after, **sizes)
-
-
-def prefill_estimate(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
-    """How many times as fast ``after`` should read a prompt of ``context`` tokens if arithmetic were all that counts.
-
-    A prompt's tokens share one reading of the weights, so the estimate is the ratio of the FLOPs a token, with the
-    head at the last token only. No ceiling, as with ``decode_estimate``.
-    """
-    return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
-
-
-# Measuring
 
 
 def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 11, warmups: int = 1) -> pd.DataFrame:
@@ -162,6 +109,7 @@ def measure_speed(
     batch_size: int = 1,
     rounds: int = 7,
     warmups: int = 1,
+    phases: Sequence[str] = PHASES,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Tokens a second of reading a prompt (prefill) and of generating (decode), each beside its estimate.
@@ -176,45 +124,47 @@ def measure_speed(
         batch_size: prompts that run at once, at least 1.
         rounds: timed runs of each, at least 6; the models take turns as in ``time_interleaved``.
         warmups: runs of each beforehand that don't count.
+        phases: what to time, "prefill", "decode" or both. Without "prefill" the prompts aren't read: the cache is
+            filled with one token's keys and values, repeated. A step then costs what it costs behind real prompts, so
+            long contexts in large batches can be timed in little time.
         seed: of the prompts.
 
     Returns:
-        Two rows a model: model, phase ("prefill" or "decode"), tokens_per_second (median, of the whole batch),
-        speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and
-        bytes alone lead to expect, the larger of the two ratios (bytes with the cache at its mean length). A speed-up
-        above it comes from what the estimate leaves out, a framework's fixed cost a layer above all; one that no such
-        cost explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd
-        sizes, or time spent on something other than the weights. ``relative_speed`` reads the
-        same rounds with another model as the measure; they are in ``.attrs["seconds"]``.
+        A row for each model and phase: model, phase ("prefill" or "decode"), seconds (median; for prefill this is the
+        time to the first token), tokens_per_second (of the whole batch), speedup over the first model (median over
+        rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and bytes alone lead to expect, the larger of
+        the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate
+        leaves out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost
+        explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or
+        time spent on something other than the weights. ``relative_speed`` reads the same rounds with another model as
+        the measure; they are in ``.attrs["seconds"]``.
 
     Raises:
-        ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds.
+        ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds,
+            no phase or an unknown one.
     """
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
-    for size, value in sizes.items():
-        checks.whole_number(size, value, least=1)
-    for name, model in models.items():
-        if model.training:
-            raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")
-        positions = getattr(model.config, "max_position_embeddings", math.inf)
-        if prompt_tokens + new_tokens > positions:
-            raise ValueError(
-                f"prompt_tokens + new_tokens is {prompt_tokens + new_tokens}, but model {name!r} has {positions} "
-                "positions; ask for fewer."
-            )
-    vocab_size = min((describe(model).vocab_size for model in models.values()), default=1)
-    prompt = torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(seed))
+    prompt = _prompts(models, **sizes, seed=seed)
+    for phase in phases:
+        checks.one_of("phases", phase, PHASES)
+    if not phases:
+        raise ValueError(f"'phases' is empty; name one or both of {', '.join(PHASES)}.")
 
-    def both_phases(model: PreTrainedModel) -> Callable[[], dict[str, float]]:
+    def lap(model: PreTrainedModel) -> Callable[[], dict[str, float]]:
         ids = prompt.to(model.device)
-        return lambda: _generate(model, ids, new_tokens)
+        return lambda: _generate(model, ids, new_tokens, read="prefill" in phases)
 
-    samples = take_turns({n: both_phases(m) for n, m in models.items()}, rounds=rounds, warmups=warmups)
+    samples = take_turns({name: lap(model) for name, model in models.items()}, rounds=rounds, warmups=warmups)
     first = models[next(iter(models))]
+
+    def estimate(model: PreTrainedModel, phase: str) -> float:
+        return speedup_estimate(work(first, phase, **sizes), work(model, phase, **sizes))
+
+    tokens = {"prefill": batch_size * prompt_tokens, "decode": batch_size * new_tokens}
     return speed_frame(
         samples,
-        {"prefill": batch_size * prompt_tokens, "decode": batch_size * new_tokens},
-        {name: _estimates(first, model, **sizes) for name, model in models.items()},
+        {phase: tokens[phase] for phase in phases},
+        {name: {phase: estimate(model, phase) for phase in phases} for name, model in models.items()},
     )
 
 
@@ -235,8 +185,9 @@ def speed_frame(
         for phase, count in tokens.items():
             seconds = [lap[phase] for lap in laps]
             ratios = _ratios([lap[phase] for lap in samples[first]], seconds)
+            middle = median(seconds)
             rows.append(
-                {"model": name, "phase": phase, "tokens_per_second": count / median(seconds)}
+                {"model": name, "phase": phase, "seconds": middle, "tokens_per_second": count / middle}
                 | _summary("speedup", ratios)
                 | {"estimate": estimates[name][phase]}
             )
@@ -256,7 +207,7 @@ def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
         reference: the model that the others are compared with.
 
     Returns:
-        Two rows a model, in the order of ``speed``: model, phase, speedup over ``reference`` with ci_low and ci_high.
+        A row for each of ``speed``, in its order: model, phase, speedup over ``reference`` with ci_low and ci_high.
 
     Raises:
         ValueError: the frame has no rounds in ``.attrs["seconds"]``, or no such model.
@@ -300,6 +251,40 @@ def speedup_verdict(row: pd.Series) -> str:
     if row.speedup > row.estimate:
         return "faster, about the estimate"
     return f"faster, {(row.speedup - 1) / (row.estimate - 1):.0%} of the estimated gain"
+
+
+@torch.no_grad()
+def measure_memory(
+    models: Mapping[str, PreTrainedModel],
+    *,
+    prompt_tokens: int = 128,
+    new_tokens: int = 2,
+    batch_size: int = 1,
+    read: bool = True,
+) -> pd.DataFrame:
+    """Bytes that generating takes: weights, cache, and the peak with all that comes and goes.
+
+    Args:
+        models: name -> model in eval mode.
+        prompt_tokens: tokens of each prompt, at least 1.
+        new_tokens: tokens generated after each prompt, at least 1.
+        batch_size: prompts that run at once, at least 1.
+        read: False fills the cache without reading the prompts, as ``measure_speed`` does without "prefill".
+
+    Returns:
+        One row a model: model, weights, cache (at its end), peak (weights included; see ``peak_memory``), in bytes.
+
+    Raises:
+        ValueError: as ``measure_speed``.
+    """
+    prompt = _prompts(models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, seed=0)
+    rows = []
+    for name, model in models.items():
+        ids, weights = prompt.to(model.device), model_size(model).bytes
+        peak = peak_memory(functools.partial(_generate, model, ids, new_tokens, read=read), device=model.device)
+        cache = batch_size * (prompt_tokens + new_tokens) * kv_bytes_per_token(model)
+        rows.append({"model": name, "weights": weights, "cache": cache, "peak": weights + peak})
+    return pd.DataFrame(rows)
 
 
 def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
@@ -383,37 +368,62 @@ def take_turns(
     return samples
 
 
-def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> dict[str, float]:
-    """Read the prompts [batch, length], then generate greedily from the cache; seconds by phase."""
-    cached = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
+def _prompts(
+    models: Mapping[str, PreTrainedModel], *, prompt_tokens: int, new_tokens: int, batch_size: int, seed: int
+) -> Tensor:
+    """Random prompts [batch, length] that every model can read, once all that is asked for is possible."""
+    for size, value in {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}.items():
+        checks.whole_number(size, value, least=1)
+    for name, model in models.items():
+        if model.training:
+            raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")
+        positions = getattr(model.config, "max_position_embeddings", math.inf)
+        if prompt_tokens + new_tokens > positions:
+            raise ValueError(
+                f"prompt_tokens + new_tokens is {prompt_tokens + new_tokens}, but model {name!r} has {positions} "
+                "positions; ask for fewer."
+            )
+    vocab_size = min((describe(model).vocab_size for model in models.values()), default=1)
+    return torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, read: bool = True) -> dict[str, float]:
+    """Read the prompts [batch, length], or fill the cache as if; then generate greedily from it; seconds by phase."""
+    cache = DynamicCache(config=model.config)
+    cached = {describe(model).cache_keyword: cache, "use_cache": True}
 
     def next_token(ids: Tensor) -> Tensor:
         return model(input_ids=ids, logits_to_keep=1, **cached).logits[:, -1:].argmax(dim=-1)
 
-    with _stopwatch() as prefill:
-        token = next_token(ids)
+    laps = {}
+    if not read and all(type(layer) is DynamicLayer for layer in cache.layers):
+        token = next_token(ids[:, :1])
+        for layer in cache.layers:
+            layer.keys, layer.values = (x.repeat(1, 1, ids.shape[1], 1) for x in (layer.keys, layer.values))
+    else:  # a sliding window drops what is old, so it has to be filled by reading
+        with _stopwatch() as prefill:
+            token = next_token(ids)
+        laps["prefill"] = prefill()
     with _stopwatch() as decode:
         for _ in range(new_tokens):
             token = next_token(token)
-    return {"prefill": prefill(), "decode": decode()}
-
-
-def _estimates(
-    before: PreTrainedModel, after: PreTrainedModel, *, prompt_tokens: int, new_tokens: int, batch_size: int
-) -> dict[str, float]:
-    """The larger of the FLOPs' and the bytes' ratio, by phase."""
-    context = prompt_tokens + new_tokens // 2
-    # A new token meets the whole cache, twice what a causal pass meets on average: hence 2 x context.
-    arithmetic = flops_per_token(before, 2 * context) / flops_per_token(after, 2 * context)
-    return {
-        "prefill": max(prefill_estimate(before, after, context=prompt_tokens), decode_estimate(before, after)),
-        "decode": max(decode_estimate(before, after, batch_size=batch_size, context=context), arithmetic),
-    }
+    return laps | {"decode": decode()}
 
 
 @contextlib.contextmanager
 def _stopwatch() -> Iterator[Callable[[], float]]:
-    """Hands out a function that tells, after the block, how many seconds it took."""
+    """Hands out a function that tells, after the block, how many seconds it took.
+
+    A CUDA card stamps two events itself; elsewhere the clock is read when all work has finished.
+    """
+    if torch.cuda.is_available():
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        yield lambda: begin.elapsed_time(end) / 1000  # it counts milliseconds
+        end.record()
+        end.synchronize()
+        return
     marks: list[float] = []
     _finish_device_work()
     marks.append(time.perf_counter())

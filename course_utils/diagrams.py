@@ -193,6 +193,27 @@ def reading_points() -> Axes:
     return ax
 
 
+def reading_and_generating() -> Axes:
+    """Where a pass's seconds go: reading a prompt shares one reading of the weights, generating repeats it a token."""
+    ax = _canvas(9, 4.7, "What the machine does in each phase")
+    for left, name, tokens, passes in ((0.3, "reading a prompt", 6, 1), (4.8, "generating", 1, 3)):
+        _text(ax, (left + 1.95, 4.3), name, weight="bold")
+        for number in range(passes):
+            y = 3.45 - 0.85 * number if passes > 1 else 2.6
+            _box(ax, (left + 2.55, y), "all weights", width=1.4, height=0.6, colour=STREAM)
+            for token in range(tokens):
+                ax.add_patch(
+                    Circle((left + 0.2 + 0.22 * token, y), 0.09, facecolor="white", edgecolor=INK, lw=1.4, zorder=3)
+                )
+            _arrow(ax, (left + 0.2 + 0.22 * tokens, y), (left + 1.8, y))
+            if passes > 1:
+                _box(ax, (left + 3.72, y), "cache", width=0.75, height=0.6, colour=MARK)
+    _text(ax, (2.25, 1.55), "many operations a byte:\narithmetic takes the time", size=11)
+    _text(ax, (6.75, 1.0), "few operations a byte:\nreading takes the time", size=11)
+    _note(ax, (4.5, 0.35), "Beside both: a fixed cost for each pass and layer, whatever its size. Circles are tokens.")
+    return ax
+
+
 def _canvas(width: float, height: float, title: str, *, bottom: float = 0.0) -> Axes:
     """Axes in inches: one unit is one inch, so that text and boxes keep their proportion in every drawing."""
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")

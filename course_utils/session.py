@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import gc
 import os
 import platform
 import random
 import re
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -144,6 +147,15 @@ def safe_dtype(dtype: torch.dtype) -> torch.dtype:
     import torch
 
     return torch.float32 if dtype == torch.float16 else dtype
+
+
+def tidy() -> None:
+    """Collect garbage, and hand freed memory back to the system: Linux's allocator would keep most of it."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _checked(profile: str, source: str) -> str:

@@ -27,8 +27,8 @@ LAYERS = {
     "data": "models texts",
     "methods": "passes reports influence width heads channels depth attention adaptive checkpoints export",
     "measuring": (
-        "uncertainty language_modelling branching evaluation benchmark_tasks benchmarking plotting diagrams components "
-        "activations prompt_harm policies engine"
+        "uncertainty language_modelling branching evaluation benchmark_tasks costs cost_model benchmarking plotting "
+        "diagrams components activations prompt_harm policies engine"
     ),
     "wings": "distillation bias compress",
     "top": "exercises",

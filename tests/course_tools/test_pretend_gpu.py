@@ -12,6 +12,7 @@ from torch import nn
 from course_tools import pretend_gpu
 from course_tools.pretend_gpu import Card, CardTensor, PretendGPU
 from course_utils import session
+from course_utils.benchmarking import measure_memory, measure_speed
 from course_utils.models import identity, tiny_llama, variant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,6 +130,15 @@ def test_training_holds_gradients_and_averages(card):
     optimizer.step()
     weights = 512 * 512 * 4
     assert 4 * weights <= card.alive < 4.1 * weights
+
+
+def test_speed_and_memory_are_measured_as_on_a_card(card):
+    models = {"one": tiny_llama().to("cuda")}
+    for phases in (("prefill", "decode"), ("decode",)):
+        table = measure_speed(models, prompt_tokens=6, new_tokens=2, rounds=6, phases=phases)
+        assert tuple(table.phase) == phases and (table.seconds > 0).all()
+    memory = measure_memory(models, prompt_tokens=6, new_tokens=2)
+    assert memory.peak[0] > memory.weights[0] + memory.cache[0]
 
 
 def test_devices_are_not_mixed(card):

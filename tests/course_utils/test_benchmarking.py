@@ -1,4 +1,4 @@
-"""Counts are checked against torch's own counters and real caches, clocks against one that the test winds."""
+"""Clocks are checked against one that the test winds, memory against tensors of known size."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel
 
 from course_utils import benchmarking
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import (
-    decode_bytes,
     decode_estimate,
     flops_per_token,
     kv_bytes_per_token,
+    measure_memory,
     measure_speed,
     median_interval,
     peak_memory,
@@ -28,131 +26,7 @@ from course_utils.benchmarking import (
     speedup_verdict,
     time_interleaved,
 )
-from course_utils.width import kept_width, neuron_importance, prune_neurons
-
-# Counting
-
-
-@pytest.mark.parametrize("head", ["every", "last"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_flops_agree_with_torchs_counter(family, head):
-    model, tokens = tiny_model(family), 6
-    model.set_attn_implementation("eager")  # the counter doesn't see into the CPU's fused attention
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ids = torch.arange(3, 3 + tokens)[None]
-        model(input_ids=ids, use_cache=False, logits_to_keep=0 if head == "every" else 1)
-    # Eager attention computes the full square of queries and keys; a causal pass needs half of it.
-    other_half = 2 * tokens * sum(a.query_width for a in describe(model).attentions)
-    # Older transformers make the angles of the rotary embedding, once for all layers, by a tiny matrix product.
-    by_module = counter.get_flop_counts().items()
-    angles = sum(sum(flops.values()) for module, flops in by_module if module.endswith("rotary_emb"))
-    expected = tokens * (flops_per_token(model, tokens, head=head) + other_half)
-    assert counter.get_total_flops() - angles == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_kv_bytes_agree_with_a_real_cache(family, dtype):
-    model, tokens = tiny_model(family, dtype=dtype), 6
-    cache = DynamicCache(config=model.config)
-    with torch.no_grad():
-        model(torch.arange(3, 3 + tokens)[None], use_cache=True, **{describe(model).cache_keyword: cache})
-    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
-    assert held == tokens * kv_bytes_per_token(model)
-
-
-def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
-    tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
-    assert decode_bytes(tied) == decode_bytes(untied) == 4 * tied.num_parameters()
-    gpt2 = tiny_model("gpt2")
-    assert decode_bytes(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
-    assert decode_bytes(gpt2, batch_size=3, context=10) == decode_bytes(gpt2) + 30 * kv_bytes_per_token(gpt2)
-
-
-def on_meta(config) -> PreTrainedModel:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def smollm2(*, blocks: int = 30, glu_ratio: float = 0.0) -> PreTrainedModel:
-    return on_meta(
-        LlamaConfig(
-            hidden_size=576, intermediate_size=kept_width(1536, glu_ratio), num_hidden_layers=blocks,
-            num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-
-
-def llama_1b(*, glu_ratio: float = 0.0) -> PreTrainedModel:
-    return on_meta(
-        LlamaConfig(
-            hidden_size=2048, intermediate_size=kept_width(8192, glu_ratio), num_hidden_layers=16,
-            num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-
-
-def test_the_models_are_the_published_ones():
-    assert smollm2().num_parameters() == 134_515_008
-    assert llama_1b().num_parameters() == 1_235_814_400
-
-
-@pytest.mark.parametrize(
-    ("build", "cut", "decode", "decode_long", "prefill"),
-    [
-        (smollm2, {"glu_ratio": 0.2}, 1.134, 1.010, 1.127),
-        (smollm2, {"glu_ratio": 0.4}, 1.310, 1.020, 1.290),
-        (smollm2, {"blocks": 27}, 1.086, 1.109, 1.111),
-        (smollm2, {"blocks": 24}, 1.188, 1.245, 1.250),
-        (llama_1b, {"glu_ratio": 0.2}, 1.150, 1.050, 1.183),
-        (llama_1b, {"glu_ratio": 0.4}, 1.353, 1.105, 1.448),  # 1.449 without the head at the last token
-    ],
-)
-def test_estimates_from_configurations_alone(build, cut, decode, decode_long, prefill):
-    before, after = build(), build(**cut)
-    assert decode_estimate(before, after) == pytest.approx(decode, abs=6e-4)
-    assert decode_estimate(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
-    assert prefill_estimate(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
-
-
-@pytest.mark.parametrize("remove", [False, True])
-@pytest.mark.parametrize(
-    ("count", "decode", "decode_long", "prefill"), [(4, 1.027, 1.142, 1.062), (8, 1.056, 1.332, 1.132)]
-)
-def test_estimates_of_bypassed_and_removed_attentions(count, decode, decode_long, prefill, remove):
-    before, after = smollm2(), smollm2()
-    bypass_attention(after, range(count), remove=remove)
-    assert decode_estimate(before, after) == pytest.approx(decode, abs=6e-4)
-    assert decode_estimate(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
-    assert prefill_estimate(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
-
-
-def test_estimate_of_distilgpt2():
-    def distilgpt2(width):
-        return on_meta(GPT2Config(n_layer=6, n_inner=width))
-
-    before, after = distilgpt2(3072), distilgpt2(kept_width(3072, 0.2))
-    assert (before.num_parameters(), after.num_parameters()) == (81_912_576, 76_250_268)
-    assert decode_estimate(before, after) == pytest.approx(1.075, abs=6e-4)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda m: flops_per_token(m, -1),
-        lambda m: flops_per_token(m, 0, head="last"),
-        lambda m: flops_per_token(m, 8, head="first"),
-        lambda m: decode_bytes(m, batch_size=0),
-        lambda m: decode_bytes(m, context=-1),
-        lambda m: prefill_estimate(m, m, context=0),
-    ],
-)
-def test_counting_refuses_impossible_sizes(call):
-    with pytest.raises(ValueError, match="must be"):
-        call(tiny_model())
-
-
-# Measuring
+from course_utils.width import neuron_importance, prune_neurons
 
 
 class Clock:
@@ -251,7 +125,94 @@ def test_speed_table_has_speedups_beside_estimates():
     assert table.estimate[3] == pytest.approx(
         max((weights[base] + attention) / (weights[pruned] + attention), decode_estimate(base, pruned, context=9))
     )
-    assert table.estimate[2] == max(prefill_estimate(base, pruned, context=8), decode_estimate(base, pruned))
+    expected = max(prefill_estimate(base, pruned, context=8), decode_estimate(base, pruned))
+    assert table.estimate[2] == pytest.approx(expected)
+    assert (table.seconds * table.tokens_per_second).tolist() == pytest.approx([8, 2] * 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_alone_meets_a_cache_of_the_same_length_without_reading(family):
+    model, seen, asked = tiny_model(family), [], {"prompt_tokens": 6, "new_tokens": 2, "batch_size": 2}
+    keyword = describe(model).cache_keyword
+
+    def look(_model, _args, kwargs):
+        seen.append((tuple(kwargs["input_ids"].shape), kwargs[keyword].get_seq_length()))
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    table = measure_speed({"m": model}, **asked, rounds=6, warmups=0, phases=["decode"])
+    assert table.phase.tolist() == ["decode"]
+    first, *steps = seen[:3]
+    windows = family in ("qwen2", "gemma2", "gemma3_text")  # what a window has dropped can't be made up
+    assert first == ((2, 6 if windows else 1), 0)
+    assert steps == [((2, 1), 6), ((2, 1), 7)]
+
+
+def test_decoding_alone_works_without_attentions():
+    model = tiny_model()
+    bypass_attention(model, [0, 2], remove=True)
+    table = measure_speed({"m": model}, prompt_tokens=5, new_tokens=2, rounds=6, phases=["decode"])
+    assert table.seconds[0] > 0
+
+
+def test_memory_is_weights_cache_and_what_comes_and_goes():
+    models = {"base": tiny_model(), "narrow": tiny_model()}
+    prune_neurons(models["narrow"], neuron_importance(models["narrow"], "l1"), ratio=0.5)
+    for read in (True, False):
+        table = measure_memory(models, prompt_tokens=30, new_tokens=2, batch_size=3, read=read)
+        assert table.model.tolist() == ["base", "narrow"]
+        assert table.weights.tolist() == [4 * model.num_parameters() for model in models.values()]
+        assert table.cache.tolist() == [3 * 32 * kv_bytes_per_token(models["base"])] * 2
+        assert (table.peak > table.weights + table.cache).all()
+        assert table.peak[1] < table.peak[0]
+
+
+class FakeEvent:
+    """A CUDA event on a clock of its own, in milliseconds; it refuses to be read before the card has got there."""
+
+    now, log = 0.0, []
+
+    def __init__(self, enable_timing=False):
+        assert enable_timing
+        self.at, self.reached = None, False
+
+    def record(self):
+        self.at = FakeEvent.now
+        FakeEvent.log.append("record")
+
+    def synchronize(self):
+        self.reached = True
+
+    def elapsed_time(self, end):
+        assert end.reached, "read before the card had finished"
+        return end.at - self.at
+
+
+def test_a_cuda_card_stamps_events_itself(monkeypatch):
+    """No card is at hand here: the calls are those of torch.cuda, the card is made up."""
+    FakeEvent.now, FakeEvent.log = 0.0, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: FakeEvent.log.append("finish earlier work"))
+
+    def kernel():
+        FakeEvent.now += 250.0
+
+    with benchmarking._stopwatch() as seconds:
+        kernel()
+    assert seconds() == 0.25
+    assert FakeEvent.log == ["finish earlier work", "record", "record"]
+
+
+def test_peak_memory_on_a_card_is_its_allocators_peak_above_the_start(monkeypatch):
+    calls = []
+    for name, value in {"memory_allocated": 1000, "max_memory_allocated": 4500}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name, value=value: calls.append(name) or value)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, name=name: calls.append(name))
+    assert peak_memory(lambda: calls.append("call"), device="cuda") == 3500
+    assert calls == [
+        "synchronize", "reset_peak_memory_stats", "memory_allocated", "call", "synchronize", "max_memory_allocated",
+    ]  # fmt: skip
 
 
 def test_relative_speed_takes_another_model_as_the_measure_round_by_round():
@@ -298,6 +259,8 @@ def test_a_speedup_in_words(speedup, low, high, estimate, verdict):
         ({"batch_size": True}, "'batch_size' must be"),
         ({"rounds": 5}, "'rounds' must be a whole number of at least 6"),
         ({"warmups": -1}, "'warmups' must be"),
+        ({"phases": []}, "'phases' is empty"),
+        ({"phases": ["training"]}, "'phases' must be one of"),
         ({"prompt_tokens": 60, "new_tokens": 5}, "'m' has 64 positions"),
     ],
 )

@@ -20,6 +20,7 @@ DRAWINGS = {
     "adaptive_decision": [{}],
     "distillation": [{}],
     "reading_points": [{}],
+    "reading_and_generating": [{}],
 }
 
 

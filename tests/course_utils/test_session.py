@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy
+import psutil
 import pytest
 import torch
 from huggingface_hub import constants
@@ -129,3 +130,19 @@ def test_fast_dtype_is_what_the_cpu_multiplies_natively(monkeypatch, capabilitie
 def test_fast_dtype_of_a_torch_that_cannot_tell(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert session.fast_dtype(torch.device("cpu")) is torch.float32
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other allocators give memory back by themselves, or never"
+)
+def test_tidying_gives_freed_memory_back():
+    def resident():
+        return psutil.Process().memory_info().rss
+
+    pieces = [torch.ones(16_000) for _ in range(2_000)]  # of 64 kB, so in the heap; every other one stays
+    kept = pieces[::2]
+    del pieces
+    before = resident()
+    session.tidy()
+    assert before - resident() > 40_000_000  # of the 64 MB that lie between what stays
+    assert all(piece.all() for piece in kept)

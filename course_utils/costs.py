@@ -1,0 +1,173 @@
+"""What a pass through a model costs in operations and bytes, counted from shapes, and the speed-up to expect.
+
+Nothing is measured here, so a model on the "meta" device, built from a configuration alone, will do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from course_utils import checks
+from course_utils.architectures import describe
+from course_utils.reports import model_size
+
+PHASES = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a phase asks of a machine: reading a batch of prompts, or generating so many tokens after them.
+
+    Attributes:
+        passes: forward passes.
+        attentions: attention sublayers run, over all passes; bypassed and removed ones don't run.
+        mlps: MLP sublayers run, over all passes.
+        weight_bytes: weights read, once a pass.
+        cache_bytes: keys and values of earlier tokens that are read, over all passes.
+        operations: floating-point operations, two a multiplication with addition.
+    """
+
+    passes: int
+    attentions: int
+    mlps: int
+    weight_bytes: int
+    cache_bytes: int
+    operations: float
+
+
+def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "every") -> float:
+    """Floating-point operations a token, averaged over one causal pass over ``context`` tokens.
+
+    Each weight of a matrix costs a multiplication and an addition; so does each number of each query with each key
+    and of each attention weight with each value, of which a causal pass has ``context / 2`` a token on average:
+    ``2 x weights + 2 x context x (heads x head size, summed over the attentions)``. Norms, activations and the
+    embedding look-up are left out. Sliding windows are counted as full attention.
+
+    Args:
+        model: any model that ``describe`` knows.
+        context: tokens in the pass; 0 leaves the attention's own products out.
+        head: "every" applies the head to every token (as in training or scoring), "last" to the last one only
+            (as ``generate()`` does with a prompt).
+
+    Raises:
+        ValueError: another ``head``, or a negative context; with "last" a context below 1.
+    """
+    checks.one_of("head", head, ("every", "last"))
+    checks.whole_number("context", context, least=1 if head == "last" else 0)
+    architecture = describe(model)
+    flops = model_size(model).flops + 2 * context * sum(a.query_width for a in architecture.attentions)
+    if head == "last":
+        flops -= 2 * architecture.head.weight.numel() * (1 - 1 / context)
+    return float(flops)
+
+
+def kv_bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes that each token adds to the key/value cache, in the model's own dtype."""
+    return model.dtype.itemsize * sum(a.key_value_width for a in describe(model).attentions)
+
+
+def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> int:
+    """Bytes that have to be read to generate one more token for each of ``batch_size`` texts of ``context`` tokens.
+
+    That is every weight once, a head tied to the embedding included, plus all keys and values in the cache. Of an
+    embedding that is only looked up (GPT-2's positions, an untied input embedding) single rows are read, so it
+    doesn't count; nor do the weights of a bypassed attention, which stay in memory but at rest. Sliding windows are
+    counted as full attention.
+
+    Raises:
+        ValueError: ``batch_size`` below 1, or ``context`` below 0.
+    """
+    checks.whole_number("batch_size", batch_size, least=1)
+    checks.whole_number("context", context)
+    architecture = describe(model)
+    head = architecture.head.weight
+    unread = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not head}
+    for attention in architecture.attentions:
+        if attention.skipped:
+            unread.update(w for part in (attention.module, *attention.norms) for w in part.parameters())
+    weights = model_size(model).bytes - sum(w.numel() * w.element_size() for w in unread)
+    return weights + batch_size * context * kv_bytes_per_token(model)
+
+
+def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
+    """How many times as fast ``after`` should generate as ``before`` if memory traffic were all that takes time.
+
+    Generating reads all weights and all of the cache for each token and does little with them, so the estimate is the
+    ratio of the ``decode_bytes``. It is no ceiling: a framework spends time on each layer (launching kernels, copying
+    the cache) that no byte stands for, so leaving whole layers out can gain more. Large batches on a CPU may be limited
+    by arithmetic instead, see ``measure_speed``.
+    """
+    sizes = {"batch_size": batch_size, "context": context}
+    return decode_bytes(before, **sizes) / decode_bytes(after, **sizes)
+
+
+def prefill_estimate(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
+    """How many times as fast ``after`` should read a prompt of ``context`` tokens if arithmetic were all that counts.
+
+    A prompt's tokens share one reading of the weights, so the estimate is the ratio of the FLOPs a token, with the
+    head at the last token only. No ceiling, as with ``decode_estimate``.
+    """
+    return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
+
+
+def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: int = 1, batch_size: int = 1) -> Work:
+    """What a phase of ``benchmarking.measure_speed`` asks of a machine.
+
+    Args:
+        model: any model that ``describe`` knows.
+        phase: "prefill" reads ``batch_size`` prompts of ``prompt_tokens``, the head at the last token only; "decode"
+            generates ``new_tokens`` after each, one pass a token, behind a cache of its mean length.
+        prompt_tokens: tokens of each prompt, at least 1.
+        new_tokens: tokens generated after each prompt, at least 1; prefill doesn't depend on them.
+        batch_size: prompts that run at once, at least 1.
+
+    Raises:
+        ValueError: another phase, or a size below 1.
+    """
+    checks.one_of("phase", phase, PHASES)
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
+    for name, size in sizes.items():
+        checks.whole_number(name, size, least=1)
+    architecture = describe(model)
+    passes = 1 if phase == "prefill" else new_tokens
+    weights = decode_bytes(model)
+    if phase == "prefill":
+        cache, operations = 0, batch_size * prompt_tokens * flops_per_token(model, prompt_tokens, head="last")
+    else:
+        context = prompt_tokens + new_tokens // 2
+        cache = passes * batch_size * context * kv_bytes_per_token(model)
+        # A new token meets the whole cache, twice what a causal pass meets on average: hence 2 x context.
+        operations = passes * batch_size * flops_per_token(model, 2 * context)
+    return Work(
+        passes=passes,
+        attentions=passes * sum(not attention.skipped for attention in architecture.attentions),
+        mlps=passes * architecture.num_blocks,
+        weight_bytes=passes * weights,
+        cache_bytes=cache,
+        operations=operations,
+    )
+
+
+def speedup_estimate(before: Work, after: Work) -> float:
+    """How many times as fast ``after`` should be if only bytes, or only operations, took time: the larger ratio.
+
+    An estimate, no ceiling: see ``decode_estimate``.
+    """
+    byte_ratio = (before.weight_bytes + before.cache_bytes) / (after.weight_bytes + after.cache_bytes)
+    return max(byte_ratio, before.operations / after.operations)
+
+
+def bytes_held(model: PreTrainedModel, *, tokens: int, batch_size: int = 1) -> int:
+    """Bytes that serving needs at least: all weights, and a cache of ``batch_size`` texts of ``tokens`` tokens.
+
+    Nothing can serve with less in the model's own dtype, so this one is a floor. Activations come on top.
+
+    Raises:
+        ValueError: a negative number of tokens, or ``batch_size`` below 1.
+    """
+    checks.whole_number("tokens", tokens)
+    checks.whole_number("batch_size", batch_size, least=1)
+    return model_size(model).bytes + batch_size * tokens * kv_bytes_per_token(model)

@@ -1,0 +1,1344 @@
+# ---
+# jupyter:
+#   course:
+#     title: "What pruning really buys: speed, memory and energy, measured"
+#     minutes: 100
+#     prerequisites: lessons 03 to 05 (the cuts), lesson 07 for the part with distillation
+#     assets: [smollm2, speeches]
+# ---
+
+# %% [markdown]
+# ## What you will learn
+#
+# - which of four bottlenecks a cut relieves, and which it leaves alone
+# - how to time models so that the number means something, with two controls that must show *nothing*
+# - a cost model in three terms that is fitted on some shapes and judged on others: why fewer blocks beat narrower ones in a
+#   slow framework, and not in a lean engine
+# - the same pruned models as files that llama.cpp runs; and a width that is smaller on paper and larger on disk
+# - pruning *and* quantization: when is which the better buy?
+# - what may be said about energy without a meter
+#
+# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B. The
+# saved outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which. Another machine
+# has other bottlenecks and gives other numbers: that is what this lesson is about.
+
+# %% tags=["install"]
+
+# %%
+import os
+import tempfile
+from dataclasses import astuple
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import nnls
+from torch import nn
+from tqdm import tqdm
+
+from course_utils import diagrams
+from course_utils.plotting import rows_with_intervals, show, show_tensor, style
+from course_utils.reports import model_size, with_interval
+from course_utils.session import start, tidy
+
+session = start("10")
+style()
+
+# %% [markdown]
+# ## You removed 20 %. What got faster?
+#
+# "Pruning makes models faster" is no answer. Faster at what, for whom, and why?
+#
+# | somebody | waits for | what takes the time | so a cut helps if it saves |
+# |---|---|---|---|
+# | reads a long document with the model | the first token | operations (*prefill*) | FLOPs |
+# | chats alone with it | each next token | reading all weights (*decode*, small batch) | bytes of weights |
+# | serves many long chats | each next token | reading keys and values (*decode*, large batch) | bytes of cache |
+# | runs a small model in a slow framework | anything | a fixed cost a layer | **layers** |
+
+# %%
+diagrams.reading_and_generating()
+show(
+    "Two drawings side by side. Reading a prompt: six tokens go through one reading of all weights. Generating: three passes "
+    "below each other, and each reads all weights and the cache for a single token."
+)
+
+# %% [markdown]
+# On the left six tokens share one reading of the weights, on the right each token needs a reading of its own, and of the
+# cache on top. That is why the two phases have different bottlenecks.
+#
+# ## A machine small enough to compute by hand
+#
+# Three numbers describe a machine here: seconds for each layer that runs at all, bytes it reads a second, operations it
+# does a second. Take a model of eight blocks and two cuts that save **the same bytes**: two blocks fewer, or narrower
+# MLPs. And take two machines: a framework that spends 2 milliseconds on each block whatever its size, and an engine that
+# spends almost nothing.
+#
+# **Predict before you run.** The bytes are the same. On which machine is one cut faster than the other?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# In the lean engine both cuts give × 1.19, just the bytes. In the slow framework the narrower model gains least of all,
+# × 1.11, and the shorter one most, × 1.24: more than the bytes explain, because the fixed cost of two blocks went with them.
+#
+# </details>
+
+# %%
+from course_utils.cost_model import CostModel
+from course_utils.costs import Work, speedup_estimate
+
+MB = 1e6
+HEAD = 90 * MB
+
+
+def generating(blocks, mlp=14 * MB, attention=6 * MB):
+    """What one token asks for: each weight of two bytes is read once, and multiplied and added once."""
+    read = int(blocks * (mlp + attention) + HEAD)
+    return Work(passes=1, attentions=blocks, mlps=blocks, weight_bytes=read, cache_bytes=0, operations=read)
+
+
+toy = {"whole": generating(8), "two blocks fewer": generating(6), "narrower MLPs": generating(8, mlp=9 * MB)}
+nothing = dict.fromkeys(("passes", "attentions", "mlps", "cache_bytes", "operations"), 0.0)
+machines = {
+    "slow framework": CostModel(nothing | {"attentions": 1e-3, "mlps": 1e-3, "weight_bytes": 1 / 10e9}),
+    "lean engine": CostModel(nothing | {"attentions": 1e-6, "mlps": 1e-6, "weight_bytes": 1 / 10e9}),
+}
+assert toy["two blocks fewer"].weight_bytes == toy["narrower MLPs"].weight_bytes
+pd.DataFrame(
+    {
+        machine: {
+            name: f"{1000 * model.predict(work):.1f} ms, × {model.speedup(toy['whole'], work):.2f}"
+            for name, work in toy.items()
+        }
+        for machine, model in machines.items()
+    }
+    | {"estimate from bytes": {name: f"× {speedup_estimate(toy['whole'], work):.2f}" for name, work in toy.items()}}
+)
+
+# %% [markdown]
+# The **estimate** from bytes is right for the lean engine only. It is no *ceiling*: the framework's shorter model passes
+# it. A speed-up above an estimate is not an error by itself. It asks for a reason, and the fixed cost is one.
+
+# %% [markdown]
+# ### Exercise 1 · ●●○ · 10 minutes
+#
+# Predict before you measure. A machine spends `fixed` seconds on each block and reads `rate` bytes a second. A model has
+# `blocks` blocks of `mlp` + `attention` bytes, and a head of `head` bytes. Return two speed-ups of generating one token:
+# with `removed` blocks fewer, and with a `share` of each MLP's neurons gone.
+#
+# <details><summary>Hint</summary>
+#
+# Write the seconds of a model as a function of its number of blocks and the bytes of an MLP. The head is read once a token.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_10 import check_speedups
+
+
+# BEGIN SOLUTION
+def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
+    def seconds(blocks, mlp):
+        return blocks * (fixed + (mlp + attention) / rate) + head / rate
+
+    whole = seconds(blocks, mlp)
+    return whole / seconds(blocks - removed, mlp), whole / seconds(blocks, (1 - share) * mlp)
+
+
+# END SOLUTION
+# BEGIN STUB
+# def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
+#     ...  # your code
+# END STUB
+check_speedups(speedups)
+
+# %% [markdown]
+# ## The contestants
+#
+# Every method of the course so far, at about a fifth. For time it doesn't matter *which* neurons or blocks go, so this
+# part takes the first neurons and the blocks in the middle; for quality it matters a lot, and further below they are
+# chosen with care.
+#
+# Three contestants are **controls**. The whole model runs a second time under another name: any difference is noise.
+# Zeroed weights keep their shape: unstructured pruning, as it comes without special kernels. And the odd width is there
+# because it is what `ratio=0.2` gives.
+
+# %%
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention
+from course_utils.depth import remove_blocks
+from course_utils.models import load_model, variant
+from course_utils.width import kept_width, prune_neurons
+
+base, tokenizer = load_model("llama", dtype=session.dtype)
+total, full = describe(base).num_blocks, describe(base).intermediate_sizes[0]
+FIFTH = round(total / 5)
+EVEN, ODD = kept_width(full, 1 / 6, multiple_of=64), kept_width(full, 1 / 5) | 1  # | 1 makes it odd, if it isn't
+
+
+def middle(count):
+    """So many block numbers from the middle of the model."""
+    return range((total - count) // 2, (total - count) // 2 + count)
+
+
+def cut(*, width=full, blocks=0, attentions=0, only=None):
+    """A variant of the base model: narrower MLPs (in the blocks `only`), fewer blocks, fewer attention layers."""
+    model = variant(base)
+    if blocks:
+        remove_blocks(model, middle(blocks))
+    if attentions:
+        bypass_attention(model, middle(attentions), remove=True)
+    if width < full:
+        first_ones = [torch.arange(full, 0.0, -1)] * describe(model).num_blocks  # the higher, the more important
+        prune_neurons(model, first_ones, ratio=1 - width / full, layers=only)
+    return model
+
+
+print(f"{base.config.name_or_path}: {base.num_parameters():,} parameters, {total} blocks, MLPs of {full} neurons")
+print(f"{ODD} is {ODD / 32:.1f} × 32, {EVEN} is {EVEN / 64:.0f} × 64")
+
+# %%
+from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+
+
+@torch.no_grad()
+def zeroed(share):
+    """A variant of the base model in which a share of each MLP's weights is zero, anywhere: the shapes stay."""
+    model = variant(base)
+    for mlp in describe(model).mlps:
+        for projection in (*mlp.inputs, mlp.output):
+            weight = projection.weight
+            projection.module.weight = nn.Parameter(weight * (torch.rand_like(weight) >= share), requires_grad=False)
+    return model
+
+
+# Each prompt decides anew, and each decides to leave out a fifth: what deciding costs is all that differs from "removed".
+same_for_all = AdaptiveConfig(
+    model=ModelIdentity.of(base), order=tuple(middle(FIFTH)), left_out=(FIFTH,), thresholds=(),
+    policy="length_variance", parameters={"log_length": [0.0, 1.0], "variance": [0.0, 1.0]},
+)  # fmt: skip
+
+AGAIN, ZEROED, ADAPTIVE = "unpruned, again", "a fifth of weights zeroed", f"{FIFTH} attentions, adaptive"
+NARROW, TRAP, UNEVEN = f"width {EVEN}", f"width {ODD}", f"uneven, {EVEN} on average"
+SHORT, CALM = f"{FIFTH} blocks fewer", f"{FIFTH} attentions removed"
+contestants = {
+    "unpruned": base,
+    AGAIN: variant(base),
+    ZEROED: zeroed(0.2),
+    NARROW: cut(width=EVEN),
+    TRAP: cut(width=ODD),
+    UNEVEN: cut(width=2 * EVEN - full, only=range(0, total, 2)),
+    SHORT: cut(blocks=FIFTH),
+    CALM: cut(attentions=FIFTH),
+    ADAPTIVE: make_adaptive(variant(base), same_for_all),
+}
+
+# %%
+from course_utils.costs import bytes_held, kv_bytes_per_token
+
+sizes = pd.DataFrame(
+    {
+        name: {
+            "parameters": model_size(model).parameters,
+            "weights, MB": model_size(model).bytes / 1e6,
+            "MFLOPs a token": model_size(model).flops / 1e6,
+            "cache, kB a token": kv_bytes_per_token(model) / 1e3,
+            "serving 8 texts of 2048, MB": bytes_held(model, tokens=2048, batch_size=8) / 1e6,
+        }
+        for name, model in contestants.items()
+    }
+).T
+sizes.map("{:,.0f}".format)
+
+# %% [markdown]
+# The last column adds the cache of eight long texts to the weights. Only fewer blocks and fewer attention layers make that
+# part smaller. An adaptive model keeps all its weights, and a fifth of zeros saves no byte at all.
+#
+# ## How to measure without fooling yourself
+#
+# `measure_speed` of `course_utils.benchmarking` lets all models take turns, in every other round in reverse order. Each
+# runs once before the clock counts. Each generates the same number of tokens, whatever they are, and the clock waits until
+# the device has finished. Reported is the median of the ratios **round by round**, with its interval.
+
+# %% [markdown]
+# ### Exercise 2 · ●○○ · 8 minutes
+#
+# Six people time `whole` and `pruned`. Name what is wrong with each program: `"cold start"`, `"different lengths"`,
+# `"no cache"`, `"not finished"`, `"not in turns"`, or `"none"` where nothing is.
+#
+# - **A**: `for m in (whole, pruned): t = clock(); generate(m, new_tokens=64); print(clock() - t)`
+# - **B**: warms both up; takes turns; `m.generate(ids, max_new_tokens=64)`; prints 64 / seconds
+# - **C**, on a GPU: warms both up; takes turns; `t = clock(); m(ids); print(clock() - t)`
+# - **D**: warms both up; runs `generate(whole, new_tokens=64)` 50 times, then `generate(pruned, new_tokens=64)` 50 times; medians
+# - **E**: warms both up; takes turns; 64 times `ids = cat(ids, m(ids, use_cache=False).logits[:, -1:].argmax(-1))`
+# - **F**, on a GPU: warms both up; takes turns; forces 64 tokens from the cache; `synchronize()` before each look at the clock
+#
+# <details><summary>Hint</summary>
+#
+# Ask of each: does the first run pay for something? Do both do the same work? Is it the work that you mean? Is it done
+# when the clock is read? Could the machine have changed in between?
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_10 import check_measuring_mistakes
+
+# BEGIN SOLUTION
+mistakes = {
+    "A": "cold start",
+    "B": "different lengths",
+    "C": "not finished",  # the card still computes when Python has gone on
+    "D": "not in turns",
+    "E": "no cache",  # one long prefill a token
+    "F": "none",
+}
+# END SOLUTION
+# BEGIN STUB
+# mistakes = {"A": ..., "B": ..., "C": ..., "D": ..., "E": ..., "F": ...}
+# END STUB
+check_measuring_mistakes(mistakes)
+
+# %% [markdown]
+# ## PyTorch, measured beside the estimates
+#
+# In the same rounds run five further shapes, which nobody would use: half the blocks, half the width, half the attention
+# layers, and mixtures. They are for the cost model below.
+#
+# For the long and the many texts the cache is filled without reading them (a step costs the same), and fewer models take
+# part.
+#
+# **Predict before you run.**
+#
+# 1. Generating for one text: which gains more, a fifth of the blocks or MLPs narrower by a sixth? Where is the odd width?
+# 2. Eight long texts: which method gains most now?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Fewer blocks, clearly. Narrower MLPs gain much less than their bytes promise here, and the odd width hardly more than the
+# even one. With many long texts, what makes the cache smaller gains most: fewer blocks and fewer attention layers.
+#
+# </details>
+
+# %%
+from course_utils.benchmarking import measure_speed
+
+HALF = round(total / 2)
+shapes = {
+    "half the blocks": cut(blocks=HALF),
+    "half the width": cut(width=full // 2),
+    "half the blocks and width": cut(blocks=HALF, width=full // 2),
+    "half the attentions": cut(attentions=HALF),
+    "three quarters of both": cut(blocks=round(total / 4), width=full * 3 // 4),
+}
+everyone = contestants | shapes
+FEW = ("unpruned", NARROW, SHORT, CALM)
+SETTINGS = {  # what is timed, and with whom
+    "1 text of 128": ({"prompt_tokens": 128, "new_tokens": 4}, everyone),
+    "1 text of 512": (
+        {"prompt_tokens": 512, "new_tokens": 1, "phases": ["prefill"]},
+        (*FEW, "half the blocks", "half the width"),
+    ),
+    "32 texts of 128": ({"prompt_tokens": 128, "new_tokens": 1, "batch_size": 32, "phases": ["decode"]}, FEW),
+    "8 texts of 2048": (
+        {"prompt_tokens": 2048, "new_tokens": 1, "batch_size": 8, "phases": ["decode"]},
+        (*FEW, "half the blocks", "half the attentions"),
+    ),
+}
+speed = {
+    setting: measure_speed({name: everyone[name] for name in names}, rounds=6, **options)
+    for setting, (options, names) in SETTINGS.items()
+}
+
+# %%
+# What an adaptive model leaves out depends on the prompt; here it is what CALM leaves out, so that is its estimate.
+rows = pd.concat([frame.assign(setting=name) for name, frame in speed.items()], ignore_index=True)
+by = rows.set_index(["setting", "phase", "model"])
+for setting, phase, model in by.index:
+    if model == ADAPTIVE:
+        by.loc[(setting, phase, ADAPTIVE), "estimate"] = by.loc[(setting, phase, CALM), "estimate"]
+columns = {f"{phase}, {setting}": by.loc[(setting, phase)] for setting, phase, _ in by.index}
+
+
+def said(row):
+    return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, est. {row.estimate:.2f}"
+
+
+whole = {name: column.loc["unpruned"] for name, column in columns.items()}
+for name, row in whole.items():
+    print(f"unpruned, {name}: {row.tokens_per_second:,.0f} tokens/s ({1000 * row.seconds:,.0f} ms)")
+for control in (AGAIN, ZEROED):
+    found = {name: column.loc[control] for name, column in columns.items() if control in column.index}
+    apart = [name for name, row in found.items() if not row.ci_low <= 1 <= row.ci_high]
+    print(f"control: {control} is told apart from unpruned in {', '.join(apart) or 'no phase'}")
+print(
+    "time to the first token of 128 is the prefill's milliseconds\n\nspeed, × unpruned (95 % interval), and the estimate:"
+)
+pd.DataFrame(
+    {
+        name: {
+            model: said(column.loc[model]) if model in column.index else "not timed"
+            for model in contestants
+            if model != "unpruned"
+        }
+        for name, column in columns.items()
+    }
+)
+
+# %% [markdown]
+# First the controls. Where *unpruned, again* has an interval that leaves out 1, the machine was too restless for small
+# differences. And zeros are read and multiplied like any other number: without special kernels and a special format,
+# unstructured pruning buys nothing.
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(13, 3.6), layout="constrained", sharey=True)
+for ax, name in zip(axes, ("decode, 1 text of 128", "decode, 8 texts of 2048"), strict=True):
+    column = columns[name]
+    drawn = [model for model in FEW if model != "unpruned"]
+    rows_with_intervals(
+        {model: tuple(column.loc[model, ["speedup", "ci_low", "ci_high"]]) for model in drawn},
+        marks={model: column.loc[model].estimate for model in drawn},
+        at=1, at_label="unpruned", x_label="speed, × unpruned", title=name, ax=ax,
+    )  # fmt: skip
+axes[1].get_legend().remove()
+show(
+    "Two panels of measured speed-ups with intervals and their estimates as open diamonds, one row a method: generating for one "
+    "short text on the left, for eight long ones on the right. The rows for removed attention layers and blocks move to the "
+    "right in the second panel, those for narrower MLPs move towards 1."
+)
+
+# %% [markdown]
+# Left, one user: the weights are what is read. Right, many long texts: the cache is, and cuts that leave it alone lose
+# their gain. Where a dot lies right of its diamond, something went that is neither a byte nor an operation.
+#
+# ### Memory
+
+# %%
+from course_utils.benchmarking import measure_memory
+
+eight_long = {"prompt_tokens": 2048, "new_tokens": 1, "batch_size": 8, "read": False}
+some = {name: contestants[name] for name in ("unpruned", ZEROED, NARROW, SHORT, CALM)}
+memory = measure_memory(some, **eight_long).set_index("model")
+print("generating behind 8 texts of 2,048 tokens, MB")
+(memory / 1e6).round(0).astype(int)
+
+# %% [markdown]
+# `peak` counts each tensor that comes and goes, weights included. The plain cache of transformers is copied at each step,
+# layer by layer, so the peak lies above weights plus cache.
+
+# %% [markdown]
+# ## A cost model: where do the seconds go?
+#
+# Each pass asks a machine for six amounts: passes, attention layers, MLPs, bytes of weights, bytes of cache, operations.
+# If each costs a fixed number of seconds, a model's time is a weighted sum of them. The weights are fitted by least
+# squares, with no cost below zero, on the whole model and the five odd shapes. **The contestants are not in the fit**, nor
+# is one of the settings, the 32 texts. They are the test.
+
+
+# %%
+def fit_by_hand(works, seconds):
+    """Seconds for each unit of work that bring the relative errors down, none of them negative."""
+    amounts = np.array([astuple(one) for one in works], dtype=float)  # [works, parts]
+    units = amounts.max(axis=0).clip(min=1e-12)  # bytes are many and passes are few: bring them to one scale
+    costs, _ = nnls(amounts / units / np.array(seconds)[:, None], np.ones(len(works)))
+    return costs / units
+
+
+# %%
+from course_utils.cost_model import fit_cost_model, held_out_errors
+from course_utils.costs import work
+
+FITTED_ON = ("unpruned", *shapes)
+UNSEEN = "32 texts of 128"
+STANDS_FOR = {ADAPTIVE: CALM}  # which layers run is decided at run time, and not in its shapes
+
+
+def work_of(setting, phase, model):
+    asked = {name: size for name, size in SETTINGS[setting][0].items() if name != "phases"}
+    return work(everyone[STANDS_FOR.get(model, model)], phase, **asked)
+
+
+works = {place: work_of(*place) for place in by.index}
+fits = {}
+for phase in ("prefill", "decode"):  # kernels for one token and for many are different ones
+    places = [p for p in by.index if p[1] == phase and p[2] in FITTED_ON and p[0] != UNSEEN]
+    seen, seconds = [works[place] for place in places], by.loc[places].seconds.tolist()
+    fits[phase] = fit_cost_model(seen, seconds)
+    ours = np.array([astuple(one) for one in seen]) @ fit_by_hand(seen, seconds)
+    np.testing.assert_allclose(ours, [fits[phase].predict(one) for one in seen], rtol=1e-6)
+    groups = {
+        shape: ([works[p] for p in places if p[2] == shape], [by.loc[p].seconds for p in places if p[2] == shape])
+        for shape in FITTED_ON
+    }
+    errors = held_out_errors(groups).error.abs()
+    print(
+        f"{phase}: shapes left out of the fit in turn are predicted within {errors.median():.1%} (median), {errors.max():.1%} at worst"
+    )
+
+# %% [markdown]
+# `fit_by_hand` equals `fit_cost_model`. Each of the fitted shapes was also left out once and predicted from the others.
+#
+# **Predict before you run.** The cost model has never seen the contestants. How far off will its speed-ups be, compared
+# with the estimates?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Its dots lie nearer to the diagonal than the estimates. Narrower MLPs get less than the estimate and removed layers more,
+# both for the same reason: a large part of the time is a fixed cost of layers, which only removed layers save.
+#
+# </details>
+
+# %%
+judged = []
+for setting, phase, model in by.index:
+    if model in contestants and model != "unpruned":
+        row = by.loc[(setting, phase, model)]
+        predicted = fits[phase].speedup(works[(setting, phase, "unpruned")], works[(setting, phase, model)])
+        judged.append((f"{phase}, {setting}", model, row.speedup, row.estimate, predicted))
+judged = pd.DataFrame(judged, columns=["phase", "model", "measured", "estimate", "cost model"])
+for column in ("estimate", "cost model"):
+    judged[f"{column} / measured"] = judged[column] / judged.measured
+within = (judged["cost model / measured"] - 1).abs() <= 0.1
+print(f"within 10 % of the measured speed-up: cost model {within.sum()} of {len(judged)}, ", end="")
+print(f"estimate {((judged['estimate / measured'] - 1).abs() <= 0.1).sum()} of {len(judged)}")
+print(
+    "mean distance:", *(f"{c} {(judged[f'{c} / measured'] - 1).abs().mean():.1%}" for c in ("estimate", "cost model"))
+)
+judged.set_index(["phase", "model"]).round(2)
+
+# %%
+ax = plt.subplots(figsize=(7.5, 6.5), layout="constrained")[1]
+low, high = 0.9 * judged[["measured", "cost model"]].min().min(), 1.05 * judged[["measured", "estimate"]].max().max()
+ax.fill_between([low, high], [0.9 * low, 0.9 * high], [1.1 * low, 1.1 * high], color="0.9", label="within 10 %")
+ax.plot([low, high], [low, high], color="0.4", ls=":")
+ax.plot(judged.measured, judged.estimate, "D", color="C1", fillstyle="none", markeredgewidth=2, label="estimate")
+ax.plot(judged.measured, judged["cost model"], "o", color="C0", label="cost model")
+ax.set(xlabel="measured speed-up", ylabel="expected speed-up", xlim=(low, high), ylim=(low, high))
+ax.set_title("Contestants that the fit hasn't seen")
+ax.legend()
+show(
+    "Expected against measured speed-up, a point for each contestant and phase: the estimates as open diamonds, the cost model as "
+    "dots, with a grey band of 10 % around the diagonal. The dots lie nearer to the diagonal than the diamonds."
+)
+
+# %% [markdown]
+# A point on the diagonal is explained. Diamonds off it are what bytes and operations leave out; dots off it are what even
+# the cost model doesn't know, such as a width that the kernels dislike.
+
+# %%
+place = ("1 text of 128", "decode")
+parts = pd.DataFrame(
+    {name: fits["decode"].parts(works[(*place, name)]) for name in ("unpruned", NARROW, SHORT, CALM)}
+).T
+parts = 1000 * parts / SETTINGS["1 text of 128"][0]["new_tokens"]  # milliseconds a token
+named = {
+    "fixed: pass and layers": parts[["passes", "attentions", "mlps"]].sum(axis=1),
+    "bytes": parts[["weight_bytes", "cache_bytes"]].sum(axis=1),
+    "operations": parts.operations,
+}
+ax, start_at = plt.subplots(figsize=(9, 3.4), layout="constrained")[1], np.zeros(len(parts))
+for number, (name, values) in enumerate(named.items()):
+    ax.barh(parts.index, values, left=start_at, color=f"C{number}", hatch=("//", "", "..")[number], label=name)
+    start_at = start_at + values.to_numpy()
+ax.invert_yaxis()
+ax.set(xlabel="milliseconds a token, fitted", title="Generating for one text: where the time goes")
+ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+show(
+    "Stacked bars of fitted milliseconds a token for the unpruned model, narrower MLPs, fewer blocks and fewer attention layers: "
+    "fixed costs, bytes, operations. Narrower MLPs shorten only the parts for bytes and operations; fewer blocks shorten all."
+)
+fixed = named["fixed: pass and layers"] / parts.sum(axis=1)
+print(
+    f"fixed costs are {fixed['unpruned']:.0%} of a token's time; {1000 * fits['decode'].seconds['attentions']:.2f} ms an attention"
+)
+
+# %% [markdown]
+# The hatched part is what no narrower matrix can save. It goes with whole layers only: that is all there is to "depth is
+# faster than width" in this framework.
+#
+# A word of caution: bytes and operations rise and fall together when MLPs get narrower, so the fit can't tell them apart
+# well, and may give one what belongs to the other. Their sum is what it knows.
+
+# %% [markdown]
+# ## Widths that the hardware likes
+#
+# Is the odd width slower than its size, in this framework? One MLP, 128 tokens, a range of widths.
+
+# %%
+from course_utils.benchmarking import time_interleaved
+
+mlp = describe(base).mlps[0]
+WIDTHS = sorted({ODD, ODD + 1, ODD // 8 * 8, ODD // 32 * 32, EVEN - 32, EVEN, EVEN + 1, EVEN + 64, full})
+tokens = torch.randn(1, 128, describe(base).hidden_size, dtype=base.dtype, device=base.device)
+narrow = {width: describe(cut(width=width, only=[0])).blocks[0].mlp for width in WIDTHS}
+
+
+def forward(module):
+    with torch.inference_mode():
+        for _ in range(5):
+            module(tokens)
+
+
+calls = {str(width): lambda width=width: forward(narrow[width]) for width in sorted(WIDTHS, reverse=True)}
+timed = time_interleaved(calls, rounds=21, warmups=3)
+timed["width"] = timed.name.astype(int)
+timed = timed.sort_values("width")
+timed["relative"] = timed.ratio / (timed.width / full)
+ax = plt.subplots(figsize=(9, 4.2), layout="constrained")[1]
+ax.plot([timed.width.min(), full], [timed.width.min() / full, 1], color="0.4", ls=":", label="in proportion")
+error = [timed.ratio - timed.ci_low, timed.ci_high - timed.ratio]
+ax.errorbar(timed.width, timed.ratio, yerr=error, fmt="o", capsize=4)
+ax.set(xlabel="MLP width", ylabel="time, × full width", title="One MLP reading 128 tokens")
+ax.legend()
+show(
+    "Time of one MLP relative to the full width against its width, with intervals, and a dotted line where it would be in "
+    "proportion. Points above the line are widths that cost more time than their size."
+)
+print(
+    "time for its size, × full width:", {int(w): round(r, 2) for w, r in zip(timed.width, timed.relative, strict=True)}
+)
+
+# %% [markdown]
+# A point above the line pays for more than it has. GPUs are pickier than CPUs here: their tensor cores take tiles of 8, 64
+# or 128, so `multiple_of=64` in `prune_neurons` costs nothing and may save a surprise. The next section has a stricter
+# reason.
+
+# %%
+for held in (everyone, contestants, shapes, some, narrow):
+    held.clear()  # the cut models have done their part
+tidy()
+
+# %% [markdown]
+# ## In an engine that people serve with
+#
+# PyTorch is for research. People serve models with llama.cpp (behind Ollama and LM Studio), vLLM or TensorRT-LLM.
+# llama.cpp reads one file, GGUF, in which each tensor has a number format: F16, or blocks of 32 weights in 8 bits (Q8_0:
+# 34 bytes a block) or 4 bits (Q4_0: 18 bytes).
+#
+# **A row that isn't a multiple of 32 can't be stored in blocks** and falls back to 2 bytes a weight. The rows of the
+# down-projection are as long as the MLP is wide. `plan_gguf` tells before anything is written.
+#
+# **Predict before you run.** In Q8_0, how does the file of the odd width compare with that of the *whole* model?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# It is larger: 147.8 MB against 144.8 MB for the whole model, although a fifth of the neurons is gone. Width 1280 takes
+# 130.7 MB.
+#
+# </details>
+
+# %%
+from course_utils.export import export_gguf, plan_gguf
+
+served = {
+    "unpruned": cut(),
+    NARROW: cut(width=EVEN),
+    TRAP: cut(width=ODD),
+    UNEVEN: cut(width=2 * EVEN - full, only=range(0, total, 2)),
+    SHORT: cut(blocks=FIFTH),
+    CALM: cut(attentions=FIFTH),
+}
+FILES = ("F16", "Q8_0", "Q4_0")
+plans = {
+    (name, kind): plan_gguf(model, tokenizer, quantization=kind)
+    for name, model in tqdm(served.items(), desc="planning")
+    for kind in (FILES if name not in (UNEVEN, CALM) else FILES[:1])
+}
+note = next(note for note in plans[TRAP, "Q8_0"].note if note)
+print(f"{TRAP} in Q8_0: {note}\n\nMB on disk:")
+pd.DataFrame(
+    {
+        kind: {name: f"{plans[name, kind].bytes.sum() / 1e6:.1f}" for name in ("unpruned", NARROW, TRAP)}
+        for kind in FILES
+    }
+)
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 10 minutes
+#
+# Choose a width for a budget. A model has `blocks` GLUs over `hidden` channels (a multiple of 32); everything else takes
+# `others` bytes. Return the largest MLP width whose Q8_0 file fits into `budget` bytes. A row whose length is a multiple
+# of 32 takes 34 bytes for 32 weights, any other row 2 bytes a weight. gate and up are [width, hidden], down is [hidden,
+# width].
+#
+# <details><summary>Hint</summary>
+#
+# If the width is a multiple of 32, all three matrices take 34/32 bytes a weight. Is there any other width worth a look?
+#
+# </details>
+
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_10 import check_width_for
+
+
+# BEGIN SOLUTION
+def width_for(hidden, blocks, others, budget):
+    a_neuron = 3 * hidden * 34 / 32  # one row of gate, one of up, one column of down
+    return int((budget - others) / blocks / a_neuron) // 32 * 32
+
+
+# END SOLUTION
+# BEGIN STUB
+# def width_for(hidden, blocks, others, budget):
+#     ...  # your code
+# END STUB
+check_width_for(width_for)
+
+# %% [markdown]
+# ### The same models in llama.cpp
+#
+# Models whose blocks differ (uneven widths, attention layers removed) are no plain Llama for llama.cpp. They are written as
+# `deci`: the architecture of NVIDIA's Nemotron-51B, a Llama pruned block by block.
+#
+# The engine is an optional extra, `pip install "pruning-llms[engine]"`. Without it, the cells that need it say so and the
+# lesson goes on.
+
+# %%
+from course_utils import engine
+
+ENGINE_LIMIT = 1e9  # bytes of an F16 file; six of them lie on disk at once
+small_enough = 2 * model_size(base).parameters < ENGINE_LIMIT
+runs_engine = engine.available() and small_enough
+if runs_engine:
+    print(
+        f"llama.cpp is here ({engine.PACKAGE} {engine.VERSION}); it uses {torch.get_num_threads()} threads, as torch does."
+    )
+elif engine.available():
+    print(
+        "Skipped below: llama.cpp's speeds. Six files of this model would take more than 5 GB; use a smaller COURSE_LLAMA."
+    )
+else:
+    print(f"Skipped below: llama.cpp's speeds. {engine.problem()}")
+
+# %%
+files = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+folder = Path(files.name)
+if runs_engine:
+    in_f16 = {}
+    ids = torch.arange(100, 148)[None]
+    for number, (name, model) in enumerate(tqdm(served.items(), desc="exporting")):
+        in_f16[name] = export_gguf(model, tokenizer, folder / f"{number}.gguf")
+        with torch.no_grad(), engine.load(in_f16[name], context=64) as opened:
+            exact = variant(model).to("cpu", torch.float32)(ids, use_cache=False).logits[0]
+            apart = (opened.logits(ids[0]) - exact).square().mean().sqrt() / exact.std()
+        kind = plans[name, "F16"].attrs["architecture"]
+        print(
+            f"{name:<24} {kind:<6} {in_f16[name].stat().st_size / 1e6:6.1f} MB, logits {apart:.1%} of their spread apart"
+        )
+    del model
+
+# %% [markdown]
+# All six files compute what PyTorch computes, up to the rounding of F16 (root mean square, as a share of how far logits
+# spread).
+#
+# **Predict before you run.** An engine has hardly any fixed cost a layer. Which contestants should lose what they gained in
+# PyTorch? And what will the odd width do?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Width 1280 now reaches its estimate, which it didn't in PyTorch, and fewer blocks reach theirs, without going far beyond.
+# The odd width is slower in reading a prompt than the whole model.
+#
+# </details>
+
+# %%
+if runs_engine:
+    served_speed = engine.measure_speed(in_f16, prompt_tokens=128, new_tokens=16, rounds=8)
+    both = served_speed.set_index(["phase", "model"])
+    torch_rows = {phase: columns[f"{phase}, 1 text of 128"] for phase in ("prefill", "decode")}
+    table = {}
+    for phase, model in both.index:
+        if model != "unpruned":
+            row = both.loc[(phase, model)]
+            table.setdefault(f"{phase}, llama.cpp", {})[model] = said(row)
+            table.setdefault(f"{phase}, speed-up / estimate", {})[model] = f"{row.speedup / row.estimate:.2f}"
+            table.setdefault(f"{phase}, PyTorch", {})[model] = f"{torch_rows[phase].loc[model].speedup:.2f}"
+    for phase in ("prefill", "decode"):
+        rate = both.loc[(phase, "unpruned")].tokens_per_second
+        print(
+            f"{phase}: llama.cpp {rate:,.0f} tokens/s, PyTorch {torch_rows[phase].loc['unpruned'].tokens_per_second:,.0f}"
+        )
+        for model in (NARROW, SHORT):
+            reached = both.loc[(phase, model)].speedup / both.loc[(phase, model)].estimate
+            print(f"  {model}: {reached:.2f} of the estimate, {'at least' if reached >= 0.9 else 'below'} 0.9")
+    display_table = pd.DataFrame(table)
+else:
+    display_table = "Skipped: llama.cpp isn't here."
+display_table
+
+# %%
+if runs_engine:
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharey=True)
+    for ax, phase in zip(axes, ("prefill", "decode"), strict=True):
+        part = both.loc[phase].drop("unpruned")
+        rows_with_intervals(
+            {name: (row.speedup, row.ci_low, row.ci_high) for name, row in part.iterrows()},
+            marks=part.estimate.to_dict(),
+            at=1, at_label="unpruned", x_label="speed, × unpruned, F16", title=f"{phase} in llama.cpp", ax=ax,
+        )  # fmt: skip
+    axes[1].get_legend().remove()
+    show(
+        "Two panels, reading and generating in llama.cpp: measured speed-ups with intervals and their estimates as diamonds for five "
+        "pruned models. Most dots lie near their diamonds; the odd width stands far left of its own."
+    )
+
+# %% [markdown]
+# Dots near their diamonds mean that bytes and operations are nearly all there is in this engine. The odd width breaks the
+# rule in the engine as it does on disk: fewer weights, and not faster.
+#
+# **In Ollama**: write a file `Modelfile` with the line `FROM ./model.gguf` beside it, then `ollama create NAME -f
+# Modelfile` and `ollama run NAME`; the chat template travels in the file. **vLLM** loads the folder that `save_pruned`
+# writes when plain transformers can express the model: even widths, fewer blocks. Uneven widths and removed attention
+# layers it doesn't load as they are saved here, and its reading of GGUF files is an experimental plug-in. Both are stated,
+# not run: Ollama is a server of its own, and vLLM wants a GPU and its own torch. `docs/engines.md` in the repository has
+# the table.
+
+# %%
+served.clear()
+tidy()
+
+# %% [markdown]
+# ## Pruning or quantization?
+#
+# Both make a model smaller. Pruning drops weights; quantization keeps all of them with fewer bits. In Q4_0 a block of 32
+# weights shares one scale, and each weight becomes a whole number from 0 to 15. Here is the rule on a block of eight:
+
+# %%
+block = torch.tensor([0.9, -0.4, 0.1, 0.05, -1.6, 0.7, 0.0, 0.3])
+scale = block[block.abs().argmax()] / -8  # the largest weight becomes 0 and is stored without error
+whole_numbers = (block / scale + 8.5).trunc().clamp(0, 15)
+rows_shown = torch.stack([block, whole_numbers, (whole_numbers - 8) * scale])
+ax = show_tensor(rows_shown, title="Eight weights in four bits", x_label="weight", y_label="", fmt=".2f")
+ax.set_yticks(range(3), ["weight", "stored", "read back"])
+show(
+    "Three rows of eight numbers: the weights, the whole numbers from 0 to 15 that are stored for them, and what is read back. The "
+    "values in the third row are multiples of one scale, near those in the first."
+)
+
+# %% [markdown]
+# What is read back lies on a grid of 16 values, and the largest weight decides how coarse it is. Now for whole matrices,
+# in blocks of 32, as torch functions; the `gguf` package has the same rules for files.
+
+
+# %%
+def to_q8(weight):
+    blocks = weight.float().view(-1, 32)
+    scale = blocks.abs().amax(1, keepdim=True) / 127
+    return (torch.where(scale > 0, blocks / scale, 0).round() * scale.half()).view_as(weight)
+
+
+def to_q4(weight):
+    blocks = weight.float().view(-1, 32)
+    scale = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)) / -8
+    levels = (torch.where(scale != 0, blocks / scale, 0) + 8.5).trunc().clamp(0, 15)
+    return ((levels - 8) * scale.half()).view_as(weight)
+
+
+def to_q4_1(weight):
+    """The older 4-bit format with a scale and a lowest value."""
+    blocks = weight.float().view(-1, 32)
+    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
+    scale = (high - low) / 15
+    levels = (torch.where(scale > 0, (blocks - low) / scale, 0) + 0.5).trunc().clamp(0, 15)
+    return (levels * scale.half() + low.half()).view_as(weight)
+
+
+from gguf import GGMLQuantizationType, quants
+
+some_weights = torch.randn(64, 96)
+for ours, kind in ((to_q8, "Q8_0"), (to_q4, "Q4_0"), (to_q4_1, "Q4_1")):
+    stored = quants.quantize(some_weights.numpy(), GGMLQuantizationType[kind])
+    read_back = quants.dequantize(stored, GGMLQuantizationType[kind])
+    np.testing.assert_allclose(ours(some_weights).numpy(), read_back, atol=1e-6)
+    print(f"{kind}: {stored.nbytes / some_weights.numel() * 8:.1f} bits a weight, as the gguf package does it")
+
+# %% [markdown]
+# ### A trap: a model that has been quantized before
+#
+# Models travel in quantized files. The embedded SmolLM2 does: its matrices were stored in Q4_1 and multiplied out again,
+# so its weights **lie on a 4-bit grid already**. Quantizing such a model again may cost nothing, and a comparison with
+# pruning, which pays in full, is rigged.
+#
+# The test: does a round trip through the format change the weights? And the way off the grid: change the weights without
+# changing the function. What a norm multiplies can move into the matrices behind it; what `up` multiplies, `down` can
+# divide again.
+
+# %%
+del base
+quality_dtype = (
+    torch.float16 if session.dtype == torch.float16 else torch.float32
+)  # bfloat16 would round more than Q8_0
+base, tokenizer = load_model("llama", dtype=quality_dtype)
+
+
+@torch.no_grad()
+def off_the_grid(model, seed=0):
+    """A variant that computes the same, with every channel and neuron of its matrices multiplied by 0.84 to 1.19."""
+    model, generator = variant(model), torch.Generator().manual_seed(seed)
+
+    def factors(count):
+        return (2 ** (0.5 * torch.rand(count, generator=generator) - 0.25)).to(model.device)
+
+    def scale(module, *, rows=1.0, columns=1.0):
+        module.weight.data = (module.weight * torch.as_tensor(rows).view(-1, 1) * columns).to(module.weight.dtype)
+
+    for layer in model.model.layers:
+        behind = {
+            layer.input_layernorm: [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj],
+            layer.post_attention_layernorm: [layer.mlp.gate_proj, layer.mlp.up_proj],
+        }
+        for norm, readers in behind.items():
+            channels = factors(len(norm.weight))
+            norm.weight.data = (norm.weight / channels).to(norm.weight.dtype)
+            for reader in readers:
+                scale(reader, columns=channels)
+        neurons = factors(layer.mlp.up_proj.out_features)
+        scale(layer.mlp.up_proj, rows=1 / neurons)
+        scale(layer.mlp.down_proj, columns=neurons)
+    return model
+
+
+# %%
+from course_utils.evaluation import perplexity, perplexity_ratio
+from course_utils.texts import token_blocks
+
+FORMATS = {"F16": lambda weight: weight.half(), "Q8_0": to_q8, "Q4_0": to_q4}
+evaluation = token_blocks(tokenizer, "evaluation", tokens=65_536, length=128).sample(8, seed=0)
+
+
+@torch.no_grad()
+def stored_as(model, rule, head=to_q8):
+    """A variant of the model with its matrices rounded by a rule; embedding and head get at least 8 bits, as in llama.cpp."""
+    model = variant(model)
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            is_table = any(module is table for table in tables)
+            rounded = (head if is_table and rule is not FORMATS["F16"] else rule)(module.weight)
+            module.weight = nn.Parameter(rounded.to(module.weight.dtype), requires_grad=False)
+    model.tie_weights()
+    return model
+
+
+with torch.no_grad():
+    sample = describe(base).mlps[total // 2].output.weight
+    unchanged = ((to_q4_1(sample) - sample).abs() <= 1e-3 * sample.abs().max()).float().mean()
+print(f"{unchanged:.1%} of a down-projection's weights come back from Q4_1 unchanged")
+
+
+def cost_of_storing(model):
+    """What each 4-bit format adds to the perplexity of the unpruned model, with its 95 % interval."""
+    table = {}
+    for name, rule in (("Q4_1", to_q4_1), ("Q4_0", to_q4)):
+        ratios = perplexity_ratio(perplexity(stored_as(model, rule), evaluation, batch_size=4), reference)
+        value, low, high = (f"{100 * (ratio - 1):+.1f}" for ratio in ratios)
+        table[name] = f"{value} % ({low} to {high})"
+    return table
+
+
+reference = perplexity(base, evaluation, batch_size=4)
+costs = {"as loaded": cost_of_storing(base)}
+
+# %%
+few = evaluation.input_ids[:2].to(base.device)
+with torch.no_grad():
+    before = base(few, use_cache=False).logits.float()
+    base = off_the_grid(base)  # in place of the other one, which is not needed any more
+    apart = (base(few, use_cache=False).logits.float() - before).abs().max() / before.std()
+print(f"moved off the grid: the logits differ by {apart:.1e} of their spread")
+costs["moved off the grid"] = cost_of_storing(base)
+del before, sample
+print(f"unpruned: perplexity {reference.perplexity:.2f}; what storing it costs (95 % interval):")
+pd.DataFrame(costs)
+
+# %% [markdown]
+# The row of Q4_1 is the trap. As loaded, the model pays nothing for a format in which it has lain before; the same
+# function off the grid pays. From here on the whole model and all that is cut from it start **off the grid**.
+#
+# ### The same short distillation for every arm
+#
+# Three arms: the whole model, narrower MLPs (chosen by activation, lesson 03) and fewer blocks (chosen by influence,
+# lesson 04). All three, the whole one too, learn for the same few steps, the MLPs alone: half from the whole model's
+# predictions (lesson 07) and half from the text itself. (From its own predictions alone the whole model has nothing to
+# learn.) So no arm has seen more text than another.
+
+# %%
+from course_utils.architectures import cast_weights
+from course_utils.depth import block_importance
+from course_utils.distillation import distill
+from course_utils.distillation.memory import memory_plan, outline
+from course_utils.distillation.teacher_states import remember_teacher
+from course_utils.width import neuron_importance
+
+STEPS, ROWS, LENGTH, ACCUMULATE = 16, 2, 64, 2
+on_gpu = session.device.type == "cuda"
+calibration = token_blocks(tokenizer, "calibration", tokens=65_536, length=128).sample(12, seed=0).batches()
+blocks = token_blocks(tokenizer, "distillation", tokens=65_536, length=LENGTH)
+training = blocks.sample(STEPS * ACCUMULATE * ROWS, seed=0).batches(ROWS)
+cuts = {
+    "whole": lambda model: None,
+    NARROW: lambda model: prune_neurons(model, neurons, ratio=1 - EVEN / full),
+    SHORT: lambda model: remove_blocks(model, calm_blocks),
+}
+neurons = neuron_importance(base, "activation", batches=calibration)
+calm_blocks = block_importance(base, calibration).argsort(stable=True)[:FIFTH].sort().values.tolist()
+print(f"blocks of least influence: {calm_blocks}")
+
+plan = memory_plan(
+    *(outline(base.config) for _ in "ts"),
+    rows=ROWS,
+    length=LENGTH,
+    teacher_states=True,
+    recompute=on_gpu,
+    mlps_only=True,
+)
+room = torch.cuda.mem_get_info()[0] if on_gpu else float("inf")
+heals = sum(plan.values()) < 0.9 * room
+print(
+    f"distilling the whole model takes {sum(plan.values()) / 2**30:.1f} GiB",
+    "" if heals else ": too much here, so no arm is distilled",
+)
+
+# %% [markdown]
+# **Predict before you run.** Three arms, three formats: nine models. Which is best at about the size of the whole model in
+# Q8_0? And is a pruned model in F16 ever the better buy than the whole one in Q8_0?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# The whole model in Q8_0 itself: its perplexity is × 1.00 of F16 at 144.8 MB. Every pruned model in F16 is larger *and* worse,
+# even the narrower one at × 1.21. In Q4_0 the whole model pays × 1.27. Pruned models stay on the frontier only where the
+# file has to be smaller than that: width 1280 in Q4_0, 84.3 MB, at × 1.57, and fewer blocks, 79.8 MB, at × 2.44.
+#
+# </details>
+
+
+# %%
+# The longest cell of this part: prune, distil, store in three formats, score, one arm after the other.
+precision = torch.bfloat16 if session.dtype == torch.bfloat16 else torch.float32
+RECIPE = {
+    "steps": STEPS,
+    "lr": 2e-4,
+    "alpha": 0.5,
+    "accumulate": ACCUMULATE,
+    "precision": precision,
+    "mlps_only": True,
+    "recompute": on_gpu,
+    "seed": session.seed,
+}
+tidy()
+SERVED = [("whole", "F16"), ("whole", "Q8_0"), ("whole", "Q4_0"), (NARROW, "Q4_0"), (SHORT, "Q8_0"), (SHORT, "Q4_0")]
+known = remember_teacher(base, training, precision=precision) if heals else None
+scores, sizes_of, stored, learned = {}, {}, {}, {}
+for name, prune in cuts.items():
+    arm = variant(base)
+    prune(arm)
+    learned[name] = perplexity(arm, evaluation, batch_size=4)
+    if heals:
+        history = distill(known, arm, training, **RECIPE)
+        cast_weights(arm, quality_dtype)
+        print(f"{name}: {history.tokens:,} predicted tokens in {history.seconds:.0f} s")
+    for kind, rule in FORMATS.items():
+        scores[name, kind] = perplexity(stored_as(arm, rule), evaluation, batch_size=4)
+        sizes_of[name, kind] = plans["unpruned" if name == "whole" else name, kind].bytes.sum()  # the same shapes
+        if runs_engine and (name, kind) in SERVED:
+            file = folder / f"{len(stored)} {kind}.gguf"
+            stored[f"{name}, {kind}"] = export_gguf(arm, tokenizer, file, quantization=kind)
+    del arm
+
+# %%
+points = pd.DataFrame(
+    [
+        (name, kind, sizes_of[name, kind] / 1e6, score.nll, *perplexity_ratio(score, scores["whole", "F16"]))
+        for (name, kind), score in scores.items()
+    ],
+    columns=["arm", "format", "MB", "nats a token", "ratio", "low", "high"],
+)
+points["perplexity, × whole in F16"] = [with_interval(*row) for row in points[["ratio", "low", "high"]].values]
+if heals:
+    for name, cut_only in learned.items():
+        print(
+            f"{name:<16} perplexity {cut_only.perplexity:.1f} as cut, {scores[name, 'F16'].perplexity:.1f} after distilling"
+        )
+points[["arm", "format", "MB", "nats a token", "perplexity, × whole in F16"]].round({"MB": 1, "nats a token": 3})
+
+# %%
+ax = plt.subplots(figsize=(9, 5.4), layout="constrained")[1]
+for number, name in enumerate(cuts):
+    part = points[points.arm == name]
+    error = [part.ratio - part.low, part.high - part.ratio]
+    ax.errorbar(part.MB, part.ratio, yerr=error, fmt="osD"[number] + "-", color=f"C{number}", capsize=4, label=name)
+    for row in part.itertuples():
+        ax.annotate(row.format, (row.MB, row.ratio), xytext=(6, 6), textcoords="offset points", fontsize="small")
+ax.set(
+    xlabel="file, MB",
+    ylabel="perplexity, × whole in F16",
+    title="Pruned, quantized, or both: after the same distillation",
+)
+ax.legend()
+show(
+    "Perplexity relative to the whole model in F16 against the size of the file: a line through F16, Q8_0 and Q4_0 for the whole "
+    "model, narrower MLPs and fewer blocks. The lines of the pruned models lie above that of the whole model."
+)
+
+# %% [markdown]
+# A point that has another one below it and to its left is beaten: something else is smaller *and* better. Follow each line
+# from the right to the left: F16 to Q8_0 halves the file and hardly moves the point upwards; pruning moves it upwards for
+# much less.
+#
+# ### Exercise 4 · ●●○ · 8 minutes
+#
+# Write the rule. `points` maps a name to (bytes, loss); less is better in both. Return the names that no other point
+# beats: beaten is who has a rival that is at least as small **and** at least as good, and better in one of the two.
+#
+# <details><summary>Hint</summary>
+#
+# For each point, look at all others. Two points that are equal in both don't beat each other.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_10 import check_frontier
+
+
+# BEGIN SOLUTION
+def frontier(points):
+    def beats(a, b):
+        return a != b and a[0] <= b[0] and a[1] <= b[1]
+
+    return {name for name, point in points.items() if not any(beats(rival, point) for rival in points.values())}
+
+
+# END SOLUTION
+# BEGIN STUB
+# def frontier(points):
+#     ...  # your code
+# END STUB
+check_frontier(frontier)
+
+# %% [markdown]
+# ### And the speed?
+#
+# Fewer bits are fewer bytes to read, so generating gains. Reading a prompt is arithmetic, and there are as many operations
+# as before.
+#
+# **Predict before you run.** What does Q8_0 buy in generating, and in reading a prompt? What do pruning and 4 bits buy
+# together: the product of both?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Q8_0 helps generating, where bytes are read, much more than reading a prompt, where as many operations remain. The first
+# line that the cell prints compares both together with their product.
+#
+# </details>
+
+# %%
+if runs_engine:
+    stored_speed = engine.measure_speed(stored, prompt_tokens=128, new_tokens=16, rounds=7).set_index(
+        ["phase", "model"]
+    )
+    quantized = pd.DataFrame(
+        {
+            phase: {name: said(stored_speed.loc[(phase, name)]) for name in stored if name != "whole, F16"}
+            for phase in ("prefill", "decode")
+        }
+    )
+    quantized["MB"] = [f"{stored[name].stat().st_size / 1e6:.1f}" for name in quantized.index]
+    both_ways = stored_speed.loc[("decode", f"{SHORT}, Q4_0")].speedup
+    product = stored_speed.loc[("decode", "whole, Q4_0")].speedup * both.loc[("decode", SHORT)].speedup
+    print(f"generating: 4 bits × fewer blocks would be × {product:.2f} as a product; measured × {both_ways:.2f}")
+    with engine.load(stored[f"{SHORT}, Q4_0"], context=256) as opened:
+        in_engine = engine.perplexity(opened, evaluation)
+    apart = in_engine.nll - scores[SHORT, "Q4_0"].nll
+    print(f"{SHORT} in Q4_0: {in_engine.nll:.3f} nats a token in llama.cpp, {apart:+.3f} beside our rounding in torch")
+else:
+    quantized = "Skipped: llama.cpp isn't here."
+quantized
+
+# %% [markdown]
+# llama.cpp rounds activations as well, so its loss needn't be ours to the last digit. Speeds are × the whole model in F16
+# (95 % interval); the estimate counts bytes for generating and operations for reading.
+#
+# ### When is which the better buy?
+#
+# *Quantize first* is what this frontier says for mild savings, and others find the same: Kuzmin et al. (2023) compare pruning and
+# quantization at equal compression, in theory and on many networks, and quantization wins except at extreme compression.
+# *Then prune*, if what you wait for is not bytes: fewer operations for reading, a smaller cache, fewer layers. Both stack,
+# but below the product, since each leaves less for the other.
+
+# %% [markdown]
+# ### Exercise 5 · ●●○ · 8 minutes
+#
+# Read a published row. NVIDIA's ModelOpt tutorial prunes a model from 31.6 to 22 billion parameters and reports tokens a
+# second on an H100:
+#
+# | BF16 | FP8 | pruned, BF16 | pruned, FP8 |
+# |---|---|---|---|
+# | 598 | 1323 | 1190 | 1576 |
+#
+# Which statements does the row support? Return their letters.
+#
+# - **A** Pruning and FP8 together are faster than either alone.
+# - **B** Their speed-ups multiply.
+# - **C** 31.6/22 is 1.44, so the measured 1.99 for pruning alone must be a measuring mistake.
+# - **D** Once the model is in FP8, pruning it adds about a fifth.
+# - **E** On a laptop, for one user, the pruned model will be twice as fast as well.
+# - **F** The pruned model in FP8 is the best choice.
+#
+# <details><summary>Hint</summary>
+#
+# Compute the ratios. Then ask of each statement whether the row *measured* what it claims.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_10 import check_claim
+
+# BEGIN SOLUTION
+supported = {"A", "D"}  # B: 2.21 × 1.99 = 4.40, measured 2.64; C: an estimate is no ceiling; E and F: not in the row
+# END SOLUTION
+# BEGIN STUB
+# supported = ...  # a set of letters
+# END STUB
+check_claim(supported)
+
+# %% [markdown]
+# ## Energy, without a meter
+#
+# Energy is power × time. A counter in the processor (RAPL) or the card (NVML) measures it, and the package `codecarbon`
+# reads both. Where there is none to read, every figure is a **model**, and honest ones show their assumptions.
+
+# %%
+counters = [path for path in Path("/sys/class/powercap").glob("*/energy_uj") if os.access(path, os.R_OK)]
+print(
+    "An energy counter is readable here."
+    if counters
+    else "No energy counter is readable here: what follows is a model."
+)
+WATTS_A_CORE = (3, 12)  # assumption: a core under load, from a laptop's to a server's, memory included
+GRAMS_A_KWH = (50, 600)  # assumption: from hydro power to coal
+cores = torch.get_num_threads()
+seconds_a_token = {f"{name}, PyTorch": 1 / columns["decode, 1 text of 128"].loc[name].tokens_per_second for name in FEW}
+if runs_engine:
+    seconds_a_token |= {
+        f"{name}, llama.cpp": 1 / row.tokens_per_second for name, row in stored_speed.loc["decode"].iterrows()
+    }
+print(
+    f"modelled with {cores} cores of {WATTS_A_CORE[0]} to {WATTS_A_CORE[1]} W, {GRAMS_A_KWH[0]} to {GRAMS_A_KWH[1]} g CO2 a kWh:"
+)
+table = {}
+for name, seconds in seconds_a_token.items():
+    joules = [1000 * seconds * cores * watts for watts in WATTS_A_CORE]
+    grams = [energy / 3.6e6 * rate for energy, rate in zip(joules, GRAMS_A_KWH, strict=True)]
+    table[name] = {
+        "J for 1,000 tokens": f"{joules[0]:,.0f} to {joules[1]:,.0f}",
+        "g CO2 for 1,000 tokens": f"{grams[0]:.4f} to {grams[1]:.2f}",
+        "× less than unpruned in PyTorch": f"{seconds_a_token['unpruned, PyTorch'] / seconds:.2f}",
+    }
+pd.DataFrame(table).T
+
+# %% [markdown]
+# The last column is the speed-up once more: at constant power, a model of energy can't say anything that the clock hasn't
+# said. The absolute figures span two orders of magnitude, which is what is *not* known. So say "× 1.2 less time", and
+# leave "saves so many grams" to those who have a meter.
+
+# %% [markdown]
+# ## Which method for which bottleneck?
+
+# %%
+wanted = {
+    "first token (prefill, 1 text of 128)": "prefill, 1 text of 128",
+    "next token, one user (decode, 1 text of 128)": "decode, 1 text of 128",
+    "next token, many long texts (decode, 8 of 2048)": "decode, 8 texts of 2048",
+}
+methods = (NARROW, SHORT, CALM)
+answer = {
+    what: {name: columns[column].loc[name].speedup for name in methods}
+    | {"noise": columns["decode, 1 text of 128"].loc[AGAIN].speedup}
+    for what, column in wanted.items()
+}
+for what in ("weights, MB", "serving 8 texts of 2048, MB"):
+    answer[f"memory: {what}"] = {name: sizes.loc["unpruned", what] / sizes.loc[name, what] for name in methods}
+verdicts = pd.DataFrame(answer).T[list(methods)]
+verdicts["most"] = verdicts.idxmax(axis=1)
+kept = {name: sizes.loc[name, "parameters"] / sizes.loc["unpruned", "parameters"] - 1 for name in methods}
+print("PyTorch, × unpruned; parameters removed:", ", ".join(f"{name} {-share:.1%}" for name, share in kept.items()))
+verdicts.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
+
+# %% [markdown]
+# The three cuts do not remove the same number of parameters, so compare rows, not columns: where does *this* cut help, and
+# where not? The order of advice:
+#
+# | you wait for, or run out of | first | then |
+# |---|---|---|
+# | disk, download, weights in memory | quantize | prune, widths a multiple of 32 |
+# | the next token, one user | quantize (in an engine that has kernels for it) | fewer blocks; narrower where quality asks for it |
+# | the first token of long prompts | prune: fewer operations | – (fewer bits don't help) |
+# | many long chats | fewer attention layers or KV heads | fewer blocks; a quantized cache |
+# | anything, in a slow framework | another engine | fewer blocks |
+# | nothing of the above: "smaller is better" | measure first | |
+
+# %%
+files.cleanup()
+
+# %% [markdown]
+# ## Three questions
+
+# %% [markdown] tags=["quiz"]
+# A pruned model generates 1.3 times as fast, and the ratio of bytes allows 1.2. What follows?
+#
+# - [ ] The measurement is wrong: nothing can be faster than its bytes allow.
+#   > The ratio of bytes is an estimate that leaves out the fixed cost of layers. Only a bound that counts everything would be a ceiling.
+# - [x] Something went that isn't a byte, such as the framework's fixed cost of whole layers; a cost model can say whether that is enough.
+#   > Right. If no such cost explains it, look for a cold start or different lengths.
+# - [ ] Pruning also made the remaining weights faster to read.
+#   > They are as many bytes as before, each.
+
+# %% [markdown] tags=["quiz"]
+# Why is a file with MLPs of 1,229 neurons larger in Q8_0 than one with 1,280?
+#
+# - [ ] Because odd widths need padding up to the next power of two.
+#   > Nothing is padded. Power of two isn't asked for either.
+# - [x] Because its down-projection has rows of 1,229, which aren't whole blocks of 32, and falls back to two bytes a weight.
+#   > Right: one matrix of three at almost twice the bytes outweighs the neurons that went.
+# - [ ] Because quantization works less well on pruned matrices.
+#   > It works as well as before; here it isn't applied at all.
+
+# %% [markdown] tags=["quiz"]
+# Somebody shows that quantizing a downloaded model to 4 bits costs nothing, while pruning it by a tenth costs a lot. What
+# do you ask first?
+#
+# - [ ] Whether a tenth was the right ratio.
+#   > Any ratio would look bad beside a cost of nothing.
+# - [x] Whether the download had been quantized before.
+#   > Right. On its own grid a model pays nothing a second time; move it off the grid, or start from the original weights.
+# - [ ] Whether the perplexity was measured on enough text.
+#   > A good question, but more text doesn't change a comparison that is rigged.
+# - [ ] Which engine ran the 4-bit model.
+#   > That decides the speed, not the loss.
+
+# %% [markdown]
+# ## Take-aways
+#
+# - Ask *what is waited for*: operations, bytes of weights, bytes of cache, or a fixed cost a layer. Each cut saves some of them.
+# - Warm up, take turns, force the length, wait for the device; and run the whole model twice: that shows the noise.
+# - An estimate is no ceiling. A cost model that predicts shapes it hasn't seen explains what the estimate leaves out.
+# - Zeros buy nothing, and a width that isn't a multiple of 32 can make a file larger. Plan the file before you prune.
+# - A lean engine gives the estimates; a slow framework pays for layers. A speed-up belongs to the place where it was measured.
+# - Quantize first, prune for what quantization can't save. Start both from weights that lie on no grid.
+# - Without a meter, energy is time under another name.
+#
+# ## References
+#
+# - Kim et al. 2024, *Shortened LLaMA: Depth Pruning for Large Language Models*, arXiv 2402.02834
+# - Kuzmin et al. 2023, *Pruning vs Quantization: Which is Better?*, arXiv 2307.02973
+# - Muralidharan et al. 2024, *Compact Language Models via Pruning and Knowledge Distillation*, arXiv 2407.14679
+# - Bercovich et al. 2024, *Puzzle: Distillation-Based NAS for Inference-Optimized LLMs*, arXiv 2411.19146 (Nemotron-51B)
+# - NVIDIA, *TensorRT Model Optimizer*, tutorial on pruning a 31.6B model (the published row)
+# - Pope et al. 2022, *Efficiently Scaling Transformer Inference*, arXiv 2211.05102
+# - Williams et al. 2009, *Roofline: An Insightful Visual Performance Model*, doi 10.1145/1498765.1498785
+# - Gerganov and others, *llama.cpp*, https://github.com/ggml-org/llama.cpp
+# - Ben Allal et al. 2025, *SmolLM2*, arXiv 2502.02737

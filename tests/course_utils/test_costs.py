@@ -1,0 +1,197 @@
+"""Counts are checked against torch's own counters and real caches, estimates against configurations alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaConfig, PreTrainedModel
+
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention
+from course_utils.costs import (
+    bytes_held,
+    decode_bytes,
+    decode_estimate,
+    flops_per_token,
+    kv_bytes_per_token,
+    prefill_estimate,
+    speedup_estimate,
+    work,
+)
+from course_utils.depth import remove_blocks
+from course_utils.reports import model_size
+from course_utils.width import kept_width
+
+
+@pytest.mark.parametrize("head", ["every", "last"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_flops_agree_with_torchs_counter(family, head):
+    model, tokens = tiny_model(family), 6
+    model.set_attn_implementation("eager")  # the counter doesn't see into the CPU's fused attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ids = torch.arange(3, 3 + tokens)[None]
+        model(input_ids=ids, use_cache=False, logits_to_keep=0 if head == "every" else 1)
+    # Eager attention computes the full square of queries and keys; a causal pass needs half of it.
+    other_half = 2 * tokens * sum(a.query_width for a in describe(model).attentions)
+    # Older transformers make the angles of the rotary embedding, once for all layers, by a tiny matrix product.
+    by_module = counter.get_flop_counts().items()
+    angles = sum(sum(flops.values()) for module, flops in by_module if module.endswith("rotary_emb"))
+    expected = tokens * (flops_per_token(model, tokens, head=head) + other_half)
+    assert counter.get_total_flops() - angles == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kv_bytes_agree_with_a_real_cache(family, dtype):
+    model, tokens = tiny_model(family, dtype=dtype), 6
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.arange(3, 3 + tokens)[None], use_cache=True, **{describe(model).cache_keyword: cache})
+    held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert held == tokens * kv_bytes_per_token(model)
+
+
+def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
+    tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
+    assert decode_bytes(tied) == decode_bytes(untied) == 4 * tied.num_parameters()
+    gpt2 = tiny_model("gpt2")
+    assert decode_bytes(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
+    assert decode_bytes(gpt2, batch_size=3, context=10) == decode_bytes(gpt2) + 30 * kv_bytes_per_token(gpt2)
+
+
+def on_meta(config) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def smollm2(*, blocks: int = 30, glu_ratio: float = 0.0) -> PreTrainedModel:
+    return on_meta(
+        LlamaConfig(
+            hidden_size=576, intermediate_size=kept_width(1536, glu_ratio), num_hidden_layers=blocks,
+            num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def llama_1b(*, glu_ratio: float = 0.0) -> PreTrainedModel:
+    return on_meta(
+        LlamaConfig(
+            hidden_size=2048, intermediate_size=kept_width(8192, glu_ratio), num_hidden_layers=16,
+            num_attention_heads=32, num_key_value_heads=8, head_dim=64, vocab_size=128256, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def test_the_models_are_the_published_ones():
+    assert smollm2().num_parameters() == 134_515_008
+    assert llama_1b().num_parameters() == 1_235_814_400
+
+
+@pytest.mark.parametrize(
+    ("build", "cut", "decode", "decode_long", "prefill"),
+    [
+        (smollm2, {"glu_ratio": 0.2}, 1.134, 1.010, 1.127),
+        (smollm2, {"glu_ratio": 0.4}, 1.310, 1.020, 1.290),
+        (smollm2, {"blocks": 27}, 1.086, 1.109, 1.111),
+        (smollm2, {"blocks": 24}, 1.188, 1.245, 1.250),
+        (llama_1b, {"glu_ratio": 0.2}, 1.150, 1.050, 1.183),
+        (llama_1b, {"glu_ratio": 0.4}, 1.353, 1.105, 1.448),  # 1.449 without the head at the last token
+    ],
+)
+def test_estimates_from_configurations_alone(build, cut, decode, decode_long, prefill):
+    before, after = build(), build(**cut)
+    assert decode_estimate(before, after) == pytest.approx(decode, abs=6e-4)
+    assert decode_estimate(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
+    assert prefill_estimate(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize(
+    ("count", "decode", "decode_long", "prefill"), [(4, 1.027, 1.142, 1.062), (8, 1.056, 1.332, 1.132)]
+)
+def test_estimates_of_bypassed_and_removed_attentions(count, decode, decode_long, prefill, remove):
+    before, after = smollm2(), smollm2()
+    bypass_attention(after, range(count), remove=remove)
+    assert decode_estimate(before, after) == pytest.approx(decode, abs=6e-4)
+    assert decode_estimate(before, after, batch_size=32, context=4096) == pytest.approx(decode_long, abs=6e-4)
+    assert prefill_estimate(before, after, context=2048) == pytest.approx(prefill, abs=6e-4)
+
+
+def test_estimate_of_distilgpt2():
+    def distilgpt2(width):
+        return on_meta(GPT2Config(n_layer=6, n_inner=width))
+
+    before, after = distilgpt2(3072), distilgpt2(kept_width(3072, 0.2))
+    assert (before.num_parameters(), after.num_parameters()) == (81_912_576, 76_250_268)
+    assert decode_estimate(before, after) == pytest.approx(1.075, abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: flops_per_token(m, -1),
+        lambda m: flops_per_token(m, 0, head="last"),
+        lambda m: flops_per_token(m, 8, head="first"),
+        lambda m: decode_bytes(m, batch_size=0),
+        lambda m: decode_bytes(m, context=-1),
+        lambda m: prefill_estimate(m, m, context=0),
+        lambda m: work(m, "training", prompt_tokens=1),
+        lambda m: work(m, "decode", prompt_tokens=0),
+        lambda m: work(m, "decode", prompt_tokens=1, new_tokens=0),
+        lambda m: work(m, "prefill", prompt_tokens=1, batch_size=1.5),
+        lambda m: bytes_held(m, tokens=-1),
+        lambda m: bytes_held(m, tokens=1, batch_size=0),
+    ],
+)
+def test_counting_refuses_impossible_sizes(call):
+    with pytest.raises(ValueError, match="must be"):
+        call(tiny_model())
+
+
+def test_works_of_both_phases_by_hand():
+    model = tiny_model(layers=3)  # 4 query heads of 8, 2 heads of keys; 32 bits
+    bypass_attention(model, [1])
+    prefill = work(model, "prefill", prompt_tokens=10, new_tokens=7, batch_size=2)
+    assert (prefill.passes, prefill.attentions, prefill.mlps, prefill.cache_bytes) == (1, 2, 3, 0)
+    assert prefill.weight_bytes == decode_bytes(model) < 4 * model.num_parameters()  # one attention is at rest
+    assert prefill.operations == 2 * 10 * flops_per_token(model, 10, head="last")
+    decode = work(model, "decode", prompt_tokens=10, new_tokens=4, batch_size=2)
+    assert (decode.passes, decode.attentions, decode.mlps) == (4, 8, 12)
+    assert decode.weight_bytes == 4 * decode_bytes(model)
+    assert decode.cache_bytes == 4 * 2 * 12 * (2 * 2 * 16 * 4)  # steps x rows x length x (2 attentions, K and V of 16)
+    assert decode.operations == 4 * 2 * (model_size(model).flops + 12 * 2 * (4 * 32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_step_of_decoding_multiplies_agrees_with_torchs_counter(family):
+    model, context = tiny_model(family), 6
+    model.set_attn_implementation("eager")
+    cache = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
+    with torch.no_grad():
+        model(torch.arange(3, 3 + context - 1)[None], **cache)
+        with FlopCounterMode(display=False) as counter:
+            model(torch.tensor([[3]]), **cache)
+    by_module = counter.get_flop_counts().items()
+    angles = sum(sum(flops.values()) for module, flops in by_module if module.endswith("rotary_emb"))
+    expected = work(model, "decode", prompt_tokens=context).operations
+    assert counter.get_total_flops() - angles == pytest.approx(expected)
+
+
+def test_the_estimate_is_the_larger_of_the_ratios_of_bytes_and_operations():
+    base, shorter = tiny_model(layers=4), tiny_model(layers=4)
+    remove_blocks(shorter, [1, 2])
+    for phase, sizes in {"prefill": {"prompt_tokens": 8}, "decode": {"prompt_tokens": 8, "batch_size": 9}}.items():
+        before, after = (work(model, phase, **sizes) for model in (base, shorter))
+        ratios = (
+            before.operations / after.operations,
+            (before.weight_bytes + before.cache_bytes) / (after.weight_bytes + after.cache_bytes),
+        )
+        assert speedup_estimate(before, after) == max(ratios) > 1
+
+
+def test_a_tied_head_is_held_once_and_a_cache_for_every_text():
+    model = tiny_model(tie_word_embeddings=True)
+    assert bytes_held(model, tokens=0) == 4 * model.num_parameters()
+    assert bytes_held(model, tokens=10, batch_size=3) - bytes_held(model, tokens=0) == 30 * kv_bytes_per_token(model)
