@@ -197,7 +197,7 @@ class Sources:
             "exercises that check themselves": exercises, "quiz questions with reasons": questions,
             "figures, each explained": figures,
         }  # fmt: skip
-        rows = "".join(f"<div><dt>{what}</dt><dd>{count}</dd></div>" for what, count in facts.items())
+        rows = "".join(f'<div><dt>{what}</dt><dd class="numbers-count">{count}</dd></div>' for what, count in facts.items())
         return raw(f'<dl class="numbers">{rows}</dl>')
 
     def _outputs(self) -> Iterator[NotebookNode]:
@@ -206,11 +206,14 @@ class Sources:
                 yield from cell.get("outputs", [])
 
     def _ways(self) -> str:
+        """The two quickest: lesson 01 in Colab, and here."""
         first = self.lessons[0]
-        return (
-            f"[Open lesson {first.number} in Colab]({self.course.colab(f'notebooks/{first.name}.ipynb')}) · "
-            f"[read it here](../notebooks/{first.name}.ipynb)"
-        )
+        page = f"notebooks/{first.name}"
+        buttons = {
+            f"{{button-link}} {self.course.colab(f'{page}.ipynb')}\n:color: primary": "Open lesson {} in Colab",
+            f"{{button-ref}} {page}\n:ref-type: doc\n:color: primary\n:outline:": "Read lesson {} here",
+        }
+        return "\n\n".join(f"```{head}\n\n{text.format(first.number)}\n```" for head, text in buttons.items())
 
     def _cards(self) -> str:
         cards = [

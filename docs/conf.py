@@ -33,6 +33,9 @@ autoapi_add_toctree_entry = False
 autoapi_options = ["members", "show-inheritance"]  # attributes stand in their class's own list
 autoapi_python_class_content = "class"
 autoapi_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 80
+add_module_names = False
 napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
@@ -48,6 +51,7 @@ html_theme_options = {
     "repository_branch": COURSE.ref,
     "path_to_docs": "",  # sources are staged under the repository's own paths
     "use_repository_button": True,
+    "use_download_button": False,  # the sources are in the repository
     "launch_buttons": {"colab_url": "https://colab.research.google.com"},
     "show_toc_level": 2,
     "navbar_persistent": [],  # a second search box otherwise

@@ -44,6 +44,9 @@ function picture(image, dialog) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  for (const summary of document.querySelectorAll("nav summary")) { // the theme draws arrows without a name
+    summary.setAttribute("aria-label", `Pages below ${summary.closest("li").querySelector("a").textContent.trim()}`);
+  }
   document.querySelectorAll("form.quiz").forEach(quiz);
   const images = [...document.querySelectorAll("article img")].filter((image) => !image.closest("a"));
   if (!images.length) return;
