@@ -81,7 +81,7 @@ class Sources:
     """All that the site is made of, read from the clone at `root`."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.course = root, Course.read(root)
+        self.root, self.course, self._read = root, Course.read(root), {}
         self.lessons = [read_lesson(path) for path in find_lessons(root / "lessons")]
         docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").glob("*.md"))
         notebooks = [path.relative_to(root).as_posix() for one in self.lessons for path in self._notebooks(one).values()]
@@ -141,13 +141,19 @@ class Sources:
         lesson = next((one for one in self.lessons if one.number == term.lesson), None)
         if lesson is None:
             raise SiteError(f"docs/glossary.md: {term.name!r} names lesson {term.lesson}, which isn't there.")
-        heading = section_of(term.name, (cell.source for cell in lesson.cells if cell.cell_type == "markdown"))
+        heading = section_of(term.name, (cell.source for cell in self._saved(lesson).cells[1:] if cell.cell_type == "markdown"))
         if heading is None:
             raise SiteError(
                 f"docs/glossary.md: lesson {term.lesson} doesn't say {term.name!r}; name the lesson that introduces it, "
                 "or write the term as that lesson does."
             )
         return f"[{lesson.number} · {lesson.title}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
+
+    def _saved(self, lesson: Lesson) -> NotebookNode:
+        """The lesson as it is committed, unsolved."""
+        if lesson.name not in self._read:
+            self._read[lesson.name] = nbformat.read(self._notebooks(lesson)["exercises"], as_version=4)
+        return self._read[lesson.name]
 
     def _notebooks(self, lesson: Lesson) -> dict[str, Path]:
         return notebook_paths(lesson, self.root / "notebooks")
@@ -202,7 +208,7 @@ class Sources:
 
     def _outputs(self) -> Iterator[NotebookNode]:
         for lesson in self.lessons:
-            for cell in nbformat.read(self._notebooks(lesson)["exercises"], as_version=4).cells:
+            for cell in self._saved(lesson).cells:
                 yield from cell.get("outputs", [])
 
     def _ways(self) -> str:
@@ -230,7 +236,7 @@ class Sources:
             "Lessons": lessons,
             "Practise": ["quizzes", "solutions", "docs/glossary"],
             "Teach": ["docs/teaching"],
-            "Look up": ["api/course_utils/index", "docs/statistics", "docs/troubleshooting"],
+            "Look up": ["The library <api/course_utils/index>", "docs/statistics", "docs/troubleshooting"],
             "Work on it": ["docs/house", "docs/authoring", "CONTRIBUTING", "CHANGELOG"],
         }
         placed = {entry for entries in chapters.values() for entry in entries}

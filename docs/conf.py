@@ -34,7 +34,6 @@ autoapi_options = ["members", "show-inheritance"]  # attributes stand in their c
 autoapi_python_class_content = "class"
 autoapi_member_order = "bysource"
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 80
 add_module_names = False
 napoleon_use_ivar = True
 

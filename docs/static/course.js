@@ -2,7 +2,7 @@
 "use strict";
 
 /* Search results show excerpts by fetching pages, which browsers refuse for pages opened as files. */
-if (location.protocol === "file:" && window.DOCUMENTATION_OPTIONS) {
+if (location.protocol === "file:") {
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
 }
 
