@@ -1,7 +1,7 @@
 """The course's site: sources staged from lessons, notebooks and docs/, then built by Sphinx.
 
-Nothing is told twice. Pages lie under the repository's own paths, so that a link between two files is a link between two
-pages; a link to a file that has no page leads to the repository.
+Nothing is told twice. Pages lie under the repository's own paths, so that a link between two files is a link between
+two pages; a link to a file that has no page leads to the repository.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 from course_tools import processes
 from course_tools.authoring import Lesson, Question, find_lessons, read_lesson, tags_of
-from course_tools.notebooks import BADGE, FORMS, Course, notebook_paths
+from course_tools.notebooks import BADGE, Course, notebook_paths
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -84,9 +84,9 @@ class Sources:
         self.root, self.course, self._read = root, Course.read(root), {}
         self.lessons = [read_lesson(path) for path in find_lessons(root / "lessons")]
         docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").glob("*.md"))
-        notebooks = [path.relative_to(root).as_posix() for one in self.lessons for path in self._notebooks(one).values()]
+        saved = [path.relative_to(root).as_posix() for one in self.lessons for path in self._notebooks(one).values()]
         #: repository path -> page of the site
-        self.places = {path: path for path in (*docs, *notebooks, *_AT_THE_ROOT) if (root / path).exists()}
+        self.places = {path: path for path in (*docs, *saved, *_AT_THE_ROOT) if (root / path).exists()}
         self.places |= {_INDEX: "index.md", "README.md": "index.md"}
 
     def pages(self) -> Iterator[tuple[str, str]]:
@@ -141,11 +141,12 @@ class Sources:
         lesson = next((one for one in self.lessons if one.number == term.lesson), None)
         if lesson is None:
             raise SiteError(f"docs/glossary.md: {term.name!r} names lesson {term.lesson}, which isn't there.")
-        heading = section_of(term.name, (cell.source for cell in self._saved(lesson).cells[1:] if cell.cell_type == "markdown"))
+        texts = (cell.source for cell in self._saved(lesson).cells[1:] if cell.cell_type == "markdown")
+        heading = section_of(term.name, texts)
         if heading is None:
             raise SiteError(
-                f"docs/glossary.md: lesson {term.lesson} doesn't say {term.name!r}; name the lesson that introduces it, "
-                "or write the term as that lesson does."
+                f"docs/glossary.md: lesson {term.lesson} doesn't say {term.name!r}; name the lesson that introduces "
+                "it, or write the term as that lesson does."
             )
         return f"[{lesson.number} · {lesson.title}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
 
@@ -203,8 +204,8 @@ class Sources:
             "exercises that check themselves": exercises, "quiz questions with reasons": questions,
             "figures, each explained": figures,
         }  # fmt: skip
-        rows = "".join(f'<div><dt>{what}</dt><dd class="numbers-count">{count}</dd></div>' for what, count in facts.items())
-        return raw(f'<dl class="numbers">{rows}</dl>')
+        row = '<div><dt>{}</dt><dd class="numbers-count">{}</dd></div>'
+        return raw(f'<dl class="numbers">{"".join(row.format(*fact) for fact in facts.items())}</dl>')
 
     def _outputs(self) -> Iterator[NotebookNode]:
         for lesson in self.lessons:
@@ -230,7 +231,7 @@ class Sources:
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
 
     def _contents(self) -> str:
-        """The navigation, hidden in the landing page: lessons, practice, teaching, reference, and what else docs/ has."""
+        """The navigation, hidden in the landing page: lessons, practice, reference, and what else docs/ has."""
         lessons = ["lessons", *(f"notebooks/{one.name}" for one in self.lessons)]
         chapters = {
             "Lessons": lessons,
@@ -245,7 +246,7 @@ class Sources:
         return "\n\n".join(toctree(entries, caption) for caption, entries in chapters.items())
 
     def _lessons_page(self) -> str:
-        parts = ["# The lessons", "Each can be read here with its saved outputs, or opened and run in Colab or on a laptop."]
+        parts = ["# The lessons", "Read them here with their saved outputs, or run them in Colab or on a laptop."]
         for one in self.lessons:
             path = f"notebooks/{one.name}.ipynb"
             parts += [
@@ -258,8 +259,7 @@ class Sources:
         return "\n\n".join(parts) + "\n"
 
     def _quizzes_page(self) -> str:
-        parts = ["# Quizzes", "Three questions a lesson. Choose an answer, and read why it is right or tempting. Nothing "
-                 "that you choose leaves this page."]  # fmt: skip
+        parts = ["# Quizzes", "Choose an answer, and read why it is right or tempting. Nothing leaves this page."]
         for one in self.lessons:
             parts += [f"## {_heading(one)}", f"[To the lesson](notebooks/{one.name}.ipynb)"]
             parts += [
@@ -314,7 +314,8 @@ def question_page(question: Question, number: int, *, name: str) -> str:
     )
     form = (
         f'<form class="quiz">\n<fieldset aria-labelledby="{name}">\n{options}\n</fieldset>\n'
-        '<button type="button" hidden>Check my answer</button>\n<div role="status" class="quiz-verdict"></div>\n</form>\n'
+        '<button type="button" hidden>Check my answer</button>\n<div role="status" class="quiz-verdict"></div>\n'
+        "</form>\n"
         f"<details><summary>All answers and reasons</summary><ul>{folded}</ul></details>"
     )
     asked = f'<div id="{name}">\n\n{question.text}\n\n</div>'
@@ -323,10 +324,12 @@ def question_page(question: Question, number: int, *, name: str) -> str:
 
 def layers_page(drawing: str) -> str:
     """The map's Mermaid drawing of layers as a list, top first: browsers need no script for it."""
-    layers = [f"<li><strong>{one['name']}</strong> {html.escape(one['modules'])}</li>" for one in _LAYER.finditer(drawing)]
-    if not layers:
-        raise SiteError("A Mermaid drawing that is no stack of layers: write it as a list, the site has no script for it.")
-    return raw(f'<ol class="layers" aria-label="Layers, from the top down">{"".join(layers)}</ol>')
+    rows = [
+        f"<li><strong>{one['name']}</strong> {html.escape(one['modules'])}</li>" for one in _LAYER.finditer(drawing)
+    ]
+    if not rows:
+        raise SiteError("A Mermaid drawing that is no stack of layers: the site has no script for it; write a list.")
+    return raw(f'<ol class="layers" aria-label="Layers, from the top down">{"".join(rows)}</ol>')
 
 
 def section_of(term: str, texts: Iterable[str]) -> str | None:

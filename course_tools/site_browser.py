@@ -1,4 +1,4 @@
-"""The site in a real browser: Chromium without a window, steered by Playwright, and axe-core's look at accessibility."""
+"""The site in a real browser: Chromium without a window, steered by Playwright, and what axe-core says of a page."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def faults(page: Page) -> list[str]:
         page.evaluate((resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
     return [
-        f"{one['id']} ({one['impact']}, {len(one['nodes'])}×): {one['help']}; {json.dumps(one['nodes'][0]['html'][:200])}"
+        f"{one['id']} ({len(one['nodes'])}×): {one['help']}; {json.dumps(one['nodes'][0]['html'][:200])}"
         for one in found
         if one["impact"] in SEVERE
     ]

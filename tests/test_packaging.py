@@ -53,7 +53,8 @@ def test_everything_imported_is_declared():
     """The library imports only its dependencies; what makes the course may import the extras course and dev too."""
     brought = {"huggingface_hub", "tokenizers", "google"}  # by transformers; and by Colab, where google.colab is
     needed = {imported_as(text) for text in PROJECT["dependencies"]} | brought | {"course_utils"}
-    extras = {imported_as(text) for name in ("course", "site", "browser", "dev") for text in EXTRAS[name]} | {"course_tools", "experiments"}
+    extras = {imported_as(text) for name in ("course", "site", "browser", "dev") for text in EXTRAS[name]}
+    extras |= {"course_tools", "experiments"}
     extras |= {"jupyter_client"}  # ipykernel and nbclient bring it
     for folder, allowed in (
         ("course_utils", needed),

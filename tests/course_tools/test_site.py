@@ -1,4 +1,4 @@
-"""The site's sources: links that lead to pages, quizzes with radio buttons, a glossary whose terms are where it says."""
+"""The site's sources: links that lead to pages, quizzes with radio buttons, a glossary that tells the truth."""
 
 import re
 import shutil
@@ -52,7 +52,8 @@ def page(folder, name):
 
 def test_links_lead_to_pages_and_else_to_the_repository(small):
     text = (
-        "[a](../notebooks/01_small.ipynb#what) [b](../README.md) [c](../lessons/01_small.py) [d](https://x.org/y) "
+        "[a](../notebooks/01_small.ipynb#what) [b](../README.md) [c](../lessons/01_small.py) "
+        "[d](https://x.org/y) "
         "[e](#here) [f](nowhere.md) [g](https://github.com/someone/somewhere/blob/v1/notebooks/solutions/01_small.ipynb) "
         "![h](images/x.png)\n\n```python\nx[0](../README.md)\n```\n"
     )
@@ -101,7 +102,9 @@ class Form(HTMLParser):
 
 
 def test_question_has_labelled_radio_buttons_each_with_its_reason(small):
-    question = authoring.read_question("Two `x`?\n\n- [ ] *one*\n  > Less.\n- [x] a < b\n  > Right so.\n- [ ] c\n  > No.")
+    question = authoring.read_question(
+        "Two `x`?\n\n- [ ] *one*\n  > Less.\n- [x] a < b\n  > Right so.\n- [ ] c\n  > No."
+    )
     text = site.question_page(question, 2, name="quiz-01-2")
     form = Form(text)
     assert text.startswith("### Question 2\n\n") and "Two `x`?" in text
@@ -147,7 +150,11 @@ def test_wrong_terms_are_noticed(small):
 
 
 def test_section_of_a_term():
-    texts = ["## One\n\nNothing.\n\n### Two", "More of `Conv1D`.\n\n## Three\n\nA *KV cache*,\nand", "## Four\n\nkv  cache"]
+    texts = [
+        "## One\n\nNothing.\n\n### Two",
+        "More of `Conv1D`.\n\n## Three\n\nA *KV cache*,\nand",
+        "## Four\n\nkv  cache",
+    ]
     assert site.section_of("Conv1D", texts) == "Two"
     assert site.section_of("KV cache", texts) == "Three"
     assert site.section_of("rv", texts) is None, "words begin where they begin"
@@ -188,7 +195,9 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > 2 * len(list((ROOT / "lessons").glob("*.py")))
     for file in pages:
-        outside = [found for found in OUTSIDE.findall(file.read_text(encoding="utf-8")) if 'rel="canonical"' not in found]
+        outside = [
+            found for found in OUTSIDE.findall(file.read_text(encoding="utf-8")) if 'rel="canonical"' not in found
+        ]
         assert not outside, f"{file.name} loads {outside[:2]}"
 
 
