@@ -70,7 +70,7 @@ def faults(page: Page) -> list[str]:
     """What axe-core finds serious on the page as it stands, a line each: the rule, and the first element."""
     if not page.evaluate("typeof axe === 'object'"):
         page.evaluate((resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations'], preload: false})")["violations"]
     return [
         f"{one['id']} ({len(one['nodes'])}×): {one['help']}; {json.dumps(one['nodes'][0]['html'][:200])}"
         for one in found
@@ -84,8 +84,10 @@ def sideways(page: Page) -> list[str]:
         """() => {
             const width = document.documentElement.clientWidth;
             if (document.documentElement.scrollWidth <= width) return [];
-            return [...document.querySelectorAll("main *")]
-                .filter((element) => element.getBoundingClientRect().right > width + 1)
+            const inside = (element) => element && element !== document.documentElement
+                && (getComputedStyle(element).overflowX !== "visible" || inside(element.parentElement));
+            return [...document.querySelectorAll("body *")]
+                .filter((element) => element.getBoundingClientRect().right > width + 1 && !inside(element.parentElement))
                 .slice(0, 3)
                 .map((element) => element.outerHTML.slice(0, 120));
         }"""

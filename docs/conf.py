@@ -43,8 +43,10 @@ html_static_path = ["static"]
 html_css_files = ["course.css"]
 html_js_files = ["course.js"]
 html_copy_source = html_show_sourcelink = False
+html_use_index = html_domain_indices = False  # the search finds names
 html_last_updated_fmt = None  # the same sources give the same pages
 templates_path: list[str] = []
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "repository_url": f"https://github.com/{COURSE.repository}",
     "repository_branch": COURSE.ref,

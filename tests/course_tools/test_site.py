@@ -54,7 +54,8 @@ def test_links_lead_to_pages_and_else_to_the_repository(small):
     text = (
         "[a](../notebooks/01_small.ipynb#what) [b](../README.md) [c](../lessons/01_small.py) "
         "[d](https://x.org/y) "
-        "[e](#here) [f](nowhere.md) [g](https://github.com/someone/somewhere/blob/v1/notebooks/solutions/01_small.ipynb) "
+        "[e](#here) [f](nowhere.md) "
+        "[g](https://github.com/someone/somewhere/blob/v1/notebooks/solutions/01_small.ipynb) "
         "![h](images/x.png)\n\n```python\nx[0](../README.md)\n```\n"
     )
     (small / "docs/more.md").write_text(text, encoding="utf-8")

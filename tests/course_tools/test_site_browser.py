@@ -119,7 +119,8 @@ def test_other_corners(name, size, mode, site, page):
 
 
 def test_faults_are_found(page, tmp_path):
-    bad = '<html lang="en"><title>x</title><main><img src="data:,"><p style="width:3000px;color:#ccc;background:#fff">pale</p>'
+    pale = '<p style="width: 3000px; color: #ccc; background: #fff">pale</p>'
+    bad = f'<html lang="en"><title>x</title><main><img src="data:,">{pale}'
     (tmp_path / "bad.html").write_text(bad, encoding="utf-8")
     page.goto(address(tmp_path / "bad.html"))
     page.evaluate("console.error('broken'); fetch('http://192.0.2.1/').catch(() => {})")
@@ -272,7 +273,7 @@ def test_lesson_runs_in_jupyterlab(jupyter, page):
     page.goto(link)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=3 * MINUTE)
     code = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
-    assert page.locator(".jp-CodeCell").count() == len(code)
+    page.wait_for_function("count => document.querySelectorAll('.jp-CodeCell').length === count", arg=len(code))
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_function(RAN, arg=len(code), timeout=20 * MINUTE)
