@@ -27,7 +27,6 @@ PICTURES = "[...document.querySelectorAll('article img')].map(image => [image.al
 RAN = r"""count => /\[\d+\]/.test(
     document.querySelectorAll('.jp-CodeCell')[count - 1].querySelector('.jp-InputPrompt').innerText
 )"""
-PROFILE = os.environ.get("COURSE_BROWSER_PROFILE", "embedded")
 
 pytestmark = pytest.mark.browser
 
@@ -253,7 +252,7 @@ def jupyter(tmp_path):
     options = ["--no-browser", "--allow-root", f"--port={port}", f"--ServerApp.root_dir={tmp_path}", "--log-level=WARN"]
     options += ["--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password="]
     options += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    ours = {**os.environ, **folders, "COURSE_PROFILE": PROFILE, "PYTHONPATH": str(ROOT)}
+    ours = {**os.environ, **folders, "COURSE_PROFILE": "embedded", "PYTHONPATH": str(ROOT)}
     environment = processes.with_sleeping_threads(ours)
     command = [sys.executable, "-P", "-m", "jupyterlab", *options]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
@@ -266,8 +265,8 @@ def jupyter(tmp_path):
 
 
 def test_lesson_runs_in_jupyterlab(jupyter, page):
-    """Opened, "Run all" clicked, and the output of its last code cell seen; COURSE_BROWSER_PROFILE=smoke is quicker."""
-    if PROFILE == "embedded" and not (assets.is_cached("speeches") and assets.is_cached("texts")):
+    """Opened, "Run all" clicked, and the output of its last code cell seen."""
+    if not (assets.is_cached("speeches") and assets.is_cached("texts")):
         pytest.skip("what lesson 01 opens is not in the cache; `python course.py run 01` fetches it")
     link, file = jupyter
     page.goto(link)
