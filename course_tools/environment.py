@@ -43,7 +43,7 @@ class Finding:
 
 def findings() -> Iterator[Finding]:
     """Look at one topic after the other; the network ones take up to a few seconds each."""
-    for examine in (_python, _packages, _disk, _memory, _cores, _gpu, _cache, _index, _hub, _profile):
+    for examine in (_python, _packages, _disk, _memory, _cores, _gpu, _engine, _cache, _index, _hub, _profile):
         yield examine()
 
 
@@ -120,6 +120,13 @@ def _gpu() -> Finding:
         total = torch.cuda.get_device_properties(0).total_memory / _GIGABYTE
         return Finding(OK, "GPU", f"{torch.cuda.get_device_name(0)}, {total:.0f} GB")
     return Finding(OK, "GPU", "none; the lessons run on the processor")
+
+
+def _engine() -> Finding:
+    from course_utils import engine
+
+    # Optional, so its absence is no warning: the lessons say which section they skip.
+    return Finding(OK, "engine", engine.problem() or f"llama.cpp, from {engine.PACKAGE} {engine.VERSION}")
 
 
 def _cache() -> Finding:

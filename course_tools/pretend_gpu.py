@@ -194,7 +194,7 @@ class PretendGPU(TorchDispatchMode):
 
     Args:
         card: which.
-        exact_rows: products of matrices with more rows than this add up only a sample of their summands, an eighth: for
+        exact_rows: products of matrices with more rows than this add up only a sample of their summands, one of 32: for
             models of random weights, whose numbers mean nothing, but whose tensors are counted. None: all exact.
         names: returns the variables to look for models in, for `Count.holders`.
         spare: bytes of this machine's memory that must stay free; OutOfMemoryError where a tensor would take them.
@@ -566,10 +566,10 @@ def _attend_backward(
 
 
 def _sampled(card: PretendGPU, a: Tensor, b: Tensor) -> Tensor:
-    """A @ b; with many rows an eighth of the summands stands for all. The processor has no fast float16."""
+    """A @ b; with many rows some of the summands stand for all. The processor has no fast float16."""
     summands = a.shape[-1]
     if card.exact_rows is not None and a.shape[-2] > card.exact_rows and min(summands, b.shape[-1]) >= _LARGE:
-        taken = summands // 8
+        taken = summands // _SAMPLED
         a, b = a[..., :taken] * (summands / taken) ** 0.5, b[..., :taken, :]
     if a.dtype == torch.float16 and min(a.shape[-1], b.shape[-1]) >= _LARGE:
         return (a.float() @ b.float()).to(torch.float16)
@@ -577,6 +577,7 @@ def _sampled(card: PretendGPU, a: Tensor, b: Tensor) -> Tensor:
 
 
 _LARGE = 256  # sides of a matrix from which on a product is worth a shortcut
+_SAMPLED = 32  # one summand of so many is added up
 
 
 def _mm(card: PretendGPU, a: Tensor, b: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ REDUCED = (
     f"steps of training: {STEPS}",
     f"timing rounds: {ROUNDS}, without a warm-up",
     f"random seeds: {SEEDS}",
-    f"products of matrices with more than {EXACT_ROWS} rows: an eighth of the summands",
+    f"products of matrices with more than {EXACT_ROWS} rows: one summand of 32",
 )
 _SAMPLING = 0.05  # seconds between two looks at the process's memory
 _SPARE = 2_000_000_000  # bytes of this machine's memory that are left alone
@@ -143,18 +143,21 @@ def reduce_samples(shell: Any) -> None:
     """
     import course_utils.texts as texts
 
-    texts.token_blocks = _capped(texts.token_blocks, tokens=lambda given: ROWS * given.get("length", 256))
+    _fewer_rows(texts)
     texts.prompts = _capped(texts.prompts, count=lambda given: PROMPTS)
-    sample = texts.TokenBlocks.sample
-    texts.TokenBlocks.sample = lambda self, rows, seed: sample(self, min(rows, len(self)), seed)
     import course_utils.benchmark_tasks as benchmark_tasks
 
     build = benchmark_tasks.build_tasks
-    benchmark_tasks.build_tasks = lambda names, limit: build(names, min(limit or DOCUMENTS, DOCUMENTS))
+    benchmark_tasks.build_tasks = lambda names, limit: build(names, limit and min(limit, DOCUMENTS))
+    import course_utils.prompt_harm as prompt_harm
+
+    prompt_harm.cases = _capped(prompt_harm.cases, count=lambda given: PROMPTS)
+    few = {name: (lambda given: PROMPTS) for name in ("choosing", "judging")}
+    prompt_harm.measure_record = _capped(prompt_harm.measure_record, **few)
     import course_utils.benchmarking as benchmarking
 
-    take_turns = benchmarking._take_turns
-    benchmarking._take_turns = functools.partial(_few_rounds, benchmarking, take_turns)
+    take_turns = benchmarking.take_turns
+    benchmarking.take_turns = functools.partial(_few_rounds, benchmarking, take_turns)
     from course_utils.bias import planting
     from course_utils.distillation import recipe
 
@@ -193,6 +196,30 @@ def _capped(function: Callable, **limits: Callable[[Mapping], int]) -> Callable:
         return function(*args, **given)
 
     return capped
+
+
+def _fewer_rows(texts: Any) -> None:
+    """Blocks of at most `ROWS` rows that remember how many were asked for: a slice of them isn't empty for want of rows."""
+    token_blocks, sample, some = texts.token_blocks, texts.TokenBlocks.sample, texts.TokenBlocks.__getitem__
+
+    def asked_for(blocks: Any, rows: int) -> Any:
+        object.__setattr__(blocks, "asked", rows)
+        return blocks
+
+    @functools.wraps(token_blocks)
+    def few(*args: Any, tokens: int = 8192, length: int = 256, **given: Any) -> Any:
+        blocks = token_blocks(*args, tokens=min(tokens, ROWS * length), length=length, **given)
+        return asked_for(blocks, tokens // length)
+
+    def sliced(self: Any, rows: Any) -> Any:
+        if not isinstance(rows, slice):
+            return some(self, rows)
+        asked = range(getattr(self, "asked", len(self)))[rows]
+        return asked_for(some(self, [row % len(self) for row in asked[: min(ROWS, len(self))]]), len(asked))
+
+    texts.token_blocks = few
+    texts.TokenBlocks.sample = lambda self, rows, seed: asked_for(sample(self, min(rows, len(self)), seed), rows)
+    texts.TokenBlocks.__getitem__ = sliced
 
 
 def _few_rounds(module: Any, take_turns: Callable, laps: Mapping, *, rounds: int, warmups: int) -> dict:

@@ -144,7 +144,7 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
 
         return lap
 
-    samples = _take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=warmups)
+    samples = take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=warmups)
     laps = {name: [lap["call"] for lap in rows] for name, rows in samples.items()}
     first = next(iter(laps.values()))
     return pd.DataFrame(
@@ -209,17 +209,36 @@ def measure_speed(
         ids = prompt.to(model.device)
         return lambda: _generate(model, ids, new_tokens)
 
-    samples = _take_turns({n: both_phases(m) for n, m in models.items()}, rounds=rounds, warmups=warmups)
-    first, rows = next(iter(models)), []
-    for name, model in models.items():
-        estimates = _estimates(models[first], model, **sizes)
-        for phase, tokens in {"prefill": prompt_tokens, "decode": new_tokens}.items():
-            seconds = [lap[phase] for lap in samples[name]]
+    samples = take_turns({n: both_phases(m) for n, m in models.items()}, rounds=rounds, warmups=warmups)
+    first = models[next(iter(models))]
+    return speed_frame(
+        samples,
+        {"prefill": batch_size * prompt_tokens, "decode": batch_size * new_tokens},
+        {name: _estimates(first, model, **sizes) for name, model in models.items()},
+    )
+
+
+def speed_frame(
+    samples: Mapping[str, Sequence[Mapping[str, float]]],
+    tokens: Mapping[str, int],
+    estimates: Mapping[str, Mapping[str, float]],
+) -> pd.DataFrame:
+    """The frame of ``measure_speed`` from what ``take_turns`` measured.
+
+    Args:
+        samples: name -> one lap a round, phase -> seconds; the first name is what the others are compared with.
+        tokens: phase -> tokens in a lap.
+        estimates: name -> phase -> the speed-up to expect.
+    """
+    first, rows = next(iter(samples)), []
+    for name, laps in samples.items():
+        for phase, count in tokens.items():
+            seconds = [lap[phase] for lap in laps]
             ratios = _ratios([lap[phase] for lap in samples[first]], seconds)
             rows.append(
-                {"model": name, "phase": phase, "tokens_per_second": batch_size * tokens / median(seconds)}
+                {"model": name, "phase": phase, "tokens_per_second": count / median(seconds)}
                 | _summary("speedup", ratios)
-                | {"estimate": estimates[phase]}
+                | {"estimate": estimates[name][phase]}
             )
     speed = pd.DataFrame(rows)
     speed.attrs["seconds"] = samples
@@ -333,10 +352,22 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
     return float(low), float(high)
 
 
-def _take_turns(
+def take_turns(
     laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: int, warmups: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Run every lap once a round, every other round in reverse order; name -> what its laps measured."""
+    """Run every lap once a round, every other round in reverse order.
+
+    Args:
+        laps: name -> function that returns phase -> seconds.
+        rounds: laps of each that count, at least 6.
+        warmups: laps of each beforehand that don't.
+
+    Returns:
+        Name -> what its laps measured, round by round.
+
+    Raises:
+        ValueError: nothing to measure, or too few rounds.
+    """
     if not laps:
         raise ValueError("Nothing to measure: give at least one named contestant.")
     checks.whole_number("rounds", rounds, least=MIN_ROUNDS)

@@ -114,7 +114,19 @@ def perplexity(
             tokens.append(row_tokens)
             for ids, real in zip(batch.input_ids, batch.real, strict=True):
                 digest.update(ids[real].cpu().numpy().tobytes() + b"|")
-    row_nll, row_tokens = np.concatenate(nll), np.concatenate(tokens)
+    return summary(np.concatenate(nll), np.concatenate(tokens), token_ids, dtype_name(model), digest.hexdigest())
+
+
+def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtype: str, fingerprint: str) -> Perplexity:
+    """The ``Perplexity`` of rows whose losses are known.
+
+    Args:
+        row_nll: float64 [rows], nats.
+        row_tokens: int64 [rows], predicted tokens.
+        token_ids: what was read; ``TokenBlocks`` know their bytes.
+        dtype: what the model computed in.
+        fingerprint: of the rows' token ids.
+    """
     row_bytes = token_ids.num_bytes.cpu().numpy() if isinstance(token_ids, TokenBlocks) else None
     mean, _, low, high = ratio_interval(row_nll, row_tokens)
     return Perplexity(
@@ -127,8 +139,8 @@ def perplexity(
         row_nll=row_nll,
         row_tokens=row_tokens,
         row_bytes=row_bytes,
-        dtype=dtype_name(model),
-        fingerprint=digest.hexdigest(),
+        dtype=dtype,
+        fingerprint=fingerprint,
     )
 
 

@@ -934,12 +934,12 @@ c, b, a_prime, a = (measured[name] for name in reversed(causes))
 shared_random = list(together.values())
 prices = {
     "separate instead of shared sets, with L1": with_interval(*perplexity_ratio(a, c)),
-    "separate instead of shared sets, random scores": across_seeds(apart.values(), shared_random[:5]),
+    "separate instead of shared sets, random scores": across_seeds(apart.values(), shared_random[: len(apart)]),
     "of these, a set of its own for down, (c) to (a′)": with_interval(*perplexity_ratio(a_prime, c)),
     "and one each for gate and up, (a′) to (a)": with_interval(*perplexity_ratio(a, a_prime)),
     "scores of gate instead of gate + up, (c) to (b)": with_interval(*perplexity_ratio(b, c)),
-    "L1 instead of random scores, shared sets": across_seeds([c] * 19, shared_random),
-    "random scores instead of activation, shared sets": across_seeds(shared_random, [measured["activation"]] * 19),
+    "L1 instead of random scores, shared sets": across_seeds([c] * len(together), shared_random),
+    "random scores instead of activation, shared sets": across_seeds(shared_random, [measured["activation"]] * len(together)),
 }
 print("What a choice costs: perplexity after / before (95 % interval, or range of seeds)")
 pd.Series(prices, name="factor").to_frame()

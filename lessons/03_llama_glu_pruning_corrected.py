@@ -902,7 +902,7 @@ del exact
 # %%
 def first_tokens(start, tokens):
     """Batches of so many calibration tokens, beginning with row `start`; a row may be cut short."""
-    ids = calibration.input_ids[start : start + -(-tokens // LENGTH), :tokens]
+    ids = calibration[start : start + -(-tokens // LENGTH)].input_ids[:, :tokens]
     return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(8)]
 
 

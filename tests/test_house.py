@@ -28,7 +28,7 @@ LAYERS = {
     "methods": "reports influence width heads channels depth attention adaptive checkpoints export",
     "measuring": (
         "uncertainty language_modelling evaluation benchmark_tasks benchmarking plotting diagrams components "
-        "activations prompt_harm policies"
+        "activations prompt_harm policies engine"
     ),
     "wings": "distillation bias compress",
     "top": "exercises",

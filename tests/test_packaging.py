@@ -50,9 +50,9 @@ def test_range_contains_what_colab_has(text):
 
 
 def test_everything_imported_is_declared():
-    """The library imports only its dependencies; what makes the course may import the extras course and dev too."""
+    """The library imports its dependencies, and on demand the engine; what makes the course also course and dev."""
     brought = {"huggingface_hub", "tokenizers", "google"}  # by transformers; and by Colab, where google.colab is
-    needed = {imported_as(text) for text in PROJECT["dependencies"]} | brought | {"course_utils"}
+    needed = {imported_as(text) for text in PROJECT["dependencies"] + EXTRAS["engine"]} | brought | {"course_utils"}
     extras = {imported_as(text) for name in ("course", "site", "browser", "dev") for text in EXTRAS[name]}
     extras |= {"course_tools", "experiments"}
     extras |= {"jupyter_client"}  # ipykernel and nbclient bring it

@@ -9,7 +9,7 @@ import pytest
 
 from course_tools import environment
 from course_tools.environment import FAIL, OK, WARN
-from course_utils import assets
+from course_utils import assets, engine
 
 
 def test_this_environment_has_what_pyproject_asks_for():
@@ -53,6 +53,14 @@ def test_cache_says_what_is_missing(tmp_path, monkeypatch):
         marker = {"identity": assets.ASSETS[name].identity, "files": {}}
         (folder / assets.MARKER).write_text(json.dumps(marker))
     assert environment._cache().level == OK
+
+
+def test_engine_is_optional(monkeypatch):
+    monkeypatch.setattr(engine, "problem", lambda: "")
+    assert str(environment._engine()).endswith(f"llama.cpp, from llama-cpp-py-sync {engine.VERSION}")
+    monkeypatch.setattr(engine, "problem", lambda: "It isn't installed; install it with: …")
+    finding = environment._engine()
+    assert finding.level == OK and finding.text == "It isn't installed; install it with: …"
 
 
 def test_network_that_does_not_answer_is_a_warning(monkeypatch):
