@@ -7,6 +7,7 @@
     python course.py test            the test suite (--fast: without the real models)
     python course.py build           write the notebooks from lessons/ (for authors)
     python course.py compress MODEL  make a smaller version of it under a --budget (--dry-run: sizes, memory and time)
+    python course.py site            write the web site to build/site (for authors)
     python course.py rehearse [NN]   would they fit Colab's T4, at Llama-3.2-1B's size? (for authors)
 
 `python course.py COMMAND -h` tells more. The first call makes .venv beside this file and installs the course into
@@ -29,7 +30,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp"  # what was installed; "installing" while pip works
 LOG = ROOT / "build" / "install.log"
-COMMANDS = ("run", "lab", "check", "test", "build", "compress", "rehearse")
+COMMANDS = ("run", "lab", "check", "test", "build", "site", "compress", "rehearse")
 INSTALLING = "installing"
 
 

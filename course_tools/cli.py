@@ -197,6 +197,20 @@ def build(args: argparse.Namespace, console: Console) -> int:
     return int(bool(failures))
 
 
+def site(args: argparse.Namespace, console: Console) -> int:
+    """Write the course's web site to build/site, from the saved notebooks and docs/; a warning is an error."""
+    try:
+        from course_tools import site as pages
+    except ModuleNotFoundError as error:
+        raise ValueError(f'{error}. Install what builds the site: python -m pip install -e ".[site]"') from error
+
+    begin = time.monotonic()
+    status = pages.build(ROOT, BUILD / "site")
+    if not status:
+        print(f"Written in {time.monotonic() - begin:.0f} s. Read it: {BUILD / 'site' / 'index.html'}")
+    return status
+
+
 def fetch_assets(lessons: Sequence[authoring.Lesson], *, more: Sequence[str] = ()) -> None:
     """Fetch what these lessons open off the hub and convert the Llama, saying so only if something is missing.
 
@@ -246,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     command(check)
     building = command(build)
     building.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
+    command(site)
     rehearsing = command(rehearse)
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
     rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")

@@ -25,7 +25,7 @@ from course_tools.processes import SLEEPING_THREADS
 
 FORMS = ("exercises", "solutions")
 TABLE_BEGIN, TABLE_END = "<!-- lessons: written by `python course.py build` -->", "<!-- end of lessons -->"
-_BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _SOLVED = "solved"  # tag of a solved copy in `both_forms`
 
 
@@ -207,7 +207,7 @@ def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
         path = f"notebooks/{lesson.name}.ipynb"
         rows.append(
             f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.minutes} "
-            f"| [![Open in Colab]({_BADGE})]({course.colab(path)}) "
+            f"| [![Open in Colab]({BADGE})]({course.colab(path)}) "
             f"| [solutions](notebooks/solutions/{lesson.name}.ipynb) |"
         )
     return "\n".join([before + begin, *rows, end + after])
@@ -223,7 +223,7 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
     paths = {"exercises": f"notebooks/{lesson.name}.ipynb", "solutions": f"notebooks/solutions/{lesson.name}.ipynb"}
     other = "solutions" if form == "exercises" else "exercises"
     row = [
-        f"[![Open in Colab]({_BADGE})]({course.colab(paths[form])})",
+        f"[![Open in Colab]({BADGE})]({course.colab(paths[form])})",
         f"[{other}]({course.page(paths[other])})",
         f"[source]({course.page(f'lessons/{lesson.name}.py')})",
     ]

@@ -2,11 +2,13 @@
 
 The roles "gpt2" and "llama" stand for a different model in each profile:
 
-| profile  | "gpt2"                          | "llama"                                                      |
-|----------|---------------------------------|--------------------------------------------------------------|
-| smoke    | random, two blocks              | random, two blocks                                           |
-| embedded | the course's own small GPT-2    | SmolLM2-135M-Instruct                                        |
-| hub      | distilgpt2                      | meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence |
+========  ============================  ============================================================
+profile   "gpt2"                        "llama"
+========  ============================  ============================================================
+smoke     random, two blocks            random, two blocks
+embedded  the course's own small GPT-2  SmolLM2-135M-Instruct
+hub       distilgpt2                    meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence
+========  ============================  ============================================================
 
 ``COURSE_GPT2`` and ``COURSE_LLAMA`` put any folder or hub id in a role, in every profile.
 

@@ -18,7 +18,10 @@ for setting in ("COURSE_PROFILE", "COURSE_LLAMA", "COURSE_GPT2", "PYTHONPATH"):
     os.environ.pop(setting, None)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if "browser" not in config.getoption("markexpr"):  # they need a browser, and minutes
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("browser")])
+        items[:] = [item for item in items if not item.get_closest_marker("browser")]
     items.sort(key=lambda item: (item.get_closest_marker("embedded") is not None, item.path.name == "test_lessons.py"))
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, COURSE = PYPROJECT["project"], PYPROJECT["tool"]["course"]
 EXTRAS = PROJECT["optional-dependencies"]
-IMPORTED_AS = {"scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL", "markdown-it-py": "markdown_it"}
 COLAB = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
 
 
@@ -53,7 +53,8 @@ def test_everything_imported_is_declared():
     """The library imports its dependencies, and on demand the engine; what makes the course also course and dev."""
     brought = {"huggingface_hub", "tokenizers", "google"}  # by transformers; and by Colab, where google.colab is
     needed = {imported_as(text) for text in PROJECT["dependencies"] + EXTRAS["engine"]} | brought | {"course_utils"}
-    extras = {imported_as(text) for text in [*EXTRAS["course"], *EXTRAS["dev"]]} | {"course_tools", "experiments"}
+    extras = {imported_as(text) for name in ("course", "site", "browser", "dev") for text in EXTRAS[name]}
+    extras |= {"course_tools", "experiments"}
     extras |= {"jupyter_client"}  # ipykernel and nbclient bring it
     for folder, allowed in (
         ("course_utils", needed),
@@ -109,10 +110,12 @@ STEPS = [(name, step) for name, flow in WORKFLOWS.items() for job in flow["jobs"
 
 
 def test_workflows_may_only_read_and_end():
-    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab", "rehearsal"}
+    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab", "rehearsal", "site"}
     for name, flow in WORKFLOWS.items():
         assert flow["permissions"] == {"contents": "read"}, name
-        assert all("permissions" not in job and job["timeout-minutes"] <= 120 for job in flow["jobs"].values()), name
+        assert all(job["timeout-minutes"] <= 120 for job in flow["jobs"].values()), name
+        more = {job: settings["permissions"] for job, settings in flow["jobs"].items() if "permissions" in settings}
+        assert more == ({"publish": {"pages": "write", "id-token": "write"}} if name == "site" else {}), name
 
 
 def test_workflows_run_on_supported_pythons():

@@ -7,7 +7,7 @@ all and with made-up groups; and the *double difference*, how much likelier the 
 is after ``a``, less the same after ``b``, cancels what is merely the frequency of a word. Half of the templates are for
 choosing (neurons, layers, thresholds), half for measuring what was chosen.
 
-An axis of your own is a small JSON file, and ``pairs("path/to/it.json")`` uses it like a built-in one:
+An axis of your own is a small JSON file, and ``pairs("path/to/it.json")`` uses it like a built-in one::
 
     {
       "name": "accent",

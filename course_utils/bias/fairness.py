@@ -39,8 +39,8 @@ def activation_difference(
 ) -> list[Tensor]:
     """How differently each neuron acts on the two texts of a pair: a correlational score; one forward pass a batch.
 
-    Mean |activation after a - activation after b| over the shared tokens behind the span, all pairs' tokens alike, x
-    norm of the neuron's column in the down-projection: the size of what the neuron adds to the difference between the
+    Mean ``|activation after a - activation after b|`` over the shared tokens behind the span, all pairs' tokens alike,
+    x norm of the neuron's column in the down-projection: the size of what the neuron adds to the difference between the
     residual streams, in the unit of ``width.neuron_importance``'s "activation". The activation is what enters the
     down-projection. A neuron that reacts is not thereby one that does harm, and neutral swaps move neurons too: compare
     with the score of neutral pairs.
@@ -85,8 +85,8 @@ def gap_attribution(
     Cutting a neuron sets its activation to zero. To first order that moves the signed preference (see the module) by
     -sum(activation x gradient of the preference) over the tokens: attribution patching with zero as the patch (Nanda
     2023; Syed et al. 2023, arXiv 2310.10348), the importance of Michel et al. 2019 (arXiv 1905.10650) for a preference
-    instead of a loss. The score is |preference| - |preference as moved|, so a neuron that would turn the preference
-    round gets no credit for what lies beyond zero.
+    instead of a loss. The score is ``|preference| - |preference as moved|``, so a neuron that would turn the
+    preference round gets no credit for what lies beyond zero.
 
     Such estimates hold for one neuron. Many neurons pull either way and nearly cancel: the highest scores soon add up
     to the whole preference, and cutting more than those turns it round. So cut few, and measure the result.

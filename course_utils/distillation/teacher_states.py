@@ -1,5 +1,7 @@
 """What a teacher thinks of a text, in main memory: it reads once, and any number of students learn from it.
 
+For instance::
+
     known = remember_teacher(teacher, train + held_out)
     for student, alpha in arms:
         distill(known, student, train, validation=held_out, steps=400, lr=2e-4, alpha=alpha)

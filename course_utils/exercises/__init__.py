@@ -1,5 +1,7 @@
 """Checks that tell a learner, in one line, where an exercise stands.
 
+For instance::
+
     @exercise(1, task="Return one L1 norm for each neuron.", proved="Each neuron's weights are summed by magnitude.")
     def check_l1_scores(attempt):
         scores = attempt(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))

@@ -1,0 +1,63 @@
+"""Sphinx's settings for the course's site; `python course.py site` stages the sources and runs it."""
+
+from pathlib import Path
+
+from course_tools.notebooks import Course
+
+ROOT = Path(__file__).resolve().parents[1]
+COURSE = Course.read(ROOT)
+
+project = "Pruning LLMs"
+author = "The Pruning LLMs authors"
+project_copyright = "The Pruning LLMs authors; prose and figures CC BY 4.0, code Apache-2.0"
+language = "en"
+extensions = [
+    "myst_nb",
+    "autoapi.extension",
+    "sphinx.ext.napoleon",  # docstrings in Google's style
+    "sphinx_copybutton",
+    "sphinx_design",
+    "course_tools.site_extension",
+]
+
+nb_execution_mode = "off"  # the outputs are the saved ones
+nb_number_source_lines = False
+myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 4
+html_math_renderer = "mathml"  # of course_tools.site_extension: no script, no network
+
+# Read, not imported: the site needs no torch.
+autoapi_dirs = [str(ROOT / "course_utils")]
+autoapi_root = "api"
+autoapi_add_toctree_entry = False
+autoapi_options = ["members", "show-inheritance"]  # attributes stand in their class's own list
+autoapi_python_class_content = "class"
+autoapi_member_order = "bysource"
+python_use_unqualified_type_names = True
+add_module_names = False
+napoleon_use_ivar = True
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["static"]
+html_css_files = ["course.css"]
+html_js_files = ["course.js"]
+html_copy_source = html_show_sourcelink = False
+html_use_index = html_domain_indices = False  # the search finds names
+html_last_updated_fmt = None  # the same sources give the same pages
+templates_path: list[str] = []
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
+html_theme_options = {
+    "repository_url": f"https://github.com/{COURSE.repository}",
+    "repository_branch": COURSE.ref,
+    "path_to_docs": "",  # sources are staged under the repository's own paths
+    "use_repository_button": True,
+    "use_download_button": False,  # the sources are in the repository
+    "launch_buttons": {"colab_url": "https://colab.research.google.com"},
+    "show_toc_level": 2,
+    "navbar_persistent": [],  # a second search box otherwise
+    "home_page_in_toc": True,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+copybutton_exclude = ".linenos, .gp, .go"
