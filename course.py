@@ -2,7 +2,9 @@
 """Pruning LLMs: everything the course does, in one place.
 
     python course.py run [NN ...]    run the lessons (all, or for instance 01 03); results in build/index.html
-    python course.py lab             open the lessons in JupyterLab
+    python course.py lab             open the lessons in JupyterLab, in a folder of your own
+    python course.py progress        how far you are, and what is next (--name: a certificate to print)
+    python course.py quiz NN         the three questions of a lesson
     python course.py check           is this machine ready? what to do if not
     python course.py test            the test suite (--fast: without the real models)
     python course.py build           write the notebooks from lessons/ (for authors)
@@ -28,7 +30,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp"  # what was installed; "installing" while pip works
 LOG = ROOT / "build" / "install.log"
-COMMANDS = ("run", "lab", "check", "test", "build", "rehearse")
+COMMANDS = ("run", "lab", "progress", "quiz", "check", "test", "build", "rehearse")
 INSTALLING = "installing"
 
 

@@ -6,9 +6,11 @@ Each returns an exit status: 0 for success, 1 where something failed, 2 for a wr
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +22,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from course_tools import authoring, environment, notebooks, processes, quotes, runner
+from course_tools import authoring, environment, notebooks, personal, processes, quotes, runner, terminal_quiz
+from course_tools import progress as reading
 from course_utils import assets, session
 from course_utils.files import write_text
 
@@ -137,11 +140,54 @@ def _pytest(title: str, options: Sequence[str], **variables: str) -> int:
 
 
 def lab(args: argparse.Namespace, console: Console) -> int:
-    """Open JupyterLab on the notebooks."""
+    """Open JupyterLab on the lessons, in a folder of your own that nothing writes over."""
+    folder = personal.folder_of(ROOT, args.folder)
+    arrived = personal.prepare(NOTEBOOKS, folder)
+    if arrived:
+        print("Lessons that are new in your folder:", *arrived, sep="\n  ")
+    print(f"Your folder is {folder}. It is yours: no update writes over anything in it.")
     print("JupyterLab opens in your browser; stop it here with Ctrl-C.", flush=True)
-    options = ["--log-level=WARN", f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest]
+    options = ["--log-level=WARN", f"--ServerApp.root_dir={folder}", *args.rest]
     variables = processes.with_sleeping_threads(os.environ)
     return abs(processes.call(["-P", "-m", "jupyterlab", *options], folder=Path.cwd(), environment=variables))
+
+
+def progress(args: argparse.Namespace, console: Console) -> int:
+    """Say how far you are, read from the notebooks in your own folder, and what is next; with --name, a certificate."""
+    folder = personal.folder_of(ROOT, args.folder)
+    if not folder.is_dir():
+        print(f"There is no folder {folder} yet: `python course.py lab` makes it.")
+        return 1
+    lessons = map(authoring.read_lesson, authoring.find_lessons(LESSONS))
+    standings = [reading.standing(lesson, folder) for lesson in lessons]
+    table = Table("lesson", "cells run", "exercises solved", "questions right")
+    for one in standings:
+        answered = len(one.answers) - one.answers.count(None)
+        quiz = f"{one.right} of {answered}" if answered else "–"
+        solved = f"{len(one.solved)} of {len(one.exercises)}"
+        table.add_row(one.lesson.name, f"{one.cells[1]} of {one.cells[0]}", solved, quiz)
+    console.print(table)
+    print(reading.next_step(standings))
+    if args.name is not None:
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+        page = reading.certificate(standings, name=args.name, version=version, day=datetime.date.today())
+        write_text(folder / "certificate.html", page)
+        print(f"To print: {folder / 'certificate.html'}")
+    return 0
+
+
+def quiz(args: argparse.Namespace, console: Console) -> int:
+    """Ask the three questions of a lesson, with the reasons for and against each answer."""
+    (path,) = authoring.find_lessons(LESSONS, [args.lesson])
+    lesson = authoring.read_lesson(path)
+    folder = personal.folder_of(ROOT, args.folder)
+    try:
+        right = terminal_quiz.ask(lesson, folder, read=input, say=print)
+    except EOFError:  # Ctrl-D
+        print("\nStopped; the answers so far are kept.")
+        return 1
+    print(f"\n{right} of {len(lesson.quiz)} right. Your first answers are kept in {folder / terminal_quiz.RECORD}.")
+    return 0
 
 
 def check(args: argparse.Namespace, console: Console) -> int:
@@ -225,7 +271,15 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--profile", choices=session.PROFILES, help="not COURSE_PROFILE or the automatic choice")
     testing = command(test, epilog="Further arguments go to pytest, for instance a file, -k or -x.")
     testing.add_argument("--fast", action="store_true", help="leave out what needs the embedded models")
-    command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
+    opening = command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
+    reporting = command(progress)
+    reporting.add_argument("--name", help="also write a certificate, a page to print, made out to this name")
+    asking = command(quiz)
+    asking.add_argument("lesson", metavar="NN", help="the lesson's number")
+    for at_home in (opening, reporting, asking):
+        at_home.add_argument(
+            "--folder", help=f"yours; otherwise {personal.VARIABLE}, or {personal.DEFAULT} in the clone"
+        )
     command(check)
     building = command(build)
     building.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")

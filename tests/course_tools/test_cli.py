@@ -16,7 +16,7 @@ from programs import press_ctrl_c, wait_for
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import authoring, cli, environment, notebooks, processes, runner
+from course_tools import authoring, cli, environment, notebooks, personal, processes, runner
 from course_utils import assets, models, session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,11 +213,73 @@ def test_both_runs_count(fast, slow, status, pytests, capsys):
 def test_lab_waits_patiently_and_passes_arguments_on(course, monkeypatch):
     calls = []
     monkeypatch.setattr(processes, "call", lambda command, **options: calls.append((command, options)) or 0)
+    assert cli.main(["build"]) == 0
     assert cli.main(["lab", "--no-browser"]) == 0
     ((command, options),) = calls
     assert command[:3] == ["-P", "-m", "jupyterlab"] and command[-1] == "--no-browser"
-    assert f"--ServerApp.root_dir={course / 'notebooks'}" in command
+    assert f"--ServerApp.root_dir={course / 'my_course'}" in command
     assert processes.SLEEPING_THREADS.keys() <= options["environment"].keys()
+
+
+@pytest.fixture
+def at_home(course, monkeypatch):
+    """A learner's folder, given by the variable, with the course's one lesson in it."""
+    folder = course / "Zoë's folder"
+    monkeypatch.setenv(personal.VARIABLE, str(folder))
+    monkeypatch.setattr(processes, "call", lambda command, **options: 0)
+    (course / "pyproject.toml").write_text('[project]\nversion = "9.8.7"\n', encoding="utf-8")
+    assert cli.main(["build"]) == 0 == cli.main(["lab"])
+    return folder
+
+
+def test_work_survives_build_and_lab(course, at_home, capsys):
+    mine = at_home / "01_small.ipynb"
+    mine.write_text(mine.read_text(encoding="utf-8").replace("seen", "my own work"), encoding="utf-8")
+    before = mine.read_bytes()
+    write_lesson(course / "lessons", LESSON.replace("6 * 7", "6 * 8"))
+    capsys.readouterr()
+    assert cli.main(["build"]) == 0 == cli.main(["lab"])
+    assert mine.read_bytes() == before
+    assert "changed  01_small.v2.ipynb, beside your 01_small.ipynb, which stays as it is" in capsys.readouterr().out
+    assert cli.main(["lab"]) == 0
+    assert "new in your folder" not in capsys.readouterr().out
+
+
+def test_progress_reads_and_certifies(at_home, capsys):
+    path = at_home / "01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", []))
+    cell.execution_count = 3
+    cell.outputs = [nbformat.v4.new_output("stream", text="Exercise 1: correct. Doubled.\n")]
+    nbformat.write(notebook, path)
+    assert cli.main(["progress", "--name", "Zoë"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1" in out and "`python course.py quiz 01`" in out
+    page = (at_home / "certificate.html").read_text(encoding="utf-8")
+    assert "Zoë" in page and "version 9.8.7" in page
+
+
+def test_progress_without_a_folder(course, capsys):
+    assert cli.main(["progress", "--folder", str(course / "nowhere")]) == 1
+    assert "`python course.py lab` makes it" in capsys.readouterr().out
+
+
+def test_quiz_in_the_terminal(at_home, monkeypatch, capsys):
+    lines = iter(["b", "a"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    with pytest.raises(StopIteration):
+        cli.main(["quiz", "1"])
+    lines = iter(["B", "B", "B"])
+    assert cli.main(["quiz", "1"]) == 0
+    assert "3 of 3 right" in capsys.readouterr().out
+    assert cli.main(["progress"]) == 0
+    assert "2 of 3" in capsys.readouterr().out, "the first answers count, the wrong one of the stopped run too"
+
+    def nothing(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nothing)
+    assert cli.main(["quiz", "1"]) == 1
 
 
 def start(folder, *arguments):
