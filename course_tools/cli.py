@@ -24,6 +24,7 @@ from rich.text import Text
 
 from course_tools import authoring, environment, notebooks, personal, processes, quotes, runner, terminal_quiz
 from course_tools import progress as reading
+from course_tools import verify as verifying
 from course_utils import assets, session
 from course_utils.files import write_text
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
+EXPECTED = verifying.EXPECTED
 _HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 
@@ -190,6 +192,24 @@ def quiz(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def verify(args: argparse.Namespace, console: Console) -> int:
+    """Compare a run with the saved one, number by number, and say where it leaves it."""
+    folders = [name for name in args.what if not name.isdecimal()]
+    if len(folders) > 1:
+        raise ValueError(f"One folder at a time; got {', '.join(folders)}.")
+    folder = personal.folder_of(ROOT, folders[0] if folders else None)
+    expected, left = verifying.read_expected(EXPECTED), False
+    for path in authoring.find_lessons(LESSONS, [name for name in args.what if name.isdecimal()]):
+        mine = personal.copies(folder, path.stem)
+        if not mine:
+            print(f"{path.stem[:2]}  no notebook of it in {folder}")
+            continue
+        found = verifying.compare(nbformat.read(mine[-1], as_version=4), expected.get(path.stem, []))
+        print(f"{path.stem[:2]}  {found.sentence()}", *found.departures[:3], sep="\n      ", flush=True)
+        left |= bool(found.departures)
+    return int(left)
+
+
 def check(args: argparse.Namespace, console: Console) -> int:
     """Say whether this machine is ready: one line a topic, OK, WARN or FAIL, and the remedy."""
     failed = False
@@ -219,6 +239,9 @@ def build(args: argparse.Namespace, console: Console) -> int:
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
         for problem in quotes.unsupported(saved):
             print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
+    saved = [notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"] for lesson in lessons]
+    known = verifying.read_expected(EXPECTED) if args.lessons else {}  # a lesson that is gone goes from the file too
+    _write(EXPECTED, verifying.to_text(verifying.with_saved(known, saved)))
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
     for result in failures:
@@ -274,6 +297,12 @@ def _parser() -> argparse.ArgumentParser:
     opening = command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
     reporting = command(progress)
     reporting.add_argument("--name", help="also write a certificate, a page to print, made out to this name")
+    verifying_runs = command(
+        verify, epilog="For instance: verify 03, or verify build after `run`, or verify /stick/anna."
+    )
+    verifying_runs.add_argument(
+        "what", nargs="*", metavar="NN|folder", help="lessons, and where; all, in your own folder"
+    )
     asking = command(quiz)
     asking.add_argument("lesson", metavar="NN", help="the lesson's number")
     for at_home in (opening, reporting, asking):

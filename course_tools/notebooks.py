@@ -213,6 +213,11 @@ def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
     return "\n".join([before + begin, *rows, end + after])
 
 
+def content_id(cell: NotebookNode) -> str:
+    """Twelve hexadecimal digits that stand for a cell's kind and source."""
+    return hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+
+
 def to_text(notebook: NotebookNode) -> str:
     """The notebook as JSON: sorted keys, one trailing newline, checked against the notebook schema."""
     nbformat.validate(notebook)
@@ -307,7 +312,7 @@ def _number(cells: list[NotebookNode]) -> None:
     """Ids from content, so that an edit changes the id of the edited cell alone; a repeated cell gets a suffix."""
     seen: dict[str, int] = {}
     for cell in cells:
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        digest = content_id(cell)
         repeats = seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if repeats == 1 else f"{digest}-{repeats}"
 

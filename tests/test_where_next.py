@@ -29,7 +29,9 @@ def test_papers_are_cited_where_the_page_says():
         number, lessons = paper["number"], re.findall(r"\d\d", paper["in"] or "")
         assert number == paper["link"]
         assert set(lessons) <= set(known.get(number, [])), f"{number} is cited in lessons {known.get(number)}"
-        assert lessons or number in BEYOND, f"{number}: name the lesson that cites it, or look it up and add it to BEYOND"
+        assert lessons or number in BEYOND, (
+            f"{number}: name the lesson that cites it, or look it up and add it to BEYOND"
+        )
 
 
 def test_numbers_occur_once():

@@ -28,6 +28,8 @@ def course(tmp_path, monkeypatch):
     for name, folder in {"LESSONS": "lessons", "NOTEBOOKS": "notebooks", "BUILD": "build"}.items():
         monkeypatch.setattr(cli, name, tmp_path / folder)
     monkeypatch.setattr(cli, "README", tmp_path / "README.md")
+    monkeypatch.setattr(cli, "EXPECTED", tmp_path / "expected.json")
+    (tmp_path / "expected.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setattr(notebooks.Course, "read", lambda root: notebooks.Course("someone/somewhere", "main"))
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons: None)
@@ -109,12 +111,12 @@ def test_asset_that_cannot_be_fetched_is_explained_without_a_traceback(course, m
 def test_build_writes_both_forms_once(course, capsys):
     (course / "README.md").write_text(f"# Course\n\n{notebooks.TABLE_BEGIN}\n{notebooks.TABLE_END}\n", encoding="utf-8")
     assert cli.main(["build"]) == 0
-    assert capsys.readouterr().out.count("written ") == 3
+    assert capsys.readouterr().out.count("written ") == 4, "two notebooks, the results to expect, and the table"
     assert "[A small lesson](notebooks/01_small.ipynb)" in (course / "README.md").read_text(encoding="utf-8")
     assert cli.main(["build"]) == 0
-    assert capsys.readouterr().out.count("unchanged ") == 3
+    assert capsys.readouterr().out.count("unchanged ") == 4
     assert cli.main(["build", "01"]) == 0
-    assert capsys.readouterr().out.count("unchanged ") == 2
+    assert capsys.readouterr().out.count("unchanged ") == 3
 
 
 def test_build_execute_saves_outputs_that_later_builds_keep(course, capsys):
@@ -262,6 +264,24 @@ def test_progress_reads_and_certifies(at_home, capsys):
 def test_progress_without_a_folder(course, capsys):
     assert cli.main(["progress", "--folder", str(course / "nowhere")]) == 1
     assert "`python course.py lab` makes it" in capsys.readouterr().out
+
+
+def test_verify_names_the_cell_where_a_run_leaves(course, at_home, capsys):
+    assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"])
+    capsys.readouterr()
+    assert cli.main(["verify"]) == 0
+    assert capsys.readouterr().out == "01  not run yet\n"
+    assert cli.main(["verify", "1", str(course / "build")]) == 0
+    assert "01  1 of 1 cells run; profile smoke, so numbers aren't compared; as expected" in capsys.readouterr().out
+    path = course / "build" / "01_small.ipynb"
+    embedded = path.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded")
+    path.write_text(embedded.replace('"42"', '"54"'), encoding="utf-8")
+    assert cli.main(["verify", str(course / "build")]) == 1
+    out = capsys.readouterr().out
+    assert "1 numbers compared, 5% allowed; leaves the saved run in 1 cells" in out and "54 instead of 42" in out
+    assert cli.main(["verify", str(course / "nowhere")]) == 0
+    assert "no notebook of it" in capsys.readouterr().out
+    assert cli.main(["verify", "here", "there"]) == 1
 
 
 def test_quiz_in_the_terminal(at_home, monkeypatch, capsys):
