@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import nbformat
 from nbformat import NotebookNode
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 from rich.text import Text
 
-from course_tools import authoring, environment, notebooks, personal, processes, quotes, runner, terminal_quiz
+from course_tools import agendas, authoring, environment, notebooks, personal, processes, quotes, runner, terminal_quiz
 from course_tools import progress as reading
 from course_tools import verify as verifying
 from course_utils import assets, session
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
-EXPECTED = verifying.EXPECTED
+EXPECTED, TEACHING = verifying.EXPECTED, ROOT / "docs" / "teaching.md"
 _HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 
@@ -210,6 +210,21 @@ def verify(args: argparse.Namespace, console: Console) -> int:
     return int(left)
 
 
+def slides(args: argparse.Namespace, console: Console) -> int:
+    """Write the lessons as slides with speaker notes, which need no network, to build/slides/."""
+    from course_tools import slides as making  # nbconvert takes a moment, which the other commands needn't wait for
+
+    reveal, pages = assets.fetch("reveal"), {}
+    for path in track(authoring.find_lessons(LESSONS, args.lessons), "Slides", console=console, transient=True):
+        lesson = authoring.read_lesson(path)
+        saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
+        checks = (ROOT / f"course_utils/exercises/lesson_{lesson.number}.py").read_text(encoding="utf-8")
+        title = f"{lesson.number} · {lesson.title}"
+        pages[lesson.name] = (title, making.deck(making.slides_of(lesson, saved, checks), title=title))
+    print(f"Show them: {making.write_decks(pages, reveal, BUILD / 'slides')}")
+    return 0
+
+
 def check(args: argparse.Namespace, console: Console) -> int:
     """Say whether this machine is ready: one line a topic, OK, WARN or FAIL, and the remedy."""
     failed = False
@@ -244,6 +259,9 @@ def build(args: argparse.Namespace, console: Console) -> int:
     _write(EXPECTED, verifying.to_text(verifying.with_saved(known, saved)))
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
+    if TEACHING.exists() and not args.lessons:
+        by_number = {lesson.number: lesson for lesson in lessons}
+        _write(TEACHING, agendas.fill(TEACHING.read_text(encoding="utf-8"), by_number))
     for result in failures:
         print(f"{result.name}: failed at {result.failure}; its outputs were not saved", file=sys.stderr)
     return int(bool(failures))
@@ -315,7 +333,8 @@ def _parser() -> argparse.ArgumentParser:
     rehearsing = command(rehearse)
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
     rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
-    for taking_numbers in (running, building, rehearsing):
+    showing = command(slides)
+    for taking_numbers in (running, building, rehearsing, showing):
         taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
     return parser
 

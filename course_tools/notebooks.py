@@ -75,6 +75,8 @@ def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
     cells, questions = [_markdown(_title(lesson, course, form))], 0
     for cell in lesson.cells:
         tags = tags_of(cell)
+        if "notes" in tags:  # for whoever teaches; `slides` shows them to the speaker
+            continue
         if "install" in tags:
             cells.append(_code(_install(course), tags))
         elif "exercise" in tags:

