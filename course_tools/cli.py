@@ -225,6 +225,30 @@ def slides(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def pack(args: argparse.Namespace, console: Console) -> int:
+    """Put clone, wheels and models into one folder that installs and runs the course without a network."""
+    from course_tools import pack as packing
+
+    folder, locks = Path(args.to).expanduser().absolute(), {}
+    wheels = Path(args.wheels).expanduser().absolute() if args.wheels else None
+    for name in args.platform:
+        platform = packing.PLATFORMS[name]
+        print(f"{name}, Python {args.python}: resolving, then downloading …", flush=True)
+        locks[name] = packing.lock(ROOT, platform, args.python, wheels=wheels, cuda=args.cuda)
+        if args.resolve:
+            print(f"  {len(locks[name])} packages, for {platform.says}")
+        else:
+            packing.download(locks[name], platform, args.python, folder / "wheels", wheels=wheels)
+    if args.resolve:
+        return 0
+    lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)]
+    packing.copy_course(ROOT, folder / "course")
+    packing.copy_cache(authoring.assets_of(lessons), folder / "cache")
+    packing.write_manifest(folder, locks=locks, python=args.python, say=print)
+    print(f"On the laptop, in the copied folder: python {packing.START} check")
+    return 0
+
+
 def check(args: argparse.Namespace, console: Console) -> int:
     """Say whether this machine is ready: one line a topic, OK, WARN or FAIL, and the remedy."""
     failed = False
@@ -334,6 +358,21 @@ def _parser() -> argparse.ArgumentParser:
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
     rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
     showing = command(slides)
+    packing = command(pack)
+    packing.add_argument("to", metavar="folder", help="the pack: a new folder, or one to go on with")
+    packing.add_argument(
+        "--platform",
+        nargs="+",
+        choices=("linux", "macos", "windows"),
+        default=["linux", "macos", "windows"],
+        help="for which laptops",
+    )
+    packing.add_argument(
+        "--python", default=".".join(map(str, sys.version_info[:2])), help="their version, for instance 3.12"
+    )
+    packing.add_argument("--wheels", metavar="folder", help="wheels that you have, for instance a CPU build of PyTorch")
+    packing.add_argument("--cuda", action="store_true", help="on Linux, PyTorch with CUDA (2.7 GB instead of 0.2)")
+    packing.add_argument("--resolve", action="store_true", help="only say which packages it would be")
     for taking_numbers in (running, building, rehearsing, showing):
         taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
     return parser

