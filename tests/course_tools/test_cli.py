@@ -16,7 +16,7 @@ from programs import press_ctrl_c, wait_for
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import authoring, cli, environment, notebooks, personal, processes, runner
+from course_tools import authoring, cli, environment, notebooks, pack, personal, processes, runner
 from course_utils import assets, models, session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -283,6 +283,36 @@ def test_verify_names_the_cell_where_a_run_leaves(course, at_home, capsys):
     assert cli.main(["verify", str(course / "nowhere")]) == 0
     assert "no notebook of it" in capsys.readouterr().out
     assert cli.main(["verify", "here", "there"]) == 1
+
+
+def test_pack_goes_through_its_steps(course, monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(
+        pack, "lock", lambda root, platform, python, **options: done.append((platform.name, python)) or ["a==1"]
+    )
+    monkeypatch.setattr(pack, "download", lambda pinned, platform, python, folder, **options: done.append(folder))
+    monkeypatch.setattr(pack, "copy_course", lambda root, folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(pack, "copy_cache", lambda names, folder: done.append([*names]))
+    monkeypatch.setattr(pack, "write_manifest", lambda folder, locks, python, say: done.append(locks))
+    assert cli.main(["pack", str(course / "p"), "--resolve", "--python", "3.12"]) == 0
+    assert done == [("linux", "3.12"), ("macos", "3.12"), ("windows", "3.12")] and not (course / "p").exists()
+    assert "1 packages, for macOS 14 or newer" in capsys.readouterr().out
+    done.clear()
+    assert cli.main(["pack", str(course / "p"), "--platform", "windows"]) == 0
+    assert done[1:] == [course / "p" / "wheels", [], {"windows": ["a==1"]}]
+    assert "python start.py check" in capsys.readouterr().out
+
+
+def test_slides_are_written(course, monkeypatch, capsys):
+    (course / "course_utils" / "exercises").mkdir(parents=True)
+    (course / "course_utils" / "exercises" / "lesson_01.py").write_text("def check_double(attempt):\n    pass\n")
+    for part in ("dist/reveal.js", "plugin/notes/notes.js", "LICENSE"):
+        (course / "reveal" / part).parent.mkdir(parents=True, exist_ok=True)
+        (course / "reveal" / part).touch()
+    monkeypatch.setattr(assets, "fetch", lambda name: course / name)
+    assert cli.main(["build"]) == 0 == cli.main(["slides"])
+    assert "A small lesson" in (course / "build" / "slides" / "01_small.html").read_text(encoding="utf-8")
+    assert str(course / "build" / "slides" / "index.html") in capsys.readouterr().out
 
 
 def test_quiz_in_the_terminal(at_home, monkeypatch, capsys):
