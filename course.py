@@ -7,6 +7,7 @@
     python course.py quiz NN         the three questions of a lesson
     python course.py verify [NN]     does your run show what the saved one shows? where does it leave it?
     python course.py slides [NN]     the lessons as slides with speaker notes, in build/slides
+    python course.py poster          the methods on one page, build/poster.pdf
     python course.py pack FOLDER     clone, wheels and models in one folder, for laptops without a network
     python course.py check           is this machine ready? what to do if not
     python course.py test            the test suite (--fast: without the real models)
@@ -33,7 +34,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp"  # what was installed; "installing" while pip works
 LOG = ROOT / "build" / "install.log"
-COMMANDS = ("run", "lab", "progress", "quiz", "verify", "slides", "pack", "check", "test", "build", "rehearse")
+COMMANDS = ("run", "lab", "progress", "quiz", "verify", "slides", "poster", "pack", "check", "test", "build", "rehearse")
 INSTALLING = "installing"
 
 

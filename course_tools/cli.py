@@ -225,6 +225,16 @@ def slides(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def poster(args: argparse.Namespace, console: Console) -> int:
+    """Draw a poster of the methods, one page A3, to build/poster.pdf."""
+    from course_tools import poster as drawing  # matplotlib
+
+    where = f"https://github.com/{notebooks.Course.read(ROOT).repository}"
+    drawing.draw(NOTEBOOKS, ROOT / "docs" / "images" / "criteria.png", BUILD / "poster.pdf", course=where)
+    print(f"Print it: {BUILD / 'poster.pdf'}")
+    return 0
+
+
 def pack(args: argparse.Namespace, console: Console) -> int:
     """Put clone, wheels and models into one folder that installs and runs the course without a network."""
     from course_tools import pack as packing
@@ -358,6 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
     rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
     showing = command(slides)
+    command(poster)
     packing = command(pack)
     packing.add_argument("to", metavar="folder", help="the pack: a new folder, or one to go on with")
     packing.add_argument(

@@ -119,7 +119,7 @@ def expected_of(saved: NotebookNode) -> list[dict]:
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1]
         elif _is_compared(cell):
-            numbers = [number.text for number in _numbers(cell.outputs)]
+            numbers = [number.text for number in numbers_of(cell.outputs)]
             found.append({"id": content_id(cell), "heading": heading, "line": _shown(cell.source), "numbers": numbers})
     return found
 
@@ -178,7 +178,7 @@ def _departure(cell: NotebookNode, expected: list[Number], tolerance: float | No
             return f"it stopped with {output.ename}: {(output.evalue.splitlines() or [''])[0]}"
     if tolerance is None:
         return ""
-    found = [*_numbers(cell.outputs)]
+    found = [*numbers_of(cell.outputs)]
     if len(found) != len(expected):
         return f"it prints {len(found)} numbers where {len(expected)} are expected"
     wrong = [(got, want) for got, want in zip(found, expected, strict=True) if not got.agrees(want, tolerance)]
@@ -214,7 +214,7 @@ def _texts(outputs: Iterable[Mapping]) -> Iterator[str]:
             yield data["text/plain"]
 
 
-def _numbers(outputs: Iterable[Mapping]) -> Iterator[Number]:
+def numbers_of(outputs: Iterable[Mapping]) -> Iterator[Number]:
     """The numbers that outputs show, in order; times are left out."""
     for output in outputs:
         for text in _texts([output]):
@@ -223,10 +223,10 @@ def _numbers(outputs: Iterable[Mapping]) -> Iterator[Number]:
                     label = " ".join(_NUMBER.sub("…", line).split())[:60]
                     yield from (Number(number, label) for number in _NUMBER.findall(line))
         if "text/html" in output.get("data", {}) and "image/png" not in output["data"]:
-            yield from _table_numbers(output["data"]["text/html"])
+            yield from _numbers_of_table(output["data"]["text/html"])
 
 
-def _table_numbers(page: str) -> Iterator[Number]:
+def _numbers_of_table(page: str) -> Iterator[Number]:
     """The numbers in the cells of a pandas table, with the names of row and column."""
     table = _Table()
     table.feed(page)

@@ -30,7 +30,7 @@ def lesson(*cells):
 
 
 def found(*outputs):
-    return [(number.text, number.label) for number in verify._numbers(outputs)]
+    return [(number.text, number.label) for number in verify.numbers_of(outputs)]
 
 
 def test_file_shows_the_saved_notebooks():
