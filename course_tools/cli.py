@@ -253,7 +253,7 @@ def pack(args: argparse.Namespace, console: Console) -> int:
         return 0
     lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)]
     packing.copy_course(ROOT, folder / "course")
-    packing.copy_cache(authoring.assets_of(lessons), folder / "cache")
+    packing.copy_cache([*authoring.assets_of(lessons), "reveal"], folder / "cache")
     packing.write_manifest(folder, locks=locks, python=args.python, say=print)
     print(f"On the laptop, in the copied folder: python {packing.START} check")
     return 0

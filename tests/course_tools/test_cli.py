@@ -299,7 +299,7 @@ def test_pack_goes_through_its_steps(course, monkeypatch, capsys):
     assert "1 packages, for macOS 14 or newer" in capsys.readouterr().out
     done.clear()
     assert cli.main(["pack", str(course / "p"), "--platform", "windows"]) == 0
-    assert done[1:] == [course / "p" / "wheels", [], {"windows": ["a==1"]}]
+    assert done[1:] == [course / "p" / "wheels", ["reveal"], {"windows": ["a==1"]}]
     assert "python start.py check" in capsys.readouterr().out
 
 
