@@ -27,6 +27,7 @@ _BLOCKS = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _OPTION = re.compile(r"^- \[([ x])\] ", re.MULTILINE)
+_RESULT = re.compile(r"\*\*At the end you have\*\* (.+?)\.(?= \*\*|  )")
 _MARKER = re.compile(r"^\s*# (BEGIN|END) (SOLUTION|STUB)\b", re.MULTILINE)
 
 
@@ -99,6 +100,13 @@ class Lesson:
     def quiz(self) -> tuple[Question, ...]:
         """The questions at its end."""
         return tuple(read_question(cell.source) for cell in self.cells if "quiz" in tags_of(cell))
+
+
+    @property
+    def result(self) -> str:
+        """What a reader has at its end, from the cell for whoever teaches; "" where it doesn't say."""
+        told = " ".join(" ".join(cell.source.split()) + "  " for cell in self.cells if "notes" in tags_of(cell))
+        return (_RESULT.search(told) or ["", ""])[1]
 
 
 def tags_of(cell: NotebookNode) -> list[str]:

@@ -204,11 +204,11 @@ def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
     _, end, after = rest.partition(TABLE_END)
     if not end:
         return page
-    rows = ["| | lesson | minutes | | |", "|---|---|---|---|---|"]
+    rows = ["| | lesson | at the end you have | minutes | | |", "|---|---|---|---|---|---|"]
     for lesson in lessons:
         path = f"notebooks/{lesson.name}.ipynb"
         rows.append(
-            f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.minutes} "
+            f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.minutes} "
             f"| [![Open in Colab]({_BADGE})]({course.colab(path)}) "
             f"| [solutions](notebooks/solutions/{lesson.name}.ipynb) |"
         )

@@ -30,6 +30,9 @@
 #
 # **Wrong turns:** taking `Conv1D` for a convolution; asking for a matrix's shape where its class decides; calling a criterion good
 # because its perplexity rose only a little.
+#
+# **At the end you have** a smaller GPT-2 that reloads as an ordinary one, a proof that the cut is exact, and its
+# price beside nineteen random cuts.
 
 # %% tags=["install"]
 

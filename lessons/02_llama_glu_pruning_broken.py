@@ -30,6 +30,9 @@
 # **Usual questions:** "But it runs?" That is the lesson. "Is the pairing all that is wrong?" The control says no.
 #
 # **Wrong turns:** repairing two things at once; comparing texts that were decoded in different ways.
+#
+# **At the end you have** a test that finds a broken cut in one forward pass, and a table of which cause does how
+# much of the harm.
 
 # %% tags=["install"]
 

@@ -29,6 +29,9 @@
 # change at a time, each with its own control.
 #
 # **Wrong turns:** scoring gate and up apart; judging on the text that chose the neurons; reading a benchmark score without its floor.
+#
+# **At the end you have** criteria for a Llama beside nineteen random cuts, the cause of the worst failure, and a cut
+# that beats chance.
 
 # %% tags=["install"]
 

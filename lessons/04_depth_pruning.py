@@ -29,6 +29,9 @@
 # **Usual questions:** "Fewer blocks or narrower MLPs?" One answer at equal size, another at equal speed.
 #
 # **Wrong turns:** forgetting `layer_idx` (exercise 2, in pairs); a configuration that promises too many blocks gets random ones.
+#
+# **At the end you have** a Llama with fewer blocks that writes the same with and without its cache, and depth beside
+# width, at equal size and at equal speed.
 
 # %% tags=["install"]
 

@@ -28,6 +28,8 @@
 #
 # **Wrong turns:** adding the normalised input instead of nothing (exercise 4, in pairs); a missing layer that no longer counts tokens
 # for the cache.
+#
+# **At the end you have** a bypass that adds exactly nothing, proved, and what leaving attention out costs and saves.
 
 # %% tags=["install"]
 

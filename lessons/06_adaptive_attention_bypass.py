@@ -27,6 +27,9 @@
 # **Usual questions:** "Is the same average the same cost?" No: what a bypass saves grows with the tokens.
 #
 # **Wrong turns:** keeping the decision in the model instead of the answer's cache; taking prompt 0 of a batch for all of them.
+#
+# **At the end you have** a bypass that each prompt decides on, and a test of whether such a decision is worth
+# anything.
 
 # %% tags=["install"]
 

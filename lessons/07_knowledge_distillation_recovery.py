@@ -31,6 +31,9 @@
 # **Usual questions:** "Is a better perplexity recovery?" Ask for another kind of text. "Which temperature?" Its square is in the loss.
 #
 # **Wrong turns:** shifting only one of the two distributions; dividing by rows instead of tokens; trusting a loss that falls.
+#
+# **At the end you have** a pruned model that learnt back part of what it lost, beside arms that show what the
+# teacher had to do with it.
 
 # %% tags=["install"]
 

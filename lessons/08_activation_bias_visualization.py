@@ -42,6 +42,9 @@
 # **Let the room say** what each of three pictures of nurse and mechanic proved. Then the planted bias: which metric finds it?
 #
 # **Wrong turns:** no control swap; neurons picked and judged on the same words; many cells tested, one shown.
+#
+# **At the end you have** a bias measured in what a model writes, and three popular pictures of it, each beside its
+# control.
 
 # %% tags=["install"]
 

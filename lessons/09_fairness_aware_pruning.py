@@ -35,6 +35,9 @@
 # **Usual questions:** "Then does nothing work?" Plant a bias and look: that is the turn of the lesson.
 #
 # **Wrong turns:** taking a broken model for a fair one; taking "nothing removed" for proof that the method fails.
+#
+# **At the end you have** five conditions for "removed", held against a published kind of claim and against a bias
+# that you planted yourself.
 
 # %% tags=["install"]
 
