@@ -203,6 +203,7 @@ def measure_speed(
                 "positions; ask for fewer."
             )
     vocab_size = min((describe(model).vocab_size for model in models.values()), default=1)
+    checks.whole_number("seed", seed)
     prompt = torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(seed))
 
     def both_phases(model: PreTrainedModel) -> Callable[[], dict[str, float]]:
@@ -327,6 +328,8 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
     >>> median_interval([6, 1, 5, 2, 4, 3])
     (1.0, 6.0)
     """
+    if not (checks.is_number(confidence) and 0 < confidence < 1):
+        raise ValueError(f"'confidence' lies between 0 and 1; got {confidence!r}.")
     low, high = quantile_test(samples, p=0.5).confidence_interval(confidence)
     if math.isnan(low) or math.isnan(high):
         raise ValueError(f"{len(samples)} samples are too few for a {confidence:.0%} interval of the median.")

@@ -23,9 +23,18 @@ from course_utils import language_modelling, models, width
 # machinery that get what another part has checked.
 LEFT_OUT = (
     "exercises modeling plotting diagrams assets files session checks prompt_harm bias distillation.state "
-    "distillation.processes distillation.losses benchmark_tasks influence"
+    "distillation.processes distillation.losses benchmark_tasks influence policies reports.shown reports.with_interval "
+    "uncertainty.verdict"  # these three put numbers into words that the library computed itself
 ).split()
-SPEED = {"rounds": 2, "warmups": 0, "new_tokens": 2, "prompt_tokens": 4}
+SPEED = {"rounds": 6, "warmups": 0, "new_tokens": 2, "prompt_tokens": 4}
+
+
+def padded_tokenizer():
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = "w2"
+    return tokenizer
+
+
 MADE = {
     "after": tiny_model,
     "a": lambda: np.arange(8.0),
@@ -67,7 +76,7 @@ MADE = {
     "only_b": lambda: 1,
     "p_values": lambda: [0.01, 0.2],
     "price": lambda: 0.1,
-    "prompts": lambda: ["w1 w2", "w3 w4 w5"],
+    "prompts": lambda: ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"],
     "ratio": lambda: 0.25,
     "result_a": lambda: language_modelling.perplexity(tiny_model(), tiny_batches()),
     "result_b": lambda: language_modelling.perplexity(tiny_model(seed=1), tiny_batches()),
@@ -90,7 +99,7 @@ MADE = {
     "text": lambda: "w1 w2",
     "texts": lambda: ["w1 w2", "w3 w4 w5"],
     "token_ids": lambda: torch.arange(3, 15).reshape(2, 6),
-    "tokenizer": word_tokenizer,
+    "tokenizer": padded_tokenizer,
     "totals": lambda: np.arange(5.0),
     "trials": lambda: 9,
     "units": lambda: np.arange(6.0),
@@ -113,10 +122,16 @@ def public():
     """Each (dotted name, function) of the library that is tried."""
     for module in pkgutil.walk_packages(course_utils.__path__, "course_utils."):
         place = module.name.removeprefix("course_utils.")
-        if not any(place == left or place.startswith(left + ".") for left in LEFT_OUT):
-            for name, found in vars(importlib.import_module(module.name)).items():
-                if inspect.isfunction(found) and not name.startswith("_") and found.__module__ == module.name:
-                    yield f"{place}.{name}", found
+        for name, found in vars(importlib.import_module(module.name)).items():
+            dotted = f"{place}.{name}"
+            left_out = any(dotted.startswith(f"{left}.") or dotted == left for left in LEFT_OUT)
+            if (
+                inspect.isfunction(found)
+                and not name.startswith("_")
+                and found.__module__ == module.name
+                and not left_out
+            ):
+                yield dotted, found
 
 
 def cases():
@@ -148,9 +163,10 @@ def arguments(function, parameter):
 
 
 def names(error, parameter):
-    """Whether a message speaks of an argument: by its name, or by the name as words, or in the singular."""
+    """Whether a message speaks of an argument: by its name, as words, in the singular; or by what it holds."""
     said = str(error).lower().replace("_", " ")
-    return parameter.lower().rstrip("s").replace("_", " ") in said
+    other = "block numbers" if parameter in ("layers", "indices", "left_out") else parameter.lower()
+    return parameter.lower().rstrip("s").replace("_", " ") in said or other in said
 
 
 def identities(made):
@@ -158,7 +174,7 @@ def identities(made):
 
 
 @pytest.mark.parametrize(("function", "parameter"), CASES)
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_odd_argument_works_or_is_named(function, parameter, data):
     kind = str(inspect.signature(function).parameters[parameter].annotation).removesuffix(" | None")
