@@ -20,11 +20,12 @@ import course_utils
 from course_utils import language_modelling, models, width
 
 # What learners don't call: checks of exercises, pictures, run-time code in models, files and downloads, and parts of a
-# machinery that get what another part has checked.
+# machinery that get what another part has checked, among them what puts the library's own numbers into words. `compare`
+# needs one of two arguments and is perplexity, evaluate and paired, which are tried.
 LEFT_OUT = (
     "exercises modeling plotting diagrams assets files session checks prompt_harm bias distillation.state "
     "distillation.processes distillation.losses benchmark_tasks influence policies reports.shown reports.with_interval "
-    "uncertainty.verdict"  # these three put numbers into words that the library computed itself
+    "uncertainty.verdict evaluation.compare"
 ).split()
 SPEED = {"rounds": 6, "warmups": 0, "new_tokens": 2, "prompt_tokens": 4}
 
