@@ -228,7 +228,8 @@ def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13)
     [True, False]
     """
     checks.whole_number("words", words, least=1)
-    if isinstance(judging, str) or not isinstance(judging, Iterable):
+    listed = isinstance(judging, Iterable) and not isinstance(judging, str)
+    if not listed or not all(isinstance(text, str) for text in judging):
         raise ValueError(f"'judging' must be a list of texts; got {judging!r}.")
 
     def runs(text: str) -> Iterator[tuple[str, ...]]:
