@@ -2,7 +2,13 @@
 """Pruning LLMs: everything the course does, in one place.
 
     python course.py run [NN ...]    run the lessons (all, or for instance 01 03); results in build/index.html
-    python course.py lab             open the lessons in JupyterLab
+    python course.py lab             open the lessons in JupyterLab, in a folder of your own
+    python course.py progress        how far you are, and what is next (--name: a certificate to print)
+    python course.py quiz NN         the three questions of a lesson
+    python course.py verify [NN]     does your run show what the saved one shows? where does it leave it?
+    python course.py slides [NN]     the lessons as slides with speaker notes, in build/slides
+    python course.py poster          the methods on one page, build/poster.pdf
+    python course.py pack FOLDER     clone, wheels and models in one folder, for laptops without a network
     python course.py check           is this machine ready? what to do if not
     python course.py test            the test suite (--fast: without the real models)
     python course.py build           write the notebooks from lessons/ (for authors)
@@ -30,7 +36,10 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp"  # what was installed; "installing" while pip works
 LOG = ROOT / "build" / "install.log"
-COMMANDS = ("run", "lab", "check", "test", "build", "site", "compress", "rehearse")
+COMMANDS = (
+    "run", "lab", "progress", "quiz", "verify", "slides", "poster", "pack", "check", "test", "build", "site", "compress",
+    "rehearse",
+)  # fmt: skip
 INSTALLING = "installing"
 
 

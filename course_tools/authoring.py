@@ -13,11 +13,11 @@ from nbformat import NotebookNode
 
 from course_utils.assets import ASSETS
 
-TAGS = ("install", "exercise", "quiz", "raises-exception")  # the last is Jupyter's own: the cell is meant to fail
+TAGS = ("install", "exercise", "quiz", "notes", "raises-exception")  # the last is Jupyter's: the cell is meant to fail
 LONGEST_CELL = 40  # lines of code that one can take in at a glance
 QUESTIONS = 3  # of the quiz
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
-_PREDICTION = re.compile(r"predict before you run", re.IGNORECASE)
+PREDICTION = re.compile(r"predict before you run", re.IGNORECASE)
 _FILE_NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.py")
 _EXERCISE_HEADING = re.compile(r"^### Exercise (\d+) · [●○]{3} · \d+ minutes$", re.MULTILINE)
 _HINT = "<details><summary>Hint</summary>"
@@ -27,6 +27,7 @@ _BLOCKS = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _OPTION = re.compile(r"^- \[([ x])\] ", re.MULTILINE)
+_RESULT = re.compile(r"\*\*At the end you have\*\* (.+?)\.(?= \*\*|  )")
 _MARKER = re.compile(r"^\s*# (BEGIN|END) (SOLUTION|STUB)\b", re.MULTILINE)
 
 
@@ -99,6 +100,13 @@ class Lesson:
     def quiz(self) -> tuple[Question, ...]:
         """The questions at its end."""
         return tuple(read_question(cell.source) for cell in self.cells if "quiz" in tags_of(cell))
+
+
+    @property
+    def result(self) -> str:
+        """What a reader has at its end, from the cell for whoever teaches; "" where it doesn't say."""
+        told = " ".join(" ".join(cell.source.split()) + "  " for cell in self.cells if "notes" in tags_of(cell))
+        return (_RESULT.search(told) or ["", ""])[1]
 
 
 def tags_of(cell: NotebookNode) -> list[str]:
@@ -245,7 +253,7 @@ def _problems(lesson: Lesson) -> Iterator[str]:
             yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
         if cell.cell_type == "code" and not is_exercise and len(cell.source.splitlines()) > LONGEST_CELL:
             yield f"cell {position} has {len(cell.source.splitlines())} lines; {LONGEST_CELL} is the most. Split it."
-        if _PREDICTION.search(cell.source) and WHAT_WE_SAW not in cell.source:
+        if PREDICTION.search(cell.source) and WHAT_WE_SAW not in cell.source:
             yield f"cell {position} asks to predict and has no answer; end it with {WHAT_WE_SAW} … </details>."
     installs = [cell for cell in code if "install" in tags_of(cell)]
     if len(installs) != 1 or code[0] is not installs[0] or installs[0].source.strip():

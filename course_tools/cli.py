@@ -6,9 +6,11 @@ Each returns an exit status: 0 for success, 1 where something failed, 2 for a wr
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +18,13 @@ from typing import TYPE_CHECKING
 import nbformat
 from nbformat import NotebookNode
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
 from rich.table import Table
 from rich.text import Text
 
-from course_tools import authoring, environment, notebooks, processes, quotes, runner
+from course_tools import agendas, authoring, environment, notebooks, personal, processes, quotes, runner, terminal_quiz
+from course_tools import progress as reading
+from course_tools import verify as verifying
 from course_utils import assets, session
 from course_utils.files import write_text
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
+EXPECTED, TEACHING = verifying.EXPECTED, ROOT / "docs" / "teaching.md"
 _HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
 _COMPRESS_OPTIONS = (
     ("--steps", 400, "steps of recovery"),
@@ -154,11 +159,121 @@ def _pytest(title: str, options: Sequence[str], **variables: str) -> int:
 
 
 def lab(args: argparse.Namespace, console: Console) -> int:
-    """Open JupyterLab on the notebooks."""
+    """Open JupyterLab on the lessons, in a folder of your own that nothing writes over."""
+    folder = personal.folder_of(ROOT, args.folder)
+    arrived = personal.prepare(NOTEBOOKS, folder)
+    if arrived:
+        print("Lessons that are new in your folder:", *arrived, sep="\n  ")
+    print(f"Your folder is {folder}. It is yours: no update writes over anything in it.")
     print("JupyterLab opens in your browser; stop it here with Ctrl-C.", flush=True)
-    options = ["--log-level=WARN", f"--ServerApp.root_dir={NOTEBOOKS}", *args.rest]
+    options = ["--log-level=WARN", f"--ServerApp.root_dir={folder}", *args.rest]
     variables = processes.with_sleeping_threads(os.environ)
     return abs(processes.call(["-P", "-m", "jupyterlab", *options], folder=Path.cwd(), environment=variables))
+
+
+def progress(args: argparse.Namespace, console: Console) -> int:
+    """Say how far you are, read from the notebooks in your own folder, and what is next; with --name, a certificate."""
+    folder = personal.folder_of(ROOT, args.folder)
+    if not folder.is_dir():
+        print(f"There is no folder {folder} yet: `python course.py lab` makes it.")
+        return 1
+    lessons = map(authoring.read_lesson, authoring.find_lessons(LESSONS))
+    standings = [reading.standing(lesson, folder) for lesson in lessons]
+    table = Table("lesson", "cells run", "exercises solved", "questions right")
+    for one in standings:
+        answered = len(one.answers) - one.answers.count(None)
+        quiz = f"{one.right} of {answered}" if answered else "–"
+        solved = f"{len(one.solved)} of {len(one.exercises)}"
+        table.add_row(one.lesson.name, f"{one.cells[1]} of {one.cells[0]}", solved, quiz)
+    console.print(table)
+    print(reading.next_step(standings))
+    if args.name is not None:
+        version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+        page = reading.certificate(standings, name=args.name, version=version, day=datetime.date.today())
+        write_text(folder / "certificate.html", page)
+        print(f"To print: {folder / 'certificate.html'}")
+    return 0
+
+
+def quiz(args: argparse.Namespace, console: Console) -> int:
+    """Ask the three questions of a lesson, with the reasons for and against each answer."""
+    (path,) = authoring.find_lessons(LESSONS, [args.lesson])
+    lesson = authoring.read_lesson(path)
+    folder = personal.folder_of(ROOT, args.folder)
+    try:
+        right = terminal_quiz.ask(lesson, folder, read=input, say=print)
+    except EOFError:  # Ctrl-D
+        print("\nStopped; the answers so far are kept.")
+        return 1
+    print(f"\n{right} of {len(lesson.quiz)} right. Your first answers are kept in {folder / terminal_quiz.RECORD}.")
+    return 0
+
+
+def verify(args: argparse.Namespace, console: Console) -> int:
+    """Compare a run with the saved one, number by number, and say where it leaves it."""
+    folders = [name for name in args.what if not name.isdecimal()]
+    if len(folders) > 1:
+        raise ValueError(f"One folder at a time; got {', '.join(folders)}.")
+    folder = personal.folder_of(ROOT, folders[0] if folders else None)
+    expected, left = verifying.read_expected(EXPECTED), False
+    for path in authoring.find_lessons(LESSONS, [name for name in args.what if name.isdecimal()]):
+        mine = personal.copies(folder, path.stem)
+        if not mine:
+            print(f"{path.stem[:2]}  no notebook of it in {folder}")
+            continue
+        found = verifying.compare(nbformat.read(mine[-1], as_version=4), expected.get(path.stem, []))
+        print(f"{path.stem[:2]}  {found.sentence()}", *found.departures[:3], sep="\n      ", flush=True)
+        left |= bool(found.departures)
+    return int(left)
+
+
+def slides(args: argparse.Namespace, console: Console) -> int:
+    """Write the lessons as slides with speaker notes, which need no network, to build/slides/."""
+    from course_tools import slides as making  # nbconvert takes a moment, which the other commands needn't wait for
+
+    reveal, pages = assets.fetch("reveal"), {}
+    for path in track(authoring.find_lessons(LESSONS, args.lessons), "Slides", console=console, transient=True):
+        lesson = authoring.read_lesson(path)
+        saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
+        checks = (ROOT / f"course_utils/exercises/lesson_{lesson.number}.py").read_text(encoding="utf-8")
+        title = f"{lesson.number} · {lesson.title}"
+        pages[lesson.name] = (title, making.deck(making.slides_of(lesson, saved, checks), title=title))
+    print(f"Show them: {making.write_decks(pages, reveal, BUILD / 'slides')}")
+    return 0
+
+
+def poster(args: argparse.Namespace, console: Console) -> int:
+    """Draw a poster of the methods, one page A3, to build/poster.pdf."""
+    from course_tools import poster as drawing  # matplotlib
+
+    where = f"https://github.com/{notebooks.Course.read(ROOT).repository}"
+    drawing.draw(NOTEBOOKS, ROOT / "docs" / "images" / "criteria.png", BUILD / "poster.pdf", course=where)
+    print(f"Print it: {BUILD / 'poster.pdf'}")
+    return 0
+
+
+def pack(args: argparse.Namespace, console: Console) -> int:
+    """Put clone, wheels and models into one folder that installs and runs the course without a network."""
+    from course_tools import pack as packing
+
+    folder, locks = Path(args.to).expanduser().absolute(), {}
+    wheels = Path(args.wheels).expanduser().absolute() if args.wheels else None
+    for name in args.platform:
+        platform = packing.PLATFORMS[name]
+        print(f"{name}, Python {args.python}: resolving, then downloading …", flush=True)
+        locks[name] = packing.lock(ROOT, platform, args.python, wheels=wheels, cuda=args.cuda)
+        if args.resolve:
+            print(f"  {len(locks[name])} packages, for {platform.says}")
+        else:
+            packing.download(locks[name], platform, args.python, folder / "wheels", wheels=wheels)
+    if args.resolve:
+        return 0
+    lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)]
+    packing.copy_course(ROOT, folder / "course")
+    packing.copy_cache([*authoring.assets_of(lessons), "reveal"], folder / "cache")
+    packing.write_manifest(folder, locks=locks, python=args.python, say=print)
+    print(f"On the laptop, in the copied folder: python {packing.START} check")
+    return 0
 
 
 def check(args: argparse.Namespace, console: Console) -> int:
@@ -190,8 +305,14 @@ def build(args: argparse.Namespace, console: Console) -> int:
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
         for problem in quotes.unsupported(saved):
             print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
+    saved = [notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"] for lesson in lessons]
+    known = verifying.read_expected(EXPECTED) if args.lessons else {}  # a lesson that is gone goes from the file too
+    _write(EXPECTED, verifying.to_text(verifying.with_saved(known, saved)))
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
+    if TEACHING.exists() and not args.lessons:
+        by_number = {lesson.number: lesson for lesson in lessons}
+        _write(TEACHING, agendas.fill(TEACHING.read_text(encoding="utf-8"), by_number))
     for result in failures:
         print(f"{result.name}: failed at {result.failure}; its outputs were not saved", file=sys.stderr)
     return int(bool(failures))
@@ -256,7 +377,21 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--profile", choices=session.PROFILES, help="not COURSE_PROFILE or the automatic choice")
     testing = command(test, epilog="Further arguments go to pytest, for instance a file, -k or -x.")
     testing.add_argument("--fast", action="store_true", help="leave out what needs the embedded models")
-    command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
+    opening = command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
+    reporting = command(progress)
+    reporting.add_argument("--name", help="also write a certificate, a page to print, made out to this name")
+    verifying_runs = command(
+        verify, epilog="For instance: verify 03, or verify build after `run`, or verify /stick/anna."
+    )
+    verifying_runs.add_argument(
+        "what", nargs="*", metavar="NN|folder", help="lessons, and where; all, in your own folder"
+    )
+    asking = command(quiz)
+    asking.add_argument("lesson", metavar="NN", help="the lesson's number")
+    for at_home in (opening, reporting, asking):
+        at_home.add_argument(
+            "--folder", help=f"yours; otherwise {personal.VARIABLE}, or {personal.DEFAULT} in the clone"
+        )
     command(check)
     building = command(build)
     building.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
@@ -271,7 +406,24 @@ def _parser() -> argparse.ArgumentParser:
     compressing.add_argument("--out", type=Path, default=BUILD / "compress", help="folder for records and the model")
     for name, default, meaning in _COMPRESS_OPTIONS:
         compressing.add_argument(name, type=type(default), default=default, help=f"{meaning}; default: {default}")
-    for taking_numbers in (running, building, rehearsing):
+    showing = command(slides)
+    command(poster)
+    packing = command(pack)
+    packing.add_argument("to", metavar="folder", help="the pack: a new folder, or one to go on with")
+    packing.add_argument(
+        "--platform",
+        nargs="+",
+        choices=("linux", "macos", "windows"),
+        default=["linux", "macos", "windows"],
+        help="for which laptops",
+    )
+    packing.add_argument(
+        "--python", default=".".join(map(str, sys.version_info[:2])), help="their version, for instance 3.12"
+    )
+    packing.add_argument("--wheels", metavar="folder", help="wheels that you have, for instance a CPU build of PyTorch")
+    packing.add_argument("--cuda", action="store_true", help="on Linux, PyTorch with CUDA (2.7 GB instead of 0.2)")
+    packing.add_argument("--resolve", action="store_true", help="only say which packages it would be")
+    for taking_numbers in (running, building, rehearsing, showing):
         taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
     return parser
 

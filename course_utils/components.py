@@ -76,11 +76,12 @@ def principal_components(
     most = min(len(states) - 1, states.shape[1])
     checks.whole_number("components", components, least=2, most=most, meaning="the width, and fewer than the items")
     checks.whole_number("shuffles", shuffles, least=1)
+    checks.whole_number("seed", seed)
     labels, values = np.asarray(groups), states.detach().double().cpu().numpy()
     sets = np.zeros(len(states), dtype=int) if within is None else pd.factorize(pd.Series(list(within)))[0]
     if labels.shape != (len(states),) or sets.shape != labels.shape:
         raise ValueError(
-            f"'groups' and 'within' must hold one entry for each of {len(states)} items; got {len(labels)} and "
+            f"'groups' and 'within' must hold one entry for each of {len(states)} items; got {np.size(labels)} and "
             f"{len(sets)}."
         )
     if not np.isfinite(values).all() or np.ptp(values, axis=0).max() == 0:

@@ -182,8 +182,9 @@ def continuations(
         ValueError: no model, no prompt, or ``new_tokens`` below 1.
     """
     checks.whole_number("new_tokens", new_tokens, least=1)
-    if not models or not prompts:
-        raise ValueError(f"Got {len(models)} models and {len(prompts)} prompts; give at least one of each.")
+    if not models:
+        raise ValueError("'models' is empty; give at least one.")
+    prompts = checks.strings("prompts", prompts)
     written = pd.DataFrame(index=pd.Index(prompts, name="prompt"), columns=list(models), dtype=object)
     for name, model in models.items():
         for prompt in prompts:

@@ -43,7 +43,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from course_utils import assets
+from course_utils import assets, checks
 from course_utils.session import ROLES, SEED, chosen_model, current_profile, default_device
 
 # Lessons name the parts of a block as these families do.
@@ -177,7 +177,12 @@ def tiny_llama(*, blocks: int = 5, vocab_size: int = 97) -> LlamaForCausalLM:
     """A random Llama with hidden size 32 on the CPU, the same every time: to test surgery on, in milliseconds.
 
     It is in eval mode, and has no end token, so that it always generates the number of tokens asked for.
+
+    Raises:
+        ValueError: no whole number of at least one block, or one token.
     """
+    checks.whole_number("blocks", blocks, least=1)
+    checks.whole_number("vocab_size", vocab_size, least=1)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,

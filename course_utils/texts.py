@@ -221,9 +221,16 @@ def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13)
     Returns:
         One answer for each text of ``judging``.
 
+    Raises:
+        ValueError: ``judging`` is no list of strings, or ``words`` isn't a whole number from 1.
+
     >>> overlaps(["He went home, and slept.", "They stayed."], ["... and SHE went home and slept"], words=3)
     [True, False]
     """
+    checks.whole_number("words", words, least=1)
+    listed = isinstance(judging, Iterable) and not isinstance(judging, str)
+    if not listed or not all(isinstance(text, str) for text in judging):
+        raise ValueError(f"'judging' must be a list of texts; got {judging!r}.")
 
     def runs(text: str) -> Iterator[tuple[str, ...]]:
         found = re.findall(r"\w+", text.lower())
@@ -295,8 +302,10 @@ def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     the text (some bring accents into one form): then they add up to the bytes of the changed text.
 
     Raises:
-        ValueError: the tokenizer is not a fast one, so it can't report slices.
+        ValueError: ``text`` is no string, or the tokenizer is not a fast one, so it can't report slices.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"'text' must be a string; got {text!r}.")
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer; load one backed by the tokenizers library.")
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -419,14 +428,13 @@ def padded_batches(
     Raises:
         ValueError: no texts, a text without tokens, no padding token, or a size below 1.
     """
-    if isinstance(texts, str) or not texts:
-        raise ValueError("'texts' must be a non-empty list of strings.")
+    texts = checks.strings("texts", texts)
     checks.whole_number("batch_size", batch_size, least=1)
     checks.whole_number("max_length", max_length, least=1)
     checks.one_of("padding_side", padding_side, ("right", "left"))
     if tokenizer.pad_token_id is None:
         raise ValueError("This tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token.")
-    return list(_pad(tokenizer, list(texts), batch_size, max_length, padding_side))
+    return list(_pad(tokenizer, texts, batch_size, max_length, padding_side))
 
 
 def _pad(

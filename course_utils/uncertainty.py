@@ -12,6 +12,8 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
+from course_utils import checks
+
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 _DRAWS_AT_ONCE = 2**21  # bounds the memory of one step of the bootstrap
@@ -62,6 +64,9 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     >>> [round(end, 3) for end in wilson_interval(0, 10)]
     [0.0, 0.278]
     """
+    checks.whole_number("trials", trials, least=1)
+    if not (checks.is_number(successes) and 0 <= successes <= trials):
+        raise ValueError(f"'successes' must be a number from 0 to the trials, {trials}; got {successes!r}.")
     z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
     share = successes / trials
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
@@ -111,6 +116,7 @@ def bootstrap_interval(
     Returns:
         The ends of the interval; nan for a single unit.
     """
+    _draws(resamples, seed)
     generator, count = np.random.default_rng(seed), len(units)
     if count < 2:
         return math.nan, math.nan
@@ -168,6 +174,7 @@ def rank_correlation(
             f"A rank correlation needs two vectors of one length, at least 3, without nan; got shapes "
             f"{list(a.shape)} and {list(b.shape)}."
         )
+    _draws(resamples, seed)
     drawn = np.random.default_rng(seed).integers(0, len(a), (resamples, len(a)))
     value, values = float(_spearman(a, b)), _spearman(a[drawn], b[drawn])
     if math.isnan(value):
@@ -190,6 +197,8 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
     """Exact two-sided p-value that two models are equally often right, from the documents that only one got right."""
+    checks.whole_number("only_a", only_a)
+    checks.whole_number("only_b", only_b)
     disagreements = only_a + only_b
     return float(stats.binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
 
@@ -208,6 +217,7 @@ def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: in
     Returns:
         (as large as observed + 1) / (resamples + 1); nan where a difference isn't finite.
     """
+    _draws(resamples, seed)
     generator = np.random.default_rng(seed)
     observed = abs(differences.sum())
     if not np.isfinite(observed):
@@ -280,6 +290,7 @@ def crossed_interval(
     units = min(len(tables[0]), *(table.shape[1] for table in tables))
     if units < 2:
         return estimate, *(np.full_like(estimate, np.nan) for _ in range(3))
+    _draws(resamples, seed)
     generator, rows = np.random.default_rng(seed), len(tables[0])
     step, draws = max(1, _DRAWS_AT_ONCE // max(table[0].size for table in tables)), []
     for start in range(0, resamples, step):
@@ -295,6 +306,11 @@ def crossed_interval(
         p = 2 * stats.t.sf(np.abs(estimate) / error, units - 1)
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, units - 1) * error
     return estimate, estimate - half, estimate + half, np.where((error == 0) & (estimate == 0), 1.0, p)
+
+
+def _draws(resamples: int, seed: int) -> None:
+    checks.whole_number("resamples", resamples, least=1)
+    checks.whole_number("seed", seed)
 
 
 def _times_drawn(generator: np.random.Generator, units: int, draws: int) -> np.ndarray:

@@ -22,6 +22,18 @@
 # The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 # Measured numbers are quoted only under "What we saw" and after "Saved run"; everything else should hold for you too.
 
+# %% [markdown] tags=["notes"]
+# **The point:** a cut can be proved right, and a criterion has to win against chance. Both are done here for the first time.
+#
+# **Usual questions:** "Why not set the weights to zero?" Nothing gets smaller: the first table shows it. "Is 20 % of the neurons 20 %
+# of the model?" No; let the room compute it.
+#
+# **Wrong turns:** taking `Conv1D` for a convolution; asking for a matrix's shape where its class decides; calling a criterion good
+# because its perplexity rose only a little.
+#
+# **At the end you have** a smaller GPT-2 that reloads as an ordinary one, a proof that the cut is exact, and its
+# price beside nineteen random cuts.
+
 # %% tags=["install"]
 
 # %%

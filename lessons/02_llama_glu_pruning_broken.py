@@ -22,6 +22,18 @@
 # runs on Llama-3.2-1B. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next
 # table says which. Measured numbers are quoted only under "What we saw" and after "Saved run".
 
+# %% [markdown] tags=["notes"]
+# **The point:** shapes fit, the report looks clean, and the model is broken. One forward pass without data would have shown it.
+#
+# **Let the room predict first:** three matrices, three index sets: what breaks? Then: which of the causes costs what?
+#
+# **Usual questions:** "But it runs?" That is the lesson. "Is the pairing all that is wrong?" The control says no.
+#
+# **Wrong turns:** repairing two things at once; comparing texts that were decoded in different ways.
+#
+# **At the end you have** a test that finds a broken cut in one forward pass, and a table of which cause does how
+# much of the harm.
+
 # %% tags=["install"]
 
 # %%

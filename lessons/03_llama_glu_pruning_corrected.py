@@ -22,6 +22,17 @@
 # In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B.
 # The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 
+# %% [markdown] tags=["notes"]
+# **The point:** an exact cut can be a bad one. Does your criterion beat nineteen random cuts?
+#
+# **Usual questions:** "Why nineteen?" One in twenty is the 5 % level. "Why do large weights fail?" Hunt for the cause with the room, one
+# change at a time, each with its own control.
+#
+# **Wrong turns:** scoring gate and up apart; judging on the text that chose the neurons; reading a benchmark score without its floor.
+#
+# **At the end you have** criteria for a Llama beside nineteen random cuts, the cause of the worst failure, and a cut
+# that beats chance.
+
 # %% tags=["install"]
 
 # %%

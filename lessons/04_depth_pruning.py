@@ -21,6 +21,18 @@
 # runs on Llama-3.2-1B. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next table
 # says which. Of the minutes above, the exercises take 50.
 
+# %% [markdown] tags=["notes"]
+# **The point:** any block can go and the model still runs. That proves nothing; measured choices and random sets do.
+#
+# **Let the room predict first:** what are the last three blocks worth?
+#
+# **Usual questions:** "Fewer blocks or narrower MLPs?" One answer at equal size, another at equal speed.
+#
+# **Wrong turns:** forgetting `layer_idx` (exercise 2, in pairs); a configuration that promises too many blocks gets random ones.
+#
+# **At the end you have** a Llama with fewer blocks that writes the same with and without its cache, and depth beside
+# width, at equal size and at equal speed.
+
 # %% tags=["install"]
 
 # %%

@@ -21,6 +21,16 @@
 # file; nothing here is judged by the size of a weight. In the `hub` profile the same code runs on Llama-3.2-1B. The saved
 # outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 
+# %% [markdown] tags=["notes"]
+# **The point:** measure how far an attention turns the stream, with the residual inside the cosine. And prove that a bypass adds nothing.
+#
+# **Usual questions:** "So attention is useless?" Layer for layer perhaps, per parameter not; and multiple choice hides what writing shows.
+#
+# **Wrong turns:** adding the normalised input instead of nothing (exercise 4, in pairs); a missing layer that no longer counts tokens
+# for the cache.
+#
+# **At the end you have** a bypass that adds exactly nothing, proved, and what leaving attention out costs and saves.
+
 # %% tags=["install"]
 
 # %%

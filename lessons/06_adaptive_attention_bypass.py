@@ -19,6 +19,18 @@
 # In the `embedded` profile "llama" is SmolLM2-135M-Instruct, a Llama in architecture with 30 blocks (its weights come from
 # a 4-bit file, dequantised). In the `hub` profile the same code runs on Llama-3.2-1B with 16. The next table says which.
 
+# %% [markdown] tags=["notes"]
+# **The point:** a score that sounds plausible is a hypothesis. Harm, measured for each prompt, decides.
+#
+# **Let the room vote:** which prompts should lose more attention layers, short ones or long ones? Then look at harm against cost.
+#
+# **Usual questions:** "Is the same average the same cost?" No: what a bypass saves grows with the tokens.
+#
+# **Wrong turns:** keeping the decision in the model instead of the answer's cache; taking prompt 0 of a batch for all of them.
+#
+# **At the end you have** a bypass that each prompt decides on, and a test of whether such a decision is worth
+# anything.
+
 # %% tags=["install"]
 
 # %%

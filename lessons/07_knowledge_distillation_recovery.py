@@ -22,6 +22,19 @@
 # evenings. In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on
 # Llama-3.2-1B. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 
+# %% [markdown] tags=["notes"]
+# **The point:** first cut well, then train; a recovery needs an arm without a teacher at equal tokens.
+#
+# **On the board:** the five words by hand. Then let the room predict the order of the arms, and show what an hour buys. Exercise 5, the
+# dead loss, together.
+#
+# **Usual questions:** "Is a better perplexity recovery?" Ask for another kind of text. "Which temperature?" Its square is in the loss.
+#
+# **Wrong turns:** shifting only one of the two distributions; dividing by rows instead of tokens; trusting a loss that falls.
+#
+# **At the end you have** a pruned model that learnt back part of what it lost, beside arms that show what the
+# teacher had to do with it.
+
 # %% tags=["install"]
 
 # %%

@@ -33,6 +33,19 @@
 # about an application (Goldfarb-Tarrant et al. 2021 found no reliable link between the two). That jobs *are* shared out
 # unevenly explains where a model has it from. It doesn't say that a sentence about one person should be guessed that way.
 
+# %% [markdown] tags=["notes"]
+# **The point:** a difference in activations is not a bias. A neutral swap gives one, too.
+#
+# **Content:** the course's own sentences are inoffensive. CrowS-Pairs and BBQ are not; they are computed with and never printed. Say so
+# at the beginning.
+#
+# **Let the room say** what each of three pictures of nurse and mechanic proved. Then the planted bias: which metric finds it?
+#
+# **Wrong turns:** no control swap; neurons picked and judged on the same words; many cells tested, one shown.
+#
+# **At the end you have** a bias measured in what a model writes, and three popular pictures of it, each beside its
+# control.
+
 # %% tags=["install"]
 
 # %%

@@ -26,6 +26,18 @@
 # In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B. The saved
 # outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 
+# %% [markdown] tags=["notes"]
+# **The point:** "removed" needs five conditions, and a number that was chosen and judged on the same pair meets none of them.
+#
+# **Show the claim first** and let the room list what they would ask; then the table of answers. Exercise 2 (is it circular?) in pairs.
+#
+# **Usual questions:** "Then does nothing work?" Plant a bias and look: that is the turn of the lesson.
+#
+# **Wrong turns:** taking a broken model for a fair one; taking "nothing removed" for proof that the method fails.
+#
+# **At the end you have** five conditions for "removed", held against a published kind of claim and against a bias
+# that you planted yourself.
+
 # %% tags=["install"]
 
 # %%

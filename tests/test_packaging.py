@@ -2,9 +2,12 @@
 
 import ast
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -95,6 +98,44 @@ def test_wheel_holds_the_library_and_nothing_else(tmp_path):
     assert packed == {path.relative_to(ROOT).as_posix() for path in tree}
     assert "course_utils/py.typed" in packed
     assert licences == {"LICENSE", "LICENSE-prose"}
+
+
+def test_sdist_installs_without_the_repository(tmp_path):
+    """sdist -> wheel -> pip, then used from elsewhere: nothing of the clone is in the way or needed."""
+    pytest.importorskip("hatchling", reason="part of the extra dev")
+    folder = tmp_path / "a folder of Zoë ラ"
+    folder.mkdir()
+
+    def run(command, place):
+        clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHONUTF8": "1"}
+        done = subprocess.run(
+            [sys.executable, *command], cwd=place, env=clean, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("\n")[-2]
+
+    def build(what, place):
+        return ["-c", f"import sys; from hatchling.build import {what}; print({what}(sys.argv[1]))", str(place)]
+
+    with tarfile.open(folder / run(build("build_sdist", folder), ROOT)) as sdist:
+        sdist.extractall(folder, filter="data")
+    (source,) = (path for path in folder.iterdir() if path.is_dir())
+    wheel = folder / run(build("build_wheel", folder), source)
+    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    run([*pip, "--target", str(folder / "site"), str(wheel), "-v"], folder)
+    shutil.rmtree(source)
+    program = (
+        f"import sys; sys.path.insert(0, {str(folder / 'site')!r}); import course_utils; "
+        "from course_utils.bias import contrastive; from course_utils.models import load_model; "
+        "print(course_utils.__file__, len(contrastive.axes()), load_model('gpt2')[0].num_parameters())"
+    )
+    file, axes, parameters = run(["-P", "-c", program], folder).rsplit(" ", 2)
+    assert Path(file).is_relative_to(folder / "site") and int(axes) > 3 and int(parameters) > 1e6
+
+
+def test_installed_packages_agree():
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_repository_setting_has_the_right_form():

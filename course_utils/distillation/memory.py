@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.training import weights_that_learn
@@ -43,7 +44,12 @@ def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
         model: of ``outline``; which of its weights require a gradient makes a difference.
         rows: of a batch.
         length: of a row.
+
+    Raises:
+        ValueError: ``rows`` or ``length`` isn't a whole number from 1.
     """
+    checks.whole_number("rows", rows, least=1)
+    checks.whole_number("length", length, least=1)
     ours, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -90,7 +96,14 @@ def memory_plan(
 
     Returns:
         name of the part -> bytes: teacher, student, gradients, AdamW, head, chunk, activations.
+
+    Raises:
+        ValueError: a size isn't a whole number, or ``rows`` or ``length`` is below 1.
     """
+    for name, number in {"rows": rows, "length": length}.items():
+        checks.whole_number(name, number, least=1)
+    checks.whole_number("teacher_bytes", teacher_bytes)
+    checks.whole_number("state_bytes", state_bytes)
     parts, head = describe(student), describe(teacher).head.weight.numel()
     embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
     recipe = Recipe(steps=1, lr=1.0, mlps_only=mlps_only, train_embedding=train_embedding)

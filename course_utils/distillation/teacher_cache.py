@@ -173,6 +173,7 @@ def bytes_per_token(vocab_size: int, k: int) -> int:
     >>> bytes_per_token(49_152, 64)
     258
     """
+    checks.whole_number("vocab_size", vocab_size, least=1)
     checks.whole_number("k", k, least=1, most=vocab_size, meaning="the vocabulary")
     return k * (_id_type(vocab_size).itemsize + 2) + (2 if k < vocab_size else 0)
 
@@ -187,7 +188,11 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         ids [tokens, k], the likeliest first, uint16 where the vocabulary allows it, otherwise int32; and float16
         log-probabilities [tokens, k + 1], the last that of all other tokens together ([tokens, k] if there is none).
+
+    Raises:
+        ValueError: ``k`` isn't a whole number from 1 to the vocabulary's size.
     """
+    checks.whole_number("k", k, least=1, most=logits.shape[-1], meaning="the vocabulary")
     logits = logits.float()
     values, ids = logits.topk(k)  # [tokens, k]
     if k < logits.shape[1]:
@@ -228,6 +233,7 @@ def cache_bias(
         raise ValueError(
             f"The student has {student_architecture.vocab_size} tokens, the teacher {teacher_architecture.vocab_size}."
         )
+    ks = checks.whole_numbers("ks", ks, least=1, most=student_architecture.vocab_size, meaning="the vocabulary")
     if not ks:
         raise ValueError("'ks' is empty: give at least one k.")
     sizes = {k: bytes_per_token(student_architecture.vocab_size, k) for k in ks}

@@ -107,3 +107,18 @@ def test_broken_source_is_refused(name, tmp_path):
     assert text != LESSON
     with pytest.raises(authoring.LessonError, match=f"^01_small.py: .*({message})"):
         authoring.read_lesson(write_lesson(tmp_path, text))
+
+
+def test_result_comes_from_the_notes(tmp_path):
+    install = '# %% tags=["install"]'
+    notes = (
+        '# %% [markdown] tags=["notes"]\n# **The point:** one.\n#\n# **At the end you have** a model\n# of 1.5 MB.\n\n'
+    )
+    lesson = authoring.read_lesson(write_lesson(tmp_path, LESSON.replace(install, notes + install)))
+    assert lesson.result == "a model of 1.5 MB"
+    later = notes.replace("1.5 MB.", "1.5 MB.\n#\n# **Usual questions:** none.")
+    assert (
+        authoring.read_lesson(write_lesson(tmp_path, LESSON.replace(install, later + install))).result
+        == "a model of 1.5 MB"
+    )
+    assert authoring.read_lesson(write_lesson(tmp_path)).result == ""

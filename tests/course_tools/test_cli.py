@@ -16,7 +16,7 @@ from programs import press_ctrl_c, wait_for
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import authoring, cli, environment, notebooks, processes, runner
+from course_tools import authoring, cli, environment, notebooks, pack, personal, processes, runner
 from course_utils import assets, models, session
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +28,9 @@ def course(tmp_path, monkeypatch):
     for name, folder in {"LESSONS": "lessons", "NOTEBOOKS": "notebooks", "BUILD": "build"}.items():
         monkeypatch.setattr(cli, name, tmp_path / folder)
     monkeypatch.setattr(cli, "README", tmp_path / "README.md")
+    monkeypatch.setattr(cli, "EXPECTED", tmp_path / "expected.json")
+    monkeypatch.setattr(cli, "TEACHING", tmp_path / "teaching.md")
+    (tmp_path / "expected.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setattr(notebooks.Course, "read", lambda root: notebooks.Course("someone/somewhere", "main"))
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons: None)
@@ -109,12 +112,12 @@ def test_asset_that_cannot_be_fetched_is_explained_without_a_traceback(course, m
 def test_build_writes_both_forms_once(course, capsys):
     (course / "README.md").write_text(f"# Course\n\n{notebooks.TABLE_BEGIN}\n{notebooks.TABLE_END}\n", encoding="utf-8")
     assert cli.main(["build"]) == 0
-    assert capsys.readouterr().out.count("written ") == 3
+    assert capsys.readouterr().out.count("written ") == 4, "two notebooks, the results to expect, and the table"
     assert "[A small lesson](notebooks/01_small.ipynb)" in (course / "README.md").read_text(encoding="utf-8")
     assert cli.main(["build"]) == 0
-    assert capsys.readouterr().out.count("unchanged ") == 3
+    assert capsys.readouterr().out.count("unchanged ") == 4
     assert cli.main(["build", "01"]) == 0
-    assert capsys.readouterr().out.count("unchanged ") == 2
+    assert capsys.readouterr().out.count("unchanged ") == 3
 
 
 def test_build_execute_saves_outputs_that_later_builds_keep(course, capsys):
@@ -213,11 +216,121 @@ def test_both_runs_count(fast, slow, status, pytests, capsys):
 def test_lab_waits_patiently_and_passes_arguments_on(course, monkeypatch):
     calls = []
     monkeypatch.setattr(processes, "call", lambda command, **options: calls.append((command, options)) or 0)
+    assert cli.main(["build"]) == 0
     assert cli.main(["lab", "--no-browser"]) == 0
     ((command, options),) = calls
     assert command[:3] == ["-P", "-m", "jupyterlab"] and command[-1] == "--no-browser"
-    assert f"--ServerApp.root_dir={course / 'notebooks'}" in command
+    assert f"--ServerApp.root_dir={course / 'my_course'}" in command
     assert processes.SLEEPING_THREADS.keys() <= options["environment"].keys()
+
+
+@pytest.fixture
+def at_home(course, monkeypatch):
+    """A learner's folder, given by the variable, with the course's one lesson in it."""
+    folder = course / "Zoë's folder"
+    monkeypatch.setenv(personal.VARIABLE, str(folder))
+    monkeypatch.setattr(processes, "call", lambda command, **options: 0)
+    (course / "pyproject.toml").write_text('[project]\nversion = "9.8.7"\n', encoding="utf-8")
+    assert cli.main(["build"]) == 0 == cli.main(["lab"])
+    return folder
+
+
+def test_work_survives_build_and_lab(course, at_home, capsys):
+    mine = at_home / "01_small.ipynb"
+    mine.write_text(mine.read_text(encoding="utf-8").replace("seen", "my own work"), encoding="utf-8")
+    before = mine.read_bytes()
+    write_lesson(course / "lessons", LESSON.replace("6 * 7", "6 * 8"))
+    capsys.readouterr()
+    assert cli.main(["build"]) == 0 == cli.main(["lab"])
+    assert mine.read_bytes() == before
+    assert "changed  01_small.v2.ipynb, beside your 01_small.ipynb, which stays as it is" in capsys.readouterr().out
+    assert cli.main(["lab"]) == 0
+    assert "new in your folder" not in capsys.readouterr().out
+
+
+def test_progress_reads_and_certifies(at_home, capsys):
+    path = at_home / "01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", []))
+    cell.execution_count = 3
+    cell.outputs = [nbformat.v4.new_output("stream", text="Exercise 1: correct. Doubled.\n")]
+    nbformat.write(notebook, path)
+    assert cli.main(["progress", "--name", "Zoë"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 1" in out and "`python course.py quiz 01`" in out
+    page = (at_home / "certificate.html").read_text(encoding="utf-8")
+    assert "Zoë" in page and "version 9.8.7" in page
+
+
+def test_progress_without_a_folder(course, capsys):
+    assert cli.main(["progress", "--folder", str(course / "nowhere")]) == 1
+    assert "`python course.py lab` makes it" in capsys.readouterr().out
+
+
+def test_verify_names_the_cell_where_a_run_leaves(course, at_home, capsys):
+    assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"])
+    capsys.readouterr()
+    assert cli.main(["verify"]) == 0
+    assert capsys.readouterr().out == "01  not run yet\n"
+    assert cli.main(["verify", "1", str(course / "build")]) == 0
+    assert "01  1 of 1 cells run; profile smoke, so numbers aren't compared; as expected" in capsys.readouterr().out
+    path = course / "build" / "01_small.ipynb"
+    embedded = path.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded")
+    path.write_text(embedded.replace('"42"', '"54"'), encoding="utf-8")
+    assert cli.main(["verify", str(course / "build")]) == 1
+    out = capsys.readouterr().out
+    assert "1 numbers compared, 5% allowed; leaves the saved run in 1 cells" in out and "54 instead of 42" in out
+    assert cli.main(["verify", str(course / "nowhere")]) == 0
+    assert "no notebook of it" in capsys.readouterr().out
+    assert cli.main(["verify", "here", "there"]) == 1
+
+
+def test_pack_goes_through_its_steps(course, monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(
+        pack, "lock", lambda root, platform, python, **options: done.append((platform.name, python)) or ["a==1"]
+    )
+    monkeypatch.setattr(pack, "download", lambda pinned, platform, python, folder, **options: done.append(folder))
+    monkeypatch.setattr(pack, "copy_course", lambda root, folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(pack, "copy_cache", lambda names, folder: done.append([*names]))
+    monkeypatch.setattr(pack, "write_manifest", lambda folder, locks, python, say: done.append(locks))
+    assert cli.main(["pack", str(course / "p"), "--resolve", "--python", "3.12"]) == 0
+    assert done == [("linux", "3.12"), ("macos", "3.12"), ("windows", "3.12")] and not (course / "p").exists()
+    assert "1 packages, for macOS 14 or newer" in capsys.readouterr().out
+    done.clear()
+    assert cli.main(["pack", str(course / "p"), "--platform", "windows"]) == 0
+    assert done[1:] == [course / "p" / "wheels", ["reveal"], {"windows": ["a==1"]}]
+    assert "python start.py check" in capsys.readouterr().out
+
+
+def test_slides_are_written(course, monkeypatch, capsys):
+    (course / "course_utils" / "exercises").mkdir(parents=True)
+    (course / "course_utils" / "exercises" / "lesson_01.py").write_text("def check_double(attempt):\n    pass\n")
+    for part in ("dist/reveal.js", "plugin/notes/notes.js", "LICENSE"):
+        (course / "reveal" / part).parent.mkdir(parents=True, exist_ok=True)
+        (course / "reveal" / part).touch()
+    monkeypatch.setattr(assets, "fetch", lambda name: course / name)
+    assert cli.main(["build"]) == 0 == cli.main(["slides"])
+    assert "A small lesson" in (course / "build" / "slides" / "01_small.html").read_text(encoding="utf-8")
+    assert str(course / "build" / "slides" / "index.html") in capsys.readouterr().out
+
+
+def test_quiz_in_the_terminal(at_home, monkeypatch, capsys):
+    lines = iter(["b", "a"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    with pytest.raises(StopIteration):
+        cli.main(["quiz", "1"])
+    lines = iter(["B", "B", "B"])
+    assert cli.main(["quiz", "1"]) == 0
+    assert "3 of 3 right" in capsys.readouterr().out
+    assert cli.main(["progress"]) == 0
+    assert "2 of 3" in capsys.readouterr().out, "the first answers count, the wrong one of the stopped run too"
+
+    def nothing(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nothing)
+    assert cli.main(["quiz", "1"]) == 1
 
 
 def start(folder, *arguments):

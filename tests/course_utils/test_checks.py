@@ -83,3 +83,10 @@ def test_scores_that_are_not_finite():
     checks.finite([torch.zeros(2)], "The scores")
     with pytest.raises(ValueError, match=r"The scores hold NaN or infinite values in blocks \[1\]"):
         checks.finite([torch.zeros(2), torch.tensor([1.0, NAN])], "The scores")
+
+
+def test_strings():
+    assert checks.strings("prompts", iter(["a", "b"])) == ["a", "b"]
+    for bad in ("text", [], None, 3, ["a", 1], b"x"):
+        with pytest.raises(ValueError, match="'prompts' must be a non-empty list of strings; got"):
+            checks.strings("prompts", bad)
