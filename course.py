@@ -37,8 +37,8 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp"  # what was installed; "installing" while pip works
 LOG = ROOT / "build" / "install.log"
 COMMANDS = (
-    "run", "lab", "progress", "quiz", "verify", "slides", "poster", "pack", "check", "test", "build", "site", "compress",
-    "rehearse",
+    "run", "lab", "progress", "quiz", "verify", "slides", "poster", "pack", "check", "test", "build", "site",
+    "compress", "rehearse",
 )  # fmt: skip
 INSTALLING = "installing"
 

@@ -101,7 +101,6 @@ class Lesson:
         """The questions at its end."""
         return tuple(read_question(cell.source) for cell in self.cells if "quiz" in tags_of(cell))
 
-
     @property
     def result(self) -> str:
         """What a reader has at its end, from the cell for whoever teaches; "" where it doesn't say."""

@@ -199,7 +199,7 @@ def _capped(function: Callable, **limits: Callable[[Mapping], int]) -> Callable:
 
 
 def _fewer_rows(texts: Any) -> None:
-    """Blocks of at most `ROWS` rows that remember how many were asked for: a slice of them isn't empty for want of rows."""
+    """Blocks of at most `ROWS` rows that know how many were asked for: no slice is empty for want of rows."""
     token_blocks, sample, some = texts.token_blocks, texts.TokenBlocks.sample, texts.TokenBlocks.__getitem__
 
     def asked_for(blocks: Any, rows: int) -> Any:

@@ -87,7 +87,8 @@ def sideways(page: Page) -> list[str]:
             const inside = (element) => element && element !== document.documentElement
                 && (getComputedStyle(element).overflowX !== "visible" || inside(element.parentElement));
             return [...document.querySelectorAll("body *")]
-                .filter((element) => element.getBoundingClientRect().right > width + 1 && !inside(element.parentElement))
+                .filter((element) => element.getBoundingClientRect().right > width + 1)
+                .filter((element) => !inside(element.parentElement))
                 .slice(0, 3)
                 .map((element) => element.outerHTML.slice(0, 120));
         }"""

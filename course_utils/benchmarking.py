@@ -145,10 +145,8 @@ def measure_speed(
     """
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
     prompt = _prompts(models, **sizes, seed=seed)
-    for phase in phases:
+    for phase in checks.strings("phases", phases):
         checks.one_of("phases", phase, PHASES)
-    if not phases:
-        raise ValueError(f"'phases' is empty; name one or both of {', '.join(PHASES)}.")
 
     def lap(model: PreTrainedModel) -> Callable[[], dict[str, float]]:
         ids = prompt.to(model.device)

@@ -205,7 +205,12 @@ def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
 
 
 def best(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower."""
+    """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower.
+
+    Raises:
+        ValueError: ``count`` isn't a whole number from 0 to the number of scores.
+    """
+    checks.whole_number("count", count, least=0, most=len(scores), meaning="the scores there are")
     return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 

@@ -951,7 +951,9 @@ prices = {
     "and one each for gate and up, (a′) to (a)": with_interval(*perplexity_ratio(a, a_prime)),
     "scores of gate instead of gate + up, (c) to (b)": with_interval(*perplexity_ratio(b, c)),
     "L1 instead of random scores, shared sets": across_seeds([c] * len(together), shared_random),
-    "random scores instead of activation, shared sets": across_seeds(shared_random, [measured["activation"]] * len(together)),
+    "random scores instead of activation, shared sets": across_seeds(
+        shared_random, [measured["activation"]] * len(together)
+    ),
 }
 print("What a choice costs: perplexity after / before (95 % interval, or range of seeds)")
 pd.Series(prices, name="factor").to_frame()

@@ -574,7 +574,7 @@ def test_divergence_by_hand(family):
 def test_bad_input(tokenizer):
     model = four_blocks()
     cases = [
-        ({"prompts": []}, "at least 3 texts"),
+        ({"prompts": []}, "'prompts' must be a non-empty list"),
         ({"prompts": "one text"}, "got one text"),
         ({"prompts": TEXTS[:10], "policy": "fitted"}, "at least 20"),
         ({"prompts": TEXTS, "policy": "guess"}, "length_variance, fitted"),

@@ -259,7 +259,7 @@ def test_a_speedup_in_words(speedup, low, high, estimate, verdict):
         ({"batch_size": True}, "'batch_size' must be"),
         ({"rounds": 5}, "'rounds' must be a whole number of at least 6"),
         ({"warmups": -1}, "'warmups' must be"),
-        ({"phases": []}, "'phases' is empty"),
+        ({"phases": []}, "'phases' must be a non-empty list"),
         ({"phases": ["training"]}, "'phases' must be one of"),
         ({"prompt_tokens": 60, "new_tokens": 5}, "'m' has 64 positions"),
     ],

@@ -324,7 +324,7 @@ def test_bias():
     ours, theirs = describe(student), describe(teacher)
     whole = sum(batch_loss(ours, theirs, read_batch(b, vocab_size=97, device="cpu")) for b in BATCHES)
     assert frame["exact_kl"].iloc[0] == pytest.approx(float(whole.detach()) / (16 * 11), rel=1e-5)
-    with pytest.raises(ValueError, match="'k' must be a whole number"):
+    with pytest.raises(ValueError, match="'ks' must hold whole numbers"):
         cache_bias(teacher, student, BATCHES, ks=(0,))
     with pytest.raises(ValueError, match="'ks' is empty"):
         cache_bias(teacher, student, BATCHES, ks=())
