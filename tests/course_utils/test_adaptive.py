@@ -575,7 +575,7 @@ def test_bad_input(tokenizer):
     model = four_blocks()
     cases = [
         ({"prompts": []}, "'prompts' must be a non-empty list"),
-        ({"prompts": "one text"}, "got one text"),
+        ({"prompts": "one text"}, "got 'one text'"),
         ({"prompts": TEXTS[:10], "policy": "fitted"}, "at least 20"),
         ({"prompts": TEXTS, "policy": "guess"}, "length_variance, fitted"),
         ({"prompts": TEXTS, "left_out": (5, 0)}, "from 0 to 4"),
