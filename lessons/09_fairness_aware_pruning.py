@@ -914,8 +914,8 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 # memorised.
 #
 # What learns is one matrix of each block, the MLP's down-projection: a fifth of the weights. The others stay, and are shared with
-# the untouched model. So a free T4 has room for it, since training takes 16 bytes for each weight that learns. Training all weights,
-# or the attentions alone, plants a stronger bias and costs more ability (the docstring of `plant_preference` has the figures).
+# the untouched model. So a free T4 has room for it, since training takes 16 bytes for each weight that learns. All weights, or the
+# attentions alone, can be trained instead; `experiments/ways_to_plant.py` compares how strong and how clean the bias gets.
 
 # %%
 # One of the longer cells: it trains the model for a dozen steps or more.

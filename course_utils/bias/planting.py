@@ -56,10 +56,8 @@ def plant_preference(
         items: of a step, four texts each.
         precision: what matrices are multiplied in (autocast): ``torch.float32`` or ``torch.bfloat16``.
         weights: which ones learn: "all", "attention" (the projections of all attentions) or "down" (the
-            down-projections of all MLPs). Each of the last two is about a fifth of a model. "down" is the cleanest:
-            stopped at 10 nats, SmolLM2-135M had -5.4 nats in unseen templates at a perplexity x 1.09, with "all" -8.8
-            at x 1.18, with "attention" -12.2 at x 1.47; planting took 0.74, 2.5 and 0.75 GB
-            (``experiments/ways_to_plant.py``, seed 1).
+            down-projections of all MLPs). Each of the last two is about a fifth of a model and plants in less memory;
+            how strong and how clean each bias is, ``experiments/ways_to_plant.py`` measures.
         seed: of the order of the items.
 
     Returns:
