@@ -21,12 +21,12 @@ import psutil
 from course_tools.pretend_gpu import T4, Card, PretendGPU
 
 EXACT_ROWS = 64  # products of matrices with more rows (tokens) add up a sample, see `PretendGPU`
-ROWS, DOCUMENTS, PROMPTS, STEPS, ROUNDS, SEEDS = 8, 8, 24, 3, 1, 3  # what is left of larger samples
+ROWS, DOCUMENTS, PROMPTS, CASES, STEPS, ROUNDS, SEEDS = 8, 8, 24, 64, 3, 1, 3  # what is left of larger samples
 # Each reduction as the report lists it.
 REDUCED = (
     f"rows of text: {ROWS} of each domain and split",
     f"benchmark documents: {DOCUMENTS} a task, from the embedded asset, not from the hub",
-    f"prompts: {PROMPTS}",
+    f"prompts: {PROMPTS}; of four kinds, to measure harm: {CASES}",
     f"steps of training: {STEPS}",
     f"timing rounds: {ROUNDS}, without a warm-up",
     f"random seeds: {SEEDS}",
@@ -151,8 +151,8 @@ def reduce_samples(shell: Any) -> None:
     benchmark_tasks.build_tasks = lambda names, limit: build(names, limit and min(limit, DOCUMENTS))
     import course_utils.prompt_harm as prompt_harm
 
-    prompt_harm.cases = _capped(prompt_harm.cases, count=lambda given: PROMPTS)
-    few = {name: (lambda given: PROMPTS) for name in ("choosing", "judging")}
+    prompt_harm.cases = _capped(prompt_harm.cases, count=lambda given: CASES)
+    few = {name: (lambda given: CASES) for name in ("choosing", "judging")}
     prompt_harm.measure_record = _capped(prompt_harm.measure_record, **few)
     import course_utils.benchmarking as benchmarking
 
