@@ -110,8 +110,9 @@ def activation_gap(model, pairs):
         difference = states[one.sides[0].at].float() - states[one.sides[1].at].float()
         total, numbers = total + difference.abs().sum().item(), numbers + difference.numel()
 
+    batches = packed_batches(architecture, tokenizer, pairs)  # before anybody watches: the first time, it tries masks
     with watching(architecture, ["mlp_out"], None, receive):
-        for one in packed_batches(architecture, tokenizer, pairs):
+        for one in batches:
             architecture.hidden_states(one.batch)
     return total / numbers
 
@@ -1032,8 +1033,9 @@ def group_direction(model, pairs):
         for number, side in enumerate(one.sides):
             sides[number].append(states[side.at].float())
 
+    batches = packed_batches(architecture, tokenizer, pairs)
     with watching(architecture, ["residual"], [middle], receive):
-        for one in packed_batches(architecture, tokenizer, pairs):
+        for one in batches:
             architecture.hidden_states(one.batch)
     a, b = (torch.cat(side) for side in sides)
     direction = (a - b).mean(dim=0)

@@ -73,7 +73,7 @@ def packed_batches(
     """Tokenise and align pairs, and lay them out in rows; no special tokens are added.
 
     Pairs of one template and swap share their rows, unless the model can't be told what a token sees
-    (``branching.can_branch``).
+    (``branching.can_branch``: the first time, a trial runs the model; pack before you watch its activations).
 
     Args:
         architecture: of the model, from ``describe``.
