@@ -1,14 +1,15 @@
 """Make a small model from the embedded Llama as leading labs do, with every control, for lesson 11.
 
-    python -m experiments.make_a_small_model [--steps 1000] [--work build/small_model]
+    python -m experiments.make_a_small_model [--steps 160] [--work build/small_model]
 
 The whole recipe: the teacher learns a little of the text first (teacher correction), all axes are scored in one pass,
 versions under a budget are ranked as cut and after light distillation with several seeds, and the winner learns from
 the corrected teacher. Beside it, with the same tokens in the same order, learn a random cut of the winner's sizes, the
 same sizes from random weights, the best version that only gave up blocks, and the winner of the teacher as it was.
 
-Resumable at any point: each part's result is a file in the work folder. Evaluation text is read by the last part alone.
-At the end it writes curves, figures and comparisons, all or nothing.
+Resumable at any point: each part's result is a file in the work folder. Start the command a second time beside itself
+and the two share the work; with one thread each they train more tokens a second than one with two. Evaluation text is
+read by the last parts alone. At the end it writes curves, figures and comparisons, all or nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from filelock import FileLock, Timeout
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import cast_weights
+from course_utils.bias import pronouns
 from course_utils.checkpoints import load_pruned, save_pruned
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, rank, shrink
 from course_utils.distillation import Recipe, distill
+from course_utils.evaluation import Answers, evaluate, paired
 from course_utils.files import write_json
 from course_utils.language_modelling import perplexity
 from course_utils.models import load_model
@@ -43,73 +47,105 @@ from experiments.recover_for_an_hour import LENGTH, ROWS, SEED, batches, clean, 
 
 OUT = Path("course_utils/data/small_model.json")
 DOMAINS = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of each split to take rows from
-SCORED, CHOSEN, JUDGED = 8, 6, 20  # rows of each domain: to score by, to choose by, to judge by
+SCORED, CHOSEN, JUDGED = 6, 6, 40  # rows of each domain (stories has no more): to score by, to choose by, to judge by
+TASKS = ("lambada_openai", "hellaswag", "arc_easy", "piqa", "boolq")
 LR, CORRECTION_LR = 2e-4, 5e-5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--share", type=float, default=0.84, help="parameters that stay, as a share")
-    parser.add_argument("--steps", type=int, default=1000, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
-    parser.add_argument("--correction", type=int, default=150, help="steps of teacher correction")
-    parser.add_argument("--light", type=int, default=40, help="steps of light distillation in the ranking")
-    parser.add_argument("--seeds", type=int, default=3, help="of the ranking")
-    parser.add_argument("--finalists", type=int, default=6, help="versions that are lightly distilled")
+    parser.add_argument("--share", type=float, default=0.8, help="parameters that stay, as a share")
+    parser.add_argument("--steps", type=int, default=160, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
+    parser.add_argument("--correction", type=int, default=40, help="steps of teacher correction")
+    parser.add_argument("--light", type=int, default=20, help="steps of light distillation in the ranking")
+    parser.add_argument("--seeds", type=int, default=2, help="of the ranking")
+    parser.add_argument("--finalists", type=int, default=5, help="versions that are lightly distilled")
     parser.add_argument("--multiple-of", type=int, default=32, help="of the MLPs' widths")
+    parser.add_argument("--documents", type=int, default=100, help="of each benchmark task")
     parser.add_argument("--work", type=Path, default=Path("build/small_model"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
 
     whole, tokenizer = load_model("llama", dtype=fast_dtype(torch.device("cpu")))
     rows, watched = training_rows(tokenizer, args.steps)
     scoring, choosing = calibration_rows(tokenizer)
-    teacher = corrected(whole, tokenizer, rows, args)
-    scores = {name: scored(model, scoring, args.work / f"scores_{name}.safetensors") for name, model in
-              (("corrected", teacher), ("uncorrected", whole))}  # fmt: skip
-    found, zero_shot, ranked = searched(teacher, scores["corrected"], choosing, rows, args)
-    winner, depth_only = found
+    share_out(args.work, {"correction": lambda: correct(whole, tokenizer, rows, args)})
+    teacher, _ = load_pruned(args.work / "teacher")
+    of = {"corrected": teacher, "uncorrected": whole}
+    share_out(args.work / "scores", {name: lambda m=m, n=name: score(m, scoring, args, n) for name, m in of.items()})
+    scores = {name: Importance.load(args.work / "scores" / f"{name}.safetensors") for name in of}
+    winner, depth_only, zero_shot, ranked = searched(teacher, scores["corrected"], choosing, rows, args)
 
     cut = {
         "winner": (teacher, lambda: shrink(teacher, winner, scores["corrected"])),
         "random cut": (teacher, lambda: shrink(teacher, winner, scores["corrected"].random(AXES, SEED))),
-        "from scratch": (teacher, lambda: from_scratch(teacher, winner, scores["corrected"])),
         "depth only": (teacher, lambda: shrink(teacher, depth_only, scores["corrected"])),
+        "from scratch": (teacher, lambda: from_scratch(teacher, winner, scores["corrected"])),
         "uncorrected": (whole, lambda: shrink(whole, winner, scores["uncorrected"])),
     }
-    learned = {name: recovered(name, of, make, tokenizer, rows, watched, args) for name, (of, make) in cut.items()}
+    learned = share_out(args.work / "learned", {
+        name: lambda name=name, of=of, make=make: recover(name, of, make, tokenizer, rows, watched, args)
+        for name, (of, make) in cut.items()
+    })  # fmt: skip
 
     judges = judging_rows(tokenizer, rows)
-    judged = {"whole": {"after": nats(whole, judges)}, "corrected teacher": {"after": nats(teacher, judges)}}
-    for name, (_, make) in cut.items():
-        judged[name] = part(args.work / f"judged_{name}.json", lambda make=make, name=name: {
-            "before": nats(make(), judges), "after": nats(load_pruned(args.work / name / "student")[0], judges),
-        })  # fmt: skip
+
+    def student(name: str) -> PreTrainedModel:
+        return load_pruned(args.work / "students" / name)[0]
+
+    models = {"whole": lambda: whole, "corrected teacher": lambda: teacher}
+    models |= {f"{name}, before": make for name, (_, make) in cut.items()}
+    models |= {name: lambda name=name: student(name) for name in cut}
+    nats = share_out(args.work / "nats", {name: lambda make=make: nats_of(make(), judges)
+                                          for name, make in models.items()})  # fmt: skip
+    released = ["whole", "winner, before", "winner", "random cut", "depth only"]
+    answers = share_out(args.work / "answers", {name: lambda name=name: answers_of(models[name](), tokenizer, args)
+                                                for name in released})  # fmt: skip
+    bias = share_out(args.work / "bias", {name: lambda name=name: pronoun_gap(models[name](), tokenizer)
+                                          for name in released[:3]})  # fmt: skip
+    frames = {name: frame_of(found) for name, found in answers.items()}
+    rivals = [name for name in cut if name != "winner"]
     result = {
         "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
         "settings": {name: value for name, value in vars(args).items() if name not in ("work", "out")}
         | {"lr": LR, "correction_lr": CORRECTION_LR, "rows": ROWS, "length": LENGTH},
-        "parameters": {"whole": model_size(whole).parameters, "winner": winner.parameters},
-        "sizes": {"winner": winner.sizes, "depth only": depth_only.sizes},
-        "zero_shot": json.loads(zero_shot.to_json(orient="records")),
-        "ranked": json.loads(ranked.to_json(orient="records")),
+        "parameters": {"whole": model_size(whole).parameters}
+        | {name: of.parameters for name, of in (("winner", winner), ("depth only", depth_only))},
+        "sizes": {"whole": Candidate.of(whole).sizes, "winner": winner.sizes, "depth only": depth_only.sizes},
+        "zero_shot": zero_shot,
+        "ranked": ranked,
         "learned": learned,
-        "judged": judged,
-        "recovered": {name: recovered_share(judged, name) for name in cut},
-        "compared": {
-            name: compared(judged["winner"]["after"], judged[name]["after"]) for name in cut if name != "winner"
-        },
-    }
+        "nats": {name: {d: mean(of) for d, of in found.items()} for name, found in nats.items()},
+        "recovered": {name: recovered_share(nats, name) for name in cut},
+        "compared": {name: compared(nats["winner"], nats[name]) for name in [*rivals, "whole"]},
+        "tasks": {name: found["summary"] for name, found in answers.items()},
+        "paired": {name: records(paired(frames[name], frames["winner"]))
+                   for name in frames if name != "winner"},
+        "bias": bias,
+    }  # fmt: skip
     write_json(args.out, result, indent=1)
     print(pd.DataFrame(result["recovered"]).T.to_string(float_format="{:.2f}".format))
     print(f"written to {args.out}")
 
 
-def part(path: Path, make: Callable[[], Any]) -> Any:
-    """What a part of the experiment found, made once."""
-    if not path.exists():
-        write_json(path, make())
-    return json.loads(path.read_text(encoding="utf-8"))
+def share_out(folder: Path, tasks: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Each task's result, kept as a file; what another process is at is left to it, unless that process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {}
+    for wait in (0, -1):  # what is free, then what others took
+        for name, make in tasks.items():
+            path = folder / f"{name}.json"
+            if name in found:
+                continue
+            try:
+                with FileLock(path.with_suffix(".lock"), timeout=wait):
+                    if not path.exists():
+                        print(f"{folder.name}: {name}", flush=True)
+                        write_json(path, make())
+            except Timeout:
+                continue
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+    return {name: found[name] for name in tasks}
 
 
 def calibration_rows(tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenBlocks], list[TokenBlocks]]:
@@ -129,26 +165,25 @@ def judging_rows(tokenizer: PreTrainedTokenizerBase, learned: torch.Tensor) -> d
     return {name: clean(some_rows(pool, JUDGED), tokenizer, texts) for name, pool in pools.items()}
 
 
-def corrected(
+def correct(
     whole: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor, args: argparse.Namespace
-) -> PreTrainedModel:
-    """The teacher, after a little training on the text that students are to learn from."""
-    folder = args.work / "teacher"
-    if not (folder / "config.json").exists():
-        teacher = copy.deepcopy(whole)
-        distill(
-            whole, teacher, batches(rows[: args.correction * ROWS]), steps=args.correction, lr=CORRECTION_LR, alpha=1.0,
-            precision=whole.dtype, seed=SEED, checkpoint_dir=args.work / "correction",
-        )  # fmt: skip
-        cast_weights(teacher, whole.dtype)
-        save_pruned(teacher, tokenizer, folder)
-    return load_pruned(folder)[0]
+) -> float:
+    """Train a copy of the teacher a little on the text that students are to learn from; keep it, return the seconds."""
+    teacher = copy.deepcopy(whole)
+    history = distill(
+        whole, teacher, batches(rows[: args.correction * ROWS]), steps=args.correction, lr=CORRECTION_LR, alpha=1.0,
+        precision=whole.dtype, seed=SEED, checkpoint_dir=args.work / "correction_run",
+    )  # fmt: skip
+    cast_weights(teacher, whole.dtype)
+    save_pruned(teacher, tokenizer, args.work / "teacher")
+    return history.seconds
 
 
-def scored(model: PreTrainedModel, scoring: list[TokenBlocks], path: Path) -> Importance:
-    if not path.exists():
-        importance(model, [batch for blocks in scoring for batch in blocks.batches()]).save(path)
-    return Importance.load(path)
+def score(model: PreTrainedModel, scoring: list[TokenBlocks], args: argparse.Namespace, name: str) -> str:
+    """Score all axes, keep the scores, and return their digest."""
+    found = importance(model, [batch for blocks in scoring for batch in blocks.batches()])
+    found.save(args.work / "scores" / f"{name}.safetensors")
+    return found.digest
 
 
 def searched(
@@ -157,26 +192,38 @@ def searched(
     choosing: list[TokenBlocks],
     rows: torch.Tensor,
     args: argparse.Namespace,
-) -> tuple[tuple[Candidate, Candidate], pd.DataFrame, pd.DataFrame]:
-    """The winner and the best version that only gave up blocks; the ranking as cut, and after light distillation."""
-    whole = Candidate.of(teacher)
-    budget, folder = Budget(args.share * whole.parameters), args.work / "search"
+) -> tuple[Candidate, Candidate, list[dict], list[dict]]:
+    """The winner, the best version that only gave up blocks; the ranking as cut, and after light distillation."""
+    budget, folder = Budget(args.share * Candidate.of(teacher).parameters), args.work / "search"
     several = candidates(teacher, budget, multiple_of=args.multiple_of, tolerance=0.03)
     depth_only = fewer_blocks(teacher, budget)
-    zero_shot = rank(teacher, [*several, *({depth_only} - set(several))], scores, choosing, folder=folder)
     by_name = {candidate.name: candidate for candidate in [*several, depth_only]}
-    zero_shot["name"] = [Candidate(*sizes).name for sizes in zero_shot[[*whole.sizes]].itertuples(index=False)]
-    finalists = [by_name[name] for name in zero_shot["name"][: args.finalists]]
-    frames = []
-    for seed in range(args.seeds):  # each seed learns other rows, in another order
+
+    def as_cut() -> list[dict]:
+        return named(rank(teacher, [*by_name.values()], scores, choosing, folder=folder))
+
+    def distilled(seed: int) -> list[dict]:  # each seed learns other rows, in another order
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: args.light * ROWS]
         recipe = Recipe(steps=args.light, lr=LR, seed=seed, precision=teacher.dtype)
         frame = rank(teacher, finalists, scores, choosing, folder=folder, train=batches(rows[order]), recipe=recipe)
-        frames.append(frame.assign(seed=seed))
-    ranked = pd.concat(frames, ignore_index=True)
-    ranked["name"] = [Candidate(*sizes).name for sizes in ranked[[*whole.sizes]].itertuples(index=False)]
-    winner = by_name[ranked.groupby("name")["distilled_nll"].mean().idxmin()]
-    return (winner, depth_only), zero_shot, ranked
+        return named(frame.assign(seed=seed))
+
+    zero_shot = share_out(folder, {"as cut": as_cut})["as cut"]
+    finalists = [by_name[row["name"]] for row in zero_shot[: args.finalists]]
+    ranked = share_out(folder, {f"seed {n}": lambda n=n: distilled(n) for n in range(args.seeds)})
+    rows_of_all = [row for found in ranked.values() for row in found]
+    winner = by_name[pd.DataFrame(rows_of_all).groupby("name")["distilled_nll"].mean().idxmin()]
+    return winner, depth_only, zero_shot, rows_of_all
+
+
+def named(frame: pd.DataFrame) -> list[dict]:
+    """The rows of a ranking, with the candidates' names."""
+    sizes = frame[["blocks", "hidden", "groups", "neurons"]].itertuples(index=False)
+    return records(frame.assign(name=[Candidate(*four).name for four in sizes]))
+
+
+def records(frame: pd.DataFrame) -> list[dict]:
+    return json.loads(frame.to_json(orient="records"))
 
 
 def fewer_blocks(teacher: PreTrainedModel, budget: Budget) -> Candidate:
@@ -195,7 +242,7 @@ def from_scratch(teacher: PreTrainedModel, winner: Candidate, scores: Importance
     return AutoModelForCausalLM.from_config(shrink(teacher, winner, scores).config, dtype=teacher.dtype).eval()
 
 
-def recovered(
+def recover(
     name: str,
     teacher: PreTrainedModel,
     make: Callable[[], PreTrainedModel],
@@ -205,40 +252,56 @@ def recovered(
     args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Let one student learn, keep it, and return its curve."""
-    folder = args.work / name
-
-    def learn() -> dict[str, Any]:
-        student = make()
-        dtype = student.dtype
-        history = distill(
-            teacher, student, batches(rows), steps=args.steps, lr=LR, precision=dtype, validation=batches(watched),
-            validate_every=max(1, args.steps // 20), seed=SEED, checkpoint_dir=folder / "run", save_every=50,
-        )  # fmt: skip
-        cast_weights(student, dtype)
-        save_pruned(student, tokenizer, folder / "student")
-        every = max(1, args.steps // 100)
-        curve = history.frame().drop(columns="validation").iloc[every - 1 :: every].round(4).to_dict("list")
-        return {"curve": curve, "validation": history.validation, "seconds": history.seconds, "tokens": history.tokens}
-
-    print(f"{name}:", flush=True)
-    return part(folder / "learned.json", learn)
+    student = make()
+    dtype = student.dtype
+    history = distill(
+        teacher, student, batches(rows), steps=args.steps, lr=LR, precision=dtype, validation=batches(watched),
+        validate_every=max(1, args.steps // 10), seed=SEED, checkpoint_dir=args.work / "runs" / name, save_every=20,
+    )  # fmt: skip
+    cast_weights(student, dtype)
+    save_pruned(student, tokenizer, args.work / "students" / name)
+    every = max(1, args.steps // 100)
+    curve = history.frame().drop(columns="validation").iloc[every - 1 :: every].round(4).to_dict("list")
+    return {"curve": curve, "validation": history.validation, "seconds": history.seconds, "tokens": history.tokens}
 
 
-def nats(model: PreTrainedModel, judges: dict[str, TokenBlocks]) -> dict[str, dict[str, list]]:
+def nats_of(model: PreTrainedModel, judges: dict[str, TokenBlocks]) -> dict[str, dict[str, list]]:
     """Of each row of each domain."""
     found = {domain: perplexity(model, blocks) for domain, blocks in judges.items()}
     return {name: {"nats": f.row_nll.tolist(), "tokens": f.row_tokens.tolist()} for name, f in found.items()}
 
 
-def recovered_share(judged: dict[str, Any], name: str) -> dict[str, float]:
+def answers_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> dict[str, Any]:
+    """What a model answers to benchmark tasks: the summary, and each document's result for pairing."""
+    found = evaluate(model, tokenizer, TASKS, limit=args.documents)
+    answers = found.attrs["answers"]
+    return {"summary": records(found), "answers": records(answers.table), "dtype": answers.dtype}
+
+
+def frame_of(found: dict[str, Any]) -> pd.DataFrame:
+    """A frame as from ``evaluate``, for ``paired``."""
+    frame = pd.DataFrame(found["summary"])
+    frame.attrs["answers"] = Answers(pd.DataFrame(found["answers"]), found["dtype"])
+    return frame
+
+
+def pronoun_gap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Lesson 08's bias: how much likelier "she" is after the occupations where women work, in nats."""
+    table = pronouns.prompts(pronouns.occupations())
+    exact = copy.deepcopy(model).float()  # bfloat16 rounds log-odds to about 0.1
+    table["odds"] = pronouns.pronoun_log_odds(exact, tokenizer, list(table["text"]))
+    return dict(zip(("gap", "ci_low", "ci_high"), map(float, pronouns.group_gap(table)), strict=True))
+
+
+def mean(of: dict[str, list]) -> float:
+    return sum(of["nats"]) / sum(of["tokens"])
+
+
+def recovered_share(nats: dict[str, Any], name: str) -> dict[str, float]:
     """Of the nats a token that the cut cost against the whole model, by domain."""
-
-    def mean(of: dict[str, list]) -> float:
-        return sum(of["nats"]) / sum(of["tokens"])
-
     shares = {}
-    for domain, whole in judged["whole"]["after"].items():
-        before, after = (mean(judged[name][when][domain]) for when in ("before", "after"))
+    for domain, whole in nats["whole"].items():
+        before, after = mean(nats[f"{name}, before"][domain]), mean(nats[name][domain])
         shares[domain] = (before - after) / (before - mean(whole))
     return shares
 

@@ -23,7 +23,7 @@ def in_miniature(monkeypatch, tmp_path):
         monkeypatch.setattr(make_a_small_model, name, value)
     monkeypatch.setattr(make_a_small_model, "clean", lambda blocks, *_: blocks)  # made-up sentences are all alike
     out = tmp_path / "record.json"
-    sizes = ["--steps", "3", "--correction", "2", "--light", "2", "--seeds", "2", "--finalists", "2", "--share", "0.95"]
+    sizes = ["--steps", "3", "--correction", "2", "--light", "2", "--seeds", "2", "--finalists", "2", "--share", "0.95", "--documents", "2"]
 
     def run():
         arguments = ["x", *sizes, "--multiple-of", "8", "--work", str(tmp_path / "work"), "--out", str(out)]
@@ -57,7 +57,7 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     assert {row["seed"] for row in record["ranked"]} == {0, 1} and len(record["ranked"]) == 4
     for name in arms - {"winner"}:
         assert set(record["compared"][name]) == {"speeches", "wiki", "stories"}
-        assert record["judged"][name]["before"] != record["judged"][name]["after"]
-    student, _ = models.load_model(str(tmp_path / "work" / "winner" / "student"))
+        assert record["nats"][f"{name}, before"] != record["nats"][name]
+    student, _ = models.load_model(str(tmp_path / "work" / "students" / "winner"))
     assert student.num_parameters() == record["parameters"]["winner"]
     assert in_miniature() == record and len(taught) == 7
