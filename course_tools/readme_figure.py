@@ -85,10 +85,10 @@ def shown(saved: NotebookNode) -> Shown:
 def alt(numbers: Shown) -> str:
     """The picture in a sentence, for readers who don't see it."""
     return (
-        f"The same model with 10 % of its MLP neurons removed in three ways. Perplexity, lower is better: whole model "
-        f"{numbers.whole}; most active neurons kept {numbers.active}; removed at random {numbers.random}, the median of "
-        f"{numbers.cuts} cuts from {numbers.lowest} to {numbers.highest}; largest weights kept {numbers.weights}; blind "
-        f"guessing {numbers.guess}"
+        "The same model with 10 % of its MLP neurons removed in three ways. Perplexity, lower is better: whole model "
+        f"{numbers.whole}; most active neurons kept {numbers.active}; removed at random {numbers.random}, the median "
+        f"of {numbers.cuts} cuts from {numbers.lowest} to {numbers.highest}; largest weights kept {numbers.weights}; "
+        f"blind guessing {numbers.guess}"
     )
 
 
