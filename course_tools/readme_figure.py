@@ -35,6 +35,9 @@ _LABELS = {
     "random": (f"random, median · {_COLUMN}", 0),
     "highest": (f"random, highest · {_COLUMN}", 0),
     "cuts": ("activation · random cuts as good", 1),
+    "ratio": ("activation · × median random (95 %)", 0),
+    "low": ("activation · × median random (95 %)", 1),
+    "high": ("activation · × median random (95 %)", 2),
 }
 _WIDTH, _HEIGHT, _DPI = 4.7, 4.3, 200  # inches: on a telephone's 360 pixels, 10 points are still 10 pixels
 
@@ -52,6 +55,9 @@ class Shown:
         random: the median random cut.
         highest: the worst random cut.
         cuts: how many random cuts.
+        ratio: of `active` to the median random cut, on the same rows of text.
+        low: where its 95 % interval begins.
+        high: where it ends.
     """
 
     whole: str
@@ -62,6 +68,9 @@ class Shown:
     random: str
     highest: str
     cuts: str
+    ratio: str
+    low: str
+    high: str
 
 
 def shown(saved: NotebookNode) -> Shown:
@@ -86,7 +95,8 @@ def alt(numbers: Shown) -> str:
     """The picture in a sentence, for readers who don't see it."""
     return (
         "The same model with 10 % of its MLP neurons removed in three ways. Perplexity, lower is better: whole model "
-        f"{numbers.whole}; most active neurons kept {numbers.active}; removed at random {numbers.random}, the median "
+        f"{numbers.whole}; most active neurons kept {numbers.active}, {numbers.ratio} × the random cut in the middle "
+        f"(95 %: {numbers.low} to {numbers.high}); removed at random {numbers.random}, the median "
         f"of {numbers.cuts} cuts from {numbers.lowest} to {numbers.highest}; largest weights kept {numbers.weights}; "
         f"blind guessing {numbers.guess}"
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from course_tools import readme_figure
 
 TELEPHONE = 360  # pixels that a picture gets on a screen of 390
-NUMBERS = readme_figure.Shown("30.0", "50,000", "32.1", "9,876", "40.2", "51.0", "2,345", "19")
+NUMBERS = readme_figure.Shown("30.0", "50,000", "32.1", "9,876", "40.2", "51.0", "2,345", "19", "0.8", "0.7", "0.9")
 
 
 @pytest.fixture(scope="module")
