@@ -174,9 +174,9 @@ def _slow_rounds(rest: Sequence[str]) -> list[tuple[str, list[str], dict[str, st
             print(f"{_resources(cores, free)}, so lessons run one after another.")
         return [(title, ["-m", "embedded", durations, *rest], {})]
     print(f"{_resources(cores, free)}, so lessons run two at a time, and alone where they are about time.")
-    apart = ["-n", "2", "--dist", "load", "--maxschedchunk", "1"]
+    shared = ["-m", "embedded and not timed", durations, "-n", "2", "--dist", "load", "--maxschedchunk", "1"]
     return [
-        (f"{title}, two at a time", ["-m", "embedded and not timed", durations, *apart], {"OMP_NUM_THREADS": "1"}),
+        (f"{title}, two at a time", shared, {"OMP_NUM_THREADS": str(cores // 2)}),
         ("Lessons about time, alone", ["-m", "embedded and timed"], {}),
     ]
 

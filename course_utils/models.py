@@ -341,7 +341,7 @@ def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
         config = LlamaConfig(
             num_hidden_layers=8,
             hidden_size=64,
-            intermediate_size=128,
+            intermediate_size=512,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=4096,

@@ -45,14 +45,17 @@ def lesson_of(nodeid):
 def pytest_configure(config):
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
-        config.pluginmanager.register(LessonLines(terminal.write_line))
+        config.pluginmanager.register(LessonLines(terminal))
 
 
 class LessonLines:
     """A line when a lesson begins and one when it ends, whichever process runs it: they take minutes."""
 
-    def __init__(self, say):
-        self.say = say
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def say(self, line):
+        self.terminal.write(f"\n{line} ", flush=True)  # pytest adds the dot
 
     def pytest_runtest_logstart(self, nodeid, location):
         if lesson_of(nodeid):

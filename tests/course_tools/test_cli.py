@@ -187,13 +187,16 @@ def test_two_lessons_at_a_time_need_two_cores_and_their_memory(cores, gib, lesso
     assert cli.at_a_time(cores, gib * 2**30) == lessons
 
 
-def test_lessons_share_the_cores_and_those_about_time_have_them_alone(pytests, capsys):
+@pytest.mark.parametrize(("cores", "threads"), [(2, "1"), (3, "1"), (16, "8")])
+def test_lessons_share_the_cores_and_those_about_time_have_them_alone(cores, threads, pytests, monkeypatch, capsys):
+    monkeypatch.setattr(session, "cores", lambda: cores)
     assert cli.main(["test"]) == 0
     (_, _), (shared, shared_variables), (alone, alone_variables) = pytests.given
     assert shared[:2] == ["-m", "embedded and not timed"] and alone == ["-m", "embedded and timed"]
     assert " ".join(shared[2:]) == "--durations=10 -n 2 --dist load --maxschedchunk 1"
-    assert shared_variables["OMP_NUM_THREADS"] == "1" and "OMP_NUM_THREADS" not in alone_variables
-    assert "2 cores and 1000.0 GB of free memory (two lessons at a time need 2 and 12.9 GB)" in capsys.readouterr().out
+    assert shared_variables["OMP_NUM_THREADS"] == threads and "OMP_NUM_THREADS" not in alone_variables
+    told = f"{cores} cores and 1000.0 GB of free memory (two lessons at a time need 2 and 12.9 GB), so lessons run two"
+    assert told in capsys.readouterr().out
 
 
 def test_lessons_come_one_after_another_where_memory_is_short(pytests, capsys):
