@@ -226,11 +226,10 @@ def _header(path: Path, metadata: NotebookNode) -> dict:
             f"{', '.join(kinds)}, and `timed` where times matter; it has "
             f"{sorted(header) if isinstance(header, dict) else header!r}."
         )
-    for key, kind in (kinds | {"timed": bool}).items():
-        if key not in header:
-            continue
-        if not isinstance(header[key], kind) or (not header[key] and kind in (str, int)):
-            raise LessonError(f"{path.name}: `{key}` in the header must be a {kind.__name__}, not {header[key]!r}.")
+    kinds["timed"] = bool
+    for key, value in header.items():
+        if not isinstance(value, kinds[key]) or (not value and kinds[key] in (str, int)):
+            raise LessonError(f"{path.name}: `{key}` in the header must be a {kinds[key].__name__}, not {value!r}.")
     unknown = [name for name in header["assets"] if name not in ASSETS]
     if unknown:
         raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
