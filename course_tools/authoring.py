@@ -76,6 +76,7 @@ class Lesson:
         minutes: for self-study, with the exercises.
         prerequisites: what to know first, in a few words.
         assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
+        timed: whether its figures or choices rest on times that it measures, so that it needs the machine to itself.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
     """
 
@@ -85,6 +86,7 @@ class Lesson:
     prerequisites: str
     assets: list[str]
     cells: tuple[NotebookNode, ...]
+    timed: bool = False
 
     @property
     def name(self) -> str:
@@ -218,14 +220,16 @@ def _header(path: Path, metadata: NotebookNode) -> dict:
     """The `course` mapping of the source's header, checked."""
     header = metadata.get("course")
     kinds = {"title": str, "minutes": int, "prerequisites": str, "assets": list}
-    if not isinstance(header, dict) or set(header) != set(kinds):
+    if not isinstance(header, dict) or set(header) - {"timed"} != set(kinds):
         raise LessonError(
             f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
-            f"{', '.join(kinds)}; it has {sorted(header) if isinstance(header, dict) else header!r}."
+            f"{', '.join(kinds)}, and `timed` where times matter; it has "
+            f"{sorted(header) if isinstance(header, dict) else header!r}."
         )
-    for key, kind in kinds.items():
-        if not isinstance(header[key], kind) or (not header[key] and kind is not list):
-            raise LessonError(f"{path.name}: `{key}` in the header must be a {kind.__name__}, not {header[key]!r}.")
+    kinds["timed"] = bool
+    for key, value in header.items():
+        if not isinstance(value, kinds[key]) or (not value and kinds[key] in (str, int)):
+            raise LessonError(f"{path.name}: `{key}` in the header must be a {kinds[key].__name__}, not {value!r}.")
     unknown = [name for name in header["assets"] if name not in ASSETS]
     if unknown:
         raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")

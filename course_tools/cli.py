@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nbformat
+import psutil
 from nbformat import NotebookNode
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
@@ -45,6 +46,7 @@ _COMPRESS_OPTIONS = (
     ("--domain", "speeches", "of the text to learn, a name of course_utils.texts"),
     ("--multiple-of", 32, "what MLP widths are a multiple of"),
 )
+_MEMORY_FOR_TWO = 12 * 2**30  # bytes; a lesson holds 2 to 4 GB, and its test and the reader's programs need some
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 
 
@@ -136,20 +138,52 @@ def compress(args: argparse.Namespace, console: Console) -> int:
 
 
 def test(args: argparse.Namespace, console: Console) -> int:
-    """Run the tests: the fast ones, then those on the embedded models, then every lesson."""
+    """Run the tests: the fast ones, then those on the embedded models, and every lesson."""
     if not args.fast:
         fetch_assets([authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)])
     if "-m" in args.rest:  # the reader's own choice
         return _pytest("Tests", args.rest)
     # Two processes with one thread each are faster than one with two, but not where a test takes the time.
     apart = ["-n", "2", "--dist", "loadfile"] if session.cores() > 1 else []
-    status = _pytest("Fast tests", ["-m", "not embedded", *apart, *args.rest], OMP_NUM_THREADS="1")
-    if args.fast or status not in (0, 1, _NOTHING_COLLECTED):
-        return status
-    slow = _pytest("Tests on the embedded models, and the lessons", ["-m", "embedded", "--durations=10", *args.rest])
-    if status == 1:
-        print("The fast tests failed; see above.")
-    return max({status, slow} - {_NOTHING_COLLECTED}, default=_NOTHING_COLLECTED)
+    statuses = [_pytest("Fast tests", ["-m", "not embedded", *apart, *args.rest], OMP_NUM_THREADS="1")]
+    if not args.fast:
+        for title, options, variables in _slow_rounds(args.rest):
+            if statuses[-1] in (0, 1, _NOTHING_COLLECTED):  # otherwise something is wrong with all of them
+                statuses.append(_pytest(title, options, **variables))
+        if statuses[0] == 1:
+            print("The fast tests failed; see above.")
+    return max(set(statuses) - {_NOTHING_COLLECTED}, default=_NOTHING_COLLECTED)
+
+
+def at_a_time(cores: int, free: int) -> int:
+    """How many lessons are tested at a time: two where each has a core and its memory, otherwise one.
+
+    Args:
+        cores: that we may use.
+        free: bytes of memory that nobody uses.
+    """
+    return 2 if cores > 1 and free >= _MEMORY_FOR_TWO else 1
+
+
+def _slow_rounds(rest: Sequence[str]) -> list[tuple[str, list[str], dict[str, str]]]:
+    """Calls of pytest for what needs the real models: titles, options and variables."""
+    title, durations = "Tests on the embedded models, and the lessons", "--durations=10"
+    cores, free = session.cores(), psutil.virtual_memory().available
+    if rest or at_a_time(cores, free) == 1:
+        if not rest:
+            print(f"{_resources(cores, free)}, so lessons run one after another.")
+        return [(title, ["-m", "embedded", durations, *rest], {})]
+    print(f"{_resources(cores, free)}, so lessons run two at a time, and alone where they are about time.")
+    shared = ["-m", "embedded and not timed", durations, "-n", "2", "--dist", "load", "--maxschedchunk", "1"]
+    return [
+        (f"{title}, two at a time", shared, {"OMP_NUM_THREADS": str(cores // 2)}),
+        ("Lessons about time, alone", ["-m", "embedded and timed"], {}),
+    ]
+
+
+def _resources(cores: int, free: int) -> str:
+    needed = f"two lessons at a time need 2 and {runner.gigabytes(_MEMORY_FOR_TWO)}"
+    return f"{cores} cores and {runner.gigabytes(free)} of free memory ({needed})"
 
 
 def _pytest(title: str, options: Sequence[str], **variables: str) -> int:

@@ -1,6 +1,6 @@
 """The tests on every Python, and on both ends of the versions that the course supports.
 
-    python -m course_tools.matrix [NAME ...] [--lessons]
+    python -m course_tools.matrix [NAME ...] [--lessons [--profile smoke]]
 
     3.11, 3.12, 3.13   the newest version of everything, on that Python
     oldest             the lower bounds of pyproject.toml, on the oldest Python
@@ -36,8 +36,11 @@ FOLDER = ROOT / "build" / "matrix"
 PYTHONS = ("3.11", "3.12", "3.13")
 SHOWN = ["torch", "transformers", "datasets"]
 COLUMNS = ["environment", "python", *SHOWN, "what", "result"]
-TESTS = ("-m", "pytest", "-q", "-m", "not embedded", "-p", "no:cacheprovider")
-LESSONS = ("-P", "-m", "course_tools", "run", "--profile", "embedded")
+COMMANDS = {
+    "tests": ("-m", "pytest", "-q", "-m", "not embedded", "-p", "no:cacheprovider"),
+    "lessons": ("-P", "-m", "course_tools", "run", "--profile", "embedded"),
+    "smoke lessons": ("-m", "pytest", "-q", "-m", "smoke", "-p", "no:cacheprovider", "tests/test_lessons.py"),
+}
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ def check(environment: Environment, what: str) -> dict[str, str]:
     print(
         f"{environment.name}: {what} with {', '.join(map(' '.join, zip(SHOWN, versions, strict=True)))} …", flush=True
     )
-    log, start = FOLDER / f"{environment.name}-{what}.log", time.monotonic()
-    status = _logged([str(inside), *(LESSONS if what == "lessons" else TESTS)], log)
+    log, start = FOLDER / f"{environment.name}-{what.replace(' ', '-')}.log", time.monotonic()
+    status = _logged([str(inside), *COMMANDS[what]], log)
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     said = f"passed after {time.monotonic() - start:.0f} s" if status == 0 else f"failed: {_shown(log)}"
     return row | {"result": " · ".join([said, *last])}
@@ -136,11 +139,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--lessons", action="store_true", help="run the lessons instead of the fast tests")
+    profiles = ("embedded", "smoke")
+    parser.add_argument("--profile", choices=profiles, default="embedded", help="of the lessons; smoke takes minutes")
     args = parser.parse_args(arguments)
     unknown = set(args.names) - set(known)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    what, record, failed = "lessons" if args.lessons else "tests", FOLDER / "results.json", False
+    what = {"embedded": "lessons", "smoke": "smoke lessons"}[args.profile] if args.lessons else "tests"
+    record, failed = FOLDER / "results.json", False
     results = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     for name in args.names or known:
         row = check(known[name], what)

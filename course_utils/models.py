@@ -5,7 +5,7 @@ The roles "gpt2" and "llama" stand for a different model in each profile:
 ========  ============================  ============================================================
 profile   "gpt2"                        "llama"
 ========  ============================  ============================================================
-smoke     random, two blocks            random, two blocks
+smoke     random, eight blocks          random, eight blocks
 embedded  the course's own small GPT-2  SmolLM2-135M-Instruct
 hub       distilgpt2                    meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence
 ========  ============================  ============================================================
@@ -331,20 +331,20 @@ def _read_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
 
 
 def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Two random blocks with the embedded GPT-2's tokenizer, the same every time."""
+    """Eight small random blocks, enough to take some out, with the embedded GPT-2's tokenizer; the same every time."""
     tokenizer = AutoTokenizer.from_pretrained(_GPT2_FOLDER, local_files_only=True)
     end = tokenizer.eos_token_id
     common = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     if role == "gpt2":
-        config = GPT2Config(n_layer=2, n_embd=64, n_head=4, n_positions=512, **common)
+        config = GPT2Config(n_layer=8, n_embd=64, n_head=4, n_positions=512, **common)
     else:
         config = LlamaConfig(
-            num_hidden_layers=2,
+            num_hidden_layers=8,
             hidden_size=64,
-            intermediate_size=128,
+            intermediate_size=512,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=4096,
             **common,
         )
     with torch.random.fork_rng():

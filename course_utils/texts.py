@@ -12,6 +12,7 @@ are called without special tokens; the first token of a row is given, never pred
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import json
@@ -114,7 +115,7 @@ def documents(domain: str, split: str) -> list[str]:
     """
     checks.one_of("domain", domain, (*DOMAINS, *LARGE_DOMAINS))
     checks.one_of("split", split, SPLITS)
-    grouped = _made_up(domain) if current_profile() == "smoke" else _READERS[domain]()
+    grouped: Sequence[_Grouped] = _made_up(domain) if current_profile() == "smoke" else _READERS[domain]()
     order = {group: i for i, group in enumerate(sorted({group for group, _ in grouped}))}
     return [re.sub(r"\s*\n\s*", "\n", text).strip() for group, text in grouped if _split_of(order[group]) == split]
 
@@ -178,8 +179,12 @@ def _training_documents(task: str) -> list[dict]:
     return list(found.values())
 
 
-def _made_up(domain: str, count: int = 200) -> list[_Grouped]:
-    """Sentences for the smoke profile: grammatical, the same every time, each domain with words of its own."""
+@functools.cache
+def _made_up(domain: str, count: int = 4000) -> tuple[_Grouped, ...]:
+    """Sentences for the smoke profile: grammatical, the same every time, each domain with words of its own.
+
+    As many as lessons ask for: the smallest split, a twentieth, has over 100,000 tokens of the embedded GPT-2.
+    """
     subjects, verbs, objects = {
         "speeches": (
             "the Congress|our country|this government|the Treasury",
@@ -195,16 +200,13 @@ def _made_up(domain: str, count: int = 200) -> list[_Grouped]:
         "passages": ("the law|the treaty|the bank", "covers|allows|forbids", "a loan|a visit|an appeal"),
         "scenes": ("a man|the cook|a player", "lifts|throws|cleans", "a plate|the board|a rope"),
     }[domain]
+    columns = [range(1800, 2020), *(words.split("|") for words in (subjects, verbs, objects))]
     result: list[_Grouped] = []
     for index in range(count):
-        choose = random.Random(f"{domain} {index}").choice
-        sentences = [
-            f"In {choose(range(1800, 2020))} {choose(subjects.split('|'))} {choose(verbs.split('|'))} "
-            f"{choose(objects.split('|'))}."
-            for _ in range(60)
-        ]
-        result.append((index, " ".join(sentences)))
-    return result
+        draw = random.Random(f"{domain} {index}").choices
+        sentences = zip(*(draw(column, k=60) for column in columns), strict=True)
+        result.append((index, " ".join(f"In {' '.join(map(str, sentence))}." for sentence in sentences)))
+    return tuple(result)
 
 
 def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13) -> list[bool]:

@@ -5,6 +5,7 @@
 #     minutes: 90
 #     prerequisites: lesson 01 (pruned equals masked, random controls, paired intervals); lesson 03 (the activation criterion) helps
 #     assets: [smollm2, benchmarks, speeches]
+#     timed: true
 # ---
 
 # %% [markdown]

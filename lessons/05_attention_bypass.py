@@ -5,6 +5,7 @@
 #     minutes: 100
 #     prerequisites: lesson 04 (residual stream, random sets, leave-one-out, speed estimates)
 #     assets: [smollm2, benchmarks, speeches]
+#     timed: true
 # ---
 
 # %% [markdown]

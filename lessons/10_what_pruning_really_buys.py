@@ -5,6 +5,7 @@
 #     minutes: 100
 #     prerequisites: lessons 03 to 05 (the cuts), lesson 07 for the part with distillation
 #     assets: [smollm2, speeches]
+#     timed: true
 # ---
 
 # %% [markdown]

@@ -1,9 +1,11 @@
 """Order: fast tests, then those on the embedded models, then whole lessons, so that a run fails early.
 
+Where two processes share the tests, the lessons come first, the longest of them at the head, and the others fill up.
 Nothing reaches beyond this machine, and the reader's own settings don't matter.
 """
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +21,50 @@ for setting in ("COURSE_PROFILE", "COURSE_LLAMA", "COURSE_GPT2", "PYTHONPATH"):
 
 
 def pytest_collection_modifyitems(config, items):
-    if "browser" not in config.getoption("markexpr"):  # they need a browser, and minutes
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("browser")])
-        items[:] = [item for item in items if not item.get_closest_marker("browser")]
-    items.sort(key=lambda item: (item.get_closest_marker("embedded") is not None, item.path.name == "test_lessons.py"))
+    for marker in ("browser", "smoke"):  # they take minutes, and the first needs a browser
+        if marker not in config.getoption("markexpr"):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    shared = hasattr(config, "workerinput")  # by pytest-xdist
+
+    def place(item):
+        embedded, lesson = item.get_closest_marker("embedded") is not None, bool(lesson_of(item.nodeid))
+        if shared and lesson:  # the longer the source, the longer the lesson, by and large
+            return embedded, -item.callspec.params["lesson"].path.stat().st_size
+        return embedded, lesson
+
+    items.sort(key=place)
+
+
+def lesson_of(nodeid):
+    """Which lesson a test runs; "" for a test that runs none."""
+    return (re.search(r"test_lesson_runs\w*\[(\w+)]$", nodeid) or ["", ""])[1]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        config.pluginmanager.register(LessonLines(terminal))
+
+
+class LessonLines:
+    """A line when a lesson begins and one when it ends, whichever process runs it: they take minutes."""
+
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def say(self, line):
+        self.terminal.write(f"\n{line} ", flush=True)  # pytest adds the dot
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        if lesson_of(nodeid):
+            self.say(f"{lesson_of(nodeid)} …")
+
+    def pytest_runtest_logreport(self, report):
+        took = dict(report.user_properties).get("took")
+        if took and report.when == "call":
+            self.say(f"{lesson_of(report.nodeid)} {report.outcome}, {took}")
 
 
 @pytest.fixture

@@ -3,6 +3,9 @@
 import ast
 import itertools
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -19,6 +22,8 @@ PATHS = authoring.find_lessons(ROOT / "lessons")
 # What a saved output may not show: where the course was run, secrets, noise, addresses other than sources to read.
 PRIVATE = re.compile(r"/home/\w|/root\b|/Users/\w|/tmp/\w|[A-Z]:\\\\?Users|site-packages|\bhf_[A-Za-z0-9]{20,}")
 ADDRESS = re.compile(r"https?://(?!(?:\w+\.)*(?:arxiv\.org|doi\.org|github\.com|huggingface\.co|w3\.org)\b)[^\s\"'<]+")
+
+LESSONS = [authoring.read_lesson(path) for path in PATHS]
 
 each_lesson = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 
@@ -139,23 +144,78 @@ def test_each_check_is_used(path):
     assert called == {name for name in defined if name.startswith("check_")}
 
 
+def runs(lesson):
+    """Parameter of a test that runs the lesson; tests/conftest.py tells when it begins and what it took."""
+    return pytest.param(lesson, id=lesson.name, marks=[pytest.mark.timed] if lesson.timed else [])
+
+
+each_lesson_runs = pytest.mark.parametrize("lesson", [*map(runs, LESSONS)])
+
+
 @pytest.mark.embedded
-@each_lesson
-def test_lesson_runs_unsolved_and_its_solutions_are_accepted(path, tmp_path, capsys):
+@each_lesson_runs
+def test_lesson_runs_unsolved_and_its_solutions_are_accepted(lesson, tmp_path, record_property):
+    run_both_forms(lesson, "embedded", tmp_path, record_property)
+
+
+@pytest.mark.smoke
+@each_lesson_runs
+def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path, record_property):
+    """On random models and made-up text, in seconds: every cell runs, and every solution is judged.
+
+    Not all are right there: some have to beat others, and on random models one choice is as good as another.
+    """
+    run_both_forms(lesson, "smoke", tmp_path, record_property)
+
+
+def run_both_forms(lesson, profile, folder, record_property):
     """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
-    lesson = authoring.read_lesson(path)
     notebook = notebooks.both_forms(lesson, COURSE)
-    with capsys.disabled():
-        print(f"\n{lesson.name} ", end="", flush=True)
-        only_declared(notebook, lesson)
-        result = runner.execute(notebook, name=lesson.name, profile="embedded", folder=tmp_path)
-        print(f"{result.seconds:.0f} s, {runner.gigabytes(result.peak_bytes)} ", end="", flush=True)
+    only_declared(notebook, lesson.assets)
+    result = runner.execute(notebook, name=lesson.name, profile=profile, folder=folder)
+    record_property("took", f"{result.seconds:.0f} s, {runner.gigabytes(result.peak_bytes)}")
     assert result.failure is None, str(result.failure)
-    says = {"exercises": "not solved yet.", "solutions": "correct."}
-    for form, verdict in says.items():
+    judged = r"correct\." if profile == "embedded" else r"(correct|not yet)\."
+    for form, verdict in {"exercises": r"not solved yet\.", "solutions": judged}.items():
         cells = exercise_cells(notebooks.form_of(notebook, form))
         for number, cell in enumerate(cells, start=1):
-            assert f"Exercise {number}: {verdict}" in printed(cell), printed(cell)
+            assert re.search(f"Exercise {number}: {verdict}", printed(cell)), printed(cell)
+
+
+def test_lessons_tell_when_they_begin_and_what_they_took_also_in_another_process(tmp_path):
+    """And the longest comes first there, so that no process is left alone with it."""
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(RUNS, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "1", "--dist", "load", "test_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = [line.partition("   ")[0].rstrip() for line in done.stdout.splitlines() if line.startswith(("01_", "02_"))]
+    assert lines == ["02_long …", "02_long passed, 7 s .", "01_short …", "01_short failed, 7 s F."], done.stdout
+    assert "1 failed, 2 passed" in done.stdout
+
+
+RUNS = """
+import pytest
+from pathlib import Path
+from types import SimpleNamespace
+
+for name, size in {"01_short": 1, "02_long": 2}.items():
+    Path(name).write_text(size * "x")
+lessons = [pytest.param(SimpleNamespace(path=Path(name)), id=name) for name in ("01_short", "02_long")]
+
+def test_other():
+    pass
+
+@pytest.mark.parametrize("lesson", lessons)
+def test_lesson_runs(lesson, record_property):
+    record_property("took", "7 s")
+    assert lesson.path.name == "02_long"
+"""
+
+
+def test_lessons_about_time_measure_some():
+    for lesson in LESSONS:
+        measures = any("measure_speed(" in cell.source for cell in lesson.cells if cell.cell_type == "code")
+        assert measures or not lesson.timed, f"{lesson.name} says that it is about time"
 
 
 def test_lesson_that_opens_what_it_does_not_declare_fails(tmp_path, monkeypatch):
@@ -165,20 +225,18 @@ def test_lesson_that_opens_what_it_does_not_declare_fails(tmp_path, monkeypatch)
     for declared, error in {"": "ValueError: Unknown asset 'texts'", "texts": "AssetError: pip could not"}.items():
         lesson = authoring.read_lesson(write_lesson(tmp_path, opens.replace("[]", f"[{declared}]")))
         notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
-        only_declared(notebook, lesson)
+        only_declared(notebook, lesson.assets)
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", "")
         result = runner.execute(notebook, name=lesson.name, profile="embedded", folder=tmp_path)
         assert result.failure.error.startswith(error)
 
 
-def only_declared(notebook, lesson):
-    """Make the lesson's run know only the assets that its header names, so that opening another one fails."""
+def only_declared(notebook, names):
+    """Make the lesson's run know only these assets, so that opening another one fails."""
     install = next(cell for cell in notebook.cells if cell.cell_type == "code")
     install.source += (
-        "\nfrom course_utils.assets import ASSETS"
-        f"\nfor name in ASSETS.keys() - {set(lesson.assets)!r}:"
-        "\n    del ASSETS[name]"
+        f"\nfrom course_utils.assets import ASSETS\nfor name in ASSETS.keys() - {set(names)!r}:\n    del ASSETS[name]"
     )
 
 

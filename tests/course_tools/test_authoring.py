@@ -36,6 +36,14 @@ def test_assets_of_several_lessons_come_once_and_in_one_order(tmp_path):
     assert authoring.assets_of(lessons) == ["smollm2", "texts", "speeches"]
 
 
+@pytest.mark.parametrize(
+    ("line", "timed"), [("", False), ("#     timed: true\n", True), ("#     timed: false\n", False)]
+)
+def test_a_lesson_is_about_time_where_it_says_so(line, timed, tmp_path):
+    text = LESSON.replace("#     assets: []\n", f"#     assets: []\n{line}")
+    assert authoring.read_lesson(write_lesson(tmp_path, text)).timed is timed
+
+
 def test_duplicate_number_and_bad_name_are_refused(tmp_path):
     write_lesson(tmp_path, name="01_small")
     write_lesson(tmp_path, name="01_twin")
@@ -53,6 +61,14 @@ BROKEN = {
     "minutes in words": (LESSON.replace("minutes: 5", "minutes: five"), "`minutes` in the header must be a int"),
     "unknown asset": (LESSON.replace("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
     "assets in words": (LESSON.replace("assets: []", "assets: texts"), "`assets` in the header must be a list"),
+    "timed in words": (
+        LESSON.replace("assets: []", "assets: []\n#     timed: often"),
+        "`timed` in the header must be a bool, not 'often'",
+    ),
+    "timed by number": (
+        LESSON.replace("assets: []", "assets: []\n#     timed: 1"),
+        "`timed` in the header must be a bool, not 1",
+    ),
     "second title": (LESSON.replace("# ## What", "# # What"), "the builder writes it from the header"),
     "no install cell": (LESSON.replace('# %% tags=["install"]\n', ""), "the first code cell"),
     "filled install cell": (

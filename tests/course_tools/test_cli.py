@@ -167,7 +167,7 @@ def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkey
 @pytest.fixture
 def pytests(course, monkeypatch):
     """Calls of pytest: what each is given; the fixture's `statuses` are what they return."""
-    calls = SimpleNamespace(given=[], statuses=[0, 0], fetched=False)
+    calls = SimpleNamespace(given=[], statuses=[0, 0, 0], fetched=False, free=10**12)
 
     def call(command, *, folder, environment):
         assert command[:3] == ["-P", "-m", "pytest"] and folder == course
@@ -177,11 +177,36 @@ def pytests(course, monkeypatch):
     monkeypatch.setattr(processes, "call", call)
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons: setattr(calls, "fetched", True))
     monkeypatch.setattr(session, "cores", lambda: 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=calls.free))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return calls
 
 
-def test_fast_tests_share_the_cores_and_the_timed_ones_have_them_alone(pytests):
+@pytest.mark.parametrize(("cores", "gib", "lessons"), [(1, 99, 1), (2, 99, 2), (2, 12, 2), (2, 11.9, 1), (64, 99, 2)])
+def test_two_lessons_at_a_time_need_two_cores_and_their_memory(cores, gib, lessons):
+    assert cli.at_a_time(cores, gib * 2**30) == lessons
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(2, "1"), (3, "1"), (16, "8")])
+def test_lessons_share_the_cores_and_those_about_time_have_them_alone(cores, threads, pytests, monkeypatch, capsys):
+    monkeypatch.setattr(session, "cores", lambda: cores)
+    assert cli.main(["test"]) == 0
+    (_, _), (shared, shared_variables), (alone, alone_variables) = pytests.given
+    assert shared[:2] == ["-m", "embedded and not timed"] and alone == ["-m", "embedded and timed"]
+    assert " ".join(shared[2:]) == "--durations=10 -n 2 --dist load --maxschedchunk 1"
+    assert shared_variables["OMP_NUM_THREADS"] == threads and "OMP_NUM_THREADS" not in alone_variables
+    told = f"{cores} cores and 1000.0 GB of free memory (two lessons at a time need 2 and 12.9 GB), so lessons run two"
+    assert told in capsys.readouterr().out
+
+
+def test_lessons_come_one_after_another_where_memory_is_short(pytests, capsys):
+    pytests.free = 8 * 10**9
+    assert cli.main(["test"]) == 0
+    assert [options for options, _ in pytests.given][1:] == [["-m", "embedded", "--durations=10"]]
+    assert "8.0 GB of free memory" in capsys.readouterr().out
+
+
+def test_fast_tests_share_the_cores_and_chosen_lessons_have_them_alone(pytests):
     assert cli.main(["test", "tests/test_width.py", "-x"]) == 0
     (fast, fast_variables), (slow, slow_variables) = pytests.given
     assert fast == ["-m", "not embedded", "-n", "2", "--dist", "loadfile", "tests/test_width.py", "-x"]
@@ -206,10 +231,12 @@ def test_a_choice_of_markers_is_the_readers(pytests):
     ("fast", "slow", "status"),
     [(0, 1, 1), (1, 0, 1), (5, 0, 0), (0, 5, 0), (5, 5, 5), (5, 1, 1), (-9, 0, 9), (2, 0, 2)],
 )
-def test_both_runs_count(fast, slow, status, pytests, capsys):
-    pytests.statuses = [fast, slow]
+@pytest.mark.parametrize("third", [False, True])
+def test_all_runs_count(fast, slow, status, third, pytests, capsys):
+    pytests.statuses = [fast, 5, slow] if third else [fast, slow, 5]
     assert cli.main(["test"]) == status
-    assert len(pytests.given) == (1 if fast in (-9, 2) else 2), "after a crash or a wrong call, there is no second run"
+    stopped = "after a crash or a wrong call, there is no other run"
+    assert len(pytests.given) == (1 if fast in (-9, 2) else 3), stopped
     assert ("The fast tests failed" in capsys.readouterr().out) == (fast == 1)
 
 

@@ -27,7 +27,7 @@ def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path
     assert command("--budget", "95%", "--dry-run") == 0
     out = capsys.readouterr().out
     assert (
-        "versions cost at most" in out and "b2-h" in out and "GB of memory" in out and "minutes on this machine" in out
+        "versions cost at most" in out and "b8-h" in out and "GB of memory" in out and "minutes on this machine" in out
     )
     assert not (tmp_path / "out").exists()
 

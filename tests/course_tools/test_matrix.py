@@ -19,8 +19,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(matrix, "environments", lambda: [matrix.Environment("this", HERE)])
     monkeypatch.setattr(matrix, "_project", lambda: {"dependencies": [], "optional-dependencies": {}})
     monkeypatch.setattr(matrix, "prepare", lambda environment, python: sys.executable)
-    monkeypatch.setattr(matrix, "TESTS", ("-c", "print('3 passed')"))
-    monkeypatch.setattr(matrix, "LESSONS", ("-c", "print('lesson 03 broke'); raise SystemExit(1)"))
+    says = {"tests": "print('3 passed')", "lessons": "print('lesson 03 broke'); raise SystemExit(1)"}
+    says["smoke lessons"] = "print('10 passed')"
+    assert says.keys() == matrix.COMMANDS.keys()
+    monkeypatch.setattr(matrix, "COMMANDS", {what: ("-c", code) for what, code in says.items()})
     return tmp_path
 
 
@@ -55,10 +57,12 @@ def test_python_is_found_by_its_version():
 def test_results_are_told_and_kept(folder, capsys):
     assert matrix.main(["this"]) == 0
     assert matrix.main(["--lessons"]) == 1
+    assert matrix.main(["--lessons", "--profile", "smoke"]) == 0
     rows = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert rows["this tests"]["torch"] == version("torch")
     assert rows["this tests"]["result"].startswith("passed") and "3 passed" in rows["this tests"]["result"]
     assert rows["this lessons"]["result"] == "failed: this-lessons.log · lesson 03 broke"
+    assert rows["this smoke lessons"]["result"].endswith("10 passed") and (folder / "this-smoke-lessons.log").exists()
     assert f"| this | {HERE} | {version('torch')} |" in capsys.readouterr().out
 
 
