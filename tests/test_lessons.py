@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import authoring, notebooks, quotes, readme_figure, runner
+from course_tools.lessons import authoring, notebooks, quotes, readme_figure, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -71,7 +71,7 @@ def test_table_in_the_readme_is_fresh():
 
 def test_figure_in_the_readme_is_lesson_03s_own():
     assert readme_figure.FIGURE.read_bytes() == readme_figure.saved_figure(), (
-        "run `python -m course_tools.readme_figure`"
+        "run `python -m course_tools.lessons.readme_figure`"
     )
 
 

@@ -1,0 +1,475 @@
+"""Rehearse a lesson at full size, without a GPU and without the hub: does it fit Colab's free T4?
+
+A model of Llama-3.2-1B's shape (or another, see `SHAPES`) with random weights is made once and served from a hub on
+loopback. The lesson runs in the hub profile on a pretended T4 (`pretend_gpu`), which counts every byte on it; the
+memory of the process without these is the host's. Samples are smaller than the lesson's (`rehearsal_kernel.REDUCED`),
+never the models or the batches.
+
+How long the whole lesson takes on a T4 is an estimate: the seconds of each operation at full size (`pretend_gpu.Card`),
+times how much more work the whole lesson is than the reduced one, which a narrow twin of the model counts, cell by
+cell, by running both.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import filelock
+import nbformat
+import numpy as np
+from nbformat import NotebookNode
+
+import course_utils
+from course_tools.lessons import runner
+from course_tools.rehearsal.hub_server import serve_hub
+from course_tools.rehearsal.kernel import REDUCED, Plan
+from course_tools.rehearsal.pretend_gpu import GIBIBYTE, T4
+from course_utils.files import write_json
+from course_utils.models import HUB_MODELS, embedded_llama
+
+GPU_BUDGET, HOST_BUDGET, MINUTES_BUDGET = 12.5 * GIBIBYTE, 9e9, 25.0  # of a lesson, at Llama-3.2-1B's size
+HOST_SECONDS = 60.0  # of a T4's minutes: fetching 2.5 GB of weights, at 40 MB/s
+ASSETS = ("smollm2", "benchmarks")  # whose tokenizer and documents stand for the hub's
+GPT2_FOLDER = Path(course_utils.__file__).parent / "data" / "gpt2"
+_CHUNK = 2**24  # random numbers made at once
+_SEED = 13
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Two models' configurations: what the lessons' roles "llama" and "gpt2" are in a rehearsal.
+
+    Attributes:
+        llama, gpt2: configurations as in a `config.json`, without the tokenizer's numbers.
+        chosen: the hub id under which the first is served; `COURSE_LLAMA` names it unless it is the hub profile's own.
+        stand_in: a smaller model in the place of Llama-3.2-1B: the card and the budgets are as much smaller.
+    """
+
+    llama: Mapping[str, object]
+    gpt2: Mapping[str, object]
+    chosen: str = HUB_MODELS["llama"][0]
+    stand_in: bool = False
+
+    @property
+    def share(self) -> float:
+        """Of a T4 and of the budgets, what this shape gets."""
+        return parameters(self.llama) / parameters(_LLAMA) if self.stand_in else 1.0
+
+
+_LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 16,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128_256,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500_000.0,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+_GPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50_257}
+_NARROW_GPT2 = _GPT2 | {"n_embd": 96}
+_NARROW = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 4, "vocab_size": 49_280}
+_QWEN = {
+    "model_type": "qwen2",
+    "num_hidden_layers": 28,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
+SHAPES = {
+    "llama": Shape(_LLAMA, _GPT2),
+    "quarter": Shape(
+        _LLAMA | {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 32, "vocab_size": 64_128},
+        _GPT2,
+        stand_in=True,
+    ),
+    "qwen": Shape(_QWEN, _GPT2, chosen="Qwen/shaped-like-Qwen2"),
+}
+TWINS = {
+    "llama": Shape(_LLAMA | _NARROW, _NARROW_GPT2, stand_in=True),
+    "quarter": Shape(_LLAMA | _NARROW, _NARROW_GPT2, stand_in=True),
+    "qwen": Shape(
+        _QWEN | {"hidden_size": 112, "intermediate_size": 608, "vocab_size": 49_280},
+        _NARROW_GPT2,
+        SHAPES["qwen"].chosen,
+        stand_in=True,
+    ),
+}
+
+
+class RehearsalError(ValueError):
+    """A rehearsal can't be held; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a code cell needed: its number (from 1), its first line, and what the kernel wrote down."""
+
+    number: int
+    first_line: str
+    gpu_peak: int = 0
+    gpu_holders: tuple[tuple[str, int], ...] = ()
+    host_peak: int = 0
+    host_holders: tuple[tuple[str, int], ...] = ()
+    left: int = 0
+    flops: float = 0.0
+    moved: float = 0.0
+    card_seconds: float = 0.0
+    seconds: float = 0.0
+    busy: float = 0.0
+
+    @property
+    def where(self) -> str:
+        """The cell as messages name it."""
+        return f"code cell {self.number} ({self.first_line})"
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """One lesson's rehearsal.
+
+    Attributes:
+        name: of the lesson.
+        share: parameters of the model, as a share of Llama-3.2-1B's; budgets are as much smaller.
+        cells: those that ran.
+        seconds: that it took here, all runs together.
+        failure: what stopped it, or nothing.
+        minutes: on a T4, estimated; None where the narrow twin failed.
+        flops, moved: FLOPs, and bytes read and written, of the whole lesson.
+    """
+
+    name: str
+    share: float
+    cells: tuple[Cell, ...]
+    seconds: float
+    failure: str = ""
+    minutes: float | None = None
+    flops: float = 0.0
+    moved: float = 0.0
+
+    @property
+    def peaks(self) -> tuple[int, int]:
+        """The highest on the card and in main memory, in bytes."""
+        return (self.gpu.gpu_peak, self.host.host_peak) if self.cells else (0, 0)
+
+    @property
+    def gpu(self) -> Cell:
+        """The cell with the highest peak on the card."""
+        return max(self.cells, key=lambda cell: cell.gpu_peak)
+
+    @property
+    def host(self) -> Cell:
+        """The cell with the highest peak in main memory."""
+        return max(self.cells, key=lambda cell: cell.host_peak)
+
+    def refusals(self) -> Iterator[str]:
+        """What is wrong, a sentence each."""
+        if self.failure:
+            yield f"{self.name} failed at {self.failure}"
+        if not self.cells:
+            return
+        gpu, host = self.gpu, self.host
+        for cell, peak, budget, device, holders in (
+            (gpu, gpu.gpu_peak, GPU_BUDGET * self.share, "on the GPU", gpu.gpu_holders),
+            (host, host.host_peak, HOST_BUDGET * host_share(self.share), "in host memory", host.host_holders),
+        ):
+            if peak > budget:
+                held = "; ".join(f"{what}: {shown(size)}" for what, size in holders[:5])
+                yield (
+                    f"{self.name} holds {shown(peak)} {device} in {cell.where}, {shown(budget)} are allowed. "
+                    f"What held it: {held or 'no model by name'}."
+                )
+        if self.minutes is not None and self.minutes > MINUTES_BUDGET:
+            yield f"{self.name} would take {self.minutes:.0f} minutes on a T4, {MINUTES_BUDGET:.0f} are allowed."
+
+
+def host_share(share: float) -> float:
+    """How much of the host's budget a smaller model leaves: two gigabytes are Python's and its libraries'."""
+    return (2e9 + (HOST_BUDGET - 2e9) * min(share, 1.0)) / HOST_BUDGET
+
+
+def shown(size: float) -> str:
+    """Bytes as "1.25 GiB"."""
+    return f"{size / GIBIBYTE:.2f} GiB" if size >= GIBIBYTE / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def rehearse(
+    notebook: NotebookNode,
+    *,
+    name: str,
+    shape: Shape,
+    twin: Shape | None,
+    folder: Path,
+    tokenizers: Mapping[str, Path],
+    say: Callable[[str], None] = lambda line: None,
+) -> Rehearsed:
+    """Rehearse one lesson.
+
+    Args:
+        notebook: its exercises form without outputs; gets the outputs of the run at full size.
+        name: of the lesson.
+        shape: of the models.
+        twin: narrow models of as many blocks, for the estimate of time; None leaves that out.
+        folder: for the models, the hub's cache and the kernel's files; models that lie there are used again.
+        tokenizers: for each role, a folder with its tokenizer.
+        say: gets a line now and then.
+
+    Raises:
+        RehearsalError: no disk space, or the models can't be written.
+    """
+    say("at full size, with smaller samples")
+    cells, seconds, failure = _run(notebook, name, shape, folder, tokenizers, reduced=True)
+    rehearsed = Rehearsed(name, shape.share, cells, seconds, failure)
+    if failure or twin is None:
+        return rehearsed
+    twins = []
+    for reduced in (True, False):
+        copied = nbformat.from_dict(notebook)
+        for cell in copied.cells:
+            if cell.cell_type == "code":
+                cell.outputs = []
+        say(f"the narrow twin, {'with smaller samples' if reduced else 'with all samples'}, to count the work")
+        found, took, failure = _run(copied, name, twin, folder, tokenizers, reduced=reduced)
+        seconds += took
+        if failure:
+            say(f"the twin failed at {failure}: no estimate of the time")
+            return replace(rehearsed, seconds=seconds)
+        twins.append(found)
+    return replace(rehearsed, seconds=seconds, **_whole(cells, *twins))
+
+
+def tokenizers() -> dict[str, Path]:
+    """For each role, the folder of the embedded model, whose tokenizer serves: the hub's are not at hand."""
+    return {"llama": embedded_llama(), "gpt2": GPT2_FOLDER}
+
+
+def explanation(shape: Shape) -> str:
+    """What the table's numbers are, and what was left out, for the reader of the report."""
+    reduced = "\n".join(f"  - {line}" for line in REDUCED)
+    scaled = (
+        f" The model stands in for it: card and budgets are {shape.share:.0%} of the real ones."
+        if shape.stand_in
+        else ""
+    )
+    return (
+        f"Model: {parameters(shape.llama) / 1e6:,.0f} M parameters, random.{scaled}\n"
+        "GPU peak: every tensor's bytes on the pretended T4, each storage once, without what an operation needs inside "
+        "and without the driver's own (0.3 to 0.5 GiB). Host peak: the process's resident memory without these.\n"
+        f"Budgets: {GPU_BUDGET / GIBIBYTE:.1f} GiB on the GPU, {HOST_BUDGET / 1e9:.0f} GB on the host, "
+        f"{MINUTES_BUDGET:.0f} minutes.\n"
+        f"Minutes on a T4: each operation takes the longer of computing ({T4.half / 1e12:.0f} TFLOP/s in float16, "
+        f"{T4.single / 1e12:.1f} in float32, {T4.efficiency:.0%} of it reached) and moving its tensors "
+        f"({T4.bandwidth / 1e9:.0f} GB/s), at least {T4.launch * 1e6:.0f} µs; plus what isn't on the GPU as it took "
+        f"here, plus {HOST_SECONDS:.0f} s to fetch the model.\n"
+        f"Smaller than in the lesson, for the memory's run alone (the work is counted with all of it):\n{reduced}"
+    )
+
+
+def write_record(rehearsed: Rehearsed, path: Path) -> None:
+    """All that was found, as JSON."""
+    write_json(path, asdict(rehearsed) | {"refused": list(rehearsed.refusals())})
+
+
+def _whole(cells: Sequence[Cell], few: Sequence[Cell], all_: Sequence[Cell]) -> dict[str, float]:
+    """The whole lesson's work, from its reduced run and the twin's two."""
+    more = [max(1.0, b.flops / a.flops) if a.flops else 1.0 for a, b in zip(few, all_, strict=True)]
+    here = sum(cell.seconds - cell.busy for cell in all_)  # tokenising, statistics, drawing
+    card = sum(cell.card_seconds * times for cell, times in zip(cells, more, strict=True))
+    return {
+        "minutes": (card + here + HOST_SECONDS) / 60,
+        "flops": sum(cell.flops * times for cell, times in zip(cells, more, strict=True)),
+        "moved": sum(cell.moved * times for cell, times in zip(cells, more, strict=True)),
+    }
+
+
+def _run(
+    notebook: NotebookNode, name: str, shape: Shape, folder: Path, tokenizers: Mapping[str, Path], *, reduced: bool
+) -> tuple[tuple[Cell, ...], float, str]:
+    """Run a lesson once on the pretended card: its cells, the seconds it took, and what stopped it."""
+    models = {
+        shape.chosen: make_checkpoint(shape.llama, folder / "models", tokenizers["llama"]),
+        HUB_MODELS["gpt2"][0]: make_checkpoint(shape.gpt2, folder / "models", tokenizers["gpt2"]),
+    }
+    record = folder / "work" / name / "cells.jsonl"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)
+    plan = Plan(str(record), shape.share, reduced)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(_BEGIN.format(plan=plan)))
+    chosen = {"COURSE_GPT2": "", "COURSE_LLAMA": "" if shape.chosen == HUB_MODELS["llama"][0] else shape.chosen}
+    _check_space(folder, 1.1 * sum(file.stat().st_size for model in models.values() for file in model.iterdir()))
+    with serve_hub(models) as address:
+        # One cache a shape: the hub's client takes what lies there under the same id and commit for the same model.
+        cache = folder / "hub" / "-".join(model.name for model in models.values())
+        hub = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        result = runner.execute(notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen})
+    del notebook.cells[0]
+    failure = ""
+    if result.failure:
+        failure = str(replace(result.failure, cell=max(0, result.failure.cell - 1)))
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    return tuple(_read(record, code)), result.seconds, failure
+
+
+_BEGIN = """from course_tools.rehearsal.kernel import Plan, begin
+
+begin({plan!r}, get_ipython());"""
+
+
+def _read(record: Path, code: Sequence[str]) -> Iterator[Cell]:
+    lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
+    for line in map(json.loads, lines):
+        if "begun" not in line:
+            yield Cell(
+                number=line["cell"],
+                first_line=runner.first_line(code[line["cell"] - 1]),
+                gpu_peak=line["gpu_peak"],
+                gpu_holders=tuple(map(tuple, line["gpu_holders"])),
+                host_peak=line["host_peak"],
+                host_holders=tuple(map(tuple, line["host_holders"])),
+                left=line["left"],
+                flops=line["gpu_flops"],
+                moved=line["gpu_moved"],
+                card_seconds=line["gpu_seconds"],
+                seconds=line["seconds"],
+                busy=line["gpu_busy"],
+            )
+
+
+def parameters(config: Mapping[str, object]) -> int:
+    """How many parameters a model of this configuration has, tied ones once."""
+    return sum(math.prod(size) for _, size in _weights(config))
+
+
+@functools.cache
+def _weights_of(config: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config)))
+    return tuple((name, tuple(weight.shape)) for name, weight in model.named_parameters())  # a tied one comes once
+
+
+def _weights(config: Mapping[str, object]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return _weights_of(json.dumps(config, sort_keys=True))
+
+
+def make_checkpoint(config: Mapping[str, object], folder: Path, tokenizer: Path) -> Path:
+    """The folder of a model with random weights, the same every time; written unless it is there.
+
+    Written chunk by chunk, so it takes no memory to speak of. The weights get their name when they are complete; what a
+    killed process left is gone on with.
+
+    Args:
+        config: as in a `config.json`, with "dtype" "bfloat16" or else float32.
+        folder: where models lie; this one's own is named by what is in it.
+        tokenizer: a folder to copy the tokenizer from; the model may know more tokens.
+
+    Raises:
+        RehearsalError: not enough space, or the disk filled up.
+    """
+    digest = hashlib.sha256(json.dumps([config, _SEED, tokenizer.name], sort_keys=True).encode()).hexdigest()[:8]
+    target = folder / f"{config['model_type']}-{parameters(config) / 1e6:.0f}M-{digest}"
+    weights = target / "model.safetensors"
+    with filelock.FileLock(_made(folder) / f"{target.name}.lock"):
+        if not weights.exists():
+            try:
+                _write_small_files(config, _made(target), tokenizer)
+                _write_weights(config, weights)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                _part(weights).unlink(missing_ok=True)
+                raise RehearsalError(
+                    f"The disk filled up while {target.name} was written; what was written is gone again. Free some "
+                    "space and run this again."
+                ) from error
+    return target
+
+
+def _write_small_files(config: Mapping[str, object], target: Path, tokenizer: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    read.save_pretrained(target)
+    tokens = {"bos_token_id": read.bos_token_id, "eos_token_id": read.eos_token_id}
+    AutoConfig.for_model(**config, **tokens).save_pretrained(target)
+
+
+def _write_weights(config: Mapping[str, object], path: Path) -> None:
+    dtype, width = ("BF16", 2) if config.get("dtype") == "bfloat16" else ("F32", 4)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in _weights(config):
+        begin, end = end, end + width * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    head = struct.pack("<Q", len(text)) + text
+    part = _part(path)
+    _check_space(path.parent, len(head) + end - (part.stat().st_size if part.exists() else 0))
+    with part.open("r+b" if part.exists() else "w+b") as file:
+        if file.read(len(head)) != head:  # another shape's, or hardly begun
+            file.seek(0)
+            file.truncate()
+            file.write(head)
+        complete = os.fstat(file.fileno()).st_size - len(head)
+        done = 0
+        for number, (name, shape) in enumerate(_weights(config)):
+            for chunk, begin in enumerate(range(0, math.prod(shape), _CHUNK)):
+                count = min(_CHUNK, math.prod(shape) - begin)
+                done += width * count
+                if done > complete:
+                    file.seek(len(head) + done - width * count)
+                    file.write(_random(name, count, [_SEED, number, chunk], dtype))
+        file.truncate()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _random(name: str, count: int, seed: list[int], dtype: str) -> bytes:
+    """Norms are ones; all else is small and random."""
+    if re.search(r"(norm|ln_\w)\.weight$", name):
+        numbers = np.ones(count, dtype=np.float32)
+    else:
+        numbers = 0.02 * np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
+    return (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes() if dtype == "BF16" else numbers.tobytes()
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _check_space(folder: Path, needed: float) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RehearsalError(
+            f"A rehearsal needs {shown(needed)} of disk space in {folder.name}/, and {shown(max(free, 0))} are free. "
+            "Free some and run this again."
+        )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
