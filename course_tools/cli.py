@@ -105,12 +105,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def rehearse(args: argparse.Namespace, console: Console) -> int:
     """Run lessons as Colab's free T4 would, at full size but without a GPU, and hold them to its memory and time."""
     from course_tools.rehearsal import rehearse as rehearsing  # torch, which the other commands needn't wait for
+    from course_tools.rehearsal import shapes
 
     lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
     fetch_assets(lessons, more=rehearsing.ASSETS)
-    shape = rehearsing.SHAPES[args.shape]
-    twin = None if args.memory else rehearsing.TWINS[args.shape]
-    tokenizers = rehearsing.tokenizers()
+    shape = shapes.SHAPES[args.shape]
+    twin = None if args.memory else shapes.TWINS[args.shape]
+    tokenizers = shapes.tokenizers()
     course, done = notebooks.Course.read(ROOT), []
     for number, lesson in enumerate(lessons, 1):
         console.print(f"[{number}/{len(lessons)}] {lesson.name} …", markup=False)

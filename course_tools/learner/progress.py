@@ -7,10 +7,8 @@ an answer, or looked into the solutions, is saved nowhere, so nothing is said ab
 
 from __future__ import annotations
 
-import ast
 import datetime
 import html
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +18,10 @@ from nbformat import NotebookNode
 
 from course_tools.learner.personal import copies
 from course_tools.learner.terminal_quiz import first_answers
-from course_tools.lessons.authoring import Lesson, tags_of, take_apart
+from course_tools.lessons.authoring import Lesson
+from course_tools.lessons.exercises import Exercise, exercises_of
 
-_HEADING = re.compile(r"^### Exercise (\d+) · ([●○]{3} · \d+ minutes)$", re.MULTILINE)
 _LONGEST_NAME = 80
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """An exercise of a lesson: its number, the name of its check, its difficulty and minutes as they are printed."""
-
-    number: int
-    check: str
-    effort: str
 
 
 @dataclass(frozen=True)
@@ -84,15 +73,6 @@ def standing(lesson: Lesson, folder: Path) -> Standing:
     whole = sum(cell.cell_type == "code" for cell in lesson.cells)
     cells = max(counts, key=lambda count: count[1], default=(whole, 0))
     return Standing(lesson, cells, exercises, frozenset(solved), first_answers(lesson, folder))
-
-
-def exercises_of(lesson: Lesson) -> Iterable[Exercise]:
-    """The exercises of a lesson, from its source."""
-    for before, cell in zip(lesson.cells, lesson.cells[1:], strict=False):
-        if "exercise" in tags_of(cell):
-            number, effort = _HEADING.findall(before.source)[0]
-            call = ast.parse(take_apart(cell.source).after).body[-1].value
-            yield Exercise(int(number), call.func.id, effort)
 
 
 def next_step(standings: Sequence[Standing]) -> str:

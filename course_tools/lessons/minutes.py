@@ -11,11 +11,6 @@ _EXERCISE = re.compile(r"^### Exercise \d+ · [●○]{3} · (\d+) minutes$", re
 _OF_A_CODE_CELL = 60  # words of text that take about as long as running a cell and looking at what it shows
 
 
-def exercise_minutes(lesson: Lesson) -> int:
-    """What the headings of the exercises add up to."""
-    return sum(int(found) for cell in lesson.cells for found in _EXERCISE.findall(cell.source))
-
-
 def minutes_of(lesson: Lesson) -> dict[str, int]:
     """Minutes for each section of a lesson, by its heading; they add up to the header's.
 

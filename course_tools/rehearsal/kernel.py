@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from course_tools.rehearsal.pretend_gpu import T4, Card, PretendGPU
+from course_tools.rehearsal.card import T4, Card, Ledger
+from course_tools.rehearsal.pretend_gpu import PretendGPU
 
 EXACT_ROWS = 64  # products of matrices with more rows (tokens) add up a sample, see `PretendGPU`
 ROWS, DOCUMENTS, PROMPTS, CASES, STEPS, ROUNDS, SEEDS = 8, 8, 24, 64, 3, 1, 3  # what is left of larger samples
@@ -71,14 +72,14 @@ class Rehearsal:
         card = Card(**asdict(T4) | {"memory": int(T4.memory * plan.share)})
         exact = EXACT_ROWS if plan.reduced else 0
         self.card = PretendGPU(card, exact_rows=exact, names=lambda: shell.user_ns, spare=_SPARE)
-        self.host = HostMemory(self.card)
+        self.host = HostMemory(self.card.ledger)
         self.number, self._began = 0, 0.0
 
     def before(self, info: Any) -> None:
         """A cell begins."""
         self.number += 1
         self._began = time.perf_counter()
-        self.card.restart()
+        self.card.ledger.restart()
         self.host.restart()
         self._write({"cell": self.number, "begun": True})
 
@@ -86,9 +87,9 @@ class Rehearsal:
         """A cell ended."""
         if not self.number:  # our own
             return
-        count, host = self.card.restart(), self.host.restart()
+        count, host = self.card.ledger.restart(), self.host.restart()
         self._write(
-            {"cell": self.number, "seconds": time.perf_counter() - self._began, "left": self.card.alive}
+            {"cell": self.number, "seconds": time.perf_counter() - self._began, "left": self.card.ledger.alive}
             | {f"gpu_{name}": value for name, value in asdict(count).items()}
             | {"host_peak": host[0], "host_holders": host[1]}
         )
@@ -105,8 +106,8 @@ class HostMemory:
     where two samples in a row show it.
     """
 
-    def __init__(self, card: PretendGPU) -> None:
-        self._card, self._process = card, psutil.Process()
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self._process = ledger, psutil.Process()
         self._lock = threading.Lock()
         self._peak, self._holders, self._told, self._last = 0, [], 0, 0
         threading.Thread(target=self._watch, daemon=True).start()
@@ -125,7 +126,7 @@ class HostMemory:
             self._sample()
 
     def _sample(self) -> None:
-        now = self._process.memory_info().rss - self._card.alive
+        now = self._process.memory_info().rss - self._ledger.alive
         with self._lock:
             sure, self._last = min(now, self._last), now
             if sure <= self._peak:
@@ -133,7 +134,7 @@ class HostMemory:
             self._peak = sure
             if sure > 1.05 * self._told:
                 self._told = sure
-                self._holders = self._card.host_holders()
+                self._holders = self._ledger.host_holders()
 
 
 def reduce_samples(shell: Any) -> None:

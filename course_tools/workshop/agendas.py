@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from course_tools.learner.progress import exercises_of
 from course_tools.lessons.authoring import Lesson
-from course_tools.lessons.minutes import exercise_minutes
+from course_tools.lessons.exercises import exercises_of
 
 BEGIN, END = "<!-- agendas: written by `python course.py build` -->", "<!-- end of agendas -->"
 
@@ -112,11 +111,11 @@ def minutes(part: Part | Pause, lessons: Mapping[str, Lesson]) -> int:
     if isinstance(part, Pause):
         return part.minutes
     lesson = lessons[part.lesson]
-    efforts = {one.number: int(one.effort.split(" · ")[1].split()[0]) for one in exercises_of(lesson)}
-    unknown = [number for number in part.exercises if number not in efforts]
+    each = {one.number: one.minutes for one in exercises_of(lesson)}
+    unknown = [number for number in part.exercises if number not in each]
     if unknown:
-        raise ValueError(f"Lesson {part.lesson} has no exercise {unknown[0]}; it has {', '.join(map(str, efforts))}.")
-    return lesson.minutes - exercise_minutes(lesson) + sum(efforts[number] for number in part.exercises)
+        raise ValueError(f"Lesson {part.lesson} has no exercise {unknown[0]}; it has {', '.join(map(str, each))}.")
+    return lesson.minutes - sum(each.values()) + sum(each[number] for number in part.exercises)
 
 
 def tables(lessons: Mapping[str, Lesson]) -> str:

@@ -22,8 +22,8 @@ import nbformat
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 
-from course_tools.learner.progress import exercises_of
 from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, read_question, tags_of
+from course_tools.lessons.exercises import exercises_of
 from course_tools.lessons.minutes import minutes_of
 from course_tools.lessons.notebooks import content_id
 from course_utils.files import write_text

@@ -44,10 +44,6 @@ def edit(path, *, count=2, text="Exercise 1: correct. Doubled.\n"):
     save(path, notebook)
 
 
-def test_exercises_of_a_lesson(lesson):
-    assert [*progress.exercises_of(lesson)] == [progress.Exercise(1, "check_double", "●○○ · 5 minutes")]
-
-
 def test_fresh_copy_shows_nothing(lesson, folder):
     found = progress.standing(lesson, folder)
     assert (found.cells, found.solved, found.begun) == ((4, 0), frozenset(), False)

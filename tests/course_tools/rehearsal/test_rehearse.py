@@ -1,35 +1,18 @@
-"""Rehearsals: models written once and whole, lessons held to a card's memory, and a table that says so."""
+"""Rehearsals: lessons held to a card's memory and time, and a table that says so."""
 
-import errno
 import json
-import shutil
-from types import SimpleNamespace
 
 import nbformat
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from pretend import GPT2, LLAMA, SMALL
 
 from course_tools import cli
-from course_tools.rehearsal import rehearse
-from course_tools.rehearsal.rehearse import Cell, RehearsalError, Rehearsed, Shape, make_checkpoint
+from course_tools.rehearsal import rehearse as rehearsing
+from course_tools.rehearsal import shapes
+from course_tools.rehearsal.rehearse import Cell, Rehearsed
+from course_tools.rehearsal.shapes import GPT2_FOLDER, Shape, parameters
 
-GPT2_FOLDER = rehearse.GPT2_FOLDER
-LLAMA = {
-    "model_type": "llama",
-    "num_hidden_layers": 4,
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "vocab_size": 50_304,
-    "tie_word_embeddings": True,
-    "dtype": "bfloat16",
-}
-GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "n_positions": 512, "vocab_size": 50_304}
-SMALL = Shape(LLAMA, GPT2, stand_in=True)
-FOUR_BYTES = 4 * rehearse.parameters(LLAMA)
+FOUR_BYTES = 4 * parameters(LLAMA)
 START = "from course_utils.session import start\nsession = start('01')"
 LOAD = "from course_utils.models import load_model, variant\nbase, tokenizer = load_model('llama')"
 READ = (
@@ -51,7 +34,7 @@ def models(tmp_path_factory):
 def rehearse(cells, folder, *, twin=None, shape=SMALL):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     tokenizers = {"llama": GPT2_FOLDER, "gpt2": GPT2_FOLDER}
-    return rehearse.rehearse(
+    return rehearsing.rehearse(
         notebook, name="01_small", shape=shape, twin=twin, folder=folder, tokenizers=tokenizers
     )  # fmt: skip
 
@@ -59,7 +42,7 @@ def rehearse(cells, folder, *, twin=None, shape=SMALL):
 @pytest.fixture
 def small_budgets(monkeypatch):
     """Three models in float32 on the card, whatever share of Llama-3.2-1B the small model is."""
-    monkeypatch.setattr(rehearse, "GPU_BUDGET", 3 * FOUR_BYTES / SMALL.share)
+    monkeypatch.setattr(rehearsing, "GPU_BUDGET", 3 * FOUR_BYTES / SMALL.share)
 
 
 def test_five_copies_are_refused_and_named(models, small_budgets):
@@ -76,7 +59,7 @@ def test_a_modest_lesson_passes_and_its_work_is_estimated(models, small_budgets)
     found = rehearse(MODEST, models, twin=SMALL)
     assert not found.failure and list(found.refusals()) == []
     assert found.cells[3].gpu_peak == pytest.approx(FOUR_BYTES, rel=0.02), "variants share every weight"
-    assert 0 < found.minutes < 3 and found.flops > 1.8 * 96 * rehearse.parameters(LLAMA)
+    assert 0 < found.minutes < 3 and found.flops > 1.8 * 96 * parameters(LLAMA)
     assert 2e8 < found.host.host_peak < 4e9
 
 
@@ -111,80 +94,16 @@ def test_budgets():
     )
 
 
-def test_full_size():
-    assert rehearse.parameters(rehearse.SHAPES["llama"].llama) == 1_235_814_400  # as Llama-3.2-1B's card says
-    assert rehearse.parameters(rehearse.SHAPES["llama"].gpt2) == 81_912_576  # distilgpt2
-    assert rehearse.SHAPES["qwen"].share == rehearse.SHAPES["llama"].share == 1
-    assert rehearse.SHAPES["quarter"].share == pytest.approx(0.25, rel=0.01)
-    assert rehearse.SHAPES["qwen"].llama["num_hidden_layers"] == 28
-    for name, shape in rehearse.SHAPES.items():
-        twin = rehearse.TWINS[name]
-        for count in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-            assert twin.llama[count] == shape.llama[count], "a twin has as many parts"
-
-
-def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path):
-    folders = [make_checkpoint(LLAMA, tmp_path / name, GPT2_FOLDER) for name in "ab"]
-    one, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders)
-    assert sum(weight.numel() for weight in one.parameters()) == rehearse.parameters(LLAMA)
-    assert one.lm_head.weight is one.model.embed_tokens.weight
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert 0.019 < one.model.layers[0].mlp.gate_proj.weight.std() < 0.021
-    assert one.model.norm.weight.eq(1).all()
-    assert len(AutoTokenizer.from_pretrained(folders[0])) <= LLAMA["vocab_size"]
-    written = (folders[0] / "model.safetensors").stat().st_mtime_ns
-    make_checkpoint(LLAMA, tmp_path / "a", GPT2_FOLDER)
-    assert (folders[0] / "model.safetensors").stat().st_mtime_ns == written
-
-
-def test_a_killed_writer_is_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearse, "_CHUNK", 2**18)
-    whole = (make_checkpoint(LLAMA, tmp_path / "whole", GPT2_FOLDER) / "model.safetensors").read_bytes()
-    made, random = [], rehearse._random
-
-    def dying(*args):
-        if len(made) == 9:
-            raise KeyboardInterrupt
-        made.append(args)
-        return random(*args)
-
-    monkeypatch.setattr(rehearse, "_random", dying)
-    with pytest.raises(KeyboardInterrupt):
-        make_checkpoint(LLAMA, tmp_path / "killed", GPT2_FOLDER)
-    folder = next(path for path in (tmp_path / "killed").iterdir() if path.is_dir())
-    assert not (folder / "model.safetensors").exists(), "nobody takes it for complete"
-    again = []
-    monkeypatch.setattr(rehearse, "_random", lambda *args: again.append(args) or random(*args))
-    make_checkpoint(LLAMA, tmp_path / "killed", GPT2_FOLDER)
-    assert (folder / "model.safetensors").read_bytes() == whole
-    assert not set(map(str, again)) & set(map(str, made[:8])), "what was complete is not made again"
-
-
-def test_no_disk_space_before_and_during(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
-    with pytest.raises(RehearsalError, match=r"needs .* of disk space .* 1\.0 MiB are free"):
-        make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER)
-    monkeypatch.undo()
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(rehearse, "_random", full)
-    with pytest.raises(RehearsalError, match="The disk filled up"):
-        make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER)
-    assert not [path for path in tmp_path.rglob("*safetensors*") if path.is_file()]
-
-
 def test_the_command_prints_a_table_and_what_was_refused(tmp_path, monkeypatch, capsys):
     from sample_lesson import write_lesson
 
     for name, folder in {"LESSONS": "lessons", "BUILD": "build"}.items():
         monkeypatch.setattr(cli, name, tmp_path / folder)
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons, more: None)
-    monkeypatch.setattr(rehearse, "tokenizers", lambda: {"llama": GPT2_FOLDER, "gpt2": GPT2_FOLDER})
+    monkeypatch.setattr(shapes, "tokenizers", lambda: {"llama": GPT2_FOLDER, "gpt2": GPT2_FOLDER})
     write_lesson(tmp_path / "lessons")
     answers = [lesson(minutes=24.0, flops=2e15, moved=3e12), lesson(minutes=30.0)]
-    monkeypatch.setattr(rehearse, "rehearse", lambda notebook, **settings: answers.pop(0))
+    monkeypatch.setattr(rehearsing, "rehearse", lambda notebook, **settings: answers.pop(0))
     assert cli.main(["rehearse", "1"]) == 0
     out = capsys.readouterr().out
     row = next(line for line in out.splitlines() if line.startswith("│ 03"))
