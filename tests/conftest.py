@@ -3,18 +3,12 @@
 Nothing reaches beyond this machine, and the reader's own settings don't matter.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from course_tools.rehearsal.pretend_gpu import PretendGPU
 
 # Before anything imports transformers or datasets: a test that needs the hub must fail here, not in a train.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,12 +39,3 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("COURSE_CACHE", str(folder))
     return folder
-
-
-@pytest.fixture
-def card() -> Iterator[PretendGPU]:
-    """A pretended T4 (`pretend.POSSIBLE` says where there can be one)."""
-    from course_tools.rehearsal.pretend_gpu import PretendGPU
-
-    with PretendGPU() as card:
-        yield card
