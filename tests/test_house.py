@@ -36,8 +36,7 @@ LIBRARY = {
 TOOLS = {
     "ground": "processes",
     "source": "lessons",
-    "rooms": "learner rehearsal site",
-    "teaching": "workshop",
+    "rooms": "learner rehearsal site workshop",
     "commands": "environment colab matrix compress_command cli __main__",
 }
 LAYERS = {"course_utils": LIBRARY, "course_tools": TOOLS}

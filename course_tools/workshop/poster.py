@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from nbformat import NotebookNode
 
-from course_tools.learner.verify import numbers_of
+from course_tools.lessons.printed import numbers_of
 from course_utils import diagrams, plotting
 from course_utils.files import replacing
 
