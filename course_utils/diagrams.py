@@ -214,6 +214,59 @@ def reading_and_generating() -> Axes:
     return ax
 
 
+def pruning_axes() -> Axes:
+    """Four ways to make a Llama smaller: whole blocks, hidden channels, KV groups, and neurons of the MLPs."""
+    ax = _canvas(9, 4.7, "Four sizes that can shrink")
+    _text(ax, (1.4, 4.2), "1  blocks", weight="bold")
+    for number in range(4):
+        gone = number == 2
+        _box(ax, (1.4, 0.9 + 0.75 * number), "block", width=1.5, height=0.5, colour=MARK if gone else INK)
+        if gone:
+            _cross(ax, (1.4, 0.9 + 0.75 * number), 0.22)
+    _text(ax, (3.6, 4.2), "2  hidden channels", weight="bold")
+    for number in range(6):
+        lost = number == 4
+        ax.plot([2.85, 4.35], [1.0 + 0.45 * number] * 2, color=MARK if lost else STREAM, lw=3, ls=":" if lost else "-")
+    _text(ax, (6.0, 4.2), "3  KV groups", weight="bold")
+    for group in range(3):
+        y, colour = 1.15 + 1.0 * group, MARK if group == 1 else INK
+        _box(ax, (6.65, y), "K, V", width=0.7, height=0.5, colour=colour)
+        for query in range(3):
+            _box(ax, (5.45, y - 0.28 + 0.28 * query), "", width=0.55, height=0.18, colour=colour)
+            ax.plot([5.75, 6.27], [y - 0.28 + 0.28 * query, y], color=colour, lw=1.2, zorder=2)
+        if group == 1:
+            _cross(ax, (6.05, y), 0.33)
+    _text(ax, (8.1, 4.2), "4  neurons", weight="bold")
+    _matrix(ax, (7.55, 1.0), (1.1, 2.6), "", rows=_NEURONS, marked_rows=[2])
+    notes = {
+        1.4: "depth",
+        3.6: "all that reads or\nwrites the stream",
+        6.0: "query heads go\nwith their K and V",
+        8.1: "rows of gate, up;\ncolumns of down",
+    }
+    for x, note in notes.items():
+        _note(ax, (x, 0.3), note)
+    return ax
+
+
+def making_a_small_model() -> Axes:
+    """The recipe: correct the teacher, score, search under a budget, rank twice, distil the winner, judge, release."""
+    ax = _canvas(9, 4.4, "A small model from a larger one")
+    above = ("correct\nthe teacher", "score all\nfour axes", "search under\na budget", "rank as cut,\nthen distilled")
+    for number, part in enumerate(above):
+        _box(ax, (1.15 + 2.23 * number, 3.3), part, width=1.75, height=0.8, colour=MARK if number == 3 else INK)
+        if number:
+            _arrow(ax, (-0.18 + 2.23 * number, 3.3), (0.24 + 2.23 * number, 3.3))
+    for number, part in enumerate(("distil\nthe winner", "judge on\nunseen text", "release\nwith a card")):
+        _box(ax, (7.84 - 2.23 * number, 1.6), part, width=1.75, height=0.8, colour=MARK if number == 0 else INK)
+        if number:
+            _arrow(ax, (9.17 - 2.23 * number, 1.6), (8.75 - 2.23 * number, 1.6))
+    _arrow(ax, (7.84, 2.88), (7.84, 2.04))
+    _note(ax, (1.2, 1.6), "text to learn from,\nto choose by and\nto judge by: three\ndifferent ones")
+    _note(ax, (4.5, 0.6), "beside it: a random cut, the same sizes from scratch, blocks alone, an uncorrected teacher")
+    return ax
+
+
 def _canvas(width: float, height: float, title: str, *, bottom: float = 0.0) -> Axes:
     """Axes in inches: one unit is one inch, so that text and boxes keep their proportion in every drawing."""
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")

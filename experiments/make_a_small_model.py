@@ -98,11 +98,11 @@ def main() -> None:
     models |= {name: lambda name=name: student(name) for name in cut}
     nats = share_out(args.work / "nats", {name: lambda make=make: nats_of(make(), judges)
                                           for name, make in models.items()})  # fmt: skip
-    released = ["whole", "winner, before", "winner", "random cut", "depth only"]
+    released = ["whole", "winner, before", "winner"]
     answers = share_out(args.work / "answers", {name: lambda name=name: answers_of(models[name](), tokenizer, args)
                                                 for name in released})  # fmt: skip
     bias = share_out(args.work / "bias", {name: lambda name=name: pronoun_gap(models[name](), tokenizer)
-                                          for name in released[:3]})  # fmt: skip
+                                          for name in released})  # fmt: skip
     frames = {name: frame_of(found) for name, found in answers.items()}
     rivals = [name for name in cut if name != "winner"]
     result = {

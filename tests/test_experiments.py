@@ -23,7 +23,8 @@ def in_miniature(monkeypatch, tmp_path):
         monkeypatch.setattr(make_a_small_model, name, value)
     monkeypatch.setattr(make_a_small_model, "clean", lambda blocks, *_: blocks)  # made-up sentences are all alike
     out = tmp_path / "record.json"
-    sizes = ["--steps", "3", "--correction", "2", "--light", "2", "--seeds", "2", "--finalists", "2", "--share", "0.95", "--documents", "2"]
+    sizes = ["--steps", "3", "--correction", "2", "--light", "2", "--seeds", "2", "--finalists", "2", "--share", "0.95"]
+    sizes += ["--documents", "2"]
 
     def run():
         arguments = ["x", *sizes, "--multiple-of", "8", "--work", str(tmp_path / "work"), "--out", str(out)]

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from sample_lesson import LESSON, write_lesson
 
-from course_tools.lessons import authoring, notebooks, quotes, readme_figure, runner
+from course_tools.lessons import authoring, notebooks, quotes, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -67,12 +67,6 @@ def test_table_in_the_readme_is_fresh():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     lessons = [authoring.read_lesson(path) for path in PATHS]
     assert notebooks.fill_table(page, lessons, COURSE) == page, "run `python course.py build`"
-
-
-def test_figure_in_the_readme_is_lesson_03s_own():
-    assert readme_figure.FIGURE.read_bytes() == readme_figure.saved_figure(), (
-        "run `python -m course_tools.lessons.readme_figure`"
-    )
 
 
 @each_lesson

@@ -52,7 +52,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         Part("09", "show the claim first, let the room list what they would ask, then the table of answers", (2, 3)),
         Pause("close", 20, "what would you need to see before you believed that somebody lowered a bias?"),
     ),
-    "Half a day on speed": (
+    "Half a day on speed and small models": (
         Pause("set-up", 15, 'with `pip install "pruning-llms[engine]"`; close everything else, plug laptops in'),
         Part(
             "10",
@@ -61,6 +61,12 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
             (1, 2, 5),
         ),
         BREAK,
+        Part(
+            "11",
+            "the recipe's boxes on the board: which arm shows that a box is useless? Then the record, and what may stand "
+            "in the card",
+            (4, 5),
+        ),
         Pause("close", 15, "everyone names one bottleneck of their own work, and its row of the last table"),
     ),
     "One day": (

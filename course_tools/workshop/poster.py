@@ -169,7 +169,7 @@ def draw(notebooks: Path, figure: Path, target: Path, *, course: str) -> None:
     for panel, picture, says, place in zip(PANELS, pictures, told, places, strict=False):
         _cell(sheet, place, f"{panel.title}", picture, f"{says} (Lesson {panel.lesson})")
     caption = (
-        "The same cut, three ways of choosing the neurons. Each grey dot is a random cut, and large weights lose to it."
+        "The same cut, chosen in three ways. The black line spans random cuts, and keeping large weights loses to them."
     )
     _cell(sheet, places[len(PANELS)], "The control", plt.imread(figure), f"{caption} (Lesson 03)")
     models = (

@@ -21,6 +21,8 @@ DRAWINGS = {
     "distillation": [{}],
     "reading_points": [{}],
     "reading_and_generating": [{}],
+    "pruning_axes": [{}],
+    "making_a_small_model": [{}],
 }
 
 

@@ -1,0 +1,123 @@
+"""The card of a pruned model: what it is, how it was made, what was measured, and what it is bad at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from huggingface_hub import ModelCard, ModelCardData
+
+from course_utils.files import write_text
+
+_BODY = """---
+{{ card_data }}
+---
+
+# {{ name }}
+
+{{ summary }}
+
+## How it was made
+
+{{ recipe }}
+
+## What was measured
+
+{{ measured }}
+
+## What it is bad at
+
+{{ limits }}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+## Sources
+
+{{ sources }}
+"""
+
+
+def write_model_card(
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    base_model: str,
+    licence: str,
+    summary: str,
+    recipe: Mapping[str, object],
+    measured: pd.DataFrame,
+    limits: Sequence[str],
+    sources: Sequence[str],
+    language: str = "en",
+) -> Path:
+    """Write ``README.md`` into the folder of a saved model: the card that model hubs show.
+
+    Mitchell et al. 2019, arXiv 1810.03993. The header (base model, licence, tags) is in the form that the Hugging Face
+    hub reads.
+
+    Args:
+        folder: of ``save_pruned``; it must hold a ``config.json``.
+        name: of the model.
+        base_model: what it was cut from, by its hub id.
+        licence: of the base model, which a model cut from it inherits; an identifier such as "apache-2.0".
+        summary: one or two sentences.
+        recipe: what was done, a row each: name -> value.
+        measured: a table, its index included, with the whole model beside this one.
+        limits: what a user has to know before relying on it, a sentence each.
+        sources: papers, data and code, a line each.
+        language: of the texts that it was trained on, by its code.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: there is no saved model in ``folder``, an empty text, no measurement or no limit: a card without
+            them would be an advertisement.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"There is no saved model in '{folder}': write one with save_pruned first.")
+    for what, text in {"name": name, "base_model": base_model, "licence": licence, "summary": summary}.items():
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"'{what}' must be a text that says something; got {text!r}.")
+    for what, given in {"recipe": recipe, "measured": measured, "limits": limits, "sources": sources}.items():
+        if isinstance(given, str) or not len(given):
+            raise ValueError(f"'{what}' must hold at least one entry; got {given!r}.")
+    header = ModelCardData(
+        base_model=base_model,
+        license=licence,
+        language=language,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["pruned", "distilled"],
+    )
+    steps = pd.DataFrame({"": list(map(str, recipe.values()))}, index=pd.Index(recipe, name="step"))
+    card = ModelCard.from_template(
+        header,
+        template_str=_BODY,
+        name=name,
+        summary=summary,
+        recipe=_table(steps),
+        measured=_table(measured),
+        limits="\n".join(f"- {limit}" for limit in limits),
+        sources="\n".join(f"- {source}" for source in sources),
+    )
+    path = folder / "README.md"
+    write_text(path, str(card))
+    return path
+
+
+def _table(frame: pd.DataFrame) -> str:
+    """A Markdown table of a frame, its index as the first column."""
+    rows = [[frame.index.name or "", *frame.columns], ["---"] * (1 + frame.shape[1])]
+    rows += [[name, *values] for name, values in zip(frame.index, frame.to_numpy(), strict=True)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -1,0 +1,60 @@
+"""The card of a model: what hubs read, what people read, and what it refuses."""
+
+import pandas as pd
+import pytest
+import tiny
+from huggingface_hub import ModelCard
+
+from course_utils.checkpoints import save_pruned
+from course_utils.model_card import write_model_card
+
+CARD = {
+    "name": "small",
+    "base_model": "someone/large",
+    "licence": "apache-2.0",
+    "summary": "A smaller one.",
+    "recipe": {"blocks": 2, "tokens": "1,000"},
+    "measured": pd.DataFrame({"whole": ["3.0"], "small | cut": ["3.5 (3.4 to 3.6)"]}, index=["nats a token"]),
+    "limits": ["It knows less."],
+    "sources": ["arXiv 2407.14679"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_pruned(tiny.tiny_model("llama"), tiny.word_tokenizer(), tmp_path / "model")
+
+
+def test_card_says_what_it_was_given_and_has_the_header_that_hubs_read(folder):
+    path = write_model_card(folder, **CARD)
+    card = ModelCard.load(path)
+    assert (card.data.base_model, card.data.license, card.data.language) == ("someone/large", "apache-2.0", "en")
+    assert card.data.tags == ["pruned", "distilled"] and card.data.pipeline_tag == "text-generation"
+    for row in ("| tokens | 1,000 |", "|  | whole | small \\| cut |", "| nats a token | 3.0 | 3.5 (3.4 to 3.6) |"):
+        assert row in card.text
+    assert "- It knows less." in card.text and "- arXiv 2407.14679" in card.text
+
+
+def test_second_card_takes_the_place_of_the_first(folder):
+    write_model_card(folder, **CARD)
+    path = write_model_card(folder, **CARD | {"limits": ["It knows nothing."]})
+    assert "knows nothing" in path.read_text(encoding="utf-8") and "knows less" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"limits": []}, "limits"), ({"limits": "none"}, "limits"), ({"measured": pd.DataFrame()}, "measured"),
+        ({"sources": ()}, "sources"), ({"recipe": {}}, "recipe"), ({"licence": " "}, "licence"),
+        ({"name": None}, "name"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_and_nothing_is_written(folder, wrong, named):
+    with pytest.raises(ValueError, match=f"'{named}'"):
+        write_model_card(folder, **CARD | wrong)
+    assert not (folder / "README.md").exists()
+
+
+def test_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="save_pruned"):
+        write_model_card(tmp_path, **CARD)
