@@ -63,8 +63,8 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         BREAK,
         Part(
             "11",
-            "the recipe's boxes on the board: which arm shows that a box is useless? Then the record, and what may stand "
-            "in the card",
+            "the recipe's boxes on the board: which arm shows that a box is useless? Then the record, and what may "
+            "stand in the card",
             (4, 5),
         ),
         Pause("close", 15, "everyone names one bottleneck of their own work, and its row of the last table"),
