@@ -23,14 +23,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, tr
 from rich.table import Table
 from rich.text import Text
 
-from course_tools import agendas, authoring, environment, notebooks, personal, processes, quotes, runner, terminal_quiz
-from course_tools import progress as reading
-from course_tools import verify as verifying
+from course_tools import environment, processes
+from course_tools.learner import personal, terminal_quiz
+from course_tools.learner import progress as reading
+from course_tools.learner import verify as verifying
+from course_tools.lessons import authoring, notebooks, quotes, runner
+from course_tools.workshop import agendas
 from course_utils import assets, session
 from course_utils.files import write_text
 
 if TYPE_CHECKING:
-    from course_tools.rehearsal import Rehearsed
+    from course_tools.rehearsal.rehearse import Rehearsed
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
@@ -103,28 +106,29 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def rehearse(args: argparse.Namespace, console: Console) -> int:
     """Run lessons as Colab's free T4 would, at full size but without a GPU, and hold them to its memory and time."""
-    from course_tools import rehearsal  # torch, which the other commands needn't wait for
+    from course_tools.rehearsal import rehearse as rehearsing  # torch, which the other commands needn't wait for
+    from course_tools.rehearsal import shapes
 
     lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
-    fetch_assets(lessons, more=rehearsal.ASSETS)
-    shape = rehearsal.SHAPES[args.shape]
-    twin = None if args.memory else rehearsal.TWINS[args.shape]
-    tokenizers = rehearsal.tokenizers()
+    fetch_assets(lessons, more=rehearsing.ASSETS)
+    shape = shapes.SHAPES[args.shape]
+    twin = None if args.memory else shapes.TWINS[args.shape]
+    tokenizers = shapes.tokenizers()
     course, done = notebooks.Course.read(ROOT), []
     for number, lesson in enumerate(lessons, 1):
         console.print(f"[{number}/{len(lessons)}] {lesson.name} …", markup=False)
         notebook = notebooks.build_notebook(lesson, course, "exercises")
         folder = BUILD / "rehearsal"
         done.append(
-            rehearsal.rehearse(
+            rehearsing.rehearse(
                 notebook, name=lesson.name, shape=shape, twin=twin, folder=folder, tokenizers=tokenizers,
                 say=lambda line: console.print(f"      {line}", markup=False),
             )
         )  # fmt: skip
         runner.write_page(notebook, lesson.name, folder)
-        rehearsal.write_record(done[-1], folder / f"{lesson.name}.json")
+        rehearsing.write_record(done[-1], folder / f"{lesson.name}.json")
     console.print(_rehearsal_table(done))
-    print(rehearsal.explanation(shape))
+    print(rehearsing.explanation(shape))
     refused = [sentence for one in done for sentence in one.refusals()]
     print(*refused, sep="\n")
     return int(bool(refused))
@@ -263,7 +267,7 @@ def verify(args: argparse.Namespace, console: Console) -> int:
 
 def slides(args: argparse.Namespace, console: Console) -> int:
     """Write the lessons as slides with speaker notes, which need no network, to build/slides/."""
-    from course_tools import slides as making  # nbconvert takes a moment, which the other commands needn't wait for
+    from course_tools.workshop import slides as making  # nbconvert, which the other commands needn't wait for
 
     reveal, pages = assets.fetch("reveal"), {}
     for path in track(authoring.find_lessons(LESSONS, args.lessons), "Slides", console=console, transient=True):
@@ -278,7 +282,7 @@ def slides(args: argparse.Namespace, console: Console) -> int:
 
 def poster(args: argparse.Namespace, console: Console) -> int:
     """Draw a poster of the methods, one page A3, to build/poster.pdf."""
-    from course_tools import poster as drawing  # matplotlib
+    from course_tools.workshop import poster as drawing  # matplotlib
 
     where = f"https://github.com/{notebooks.Course.read(ROOT).repository}"
     drawing.draw(NOTEBOOKS, ROOT / "docs" / "images" / "criteria.png", BUILD / "poster.pdf", course=where)
@@ -288,7 +292,7 @@ def poster(args: argparse.Namespace, console: Console) -> int:
 
 def pack(args: argparse.Namespace, console: Console) -> int:
     """Put clone, wheels and models into one folder that installs and runs the course without a network."""
-    from course_tools import pack as packing
+    from course_tools.workshop import pack as packing
 
     folder, locks = Path(args.to).expanduser().absolute(), {}
     wheels = Path(args.wheels).expanduser().absolute() if args.wheels else None
@@ -355,7 +359,7 @@ def build(args: argparse.Namespace, console: Console) -> int:
 def site(args: argparse.Namespace, console: Console) -> int:
     """Write the course's web site to build/site, from the saved notebooks and docs/; a warning is an error."""
     try:
-        from course_tools import site as pages
+        from course_tools.site import pages
     except ModuleNotFoundError as error:
         raise ValueError(f'{error}. Install what builds the site: python -m pip install -e ".[site]"') from error
 

@@ -18,7 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from course_tools import authoring
+from course_tools.lessons import authoring
 from course_utils import assets, session
 
 ROOT = Path(__file__).resolve().parents[1]

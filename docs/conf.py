@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from course_tools.notebooks import Course
+from course_tools.lessons.notebooks import Course
 
 ROOT = Path(__file__).resolve().parents[1]
 COURSE = Course.read(ROOT)
@@ -17,14 +17,14 @@ extensions = [
     "sphinx.ext.napoleon",  # docstrings in Google's style
     "sphinx_copybutton",
     "sphinx_design",
-    "course_tools.site_extension",
+    "course_tools.site.extension",
 ]
 
 nb_execution_mode = "off"  # the outputs are the saved ones
 nb_number_source_lines = False
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 4
-html_math_renderer = "mathml"  # of course_tools.site_extension: no script, no network
+html_math_renderer = "mathml"  # of course_tools.site.extension: no script, no network
 
 # Read, not imported: the site needs no torch.
 autoapi_dirs = [str(ROOT / "course_utils")]

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 
 # From the ground up: a module imports only from its own layer and from those above it in this table.
 # A package has one place; a room that is only planned may already have its own.
-LAYERS = {
+LIBRARY = {
     "ground": "checks files session assets divergence modeling batches architectures",
     "data": "models texts",
     "methods": "passes reports influence width heads channels depth attention adaptive checkpoints export model_card",
@@ -33,10 +33,18 @@ LAYERS = {
     "wings": "distillation bias compress",
     "top": "exercises",
 }
+TOOLS = {
+    "ground": "processes",
+    "source": "lessons",
+    "rooms": "learner rehearsal site workshop",
+    "commands": "environment colab matrix compress_command cli __main__",
+}
+LAYERS = {"course_utils": LIBRARY, "course_tools": TOOLS}
 # Modules that hold no behaviour of their own need no test module of their own.
 ENTRANCES = {
-    "course_utils", "course_tools", "course_utils.modeling", "course_utils.distillation", "course_utils.bias",
-    "course_utils.compress",
+    "course_utils", "course_utils.modeling", "course_utils.distillation", "course_utils.bias", "course_utils.compress",
+    "course_tools", "course_tools.lessons", "course_tools.learner", "course_tools.rehearsal", "course_tools.site",
+    "course_tools.workshop",
 }  # fmt: skip
 
 
@@ -61,7 +69,7 @@ def imports(name, path, known):
                 yield (whole, None) if whole in known else (source, alias.name)
 
 
-def graph(root=ROOT, package="course_utils"):
+def graph(root, package):
     """{module: the modules of the package that it imports}."""
     known = modules(root, package)
     return {
@@ -116,13 +124,15 @@ def circles(edges):
     return found
 
 
-def test_nothing_imports_upward_or_in_a_circle():
-    wrong = broken_walls(graph(), LAYERS)
+@pytest.mark.parametrize("package", LAYERS)
+def test_nothing_imports_upward_or_in_a_circle(package):
+    wrong = broken_walls(graph(ROOT, package), LAYERS[package])
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_room_stands_in_two_layers():
-    rooms = " ".join(LAYERS.values()).split()
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_room_stands_in_two_layers(package):
+    rooms = " ".join(LAYERS[package].values()).split()
     assert len(rooms) == len(set(rooms))
 
 
@@ -243,7 +253,7 @@ def mirrored(name):
 
 TESTED = [
     name
-    for package in ("course_utils", "course_tools")
+    for package in LAYERS
     for name in modules(ROOT, package)
     if not name.endswith(".__main__")  # a few lines that only a process of its own can run: tests/test_course.py
 ]
@@ -263,10 +273,8 @@ def test_entrances_only_import():
 
 def test_test_modules_mirror_a_module():
     expected = {mirrored(name) for name in TESTED}
-    present = {
-        path for package in ("course_utils", "course_tools") for path in (ROOT / "tests" / package).rglob("*.py")
-    }
-    strangers = {path.relative_to(ROOT).as_posix() for path in present - expected}
+    present = {path for package in LAYERS for path in (ROOT / "tests" / package).rglob("*.py")}
+    strangers = {path.relative_to(ROOT).as_posix() for path in present - expected if path.name != "conftest.py"}
     assert not strangers, f"no module of that name: {strangers}"
 
 
@@ -275,21 +283,21 @@ def first_line(path):
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
 
 
-def drawing():
+def drawing(package):
     """The layers and their rooms, for Mermaid; an arrow for imports that no way over another layer already shows."""
-    edges = graph()
-    below = {layer: set() for layer in LAYERS}
+    edges, layers = graph(ROOT, package), LAYERS[package]
+    below = {layer: set() for layer in layers}
     for name in edges:
         for source in edges[name]:
-            here, there = layer_of(name, LAYERS), layer_of(source, LAYERS)
+            here, there = layer_of(name, layers), layer_of(source, layers)
             below[here] |= {there} - {here}
-    lines = ["flowchart TB", "    accTitle: Layers of course_utils"]
-    lines.append(f"    accDescr: From the top down: {', '.join(reversed(LAYERS))}. Each imports only from lower ones.")
-    for layer, rooms in reversed(LAYERS.items()):
-        present = [place for place in rooms.split() if f"course_utils.{place}" in edges]
+    lines = ["flowchart TB", f"    accTitle: Layers of {package}"]
+    lines.append(f"    accDescr: From the top down: {', '.join(reversed(layers))}. Each imports only from lower ones.")
+    for layer, rooms in reversed(layers.items()):
+        present = [place for place in rooms.split() if f"{package}.{place}" in edges]
         lines.append(f'    {layer}["<b>{layer}</b><br>{" · ".join(present)}"]')
         over = set().union(*(below[other] for other in below[layer]))
-        lines += [f"    {layer} --> {other}" for other in LAYERS if other in below[layer] - over]
+        lines += [f"    {layer} --> {other}" for other in layers if other in below[layer] - over]
     return "\n".join(["```mermaid", *lines, "```"])
 
 
@@ -299,21 +307,25 @@ def table(rows, head):
 
 def house_map():
     """What docs/house.md shows between its markers."""
-    library, tools, experiments = (
-        modules(ROOT, package) for package in ("course_utils", "course_tools", "experiments")
-    )
-    rows = [
-        (layer, f"`{name.removeprefix('course_utils.')}`", first_line(library[name]))
-        for layer, rooms in LAYERS.items()
-        for place in rooms.split()
-        for name in library
-        if "." in name and room(name) == place
-    ]
-    parts = [drawing(), table(rows, ("layer", "module", "holds"))]
-    for package, names in (("course_tools", tools), ("experiments", experiments)):
-        held = [(f"`{name.partition('.')[2]}`", first_line(path)) for name, path in names.items() if "." in name]
-        parts.append(f"### `{package}`\n\n{first_line(names[package])}\n\n{table(held, ('module', 'holds'))}")
+    parts = []
+    for package, layers in LAYERS.items():
+        names = modules(ROOT, package)
+        rows = [
+            (layer, f"`{name.partition('.')[2]}`", first_line(names[name]))
+            for layer, rooms in layers.items()
+            for place in rooms.split()
+            for name in names
+            if "." in name and room(name) == place
+        ]
+        parts += [section(package), drawing(package), table(rows, ("layer", "module", "holds"))]
+    names = modules(ROOT, "experiments")
+    held = [(f"`{name.partition('.')[2]}`", first_line(path)) for name, path in names.items() if "." in name]
+    parts += [section("experiments"), table(held, ("module", "holds"))]
     return "\n\n".join(parts) + "\n"
+
+
+def section(package):
+    return f"### `{package}`\n\n{first_line(ROOT / package / '__init__.py')}"
 
 
 def with_map(text):

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import authoring, notebooks, quotes, runner
+from course_tools.lessons import authoring, notebooks, quotes, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"

@@ -18,7 +18,7 @@ FILES = [
     path for folder in ("course_utils", "course_tools", "lessons") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 # What a file needs of an extra that `dev` leaves out: a browser's.
-EXTRAS = {"course_tools/site_browser.py": ("playwright", "axe_playwright_python")}
+EXTRAS = {"course_tools/site/browser.py": ("playwright", "axe_playwright_python")}
 
 
 def aliases(tree):

@@ -16,7 +16,10 @@ from programs import press_ctrl_c, wait_for
 from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
-from course_tools import authoring, cli, environment, notebooks, pack, personal, processes, runner
+from course_tools import cli, environment, processes
+from course_tools.learner import personal
+from course_tools.lessons import authoring, notebooks, runner
+from course_tools.workshop import pack
 from course_utils import assets, models, session
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@ from tiny import FAMILIES, tiny_model, word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
-from course_tools.hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
+from course_tools.rehearsal.hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from course_utils import models
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe

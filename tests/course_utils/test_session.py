@@ -14,7 +14,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from course_tools.hub_server import serve_hub
+from course_tools.rehearsal.hub_server import serve_hub
 from course_utils import session
 
 

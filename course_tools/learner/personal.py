@@ -1,0 +1,111 @@
+"""A learner's own folder: copies of the lessons that no build, no update and no `git pull` ever writes over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from course_tools.lessons.authoring import tags_of
+from course_utils.files import replacing, write_json
+
+DEFAULT, VARIABLE = "my_course", "COURSE_FOLDER"
+RECORD = ".course.json"  # which version of each lesson was copied last
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A notebook that was just put into the folder; `earlier` is the learner's older copy, if there is one."""
+
+    path: Path
+    earlier: Path | None
+
+    def __str__(self) -> str:
+        if self.earlier is None:
+            return f"new      {self.path.name}"
+        return f"changed  {self.path.name}, beside your {self.earlier.name}, which stays as it is"
+
+
+def folder_of(root: Path, chosen: str | None = None, variables: Mapping[str, str] = os.environ) -> Path:
+    """The learner's folder: what was chosen, or `COURSE_FOLDER`, or `my_course` in the clone (which git ignores)."""
+    named = chosen or variables.get(VARIABLE)
+    return Path(named).expanduser().absolute() if named else root / DEFAULT
+
+
+def prepare(notebooks: Path, folder: Path) -> list[Arrival]:
+    """Copy lessons that are new, or whose code has changed, into a learner's folder; write over nothing.
+
+    A changed lesson arrives beside the older copy, as `03_slug.v2.ipynb`. One whose text alone changed doesn't: the
+    learner's copy stays good.
+
+    Args:
+        notebooks: the course's own, in the exercise form.
+        folder: the learner's; made if need be.
+
+    Raises:
+        ValueError: the folder is the course's own, or it can't be written.
+    """
+    if folder.resolve().is_relative_to(notebooks.resolve()):
+        raise ValueError(
+            f"{folder} holds the course's own notebooks, which every update writes anew. Choose another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        record = _read(folder / RECORD)
+        arrived = []
+        for source in sorted(notebooks.glob("*.ipynb")):
+            version = code_version(nbformat.read(source, as_version=4))
+            mine = copies(folder, source.stem)
+            # Copies without a record came from elsewhere: leave it at them.
+            if not mine or record.get(source.stem, version) != version:
+                arrived.append(Arrival(_copy(source, folder), mine[-1] if mine else None))
+            record[source.stem] = version
+        write_json(folder / RECORD, record)
+    except OSError as error:
+        raise ValueError(
+            f"Your folder {folder} can't be written ({error.strerror}). Choose another one with --folder, or set "
+            f"{VARIABLE}."
+        ) from error
+    return arrived
+
+
+def copies(folder: Path, lesson: str) -> list[Path]:
+    """A lesson's notebooks in the folder, oldest version first; "Copy of 03_slug.ipynb", which Colab saves, is one."""
+    found = [path for path in folder.glob("*.ipynb") if lesson in path.stem]
+    return sorted(found, key=lambda path: (len(path.stem), path.stem))
+
+
+def code_version(notebook: NotebookNode) -> str:
+    """Changes when the lesson's code does; the install cell, which names where the course is, doesn't count."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "install" not in tags_of(cell)]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
+
+
+def _copy(source: Path, folder: Path) -> Path:
+    target = next(path for path in _names(source, folder) if not path.exists())
+    with replacing(target) as fresh:
+        shutil.copyfile(source, fresh)
+    return target
+
+
+def _names(source: Path, folder: Path) -> Iterator[Path]:
+    yield folder / source.name
+    number = 2
+    while True:
+        yield folder / f"{source.stem}.v{number}.ipynb"
+        number += 1
+
+
+def _read(record: Path) -> dict[str, str]:
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

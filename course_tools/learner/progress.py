@@ -1,0 +1,195 @@
+"""How far a learner is: read from the notebooks in their own folder, on their own machine, and sent nowhere.
+
+What can honestly be read: which code cells were executed, and what the checks of the exercises printed, because Jupyter
+saves both; and the first answers to the quizzes that were taken with `python course.py quiz`. Whether somebody unfolded
+an answer, or looked into the solutions, is saved nowhere, so nothing is said about it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from course_tools.learner.personal import copies
+from course_tools.learner.terminal_quiz import first_answers
+from course_tools.lessons.authoring import Lesson
+from course_tools.lessons.exercises import Exercise, exercises_of
+
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a learner stands in a lesson.
+
+    Attributes:
+        lesson: the lesson.
+        cells: its code cells, and how many of them the learner's copy shows as executed.
+        exercises: all of them, in order.
+        solved: numbers of those whose check said "correct" in a saved output.
+        answers: the first answer to each question of the quiz, True where it was right; None where there is none.
+    """
+
+    lesson: Lesson
+    cells: tuple[int, int]
+    exercises: tuple[Exercise, ...]
+    solved: frozenset[int]
+    answers: tuple[bool | None, ...]
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of it can be seen in the folder."""
+        return bool(self.cells[1] or self.solved or any(answer is not None for answer in self.answers))
+
+    @property
+    def right(self) -> int:
+        """Questions whose first answer was right."""
+        return self.answers.count(True)
+
+    @property
+    def unsolved(self) -> list[Exercise]:
+        """The exercises that are still to do."""
+        return [exercise for exercise in self.exercises if exercise.number not in self.solved]
+
+
+def standing(lesson: Lesson, folder: Path) -> Standing:
+    """Read where a learner stands in a lesson; an exercise counts as solved if any copy of the lesson shows it.
+
+    Raises:
+        ValueError: a notebook can't be read.
+    """
+    notebooks = [_read(path) for path in copies(folder, lesson.name)]
+    exercises = tuple(exercises_of(lesson))
+    solved = {
+        exercise.number for exercise in exercises for notebook in notebooks if _is_solved(exercise, notebook.cells)
+    }
+    counts = [_executed(notebook) for notebook in notebooks]
+    whole = sum(cell.cell_type == "code" for cell in lesson.cells)
+    cells = max(counts, key=lambda count: count[1], default=(whole, 0))
+    return Standing(lesson, cells, exercises, frozenset(solved), first_answers(lesson, folder))
+
+
+def next_step(standings: Sequence[Standing]) -> str:
+    """What to do next, in a sentence: lessons in order, first their exercises, then their quiz."""
+    for one in standings:
+        lesson = one.lesson
+        if not one.begun:
+            return f"Next: lesson {lesson.number}, {lesson.title} ({lesson.minutes} minutes): `python course.py lab`"
+        if one.unsolved:
+            exercise = one.unsolved[0]
+            return f"Next: lesson {lesson.number}, exercise {exercise.number} · {exercise.effort}"
+        if None in one.answers:
+            return f"Next: the three questions of lesson {lesson.number}: `python course.py quiz {lesson.number}`"
+    return "All exercises are solved and all questions answered. docs/where_next.md says where to go from here."
+
+
+def certificate(standings: Sequence[Standing], *, name: str, version: str, day: datetime.date) -> str:
+    """A page to print that says what was measured, for how many lessons, and how; it needs no network.
+
+    Args:
+        standings: of all lessons; those not begun are left out.
+        name: whose it is; nothing else about the learner is on the page.
+        version: of the course.
+        day: when it was written.
+
+    Raises:
+        ValueError: there is no name, it is too long, or there is nothing to say yet.
+    """
+    name = " ".join(name.split())
+    if not 0 < len(name) <= _LONGEST_NAME:
+        raise ValueError(
+            f"'name' is what the page is to be made out to, 1 to {_LONGEST_NAME} characters; got {name!r}."
+        )
+    begun = [one for one in standings if one.begun]
+    if not begun:
+        raise ValueError("There is nothing to certify yet: run a lesson in your folder first (`python course.py lab`).")
+    rows = "\n".join(
+        f"<tr><th scope='row'>{one.lesson.number} · {html.escape(one.lesson.title)}</th>"
+        + "".join(f"<td>{part} of {whole}</td>" for part, whole in _counts(one))
+        + "</tr>"
+        for one in begun
+    )
+    totals = [tuple(map(sum, zip(*column, strict=True))) for column in zip(*map(_counts, begun), strict=True)]
+    total = "".join(f"<td>{part} of {whole}</td>" for part, whole in totals)
+    values = {"name": html.escape(name), "rows": rows, "total": total, "version": version, "day": day.isoformat()}
+    return _CERTIFICATE.format_map(values)
+
+
+def _counts(one: Standing) -> list[tuple[int, int]]:
+    whole, executed = one.cells
+    return [(executed, whole), (len(one.solved), len(one.exercises)), (one.right, len(one.answers))]
+
+
+def _read(path: Path) -> NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, OSError, nbformat.ValidationError) as error:
+        raise ValueError(
+            f"{path.name} can't be read as a notebook ({type(error).__name__}). Mend it, or move it out of the folder."
+        ) from error
+
+
+def _executed(notebook: NotebookNode) -> tuple[int, int]:
+    """Code cells, and those with an execution count: the copies come without any."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    return len(code), sum(isinstance(cell.get("execution_count"), int) for cell in code)
+
+
+def _is_solved(exercise: Exercise, cells: Iterable[NotebookNode]) -> bool:
+    verdict = f"Exercise {exercise.number}: correct."
+    return any(
+        line.startswith(verdict)
+        for cell in cells
+        if cell.cell_type == "code" and cell.get("execution_count") and f"{exercise.check}(" in cell.source
+        for output in cell.outputs
+        for line in _text(output).splitlines()
+    )
+
+
+def _text(output: Mapping) -> str:
+    return output.get("text", "") if output.get("output_type") == "stream" else ""
+
+
+_CERTIFICATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Pruning LLMs: what {name} did</title>
+<style>
+body {{ color: #111; background: #fff; font: 17px/1.5 Georgia, serif; margin: 2rem auto; max-width: 46rem;
+  padding: 0 1rem; }}
+h1 {{ font-size: 2rem; margin-bottom: 0; }}
+.name {{ border-bottom: 2px solid #111; font-size: 1.6rem; margin: 1.5rem 0; }}
+table {{ border-collapse: collapse; font-size: .95rem; width: 100%; }}
+th, td {{ border-bottom: 1px solid #999; padding: .35rem .6rem .35rem 0; text-align: left; vertical-align: top; }}
+tfoot th, tfoot td {{ border-bottom: 0; font-weight: bold; }}
+small {{ display: block; margin-top: 1.5rem; }}
+@page {{ margin: 2cm; }}
+</style>
+</head>
+<body>
+<main>
+<h1>Pruning LLMs</h1>
+<p>A hands-on course, version {version}</p>
+<p class="name">{name}</p>
+<table>
+<thead><tr><th scope="col">lesson</th><th scope="col">code cells run</th><th scope="col">exercises whose check
+said “correct”</th><th scope="col">questions right at the first answer</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+<tfoot><tr><th scope="row">together</th>{total}</tr></tfoot>
+</table>
+<small>Counted on {day} by the course's own program, on the learner's computer, from the outputs saved in their
+notebooks. Nobody watched: it says what these files say. The name was given by whoever printed it.</small>
+</main>
+</body>
+</html>
+"""

@@ -1,0 +1,63 @@
+"""The three questions of a lesson, asked in the terminal; the first answers are kept in the learner's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from course_tools.lessons.authoring import Lesson, Question
+from course_utils.files import write_json
+
+RECORD = "quiz_answers.json"
+LETTERS = "ABCD"
+
+
+def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callable[[str], None]) -> int:
+    """Ask a lesson's questions one after the other, each with its reasons; return how many were right at once.
+
+    The first answer to a question is kept, and no later one: after it, the reader has seen the reasons.
+
+    Args:
+        lesson: whose quiz it is.
+        folder: the learner's; made if need be.
+        read: shows a prompt and returns a line.
+        say: shows a line.
+    """
+    right = 0
+    for number, question in enumerate(lesson.quiz, 1):
+        say(f"\nQuestion {number} of {len(lesson.quiz)}\n{question.text}\n")
+        letters = LETTERS[: len(question.options)]
+        for letter, option in zip(letters, question.options, strict=True):
+            say(f"  {letter}  {option.text}")
+        answer = ""
+        while len(answer) != 1 or answer not in letters:
+            answer = read(f"\nYour answer ({', '.join(letters)}): ").strip().upper()
+        _keep(folder, question, answer)
+        right += question.options[letters.index(answer)].right
+        say("")
+        for letter, option in zip(letters, question.options, strict=True):
+            say(f"  {letter}{' is right' if option.right else ''}: {option.reason}")
+    return right
+
+
+def first_answers(lesson: Lesson, folder: Path) -> tuple[bool | None, ...]:
+    """For each question whether its first answer was right; None where there was none. A reworded question is new."""
+    record = _read(folder)
+    given = [(question, record.get(_key(question), "")) for question in lesson.quiz]
+    return tuple(question.options[LETTERS.index(letter)].right if letter else None for question, letter in given)
+
+
+def _keep(folder: Path, question: Question, letter: str) -> None:
+    write_json(folder / RECORD, {_key(question): letter} | _read(folder))
+
+
+def _key(question: Question) -> str:
+    said = "\0".join([question.text, *(option.text for option in question.options)])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _read(folder: Path) -> dict[str, str]:
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,0 +1,36 @@
+"""The exercises of a lesson, from its source: which check looks at each, how hard it is, how long it takes."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from course_tools.lessons.authoring import Lesson, tags_of, take_apart
+
+_HEADING = re.compile(r"^### Exercise (\d+) · ([●○]{3}) · (\d+) minutes$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise of a lesson: its number, the name of its check, its difficulty as it is printed, and its minutes."""
+
+    number: int
+    check: str
+    difficulty: str
+    minutes: int
+
+    @property
+    def effort(self) -> str:
+        """Difficulty and minutes as its heading says them."""
+        return f"{self.difficulty} · {self.minutes} minutes"
+
+
+def exercises_of(lesson: Lesson) -> Iterator[Exercise]:
+    """The exercises of a lesson, in order."""
+    for before, cell in zip(lesson.cells, lesson.cells[1:], strict=False):
+        if "exercise" in tags_of(cell):
+            number, difficulty, minutes = _HEADING.findall(before.source)[0]
+            call = ast.parse(take_apart(cell.source).after).body[-1].value
+            yield Exercise(int(number), call.func.id, difficulty, int(minutes))

@@ -1,0 +1,327 @@
+"""Notebooks from lesson sources: `lessons/NN_slug.py` becomes an exercise form and a solutions form.
+
+The same source always gives the same bytes: cell ids come from the cells' content, there are no execution counts and no
+metadata from the machine. Saved outputs live in the committed notebooks; they are kept while the lesson's code stays as
+it is, and dropped when it changes. Both forms get theirs from one run, of `both_forms`.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import io
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from PIL import Image
+
+from course_tools.lessons.authoring import Exercise, Lesson, Question, read_question, tags_of, take_apart
+from course_tools.processes import SLEEPING_THREADS
+
+FORMS = ("exercises", "solutions")
+TABLE_BEGIN, TABLE_END = "<!-- lessons: written by `python course.py build` -->", "<!-- end of lessons -->"
+BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
+_SOLVED = "solved"  # tag of a solved copy in `both_forms`
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where the course is published; `[tool.course]` of pyproject.toml.
+
+    Attributes:
+        repository: "owner/name" on GitHub.
+        ref: branch or tag that badges and install cells name.
+        wheel: address of the release's wheel, which installs faster and needs no git; "" for none.
+    """
+
+    repository: str
+    ref: str
+    wheel: str = ""
+
+    @classmethod
+    def read(cls, root: Path) -> Course:
+        """The setting of the clone at `root`."""
+        settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+        return cls(**settings["tool"]["course"])
+
+    def page(self, path: str) -> str:
+        """Address of a file of the repository."""
+        return f"https://github.com/{self.repository}/blob/{self.ref}/{path}"
+
+    def colab(self, path: str) -> str:
+        """Address that opens a notebook of the repository in Colab."""
+        return f"https://colab.research.google.com/github/{self.repository}/blob/{self.ref}/{path}"
+
+    @property
+    def requirements(self) -> list[str]:
+        """What pip installs the package from; each is tried when the one before it failed."""
+        places = [self.wheel, f"git+https://github.com/{self.repository}@{self.ref}"]
+        return [f"pruning-llms @ {place}" for place in places if place]
+
+
+def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
+    """The lesson in one of `FORMS`, without outputs.
+
+    Raises:
+        ValueError: unknown form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"Unknown form {form!r}; choose one of {', '.join(FORMS)}.")
+    cells, questions = [_markdown(_title(lesson, course, form))], 0
+    for cell in lesson.cells:
+        tags = tags_of(cell)
+        if "notes" in tags:  # for whoever teaches; `slides` shows them to the speaker
+            continue
+        if "install" in tags:
+            cells.append(_code(_install(course), tags))
+        elif "exercise" in tags:
+            exercise = take_apart(cell.source)
+            if form == "solutions":
+                cells.append(_code(exercise.code(exercise.solution), tags))
+            else:
+                cells += [_code(exercise.code(exercise.stub), tags), _markdown(_answer(exercise))]
+        elif "quiz" in tags:
+            questions += 1
+            cells.append(_markdown(_quiz(questions, read_question(cell.source))))
+        elif cell.cell_type == "markdown":
+            cells.append(_markdown(cell.source))
+        else:
+            cells.append(_code(cell.source, tags))
+    _number(cells)
+    return nbformat.v4.new_notebook(cells=cells, metadata=_metadata())
+
+
+def both_forms(lesson: Lesson, course: Course) -> NotebookNode:
+    """The exercise form with a solved copy after each exercise: one run of it is a run of both forms."""
+    notebook = build_notebook(lesson, course, "exercises")
+    solved = iter(_exercise_cells(build_notebook(lesson, course, "solutions")))
+    cells = []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if "exercise" in tags_of(cell):
+            copy_of = next(solved)
+            copy_of.metadata["tags"] = [*tags_of(copy_of), _SOLVED]
+            cells.append(copy_of)
+    notebook.cells = cells
+    return notebook
+
+
+def form_of(executed: NotebookNode, form: str) -> NotebookNode:
+    """The cells of one of `FORMS` in an executed notebook of `both_forms`; another notebook as it is."""
+    pairs = [cell for cell in _exercise_cells(executed) if _SOLVED in tags_of(cell)]
+    if not pairs:
+        return executed
+    left_out = [cell for cell in _exercise_cells(executed) if (_SOLVED in tags_of(cell)) == (form == "exercises")]
+    ids = {cell.id for cell in left_out}
+    return nbformat.from_dict({**executed, "cells": [cell for cell in executed.cells if cell.id not in ids]})
+
+
+def keep_outputs(notebook: NotebookNode, earlier: NotebookNode) -> bool:
+    """Copy the outputs of `earlier` into `notebook` if its lesson code is the same; the install cell doesn't count.
+
+    Returns whether they were copied.
+    """
+    new, old = _code_cells(notebook), _code_cells(earlier)
+    if [cell.source for cell in new] != [cell.source for cell in old]:
+        return False
+    for cell, before in zip(new, old, strict=True):
+        cell.outputs = tidy_outputs(before.outputs)
+    return True
+
+
+def tidy_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """What is worth committing of a cell's outputs.
+
+    Left out: everything on standard error (progress bars, warnings with paths of this machine), widgets, execution
+    counts, the frames of an error. Pieces of one stream are joined, since where a kernel cuts them depends on timing.
+    Pictures get a palette: a third of the size, and the difference can't be seen.
+    """
+    kept: list[NotebookNode] = []
+    for output in copy.deepcopy(list(outputs)):
+        if output.output_type == "stream":
+            if output.name == "stderr":
+                continue
+            if kept and kept[-1].output_type == "stream":
+                kept[-1].text += output.text
+                continue
+        if any("widget" in kind for kind in output.get("data", {})):
+            continue
+        if output.output_type == "error":  # an error shown on purpose: its frames are paths of this machine
+            output.traceback = [f"{output.ename}: {output.evalue}"]
+        if "execution_count" in output:
+            output.execution_count = None
+        if "image/png" in output.get("data", {}):
+            output.data["image/png"] = with_palette(output.data["image/png"])
+        kept.append(output)
+    return kept
+
+
+def with_palette(png: str) -> str:
+    """A PNG in base64 with at most 256 colours; one that has a palette or lets something shine through stays."""
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+        if image.mode not in ("RGB", "RGBA") or (image.mode == "RGBA" and image.getextrema()[3] != (255, 255)):
+            return png
+        # Median cut spoils the ends of colour bars; this keeps rare colours, and k-means evens out the rest.
+        few = image.convert("RGB").quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    data = io.BytesIO()
+    few.save(data, "PNG", optimize=True)
+    return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def notebook_paths(lesson: Lesson, folder: Path) -> dict[str, Path]:
+    """Where the forms of a lesson belong below the notebooks folder."""
+    return {
+        "exercises": folder / f"{lesson.name}.ipynb",
+        "solutions": folder / "solutions" / f"{lesson.name}.ipynb",
+    }
+
+
+def render(lesson: Lesson, course: Course, folder: Path, *, executed: NotebookNode | None = None) -> dict[Path, str]:
+    """The text of both notebooks of a lesson as they should stand below `folder`, by path.
+
+    Outputs come from `executed`, a run of `both_forms`, or else from the notebook that is there already if it has the
+    same code.
+    """
+    texts = {}
+    for form, path in notebook_paths(lesson, folder).items():
+        notebook = build_notebook(lesson, course, form)
+        if executed is not None:
+            keep_outputs(notebook, form_of(executed, form))
+        elif path.exists():
+            keep_outputs(notebook, nbformat.read(path, as_version=4))
+        texts[path] = to_text(notebook)
+    return texts
+
+
+def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
+    """The page with the table of lessons between `TABLE_BEGIN` and `TABLE_END`; without these lines, as it is."""
+    before, begin, rest = page.partition(TABLE_BEGIN)
+    _, end, after = rest.partition(TABLE_END)
+    if not end:
+        return page
+    rows = ["| | lesson | at the end you have | minutes | | |", "|---|---|---|---|---|---|"]
+    for lesson in lessons:
+        path = f"notebooks/{lesson.name}.ipynb"
+        rows.append(
+            f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.minutes} "
+            f"| [![Open in Colab]({BADGE})]({course.colab(path)}) "
+            f"| [solutions](notebooks/solutions/{lesson.name}.ipynb) |"
+        )
+    return "\n".join([before + begin, *rows, end + after])
+
+
+def content_id(cell: NotebookNode) -> str:
+    """Twelve hexadecimal digits that stand for a cell's kind and source."""
+    return hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
+
+
+def to_text(notebook: NotebookNode) -> str:
+    """The notebook as JSON: sorted keys, one trailing newline, checked against the notebook schema."""
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+def _title(lesson: Lesson, course: Course, form: str) -> str:
+    paths = {"exercises": f"notebooks/{lesson.name}.ipynb", "solutions": f"notebooks/solutions/{lesson.name}.ipynb"}
+    other = "solutions" if form == "exercises" else "exercises"
+    row = [
+        f"[![Open in Colab]({BADGE})]({course.colab(paths[form])})",
+        f"[{other}]({course.page(paths[other])})",
+        f"[source]({course.page(f'lessons/{lesson.name}.py')})",
+    ]
+    return "\n".join(
+        [
+            " · ".join(row),
+            "",
+            f"# {lesson.number} · {lesson.title}" + (" (solutions)" if form == "solutions" else ""),
+            "",
+            f"**Time:** {lesson.minutes} minutes  ",
+            "**Hardware:** any computer; with a GPU (on Colab a free T4) larger models  ",
+            f"**Before this:** {lesson.prerequisites}  ",
+            "**Exercises:** on Colab, first switch the AI completion off (*Tools > Settings > AI Assistance*): "
+            "it would solve them for you.",
+        ]
+    )
+
+
+def _install(course: Course) -> str:
+    return "\n".join(
+        [
+            "# Where the course isn't there yet (Colab, Kaggle and the like), this adds it; nothing else is changed.",
+            "import importlib.util",
+            "import os",
+            "from pathlib import Path",
+            "",
+            "# Threads that wait should sleep, not spin: beside another busy program that is several times faster.",
+            'if "OMP_WAIT_POLICY" not in os.environ:',
+            *(f'    os.environ.setdefault("{name}", "{value}")' for name, value in SLEEPING_THREADS.items()),
+            "",
+            'if importlib.util.find_spec("course_utils") is None:',
+            '    if any((folder / "course.py").exists() for folder in (Path.cwd(), *Path.cwd().parents)):',
+            '        raise ModuleNotFoundError("This Python has no course. In its clone run: python course.py lab")',
+            *(line for requirement in course.requirements for line in _install_from(requirement)),
+            '    if importlib.util.find_spec("course_utils") is None:  # pip failed, which does not stop a notebook',
+            '        remedy = "On Kaggle, switch the internet on in the settings, and run this cell again."',
+            '        raise ModuleNotFoundError(f"The course was not installed; pip says why above. {remedy}")',
+        ]
+    )
+
+
+def _install_from(requirement: str) -> list[str]:
+    return [
+        '    if importlib.util.find_spec("course_utils") is None:',
+        f'        %pip install -q "{requirement}"',
+        "        importlib.invalidate_caches()",
+    ]
+
+
+def _quiz(number: int, question: Question) -> str:
+    """A question with lettered options, and below it, folded, which is right and what each has for or against it."""
+    options = dict(zip("ABCD", question.options, strict=False))
+    said = [f"- **{letter}.** {option.text}" for letter, option in options.items()]
+    why = [f"- **{letter}{', right.' if option.right else '.'}** {option.reason}" for letter, option in options.items()]
+    folded = ["<details><summary>Answer and reasons</summary>", "", *why, "", "</details>"]
+    return "\n".join([f"### Question {number}", "", question.text, "", *said, "", *folded])
+
+
+def _answer(exercise: Exercise) -> str:
+    return f"<details><summary>Answer</summary>\n\n```python\n{exercise.solution}\n```\n\n</details>"
+
+
+def _metadata() -> dict:
+    return {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "accelerator": "GPU",  # preselects a free T4 on Colab; without it the lesson runs all the same
+        "colab": {"gpuType": "T4", "toc_visible": True},
+    }
+
+
+def _markdown(source: str) -> NotebookNode:
+    return nbformat.v4.new_markdown_cell(source)
+
+
+def _code(source: str, tags: list[str]) -> NotebookNode:
+    return nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)} if tags else {})
+
+
+def _number(cells: list[NotebookNode]) -> None:
+    """Ids from content, so that an edit changes the id of the edited cell alone; a repeated cell gets a suffix."""
+    seen: dict[str, int] = {}
+    for cell in cells:
+        digest = content_id(cell)
+        repeats = seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if repeats == 1 else f"{digest}-{repeats}"
+
+
+def _code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and "install" not in tags_of(cell)]
+
+
+def _exercise_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if "exercise" in tags_of(cell)]

@@ -1,0 +1,172 @@
+"""Draw the README's figure from numbers that lesson 03's saved run shows, and write its sentence into the pages.
+
+python -m course_tools.lessons.readme_figure
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import seaborn as sns
+from matplotlib.axes import Axes
+from nbformat import NotebookNode
+from PIL import Image
+
+from course_tools.lessons.printed import numbers_of
+from course_utils import plotting
+from course_utils.files import replacing, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURE, NOTEBOOK = "docs/images/criteria.png", "03_*.ipynb"
+PAGES = ("README.md", "docs/index.md")
+_KEY = "Shows"  # what the picture shows, kept inside it: matplotlib's versions draw the same data as other bytes
+_COLUMN, _PRINTED = "10% removed", "Perplexity on speeches; unpruned …, a uniform guess …"
+_LABELS = {
+    "whole": (_PRINTED, 0),
+    "guess": (_PRINTED, 1),
+    "active": (f"activation · {_COLUMN}", 0),
+    "weights": (f"l1 · {_COLUMN}", 0),
+    "lowest": (f"random, lowest · {_COLUMN}", 0),
+    "random": (f"random, median · {_COLUMN}", 0),
+    "highest": (f"random, highest · {_COLUMN}", 0),
+    "cuts": ("activation · random cuts as good", 1),
+    "ratio": ("activation · × median random (95 %)", 0),
+    "low": ("activation · × median random (95 %)", 1),
+    "high": ("activation · × median random (95 %)", 2),
+}
+_WIDTH, _HEIGHT, _DPI = 4.7, 4.3, 200  # inches: on a telephone's 360 pixels, 10 points are still 10 pixels
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The numbers, as the saved run prints them: perplexities, and how many random cuts there were.
+
+    Attributes:
+        whole: the unpruned model.
+        guess: a model that holds all tokens equally likely.
+        active: the most active neurons kept.
+        weights: the neurons with the largest weights kept.
+        lowest: the best random cut.
+        random: the median random cut.
+        highest: the worst random cut.
+        cuts: how many random cuts.
+        ratio: of `active` to the median random cut, on the same rows of text.
+        low: where its 95 % interval begins.
+        high: where it ends.
+    """
+
+    whole: str
+    guess: str
+    active: str
+    weights: str
+    lowest: str
+    random: str
+    highest: str
+    cuts: str
+    ratio: str
+    low: str
+    high: str
+
+
+def shown(saved: NotebookNode) -> Shown:
+    """What the saved run says.
+
+    Raises:
+        ValueError: it lacks one of the numbers.
+    """
+    found: dict[str, list[str]] = {}
+    for cell in saved.cells:
+        for number in numbers_of(cell.get("outputs", [])):
+            found.setdefault(number.label, []).append(number.text)
+    values = {}
+    for name, (label, position) in _LABELS.items():
+        if len(found.get(label, [])) <= position:
+            raise ValueError(f"Lesson 03's saved run doesn't show {label!r}; mend _LABELS in {__name__}.")
+        values[name] = found[label][position]
+    return Shown(**values)
+
+
+def alt(numbers: Shown) -> str:
+    """The picture in a sentence, for readers who don't see it."""
+    return (
+        "The same model with 10 % of its MLP neurons removed in three ways. Perplexity, lower is better: whole model "
+        f"{numbers.whole}; most active neurons kept {numbers.active}, {numbers.ratio} × the random cut in the middle "
+        f"(95 %: {numbers.low} to {numbers.high}); removed at random {numbers.random}, the median "
+        f"of {numbers.cuts} cuts from {numbers.lowest} to {numbers.highest}; largest weights kept {numbers.weights}; "
+        f"blind guessing {numbers.guess}"
+    )
+
+
+def draw(numbers: Shown) -> Axes:
+    """One bar a way of choosing, from the whole model's perplexity to that of the cut one."""
+    plotting.style()
+    blue, orange = (sns.color_palette("colorblind")[place] for place in (0, 1))
+    ways = [
+        ("keep the most active", numbers.active, blue),
+        ("pick at random (median)", numbers.random, plotting.CONTROL_COLOUR),
+        ("keep the largest weights", numbers.weights, orange),
+    ]
+    figure, ax = plt.subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    figure.suptitle("Cut 10 % of a model's neurons:\nhow you choose them decides.", size=14, weight="bold")
+    whole, guess, low, high = map(_value, (numbers.whole, numbers.guess, numbers.lowest, numbers.highest))
+    for place, (way, text, colour) in enumerate(ways):
+        ax.barh(place, _value(text) - whole, left=whole, height=0.3, color=colour)
+        number = ax.annotate(text, (whole, place - 0.33), (4, 0), textcoords="offset points", size=15, weight="bold")
+        ax.annotate(way, (1, 0), (6, 4), xycoords=number, textcoords="offset points", size=11.5)
+    ax.plot([low, high], [1, 1], color="black", linewidth=1.4, marker="|", markersize=8)
+    ax.annotate(f"{numbers.cuts} cuts", (high, 1), (6, 0), textcoords="offset points", size=10, va="center")
+    for level, name, side in ((whole, f"whole model {numbers.whole}", "left"), (guess, "blind guessing", "right")):
+        ax.axvline(level, color=plotting.FLOOR_COLOUR, linewidth=1.4, linestyle=(0, (3, 2)) if level == guess else "-")
+        ax.text(level, -0.78, name, size=10, ha=side, color=plotting.FLOOR_COLOUR)
+    ax.set_xscale("log")
+    ax.set_xlim(whole * 0.95, guess * 1.05)
+    ax.set_ylim(2.35, -0.68)
+    ax.set_yticks([])
+    ax.set_xticks([100, 1_000, 10_000], ["100", "1,000", "10,000"], size=10)
+    ax.set_xlabel("tokens it hesitates between (perplexity)", size=10.5)
+    ax.grid(visible=False)
+    sns.despine(ax=ax, left=True)
+    return ax
+
+
+def read(path: Path) -> str:
+    """What a drawn picture shows, as it was when it was drawn: JSON."""
+    with Image.open(path) as picture:
+        return getattr(picture, "text", {}).get(_KEY, "")
+
+
+def kept(numbers: Shown) -> str:
+    """The same for numbers, as the picture will keep them."""
+    return json.dumps(asdict(numbers) | {"alt": alt(numbers)})
+
+
+def with_alt(page: str, numbers: Shown) -> str:
+    """The Markdown page with the picture's sentence written anew."""
+    return re.sub(r"!\[[^\]]*\](?=\([\w/]*images/criteria\.png\))", lambda _: f"![{alt(numbers)}]", page)
+
+
+def main(root: Path = ROOT) -> None:
+    """Draw the figure of the clone at `root`, and write its sentence into the pages that show it."""
+    (notebook,) = (root / "notebooks").glob(NOTEBOOK)
+    numbers = shown(nbformat.read(notebook, as_version=4))
+    figure = draw(numbers).figure
+    with replacing(root / FIGURE) as fresh:
+        metadata = {_KEY: kept(numbers), "Software": None}
+        figure.savefig(fresh, format="png", dpi=_DPI, metadata=metadata, pil_kwargs={"optimize": True})
+    plt.close(figure)
+    for page in (root / name for name in PAGES):
+        write_text(page, with_alt(page.read_text(encoding="utf-8"), numbers))
+
+
+def _value(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+if __name__ == "__main__":
+    main()
+    print(f"written: {FIGURE}, and its sentence in {' and '.join(PAGES)}")

@@ -1,0 +1,283 @@
+"""Execute lesson notebooks cell by cell, measure them, and write what they showed as notebooks and web pages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import html
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import psutil
+from jupyter_client.kernelspec import NoSuchKernel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbconvert import HTMLExporter
+from nbformat import NotebookNode
+
+from course_tools.lessons.notebooks import to_text
+from course_tools.processes import with_sleeping_threads
+from course_utils.files import write_text
+from course_utils.session import ROLES, chosen_model
+
+CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck
+_SAMPLING = 0.1  # seconds between two looks at a kernel's memory
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Which cell stopped a lesson: its number among the code cells (from 1; 0 for none), its first line, the error."""
+
+    cell: int
+    first_line: str
+    error: str
+
+    def __str__(self) -> str:
+        where = f"code cell {self.cell} ({self.first_line})" if self.cell else "its start"
+        return f"{where}: {self.error}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One executed lesson: wall time in seconds, peak resident memory of its kernel in bytes, and what went wrong."""
+
+    name: str
+    profile: str
+    seconds: float
+    peak_bytes: int
+    failure: Failure | None
+
+
+def kernel_environment(profile: str) -> dict[str, str]:
+    """The environment of a lesson's kernel: this process's own, the profile, inline figures, no progress bars.
+
+    OpenMP's threads sleep while they wait, unless the reader has chosen.
+
+    The kernel imports this very course_utils, whatever is installed. Off the hub nothing may ask the network for a
+    model that the reader didn't choose: a lesson that would must fail here, not in a reader's train.
+    """
+    package = str(Path(__file__).resolve().parents[2])
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    quiet = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    figures = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    chosen = {variable: name for role, variable in ROLES.items() if (name := chosen_model(role))}
+    folders = {variable: os.path.abspath(name) for variable, name in chosen.items() if os.path.isdir(name)}
+    asks = profile == "hub" or folders.keys() != chosen.keys()
+    offline = {} if asks else {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    ours = {**path, **quiet, **figures, **offline, **folders, "COURSE_PROFILE": profile}
+    return {**with_sleeping_threads(os.environ), **ours}
+
+
+def execute(
+    notebook: NotebookNode,
+    *,
+    name: str,
+    profile: str,
+    folder: Path,
+    on_cell: Callable[[int, int], None] = lambda done, total: None,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Result:
+    """Run a notebook in place, in a kernel of its own whose working directory is `folder`.
+
+    Stops at the first cell that fails; the outputs so far, the error included, stay in the notebook. The kernel has
+    ended when this returns or raises, KeyboardInterrupt included.
+
+    Args:
+        notebook: gets the outputs.
+        name: of the lesson, for the result.
+        profile: one of `session.PROFILES`.
+        folder: created if need be; the kernel's own messages go to `kernel.log` there.
+        on_cell: called with (code cells done, code cells in all) before each one and after the last.
+        variables: of the kernel's environment, in the place of `kernel_environment`'s.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code" and cell.source.strip()]
+    failure, begin = None, time.perf_counter()
+    with _PeakMemory() as memory, (folder / "kernel.log").open("w+b") as log:
+
+        async def run() -> Failure | None:
+            client = NotebookClient(
+                notebook,
+                kernel_name="python3",
+                timeout=CELL_TIMEOUT,
+                record_timing=False,
+                resources={"metadata": {"path": str(folder)}},
+            )
+            client.log.setLevel(logging.CRITICAL)  # what it logs, we tell
+            async with _kernel(client, env={**kernel_environment(profile), **variables}, stderr=log):
+                memory.watch(client.km.provisioner.pid)
+                for done, index in enumerate(code):
+                    on_cell(done, len(code))
+                    error = await _error_of(client, index)
+                    if error:
+                        return Failure(done + 1, first_line(notebook.cells[index].source), error)
+            on_cell(len(code), len(code))
+            return None
+
+        try:
+            # asyncio turns Ctrl-C into a cancellation, so that the kernel is ended before KeyboardInterrupt is raised.
+            # The loop is named because the kernel's messages can't use the one that Windows has by default.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as loop:
+                failure = loop.run(run())
+        except _NotStarted as error:
+            log.seek(0)
+            last = log.read().decode("utf-8", errors="replace").strip().splitlines()[-1:]
+            reason = "; ".join([str(error), *last])
+            failure = Failure(0, "", f"the kernel did not start ({reason}). `python course.py check` may know why.")
+    return Result(name, profile, time.perf_counter() - begin, memory.peak, failure)
+
+
+class _NotStarted(Exception):
+    """A kernel that could not be started, or died before it answered; the message is the reason."""
+
+
+@contextlib.asynccontextmanager
+async def _kernel(client: NotebookClient, **options: object) -> AsyncIterator[None]:
+    """A kernel for the client, gone afterwards; the client's own handler of Ctrl-C trips over its own feet."""
+    client.create_kernel_manager()
+    manager = client.km
+    finished = False
+    try:
+        try:
+            await client.async_start_new_kernel(**options)
+            await client.async_start_new_kernel_client()
+        except (RuntimeError, OSError, NoSuchKernel) as error:
+            raise _NotStarted(str(error)) from error
+        yield
+        finished = True
+    finally:
+        if client.kc is not None:
+            client.kc.stop_channels()
+        if manager.has_kernel:
+            await manager.shutdown_kernel(now=not finished)  # with time to clean up only where it isn't busy
+
+
+async def _error_of(client: NotebookClient, index: int) -> str:
+    """Execute a cell; what went wrong, in a line, or nothing."""
+    try:
+        await client.async_execute_cell(client.nb.cells[index], index, execution_count=client.code_cells_executed + 1)
+    except CellExecutionError as stopped:
+        return f"{stopped.ename}: {(stopped.evalue.splitlines() or [''])[0]}"
+    except CellTimeoutError:
+        return f"ran longer than {CELL_TIMEOUT} seconds"
+    except DeadKernelError:
+        if asyncio.current_task().cancelling():  # Ctrl-C, which nbclient takes for a death
+            raise asyncio.CancelledError from None
+        return "the kernel died; most often it ran out of memory. Close other programs and run this lesson again."
+    return ""
+
+
+def write_page(notebook: NotebookNode, name: str, folder: Path) -> None:
+    """Write the executed notebook as `name`.ipynb and as a web page `name`.html that needs no Jupyter.
+
+    The page leaves out what cells wrote to standard error: spent progress bars and libraries' warnings.
+    """
+    write_text(folder / f"{name}.ipynb", to_text(notebook))
+    shown = copy.deepcopy(notebook)
+    for cell in shown.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    exporter = HTMLExporter(template_name="lab", raw_template=_PICTURES)
+    page, _ = exporter.from_notebook_node(shown, {"metadata": {"name": name}})
+    write_text(folder / f"{name}.html", page)
+
+
+def write_index(results: Iterable[Result], folder: Path) -> Path:
+    """Write `index.html` beside the pages of `write_page`, one row a lesson; return its path.
+
+    Lessons of earlier calls stay listed: their results are kept in `results.json`.
+    """
+    record = folder / "results.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    for result in results:
+        known[result.name] = asdict(result) | {"failure": result.failure and str(result.failure)}
+    write_text(record, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    rows = "\n".join(
+        f'<tr><td><a href="{name}.html">{name}</a></td><td>{row["profile"]}</td><td>{row["seconds"]:.0f} s</td>'
+        f"<td>{gigabytes(row['peak_bytes'])}</td>"
+        f"<td>{html.escape('failed at ' + row['failure'] if row['failure'] else 'ok')}</td></tr>"
+        for name, row in sorted(known.items())
+    )
+    path = folder / "index.html"
+    write_text(path, _INDEX.format(rows=rows))
+    return path
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as "1.2 GB"."""
+    return f"{size / 1e9:.1f} GB"
+
+
+class _PeakMemory:
+    """The largest resident memory of a process and its children while the block runs, in `peak` (bytes)."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, pid: int) -> None:
+        self._thread = threading.Thread(target=self._sample, args=(pid,), daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> _PeakMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _sample(self, pid: int) -> None:
+        while not self._stop.wait(_SAMPLING):
+            self.peak = max(self.peak, sum(_resident(pid)))
+
+
+def _resident(pid: int) -> Iterator[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between two looks
+        process = psutil.Process(pid)
+        yield process.memory_info().rss
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                yield child.memory_info().rss
+
+
+def first_line(source: str) -> str:
+    """The first line of a cell that isn't a comment."""
+    lines = [line.strip() for line in source.splitlines()]
+    return next((line for line in lines if line and not line.startswith("#")), lines[0] if lines else "")
+
+
+# nbconvert's own page with one difference: pictures keep the sentence of `plotting.show`.
+_PICTURES = """{% extends 'lab/index.html.j2' %}
+{% block data_png scoped %}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
+  alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
+</div>
+{% endblock %}"""
+_INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Pruning LLMs</title>
+<style>
+body {{ font: 18px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 60rem; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ border-bottom: 1px solid #ccc; padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; }}
+</style>
+<h1>Pruning LLMs</h1>
+<p>Lessons as they ran on this machine.</p>
+<table>
+<tr><th>lesson</th><th>profile</th><th>time</th><th>peak memory</th><th>result</th></tr>
+{rows}
+</table>
+</html>
+"""

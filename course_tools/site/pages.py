@@ -1,0 +1,391 @@
+"""The course's site: sources staged from lessons, notebooks and docs/, then built by Sphinx.
+
+Nothing is told twice. Pages lie under the repository's own paths, so that a link between two files is a link between
+two pages; a link to a file that has no page leads to the repository.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import nbformat
+from markdown_it import MarkdownIt
+from nbformat import NotebookNode
+
+from course_tools import processes
+from course_tools.lessons.authoring import Lesson, Question, find_lessons, read_lesson, tags_of
+from course_tools.lessons.notebooks import BADGE, Course, notebook_paths
+from course_utils.files import write_text
+
+LOCAL_BADGE = "docs/images/open-in-colab.svg"
+_INDEX = "docs/index.md"
+_AT_THE_ROOT = ("CONTRIBUTING.md", "CHANGELOG.md")
+_LINK = re.compile(r"(?<=\]\()([^()\s]+)(?=\))")
+_FENCE = re.compile(r"^(`{3,}|~{3,}).*?^\1`*$", re.MULTILINE | re.DOTALL)
+_PLACE = re.compile(r"^<!-- site: (\w+) -->$", re.MULTILINE)
+_QUESTION = re.compile(r"### Question (\d+)\n")
+_TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\* \((?P<lesson>\d\d)\): (?P<meaning>.+(?:\n  .+)*)$", re.MULTILINE)
+_MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
+_LEARN = "## What you will learn"
+
+
+class SiteError(ValueError):
+    """A source of the site is not as the site needs it; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of the glossary: what it means, and the number of the lesson that introduces it."""
+
+    name: str
+    lesson: str
+    meaning: str
+
+
+def build(root: Path, folder: Path) -> int:
+    """Build the site of the clone at `root` into `folder`, from nothing; return Sphinx's exit status.
+
+    A warning is an error. The staged sources lie beside the site, in `folder`-source.
+    """
+    staged = folder.with_name(f"{folder.name}-source")
+    for old in (folder, staged):
+        shutil.rmtree(old, ignore_errors=True)
+    stage(root, staged)
+    options = ["-b", "html", "-c", str(root / "docs"), "-d", str(staged / ".doctrees"), "-W", "--keep-going", "-q"]
+    command = ["-P", "-m", "sphinx", *options, str(staged), str(folder)]
+    return abs(processes.call(command, folder=Path(__file__).resolve().parents[2], environment=os.environ))
+
+
+def stage(root: Path, folder: Path) -> None:
+    """Write every source of the site below `folder`.
+
+    Raises:
+        SiteError: a source is not as the site needs it.
+        LessonError: a lesson breaks the authoring rules.
+    """
+    sources = Sources(root)
+    for path, text in sources.pages():
+        write_text(folder / path, text)
+    shutil.copytree(root / "docs" / "images", folder / "docs" / "images")
+
+
+class Sources:
+    """All that the site is made of, read from the clone at `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.course, self._read = root, Course.read(root), {}
+        self.lessons = [read_lesson(path) for path in find_lessons(root / "lessons")]
+        docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").glob("*.md"))
+        saved = [path.relative_to(root).as_posix() for one in self.lessons for path in self._notebooks(one).values()]
+        #: repository path -> page of the site
+        self.places = {path: path for path in (*docs, *saved, *_AT_THE_ROOT) if (root / path).exists()}
+        self.places |= {_INDEX: "index.md", "README.md": "index.md"}
+
+    def pages(self) -> Iterator[tuple[str, str]]:
+        """(path below the site's sources, text) of every page."""
+        for path, place in self.places.items():
+            if path.endswith(".md") and path != "README.md":
+                text = (self.root / path).read_text(encoding="utf-8")
+                yield place, self.linked(self._filled(text, path), path)
+        for lesson in self.lessons:
+            for form, path in self._notebooks(lesson).items():
+                yield path.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
+        yield "lessons.md", self._lessons_page()
+        yield "quizzes.md", self._quizzes_page()
+        yield "solutions.md", self._solutions_page()
+
+    @cached_property
+    def terms(self) -> list[Term]:
+        """The glossary's terms, as docs/glossary.md lists them."""
+        text = (self.root / "docs" / "glossary.md").read_text(encoding="utf-8")
+        return [Term(one["term"], one["lesson"], " ".join(one["meaning"].split())) for one in _TERM.finditer(text)]
+
+    def linked(self, text: str, path: str) -> str:
+        """The text of the repository's file `path` with its links as the site has them, code left alone."""
+        return outside_code(text, lambda part: _LINK.sub(lambda link: self._target(link[0], path), part))
+
+    def lesson_page(self, lesson: Lesson, form: str) -> NotebookNode:
+        """A saved notebook as a page: title first, a local badge, pictures with their sentences, radio buttons."""
+        file = self._notebooks(lesson)[form]
+        path = file.relative_to(self.root).as_posix()
+        notebook = nbformat.read(file, as_version=4)
+        row, title, facts = notebook.cells[0].source.split("\n\n", 2)
+        notebook.cells[0].source = "\n\n".join([title, row, facts])
+        for cell in notebook.cells:
+            question = _QUESTION.match(cell.source)
+            if cell.cell_type == "code":
+                _give_alt(cell)
+                if "install" in tags_of(cell):
+                    cell.metadata["tags"] = [*tags_of(cell), "hide-input"]
+            elif question:
+                number = int(question[1])
+                cell.source = question_page(lesson.quiz[number - 1], number, name=f"quiz-{lesson.number}-{number}")
+            else:
+                cell.source = self.linked(cell.source, path)
+        return notebook
+
+    def introduction(self, term: Term) -> str:
+        """Link to the section of the lesson that first speaks of a term.
+
+        Raises:
+            SiteError: there is no such lesson, or it doesn't speak of it.
+        """
+        lesson = next((one for one in self.lessons if one.number == term.lesson), None)
+        if lesson is None:
+            raise SiteError(f"docs/glossary.md: {term.name!r} names lesson {term.lesson}, which isn't there.")
+        texts = (cell.source for cell in self._saved(lesson).cells[1:] if cell.cell_type == "markdown")
+        heading = section_of(term.name, texts)
+        if heading is None:
+            raise SiteError(
+                f"docs/glossary.md: lesson {term.lesson} doesn't say {term.name!r}; name the lesson that introduces "
+                "it, or write the term as that lesson does."
+            )
+        return f"[{lesson.number} · {lesson.title}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
+
+    def _saved(self, lesson: Lesson) -> NotebookNode:
+        """The lesson as it is committed, unsolved."""
+        if lesson.name not in self._read:
+            self._read[lesson.name] = nbformat.read(self._notebooks(lesson)["exercises"], as_version=4)
+        return self._read[lesson.name]
+
+    def _notebooks(self, lesson: Lesson) -> dict[str, Path]:
+        return notebook_paths(lesson, self.root / "notebooks")
+
+    def _target(self, link: str, path: str) -> str:
+        """Where a link in the repository's file `path` leads on the site."""
+        here = PurePosixPath(self.places[path]).parent.as_posix()
+        if link == BADGE:
+            return os.path.relpath(LOCAL_BADGE, here)
+        prefix = self.course.page("")
+        name, _, section = link.removeprefix(prefix).partition("#")
+        if re.match(r"[a-z]+:", name) or not name or link.startswith("/"):
+            return link
+        if link.startswith(prefix):
+            goal = name
+        else:
+            goal = os.path.normpath(PurePosixPath(path).parent / name).replace(os.sep, "/")
+        section = f"#{section}" if section else ""
+        if goal in self.places:
+            return os.path.relpath(self.places[goal], here).replace(os.sep, "/") + section
+        if goal.startswith("docs/images/"):
+            return os.path.relpath(goal, here).replace(os.sep, "/")
+        return self.course.page(goal) + section if (self.root / goal).exists() else link
+
+    def _filled(self, text: str, path: str) -> str:
+        """The page with what is generated in the places that it marks, and drawings as the site draws them."""
+        parts: Mapping[str, Callable[[], str]] = {
+            "numbers": self._numbers, "ways": self._ways, "lessons": self._cards, "contents": self._contents,
+        }  # fmt: skip
+
+        def fill(place: re.Match) -> str:
+            if place[1] not in parts:
+                raise SiteError(f"{path}: <!-- site: {place[1]} --> is none of {', '.join(parts)}.")
+            return parts[place[1]]()
+
+        if path == "docs/glossary.md":
+            text = self._glossary(text)
+        return _MERMAID.sub(lambda drawing: layers_page(drawing[1]), _PLACE.sub(fill, text))
+
+    def _numbers(self) -> str:
+        exercises = sum("exercise" in tags_of(cell) for one in self.lessons for cell in one.cells)
+        questions = sum(len(one.quiz) for one in self.lessons)
+        figures = sum("image/png" in output.get("data", {}) for output in self._outputs())
+        hours = sum(one.minutes for one in self.lessons) / 60
+        facts = {
+            "lessons": len(self.lessons), "hours with the exercises": f"{hours:.0f}",
+            "exercises that check themselves": exercises, "quiz questions with reasons": questions,
+            "figures, each explained": figures,
+        }  # fmt: skip
+        row = '<div><dt>{}</dt><dd class="numbers-count">{}</dd></div>'
+        return raw(f'<dl class="numbers">{"".join(row.format(*fact) for fact in facts.items())}</dl>')
+
+    def _outputs(self) -> Iterator[NotebookNode]:
+        for lesson in self.lessons:
+            for cell in self._saved(lesson).cells:
+                yield from cell.get("outputs", [])
+
+    def _ways(self) -> str:
+        """The two quickest: lesson 01 in Colab, and here."""
+        first = self.lessons[0]
+        page = f"notebooks/{first.name}"
+        buttons = {
+            f"{{button-link}} {self.course.colab(f'{page}.ipynb')}\n:color: primary": "Open lesson {} in Colab",
+            f"{{button-ref}} {page}\n:ref-type: doc\n:color: primary\n:outline:": "Read lesson {} here",
+        }
+        return "\n\n".join(f"```{head}\n\n{text.format(first.number)}\n```" for head, text in buttons.items())
+
+    def _cards(self) -> str:
+        cards = [
+            f":::{{grid-item-card}} {one.number} · {one.title}\n:link: notebooks/{one.name}\n:link-type: doc\n"
+            f"{one.minutes} minutes\n:::"
+            for one in self.lessons
+        ]
+        return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
+
+    def _contents(self) -> str:
+        """The navigation, hidden in the landing page: lessons, practice, reference, and what else docs/ has."""
+        lessons = ["lessons", *(f"notebooks/{one.name}" for one in self.lessons)]
+        chapters = {
+            "Lessons": lessons,
+            "Practise": ["quizzes", "solutions", "docs/glossary"],
+            "Teach": ["docs/teaching"],
+            "Look up": ["The library <api/course_utils/index>", "docs/statistics", "docs/troubleshooting"],
+            "Work on it": ["docs/house", "docs/authoring", "CONTRIBUTING", "CHANGELOG"],
+        }
+        placed = {entry for entries in chapters.values() for entry in entries}
+        pages = (place.removesuffix(".md") for place in self.places.values() if place.startswith("docs/"))
+        chapters["Look up"] += [page for page in pages if page not in placed]
+        return "\n\n".join(toctree(entries, caption) for caption, entries in chapters.items())
+
+    def _lessons_page(self) -> str:
+        parts = ["# The lessons", "Read them here with their saved outputs, or run them in Colab or on a laptop."]
+        for one in self.lessons:
+            path = f"notebooks/{one.name}.ipynb"
+            parts += [
+                f"## [{one.number} · {one.title}]({path})",
+                f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {one.minutes} minutes · "
+                f"[solutions](notebooks/solutions/{one.name}.ipynb) · [quiz](quizzes.md#{anchor(_heading(one))})",
+                f"Before this: {one.prerequisites}.",
+                _bullets(one),
+            ]
+        return "\n\n".join(parts) + "\n"
+
+    def _quizzes_page(self) -> str:
+        parts = ["# Quizzes", "Choose an answer, and read why it is right or tempting. Nothing leaves this page."]
+        for one in self.lessons:
+            parts += [f"## {_heading(one)}", f"[To the lesson](notebooks/{one.name}.ipynb)"]
+            parts += [
+                question_page(question, number, name=f"quizzes-{one.number}-{number}")
+                for number, question in enumerate(one.quiz, start=1)
+            ]
+        return "\n\n".join(parts) + "\n"
+
+    def _solutions_page(self) -> str:
+        rows = [f"- [{_heading(one)}](notebooks/solutions/{one.name}.ipynb)" for one in self.lessons]
+        return "\n\n".join([
+            "# Solutions", "The lessons with every exercise solved, executed. Ten minutes of trying come first.",
+            "\n".join(rows), toctree(f"notebooks/solutions/{one.name}" for one in self.lessons),
+        ]) + "\n"  # fmt: skip
+
+    def _glossary(self, text: str) -> str:
+        """The list of terms as a glossary that other pages and the search know, each with its lesson."""
+        entries = [
+            f"{term.name}\n  {term.meaning} {self.introduction(term)}"
+            for term in sorted(self.terms, key=lambda term: term.name.lower())
+        ]
+        before = text[: match.start()] if (match := _TERM.search(text)) else text
+        return before + "```{glossary}\n" + "\n\n".join(entries) + "\n```\n"
+
+
+def outside_code(text: str, change: Callable[[str], str]) -> str:
+    """The Markdown with `change` applied to all but its fenced code."""
+    parts, end = [], 0
+    for fence in _FENCE.finditer(text):
+        parts += [change(text[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return "".join([*parts, change(text[end:])])
+
+
+def question_page(question: Question, number: int, *, name: str) -> str:
+    """A quiz question as radio buttons; course.js shows the reason of the chosen one. Without script, all are folded.
+
+    Args:
+        question: what is asked.
+        number: its heading's.
+        name: of its radio buttons, unlike any other's on the page.
+    """
+    inline = MarkdownIt("commonmark").renderInline
+    options = "\n".join(
+        f'<label><input type="radio" name="{name}" value="{letter}"> <span>{inline(option.text)}</span></label>\n'
+        f'<p class="quiz-reason" data-right="{str(option.right).lower()}" hidden>{inline(option.reason)}</p>'
+        for letter, option in zip("ABCD", question.options, strict=False)
+    )
+    folded = "".join(
+        f"<li>{inline(option.text)} <strong>{'Right.' if option.right else 'No.'}</strong> {inline(option.reason)}</li>"
+        for option in question.options
+    )
+    form = (
+        f'<form class="quiz">\n<fieldset aria-labelledby="{name}">\n{options}\n</fieldset>\n'
+        '<button type="button" hidden>Check my answer</button>\n<div role="status" class="quiz-verdict"></div>\n'
+        "</form>\n"
+        f"<details><summary>All answers and reasons</summary><ul>{folded}</ul></details>"
+    )
+    asked = f'<div id="{name}">\n\n{question.text}\n\n</div>'
+    return "\n\n".join([f"### Question {number}", asked, raw(form)])
+
+
+def layers_page(drawing: str) -> str:
+    """The map's Mermaid drawing of layers as a list, top first: browsers need no script for it."""
+    rows = [
+        f"<li><strong>{one['name']}</strong> {html.escape(one['modules'])}</li>" for one in _LAYER.finditer(drawing)
+    ]
+    if not rows:
+        raise SiteError("A Mermaid drawing that is no stack of layers: the site has no script for it; write a list.")
+    return raw(f'<ol class="layers" aria-label="Layers, from the top down">{"".join(rows)}</ol>')
+
+
+def section_of(term: str, texts: Iterable[str]) -> str | None:
+    """The heading, "## …" without its marks, under which Markdown texts first say a term; None if they never do."""
+    heading = None
+    pattern = re.compile(rf"(?<!\w){re.escape(term)}", re.IGNORECASE)
+    for text in texts:
+        plain = " ".join(text.split())
+        if not pattern.search(re.sub(r"[*`]", "", plain)):
+            found = re.findall(r"^##+ (.+)$", text, re.MULTILINE)
+            heading = found[-1] if found else heading
+            continue
+        for line in text.splitlines():
+            if line.startswith("##"):
+                heading = line.lstrip("# ")
+            if pattern.search(re.sub(r"[*`]", "", line)):
+                break
+        return heading
+    return None
+
+
+def anchor(heading: str) -> str:
+    """The address of a heading within its page, as MyST (and GitHub) makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower().strip()).replace(" ", "-")
+
+
+def toctree(entries: Iterable[str], caption: str = "") -> str:
+    """A hidden table of contents, in Markdown."""
+    options = [":hidden:", ":maxdepth: 1", *([f":caption: {caption}"] if caption else [])]
+    return "\n".join(["```{toctree}", *options, "", *entries, "```"])
+
+
+def raw(code: str) -> str:
+    """HTML that goes through Sphinx as it is, in Markdown."""
+    return f"````{{raw}} html\n{code}\n````"
+
+
+def _heading(lesson: Lesson) -> str:
+    return f"{lesson.number} · {lesson.title}"
+
+
+def _bullets(lesson: Lesson) -> str:
+    """What a lesson says one will learn, its list alone."""
+    text = next(cell.source for cell in lesson.cells if cell.source.startswith(_LEARN)).removeprefix(_LEARN)
+    lines = text.strip().split("\n\n")[0].splitlines()
+    return "\n".join(lines)
+
+
+def _give_alt(cell: NotebookNode) -> None:
+    """Hand the sentence of a cell's picture to myst-nb, which looks for it in the cell's own metadata."""
+    alts = [output.metadata.get("image/png", {}).get("alt") for output in cell.outputs if _is_picture(output)]
+    if len(alts) > 1:
+        raise SiteError(f"A cell shows {len(alts)} pictures; the site needs a cell each: {cell.source[:80]!r}")
+    if alts and alts[0]:
+        cell.metadata["mystnb"] = {"image": {"alt": alts[0]}}
+
+
+def _is_picture(output: NotebookNode) -> bool:
+    return "image/png" in output.get("data", {})

@@ -1,0 +1,150 @@
+"""Agendas for teaching: what is done in which order; the minutes come from the lessons' own headers.
+
+A lesson takes its header's minutes without its exercises, and those exercises that are done in the room. Written into
+docs/teaching.md by `python course.py build`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from course_tools.lessons.authoring import Lesson
+from course_tools.lessons.exercises import exercises_of
+
+BEGIN, END = "<!-- agendas: written by `python course.py build` -->", "<!-- end of agendas -->"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is done with a lesson: `exercises` are the numbers of those done in the room."""
+
+    lesson: str
+    how: str
+    exercises: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Anything that is no lesson, in its own minutes; 0 for a break that the agenda doesn't count."""
+
+    name: str
+    minutes: int
+    how: str = ""
+
+
+SET_UP = Pause("set-up", 15, "everyone runs `python course.py check`; pair up those with a FAIL")
+IDEA = Pause(
+    "what pruning is", 15, "the README's section; structured against unstructured, pruning against quantization"
+)
+BREAK, LUNCH, CLOSE = Pause("break", 15), Pause("lunch", 0), Pause("close", 10, "take-aways, what to try at home")
+_FIRST = Part(
+    "01", "live to the masked-equals-pruned assertion, exercises in pairs, then the random control", (1, 2, 3)
+)
+_SECOND = Part("02", "let the room predict first: three matrices, three index sets, what breaks?", (1, 2))
+_THIRD = Part("03", "does your criterion beat random? Then the hunt for the cause", (1, 2))
+AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
+    "Half a day": (SET_UP, IDEA, _FIRST, BREAK, _SECOND, _THIRD, CLOSE),
+    "Half a day on bias": (
+        SET_UP,
+        Part("08", "nurse and mechanic through three pictures, then the planted bias: which metric finds it?", (1, 3)),
+        BREAK,
+        Part("09", "show the claim first, let the room list what they would ask, then the table of answers", (2, 3)),
+        Pause("close", 20, "what would you need to see before you believed that somebody lowered a bias?"),
+    ),
+    "Half a day on speed and small models": (
+        Pause("set-up", 15, 'with `pip install "pruning-llms[engine]"`; close everything else, plug laptops in'),
+        Part(
+            "10",
+            "find the measuring mistake before anybody measures; read the controls first; predict, then `plan_gguf`; "
+            "numbers are each laptop's own, and that is the point",
+            (1, 2, 5),
+        ),
+        BREAK,
+        Part(
+            "11",
+            "the recipe's boxes on the board: which arm shows that a box is useless? Then the record, and what may "
+            "stand in the card",
+            (4, 5),
+        ),
+        Pause("close", 15, "everyone names one bottleneck of their own work, and its row of the last table"),
+    ),
+    "One day": (
+        SET_UP,
+        IDEA,
+        _FIRST,
+        BREAK,
+        _SECOND,
+        _THIRD,
+        LUNCH,
+        Part("04", "predict what the last three blocks are worth, then the table", (2,)),
+        Part("05", "with and without the residual; prove in pairs that a bypass adds nothing", (4,)),
+        BREAK,
+        Part("06", "let the room vote which prompts should lose more; then harm against cost"),
+        Part("07", "the five words by hand, predict the arms, what an hour buys"),
+        CLOSE,
+    ),
+    "Two days": (
+        SET_UP,
+        IDEA,
+        Part("01", _FIRST.how, (1, 2, 3, 4, 5)),
+        BREAK,
+        Part("02", _SECOND.how, (1, 2, 4, 5)),
+        LUNCH,
+        Part("03", _THIRD.how, (1, 2, 4, 5)),
+        BREAK,
+        Part("04", "predict what the last three blocks are worth, then the table", (1, 2, 4)),
+        Pause("close of the first day", 10, "which criterion would you take home, and what did it beat?"),
+        Part("05", "with and without the residual; prove in pairs that a bypass adds nothing", (1, 4)),
+        BREAK,
+        Part("06", "let the room vote which prompts should lose more; then harm against cost", (1,)),
+        Part("07", "the five words by hand, predict the arms, what an hour buys; the dead loss together", (1, 5)),
+        LUNCH,
+        Part("08", "nurse and mechanic through three pictures, then the planted bias: which metric finds it?", (1, 3)),
+        BREAK,
+        Part("09", "show the claim first, let the room list what they would ask, then the table of answers", (2,)),
+        CLOSE,
+    ),
+}
+
+
+def minutes(part: Part | Pause, lessons: Mapping[str, Lesson]) -> int:
+    """How long a part takes.
+
+    Raises:
+        ValueError: an exercise that the lesson doesn't have.
+    """
+    if isinstance(part, Pause):
+        return part.minutes
+    lesson = lessons[part.lesson]
+    each = {one.number: one.minutes for one in exercises_of(lesson)}
+    unknown = [number for number in part.exercises if number not in each]
+    if unknown:
+        raise ValueError(f"Lesson {part.lesson} has no exercise {unknown[0]}; it has {', '.join(map(str, each))}.")
+    return lesson.minutes - sum(each.values()) + sum(each[number] for number in part.exercises)
+
+
+def tables(lessons: Mapping[str, Lesson]) -> str:
+    """All agendas as Markdown, each with its sum."""
+    pages = []
+    for name, parts in AGENDAS.items():
+        total = sum(minutes(part, lessons) for part in parts)
+        rows = [f"### {name} ({total // 60} h {total % 60:02d})", "", "| minutes | what | how |", "|---|---|---|"]
+        rows += [f"| {minutes(part, lessons) or ''} | {_name(part)} | {part.how} |" for part in parts]
+        pages.append("\n".join(rows))
+    return "\n\n".join(pages)
+
+
+def fill(page: str, lessons: Mapping[str, Lesson]) -> str:
+    """The page with the agendas between its two markers; without these lines, as it is."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}\n{tables(lessons)}\n{end}{after}" if end else page
+
+
+def _name(part: Part | Pause) -> str:
+    if isinstance(part, Pause):
+        return part.name
+    numbers = ", ".join(map(str, part.exercises))
+    exercises = f", exercise{'s' * (len(part.exercises) > 1)} {numbers}" if numbers else ""
+    return f"lesson {part.lesson}{exercises}"

@@ -1,0 +1,213 @@
+"""One page to hang up: each method with its drawing and what the saved run measured, as a PDF in A3."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
+from nbformat import NotebookNode
+
+from course_tools.lessons.printed import numbers_of
+from course_utils import diagrams, plotting
+from course_utils.files import replacing
+
+WIDTH, HEIGHT = 16.54, 11.69  # A3, landscape, in inches
+_COLUMNS, _ROWS, _WORDS = 4, 2, 43  # characters in a line below a drawing
+_DPI = 220
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A method: its drawing, and a sentence with a place for each number.
+
+    Attributes:
+        title: above the drawing.
+        lesson: whose saved run has the numbers.
+        drawing: draws a figure of its own and returns its Axes.
+        says: the sentence, with `{names}`.
+        numbers: {name: "row · column" of a table, or the line that prints it with "…" for its numbers, and which of the
+            numbers there, from 0}.
+    """
+
+    title: str
+    lesson: str
+    drawing: Callable[[], Axes]
+    says: str
+    numbers: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+
+PANELS = (
+    Panel(
+        "Width: neurons of an MLP",
+        "01",
+        diagrams.gpt2_block,
+        "A fifth of the neurons cut by L1 costs {l1} nats a token, by chance {random} (median of 19). With the removed "
+        "neurons' constants kept in a bias, L1 costs {folded}.",
+        {"l1": ("L1 · cut", 0), "random": ("random, median · cut", 0), "folded": ("L1 · constants folded in", 0)},
+    ),
+    Panel(
+        "Width: pairs of a GLU",
+        "03",
+        diagrams.glu_block,
+        "A fifth of a Llama's neurons cut: perplexity {activation} by activation, {random} by chance (median of 19), "
+        "{l1} by L1. An exact cut can be a bad one.",
+        {
+            "activation": ("activation · 20% removed", 0),
+            "random": ("random, median · 20% removed", 0),
+            "l1": ("l1 · 20% removed", 0),
+        },
+    ),
+    Panel(
+        "Depth: whole blocks",
+        "04",
+        diagrams.residual_stream,
+        "Blocks taken out by influence: perplexity × {ratio} (95 %: {low} to {high}). Of 19 random sets, {better} did "
+        "as well or better.",
+        {
+            "ratio": ("by influence · × unpruned (95 %, paired)", 0),
+            "low": ("by influence · × unpruned (95 %, paired)", 1),
+            "high": ("by influence · × unpruned (95 %, paired)", 2),
+            "better": ("by influence · of 19 sets inside, as good or better", 0),
+        },
+    ),
+    Panel(
+        "Attention: a layer left out",
+        "05",
+        diagrams.attention_bypass,
+        "Eight attentions removed change parameters by {parameters} % and the cache by {cache} %. A bypass adds "
+        "exactly nothing, and still counts tokens.",
+        {"parameters": ("parameters · 8 removed", 1), "cache": ("cache · 8 removed", 0)},
+    ),
+    Panel(
+        "Adaptive: each prompt decides",
+        "06",
+        diagrams.adaptive_decision,
+        "A score that sounds plausible is a hypothesis: its rank correlation with measured harm is {rank} (95 %: {low} "
+        "to {high}).",
+        {
+            "rank": ("our score · Spearman", 0),
+            "low": ("our score · low", 0),
+            "high": ("our score · high", 0),
+        },
+    ),
+    Panel(
+        "Distillation: learning back",
+        "07",
+        diagrams.distillation,
+        "First cut well, then train. A model cut by activation goes from perplexity {before} to {after}; one cut by "
+        "chance ends at {random}.",
+        {
+            "before": ("activation, KL · before", 0),
+            "after": ("activation, KL · after", 0),
+            "random": ("random, KL · after", 0),
+        },
+    ),
+    Panel(
+        "Bias: beside a neutral swap",
+        "08",
+        diagrams.reading_points,
+        "Swapping gender moves activations {ratio} × as much as a neutral swap (95 %: {low} to {high}). A difference "
+        "is not a bias.",
+        {
+            "ratio": ("gender · ratio to neutral", 0),
+            "low": ("gender · ratio to neutral", 1),
+            "high": ("gender · ratio to neutral", 2),
+        },
+    ),
+)
+
+
+def sentence(panel: Panel, saved: NotebookNode) -> str:
+    """The panel's sentence with the numbers of the saved run.
+
+    Raises:
+        ValueError: the run doesn't show one of them.
+    """
+    found: dict[str, list[str]] = {}
+    for cell in saved.cells:
+        for number in numbers_of(cell.get("outputs", [])):
+            found.setdefault(number.label, []).append(number.text)
+    values = {}
+    for name, (label, position) in panel.numbers.items():
+        shown = found.get(label, [])
+        if len(shown) <= position:
+            raise ValueError(
+                f"Lesson {panel.lesson}'s saved run doesn't show {label!r}; "
+                "mend PANELS in course_tools/workshop/poster.py."
+            )
+        values[name] = shown[position]
+    return panel.says.format_map(values)
+
+
+def draw(notebooks: Path, figure: Path, target: Path, *, course: str) -> None:
+    """Draw the poster.
+
+    Args:
+        notebooks: with the saved runs.
+        figure: the picture that shows what a control is for, docs/images/criteria.png.
+        target: the PDF.
+        course: where the course lives, for the foot.
+
+    Raises:
+        ValueError: a saved run lacks a number.
+    """
+    told = [sentence(panel, _saved(notebooks, panel.lesson)) for panel in PANELS]
+    plotting.style()
+    pictures = [_picture(panel.drawing) for panel in PANELS]
+    sheet = plt.figure(figsize=(WIDTH, HEIGHT))
+    sheet.text(0.03, 0.94, "Pruning LLMs", size=34, weight="bold")
+    claim = "No sentence without a measurement, and no measurement without a control: random cuts, intervals, a floor."
+    sheet.text(0.3, 0.947, claim, size=14)
+    places = list(_places())
+    for panel, picture, says, place in zip(PANELS, pictures, told, places, strict=False):
+        _cell(sheet, place, f"{panel.title}", picture, f"{says} (Lesson {panel.lesson})")
+    caption = (
+        "The same cut, chosen in three ways. The black line spans random cuts, and keeping large weights loses to them."
+    )
+    _cell(sheet, places[len(PANELS)], "The control", plt.imread(figure), f"{caption} (Lesson 03)")
+    models = (
+        "Saved runs: a GPT-2 of 5.9 M parameters in lesson 01, otherwise SmolLM2-135M-Instruct, on two processor cores."
+    )
+    sheet.text(0.03, 0.018, f"{models}  {course}  CC BY 4.0", size=10, color="0.3")
+    with replacing(target) as fresh, PdfPages(fresh, metadata={"Title": "Pruning LLMs", "CreationDate": None}) as pages:
+        pages.savefig(sheet, dpi=_DPI)
+    plt.close(sheet)
+
+
+def _saved(notebooks: Path, lesson: str) -> NotebookNode:
+    (path,) = notebooks.glob(f"{lesson}_*.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+def _picture(drawing: Callable[[], Axes]) -> object:
+    """A drawing's own figure as an image: it has its own size and its own text."""
+    drawn, data = drawing().figure, io.BytesIO()
+    drawn.savefig(data, dpi=_DPI)
+    plt.close(drawn)
+    data.seek(0)
+    return plt.imread(data)
+
+
+def _places() -> Iterator[tuple[float, float, float, float]]:
+    """Left, bottom, width and height of each cell, row by row from above, as shares of the sheet."""
+    width, height = 0.94 / _COLUMNS, 0.87 / _ROWS
+    for row in range(_ROWS):
+        for column in range(_COLUMNS):
+            yield 0.03 + column * width, 0.05 + (_ROWS - 1 - row) * height, width - 0.015, height - 0.02
+
+
+def _cell(sheet: plt.Figure, place: tuple[float, float, float, float], title: str, picture: object, says: str) -> None:
+    left, bottom, width, height = place
+    sheet.text(left, bottom + height - 0.025, title, size=15, weight="bold", color=diagrams.STREAM)
+    ax = sheet.add_axes((left, bottom + 0.3 * height, width, 0.62 * height))
+    ax.imshow(picture, interpolation="antialiased")
+    ax.axis("off")
+    lines = re.findall(rf"(.{{1,{_WORDS}}})(?:\s+|$)", says)
+    sheet.text(left, bottom + 0.28 * height, "\n".join(lines), size=11.5, va="top", linespacing=1.35)

@@ -1,0 +1,345 @@
+"""Slides from the lessons: reveal.js in a folder of its own, with speaker notes, that need no network.
+
+Nothing is written twice. A `##` heading begins a slide, and what follows it stands below; code is hidden and its
+outputs stay; answers go to the speaker. The notes hold what a teacher wants at hand: cells tagged "notes" in the
+lesson's source, minutes, hints, what the saved run showed after a prediction, the wrong turns that a check knows by
+name, and polls.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import re
+import shutil
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from nbconvert import SlidesExporter
+from nbformat import NotebookNode
+
+from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, read_question, tags_of
+from course_tools.lessons.exercises import exercises_of
+from course_tools.lessons.minutes import minutes_of
+from course_tools.lessons.notebooks import content_id
+from course_utils.files import write_text
+
+WIDTH, HEIGHT = 1280, 720
+LINES = 17  # of text that a slide holds in its normal size
+SMALLEST = 0.5  # what the page may shrink a slide to, so that it fits; a test looks for smaller ones
+ROWS = 16  # of a table; the notebook has the rest
+_CHARACTERS = 92  # in a line
+_PICTURE = LINES - 4  # a heading and two lines may stand above it
+_DETAILS = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
+_EXERCISE = re.compile(r"^### Exercise (\d+)\b", re.MULTILINE)
+
+
+Part = str | NotebookNode  # Markdown, or an output
+
+
+@dataclass
+class Slide:
+    """One view, filled from above: `kind` is "slide" for the first of a section, "subslide" below it."""
+
+    kind: str
+    parts: list[Part] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    lines: float = 0
+
+    def add(self, part: Part) -> None:
+        """Put something below what is there."""
+        self.parts.append(part)
+        self.lines += lines_of(part)
+
+    def takes(self, part: Part) -> bool:
+        """Whether there is room; a heading never stands alone above nothing, and no answer below a prediction."""
+        if self.parts and isinstance(self.parts[-1], str) and PREDICTION.search(self.parts[-1]):
+            return False
+        headed = bool(self.parts) and isinstance(self.parts[-1], str) and self.parts[-1].startswith("#")
+        return not self.parts or headed or self.lines + lines_of(part) <= LINES
+
+
+def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
+    """The slides of a lesson.
+
+    Args:
+        lesson: the source.
+        saved: its notebook with outputs, in the exercise form.
+        checks: the source of its checks, `course_utils/exercises/lesson_NN.py`.
+    """
+    outputs = defaultdict(list)
+    for cell in saved.cells:
+        if cell.cell_type == "code":
+            outputs[content_id(cell)].append(cell.outputs)
+    told = [cell.source for cell in lesson.cells if "notes" in tags_of(cell)]
+    title = f"# {lesson.number} · {lesson.title}\n\nBefore this: {lesson.prerequisites}"
+    made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."], LINES)]
+    minutes, exercises = minutes_of(lesson), {one.number: one for one in exercises_of(lesson)}
+
+    def show(part: Part) -> None:
+        if not made[-1].takes(part):
+            made.append(Slide("subslide"))
+        made[-1].add(part)
+
+    for cell in lesson.cells:
+        tags = tags_of(cell)
+        if {"install", "notes", "exercise"} & set(tags):
+            continue
+        if cell.cell_type == "code":
+            for output in outputs[content_id(cell)].pop(0) if outputs[content_id(cell)] else []:
+                if not _tells_of_the_machine(output):
+                    show(shortened(output))
+        elif "quiz" in tags:
+            made.append(_poll(sum(slide.kind == "poll" for slide in made) + 1, read_question(cell.source)))
+        else:
+            for text in re.split(r"^(?=##+ )", cell.source, flags=re.MULTILINE):
+                heading = (re.match(r"##+ (.+)", text) or ["", ""])[1]
+                if heading == "References" or not text.strip():
+                    continue
+                if heading:
+                    made.append(Slide("slide" if text.startswith("## ") else "subslide"))
+                for block in blocks(_DETAILS.sub("", text)):
+                    show(block)
+                made[-1].notes += _notes(text, heading, minutes, exercises, checks)
+    for slide in made:
+        slide.kind = slide.kind.replace("poll", "subslide")
+    return [slide for slide in made if slide.parts]
+
+
+def shortened(output: NotebookNode) -> NotebookNode:
+    """An output as a slide shows it: of a table no more than `ROWS` rows."""
+    page = output.get("data", {}).get("text/html", "")
+    rows = page.count("<tr")
+    if rows <= ROWS + 1:
+        return output
+    head, *pieces = re.split(r"(?=<tr)", page)
+    kept = (
+        head
+        + "".join(pieces[: ROWS + 1])
+        + f"</tbody></table><p>… and {rows - ROWS - 1} more rows in the notebook.</p>"
+    )
+    return nbformat.from_dict({**output, "data": {"text/html": kept}})
+
+
+def _tells_of_the_machine(output: NotebookNode) -> bool:
+    return output.get("text", "").startswith("lesson  ")
+
+
+def lines_of(part: Part) -> float:
+    """About how many lines of text it takes, the gap below it included."""
+    if isinstance(part, str):
+        return _lines_of_text(part)
+    data = part.get("data", {})
+    if "image/png" in data:
+        return _PICTURE
+    if "text/html" in data:
+        return data["text/html"].count("<tr") + 1
+    text = part.get("text", "") or data.get("text/plain", "")
+    return 0.8 * sum(max(1, -(-len(line) // 110)) for line in text.splitlines()) + 1
+
+
+def deck(slides: Iterable[Slide], *, title: str) -> str:
+    """The page of a lesson's slides; it looks for reveal.js in the folder `reveal` beside it."""
+    cells = [cell for slide in slides for cell in _cells(slide)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"title": title})
+    exporter = SlidesExporter(raw_template=_TEMPLATE, reveal_url_prefix="reveal", reveal_theme="white")
+    exporter.reveal_width, exporter.reveal_height = str(WIDTH), str(HEIGHT)
+    exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
+    return page
+
+
+def write_decks(pages: dict[str, tuple[str, str]], reveal: Path, folder: Path) -> Path:
+    """Write decks, reveal.js and an index into a folder that can be copied anywhere; return the index.
+
+    Args:
+        pages: {file name without ending: (title, page)}.
+        reveal: the folder of reveal.js, `assets.fetch("reveal")`.
+        folder: gets all of it.
+    """
+    for part in ("dist", "plugin/notes"):
+        shutil.copytree(reveal / part, folder / "reveal" / part, dirs_exist_ok=True)
+    shutil.copyfile(reveal / "LICENSE", folder / "reveal" / "LICENSE")
+    for name, (_, page) in pages.items():
+        write_text(folder / f"{name}.html", page)
+    rows = "\n".join(
+        f'<li><a href="{name}.html">{html.escape(title)}</a> (<a href="{name}.html?print-pdf">to print</a>)</li>'
+        for name, (title, _) in pages.items()
+    )
+    write_text(folder / "index.html", _INDEX.format(rows=rows))
+    return folder / "index.html"
+
+
+def wrong_turns(check: str, checks: str) -> list[str]:
+    """The mistakes that a check names, in its words: the sentences in its source, helpers of the module included."""
+    functions = {node.name: node for node in ast.parse(checks).body if isinstance(node, ast.FunctionDef)}
+    return list(dict.fromkeys(_sentences(functions[check], functions, {check})))
+
+
+def _sentences(node: ast.AST, functions: dict[str, ast.FunctionDef], seen: set[str]) -> Iterator[str]:
+    """Each string of four words and more that ends like a sentence; values in an f-string become "…"."""
+    text = ""
+    if isinstance(node, ast.JoinedStr):
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        text = node.value
+    elif isinstance(node, ast.Name) and node.id in functions and node.id not in seen:
+        seen.add(node.id)
+        yield from _sentences(functions[node.id], functions, seen)
+    elif isinstance(node, ast.FunctionDef):
+        for statement in node.body[ast.get_docstring(node) is not None :]:
+            yield from _sentences(statement, functions, seen)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _sentences(child, functions, seen)
+    text = text.removeprefix("…").lstrip(" :,")
+    if len(text.split()) >= 4 and text[-1] in ".!?":
+        yield text[0].upper() + text[1:]
+
+
+def _notes(text: str, heading: str, minutes: dict[str, int], exercises: dict, checks: str) -> Iterator[str]:
+    """What the speaker gets beside a text: its folded parts, minutes, and what the check of an exercise knows."""
+    for summary, inside in _DETAILS.findall(text):
+        name = "What the saved run showed" if summary in WHAT_WE_SAW else summary
+        yield f"**{name}**\n\n{inside.strip()}"
+    if minutes.get(heading):
+        yield f"**Minutes:** about {minutes[heading]} for this section, with its exercises."
+    if number := _EXERCISE.match(text):
+        turns = wrong_turns(exercises[int(number[1])].check, checks)
+        if turns:
+            yield "\n".join(["**Wrong turns that the check names**", "", *(f"- {turn}" for turn in turns)])
+
+
+def _lines_of_text(block: str) -> int:
+    if block.startswith("#"):
+        return 2
+    rows = block.splitlines()
+    if block.startswith(("|", "```")):
+        return len(rows) + 1
+    joined: list[str] = []
+    for row in rows:
+        if joined and not re.match(r"\s*([-*]|\d+\.) ", row):
+            joined[-1] += " " + row.strip()
+        else:
+            joined.append(row)
+    return sum(len(textwrap.wrap(row, _CHARACTERS)) for row in joined) + 1
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Paragraphs, tables, lists and fenced code of a Markdown text; a long list comes in its items."""
+    for index, piece in enumerate(re.split(r"^(```.*?^```)$", text.strip(), flags=re.DOTALL | re.MULTILINE)):
+        if index % 2:
+            yield piece
+            continue
+        for block in re.split(r"\n\s*\n", piece):
+            for line in filter(None, [block.strip()]):
+                heading, _, rest = line.partition("\n") if line.startswith("#") else ("", "", line)
+                yield from filter(None, [heading])
+                if re.match(r"- ", rest) and lines_of(rest) > LINES:
+                    yield from re.split(r"\n(?=- )", rest)
+                else:
+                    yield from filter(None, [rest])
+
+
+def _poll(number: int, question: Question) -> Slide:
+    letters = dict(zip("ABCD", question.options, strict=False))
+    options = "\n".join(f"- **{letter}.** {option.text}" for letter, option in letters.items())
+    right = next(letter for letter, option in letters.items() if option.right)
+    reasons = "\n".join(f"- **{letter}.** {option.reason}" for letter, option in letters.items() if not option.right)
+    notes = (
+        f"**Poll.** Let the room vote first, then talk in pairs, then vote again.\n\n**{right} is right.** "
+        f"{letters[right].reason}\n\n**Wrong answers to expect, and what to say**\n\n{reasons}"
+    )
+    return Slide("poll", [f"### Question {number}\n\n{question.text}\n\n{options}"], [notes], LINES)
+
+
+def _cells(slide: Slide) -> Iterator[NotebookNode]:
+    """The slide as notebook cells: the first carries its kind, the others stand below it."""
+    kind = slide.kind
+    for part in slide.parts:
+        look = {"slideshow": {"slide_type": kind}}
+        if isinstance(part, str):
+            yield nbformat.v4.new_markdown_cell(part, metadata=look)
+        else:
+            yield nbformat.v4.new_code_cell("", outputs=[part], metadata=look)
+        kind = "-"
+    if slide.notes:
+        yield nbformat.v4.new_markdown_cell("\n\n".join(slide.notes), metadata={"slideshow": {"slide_type": "notes"}})
+
+
+# nbconvert's own slides, with reveal.js 5 as plain scripts: no requirejs, no jquery, no mathematics from a network.
+_TEMPLATE = """{% extends 'reveal/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_css %}
+<style>
+.reveal.reveal { font-size: 26px; }
+.reveal .slides section { text-align: left; }
+.reveal.reveal :is(h1, h2, h3) { font-size: 1.6em; line-height: 1.2; margin: 0 0 .5em; text-transform: none; }
+.reveal.reveal h3 { font-size: 1.3em; }
+.reveal.reveal .jp-RenderedHTMLCommon { font-size: 26px; line-height: 1.4; }
+.reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 20px; line-height: 1.4;
+  margin: 0; white-space: pre-wrap; width: auto; }
+.reveal.reveal table { font-size: 20px; }
+.reveal.reveal img { margin: 0; max-height: 590px; max-width: 1180px; }
+.reveal.reveal .fit:has(.jp-RenderedMarkdown) img { max-height: 430px; }
+.reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
+</style>
+{% endblock %}
+{% block data_png scoped %}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
+  alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
+</div>
+{% endblock %}
+{% block footer_js %}
+<script src="reveal/dist/reveal.js"></script>
+<script src="reveal/plugin/notes/notes.js"></script>
+<script>
+// Shrinks what would run over its slide, before reveal.js hides all slides but one.
+window.addEventListener("load", () => {
+  for (const section of document.querySelectorAll(".slides section")) {
+    if (section.querySelector("section")) continue;
+    const box = document.createElement("div");
+    box.className = "fit";
+    for (const part of [...section.childNodes]) {
+      if (part.nodeName !== "ASIDE") box.append(part);
+    }
+    section.prepend(box);
+    const opened = [section, section.parentElement.closest("section")].filter(Boolean);
+    for (const one of opened) one.style.cssText = "display: block !important; padding: 0; width: SLIDE_WIDTHpx";
+    box.style.width = "max-content";
+    box.style.maxWidth = "SLIDE_WIDTHpx";
+    const across = Math.max(box.scrollWidth, ...[...box.querySelectorAll("table")].map(table => table.scrollWidth));
+    const scale = Math.min(1, SLIDE_HEIGHT / box.scrollHeight, SLIDE_WIDTH / across);
+    box.style.cssText = scale < 1 ? `zoom: ${scale}` : "";
+    box.dataset.scale = scale.toFixed(2);
+    for (const one of opened) one.style.cssText = "";
+  }
+  Reveal.initialize({
+    width: SLIDE_WIDTH, height: SLIDE_HEIGHT, margin: 0.04, center: false, hash: true, slideNumber: "c/t",
+    transition: "none",
+    pdfSeparateFragments: false, pdfMaxPagesPerSlide: 1, plugins: [RevealNotes],
+  });
+});
+</script>
+{% endblock %}""".replace("SLIDE_WIDTH", str(WIDTH)).replace("SLIDE_HEIGHT", str(HEIGHT))
+_INDEX = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Pruning LLMs: slides</title>
+<style>body {{ font: 18px/1.6 system-ui, sans-serif; margin: 3rem auto; max-width: 50rem; padding: 0 1rem; }}</style>
+<main>
+<h1>Pruning LLMs: slides</h1>
+<p>Arrow keys move; S opens the speaker's notes; “to print” makes paper or a PDF of it with the browser's own print.</p>
+<ul>
+{rows}
+</ul>
+</main>
+</html>
+"""

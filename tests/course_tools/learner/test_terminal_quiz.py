@@ -1,0 +1,46 @@
+"""The quiz in the terminal: first answers count, reasons are told, odd input is asked again."""
+
+import pytest
+from sample_lesson import LESSON, write_lesson
+
+from course_tools.learner import terminal_quiz
+from course_tools.lessons.authoring import read_lesson
+
+
+@pytest.fixture
+def lesson(tmp_path):
+    return read_lesson(write_lesson(tmp_path / "lessons"))
+
+
+def take(lesson, folder, *lines):
+    """Take the quiz with these lines typed; what was said, and how many were right."""
+    said, typed = [], iter(lines)
+    right = terminal_quiz.ask(lesson, folder, read=lambda prompt: next(typed), say=said.append)
+    return right, "\n".join(said)
+
+
+def test_first_answers_are_kept(lesson, tmp_path):
+    assert terminal_quiz.first_answers(lesson, tmp_path) == (None, None, None)
+    right, said = take(lesson, tmp_path, "B", "a", "b")
+    assert right == 2 and "B is right: Doubled." in said and "A: That is once." in said
+    assert terminal_quiz.first_answers(lesson, tmp_path) == (True, False, True)
+    assert take(lesson, tmp_path, "A", "B", "B")[0] == 2
+    assert terminal_quiz.first_answers(lesson, tmp_path) == (True, False, True)
+
+
+def test_odd_input_is_asked_again(lesson, tmp_path):
+    assert take(lesson, tmp_path, "", "AB", "D", "7", " b ", "B", "B")[0] == 3
+
+
+def test_answers_before_a_stop_are_kept(lesson, tmp_path):
+    with pytest.raises(StopIteration):
+        take(lesson, tmp_path, "B")
+    assert terminal_quiz.first_answers(lesson, tmp_path) == (True, None, None)
+
+
+def test_reworded_question_is_a_new_one(lesson, tmp_path):
+    take(lesson, tmp_path, "B", "B", "B")
+    changed = LESSON + "\n"
+    changed = changed.replace("What is 1 times 2?", "What is one times two?")
+    again = read_lesson(write_lesson(tmp_path / "lessons", changed))
+    assert terminal_quiz.first_answers(again, tmp_path) == (None, True, True)

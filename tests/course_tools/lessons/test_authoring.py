@@ -1,0 +1,140 @@
+"""Lesson sources: what is read from them, and that a broken one is refused with its cell and the remedy."""
+
+import pytest
+from sample_lesson import LESSON, write_lesson
+
+from course_tools.lessons import authoring
+
+
+@pytest.fixture
+def lesson(tmp_path):
+    return authoring.read_lesson(write_lesson(tmp_path / "lessons"))
+
+
+def test_quiz_is_read_with_its_reasons(lesson):
+    first, *others = lesson.quiz
+    assert first.text == "What is 1 times 2?" and len(others) == 2
+    assert [(option.text, option.right) for option in first.options] == [("1", False), ("2", True), ("3, or so", False)]
+    assert first.options[2].reason == "That is three times, not twice."
+
+
+def test_find_lessons_selects_by_number(tmp_path):
+    for name in ("01_small", "02_next"):
+        write_lesson(tmp_path, name=name)
+    assert [path.stem for path in authoring.find_lessons(tmp_path)] == ["01_small", "02_next"]
+    assert [path.stem for path in authoring.find_lessons(tmp_path, ["2"])] == ["02_next"]
+    with pytest.raises(ValueError, match="no lesson 07; there is: 01, 02"):
+        authoring.find_lessons(tmp_path, ["7"])
+    assert authoring.find_lessons(tmp_path / "nowhere") == []
+
+
+def test_assets_of_several_lessons_come_once_and_in_one_order(tmp_path):
+    opened = [["speeches", "smollm2"], ["texts", "speeches"], []]
+    texts = [LESSON.replace("assets: []", f"assets: [{', '.join(names)}]") for names in opened]
+    lessons = [authoring.read_lesson(write_lesson(tmp_path, text)) for text in texts]
+    assert [lesson.assets for lesson in lessons] == opened
+    assert authoring.assets_of(lessons) == ["smollm2", "texts", "speeches"]
+
+
+@pytest.mark.parametrize(
+    ("line", "timed"), [("", False), ("#     timed: true\n", True), ("#     timed: false\n", False)]
+)
+def test_a_lesson_is_about_time_where_it_says_so(line, timed, tmp_path):
+    text = LESSON.replace("#     assets: []\n", f"#     assets: []\n{line}")
+    assert authoring.read_lesson(write_lesson(tmp_path, text)).timed is timed
+
+
+def test_duplicate_number_and_bad_name_are_refused(tmp_path):
+    write_lesson(tmp_path, name="01_small")
+    write_lesson(tmp_path, name="01_twin")
+    with pytest.raises(authoring.LessonError, match="01_twin.py: number 01 belongs to 01_small.py"):
+        authoring.find_lessons(tmp_path)
+    write_lesson(tmp_path / "other", name="Lesson1")
+    with pytest.raises(authoring.LessonError, match="NN_slug.py"):
+        authoring.find_lessons(tmp_path / "other")
+
+
+BROKEN = {
+    "no header": (LESSON.partition("# ---\n\n")[2], "the header needs"),
+    "header elsewhere": (LESSON.replace("# jupyter:\n#   course:", "# course:"), "the header needs|is raw"),
+    "unknown header key": (LESSON.replace("minutes: 5", "minutes: 5\n#     author: me"), "exactly title, minutes"),
+    "minutes in words": (LESSON.replace("minutes: 5", "minutes: five"), "`minutes` in the header must be a int"),
+    "unknown asset": (LESSON.replace("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
+    "assets in words": (LESSON.replace("assets: []", "assets: texts"), "`assets` in the header must be a list"),
+    "timed in words": (
+        LESSON.replace("assets: []", "assets: []\n#     timed: often"),
+        "`timed` in the header must be a bool, not 'often'",
+    ),
+    "timed by number": (
+        LESSON.replace("assets: []", "assets: []\n#     timed: 1"),
+        "`timed` in the header must be a bool, not 1",
+    ),
+    "second title": (LESSON.replace("# ## What", "# # What"), "the builder writes it from the header"),
+    "no install cell": (LESSON.replace('# %% tags=["install"]\n', ""), "the first code cell"),
+    "filled install cell": (
+        LESSON.replace('tags=["install"]\n', 'tags=["install"]\nimport torch\n'),
+        "nothing below it",
+    ),
+    "late install cell": (
+        LESSON.replace('# %% tags=["install"]\n', "# %%\nx = 1\n\n" + '# %% tags=["install"]\n'),
+        "the first code cell",
+    ),
+    "unknown tag": (LESSON.replace("# %%\nimport sys", '# %% tags=["slow"]\nimport sys'), "unknown tag 'slow'"),
+    "other lesson started": (LESSON.replace('start("01"', 'start("02"'), r'no cell calls start\("01"\)'),
+    "no check": (LESSON.replace("\ncheck_double(double)", "\nprint(double)"), "ends with its check"),
+    "check not last": (LESSON.replace("\ncheck_double(double)\n", "\ncheck_double(double)\nprint(1)\n"), "ends with"),
+    "long cell": (LESSON.replace("6 * 7", "6 * 7\n" * 40), "has 44 lines; 40 is the most"),
+    "long exercise": (
+        LESSON.replace("    return 2 * x\n", "    x = x\n" * 40),
+        "exercise 1 has 5. lines; 40 is the most",
+    ),
+    "prediction without an answer": (
+        LESSON.replace("How a lesson is built.", "**Predict before you run.** Big?"),
+        "asks to predict and has no answer",
+    ),
+    "two questions": (LESSON[: LESSON.rindex("# %% [markdown]")], "2 quiz questions; a lesson has 3"),
+    "two right answers": (LESSON.replace("- [ ] 3\n", "- [x] 3\n"), "the one right one"),
+    "no reason": (LESSON.replace("#   > Doubled.\n", "", 1), "the option '2' needs a text and, below it, its reason"),
+    "no hint": (LESSON.replace("<summary>Hint</summary>", ""), "needs a hint"),
+    "no heading": (LESSON.replace("### Exercise 1 · ●○○ · 5 minutes", "### Try it"), "needs the heading"),
+    "wrong number": (LESSON.replace("### Exercise 1", "### Exercise 2"), "`### Exercise 1 · "),
+    "no stub": (LESSON.replace("BEGIN STUB", "BEGIN IT"), "exactly one block"),
+    "unbalanced": (LESSON.replace("# END SOLUTION\n", ""), "exactly one block"),
+    "stub first": (
+        LESSON.replace("SOLUTION", "X").replace("STUB", "SOLUTION").replace("X", "STUB"),
+        "exactly one block",
+    ),
+    "two solutions": (
+        LESSON.replace("check_double(double)\n", "# BEGIN SOLUTION\n# END SOLUTION\ncheck_double(double)\n"),
+        "exactly one block",
+    ),
+    "stub not commented": (LESSON.replace("# def double(x):", "def double(x):"), "starts with"),
+    "markers without a tag": (LESSON.replace('# %% tags=["exercise"]', "# %%"), "no tag|each heading is followed"),
+    "heading without a cell": (
+        LESSON + "\n# %% [markdown]\n# ### Exercise 2 · ●○○ · 5 minutes\n# And?\n",
+        "2 exercise headings but 1 cells",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_source_is_refused(name, tmp_path):
+    text, message = BROKEN[name]
+    assert text != LESSON
+    with pytest.raises(authoring.LessonError, match=f"^01_small.py: .*({message})"):
+        authoring.read_lesson(write_lesson(tmp_path, text))
+
+
+def test_result_comes_from_the_notes(tmp_path):
+    install = '# %% tags=["install"]'
+    notes = (
+        '# %% [markdown] tags=["notes"]\n# **The point:** one.\n#\n# **At the end you have** a model\n# of 1.5 MB.\n\n'
+    )
+    lesson = authoring.read_lesson(write_lesson(tmp_path, LESSON.replace(install, notes + install)))
+    assert lesson.result == "a model of 1.5 MB"
+    later = notes.replace("1.5 MB.", "1.5 MB.\n#\n# **Usual questions:** none.")
+    assert (
+        authoring.read_lesson(write_lesson(tmp_path, LESSON.replace(install, later + install))).result
+        == "a model of 1.5 MB"
+    )
+    assert authoring.read_lesson(write_lesson(tmp_path)).result == ""

@@ -1,0 +1,143 @@
+"""The runner: executes in a kernel of its own, measures, names the failing cell, writes readable pages."""
+
+import html
+import os
+import re
+import signal
+import threading
+import time
+
+import nbformat
+import pytest
+
+from course_tools import processes
+from course_tools.lessons import runner
+
+DIED = "the kernel died; most often it ran out of memory. Close other programs and run this lesson again."
+
+
+def notebook(*cells):
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Title"), *(nbformat.v4.new_code_cell(cell) for cell in cells)],
+        metadata={"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+    )
+
+
+def test_executes_measures_and_reports_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "0")
+    seen = []
+    book = notebook(
+        "import os, pathlib, time\nkeep = bytearray(300_000_000)\ntime.sleep(0.5)",
+        'print(os.environ["COURSE_PROFILE"], os.environ["HF_HUB_OFFLINE"], os.environ["TQDM_DISABLE"])',
+        "print(pathlib.Path.cwd().name)",
+    )
+    result = runner.execute(
+        book, name="01_x", profile="smoke", folder=tmp_path / "work", on_cell=lambda *step: seen.append(step)
+    )
+    assert result.failure is None
+    assert [cell.outputs[0].text for cell in book.cells[2:]] == ["smoke 1 1\n", "work\n"]
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert result.peak_bytes > 300_000_000 and result.seconds > 0.5
+
+
+@pytest.mark.parametrize(
+    ("bad", "first_line", "error"),
+    [
+        ("# the sum\ntotal = 1 / 0", "total = 1 / 0", "ZeroDivisionError: division by zero"),
+        ("import os\nos._exit(1)", "import os", DIED),
+    ],
+)
+def test_failure_names_the_cell(bad, first_line, error, tmp_path):
+    book = notebook("1 + 1", bad, "2 + 2")
+    failure = runner.execute(book, name="01_x", profile="smoke", folder=tmp_path).failure
+    assert (failure.cell, failure.error) == (2, error)
+    assert "\n" not in str(failure)
+    assert failure.first_line == first_line
+    assert book.cells[1].outputs and not book.cells[3].outputs
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_kernel_that_is_killed_is_told_in_a_paragraph(tmp_path, capfd):
+    def kill_when_known():
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.05)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+    tell = "import os, time\nopen('new', 'w').write(str(os.getpid()))\nos.rename('new', 'pid')"
+    killer = threading.Thread(target=kill_when_known, daemon=True)
+    killer.start()
+    result = runner.execute(notebook(tell, "time.sleep(600)"), name="01_x", profile="smoke", folder=tmp_path)
+    assert (result.failure.cell, result.failure.error) == (2, DIED)
+    assert capfd.readouterr() == ("", ""), "nothing but the paragraph"
+
+
+def test_kernel_that_cannot_start_is_told_in_a_paragraph(tmp_path, monkeypatch, capfd):
+    (tmp_path / "ipykernel_launcher.py").write_text("raise ImportError('libzmq is broken')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    book = notebook("1 + 1")
+    failure = runner.execute(book, name="01_x", profile="smoke", folder=tmp_path / "work").failure
+    assert str(failure).startswith("its start: the kernel did not start (") and "libzmq is broken" in failure.error
+    assert "python course.py check" in failure.error and "\n" not in failure.error
+    assert capfd.readouterr() == ("", ""), "nothing but the paragraph"
+    monkeypatch.delenv("PYTHONPATH")
+    assert runner.execute(book, name="01_x", profile="smoke", folder=tmp_path / "next").failure is None
+
+
+def test_cell_meant_to_fail_does_not_stop_the_lesson(tmp_path):
+    book = notebook("1 / 0", "print('on')")
+    book.cells[1].metadata["tags"] = ["raises-exception"]
+    assert runner.execute(book, name="01_x", profile="smoke", folder=tmp_path).failure is None
+    assert book.cells[2].outputs[0].text == "on\n"
+
+
+def test_only_the_hub_profile_may_go_online(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert runner.kernel_environment("embedded")["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in runner.kernel_environment("hub")
+
+
+def test_a_kernel_finds_the_model_that_the_reader_chose(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)  # a kernel runs elsewhere
+    monkeypatch.setenv("COURSE_LLAMA", "mine")
+    environment = runner.kernel_environment("embedded")
+    assert environment["COURSE_LLAMA"] == str(tmp_path / "mine") and environment["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("COURSE_LLAMA", "Qwen/Qwen3-0.6B")
+    assert "HF_HUB_OFFLINE" not in runner.kernel_environment("embedded"), "it may have to be fetched"
+
+
+def test_kernels_wait_patiently_unless_the_reader_chose(monkeypatch):
+    for name in (*processes.SLEEPING_THREADS, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes.SLEEPING_THREADS.items() <= runner.kernel_environment("smoke").items()
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert runner.kernel_environment("smoke")["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert "GOMP_SPINCOUNT" not in runner.kernel_environment("smoke")
+
+
+def test_pages_and_index_keep_what_earlier_runs_showed(tmp_path):
+    failure = runner.Failure(2, "x < 1", "ValueError: <b>")
+    runner.write_page(notebook("1 + 1"), "01_x", tmp_path)
+    runner.write_index([runner.Result("01_x", "smoke", 1.4, 10**9, failure)], tmp_path)
+    index = runner.write_index([runner.Result("02_y", "smoke", 2.0, 10**9, None)], tmp_path).read_text(encoding="utf-8")
+    assert '<a href="01_x.html">' in index and '<a href="02_y.html">' in index
+    assert "failed at code cell 2 (x &lt; 1): ValueError: &lt;b&gt;" in index
+    assert "<h1" in (tmp_path / "01_x.html").read_text(encoding="utf-8")
+    assert nbformat.read(tmp_path / "01_x.ipynb", as_version=4).cells[1].source == "1 + 1"
+
+
+def test_page_keeps_what_a_picture_shows(tmp_path):
+    drawn = notebook("1 + 1")
+    sentence = 'Perplexity "rises" & <falls>.'
+    drawn.cells[1].outputs = [
+        nbformat.v4.new_output(
+            "display_data", {"image/png": "aGk=", "text/plain": sentence}, metadata={"image/png": {"alt": sentence}}
+        )
+    ]
+    runner.write_page(drawn, "01_x", tmp_path)
+    page = (tmp_path / "01_x.html").read_text(encoding="utf-8")
+    assert html.unescape(re.search(r"<img[^>]*?alt=(['\"])(.*?)\1[^>]*aGk=", page)[2]) == sentence

@@ -1,0 +1,102 @@
+"""What a rehearsal makes smaller, and what it writes down for each cell."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pretend
+import torch
+
+from course_tools.rehearsal import kernel
+from course_tools.rehearsal.kernel import HostMemory, Plan, begin
+
+ROOT = Path(__file__).resolve().parents[3]
+SMALLER = """
+from types import SimpleNamespace
+from course_tools.rehearsal.kernel import reduce_samples
+
+shell = SimpleNamespace(input_transformers_cleanup=[])
+reduce_samples(shell)
+from course_utils.benchmarking import time_interleaved
+from course_utils.bias import plant_preference
+from course_utils.distillation import Recipe
+from course_utils.models import load_model
+from course_utils.texts import prompts, token_blocks
+
+_, tokenizer = load_model("llama")
+blocks = token_blocks(tokenizer, "evaluation", tokens=4096, length=128)
+print(len(blocks), len(blocks.sample(20, seed=0)), len(token_blocks(tokenizer, "evaluation", tokens=512, length=128)))
+asked = blocks.sample(24, seed=0)  # of 32, and 8 are there
+print(len(asked[:20]), len(asked[20:]), len(asked[4:][2:4]), len(asked[24:]))
+print(len(prompts(tokenizer, "evaluation", count=60)), Recipe(steps=400, lr=1e-4).steps, Recipe(steps=2, lr=1e-4).steps)
+turns = []
+table = time_interleaved({"a": lambda: turns.append(1)}, rounds=9)
+print(len(turns), table.ci_low.notna().all())
+lines = ["RATIOS, SEEDS = (0.1, 0.2), range(19)\\n", "x = range(19)\\n", "SEEDS = range(2)"]
+print(shell.input_transformers_cleanup[0](lines))
+"""
+
+
+def test_samples_are_smaller():
+    environment = os.environ | {"COURSE_PROFILE": "smoke", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SMALLER], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == [
+        "8 8 4",
+        "8 4 2 0",
+        "24 3 2",
+        "1 True",
+        "['RATIOS, SEEDS = (0.1, 0.2), range(3)\\n', 'x = range(19)\\n', 'SEEDS = range(2)']",
+    ], done.stderr
+
+
+def test_documents_are_the_embedded_ones(monkeypatch):
+    from course_utils import benchmark_tasks
+
+    monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)
+    asked = []
+    monkeypatch.setattr(benchmark_tasks, "build_tasks", lambda names, limit: asked.append(limit))
+    kernel.read_documents_here()
+    assert benchmark_tasks.session.current_profile() == "embedded"
+
+
+def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):
+    resident = SimpleNamespace(rss=5_000)
+    monkeypatch.setattr(kernel.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: resident))
+    monkeypatch.setattr(kernel, "_SAMPLING", 3600)
+    memory = HostMemory(SimpleNamespace(alive=2_000, host_holders=lambda: [("model a", 7)]))
+    memory._sample()
+    memory._sample()
+    resident.rss = 50_000
+    memory._sample()
+    resident.rss = 6_000
+    memory._sample()
+    assert memory.restart() == (4_000, [("model a", 7)]), "one sample alone is a tensor being freed"
+
+
+@pretend.POSSIBLE
+def test_each_cell_is_written_down(tmp_path):
+    events = {}
+    shell = SimpleNamespace(user_ns={}, events=SimpleNamespace(register=events.__setitem__))
+    record = tmp_path / "cells.jsonl"
+    rehearsal = begin(Plan(str(record), share=0.5, reduced=False), shell)
+    try:
+        events["post_run_cell"](None)  # of the rehearsal's own cell
+        events["pre_run_cell"](None)
+        held = torch.zeros(2**20, device="cuda")
+        more = held + held
+        del more
+        time.sleep(0.2)
+        events["post_run_cell"](None)
+    finally:
+        rehearsal.card.__exit__(None, None, None)
+    begun, ended = map(json.loads, record.read_text().splitlines())
+    assert begun == {"cell": 1, "begun": True}
+    assert (ended["cell"], ended["gpu_peak"], ended["left"]) == (1, 2 * 4 * 2**20, 4 * 2**20)
+    assert ended["gpu_moved"] == 4 * 4 * 2**20 and ended["host_peak"] > 10**8
+    assert rehearsal.card.ledger.card.memory == int(14.7 * 2**30) // 2

@@ -1,0 +1,77 @@
+"""Models of full size: of the right shape, written once and whole, the same every time."""
+
+import errno
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pretend import LLAMA
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from course_tools.rehearsal import shapes
+from course_tools.rehearsal.shapes import GPT2_FOLDER, SHAPES, TWINS, RehearsalError, make_checkpoint, parameters
+
+
+def test_full_size():
+    assert parameters(SHAPES["llama"].llama) == 1_235_814_400  # as Llama-3.2-1B's card says
+    assert parameters(SHAPES["llama"].gpt2) == 81_912_576  # distilgpt2
+    assert SHAPES["qwen"].share == SHAPES["llama"].share == 1
+    assert SHAPES["quarter"].share == pytest.approx(0.25, rel=0.01)
+    assert SHAPES["qwen"].llama["num_hidden_layers"] == 28
+    for name, shape in SHAPES.items():
+        twin = TWINS[name]
+        for count in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+            assert twin.llama[count] == shape.llama[count], "a twin has as many parts"
+
+
+def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path):
+    folders = [make_checkpoint(LLAMA, tmp_path / name, GPT2_FOLDER) for name in "ab"]
+    one, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders)
+    assert sum(weight.numel() for weight in one.parameters()) == parameters(LLAMA)
+    assert one.lm_head.weight is one.model.embed_tokens.weight
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert 0.019 < one.model.layers[0].mlp.gate_proj.weight.std() < 0.021
+    assert one.model.norm.weight.eq(1).all()
+    assert len(AutoTokenizer.from_pretrained(folders[0])) <= LLAMA["vocab_size"]
+    written = (folders[0] / "model.safetensors").stat().st_mtime_ns
+    make_checkpoint(LLAMA, tmp_path / "a", GPT2_FOLDER)
+    assert (folders[0] / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_killed_writer_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "_CHUNK", 2**18)
+    whole = (make_checkpoint(LLAMA, tmp_path / "whole", GPT2_FOLDER) / "model.safetensors").read_bytes()
+    made, random = [], shapes._random
+
+    def dying(*args):
+        if len(made) == 9:
+            raise KeyboardInterrupt
+        made.append(args)
+        return random(*args)
+
+    monkeypatch.setattr(shapes, "_random", dying)
+    with pytest.raises(KeyboardInterrupt):
+        make_checkpoint(LLAMA, tmp_path / "killed", GPT2_FOLDER)
+    folder = next(path for path in (tmp_path / "killed").iterdir() if path.is_dir())
+    assert not (folder / "model.safetensors").exists(), "nobody takes it for complete"
+    again = []
+    monkeypatch.setattr(shapes, "_random", lambda *args: again.append(args) or random(*args))
+    make_checkpoint(LLAMA, tmp_path / "killed", GPT2_FOLDER)
+    assert (folder / "model.safetensors").read_bytes() == whole
+    assert not set(map(str, again)) & set(map(str, made[:8])), "what was complete is not made again"
+
+
+def test_no_disk_space_before_and_during(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    with pytest.raises(RehearsalError, match=r"needs .* of disk space .* 1\.0 MiB are free"):
+        make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER)
+    monkeypatch.undo()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shapes, "_random", full)
+    with pytest.raises(RehearsalError, match="The disk filled up"):
+        make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER)
+    assert not [path for path in tmp_path.rglob("*safetensors*") if path.is_file()]

@@ -1,0 +1,216 @@
+"""The site's sources: links that lead to pages, quizzes with radio buttons, a glossary that tells the truth."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from sample_lesson import write_lesson
+
+pytest.importorskip("sphinx", reason="part of the extra site")
+
+from course_tools.lessons import authoring, notebooks
+from course_tools.site import pages
+
+ROOT = Path(__file__).resolve().parents[3]
+REPOSITORY = '[tool.course]\nrepository = "someone/somewhere"\nref = "v1"\n'
+PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+ALT = "A single dot that stands for a figure."
+
+
+@pytest.fixture(scope="module")
+def sources():
+    """This course's own."""
+    return pages.Sources(ROOT)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A course of one lesson with one picture, and pages that link to each other."""
+    (tmp_path / "pyproject.toml").write_text(REPOSITORY, encoding="utf-8")
+    lesson = authoring.read_lesson(write_lesson(tmp_path / "lessons"))
+    course = notebooks.Course.read(tmp_path)
+    for path, text in notebooks.render(lesson, course, tmp_path / "notebooks").items():
+        notebook = nbformat.reads(text, as_version=4)
+        shown = nbformat.v4.new_output("display_data", {"image/png": PICTURE}, metadata={"image/png": {"alt": ALT}})
+        next(cell for cell in notebook.cells if "print(" in cell.source).outputs = [shown]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    (tmp_path / "README.md").write_text("# A course\n", encoding="utf-8")
+    (tmp_path / "docs/images").mkdir(parents=True)
+    (tmp_path / "docs/index.md").write_text("# Welcome\n\n<!-- site: numbers -->\n", encoding="utf-8")
+    (tmp_path / "docs/glossary.md").write_text(
+        "# Glossary\n\n- **lesson** (01): What\n  one learns.\n", encoding="utf-8"
+    )
+    return tmp_path
+
+
+def page(folder, name):
+    return dict(pages.Sources(folder).pages())[name]
+
+
+def test_links_lead_to_pages_and_else_to_the_repository(small):
+    text = (
+        "[a](../notebooks/01_small.ipynb#what) [b](../README.md) [c](../lessons/01_small.py) "
+        "[d](https://x.org/y) "
+        "[e](#here) [f](nowhere.md) "
+        "[g](https://github.com/someone/somewhere/blob/v1/notebooks/solutions/01_small.ipynb) "
+        "![h](images/x.png)\n\n```python\nx[0](../README.md)\n```\n"
+    )
+    (small / "docs/more.md").write_text(text, encoding="utf-8")
+    assert page(small, "docs/more.md") == (
+        "[a](../notebooks/01_small.ipynb#what) [b](../index.md) "
+        "[c](https://github.com/someone/somewhere/blob/v1/lessons/01_small.py) [d](https://x.org/y) [e](#here) "
+        "[f](nowhere.md) [g](../notebooks/solutions/01_small.ipynb) ![h](images/x.png)\n\n"
+        "```python\nx[0](../README.md)\n```\n"
+    )
+
+
+def test_lesson_begins_with_its_title_and_a_local_badge(small):
+    for form, other in (("", "solutions/01_small.ipynb"), ("solutions/", "../01_small.ipynb")):
+        first = nbformat.reads(page(small, f"notebooks/{form}01_small.ipynb"), as_version=4).cells[0].source
+        assert first.startswith("# 01 · A small lesson")
+        assert f"({'../' * (1 + bool(form))}docs/images/open-in-colab.svg)" in first and f"]({other})" in first
+        assert f"somewhere/blob/v1/notebooks/{form}01_small.ipynb" in first, "Colab opens the notebook of that tag"
+
+
+def test_picture_keeps_its_sentence_and_two_in_a_cell_are_refused(small):
+    cells = nbformat.reads(page(small, "notebooks/01_small.ipynb"), as_version=4).cells
+    assert [cell.metadata.mystnb.image.alt for cell in cells if "mystnb" in cell.metadata] == [ALT]
+    path = small / "notebooks/01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(cell for cell in notebook.cells if cell.get("outputs"))
+    cell.outputs = cell.outputs * 2
+    nbformat.write(notebook, path)
+    with pytest.raises(pages.SiteError, match="2 pictures"):
+        page(small, "notebooks/01_small.ipynb")
+
+
+class Form(HTMLParser):
+    """(tag, attributes) of what is in a page's forms."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def all(self, name):
+        return [attributes for tag, attributes in self.found if tag == name]
+
+
+def test_question_has_labelled_radio_buttons_each_with_its_reason(small):
+    question = authoring.read_question(
+        "Two `x`?\n\n- [ ] *one*\n  > Less.\n- [x] a < b\n  > Right so.\n- [ ] c\n  > No."
+    )
+    text = pages.question_page(question, 2, name="quiz-01-2")
+    form = Form(text)
+    assert text.startswith("### Question 2\n\n") and "Two `x`?" in text
+    assert [one["value"] for one in form.all("input")] == ["A", "B", "C"]
+    assert {one["name"] for one in form.all("input")} == {"quiz-01-2"}
+    assert [one["data-right"] for one in form.all("p")] == ["false", "true", "false"]
+    assert form.all("fieldset") == [{"aria-labelledby": "quiz-01-2"}] and '<div id="quiz-01-2">' in text
+    assert "<em>one</em>" in text and "a &lt; b" in text
+    assert all("hidden" in one for one in [*form.all("p"), *form.all("button")]), "without script, answers are folded"
+    assert text.count("Right so.") == 2
+
+
+def test_every_quiz_is_on_its_lesson_and_on_the_quizzes_page(sources):
+    staged = dict(sources.pages())
+    for lesson in sources.lessons:
+        for form in ("", "solutions/"):
+            cells = nbformat.reads(staged[f"notebooks/{form}{lesson.name}.ipynb"], as_version=4).cells
+            asked = [cell.source for cell in cells if '<form class="quiz">' in cell.source]
+            assert len(asked) == len(lesson.quiz)
+            for question, source in zip(lesson.quiz, asked, strict=True):
+                assert question.text in source
+    names = [one["name"] for one in Form(staged["quizzes.md"]).all("input")]
+    assert len(set(names)) == sum(len(lesson.quiz) for lesson in sources.lessons)
+
+
+def test_every_term_is_introduced_where_the_glossary_says(sources):
+    assert len(sources.terms) >= 40
+    assert len({term.name.lower() for term in sources.terms}) == len(sources.terms), "a term stands there twice"
+    text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    assert len(re.findall(r"^- ", text, re.MULTILINE)) == len(sources.terms), "a line is not `- **term** (NN): …`"
+    for term in sources.terms:
+        assert sources.introduction(term)
+
+
+def test_wrong_terms_are_noticed(small):
+    sources = pages.Sources(small)
+    assert sources.terms == [pages.Term("lesson", "01", "What one learns.")]
+    assert "(../notebooks/01_small.ipynb#what-you-will-learn)" in sources.introduction(sources.terms[0])
+    with pytest.raises(pages.SiteError, match="doesn't say 'walrus'"):
+        sources.introduction(pages.Term("walrus", "01", ""))
+    with pytest.raises(pages.SiteError, match="names lesson 07"):
+        sources.introduction(pages.Term("lesson", "07", ""))
+
+
+def test_section_of_a_term():
+    texts = [
+        "## One\n\nNothing.\n\n### Two",
+        "More of `Conv1D`.\n\n## Three\n\nA *KV cache*,\nand",
+        "## Four\n\nkv  cache",
+    ]
+    assert pages.section_of("Conv1D", texts) == "Two"
+    assert pages.section_of("KV cache", texts) == "Three"
+    assert pages.section_of("rv", texts) is None, "words begin where they begin"
+
+
+def test_landing_counts_what_is_there(small):
+    text = page(small, "index.md")
+    for what, count in {"lessons": 1, "exercises that check themselves": 1, "quiz questions with reasons": 3}.items():
+        assert f'<dt>{what}</dt><dd class="numbers-count">{count}</dd>' in text
+
+
+def test_unknown_place_and_drawing_are_refused(small):
+    (small / "docs/more.md").write_text("<!-- site: walrus -->\n", encoding="utf-8")
+    with pytest.raises(pages.SiteError, match="walrus"):
+        page(small, "docs/more.md")
+    (small / "docs/more.md").write_text("```mermaid\npie\n```\n", encoding="utf-8")
+    with pytest.raises(pages.SiteError, match="Mermaid"):
+        page(small, "docs/more.md")
+
+
+def test_layers_are_a_list(sources):
+    text = dict(sources.pages())["docs/house.md"]
+    assert "mermaid" not in text and re.search(r'<ol class="layers".*<strong>ground</strong> checks', text)
+
+
+def test_nothing_is_left_out_of_the_contents(sources):
+    staged = {name.rpartition(".")[0] for name, _ in sources.pages()} - {"index"}
+    listed = set(re.findall(r"^[\w/]+$", "\n".join([sources._contents(), sources._solutions_page()]), re.MULTILINE))
+    assert staged == listed
+
+
+OUTSIDE = re.compile(r'<(?:script|img|link|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"')
+
+
+@pytest.mark.embedded  # no model, but half a minute
+def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
+    assert pages.build(ROOT, tmp_path / "site") == 0
+    written = list((tmp_path / "site").rglob("*.html"))
+    assert len(written) > 2 * len(list((ROOT / "lessons").glob("*.py")))
+    for file in written:
+        outside = [
+            found for found in OUTSIDE.findall(file.read_text(encoding="utf-8")) if 'rel="canonical"' not in found
+        ]
+        assert not outside, f"{file.name} loads {outside[:2]}"
+
+
+@pytest.mark.embedded
+def test_link_that_leads_nowhere_is_an_error(small, capfd):
+    for name in ("conf.py", "static"):
+        (shutil.copytree if name == "static" else shutil.copy)(ROOT / "docs" / name, small / "docs" / name)
+    (small / "course_utils").mkdir()
+    (small / "course_utils/__init__.py").write_text('"""A library."""\n', encoding="utf-8")
+    with (small / "docs/index.md").open("a", encoding="utf-8") as page:
+        page.write("\n<!-- site: contents -->\n\n[gone](glossary.md#no-such-heading)\n")
+    assert pages.build(small, small / "site") == 1
+    told = capfd.readouterr().err
+    assert "no-such-heading" in told

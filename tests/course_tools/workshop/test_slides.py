@@ -1,0 +1,210 @@
+"""Slides: nothing of the lesson is lost or given away, nothing runs over its slide, nothing asks a network."""
+
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from sample_lesson import LESSON, write_lesson
+
+from course_tools.lessons import notebooks
+from course_tools.lessons.authoring import find_lessons, read_lesson
+from course_tools.workshop import slides
+from course_utils import assets
+
+ROOT = Path(__file__).resolve().parents[3]
+LESSONS = find_lessons(ROOT / "lessons")
+CHECKS = """
+def check_double(attempt):
+    '''Check it. This sentence is no mistake.'''
+    require(attempt(3) == 6, "Twice 3 is 6.")
+    require(attempt(3) > 6, f"of {attempt(3)} it is too small, take twice the number.")
+    _more(attempt)
+
+
+def _more(attempt):
+    rule_out([(9, "You squared the number, and that is something else.")], attempt(3), 6)
+
+
+def _other(attempt):
+    require(False, "This belongs to another check.")
+"""
+NOTES = '# %% [markdown] tags=["notes"]\n# **The point:** numbers can be doubled.\n\n# %% tags=["install"]'
+
+
+def text_of(made):
+    return ["\n".join(part for part in slide.parts if isinstance(part, str)) for slide in made]
+
+
+def slides_of_lesson(path):
+    lesson = read_lesson(path)
+    saved = nbformat.read(ROOT / "notebooks" / f"{lesson.name}.ipynb", as_version=4)
+    checks = (ROOT / f"course_utils/exercises/lesson_{lesson.number}.py").read_text(encoding="utf-8")
+    return lesson, slides.slides_of(lesson, saved, checks)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The sample lesson with notes, a prediction and an output after it."""
+    predicting = (
+        "# %% [markdown]\n# ## Look\n#\n# **Predict before you run.** What is 6 times 7?\n#\n# <details><summary>What "
+        "we saw (saved run, embedded profile)</summary>\n#\n# It was 42.\n#\n# </details>\n\n# %%\nimport sys\n"
+    )
+    text = LESSON.replace('# %% tags=["install"]', NOTES).replace("# %%\nimport sys\n", predicting)
+    lesson = read_lesson(write_lesson(tmp_path, text))
+    saved = notebooks.build_notebook(lesson, notebooks.Course("a/b", "main"), "exercises")
+    for cell in saved.cells:
+        if "6 * 7" in cell.source and cell.cell_type == "code":
+            cell.outputs = [nbformat.v4.new_output("stream", text="seen\n")]
+        if "check_double" in cell.source and cell.cell_type == "code":
+            cell.outputs = [nbformat.v4.new_output("stream", text="Exercise 1: not solved yet.\n")]
+    return slides.slides_of(lesson, saved, CHECKS)
+
+
+def test_slides_of_a_small_lesson(small):
+    assert [(slide.kind, text.partition("\n")[0]) for slide, text in zip(small, text_of(small), strict=True)] == [
+        ("slide", "# 01 · A small lesson"),
+        ("slide", "## What you will learn"),
+        ("slide", "## Look"),
+        ("subslide", ""),
+        ("subslide", "### Exercise 1 · ●○○ · 5 minutes"),
+        ("subslide", "### Question 1"),
+        ("subslide", "### Question 2"),
+        ("subslide", "### Question 3"),
+    ]
+    assert small[3].parts[0].text == "seen\n", "a prediction ends its slide; the answer stands on the next one"
+
+
+def test_answers_go_to_the_speaker(small):
+    shown, told = "\n".join(text_of(small)), ["\n".join(slide.notes) for slide in small]
+    for secret in ("It was 42", "Use `*`", "That is once", "numbers can be doubled", "return 2", "not solved yet"):
+        assert secret not in shown
+    assert "numbers can be doubled" in told[0] and "5 alone" in told[0]
+    assert "What the saved run showed" in told[2] and "It was 42" in told[2]
+    assert "- Of … it is too small, take twice the number." in told[4]
+    assert "Use `*`" in told[4] and "- Twice 3 is 6." in told[4] and "squared the number" in told[4]
+    assert "no mistake" not in told[4] and "another check" not in told[4]
+    assert "**B is right.** Doubled." in told[5] and "- **A.** That is once." in told[5]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[path.stem[:2] for path in LESSONS])
+def test_nothing_runs_over_by_the_rule(path):
+    lesson, made = slides_of_lesson(path)
+    for slide in made:
+        blocks = [part for part in slide.parts if not (isinstance(part, str) and part.startswith("#"))]
+        over = slide.lines > slides.LINES
+        assert not over or len(blocks) <= 1 or "quiz" in slide.kind, f"{lesson.number}: {text_of([slide])}"
+        assert slide.lines <= slides.LINES / slides.SMALLEST, (
+            f"{lesson.number}: too long to be shrunk: {text_of([slide])}"
+        )
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[path.stem[:2] for path in LESSONS])
+def test_everything_of_a_lesson_is_there(path):
+    lesson, made = slides_of_lesson(path)
+    shown, notes = "\n".join(text_of(made)), "\n".join(note for slide in made for note in slide.notes)
+    headings = [
+        h for cell in lesson.cells if cell.cell_type == "markdown" for h in re.findall(r"^##+ .+", cell.source, re.M)
+    ]
+    missing = [heading for heading in headings if heading not in shown and heading != "## References"]
+    assert not missing
+    saved = nbformat.read(ROOT / "notebooks" / f"{lesson.name}.ipynb", as_version=4)
+    pictures = sum("image/png" in output.get("data", {}) for cell in saved.cells for output in cell.get("outputs", []))
+    drawn = sum(
+        "image/png" in part.get("data", {}) for slide in made for part in slide.parts if not isinstance(part, str)
+    )
+    assert drawn == pictures > 0
+    assert shown.count("### Question") == notes.count("**Poll.**") == len(lesson.quiz)
+    assert "What we saw (saved run" not in shown and "<details>" not in shown + notes
+    assert "**The point:**" in made[0].notes[0], 'a text cell tagged "notes" tells the speaker what the lesson is about'
+    assert notes.count("Wrong turns that the check names") >= 4
+
+
+def test_long_table_is_cut_and_says_so():
+    rows = "".join(f"<tr><td>{row}</td></tr>" for row in range(40))
+    page = f"<table><thead><tr><th>n</th></tr></thead><tbody>{rows}</tbody></table>"
+    output = nbformat.v4.new_output("display_data", data={"text/html": page, "text/plain": ""})
+    cut = slides.shortened(output).data["text/html"]
+    assert cut.count("<tr") == slides.ROWS + 1 and "<td>15</td>" in cut and "<td>16</td>" not in cut
+    assert f"… and {40 - slides.ROWS} more rows in the notebook." in cut
+    short = nbformat.v4.new_output("display_data", data={"text/html": page.replace(rows, rows[:100])})
+    assert slides.shortened(short) is short
+
+
+def test_blocks_keep_tables_and_code_whole():
+    text = "## Title\ntext right below\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```\none\n\ntwo\n```\n\n- x\n- y"
+    assert [*slides.blocks(text)] == [
+        "## Title", "text right below", "| a | b |\n|---|---|\n| 1 | 2 |", "```\none\n\ntwo\n```", "- x\n- y",
+    ]  # fmt: skip
+    items = "\n".join(f"- item {number}\n  goes on" for number in range(20))
+    assert [*slides.blocks(items)] == [f"- item {number}\n  goes on" for number in range(20)]
+
+
+def test_deck_asks_no_network_and_keeps_alt_text(small):
+    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    sentence = "A dot, and < nothing & else."
+    picture = nbformat.v4.new_output("display_data", data={"image/png": png}, metadata={"image/png": {"alt": sentence}})
+    small[3].add(picture)
+    page = slides.deck(small, title="01 · A small lesson")
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?https?:""", page)
+    assert 'alt="A dot, and &lt; nothing &amp; else."' in page
+    assert page.count('<aside class="notes">') == sum(bool(slide.notes) for slide in small)
+    assert "require(" not in page and "MathJax" not in page
+
+
+def test_decks_stand_in_a_folder_of_their_own(small, tmp_path):
+    reveal = tmp_path / "from"
+    for part in ("dist/reveal.js", "plugin/notes/notes.js", "LICENSE"):
+        (reveal / part).parent.mkdir(parents=True, exist_ok=True)
+        (reveal / part).write_text(part, encoding="utf-8")
+    pages = {"01_small": ("01 · <A> lesson", slides.deck(small, title="x"))}
+    for _ in range(2):
+        index = slides.write_decks(pages, reveal, tmp_path / "to")
+    text = index.read_text(encoding="utf-8")
+    assert 'href="01_small.html"' in text and "01_small.html?print-pdf" in text and "&lt;A&gt;" in text
+    for name in re.findall(r'(?:src|href)="(reveal/[^"]+\.js)"', pages["01_small"][1]):
+        assert (tmp_path / "to" / name).exists(), name
+
+
+@pytest.mark.embedded
+def test_every_slide_fits_in_a_browser(tmp_path):
+    """Chromium shows each slide: nothing runs over, nothing is shrunk beyond reading, no error, no request outside."""
+    browsers = pytest.importorskip("playwright.sync_api", reason="no browser to look with")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium to look with")
+    pages = {}
+    for path in LESSONS:
+        lesson, made = slides_of_lesson(path)
+        pages[lesson.name] = (lesson.title, slides.deck(made, title=lesson.title))
+    index = slides.write_decks(pages, assets.fetch("reveal"), tmp_path)
+    with browsers.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": slides.WIDTH, "height": slides.HEIGHT})
+        wrong = []
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("requestfailed", lambda request: wrong.append(request.url))
+        page.on("request", lambda request: wrong.append(request.url) if request.url.startswith("http") else None)
+        for name in pages:
+            page.goto((index.parent / f"{name}.html").as_uri())
+            page.wait_for_function("window.Reveal && Reveal.isReady()")
+            found = page.evaluate(_LOOK)
+            assert len(found) > 30
+            for slide in found:
+                assert slide["right"] <= slides.WIDTH + 1 and slide["bottom"] <= slides.HEIGHT + 1, (name, slide)
+                assert slide["scale"] >= slides.SMALLEST and slide["height"] > 20, (name, slide)
+        page.goto((index.parent / f"{name}.html").as_uri() + "?print-pdf")
+        page.wait_for_selector(".pdf-page")
+        page.wait_for_timeout(500)
+        assert page.locator(".pdf-page").count() == len(found), "one page a slide"
+        browser.close()
+    assert not wrong
+
+
+_LOOK = """() => Reveal.getSlides().map(slide => {
+  const at = Reveal.getIndices(slide);
+  Reveal.slide(at.h, at.v);
+  const fit = slide.querySelector(".fit"), box = fit.getBoundingClientRect();
+  return {right: box.right, bottom: box.bottom, height: box.height, scale: +fit.dataset.scale, text: slide.innerText};
+})"""
