@@ -74,7 +74,7 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     amount, unit = read_budget(args.budget)
     checks.whole_number("--correction", args.correction)
     checks.whole_number("--accumulate", args.accumulate, least=1)
-    disable_fsdp_ram_efficient_loading()  # every process needs the teacher's weights, not the first one alone
+    disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone
     launch = PartialState(timeout=_SEARCHING)
     if args.accumulate % launch.num_processes:
         raise ValueError(

@@ -109,11 +109,10 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
             f"'accumulate' ({accumulate}) must be a multiple of the number of processes ({accelerator.num_processes}), "
             "so that each has the same number of batches in every step."
         )
-    # What transformers loads in a sharded launch, it loads in the first process alone, unless it is told not to.
     if teacher is not None and len(set(gather_object([identity(teacher)]))) > 1:
         raise ValueError(
-            "The teacher isn't the same in all processes. In a sharded launch add --fsdp_cpu_ram_efficient_loading "
-            "false, so that each process loads its weights; the others' models are empty otherwise."
+            "The teacher isn't the same in all processes: each must load, or make, the same weights. A sharded launch may "
+            "load them in the first process alone; --fsdp_cpu_ram_efficient_loading false makes all do it."
         )
     for model in models:
         model.to(accelerator.device)

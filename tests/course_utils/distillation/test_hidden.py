@@ -74,13 +74,13 @@ def test_value_and_gradient_by_hand(family, padding, alpha):
         return batch_loss(student, describe(teacher), batch, alpha=alpha)
 
     total = module(loss, describe(student), batch)
+    assert not any(block._forward_hooks for model in (teacher, student) for block in describe(model).blocks)
     distance = by_hand(teacher, student, module.projection, given, pairs)
     expected = loss(describe(student), batch) + 2 * distance
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-4)
     for a, b in zip(*(gradients(x, student, module.projection) for x in (total, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     assert all(weight.grad is None for weight in teacher.parameters())
-    assert not any(block._forward_hooks for model in (teacher, student) for block in describe(model).blocks)
 
 
 def test_a_step_counts_it_for_each_predicted_token():
