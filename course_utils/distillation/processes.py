@@ -111,8 +111,8 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
         )
     if teacher is not None and len(set(gather_object([identity(teacher)]))) > 1:
         raise ValueError(
-            "The teacher isn't the same in all processes: each must load, or make, the same weights. A sharded launch may "
-            "load them in the first process alone; --fsdp_cpu_ram_efficient_loading false makes all do it."
+            "The teacher isn't the same in all processes: each must load, or make, the same weights. A sharded launch "
+            "may load them in the first process alone; --fsdp_cpu_ram_efficient_loading false makes all do it."
         )
     for model in models:
         model.to(accelerator.device)
