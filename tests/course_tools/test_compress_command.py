@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -104,44 +103,41 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
 BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
 
 
-def spread(folder):
-    """The command in several processes, data-parallel and sharded, which note who of them scores."""
+def data_parallel(folder):
+    """The command in several processes, which note who of them scores."""
     scoring, rank = compress_command.importance, PartialState().process_index
 
     def noted(*args):
         with open(os.path.join(folder, f"scored by {rank}"), "a") as file:
-            file.write("once\n")
+            file.write("once")
         return scoring(*args)
 
     compress_command.importance = noted
-    assert cli.main([*BOTH, "--out", os.path.join(folder, "data-parallel")]) == 0
-    shard_by_hand()
-    assert cli.main([*BOTH, "--out", os.path.join(folder, "sharded")]) == 0
     assert cli.main([*BOTH, "--out", os.path.join(folder, "refused"), "--accumulate", "3"]) == 1
+    assert cli.main([*BOTH, "--out", os.path.join(folder, "several")]) == 0
 
 
-def test_two_processes_make_the_model_of_one(tmp_path, monkeypatch, capsys):
+def sharded(folder):
+    shard_by_hand()
+    data_parallel(folder)
+
+
+@pytest.mark.parametrize("launched", [data_parallel, sharded])
+def test_two_processes_make_the_model_of_one(launched, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    in_two_processes(spread, tmp_path)
+    in_two_processes(launched, tmp_path)
     assert cli.main([*BOTH, "--out", str(tmp_path / "one")]) == 0
-    one = saved(tmp_path / "one")
-    for launched in ("data-parallel", "sharded"):
-        several = saved(tmp_path / launched)
-        assert several.config.to_dict() == one.config.to_dict()  # the same version won
-        for a, b in zip(several.parameters(), one.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert [path.name for path in tmp_path.glob("scored by *")] == ["scored by 0"]
-    assert (tmp_path / "scored by 0").read_text().split() == ["once", "once"]
+    one, several = saved(tmp_path / "one"), saved(tmp_path / "several")
+    assert several.config.to_dict() == one.config.to_dict()  # the same version won
+    for a, b in zip(several.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert [(path.name, path.read_text()) for path in tmp_path.glob("scored by *")] == [("scored by 0", "once")]
     assert not (tmp_path / "refused").exists()
 
     # What several have done, one needn't do again.
     monkeypatch.setattr(compress_command, "importance", None)
-    shutil.rmtree(tmp_path / "data-parallel" / "model", ignore_errors=True)
-    before = saved(tmp_path / "sharded")
-    for launched in ("data-parallel", "sharded"):
-        assert cli.main([*BOTH, "--out", str(tmp_path / launched)]) == 0
-    again = saved(tmp_path / "sharded")
-    assert all(map(torch.equal, again.parameters(), before.parameters()))
+    assert cli.main([*BOTH, "--out", str(tmp_path / "several")]) == 0
+    assert all(map(torch.equal, saved(tmp_path / "several").parameters(), several.parameters()))
 
 
 def test_the_launch_that_the_help_shows(capsys):
