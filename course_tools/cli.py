@@ -40,10 +40,12 @@ LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT /
 EXPECTED, TEACHING = verifying.EXPECTED, ROOT / "docs" / "teaching.md"
 _HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
 _COMPRESS_OPTIONS = (
+    ("--correction", 0, "steps of teacher correction first, at a quarter of --lr"),
     ("--steps", 400, "steps of recovery"),
     ("--finalists", 4, "versions that learn a little before one is chosen"),
     ("--light", 40, "steps that each finalist learns"),
-    ("--rows", 4, "rows of text a step"),
+    ("--rows", 4, "rows of text a batch"),
+    ("--accumulate", 1, "batches a step of correction and recovery, which the processes of a launch share"),
     ("--length", 256, "tokens a row"),
     ("--lr", 2e-4, "the peak learning rate"),
     ("--domain", "speeches", "of the text to learn, a name of course_utils.texts"),
@@ -437,7 +439,11 @@ def _parser() -> argparse.ArgumentParser:
     rehearsing = command(rehearse)
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
     rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
-    compressing = command(compress)
+    compressing = command(
+        compress,
+        epilog="On eight GPUs: accelerate launch --multi_gpu --num_processes 8 -m course_tools compress MODEL --budget "
+        "113M --accumulate 8. With --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too.",
+    )
     compressing.add_argument("model", help='"llama", "gpt2", a folder, or a hub id')
     compressing.add_argument("--budget", required=True, help="80%% or 113M parameters, or 450MB of weights")
     compressing.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")

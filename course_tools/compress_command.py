@@ -1,6 +1,10 @@
 """`python course.py compress MODEL --budget 113M`: lesson 11's recipe for any supported model, resumable.
 
 First it says what it is going to do and what that takes; with --dry-run it stops there.
+
+Under ``accelerate launch`` the processes share the teacher's correction and the recovery; the first one scores,
+searches, saves and judges for all, in a folder that all of them see. The model is that of a single process up to
+rounding, and either may go on where the other stopped.
 """
 
 from __future__ import annotations
@@ -9,21 +13,29 @@ import argparse
 import re
 import time
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 
 import pandas as pd
 import torch
+from accelerate import PartialState
+from accelerate.utils import disable_fsdp_ram_efficient_loading
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import checks
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
+from course_utils.distillation.processes import alone
 from course_utils.language_modelling import perplexity
-from course_utils.models import identity, load_model
+from course_utils.models import identity, load_model, variant
 from course_utils.reports import model_size
 from course_utils.texts import TokenBlocks, token_blocks
 
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "MB": 1e6, "GB": 1e9}
+_SEARCHING = timedelta(days=7)  # how long processes wait for the one that scores and searches, at most
+_CORRECTION = 0.25  # the teacher's learning rate in its correction, as a share of the student's
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|K|M|B|MB|GB)")
 
 
@@ -56,10 +68,22 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
         say: shows a line.
 
     Raises:
-        ValueError: a budget that nothing fits, an unsupported or unavailable model, or too little text.
+        ValueError: a budget that nothing fits, an unsupported or unavailable model, too little text, or batches that
+            the processes can't share equally.
     """
     amount, unit = read_budget(args.budget)
-    model, tokenizer = load_model(args.model)
+    checks.whole_number("--correction", args.correction)
+    checks.whole_number("--accumulate", args.accumulate, least=1)
+    disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone
+    launch = PartialState(timeout=_SEARCHING)
+    if args.accumulate % launch.num_processes:
+        raise ValueError(
+            f"'--accumulate' ({args.accumulate}) must be a multiple of the number of processes "
+            f"({launch.num_processes}): each takes as many of a step's batches."
+        )
+    if not launch.is_main_process:
+        say = _say_nothing
+    model, tokenizer = load_model(args.model, device=launch.device if launch.num_processes > 1 else None)
     whole = Candidate.of(model)
     budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
     found = candidates(model, budget, multiple_of=args.multiple_of)
@@ -67,43 +91,83 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     say(f"{len(found)} versions cost at most {budget.amount:,.0f} {budget.unit}:")
     for candidate in found:
         say(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters")
-    size, seconds = estimate(model, found, args)
     say(
-        f"About {size / 1e9:.1f} GB of memory while it learns and {seconds / 60:,.0f} minutes on this machine "
-        f"({_steps(found, args):,} steps of {args.rows} x {args.length} tokens); both are estimates."
+        f"Steps: {args.correction} of teacher correction, {min(args.finalists, len(found))} x {args.light} of light "
+        f"distillation, {args.steps} of recovery, of {args.rows} x {args.length} tokens; correction and recovery take "
+        f"{args.accumulate} such batches a step, shared by {launch.num_processes} process(es)."
+    )
+    size, seconds = estimate(model, found, args, processes=launch.num_processes)
+    say(
+        f"About {size / 1e9:.1f} GB of memory while it learns and {seconds / 60:,.0f} minutes on this machine; both "
+        "are estimates."
     )
     if args.dry_run:
         return 0
 
-    # Another model, or other text, has a folder of its own.
-    folder = args.out / identity(model)
     calibration, choosing, train, held_out = _text(tokenizer, args)
-    scores = folder / f"scores-{args.length}.safetensors"
-    if not scores.exists():
-        importance(model, calibration.batches(args.rows)).save(scores)
-    kept = Importance.load(scores)
-    as_cut = rank(model, found, kept, choosing, folder=folder / "search")
-    best = _versions(as_cut.head(args.finalists))
-    light = Recipe(steps=args.light, lr=args.lr)
-    learned = rank(model, best, kept, choosing, folder=folder / "search", train=train.batches(args.rows), recipe=light)
-    say(learned[["blocks", "hidden", "groups", "neurons", "parameters", "nll", "distilled_nll"]].to_string(index=False))
-    (winner,) = _versions(learned.head(1))
+    judged = {"whole": perplexity(model, held_out)} if launch.is_main_process else {}
+    model = _corrected(model, train, args)
+    # Another model, a corrected teacher, or other text has a folder of its own.
+    folder = args.out / identity(model)
+    with launch.main_process_first(), alone():  # the others find in the folder what the first one has done
+        scores = folder / f"scores-{args.length}.safetensors"
+        if not scores.exists():
+            importance(model, calibration.batches(args.rows)).save(scores)
+        kept = Importance.load(scores)
+        winner, table = _search(model, found, kept, choosing, train, folder / "search", args)
+    say(table)
 
     student = shrink(model, winner, kept)
-    cut = perplexity(student, held_out)
-    recipe = Recipe(steps=args.steps, lr=args.lr)
+    if launch.is_main_process:
+        judged["cut"] = perplexity(student, held_out)
+    recipe = Recipe(steps=args.steps, lr=args.lr, accumulate=args.accumulate)
     distill(model, student, train.batches(args.rows), recipe, checkpoint_dir=folder / f"{winner.name}-{args.steps}")
-    target = save_pruned(student, tokenizer, args.out / "model")
-    made = model_size(student)
-    say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text ({args.domain}):")
-    for name, measured in (
-        ("whole", perplexity(model, held_out)),
-        ("cut", cut),
-        ("recovered", perplexity(student, held_out)),
-    ):
-        say(f"  {name:<11}{measured}")
-    say(f"Saved; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
+    if launch.is_main_process:
+        judged["recovered"] = perplexity(student, held_out)
+        target = save_pruned(student, tokenizer, args.out / "model")
+        made = model_size(student)
+        say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text (speeches):")
+        for name, measured in judged.items():
+            say(f"  {name:<11}{measured}")
+        say(f"Saved; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
+    launch.wait_for_everyone()
     return 0
+
+
+def _say_nothing(_line: str) -> None:
+    """What all processes but the first one say."""
+
+
+def _corrected(model: PreTrainedModel, train: TokenBlocks, args: argparse.Namespace) -> PreTrainedModel:
+    """The teacher after a few steps on the text that students are to learn from (Minitron in practice, 2408.11796)."""
+    if args.correction == 0:
+        return model
+    teacher = variant(model)
+    batches = train.batches(args.rows)[: args.correction * args.accumulate]
+    distill(
+        model, teacher, batches, steps=args.correction, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0,
+        checkpoint_dir=args.out / identity(model) / f"correction-{args.correction}",
+    )  # fmt: skip
+    return teacher
+
+
+def _search(
+    model: PreTrainedModel,
+    found: list[Candidate],
+    kept: Importance,
+    choosing: TokenBlocks,
+    train: TokenBlocks,
+    folder: Path,
+    args: argparse.Namespace,
+) -> tuple[Candidate, str]:
+    """The version that is best after light distillation, and the ranking as a table; every record is kept."""
+    as_cut = rank(model, found, kept, choosing, folder=folder)
+    best = _versions(as_cut.head(args.finalists))
+    light = Recipe(steps=args.light, lr=args.lr)
+    learned = rank(model, best, kept, choosing, folder=folder, train=train.batches(args.rows), recipe=light)
+    (winner,) = _versions(learned.head(1))
+    shown = learned[["blocks", "hidden", "groups", "neurons", "parameters", "nll", "distilled_nll"]]
+    return winner, shown.to_string(index=False)
 
 
 def _versions(frame: pd.DataFrame) -> list[Candidate]:
@@ -121,18 +185,21 @@ def _text(
         return token_blocks(tokenizer, split, domain=domain, tokens=count * args.length, length=args.length)
 
     calibration = rows("calibration", 48).sample(48, 0)
-    train = rows("distillation", max(args.steps, args.light) * args.rows, args.domain)
+    batches = max(args.accumulate * max(args.steps, args.correction), args.light)
+    train = rows("distillation", batches * args.rows, args.domain)
     return calibration[:32], calibration[32:], train, rows("evaluation", 24)
 
 
-def estimate(model: PreTrainedModel, found: list[Candidate], args: argparse.Namespace) -> tuple[float, float]:
-    """What the recipe takes: bytes while the largest version learns, and seconds.
+def estimate(
+    model: PreTrainedModel, found: list[Candidate], args: argparse.Namespace, *, processes: int = 1
+) -> tuple[float, float]:
+    """What the recipe takes: bytes in each process while the largest model learns, and seconds.
 
     Memory is counted from shapes; time is that of one forward pass on this machine, times what there is to do.
     """
     largest = max(found, key=lambda candidate: candidate.parameters)
-    shapes = outline(model.config), outline(outline_of(model, largest).config)
-    plan = memory_plan(*shapes, rows=args.rows, length=args.length)
+    learning = model if args.correction else outline_of(model, largest)
+    plan = memory_plan(outline(model.config), outline(learning.config), rows=args.rows, length=args.length)
     ids = torch.ones(args.rows, args.length, dtype=torch.long, device=model.device)
     took = []
     for _ in range(2):  # the first one warms up
@@ -143,9 +210,7 @@ def estimate(model: PreTrainedModel, found: list[Candidate], args: argparse.Name
     forward = min(took) * 1.3  # and the head
     share = largest.parameters / model_size(model).parameters
     # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
-    readings = _steps(found, args) * (1 + 3 * share) + len(found) * 16 / args.rows
-    return sum(plan.values()), forward * readings
-
-
-def _steps(found: list[Candidate], args: argparse.Namespace) -> int:
-    return args.steps + min(args.finalists, len(found)) * args.light
+    each = 1 + 3 * share
+    searching = len(found) * 16 / args.rows + min(args.finalists, len(found)) * args.light * each
+    learning_steps = args.correction * 3 + args.steps * each
+    return sum(plan.values()), forward * (searching + learning_steps * args.accumulate / processes)

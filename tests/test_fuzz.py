@@ -25,8 +25,8 @@ from course_utils import language_modelling, models, width
 # `encode_with_bytes` needs a tokenizer of bytes or pieces, which the tiny models don't have.
 LEFT_OUT = (
     "exercises modeling plotting diagrams assets files session checks prompt_harm bias distillation.state "
-    "distillation.processes distillation.losses benchmark_tasks influence policies reports.shown reports.with_interval "
-    "uncertainty.verdict evaluation.compare texts.encode_with_bytes"
+    "distillation.processes distillation.losses distillation.hidden benchmark_tasks influence policies reports.shown "
+    "reports.with_interval uncertainty.verdict evaluation.compare texts.encode_with_bytes"
 ).split()
 SPEED = {"rounds": 6, "warmups": 0, "new_tokens": 2, "prompt_tokens": 4}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from course_utils import checks
 from course_utils.distillation.losses import LOSSES
 
 _FLOOR = 0.1  # the share of the peak learning rate that is left at the end
+# Settings that came later, and their defaults. At these they stand in no record, so that older ones stay valid.
+LATER: dict[str, Any] = {"hidden": 0.0, "hidden_pairs": None}
 
 
 def _between_0_and_1(name: str, value: Any) -> float:
@@ -27,6 +29,18 @@ def _count(name: str, value: Any) -> int:
 
 def _count_or_none(name: str, value: Any) -> int | None:
     return None if value is None else _count(name, value)
+
+
+def _pairs_or_none(name: str, value: Any) -> tuple[tuple[int, int], ...] | None:
+    if value is None:
+        return None
+    given = list(value) if isinstance(value, Iterable) else []
+    pairs = [checks.whole_numbers(name, pair) for pair in given]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"'{name}' must hold pairs, a student's block and a teacher's, such as [(20, 26)]; got {value!r}."
+        )
+    return tuple((student, teacher) for student, teacher in pairs)
 
 
 def _number(check: Callable[[str, Any], float]) -> Callable[[str, Any], float]:
@@ -48,6 +62,10 @@ class Recipe:
         temperature: what both models' logits are divided by before they are compared.
         alpha: the cross-entropy's share of the loss, from 0 to 1; at 1 the teacher has no say and isn't run.
         beta: the teacher's share of the mixture that "jsd" compares with, above 0 and below 1.
+        hidden: how much the states inside the models count beside their predictions, see ``hidden.HiddenLoss``: this
+            times a distance that is 0 where they are equal and 1 where they have nothing in common; 0 leaves it out.
+        hidden_pairs: whose states: pairs of a student's block and a teacher's; None takes one late pair. Goes with
+            ``hidden``.
         accumulate: batches a step.
         warmup: share of the steps in which the rate rises; then it falls as a cosine to a tenth.
         weight_decay: AdamW's, of the matrices; norms and biases never decay.
@@ -78,6 +96,8 @@ class Recipe:
     temperature: float = 1.0
     alpha: float = 0.0
     beta: float = 0.5
+    hidden: float = 0.0
+    hidden_pairs: tuple[tuple[int, int], ...] | None = None
     accumulate: int = 1
     warmup: float = 0.05
     weight_decay: float = 0.0
@@ -94,14 +114,20 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))  # frozen for everybody else
+        if self.hidden_pairs is not None and self.hidden == 0:
+            raise ValueError("'hidden_pairs' goes with 'hidden' above 0, the weight of that loss; got 0.")
 
     def __str__(self) -> str:
         """One line a setting."""
         return "\n".join(f"{name:<16}{value}" for name, value in self.as_json().items())
 
     def as_json(self) -> dict[str, Any]:
-        """The settings by name, as JSON can hold them."""
-        return {name: str(value) if name == "precision" else value for name, value in vars(self).items()}
+        """The settings by name, as JSON can hold them; without those of ``hidden`` where it is 0."""
+        shown = {name: value for name, value in vars(self).items() if name not in LATER or value != LATER[name]}
+        shown["precision"] = str(self.precision)
+        if self.hidden_pairs is not None:
+            shown["hidden_pairs"] = [list(pair) for pair in self.hidden_pairs]
+        return shown
 
     def is_due(self, done: int, every: int) -> bool:
         """Whether what happens every so many steps is to happen after ``done`` steps; after the last it always is."""
@@ -123,6 +149,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "temperature": _number(checks.positive),
     "alpha": _number(checks.share),
     "beta": _number(_between_0_and_1),
+    "hidden": _number(checks.at_least_zero),
+    "hidden_pairs": _pairs_or_none,
     "accumulate": _count,
     "warmup": _number(checks.share),
     "weight_decay": _number(checks.at_least_zero),

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
+from course_utils.distillation.hidden import HiddenLoss, block_pairs
 from course_utils.distillation.history import History
 from course_utils.distillation.losses import batch_loss
-from course_utils.distillation.processes import take_part, to_train, whole
+from course_utils.distillation.processes import Alone, take_part, to_train, whole
 from course_utils.distillation.recipe import Recipe, with_settings
 from course_utils.distillation.state import Checkpoint, name_of, run_of
 from course_utils.distillation.teacher_cache import TeacherCache
@@ -65,10 +66,10 @@ def distill(
         validation: held-out batches, measured every ``validate_every`` steps and at the end.
         checkpoint_dir: where to keep the run; None keeps nothing.
         **settings: what ``Recipe`` describes, by name; these win over ``recipe``'s. Without one, ``steps`` and ``lr``
-            must be given. The others: ``loss``, ``temperature``, ``alpha`` and ``beta`` (what is learned);
-            ``accumulate``, ``warmup``, ``weight_decay`` and ``clip`` (how); ``precision``, ``recompute``,
-            ``train_embedding`` and ``mlps_only`` (at what cost); ``validate_every``, ``patience``, ``seed`` and
-            ``save_every``.
+            must be given. The others: ``loss``, ``temperature``, ``alpha``, ``beta``, ``hidden`` and ``hidden_pairs``
+            (what is learned); ``accumulate``, ``warmup``, ``weight_decay`` and ``clip`` (how); ``precision``,
+            ``recompute``, ``train_embedding`` and ``mlps_only`` (at what cost); ``validate_every``, ``patience``,
+            ``seed`` and ``save_every``.
 
     Returns:
         What happened, step by step, over all sessions of the run.
@@ -76,14 +77,14 @@ def distill(
     Raises:
         TypeError: an unknown setting, or ``steps`` or ``lr`` missing.
         ValueError: a setting out of range, no batches, different vocabularies, the same model twice, text that the
-            teacher wasn't asked about when its states or answers were kept.
+            teacher wasn't asked about when its states or answers were kept, ``hidden`` without the teacher itself.
         CheckpointMismatch: what lies in ``checkpoint_dir`` belongs to another run; the message names the difference.
         FloatingPointError: the loss is no longer a number.
     """
     recipe = with_settings(recipe, settings)
     vocab_size = _shared_vocabulary(recipe, teacher, student)
     models = [student, teacher] if isinstance(teacher, PreTrainedModel) else [student]
-    accelerator = take_part(recipe.accumulate, models)
+    accelerator = take_part(recipe.accumulate, *models)
     reading: dict[str, Any] = {"vocab_size": vocab_size, "device": student.device}
     train = list(read_batches(batches, **reading))
     held_out = [] if validation is None else list(read_batches(validation, **reading))
@@ -100,8 +101,17 @@ def distill(
     ):  # storage of its own: a variant shares its weights with another model
         weight.data = weight.data.clone()
     with to_train(accelerator, student) as trained, _learning(recipe, trained, *models[1:]):
-        trainer = _Trainer(recipe, accelerator, trained, _loss_of(recipe, teacher))
-        checkpoint = Checkpoint(checkpoint_dir, run, trained, trainer.optimizer, write=accelerator.is_main_process)
+        trainer = _Trainer(
+            recipe, accelerator, trained, _loss_of(recipe, teacher), _hidden_of(recipe, teacher, trained)
+        )
+        checkpoint = Checkpoint(
+            checkpoint_dir,
+            run,
+            trained,
+            trainer.optimizer,
+            beside=trainer.hidden,
+            write=accelerator.is_main_process,
+        )
         history = History(**checkpoint.restore())
         try:
             _train(trainer, train, held_out, history, checkpoint)
@@ -144,15 +154,17 @@ class _Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        accelerator: Accelerator,
+        accelerator: Accelerator | Alone,
         student: PreTrainedModel,
         loss: Callable[[Architecture, Batch], Tensor],
+        hidden: HiddenLoss | None,
     ) -> None:
-        self.recipe, self.accelerator = recipe, accelerator
+        self.recipe, self.accelerator, self.hidden = recipe, accelerator, hidden
         self.taken = 0  # steps, the one that is under way included
+        with_loss = _StudentWithLoss(describe(student), loss, hidden)
         self._student, self.optimizer = accelerator.prepare(
-            _StudentWithLoss(describe(student), loss),
-            torch.optim.AdamW(_groups(student, recipe.weight_decay), lr=recipe.lr, betas=_BETAS, fused=True),
+            with_loss,
+            torch.optim.AdamW(_groups(with_loss, recipe.weight_decay), lr=recipe.lr, betas=_BETAS, fused=True),
         )
 
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
@@ -212,9 +224,14 @@ class _Trainer:
 class _StudentWithLoss(nn.Module):
     """So that a wrapper (data-parallel, sharded) sees one forward."""
 
-    def __init__(self, architecture: Architecture, loss: Callable[[Architecture, Batch], Tensor]) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        loss: Callable[[Architecture, Batch], Tensor],
+        hidden: HiddenLoss | None,
+    ) -> None:
         super().__init__()
-        self.student = architecture.model
+        self.student, self.hidden = architecture.model, hidden
         self._architecture, self._loss = architecture, loss
         self._no_split_modules = [type(architecture.blocks[0]).__name__]  # what accelerate cuts up on its own: a block
 
@@ -223,7 +240,9 @@ class _StudentWithLoss(nn.Module):
         self.student.tie_weights()
 
     def forward(self, batch: Batch) -> Tensor:
-        return self._loss(self._architecture, batch)
+        if self.hidden is None:
+            return self._loss(self._architecture, batch)
+        return self.hidden(self._loss, self._architecture, batch)
 
 
 def _loss_of(
@@ -239,6 +258,13 @@ def _loss_of(
     return lambda student, batch: batch_loss(student, architecture, batch, **options)
 
 
+def _hidden_of(recipe: Recipe, teacher: Any, student: PreTrainedModel) -> HiddenLoss | None:
+    """The loss on states inside the models, where the recipe has one; then the teacher is a model."""
+    if recipe.hidden == 0:
+        return None
+    return HiddenLoss(describe(teacher), describe(student), weight=recipe.hidden, pairs=recipe.hidden_pairs)
+
+
 def _shared_vocabulary(
     recipe: Recipe, teacher: PreTrainedModel | TeacherStates | TeacherCache, student: PreTrainedModel
 ) -> int:
@@ -252,6 +278,13 @@ def _shared_vocabulary(
             f"The student has {own} tokens, the teacher {known}. Their predictions can be compared only over the same "
             "vocabulary."
         )
+    if recipe.hidden > 0:
+        if not isinstance(teacher, PreTrainedModel):
+            raise ValueError(
+                f"'hidden' ({recipe.hidden}) compares states inside the models, but of this teacher only what it "
+                "predicts was kept. Give the teacher itself, or set 'hidden' to 0."
+            )
+        block_pairs(describe(student).num_blocks, describe(teacher).num_blocks, recipe.hidden_pairs)
     if isinstance(teacher, TeacherCache):
         if recipe.loss != "forward_kl":
             raise ValueError(f"With a teacher cache, 'loss' must be 'forward_kl'; got {recipe.loss!r}.")
@@ -273,7 +306,7 @@ def weights_that_learn(recipe: Recipe, student: PreTrainedModel) -> list[nn.Para
     return [weight for weight in weights if recipe.train_embedding or weight is not embedding]
 
 
-def _groups(student: PreTrainedModel, weight_decay: float) -> list[dict]:
+def _groups(student: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices decay, vectors (norms, biases) don't."""
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     return [

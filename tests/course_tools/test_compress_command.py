@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
+from programs import in_two_processes, shard_by_hand
 from tiny import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM
 
 from course_tools import cli, compress_command
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate, outline_of
+from course_utils.distillation import training
 from course_utils.models import load_model
 
 SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "16", "--multiple-of", "8"]
@@ -29,6 +36,8 @@ def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path
     assert (
         "versions cost at most" in out and "b8-h" in out and "GB of memory" in out and "minutes on this machine" in out
     )
+    assert "Steps: 0 of teacher correction, 2 x 2 of light distillation, 3 of recovery" in out
+    assert "shared by 1 process(es)" in out
     assert not (tmp_path / "out").exists()
 
 
@@ -61,15 +70,109 @@ def test_a_folder_and_a_budget_in_bytes(command, tmp_path, capsys, monkeypatch):
     assert "bytes:" in capsys.readouterr().out
 
 
+def saved(folder):
+    """The model that the command left, and what it is made of."""
+    return AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
+
+
+def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, capsys, monkeypatch):
+    """Corrected weights are scored, searched and learned from; what was done before isn't done again."""
+    corrected = ["--budget", "95%", "--correction", "3"]
+    assert command("--budget", "95%") == 0
+    plain = saved(tmp_path / "out")
+    assert command(*corrected, "--dry-run") == 0
+    assert "Steps: 3 of teacher correction" in capsys.readouterr().out
+
+    def ctrl_c(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # between the correction and the scores
+        patch.setattr(compress_command, "importance", ctrl_c)
+        assert command(*corrected) == 130
+    steps, taken = training._Trainer.step, []
+    monkeypatch.setattr(training._Trainer, "step", lambda *args: taken.append(args) or steps(*args))
+    assert command(*corrected) == 0
+    assert len(taken) == 2 * 2 + 3  # two finalists and the recovery; not the correction
+    learned = saved(tmp_path / "out")
+    assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), learned.parameters(), strict=False))
+    (of_whole,) = (tmp_path / "out").glob("*/correction-3")
+    teachers = [path.parent for path in (tmp_path / "out").glob("*/scores-16.safetensors")]
+    assert len(teachers) == 2 and of_whole.parent in teachers
+
+
+BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
+
+
+def data_parallel(folder):
+    """The command in several processes, which note who of them scores."""
+    scoring, rank = compress_command.importance, PartialState().process_index
+
+    def noted(*args):
+        with open(os.path.join(folder, f"scored by {rank}"), "a") as file:
+            file.write("once")
+        return scoring(*args)
+
+    compress_command.importance = noted
+    assert cli.main([*BOTH, "--out", os.path.join(folder, "refused"), "--accumulate", "3"]) == 1
+    assert cli.main([*BOTH, "--out", os.path.join(folder, "several")]) == 0
+
+
+def sharded(folder):
+    shard_by_hand()
+    data_parallel(folder)
+
+
+@pytest.mark.parametrize("launched", [data_parallel, sharded])
+def test_two_processes_make_the_model_of_one(launched, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    in_two_processes(launched, tmp_path)
+    assert cli.main([*BOTH, "--out", str(tmp_path / "one")]) == 0
+    one, several = saved(tmp_path / "one"), saved(tmp_path / "several")
+    assert several.config.to_dict() == one.config.to_dict()  # the same version won
+    for a, b in zip(several.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert [(path.name, path.read_text()) for path in tmp_path.glob("scored by *")] == [("scored by 0", "once")]
+    assert not (tmp_path / "refused").exists()
+
+    # What several have done, one needn't do again.
+    monkeypatch.setattr(compress_command, "importance", None)
+    assert cli.main([*BOTH, "--out", str(tmp_path / "several")]) == 0
+    assert all(map(torch.equal, saved(tmp_path / "several").parameters(), several.parameters()))
+
+
+def test_the_launch_that_the_help_shows(capsys):
+    """Up to the number of GPUs, of which there are none here."""
+    with pytest.raises(SystemExit):
+        cli.main(["compress", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "accelerate launch --multi_gpu --num_processes 8 -m course_tools compress MODEL --budget 113M" in shown
+    options = ["--budget", "95%", "--accumulate", "8", "--multiple-of", "8", "--dry-run"]
+    run = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1", "-m",
+         "course_tools", "compress", "llama", *options],
+        cwd=Path(cli.ROOT), env={**os.environ, "COURSE_PROFILE": "smoke", "HF_HUB_OFFLINE": "1"}, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "take 8 such batches a step" in run.stdout
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_memory_and_time_of_every_family(family):
     model = tiny_model(family)
-    whole, args = Candidate.of(model), Namespace(rows=2, length=12, steps=3, finalists=2, light=2)
+    whole, args = Candidate.of(model), _args()
     smaller = Candidate(2, whole.hidden, whole.groups, 32)
     parameters = outline_of(model, smaller).num_parameters()
     size, seconds = compress_command.estimate(model, [smaller], args)
     assert size > 4 * whole.parameters + 16 * parameters  # a teacher; a student, its gradients and AdamW's averages
     assert seconds > 0
+    larger, _ = compress_command.estimate(model, [smaller], _args(correction=1))
+    assert larger > 20 * whole.parameters  # in its correction the teacher is the student
+
+
+def _args(**changes):
+    usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
+    return Namespace(**usual | changes)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +183,15 @@ def test_bad_budgets_are_explained_without_a_traceback(command, capsys, budget, 
     assert command("--budget", budget) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--correction", "'--correction' must be a whole number"), ("--accumulate", "of at least 1")],
+)
+def test_numbers_below_what_is_possible(command, capsys, option, message):
+    assert command("--budget", "95%", option, "-1") == 1
+    assert message in capsys.readouterr().err
 
 
 def test_budgets_as_they_are_typed():

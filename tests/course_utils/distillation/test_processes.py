@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType
-from tiny import tiny_batches
+from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading, patch_environment
+from programs import in_two_processes, shard_by_hand
+from tiny import tiny_batches, tiny_model
 from tiny_distillation import BATCHES, HELD_OUT, interrupt, losses, pair
+from transformers import AutoModelForCausalLM
 
 from course_utils.attention import bypass_attention
 from course_utils.distillation import distill, processes, training
 from course_utils.width import neuron_importance, prune_neurons
-
-HERE = Path(__file__).resolve().parent
-PATHS = [str(HERE), str(HERE.parents[1]), str(HERE.parents[2])]  # this module, the makers, this clone's package
-PROCESSES = """
-import sys
-sys.path[:0] = {paths!r}
-import torch
-from accelerate import PartialState
-import test_processes
-given = getattr(test_processes, {scenario!r})({folder!r})
-if PartialState().is_main_process:
-    torch.save((PartialState().num_processes, given), {path!r})
-"""
-
-
-def in_two_processes(scenario, folder):
-    """What a function of this module, called with ``folder`` in two processes, returns in the first."""
-    script, path = folder / "run.py", folder / "result.pt"
-    script.write_text(PROCESSES.format(paths=PATHS, scenario=scenario.__name__, folder=str(folder), path=str(path)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [*launch, str(script)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    processes, given = torch.load(path, weights_only=False)
-    assert processes == 2
-    return given
-
 
 SHARED = {"steps": 5, "lr": 1e-3, "accumulate": 4, "validation": tiny_batches(rows=6, seed=9), "validate_every": 5}
 
@@ -68,13 +38,54 @@ def check_equal(given, expected):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-def data_parallel(_folder):
-    return outcome(*pair())
+def narrow(**settings):
+    """A student with fewer channels, whose projection learns beside it."""
+    return tiny_model(**settings), tiny_model(seed=1, hidden_size=16, **settings)
+
+
+HIDDEN = {"hidden": 0.5}
+
+
+def by_itself(**settings):
+    with processes.alone():
+        return outcome(*pair(), **settings)
+
+
+def data_parallel(folder):
+    """Shared by all, also with a loss on hidden states; by the first one alone; and with what transformers loads."""
+    results = {"plain": outcome(*pair()), "hidden": outcome(*narrow(), **HIDDEN)}
+    launch, path = PartialState(), os.path.join(folder, "teacher")
+    if launch.is_main_process:
+        results["alone"] = by_itself(accumulate=3)
+        pair()[0].save_pretrained(path)
+    launch.wait_for_everyone()
+    disable_fsdp_ram_efficient_loading()
+    with patch_environment(ACCELERATE_USE_FSDP="true"):  # as a sharded launch sets it
+        teacher = AutoModelForCausalLM.from_pretrained(path)
+    results["loaded"] = outcome(teacher, pair()[1])
+    with pytest.raises(ValueError, match="The teacher isn't the same in all processes"):
+        outcome(tiny_model(seed=launch.process_index), pair()[1])
+    return results
 
 
 def test_two_processes_equal_one(tmp_path):
     """With three batches of held-out text, which two processes can't share equally."""
-    check_equal(in_two_processes(data_parallel, tmp_path), outcome(*pair()))
+    given = in_two_processes(data_parallel, tmp_path)
+    check_equal(given["plain"], outcome(*pair()))
+    check_equal(given["loaded"], outcome(*pair()))
+    check_equal(given["hidden"], outcome(*narrow(), **HIDDEN))
+    expected = outcome(*pair(), accumulate=3)
+    for name in ("losses", "norms", "validation"):
+        assert torch.equal(given["alone"][name], expected[name])
+    assert all(map(torch.equal, given["alone"]["weights"], expected["weights"]))
+
+
+def test_alone_is_as_before_afterwards():
+    assert isinstance(processes.take_part(1, pair()[1]), Accelerator)
+    with pytest.raises(KeyboardInterrupt), processes.alone():
+        assert processes.take_part(1, pair()[1]).num_processes == 1
+        raise KeyboardInterrupt
+    assert isinstance(processes.take_part(1, pair()[1]), Accelerator)
 
 
 def uneven(**settings):
@@ -89,32 +100,20 @@ SHARDED = {
     "untied": (pair, {}, {"recompute": True}),
     "uneven": (uneven, {"tie_word_embeddings": True}, {"train_embedding": False}),
     "mlps": (pair, {}, {"mlps_only": True}),
+    "hidden": (narrow, {}, {"recompute": True, **HIDDEN}),
     "gpt2": (pair, {"family": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, {}),
 }
 
 
 def sharded(folder):
-    """As ``accelerate launch --use_fsdp --fsdp_version 2`` has it, which wants a GPU: here its state is set by hand."""
-    from accelerate import FullyShardedDataParallelPlugin
-    from accelerate.state import AcceleratorState
-
-    def sharding(**options):
-        accelerator = Accelerator(**options)
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=load_once
-        )
-        for state in (PartialState, AcceleratorState):
-            state._shared_state["distributed_type"] = DistributedType.FSDP
-        return accelerator
-
-    processes.Accelerator = sharding
     results = {}
     for name, (models, shape, settings) in SHARDED.items():
-        load_once = name == "tied"
+        shard_by_hand(load_once=name == "tied")
         results[name] = outcome(*models(**shape), **settings)
-    settings = {"checkpoint_dir": folder, "save_every": 2}
-    interrupt(lambda: outcome(*pair(), **settings), after=3)
-    results["resumed"] = outcome(*pair(), **settings)
+    for name, models, more in (("resumed", pair, {}), ("resumed, hidden", narrow, HIDDEN)):
+        settings = {"checkpoint_dir": os.path.join(folder, name), "save_every": 2, **more}
+        interrupt(lambda models=models, settings=settings: outcome(*models(), **settings), after=3)
+        results[name] = outcome(*models(), **settings)
     teacher, student = pair()
     before, step = [weight.clone() for weight in student.parameters()], training._Trainer.step
     training._Trainer.step = stop
@@ -133,12 +132,13 @@ def test_sharded_processes_equal_one(tmp_path):
     given = in_two_processes(sharded, tmp_path)
     for name, (models, shape, settings) in SHARDED.items():
         check_equal(given[name], outcome(*models(**shape), **settings))
-    check_equal(given["resumed"], outcome(*pair()))
     assert all(given["failed"])
-    # The checkpoint is everybody's: one process goes on with it.
-    alone = outcome(*pair(), checkpoint_dir=tmp_path)
-    check_equal(alone, given["resumed"])
-    assert torch.equal(alone["losses"], given["resumed"]["losses"])
+    for name, models, more in (("resumed", pair, {}), ("resumed, hidden", narrow, HIDDEN)):
+        check_equal(given[name], outcome(*models(), **more))
+        # The checkpoint is everybody's: one process goes on with it.
+        alone = outcome(*models(), checkpoint_dir=tmp_path / name, **more)
+        check_equal(alone, given[name])
+        assert torch.equal(alone["losses"], given[name]["losses"])
 
 
 @pytest.mark.parametrize(
