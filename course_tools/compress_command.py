@@ -75,7 +75,8 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     checks.whole_number("--correction", args.correction)
     checks.whole_number("--accumulate", args.accumulate, least=1)
     disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone
-    launch = PartialState(timeout=_SEARCHING)
+    # Without a card the processes find each other only if they say so.
+    launch = PartialState(cpu=not torch.cuda.is_available(), timeout=_SEARCHING)
     if args.accumulate % launch.num_processes:
         raise ValueError(
             f"'--accumulate' ({args.accumulate}) must be a multiple of the number of processes "
