@@ -1,0 +1,1008 @@
+# ---
+# jupyter:
+#   course:
+#     title: "The capstone: a small model, made as leading labs make theirs"
+#     minutes: 110
+#     prerequisites: lessons 03 and 04 (the cuts), 07 (distillation) and 10 (what they buy)
+#     assets: [smollm2, texts, speeches]
+# ---
+
+# %% [markdown]
+# ## What you will learn
+#
+# - how NVIDIA, Meta, Google and Mistral make small models from large ones, and what is known of it
+# - to score *everything* that can be cut in one reading of text: blocks, hidden channels, KV groups, neurons
+# - a trap in each of them: query heads that can go for nothing and aren't, norms that divide by the wrong length
+# - to search for sizes under a budget of parameters, bytes or milliseconds, without building a single model
+# - to rank candidates twice, as cut and after a little distillation, and to see whether the order holds
+# - which controls a recipe needs before anybody may call it one, and what ours showed
+# - to release a model: plain folder, model card, GGUF, and one page for whoever is going to use it
+#
+# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B. What
+# runs live takes minutes. The long run behind it is a record that one command made, and it is of SmolLM2 in both profiles.
+# The saved outputs come from the `embedded` profile on a machine with two CPU cores.
+
+# %% [markdown] tags=["notes"]
+# **The point:** a recipe is the sum of its controls. Every step (score, search, correct, distil) has to beat its own absence.
+#
+# **On the board:** the recipe's boxes. For each box let the room name the arm that would show that the box is useless.
+#
+# **Usual questions:** "Why not train a small model right away?" That is the arm *from scratch*; at equal tokens look at the
+# record, at many more tokens it catches up. "Which of the labs' steps matters most?" Read the differences, with their intervals.
+#
+# **Wrong turns:** to choose the winner on the text that judges it; to compare versions as cut only; to take the record's two
+# seeds for certainty.
+#
+# **At the end you have** a smaller model with a model card written from measurements, in a folder that plain transformers
+# loads and a file that llama.cpp runs.
+
+# %% tags=["install"]
+
+# %%
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from course_utils import diagrams
+from course_utils.plotting import against_random, rows_with_intervals, scores_with_intervals, show, style
+from course_utils.reports import with_interval
+from course_utils.session import start, tidy
+
+session = start("11")
+style()
+
+# %% [markdown]
+# ## What the labs do
+#
+# | who | from → to | what was cut | how it recovered |
+# |---|---|---|---|
+# | NVIDIA, [Minitron](https://arxiv.org/abs/2407.14679) | 15B → 8B → 4B | neurons, heads, channels, blocks | the teacher's logits, 94 billion tokens, 40 times fewer than from scratch |
+# | NVIDIA, [Minitron in practice](https://arxiv.org/abs/2408.11796) | Llama 3.1 8B → 4B | hidden 4096 → 3072, MLP 14336 → 9216; or 16 blocks | **teacher correction** first, then logits |
+# | NVIDIA, [Nemotron Nano 2](https://arxiv.org/abs/2508.14444) | 12B → 9B | 62 → 56 layers, hidden, MLP | logits; the search has a memory budget |
+# | NVIDIA, [Puzzle](https://arxiv.org/abs/2411.19146) | 70B → 51B | each block chosen for itself, by integer programming | block by block, then logits |
+# | Meta, Llama 3.2 1B and 3B (model card) | from Llama 3.1 8B | said to be pruned; sizes only | logits of 8B and 70B as targets |
+# | Google, [Gemma 3n](https://ai.google.dev/gemma/docs/gemma-3n) | E4B contains E2B | nested MLP widths, trained together ([MatFormer](https://arxiv.org/abs/2310.07707)) | not needed |
+# | Mistral, [Ministral 3](https://arxiv.org/abs/2601.08584) | 24B → 14B → 8B → 3B | a cascade: each is cut from the one before | distillation |
+# | OpenAI | nothing published on pruning was found | | |
+#
+# And a sceptic: [2606.14150](https://arxiv.org/abs/2606.14150) finds that the advantage over training from scratch shrinks
+# as tokens grow. So "how many tokens?" belongs to every claim.
+
+# %%
+diagrams.making_a_small_model()
+show(
+    "The recipe as boxes and arrows: correct the teacher, score all four axes, search under a budget, rank as cut and then "
+    "distilled, distil the winner, judge on unseen text, release with a card. Beside it four arms as controls."
+)
+
+# %% [markdown]
+# Two boxes are orange, because the order of candidates may change between them. And the text is split in three: what a model
+# learns from, what candidates are chosen by, and what judges the end never meet.
+#
+# ## Four sizes that can shrink
+
+# %%
+diagrams.pruning_axes()
+show(
+    "Four panels: a stack of blocks with one crossed out, lines for hidden channels with one dotted, three KV groups of "
+    "query heads with one group crossed out, and an MLP's rows with one hatched."
+)
+
+# %% [markdown]
+# You know blocks from lesson 04 and neurons from lesson 03. Two sizes are new. In *grouped-query* attention several query
+# heads read one key/value head: together they are a **KV group**. A **hidden channel** is one of the numbers that travel
+# through the whole model: cutting it takes a slice out of every matrix there is.
+#
+# ### A norm small enough to compute by hand
+#
+# A norm (RMSNorm) divides each token's channels by the root of their mean square. Cut channels, and it divides by something
+# else: the channels that you kept come out at another size than the next matrix was trained for.
+
+# %%
+token = torch.tensor([4.0, 3.0, 1.0, 0.5, 0.2, 0.1])
+kept = torch.tensor([0, 1, 2])
+
+
+def rms_norm(states):
+    return states / states.square().mean().sqrt()
+
+
+before, after = rms_norm(token)[kept], rms_norm(token[kept])
+energy = token[kept].square().sum() / token.square().sum()  # the kept channels hold this share of the squared length
+factor = (energy * len(token) / len(kept)).sqrt()
+pd.DataFrame({"whole": before, "cut": after, "cut, rescaled": after * factor}, index=["a", "b", "c"]).round(3)
+
+# %% [markdown]
+# Three of six channels hold nearly all of the energy, and the norm now divides by the mean over three instead of six. One
+# number for each norm puts that right, and it fits into the norm's own weights.
+
+# %% [markdown]
+# ### Exercise 1 · ●●○ · 8 minutes
+#
+# A KV group goes with all of its query heads, so it is scored with all of them. `outputs` is [tokens, query heads, head
+# size], what each head gives before the output projection; the heads of one group lie beside each other. Return [groups]:
+# for each group the root mean square, over the tokens, of the length of all that its heads give together.
+#
+# <details><summary>Hint</summary>
+#
+# `outputs.unflatten(1, (groups, -1))` puts the heads of a group on an axis of their own. Lengths: add squares.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_11 import check_group_scores
+
+
+# BEGIN SOLUTION
+def group_scores(outputs, groups):
+    together = outputs.unflatten(1, (groups, -1))  # [tokens, groups, heads of each, head size]
+    return together.square().sum((2, 3)).mean(0).sqrt()
+
+
+# END SOLUTION
+# BEGIN STUB
+# def group_scores(outputs, groups):
+#     ...  # your code
+# END STUB
+check_group_scores(group_scores)
+
+# %% [markdown]
+# ### Exercise 2 · ●●○ · 8 minutes
+#
+# The factor of the norm, for real text: `states` is [tokens, hidden], `kept` the channels that stay. Take each token's share of
+# energy in the kept channels, then the mean over the tokens (a row's first token has states a hundred times as large, and
+# must not decide alone). Return the factor.
+#
+# <details><summary>Hint</summary>
+#
+# It is the factor of the cell above, with the mean share in place of one token's.
+#
+# </details>
+
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_11 import check_norm_factor
+
+
+# BEGIN SOLUTION
+def norm_factor(states, kept):
+    squares = states.square()
+    share = (squares[:, kept].sum(1) / squares.sum(1)).mean()
+    return (share * states.shape[1] / len(kept)).sqrt()
+
+
+# END SOLUTION
+# BEGIN STUB
+# def norm_factor(states, kept):
+#     ...  # your code
+# END STUB
+check_norm_factor(norm_factor)
+
+# %% [markdown]
+# ## One reading, four scores
+#
+# The calibration text of three domains is read once. Hooks at each block collect what every score needs.
+
+# %%
+from course_utils.architectures import describe
+from course_utils.compress import Budget, Candidate, candidates, importance, rank, shrink
+from course_utils.models import load_model
+from course_utils.texts import token_blocks
+
+base, tokenizer = load_model("llama", dtype=session.dtype)
+LENGTH, DOMAINS = 256, ("speeches", "wiki", "stories")
+
+
+def rows_of(split, tokens=2048):
+    """Rows of each domain, always in the same order: the first ones score, the others choose."""
+    return [token_blocks(tokenizer, split, domain=domain, tokens=tokens, length=LENGTH) for domain in DOMAINS]
+
+
+scoring = [blocks[:6] for blocks in rows_of("calibration")]
+choosing = [blocks[6:8] for blocks in rows_of("calibration")]
+scores = importance(base, [batch for blocks in scoring for batch in blocks.batches()])
+whole = Candidate.of(base)
+print(f"{whole.name}: {whole.parameters:,} parameters")
+for axis in ("neurons", "groups", "channels", "blocks"):
+    values = getattr(scores, axis)
+    print(f"{axis:<9} {list(values.shape)!s:<12} highest / median score {values.max() / values.median():8.1f}")
+
+# %% [markdown]
+# Some channels and neurons score hundreds of times the median: they are the massive activations of lesson 03. A score that
+# keeps them is the least that one may ask for.
+#
+# ### Each axis alone, beside nineteen random cuts
+#
+# A small cut on each axis. Query heads are there as a fifth: as many as leave with the KV groups, but one or more *out of
+# each group*, so that all key/value heads stay.
+
+# %%
+from course_utils.channels import legal_sizes
+from course_utils.evaluation import perplexity
+from course_utils.heads import legal_groups
+from course_utils.width import kept_width
+
+total, full = whole.blocks, whole.neurons
+SMALLER = {
+    "neurons": {"neurons": kept_width(full, 1 / 6, multiple_of=64)},
+    "groups": {"groups": max([n for n in legal_groups(base) if n < whole.groups], default=whole.groups)},
+    "channels": {"hidden": max(size for size in legal_sizes(base, whole.hidden // 2) if size <= 0.94 * whole.hidden)},
+    "blocks": {"blocks": total - max(1, round(total / 15))},
+}
+SEEDS = 19
+judged_by = [blocks[:1] for blocks in choosing]
+
+
+def nats(model):
+    return perplexity(model, [batch for blocks in judged_by for batch in blocks.batches()]).nll
+
+
+alone, chance = {}, {}
+for axis, change in tqdm(SMALLER.items(), desc="axes"):
+    smaller = Candidate(**whole.sizes | change)
+    alone[axis] = nats(shrink(base, smaller, scores))
+    chance[axis] = [nats(shrink(base, smaller, scores.random(axis, seed))) for seed in range(SEEDS)]
+tidy()
+
+# %% [markdown]
+# Query heads aren't an axis of the library, for the reason that this cell is going to show. Silencing a head's output equals
+# cutting it out, so a hook is enough.
+
+# %%
+from contextlib import ExitStack
+
+attentions, queries = describe(base).attentions, describe(base).queries_a_group
+HEADS, WIDTH = whole.groups * queries, attentions[0].group_width // queries
+squares = torch.zeros(total, HEADS, device=base.device)
+with ExitStack() as hooks, torch.no_grad():
+    for block, attention in enumerate(attentions):
+
+        def add(_module, inputs, block=block):
+            squares[block] += inputs[0].float().unflatten(-1, (HEADS, WIDTH)).square().sum((0, 1, 3))
+
+        hooks.callback(attention.outputs[0].module.register_forward_pre_hook(add).remove)
+    for blocks in scoring:
+        for batch in blocks.batches():
+            base(batch["input_ids"].to(base.device), use_cache=False, logits_to_keep=1)
+
+
+def nats_without_heads(head_scores):
+    """Silence the lowest heads of each KV group: the share that leaves with the groups above."""
+    gone = queries - max(1, round(queries * SMALLER["groups"]["groups"] / whole.groups))
+    order = head_scores.unflatten(1, (whole.groups, -1)).argsort(-1).argsort(-1)  # rank within the group
+    masks = (order >= gone).flatten(1).repeat_interleave(WIDTH, 1).to(base.dtype)
+    with ExitStack() as hooks:
+        for mask, attention in zip(masks, attentions, strict=True):
+            module = attention.outputs[0].module
+            hooks.callback(module.register_forward_pre_hook(lambda _m, x, mask=mask: (x[0] * mask, *x[1:])).remove)
+        return nats(base)
+
+
+alone["query heads"] = nats_without_heads(squares)
+noise = [torch.rand(squares.shape, generator=torch.Generator().manual_seed(seed)) for seed in range(SEEDS)]
+chance["query heads"] = [nats_without_heads(one.to(base.device)) for one in noise]
+
+# %% [markdown]
+# **Predict before you run.** Which of the five scores beat all nineteen random cuts? Which cut hurts most?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# FILL AXES
+#
+# </details>
+
+# %%
+from course_utils.channels import prune_channels
+from course_utils.models import variant
+
+reference, plain = nats(base), variant(base)
+prune_channels(plain, scores.channels, size=SMALLER["channels"]["hidden"], rescale_norms=False)
+raised = {axis: value - reference for axis, value in alone.items()}
+for axis, value in raised.items():
+    sets = np.array(chance[axis]) - reference
+    change = SMALLER.get(axis, {"of each group": "a share"})
+    print(
+        f"{axis:<12} {next(iter(change.values()))!s:>8}: {value:+.3f} nats; random {sets.min():+.3f} to {sets.max():+.3f}, "
+        f"{(sets <= value).sum()} of {SEEDS} at least as good"
+    )
+print(f"channels without rescaling the norms: {nats(plain) - reference:+.3f} nats")
+against_random(
+    {f"{axis}, scored": max(value, 1e-3) for axis, value in raised.items()},
+    {f"{axis}, random": (np.array(chance[axis]) - reference).clip(1e-3) for axis in raised},
+    x_label="rise of the loss, nats a token (logarithmic)",
+    title="Each axis alone",
+)
+show(
+    "Rise of the loss on a logarithmic axis for five small cuts: neurons, KV groups, hidden channels, blocks and query heads. "
+    "Each scored cut is a dot, its nineteen random cuts are grey dots in a row below."
+)
+del plain
+
+# %% [markdown]
+# The figure asks each axis whether its score is worth anything: a dot left of all its grey ones says yes. Nineteen random cuts
+# can show p = .05 and no less.
+#
+# ## The budget
+#
+# Four fifths of the parameters. Hundreds of sizes fit; `candidates` takes, for each depth, hidden size and number of KV groups,
+# the widest MLP. Shapes are enough for that: the models are laid out on PyTorch's meta device, where tensors have no content.
+
+# %%
+budget = Budget(0.8 * whole.parameters)
+versions = candidates(base, budget, tolerance=0.03)
+table = pd.DataFrame([version.sizes | {"parameters": version.parameters} for version in versions])
+print(
+    f"{len(versions)} versions with at most {budget.amount:,.0f} parameters; the whole model has {whole.parameters:,}"
+)
+table.iloc[:: max(1, len(table) // 8)]  # every third or so
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 10 minutes
+#
+# Count by hand what the meta device counts. A Llama has `blocks` blocks over `hidden` channels, `groups` key/value heads, each
+# read by `queries` query heads, all of `head_size`; MLPs of `neurons`; two norms a block and one at the end; a vocabulary of
+# `vocabulary` whose matrix is embedding and head at once. No biases. Return the number of parameters.
+#
+# <details><summary>Hint</summary>
+#
+# One block first: q and o are [hidden, groups · queries · head_size], k and v [hidden, groups · head_size].
+#
+# </details>
+
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_11 import check_parameters
+
+
+# BEGIN SOLUTION
+def count_parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary):
+    attention = 2 * hidden * groups * queries * head_size + 2 * hidden * groups * head_size
+    mlp = 3 * hidden * neurons
+    return vocabulary * hidden + blocks * (attention + mlp + 2 * hidden) + hidden
+
+
+# END SOLUTION
+# BEGIN STUB
+# def count_parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary):
+#     ...  # your code
+# END STUB
+check_parameters(count_parameters)
+
+# %% [markdown]
+# ### What the unit of the budget decides
+#
+# A budget may also be bytes or *milliseconds*. Lesson 10's cost model, fitted here in seconds on seven shapes, prices each
+# candidate without running it. Below: the widest MLP that four fifths of the whole model's parameters, or of its
+# milliseconds a token, leave at each depth.
+
+# %%
+from course_utils.benchmarking import measure_speed
+from course_utils.cost_model import fit_cost_model
+from course_utils.costs import work
+
+
+def shaped(depth, width):
+    return shrink(base, Candidate(round(depth * total), whole.hidden, whole.groups, round(width * full)), scores)
+
+
+few = [(1, 1), (0.5, 1), (1, 0.5), (0.5, 0.5), (0.75, 1), (1, 0.75), (0.75, 0.5)]
+shapes = {f"{depth:.0%} of the blocks, {width:.0%} of the width": shaped(depth, width) for depth, width in few}
+SHAPE = {"prompt_tokens": 128, "new_tokens": 4}
+timed = measure_speed(shapes, rounds=6, phases=["decode"], **SHAPE).set_index("model")
+fit = fit_cost_model(
+    [work(model, "decode", **SHAPE) for model in shapes.values()], timed.seconds[list(shapes)].tolist()
+)
+shapes.clear()
+
+
+def milliseconds(model):
+    return 1000 * fit.predict(work(model, "decode", **SHAPE)) / SHAPE["new_tokens"]
+
+
+in_time = Budget(0.8 * milliseconds(base), "milliseconds", milliseconds)
+depths = sorted({total - round(share * total) for share in (0, 0.07, 0.13, 0.2)}, reverse=True)
+others = {"hidden": [whole.hidden], "groups": [whole.groups], "least_width": 0.05, "tolerance": 0.9}
+allowed = {}
+for unit, limit in (("parameters", budget), ("milliseconds", in_time)):
+    for depth in depths:
+        try:
+            widest = candidates(base, limit, blocks=[depth], **others)[0].neurons
+        except ValueError:
+            widest = "nothing fits"
+        allowed.setdefault(unit, {})[f"{depth} blocks"] = widest
+tidy()
+print(f"the whole model: {milliseconds(base):.0f} ms a token by the fitted cost model")
+pd.DataFrame(allowed)
+
+# %% [markdown]
+# Where a framework charges for each layer, the same share of *time* leaves wide MLPs to a shallow model and hardly any to a
+# deep one. So say the unit first, then search. We go on with parameters, because they mean the same on every machine.
+#
+# ## Rank them, as cut
+#
+# Five versions that stand for five ideas, judged on the choosing rows. `rank` keeps a file for each candidate: killed half-way,
+# it goes on where it was.
+
+
+# %%
+def the_widest(**same):
+    """Of the versions with these sizes, the one that keeps most of everything else."""
+    fitting = [v for v in versions if all(getattr(v, name) == size for name, size in same.items())]
+    return max(fitting, default=None)
+
+
+def blocks_alone():
+    """As many whole blocks as the budget allows; None where even one block is too much."""
+    same = {"hidden": [whole.hidden], "groups": [whole.groups], "multiple_of": full, "least_width": 1.0}
+    try:
+        return candidates(base, budget, blocks=range(1, total + 1), tolerance=1.0, **same)[0]
+    except ValueError:
+        return None
+
+
+fewer_groups = SMALLER["groups"]["groups"]
+smaller_hidden = max((v.hidden for v in versions if v.hidden < whole.hidden), default=whole.hidden)
+ideas = {
+    "blocks alone": blocks_alone(),
+    "neurons alone": the_widest(blocks=total, hidden=whole.hidden, groups=whole.groups),
+    "groups and neurons": the_widest(blocks=total, hidden=whole.hidden, groups=fewer_groups),
+    "channels and neurons": the_widest(blocks=total, hidden=smaller_hidden, groups=whole.groups),
+    "blocks and neurons": max((v for v in versions if v.blocks < total and v.groups == whole.groups and v.hidden == whole.hidden), default=None),
+}  # fmt: skip
+ideas = {idea: version for idea, version in ideas.items() if version is not None}
+search = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+as_cut = rank(base, list(dict.fromkeys(ideas.values())), scores, choosing, folder=search.name)
+named = {version.name: idea for idea, version in ideas.items()}
+as_cut["idea"] = [named[Candidate(*sizes).name] for sizes in as_cut[[*whole.sizes]].itertuples(index=False)]
+print(f"whole model: {as_cut.attrs['whole']:.3f} nats a token")
+as_cut[["idea", *whole.sizes, "parameters", "nll", "rank"]].round({"nll": 3})
+
+# %% [markdown]
+# That is the order **before** anything has learned. Does it hold?
+#
+# ## Rank them again, after a little distillation
+#
+# From here on we read a record. It was made by one command, started twice so that two workers with one thread each share the
+# arms (the last arm ended on both cores), beside other work:
+#
+# ```bash
+# python -m experiments.make_a_small_model
+# ```
+#
+# The teacher first learned a little of the text (teacher correction). All versions were ranked as cut; the first five were
+# distilled for a few steps, with two seeds, each on other text in another order.
+
+# %%
+record = json.loads(files("course_utils").joinpath("data/small_model.json").read_text(encoding="utf-8"))
+settings, tokens_a_step = record["settings"], record["settings"]["rows"] * record["settings"]["length"]
+zero_shot, ranked = pd.DataFrame(record["zero_shot"]), pd.DataFrame(record["ranked"])
+print(
+    f"{record['parameters']['whole']:,} parameters, {settings['share']:.0%} of them may stay; made on {record['machine']}"
+)
+print(f"teacher correction: {settings['correction']} steps; light distillation: {settings['light']} steps, {settings['seeds']} seeds; ", end="")  # fmt: skip
+print(f"{tokens_a_step:,} tokens a step")
+print(f"{len(zero_shot)} versions as cut: {zero_shot.nll.min():.3f} to {zero_shot.nll.max():.3f} nats a token\n")
+light = ranked.pivot(index="name", columns="seed", values="distilled_nll")
+order = pd.DataFrame({"as cut": zero_shot.set_index("name").nll.loc[light.index]})
+order["rank as cut"] = order["as cut"].rank().astype(int)
+for seed in light:
+    order[f"distilled, seed {seed}"] = light[seed]
+order["distilled, mean"] = light.mean(axis=1)
+order["rank distilled"] = order["distilled, mean"].rank().astype(int)
+order["seeds apart"] = (light.max(axis=1) - light.min(axis=1)).abs()
+order.sort_values("rank distilled").round(3)
+
+# %% [markdown]
+# **Predict before you run.** Minitron saw the order change during the first hundreds of steps. Does it change here?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Hardly. b28-h576-g3-n1120 is first as cut (3.938 nats) and after light distillation (3.708), with either seed. Behind it the
+# version with fewer channels rises from the fifth place to the third, and the one with 27 blocks falls from the third to the
+# fifth: rank correlation +0.60. Seeds lie up to 0.031 nats apart, and the third to fifth version lie no farther.
+#
+# </details>
+
+# %%
+ax = plt.subplots(figsize=(8, 5), layout="constrained")[1]
+for number, (name, row) in enumerate(order.iterrows()):
+    ax.plot([0, 1], [row["as cut"], row["distilled, mean"]], color=f"C{number}", marker="osD^v"[number % 5])
+    ax.plot([1] * len(light.columns), light.loc[name], "_", color=f"C{number}", markersize=14)
+    ax.annotate(name, (0, row["as cut"]), xytext=(-10, 0), textcoords="offset points", ha="right", va="center")
+ax.set_xticks([0, 1], ["as cut", f"after {settings['light']} steps"])
+ax.set(xlim=(-0.75, 1.15), ylabel="nats a token, choosing rows", title="Does the order hold?")
+correlation = order["as cut"].corr(order["distilled, mean"], method="spearman")
+print(f"rank correlation of the two orders: {correlation:+.2f} ({len(order)} versions)")
+show(
+    "A line for each of the five best versions from its loss as cut on the left to its loss after light distillation on the "
+    "right, where short bars show the two seeds. All lines fall; where two cross, the order has changed."
+)
+
+# %% [markdown]
+# A line that crosses another one changed places with it. Compare the gaps at the right with the distance between the seeds'
+# bars: versions that lie closer together than that are tied, and the winner among them is a coin's choice.
+
+# %% [markdown]
+# ### Exercise 4 · ●●○ · 8 minutes
+#
+# **Design the controls.** The winner was then distilled from the corrected teacher, and beside it learned four arms, each from
+# the same tokens in the same order:
+#
+# - `"random cut"`: the winner's sizes, but what stays was drawn at random on every axis
+# - `"from scratch"`: the winner's sizes, random weights
+# - `"depth only"`: as many parameters, whole blocks removed
+# - `"uncorrected"`: the winner's sizes, cut from the teacher as it came, and taught by it
+#
+# Say for each claim which arm tests it, or `"none of them"`:
+#
+# - **A** It matters *which* neurons, channels, groups and blocks were kept.
+# - **B** To start from the large model saves tokens.
+# - **C** Cutting several sizes is better than cutting one.
+# - **D** Teacher correction was worth its steps.
+# - **E** It is the teacher's predictions that help, not just the text.
+# - **F** The recipe works for other models than this one.
+#
+# <details><summary>Hint</summary>
+#
+# For each arm, name the *one* thing in which it differs from the winner.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_11 import check_controls
+
+# BEGIN SOLUTION
+controls = {
+    "A": "random cut",
+    "B": "from scratch",
+    "C": "depth only",
+    "D": "uncorrected",
+    "E": "none of them",  # an arm with cross-entropy alone, as in lesson 07
+    "F": "none of them",
+}
+# END SOLUTION
+# BEGIN STUB
+# controls = {"A": ..., "B": ..., "C": ..., "D": ..., "E": ..., "F": ...}
+# END STUB
+check_controls(controls)
+
+# %% [markdown]
+# ## The long run
+#
+# **Predict before you run.** After the same tokens, which arm comes nearest to the winner, and which is farthest away? How much
+# of what the cut took has the winner got back?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# FILL RUN
+#
+# </details>
+
+# %%
+learned = record["learned"]
+minutes = {name: arm["seconds"] / 60 for name, arm in learned.items()}
+print(
+    f"{learned['winner']['tokens']:,} predicted tokens for each arm; {sum(minutes.values()):.0f} minutes of one core in all"
+)
+print(f"winner: {record['sizes']['winner']}, {record['parameters']['winner']:,} parameters")
+ax = plt.subplots(figsize=(9, 5), layout="constrained")[1]
+for number, (name, arm) in enumerate(learned.items()):
+    measured = pd.DataFrame(arm["validation"])
+    steps = [0, *measured.step] if measured.step.iloc[0] else measured.step
+    ax.plot(measured.step * tokens_a_step / 1000, measured.loss, marker="osD^v"[number], color=f"C{number}", label=name)
+ax.set(xlabel="thousand tokens", ylabel="KL to the arm's teacher, nats a token", title="Five students, the same text")
+ax.set_yscale("log")
+ax.legend()
+show(
+    "KL to the teacher on held-out text against thousands of tokens, on a logarithmic axis, for the winner and four controls. "
+    "All fall; the arm from random weights stays far above the others."
+)
+
+# %% [markdown]
+# All arms read the same text in the same order, so the curves differ by what each arm started from. The `uncorrected` arm is
+# measured against *its* teacher, so its curve can't be compared with the others; the next table can.
+
+# %%
+recovered = pd.DataFrame(record["recovered"]).T
+means = pd.DataFrame(record["nats"]).T
+print("nats a token on rows that nothing was chosen by, and that share no 13 words in a row with the training text:")
+print(means.round(3).to_string())
+print("\nshare of what the cut took that came back:")
+recovered.map("{:.0%}".format)
+
+# %% [markdown]
+# "Came back" is measured from each arm's own cut, so an arm that lost more has more to get back: read it beside the losses
+# above it. What decides is the difference at the end, row by row of text:
+
+# %%
+compared = pd.DataFrame(
+    [
+        {"arm": arm, "domain": domain, **found, "standard errors": found["difference"] / found["standard_error"]}
+        for arm, domains in record["compared"].items()
+        for domain, found in domains.items()
+    ]
+)
+rivals = [arm for arm in record["compared"] if arm != "whole"]
+figure, axes = plt.subplots(1, len(DOMAINS), figsize=(13, 3.8), layout="constrained", sharey=True)
+for ax, domain in zip(axes, DOMAINS, strict=True):
+    part = compared[(compared.domain == domain) & compared.arm.isin(rivals)].set_index("arm")
+    rows_with_intervals(
+        {arm: tuple(part.loc[arm, ["difference", "ci_low", "ci_high"]]) for arm in rivals},
+        at=0, at_label="winner", x_label="nats a token more than the winner", title=domain, ax=ax,
+    )  # fmt: skip
+    ax.set_xscale("symlog", linthresh=0.1)
+show(
+    "Three panels, one a domain: how many nats a token more each control arm needs than the winner, with intervals, and a line "
+    "at 0 for the winner. From scratch lies farthest right in each."
+)
+compared[compared.arm.isin(rivals)].pivot(
+    index="arm", columns="domain", values=["difference", "standard errors"]
+).round(3)
+
+# %% [markdown]
+# Right of the line the winner is better. The step from random weights to the cut is the largest of all; look at how small, next
+# to it, the other steps are, and whether their intervals leave out 0 on all three domains. Two standard errors are the bar.
+
+# %% [markdown]
+# ### What it can still do, and whom it prefers
+#
+# Nats are an average. A release also asks: what about tasks, and did the bias of lesson 08 change?
+
+# %%
+tasks = pd.concat({name: pd.DataFrame(rows) for name, rows in record["tasks"].items()}, names=["model"]).reset_index(
+    "model"
+)
+accuracy = tasks[(tasks.metric != "perplexity") & tasks.model.isin(["whole", "winner, before", "winner"])]
+ax = scores_with_intervals(
+    accuracy, x_label="", y_label="accuracy", title=f"{settings['documents']} documents of each task"
+)
+show(
+    "Accuracy with intervals on five benchmark tasks for the whole model, the winner as cut and the winner after distillation, "
+    "with the floors of chance and of the most frequent answer. Most intervals overlap, and some lie on the floors."
+)
+paired = pd.DataFrame(record["paired"]["whole"])
+print(f"winner less whole model, {settings['documents']} documents a task (all, where there are fewer):")
+for row in paired[paired.metric != "perplexity"].itertuples():
+    print(f"  {row.task:<15}{row.metric:<11}{with_interval(row.difference, row.ci_low, row.ci_high)}, p = {row.p:.2g}")
+floors = tasks[(tasks.model == "whole") & tasks.majority.notna()]
+print("always the most frequent answer:", *(f"{row.task} {row.majority:.2f}" for row in floors.itertuples()))
+gap = {name: with_interval(found["gap"], found["ci_low"], found["ci_high"]) for name, found in record["bias"].items()}
+print("he/she gap between occupations, nats:", *(f"\n  {name:<16}{shown}" for name, shown in gap.items()))
+
+# %% [markdown]
+# With so few documents a task only large changes show; where a model stands on its floor, nothing can fall any further. The gap
+# between occupations is lesson 08's: how much likelier "she" is after occupations that mostly women have. "Smaller" is no
+# "fairer" by itself: a model that knows less about occupations has less to prefer.
+
+# %% [markdown]
+# ### Exercise 5 · ●●○ · 8 minutes
+#
+# **Write the card.** Which of these sentences may stand in the model's card, because the record above supports them? Give
+# the letters as a set.
+#
+# - **A** With the same tokens, the same sizes from random weights are far worse on all three domains.
+# - **B** It answers the benchmark tasks as well as the model that it was cut from.
+# - **C** It was judged on rows that share no thirteen words in a row with the text that it learned from.
+# - **D** It is less biased than the model that it was cut from.
+# - **E** It is faster than the model that it was cut from.
+# - **F** Which parts were kept matters: a random cut of the same sizes is worse on all three domains.
+# - **G** The recipe makes as good a model from Llama-3.2-1B.
+#
+# <details><summary>Hint</summary>
+#
+# Three questions for each sentence: was it measured, against what, and does the interval leave out 0?
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_11 import check_card
+
+# BEGIN SOLUTION
+# B and D read "not shown" as "none"; E and G were not measured.
+supported = {"A", "C", "F"}
+
+
+# END SOLUTION
+# BEGIN STUB
+# supported = ...  # a set of letters
+# END STUB
+check_card(supported)
+
+# %% [markdown]
+# ## Live: the same recipe, in a minute
+#
+# The best of the five versions, and a random cut of its sizes, both distilled for a dozen steps. Far too short, but yours.
+
+# %%
+from course_utils.architectures import cast_weights
+from course_utils.compress import AXES
+from course_utils.distillation import distill
+from course_utils.distillation.memory import memory_plan, outline
+from course_utils.distillation.teacher_states import remember_teacher
+
+STEPS, ROWS = 12, 4
+on_gpu = session.device.type == "cuda"
+(best,) = (Candidate(*sizes) for sizes in as_cut.head(1)[[*whole.sizes]].itertuples(index=False))
+text = token_blocks(tokenizer, "distillation", tokens=65_536, length=128).sample(STEPS * ROWS, seed=0)
+judges = [blocks[:6] for blocks in rows_of("evaluation")]
+cuts = {"scored": scores, "random": scores.random(AXES, session.seed)}
+lean = {"recompute": on_gpu, "mlps_only": on_gpu}
+plan = memory_plan(
+    *(outline(model.config) for model in (base, shrink(base, best, scores))), rows=ROWS, length=128, teacher_states=True,
+    **lean,
+)  # fmt: skip
+room = torch.cuda.mem_get_info()[0] if on_gpu else float("inf")
+heals = sum(plan.values()) < 0.9 * room
+print(
+    f"{named[best.name]} ({best.name}): learning takes {sum(plan.values()) / 2**30:.1f} GiB{'' if heals else ', too much here'}"
+)
+
+# %%
+precision = torch.bfloat16 if session.dtype == torch.bfloat16 else torch.float32
+known = remember_teacher(base, text.batches(ROWS), precision=precision) if heals else None
+live, students = {"whole": {d: perplexity(base, rows).nll for d, rows in zip(DOMAINS, judges, strict=True)}}, {}
+for name, kept_by in cuts.items():
+    student = shrink(base, best, kept_by)
+    live[f"{name}, as cut"] = {d: perplexity(student, rows).nll for d, rows in zip(DOMAINS, judges, strict=True)}
+    if heals:
+        distill(
+            known, student, text.batches(ROWS), steps=STEPS, lr=2e-4, precision=precision, seed=session.seed, **lean
+        )
+        cast_weights(student, session.dtype)
+        live[f"{name}, distilled"] = {d: perplexity(student, rows).nll for d, rows in zip(DOMAINS, judges, strict=True)}
+    students[name] = student
+del known, student
+tidy()
+print(f"{STEPS * ROWS * 127:,} predicted tokens; nats a token on three domains")
+pd.DataFrame(live).T.round(3)
+
+# %% [markdown]
+# A dozen steps bring a scored cut part of the way and a random cut most of *its* way: where more was lost, more comes back.
+# Compare the ends, not the gains.
+
+# %% [markdown]
+# ### A leaderboard of your own
+#
+# The next cell judges any four sizes on rows of the evaluation split that nothing was chosen by, and keeps your entries in a
+# file beside the notebook, the best first.
+
+# %%
+LEADERBOARD = Path("my_small_models.json")
+baseline = ideas.get("blocks alone") or min(versions)
+
+
+def judge(sizes):
+    """Parameters, and nats a token of the cut on held-out rows; an entry is written into the leaderboard."""
+    model = shrink(base, Candidate(**sizes), scores)
+    score = perplexity(model, [batch for blocks in judges for batch in blocks[:2].batches()]).nll
+    parameters = Candidate.of(model).parameters
+    if sizes != baseline.sizes:
+        board = json.loads(LEADERBOARD.read_text()) if LEADERBOARD.exists() else []
+        entries = {
+            tuple(one["sizes"].values()): one
+            for one in [*board, {"sizes": sizes, "parameters": parameters, "nats": score}]
+        }
+        LEADERBOARD.write_text(json.dumps(sorted(entries.values(), key=lambda one: one["nats"]), indent=1))
+    return parameters, score
+
+
+# %% [markdown]
+# ### Exercise 6 · ●●● · 15 minutes
+#
+# **Beat the baseline.** Find four sizes within the budget whose cut needs fewer nats a token than `blocks alone`, judged on rows
+# that nothing was chosen by. Hidden sizes have to be legal: a multiple of the number of query heads.
+#
+# <details><summary>Hint</summary>
+#
+# The table of versions holds legal ones. Start from the first rows of the ranking as cut, and change one size at a time.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_11 import check_entry
+
+# BEGIN SOLUTION
+# Neurons are the cheapest to lose: all blocks, channels and groups stay, and the MLPs get narrower.
+my_sizes = (ideas.get("neurons alone") or max(versions)).sizes
+
+
+# END SOLUTION
+# BEGIN STUB
+# my_sizes = {"blocks": ..., "hidden": ..., "groups": ..., "neurons": ...}
+# END STUB
+check_entry(my_sizes, judge=judge, budget=budget.amount, baseline=baseline.sizes)
+
+# %% [markdown]
+# ## Release it
+#
+# ### A folder that needs none of this course
+#
+# Every size above is an ordinary field of the configuration. So a fresh Python process with plain transformers loads the
+# folder, and the logits are the same bit for bit.
+
+# %%
+from course_utils.checkpoints import save_pruned
+
+release = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+folder = save_pruned(students["scored"], tokenizer, Path(release.name) / "small-llama")
+probe = tokenizer("The best way to learn is", return_tensors="pt").input_ids
+with torch.no_grad():
+    ours = students["scored"](probe.to(base.device), use_cache=False).logits[0, -1].float().cpu()
+program = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype=torch.{str(session.dtype).removeprefix("torch.")})
+ids = AutoTokenizer.from_pretrained({str(folder)!r})("The best way to learn is", return_tensors="pt").input_ids
+logits = model(ids, use_cache=False).logits[0, -1].float()
+print(int(logits.argmax()), "course_utils" in sys.modules, model.num_parameters())
+torch.save(logits.detach(), {str(Path(release.name) / "logits.pt")!r})
+"""
+out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+theirs = torch.load(Path(release.name) / "logits.pt")
+print(f"a fresh process: {int(out[2]):,} parameters, course_utils loaded: {out[1]}")
+print(f"largest difference of the logits: {(ours - theirs).abs().max():.1e}")
+
+# %% [markdown]
+# ### A file that llama.cpp runs
+#
+# The engine is lesson 10's optional extra. Without it the files are written all the same, and not run.
+
+# %%
+from course_utils import engine
+from course_utils.export import export_gguf, plan_gguf
+from course_utils.reports import model_size
+
+exact = students["scored"].float()
+kinds = ("F16", "Q8_0", "Q4_0")
+sizes = {kind: plan_gguf(exact, tokenizer, quantization=kind).bytes.sum() / 1e6 for kind in kinds}
+print("MB:", ", ".join(f"{kind} {size:.1f}" for kind, size in sizes.items()))
+QUESTION = "Why is the sky blue?"
+asked = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False) if tokenizer.chat_template else QUESTION  # fmt: skip
+if engine.available() and model_size(exact).parameters < 5e8:
+    for name, model in (("whole", variant(base).float()), ("small", exact)):
+        file = export_gguf(model, tokenizer, Path(release.name) / f"{name}.gguf", quantization="Q8_0")
+        with engine.load(file, context=256) as opened:
+            answer = opened.detokenize(opened.generate(opened.tokenize(asked), new_tokens=32))
+        print(f"\n{name}, Q8_0: {answer.strip()}")
+else:
+    print(f"Skipped: asking llama.cpp. {engine.problem() or 'The file would take more than half a gigabyte.'}")
+
+# %% [markdown]
+# Read the small model's answer as what it is: the speech of a patient after a dozen steps. It shows that the file works, and why
+# nobody releases at this point.
+#
+# ### A card, written by code
+#
+# `write_model_card` refuses to write a card without a measurement or without a limit. The table comes from the cells above, and
+# so do the limits: wherever the small model is worse than the whole one, there is a sentence about it.
+
+# %%
+from course_utils.model_card import write_model_card
+
+end = "scored, distilled" if heals else "scored, as cut"
+measured = pd.DataFrame({name: live[name] for name in ("whole", end)}).map("{:.3f}".format)
+measured.index = [f"nats a token, {domain}" for domain in measured.index]
+limits = [
+    f"On {domain} it needs {live[end][domain] - live['whole'][domain]:+.2f} nats a token more than the whole model."
+    for domain in DOMAINS
+    if live[end][domain] > live["whole"][domain]
+] + ["It learned for a dozen steps only: an exercise, not a product.", "Its bias was not measured after the cut; the whole model's was not removed."]  # fmt: skip
+card = write_model_card(
+    folder,
+    name="small-llama",
+    base_model=base.config.name_or_path or "a random model",
+    licence="apache-2.0" if session.profile == "embedded" else "llama3.2",
+    summary=f"{base.config.name_or_path} with {best.parameters / whole.parameters:.0%} of its parameters.",
+    recipe={
+        **best.sizes,
+        "cut by": "activation scores, one calibration pass",
+        "tokens learned from": STEPS * ROWS * 127,
+    },
+    measured=measured,
+    limits=limits,
+    sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+)
+print(card.read_text(encoding="utf-8"))
+
+# %% [markdown]
+# ## What I would tell a user of the recorded model
+#
+# FILL USER
+#
+# ## For a larger model
+#
+# The whole recipe as a command, with a dry run that says first what it takes:
+#
+# ```bash
+# python course.py compress meta-llama/Llama-3.2-1B --budget 80% --dry-run
+# ```
+#
+# On several GPUs the same recovery runs under `accelerate launch`, with the student cut up by FSDP where it doesn't fit on one.
+# How long is it? One number for the order of magnitude:
+
+# %%
+TEACHER, STUDENT, TOKENS, T4 = (
+    1.24e9,
+    0.8 * 1.24e9,
+    1e6,
+    8.1e12 * 0.35,
+)  # parameters; float32 operations a second, 35 % used
+operations = TOKENS * (
+    2 * TEACHER + 6 * STUDENT
+)  # the teacher reads; the student reads, and learns at twice that price
+print(
+    f"Llama-3.2-1B to 80 %, a million tokens on a T4: about {operations / T4 / 60:.0f} minutes by arithmetic, not measured"
+)
+print(f"Minitron's 94 billion tokens on one such card: {operations / TOKENS * 94e9 / T4 / 86400 / 365:,.0f} years")
+
+# %% [markdown]
+# The second number is why leading labs have what they have. The first is why you can still find out, in an evening, whether a
+# cut is any good.
+#
+# ## Three questions
+
+# %% [markdown] tags=["quiz"]
+# Why does a KV group go as a whole, and not just some of its query heads?
+#
+# - [ ] Because transformers refuses a model with fewer query heads.
+#   > It takes fewer query heads, if all groups have equally many.
+# - [x] Because keys, values and the cache only get smaller when the key/value head goes.
+#   > And the query heads that read it have nothing to read afterwards.
+# - [ ] Because query heads of one group compute the same.
+#   > They read the same keys and values with different questions. Silencing some of them costs as much as silencing others.
+
+# %% [markdown] tags=["quiz"]
+# Five versions are ranked as cut, and again after light distillation with two seeds. Two of them lie closer together than the
+# seeds do. What does the second ranking say about these two?
+#
+# - [ ] The one with the lower mean is the better one.
+#   > With other text in another order it might be the other one.
+# - [ ] Nothing: light distillation is too short to say anything.
+#   > It tells versions apart that lie farther apart than the seeds.
+# - [x] That they are tied; choose by something else, such as speed or bytes.
+#   > A tie is a finding: it leaves you free.
+
+# %% [markdown] tags=["quiz"]
+# The winner beats the arm from scratch by far, with the same tokens. Which conclusion is safe?
+#
+# - [x] With this few tokens, it pays to start from the large model.
+#   > That is what was measured, at that number of tokens.
+# - [ ] Training from scratch can't reach a pruned model.
+#   > The advantage shrinks as tokens grow; nobody measured the end here.
+# - [ ] Distillation works better than training.
+#   > Both arms were distilled. That question needs an arm without a teacher.
+
+# %% [markdown]
+# ## Take-aways
+#
+# - The labs' recipe is: correct the teacher, score everything at once, search under a budget, rank after a little learning,
+#   distil, measure. Each part is a page of code.
+# - Each axis has its trap: whole KV groups instead of query heads, norms that want rescaling, widths that are legal.
+# - The unit of the budget decides the shape. Say it first.
+# - A ranking without the spread of its seeds is an opinion.
+# - Every step needs an arm that leaves it out; some steps turn out to be small.
+# - A release is a folder that loads anywhere, a file that an engine runs, and a page that says what the model is bad at.
+#
+# ## Where to go next
+#
+# You have cut, measured, healed and released. `docs/where_next.md` in the repository lists papers by topic; the command
+# `python course.py compress` takes your own model.
+#
+# ## References
+#
+# - Muralidharan et al. 2024, [Compact language models via pruning and knowledge distillation](https://arxiv.org/abs/2407.14679) (Minitron)
+# - Sreenivas et al. 2024, [LLM pruning and distillation in practice](https://arxiv.org/abs/2408.11796)
+# - NVIDIA 2025, [Nemotron Nano 2](https://arxiv.org/abs/2508.14444); Bercovich et al. 2024, [Puzzle](https://arxiv.org/abs/2411.19146)
+# - Devvrit et al. 2023, [MatFormer](https://arxiv.org/abs/2310.07707); Xia et al. 2023, [Sheared LLaMA](https://arxiv.org/abs/2310.06694)
+# - Ashkboos et al. 2024, [SliceGPT](https://arxiv.org/abs/2401.15024); Mitchell et al. 2019, [Model cards](https://arxiv.org/abs/1810.03993)
+# - [2606.14150](https://arxiv.org/abs/2606.14150), on how the advantage over training from scratch shrinks
