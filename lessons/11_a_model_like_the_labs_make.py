@@ -897,7 +897,8 @@ else:
 # ### A card, written by code
 #
 # `write_model_card` refuses to write a card without a measurement or without a limit. The table comes from the cells above, and
-# so do the limits: wherever the small model is worse than the whole one, there is a sentence about it.
+# so do the limits: wherever the small model is worse than the whole one, there is a sentence about it. (The header for
+# hubs and the lines on how to load it are in the file and left out below.)
 
 # %%
 from course_utils.model_card import write_model_card
@@ -925,7 +926,8 @@ card = write_model_card(
     limits=limits,
     sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
 )
-print(card.read_text(encoding="utf-8"))
+_, _, text_for_people = card.read_text(encoding="utf-8").partition("---\n\n")
+print(text_for_people.partition("## Use")[0].strip())
 
 # %% [markdown]
 # ## What I would tell a user of the recorded model
