@@ -88,6 +88,23 @@ def chosen(given: Any, right: Collection[str], reasons: Mapping[str, str]) -> No
         require((letter in given) == (letter in right), f"Look at {letter} again: {reason}")
 
 
+def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], names: Collection[str]) -> None:
+    """Inside a check: stop unless the learner gave each letter its name, with the reason for the first wrong one.
+
+    Args:
+        given: letter -> name; their case and blanks around them don't matter.
+        right: letter -> the right name, and a sentence on why.
+        names: to choose among.
+    """
+    said = {str(letter).strip().upper(): str(name).strip().lower() for letter, name in dict(given).items()}
+    missing = sorted(right.keys() - said.keys())
+    require(not missing, f"Nothing is said about {', '.join(missing)}.")
+    unknown = sorted(set(said.values()) - set(names))
+    require(not unknown, f"There is no {unknown[0] if unknown else ''!r}; choose among {', '.join(names)}.")
+    for letter, (name, reason) in right.items():
+        require(said[letter] == name, f"Look at {letter} again: {reason}")
+
+
 def not_shown(letters: Collection[str], claims: Mapping[str, tuple[bool, str]]) -> None:
     """Inside a check: stop unless the learner named just the claims that an output doesn't show, with the reason.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
+from course_utils.exercises import Attempt, assigned, chosen, exercise, require, rule_out
 
 MISTAKES = ("cold start", "different lengths", "no cache", "not finished", "not in turns", "none")
 _BLOCK, _BYTES_A_BLOCK = 32, 34  # Q8_0
@@ -82,13 +82,7 @@ def check_speedups(attempt: Attempt) -> None:
 )
 def check_measuring_mistakes(attempt: Mapping[str, str]) -> None:
     """Check letter of a program -> the name of its mistake."""
-    given = {str(letter).strip().upper(): str(name).strip().lower() for letter, name in dict(attempt).items()}
-    missing = sorted(_PROGRAMS.keys() - given.keys())
-    require(not missing, f"Nothing is said about {', '.join(missing)}.")
-    unknown = sorted(set(given.values()) - set(MISTAKES))
-    require(not unknown, f"There is no {unknown[0] if unknown else ''!r}; choose among {', '.join(MISTAKES)}.")
-    for letter, (right, reason) in _PROGRAMS.items():
-        require(given[letter] == right, f"Look at {letter} again: {reason}")
+    assigned(attempt, _PROGRAMS, MISTAKES)
 
 
 @exercise(

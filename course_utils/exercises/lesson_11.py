@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
+from course_utils.exercises import Attempt, assigned, chosen, exercise, require, rule_out
 
 SIZES = ("blocks", "hidden", "groups", "neurons")
 ARMS = ("random cut", "from scratch", "depth only", "uncorrected", "none of them")
@@ -30,25 +30,25 @@ def check_group_scores(attempt: Attempt) -> None:
         right = square.mean(0).sqrt()
         require(
             given.shape != (heads,) or heads == groups,
-            f"you scored each of {heads} query heads; {groups} groups were asked for. A group is one key/value head "
+            f"You scored each of {heads} query heads; {groups} groups were asked for. A group is one key/value head "
             "with all query heads that read it.",
         )
-        require(given.shape == (groups,), f"return {groups} numbers, one a group; yours has shape {list(given.shape)}.")
+        require(given.shape == (groups,), f"Return {groups} numbers, one a group; yours has shape {list(given.shape)}.")
         apart = outputs.unflatten(1, (-1, groups)).square().sum((1, 3))  # every groups-th head
         rule_out(
             (
-                (apart.mean(0).sqrt(), "heads of one group lie beside each other: the first ones read the same key."),
-                (square.mean(0), "that is the mean square. Take the root at the end."),
-                (square.sum(0).sqrt(), "you added over the tokens. Divide by their number: take the mean."),
-                (together.mean((0, 2, 3)), "signs cancel in a mean. Square first."),
-                (square.sqrt().mean(0), "that is the mean length. Mean of the squares first, root last."),
+                (apart.mean(0).sqrt(), "Heads of one group lie beside each other: the first ones read the same key."),
+                (square.mean(0), "That is the mean square. Take the root at the end."),
+                (square.sum(0).sqrt(), "You added over the tokens. Divide by their number: take the mean."),
+                (together.mean((0, 2, 3)), "Signs cancel in a mean. Square first."),
+                (square.sqrt().mean(0), "That is the mean length. Mean of the squares first, root last."),
                 (a_head.mean(0).sqrt().unflatten(0, (groups, -1)).sum(1),
-                 "you added the heads' lengths. Lengths at right angles add up as squares."),
-                (together.abs().sum((2, 3)).mean(0), "that is the L1 norm; a length is the root of a sum of squares."),
+                 "You added the heads' lengths. Lengths at right angles add up as squares."),
+                (together.abs().sum((2, 3)).mean(0), "That is the L1 norm; a length is the root of a sum of squares."),
             ),
             given, right, same=_close,
         )  # fmt: skip
-        require(_close(given, right), f"they are {_shown(right)}; yours {_shown(given)}.")
+        require(_close(given, right), f"They are {_shown(right)}; yours {_shown(given)}.")
 
 
 @exercise(
@@ -70,13 +70,13 @@ def check_norm_factor(attempt: Attempt) -> None:
         right = (share * grown) ** 0.5
         rule_out(
             (
-                (1 / right, "upside down. The norm divides by a *shorter* length now, or by a longer one: see which."),
-                (share**0.5, "the norm divides by a *mean* square: the number of channels changed as well."),
-                (grown**0.5, "that is right if the kept channels hold all of the energy. They hold a share of it."),
-                (share * grown, "lengths, not energies: take the root."),
-                ((share / grown) ** 0.5, "hidden / kept, not kept / hidden."),
+                (1 / right, "Upside down. The norm divides by a *shorter* length now, or by a longer one: see which."),
+                (share**0.5, "The norm divides by a *mean* square: the number of channels changed as well."),
+                (grown**0.5, "That is right if the kept channels hold all of the energy. They hold a share of it."),
+                (share * grown, "Lengths, not energies: take the root."),
+                ((share / grown) ** 0.5, "Hidden / kept, not kept / hidden."),
                 ((at_once * grown) ** 0.5,
-                 "you added the energies of all tokens first, so one token with enormous states decides. Take each "
+                 "You added the energies of all tokens first, so one token with enormous states decides. Take each "
                  "token's share, then the mean."),
             ),
             given, right, same=_near,
@@ -93,7 +93,7 @@ def check_parameters(attempt: Attempt) -> None:
     """Check a function (blocks, hidden, groups, neurons, queries, head_size, vocabulary) -> parameters."""
     for sizes in ((2, 8, 3, 20, 3, 4, 50), (30, 576, 3, 1536, 3, 64, 49_152), (16, 2048, 8, 8192, 4, 64, 128_256)):
         given = attempt(*sizes)
-        require(float(given) == int(given), f"a number of parameters is whole; yours is {given!r}.")
+        require(float(given) == int(given), f"A number of parameters is whole; yours is {given!r}.")
         right, named = parameters(*sizes), _wrong_counts(*sizes)
         where = f"blocks {sizes[0]}, hidden {sizes[1]}, groups {sizes[2]}, neurons {sizes[3]}: "
         rule_out(((wrong, mistake) for mistake, wrong in named.items()), int(given), right, where=where)
@@ -107,13 +107,7 @@ def check_parameters(attempt: Attempt) -> None:
 )
 def check_controls(attempt: Mapping[str, str]) -> None:
     """Check letter of a claim -> the arm that it has to be compared with."""
-    given = {str(letter).strip().upper(): str(arm).strip().lower() for letter, arm in dict(attempt).items()}
-    missing = sorted(_CONTROLS.keys() - given.keys())
-    require(not missing, f"nothing is said about {', '.join(missing)}.")
-    unknown = sorted(set(given.values()) - set(ARMS))
-    require(not unknown, f"there is no arm {unknown[0] if unknown else ''!r}; choose among {', '.join(ARMS)}.")
-    for letter, (right, reason) in _CONTROLS.items():
-        require(given[letter] == right, f"look at {letter} again: {reason}")
+    assigned(attempt, _CONTROLS, ARMS)
 
 
 @exercise(
@@ -145,12 +139,12 @@ def check_entry(entry: Mapping[str, int], *, judge: Callable[[dict[str, int]], t
     """
     sizes = dict(entry)
     require(
-        sizes.keys() == set(SIZES), f"give {', '.join(SIZES)}; yours has {', '.join(map(str, sizes)) or 'nothing'}."
+        sizes.keys() == set(SIZES), f"Give {', '.join(SIZES)}; yours has {', '.join(map(str, sizes)) or 'nothing'}."
     )
     whole = [name for name in SIZES if int(sizes[name]) != sizes[name]]
-    require(not whole, f"sizes are whole numbers; look at {', '.join(whole)}.")
+    require(not whole, f"Sizes are whole numbers; look at {', '.join(whole)}.")
     sizes = {name: int(sizes[name]) for name in SIZES}
-    require(sizes != baseline, "that is the version to beat.")
+    require(sizes != baseline, "That is the version to beat.")
     try:
         cost, nats = judge(sizes)
     except ValueError as refused:
