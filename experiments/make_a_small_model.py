@@ -65,6 +65,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/small_model"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    settings = {name: value for name, value in vars(args).items() if name not in ("work", "out")}
+    settings |= {"lr": LR, "correction_lr": CORRECTION_LR, "rows": ROWS, "length": LENGTH}
+    then = share_out(args.work, {"settings": lambda: settings})["settings"]
+    differ = [f"{name}: {then.get(name)} then, {now} now" for name, now in settings.items() if then.get(name) != now]
+    if differ:
+        parser.error(f"'{args.work}' holds a run with other settings ({'; '.join(differ)}). Give another --work.")
 
     whole, tokenizer = load_model("llama", dtype=fast_dtype(torch.device("cpu")))
     rows, watched = training_rows(tokenizer, args.steps)
@@ -107,8 +113,7 @@ def main() -> None:
     rivals = [name for name in cut if name != "winner"]
     result = {
         "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
-        "settings": {name: value for name, value in vars(args).items() if name not in ("work", "out")}
-        | {"lr": LR, "correction_lr": CORRECTION_LR, "rows": ROWS, "length": LENGTH},
+        "settings": settings,
         "parameters": {"whole": model_size(whole).parameters}
         | {name: of.parameters for name, of in (("winner", winner), ("depth only", depth_only))},
         "sizes": {"whole": Candidate.of(whole).sizes, "winner": winner.sizes, "depth only": depth_only.sizes},

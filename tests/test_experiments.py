@@ -26,8 +26,8 @@ def in_miniature(monkeypatch, tmp_path):
     sizes = ["--steps", "3", "--correction", "2", "--light", "2", "--seeds", "2", "--finalists", "2", "--share", "0.95"]
     sizes += ["--documents", "2"]
 
-    def run():
-        arguments = ["x", *sizes, "--multiple-of", "8", "--work", str(tmp_path / "work"), "--out", str(out)]
+    def run(*others):
+        arguments = ["x", *sizes, *others, "--multiple-of", "8", "--work", str(tmp_path / "work"), "--out", str(out)]
         monkeypatch.setattr(sys, "argv", arguments)
         make_a_small_model.main()
         return json.loads(out.read_text(encoding="utf-8"))
@@ -62,3 +62,12 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     student, _ = models.load_model(str(tmp_path / "work" / "students" / "winner"))
     assert student.num_parameters() == record["parameters"]["winner"]
     assert in_miniature() == record and len(taught) == 7
+
+
+def test_a_work_folder_belongs_to_its_settings(in_miniature, capsys, tmp_path):
+    """What was found with other settings would be shown under these."""
+    record = in_miniature()
+    with pytest.raises(SystemExit):
+        in_miniature("--steps", "4")
+    assert "steps: 3 then, 4 now" in capsys.readouterr().err
+    assert json.loads((tmp_path / "record.json").read_text(encoding="utf-8")) == record
