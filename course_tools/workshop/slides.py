@@ -175,27 +175,32 @@ def write_decks(pages: dict[str, tuple[str, str]], reveal: Path, folder: Path) -
 
 
 def wrong_turns(check: str, checks: str) -> list[str]:
-    """The mistakes that a check names, in its words: the sentences in its source, helpers of the module included."""
-    functions = {node.name: node for node in ast.parse(checks).body if isinstance(node, ast.FunctionDef)}
-    return list(dict.fromkeys(_sentences(functions[check], functions, {check})))
+    """The mistakes that a check names, in its words: the sentences in its source, in helpers and tables it uses."""
+    named: dict[str, ast.stmt] = {}
+    for node in ast.parse(checks).body:
+        if isinstance(node, ast.FunctionDef):
+            named[node.name] = node
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):  # letter -> its reason
+            named |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+    return list(dict.fromkeys(_sentences(named[check], named, {check})))
 
 
-def _sentences(node: ast.AST, functions: dict[str, ast.FunctionDef], seen: set[str]) -> Iterator[str]:
+def _sentences(node: ast.AST, named: dict[str, ast.stmt], seen: set[str]) -> Iterator[str]:
     """Each string of four words and more that ends like a sentence; values in an f-string become "…"."""
     text = ""
     if isinstance(node, ast.JoinedStr):
         text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         text = node.value
-    elif isinstance(node, ast.Name) and node.id in functions and node.id not in seen:
+    elif isinstance(node, ast.Name) and node.id in named and node.id not in seen:
         seen.add(node.id)
-        yield from _sentences(functions[node.id], functions, seen)
+        yield from _sentences(named[node.id], named, seen)
     elif isinstance(node, ast.FunctionDef):
         for statement in node.body[ast.get_docstring(node) is not None :]:
-            yield from _sentences(statement, functions, seen)
+            yield from _sentences(statement, named, seen)
     else:
         for child in ast.iter_child_nodes(node):
-            yield from _sentences(child, functions, seen)
+            yield from _sentences(child, named, seen)
     text = text.removeprefix("…").lstrip(" :,")
     if len(text.split()) >= 4 and text[-1] in ".!?":
         yield text[0].upper() + text[1:]
