@@ -40,7 +40,6 @@ from course_utils.costs import (
     work,
 )
 from course_utils.reports import model_size, with_interval
-from course_utils.uncertainty import verdict
 
 __all__ = [  # what is counted comes through this door as well
     "decode_bytes",
@@ -55,7 +54,6 @@ __all__ = [  # what is counted comes through this door as well
     "relative_speed",
     "speed_frame",
     "speedup_text",
-    "speedup_verdict",
     "take_turns",
     "time_interleaved",
 ]
@@ -231,24 +229,6 @@ def speedup_text(row: pd.Series) -> str:
     '1.13 (1.11 to 1.15), est. 1.20'
     """
     return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, est. {row.estimate:.2f}"
-
-
-def speedup_verdict(row: pd.Series) -> str:
-    """What such a row says in words: is there a speed-up, and how does it compare with the estimate?
-
-    >>> speedup_verdict(pd.Series({"speedup": 1.15, "ci_low": 1.13, "ci_high": 1.17, "estimate": 1.2}))
-    'faster, 75% of the estimated gain'
-    """
-    words = verdict(
-        row.ci_low, row.ci_high, at=1, below="slower", above="faster", neither="no difference that we can show"
-    )
-    if words != "faster":
-        return words
-    if row.ci_low > row.estimate:
-        return "faster than the estimate"
-    if row.speedup > row.estimate:
-        return "faster, about the estimate"
-    return f"faster, {(row.speedup - 1) / (row.estimate - 1):.0%} of the estimated gain"
 
 
 @torch.no_grad()

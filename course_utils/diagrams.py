@@ -18,6 +18,7 @@ from course_utils import checks
 INK, QUIET, STREAM, MARK = "0.15", "0.55", "#0173b2", "#de8f05"
 _PALE = {INK: "white", STREAM: "#dcebf5", MARK: "#fdebd0", QUIET: "0.95"}
 _NEURONS = 6  # drawn of each MLP: enough to see one among others
+_SMALL = 12.6  # points; 13.8 elsewhere, so that a phone can show them
 
 
 def gpt2_block(*, neuron: int = 2) -> Axes:
@@ -101,7 +102,7 @@ def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,)) -> Axes
 
 def attention_bypass() -> Axes:
     """A block with its attention left out beside a whole one: the stream passes, the MLP stays, no keys or values."""
-    ax = _canvas(9, 4.6, "Leaving one attention out")
+    ax = _canvas(9, 4.6, "Leaving one attention layer out")
     for left, bypassed in ((0.4, False), (4.9, True)):
         middle = left + 1.95
         _text(ax, (middle, 4.25), "bypassed" if bypassed else "whole block", weight="bold")
@@ -125,14 +126,14 @@ def adaptive_decision() -> Axes:
     """One decision a prompt: complexity picks a level, the level says which attentions answer, the cache keeps it."""
     ax = _canvas(9, 3.8, "One decision for each prompt")
     _box(ax, (1.1, 3.0), "prompt", width=1.2)
-    _box(ax, (3.1, 3.0), "complexity\nlength, variance", width=1.7, height=0.8)
+    _box(ax, (3.1, 3.0), "complexity\nlength, variance", width=1.9, height=0.8)
     _box(ax, (5.2, 3.0), "level\n0 · 1 · 2", width=1.1, height=0.8, colour=MARK)
     _box(ax, (7.6, 3.0), "attentions that\nare left out", width=1.8, height=0.8, colour=MARK)
-    for start, end in ((1.7, 2.25), (3.95, 4.65), (5.75, 6.7)):
+    for start, end in ((1.7, 2.15), (4.05, 4.65), (5.75, 6.7)):
         _arrow(ax, (start, 3.0), (end, 3.0))
-    _box(ax, (3.1, 1.3), "prefill: decides once", width=2.2, height=0.6)
-    _box(ax, (6.9, 1.3), "decoding: the same for every token", width=3.6, height=0.6)
-    _arrow(ax, (4.2, 1.3), (5.08, 1.3))
+    _box(ax, (3.1, 1.3), "prefill: decides once", width=2.3, height=0.6)
+    _box(ax, (6.8, 1.3), "decoding: the same for every token", width=4.0, height=0.6)
+    _arrow(ax, (4.27, 1.3), (4.78, 1.3))
     _arrow(ax, (5.2, 2.6), (3.5, 1.6))
     _note(
         ax,
@@ -157,7 +158,7 @@ def distillation() -> Axes:
     _loss(ax, 2.75, "hidden-state loss")
     _box(ax, (7.1, 0.85), "next token", width=1.3, height=0.42, colour=QUIET)
     ax.plot([7.95, 8.35, 8.35, 7.8], [3.75, 3.75, 0.85, 0.85], color=MARK, lw=1.8, ls=(0, (4, 2)))
-    _text(ax, (8.47, 2.3), "cross-entropy", rotation=90, size=11)
+    _text(ax, (8.47, 2.3), "cross-entropy", rotation=90, size=_SMALL)
     _note(ax, (4.5, 0.2), "Gradients flow through the student alone. Dashed lines are the losses.")
     return ax
 
@@ -188,8 +189,8 @@ def reading_points() -> Axes:
     ):  # fmt: skip
         ax.add_patch(Circle(point, 0.1, facecolor=MARK, edgecolor=INK, zorder=6))
         ax.plot([point[0], at[0]], [point[1], at[1]], color=MARK, lw=1, ls=":", zorder=5)
-        _text(ax, at, label, size=11, background="white")
-    _text(ax, (0.9, 0.62), "residual stream", size=11, colour=STREAM)
+        _text(ax, at, label, size=_SMALL, background="white")
+    _text(ax, (0.9, 0.62), "residual stream", size=_SMALL, colour=STREAM)
     return ax
 
 
@@ -208,8 +209,8 @@ def reading_and_generating() -> Axes:
             _arrow(ax, (left + 0.2 + 0.22 * tokens, y), (left + 1.8, y))
             if passes > 1:
                 _box(ax, (left + 3.72, y), "cache", width=0.75, height=0.6, colour=MARK)
-    _text(ax, (2.25, 1.55), "many operations a byte:\narithmetic takes the time", size=11)
-    _text(ax, (6.75, 1.0), "few operations a byte:\nreading takes the time", size=11)
+    _text(ax, (2.25, 1.55), "many operations a byte:\narithmetic takes the time", size=_SMALL)
+    _text(ax, (6.75, 1.0), "few operations a byte:\nreading takes the time", size=_SMALL)
     _note(ax, (4.5, 0.35), "Beside both: a fixed cost for each pass and layer, whatever its size. Circles are tokens.")
     return ax
 
@@ -305,7 +306,7 @@ def _text(
     at: tuple[float, float],
     text: str,
     *,
-    size: float = 12,
+    size: float = 13.8,
     weight: str = "normal",
     colour: str = INK,
     rotation: float = 0,
@@ -317,7 +318,7 @@ def _text(
 
 
 def _note(ax: Axes, at: tuple[float, float], text: str) -> None:
-    _text(ax, at, text, size=11.5, colour="0.3")
+    _text(ax, at, text, size=13.2, colour="0.3")
 
 
 def _box(
@@ -358,15 +359,15 @@ def _matrix(
                 )
             )  # fmt: skip
     if beside:
-        _text(ax, (x + width + 0.35, y + height / 2), name, size=11)
+        _text(ax, (x + width + 0.35, y + height / 2), name, size=_SMALL)
     else:
-        _text(ax, (x + width / 2, y + height + 0.12 + 0.1 * (name.count("\n") + 1)), name, size=11)
+        _text(ax, (x + width / 2, y + height + 0.12 + 0.1 * (name.count("\n") + 1)), name, size=_SMALL)
 
 
 def _stream(ax: Axes, start: tuple[float, float], end: tuple[float, float], first: str, last: str) -> None:
     ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": STREAM, "lw": 4, "shrinkA": 0, "shrinkB": 0})
-    _text(ax, (start[0] - 0.1, start[1] - 0.32), first, size=11, colour=STREAM)
-    _text(ax, (end[0] - 0.1, end[1] - 0.32), last, size=11, colour=STREAM)
+    _text(ax, (start[0] - 0.1, start[1] - 0.32), first, size=_SMALL, colour=STREAM)
+    _text(ax, (end[0] - 0.1, end[1] - 0.32), last, size=_SMALL, colour=STREAM)
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:

@@ -40,7 +40,7 @@ def style() -> None:
         context="notebook",
         style="whitegrid",
         palette="colorblind",
-        font_scale=1.2,
+        font_scale=1.35,
         rc={
             "figure.figsize": (9, 5),
             "figure.dpi": 100,
@@ -291,7 +291,8 @@ def against_random(
     seen = [point[0] for point in points.values()] + [value for values in controls.values() for value in values]
     if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
         raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
-    names, edge = [*choices, *controls], limit or 2.5 * max(seen)  # room for the last number
+    names = [*choices, *(name for name in controls if name not in choices)]  # a shared name shares a row
+    edge = limit or 2.5 * max(seen)  # room for the last number
     ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
     for place, (value, *ends) in enumerate(points.values()):
         if value > edge:
@@ -302,15 +303,23 @@ def against_random(
         if not ends:
             written = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
             ax.annotate(
-                written, (value, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize="small"
+                written,
+                (value, place),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
-    for place, values in enumerate(controls.values(), start=len(choices)):
+    for name, values in controls.items():
+        place = names.index(name) + (0.35 if name in choices else 0)
         inside = [value for value in values if value <= edge]
         jitter = np.linspace(-0.22, 0.22, len(values))[: len(inside)]
         ax.plot(inside, place + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
         _beyond(ax, place, edge, [value for value in values if value > edge], CONTROL_COLOUR)
         if place == len(choices) and np.median(values) <= edge:
-            ax.axvline(float(np.median(values)), color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
+            ends = -0.45, len(names) - 0.4  # below the lines' names
+            ax.plot([np.median(values)] * 2, ends, color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
     for name, level in (lines or {}).items():
         if level <= edge:
             ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
@@ -383,9 +392,11 @@ def rows_with_intervals(
     ax.grid(axis="y", visible=False)
     if at is not None:
         ax.axvline(at, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6, zorder=1)
+        low, high = ax.get_xlim()
+        right = at < low + 0.7 * (high - low)  # else it would run off the axes
         ax.annotate(
-            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4, 3), textcoords="offset points",
-            color=FLOOR_COLOUR, fontsize="small",
+            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 3),
+            textcoords="offset points", ha="left" if right else "right", color=FLOOR_COLOUR, fontsize="small",
         )  # fmt: skip
     if marks:
         ax.legend()
@@ -434,7 +445,7 @@ def ability_and_bias(
     )
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set(xlabel="perplexity, × unpruned", ylabel=y_label, title=title)
+    ax.set(xlabel="perplexity, × before the cut", ylabel=y_label, title=title)
     broken = known[known["price"] > limit]
     if len(broken):
         lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
@@ -742,7 +753,7 @@ def show_tensor(
     for (row, column), value in np.ndenumerate(matrix):
         text = ax.text(column, row, format(value, f"z{fmt}"), ha="center", va="center")
         if gone[row, column]:
-            text.set_color("0.6")
+            text.set_color("0.35")
             ax.plot([column - 0.4, column + 0.4], [row + 0.4, row - 0.4], color="0.6", linewidth=1)
     ax.set_xticks(range(columns))
     ax.set_yticks(range(rows))
@@ -789,8 +800,8 @@ def _floors(ax: Axes, floors: Mapping[str, float]) -> None:
         written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
         ax.axhline(level, color=FLOOR_COLOUR, linestyle=_FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
         ax.annotate(
-            f"{name} {written}", (1, level), xycoords=("axes fraction", "data"), xytext=(-4, 3),
-            textcoords="offset points", ha="right", va="bottom", color=FLOOR_COLOUR, fontsize="small",
+            f"{name}\n{written}", (1, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", ha="left", va="center", color=FLOOR_COLOUR, fontsize="small",
         )  # fmt: skip
 
 

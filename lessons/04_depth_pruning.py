@@ -27,7 +27,7 @@
 #
 # **Let the room predict first:** what are the last three blocks worth?
 #
-# **Usual questions:** "Fewer blocks or narrower MLPs?" One answer at equal size, another at equal speed.
+# **Usual questions:** "Fewer blocks or narrower MLPs?" Two questions: at equal size, and at equal speed.
 #
 # **Wrong turns:** forgetting `layer_idx` (exercise 2, in pairs); a configuration that promises too many blocks gets random ones.
 #
@@ -115,8 +115,8 @@ show(
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # Blocks 0 and 3, which only make the stream longer, have influence 0. Taking out block 3 does the least harm of all
-# (0.006). Taking out block 0, with the same influence of 0, does the **most** (0.244): everything that the later blocks add
-# then counts four times as much. The loud vector turns the stream 4 × as far in block 1 as in block 4.
+# (0.006). Taking out block 0, with the same influence of 0, does the **most** (0.244): what the later blocks add then
+# meets a stream a quarter as long. The loud vector turns the stream 5 × as far in block 1 as in block 4.
 #
 # </details>
 
@@ -795,9 +795,9 @@ show(
 )
 
 # %% [markdown]
-# The grey dots are the yardstick. A choice to the left of all 19 dots of *random inside* knows more than "keep away from the
-# ends"; one among them has shown nothing. The last row, with an end block in each set, and the rules "last" and "first" show
-# what is lost there.
+# The grey dots are the yardstick; the dashed line is the median of *random inside*. A choice to the left of all its 19
+# dots knows more than "keep away from the ends"; one among them has shown nothing. The last row, with an end block in
+# each set, and the rules "last" and "first" show what is lost there.
 #
 # **Saved run.** The 19 sets inside cost × 1.35 to × 12.2, the middle one × 1.65; the 8 sets with an end block × 3.63 to
 # × 1,782. Influence (× 1.33) is ahead of all 19, by a hair; leave-one-out (× 1.19) and the run (× 1.23) by more. Taylor lets
@@ -953,10 +953,10 @@ show(
 # Each line is a rule for choosing, and every point on it a different model. The printed ratios compare the rules on the same
 # rows of text, which is sharper than the bands.
 #
-# **Saved run.** Against one-shot influence, the run of least angle has a lower perplexity at 3 blocks (× 0.93, 0.87 to 0.99)
-# and at 6 (× 0.84, 0.78 to 0.91). Measuring influence again after each removal was no help: the same set at 3 blocks, and at
-# 6 a worse one (× 1.11, 1.03 to 1.20), because it went for block 3, early in the model. More measuring of the wrong thing
-# doesn't make it the right one.
+# **Saved run.** Against one-shot influence, the run of least angle has a lower perplexity at 3 blocks (× 0.93, 0.87 to
+# 0.99) and at 6 (× 0.84, 0.78 to 0.91). Measuring influence again after each removal was no help: the same set at 3
+# blocks, and at 6 a worse one (× 1.11, 1.03 to 1.20). It took blocks 3 and 12 where one look took 15 and 26; which of
+# these made the difference, we didn't test. More measuring of the wrong thing doesn't make it the right one.
 #
 # A run has one practical charm: what is left is two pieces that meet at a single seam. We come back to it when we heal.
 
@@ -964,8 +964,9 @@ show(
 # ## Depth against width
 #
 # The same parameters can be saved by narrower MLPs. Each side gets its best criterion on the same calibration text:
-# leave-one-out for depth, lesson 03's activations for width. All widths are multiples of 64: matrix kernels work in tiles, and an odd width may be slow for reasons
-# that have nothing to do with pruning (lesson 10 looks at that).
+# leave-one-out for depth, lesson 03's activations for width. (That leave-one-out is the best for depth we saw on the
+# text that judges here, too, so depth has a small head start.) All widths are multiples of 64: matrix kernels work in
+# tiles, and an odd width may be slow for reasons that have nothing to do with pruning (lesson 10 looks at that).
 #
 # ### At equal size
 #
@@ -1021,10 +1022,11 @@ for width in widths[:2]:
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Hardly narrower, on this machine. At equal size neither side could be shown to be better: perplexity × 0.94 (0.87 to 1.01) at
-# width 1344 and × 0.99 (0.90 to 1.09) at width 1280, against 3 blocks fewer; and width 1280 could not be shown to be slower
-# either. Narrower still costs quality, × 1.12 (1.01 to 1.24) at width 1152 and × 1.70 (1.43 to 2.03) at width 896, and buys
-# little speed in generating. Seven rounds leave wide intervals; a run on another day may tell the two apart.
+# No narrower, as far as this run can tell. At equal size neither side could be shown to be better: perplexity × 0.94
+# (0.87 to 1.01) at width 1344 and × 0.99 (0.90 to 1.09) at width 1280, against 3 blocks fewer; and width 1280 could not
+# be shown to be slower either. Narrower still costs quality, × 1.12 (1.01 to 1.24) at width 1152 and × 1.70 (1.43 to
+# 2.03) at width 896, and no gain in generating is shown for it. Seven rounds leave wide intervals; a run on another day
+# may tell the two apart.
 #
 # </details>
 
@@ -1061,13 +1063,13 @@ for ax, phase in zip(axes, ("prefill", "decode"), strict=True):
         sideways = [[fast.speedup - fast.ci_low], [fast.ci_high - fast.speedup]]
         bars = {"xerr": sideways, "yerr": [[value - low], [high - value]], "capsize": 4}
         ax.errorbar(fast.speedup, value, fmt="sD^"[number], color=f"C{number + 1}", label=name, **bars)
-    ax.plot(1, 1, "o", color="C0", markersize=11, label=by_depth)
+    ax.plot(1, 1, "o", color="C0", markersize=13, fillstyle="none", markeredgewidth=2.5, zorder=5, label=by_depth)
     ax.axvline(1, color="C0", ls=":")
     ax.axhline(1, color="C0", ls=":")
     ax.set(xlabel="speed, × fewer blocks", title=phase)
 axes[0].set(ylabel="perplexity, × fewer blocks", yscale="log")
 log_ticks(axes[0].yaxis)
-axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
 show(
     "Two panels, reading a prompt and generating: perplexity against measured speed, both relative to the depth-pruned model, "
     "which is a dot where two dotted lines cross at 1. Three widths with intervals run upwards to the right: the narrower, "
@@ -1094,18 +1096,21 @@ for phase in ("prefill", "decode"):
     print(f"    depth against it: {says}, perplexity × {with_interval(value, low, high)}")
 
 # %% [markdown]
-# Muralidharan et al. 2024 report the same trade on larger models, before and after retraining: width keeps more quality at
-# equal parameters, depth gives more speed. How much depth gains depends on what a layer costs beside its arithmetic. In
-# PyTorch's eager mode, as here, that is a lot: Python, and the start of many small kernels. A lean engine has less of it;
-# lesson 10 measures both.
+# **Saved run.** No winner. At width 1280 depth's perplexity is × 1.01 (0.92 to 1.12), and the speeds can't be told
+# apart. 1,008 tokens and seven rounds would show a large difference only.
+#
+# For larger models Muralidharan et al. 2024 report a trade, before and after retraining: width keeps more quality at
+# equal parameters, depth gives more speed. How much depth gains depends on what a layer costs beside its arithmetic,
+# such as Python and the start of many small kernels. A lean engine has less of that; lesson 10 measures both.
 
 # %% [markdown]
 # ## A taste of healing
 #
 # The blocks on both sides of a gap were trained to have neighbours that are gone. How much of the damage is only that? We
 # take the run of least angle out, a fifth of the model, and train **the two blocks at the seam** for a few steps to copy the
-# whole model's predictions; everything else is frozen and shared with the base model, so it costs little memory. This is lesson 07's distillation in a dozen lines. The learning rate
-# was chosen on calibration text, the training text is a third split, and the evaluation text has seen neither.
+# whole model's predictions; everything else is frozen and shared with the base model, so it costs little memory. This
+# is lesson 07's distillation in a dozen lines. The learning rate was chosen on calibration text, the training text is a
+# third split, and the evaluation text was used for neither.
 
 # %%
 HEALING_STEPS, HEALING_ROWS, HEALING_LR = 12, 8, 1e-3
@@ -1171,8 +1176,12 @@ with pd.option_context("display.max_colwidth", None):
     display(written.T)
 
 # %% [markdown]
-# Same prompts, greedy decoding. Read the columns from the top down: where does the model stop knowing facts, where does it
-# stop writing sentences? A sample is no measurement, but it shows what kind of damage a number stands for.
+# Same prompts, greedy decoding. Read the columns from the top down: where does the model stop knowing facts, where does
+# it stop writing sentences? A sample is no measurement, but it shows what kind of damage a number stands for.
+#
+# **Saved run.** With 3 blocks fewer it still names Paris and writes sentences. With 6 fewer Paris becomes the capital
+# of the United States; healed, it is in France again, and the text goes in circles. Without the last 3 there are words
+# and numbers, and no sentence.
 
 # %% [markdown]
 # ## A look beyond perplexity
@@ -1186,9 +1195,10 @@ with pd.option_context("display.max_colwidth", None):
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# They stood the other way round. Leave-one-out, the best choice on speeches, costs × 8.75 (4.52 to 16.9) here, and influence
-# × 2.18 (1.53 to 3.11). One of the five random sets, blocks 4, 5 and 26, costs × 1.43 (0.99 to 2.07): the best of all. And
-# the healing that took the larger cut from × 1.45 to × 1.15 on speeches moved it from × 16.9 to × 14.1 here.
+# They stood the other way round. Leave-one-out, the best choice on speeches, costs × 8.75 (4.52 to 16.9) here, and
+# influence × 2.18 (1.53 to 3.11). One of the five random sets, blocks 4, 5 and 26, costs × 1.43 (0.99 to 2.07): the
+# lowest of all. And the healing that took the larger cut from × 1.45 to × 1.15 on speeches moved it from × 16.9 (7.94
+# to 35.9) to × 14.1 (6.76 to 29.2) here, which may be nothing.
 #
 # </details>
 
@@ -1210,6 +1220,8 @@ answers = {
 }
 last_word = {name: answer[answer.metric == "perplexity"] for name, answer in answers.items()}
 lambada = {name: perplexity_ratio(score, last_word["unpruned"]) for name, score in last_word.items()}
+healing = perplexity_ratio(last_word[f"{MOST} fewer, healed"], last_word[deeper])
+print(f"the last word, healed against not healed, paired: × {with_interval(*healing)}")
 pd.DataFrame(
     {
         name: {
@@ -1235,17 +1247,19 @@ show(
 )
 
 # %% [markdown]
-# How far a model stands to the right of the unpruned line is what it lost on novels. Compare with the figure for speeches: the
-# order of the choices is another one, and the random dots are no longer all on one side of them.
+# How far a model stands to the right of the unpruned line is what it lost on novels; the dashed line is the median of
+# the random sets. Compare with the figure for speeches: the order of the choices is another one, and the random dots
+# are no longer all on one side of them.
 #
 # **Saved run.** The whole model finds 0.27 of the last words, the model chosen by influence 0.15, by leave-one-out 0.10, the
 # random set of blocks 4, 5 and 26 finds 0.20; with 60 passages these shares are rough (0.12 to 0.32 for the last one), so the
-# figure uses the perplexity of the last word, which says more with as few. Leave-one-out asked speeches what they need, got
-# the right answer, and it was the wrong question for novels.
+# figure uses the perplexity of the last word, which says more with as few. Leave-one-out asked speeches what they need,
+# got the right answer, and it was the wrong question here.
 #
-# So a criterion that is right about one kind of text may have taken out what another task needs. Five random sets can show
-# that a choice does not win *everywhere*; they can't show that random choice is better. Choose on text that resembles what
-# the model is for, and measure what you care about.
+# Two things differ between the two figures: the kind of text, and what is asked, every token or only a last word. Which
+# of them turns the order round, we didn't test. Either way, a criterion that is right about one may have taken out what
+# the other needs. Five random sets can show that a choice does not win *everywhere*; they can't show that random choice
+# is better. Choose on text that resembles what the model is for, and measure what you care about.
 #
 # ### In the literature
 #
@@ -1317,6 +1331,10 @@ pd.DataFrame(
 )
 
 # %% [markdown]
+# **Saved run.** The measured speed-ups lie near their estimates, for example 1.27 (1.18 to 1.28) beside 1.25 for
+# reading a prompt with 6 blocks fewer. For generating with 3 blocks fewer the interval (0.89 to 1.17) holds 1: no gain
+# is shown.
+#
 # Only depth makes the cache smaller: a block that is gone writes no keys and values. Narrower MLPs leave it as it was.
 #
 # **Predict before you run.** Which of the two should gain more from long texts and large batches?
@@ -1464,8 +1482,8 @@ check_your_choice(my_blocks, one_shot, lambda blocks: perplexity(without(blocks)
 #   them out.
 # - Choose blocks by a measurement on calibration text, and keep random sets beside it that know what everybody knows. "The
 #   last n" is no measurement.
-# - Fewer blocks or narrower MLPs is a question with two answers, one at equal size and one at equal speed. Only depth makes
-#   the cache smaller.
+# - Fewer blocks or narrower MLPs is two questions, one at equal size and one at equal speed. Only depth makes the cache
+#   smaller.
 # - Perplexity on one kind of text is one question. Ask a second one before you choose.
 #
 # ## References

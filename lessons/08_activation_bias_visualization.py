@@ -165,13 +165,9 @@ _, ax = plt.subplots(figsize=(9, 6), layout="constrained")
 for number, (group, part) in enumerate(by_word.groupby("group")):
     ax.scatter(100 * part.women, part.odds, color=f"C{number}", marker="os"[number], s=60, label=group)
 for word in by_word.index[::4]:
-    ax.annotate(
-        word,
-        (100 * by_word.women[word], by_word.odds[word]),
-        xytext=(6, 4),
-        textcoords="offset points",
-        fontsize="small",
-    )
+    at, crowded = (100 * by_word.women[word], by_word.odds[word]), 0.3 <= by_word.women[word] <= 0.5  # on the right
+    side = {"xytext": (-6, 4), "ha": "right"} if crowded else {"xytext": (6, 4)}
+    ax.annotate(word, at, textcoords="offset points", fontsize="small", **side)
 ax.axhline(plain, color="0.25", linestyle=":")
 ax.annotate("“person”", (1, plain), xytext=(0, 4), textcoords="offset points", fontsize="small")
 ax.set_xlabel("women in the occupation, % (US, 2017)")
@@ -192,7 +188,8 @@ print(f"“person”: {plain:+.2f} nats")
 
 # %% [markdown]
 # **Saved run.** Each point is an occupation, averaged over eight sentences. The more women work in it, the more the model leans
-# towards "she": the rank correlation is 0.78. This is the bias that we take through the rest of the lesson.
+# towards "she": the rank correlation is 0.78. Even a "person" is rather a "she" here (+0.52), so compare occupations with each other,
+# not with 0. This is the bias that we take through the rest of the lesson.
 #
 # ## Three popular views
 #
@@ -334,7 +331,8 @@ show(
 # clearly treats them differently.
 #
 # PCA shows what varies *most*, and what tells occupations apart is mostly not their gender: a picture without two clouds is no
-# evidence that a bias is missing. And two clouds, as on the right, show that a model can read.
+# evidence that a bias is missing. And two clouds, as on the right, are no evidence of one: they show that the model knows what the
+# words mean.
 #
 # ### Third view: differences by layer and by neuron
 #
@@ -381,12 +379,19 @@ show(
     "Difference of occupations across groups over that within groups, by block, beside a grey band for shuffled groups. The "
     "line stays close to one and leaves the band in a few blocks at most."
 )
-p = (1 + (shuffled.max(1) >= ratio.max()).sum()) / (1 + len(shuffled))
-print(f"largest ratio {ratio.max():.3f} at block {ratio.argmax()}; p = {p:.2f}, all blocks taken together")
+every = np.vstack([ratio, shuffled])
+above = (every - every.mean(0)) / every.std(0)  # in each block's own spread: where chance scatters widely, less counts
+p = (1 + (above[1:].max(1) >= above[0].max()).sum()) / len(above)
+print(
+    f"largest ratio {ratio.max():.3f} at block {ratio.argmax()}, farthest above chance at block {above[0].argmax()}:",
+    end=" ",
+)
+print(f"{above[0].max():.1f} standard deviations; p = {p:.3f}, all blocks taken together")
 
 # %% [markdown]
-# **Saved run.** Two occupations of different groups lie at most 1.023 times as far apart as two of the same group, and with all
-# blocks taken together, chance gives as much (p = 0.13).
+# **Saved run.** Two occupations of different groups lie at most 1.023 times as far apart as two of the same group. In three late blocks
+# the line leaves the band, so taken alone they would be a find. But somewhere among all blocks chance reaches 1.023 as well
+# (p = 0.13), above all in the first ones, where the band is wide. Two percent is little, and this test can't tell it from nothing.
 #
 # A difference in magnitude mixes all that two words mean, and gender is a small part of what "nurse" and "mechanic" mean.
 #
@@ -436,7 +441,7 @@ print(
 # **Saved run.** Nearly all of the difference was in the picking: the twenty fall from 2.34 standard deviations to 0.18. Shuffled
 # groups reach as much in selection. "The twenty neurons most associated with gender" always exist.
 #
-# So: the model writes "she" and "he" along the stereotype, and the three views don't show it. Not because nothing is there. They ask
+# So: the model writes "she" and "he" along the stereotype, and the three views hardly show it. Not because nothing is there. They ask
 # *how much* differs, and a bias is a difference in one *direction*.
 #
 # ## What finds it
@@ -720,6 +725,7 @@ ax.scatter(100 * moved[1 : len(names)], range(1, len(names)), s=80, color="C0")
 ax.scatter(100 * moved[len(names) :], [len(names)] * CONTROLS, color="0.45", alpha=0.6)
 ax.set_yticks(range(1, len(names) + 1), [*names[1:], f"{CONTROLS} random sets of {HEADS}"])
 ax.axvline(0, color="0.25", linewidth=1.2)
+ax.invert_yaxis()
 ax.axvline(100, color="0.25", linestyle=":")
 ax.set_xlabel("moves, % of the gap (evaluation half)")
 show(
@@ -800,10 +806,10 @@ with projecting_out(architecture, only(directions)):
 written
 
 # %% [markdown]
-# **Saved run.** The gap of occupations is gone, and a little beyond. But woman/man shrinks to less than half as well, and in
-# the sentences above the woman is now "he". The perplexity of plain sentences rises. In the two
-# sentences of the control it goes only from 0.60 to 0.42 nats, just below all 19 random directions (0.48 to 0.95): how much one
-# direction takes away depends a lot on the sentence.
+# **Saved run.** On average the gap of occupations is gone, and has even changed sign (0.89 to −0.39 nats). But woman/man shrinks to less
+# than half as well, and in the sentences above the woman is now "he". The perplexity of plain sentences rises. And the average
+# deceives: in the two sentences of the control the gap goes only from 0.60 to 0.42 nats, just below all 19 random directions (0.48 to
+# 0.95), so in the other sentences it must overshoot by far. How much one direction takes away depends on the sentence.
 #
 # A single direction can't tell a stereotype from grammar: the model uses *one* way to say
 # "she", whether a nurse or a woman is the reason. What is gone along one direction may also still be readable along
@@ -886,7 +892,7 @@ for ax, (y, label) in zip(axes, {"raw": "mean |a − b|", "relative": "relative 
         ax=ax,
     )
 show(
-    "Differences over the blocks for a race pair and a height pair. Left, mean difference: both climb steeply at the end. Right, relative difference: both stay far flatter and close together."
+    "Differences over the blocks for a race pair and a height pair. Left, mean difference: both climb steeply at the end. Right, relative difference: both climb less and stay close together."
 )
 for name, pair in one_pair.items():
     part = profiles[profiles.words == name]
@@ -896,7 +902,8 @@ for name, pair in one_pair.items():
     )
 
 # %% [markdown]
-# **Saved run.** The climbing line appears for height as it does for race. Most of the climb is the growing length of the states.
+# **Saved run.** The climbing line appears for height as it does for race: × 92 and × 135. Most of that factor is the growing length of
+# the states. Divided by it, the difference still grows, × 6.0 and × 9.4, and again for height as for race.
 #
 # So from here on: relative differences only, and never a swap of groups without a **neutral swap** in the same sentences.
 #
@@ -972,8 +979,8 @@ print(f"  from {dropped.iloc[0]:.0%} ({dropped.index[0]}) to {dropped.iloc[-1]:.
 print(f"nothing is shared behind the swap in {theirs['nothing behind'].sum()} CrowS-Pairs")
 
 # %% [markdown]
-# **Saved run.** The rule looks innocent, and it isn't. It takes away far more of the pairs about disability than of those about age, since
-# rare words are cut into more tokens. What is left is no longer the sample that you think you have.
+# **Saved run.** The rule looks innocent, and it isn't. It takes away far more of the pairs about disability (52 %) than of those about
+# age (22 %); rare words are cut into more tokens. What is left is no longer the sample that you think you have.
 #
 # ### Hundreds of pairs, and their controls
 #
@@ -1081,7 +1088,7 @@ print(
 #
 # **Saved run.** One finding is large: what attention adds in blocks 25 and 26 differs more than twice as much for gender as for neutral
 # swaps. These are two of the blocks whose heads carried the pronoun, and here nobody asked for one: the sentences go on with
-# "this person". It isn't a bias yet. It is the model fetching gender, in case it needs it. Over all places
+# "this person". It looks as if the model fetched gender in case it needs it. That isn't a bias yet. Over all places
 # together, gender swaps move the activations no more than neutral ones: 0.86 times as much (0.65 to 1.13).
 #
 # Now all places together, against both controls.
@@ -1097,7 +1104,8 @@ def against(control):
 pd.DataFrame({f"ratio to {control}": against(control) for control in ("neutral", "paraphrase")}).fillna("")
 
 # %% [markdown]
-# **Saved run.** Paraphrases, which hardly change the meaning, move activations at least as much as neutral swaps do.
+# **Saved run.** Paraphrases hardly change the meaning. Still, nothing shows that they move activations less than neutral swaps do (1.13
+# times, 0.91 to 1.40), and they move them *more* than swaps of gender (those reach 0.76 of it, 0.60 to 0.96).
 #
 # So does the metric measure meaning? It measures *words*: how alike their embeddings are, how rare they are, into how many tokens they
 # are cut. Some of our neutral swaps share most of their tokens (left-handed, right-handed), some gender swaps as well (young female,
@@ -1184,6 +1192,9 @@ print(
 # %% [markdown]
 # A model at chance has no opinion; its bias score is noise, however it comes out. Read the first BBQ line before the second.
 #
+# **Saved run.** This model is above chance (50 % right, 37 to 63 %, where guessing gives 33 %), so its bias score may be read: −0.26, and
+# its interval reaches 0.02. CrowS-Pairs gives 54 % (46 to 62 %). Neither shows a preference, with as few items as these.
+#
 # ## Test the tests: a bias that we planted
 #
 # Nobody knows the true bias of a language model. A smoke detector is tested with smoke. So let us make some.
@@ -1230,8 +1241,9 @@ untouched.round(2)
 # %% [markdown]
 # The untouched model has never heard of these names, so no preference can be there. Now look at the activations.
 #
-# **Saved run.** Made-up names move the activations a little more than tall/short does. The test isn't broken; its null hypothesis "ratio 1" is simply not true for rare words of many tokens, and so it can
-# flag more often than promised. **A true difference need not be a bias.**
+# **Saved run.** All four ratios lie above 1 (1.03 to 1.14), but every interval holds 1 and no place survives Holm's correction. Nothing is
+# flagged, as it should be. Mind what "ratio 1" assumes, though: that made-up names move activations exactly as much as tall/short.
+# For rare words of many tokens that need not be true, and with enough data a test will say so. **A true difference need not be a bias.**
 #
 # Now the smoke. We fine-tune the attention weights of a copy for a few steps, so that the unpleasant ending goes with the first family
 # and the pleasant one with the second. It learns from the *selection* templates; we measure on the *evaluation* templates. The
@@ -1343,7 +1355,7 @@ show(
 )
 
 # %% [markdown]
-# On the left the two colours part as soon as there is something to find, and the orange points stay at zero. On the right orange rises
+# On the left the two colours part from about one nat on, and the orange points stay at zero. On the right orange rises
 # with blue: activations say that names have come to matter, and not that anybody is disliked.
 
 # %%
@@ -1623,10 +1635,10 @@ check_predictor(predict, known_half, directions[block], new_half)
 # %% [markdown]
 # ## Take-aways
 #
-# - Look at behaviour first, with a direction known beforehand. A stereotype can be plain in the log-odds and hidden in every popular
-#   picture of activations.
-# - A difference in activations is not a bias. It climbs with depth, and so it does for tall and short; paraphrases and made-up names
-#   have it, too. Measure it relative to the states, beside a neutral swap, and say "more than these words".
+# - Look at behaviour first, with a direction known beforehand. A stereotype can be plain in the log-odds and all but hidden in the
+#   popular pictures of activations.
+# - A difference in activations is not a bias. It climbs with depth, and so it does for tall and short; paraphrases have it, too, and so
+#   have made-up names. Measure it relative to the states, beside a neutral swap, and say "more than these words".
 # - What you picked must be judged elsewhere: neurons picked by the largest difference lose it on new words; heads picked by
 #   attribution and confirmed by patching keep it.
 # - A probe needs a control task and new words. A patch needs random heads as deep as the chosen ones.

@@ -407,7 +407,7 @@ pd.DataFrame(
 # unstructured pruning buys nothing.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(13, 3.6), layout="constrained", sharey=True)
+figure, axes = plt.subplots(2, 1, figsize=(9, 6), layout="constrained")
 for ax, name in zip(axes, ("decode, 1 text of 128", "decode, 8 texts of 2048"), strict=True):
     column = columns[name]
     drawn = [model for model in FEW if model != "unpruned"]
@@ -419,12 +419,12 @@ for ax, name in zip(axes, ("decode, 1 text of 128", "decode, 8 texts of 2048"), 
 axes[1].get_legend().remove()
 show(
     "Two panels of measured speed-ups with intervals and their estimates as open diamonds, one row a method: generating for one "
-    "short text on the left, for eight long ones on the right. Fewer blocks lie furthest right in the first panel, removed "
-    "attention layers in the second; narrower MLPs lie nearest to 1 or below it."
+    "short text above, for eight long ones below. Fewer blocks lie furthest right in the first panel, removed attention layers "
+    "in the second."
 )
 
 # %% [markdown]
-# Left, one user: the weights are what is read. Right, many long texts: the cache is, and a cut that leaves it alone has nothing
+# Above, one user: the weights are what is read. Below, many long texts: the cache is, and a cut that leaves it alone has nothing
 # to gain. Where a dot lies right of its diamond, something went that is neither a byte nor an operation. The intervals are
 # wide: two cores that other programs use, too.
 #
@@ -789,7 +789,7 @@ display_table
 
 # %%
 if runs_engine:
-    figure, axes = plt.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(2, 1, figsize=(9, 7.5), layout="constrained")
     for ax, phase in zip(axes, ("prefill", "decode"), strict=True):
         part = both.loc[phase].drop("unpruned")
         rows_with_intervals(
@@ -829,7 +829,7 @@ block = torch.tensor([0.9, -0.4, 0.1, 0.05, -1.6, 0.7, 0.0, 0.3])
 scale = block[block.abs().argmax()] / -8  # the largest weight becomes 0 and is stored without error
 whole_numbers = (block / scale + 8.5).trunc().clamp(0, 15)
 rows_shown = torch.stack([block, whole_numbers, (whole_numbers - 8) * scale])
-ax = show_tensor(rows_shown, title="Eight weights in four bits", x_label="weight", y_label="", fmt=".2f")
+ax = show_tensor(rows_shown, title="Eight weights in four bits", x_label="weight", y_label="", fmt=".3g")
 ax.set_yticks(range(3), ["weight", "stored", "read back"])
 show(
     "Three rows of eight numbers: the weights, the whole numbers from 0 to 15 that are stored for them, and what is read back. The "
@@ -1095,6 +1095,7 @@ ax.set(
     ylabel="perplexity, × whole in F16",
     title="Pruned, quantized, or both: after the same distillation",
 )
+ax.margins(x=0.08)
 ax.legend()
 show(
     "Perplexity relative to the whole model in F16 against the size of the file: a line through F16, Q8_0 and Q4_0 for the whole "

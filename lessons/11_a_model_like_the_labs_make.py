@@ -319,20 +319,20 @@ for axis, value in raised.items():
     )
 print(f"channels without rescaling the norms: {nats(plain) - reference:+.3f} nats")
 against_random(
-    {f"{axis}, scored": max(value, 1e-3) for axis, value in raised.items()},
-    {f"{axis}, random": (np.array(chance[axis]) - reference).clip(1e-3) for axis in raised},
-    x_label="rise of the loss, nats a token (logarithmic)",
+    {axis: max(value, 1e-3) for axis, value in raised.items()},
+    {axis: (np.array(chance[axis]) - reference).clip(1e-3) for axis in raised},
+    x_label="rise of the loss, nats a token (grey: random cuts)",
     title="Each axis alone",
+    ax=plt.subplots(figsize=(9, 5), layout="constrained")[1],
 )
 show(
     "Rise of the loss on a logarithmic axis for five small cuts: neurons, KV groups, hidden channels, blocks and query heads. "
-    "Each scored cut is a dot, its nineteen random cuts are grey dots in a row below."
+    "Each scored cut is a dot, its nineteen random cuts are grey dots just below it."
 )
 del plain
 
 # %% [markdown]
-# The figure asks each axis whether its score is worth anything: a dot left of all its grey ones says yes (the dashed line is the
-# median of the first grey row). Nineteen random cuts can show p = .05 and no less.
+# The figure asks each axis whether its score is worth anything: a dot left of all its grey ones says yes. Nineteen random cuts can show p = .05 and no less.
 #
 # ## The budget
 #
@@ -518,9 +518,12 @@ order.sort_values("rank distilled").round(3)
 # %%
 ax = plt.subplots(figsize=(8, 5), layout="constrained")[1]
 for number, (name, row) in enumerate(order.iterrows()):
-    ax.plot([0, 1], [row["as cut"], row["distilled, mean"]], color=f"C{number}", marker="osD^v"[number % 5])
-    ax.plot([1] * len(light.columns), light.loc[name], "_", color=f"C{number}", markersize=14)
-    ax.annotate(name, (0, row["as cut"]), xytext=(-10, 0), textcoords="offset points", ha="right", va="center")
+    ax.plot(
+        [0, 1], [row["as cut"], row["distilled, mean"]], color=f"C{number}", marker="osD^v"[number % 5], markevery=[0]
+    )
+    ax.plot([1] * len(light.columns), light.loc[name], "_", color=f"C{number}", markersize=18, markeredgewidth=2.5)
+    at = (0, row["as cut"])
+    ax.annotate(name, at, xytext=(-10, 0), textcoords="offset points", ha="right", va="center", fontsize="small")
 ax.set_xticks([0, 1], ["as cut", f"after {settings['light']} steps"])
 ax.set(xlim=(-0.75, 1.15), ylabel="nats a token, choosing rows", title="Does the order hold?")
 correlation = order["as cut"].corr(order["distilled, mean"], method="spearman")
@@ -639,18 +642,19 @@ compared = pd.DataFrame(
     ]
 )
 rivals = [arm for arm in record["compared"] if arm != "whole"]
-figure, axes = plt.subplots(1, len(DOMAINS), figsize=(13, 3.8), layout="constrained", sharey=True)
+figure, axes = plt.subplots(len(DOMAINS), 1, figsize=(9, 7.2), layout="constrained", sharex=True)
 for ax, domain in zip(axes, DOMAINS, strict=True):
     part = compared[(compared.domain == domain) & compared.arm.isin(rivals)].set_index("arm")
     rows_with_intervals(
         {arm: tuple(part.loc[arm, ["difference", "ci_low", "ci_high"]]) for arm in rivals},
-        at=0, at_label="winner", x_label="nats a token more than the winner", title=domain, ax=ax,
+        at=0, at_label="winner", title=domain, ax=ax,
     )  # fmt: skip
     ax.set_xscale("symlog", linthresh=0.1)
     ax.set_xticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
     ax.set_xlim(-0.05, 10)
+axes[-1].set_xlabel("nats a token more than the winner")
 show(
-    "Three panels, one a domain: how many nats a token more each control arm needs than the winner, with intervals, and a line "
+    "Three panels, one below the other, one a domain: how many nats a token more each control arm needs than the winner, with intervals, and a line "
     "at 0 for the winner. From scratch lies farthest right in each."
 )
 compared[compared.arm.isin(rivals)].pivot(

@@ -179,7 +179,7 @@ _CLAIMS = {
     "B": "PCA shows the largest directions of variance. The log-odds of the two groups differ all the same.",
     "C": "0 means no preference of sentiment, in these sentences, above the resolution. The pronouns pass it unseen.",
     "D": "the heads were patched for real in the evaluation half, and no random set as deep moves as much.",
-    "E": "the difference is true, so no correction removes it. What is wrong is to read it as bias.",
+    "E": "no interval leaves out 1; and were the difference true, no correction would remove it.",
     "F": "with the words it was trained on, the probe is nearly as good at random groups. It has learned the words.",
 }
 

@@ -23,7 +23,6 @@ from course_utils.benchmarking import (
     prefill_estimate,
     relative_speed,
     speedup_text,
-    speedup_verdict,
     time_interleaved,
 )
 from course_utils.width import neuron_importance, prune_neurons
@@ -230,25 +229,10 @@ def test_relative_speed_takes_another_model_as_the_measure_round_by_round():
         relative_speed(pd.DataFrame({"model": ["base"]}), "base")
 
 
-@pytest.mark.parametrize(
-    ("speedup", "low", "high", "estimate", "verdict"),
-    [
-        (1.15, 1.13, 1.17, 1.2, "faster, 75% of the estimated gain"),
-        (1.21, 1.15, 1.25, 1.2, "faster, about the estimate"),
-        (1.3, 1.21, 1.4, 1.2, "faster than the estimate"),
-        (1.02, 1.01, 1.03, 1.0, "faster than the estimate"),
-        (1.2, 1.15, 1.25, 1.2, "faster, 100% of the estimated gain"),
-        (1.0, 0.95, 1.05, 0.9, "no difference that we can show"),
-        (1.01, 0.9, 1.1, 1.0, "no difference that we can show"),
-        (1.0, 1.0, 1.0, 1.0, "no difference that we can show"),
-        (0.9, 0.85, 0.95, 1.2, "slower"),
-    ],
-)
-def test_a_speedup_in_words(speedup, low, high, estimate, verdict):
-    frame = pd.DataFrame([{"speedup": speedup, "ci_low": low, "ci_high": high, "estimate": estimate}])
+def test_a_speedup_in_words():
+    frame = pd.DataFrame([{"speedup": 1.15, "ci_low": 1.13, "ci_high": 1.17, "estimate": 1.2}])
     for row in (frame.iloc[0], next(frame.itertuples())):
-        assert speedup_verdict(row) == verdict
-        assert speedup_text(row) == f"{speedup:.2f} ({low:.2f} to {high:.2f}), est. {estimate:.2f}"
+        assert speedup_text(row) == "1.15 (1.13 to 1.17), est. 1.20"
 
 
 @pytest.mark.parametrize(

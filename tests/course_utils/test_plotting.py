@@ -85,7 +85,7 @@ def test_pruning_curve_shows_groups_control_and_floors(curve):
     render(ax)
     assert legend(ax) == ["random (mean ± sd, n = 5)", "l1", "activation"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("neurons removed (%)", "accuracy")
-    assert "chance 0.25" in [text.get_text() for text in ax.texts]
+    assert "chance\n0.25" in [text.get_text() for text in ax.texts]
     assert "20%" in [tick.get_text() for tick in ax.get_xticklabels()]
     assert len(ax.collections) == 3  # one band each
 
@@ -115,7 +115,7 @@ def test_curve_with_seeds_draws_a_dot_for_each_seed_and_joins_medians():
     assert len(dots.get_xdata()) == 6
     assert list(l1.get_ydata()) == [5.0, 5.0]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random, 3 seeds and their median", "L1"]
-    assert [text.get_text() for text in ax.texts] == ["guessing 9"]
+    assert [text.get_text() for text in ax.texts] == ["guessing\n9"]
     assert ax.get_yscale() == "log"
     with pytest.raises(ValueError, match="lacks the columns"):
         plotting.curve_with_seeds(pd.DataFrame(lines), y="bits", x_label="removed", y_label="bits")

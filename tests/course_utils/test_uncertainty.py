@@ -13,6 +13,7 @@ from scipy import stats
 
 from course_utils.uncertainty import (
     below_and_above,
+    bootstrap_interval,
     crossed_interval,
     geometric_mean,
     holm,
@@ -221,3 +222,24 @@ def test_crossed_interval_without_spread_or_units():
 def test_crossed_interval_refuses_tables_without_shared_rows(tables):
     with pytest.raises(ValueError, match="share their rows"):
         crossed_interval(tables, lambda *sums: sums[0])
+
+
+def test_bootstrap_of_few_units_is_as_wide_as_students_t():
+    """The plain percentiles of eight units hold the true mean in about 88 of 100 samples, not in 95."""
+    generator = np.random.default_rng(0)
+    samples = generator.normal(size=(400, 8))
+    ends = np.array(
+        [bootstrap_interval(units[:, None], lambda sums: sums[:, 0] / 8, resamples=1000) for units in samples]
+    )
+    covered = ((ends[:, 0] < 0) & (ends[:, 1] > 0)).mean()
+    t = stats.t.ppf(0.975, 7) * samples.std(axis=1, ddof=1) / np.sqrt(8)
+    assert 0.92 < covered < 0.98
+    assert (ends[:, 1] - ends[:, 0]).mean() == pytest.approx(2 * t.mean(), rel=0.08)
+
+
+def test_bootstrap_of_many_units_has_plain_percentiles_and_of_one_none():
+    units = np.random.default_rng(0).normal(size=(500, 1))
+    low, high = bootstrap_interval(units, lambda sums: sums[:, 0] / 500, resamples=4000, seed=3)
+    drawn = np.random.default_rng(3).integers(0, 500, (4000, 500))
+    assert (low, high) == pytest.approx(tuple(np.quantile(units[drawn, 0].mean(1), (0.025, 0.975))), abs=2e-3)
+    assert np.isnan(bootstrap_interval(units[:1], lambda sums: sums[:, 0])).all()
