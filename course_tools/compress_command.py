@@ -28,9 +28,11 @@ from course_utils.compress import Budget, Candidate, Importance, candidates, imp
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.processes import alone
-from course_utils.language_modelling import perplexity
+from course_utils.evaluation import perplexity_ratio
+from course_utils.language_modelling import Perplexity, perplexity
+from course_utils.model_card import licence_of, write_model_card
 from course_utils.models import identity, load_model, variant
-from course_utils.reports import model_size
+from course_utils.reports import model_size, with_interval
 from course_utils.texts import TokenBlocks, token_blocks
 
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "MB": 1e6, "GB": 1e9}
@@ -85,6 +87,7 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     if not launch.is_main_process:
         say = _say_nothing
     model, tokenizer = load_model(args.model, device=launch.device if launch.num_processes > 1 else None)
+    base = model.config.name_or_path or args.model
     whole = Candidate.of(model)
     budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
     found = candidates(model, budget, multiple_of=args.multiple_of)
@@ -126,13 +129,42 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     if launch.is_main_process:
         judged["recovered"] = perplexity(student, held_out)
         target = save_pruned(student, tokenizer, args.out / "model")
+        _write_card(target, base, winner, judged, args)
         made = model_size(student)
         say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text (speeches):")
         for name, measured in judged.items():
             say(f"  {name:<11}{measured}")
-        say(f"Saved; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
+        say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
     launch.wait_for_everyone()
     return 0
+
+
+def _write_card(
+    folder: Path, base: str, winner: Candidate, judged: dict[str, Perplexity], args: argparse.Namespace
+) -> None:
+    """The card beside the model: what was done, what was measured, and what was not."""
+    shown = {name: with_interval(text.perplexity, text.ci_low, text.ci_high) for name, text in judged.items()}
+    learned = {
+        "corrected teacher": args.correction * args.accumulate * args.rows * args.length,
+        "recovery": args.steps * args.accumulate * args.rows * args.length,
+    }
+    write_model_card(
+        folder,
+        name=f"{Path(base).name}-{winner.name}",
+        base_model=base,
+        licence=licence_of(base),
+        summary=f"{Path(base).name}, cut to {winner.parameters:,} parameters and distilled from the whole model.",
+        recipe=winner.sizes
+        | {"cut by": "activation scores, one calibration pass"}
+        | {f"tokens of {args.domain}, {what}": f"{tokens:,}" for what, tokens in learned.items()},
+        measured=pd.DataFrame(shown, index=["perplexity on speeches (95 %)"]),
+        limits=[
+            f"On speeches its perplexity is × {with_interval(*perplexity_ratio(judged['recovered'], judged['whole']))} "
+            "the whole model's.",
+            "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias.",
+        ],
+        sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+    )
 
 
 def _say_nothing(_line: str) -> None:

@@ -128,7 +128,7 @@ def adaptive_decision() -> Axes:
     _box(ax, (1.1, 3.0), "prompt", width=1.2)
     _box(ax, (3.1, 3.0), "complexity\nlength, variance", width=1.9, height=0.8)
     _box(ax, (5.2, 3.0), "level\n0 · 1 · 2", width=1.1, height=0.8, colour=MARK)
-    _box(ax, (7.6, 3.0), "attentions that\nare left out", width=1.8, height=0.8, colour=MARK)
+    _box(ax, (7.6, 3.0), "attention layers\nthat are left out", width=1.8, height=0.8, colour=MARK)
     for start, end in ((1.7, 2.15), (4.05, 4.65), (5.75, 6.7)):
         _arrow(ax, (start, 3.0), (end, 3.0))
     _box(ax, (3.1, 1.3), "prefill: decides once", width=2.3, height=0.6)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from course_utils.files import write_text
+
+_EMBEDDED = {"SmolLM2-135M-Instruct": "apache-2.0"}  # come without a card
 
 _BODY = """---
 {{ card_data }}
@@ -114,6 +117,24 @@ def write_model_card(
     path = folder / "README.md"
     write_text(path, str(card))
     return path
+
+
+def licence_of(model: str | os.PathLike[str]) -> str:
+    """The licence of a model as its own card names it, for ``write_model_card``; "unknown" where no card tells.
+
+    Args:
+        model: a folder, or a hub id, whose card is fetched; ``model.config.name_or_path`` is either.
+
+    >>> licence_of("SmolLM2-135M-Instruct")
+    'apache-2.0'
+    """
+    if str(model) in _EMBEDDED:
+        return _EMBEDDED[str(model)]
+    source = Path(model) / "README.md" if Path(model).is_dir() else str(model)
+    try:
+        return ModelCard.load(source).data.license or "unknown"
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):  # no card, no such model, no network
+        return "unknown"
 
 
 def _table(frame: pd.DataFrame) -> str:

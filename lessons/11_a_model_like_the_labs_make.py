@@ -905,7 +905,7 @@ else:
 # hubs and the lines on how to load it are in the file and left out below.)
 
 # %%
-from course_utils.model_card import write_model_card
+from course_utils.model_card import licence_of, write_model_card
 
 end = "scored, distilled" if heals else "scored, as cut"
 measured = pd.DataFrame({name: live[name] for name in ("whole", end)}).map("{:.3f}".format)
@@ -919,7 +919,7 @@ card = write_model_card(
     folder,
     name="small-llama",
     base_model=base.config.name_or_path or "a random model",
-    licence="apache-2.0" if session.profile == "embedded" else "llama3.2",
+    licence=licence_of(base.config.name_or_path),
     summary=f"{base.config.name_or_path} with {model_size(exact).parameters / whole.parameters:.0%} of its parameters.",
     recipe={
         **best.sizes,

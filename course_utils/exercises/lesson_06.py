@@ -190,11 +190,15 @@ def check_signal(attempt: Attempt) -> None:
     )
     require(np.isfinite(values).all(), "some of your numbers aren't finite.")
     require(values[first:].std() > 0, "your signal is the same for all prompts that judge.")
-    own, length, probe = (
+    kinds = [record.kinds == kind for kind in sorted(set(record.kinds))[1:]]
+    states = [record.states, np.log(record.tokens), record.entropies[:, 0]]
+    own, length, probe, kind = (
         float(spearmanr(signal[first:], log_harm[first:]).statistic)
-        for signal in (values, np.log(record.tokens), _probe(record, log_harm))
+        for signal in (values, np.log(record.tokens), _ridge(states, log_harm[:first]), _ridge(kinds, log_harm[:first]))
     )
-    print(f"On prompts that judge: yours {own:+.3f}, length {length:+.3f}, the lesson's probe {probe:+.3f}.")
+    known = {"length": length, "the lesson's probe": probe, "the kind alone": kind}
+    beside = ", ".join(f"{name} {value:+.3f}" for name, value in known.items())
+    print(f"On prompts that judge: yours {own:+.3f}, {beside}.")
     require(own > -0.1, "your signal is upside down: it must be *high* where harm is high.")
     require(
         own >= max(length, 0) + _CLEARLY,
@@ -202,11 +206,11 @@ def check_signal(attempt: Attempt) -> None:
     )
 
 
-def _probe(record: Record, log_harm: np.ndarray) -> np.ndarray:
-    """The lesson's probe: a ridge regression on length, early entropy and states."""
-    columns, first = np.column_stack([record.states, np.log(record.tokens), record.entropies[:, 0]]), record.choosing
+def _ridge(features: Sequence[np.ndarray], log_harm: np.ndarray) -> np.ndarray:
+    """The lesson's fit: a ridge regression on features [prompts, any], learned from the first of them."""
+    columns, first = np.column_stack(features).astype(float), len(log_harm)
     columns = (columns - columns[:first].mean(0)) / columns[:first].std(0)
-    return RidgeCV(np.logspace(-1, 4, 11)).fit(columns[:first], log_harm[:first]).predict(columns)
+    return RidgeCV(np.logspace(-1, 4, 11)).fit(columns[:first], log_harm).predict(columns)
 
 
 def _raw(

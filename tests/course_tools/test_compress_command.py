@@ -49,6 +49,11 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     whole, _ = load_model("llama")
     assert 0.9 * whole.num_parameters() < model.num_parameters() <= 0.95 * whole.num_parameters()
     assert f"{model.num_parameters():,} parameters" in out
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "license: unknown" in card, "a random model has none"
+    assert "the whole model's." in card and "no bias" in card and "tokens of speeches, recovery" in card
+    for measured in ("whole", "cut", "recovered"):
+        assert measured in card
 
     def not_again(*_args, **_options):
         raise AssertionError("scored again")

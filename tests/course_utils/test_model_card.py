@@ -6,7 +6,7 @@ import tiny
 from huggingface_hub import ModelCard
 
 from course_utils.checkpoints import save_pruned
-from course_utils.model_card import write_model_card
+from course_utils.model_card import licence_of, write_model_card
 
 CARD = {
     "name": "small",
@@ -58,3 +58,12 @@ def test_bad_input_is_refused_and_nothing_is_written(folder, wrong, named):
 def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="save_pruned"):
         write_model_card(tmp_path, **CARD)
+
+
+def test_licence_is_what_the_models_own_card_says(folder):
+    assert licence_of(folder) == "unknown", "no card there"
+    write_model_card(folder, **CARD)
+    assert licence_of(str(folder)) == "apache-2.0"
+    (folder / "README.md").write_text("A card without a header.", encoding="utf-8")
+    assert licence_of(folder) == "unknown"
+    assert licence_of("someone/not-cached") == "unknown", "no network in tests"
