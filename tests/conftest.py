@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 # Before anything imports transformers or datasets: a test that needs the hub must fail here, not in a train.
@@ -73,6 +74,13 @@ def listening() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def own_style() -> Iterator[None]:
+    """No test leaves its style of figures to the next one."""
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture
