@@ -103,7 +103,7 @@ def _patches(ledger: Ledger) -> Iterator[Any]:
     for name, answer in answers.items():
         yield mock.patch.object(torch.cuda, name, answer)
     # A torch that is built for CUDA would ask the driver for its stream.
-    yield mock.patch.object(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    yield mock.patch.object(torch.accelerator, "current_accelerator", return_value=None)
     yield mock.patch.object(nn.Module, "_apply", _tied(nn.Module._apply))
     yield mock.patch.object(torch, CORE.type, torch.cuda, create=True)
     autocast = torch.amp.autocast_mode.autocast
