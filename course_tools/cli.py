@@ -150,7 +150,8 @@ def test(args: argparse.Namespace, console: Console) -> int:
     if "-m" in args.rest:  # the reader's own choice
         return _pytest("Tests", args.rest)
     # Two processes with one thread each are faster than one with two, but not where a test takes the time.
-    apart = ["-n", "2", "--dist", "loadfile"] if session.cores() > 1 else []
+    # Files in their own order: those of the tools, few and slow, first, so that no process is left alone with them.
+    apart = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if session.cores() > 1 else []
     statuses = [_pytest("Fast tests", ["-m", "not embedded", *apart, *args.rest], OMP_NUM_THREADS="1")]
     if not args.fast:
         for title, options, variables in _slow_rounds(args.rest):

@@ -390,8 +390,9 @@ print(f"{above[0].max():.1f} standard deviations; p = {p:.3f}, all blocks taken 
 
 # %% [markdown]
 # **Saved run.** Two occupations of different groups lie at most 1.023 times as far apart as two of the same group. In three late blocks
-# the line leaves the band, so taken alone they would be a find. But somewhere among all blocks chance reaches 1.023 as well
-# (p = 0.13), above all in the first ones, where the band is wide. Two percent is little, and this test can't tell it from nothing.
+# the line leaves the band, so taken alone they would be a find. The test asks how far, in standard deviations of each block's own
+# shuffles, and whether chance goes as far in *any* block: 3.4 of them, p = 0.055. Close, and not shown; two percent is little
+# either way.
 #
 # A difference in magnitude mixes all that two words mean, and gender is a small part of what "nurse" and "mechanic" mean.
 #
@@ -1192,7 +1193,7 @@ print(
 # %% [markdown]
 # A model at chance has no opinion; its bias score is noise, however it comes out. Read the first BBQ line before the second.
 #
-# **Saved run.** This model is above chance (50 % right, 37 to 63 %, where guessing gives 33 %), so its bias score may be read: −0.26, and
+# **Saved run.** This model is above chance (50 % right, 36 to 64 %, where guessing gives 33 %), so its bias score may be read: −0.26, and
 # its interval reaches 0.02. CrowS-Pairs gives 54 % (46 to 62 %). Neither shows a preference, with as few items as these.
 #
 # ## Test the tests: a bias that we planted

@@ -202,8 +202,8 @@ def _shown(scores: Tensor) -> str:
 _CONTROLS = {  # of exercise 4: the arm, and why
     "A": ("random cut", "same sizes, same tokens, same teacher; only *what* was kept differs."),
     "B": ("from scratch", "same sizes, same tokens, same teacher; only the weights that it starts from differ."),
-    "C": ("depth only", "the same number of parameters, taken from one size instead of several."),
-    "D": ("uncorrected", "all is the same but the teacher, who never saw this text."),
+    "C": ("depth only", "about the same number of parameters, taken from blocks alone instead of several sizes."),
+    "D": ("uncorrected", "sizes, tokens and order are the same; the teacher never learned from this text."),
     "E": (
         "none of them",
         "every arm has a teacher. The arm that would tell learned from the same tokens by cross-entropy alone "
@@ -214,7 +214,7 @@ _CONTROLS = {  # of exercise 4: the arm, and why
 _CARD_RIGHT = {"A", "C", "F"}
 _CARD = {  # of exercise 5: every sentence, and why it may stand there or not
     "A": "on all three domains the difference is many standard errors.",
-    "B": "no difference shown is not the same as none: with so few documents a good deal could hide in the intervals.",
+    "B": "no difference shown task by task is not the same as none: on four of the five tasks it is right less often.",
     "C": "rows with thirteen words in a row from the training text were taken out before anything was judged.",
     "D": "look at the two intervals of the gap, and ask whether less knowledge would look the same.",
     "E": "the record holds no seconds of the finished model; speeds are lesson 10's, and have to be measured.",
