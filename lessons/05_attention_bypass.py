@@ -36,6 +36,8 @@
 
 # %%
 import functools
+import itertools
+import math
 import tempfile
 from contextlib import contextmanager
 
@@ -53,6 +55,15 @@ from course_utils.session import start
 
 session = start("05")
 style()
+
+# %%
+# The sizes that decide how long the lesson runs.
+LENGTH = 128  # tokens a row
+POOL = {"calibration": 98_304, "evaluation": 196_608}  # tokens of each split that rows are drawn from
+CHOOSING, SCANNED = 10, 5  # rows that choose; on so many of them each part is left out alone
+JUDGING, HELD_OUT = 8, 12  # rows that judge; rows that only the check of exercise 6 reads
+SEEDS = range(19)  # random sets; the fewest whose beating gives p = .05
+DOCUMENTS = 40  # of ARC-Easy and of LAMBADA
 
 # %% [markdown]
 # ## Half a block
@@ -171,20 +182,33 @@ from course_utils.models import load_model, variant
 from course_utils.session import safe_dtype
 from course_utils.texts import padded_batches, token_blocks
 
+
+def one_row_a_speech(split, count):
+    """Rows of the tokenized split, each drawn at random from another speech."""
+    rows = token_blocks(tokenizer, split, tokens=POOL[split], length=LENGTH)
+    ends = rows.input_ids.flatten() == tokenizer.eos_token_id
+    speech = ends.cumsum(0).view(len(rows), LENGTH)[:, 0].tolist()  # the one that each row begins in
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(session.seed)).tolist()
+    return rows[list({speech[row]: row for row in order}.values())[:count]]
+
+
 dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
 base, tokenizer = load_model("llama", dtype=dtype)
 total, vocabulary = describe(base).num_blocks, describe(base).vocab_size
 COUNTS = (round(total / 8), round(total / 4))  # an eighth and a quarter of all attention layers, as in He et al.
 FEW, MANY = COUNTS
 
-calibration = token_blocks(tokenizer, "calibration", tokens=1536, length=128)  # layers are chosen on this text …
-evaluation = token_blocks(tokenizer, "evaluation", tokens=1024, length=128)  # … and judged on this one
+calibration = one_row_a_speech("calibration", CHOOSING)  # layers are chosen on these rows …
+drawn = one_row_a_speech("evaluation", JUDGING + HELD_OUT)
+evaluation, held_out = drawn[:JUDGING], drawn[JUDGING:]  # … judged on these, and in exercise 6 on the last ones
 
 attention = base.model.layers[0].self_attn
 assert attention is describe(base).attentions[0].module
 print(f"{base.config.name_or_path} in {str(dtype).removeprefix('torch.')}: {base.num_parameters():,} parameters")
 print(f"{total} attention layers of {sum(weight.numel() for weight in attention.parameters()):,} parameters each")
 print(f"model.model.layers[0].self_attn is a {attention}")
+for rows, use in ((calibration, "to choose on"), (evaluation, "to judge on"), (held_out, "kept for exercise 6")):
+    print(f"{len(rows):>2} rows of {LENGTH} tokens {use}, each from another speech of the {rows.split} split")
 
 # %% [markdown]
 # Two hooks a block. One sits on the norm: what goes in is `x`, what comes out is `norm(x)`. One sits on the attention
@@ -339,13 +363,66 @@ for name, order in orders.items():
 # %%
 from course_utils.evaluation import perplexity
 
-few_rows = calibration.input_ids[:3]
-left_out = torch.zeros(total)  # nats a token without this one layer
-for layer in tqdm(range(total), desc="leaving out"):
-    bypass_attention(base, [layer])
-    left_out[layer] = perplexity(base, few_rows).nll
+TEXTS = {"choose": calibration[:SCANNED], "judge": evaluation}
+
+
+def streams(rows):
+    """For each block, what enters it when `base` reads these rows: one tensor for each batch."""
+    entered = [[] for _ in range(total)]
+
+    def note(batches):
+        return lambda block, inputs: batches.append(inputs[0])
+
+    hooks = [block.register_forward_pre_hook(note(entered[i])) for i, block in enumerate(base.model.layers)]
+    perplexity(base, rows)
+    for hook in hooks:
+        hook.remove()
+    return entered
+
+
+ENTERING = {name: streams(rows) for name, rows in TEXTS.items()}
+
+
+# %%
+@contextmanager
+def lacking(kind, numbers, known):
+    """For a while, these attention layers, MLPs or blocks add nothing. Blocks below them don't run: `known` has it."""
+    blocks, first = base.model.layers, min(numbers, default=0)
+    bypass_attention(base, [] if kind == "MLP" else numbers)
+    instead = {} if kind == "attention" else {blocks[i].mlp: torch.zeros_like for i in numbers}
+    if first:
+        batches = iter(known[first])
+        instead |= {block: lambda states, *_, **__: states for block in blocks[: first - 1]}
+        instead[blocks[first - 1]] = lambda *_, **__: next(batches)
+    for module, forward in instead.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in instead:
+            del module.forward  # the class's own comes back
+        bypass_attention(base, [])
+
+
+# %%
+@functools.cache
+def perplexity_without(kind, *numbers, text="judge"):
+    """Perplexity of `base` without these attention layers, MLPs or blocks, in ascending order."""
+    with lacking(kind, numbers, ENTERING[text]):
+        return perplexity(base, TEXTS[text])
+
+
+def leave_one_out(kind):
+    """Nats a token on the rows that choose, without each attention layer, MLP or block alone."""
+    alone = tqdm(range(total), desc=f"each {kind} left out")
+    return torch.tensor([perplexity_without(kind, number, text="choose").nll for number in alone])
+
+
+left_out = leave_one_out("attention")
+bypass_attention(base, [total // 2])  # the plain way, from the first block on
+assert math.isclose(perplexity(base, TEXTS["choose"]).nll, left_out[total // 2], rel_tol=1e-5)
 bypass_attention(base, [])
-print(f"least missed when left out alone: {lowest(left_out, MANY)} (on {few_rows.numel()} tokens)")
+print(f"least missed when left out alone: {lowest(left_out, MANY)} (on {TEXTS['choose'].num_tokens} tokens)")
 
 # %% [markdown]
 # ## Which layers should go?
@@ -409,40 +486,36 @@ check_control_sets(control_sets)
 from course_utils.evaluation import perplexity_ratio
 from course_utils.reports import shown, with_interval
 
-
-@functools.cache
-def perplexity_without(*layers):
-    """Perplexity of the evaluation text with these attention layers bypassed, given in ascending order."""
-    bypass_attention(base, layers)
-    score = perplexity(base, evaluation)
-    bypass_attention(base, [])
-    return score
+ORDERS = [torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist() for seed in SEEDS]
 
 
-SEEDS = range(19)  # the fewest whose beating gives p = .05
-random_sets, choices = {}, {}
+def by_chance(kind, count):
+    """Perplexities without random sets of this size; the same numbers for each kind."""
+    bar = tqdm(ORDERS, desc=f"{kind}, {count} at random")
+    return [perplexity_without(kind, *sorted(order[:count])) for order in bar]
+
+
+choices = {}
 for count in COUNTS:
     choices[count] = {
         "with residual, one-shot": orders["one-shot"][:count],
         "with residual, iterative": orders["iterative"][:count],
         "leave-one-out": lowest(left_out, count),
         "without residual": lowest(without_residual, count),
-        "last": list(range(total - count, total)),
+        "last": range(total - count, total),
     }
-    shuffled = [torch.randperm(total, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS]
-    random_sets[count] = [sorted(order[:count].tolist()) for order in shuffled]
     choices[count] = {name: sorted(layers) for name, layers in choices[count].items()}
 
-unpruned = perplexity_without()
-results, at_random = {}, {}
+unpruned = perplexity_without("attention")
+results, chance = {}, {}
 for count in COUNTS:
-    results[count] = {name: perplexity_without(*layers) for name, layers in choices[count].items()}
-    at_random[count] = [perplexity_without(*layers) for layers in tqdm(random_sets[count], desc=f"random {count}")]
+    results[count] = {name: perplexity_without("attention", *layers) for name, layers in choices[count].items()}
+    chance["attention", count] = by_chance("attention", count)
 
 # %%
 lines, ratios, dots = [], {}, {}
 for count in COUNTS:
-    dots[count] = sorted(score.perplexity / unpruned.perplexity for score in at_random[count])
+    dots[count] = sorted(score.perplexity / unpruned.perplexity for score in chance["attention", count])
     ratios[count] = {name: perplexity_ratio(score, unpruned) for name, score in results[count].items()}
     for name, ratio in ratios[count].items():
         better = sum(dot <= ratio[0] for dot in dots[count])  # random sets at least as good
@@ -508,7 +581,7 @@ steps = sorted({FEW, MANY, MOST, *range(2, MOST, 2)})
 lines = []
 for n in steps:
     once, again = (tuple(sorted(order[:n])) for order in orders.values())
-    scores = [perplexity_without(*layers) for layers in (again, once)]
+    scores = [perplexity_without("attention", *layers) for layers in (again, once)]
     line = {"attention layers left out": n, "sets": "the same" if once == again else "different"}
     line["one-shot, × unpruned"] = with_interval(*perplexity_ratio(scores[1], unpruned))
     line["iterative / one-shot"] = "1" if once == again else with_interval(*perplexity_ratio(*scores))
@@ -546,21 +619,6 @@ pd.DataFrame(lines).set_index("attention layers left out")
 from course_utils.depth import block_importance
 
 
-@contextmanager
-def adding_zero(modules):
-    """For a while, these attention layers or MLPs run as always, but add zero."""
-
-    def hook(_, inputs, output):
-        return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
-
-    hooks = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
 def parameters(block, part):
     """Those of an attention layer or MLP, with the norm in front of it."""
     return sum(weight.numel() for name in PARTS[part] for weight in getattr(block, name).parameters())
@@ -568,70 +626,86 @@ def parameters(block, part):
 
 sizes = {part: parameters(base.model.layers[0], part) for part in PARTS}
 sizes["block"] = sum(sizes.values())
-print(
-    f"parameters of one attention layer {sizes['attention']:,}, of one MLP {sizes['MLP']:,}, each with its norm: ",
-    end="",
-)
+EQUAL = {kind: max(1, round(MOST * sizes["attention"] / size)) for kind, size in sizes.items()}
+print(f"parameters, with the norms: attention layer {sizes['attention']:,}, MLP {sizes['MLP']:,}: ", end="")
 print(f"an MLP is {sizes['MLP'] / sizes['attention']:.1f} attention layers")
+print("as many parameters each: " + ", ".join(f"{kind} {count}" for kind, count in EQUAL.items()))
+
+batches = calibration.batches()
 scores = {
-    "attention": with_residual,
-    "MLP": importance_by_hand(base, calibration.batches(), part="MLP"),
-    "block": block_importance(base, calibration.batches()),
+    "importance": {
+        "attention": with_residual,
+        "MLP": importance_by_hand(base, batches, part="MLP"),
+        "block": block_importance(base, batches),
+    },
+    "leave-one-out": {"attention": left_out, "MLP": leave_one_out("MLP"), "block": leave_one_out("block")},
 }
 
+# %%
+cuts = {"attention": [FEW, MANY, MOST], "MLP": sorted({EQUAL["MLP"], FEW, MANY})}
+cuts["block"] = sorted({1, 2, EQUAL["block"], FEW})
+chosen, lines = {}, []
+for kind, counts in cuts.items():
+    for count in counts:
+        line = {"kind": kind, "count": count, "parameters gone": f"{count * sizes[kind] / base.num_parameters():.1%}"}
+        for criterion, by_kind in scores.items():
+            score = perplexity_without(kind, *sorted(lowest(by_kind[kind], count)))
+            chosen[kind, count, criterion] = score
+            line[f"{criterion}, × unpruned"] = with_interval(*perplexity_ratio(score, unpruned))
+        pair = (chosen[kind, count, criterion] for criterion in ("leave-one-out", "importance"))
+        line["leave-one-out / importance"] = with_interval(*perplexity_ratio(*pair))
+        lines.append(line)
+both = [perplexity_without(kind, *sorted(lowest(scores["leave-one-out"]["MLP"], FEW))) for kind in ("block", "MLP")]
+print(f"the {FEW} MLPs that go first, with and without the attention layers beside them: ", end="")
+print(f"× {with_interval(*perplexity_ratio(*both))}")
+pd.DataFrame(lines).set_index(["kind", "count"])
 
 # %%
-def perplexity_lacking(kind, numbers):
-    if kind == "attention":
-        return perplexity_without(*sorted(numbers))  # mostly known already
-    parts = PARTS.values() if kind == "block" else [PARTS[kind]]
-    with adding_zero([getattr(base.model.layers[i], module) for i in numbers for _, module in parts]):
-        return perplexity(base, evaluation)
-
-
-cuts = {"attention": [*steps], "MLP": sorted({1, 2, FEW, MANY}), "block": sorted({1, 2, MOST // 4, FEW, MANY})}
+chance |= {(kind, count): by_chance(kind, count) for kind, count in (("MLP", FEW), *EQUAL.items())}
 lines = []
-for kind, numbers in cuts.items():
-    for count in tqdm(numbers, desc=kind):
-        score = perplexity_lacking(kind, lowest(scores[kind], count))
-        value, low, high = perplexity_ratio(score, unpruned)
-        share = count * sizes[kind] / base.num_parameters()
-        lines.append({"kind": kind, "count": count, "share": share, "ratio": value, "ci_low": low, "ci_high": high})
-drops = pd.DataFrame(lines)
-both = perplexity_ratio(perplexity_lacking("block", lowest(scores["MLP"], MANY)), unpruned)
-print(f"the {MANY} MLPs that go first, and the attention layers beside them as well: × {with_interval(*both)}")
-
-table = drops[["kind", "count"]].copy()
-table["parameters gone"] = [f"{share:.1%}" for share in drops.share]
-table["× unpruned (95 %, paired)"] = [with_interval(*row) for row in drops[["ratio", "ci_low", "ci_high"]].values]
-table.set_index(["kind", "count"])
+for (kind, count), scores_at_random in chance.items():
+    dots = sorted(score.perplexity / unpruned.perplexity for score in scores_at_random)
+    line = {"kind": kind, "count": count, "best random set": shown(dots[0]), "median": shown(np.median(dots))}
+    for criterion in scores:
+        better = sum(score.nll <= chosen[kind, count, criterion].nll for score in scores_at_random)
+        line[f"as good as {criterion}"] = f"{better} of {len(SEEDS)}, p = {(better + 1) / (len(SEEDS) + 1):.2f}"
+    ends = {0, 1, total - 2, total - 1}
+    line["sets with one of the two blocks at each end"] = sum(not ends.isdisjoint(order[:count]) for order in ORDERS)
+    lines.append(line)
+fewer = sum(a.nll < b.nll for a, b in zip(chance["attention", FEW], chance["MLP", FEW], strict=True))
+print(f"{FEW} random numbers: without these attention layers the loss is lower than without these MLPs ", end="")
+print(f"in {fewer} of {len(SEEDS)} sets")
+pd.DataFrame(lines).set_index(["kind", "count"])
 
 # %%
-from course_utils.plotting import pruning_curve
+equal_parameters = list(EQUAL.items())
+pairs = [(("attention", FEW), ("MLP", FEW)), *itertools.combinations(equal_parameters, 2)]
+lines = {}
+for (kind, count), (other, other_count) in pairs:
+    lines[f"{kind} {count} / {other} {other_count}"] = {
+        criterion: with_interval(
+            *perplexity_ratio(chosen[kind, count, criterion], chosen[other, other_count, criterion])
+        )
+        for criterion in scores
+    }
+pd.DataFrame(lines).T
 
-figure, axes = plt.subplots(2, 1, figsize=(9, 9), sharey=True, layout="constrained")
-for ax, column, label in (
-    (axes[0], "count", f"layers or blocks left out, of {total}"),
-    (axes[1], "share", "share of the model's parameters left out"),
-):
-    pruning_curve(
-        drops,
-        x=column,
-        y="ratio",
-        group="kind",
-        x_label=label,
-        y_label="perplexity, × unpruned",
-        control=None,
-        floors={"unpruned": 1},
-        log_y=True,
-        x_percent=column == "share",
-        title="At equal count" if column == "count" else "At equal parameters",
+# %%
+figure, axes = plt.subplots(2, 1, figsize=(9, 6.5), sharex=True, layout="constrained")
+for ax, counts in zip(axes, ({"attention": FEW, "MLP": FEW}, EQUAL), strict=True):
+    names = {f"{kind}: {count}": (kind, count) for kind, count in counts.items()}
+    against_random(
+        {name: perplexity_ratio(chosen[*cut, "leave-one-out"], unpruned) for name, cut in names.items()},
+        {name: [score.perplexity / unpruned.perplexity for score in chance[cut]] for name, cut in names.items()},
+        lines={"unpruned": 1},
+        x_label="perplexity, times the unpruned one (lower is better)" if ax is axes[1] else "",
+        title="At equal parameters" if counts is EQUAL else "At equal count",
+        limit=100,
         ax=ax,
     )
 show(
-    "Perplexity ratio on a logarithmic axis for attention layers, MLPs and blocks left out, above by how many are gone, below "
-    "by the share of parameters. Above, attention is lowest and MLPs end highest. Below, blocks are lowest at nearly every share, "
-    "and attention and MLPs cross."
+    "Perplexity ratios on a logarithmic axis, chosen by leave-one-out, each with its interval above the single results of "
+    "random sets: above attention layers and MLPs at equal count, below attention layers, MLPs and blocks at equal parameters."
 )
 
 # %% [markdown]
@@ -700,11 +774,11 @@ def bypassed(model, layers, **options):
     return model
 
 
-by_damage = sorted(range(len(SEEDS)), key=lambda seed: at_random[MANY][seed].perplexity)
+by_damage = sorted(SEEDS, key=lambda seed: chance["attention", MANY][seed].nll)
 arms = {
     "unpruned": [],
     "leave-one-out": choices[MANY]["leave-one-out"],
-    "random (the median set)": random_sets[MANY][by_damage[len(SEEDS) // 2]],
+    "random (the median set)": sorted(ORDERS[by_damage[len(SEEDS) // 2]][:MANY]),
     "without residual": choices[MANY]["without residual"],
 }
 prompts = ["The capital of France is", "My fellow citizens, this year we have"]
@@ -727,8 +801,6 @@ continuations(models, tokenizer, prompts, new_tokens=20).T
 # %%
 from course_utils.evaluation import evaluate, margins
 from course_utils.uncertainty import ratio_interval
-
-DOCUMENTS = 40
 
 
 def nats(answers):
@@ -1362,18 +1434,14 @@ from course_utils.exercises.lesson_05 import check_choice
 
 # BEGIN SOLUTION
 def choose(model, batches, count):
-    rows, chosen = batches[0]["input_ids"][:3], []
-    candidates = list(range(model.config.num_hidden_layers))
-    for goal in (count // 2, count):  # half of them, then again in what is left
-        losses = {}
-        for layer in candidates:
-            bypass_attention(model, [*chosen, layer])
-            losses[layer] = perplexity(model, rows).nll
-        candidates.sort(key=losses.get)
-        taken = goal - len(chosen)
-        chosen, candidates = chosen + candidates[:taken], candidates[taken : taken + 2 * count]
+    # The half that is least missed alone goes. In what is left, the next ones are measured again, on four rows.
+    order = lowest(left_out, 2 * count + count // 2)
+    chosen, losses = order[: count // 2], {}
+    for layer in order[count // 2 :]:
+        bypass_attention(model, [*chosen, layer])
+        losses[layer] = perplexity(model, batches[:1]).nll
     bypass_attention(model, [])
-    return chosen
+    return chosen + sorted(losses, key=losses.get)[: count - len(chosen)]
 
 
 # END SOLUTION
@@ -1381,7 +1449,7 @@ def choose(model, batches, count):
 # def choose(model, batches, count):
 #     ...  # your code
 # END STUB
-check_choice(choose, base, tokenizer)
+check_choice(choose, base, calibration, held_out)
 
 # %% [markdown]
 # ## Three questions

@@ -680,18 +680,17 @@ compared = pd.DataFrame(
         for domain, found in domains.items()
     ]
 )
-rivals = [arm for arm in record["compared"] if arm != "whole"]
+rivals, more = [arm for arm in record["compared"] if arm != "whole"], "nats a token more than the winner"
 figure, axes = plt.subplots(len(DOMAINS), 1, figsize=(9, 7.2), layout="constrained", sharex=True)
 for ax, domain in zip(axes, DOMAINS, strict=True):
     part = compared[(compared.domain == domain) & compared.arm.isin(rivals)].set_index("arm")
     rows_with_intervals(
         {arm: tuple(part.loc[arm, ["difference", "ci_low", "ci_high"]]) for arm in rivals},
-        at=0, at_label="winner", title=domain, ax=ax,
+        at=0, at_label="winner", x_label=more if ax is axes[-1] else "", title=domain, ax=ax,
     )  # fmt: skip
     ax.set_xscale("symlog", linthresh=0.1)
     ax.set_xticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
     ax.set_xlim(-0.05, 10)
-axes[-1].set_xlabel("nats a token more than the winner")
 show(
     "Three panels, one below the other, one a domain: how many nats a token more each control arm needs than the winner, with intervals, and a line "
     "at 0 for the winner. From scratch lies farthest right in each."

@@ -8,18 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.exercises import Attempt, exercise, not_shown, require, rule_out, true_or_false
 from course_utils.reports import shown, with_interval
-from course_utils.texts import token_blocks
+from course_utils.texts import TokenBlocks
 
 _LAYER = 1  # of the tiny model's three
 _SETS = 19  # 1 / (19 + 1) = .05
-_JUDGED = 8  # rows of the evaluation split that the lesson itself uses; as many after them are held out
 
 
 @exercise(
@@ -219,11 +218,11 @@ def check_predict(attempt: Attempt) -> None:
     task="Return the numbers of the attention layers to leave out.",
     proved="Better than the published choice on text that neither of them has seen.",
 )
-def check_choice(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check a function (model, batches, count) -> attention layers to leave out, by its score on held-out text."""
+def check_choice(attempt: Attempt, model: PreTrainedModel, calibration: TokenBlocks, held_out: TokenBlocks) -> None:
+    """Check a function (model, batches, count) -> attention layers to leave out, by its score on held-out rows."""
     total = describe(model).num_blocks
     count = round(total / 4)
-    batches = token_blocks(tokenizer, "calibration", tokens=1536, length=128).batches()
+    batches = calibration.batches()
     layers = [int(number) for number in attempt(model, batches, count)]
     require(len(layers) == count, f"{count} layers were asked for; yours are {len(layers)}.")
     require(len(set(layers)) == count, f"A layer stands twice in {layers}, so fewer than {count} would go.")
@@ -234,19 +233,18 @@ def check_choice(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrained
     require(not left, f"Your function left {left} bypassed. Bring the model back: bypass_attention(model, []).")
     published = select_attention_layers(model, batches, count=count, iterative=False)
     require(set(layers) != set(published), "That is the published choice itself: look once, with the residual.")
-    held_out = token_blocks(tokenizer, "evaluation", tokens=2 * _JUDGED * 128, length=128).input_ids[_JUDGED:]
     unpruned, own, other = (_without(model, some, held_out) for some in ([], layers, published))
     ratio, low, high = perplexity_ratio(own, other)
     print(
-        f"{held_out.numel():,} held-out tokens: yours {sorted(layers)} × {shown(own.perplexity / unpruned.perplexity)} "
-        f"unpruned, the published choice × {shown(other.perplexity / unpruned.perplexity)}; yours / published "
-        f"{with_interval(ratio, low, high)}"
+        f"{held_out.num_tokens:,} held-out tokens: yours {sorted(layers)} × "
+        f"{shown(own.perplexity / unpruned.perplexity)} unpruned, the published choice × "
+        f"{shown(other.perplexity / unpruned.perplexity)}; yours / published {with_interval(ratio, low, high)}"
     )
     require(ratio < 1, "On held-out text your layers cost more than the published choice. Did you measure any damage?")
     require(high < 1, "Yours looks better, but its interval reaches 1: that may be luck. Measure on more rows.")
 
 
-def _without(model: PreTrainedModel, layers: list[int], rows: Tensor) -> Perplexity:
+def _without(model: PreTrainedModel, layers: list[int], rows: TokenBlocks) -> Perplexity:
     bypass_attention(model, layers)
     try:
         return perplexity(model, rows)

@@ -255,14 +255,16 @@ def scored(monkeypatch):
     """A tiny model, its published choice, and another one that made-up scores call better."""
     model = tiny_llama(blocks=8)
     ids = torch.randint(97, (16, 12), generator=torch.Generator().manual_seed(0))
-    text = TokenBlocks(ids, torch.full((16,), 12), "speeches", "evaluation")
-    monkeypatch.setattr(lesson_05, "token_blocks", lambda *_, **__: text)
-    published = select_attention_layers(model, text.batches(), count=2, iterative=False)
+    sizes = torch.full((8,), 12)
+    calibration = TokenBlocks(ids[:8], sizes, "speeches", "calibration")
+    held_out = TokenBlocks(ids[8:], sizes, "speeches", "evaluation")
+    published = select_attention_layers(model, calibration.batches(), count=2, iterative=False)
     *better, doubtful, _, _, _ = (i for i in range(8) if i not in published)
     losses = {(): 1.0, tuple(sorted(better)): 1.5, tuple(sorted(published)): 2.0}
     noise = np.array([0.4, -0.4] * 4)
 
     def score(_model, layers, rows):
+        assert rows is held_out
         nll = losses.get(tuple(sorted(layers)), 1.95 if doubtful in layers else 3.0) + noise * (doubtful in layers)
         row_nll = np.broadcast_to(nll, (8,)) * 11.0
         return Perplexity(
@@ -271,16 +273,21 @@ def scored(monkeypatch):
         )  # fmt: skip
 
     monkeypatch.setattr(lesson_05, "_without", score)
-    return model, published, better, doubtful
+    return (model, calibration, held_out), published, better, doubtful
 
 
 def test_choice_is_judged_on_held_out_text(scored, capsys):
-    model, published, better, doubtful = scored
+    given, published, better, doubtful = scored
+    _, calibration, _ = given
     worse = [i for i in range(8) if i not in (*published, *better, doubtful)][:2]
 
     def leaves_it_bypassed(model, batches, count):
         bypass_attention(model, better)
         return better
+
+    def looks_at_its_text(model, batches, count):
+        assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), calibration.input_ids)
+        return torch.tensor(better)
 
     cases = {
         "not solved yet": lambda *_: ...,
@@ -291,10 +298,10 @@ def test_choice_is_judged_on_held_out_text(scored, capsys):
         "the published choice itself": lambda *_: published[::-1],
         "cost more than the published": lambda *_: worse,
         "may be luck": lambda *_: [doubtful, better[0]],
-        "correct.": lambda *_: torch.tensor(better),
+        "correct.": looks_at_its_text,
     }
     for says, choose in cases.items():
-        assert lesson_05.check_choice(choose, model, "tokenizer") is (says == "correct.")
+        assert lesson_05.check_choice(choose, *given) is (says == "correct.")
         out = capsys.readouterr().out
         assert says in out, out
         assert ("held-out tokens" in out) == (says in ("cost more than the published", "may be luck", "correct."))
