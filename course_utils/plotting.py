@@ -192,7 +192,7 @@ def curve_with_seeds(
     if x_percent:
         ax.xaxis.set_major_formatter(_PERCENT)
     _finish(ax, x_label, y_label, title)
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # steep lines go everywhere
     return ax
 
 

@@ -1111,7 +1111,7 @@ pd.DataFrame(
 #
 # **Saved run.** Neither beats plain activation here. Taylor, with a quarter of the text, is 1.14 × as high (1.04 to
 # 1.26), 55.1; with as little text, plain activation had 50.1 to 52.6 (the table of amounts). The refit takes a random
-# cut from 195.4 down to 105.4, but it makes the good cut no better: 1.11 × (1.00 to 1.22). A guess, not tested: 2,048
+# cut from 195.4 down to 105.8, but it makes the good cut no better: 1.10 × (1.00 to 1.22). A guess, not tested: 2,048
 # tokens are few to fix 1,229 coefficients for each removed neuron, and where little was lost there is little to win.
 # More text or a stronger ridge, chosen on the `scan` rows, would tell; exercise 6 is the place.
 #
@@ -1166,7 +1166,7 @@ show(
 # LAMBADA has no floor to hide behind: a free answer is right or wrong. ARC-easy does have one, and a model whose interval
 # holds the dotted line has not been shown to know anything that guessing doesn't.
 #
-# **Saved run.** LAMBADA falls from 0.28 to 0.15, 0.08 and 0.02. With 40 passages the intervals of neighbours overlap;
+# **Saved run.** LAMBADA falls from 0.275 to 0.15, 0.075 and 0.025. With 40 passages the intervals of neighbours overlap;
 # the first (0.16 to 0.43) and the last (0.00 to 0.13) don't. ARC-easy starts above chance, at 0.45 (0.31 to 0.60). From
 # 20 % on, 0.32 (0.20 to 0.48), nothing shows that these models still know any science. That isn't evidence that they
 # don't: 40 questions would show a large ability only.

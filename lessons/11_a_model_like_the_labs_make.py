@@ -307,10 +307,10 @@ chance["query heads"] = [nats_without_heads(one.to(base.device)) for one in nois
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Three: neurons (+0.183 nats; the best random cut +0.891), channels (+0.307; +0.466) and KV groups (+0.678; +0.836). Of blocks one
-# random pair of 19 did as well (+0.207 against +0.210): there are few blocks, and chance may find the same ones. Query heads
-# cost +1.536, more than whole groups, and 3 of 19 random choices were at least as good: no evidence that this score knows
-# anything, which is not yet proof that none could. Without rescaled norms the channels cost +0.351.
+# Three: neurons (+0.269 nats; the best random cut +0.898), KV groups (+0.460; +0.885) and channels (+0.324; +0.467). Of blocks two
+# random pairs of 19 did as well (+0.247 against at best +0.200): there are few blocks, and chance may find the same ones. Query
+# heads cost +1.772, more than whole groups, and 8 of 19 random choices were at least as good: no evidence that this score knows
+# anything, which is not yet proof that none could. Without rescaled norms the channels cost +0.363.
 #
 # </details>
 
@@ -1068,7 +1068,7 @@ print(f"Minitron's 94 billion tokens on one such card: {operations / TOKENS * 94
 # - [ ] Training from scratch can't reach a pruned model.
 #   > The advantage shrinks as tokens grow; nobody measured the end here.
 # - [ ] Distillation works better than training.
-#   > Both arms were distilled. That question needs an arm without a teacher.
+#   > Both arms were distilled. That question needs an arm without a teacher; lesson 07 has one, and it did well.
 
 # %% [markdown]
 # ## Take-aways
