@@ -1154,9 +1154,9 @@ pd.concat([written[name] for name in told], axis=1).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Too few to be told from none, with so few passages and so few steps: 0.05 → 0.05 with KL, 0.05 → 0.07 with cross-entropy,
-# with p-values of 1.0 and 1.0. The perplexity of the last word says more: it falls to 0.44 times what it was with KL, and to
-# 0.46 times with cross-entropy.
+# Too few to be told from none, with so few passages and so few steps: 0.05 → 0.07 with KL and with cross-entropy,
+# one passage more in each, with p-values of 1.00. The perplexity of the last word says more: it falls to 0.44 times what it was with
+# KL, and to 0.45 times with cross-entropy.
 #
 # </details>
 
@@ -1456,8 +1456,8 @@ pd.DataFrame(costs).T
 
 # %% [markdown]
 # Training changes no shape, so the student's size and speed are those of lesson 03. Seconds depend on the machine and on what
-# else it does; the floating-point operations don't. In the saved run the cross-entropy arm took 23 seconds, half and half 29, the KL
-# arms 31 to 44. Part of that is the teacher's head, which a KL needs, and the KL arms' looks at the watched text. The teacher's
+# else it does; the floating-point operations don't. In the saved run the cross-entropy arm took 27 seconds, half and half 32, the KL
+# arms 34 to 37. Part of that is the teacher's head, which a KL needs, and the KL arms' looks at the watched text. The teacher's
 # blocks cost no arm anything, because the teacher was asked once for all; where every token is new, distilling costs one teacher's
 # forward pass more.
 #
