@@ -1079,8 +1079,8 @@ pd.DataFrame(
 # Size, FLOPs and shapes of the broken and the sound model are identical (the cell asserts it): they can't tell the two
 # apart, and so neither should a stopwatch. A gain as small as this one needs a quiet machine to be seen at all.
 #
-# **Saved run.** Both intervals hold 1: this run shows no gain. It doesn't contradict the estimate of 1.08 for reading a prompt (0.88
-# to 1.08); for decode, less was gained than the estimate of 1.06 (0.93 to 1.02).
+# **Saved run.** Both intervals hold 1: this run shows no gain. It doesn't contradict the estimate of 1.08 for reading a prompt (0.99
+# to 1.13); for decode, less was gained than the estimate of 1.06 (0.99 to 1.04).
 
 # %% [markdown]
 # ## A score of your own
