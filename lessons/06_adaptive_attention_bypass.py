@@ -259,7 +259,8 @@ exact = variant(base) if dtype == torch.float32 else load_model("llama", dtype=t
 static = variant(exact)  # for later: it stays as it is
 settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
 by_size = sorted((case.text for case in judging if case.kind == "passage"), key=len)
-few, many = by_size[40], by_size[-60]  # a short passage and a long one
+tail = len(by_size) * 3 // 20
+few, many = by_size[len(by_size) // 10], by_size[-tail]  # a short passage and a long one
 short, long = encoded(few), encoded(many)
 noted = []
 wrong = careless(exact, config)
@@ -1017,8 +1018,8 @@ cuts = tuple(np.quantile(-scale.clip(0, 1), [1 / 3, 2 / 3]).tolist())
 reversed_length = replace(config, parameters={**config.parameters, "weights": [-1.0, 0.0]}, thresholds=cuts)
 adaptive = make_adaptive(variant(base), reversed_length)
 rows_of = {
-    "mixed": [by_size[i] for i in np.linspace(60, len(by_size) - 60, 6).astype(int)],
-    "alike": by_size[-66:-60],
+    "mixed": [by_size[i] for i in np.linspace(tail, len(by_size) - tail, 6).astype(int)],
+    "alike": by_size[-tail - 6 : -tail],
 }
 
 
