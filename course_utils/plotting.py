@@ -312,14 +312,14 @@ def against_random(
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
     for name, values in controls.items():
-        place = names.index(name) + (0.35 if name in choices else 0)
+        row = names.index(name) + (0.35 if name in choices else 0)
         inside = [value for value in values if value <= edge]
         jitter = np.linspace(-0.22, 0.22, len(values))[: len(inside)]
-        ax.plot(inside, place + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
-        _beyond(ax, place, edge, [value for value in values if value > edge], CONTROL_COLOUR)
-        if place == len(choices) and np.median(values) <= edge:
-            ends = -0.45, len(names) - 0.4  # below the lines' names
-            ax.plot([np.median(values)] * 2, ends, color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
+        ax.plot(inside, row + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
+        _beyond(ax, row, edge, [value for value in values if value > edge], CONTROL_COLOUR)
+        if row == len(choices) and np.median(values) <= edge:
+            upright = [-0.45, len(names) - 0.4]  # below the lines' names
+            ax.plot([np.median(values)] * 2, upright, color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
     for name, level in (lines or {}).items():
         if level <= edge:
             ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
@@ -336,7 +336,7 @@ def against_random(
     return ax
 
 
-def _beyond(ax: Axes, place: int, limit: float, ratios: Sequence[float], colour: object) -> None:
+def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colour: object) -> None:
     """An arrow at the right edge for ratios that are too large to draw, with their numbers."""
     if not len(ratios):
         return

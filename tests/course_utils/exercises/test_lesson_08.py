@@ -88,7 +88,7 @@ test_claims = cases_of(
     mistakes=[
         ({"A", "B", "D"}, "Look at B again: PCA shows the largest"),
         ({"A", "C", "D"}, "no preference of sentiment"),
-        ({"A", "D", "E"}, "no correction removes it"),
+        ({"A", "D", "E"}, "no correction would remove it"),
         ({"A", "D", "F"}, "learned the words"),
         ({"A"}, "Look at D again: the heads were patched"),
         ({"D"}, "Look at A again: the rank correlation"),
