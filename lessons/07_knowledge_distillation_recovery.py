@@ -434,7 +434,7 @@ def train(teacher, student, batches, recipe):
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     student.train()
     losses = []
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches[: recipe.steps]):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
         with torch.no_grad():

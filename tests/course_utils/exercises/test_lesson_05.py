@@ -242,11 +242,12 @@ test_not_shown = cases_of(
         ({"B"}, "C is not shown"),
         ({"B", "C"}, "128 tokens"),
         ({"C", "D"}, "one small model"),
-        ({"A", "B", "C", "D"}, "A is shown"),
-        ({"B", "C", "D", "E"}, "E is shown"),
-        ({"F"}, "A to E"),
+        ({"B", "C", "D"}, "random sets of MLPs"),
+        ({"A", "B", "C", "D", "F"}, "A is shown"),
+        ({"B", "C", "D", "E", "F"}, "E is shown"),
+        ({"G"}, "A to F"),
     ],
-    answers=[{"B", "C", "D"}, "bcd", ["D", "C", "B"]],
+    answers=[{"B", "C", "D", "F"}, "bcdf", ["F", "D", "C", "B"]],
 )
 
 
