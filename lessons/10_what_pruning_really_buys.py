@@ -907,7 +907,8 @@ def off_the_grid(model, seed=0):
         return (2 ** (0.5 * torch.rand(count, generator=generator) - 0.25)).to(model.device)
 
     def scale(module, *, rows=1.0, columns=1.0):
-        module.weight.data = (module.weight * torch.as_tensor(rows).view(-1, 1) * columns).to(module.weight.dtype)
+        rows = torch.as_tensor(rows, device=model.device).view(-1, 1)
+        module.weight.data = (module.weight * rows * columns).to(module.weight.dtype)
 
     for layer in model.model.layers:
         behind = {
