@@ -131,13 +131,13 @@ def check_control_sets(attempt: Attempt) -> None:
 @exercise(
     3,
     task="Return the set of letters of the sentences that the outputs do not show.",
-    proved="One model, one text, contexts of 128 tokens, and two axes: a sentence may not claim more than that.",
+    proved="One model, one kind of text, rows of 128 tokens, two ways to be equal, one control: claim no more.",
 )
 def check_not_shown(attempt: Iterable[str]) -> None:
     """Check the letters of the sentences that the outputs don't show."""
     letters = {str(letter).strip().upper() for letter in attempt}
     unknown = letters - _SENTENCES.keys()
-    require(not unknown, f"The sentences are A to E; yours names {sorted(unknown)}.")
+    require(not unknown, f"The sentences are A to F; yours names {sorted(unknown)}.")
     not_shown(letters, _SENTENCES)
 
 
@@ -253,14 +253,18 @@ def _without(model: PreTrainedModel, layers: list[int], rows: TokenBlocks) -> Pe
 
 
 _SENTENCES = {  # of exercise 3: whether it is shown, and why
-    "A": (True, "the upper figure compares just that, and the sentence says in which model."),
+    "A": (
+        True,
+        "the upper half of the figure compares just that, in this model and chosen like this.",
+    ),
     "B": (False, "one small model was measured. Other sizes need their own measurement, or their own paper."),
-    "C": (False, "at equal parameters, the lower figure, attention layers are not the cheapest to lose."),
+    "C": (False, "at equal parameters, the lower half of the figure, whole blocks are cheaper to lose."),
     "D": (
         False,
-        "the rows are 128 tokens long, and perplexity averages over all of them. A long context wasn't tested.",
+        "the rows are 128 tokens long, and perplexity averages over them. A long context wasn't tested.",
     ),
-    "E": (True, "the upper figure has both curves at the same number, in this model."),
+    "E": (True, "the table of pairs has both criteria, and both intervals lie above 1."),
+    "F": (False, "some of the random sets of MLPs are as good, so chance does as well often enough."),
 }
 
 _CONFIG = LlamaConfig(
