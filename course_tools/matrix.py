@@ -37,9 +37,9 @@ PYTHONS = ("3.11", "3.12", "3.13")
 SHOWN = ["torch", "transformers", "datasets"]
 COLUMNS = ["environment", "python", *SHOWN, "what", "result"]
 COMMANDS = {
-    "tests": ("-m", "pytest", "-q", "-m", "not embedded", "-p", "no:cacheprovider"),
+    "tests": ("-P", "-m", "course_tools", "test", "--fast"),
     "lessons": ("-P", "-m", "course_tools", "run", "--profile", "embedded"),
-    "smoke lessons": ("-m", "pytest", "-q", "-m", "smoke", "-p", "no:cacheprovider", "tests/test_lessons.py"),
+    "smoke lessons": ("-m", "pytest", "-q", "-m", "smoke", "-n", "2", "--maxschedchunk", "1", "tests/test_lessons.py"),
 }
 
 

@@ -751,6 +751,8 @@ if runs_engine:
             f"{name:<24} {kind:<6} {in_f16[name].stat().st_size / 1e6:6.1f} MB, logits {apart:.1%} of their spread apart"
         )
     del model
+served.clear()  # what runs below are the files
+tidy()
 
 # %% [markdown]
 # All six files compute what PyTorch computes, up to the rounding of F16 (root mean square, as a share of how far logits
@@ -819,10 +821,6 @@ if runs_engine:
 # layers it doesn't load as they are saved here, and its reading of GGUF files is an experimental plug-in. Both are stated,
 # not run: Ollama is a server of its own, and vLLM wants a GPU and its own torch. `docs/engines.md` in the repository has
 # the table.
-
-# %%
-served.clear()
-tidy()
 
 # %% [markdown]
 # ## Pruning or quantization?
@@ -1069,13 +1067,15 @@ for name, prune in cuts.items():
         history = distill(known, arm, training, **RECIPE)
         cast_weights(arm, quality_dtype)
         print(f"{name}: {history.tokens:,} predicted tokens in {history.seconds:.0f} s")
+        tidy()  # gradients and averages took more than the model
     for kind, rule in FORMATS.items():
         scores[name, kind] = perplexity(stored_as(arm, rule), evaluation, batch_size=4)
         sizes_of[name, kind] = plans["unpruned" if name == "whole" else name, kind].bytes.sum()  # the same shapes
         if runs_engine and (name, kind) in SERVED:
             file = folder / f"{len(stored)} {kind}.gguf"
             stored[f"{name}, {kind}"] = export_gguf(arm, tokenizer, file, quantization=kind)
-    del arm
+del arm, base, known  # what runs below are the files
+tidy()
 
 # %%
 points = pd.DataFrame(

@@ -59,6 +59,7 @@ def begin(plan: Plan, shell: Any) -> Rehearsal:
     if plan.reduced:
         reduce_samples(shell)
     read_documents_here()
+    leave_out_the_engine()
     shell.events.register("pre_run_cell", rehearsal.before)
     shell.events.register("post_run_cell", rehearsal.after)
     return rehearsal
@@ -184,6 +185,13 @@ def read_documents_here() -> None:
         current_profile = staticmethod(lambda: "embedded")
 
     benchmark_tasks.session = Embedded
+
+
+def leave_out_the_engine() -> None:
+    """Colab gets what the install cell installs: the course without its optional extra."""
+    from course_utils import engine
+
+    engine.problem = lambda: "The engine (llama.cpp, an optional extra) isn't installed here."
 
 
 def _capped(function: Callable, **limits: Callable[[Mapping], int]) -> Callable:

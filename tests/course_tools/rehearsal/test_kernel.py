@@ -13,6 +13,7 @@ import torch
 
 from course_tools.rehearsal import kernel
 from course_tools.rehearsal.kernel import HostMemory, Plan, begin
+from course_utils import engine
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALLER = """
@@ -56,13 +57,20 @@ def test_samples_are_smaller():
 
 
 def test_documents_are_the_embedded_ones(monkeypatch):
-    from course_utils import benchmark_tasks
+    from course_utils import engine, benchmark_tasks
 
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)
     asked = []
     monkeypatch.setattr(benchmark_tasks, "build_tasks", lambda names, limit: asked.append(limit))
     kernel.read_documents_here()
     assert benchmark_tasks.session.current_profile() == "embedded"
+
+
+def test_the_engine_is_not_there_as_on_colab(monkeypatch):
+    monkeypatch.setattr(engine, "problem", engine.problem)
+    kernel.leave_out_the_engine()
+    assert not engine.available()
+    assert "isn't installed" in engine.problem()
 
 
 def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):
@@ -81,9 +89,10 @@ def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):
 
 @pretend.POSSIBLE
 def test_each_cell_is_written_down(tmp_path, monkeypatch):
-    from course_utils import benchmark_tasks
+    from course_utils import engine, benchmark_tasks
 
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)  # as it was, for the tests that follow
+    monkeypatch.setattr(engine, "problem", engine.problem)
     events = {}
     shell = SimpleNamespace(user_ns={}, events=SimpleNamespace(register=events.__setitem__))
     record = tmp_path / "cells.jsonl"
