@@ -571,8 +571,8 @@ show(
 # A model that only forgot would move along the diagonal, towards the cross of guessing. The broken one moves straight
 # up: no less sure than before, and wrong about nearly everything.
 #
-# **Saved run.** The unpruned model's points lie a little above the diagonal (0.48 nats on average), the broken model's
-# far above it (20.7).
+# **Saved run.** The unpruned model's points lie on the diagonal or a little above it (0.48 nats on average), the broken
+# model's far above it (20.7).
 
 # %%
 histogram(
@@ -592,8 +592,8 @@ show(
 # ### Repetition
 #
 # Greedy text, 48 new tokens for each of six prompts. We measure the share of **repeated 3-grams**: three tokens in a
-# row that occurred before in the same continuation. Small models repeat themselves under greedy decoding anyway (Holtzman
-# et al. 2020), so the unpruned model is the control, and human text of the same length is the floor.
+# row that occurred before in the same continuation. Language models tend to repeat themselves under greedy decoding anyway
+# (Holtzman et al. 2020), so the unpruned model is the control, and human text of the same length is the floor.
 
 # %%
 from course_utils.texts import padded_batches
@@ -800,7 +800,7 @@ check_is_exact(is_exact)
 #
 # From best to worst: the random control (× 1.77 in the median), then (b) with × 105, (c) with × 379, (a′) with × 414,537,
 # and (a). All four are worse than 19 of 19 random choices. The worst of these has × 87.7: blind choice mostly does well,
-# and once in 19 times it hits something that the model can't do without. Five seeds might not have shown that.
+# but one of the 19 hit something that the model can't do without. Five seeds might not have shown that.
 #
 # </details>
 
@@ -1041,8 +1041,8 @@ for prompt, row in texts.iterrows():
 
 # %% [markdown]
 # Three of the four have exactly the same size, from the same weights, each with one tenth of its neurons gone. What
-# differs is whether the neurons are whole, and which ones they are. In the saved run only the last of the three writes
-# sentences.
+# differs is whether the neurons are whole, and which ones they are. In the saved run only the last of the three still forms
+# phrases, and one of its three texts goes in circles.
 #
 # ## What it costs and buys
 #

@@ -77,7 +77,7 @@ show(
 #
 # The score that we start with is the **peak-to-peak magnitude**: the largest weight of a row plus the size of its
 # smallest one, max + |min|, summed over the gate row and the up row. Martra (2024) introduced it for Llama as "maximum
-# absolute weight"; his notebook credits the "+ |min|" to Mariusz Kurman.
+# absolute weight"; his notebook 6_3 credits the "+ |min|" to Mariusz Kurman.
 #
 # Here it is on a GLU with 5 inputs, 5 neurons and 5 outputs.
 
@@ -634,7 +634,7 @@ show(
 # damaged by 0.43 nats. Over all 30 blocks the rank correlation of loss and damage is +0.06 (-0.33 to +0.47).
 #
 # A block that loses next to nothing and is hurt has a reason with a name. **Massive activations** (Sun et al. 2024) are
-# a few values in the residual stream, thousands of times as large as the others, usually at the first token of a text.
+# a few values in the residual stream, a thousand times as large as the median and more, often at the first token of a text.
 # Here we look at the neurons that write into the stream, and some of them fire like that. Squared, they outweigh
 # everything else in their block, so any cut that keeps them seems to lose nothing. The right panel leaves the first
 # token of each row out.
@@ -728,7 +728,7 @@ pd.DataFrame({name: beside_random(score, randoms[0.1]) for name, score in repair
 # bad as well, 85.0 ×. Protecting the massive activations changes nothing, because L1 removes 0 of them. Protecting the
 # top 5 % of contributors takes 445.5 × down to 2.70 ×, and as many at random do nothing of the kind: all nineteen stay in
 # the thousands (the line above the table). That comes near the random cuts; it is still 1.38 × their median (1.13 to
-# 1.67). So L1 is bad because it hits strong contributors, although a block's lost share doesn't predict its damage.
+# 1.67). So most of L1's damage comes from hitting strong contributors, although a block's lost share doesn't predict it.
 #
 # The random cuts in the table spare and protect nothing. So they are an easy opponent for the repaired versions of L1,
 # and these lose to most of them all the same.
@@ -827,8 +827,8 @@ pd.DataFrame(
 # the ladder it changes nothing (1.20 → 1.23). *Shut gates are not all of it.* Neurons with large weights do have gates
 # that are shut more often, in 30 of 30 blocks, and multiplying with the open share takes away a factor of four. But it
 # leaves 28.7, a broken model. *The input is most of it.* Weighting by the size of the input channels takes L2 from 121 to
-# 5.70, and measuring what the up row gives, instead of treating channels as independent, takes `scaled up` from 11.5 to
-# 2.08: no better than random, but no longer worse. Only scores that measure the gate get below random, with 1.40 and
+# 5.70. Measuring what the up row gives, instead of treating channels as independent, takes `scaled up` from 11.5 to 2.08.
+# That is no better than random, but no longer worse. Only scores that measure the gate get below random, with 1.40 and
 # 1.20.
 #
 # So this is what a weight can't tell you: **what it meets**. A row's answer is a scalar product. The row's length is one
@@ -1018,7 +1018,7 @@ show(
 #
 # | method | a neuron's score | and then |
 # |---|---|---|
-# | Minitron (Muralidharan et al. 2024) | mean size of its activation on text | distillation, at scale |
+# | Minitron (Muralidharan et al. 2024) | size of its activation on text | distillation, at scale |
 # | Wanda (Sun et al. 2023) | single weights: size × norm of the input | nothing; sparse, not smaller |
 # | FLAP (An et al. 2023) | how much its activation *varies*, × column | its mean goes into a bias |
 # | LLM-Pruner (Ma et al. 2023) | Taylor: gradient × weight, over coupled groups | LoRA |
@@ -1168,14 +1168,14 @@ show(
 #
 # **Saved run.** LAMBADA falls from 0.275 to 0.15, 0.075 and 0.025. With 40 passages the intervals of neighbours overlap;
 # the first (0.16 to 0.43) and the last (0.00 to 0.13) don't. ARC-easy starts above chance, at 0.45 (0.31 to 0.60). From
-# 20 % on, 0.32 (0.20 to 0.48), nothing shows that these models still know any science. That isn't evidence that they
+# 20 % on, at 0.325 (0.20 to 0.48), nothing shows that these models still know any science. That isn't evidence that they
 # don't: 40 questions would show a large ability only.
 #
 # ### The published curve of Llama-3.2-1B
 #
 # Martra's curve for peak-to-peak (arXiv 2512.22671, `results/` of its repository), quoted. (Its unpruned LAMBADA
-# perplexity is 5.75, the criteria table's 5.42: two runs. The first was loaded in float16; how the second was isn't
-# said.) IFEval, following instructions, *rises*: a gain that the paper is about.
+# perplexity is 5.75, that of the criteria table 5.42. These are two runs: the curve's notebook loads the model in bfloat16,
+# the table's in float16.) IFEval, following instructions, *rises*: a gain that the paper is about.
 
 # %%
 from course_utils.uncertainty import wilson_interval
@@ -1380,7 +1380,7 @@ check_best_model(compress, base, tokenizer)
 #   [arXiv 2512.22671](https://arxiv.org/abs/2512.22671), with its repository
 #   [llama-glu-expansion-pruning](https://github.com/peremartra/llama-glu-expansion-pruning), and *Exploring GLU Expansion
 #   Ratios*, 2024, [doi 10.31219/osf.io/qgxea](https://doi.org/10.31219/osf.io/qgxea): peak-to-peak magnitude, the quoted
-#   figures
+#   figures; notebook 6_3 of his *Large Language Model Notebooks Course*
 # - M. Sun et al., *A Simple and Effective Pruning Approach for Large Language Models* (Wanda), 2023,
 #   [arXiv 2306.11695](https://arxiv.org/abs/2306.11695)
 # - M. Sun et al., *Massive Activations in Large Language Models*, 2024, [arXiv 2402.17762](https://arxiv.org/abs/2402.17762)

@@ -964,14 +964,14 @@ show(
 # ## Depth against width
 #
 # The same parameters can be saved by narrower MLPs. Each side gets its best criterion on the same calibration text:
-# leave-one-out for depth, lesson 03's activations for width. (That leave-one-out is the best for depth we saw on the
-# text that judges here, too, so depth has a small head start.) All widths are multiples of 64: matrix kernels work in
-# tiles, and an odd width may be slow for reasons that have nothing to do with pruning (lesson 10 looks at that).
+# leave-one-out for depth, lesson 03's activations for width. (Depth has a small head start: that leave-one-out is its best
+# criterion, we saw on the same text that judges here.) All widths are multiples of 64. Matrix kernels work in tiles, and an
+# odd width may be slow for reasons that have nothing to do with pruning (lesson 10 looks at that).
 #
 # ### At equal size
 #
 # No multiple of 64 hits the size of the depth-pruned model exactly. So we take the two next to it: the wider one has a few
-# parameters more, the narrower one a few less. Width is better at equal size only if the *narrower* one is still better, and
+# parameters more, the narrower one a few less. Width is better at equal size only if even the *narrower* one is better, and
 # depth only if even the wider one is worse.
 
 # %%
@@ -1025,8 +1025,8 @@ for width in widths[:2]:
 # No narrower, as far as this run can tell. At equal size neither side could be shown to be better: perplexity × 0.94
 # (0.87 to 1.01) at width 1344 and × 0.99 (0.90 to 1.09) at width 1280, against 3 blocks fewer; and width 1280 could not
 # be shown to be slower either. Narrower still costs quality, × 1.12 (1.01 to 1.24) at width 1152 and × 1.70 (1.43 to
-# 2.03) at width 896, and no gain in generating is shown for it. Seven rounds leave wide intervals; a run on another day
-# may tell the two apart.
+# 2.03) at width 896, and no gain in speed is shown for it, in reading or in generating. Seven rounds leave wide intervals;
+# a run on another day may tell the two apart.
 #
 # </details>
 
@@ -1099,16 +1099,18 @@ for phase in ("prefill", "decode"):
 # **Saved run.** No winner. At width 1280 depth's perplexity is × 1.01 (0.92 to 1.12), and the speeds can't be told
 # apart. 1,008 tokens and seven rounds would show a large difference only.
 #
-# For larger models Muralidharan et al. 2024 report a trade, before and after retraining: width keeps more quality at
-# equal parameters, depth gives more speed. How much depth gains depends on what a layer costs beside its arithmetic,
-# such as Python and the start of many small kernels. A lean engine has less of that; lesson 10 measures both.
+# For larger models the literature reports a trade. Width keeps more quality at equal parameters, before and after
+# retraining (Muralidharan et al. 2024). Depth gives more speed: of two models of about 4 billion parameters cut from
+# Llama-3.1-8B, the narrower one scores higher and the shorter one runs faster (Sreenivas et al. 2024). How much depth gains
+# depends on what a layer costs beside its arithmetic, such as Python and the start of many small kernels. A lean engine has
+# less of that; lesson 10 measures both.
 
 # %% [markdown]
 # ## A taste of healing
 #
 # The blocks on both sides of a gap were trained to have neighbours that are gone. How much of the damage is only that? We
-# take the run of least angle out, a fifth of the model, and train **the two blocks at the seam** for a few steps to copy the
-# whole model's predictions; everything else is frozen and shared with the base model, so it costs little memory. This
+# take the run of least angle out, a fifth of the blocks, and train **the two blocks at the seam** for a few steps to copy the
+# whole model's predictions. Everything else is frozen and shared with the base model, so it costs little memory. This
 # is lesson 07's distillation in a dozen lines. The learning rate was chosen on calibration text, the training text is a
 # third split, and the evaluation text was used for neither.
 
@@ -1251,9 +1253,9 @@ show(
 # the random sets. Compare with the figure for speeches: the order of the choices is another one, and the random dots
 # are no longer all on one side of them.
 #
-# **Saved run.** The whole model finds 0.27 of the last words, the model chosen by influence 0.15, by leave-one-out 0.10, the
-# random set of blocks 4, 5 and 26 finds 0.22; with 60 passages these shares are rough (0.13 to 0.34 for the last one), so the
-# figure uses the perplexity of the last word, which says more with as few. Leave-one-out asked speeches what they need,
+# **Saved run.** The whole model finds 0.27 of the last words, the model chosen by influence 0.15, by leave-one-out 0.10, and
+# the random set of blocks 4, 5 and 26 finds 0.22. With 60 passages these shares are rough (0.13 to 0.34 for the last one). So
+# the figure uses the perplexity of the last word, which says more with as few. Leave-one-out asked speeches what they need,
 # got the right answer, and it was the wrong question here.
 #
 # Two things differ between the two figures: the kind of text, and what is asked, every token or only a last word. Which
@@ -1287,11 +1289,15 @@ print(f"Llama-3.2-1B minus 3 of 16 blocks: {paper.after.parameters / paper.befor
 # There the base model's LAMBADA accuracy falls from .62 to .46. The same cut in the Instruct model takes LAMBADA's
 # *perplexity* from 6.6 to 70,920: the same rule, the same size, a different fate.
 #
-# Published comparisons of rules: ShortGPT (influence); Shortened LLaMA (leave-one-out perplexity and Taylor; its authors
-# also find that narrower models hardly generate faster at small batches, and shorter ones do); Gromov et al., who remove a
-# run of deep blocks, heal it with a little fine-tuning, and find question answering almost intact up to large fractions;
-# and Lu et al. 2024, for whom the *last* quarter of the blocks, followed by fine-tuning of the head and the last three
-# layers, is as good as any cleverer rule. Before healing we saw the opposite. Both can be true: the question is another one.
+# Published comparisons of rules:
+#
+# - ShortGPT uses influence.
+# - Shortened LLaMA uses leave-one-out perplexity and Taylor. Its authors also find that narrower models hardly generate faster
+#   at small batches, and shorter ones do.
+# - Gromov et al. remove a run of deep blocks, heal it with a little fine-tuning, and find question answering almost intact up
+#   to large fractions.
+# - Lu et al. 2024 remove the *last* quarter of the blocks, fine-tune the head and the last three layers, and find this as good
+#   as cleverer rules. Before healing we saw the opposite. Both can be true: the question is another one.
 
 # %% [markdown]
 # ## What it costs and buys
@@ -1493,6 +1499,7 @@ check_your_choice(my_blocks, one_shot, lambda blocks: perplexity(without(blocks)
 # - Gromov et al. 2024, *The Unreasonable Ineffectiveness of the Deeper Layers*, arXiv 2403.17887
 # - Lu et al. 2024, *Reassessing Layer Pruning in LLMs: New Insights and Methods*, arXiv 2411.15558
 # - Muralidharan et al. 2024, *Compact Language Models via Pruning and Knowledge Distillation*, arXiv 2407.14679
+# - Sreenivas et al. 2024, *LLM Pruning and Distillation in Practice: The Minitron Approach*, arXiv 2408.11796
 # - Martra, *Large Language Model Notebooks Course*, section on pruning (the published Llama-3.2-1B figures)
 # - Veit et al. 2016, *Residual Networks Behave Like Ensembles of Relatively Shallow Networks*, arXiv 1605.06431
 # - Ben Allal et al. 2025, *SmolLM2*, arXiv 2502.02737

@@ -1370,8 +1370,9 @@ check_not_shown(not_shown)
 #
 # - **Hidden-state losses** pull the student's hidden states toward the teacher's, block by block. Where widths differ they
 #   need a learned projection, and after depth pruning a choice of which block imitates which. In Minitron's ablations they
-#   help when many blocks are gone, and add little to logits alone otherwise
-#   ([Muralidharan et al.](https://arxiv.org/abs/2407.14679)).
+#   help where the depth shrinks much; otherwise the logits alone are enough
+#   ([Muralidharan et al.](https://arxiv.org/abs/2407.14679)). `distill` has one: `hidden` is its weight, and `hidden_pairs`
+#   says which of the student's blocks looks at which of the teacher's.
 # - **Teacher correction.** When the text that you have isn't the text that the teacher was trained on, its own predictions
 #   are off there. Minitron's second paper first trains the *teacher* briefly on the transfer text, then distils, and finds
 #   that this helps ([Sreenivas et al.](https://arxiv.org/abs/2408.11796)). Lesson 11 does it.
@@ -1646,8 +1647,8 @@ for step in (0.0, 0.25, 0.5, 0.75, 1.0):
     print(f"{step:.0%} of the way to the teacher: loss {value:.3f}")
 
 # %% [markdown]
-# A loss like this one has been shipped in a public library. Nothing stops, and a curve that falls is no proof: it would fall if
-# only one half worked. A test can tell.
+# One half of this loss teaches nothing. Nothing stops, and a curve that falls is no proof: it would fall if only one half
+# worked. A test can tell.
 #
 # ### Exercise 5 · ●●● · 20 minutes
 #
@@ -1786,7 +1787,7 @@ check_better_recipe(settings, held_out_kl)
 # - [ ] That it works: a term without an effect would keep the loss up.
 #   > The KL's *value* may fall because the cross-entropy improves the student, even when the KL's gradient is zero.
 # - [x] Nothing. Only its gradient can: change the teacher, and the gradient must change, in the right direction.
-#   > That is the test of exercise 5; a loss with a dead teacher has been shipped in a public library.
+#   > That is the test of exercise 5.
 # - [ ] That temperature and weights are set well.
 #   > A falling sum says nothing about its parts.
 
@@ -1823,7 +1824,7 @@ check_better_recipe(settings, held_out_kl)
 #   [arXiv 2106.09685](https://arxiv.org/abs/2106.09685); T. Dettmers et al., *QLoRA*, 2023,
 #   [arXiv 2305.14314](https://arxiv.org/abs/2305.14314); X. Ma et al., *LLM-Pruner*, 2023,
 #   [arXiv 2305.11627](https://arxiv.org/abs/2305.11627): recovery of pruned models with LoRA
-# - A. Anshumann et al., *Sparse Logit Sampling*, 2025, [arXiv 2503.16870](https://arxiv.org/abs/2503.16870): the bias of
+# - Anshumann et al., *Sparse Logit Sampling*, 2025, [arXiv 2503.16870](https://arxiv.org/abs/2503.16870): the bias of
 #   top-k caches
 # - T. Brown et al., *Language Models are Few-Shot Learners*, 2020, [arXiv 2005.14165](https://arxiv.org/abs/2005.14165),
 #   appendix C: runs of thirteen words against contamination

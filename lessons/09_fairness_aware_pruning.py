@@ -1476,6 +1476,6 @@ check_my_order(my_order, judge=judge, given=given)
 # - P. Seshadri, P. Pezeshkpour and S. Singh, *Quantifying Social Biases Using Templates is Unreliable*, 2022,
 #   [arXiv 2210.04337](https://arxiv.org/abs/2210.04337): another wording, another result
 # - S. Holm, *A Simple Sequentially Rejective Multiple Test Procedure*, Scandinavian Journal of Statistics, 1979
-# - P. Martra's notebooks and library on fairness-aware pruning, from which the claim at the beginning is taken
+# - P. Martra, *Large Language Model Notebooks Course*, notebook 8_2, and his library optipfair: the claim at the beginning
 #
 # **Next:** lesson 10 asks what pruning really buys, in speed and memory.

@@ -1074,7 +1074,7 @@ for name, prune in cuts.items():
         if runs_engine and (name, kind) in SERVED:
             file = folder / f"{len(stored)} {kind}.gguf"
             stored[f"{name}, {kind}"] = export_gguf(arm, tokenizer, file, quantization=kind)
-del arm, base, known  # what runs below are the files
+base = known = arm = None  # what runs below are the files
 tidy()
 
 # %%

@@ -69,7 +69,7 @@ style()
 # | NVIDIA, [Minitron](https://arxiv.org/abs/2407.14679) | 15B → 8B → 4B | neurons, heads, channels (blocks were tried) | the teacher's logits, 94 billion tokens, up to 40 times fewer than from scratch |
 # | NVIDIA, [Minitron in practice](https://arxiv.org/abs/2408.11796) | Llama 3.1 8B → 4B | hidden 4096 → 3072, MLP 14336 → 9216; or half of the 32 blocks | **teacher correction** first, then logits |
 # | NVIDIA, [Nemotron Nano 2](https://arxiv.org/abs/2508.14444) | 12B → 9B | 62 → 56 layers, hidden, MLP | logits; the search has a memory budget |
-# | NVIDIA, [Puzzle](https://arxiv.org/abs/2411.19146) | 70B → 51B | each block chosen for itself, by integer programming | block by block, then logits |
+# | NVIDIA, [Puzzle](https://arxiv.org/abs/2411.19146) | 70B → 51B | each block chosen for itself, by integer programming | block by block, then the whole model |
 # | Meta, Llama 3.2 1B and 3B (model card) | from Llama 3.1 8B | said to be pruned; only the sizes show what was cut | logits of 8B and 70B as targets |
 # | Google, [Gemma 3n](https://ai.google.dev/gemma/docs/gemma-3n) | E4B contains E2B | nested MLP widths, trained together ([MatFormer](https://arxiv.org/abs/2310.07707)) | not needed |
 # | Mistral, [Ministral 3](https://arxiv.org/abs/2601.08584) | 24B → 14B → 8B → 3B | a cascade: each is cut from the one before | distillation |

@@ -19,7 +19,7 @@ from course_utils import diagrams, plotting
 from course_utils.files import replacing
 
 WIDTH, HEIGHT = 16.54, 11.69  # A3, landscape, in inches
-_COLUMNS, _ROWS, _WORDS = 4, 2, 43  # characters in a line below a drawing
+_COLUMNS, _ROWS, _WORDS = 4, 3, 43  # characters in a line below a drawing
 _DPI = 220
 
 
@@ -41,6 +41,25 @@ class Panel:
     drawing: Callable[[], Axes]
     says: str
     numbers: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+
+def conditions() -> Axes:
+    """What a bias has to pass before it is called removed, in the order of lesson 09."""
+    _, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    ax.set(xlim=(0, 7), ylim=(0, 3.6), title="When is a bias removed?")
+    ax.axis("off")
+    asked = (
+        "nearer to 0 than before",
+        "nearer than after random removals",
+        "further than neutral swaps moved",
+        "the model can still read",
+        "nearer than a twin that knows no groups",
+    )
+    for number, condition in enumerate(asked):
+        y = 3.2 - 0.68 * number
+        ax.plot(0.6, y, marker="s", ms=15, mfc="none", mec=diagrams.STREAM, mew=1.8)
+        ax.text(1.05, y, condition, va="center", size=15)
+    return ax
 
 
 PANELS = (
@@ -121,6 +140,53 @@ PANELS = (
             "high": ("gender · ratio to neutral", 2),
         },
     ),
+    Panel(
+        "Bias: was it removed?",
+        "09",
+        conditions,
+        "The best cut takes a preference of {before} nats to {after}. Beyond what neutral swaps moved that is {beyond} "
+        "({low} to {high}): not shown to be removed.",
+        {
+            "before": ("protect first · direction, nats", 0),
+            "after": ("protect first · direction, nats", 1),
+            "beyond": ("protect first · beyond neutral (95 %)", 0),
+            "low": ("protect first · beyond neutral (95 %)", 1),
+            "high": ("protect first · beyond neutral (95 %)", 2),
+        },
+    ),
+    Panel(
+        "Speed: what waits for what",
+        "10",
+        diagrams.reading_and_generating,
+        "Fewer weights, larger file: with a width that is no multiple of 32 it takes {odd} MB in eight bits, whole "
+        "{whole}. Time a cut beside one that buys nothing.",
+        {"odd": ("width 1229 · Q8_0", 0), "whole": ("unpruned · Q8_0", 0)},
+    ),
+    Panel(
+        "Four sizes at once",
+        "11",
+        diagrams.pruning_axes,
+        "A small cut of neurons costs {neurons} nats, of KV groups {groups}, of channels {channels}, of blocks "
+        "{blocks}. Of 19 random cuts as good: {n}, {g}, {c}, {b}.",
+        {
+            name: (f"{axis} …: … nats; random … to …, … of … at least as good", place)
+            for axis in ("neurons", "groups", "channels", "blocks")
+            for name, place in ((axis, 1), (axis[0], 4))
+        },
+    ),
+    Panel(
+        "A model like the labs make",
+        "11",
+        diagrams.making_a_small_model,
+        "Four fifths of a model: {winner} nats a token on speeches, as cut {before}, whole {whole}. The same sizes "
+        "from random weights, same text: {scratch}.",
+        {
+            "winner": ("winner … … …", 0),
+            "before": ("winner, before … … …", 0),
+            "whole": ("whole … … …", 0),
+            "scratch": ("from scratch … … …", 0),
+        },
+    ),
 )
 
 
@@ -158,27 +224,33 @@ def draw(notebooks: Path, figure: Path, target: Path, *, course: str) -> None:
     Raises:
         ValueError: a saved run lacks a number.
     """
+    made = sheet(notebooks, figure, course=course)
+    with replacing(target) as fresh, PdfPages(fresh, metadata={"Title": "Pruning LLMs", "CreationDate": None}) as pages:
+        pages.savefig(made, dpi=_DPI)
+    plt.close(made)
+
+
+def sheet(notebooks: Path, figure: Path, *, course: str) -> plt.Figure:
+    """The poster as a figure; arguments as in `draw`."""
     told = [sentence(panel, _saved(notebooks, panel.lesson)) for panel in PANELS]
     plotting.style()
     pictures = [_picture(panel.drawing) for panel in PANELS]
-    sheet = plt.figure(figsize=(WIDTH, HEIGHT))
-    sheet.text(0.03, 0.94, "Pruning LLMs", size=34, weight="bold")
+    made = plt.figure(figsize=(WIDTH, HEIGHT))
+    made.text(0.03, 0.945, "Pruning LLMs", size=34, weight="bold")
     claim = "No sentence without a measurement, and no measurement without a control: random cuts, intervals, a floor."
-    sheet.text(0.3, 0.947, claim, size=14)
+    made.text(0.3, 0.952, claim, size=14)
     places = list(_places())
     for panel, picture, says, place in zip(PANELS, pictures, told, places, strict=False):
-        _cell(sheet, place, f"{panel.title}", picture, f"{says} (Lesson {panel.lesson})")
+        _cell(made, place, f"{panel.title}", picture, f"{says} (Lesson {panel.lesson})")
     caption = (
         "The same cut, chosen in three ways. The black line spans random cuts, and keeping large weights loses to them."
     )
-    _cell(sheet, places[len(PANELS)], "The control", plt.imread(figure), f"{caption} (Lesson 03)")
+    _cell(made, places[len(PANELS)], "The control", plt.imread(figure), f"{caption} (Lesson 03)")
     models = (
         "Saved runs: a GPT-2 of 5.9 M parameters in lesson 01, otherwise SmolLM2-135M-Instruct, on two processor cores."
     )
-    sheet.text(0.03, 0.018, f"{models}  {course}  CC BY 4.0", size=10, color="0.3")
-    with replacing(target) as fresh, PdfPages(fresh, metadata={"Title": "Pruning LLMs", "CreationDate": None}) as pages:
-        pages.savefig(sheet, dpi=_DPI)
-    plt.close(sheet)
+    made.text(0.03, 0.014, f"{models}  {course}  CC BY 4.0", size=10, color="0.3")
+    return made
 
 
 def _saved(notebooks: Path, lesson: str) -> NotebookNode:
@@ -189,7 +261,7 @@ def _saved(notebooks: Path, lesson: str) -> NotebookNode:
 def _picture(drawing: Callable[[], Axes]) -> object:
     """A drawing's own figure as an image: it has its own size and its own text."""
     drawn, data = drawing().figure, io.BytesIO()
-    drawn.savefig(data, dpi=_DPI)
+    drawn.savefig(data, dpi=_DPI, bbox_inches="tight")
     plt.close(drawn)
     data.seek(0)
     return plt.imread(data)
@@ -197,17 +269,17 @@ def _picture(drawing: Callable[[], Axes]) -> object:
 
 def _places() -> Iterator[tuple[float, float, float, float]]:
     """Left, bottom, width and height of each cell, row by row from above, as shares of the sheet."""
-    width, height = 0.94 / _COLUMNS, 0.87 / _ROWS
+    width, height = 0.94 / _COLUMNS, 0.895 / _ROWS
     for row in range(_ROWS):
         for column in range(_COLUMNS):
-            yield 0.03 + column * width, 0.05 + (_ROWS - 1 - row) * height, width - 0.015, height - 0.02
+            yield 0.03 + column * width, 0.035 + (_ROWS - 1 - row) * height, width - 0.015, height - 0.012
 
 
-def _cell(sheet: plt.Figure, place: tuple[float, float, float, float], title: str, picture: object, says: str) -> None:
+def _cell(made: plt.Figure, place: tuple[float, float, float, float], title: str, picture: object, says: str) -> None:
     left, bottom, width, height = place
-    sheet.text(left, bottom + height - 0.025, title, size=15, weight="bold", color=diagrams.STREAM)
-    ax = sheet.add_axes((left, bottom + 0.3 * height, width, 0.62 * height))
+    made.text(left, bottom + height - 0.025, title, size=15, weight="bold", color=diagrams.STREAM)
+    ax = made.add_axes((left, bottom + 0.345 * height, width, 0.545 * height))
     ax.imshow(picture, interpolation="antialiased")
     ax.axis("off")
     lines = re.findall(rf"(.{{1,{_WORDS}}})(?:\s+|$)", says)
-    sheet.text(left, bottom + 0.28 * height, "\n".join(lines), size=11.5, va="top", linespacing=1.35)
+    made.text(left, bottom + 0.325 * height, "\n".join(lines), size=11.5, va="top", linespacing=1.3)

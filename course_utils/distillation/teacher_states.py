@@ -14,6 +14,7 @@ the same, so every loss, temperature and mixture is possible. ``teacher_cache`` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ class TeacherStates:
     def __init__(self, teacher: Architecture, states: Mapping[str, Tensor]) -> None:
         self.vocab_size, self.teacher = teacher.vocab_size, f"{name_of(teacher.model)}, its states kept"
         self._states = states
-        self._head = describe(variant(teacher.model))
-        del self._head.blocks[:]  # so the teacher itself may go
+        bare = describe(variant(teacher.model))
+        del bare.blocks[:]  # so the teacher itself may go
+        self._head = replace(bare)  # a fresh view: the other one remembers the blocks' parts
 
     @property
     def nbytes(self) -> int:

@@ -57,7 +57,7 @@ def test_samples_are_smaller():
 
 
 def test_documents_are_the_embedded_ones(monkeypatch):
-    from course_utils import engine, benchmark_tasks
+    from course_utils import benchmark_tasks
 
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)
     asked = []
@@ -89,7 +89,7 @@ def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):
 
 @pretend.POSSIBLE
 def test_each_cell_is_written_down(tmp_path, monkeypatch):
-    from course_utils import engine, benchmark_tasks
+    from course_utils import benchmark_tasks
 
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)  # as it was, for the tests that follow
     monkeypatch.setattr(engine, "problem", engine.problem)

@@ -139,6 +139,32 @@ def test_every_term_is_introduced_where_the_glossary_says(sources):
     assert len(re.findall(r"^- ", text, re.MULTILINE)) == len(sources.terms), "a line is not `- **term** (NN): …`"
     for term in sources.terms:
         assert sources.introduction(term)
+    assert {term.lesson for term in sources.terms} == {lesson.number for lesson in sources.lessons}
+
+
+HEADING = re.compile(r"^(#+) (.+)", re.MULTILINE)
+
+
+def skipped(texts):
+    """Headings that lie more than one level below the one before them."""
+    level = 0
+    for marks, heading in (found.groups() for text in texts for found in HEADING.finditer(text)):
+        if len(marks) > level + 1:
+            yield heading
+        level = len(marks)
+
+
+def test_headings_are_in_order(sources):
+    """On every page: one title, and no level left out on the way down, so that a reader by ear can jump."""
+    for name, text in sources.pages():
+        notebook = name.endswith(".ipynb")
+        cells = nbformat.reads(text, as_version=4).cells if notebook else []
+        texts = [cell.source for cell in cells if cell.cell_type == "markdown"] if notebook else [text]
+        parts = [pages._FENCE.sub("", part) for part in texts]
+        assert not [*skipped(parts)], name
+        titles = [marks for part in parts for marks, _ in HEADING.findall(part) if marks == "#"]
+        assert len(titles) == 1, name
+    assert [*skipped(["# A\n\n## B", "#### C\n\n## D\n\n### E"])] == ["C"]
 
 
 def test_wrong_terms_are_noticed(small):

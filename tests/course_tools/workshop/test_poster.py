@@ -1,6 +1,7 @@
 """The poster: one page, and only numbers that the saved runs show."""
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -30,10 +31,35 @@ def test_sentences_say_what_the_saved_runs_show(panel):
         ]
     )
     for name, (label, _) in panel.numbers.items():
-        assert f"{{{name}}}" in panel.says and "·" in label
+        assert f"{{{name}}}" in panel.says and ("·" in label or "…" in label)
     for number in set(re.findall(r"\d[\d,.]*\d", said)) - set(re.findall(r"\d[\d,.]*\d", panel.says)):
         assert number in shown
     assert len(re.findall(r"\d", panel.says)) <= 6, "measured numbers are read, not written"
+
+
+def test_every_lesson_with_a_method_of_its_own_is_on_it():
+    """Lesson 02 is how not to do what lesson 03 does."""
+    lessons = {path.name[:2] for path in (ROOT / "lessons").glob("*.py")}
+    assert {panel.lesson for panel in poster.PANELS} == lessons - {"02"}
+    assert len(poster.PANELS) + 1 == len(list(poster._places())), "and the control takes the last place"
+
+
+def wider(box, gap):
+    return type(box).from_extents(box.x0 - gap, box.y0, box.x1 + gap, box.y1)
+
+
+def test_every_line_fits_its_place(monkeypatch):
+    monkeypatch.setattr(poster, "_picture", lambda drawing: [[0.0]])
+    drawn = poster.sheet(ROOT / "notebooks", ROOT / "docs" / "images" / "criteria.png", course="https://example.org/x")
+    drawn.canvas.draw()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in drawn.texts]
+    right, bottom = drawn.bbox.x1, drawn.bbox.y0
+    assert not [text for text, box in boxes if box.x1 > right or box.y0 < bottom]
+    gap = 0.2 * drawn.dpi  # inches; columns that touch are read across
+    assert not [(a[0], b[0]) for a, b in itertools.combinations(boxes, 2) if a[1].overlaps(wider(b[1], gap))]
+    pictures = [ax.get_window_extent() for ax in drawn.axes]
+    assert not [text for text, box in boxes if any(box.overlaps(picture) for picture in pictures)]
+    poster.plt.close(drawn)
 
 
 def test_number_that_is_not_there_is_named():

@@ -68,11 +68,14 @@ def test_rows_are_found_in_whatever_batch_they_are():
 def test_the_teacher_may_go_and_its_blocks_with_it():
     teacher, student = pair()
     block = weakref.ref(teacher.model.layers[0].mlp.gate_proj.weight)
+    of_blocks = {weight.data_ptr() for weight in teacher.model.layers.parameters()}  # a variant shares them
     known = remember_teacher(teacher, EVERYTHING)
     embedding = teacher.get_input_embeddings().weight.data_ptr()
     del teacher
     gc.collect()
     assert block() is None
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    assert not [found for found in tensors if found.data_ptr() in of_blocks]
     assert known._head.model.get_input_embeddings().weight.data_ptr() == embedding  # shared, not copied
     assert losses(distill(known, student, BATCHES, steps=20, lr=3e-3))[-1] > 0
 

@@ -1,0 +1,91 @@
+"""The README says what is there: every lesson and command, the site, and the figures of the libraries beside ours."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import course
+from course_tools.lessons import authoring
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
+LESSONS = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons")]
+COURSE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["course"]
+
+
+def section(heading):
+    """What stands below a heading, up to the next one."""
+    return re.split(r"^##+ ", PAGE.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
+
+
+def rows(text):
+    """The cells of a table's rows, its head left out."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines[2:]]
+
+
+def test_every_lesson_has_its_idea():
+    numbers = [number for row in rows(section("What pruning is")) for number in row[-1].split(", ")]
+    assert numbers == [lesson.number for lesson in LESSONS]
+
+
+def test_every_lesson_says_what_one_has_at_its_end():
+    told = {row[0]: row[2] for row in rows(section("The lessons"))}
+    assert set(told) == {lesson.number for lesson in LESSONS}
+    assert all(len(text.split()) > 8 for text in told.values())
+
+
+def test_both_commands_stand_before_anything_else_is_asked_for():
+    begin = PAGE[: PAGE.index("## The lessons")]
+    assert "python course.py run " in begin and "python course.py test " in begin
+
+
+def test_badges_are_of_workflows_that_are_there_and_the_site_is_named():
+    owner, name = COURSE["repository"].split("/")
+    badges = re.findall(r"github\.com/([\w-]+/[\w-]+)/actions/workflows/([\w.]+)/badge\.svg", PAGE)
+    assert {workflow for _, workflow in badges} == {"tests.yml", "lessons.yml", "site.yml"}
+    assert all(repository == COURSE["repository"] for repository, _ in badges)
+    assert all((ROOT / ".github/workflows" / workflow).exists() for _, workflow in badges)
+    assert f"https://{owner}.github.io/{name}/" in PAGE[: PAGE.index("## The lessons")]
+
+
+def test_commands_are_there():
+    named = set(re.findall(r"python course\.py (\w+)", PAGE))
+    assert named <= set(course.COMMANDS)
+    assert {"run", "test", "lab", "progress", "quiz", "verify", "check", "slides", "site", "compress"} <= named
+
+
+def peers():
+    """{library and criterion: (× ours, peak extra MiB)} of the benchmark's page."""
+    page = (ROOT / "benchmarks" / "peers.md").read_text(encoding="utf-8")
+    found = {}
+    for row in rows(page):
+        times, peak = re.match(r"[\d.]+", row[2]), re.match(r"\d+", row[3])
+        if ":" in row[0] and times and peak:
+            found[row[0]] = (float(times[0]), int(peak[0]))
+    return found
+
+
+def test_what_is_said_of_other_libraries_was_measured():
+    ours, pairs, found = (0.0, 0), [], peers()
+    for name, values in found.items():
+        if name.startswith("course_utils"):
+            ours = values
+        else:
+            pairs.append((name, ours, values))
+    assert len(pairs) >= 5
+    told = {row[0]: row[1:] for row in rows(section("Beside other libraries"))}
+    assert told["peak memory and seconds of a width cut"] == [
+        "least of the three", "more than ours for each criterion tried", "most of the three"
+    ]  # fmt: skip
+    for name, (one, least), (times, peak) in pairs:
+        assert times > one and peak > least, name
+    most = {library: max(v for n, _, v in pairs if n.startswith(library)) for library in ("optipfair", "torch-pruning")}
+    assert most["torch-pruning"] > most["optipfair"]
+
+
+@pytest.mark.parametrize("table", ["Beside other courses", "Beside other libraries"])
+def test_tables_have_sources(table):
+    assert "](docs/beside_others.md)" in section(table) or "](benchmarks/peers.md)" in section(table)
