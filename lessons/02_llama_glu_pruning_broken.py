@@ -563,7 +563,7 @@ ax.plot(math.log(vocabulary), math.log(vocabulary), "x", color="0.25", label="gu
 ax.set(xlabel="entropy: how unsure (nats)", ylabel="loss: how wrong (nats a token)", ylim=(0, 1.1 * largest))
 ax.legend(fontsize="small")
 show(
-    "Loss against entropy, a point for each row of text. The unpruned model's points lie a little above the diagonal, where a model is "
+    "Loss against entropy, a point for each row of text. The unpruned model's points lie on the diagonal or a little above it, where a model is "
     "as wrong as it thinks. The broken model's lie far above it, further left."
 )
 

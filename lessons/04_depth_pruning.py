@@ -1072,8 +1072,8 @@ log_ticks(axes[0].yaxis)
 figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
 show(
     "Two panels, reading a prompt and generating: perplexity against measured speed, both relative to the depth-pruned model, "
-    "which is a dot where two dotted lines cross at 1. Three widths with intervals run upwards to the right: the narrower, "
-    "the faster and the worse. A point in the lower right quarter would beat depth in both."
+    "which is a dot where two dotted lines cross at 1. Three widths with intervals: the narrower, the worse; in speed "
+    "all three intervals hold 1. A point in the lower right quarter would beat depth in both."
 )
 
 # %% [markdown]
@@ -1244,7 +1244,7 @@ against_random(
     title=f"LAMBADA, {DOCUMENTS} passages",
 )
 show(
-    "The perplexity of LAMBADA's last words relative to the unpruned model: four cut models with intervals, all far to the "
+    "The perplexity of LAMBADA's last words relative to the unpruned model: four cut models with intervals, all to the "
     "right of 1, and below them five random sets as dots that spread to both sides of the chosen ones."
 )
 

@@ -226,8 +226,12 @@ def _fewer_rows(texts: Any) -> None:
         asked = range(getattr(self, "asked", len(self)))[rows]
         return asked_for(some(self, [row % len(self) for row in asked[: min(ROWS, len(self))]]), len(asked))
 
+    def drawn(self: Any, rows: int, seed: int) -> Any:
+        asked = getattr(self, "asked", rows) if rows == len(self) else rows  # all that is there: maybe more were wanted
+        return asked_for(sample(self, min(rows, len(self)), seed), asked)
+
     texts.token_blocks = few
-    texts.TokenBlocks.sample = lambda self, rows, seed: asked_for(sample(self, min(rows, len(self)), seed), rows)
+    texts.TokenBlocks.sample = drawn
     texts.TokenBlocks.__getitem__ = sliced
 
 

@@ -19,7 +19,7 @@ from course_utils import diagrams, plotting
 from course_utils.files import replacing
 
 WIDTH, HEIGHT = 16.54, 11.69  # A3, landscape, in inches
-_COLUMNS, _ROWS, _WORDS = 4, 3, 43  # characters in a line below a drawing
+_COLUMNS, _ROWS, _WORDS = 4, 3, 42  # characters in a line below a drawing
 _DPI = 220
 
 

@@ -79,10 +79,13 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
     title = f"# {lesson.number} · {lesson.title}\n\nBefore this: {lesson.prerequisites}"
     made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."], LINES)]
     minutes, exercises = minutes_of(lesson), {one.number: one for one in exercises_of(lesson)}
+    section = lesson.title
 
     def show(part: Part) -> None:
         if not made[-1].takes(part):
             made.append(Slide("subslide"))
+            if not (isinstance(part, str) and part.startswith("#")):
+                made[-1].add(f"### {section} (continued)")
         made[-1].add(part)
 
     for cell in lesson.cells:
@@ -101,6 +104,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
                 if heading == "References" or not text.strip():
                     continue
                 if heading:
+                    section = heading
                     made.append(Slide("slide" if text.startswith("## ") else "subslide"))
                 for block in blocks(_DETAILS.sub("", text)):
                     show(block)
@@ -291,7 +295,7 @@ _TEMPLATE = """{% extends 'reveal/index.html.j2' %}
   margin: 0; white-space: pre-wrap; width: auto; }
 .reveal.reveal table { font-size: 20px; }
 .reveal.reveal img { margin: 0; max-height: 590px; max-width: 1180px; }
-.reveal.reveal .fit:has(.jp-RenderedMarkdown) img { max-height: 430px; }
+.reveal.reveal .fit:has(.jp-RenderedMarkdown :is(p, li, table)) img { max-height: 430px; }
 .reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
 </style>
 {% endblock %}

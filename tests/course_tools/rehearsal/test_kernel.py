@@ -33,6 +33,8 @@ blocks = token_blocks(tokenizer, "evaluation", tokens=4096, length=128)
 print(len(blocks), len(blocks.sample(20, seed=0)), len(token_blocks(tokenizer, "evaluation", tokens=512, length=128)))
 asked = blocks.sample(24, seed=0)  # of 32, and 8 are there
 print(len(asked[:20]), len(asked[20:]), len(asked[4:][2:4]), len(asked[24:]))
+at_most = blocks.sample(min(24, len(blocks)), seed=0)
+print(len(at_most[:20]), len(at_most[20:]))
 print(len(prompts(tokenizer, "evaluation", count=60)), Recipe(steps=400, lr=1e-4).steps, Recipe(steps=2, lr=1e-4).steps)
 turns = []
 table = time_interleaved({"a": lambda: turns.append(1)}, rounds=9)
@@ -50,6 +52,7 @@ def test_samples_are_smaller():
     assert done.stdout.splitlines() == [
         "8 8 4",
         "8 4 2 0",
+        "8 8",
         "24 3 2",
         "1 True",
         "['RATIOS, SEEDS = (0.1, 0.2), range(3)\\n', 'x = range(19)\\n', 'SEEDS = range(2)']",

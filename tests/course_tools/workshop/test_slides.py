@@ -67,13 +67,13 @@ def test_slides_of_a_small_lesson(small):
         ("slide", "# 01 · A small lesson"),
         ("slide", "## What you will learn"),
         ("slide", "## Look"),
-        ("subslide", ""),
+        ("subslide", "### Look (continued)"),
         ("subslide", "### Exercise 1 · ●○○ · 5 minutes"),
         ("subslide", "### Question 1"),
         ("subslide", "### Question 2"),
         ("subslide", "### Question 3"),
     ]
-    assert small[3].parts[0].text == "seen\n", "a prediction ends its slide; the answer stands on the next one"
+    assert small[3].parts[1].text == "seen\n", "a prediction ends its slide; the answer stands on the next one"
 
 
 def test_answers_go_to_the_speaker(small):
@@ -119,6 +119,14 @@ def test_everything_of_a_lesson_is_there(path):
     assert "What we saw (saved run" not in shown and "<details>" not in shown + notes
     assert "**The point:**" in made[0].notes[0], 'a text cell tagged "notes" tells the speaker what the lesson is about'
     assert notes.count("Wrong turns that the check names") >= 4
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=[path.stem[:2] for path in LESSONS])
+def test_every_slide_says_where_we_are(path):
+    """Who looks up from the keyboard finds the section's name, and who listens can jump from heading to heading."""
+    _, made = slides_of_lesson(path)
+    assert not [slide for slide in made if not (isinstance(slide.parts[0], str) and slide.parts[0].startswith("#"))]
+    assert not [slide for slide in made if len(slide.parts) == 1 and "(continued)" in slide.parts[0]]
 
 
 def test_long_table_is_cut_and_says_so():
