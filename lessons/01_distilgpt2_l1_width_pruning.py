@@ -1146,8 +1146,10 @@ pd.DataFrame(
 # %% [markdown]
 # **Saved run.** In percent, L1 at 40 % seems to hurt more at home: 130 % on speeches against 87 % on wiki. In bits it
 # is the other way round: 1.46 bits/byte on speeches, 2.35 on wiki. The conclusion hangs on the unit. These models are
-# close to guessing or beyond it. At 20 %, where they aren't, the table further up says the same. L1 goes from 1.13 to 1.48
-# on speeches and from 2.71 to 3.20 on wiki: there the rise is larger and the percentage smaller.
+# close to guessing or beyond it.
+#
+# **Saved run, summed up.** At 20 %, where they aren't, the table further up says the same. L1 goes from 1.13 to 1.48 on
+# speeches and from 2.71 to 3.20 on wiki: there the rise is larger and the percentage smaller.
 #
 # Bits add up: a rise of one bit a byte is the same loss of information whatever was there before. A percentage divides by
 # how hard the text was to begin with, and so it favours hard text. Report the absolute rise.

@@ -918,7 +918,7 @@ del exact
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# One sentence was enough to be better than the best of five random cuts: 70.2 to 75.1 with 32 tokens, against 138.2. A
+# One sentence was enough to be better than the best of the five random cuts above: 70.2 to 75.1 with 32 tokens. A
 # page of 512 tokens gave 53.9 to 55.7. With 2,048 tokens (50.1 to 52.6) only 1 of 3 draws was shown to be worse than the
 # 8,192 tokens of the criteria table (48.2).
 #

@@ -1097,7 +1097,7 @@ for phase in ("prefill", "decode"):
 
 # %% [markdown]
 # **Saved run.** No winner. At width 1280 depth's perplexity is × 1.01 (0.92 to 1.12), and the speeds can't be told
-# apart. 1,008 tokens and seven rounds would show a large difference only.
+# apart. A thousand tokens and seven rounds would show a large difference only.
 #
 # For larger models the literature reports a trade. Width keeps more quality at equal parameters, before and after
 # retraining (Muralidharan et al. 2024). Depth gives more speed: of two models of about 4 billion parameters cut from

@@ -201,9 +201,9 @@ tried.pivot(index="recipe", columns="pair", values="same pair").loc[list(RECIPES
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# In new sentences with the same words the headline's removal lowers the measure by 0.038, and none of the 19 random removals gets
+# In new sentences with the same words the headline's removal lowers the measure by 0.038, and none of the random removals gets
 # as low: their range is −0.022 to 0.034. So something is there. But it lowers the other axis by 0.025, again as low as any, and
-# the neutral swaps by 0.019, which only 1 of the 19 random ones reaches. What falls is every difference, whoever is named: half of
+# the neutral swaps by 0.019, which only 1 of the random ones reaches. What falls is every difference, whoever is named: half of
 # the effect is left for tall and short.
 #
 # </details>

@@ -997,7 +997,7 @@ print(text_for_people.partition("## Use")[0].strip())
 # %% [markdown]
 # ## What I would tell a user of the recorded model
 #
-# **Saved run.** It is SmolLM2-135M-Instruct with 107,307,072 of 134,515,008 parameters: 28 blocks of 30, MLPs of 1120 neurons
+# **Saved run, summed up.** It is SmolLM2-135M-Instruct with 107,307,072 of 134,515,008 parameters: 28 blocks of 30, MLPs of 1120 neurons
 # of 1536. It reads speeches at 3.592 nats a token (the whole model 3.361), stories at 2.727 (2.627) and encyclopaedia at 3.819
 # (3.428): there it lost most. On 100 documents of each task it was right less often than the whole model on LAMBADA (by 0.02),
 # HellaSwag (0.08), ARC (0.06) and PIQA (0.08). No single one is told apart from 0, but all four point down, and HellaSwag may
