@@ -473,8 +473,8 @@ print(f"{len(ours)} steps: losses equal, largest difference of a weight {apart:.
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# With all logits at once the memory doubles each time: 173, 349, 703 MB. In chunks it stays at about 250 MB as soon as one
-# chunk is full. At 512 tokens that is 35 % of the memory, with equal gradients.
+# With all logits at once the memory doubles each time: 173, 349, 703 MB. In chunks it levels off as soon as one chunk is
+# full: 177, 241, 249 MB. At 512 tokens that is 35 % of the memory, with equal gradients.
 #
 # </details>
 

@@ -2,7 +2,7 @@
 
 Quoted are the answers under "Predict before you run" and paragraphs that begin with `SAVED_RUN` or `SUMMED_UP`. Each
 number there must stand in a printed output or a table, equal after rounding to the digits that are quoted, and near by:
-in a whole notebook nearly any number is printed somewhere, so a stale one would pass. What is summed up may be anywhere.
+in a whole notebook nearly any number stands somewhere, so a stale one would pass. What is summed up may be anywhere.
 """
 
 from __future__ import annotations
