@@ -124,7 +124,10 @@ def _obeys_masks(architecture: Architecture) -> bool:
     """Whether two endings in one row get the states that they get alone, to half of the dtype's digits."""
     texts = [[i % architecture.vocab_size for i in ids] for ids in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 7, 8, 9])]
     row, start = Row(texts), shared_beginning(*texts)
-    with evaluating(architecture.model):
+    kind = architecture.model.device.type
+    # Under autocast torch 2.9 would keep the weights that it casts here, without gradients, for a training step.
+    casts = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+    with evaluating(architecture.model), torch.autocast(kind, **casts, cache_enabled=False):
         (together,) = architecture.hidden_states(row_batch(architecture, [row])).float()  # [tokens, hidden]
         alone = architecture.hidden_states(row_batch(architecture, [Row([text]) for text in texts])).float()
     ends = torch.stack([together[places[start:]] for places in row.places])  # [texts, tokens of an ending, hidden]

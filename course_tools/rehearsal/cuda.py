@@ -79,6 +79,7 @@ def _patches(ledger: Ledger) -> Iterator[Any]:
         "_maybe_exchange_device": lambda index: 0,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "is_current_stream_capturing": lambda: False,
         "set_device": lambda device: None,
         "get_device_name": lambda device=None: ledger.card.name,
         "get_device_capability": lambda device=None: ledger.card.capability,
