@@ -1391,7 +1391,7 @@ resolution.assign(**{"p (Holm)": holm(resolution.p).round(4)}).drop(columns="p")
 # ## What it costs
 #
 # Pairs of similar length share a batch, a pleasant and an unpleasant ending share the words in front of them, and hooks read all places
-# in the same pass. A published library for the same pictures runs its model again for each of them.
+# in the same pass. OptiPFair (0.4.2) runs its model again for each of its pictures.
 
 # %%
 architecture, counted = describe(base), []
