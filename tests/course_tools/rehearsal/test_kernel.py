@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pretend
 import torch
+from transformers import GenerationMixin
 
 from course_tools.rehearsal import kernel
 from course_tools.rehearsal.kernel import HostMemory, Plan, begin
@@ -76,6 +78,22 @@ def test_the_engine_is_not_there_as_on_colab(monkeypatch):
     assert "isn't installed" in engine.problem()
 
 
+def test_what_is_generated_is_exact(monkeypatch):
+    exact = []
+    monkeypatch.setattr(GenerationMixin, "generate", lambda model, *ids, **settings: (exact[:], ids, settings))
+    card = SimpleNamespace(exactly=lambda: during(exact))
+    kernel.generate_exactly(card)
+    assert GenerationMixin.generate(None, 1, top_k=2) == ([True], (1,), {"top_k": 2})
+    assert exact == []
+
+
+@contextmanager
+def during(exact):
+    exact.append(True)
+    yield
+    exact.pop()
+
+
 def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):
     resident = SimpleNamespace(rss=5_000)
     monkeypatch.setattr(kernel.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: resident))
@@ -96,6 +114,7 @@ def test_each_cell_is_written_down(tmp_path, monkeypatch):
 
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)  # as it was, for the tests that follow
     monkeypatch.setattr(engine, "problem", engine.problem)
+    monkeypatch.setattr(GenerationMixin, "generate", GenerationMixin.generate)
     events = {}
     shell = SimpleNamespace(user_ns={}, events=SimpleNamespace(register=events.__setitem__))
     record = tmp_path / "cells.jsonl"
