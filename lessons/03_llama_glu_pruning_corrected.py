@@ -99,6 +99,7 @@ pd.DataFrame({"gate": peak_to_peak(gate), "up": peak_to_peak(up), "pair": scores
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), layout="constrained")
+figure.get_layout_engine().set(wspace=0.1)
 show_tensor(gate, title="gate", x_label="input", y_label="neuron", removed_rows=drop, fmt=".0f", ax=axes[0])
 show_tensor(up, title="up", x_label="input", y_label="neuron", removed_rows=drop, fmt=".0f", ax=axes[1])
 show_tensor(down, title="down", x_label="neuron", y_label="output", removed_columns=drop, fmt=".0f", ax=axes[2])

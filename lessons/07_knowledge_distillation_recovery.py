@@ -158,6 +158,9 @@ pushed.plot.bar(ax=axes[1], rot=0, width=0.8, ylabel="push (minus the gradient)"
 for ax in axes:
     ax.axhline(0, color="0.25", linewidth=1)
     ax.grid(axis="x", visible=False)
+    for bars, hatch in zip(ax.containers, ("", "//", "..", "xx"), strict=False):
+        plt.setp(bars.patches, hatch=hatch)
+    ax.legend()
 show(
     "Above, bars of the teacher's and the student's probability for five words: the student says banana far too often "
     "and work too rarely. Below, how four losses push each word: the divergences lift work and lower banana, the "
