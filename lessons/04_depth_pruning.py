@@ -660,16 +660,19 @@ figure, axes = plt.subplots(2, 1, figsize=(9, 7.5), sharex=True, layout="constra
 for ax in axes:
     ax.set_yscale("log")
     ax.grid(axis="x", visible=False)
-colours = ["C1" if block in by_influence else "C0" for block in range(total)]
-axes[0].scatter(range(total), influence, c=colours, s=60, zorder=3)
-axes[0].vlines(range(total), influence.min() * 0.6, influence, colors=colours, lw=2)
-axes[0].set(ylabel="influence (1 − cosine)", title=f"Block influence (orange: the {COUNT} lowest)")
+for block in range(total):
+    look = {"fmt": "D", "color": "C1"} if block in by_influence else {"fmt": "o", "color": "C0"}
+    axes[0].errorbar(block, influence[block], ms=7, **look)
+    axes[0].vlines(block, influence.min() * 0.6, influence[block], colors=look["color"], lw=2)
+axes[0].set(ylabel="influence (1 − cosine)", title=f"Block influence (orange diamonds: the {COUNT} lowest)")
 for block, (value, low, high) in enumerate(left_out_intervals):
-    colour = "C1" if block in by_leaving_out else "C0"
-    axes[1].errorbar(block, value, yerr=[[value - low], [high - value]], fmt="o", color=colour, capsize=3, ms=7)
+    look = {"fmt": "D", "color": "C1"} if block in by_leaving_out else {"fmt": "o", "color": "C0"}
+    axes[1].errorbar(block, value, yerr=[[value - low], [high - value]], capsize=3, ms=7, **look)
 axes[1].axhline(1, color="0.25", ls=":")
 axes[1].axhline(vocabulary / complete.perplexity, color="0.25", ls="--", label="uniform guess")
-axes[1].set(ylabel="perplexity, × unpruned", xlabel="block", title=f"Each block left out (orange: the {COUNT} lowest)")
+axes[1].set(
+    ylabel="perplexity, × unpruned", xlabel="block", title=f"Each block left out (diamonds: the {COUNT} lowest)"
+)
 axes[1].legend(loc="upper center")
 axes[1].set_xticks(range(0, total, 2 if total > 20 else 1))
 for ax in axes:
