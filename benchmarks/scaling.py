@@ -72,13 +72,13 @@ def draw(curves: Sequence[dict], axis: str) -> Figure:
         for number, each in enumerate(of_unit for of_unit in curves if of_unit["unit"] == unit):
             middle = np.array([median(values) for values in each["rounds"]])
             ends = np.array([[m - min(v), max(v) - m] for m, v in zip(middle, each["rounds"], strict=True)]).T
-            label = f"{each['name']}: {measured_slope(each)[0]:.2f}"
-            ax.errorbar(each["sizes"], middle, ends, marker="osD^v"[number], color=colours[number], label=label)
             counted = np.array(each["counted"])
+            label = f"{each['name']}: {measured_slope(each)[0]:.2f} (counted {slope(each['sizes'], counted):.2f})"
+            ax.errorbar(each["sizes"], middle, ends, marker="osD^v"[number], color=colours[number], label=label)
             scaled = counted * np.exp(np.mean(np.log(middle) - np.log(counted)))
-            label = f"counted: {slope(each['sizes'], counted):.2f}"
-            ax.plot(each["sizes"], scaled, "--", color=colours[number], alpha=0.7, label=label)
+            ax.plot(each["sizes"], scaled, "--", color=colours[number], alpha=0.7)
         ax.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit if unit == "seconds" else f"peak extra {unit}")
         ax.grid(visible=True, which="both", alpha=0.3)
-        ax.legend(title="slopes", fontsize="small")
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
+        ax.legend(title="slopes, measured; dashed: as counted", fontsize="small", **below)
     return figure

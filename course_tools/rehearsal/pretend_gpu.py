@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -147,15 +146,6 @@ class PretendGPU(TorchDispatchMode):
         super().__init__()
         self.ledger = Ledger(card, names=names, spare=spare)
         self._running = Running(self.ledger, exact_rows)
-
-    @contextmanager
-    def exactly(self) -> Iterator[None]:
-        """All products exact, while the block runs."""
-        before, self._running.exact_rows = self._running.exact_rows, None
-        try:
-            yield
-        finally:
-            self._running.exact_rows = before
 
     def install(self) -> None:
         """Begin, for the rest of the process, in this thread."""

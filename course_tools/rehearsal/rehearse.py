@@ -219,11 +219,15 @@ def _run(
     notebook.cells.insert(0, nbformat.v4.new_code_cell(_BEGIN.format(plan=plan)))
     chosen = {"COURSE_GPT2": "", "COURSE_LLAMA": "" if shape.chosen == HUB_MODELS["llama"][0] else shape.chosen}
     check_space(folder, 1.1 * sum(file.stat().st_size for model in models.values() for file in model.iterdir()))
+    # What the card's tensors leave in the heap when they go would count as the host's: large ones get their own pages.
+    pages = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     with serve_hub(models) as address:
         # One cache a shape: the hub's client takes what lies there under the same id and commit for the same model.
         cache = folder / "hub" / "-".join(model.name for model in models.values())
         hub = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
-        result = runner.execute(notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen})
+        result = runner.execute(
+            notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen, **pages}
+        )
     del notebook.cells[0]
     failure = ""
     if result.failure:

@@ -1,17 +1,17 @@
 """What a rehearsal makes smaller, and what it writes down for each cell."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pretend
 import torch
-from transformers import GenerationMixin
 
 from course_tools.rehearsal import kernel
 from course_tools.rehearsal.kernel import HostMemory, Plan, begin
@@ -61,6 +61,42 @@ def test_samples_are_smaller():
     ], done.stderr
 
 
+def test_equalities_are_left_out(monkeypatch):
+    monkeypatch.setattr(torch.testing, "assert_close", torch.testing.assert_close)
+    monkeypatch.setattr(np.testing, "assert_allclose", np.testing.assert_allclose)
+    shell = SimpleNamespace(ast_transformers=[])
+    kernel.leave_out_equalities(shell)
+    torch.testing.assert_close(torch.zeros(1), torch.ones(1))
+    np.testing.assert_allclose(0, 1)
+    tree = ast.parse("for x in (1, 2):\n    assert x == 1\n    last = x")
+    names = {}
+    exec(compile(shell.ast_transformers[0].visit(tree), "cell", "exec"), names)
+    assert names["last"] == 2
+
+
+TINY = """
+import torch
+from types import SimpleNamespace
+from course_tools.rehearsal import kernel
+
+kernel._fewer_steps()
+from course_utils.distillation import Recipe, distill
+from course_utils.models import tiny_llama, variant
+
+teacher = tiny_llama(blocks=2)
+ids = torch.randint(0, teacher.config.vocab_size, (2, 8))
+text = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+for size in (kernel.TINY, 1):
+    kernel.TINY = size
+    print(len(distill(teacher, variant(teacher), text, steps=9, lr=1e-3).steps), Recipe(steps=9, lr=1e-3).steps)
+"""
+
+
+def test_a_tiny_model_takes_all_its_steps():
+    done = subprocess.run([sys.executable, "-c", TINY], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["9 3", "3 3"], done.stderr
+
+
 def test_documents_are_the_embedded_ones(monkeypatch):
     from course_utils import benchmark_tasks
 
@@ -76,22 +112,6 @@ def test_the_engine_is_not_there_as_on_colab(monkeypatch):
     kernel.leave_out_the_engine()
     assert not engine.available()
     assert "isn't installed" in engine.problem()
-
-
-def test_what_is_generated_is_exact(monkeypatch):
-    exact = []
-    monkeypatch.setattr(GenerationMixin, "generate", lambda model, *ids, **settings: (exact[:], ids, settings))
-    card = SimpleNamespace(exactly=lambda: during(exact))
-    kernel.generate_exactly(card)
-    assert GenerationMixin.generate(None, 1, top_k=2) == ([True], (1,), {"top_k": 2})
-    assert exact == []
-
-
-@contextmanager
-def during(exact):
-    exact.append(True)
-    yield
-    exact.pop()
 
 
 def test_host_memory_is_what_the_card_does_not_hold(monkeypatch):
@@ -114,7 +134,6 @@ def test_each_cell_is_written_down(tmp_path, monkeypatch):
 
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)  # as it was, for the tests that follow
     monkeypatch.setattr(engine, "problem", engine.problem)
-    monkeypatch.setattr(GenerationMixin, "generate", GenerationMixin.generate)
     events = {}
     shell = SimpleNamespace(user_ns={}, events=SimpleNamespace(register=events.__setitem__))
     record = tmp_path / "cells.jsonl"

@@ -15,14 +15,12 @@ def test_sampled_products_change_numbers_only():
         torch.manual_seed(0)
         a, b = torch.randn(16, 512, device="cuda"), torch.randn(512, 512, device="cuda")
         few, many = a[:8] @ b, a @ b
-        with card.exactly():
-            torch.testing.assert_close((a @ b).cpu(), a.cpu() @ b.cpu())
         exact = a.cpu() @ b.cpu()
         torch.testing.assert_close(few.cpu(), exact[:8])
         assert many.shape == exact.shape and 0.8 < many.std() / exact.std() < 1.2
         half = (a.half() @ b.half()).dtype
         assert half is torch.float16
-        assert card.ledger.count.flops == 2 * 512 * 512 * (8 + 16 + 16 + 16), "as if all had been computed"
+        assert card.ledger.count.flops == 2 * 512 * 512 * (8 + 16 + 16), "as if all had been computed"
 
 
 @pytest.mark.parametrize("mask", [False, True])
