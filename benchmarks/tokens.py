@@ -74,9 +74,9 @@ or all tokens in one row.
 
 A slope of 1 on logarithmic axes: twice the text, twice the cost; 0: the cost stays. **counted**: the slope of what is
 to be done. Seconds follow the operations, of which a longer row needs more a token. Memory follows what must be there
-at once: one batch, or one row, and never all logits. Of one longer row only the states grow; the chunk of logits, which
-stays as large as it is, is most of what is held, so the measured slope lies far below the counted one. Seconds: median of {MIN_ROUNDS} rounds; the interval is that of
-the rounds' slopes. Peak memory is tensor memory above the loaded model, counted exactly.
+at once: one batch, or one row, and never all logits. Of one longer row only the states grow; the chunk of logits stays
+and is most of what is held, so the measured slope lies far below the counted one. Seconds: median of {MIN_ROUNDS}
+rounds; the interval is that of their slopes. Peak memory is tensor memory above the loaded model, counted exactly.
 """
 
 
