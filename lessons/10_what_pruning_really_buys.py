@@ -949,6 +949,7 @@ def stored_as(model, rule, head=to_q8):
 with torch.no_grad():
     sample = describe(base).mlps[total // 2].output.weight
     unchanged = ((to_q4_1(sample) - sample).abs() <= 1e-3 * sample.abs().max()).float().mean()
+del sample  # it would keep the whole file in memory
 print(f"{unchanged:.1%} of a down-projection's weights come back from Q4_1 unchanged")
 
 
@@ -972,8 +973,9 @@ with torch.no_grad():
     base = off_the_grid(base)  # in place of the other one, which is not needed any more
     apart = (base(few, use_cache=False).logits.float() - before).abs().max() / before.std()
 print(f"moved off the grid: the logits differ by {apart:.1e} of their spread")
+del before
+tidy()
 costs["moved off the grid"] = cost_of_storing(base)
-del before, sample
 print(f"unpruned: perplexity {reference.perplexity:.2f}; what storing it costs (95 % interval):")
 pd.DataFrame(costs)
 
