@@ -554,7 +554,9 @@ def describe(model: PreTrainedModel) -> Architecture:
     Raises:
         UnsupportedArchitecture: the family is unknown, or a part is not where its family keeps it
             or not a plain floating-point linear layer (quantised weights can't be sliced).
+        TypeError: it is no model at all.
     """
+    checks.module("model", model)
     config = getattr(model, "config", None)
     name = getattr(config, "model_type", None)
     if name not in FAMILIES or not isinstance(model, PreTrainedModel):
@@ -572,6 +574,7 @@ def describe(model: PreTrainedModel) -> Architecture:
     return architecture
 
 
+@checks.named
 def cache_keyword(model: PreTrainedModel) -> str:
     """What the forward of any transformers model calls its key/value cache; renamed on the way to transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
@@ -591,6 +594,7 @@ def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
             hook.remove()
 
 
+@checks.named
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the dtype of every weight, in place, and of nothing else.
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from course_utils import checks
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -39,6 +41,7 @@ class Batch:
         return inputs
 
 
+@checks.named
 def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.device | str) -> Batch:
     """Check one ``{"input_ids", "attention_mask"}`` mapping and move it to ``device``.
 
@@ -97,6 +100,8 @@ def read_batches(
         raise ValueError(
             f"'batches' must be an iterable of mappings; got one {type(batches).__name__}. Wrap it in a list."
         )
+    if isinstance(batches, str | bytes) or not isinstance(batches, Iterable):
+        raise ValueError(f"'batches' must be an iterable of batches, such as a list of mappings; got {batches!r}.")
     empty = True
     for batch in batches:
         empty = False

@@ -47,6 +47,7 @@ class Components:
         return (1 + int((self.between_shuffled >= self.between).sum())) / (1 + len(self.between_shuffled))
 
 
+@checks.named
 def principal_components(
     states: Tensor,
     groups: Sequence[str],

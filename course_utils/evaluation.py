@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.architectures import describe
 from course_utils.language_modelling import Perplexity, dtype_name, exp, perplexity
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import (
@@ -49,6 +50,7 @@ class Answers:
         return self  # pandas copies attrs with every frame; nothing here changes
 
 
+@checks.named
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -89,9 +91,8 @@ def evaluate(
         ValueError: no tasks, an unknown task, a limit that is no positive integer, a tokenizer that doesn't fit.
         AssetError: the documents can't be fetched.
     """
-    names = list(dict.fromkeys([tasks] if isinstance(tasks, str) else tasks))
-    if not names:
-        raise ValueError("'tasks' is empty: name at least one task.")
+    describe(model)  # before lm-eval is imported and the documents are read
+    names = list(dict.fromkeys(checks.strings("tasks", [tasks] if isinstance(tasks, str) else tasks)))
     if limit is not None:  # every document
         checks.whole_number("limit", limit, least=1)
     if tokenizer is None:
@@ -132,6 +133,7 @@ def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[s
     }
 
 
+@checks.named
 def margins(result: pd.DataFrame, task: str) -> np.ndarray:
     """By how many nats the right answer leads: its log-likelihood minus that of the likeliest wrong answer.
 
@@ -152,10 +154,13 @@ def margins(result: pd.DataFrame, task: str) -> np.ndarray:
     answers = result.attrs.get("answers")
     table = answers.table[answers.table["task"] == task] if isinstance(answers, Answers) else pd.DataFrame()
     if table.empty or table["margin"].isna().any():
-        raise ValueError(f"margins needs a frame from evaluate with answers of {task!r} that were chosen from several.")
+        raise ValueError(
+            f"margins needs a frame from evaluate with answers of the task {task!r} that were chosen from several."
+        )
     return table[table["metric"] == table["metric"].iloc[0]]["margin"].to_numpy(np.float64)
 
 
+@checks.named
 def paired(
     result_a: Perplexity | pd.DataFrame,
     result_b: Perplexity | pd.DataFrame,
@@ -193,6 +198,7 @@ def paired(
     return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
 
 
+@checks.named
 def perplexity_ratio(
     score: Perplexity | pd.DataFrame, reference: Perplexity | pd.DataFrame
 ) -> tuple[float, float, float]:
@@ -223,6 +229,7 @@ def perplexity_ratio(
     return float(exp(mean)), float(exp(low)), float(exp(high))
 
 
+@checks.named
 def compare(
     model_a: PreTrainedModel,
     model_b: PreTrainedModel,

@@ -10,6 +10,7 @@ import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from course_utils import checks
 from course_utils.files import write_text
 
 _EMBEDDED = {"SmolLM2-135M-Instruct": "apache-2.0"}  # come without a card
@@ -49,6 +50,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 
+@checks.named
 def write_model_card(
     folder: str | os.PathLike[str],
     *,
@@ -89,7 +91,8 @@ def write_model_card(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"There is no saved model in '{folder}': write one with save_pruned first.")
-    for what, text in {"name": name, "base_model": base_model, "licence": licence, "summary": summary}.items():
+    texts = {"name": name, "base_model": base_model, "licence": licence, "summary": summary, "language": language}
+    for what, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"'{what}' must be a text that says something; got {text!r}.")
     for what, given in {"recipe": recipe, "measured": measured, "limits": limits, "sources": sources}.items():
@@ -119,6 +122,7 @@ def write_model_card(
     return path
 
 
+@checks.named
 def licence_of(model: str | os.PathLike[str]) -> str:
     """The licence of a model as its own card names it, for ``write_model_card``; "unknown" where no card tells.
 

@@ -7,6 +7,7 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
+
+from course_utils import checks
 
 if TYPE_CHECKING:
     from course_utils.components import Components
@@ -53,6 +56,7 @@ def style() -> None:
     )
 
 
+@checks.named
 def show(alt: str) -> None:
     """Show the current figure with a sentence that says what is on it, for readers who don't see it, and close it.
 
@@ -79,6 +83,7 @@ def show(alt: str) -> None:
     plt.close(figure)
 
 
+@checks.named
 def pruning_curve(
     frame: pd.DataFrame,
     *,
@@ -135,6 +140,7 @@ def pruning_curve(
     return ax
 
 
+@checks.named
 def curve_with_seeds(
     frame: pd.DataFrame,
     *,
@@ -196,6 +202,7 @@ def curve_with_seeds(
     return ax
 
 
+@checks.named
 def scores_with_intervals(
     frame: pd.DataFrame,
     *,
@@ -259,6 +266,7 @@ def scores_with_intervals(
     return ax
 
 
+@checks.named
 def against_random(
     choices: Mapping[str, float | Sequence[float]],
     controls: Mapping[str, Sequence[float]],
@@ -349,6 +357,7 @@ def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colou
     )  # fmt: skip
 
 
+@checks.named
 def rows_with_intervals(
     values: Mapping[str, tuple[float, float, float]],
     *,
@@ -404,6 +413,7 @@ def rows_with_intervals(
     return ax
 
 
+@checks.named
 def ability_and_bias(
     frame: pd.DataFrame,
     *,
@@ -454,6 +464,7 @@ def ability_and_bias(
     return ax
 
 
+@checks.named
 def before_and_after(
     frame: pd.DataFrame,
     *,
@@ -503,6 +514,7 @@ def before_and_after(
     return ax
 
 
+@checks.named
 def paired_differences(
     frame: pd.DataFrame,
     *,
@@ -565,6 +577,7 @@ def log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+@checks.named
 def heatmap(
     matrix: pd.DataFrame,
     *,
@@ -599,6 +612,7 @@ def heatmap(
         raise ValueError("The matrix is empty: there is nothing to draw.")
     if limit is not None and (center is None or not limit > 0):
         raise ValueError(f"'limit' is a distance above 0 from 'center'; got limit {limit!r} and center {center!r}.")
+    _check_format(fmt)
     ax = _axes(ax)
     colours = "viridis" if center is None else "vlag"
     scale, bar = {"center": center}, {"label": value_label}
@@ -613,6 +627,7 @@ def heatmap(
     return ax
 
 
+@checks.named
 def histogram(
     values: Mapping[str, Tensor | np.ndarray | Sequence[float]],
     *,
@@ -655,6 +670,7 @@ def histogram(
     return ax
 
 
+@checks.named
 def components(
     result: Components, *, title: str | None = None, axes: Sequence[Axes] | None = None
 ) -> tuple[Axes, Axes]:
@@ -707,6 +723,7 @@ def components(
     return left, right
 
 
+@checks.named
 def show_tensor(
     tensor: Tensor,
     *,
@@ -740,6 +757,7 @@ def show_tensor(
     if not rows * columns:
         raise ValueError(f"show_tensor draws a matrix or a vector; got shape {list(tensor.shape)}.")
     missing = [i for i in removed_rows if not 0 <= i < rows] + [i for i in removed_columns if not 0 <= i < columns]
+    _check_format(fmt)
     if missing:
         raise ValueError(f"Removed rows and columns must lie inside [{rows}, {columns}]; got {missing}.")
     if ax is None:
@@ -811,6 +829,14 @@ def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
         raise ValueError(f"The frame lacks the columns {missing}; it has {list(frame.columns)}.")
     if frame.empty:
         raise ValueError("The frame has no rows: there is nothing to draw.")
+
+
+def _check_format(fmt: str) -> None:
+    for number in (1.0, 1):  # "d" is for whole ones
+        with contextlib.suppress(ValueError, TypeError):
+            format(number, fmt)
+            return
+    raise ValueError(f"'fmt' must be a format of numbers, such as '.2f'; got {fmt!r}.")
 
 
 def _axes(ax: Axes | None) -> Axes:

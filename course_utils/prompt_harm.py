@@ -69,6 +69,7 @@ class Case:
         return hashlib.sha256(self.text.encode()).hexdigest()[:8]
 
 
+@checks.named
 def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: int = 0) -> list[Case]:
     """Prompts of four kinds, from one word to about a thousand tokens, shuffled.
 
@@ -193,6 +194,7 @@ class Measured:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
+@checks.named
 def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     """Rows that fit together: alike in length, so that little is padded; the longest first."""
     batches: list[list[int]] = []
@@ -206,6 +208,7 @@ def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
+@checks.named
 def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -242,6 +245,7 @@ def measure(
     return Measured.joined(parts).rows(back)
 
 
+@checks.named
 @torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
@@ -546,6 +550,7 @@ def measure_record(
     )
 
 
+@checks.named
 def harm_at_random(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -568,6 +573,8 @@ def harm_at_random(
     Returns:
         ``left_out``, ``prompts`` (their places in ``judging``), ``sets`` and ``harm`` [prompts, sets].
     """
+    for name, number in {"left_out": left_out, "prompts": prompts, "seeds": seeds}.items():
+        checks.whole_number(name, number, least=1)
     lengths = [len(tokenizer(case.text, add_special_tokens=False).input_ids) for case in judging]
     short = [i for i, length in enumerate(lengths) if length <= _SHORT][:prompts]
     blocks = describe(model).num_blocks
@@ -579,8 +586,10 @@ def harm_at_random(
     return {"left_out": left_out, "prompts": short, "sets": sets, "harm": found.harm.round(4).tolist()}
 
 
+@checks.named
 def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
     """[prompts, 2, hidden] -> [prompts, at most ``DIRECTIONS``], directions and scales from the first ``choosing``."""
+    checks.whole_number("choosing", choosing, least=2, most=len(states), meaning="the prompts")
     flat = states.reshape(len(states), -1).astype(np.float64)
     mean, spread = flat[:choosing].mean(0), flat[:choosing].std(0) + 1e-9
     flat = (flat - mean) / spread
@@ -589,6 +598,7 @@ def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
     return found / (found[:choosing].std(0) + 1e-9)
 
 
+@checks.named
 @torch.no_grad()
 def seconds_by_length(
     model: PreTrainedModel,

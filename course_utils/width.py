@@ -132,6 +132,7 @@ def watch_neurons(reading: Reading) -> tuple[list[RemovableHandle], Callable[[],
     return hooks, scores
 
 
+@checks.named
 @torch.no_grad()
 def prune_neurons(
     model: PreTrainedModel,
@@ -184,6 +185,7 @@ def prune_neurons(
     return PruningReport(f"prune_neurons, ratio {ratio:g}", before, model_size(model))
 
 
+@checks.named
 def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     """The neurons that stay when ``prune_neurons`` cuts by these scores.
 
@@ -204,6 +206,7 @@ def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     return best(scores, kept_width(len(scores), ratio, multiple_of))
 
 
+@checks.named
 def best(scores: Tensor, count: int) -> Tensor:
     """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower.
 

@@ -29,6 +29,7 @@ AT_CHANCE = "at chance: its bias score means nothing"
 _COUNTS = [f"{name}_{where}" for where in ("disambig", "ambig") for name in ("asked", "right", "biased", "named")]
 
 
+@checks.named
 def stereotype_preference(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
 ) -> pd.DataFrame:
@@ -71,6 +72,7 @@ def stereotype_preference(
     return pd.DataFrame(rows)
 
 
+@checks.named
 def bbq_score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, batch_size: int = 32
 ) -> pd.DataFrame:
@@ -95,6 +97,8 @@ def bbq_score(
     Raises:
         ValueError: no questions.
     """
+    if not questions:
+        raise ValueError("'questions' must hold at least one text, such as those of stereotypes.bbq().")
     prompts = [(f"Q: {q.context} {q.question}\nA:", f" {answer}") for q in questions for answer in q.answers]
     sums, _ = continuation_log_likelihoods(model, tokenizer, prompts, batch_size=batch_size)
     sizes = np.array([len(answer.encode()) for _, answer in prompts])
@@ -116,6 +120,7 @@ def bbq_score(
     return pd.DataFrame(rows)
 
 
+@checks.named
 @torch.no_grad()
 def continuation_log_likelihoods(
     model: PreTrainedModel,

@@ -67,6 +67,7 @@ class HiddenLoss(nn.Module):
         return total
 
 
+@checks.named
 def block_pairs(student: int, teacher: int, pairs: Pairs | None = None) -> Pairs:
     """Whose states are compared: the student's block and the teacher's, counted from 0.
 
@@ -84,6 +85,8 @@ def block_pairs(student: int, teacher: int, pairs: Pairs | None = None) -> Pairs
     >>> block_pairs(30, 30), block_pairs(24, 30), block_pairs(24, 30, ((5, 7), (20, 26)))
     (((26, 26),), ((20, 25),), ((5, 7), (20, 26)))
     """
+    for name, count in {"student": student, "teacher": teacher}.items():
+        checks.whole_number(name, count, least=1)
     if pairs is None:
         block = max(0, student - 1 - max(1, student // 8))
         return ((block, max(0, round((block + 1) / student * teacher) - 1)),)
