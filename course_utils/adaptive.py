@@ -217,7 +217,6 @@ def _levels(left_out: Sequence[int], most: int, meaning: str) -> tuple[int, ...]
     return counts
 
 
-@checks.named
 def calibrate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -289,7 +288,6 @@ def calibrate(
     )
 
 
-@checks.named
 def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreTrainedModel:
     """Let each prompt decide, in place; ``None`` undoes it. Returns the model.
 
@@ -326,7 +324,6 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
     return model
 
 
-@checks.named
 @torch.no_grad()
 def prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """Log length, embedding variance and mean token embedding of each row. No block runs.
@@ -348,7 +345,6 @@ def prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
     return torch.stack(rows).cpu()
 
 
-@checks.named
 def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], config: AdaptiveConfig) -> Tensor:
     """The score of each row under a policy.
 
@@ -368,7 +364,6 @@ def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], 
     return torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
 
 
-@checks.named
 @torch.no_grad()
 def divergence(
     model: PreTrainedModel,

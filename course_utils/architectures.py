@@ -574,7 +574,6 @@ def describe(model: PreTrainedModel) -> Architecture:
     return architecture
 
 
-@checks.named
 def cache_keyword(model: PreTrainedModel) -> str:
     """What the forward of any transformers model calls its key/value cache; renamed on the way to transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
@@ -594,7 +593,6 @@ def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
             hook.remove()
 
 
-@checks.named
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the dtype of every weight, in place, and of nothing else.
 

@@ -43,7 +43,6 @@ def attention_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, 
     return _Replay(describe(model), batches).scores
 
 
-@checks.named
 def select_attention_layers(
     model: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],

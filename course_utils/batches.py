@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from course_utils import checks
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -41,7 +39,6 @@ class Batch:
         return inputs
 
 
-@checks.named
 def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.device | str) -> Batch:
     """Check one ``{"input_ids", "attention_mask"}`` mapping and move it to ``device``.
 

@@ -61,7 +61,6 @@ __all__ = [  # what is counted comes through this door as well
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
 
-@checks.named
 def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 11, warmups: int = 1) -> pd.DataFrame:
     """Time calls that take turns, so that a busy or slowing machine touches all of them alike.
 
@@ -99,7 +98,6 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
     )
 
 
-@checks.named
 @torch.no_grad()
 def measure_speed(
     models: Mapping[str, PreTrainedModel],
@@ -166,7 +164,6 @@ def measure_speed(
     )
 
 
-@checks.named
 def speed_frame(
     samples: Mapping[str, Sequence[Mapping[str, float]]],
     tokens: Mapping[str, int],
@@ -195,7 +192,6 @@ def speed_frame(
     return speed
 
 
-@checks.named
 def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
     """The rounds of ``measure_speed`` once more, with another model as the measure of speed.
 
@@ -224,7 +220,6 @@ def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@checks.named
 def speedup_text(row: pd.Series) -> str:
     """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), est. 1.20", interval and estimate.
 
@@ -236,7 +231,6 @@ def speedup_text(row: pd.Series) -> str:
     return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, est. {row.estimate:.2f}"
 
 
-@checks.named
 @torch.no_grad()
 def measure_memory(
     models: Mapping[str, PreTrainedModel],
@@ -271,7 +265,6 @@ def measure_memory(
     return pd.DataFrame(rows)
 
 
-@checks.named
 def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
     """Bytes of tensor memory that ``call`` needs at its worst moment, above what was in use at its start.
 
@@ -305,7 +298,6 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     return torch.cuda.max_memory_allocated(device) - start
 
 
-@checks.named
 def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
     """The narrowest pair of order statistics that encloses the median with at least this confidence.
 
@@ -325,7 +317,6 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
     return float(low), float(high)
 
 
-@checks.named
 def take_turns(
     laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: int, warmups: int
 ) -> dict[str, list[dict[str, float]]]:

@@ -61,7 +61,6 @@ def channel_energies(model: PreTrainedModel, batches: Iterable[Mapping[str, Tens
     return energies
 
 
-@checks.named
 def importance_of(energies: Tensor) -> Tensor:
     """``channel_importance`` from ``channel_energies``: [norms, hidden] -> [hidden]."""
     return energies.mean(dim=0).sqrt()
@@ -89,7 +88,6 @@ def watch_channels(reading: Reading) -> tuple[list[RemovableHandle], Callable[[]
     return hooks, shares
 
 
-@checks.named
 @torch.no_grad()
 def prune_channels(
     model: PreTrainedModel,
@@ -158,7 +156,6 @@ def prune_channels(
     return PruningReport(f"prune_channels, {size} of {total}", before, model_size(model))
 
 
-@checks.named
 def norm_factors(energies: Tensor, channels: Tensor) -> list[float]:
     """What ``prune_channels`` multiplies each norm's weights with when these channels stay.
 

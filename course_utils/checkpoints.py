@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from course_utils import checks
 from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import FAMILIES, Architecture, Family, UnsupportedArchitecture, describe
 from course_utils.files import write_json, write_text
@@ -38,7 +37,6 @@ class CheckpointError(ValueError):
     """The folder isn't a checkpoint that can be read, or may not be overwritten."""
 
 
-@checks.named
 def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> Path:
     """Save a pruned model and its tokenizer, safetensors only, all or nothing.
 
@@ -90,7 +88,6 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     return folder
 
 
-@checks.named
 def load_pruned(
     folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

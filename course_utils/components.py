@@ -47,7 +47,6 @@ class Components:
         return (1 + int((self.between_shuffled >= self.between).sum())) / (1 + len(self.between_shuffled))
 
 
-@checks.named
 def principal_components(
     states: Tensor,
     groups: Sequence[str],

@@ -64,7 +64,6 @@ def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "ev
     return float(flops)
 
 
-@checks.named
 def kv_bytes_per_token(model: PreTrainedModel) -> int:
     """Bytes that each token adds to the key/value cache, in the model's own dtype."""
     return model.dtype.itemsize * sum(a.key_value_width for a in describe(model).attentions)
@@ -93,7 +92,6 @@ def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 
     return weights + batch_size * context * kv_bytes_per_token(model)
 
 
-@checks.named
 def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
     """How many times as fast ``after`` should generate as ``before`` if memory traffic were all that takes time.
 
@@ -106,7 +104,6 @@ def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_si
     return decode_bytes(before, **sizes) / decode_bytes(after, **sizes)
 
 
-@checks.named
 def prefill_estimate(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
     """How many times as fast ``after`` should read a prompt of ``context`` tokens if arithmetic were all that counts.
 
@@ -154,7 +151,6 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
     )
 
 
-@checks.named
 def speedup_estimate(before: Work, after: Work) -> float:
     """How many times as fast ``after`` should be if only bytes, or only operations, took time: the larger ratio.
 

@@ -20,7 +20,6 @@ from course_utils.reports import PruningReport, model_size
 PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
 
 
-@checks.named
 def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """Block influence: one minus the cosine between a block's input and its output.
 
@@ -57,7 +56,6 @@ def watch_blocks(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
     return hooks, lambda: as_scores(meters)
 
 
-@checks.named
 def leave_one_out(model: PreTrainedModel, score: Callable[[], float]) -> Tensor:
     """Score the model once for each block left out. Shortened LLaMA, Kim et al. 2024, arXiv 2402.02834.
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from course_utils import checks
 
-
-@checks.named
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q): the nats a token that it costs to expect q where p is true. 0 where both agree, never less.
 

@@ -50,7 +50,6 @@ class Answers:
         return self  # pandas copies attrs with every frame; nothing here changes
 
 
-@checks.named
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -133,7 +132,6 @@ def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[s
     }
 
 
-@checks.named
 def margins(result: pd.DataFrame, task: str) -> np.ndarray:
     """By how many nats the right answer leads: its log-likelihood minus that of the likeliest wrong answer.
 
@@ -160,7 +158,6 @@ def margins(result: pd.DataFrame, task: str) -> np.ndarray:
     return table[table["metric"] == table["metric"].iloc[0]]["margin"].to_numpy(np.float64)
 
 
-@checks.named
 def paired(
     result_a: Perplexity | pd.DataFrame,
     result_b: Perplexity | pd.DataFrame,
@@ -198,7 +195,6 @@ def paired(
     return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
 
 
-@checks.named
 def perplexity_ratio(
     score: Perplexity | pd.DataFrame, reference: Perplexity | pd.DataFrame
 ) -> tuple[float, float, float]:
@@ -229,7 +225,6 @@ def perplexity_ratio(
     return float(exp(mean)), float(exp(low)), float(exp(high))
 
 
-@checks.named
 def compare(
     model_a: PreTrainedModel,
     model_b: PreTrainedModel,

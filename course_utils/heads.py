@@ -20,7 +20,6 @@ from course_utils.reports import PruningReport, model_size
 from course_utils.width import best
 
 
-@checks.named
 def head_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
     """Score every KV group by the size of what its query heads give; more is more important.
 
@@ -69,7 +68,6 @@ def watch_groups(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
     return hooks, lambda: [(total / reading.tokens).sqrt().float() for total in squares]
 
 
-@checks.named
 @torch.no_grad()
 def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, groups: int) -> PruningReport:
     """Cut the least important KV groups out of every attention, with their query heads, in place.

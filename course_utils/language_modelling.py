@@ -66,7 +66,6 @@ class Perplexity:
         return f"perplexity {shown(self.perplexity)} ({interval}){bits}, {self.tokens:,} tokens"
 
 
-@checks.named
 def perplexity(
     model: PreTrainedModel, token_ids: Tensor | TokenBlocks | Iterable[Mapping[str, Tensor]], *, batch_size: int = 4
 ) -> Perplexity:
@@ -118,7 +117,6 @@ def perplexity(
     return summary(np.concatenate(nll), np.concatenate(tokens), token_ids, dtype_name(model), digest.hexdigest())
 
 
-@checks.named
 def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtype: str, fingerprint: str) -> Perplexity:
     """The ``Perplexity`` of rows whose losses are known.
 
@@ -164,7 +162,6 @@ def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: T
     return torch.cat(parts).cpu().double()
 
 
-@checks.named
 @torch.no_grad()
 def continuations(
     models: Mapping[str, PreTrainedModel],
@@ -198,7 +195,6 @@ def continuations(
     return written
 
 
-@checks.named
 @torch.no_grad()
 def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
     """Logits [rows, length, vocabulary] of a model that reads [rows, length] token by token, through its cache.
@@ -239,7 +235,6 @@ def _row_losses(architecture: Architecture, batch: Batch) -> tuple[np.ndarray, n
     return np.array([float(row.sum()) for row in losses.split(tokens.tolist())]), tokens.numpy()
 
 
-@checks.named
 def exp(value: float | np.ndarray) -> np.ndarray:
     """The exponential in float64, inf where it overflows: a broken model's perplexity may.
 
@@ -250,7 +245,6 @@ def exp(value: float | np.ndarray) -> np.ndarray:
         return np.exp(np.asarray(value, dtype=np.float64))
 
 
-@checks.named
 def dtype_name(model: PreTrainedModel) -> str:
     """What a model computes in, for instance "float32"."""
     return str(model.dtype).removeprefix("torch.")

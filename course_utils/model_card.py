@@ -10,7 +10,6 @@ import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from course_utils import checks
 from course_utils.files import write_text
 
 _EMBEDDED = {"SmolLM2-135M-Instruct": "apache-2.0"}  # come without a card
@@ -50,7 +49,6 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 
-@checks.named
 def write_model_card(
     folder: str | os.PathLike[str],
     *,
@@ -122,7 +120,6 @@ def write_model_card(
     return path
 
 
-@checks.named
 def licence_of(model: str | os.PathLike[str]) -> str:
     """The licence of a model as its own card names it, for ``write_model_card``; "unknown" where no card tells.
 

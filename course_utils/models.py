@@ -71,7 +71,6 @@ class HubUnreachable(ModelNotAvailable):
     """The hub does not answer, and the model is not in its local cache."""
 
 
-@checks.named
 def load_model(
     name: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -104,7 +103,6 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
-@checks.named
 def variant(model: PreTrainedModel) -> PreTrainedModel:
     """A second model that shares every weight with the first: to cut, while the first stays as it is.
 
@@ -127,7 +125,6 @@ def variant(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo)
 
 
-@checks.named
 def identity(model: PreTrainedModel) -> str:
     """A digest of a model's configuration and of all its weights, bit for bit: 16 hexadecimal digits.
 

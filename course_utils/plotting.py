@@ -21,8 +21,6 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-from course_utils import checks
-
 if TYPE_CHECKING:
     from course_utils.components import Components
 
@@ -56,7 +54,6 @@ def style() -> None:
     )
 
 
-@checks.named
 def show(alt: str) -> None:
     """Show the current figure with a sentence that says what is on it, for readers who don't see it, and close it.
 
@@ -83,7 +80,6 @@ def show(alt: str) -> None:
     plt.close(figure)
 
 
-@checks.named
 def pruning_curve(
     frame: pd.DataFrame,
     *,
@@ -140,7 +136,6 @@ def pruning_curve(
     return ax
 
 
-@checks.named
 def curve_with_seeds(
     frame: pd.DataFrame,
     *,
@@ -202,7 +197,6 @@ def curve_with_seeds(
     return ax
 
 
-@checks.named
 def scores_with_intervals(
     frame: pd.DataFrame,
     *,
@@ -266,7 +260,6 @@ def scores_with_intervals(
     return ax
 
 
-@checks.named
 def against_random(
     choices: Mapping[str, float | Sequence[float]],
     controls: Mapping[str, Sequence[float]],
@@ -357,7 +350,6 @@ def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colou
     )  # fmt: skip
 
 
-@checks.named
 def rows_with_intervals(
     values: Mapping[str, tuple[float, float, float]],
     *,
@@ -413,7 +405,6 @@ def rows_with_intervals(
     return ax
 
 
-@checks.named
 def ability_and_bias(
     frame: pd.DataFrame,
     *,
@@ -464,7 +455,6 @@ def ability_and_bias(
     return ax
 
 
-@checks.named
 def before_and_after(
     frame: pd.DataFrame,
     *,
@@ -514,7 +504,6 @@ def before_and_after(
     return ax
 
 
-@checks.named
 def paired_differences(
     frame: pd.DataFrame,
     *,
@@ -577,7 +566,6 @@ def log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-@checks.named
 def heatmap(
     matrix: pd.DataFrame,
     *,
@@ -627,7 +615,6 @@ def heatmap(
     return ax
 
 
-@checks.named
 def histogram(
     values: Mapping[str, Tensor | np.ndarray | Sequence[float]],
     *,
@@ -670,7 +657,6 @@ def histogram(
     return ax
 
 
-@checks.named
 def components(
     result: Components, *, title: str | None = None, axes: Sequence[Axes] | None = None
 ) -> tuple[Axes, Axes]:
@@ -723,7 +709,6 @@ def components(
     return left, right
 
 
-@checks.named
 def show_tensor(
     tensor: Tensor,
     *,

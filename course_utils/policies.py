@@ -17,7 +17,6 @@ from course_utils.prompt_harm import Record
 from course_utils.uncertainty import CONFIDENCE
 
 
-@checks.named
 def seconds_saved(record: Record) -> np.ndarray:
     """Share of all prompts' seconds that each prompt saves with each number, [prompts, numbers].
 
@@ -36,7 +35,6 @@ def seconds_saved(record: Record) -> np.ndarray:
     return (total[:, :1] - total) / total[:, 0].sum()
 
 
-@checks.named
 def cache_saved(record: Record, blocks: int) -> np.ndarray:
     """Share of all prompts' key-value cache, at its fullest, that each prompt saves with each number.
 
@@ -48,14 +46,12 @@ def cache_saved(record: Record, blocks: int) -> np.ndarray:
     return tokens[:, None] * np.array(record.numbers) / (blocks * tokens.sum())
 
 
-@checks.named
 def outcome(harm: np.ndarray, saved: np.ndarray, choice: np.ndarray) -> tuple[float, float]:
     """What is saved in all, and the mean harm, if prompt i takes column ``choice[i]``."""
     rows = np.arange(len(choice))
     return float(saved[rows, choice].sum()), float(harm[rows, choice].mean())
 
 
-@checks.named
 def static_harm(harm: np.ndarray, saved: np.ndarray, target: float | np.ndarray) -> np.ndarray:
     """Mean harm of leaving the same number out everywhere, at this saving.
 
@@ -64,7 +60,6 @@ def static_harm(harm: np.ndarray, saved: np.ndarray, target: float | np.ndarray)
     return np.interp(target, saved.sum(0), harm.mean(0))
 
 
-@checks.named
 def gap_to_static(
     harm: np.ndarray,
     saved: np.ndarray,
@@ -107,7 +102,6 @@ def gap_to_static(
     return float(gap(units.sum(0))), float(low), float(high)
 
 
-@checks.named
 def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.ndarray:
     """For each prompt the column of least ``guessed harm - price * saved``; [prompts].
 
@@ -119,7 +113,6 @@ def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.nda
     return (guess - price * len(guess) * saved).argmin(1)
 
 
-@checks.named
 def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
     """The price at which ``cheapest_guess`` saves about ``target`` on these prompts.
 
@@ -138,7 +131,6 @@ def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
     return float(high)
 
 
-@checks.named
 def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
     """The least mean harm that any assignment of numbers to prompts can have at this saving: a linear programme.
 
@@ -164,7 +156,6 @@ def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
     return float(found.fun)
 
 
-@checks.named
 def split_half_ceiling(halves: np.ndarray) -> tuple[float, float]:
     """How well a mean of two halves can be known, and how well anything could correlate with it.
 
@@ -182,7 +173,6 @@ def split_half_ceiling(halves: np.ndarray) -> tuple[float, float]:
     return reliability, float(np.sqrt(max(reliability, 0.0)))
 
 
-@checks.named
 def shuffled_within(choice: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
     """The same choices, dealt anew among the prompts of each stratum."""
     checks.whole_number("seed", seed)

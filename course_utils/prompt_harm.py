@@ -69,7 +69,6 @@ class Case:
         return hashlib.sha256(self.text.encode()).hexdigest()[:8]
 
 
-@checks.named
 def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: int = 0) -> list[Case]:
     """Prompts of four kinds, from one word to about a thousand tokens, shuffled.
 
@@ -194,7 +193,6 @@ class Measured:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-@checks.named
 def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     """Rows that fit together: alike in length, so that little is padded; the longest first."""
     batches: list[list[int]] = []
@@ -208,7 +206,6 @@ def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-@checks.named
 def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -245,7 +242,6 @@ def measure(
     return Measured.joined(parts).rows(back)
 
 
-@checks.named
 @torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
@@ -550,7 +546,6 @@ def measure_record(
     )
 
 
-@checks.named
 def harm_at_random(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -586,7 +581,6 @@ def harm_at_random(
     return {"left_out": left_out, "prompts": short, "sets": sets, "harm": found.harm.round(4).tolist()}
 
 
-@checks.named
 def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
     """[prompts, 2, hidden] -> [prompts, at most ``DIRECTIONS``], directions and scales from the first ``choosing``."""
     checks.whole_number("choosing", choosing, least=2, most=len(states), meaning="the prompts")
@@ -598,7 +592,6 @@ def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
     return found / (found[:choosing].std(0) + 1e-9)
 
 
-@checks.named
 @torch.no_grad()
 def seconds_by_length(
     model: PreTrainedModel,

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from course_utils import checks
 from course_utils.architectures import describe
 
 
-@checks.named
 def shown(value: float) -> str:
     """A number for a reader, of whatever size.
 
@@ -27,7 +25,6 @@ def shown(value: float) -> str:
     return f"{value:.2f}" if size < 10 else f"{value:,.1f}" if size < 1000 else f"{value:,.0f}"
 
 
-@checks.named
 def with_interval(value: float, low: float, high: float) -> str:
     """A number and its interval for a reader.
 

@@ -209,7 +209,6 @@ def _made_up(domain: str, count: int = 4000) -> tuple[_Grouped, ...]:
     return tuple(result)
 
 
-@checks.named
 def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13) -> list[bool]:
     """For each text that judges: whether it shares a run of so many words with any text that was learned from.
 
@@ -243,7 +242,6 @@ def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13)
     return [any(run in known for run in runs(text)) for text in judging]
 
 
-@checks.named
 def token_blocks(
     tokenizer: PreTrainedTokenizerBase,
     split: str,
@@ -296,7 +294,6 @@ def token_blocks(
     return TokenBlocks(input_ids, num_bytes, domain, split)
 
 
-@checks.named
 def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
     """Token ids of a text, without special tokens, and how many of its UTF-8 bytes each of them stands for.
 
@@ -358,7 +355,6 @@ class Prompt:
     domain: str
 
 
-@checks.named
 def prompts(
     tokenizer: PreTrainedTokenizerBase,
     split: str,
@@ -414,7 +410,6 @@ def prompts(
     return found
 
 
-@checks.named
 def padded_batches(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],

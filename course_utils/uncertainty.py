@@ -19,7 +19,6 @@ RESAMPLES = 10_000
 _DRAWS_AT_ONCE = 2**21  # bounds the memory of one step of the bootstrap
 
 
-@checks.named
 def verdict(
     low: float,
     high: float,
@@ -45,7 +44,6 @@ def verdict(
     return above if low > at else below if high < at else neither
 
 
-@checks.named
 def below_and_above(intervals: Iterable[Iterable[float]], *, at: float = 0.0) -> tuple[int, int]:
     """How many intervals lie wholly below a number, and how many wholly above it.
 
@@ -79,7 +77,6 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@checks.named
 def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float, float]:
     """A mean over all members of units that differ in size, with its uncertainty.
 
@@ -104,7 +101,6 @@ def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float,
     return float(mean), error, float(mean - half), float(mean + half)
 
 
-@checks.named
 def bootstrap_interval(
     units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
@@ -138,7 +134,6 @@ def bootstrap_interval(
     return float(ordered[tail]), float(ordered[-1 - tail])
 
 
-@checks.named
 def geometric_mean(values: Iterable[float]) -> tuple[float, float]:
     """Mean of positive values on a logarithmic scale, and one standard deviation as a factor (mean ×/÷ factor).
 
@@ -159,7 +154,6 @@ def geometric_mean(values: Iterable[float]) -> tuple[float, float]:
     return float(np.exp(logs.mean())), float(factor)
 
 
-@checks.named
 def rank_correlation(
     a: Tensor | np.ndarray, b: Tensor | np.ndarray, *, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -213,7 +207,6 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     return float(stats.binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
 
 
-@checks.named
 def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Two-sided p-value that paired differences are as often up as down, by flipping their signs at random.
 
@@ -241,7 +234,6 @@ def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: in
     return (at_least + 1) / (resamples + 1)
 
 
-@checks.named
 def holm(p_values: Iterable[float]) -> np.ndarray:
     """Adjusted p-values for a family of tests (Holm 1979, step-down): [tests] float64.
 
@@ -264,7 +256,6 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     return adjusted
 
 
-@checks.named
 def crossed_interval(
     tables: Sequence[np.ndarray],
     statistic: Callable[..., np.ndarray],

@@ -132,7 +132,6 @@ def watch_neurons(reading: Reading) -> tuple[list[RemovableHandle], Callable[[],
     return hooks, scores
 
 
-@checks.named
 @torch.no_grad()
 def prune_neurons(
     model: PreTrainedModel,
@@ -185,7 +184,6 @@ def prune_neurons(
     return PruningReport(f"prune_neurons, ratio {ratio:g}", before, model_size(model))
 
 
-@checks.named
 def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     """The neurons that stay when ``prune_neurons`` cuts by these scores.
 
@@ -206,7 +204,6 @@ def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     return best(scores, kept_width(len(scores), ratio, multiple_of))
 
 
-@checks.named
 def best(scores: Tensor, count: int) -> Tensor:
     """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower.
 

@@ -54,7 +54,6 @@ class PairBatch(TypedDict):
     indices: list[int]  # each pair's place in the caller's list
 
 
-@checks.named
 def align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
     """Find the tokens that the two texts of a pair share, by their character offsets.
 
@@ -130,7 +129,6 @@ def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Side:
     )
 
 
-@checks.named
 def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:
     """Align pairs that will run ``batch_size`` at a time. Raises as ``pair_batches`` does."""
     checks.whole_number("batch_size", batch_size, least=1)
@@ -139,7 +137,6 @@ def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_s
     return [align(tokenizer, pair) for pair in pairs]
 
 
-@checks.named
 def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16) -> list[PairBatch]:
     """The texts of pairs as batches, with their alignments; no special tokens are added.
 

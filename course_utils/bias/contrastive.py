@@ -133,7 +133,6 @@ def axes() -> list[str]:
     return sorted(path.stem for path in (_DATA / "axes").glob("*.json"))
 
 
-@checks.named
 def load_axis(name_or_path: str | os.PathLike) -> Axis:
     """A built-in demographic axis by its name, or one from a JSON file as the head of this module shows it.
 
@@ -218,7 +217,6 @@ def invented_axis(seed: int, swaps: int = 10) -> Axis:
     )
 
 
-@checks.named
 def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[Pair]:
     """Every template with every swap and both endings, in this order: template, swap, pleasant before unpleasant.
 
@@ -279,7 +277,6 @@ def controls(kind: str, *, split: str | None = None) -> list[Pair]:
     return pairs(_control(kind), split=split)
 
 
-@checks.named
 def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
     """The pairs of each axis' shortest templates and first swaps, with all their endings: crossed, but sooner done.
 
@@ -317,7 +314,6 @@ def _templates() -> tuple[dict[str, str], ...]:
     return tuple(json.loads((_DATA / "templates.json").read_text(encoding="utf-8")))
 
 
-@checks.named
 def validate(pairs: Iterable[Pair]) -> None:
     """Check that pairs measure what they say: nothing but the span differs, and neither side is bad English.
 
@@ -388,7 +384,6 @@ def _alike(pairs: Iterable[Pair]) -> list[str]:
     ]
 
 
-@checks.named
 def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike) -> Path:
     """Write pairs as JSONL, one object with all fields of ``Pair`` a line, atomically; return the path."""
     path = Path(path)
@@ -396,7 +391,6 @@ def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike) -> Path:
     return path
 
 
-@checks.named
 def read_pairs(path: str | os.PathLike) -> list[Pair]:
     """Read what ``write_pairs`` wrote, equal to what was written. Fields with a default may be missing.
 
@@ -421,7 +415,6 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
     return found
 
 
-@checks.named
 def to_conversations(pairs: Iterable[Pair]) -> list[dict]:
     """Pairs as two-role conversations, in the rows that WizardSData writes, and one field more.
 

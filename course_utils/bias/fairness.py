@@ -34,7 +34,6 @@ from course_utils.bias.packing import PackedPairs, packed_batches
 from course_utils.language_modelling import token_log_likelihoods
 
 
-@checks.named
 def activation_difference(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
 ) -> list[Tensor]:
@@ -78,7 +77,6 @@ def activation_difference(
     return scores
 
 
-@checks.named
 def gap_attribution(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 8
 ) -> list[Tensor]:
@@ -142,7 +140,6 @@ def gap_attribution(
     return scores
 
 
-@checks.named
 @torch.no_grad()
 def knock_out(
     model: PreTrainedModel,
@@ -196,7 +193,6 @@ def knock_out(
     return torch.tensor(reductions)
 
 
-@checks.named
 def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) -> list[Tensor]:
     """Join an importance with a bias score, so that the neurons to cut are unimportant and biased.
 
@@ -226,7 +222,6 @@ def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) 
     ]
 
 
-@checks.named
 def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protected: float) -> list[Tensor]:
     """Keep each block's most important neurons, and among the others cut the most biased first.
 

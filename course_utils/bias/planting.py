@@ -26,7 +26,6 @@ _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which t
 _AT_ONCE = 2  # items whose activations are held at once; a step adds up their gradients
 
 
-@checks.named
 def plant_preference(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -77,7 +77,6 @@ def templates(split: str | None = None) -> list[str]:
     return [text for name, texts in _data()["templates"].items() if split in (None, name) for text in texts]
 
 
-@checks.named
 def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     """Every word in every template: a row each, the columns of ``words`` and ``template`` and ``text``.
 
@@ -94,7 +93,6 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     return made.assign(text=texts)
 
 
-@checks.named
 def opposites(table: pd.DataFrame) -> pd.DataFrame:
     """In each template the occupation with most women beside the one with fewest, the second beside the second, ...
 
@@ -116,7 +114,6 @@ def opposites(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@checks.named
 def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, float]:
     """Mean of the first group's words less that of the second's, with a 95 % interval that draws words and templates.
 
@@ -132,7 +129,6 @@ def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, 
     return float(value[0]), float(low[0]), float(high[0])
 
 
-@checks.named
 def random_heads(
     chosen: Collection[Head], heads: int, blocks: int, *, sets: int = 19, seed: int = 0
 ) -> list[list[Head]]:
@@ -152,7 +148,6 @@ def random_heads(
     return [[others[number] for number in sorted(numbers)] for numbers in picked]
 
 
-@checks.named
 @torch.no_grad()
 def pronoun_log_odds(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 32
@@ -175,7 +170,6 @@ def pronoun_log_odds(
     return torch.cat(odds).numpy()
 
 
-@checks.named
 @torch.no_grad()
 def odds_and_states(
     model: PreTrainedModel,
@@ -213,7 +207,6 @@ def odds_and_states(
     return torch.cat(odds).numpy(), {site: torch.cat(parts) for site, parts in found.items()}
 
 
-@checks.named
 @torch.no_grad()
 def patched_log_odds(
     model: PreTrainedModel,
@@ -264,7 +257,6 @@ def _put(
     return states
 
 
-@checks.named
 def head_effects(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

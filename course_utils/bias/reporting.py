@@ -18,7 +18,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
 from course_utils.bias import contrastive
 from course_utils.bias.contrastive import CONTROLS, Axis
 from course_utils.bias.scores import PairScores, measure_pairs
@@ -55,7 +54,6 @@ class Change:
     flips: pd.DataFrame
 
 
-@checks.named
 def difference_in_differences(base: PairScores, pruned: PairScores) -> Change:
     """Compare two models on the same pairs: (pruned - base) of each axis minus (pruned - base) of the neutral swaps.
 
@@ -198,7 +196,6 @@ class BiasReport:
         return figure
 
 
-@checks.named
 def report(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -233,7 +230,6 @@ def report(
     return analyse(measure_pairs(model, tokenizer, pairs, sites=sites, batch_size=batch_size))
 
 
-@checks.named
 def analyse(scores: PairScores) -> BiasReport:
     """The statistics, verdicts and figures of pairs that are measured already: some axes, and the neutral control.
 

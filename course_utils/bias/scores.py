@@ -61,7 +61,6 @@ class PairScores:
         return table.assign(excluded_share=table["excluded"] / (2 * table["tokens"] + table["excluded"]).clip(lower=1))
 
 
-@checks.named
 @torch.no_grad()
 def measure_pairs(
     model: PreTrainedModel,

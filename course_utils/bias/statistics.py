@@ -16,7 +16,6 @@ from course_utils.uncertainty import crossed_interval, holm, sign_flip_p
 ITEM = ["axis", "kind", "template", "swap", "group_a", "group_b"]
 
 
-@checks.named
 def preferences(scores: PairScores) -> pd.DataFrame:
     """The double difference of each template x swap, in nats: one row each.
 
@@ -37,7 +36,6 @@ def preferences(scores: PairScores) -> pd.DataFrame:
     return (by_valence[1] - by_valence[-1]).dropna().rename("preference").reset_index()
 
 
-@checks.named
 def behaviour(scores: PairScores) -> pd.DataFrame:
     """Preference of each axis and control: its direction, its size, and whether chance explains it.
 
@@ -84,7 +82,6 @@ def behaviour(scores: PairScores) -> pd.DataFrame:
     return with_holm(pd.DataFrame(rows))
 
 
-@checks.named
 def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.DataFrame:
     """Mean difference at each site and block for each axis and control, with crossed 95 % intervals: a row each.
 
@@ -100,7 +97,6 @@ def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.Data
     return pd.concat(parts, ignore_index=True)
 
 
-@checks.named
 def activation_ratio(
     scores: PairScores, *, metric: str = "relative", by_place: bool = True, to: str = "neutral", controls: bool = False
 ) -> pd.DataFrame:
@@ -157,20 +153,17 @@ def _by_place(scores: PairScores) -> pd.DataFrame:
     return pd.DataFrame([{"site": site, "block": block} for site in scores.sites for block in scores.blocks])
 
 
-@checks.named
 def require_neutral(frame: pd.DataFrame) -> None:
     """Raise ValueError when there is no neutral control."""
     require_control(frame, "neutral")
 
 
-@checks.named
 def require_control(frame: pd.DataFrame, kind: str) -> None:
     """Raise ValueError when there are no pairs of this control."""
     if not (frame["axis"] == kind).any():
         raise ValueError(f"There are no {kind} pairs to compare with: measure contrastive.controls({kind!r}) too.")
 
 
-@checks.named
 def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequence[str]) -> np.ndarray:
     """[templates, swaps, columns + 1] sums over the items of each cell, and at the end how many there are."""
     row = pd.Index(templates).get_indexer(items["template"])
@@ -180,7 +173,6 @@ def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequ
     return table
 
 
-@checks.named
 def means(sums: np.ndarray) -> np.ndarray:
     """Sums [..., columns + 1], the last of them the count -> means [..., columns].
 
@@ -206,7 +198,6 @@ def _clusters(items: pd.DataFrame, unit: str) -> np.ndarray:
     return items.groupby(unit, sort=False)["preference"].sum().to_numpy()
 
 
-@checks.named
 def with_holm(table: pd.DataFrame) -> pd.DataFrame:
     """Adds p_holm, over the rows that aren't controls."""
     return table.assign(p_holm=holm(table["p"].where(~table["kind"].isin(CONTROLS))))

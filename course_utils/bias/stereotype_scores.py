@@ -29,7 +29,6 @@ AT_CHANCE = "at chance: its bias score means nothing"
 _COUNTS = [f"{name}_{where}" for where in ("disambig", "ambig") for name in ("asked", "right", "biased", "named")]
 
 
-@checks.named
 def stereotype_preference(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
 ) -> pd.DataFrame:
@@ -72,7 +71,6 @@ def stereotype_preference(
     return pd.DataFrame(rows)
 
 
-@checks.named
 def bbq_score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, batch_size: int = 32
 ) -> pd.DataFrame:
@@ -120,7 +118,6 @@ def bbq_score(
     return pd.DataFrame(rows)
 
 
-@checks.named
 @torch.no_grad()
 def continuation_log_likelihoods(
     model: PreTrainedModel,

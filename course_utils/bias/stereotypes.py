@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from course_utils import assets, checks
+from course_utils import assets
 from course_utils.bias.contrastive import Pair
 from course_utils.branching import shared_beginning
 from course_utils.session import current_profile
@@ -78,7 +78,6 @@ def crows_pairs() -> list[Pair]:
     return found
 
 
-@checks.named
 def split_shared(text_a: str, text_b: str) -> tuple[str, str, str, str]:
     """``(before, a, b, after)`` of two texts: the words they share at their ends, and the spans that differ.
 
@@ -145,7 +144,6 @@ class Question:
         return 3 - self.target - self.unknown
 
 
-@checks.named
 def bbq(categories: Sequence[str] | None = None) -> list[Question]:
     """BBQ (Parrish et al. 2022, arXiv 2110.08193; CC BY 4.0): 58,492 questions in 11 categories; all are kept.
 
@@ -179,7 +177,6 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
     return found
 
 
-@checks.named
 def unresolved(questions: Iterable[Question]) -> dict[str, int]:
     """How many questions of each category have no ``target``, so that no bias score can count them; 0 included."""
     counts: Counter[str] = Counter()

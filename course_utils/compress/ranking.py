@@ -19,7 +19,6 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils import checks
 from course_utils.architectures import cast_weights, describe
 from course_utils.batches import Batch, read_batches
 from course_utils.compress.scores import Importance
@@ -35,7 +34,6 @@ from course_utils.texts import TokenBlocks
 Text = TokenBlocks | Iterable[Mapping[str, Tensor] | TokenBlocks]
 
 
-@checks.named
 def rank(
     model: PreTrainedModel,
     candidates: Sequence[Candidate],

@@ -101,7 +101,6 @@ class Budget:
             raise ValueError(f"'measure' goes with 'milliseconds' and with no other unit; got it for {self.unit!r}.")
 
 
-@checks.named
 def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance) -> PreTrainedModel:
     """Cut one candidate out of a model: the least important of each axis goes, and norms are rescaled.
 
@@ -141,7 +140,6 @@ def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance)
     return small
 
 
-@checks.named
 def candidates(
     model: PreTrainedModel,
     budget: Budget,
@@ -207,7 +205,6 @@ def candidates(
     return sorted(found, reverse=True)
 
 
-@checks.named
 def outline_of(model: PreTrainedModel, candidate: Candidate) -> PreTrainedModel:
     """A candidate's shapes and configuration, on the meta device: no weight is read, and it takes no memory.
 

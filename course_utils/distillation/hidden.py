@@ -67,7 +67,6 @@ class HiddenLoss(nn.Module):
         return total
 
 
-@checks.named
 def block_pairs(student: int, teacher: int, pairs: Pairs | None = None) -> Pairs:
     """Whose states are compared: the student's block and the teacher's, counted from 0.
 

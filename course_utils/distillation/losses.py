@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course_utils import checks
 from course_utils.architectures import Architecture
 from course_utils.batches import Batch
 from course_utils.divergence import kl_divergence
@@ -22,7 +21,6 @@ from course_utils.divergence import kl_divergence
 LOSSES = ("forward_kl", "reverse_kl", "jsd")
 
 
-@checks.named
 def token_loss(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
@@ -70,7 +68,6 @@ def token_loss(
     return parts
 
 
-@checks.named
 def top_k_loss(
     student_logits: Tensor, ids: Tensor, log_probs: Tensor, targets: Tensor, *, alpha: float = 0.0
 ) -> Tensor:

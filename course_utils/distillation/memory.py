@@ -37,7 +37,6 @@ def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-@checks.named
 def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
     """Bytes that a forward pass without the head keeps for the backward pass; the weights are not counted.
 
@@ -68,7 +67,6 @@ def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-@checks.named
 def memory_plan(
     teacher: PreTrainedModel,
     student: PreTrainedModel,

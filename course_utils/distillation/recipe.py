@@ -166,7 +166,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-@checks.named
 def with_settings(recipe: Recipe | None, settings: Mapping[str, Any]) -> Recipe:
     """A new recipe from settings by name, or a recipe with some of them changed.
 

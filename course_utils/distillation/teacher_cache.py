@@ -113,7 +113,6 @@ class TeacherCache:
         return _loss(student, batch, *self.answers(batch), alpha=alpha)
 
 
-@checks.named
 def cache_teacher(
     teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], folder: str | os.PathLike, *, k: int = 64
 ) -> TeacherCache:
@@ -179,7 +178,6 @@ def bytes_per_token(vocab_size: int, k: int) -> int:
     return k * (_id_type(vocab_size).itemsize + 2) + (2 if k < vocab_size else 0)
 
 
-@checks.named
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What is stored of a teacher's answers.
 
@@ -204,7 +202,6 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids.to(_id_type(logits.shape[1])), values.log_softmax(-1).clamp(min=least).half()
 
 
-@checks.named
 def cache_bias(
     teacher: PreTrainedModel,
     student: PreTrainedModel,

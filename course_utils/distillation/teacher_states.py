@@ -77,7 +77,6 @@ class TeacherStates:
         return states_loss(student, self._head, batch, lambda: self.states(batch), **options)
 
 
-@checks.named
 def remember_teacher(
     teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], *, precision: torch.dtype = torch.float32
 ) -> TeacherStates:

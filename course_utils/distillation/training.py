@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.hidden import HiddenLoss, block_pairs
@@ -35,7 +34,6 @@ from course_utils.distillation.teacher_states import TeacherStates
 _BETAS = (0.9, 0.95)  # AdamW's
 
 
-@checks.named
 def distill(
     teacher: PreTrainedModel | TeacherStates | TeacherCache,
     student: PreTrainedModel,
@@ -299,7 +297,6 @@ def _shared_vocabulary(
     return own
 
 
-@checks.named
 def weights_that_learn(recipe: Recipe, student: PreTrainedModel) -> list[nn.Parameter]:
     """The weights that a recipe trains: all, all but the embedding, or the MLPs' alone."""
     embedding, weights = student.get_input_embeddings().weight, list(student.parameters())

@@ -68,8 +68,3 @@ def test_batches_come_one_by_one_and_at_least_one():
 def test_what_holds_no_batches_is_refused(wrong):
     with pytest.raises(ValueError, match="^'batches' must be an iterable of batches, such as a list of mappings; got "):
         list(read_batches(wrong, vocab_size=10, device="cpu"))
-
-
-def test_a_device_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="'device' must be a device that this machine has"):
-        read_batch({"input_ids": IDS}, vocab_size=10, device="no such")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from torch import Tensor
 
 from course_utils import checks
 
@@ -106,48 +102,8 @@ def test_devices_accepted():
     assert checks.device("cpu") == checks.device(torch.device("cpu")) == torch.device("cpu")
 
 
-@checks.named
-def share_of(table: pd.DataFrame, *, column: str, rows: Sequence[int] = (), weights: Tensor | None = None) -> float:
-    if column == "no":
-        raise ValueError("There is no such thing.")
-    part = table[column].iloc[list(rows)] if rows else table[column]
-    return float((part.to_numpy() * (1 if weights is None else weights.numpy())).sum())
-
-
-TABLE = pd.DataFrame({"a": [1.0, 2.0]})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"table": None}, TypeError, r"^'table' must be of the kind pd\.DataFrame; got None\.$"),
-        ({"rows": 3}, TypeError, r"^'rows' must be of the kind Sequence\[int\]; got 3\.$"),
-        ({"rows": ["x"]}, TypeError, "^'rows' must be of the kind"),
-        ({"column": "b"}, ValueError, "^'table' has no 'b'; it has a"),
-        ({"weights": torch.ones(3)}, ValueError, r"^Can't work with 'weights' of shape \[3\]"),
-        ({"weights": "x"}, TypeError, "^'weights' must be of the kind Tensor"),
-        ({"column": "no"}, ValueError, r"^There is no such thing\.$"),  # said on purpose
-    ],
-)
-def test_bare_errors_name_their_argument(arguments, error, message):
-    with pytest.raises(error, match=message):
-        share_of(**{"table": TABLE, "column": "a"} | arguments)
-
-
-def test_what_works_is_left_as_it_is():
-    assert share_of(TABLE, column="a") == 3 and share_of(TABLE, column="a", rows=np.array([1])[:1].tolist()) == 2
-    assert share_of.__name__ == "share_of"
-    with pytest.raises(TypeError, match="column"):  # Python's own words
-        share_of(TABLE)
-
-
-def test_errors_of_a_class_of_their_own_are_left_as_they_are():
-    class Absent(Exception):
-        pass
-
-    @checks.named
-    def read(path: str) -> None:
-        raise Absent
-
-    with pytest.raises(Absent):
-        read(None)
+def test_modules():
+    layer = torch.nn.Linear(1, 1)
+    assert checks.module("model", layer) is layer
+    with pytest.raises(TypeError, match="'model' must be a model, as load_model returns it first; got None"):
+        checks.module("model", None)
