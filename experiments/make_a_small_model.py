@@ -1,11 +1,13 @@
 """Make a small model from the embedded Llama as leading labs do, with every control, for lesson 11.
 
-    python -m experiments.make_a_small_model [--steps 160] [--work build/small_model]
+    python -m experiments.make_a_small_model [--steps 180] [--work build/small_model]
 
 The whole recipe: the teacher learns a little of the text first (teacher correction), all axes are scored in one pass,
 versions under a budget are ranked as cut and after light distillation with several seeds, and the winner learns from
 the corrected teacher. Beside it, with the same tokens in the same order, learn a random cut of the winner's sizes, the
-same sizes from random weights, the best version that only gave up blocks, and the winner of the teacher as it was.
+same sizes from random weights, the best version that only gave up blocks, the winner of the teacher as it was, and
+what optipfair cuts to as many parameters (it comes with the extra "benchmarks"). Two arms change the loss alone: no
+teacher at all, and the hidden states too.
 
 Resumable at any point: each part's result is a file in the work folder. Start the command a second time beside itself
 and the two share the work; with one thread each they train more tokens a second than one with two. Evaluation text is
@@ -46,16 +48,19 @@ from course_utils.uncertainty import ratio_interval
 from experiments.recover_for_an_hour import LENGTH, ROWS, SEED, batches, clean, some_rows, training_rows
 
 OUT = Path("course_utils/data/small_model.json")
-DOMAINS = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of each split to take rows from
+DOMAINS = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to take rows from
+CALIBRATION = {"speeches": 65_536, "wiki": 11_520, "stories": 3_072}  # and of the calibration split
 SCORED, CHOSEN, JUDGED = 6, 6, 40  # rows of each domain (stories has no more): to score by, to choose by, to judge by
 TASKS = ("lambada_openai", "hellaswag", "arc_easy", "piqa", "boolq")
 LR, CORRECTION_LR = 2e-4, 5e-5
+# Arms that differ from the winner by their loss alone: settings of `distill`.
+LOSSES: dict[str, dict[str, float]] = {"no teacher": {"alpha": 1.0}, "hidden states, too": {"hidden": 1.0}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=0.8, help="parameters that stay, as a share")
-    parser.add_argument("--steps", type=int, default=160, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
+    parser.add_argument("--steps", type=int, default=180, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
     parser.add_argument("--correction", type=int, default=40, help="steps of teacher correction")
     parser.add_argument("--light", type=int, default=20, help="steps of light distillation in the ranking")
     parser.add_argument("--seeds", type=int, default=2, help="of the ranking")
@@ -88,7 +93,10 @@ def main() -> None:
         "depth only": (teacher, lambda: shrink(teacher, depth_only, scores["corrected"])),
         "from scratch": (teacher, lambda: from_scratch(teacher, winner, scores["corrected"])),
         "uncorrected": (whole, lambda: shrink(whole, winner, scores["uncorrected"])),
+        "optipfair": (teacher, lambda: cut_by_optipfair(teacher, winner, scoring)),
     }
+    for name in LOSSES:
+        cut[name] = cut["winner"]
     learned = share_out(args.work / "learned", {
         name: lambda name=name, of=of, make=make: recover(name, of, make, tokenizer, rows, watched, args)
         for name, (of, make) in cut.items()
@@ -156,9 +164,9 @@ def share_out(folder: Path, tasks: dict[str, Callable[[], Any]]) -> dict[str, An
 def calibration_rows(tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenBlocks], list[TokenBlocks]]:
     """Rows of the calibration split to score by, and others to choose by."""
     both = []
-    for domain in DOMAINS:
-        pool = token_blocks(tokenizer, "calibration", domain=domain, tokens=(SCORED + CHOSEN) * LENGTH, length=LENGTH)
-        both.append(pool.sample(SCORED + CHOSEN, SEED))
+    for domain, tokens in CALIBRATION.items():
+        pool = token_blocks(tokenizer, "calibration", domain=domain, tokens=tokens, length=LENGTH)
+        both.append(some_rows(pool, SCORED + CHOSEN))
     return [blocks[:SCORED] for blocks in both], [blocks[SCORED:] for blocks in both]
 
 
@@ -247,6 +255,18 @@ def from_scratch(teacher: PreTrainedModel, winner: Candidate, scores: Importance
     return AutoModelForCausalLM.from_config(shrink(teacher, winner, scores).config, dtype=teacher.dtype).eval()
 
 
+def cut_by_optipfair(teacher: PreTrainedModel, winner: Candidate, scoring: list[TokenBlocks]) -> PreTrainedModel:
+    """What optipfair makes of the teacher with the winner's parameters, by the same scoring rows."""
+    import optipfair
+
+    whole = Candidate.of(teacher)
+    width = whole.neurons - (whole.parameters - winner.parameters) // (3 * whole.hidden * whole.blocks)
+    return optipfair.prune_model(
+        copy.deepcopy(teacher), neuron_selection_method="MAW", pruning_percentage=100 * (1 - width / whole.neurons),
+        dataloader=[batch for blocks in scoring for batch in blocks.batches()], show_progress=False,
+    )  # fmt: skip
+
+
 def recover(
     name: str,
     teacher: PreTrainedModel,
@@ -262,6 +282,7 @@ def recover(
     history = distill(
         teacher, student, batches(rows), steps=args.steps, lr=LR, precision=dtype, validation=batches(watched),
         validate_every=max(1, args.steps // 10), seed=SEED, checkpoint_dir=args.work / "runs" / name, save_every=20,
+        **LOSSES.get(name, {}),
     )  # fmt: skip
     cast_weights(student, dtype)
     save_pruned(student, tokenizer, args.work / "students" / name)
