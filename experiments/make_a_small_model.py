@@ -32,12 +32,15 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import engine
 from course_utils.architectures import cast_weights
+from course_utils.benchmarking import measure_speed
 from course_utils.bias import pronouns
 from course_utils.checkpoints import load_pruned, save_pruned
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.evaluation import Answers, evaluate, paired
+from course_utils.export import export_gguf
 from course_utils.files import write_json
 from course_utils.language_modelling import perplexity
 from course_utils.models import load_model
@@ -53,6 +56,8 @@ CALIBRATION = {"speeches": 65_536, "wiki": 11_520, "stories": 3_072}  # and of t
 SCORED, CHOSEN, JUDGED = 6, 6, 40  # rows of each domain (stories has no more): to score by, to choose by, to judge by
 TASKS = ("lambada_openai", "hellaswag", "arc_easy", "piqa", "boolq")
 LR, CORRECTION_LR = 2e-4, 5e-5
+SERVED = {"prompt_tokens": 128, "new_tokens": 32, "rounds": 11}
+QUESTION = "Why is the sky blue?"
 # Arms that differ from the winner by their loss alone: settings of `distill`.
 LOSSES: dict[str, dict[str, float]] = {"no teacher": {"alpha": 1.0}, "hidden states, too": {"hidden": 1.0}}
 
@@ -70,6 +75,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/small_model"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    if not engine.available():
+        parser.error(f"The last part serves the models: {engine.problem()}")
     settings = {name: value for name, value in vars(args).items() if name not in ("work", "out")}
     settings |= {"lr": LR, "correction_lr": CORRECTION_LR, "rows": ROWS, "length": LENGTH}
     then = share_out(args.work, {"settings": lambda: settings})["settings"]
@@ -117,6 +124,9 @@ def main() -> None:
                                                 for name in released})  # fmt: skip
     bias = share_out(args.work / "bias", {name: lambda name=name: pronoun_gap(models[name](), tokenizer)
                                           for name in released})  # fmt: skip
+    served = share_out(
+        args.work, {"served": lambda: serve({n: models[n]() for n in ("whole", "winner")}, tokenizer, judges, args)}
+    )
     frames = {name: frame_of(found) for name, found in answers.items()}
     rivals = [name for name in cut if name != "winner"]
     result = {
@@ -135,6 +145,7 @@ def main() -> None:
         "paired": {name: records(paired(frames[name], frames["winner"]))
                    for name in frames if name != "winner"},
         "bias": bias,
+        "served": served["served"],
     }  # fmt: skip
     write_json(args.out, result, indent=1)
     print(pd.DataFrame(result["recovered"]).T.to_string(float_format="{:.2f}".format))
@@ -302,6 +313,35 @@ def answers_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args:
     found = evaluate(model, tokenizer, TASKS, limit=args.documents)
     answers = found.attrs["answers"]
     return {"summary": records(found), "answers": records(answers.table), "dtype": answers.dtype}
+
+
+def serve(
+    models: dict[str, PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    judges: dict[str, TokenBlocks],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Models in PyTorch and in llama.cpp's formats: speeds side by side, bytes, nats of the judging rows, an answer."""
+    exact = {name: copy.deepcopy(model).float() for name, model in models.items()}
+    asked = QUESTION
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": QUESTION}]
+        asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    found: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "PyTorch": {"speed": records(measure_speed(exact, **SERVED))},
+    }
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        files = {name: export_gguf(model, tokenizer, args.work / f"{name}-{kind}.gguf", quantization=kind)
+                 for name, model in exact.items()}  # fmt: skip
+        here = {"bytes": {name: file.stat().st_size for name, file in files.items()}, "nats": {}, "answer": {}}
+        for name, file in files.items():
+            with engine.load(file) as opened:
+                here["nats"][name] = {domain: engine.perplexity(opened, rows).nll for domain, rows in judges.items()}
+                answer = opened.generate(opened.tokenize(asked), new_tokens=48)
+                here["answer"][name] = opened.detokenize(answer)
+        found[kind] = here | {"speed": records(engine.measure_speed(files, **SERVED))}
+    return found
 
 
 def frame_of(found: dict[str, Any]) -> pd.DataFrame:

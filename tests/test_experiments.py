@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
+from tiny import tiny_model
 
 from course_utils import models
+from course_utils.width import neuron_importance, prune_neurons
 from experiments import make_a_small_model, recover_for_an_hour
+
+
+def cut_as_optipfair_does(model, *, neuron_selection_method, pruning_percentage, dataloader, show_progress):
+    """In the library's place, which is no dependency of the tests: the same call, cut by our peak-to-peak."""
+    assert neuron_selection_method == "MAW" and not show_progress
+    prune_neurons(model, neuron_importance(model, "peak_to_peak"), ratio=pruning_percentage / 100)
+    return model
 
 
 @pytest.fixture
@@ -18,7 +28,10 @@ def in_miniature(monkeypatch, tmp_path):
     for module in (make_a_small_model, recover_for_an_hour):
         monkeypatch.setattr(module, "LENGTH", 16)
     monkeypatch.setattr(recover_for_an_hour, "WATCHED", 2)
-    monkeypatch.setattr(make_a_small_model, "DOMAINS", dict.fromkeys(make_a_small_model.DOMAINS, 128))
+    for tokens in ("DOMAINS", "CALIBRATION"):
+        monkeypatch.setattr(make_a_small_model, tokens, dict.fromkeys(make_a_small_model.DOMAINS, 128))
+    monkeypatch.setattr(make_a_small_model, "SERVED", {"prompt_tokens": 4, "new_tokens": 2, "rounds": 6})
+    monkeypatch.setitem(sys.modules, "optipfair", SimpleNamespace(prune_model=cut_as_optipfair_does))
     for name, value in {"SCORED": 2, "CHOSEN": 1, "JUDGED": 4}.items():
         monkeypatch.setattr(make_a_small_model, name, value)
     monkeypatch.setattr(make_a_small_model, "clean", lambda blocks, *_: blocks)  # made-up sentences are all alike
@@ -49,8 +62,9 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         in_miniature()
     record = in_miniature()
-    assert len(taught) == 4 + 3  # teacher and two students, the interrupted one again, and two more
-    arms = {"winner", "random cut", "from scratch", "depth only", "uncorrected"}
+    assert len(taught) == 4 + 6  # teacher and two students, the interrupted one again, and five more
+    arms = {"winner", "random cut", "from scratch", "depth only", "uncorrected", "optipfair"}
+    arms |= {"no teacher", "hidden states, too"}
     assert set(record["learned"]) == set(record["recovered"]) == arms
     assert {len(arm["curve"]["loss"]) for arm in record["learned"].values()} == {3}
     assert len({arm["tokens"] for arm in record["learned"].values()}) == 1  # the same text for all
@@ -61,7 +75,25 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
         assert record["nats"][f"{name}, before"] != record["nats"][name]
     student, _ = models.load_model(str(tmp_path / "work" / "students" / "winner"))
     assert student.num_parameters() == record["parameters"]["winner"]
-    assert in_miniature() == record and len(taught) == 7
+    for kind in ("F16", "Q8_0", "Q4_0"):
+        assert {row["model"] for row in record["served"][kind]["speed"]} == {"whole", "winner"}
+    sizes = record["served"]["F16"]["bytes"]
+    assert sizes["winner"] < sizes["whole"]  # of the others, some widths are too odd to be rounded here
+    for domain, nats in record["served"]["F16"]["nats"]["winner"].items():
+        assert nats == pytest.approx(record["nats"]["winner"][domain], abs=0.01)
+    assert in_miniature() == record and len(taught) == 10
+
+
+def test_optipfair_cuts_to_the_winners_parameters(tmp_path):
+    """As many parameters to one neuron a block, and the teacher stays as it is."""
+    teacher = tiny_model()
+    winner = SimpleNamespace(parameters=int(0.9 * teacher.num_parameters()))
+    before = models.identity(teacher)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "optipfair", SimpleNamespace(prune_model=cut_as_optipfair_does))
+        cut = make_a_small_model.cut_by_optipfair(teacher, winner, [])
+    a_neuron = 3 * teacher.config.hidden_size * teacher.config.num_hidden_layers
+    assert abs(cut.num_parameters() - winner.parameters) < a_neuron and models.identity(teacher) == before
 
 
 def test_a_work_folder_belongs_to_its_settings(in_miniature, capsys, tmp_path):
