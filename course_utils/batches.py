@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from course_utils import checks
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -62,6 +64,7 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
             f"'input_ids' must be integers of shape [rows, length] with at least one token; "
             f"got {ids.dtype} of shape {list(ids.shape)}."
         )
+    checks.whole_number("vocab_size", vocab_size, least=1)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Collection, Iterable, Sequence
@@ -73,6 +74,22 @@ def _limits(least: int, most: int | None, meaning: str) -> str:
     return (f"of at least {least}" if most is None else f"from {least} to {most}") + (meaning and f", {meaning}")
 
 
+def number(name: str, value: Any) -> float:
+    """Return a number as a float; nan and infinite ones too.
+
+    Raises:
+        ValueError: it isn't one, and True and False aren't.
+
+    >>> number("at", "x")
+    Traceback (most recent call last):
+    ValueError: 'at' must be a number; got 'x'.
+    """
+    if not isinstance(value, bool | str | bytes):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
+    raise ValueError(f"'{name}' must be a number; got {value!r}.")
+
+
 def positive(name: str, value: Any) -> float:
     """Return a finite number above 0.
 
@@ -134,13 +151,29 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> object:
     Raises:
         ValueError: it isn't.
     """
-    if value not in allowed:
+    if value not in tuple(allowed):  # what can't be hashed is none of them either
         raise ValueError(f"'{name}' must be one of {', '.join(map(str, allowed))}; got {value!r}.")
     return value
 
 
-def strings(name: str, values: Any) -> list[str]:
-    """Return ``values`` as a list of at least one string; one string by itself is no list of strings.
+def text(name: str, value: Any) -> str:
+    """Return a string.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"'{name}' must be a string; got {value!r}.")
+    return value
+
+
+def strings(name: str, values: Any, *, least: int = 1) -> list[str]:
+    """Return ``values`` as a list of strings; one string by itself is no list of strings.
+
+    Args:
+        name: the argument's, for the message.
+        values: what was given.
+        least: how many there must be: at least one, or 0.
 
     Raises:
         ValueError: it isn't such a list.
@@ -149,9 +182,10 @@ def strings(name: str, values: Any) -> list[str]:
     Traceback (most recent call last):
     ValueError: 'prompts' must be a non-empty list of strings; got 'Hello'.
     """
-    given = [] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
-    if not given or not all(isinstance(value, str) for value in given):
-        raise ValueError(f"'{name}' must be a non-empty list of strings; got {values!r}.")
+    iterable = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+    given = list(values) if iterable else []
+    if not iterable or len(given) < least or not all(isinstance(value, str) for value in given):
+        raise ValueError(f"'{name}' must be a {'non-empty ' if least else ''}list of strings; got {values!r}.")
     return given
 
 

@@ -149,6 +149,7 @@ def margins(result: pd.DataFrame, task: str) -> np.ndarray:
     Raises:
         ValueError: ``result`` has no answers of this task, or they are free ones.
     """
+    checks.text("task", task)
     answers = result.attrs.get("answers")
     table = answers.table[answers.table["task"] == task] if isinstance(answers, Answers) else pd.DataFrame()
     if table.empty or table["margin"].isna().any():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from course_utils import checks
 from course_utils.files import write_text
 
 _EMBEDDED = {"SmolLM2-135M-Instruct": "apache-2.0"}  # come without a card
@@ -93,8 +94,9 @@ def write_model_card(
     for what, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"'{what}' must be a text that says something; got {text!r}.")
-    for what, given in {"recipe": recipe, "measured": measured, "limits": limits, "sources": sources}.items():
-        if isinstance(given, str) or not len(given):
+    limits, sources = checks.strings("limits", limits), checks.strings("sources", sources)
+    for what, given in {"recipe": recipe, "measured": measured}.items():
+        if not isinstance(given, Sized) or isinstance(given, str) or not len(given):
             raise ValueError(f"'{what}' must hold at least one entry; got {given!r}.")
     header = ModelCardData(
         base_model=base_model,

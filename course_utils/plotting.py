@@ -21,6 +21,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
+from course_utils import checks
+
 if TYPE_CHECKING:
     from course_utils.components import Components
 
@@ -70,7 +72,7 @@ def show(alt: str) -> None:
 
     if not plt.get_fignums():
         raise ValueError("There is no figure to show: draw one first.")
-    if len(alt.split()) < 5:
+    if not isinstance(alt, str) or len(alt.split()) < 5:
         raise ValueError(f"alt={alt!r} describes no figure; say what is drawn and what stands out, in a sentence.")
     figure = plt.gcf()
     png = io.BytesIO()
@@ -118,6 +120,7 @@ def pruning_curve(
     """
     _require(frame, [x, y, group])
     ax = _axes(ax)
+    control = control if control is None else checks.text("control", control)
     names = [name for name in dict.fromkeys(frame[group]) if name != control]
     if control in set(frame[group]):
         part = frame[frame[group] == control]
@@ -173,7 +176,7 @@ def curve_with_seeds(
     """
     _require(frame, [x, y, group])
     ax = _axes(ax)
-    dots = frame[frame[group] == seeds]
+    dots = frame[frame[group] == checks.text("seeds", seeds)]
     if len(dots):
         fewest, most = (int(number) for number in dots.groupby(x).size().agg(["min", "max"]))
         count = str(most) if fewest == most else f"{fewest} to {most}"
@@ -293,7 +296,7 @@ def against_random(
     if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
         raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
     names = [*choices, *(name for name in controls if name not in choices)]  # a shared name shares a row
-    edge = limit or 2.5 * max(seen)  # room for the last number
+    edge = 2.5 * max(seen) if limit is None else checks.positive("limit", limit)  # room for the last number
     ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
     for place, (value, *ends) in enumerate(points.values()):
         if value > edge:
@@ -378,7 +381,7 @@ def rows_with_intervals(
     """
     if not values:
         raise ValueError("There are no values: there is nothing to draw.")
-    names, marks = list(values), marks or {}
+    names, marks, at = list(values), marks or {}, at if at is None else checks.number("at", at)
     ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
     for place, name in enumerate(names):
         value, low, high = values[name]
@@ -429,6 +432,8 @@ def ability_and_bias(
         ValueError: a column is missing, or there are no rows.
     """
     _require(frame, ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"])
+    checks.positive("limit", limit)
+    checks.text("control", control)
     ax = plt.subplots(figsize=(9, 6.5), layout="constrained")[1] if ax is None else ax
     dots = frame[frame.index.str.startswith(control)]
     if len(dots):
@@ -601,6 +606,8 @@ def heatmap(
     if limit is not None and (center is None or not limit > 0):
         raise ValueError(f"'limit' is a distance above 0 from 'center'; got limit {limit!r} and center {center!r}.")
     _check_format(fmt)
+    checks.flag("numbers", numbers)
+    center = center if center is None else checks.number("center", center)
     ax = _axes(ax)
     colours = "viridis" if center is None else "vlag"
     scale, bar = {"center": center}, {"label": value_label}
@@ -637,6 +644,7 @@ def histogram(
     Raises:
         ValueError: no names, no values, or values that are not finite; with ``log_x``, one that isn't positive.
     """
+    checks.whole_number("bins", bins, least=1)
     arrays = {name: np.asarray(array, dtype=np.float64).ravel() for name, array in values.items()}
     if not arrays or not all(array.size and np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("histogram needs at least one name, each with finite values.")
@@ -750,7 +758,7 @@ def show_tensor(
     gone = np.zeros(matrix.shape, dtype=bool)
     gone[list(removed_rows)] = True
     gone[:, list(removed_columns)] = True
-    limit = limit or max(float(np.abs(matrix).max()), 1e-12)
+    limit = max(float(np.abs(matrix).max()), 1e-12) if limit is None else checks.positive("limit", limit)
     ax.imshow(np.ma.masked_array(matrix, gone), cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
     ax.imshow(np.ma.masked_array(np.ones(matrix.shape), ~gone), cmap="Greys", vmin=0, vmax=6)
     for (row, column), value in np.ndenumerate(matrix):
@@ -809,7 +817,7 @@ def _floors(ax: Axes, floors: Mapping[str, float]) -> None:
 
 
 def _require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    missing = [column for column in columns if column not in frame]
+    missing = [column for column in columns if column not in list(frame)]
     if missing:
         raise ValueError(f"The frame lacks the columns {missing}; it has {list(frame.columns)}.")
     if frame.empty:

@@ -42,6 +42,7 @@ def cache_saved(record: Record, blocks: int) -> np.ndarray:
         record: of the prompts.
         blocks: attentions of the model; each keeps the same for every token.
     """
+    checks.whole_number("blocks", blocks, least=1)
     tokens = record.tokens + record.answer_tokens
     return tokens[:, None] * np.array(record.numbers) / (blocks * tokens.sum())
 
@@ -84,6 +85,8 @@ def gap_to_static(
     """
     checks.whole_number("resamples", resamples, least=1)
     checks.whole_number("seed", seed)
+    if isinstance(documents, str) or np.shape(documents) != np.shape(choice):
+        raise ValueError(f"'documents' must name each of the {len(choice)} prompts' document; got {documents!r}.")
     rows, (_, groups) = np.arange(len(choice)), np.unique(documents, return_inverse=True)
     own = np.stack([saved[rows, choice], harm[rows, choice], np.ones(len(rows))], axis=1)
     units = np.zeros((groups.max() + 1, own.shape[1] + 2 * harm.shape[1]))
@@ -110,6 +113,7 @@ def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.nda
         saved: [prompts, numbers].
         price: nats a token that the whole saving is worth, for all prompts together.
     """
+    checks.number("price", price)
     return (guess - price * len(guess) * saved).argmin(1)
 
 
@@ -119,8 +123,8 @@ def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
     Raises:
         ValueError: even the largest number everywhere doesn't save so much.
     """
-    if target > saved[:, -1].sum():
-        raise ValueError(f"At most {saved[:, -1].sum():.3f} can be saved; {target} was asked for.")
+    if checks.number("target", target) > saved[:, -1].sum():
+        raise ValueError(f"'target' is {target}, but at most {saved[:, -1].sum():.3f} can be saved.")
     low, high = 0.0, 1e6
     for _ in range(60):
         middle = np.sqrt(max(low, 1e-9) * high)
@@ -140,6 +144,7 @@ def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
     Raises:
         ValueError: nothing saves so much.
     """
+    checks.at_least_zero("target", target)
     prompts, numbers = harm.shape
     each = sparse.kron(sparse.eye(prompts), np.ones((1, numbers)))  # [prompts, prompts * numbers]
     found = linprog(

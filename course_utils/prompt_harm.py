@@ -195,6 +195,7 @@ class Measured:
 
 def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     """Rows that fit together: alike in length, so that little is padded; the longest first."""
+    lengths = checks.whole_numbers("lengths", lengths)
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         batch = batches[-1] if batches else []
@@ -230,9 +231,9 @@ def measure(
     architecture.refuse_adaptive("measure the harm of a bypass")
     sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in sets]
     decide_at = checks.whole_number("decide_at", decide_at, most=architecture.num_blocks - 1, meaning="the last block")
-    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in checks.strings("texts", texts)]
     if not all(prompts):
-        raise ValueError("A prompt has no tokens; leave empty ones out.")
+        raise ValueError("A prompt of 'texts' has no tokens; leave empty ones out.")
     places = batches_by_length([len(prompt) for prompt in prompts])
     parts = []
     for rows in tqdm(places, desc="measuring harm", unit="batch", leave=False, delay=2):
@@ -616,6 +617,10 @@ def seconds_by_length(
         ``lengths``, ``numbers``, ``prefill`` and ``decode`` [lengths, numbers].
     """
     architecture = describe(model)
+    order = checks.whole_numbers("order", order, most=architecture.num_blocks - 1, meaning="the last block")
+    numbers = checks.whole_numbers("numbers", numbers, most=len(order), meaning="as many as 'order' has")
+    lengths = checks.whole_numbers("lengths", lengths, least=1)
+    checks.whole_number("steps", steps, least=1)
     models = {}
     for number in numbers:
         models[str(number)] = variant(model)

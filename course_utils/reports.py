@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from course_utils import checks
 from course_utils.architectures import describe
 
 
@@ -16,6 +17,7 @@ def shown(value: float) -> str:
     >>> [shown(value) for value in (0.0044, 1.08, 15.26, 1234.5, 2.34e10, math.inf)]
     ['0.004', '1.08', '15.3', '1,234', '2.3·10^10', 'inf']
     """
+    value = checks.number("value", value)
     size = abs(value)
     if 0 < size < 1e-4 or 1e6 <= size < math.inf:
         digits, power = f"{value:.1e}".split("e")
@@ -31,6 +33,7 @@ def with_interval(value: float, low: float, high: float) -> str:
     >>> with_interval(1.131, 1.108, 1.15)
     '1.13 (1.11 to 1.15)'
     """
+    low, high = checks.number("low", low), checks.number("high", high)
     return f"{shown(value)} ({shown(low)} to {shown(high)})"
 
 

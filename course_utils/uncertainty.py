@@ -41,6 +41,7 @@ def verdict(
     >>> verdict(0.02, 0.11), verdict(0.97, 1.2, at=1)
     ('higher', 'no evidence of a difference')
     """
+    low, high, at = checks.number("low", low), checks.number("high", high), checks.number("at", at)
     return above if low > at else below if high < at else neither
 
 
@@ -54,6 +55,7 @@ def below_and_above(intervals: Iterable[Iterable[float]], *, at: float = 0.0) ->
     >>> below_and_above([(0.7, 0.9), (0.8, 1.1), (1.2, 1.5), (0.2, 0.3)], at=1)
     (2, 1)
     """
+    at = checks.number("at", at)
     ends = [tuple(interval) for interval in intervals]
     return sum(high < at for _, high in ends), sum(low > at for low, _ in ends)
 

@@ -66,6 +66,7 @@ def plant_preference(
     Raises:
         ValueError: no template and swap has both endings, or a setting is out of range.
     """
+    checks.whole_number("seed", seed)
     checks.one_of("weights", weights, WEIGHTS)
     checks.positive("size", size)
     checks.positive("lr", lr)

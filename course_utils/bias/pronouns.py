@@ -87,6 +87,7 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     Raises:
         ValueError: an unknown split.
     """
+    checks.one_of("split", split, (*SPLITS, None))
     chosen = words if split is None else words[words["split"] == split]
     made = chosen.merge(pd.DataFrame({"template": templates(split)}), how="cross")
     texts = [template.format(word) for template, word in zip(made["template"], made["word"], strict=True)]
@@ -122,6 +123,8 @@ def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, 
             "she" less "he", "mostly women" less "mostly men") and the column.
         column: what is averaged.
     """
+    if column not in list(table):
+        raise ValueError(f"'column' must be one of {', '.join(map(str, table))}; got {column!r}.")
     items, used = table.rename(columns={"word": "swap"}), table["template"].unique()
     groups = sorted(table["group"].unique(), reverse=True)
     tables = [sums_by_cell(items[items["group"] == group], [column], used) for group in groups]
@@ -141,6 +144,10 @@ def random_heads(
         sets: how many to draw; 19 is the least with which beating all of them has p = .05.
         seed: of the draws.
     """
+    checks.whole_number("heads", heads, least=1)
+    checks.whole_number("blocks", blocks, least=1)
+    checks.whole_number("sets", sets, least=1)
+    checks.whole_number("seed", seed)
     lowest = min(block for block, _ in chosen)
     others = [(i, k) for i in range(lowest, blocks) for k in range(heads) if (i, k) not in set(chosen)]
     generator = np.random.default_rng(seed)
@@ -192,6 +199,7 @@ def odds_and_states(
         [texts] float64, nats; and site -> float32 [texts, blocks, width] on the CPU.
     """
     architecture, odds = describe(model), []
+    sites = checks.strings("sites", sites)
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     for batch, last in _batches(architecture, tokenizer, texts, batch_size):
         seen: dict[tuple[str, int], Tensor] = {}
@@ -330,9 +338,8 @@ def _batches(
 ) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
     """Batches padded on the right, and (rows, positions) of their last tokens."""
     checks.whole_number("batch_size", batch_size, least=1)
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError("There are no texts: give a list of at least one.")
-    ids = [torch.tensor(row) for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    texts = checks.strings("texts", texts)
+    ids = [torch.tensor(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     for first in range(0, len(ids), batch_size):
         some = ids[first : first + batch_size]
         inputs = {
@@ -351,6 +358,7 @@ def _both(
     batch_size: int,
 ) -> Iterator[tuple[tuple[Batch, tuple[Tensor, Tensor]], ...]]:
     """Batches of texts beside those of their sources."""
+    texts, sources = checks.strings("texts", texts), checks.strings("sources", sources)
     if len(texts) != len(sources):
         raise ValueError(f"Each text needs a source; got {len(texts)} texts and {len(sources)} sources.")
     return zip(*(_batches(architecture, tokenizer, some, batch_size) for some in (texts, sources)), strict=True)

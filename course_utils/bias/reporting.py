@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils import checks
 from course_utils.bias import contrastive
 from course_utils.bias.contrastive import CONTROLS, Axis
 from course_utils.bias.scores import PairScores, measure_pairs
@@ -219,8 +220,9 @@ def report(
         ValueError: no axes, an unknown or repeated one, or from ``measure_pairs``.
     """
     axes = [axes] if isinstance(axes, str | Path | Axis) else list(axes)
-    if not axes or not sites:
-        raise ValueError(f"Give at least one axis and one site; got {axes} and {list(sites)}.")
+    if not axes:
+        raise ValueError(f"'axes' must hold at least one axis, such as 'gender'; got {axes}.")
+    checks.strings("sites", sites)
     made = [contrastive.pairs(axis, split=split) for axis in axes]
     names = [pairs[0].axis for pairs in made]
     if len(set(names)) < len(names) or set(names) & set(CONTROLS):

@@ -94,7 +94,7 @@ def measure_pairs(
     if not pairs:
         raise ValueError("There are no pairs to measure. Make some with contrastive.pairs('gender').")
     blocks = checks.block_numbers(range(architecture.num_blocks) if blocks is None else blocks, architecture.num_blocks)
-    sites = tuple(sites) if not isinstance(sites, str) else (sites,)
+    sites = (sites,) if isinstance(sites, str) else tuple(checks.strings("sites", sites, least=0))
     differences = _Differences(len(pairs), sites, blocks)
     log_likelihood = np.full(len(pairs), np.nan)
     tokens, excluded = (np.zeros(len(pairs), dtype=np.int64) for _ in range(2))

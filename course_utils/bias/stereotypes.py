@@ -10,11 +10,11 @@ import csv
 import itertools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from course_utils import assets
+from course_utils import assets, checks
 from course_utils.bias.contrastive import Pair
 from course_utils.branching import shared_beginning
 from course_utils.session import current_profile
@@ -90,9 +90,9 @@ def split_shared(text_a: str, text_b: str) -> tuple[str, str, str, str]:
     >>> split_shared("The tall man sang.", "The short man sang.")
     ('The ', 'tall', 'short', ' man sang.')
     """
-    words_a, words_b = text_a.split(), text_b.split()
+    words_a, words_b = checks.text("text_a", text_a).split(), checks.text("text_b", text_b).split()
     if words_a == words_b or not words_a or not words_b:
-        raise ValueError("Two texts that differ are needed, with at least one word each; these have the same or none.")
+        raise ValueError("'text_a' and 'text_b' must differ, with at least one word each; they have the same or none.")
     shorter = min(len(words_a), len(words_b))
     front = shared_beginning(words_a, words_b)
     back = min(shared_beginning(words_a[::-1], words_b[::-1]), shorter - front)  # a word is shared only once
@@ -162,7 +162,8 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
         AssetError: the data are not in the cache and can't be fetched.
     """
     wanted = BBQ_CATEGORIES if categories is None else categories
-    if isinstance(wanted, str) or not wanted or not set(wanted) <= set(BBQ_CATEGORIES):
+    listed = isinstance(wanted, Collection) and not isinstance(wanted, str)
+    if not listed or not wanted or not set(wanted) <= set(BBQ_CATEGORIES):
         raise ValueError(
             f"categories is {categories!r}; give a list with some of {', '.join(BBQ_CATEGORIES)}, or None for all."
         )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from course_utils import checks
 from course_utils.architectures import Architecture
 from course_utils.batches import Batch
 from course_utils.divergence import kl_divergence
@@ -55,6 +56,8 @@ def token_loss(
     Raises:
         ValueError: no teacher's logits, though ``alpha`` is below 1.
     """
+    checks.positive("temperature", temperature)
+    checks.share("alpha", alpha)
     student = student_logits.float()
     parts = torch.zeros(len(targets), device=student.device)
     if alpha < 1:
@@ -86,6 +89,7 @@ def top_k_loss(
     Returns:
         [tokens] float32.
     """
+    checks.share("alpha", alpha)
     student = student_logits.float()
     buckets = student.gather(1, ids)  # [tokens, k]
     if log_probs.shape[1] > ids.shape[1]:

@@ -19,7 +19,7 @@ from course_utils.uncertainty import verdict
 from course_utils.width import kept_width, neuron_importance, prune_neurons
 
 BUDGET = 0.2  # share of all MLP neurons whose parameters have to go
-_ROWS, _LENGTH = 4, 128  # rows of each domain in the held-out text
+_ROWS, _LENGTH = 4, 64  # rows of each domain in the held-out text
 _SEEDS = range(3)
 
 
@@ -228,7 +228,7 @@ def check_floor_claims(attempt: set[str]) -> None:
 )
 def check_best_model(attempt: Attempt, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check a function (model, calibration batches) -> pruned model, and score it on held-out text."""
-    batches = [batch for domain in DOMAINS for batch in _rows(tokenizer, "calibration", domain, 8).batches(4)]
+    batches = [batch for domain in DOMAINS for batch in _rows(tokenizer, "calibration", domain, 8).batches(8)]
     entry = attempt(copy.deepcopy(base), batches)  # the learner may write into its weights
     require(isinstance(entry, PreTrainedModel), f"Return the pruned model; you returned a {type(entry).__name__}.")
     require(
@@ -285,6 +285,6 @@ def _held_out(tokenizer: PreTrainedTokenizerBase) -> TokenBlocks:
 
 
 def _rows(tokenizer: PreTrainedTokenizerBase, split: str, domain: str, rows: int) -> TokenBlocks:
-    """Every second row of a split's beginning, so that more documents have a say."""
-    blocks = token_blocks(tokenizer, split, domain=domain, tokens=2 * rows * _LENGTH, length=_LENGTH, seed=1)
-    return blocks[::2]
+    """Every fourth row of a split's beginning, so that more documents have a say."""
+    blocks = token_blocks(tokenizer, split, domain=domain, tokens=4 * rows * _LENGTH, length=_LENGTH, seed=1)
+    return blocks[::4]

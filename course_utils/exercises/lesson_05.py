@@ -131,7 +131,7 @@ def check_control_sets(attempt: Attempt) -> None:
 @exercise(
     3,
     task="Return the set of letters of the sentences that the outputs do not show.",
-    proved="One model, one kind of text, rows of 128 tokens, two ways to be equal, one control: claim no more.",
+    proved="One model, one kind of text, rows of 64 tokens, two ways to be equal, one control: claim no more.",
 )
 def check_not_shown(attempt: Iterable[str]) -> None:
     """Check the letters of the sentences that the outputs don't show."""
@@ -261,7 +261,7 @@ _SENTENCES = {  # of exercise 3: whether it is shown, and why
     "C": (False, "at equal parameters, the lower half of the figure, whole blocks are cheaper to lose."),
     "D": (
         False,
-        "the rows are 128 tokens long, and perplexity averages over them. A long context wasn't tested.",
+        "the rows are 64 tokens long, and perplexity averages over them. A long context wasn't tested.",
     ),
     "E": (True, "the table of pairs has both criteria, and both intervals lie above 1."),
     "F": (False, "some of the random sets of MLPs are as good, so chance does as well often enough."),

@@ -176,7 +176,7 @@ def test_random_heads_are_as_many_as_deep_and_others():
 
 def test_what_is_refused(monkeypatch):
     model, tokenizer = tiny_model(), word_tokenizer()
-    with pytest.raises(ValueError, match="no texts"):
+    with pytest.raises(ValueError, match="'texts' must be a non-empty list"):
         pronouns.pronoun_log_odds(model, tokenizer, [])
     with pytest.raises(ValueError, match="Each text needs a source"):
         pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES[:2], [[]])

@@ -423,7 +423,7 @@ def test_too_few_units_are_named():
     ("axes", "options", "message"),
     [
         ([], {}, "at least one axis"),
-        (["gender"], {"sites": ()}, "at least one axis and one site"),
+        (["gender"], {"sites": ()}, "'sites' must be a non-empty list"),
         (["gender", "gender"], {}, "different names"),
         (["no such axis"], {}, "no such axis"),
         (["gender"], {"split": "train"}, "train"),

@@ -71,7 +71,7 @@ def test_split_is_symmetric(one, other):
 
 @pytest.mark.parametrize(("one", "other"), [("a b", "a  b"), ("", "a"), ("a", " ")])
 def test_texts_without_a_difference_are_refused(one, other):
-    with pytest.raises(ValueError, match="Two texts that differ are needed"):
+    with pytest.raises(ValueError, match="'text_a' and 'text_b' must differ"):
         stereotypes.split_shared(one, other)
 
 

@@ -240,7 +240,7 @@ test_not_shown = cases_of(
     stubs=[..., None],
     mistakes=[
         ({"B"}, "C is not shown"),
-        ({"B", "C"}, "128 tokens"),
+        ({"B", "C"}, "64 tokens"),
         ({"C", "D"}, "one small model"),
         ({"B", "C", "D"}, "random sets of MLPs"),
         ({"A", "B", "C", "D", "F"}, "A is shown"),

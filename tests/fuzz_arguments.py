@@ -1,0 +1,398 @@
+"""Something to call each public function of the library with, for ``test_fuzz``: tiny models, texts and tables.
+
+``MADE`` goes by an argument's name; ``OWN`` by function, where one name stands for several things.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tiny import tiny_batches, tiny_model, word_tokenizer
+from tiny_pairs import make_pairs
+from transformers import AutoTokenizer, LlamaConfig
+
+import course_utils
+from course_utils import adaptive, channels, components, costs, heads, language_modelling, models, width
+from course_utils.benchmarking import speed_frame
+from course_utils.bias import pronouns
+from course_utils.bias.contrastive import write_pairs
+from course_utils.bias.scores import measure_pairs
+from course_utils.bias.stereotypes import Question
+from course_utils.checkpoints import save_pruned
+from course_utils.compress import Budget, Candidate, importance
+from course_utils.distillation import Recipe
+from course_utils.evaluation import Answers
+from course_utils.prompt_harm import Case, Record
+
+WHOLE, OTHER = tiny_model(), tiny_model(seed=1)
+TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
+LOGITS = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+HARM = np.arange(12.0).reshape(6, 2)
+
+
+def folder() -> str:
+    return tempfile.mkdtemp(dir=Path.cwd())  # a test's own
+
+
+def a_model():
+    """Shares its weights with the others, and may be cut."""
+    return models.variant(WHOLE)
+
+
+@functools.cache
+def tokenizer():
+    made = word_tokenizer()
+    made.pad_token, made.eos_token = "w2", "w1"
+    return made
+
+
+@functools.cache
+def byte_tokenizer():
+    return AutoTokenizer.from_pretrained(Path(course_utils.__file__).parent / "data" / "gpt2", local_files_only=True)
+
+
+def wide_model():
+    """For the tokenizer of bytes."""
+    return tiny_model(layers=1, vocab_size=len(byte_tokenizer()), max_position_embeddings=512)
+
+
+@functools.cache
+def some_pairs():
+    return make_pairs(templates=2, swaps=2) + make_pairs("neutral", "neutral", templates=2, swaps=2, seed=1)
+
+
+@functools.cache
+def pair_scores():
+    return measure_pairs(WHOLE, tokenizer(), some_pairs())
+
+
+@functools.cache
+def perplexity(seed: int = 0):
+    return language_modelling.perplexity(tiny_model(seed=seed), tiny_batches())
+
+
+@functools.cache
+def settings():
+    return adaptive.calibrate(WHOLE, tokenizer(), TEXTS)
+
+
+@functools.cache
+def saved_folder() -> str:
+    made = folder()
+    save_pruned(WHOLE, tokenizer(), made)
+    return made
+
+
+@functools.cache
+def pairs_file() -> str:
+    return str(write_pairs(make_pairs(), f"{folder()}/pairs.jsonl"))
+
+
+@functools.cache
+def all_scores():
+    return importance(WHOLE, tiny_batches())
+
+
+def work(tokens: int = 4):
+    return costs.work(WHOLE, "decode", prompt_tokens=tokens)
+
+
+def works():
+    return [costs.Work(1, a, m, b, 0, 0.0) for a, m, b in ((2, 2, 10), (1, 2, 9), (0, 1, 3), (3, 1, 8), (2, 5, 20))]
+
+
+def laps():
+    return {name: [{"decode": 0.1 + 0.01 * lap} for lap in range(6)] for name in ("one", "two")}
+
+
+def speed():
+    return speed_frame(laps(), {"decode": 2}, {name: {"decode": 1.0} for name in laps()})
+
+
+def answered():
+    """A frame as ``evaluate`` gives it."""
+    table = pd.DataFrame(
+        {"task": "boolq", "metric": "acc", "document": range(6), "value": [0.0, 1.0] * 3, "choices": 2, "gold": 0}
+    ).assign(margin=[-1.0, 1.0] * 3)
+    frame = pd.DataFrame([{"task": "boolq", "metric": "acc", "value": 0.5, "documents": 6}])
+    frame.attrs["answers"] = Answers(table, "float32")
+    return frame
+
+
+def curve():
+    rows = [("l1", 0.0, 1.0), ("l1", 0.2, 2.0), ("random", 0.0, 1.0), ("random", 0.2, 3.0)]
+    return pd.DataFrame(rows, columns=["criterion", "ratio", "value"])
+
+
+def bars(name: str):
+    return pd.DataFrame({name: ["a", "b"], "value": [0.2, 0.4], "ci_low": [0.1, 0.3], "ci_high": [0.3, 0.5]})
+
+
+def asked():
+    return pronouns.prompts(pronouns.occupations().iloc[::5], "selection").assign(odds=1.0)
+
+
+def record():
+    tokens = np.array([7, 1, 19, 4])
+    harm = np.random.default_rng(0).uniform(size=(4, 4))
+    rows = {"kinds": "passage", "documents": "a", "digests": "b"}
+    return Record(
+        settings={}, choosing=0, numbers=(0, 1, 2, 3), tokens=tokens, answer_tokens=np.array([32, 5, 32, 9]), harm=harm,
+        halves=np.stack([harm, harm], axis=2), agree=harm, states=harm, entropies=harm[:, :2], random_orders={},
+        seconds={
+            "lengths": [4, 16], "numbers": [0, 3], "prefill": [[2.0, 1.0], [4.0, 3.0]], "decode": [[1.0, 0.5]] * 2,
+        },
+        **{name: np.array([value] * 4) for name, value in rows.items()},
+    )  # fmt: skip
+
+
+def question():
+    return Question("w3 w4", "w5", ("w6", "w7", "w8"), 0, "ambig", "neg", 1, 0, "Age", "Age-1")
+
+
+MADE = {
+    "a": lambda: np.arange(8.0),
+    "accumulate": lambda: 1,
+    "after": a_model,
+    "axis": lambda: "gender",
+    "b": lambda: np.arange(8.0)[::-1],
+    "base": pair_scores,
+    "base_model": lambda: "a/b",
+    "batch": lambda: tiny_batches()[0],
+    "batches": tiny_batches,
+    "before": a_model,
+    "batch_size": lambda: 2,
+    "bias": lambda: width.neuron_importance(WHOLE, "l2"),
+    "blocks": lambda: 3,
+    "budget": lambda: Budget(1e9),
+    "call": lambda: int,
+    "calls": lambda: {"one": int, "two": int},
+    "candidate": lambda: Candidate(2, 32, 2, 48),
+    "candidates": lambda: [Candidate(2, 32, 2, 48)],
+    "categories": lambda: ["Age"],
+    "channels": lambda: torch.arange(8),
+    "choice": lambda: np.zeros(6, dtype=int),
+    "choices": lambda: {"a": 1.5},
+    "choosing": lambda: 4,
+    "chosen": lambda: [(0, 1)],
+    "columns": lambda: ["odds"],
+    "components": lambda: 2,
+    "config": settings,
+    "context": lambda: 4,
+    "controls": lambda: {"random": [1.0, 2.0]},
+    "count": lambda: 1,
+    "criterion": lambda: "l1",
+    "decide_at": lambda: 1,
+    "device": lambda: "cpu",
+    "differences": lambda: np.array([0.1, -0.2, 0.3]),
+    "documents": lambda: ["a", "a", "b", "b", "c", "c"],
+    "domain": lambda: "speeches",
+    "dtype": lambda: torch.float32,
+    "embeddings": lambda: torch.randn(4, 8),
+    "energies": lambda: channels.channel_energies(WHOLE, tiny_batches()),
+    "estimates": lambda: {name: {"decode": 1.0} for name in laps()},
+    "fingerprint": lambda: "x",
+    "folder": folder,
+    "frame": curve,
+    "groups": lambda: ["x", "y"] * 4,
+    "guess": lambda: HARM,
+    "halves": lambda: HARM,
+    "harm": lambda: HARM,
+    "head_sets": lambda: [[(0, 1)]],
+    "heads": lambda: 4,
+    "high": lambda: 1.0,
+    "ids": lambda: torch.arange(6).reshape(3, 2),
+    "importance": lambda: width.neuron_importance(WHOLE, "l1"),
+    "indices": lambda: [1],
+    "intervals": lambda: [(0.1, 0.2)],
+    "items": lambda: asked().rename(columns={"word": "swap"}),
+    "judging": lambda: ["w1 w2 w3"],
+    "k": lambda: 2,
+    "kind": lambda: "neutral",
+    "laps": lambda: {"one": lambda: {"decode": 0.1}},
+    "layer_sets": lambda: [[1]],
+    "layers": lambda: [1],
+    "learned": lambda: ["w1 w2 w3"],
+    "least": lambda: 1,
+    "left_out": lambda: 1,
+    "length": lambda: 8,
+    "lengths": lambda: [4, 8],
+    "licence": lambda: "mit",
+    "limits": lambda: ["It is small."],
+    "log_p": lambda: LOGITS.log_softmax(-1),
+    "log_probs": lambda: torch.tensor([[0.4, 0.3]] * 3).log(),
+    "log_q": lambda: LOGITS.flip(0).log_softmax(-1),
+    "logits": lambda: LOGITS,
+    "low": lambda: 0.0,
+    "matrix": lambda: pd.DataFrame([[1.0, 2.0], [3.0, 4.0]]),
+    "measured": lambda: pd.DataFrame({"a": [1.0]}, index=["b"]),
+    "model": a_model,
+    "model_a": a_model,
+    "model_b": lambda: models.variant(OTHER),
+    "models": lambda: {"one": a_model()},
+    "name": lambda: "x",
+    "name_or_path": lambda: "gender",
+    "names": lambda: ["boolq"],
+    "neurons": lambda: [(0, 1)],
+    "numbers": lambda: [1],
+    "only_a": lambda: 3,
+    "only_b": lambda: 1,
+    "order": lambda: [1, 0],
+    "p_values": lambda: [0.01, 0.2],
+    "pair": lambda: some_pairs()[0],
+    "pairs": some_pairs,
+    "path": lambda: f"{folder()}/x",
+    "phase": lambda: "decode",
+    "price": lambda: 0.1,
+    "prompts": lambda: TEXTS,
+    "prompt_tokens": lambda: 4,
+    "protected": lambda: 0.5,
+    "pruned": pair_scores,
+    "questions": lambda: [question()],
+    "ratio": lambda: 0.25,
+    "recipe": lambda: Recipe(steps=1, lr=1e-3),
+    "record": record,
+    "reference": perplexity,
+    "result": answered,
+    "result_a": perplexity,
+    "result_b": lambda: perplexity(1),
+    "rounds": lambda: 6,
+    "row_nll": lambda: np.ones(3),
+    "row_tokens": lambda: np.ones(3, dtype=int),
+    "rows": lambda: 2,
+    "samples": lambda: [0.1, 0.2, 0.3, 0.2, 0.1, 0.3],
+    "saved": lambda: HARM,
+    "score": perplexity,
+    "scores": pair_scores,
+    "seconds": lambda: [5.0, 6.0, 7.0, 8.0, 9.0],
+    "seed": lambda: 0,
+    "sets": lambda: [[1], [1, 0]],
+    "settings": lambda: {"steps": 1, "lr": 1e-3},
+    "shuffles": lambda: 9,
+    "size": lambda: 16,
+    "sizes": lambda: np.ones(5),
+    "sources": lambda: TEXTS,
+    "speed": speed,
+    "split": lambda: "calibration",
+    "states": lambda: torch.randn(8, 5),
+    "statistic": lambda: lambda sums: sums[:, 0] / sums[:, 1],
+    "steps": lambda: 1,
+    "strata": lambda: np.zeros(6, dtype=int),
+    "student": lambda: tiny_model(seed=1),
+    "student_logits": lambda: LOGITS,
+    "successes": lambda: 3,
+    "summary": lambda: "A model.",
+    "swaps": lambda: 1,
+    "table": asked,
+    "tables": lambda: [np.ones((4, 3, 2)), np.ones((4, 5, 2))],
+    "target": lambda: 1.0,
+    "targets": lambda: torch.tensor([0, 1, 2]),
+    "tasks": lambda: "boolq",
+    "teacher": a_model,
+    "teacher_logits": lambda: LOGITS.flip(0),
+    "templates": lambda: 1,
+    "tensor": lambda: torch.ones(2, 3),
+    "text": lambda: "w1 w2",
+    "text_a": lambda: "the tall man",
+    "text_b": lambda: "the short man",
+    "texts": lambda: TEXTS,
+    "token_ids": lambda: torch.arange(3, 15).reshape(2, 6),
+    "tokenizer": tokenizer,
+    "tokens": lambda: 8,
+    "totals": lambda: np.arange(5.0),
+    "trials": lambda: 9,
+    "units": lambda: np.ones((6, 2)),
+    "value": lambda: 0.5,
+    "values": lambda: [1.0, 2.0],
+    "vocab_size": lambda: 97,
+    "warmups": lambda: 0,
+    "weight": lambda: 0.5,
+    "width": lambda: 16,
+    "words": lambda: pronouns.occupations().iloc[::5],
+    "works": works,
+    "x_label": lambda: "x",
+    "y_label": lambda: "y",
+    "value_label": lambda: "v",
+}  # fmt: skip
+OWN = {
+    "benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
+    "benchmarking.relative_speed": {"reference": lambda: "two"},
+    "benchmarking.speedup_text": {"row": lambda: speed().iloc[0]},
+    "bias.contrastive.controls": {"kind": lambda: "neutral"},
+    "bias.contrastive.pairs": {"split": lambda: "selection"},
+    "bias.contrastive.read_pairs": {"path": pairs_file},
+    "bias.contrastive.write_pairs": {"path": lambda: f"{folder()}/pairs.jsonl"},
+    "bias.fairness.gap_attribution": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
+    "bias.fairness.knock_out": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
+    "bias.pronouns.prompts": {"split": lambda: "selection"},
+    "bias.pronouns.random_heads": {"sets": lambda: 2},
+    "bias.stereotype_scores.continuation_log_likelihoods": {"texts": lambda: [("w1 w2", " w3")]},
+    "bias.stereotype_scores.stereotype_preference": {"pairs": lambda: make_pairs("race", "benchmark")},
+    "bias.statistics.means": {"sums": lambda: np.array([6.0, 9.0, 3.0])},
+    "bias.statistics.require_control": {"frame": lambda: pair_scores().frame},
+    "bias.statistics.require_neutral": {"frame": lambda: pair_scores().frame},
+    "bias.statistics.sums_by_cell": {"templates": lambda: list(asked()["template"].unique())},
+    "bias.statistics.with_holm": {"table": lambda: pd.DataFrame({"kind": ["demographic"], "p": [0.1]})},
+    "channels.prune_channels": {"importance": lambda: channels.channel_importance(WHOLE, tiny_batches())},
+    "compress.ranking.rank": {"importance": all_scores, "text": tiny_batches},
+    "compress.search.candidates": {
+        "budget": lambda: Budget(22e3), "blocks": lambda: [2, 3], "hidden": lambda: [32], "groups": lambda: [2],
+        "multiple_of": lambda: 8, "tolerance": lambda: 0.3,
+    },
+    "compress.search.shrink": {"importance": all_scores},
+    "cost_model.held_out_errors": {"groups": lambda: {n: (works(), [5.0, 6.0, 7.0, 8.0, 9.0]) for n in "ab"}},
+    "costs.speedup_estimate": {"before": work, "after": work},
+    "distillation.hidden.block_pairs": {"student": lambda: 3, "teacher": lambda: 3},
+    "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
+    "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},
+    "distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
+    "evaluation.compare": {"token_ids": lambda: torch.arange(3, 15).reshape(2, 6), "tokenizer": tokenizer},
+    "evaluation.margins": {"task": lambda: "boolq"},
+    "export.export_gguf": {"model": wide_model, "tokenizer": byte_tokenizer, "path": lambda: f"{folder()}/x.gguf"},
+    "export.plan_gguf": {"model": wide_model, "tokenizer": byte_tokenizer},
+    "heads.prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches()), "groups": lambda: 1},
+    "checkpoints.load_pruned": {"folder": saved_folder},
+    "depth.leave_one_out": {"score": lambda: lambda: 1.0},
+    "model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
+    "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
+    "models.load_model": {"name": lambda: "gpt2"},
+    "plotting.components": {
+        "result": lambda: components.principal_components(torch.randn(8, 5), ["x", "y"] * 4, components=2, shuffles=9)
+    },
+    "plotting.ability_and_bias": {
+        "frame": lambda: pd.DataFrame(
+            {f"{of}{end}": [1.0, 2.0] for of in ("price", "bias") for end in ("", "_low", "_high")}, ["a", "random"]
+        )
+    },
+    "plotting.before_and_after": {
+        "frame": lambda: pd.DataFrame({"before": [1.0, 2.0], "after": [2.0, 3.0]})
+    },
+    "plotting.histogram": {"values": lambda: {"a": [1.0, 2.0]}},
+    "plotting.paired_differences": {"frame": lambda: bars("measure").assign(case="c", difference=[0.2, 0.4])},
+    "plotting.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
+    "plotting.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
+    "plotting.show": {"alt": lambda: "A line that rises from left to right."},
+    "language_modelling.summary": {"dtype": lambda: "float32"},
+    "prompt_harm.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
+    "prompt_harm.greedy_answers": {"prompts": lambda: [[3, 4], [5]]},
+    "prompt_harm.harm_at_random": {
+        "judging": lambda: [Case("passage", "w1 w2", "a")], "prompts": lambda: 1, "seeds": lambda: 2,
+    },
+    "prompt_harm.principal_states": {"states": lambda: np.random.default_rng(0).normal(size=(6, 2, 3))},
+    "texts.encode_with_bytes": {"tokenizer": byte_tokenizer},
+    "texts.token_blocks": {"tokenizer": byte_tokenizer},
+    "texts.prompts": {"tokenizer": byte_tokenizer},
+    "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
+    "width.best": {"scores": lambda: torch.arange(8.0)},
+    "width.strongest": {"scores": lambda: torch.arange(8.0)},
+}  # fmt: skip
+#: Given although there is a default, which would take long.
+SHORT = {
+    "bins": 3, "lengths": [4, 8], "new_tokens": 2, "prompt_tokens": 4, "resamples": 20, "rounds": 6,
+    "shuffles": 9, "warmups": 0, "components": 2, "tokens": 64, "length": 8, "count": 2, "max_length": 16,
+}  # fmt: skip
