@@ -60,7 +60,8 @@ TRIED = {"int": ODD, "float": ODD, "bool": ODD, "str": ODD, "Sequence[int]": LIS
 # What a refusal may speak of in place of an argument: what it holds.
 HOLDS = {
     "layers": "block numbers", "indices": "block numbers", "left_out": "block numbers", "x": "columns", "y": "columns",
-    "group": "columns", "hidden": "other sizes", "blocks": "other sizes", "max_length": "alike", "vocab_size": "vocabulary", "kind": "pairs to compare with", "name": "hub",
+    "group": "columns", "hidden": "other sizes", "blocks": "other sizes", "max_length": "alike", "name": "hub",
+    "vocab_size": "vocabulary", "kind": "pairs to compare with",
 }  # fmt: skip
 
 

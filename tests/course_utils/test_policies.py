@@ -118,7 +118,7 @@ def test_rule_with_a_price():
     assert cheapest_guess(HARM, SAVED, 1.0).tolist() == [0, 0, 1]
     price = price_for(HARM, SAVED, 0.1)
     assert outcome(HARM, SAVED, cheapest_guess(HARM, SAVED, price))[0] >= 0.1
-    with pytest.raises(ValueError, match=r"At most 0\.260"):
+    with pytest.raises(ValueError, match=r"at most 0\.260"):
         price_for(HARM, SAVED, 0.5)
 
 
