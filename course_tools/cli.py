@@ -53,6 +53,7 @@ _COMPRESS_OPTIONS = (
 )
 _MEMORY_FOR_TWO = 12 * 2**30  # bytes; a lesson holds 2 to 4 GB, and its test and the reader's programs need some
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
+_SLOWEST = "--durations=10"  # what takes the time is printed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,7 +153,7 @@ def test(args: argparse.Namespace, console: Console) -> int:
     # Two processes with one thread each are faster than one with two, but not where a test takes the time.
     # Files in their own order: those of the tools, few and slow, first, so that no process is left alone with them.
     apart = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if session.cores() > 1 else []
-    statuses = [_pytest("Fast tests", ["-m", "not embedded", *apart, *args.rest], OMP_NUM_THREADS="1")]
+    statuses = [_pytest("Fast tests", ["-m", "not embedded", _SLOWEST, *apart, *args.rest], OMP_NUM_THREADS="1")]
     if not args.fast:
         for title, options, variables in _slow_rounds(args.rest):
             if statuses[-1] in (0, 1, _NOTHING_COLLECTED):  # otherwise something is wrong with all of them
@@ -174,14 +175,14 @@ def at_a_time(cores: int, free: int) -> int:
 
 def _slow_rounds(rest: Sequence[str]) -> list[tuple[str, list[str], dict[str, str]]]:
     """Calls of pytest for what needs the real models: titles, options and variables."""
-    title, durations = "Tests on the embedded models, and the lessons", "--durations=10"
+    title = "Tests on the embedded models, and the lessons"
     cores, free = session.cores(), psutil.virtual_memory().available
     if rest or at_a_time(cores, free) == 1:
         if not rest:
             print(f"{_resources(cores, free)}, so lessons run one after another.")
-        return [(title, ["-m", "embedded", durations, *rest], {})]
+        return [(title, ["-m", "embedded", _SLOWEST, *rest], {})]
     print(f"{_resources(cores, free)}, so lessons run two at a time, and alone where they are about time.")
-    shared = ["-m", "embedded and not timed", durations, "-n", "2", "--dist", "load", "--maxschedchunk", "1"]
+    shared = ["-m", "embedded and not timed", _SLOWEST, "-n", "2", "--dist", "load", "--maxschedchunk", "1"]
     return [
         (f"{title}, two at a time", shared, {"OMP_NUM_THREADS": str(cores // 2)}),
         ("Lessons about time, alone", ["-m", "embedded and timed"], {}),

@@ -213,7 +213,7 @@ def test_fast_tests_share_the_cores_and_chosen_lessons_have_them_alone(pytests):
     assert cli.main(["test", "tests/test_width.py", "-x"]) == 0
     (fast, fast_variables), (slow, slow_variables) = pytests.given
     apart = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    assert fast == ["-m", "not embedded", *apart, "tests/test_width.py", "-x"]
+    assert fast == ["-m", "not embedded", "--durations=10", *apart, "tests/test_width.py", "-x"]
     assert slow == ["-m", "embedded", "--durations=10", "tests/test_width.py", "-x"]
     assert fast_variables["OMP_NUM_THREADS"] == "1" and "OMP_NUM_THREADS" not in slow_variables
     assert pytests.fetched
