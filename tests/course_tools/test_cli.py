@@ -222,7 +222,7 @@ def test_fast_tests_share_the_cores_and_chosen_lessons_have_them_alone(pytests):
 def test_fast_stops_before_the_models(pytests, monkeypatch):
     monkeypatch.setattr(session, "cores", lambda: 1)
     assert cli.main(["test", "--fast", "-k", "width"]) == 0
-    assert [options for options, _ in pytests.given] == [["-m", "not embedded", "-k", "width"]]
+    assert [options for options, _ in pytests.given] == [["-m", "not embedded", "--durations=10", "-k", "width"]]
     assert not pytests.fetched
 
 
