@@ -469,7 +469,7 @@ def before_and_after(
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """What a treatment changed: for each case, the first on top, an open point, an arrow and a filled point.
+    """What a treatment changed: for each case, the first on top, a line from an open point to a filled one.
 
     Args:
         frame: a row a case, named by the index, with the columns ``before`` and ``after``, and where cases belong
@@ -490,8 +490,7 @@ def before_and_after(
     known = list(dict.fromkeys(groups))
     for place, (before, after, group) in enumerate(zip(frame["before"], frame["after"], groups, strict=True)):
         colour = _colour(known.index(group))
-        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkA": 4, "shrinkB": 4}
-        ax.annotate("", (after, place), (before, place), arrowprops=arrow)
+        ax.plot([before, after], [place, place], color=colour, linewidth=2, zorder=1)
         ax.plot(before, place, marker="o", color=colour, markerfacecolor="white", markeredgewidth=2, linestyle="none")
         ax.plot(after, place, marker="o", color=colour, linestyle="none")
     ax.set_yticks(range(len(frame)), [str(name) for name in frame.index])

@@ -182,4 +182,4 @@ def test_competition_shows_the_score_and_leaves_the_base_alone(smoke_llama, caps
 def test_competition_scores_on_text_that_is_used_for_nothing_else(smoke_llama):
     held_out = lesson_03._held_out(smoke_llama[1])
     assert held_out.split == "distillation"
-    assert held_out.input_ids.shape == (12, 128)
+    assert held_out.input_ids.shape == (12, 64)
