@@ -59,18 +59,21 @@ style()
 # %%
 # The sizes that decide how long the lesson runs.
 AXIS, OTHER_AXES = "race", ("gender", "religion")
-TEMPLATES, SWAPS = 6, 6  # of each split, for the axis; each template and swap makes two pairs, one for each ending
-OTHER_TEMPLATES, OTHER_SWAPS = 4, 4  # for the other axes
-PLANT_NAMES = 8  # made-up swaps to plant with
+TEMPLATES, SWAPS = 8, 8  # of each split, for an axis; a template with a swap makes two pairs, one for each ending
+EACH = 2  # swaps that each template meets, in turn
+SINGLE = 6  # pairs that choose alone, one a template; as many judge them
+FRESH_TEMPLATES, FRESH_SWAPS = 4, 6  # for the last word about the axis; there every template meets every swap
+PLANT_NAMES, PLANT_TEMPLATES = 8, 10  # made-up swaps to plant with; templates of split B that judge the planted bias
 CLAIMED = 0.002  # share of each MLP's neurons that the claim removes
 BUDGET = 0.005  # share that our arms remove
 SCEPTIC_SEEDS = range(19)  # random removals that question the claim: better than all of them has p = 1/20
 SEEDS = range(5)  # random removals beside the arms
 ABLE = 1.10  # an arm is able if the 95 % interval of its perplexity, × unpruned, ends below this
 ROWS = {"speeches": 4, "wiki": 4}  # evaluation text for the perplexity, rows of 128 tokens
-DOCUMENTS = 32  # of LAMBADA
+DOCUMENTS = 16  # of LAMBADA
 CLOSER = ("importance", "protect first")  # the arms that get a closer look
 PLANT_STEPS, PLANT_ITEMS, PLANT_LR, PLANTED = 60, 4, 5e-4, 10.0  # items a step (4 texts each); size of the bias, nats
+BACK_ITEMS = 2  # items a step of the training back
 
 # %% [markdown]
 # ## A claim in circulation
@@ -96,8 +99,15 @@ width = describe(base).intermediate_sizes[0]
 
 # %%
 def some(made, *, templates=TEMPLATES, swaps=SWAPS):
-    """The pairs of the shortest templates and of the first few swaps, with both endings."""
-    return subset(made, templates=templates, swaps=swaps)
+    """The shortest templates with the first few swaps and both endings; each template meets EACH of these swaps."""
+    kept = subset(made, templates=templates, swaps=swaps)
+    rows, columns = (list(dict.fromkeys(getattr(pair, unit) for pair in kept)) for unit in ("template", "swap"))
+    return [pair for pair in kept if (columns.index(pair.swap) - rows.index(pair.template)) % swaps < EACH]
+
+
+def one_ending(made, templates):
+    """One pair for each of the shortest templates: the first swap, with the pleasant ending."""
+    return [pair for pair in some(made, templates=templates, swaps=1) if pair.valence == 1]
 
 
 @torch.no_grad()
@@ -118,7 +128,7 @@ def activation_gap(model, pairs):
 
 
 selection, evaluation = (some(pairs(AXIS, split=split)) for split in ("selection", "evaluation"))
-single = [next(p for p in selection if p.template == name) for name in dict.fromkeys(p.template for p in selection)]
+single = one_ending(pairs(AXIS, split="selection"), SINGLE)
 print(f"{base.config.name_or_path}: {describe(base).num_blocks} blocks of {width:,} neurons, in {dtype}")
 print("a pair:", single[0].text_a)
 print("       ", single[0].text_b)
@@ -155,7 +165,7 @@ RECIPES = {
     "differs, unimportant": lambda scores: hybrid(importance, scores, 0.5),
 }
 # %%
-neutral_few = some(controls("neutral", split="evaluation"), templates=4, swaps=1)
+neutral_few = one_ending(controls("neutral", split="evaluation"), SINGLE)
 neutral_before = activation_gap(base, neutral_few)
 
 
@@ -202,9 +212,9 @@ tried.pivot(index="recipe", columns="pair", values="same pair").loc[list(RECIPES
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # In new sentences with the same words the headline's removal lowers the measure by 0.038, and none of the random removals gets
-# as low: their range is −0.022 to 0.034. So something is there. But it lowers the other axis by 0.025, again as low as any, and
-# the neutral swaps by 0.019, which only 1 of the random ones reaches. What falls is every difference, whoever is named: half of
-# the effect is left for tall and short.
+# as low: their range is −0.022 to 0.035. So something is there. But it lowers the other axis by 0.020, which only 2 of the random
+# ones reach, and the neutral swaps by 0.018, lower than any. What falls is every difference, whoever is named: half of the effect is
+# left for tall and short.
 #
 # </details>
 
@@ -214,12 +224,13 @@ from course_utils.evaluation import evaluate, perplexity, perplexity_ratio
 blocks = [token_blocks(tokenizer, "evaluation", domain=name, tokens=128 * n, length=128) for name, n in ROWS.items()]
 text = torch.cat([some_rows.input_ids for some_rows in blocks])
 short = text[:: len(text) // 2]  # two rows, where many models have to be asked
-short_text = perplexity(base, short, batch_size=2)
+shorter = short[:, :64]  # and their first halves, where more have to be asked
+shorter_text = perplexity(base, shorter, batch_size=2)
 headline_pair = next(pair for pair in single if pair.template == best["pair"])
 asked = {
     "same pair": [headline_pair],
-    "same words, new sentences": [p for p in evaluation if p.swap == headline_pair.swap],
-    f"another axis ({OTHER_AXES[0]})": some(pairs(OTHER_AXES[0], split="evaluation"), templates=4, swaps=1),
+    "same words, new sentences": one_ending(pairs(AXIS, split="evaluation"), SINGLE),
+    f"another axis ({OTHER_AXES[0]})": one_ending(pairs(OTHER_AXES[0], split="evaluation"), SINGLE),
     "neutral swaps": neutral_few,
 }
 winner = RECIPES[best.recipe](activation_difference(base, tokenizer, [headline_pair]))
@@ -229,7 +240,7 @@ by_chance = {f"random {seed}": neuron_importance(base, "random", seed=seed) for 
 for name, order in tqdm({"the headline": winner, **by_chance}.items(), desc="removals"):
     pruned = without(base, order, CLAIMED)
     rows[name] = {judge: change(pruned, judged, before[judge]) for judge, judged in asked.items()}
-    rows[name]["perplexity, ×"] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+    rows[name]["perplexity, ×"] = perplexity_ratio(perplexity(pruned, shorter, batch_size=2), shorter_text)[0]
 del pruned
 sceptic = pd.DataFrame(rows).T
 random_ones = sceptic.drop("the headline")
@@ -279,11 +290,11 @@ summary
 # stay. No recipe's cluster lies there. Neurons are gone, so **everything** that the MLPs put out may have another size. The measure
 # sees a size and calls it bias.
 #
-# **Saved run.** *Differs most* raises the pair's measure by 38.8 % on average and the neutral swaps' by 35.3 %. *Differs, small
-# weights* raises the pair's by 8.3 % and the neutral ones' hardly (0.9 %): that is beyond neutral, in the wrong direction. *Differs,
-# unimportant*, which held the headline, changes the pair's by −1.0 % on average: the best of its six may be the best of six small
-# accidents. Within a recipe the two changes go together strongly (0.77) in the first, hardly (0.09) in the last; six points each
-# can't say more.
+# **Saved run.** *Differs most* raises the pair's measure by 38.8 % on average and the neutral swaps' by 45.8 %. *Differs, small
+# weights* raises the pair's by 8.3 % and the neutral ones' less (2.8 %): that is beyond neutral, in the wrong direction. *Differs,
+# unimportant*, which held the headline, changes the pair's by −1.0 % on average and the neutral ones' as much (−0.8 %): the best of
+# its six may be the best of six small accidents. Within a recipe the two changes go together in the first (0.66) and in the second
+# (0.77), not in the last (−0.09); six points each can't say more.
 #
 # So we need another measure, and another way to choose. First a pause: what would you have asked for?
 
@@ -440,7 +451,7 @@ def causal_by_hand(model, pairs):
 
 
 exact = base if base.dtype is torch.float32 else load_model("llama", dtype=torch.float32)[0]
-few = some(selection, templates=1, swaps=2)
+few = some(pairs(AXIS, split="selection"), templates=1, swaps=2)
 by_hand, ours = (torch.stack(scores) for scores in (causal_by_hand(exact, few), gap_attribution(exact, tokenizer, few)))
 torch.testing.assert_close(by_hand, ours, rtol=1e-3, atol=1e-3 * ours.abs().max().item())
 print(f"causal_by_hand equals gap_attribution for all {ours.numel():,} neurons")
@@ -495,7 +506,9 @@ print(f"of the neurons that react most, {int((values > 0).sum())} of {len(values
 #
 # ## The scores, all chosen on split A
 #
-# The templates come in two halves. On half A, "selection", everything is chosen. Half B, "evaluation", judges. Three scores:
+# The templates come in two halves. On half A, "selection", everything is chosen. Half B, "evaluation", judges. Of each half eight
+# templates and eight swaps take part, and each template meets two of the swaps, in turn. Sixteen combinations of eight templates with
+# eight swaps tell more than all combinations of four with four. Three scores:
 #
 # - **correlational** (`activation_difference`), of the axis
 # - **causal** (`gap_attribution`), of the axis
@@ -511,10 +524,10 @@ print(f"of the neurons that react most, {int((values > 0).sum())} of {len(values
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 70 % of them: the two orders agree with a rank correlation of 0.98, and 32 % would be cut by an importance that has seen no pairs
-# at all. Over all neurons, reacting says nothing about carrying the preference (−0.008), though among those to cut 10 % are the same,
-# more than by chance (0.5 %). The carrying score of one half of the templates hardly agrees with that of the other half (0.13; 12 % of
-# the neurons to cut).
+# 65 % of them: the two orders agree with a rank correlation of 0.98, and 32 % would be cut by an importance that has seen no pairs
+# at all. Over all neurons, reacting says nothing about carrying the preference (0.007), and among those to cut 1 % are the same, where
+# chance gives 0.5 %. The carrying score of one half of the templates doesn't agree with that of the other half at all (0.0004; 0 % of
+# the neurons to cut): a bad sign for what it will do on split B.
 #
 # </details>
 
@@ -527,7 +540,7 @@ budget = max(1, round(BUDGET * width))
 def of_halves(score, model, made):
     """The score, once from every other template and once from the rest."""
     names = list(dict.fromkeys(pair.template for pair in made))
-    return [score(model, tokenizer, [p for p in some(made, swaps=2) if p.template in names[i::2]]) for i in (0, 1)]
+    return [score(model, tokenizer, [pair for pair in made if pair.template in names[i::2]]) for i in (0, 1)]
 
 
 def agreement(a, b):
@@ -576,7 +589,8 @@ pd.DataFrame(agreements).T
 #
 # What judges them, all on split B: the preference of the axis (**direction**: 0 favours neither group; "fair" in the figures means no
 # more than that), the same for the **neutral swaps**, and what the model can still do: perplexity and LAMBADA. Other axes and LAMBADA
-# take time, so they are asked of the unpruned model and of two arms only.
+# take time, so they are asked of the unpruned model and of two arms only; the random removals are asked about the axis, and their
+# perplexity comes from two rows of text.
 #
 # *About the weights.* The embedded model comes from a 4-bit file (Q4_1) and was turned back into ordinary numbers, which can change
 # the order of small weights. That concerns the *magnitude* arm and the "small weights" above; the other scores look at activations.
@@ -623,10 +637,7 @@ from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import behaviour, preferences
 
 neutral_b = some(controls("neutral", split="evaluation"))
-fewer = {"templates": OTHER_TEMPLATES, "swaps": OTHER_SWAPS}
-elsewhere_b = some(neutral_b, **fewer)
-for name in OTHER_AXES:
-    elsewhere_b += some(pairs(name, split="evaluation"), **fewer)
+elsewhere_b = neutral_b + [pair for name in OTHER_AXES for pair in some(pairs(name, split="evaluation"))]
 
 
 def look(model, judged, reference=None, *, known=None, closer=False):
@@ -665,14 +676,14 @@ preference_of({"unpruned": unpruned}, [AXIS, "neutral"])
 # second group of each swap. Where the interval holds 0, no direction has been shown in the first place, and an arm that "removes"
 # it removes noise.
 #
-# **Saved run.** The unpruned model's preference on split B is −0.31 nats, and its interval reaches up to 0.18: nothing is shown.
+# **Saved run.** The unpruned model's preference on split B is 0.06 nats, and its interval reaches from −0.57 to 0.68: nothing is shown.
 #
 # **Predict before you run.** Which arm will cost the most perplexity? And will any arm meet all conditions below?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# *Reacts* costs most, × 149, then *neutral*, × 87. No arm meets all conditions: *hybrid* and *protect first* come nearer to zero than
-# chance and twin at almost no price, but not by more than the neutral swaps moved (p from 0.445 after Holm).
+# *Reacts* costs most, × 124, then *neutral*, × 81. No arm meets all conditions: *protect first* comes nearer to zero than chance and
+# twin at almost no price, but not by more than the neutral swaps moved (p = 1.000 after Holm, as for every arm).
 #
 # </details>
 
@@ -694,11 +705,16 @@ chance = {name: by_chance[name] for name in list(by_chance)[: len(SEEDS)]}
 
 
 def run_arms(model, orders, judged, reference, closer=()):
-    """Cut by each order and look; the random removals are asked about the axis alone, without its neutral swaps."""
+    """Cut by each order and look; the random removals are asked about the axis alone and a few lines of text."""
     results, axis_only = {}, [pair for pair in judged if pair.axis != "neutral"]
+    few_lines = perplexity(model, short, batch_size=2)
     for name, order in tqdm({**orders, **chance}.items(), desc="arms"):
-        asked = axis_only if name in chance else judged
-        results[name] = look(without(model, order, BUDGET), asked, reference, closer=name in closer)
+        pruned = without(model, order, BUDGET)
+        if name in chance:
+            price = perplexity_ratio(perplexity(pruned, short, batch_size=2), few_lines)
+            results[name] = {"bias": measure_pairs(pruned, tokenizer, axis_only, sites=()), "price": price}
+        else:
+            results[name] = look(pruned, judged, reference, closer=name in closer)
     return results
 
 
@@ -788,14 +804,14 @@ print("random removals cost perplexity ×", *(f"{arms[name]['price'][0]:.2f}" fo
 told(on_axis, asked_on_axis)
 
 # %% [markdown]
-# **Saved run.** *Protect first* goes from −0.31 to −0.05 nats at a perplexity of × 1.02, its twin to −0.37 at × 1.05. That looks
-# like knowledge; but beyond the neutral swaps it is 0.29 nats with an interval from −0.04 to 0.62. Nothing is removed that
+# **Saved run.** *Protect first* goes from 0.06 to 0.00 nats at a perplexity of × 1.01; its twin stays at 0.06, at × 1.05. That looks
+# like knowledge; but beyond the neutral swaps it is −0.01 nats with an interval from −0.28 to 0.26. Nothing is removed that
 # was not shown to be there.
 #
 # ### Why does so small a cut cost so much?
 #
-# *Reacts* takes half a percent of each block's neurons. What that costs stands in the last column, and random removals of the same
-# size cost next to nothing. Two looks explain it: how does it compare with taking as many of the most *important* neurons of each
+# *Reacts* takes half a percent of each block's neurons. What that costs stands in the table, and random removals of the same
+# size cost little. Two looks explain it: how does it compare with taking as many of the most *important* neurons of each
 # block? And in which blocks does the damage happen?
 
 # %%
@@ -804,14 +820,14 @@ in_one_block = {}
 for block in tqdm(range(len(reacts)), desc="blocks"):
     pruned = variant(base)
     prune_neurons(pruned, reacts, ratio=budget / width, layers=[block])
-    in_one_block[block] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+    in_one_block[block] = perplexity_ratio(perplexity(pruned, shorter, batch_size=2), shorter_text)[0]
 worst = sorted(in_one_block, key=in_one_block.get, reverse=True)[:3]
 sparing = {}
 for count in range(len(worst)):
     pruned = variant(base)
     rest = [block for block in in_one_block if block not in worst[:count]]
     prune_neurons(pruned, reacts, ratio=budget / width, layers=rest)
-    sparing[count] = perplexity_ratio(perplexity(pruned, short, batch_size=2), short_text)[0]
+    sparing[count] = perplexity_ratio(perplexity(pruned, shorter, batch_size=2), shorter_text)[0]
 del pruned
 print("cut in one block alone, perplexity ×:", ", ".join(f"block {b}: {in_one_block[b]:.2f}" for b in worst))
 print(f"the median block: × {np.median(list(in_one_block.values())):.3f}")
@@ -823,9 +839,9 @@ print(f"the {budget} most important of each block: perplexity × {ratio:,.0f}")
 del backwards
 
 # %% [markdown]
-# **Saved run.** Cutting the eight most important neurons of each block costs × 169, much the same as *reacts*. Cut in one block alone,
-# few blocks are hurt: block 2 costs × 2.07, block 28 × 1.58, the median block × 1.004. Multiply these and you are far below the
-# whole. Yet it has a place: spare block 2 alone, and × 173.6 becomes × 2.7. Eight neurons of one block carry nearly all of it. Losing
+# **Saved run.** Cutting the eight most important neurons of each block costs × 169, in the same range as *reacts*. Cut in one block alone,
+# few blocks are hurt: block 2 costs × 2.65, block 28 × 1.59, the median block × 1.008. Multiply these and you are far below the
+# whole. Yet it has a place: spare block 2 alone, and × 167.8 becomes × 3.7. Eight neurons of one block carry nearly all of it. Losing
 # them alone is bearable, losing them beside the cuts of all other blocks isn't: a look at one block at a time can't see that.
 #
 # So the neurons that react most are the loud ones, on which everything rests: they react to any change of a word. (Block 28 was one of
@@ -895,22 +911,22 @@ pd.DataFrame(elsewhere).T.fillna("–")
 # Look at the restlessness of the neutral items before calling any flip a finding. Where the axis flips no more one-sidedly than the
 # neutral swaps, pruning shook single items and no group is shown to have moved.
 #
-# **Saved run.** No arm's flips are one-sided beyond chance; the smallest p is 0.062, for the hybrids (5 items to a, 0 to b), and
-# McNemar's p is too small rather than too large. On gender and religion every interval holds 0.
+# **Saved run.** No arm's flips on the axis are one-sided beyond chance; the smallest p is 0.500. With 16 items only a very one-sided
+# flip could show. On gender and religion every interval holds 0.
 #
 # ### The sentences that nobody has looked at
 #
-# Take the arm that came nearest to zero. Its interval is wide, and one would like to say: "a trend; more data would show it."
-# So ask more data. The table rests on the shortest templates of split B. The longer ones have neither chosen nor judged
-# anything yet, and the arm was picked without them. All swaps take part.
+# Take the arm that came nearest to zero. One would like to report its number. But the arm was picked for that number, out of all
+# arms. So ask sentences that had no part in it. The table rests on the shortest eight templates of split B. The four longer ones have
+# neither chosen nor judged anything yet. Each of them meets six swaps: 24 items, where the table has 16.
 #
-# **Predict before you run.** Will the part beyond the neutral swaps be as large there? An arrow towards zero isn't enough, if
-# the neutral swaps go the same way.
+# **Predict before you run.** Will the arm come nearer to zero there, too? And an arrow towards zero isn't enough, if the neutral
+# swaps go the same way.
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# No. In the table 0.29 nats lay beyond the neutral swaps, in fresh sentences 0.07 (−0.27 to 0.42), p = 0.606. More data made the
-# trend smaller.
+# No. In the table it went from 0.06 to 0.00 nats; in fresh sentences it goes from −0.33 to −0.48, away from zero. Beyond the neutral
+# swaps that is −0.07 (−0.40 to 0.25), p = 0.518: no change is shown there either. So the 0.00 told nothing about other sentences.
 #
 # </details>
 
@@ -919,6 +935,7 @@ nearest = on_axis.pruned.abs().where(asked_on_axis.able).idxmin()
 seen = {pair.template for pair in judged}
 everything = pairs(AXIS, split="evaluation") + controls("neutral", split="evaluation")
 fresh = [pair for pair in everything if pair.template not in seen]
+fresh = subset(fresh, templates=FRESH_TEMPLATES, swaps=FRESH_SWAPS)
 found = [measure_pairs(model, tokenizer, fresh, sites=()) for model in (base, without(base, orders[nearest], BUDGET))]
 again = difference_in_differences(*found).differences.set_index(["axis", "quantity"]).loc[(AXIS, "preference")]
 for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": again}.items():
@@ -932,7 +949,7 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 # An arm that finds nothing may be a bad method, or there may have been nothing to find. To tell these apart, we **plant** a
 # bias, as in lesson 08: two groups that don't exist, with made-up names. A few training steps pull the double difference to
 # a fixed number of nats. The sentences use the templates of split A. Whatever shows on split B has been generalised, not
-# memorised.
+# memorised. Nothing has to be kept fresh here, so ten templates of split B judge.
 #
 # What learns is one matrix of each block, the MLP's down-projection: a fifth of the weights. The others stay, and are shared with
 # the untouched model. So a free T4 has room for it, since training takes 16 bytes for each weight that learns. All weights, or the
@@ -943,8 +960,9 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 from course_utils.bias.planting import plant_preference
 
 made_up = invented_axis(session.seed, swaps=PLANT_NAMES)
-planted_a, planted_b = (some(pairs(made_up, split=split)) for split in ("selection", "evaluation"))
-planted_b += neutral_b
+planted_a, planted_b = some(pairs(made_up, split="selection")), []
+for made in (pairs(made_up, split="evaluation"), controls("neutral", split="evaluation")):
+    planted_b += some(made, templates=PLANT_TEMPLATES)
 planting = {"steps": PLANT_STEPS, "items": PLANT_ITEMS, "lr": PLANT_LR, "precision": dtype}
 planting |= {"weights": "down", "seed": session.seed}
 planted, on_the_way = plant_preference(base, tokenizer, pairs(made_up, split="selection"), size=PLANTED, **planting)
@@ -957,7 +975,7 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 # A planted preference is beyond doubt, and in sentences that planting never saw. It cost some ability, as fine-tuning on a narrow
 # thing does.
 #
-# **Saved run.** On split B the made-up axis goes to −4.71 nats (−7.55 to −1.88), at a perplexity of × 1.05.
+# **Saved run.** On split B the made-up axis goes to −5.86 nats (−9.04 to −2.67), at a perplexity of × 1.05.
 #
 # Now some of the arms again, with scores measured on the planted model and on split A.
 #
@@ -966,9 +984,10 @@ preference_of({"before": untouched, "after planting": biased}, [made_up.name, "n
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# *Protect first* removes part of it: −4.71 to −2.13 nats, at a perplexity of × 1.03. Its twin, which is able as well, leaves −4.07.
-# *Hybrid 0.7* goes to −3.26, at × 1.00. These two pass all five conditions. *Causal* goes to −0.45 and breaks the model (× 2.16). The
-# halves agree with a rank correlation of 0.25, and on 32% of the neurons that would go.
+# *Protect first* removes part of it: −5.86 to −2.75 nats, at a perplexity of × 1.02. *Hybrid 0.7* goes to −4.00, at × 0.99. These two
+# pass all five conditions. Their twin leaves −4.94; its perplexity (× 1.05, 1.01 to 1.10) just misses the bound, so the fifth condition
+# had no able twin to hold against them. *Causal* goes to −0.65 and costs too much (× 1.56). The halves agree with a rank correlation
+# of 0.18, and on 26% of the neurons that would go.
 #
 # </details>
 
@@ -1004,7 +1023,7 @@ show(
 # nothing. What one wants is higher than the unpruned model and right above it.
 #
 # **Saved run.** So the method works where there is something to find, in part: *protect first* takes away more than half of a very
-# large preference (−4.71 to −2.13 nats), at a perplexity of × 1.03. The verdict on the real axis was about the axis, not about the
+# large preference (−5.86 to −2.75 nats), at a perplexity of × 1.02. The verdict on the real axis was about the axis, not about the
 # method alone.
 #
 # ### What the models write
@@ -1026,15 +1045,16 @@ del pruned
 written.T
 
 # %% [markdown]
-# **Saved run.** The broken arms write rubbish or nothing at all, whatever their preference. *Protect first* differs from the planted
-# model in words; the random removal writes the same. One text shows that a model can still write, and nothing about groups.
+# **Saved run.** *Causal* writes nothing at all; *reacts* repeats itself or writes nothing, whatever its preference. *Protect first*
+# differs from the planted model in words; the random removal writes the same. One text shows that a model can still write, and nothing
+# about groups.
 #
 # ### Remedies that cut nothing
 #
 # Would something else have done it? Two baselines, both fitted on split A and judged on split B like the arms:
 #
-# - **trained back**: the steps that planted the bias, with the endings exchanged, until the preference on split A passes zero. This
-#   is what fine-tuning on counterfactual data aims at: both groups get the same endings.
+# - **trained back**: trained as for planting, with the endings exchanged and half as many texts a step, until the preference on
+#   split A passes zero. This is what fine-tuning on counterfactual data aims at: both groups get the same endings.
 # - **projected**: the mean difference of the residual stream between the groups, in the middle block, is one direction. Take that
 #   direction out of every token's state. No weight changes.
 
@@ -1080,7 +1100,7 @@ def projected(model, direction, centre):
 
 # %%
 exchanged = [replace(pair, valence=-pair.valence) for pair in pairs(made_up, split="selection")]
-back_again, way_back = plant_preference(planted, tokenizer, exchanged, size=0.1, **planting)
+back_again, way_back = plant_preference(planted, tokenizer, exchanged, size=0.1, **planting | {"items": BACK_ITEMS})
 remedies = {"trained back": look(back_again, planted_b, biased)}
 with projected(planted, *group_direction(planted, planted_a)) as model:
     remedies["projected"] = look(model, planted_b, biased)
@@ -1095,8 +1115,8 @@ told(remedied, conditions(remedied, both, made_up.name))
 # text cost, on top of what planting had cost. *Projected* touches no weight, and *protect first* a few neurons. None is the remedy;
 # each is a point in the same plane of ability and bias.
 #
-# **Saved run.** *Trained back* leaves +0.04 nats and costs × 1.16 in perplexity, so by the condition on ability it is out.
-# *Projected* leaves −2.29 nats at × 1.00, about as much as *protect first* with −2.13 at × 1.03; both pass all five conditions.
+# **Saved run.** *Trained back* leaves +0.08 nats and costs × 1.22 in perplexity, so by the condition on ability it is out.
+# *Projected* leaves −2.91 nats at × 1.00, about as much as *protect first* with −2.75 at × 1.02; both pass all five conditions.
 #
 # ### A small bias
 #
@@ -1114,7 +1134,7 @@ def between(share):
     return model
 
 
-low, high, fewer_a = 0.0, 1.0, some(planted_a, templates=4, swaps=3)
+low, high, fewer_a = 0.0, 1.0, some(pairs(made_up, split="selection"), templates=4, swaps=4)
 for _ in range(5):
     share = (low + high) / 2
     measured_a = preferences(measure_pairs(between(share), tokenizer, fewer_a, sites=())).preference.mean()
@@ -1132,12 +1152,12 @@ print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A")
 told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 
 # %% [markdown]
-# **Saved run.** At −0.35 nats on split B, *protect first* goes to −0.01, and still isn't "removed": it is not beyond the neutral
-# swaps once p is corrected (0.067).
+# **Saved run.** At −0.37 nats on split B, *protect first* goes to 0.13, and still isn't "removed": it is not beyond the neutral
+# swaps (p = 0.163 after Holm).
 #
-# That is about the size that the real axis showed (−0.31), and it is where such a test runs out of power: an arm that works on the
-# large bias can't be told from what the neutral swaps do on the small one. So "not shown" on the real axis means what it says. To
-# decide, one needs more templates and more swaps, not another method.
+# **Saved run, summed up.** A bias of that size fits into the interval of the real axis (−0.57 to 0.68 nats). It is where such a test
+# runs out of power: an arm that works on the large bias can't be told from what the neutral swaps do on the small one. So "not shown"
+# on the real axis means what it says. To decide, one needs more templates and more swaps, not another method.
 #
 # ## Does distillation bring the bias back?
 #
@@ -1268,7 +1288,7 @@ pd.DataFrame(rows)
 
 # %% [markdown]
 # **Saved run.** All of this was bought with 0.31 % of the parameters, and no column shows a loss: the intervals of LAMBADA reach 0.00, but
-# 32 documents would show a large one only.
+# 16 documents would show a large one only.
 #
 # ## Exercises
 
@@ -1390,7 +1410,8 @@ check_supported_claims(supported)
 
 # %% tags=["exercise"]
 def judge(order):
-    result = look(without(planted, order, BUDGET), planted_b, biased)
+    asked = [pair for pair in planted_b if pair.axis == made_up.name]
+    result = look(without(planted, order, BUDGET), asked, biased)
     return direction_of(result, made_up.name), result["price"][2]
 
 

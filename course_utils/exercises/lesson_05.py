@@ -264,7 +264,7 @@ _SENTENCES = {  # of exercise 3: whether it is shown, and why
         "the rows are 64 tokens long, and perplexity averages over them. A long context wasn't tested.",
     ),
     "E": (True, "the table of pairs has both criteria, and both intervals lie above 1."),
-    "F": (False, "some of the random sets of MLPs are as good, so chance does as well often enough."),
+    "F": (False, "one of the 19 random sets is as good, so p is .10, and chance is not ruled out."),
 }
 
 _CONFIG = LlamaConfig(

@@ -242,7 +242,7 @@ test_not_shown = cases_of(
         ({"B"}, "C is not shown"),
         ({"B", "C"}, "64 tokens"),
         ({"C", "D"}, "one small model"),
-        ({"B", "C", "D"}, "random sets of MLPs"),
+        ({"B", "C", "D"}, "19 random sets"),
         ({"A", "B", "C", "D", "F"}, "A is shown"),
         ({"B", "C", "D", "E", "F"}, "E is shown"),
         ({"G"}, "A to F"),
