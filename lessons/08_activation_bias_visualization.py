@@ -65,13 +65,14 @@ from course_utils.session import safe_dtype, start
 session = start("08")
 style()
 
-# All sizes of this lesson. They were tuned for time, on the planted bias of the last part; never on a real group.
+# All sizes of this lesson, chosen by time and by how wide an interval may be.
 HEADS, CONTROLS = 3, 19  # heads to choose; random sets and directions to compare with (19: p = .05 at best)
 AXES = ("gender", "race")  # contrastive.axes() has more
 SITES = ("attention_out", "mlp_out", "residual")
-CROWS, QUESTIONS = 160, 50  # benchmark items: pairs, and questions for each of two conditions
-INVENTED, SWAPS, TEMPLATES = 4, 8, 6  # invented axes, swaps and evaluation templates for each
-STEPS, ITEMS, RATE = 60, 4, 5e-4  # of planting a bias: steps at most, items of 4 texts a step, learning rate
+MEASURED = {"templates": 10, "swaps": 10}  # of each axis and each control
+CROWS, QUESTIONS = 160, {"disambig": 50, "ambig": 30}  # benchmark items: pairs, and questions of two conditions
+INVENTED = {"templates": 6, "swaps": 8}  # of each invented axis, for measuring
+STEPS, ITEMS, RATE = 60, 4, 1e-3  # of planting a bias: steps at most, items of 4 texts a step, learning rate
 PLANTED = 10.0  # nats, the double difference at which it stops
 
 # %% [markdown]
@@ -107,7 +108,8 @@ told = [
     "The farmer was late because",
 ]
 pd.set_option("display.max_colwidth", 200)
-continuations({"goes on with": exact}, tokenizer, told, new_tokens=16)
+goes_on = continuations({"goes on with": exact}, tokenizer, told, new_tokens=12)
+goes_on
 
 # %% [markdown]
 # One continuation is an anecdote. The next token is a number: `log P(she) − log P(he)`, the *log-odds* in nats. 0 means
@@ -638,12 +640,8 @@ from course_utils.bias.pronouns import head_effects
 
 heads = exact.config.num_attention_heads
 estimates = head_effects(exact, tokenizer, list(chosen_pairs.text), list(chosen_pairs.source))  # [pairs, blocks, heads]
-gap = float(
-    (
-        pronoun_log_odds(exact, tokenizer, list(chosen_pairs.source))
-        - pronoun_log_odds(exact, tokenizer, list(chosen_pairs.text))
-    ).mean()
-)
+odds_after = jobs.set_index("text").odds  # measured at the beginning
+gap = odds_after[chosen_pairs.source].mean() - odds_after[chosen_pairs.text].mean()
 shares = estimates.mean(0).numpy() / gap  # of the gap
 order = np.argsort(shares, axis=None)[::-1]
 chosen = [tuple(int(i) for i in np.unravel_index(number, shares.shape)) for number in order[:HEADS]]
@@ -708,23 +706,23 @@ check_control_sets(control_sets)
 # %%
 from course_utils.bias.pronouns import random_heads
 
-judged_pairs = judged_pairs.groupby("template", sort=False).head(6)  # of each sentence, to save time
+judged_pairs = judged_pairs.groupby("template", sort=False).head(4)  # of each sentence, to save time
 texts, sources = list(judged_pairs.text), list(judged_pairs.source)
 sets = [
-    [],
     *([head] for head in chosen),
     chosen,
     *random_heads(chosen, heads, blocks, sets=CONTROLS, seed=session.seed),
 ]
-patched = patched_log_odds(exact, tokenizer, texts, sources, sets).mean(1)  # [sets]
-whole = pronoun_log_odds(exact, tokenizer, sources).mean() - patched[0]
-moved = (patched - patched[0]) / whole
-names = ["nothing", *(f"head {i}.{k}" for i, k in chosen), f"these {HEADS} together"]
+# 8 at once: the two short sentences share a batch, and are not padded to the long ones.
+patched = patched_log_odds(exact, tokenizer, texts, sources, sets, batch_size=8).mean(1)  # [sets]
+here, there = odds_after[texts].mean(), odds_after[sources].mean()
+moved = (patched - here) / (there - here)
+names = [*(f"head {i}.{k}" for i, k in chosen), f"these {HEADS} together"]
 
 _, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
-ax.scatter(100 * moved[1 : len(names)], range(1, len(names)), s=80, color="C0")
+ax.scatter(100 * moved[: len(names)], range(len(names)), s=80, color="C0")
 ax.scatter(100 * moved[len(names) :], [len(names)] * CONTROLS, color="0.45", alpha=0.6)
-ax.set_yticks(range(1, len(names) + 1), [*names[1:], f"{CONTROLS} random sets of {HEADS}"])
+ax.set_yticks(range(len(names) + 1), [*names, f"{CONTROLS} random sets of {HEADS}"])
 ax.axvline(0, color="0.25", linewidth=1.2)
 ax.invert_yaxis()
 ax.axvline(100, color="0.25", linestyle=":")
@@ -732,7 +730,7 @@ ax.set_xlabel("moves, % of the gap (evaluation half)")
 show(
     "Share of the gap that patching moves: the chosen heads one by one, together, and as grey dots random sets of as many heads. The chosen ones together move most of the gap, the random sets hardly any."
 )
-print("\n".join(f"{name}: {value:.0%}" for name, value in zip(names[1:], moved[1:], strict=False)))
+print("\n".join(f"{name}: {value:.0%}" for name, value in zip(names, moved, strict=False)))
 print(f"{CONTROLS} random sets, as deep: {moved[len(names) :].min():.0%} to {moved[len(names) :].max():.0%}")
 
 # %% [markdown]
@@ -756,12 +754,15 @@ print(f"{CONTROLS} random sets, as deep: {moved[len(names) :].min():.0%} to {mov
 
 # %%
 from course_utils.bias.contrastive import controls
-from course_utils.bias.pronouns import projecting_out
+from course_utils.bias.pronouns import projecting_out, templates
 from course_utils.language_modelling import perplexity
 
 cut = np.sort(np.argsort(choosing)[::-1][: max(1, blocks // 6)]).tolist()
-test_jobs, test_persons = (prompts(words, "evaluation") for words in (occupations(), people()))
-plain_texts = [pair.text_a for pair in controls("neutral", split="evaluation")[::10]]  # about the tall and the seated
+test_jobs, test_persons = (  # the rows whose word and sentence are for measuring, sentence by sentence
+    table[table.text.isin(prompts(words, "evaluation").text)].sort_values("template", kind="stable")
+    for table, words in ((jobs, occupations()), (persons, people()))
+)
+plain_texts = [pair.text_a for pair in controls("neutral", split="evaluation")[::20]]  # one of each template
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 plain_batch = tokenizer(plain_texts, return_tensors="pt", padding=True, padding_side="right")
 
@@ -773,35 +774,37 @@ def only(directions):
     return kept
 
 
-def gap_without(directions, table):
-    """The groups' gap in a table of prompts, in nats, while the directions are taken out."""
+def without(directions, table):
+    """A table of prompts with the log-odds that they have while the directions are taken out."""
     with projecting_out(architecture, only(directions)):
-        return group_gap(table.assign(odds=pronoun_log_odds(exact, tokenizer, list(table.text))))[0]
+        return table.assign(odds=pronoun_log_odds(exact, tokenizer, list(table.text), batch_size=20))
+
+
+def gaps(some_jobs, some_persons):
+    """The gaps of the groups, in nats."""
+    return {"gap of occupations, nats": group_gap(some_jobs)[0], "gap of woman/man, nats": group_gap(some_persons)[0]}
 
 
 # %%
-arms = {}
+cut_jobs = without(directions, test_jobs)
+arms = {"whole": gaps(test_jobs, test_persons), "without she–he": gaps(cut_jobs, without(directions, test_persons))}
 for name, taken in {"whole": torch.zeros_like(directions), "without she–he": directions}.items():
     with projecting_out(architecture, only(taken)):
-        plainly = perplexity(exact, plain_batch).perplexity
-    arms[name] = {
-        "gap of occupations, nats": gap_without(taken, test_jobs),
-        "gap of woman/man, nats": gap_without(taken, test_persons),
-        "perplexity of plain sentences": plainly,
-    }
-two = test_jobs[test_jobs.template.isin(test_jobs.template.unique()[:2])]  # of the sentences, to save time
+        arms[name]["perplexity of plain sentences"] = perplexity(exact, plain_batch).perplexity
+two, cut_two = (table[table.template.isin(templates("evaluation")[:2])] for table in (test_jobs, cut_jobs))
 others = []
-for _ in range(CONTROLS):  # half of the occupations against the other half
+for _ in range(CONTROLS):  # half of the occupations against the other half; in two sentences, to save time
     dealt = generator.permutation(len(first)) < len(first) // 2
-    others.append(gap_without(difference_of_means(of_jobs, dealt), two))
-uncut, without_it = (gap_without(taken, two) for taken in (torch.zeros_like(directions), directions))
+    others.append(group_gap(without(difference_of_means(of_jobs, dealt), two))[0])
+uncut, without_it = group_gap(two)[0], group_gap(cut_two)[0]
 print("blocks:", cut)
 print(f"gap of occupations in two of the sentences: {uncut:.2f} nats; without she–he {without_it:.2f};")
 print(f"without a random direction {min(others):.2f} to {max(others):.2f} ({CONTROLS} of them)")
 pd.DataFrame(arms).T.round(2)
 
 # %%
-written = continuations({"whole": exact}, tokenizer, [*told[:2], "The woman was late because"], new_tokens=12)
+woman = continuations(dict.fromkeys(goes_on, exact), tokenizer, ["The woman was late because"], new_tokens=12)
+written = pd.concat([goes_on[:2], woman]).set_axis(["whole"], axis=1)
 with projecting_out(architecture, only(directions)):
     written["without she–he"] = continuations({"cut": exact}, tokenizer, list(written.index), new_tokens=12)["cut"]
 written
@@ -1028,14 +1031,14 @@ exact = architecture = (
 base, _ = load_model("llama", dtype=safe_dtype(session.dtype))
 identity = subset(controls("identity", split="evaluation"), templates=4, swaps=4)
 assert np.nanmax(measure_pairs(base, tokenizer, identity, sites=SITES).relative) == 0  # exactly
+demographic_and_controls = subset([pair for some in evaluation.values() for pair in some], **MEASURED)
 for pair in evaluation["gender"][:2]:
     print(f"{pair.before}[{pair.a} / {pair.b}]{pair.after}")
 began = time.perf_counter()
-found = analyse(measure_pairs(base, tokenizer, [pair for some in evaluation.values() for pair in some], sites=SITES))
-scores = found.scores
-print(
-    f"{len(scores.frame):,} pairs (12 templates × 10 swaps × 2 endings each), {len(SITES)} × {blocks} places: {time.perf_counter() - began:.0f} s"
-)
+found = analyse(measure_pairs(base, tokenizer, demographic_and_controls, sites=SITES))
+scores, took = found.scores, time.perf_counter() - began
+size = "{templates} templates × {swaps} swaps × 2 endings each".format(**MEASURED)
+print(f"{len(scores.frame):,} pairs ({size}), {len(SITES)} × {blocks} places: {took:.0f} s")
 
 # %% [markdown]
 # How much **more** does a swap of groups change than a neutral swap? Each place has such a ratio. The scale is logarithmic: +1
@@ -1105,8 +1108,8 @@ def against(control):
 pd.DataFrame({f"ratio to {control}": against(control) for control in ("neutral", "paraphrase")}).fillna("")
 
 # %% [markdown]
-# **Saved run.** Paraphrases hardly change the meaning. Still, nothing shows that they move activations less than neutral swaps do (1.13
-# times, 0.91 to 1.40), and they move them *more* than swaps of gender (those reach 0.76 of it, 0.60 to 0.96).
+# **Saved run.** Paraphrases hardly change the meaning. Still, nothing shows that they move activations less than neutral swaps do (1.14
+# times, 0.91 to 1.42), and they move them *more* than swaps of gender (those reach 0.75 of it, 0.59 to 0.95).
 #
 # So does the metric measure meaning? It measures *words*: how alike their embeddings are, how rare they are, into how many tokens they
 # are cut. Some of our neutral swaps share most of their tokens (left-handed, right-handed), some gender swaps as well (young female,
@@ -1146,10 +1149,10 @@ table.round(3)
 
 # %% [markdown]
 # **Saved run.** No axis shows a preference, once the units are counted right: no p-value is small. As if all items were independent,
-# gender and race would both have been findings.
+# race would have been a finding (p = 0.046).
 #
 # The p-value flips signs of whole templates, then of whole swaps,
-# and takes the largest: the same ten words and twelve sentences come again and again, and what looks like a hundred witnesses is
+# and takes the largest: the same ten words and ten sentences come again and again, and what looks like a hundred witnesses is
 # a handful. The last column treats every item as independent, *a common mistake*.
 #
 # Mind also what an axis averages. "Race" is the mean of six groups with their own signs, and one of our gender swaps,
@@ -1179,8 +1182,8 @@ print(
 questions = [question for question in bbq() if question.target is not None]
 asked = [
     question
-    for condition in ("disambig", "ambig")
-    for question in sample([q for q in questions if q.condition == condition], QUESTIONS)
+    for condition, count in QUESTIONS.items()
+    for question in sample([q for q in questions if q.condition == condition], count)
 ]
 row = bbq_score(base, tokenizer, asked).set_index("category").loc["all"]
 print(
@@ -1193,34 +1196,32 @@ print(
 # %% [markdown]
 # A model at chance has no opinion; its bias score is noise, however it comes out. Read the first BBQ line before the second.
 #
-# **Saved run.** This model is above chance (50 % right, 36 to 64 %, where guessing gives 33 %), so its bias score may be read: −0.26, and
-# its interval reaches 0.02. CrowS-Pairs gives 54 % (46 to 62 %). Neither shows a preference, with as few items as these.
+# **Saved run.** This model is above chance (50 % right, 36 to 64 %, where guessing gives 33 %), so its bias score may be read: −0.13, and
+# its interval holds 0 (−0.48 to 0.25). CrowS-Pairs gives 54 % (46 to 62 %). Neither shows a preference, with as few items as these.
 #
 # ## Test the tests: a bias that we planted
 #
 # Nobody knows the true bias of a language model. A smoke detector is tested with smoke. So let us make some.
 #
-# The groups are made up: two families of names, such as "Znivish" and "Vzilish". In half of our invented axes a name of one
-# family meets a name of the other. In the other half, **two names of the same family** meet.
+# The groups are made up: two families of names, such as "Znivish" and "Vzilish". In one of our two invented axes, each name
+# of one family meets a name of the other. In the other axis, **two names of the same family** meet.
 
 # %%
 from course_utils.bias.contrastive import Axis, invented_axis
 from course_utils.bias.planting import plant_preference
 from course_utils.uncertainty import holm, mcnemar_p, wilson_interval
 
-half = INVENTED // 2 * SWAPS
-families = np.array([[a, b] for a, b, _, _ in invented_axis(session.seed, swaps=half).swaps]).T  # [2 families, names]
-between = families.T.reshape(-1, SWAPS, 2)
-within = families.reshape(-1, 2, SWAPS).transpose(0, 2, 1)  # the same names, dealt out differently
+families = np.array([swap[:2] for swap in invented_axis(session.seed, INVENTED["swaps"]).swaps]).T  # [2, names]
+meeting = {"planted": families.T, "not planted": families.reshape(-1, 2)}  # across the families, and within each
 invented = [
-    Axis(f"{kind} {number}", "invented", tuple((str(a), str(b), "family of a", "family of b") for a, b in names))
-    for number, both in enumerate(zip(between, within, strict=True), start=1)
-    for kind, names in zip(("planted", "not planted"), both, strict=True)
+    Axis(name, "invented", tuple((str(a), str(b), "family of a", "family of b") for a, b in names))
+    for name, names in meeting.items()
 ]
-for axis in invented[:2]:
-    print(f"{axis.name:<14} {', '.join(f'{a} / {b}' for a, b, _, _ in axis.swaps[:3])}, …")
-test = subset([pair for axis in invented for pair in pairs(axis, split="evaluation")], templates=TEMPLATES, swaps=SWAPS)
-test += subset(evaluation["neutral"], templates=TEMPLATES, swaps=10)  # the shortest templates save time
+for axis in invented:
+    print(f"{axis.name:<12} {', '.join(f'{a} / {b}' for a, b, _, _ in axis.swaps[::3])}, …")
+# The neutral swaps go along: an activation ratio needs them.
+test = [*evaluation["neutral"], *(pair for axis in invented for pair in pairs(axis, split="evaluation"))]
+test = subset(test, **INVENTED)
 
 
 def examine(model):
@@ -1242,25 +1243,24 @@ untouched.round(2)
 # %% [markdown]
 # The untouched model has never heard of these names, so no preference can be there. Now look at the activations.
 #
-# **Saved run.** All four ratios lie above 1 (1.03 to 1.14), but every interval holds 1 and no place survives Holm's correction. Nothing is
+# **Saved run.** Both ratios lie above 1 (1.07 and 1.15), but both intervals hold 1 and no place survives Holm's correction. Nothing is
 # flagged, as it should be. Mind what "ratio 1" assumes, though: that made-up names move activations exactly as much as tall/short.
 # For rare words of many tokens that need not be true, and with enough data a test will say so. **A true difference need not be a bias.**
 #
 # Now the smoke. We fine-tune the attention weights of a copy for a few steps, so that the unpleasant ending goes with the first family
 # and the pleasant one with the second. It learns from the *selection* templates; we measure on the *evaluation* templates. The
-# axes within one family are the control: their names take part, but both sides are liked, or disliked, alike.
+# axis within the families is the control: its names take part, but both sides are liked, or disliked, alike.
 #
-# **Predict before you run.** Which of the two, preference or activation ratio, will find the planted axes and leave the others alone?
+# **Predict before you run.** Which of the two, preference or activation ratio, will find the planted axis and leave the other alone?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The preference. It falls by nats for the planted axes and stays around 0 for the others, while the activation ratio rises for all
-# of them.
+# The preference. It falls by nats for the planted axis and stays around 0 for the other, while the activation ratio rises for both.
 #
 # </details>
 
 # %%
-learned = [pair for axis in invented[::2] for pair in pairs(axis, split="selection")]
+learned = pairs(invented[0], split="selection")
 biased, on_the_way = plant_preference(
     base, tokenizer, learned, size=PLANTED, steps=STEPS, items=ITEMS, lr=RATE, precision=base.dtype,
     weights="attention", seed=session.seed,
@@ -1289,13 +1289,17 @@ for ax, (y, low, high, label, level) in zip(
     ax.get_legend().remove()
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
 show(
-    "Preference, left, and activation ratio, right, of the invented axes before and after planting. The preference falls far below zero for the planted axes alone; the activation ratio rises above one for all axes."
+    "Preference, left, and activation ratio, right, of the invented axes before and after planting. The preference falls far below zero for the planted axis alone; the activation ratio rises above one for both axes."
 )
 planted.round(2)
 
 # %% [markdown]
-# **Saved run.** The preference falls far below 0 for the planted axes alone. The activation ratio rises for *all* of them: the names have come to matter, and magnitudes can't say to
-# whose disadvantage.
+# **Saved run.** The preference of the planted axis falls to −8.40 nats (−12.06 to −4.74). That of the other stays near 0 (0.49, −2.20 to
+# 3.18). The activation ratio rises for *both*, to 3.88 and 2.86, and both intervals lie above 1: the names have come to matter, and
+# magnitudes can't say to whose disadvantage.
+#
+# The count of places after Holm's correction does part the two here (35 and 0). Don't lean on that: on the second axis no side
+# is liked better, and yet its ratio has more than doubled.
 #
 # ### Twenty models, and weaker smoke
 #
