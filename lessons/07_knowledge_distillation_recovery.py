@@ -62,13 +62,14 @@ style()
 # %%
 # The sizes that decide how long the lesson runs.
 RATIO = 0.4  # of the MLP neurons are removed
-STEPS, ROWS, LENGTH = 20, 2, 128  # 20 × 2 × 128 = 5,120 tokens for each arm
+STEPS, ROWS, LENGTH = 8, 2, 128  # 8 × 2 × 128 = 2,048 tokens for each arm
 LR = 2e-4
-WATCHED, WATCH_EVERY = 4, 5  # rows of validation text, steps from one look to the next
+WATCHED, WATCH_EVERY = 2, 2  # rows of validation text, steps from one look to the next
 READ = 4  # rows that are read at once where nothing learns
 DRAWS = 5  # sets of random neurons
-HELD_OUT = {"speeches": 12, "wiki": 12}  # rows that judge, by kind of text; the first kind is the one we train on
-DOCUMENTS = 60  # of LAMBADA
+HELD_OUT = {"speeches": 10, "wiki": 10}  # rows that judge, by kind of text; the first kind is the one we train on
+DOCUMENTS = 40  # of LAMBADA
+NEW_TOKENS = 16  # that a model writes after a prompt
 SPARE = 0.2  # of a GPU's memory is left for what a plan doesn't count
 
 # %% [markdown]
@@ -788,14 +789,17 @@ TOKENS = {domain: np.full(len(blocks), LENGTH - 1) for domain, blocks in judges.
 
 
 @torch.no_grad()
-def nats_of(model, domains=tuple(HELD_OUT)):
-    """What each held-out row costs a model: {domain: [rows, 2]}, nats of the true words and KL to the teacher."""
-    parts, nats = describe(model), {}
-    for domain in domains:
+def nats_of(model):
+    """What each held-out row costs a model: {domain: [rows, 2]}, nats of the true words and KL to the teacher.
+
+    None is the teacher, who has read these rows already.
+    """
+    parts, nats = known if model is None else describe(model), {}
+    for domain, blocks in judges.items():
         rows = []
-        for batch in read_batches(judges[domain].batches(READ), vocab_size=parts.vocab_size, device=model.device):
-            own = parts.hidden_states(batch)[:, :-1]
-            teachers = known.states(batch).view_as(own)
+        for batch in read_batches(blocks.batches(READ), vocab_size=known.vocab_size, device=session.device):
+            teachers = known.states(batch).unflatten(0, (-1, LENGTH - 1))
+            own = teachers if model is None else parts.hidden_states(batch)[:, :-1]
             for states, teacher_states, targets in zip(own, teachers, batch.input_ids[:, 1:], strict=True):
                 both = parts.logits(states), known.logits(teacher_states)
                 log_q, log_p = (logits.float().log_softmax(-1) for logits in both)
@@ -842,29 +846,35 @@ def fresh_student(criterion):
     return student_of(importance[criterion])
 
 
-whole = nats_of(working)
-np.testing.assert_allclose(whole[OTHER][:, 0], perplexity(working, judges[OTHER], batch_size=READ).row_nll, rtol=1e-4)
+def writes(name, model):
+    """How the model continues the prompts, a column with its name."""
+    return continuations({name: model}, tokenizer, PROMPTS, new_tokens=NEW_TOKENS)
+
+
+whole = nats_of(None)
 lambada = {"teacher": evaluate(working, tokenizer, "lambada_openai", limit=DOCUMENTS)}
-written = {"teacher": continuations({"teacher": working}, tokenizer, PROMPTS)}
+written = {"teacher": writes("teacher", working)}
 working = None  # its head stays in `known`
 before = {}
 for criterion in tqdm(importance, desc="pruned models"):
     student = fresh_student(criterion)
     before[criterion] = nats_of(student)
     if criterion in ("activation", "peak_to_peak"):
-        written[f"{criterion}, pruned"] = continuations({f"{criterion}, pruned": student}, tokenizer, PROMPTS)
+        written[f"{criterion}, pruned"] = writes(f"{criterion}, pruned", student)
     if criterion == "activation":
+        again = perplexity(student, judges[OTHER][:READ], batch_size=READ).row_nll  # measured by the package
+        np.testing.assert_allclose(before[criterion][OTHER][:READ, 0], again, rtol=1e-4)
         lambada["activation, pruned"] = evaluate(student, tokenizer, "lambada_openai", limit=DOCUMENTS)
 removed = 1 - student.num_parameters() / teacher.num_parameters()
 print(f"{student.num_parameters():,} parameters are left, {removed:.1%} fewer; 95 % intervals over the rows:")
 pd.DataFrame({"teacher": line(whole)} | {f"{name}, {RATIO:.0%} removed": line(nats) for name, nats in before.items()}).T
 
 # %%
-seeds = range(session.seed, session.seed + DRAWS)
-drawn = {seed: nats_of(student_of(neuron_importance(teacher, "random", seed=seed)), [OTHER]) for seed in seeds[1:]}
-drawn[session.seed] = before["random"]
-starts = [shown(np.exp(nats_a_token(drawn[seed], OTHER, 0))) for seed in seeds]
-print(f"perplexity on {OTHER} of {DRAWS} students with neurons chosen at random: {'; '.join(starts)}")
+starts = [np.exp(nats_a_token(before["random"], OTHER, 0))]
+for seed in range(session.seed + 1, session.seed + DRAWS):
+    student = student_of(neuron_importance(teacher, "random", seed=seed))
+    starts.append(perplexity(student, judges[OTHER], batch_size=READ).perplexity)
+print(f"perplexity on {OTHER} of {DRAWS} students with neurons chosen at random: {'; '.join(map(shown, starts))}")
 
 # %%
 pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_peak, pruned")], axis=1).T
@@ -875,8 +885,8 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 # below start from. Five draws of random neurons say how much is luck there; the first one is trained below. (Being first
 # among six is p = 1/6, no more. What speaks here is the size of the gap.)
 #
-# **Saved run.** On wiki the teacher's perplexity is 41.2; that of the activation student 180.3, of the peak-to-peak student
-# 4,075, of the random one 66,907. The five random draws start between 6,327 and 120,996. The activation student still writes
+# **Saved run.** On wiki the teacher's perplexity is 41.1; that of the activation student 180.9, of the peak-to-peak student
+# 4,364, of the random one 62,585. The five random draws start between 5,908 and 95,339. The activation student still writes
 # English, though it has lost the thread; the peak-to-peak student writes single words and full stops.
 #
 # ## The arms, at equal tokens
@@ -903,13 +913,13 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 1. No. The trained peak-to-peak student comes from 4,074.5 to 454.8 on wiki; the activation student stood at 180.3 before it had
-#    learned anything, and KL brings it to 140.5.
-# 2. Nearest to the teacher is KL: with cross-entropy the KL is 0.068 nats a token higher, with half and half 0.024. Half and half has
-#    the lowest perplexity on wiki, 137.5; cross-entropy ends at 139.4. On speeches, the text that it trained on, cross-entropy is
-#    better than KL by 0.069 nats.
-# 3. In the KL to the teacher, clearly. In the nats of wiki, hardly: two orders of the text differ by 0.011, cross-entropy and KL by
-#    0.007, half and half and KL by 0.021.
+# 1. No. The trained peak-to-peak student comes from 4,364.4 to 735.7 on wiki; the activation student stood at 180.9 before it had
+#    learned anything, and KL brings it to 155.4.
+# 2. Nearest to the teacher is KL: with cross-entropy the KL is 0.031 nats a token higher, with half and half 0.007. Half and half has
+#    the lowest perplexity on wiki, 152.0; cross-entropy ends at 152.9. On speeches, the text that it trained on, cross-entropy is
+#    better than KL by 0.048 nats.
+# 3. In the KL to the teacher, for cross-entropy clearly: two orders of the text differ by 0.003. In the nats of wiki, hardly: two
+#    orders differ by 0.012, cross-entropy and KL by 0.016, half and half and KL by 0.022.
 #
 # </details>
 
@@ -937,7 +947,7 @@ for name, (criterion, options) in ARMS.items():
     cast_weights(student, dtype)
     after[name] = nats_of(student)
     if name in TALKS:
-        written[name] = continuations({name: student}, tokenizer, PROMPTS)
+        written[name] = writes(name, student)
     if name in TALKS[1:]:
         lambada[name] = evaluate(student, tokenizer, "lambada_openai", limit=DOCUMENTS)
     print(f"{name:<33} {runs[name].tokens:,} predicted tokens in {runs[name].seconds:.0f} s")
@@ -966,8 +976,9 @@ show(
 pd.DataFrame(looks).T.round(3)
 
 # %% [markdown]
-# All lines fall, and ever more slowly. The learning rate falls too, which makes every curve look calmer than it is: whether a student
-# was done can't be seen here. Only equal losses are drawn together: the height of a KL and that of a cross-entropy can't be compared.
+# All lines fall, and most slowly at the end. The learning rate falls too, which makes every curve look calmer than it is:
+# whether a student was done can't be seen here. Only equal losses are drawn together: the height of a KL and that of a
+# cross-entropy can't be compared.
 #
 # ## Which neurons, or which loss?
 
@@ -991,9 +1002,9 @@ ax = plotting.before_and_after(
 )  # fmt: skip
 ax.set_xlim(right=4 * max(levels["guessing"], main.before.max()))  # room for a name
 show(
-    "One arrow an arm on a logarithmic axis, from its perplexity before training to that after, with lines for the "
+    "One line an arm on a logarithmic axis, from its perplexity before training to that after, and upright lines for the "
     "teacher, for the untrained activation student and for guessing. The random and peak-to-peak students come far, "
-    "but end to the right of where the activation students began."
+    "but end to the right of where the activation students began; these hardly move."
 )
 ratio, low, high = ratio_of(after["peak-to-peak, KL"], before["activation"], OTHER, 0)
 print(f"peak-to-peak, trained, against activation, never trained: {ratio:.2f} times the perplexity on {OTHER}")
@@ -1007,14 +1018,14 @@ print(f"other loss, same neurons: {losses.max() - losses.min():.2f} nats at most
 main.round(1)
 
 # %% [markdown]
-# Each arrow begins where pruning left a student and ends where training brought it; the dashed line is where the activation
-# student stood *before it learned anything*. A long arrow is no merit: it begins far out, the random one's even beyond
-# *guessing*, where every token is equally likely. Compare the lengths with the places: the choice of neurons moves the whole
-# arrow, the choice of loss its tip.
+# Each line begins, with an open point, where pruning left a student, and ends where training brought it; the dashed line is where the activation
+# student stood *before it learned anything*. A long line is no merit: it begins far out, the random one's even beyond
+# *guessing*, where every token is equally likely. The activation students move so little that their two points touch on this
+# axis. Compare the lengths with the places: the choice of neurons moves the whole line, the choice of loss hardly its end.
 #
-# **Saved run.** Five thousand tokens of distillation take the peak-to-peak student to a perplexity of 454.8, 2.52 times the
-# 180.3 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 140.5; the teacher
-# stands at 41.2. Other neurons move the end by 1.18 nats a token, another loss by 0.02 at most.
+# **Saved run.** Two thousand tokens of distillation take the peak-to-peak student to a perplexity of 735.7, 4.07 times the
+# 180.9 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 155.4; the teacher
+# stands at 41.1. Other neurons move the end by 1.55 nats a token, another loss by 0.02 at most.
 #
 # **The rule of the trade:** first cut well, then train. A training repairs slowly what a better choice of neurons would not
 # have broken. More tokens shrink the gap, as the curves above show; the published recipes spend billions, on students chosen by
@@ -1092,7 +1103,7 @@ plotting.paired_differences(
 )
 show(
     "Differences to the KL arm on the other kind of text, with intervals, for each other arm of the activation student. "
-    "Cross-entropy lies clearly to the right of zero in the KL to the teacher; the other order of the text lies near zero."
+    "Cross-entropy lies clearly to the right of zero in the KL to the teacher; the intervals of the other order hold zero."
 )
 differences["who"] = [
     verdict(row.ci_low, row.ci_high, below="better than KL", above="worse") for row in differences.itertuples()
@@ -1115,11 +1126,11 @@ print(
 )
 
 # %% [markdown]
-# **Saved run.** On wiki, cross-entropy predicts the text about as well as KL (0.007 nats a token apart), and half and half a little
-# better (0.021); that is only about twice what another order of the text makes (0.011), so don't build on it. Two differences are
-# clear. On speeches, where all trained, cross-entropy is 0.069 nats better than KL. And on wiki it ends 0.068 nats farther from the
-# teacher, where the other order moves 0.001. It fits its training text better and copies the teacher less; other text it predicts
-# no better.
+# **Saved run.** On wiki, no difference between cross-entropy and KL is shown in the nats of the text (0.016 a token apart), and half and
+# half is a little better (0.022); that is only about twice what another order of the text makes (0.012), so don't build on it. Two
+# differences are clear. On speeches, where all trained, cross-entropy is 0.048 nats better than KL. And on wiki it ends 0.031 nats
+# farther from the teacher, where the other order moves 0.003. It fits its training text better and copies the teacher less; that it
+# predicts other text better is not shown.
 #
 # The intervals know about the *text*: with other rows, how different could it look? They don't know about the *run*; two
 # seeds give an idea of it and no more. If a small difference matters to you, spend your tokens on seeds.
@@ -1145,7 +1156,7 @@ pd.concat([written[name] for name in told], axis=1).T
 # that a text is grammatical says little about how near it is to the teacher's.
 #
 # **Saved run.** The first sentence, "The most important thing about our economy is …", the peak-to-peak student continued with
-# "..,. we. we... ... a... a. a..." before training and with "going to the world." after it; the activation student with
+# "..,. we. we... ... a." before training and with "going too of.., the the the.. the." after it; the activation student with
 # "the ability to make money. The economy is the …" and "the ability to create a new market. The economy …". The teacher says
 # "the ability to create jobs and make the world …". Distilled or not, a student that lost the wrong neurons has little to say.
 #
@@ -1157,9 +1168,9 @@ pd.concat([written[name] for name in told], axis=1).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Too few to be told from none, with so few passages and so few steps: 0.05 → 0.07 with KL and with cross-entropy,
-# one passage more in each, with p-values of 1.00. The perplexity of the last word says more: it falls to 0.44 times what it was with
-# KL, and to 0.45 times with cross-entropy.
+# None that could be told from chance, with so few passages and so few steps: 0.07 → 0.05 with KL, one passage fewer, and
+# 0.07 → 0.07 with cross-entropy, with p-values of 1.00. The perplexity of the last word says more: it falls to 0.62 times what it
+# was with KL, and to 0.63 times with cross-entropy.
 #
 # </details>
 
@@ -1223,7 +1234,7 @@ print(f"to show such a gain in this way takes about {needed:,.0f} passages, {nee
 # goal is LAMBADA*, and LAMBADA is narrative. The rest are speeches, encyclopaedia and a few stories. Killed half-way, the
 # same command goes on where it stopped.
 #
-# **Predict before you run.** After a hundred times as many tokens as our arms had, how much of the gap is closed?
+# **Predict before you run.** After three hundred times as many tokens as our arms had, how much of the gap is closed?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -1332,8 +1343,8 @@ pd.DataFrame(hours).T.loc[lambda frame: frame.index.get_level_values(1) != "teac
 #
 # Our guess, not tested: cross-entropy learns how *these* stories and speeches go, and a student that copies a teacher who never saw
 # them learns less of it. An encyclopaedia is wider: there the teacher knows more than the articles in the training text say. All
-# three kinds were trained on; a kind that neither student has seen would tell more. What it means for you: before you pay for a teacher, train without one at equal
-# tokens. (The teacher can be taught the text first. Lesson 11 does that.)
+# three kinds were trained on; a kind that neither student has seen would tell more. What it means for you: before you pay for a
+# teacher, train without one at equal tokens. (The teacher can be taught the text first. Lesson 11 does that.)
 #
 # Half of the text was chosen for the test. And this can't be set against the published .299 → .302: that is another model, cut by
 # another criterion, trained on other text.
@@ -1460,10 +1471,10 @@ pd.DataFrame(costs).T
 
 # %% [markdown]
 # Training changes no shape, so the student's size and speed are those of lesson 03. Seconds depend on the machine and on what
-# else it does; the floating-point operations don't. In the saved run the cross-entropy arm took 27 seconds, half and half 32, the KL
-# arms 34 to 37. Part of that is the teacher's head, which a KL needs, and the KL arms' looks at the watched text. The teacher's
-# blocks cost no arm anything, because the teacher was asked once for all; where every token is new, distilling costs one teacher's
-# forward pass more.
+# else it does; the floating-point operations don't. In the saved run the cross-entropy arm took 13 seconds, half and half 15, the KL
+# arms 21 to 35, on a machine that had other work to do. A KL needs the teacher's head, and the arms with KL alone also look at the
+# watched text. The teacher's blocks cost no arm anything, because the teacher was asked once for all; where every token is new,
+# distilling costs one teacher's forward pass more.
 #
 # The model that was measured should be the model that is kept. So save it, load it as a stranger would, and compare.
 
@@ -1483,7 +1494,7 @@ del reloaded
 # %% [markdown]
 # ## Stopping and going on
 #
-# A few dozen steps are nothing to lose. A night on a borrowed GPU is. With a `checkpoint_dir`, `distill` saves the student, the
+# A few steps are nothing to lose. A night on a borrowed GPU is. With a `checkpoint_dir`, `distill` saves the student, the
 # optimiser and the history every few steps, in one file that is written beside the old one and moved over it. A later call
 # with the same settings goes on there.
 #
@@ -1587,9 +1598,9 @@ print(f"largest difference of the losses: {(both.iloc[:, 0] - both.iloc[:, 1]).a
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# More than most guess: 64 words leave an error of 0.175 of the gradient's length, and 256 words one of 0.083. The direction is
-# right much earlier (a cosine of 0.994 at 64). The 256 words take 1,026 bytes a token, nearly as much as the hidden states
-# above, which have no bias.
+# More than most guess: 64 words leave an error of 0.207 of the gradient's length, 256 words one of 0.131, and 1,024 words one of
+# 0.039. The direction is right much earlier (a cosine of 0.985 at 64). Even 256 words take 1,026 bytes a token, nearly as much as
+# the hidden states above, which have no bias.
 #
 # </details>
 
@@ -1707,7 +1718,7 @@ check_teaches(teaches)
 
 # %%
 FEW = 6
-judged = rows_of("calibration", OTHER, 24)
+judged = rows_of("calibration", OTHER, 12)
 known_of_judged = remember_teacher(on_device(teacher), judged.batches(1), precision=precision)
 
 

@@ -11,16 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import describe, evaluating
-from course_utils.batches import read_batch
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
+from course_utils.branching import Row, can_branch, row_batch
 from course_utils.language_modelling import token_log_likelihoods
 from course_utils.uncertainty import bootstrap_interval, wilson_interval
 
@@ -128,7 +127,8 @@ def continuation_log_likelihoods(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihood of each continuation after its prompt, the sum in nats, and the number of its tokens.
 
-    No special tokens are added. After an empty prompt the first token is only read: nothing predicts it.
+    No special tokens are added. After an empty prompt the first token is only read: nothing predicts it. Continuations
+    of the same prompt share a row, so what they have in common is computed once (``branching``).
 
     Args:
         model: any that ``describe`` knows; it is not changed.
@@ -146,33 +146,34 @@ def continuation_log_likelihoods(
     checks.whole_number("batch_size", batch_size, least=1)
     if not texts:
         raise ValueError("There is nothing to score: give at least one text.")
-    rows, starts = [], []
+    ids, starts = [], []
+    alike: dict[str, list[int]] = {}  # prompt -> the texts that begin with it
     for number, (prompt, continuation) in enumerate(texts):
-        ids = tokenizer(prompt + continuation, add_special_tokens=False)["input_ids"]
-        start = max(1, len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0)
-        if len(ids) <= start:
+        ids.append(tokenizer(prompt + continuation, add_special_tokens=False)["input_ids"])
+        starts.append(max(1, len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0))
+        if len(ids[-1]) <= starts[-1]:
             raise ValueError(f"Text {number} has no token to predict: a continuation, or two tokens without a prompt.")
-        rows.append(torch.tensor(ids))
-        starts.append(start)
-    sums, tokens = np.zeros(len(rows)), np.array([len(row) for row in rows]) - starts
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # rows of similar length: little padding
-    bar = tqdm(total=len(rows), desc="Scoring texts", unit="text", delay=2, leave=False)
+        alike.setdefault(prompt, []).append(number)
+    sums, tokens = np.zeros(len(ids)), np.array([len(text) for text in ids]) - starts
+    together = list(alike.values()) if can_branch(architecture, max(map(len, ids))) else [[i] for i in range(len(ids))]
+    groups = sorted(((Row([ids[i] for i in same]), same) for same in together), key=lambda group: len(group[0]))
+    step = max(1, batch_size * len(groups) // len(ids))  # rows of similar length: little padding
+    bar = tqdm(total=len(ids), desc="Scoring texts", unit="text", delay=2, leave=False)
     with bar, evaluating(model):
-        for first in range(0, len(order), batch_size):
-            chosen = order[first : first + batch_size]
-            ids = pad_sequence([rows[i] for i in chosen], batch_first=True)  # [rows, length]
-            lengths = torch.tensor([len(rows[i]) for i in chosen])
-            position = torch.arange(ids.shape[1])
-            batch = read_batch(
-                {"input_ids": ids, "attention_mask": (position < lengths[:, None]).long()},
-                vocab_size=architecture.vocab_size,
-                device=model.device,
-            )
-            scored = batch.real & (position >= torch.tensor([starts[i] for i in chosen])[:, None]).to(model.device)
-            states = architecture.hidden_states(batch)[:, :-1][scored[:, 1:]]  # [scored tokens, hidden]
-            found = token_log_likelihoods(architecture, states, batch.input_ids[scored])
-            sums[chosen] = [float(row.sum()) for row in found.split(tokens[chosen].tolist())]
-            bar.update(len(chosen))
+        for chosen in (groups[first : first + step] for first in range(0, len(groups), step)):
+            numbers = [number for _, same in chosen for number in same]
+            scored = torch.tensor([  # of each token to predict: its row, its place there, and that of the one before
+                (row_number, places[at], places[at - 1])
+                for row_number, (row, same) in enumerate(chosen)
+                for number, places in zip(same, row.places, strict=True)
+                for at in range(starts[number], len(places))
+            ])  # fmt: skip
+            rows, at, before = scored.T.to(model.device)
+            batch = row_batch(architecture, [row for row, _ in chosen])
+            states = architecture.hidden_states(batch)[rows, before]  # [scored tokens, hidden]
+            found = token_log_likelihoods(architecture, states, batch.input_ids[rows, at])
+            sums[numbers] = [float(row.sum()) for row in found.split(tokens[numbers].tolist())]
+            bar.update(len(numbers))
     return sums, tokens
 
 
