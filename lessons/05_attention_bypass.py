@@ -1421,7 +1421,7 @@ show(
 )
 
 # %% [markdown]
-# The gains grow with the length of the text, as the estimates say they should. Where a whole interval lies to the right of
+# The gains are largest where the cache is long, as the estimates say they should be. Where a whole interval lies right of
 # its diamond, more was saved than bytes and operations explain.
 #
 # An estimate counts operations and bytes, and takes each for as fast as any other. An attention layer isn't like that:
