@@ -5,14 +5,11 @@
 The embedded Llama. Each seed invents an axis and plants it three times: all weights learn, the attentions alone, or
 the down-projections alone, until the double difference of the selection templates is 10 nats. Judged are the evaluation
 templates (strength), ordinary text (price), and what *protect first* and its twin of neutral swaps leave, as in lesson
-09. Memory is what planting added to the process. Resumable. Two to four minutes a seed on two idle cores.
+09. Resumable. Some five minutes a seed on two idle cores.
 """
 
 from __future__ import annotations
 
-import threading
-
-import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,26 +27,6 @@ from experiments.seeds import run_seeds
 LEARNING_RATES = {"all": 2e-4, "attention": 5e-4, "down": 5e-4}
 SIZE, STEPS, ITEMS, SWAPS, TEMPLATES, PLANT_SWAPS = 10.0, 60, 4, 6, 6, 8
 RATIO, PROTECTED = 0.005, 0.5  # share of the neurons that goes; share that is safe
-
-
-class _Added:
-    """How much resident memory the block added at its worst moment, in ``gigabytes``; looked at 50 times a second."""
-
-    def __enter__(self) -> _Added:
-        self._process, self._done = psutil.Process(), threading.Event()
-        self._start = self._peak = self._process.memory_info().rss
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.gigabytes = round((self._peak - self._start) / 1e9, 2)
-
-    def _look(self) -> None:
-        while not self._done.wait(0.02):
-            self._peak = max(self._peak, self._process.memory_info().rss)
 
 
 def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> list[dict]:
@@ -76,13 +53,12 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     importance = neuron_importance(base, "activation", batches=calibration.batches(8))
     neutral = activation_difference(base, tokenizer, neutral_a)
     for weights, lr in LEARNING_RATES.items():
-        with _Added() as added:
-            planted, on_the_way = plant_preference(
-                base, tokenizer, pairs(axis, split="selection"), size=SIZE, steps=STEPS, items=ITEMS, lr=lr,
-                precision=dtype, weights=weights, seed=seed,
-            )  # fmt: skip
+        planted, on_the_way = plant_preference(
+            base, tokenizer, pairs(axis, split="selection"), size=SIZE, steps=STEPS, items=ITEMS, lr=lr,
+            precision=dtype, weights=weights, seed=seed,
+        )  # fmt: skip
         found = look(planted)
-        row = {"seed": seed, "weights": weights, "steps": len(on_the_way), "gigabytes": added.gigabytes}
+        row = {"seed": seed, "weights": weights, "steps": len(on_the_way)}
         row["planted"] = told(found, untouched)
         causal = gap_attribution(planted, tokenizer, split_a)
         for arm, score in {"protect first": causal, "neutral, protected": neutral}.items():
@@ -101,9 +77,7 @@ def main() -> None:
     for row in rows:
         arms = ("planted", "protect first", "neutral, protected")
         parts = [f"{arm} {row[arm]['preference']:+.2f} at x {row[arm]['perplexity_ratio'][0]:.2f}" for arm in arms]
-        print(
-            f"{row['seed']} {row['weights']:<10}{row['steps']:>3} steps {row['gigabytes']:.2f} GB: {', '.join(parts)}"
-        )
+        print(f"{row['seed']} {row['weights']:<10}{row['steps']:>3} steps: {', '.join(parts)}")
 
 
 if __name__ == "__main__":
