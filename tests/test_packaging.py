@@ -53,7 +53,10 @@ def test_range_contains_what_colab_has(text):
 
 
 def test_everything_imported_is_declared():
-    """The library imports its dependencies, and on demand the engine; what makes the course also course and dev."""
+    """The library imports its dependencies, and on demand the engine; what makes the course also course and dev.
+
+    Long runs compare themselves with the libraries of the extra "benchmarks".
+    """
     brought = {"huggingface_hub", "tokenizers", "google"}  # by transformers; and by Colab, where google.colab is
     needed = {imported_as(text) for text in PROJECT["dependencies"] + EXTRAS["engine"]} | brought | {"course_utils"}
     extras = {imported_as(text) for name in ("course", "site", "browser", "dev") for text in EXTRAS[name]}
@@ -62,7 +65,7 @@ def test_everything_imported_is_declared():
     for folder, allowed in (
         ("course_utils", needed),
         ("course_tools", needed | extras),
-        ("experiments", needed | extras),
+        ("experiments", needed | extras | {imported_as(text) for text in EXTRAS["benchmarks"]}),
     ):
         for path in sorted((ROOT / folder).rglob("*.py")):
             unknown = imports(path) - allowed - sys.stdlib_module_names
