@@ -87,9 +87,9 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     Raises:
         ValueError: an unknown split.
     """
-    checks.one_of("split", split, (*SPLITS, None))
+    sentences = pd.DataFrame({"template": templates(split)})
     chosen = words if split is None else words[words["split"] == split]
-    made = chosen.merge(pd.DataFrame({"template": templates(split)}), how="cross")
+    made = chosen.merge(sentences, how="cross")
     texts = [template.format(word) for template, word in zip(made["template"], made["word"], strict=True)]
     return made.assign(text=texts)
 

@@ -166,7 +166,8 @@ def require_control(frame: pd.DataFrame, kind: str) -> None:
 
 def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequence[str]) -> np.ndarray:
     """[templates, swaps, columns + 1] sums over the items of each cell, and at the end how many there are."""
-    row = pd.Index(list(dict.fromkeys(checks.strings("templates", templates)))).get_indexer(items["template"])
+    templates = list(dict.fromkeys(checks.strings("templates", templates)))
+    row = pd.Index(templates).get_indexer(items["template"])
     column, swaps = pd.factorize(items["swap"])
     table = np.zeros((len(templates), len(swaps), len(columns) + 1))
     np.add.at(table, (row, column), np.column_stack([items[list(columns)], np.ones(len(items))]))
