@@ -1,13 +1,12 @@
 """Make a small model from the embedded Llama as leading labs do, with every control, for lesson 11.
 
-    python -m experiments.make_a_small_model [--steps 180] [--work build/small_model]
+    python -m experiments.make_a_small_model [--steps 140] [--work build/small_model]
 
 The whole recipe: the teacher learns a little of the text first (teacher correction), all axes are scored in one pass,
 versions under a budget are ranked as cut and after light distillation with several seeds, and the winner learns from
 the corrected teacher. Beside it, with the same tokens in the same order, learn a random cut of the winner's sizes, the
 same sizes from random weights, the best version that only gave up blocks, the winner of the teacher as it was, and
-what optipfair cuts to as many parameters (it comes with the extra "benchmarks"). Two arms change the loss alone: no
-teacher at all, and the hidden states too.
+what optipfair cuts to as many parameters (it comes with the extra "benchmarks"), and the winner without a teacher.
 
 Resumable at any point: each part's result is a file in the work folder. Start the command a second time beside itself
 and the two share the work; with one thread each they train more tokens a second than one with two. Evaluation text is
@@ -18,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import os
 import platform
@@ -39,6 +39,7 @@ from course_utils.bias import pronouns
 from course_utils.checkpoints import load_pruned, save_pruned
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, rank, shrink
 from course_utils.distillation import Recipe, distill
+from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
 from course_utils.evaluation import Answers, evaluate, paired
 from course_utils.export import export_gguf
 from course_utils.files import write_json
@@ -58,14 +59,13 @@ TASKS = ("lambada_openai", "hellaswag", "arc_easy", "piqa", "boolq")
 LR, CORRECTION_LR = 2e-4, 5e-5
 SERVED = {"prompt_tokens": 128, "new_tokens": 32, "rounds": 11}
 QUESTION = "Why is the sky blue?"
-# Arms that differ from the winner by their loss alone: settings of `distill`.
-LOSSES: dict[str, dict[str, float]] = {"no teacher": {"alpha": 1.0}, "hidden states, too": {"hidden": 1.0}}
+ALPHA = {"no teacher": 1.0}  # of the loss, the share of cross-entropy; 0 for the arms that aren't named
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=0.8, help="parameters that stay, as a share")
-    parser.add_argument("--steps", type=int, default=180, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
+    parser.add_argument("--steps", type=int, default=140, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
     parser.add_argument("--correction", type=int, default=40, help="steps of teacher correction")
     parser.add_argument("--light", type=int, default=20, help="steps of light distillation in the ranking")
     parser.add_argument("--seeds", type=int, default=2, help="of the ranking")
@@ -102,10 +102,11 @@ def main() -> None:
         "uncorrected": (whole, lambda: shrink(whole, winner, scores["uncorrected"])),
         "optipfair": (teacher, lambda: cut_by_optipfair(teacher, winner, scoring)),
     }
-    for name in LOSSES:
-        cut[name] = cut["winner"]
+    cut["no teacher"] = cut["winner"]
+    text = batches(rows) + batches(watched)
+    remember = functools.cache(lambda of: remember_teacher(of, text, precision=of.dtype))  # one teacher, many students
     learned = share_out(args.work / "learned", {
-        name: lambda name=name, of=of, make=make: recover(name, of, make, tokenizer, rows, watched, args)
+        name: lambda name=name, of=of, make=make: recover(name, remember(of), make, tokenizer, rows, watched, args)
         for name, (of, make) in cut.items()
     })  # fmt: skip
 
@@ -280,7 +281,7 @@ def cut_by_optipfair(teacher: PreTrainedModel, winner: Candidate, scoring: list[
 
 def recover(
     name: str,
-    teacher: PreTrainedModel,
+    teacher: TeacherStates,
     make: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: torch.Tensor,
@@ -293,7 +294,7 @@ def recover(
     history = distill(
         teacher, student, batches(rows), steps=args.steps, lr=LR, precision=dtype, validation=batches(watched),
         validate_every=max(1, args.steps // 10), seed=SEED, checkpoint_dir=args.work / "runs" / name, save_every=20,
-        **LOSSES.get(name, {}),
+        alpha=ALPHA.get(name, 0.0),
     )  # fmt: skip
     cast_weights(student, dtype)
     save_pruned(student, tokenizer, args.work / "students" / name)
