@@ -1,6 +1,6 @@
 """Make a small model from the embedded Llama as leading labs do, with every control, for lesson 11.
 
-    python -m experiments.make_a_small_model [--steps 140] [--work build/small_model]
+    python -m experiments.make_a_small_model [--steps 180] [--work build/small_model]
 
 The whole recipe: the teacher learns a little of the text first (teacher correction), all axes are scored in one pass,
 versions under a budget are ranked as cut and after light distillation with several seeds, and the winner learns from
@@ -65,7 +65,7 @@ ALPHA = {"no teacher": 1.0}  # of the loss, the share of cross-entropy; 0 for th
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=float, default=0.8, help="parameters that stay, as a share")
-    parser.add_argument("--steps", type=int, default=140, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
+    parser.add_argument("--steps", type=int, default=180, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
     parser.add_argument("--correction", type=int, default=40, help="steps of teacher correction")
     parser.add_argument("--light", type=int, default=20, help="steps of light distillation in the ranking")
     parser.add_argument("--seeds", type=int, default=2, help="of the ranking")
