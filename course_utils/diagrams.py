@@ -264,7 +264,11 @@ def making_a_small_model() -> Axes:
             _arrow(ax, (9.17 - 2.23 * number, 1.6), (8.75 - 2.23 * number, 1.6))
     _arrow(ax, (7.84, 2.88), (7.84, 2.04))
     _note(ax, (1.2, 1.6), "text to learn from,\nto choose by and\nto judge by: three\ndifferent ones")
-    _note(ax, (4.5, 0.6), "beside it: a random cut, the same sizes from scratch, blocks alone, an uncorrected teacher")
+    arms = (
+        "a random cut, the same sizes from scratch, blocks alone,",
+        "an uncorrected teacher, no teacher, another library's cut",
+    )
+    _note(ax, (4.5, 0.6), "beside it: " + "\n".join(arms))
     return ax
 
 

@@ -334,7 +334,7 @@ def against_random(
     ax.set_xlim(right=edge * 1.1)
     log_ticks(ax.xaxis)
     ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -1.1)
+    ax.set_ylim(len(names) - (0.25 if choices.keys() & controls.keys() else 0.4), -1.1)
     ax.grid(axis="y", visible=False)
     _finish(ax, x_label, "", title)
     return ax

@@ -10,7 +10,7 @@ from torch import Tensor
 from course_utils.exercises import Attempt, assigned, chosen, exercise, require, rule_out
 
 SIZES = ("blocks", "hidden", "groups", "neurons")
-ARMS = ("random cut", "from scratch", "depth only", "uncorrected", "none of them")
+ARMS = ("random cut", "from scratch", "depth only", "uncorrected", "no teacher", "optipfair", "none of them")
 
 
 @exercise(
@@ -204,20 +204,21 @@ _CONTROLS = {  # of exercise 4: the arm, and why
     "B": ("from scratch", "same sizes, same tokens, same teacher; only the weights that it starts from differ."),
     "C": ("depth only", "about the same number of parameters, taken from blocks alone instead of several sizes."),
     "D": ("uncorrected", "sizes, tokens and order are the same; the teacher never learned from this text."),
-    "E": (
-        "none of them",
-        "every arm has a teacher. The arm that would tell learned from the same tokens by cross-entropy alone "
-        "(lesson 07 has one).",
-    ),
+    "E": ("no teacher", "the same cut and the same text, learned by cross-entropy alone; only the teacher is gone."),
     "F": ("none of them", "all arms start from the same model. That needs another one, cut by the same recipe."),
+    "G": (
+        "optipfair",
+        "as many parameters by that library's scores and its one axis; tokens and teacher are the same.",
+    ),
 }
-_CARD_RIGHT = {"A", "C", "F"}
+_CARD_RIGHT = {"A", "C", "E", "F"}
 _CARD = {  # of exercise 5: every sentence, and why it may stand there or not
     "A": "on all three domains the difference is many standard errors.",
     "B": "no difference shown task by task is not the same as none: on four of the five tasks it is right less often.",
     "C": "rows with thirteen words in a row from the training text were taken out before anything was judged.",
     "D": "look at the two intervals of the gap, and ask whether less knowledge would look the same.",
-    "E": "the record holds no seconds of the finished model; speeds are lesson 10's, and have to be measured.",
+    "E": "format, machine and interval are in the record: the whole interval lies above 1.",
     "F": "the random cut is worse on all three domains, by more than two standard errors.",
     "G": "one model was cut. Whether the recipe carries over is another experiment.",
+    "H": "on stories the arm without a teacher ended ahead. A sentence without its domain is too large.",
 }

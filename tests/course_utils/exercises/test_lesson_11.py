@@ -116,17 +116,18 @@ def test_parameters_are_those_of_a_model():
     assert counted == model.num_parameters()
 
 
-CONTROLS = dict(zip("ABCDEF", [*ARMS[:4], "none of them", "none of them"], strict=True))
+CONTROLS = dict(zip("ABCDEFG", [*ARMS[:5], "none of them", "optipfair"], strict=True))
 
 test_controls = cases_of(
     lesson_11.check_controls,
-    stubs=[dict.fromkeys("ABCDEF", ...)],
+    stubs=[dict.fromkeys("ABCDEFG", ...)],
     mistakes=[
         ({"A": "random cut"}, "Nothing is said about B"),
         (CONTROLS | {"A": "cross-entropy"}, "There is no 'cross-entropy'"),
         (CONTROLS | {"A": "from scratch"}, "Look at A"),
         (CONTROLS | {"C": "random cut"}, "Look at C"),
         (CONTROLS | {"E": "uncorrected"}, "cross-entropy alone"),
+        (CONTROLS | {"G": "none of them"}, "Look at G"),
         (CONTROLS | {"F": "depth only"}, "another one"),
     ],
     answers=[CONTROLS, {letter.lower(): arm.upper() for letter, arm in CONTROLS.items()}],
