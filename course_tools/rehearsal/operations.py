@@ -28,12 +28,12 @@ class Running:
 
     Attributes:
         ledger: of the card.
-        exact_rows: products of matrices with more rows add up a sample of their summands; None: all exact.
+        sampled: large products of matrices add up a sample of their summands.
         training: whether the present operation's inputs are to get gradients.
     """
 
     ledger: Ledger
-    exact_rows: int | None = None
+    sampled: bool = False
     training: bool = False
 
 
@@ -94,9 +94,9 @@ def _attend_backward(
 
 
 def _sampled(running: Running, a: Tensor, b: Tensor) -> Tensor:
-    """A @ b; with many rows some of the summands stand for all. The processor has no fast float16."""
+    """A @ b; in large ones some of the summands may stand for all. The processor has no fast float16."""
     summands = a.shape[-1]
-    if running.exact_rows is not None and a.shape[-2] > running.exact_rows and min(summands, b.shape[-1]) >= _LARGE:
+    if running.sampled and min(summands, b.shape[-1]) >= _LARGE:
         taken = summands // _SAMPLED
         a, b = a[..., :taken] * (summands / taken) ** 0.5, b[..., :taken, :]
     if a.dtype == torch.float16 and min(a.shape[-1], b.shape[-1]) >= _LARGE:

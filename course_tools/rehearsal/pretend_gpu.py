@@ -124,8 +124,8 @@ class PretendGPU(TorchDispatchMode):
 
     Args:
         card: which.
-        exact_rows: products of matrices with more rows than this add up only a sample of their summands, one of 32: for
-            models of random weights, whose numbers mean nothing, but whose tensors are counted. None: all exact.
+        sampled: large products of matrices add up only a sample of their summands, one of 32: for models of random
+            weights, whose numbers mean nothing, but whose tensors are counted.
         names: returns the variables to look for models in, for `Count.holders`.
         spare: bytes of this machine's memory that must stay free; OutOfMemoryError where a tensor would take them.
 
@@ -139,13 +139,13 @@ class PretendGPU(TorchDispatchMode):
         self,
         card: Card = T4,
         *,
-        exact_rows: int | None = None,
+        sampled: bool = False,
         names: Callable[[], dict] = dict,
         spare: int = 0,
     ) -> None:
         super().__init__()
         self.ledger = Ledger(card, names=names, spare=spare)
-        self._running = Running(self.ledger, exact_rows)
+        self._running = Running(self.ledger, sampled)
 
     def install(self) -> None:
         """Begin, for the rest of the process, in this thread."""
