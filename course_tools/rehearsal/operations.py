@@ -99,7 +99,7 @@ def _sampled(running: Running, a: Tensor, b: Tensor) -> Tensor:
     if running.sampled and min(summands, b.shape[-1]) >= _LARGE:
         taken = summands // _SAMPLED
         a, b = a[..., :taken] * (summands / taken) ** 0.5, b[..., :taken, :]
-    if a.dtype == torch.float16 and min(a.shape[-1], b.shape[-1]) >= _LARGE:
+    if a.dtype == torch.float16:
         return (a.float() @ b.float()).to(torch.float16)
     return a @ b
 
