@@ -134,11 +134,13 @@ def main() -> None:
         "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
         "settings": settings,
         "parameters": {"whole": model_size(whole).parameters}
-        | {name: of.parameters for name, of in (("winner", winner), ("depth only", depth_only))},
+        | {name: of.parameters for name, of in (("winner", winner), ("depth only", depth_only))}
+        | {"optipfair": model_size(student("optipfair")).parameters},
         "sizes": {"whole": Candidate.of(whole).sizes, "winner": winner.sizes, "depth only": depth_only.sizes},
         "zero_shot": zero_shot,
         "ranked": ranked,
         "learned": learned,
+        "rows": {domain: len(blocks) for domain, blocks in judges.items()},
         "nats": {name: {d: mean(of) for d, of in found.items()} for name, found in nats.items()},
         "recovered": {name: recovered_share(nats, name) for name in cut},
         "compared": {name: compared(nats["winner"], nats[name]) for name in [*rivals, "whole"]},

@@ -412,7 +412,7 @@ show("Histograms of the neurons' L1 scores in the first, a middle and the last b
 # If some neurons were dead weight, they would stand apart at the left, near zero. Look for such a group: without one,
 # where to cut is our choice and not something that the scores show.
 #
-# **Saved run.** There is none. Each block has one broad hump and a long thin tail to its left; no group stands apart.
+# **Saved run.** There is none. Of the three blocks shown, none has a group near zero; block 3 has a small second bump between 1 and 3.
 
 # %% [markdown]
 # ### One block, by hand
@@ -1152,7 +1152,8 @@ pd.DataFrame(
 # speeches and from 2.62 to 3.13 on wiki: there the rise is larger and the percentage smaller.
 #
 # Bits add up: a rise of one bit a byte is the same loss of information whatever was there before. A percentage divides by
-# how hard the text was to begin with, and so it favours hard text. Report the absolute rise.
+# how hard the text was to begin with, and so it favours hard text. Report the absolute rise, and its unit: a token of wiki has fewer
+# bytes, so a rise per token can order two texts otherwise than a rise per byte.
 
 # %% [markdown]
 # ## What it writes

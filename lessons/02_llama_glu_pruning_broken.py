@@ -568,8 +568,8 @@ show(
 )
 
 # %% [markdown]
-# A model that only forgot would move along the diagonal, towards the cross of guessing. The broken one moves straight
-# up: no less sure than before, and wrong about nearly everything.
+# A model that only forgot would move along the diagonal, towards the cross of guessing. The broken one moves up and to
+# the left: surer than before, and far more wrong than guessing.
 #
 # **Saved run.** The unpruned model's points lie on the diagonal or a little above it (0.63 nats on average), the broken
 # model's far above it (21.7).
@@ -586,8 +586,8 @@ show(
 )
 
 # %% [markdown]
-# Token by token, the broken model looks no less sure of itself than the unpruned one, rather a little more. Confidence
-# by itself is no sign of health.
+# Token by token, the broken model looks rather surer of itself than the unpruned one. Confidence by itself is no sign of
+# health.
 #
 # ### Repetition
 #
@@ -656,7 +656,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## The equality that would have caught it
 #
-# All this was measured after the fact. *Pruned equals masked* (lesson 01) needs no data and a fraction of a second: take
+# All this was measured after the fact. *Pruned equals masked* (lesson 01) needs no data and one forward pass: take
 # the original, silence the neurons that were removed, and compare outputs. Pruning touched nothing but MLPs, so we go
 # through them one by one, on random inputs and in float32.
 #
@@ -808,7 +808,7 @@ check_is_exact(is_exact)
 #
 # From best to worst: the random control (× 1.91 in the median), then (b) with × 127, (c) with × 308, (a′) with
 # × 640,615, and (a). All four are worse than 19 of 19 random choices. The worst of these has × 33.3: blind choice mostly
-# does well, but one of the 19 hit something that the model can't do without. Five seeds might not have shown that.
+# does well, but one of the 19 is a disaster (which of its neurons did it, we didn't look). Five seeds might not have shown that.
 #
 # </details>
 

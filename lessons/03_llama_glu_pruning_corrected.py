@@ -265,7 +265,7 @@ check_pruning_step(pruning_step)
 # | `activation` | how strongly the neuron fires on real text × the size of its column of `down` | weights and data |
 # | `random` | noise | nothing |
 #
-# The last row is the control. A criterion that doesn't beat it knows nothing about this model.
+# The last row is the control. A criterion that doesn't beat it is no help for this way of cutting.
 #
 # **Text.** Neurons are chosen on the *calibration* split. Guesses about causes are made on other rows of that split, the
 # `scan` rows. What we report comes from speeches of the *evaluation* split, which choose nothing. Rows are drawn from all
@@ -473,7 +473,7 @@ pd.DataFrame({name: beside_random(results[name, 0.1], randoms[0.1]) for name in 
 #
 # **Saved run.** L1 and product lose to all nineteen random cuts, the other three weight criteria to eighteen
 # (peak-to-peak: 5.14 × the median, 3.57 to 7.40). `activation` beats them all (0.60 ×, 0.48 to 0.75; p = 0.05, the least
-# that nineteen draws can give). One random cut is a disaster, with 3,948: it hit something that must not be hit. Five
+# that nineteen draws can give). One random cut is a disaster, with 3,948 (which of its neurons did it, we didn't look). Five
 # draws would have missed it three times out of four.
 #
 # **Saved run.** Six criteria were tried, so the chance that luck alone takes one of them to p = 0.05 is up to 6 in 20.
@@ -759,7 +759,7 @@ pd.DataFrame({name: beside_random(score, randoms[0.1]) for name, score in repair
 #
 # **Saved run.** Sparing block 0 leaves 18.7 × the unpruned perplexity, so it isn't that block alone. The reverse order is
 # bad as well, 83.0 ×. Protecting the massive activations changes nothing, because L1 removes 0 of them. Protecting the
-# top 5 % of contributors takes 251.4 × down to 2.20 ×, and as many at random do nothing of the kind: all nineteen stay in
+# top 5 % of contributors takes 251.4 × down to 2.20 ×, and as many at random don't: all nineteen stay in
 # the thousands (the line above the table). That is no longer told apart from the median random cut (1.16 ×, 0.78 to 1.73).
 # So most of L1's damage comes from hitting strong contributors, although a block's lost share is only a rough guide to it.
 #
@@ -769,7 +769,7 @@ pd.DataFrame({name: beside_random(score, randoms[0.1]) for name, score in repair
 # ### Why: which piece of information is missing?
 #
 # A contribution is made of four things: the weights of the two rows, the input that meets them, the gate, and the column
-# of `down`. L2 knows only the first. So we hand out the others, **one change a rung**:
+# of `down`. L2 knows only the first. So we hand out the others; the table below the figure compares scores that differ in **one thing**:
 #
 # | score | what it knows |
 # |---|---|
@@ -834,8 +834,8 @@ show(
 )
 
 # %% [markdown]
-# Each row is one score; what lies left of the dashed line is better than the median random cut. Going down, the scores
-# know more, and most steps lead to the left, but not all of them.
+# Each row is one score; what lies left of the dashed line is better than the median random cut. The
+# rows aren't in order of knowledge; the table below compares those that differ in one thing.
 
 # %%
 STEPS = [
@@ -998,7 +998,7 @@ pd.DataFrame(lines).T
 #
 # Stories that choose for Wikipedia: 0.77 nats, where Wikipedia itself costs 0.45. Every text was cheapest at home. Five of
 # the six strangers are shown to be worse than home; that worst one isn't, its rows differ too much (1.38 × the
-# perplexity, 0.92 to 2.05). No stranger is anywhere near random neurons (1.70 to 1.95 nats).
+# perplexity, 0.92 to 2.05). All strangers are cheaper than the one random cut (1.70 to 1.95 nats).
 #
 # </details>
 
@@ -1154,7 +1154,7 @@ pd.DataFrame(
 # random cut from 217.8 down to 95.4, but it isn't shown to make the good cut better: 1.06 × (0.95 to 1.19). A guess, not
 # tested: half of the text is little to fix 1,229 coefficients for each removed neuron, and where little was lost there is
 # little to win.
-# More text or a stronger ridge, chosen on the `scan` rows, would tell; exercise 6 is the place.
+# More text or a stronger ridge, chosen on the `scan` rows, would tell; a ridge can be tried in exercise 6.
 #
 # ## Benchmarks, with their floors
 #
@@ -1209,7 +1209,7 @@ show(
 #
 # **Saved run.** LAMBADA falls from 0.281 to 0.156 with 20 and with 40 % removed, and to 0 with 60 %. With 32 passages the
 # intervals of neighbours overlap; the first (0.16 to 0.45) and the last (0.00 to 0.11) don't. ARC-easy starts above
-# chance, at 0.45 (0.31 to 0.60). From 20 % on, at 0.35 (0.22 to 0.51), nothing shows that these models still know any
+# chance, at 0.45 (0.31 to 0.60). From 20 % on every interval holds chance, 0.25, and nothing shows that these models still know any
 # science. That isn't evidence that they don't: 40 questions would show a large ability only.
 #
 # ### The published curve of Llama-3.2-1B
@@ -1239,7 +1239,8 @@ print(f"floors: HellaSwag and MMLU 0.25 (chance), BoolQ {YES / QUESTIONS:.3f} (a
 published.rename(index="{:.0%}".format).round(3)
 
 # %% [markdown]
-# HellaSwag starts high and loses nearly all. BoolQ starts at its floor, where a model stays that always says yes.
+# HellaSwag starts high and loses nearly all. BoolQ starts at its floor, what always saying yes gets, and
+# with 60 % removed it is worse than that.
 #
 # ### Exercise 5 · ●●○ · 5 minutes
 #
@@ -1410,7 +1411,7 @@ check_best_model(compress, base, tokenizer)
 #   one.
 # - An exact cut can still be a bad one. Put random cuts beside every criterion, and count how many you need.
 # - When a sensible idea fails: find where, change one thing at a time, and give every repair its own control.
-# - The size of rows says little about what a neuron contributes. A pass over text says it, and it takes little text.
+# - The size of rows can mislead about what a neuron contributes: here it preferred the wrong ones. A pass over text says it, and it takes little text.
 # - Calibrate on the text that the model is for. A small cross-domain table tells you what another text costs.
 # - Least squares can mend a bad cut. That is no reason to make one.
 # - Read a score only next to its floor. A score at its floor says nothing, in either direction.

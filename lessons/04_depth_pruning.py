@@ -1102,7 +1102,7 @@ for phase in ("prefill", "decode"):
     print(f"    depth against it: {says}, perplexity × {with_interval(value, low, high)}")
 
 # %% [markdown]
-# **Saved run.** No winner. In reading, where width 1280 isn't shown to be slower, depth's perplexity is × 1.01 of its own
+# **Saved run.** No winner. In reading, where width 1280 isn't shown to be slower, depth's perplexity is × 1.01 of width 1280's
 # (0.91 to 1.11). In generating it takes width 1152, and depth's perplexity is × 0.90 (0.78 to 1.03): a lead, not shown. 756
 # tokens and six rounds would show a large difference only.
 #
@@ -1170,7 +1170,8 @@ print(f"healed against not healed: {verdict(low, high, **MORE_OR_LESS)}, × {wit
 #
 # Is that recovery, or has the model merely grown used to speeches? One kind of text can't tell, and there is no control
 # here. The next section asks another kind of text, and lesson 07 does it properly. What it shows already: damage before
-# healing and damage after healing are two different questions, and a ranking of cuts can change between them.
+# healing and damage after healing are two different questions. Whether a ranking of cuts changes between them, one healed cut
+# can't show.
 #
 # ### What they write
 
@@ -1262,7 +1263,7 @@ show(
 # **Saved run.** The whole model finds 0.28 of the last words, the models chosen by influence and by leave-one-out 0.09 each,
 # and the random set of blocks 4, 5 and 26 finds 0.19. With 32 passages these shares are rough (0.09 to 0.35 for the last
 # one). So the figure uses the perplexity of the last word, which says more with as few. Both criteria asked speeches what can
-# go, got a good answer, and it was the wrong question here.
+# go, got a good answer there, and one set of five that asked nothing cost less here.
 #
 # Two things differ between the two figures: the kind of text, and what is asked, every token or only a last word. Which
 # of them makes the difference, we didn't test. Either way, a criterion that is right about one may have taken out what
@@ -1293,7 +1294,7 @@ print(f"Llama-3.2-1B minus 3 of 16 blocks: {paper.after.parameters / paper.befor
 
 # %% [markdown]
 # There the base model's LAMBADA accuracy falls from .62 to .46. The same cut in the Instruct model takes LAMBADA's
-# *perplexity* from 6.6 to 70,920: the same rule, the same size, a different fate.
+# *perplexity* from 6.6 to 70,920. An accuracy and a perplexity can't be compared, but nobody would call the second model usable.
 #
 # Published comparisons of rules:
 #

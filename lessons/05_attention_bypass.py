@@ -1116,8 +1116,8 @@ outcomes
 # version raised an error. `generate` counts positions itself, so it hides the mistake. `bypass_attention` writes keys and
 # values of *width 0* into the drawer: no bytes, but the count is right.
 #
-# The same equality on the real model's first four blocks, with attention layer 0 out. In float64: a model without attention
-# layer 0 blows rounding up, and there rounding is far from anything that matters.
+# The same equality on the real model's first four blocks, with attention layer 0 out. In float64, where rounding is far from
+# anything that matters.
 
 # %%
 from course_utils.depth import remove_blocks
@@ -1421,7 +1421,8 @@ show(
 )
 
 # %% [markdown]
-# The gains are largest where the cache is long, as the estimates say they should be. Where a whole interval lies right of
+# Without any attention layer the gain is by far largest where the cache is long, as the estimates say it should be; with 4 or
+# 8 removed the intervals overlap. Where a whole interval lies right of
 # its diamond, more was saved than bytes and operations explain.
 #
 # An estimate counts operations and bytes, and takes each for as fast as any other. An attention layer isn't like that:
@@ -1430,8 +1431,8 @@ show(
 # measured column of the table with the one from the share of time. (For the model without any attention layer the two
 # are equal by construction: the share comes from that row.)
 #
-# **Saved run.** With 8 layers removed, the share of the time is nearer to what was measured than the estimate is. The time
-# that the layers really take predicts the gain; bytes and operations alone do not.
+# **Saved run.** With 8 layers removed, the share of the time is nearer to what was measured than the estimate is. It lies
+# inside all four measured intervals, the estimate by bytes and operations inside two.
 #
 # So a measured speed-up above such an estimate isn't refuted by it: it may be the framework's cost that went. A lean
 # engine has less of it to lose; lesson 10 measures one.
@@ -1471,7 +1472,7 @@ pd.DataFrame(table)
 # so don't look at them. Beside yours stands the published choice (with the residual, one look). You pass if yours is better
 # there, with its whole paired interval.
 #
-# Leave-one-out from above just passes. Can you beat it? The score is printed, so keep a list.
+# Can you beat leave-one-out from above? The score is printed, so keep a list.
 #
 # <details><summary>Hint</summary>
 #
@@ -1550,7 +1551,7 @@ check_choice(choose, base, calibration, held_out)
 #   on a little text asks the question itself.
 # - "Attention is more redundant than MLPs" is a sentence about layers. Ask it again per parameter, where whole blocks may be
 #   the cheaper cut, with each kind chosen well, and for the size of your model.
-# - A multiple-choice accuracy can hide what producing text shows. A lead in perplexity on one kind of text can vanish in
+# - A multiple-choice accuracy can hide what producing text shows. A lead in perplexity on one kind of text may not show in
 #   other work.
 # - A good perplexity doesn't prove that the code is right. An exact equality with an independent reference does.
 # - A missing attention layer must still count tokens for the cache, and a checkpoint must say that it is missing.

@@ -279,8 +279,7 @@ assert same
 
 # %% [markdown]
 # The decision isn't stored in the model. It is stored in the answer's **cache**, which is made with the prompt and dies
-# with the answer. So two answers can take turns on one model, a batch can mix prompts, and a second turn of a chat goes on
-# with the first one's decision. Three equalities, in float32:
+# with the answer. So two answers can take turns on one model, and a batch can mix prompts. Three equalities, in float32:
 
 # %%
 from course_utils.texts import padded_batches
@@ -631,8 +630,8 @@ table.round(2)
 
 # %% [markdown]
 # **Saved run.** With 8 left out, reading takes 0.87 to 0.92 of the time, and decoding a token 0.84 to 0.90. From 16 to 1024 tokens in
-# the prompt, the time of a decoded token grows only from 41 to 61 ms. So the time saved depends weakly on the length of the
-# prompt. The cache saved is proportional to the tokens.
+# the prompt, the time of a decoded token grows only from 41 to 61 ms. So what decoding saves depends weakly on the length of the
+# prompt; what reading saves grows with it, and so does the cache saved.
 #
 # From this table each prompt gets its seconds, and from its tokens its cache. Now look at two policies that deal out **the same
 # three numbers**, each to a third of the prompts that choose: our score (short prompts leave out most), and the levels
@@ -666,7 +665,8 @@ equal.round(3)
 # %% [markdown]
 # **Saved run.** Our score leaves out more on average, 3.9 against 3.3, and yet the reversed policy saves 2.6 times as much of the
 # cache. Its harm is smaller, too (0.144 against 0.181), in part because it leaves out fewer. For time the order is the other way
-# round: our score saves 5.2 %, the reversed policy 4.6 %. An average number says little about a cost.
+# round: our score saves 5.2 %, the reversed policy 4.6 %, about as much for each layer left out. An average number says little
+# about the cache.
 #
 # ### Exercise 3 · ●○○ · 8 minutes
 #
@@ -782,7 +782,7 @@ levelled = {"our score": ours, "reversed length": -log_length}
 # with the mean length of other prompts' answers, and its price is set on the prompts that choose. What it then saves on the
 # prompts that judge, with their own answers, is measured.
 #
-# **Predict before you run.** Five policies and a static curve. Which of them lies below the static curve when cost is time?
+# **Predict before you run.** Six policies and a static curve. Which of them lies below the static curve when cost is time?
 # When cost is cache? And how much room does the bound leave?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
@@ -894,11 +894,12 @@ pd.DataFrame(gaps, index=pd.Index(aimed_at, name="time saved, aimed at"))
 # %% [markdown]
 # **Saved run.** At equal cost the two complexity scores are worse than a static bypass: ours by 15 % of static's harm for time and
 # 124 % for cache, the published one by 12 % and 113 %. The rule that looks at cost only pays for cache, 61 % less harm, and hardly for
-# time, 3 %; reversed length gains 39 % for cache and shows no difference for time.
+# time, 3 %; reversed length gains 39 % for cache and shows no difference for time. (All this at one
+# saving; the last table asks for five.)
 #
 # For time the bound leaves room (0.154, where "cost only" has 0.185), for cache hardly any (0.053 and 0.059). The last table looks at
 # time again, at all five savings. "Cost only" runs out where much is to be saved: at 9.9 % it is worse than static (+0.009). "Kind"
-# pays at each of the five (−0.009 at the last one). There the probe lies between them. So a policy that pays at equal harm exists here, and
+# pays at each of the five (−0.009 at the last one; at the two smallest "cost only" does as well). There the probe lies between them. So a policy that pays exists here: at equal time, less harm, and
 # it is a table with four rows: how much each kind of prompt suffers, and what it saves.
 #
 # ### Two controls
@@ -941,7 +942,8 @@ pd.DataFrame(rows).T.round(3)
 # only about alike in length. A signal has to do more than that.
 #
 # **Saved run.** The kind does (p = 0.001): −0.007 to static, and −0.004 with its decisions dealt to others of the same length. The
-# probe isn't shown to (p = 0.055). Small as it is, that is what a signal adds; the rest is the cost. The order pays, too: its first 5
+# probe isn't shown to (p = 0.055). Small as it is, that is what a signal adds at this saving, the one that was tested; the rest is
+# the cost. The order pays, too: its first 5
 # layers harm 0.23 nats, random sets 0.70 in the median, and none of the 19 is better (p = 0.05).
 #
 # ### Exercise 4 · ●●○ · 10 minutes
@@ -1041,7 +1043,7 @@ timed = time_interleaved({"read": lambda: base(**ids[0]), "decide": lambda: comp
 print(f"deciding takes {100 * timed.ratio.iloc[1]:.1f} % of reading a long prompt")
 
 # %% [markdown]
-# **Saved run.** Deciding takes about two percent of reading a long prompt. The mixed batch takes as long as with the whole model,
+# **Saved run.** Deciding takes about one percent of reading a long prompt. The mixed batch takes as long as with the whole model,
 # although two of its six prompts leave layers out; the batch of like prompts, all with 8 left out, is faster.
 #
 # The policy above is installed like any other, and travels in the checkpoint: it is our score with other weights.
@@ -1160,7 +1162,7 @@ check_signal(signal)
 # %% [markdown]
 # ## Take-aways
 #
-# - A decision about an answer belongs to the answer. Kept in its cache, it survives batches, beams, turns and other answers;
+# - A decision about an answer belongs to the answer. Kept in its cache, it survives batches and other answers in between;
 #   kept in the model, it changes under your feet.
 # - A score that sounds plausible is a hypothesis. Its rank correlation with measured harm, on prompts that chose nothing, is
 #   the test; split halves give the ceiling, noise the floor. And ask what a label of the task alone would do: here, it did best.

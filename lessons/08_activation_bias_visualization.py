@@ -815,8 +815,8 @@ written
 # deceives: in the two sentences of the control the gap goes only from 0.60 to 0.42 nats, just below all 19 random directions (0.48 to
 # 0.95), so in the other sentences it must overshoot by far. How much one direction takes away depends on the sentence.
 #
-# A single direction can't tell a stereotype from grammar: the model uses *one* way to say
-# "she", whether a nurse or a woman is the reason. What is gone along one direction may also still be readable along
+# A single direction can't tell a stereotype from grammar: it carries a part of "she" whether a nurse or a woman is the
+# reason. What is gone along one direction may also still be readable along
 # others (Gonen & Goldberg 2019, "lipstick on a pig"). Lesson 09 takes up removal, with more arms.
 
 # %% [markdown]
@@ -984,7 +984,7 @@ print(f"nothing is shared behind the swap in {theirs['nothing behind'].sum()} Cr
 
 # %% [markdown]
 # **Saved run.** The rule looks innocent, and it isn't. It takes away far more of the pairs about disability (52 %) than of those about
-# age (22 %); rare words are cut into more tokens. What is left is no longer the sample that you think you have.
+# age (22 %); our guess is that rare words are cut into more tokens. What is left is no longer the sample that you think you have.
 #
 # ### Hundreds of pairs, and their controls
 #
@@ -1111,7 +1111,7 @@ pd.DataFrame({f"ratio to {control}": against(control) for control in ("neutral",
 # **Saved run.** Paraphrases hardly change the meaning. Still, nothing shows that they move activations less than neutral swaps do (1.14
 # times, 0.91 to 1.42), and they move them *more* than swaps of gender (those reach 0.75 of it, 0.59 to 0.95).
 #
-# So does the metric measure meaning? It measures *words*: how alike their embeddings are, how rare they are, into how many tokens they
+# So does the metric measure meaning? Our guess, not measured: it measures *words*, how alike their embeddings are, how rare they are, into how many tokens they
 # are cut. Some of our neutral swaps share most of their tokens (left-handed, right-handed), some gender swaps as well (young female,
 # young male); "weary" and "tired" share none. A ratio of magnitudes depends on which control you happen to choose. It can say "more
 # than these words", and never "biased".
@@ -1294,8 +1294,8 @@ show(
 planted.round(2)
 
 # %% [markdown]
-# **Saved run.** The preference of the planted axis falls to −8.40 nats (−12.06 to −4.74). That of the other stays near 0 (0.49, −2.20 to
-# 3.18). The activation ratio rises for *both*, to 3.88 and 2.86, and both intervals lie above 1: the names have come to matter, and
+# **Saved run.** The preference of the planted axis falls to −8.40 nats (−12.06 to −4.74). For the other none is shown (0.49, −2.20 to
+# 3.18; a wide interval). The activation ratio rises for *both*, to 3.88 and 2.86, and both intervals lie above 1: the names have come to matter, and
 # magnitudes can't say to whose disadvantage.
 #
 # The count of places after Holm's correction does part the two here (35 and 0). Don't lean on that: on the second axis no side

@@ -766,7 +766,7 @@ tidy()
 # Width 1280 comes to 0.96 of its estimate in reading and 1.00 in generating, fewer blocks to 1.02 and 1.04. The odd width is
 # slower than the whole model in reading a prompt, × 0.82 (0.78 to 0.88), with a fifth of its neurons gone; in generating it
 # gains about what its bytes promise. llama.cpp generates several times as many tokens a second as PyTorch; in reading a prompt
-# PyTorch is ahead. "Slow" and "lean" belong to a phase, not to a program.
+# PyTorch may even be ahead (the two were not timed in turns).
 #
 # </details>
 
@@ -1123,8 +1123,8 @@ show(
 # file, and moves the point farther up.
 #
 # The frontier is as sure as its text, twelve short rows of speeches, and as fair as its distillation, which was very short.
-# Rounding to Q8_0 needs no healing, a cut does: the print above says how much a few steps brought back, and lesson 07 what an
-# hour does. With more of it, expect the pruned lines to come down.
+# Rounding to Q8_0 needs no healing, a cut does: the print above says how much a few steps brought back (most of the fall is
+# learning the text: the uncut model falls as well), and lesson 07 what an hour does. With more of it, expect the pruned lines to come down.
 #
 # ### Exercise 4 · ●●○ · 8 minutes
 #
@@ -1316,8 +1316,8 @@ verdicts.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
 # | disk, download, weights in memory | quantize | prune, widths a multiple of 32 |
 # | the next token, one user | quantize, in an engine that has kernels for it | fewer blocks; narrower where quality asks for it |
 # | the first token of long prompts | prune: fewer operations | (fewer bits, if the hardware multiplies in them; see llama.cpp's prefill above) |
-# | many long chats | fewer attention layers (or KV heads, lesson 11) | fewer blocks (a quantized cache) |
-# | anything, in a slow framework | another engine | fewer blocks |
+# | many long chats | fewer blocks, or fewer attention layers (or KV heads, lesson 11) | (a quantized cache) |
+# | the next token, in a slow framework | another engine | fewer blocks |
 # | nothing of the above: "smaller is better" | measure first | |
 
 # %%

@@ -214,7 +214,7 @@ _CONTROLS = {  # of exercise 4: the arm, and why
 _CARD_RIGHT = {"A", "C", "E", "F"}
 _CARD = {  # of exercise 5: every sentence, and why it may stand there or not
     "A": "on all three domains the difference is many standard errors.",
-    "B": "no difference shown task by task is not the same as none: on four of the five tasks it is right less often.",
+    "B": 'on HellaSwag it is right less often, and elsewhere an interval that holds 0 isn\'t "as well".',
     "C": "rows with thirteen words in a row from the training text were taken out before anything was judged.",
     "D": "look at the two intervals of the gap, and ask whether less knowledge would look the same.",
     "E": "format, machine and interval are in the record: the whole interval lies above 1.",
