@@ -219,12 +219,17 @@ def _models(names: dict) -> Iterator[tuple[str, nn.Module]]:
         for name, value in list(space.items()):
             if name.lstrip("_").isdigit() or name in ("_", "__", "___"):  # IPython's last results
                 continue
-            if isinstance(value, nn.Module):
+            if _is_model(value):
                 yield name, value
             elif isinstance(value, dict):
-                yield from ((f"{name}[{k!r}]", v) for k, v in list(value.items()) if isinstance(v, nn.Module))
+                yield from ((f"{name}[{k!r}]", v) for k, v in list(value.items()) if _is_model(v))
             elif isinstance(value, list | tuple):
-                yield from ((f"{name}[{k}]", v) for k, v in enumerate(value) if isinstance(v, nn.Module))
+                yield from ((f"{name}[{k}]", v) for k, v in enumerate(value) if _is_model(v))
+
+
+def _is_model(value: object) -> bool:
+    """Whether it is a module, and not one that is just being copied, which has no weights yet."""
+    return isinstance(value, nn.Module) and "_parameters" in vars(value)
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor]:
