@@ -1156,7 +1156,8 @@ told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 # swaps (p = 0.163 after Holm).
 #
 # **Saved run, summed up.** A bias of that size fits into the interval of the real axis (−0.57 to 0.68 nats). It is where such a test
-# runs out of power: an arm that works on the large bias can't be told from what the neutral swaps do on the small one. So "not shown"
+# runs out of power: an arm that works on the large bias can't be told from what the neutral swaps do on the small one. (Where it runs
+# out, between −0.37 and −5.86 nats, was not tried.) So "not shown"
 # on the real axis means what it says. To decide, one needs more templates and more swaps, not another method.
 #
 # ## Does distillation bring the bias back?
