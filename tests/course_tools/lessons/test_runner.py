@@ -63,10 +63,10 @@ def test_kernel_that_is_killed_is_told_in_a_paragraph(tmp_path, capfd):
             time.sleep(0.05)
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
-    tell = "import os, time\nopen('new', 'w').write(str(os.getpid()))\nos.rename('new', 'pid')"
+    tell = "import os, time\nopen('new', 'w').write(str(os.getpid()))\nos.rename('new', 'pid')\ntime.sleep(600)"
     killer = threading.Thread(target=kill_when_known, daemon=True)
     killer.start()
-    result = runner.execute(notebook(tell, "time.sleep(600)"), name="01_x", profile="smoke", folder=tmp_path)
+    result = runner.execute(notebook("1 + 1", tell), name="01_x", profile="smoke", folder=tmp_path)
     assert (result.failure.cell, result.failure.error) == (2, DIED)
     assert capfd.readouterr() == ("", ""), "nothing but the paragraph"
 
