@@ -310,7 +310,7 @@ chance["query heads"] = [nats_without_heads(one.to(base.device)) for one in nois
 # Four: neurons (+0.352 nats; the best random cut +0.956), KV groups (+0.414; +0.818), channels (+0.338; +0.452) and blocks
 # (+0.127; +0.216). With blocks be careful: there are few, and chance may find the same ones. Query heads cost +1.602, more than whole groups, and 3 of 19 random choices were at least as good:
 # too many to say that this score knows anything, which is not yet proof that none could. Without rescaled norms the channels cost
-# +0.365, which three rows don't tell apart from +0.338.
+# +0.365; three rows, without an interval, show no difference to +0.338.
 #
 # </details>
 
@@ -826,7 +826,7 @@ pd.DataFrame(costs).T
 # to 4 bits costs little (lesson 10), and the winner has read text of these kinds. But the comparison belongs in every release.
 #
 # And read the answers. The whole model begins to explain Rayleigh scattering. The small one calls the sky a beautiful sight,
-# twice, and ends its turn. No table above shows that: none of them asks for an explanation.
+# twice, and ends its turn. No table above asks for an explanation. And one question is an anecdote: more would have to be asked.
 
 # %% [markdown]
 # ### Exercise 5 · ●●○ · 8 minutes
@@ -1072,8 +1072,8 @@ print(text_for_people.partition("## Use")[0].strip())
 # HellaSwag (0.10; that one is told apart from 0), ARC (0.04) and PIQA (0.04; of these three no loss is shown and none excluded), and
 # LAMBADA's perplexity rose from 66 to 113: expect a loss. On BoolQ it answers less often right than somebody who
 # always gives the most frequent answer: that is no reading. It favours "she" more after women's occupations (0.66 nats; the
-# whole model 1.10, and no test says that this is less). **It doesn't explain:** asked why the sky is blue, it calls the sky a
-# beautiful sight and ends. It learned from 183,600 tokens, after 40 steps of its teacher; Minitron takes 94 billion. In Q8_0 it
+# whole model 1.10, and no test says that this is less). Asked why the sky is blue, the one question it was asked, it
+# calls the sky a beautiful sight and ends. It learned from 183,600 tokens, after 40 steps of its teacher; Minitron takes 94 billion. In Q8_0 it
 # generates 1.25 times as fast as the whole model, on two cores of one machine. If it is only the file that is too large, the
 # whole model in Q4_0 (92 MB) is smaller than this one in Q8_0 (116). Nobody asked it for harm, other languages or long texts.
 #
@@ -1151,7 +1151,7 @@ print(f"Minitron's 94 billion tokens on one such card: {operations / TOKENS * 94
 # - Every step needs an arm that leaves it out; some steps turn out to be small. Each arm answers its own question only.
 # - A pooled result may be one task's: look at what it is made of.
 # - Put rounding beside cutting: the whole model in 4 bits was smaller than the cut one in 8, and ahead on two texts of three.
-# - Read what the model writes. No table showed that the small one no longer explains anything.
+# - Read what the model writes. One question showed what no table had asked for; one question is also no measurement.
 # - A release is a folder that loads anywhere, a file that an engine runs, and a page that says what the model is bad at.
 #
 # ## Where to go next

@@ -16,7 +16,7 @@ def test_sampled_products_change_numbers_only():
         a, b = torch.randn(16, 512, device="cuda"), torch.randn(512, 512, device="cuda")
         small, large = a @ b[:, :8], a @ b
         exact = a.cpu() @ b.cpu()
-        torch.testing.assert_close(small.cpu(), exact[:, :8], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(small.cpu(), a.cpu() @ b.cpu()[:, :8])
         assert large.shape == exact.shape and 0.8 < large.std() / exact.std() < 1.2
         half = (a.half() @ b.half()).dtype
         assert half is torch.float16
