@@ -276,7 +276,7 @@ def against_random(
     """What was chosen beside random sets, on one logarithmic axis: a row each, a dot for every set.
 
     A dashed line runs through the median of the first control. A value above ``limit`` stands at the right edge as an
-    arrow with its number, so that one wreck doesn't squash the rest.
+    arrow with its number, so that one wreck doesn't squash the rest; so does the end of an interval that goes on there.
 
     Args:
         choices: name -> value, written beside its dot, or (value, lower end, upper end of its 95 % interval); from the
@@ -303,7 +303,10 @@ def against_random(
             _beyond(ax, place, edge, [value], _colour(0))
             continue
         error = [[value - ends[0]], [min(ends[1], edge) - value]] if ends else None
-        ax.errorbar(value, place, xerr=error, fmt="o", color=_colour(0), markersize=9, capsize=4, zorder=4)
+        drawn = ax.errorbar(value, place, xerr=error, fmt="o", color=_colour(0), markersize=9, capsize=4, zorder=4)
+        if ends and ends[1] > edge:
+            drawn.lines[1][1].set_visible(False)  # no cap: the interval doesn't end here
+            _beyond(ax, place, edge, [ends[1]], _colour(0), before="to ")
         if not ends:
             written = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
             ax.annotate(
@@ -340,16 +343,16 @@ def against_random(
     return ax
 
 
-def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colour: object) -> None:
-    """An arrow at the right edge for ratios that are too large to draw, with their numbers."""
+def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colour: object, *, before: str = "") -> None:
+    """An arrow at the right edge for ratios that are too large to draw, with their numbers; below a line to there."""
     if not len(ratios):
         return
     worst = sorted(ratios)
     written = f"×{worst[-1]:,.0f}" if len(worst) == 1 else f"{len(worst)} sets, ×{worst[0]:,.0f} to ×{worst[-1]:,.0f}"
     ax.plot(limit, place, ">", color=colour, markersize=9, clip_on=False, zorder=4)
     ax.annotate(
-        written, (limit, place), xytext=(-9, -11 if len(worst) > 1 else 0), textcoords="offset points", ha="right",
-        va="center", color=colour, fontsize="small",
+        before + written, (limit, place), xytext=(-9, -11 if before or len(worst) > 1 else 0),
+        textcoords="offset points", ha="right", va="center", color=colour, fontsize="small",
     )  # fmt: skip
 
 

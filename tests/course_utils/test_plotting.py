@@ -182,6 +182,17 @@ def test_against_random_draws_a_dot_a_set_and_names_what_lies_beyond():
             plotting.against_random({}, nothing, x_label="ratio", limit=2)
 
 
+def test_against_random_says_where_an_interval_goes_on_beyond_the_edge():
+    choices = {"ends": (1.3, 1.2, 1.4), "goes on": (69.2, 37.9, 126.1)}
+    ax = plotting.against_random(choices, {"random": [1.5, 33.0]}, x_label="perplexity, × unpruned", limit=100)
+    render(ax)
+    caps = [[cap.get_visible() for cap in container.lines[1]] for container in ax.containers]
+    assert caps == [[True, True], [True, False]]
+    heads = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == ">"]
+    assert heads == [(100, 1)]
+    assert [text.get_text() for text in ax.texts] == ["to ×126"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
     [
