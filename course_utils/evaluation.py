@@ -174,14 +174,14 @@ def paired(
     Args:
         result_a: a ``Perplexity``, or a frame from ``evaluate`` (or a part of it).
         result_b: the other model's, of the same kind.
-        resamples: of the bootstrap and of the sign flips.
+        resamples: of the bootstrap, and of the sign flips where they are drawn.
         seed: of both.
 
     Returns:
         One row a metric: ``task``, ``metric``, ``a``, ``b``, ``difference`` (b - a), ``ci_low``, ``ci_high`` (95 %,
-        bootstrap over rows or documents), ``p`` (two-sided: McNemar's exact test for accuracies, random sign flips of
-        the log-likelihood differences for the rest), ``wins`` and ``losses`` (rows or documents where b is better or
-        worse: for an accuracy, those that only b or only a got right) and ``pairs`` (how many were compared).
+        bootstrap over rows or documents), ``p`` (two-sided: McNemar's exact test for accuracies, ``sign_flip_p`` of the
+        log-likelihood differences for the rest), ``wins`` and ``losses`` (rows or documents where b is better or worse:
+        for an accuracy, those that only b or only a got right) and ``pairs`` (how many were compared).
 
     Raises:
         ValueError: the results are of different kinds, rows, documents or dtypes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -57,8 +58,74 @@ def test_intervals_are_counted_on_both_sides():
     assert below_and_above([]) == (0, 0)
 
 
-@pytest.mark.parametrize("count", [8, 12, 40])
-def test_sign_flips_agree_with_scipys_sample_permutations(count):
+def few_differences(count: int, seed: int) -> np.ndarray:
+    """With ties and with sums that cancel, as whole numbers and as tenths have them."""
+    generator = np.random.default_rng(seed)
+    return (generator.normal(0.5, 1, count), generator.integers(-3, 5, count), generator.integers(-3, 5, count) / 10)[
+        seed % 3
+    ]
+
+
+def share_of_all_signs(differences: np.ndarray) -> float:
+    """By brute force, in whole numbers: tenths are tenths, and equal sums are equal."""
+    values = [round(1e9 * float(value)) for value in differences]
+    sums = [abs(sum(map(int.__mul__, values, signs))) for signs in itertools.product((1, -1), repeat=len(values))]
+    return sum(value >= sums[0] for value in sums) / len(sums)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("count", [2, 3, 8, 11])
+def test_sign_flips_of_few_units_are_all_gone_through(count, seed):
+    differences = few_differences(count, seed)
+    p = sign_flip_p(differences)
+    assert p == share_of_all_signs(differences)
+    reference = stats.permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=math.inf)
+    assert p == pytest.approx(reference.pvalue)
+    assert p == sign_flip_p(-differences) == sign_flip_p(differences[::-1]) == sign_flip_p(7 * differences)
+    assert p == sign_flip_p(differences, seed=1)  # nothing is drawn
+
+
+def test_sign_flips_are_fishers_test_of_darwins_fifteen_pairs():
+    # The Design of Experiments, section 21: 863 of 32,768 assignments reach 314 eighths of an inch, and as many -314
+    darwin = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
+    assert sign_flip_p(darwin, resamples=2**15) == 2 * 863 / 2**15
+    assert sign_flip_p(darwin, resamples=2**15 - 1) != 2 * 863 / 2**15
+
+
+def test_all_signs_are_gone_through_where_they_are_no_more_than_the_draws():
+    alike = np.ones(13)  # only all + and all - reach the observed sum
+    assert sign_flip_p(alike) == 2 / 2**13
+    assert sign_flip_p(alike[:4], resamples=16) == 2 / 2**4
+    assert sign_flip_p(alike[:4], resamples=15) * 16 == pytest.approx(round(sign_flip_p(alike[:4], resamples=15) * 16))
+    assert sign_flip_p(np.ones(14)) * 10_001 == pytest.approx(round(sign_flip_p(np.ones(14)) * 10_001))
+
+
+@pytest.mark.parametrize("count", [9, 13, 14, 20])
+def test_a_larger_effect_has_no_larger_p(count):
+    noise = np.random.default_rng(count).normal(size=count)
+    p_values = [sign_flip_p(noise - noise.mean() + effect) for effect in np.linspace(0, 3, 13)]
+    assert p_values[0] == 1 and p_values == sorted(p_values, reverse=True)
+
+
+@pytest.mark.parametrize("count", [14, 16, 18])
+def test_drawn_sign_flips_come_near_all_of_them(count):
+    for seed in range(4):
+        differences = np.random.default_rng(seed).normal(0.3, 1, count)
+        exact, drawn = sign_flip_p(differences, resamples=2**count), sign_flip_p(differences)
+        assert drawn != exact
+        assert abs(drawn - exact) < 4 * math.sqrt(exact * (1 - exact) / 10_000) + 1 / 10_001
+
+
+def test_drawn_sign_flips_are_what_they_were():
+    """Saved p-values of many units rest on these draws."""
+    differences = np.random.default_rng(0).normal(0.3, 1, 40)
+    signs = np.random.default_rng(5).integers(0, 2, (999, 40), dtype=np.int8) * 2 - 1
+    hits = (np.abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-12)).sum()
+    assert sign_flip_p(differences, resamples=999, seed=5) == (hits + 1) / 1000
+
+
+@pytest.mark.parametrize("count", [14, 40])
+def test_drawn_sign_flips_agree_with_scipys_sample_permutations(count):
     for seed in range(4):
         differences = np.random.default_rng(seed).normal(0.3, 1, count)
         reference = stats.permutation_test(
@@ -71,7 +138,13 @@ def test_sign_flips_agree_with_scipys_sample_permutations(count):
 def test_sign_flips_are_symmetric_repeat_themselves_and_never_say_zero():
     differences = np.arange(1.0, 30)
     assert sign_flip_p(differences) == sign_flip_p(-differences) == sign_flip_p(3 * differences) == 1 / 10_001
-    assert sign_flip_p(np.zeros(9)) == 1
+    assert (
+        sign_flip_p(np.zeros(9))
+        == sign_flip_p(np.zeros(19))
+        == sign_flip_p(np.ones(1))
+        == sign_flip_p(np.array([]))
+        == 1
+    )
     assert math.isnan(sign_flip_p(np.array([1.0, math.inf])))
 
 
