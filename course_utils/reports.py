@@ -37,6 +37,16 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{shown(value)} ({shown(low)} to {shown(high)})"
 
 
+def shown_p(value: float) -> str:
+    """A p-value for a reader: three decimals, four where three would be zeros, and never 0, which no test can find.
+
+    >>> [shown_p(value) for value in (0.0469, 0.0004, 3.8e-6)]
+    ['0.047', '0.0004', '< 0.0001']
+    """
+    value = checks.number("value", value)
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}" if value < 1e-3 else f"{value:.3f}"
+
+
 @dataclass(frozen=True)
 class Size:
     """A model's size, read from its weights.

@@ -33,7 +33,7 @@ from course_utils.bias.statistics import (
     sums_by_cell,
     with_holm,
 )
-from course_utils.reports import shown, with_interval
+from course_utils.reports import shown, shown_p, with_interval
 from course_utils.uncertainty import crossed_interval, mcnemar_p, verdict
 
 LEVEL = 0.05
@@ -289,4 +289,5 @@ def _against_one(row: pd.Series, name: str) -> str:
 
 
 def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    text = shown_p(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"

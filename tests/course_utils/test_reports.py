@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from course_utils.channels import prune_channels
 from course_utils.heads import prune_kv_groups
-from course_utils.reports import model_size, shown, with_interval
+from course_utils.reports import model_size, shown, shown_p, with_interval
 from course_utils.width import neuron_importance, prune_neurons
 
 
@@ -70,6 +70,17 @@ def test_report_names_the_axis_that_was_cut():
 )  # fmt: skip
 def test_numbers_of_every_size_can_be_read(value, text):
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1, "1.000"), (0.0469, "0.047"), (0.001, "0.001"), (0.0004, "0.0004"), (1 / 10_001, "< 0.0001"),
+        (0.0001, "0.0001"), (3.8e-6, "< 0.0001"), (0.0, "< 0.0001"), (math.nan, "nan"), (np.float64(0.5), "0.500"),
+    ],
+)  # fmt: skip
+def test_a_p_value_is_never_zero(value, text):
+    assert shown_p(value) == text
 
 
 def test_a_number_with_its_interval():
