@@ -52,6 +52,14 @@ def sign_flip(a, b, clusters, *, flips=4000, one_sided=False, by_cluster=True, p
     return ((drawn >= observed - 1e-9).sum() + plus) / (flips + plus)
 
 
+def all_signs(a, b, clusters):
+    sums = np.zeros(1)
+    for cluster in np.unique(clusters):
+        here = (a - b)[clusters == cluster].sum()
+        sums = np.concatenate([sums + here, sums - here])
+    return (np.abs(sums) >= abs(sums[0]) - 1e-9).mean()
+
+
 def unpaired(a, b, clusters):
     everything, generator = np.concatenate([a, b]), np.random.default_rng(2)
     gaps = [np.subtract(*map(np.sum, np.split(generator.permutation(everything), 2))) for _ in range(2000)]
@@ -186,7 +194,7 @@ test_sign_flip = cases_of(
         (lambda a, b, c: sign_flip(a, b, c, flips=500, plus=0) * 0, "p-value is 0"),
         (lambda a, b, c: abs(a - b).mean(), "from 0 to 1"),
     ],
-    answers=[sign_flip],
+    answers=[sign_flip, all_signs],
 )
 
 
