@@ -351,7 +351,7 @@ def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colou
     written = f"×{worst[-1]:,.0f}" if len(worst) == 1 else f"{len(worst)} sets, ×{worst[0]:,.0f} to ×{worst[-1]:,.0f}"
     ax.plot(limit, place, ">", color=colour, markersize=9, clip_on=False, zorder=4)
     ax.annotate(
-        before + written, (limit, place), xytext=(-9, -11 if before or len(worst) > 1 else 0),
+        before + written, (limit, place), xytext=(-9, -16 if before else -11 if len(worst) > 1 else 0),
         textcoords="offset points", ha="right", va="center", color=colour, fontsize="small",
     )  # fmt: skip
 
