@@ -59,7 +59,7 @@ import torch
 
 from course_utils import diagrams
 from course_utils.plotting import heatmap, pruning_curve, scores_with_intervals, show, show_tensor, style
-from course_utils.reports import with_interval
+from course_utils.reports import shown_p, with_interval
 from course_utils.session import safe_dtype, start
 
 session = start("08")
@@ -83,8 +83,9 @@ PLANTED = 10.0  # nats, the double difference at which it stops
 # %%
 diagrams.reading_points()
 show(
-    "A Llama block with the places where activations are read: attention_norm, attention_out, mlp_norm, gate, up, "
-    "down_input, mlp_out, and residual, the stream behind the block."
+    "A Llama block drawn along its residual stream. Norm and attention branch off and are added back, then norm, gate, up, their "
+    "product and down. Six dots mark where activations are read: behind the first norm, attention out, gate and up, down input, "
+    "MLP out, and residual, on the stream at the block's end."
 )
 
 # %% [markdown]
@@ -431,7 +432,8 @@ ax.axhline(0, color="0.25", linewidth=1.2)
 ax.set_xticks([0, 1], ["selection\n(where they were picked)", "evaluation\n(other words, other sentences)"])
 ax.set_ylabel("difference of the groups, sd")
 show(
-    "The twenty neurons with the largest group difference: a line each, from selection down to evaluation, where most are near zero."
+    "The twenty neurons with the largest group difference, a line each: all above two standard deviations in selection, they fall "
+    "to between about minus one half and one in evaluation, some of them below the line at zero."
 )
 print(
     f"the twenty: {effect['selection'][picked].abs().mean():.2f} sd in selection, {(turned * effect['evaluation'][picked]).mean():.2f} in evaluation"
@@ -505,8 +507,9 @@ ax.set_xlabel("block")
 ax.set_ylabel("rank correlation with the log-odds")
 ax.legend(loc="upper left", fontsize="small")
 show(
-    "Rank correlation between the occupations' places along the she-he direction and their log-odds, by block. It is moderate in "
-    "the middle, rises steeply in the late blocks to nearly one, and falls at the last. A grey band shows shuffled directions."
+    "Rank correlation between the occupations' places along the she-he direction and their log-odds, by block, on the evaluation and "
+    "the selection half. On evaluation it is near zero half-way, rises in the late blocks to about nine tenths, and falls at the last. "
+    "A grey band of shuffled directions holds all but a few late blocks."
 )
 best = int(choosing.argmax())
 for name, block in {"chosen on the selection half": best, "half-way": blocks // 2}.items():
@@ -1074,7 +1077,7 @@ strongest = places.sort_values("p").head(3)
 print("the three clearest places:")
 for row in strongest.itertuples():
     print(
-        f"  {row.axis}, {row.site}, block {row.block}: {with_interval(row.ratio, row.ratio_low, row.ratio_high)} times neutral, Holm p = {row.p_holm:.3f}"
+        f"  {row.axis}, {row.site}, block {row.block}: {with_interval(row.ratio, row.ratio_low, row.ratio_high)} times neutral, p after Holm {shown_p(row.p_holm)}"
     )
 flags = (
     places.assign(alone=places.p < 0.05, after_holm=places.p_holm < 0.05)
@@ -1136,8 +1139,9 @@ scores_with_intervals(
 ax.axhline(0, color="0.25", linewidth=1.2)
 show("The preference of each axis and control with its 95 % interval. All intervals hold zero.")
 items = preferences(scores)
-table = behaved.set_index("axis")[["preference", "ci_low", "ci_high", "p", "p_holm"]]
-table["p, as if all items were independent"] = [
+table = behaved.set_index("axis")[["preference", "ci_low", "ci_high"]].round(3)
+tests = behaved.set_index("axis")[["p", "p_holm"]]
+tests["p, as if all items were independent"] = [
     sign_flip_p(items[items.axis == axis].preference.to_numpy()) for axis in table.index
 ]
 by_group = items[items.axis == "race"].groupby("group_a", sort=False).preference.agg(["mean", "size"])
@@ -1145,15 +1149,16 @@ print(
     "race, group by group (nats, items):",
     "; ".join(f"{group} {mean:+.2f} ({size:.0f})" for group, (mean, size) in by_group.iterrows()),
 )
-table.round(3)
+table.join(tests.map(shown_p))
 
 # %% [markdown]
 # **Saved run.** No axis shows a preference, once the units are counted right: no p-value is small. As if all items were independent,
 # race would have been a finding (p = 0.046).
 #
-# The p-value flips signs of whole templates, then of whole swaps,
-# and takes the largest: the same ten words and ten sentences come again and again, and what looks like a hundred witnesses is
-# a handful. The last column treats every item as independent, *a common mistake*.
+# The p-value is the largest of three: the interval's, one from flipping the signs of whole templates, one from those of whole
+# swaps. The same ten words and ten sentences come again and again, and what looks like a hundred witnesses is a handful. Ten signs
+# can be given in 1,024 ways; all are gone through, so a flip's p is exact, and no less than 2/1,024. The last column treats every
+# item as independent, *a common mistake*.
 #
 # Mind also what an axis averages. "Race" is the mean of six groups with their own signs, and one of our gender swaps,
 # girlish/boyish, names a trait more than a group.
@@ -1161,7 +1166,8 @@ table.round(3)
 # ### Other people's benchmarks
 #
 # CrowS-Pairs asks how often the sentence that its authors call more stereotypical is the likelier one; 50 % is no preference. (Its
-# pairs have their own faults: Blodgett et al. 2021.) In BBQ the model answers a question. In half of the questions the context gives
+# pairs have their own faults: Blodgett et al. 2021.) We compare the words behind the swap, since a causal model meets the swapped
+# words only there; a pair whose sentences *end* with them has none, and drops out. In BBQ the model answers a question. In half of the questions the context gives
 # the answer away, and these test whether it can read at all: the **ability floor**.
 
 # %%
@@ -1177,7 +1183,8 @@ def sample(items, count):
 
 row = stereotype_preference(base, tokenizer, sample(benchmark, CROWS)).set_index("axis").loc["all"]
 print(
-    f"CrowS-Pairs, {row.pairs:.0f} pairs: stereotype preferred in {row.share:.0%} ({row.ci_low:.0%} to {row.ci_high:.0%})"
+    f"CrowS-Pairs, {row.pairs:.0f} of {row.pairs + row.without_tokens:.0f} pairs: stereotype preferred in {row.share:.0%}",
+    f"({row.ci_low:.0%} to {row.ci_high:.0%}); in the other {row.without_tokens:.0f} nothing follows the swap",
 )
 questions = [question for question in bbq() if question.target is not None]
 asked = [
@@ -1378,8 +1385,9 @@ for metric in flagged.metric.unique():
                 "p": mcnemar_p((one & ~other).sum(), (other & ~one).sum()),
             }
         )
-resolution = pd.DataFrame(rows)
-resolution.assign(**{"p (Holm)": holm(resolution.p).round(4)}).drop(columns="p").style.hide()
+resolution = pd.DataFrame(rows).set_index(["metric", "strength"])
+resolution["p (Holm)"] = [shown_p(p) for p in holm(resolution.pop("p"))]
+resolution
 
 # %% [markdown]
 # Each row compares the two axes of the *same* twenty models (McNemar's exact test). The smallest strength at which the preference
@@ -1534,7 +1542,8 @@ check_first_component(first_component)
 # Write the test that decided about the preferences. `sign_flip(a, b, clusters)` gets two arrays [n] of paired scores, and for
 # each pair the template that it comes from. Return the two-sided p-value of their mean difference: how often is the sum of
 # the differences at least as large, up or down, when each *template's* sign is drawn at random? Count the observed signs as
-# one of the draws, and make 2,000 draws or more.
+# one of the draws, and make 2,000 draws or more. (For ten templates `course_utils` goes through all 1,024 ways instead. Draws come
+# near that, and are all that is left for forty.)
 #
 # <details><summary>Hint</summary>
 #
