@@ -114,4 +114,6 @@ class _Table(HTMLParser):
                 self.columns = names
         elif tag == "tr" and self._cells:
             values = [text.strip() for kind, text in self._cells if kind == "td"]
-            self.rows.append(([text.strip() for kind, text in self._cells if kind == "th"], values))
+            names = [text.strip() for kind, text in self._cells if kind == "th"]
+            above = self.rows[-1][0] if self.rows else []  # a name that spans rows stands in the first of them
+            self.rows.append((above[: max(0, len(above) - len(names))] + names, values))

@@ -31,7 +31,7 @@ def test_numbers_of_lines_and_tables():
         ("2", "random · harm"),
     ]
     nested = pd.DataFrame({"value": [1, 2]}, index=pd.MultiIndex.from_tuples([("arc", "whole"), ("arc", "cut")]))
-    assert found(table(nested)) == [("1", "arc, whole · value"), ("2", "cut · value")]
+    assert found(table(nested)) == [("1", "arc, whole · value"), ("2", "arc, cut · value")], "a name that spans rows"
 
 
 def test_what_belongs_to_the_machine_is_left_out():
@@ -42,6 +42,11 @@ def test_what_belongs_to_the_machine_is_left_out():
     assert len(found(table(counted))) == 2, "an interval of something else stays"
     rows = pd.DataFrame({"unpruned": ["1.0", "34.0"]}, index=["prefill, × unpruned", "perplexity"])
     assert found(table(rows)) == [("34.0", "perplexity · unpruned")]
+    spanned = pd.MultiIndex.from_product([["prefill", "harm"], ["whole", "cut"]])
+    assert found(table(pd.DataFrame({"value": [1, 2, 3, 4]}, index=spanned))) == [
+        ("3", "harm, whole · value"),
+        ("4", "harm, cut · value"),
+    ]
     picture = nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "15 bars"})
     assert not found(picture)
     assert not found(printed("  unpruned … was born in 1732 and\n"))
