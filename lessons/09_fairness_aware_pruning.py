@@ -714,6 +714,7 @@ def run_arms(model, orders, judged, reference, closer=()):
             results[name] = {"bias": measure_pairs(pruned, tokenizer, axis_only, sites=()), "price": price}
         else:
             results[name] = look(pruned, judged, reference, closer=name in closer)
+        del pruned  # before the next one is cut: a card holds one of them beside the model
     return results
 
 
