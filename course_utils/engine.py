@@ -166,9 +166,9 @@ class Engine:
         return list(ids[0:count])
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of these tokens, special ones included."""
+        """The text of these tokens, any number of them, special ones included."""
         # Piece by piece: llama_detokenize would take out spaces before punctuation.
-        return b"".join(map(self._piece, self._checked(token_ids))).decode("utf-8", errors="replace")
+        return b"".join(map(self._piece, self._known(token_ids))).decode("utf-8", errors="replace")
 
     def _piece(self, token: int, size: int = 64) -> bytes:
         piece = self._ffi.new("char[]", size)
@@ -222,7 +222,7 @@ class Engine:
             raise EngineError(f"'{self.path}' was closed; load it again.")
         return self._vocabulary
 
-    def _checked(self, token_ids: Sequence[int] | Tensor, room: int = 0) -> list[int]:
+    def _known(self, token_ids: Sequence[int] | Tensor) -> list[int]:
         """Token ids as a list of ints. llama.cpp aborts the process on many a wrong one."""
         self._open()
         ids = checks.whole_numbers(
@@ -231,12 +231,17 @@ class Engine:
             most=self.vocab_size - 1,
             meaning="the file's vocabulary",
         )
+        return list(ids)
+
+    def _checked(self, token_ids: Sequence[int] | Tensor, room: int = 0) -> list[int]:
+        """Token ids of one text that, with ``room`` new ones, fit into the context."""
+        ids = self._known(token_ids)
         if not 1 <= len(ids) <= self.context - room:
             raise ValueError(
                 f"Got {len(ids)} tokens{f' and {room} new ones' if room else ''}; at least one and at most "
                 f"{self.context} fit. For more, load the file with a larger 'context'."
             )
-        return list(ids)
+        return ids
 
     def _forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)

@@ -241,7 +241,7 @@ def test_texts_have_the_same_tokens_and_come_back(both, text):
     tokenizer, file = both
     ids = tokenizer(text).input_ids
     assert file.tokenize(text) == ids
-    assert text == "" or file.detokenize(ids) == text
+    assert file.detokenize(ids) == text, "however long it is"
 
 
 @needs_engine
@@ -402,5 +402,5 @@ def test_real_tokens_equal(smollm2, tmp_path):
     with engine.load(path) as file:
         for text in (*NASTY, chat, TEXT, *tokenizer.batch_decode(blocks.input_ids)):
             assert file.tokenize(text) == tokenizer(text).input_ids
-            assert text == "" or file.detokenize(tokenizer(text).input_ids) == text
+            assert file.detokenize(tokenizer(text).input_ids) == text
     path.unlink()
