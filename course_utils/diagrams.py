@@ -1,8 +1,8 @@
 """Drawings of what the lessons cut: one style, one function a drawing, no measurement in any of them.
 
 Each draws a figure and returns its Axes; ``plotting.show(alt)`` ends it. Boxes are computation, bars are matrices, the
-thick line is the residual stream. Orange is what a lesson speaks of, and it is hatched or crossed out as well, so that
-nothing depends on colour.
+thick line is the residual stream. Orange is what a lesson speaks of, and it has a thick edge, or is hatched or crossed
+out, as well, so that nothing depends on colour.
 """
 
 from __future__ import annotations
@@ -328,11 +328,12 @@ def _note(ax: Axes, at: tuple[float, float], text: str) -> None:
 def _box(
     ax: Axes, centre: tuple[float, float], text: str, *, width: float, height: float = 0.6, colour: str = INK
 ) -> None:
+    """A box with its text; a marked one has a thicker edge as well, so that nothing is told by colour alone."""
     x, y = centre
     ax.add_patch(
         FancyBboxPatch(
             (x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02,rounding_size=0.08",
-            facecolor=_PALE[colour], edgecolor=colour, lw=1.6, zorder=3,
+            facecolor=_PALE[colour], edgecolor=colour, lw=3.2 if colour == MARK else 1.6, zorder=3,
         )
     )  # fmt: skip
     _text(ax, centre, text)
