@@ -23,6 +23,7 @@ from course_utils import assets, session
 
 ROOT = Path(__file__).resolve().parents[1]
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
+MEMORY = 4  # gigabytes that should be free; the largest lesson takes three
 _GIGABYTE = 1e9
 _NETWORK_SECONDS = 5
 
@@ -96,8 +97,8 @@ def _memory() -> Finding:
         psutil.virtual_memory().available / _GIGABYTE,
         "available",
         fail=2,
-        warn=4,
-        remedy="close other programs; the lessons need 1 to 5 GB",
+        warn=MEMORY,
+        remedy="close other programs; the lessons need 1 to 3 GB",
     )
 
 

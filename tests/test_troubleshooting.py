@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 # Of pip, Python, PyTorch, Jupyter, VS Code and Colab: not ours to hold them to.
 FOREIGN = (
-    "No module named venv", "ensurepip is not available", "No matching distribution found for torch", "torch-",
+    "command not found: python", "python: command not found", "Python was not found", "No module named venv",
+    "ensurepip is not available", "No matching distribution found for torch", "torch-",
     "ERROR: Could not install", "OSError: [", "HINT: This error", "[WinError", "WARNING: Retrying",
     "ConnectTimeoutError", "SSLError(", "Kernel Restarting", "torch.OutOfMemoryError: CUDA", "Notebook is not trusted",
     "Running cells with", "ModuleNotFoundError: No module named", "Your session crashed", "Cannot connect to GPU",

@@ -53,7 +53,12 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         Pause("close", 20, "what would you need to see before you believed that somebody lowered a bias?"),
     ),
     "Half a day on speed and small models": (
-        Pause("set-up", 15, 'with `pip install "pruning-llms[engine]"`; close everything else, plug laptops in'),
+        Pause(
+            "set-up",
+            15,
+            "everyone runs `python course.py check`: at `engine` it must say `llama.cpp, from …`; close everything "
+            "else, plug laptops in",
+        ),
         Part(
             "10",
             "find the measuring mistake before anybody measures; read the controls first; predict, then `plan_gguf`; "
