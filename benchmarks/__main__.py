@@ -28,7 +28,7 @@ def question(name: str) -> Question:
 
 def summary() -> str:
     """A table of all findings, and of what is open."""
-    from benchmarks.common import markdown_table
+    from benchmarks.common import VERDICTS, markdown_table
 
     rows = []
     for name in QUESTIONS:
@@ -39,8 +39,7 @@ def summary() -> str:
             continue
         link = f"[{asked.title}]({name}.md)"
         for finding in asked.findings(data):
-            met = {True: "met", False: "**not met**", None: ""}[finding.met]
-            rows.append([link, finding.what, finding.value, finding.bar, met])
+            rows.append([link, finding.what, finding.value, finding.bar, VERDICTS[finding.met]])
             link = ""
     return markdown_table(["question", "measured", "value", "bar", ""], rows)
 
@@ -71,7 +70,10 @@ def main(arguments: list[str] | None = None) -> int:
     bar = tqdm(names, unit="question")
     for name in bar:
         bar.set_description(name)
-        if question(name).path(".json").exists() and not options.again:
+        asked = question(name)
+        data = asked.answer()
+        if data is not None and not options.again:
+            write_text(asked.path(".md"), asked.text(data))  # in the words of today
             tqdm.write(f"{name}: answered already, see {name}.md (--again asks anew)")
             continue
         done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)

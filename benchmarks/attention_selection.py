@@ -122,7 +122,7 @@ def report(data: dict) -> str:
 {markdown_table(["way", "seconds (two runs)", "× naive", "peak extra MiB", "chosen, least important first"], table)}
 
 Verdict: {same}, {time_ratio(data):.2f} of the naive time ({min(each):.2f} and {max(each):.2f} in the two
-pairs); the bar is {BAR}: {"met" if findings(data)[0].met else "NOT met"}.
+pairs).
 
 The naive way runs everything again after each removal: all blocks and the head. `select_attention_layers` leaves the
 head out, runs only blocks from the last change upwards, and keeps the states that enter the blocks. Those states are

@@ -28,6 +28,9 @@ from course_utils.session import default_device
 FOLDER = Path(os.environ.get("COURSE_BENCHMARKS") or Path(__file__).parent)  # where answers are written
 
 
+VERDICTS = {True: "met", False: "**not met**", None: ""}
+
+
 @dataclass(frozen=True)
 class Finding:
     """One line of the summary: what was measured, and whether it reaches the bar that was set beforehand."""
@@ -82,7 +85,7 @@ class Question:
         packages = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
         picture = f"\n\n![{self.title}]({self.name}.png)" if self.figure else ""
         head = f"# {self.title}\n\nWritten by `python -m benchmarks {self.name}` on {run['date']}: {packages}.\n"
-        return f"{head}Machine: {run['machine']}.\n\n{self.report(data).strip()}{picture}\n"
+        return f"{head}Machine: {run['machine']}.\n\n{self.report(data).strip()}{bars(self.findings(data))}{picture}\n"
 
     def ask(self) -> None:
         """Measure, and write data, page and figure; what a run that was cut off had measured is taken up."""
@@ -200,6 +203,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The first column is text, the others are numbers or short words."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def bars(findings: Sequence[Finding]) -> str:
+    """The end of a page: each bar, what was reached, and whether that is enough; nothing where no bar was set."""
+    rows = [[each.what, each.value, each.bar, VERDICTS[each.met]] for each in findings if each.bar]
+    table = markdown_table(["measured", "value", "bar", ""], rows)
+    return f"\n\n## Bars, set before measuring\n\n{table}" if rows else ""
 
 
 def mib(count: float) -> str:

@@ -321,8 +321,8 @@ with data read {CALIBRATION["tokens"]:,} tokens of other speeches.
 How to read it:
 
 - **seconds**: scoring and cutting at 20 %, median of {ROUNDS} rounds in which the contestants took turns, one thread
-  each. Other programs ran on the machine, so trust **× ours**, not the seconds: the median ratio to our own criterion
-  of the same kind (the nearest one above) in the same round, with its interval.
+  each. Seconds move with whatever else runs on the machine (see the load average above), so trust **× ours**: the
+  median ratio to our own criterion of the same kind (the nearest one above) in the same round, with its interval.
 - **peak extra**: tensor memory above the loaded model at the worst moment at 20 %, counted exactly; **in blocks**
   divides it by one block's weights ({block_bytes / 2**20:.1f} MiB). **resident extra**: how far the whole process grew,
   Python objects and what the C library keeps back included.

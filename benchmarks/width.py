@@ -98,7 +98,7 @@ def report(data: dict) -> str:
 
 {markdown_table(["seconds (range)", "peak extra MiB", "in blocks"], [one_row])}
 
-Median of {PRUNING_ROUNDS} runs on fresh copies; aim: well under a second, and about one block. Extra memory is tensor
+Median of {PRUNING_ROUNDS} runs on fresh copies. Extra memory is tensor
 memory above the loaded model, counted exactly, and then in units of one block's weights: no second model is made, and
 each old matrix goes before the next one's turn.
 
@@ -106,8 +106,8 @@ each old matrix goes before the next one's turn.
 
 {markdown_table(["call", "seconds", "× passes without head (95 %)", "peak extra MiB"], rows)}
 
-Median of {CALIBRATION_ROUNDS} rounds in which the three took turns; the ratio is taken within each round. Aim: at most
-{PASSES_BAR}. The criterion needs no logits, so it leaves out the head, and with it the largest matrix and the largest
+Median of {CALIBRATION_ROUNDS} rounds in which the three took turns; the ratio is taken within each round. The
+criterion needs no logits, so it leaves out the head, and with it the largest matrix and the largest
 tensor: a plain `model(**batch)`, the last line, costs more.
 """
 

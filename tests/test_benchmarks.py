@@ -82,6 +82,13 @@ def test_a_run_that_was_cut_off_goes_on(folder):
     assert f"on {data['run']['date']}" in page and data["run"]["machine"] in page
 
 
+def test_a_page_ends_with_its_bars():
+    found = [Finding("time", "1.29", "≥ 1.3", met=False), Finding("memory", "3", "≤ 4", met=True), Finding("passes", "2")]
+    page = common.bars(found)
+    assert "| time | 1.29 | ≥ 1.3 | **not met** |" in page and "| memory | 3 | ≤ 4 | met |" in page
+    assert "passes" not in page and common.bars(found[2:]) == ""
+
+
 def test_machine_names_no_host_user_or_folder(monkeypatch):
     monkeypatch.setenv("USER", "somebody")
     assert not any(word in common.machine() for word in ("somebody", str(Path.home()), "/"))
@@ -109,6 +116,8 @@ def test_what_is_answered_is_asked_again_only_on_demand(arguments, asked, folder
     assert command.main(arguments) == 0
     assert runs == asked
     assert ("answered already" in capsys.readouterr().out) == ("--again" not in arguments)
+    told_anew = (folder / "width.md").read_text(encoding="utf-8") != "page"  # in the words of today
+    assert told_anew == ("width" not in asked)
 
 
 def test_a_question_that_fails_is_told_and_the_others_are_asked(folder, monkeypatch, capsys):
