@@ -263,7 +263,7 @@ def verify(args: argparse.Namespace, console: Console) -> int:
         if not mine:
             print(f"{path.stem[:2]}  no notebook of it in {folder}")
             continue
-        found = verifying.compare(nbformat.read(mine[-1], as_version=4), expected.get(path.stem, []))
+        found = verifying.compare(personal.read_notebook(mine[-1]), expected.get(path.stem, []))
         print(f"{path.stem[:2]}  {found.sentence()}", *found.departures[:3], sep="\n      ", flush=True)
         left |= bool(found.departures)
     return int(left)

@@ -82,6 +82,20 @@ def copies(folder: Path, lesson: str) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.stem), path.stem))
 
 
+def read_notebook(path: Path) -> NotebookNode:
+    """One of the learner's notebooks.
+
+    Raises:
+        ValueError: it can't be read as one.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except (ValueError, OSError, nbformat.ValidationError) as error:
+        raise ValueError(
+            f"{path.name} can't be read as a notebook ({type(error).__name__}). Mend it, or move it out of the folder."
+        ) from error
+
+
 def code_version(notebook: NotebookNode) -> str:
     """Changes when the lesson's code does; the install cell, which names where the course is, doesn't count."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "install" not in tags_of(cell)]

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
 
-from course_tools.learner.personal import copies
+from course_tools.learner.personal import copies, read_notebook
 from course_tools.learner.terminal_quiz import first_answers
 from course_tools.lessons.authoring import Lesson
 from course_tools.lessons.exercises import Exercise, exercises_of
@@ -64,7 +63,7 @@ def standing(lesson: Lesson, folder: Path) -> Standing:
     Raises:
         ValueError: a notebook can't be read.
     """
-    notebooks = [_read(path) for path in copies(folder, lesson.name)]
+    notebooks = [read_notebook(path) for path in copies(folder, lesson.name)]
     exercises = tuple(exercises_of(lesson))
     solved = {
         exercise.number for exercise in exercises for notebook in notebooks if _is_solved(exercise, notebook.cells)
@@ -124,15 +123,6 @@ def certificate(standings: Sequence[Standing], *, name: str, version: str, day: 
 def _counts(one: Standing) -> list[tuple[int, int]]:
     whole, executed = one.cells
     return [(executed, whole), (len(one.solved), len(one.exercises)), (one.right, len(one.answers))]
-
-
-def _read(path: Path) -> NotebookNode:
-    try:
-        return nbformat.read(path, as_version=4)
-    except (ValueError, OSError, nbformat.ValidationError) as error:
-        raise ValueError(
-            f"{path.name} can't be read as a notebook ({type(error).__name__}). Mend it, or move it out of the folder."
-        ) from error
 
 
 def _executed(notebook: NotebookNode) -> tuple[int, int]:

@@ -24,7 +24,11 @@ def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callab
         folder: the learner's; made if need be.
         read: shows a prompt and returns a line.
         say: shows a line.
+
+    Raises:
+        ValueError: the record of earlier answers can't be read.
     """
+    _read(folder)  # before the first question, not after it
     right = 0
     for number, question in enumerate(lesson.quiz, 1):
         say(f"\nQuestion {number} of {len(lesson.quiz)}\n{question.text}\n")
@@ -60,4 +64,14 @@ def _key(question: Question) -> str:
 
 def _read(folder: Path) -> dict[str, str]:
     path = folder / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict) or not set(known.values()) <= set(LETTERS):
+            raise ValueError("other content")
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{RECORD} can't be read as answers to quizzes ({error}). Mend it, or move it out of the folder {folder}."
+        ) from error
+    return known

@@ -317,6 +317,10 @@ def test_verify_names_the_cell_where_a_run_leaves(course, at_home, capsys):
     assert cli.main(["verify", str(course / "nowhere")]) == 0
     assert "no notebook of it" in capsys.readouterr().out
     assert cli.main(["verify", "here", "there"]) == 1
+    path.write_text("{", encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["verify", str(course / "build")]) == 1
+    assert "01_small.ipynb can't be read as a notebook" in capsys.readouterr().err
 
 
 def test_pack_goes_through_its_steps(course, monkeypatch, capsys):

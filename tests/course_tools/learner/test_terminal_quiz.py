@@ -38,6 +38,17 @@ def test_answers_before_a_stop_are_kept(lesson, tmp_path):
     assert terminal_quiz.first_answers(lesson, tmp_path) == (True, None, None)
 
 
+@pytest.mark.parametrize("broken", ["{", "[]", '{"a": "B", "b": 2}', '{"a": "E"}', '{"a": "AB"}'])
+def test_broken_record_is_named_and_left_as_it_is(broken, lesson, tmp_path):
+    """Writing it anew would lose all first answers without a word."""
+    record = tmp_path / terminal_quiz.RECORD
+    record.write_text(broken, encoding="utf-8")
+    for use in (lambda: take(lesson, tmp_path, "B", "B", "B"), lambda: terminal_quiz.first_answers(lesson, tmp_path)):
+        with pytest.raises(ValueError, match=r"quiz_answers.json can't be read .*Mend it, or move it out"):
+            use()
+    assert record.read_text(encoding="utf-8") == broken
+
+
 def test_reworded_question_is_a_new_one(lesson, tmp_path):
     take(lesson, tmp_path, "B", "B", "B")
     changed = LESSON + "\n"

@@ -190,7 +190,7 @@ def test_parameters_are_equal_whatever_was_measured():
         "width 1280: 0.94 of the estimate",
         "4 bits × fewer blocks would be × 1.81 as a product",
         "J for 1,000 tokens: 3",
-        "    depth against it: no difference shown, perplexity × 1.01 (0.91 to 1.11)",  # the width was picked by its time
+        "    depth against it: no difference shown, perplexity × 1.01 (0.91 to 1.11)",  # a width picked by its time
     ],
 )
 def test_what_is_computed_from_times_belongs_to_the_machine(text):
