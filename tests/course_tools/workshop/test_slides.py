@@ -1,7 +1,6 @@
 """Slides: nothing of the lesson is lost or given away, nothing runs over its slide, nothing asks a network."""
 
 import re
-import shutil
 from pathlib import Path
 
 import nbformat
@@ -10,6 +9,7 @@ from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import notebooks
 from course_tools.lessons.authoring import find_lessons, read_lesson
+from course_tools.site import browser as looking
 from course_tools.workshop import slides
 from course_utils import assets
 
@@ -117,7 +117,8 @@ def test_everything_of_a_lesson_is_there(path):
     assert drawn == pictures > 0
     assert shown.count("### Question") == notes.count("**Poll.**") == len(lesson.quiz)
     assert "What we saw (saved run" not in shown and "<details>" not in shown + notes
-    assert "**The point:**" in made[0].notes[0], 'a text cell tagged "notes" tells the speaker what the lesson is about'
+    for part in ("The point", "Usual questions", "Wrong turns"):
+        assert f"**{part}:**" in made[0].notes[0], f'a text cell tagged "notes" tells the speaker: {part}'
     assert notes.count("Wrong turns that the check names") >= 4
 
 
@@ -175,25 +176,22 @@ def test_decks_stand_in_a_folder_of_their_own(small, tmp_path):
         assert (tmp_path / "to" / name).exists(), name
 
 
-@pytest.mark.embedded
-def test_every_slide_fits_in_a_browser(tmp_path):
+@pytest.mark.browser
+def test_every_slide_fits_in_a_browser_and_is_printed(tmp_path):
     """Chromium shows each slide: nothing runs over, nothing is shrunk beyond reading, no error, no request outside."""
-    browsers = pytest.importorskip("playwright.sync_api", reason="no browser to look with")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium to look with")
+    pytest.importorskip("playwright", reason="part of the extra browser")
+    executable = looking.find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium or Chrome on the PATH; COURSE_CHROMIUM may name one")
     pages = {}
     for path in LESSONS:
         lesson, made = slides_of_lesson(path)
         pages[lesson.name] = (lesson.title, slides.deck(made, title=lesson.title))
     index = slides.write_decks(pages, assets.fetch("reveal"), tmp_path)
-    with browsers.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": slides.WIDTH, "height": slides.HEIGHT})
-        wrong = []
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("requestfailed", lambda request: wrong.append(request.url))
-        page.on("request", lambda request: wrong.append(request.url) if request.url.startswith("http") else None)
+    with looking.browser(executable) as browser:
+        page = browser.new_page()
+        page.set_viewport_size({"width": slides.WIDTH, "height": slides.HEIGHT})
+        troubles = looking.watch(page)
         for name in pages:
             page.goto((index.parent / f"{name}.html").as_uri())
             page.wait_for_function("window.Reveal && Reveal.isReady()")
@@ -202,12 +200,12 @@ def test_every_slide_fits_in_a_browser(tmp_path):
             for slide in found:
                 assert slide["right"] <= slides.WIDTH + 1 and slide["bottom"] <= slides.HEIGHT + 1, (name, slide)
                 assert slide["scale"] >= slides.SMALLEST and slide["height"] > 20, (name, slide)
-        page.goto((index.parent / f"{name}.html").as_uri() + "?print-pdf")
-        page.wait_for_selector(".pdf-page")
-        page.wait_for_timeout(500)
-        assert page.locator(".pdf-page").count() == len(found), "one page a slide"
-        browser.close()
-    assert not wrong
+            page.goto((index.parent / f"{name}.html").as_uri() + "?print-pdf")
+            page.wait_for_selector(".pdf-page")
+            page.wait_for_timeout(500)
+            printed = page.pdf(prefer_css_page_size=True, print_background=True)
+            assert len(re.findall(rb"/Type\s*/Page\b", printed)) == len(found), f"{name}: one page a slide"
+        assert troubles.console == troubles.requests == []
 
 
 _LOOK = """() => Reveal.getSlides().map(slide => {
