@@ -20,11 +20,12 @@ from course_utils.architectures import describe
 from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.training import weights_that_learn
 
-_CHUNK = 2**23  # numbers in one chunk of logits
-
 
 def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:
     """The model of a configuration, without content: it has shapes, and takes no memory.
+
+    It is in float32, as a student is that learns, whatever type the configuration names: what a 16-bit outline puts
+    aside would count half.
 
     Args:
         config: of any model of the Llama family; it isn't changed.
@@ -34,7 +35,7 @@ def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:
     for name, value in changes.items():
         setattr(config, name, value)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
@@ -121,6 +122,6 @@ def memory_plan(
         "gradients": 4 * numbers,
         "AdamW": state_bytes * numbers,
         "head": 8 * parts.head.weight.numel() if head_learns else 0,
-        "chunk": 7 * 4 * min(_CHUNK, rows * (length - 1) * parts.vocab_size),
+        "chunk": 7 * 4 * min(rows * (length - 1), parts.chunk_size) * parts.vocab_size,
         "activations": activations,
     }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.benchmarking import peak_memory
 from course_utils.distillation import distill
@@ -60,6 +61,19 @@ def test_a_teacher_whose_states_are_known_is_its_head():
     assert distill(known, student, TEXT, steps=1, lr=1e-4, mlps_only=True).tokens == 4 * 127
 
 
+@pytest.mark.parametrize("tokens", [5, 500])
+def test_the_planned_chunk_is_the_loops_largest(tokens, monkeypatch):
+    """Smaller than a batch, and larger: whatever size the loop is given, the plan follows."""
+    config = LlamaConfig(**SHAPE | {"num_hidden_layers": 1}, tie_word_embeddings=True)
+    monkeypatch.setattr(architectures, "_LOGITS", tokens * SHAPE["vocab_size"] + 3)
+    teacher, student = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+    seen = []
+    student.lm_head.register_forward_hook(lambda _module, _args, logits: seen.append(logits.numel()))
+    text = [{"input_ids": torch.randint(SHAPE["vocab_size"], (2, 64))}]
+    distill(teacher, student, text, steps=1, lr=1e-4, mlps_only=True)
+    assert memory_plan(outline(config), outline(config), rows=2, length=64)["chunk"] == 7 * 4 * max(seen)
+
+
 def test_any_shape_of_the_family_and_no_content():
     config = Qwen2Config(**SHAPE | {"num_hidden_layers": 28}, tie_word_embeddings=True)
     whole = outline(config)
@@ -76,3 +90,13 @@ def test_the_published_size_of_llama():
         num_key_value_heads=8, tie_word_embeddings=True,
     )  # fmt: skip
     assert outline(config).num_parameters() == 1_235_814_400
+
+
+def test_a_configuration_that_names_16_bits_plans_the_same():
+    """A published model's configuration says bfloat16; its student learns in float32 all the same."""
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    plans = []
+    for dtype in (None, torch.float32, torch.bfloat16):
+        config.dtype = dtype
+        plans.append(memory_plan(outline(config), outline(config, intermediate_size=WIDTH), rows=4, length=128))
+    assert plans[0] == plans[1] == plans[2] and config.dtype is torch.bfloat16
