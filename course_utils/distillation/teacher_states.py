@@ -35,10 +35,12 @@ class TeacherStates:
     Attributes:
         vocab_size: of the teacher.
         teacher: what identifies it.
+        precision: in which it read; a recipe must have the same.
     """
 
-    def __init__(self, teacher: Architecture, states: Mapping[str, Tensor]) -> None:
-        self.vocab_size, self.teacher = teacher.vocab_size, f"{name_of(teacher.model)}, its states kept"
+    def __init__(self, teacher: Architecture, states: Mapping[str, Tensor], precision: torch.dtype) -> None:
+        self.vocab_size, self.precision = teacher.vocab_size, precision
+        self.teacher = f"{name_of(teacher.model)}, its states kept, read in {precision}"
         self._states = states
         bare = describe(variant(teacher.model))
         del bare.blocks[:]  # so the teacher itself may go
@@ -87,7 +89,8 @@ def remember_teacher(
     Args:
         teacher: in any dtype; it runs in eval mode.
         batches: ``{"input_ids", "attention_mask"}`` mappings: all that the students are going to see.
-        precision: that of the recipe (``Recipe.precision``), so that the states are those of an ordinary ``distill``.
+        precision: that of the recipe (``Recipe.precision``), so that the states are those of an ordinary ``distill``;
+            with another, ``distill`` refuses them.
 
     Raises:
         ValueError: no batches, or another precision than a recipe can have.
@@ -100,4 +103,4 @@ def remember_teacher(
             known = architecture.hidden_states(batch)[:, :-1]  # [rows, length - 1, hidden]
             for row, of_row, predicted in zip(rows_of(batch), known, batch.predicted, strict=True):
                 states.setdefault(row, of_row[predicted].cpu())
-    return TeacherStates(architecture, states)
+    return TeacherStates(architecture, states, precision)

@@ -77,7 +77,8 @@ def distill(
     Raises:
         TypeError: an unknown setting, or ``steps`` or ``lr`` missing.
         ValueError: a setting out of range, no batches, different vocabularies, the same model twice, text that the
-            teacher wasn't asked about when its states or answers were kept, ``hidden`` without the teacher itself.
+            teacher wasn't asked about when its states or answers were kept, states read in another precision,
+            ``hidden`` without the teacher itself.
         CheckpointMismatch: what lies in ``checkpoint_dir`` belongs to another run; the message names the difference.
         FloatingPointError: the loss is no longer a number.
     """
@@ -292,7 +293,13 @@ def _shared_vocabulary(
             raise ValueError(
                 f"With a teacher cache, 'temperature' must be 1, at which it was made; got {recipe.temperature!r}."
             )
-    elif isinstance(teacher, PreTrainedModel) and teacher.device != student.device:
+    elif isinstance(teacher, TeacherStates):
+        if recipe.precision is not teacher.precision:
+            raise ValueError(
+                f"'precision' must be {teacher.precision}, in which the teacher's states were read; got "
+                f"{recipe.precision}. Give remember_teacher the recipe's."
+            )
+    elif teacher.device != student.device:
         raise ValueError(f"The teacher is on {teacher.device}, the student on {student.device}; put both on one.")
     return own
 

@@ -110,6 +110,9 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
     another = remember_teacher(with_another_weight(teacher), EVERYTHING)
     with pytest.raises(CheckpointMismatch, match="teacher: "):
         distill(another, pair()[1], BATCHES, **SETTINGS, checkpoint_dir=tmp_path)
+    in_16_bits = remember_teacher(teacher, EVERYTHING, precision=torch.bfloat16)
+    with pytest.raises(CheckpointMismatch, match=r"read in torch.float32' then, .* read in torch.bfloat16' now"):
+        distill(in_16_bits, pair()[1], BATCHES, **SETTINGS, precision=torch.bfloat16, checkpoint_dir=tmp_path)
 
 
 def test_bad_input():
@@ -123,3 +126,7 @@ def test_bad_input():
         distill(known, student, BATCHES, steps=1, lr=1e-3, validation=HELD_OUT)
     with pytest.raises(ValueError, match="101 tokens, the teacher 97"):
         distill(known, tiny_model(vocab_size=101), BATCHES, steps=1, lr=1e-3)
+    for read, given in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        known = remember_teacher(teacher, BATCHES, precision=read)
+        with pytest.raises(ValueError, match=f"'precision' must be {read}, in which the teacher's states were read; "):
+            distill(known, student, BATCHES, steps=1, lr=1e-3, precision=given)
