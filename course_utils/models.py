@@ -128,9 +128,13 @@ def variant(model: PreTrainedModel) -> PreTrainedModel:
 def identity(model: PreTrainedModel) -> str:
     """A digest of a model's configuration and of all its weights, bit for bit: 16 hexadecimal digits.
 
-    Two models with the same digest compute the same. The same weights in another dtype are another model. Computed once
-    for each state of a model (a second or two for a gigabyte) and kept; a weight that is written to or exchanged, or a
-    changed configuration, gives a new one.
+    The same weights in another dtype are another model. Buffers don't count: those of the known families (rotary
+    frequencies, Gemma's scale of the embedding) are in no file, but made anew from the configuration when a model is
+    loaded. So a checkpoint of ``model.to(torch.bfloat16)`` keeps the model's identity, although that call rounds the
+    frequencies as well, and the model that is loaded again (as one after ``cast_weights``) has them in float32.
+
+    Computed once for each state of a model (a second or two for a gigabyte) and kept; a weight that is written to or
+    exchanged, or a changed configuration, gives a new one.
     """
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
     settings = json.dumps(config, sort_keys=True, default=str)

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 from course_tools.rehearsal.hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from course_utils import models
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
-from course_utils.architectures import describe
+from course_utils.architectures import cast_weights, describe
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
 from course_utils.models import ModelNotAvailable, identity, load_model, tiny_llama, variant
@@ -322,6 +322,24 @@ def test_the_same_weights_and_configuration_have_the_same_identity(tmp_path):
     digest = identity(model)
     assert len(digest) == 16 and int(digest, 16) >= 0
     assert identity(variant(model)) == identity(copy.deepcopy(model)) == identity(reloaded) == digest
+
+
+def test_buffers_do_not_count_because_no_file_holds_them(tmp_path):
+    """What ``.to`` rounds and a cast of the weights doesn't; loading makes it anew."""
+    rounded, cast = tiny_llama(blocks=2).to(torch.bfloat16), tiny_llama(blocks=2)
+    cast_weights(cast, torch.bfloat16)
+    assert identity(rounded) == identity(cast)
+    rounded.save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert identity(rounded) == identity(reloaded)
+    frequencies = [model.model.rotary_emb.inv_freq.dtype for model in (rounded, cast, reloaded)]
+    assert frequencies == [torch.bfloat16, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_known_family_saves_a_buffer(family):
+    model = tiny_model(family)
+    assert not {name for name, _ in model.named_buffers()} & model.state_dict().keys()
 
 
 def add_to_one_weight(model) -> None:
