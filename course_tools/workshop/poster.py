@@ -144,14 +144,17 @@ PANELS = (
         "Bias: was it removed?",
         "09",
         conditions,
-        "The best cut takes a preference of {before} nats to {after}. Beyond what neutral swaps moved that is {beyond} "
-        "({low} to {high}): not shown to be removed.",
-        {
-            "before": ("protect first · direction, nats", 0),
-            "after": ("protect first · direction, nats", 1),
-            "beyond": ("protect first · beyond neutral (95 %)", 0),
-            "low": ("protect first · beyond neutral (95 %)", 1),
-            "high": ("protect first · beyond neutral (95 %)", 2),
+        "A planted preference goes from {before} to {after} nats, {beyond} ({low} to {high}) beyond neutral swaps. "
+        "The model's own was never shown: {own} ({own_low} to {own_high}).",
+        {  # the first table under these names is of the model's own, the second of the planted one
+            "before": ("protect first · direction, nats", 2),
+            "after": ("protect first · direction, nats", 3),
+            "beyond": ("protect first · beyond neutral (95 %)", 3),
+            "low": ("protect first · beyond neutral (95 %)", 4),
+            "high": ("protect first · beyond neutral (95 %)", 5),
+            "own": ("unpruned, race · preference, nats (95 %)", 0),
+            "own_low": ("unpruned, race · preference, nats (95 %)", 1),
+            "own_high": ("unpruned, race · preference, nats (95 %)", 2),
         },
     ),
     Panel(
@@ -191,7 +194,12 @@ PANELS = (
 
 
 def sentence(panel: Panel, saved: NotebookNode) -> str:
-    """The panel's sentence with the numbers of the saved run.
+    """The panel's sentence with the numbers of the saved run; raises as `numbers_shown`."""
+    return panel.says.format_map(numbers_shown(panel, saved))
+
+
+def numbers_shown(panel: Panel, saved: NotebookNode) -> dict[str, str]:
+    """The panel's numbers, as the saved run prints them.
 
     Raises:
         ValueError: the run doesn't show one of them.
@@ -209,7 +217,7 @@ def sentence(panel: Panel, saved: NotebookNode) -> str:
                 "mend PANELS in course_tools/workshop/poster.py."
             )
         values[name] = shown[position]
-    return panel.says.format_map(values)
+    return values
 
 
 def draw(notebooks: Path, figure: Path, target: Path, *, course: str) -> None:

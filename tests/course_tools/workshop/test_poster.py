@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -35,6 +36,32 @@ def test_sentences_say_what_the_saved_runs_show(panel):
     for number in set(re.findall(r"\d[\d,.]*\d", said)) - set(re.findall(r"\d[\d,.]*\d", panel.says)):
         assert number in shown
     assert len(re.findall(r"\d", panel.says)) <= 6, "measured numbers are read, not written"
+
+
+# What the sentences, or the drawings above them, say beside the numbers. Each has to follow from what was measured.
+CLAIMS = {
+    ("01", "l1"): lambda n: n.l1 > n.random > n.folded,
+    ("03", "l1"): lambda n: n.activation < n.random < n.l1,
+    ("04", "ratio"): lambda n: n.low <= n.ratio <= n.high,
+    ("05", "cache"): lambda n: n.cache < n.parameters < 0,
+    ("06", "rank"): lambda n: n.low <= n.rank <= n.high < 0.5,
+    ("07", "before"): lambda n: n.after < n.before and n.after < n.random,
+    ("08", "ratio"): lambda n: n.low < 1 < n.high,
+    ("09", "before"): lambda n: abs(n.after) < abs(n.before) and n.low > 0 and n.own_low < 0 < n.own_high,
+    ("10", "odd"): lambda n: n.odd > n.whole,
+    ("11", "neurons"): lambda n: all(0 <= count <= 19 for count in (n.n, n.g, n.c, n.b)),
+    ("11", "winner"): lambda n: n.whole < n.winner < n.before < n.scratch,
+}
+
+
+@pytest.mark.parametrize("panel", poster.PANELS, ids=[panel.lesson for panel in poster.PANELS])
+def test_sentences_follow_from_their_numbers(panel):
+    (claim,) = [claim for (lesson, name), claim in CLAIMS.items() if lesson == panel.lesson and name in panel.numbers]
+    shown = {
+        name: float(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))
+        for name, text in poster.numbers_shown(panel, saved(panel)).items()
+    }
+    assert claim(SimpleNamespace(**shown)), shown
 
 
 def test_every_lesson_with_a_method_of_its_own_is_on_it():
