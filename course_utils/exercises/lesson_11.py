@@ -123,7 +123,7 @@ def check_card(attempt: Iterable[str]) -> None:
 @exercise(
     6,
     task="Return four sizes within the budget whose cut beats the one that only gave up blocks, on text of its own.",
-    proved="A mixture of cuts beats depth alone before anything has learned; whether it still does afterwards is what "
+    proved="These sizes beat depth alone before anything has learned; whether they still do afterwards is what "
     "ranking twice is for.",
 )
 def check_entry(entry: Mapping[str, int], *, judge: Callable[[dict[str, int]], tuple[int, float]], budget: float,
