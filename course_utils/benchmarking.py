@@ -1,4 +1,4 @@
-"""What a pruned model costs and buys: seconds and memory, measured beside what ``costs`` counts from shapes.
+"""What a pruned model costs and buys: seconds, memory and energy, measured beside what ``costs`` counts from shapes.
 
 Speeds are compared side by side in one run, never across runs or machines: the contestants take turns, and what is
 reported is the median ratio with an interval.
@@ -7,6 +7,7 @@ reported is the median ratio with an interval.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 import math
@@ -14,6 +15,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -44,8 +46,10 @@ from course_utils.reports import model_size, with_interval
 __all__ = [  # what is counted comes through this door as well
     "decode_bytes",
     "decode_estimate",
+    "energy_counters",
     "flops_per_token",
     "kv_bytes_per_token",
+    "measure_energy",
     "measure_memory",
     "measure_speed",
     "median_interval",
@@ -58,6 +62,7 @@ __all__ = [  # what is counted comes through this door as well
     "time_interleaved",
 ]
 
+_POWERCAP = Path("/sys/class/powercap")  # where Linux shows the processor's energy counters
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
 
@@ -298,19 +303,58 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     return torch.cuda.max_memory_allocated(device) - start
 
 
+def energy_counters() -> dict[str, Callable[[], float]]:
+    """The energy counters that can be read here: name -> a function that gives the joules so far.
+
+    Those of the processor (RAPL, which Linux mostly shows to the administrator only; parts of a processor are counted
+    in the whole as well) and that of the first NVIDIA card (NVML). Empty where there is none.
+    """
+    counters: dict[str, Callable[[], float]] = {}
+    for path in sorted(_POWERCAP.glob("*/energy_uj")):
+        read = functools.partial(_processor_joules, path)
+        with contextlib.suppress(OSError, ValueError):  # not for everybody to read
+            read()
+            counters[f"RAPL {path.parent.name}"] = read
+    with contextlib.suppress(OSError, AttributeError):  # no such library, or one without this counter
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        card = ctypes.c_void_p()
+        if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(card)) == 0:
+            read = functools.partial(_card_joules, nvml, card)
+            read()
+            counters["NVML card 0"] = read
+    return counters
+
+
+def measure_energy(call: Callable[[], object], counters: Mapping[str, Callable[[], float]]) -> dict[str, float]:
+    """Joules that each counter counts while ``call`` runs, after a first run that doesn't count.
+
+    Whatever else the machine does counts as well, resting included. A counter that started over in between is left out.
+
+    Args:
+        call: a function without arguments, run twice.
+        counters: from ``energy_counters``.
+    """
+    call()
+    _finish_device_work()
+    before = {name: joules() for name, joules in counters.items()}
+    call()
+    _finish_device_work()
+    spent = {name: joules() - before[name] for name, joules in counters.items()}
+    return {name: joules for name, joules in spent.items() if joules >= 0}
+
+
 def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
     """The narrowest pair of order statistics that encloses the median with at least this confidence.
 
     The number of independent samples below the true median is binomial with p = 1/2, whatever the distribution.
 
     Raises:
-        ValueError: too few samples for the confidence; 95 % takes at least 6.
+        ValueError: too few samples for the confidence (95 % takes at least 6), or one that isn't between 0 and 1.
 
     >>> median_interval([6, 1, 5, 2, 4, 3])
     (1.0, 6.0)
     """
-    if not (checks.is_number(confidence) and 0 < confidence < 1):
-        raise ValueError(f"'confidence' lies between 0 and 1; got {confidence!r}.")
+    checks.between_0_and_1("confidence", confidence)
     low, high = quantile_test(samples, p=0.5).confidence_interval(confidence)
     if math.isnan(low) or math.isnan(high):
         raise ValueError(f"{len(samples)} samples are too few for a {confidence:.0%} interval of the median.")
@@ -422,6 +466,17 @@ def _resting_garbage_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _processor_joules(path: Path) -> float:
+    return int(path.read_text(encoding="ascii")) / 1e6
+
+
+def _card_joules(nvml: Any, card: ctypes.c_void_p) -> float:
+    millijoules = ctypes.c_ulonglong()
+    if nvml.nvmlDeviceGetTotalEnergyConsumption(card, ctypes.byref(millijoules)) != 0:
+        raise OSError("The card doesn't count energy.")
+    return millijoules.value / 1000
 
 
 def _finish_device_work() -> None:

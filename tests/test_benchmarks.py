@@ -83,7 +83,11 @@ def test_a_run_that_was_cut_off_goes_on(folder):
 
 
 def test_a_page_ends_with_its_bars():
-    found = [Finding("time", "1.29", "≥ 1.3", met=False), Finding("memory", "3", "≤ 4", met=True), Finding("passes", "2")]
+    found = [
+        Finding("time", "1.29", "≥ 1.3", met=False),
+        Finding("memory", "3", "≤ 4", met=True),
+        Finding("passes", "2"),
+    ]
     page = common.bars(found)
     assert "| time | 1.29 | ≥ 1.3 | **not met** |" in page and "| memory | 3 | ≤ 4 | met |" in page
     assert "passes" not in page and common.bars(found[2:]) == ""

@@ -14,8 +14,10 @@ from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import (
     decode_estimate,
+    energy_counters,
     flops_per_token,
     kv_bytes_per_token,
+    measure_energy,
     measure_memory,
     measure_speed,
     median_interval,
@@ -305,3 +307,52 @@ def test_pruning_needs_one_blocks_memory():
 def test_peak_memory_refuses_unknown_devices():
     with pytest.raises(ValueError, match="'cpu' and 'cuda'; got 'meta'"):
         peak_memory(lambda: None, device="meta")
+
+
+def test_energy_counters_are_those_that_can_be_read(tmp_path, monkeypatch):
+    for name, text in {"intel-rapl:0": "5000000\n", "intel-rapl:1": "nothing"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(text, encoding="ascii")
+    monkeypatch.setattr(benchmarking, "_POWERCAP", tmp_path)
+    monkeypatch.setattr(benchmarking.ctypes, "CDLL", no_library)
+    counters = energy_counters()
+    assert list(counters) == ["RAPL intel-rapl:0"] and counters["RAPL intel-rapl:0"]() == 5.0
+
+
+def no_library(name):
+    raise OSError(name)
+
+
+class Card:
+    """NVIDIA's library: a card that counts energy, or one that doesn't."""
+
+    def __init__(self, status):
+        self.status = status
+
+    def nvmlInit_v2(self):
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, number, handle):
+        return number
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, card, millijoules):
+        millijoules._obj.value = 7000
+        return self.status
+
+
+@pytest.mark.parametrize(("status", "found"), [(0, {"NVML card 0": 7.0}), (3, {})])
+def test_energy_of_a_card_that_counts_it(status, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarking, "_POWERCAP", tmp_path)
+    monkeypatch.setattr(benchmarking.ctypes, "CDLL", lambda name: Card(status))
+    assert {name: read() for name, read in energy_counters().items()} == found
+
+
+def test_energy_is_counted_around_the_second_run():
+    spent = {"rising": 0.0, "started over": 9.0}
+
+    def call():
+        spent["rising"] += 2.5
+        spent["started over"] -= 4.0
+
+    counters = {name: lambda name=name: spent[name] for name in spent}
+    assert measure_energy(call, counters) == {"rising": 2.5}
