@@ -142,6 +142,53 @@ def test_every_term_is_introduced_where_the_glossary_says(sources):
     assert {term.lesson for term in sources.terms} == {lesson.number for lesson in sources.lessons}
 
 
+# Lessons that say a term before the one that introduces it, and what they mean by it.
+IN_PASSING = {
+    "candidate": {"02": "anything to choose from", "03": "criteria to choose from", "06": "thresholds, in an answer"},
+    "causal": {"08": "of a model that reads from left to right"},
+    "ceiling": {"05": "the word in a take-away", "06": "of a signal's correlation"},
+    "chance": {"01": "by chance"},
+    "distillation": {"03": "with the lesson that explains it", "04": "with the lesson that explains it"},
+    "first token": {"01": "of a row", "03": "of a text", "08": "of a text", "09": "of a row"},
+    "floor": {"01": "the function that rounds down"},
+    "hidden channel": {"10": "a number in an exercise"},
+    "odd width": {"04": "with the lesson that explains it"},
+    "round by round": {"02": "in the words, without the reason"},
+    "uneven": {"08": "unevenly"},
+}
+IN_REFERENCES = {"router"}  # said nowhere else
+
+
+def prose_of(sources, lesson):
+    """A lesson's text cells, without its title cell and its references."""
+    texts = [cell.source for cell in sources._saved(lesson).cells[1:] if cell.cell_type == "markdown"]
+    return [re.split(r"^## References", text, flags=re.MULTILINE)[0] for text in texts]
+
+
+def test_no_lesson_says_a_term_before_the_one_that_introduces_it(sources):
+    prose, wrong = {lesson.number: prose_of(sources, lesson) for lesson in sources.lessons}, []
+    for term in sources.terms:
+        says = [number for number, texts in prose.items() if pages.section_of(term.name, texts)]
+        says = [number for number in says if number not in IN_PASSING.get(term.name, {})]
+        if says[:1] != [term.lesson] and not (term.name in IN_REFERENCES and not says):
+            wrong.append(f"{term.name} ({term.lesson}): first said in {says[0] if says else 'no lesson'}")
+    assert not wrong, "name another lesson in docs/glossary.md, or with a reason in IN_PASSING: " + "; ".join(wrong)
+    assert set(IN_PASSING) | IN_REFERENCES <= {term.name for term in sources.terms}
+
+
+def test_glossary_is_an_index_each_term_leads_to_a_section_of_its_lesson(sources):
+    text = dict(sources.pages())["docs/glossary.md"]
+    entries = re.findall(r"^(\S.*)\n  (.+)$", text.partition("```{glossary}\n")[2], re.MULTILINE)
+    assert [name for name, _ in entries] == sorted((term.name for term in sources.terms), key=str.lower)
+    lessons = {term.name: term.lesson for term in sources.terms}
+    for name, says in entries:
+        (goal, section) = re.search(r"\]\(\.\./notebooks/([\w.]+)\.ipynb#([\w-]+)\)$", says).groups()
+        (lesson,) = [one for one in sources.lessons if one.name == goal]
+        assert lesson.number == lessons[name]
+        headings = [heading for cell in lesson.cells for _, heading in HEADING.findall(cell.source)]
+        assert section in {pages.anchor(heading) for heading in headings}, name
+
+
 HEADING = re.compile(r"^(#+) (.+)", re.MULTILINE)
 
 
