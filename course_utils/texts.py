@@ -230,9 +230,7 @@ def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13)
     [True, False]
     """
     checks.whole_number("words", words, least=1)
-    listed = isinstance(judging, Iterable) and not isinstance(judging, str)
-    if not listed or not all(isinstance(text, str) for text in judging):
-        raise ValueError(f"'judging' must be a list of texts; got {judging!r}.")
+    judging = checks.strings("judging", judging, least=0)
 
     def runs(text: str) -> Iterator[tuple[str, ...]]:
         found = re.findall(r"\w+", text.lower())
@@ -306,8 +304,7 @@ def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     Raises:
         ValueError: ``text`` is no string, or the tokenizer is not a fast one, so it can't report slices.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"'text' must be a string; got {text!r}.")
+    checks.text("text", text)
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer; load one backed by the tokenizers library.")
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
