@@ -7,6 +7,7 @@ A choice is a column of the tables: which of the measured numbers of attentions 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import sparse
@@ -41,6 +42,12 @@ def cache_saved(record: Record, blocks: int) -> np.ndarray:
     Args:
         record: of the prompts.
         blocks: attentions of the model; each keeps the same for every token.
+
+    Returns:
+        [prompts, numbers].
+
+    Raises:
+        ValueError: ``blocks`` isn't a whole number from 1.
     """
     checks.whole_number("blocks", blocks, least=1)
     tokens = record.tokens + record.answer_tokens
@@ -48,17 +55,51 @@ def cache_saved(record: Record, blocks: int) -> np.ndarray:
 
 
 def outcome(harm: np.ndarray, saved: np.ndarray, choice: np.ndarray) -> tuple[float, float]:
-    """What is saved in all, and the mean harm, if prompt i takes column ``choice[i]``."""
+    """What is saved in all, and the mean harm, if prompt i takes column ``choice[i]``.
+
+    Args:
+        harm: [prompts, numbers].
+        saved: likewise.
+        choice: [prompts] columns.
+    """
     rows = np.arange(len(choice))
     return float(saved[rows, choice].sum()), float(harm[rows, choice].mean())
 
 
 def static_harm(harm: np.ndarray, saved: np.ndarray, target: float | np.ndarray) -> np.ndarray:
-    """Mean harm of leaving the same number out everywhere, at this saving.
+    """Mean harm of leaving out the same number everywhere, or one of two by the toss of a coin, at this saving.
 
-    Between two measured numbers: of the mixture in which a coin decides for each prompt.
+    Of all such mixtures it is the best: where the curve over the measured numbers isn't convex, a coin between numbers
+    that are farther apart does better than one number everywhere.
+
+    Args:
+        harm: [prompts, numbers].
+        saved: likewise.
+        target: the saving, or an array of them.
+
+    Returns:
+        The harm at each target, in its shape.
     """
-    return np.interp(target, saved.sum(0), harm.mean(0))
+    return np.interp(target, *_lower_hull(saved.sum(0), harm.mean(0)))
+
+
+def _lower_hull(saved: np.ndarray, harm: np.ndarray) -> tuple[list[float], list[float]]:
+    """The corners that no mixture of others lies below, by saving."""
+    corners: list[tuple[float, float]] = []
+    for x, y in sorted(zip(saved.tolist(), harm.tolist(), strict=True)):
+        while len(corners) > 1:
+            (x0, y0), (x1, y1) = corners[-2:]
+            if (x1 - x0) * (y - y0) > (y1 - y0) * (x - x0):  # the last corner lies below the line past it
+                break
+            corners.pop()
+        corners.append((x, y))
+    return [x for x, _ in corners], [y for _, y in corners]
+
+
+@lru_cache(maxsize=1)  # a table of gaps asks for the same draws again and again
+def _times_drawn(units: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each unit comes in each draw with replacement, [resamples, units]."""
+    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
 
 
 def gap_to_static(
@@ -70,7 +111,7 @@ def gap_to_static(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """A policy's harm less that of the static bypass which saves as much, and its 95 % interval.
+    """A policy's harm less that of the best static bypass or mixture that saves as much, and its 95 % interval.
 
     Documents are drawn with replacement, because prompts of one document resemble each other. The static arm is made
     anew in each draw, at what the policy saves there: a draw with more long prompts changes both arms.
@@ -82,6 +123,9 @@ def gap_to_static(
         documents: [prompts], where each comes from.
         resamples: how many draws.
         seed: of the draws.
+
+    Raises:
+        ValueError: not a document for each prompt, no draws, or a ``seed`` that isn't a whole number from 0.
     """
     checks.whole_number("resamples", resamples, least=1)
     checks.whole_number("seed", seed)
@@ -95,11 +139,9 @@ def gap_to_static(
     def gap(sums: np.ndarray) -> float:
         own_saved, own_harm, count = sums[:3]
         saved_at, harm_at = sums[3 : 3 + harm.shape[1]], sums[3 + harm.shape[1] :]
-        return (own_harm - np.interp(own_saved, saved_at, harm_at)) / count
+        return (own_harm - np.interp(own_saved, *_lower_hull(saved_at, harm_at))) / count
 
-    generator = np.random.default_rng(seed)
-    weights = generator.multinomial(len(units), np.full(len(units), 1 / len(units)), resamples)
-    drawn = [gap(sums) for sums in weights @ units]
+    drawn = [gap(sums) for sums in _times_drawn(len(units), resamples, seed) @ units]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(gap(units.sum(0))), float(low), float(high)
@@ -112,6 +154,9 @@ def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.nda
         guess: harm as it is expected, [prompts, numbers].
         saved: [prompts, numbers].
         price: nats a token that the whole saving is worth, for all prompts together.
+
+    Raises:
+        ValueError: ``price`` is no number.
     """
     checks.number("price", price)
     return (guess - price * len(guess) * saved).argmin(1)
@@ -120,8 +165,13 @@ def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.nda
 def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
     """The price at which ``cheapest_guess`` saves about ``target`` on these prompts.
 
+    Args:
+        guess: harm as it is expected, [prompts, numbers].
+        saved: [prompts, numbers].
+        target: the share that is to be saved in all.
+
     Raises:
-        ValueError: even the largest number everywhere doesn't save so much.
+        ValueError: ``target`` is no number, or even the largest number everywhere doesn't save so much.
     """
     if checks.number("target", target) > saved[:, -1].sum():
         raise ValueError(f"'target' is {target}, but at most {saved[:, -1].sum():.3f} can be saved.")
@@ -141,8 +191,13 @@ def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
     A share x[i, n] of prompt i takes number n; shares of a prompt add up to 1, and together they save ``target``. At
     most one prompt is split in the solution, so the bound is that of whole prompts but for one.
 
+    Args:
+        harm: [prompts, numbers].
+        saved: likewise.
+        target: the share that is to be saved in all.
+
     Raises:
-        ValueError: nothing saves so much.
+        ValueError: ``target`` isn't a number of at least 0, or nothing saves so much.
     """
     checks.at_least_zero("target", target)
     prompts, numbers = harm.shape
@@ -179,7 +234,16 @@ def split_half_ceiling(halves: np.ndarray) -> tuple[float, float]:
 
 
 def shuffled_within(choice: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
-    """The same choices, dealt anew among the prompts of each stratum."""
+    """The same choices, dealt anew among the prompts of each stratum.
+
+    Args:
+        choice: [prompts] columns.
+        strata: [prompts], what each prompt counts to.
+        seed: of the deal.
+
+    Raises:
+        ValueError: ``seed`` isn't a whole number from 0.
+    """
     checks.whole_number("seed", seed)
     generator, dealt = np.random.default_rng(seed), choice.copy()
     for stratum in np.unique(strata):
