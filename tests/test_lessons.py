@@ -1,6 +1,7 @@
 """The lessons themselves: sources well-formed, notebooks fresh and clean, and every one of them runs."""
 
 import ast
+import copy
 import itertools
 import re
 import shutil
@@ -52,15 +53,51 @@ def test_notebooks_are_fresh(path):
         assert file.read_text(encoding="utf-8") == text, f"stale: run `python course.py build {path.stem[:2]}`"
 
 
+class Shape(ast.NodeTransformer):
+    """A function with other names for what is its own, and the kinds of its constants: copies of it look the same."""
+
+    def __init__(self, function):
+        found = list(ast.walk(function))
+        self.own = {node.arg for node in found if isinstance(node, ast.arg)}
+        self.own |= {node.id for node in found if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        self.numbers = {}
+
+    def named(self, name):
+        return f"own{self.numbers.setdefault(name, len(self.numbers))}" if name in self.own else name
+
+    def visit_Name(self, node):
+        return ast.Name(self.named(node.id), node.ctx)
+
+    def visit_arg(self, node):
+        return ast.arg(self.named(node.arg))
+
+    def visit_Constant(self, node):
+        return ast.Constant(type(node.value).__name__)
+
+
+def shapes(source):
+    """The name and the shape of each function in a source, docstrings left out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            body, shape = node.body[ast.get_docstring(node) is not None :], Shape(node)
+            yield node.name, "\n".join(ast.unparse(shape.visit(copy.deepcopy(statement))) for statement in body)
+
+
+def test_a_copy_with_other_names_and_numbers_is_one():
+    first = "def f(x, *, y):\n    'Says it.'\n    z = g(x + 1)\n    return [a * z for a in y]"
+    renamed = "def h(u, *, v):\n    w = g(u + 2)\n    return [b * w for b in v]"
+    others = [first.replace("g(", "k("), first.replace("a * z", "z * a"), first.replace("x + 1", "y + 1")]
+    (shape,), (same,), *rest = ([found for _, found in shapes(source)] for source in (first, renamed, *others))
+    assert shape == same and [shape] not in rest
+
+
 def test_no_function_is_pasted_from_lesson_to_lesson():
     """What two lessons need has one home, in course_utils."""
     homes: dict[str, str] = {}
     for path in PATHS:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef):
-                body = node.body[1:] if ast.get_docstring(node) else node.body
-                owner = homes.setdefault("\n".join(map(ast.unparse, body)), path.stem)
-                assert owner == path.stem, f"{node.name} of {path.stem} is in {owner}, too"
+        for name, shape in shapes(path.read_text(encoding="utf-8")):
+            owner = homes.setdefault(shape, path.stem)
+            assert owner == path.stem, f"{name} of {path.stem} is in {owner}, too"
 
 
 def test_no_notebook_without_a_lesson():
