@@ -14,6 +14,9 @@ from course_utils.architectures import describe
 def shown(value: float) -> str:
     """A number for a reader, of whatever size.
 
+    Raises:
+        ValueError: it is no number.
+
     >>> [shown(value) for value in (0.0044, 1.08, 15.26, 1234.5, 2.34e10, math.inf)]
     ['0.004', '1.08', '15.3', '1,234', '2.3·10^10', 'inf']
     """
@@ -30,6 +33,9 @@ def shown(value: float) -> str:
 def with_interval(value: float, low: float, high: float) -> str:
     """A number and its interval for a reader.
 
+    Raises:
+        ValueError: one of the three is no number.
+
     >>> with_interval(1.131, 1.108, 1.15)
     '1.13 (1.11 to 1.15)'
     """
@@ -39,6 +45,9 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 def shown_p(value: float) -> str:
     """A p-value for a reader: three decimals, four where three would be zeros, and never 0, which no test can find.
+
+    Raises:
+        ValueError: it is no number.
 
     >>> [shown_p(value) for value in (0.0469, 0.0004, 3.8e-6)]
     ['0.047', '0.0004', '< 0.0001']

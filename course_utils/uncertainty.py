@@ -38,6 +38,9 @@ def verdict(
         above: said where the whole interval lies above it.
         neither: said where the interval holds it, and where there is no interval (nan).
 
+    Raises:
+        ValueError: ``low``, ``high`` or ``at`` is no number.
+
     >>> verdict(0.02, 0.11), verdict(0.97, 1.2, at=1)
     ('higher', 'no evidence of a difference')
     """
@@ -52,6 +55,9 @@ def below_and_above(intervals: Iterable[Iterable[float]], *, at: float = 0.0) ->
         intervals: (low, high) each; one with nan counts on neither side.
         at: the number.
 
+    Raises:
+        ValueError: ``at`` is no number.
+
     >>> below_and_above([(0.7, 0.9), (0.8, 1.1), (1.2, 1.5), (0.2, 0.3)], at=1)
     (2, 1)
     """
@@ -62,6 +68,9 @@ def below_and_above(intervals: Iterable[Iterable[float]], *, at: float = 0.0) ->
 
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and is right for small samples too.
+
+    Raises:
+        ValueError: no trials, or more successes than trials, or fewer than 0.
 
     >>> [round(end, 3) for end in wilson_interval(0, 10)]
     [0.0, 0.278]
@@ -202,7 +211,11 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
-    """Exact two-sided p-value that two models are equally often right, from the documents that only one got right."""
+    """Exact two-sided p-value that two models are equally often right, from the documents that only one got right.
+
+    Raises:
+        ValueError: a count isn't a whole number from 0.
+    """
     checks.whole_number("only_a", only_a)
     checks.whole_number("only_b", only_b)
     disagreements = only_a + only_b

@@ -165,7 +165,16 @@ def require_control(frame: pd.DataFrame, kind: str) -> None:
 
 
 def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequence[str]) -> np.ndarray:
-    """[templates, swaps, columns + 1] sums over the items of each cell, and at the end how many there are."""
+    """[templates, swaps, columns + 1] sums over the items of each cell, and at the end how many there are.
+
+    Args:
+        items: with ``template``, ``swap`` and the columns.
+        columns: what is summed.
+        templates: at least one, in the order of the first axis; all that the items have.
+
+    Raises:
+        ValueError: no templates, or one that is no string.
+    """
     templates = list(dict.fromkeys(checks.strings("templates", templates)))
     row = pd.Index(templates).get_indexer(items["template"])
     column, swaps = pd.factorize(items["swap"])

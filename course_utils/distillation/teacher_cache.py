@@ -109,7 +109,13 @@ class TeacherCache:
         return _readable(ids, log_probs)
 
     def batch_loss(self, student: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
-        """``losses.batch_loss`` with the forward KL over the buckets; temperature 1."""
+        """``losses.batch_loss`` with the forward KL over the buckets; temperature 1.
+
+        Args:
+            student: gets the gradients.
+            batch: on the student's device, of rows that are in the cache.
+            alpha: the cross-entropy's share of the loss, from 0 to 1.
+        """
         return _loss(student, batch, *self.answers(batch), alpha=alpha)
 
 
