@@ -13,14 +13,6 @@ from course_utils import checks
 from course_utils.distillation.losses import LOSSES
 
 _FLOOR = 0.1  # the share of the peak learning rate that is left at the end
-# Settings that came later, and their defaults. At these they stand in no record, so that older ones stay valid.
-LATER: dict[str, Any] = {"hidden": 0.0, "hidden_pairs": None}
-
-
-def _between_0_and_1(name: str, value: Any) -> float:
-    if not checks.is_number(value) or not 0 < value < 1:
-        raise ValueError(f"'{name}' must lie between 0 and 1; got {value!r}. For the ends take the two KLs.")
-    return value
 
 
 def _count(name: str, value: Any) -> int:
@@ -61,7 +53,8 @@ class Recipe:
         loss: "forward_kl", "reverse_kl" or "jsd", see ``losses.token_loss``.
         temperature: what both models' logits are divided by before they are compared.
         alpha: the cross-entropy's share of the loss, from 0 to 1; at 1 the teacher has no say and isn't run.
-        beta: the teacher's share of the mixture that "jsd" compares with, above 0 and below 1.
+        beta: the teacher's share of the mixture that "jsd" compares with, above 0 and below 1 (for the ends take the
+            two KLs).
         hidden: how much the states inside the models count beside their predictions, see ``hidden.HiddenLoss``: this
             times a distance that is 0 where they are equal and 1 where they have nothing in common; 0 leaves it out.
         hidden_pairs: whose states: pairs of a student's block and a teacher's; None takes one late pair. Goes with
@@ -122,12 +115,9 @@ class Recipe:
         return "\n".join(f"{name:<16}{value}" for name, value in self.as_json().items())
 
     def as_json(self) -> dict[str, Any]:
-        """The settings by name, as JSON can hold them; without those of ``hidden`` where it is 0."""
-        shown = {name: value for name, value in vars(self).items() if name not in LATER or value != LATER[name]}
-        shown["precision"] = str(self.precision)
-        if self.hidden_pairs is not None:
-            shown["hidden_pairs"] = [list(pair) for pair in self.hidden_pairs]
-        return shown
+        """The settings by name, as JSON can hold them."""
+        pairs = None if self.hidden_pairs is None else [list(pair) for pair in self.hidden_pairs]
+        return vars(self) | {"precision": str(self.precision), "hidden_pairs": pairs}
 
     def is_due(self, done: int, every: int) -> bool:
         """Whether what happens every so many steps is to happen after ``done`` steps; after the last it always is."""
@@ -148,7 +138,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "loss": lambda name, value: checks.one_of(name, value, LOSSES),
     "temperature": _number(checks.positive),
     "alpha": _number(checks.share),
-    "beta": _number(_between_0_and_1),
+    "beta": _number(checks.between_0_and_1),
     "hidden": _number(checks.at_least_zero),
     "hidden_pairs": _pairs_or_none,
     "accumulate": _count,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from course_utils.batches import Batch
 from course_utils.distillation.processes import shared_like, whole
-from course_utils.distillation.recipe import LATER, Recipe
+from course_utils.distillation.recipe import Recipe
 from course_utils.files import replacing
 from course_utils.models import identity
 
@@ -185,7 +185,7 @@ class Checkpoint:
         return self._student.config.to_json_string(use_diff=False)
 
     def _refuse_others(self, then: dict[str, Any], configuration: str, file: Any) -> None:
-        then, now = LATER | then, LATER | self._run
+        now = self._run
         differ = [name for name in now if name not in _FREE and then.get(name) != now[name]]
         if differ == [_STUDENT] and configuration == self._configuration and self._is_saved_in(file):
             return
