@@ -7,7 +7,6 @@ the machine it runs on); pip then downloads exactly these wheels. Every file is 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -243,18 +242,6 @@ def sha256(path: Path) -> str:
     """The digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_manifest(folder: Path) -> dict:
-    """The manifest of a pack.
-
-    Raises:
-        PackError: there is none.
-    """
-    try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PackError(f"{folder} is no pack: it has no readable {MANIFEST}.") from error
 
 
 _READ_ME = """Pruning LLMs, without a network

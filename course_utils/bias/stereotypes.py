@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
     people may have it. But in every template the other questions, where only one person has it, give that person the
     same gender or status: this is the template's, and it decides. So 58,476 are resolved, with the same result as the
     authors' own script (which reads their templates); 16 in Gender_identity are not, where both people have the same
-    gender. ``unresolved`` counts them.
+    gender: their ``target`` is None.
 
     Args:
         categories: some of ``BBQ_CATEGORIES``; None takes all.
@@ -161,12 +161,9 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
         ValueError: no or unknown categories.
         AssetError: the data are not in the cache and can't be fetched.
     """
-    wanted = BBQ_CATEGORIES if categories is None else categories
-    listed = isinstance(wanted, Collection) and not isinstance(wanted, str)
-    if not listed or not wanted or not set(wanted) <= set(BBQ_CATEGORIES):
-        raise ValueError(
-            f"categories is {categories!r}; give a list with some of {', '.join(BBQ_CATEGORIES)}, or None for all."
-        )
+    wanted = checks.strings("categories", BBQ_CATEGORIES if categories is None else categories)
+    for category in wanted:
+        checks.one_of("categories", category, BBQ_CATEGORIES)
     found = []
     for category in BBQ_CATEGORIES:
         if category in wanted:
@@ -176,14 +173,6 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
                 rows = _read_jsonl(assets.fetch("bias_benchmarks") / "bbq" / f"{category}.jsonl")
             found += _questions(category, rows)
     return found
-
-
-def unresolved(questions: Iterable[Question]) -> dict[str, int]:
-    """How many questions of each category have no ``target``, so that no bias score can count them; 0 included."""
-    counts: Counter[str] = Counter()
-    for question in questions:
-        counts[question.category] += question.target is None
-    return dict(counts)
 
 
 def _questions(category: str, rows: list[dict]) -> list[Question]:

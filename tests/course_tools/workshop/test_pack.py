@@ -64,7 +64,11 @@ def test_each_platform_gets_its_own_wheels(folder):
     ]
     assert said[-1].startswith("together")
     assert PYTHON in (folder / "READ_ME.txt").read_text(encoding="utf-8")
-    assert manifest == pack.read_manifest(folder)
+    assert manifest == read_manifest(folder)
+
+
+def read_manifest(folder):
+    return json.loads((folder / pack.MANIFEST).read_text(encoding="utf-8"))
 
 
 def test_missing_wheel_is_named(folder):
@@ -72,8 +76,6 @@ def test_missing_wheel_is_named(folder):
         write_manifest(folder, macos=["gpu==3.0+cpu"])
     with pytest.raises(pack.PackError, match="no wheel of plain==1.1 for linux"):
         write_manifest(folder, linux=["plain==1.1"])
-    with pytest.raises(pack.PackError, match="is no pack"):
-        pack.read_manifest(folder / "wheels")
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_what_other_laptops_need_may_be_left_out(folder, here):
 
 def test_wrong_laptop_is_told(folder, here):
     write_manifest(folder, **{here: ["plain==1.0"]})
-    manifest = pack.read_manifest(folder)
+    manifest = read_manifest(folder)
     for changed in ({"python": "3.8"}, {"wheels": {"amiga": []}}):
         (folder / pack.MANIFEST).write_text(json.dumps(manifest | changed), encoding="utf-8")
         done = start(folder, "check")

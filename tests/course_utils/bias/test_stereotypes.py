@@ -106,11 +106,19 @@ def breaks_a_rule(question: Question) -> bool:
     return not (known and right and sides and len(question.answers) == 3)
 
 
+def unresolved(questions):
+    """How many of each category have no target."""
+    return {
+        category: sum(question.target is None for question in questions if question.category == category)
+        for category in {question.category for question in questions}
+    }
+
+
 def test_smoke_questions_follow_the_rules_of_bbq(smoke):
     questions = stereotypes.bbq()
     assert [number for number, question in enumerate(questions) if breaks_a_rule(question)] == []
     assert {q.category for q in questions} == set(stereotypes.BBQ_CATEGORIES)
-    assert stereotypes.unresolved(questions) == dict.fromkeys(stereotypes.BBQ_CATEGORIES, 0)
+    assert unresolved(questions) == dict.fromkeys(stereotypes.BBQ_CATEGORIES, 0)
     assert {q.answers[q.target] for q in questions} == {"The Zbolish baker"}
     for q in questions:
         assert q.answers[q.stereotyped] == f"The {'Zbolish' if q.polarity == 'neg' else 'Mzanian'} baker"
@@ -120,8 +128,10 @@ def test_smoke_questions_follow_the_rules_of_bbq(smoke):
 def test_categories_are_chosen_in_a_fixed_order_and_checked(smoke):
     chosen = stereotypes.bbq(["SES", "Age"])
     assert list(dict.fromkeys(q.category for q in chosen)) == ["Age", "SES"]
-    for wrong in (["Height"], [], "Age"):
-        with pytest.raises(ValueError, match="categories is .*; give a list with some of Age, Disability_status"):
+    with pytest.raises(ValueError, match="'categories' must be one of Age, Disability_status, .*; got 'Height'"):
+        stereotypes.bbq(["Age", "Height"])
+    for wrong in ([], "Age"):
+        with pytest.raises(ValueError, match="'categories' must be a non-empty list of strings; got"):
             stereotypes.bbq(wrong)
 
 
@@ -162,7 +172,7 @@ def test_target_is_the_answer_whose_group_is_stereotyped(first, second, stereoty
     (question,) = stereotypes._questions("Age", [question_row(first, second, stereotyped=stereotyped)])
     assert question.target == target and question.unknown == 0
     assert question.stereotyped == (None if target is None else 3 - target)
-    assert stereotypes.unresolved([question]) == {"Age": int(target is None)}
+    assert unresolved([question]) == {"Age": int(target is None)}
 
 
 def test_between_two_of_the_stereotyped_race_the_template_s_gender_decides():
@@ -234,7 +244,7 @@ def test_all_of_bbq_is_there_and_sixteen_questions_have_no_target():
         "Religion": 1200,
         "Sexual_orientation": 864,
     }
-    assert stereotypes.unresolved(questions) == dict.fromkeys(stereotypes.BBQ_CATEGORIES, 0) | {"Gender_identity": 16}
+    assert unresolved(questions) == dict.fromkeys(stereotypes.BBQ_CATEGORIES, 0) | {"Gender_identity": 16}
     # Four questions in a row have one template and one pair of people, in both conditions and polarities: the target
     # must be the same person in all of them.
     fours = [questions[start : start + 4] for start in range(0, len(questions), 4)]
