@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
+from nbformat import NotebookNode
+
 _NUMBER = re.compile(r"(?<![\w.])[-+\N{MINUS SIGN}]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
 _TIMED = re.compile(
     r"second|\bms\b|\btimes?\b|minutes|prefill|decode|tokens/s|speed|faster|slower|\bGB/s|\d s\b|measured, MB",
@@ -66,6 +68,26 @@ def numbers_of(outputs: Iterable[Mapping]) -> Iterator[Number]:
                     yield from (Number(number, label) for number in _NUMBER.findall(line))
         if "text/html" in output.get("data", {}) and "image/png" not in output["data"]:
             yield from _numbers_of_table(output["data"]["text/html"])
+
+
+def picked(saved: NotebookNode, wanted: Mapping[str, tuple[str, int]]) -> dict[str, str]:
+    """Numbers that a saved run shows, by names of one's own, as they are printed.
+
+    Args:
+        saved: the notebook.
+        wanted: {name: a number's label, and which of the numbers with this label, from 0}.
+
+    Raises:
+        KeyError: the run doesn't show one of them; the key is its label.
+    """
+    found: dict[str, list[str]] = {}
+    for cell in saved.cells:
+        for number in numbers_of(cell.get("outputs", [])):
+            found.setdefault(number.label, []).append(number.text)
+    for label, position in wanted.values():
+        if len(found.get(label, [])) <= position:
+            raise KeyError(label)
+    return {name: found[label][position] for name, (label, position) in wanted.items()}
 
 
 def _numbers_of_table(page: str) -> Iterator[Number]:

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from nbformat import NotebookNode
 from PIL import Image
 
-from course_tools.lessons.printed import numbers_of
+from course_tools.lessons.printed import picked
 from course_utils import plotting
 from course_utils.files import replacing, write_text
 
@@ -79,16 +79,10 @@ def shown(saved: NotebookNode) -> Shown:
     Raises:
         ValueError: it lacks one of the numbers.
     """
-    found: dict[str, list[str]] = {}
-    for cell in saved.cells:
-        for number in numbers_of(cell.get("outputs", [])):
-            found.setdefault(number.label, []).append(number.text)
-    values = {}
-    for name, (label, position) in _LABELS.items():
-        if len(found.get(label, [])) <= position:
-            raise ValueError(f"Lesson 03's saved run doesn't show {label!r}; mend _LABELS in {__name__}.")
-        values[name] = found[label][position]
-    return Shown(**values)
+    try:
+        return Shown(**picked(saved, _LABELS))
+    except KeyError as missing:
+        raise ValueError(f"Lesson 03's saved run doesn't show {missing}; mend _LABELS in {__name__}.") from None
 
 
 def alt(numbers: Shown) -> str:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
 from nbformat import NotebookNode
 
-from course_tools.lessons.printed import numbers_of
+from course_tools.lessons.printed import picked
 from course_utils import diagrams, plotting
 from course_utils.files import replacing
 
@@ -204,20 +204,12 @@ def numbers_shown(panel: Panel, saved: NotebookNode) -> dict[str, str]:
     Raises:
         ValueError: the run doesn't show one of them.
     """
-    found: dict[str, list[str]] = {}
-    for cell in saved.cells:
-        for number in numbers_of(cell.get("outputs", [])):
-            found.setdefault(number.label, []).append(number.text)
-    values = {}
-    for name, (label, position) in panel.numbers.items():
-        shown = found.get(label, [])
-        if len(shown) <= position:
-            raise ValueError(
-                f"Lesson {panel.lesson}'s saved run doesn't show {label!r}; "
-                "mend PANELS in course_tools/workshop/poster.py."
-            )
-        values[name] = shown[position]
-    return values
+    try:
+        return picked(saved, panel.numbers)
+    except KeyError as missing:
+        raise ValueError(
+            f"Lesson {panel.lesson}'s saved run doesn't show {missing}; mend PANELS in course_tools/workshop/poster.py."
+        ) from None
 
 
 def draw(notebooks: Path, figure: Path, target: Path, *, course: str) -> None:

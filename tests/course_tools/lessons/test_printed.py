@@ -1,9 +1,12 @@
 """Numbers that a run printed: found in lines and tables, with what stands beside them, and none that is a time."""
 
+import re
+
 import nbformat
 import pandas as pd
+import pytest
 
-from course_tools.lessons.printed import Number, numbers_of
+from course_tools.lessons.printed import Number, numbers_of, picked
 
 
 def printed(text):
@@ -50,6 +53,15 @@ def test_what_belongs_to_the_machine_is_left_out():
     picture = nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "15 bars"})
     assert not found(picture)
     assert not found(printed("  unpruned … was born in 1732 and\n"))
+
+
+def test_numbers_are_picked_by_what_stands_beside_them():
+    cells = [nbformat.v4.new_code_cell(outputs=[printed(f"ratio {a} ({b})\n")]) for a, b in ("12", "34")]
+    run = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("ratio 9 (9)"), *cells])
+    assert picked(run, {"a": ("ratio … (…)", 0), "d": ("ratio … (…)", 3)}) == {"a": "1", "d": "4"}
+    for missing in (("ratio … (…)", 4), ("harm …", 0)):
+        with pytest.raises(KeyError, match=f"^'{re.escape(missing[0])}'$"):
+            picked(run, {"a": ("ratio … (…)", 0), "missing": missing})
 
 
 def test_tolerance():
