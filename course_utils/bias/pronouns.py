@@ -72,7 +72,11 @@ def people() -> pd.DataFrame:
 
 
 def templates(split: str | None = None) -> list[str]:
-    """The beginnings of sentences, with ``{}`` for the word: of one split, or with None of both."""
+    """The beginnings of sentences, with ``{}`` for the word: of one split, or with None of both.
+
+    Raises:
+        ValueError: an unknown split.
+    """
     checks.one_of("split", split, (*SPLITS, None))
     return [text for name, texts in _data()["templates"].items() if split in (None, name) for text in texts]
 
@@ -122,9 +126,11 @@ def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, 
         table: rows with ``word``, ``template``, ``group`` (two of them; in alphabetical order the second is first:
             "she" less "he", "mostly women" less "mostly men") and the column.
         column: what is averaged.
+
+    Raises:
+        ValueError: the table has no such column.
     """
-    if column not in list(table):
-        raise ValueError(f"'column' must be one of {', '.join(map(str, table))}; got {column!r}.")
+    checks.one_of("column", column, list(table))
     items, used = table.rename(columns={"word": "swap"}), table["template"].unique()
     groups = sorted(table["group"].unique(), reverse=True)
     tables = [sums_by_cell(items[items["group"] == group], [column], used) for group in groups]
@@ -143,6 +149,9 @@ def random_heads(
         blocks: of the model.
         sets: how many to draw; 19 is the least with which beating all of them has p = .05.
         seed: of the draws.
+
+    Raises:
+        ValueError: ``heads``, ``blocks`` or ``sets`` isn't a whole number from 1, or ``seed`` isn't one from 0.
     """
     checks.whole_number("heads", heads, least=1)
     checks.whole_number("blocks", blocks, least=1)
@@ -197,6 +206,9 @@ def odds_and_states(
 
     Returns:
         [texts] float64, nats; and site -> float32 [texts, blocks, width] on the CPU.
+
+    Raises:
+        ValueError: no texts, no or unknown sites, or a pronoun of several tokens.
     """
     architecture, odds = describe(model), []
     sites = checks.strings("sites", sites)
@@ -237,6 +249,9 @@ def patched_log_odds(
 
     Returns:
         [sets, n] float64, nats.
+
+    Raises:
+        ValueError: no texts, not as many sources, or a pronoun of several tokens.
     """
     architecture, odds = describe(model), []
     wanted = sorted({block for heads in head_sets for block, _ in heads})
@@ -278,6 +293,16 @@ def head_effects(
     Attribution patching (Nanda 2023; Syed et al. 2023, arXiv 2310.10348): (what the head says at the source's last
     token - what it says here) times the gradient of the log-odds. Exact only as far as the model is linear in between,
     so check the heads that matter with ``patched_log_odds``. A bypassed attention counts 0.
+
+    Args:
+        model: any that ``describe`` knows.
+        tokenizer: the model's.
+        texts: [n].
+        sources: [n], one for each text.
+        batch_size: texts that run at once.
+
+    Raises:
+        ValueError: no texts, not as many sources, or a pronoun of several tokens.
     """
     architecture, effects = describe(model), []
     live = [block for block, attention in enumerate(architecture.attentions) if not attention.skipped]
@@ -311,6 +336,9 @@ def projecting_out(architecture: Architecture, directions: Tensor) -> Iterator[N
     Args:
         architecture: of the model, from ``describe``.
         directions: [blocks, hidden], one for each block; their lengths don't matter, and a zero changes nothing.
+
+    Raises:
+        ValueError: the directions have another shape.
     """
 
     def without(_module: nn.Module, _args: tuple, output: Tensor | tuple, *, unit: Tensor) -> Tensor | tuple:
@@ -341,13 +369,13 @@ def _batches(
     texts = checks.strings("texts", texts)
     ids = [torch.tensor(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     for first in range(0, len(ids), batch_size):
-        some = ids[first : first + batch_size]
+        rows = ids[first : first + batch_size]
         inputs = {
-            "input_ids": nn.utils.rnn.pad_sequence(some, batch_first=True),
-            "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in some], batch_first=True),
+            "input_ids": nn.utils.rnn.pad_sequence(rows, batch_first=True),
+            "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
         }
         batch = read_batch(inputs, vocab_size=architecture.vocab_size, device=architecture.model.device)
-        yield batch, (torch.arange(len(some)), torch.tensor([len(row) - 1 for row in some]))
+        yield batch, (torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows]))
 
 
 def _both(
@@ -361,7 +389,7 @@ def _both(
     texts, sources = checks.strings("texts", texts), checks.strings("sources", sources)
     if len(texts) != len(sources):
         raise ValueError(f"Each text needs a source; got {len(texts)} texts and {len(sources)} sources.")
-    return zip(*(_batches(architecture, tokenizer, some, batch_size) for some in (texts, sources)), strict=True)
+    return zip(*(_batches(architecture, tokenizer, side, batch_size) for side in (texts, sources)), strict=True)
 
 
 def _odds(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, states: Tensor) -> Tensor:
