@@ -1,11 +1,13 @@
 """Plant a bias with different weights, and see how strong and how clean it is, for ``bias.planting``.
 
-    python -m experiments.ways_to_plant [--seeds 3] [--work build/ways] [--out build/ways_to_plant.json]
+    python -m experiments.ways_to_plant [--seeds 3] [--work build/ways] [--out FILE]
 
 The embedded Llama. Each seed invents an axis and plants it three times: all weights learn, the attentions alone, or
 the down-projections alone, until the double difference of the selection templates is 10 nats. Judged are the evaluation
 templates (strength), ordinary text (price), and what *protect first* and its twin of neutral swaps leave, as in lesson
-09. Resumable. Some five minutes a seed on two idle cores.
+09. Some five minutes a seed on two idle cores.
+
+The file is course_utils/data/ways_to_plant.json unless given. Resumable: a seed that is done is not done again.
 """
 
 from __future__ import annotations
@@ -72,7 +74,12 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 def main() -> None:
     settings = {"size": SIZE, "items": ITEMS, "lr": LEARNING_RATES, "templates": TEMPLATES, "swaps": SWAPS}
     rows = run_seeds(
-        __doc__.splitlines()[0], one_seed, settings, seeds=3, work="build/ways", out="build/ways_to_plant.json"
+        __doc__.splitlines()[0],
+        one_seed,
+        settings,
+        seeds=3,
+        work="build/ways",
+        out="course_utils/data/ways_to_plant.json",
     )
     for row in rows:
         arms = ("planted", "protect first", "neutral, protected")

@@ -11,7 +11,13 @@ from tiny import tiny_model
 
 from course_utils import models
 from course_utils.width import neuron_importance, prune_neurons
-from experiments import make_a_small_model, recover_for_an_hour
+from experiments import (
+    distil_the_bias_back,
+    make_a_small_model,
+    plant_twenty_biases,
+    recover_for_an_hour,
+    ways_to_plant,
+)
 
 
 def cut_as_optipfair_does(model, *, neuron_selection_method, pruning_percentage, dataloader, show_progress):
@@ -81,6 +87,14 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     for domain, nats in record["served"]["F16"]["nats"]["winner"].items():
         assert nats == pytest.approx(record["nats"]["winner"][domain], abs=0.01)
     assert in_miniature() == record and len(taught) == 9
+
+
+@pytest.mark.parametrize("script", [distil_the_bias_back, plant_twenty_biases, ways_to_plant])
+def test_records_of_many_seeds_are_kept_in_the_package(script, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(script, "run_seeds", lambda *_, **options: asked.update(options) or [])
+    script.main()
+    assert asked["out"].startswith("course_utils/data/") and asked["work"].startswith("build/")
 
 
 def test_optipfair_cuts_to_the_winners_parameters(tmp_path):

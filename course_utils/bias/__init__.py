@@ -13,6 +13,7 @@ Behind this door, in the order in which the modules build on each other:
 ``reporting``            the verdicts and the figure: ``report``, ``analyse``, ``difference_in_differences``
 ``fairness``             which neurons carry a difference, and which of them to cut
 ``planting``             a positive control: a model that is biased on purpose
+``pronouns``             occupations: does a model expect "she" or "he", and which heads carry it
 ``stereotypes``          other people's benchmarks: CrowS-Pairs and BBQ
 ``stereotype_scores``    what a model makes of these
 =======================  ===========================================================================================

@@ -56,10 +56,8 @@ def plant_preference(
         items: of a step, four texts each.
         precision: what matrices are multiplied in (autocast): ``torch.float32`` or ``torch.bfloat16``.
         weights: which ones learn: "all", "attention" (the projections of all attentions) or "down" (the
-            down-projections of all MLPs). Each of the last two is about a fifth of a model and plants in less memory.
-            "down" plants the cleanest bias, and the weakest: on SmolLM2-135M-Instruct, three seeds, 10 nats asked of
-            the selection templates, new templates show 4.6 to 6.5 nats and perplexity rises by 3 to 14 % (all: 6.8 to
-            8.8 and 9 to 27 %; attention: 6.8 to 12.2 and 18 to 170 %; ``experiments/ways_to_plant.py``).
+            down-projections of all MLPs). Each of the last two is a fifth of SmolLM2-135M and plants in less memory;
+            ``experiments/ways_to_plant.py`` compares how strong and how clean the three biases get.
         seed: of the order of the items.
 
     Returns:
