@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from course_utils.architectures import cast_weights
 from course_utils.bias import difference_in_differences
 from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
 from course_utils.bias.fairness import gap_attribution, protect_first
@@ -87,8 +88,7 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
             {"planted": planted, "untouched": base}[teacher], student, batches, steps=STEPS, lr=LR, precision=dtype,
             seed=seed,
         )  # fmt: skip
-        for weight in student.parameters():  # to the teacher's dtype; the rotary frequencies stay in float32
-            weight.data = weight.data.to(dtype)
+        cast_weights(student, dtype)  # the teacher's; the rotary frequencies stay in float32
         stages[f"teacher {teacher}", text] = judge(student)
 
     before, rows = stages["pruned", ""], []

@@ -197,7 +197,7 @@ def _write_weights(config: Mapping[str, object], path: Path) -> None:
                     file.write(_random(name, count, [_SEED, number, chunk], dtype))
         file.truncate()
         os.fsync(file.fileno())
-    os.replace(part, path)
+    os.replace(part, path)  # not `files.replacing`: what a killed run has written of the part is kept and gone on with
 
 
 def _random(name: str, count: int, seed: list[int], dtype: str) -> bytes:
