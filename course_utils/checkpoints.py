@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from course_utils.adaptive import AdaptiveConfig
-from course_utils.architectures import FAMILIES, Architecture, Family, UnsupportedArchitecture, describe
+from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
+from course_utils.families import FAMILIES, Family
 from course_utils.files import write_json, write_text
 from course_utils.modeling import heterogeneous, no_attention, per_prompt
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
-from course_utils import architectures
+from course_utils import families
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
@@ -20,7 +20,7 @@ from course_utils.heads import head_importance, legal_groups, prune_kv_groups
 from course_utils.models import variant
 from course_utils.width import best, neuron_importance, prune_neurons
 
-ABLE = [name for name in FAMILIES if architectures.FAMILIES[name].own_head_size]
+ABLE = [name for name in FAMILIES if families.FAMILIES[name].own_head_size]
 BOUND = [name for name in FAMILIES if name not in ABLE]
 IDS = tiny_batches()[0]["input_ids"]
 FOUR = {"hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}  # two query heads a group

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_batches, tiny_model
 
-from course_utils import architectures
+from course_utils import families
 from course_utils.attention import bypass_attention
 from course_utils.channels import channel_energies, channel_importance
 from course_utils.compress.scores import AXES, Importance, importance
@@ -21,7 +21,7 @@ def test_one_reading_equals_the_single_axes(family):
     found = importance(model, iter(batches))  # read once: an iterator is enough
     assert torch.equal(found.neurons, torch.stack(neuron_importance(model, "activation", batches=batches)))
     assert torch.equal(found.blocks, block_importance(model, batches))
-    if architectures.FAMILIES[family].own_head_size:
+    if families.FAMILIES[family].own_head_size:
         assert torch.equal(found.groups, torch.stack(head_importance(model, batches)))
         assert torch.equal(found.channels, channel_importance(model, batches))
         assert torch.equal(found.energies, channel_energies(model, batches))

@@ -9,7 +9,7 @@ import torch
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
-from course_utils import architectures
+from course_utils import families
 from course_utils.architectures import describe
 from course_utils.channels import channel_energies, prune_channels
 from course_utils.checkpoints import save_pruned
@@ -21,7 +21,7 @@ from course_utils.models import variant
 from course_utils.reports import model_size
 from course_utils.width import prune_neurons
 
-ABLE = [name for name in FAMILIES if architectures.FAMILIES[name].own_head_size]
+ABLE = [name for name in FAMILIES if families.FAMILIES[name].own_head_size]
 IDS = tiny_batches()[0]["input_ids"]
 FOUR = {"hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
 
