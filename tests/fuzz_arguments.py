@@ -17,7 +17,7 @@ from tiny_pairs import make_pairs
 from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
-from course_utils import adaptive, channels, components, costs, heads, language_modelling, models, width
+from course_utils import adaptive, channels, costs, heads, language_modelling, models, width
 from course_utils.benchmarking import speed_frame
 from course_utils.bias import pronouns
 from course_utils.bias.contrastive import write_pairs
@@ -361,22 +361,21 @@ OWN = {
     "model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
     "models.load_model": {"name": lambda: "gpt2"},
-    "plotting.components": {
-        "result": lambda: components.principal_components(torch.randn(8, 5), ["x", "y"] * 4, components=2, shuffles=9)
-    },
-    "plotting.ability_and_bias": {
+    "plotting.comparisons.ability_and_bias": {
         "frame": lambda: pd.DataFrame(
             {f"{of}{end}": [1.0, 2.0] for of in ("price", "bias") for end in ("", "_low", "_high")}, ["a", "random"]
         )
     },
-    "plotting.before_and_after": {
+    "plotting.comparisons.before_and_after": {
         "frame": lambda: pd.DataFrame({"before": [1.0, 2.0], "after": [2.0, 3.0]})
     },
-    "plotting.histogram": {"values": lambda: {"a": [1.0, 2.0]}},
-    "plotting.paired_differences": {"frame": lambda: bars("measure").assign(case="c", difference=[0.2, 0.4])},
-    "plotting.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
-    "plotting.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
-    "plotting.show": {"alt": lambda: "A line that rises from left to right."},
+    "plotting.tensors.histogram": {"values": lambda: {"a": [1.0, 2.0]}},
+    "plotting.comparisons.paired_differences": {
+        "frame": lambda: bars("measure").assign(case="c", difference=[0.2, 0.4])
+    },
+    "plotting.comparisons.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
+    "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
+    "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
     "language_modelling.summary": {"dtype": lambda: "float32"},
     "prompt_harm.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
     "prompt_harm.greedy_answers": {"prompts": lambda: [[3, 4], [5]]},

@@ -33,6 +33,7 @@ LEFT_OUT = {
     "checks": "the refusals themselves",
     "engine": "needs llama.cpp",
     "influence": "parts of hooks",
+    "plotting.parts": "what figures share, beneath what is tried",
     "distillation.state": "names and files of the library's own batches",
     "distillation.processes": "what several processes do together, between the trainer and accelerate",
     "architectures.evaluating": "a context of the library's own hooks",
@@ -45,8 +46,8 @@ OWN_KINDS = {"Architecture", "Reading", "Family", "Axis", "tuple", "Batch"}
 
 EMBEDDED = ("evaluation.evaluate", "prompt_harm.cases")  # they read benchmarks' documents
 SLOW = {  # examples an argument
-    "bias.reporting.report": 3, "benchmarking.measure_memory": 3, "evaluation.evaluate": 3, "plotting.heatmap": 3,
-    "prompt_harm.seconds_by_length": 2,
+    "bias.reporting.report": 3, "benchmarking.measure_memory": 3, "evaluation.evaluate": 3,
+    "plotting.tensors.heatmap": 3, "prompt_harm.seconds_by_length": 2,
 }  # fmt: skip
 
 # What an argument of some kind is tried with. Large numbers are left out where they would only take long.
@@ -117,7 +118,7 @@ def arguments(name, parameter=None):
 
 
 def call(name, made):
-    if name == "plotting.show":
+    if name == "plotting.base.show":
         plt.plot([1, 2])
     result = FUNCTIONS[name](**made)
     if inspect.isgenerator(result):

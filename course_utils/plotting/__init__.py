@@ -1,0 +1,51 @@
+"""Figures: one style, and a few by name. Each takes a tidy frame or a tensor and returns the Axes it drew on.
+
+    style()
+    heatmap(table, x_label="evaluated on", y_label="calibrated on", value_label="perplexity")
+    show("A matrix of four numbers; the diagonal is the lowest.")
+
+Groups differ in colour (seaborn's colour-blind palette) and in marker, so that a figure survives a bad projector and a
+black-and-white print. Call ``style()`` once in a notebook; nothing is changed on import. ``show(alt)`` ends a figure.
+
+===============  ===================================================================================================
+``base``         ``style``, ``show``
+``curves``       quality against how much was removed: ``pruning_curve``, ``curve_with_seeds``
+``comparisons``  models, arms and choices, as points with their intervals: side by side (``scores_with_intervals``),
+                 a row each (``rows_with_intervals``, ``against_random``, ``before_and_after``,
+                 ``paired_differences``), or on two axes (``ability_and_bias``)
+``tensors``      ``show_tensor``, ``heatmap``, ``histogram``
+``parts``        what they share, such as ``log_ticks`` and the colours of controls and floors
+===============  ===================================================================================================
+"""
+
+from course_utils.plotting.base import show, style
+from course_utils.plotting.comparisons import (
+    ability_and_bias,
+    against_random,
+    before_and_after,
+    paired_differences,
+    rows_with_intervals,
+    scores_with_intervals,
+)
+from course_utils.plotting.curves import curve_with_seeds, pruning_curve
+from course_utils.plotting.parts import CONTROL_COLOUR, FLOOR_COLOUR, log_ticks
+from course_utils.plotting.tensors import heatmap, histogram, show_tensor
+
+__all__ = [
+    "CONTROL_COLOUR",
+    "FLOOR_COLOUR",
+    "ability_and_bias",
+    "against_random",
+    "before_and_after",
+    "curve_with_seeds",
+    "heatmap",
+    "histogram",
+    "log_ticks",
+    "paired_differences",
+    "pruning_curve",
+    "rows_with_intervals",
+    "scores_with_intervals",
+    "show",
+    "show_tensor",
+    "style",
+]

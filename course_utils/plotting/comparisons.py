@@ -1,0 +1,386 @@
+"""Comparisons: models, arms and choices side by side or row by row, as points with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from course_utils import checks
+from course_utils.plotting.parts import (
+    CONTROL_COLOUR,
+    FLOOR_COLOUR,
+    FLOOR_DASHES,
+    axes_or_new,
+    colour_of,
+    label_axes,
+    log_ticks,
+    marker_of,
+    require_columns,
+    tilt_long_labels,
+)
+
+
+def scores_with_intervals(
+    frame: pd.DataFrame,
+    *,
+    x: str = "task",
+    y: str = "value",
+    group: str = "model",
+    x_label: str,
+    y_label: str,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Scores side by side: a point with its interval for each group, and the floors of each position of ``x``.
+
+    Args:
+        frame: one row a point, with the columns ``x``, ``y``, ``group``, ``ci_low``, ``ci_high``, and where there are
+            floors ``chance`` and ``majority`` (as ``evaluate`` gives them; nan draws nothing).
+        x: the column whose values stand side by side.
+        y: the column of the scores.
+        group: the column that names what is compared, by colour and marker.
+        x_label: what ``x`` is, with its unit.
+        y_label: what ``y`` is, with its unit.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, there is nothing to draw, or two rows share a place.
+    """
+    require_columns(frame, [x, y, group, "ci_low", "ci_high"])
+    if frame.duplicated([x, group]).any():
+        raise ValueError(
+            f"Several rows have the same {x} and {group}. Keep one metric, for instance "
+            "frame[frame['metric'] != 'perplexity']."
+        )
+    ax = axes_or_new(ax)
+    places, names = list(dict.fromkeys(frame[x])), list(dict.fromkeys(frame[group]))
+    alone = not frame.duplicated(x).any()  # one point a place: it stands over its label
+    for number, name in enumerate(names):
+        part = frame[frame[group] == name]
+        shift = 0.0 if alone else 0.5 * (number / (len(names) - 1) - 0.5)
+        ax.errorbar(
+            [places.index(place) + shift for place in part[x]],
+            part[y],
+            yerr=[part[y] - part["ci_low"], part["ci_high"] - part[y]],
+            fmt=marker_of(number),
+            color=colour_of(number),
+            capsize=4,
+            label=str(name),
+        )
+    for floor, dashes in FLOOR_DASHES.items():
+        levels = frame.groupby(x)[floor].first().dropna() if floor in frame else {}
+        for number, (place, level) in enumerate(levels.items()):
+            middle = places.index(place)
+            label = None if number else floor
+            ax.hlines(level, middle - 0.4, middle + 0.4, colors=FLOOR_COLOUR, linestyles=[dashes], label=label)
+    ax.set_xticks(range(len(places)), [str(place) for place in places])
+    tilt_long_labels(ax)
+    ax.set_xlim(-0.5, len(places) - 0.5)
+    ax.grid(axis="x", visible=False)
+    label_axes(ax, x_label, y_label, title)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def rows_with_intervals(
+    values: Mapping[str, tuple[float, float, float]],
+    *,
+    x_label: str,
+    marks: Mapping[str, float] | None = None,
+    mark_label: str = "estimate",
+    at: float | None = None,
+    at_label: str = "",
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """One row a name, the first on top: a value with its interval, for paired ratios and differences.
+
+    Args:
+        values: name -> value, lower end and upper end of its interval.
+        x_label: what the values are, with their unit.
+        marks: name -> a second value of a row, drawn as an open diamond.
+        mark_label: what the diamonds are, for the legend.
+        at: a vertical line, such as 1 for ratios to an unpruned model.
+        at_label: what the line is, written beside it.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: nothing to draw.
+    """
+    if not values:
+        raise ValueError("There are no values: there is nothing to draw.")
+    names, marks, at = list(values), marks or {}, at if at is None else checks.number("at", at)
+    ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, name in enumerate(names):
+        value, low, high = values[name]
+        ax.errorbar(
+            value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour_of(0), capsize=4, zorder=3
+        )
+        if name in marks:
+            label = mark_label if name == next(iter(marks)) else None
+            ax.plot(
+                marks[name], place, "D", color=colour_of(1), fillstyle="none", markeredgewidth=2, label=label, zorder=4
+            )
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)  # from below upwards
+    ax.grid(axis="y", visible=False)
+    if at is not None:
+        ax.axvline(at, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6, zorder=1)
+        low, high = ax.get_xlim()
+        right = at < low + 0.7 * (high - low)  # else it would run off the axes
+        ax.annotate(
+            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 3),
+            textcoords="offset points", ha="left" if right else "right", color=FLOOR_COLOUR, fontsize="small",
+        )  # fmt: skip
+    if marks:
+        ax.legend()
+    label_axes(ax, x_label, "", title)
+    return ax
+
+
+def against_random(
+    choices: Mapping[str, float | Sequence[float]],
+    controls: Mapping[str, Sequence[float]],
+    *,
+    x_label: str,
+    limit: float | None = None,
+    lines: Mapping[str, float] | None = None,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What was chosen beside random sets, on one logarithmic axis: a row each, a dot for every set.
+
+    A dashed line runs through the median of the first control. A value above ``limit`` stands at the right edge as an
+    arrow with its number, so that one wreck doesn't squash the rest; so does the end of an interval that goes on there.
+
+    Args:
+        choices: name -> value, written beside its dot, or (value, lower end, upper end of its 95 % interval); from the
+            top down.
+        controls: name -> the values of its random sets, below the choices, in grey.
+        x_label: what the values are.
+        limit: the largest value that is drawn to scale; None for all.
+        lines: name -> level of vertical lines, such as ``{"unpruned": 1}``; those above ``limit`` are left out.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no choices and no controls, a control without sets, or a value that isn't positive.
+    """
+    points = {name: (value,) if isinstance(value, int | float) else tuple(value) for name, value in choices.items()}
+    seen = [point[0] for point in points.values()] + [value for values in controls.values() for value in values]
+    if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
+        raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
+    names = [*choices, *(name for name in controls if name not in choices)]  # a shared name shares a row
+    edge = 2.5 * max(seen) if limit is None else checks.positive("limit", limit)  # room for the last number
+    ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
+    for place, (value, *ends) in enumerate(points.values()):
+        if value > edge:
+            _beyond(ax, place, edge, [value], colour_of(0))
+            continue
+        error = [[value - ends[0]], [min(ends[1], edge) - value]] if ends else None
+        drawn = ax.errorbar(value, place, xerr=error, fmt="o", color=colour_of(0), markersize=9, capsize=4, zorder=4)
+        if ends and ends[1] > edge:
+            drawn.lines[1][1].set_visible(False)  # no cap: the interval doesn't end here
+            _beyond(ax, place, edge, [ends[1]], colour_of(0), before="to ")
+        if not ends:
+            written = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            ax.annotate(
+                written,
+                (value, place),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )
+    for name, values in controls.items():
+        row = names.index(name) + (0.35 if name in choices else 0)
+        inside = [value for value in values if value <= edge]
+        jitter = np.linspace(-0.22, 0.22, len(values))[: len(inside)]
+        ax.plot(inside, row + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
+        _beyond(ax, row, edge, [value for value in values if value > edge], CONTROL_COLOUR)
+        if row == len(choices) and np.median(values) <= edge:
+            upright = [-0.45, len(names) - 0.4]  # below the lines' names
+            ax.plot([np.median(values)] * 2, upright, color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
+    for name, level in (lines or {}).items():
+        if level <= edge:
+            ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
+            ax.annotate(
+                name, (level, -0.75), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
+            )
+    ax.set_xscale("log")
+    ax.set_xlim(right=edge * 1.1)
+    log_ticks(ax.xaxis)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - (0.25 if choices.keys() & controls.keys() else 0.4), -1.1)
+    ax.grid(axis="y", visible=False)
+    label_axes(ax, x_label, "", title)
+    return ax
+
+
+def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colour: object, *, before: str = "") -> None:
+    """An arrow at the right edge for ratios that are too large to draw, with their numbers; below a line to there."""
+    if not len(ratios):
+        return
+    worst = sorted(ratios)
+    written = f"×{worst[-1]:,.0f}" if len(worst) == 1 else f"{len(worst)} sets, ×{worst[0]:,.0f} to ×{worst[-1]:,.0f}"
+    ax.plot(limit, place, ">", color=colour, markersize=9, clip_on=False, zorder=4)
+    ax.annotate(
+        before + written, (limit, place), xytext=(-9, -16 if before else -11 if len(worst) > 1 else 0),
+        textcoords="offset points", ha="right", va="center", color=colour, fontsize="small",
+    )  # fmt: skip
+
+
+def before_and_after(
+    frame: pd.DataFrame,
+    *,
+    x_label: str,
+    lines: Mapping[str, float] | None = None,
+    log_x: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What a treatment changed: for each case, the first on top, a line from an open point to a filled one.
+
+    Args:
+        frame: a row a case, named by the index, with the columns ``before`` and ``after``, and where cases belong
+            together ``group``, by colour.
+        x_label: what is measured, with its unit.
+        lines: name -> level of vertical lines, such as ``{"teacher": 33.1}``.
+        log_x: a logarithmic axis.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    require_columns(frame, ["before", "after"])
+    if ax is None:
+        ax = plt.subplots(figsize=(9, 1.8 + 0.45 * len(frame)), layout="constrained")[1]
+    groups = list(frame["group"]) if "group" in frame else [""] * len(frame)
+    known = list(dict.fromkeys(groups))
+    for place, (before, after, group) in enumerate(zip(frame["before"], frame["after"], groups, strict=True)):
+        colour = colour_of(known.index(group))
+        ax.plot([before, after], [place, place], color=colour, linewidth=2, zorder=1)
+        ax.plot(before, place, marker="o", color=colour, markerfacecolor="white", markeredgewidth=2, linestyle="none")
+        ax.plot(after, place, marker="o", color=colour, linestyle="none")
+    ax.set_yticks(range(len(frame)), [str(name) for name in frame.index])
+    ax.set_ylim(len(frame) - 0.4, -1.3)  # from below upwards, with room for the lines' names
+    if log_x:
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis)
+    for number, (name, level) in enumerate((lines or {}).items()):
+        ax.axvline(level, color=FLOOR_COLOUR, linestyle=list(FLOOR_DASHES.values())[number % 2], linewidth=1.6)
+        ax.annotate(
+            name, (level, -0.8), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
+        )
+    ax.grid(axis="y", visible=False)
+    label_axes(ax, x_label, "", title)
+    return ax
+
+
+def paired_differences(
+    frame: pd.DataFrame,
+    *,
+    group: str = "measure",
+    x_label: str,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Differences from one reference below each other, with their intervals, and a line where there is none.
+
+    Args:
+        frame: a row a difference, with the columns ``case``, ``difference``, ``ci_low``, ``ci_high`` and ``group``.
+        group: the column that names what was measured, by colour and marker.
+        x_label: what the difference is, with its unit.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: a column is missing, or there is nothing to draw.
+    """
+    require_columns(frame, ["case", "difference", "ci_low", "ci_high", group])
+    cases, names = list(dict.fromkeys(frame["case"])), list(dict.fromkeys(frame[group]))
+    if ax is None:
+        ax = plt.subplots(figsize=(9, 2 + 0.3 * len(cases) * len(names)), layout="constrained")[1]
+    ax.axvline(0, color=FLOOR_COLOUR, linewidth=1.6)
+    for number, name in enumerate(names):
+        part = frame[frame[group] == name]
+        shift = 0.0 if len(names) == 1 else 0.5 * (number / (len(names) - 1) - 0.5)
+        ax.errorbar(
+            part["difference"],
+            [cases.index(case) + shift for case in part["case"]],
+            xerr=[part["difference"] - part["ci_low"], part["ci_high"] - part["difference"]],
+            fmt=marker_of(number),
+            color=colour_of(number),
+            capsize=4,
+            label=str(name),
+        )
+    ax.set_yticks(range(len(cases)), cases)
+    ax.set_ylim(len(cases) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    label_axes(ax, x_label, "", None)
+    if title is not None:
+        ax.set_title(title, pad=44 if len(names) > 1 else None)  # the legend stands between: it hides no point there
+    if len(names) > 1:
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names))
+    return ax
+
+
+def ability_and_bias(
+    frame: pd.DataFrame,
+    *,
+    y_label: str,
+    control: str = "random",
+    limit: float = 2.5,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What an intervention costs against the bias that it leaves: a point an arm, with the intervals of both.
+
+    Args:
+        frame: index the arms' names; columns "price" (perplexity, x unpruned), "price_low", "price_high", "bias",
+            "bias_low", "bias_high"; nan ends draw no interval.
+        y_label: of the bias; 0 is drawn as a line.
+        control: arms whose name begins with it are small grey dots.
+        limit: arms whose price is above it are listed in a corner: they would squash the others.
+        title: above the figure.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
+    """
+    require_columns(frame, ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"])
+    checks.positive("limit", limit)
+    checks.text("control", control)
+    ax = plt.subplots(figsize=(9, 6.5), layout="constrained")[1] if ax is None else ax
+    dots = frame[frame.index.str.startswith(control)]
+    if len(dots):
+        ax.scatter(dots["price"], dots["bias"], s=50, color="0.6", zorder=1, label=control)
+    known = frame.drop(dots.index)
+    for number, (name, row) in enumerate(known[known["price"] <= limit].iterrows()):
+        ends = [[[row[of] - row[f"{of}_low"]], [row[f"{of}_high"] - row[of]]] for of in ("price", "bias")]
+        looks = {"color": f"C{number + (number > 6)}", "marker": marker_of(number)}  # C7 is grey
+        ax.errorbar(row["price"], row["bias"], xerr=ends[0], yerr=ends[1], linestyle="", capsize=3, label=name, **looks)
+    ax.axhline(0, color=FLOOR_COLOUR, linewidth=1.5)
+    ax.set_xscale("log")
+    ax.set_xlim(max(0.8, ax.get_xlim()[0]), min(limit, max(ax.get_xlim()[1], 1.2)))
+    ax.set_xticks(
+        [tick for tick in (0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5) if np.prod(np.sign(tick - np.array(ax.get_xlim()))) < 0]
+    )
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel="perplexity, × before the cut", ylabel=y_label, title=title)
+    broken = known[known["price"] > limit]
+    if len(broken):
+        lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
+        ax.text(0.98, 0.03, "\n".join(["not drawn, broken:", *lines]), transform=ax.transAxes, ha="right", size="small")
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=4)
+    return ax

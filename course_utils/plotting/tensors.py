@@ -1,0 +1,179 @@
+"""Tensors: a small one with its numbers, a matrix in colours, and how many values are spread."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from course_utils import checks
+from course_utils.plotting.parts import PERCENT, axes_or_new, colour_of, label_axes, tilt_long_labels
+
+
+def show_tensor(
+    tensor: Tensor,
+    *,
+    title: str | None = None,
+    x_label: str = "column",
+    y_label: str = "row",
+    removed_rows: Collection[int] = (),
+    removed_columns: Collection[int] = (),
+    fmt: str = ".1f",
+    limit: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A small matrix with its numbers; rows and columns that pruning removes are greyed and crossed out.
+
+    Args:
+        tensor: [rows, columns], or [columns] for a single row.
+        title: above the matrix; None for none.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        removed_rows: numbers of the rows that go.
+        removed_columns: numbers of the columns that go.
+        fmt: of the numbers.
+        limit: the magnitude at full colour, for figures that share a scale; by default the tensor's largest.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: more than two dimensions, empty, or a removed index that isn't there.
+    """
+    matrix = np.atleast_2d(tensor.detach().float().cpu().numpy())
+    rows, columns = matrix.shape if matrix.ndim == 2 else (0, 0)
+    if not rows * columns:
+        raise ValueError(f"show_tensor draws a matrix or a vector; got shape {list(tensor.shape)}.")
+    missing = [i for i in removed_rows if not 0 <= i < rows] + [i for i in removed_columns if not 0 <= i < columns]
+    _check_format(fmt)
+    if missing:
+        raise ValueError(f"Removed rows and columns must lie inside [{rows}, {columns}]; got {missing}.")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(1.6 + 0.8 * columns, 1.4 + 0.7 * rows), layout="constrained")
+    gone = np.zeros(matrix.shape, dtype=bool)
+    gone[list(removed_rows)] = True
+    gone[:, list(removed_columns)] = True
+    limit = max(float(np.abs(matrix).max()), 1e-12) if limit is None else checks.positive("limit", limit)
+    ax.imshow(np.ma.masked_array(matrix, gone), cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
+    ax.imshow(np.ma.masked_array(np.ones(matrix.shape), ~gone), cmap="Greys", vmin=0, vmax=6)
+    for (row, column), value in np.ndenumerate(matrix):
+        text = ax.text(column, row, format(value, f"z{fmt}"), ha="center", va="center")
+        if gone[row, column]:
+            text.set_color("0.35")
+            ax.plot([column - 0.4, column + 0.4], [row + 0.4, row - 0.4], color="0.6", linewidth=1)
+    ax.set_xticks(range(columns))
+    ax.set_yticks(range(rows))
+    ax.set_xticks(np.arange(-0.5, columns), minor=True)
+    ax.set_yticks(np.arange(-0.5, rows), minor=True)
+    ax.grid(False, which="major")
+    ax.grid(True, which="minor", color="white", linewidth=2)
+    ax.tick_params(which="both", length=0)
+    sns.despine(ax=ax, left=True, bottom=True)
+    label_axes(ax, x_label, y_label, title)
+    return ax
+
+
+def heatmap(
+    matrix: pd.DataFrame,
+    *,
+    x_label: str,
+    y_label: str,
+    value_label: str,
+    fmt: str = ".2f",
+    center: float | None = None,
+    limit: float | None = None,
+    numbers: bool = True,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A matrix in colours with its numbers written in; NaN leaves a cell empty.
+
+    Args:
+        matrix: a cell a number; the index and the columns give the labels.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        value_label: what the numbers are, with their unit, for the colour bar.
+        fmt: of the numbers.
+        center: the colours diverge around it.
+        limit: the distance from ``center`` at full colour, for figures that share a scale; by default the largest one.
+        numbers: False for matrices whose numbers would be too small to read.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: an empty matrix, or a ``limit`` without ``center`` or not above 0.
+    """
+    if matrix.empty:
+        raise ValueError("The matrix is empty: there is nothing to draw.")
+    if limit is not None and (center is None or not limit > 0):
+        raise ValueError(f"'limit' is a distance above 0 from 'center'; got limit {limit!r} and center {center!r}.")
+    _check_format(fmt)
+    checks.flag("numbers", numbers)
+    center = center if center is None else checks.number("center", center)
+    ax = axes_or_new(ax)
+    colours = "viridis" if center is None else "vlag"
+    scale, bar = {"center": center}, {"label": value_label}
+    if limit is not None and center is not None:
+        scale |= {"vmin": center - limit, "vmax": center + limit}
+        if (matrix - center).abs().max(axis=None) > limit:
+            bar["extend"] = "both"  # some cells lie beyond the scale
+    sns.heatmap(matrix, annot=numbers, fmt=fmt, cmap=colours, linewidths=1, cbar_kws=bar, ax=ax, **scale)
+    ax.tick_params(rotation=0)
+    tilt_long_labels(ax)
+    label_axes(ax, x_label, y_label, title)
+    return ax
+
+
+def histogram(
+    values: Mapping[str, Tensor | np.ndarray | Sequence[float]],
+    *,
+    x_label: str,
+    bins: int = 60,
+    log_x: bool = False,
+    title: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """How values are spread: one outline for each name, all with the same bins, as shares of their own total.
+
+    Args:
+        values: name -> its values, of any shape.
+        x_label: what the values are, with their unit.
+        bins: how many, between the smallest and the largest of all values.
+        log_x: a logarithmic axis, with bins that are equally wide on it.
+        title: above the axes; None for none.
+        ax: where to draw; None makes a figure.
+
+    Raises:
+        ValueError: no names, no values, or values that are not finite; with ``log_x``, one that isn't positive.
+    """
+    checks.whole_number("bins", bins, least=1)
+    arrays = {name: np.asarray(array, dtype=np.float64).ravel() for name, array in values.items()}
+    if not arrays or not all(array.size and np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError("histogram needs at least one name, each with finite values.")
+    everything = np.concatenate(list(arrays.values()))
+    if log_x and everything.min() <= 0:
+        raise ValueError(f"A logarithmic axis needs positive values; the smallest is {everything.min():.3g}.")
+    ax = axes_or_new(ax)
+    edges = (np.geomspace if log_x else np.linspace)(everything.min(), everything.max(), bins + 1)
+    for number, (name, array) in enumerate(arrays.items()):
+        shares = np.full(array.size, 1 / array.size)
+        ax.hist(array, bins=edges, weights=shares, histtype="step", linewidth=2.2, color=colour_of(number), label=name)
+        ax.hist(array, bins=edges, weights=shares, alpha=0.15, color=colour_of(number))
+    if log_x:
+        ax.set_xscale("log")
+    ax.yaxis.set_major_formatter(PERCENT)
+    label_axes(ax, x_label, "share of values", title)
+    ax.legend()
+    return ax
+
+
+def _check_format(fmt: str) -> None:
+    for number in (1.0, 1):  # "d" is for whole ones
+        with contextlib.suppress(ValueError, TypeError):
+            format(number, fmt)
+            return
+    raise ValueError(f"'fmt' must be a format of numbers, such as '.2f'; got {fmt!r}.")

@@ -1,0 +1,145 @@
+"""Comparisons render, with each point and interval in its place, and say what isn't drawn."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from figures import legend, render
+
+from course_utils.plotting import comparisons
+
+
+def test_scores_with_intervals_draws_points_and_floors():
+    rows = [
+        {
+            "model": model,
+            "task": task,
+            "value": 0.4,
+            "ci_low": 0.3,
+            "ci_high": 0.55,
+            "chance": chance,
+            "majority": np.nan,
+        }
+        for model in ("unpruned", "20 % pruned")
+        for task, chance in (("lambada_openai", 0.0), ("arc_easy", 0.25), ("hellaswag", 0.25), ("winogrande", 0.5))
+    ]
+    frame = pd.DataFrame(rows)
+    ax = comparisons.scores_with_intervals(frame, x_label="task", y_label="accuracy")
+    render(ax)
+    assert legend(ax) == ["chance", "unpruned", "20 % pruned"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == list(dict.fromkeys(frame["task"]))
+    assert sorted(x for bar in ax.containers for x in bar[0].get_xdata())[:2] == [-0.25, 0.25], "side by side"
+    one_each = frame.groupby("task", sort=False).first().reset_index().assign(model=["a", "b", "b", "a"])
+    alone = comparisons.scores_with_intervals(one_each, x_label="task", y_label="accuracy", ax=plt.figure().subplots())
+    placed = [x for bar in alone.containers for x in bar[0].get_xdata()]
+    assert sorted(placed) == [0, 1, 2, 3], "a single point stands over its label"
+    with pytest.raises(ValueError, match="metric"):
+        comparisons.scores_with_intervals(pd.concat([frame, frame]), x_label="task", y_label="accuracy")
+
+
+def test_rows_with_intervals_has_values_and_marks_in_their_rows():
+    ax = comparisons.rows_with_intervals(
+        {"by importance": (1.3, 1.2, 1.4), "last": (2.0, 1.8, 2.3)},
+        marks={"last": 1.5}, at=1, at_label="unpruned", x_label="ratio",
+    )  # fmt: skip
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["by importance", "last"] and ax.yaxis_inverted()
+    points = [bar.lines[0] for bar in ax.containers]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(1.3, 0), (2.0, 1)]
+    assert [cap.get_xdata()[0] for cap in ax.containers[0].lines[1]] == pytest.approx([1.2, 1.4])
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "D"] == [1.5]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["estimate"]
+    assert comparisons.rows_with_intervals({"a": (0, -1, 1)}, x_label="x").get_legend() is None
+    with pytest.raises(ValueError, match="no values"):
+        comparisons.rows_with_intervals({}, x_label="x")
+
+
+def test_against_random_draws_a_dot_a_set_and_names_what_lies_beyond():
+    choices = {"by influence": (1.3, 1.2, 1.4), "first 3": (8284.0, 5530.0, 12408.0)}
+    controls = {"random": [1.5, 1.7, 2.4], "with an end": [1.9, 40.0, 900.0], "wrecks": [70.0]}
+    ax = comparisons.against_random(
+        choices, controls, x_label="perplexity, × unpruned", limit=20, lines={"unpruned": 1}
+    )
+    render(ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == [*choices, *controls]
+    assert ax.yaxis_inverted() and ax.get_xscale() == "log"
+    dots = [len(line.get_xdata()) for line in ax.lines if line.get_marker() == "."]
+    assert dots == [3, 1, 0]
+    assert {text.get_text() for text in ax.texts} == {"×8,284", "2 sets, ×40 to ×900", "×70", "unpruned"}
+    assert "2" in [tick.get_text() for tick in ax.get_xticklabels()]
+    for nothing in ({}, {"random": []}):
+        with pytest.raises(ValueError, match="at least one set"):
+            comparisons.against_random({}, nothing, x_label="ratio", limit=2)
+
+
+def test_against_random_says_where_an_interval_goes_on_beyond_the_edge():
+    choices = {"ends": (1.3, 1.2, 1.4), "goes on": (69.2, 37.9, 126.1)}
+    ax = comparisons.against_random(choices, {"random": [1.5, 33.0]}, x_label="perplexity, × unpruned", limit=100)
+    render(ax)
+    caps = [[cap.get_visible() for cap in container.lines[1]] for container in ax.containers]
+    assert caps == [[True, True], [True, False]]
+    heads = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if line.get_marker() == ">"]
+    assert heads == [(100, 1)]
+    assert [text.get_text() for text in ax.texts] == ["to ×126"]
+
+
+def test_ability_and_bias_lists_the_broken_and_greys_the_control():
+    rows = {
+        "unpruned": (1, 1, 1, -8, -12, -4), "random 0": (1.05, np.nan, np.nan, -7.5, np.nan, np.nan),
+        "protect first": (1.02, 1, 1.04, -3, -5, -1), "reacts": (79, 30, 207, -0.2, -3, 3),
+    }  # fmt: skip
+    columns = ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    ax = comparisons.ability_and_bias(frame, y_label="preference, nats")
+    render(ax)
+    assert set(legend(ax)) == {"random", "unpruned", "protect first"}
+    assert any("reacts: × 79, -0.20" in text.get_text() for text in ax.texts)
+    assert ax.get_xlim()[1] < 2.6
+    with pytest.raises(ValueError, match="lacks the columns"):
+        comparisons.ability_and_bias(frame.drop(columns="price"), y_label="x")
+
+
+def test_against_random_writes_values_without_an_interval_and_draws_the_median():
+    ax = comparisons.against_random(
+        {"l1": 380.0, "activation": 1.2}, {"random": [1.7, 2.1, 1.9], "block 0 spared": [1.4]}, x_label="× unpruned"
+    )
+    render(ax)
+    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.9]
+    assert [text.get_text() for text in ax.texts] == ["380", "1.2"] and ax.get_xlim()[1] > 900
+    with pytest.raises(ValueError, match="values above 0"):
+        comparisons.against_random({"l1": 0.0}, {"random": [1.0]}, x_label="x")
+
+
+def test_before_and_after_has_a_line_a_case_and_named_ones():
+    frame = pd.DataFrame(
+        {"before": [4800.0, 87.0], "after": [124.0, 54.0], "group": ["worn", "kept"]}, index=["worn, KL", "kept, KL"]
+    )
+    ax = comparisons.before_and_after(frame, x_label="perplexity", lines={"teacher": 36.0}, log_x=True)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["worn, KL", "kept, KL"]
+    joined = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+    assert joined == [[4800.0, 124.0], [87.0, 54.0]]
+    assert "teacher" in [text.get_text() for text in ax.texts]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+    render(ax)
+    with pytest.raises(ValueError, match="lacks the columns"):
+        comparisons.before_and_after(frame[["before"]], x_label="perplexity")
+
+
+def test_paired_differences_stand_beside_zero():
+    frame = pd.DataFrame(
+        {
+            "case": ["half", "half", "none"],
+            "measure": ["KL", "perplexity", "KL"],
+            "difference": [0.1, -0.02, 0.3],
+            "ci_low": [0.05, -0.06, 0.2],
+            "ci_high": [0.15, 0.02, 0.4],
+        }
+    )
+    ax = comparisons.paired_differences(frame, x_label="nats a token")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["half", "none"]
+    assert legend(ax) == ["KL", "perplexity"]
+    assert [line.get_xdata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 0]] == [0]
+    render(ax)
+    assert comparisons.paired_differences(frame[frame.measure == "KL"], x_label="nats").get_legend() is None
+    with pytest.raises(ValueError, match="no rows"):
+        comparisons.paired_differences(frame[:0], x_label="nats")

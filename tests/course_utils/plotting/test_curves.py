@@ -1,0 +1,90 @@
+"""Curves render, and carry the labels, floors and bands that they promise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from figures import legend, render
+
+from course_utils.plotting import curves
+
+
+@pytest.fixture
+def curve() -> pd.DataFrame:
+    ratios = [0.0, 0.2, 0.4]
+    rows = [
+        {"criterion": name, "ratio": ratio, "value": 10 * factor**ratio, "ci_low": 9.0, "ci_high": 11 * factor**ratio}
+        for name, factor in (("l1", 100), ("activation", 5))
+        for ratio in ratios
+    ]
+    rows += [
+        {"criterion": "random", "ratio": ratio, "value": 10 * (20 + seed) ** ratio}
+        for seed in range(5)
+        for ratio in ratios
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_pruning_curve_shows_groups_control_and_floors(curve):
+    ax = curves.pruning_curve(curve, x_label="neurons removed (%)", y_label="accuracy", floors={"chance": 0.25})
+    render(ax)
+    assert legend(ax) == ["random (mean ± sd, n = 5)", "l1", "activation"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("neurons removed (%)", "accuracy")
+    assert "chance\n0.25" in [text.get_text() for text in ax.texts]
+    assert "20%" in [tick.get_text() for tick in ax.get_xticklabels()]
+    assert len(ax.collections) == 3  # one band each
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+def test_the_controls_band_is_one_standard_deviation(curve, log_y):
+    ax = curves.pruning_curve(curve, x_label="x", y_label="perplexity", log_y=log_y)
+    render(ax)
+    values = curve.query("criterion == 'random' and ratio == 0.4")["value"]
+    scaled = np.log(values) if log_y else values
+    low, high = scaled.mean() - scaled.std(), scaled.mean() + scaled.std()
+    if log_y:
+        low, high = np.exp(low), np.exp(high)
+    band = ax.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([band[band[:, 0] == 0.4, 1].min(), band[band[:, 0] == 0.4, 1].max()], [low, high])
+    assert ax.get_yscale() == ("log" if log_y else "linear")
+
+
+def test_a_line_for_each_axis_with_its_interval_beside_the_control():
+    """What the differential view needs: ``pruning_curve`` over blocks."""
+    rows = [
+        {"axis": name, "block": block, "ratio": level, "ci_low": level - 0.1, "ci_high": level + 0.2}
+        for name, level in (("gender", 1.2), ("neutral", 1.0))
+        for block in range(4)
+    ]
+    ax = curves.pruning_curve(
+        pd.DataFrame(rows), x="block", y="ratio", group="axis", control="neutral", x_percent=False,
+        x_label="block", y_label="ratio",
+    )  # fmt: skip
+    render(ax)
+    assert legend(ax) == ["neutral", "gender"]
+    for band, level in zip(ax.collections, (1.0, 1.2), strict=True):
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((level - 0.1, level + 0.2))
+
+
+def test_curve_with_seeds_draws_a_dot_for_each_seed_and_joins_medians():
+    random = [{"criterion": "random", "ratio": r, "value": 10 * r + s} for r in (0.1, 0.2) for s in (0, 1, 8)]
+    lines = [{"criterion": "L1", "ratio": r, "value": 5.0} for r in (0.1, 0.2)]
+    ax = curves.curve_with_seeds(
+        pd.DataFrame(lines + random), x_label="removed", y_label="bits", floors={"guessing": 9.0}, log_y=True
+    )
+    medians, dots, l1 = ax.lines[:3]
+    assert medians.get_ydata() == pytest.approx([2.0, 3.0])
+    assert len(dots.get_xdata()) == 6
+    assert list(l1.get_ydata()) == [5.0, 5.0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random, 3 seeds and their median", "L1"]
+    assert [text.get_text() for text in ax.texts] == ["guessing\n9"]
+    assert ax.get_yscale() == "log"
+    with pytest.raises(ValueError, match="lacks the columns"):
+        curves.curve_with_seeds(pd.DataFrame(lines), y="bits", x_label="removed", y_label="bits")
+
+
+def test_curves_refuse_what_they_cannot_draw(curve):
+    with pytest.raises(ValueError, match="accuracy"):
+        curves.pruning_curve(curve, y="accuracy", x_label="x", y_label="y")
+    with pytest.raises(ValueError, match="no rows"):
+        curves.pruning_curve(curve[:0], x_label="x", y_label="y")

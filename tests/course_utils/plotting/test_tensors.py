@@ -1,0 +1,75 @@
+"""Matrices and histograms render, with their numbers, scales and shares."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from figures import legend, render
+
+from course_utils.plotting import tensors
+
+
+def test_show_tensor_greys_what_is_removed():
+    tensor = torch.arange(25.0).reshape(5, 5) - 0.01
+    ax = tensors.show_tensor(tensor, removed_rows=[1], removed_columns=[3], x_label="input", y_label="neuron")
+    render(ax)
+    assert [text.get_text() for text in ax.texts[:2]] == ["0.0", "1.0"]  # no "-0.0"
+    assert len(ax.lines) == 9  # five in the row, five in the column, one in both
+    assert ax.get_ylabel() == "neuron"
+    render(tensors.show_tensor(torch.rand(4).bfloat16()))
+
+
+def test_heatmap_writes_its_numbers():
+    ax = tensors.heatmap(
+        pd.DataFrame([[1.0, 2.0], [3.0, 4.5]], index=["a", "b"], columns=["c", "d"]),
+        x_label="evaluated on", y_label="calibrated on", value_label="perplexity", fmt=".1f",
+    )  # fmt: skip
+    render(ax)
+    assert [text.get_text() for text in ax.texts] == ["1.0", "2.0", "3.0", "4.5"]
+    assert ax.collections[0].colorbar.ax.get_ylabel() == "perplexity"
+
+
+def test_heatmaps_share_a_scale_when_told():
+    labels = {"x_label": "site", "y_label": "block", "value_label": "ratio"}
+    matrix = pd.DataFrame([[0.9, 1.6], [np.nan, 1.0]], columns=["attention_out", "mlp_out"])
+    ax = tensors.heatmap(matrix, center=1.0, limit=0.5, numbers=False, **labels)
+    render(ax)
+    assert ax.collections[0].get_clim() == (0.5, 1.5)
+    assert ax.collections[0].colorbar.extend == "both"  # 1.6 lies beyond
+    assert not ax.texts
+    ax = tensors.heatmap(matrix, center=1.0, limit=1.0, **labels)
+    assert ax.collections[0].get_clim() == (0.0, 2.0) and ax.collections[0].colorbar.extend == "neither"
+    assert [text.get_text() for text in ax.texts] == ["0.90", "1.60", "1.00"]
+    for bad in ({"limit": 0.5}, {"limit": 0.0, "center": 1.0}, {"limit": -1.0, "center": 1.0}):
+        with pytest.raises(ValueError, match="distance above 0"):
+            tensors.heatmap(matrix, **bad, **labels)
+
+
+def test_long_labels_are_tilted():
+    sites = ["attention_out", "mlp_out", "down_input", "attention_norm"]
+    ax = tensors.heatmap(pd.DataFrame(np.eye(4), columns=sites), x_label="x", y_label="y", value_label="v")
+    render(ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == sites
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {20.0}
+
+
+def test_histogram_shares_add_up_to_one():
+    ax = tensors.histogram({"l1": torch.rand(100), "l2": [1.0, 2.0]}, x_label="importance", bins=10)
+    render(ax)
+    heights = sum(patch.get_height() for patch in ax.patches if isinstance(patch, matplotlib.patches.Rectangle))
+    assert heights == pytest.approx(2)
+    assert legend(ax) == ["l1", "l2"]
+
+
+def test_tensors_that_cannot_be_drawn_are_refused():
+    with pytest.raises(ValueError, match="empty"):
+        tensors.heatmap(pd.DataFrame(), x_label="x", y_label="y", value_label="v")
+    with pytest.raises(ValueError, match="finite"):
+        tensors.histogram({"scores": [1.0, float("nan")]}, x_label="x")
+    with pytest.raises(ValueError, match="positive"):
+        tensors.histogram({"scores": [0.0, 1.0]}, x_label="x", log_x=True)
+    with pytest.raises(ValueError, match="shape"):
+        tensors.show_tensor(torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match=r"\[5\]"):
+        tensors.show_tensor(torch.zeros(5, 5), removed_rows=[5])
