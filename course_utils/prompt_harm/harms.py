@@ -1,0 +1,272 @@
+"""The harm: how far the predictions of a bypassed model lie from the whole model's, along the whole model's answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils import checks
+from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.attention import bypass_attention
+from course_utils.batches import Batch, read_batch
+
+ANSWER_TOKENS = 32
+_TOKENS_A_BATCH, _ROWS_A_BATCH = 4096, 48
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What ``measure`` found, one row a prompt.
+
+    Attributes:
+        tokens: int64 [prompts], of the prompt.
+        answer_tokens: int64 [prompts], of the answer; at most ``ANSWER_TOKENS``.
+        harm: float64 [prompts, sets], KL(whole || bypassed), nats a token, mean over the answer.
+        halves: float64 [prompts, sets, 2], the same over every other token of the answer; nan where there is none.
+        agree: float64 [prompts, sets], the share of the answer's tokens that the bypassed model holds most likely.
+        states: float32 [prompts, 2, hidden], entering the block where a policy may decide: of the prompt's last token,
+            and their mean.
+        entropies: float64 [prompts, 2], nats, of the prediction behind the prompt: read out there, and at the end.
+    """
+
+    tokens: np.ndarray
+    answer_tokens: np.ndarray
+    harm: np.ndarray
+    halves: np.ndarray
+    agree: np.ndarray
+    states: np.ndarray
+    entropies: np.ndarray
+
+    def rows(self, chosen: Sequence[int] | np.ndarray) -> Measured:
+        """Some prompts, in this order."""
+        return Measured(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """Parts of one measurement, one behind the other."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+
+def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows that fit together: alike in length, so that little is padded; the longest first.
+
+    Args:
+        lengths: tokens of each row.
+
+    Returns:
+        Numbers of the rows in each batch.
+
+    Raises:
+        ValueError: a length that isn't a whole number from 0 on.
+    """
+    lengths = checks.whole_numbers("lengths", lengths)
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        batch = batches[-1] if batches else []
+        widest = lengths[batch[0]] if batch else math.inf
+        if len(batch) < _ROWS_A_BATCH and (len(batch) + 1) * (widest + ANSWER_TOKENS) <= _TOKENS_A_BATCH:
+            batch.append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sets: Sequence[Sequence[int]],
+    *,
+    decide_at: int,
+) -> Measured:
+    """Harm of each prompt and set of attentions, on the greedy answer that the whole model gives.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is as before afterwards.
+        tokenizer: the model's.
+        texts: the prompts.
+        sets: block numbers of the attentions to leave out, one set after the other.
+        decide_at: the block at whose entrance a policy may look, from 0.
+
+    Returns:
+        One row a prompt, in the order of ``texts``, and a column of harms for each of ``sets``.
+
+    Raises:
+        ValueError: bad block numbers, a prompt without tokens, an adaptive model.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    architecture = describe(model)
+    architecture.refuse_adaptive("measure the harm of a bypass")
+    sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in sets]
+    decide_at = checks.whole_number("decide_at", decide_at, most=architecture.num_blocks - 1, meaning="the last block")
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in checks.strings("texts", texts)]
+    if not all(prompts):
+        raise ValueError("A prompt of 'texts' has no tokens; leave empty ones out.")
+    places = batches_by_length([len(prompt) for prompt in prompts])
+    parts = []
+    for rows in tqdm(places, desc="measuring harm", unit="batch", leave=False, delay=2):
+        alike = [prompts[i] for i in rows]
+        parts.append(_measure_batch(architecture, alike, greedy_answers(model, tokenizer, alike), sets, decide_at))
+    back = np.argsort([i for rows in places for i in rows])  # into the order of the texts
+    return Measured.joined(parts).rows(back)
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """The model's own answers, token ids, the end token included where one comes.
+
+    Args:
+        model: any causal language model.
+        tokenizer: its own, with an end token.
+        prompts: token ids.
+    """
+    ids, mask = _left_padded(prompts)
+    with evaluating(model):
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    answers = []
+    for row in output[:, ids.shape[1] :].tolist():
+        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
+        answers.append(row[:end])
+    return answers
+
+
+def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, [rows, longest]."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+@torch.no_grad()
+def _measure_batch(
+    architecture: Architecture,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    sets: Sequence[Sequence[int]],
+    decide_at: int,
+) -> Measured:
+    model = architecture.model
+    ids, mask = _left_padded([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    batch = read_batch(
+        {"input_ids": ids, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=model.device
+    )
+    sizes, length = [len(answer) for answer in answers], ids.shape[1]
+    asked = torch.zeros(ids.shape, dtype=torch.bool, device=model.device)  # positions that predict the answer's tokens
+    for row, size in enumerate(sizes):
+        asked[row, length - size - 1 : length - 1] = True
+    said = torch.tensor([token for answer in answers for token in answer], device=model.device)
+    with evaluating(model):
+        whole, kept = _run_keeping(architecture, batch, {decide_at, *(min(layers) for layers in sets if layers)})
+        states, early = _at_the_decision(architecture, batch, kept[decide_at], sizes)
+        log_p = _logits(architecture, whole[asked]).log_softmax(-1)  # [answer tokens, vocabulary]
+        p, harms, agrees = log_p.exp(), [], []
+        own = (p * log_p).sum(-1)
+        del log_p
+        for layers in sets:
+            logits = _logits(architecture, _bypassed_states(architecture, batch, layers, kept, whole)[asked])
+            # KL(p || q) = sum p log p - sum p logit_q + log sum exp logit_q
+            kl = own - torch.linalg.vecdot(p, logits) + logits.logsumexp(-1)
+            harms.append(kl.clamp(min=0).cpu())
+            agrees.append((logits.argmax(-1) == said).float().cpu())
+    first_tokens = np.cumsum([0, *sizes[:-1]])
+    by_row = torch.stack(harms).double().split(sizes, dim=1)  # one [sets, answer tokens] a row
+    return Measured(
+        tokens=np.array([len(prompt) for prompt in prompts]),
+        answer_tokens=np.array(sizes),
+        harm=torch.stack([row.mean(1) for row in by_row]).numpy(),
+        halves=torch.stack([torch.stack([row[:, i::2].mean(1) for i in (0, 1)], dim=1) for row in by_row]).numpy(),
+        agree=torch.stack([row.mean(1) for row in torch.stack(agrees).double().split(sizes, dim=1)]).numpy(),
+        states=states.numpy(),
+        entropies=torch.stack([early, -own.cpu()[first_tokens]], dim=1).double().numpy(),
+    )
+
+
+def _bypassed_states(
+    architecture: Architecture,
+    batch: Batch,
+    layers: Sequence[int],
+    kept: Mapping[int, Tensor | tuple | None],
+    whole: Tensor,
+) -> Tensor:
+    """States after the final norm with some attentions left out; blocks below the first of them don't run again."""
+    if not layers:
+        return whole
+    bypass_attention(architecture.model, layers)
+    try:
+        with _starting_at(architecture, min(layers), kept):
+            return architecture.hidden_states(batch)
+    finally:
+        bypass_attention(architecture.model, [])
+
+
+def _logits(architecture: Architecture, states: Tensor) -> Tensor:
+    return torch.cat([architecture.logits(part).float() for (part,) in architecture.chunks(states)])
+
+
+def _run_keeping(
+    architecture: Architecture, batch: Batch, firsts: Iterable[int]
+) -> tuple[Tensor, dict[int, Tensor | tuple | None]]:
+    """States after the final norm, and what enters the blocks ``firsts``, as the block below returned it."""
+    kept: dict[int, Tensor | tuple | None] = {0: None}  # nothing is below block 0
+
+    def keep(number: int, _module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
+        kept[number] = output
+
+    hooks = [architecture.blocks[first - 1].register_forward_hook(partial(keep, first)) for first in firsts if first]
+    with evaluating(architecture.model, *hooks):
+        return architecture.hidden_states(batch), kept
+
+
+@contextmanager
+def _starting_at(architecture: Architecture, first: int, kept: Mapping[int, Tensor | tuple | None]) -> Iterator[None]:
+    """The blocks below ``first`` don't run: they return what was kept."""
+    below = architecture.blocks[:first]
+    for block in below:
+        block.forward = lambda *_args, _kept=kept[first], **_kwargs: _kept
+    try:
+        yield
+    finally:
+        for block in below:
+            del block.forward  # the class's own comes back
+
+
+def _at_the_decision(
+    architecture: Architecture, batch: Batch, entering: Tensor | tuple | None, sizes: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """States of the prompts [rows, 2, hidden] (last token, mean), and the early readout's entropy [rows]."""
+    if entering is None:  # block 0 may lose its attention: only the embeddings are there
+        states = architecture.model.get_input_embeddings()(batch.input_ids)
+        normed = states
+    else:
+        states = entering[0] if isinstance(entering, tuple) else entering  # [rows, length, hidden]
+        kept = {architecture.num_blocks: entering}
+        with _starting_at(architecture, architecture.num_blocks, kept):
+            normed = architecture.hidden_states(batch)  # after the final norm: what the head would read
+    found, last = [], []
+    for row, size in enumerate(sizes):
+        prompt = batch.real[row].clone()
+        prompt[len(prompt) - size :] = False
+        own = states[row, prompt].float()
+        found.append(torch.stack([own[-1], own.mean(0)]).cpu())
+        last.append(normed[row, prompt][-1])
+    log_p = _logits(architecture, torch.stack(last)).log_softmax(-1)
+    return torch.stack(found), -(log_p.exp() * log_p).sum(-1).cpu()
