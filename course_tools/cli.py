@@ -11,19 +11,16 @@ import os
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nbformat
 import psutil
 from nbformat import NotebookNode
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
-from rich.table import Table
-from rich.text import Text
+from rich.progress import track
 
-from course_tools import environment, processes
+from course_tools import command_line, environment, processes, terminal
 from course_tools.learner import personal, terminal_quiz
 from course_tools.learner import progress as reading
 from course_tools.learner import verify as verifying
@@ -32,25 +29,9 @@ from course_tools.workshop import agendas
 from course_utils import assets, session
 from course_utils.files import write_text
 
-if TYPE_CHECKING:
-    from course_tools.rehearsal.rehearse import Rehearsed
-
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
 EXPECTED, TEACHING = verifying.EXPECTED, ROOT / "docs" / "teaching.md"
-_HEARTBEAT = 15  # seconds between two lines about a running lesson where there is no terminal to draw a bar in
-_COMPRESS_OPTIONS = (
-    ("--correction", 0, "steps of teacher correction first, at a quarter of --lr"),
-    ("--steps", 400, "steps of recovery"),
-    ("--finalists", 4, "versions that learn a little before one is chosen"),
-    ("--light", 40, "steps that each finalist learns"),
-    ("--rows", 4, "rows of text a batch"),
-    ("--accumulate", 1, "batches a step of correction and recovery, which the processes of a launch share"),
-    ("--length", 256, "tokens a row"),
-    ("--lr", 2e-4, "the peak learning rate"),
-    ("--domain", "speeches", "of the text to learn, a name of course_utils.texts"),
-    ("--multiple-of", 32, "what MLP widths are a multiple of"),
-)
 _MEMORY_FOR_TWO = 12 * 2**30  # bytes; a lesson holds 2 to 4 GB, and its test and the reader's programs need some
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 _SLOWEST = "--durations=10"  # what takes the time is printed
@@ -65,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # older Jupyters look for a debugger, and it warns
     if not sys.stderr.isatty():  # a log needs no bar that was drawn two hundred times
         os.environ.setdefault("TQDM_MININTERVAL", "30")
-    parser = _parser()
+    parser = command_line.parser(COMMANDS, build=BUILD)
     args, args.rest = parser.parse_known_args(arguments)
     if args.rest and args.command not in (test, lab):
         parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
@@ -90,7 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         fetch_assets(lessons)
     course = notebooks.Course.read(ROOT)
     results: list[runner.Result] = []
-    with _Reporter(console, len(lessons)) as reporter:
+    with terminal.Reporter(console, len(lessons), folder=BUILD / "work") as reporter:
         for lesson in lessons:
             notebook = notebooks.build_notebook(lesson, course, "exercises")
             result = reporter.execute(notebook, lesson.name, profile)
@@ -99,7 +80,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             if not results and len(lessons) > 1:
                 reporter.say(f"Read what is finished: {index}")
             results.append(result)
-    console.print(_table(results))
+    console.print(terminal.results_table(results))
     for result in results:
         if result.failure:
             print(f"{result.name}: failed at {result.failure}")
@@ -130,9 +111,9 @@ def rehearse(args: argparse.Namespace, console: Console) -> int:
         )  # fmt: skip
         runner.write_page(notebook, lesson.name, folder)
         rehearsing.write_record(done[-1], folder / f"{lesson.name}.json")
-    console.print(_rehearsal_table(done))
+    console.print(terminal.rehearsal_table(done))
     print(rehearsing.explanation(shape))
-    refused = [sentence for one in done for sentence in one.refusals()]
+    refused = [sentence for rehearsed in done for sentence in rehearsed.refusals()]
     print(*refused, sep="\n")
     return int(bool(refused))
 
@@ -221,13 +202,7 @@ def progress(args: argparse.Namespace, console: Console) -> int:
         return 1
     lessons = map(authoring.read_lesson, authoring.find_lessons(LESSONS))
     standings = [reading.standing(lesson, folder) for lesson in lessons]
-    table = Table("lesson", "cells run", "exercises solved", "questions right")
-    for one in standings:
-        answered = len(one.answers) - one.answers.count(None)
-        quiz = f"{one.right} of {answered}" if answered else "–"
-        solved = f"{len(one.solved)} of {len(one.exercises)}"
-        table.add_row(one.lesson.name, f"{one.cells[1]} of {one.cells[0]}", solved, quiz)
-    console.print(table)
+    console.print(terminal.standings_table(standings))
     print(reading.next_step(standings))
     if args.name is not None:
         version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -334,7 +309,7 @@ def build(args: argparse.Namespace, console: Console) -> int:
     failures = []
     if args.execute:
         fetch_assets(lessons)
-        with _Reporter(console, len(lessons)) as reporter:
+        with terminal.Reporter(console, len(lessons), folder=BUILD / "work") as reporter:
             for lesson in lessons:  # each saved when it has run: a later one may be interrupted
                 notebook = notebooks.both_forms(lesson, course)
                 result = reporter.execute(notebook, lesson.name, "embedded")
@@ -405,147 +380,7 @@ def _write(path: Path, text: str) -> None:
     print(f"{state:<10}{path.relative_to(ROOT).as_posix()}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="course.py", description="Pruning LLMs: run, test and build the course.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    def command(function: Callable, **options: str) -> argparse.ArgumentParser:
-        summary = function.__doc__.splitlines()[0]
-        added = commands.add_parser(function.__name__, help=summary, description=summary, **options)
-        added.set_defaults(command=function)
-        return added
-
-    running = command(run)
-    running.add_argument("--profile", choices=session.PROFILES, help="not COURSE_PROFILE or the automatic choice")
-    testing = command(test, epilog="Further arguments go to pytest, for instance a file, -k or -x.")
-    testing.add_argument("--fast", action="store_true", help="leave out what needs the embedded models")
-    opening = command(lab, epilog="Further arguments go to JupyterLab, for instance --no-browser.")
-    reporting = command(progress)
-    reporting.add_argument("--name", help="also write a certificate, a page to print, made out to this name")
-    verifying_runs = command(
-        verify, epilog="For instance: verify 03, or verify build after `run`, or verify /stick/anna."
-    )
-    verifying_runs.add_argument(
-        "what", nargs="*", metavar="NN|folder", help="lessons, and where; all, in your own folder"
-    )
-    asking = command(quiz)
-    asking.add_argument("lesson", metavar="NN", help="the lesson's number")
-    for at_home in (opening, reporting, asking):
-        at_home.add_argument(
-            "--folder", help=f"yours; otherwise {personal.VARIABLE}, or {personal.DEFAULT} in the clone"
-        )
-    command(check)
-    building = command(build)
-    building.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
-    command(site)
-    rehearsing = command(rehearse)
-    rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
-    rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
-    compressing = command(
-        compress,
-        epilog="On eight GPUs: accelerate launch --multi_gpu --num_processes 8 -m course_tools compress MODEL --budget "
-        "113M --accumulate 8. With --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too.",
-    )
-    compressing.add_argument("model", help='"llama", "gpt2", a folder, or a hub id')
-    compressing.add_argument("--budget", required=True, help="80%% or 113M parameters, or 450MB of weights")
-    compressing.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
-    compressing.add_argument("--out", type=Path, default=BUILD / "compress", help="folder for records and the model")
-    for name, default, meaning in _COMPRESS_OPTIONS:
-        compressing.add_argument(name, type=type(default), default=default, help=f"{meaning}; default: {default}")
-    showing = command(slides)
-    command(poster)
-    packing = command(pack)
-    packing.add_argument("to", metavar="folder", help="the pack: a new folder, or one to go on with")
-    packing.add_argument(
-        "--platform",
-        nargs="+",
-        choices=("linux", "macos", "windows"),
-        default=["linux", "macos", "windows"],
-        help="for which laptops",
-    )
-    packing.add_argument(
-        "--python", default=".".join(map(str, sys.version_info[:2])), help="their version, for instance 3.12"
-    )
-    packing.add_argument("--wheels", metavar="folder", help="wheels that you have, for instance a CPU build of PyTorch")
-    packing.add_argument("--cuda", action="store_true", help="on Linux, PyTorch with CUDA (2.7 GB instead of 0.2)")
-    packing.add_argument("--resolve", action="store_true", help="only say which packages it would be")
-    for taking_numbers in (running, building, rehearsing, showing):
-        taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
-    return parser
-
-
-def _table(results: Sequence[runner.Result]) -> Table:
-    table = Table("lesson", "profile", "seconds", "peak memory", "result")
-    for column in table.columns[2:4]:
-        column.justify = "right"
-    for result in results:
-        state = Text("failed", style="bold red") if result.failure else Text("ok", style="green")
-        seconds, memory = f"{result.seconds:.0f}", runner.gigabytes(result.peak_bytes)
-        table.add_row(result.name, result.profile, seconds, memory, state)
-    return table
-
-
-def _rehearsal_table(done: Sequence[Rehearsed]) -> Table:
-    table = Table("lesson", "GPU GiB", "host GiB", "PFLOP", "TB moved", "T4 min", "took min", "result")
-    for column in table.columns[1:7]:
-        column.justify = "right"
-    for one in done:
-        gpu, host = (f"{size / 2**30:.2f}" for size in one.peaks)
-        whole = (
-            [f"{one.flops / 1e15:.2f}", f"{one.moved / 1e12:.2f}", f"{one.minutes:.0f}"] if one.minutes else ["–"] * 3
-        )
-        state = Text("refused", style="bold red") if any(one.refusals()) else Text("ok", style="green")
-        table.add_row(one.name[:2], gpu, host, *whole, f"{one.seconds / 60:.0f}", state)
-    return table
-
-
-class _Reporter:
-    """Shows how far lessons and cells are: two bars in a terminal, plain lines elsewhere."""
-
-    def __init__(self, console: Console, lessons: int) -> None:
-        self._console, self._total, self._done = console, lessons, 0
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self._bars = Progress(*columns, TimeElapsedColumn(), console=console, transient=True)
-        self._live = console.is_terminal
-
-    def __enter__(self) -> _Reporter:
-        if self._live:
-            self._bars.start()
-            self._lessons = self._bars.add_task("lessons", total=self._total)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._bars.stop()
-
-    def execute(self, notebook: NotebookNode, name: str, profile: str) -> runner.Result:
-        """`runner.execute` in a folder of its own under build/, with progress and a closing line."""
-        bar = self._bars.add_task(name, total=None) if self._live else None
-        if not self._live:
-            self.say(f"[{self._done + 1}/{self._total}] {name} …")
-        last = time.monotonic()
-
-        def on_cell(done: int, total: int) -> None:
-            nonlocal last
-            if bar is not None:
-                self._bars.update(bar, completed=done, total=total, description=f"{name} cells")
-            elif done < total and time.monotonic() - last > _HEARTBEAT:
-                last = time.monotonic()
-                self.say(f"      cell {done + 1} of {total}")
-
-        result = runner.execute(notebook, name=name, profile=profile, folder=BUILD / "work" / name, on_cell=on_cell)
-        self._done += 1
-        if bar is not None:
-            self._bars.remove_task(bar)
-            self._bars.advance(self._lessons)
-        state = f"failed at {result.failure}" if result.failure else "ok"
-        self.say(f"[{self._done}/{self._total}] {name} {state}, {result.seconds:.0f} s")
-        return result
-
-    def say(self, line: str) -> None:
-        """Print a line, above the bars if there are any."""
-        self._console.print(line, markup=False)
-
+COMMANDS = (run, test, lab, progress, verify, quiz, check, build, site, rehearse, compress, slides, poster, pack)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -37,7 +37,7 @@ TOOLS = {
     "ground": "processes",
     "source": "lessons",
     "rooms": "learner rehearsal site workshop",
-    "commands": "environment colab matrix compress_command cli __main__",
+    "commands": "environment colab matrix compress_command command_line terminal cli __main__",
 }
 LAYERS = {"course_utils": LIBRARY, "course_tools": TOOLS}
 # Modules that hold no behaviour of their own need no test module of their own.

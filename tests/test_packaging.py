@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import course
-from course_tools import cli, colab, matrix
+from course_tools import cli, colab, command_line, matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -199,7 +199,7 @@ def test_hooks_exist():
 def check_command(words):
     """Fail unless the command, its subcommand and the files that it names are there."""
     if words[:2] == ["python", "course.py"]:
-        args = cli._parser().parse_known_args(words[2:])[0]
+        args = command_line.parser(cli.COMMANDS, build=ROOT).parse_known_args(words[2:])[0]
         assert words[2] in course.COMMANDS and callable(args.command)
     elif words[:2] == ["python", "-m"]:
         assert words[2] == "pip" or importlib.util.find_spec(words[2])

@@ -1,6 +1,5 @@
 """The commands behind course.py, on a small course of their own in a temporary folder."""
 
-import io
 import os
 import shutil
 import signal
@@ -13,12 +12,11 @@ import nbformat
 import psutil
 import pytest
 from programs import press_ctrl_c, wait_for
-from rich.console import Console
 from sample_lesson import LESSON, write_lesson
 
 from course_tools import cli, environment, processes
 from course_tools.learner import personal
-from course_tools.lessons import authoring, notebooks, runner
+from course_tools.lessons import authoring, notebooks
 from course_tools.workshop import pack
 from course_utils import assets, models, session
 
@@ -441,16 +439,3 @@ def test_ctrl_c_while_fetching(course, monkeypatch, capsys):
     monkeypatch.setattr(cli, "fetch_assets", interrupted)
     assert cli.main(["run", "--profile", "embedded"]) == 130
     assert capsys.readouterr().err == "\nStopped.\n"
-
-
-def test_progress_in_a_terminal(monkeypatch, tmp_path):
-    def execute(notebook, *, name, profile, folder, on_cell):
-        on_cell(0, 2)
-        on_cell(2, 2)
-        return runner.Result(name, profile, 3.0, 10**9, None)
-
-    monkeypatch.setattr(runner, "execute", execute)
-    screen = io.StringIO()
-    with cli._Reporter(Console(file=screen, force_terminal=True, highlight=False), 1) as reporter:
-        reporter.execute(None, "01_small", "smoke")
-    assert "[1/1] 01_small ok, 3 s" in screen.getvalue()

@@ -1,0 +1,100 @@
+"""The command line: which arguments each of the course's commands takes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from course_tools.learner import personal
+from course_utils import session
+
+_COMPRESS = (
+    ("--correction", 0, "steps of teacher correction first, at a quarter of --lr"),
+    ("--steps", 400, "steps of recovery"),
+    ("--finalists", 4, "versions that learn a little before one is chosen"),
+    ("--light", 40, "steps that each finalist learns"),
+    ("--rows", 4, "rows of text a batch"),
+    ("--accumulate", 1, "batches a step of correction and recovery, which the processes of a launch share"),
+    ("--length", 256, "tokens a row"),
+    ("--lr", 2e-4, "the peak learning rate"),
+    ("--domain", "speeches", "of the text to learn, a name of course_utils.texts"),
+    ("--multiple-of", 32, "what MLP widths are a multiple of"),
+)
+
+
+def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentParser:
+    """What reads the command line; ``args.command`` is the function to call.
+
+    Args:
+        commands: functions that are called like the commands; the first line of a docstring is the command's help.
+        build: the folder of what is made, in which some commands write by default.
+    """
+    functions = {function.__name__: function for function in commands}
+    whole = argparse.ArgumentParser(prog="course.py", description="Pruning LLMs: run, test and build the course.")
+    added = whole.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, **options: str) -> argparse.ArgumentParser:
+        summary = functions[name].__doc__.splitlines()[0]
+        its_own = added.add_parser(name, help=summary, description=summary, **options)
+        its_own.set_defaults(command=functions[name])
+        return its_own
+
+    running = command("run")
+    running.add_argument("--profile", choices=session.PROFILES, help="not COURSE_PROFILE or the automatic choice")
+    testing = command("test", epilog="Further arguments go to pytest, for instance a file, -k or -x.")
+    testing.add_argument("--fast", action="store_true", help="leave out what needs the embedded models")
+    opening = command("lab", epilog="Further arguments go to JupyterLab, for instance --no-browser.")
+    reporting = command("progress")
+    reporting.add_argument("--name", help="also write a certificate, a page to print, made out to this name")
+    verifying_runs = command(
+        "verify", epilog="For instance: verify 03, or verify build after `run`, or verify /stick/anna."
+    )
+    verifying_runs.add_argument(
+        "what", nargs="*", metavar="NN|folder", help="lessons, and where; all, in your own folder"
+    )
+    asking = command("quiz")
+    asking.add_argument("lesson", metavar="NN", help="the lesson's number")
+    for at_home in (opening, reporting, asking):
+        at_home.add_argument(
+            "--folder", help=f"yours; otherwise {personal.VARIABLE}, or {personal.DEFAULT} in the clone"
+        )
+    command("check")
+    building = command("build")
+    building.add_argument("--execute", action="store_true", help="run them on the embedded models and save the outputs")
+    command("site")
+    rehearsing = command("rehearse")
+    rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
+    rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
+    compressing = command(
+        "compress",
+        epilog="On eight GPUs: accelerate launch --multi_gpu --num_processes 8 -m course_tools compress MODEL --budget "
+        "113M --accumulate 8. With --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too.",
+    )
+    compressing.add_argument("model", help='"llama", "gpt2", a folder, or a hub id')
+    compressing.add_argument("--budget", required=True, help="80%% or 113M parameters, or 450MB of weights")
+    compressing.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
+    compressing.add_argument("--out", type=Path, default=build / "compress", help="folder for records and the model")
+    for name, default, meaning in _COMPRESS:
+        compressing.add_argument(name, type=type(default), default=default, help=f"{meaning}; default: {default}")
+    showing = command("slides")
+    command("poster")
+    packing = command("pack")
+    packing.add_argument("to", metavar="folder", help="the pack: a new folder, or one to go on with")
+    packing.add_argument(
+        "--platform",
+        nargs="+",
+        choices=("linux", "macos", "windows"),
+        default=["linux", "macos", "windows"],
+        help="for which laptops",
+    )
+    packing.add_argument(
+        "--python", default=".".join(map(str, sys.version_info[:2])), help="their version, for instance 3.12"
+    )
+    packing.add_argument("--wheels", metavar="folder", help="wheels that you have, for instance a CPU build of PyTorch")
+    packing.add_argument("--cuda", action="store_true", help="on Linux, PyTorch with CUDA (2.7 GB instead of 0.2)")
+    packing.add_argument("--resolve", action="store_true", help="only say which packages it would be")
+    for taking_numbers in (running, building, rehearsing, showing):
+        taking_numbers.add_argument("lessons", nargs="*", metavar="NN", help="lesson numbers; all of them by default")
+    return whole

@@ -1,0 +1,52 @@
+"""How far lessons are, in a terminal and in a log, and tables that tell the failed from the finished."""
+
+import io
+
+import pytest
+from rich.console import Console
+from sample_lesson import write_lesson
+
+from course_tools import terminal
+from course_tools.learner.progress import standing
+from course_tools.lessons import runner
+from course_tools.lessons.authoring import read_lesson
+
+
+def shown(table):
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(table)
+    return [[part.strip() for part in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
+
+
+@pytest.mark.parametrize("in_a_terminal", [True, False])
+def test_progress_is_told(in_a_terminal, monkeypatch, tmp_path):
+    folders = []
+
+    def execute(notebook, *, name, profile, folder, on_cell):
+        folders.append(folder)
+        on_cell(0, 2)
+        on_cell(2, 2)
+        return runner.Result(name, profile, 3.0, 10**9, None)
+
+    monkeypatch.setattr(runner, "execute", execute)
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=in_a_terminal, highlight=False)
+    with terminal.Reporter(console, 1, folder=tmp_path) as reporter:
+        reporter.execute(None, "01_small", "smoke")
+    assert "[1/1] 01_small ok, 3 s" in screen.getvalue()
+    assert ("[1/1] 01_small …" in screen.getvalue()) != in_a_terminal, "where there is no bar, a line says what runs"
+    assert folders == [tmp_path / "01_small"]
+
+
+def test_results_tell_the_failed_from_the_finished():
+    fine, broken = (runner.Result(name, "smoke", 3.4, 10**9, why) for name, why in (("01_a", None), ("02_b", "cell 3")))
+    assert shown(terminal.results_table([fine, broken])) == [
+        ["01_a", "smoke", "3", "1.0 GB", "ok"],
+        ["02_b", "smoke", "3", "1.0 GB", "failed"],
+    ]
+
+
+def test_no_answers_are_no_wrong_ones(tmp_path):
+    lesson = read_lesson(write_lesson(tmp_path / "lessons"))
+    ((name, cells, solved, questions),) = shown(terminal.standings_table([standing(lesson, tmp_path)]))
+    assert (name, cells[:4], solved, questions) == ("01_small", "0 of", "0 of 1", "–")
