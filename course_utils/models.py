@@ -168,12 +168,16 @@ def _sum_of_bits(weight: torch.Tensor) -> int:
     return int(_bits(weight).sum(dtype=torch.int64))
 
 
-def _is_same_state(one: tuple[str, dict], other: tuple[str, dict]) -> bool:
+def _is_same_state(before: tuple[str, dict], now: tuple[str, dict]) -> bool:
     """Whether two states hold the same tensors in the same place, none written to in between."""
+    (settings_before, weights_before), (settings_now, weights_now) = before, now
     return (
-        one[0] == other[0]
-        and one[1].keys() == other[1].keys()
-        and all(a[0]() is b[0]() and a[1:] == b[1:] for a, b in zip(one[1].values(), other[1].values(), strict=True))
+        settings_before == settings_now
+        and weights_before.keys() == weights_now.keys()
+        and all(
+            old[0]() is new[0]() and old[1:] == new[1:]
+            for old, new in zip(weights_before.values(), weights_now.values(), strict=True)
+        )
     )
 
 

@@ -51,10 +51,10 @@ def examine(
 ) -> dict[str, dict[str, float]]:
     """What a report on each axis would rest on: the preference and the activation ratio, with intervals."""
     asked = [pair for axis in axes for pair in pairs(axis, split="evaluation")]
-    some = subset(asked, templates=TEMPLATES, swaps=SWAPS)
+    judged = subset(asked, templates=TEMPLATES, swaps=SWAPS)
     neutral = controls("neutral", split="evaluation")
-    some += subset(neutral, templates=TEMPLATES, swaps=NEUTRAL_SWAPS)
-    measured = measure_pairs(model, tokenizer, some, sites=SITES, batch_size=32)
+    judged += subset(neutral, templates=TEMPLATES, swaps=NEUTRAL_SWAPS)
+    measured = measure_pairs(model, tokenizer, judged, sites=SITES, batch_size=32)
     table = behaviour(measured).set_index("axis")[BEHAVIOUR]
     table = table.join(activation_ratio(measured, by_place=False).set_index("axis")[ACTIVATIONS])
     return table.loc[[axis.name for axis in axes]].astype(float).round(4).to_dict("index")

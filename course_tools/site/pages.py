@@ -84,7 +84,9 @@ class Sources:
         self.root, self.course, self._read = root, Course.read(root), {}
         self.lessons = [read_lesson(path) for path in find_lessons(root / "lessons")]
         docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").glob("*.md"))
-        saved = [path.relative_to(root).as_posix() for one in self.lessons for path in self._notebooks(one).values()]
+        saved = [
+            path.relative_to(root).as_posix() for lesson in self.lessons for path in self._notebooks(lesson).values()
+        ]
         #: repository path -> page of the site
         self.places = {path: path for path in (*docs, *saved, *_AT_THE_ROOT) if (root / path).exists()}
         self.places |= {_INDEX: "index.md", "README.md": "index.md"}
@@ -106,7 +108,9 @@ class Sources:
     def terms(self) -> list[Term]:
         """The glossary's terms, as docs/glossary.md lists them."""
         text = (self.root / "docs" / "glossary.md").read_text(encoding="utf-8")
-        return [Term(one["term"], one["lesson"], " ".join(one["meaning"].split())) for one in _TERM.finditer(text)]
+        return [
+            Term(found["term"], found["lesson"], " ".join(found["meaning"].split())) for found in _TERM.finditer(text)
+        ]
 
     def linked(self, text: str, path: str) -> str:
         """The text of the repository's file `path` with its links as the site has them, code left alone."""
@@ -138,7 +142,7 @@ class Sources:
         Raises:
             SiteError: there is no such lesson, or it doesn't speak of it.
         """
-        lesson = next((one for one in self.lessons if one.number == term.lesson), None)
+        lesson = next((each for each in self.lessons if each.number == term.lesson), None)
         if lesson is None:
             raise SiteError(f"docs/glossary.md: {term.name!r} names lesson {term.lesson}, which isn't there.")
         texts = (cell.source for cell in self._saved(lesson).cells[1:] if cell.cell_type == "markdown")
@@ -195,10 +199,10 @@ class Sources:
         return _MERMAID.sub(lambda drawing: layers_page(drawing[1]), _PLACE.sub(fill, text))
 
     def _numbers(self) -> str:
-        exercises = sum("exercise" in tags_of(cell) for one in self.lessons for cell in one.cells)
-        questions = sum(len(one.quiz) for one in self.lessons)
+        exercises = sum("exercise" in tags_of(cell) for lesson in self.lessons for cell in lesson.cells)
+        questions = sum(len(lesson.quiz) for lesson in self.lessons)
         figures = sum("image/png" in output.get("data", {}) for output in self._outputs())
-        hours = sum(one.minutes for one in self.lessons) / 60
+        hours = sum(lesson.minutes for lesson in self.lessons) / 60
         facts = {
             "lessons": len(self.lessons), "hours with the exercises": f"{hours:.0f}",
             "exercises that check themselves": exercises, "quiz questions with reasons": questions,
@@ -224,15 +228,15 @@ class Sources:
 
     def _cards(self) -> str:
         cards = [
-            f":::{{grid-item-card}} {one.number} · {one.title}\n:link: notebooks/{one.name}\n:link-type: doc\n"
-            f"{one.minutes} minutes\n:::"
-            for one in self.lessons
+            f":::{{grid-item-card}} {lesson.number} · {lesson.title}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
+            f"{lesson.minutes} minutes\n:::"
+            for lesson in self.lessons
         ]
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
 
     def _contents(self) -> str:
         """The navigation, hidden in the landing page: lessons, practice, reference, and what else docs/ has."""
-        lessons = ["lessons", *(f"notebooks/{one.name}" for one in self.lessons)]
+        lessons = ["lessons", *(f"notebooks/{lesson.name}" for lesson in self.lessons)]
         chapters = {
             "Lessons": lessons,
             "Practise": ["quizzes", "solutions", "docs/glossary"],
@@ -247,32 +251,32 @@ class Sources:
 
     def _lessons_page(self) -> str:
         parts = ["# The lessons", "Read them here with their saved outputs, or run them in Colab or on a laptop."]
-        for one in self.lessons:
-            path = f"notebooks/{one.name}.ipynb"
+        for lesson in self.lessons:
+            path = f"notebooks/{lesson.name}.ipynb"
             parts += [
-                f"## [{one.number} · {one.title}]({path})",
-                f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {one.minutes} minutes · "
-                f"[solutions](notebooks/solutions/{one.name}.ipynb) · [quiz](quizzes.md#{anchor(_heading(one))})",
-                f"Before this: {one.prerequisites}.",
-                _bullets(one),
+                f"## [{lesson.number} · {lesson.title}]({path})",
+                f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.minutes} minutes · "
+                f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(_heading(lesson))})",
+                f"Before this: {lesson.prerequisites}.",
+                _bullets(lesson),
             ]
         return "\n\n".join(parts) + "\n"
 
     def _quizzes_page(self) -> str:
         parts = ["# Quizzes", "Choose an answer, and read why it is right or tempting. Nothing leaves this page."]
-        for one in self.lessons:
-            parts += [f"## {_heading(one)}", f"[To the lesson](notebooks/{one.name}.ipynb)"]
+        for lesson in self.lessons:
+            parts += [f"## {_heading(lesson)}", f"[To the lesson](notebooks/{lesson.name}.ipynb)"]
             parts += [
-                question_page(question, number, name=f"quizzes-{one.number}-{number}")
-                for number, question in enumerate(one.quiz, start=1)
+                question_page(question, number, name=f"quizzes-{lesson.number}-{number}")
+                for number, question in enumerate(lesson.quiz, start=1)
             ]
         return "\n\n".join(parts) + "\n"
 
     def _solutions_page(self) -> str:
-        rows = [f"- [{_heading(one)}](notebooks/solutions/{one.name}.ipynb)" for one in self.lessons]
+        rows = [f"- [{_heading(lesson)}](notebooks/solutions/{lesson.name}.ipynb)" for lesson in self.lessons]
         return "\n\n".join([
             "# Solutions", "The lessons with every exercise solved, executed. Ten minutes of trying come first.",
-            "\n".join(rows), toctree(f"notebooks/solutions/{one.name}" for one in self.lessons),
+            "\n".join(rows), toctree(f"notebooks/solutions/{lesson.name}" for lesson in self.lessons),
         ]) + "\n"  # fmt: skip
 
     def _glossary(self, text: str) -> str:
@@ -325,7 +329,8 @@ def question_page(question: Question, number: int, *, name: str) -> str:
 def layers_page(drawing: str) -> str:
     """The map's Mermaid drawing of layers as a list, top first: browsers need no script for it."""
     rows = [
-        f"<li><strong>{one['name']}</strong> {html.escape(one['modules'])}</li>" for one in _LAYER.finditer(drawing)
+        f"<li><strong>{layer['name']}</strong> {html.escape(layer['modules'])}</li>"
+        for layer in _LAYER.finditer(drawing)
     ]
     if not rows:
         raise SiteError("A Mermaid drawing that is no stack of layers: the site has no script for it; write a list.")

@@ -165,7 +165,7 @@ def check_claims(supported: Collection[str]) -> None:
 def check_shuffled(attempt: Attempt) -> None:
     """Check a function (scores, seed) -> the same scores in another order, block by block."""
     scores = [torch.arange(40.0), 100 + torch.arange(40.0), 200 + torch.arange(30.0)]
-    given = [some.clone() for some in scores]
+    given = [of_block.clone() for of_block in scores]
     drawn = attempt(scores, 0)
     require(
         isinstance(drawn, list | tuple) and len(drawn) == 3, "Return a list with one tensor for each block, in order."
@@ -179,7 +179,7 @@ def check_shuffled(attempt: Attempt) -> None:
         )
         require(not torch.equal(new, old), f"In block {block} each neuron still has its own score: nothing is random.")
     require(
-        all(torch.equal(some, before) for some, before in zip(scores, given, strict=True)),
+        all(torch.equal(now, before) for now, before in zip(scores, given, strict=True)),
         "You changed the given scores. Return new tensors: the criterion is still needed.",
     )
     require(

@@ -145,31 +145,31 @@ def check_control_sets(attempt: Attempt) -> None:
             f"You return {len(given)} sets: beating all of them has p = 1/{len(given) + 1}. For p ≤ .05 it takes 19.",
         )
         try:
-            sets = [[(int(block), int(head)) for block, head in one] for one in given]
+            sets = [[(int(block), int(head)) for block, head in drawn] for drawn in given]
         except (TypeError, ValueError):
             require(False, f"Each set holds pairs (block, head); your first one is {given[0]!r}.")
         require(
-            all(len(set(one)) == len(picked) for one in sets),
+            all(len(set(drawn)) == len(picked) for drawn in sets),
             f"Each set needs as many different heads as the chosen one, {len(picked)}: more heads move more.",
         )
         require(
-            all(0 <= block < blocks and 0 <= head < heads for one in sets for block, head in one),
+            all(0 <= block < blocks and 0 <= head < heads for drawn in sets for block, head in drawn),
             f"There are heads that the model doesn't have: blocks count from 0 to {blocks - 1}, heads to {heads - 1}.",
         )
         require(
-            not any(set(one) & set(picked) for one in sets),
+            not any(set(drawn) & set(picked) for drawn in sets),
             "Some of your sets hold a chosen head. Then the control carries what it is to be compared with.",
         )
         require(
-            all(block >= lowest for one in sets for block, _ in one),
+            all(block >= lowest for drawn in sets for block, _ in drawn),
             "Some heads are less deep than any chosen one. Depth could make the difference.",
         )
         require(
-            len({frozenset(one) for one in sets}) > len(sets) // 2,
+            len({frozenset(drawn) for drawn in sets}) > len(sets) // 2,
             "Your sets are nearly all the same: draw each at random.",
         )
         require(
-            len({head for one in sets for head in one}) > len(sets) // 2,
+            len({head for drawn in sets for head in drawn}) > len(sets) // 2,
             "Your sets use only a few of the heads that there are. Draw from all that are deep enough.",
         )
 
