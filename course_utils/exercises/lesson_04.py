@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils.evaluation import Perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
+from course_utils.evaluation import Perplexity
+from course_utils.exercises import Attempt, chosen, exercise, require, require_better, rule_out
 from course_utils.language_modelling import logits_one_by_one
-from course_utils.reports import shown, with_interval
+from course_utils.reports import shown
 
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
 _CLAIMS = {  # each sentence of exercise 3, and why it follows from the colleague's numbers or doesn't
@@ -228,15 +228,13 @@ def check_your_choice(
     require(len({*mine}) == len(mine), f"A block can be removed once; {mine} names one twice.")
     require({*mine} != {*baseline}, "That is the baseline's own set, so it can't beat it.")
     score, reference = held_out(sorted(mine)), held_out(sorted(baseline))
-    ratio, low, high = perplexity_ratio(score, reference)
-    print(
-        f"held-out perplexity: yours {shown(score.perplexity)}, the baseline's {shown(reference.perplexity)}, "
-        f"ratio {with_interval(ratio, low, high)}"
-    )
-    require(ratio < 1, f"On held-out text your set is worse than the baseline's: × {shown(ratio)}.")
-    require(
-        high < 1,
-        f"Your set is ahead, × {shown(ratio)}, but the paired interval reaches {shown(high)}: that may be luck.",
+    yours, other = shown(score.perplexity), shown(reference.perplexity)
+    require_better(
+        score,
+        reference,
+        told=f"held-out perplexity: yours {yours}, the baseline's {other}, ratio",
+        worse="On held-out text your set is worse than the baseline's.",
+        luck="Your set is ahead, but the paired interval reaches 1: that may be luck.",
     )
 
 

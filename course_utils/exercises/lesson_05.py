@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
-from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, exercise, not_shown, require, rule_out, true_or_false
-from course_utils.reports import shown, with_interval
+from course_utils.evaluation import Perplexity, perplexity
+from course_utils.exercises import Attempt, exercise, not_shown, require, require_better, rule_out, true_or_false
+from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
 
 _LAYER = 1  # of the tiny model's three
@@ -234,14 +234,15 @@ def check_choice(attempt: Attempt, model: PreTrainedModel, calibration: TokenBlo
     published = select_attention_layers(model, batches, count=count, iterative=False)
     require(set(layers) != set(published), "That is the published choice itself: look once, with the residual.")
     unpruned, own, other = (_without(model, some, held_out) for some in ([], layers, published))
-    ratio, low, high = perplexity_ratio(own, other)
-    print(
-        f"{held_out.num_tokens:,} held-out tokens: yours {sorted(layers)} × "
+    require_better(
+        own,
+        other,
+        told=f"{held_out.num_tokens:,} held-out tokens: yours {sorted(layers)} × "
         f"{shown(own.perplexity / unpruned.perplexity)} unpruned, the published choice × "
-        f"{shown(other.perplexity / unpruned.perplexity)}; yours / published {with_interval(ratio, low, high)}"
+        f"{shown(other.perplexity / unpruned.perplexity)}; yours / published",
+        worse="On held-out text your layers cost more than the published choice. Did you measure any damage?",
+        luck="Yours looks better, but its interval reaches 1: that may be luck. Measure on more rows.",
     )
-    require(ratio < 1, "On held-out text your layers cost more than the published choice. Did you measure any damage?")
-    require(high < 1, "Yours looks better, but its interval reaches 1: that may be luck. Measure on more rows.")
 
 
 def _without(model: PreTrainedModel, layers: list[int], rows: TokenBlocks) -> Perplexity:
