@@ -185,7 +185,7 @@ def write_page(notebook: NotebookNode, name: str, folder: Path) -> None:
     for cell in shown.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    exporter = HTMLExporter(template_name="lab", raw_template=_PICTURES)
+    exporter = HTMLExporter(template_name="lab", raw_template=_PAGE)
     page, _ = exporter.from_notebook_node(shown, {"metadata": {"name": name}})
     write_text(folder / f"{name}.html", page)
 
@@ -256,14 +256,14 @@ def first_line(source: str) -> str:
     return next((line for line in lines if line and not line.startswith("#")), lines[0] if lines else "")
 
 
-# nbconvert's own page with one difference: pictures keep the sentence of `plotting.show`.
-_PICTURES = """{% extends 'lab/index.html.j2' %}
-{% block data_png scoped %}
+# A block for nbconvert's templates: pictures keep the sentence of `plotting.show`.
+PICTURES = """{% block data_png scoped %}
 <div class="jp-RenderedImage jp-OutputArea-output">
 <img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
   alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
 </div>
 {% endblock %}"""
+_PAGE = "{% extends 'lab/index.html.j2' %}\n" + PICTURES  # nbconvert's own with that one difference
 _INDEX = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">

@@ -26,6 +26,7 @@ from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Ques
 from course_tools.lessons.exercises import exercises_of
 from course_tools.lessons.minutes import minutes_of
 from course_tools.lessons.notebooks import content_id
+from course_tools.lessons.runner import PICTURES
 from course_utils.files import write_text
 
 WIDTH, HEIGHT = 1280, 720
@@ -281,7 +282,8 @@ def _cells(slide: Slide) -> Iterator[NotebookNode]:
 
 
 # nbconvert's own slides, with reveal.js 5 as plain scripts: no requirejs, no jquery, no mathematics from a network.
-_TEMPLATE = """{% extends 'reveal/index.html.j2' %}
+_TEMPLATE = (
+    """{% extends 'reveal/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_css %}
@@ -299,12 +301,7 @@ _TEMPLATE = """{% extends 'reveal/index.html.j2' %}
 .reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
 </style>
 {% endblock %}
-{% block data_png scoped %}
-<div class="jp-RenderedImage jp-OutputArea-output">
-<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
-  alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
-</div>
-{% endblock %}
+PICTURES
 {% block footer_js %}
 <script src="reveal/dist/reveal.js"></script>
 <script src="reveal/plugin/notes/notes.js"></script>
@@ -336,7 +333,10 @@ window.addEventListener("load", () => {
   });
 });
 </script>
-{% endblock %}""".replace("SLIDE_WIDTH", str(WIDTH)).replace("SLIDE_HEIGHT", str(HEIGHT))
+{% endblock %}""".replace("PICTURES", PICTURES)
+    .replace("SLIDE_WIDTH", str(WIDTH))
+    .replace("SLIDE_HEIGHT", str(HEIGHT))
+)
 _INDEX = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
