@@ -197,6 +197,12 @@ def test_what_is_computed_from_times_belongs_to_the_machine(text):
     assert verify.expected_of(lesson(("a", [printed(text)])))[0]["numbers"] == []
 
 
+def test_teachers_guide_says_whether_other_machines_were_measured():
+    """Who adds `OTHERS` tells teachers."""
+    page = " ".join((ROOT / "docs" / "teaching.md").read_text(encoding="utf-8").split())
+    assert ("No other machine has been measured yet" in page) == (not verify.read_others())
+
+
 def test_other_machines_are_kept_beside_the_saved_run(tmp_path):
     cells = ("a = 1\nprint(a)", [printed("damage 2.0\n")]), ("b", [printed("3.0")])
     nbformat.write(lesson(*cells), tmp_path / "01_x.ipynb")
