@@ -211,7 +211,7 @@ def is_cached(name: str) -> bool:
 
 
 def _known(name: str) -> Asset:
-    if name not in ASSETS:
+    if not isinstance(name, str) or name not in ASSETS:
         raise ValueError(f"Unknown asset {name!r}; the course knows {', '.join(sorted(ASSETS))}.")
     return ASSETS[name]
 

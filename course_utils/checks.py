@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import os
 from collections.abc import Collection, Iterable, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +58,10 @@ def whole_numbers(
     Traceback (most recent call last):
     ValueError: 'left_out' must hold whole numbers from 0 to 4; got [4, 2.0].
     """
-    given = tuple(values) if isinstance(values, Iterable) else (None,)
+    try:
+        given = tuple(values)
+    except TypeError:
+        given = (None,)
     if not all(_is_whole(value, least, most) for value in given):
         raise ValueError(f"'{name}' must hold whole numbers {_limits(least, most, meaning)}; got {values!r}.")
     return tuple(map(operator.index, given))
@@ -162,9 +167,16 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> object:
     Raises:
         ValueError: it isn't.
     """
-    if value not in tuple(allowed):  # what can't be hashed is none of them either
+    if not any(_equal(value, one) for one in allowed):  # what can't be hashed is none of them either
         raise ValueError(f"'{name}' must be one of {', '.join(map(str, allowed))}; got {value!r}.")
     return value
+
+
+def _equal(a: object, b: object) -> bool:
+    try:
+        return bool(a == b)
+    except (ValueError, TypeError, RuntimeError):  # an array compares each of its numbers
+        return False
 
 
 def text(name: str, value: Any) -> str:
@@ -240,6 +252,38 @@ def finite(scores: Sequence[Tensor], what: str) -> None:
     wrong = [i for i, s in enumerate(scores) if not torch.isfinite(s).all()]
     if wrong:
         raise ValueError(f"{what} hold NaN or infinite values in blocks {wrong}: check the model's weights and dtype.")
+
+
+def int64(name: str, value: Any, shape: str) -> Tensor:
+    """Return a tensor of 64-bit integers.
+
+    Args:
+        name: the argument's, for the message.
+        value: what was given.
+        shape: its dimensions' names, for the message, such as "[rows, length]".
+
+    Raises:
+        ValueError: it isn't one, or has more or fewer dimensions.
+
+    >>> int64("num_bytes", [3, 4], "[rows]")
+    Traceback (most recent call last):
+    ValueError: 'num_bytes' must be an int64 tensor [rows]; got list.
+    """
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.dim() != shape.count(",") + 1:
+        given = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"'{name}' must be an int64 tensor {shape}; got {given}.")
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """Return a path, which may be given as a string.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise ValueError(f"'{name}' must be a path, as a string or a Path; got {value!r}.")
+    return Path(value)
 
 
 def is_number(value: object) -> bool:

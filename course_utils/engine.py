@@ -111,13 +111,13 @@ def load(path: str | os.PathLike[str], *, context: int = 2048, threads: int | No
     Raises:
         EngineNotAvailable: see ``problem``.
         EngineError: no such file, or none that llama.cpp can read.
-        ValueError: ``context`` or ``threads`` below 1.
+        ValueError: ``path`` is none, ``context`` or ``threads`` below 1.
     """
+    path = checks.path("path", path)
     checks.whole_number("context", context, least=1)
     threads = torch.get_num_threads() if threads is None else checks.whole_number("threads", threads, least=1)
     if trouble := problem():
         raise EngineNotAvailable(trouble)
-    path = Path(path)
     if not path.is_file():
         raise EngineError(f"There is no file '{path}'. Write one with export.export_gguf.")
     return Engine(path, context, threads)
@@ -160,7 +160,7 @@ class Engine:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids as llama.cpp's own tokenizer finds them, special tokens in the text included, none added."""
-        data = text.encode("utf-8")
+        data = checks.text("text", text).encode("utf-8")
         ids = self._ffi.new("llama_token[]", len(data) + 1)
         count = self._lib.llama_tokenize(self._open(), data, len(data), ids, len(ids), False, True)
         return list(ids[0:count])
@@ -302,8 +302,9 @@ def perplexity(engine: Engine, token_ids: Tensor | TokenBlocks) -> Perplexity:
         ValueError: no rows, fewer than two tokens a row, or an id that isn't in the vocabulary.
     """
     rows = token_ids.input_ids if isinstance(token_ids, TokenBlocks) else token_ids
-    if not isinstance(rows, Tensor) or rows.dim() != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
-        given = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+    whole = isinstance(rows, Tensor) and not rows.is_floating_point()
+    if not whole or rows.dim() != 2 or rows.shape[0] < 1 or rows.shape[1] < 2:
+        given = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         raise ValueError(f"'token_ids' must be integers [rows, at least 2 tokens] or TokenBlocks; got {given}.")
     losses, digest = [], blake2b(digest_size=16)
     for row in tqdm(rows.cpu(), desc="Perplexity", unit="row", delay=2, leave=False):
@@ -354,6 +355,9 @@ def measure_speed(
         EngineError: a file can't be read.
         ValueError: no files, a size below 1, too few rounds.
     """
+    if not isinstance(files, Mapping):
+        raise ValueError(f"'files' must say which file goes by which name, {{name: path}}; got {files!r}.")
+    checks.whole_number("seed", seed)
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     for size, value in sizes.items():
         checks.whole_number(size, value, least=1)

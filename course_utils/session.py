@@ -55,8 +55,11 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
             ``COURSE_PROFILE``, so that everything that runs later agrees.
 
     Raises:
-        ValueError: unknown profile, given here or in ``COURSE_PROFILE``; see ``chosen_model`` as well.
+        ValueError: ``lesson`` isn't a string, or the profile, given here or in ``COURSE_PROFILE``, is unknown; see
+            ``chosen_model`` as well.
     """
+    if not isinstance(lesson, str):
+        raise ValueError(f"'lesson' is the lesson's number as a string, such as '03'; got {lesson!r}.")
     import numpy
     import torch
 
@@ -79,8 +82,10 @@ def chosen_model(role: str) -> str | None:
         role: one of ``ROLES``.
 
     Raises:
-        ValueError: what is chosen is neither a folder with a model nor a possible hub id.
+        ValueError: an unknown role, or what is chosen is neither a folder with a model nor a possible hub id.
     """
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"'role' must be one of {', '.join(ROLES)}; got {role!r}.")
     chosen = os.environ.get(ROLES[role])
     if not chosen:
         return None
@@ -125,9 +130,14 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """The 16-bit type that ``device`` multiplies natively, several times faster than float32; else float32.
 
     GPUs: bfloat16, or float16 on those that only emulate it (Colab's T4). CPUs: bfloat16 with AVX-512 BF16 or AMX.
+
+    Raises:
+        TypeError: it isn't a device.
     """
     import torch
 
+    if not isinstance(device, torch.device):
+        raise TypeError(f"'device' must be a torch.device; got {device!r}.")
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torches can't say
@@ -143,9 +153,14 @@ def safe_dtype(dtype: torch.dtype) -> torch.dtype:
     >>> import torch
     >>> safe_dtype(torch.float16), safe_dtype(torch.bfloat16)
     (torch.float32, torch.bfloat16)
+
+    Raises:
+        TypeError: it isn't a dtype.
     """
     import torch
 
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"'dtype' must be a torch.dtype; got {dtype!r}.")
     return torch.float32 if dtype == torch.float16 else dtype
 
 
@@ -159,7 +174,7 @@ def tidy() -> None:
 
 
 def _checked(profile: str, source: str) -> str:
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise ValueError(f"{source} is {profile!r}; choose one of {', '.join(PROFILES)}, or leave it unset.")
     return profile
 

@@ -17,6 +17,7 @@ import gzip
 import itertools
 import json
 import math
+import operator
 import random
 import re
 import sys
@@ -51,8 +52,11 @@ class TokenBlocks:
         input_ids: int64 [rows, length], on the CPU.
         num_bytes: int64 [rows], the UTF-8 bytes that a row's predicted tokens (all but its first) stand for; the end
             token between documents stands for none.
-        domain: where the text came from, one of ``DOMAINS`` or ``LARGE_DOMAINS``.
+        domain: where the text came from, one of ``DOMAINS`` or ``LARGE_DOMAINS``, or several of them in words.
         split: one of ``SPLITS``.
+
+    Raises:
+        ValueError: tensors of another kind or with other numbers of rows, a domain that is no text, an unknown split.
 
     >>> blocks = TokenBlocks(torch.arange(6).view(3, 2), torch.tensor([4, 5, 6]), "wiki", "evaluation")
     >>> len(blocks), blocks.num_tokens, blocks[1:].input_ids.tolist()
@@ -64,6 +68,13 @@ class TokenBlocks:
     domain: str
     split: str
 
+    def __post_init__(self) -> None:
+        rows = len(checks.int64("input_ids", self.input_ids, "[rows, length]"))
+        if len(checks.int64("num_bytes", self.num_bytes, "[rows]")) != rows:
+            raise ValueError(f"'num_bytes' must hold one number for each of {rows} rows; got {len(self.num_bytes)}.")
+        checks.text("domain", self.domain)
+        checks.one_of("split", self.split, SPLITS)
+
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.input_ids)
@@ -72,21 +83,22 @@ class TokenBlocks:
         """Some rows, as blocks of the same domain and split: a slice, row numbers, or a mask (bool [rows]).
 
         Raises:
-            TypeError: one number; for one row take a slice, such as ``blocks[3:4]``.
+            TypeError: one number (for one row take a slice, such as ``blocks[3:4]``), or anything else.
             IndexError: there is no such row.
         """
         if isinstance(rows, int):
             raise TypeError(f"Rows come as blocks: take blocks[{rows}:{rows + 1}] for one, or a list of row numbers.")
-        chosen = rows if isinstance(rows, slice | torch.Tensor) else torch.as_tensor(rows, dtype=torch.long)
+        chosen = rows if isinstance(rows, slice) else _row_numbers(rows)
         return TokenBlocks(self.input_ids[chosen], self.num_bytes[chosen], self.domain, self.split)
 
     def sample(self, rows: int, seed: int) -> TokenBlocks:
         """``rows`` different rows, drawn at random by ``seed``; all of them give a shuffled copy.
 
         Raises:
-            ValueError: ``rows`` isn't a whole number from 1 to the number of rows.
+            ValueError: ``rows`` isn't a whole number from 1 to the number of rows, or ``seed`` none of at least 0.
         """
         checks.whole_number("rows", rows, least=1, most=len(self), meaning="the rows there are")
+        checks.whole_number("seed", seed)
         return self[torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:rows]]
 
     @property
@@ -104,6 +116,18 @@ class TokenBlocks:
         return [
             {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape)} for ids in self.input_ids.split(batch_size)
         ]
+
+
+def _row_numbers(rows: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Row numbers, or a mask, as a tensor that picks rows."""
+    if isinstance(rows, torch.Tensor) and rows.dim() == 1 and rows.dtype in (torch.bool, torch.int64, torch.int32):
+        return rows
+    try:
+        if isinstance(rows, torch.Tensor | str | bytes) or any(isinstance(row, bool) for row in rows):
+            raise TypeError
+        return torch.tensor([operator.index(row) for row in rows], dtype=torch.long)
+    except TypeError:
+        raise TypeError(f"Rows are a slice, row numbers, or a mask (a bool tensor [rows]); got {rows!r}.") from None
 
 
 def documents(domain: str, split: str) -> list[str]:

@@ -4,6 +4,7 @@ The functions and what to try for an argument come from their signatures; ``fuzz
 with. After a refusal the models are as they were, to the last bit.
 """
 
+import dataclasses
 import importlib
 import inspect
 import math
@@ -19,8 +20,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import course_utils
-from course_utils import models
+from course_utils import assets, engine, models, session
 from course_utils.bias import pronouns
+from course_utils.compress import Budget
+from course_utils.distillation import Recipe
+from course_utils.texts import TokenBlocks
 
 # Not tried, and why; a whole module or one function.
 LEFT_OUT = {
@@ -153,6 +157,68 @@ def test_every_public_function_is_tried_or_has_a_reason():
     known = [name for name, _ in public()]
     assert [left for left in LEFT_OUT if not any(f"{name}.".startswith(f"{left}.") for name in known)] == []
     assert [name for name in OWN if name not in FUNCTIONS] == []
+
+
+# Public classes, and fields that they can be made of.
+CLASSES = {
+    Recipe: {"steps": 1, "lr": 1e-3},
+    Budget: {"amount": 1e6},
+    TokenBlocks: {
+        "input_ids": torch.arange(6).view(3, 2), "num_bytes": torch.tensor([4, 5, 6]), "domain": "wiki",
+        "split": "evaluation",
+    },
+}  # fmt: skip
+FIELDS = [(kind, field.name) for kind in CLASSES for field in dataclasses.fields(kind)]
+BLOCKS = TokenBlocks(**CLASSES[TokenBlocks])
+# Modules that LEFT_OUT leaves out, where a wrong kind can be told before the cache, the machine or llama.cpp is asked.
+AT_THE_DOOR = {
+    "assets.fetch(asset)": assets.fetch,
+    "assets.is_cached(asset)": assets.is_cached,
+    "assets.place(asset)": assets.place,
+    "session.start(lesson)": session.start,
+    "session.start(profile)": lambda value: session.start("01", profile=value),
+    "session.chosen_model(role)": session.chosen_model,
+    "session.fast_dtype(device)": session.fast_dtype,
+    "session.safe_dtype(dtype)": session.safe_dtype,
+    "engine.load(path)": engine.load,
+    "engine.load(context)": lambda value: engine.load("no.gguf", context=value),
+    "engine.load(threads)": lambda value: engine.load("no.gguf", threads=value),
+    "engine.perplexity(token_ids)": lambda value: engine.perplexity(None, value),
+    "engine.measure_speed(files)": engine.measure_speed,
+    "engine.measure_speed(prompt_tokens)": lambda value: engine.measure_speed({"a": "no.gguf"}, prompt_tokens=value),
+    "engine.measure_speed(seed)": lambda value: engine.measure_speed({"a": "no.gguf"}, seed=value),
+    "TokenBlocks.sample(rows)": lambda value: BLOCKS.sample(value, 0),
+    "TokenBlocks.sample(seed)": lambda value: BLOCKS.sample(1, value),
+    "TokenBlocks.batches(batch_size)": BLOCKS.batches,
+    "TokenBlocks[rows]": BLOCKS.__getitem__,
+}
+# None of them is right anywhere at the door; None is, for what has a default.
+WRONG_KINDS = (True, 1.5, math.nan, b"x", ["a"], [None], object(), np.ones(3), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS, ids=[f"{kind.__name__}-{field}" for kind, field in FIELDS])
+def test_odd_field_of_a_class_works_or_is_named(kind, field):
+    @settings(max_examples=30, phases=[Phase.generate], deadline=None, derandomize=True, database=None)
+    @given(st.one_of(LISTS, st.sampled_from([np.ones(3), torch.ones(2, 3), torch.arange(3), torch.arange(4.0)])))
+    def tried(value):
+        try:
+            kind(**{**CLASSES[kind], field: value})
+        except (ValueError, TypeError) as error:
+            refused = error
+        else:
+            return
+        assert names(refused, field, value), f"{value!r} is refused without naming {field!r}: {refused!r}"
+
+    tried()
+
+
+@pytest.mark.parametrize("door", AT_THE_DOOR)
+def test_wrong_kind_is_refused_at_the_door(door):
+    parameter = re.findall(r"\w+", door)[-1]
+    for value in WRONG_KINDS:
+        with pytest.raises((ValueError, TypeError)) as refused:
+            AT_THE_DOOR[door](value)
+        assert names(refused.value, parameter, value), f"{value!r} is refused without naming it: {refused.value!r}"
 
 
 def named_cases(cases):

@@ -97,8 +97,11 @@ class Budget:
     def __post_init__(self) -> None:
         checks.positive("amount", self.amount)
         checks.one_of("unit", self.unit, UNITS)
-        if (self.unit == "milliseconds") != callable(self.measure):
-            raise ValueError(f"'measure' goes with 'milliseconds' and with no other unit; got it for {self.unit!r}.")
+        wanted = self.unit == "milliseconds"
+        if not (callable(self.measure) if wanted else self.measure is None):
+            raise ValueError(
+                f"'measure' goes with 'milliseconds' and with no other unit; got {self.measure!r} for {self.unit!r}."
+            )
 
 
 def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance) -> PreTrainedModel:
