@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,7 @@ MADE = {
     "context": lambda: 4,
     "controls": lambda: {"random": [1.0, 2.0]},
     "count": lambda: 1,
+    "counters": lambda: {"seconds": time.perf_counter},
     "criterion": lambda: "l1",
     "decide_at": lambda: 1,
     "device": lambda: "cpu",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,24 @@ def test_modules():
     assert checks.module("model", layer) is layer
     with pytest.raises(TypeError, match="'model' must be a model, as load_model returns it first; got None"):
         checks.module("model", None)
+
+
+@pytest.mark.parametrize("value", [[1], torch.ones(3), torch.ones(2, 2).long(), torch.tensor(1), None])
+def test_integers_of_a_shape(value):
+    assert checks.int64("rows", torch.arange(3), "[rows]").tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"'rows' must be an int64 tensor \[rows\]; got "):
+        checks.int64("rows", value, "[rows]")
+
+
+def test_paths():
+    assert checks.path("folder", "a/b") == checks.path("folder", Path("a/b")) == Path("a/b")
+    for bad in (None, 3, b"a", ["a"]):
+        with pytest.raises(ValueError, match="'folder' must be a path, as a string or a Path; got"):
+            checks.path("folder", bad)
+
+
+def test_an_array_is_none_of_the_allowed():
+    assert checks.one_of("unit", "bytes", ("bytes", "ms")) == "bytes"
+    for bad in (np.array(["bytes", "ms"]), torch.ones(2), ["bytes"], None):
+        with pytest.raises(ValueError, match="'unit' must be one of bytes, ms; got"):
+            checks.one_of("unit", bad, ("bytes", "ms"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +75,20 @@ def test_unknown_names_are_refused_with_the_known_ones():
         texts.documents("news", "evaluation")
     with pytest.raises(ValueError, match="'split' must be one of calibration, evaluation, distillation; got 'test'"):
         texts.token_blocks(TOKENIZERS["byte level"], "test")
+
+
+def test_rows_are_picked_by_slice_number_or_mask():
+    blocks = texts.TokenBlocks(torch.arange(6).view(3, 2), torch.tensor([4, 5, 6]), "wiki", "evaluation")
+    mask = torch.tensor([True, False, True])
+    for rows in (slice(0, 3, 2), [0, 2], range(0, 3, 2), np.array([0, 2]), torch.tensor([0, 2]), mask):
+        picked = blocks[rows]
+        assert picked.input_ids.tolist() == [[0, 1], [4, 5]] and picked.num_bytes.tolist() == [4, 6]
+    assert len(blocks[[]]) == 0
+    for odd in (1, "0", [True, False, True], np.array([True, False, True]), [0.0], None, torch.ones(3)):
+        with pytest.raises(TypeError, match="Rows"):
+            blocks[odd]
+    with pytest.raises(ValueError, match="'num_bytes' must hold one number for each of 3 rows; got 2"):
+        texts.TokenBlocks(blocks.input_ids, blocks.num_bytes[:2], "wiki", "evaluation")
 
 
 @every_tokenizer
