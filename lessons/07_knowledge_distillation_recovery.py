@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Knowledge distillation: getting back what pruning took"
-#     minutes: 135
+#     minutes: 145
 #     prerequisites: lesson 03 (width pruning of a GLU, the activation criterion, paired intervals)
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---
@@ -18,7 +18,7 @@
 # - how to tell recovery from mere fitting, distillation from mere training, and a gain from noise
 # - how a run survives a power cut, and how it moves to eight GPUs
 #
-# About 50 minutes of reading and running, and 85 of exercises; the two halves (up to *The patient*, and from there) make two
+# About 60 minutes of reading, predicting and running, and 85 of exercises; the two halves (up to *The patient*, and from there) make two
 # evenings. In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on
 # Llama-3.2-1B. The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
 
@@ -976,9 +976,10 @@ show(
 pd.DataFrame(looks).T.round(3)
 
 # %% [markdown]
-# All lines fall, and most slowly at the end. The learning rate falls too, which makes every curve look calmer than it is:
-# whether a student was done can't be seen here. Only equal losses are drawn together: the height of a KL and that of a
-# cross-entropy can't be compared.
+# The learning rate falls with the steps, which makes every curve look calmer than it is: whether a student was done can't be seen
+# here. Only equal losses are drawn together: the height of a KL and that of a cross-entropy can't be compared.
+#
+# **Saved run.** All four lines fall, and most slowly at the end.
 #
 # ## Which neurons, or which loss?
 
@@ -1019,11 +1020,11 @@ main.round(1)
 
 # %% [markdown]
 # Each line begins, with an open point, where pruning left a student, and ends where training brought it; the dashed line is where the activation
-# student stood *before it learned anything*. A long line is no merit: it begins far out, the random one's even beyond
-# *guessing*, where every token is equally likely. The activation students move so little that their two points touch on this
-# axis. Compare the lengths with the places: the choice of neurons moves the whole line, the choice of loss hardly its end.
+# student stood *before it learned anything*. A long line is no merit: it begins far out. *Guessing* is where every token is equally
+# likely. Compare the lengths with the places: what does the choice of neurons move, and what the choice of loss?
 #
-# **Saved run.** Two thousand tokens of distillation take the peak-to-peak student to a perplexity of 735.7, 4.07 times the
+# **Saved run.** The random student begins even beyond guessing, and the activation students move so little that their two points
+# touch on this axis. Two thousand tokens of distillation take the peak-to-peak student to a perplexity of 735.7, 4.07 times the
 # 180.9 at which the activation student *began*. Trained with the same loss and tokens, that one ends at 155.4; the teacher
 # stands at 41.1. Other neurons move the end by 1.55 nats a token, another loss by 0.02 at most.
 #
@@ -1068,11 +1069,30 @@ recovered = {
 }
 pd.DataFrame(recovered).T.assign(**{f"perplexity, {OTHER}": main.after.round(1)})
 
+
+# %%
+def nats_less(nats, lower, domain):
+    """By how many nats a token the second is lower, with its 95 % interval, in words."""
+    mean, _, low, high = ratio_interval((nats[domain] - lower[domain])[:, 0], TOKENS[domain])
+    return with_interval(mean, low, high)
+
+
+lost = {f"lost by pruning, {domain}": [nats_less(before[ARMS[n][0]], whole, domain) for n in ARMS] for domain in judges}
+won = {f"won back, {domain}": [nats_less(before[ARMS[n][0]], after[n], domain) for n in ARMS] for domain in judges}
+print("nats a token:")
+pd.DataFrame(lost | won, index=list(ARMS))
+
 # %% [markdown]
-# Read two columns against each other: the share that came back, and the perplexity where the arm ends. They don't rank the
-# arms alike. A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind.
-# So compare where they end, row by row on the same text. And compare the two kinds of text: what an arm gains at home beyond
-# what it gains abroad is fitting.
+# A recovery is relative to *its own* beginning. An arm that started lower can recover more and still end behind, so compare where
+# they end, row by row on the same text.
+#
+# And compare the two kinds of text in nats: what an arm gains at home beyond what it gains abroad would be fitting. The shares can't
+# say that. A share of a small loss is soon large, and the activation student's neurons were chosen on speeches.
+#
+# **Saved run.** Shares and ends don't rank the arms alike: peak-to-peak recovers the largest share on wiki (38 %) and ends at 735.7.
+# Plain KL brings the activation student 26 % on speeches and 10 % on wiki, but pruning had taken 0.69 nats there and 1.48 here. In nats
+# it wins back 0.18 (0.12 to 0.24) and 0.15 (0.10 to 0.20), with cross-entropy 0.23 (0.18 to 0.27) and 0.17 (0.12 to 0.21). In each of
+# this student's arms the two intervals overlap: that it gains more at home than abroad is not shown.
 #
 # ## The losses, on the better student
 #
@@ -1114,7 +1134,7 @@ differences.set_index(["text", "case", "measure"]).round(3)
 
 # %% [markdown]
 # A point right of zero is an arm that ends worse than plain KL on the rows that judge, one to the left an arm that ends better.
-# What lies no farther from zero than the point of *seed 1* of the same colour in the same panel is no difference that one run
+# What lies no farther from zero than the point of *seed 1* of the same colour and shape in the same panel is no difference that one run
 # can show.
 
 # %%
@@ -1129,11 +1149,11 @@ apart[["cross-entropy", "half and half", "another seed"]].round(3)
 # **Saved run.** In the KL to the teacher, cross-entropy ends 0.031 nats farther off than KL on wiki and 0.052 on speeches, where
 # another order of the text moves only 0.003 and 0.012. That is a difference of losses, as far as one other seed can tell.
 #
-# **Saved run.** In the nats of the text nothing so clear is seen. On wiki, cross-entropy is not told apart from KL (0.016), and half and half is
-# a little better (0.022), less than twice what another order makes (0.012). On speeches both look better, by 0.048 and 0.052, and
-# their intervals leave out zero. But there the *same* loss in another order is worse by 0.029, and its interval leaves out zero as
-# well (0.012 to 0.047). So an order of the text alone can pass that test. That cross-entropy copies the teacher less is shown;
-# that it predicts text better is not.
+# **Saved run.** In the nats of the text nothing so clear is seen. On wiki, cross-entropy is not told apart from KL (0.016), and
+# half and half is a little better (0.022), less than twice what another order makes (0.012). On speeches both look better, by
+# 0.048 and 0.052, and their intervals leave out zero. But there the *same* loss in another order is worse by 0.029, and its
+# interval leaves out zero as well (0.012 to 0.047). So an order of the text alone can pass that test. That cross-entropy copies
+# the teacher less is shown, as far as one seed tells; that it predicts text better is not.
 #
 # The intervals know about the *text*: with other rows, how different could it look? They don't know about the *run*; two
 # seeds give an idea of it and no more. If a small difference matters to you, spend your tokens on seeds.
@@ -1158,10 +1178,8 @@ pd.concat([written[name] for name in told], axis=1).T
 # Read the rows in pairs, before and after training. Greedy decoding likes to repeat itself, and a weak model falls into loops;
 # that a text is grammatical says little about how near it is to the teacher's.
 #
-# **Saved run.** The first sentence, "The most important thing about our economy is …", the peak-to-peak student continued with
-# "..,. we. we... ... a." before training and with "going too of.., the the the.. the." after it; the activation student with
-# "the ability to make money. The economy is the …" and "the ability to create a new market. The economy …". The teacher says
-# "the ability to create jobs and make the world …". Distilled or not, a student that lost the wrong neurons has little to say.
+# **Saved run.** The peak-to-peak student writes loose words before training, and loose words that repeat themselves after it; the
+# activation student writes English both times. Distilled or not, a student that lost the wrong neurons has little to say.
 #
 # And the test that nobody practised: the last word of LAMBADA's passages. All models answer the same ones, so they are
 # compared passage by passage. Only the activation student takes it; where a model gets nothing right before and after, a
@@ -1244,7 +1262,7 @@ print("Even then it comes out above 2 in one test of two: the test's own chance 
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# LAMBADA went from 0.091 to 0.216 right, with the teacher at 0.301: 60 % of the gap. Perplexity recovered by 73 % on
+# Of 1,000 passages of LAMBADA it got 0.091 right before and 0.216 after, the teacher 0.301: 60 % of the gap. Perplexity recovered by 73 % on
 # speeches, 80 % on stories and 60 % on wiki, where the student still stands at 59.3 and the teacher at 34.2.
 #
 # </details>
@@ -1265,6 +1283,7 @@ print(
 )
 found = ", ".join(f"{name} {count}" for name, count in record["overlaps"].items())
 print(f"rows or passages that share 13 words in a row with the training text: {found}")
+print(f"{record['lambada'][0]['documents']:,} passages of LAMBADA judge")
 
 figure, ax = plt.subplots(layout="constrained")
 curve, measured = pd.DataFrame(record["curve"]), pd.DataFrame(record["validation"])
@@ -1304,7 +1323,8 @@ gained, missing = (
     for name in ("pruned to recovered", "recovered to teacher")
 )
 closed = (gained.b - gained.a) / (missing.b - gained.a)
-print(f"LAMBADA: {gained.a:.3f} → {gained.b:.3f} ({gained.ci_low:+.3f} to {gained.ci_high:+.3f}), p = {gained.p:.2g}")
+print(f"LAMBADA, {gained.pairs:,.0f} passages: {gained.a:.3f} → {gained.b:.3f}", end=" ")
+print(f"({gained.ci_low:+.3f} to {gained.ci_high:+.3f}), p = {gained.p:.2g}")
 print(f"the teacher has {missing.b:.3f}: {closed:.0%} of the gap is closed")
 of_the_hour
 
@@ -1348,10 +1368,10 @@ for metric in answers.metric.unique():
 pd.DataFrame(hours).T.loc[lambda frame: frame.index.get_level_values(1) != "teacher"]
 
 # %% [markdown]
-# So the text alone gives back as much on stories and speeches, and more; on wiki the teacher gives more. Each is one run, without
-# a second seed. The intervals, over rows, are clear in both directions: without a teacher 0.82 times the perplexity on stories (0.79 to 0.84), 0.94 on speeches (0.90 to 0.98), and 1.11 on wiki
-# (1.07 to 1.15). The records keep no answers passage by passage, so LAMBADA can't be
-# compared in pairs: undecided.
+# So the text alone gives back as much on stories and speeches, and more; on wiki the teacher gives more. Each is one run,
+# without a second seed. The intervals, over rows, are clear in both directions: without a teacher 0.82 times the perplexity on
+# stories (0.79 to 0.84), 0.94 on speeches (0.90 to 0.98), and 1.11 on wiki (1.07 to 1.15). The records keep no answers passage
+# by passage, so LAMBADA can't be compared in pairs: undecided.
 #
 # Our guess, not tested: cross-entropy learns how *these* stories and speeches go, and a student that copies a teacher who never saw
 # them learns less of it. An encyclopaedia is wider: there the teacher knows more than the articles in the training text say. All
@@ -1407,9 +1427,8 @@ check_not_shown(not_shown)
 #   ([Agarwal et al.](https://arxiv.org/abs/2306.13649); a compact account is
 #   [Thinking Machines Lab's](https://thinkingmachines.ai/blog/on-policy-distillation/)). It matters for long answers, and it
 #   needs a student that can already write.
-# - **LoRA** was explained with the memory plan.
 #
-# None of these was measured here.
+# None of these was measured here, nor was LoRA (see the memory plan).
 #
 # ### Exercise 4 · ●●○ · 10 minutes
 #
@@ -1482,7 +1501,7 @@ print(
 pd.DataFrame(costs).T
 
 # %% [markdown]
-# Training changes no shape, so the student's size and speed are those of lesson 03. Seconds depend on the machine and on what
+# Training changes no shape: the student keeps the size and speed that the cut gave it. Seconds depend on the machine and on what
 # else it does, and the arms ran one after the other, not in turns: they don't say which loss is faster. The floating-point
 # operations are the same everywhere. A KL needs the teacher's head, and the arms with KL alone also look at the watched text. The
 # teacher's blocks cost no arm anything, because the teacher was asked once for all; where every token is new, distilling costs
@@ -1640,7 +1659,7 @@ show(
     "Two panels against the number of words kept for each token. Above, the KL from the cache rises toward the exact "
     "value and stays below it. Below, the error of the gradient falls steeply."
 )
-bias_of_cache.round(3)
+bias_of_cache.rename(columns={"others": "tail"}).round(3)
 
 # %% [markdown]
 # The KL from the cache is always too small, and the error of the gradient falls with k: the words that matter most for
