@@ -2,7 +2,7 @@
 # jupyter:
 #   course:
 #     title: "Carrying the recipe to Llama: how GLU pruning breaks"
-#     minutes: 75
+#     minutes: 90
 #     prerequisites: lesson 01 (the L1 recipe on a GPT-2, pruned equals masked)
 #     assets: [smollm2, speeches]
 # ---
@@ -238,7 +238,7 @@ for name, matrices in {"kept together": together, "kept separately": separately}
 
 # %% [markdown]
 # The separate version is not a worse choice of neurons. It is **no choice of neurons at all**: it is another function,
-# built from parts that never met in training.
+# put together mostly from parts of different neurons.
 #
 # ### Exercise 1 · ●○○ · 5 minutes
 #
@@ -456,11 +456,12 @@ show(
 )
 
 # %% [markdown]
-# The separate version leaves the range of working models at the first cut, and is worse than a model that guesses. The
-# grey dots remove as many neurons without looking, and stay among the models that still know something at small ratios.
+# Where does the separate version land at the first cut, above or below the line of guessing? The grey dots, three at each
+# share, remove as many neurons without looking. Three show roughly where blind choice lands; whoever is worse than three
+# is worse by luck one time in four.
 #
-# **Saved run.** At 40 % two of the three random dots are past guessing as well. Cut that far, blind choice is no
-# yardstick any more; the lesson goes on at 10 %.
+# **Saved run.** The separate version is far past guessing at the first cut, and stays there. At 40 % two of the three
+# random dots are past guessing as well. Cut that far, blind choice is no yardstick any more; the lesson goes on at 10 %.
 
 # %%
 pd.DataFrame(
@@ -568,11 +569,12 @@ show(
 )
 
 # %% [markdown]
-# A model that only forgot would move along the diagonal, towards the cross of guessing. The broken one moves up and to
-# the left: surer than before, and far more wrong than guessing.
+# A model that only forgot would move along the diagonal, towards the cross of guessing. Up and to the left is another
+# way to be wrong: surer than before. Which way does the broken one go?
 #
-# **Saved run.** The unpruned model's points lie on the diagonal or a little above it (0.63 nats on average), the broken
-# model's far above it (21.7).
+# **Saved run.** Up and to the left: its entropy falls from 3.50 to 2.49, and it is far more wrong than guessing. The
+# unpruned model's points lie on the diagonal or a little above it (0.63 nats on average), the broken model's far above it
+# (21.7).
 
 # %%
 histogram(
@@ -586,8 +588,9 @@ show(
 )
 
 # %% [markdown]
-# Token by token, the broken model looks rather surer of itself than the unpruned one. Confidence by itself is no sign of
-# health.
+# Which of the two gives its likeliest token the higher probabilities? Confidence by itself is no sign of health.
+#
+# **Saved run.** Token by token, the broken model is rather surer of itself: 0.46 on average, the unpruned one 0.34.
 #
 # ### Repetition
 #
@@ -897,7 +900,7 @@ check_claims(supported)
 #
 # (a) differs from the control in two things: separate sets *and* L1. To know what each costs, cross them: separate or
 # shared sets, with L1 or with random scores. Random scores drawn three times, once for each matrix, make the missing
-# corner (five seeds: its factor is so large that a few show it).
+# corner. Five seeds give its range, smallest to largest.
 #
 # As a last arm, one shared set by a criterion that looks at data: the size of what each neuron really adds on
 # calibration text (`"activation"`, the subject of lesson 03). It scores a neuron as a whole, so it has no separate form.
@@ -1189,7 +1192,7 @@ check_score(score, judge)
 # - [ ] That the pairing is now right.
 #   > That excludes one cause. It doesn't say that blind choices would have done better.
 # - [x] That shared sets chosen at random cost far less at the same ratio.
-#   > Same sets, same ratio, only the score differs: a fair pair.
+#   > One shared set both times, same ratio; only the score differs: a fair pair.
 # - [ ] That separate sets with L1 are worse still.
 #   > That is the price of separate sets, not of L1.
 
