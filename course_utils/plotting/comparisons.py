@@ -23,6 +23,7 @@ from course_utils.plotting.parts import (
     require_columns,
     tilt_long_labels,
 )
+from course_utils.reports import shown
 
 
 def scores_with_intervals(
@@ -190,9 +191,8 @@ def against_random(
             drawn.lines[1][1].set_visible(False)  # no cap: the interval doesn't end here
             _beyond(ax, place, edge, [ends[1]], colour_of(0), before="to ")
         if not ends:
-            written = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
             ax.annotate(
-                written,
+                shown(value),
                 (value, place),
                 xytext=(8, 0),
                 textcoords="offset points",

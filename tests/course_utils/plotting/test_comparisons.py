@@ -101,11 +101,13 @@ def test_ability_and_bias_lists_the_broken_and_greys_the_control():
 
 def test_against_random_writes_values_without_an_interval_and_draws_the_median():
     ax = comparisons.against_random(
-        {"l1": 380.0, "activation": 1.2}, {"random": [1.7, 2.1, 1.9], "block 0 spared": [1.4]}, x_label="× unpruned"
+        {"l1": 380.0, "up": 13.0, "activation": 1.2},
+        {"random": [1.7, 2.1, 1.9], "block 0 spared": [1.4]},
+        x_label="× unpruned",
     )
     render(ax)
     assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.9]
-    assert [text.get_text() for text in ax.texts] == ["380", "1.2"] and ax.get_xlim()[1] > 900
+    assert [text.get_text() for text in ax.texts] == ["380.0", "13.0", "1.20"] and ax.get_xlim()[1] > 900
     with pytest.raises(ValueError, match="values above 0"):
         comparisons.against_random({"l1": 0.0}, {"random": [1.0]}, x_label="x")
 
