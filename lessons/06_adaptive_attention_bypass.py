@@ -992,12 +992,12 @@ pd.DataFrame(lines).set_index(["counted", "planned", "saved, aimed at"])
 # savings it decides alike for all 1000 prompts.
 #
 # The last table looks at time at all five savings, and counts each plan with its own seconds and with the other ones. At the
-# three smaller savings all three rules are better than static in all four blocks. At the largest none is. Planned and counted
-# with the record's seconds, "kind" pays there, too (−0.009), "cost only" is worse than static (+0.009), and the probe isn't
-# told apart from it (−0.002, −0.005 to 0.000); but planned with the seconds timed here and counted with the record's, "kind" is
-# worse as well (+0.006). So a policy that pays exists here while little time is saved: at equal time, less harm. How much less,
-# these seconds don't say. And it needs four numbers, how much each kind suffers, and the prompt's length; at the smaller
-# savings the length is enough.
+# three smaller savings all three rules are better than static in all four blocks. At the largest none is better in all of them.
+# Planned and counted with the record's seconds, "kind" pays there, too (−0.009), "cost only" is worse than static (+0.009), and
+# the probe isn't told apart from static (−0.002, −0.005 to 0.000); but planned with the seconds timed here and counted with the
+# record's, "kind" is worse as well (+0.006). So a policy that pays exists here while little time is saved: at equal time, less
+# harm. How much less, these seconds don't say. And it needs four numbers, how much each kind suffers, and the prompt's length;
+# at the smaller savings the length is enough.
 #
 # ### Two controls
 #
