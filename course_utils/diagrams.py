@@ -167,29 +167,30 @@ def reading_points() -> Axes:
     """A Llama block and the places where its activations are read, by the names that the lessons use."""
     ax = _canvas(9, 4.4, "Where activations are read")
     _stream(ax, (0.4, 1.0), (8.7, 1.0), "", "")
-    _box(ax, (1.3, 2.2), "norm", width=0.8, height=0.5)
-    _box(ax, (2.6, 2.2), "attention", width=1.2, height=0.5)
+    _box(ax, (1.25, 2.2), "norm", width=0.8, height=0.5)
+    _box(ax, (2.75, 2.2), "attention", width=1.2, height=0.5)
     _box(ax, (4.4, 2.2), "norm", width=0.8, height=0.5)
-    _box(ax, (5.75, 3.15), "gate", width=0.9, height=0.5)
-    _box(ax, (5.75, 2.2), "up", width=0.9, height=0.5)
-    _multiply(ax, (6.75, 2.7))
-    _box(ax, (7.7, 2.7), "down", width=0.9, height=0.5)
+    _box(ax, (5.85, 3.15), "gate", width=0.9, height=0.5)
+    _box(ax, (5.85, 2.2), "up", width=0.9, height=0.5)
+    _multiply(ax, (6.85, 2.7))
+    _box(ax, (7.85, 2.7), "down", width=0.9, height=0.5)
     for start, end in (
-        ((1.0, 1.0), (1.2, 1.92)), ((1.7, 2.2), (1.98, 2.2)), ((2.9, 1.92), (3.25, 1.12)), ((4.0, 1.0), (4.3, 1.92)),
-        ((4.8, 2.25), (5.28, 3.1)), ((4.8, 2.2), (5.28, 2.2)), ((6.2, 3.1), (6.6, 2.83)), ((6.2, 2.25), (6.6, 2.58)),
-        ((6.95, 2.7), (7.23, 2.7)), ((7.7, 2.42), (8.0, 1.12)),
+        ((0.95, 1.0), (1.15, 1.92)), ((1.68, 2.2), (2.12, 2.2)), ((3.1, 1.92), (3.42, 1.16)), ((4.0, 1.0), (4.3, 1.92)),
+        ((4.85, 2.3), (5.38, 3.1)), ((4.85, 2.2), (5.38, 2.2)), ((6.33, 3.08), (6.7, 2.8)), ((6.33, 2.3), (6.71, 2.6)),
+        ((7.01, 2.7), (7.38, 2.7)), ((7.9, 2.42), (8.03, 1.17)),
     ):  # fmt: skip
         _arrow(ax, start, end)
-    _plus(ax, (3.3, 1.0))
+    _plus(ax, (3.5, 1.0))
     _plus(ax, (8.05, 1.0))
     for point, label, at in (
-        ((2.0, 2.2), "norm", (1.85, 2.95)), ((3.1, 1.52), "attention out", (3.35, 3.0)),
-        ((6.35, 3.02), "gate, up", (6.35, 3.95)), ((7.1, 2.7), "down input", (7.55, 3.75)),
-        ((7.87, 1.76), "MLP out", (8.35, 2.05)), ((8.45, 1.0), "residual", (8.4, 0.45)),
+        ((1.8, 2.2), "attention norm", (1.45, 2.95)), ((3.22, 1.63), "attention out", (3.7, 2.95)),
+        ((4.92, 2.2), "MLP norm", (5.1, 1.5)), ((6.45, 3.0), "gate, up", (6.45, 3.95)),
+        ((6.45, 2.4), "", (6.45, 3.95)), ((7.12, 2.7), "down input", (7.75, 3.6)),
+        ((7.96, 1.82), "MLP out", (8.5, 2.1)), ((8.35, 1.0), "residual", (8.4, 0.45)),
     ):  # fmt: skip
-        ax.add_patch(Circle(point, 0.1, facecolor=MARK, edgecolor=INK, zorder=6))
         ax.plot([point[0], at[0]], [point[1], at[1]], color=MARK, lw=1, ls=":", zorder=5)
-        _text(ax, at, label, size=_SMALL, background="white")
+        ax.add_patch(Circle(point, 0.09, facecolor=MARK, edgecolor=INK, zorder=6))
+        _text(ax, at, label, size=_SMALL, background="white" if label else None)
     _text(ax, (0.9, 0.62), "residual stream", size=_SMALL, colour=STREAM)
     return ax
 

@@ -14,7 +14,7 @@
 # - three popular views of activations, token × block heatmaps, PCA and differences by layer and neuron, each beside its
 #   **control**: which of them shows a bias that we know is there?
 # - what finds it: a difference-of-means direction, a probe with a control task, patching single heads
-# - what it takes to remove it, and what else goes with it
+# - whether taking one direction out removes it, and what else goes with it
 # - statistics for hundreds of pairs: neutral swaps, clusters, Holm's correction
 # - to test the tests: plant a bias that you know, and see which metric can be believed
 #
@@ -40,6 +40,9 @@
 # at the beginning.
 #
 # **Let the room say** what each of three pictures of nurse and mechanic proved. Then the planted bias: which metric finds it?
+#
+# **Usual questions:** "Is it bias, if the statistics are so?" Read the paragraph on whom it harms. "Nothing shown, so the model is
+# fair?" Look at the table of twenty models: what is the smallest bias that the test finds?
 #
 # **Wrong turns:** no control swap; neurons picked and judged on the same words; many cells tested, one shown.
 #
@@ -84,8 +87,8 @@ PLANTED = 10.0  # nats, the double difference at which it stops
 diagrams.reading_points()
 show(
     "A Llama block drawn along its residual stream. Norm and attention branch off and are added back, then norm, gate, up, their "
-    "product and down. Six dots mark where activations are read: behind the first norm, attention out, gate and up, down input, "
-    "MLP out, and residual, on the stream at the block's end."
+    "product and down. Dots mark where activations are read: behind each of the two norms, attention out, gate and up, down "
+    "input, MLP out, and residual, on the stream at the block's end."
 )
 
 # %% [markdown]
@@ -446,8 +449,8 @@ print(
 # **Saved run.** Nearly all of the difference was in the picking: the twenty fall from 2.34 standard deviations to 0.18. Shuffled
 # groups reach as much in selection. "The twenty neurons most associated with gender" always exist.
 #
-# So: the model writes "she" and "he" along the stereotype, and the three views hardly show it. Not because nothing is there. They ask
-# *how much* differs, and a bias is a difference in one *direction*.
+# **Saved run, summed up.** The model writes "she" and "he" along the stereotype, and the three views hardly show it. Not because
+# nothing is there: they ask *how much* differs, and a bias is a difference in one *direction*.
 #
 # ## What finds it
 #
@@ -512,17 +515,21 @@ show(
     "A grey band of shuffled directions holds all but a few late blocks."
 )
 best = int(choosing.argmax())
-for name, block in {"chosen on the selection half": best, "half-way": blocks // 2}.items():
+for name, block in {"chosen on the selection half": best, "half-way": blocks // 2, "the last": blocks - 1}.items():
     p = (1 + (nothing[:, block] >= judged[block]).sum()) / (1 + len(nothing))
-    print(f"block {block} ({name}): {judged[block]:.2f} in evaluation; p = {p:.2f} against {len(nothing)} shuffles")
+    print(
+        f"block {block} ({name}): {judged[block]:.2f} in evaluation; {len(nothing)} shuffles: p = {p:.2f}, "
+        f"band {low[block]:.2f} to {high[block]:.2f}"
+    )
 
 # %% [markdown]
 # **Saved run.** In block 27, chosen on the other half, a direction made of "woman" and "man" orders occupations that it has never
 # seen almost as the pronouns do: 0.92. Half-way through the model there is nothing of it (0.01). The line rises in the late blocks.
+# At the last block it falls back into the band (0.28, band −0.55 to 0.62): nearest to the output the pronoun no longer lies along this
+# direction.
 #
-# The band is wide, because two random halves of these words still differ a little in gender, and where gender rules, even a small
-# remainder orders the occupations. And next to the output a state says little more than which word comes next. The interesting
-# part is the rise: *something* brings gender to the last token there.
+# Our guess why the band is wide: two random halves of these words still differ a little in gender, and where gender rules, even a
+# small remainder orders the occupations. The interesting part is the rise: *something* brings gender to the last token there.
 #
 # ### A probe, and its control task
 #
@@ -750,8 +757,8 @@ print(f"{CONTROLS} random sets, as deep: {moved[len(names) :].min():.0%} to {mov
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It shrinks as well, from 4.66 to 1.98 nats, while the gap of occupations goes from 0.89 to −0.39. And the woman who was late
-# becomes a "he".
+# On average it shrinks as well, from 4.66 to 1.98 nats, while the gap of occupations goes from 0.89 to −0.39. Neither change is
+# beyond doubt: −2.68 (−6.38 to 1.02) and −1.28 (−4.86 to 2.31). And the woman who was late becomes a "he".
 #
 # </details>
 
@@ -783,27 +790,39 @@ def without(directions, table):
         return table.assign(odds=pronoun_log_odds(exact, tokenizer, list(table.text), batch_size=20))
 
 
-def gaps(some_jobs, some_persons):
-    """The gaps of the groups, in nats."""
-    return {"gap of occupations, nats": group_gap(some_jobs)[0], "gap of woman/man, nats": group_gap(some_persons)[0]}
+def in_two(tables):
+    """The rows of two of the sentences: all that the random directions are asked about, to save time."""
+    return [table[table.template.isin(templates("evaluation")[:2])] for table in tables]
+
+
+def plain_perplexity(directions):
+    """The perplexity of the plain sentences while the directions are taken out."""
+    with projecting_out(architecture, only(directions)):
+        return perplexity(exact, plain_batch).perplexity
 
 
 # %%
-cut_jobs = without(directions, test_jobs)
-arms = {"whole": gaps(test_jobs, test_persons), "without she–he": gaps(cut_jobs, without(directions, test_persons))}
-for name, taken in {"whole": torch.zeros_like(directions), "without she–he": directions}.items():
-    with projecting_out(architecture, only(taken)):
-        arms[name]["perplexity of plain sentences"] = perplexity(exact, plain_batch).perplexity
-two, cut_two = (table[table.template.isin(templates("evaluation")[:2])] for table in (test_jobs, cut_jobs))
-others = []
-for _ in range(CONTROLS):  # half of the occupations against the other half; in two sentences, to save time
-    dealt = generator.permutation(len(first)) < len(first) // 2
-    others.append(group_gap(without(difference_of_means(of_jobs, dealt), two))[0])
-uncut, without_it = group_gap(two)[0], group_gap(cut_two)[0]
+whole, cut_tables = (test_jobs, test_persons), [without(directions, table) for table in (test_jobs, test_persons)]
+prices = {"whole": plain_perplexity(torch.zeros_like(directions)), "without she–he": plain_perplexity(directions)}
+random_ones = []
+for _ in range(CONTROLS):  # half of the occupations against the other half
+    dealt = difference_of_means(of_jobs, generator.permutation(len(first)) < len(first) // 2)
+    gaps = [group_gap(without(dealt, table))[0] for table in in_two(whole)]
+    random_ones.append([*gaps, plain_perplexity(dealt)])
+columns = ["gap of occupations, nats", "gap of woman/man, nats", "perplexity of plain sentences"]
+rows = {}
+for name, tables in {"whole": whole, "without she–he": cut_tables}.items():
+    rows["all sentences", name] = [*(with_interval(*group_gap(table)) for table in tables), f"{prices[name]:.1f}"]
+both = zip(whole, cut_tables, strict=True)
+moved = [group_gap(cut_one.assign(odds=cut_one.odds - table.odds)) for table, cut_one in both]
+price = prices["without she–he"] / prices["whole"]
+rows["all sentences", "change, word by word"] = [*(with_interval(*one) for one in moved), f"× {price:.2f}"]
+for name, tables in {"whole": whole, "without she–he": cut_tables}.items():
+    rows["two of them", name] = [*(f"{group_gap(table)[0]:.2f}" for table in in_two(tables)), f"{prices[name]:.1f}"]
+for name, ends in {"lowest": np.min(random_ones, axis=0), "highest": np.max(random_ones, axis=0)}.items():
+    rows["two of them", f"{CONTROLS} random directions: {name}"] = [f"{end:.2f}" for end in ends]
 print("blocks:", cut)
-print(f"gap of occupations in two of the sentences: {uncut:.2f} nats; without she–he {without_it:.2f};")
-print(f"without a random direction {min(others):.2f} to {max(others):.2f} ({CONTROLS} of them)")
-pd.DataFrame(arms).T.round(2)
+pd.DataFrame(rows, index=columns).T
 
 # %%
 woman = continuations(dict.fromkeys(goes_on, exact), tokenizer, ["The woman was late because"], new_tokens=12)
@@ -813,14 +832,15 @@ with projecting_out(architecture, only(directions)):
 written
 
 # %% [markdown]
-# **Saved run.** On average the gap of occupations is gone, and has even changed sign (0.89 to −0.39 nats). But woman/man shrinks to less
-# than half as well, and in the sentences above the woman is now "he". The perplexity of plain sentences rises. And the average
-# deceives: in the two sentences of the control the gap goes only from 0.60 to 0.42 nats, just below all 19 random directions (0.48 to
-# 0.95), so in the other sentences it must overshoot by far. How much one direction takes away depends on the sentence.
+# **Saved run.** On average the gap of occupations goes from 0.89 to −0.39 nats and that of woman/man from 4.66 to 1.98. But the words
+# and sentences are few: both changes, −1.28 (−4.86 to 2.31) and −2.68 (−6.38 to 1.02), hold 0, so nothing is shown to be removed.
+# In two of the sentences 19 random directions stand beside it: the gap of occupations goes from 0.60 to 0.42, just below all of them
+# (0.48 to 0.95). But woman/man goes to 2.94, where they reach from 2.82 to 7.51, and the perplexity of 216.3 lies among theirs, too.
+# Above, the woman is now "he": that is one sentence.
 #
-# A single direction can't tell a stereotype from grammar: it carries a part of "she" whether a nurse or a woman is the
-# reason. What is gone along one direction may also still be readable along
-# others (Gonen & Goldberg 2019, "lipstick on a pig"). Lesson 09 takes up removal, with more arms.
+# Nor can we expect that one direction tells a stereotype from grammar: this one was made of "woman" and "man". And what is gone
+# along one direction may still be readable along others (Gonen & Goldberg 2019, "lipstick on a pig"). Lesson 09 takes up removal, with
+# more arms.
 
 # %% [markdown]
 # ## Controls and statistics
@@ -1096,7 +1116,7 @@ print(
 # **Saved run.** One finding is large: what attention adds in blocks 25 and 26 differs more than twice as much for gender as for neutral
 # swaps. These are two of the blocks whose heads carried the pronoun, and here nobody asked for one: the sentences go on with
 # "this person". It looks as if the model fetched gender in case it needs it. That isn't a bias yet. Over all places
-# together, gender swaps move the activations no more than neutral ones: 0.86 times as much (0.65 to 1.13).
+# together, gender swaps are not shown to move the activations more than neutral ones: 0.86 times as much (0.65 to 1.13).
 #
 # Now all places together, against both controls.
 
@@ -1248,7 +1268,7 @@ untouched = examine(base)
 untouched.round(2)
 
 # %% [markdown]
-# The untouched model has never heard of these names, so no preference can be there. Now look at the activations.
+# The untouched model has never heard of these names, so we expect none. Now look at the activations.
 #
 # **Saved run.** Both ratios lie above 1 (1.07 and 1.15), but both intervals hold 1 and no place survives Holm's correction. Nothing is
 # flagged, as it should be. Mind what "ratio 1" assumes, though: that made-up names move activations exactly as much as tall/short.
@@ -1305,8 +1325,8 @@ planted.round(2)
 # 3.18; a wide interval). The activation ratio rises for *both*, to 3.88 and 2.86, and both intervals lie above 1: the names have come to matter, and
 # magnitudes can't say to whose disadvantage.
 #
-# The count of places after Holm's correction does part the two here (35 and 0). Don't lean on that: on the second axis no side
-# is liked better, and yet its ratio has more than doubled.
+# The count of places after Holm's correction does part the two here (35 and 0). That is one model and one strong bias; the twenty
+# models below were not asked for this count.
 #
 # ### Twenty models, and weaker smoke
 #
@@ -1367,8 +1387,9 @@ show(
 )
 
 # %% [markdown]
-# On the left the two colours part from about one nat on, and the orange points stay at zero. On the right orange rises
-# with blue: activations say that names have come to matter, and not that anybody is disliked.
+# On the left the planted axes (blue circles) and the others (orange squares) part from about one nat on, and the others stay at
+# zero. On the right the others rise with the planted ones: activations say that names have come to matter, not which side is liked
+# better.
 
 # %%
 rows = []
@@ -1395,7 +1416,7 @@ resolution
 # with it.
 #
 # **Saved run.** From −1.1 nats on, the preference finds 19 or 20 of 20 planted biases, and it flags none of the others. The activations
-# flag up to 18 of 20 axes on which nobody is disliked.
+# flag up to 18 of 20 axes on which neither side is liked better.
 #
 # It stays one family of models and one way to plant. But a metric that doesn't find *this* has no claim on your trust, however
 # convincing its pictures are.
@@ -1423,7 +1444,7 @@ costs["optipfair 0.4.2 (counted once, not run here)"] = {"forward passes a pair"
 pd.DataFrame(costs).T.round(2)
 
 # %% [markdown]
-# Batches give the same numbers in a fraction of the passes. Each pair by itself still takes far fewer passes than the library.
+# Batches need a fraction of the passes. Each pair by itself still takes far fewer passes than the library.
 #
 # ## Exercises
 
@@ -1642,7 +1663,7 @@ check_predictor(predict, known_half, directions[block], new_half)
 # - [ ] The model is biased against a group of X.
 #   > A magnitude has no direction: liking, disliking and merely knowing the words all move activations.
 # - [x] These words move the activations more than those words do.
-#   > That is the measurement. Paraphrases and invented names can do the same without any bias.
+#   > That is the measurement. After planting, axes on which neither side was liked better did so in up to 18 of 20 models.
 # - [ ] Nothing, since the test must be wrong.
 #   > The test can be right and the difference real. It just needs not be what you were looking for.
 
@@ -1656,7 +1677,8 @@ check_predictor(predict, known_half, directions[block], new_half)
 # - What you picked must be judged elsewhere: neurons picked by the largest difference lose it on new words; heads picked by
 #   attribution and confirmed by patching keep it.
 # - A probe needs a control task and new words. A patch needs random heads as deep as the chosen ones.
-# - One direction serves the stereotype and the grammar. Removing it moves "the woman … she" as well.
+# - A direction made of "woman" and "man" orders occupations, too. That taking it out removes the stereotype was not shown: compare with
+#   random directions, and ask more sentences than ours.
 # - Hundreds of pairs from a few templates and words are few witnesses: resample whole templates and swaps, correct for many cells.
 # - Test the test. After planting, the preference found the planted axes alone; the activation ratio rose for all. A "no evidence" is worth
 #   what its metric finds when something is there.
