@@ -29,7 +29,7 @@
 # %% [markdown] tags=["notes"]
 # **The point:** "removed" needs five conditions, and a number that was chosen and judged on the same pair meets none of them.
 #
-# **Show the claim first** and let the room list what they would ask; then the table of answers. Exercise 2 (is it circular?) in pairs.
+# **Show the claim first** and let the room list what they would ask; then the table of answers. Exercise 3 (is it circular?) in pairs.
 #
 # **Usual questions:** "Then does nothing work?" Plant a bias and look: that is the turn of the lesson.
 #
@@ -253,28 +253,33 @@ answers = pd.DataFrame(
         "random as low": (random_ones <= sceptic.loc["the headline"]).sum(),
     }
 )
-answers.map("{:.3f}".format)
+answers.map("{:.3f}".format).assign(**{"random as low": answers["random as low"].astype(int)})
 
 # %%
 from course_utils.uncertainty import rank_correlation
 
-figure, ax = plt.subplots(figsize=(9, 6.5), layout="constrained")
-for number, (recipe, part) in enumerate(tried.groupby("recipe", sort=False)):
-    ax.scatter(100 * part["same pair"], 100 * part["neutral"], s=80, marker="os^"[number], label=recipe)
-ax.scatter(
-    *100 * random_ones[["same pair", "neutral swaps"]].to_numpy().T, s=50, marker="X", color="0.5", label="random"
-)
+NEAR = (-10, 20)  # %, what the second panel shows
+figure, axes = plt.subplots(2, 1, figsize=(9, 12), layout="constrained")
 ends = [100 * f(tried[["same pair", "neutral"]].to_numpy().ravel()) for f in (min, max)]
-ax.plot(ends, ends, color="0.5", linestyle=":", label="neutral swaps change as much")
-ax.axhline(0, color="0.25", linewidth=1)
-ax.axvline(0, color="0.25", linewidth=1)
-ax.set_xlabel("the pair that chose: change of the mean |difference|, %")
-ax.set_ylabel("neutral swaps: change, %")
-ax.set_title(f"'Bias' after removing {removed} of {width:,} neurons a block")
-ax.legend(fontsize="small")
+by_luck = 100 * random_ones[["same pair", "neutral swaps"]].to_numpy().T
+for ax in axes:
+    ax.scatter(*by_luck, s=50, marker="X", color="0.6", label="random")
+    for number, (recipe, part) in enumerate(tried.groupby("recipe", sort=False)):
+        looks = {"marker": "os^"[number], "edgecolor": "white", "zorder": 3 + number}
+        ax.scatter(100 * part["same pair"], 100 * part["neutral"], s=90, label=recipe, **looks)
+    ax.plot(ends, ends, color="0.5", linestyle=":", label="neutral swaps change as much")
+    ax.axhline(0, color="0.25", linewidth=1)
+    ax.axvline(0, color="0.25", linewidth=1)
+    ax.set_ylabel("neutral swaps: change, %")
+axes[1].set(xlim=NEAR, ylim=NEAR, xlabel="the pair that chose: change of the mean |difference|, %")
+axes[0].set_title(f"'Bias' after removing {removed} of {width:,} neurons a block")
+axes[1].set_title(f"The same points near zero: −{-NEAR[0]} to {NEAR[1]} % only")
+axes[0].legend(fontsize="small")
 show(
-    "Scatter: how much the pair's difference changed against how much neutral swaps changed, for three recipes on six pairs "
-    "and nineteen random removals. Only differs most moves far, and there the neutral swaps move along."
+    "Two scatters: how much the pair's difference changed against how much neutral swaps changed, for three recipes on six pairs "
+    "and nineteen random removals. Above all points: only differs most moves far, and there the neutral swaps move along. "
+    "Below only those near zero: most squares, small weights, lie to the right; the triangles, unimportant, on both sides, "
+    "among the crosses of the random removals and beyond them."
 )
 
 beyond = tried.assign(beyond=tried["same pair"] - tried["neutral"]).groupby("recipe", sort=False)
@@ -286,14 +291,15 @@ summary["Spearman, pair | neutral"] = [
 summary
 
 # %% [markdown]
-# If removals took *bias* out, the points would lie to the left and at the height of zero: the axis falls, the neutral swaps
-# stay. No recipe's cluster lies there. Neurons are gone, so **everything** that the MLPs put out may have another size. The measure
-# sees a size and calls it bias.
+# If removals took *bias* out, the points would lie to the left and at the height of zero (the lower panel shows that place
+# closer): the axis falls, the neutral swaps stay. Neurons are gone, so **everything** that the MLPs put out may have another
+# size. The measure sees a size and calls it bias.
 #
-# **Saved run.** *Differs most* raises the pair's measure by 38.8 % on average and the neutral swaps' by 45.8 %. *Differs, small
-# weights* raises the pair's by 8.3 % and the neutral ones' less (2.8 %): that is beyond neutral, in the wrong direction. *Differs,
-# unimportant*, which held the headline, changes the pair's by −1.0 % on average and the neutral ones' as much (−0.8 %). Within a recipe the two changes go together in the first (0.66) and in the second
-# (0.77), not in the last (−0.09); six points each can't say more.
+# **Saved run.** No recipe's cluster lies there. *Differs most* raises the pair's measure by 38.8 % on average and the neutral
+# swaps' by 45.8 %. *Differs, small weights* raises the pair's by 8.3 % and the neutral ones' less (2.8 %): that is beyond
+# neutral, in the wrong direction. *Differs, unimportant*, which held the headline, changes the pair's by −1.0 % on average and
+# the neutral ones' as much (−0.8 %). Within a recipe the two changes go together in the first (0.66) and in the second (0.77),
+# not in the last (−0.09); six points each can't say more.
 #
 # So we need another measure, and another way to choose. First a pause: what would you have asked for?
 
@@ -498,10 +504,10 @@ print(f"of the neurons that react most, {int((values > 0).sum())} of {len(values
 
 # %% [markdown]
 # On the dotted line the estimate is the measurement. A straight line is a good guess for a neuron that moves little, and may
-# even have the wrong sign for one that moves much; and reacting most doesn't tell which way the preference will go (2 of 4 here).
+# even have the wrong sign for one that moves much.
 #
-# **Saved run.** Over these 16 neurons estimate and measurement have a rank correlation of 0.73; of the four that react most, 2
-# make the preference smaller when cut.
+# **Saved run.** Over these 16 neurons estimate and measurement have a rank correlation of 0.73. Reacting most doesn't tell which way
+# the preference will go: of the four that react most, 2 make it smaller when cut.
 #
 # ## The scores, all chosen on split A
 #
@@ -732,8 +738,8 @@ arms = run_arms(base, orders, judged, unpruned, CLOSER)
 # 1. **nearer to 0** than before,
 # 2. **beyond chance**: nearer to 0 than with any of the random removals,
 # 3. **beyond neutral**: it moved towards 0 more than the neutral swaps did, p < 0.05 after Holm's correction for the arms,
-# 4. **able**: the 95 % interval of the perplexity ends below 1.10 times the unpruned one. A model that can't read has no
-#    preference either, and is no remedy,
+# 4. **able**: the 95 % interval of the perplexity ends below 1.10 times the unpruned one, compared unrounded: an end that is shown
+#    as 1.10 may lie above it. A model that can't read has no preference either, and is no remedy,
 # 5. **beyond its twin**: nearer to 0 than *neutral, protected*, and than every *able* arm that knows nothing of the groups
 #    (magnitude, importance, neutral). The twin itself can't pass.
 #
@@ -844,8 +850,9 @@ del backwards
 # whole. Yet it has a place: spare block 2 alone, and × 167.8 becomes × 3.7. Eight neurons of one block carry nearly all of it. Losing
 # them alone is bearable, losing them beside the cuts of all other blocks isn't: a look at one block at a time can't see that.
 #
-# So the neurons that react most are the loud ones, on which everything rests: they react to any change of a word. (Block 28 was one of
-# those with massive activations in lesson 03.) A score of reactions finds what is important, not what is unfair.
+# **Saved run, summed up.** The neurons that react most are the loud ones, on which everything rests: they react to any change of a
+# word. (Block 28 was one of those with massive activations in lesson 03.) A score of reactions finds what is important, not what is
+# unfair.
 #
 # ### Ability against bias
 #
@@ -972,10 +979,8 @@ print(f"perplexity of ordinary text × {with_interval(*perplexity_ratio(biased['
 preference_of({"before": untouched, "after planting": biased}, [made_up.name, "neutral"])
 
 # %% [markdown]
-# A planted preference is beyond doubt, and in sentences that planting never saw. It cost some ability, as fine-tuning on a narrow
-# thing does.
-#
-# **Saved run.** On split B the made-up axis goes to −5.86 nats (−9.04 to −2.67), at a perplexity of × 1.05.
+# **Saved run.** In sentences that planting never saw, those of split B, the made-up axis goes to −5.86 nats (−9.04 to −2.67). It cost
+# some ability: a perplexity of × 1.05 (1.02 to 1.08).
 #
 # Now some of the arms again, with scores measured on the planted model and on split A.
 #
@@ -1149,17 +1154,19 @@ weak_orders = {
 }
 weak_arms = run_arms(weak, weak_orders, planted_b, weakened)
 on_weak = changes(weak_arms, weakened, made_up.name)
-print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A")
+row = behaviour(weakened["bias"]).set_index("axis").loc[made_up.name]
+print(f"{share:.0%} of the way: {measured_a:+.2f} nats on split A; on split B, before any cut,", end=" ")
+print(f"{with_interval(row.preference, row.ci_low, row.ci_high)}, p = {shown_p(row.p)}")
 told(on_weak, conditions(on_weak, weak_arms, made_up.name))
 
 # %% [markdown]
-# **Saved run.** At −0.37 nats on split B, *protect first* goes to 0.13, and still isn't "removed": it is not beyond the neutral
-# swaps (p = 0.163 after Holm).
+# **Saved run.** On split B this bias is itself not shown: −0.37 nats (−1.25 to 0.51). *Protect first* takes it to 0.13, and that
+# isn't "removed" either: it is not beyond the neutral swaps (p = 0.163 after Holm).
 #
 # **Saved run, summed up.** A bias of that size fits into the interval of the real axis (−0.57 to 0.68 nats). It is where such a test
 # runs out of power: an arm that works on the large bias can't be told from what the neutral swaps do on the small one. (Where it runs
-# out, between −0.37 and −5.86 nats, was not tried.) So "not shown"
-# on the real axis means what it says. To decide, one needs more templates and more swaps, not another method.
+# out, between −0.37 and −5.86 nats, was not tried.) So "not shown" on the real axis means what it says. More templates and more swaps
+# would narrow the interval; whether this method would then pass is open.
 #
 # ## Does distillation bring the bias back?
 #
@@ -1232,13 +1239,13 @@ figure.suptitle(f"{back.seed.nunique()} planted biases: pruned away in part, the
 show(
     "Two panels over five stages: the planted preference and the relative perplexity, a grey dot for each of the made-up axes and "
     "the mean with its interval. The student that reads about the groups falls back towards the planted bias, the one with a fair "
-    "teacher rises to about zero."
+    "teacher rises to just below zero."
 )
 
 # %% [markdown]
 # The upper panel is the answer: pruning lifts the preference part of the way to zero, and the student that reads about the groups
-# sinks back. The lower panel is about ability: the fair teacher's students read ordinary text best. Planting had cost the other
-# teachers some of that, and it seems that a student learns this from its teacher, too.
+# sinks back. The lower panel is about ability: the fair teacher's students read ordinary text best. Our guess: planting had cost the
+# other teachers some of that (in the saved run above, × 1.05), and a student learns this from its teacher, too.
 
 # %%
 from course_utils.uncertainty import sign_flip_p
