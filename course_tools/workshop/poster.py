@@ -75,7 +75,7 @@ PANELS = (
         "Width: pairs of a GLU",
         "03",
         diagrams.glu_block,
-        "A fifth of a Llama's neurons cut: perplexity {activation} by activation, {random} by chance (median of 19), "
+        "A fifth of a Llama's neurons cut: perplexity {activation} by activation, {random} by chance (median of 5), "
         "{l1} by L1. An exact cut can be a bad one.",
         {
             "activation": ("activation · 20% removed", 0),
