@@ -1039,9 +1039,9 @@ for width in widths[:2]:
 #
 # It stays open. At equal size, against 3 blocks fewer, perplexity is × 0.92 (0.85 to 1.00) at width 1344, which is better and
 # a little larger, and × 0.99 (0.90 to 1.10) at width 1280, which is a little smaller: no winner. At equal speed there is
-# none, either: width 1344 generates at × 0.73 of the speed (0.58 to 1.15), which isn't shown to be slower, and no width is
+# none, either: width 1344 generates at × 0.95 of the speed (0.85 to 1.12), which isn't shown to be slower, and no width is
 # shown to be at least as fast. Much narrower costs quality, × 1.78 (1.47 to 2.17) the perplexity at width 896, and isn't
-# shown to be faster. The machine had other work, and the intervals of the speeds are wide.
+# shown to be faster: six rounds can't tell speeds that are so close.
 #
 # </details>
 
@@ -1118,8 +1118,8 @@ for phase in ("prefill", "decode"):
 # %% [markdown]
 # **Saved run.** No winner. The kindest comparison for width is width 1344: it isn't shown to be slower, and beside it depth
 # is worse, × 1.08 the perplexity (1.00 to 1.17). So depth isn't shown to be better at equal speed. There is no width that is
-# shown to be at least as fast. So width isn't shown to be better, either. 756 tokens, and six rounds on a machine with other
-# work, would show a large difference only.
+# shown to be at least as fast. So width isn't shown to be better, either. 756 tokens and six rounds
+# would show a large difference only.
 #
 # For larger models the literature reports a trade. Width keeps more quality at equal parameters, before and after
 # retraining (Muralidharan et al. 2024). Depth gives more speed: of two models of about 4 billion parameters cut from
@@ -1397,9 +1397,9 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# **Saved run.** Each estimate lies inside its measured interval, for example 1.19 beside 1.20 (0.98 to 1.33) for generating
-# with 6 blocks fewer, and 1.25 beside 1.29 (1.20 to 1.38) for reading a prompt. With 3 blocks fewer only reading is shown to
-# be faster (1.07 to 1.24), with width 1280 only generating (1.02 to 1.18).
+# **Saved run.** With 6 blocks fewer both phases are faster, about as much as estimated: 1.22 (1.03 to 1.31) beside 1.25 for
+# reading a prompt, 1.19 (1.12 to 1.27) beside 1.19 for generating. With 3 blocks fewer and with width 1280 no gain is shown
+# in six rounds. For the width, reading stays below its estimate: 1.01 (0.94 to 1.07) beside 1.14.
 #
 # Only depth makes the cache smaller: a block that is gone writes no keys and values. Narrower MLPs leave it as it was.
 #

@@ -1441,9 +1441,9 @@ show(
 # measured column of the table with the one from the share of time. (For the model without any attention layer the two
 # are equal by construction: the share comes from that row.)
 #
-# **Saved run.** With 8 layers removed, the gain behind the long cache, 1.43 (0.99 to 2.01), isn't shown to lie above that
-# behind a short one, 1.23 (1.14 to 1.93): the machine had other work, and the intervals overlap. The share of the time lies
-# inside all four measured intervals with 8 removed, the estimate by bytes and operations inside two.
+# **Saved run.** With 8 layers removed, the gain behind the long cache is 1.31 (1.24 to 1.38), behind a short one 1.09 (1.06
+# to 1.15). The share of the time lies inside all four measured intervals with 8 removed, the estimate by bytes and
+# operations inside two.
 #
 # So a measured speed-up above such an estimate isn't refuted by it: it may be the framework's cost that went. A lean
 # engine has less of it to lose; lesson 10 measures one.
