@@ -1091,9 +1091,9 @@ pd.DataFrame(
 # Size, FLOPs and shapes of the broken and the sound model are identical (the cell asserts it), and the two lines above the
 # table compare their speeds, round by round. A gain as small as this one needs a quiet machine to be seen at all.
 #
-# **Saved run.** Nothing tells the broken model's speed from the sound one's: both intervals hold 1 (0.86 to 1.76 for reading
-# a prompt, 0.94 to 1.34 for decode). Nor does this run show a gain over the unpruned model: other programs ran on the
-# machine, and all four intervals in the table hold 1. They hold the estimates as well (1.08 and 1.06).
+# **Saved run.** Nothing tells the broken model's speed from the sound one's: both intervals hold 1 (0.92 to 1.73 for reading
+# a prompt, 0.93 to 1.13 for decode). Nor does this run show a gain over the unpruned model: all four intervals in the table
+# hold 1. They hold the estimates as well (1.08 and 1.06).
 
 # %% [markdown]
 # ## A score of your own
