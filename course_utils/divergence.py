@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from course_utils.argument_types import check_types
 
+
+@check_types
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q): the nats a token that it costs to expect q where p is true. 0 where both agree, never less.
 

@@ -201,8 +201,9 @@ def check_signal(attempt: Attempt) -> None:
     print(f"On prompts that judge: yours {own:+.3f}, {beside}.")
     require(own > -0.1, "your signal is upside down: it must be *high* where harm is high.")
     require(
-        own >= max(length, 0) + _CLEARLY,
-        f"{own:+.3f} isn't clearly better than length alone ({length:+.3f}): {_CLEARLY} more is asked for.",
+        own >= abs(length) + _CLEARLY,
+        f"{own:+.3f} isn't clearly better than length alone, whichever way round ({abs(length):.3f}): at least "
+        f"{_CLEARLY} more is asked for.",
     )
 
 

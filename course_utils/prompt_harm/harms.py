@@ -16,10 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.attention import bypass_attention
 from course_utils.batches import Batch, read_batch
+from course_utils.divergence import kl_divergence
 
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 64
 _TOKENS_A_BATCH, _ROWS_A_BATCH = 4096, 48
 
 
@@ -80,6 +82,7 @@ def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
+@check_types
 def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,7 +109,7 @@ def measure(
     """
     architecture = describe(model)
     architecture.refuse_adaptive("measure the harm of a bypass")
-    sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in sets]
+    sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in checks.not_empty("sets", sets)]
     decide_at = checks.whole_number("decide_at", decide_at, most=architecture.num_blocks - 1, meaning="the last block")
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in checks.strings("texts", texts)]
     if not all(prompts):
@@ -120,6 +123,7 @@ def measure(
     return Measured.joined(parts).rows(back)
 
 
+@check_types
 @torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
@@ -130,8 +134,11 @@ def greedy_answers(
         model: any causal language model.
         tokenizer: its own, with an end token.
         prompts: token ids.
+
+    Raises:
+        ValueError: there are none.
     """
-    ids, mask = _left_padded(prompts)
+    ids, mask = _left_padded(checks.not_empty("prompts", prompts))
     with evaluating(model):
         output = model.generate(
             input_ids=ids.to(model.device),
@@ -177,26 +184,25 @@ def _measure_batch(
     with evaluating(model):
         whole, kept = _run_keeping(architecture, batch, {decide_at, *(min(layers) for layers in sets if layers)})
         states, early = _at_the_decision(architecture, batch, kept[decide_at], sizes)
-        log_p = _logits(architecture, whole[asked]).log_softmax(-1)  # [answer tokens, vocabulary]
-        p, harms, agrees = log_p.exp(), [], []
-        own = (p * log_p).sum(-1)
-        del log_p
-        for layers in sets:
-            logits = _logits(architecture, _bypassed_states(architecture, batch, layers, kept, whole)[asked])
-            # KL(p || q) = sum p log p - sum p logit_q + log sum exp logit_q
-            kl = own - torch.linalg.vecdot(p, logits) + logits.logsumexp(-1)
-            harms.append(kl.clamp(min=0).cpu())
-            agrees.append((logits.argmax(-1) == said).float().cpu())
+        bypassed = [_bypassed_states(architecture, batch, layers, kept, whole)[asked] for layers in sets]
+        harms, agrees, ends = [], [], []
+        for tokens, whole_part, *parts in architecture.chunks(said, whole[asked], *bypassed):
+            log_p = _log_probabilities(architecture, whole_part)  # [tokens of the chunk, vocabulary]
+            ends.append(-(log_p.exp() * log_p).sum(-1).cpu())
+            log_qs = (_log_probabilities(architecture, part) for part in parts)  # one set's at a time
+            found = [(kl_divergence(log_p, log_q), log_q.argmax(-1) == tokens) for log_q in log_qs]
+            harms.append(torch.stack([kl.clamp(min=0) for kl, _ in found]).cpu())
+            agrees.append(torch.stack([agree for _, agree in found]).cpu())
     first_tokens = np.cumsum([0, *sizes[:-1]])
-    by_row = torch.stack(harms).double().split(sizes, dim=1)  # one [sets, answer tokens] a row
+    by_row = torch.cat(harms, dim=1).double().split(sizes, dim=1)  # one [sets, answer tokens] a row
     return Measured(
         tokens=np.array([len(prompt) for prompt in prompts]),
         answer_tokens=np.array(sizes),
         harm=torch.stack([row.mean(1) for row in by_row]).numpy(),
         halves=torch.stack([torch.stack([row[:, i::2].mean(1) for i in (0, 1)], dim=1) for row in by_row]).numpy(),
-        agree=torch.stack([row.mean(1) for row in torch.stack(agrees).double().split(sizes, dim=1)]).numpy(),
+        agree=torch.stack([row.mean(1) for row in torch.cat(agrees, dim=1).double().split(sizes, dim=1)]).numpy(),
         states=states.numpy(),
-        entropies=torch.stack([early, -own.cpu()[first_tokens]], dim=1).double().numpy(),
+        entropies=torch.stack([early, torch.cat(ends)[first_tokens]], dim=1).double().numpy(),
     )
 
 
@@ -218,8 +224,9 @@ def _bypassed_states(
         bypass_attention(architecture.model, [])
 
 
-def _logits(architecture: Architecture, states: Tensor) -> Tensor:
-    return torch.cat([architecture.logits(part).float() for (part,) in architecture.chunks(states)])
+def _log_probabilities(architecture: Architecture, states: Tensor) -> Tensor:
+    """Float32 [tokens, vocabulary] for states [tokens, hidden] behind the final norm."""
+    return architecture.logits(states).float().log_softmax(-1)
 
 
 def _run_keeping(
@@ -268,5 +275,5 @@ def _at_the_decision(
         own = states[row, prompt].float()
         found.append(torch.stack([own[-1], own.mean(0)]).cpu())
         last.append(normed[row, prompt][-1])
-    log_p = _logits(architecture, torch.stack(last)).log_softmax(-1)
+    log_p = _log_probabilities(architecture, torch.stack(last))
     return torch.stack(found), -(log_p.exp() * log_p).sum(-1).cpu()

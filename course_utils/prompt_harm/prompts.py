@@ -1,4 +1,4 @@
-"""The prompts: four kinds, from one word to about a thousand tokens, on calibration or on evaluation documents."""
+"""The prompts: four kinds, from one word to well over a thousand tokens, on calibration or on evaluation documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from course_utils import checks
 from course_utils.texts import DOMAINS, documents
 
 KINDS = {"passage": 0.4, "question": 0.25, "arithmetic": 0.2, "retrieval": 0.15}  # each with its share of the prompts
-WORDS = {"passage": (1, 760), "retrieval": (40, 640)}  # the shortest and the longest text
+WORDS = {"passage": (1, 1400), "retrieval": (40, 1200)}  # the shortest and the longest text
 _SENTENCE_END = re.compile(r"[.!?]\s+|\n")
 _COLOURS = ("red", "blue", "green", "yellow", "white", "black", "grey", "brown", "orange", "purple")
 _THINGS = ("door", "safe", "locker", "bicycle", "suitcase", "gate", "cabinet", "garage", "mailbox", "office")
@@ -42,7 +42,7 @@ class Case:
 
 
 def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: int = 0) -> list[Case]:
-    """Prompts of four kinds, from one word to about a thousand tokens, shuffled.
+    """Prompts of four kinds, from one word to well over a thousand tokens, shuffled.
 
     "passage": the beginning of a text, to be continued. "question": a science question (ARC-Easy). "arithmetic": a sum
     of two to twenty numbers. "retrieval": a passage that hides a number, and a question for it. All but passages stand

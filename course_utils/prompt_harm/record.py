@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import describe
+from course_utils.argument_types import check_types
 from course_utils.files import write_text
 from course_utils.prompt_harm.harms import ANSWER_TOKENS, Measured, measure
 from course_utils.prompt_harm.prompts import Case, cases
@@ -187,6 +188,7 @@ def measure_record(
     )
 
 
+@check_types
 def harm_at_random(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -210,11 +212,12 @@ def harm_at_random(
         ``left_out``, ``prompts`` (their places in ``judging``), ``sets`` and ``harm`` [prompts, sets].
 
     Raises:
-        ValueError: ``left_out``, ``prompts`` or ``seeds`` below 1, an adaptive model, a prompt without tokens.
+        ValueError: ``left_out``, ``prompts`` or ``seeds`` below 1, no prompts or one without tokens, an adaptive model.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     for name, number in {"left_out": left_out, "prompts": prompts, "seeds": seeds}.items():
         checks.whole_number(name, number, least=1)
+    checks.not_empty("judging", judging)
     lengths = [len(tokenizer(case.text, add_special_tokens=False).input_ids) for case in judging]
     short = [i for i, length in enumerate(lengths) if length <= _SHORT][:prompts]
     blocks = describe(model).num_blocks
@@ -226,6 +229,7 @@ def harm_at_random(
     return {"left_out": left_out, "prompts": short, "sets": sets, "harm": found.harm.round(4).tolist()}
 
 
+@check_types
 def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
     """Principal components of the states at the decision, with directions and scales from those that choose.
 

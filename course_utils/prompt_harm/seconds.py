@@ -23,7 +23,7 @@ def seconds_by_length(
     order: Sequence[int],
     *,
     numbers: Sequence[int],
-    lengths: Sequence[int] = (16, 64, 256, 1024),
+    lengths: Sequence[int] = (16, 64, 256, 1024, 2000),
     rounds: int = 7,
     steps: int = 4,
 ) -> dict[str, list]:
@@ -47,6 +47,7 @@ def seconds_by_length(
     architecture = describe(model)
     order = checks.whole_numbers("order", order, most=architecture.num_blocks - 1, meaning="the last block")
     numbers = checks.whole_numbers("numbers", numbers, most=len(order), meaning="as many as 'order' has")
+    checks.not_empty("numbers", numbers)
     lengths = checks.whole_numbers("lengths", lengths, least=1)
     checks.whole_number("steps", steps, least=1)
     models = {}

@@ -141,7 +141,7 @@ test_signal = cases_of(
     lesson_06.check_signal,
     stubs=[lambda *_: None],
     mistakes=[
-        (lambda t, e, s, y: np.log(t), "clearly better than length"),
+        (lambda t, e, s, y: -np.log(t), "clearly better than length"),
         (lambda t, e, s, y: np.ones(len(t)), "the same for all"),
         (lambda t, e, s, y: -trees(t, e, s, y), "upside down"),
         (lambda t, e, s, y: y, "one number for each"),

@@ -4,7 +4,7 @@ import numpy as np
 from tiny_harm import SETS, long_enough, texts
 
 from course_utils.prompt_harm import record
-from course_utils.prompt_harm.harms import measure
+from course_utils.prompt_harm.harms import ANSWER_TOKENS, measure
 from course_utils.prompt_harm.prompts import Case
 from course_utils.prompt_harm.record import DIRECTIONS, RECORD, Record, harm_at_random, principal_states
 
@@ -69,5 +69,7 @@ def test_the_shipped_record_says_what_it_needs_to():
     assert np.isfinite(record.harm).all()
     assert (record.harm[:, 1:] >= 0).all()
     assert judging.tokens.min() <= 3
-    assert judging.tokens.max() >= 800
+    assert judging.tokens.max() >= 1500
+    assert record.answer_tokens.max() == record.settings["answer_tokens"] == ANSWER_TOKENS
+    assert record.seconds["lengths"][-1] >= record.tokens.max()
     assert np.shape(record.random_orders["harm"])[1] >= 19
