@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.batches import Batch, read_batches
 from course_utils.divergence import kl_divergence
@@ -217,6 +218,7 @@ def _levels(left_out: Sequence[int], most: int, meaning: str) -> tuple[int, ...]
     return counts
 
 
+@check_types
 def calibrate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -288,6 +290,7 @@ def calibrate(
     )
 
 
+@check_types
 def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreTrainedModel:
     """Let each prompt decide, in place; ``None`` undoes it. Returns the model.
 
@@ -324,6 +327,7 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
     return model
 
 
+@check_types
 @torch.no_grad()
 def prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
     """Log length, embedding variance and mean token embedding of each row. No block runs.
@@ -345,6 +349,7 @@ def prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
     return torch.stack(rows).cpu()
 
 
+@check_types
 def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], config: AdaptiveConfig) -> Tensor:
     """The score of each row under a policy.
 
@@ -364,6 +369,7 @@ def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], 
     return torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
 
 
+@check_types
 @torch.no_grad()
 def divergence(
     model: PreTrainedModel,
@@ -389,7 +395,9 @@ def divergence(
     architecture = describe(model)
     architecture.refuse_adaptive("compare bypasses")
     skipped = [i for i, attention in enumerate(architecture.attentions) if attention.skipped]
-    sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in layer_sets]
+    sets = [
+        checks.block_numbers(layers, architecture.num_blocks) for layers in checks.not_empty("layer_sets", layer_sets)
+    ]
     last = None if last is None else checks.whole_number("last", last, least=1)
     read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=model.device))
     counted = [batch.real for batch in read]  # bool [rows, length]: the positions whose predictions are compared

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.families import FAMILIES, Family
 from course_utils.modeling.no_attention import NoAttention, skip_attention
@@ -493,6 +494,7 @@ def describe(model: PreTrainedModel) -> Architecture:
     return architecture
 
 
+@check_types
 def cache_keyword(model: PreTrainedModel) -> str:
     """What the forward of any transformers model calls its key/value cache; renamed on the way to transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
@@ -512,6 +514,7 @@ def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
             hook.remove()
 
 
+@check_types
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the dtype of every weight, in place, and of nothing else.
 

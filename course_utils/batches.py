@@ -51,7 +51,7 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
         device: the model's.
 
     Raises:
-        ValueError: anything else, ids outside the vocabulary, or nothing but padding.
+        ValueError: anything else, ids outside the vocabulary, nothing but padding, or no such device.
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         raise ValueError(
@@ -79,6 +79,7 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
         )
     if not mask.any():
         raise ValueError("Every token of a batch is padding (its attention_mask is all 0); drop the empty rows.")
+    device = checks.device(device)
     ids, mask = ids.to(device, torch.long), mask.to(device, torch.long)
     return Batch(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
 

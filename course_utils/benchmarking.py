@@ -31,6 +31,7 @@ from transformers.cache_utils import DynamicLayer
 
 from course_utils import checks
 from course_utils.architectures import describe
+from course_utils.argument_types import check_types
 from course_utils.costs import (
     PHASES,
     decode_bytes,
@@ -66,6 +67,7 @@ _POWERCAP = Path("/sys/class/powercap")  # where Linux shows the processor's ene
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
 
+@check_types
 def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 11, warmups: int = 1) -> pd.DataFrame:
     """Time calls that take turns, so that a busy or slowing machine touches all of them alike.
 
@@ -103,6 +105,7 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
     )
 
 
+@check_types
 @torch.no_grad()
 def measure_speed(
     models: Mapping[str, PreTrainedModel],
@@ -169,6 +172,7 @@ def measure_speed(
     )
 
 
+@check_types
 def speed_frame(
     samples: Mapping[str, Sequence[Mapping[str, float]]],
     tokens: Mapping[str, int],
@@ -180,8 +184,13 @@ def speed_frame(
         samples: name -> one lap a round, phase -> seconds; the first name is what the others are compared with.
         tokens: phase -> tokens in a lap.
         estimates: name -> phase -> the speed-up to expect.
+
+    Raises:
+        ValueError: no samples, or a name without an estimate.
     """
-    first, rows = next(iter(samples)), []
+    first, rows = next(iter(checks.not_empty("samples", samples))), []
+    if samples.keys() - estimates.keys():
+        raise ValueError(f"'estimates' lacks {', '.join(sorted(samples.keys() - estimates.keys()))}.")
     for name, laps in samples.items():
         for phase, count in tokens.items():
             seconds = [lap[phase] for lap in laps]
@@ -197,6 +206,7 @@ def speed_frame(
     return speed
 
 
+@check_types
 def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
     """The rounds of ``measure_speed`` once more, with another model as the measure of speed.
 
@@ -225,7 +235,8 @@ def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def speedup_text(row: pd.Series) -> str:
+@check_types
+def speedup_text(row: pd.Series | tuple) -> str:
     """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), est. 1.20", interval and estimate.
 
     Any other row with speedup, ci_low, ci_high and estimate will do, one of ``itertuples()`` for instance.
@@ -233,9 +244,11 @@ def speedup_text(row: pd.Series) -> str:
     >>> speedup_text(pd.Series({"speedup": 1.13, "ci_low": 1.11, "ci_high": 1.15, "estimate": 1.2}))
     '1.13 (1.11 to 1.15), est. 1.20'
     """
-    return f"{with_interval(row.speedup, row.ci_low, row.ci_high)}, est. {row.estimate:.2f}"
+    speedup, low, high, estimate = (getattr(row, name) for name in ("speedup", "ci_low", "ci_high", "estimate"))
+    return f"{with_interval(speedup, low, high)}, est. {estimate:.2f}"
 
 
+@check_types
 @torch.no_grad()
 def measure_memory(
     models: Mapping[str, PreTrainedModel],
@@ -270,6 +283,7 @@ def measure_memory(
     return pd.DataFrame(rows)
 
 
+@check_types
 def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
     """Bytes of tensor memory that ``call`` needs at its worst moment, above what was in use at its start.
 
@@ -287,7 +301,7 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     Raises:
         ValueError: another device.
     """
-    device = torch.device(device)
+    device = checks.device(device)
     gc.collect()
     if device.type == "cpu":
         with _Ledger() as ledger:
@@ -325,6 +339,7 @@ def energy_counters() -> dict[str, Callable[[], float]]:
     return counters
 
 
+@check_types
 def measure_energy(call: Callable[[], object], counters: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     """Joules that each counter counts while ``call`` runs, after a first run that doesn't count.
 
@@ -343,6 +358,7 @@ def measure_energy(call: Callable[[], object], counters: Mapping[str, Callable[[
     return {name: joules for name, joules in spent.items() if joules >= 0}
 
 
+@check_types
 def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
     """The narrowest pair of order statistics that encloses the median with at least this confidence.
 
@@ -361,6 +377,7 @@ def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tu
     return float(low), float(high)
 
 
+@check_types
 def take_turns(
     laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: int, warmups: int
 ) -> dict[str, list[dict[str, float]]]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
+from course_utils.argument_types import check_types
 from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
 from course_utils.width import best
@@ -61,6 +62,7 @@ def channel_energies(model: PreTrainedModel, batches: Iterable[Mapping[str, Tens
     return energies
 
 
+@check_types
 def importance_of(energies: Tensor) -> Tensor:
     """``channel_importance`` from ``channel_energies``: [norms, hidden] -> [hidden]."""
     return energies.mean(dim=0).sqrt()
@@ -88,6 +90,7 @@ def watch_channels(reading: Reading) -> tuple[list[RemovableHandle], Callable[[]
     return hooks, shares
 
 
+@check_types
 @torch.no_grad()
 def prune_channels(
     model: PreTrainedModel,
@@ -156,6 +159,7 @@ def prune_channels(
     return PruningReport(f"prune_channels, {size} of {total}", before, model_size(model))
 
 
+@check_types
 def norm_factors(energies: Tensor, channels: Tensor) -> list[float]:
     """What ``prune_channels`` multiplies each norm's weights with when these channels stay.
 

@@ -24,8 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from course_utils import checks
 from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
+from course_utils.argument_types import check_types
 from course_utils.families import FAMILIES, Family
 from course_utils.files import write_json, write_text
 from course_utils.modeling import heterogeneous, no_attention, per_prompt
@@ -38,6 +40,7 @@ class CheckpointError(ValueError):
     """The folder isn't a checkpoint that can be read, or may not be overwritten."""
 
 
+@check_types
 def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> Path:
     """Save a pruned model and its tokenizer, safetensors only, all or nothing.
 
@@ -89,6 +92,7 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     return folder
 
 
+@check_types
 def load_pruned(
     folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -105,8 +109,9 @@ def load_pruned(
         CheckpointError: no such folder, no readable configuration, broken adaptive settings, or weights that
             don't fit the configuration.
         UnsupportedArchitecture: the configuration's family is unknown.
+        ValueError: this machine lacks the device.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), checks.device(device or "cpu")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"'{folder}' holds no config.json. Give the folder that save_pruned wrote.")
     try:
@@ -138,7 +143,7 @@ def load_pruned(
     problems = [key for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in info[kind]]
     if problems:
         raise CheckpointError(f"The weights in '{folder}' don't fit its configuration: {sorted(map(str, problems))}.")
-    return model.to(device or "cpu").eval(), AutoTokenizer.from_pretrained(folder)
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def heterogeneous_class(base: type[PreTrainedModel], family: Family) -> type[PreTrainedModel]:

@@ -212,6 +212,17 @@ def strings(name: str, values: Any, *, least: int = 1) -> list[str]:
     return given
 
 
+def not_empty(name: str, values: Any) -> Any:
+    """Return what holds something.
+
+    Raises:
+        ValueError: it holds nothing.
+    """
+    if not len(values):
+        raise ValueError(f"'{name}' is empty: give at least one.")
+    return values
+
+
 def block_numbers(indices: Sequence[int], count: int, *, name: str = "Block numbers") -> list[int]:
     """Return different block numbers from 0 to ``count`` - 1, sorted.
 

@@ -16,6 +16,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 
 _COLUMN_SHUFFLES = 20  # they hardly differ, and each costs a decomposition
 
@@ -47,6 +48,7 @@ class Components:
         return (1 + int((self.between_shuffled >= self.between).sum())) / (1 + len(self.between_shuffled))
 
 
+@check_types
 def principal_components(
     states: Tensor,
     groups: Sequence[str],

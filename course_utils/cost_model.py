@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
+from course_utils.argument_types import check_types
 from course_utils.costs import Work
 
 PARTS = tuple(field.name for field in fields(Work))
@@ -39,6 +40,7 @@ class CostModel:
         return self.predict(before) / self.predict(after)
 
 
+@check_types
 def fit_cost_model(works: Sequence[Work], seconds: Sequence[float]) -> CostModel:
     """Non-negative least squares of the *relative* errors, so that a short pass weighs as much as a long one.
 
@@ -75,6 +77,7 @@ def fit_cost_model(works: Sequence[Work], seconds: Sequence[float]) -> CostModel
     return CostModel(dict(zip(PARTS, (costs / scale).tolist(), strict=True)))
 
 
+@check_types
 def held_out_errors(groups: Mapping[str, tuple[Sequence[Work], Sequence[float]]]) -> pd.DataFrame:
     """Leave one group of shapes out, fit on the others, predict it; then the next.
 

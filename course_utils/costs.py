@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import describe
+from course_utils.argument_types import check_types
 from course_utils.reports import model_size
 
 PHASES = ("prefill", "decode")
@@ -64,6 +65,7 @@ def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "ev
     return float(flops)
 
 
+@check_types
 def kv_bytes_per_token(model: PreTrainedModel) -> int:
     """Bytes that each token adds to the key/value cache, in the model's own dtype."""
     return model.dtype.itemsize * sum(a.key_value_width for a in describe(model).attentions)
@@ -92,6 +94,7 @@ def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 
     return weights + batch_size * context * kv_bytes_per_token(model)
 
 
+@check_types
 def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
     """How many times as fast ``after`` should generate as ``before`` if memory traffic were all that takes time.
 
@@ -104,6 +107,7 @@ def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_si
     return decode_bytes(before, **sizes) / decode_bytes(after, **sizes)
 
 
+@check_types
 def prefill_estimate(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
     """How many times as fast ``after`` should read a prompt of ``context`` tokens if arithmetic were all that counts.
 
@@ -151,6 +155,7 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
     )
 
 
+@check_types
 def speedup_estimate(before: Work, after: Work) -> float:
     """How many times as fast ``after`` should be if only bytes, or only operations, took time: the larger ratio.
 

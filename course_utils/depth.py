@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
 from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
@@ -56,6 +57,7 @@ def watch_blocks(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
     return hooks, lambda: as_scores(meters)
 
 
+@check_types
 def leave_one_out(model: PreTrainedModel, score: Callable[[], float]) -> Tensor:
     """Score the model once for each block left out. Shortened LLaMA, Kim et al. 2024, arXiv 2402.02834.
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import describe
+from course_utils.argument_types import check_types
 from course_utils.language_modelling import Perplexity, dtype_name, exp, perplexity
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import (
@@ -132,6 +133,7 @@ def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[s
     }
 
 
+@check_types
 def margins(result: pd.DataFrame, task: str) -> np.ndarray:
     """By how many nats the right answer leads: its log-likelihood minus that of the likeliest wrong answer.
 
@@ -159,6 +161,7 @@ def margins(result: pd.DataFrame, task: str) -> np.ndarray:
     return table[table["metric"] == table["metric"].iloc[0]]["margin"].to_numpy(np.float64)
 
 
+@check_types
 def paired(
     result_a: Perplexity | pd.DataFrame,
     result_b: Perplexity | pd.DataFrame,
@@ -196,6 +199,7 @@ def paired(
     return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
 
 
+@check_types
 def perplexity_ratio(
     score: Perplexity | pd.DataFrame, reference: Perplexity | pd.DataFrame
 ) -> tuple[float, float, float]:
@@ -226,6 +230,7 @@ def perplexity_ratio(
     return float(exp(mean)), float(exp(low)), float(exp(high))
 
 
+@check_types
 def compare(
     model_a: PreTrainedModel,
     model_b: PreTrainedModel,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import Attention, describe
+from course_utils.argument_types import check_types
 from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
 from course_utils.width import best
@@ -68,6 +69,7 @@ def watch_groups(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
     return hooks, lambda: [(total / reading.tokens).sqrt().float() for total in squares]
 
 
+@check_types
 @torch.no_grad()
 def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, groups: int) -> PruningReport:
     """Cut the least important KV groups out of every attention, with their query heads, in place.

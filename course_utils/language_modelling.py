@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import Architecture, cache_keyword, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
@@ -117,6 +118,7 @@ def perplexity(
     return summary(np.concatenate(nll), np.concatenate(tokens), token_ids, dtype_name(model), digest.hexdigest())
 
 
+@check_types
 def summary(row_nll: np.ndarray, row_tokens: np.ndarray, token_ids: object, dtype: str, fingerprint: str) -> Perplexity:
     """The ``Perplexity`` of rows whose losses are known.
 
@@ -162,6 +164,7 @@ def token_log_likelihoods(architecture: Architecture, states: Tensor, targets: T
     return torch.cat(parts).cpu().double()
 
 
+@check_types
 @torch.no_grad()
 def continuations(
     models: Mapping[str, PreTrainedModel],
@@ -182,8 +185,7 @@ def continuations(
         ValueError: no model, no prompt, or ``new_tokens`` below 1.
     """
     checks.whole_number("new_tokens", new_tokens, least=1)
-    if not models:
-        raise ValueError("'models' is empty; give at least one.")
+    checks.not_empty("models", models)
     prompts = checks.strings("prompts", prompts)
     written = pd.DataFrame(index=pd.Index(prompts, name="prompt"), columns=list(models), dtype=object)
     for name, model in models.items():
@@ -195,6 +197,7 @@ def continuations(
     return written
 
 
+@check_types
 @torch.no_grad()
 def logits_one_by_one(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
     """Logits [rows, length, vocabulary] of a model that reads [rows, length] token by token, through its cache.
@@ -235,6 +238,7 @@ def _row_losses(architecture: Architecture, batch: Batch) -> tuple[np.ndarray, n
     return np.array([float(row.sum()) for row in losses.split(tokens.tolist())]), tokens.numpy()
 
 
+@check_types
 def exp(value: float | np.ndarray) -> np.ndarray:
     """The exponential in float64, inf where it overflows: a broken model's perplexity may.
 
@@ -245,6 +249,7 @@ def exp(value: float | np.ndarray) -> np.ndarray:
         return np.exp(np.asarray(value, dtype=np.float64))
 
 
+@check_types
 def dtype_name(model: PreTrainedModel) -> str:
     """What a model computes in, for instance "float32"."""
     return str(model.dtype).removeprefix("torch.")

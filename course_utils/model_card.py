@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.files import write_text
 
 _EMBEDDED = {"SmolLM2-135M-Instruct": "apache-2.0"}  # come without a card
@@ -50,6 +51,7 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 """
 
 
+@check_types
 def write_model_card(
     folder: str | os.PathLike[str],
     *,
@@ -122,6 +124,7 @@ def write_model_card(
     return path
 
 
+@check_types
 def licence_of(model: str | os.PathLike[str]) -> str:
     """The licence of a model as its own card names it, for ``write_model_card``; "unknown" where no card tells.
 

@@ -44,6 +44,7 @@ from transformers import (
 from transformers.utils import logging
 
 from course_utils import assets, checks
+from course_utils.argument_types import check_types
 from course_utils.session import ROLES, SEED, chosen_model, current_profile, default_device
 
 # Lessons name the parts of a block as these families do.
@@ -71,6 +72,7 @@ class HubUnreachable(ModelNotAvailable):
     """The hub does not answer, and the model is not in its local cache."""
 
 
+@check_types
 def load_model(
     name: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -103,6 +105,7 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
+@check_types
 def variant(model: PreTrainedModel) -> PreTrainedModel:
     """A second model that shares every weight with the first: to cut, while the first stays as it is.
 
@@ -125,6 +128,7 @@ def variant(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo)
 
 
+@check_types
 def identity(model: PreTrainedModel) -> str:
     """A digest of a model's configuration and of all its weights, bit for bit: 16 hexadecimal digits.
 

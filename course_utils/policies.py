@@ -14,10 +14,12 @@ from scipy import sparse
 from scipy.optimize import linprog
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.prompt_harm import Record
 from course_utils.uncertainty import CONFIDENCE
 
 
+@check_types
 def seconds_saved(record: Record) -> np.ndarray:
     """Share of all prompts' seconds that each prompt saves with each number, [prompts, numbers].
 
@@ -36,6 +38,7 @@ def seconds_saved(record: Record) -> np.ndarray:
     return (total[:, :1] - total) / total[:, 0].sum()
 
 
+@check_types
 def cache_saved(record: Record, blocks: int) -> np.ndarray:
     """Share of all prompts' key-value cache, at its fullest, that each prompt saves with each number.
 
@@ -54,6 +57,7 @@ def cache_saved(record: Record, blocks: int) -> np.ndarray:
     return tokens[:, None] * np.array(record.numbers) / (blocks * tokens.sum())
 
 
+@check_types
 def outcome(harm: np.ndarray, saved: np.ndarray, choice: np.ndarray) -> tuple[float, float]:
     """What is saved in all, and the mean harm, if prompt i takes column ``choice[i]``.
 
@@ -66,6 +70,7 @@ def outcome(harm: np.ndarray, saved: np.ndarray, choice: np.ndarray) -> tuple[fl
     return float(saved[rows, choice].sum()), float(harm[rows, choice].mean())
 
 
+@check_types
 def static_harm(harm: np.ndarray, saved: np.ndarray, target: float | np.ndarray) -> np.ndarray:
     """Mean harm of leaving out the same number everywhere, or one of two by the toss of a coin, at this saving.
 
@@ -102,6 +107,7 @@ def _times_drawn(units: int, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
 
 
+@check_types
 def gap_to_static(
     harm: np.ndarray,
     saved: np.ndarray,
@@ -147,6 +153,7 @@ def gap_to_static(
     return float(gap(units.sum(0))), float(low), float(high)
 
 
+@check_types
 def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.ndarray:
     """For each prompt the column of least ``guessed harm - price * saved``; [prompts].
 
@@ -162,6 +169,7 @@ def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.nda
     return (guess - price * len(guess) * saved).argmin(1)
 
 
+@check_types
 def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
     """The price at which ``cheapest_guess`` saves about ``target`` on these prompts.
 
@@ -185,6 +193,7 @@ def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
     return float(high)
 
 
+@check_types
 def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
     """The least mean harm that any assignment of numbers to prompts can have at this saving: a linear programme.
 
@@ -216,6 +225,7 @@ def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
     return float(found.fun)
 
 
+@check_types
 def split_half_ceiling(halves: np.ndarray) -> tuple[float, float]:
     """How well a mean of two halves can be known, and how well anything could correlate with it.
 
@@ -233,6 +243,7 @@ def split_half_ceiling(halves: np.ndarray) -> tuple[float, float]:
     return reliability, float(np.sqrt(max(reliability, 0.0)))
 
 
+@check_types
 def shuffled_within(choice: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
     """The same choices, dealt anew among the prompts of each stratum.
 

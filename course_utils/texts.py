@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import assets, checks
+from course_utils.argument_types import check_types
 from course_utils.session import current_profile
 
 SPLITS = ("calibration", "evaluation", "distillation")
@@ -233,6 +234,7 @@ def _made_up(domain: str, count: int = 4000) -> tuple[_Grouped, ...]:
     return tuple(result)
 
 
+@check_types
 def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13) -> list[bool]:
     """For each text that judges: whether it shares a run of so many words with any text that was learned from.
 
@@ -264,6 +266,7 @@ def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13)
     return [any(run in known for run in runs(text)) for text in judging]
 
 
+@check_types
 def token_blocks(
     tokenizer: PreTrainedTokenizerBase,
     split: str,
@@ -316,6 +319,7 @@ def token_blocks(
     return TokenBlocks(input_ids, num_bytes, domain, split)
 
 
+@check_types
 def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
     """Token ids of a text, without special tokens, and how many of its UTF-8 bytes each of them stands for.
 
@@ -376,6 +380,7 @@ class Prompt:
     domain: str
 
 
+@check_types
 def prompts(
     tokenizer: PreTrainedTokenizerBase,
     split: str,
@@ -431,6 +436,7 @@ def prompts(
     return found
 
 
+@check_types
 def padded_batches(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],

@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -48,6 +49,7 @@ def verdict(
     return above if low > at else below if high < at else neither
 
 
+@check_types
 def below_and_above(intervals: Iterable[Iterable[float]], *, at: float = 0.0) -> tuple[int, int]:
     """How many intervals lie wholly below a number, and how many wholly above it.
 
@@ -88,6 +90,7 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@check_types
 def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float, float]:
     """A mean over all members of units that differ in size, with its uncertainty.
 
@@ -112,6 +115,7 @@ def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float,
     return float(mean), error, float(mean - half), float(mean + half)
 
 
+@check_types
 def bootstrap_interval(
     units: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
@@ -145,6 +149,7 @@ def bootstrap_interval(
     return float(ordered[tail]), float(ordered[-1 - tail])
 
 
+@check_types
 def geometric_mean(values: Iterable[float]) -> tuple[float, float]:
     """Mean of positive values on a logarithmic scale, and one standard deviation as a factor (mean ×/÷ factor).
 
@@ -165,8 +170,13 @@ def geometric_mean(values: Iterable[float]) -> tuple[float, float]:
     return float(np.exp(logs.mean())), float(factor)
 
 
+@check_types
 def rank_correlation(
-    a: Tensor | np.ndarray, b: Tensor | np.ndarray, *, resamples: int = 1000, seed: int = 0
+    a: Tensor | np.ndarray | Sequence[float],
+    b: Tensor | np.ndarray | Sequence[float],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float, float]:
     """Spearman's rank correlation: 1 for the same order, -1 for the opposite one, 0 for no relation.
 
@@ -186,7 +196,7 @@ def rank_correlation(
     a, b = (_as_array(values) for values in (a, b))
     if a.shape != b.shape or a.ndim != 1 or len(a) < 3 or np.isnan([a, b]).any():
         raise ValueError(
-            f"A rank correlation needs two vectors of one length, at least 3, without nan; got shapes "
+            f"A rank correlation needs two vectors, 'a' and 'b', of one length, at least 3, without nan; got shapes "
             f"{list(a.shape)} and {list(b.shape)}."
         )
     _draws(resamples, seed)
@@ -222,6 +232,7 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     return float(stats.binomtest(only_a, disagreements).pvalue) if disagreements else 1.0
 
 
+@check_types
 def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Two-sided p-value that paired differences are as often up as down: how rare is their sum among flipped signs?
 
@@ -262,6 +273,7 @@ def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: in
     return (at_least + 1) / (resamples + 1)
 
 
+@check_types
 def holm(p_values: Iterable[float]) -> np.ndarray:
     """Adjusted p-values for a family of tests (Holm 1979, step-down): [tests] float64.
 
@@ -284,6 +296,7 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     return adjusted
 
 
+@check_types
 def crossed_interval(
     tables: Sequence[np.ndarray],
     statistic: Callable[..., np.ndarray],

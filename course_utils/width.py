@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import describe
+from course_utils.argument_types import check_types
 from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
 
@@ -132,6 +133,7 @@ def watch_neurons(reading: Reading) -> tuple[list[RemovableHandle], Callable[[],
     return hooks, scores
 
 
+@check_types
 @torch.no_grad()
 def prune_neurons(
     model: PreTrainedModel,
@@ -184,6 +186,7 @@ def prune_neurons(
     return PruningReport(f"prune_neurons, ratio {ratio:g}", before, model_size(model))
 
 
+@check_types
 def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     """The neurons that stay when ``prune_neurons`` cuts by these scores.
 
@@ -204,6 +207,7 @@ def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
     return best(scores, kept_width(len(scores), ratio, multiple_of))
 
 
+@check_types
 def best(scores: Tensor, count: int) -> Tensor:
     """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower.
 

@@ -35,6 +35,7 @@ LEFT_OUT = {
     "files": "writing, beneath what is tried",
     "session": "the machine",
     "checks": "the refusals themselves",
+    "argument_types": "the refusals themselves",
     "engine": "needs llama.cpp",
     "influence": "parts of hooks",
     "plotting.parts": "what figures share, beneath what is tried",
@@ -66,7 +67,8 @@ TRIED = {"int": ODD, "float": ODD, "bool": ODD, "str": ODD, "Sequence[int]": LIS
 HOLDS = {
     "layers": "block numbers", "indices": "block numbers", "left_out": "block numbers", "x": "columns", "y": "columns",
     "group": "columns", "hidden": "other sizes", "blocks": "other sizes", "max_length": "alike", "name": "hub",
-    "vocab_size": "vocabulary", "kind": "pairs to compare with",
+    "vocab_size": "vocabulary", "kind": "pairs to compare with", "calls": "contestant", "models": "contestant",
+    "laps": "contestant", "recipe": "'steps' and 'lr'", "validation": "'batches'", "token_ids": "batch",
 }  # fmt: skip
 
 
@@ -98,6 +100,12 @@ def is_tried(name, function):
 
 
 FUNCTIONS = {name: function for name, function in public() if is_tried(name, function)}
+OTHER_CASES = [  # models, tokenizers, tensors, tables, lists of them
+    (name, one.name)
+    for name, function in FUNCTIONS.items()
+    for one in arguments_of(function)
+    if kind_of(one) not in TRIED
+]
 MISSING = [
     f"{name}({one.name})"
     for name, function in FUNCTIONS.items()
@@ -242,16 +250,27 @@ def test_odd_argument_works_or_is_named(name, parameter):
     )  # fmt: skip
     @given(TRIED[kind])
     def tried(value):
-        made = arguments(name, parameter)
-        before = identities(made)
-        try:
-            call(name, {**made, parameter: value})
-        except (ValueError, TypeError) as error:
-            refused = error
-        else:
-            return
-        assert names(refused, parameter, value), f"{value!r} is refused without naming {parameter!r}: {refused!r}"
-        assert identities(made) == before
+        works_or_is_named(name, parameter, value)
 
     with np.errstate(all="ignore"):
         tried()
+
+
+@pytest.mark.parametrize(("name", "parameter"), named_cases(OTHER_CASES))
+def test_argument_of_another_type_works_or_is_named(name, parameter):
+    with np.errstate(all="ignore"):
+        for value in (None, 3, "x", [], {}, object()):
+            works_or_is_named(name, parameter, value)
+
+
+def works_or_is_named(name, parameter, value):
+    made = arguments(name, parameter)
+    before = identities(made)
+    try:
+        call(name, {**made, parameter: value})
+    except (ValueError, TypeError) as error:
+        refused = error
+    else:
+        return
+    assert names(refused, parameter, value), f"{value!r} is refused without naming {parameter!r}: {refused!r}"
+    assert identities(made) == before

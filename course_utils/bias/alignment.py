@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.branching import shared_beginning
 
@@ -54,6 +55,7 @@ class PairBatch(TypedDict):
     indices: list[int]  # each pair's place in the caller's list
 
 
+@check_types
 def align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
     """Find the tokens that the two texts of a pair share, by their character offsets.
 
@@ -129,6 +131,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Side:
     )
 
 
+@check_types
 def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:
     """Align pairs that will run ``batch_size`` at a time. Raises as ``pair_batches`` does."""
     checks.whole_number("batch_size", batch_size, least=1)
@@ -137,6 +140,7 @@ def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_s
     return [align(tokenizer, pair) for pair in pairs]
 
 
+@check_types
 def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16) -> list[PairBatch]:
     """The texts of pairs as batches, with their alignments; no special tokens are added.
 

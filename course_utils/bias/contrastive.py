@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from course_utils import checks, files
+from course_utils.argument_types import check_types
 
 KINDS = ("demographic", "neutral", "paraphrase", "identity", "invented", "benchmark")
 SPLITS = ("selection", "evaluation")
@@ -133,6 +134,7 @@ def axes() -> list[str]:
     return sorted(path.stem for path in (_DATA / "axes").glob("*.json"))
 
 
+@check_types
 def load_axis(name_or_path: str | os.PathLike) -> Axis:
     """A built-in demographic axis by its name, or one from a JSON file as the head of this module shows it.
 
@@ -217,6 +219,7 @@ def invented_axis(seed: int, swaps: int = 10) -> Axis:
     )
 
 
+@check_types
 def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[Pair]:
     """Every template with every swap and both endings, in this order: template, swap, pleasant before unpleasant.
 
@@ -277,6 +280,7 @@ def controls(kind: str, *, split: str | None = None) -> list[Pair]:
     return pairs(_control(kind), split=split)
 
 
+@check_types
 def subset(pairs: Iterable[Pair], *, templates: int, swaps: int) -> list[Pair]:
     """The pairs of each axis' shortest templates and first swaps, with all their endings: crossed, but sooner done.
 
@@ -314,6 +318,7 @@ def _templates() -> tuple[dict[str, str], ...]:
     return tuple(json.loads((_DATA / "templates.json").read_text(encoding="utf-8")))
 
 
+@check_types
 def validate(pairs: Iterable[Pair]) -> None:
     """Check that pairs measure what they say: nothing but the span differs, and neither side is bad English.
 
@@ -384,6 +389,7 @@ def _alike(pairs: Iterable[Pair]) -> list[str]:
     ]
 
 
+@check_types
 def write_pairs(pairs: Iterable[Pair], path: str | os.PathLike) -> Path:
     """Write pairs as JSONL, one object with all fields of ``Pair`` a line, atomically; return the path."""
     path = Path(path)
@@ -415,6 +421,7 @@ def read_pairs(path: str | os.PathLike) -> list[Pair]:
     return found
 
 
+@check_types
 def to_conversations(pairs: Iterable[Pair]) -> list[dict]:
     """Pairs as two-role conversations, in the rows that WizardSData writes, and one field more.
 

@@ -29,11 +29,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils import checks
 from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import PackedPairs, packed_batches
 from course_utils.language_modelling import token_log_likelihoods
 
 
+@check_types
 def activation_difference(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
 ) -> list[Tensor]:
@@ -77,6 +79,7 @@ def activation_difference(
     return scores
 
 
+@check_types
 def gap_attribution(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 8
 ) -> list[Tensor]:
@@ -140,6 +143,7 @@ def gap_attribution(
     return scores
 
 
+@check_types
 @torch.no_grad()
 def knock_out(
     model: PreTrainedModel,
@@ -193,6 +197,7 @@ def knock_out(
     return torch.tensor(reductions)
 
 
+@check_types
 def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) -> list[Tensor]:
     """Join an importance with a bias score, so that the neurons to cut are unimportant and biased.
 
@@ -222,6 +227,7 @@ def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) 
     ]
 
 
+@check_types
 def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protected: float) -> list[Tensor]:
     """Keep each block's most important neurons, and among the others cut the most biased first.
 
@@ -264,7 +270,7 @@ def _read(
     architecture = describe(model)
     # The two texts of a pair could leave out different attentions, and the scores would show that.
     architecture.refuse_adaptive("score the neurons")
-    _check_pairs(pairs)
+    checks.not_empty("pairs", pairs)
     batches = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
     bare = [i for packed in batches for i, count in zip(packed.indices, packed.counts, strict=True) if not count]
     if bare:
@@ -307,7 +313,7 @@ def _preference(
 
 def _weights(pairs: Sequence[Pair]) -> Tensor:
     """What each pair's gap counts in the signed preference: float64 [pairs]."""
-    _check_pairs(pairs)
+    checks.not_empty("pairs", pairs)
     axes = sorted({pair.axis for pair in pairs})
     if len(axes) > 1:
         raise ValueError(
@@ -340,21 +346,12 @@ def _ranks(scores: Tensor) -> Tensor:
     return (ranks / max(1, len(ranks) - 1)).to(scores.device)
 
 
-def _check_pairs(pairs: Sequence[Pair]) -> None:
-    if not isinstance(pairs, Sequence) or not pairs or not all(isinstance(pair, Pair) for pair in pairs):
-        raise ValueError(
-            "'pairs' must be a list of contrastive.Pair, at least one. Make them with contrastive.pairs(…)."
-        )
-
-
 def _check_neurons(neurons: Sequence[tuple[int, int]], widths: Sequence[int]) -> list[tuple[int, int]]:
     try:
         chosen = [(block, neuron) for block, neuron in neurons]
     except (TypeError, ValueError):
         raise ValueError(f"'neurons' must be a list of (block, neuron) numbers; got {neurons!r}.") from None
-    if not chosen:
-        raise ValueError("'neurons' is empty: give at least one (block, neuron).")
-    for block, neuron in chosen:
+    for block, neuron in checks.not_empty("neurons", chosen):
         checks.whole_number("block", block, most=len(widths) - 1)
         checks.whole_number("neuron", neuron, most=widths[block] - 1, meaning=f"the neurons of block {block}")
     return chosen

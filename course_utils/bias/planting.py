@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import Architecture, Projection, describe
+from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import packed_batches
 from course_utils.models import variant
@@ -26,6 +27,7 @@ _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which t
 _AT_ONCE = 2  # items whose activations are held at once; a step adds up their gradients
 
 
+@check_types
 def plant_preference(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

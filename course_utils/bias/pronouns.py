@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils import checks
 from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batch
 from course_utils.bias.statistics import means, sums_by_cell
 from course_utils.influence import leaving
@@ -81,6 +82,7 @@ def templates(split: str | None = None) -> list[str]:
     return [text for name, texts in _data()["templates"].items() if split in (None, name) for text in texts]
 
 
+@check_types
 def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     """Every word in every template: a row each, the columns of ``words`` and ``template`` and ``text``.
 
@@ -98,6 +100,7 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     return made.assign(text=texts)
 
 
+@check_types
 def opposites(table: pd.DataFrame) -> pd.DataFrame:
     """In each template the occupation with most women beside the one with fewest, the second beside the second, ...
 
@@ -119,6 +122,7 @@ def opposites(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+@check_types
 def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, float]:
     """Mean of the first group's words less that of the second's, with a 95 % interval that draws words and templates.
 
@@ -138,6 +142,7 @@ def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, 
     return float(value[0]), float(low[0]), float(high[0])
 
 
+@check_types
 def random_heads(
     chosen: Collection[Head], heads: int, blocks: int, *, sets: int = 19, seed: int = 0
 ) -> list[list[Head]]:
@@ -151,19 +156,21 @@ def random_heads(
         seed: of the draws.
 
     Raises:
-        ValueError: ``heads``, ``blocks`` or ``sets`` isn't a whole number from 1, or ``seed`` isn't one from 0.
+        ValueError: nothing was chosen; ``heads``, ``blocks`` or ``sets`` isn't a whole number from 1, or ``seed`` isn't
+            one from 0.
     """
     checks.whole_number("heads", heads, least=1)
     checks.whole_number("blocks", blocks, least=1)
     checks.whole_number("sets", sets, least=1)
     checks.whole_number("seed", seed)
-    lowest = min(block for block, _ in chosen)
+    lowest = min(block for block, _ in checks.not_empty("chosen", chosen))
     others = [(i, k) for i in range(lowest, blocks) for k in range(heads) if (i, k) not in set(chosen)]
     generator = np.random.default_rng(seed)
     picked = [generator.choice(len(others), min(len(chosen), len(others)), replace=False) for _ in range(sets)]
     return [[others[number] for number in sorted(numbers)] for numbers in picked]
 
 
+@check_types
 @torch.no_grad()
 def pronoun_log_odds(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 32
@@ -186,6 +193,7 @@ def pronoun_log_odds(
     return torch.cat(odds).numpy()
 
 
+@check_types
 @torch.no_grad()
 def odds_and_states(
     model: PreTrainedModel,
@@ -227,6 +235,7 @@ def odds_and_states(
     return torch.cat(odds).numpy(), {site: torch.cat(parts) for site, parts in found.items()}
 
 
+@check_types
 @torch.no_grad()
 def patched_log_odds(
     model: PreTrainedModel,
@@ -254,7 +263,7 @@ def patched_log_odds(
         ValueError: no texts, not as many sources, or a pronoun of several tokens.
     """
     architecture, odds = describe(model), []
-    wanted = sorted({block for heads in head_sets for block, _ in heads})
+    wanted = sorted({block for heads in checks.not_empty("head_sets", head_sets) for block, _ in heads})
     for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources, batch_size):
         said: dict[int, Tensor] = {}
         with evaluating(model, *_hook_heads(architecture, wanted, _recorder(said))):
@@ -280,6 +289,7 @@ def _put(
     return states
 
 
+@check_types
 def head_effects(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

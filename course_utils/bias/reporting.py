@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.bias import contrastive
 from course_utils.bias.contrastive import CONTROLS, Axis
 from course_utils.bias.scores import PairScores, measure_pairs
@@ -55,6 +56,7 @@ class Change:
     flips: pd.DataFrame
 
 
+@check_types
 def difference_in_differences(base: PairScores, pruned: PairScores) -> Change:
     """Compare two models on the same pairs: (pruned - base) of each axis minus (pruned - base) of the neutral swaps.
 
@@ -197,6 +199,7 @@ class BiasReport:
         return figure
 
 
+@check_types
 def report(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -232,6 +235,7 @@ def report(
     return analyse(measure_pairs(model, tokenizer, pairs, sites=sites, batch_size=batch_size))
 
 
+@check_types
 def analyse(scores: PairScores) -> BiasReport:
     """The statistics, verdicts and figures of pairs that are measured already: some axes, and the neutral control.
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils import checks
 from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import PackedPairs, Side, packed_batches
 from course_utils.language_modelling import token_log_likelihoods
@@ -61,6 +62,7 @@ class PairScores:
         return table.assign(excluded_share=table["excluded"] / (2 * table["tokens"] + table["excluded"]).clip(lower=1))
 
 
+@check_types
 @torch.no_grad()
 def measure_pairs(
     model: PreTrainedModel,

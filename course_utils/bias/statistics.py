@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import CONTROLS
 from course_utils.bias.scores import PairScores
 from course_utils.uncertainty import crossed_interval, holm, sign_flip_p
@@ -16,6 +17,7 @@ from course_utils.uncertainty import crossed_interval, holm, sign_flip_p
 ITEM = ["axis", "kind", "template", "swap", "group_a", "group_b"]
 
 
+@check_types
 def preferences(scores: PairScores) -> pd.DataFrame:
     """The double difference of each template x swap, in nats: one row each.
 
@@ -36,6 +38,7 @@ def preferences(scores: PairScores) -> pd.DataFrame:
     return (by_valence[1] - by_valence[-1]).dropna().rename("preference").reset_index()
 
 
+@check_types
 def behaviour(scores: PairScores) -> pd.DataFrame:
     """Preference of each axis and control: its direction, its size, and whether chance explains it.
 
@@ -82,6 +85,7 @@ def behaviour(scores: PairScores) -> pd.DataFrame:
     return with_holm(pd.DataFrame(rows))
 
 
+@check_types
 def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.DataFrame:
     """Mean difference at each site and block for each axis and control, with crossed 95 % intervals: a row each.
 
@@ -97,6 +101,7 @@ def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.Data
     return pd.concat(parts, ignore_index=True)
 
 
+@check_types
 def activation_ratio(
     scores: PairScores, *, metric: str = "relative", by_place: bool = True, to: str = "neutral", controls: bool = False
 ) -> pd.DataFrame:
@@ -153,17 +158,20 @@ def _by_place(scores: PairScores) -> pd.DataFrame:
     return pd.DataFrame([{"site": site, "block": block} for site in scores.sites for block in scores.blocks])
 
 
+@check_types
 def require_neutral(frame: pd.DataFrame) -> None:
     """Raise ValueError when there is no neutral control."""
     require_control(frame, "neutral")
 
 
+@check_types
 def require_control(frame: pd.DataFrame, kind: str) -> None:
     """Raise ValueError when there are no pairs of this control."""
     if not (frame["axis"] == checks.text("kind", kind)).any():
         raise ValueError(f"There are no {kind} pairs to compare with: measure contrastive.controls({kind!r}) too.")
 
 
+@check_types
 def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequence[str]) -> np.ndarray:
     """[templates, swaps, columns + 1] sums over the items of each cell, and at the end how many there are.
 
@@ -183,6 +191,7 @@ def sums_by_cell(items: pd.DataFrame, columns: Sequence[object], templates: Sequ
     return table
 
 
+@check_types
 def means(sums: np.ndarray) -> np.ndarray:
     """Sums [..., columns + 1], the last of them the count -> means [..., columns].
 
@@ -208,6 +217,7 @@ def _clusters(items: pd.DataFrame, unit: str) -> np.ndarray:
     return items.groupby(unit, sort=False)["preference"].sum().to_numpy()
 
 
+@check_types
 def with_holm(table: pd.DataFrame) -> pd.DataFrame:
     """Adds p_holm, over the rows that aren't controls."""
     return table.assign(p_holm=holm(table["p"].where(~table["kind"].isin(CONTROLS))))

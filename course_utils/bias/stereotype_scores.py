@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
@@ -28,6 +29,7 @@ AT_CHANCE = "at chance: its bias score means nothing"
 _COUNTS = [f"{name}_{where}" for where in ("disambig", "ambig") for name in ("asked", "right", "biased", "named")]
 
 
+@check_types
 def stereotype_preference(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
 ) -> pd.DataFrame:
@@ -70,6 +72,7 @@ def stereotype_preference(
     return pd.DataFrame(rows)
 
 
+@check_types
 def bbq_score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, batch_size: int = 32
 ) -> pd.DataFrame:
@@ -117,6 +120,7 @@ def bbq_score(
     return pd.DataFrame(rows)
 
 
+@check_types
 @torch.no_grad()
 def continuation_log_likelihoods(
     model: PreTrainedModel,

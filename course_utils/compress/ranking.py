@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils.architectures import cast_weights, describe
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.compress.scores import Importance
 from course_utils.compress.search import Candidate, shrink
@@ -34,6 +35,7 @@ from course_utils.texts import TokenBlocks
 Text = TokenBlocks | Iterable[Mapping[str, Tensor] | TokenBlocks]
 
 
+@check_types
 def rank(
     model: PreTrainedModel,
     candidates: Sequence[Candidate],

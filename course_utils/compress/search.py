@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
+from course_utils.argument_types import check_types
 from course_utils.channels import norm_factors
 from course_utils.compress.scores import Importance, refuse_uneven
 from course_utils.depth import remove_blocks
@@ -104,6 +105,7 @@ class Budget:
             )
 
 
+@check_types
 def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance) -> PreTrainedModel:
     """Cut one candidate out of a model: the least important of each axis goes, and norms are rescaled.
 
@@ -143,6 +145,7 @@ def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance)
     return small
 
 
+@check_types
 def candidates(
     model: PreTrainedModel,
     budget: Budget,
@@ -208,6 +211,7 @@ def candidates(
     return sorted(found, reverse=True)
 
 
+@check_types
 def outline_of(model: PreTrainedModel, candidate: Candidate) -> PreTrainedModel:
     """A candidate's shapes and configuration, on the meta device: no weight is read, and it takes no memory.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from course_utils import checks
 from course_utils.architectures import Architecture
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.influence import leaving
 
@@ -67,6 +68,7 @@ class HiddenLoss(nn.Module):
         return total
 
 
+@check_types
 def block_pairs(student: int, teacher: int, pairs: Pairs | None = None) -> Pairs:
     """Whose states are compared: the student's block and the teacher's, counted from 0.
 

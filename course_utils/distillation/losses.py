@@ -16,12 +16,14 @@ from torch import Tensor
 
 from course_utils import checks
 from course_utils.architectures import Architecture
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.divergence import kl_divergence
 
 LOSSES = ("forward_kl", "reverse_kl", "jsd")
 
 
+@check_types
 def token_loss(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
@@ -62,7 +64,7 @@ def token_loss(
     parts = torch.zeros(len(targets), device=student.device)
     if alpha < 1:
         if teacher_logits is None:
-            raise ValueError(f"Without the teacher's logits 'alpha' must be 1, cross-entropy alone; got {alpha!r}.")
+            raise ValueError(f"Without 'teacher_logits' 'alpha' must be 1, cross-entropy alone; got {alpha!r}.")
         both = student, teacher_logits.detach().float()
         log_q, log_p = ((x if temperature == 1 else x / temperature).log_softmax(-1) for x in both)
         parts = parts + (1 - alpha) * temperature**2 * _divergence(log_p, log_q, loss, beta)
@@ -71,6 +73,7 @@ def token_loss(
     return parts
 
 
+@check_types
 def top_k_loss(
     student_logits: Tensor, ids: Tensor, log_probs: Tensor, targets: Tensor, *, alpha: float = 0.0
 ) -> Tensor:

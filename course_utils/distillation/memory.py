@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import describe
+from course_utils.argument_types import check_types
 from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.training import weights_that_learn
 
@@ -38,6 +39,7 @@ def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
+@check_types
 def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
     """Bytes that a forward pass without the head keeps for the backward pass; the weights are not counted.
 
@@ -68,6 +70,7 @@ def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+@check_types
 def memory_plan(
     teacher: PreTrainedModel,
     student: PreTrainedModel,

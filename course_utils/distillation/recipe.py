@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.distillation.losses import LOSSES
 
 _FLOOR = 0.1  # the share of the peak learning rate that is left at the end
@@ -156,6 +157,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
+@check_types
 def with_settings(recipe: Recipe | None, settings: Mapping[str, Any]) -> Recipe:
     """A new recipe from settings by name, or a recipe with some of them changed.
 

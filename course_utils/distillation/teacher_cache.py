@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
 from course_utils.distillation.state import digest, name_of, refuse_unknown, rows_of, write_tensors
@@ -119,6 +120,7 @@ class TeacherCache:
         return _loss(student, batch, *self.answers(batch), alpha=alpha)
 
 
+@check_types
 def cache_teacher(
     teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], folder: str | os.PathLike, *, k: int = 64
 ) -> TeacherCache:
@@ -184,6 +186,7 @@ def bytes_per_token(vocab_size: int, k: int) -> int:
     return k * (_id_type(vocab_size).itemsize + 2) + (2 if k < vocab_size else 0)
 
 
+@check_types
 def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What is stored of a teacher's answers.
 
@@ -208,6 +211,7 @@ def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return ids.to(_id_type(logits.shape[1])), values.log_softmax(-1).clamp(min=least).half()
 
 
+@check_types
 def cache_bias(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
@@ -240,9 +244,7 @@ def cache_bias(
             f"The student has {student_architecture.vocab_size} tokens, the teacher {teacher_architecture.vocab_size}."
         )
     ks = checks.whole_numbers("ks", ks, least=1, most=student_architecture.vocab_size, meaning="the vocabulary")
-    if not ks:
-        raise ValueError("'ks' is empty: give at least one k.")
-    sizes = {k: bytes_per_token(student_architecture.vocab_size, k) for k in ks}
+    sizes = {k: bytes_per_token(student_architecture.vocab_size, k) for k in checks.not_empty("ks", ks)}
     read = list(read_batches(batches, vocab_size=student_architecture.vocab_size, device=student.device))
     tokens = sum(_count(batch) for batch in read)
     rows = []

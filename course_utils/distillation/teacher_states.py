@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.losses import states_loss
 from course_utils.distillation.state import name_of, refuse_unknown, rows_of
@@ -79,6 +80,7 @@ class TeacherStates:
         return states_loss(student, self._head, batch, lambda: self.states(batch), **options)
 
 
+@check_types
 def remember_teacher(
     teacher: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], *, precision: torch.dtype = torch.float32
 ) -> TeacherStates:

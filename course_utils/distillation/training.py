@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.hidden import HiddenLoss, block_pairs
 from course_utils.distillation.history import History
@@ -34,6 +35,7 @@ from course_utils.distillation.teacher_states import TeacherStates
 _BETAS = (0.9, 0.95)  # AdamW's
 
 
+@check_types
 def distill(
     teacher: PreTrainedModel | TeacherStates | TeacherCache,
     student: PreTrainedModel,
@@ -304,6 +306,7 @@ def _shared_vocabulary(
     return own
 
 
+@check_types
 def weights_that_learn(recipe: Recipe, student: PreTrainedModel) -> list[nn.Parameter]:
     """The weights that a recipe trains: all, all but the embedding, or the MLPs' alone."""
     embedding, weights = student.get_input_embeddings().weight, list(student.parameters())

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.plotting.parts import (
     CONTROL_COLOUR,
     FLOOR_COLOUR,
@@ -26,6 +27,7 @@ from course_utils.plotting.parts import (
 from course_utils.reports import shown
 
 
+@check_types
 def scores_with_intervals(
     frame: pd.DataFrame,
     *,
@@ -89,6 +91,7 @@ def scores_with_intervals(
     return ax
 
 
+@check_types
 def rows_with_intervals(
     values: Mapping[str, tuple[float, float, float]],
     *,
@@ -146,6 +149,7 @@ def rows_with_intervals(
     return ax
 
 
+@check_types
 def against_random(
     choices: Mapping[str, float | Sequence[float]],
     controls: Mapping[str, Sequence[float]],
@@ -238,6 +242,7 @@ def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colou
     )  # fmt: skip
 
 
+@check_types
 def before_and_after(
     frame: pd.DataFrame,
     *,
@@ -286,6 +291,7 @@ def before_and_after(
     return ax
 
 
+@check_types
 def paired_differences(
     frame: pd.DataFrame,
     *,
@@ -334,6 +340,7 @@ def paired_differences(
     return ax
 
 
+@check_types
 def ability_and_bias(
     frame: pd.DataFrame,
     *,

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.plotting.parts import (
     CONTROL_COLOUR,
     FLOOR_COLOUR,
@@ -23,6 +24,7 @@ from course_utils.plotting.parts import (
 )
 
 
+@check_types
 def pruning_curve(
     frame: pd.DataFrame,
     *,
@@ -80,6 +82,7 @@ def pruning_curve(
     return ax
 
 
+@check_types
 def curve_with_seeds(
     frame: pd.DataFrame,
     *,

@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.plotting.parts import PERCENT, axes_or_new, colour_of, label_axes, tilt_long_labels
 
 
+@check_types
 def show_tensor(
     tensor: Tensor,
     *,
@@ -77,6 +79,7 @@ def show_tensor(
     return ax
 
 
+@check_types
 def heatmap(
     matrix: pd.DataFrame,
     *,
@@ -128,6 +131,7 @@ def heatmap(
     return ax
 
 
+@check_types
 def histogram(
     values: Mapping[str, Tensor | np.ndarray | Sequence[float]],
     *,

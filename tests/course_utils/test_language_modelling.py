@@ -83,7 +83,7 @@ def test_continuations_are_the_greedy_words_of_each_model():
 
 
 @pytest.mark.parametrize(
-    ("models", "prompts", "count"), [({}, ["w5"], 3), ({"a": None}, [], 3), ({"a": None}, ["w5"], 0)]
+    ("models", "prompts", "count"), [({}, ["w5"], 3), ({"a": tiny_model()}, [], 3), ({"a": tiny_model()}, ["w5"], 0)]
 )
 def test_continuations_refuse_nothing_to_write(models, prompts, count):
     with pytest.raises(ValueError, match="at least one|non-empty list|new_tokens"):

@@ -148,7 +148,7 @@ def test_a_token_added_to_a_byte_level_vocabulary_counts_as_its_text():
 
 
 def test_a_slow_tokenizer_is_refused():
-    class Slow:
+    class Slow(PreTrainedTokenizerBase):
         is_fast = False
 
     with pytest.raises(ValueError, match="Slow is a slow tokenizer"):

@@ -200,7 +200,7 @@ def test_rank_correlation_without_an_order_is_nan():
     ],
 )
 def test_rank_correlation_refuses_what_has_no_pairs(a, b):
-    with pytest.raises(ValueError, match="two vectors of one length, at least 3"):
+    with pytest.raises(ValueError, match="two vectors, 'a' and 'b', of one length, at least 3"):
         rank_correlation(a, b)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import word_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from course_utils.bias.alignment import align, pair_batches
 from course_utils.bias.contrastive import Pair
@@ -97,7 +97,7 @@ def test_text_that_is_cut_differently_is_excluded_and_counted(trim_offsets):
 
 
 def test_offsets_are_needed():
-    class Slow:
+    class Slow(PreTrainedTokenizerBase):
         is_fast = False
 
     with pytest.raises(ValueError, match=r"offsets.*Slow gives none"):

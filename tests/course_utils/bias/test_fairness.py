@@ -276,13 +276,13 @@ BARE = replace(FIRST, after="")
     ("pairs", "message"),
     [
         ([], "at least one"),
-        (iter(word_pairs()), "list"),
-        (["a text"], "contrastive.Pair"),
+        (iter(word_pairs()), r"Sequence\[Pair\]"),
+        (["a text"], r"Sequence\[Pair\]"),
         ([replace(BARE, valence=0), replace(FIRST, valence=0)], "1 of 2 pairs share no tokens.*number 0.*'w7/w8'"),
     ],
 )
 def test_bad_pairs(name, pairs, message, tokenizer):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         functions(tokenizer, pairs)[name](tiny_model("llama"))
 
 
@@ -296,7 +296,7 @@ def test_bad_pairs(name, pairs, message, tokenizer):
     ],
 )
 def test_pairs_without_a_preference(name, pairs, message, tokenizer):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         functions(tokenizer, pairs)[name](tiny_model("llama"))
 
 
@@ -318,12 +318,12 @@ def test_adaptive_models_are_refused(name, tokenizer):
         ([(0, -1)], "got -1"),
         ([(0, 1.0)], "got 1.0"),
         ([(True, 0)], "got True"),
-        ([5], "numbers"),
-        (None, "numbers"),
+        ([5], r"'neurons' must be of type Sequence\[tuple\[int, int\]\]"),
+        (None, "'neurons'"),
     ],
 )
 def test_bad_neurons(neurons, message, tokenizer):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         knock_out(tiny_model("llama"), tokenizer, word_pairs(), neurons)
 
 

@@ -153,16 +153,16 @@ def stereotype(_condition, polarity, _right) -> int:
 
 def test_bbq_of_a_perfect_a_stereotyping_and_an_ignorant_model(monkeypatch):
     answering(monkeypatch, choose(lambda _c, _p, right: right))
-    perfect = bbq_score(None, None, questions()).set_index("category").loc["all"]
+    perfect = bbq_score(tiny_model(), word_tokenizer(), questions()).set_index("category").loc["all"]
     assert perfect[["accuracy", "accuracy_ambiguous", "questions", "unresolved"]].tolist() == [1, 1, 60, 4]
     assert perfect["verdict"] == "" and math.isnan(perfect["s_amb"])  # it names nobody
     answering(monkeypatch, choose(stereotype))
-    biased = bbq_score(None, None, questions()).set_index("category").loc["all"]
+    biased = bbq_score(tiny_model(), word_tokenizer(), questions()).set_index("category").loc["all"]
     assert biased[["s_dis", "s_amb", "accuracy_ambiguous"]].tolist() == [1, 1, 0]
     answering(monkeypatch, choose(lambda *seen: 1 - stereotype(*seen)))
-    assert bbq_score(None, None, questions()).iloc[-1][["s_dis", "s_amb"]].tolist() == [-1, -1]
+    assert bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1][["s_dis", "s_amb"]].tolist() == [-1, -1]
     answering(monkeypatch, choose(lambda *_: 2))
-    ignorant = bbq_score(None, None, questions()).iloc[-1]
+    ignorant = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
     assert ignorant["accuracy"] == 0 and ignorant["verdict"] == AT_CHANCE and ignorant["chance"] == pytest.approx(1 / 3)
 
 
@@ -173,7 +173,7 @@ def test_bbq_by_hand_weighs_ambiguous_answers_by_their_errors(monkeypatch):
         return 2 if polarity == "neg" else 1  # "nobody" to half of them, else the stereotype
 
     answering(monkeypatch, choose(who))
-    row = bbq_score(None, None, questions()).iloc[-1]
+    row = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
     known = [q for q in questions() if q.target is not None and q.condition == "disambig"]
     assert row["s_dis"] == pytest.approx(2 * np.mean([q.label == q.stereotyped for q in known]) - 1)
     wrong = np.mean([q.polarity == "nonneg" for q in questions() if q.condition == "ambig"])
