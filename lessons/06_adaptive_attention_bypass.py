@@ -1033,8 +1033,8 @@ pd.DataFrame(table).T.rename_axis(["seconds", "saved, aimed at"])
 # "Cost only" has no signal. So its own distance from its shuffled copies is what the strata leave over: prompts of a stratum are
 # only about alike in length. A signal has to do more than that.
 #
-# **Saved run.** Nearly all of the gain is the cost's: dealt to other prompts of the same length, the decisions do almost as
-# well. With the record's seconds the kind adds something at 3.2 % and at 5.4 % saved (p = 0.001, the least that so many
+# **Saved run.** Most of the gain is the cost's: dealt to other prompts of the same length, the decisions keep most of it.
+# With the record's seconds the kind adds something at 3.2 % and at 5.4 % saved (p = 0.001, the least that so many
 # deals can give), the probe at 5.4 % (p = 0.001), early entropy nowhere. At 5.4 % the kind is at −0.014 to static, and
 # dealt anew at −0.009. With the seconds timed here nothing is below 0.05 after the correction, so at no saving do both
 # tables agree. "Cost only" is below it nowhere, as it should be.
@@ -1287,7 +1287,7 @@ check_signal(signal)
 # - "The same average" is not the same cost. The cache that a bypass saves grows with the tokens, the time more slowly; so compare
 #   at equal seconds or bytes.
 # - What is saved can be known before the answer, the cache exactly, time as well as it was timed; what it harms has to be guessed.
-#   Use the known part first: here it made nearly all of the gain. And count time with seconds that didn't plan.
+#   Use the known part first: here it made most of the gain. And count time with seconds that didn't plan.
 # - The bound, solved, tells how much a better signal could still gain. A mixed batch costs what its most complex prompt costs.
 #
 # ## References
