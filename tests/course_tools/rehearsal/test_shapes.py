@@ -23,6 +23,8 @@ def test_full_size():
         twin = TWINS[name]
         for count in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
             assert twin.llama[count] == shape.llama[count], "a twin has as many parts"
+        assert twin.share == 1, "lessons choose by the card's free memory, and shall choose as they do at full size"
+        assert twin.llama["intermediate_size"] >= 64 * twin.llama["num_hidden_layers"], "a block's worth of width is 64"
 
 
 def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path):
