@@ -95,8 +95,8 @@ def evaluate(
     names = list(dict.fromkeys(checks.strings("tasks", [tasks] if isinstance(tasks, str) else tasks)))
     if limit is not None:  # every document
         checks.whole_number("limit", limit, least=1)
-    if tokenizer is None:
-        raise ValueError("evaluate needs the model's tokenizer: load_model returns both.")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(f"'tokenizer' must be the model's tokenizer: load_model returns both. Got {tokenizer!r}.")
     from course_utils import benchmark_tasks  # here, because lm-eval takes seconds to import
 
     answers = benchmark_tasks.ask(model, tokenizer, benchmark_tasks.build_tasks(names, limit))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.argument_types import check_types
 from course_utils.texts import DOMAINS, documents
 
 KINDS = {"passage": 0.4, "question": 0.25, "arithmetic": 0.2, "retrieval": 0.15}  # each with its share of the prompts
@@ -41,6 +42,7 @@ class Case:
         return hashlib.sha256(self.text.encode()).hexdigest()[:8]
 
 
+@check_types
 def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: int = 0) -> list[Case]:
     """Prompts of four kinds, from one word to well over a thousand tokens, shuffled.
 
