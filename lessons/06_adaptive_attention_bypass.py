@@ -984,9 +984,9 @@ pd.DataFrame(lines).set_index(["counted", "planned", "saved, aimed at"])
 # %% [markdown]
 # **Saved run.** At equal cost the two complexity scores are worse than static: ours by 38 % of static's harm for time with
 # the record's seconds, by 21 % with those timed here, and by 134 % for cache; the published one by 29 %, 24 % and 145 %.
-# Length reversed is worse for time, too (9 % and 23 %), and better for cache by 32 %. For cache all four rules have about
-# two thirds less harm, whatever their signal. For time "cost only" has 4 % less with the record's seconds and 3 % less with
-# those timed here; with a signal it is 8 to 10 % and 4 to 9 %.
+# With the lesson's levels, length reversed is worse for time, too (9 % and 23 %), and better for cache by 32 %. For cache
+# all four rules have about two thirds less harm, whatever their signal. For time "cost only" has 4 % less with the record's
+# seconds and 3 % less with those timed here; with a signal it is 8 to 10 % and 4 to 9 %.
 #
 # The last table looks at time at all five savings, and counts each plan with its own seconds and with the other ones.
 # Counted with the seconds that they planned with, the rules with a signal are better than static at all five savings, on
