@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -65,6 +67,7 @@ class Count:
         holders: (what, bytes) about that time, largest first.
         flops, moved, seconds: of all operations: FLOPs, bytes read and written, and what they take on the card.
         busy: seconds that this machine took to compute and to count them.
+        repeated: seconds that this machine would have taken for what is counted without having run.
     """
 
     peak: int = 0
@@ -73,6 +76,7 @@ class Count:
     moved: float = 0.0
     seconds: float = 0.0
     busy: float = 0.0
+    repeated: float = 0.0
 
 
 class Ledger:
@@ -96,6 +100,7 @@ class Ledger:
         self.count = Count()
         self._stored: dict[int, tuple[int, tuple[str, list[int], torch.dtype] | None, weakref.ref]] = {}
         self._told = 0  # the peak that `holders` describes
+        self._times = 1  # how often each operation counts
         self._lock = threading.RLock()
 
     def restart(self) -> Count:
@@ -182,11 +187,25 @@ class Ledger:
                 found.append((f"model {name}", size))
         return sorted(found, key=_by_size)[:6]
 
+    @contextlib.contextmanager
+    def standing_for(self, times: int) -> Iterator[None]:
+        """What runs inside stands for so many equal runs, and all of them are counted."""
+        self._times, began = times, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._times = 1
+            self.count.repeated += (times - 1) * (time.perf_counter() - began)
+
     def add_work(self, flops: float, size: int, dtype: torch.dtype) -> None:
         """An operation of so many FLOPs read and wrote so many bytes."""
-        self.count.flops += flops
-        self.count.moved += size
-        self.count.seconds += self.card.seconds(flops, size, dtype)
+        self.count.flops += self._times * flops
+        self.count.moved += self._times * size
+        self.count.seconds += self._times * self.card.seconds(flops, size, dtype)
+
+    def add_busy(self, seconds: float) -> None:
+        """This machine took so long for an operation."""
+        self.count.busy += self._times * seconds
 
 
 def _by_size(holder: tuple[str, int]) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from torch import Tensor
 from course_tools.rehearsal.card import Ledger
 
 _aten = torch.ops.aten
-_MATH, _EFFICIENT = 0, 2  # numbers of torch's attention kernels
-_MANY_SCORES = 2**23  # of attention, from which on writing them out takes the processor too long
+_MANY_SCORES = 2**20  # of attention, from which on writing them out takes the processor too long
 _BYTES_A_SCORE = 13  # when they are: scores, softmax and its repaired copy in float32, and a mask
 _LARGE = 256  # sides of a matrix from which on a product is worth a shortcut
 _SAMPLED = 32  # one summand of so many is added up
@@ -28,22 +26,42 @@ class Running:
 
     Attributes:
         ledger: of the card.
-        sampled: large products of matrices add up a sample of their summands.
-        training: whether the present operation's inputs are to get gradients.
+        sampled: large products of matrices add up a sample of their summands; attention to many keys is one of them.
     """
 
     ledger: Ledger
     sampled: bool = False
-    training: bool = False
 
 
-def _choose_attention(
-    running: Running, query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool = False, **kwargs: Any
-) -> int:
-    """Shared keys have it written out; without training a large one is only counted so, see `_attend`."""
+def scaled_dot_product_attention(
+    running: Running,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's, by the kernel that it would choose on a T4; for a device that it doesn't know it knows one kernel.
+
+    Shared keys have it written out; without training a large one is only counted so, see `_attend`.
+    """
     scores = query.numel() // query.shape[-1] * key.shape[-2]
-    shared = query.shape[-3] != key.shape[-3]
-    return _MATH if shared and (running.training or scores <= _MANY_SCORES) else _EFFICIENT
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    if query.shape[-3] != key.shape[-3] and (training or scores <= _MANY_SCORES):
+        return torch._C._nn.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    bias = attn_mask
+    if bias is not None:
+        if bias.dtype == torch.bool:
+            bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(~bias, -torch.inf)
+        bias = bias.expand(*query.shape[:-1], key.shape[-2])
+    return _aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, training, dropout_p, is_causal, scale=scale
+    )[0]
 
 
 def _attend(
@@ -58,16 +76,24 @@ def _attend(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:
+    scores = query.numel() // query.shape[-1] * key.shape[-2]
     sharing = query.shape[-3] // key.shape[-3]
+    sample = running.sampled and not compute_log_sumexp and scores > _MANY_SCORES
     if sharing > 1:
-        scores = query.numel() // query.shape[-1] * key.shape[-2]
         running.ledger.pass_by(_BYTES_A_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
+        running.ledger.add_work(0, 2 * _BYTES_A_SCORE * scores, query.dtype)  # all are written once and read once
         key, value = (tensor.repeat_interleave(sharing, -3) for tensor in (key, value))
+    if sample:
+        key, value = key[..., ::_SAMPLED, :], value[..., ::_SAMPLED, :]
+        bias = None if bias is None else bias[..., ::_SAMPLED].contiguous()
+    wide, bias = [_widened(tensor) for tensor in (query, key, value)], _widened(bias)
     out, sums = _aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale
+        *wide, dropout_p, is_causal, attn_mask=bias, scale=scale
     )
+    if sample:
+        out.nan_to_num_()  # where the mask hides all of the sample
     nothing = torch.zeros((), dtype=torch.int64)
-    return out, sums, nothing, nothing.clone()
+    return out.to(query.dtype), sums, nothing, nothing.clone()
 
 
 def _attend_backward(
@@ -87,21 +113,25 @@ def _attend_backward(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor | None, ...]:
+    wide = [_widened(tensor) for tensor in (grad, query, key, value, out)]
     grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, out, sums, dropout_p, is_causal, attn_mask=bias, scale=scale
+        *wide, sums, dropout_p, is_causal, attn_mask=_widened(bias), scale=scale
     )
-    return (*grads, None)
+    return (*(of.to(query.dtype) for of in grads), None)
+
+
+def _widened(tensor: Tensor | None) -> Tensor | None:
+    """float16 as float32: the processor has no fast float16."""
+    return tensor.float() if tensor is not None and tensor.dtype == torch.float16 else tensor
 
 
 def _sampled(running: Running, a: Tensor, b: Tensor) -> Tensor:
-    """A @ b; in large ones some of the summands may stand for all. The processor has no fast float16."""
+    """A @ b; in large ones some of the summands may stand for all."""
     summands = a.shape[-1]
     if running.sampled and min(summands, b.shape[-1]) >= _LARGE:
         taken = summands // _SAMPLED
         a, b = a[..., :taken] * (summands / taken) ** 0.5, b[..., :taken, :]
-    if a.dtype == torch.float16:
-        return (a.float() @ b.float()).to(torch.float16)
-    return a @ b
+    return (_widened(a) @ _widened(b)).to(a.dtype)
 
 
 def _mm(running: Running, a: Tensor, b: Tensor) -> Tensor:
@@ -116,7 +146,6 @@ def _addmm(running: Running, added: Tensor, a: Tensor, b: Tensor, *, beta: float
 
 #: the card's own way, called with `Running` and the operation's arguments
 REPLACED: dict[Callable, Callable] = {
-    _aten._fused_sdp_choice.default: _choose_attention,
     _aten._scaled_dot_product_efficient_attention.default: _attend,
     _aten._scaled_dot_product_efficient_attention_backward.default: _attend_backward,
     _aten.mm.default: _mm,

@@ -17,6 +17,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from course_tools.rehearsal.card import T4, Card, Ledger
 from course_tools.rehearsal.cuda import CORE, CUDA, believe, is_card
-from course_tools.rehearsal.operations import REPLACED, Running
+from course_tools.rehearsal.operations import REPLACED, Running, scaled_dot_product_attention
 
 _CPU = torch.device("cpu")
 # May read the other device: copies, and indices that may stay in main memory.
@@ -155,6 +156,8 @@ class PretendGPU(TorchDispatchMode):
         if PretendGPU.current is not None:
             raise RuntimeError("There is one pretended card already.")
         self._believed = believe(self.ledger)
+        attention = functools.partial(_attention, nn.functional.scaled_dot_product_attention, self._running)
+        self._believed.enter_context(mock.patch.object(nn.functional, "scaled_dot_product_attention", attention))
         PretendGPU.current = self
         return super().__enter__()
 
@@ -179,13 +182,12 @@ class PretendGPU(TorchDispatchMode):
         if device is not None:
             kwargs = kwargs | {"device": _CPU if to_card else device}
         _check_devices(func, flat, to_card)
-        self._running.training = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
         result = self._on_processor(func, *_inside(args), **_inside(kwargs))
         if torch.Tag.inplace_view in func.tags:
             with torch._C._DisableTorchDispatch():
                 func(*args, **kwargs)
         outside = self._outside(func, result, args, kwargs, inputs, to_card)
-        self.ledger.count.busy += time.perf_counter() - start
+        self.ledger.add_busy(time.perf_counter() - start)
         return outside
 
     def _on_processor(self, func: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -225,6 +227,13 @@ class PretendGPU(TorchDispatchMode):
         formula = flop_registry.get(func.overloadpacket)
         flops = formula(*args, **kwargs, out_val=result) if formula is not None else 0
         self.ledger.add_work(flops, size, outputs[0].dtype if outputs else torch.float32)
+
+
+def _attention(elsewhere: Callable, running: Running, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """On the card as a T4 chooses it; elsewhere torch's own."""
+    if isinstance(query, CardTensor) and query.dim() == 4:
+        return scaled_dot_product_attention(running, query, *args, **kwargs)
+    return elsewhere(query, *args, **kwargs)
 
 
 def _inside(value: Any) -> Any:

@@ -65,3 +65,18 @@ def test_there_is_room_for_what_this_machine_has(card):
     card.ledger.spare = 10**15
     with pytest.raises(torch.cuda.OutOfMemoryError, match="This machine's memory is full"):
         torch.zeros(2**25, device="cuda")
+
+
+def test_a_run_may_stand_for_several():
+    ledger = Ledger(Card(half=1e12, single=1e10, efficiency=0.5, bandwidth=1e9, launch=0))
+
+    def run():
+        ledger.add_work(2.0, 10**9, torch.float32)
+        ledger.add_busy(0.5)
+
+    with ledger.standing_for(8):
+        run()
+    run()
+    count = ledger.restart()
+    assert (count.flops, count.moved, count.seconds, count.busy) == (18, 9 * 10**9, 9, 4.5)
+    assert 0 < count.repeated < 1 and ledger.count.repeated == 0

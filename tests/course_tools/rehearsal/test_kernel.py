@@ -14,8 +14,9 @@ import pretend
 import torch
 
 from course_tools.rehearsal import kernel
+from course_tools.rehearsal.card import T4, Ledger
 from course_tools.rehearsal.kernel import HostMemory, Plan, begin
-from course_utils import engine
+from course_utils import benchmarking, engine
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALLER = """
@@ -24,7 +25,6 @@ from course_tools.rehearsal.kernel import reduce_samples
 
 shell = SimpleNamespace(input_transformers_cleanup=[])
 reduce_samples(shell)
-from course_utils.benchmarking import time_interleaved
 from course_utils.bias import plant_preference
 from course_utils.distillation import Recipe
 from course_utils.models import load_model
@@ -38,9 +38,6 @@ print(len(asked[:20]), len(asked[20:]), len(asked[4:][2:4]), len(asked[24:]))
 at_most = blocks.sample(min(24, len(blocks)), seed=0)
 print(len(at_most[:20]), len(at_most[20:]))
 print(len(prompts(tokenizer, "evaluation", count=60)), Recipe(steps=400, lr=1e-4).steps, Recipe(steps=2, lr=1e-4).steps)
-turns = []
-table = time_interleaved({"a": lambda: turns.append(1)}, rounds=9)
-print(len(turns), table.ci_low.notna().all())
 lines = ["RATIOS, SEEDS = (0.1, 0.2), range(19)\\n", "x = range(19)\\n", "SEEDS = range(2)"]
 print(shell.input_transformers_cleanup[0](lines))
 """
@@ -56,9 +53,18 @@ def test_samples_are_smaller():
         "8 4 2 0",
         "8 8",
         "24 3 2",
-        "1 True",
         "['RATIOS, SEEDS = (0.1, 0.2), range(3)\\n', 'x = range(19)\\n', 'SEEDS = range(2)']",
     ], done.stderr
+
+
+def test_a_round_stands_for_all(monkeypatch):
+    monkeypatch.setattr(benchmarking, "take_turns", benchmarking.take_turns)
+    ledger, turns = Ledger(T4), []
+    kernel.run_one_round(ledger)
+    laps = {name: lambda: ledger.add_work(1.0, 1, torch.float32) or turns.append(1) for name in "ab"}
+    table = benchmarking.time_interleaved(laps, rounds=9)
+    assert len(turns) == 2 and ledger.count.flops == 2 * (9 + 1), "and the warm-up"
+    assert list(table.name) == ["a", "b"] and table.ci_low.notna().all()
 
 
 def test_equalities_are_left_out(monkeypatch):
@@ -133,9 +139,12 @@ def test_each_cell_is_written_down(tmp_path, monkeypatch):
     from course_utils import benchmark_tasks
 
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)  # as it was, for the tests that follow
+    monkeypatch.setattr(benchmarking, "take_turns", benchmarking.take_turns)
     monkeypatch.setattr(engine, "problem", engine.problem)
+    monkeypatch.setattr(torch.testing, "assert_close", torch.testing.assert_close)
+    monkeypatch.setattr(np.testing, "assert_allclose", np.testing.assert_allclose)
     events = {}
-    shell = SimpleNamespace(user_ns={}, events=SimpleNamespace(register=events.__setitem__))
+    shell = SimpleNamespace(user_ns={}, ast_transformers=[], events=SimpleNamespace(register=events.__setitem__))
     record = tmp_path / "cells.jsonl"
     rehearsal = begin(Plan(str(record), share=0.5, reduced=False), shell)
     try:
