@@ -131,9 +131,10 @@ def test(args: argparse.Namespace, console: Console) -> int:
         fetch_assets([authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)])
     if "-m" in args.rest:  # the reader's own choice
         return _pytest("Tests", args.rest)
-    # Two processes with one thread each are faster than one with two, but not where a test takes the time.
+    # Processes with one thread each are faster than one with two, but not where a test takes the time. The third works
+    # while one of two waits: for a hub that keeps silent, for a program to end.
     # Files in their own order: those of the tools, few and slow, first, so that no process is left alone with them.
-    apart = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if session.cores() > 1 else []
+    apart = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"] if session.cores() > 1 else []
     statuses = [_pytest("Fast tests", ["-m", "not embedded", _SLOWEST, *apart, *args.rest], OMP_NUM_THREADS="1")]
     if not args.fast:
         for title, options, variables in _slow_rounds(args.rest):
@@ -161,13 +162,20 @@ def _slow_rounds(rest: Sequence[str]) -> list[tuple[str, list[str], dict[str, st
     if rest or at_a_time(cores, free) == 1:
         if not rest:
             print(f"{_resources(cores, free)}, so lessons run one after another.")
-        return [(title, ["-m", "embedded", _SLOWEST, *rest], {})]
+        return [(title, ["-m", "embedded", _SLOWEST, *(rest or _files_with("embedded"))], {})]
     print(f"{_resources(cores, free)}, so lessons run two at a time, and alone where they are about time.")
     shared = ["-m", "embedded and not timed", _SLOWEST, "-n", "2", "--dist", "load", "--maxschedchunk", "1"]
+    together, alone = _files_with("embedded"), _files_with("timed")
     return [
-        (f"{title}, two at a time", shared, {"OMP_NUM_THREADS": str(cores // 2)}),
-        ("Lessons about time, alone", ["-m", "embedded and timed"], {}),
+        (f"{title}, two at a time", [*shared, *together], {"OMP_NUM_THREADS": str(cores // 2)}),
+        ("Lessons about time, alone", ["-m", "embedded and timed", *alone], {}),
     ]
+
+
+def _files_with(mark: str) -> list[str]:
+    """The files whose tests may have a mark: to read all others takes pytest a quarter of a minute."""
+    found = [path for path in (ROOT / "tests").rglob("test_*.py") if f"mark.{mark}" in path.read_text(encoding="utf-8")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
 def _resources(cores: int, free: int) -> str:

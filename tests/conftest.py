@@ -4,6 +4,7 @@ Where two processes share the tests, the lessons come first, the longest of them
 Nothing reaches beyond this machine, and the reader's own settings don't matter.
 """
 
+import functools
 import os
 import re
 import signal
@@ -26,6 +27,10 @@ def pytest_collection_modifyitems(config, items):
         if marker not in config.getoption("markexpr"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    for item in items:
+        for mark in {"embedded", "timed"} & {marker.name for marker in item.iter_markers()}:
+            # `course.py test` looks for such tests in these files alone.
+            assert f"mark.{mark}" in text_of(item.path), f"{item.nodeid} has a mark that its file doesn't name"
     shared = hasattr(config, "workerinput")  # by pytest-xdist
 
     def place(item):
@@ -35,6 +40,11 @@ def pytest_collection_modifyitems(config, items):
         return embedded, lesson
 
     items.sort(key=place)
+
+
+@functools.cache
+def text_of(path):
+    return path.read_text(encoding="utf-8")
 
 
 def lesson_of(nodeid):

@@ -180,6 +180,9 @@ def pytests(course, monkeypatch):
     monkeypatch.setattr(session, "cores", lambda: 2)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=calls.free))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (course / "tests" / "deep").mkdir(parents=True)
+    for name, mark in {"test_few.py": "none", "deep/test_models.py": "embedded", "test_lessons.py": "timed"}.items():
+        (course / "tests" / name).write_text(f"@pytest.mark.{mark}\n" + "@pytest.mark.embedded\n" * (mark == "timed"))
     return calls
 
 
@@ -193,8 +196,10 @@ def test_lessons_share_the_cores_and_those_about_time_have_them_alone(cores, thr
     monkeypatch.setattr(session, "cores", lambda: cores)
     assert cli.main(["test"]) == 0
     (_, _), (shared, shared_variables), (alone, alone_variables) = pytests.given
-    assert shared[:2] == ["-m", "embedded and not timed"] and alone == ["-m", "embedded and timed"]
-    assert " ".join(shared[2:]) == "--durations=10 -n 2 --dist load --maxschedchunk 1"
+    assert shared[:2] == ["-m", "embedded and not timed"]
+    assert " ".join(shared[2:-2]) == "--durations=10 -n 2 --dist load --maxschedchunk 1"
+    assert shared[-2:] == ["tests/deep/test_models.py", "tests/test_lessons.py"], "no file is read for nothing"
+    assert alone == ["-m", "embedded and timed", "tests/test_lessons.py"]
     assert shared_variables["OMP_NUM_THREADS"] == threads and "OMP_NUM_THREADS" not in alone_variables
     told = f"{cores} cores and 1000.0 GB of free memory (two lessons at a time need 2 and 12.9 GB), so lessons run two"
     assert told in capsys.readouterr().out
@@ -203,14 +208,16 @@ def test_lessons_share_the_cores_and_those_about_time_have_them_alone(cores, thr
 def test_lessons_come_one_after_another_where_memory_is_short(pytests, capsys):
     pytests.free = 8 * 10**9
     assert cli.main(["test"]) == 0
-    assert [options for options, _ in pytests.given][1:] == [["-m", "embedded", "--durations=10"]]
+    assert [options for options, _ in pytests.given][1:] == [
+        ["-m", "embedded", "--durations=10", "tests/deep/test_models.py", "tests/test_lessons.py"]
+    ]
     assert "8.0 GB of free memory" in capsys.readouterr().out
 
 
 def test_fast_tests_share_the_cores_and_chosen_lessons_have_them_alone(pytests):
     assert cli.main(["test", "tests/test_width.py", "-x"]) == 0
     (fast, fast_variables), (slow, slow_variables) = pytests.given
-    apart = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+    apart = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
     assert fast == ["-m", "not embedded", "--durations=10", *apart, "tests/test_width.py", "-x"]
     assert slow == ["-m", "embedded", "--durations=10", "tests/test_width.py", "-x"]
     assert fast_variables["OMP_NUM_THREADS"] == "1" and "OMP_NUM_THREADS" not in slow_variables
