@@ -183,8 +183,7 @@ def explanation(shape: Shape) -> str:
         f"{T4.single / 1e12:.1f} in float32, {T4.efficiency:.0%} of it reached) and moving its tensors "
         f"({T4.bandwidth / 1e9:.0f} GB/s), at least {T4.launch * 1e6:.0f} µs; plus what isn't on the GPU as it took "
         f"here, plus {HOST_SECONDS:.0f} s to fetch the model. "
-        "Where models take turns to be timed, one round runs and counts for all. Large products of matrices add up one "
-        "summand of 32, so equalities are not asserted.\n"
+        "Where models take turns to be timed, one round runs and counts for all.\n"
         f"Smaller than in the lesson, for the memory's run alone (the work is counted with all of it):\n{reduced}"
     )
 

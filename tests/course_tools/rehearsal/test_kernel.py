@@ -141,10 +141,8 @@ def test_each_cell_is_written_down(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_tasks, "session", benchmark_tasks.session)  # as it was, for the tests that follow
     monkeypatch.setattr(benchmarking, "take_turns", benchmarking.take_turns)
     monkeypatch.setattr(engine, "problem", engine.problem)
-    monkeypatch.setattr(torch.testing, "assert_close", torch.testing.assert_close)
-    monkeypatch.setattr(np.testing, "assert_allclose", np.testing.assert_allclose)
     events = {}
-    shell = SimpleNamespace(user_ns={}, ast_transformers=[], events=SimpleNamespace(register=events.__setitem__))
+    shell = SimpleNamespace(user_ns={}, events=SimpleNamespace(register=events.__setitem__))
     record = tmp_path / "cells.jsonl"
     rehearsal = begin(Plan(str(record), share=0.5, reduced=False), shell)
     try:
