@@ -48,7 +48,7 @@ def scaled_dot_product_attention(
 
     Shared keys have it written out; without training a large one is only counted so, see `_attend`.
     """
-    scores = query.numel() // query.shape[-1] * key.shape[-2]
+    scores = _scores(query, key)
     training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     if query.shape[-3] != key.shape[-3] and (training or scores <= _MANY_SCORES):
         return torch._C._nn.scaled_dot_product_attention(
@@ -64,6 +64,11 @@ def scaled_dot_product_attention(
     )[0]
 
 
+def _scores(query: Tensor, key: Tensor) -> int:
+    """How many there are: one for each query and key, of each row and head."""
+    return query.numel() // query.shape[-1] * key.shape[-2]
+
+
 def _attend(
     running: Running,
     query: Tensor,
@@ -76,7 +81,7 @@ def _attend(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:
-    scores = query.numel() // query.shape[-1] * key.shape[-2]
+    scores = _scores(query, key)
     sharing = query.shape[-3] // key.shape[-3]
     sample = running.sampled and not compute_log_sumexp and scores > _MANY_SCORES
     if sharing > 1:

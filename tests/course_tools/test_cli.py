@@ -181,8 +181,9 @@ def pytests(course, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=calls.free))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     (course / "tests" / "deep").mkdir(parents=True)
-    for name, mark in {"test_few.py": "none", "deep/test_models.py": "embedded", "test_lessons.py": "timed"}.items():
-        (course / "tests" / name).write_text(f"@pytest.mark.{mark}\n" + "@pytest.mark.embedded\n" * (mark == "timed"))
+    marks = {"test_few.py": ["none"], "deep/test_models.py": ["embedded"], "test_lessons.py": ["timed", "embedded"]}
+    for name, of_file in marks.items():
+        (course / "tests" / name).write_text("".join(f"@pytest.mark.{mark}\n" for mark in of_file))
     return calls
 
 
