@@ -41,6 +41,8 @@ COMMANDS = (
     "compress", "rehearse",
 )  # fmt: skip
 INSTALLING = "installing"
+# What pip does with one core, on all of them; what stays uncompiled (templates, after Ctrl-C) is compiled on use.
+COMPILE = "import compileall, sys; compileall.compile_dir(sys.prefix, quiet=2, workers=0)"
 
 
 def main(arguments):
@@ -64,6 +66,7 @@ def set_up():
     if PYTHON.exists() and read(STAMP) == fingerprint():
         return None
     LOG.parent.mkdir(exist_ok=True)
+    LOG.unlink(missing_ok=True)
     # pip killed half-way leaves packages that look installed and are not: start afresh.
     if read(STAMP) == INSTALLING or not works([str(PYTHON), "-m", "pip", "--version"]):
         if VENV.exists():
@@ -74,10 +77,11 @@ def set_up():
             return failure("On Debian and Ubuntu, `sudo apt install python3-venv` brings what is missing.")
     STAMP.write_text(INSTALLING)
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
-    if run([*pip, "--editable", ".[dev]"], "Installing the course (a few minutes, once)"):
+    if run([*pip, "--no-compile", "--editable", ".[dev]"], "Installing the course (a few minutes, once)"):
         STAMP.unlink()  # pip itself gave up, and cleaned up behind it
         return failure("If the network failed, run the same command again: it goes on where it can.")
     STAMP.write_text(fingerprint())
+    run([str(PYTHON), "-c", COMPILE], "Compiling it")
     return None
 
 
@@ -107,7 +111,7 @@ def run(command, title):
     """Run a command into the log with one line of progress: seconds, and what it is doing. Returns its status."""
     start, shown = time.monotonic(), 0
     width = min(78, shutil.get_terminal_size().columns - 1)
-    with LOG.open("wb") as log:
+    with LOG.open("ab") as log:
         # A session of its own, so that Ctrl-C reaches us alone and pip's own children end with it.
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

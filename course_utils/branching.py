@@ -39,6 +39,14 @@ class BranchingBatch(Batch):
         return {"input_ids": self.input_ids, "attention_mask": self.visible, "position_ids": self.position_ids}
 
 
+class UnmaskedBatch(Batch):
+    """A batch padded on the right, for a model whose tokens see nothing but what stands before them: no mask needed."""
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for a backbone's forward."""
+        return {"input_ids": self.input_ids}
+
+
 class Row:
     """Texts in one row: their common beginning, and then the ending of each.
 
@@ -91,7 +99,7 @@ def row_batch(architecture: Architecture, rows: Sequence[Row]) -> Batch:
         {"input_ids": ids, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=model.device
     )
     if not any(row.branches for row in rows):
-        return batch
+        return batch if architecture.adaptive else UnmaskedBatch(**vars(batch))
     positions = _padded([row.positions for row in rows]).to(model.device)
     owner = _padded([row.owner for row in rows], -1).to(
         model.device

@@ -23,7 +23,7 @@ name = "pruning-llms"
 version = "0.1.0"
 """
 
-# The smallest build backend: an editable wheel with one .pth file.
+# The smallest build backend: an editable wheel with one .pth file and a module.
 BACKEND = """\
 import os, pathlib, time, zipfile
 
@@ -34,6 +34,7 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
     name = "pruning_llms-0.1.0"
     with zipfile.ZipFile(f"{folder}/{name}-py3-none-any.whl", "w") as wheel:
         wheel.writestr("pruning_llms.pth", str(pathlib.Path.cwd()))
+        wheel.writestr("installed.py", "")
         metadata = "Metadata-Version: 2.1\\nName: pruning-llms\\nVersion: 0.1.0\\nProvides-Extra: dev\\n"
         wheel.writestr(f"{name}.dist-info/METADATA", metadata)
         tags = "Wheel-Version: 1.0\\nGenerator: test\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
@@ -84,7 +85,8 @@ def test_usage_needs_no_set_up(clone):
 def test_first_call_installs_and_hands_over_status_and_arguments(clone):
     status, out, err = course(clone, "run", "03", "--profile", "smoke")
     assert status == 7, err
-    assert "Making .venv: done" in out and "Installing the course" in out
+    assert "Making .venv: done" in out and "Installing the course" in out and "Compiling it: done" in out
+    assert list((clone / ".venv").rglob("__pycache__/installed.*.pyc"))
     assert "arguments: ['run', '03', '--profile', 'smoke'] utf8: 1" in out
 
 

@@ -65,6 +65,18 @@ def test_states_are_those_of_the_texts_alone(family, attention):
                 torch.testing.assert_close(states[places], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_behind_a_text_needs_no_mask(family, attention):
+    architecture = describe(tiny_model(family, attn_implementation=attention))
+    batch = row_batch(architecture, [Row([text]) for text in TEXTS])
+    assert not batch.real.all() and set(batch.inputs()) == {"input_ids"}
+    with torch.no_grad():
+        for states, text in zip(architecture.hidden_states(batch), TEXTS, strict=True):
+            alone = architecture.hidden_states(row_batch(architecture, [Row([text])]))[0]
+            torch.testing.assert_close(states[: len(text)], alone, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rounding_is_not_taken_for_disobedience(family, dtype):
@@ -106,6 +118,8 @@ def test_flash_attention_takes_no_mask_and_an_adaptive_model_decides_for_each_te
     limits = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
     make_adaptive(model, AdaptiveConfig(ModelIdentity.of(model), (1,), (1, 0), (0.5,), "length_variance", limits))
     assert not can_branch(describe(model), 6)
+    padded = row_batch(describe(model), [Row([text]) for text in TEXTS])
+    assert "attention_mask" in padded.inputs()  # what it decides by is a mean over the text
 
 
 def test_bad_rows_are_refused():
