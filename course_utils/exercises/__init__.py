@@ -25,9 +25,6 @@ from typing import Any
 
 import torch
 
-from course_utils.evaluation import Perplexity, perplexity_ratio
-from course_utils.reports import with_interval
-
 Attempt = Callable[..., Any]  # a learner's function
 
 
@@ -106,22 +103,6 @@ def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], nam
     require(not unknown, f"There is no {unknown[0] if unknown else ''!r}; choose among {', '.join(names)}.")
     for letter, (name, reason) in right.items():
         require(said[letter] == name, f"Look at {letter} again: {reason}")
-
-
-def require_better(mine: Perplexity, baseline: Perplexity, *, told: str, worse: str, luck: str) -> None:
-    """Inside a check: print the ratio of two perplexities, and stop unless the learner's is surely the lower one.
-
-    Args:
-        mine: of what the learner chose, on held-out text.
-        baseline: of what it has to beat, on the same rows.
-        told: printed before the ratio and its 95 % interval.
-        worse: a sentence for the learner whose choice is no better.
-        luck: a sentence for the learner whose interval reaches 1.
-    """
-    ratio, low, high = perplexity_ratio(mine, baseline)
-    print(f"{told} {with_interval(ratio, low, high)}")
-    require(ratio < 1, worse)
-    require(high < 1, luck)
 
 
 def not_shown(letters: Collection[str], claims: Mapping[str, tuple[bool, str]]) -> None:

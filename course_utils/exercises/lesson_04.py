@@ -13,7 +13,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils.evaluation import Perplexity
-from course_utils.exercises import Attempt, chosen, exercise, require, require_better, rule_out
+from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
+from course_utils.exercises.better import require_better
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.reports import shown
 

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.evaluation import Perplexity, perplexity
-from course_utils.exercises import Attempt, exercise, not_shown, require, require_better, rule_out, true_or_false
+from course_utils.exercises import Attempt, exercise, not_shown, require, rule_out, true_or_false
+from course_utils.exercises.better import require_better
 from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
 

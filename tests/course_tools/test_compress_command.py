@@ -108,41 +108,51 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
 BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
 
 
-def data_parallel(folder):
-    """The command in several processes, which note who of them scores."""
+def in_several(folder):
+    """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
     scoring, rank = compress_command.importance, PartialState(cpu=True).process_index
+    for way in ("whole", "sharded"):
+        if way == "sharded":
+            shard_by_hand()
+        here = Path(folder, way)
+        here.mkdir(exist_ok=True)
 
-    def noted(*args):
-        with open(os.path.join(folder, f"scored by {rank}"), "a") as file:
-            file.write("once")
-        return scoring(*args)
+        def noted(*args, here=here):
+            with (here / f"scored by {rank}").open("a") as file:
+                file.write("once")
+            return scoring(*args)
 
-    compress_command.importance = noted
-    assert cli.main([*BOTH, "--out", os.path.join(folder, "refused"), "--accumulate", "3"]) == 1
-    assert cli.main([*BOTH, "--out", os.path.join(folder, "several")]) == 0
-
-
-def sharded(folder):
-    shard_by_hand()
-    data_parallel(folder)
+        compress_command.importance = noted
+        assert cli.main([*BOTH, "--out", str(here / "refused"), "--accumulate", "3"]) == 1
+        assert cli.main([*BOTH, "--out", str(here / "several")]) == 0
 
 
-@pytest.mark.parametrize("launched", [data_parallel, sharded])
-def test_two_processes_make_the_model_of_one(launched, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def by_several_and_one(tmp_path_factory):
+    """One launch for both ways, because to import everything takes longer than the work."""
+    folder = tmp_path_factory.mktemp("several")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_PROFILE", "smoke")
+        in_two_processes(in_several, folder)
+        assert cli.main([*BOTH, "--out", str(folder / "one")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("way", ["whole", "sharded"])
+def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    in_two_processes(launched, tmp_path)
-    assert cli.main([*BOTH, "--out", str(tmp_path / "one")]) == 0
-    one, several = saved(tmp_path / "one"), saved(tmp_path / "several")
+    here = by_several_and_one / way
+    one, several = saved(by_several_and_one / "one"), saved(here / "several")
     assert Candidate.of(several) == Candidate.of(one)  # the same version won
     for a, b in zip(several.parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert [(path.name, path.read_text()) for path in tmp_path.glob("scored by *")] == [("scored by 0", "once")]
-    assert not (tmp_path / "refused").exists()
+    assert [(path.name, path.read_text()) for path in here.glob("scored by *")] == [("scored by 0", "once")]
+    assert not (here / "refused").exists()
 
     # What several have done, one needn't do again.
     monkeypatch.setattr(compress_command, "importance", None)
-    assert cli.main([*BOTH, "--out", str(tmp_path / "several")]) == 0
-    assert all(map(torch.equal, saved(tmp_path / "several").parameters(), several.parameters()))
+    assert cli.main([*BOTH, "--out", str(here / "several")]) == 0
+    assert all(map(torch.equal, saved(here / "several").parameters(), several.parameters()))
 
 
 def test_the_launch_that_the_help_shows(capsys):

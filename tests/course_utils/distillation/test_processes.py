@@ -68,9 +68,19 @@ def data_parallel(folder):
     return results
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("two processes")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder):
+    return in_two_processes(whole_and_sharded, folder)
+
+
+def test_two_processes_equal_one(outcomes):
     """With three batches of held-out text, which two processes can't share equally."""
-    given = in_two_processes(data_parallel, tmp_path)
+    given = outcomes["whole"]
     check_equal(given["plain"], outcome(*pair()))
     check_equal(given["loaded"], outcome(*pair()))
     check_equal(given["hidden"], outcome(*narrow(), **HIDDEN))
@@ -128,15 +138,20 @@ def stop(*_):
     raise RuntimeError
 
 
-def test_sharded_processes_equal_one(tmp_path):
-    given = in_two_processes(sharded, tmp_path)
+def whole_and_sharded(folder):
+    """One launch for both: to import everything takes longer than to learn."""
+    return {"whole": data_parallel(folder), "sharded": sharded(folder)}
+
+
+def test_sharded_processes_equal_one(outcomes, folder):
+    given = outcomes["sharded"]
     for name, (models, shape, settings) in SHARDED.items():
         check_equal(given[name], outcome(*models(**shape), **settings))
     assert all(given["failed"])
     for name, models, more in (("resumed", pair, {}), ("resumed, hidden", narrow, HIDDEN)):
         check_equal(given[name], outcome(*models(), **more))
         # The checkpoint is everybody's: one process goes on with it.
-        alone = outcome(*models(), checkpoint_dir=tmp_path / name, **more)
+        alone = outcome(*models(), checkpoint_dir=folder / name, **more)
         check_equal(alone, given[name])
         assert torch.equal(alone["losses"], given[name]["losses"])
 
