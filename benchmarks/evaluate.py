@@ -115,8 +115,9 @@ finds it. **peak extra**: tensor memory above the loaded model on {MEMORY_DOCUME
 
 Where the time goes: stock lm-eval reads a question once an answer and applies the head to every token. Here answers
 stand behind their question in one row, and the head sees only the states that predict an answer's token. LAMBADA has
-one answer to a question, so nothing is shared and only the head is saved: 28.3 of the 134.5 million weights that a
-token meets in stock lm-eval, which is 1.27 by arithmetic (134.5 / 106.2).
+one answer to a question, so nothing is shared. What is saved is the head, 28.3 of the 134.5 million weights that a
+token meets in stock lm-eval, which is 1.27 by arithmetic (134.5 / 106.2), and the mask, which rows padded on the right
+don't need.
 """
 
 
