@@ -34,7 +34,10 @@ SAVED = "bfloat16"  # the saved runs' number format
 UNMEASURED = 0.05  # the share of itself that a number may be off where no second machine has run the cell
 MARGIN = 2  # a third machine may differ more than the second did
 # Energy, ratios of times, and what is told of a model that was picked by its time.
-_TIMED = re.compile(r"\bJ for\b|\bg CO2\b|of the estimate|as a product|less than unpruned in|depth against it")
+_TIMED = re.compile(
+    r"\bJ for\b|\bg CO2\b|of the estimate|as a product|less than unpruned in|depth against it|at least as fast"
+    r"|above their estimates"
+)
 _PROFILE = re.compile(r"^profile\s+(\w+)$", re.MULTILINE)
 _FORMAT = re.compile(r"^fast dtype\s+(\w+)$", re.MULTILINE)
 

@@ -94,6 +94,8 @@ def _numbers_of_table(page: str) -> Iterator[Number]:
     """The numbers in the cells of a pandas table, with the names of row and column."""
     table = _Table()
     table.feed(page)
+    if table.columns[:1] == ["prompt"]:  # the columns are prompts, and below them stands what models wrote
+        return
     timed = any(_TIMED.search(name) for name in table.columns)
     for names, values in table.rows:
         for column, text in zip(table.columns[-len(values) :] if values else [], values, strict=False):

@@ -191,6 +191,8 @@ def test_parameters_are_equal_whatever_was_measured():
         "4 bits × fewer blocks would be × 1.81 as a product",
         "J for 1,000 tokens: 3",
         "    depth against it: no difference shown, perplexity × 1.01 (0.91 to 1.11)",  # a width picked by its time
+        "    shown to be at least as fast, width 1152: no difference shown, perplexity × 0.90 (0.78 to 1.03)",
+        "6 of 12 intervals lie above their estimates as a whole",
     ],
 )
 def test_what_is_computed_from_times_belongs_to_the_machine(text):

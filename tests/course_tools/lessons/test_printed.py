@@ -53,6 +53,10 @@ def test_what_belongs_to_the_machine_is_left_out():
     picture = nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "15 bars"})
     assert not found(picture)
     assert not found(printed("  unpruned … was born in 1732 and\n"))
+    prompts = pd.Index(["The capital of France is"], name="prompt")
+    assert not found(table(pd.DataFrame([["Paris. It has 17000001"]], index=["unpruned"], columns=prompts)))
+    texts = pd.DataFrame({"tokens": [128]}, index=pd.Index(["a long one"], name="prompt"))
+    assert found(table(texts)) == [("128", "a long one · tokens")], "of the prompt itself"
 
 
 def test_numbers_are_picked_by_what_stands_beside_them():
