@@ -89,6 +89,8 @@ def shared_beginning(*sequences: Sequence[Hashable]) -> int:
 def row_batch(architecture: Architecture, rows: Sequence[Row]) -> Batch:
     """Rows, padded on the right, on the model's device; a ``BranchingBatch`` only where a row branches.
 
+    Otherwise no mask is needed (``UnmaskedBatch``), but by an adaptive model, which decides by a mean over the text.
+
     Raises:
         ValueError: no rows, or ids outside the vocabulary.
     """

@@ -221,7 +221,7 @@ def _run(
     chosen = {"COURSE_GPT2": "", "COURSE_LLAMA": "" if shape.chosen == HUB_MODELS["llama"][0] else shape.chosen}
     check_space(folder, 1.1 * sum(file.stat().st_size for model in models.values() for file in model.iterdir()))
     # What the card's tensors leave in the heap when they go would count as the host's: large ones get their own pages,
-    # and huge ones, because to be given gigabytes in pages of 4 kB takes half of the time.
+    # and huge ones, because to be given gigabytes in pages of 4 kB takes a quarter of the time.
     pages = {"GLIBC_TUNABLES": f"glibc.malloc.mmap_threshold={2**20}:glibc.malloc.hugetlb=1"}
     with serve_hub(models) as address:
         # One cache a shape: the hub's client takes what lies there under the same id and commit for the same model.
