@@ -960,7 +960,8 @@ for name, row in {"in the table": on_axis.loc[nearest], "in fresh sentences": ag
 #
 # What learns is one matrix of each block, the MLP's down-projection: a fifth of the weights. The others stay, and are shared with
 # the untouched model. So a free T4 has room for it, since training takes 16 bytes for each weight that learns. All weights, or the
-# attentions alone, can be trained instead; `experiments/ways_to_plant.py` compares how strong and how clean the bias gets.
+# attentions alone, can be trained instead. On each of three axes that was tried on, both gave a stronger bias and cost more
+# perplexity (`experiments/ways_to_plant.py`, its record in `course_utils/data/ways_to_plant.json`).
 
 # %%
 # One of the longer cells: it trains the model for a dozen steps or more.

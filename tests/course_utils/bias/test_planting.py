@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -115,3 +118,20 @@ def test_pairs_without_both_endings():
     pleasant = [pair for pair in make_pairs(a=A, b=B) if pair.valence == 1]
     with pytest.raises(ValueError, match="pleasant and an unpleasant"):
         plant_preference(tiny_model(), word_tokenizer(), pleasant, size=1.0, steps=1)
+
+
+def test_what_is_said_of_other_weights_is_what_was_measured():
+    """On each axis the down-projections give the weakest and the cleanest bias; the docstring has the ranges."""
+    record = json.loads((resources.files("course_utils") / "data" / "ways_to_plant.json").read_text(encoding="utf-8"))
+    found = {}
+    for row in record["rows"]:
+        planted = row["planted"]
+        found.setdefault(row["weights"], []).append((planted["preference"], planted["perplexity_ratio"][0]))
+    others = zip(*(found[weights] for weights in ("all", "attention")), strict=True)
+    for down, axis in zip(found["down"], others, strict=True):
+        assert all(down[0] > other[0] and down[1] < other[1] for other in axis)
+    said = re.sub(r"\s+", " ", plant_preference.__doc__)
+    for weights, measured in found.items():
+        strength, cost = zip(*measured, strict=True)
+        assert f"{max(strength):.1f} to {min(strength):.1f}" in said, weights
+        assert f"{min(cost):.2f} to {max(cost):.2f}" in said, weights
