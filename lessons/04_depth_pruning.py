@@ -5,7 +5,6 @@
 #     minutes: 100
 #     prerequisites: lesson 01 (pruned equals masked, random controls, paired intervals); lesson 03 (the activation criterion) helps
 #     assets: [smollm2, benchmarks, speeches]
-#     timed: true
 # ---
 
 # %% [markdown]

@@ -5,7 +5,6 @@
 #     minutes: 115
 #     prerequisites: lesson 04 (residual stream, random sets, leave-one-out, speed estimates)
 #     assets: [smollm2, benchmarks, speeches]
-#     timed: true
 # ---
 
 # %% [markdown]

@@ -76,7 +76,7 @@ class Lesson:
         minutes: for self-study, with the exercises.
         prerequisites: what to know first, in a few words.
         assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
-        timed: whether its figures or choices rest on times that it measures, so that it needs the machine to itself.
+        timed: whether times are what it is about, so that it needs the machine to itself.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
     """
 
