@@ -36,7 +36,7 @@ def whole_number(name: str, value: Any, *, least: int = 0, most: int | None = No
     """
     if not _is_whole(value, least, most):
         raise ValueError(f"'{name}' must be a whole number {_limits(least, most, meaning)}; got {value!r}.")
-    return operator.index(value)
+    return index(value)
 
 
 def whole_numbers(
@@ -64,15 +64,30 @@ def whole_numbers(
         given = (None,)
     if not all(_is_whole(value, least, most) for value in given):
         raise ValueError(f"'{name}' must hold whole numbers {_limits(least, most, meaning)}; got {values!r}.")
-    return tuple(map(operator.index, given))
+    return tuple(map(index, given))
+
+
+def index(value: Any) -> int:
+    """Return an integer of any kind as an int; True is none, whoever made it (older numpy takes its own for 1).
+
+    Raises:
+        TypeError: it isn't an integer.
+
+    >>> index(True)
+    Traceback (most recent call last):
+    TypeError: True is no integer.
+    """
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        raise TypeError(f"{value!r} is no integer.")
+    return operator.index(value)
 
 
 def _is_whole(value: Any, least: int, most: int | None) -> bool:
     try:
-        number = operator.index(value)
+        number = index(value)
     except TypeError:
         return False
-    return not isinstance(value, bool) and least <= number and (most is None or number <= most)
+    return least <= number and (most is None or number <= most)
 
 
 def _limits(least: int, most: int | None, meaning: str) -> str:
@@ -241,9 +256,7 @@ def block_numbers(indices: Sequence[int], count: int, *, name: str = "Block numb
     ValueError: Block numbers must lie from 0 to 3; got [4].
     """
     try:
-        if any(isinstance(i, bool) for i in indices):
-            raise TypeError
-        numbers = [operator.index(i) for i in indices]
+        numbers = [index(i) for i in indices]
     except TypeError:
         raise ValueError(f"{name} must be a list of integers; got {indices!r}.") from None
     wrong = [i for i in numbers if not 0 <= i < count]

@@ -17,7 +17,6 @@ import gzip
 import itertools
 import json
 import math
-import operator
 import random
 import re
 import sys
@@ -124,9 +123,9 @@ def _row_numbers(rows: Sequence[int] | torch.Tensor) -> torch.Tensor:
     if isinstance(rows, torch.Tensor) and rows.dim() == 1 and rows.dtype in (torch.bool, torch.int64, torch.int32):
         return rows
     try:
-        if isinstance(rows, torch.Tensor | str | bytes) or any(isinstance(row, bool) for row in rows):
+        if isinstance(rows, torch.Tensor | str | bytes):
             raise TypeError
-        return torch.tensor([operator.index(row) for row in rows], dtype=torch.long)
+        return torch.tensor([checks.index(row) for row in rows], dtype=torch.long)
     except TypeError:
         raise TypeError(f"Rows are a slice, row numbers, or a mask (a bool tensor [rows]); got {rows!r}.") from None
 

@@ -69,6 +69,11 @@ def _scores(query: Tensor, key: Tensor) -> int:
     return query.numel() // query.shape[-1] * key.shape[-2]
 
 
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_args: object, **_options: object) -> int:
+    """Of two products, each with a multiplication and an addition; torch 2.9's own formula knows no shared keys."""
+    return 2 * _scores(query, key) * (query.shape[-1] + value.shape[-1])
+
+
 def _attend(
     running: Running,
     query: Tensor,
@@ -148,6 +153,9 @@ def _addmm(running: Running, added: Tensor, a: Tensor, b: Tensor, *, beta: float
         return torch.addmm(added, a, b, beta=beta, alpha=alpha)
     return beta * added + alpha * _sampled(running, a, b)
 
+
+#: FLOPs of operations that torch's formulas don't count in all of its versions, called with the operation's arguments
+FLOPS: dict[Callable, Callable[..., int]] = {_aten._scaled_dot_product_efficient_attention: _attention_flops}
 
 #: the card's own way, called with `Running` and the operation's arguments
 REPLACED: dict[Callable, Callable] = {

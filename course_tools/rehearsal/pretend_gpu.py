@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from course_tools.rehearsal.card import T4, Card, Ledger
 from course_tools.rehearsal.cuda import CORE, CUDA, believe, is_card
-from course_tools.rehearsal.operations import REPLACED, Running, scaled_dot_product_attention
+from course_tools.rehearsal.operations import FLOPS, REPLACED, Running, scaled_dot_product_attention
 
 _CPU = torch.device("cpu")
 # May read the other device: copies, and indices that may stay in main memory.
@@ -224,7 +224,7 @@ class PretendGPU(TorchDispatchMode):
             return
         outputs = [value for value in _tensors(result) if isinstance(value, Tensor)]
         size = sum(value.numel() * value.element_size() for value in (*inputs, *outputs))
-        formula = flop_registry.get(func.overloadpacket)
+        formula = FLOPS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
         flops = formula(*args, **kwargs, out_val=result) if formula is not None else 0
         self.ledger.add_work(flops, size, outputs[0].dtype if outputs else torch.float32)
 

@@ -13,7 +13,7 @@ from course_utils import checks
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("value", [True, False, 2.0, "2", None, 0, 6, np.float64(3)])
+@pytest.mark.parametrize("value", [True, False, np.True_, torch.tensor(True), 2.0, "2", None, 0, 6, np.float64(3)])
 def test_whole_numbers_refused(value):
     with pytest.raises(ValueError, match=r"^'n' must be a whole number from 1 to 5, the rows; got "):
         checks.whole_number("n", value, least=1, most=5, meaning="the rows")
@@ -26,7 +26,7 @@ def test_whole_numbers_accepted():
         checks.whole_number("n", 0, least=1)
 
 
-@pytest.mark.parametrize("values", [[True], [1, 6], [2.0], 3, None, "12"])
+@pytest.mark.parametrize("values", [[True], [np.True_], [1, 6], [2.0], 3, None, "12"])
 def test_lists_of_whole_numbers_refused(values):
     with pytest.raises(ValueError, match=r"^'n' must hold whole numbers from 1 to 5, the rows; got "):
         checks.whole_numbers("n", values, least=1, most=5, meaning="the rows")
@@ -69,7 +69,14 @@ def test_one_of():
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [([3], "from 0 to 2; got \\[3\\]"), ([1, 1], "repeat"), ([True], "integers"), ([0.0], "integers"), (2, "integers")],
+    [
+        ([3], "from 0 to 2; got \\[3\\]"),
+        ([1, 1], "repeat"),
+        ([True], "integers"),
+        ([np.True_], "integers"),
+        ([0.0], "integers"),
+        (2, "integers"),
+    ],
 )
 def test_block_numbers_refused(given, message):
     with pytest.raises(ValueError, match=message):

@@ -84,7 +84,7 @@ def test_rows_are_picked_by_slice_number_or_mask():
         picked = blocks[rows]
         assert picked.input_ids.tolist() == [[0, 1], [4, 5]] and picked.num_bytes.tolist() == [4, 6]
     assert len(blocks[[]]) == 0
-    for odd in (1, "0", [True, False, True], np.array([True, False, True]), [0.0], None, torch.ones(3)):
+    for odd in (1, "0", [True, False, True], np.array([True, False, True]), [np.True_], [0.0], None, torch.ones(3)):
         with pytest.raises(TypeError, match="Rows"):
             blocks[odd]
     with pytest.raises(ValueError, match="'num_bytes' must hold one number for each of 3 rows; got 2"):
