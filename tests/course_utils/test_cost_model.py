@@ -7,8 +7,6 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from course_utils.cost_model import PARTS, CostModel, fit_cost_model, held_out_errors
 from course_utils.costs import Work
@@ -44,15 +42,16 @@ def test_costs_that_were_put_in_are_found():
     assert model.speedup(works[0], works[0]) == 1
 
 
-@given(st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
-def test_unseen_shapes_are_predicted_under_noise(seed):
-    noise = np.random.default_rng(seed)
-    works = shapes(24, seed)
-    model = fit_cost_model(works, [TRUE.predict(work) * noise.normal(1, 0.02) for work in works])
-    errors = [model.predict(work) / TRUE.predict(work) - 1 for work in shapes(8, seed + 1)]
-    assert max(map(abs, errors)) < 0.08
-    assert min(model.seconds.values()) >= 0
+def test_unseen_shapes_are_predicted_under_noise():
+    """Two per cent of noise: nine in ten of 200 fits miss no unseen shape by more than 5 %, and none by 10 %."""
+    worst = []
+    for seed in range(200):
+        noise = np.random.default_rng(seed)
+        works = shapes(24, seed)
+        model = fit_cost_model(works, [TRUE.predict(work) * noise.normal(1, 0.02) for work in works])
+        assert min(model.seconds.values()) >= 0
+        worst.append(max(abs(model.predict(work) / TRUE.predict(work) - 1) for work in shapes(8, seed + 1)))
+    assert np.quantile(worst, 0.9) < 0.05 and max(worst) < 0.1
 
 
 def test_a_cost_is_never_negative():
