@@ -76,7 +76,9 @@ A slope of 1 on logarithmic axes: twice the text, twice the cost; 0: the cost st
 to be done. Seconds follow the operations, of which a longer row needs more a token. Memory follows what must be there
 at once: one batch, or one row, and never all logits. Of one longer row only the states grow; the chunk of logits stays
 and is most of what is held, so the measured slope lies far below the counted one. Seconds: median of {MIN_ROUNDS}
-rounds; the interval is that of their slopes. Peak memory is tensor memory above the loaded model, counted exactly.
+rounds; the interval is that of their slopes. The numbers of tokens ran one after the other, so a machine that gets
+slower or faster meanwhile tilts a slope, and the interval doesn't tell. Peak memory is tensor memory above the loaded
+model, counted exactly.
 """
 
 
