@@ -87,6 +87,9 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     for domain, nats in record["served"]["F16"]["nats"]["winner"].items():
         assert nats == pytest.approx(record["nats"]["winner"][domain], abs=0.01)
     assert in_miniature() == record and len(taught) == 9
+    with pytest.raises(SystemExit):
+        in_miniature("--steps", "4")
+    assert json.loads((tmp_path / "record.json").read_text(encoding="utf-8")) == record, "refused, and nothing is lost"
 
 
 @pytest.mark.parametrize("script", [distil_the_bias_back, plant_twenty_biases, ways_to_plant])

@@ -121,7 +121,7 @@ def test_build_writes_both_forms_once(course, capsys):
     assert capsys.readouterr().out.count("unchanged ") == 3
 
 
-def test_build_execute_saves_outputs_that_later_builds_keep(course, capsys):
+def test_build_execute_saves_outputs_that_later_builds_keep_and_lists_numbers_that_none_shows(course, capsys):
     write_lesson(course / "lessons", LESSON.replace("How a lesson is built.", "**Saved run.** 42 and 43."))
     assert cli.main(["build", "--execute"]) == 0
     said = capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_costs_that_were_put_in_are_found():
 
 
 def test_unseen_shapes_are_predicted_under_noise():
-    """Two per cent of noise: nine in ten of 200 fits miss no unseen shape by more than 5 %, and none by 10 %."""
+    """Two per cent of noise: nine in ten of 200 fits miss no unseen shape by more than 5 %, and none by 8 %."""
     worst = []
     for seed in range(200):
         noise = np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def test_unseen_shapes_are_predicted_under_noise():
         model = fit_cost_model(works, [TRUE.predict(work) * noise.normal(1, 0.02) for work in works])
         assert min(model.seconds.values()) >= 0
         worst.append(max(abs(model.predict(work) / TRUE.predict(work) - 1) for work in shapes(8, seed + 1)))
-    assert np.quantile(worst, 0.9) < 0.05 and max(worst) < 0.1
+    assert np.quantile(worst, 0.9) < 0.05 and max(worst) < 0.08
 
 
 def test_a_cost_is_never_negative():

@@ -29,8 +29,9 @@ WIDTH = kept_width(512, 0.5)
 TEXT = [{"input_ids": torch.randint(8192, (4, 128), generator=torch.Generator().manual_seed(i))} for i in range(2)]
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("learns", [{}, {"train_embedding": False}, {"mlps_only": True}], ids=str)
-@pytest.mark.parametrize(("recompute", "tied"), [(False, True), (False, False), (True, True)])
+@pytest.mark.parametrize("tied", [True, False])
 def test_an_upper_bound_that_is_not_loose(learns, recompute, tied):
     config = LlamaConfig(**SHAPE, tie_word_embeddings=tied)
     teacher = AutoModelForCausalLM.from_config(config)
