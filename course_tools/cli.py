@@ -166,8 +166,9 @@ def _slow_rounds(rest: Sequence[str]) -> list[tuple[str, list[str], dict[str, st
     print(f"{_resources(cores, free)}, so lessons run two at a time, and alone where they are about time.")
     shared = ["-m", "embedded and not timed", _SLOWEST, "-n", "2", "--dist", "load", "--maxschedchunk", "1"]
     together, alone = _files_with("embedded"), _files_with("timed")
+    variables = {"OMP_NUM_THREADS": str(cores // 2), **processes.KEPT_MEMORY}
     return [
-        (f"{title}, two at a time", [*shared, *together], {"OMP_NUM_THREADS": str(cores // 2)}),
+        (f"{title}, two at a time", [*shared, *together], variables),
         ("Lessons about time, alone", ["-m", "embedded and timed", *alone], {}),
     ]
 

@@ -175,7 +175,8 @@ def pytests(course, monkeypatch):
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons: setattr(calls, "fetched", True))
     monkeypatch.setattr(session, "cores", lambda: 2)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=calls.free))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
     (course / "tests" / "deep").mkdir(parents=True)
     marks = {"test_few.py": ["none"], "deep/test_models.py": ["embedded"], "test_lessons.py": ["timed", "embedded"]}
     for name, of_file in marks.items():
@@ -198,6 +199,7 @@ def test_lessons_share_the_cores_and_those_about_time_have_them_alone(cores, thr
     assert shared[-2:] == ["tests/deep/test_models.py", "tests/test_lessons.py"], "no file is read for nothing"
     assert alone == ["-m", "embedded and timed", "tests/test_lessons.py"]
     assert shared_variables["OMP_NUM_THREADS"] == threads and "OMP_NUM_THREADS" not in alone_variables
+    assert "GLIBC_TUNABLES" in shared_variables and "GLIBC_TUNABLES" not in alone_variables
     told = f"{cores} cores and 1000.0 GB of free memory (two lessons at a time need 2 and 12.9 GB), so lessons run two"
     assert told in capsys.readouterr().out
 
