@@ -33,10 +33,10 @@ COMPARED = "embedded"
 SAVED = "bfloat16"  # the saved runs' number format
 UNMEASURED = 0.05  # the share of itself that a number may be off where no second machine has run the cell
 MARGIN = 2  # a third machine may differ more than the second did
-# Energy, ratios of times, and what is told of a model that was picked by its time.
+# Energy, ratios of times, what is told of a model that was picked by its time, and plans made with this machine's.
 _TIMED = re.compile(
     r"\bJ for\b|\bg CO2\b|of the estimate|as a product|less than unpruned in|depth against it|at least as fast"
-    r"|above their estimates"
+    r"|above their estimates|\bhere, (?:here, |record, )?[\d.…]+ %"
 )
 _PROFILE = re.compile(r"^profile\s+(\w+)$", re.MULTILINE)
 _FORMAT = re.compile(r"^fast dtype\s+(\w+)$", re.MULTILINE)
@@ -167,14 +167,14 @@ def wanted(expected: Sequence[Mapping], form: str) -> list[Wanted]:
 
     The numbers are those of the first run in that format. Each may be off by twice what it differs in the other runs of
     the format; at least by twice what three of four numbers of its cell do, as a share of themselves; and where a
-    number was the same everywhere, at least by what half of the lesson's others differ. One unit of the last printed
-    digit comes on top (`Number.agrees`).
+    number was the same everywhere, at least by what half of the lesson's others differ, but by no more than one
+    that was never measured elsewhere. One unit of the last printed digit comes on top (`Number.agrees`).
     """
     runs = [_runs(cell, form) for cell in expected]
     firsts = [[Number(text).value for text in run[0]] for run in runs]
     offs = [_largest(run, first) for run, first in zip(runs, firsts, strict=True)]
     shares = [_shares(off, first) for off, first in zip(offs, firsts, strict=True)]
-    noise = median([share for cell in shares for share in cell if share] or [0.0])
+    noise = min(UNMEASURED, median([share for cell in shares for share in cell if share] or [0.0]))
     result = []
     for run, first, off, share in zip(runs, firsts, offs, shares, strict=True):
         slack: list[float] | None = [UNMEASURED * abs(number) for number in first]
