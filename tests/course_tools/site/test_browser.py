@@ -160,11 +160,11 @@ def test_colab_buttons_open_the_lesson_at_the_courses_tag(site, page):
 
 def test_search_finds(site, page):
     page.goto(address(site / "search.html") + "?q=perplexity")
-    page.wait_for_selector("#search-results li")
+    page.wait_for_selector("text=Search finished")  # what is found comes one by one
     titles = page.locator("#search-results li").all_inner_texts()
     assert any(title.startswith("01 ·") for title in titles)
     page.goto(address(site / "search.html") + "?q=neuron_importance")
-    page.wait_for_selector("#search-results li")
+    page.wait_for_selector("text=Search finished")
     assert page.locator("#search-results a", has_text="neuron_importance").count()
     page.goto(address(site / "search.html") + "?q=xylophone")
     page.wait_for_selector("text=did not match any documents")
