@@ -963,7 +963,7 @@ def verdicts(kind):
 
 verdicts("time")
 
-# %%
+# %% tags=["timed"]
 verdicts("time here")
 
 # %%

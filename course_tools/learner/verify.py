@@ -268,13 +268,13 @@ def _numbers(cell: NotebookNode) -> list[Number]:
 
 
 def _is_compared(cell: NotebookNode) -> bool:
-    """Code with outputs, which neither installs nor is an exercise nor tells about the machine."""
+    """Code with outputs that neither installs nor is an exercise nor tells about the machine nor rests on its times."""
     told = any(_PROFILE.search(text) for text in texts_of(cell.get("outputs", [])))
     return (
         cell.cell_type == "code"
         and bool(cell.outputs)
         and not told
-        and not {"install", "exercise"} & set(tags_of(cell))
+        and not {"install", "exercise", "timed"} & set(tags_of(cell))
     )
 
 

@@ -13,7 +13,8 @@ from nbformat import NotebookNode
 
 from course_utils.assets import ASSETS
 
-TAGS = ("install", "exercise", "quiz", "notes", "raises-exception")  # the last is Jupyter's: the cell is meant to fail
+# `timed`: what the cell prints rests on this machine's times. The last is Jupyter's: the cell is meant to fail.
+TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
 LONGEST_CELL = 40  # lines of code that one can take in at a glance
 QUESTIONS = 3  # of the quiz
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
