@@ -349,7 +349,6 @@ OWN = {
     "compress.search.shrink": {"importance": all_scores},
     "cost_model.held_out_errors": {"groups": lambda: {n: (works(), [5.0, 6.0, 7.0, 8.0, 9.0]) for n in "ab"}},
     "costs.speedup_estimate": {"before": work, "after": work},
-    "distillation.hidden.block_pairs": {"student": lambda: 3, "teacher": lambda: 3},
     "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
     "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},
     "distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
