@@ -34,6 +34,7 @@ from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.costs import (
     PHASES,
+    cache_bytes,
     decode_bytes,
     decode_estimate,
     flops_per_token,
@@ -278,7 +279,7 @@ def measure_memory(
     for name, model in models.items():
         ids, weights = prompt.to(model.device), model_size(model).bytes
         peak = peak_memory(functools.partial(_generate, model, ids, new_tokens, read=read), device=model.device)
-        cache = batch_size * (prompt_tokens + new_tokens) * kv_bytes_per_token(model)
+        cache = batch_size * cache_bytes(model, prompt_tokens + new_tokens)
         rows.append({"model": name, "weights": weights, "cache": cache, "peak": weights + peak})
     return pd.DataFrame(rows)
 
