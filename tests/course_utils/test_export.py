@@ -310,6 +310,7 @@ def test_other_families_are_refused_by_name(family):
     [
         (lambda: pruned(exportable("qwen3"), layers=[1]), "no architecture for a 'qwen3' model whose blocks differ"),
         (lambda: bypassed(exportable("qwen3"), [0]), "no architecture for a 'qwen3' model whose blocks differ"),
+        (lambda: exportable("qwen3", attention_bias=True), "no biases in the attention of a 'qwen3' model"),
         (lambda: exportable(hidden_act="gelu"), "'silu'; got 'gelu'"),
         (lambda: exportable(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "'dynamic'"),
         (lambda: exportable("qwen3", rope_parameters=LLAMA3), "exported for default over whole heads"),
