@@ -41,7 +41,7 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.files import replacing
 
-QUANTIZATIONS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}  # and GGUF's number for a file of each
+_QUANTIZATIONS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}  # and GGUF's number for a file of each
 # llama.cpp's architecture for a family whose blocks are alike, and for one whose blocks differ.
 _EVEN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _UNEVEN = {"llama": "deci", "mistral": "deci", "qwen2": "deci"}
@@ -202,7 +202,7 @@ class _File:
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantization: str) -> _File:
         """Check everything that can be refused before a weight is touched."""
-        checks.one_of("quantization", quantization, QUANTIZATIONS)
+        checks.one_of("quantization", quantization, _QUANTIZATIONS)
         parts = describe(model)
         _refuse_others(parts)
         shape = _Shape.of(parts)
@@ -240,7 +240,7 @@ class _File:
         # The last part of any system's path: folders above it name a home.
         if name := PureWindowsPath(getattr(config, "_name_or_path", "") or "").name:
             writer.add_name(name)
-        writer.add_file_type(QUANTIZATIONS[self.quantization])
+        writer.add_file_type(_QUANTIZATIONS[self.quantization])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_block_count(len(shape.widths))
         writer.add_context_length(shape.context)

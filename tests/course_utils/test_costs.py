@@ -25,7 +25,6 @@ from course_utils.depth import remove_blocks
 from course_utils.reports import model_size
 from course_utils.width import kept_width
 
-
 NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
 MODELS = [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)]
 

@@ -19,7 +19,7 @@ from course_utils import export
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.export import QUANTIZATIONS, CannotExport, export_gguf, plan_gguf
+from course_utils.export import CannotExport, export_gguf, plan_gguf
 from course_utils.width import neuron_importance, prune_neurons
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -165,7 +165,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", export._QUANTIZATIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plan_is_the_file_to_the_byte(shape, quantization, tmp_path):
     model = SHAPES[shape]()

@@ -14,7 +14,6 @@ from course_utils.heads import prune_kv_groups
 from course_utils.reports import model_size, shown, shown_p, with_interval
 from course_utils.width import neuron_importance, prune_neurons
 
-
 NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
 
 
