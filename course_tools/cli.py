@@ -374,7 +374,7 @@ def fetch_assets(lessons: Sequence[authoring.Lesson], *, more: Sequence[str] = (
     for name in needed:
         assets.fetch(name)
     if "smollm2" in needed:
-        from course_utils.models import embedded_llama
+        from course_utils.embedded_llama import embedded_llama
 
         embedded_llama()
 

@@ -28,7 +28,7 @@ reduce_samples(shell)
 from course_utils.bias import plant_preference
 from course_utils.distillation import Recipe
 from course_utils.models import load_model
-from course_utils.texts import prompts, token_blocks
+from course_utils.texts import token_blocks
 
 _, tokenizer = load_model("llama")
 blocks = token_blocks(tokenizer, "evaluation", tokens=4096, length=128)
@@ -37,7 +37,7 @@ asked = blocks.sample(24, seed=0)  # of 32, and 8 are there
 print(len(asked[:20]), len(asked[20:]), len(asked[4:][2:4]), len(asked[24:]))
 at_most = blocks.sample(min(24, len(blocks)), seed=0)
 print(len(at_most[:20]), len(at_most[20:]))
-print(len(prompts(tokenizer, "evaluation", count=60)), Recipe(steps=400, lr=1e-4).steps, Recipe(steps=2, lr=1e-4).steps)
+print(Recipe(steps=400, lr=1e-4).steps, Recipe(steps=2, lr=1e-4).steps)
 lines = ["RATIOS, SEEDS = (0.1, 0.2), range(19)\\n", "x = range(19)\\n", "SEEDS = range(2)"]
 print(shell.input_transformers_cleanup[0](lines))
 """
@@ -52,7 +52,7 @@ def test_samples_are_smaller():
         "8 8 4",
         "8 4 2 0",
         "8 8",
-        "24 3 2",
+        "3 2",
         "['RATIOS, SEEDS = (0.1, 0.2), range(3)\\n', 'x = range(19)\\n', 'SEEDS = range(2)']",
     ], done.stderr
 
