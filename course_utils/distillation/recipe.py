@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.argument_types import check_types
 from course_utils.distillation.losses import LOSSES
 
@@ -49,7 +49,7 @@ class Recipe:
     warm-up and a cosine.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimiser steps; ``session.at_most`` may leave fewer.
         lr: the peak learning rate; 1e-4 to 2e-4 after heavy width pruning.
         loss: "forward_kl", "reverse_kl" or "jsd", see ``losses.token_loss``.
         temperature: what both models' logits are divided by before they are compared.
@@ -134,7 +134,7 @@ class Recipe:
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "steps": _count,
+    "steps": lambda name, value: session.at_most(_count(name, value)),
     "lr": _number(checks.positive),
     "loss": lambda name, value: checks.one_of(name, value, LOSSES),
     "temperature": _number(checks.positive),
