@@ -13,7 +13,6 @@ import gc
 import math
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -29,7 +28,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.costs import (
@@ -43,6 +42,7 @@ from course_utils.costs import (
     speedup_estimate,
     work,
 )
+from course_utils.ledger import Ledger
 from course_utils.reports import model_size, with_interval
 from course_utils.uncertainty import CONFIDENCE
 
@@ -303,9 +303,9 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     device = checks.device(device)
     gc.collect()
     if device.type == "cpu":
-        with _Ledger() as ledger:
+        with _Watching() as watching:
             call()
-        return ledger.peak
+        return watching.ledger.peak
     if device.type != "cuda":
         raise ValueError(f"Memory can be measured on 'cpu' and 'cuda'; got {str(device)!r}.")
     torch.cuda.synchronize(device)
@@ -383,7 +383,7 @@ def take_turns(
 
     Args:
         laps: name -> function that returns phase -> seconds.
-        rounds: laps of each that count, at least 6.
+        rounds: laps of each that count, at least 6; where ``session.at_most`` leaves fewer, they are told again.
         warmups: laps of each beforehand that don't.
 
     Returns:
@@ -398,13 +398,14 @@ def take_turns(
     checks.whole_number("warmups", warmups)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in laps}
     gc.collect()
-    for turn in tqdm(range(-warmups, rounds), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
+    run = session.at_most(rounds)
+    for turn in tqdm(range(-warmups, run), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
         for name in list(laps)[:: -1 if turn % 2 else 1]:
             with _resting_garbage_collector():
                 measured = laps[name]()
             if turn >= 0:
                 samples[name].append(measured)
-    return samples
+    return {name: (rows * rounds)[:rounds] for name, rows in samples.items()}  # told again where fewer have run
 
 
 def _prompts(models: Mapping[str, PreTrainedModel], *, prompt_tokens: int, new_tokens: int, batch_size: int) -> Tensor:
@@ -496,36 +497,28 @@ def _finish_device_work() -> None:
         torch.accelerator.synchronize()
 
 
-class _Ledger(TorchDispatchMode):
-    """Notes each CPU storage that an operation meets, and its end; ``peak`` is the most in use above the start."""
+class _Watching(TorchDispatchMode):
+    """Enters each CPU storage that an operation meets or makes; its ledger's ``peak`` is the most above the start."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._in_use = 0
-        self._alive: dict[int, weakref.ref] = {}
+        self.ledger = Ledger()
 
     def __torch_dispatch__(
         self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> object:
-        kwargs = kwargs or {}
-        self._note((args, kwargs), new=False)
-        result = function(*args, **kwargs)
-        self._note(result, new=True)
-        self.peak = max(self.peak, self._in_use)
+        for tensor in _cpu_tensors((args, kwargs)):
+            self.ledger.was_there(tensor)
+        result = function(*args, **kwargs or {})
+        for tensor in _cpu_tensors(result):
+            self.ledger.come(tensor)
         return result
 
-    def _note(self, values: object, *, new: bool) -> None:
-        for tensor in tree_iter(values):
-            if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self._alive:
-                    self._alive[key] = weakref.ref(storage, functools.partial(self._freed, key, size))
-                    self._in_use += size if new else 0
 
-    def _freed(self, key: int, size: int, _reference: weakref.ref) -> None:
-        del self._alive[key]
-        self._in_use -= size
+def _cpu_tensors(values: object) -> Iterator[Tensor]:
+    for tensor in tree_iter(values):
+        if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
+            yield tensor
 
 
 def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:

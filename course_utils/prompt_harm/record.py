@@ -14,7 +14,7 @@ import torch
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.files import write_text
@@ -174,7 +174,8 @@ def measure_record(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
         AssetError: the texts are not in the cache and can't be fetched.
     """
-    chosen = cases(tokenizer, "calibration", count=choosing) + cases(tokenizer, "evaluation", count=judging)
+    first = cases(tokenizer, "calibration", count=choosing)
+    chosen, choosing = first + cases(tokenizer, "evaluation", count=judging), len(first)
     sets = [list(order[:number]) for number in numbers]
     found = measure(model, tokenizer, [case.text for case in chosen], sets, decide_at=min(order))
     return Record.of(
@@ -223,7 +224,7 @@ def harm_at_random(
     blocks = describe(model).num_blocks
     sets = [
         torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:left_out].tolist()
-        for seed in range(1, seeds + 1)
+        for seed in range(1, session.at_most(seeds) + 1)
     ]
     found = measure(model, tokenizer, [judging[i].text for i in short], sets, decide_at=0)
     return {"left_out": left_out, "prompts": short, "sets": sets, "harm": found.harm.round(4).tolist()}

@@ -60,6 +60,18 @@ def test_random_sets_are_measured_on_short_prompts(tokenizer):
     assert [len(set(blocks)) for blocks in found["sets"]] == [2, 2]
 
 
+def test_a_limit_of_samples_leaves_fewer_prompts_and_random_sets(tokenizer, monkeypatch):
+    """The prompts that choose are still told from those that judge."""
+    monkeypatch.setenv("COURSE_SAMPLES", "3")
+    prompts = [Case("passage", text, "book") for text in ("w5 w6 w7", "w9", "w8 w4", "w7 w7", "w6")]
+    made = {"calibration": prompts[:2], "evaluation": prompts[2:]}
+    monkeypatch.setattr(record, "cases", lambda tokenizer, split, count: made[split])
+    monkeypatch.setattr(record, "seconds_by_length", lambda *_, **__: {})
+    found = record.measure_record(long_enough(), tokenizer, [2, 1, 3], (1, 2), choosing=60, judging=60)
+    assert found.choosing == 2 and found.digests.tolist() == [case.digest for case in prompts]
+    assert len(found.random_orders["sets"]) == 3
+
+
 def test_the_shipped_record_says_what_it_needs_to():
     record = Record.load()
     judging = record.part(slice(record.choosing, None))
