@@ -375,11 +375,11 @@ OWN = {
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
     "language_modelling.summary": {"dtype": lambda: "float32"},
     "prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
-    "prompt_harm.harms.greedy_answers": {"prompts": lambda: [[3, 4], [5]]},
     "prompt_harm.record.harm_at_random": {
         "judging": lambda: [Case("passage", "w1 w2", "a")], "prompts": lambda: 1, "seeds": lambda: 2,
     },
     "prompt_harm.record.principal_states": {"states": lambda: np.random.default_rng(0).normal(size=(6, 2, 3))},
+    "texts.encode_with_bytes": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},
     "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
     "width.best": {"scores": lambda: torch.arange(8.0)},

@@ -25,7 +25,10 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 LIBRARY = {
     "ground": "checks argument_types files session ledger assets divergence modeling batches families architectures",
     "data": "hub embedded_llama models texts",
-    "methods": "passes reports influence width heads channels depth attention adaptive checkpoints export model_card",
+    "methods": (
+        "passes upper_blocks reports influence width heads channels depth attention adaptive checkpoints export "
+        "model_card"
+    ),
     "measuring": (
         "uncertainty language_modelling branching evaluation benchmark_tasks costs cost_model benchmarking plotting "
         "diagrams components activations prompt_harm policies engine"

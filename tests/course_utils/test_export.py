@@ -323,8 +323,8 @@ def test_what_no_file_can_express_is_refused(model, message):
 
 def test_adaptive_model_is_refused_with_the_way_out():
     model = exportable()
-    identity, parameters = ModelIdentity.of(model), {"intercept": 0.0, "weights": [1.0] + [0.0] * 33}
-    make_adaptive(model, AdaptiveConfig(identity, (2, 0), (1, 0), (2.5,), "fitted", parameters))
+    identity, scales = ModelIdentity.of(model), {"log_length": [0.0, 1.0], "variance": [0.0, 1.0]}
+    make_adaptive(model, AdaptiveConfig(identity, (2, 0), (1, 0), (0.5,), "length_variance", scales))
     with pytest.raises(CannotExport, match=r"make_adaptive\(model, None\)"):
         plan_gguf(model, TOKENIZER)
     make_adaptive(model, None)
