@@ -378,8 +378,6 @@ OWN = {
     "prompt_harm.record.harm_at_random": {
         "judging": lambda: [Case("passage", "w1 w2", "a")], "prompts": lambda: 1, "seeds": lambda: 2,
     },
-    "prompt_harm.record.principal_states": {"states": lambda: np.random.default_rng(0).normal(size=(6, 2, 3))},
-    "texts.encode_with_bytes": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},
     "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
     "width.best": {"scores": lambda: torch.arange(8.0)},
