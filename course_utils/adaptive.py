@@ -25,12 +25,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.batches import Batch, read_batches
 from course_utils.divergence import kl_divergence
 from course_utils.files import write_json
+from course_utils.hooks import evaluating
 from course_utils.modeling import per_prompt
 from course_utils.models import identity
 from course_utils.texts import padded_batches

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, evaluating
+from course_utils.architectures import Architecture
 from course_utils.batches import Batch, read_batch
+from course_utils.hooks import evaluating
 
 # Whether a model with an attention of this name does as a mask says; asked once.
 _obeys: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()

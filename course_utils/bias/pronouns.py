@@ -25,11 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.activations import watching
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batch
 from course_utils.bias.statistics import means, sums_by_cell
-from course_utils.influence import leaving
+from course_utils.hooks import evaluating, leaving
 from course_utils.uncertainty import crossed_interval
 
 SPLITS = ("selection", "evaluation")

@@ -20,11 +20,11 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.channels import norm_factors
+from course_utils.choosing import best
 from course_utils.compress.scores import Importance, refuse_uneven
 from course_utils.depth import remove_blocks
 from course_utils.models import variant
 from course_utils.reports import Size, model_size
-from course_utils.width import best
 
 UNITS = ("parameters", "bytes", "milliseconds")
 # What is tried where nothing is said: shares of the whole model's size.

@@ -18,7 +18,7 @@ from course_utils import checks
 from course_utils.architectures import Architecture
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch
-from course_utils.influence import leaving
+from course_utils.hooks import leaving
 
 Pairs = tuple[tuple[int, int], ...]
 

@@ -15,11 +15,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.attention import bypass_attention
 from course_utils.batches import Batch, read_batch
 from course_utils.divergence import kl_divergence
+from course_utils.hooks import evaluating
 
 ANSWER_TOKENS = 64
 _TOKENS_A_BATCH, _ROWS_A_BATCH = 4096, 48
