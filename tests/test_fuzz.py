@@ -42,6 +42,7 @@ LEFT_OUT = {
     "plotting.parts": "what figures share, beneath what is tried",
     "distillation.state": "names and files of the library's own batches",
     "distillation.processes": "what several processes do together, between the trainer and accelerate",
+    "batches.padded": "rows of the library's own token ids",
     "benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",
     "benchmark_tasks.build_tasks": "downloads; evaluate is tried",
     "prompt_harm.record.measure_record": "prompts, measure and harm_at_random, which are tried, and takes a minute",
