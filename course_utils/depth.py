@@ -18,8 +18,8 @@ from course_utils.influence import CosineDistance, as_scores
 from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
 
-#: Configuration fields that hold one entry a block.
-PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
+# Configuration fields that hold one entry a block.
+_PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
 
 
 def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
@@ -135,7 +135,7 @@ def _shorten(config: PreTrainedConfig, kept: Sequence[int]) -> None:
     """Let the configuration speak of these blocks alone."""
     config.num_hidden_layers = len(kept)
     config.per_layer_config = None
-    for field in PER_BLOCK_FIELDS:
+    for field in _PER_BLOCK_FIELDS:
         values = getattr(config, field, None)
         if values is not None:
             setattr(config, field, [values[number] for number in kept])
