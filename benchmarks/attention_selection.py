@@ -16,7 +16,7 @@ from benchmarks.common import Finding, Question, device, markdown_table, seconds
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.benchmarking import peak_memory
-from course_utils.influence import entering, leaving
+from course_utils.hooks import entering, leaving
 from course_utils.models import load_model
 from course_utils.session import fast_dtype
 from course_utils.texts import token_blocks

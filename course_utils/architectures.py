@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -498,20 +496,6 @@ def describe(model: PreTrainedModel) -> Architecture:
 def cache_keyword(model: PreTrainedModel) -> str:
     """What the forward of any transformers model calls its key/value cache; renamed on the way to transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-@contextmanager
-def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
-    """Evaluation mode for a while; then each module is back in its own mode and the hooks are gone."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for hook in hooks:
-            hook.remove()
 
 
 @check_types

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.batches import Batch, read_batches
-from course_utils.influence import CosineDistance, as_scores, entering, leaving
+from course_utils.hooks import entering, evaluating, leaving
+from course_utils.influence import CosineDistance, as_scores
 from course_utils.modeling.no_attention import NoAttention, skip_attention
 from course_utils.reports import PruningReport, model_size
 from course_utils.upper_blocks import Entering, run_keeping, starting_at

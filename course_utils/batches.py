@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from course_utils import checks
 
@@ -39,6 +40,20 @@ class Batch:
         if not self.real.all():
             inputs |= {"attention_mask": self.attention_mask, "position_ids": self.position_ids}
         return inputs
+
+
+def padded(rows: Sequence[Sequence[int]], *, side: str = "right") -> dict[str, Tensor]:
+    """Rows of token ids as one batch, ``{"input_ids", "attention_mask"}`` of shape [rows, longest].
+
+    Args:
+        rows: token ids. The mask says what is padding; which id stands there doesn't matter: 0.
+        side: where shorter rows are padded, "right" or, for generation, "left".
+    """
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_side=side),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side),
+    }
 
 
 def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.device | str) -> Batch:

@@ -32,8 +32,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import assets, checks, session
-from course_utils.architectures import describe, evaluating
+from course_utils.architectures import describe
 from course_utils.branching import Row, can_branch, row_batch
+from course_utils.hooks import evaluating
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
 _FULL_BATCH = 8  # documents, which make a batch of full size

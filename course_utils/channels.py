@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
+from course_utils.choosing import best
 from course_utils.passes import Reading, read_once
 from course_utils.reports import PruningReport, model_size
-from course_utils.width import best
 
 
 def channel_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:

@@ -16,8 +16,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from course_utils.architectures import Architecture, evaluating
+from course_utils.architectures import Architecture
 from course_utils.batches import Batch
+from course_utils.hooks import evaluating
 
 Entering = dict[int, Tensor | tuple | None]
 """What enters some blocks, by number: what the block below returned. None at block 0, below which there is nothing."""

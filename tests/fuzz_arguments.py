@@ -373,6 +373,8 @@ OWN = {
     "plotting.comparisons.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
     "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
+    "choosing.best": {"scores": lambda: torch.arange(8.0)},
+    "choosing.strongest": {"scores": lambda: torch.arange(8.0)},
     "language_modelling.summary": {"dtype": lambda: "float32"},
     "prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
     "prompt_harm.record.harm_at_random": {
@@ -380,8 +382,6 @@ OWN = {
     },
     "texts.token_blocks": {"tokenizer": byte_tokenizer},
     "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
-    "width.best": {"scores": lambda: torch.arange(8.0)},
-    "width.strongest": {"scores": lambda: torch.arange(8.0)},
 }  # fmt: skip
 #: Given although there is a default, which would take long.
 SHORT = {

@@ -23,7 +23,10 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # From the ground up: a module imports only from its own layer and from those above it in this table.
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
-    "ground": "checks argument_types files session ledger assets divergence modeling batches families architectures",
+    "ground": (
+        "checks argument_types choosing hooks files session ledger assets divergence modeling batches families "
+        "architectures"
+    ),
     "data": "hub embedded_llama models texts",
     "methods": (
         "passes upper_blocks reports influence width heads channels depth attention adaptive checkpoints export "

@@ -28,10 +28,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.activations import watching
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import PackedPairs, packed_batches
+from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
 
 _AT_ONCE, _AT_ONCE_WITH_GRADIENTS = 16, 8  # pairs in a batch

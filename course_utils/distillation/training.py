@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.history import History
@@ -30,6 +30,7 @@ from course_utils.distillation.recipe import Recipe, with_settings
 from course_utils.distillation.state import Checkpoint, name_of, run_of
 from course_utils.distillation.teacher_cache import TeacherCache
 from course_utils.distillation.teacher_states import TeacherStates
+from course_utils.hooks import evaluating
 
 _BETAS = (0.9, 0.95)  # AdamW's
 

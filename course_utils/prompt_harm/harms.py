@@ -13,11 +13,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.attention import bypass_attention
-from course_utils.batches import Batch, read_batch
+from course_utils.batches import Batch, padded, read_batch
 from course_utils.divergence import kl_divergence
+from course_utils.hooks import evaluating
 from course_utils.upper_blocks import Entering, run_keeping, starting_at
 
 ANSWER_TOKENS = 64
@@ -116,29 +117,21 @@ def _greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
 ) -> list[list[int]]:
     """The model's own answers to token ids, as token ids; the end token included where one comes."""
-    ids, mask = _left_padded(prompts)
+    rows = padded(prompts, side="left")
     with evaluating(model):
         output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=rows["input_ids"].to(model.device),
+            attention_mask=rows["attention_mask"].to(model.device),
             max_new_tokens=ANSWER_TOKENS,
             do_sample=False,
             pad_token_id=tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
     answers = []
-    for row in output[:, ids.shape[1] :].tolist():
+    for row in output[:, rows["input_ids"].shape[1] :].tolist():
         end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
         answers.append(row[:end])
     return answers
-
-
-def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask, [rows, longest]."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
 
 
 @torch.no_grad()
@@ -150,12 +143,12 @@ def _measure_batch(
     decide_at: int,
 ) -> Measured:
     model = architecture.model
-    ids, mask = _left_padded([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
-    batch = read_batch(
-        {"input_ids": ids, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=model.device
-    )
-    sizes, length = [len(answer) for answer in answers], ids.shape[1]
-    asked = torch.zeros(ids.shape, dtype=torch.bool, device=model.device)  # positions that predict the answer's tokens
+    rows = padded([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], side="left")
+    batch = read_batch(rows, vocab_size=architecture.vocab_size, device=model.device)
+    sizes, length = [len(answer) for answer in answers], batch.input_ids.shape[1]
+    asked = torch.zeros(
+        batch.real.shape, dtype=torch.bool, device=model.device
+    )  # positions that predict the answer's tokens
     for row, size in enumerate(sizes):
         asked[row, length - size - 1 : length - 1] = True
     said = torch.tensor([token for answer in answers for token in answer], device=model.device)

@@ -210,5 +210,5 @@ def test_numbers_below_what_is_possible(command, capsys, option, message):
 
 
 def test_budgets_as_they_are_typed():
-    assert compress_command.read_budget("1.2B") == (1.2e9, "parameters")
-    assert compress_command.read_budget("300 MB") == (3e8, "bytes")
+    assert compress_command._read_budget("1.2B") == (1.2e9, "parameters")
+    assert compress_command._read_budget("300 MB") == (3e8, "bytes")

@@ -19,7 +19,7 @@ from course_utils.batches import read_batch
 from course_utils.channels import legal_sizes, prune_channels
 from course_utils.depth import remove_blocks
 from course_utils.heads import legal_groups, prune_kv_groups
-from course_utils.influence import entering, leaving
+from course_utils.hooks import entering, leaving
 from course_utils.modeling.no_attention import NoAttention
 from course_utils.models import variant
 from course_utils.width import neuron_importance, prune_neurons

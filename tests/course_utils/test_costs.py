@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, LlamaCo
 
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
+from course_utils.choosing import kept_width
 from course_utils.costs import (
     bytes_held,
     cache_bytes,
@@ -23,7 +24,6 @@ from course_utils.costs import (
 )
 from course_utils.depth import remove_blocks
 from course_utils.reports import model_size
-from course_utils.width import kept_width
 
 NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
 MODELS = [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)]
