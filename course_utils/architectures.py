@@ -24,7 +24,6 @@ from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.families import FAMILIES, Family
-from course_utils.modeling.no_attention import NoAttention, skip_attention
 
 _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
 
@@ -133,7 +132,12 @@ class Attention:
     @property
     def skipped(self) -> bool:
         """Whether the attention is bypassed or removed."""
-        return getattr(self.module.forward, "__func__", None) is skip_attention
+        return getattr(self.module, "bypassed", False)
+
+    @property
+    def removed(self) -> bool:
+        """Whether it is gone with its weights."""
+        return getattr(self.module, "removed", False)
 
     @property
     def query_width(self) -> int:
@@ -183,7 +187,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A view of a model's parts. Nothing is copied: it stays true while the model is pruned in place."""
+    """A view of a model's parts. Nothing is copied: cut in place, the parts stay the same and the view stays true.
+
+    Where other parts come in, which is when blocks or attentions are removed, describe the model again.
+    """
 
     model: PreTrainedModel
     name: str  # the configuration's model_type, e.g. "llama"
@@ -220,7 +227,7 @@ class Architecture:
                 output=_projection(self.model, block, family.mlp_output),
                 fused=family.fused,
                 owner=block.get_submodule(owner),
-                norm=_part(self.model, block, family.mlp_norm) if self._norms_first else None,
+                norm=_part(self.model, block, family.mlp_norm) if family.norms_first(self.model.config) else None,
                 contribution=_part(self.model, block, family.mlp_contribution),
             )
             for block in self.blocks
@@ -232,29 +239,24 @@ class Architecture:
         family = self.family
         return [
             Attention(
-                module=(module := _part(self.model, block, family.attention)),
-                inputs=self._attention_parts(block, module, family.attention_inputs),
-                outputs=self._attention_parts(block, module, (family.attention_output,)),
+                module=_part(self.model, block, family.attention),
+                inputs=self._attention_parts(block, family.attention_inputs),
+                outputs=self._attention_parts(block, (family.attention_output,)),
                 norms=tuple(_part(self.model, block, path) for path in self.attention_norms),
                 contribution=_part(self.model, block, family.contribution),
             )
             for block in self.blocks
         ]
 
-    def _attention_parts(self, block: nn.Module, module: nn.Module, names: tuple[str, ...]) -> tuple[Projection, ...]:
-        if isinstance(module, NoAttention):
+    def _attention_parts(self, block: nn.Module, names: tuple[str, ...]) -> tuple[Projection, ...]:
+        if getattr(_part(self.model, block, self.family.attention), "removed", False):
             return ()
         return tuple(_projection(self.model, block, f"{self.family.attention}.{name}") for name in names)
 
     @property
     def attention_norms(self) -> tuple[str, ...]:
         """Paths from a block of the norms that serve its attention alone."""
-        return self.family.attention_norms if self._norms_first else ()
-
-    @property
-    def _norms_first(self) -> bool:
-        # OPT-350m normalises after the residual: there a norm serves the whole block.
-        return getattr(self.model.config, "do_layer_norm_before", True)
+        return self.family.norms_of_attention(self.model.config)
 
     @property
     def intermediate_sizes(self) -> tuple[int, ...]:
@@ -327,6 +329,38 @@ class Architecture:
                 f"Can't {action} of an adaptive model. Undo it first with make_adaptive(model, None); afterwards "
                 "calibrate again, because the model is another one."
             )
+
+    def refuse_missing_weights(self, action: str) -> None:
+        """Refuse what needs the weights' numbers where some are on the meta device, which holds shapes alone.
+
+        Args:
+            action: what was asked for, such as "score neurons".
+
+        Raises:
+            ValueError: a weight is there.
+        """
+        weights = list(self.model.parameters())
+        missing = sum(weight.is_meta for weight in weights)
+        if missing:
+            raise ValueError(
+                f"Can't {action}: {missing} of {len(weights)} weights are on the 'meta' device, which holds "
+                "shapes and no numbers. Load the whole model onto one device, without a device_map that offloads parts."
+            )
+
+    def refuse_offloaded_weights(self, action: str) -> None:
+        """Refuse to slice weights that accelerate keeps elsewhere: it would bring them back whole.
+
+        A model that is on the meta device as a whole is let through: its sizes can be tried.
+
+        Args:
+            action: what was asked for, such as "cut neurons".
+
+        Raises:
+            ValueError: a weight is elsewhere.
+        """
+        kinds = {weight.is_meta for weight in self.model.parameters()}
+        if kinds == {True, False} or any(hasattr(module, "_hf_hook") for module in self.model.modules()):
+            self.refuse_missing_weights(action)
 
     def refuse_bound_heads(self, action: str) -> None:
         """Refuse a cut of heads or hidden channels where the family ties the one to the other.
@@ -451,6 +485,8 @@ class Architecture:
         fail there too.
         """
         config, field, sizes = self.model.config, self.family.width_field, self.intermediate_sizes
+        if self.head.weight is self.model.get_input_embeddings().weight:
+            config.tie_word_embeddings = True  # otherwise the one matrix is saved once, and a head made up on loading
         skipped = [attention.skipped for attention in self.attentions]
         shared = 0 if any(skipped) or self.adaptive else max(sizes)
         config.per_layer_config = None
@@ -472,11 +508,16 @@ def describe(model: PreTrainedModel) -> Architecture:
     """Find a model's blocks, MLPs and attentions.
 
     Raises:
-        UnsupportedArchitecture: the family is unknown, or a part is not where its family keeps it
-            or not a plain floating-point linear layer (quantised weights can't be sliced).
+        UnsupportedArchitecture: the family is unknown, a part is not where its family keeps it or not a plain
+            linear layer (quantised, or with an adapter), or blocks share their weights.
         TypeError: it is no model at all.
     """
     checks.module("model", model)
+    if hasattr(model, "merge_and_unload"):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} keeps adapters (LoRA) beside the model's weights. Merge them first: "
+            "model = model.merge_and_unload()."
+        )
     config = getattr(model, "config", None)
     name = getattr(config, "model_type", None)
     if name not in FAMILIES or not isinstance(model, PreTrainedModel):
@@ -489,8 +530,9 @@ def describe(model: PreTrainedModel) -> Architecture:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} has no language-model head. Load it with AutoModelForCausalLM."
         )
+    _refuse_what_is_not_plain(model, architecture.head, "the language-model head")
     _part(model, model, architecture.family.blocks)
-    _ = architecture.mlps, architecture.attentions  # both raise when a part is missing
+    _refuse_shared_blocks(architecture)  # and any block with a part missing: to see a part is to look for it
     return architecture
 
 
@@ -536,9 +578,39 @@ def _part(model: nn.Module, parent: nn.Module, path: str) -> nn.Module:
 
 def _projection(model: nn.Module, block: nn.Module, path: str) -> Projection:
     module = _part(model, block, path)
-    if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
-        raise UnsupportedArchitecture(
-            f"{type(model).__name__}: looked for a floating-point linear layer at '{path}' in {type(block).__name__}; "
-            f"found {type(module).__name__}. Quantised models must be dequantised before pruning."
-        )
+    _refuse_what_is_not_plain(model, module, f"'{path}' in {type(block).__name__}")
     return Projection(module)
+
+
+def _refuse_what_is_not_plain(model: nn.Module, module: nn.Module, place: str) -> None:
+    """Refuse a layer that doesn't compute what its weights alone say: with an adapter, with scales, or packed."""
+    weight = getattr(module, "weight", None)
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward) and isinstance(weight, Tensor):
+        maker = type(weight).__module__.partition(".")[0]  # torchao's weights claim to be 16 bits wide
+        if maker == "torch" and weight.is_floating_point() and weight.element_size() > 1:
+            return
+    looked = f"{type(model).__name__}: looked for a plain linear layer at {place}; found {type(module).__name__}"
+    if hasattr(module, "base_layer"):
+        raise UnsupportedArchitecture(
+            f"{looked}, an adapter (LoRA) beside the layer's weights. Merge it into them first: "
+            "model = peft_model.merge_and_unload()."
+        )
+    kind = "" if weight is None else f" with {type(weight).__name__} of {weight.dtype}"
+    raise UnsupportedArchitecture(
+        f"{looked}{kind}. Quantised weights can't be scored or cut: load the model in 16 bits, with "
+        "dtype=torch.bfloat16 and without a quantization_config. Where the checkpoint itself is quantised, load it "
+        "dequantised (FineGrainedFP8Config(dequantize=True)), or call model.dequantize() first."
+    )
+
+
+def _refuse_shared_blocks(architecture: Architecture) -> None:
+    first: dict[int, int] = {}
+    for number, (mlp, attention) in enumerate(zip(architecture.mlps, architecture.attentions, strict=True)):
+        for projection in (*mlp.inputs, mlp.output, *attention.inputs, *attention.outputs):
+            owner = first.setdefault(id(projection.module.weight), number)
+            if owner != number:
+                raise UnsupportedArchitecture(
+                    f"{type(architecture.model).__name__}: blocks {owner} and {number} share their weights, so neither "
+                    "can be scored or cut by itself. Give each block weights of its own first: "
+                    "blocks[i] = copy.deepcopy(blocks[i])."
+                )

@@ -122,13 +122,15 @@ def prune_channels(
 
     Raises:
         ValueError: ``size`` out of range or refused by the model's configuration (the message names the nearest ones
-            that are not), scores or energies that don't fit or aren't finite, an adaptive model, or a family without
-            this axis (GPT-2, OPT, GPT-NeoX). Everything is checked first: after an error the model is unchanged.
+            that are not), scores or energies that don't fit or aren't finite, an adaptive or offloaded model, or a
+            family without this axis (GPT-2, OPT, GPT-NeoX). Everything is checked first: after an error the model is
+            unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     architecture.refuse_bound_heads("cut channels")
     architecture.refuse_adaptive("cut channels")
+    architecture.refuse_offloaded_weights("cut channels")
     total, norms = architecture.hidden_size, len(architecture.norms)
     checks.whole_number("size", size, least=1, most=total, meaning="the model's hidden size")
     checks.flag("rescale_norms", rescale_norms)

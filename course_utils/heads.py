@@ -87,13 +87,14 @@ def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, gro
 
     Raises:
         ValueError: ``groups`` out of range or refused by the model's configuration (the message names those that
-            are not), scores that don't fit or aren't finite, an adaptive model, or a family without this axis (GPT-2,
-            OPT, GPT-NeoX). Everything is checked first: after an error the model is unchanged.
+            are not), scores that don't fit or aren't finite, an adaptive or offloaded model, or a family without
+            this axis (GPT-2, OPT, GPT-NeoX). Everything is checked first: after an error the model is unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     architecture.refuse_bound_heads("cut KV groups")
     architecture.refuse_adaptive("cut KV groups")
+    architecture.refuse_offloaded_weights("cut KV groups")
     total = architecture.groups
     if not total:
         raise ValueError("All attentions of this model were removed, so there are no KV groups to cut.")

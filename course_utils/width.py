@@ -90,10 +90,11 @@ def neuron_importance(
 
     Raises:
         ValueError: unknown criterion; "activation" without batches, or batches without it; empty
-            or malformed batches; a bad seed; non-finite weights or activations.
+            or malformed batches; a bad seed; non-finite weights or activations; weights on the meta device.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
+    architecture.refuse_missing_weights("score neurons")
     checks.one_of("criterion", criterion, CRITERIA)
     seed = checks.whole_number("seed", seed)
     if (batches is not None) != (criterion == "activation"):
@@ -159,11 +160,12 @@ def prune_neurons(
         layers: the blocks to prune; all of them by default.
 
     Raises:
-        ValueError: any of these out of range, or scores that don't fit the model or aren't
-            finite. Everything is checked first: after an error the model is unchanged.
+        ValueError: any of these out of range, scores that don't fit the model or aren't
+            finite, or an offloaded model. Everything is checked first: after an error the model is unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
+    architecture.refuse_offloaded_weights("cut neurons")
     mlps = architecture.mlps
     checks.ratio(ratio)
     smallest = min(architecture.intermediate_sizes)

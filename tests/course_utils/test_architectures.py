@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
 import torch
+from accelerate import disk_offload, dispatch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES, tiny_batches, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.integrations.finegrained_fp8 import FP8Linear
 
 from course_utils import families
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
@@ -133,8 +136,126 @@ def test_quantised_weights_are_refused():
     model = tiny_model("llama")
     module = model.model.layers[0].mlp.down_proj
     module.weight = torch.nn.Parameter(torch.zeros(32, 48, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(UnsupportedArchitecture, match="dequantised"):
+    with pytest.raises(UnsupportedArchitecture, match=r"found Linear with Parameter of torch.uint8\. Quantised"):
         describe(model)
+
+
+def test_fp8_layers_are_refused():
+    """A Linear by class, whose weights mean nothing without its scales."""
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.up_proj = FP8Linear(32, 48, block_size=(16, 16))
+    refusal = r"'mlp\.up_proj' in LlamaDecoderLayer; found FP8Linear with .* torch\.float8_e4m3fn.*dequantize=True"
+    with pytest.raises(UnsupportedArchitecture, match=refusal):
+        describe(model)
+
+
+class Packed(torch.Tensor):
+    """As torchao's: says that its dtype is the one that it computes in."""
+
+
+Packed.__module__ = "torchao.quantization"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("path", ["model.layers.1.self_attn.k_proj", "lm_head"])
+def test_packed_weights_are_refused_whatever_dtype_they_claim(path, dtype):
+    model = tiny_model("llama", dtype=dtype)
+    module = model.get_submodule(path)
+    module.weight = torch.nn.Parameter(module.weight.detach().as_subclass(Packed))
+    assert module.weight.dtype is dtype
+    with pytest.raises(UnsupportedArchitecture, match="found Linear with Packed.*16 bits"):
+        describe(model)
+
+
+class Lora(torch.nn.Module):
+    """As peft's layers are built."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+
+@pytest.mark.parametrize("path", ["model.layers.1.self_attn.q_proj", "lm_head"])
+def test_adapters_are_named_as_such(path):
+    model = tiny_model("llama")
+    model.set_submodule(path, Lora(model.get_submodule(path)))
+    with pytest.raises(UnsupportedArchitecture, match=r"LoRA.*peft_model\.merge_and_unload\(\)"):
+        describe(model)
+
+
+def test_a_peft_model_is_named_as_such():
+    class PeftModelForCausalLM(torch.nn.Module):
+        config = tiny_model("llama").config
+
+        def merge_and_unload(self):
+            """Peft's way out."""
+
+    with pytest.raises(UnsupportedArchitecture, match=r"PeftModelForCausalLM .*LoRA.* model\.merge_and_unload\(\)"):
+        describe(PeftModelForCausalLM())
+
+
+@pytest.mark.parametrize("shared", ["blocks", "weights"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_share_their_weights_are_refused(family, shared):
+    model = tiny_model(family)
+    blocks, mlps = describe(model).blocks, describe(model).mlps
+    if shared == "blocks":
+        blocks[2] = blocks[0]
+    else:
+        mlps[2].down.weight = mlps[0].down.weight
+    with pytest.raises(UnsupportedArchitecture, match=r"blocks 0 and 2 share their weights.*copy\.deepcopy"):
+        describe(model)
+    blocks[2] = copy.deepcopy(blocks[0])
+    describe(model)
+
+
+def without_numbers():
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(tiny_model("llama").config)
+
+
+def offloaded(folder, *, everything=False):
+    model = tiny_model("llama")
+    if everything:
+        return disk_offload(model, folder)
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "cpu"}
+    places |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    return dispatch_model(model, places, main_device="cpu", offload_dir=folder)
+
+
+SCORES = [torch.arange(48.0)] * 3
+CUTS = {
+    "cut neurons": lambda model: prune_neurons(model, SCORES, ratio=0.5),
+    "cut KV groups": lambda model: prune_kv_groups(model, [torch.arange(2.0)] * 3, groups=1),
+    "cut channels": lambda model: prune_channels(model, torch.arange(32.0), size=16),
+}
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("action", CUTS)
+def test_offloaded_weights_are_not_cut(action, everything, tmp_path):
+    model = offloaded(tmp_path, everything=everything)
+    shapes, config = {name: w.shape for name, w in model.named_parameters()}, model.config.to_dict()
+    with pytest.raises(ValueError, match=f"Can't {action}: .* 'meta' device.*without a device_map"):
+        CUTS[action](model)
+    assert {name: w.shape for name, w in model.named_parameters()} == shapes and model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("action", CUTS)
+def test_sizes_can_be_tried_without_numbers(action):
+    report = CUTS[action](without_numbers())
+    assert report.after.parameters < report.before.parameters
+
+
+@pytest.mark.parametrize("criterion", ["l1", "random"])
+def test_missing_weights_are_not_scored(criterion, tmp_path):
+    for model in (without_numbers(), offloaded(tmp_path)):
+        with pytest.raises(ValueError, match=r"Can't score neurons: \d+ of \d+ weights are on the 'meta' device"):
+            neuron_importance(model, criterion)
 
 
 def test_a_headless_model_is_refused():
