@@ -33,6 +33,7 @@ from course_utils.divergence import kl_divergence
 from course_utils.files import write_json
 from course_utils.modeling import per_prompt
 from course_utils.models import identity
+from course_utils.refusals import refuse_adaptive
 from course_utils.texts import padded_batches
 
 POLICIES = ("length_variance", "fitted")
@@ -252,7 +253,7 @@ def calibrate(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("calibrate the attentions")
+    refuse_adaptive(architecture, "calibrate the attentions")
     checks.one_of("policy", policy, POLICIES)
     prompts = checks.strings("prompts", prompts)
     if len(prompts) < MIN_PROMPTS[policy]:
@@ -393,7 +394,7 @@ def divergence(
         ValueError: bad batches or block numbers, a row without a position that counts, or an adaptive model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("compare bypasses")
+    refuse_adaptive(architecture, "compare bypasses")
     skipped = [i for i, attention in enumerate(architecture.attentions) if attention.skipped]
     sets = [
         checks.block_numbers(layers, architecture.num_blocks) for layers in checks.not_empty("layer_sets", layer_sets)

@@ -1,4 +1,4 @@
-"""The parts of a Hugging Face causal language model, found, seen and cut alike in every family.
+"""The parts of a Hugging Face causal language model, found and seen alike in every family.
 
 ``describe(model)`` gives every method the same view of a model: blocks, MLPs and attentions as
 [out, in] matrices, whatever the family calls them and however it stores them (``nn.Linear``,
@@ -8,7 +8,7 @@ GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one ma
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,165 +24,13 @@ from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.families import FAMILIES, Family
+from course_utils.parts import Attention, Mlp, Projection
 
 _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
 
 
 class UnsupportedArchitecture(ValueError):
     """The model's family is not known, or a part that its family should have is missing."""
-
-
-class Projection:
-    """A linear layer seen as a matrix [out, in], whatever its class stores."""
-
-    def __init__(self, module: nn.Linear | Conv1D) -> None:
-        self.module = module
-        self._transposed = isinstance(module, Conv1D)  # GPT-2's Conv1D stores [in, out]
-
-    @property
-    def weight(self) -> Tensor:
-        """A view of the weights, [out, in]: writing to it writes to the model."""
-        weight = self.module.weight.detach()
-        return weight.t() if self._transposed else weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """A view of the bias, [out], or None."""
-        return None if self.module.bias is None else self.module.bias.detach()
-
-    @torch.no_grad()
-    def keep(self, index: Tensor, *, axis: str) -> None:
-        """Keep only a part of the matrix, in place. The module gets new parameters; the old ones are left as they are.
-
-        Args:
-            index: int64 [kept], rows or columns of ``weight``, in the order that they get.
-            axis: "out" (rows, with their biases) or "in" (columns).
-
-        Raises:
-            ValueError: another ``axis``.
-        """
-        checks.one_of("axis", axis, ("out", "in"))
-        dim = (axis == "in") != self._transposed
-        module, weight = self.module, self.module.weight
-        module.weight = nn.Parameter(weight.index_select(int(dim), index), requires_grad=weight.requires_grad)
-        if axis == "out" and module.bias is not None:
-            module.bias = nn.Parameter(module.bias.index_select(0, index), requires_grad=module.bias.requires_grad)
-        out_features, in_features = self.weight.shape
-        if self._transposed:
-            module.nf, module.nx = out_features, in_features
-        else:
-            module.out_features, module.in_features = out_features, in_features
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """One block's MLP: ``down(act(fc(x)))`` (dense) or ``down(act(gate(x)) * up(x))`` (GLU)."""
-
-    inputs: tuple[Projection, ...]  # (fc,) or (gate, up) or (gate-and-up fused,)
-    output: Projection
-    fused: bool
-    owner: nn.Module  # the module that holds the projections
-    norm: nn.Module | None  # what normalises its input; None where the norms stand behind the sum (OPT-350M)
-    contribution: nn.Module  # its output is what the MLP adds to the residual stream
-
-    @property
-    def width(self) -> int:
-        """Neurons: the size of the hidden layer, ``intermediate_size``."""
-        return self.output.weight.shape[1]
-
-    @property
-    def rows(self) -> tuple[Tensor, ...]:
-        """Views of the weights that lead into each neuron: (fc,) or (gate, up), each [width, hidden]."""
-        return self.inputs[0].weight.chunk(2) if self.fused else tuple(p.weight for p in self.inputs)
-
-    @property
-    def columns(self) -> Tensor:
-        """A view of the weights that lead out of each neuron, [hidden, width]."""
-        return self.output.weight
-
-    @property
-    def down(self) -> nn.Module:
-        """The down-projection; its input holds one value a neuron."""
-        return self.output.module
-
-    def keep(self, neurons: Tensor) -> None:
-        """Keep only these neurons in every matrix and bias, in place.
-
-        Args:
-            neurons: int64 [kept], in the order that they get.
-        """
-        rows = torch.cat([neurons, neurons + self.width]) if self.fused else neurons
-        for projection in self.inputs:
-            projection.keep(rows, axis="out")
-        self.output.keep(neurons, axis="in")
-        if hasattr(self.owner, "intermediate_size"):  # some MLPs note their width beside the matrices
-            self.owner.intermediate_size = self.width
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One block's attention sublayer."""
-
-    module: nn.Module
-    inputs: tuple[Projection, ...]  # none when the attention was removed
-    outputs: tuple[Projection, ...]
-    norms: tuple[nn.Module, ...]  # what serves this attention alone
-    contribution: nn.Module  # its output is what the sublayer adds to the residual stream
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the attention is bypassed or removed."""
-        return getattr(self.module, "bypassed", False)
-
-    @property
-    def removed(self) -> bool:
-        """Whether it is gone with its weights."""
-        return getattr(self.module, "removed", False)
-
-    @property
-    def query_width(self) -> int:
-        """Query heads times head size; 0 when skipped."""
-        return 0 if self.skipped else self.outputs[0].weight.shape[1]
-
-    @property
-    def key_value_width(self) -> int:
-        """Numbers that one token adds to the cache: keys and values of all key/value heads."""
-        return 0 if self.skipped else sum(p.weight.shape[0] for p in self.inputs) - self.query_width
-
-    @property
-    def head_size(self) -> int:
-        """Numbers in one head's query, key or value; 0 when the attention was removed."""
-        return next((getattr(self.module, n) for n in ("head_dim", "head_size") if hasattr(self.module, n)), 0)
-
-    @property
-    def groups(self) -> int:
-        """Key/value heads, each with its query heads; a bypassed attention has them still, a removed one has none."""
-        if not self.inputs:
-            return 0
-        return (sum(p.weight.shape[0] for p in self.inputs) - self.outputs[0].weight.shape[1]) // (2 * self.head_size)
-
-    @property
-    def group_width(self) -> int:
-        """Query heads of one group times head size; 0 when the attention was removed."""
-        return self.outputs[0].weight.shape[1] // self.groups if self.groups else 0
-
-    def keep(self, groups: Tensor) -> None:
-        """Keep only these key/value heads and their query heads in every matrix and bias, in place.
-
-        Args:
-            groups: int64 [kept], in the order that they get.
-        """
-        size, width, total = self.head_size, self.group_width, self.groups
-        queries, keys = _spans(groups, width), _spans(groups, size)
-        if len(self.inputs) == 1:  # one matrix: all queries, then all keys, then all values
-            start = total * width
-            self.inputs[0].keep(torch.cat([queries, start + keys, start + total * size + keys]), axis="out")
-        else:
-            for projection, rows in zip(self.inputs, (queries, keys, keys), strict=True):
-                projection.keep(rows, axis="out")
-        self.outputs[0].keep(queries, axis="in")
-        if hasattr(self.module, "num_key_value_heads"):  # Phi-3's notes it beside the matrices
-            self.module.num_key_value_heads = len(groups)
 
 
 @dataclass(frozen=True)
@@ -312,72 +160,8 @@ class Architecture:
 
     @property
     def adaptive(self) -> bool:
-        """Whether each prompt decides how many attentions it leaves out (``adaptive.make_adaptive``)."""
+        """Whether each prompt decides how many attentions it leaves out (``config.adaptive_attention``)."""
         return getattr(self.model.config, "adaptive_attention", None) is not None
-
-    def refuse_adaptive(self, action: str) -> None:
-        """Refuse to change an adaptive model: its blocks were ranked and patched, so they must stay as they are.
-
-        Args:
-            action: what was asked for, such as "remove blocks".
-
-        Raises:
-            ValueError: the model is adaptive.
-        """
-        if self.adaptive:
-            raise ValueError(
-                f"Can't {action} of an adaptive model. Undo it first with make_adaptive(model, None); afterwards "
-                "calibrate again, because the model is another one."
-            )
-
-    def refuse_missing_weights(self, action: str) -> None:
-        """Refuse what needs the weights' numbers where some are on the meta device, which holds shapes alone.
-
-        Args:
-            action: what was asked for, such as "score neurons".
-
-        Raises:
-            ValueError: a weight is there.
-        """
-        weights = list(self.model.parameters())
-        missing = sum(weight.is_meta for weight in weights)
-        if missing:
-            raise ValueError(
-                f"Can't {action}: {missing} of {len(weights)} weights are on the 'meta' device, which holds "
-                "shapes and no numbers. Load the whole model onto one device, without a device_map that offloads parts."
-            )
-
-    def refuse_offloaded_weights(self, action: str) -> None:
-        """Refuse to slice weights that accelerate keeps elsewhere: it would bring them back whole.
-
-        A model that is on the meta device as a whole is let through: its sizes can be tried.
-
-        Args:
-            action: what was asked for, such as "cut neurons".
-
-        Raises:
-            ValueError: a weight is elsewhere.
-        """
-        kinds = {weight.is_meta for weight in self.model.parameters()}
-        if kinds == {True, False} or any(hasattr(module, "_hf_hook") for module in self.model.modules()):
-            self.refuse_missing_weights(action)
-
-    def refuse_bound_heads(self, action: str) -> None:
-        """Refuse a cut of heads or hidden channels where the family ties the one to the other.
-
-        Args:
-            action: what was asked for, such as "cut KV groups".
-
-        Raises:
-            ValueError: the family's configuration has no head size of its own.
-        """
-        if not self.family.own_head_size:
-            able = ", ".join(name for name, family in FAMILIES.items() if family.own_head_size)
-            raise ValueError(
-                f"Can't {action} of a {self.name} model: its head size is always hidden size / heads, so its "
-                "configuration can't describe fewer heads or fewer channels, and its LayerNorms subtract a mean over "
-                f"all channels. Prune its neurons or blocks; this axis exists in {able}."
-            )
 
     def accepts(self, *, groups: int | None = None, hidden_size: int | None = None) -> bool:
         """Whether transformers takes this model's configuration with another number of KV groups or hidden channels.
@@ -399,71 +183,6 @@ class Architecture:
     def head_size(self) -> int:
         """Numbers in one head's query, key or value; 0 when all attentions were removed."""
         return max(attention.head_size for attention in self.attentions)
-
-    def keep_groups(self, kept: Sequence[Tensor]) -> None:
-        """Keep only these key/value heads, as many in each block, with their query heads; in place.
-
-        Args:
-            kept: int64 [groups] for each block, in the order that they get; not looked at where an attention is gone.
-        """
-        config, heads = self.model.config, self.queries_a_group
-        for attention, groups in zip(self.attentions, kept, strict=True):
-            if attention.groups:
-                attention.keep(groups.to(attention.outputs[0].weight.device))
-        config.head_dim = self.head_size
-        config.num_key_value_heads, config.num_attention_heads = self.groups, self.groups * heads
-
-    @torch.no_grad()
-    def keep_channels(self, channels: Tensor, factors: Sequence[float]) -> None:
-        """Keep only these hidden channels in everything that reads or writes the residual stream; in place.
-
-        A scaled embedding (Gemma multiplies it by the square root of the hidden size) gives the same numbers as before.
-
-        Args:
-            channels: int64 [kept], in the order that they get.
-            factors: one a norm, as ``norms`` lists them: what its weights are multiplied with.
-        """
-        model, old = self.model, self.hidden_size
-        head, embedding = self.head, model.get_input_embeddings()
-        tied, factors = head.weight is embedding.weight, list(factors)
-        scale = self._rescale_embedding(len(channels))
-        if tied:
-            factors[-1] /= scale
-        for norm, factor in zip(self.norms, factors, strict=True):
-            offset, weight = self.family.norm_offset, norm.weight
-            kept = weight.index_select(0, channels.to(weight.device))
-            kept = ((kept.float() + offset) * factor - offset).to(weight.dtype) if factor != 1 else kept
-            norm.weight = nn.Parameter(kept, requires_grad=weight.requires_grad)
-        for block_mlp, attention in zip(self.mlps, self.attentions, strict=True):
-            for projection in (*block_mlp.inputs, *attention.inputs):
-                projection.keep(channels.to(projection.weight.device), axis="in")
-            for projection in (block_mlp.output, *attention.outputs):
-                projection.keep(channels.to(projection.weight.device), axis="out")
-        weight = embedding.weight
-        kept = weight.index_select(1, channels.to(weight.device))
-        embedding.weight = nn.Parameter(kept if scale == 1 else kept * scale, requires_grad=weight.requires_grad)
-        embedding.embedding_dim = len(channels)
-        if tied:
-            head.weight, head.in_features = embedding.weight, len(channels)
-        else:
-            Projection(head).keep(channels.to(head.weight.device), axis="in")
-        for module in model.modules():  # blocks and MLPs note it beside their matrices
-            if getattr(module, "hidden_size", None) == old:
-                module.hidden_size = len(channels)
-        if self.head_size:  # otherwise it would follow the hidden size
-            model.config.head_dim = self.head_size
-        model.config.hidden_size = len(channels)
-
-    def _rescale_embedding(self, channels: int) -> float:
-        """Give a scaled embedding the factor that its class will compute on reload; return what makes up for it."""
-        embedding = self.model.get_input_embeddings()
-        if not hasattr(embedding, "embed_scale"):
-            return 1.0
-        old, new = embedding.scalar_embed_scale, channels**0.5
-        embedding.scalar_embed_scale = new
-        embedding.embed_scale = torch.full_like(embedding.embed_scale, new)  # a new one: variants share the old
-        old, new = torch.tensor([old, new]).to(embedding.weight.dtype).tolist()  # as they are rounded on use
-        return old / new
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Run everything but the head: [rows, length, hidden], after the final norm."""
@@ -497,11 +216,6 @@ class Architecture:
                 for i, (size, skip) in enumerate(zip(sizes, skipped, strict=True))
                 if size != shared
             }
-
-
-def _spans(numbers: Tensor, width: int) -> Tensor:
-    """Row numbers of whole heads: number n stands for the rows from n * width on."""
-    return (numbers[:, None] * width + torch.arange(width, device=numbers.device)).flatten()
 
 
 def describe(model: PreTrainedModel) -> Architecture:
@@ -610,7 +324,6 @@ def _refuse_shared_blocks(architecture: Architecture) -> None:
             owner = first.setdefault(id(projection.module.weight), number)
             if owner != number:
                 raise UnsupportedArchitecture(
-                    f"{type(architecture.model).__name__}: blocks {owner} and {number} share their weights, so neither "
-                    "can be scored or cut by itself. Give each block weights of its own first: "
-                    "blocks[i] = copy.deepcopy(blocks[i])."
+                    f"{type(architecture.model).__name__}: blocks {owner} and {number} share weights, so neither can "
+                    "be scored or cut by itself. Give each its own first (copy.deepcopy), and its own layer_idx."
                 )

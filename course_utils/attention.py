@@ -20,6 +20,7 @@ from course_utils.batches import Batch, read_batches
 from course_utils.influence import CosineDistance, as_scores, entering, leaving
 from course_utils.modeling.forwards import replace_forward, restore_forward
 from course_utils.modeling.no_attention import NoAttention, skip_attention
+from course_utils.refusals import refuse_adaptive
 from course_utils.reports import PruningReport, model_size
 
 
@@ -72,7 +73,7 @@ def select_attention_layers(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("choose attentions")
+    refuse_adaptive(architecture, "choose attentions")
     live = [i for i, attention in enumerate(architecture.attentions) if not attention.skipped]
     count = checks.whole_number("count", count, most=len(live), meaning="the live attentions")
     checks.flag("iterative", iterative)
@@ -113,7 +114,7 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("bypass attentions")
+    refuse_adaptive(architecture, "bypass attentions")
     checks.flag("remove", remove)
     attentions = architecture.attentions
     layers = checks.block_numbers(layers, len(attentions))

@@ -32,6 +32,7 @@ from course_utils.argument_types import check_types
 from course_utils.families import FAMILIES
 from course_utils.files import write_json, write_text
 from course_utils.modeling import forwards, heterogeneous, no_attention, per_prompt
+from course_utils.refusals import refuse_missing_weights
 
 MODELING_FILE = "modeling_heterogeneous.py"
 ADAPTIVE_FILE = "adaptive_config.json"  # for people: written from config.json's settings, and never read
@@ -70,7 +71,7 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         ValueError: some of its weights are on the meta device (offloaded, or never loaded).
     """
     architecture = describe(model)
-    architecture.refuse_missing_weights("save this model")
+    refuse_missing_weights(architecture, "save this model")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
         raise CheckpointError(f"'{folder}' exists and is not a model checkpoint; choose a new or empty folder.")

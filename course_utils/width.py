@@ -19,6 +19,7 @@ from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.passes import Reading, read_once
+from course_utils.refusals import refuse_missing_weights, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
 
 
@@ -94,7 +95,7 @@ def neuron_importance(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_missing_weights("score neurons")
+    refuse_missing_weights(architecture, "score neurons")
     checks.one_of("criterion", criterion, CRITERIA)
     seed = checks.whole_number("seed", seed)
     if (batches is not None) != (criterion == "activation"):
@@ -165,7 +166,7 @@ def prune_neurons(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_offloaded_weights("cut neurons")
+    refuse_offloaded_weights(architecture, "cut neurons")
     mlps = architecture.mlps
     checks.ratio(ratio)
     smallest = min(architecture.intermediate_sizes)

@@ -23,9 +23,13 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # From the ground up: a module imports only from its own layer and from those above it in this table.
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
-    "ground": "checks argument_types files session assets divergence modeling batches families architectures",
+    "ground": (
+        "checks argument_types files session assets divergence modeling batches families parts architectures surgery"
+    ),
     "data": "models texts",
-    "methods": "passes reports influence width heads channels depth attention adaptive checkpoints export model_card",
+    "methods": (
+        "refusals passes reports influence width heads channels depth attention adaptive checkpoints export model_card"
+    ),
     "measuring": (
         "uncertainty language_modelling branching evaluation benchmark_tasks costs cost_model benchmarking plotting "
         "diagrams components activations prompt_harm policies engine"
