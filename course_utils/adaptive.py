@@ -29,6 +29,7 @@ from course_utils.batches import read_batches
 from course_utils.files import write_json
 from course_utils.modeling import per_prompt
 from course_utils.models import identity
+from course_utils.refusals import refuse_adaptive
 from course_utils.texts import padded_batches
 
 _POLICIES = ("length_variance",)
@@ -244,7 +245,7 @@ def calibrate(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("calibrate the attentions")
+    refuse_adaptive(architecture, "calibrate the attentions")
     prompts = checks.strings("prompts", prompts)
     if len(prompts) < _MIN_PROMPTS:
         raise ValueError(f"'prompts' must be a list of at least {_MIN_PROMPTS} texts; got {len(prompts)}.")

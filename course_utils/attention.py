@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,9 @@ from course_utils.architectures import Architecture, describe
 from course_utils.batches import Batch, read_batches
 from course_utils.hooks import entering, evaluating, leaving
 from course_utils.influence import CosineDistance, as_scores
+from course_utils.modeling.forwards import replace_forward, restore_forward
 from course_utils.modeling.no_attention import NoAttention, skip_attention
+from course_utils.refusals import refuse_adaptive
 from course_utils.reports import PruningReport, model_size
 from course_utils.upper_blocks import Entering, run_keeping, starting_at
 
@@ -78,7 +79,7 @@ def select_attention_layers(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("choose attentions")
+    refuse_adaptive(architecture, "choose attentions")
     live = [i for i, attention in enumerate(architecture.attentions) if not attention.skipped]
     count = checks.whole_number("count", count, most=len(live), meaning="the live attentions")
     checks.flag("iterative", iterative)
@@ -122,11 +123,11 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("bypass attentions")
+    refuse_adaptive(architecture, "bypass attentions")
     checks.flag("remove", remove)
     attentions = architecture.attentions
     layers = checks.block_numbers(layers, len(attentions))
-    lost = [i for i, a in enumerate(attentions) if isinstance(a.module, NoAttention) and i not in layers]
+    lost = [i for i, a in enumerate(attentions) if a.removed and i not in layers]
     if lost:
         raise ValueError(
             f"The attentions of blocks {lost} were removed with their weights and can't be restored; "
@@ -134,7 +135,7 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
         )
     before = model_size(model)
     for i, (block, attention) in enumerate(zip(architecture.blocks, attentions, strict=True)):
-        if isinstance(attention.module, NoAttention):
+        if attention.removed:
             continue
         if attention.skipped:
             _restore(architecture, i)
@@ -150,15 +151,17 @@ def bypass_attention(model: PreTrainedModel, layers: Sequence[int], *, remove: b
 
 def _skip(architecture: Architecture, layer: int) -> None:
     attention = architecture.attentions[layer]
-    attention.module.forward = MethodType(skip_attention, attention.module)
+    attention.module.bypassed = True
+    replace_forward(attention.module, skip_attention)
     for norm in attention.norms:
-        norm.forward = MethodType(_identity, norm)
+        replace_forward(norm, _identity)
 
 
 def _restore(architecture: Architecture, layer: int) -> None:
     attention = architecture.attentions[layer]
+    del attention.module.bypassed
     for module in (attention.module, *attention.norms):
-        del module.forward  # the class's own forward comes back
+        restore_forward(module)
 
 
 def _identity(_module: nn.Module, states: Tensor) -> Tensor:

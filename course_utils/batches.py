@@ -66,7 +66,7 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
         device: the model's.
 
     Raises:
-        ValueError: anything else, ids outside the vocabulary, nothing but padding, or no such device.
+        ValueError: anything else, ids outside the vocabulary, nothing but padding, no such device, or "meta".
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         raise ValueError(
@@ -95,6 +95,10 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
     if not mask.any():
         raise ValueError("Every token of a batch is padding (its attention_mask is all 0); drop the empty rows.")
     device = checks.device(device)
+    if device.type == "meta":
+        raise ValueError(
+            "The model is on the 'meta' device: shapes without numbers can't read. Load it with its weights."
+        )
     ids, mask = ids.to(device, torch.long), mask.to(device, torch.long)
     return Batch(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
 

@@ -16,6 +16,7 @@ from course_utils.argument_types import check_types
 from course_utils.hooks import entering, evaluating, leaving
 from course_utils.influence import CosineDistance, as_scores
 from course_utils.passes import Reading, read_once
+from course_utils.refusals import refuse_adaptive
 from course_utils.reports import PruningReport, model_size
 
 # Configuration fields that hold one entry a block.
@@ -103,7 +104,7 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("remove blocks")
+    refuse_adaptive(architecture, "remove blocks")
     config, total = model.config, architecture.num_blocks
     gone = checks.block_numbers(indices, total)
     if len(gone) == total:

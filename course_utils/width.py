@@ -20,6 +20,7 @@ from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.choosing import kept_width, strongest
 from course_utils.passes import Reading, read_once
+from course_utils.refusals import refuse_missing_weights, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
 
 
@@ -91,10 +92,11 @@ def neuron_importance(
 
     Raises:
         ValueError: unknown criterion; "activation" without batches, or batches without it; empty
-            or malformed batches; a bad seed; non-finite weights or activations.
+            or malformed batches; a bad seed; non-finite weights or activations; weights on the meta device.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
+    refuse_missing_weights(architecture, "score neurons")
     checks.one_of("criterion", criterion, CRITERIA)
     seed = checks.whole_number("seed", seed)
     if criterion == "activation" and batches is None:
@@ -161,11 +163,12 @@ def prune_neurons(
         layers: the blocks to prune; all of them by default.
 
     Raises:
-        ValueError: any of these out of range, or scores that don't fit the model or aren't
-            finite. Everything is checked first: after an error the model is unchanged.
+        ValueError: any of these out of range, scores that don't fit the model or aren't
+            finite, or an offloaded model. Everything is checked first: after an error the model is unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
+    refuse_offloaded_weights(architecture, "cut neurons")
     mlps = architecture.mlps
     checks.ratio(ratio)
     smallest = min(architecture.intermediate_sizes)

@@ -34,6 +34,7 @@ from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import PackedPairs, packed_batches
 from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
+from course_utils.refusals import refuse_adaptive
 
 _AT_ONCE, _AT_ONCE_WITH_GRADIENTS = 16, 8  # pairs in a batch
 
@@ -265,7 +266,7 @@ def _read(
     """Tokenise, align and check all pairs before anything runs."""
     architecture = describe(model)
     # The two texts of a pair could leave out different attentions, and the scores would show that.
-    architecture.refuse_adaptive("score the neurons")
+    refuse_adaptive(architecture, "score the neurons")
     checks.not_empty("pairs", pairs)
     batches = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
     bare = [i for packed in batches for i, count in zip(packed.indices, packed.counts, strict=True) if not count]

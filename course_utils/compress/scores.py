@@ -21,6 +21,7 @@ from course_utils.depth import watch_blocks
 from course_utils.files import replacing
 from course_utils.heads import watch_groups
 from course_utils.passes import read_once
+from course_utils.refusals import refuse_adaptive
 from course_utils.width import watch_neurons
 
 AXES = ("neurons", "groups", "channels", "blocks")
@@ -135,7 +136,7 @@ def refuse_uneven(architecture: Architecture) -> None:
     Raises:
         ValueError: blocks of different widths, attentions that are bypassed or removed, or an adaptive model.
     """
-    architecture.refuse_adaptive("search for a smaller version")
+    refuse_adaptive(architecture, "search for a smaller version")
     skipped = [number for number, attention in enumerate(architecture.attentions) if attention.skipped]
     if skipped or len(set(architecture.intermediate_sizes)) > 1:
         raise ValueError(

@@ -24,7 +24,9 @@ from course_utils.choosing import best
 from course_utils.compress.scores import Importance, refuse_uneven
 from course_utils.depth import remove_blocks
 from course_utils.models import variant
+from course_utils.refusals import refuse_bound_heads
 from course_utils.reports import Size, model_size
+from course_utils.surgery import keep_channels, keep_groups
 
 _UNITS = ("parameters", "bytes", "milliseconds")
 # What is tried where nothing is said: shares of the whole model's size.
@@ -139,14 +141,14 @@ def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance)
         remove_blocks(small, sorted(set(range(whole.blocks)) - set(blocks.tolist())))
     architecture = describe(small)
     if candidate.groups < whole.groups and importance.groups is not None:
-        architecture.keep_groups([best(importance.groups[block], candidate.groups) for block in blocks])
+        keep_groups(architecture, [best(importance.groups[block], candidate.groups) for block in blocks])
     if candidate.neurons < whole.neurons:
         for mlp, block in zip(architecture.mlps, blocks, strict=True):
             mlp.keep(best(importance.neurons[block], candidate.neurons).to(mlp.columns.device))
     if candidate.hidden < whole.hidden and importance.channels is not None and importance.energies is not None:
         channels, each = best(importance.channels, candidate.hidden), len(architecture.family.norms)
         rows = [int(block) * each + norm for block in blocks for norm in range(each)]
-        architecture.keep_channels(channels, norm_factors(importance.energies[[*rows, -1]], channels))
+        keep_channels(architecture, channels, norm_factors(importance.energies[[*rows, -1]], channels))
     architecture.sync_config()
     return small
 
@@ -193,14 +195,14 @@ def candidates(
     depths = _tried("blocks", blocks, whole.blocks, [round(share * whole.blocks) for share in _BLOCKS])
     counts = _tried("groups", groups, whole.groups, range(-(-whole.groups // 2), whole.groups + 1) if able else [])
     if not able and counts != [whole.groups]:
-        architecture.refuse_bound_heads("cut KV groups")
+        refuse_bound_heads(architecture, "cut KV groups")
     pricing = _Pricing(model, budget, multiple_of, max(1, math.ceil(least_width * whole.neurons)))
     shapes, fitting, costs = [], [], []
     for count in counts:
         sizes = [_legal_below(architecture, share * whole.hidden, count) for share in _HIDDEN] if able else []
         for size in _tried("hidden", hidden, whole.hidden, [size for size in sizes if size]):
             if size != whole.hidden and not able:
-                architecture.refuse_bound_heads("cut channels")
+                refuse_bound_heads(architecture, "cut channels")
             if architecture.accepts(groups=count, hidden_size=size) or not able:
                 shapes += [(depth, size, count) for depth in depths]
     for shape in tqdm(shapes, desc="sizes", unit="shape", leave=False, delay=2):
@@ -317,7 +319,7 @@ def _check_sizes(architecture: Architecture, candidate: Candidate, whole: Candid
         checks.whole_number(name, size, least=1, most=whole.sizes[name], meaning="the whole model's")
     if (candidate.groups, candidate.hidden) == (whole.groups, whole.hidden):
         return
-    architecture.refuse_bound_heads("cut KV groups and channels")
+    refuse_bound_heads(architecture, "cut KV groups and channels")
     if not architecture.accepts(groups=candidate.groups, hidden_size=candidate.hidden):
         raise ValueError(
             f"transformers refuses a {architecture.name} model with hidden size {candidate.hidden} and "

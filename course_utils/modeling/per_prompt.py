@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from .forwards import replace_forward, restore_forward
 from .no_attention import skip_attention
 
 # What the running generate() decided, how many attentions each row leaves out; empty before. It belongs to one call, in
@@ -40,8 +41,8 @@ def install(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn
     order = model.config.adaptive_attention["order"]
     for rank, layer in enumerate(order):
         attentions[layer].bypass_rank = rank
-        attentions[layer].forward = MethodType(_attend, attentions[layer])
-    backbone.forward = MethodType(_decide_and_run, backbone)
+        replace_forward(attentions[layer], _attend)
+    replace_forward(backbone, _decide_and_run)
     model.generate = MethodType(_generate, model)
     model._expand_inputs_for_generation = MethodType(_expand_and_decide, model)
 
@@ -50,8 +51,10 @@ def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[
     """Undo ``install``: the classes' own methods come back."""
     for attention in attentions:
         if hasattr(attention, "bypass_rank"):
-            del attention.bypass_rank, attention.forward
-    del backbone.forward, model.generate, model._expand_inputs_for_generation
+            restore_forward(attention)
+            del attention.bypass_rank
+    restore_forward(backbone)
+    del model.generate, model._expand_inputs_for_generation
 
 
 def embedding_features(embeddings: Tensor) -> Tensor:

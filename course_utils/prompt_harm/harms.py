@@ -19,6 +19,7 @@ from course_utils.attention import bypass_attention
 from course_utils.batches import Batch, padded, read_batch
 from course_utils.divergence import kl_divergence
 from course_utils.hooks import evaluating
+from course_utils.refusals import refuse_adaptive
 from course_utils.upper_blocks import Entering, run_keeping, starting_at
 
 ANSWER_TOKENS = 64
@@ -84,7 +85,7 @@ def measure(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("measure the harm of a bypass")
+    refuse_adaptive(architecture, "measure the harm of a bypass")
     sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in checks.not_empty("sets", sets)]
     decide_at = checks.whole_number("decide_at", decide_at, most=architecture.num_blocks - 1, meaning="the last block")
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in checks.strings("texts", texts)]

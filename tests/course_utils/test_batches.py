@@ -75,3 +75,8 @@ def test_batches_come_one_by_one_and_at_least_one():
 def test_what_holds_no_batches_is_refused(wrong):
     with pytest.raises(ValueError, match="^'batches' must be an iterable of batches, such as a list of mappings; got "):
         list(read_batches(wrong, vocab_size=10, device="cpu"))
+
+
+def test_a_model_without_numbers_cannot_read():
+    with pytest.raises(ValueError, match="'meta' device"):
+        read_batch({"input_ids": torch.ones(1, 2, dtype=torch.long)}, vocab_size=9, device="meta")
