@@ -923,7 +923,7 @@ pd.concat([written[name] for name in ("teacher", "activation, pruned", "peak_to_
 #
 # </details>
 
-# %%
+# %% tags=["timed"]
 # The longest cell: all arms, with their measurements.
 RECIPE = Recipe(steps=STEPS, lr=LR, precision=precision, validate_every=WATCH_EVERY, seed=session.seed, **FITTING)
 ARMS = {
