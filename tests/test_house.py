@@ -23,21 +23,19 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # From the ground up: a module imports only from its own layer and from those above it in this table.
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
-    "ground": (
-        "checks argument_types choosing hooks files session ledger assets divergence modeling batches families parts "
-        "architectures surgery"
+    "opening": "checks argument_types files session ledger assets hub embedded_llama models texts",
+    "anatomy": (
+        "hooks modeling batches families parts architectures surgery refusals passes upper_blocks influence reports "
+        "activations components"
     ),
-    "data": "hub embedded_llama models texts",
-    "methods": (
-        "refusals passes upper_blocks reports influence width heads channels depth attention adaptive checkpoints "
-        "export model_card"
-    ),
+    "cutting": "choosing width heads channels depth attention adaptive",
     "measuring": (
-        "uncertainty language_modelling branching evaluation benchmark_tasks costs cost_model benchmarking plotting "
-        "diagrams components activations prompt_harm policies engine"
+        "divergence uncertainty language_modelling branching evaluation benchmark_tasks costs cost_model benchmarking "
+        "plotting diagrams"
     ),
-    "wings": "distillation bias compress",
-    "top": "exercises",
+    "releasing": "checkpoints export engine model_card",
+    "wings": "distillation bias compress prompt_harm policies",
+    "exercises": "exercises",
 }
 TOOLS = {
     "ground": "processes",
