@@ -5,7 +5,7 @@
     python course.py lab             open the lessons in JupyterLab, in a folder of your own
     python course.py progress        how far you are, and what is next (--name: a certificate to print)
     python course.py quiz NN         the three questions of a lesson
-    python course.py verify [NN]     does your run show what the saved one shows? where does it leave it?
+    python course.py verify [NN]     does your run show what the lesson says? which cells stopped?
     python course.py slides [NN]     the lessons as slides with speaker notes, in build/slides
     python course.py poster          the methods on one page, build/poster.pdf
     python course.py pack FOLDER     clone, wheels and models in one folder, for laptops without a network

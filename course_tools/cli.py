@@ -25,13 +25,16 @@ from course_tools.learner import personal, terminal_quiz
 from course_tools.learner import progress as reading
 from course_tools.learner import verify as verifying
 from course_tools.lessons import authoring, notebooks, quotes, runner
+from course_tools.lessons.verdicts import judging
+from course_tools.lessons.verdicts.tables import Tables
+from course_tools.lessons.verdicts.verdict import OPEN, TURNED
 from course_tools.workshop import agendas
 from course_utils import assets, session
 from course_utils.files import write_text
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
-EXPECTED, TEACHING = verifying.EXPECTED, ROOT / "docs" / "teaching.md"
+TEACHING = ROOT / "docs" / "teaching.md"
 _MEMORY_FOR_TWO = 12 * 2**30  # bytes; a lesson holds 2 to 4 GB, and its test and the reader's programs need some
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 _SLOWEST = "--durations=10"  # what takes the time is printed
@@ -231,21 +234,27 @@ def quiz(args: argparse.Namespace, console: Console) -> int:
 
 
 def verify(args: argparse.Namespace, console: Console) -> int:
-    """Compare a run with the saved one, number by number, and say where it leaves it."""
+    """Say whether a run shows what its lesson says, what stopped, and how alike its numbers and the saved ones are."""
     folders = [name for name in args.what if not name.isdecimal()]
     if len(folders) > 1:
         raise ValueError(f"One folder at a time; got {', '.join(folders)}.")
     folder = personal.folder_of(ROOT, folders[0] if folders else None)
-    expected, left = verifying.read_expected(EXPECTED), False
+    failed = compared = False
     for path in authoring.find_lessons(LESSONS, [name for name in args.what if name.isdecimal()]):
-        mine = personal.copies(folder, path.stem)
+        mine, number = personal.copies(folder, path.stem), path.stem[:2]
         if not mine:
-            print(f"{path.stem[:2]}  no notebook of it in {folder}")
+            print(f"{number}  no notebook of it in {folder}")
             continue
-        found = verifying.compare(personal.read_notebook(mine[-1]), expected.get(path.stem, []))
-        print(f"{path.stem[:2]}  {found.sentence()}", *found.departures[:3], sep="\n      ", flush=True)
-        left |= bool(found.departures)
-    return int(left)
+        run = personal.read_notebook(mine[-1])
+        found = verifying.compare(run, nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4))
+        verdicts = judging.judge(number, Tables.of(run)) if found.ran else []
+        print(f"{number}  {found}", *found.stopped, *found.uneven, *verdicts, sep="\n      ", flush=True)
+        turned = any(verdict.outcome in (OPEN, TURNED) for verdict in verdicts)
+        failed |= bool(found.stopped) or (turned and not found.another)
+        compared |= bool(found.numbers)
+    if compared:
+        print(verifying.WHAT_IT_MEANS)
+    return int(failed)
 
 
 def slides(args: argparse.Namespace, console: Console) -> int:
@@ -326,9 +335,6 @@ def build(args: argparse.Namespace, console: Console) -> int:
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
         for problem in quotes.unsupported(saved):
             print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
-    saved = [notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"] for lesson in lessons]
-    known = verifying.read_expected(EXPECTED) if args.lessons else {}  # a lesson that is gone goes from the file too
-    _write(EXPECTED, verifying.to_text(verifying.with_saved(known, saved)))
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
     if TEACHING.exists() and not args.lessons:
@@ -369,7 +375,7 @@ def fetch_assets(lessons: Sequence[authoring.Lesson], *, more: Sequence[str] = (
     for name in needed:
         assets.fetch(name)
     if "smollm2" in needed:
-        from course_utils.models import embedded_llama
+        from course_utils.embedded_llama import embedded_llama
 
         embedded_llama()
 

@@ -28,8 +28,7 @@ from course_utils.compress import Budget, Candidate, Importance, candidates, imp
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.processes import alone
-from course_utils.evaluation import perplexity_ratio
-from course_utils.language_modelling import Perplexity, perplexity
+from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.model_card import licence_of, write_model_card
 from course_utils.models import identity, load_model, variant
 from course_utils.reports import model_size, with_interval
@@ -41,13 +40,13 @@ _CORRECTION = 0.25  # the teacher's learning rate in its correction, as a share 
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|K|M|B|MB|GB)")
 
 
-def read_budget(text: str) -> tuple[float, str]:
+def _read_budget(text: str) -> tuple[float, str]:
     """A budget as it is typed: the amount, and "%", "parameters" or "bytes".
 
     Raises:
         ValueError: it isn't one.
 
-    >>> read_budget("80%"), read_budget("113M"), read_budget("1.2GB")
+    >>> _read_budget("80%"), _read_budget("113M"), _read_budget("1.2GB")
     ((80.0, '%'), (113000000.0, 'parameters'), (1200000000.0, 'bytes'))
     """
     found = _FORM.fullmatch(text.strip())
@@ -73,7 +72,7 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
         ValueError: a budget that nothing fits, an unsupported or unavailable model, too little text, or batches that
             the processes can't share equally.
     """
-    amount, unit = read_budget(args.budget)
+    amount, unit = _read_budget(args.budget)
     checks.whole_number("--correction", args.correction)
     checks.whole_number("--accumulate", args.accumulate, least=1)
     disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from course_utils import checks
-from course_utils.architectures import Architecture, evaluating
-from course_utils.influence import entering, leaving
+from course_utils.architectures import Architecture
+from course_utils.hooks import entering, evaluating, leaving
 
 SITES = ("attention_out", "mlp_out", "gate", "up", "down_input", "attention_norm", "mlp_norm", "residual")
 Receiver = Callable[[str, int, Tensor], object]

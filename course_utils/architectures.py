@@ -1,4 +1,4 @@
-"""The parts of a Hugging Face causal language model, found, seen and cut alike in every family.
+"""The parts of a Hugging Face causal language model, found and seen alike in every family.
 
 ``describe(model)`` gives every method the same view of a model: blocks, MLPs and attentions as
 [out, in] matrices, whatever the family calls them and however it stores them (``nn.Linear``,
@@ -8,15 +8,13 @@ GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one ma
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -24,7 +22,7 @@ from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.families import FAMILIES, Family
-from course_utils.modeling.no_attention import NoAttention, skip_attention
+from course_utils.parts import Attention, Mlp, Projection
 
 _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
 
@@ -33,157 +31,12 @@ class UnsupportedArchitecture(ValueError):
     """The model's family is not known, or a part that its family should have is missing."""
 
 
-class Projection:
-    """A linear layer seen as a matrix [out, in], whatever its class stores."""
-
-    def __init__(self, module: nn.Linear | Conv1D) -> None:
-        self.module = module
-        self._transposed = isinstance(module, Conv1D)  # GPT-2's Conv1D stores [in, out]
-
-    @property
-    def weight(self) -> Tensor:
-        """A view of the weights, [out, in]: writing to it writes to the model."""
-        weight = self.module.weight.detach()
-        return weight.t() if self._transposed else weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """A view of the bias, [out], or None."""
-        return None if self.module.bias is None else self.module.bias.detach()
-
-    @torch.no_grad()
-    def keep(self, index: Tensor, *, axis: str) -> None:
-        """Keep only a part of the matrix, in place. The module gets new parameters; the old ones are left as they are.
-
-        Args:
-            index: int64 [kept], rows or columns of ``weight``, in the order that they get.
-            axis: "out" (rows, with their biases) or "in" (columns).
-
-        Raises:
-            ValueError: another ``axis``.
-        """
-        checks.one_of("axis", axis, ("out", "in"))
-        dim = (axis == "in") != self._transposed
-        module, weight = self.module, self.module.weight
-        module.weight = nn.Parameter(weight.index_select(int(dim), index), requires_grad=weight.requires_grad)
-        if axis == "out" and module.bias is not None:
-            module.bias = nn.Parameter(module.bias.index_select(0, index), requires_grad=module.bias.requires_grad)
-        out_features, in_features = self.weight.shape
-        if self._transposed:
-            module.nf, module.nx = out_features, in_features
-        else:
-            module.out_features, module.in_features = out_features, in_features
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """One block's MLP: ``down(act(fc(x)))`` (dense) or ``down(act(gate(x)) * up(x))`` (GLU)."""
-
-    inputs: tuple[Projection, ...]  # (fc,) or (gate, up) or (gate-and-up fused,)
-    output: Projection
-    fused: bool
-    owner: nn.Module  # the module that holds the projections
-    norm: nn.Module | None  # what normalises its input; None where the norms stand behind the sum (OPT-350M)
-    contribution: nn.Module  # its output is what the MLP adds to the residual stream
-
-    @property
-    def width(self) -> int:
-        """Neurons: the size of the hidden layer, ``intermediate_size``."""
-        return self.output.weight.shape[1]
-
-    @property
-    def rows(self) -> tuple[Tensor, ...]:
-        """Views of the weights that lead into each neuron: (fc,) or (gate, up), each [width, hidden]."""
-        return self.inputs[0].weight.chunk(2) if self.fused else tuple(p.weight for p in self.inputs)
-
-    @property
-    def columns(self) -> Tensor:
-        """A view of the weights that lead out of each neuron, [hidden, width]."""
-        return self.output.weight
-
-    @property
-    def down(self) -> nn.Module:
-        """The down-projection; its input holds one value a neuron."""
-        return self.output.module
-
-    def keep(self, neurons: Tensor) -> None:
-        """Keep only these neurons in every matrix and bias, in place.
-
-        Args:
-            neurons: int64 [kept], in the order that they get.
-        """
-        rows = torch.cat([neurons, neurons + self.width]) if self.fused else neurons
-        for projection in self.inputs:
-            projection.keep(rows, axis="out")
-        self.output.keep(neurons, axis="in")
-        if hasattr(self.owner, "intermediate_size"):  # some MLPs note their width beside the matrices
-            self.owner.intermediate_size = self.width
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One block's attention sublayer."""
-
-    module: nn.Module
-    inputs: tuple[Projection, ...]  # none when the attention was removed
-    outputs: tuple[Projection, ...]
-    norms: tuple[nn.Module, ...]  # what serves this attention alone
-    contribution: nn.Module  # its output is what the sublayer adds to the residual stream
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the attention is bypassed or removed."""
-        return getattr(self.module.forward, "__func__", None) is skip_attention
-
-    @property
-    def query_width(self) -> int:
-        """Query heads times head size; 0 when skipped."""
-        return 0 if self.skipped else self.outputs[0].weight.shape[1]
-
-    @property
-    def key_value_width(self) -> int:
-        """Numbers that one token adds to the cache: keys and values of all key/value heads."""
-        return 0 if self.skipped else sum(p.weight.shape[0] for p in self.inputs) - self.query_width
-
-    @property
-    def head_size(self) -> int:
-        """Numbers in one head's query, key or value; 0 when the attention was removed."""
-        return next((getattr(self.module, n) for n in ("head_dim", "head_size") if hasattr(self.module, n)), 0)
-
-    @property
-    def groups(self) -> int:
-        """Key/value heads, each with its query heads; a bypassed attention has them still, a removed one has none."""
-        if not self.inputs:
-            return 0
-        return (sum(p.weight.shape[0] for p in self.inputs) - self.outputs[0].weight.shape[1]) // (2 * self.head_size)
-
-    @property
-    def group_width(self) -> int:
-        """Query heads of one group times head size; 0 when the attention was removed."""
-        return self.outputs[0].weight.shape[1] // self.groups if self.groups else 0
-
-    def keep(self, groups: Tensor) -> None:
-        """Keep only these key/value heads and their query heads in every matrix and bias, in place.
-
-        Args:
-            groups: int64 [kept], in the order that they get.
-        """
-        size, width, total = self.head_size, self.group_width, self.groups
-        queries, keys = _spans(groups, width), _spans(groups, size)
-        if len(self.inputs) == 1:  # one matrix: all queries, then all keys, then all values
-            start = total * width
-            self.inputs[0].keep(torch.cat([queries, start + keys, start + total * size + keys]), axis="out")
-        else:
-            for projection, rows in zip(self.inputs, (queries, keys, keys), strict=True):
-                projection.keep(rows, axis="out")
-        self.outputs[0].keep(queries, axis="in")
-        if hasattr(self.module, "num_key_value_heads"):  # Phi-3's notes it beside the matrices
-            self.module.num_key_value_heads = len(groups)
-
-
 @dataclass(frozen=True)
 class Architecture:
-    """A view of a model's parts. Nothing is copied: it stays true while the model is pruned in place."""
+    """A view of a model's parts. Nothing is copied: cut in place, the parts stay the same and the view stays true.
+
+    Where other parts come in, which is when blocks or attentions are removed, describe the model again.
+    """
 
     model: PreTrainedModel
     name: str  # the configuration's model_type, e.g. "llama"
@@ -220,7 +73,7 @@ class Architecture:
                 output=_projection(self.model, block, family.mlp_output),
                 fused=family.fused,
                 owner=block.get_submodule(owner),
-                norm=_part(self.model, block, family.mlp_norm) if self._norms_first else None,
+                norm=_part(self.model, block, family.mlp_norm) if family.norms_first(self.model.config) else None,
                 contribution=_part(self.model, block, family.mlp_contribution),
             )
             for block in self.blocks
@@ -232,29 +85,24 @@ class Architecture:
         family = self.family
         return [
             Attention(
-                module=(module := _part(self.model, block, family.attention)),
-                inputs=self._attention_parts(block, module, family.attention_inputs),
-                outputs=self._attention_parts(block, module, (family.attention_output,)),
+                module=_part(self.model, block, family.attention),
+                inputs=self._attention_parts(block, family.attention_inputs),
+                outputs=self._attention_parts(block, (family.attention_output,)),
                 norms=tuple(_part(self.model, block, path) for path in self.attention_norms),
                 contribution=_part(self.model, block, family.contribution),
             )
             for block in self.blocks
         ]
 
-    def _attention_parts(self, block: nn.Module, module: nn.Module, names: tuple[str, ...]) -> tuple[Projection, ...]:
-        if isinstance(module, NoAttention):
+    def _attention_parts(self, block: nn.Module, names: tuple[str, ...]) -> tuple[Projection, ...]:
+        if getattr(_part(self.model, block, self.family.attention), "removed", False):
             return ()
         return tuple(_projection(self.model, block, f"{self.family.attention}.{name}") for name in names)
 
     @property
     def attention_norms(self) -> tuple[str, ...]:
         """Paths from a block of the norms that serve its attention alone."""
-        return self.family.attention_norms if self._norms_first else ()
-
-    @property
-    def _norms_first(self) -> bool:
-        # OPT-350m normalises after the residual: there a norm serves the whole block.
-        return getattr(self.model.config, "do_layer_norm_before", True)
+        return self.family.norms_of_attention(self.model.config)
 
     @property
     def intermediate_sizes(self) -> tuple[int, ...]:
@@ -310,40 +158,8 @@ class Architecture:
 
     @property
     def adaptive(self) -> bool:
-        """Whether each prompt decides how many attentions it leaves out (``adaptive.make_adaptive``)."""
+        """Whether each prompt decides how many attentions it leaves out (``config.adaptive_attention``)."""
         return getattr(self.model.config, "adaptive_attention", None) is not None
-
-    def refuse_adaptive(self, action: str) -> None:
-        """Refuse to change an adaptive model: its blocks were ranked and patched, so they must stay as they are.
-
-        Args:
-            action: what was asked for, such as "remove blocks".
-
-        Raises:
-            ValueError: the model is adaptive.
-        """
-        if self.adaptive:
-            raise ValueError(
-                f"Can't {action} of an adaptive model. Undo it first with make_adaptive(model, None); afterwards "
-                "calibrate again, because the model is another one."
-            )
-
-    def refuse_bound_heads(self, action: str) -> None:
-        """Refuse a cut of heads or hidden channels where the family ties the one to the other.
-
-        Args:
-            action: what was asked for, such as "cut KV groups".
-
-        Raises:
-            ValueError: the family's configuration has no head size of its own.
-        """
-        if not self.family.own_head_size:
-            able = ", ".join(name for name, family in FAMILIES.items() if family.own_head_size)
-            raise ValueError(
-                f"Can't {action} of a {self.name} model: its head size is always hidden size / heads, so its "
-                "configuration can't describe fewer heads or fewer channels, and its LayerNorms subtract a mean over "
-                f"all channels. Prune its neurons or blocks; this axis exists in {able}."
-            )
 
     def accepts(self, *, groups: int | None = None, hidden_size: int | None = None) -> bool:
         """Whether transformers takes this model's configuration with another number of KV groups or hidden channels.
@@ -366,71 +182,6 @@ class Architecture:
         """Numbers in one head's query, key or value; 0 when all attentions were removed."""
         return max(attention.head_size for attention in self.attentions)
 
-    def keep_groups(self, kept: Sequence[Tensor]) -> None:
-        """Keep only these key/value heads, as many in each block, with their query heads; in place.
-
-        Args:
-            kept: int64 [groups] for each block, in the order that they get; not looked at where an attention is gone.
-        """
-        config, heads = self.model.config, self.queries_a_group
-        for attention, groups in zip(self.attentions, kept, strict=True):
-            if attention.groups:
-                attention.keep(groups.to(attention.outputs[0].weight.device))
-        config.head_dim = self.head_size
-        config.num_key_value_heads, config.num_attention_heads = self.groups, self.groups * heads
-
-    @torch.no_grad()
-    def keep_channels(self, channels: Tensor, factors: Sequence[float]) -> None:
-        """Keep only these hidden channels in everything that reads or writes the residual stream; in place.
-
-        A scaled embedding (Gemma multiplies it by the square root of the hidden size) gives the same numbers as before.
-
-        Args:
-            channels: int64 [kept], in the order that they get.
-            factors: one a norm, as ``norms`` lists them: what its weights are multiplied with.
-        """
-        model, old = self.model, self.hidden_size
-        head, embedding = self.head, model.get_input_embeddings()
-        tied, factors = head.weight is embedding.weight, list(factors)
-        scale = self._rescale_embedding(len(channels))
-        if tied:
-            factors[-1] /= scale
-        for norm, factor in zip(self.norms, factors, strict=True):
-            offset, weight = self.family.norm_offset, norm.weight
-            kept = weight.index_select(0, channels.to(weight.device))
-            kept = ((kept.float() + offset) * factor - offset).to(weight.dtype) if factor != 1 else kept
-            norm.weight = nn.Parameter(kept, requires_grad=weight.requires_grad)
-        for block_mlp, attention in zip(self.mlps, self.attentions, strict=True):
-            for projection in (*block_mlp.inputs, *attention.inputs):
-                projection.keep(channels.to(projection.weight.device), axis="in")
-            for projection in (block_mlp.output, *attention.outputs):
-                projection.keep(channels.to(projection.weight.device), axis="out")
-        weight = embedding.weight
-        kept = weight.index_select(1, channels.to(weight.device))
-        embedding.weight = nn.Parameter(kept if scale == 1 else kept * scale, requires_grad=weight.requires_grad)
-        embedding.embedding_dim = len(channels)
-        if tied:
-            head.weight, head.in_features = embedding.weight, len(channels)
-        else:
-            Projection(head).keep(channels.to(head.weight.device), axis="in")
-        for module in model.modules():  # blocks and MLPs note it beside their matrices
-            if getattr(module, "hidden_size", None) == old:
-                module.hidden_size = len(channels)
-        if self.head_size:  # otherwise it would follow the hidden size
-            model.config.head_dim = self.head_size
-        model.config.hidden_size = len(channels)
-
-    def _rescale_embedding(self, channels: int) -> float:
-        """Give a scaled embedding the factor that its class will compute on reload; return what makes up for it."""
-        embedding = self.model.get_input_embeddings()
-        if not hasattr(embedding, "embed_scale"):
-            return 1.0
-        old, new = embedding.scalar_embed_scale, channels**0.5
-        embedding.scalar_embed_scale = new
-        embedding.embed_scale = torch.full_like(embedding.embed_scale, new)  # a new one: variants share the old
-        old, new = torch.tensor([old, new]).to(embedding.weight.dtype).tolist()  # as they are rounded on use
-        return old / new
-
     def hidden_states(self, batch: Batch) -> Tensor:
         """Run everything but the head: [rows, length, hidden], after the final norm."""
         return self.model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
@@ -451,6 +202,8 @@ class Architecture:
         fail there too.
         """
         config, field, sizes = self.model.config, self.family.width_field, self.intermediate_sizes
+        if self.head.weight is self.model.get_input_embeddings().weight:
+            config.tie_word_embeddings = True  # otherwise the one matrix is saved once, and a head made up on loading
         skipped = [attention.skipped for attention in self.attentions]
         shared = 0 if any(skipped) or self.adaptive else max(sizes)
         config.per_layer_config = None
@@ -463,20 +216,20 @@ class Architecture:
             }
 
 
-def _spans(numbers: Tensor, width: int) -> Tensor:
-    """Row numbers of whole heads: number n stands for the rows from n * width on."""
-    return (numbers[:, None] * width + torch.arange(width, device=numbers.device)).flatten()
-
-
 def describe(model: PreTrainedModel) -> Architecture:
     """Find a model's blocks, MLPs and attentions.
 
     Raises:
-        UnsupportedArchitecture: the family is unknown, or a part is not where its family keeps it
-            or not a plain floating-point linear layer (quantised weights can't be sliced).
+        UnsupportedArchitecture: the family is unknown, a part is not where its family keeps it or not a plain
+            linear layer (quantised, or with an adapter), or blocks share their weights.
         TypeError: it is no model at all.
     """
     checks.module("model", model)
+    if hasattr(model, "merge_and_unload"):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__} keeps adapters (LoRA) beside the model's weights. Merge them first: "
+            "model = model.merge_and_unload()."
+        )
     config = getattr(model, "config", None)
     name = getattr(config, "model_type", None)
     if name not in FAMILIES or not isinstance(model, PreTrainedModel):
@@ -489,8 +242,9 @@ def describe(model: PreTrainedModel) -> Architecture:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} has no language-model head. Load it with AutoModelForCausalLM."
         )
+    _refuse_what_is_not_plain(model, architecture.head, "the language-model head")
     _part(model, model, architecture.family.blocks)
-    _ = architecture.mlps, architecture.attentions  # both raise when a part is missing
+    _refuse_shared_blocks(architecture)  # and any block with a part missing: to see a part is to look for it
     return architecture
 
 
@@ -498,20 +252,6 @@ def describe(model: PreTrainedModel) -> Architecture:
 def cache_keyword(model: PreTrainedModel) -> str:
     """What the forward of any transformers model calls its key/value cache; renamed on the way to transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-@contextmanager
-def evaluating(model: nn.Module, *hooks: RemovableHandle) -> Iterator[None]:
-    """Evaluation mode for a while; then each module is back in its own mode and the hooks are gone."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-        for hook in hooks:
-            hook.remove()
 
 
 @check_types
@@ -536,9 +276,38 @@ def _part(model: nn.Module, parent: nn.Module, path: str) -> nn.Module:
 
 def _projection(model: nn.Module, block: nn.Module, path: str) -> Projection:
     module = _part(model, block, path)
-    if not isinstance(module, nn.Linear | Conv1D) or not module.weight.is_floating_point():
-        raise UnsupportedArchitecture(
-            f"{type(model).__name__}: looked for a floating-point linear layer at '{path}' in {type(block).__name__}; "
-            f"found {type(module).__name__}. Quantised models must be dequantised before pruning."
-        )
+    _refuse_what_is_not_plain(model, module, f"'{path}' in {type(block).__name__}")
     return Projection(module)
+
+
+def _refuse_what_is_not_plain(model: nn.Module, module: nn.Module, place: str) -> None:
+    """Refuse a layer that doesn't compute what its weights alone say: with an adapter, with scales, or packed."""
+    weight = getattr(module, "weight", None)
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward) and isinstance(weight, Tensor):
+        maker = type(weight).__module__.partition(".")[0]  # torchao's weights claim to be 16 bits wide
+        if maker == "torch" and weight.is_floating_point() and weight.element_size() > 1:
+            return
+    looked = f"{type(model).__name__}: looked for a plain linear layer at {place}; found {type(module).__name__}"
+    if hasattr(module, "base_layer"):
+        raise UnsupportedArchitecture(
+            f"{looked}, an adapter (LoRA) beside the layer's weights. Merge it into them first: "
+            "model = peft_model.merge_and_unload()."
+        )
+    kind = "" if weight is None else f" with {type(weight).__name__} of {weight.dtype}"
+    raise UnsupportedArchitecture(
+        f"{looked}{kind}. Quantised weights can't be scored or cut: load the model in 16 bits, with "
+        "dtype=torch.bfloat16 and without a quantization_config. Where the checkpoint itself is quantised, load it "
+        "dequantised (FineGrainedFP8Config(dequantize=True)), or call model.dequantize() first."
+    )
+
+
+def _refuse_shared_blocks(architecture: Architecture) -> None:
+    first: dict[int, int] = {}
+    for number, (mlp, attention) in enumerate(zip(architecture.mlps, architecture.attentions, strict=True)):
+        for projection in (*mlp.inputs, mlp.output, *attention.inputs, *attention.outputs):
+            owner = first.setdefault(id(projection.module.weight), number)
+            if owner != number:
+                raise UnsupportedArchitecture(
+                    f"{type(architecture.model).__name__}: blocks {owner} and {number} share weights, so neither can "
+                    "be scored or cut by itself. Give each its own first (copy.deepcopy), and its own layer_idx."
+                )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from course_utils import checks
 
@@ -41,6 +42,20 @@ class Batch:
         return inputs
 
 
+def padded(rows: Sequence[Sequence[int]], *, side: str = "right") -> dict[str, Tensor]:
+    """Rows of token ids as one batch, ``{"input_ids", "attention_mask"}`` of shape [rows, longest].
+
+    Args:
+        rows: token ids. The mask says what is padding; which id stands there doesn't matter: 0.
+        side: where shorter rows are padded, "right" or, for generation, "left".
+    """
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_side=side),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side),
+    }
+
+
 def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.device | str) -> Batch:
     """Check one ``{"input_ids", "attention_mask"}`` mapping and move it to ``device``.
 
@@ -51,7 +66,7 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
         device: the model's.
 
     Raises:
-        ValueError: anything else, ids outside the vocabulary, nothing but padding, or no such device.
+        ValueError: anything else, ids outside the vocabulary, nothing but padding, no such device, or "meta".
     """
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         raise ValueError(
@@ -80,6 +95,10 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
     if not mask.any():
         raise ValueError("Every token of a batch is padding (its attention_mask is all 0); drop the empty rows.")
     device = checks.device(device)
+    if device.type == "meta":
+        raise ValueError(
+            "The model is on the 'meta' device: shapes without numbers can't read. Load it with its weights."
+        )
     ids, mask = ids.to(device, torch.long), mask.to(device, torch.long)
     return Batch(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
 

@@ -32,8 +32,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import assets, checks, session
-from course_utils.architectures import describe, evaluating
+from course_utils.architectures import describe
 from course_utils.branching import Row, can_branch, row_batch
+from course_utils.hooks import evaluating
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
 _FULL_BATCH = 8  # documents, which make a batch of full size
@@ -41,7 +42,7 @@ _BATCH_TOKENS = 512  # of questions, answers and padding; on CPUs, larger batche
 
 
 @dataclass(frozen=True)
-class StockTask:
+class _StockTask:
     """One of lm-eval's tasks, and where its documents lie."""
 
     folder: str  # below lm_eval/tasks
@@ -51,16 +52,16 @@ class StockTask:
 
 
 TASKS = {
-    "lambada_openai": StockTask("lambada", "oe_eval_tasks/lambada/bpb_0shot", ("acc", "perplexity"), majority=False),
-    "hellaswag": StockTask("hellaswag", "hf_datasets/hellaswag/none", ("acc_norm",)),
-    "arc_easy": StockTask("arc", "hf_datasets/ai2_arc/ARC-Easy", ("acc_norm",)),
-    "arc_challenge": StockTask("arc", "hf_datasets/ai2_arc/ARC-Challenge", ("acc_norm",)),
-    "piqa": StockTask("piqa", "hf_datasets/piqa/plain_text", ("acc",)),
-    "winogrande": StockTask("winogrande", "hf_datasets/winogrande/winogrande_xl", ("acc",)),
-    "boolq": StockTask("super_glue/boolq", "hf_datasets/boolq/none", ("acc",)),
-    "openbookqa": StockTask("openbookqa", "hf_datasets/openbookqa/main", ("acc_norm",)),
-    "sciq": StockTask("sciq", "hf_datasets/sciq/none", ("acc",), majority=False),
-    "copa": StockTask("super_glue/copa", "hf_datasets/super_glue/copa", ("acc",)),
+    "lambada_openai": _StockTask("lambada", "oe_eval_tasks/lambada/bpb_0shot", ("acc", "perplexity"), majority=False),
+    "hellaswag": _StockTask("hellaswag", "hf_datasets/hellaswag/none", ("acc_norm",)),
+    "arc_easy": _StockTask("arc", "hf_datasets/ai2_arc/ARC-Easy", ("acc_norm",)),
+    "arc_challenge": _StockTask("arc", "hf_datasets/ai2_arc/ARC-Challenge", ("acc_norm",)),
+    "piqa": _StockTask("piqa", "hf_datasets/piqa/plain_text", ("acc",)),
+    "winogrande": _StockTask("winogrande", "hf_datasets/winogrande/winogrande_xl", ("acc",)),
+    "boolq": _StockTask("super_glue/boolq", "hf_datasets/boolq/none", ("acc",)),
+    "openbookqa": _StockTask("openbookqa", "hf_datasets/openbookqa/main", ("acc_norm",)),
+    "sciq": _StockTask("sciq", "hf_datasets/sciq/none", ("acc",), majority=False),
+    "copa": _StockTask("super_glue/copa", "hf_datasets/super_glue/copa", ("acc",)),
 }
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture, evaluating
-from course_utils.batches import Batch, read_batch
+from course_utils.architectures import Architecture
+from course_utils.batches import Batch, padded, read_batch
+from course_utils.hooks import evaluating
 
 # Whether a model with an attention of this name does as a mask says; asked once.
 _obeys: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
@@ -95,11 +96,7 @@ def row_batch(architecture: Architecture, rows: Sequence[Row]) -> Batch:
         ValueError: no rows, or ids outside the vocabulary.
     """
     model = architecture.model
-    ids = _padded([row.ids for row in rows])  # [rows, length]
-    mask = _padded([[1] * len(row) for row in rows])
-    batch = read_batch(
-        {"input_ids": ids, "attention_mask": mask}, vocab_size=architecture.vocab_size, device=model.device
-    )
+    batch = read_batch(padded([row.ids for row in rows]), vocab_size=architecture.vocab_size, device=model.device)
     if not any(row.branches for row in rows):
         return batch if architecture.adaptive else UnmaskedBatch(**vars(batch))
     positions = _padded([row.positions for row in rows]).to(model.device)

@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
+from course_utils.choosing import best
 from course_utils.passes import Reading, read_once
+from course_utils.refusals import refuse_adaptive, refuse_bound_heads, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
-from course_utils.width import best
+from course_utils.surgery import keep_channels
 
 
 def channel_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
@@ -55,7 +57,7 @@ def channel_energies(model: PreTrainedModel, batches: Iterable[Mapping[str, Tens
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_bound_heads("score channels")
+    refuse_bound_heads(architecture, "score channels")
     (energies,) = read_once(architecture, batches, watch_channels)
     if not energies.isfinite().all():
         raise ValueError("The model's states hold NaN or infinite values on this text: check its weights and dtype.")
@@ -122,13 +124,15 @@ def prune_channels(
 
     Raises:
         ValueError: ``size`` out of range or refused by the model's configuration (the message names the nearest ones
-            that are not), scores or energies that don't fit or aren't finite, an adaptive model, or a family without
-            this axis (GPT-2, OPT, GPT-NeoX). Everything is checked first: after an error the model is unchanged.
+            that are not), scores or energies that don't fit or aren't finite, an adaptive or offloaded model, or a
+            family without this axis (GPT-2, OPT, GPT-NeoX). Everything is checked first: after an error the model is
+            unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_bound_heads("cut channels")
-    architecture.refuse_adaptive("cut channels")
+    refuse_bound_heads(architecture, "cut channels")
+    refuse_adaptive(architecture, "cut channels")
+    refuse_offloaded_weights(architecture, "cut channels")
     total, norms = architecture.hidden_size, len(architecture.norms)
     checks.whole_number("size", size, least=1, most=total, meaning="the model's hidden size")
     checks.flag("rescale_norms", rescale_norms)
@@ -155,7 +159,7 @@ def prune_channels(
     if size < total:
         channels = best(importance, size)
         factors = norm_factors(energies, channels) if rescale_norms else [1.0] * norms
-        architecture.keep_channels(channels, factors)
+        keep_channels(architecture, channels, factors)
     return PruningReport(f"prune_channels, {size} of {total}", before, model_size(model))
 
 
@@ -187,7 +191,7 @@ def legal_sizes(model: PreTrainedModel, least: int) -> list[int]:
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_bound_heads("cut channels")
+    refuse_bound_heads(architecture, "cut channels")
     checks.whole_number("least", least, least=1, most=architecture.hidden_size, meaning="the model's hidden size")
     return [size for size in range(least, architecture.hidden_size + 1) if architecture.accepts(hidden_size=size)]
 

@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,9 +29,10 @@ from course_utils import checks
 from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.argument_types import check_types
-from course_utils.families import FAMILIES, Family
+from course_utils.families import FAMILIES
 from course_utils.files import write_json, write_text
-from course_utils.modeling import heterogeneous, no_attention, per_prompt
+from course_utils.modeling import forwards, heterogeneous, no_attention, per_prompt
+from course_utils.refusals import refuse_missing_weights
 
 MODELING_FILE = "modeling_heterogeneous.py"
 ADAPTIVE_FILE = "adaptive_config.json"  # for people: written from config.json's settings, and never read
@@ -45,8 +47,11 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     """Save a pruned model and its tokenizer, safetensors only, all or nothing.
 
     The checkpoint is written beside ``folder`` and moved into place when complete; an older one
-    there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A bypassed
-    attention is saved as ``skip``, without its weights: only the model in memory can restore it.
+    there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A model whose dtype was changed by
+    ``model.to(dtype)`` or ``.half()`` is the exception: they round the rotary frequencies as well, which are in no file
+    and come back in float32; ``architectures.cast_weights`` leaves them alone. A bypassed attention is saved as
+    ``skip``, without its weights: only the model in memory can restore it. A head that is the embedding's matrix is
+    saved as such, whatever ``config.tie_word_embeddings`` said.
 
     An adaptive model follows ``adaptive_attention`` in config.json, here and elsewhere. adaptive_config.json shows the
     same settings to people and to ``AdaptiveConfig.load``; no model reads it. To change settings, use ``make_adaptive``
@@ -63,8 +68,10 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     Raises:
         CheckpointError: ``folder`` holds something else than a checkpoint.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
+        ValueError: some of its weights are on the meta device (offloaded, or never loaded).
     """
     architecture = describe(model)
+    refuse_missing_weights(architecture, "save this model")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
         raise CheckpointError(f"'{folder}' exists and is not a model checkpoint; choose a new or empty folder.")
@@ -81,7 +88,7 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
             save_original_format=not model.config.is_heterogeneous,
         )
         tokenizer.save_pretrained(work / "new")
-        _write_modeling(model, architecture.family, work / "new")
+        _write_modeling(model, work / "new")
         if architecture.adaptive:
             AdaptiveConfig.from_dict(model.config.adaptive_attention).save(work / "new" / ADAPTIVE_FILE)
         if folder.exists():
@@ -102,7 +109,8 @@ def load_pruned(
 
     Args:
         folder: what ``save_pruned`` or transformers' ``save_pretrained`` wrote.
-        dtype: convert the weights; by default they keep the saved dtype.
+        dtype: convert the weights; by default they keep the saved dtype. Rotary frequencies stay in float32, which
+            ``model.to(dtype)`` and ``.half()`` would round as well: then other logits come out.
         device: where to put the model; by default the CPU.
 
     Raises:
@@ -130,7 +138,7 @@ def load_pruned(
                 f"'{folder}' is a {config.model_type!r} model; known families: {', '.join(FAMILIES)}."
             )
         base = AutoModelForCausalLM._model_mapping[type(config)]
-        loader = heterogeneous_class(base, FAMILIES[config.model_type])
+        loader = _heterogeneous_class(base, config)
     # Mismatches are let through here only to be named below, with the missing and the surplus weights.
     model, info = loader.from_pretrained(
         folder,
@@ -146,16 +154,17 @@ def load_pruned(
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def heterogeneous_class(base: type[PreTrainedModel], family: Family) -> type[PreTrainedModel]:
-    """``base`` (e.g. LlamaForCausalLM) with blocks that may differ."""
-    return type(f"Heterogeneous{base.__name__}", (heterogeneous.HeterogeneousMixin, base), _class_attributes(family))
+def _heterogeneous_class(base: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """``base`` (e.g. LlamaForCausalLM) with blocks that may differ, for models of this configuration."""
+    return type(f"Heterogeneous{base.__name__}", (heterogeneous.HeterogeneousMixin, base), _class_attributes(config))
 
 
-def _class_attributes(family: Family) -> dict:
+def _class_attributes(config: PreTrainedConfig) -> dict:
+    family = FAMILIES[config.model_type]
     return {
         "blocks_path": family.blocks,
         "attention": family.attention,
-        "attention_norms": family.attention_norms,
+        "attention_norms": family.norms_of_attention(config),
         "mlp_inputs": family.mlp_inputs,
         "mlp_output": family.mlp_output,
         "fused": family.fused,
@@ -170,7 +179,7 @@ def _live_weights(architecture: Architecture) -> dict[str, torch.Tensor]:
     return {k: v for k, v in architecture.model.state_dict().items() if not k.startswith(tuple(dead))}
 
 
-def _write_modeling(model: PreTrainedModel, family: Family, folder: Path) -> None:
+def _write_modeling(model: PreTrainedModel, folder: Path) -> None:
     """Name the stock class in config.json, or write the modelling file where blocks differ."""
     base = next(c for c in type(model).__mro__ if c.__module__.startswith("transformers."))
     path = folder / "config.json"
@@ -179,8 +188,8 @@ def _write_modeling(model: PreTrainedModel, family: Family, folder: Path) -> Non
     config.pop("auto_map", None)
     if model.config.is_heterogeneous:
         name = f"Heterogeneous{base.__name__}"
-        attributes = "\n".join(f"    {key} = {value!r}" for key, value in _class_attributes(family).items())
-        for module in (heterogeneous, no_attention, per_prompt):
+        attributes = "\n".join(f"    {key} = {value!r}" for key, value in _class_attributes(model.config).items())
+        for module in (forwards, heterogeneous, no_attention, per_prompt):
             shutil.copy(inspect.getfile(module), folder)
         write_text(
             folder / MODELING_FILE,

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import describe, evaluating
+from course_utils.architectures import describe
 from course_utils.argument_types import check_types
-from course_utils.influence import CosineDistance, as_scores, entering, leaving
+from course_utils.hooks import entering, evaluating, leaving
+from course_utils.influence import CosineDistance, as_scores
 from course_utils.passes import Reading, read_once
+from course_utils.refusals import refuse_adaptive
 from course_utils.reports import PruningReport, model_size
 
-#: Configuration fields that hold one entry a block.
-PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
+# Configuration fields that hold one entry a block.
+_PER_BLOCK_FIELDS = ("layer_types", "no_rope_layers")
 
 
 def block_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
@@ -102,7 +104,7 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_adaptive("remove blocks")
+    refuse_adaptive(architecture, "remove blocks")
     config, total = model.config, architecture.num_blocks
     gone = checks.block_numbers(indices, total)
     if len(gone) == total:
@@ -114,20 +116,29 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
         )
     before = model_size(model)
     if gone:
-        kept = [i for i in range(total) if i not in gone]
-        blocks = nn.ModuleList(architecture.blocks[i] for i in kept)
+        kept = [number for number in range(total) if number not in gone]
+        blocks = nn.ModuleList(architecture.blocks[number] for number in kept)
         setattr(architecture.backbone, architecture.family.blocks.rpartition(".")[2], blocks)
-        for number, block in enumerate(blocks):
-            for module in block.modules():
-                if hasattr(module, "layer_idx"):
-                    module.layer_idx = number
-        config.per_layer_config = None
-        for field in PER_BLOCK_FIELDS:
-            values = getattr(config, field, None)
-            if values is not None:
-                setattr(config, field, [values[i] for i in kept])
-        if getattr(config, "max_window_layers", None) is not None:  # blocks below it attend globally
-            config.max_window_layers = sum(i < config.max_window_layers for i in kept)
-        config.num_hidden_layers = len(kept)
+        _renumber(blocks)
+        _shorten(config, kept)
         describe(model).sync_config()
     return PruningReport(f"remove_blocks {gone}", before, model_size(model))
+
+
+def _renumber(blocks: Iterable[nn.Module]) -> None:
+    for number, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+
+
+def _shorten(config: PreTrainedConfig, kept: Sequence[int]) -> None:
+    """Let the configuration speak of these blocks alone."""
+    config.num_hidden_layers = len(kept)
+    config.per_layer_config = None
+    for field in _PER_BLOCK_FIELDS:
+        values = getattr(config, field, None)
+        if values is not None:
+            setattr(config, field, [values[number] for number in kept])
+    if getattr(config, "max_window_layers", None) is not None:  # blocks below it attend globally
+        config.max_window_layers = sum(number < config.max_window_layers for number in kept)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedConfig
+
 
 @dataclass(frozen=True)
 class Family:
@@ -25,6 +27,14 @@ class Family:
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # all RMSNorms over the hidden channels
     final_norm: str = "norm"  # from the backbone
     norm_offset: float = 0.0  # Gemma's norms multiply by 1 + weight
+
+    def norms_first(self, config: PreTrainedConfig) -> bool:
+        """Whether a model's norms stand before its attentions and MLPs; OPT-350m's stand behind the sums."""
+        return getattr(config, "do_layer_norm_before", True)
+
+    def norms_of_attention(self, config: PreTrainedConfig) -> tuple[str, ...]:
+        """Paths from a block of the norms that serve a model's attention alone; one behind the sum does not."""
+        return self.attention_norms if self.norms_first(config) else ()
 
 
 _LLAMA = Family()

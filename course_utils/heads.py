@@ -14,11 +14,14 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import Attention, describe
+from course_utils.architectures import describe
 from course_utils.argument_types import check_types
+from course_utils.choosing import best
+from course_utils.parts import Attention
 from course_utils.passes import Reading, read_once
+from course_utils.refusals import refuse_adaptive, refuse_bound_heads, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
-from course_utils.width import best
+from course_utils.surgery import keep_groups
 
 
 def head_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
@@ -42,7 +45,7 @@ def head_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_bound_heads("score KV groups")
+    refuse_bound_heads(architecture, "score KV groups")
     (scores,) = read_once(architecture, batches, watch_groups)
     checks.finite(scores, "The scores of the KV groups")
     return scores
@@ -87,13 +90,14 @@ def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, gro
 
     Raises:
         ValueError: ``groups`` out of range or refused by the model's configuration (the message names those that
-            are not), scores that don't fit or aren't finite, an adaptive model, or a family without this axis (GPT-2,
-            OPT, GPT-NeoX). Everything is checked first: after an error the model is unchanged.
+            are not), scores that don't fit or aren't finite, an adaptive or offloaded model, or a family without
+            this axis (GPT-2, OPT, GPT-NeoX). Everything is checked first: after an error the model is unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_bound_heads("cut KV groups")
-    architecture.refuse_adaptive("cut KV groups")
+    refuse_bound_heads(architecture, "cut KV groups")
+    refuse_adaptive(architecture, "cut KV groups")
+    refuse_offloaded_weights(architecture, "cut KV groups")
     total = architecture.groups
     if not total:
         raise ValueError("All attentions of this model were removed, so there are no KV groups to cut.")
@@ -113,7 +117,7 @@ def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, gro
 
     before = model_size(model)
     if groups < total:
-        architecture.keep_groups([best(scores, groups) for scores in importance])
+        keep_groups(architecture, [best(scores, groups) for scores in importance])
     return PruningReport(f"prune_kv_groups, {groups} of {total}", before, model_size(model))
 
 
@@ -125,5 +129,5 @@ def legal_groups(model: PreTrainedModel) -> list[int]:
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    architecture.refuse_bound_heads("cut KV groups")
+    refuse_bound_heads(architecture, "cut KV groups")
     return [count for count in range(1, architecture.groups + 1) if architecture.accepts(groups=count)]

@@ -31,16 +31,6 @@ class CosineDistance:
         return self._sum / self._tokens
 
 
-def entering(args: tuple, kwargs: dict) -> Tensor:
-    """The hidden states [rows, length, hidden] that a module was called with."""
-    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-
-
-def leaving(output: Tensor | tuple) -> Tensor:
-    """The hidden states that a module returned, alone or first in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 def as_scores(meters: list[CosineDistance]) -> Tensor:
     """What the meters found, float32 [len(meters)]."""
     return torch.tensor([meter.mean() for meter in meters])

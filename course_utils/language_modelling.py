@@ -20,9 +20,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import Architecture, cache_keyword, describe, evaluating
+from course_utils.architectures import Architecture, cache_keyword, describe
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
+from course_utils.hooks import evaluating
 from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval

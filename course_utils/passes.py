@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from course_utils.architectures import Architecture, evaluating
+from course_utils.architectures import Architecture
 from course_utils.batches import read_batches
+from course_utils.hooks import evaluating
 
 
 class Reading:

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
+from course_utils.choosing import kept_width, strongest
 from course_utils.passes import Reading, read_once
+from course_utils.refusals import refuse_missing_weights, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
 
 
@@ -90,15 +92,17 @@ def neuron_importance(
 
     Raises:
         ValueError: unknown criterion; "activation" without batches, or batches without it; empty
-            or malformed batches; a bad seed; non-finite weights or activations.
+            or malformed batches; a bad seed; non-finite weights or activations; weights on the meta device.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
+    refuse_missing_weights(architecture, "score neurons")
     checks.one_of("criterion", criterion, CRITERIA)
     seed = checks.whole_number("seed", seed)
-    if (batches is not None) != (criterion == "activation"):
-        given = "got none" if batches is None else f"got some for {criterion!r}"
-        raise ValueError(f"'batches' goes with criterion 'activation' and with no other; {given}.")
+    if criterion == "activation" and batches is None:
+        raise ValueError("Criterion 'activation' needs 'batches' to measure on; got none.")
+    if criterion != "activation" and batches is not None:
+        raise ValueError(f"'batches' goes with criterion 'activation' alone; got some for {criterion!r}.")
 
     if batches is not None:
         (scores,) = read_once(architecture, batches, watch_neurons)
@@ -159,11 +163,12 @@ def prune_neurons(
         layers: the blocks to prune; all of them by default.
 
     Raises:
-        ValueError: any of these out of range, or scores that don't fit the model or aren't
-            finite. Everything is checked first: after an error the model is unchanged.
+        ValueError: any of these out of range, scores that don't fit the model or aren't
+            finite, or an offloaded model. Everything is checked first: after an error the model is unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
+    refuse_offloaded_weights(architecture, "cut neurons")
     mlps = architecture.mlps
     checks.ratio(ratio)
     smallest = min(architecture.intermediate_sizes)
@@ -179,56 +184,8 @@ def prune_neurons(
 
     before = model_size(model)
     for layer in layers:
-        mlp, kept = mlps[layer], strongest(importance[layer], ratio, multiple_of)
-        if len(kept) < mlp.width:
-            mlp.keep(kept.to(mlp.columns.device))
+        mlp = mlps[layer]
+        if kept_width(mlp.width, ratio, multiple_of) < mlp.width:
+            mlp.keep(strongest(importance[layer], ratio, multiple_of).to(mlp.columns.device))
     architecture.sync_config()
     return PruningReport(f"prune_neurons, ratio {ratio:g}", before, model_size(model))
-
-
-@check_types
-def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
-    """The neurons that stay when ``prune_neurons`` cuts by these scores.
-
-    Args:
-        scores: one a neuron, [width].
-        ratio: share to remove, in [0, 1).
-        multiple_of: round what remains up to this multiple.
-
-    Returns:
-        int64 [kept], in their old order. Of equal scores the lower number stays.
-
-    Raises:
-        ValueError: ``ratio`` or ``multiple_of`` out of range.
-
-    >>> strongest(torch.tensor([3.0, 1.0, 5.0, 2.0]), ratio=0.5)
-    tensor([0, 2])
-    """
-    return best(scores, kept_width(len(scores), ratio, multiple_of))
-
-
-@check_types
-def best(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower.
-
-    Raises:
-        ValueError: ``count`` isn't a whole number from 0 to the number of scores.
-    """
-    checks.whole_number("count", count, least=0, most=len(scores), meaning="the scores there are")
-    return scores.sort(descending=True, stable=True).indices[:count].sort().values
-
-
-def kept_width(width: int, ratio: float, multiple_of: int = 1) -> int:
-    """Neurons that remain of ``width`` when ``floor(ratio x width)`` go, rounded up to a multiple, at most ``width``.
-
-    Raises:
-        ValueError: ``width`` or ``multiple_of`` below 1, or ``ratio`` outside [0, 1).
-
-    >>> kept_width(1536, 0.2), kept_width(1536, 0.2, multiple_of=128)
-    (1229, 1280)
-    """
-    checks.whole_number("width", width, least=1)
-    checks.ratio(ratio)
-    checks.whole_number("multiple_of", multiple_of, least=1)
-    removed = min(math.floor(ratio * width + 1e-9), width - 1)  # 0.29 * 100 is 28.999999999999996
-    return min(width, math.ceil((width - removed) / multiple_of) * multiple_of)

@@ -84,7 +84,7 @@ show(
 #
 # </details>
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import time_interleaved
 
 tokens, dense = torch.randn(256, 768), torch.randn(768, 3072)  # 256 tokens meet a matrix of distilGPT2's size
@@ -1221,7 +1221,7 @@ for prompt, texts_of_models in written.iterrows():
 # give by themselves. Prefill reads a prompt; decode writes one token after the other. Which neurons went doesn't matter
 # for size and speed; it does for quality.
 
-# %%
+# %% tags=["timed"]
 from pathlib import Path
 
 from course_utils.benchmarking import measure_speed, speedup_text

@@ -1055,7 +1055,7 @@ for number in range(3):
 # Broken or sound, 10 % less is 10 % less. Both are timed, in turns with the unpruned model, in the type that this device
 # multiplies fast; the number after "est." is an estimate from the removed FLOPs and bytes alone.
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import measure_speed, relative_speed, speedup_text
 
 assert sizes["separate, L1"] == sizes["shared, activation"]

@@ -1044,7 +1044,7 @@ for width in widths[:2]:
 #
 # </details>
 
-# %%
+# %% tags=["timed"]
 timed = {"unpruned": base, by_depth: shorter, deeper: without(runs[MOST])}
 timed[f"width {widths[1]}"] = narrower(widths[1])
 setting = {"prompt_tokens": 128, "new_tokens": 6, "rounds": 6}
@@ -1099,7 +1099,7 @@ show(
 # better at equal speed. The widest that is *shown to be at least as fast* is the kindest for depth: if depth is worse even there, width
 # is better. Anything between leaves it open.
 
-# %%
+# %% tags=["timed"]
 for phase in ("prefill", "decode"):
     speeds = {name: against.loc[(name, phase)] for name in contestants}  # from the widest on
     print(f"{phase}, depth against the widest that is")
@@ -1364,7 +1364,7 @@ print(f"Llama-3.2-1B minus 3 of 16 blocks: {paper.after.parameters / paper.befor
 # out what a framework spends on each layer beside them, so a measured speed-up can lie above it. The smaller cut in blocks is
 # still leave-one-out's set, the larger one the run of least angle.
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import decode_bytes, kv_bytes_per_token
 
 measured = speed.set_index(["model", "phase"])

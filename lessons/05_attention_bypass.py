@@ -1395,7 +1395,7 @@ many_long = pd.DataFrame(
 by_phase = pd.concat([speed, many_long]).groupby("phase", sort=False)
 speed = pd.concat([rows for _, rows in by_phase], ignore_index=True)
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import speedup_text
 
 shares = {"unpruned": 0, few_name: FEW / total, many_name: MANY / total, all_name: 1, zero_name: 0}
@@ -1450,7 +1450,7 @@ show(
 # %% [markdown]
 # ## What it costs and buys
 
-# %%
+# %% tags=["timed"]
 found = speed.set_index(["phase", "model"])["measured (95 %), estimate"]
 perplexities = {"unpruned": unpruned, zero_name: results[MANY]["leave-one-out"]}
 perplexities |= {few_name: results[FEW]["leave-one-out"], many_name: results[MANY]["leave-one-out"]}

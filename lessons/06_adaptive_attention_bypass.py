@@ -645,7 +645,7 @@ check_claims(supported)
 # but each token of the answer takes its time, however short the prompt. So we measure the seconds to read a prompt and to
 # decode a token, for several lengths and numbers. They are part of the record; two lengths are timed again here.
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import measure_speed
 from course_utils.reports import with_interval
 
@@ -685,7 +685,7 @@ table.round(2)
 # three numbers**, each to a third of the prompts that choose: our score (short prompts leave out most), and **length alone,
 # reversed** (long prompts do).
 
-# %%
+# %% tags=["timed"]
 from course_utils.policies import cache_saved, outcome, seconds_saved
 
 
@@ -969,7 +969,7 @@ verdicts("time here")
 # %%
 verdicts("cache")
 
-# %%
+# %% tags=["timed"]
 aimed_at = {kind: [f"{100 * target:.1f} %" for target in targets[kind]] for kind in SECONDS}
 SOURCE, lines = {"time": "record", "time here": "here"}, []
 for counted, kind in itertools.product(SECONDS, SECONDS):  # each plan with its own seconds, and with the other ones
@@ -1004,7 +1004,7 @@ pd.DataFrame(lines).set_index(["counted", "planned", "saved, aimed at"])
 # ask at each of the five savings, on both tables. With three signals these are thirty tests, so luck has thirty chances; Holm's
 # correction makes up for that.
 
-# %%
+# %% tags=["timed"]
 from course_utils.policies import shuffled_within
 from course_utils.uncertainty import holm
 
@@ -1099,7 +1099,7 @@ check_control(deal)
 # counted once, however long its prompt. If a long prompt counts for more, because its answer is worth more to you, the rule
 # loses its advantage: it buys savings with the long prompts' quality.
 
-# %%
+# %% tags=["timed"]
 thirds = np.searchsorted(np.quantile(judge.tokens, [1 / 3, 2 / 3]), judge.tokens)
 place = np.arange(len(judge.tokens))
 parts = {}
@@ -1130,7 +1130,7 @@ by_third.round(2)
 # little. A server should therefore group prompts by level before it batches them. Here are the same eight prompts (cut to 96
 # tokens) in two batches of four: mixed, and grouped.
 
-# %%
+# %% tags=["timed"]
 from functools import partial
 
 from course_utils.benchmarking import time_interleaved

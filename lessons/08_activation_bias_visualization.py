@@ -1426,7 +1426,7 @@ resolution
 # Pairs of similar length share a batch, a pleasant and an unpleasant ending share the words in front of them, and hooks read all places
 # in the same pass. OptiPFair (0.4.2) runs its model again for each of its pictures.
 
-# %%
+# %% tags=["timed"]
 architecture, counted = describe(base), []
 handle = architecture.blocks[0].register_forward_hook(lambda *_: counted.append(1))
 some, costs = evaluation["gender"][:16], {}

@@ -387,7 +387,7 @@ speed = {
     for setting, (options, names) in SETTINGS.items()
 }
 
-# %%
+# %% tags=["timed"]
 # What an adaptive model leaves out depends on the prompt; here it is what CALM leaves out, so that is its estimate.
 rows = pd.concat([frame.assign(setting=name) for name, frame in speed.items()], ignore_index=True)
 by = rows.set_index(["setting", "phase", "model"])
@@ -484,7 +484,7 @@ def fit_by_hand(works, seconds):
     return costs / units
 
 
-# %%
+# %% tags=["timed"]
 from course_utils.cost_model import fit_cost_model, held_out_errors
 from course_utils.costs import work
 
@@ -535,7 +535,7 @@ for phase in ("prefill", "decode"):  # kernels for one token and for many are di
 #
 # </details>
 
-# %%
+# %% tags=["timed"]
 judged = []
 for setting, phase, model in by.index:
     if model in contestants and model not in ("unpruned", AGAIN, ZEROED):  # of the controls both would say 1
@@ -573,7 +573,7 @@ show(
 # by the estimate, a width that the kernels dislike by both. Dots nearer to the diagonal than diamonds, and by more than the
 # noise, would say that the cost model knows more.
 
-# %%
+# %% tags=["timed"]
 place = ("1 text of 128", "decode")
 parts = pd.DataFrame(
     {name: fits["decode"].parts(works[(*place, name)]) for name in ("unpruned", NARROW, SHORT, CALM)}
@@ -617,7 +617,7 @@ print(
 #
 # Is the odd width slower than its size, in this framework? One MLP, 128 tokens, a range of widths.
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import median_interval, time_interleaved
 
 mlp = describe(base).mlps[0]
@@ -808,7 +808,7 @@ tidy()
 #
 # </details>
 
-# %%
+# %% tags=["timed"]
 if runs_engine:
     served_speed = engine.measure_speed(in_f16, prompt_tokens=128, new_tokens=8, rounds=9)
     both = served_speed.set_index(["phase", "model"])
@@ -828,7 +828,7 @@ else:
     display_table = "Skipped: llama.cpp isn't here."
 display_table
 
-# %%
+# %% tags=["timed"]
 if runs_engine:
     figure, axes = plt.subplots(2, 1, figsize=(9, 7.5), layout="constrained")
     for ax, phase in zip(axes, ("prefill", "decode"), strict=True):
@@ -851,7 +851,7 @@ if runs_engine:
 # So far each program was compared with itself. Which of the two is faster needs rounds of its own, in which they take turns:
 # the whole model reads 128 tokens, and generates four.
 
-# %%
+# %% tags=["timed"]
 from transformers import DynamicCache
 
 prompt = torch.randint(describe(base).vocab_size, (1, 128), generator=torch.Generator().manual_seed(session.seed))
@@ -1120,7 +1120,7 @@ print(
 # </details>
 
 
-# %%
+# %% tags=["timed"]
 # The longest cell of this part: prune, distil, store in three formats, score, one arm after the other.
 precision = torch.bfloat16 if session.dtype == torch.bfloat16 else torch.float32
 RECIPE = {
@@ -1258,7 +1258,7 @@ check_frontier(frontier)
 #
 # </details>
 
-# %%
+# %% tags=["timed"]
 if runs_engine:
     stored[f"{SHORT}, F16"] = in_f16[SHORT]  # other blocks went, the shapes are the same
     frame = engine.measure_speed(stored, prompt_tokens=128, new_tokens=8, rounds=9)
@@ -1343,7 +1343,7 @@ check_claim(supported)
 # Energy is power × time. A counter in the processor (RAPL) or the card (NVML) measures it, and the package `codecarbon`
 # reads both. Where there is none to read, every figure is a **model**, and honest ones show their assumptions.
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import energy_counters, measure_energy
 
 if counters := energy_counters():
@@ -1388,7 +1388,7 @@ pd.DataFrame(table).T
 # %% [markdown]
 # ## Which method for which bottleneck?
 
-# %%
+# %% tags=["timed"]
 wanted = {
     "first token (prefill, 1 text of 128)": "prefill, 1 text of 128",
     "next token, one user (decode, 1 text of 128)": "decode, 1 text of 128",

@@ -403,7 +403,7 @@ check_parameters(count_parameters)
 # candidate without running it. (Here nothing checks the fit; lesson 10 shows how.) Below: the widest MLP that four fifths of
 # the whole model's parameters, or of its milliseconds a token, leave at each depth.
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import measure_speed
 from course_utils.cost_model import fit_cost_model
 from course_utils.costs import work
@@ -817,7 +817,7 @@ print("he/she gap between occupations, nats:", *(f"\n  {name:<16}{shown}" for na
 # Last, the seconds and the bytes: the whole model and the winner, in PyTorch (float32) and in llama.cpp's formats from lesson
 # 10, taking turns in each.
 
-# %%
+# %% tags=["timed"]
 from course_utils.benchmarking import speedup_text
 
 served, costs, reads = record["served"], {}, {}

@@ -23,9 +23,15 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # From the ground up: a module imports only from its own layer and from those above it in this table.
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
-    "ground": "checks argument_types files session ledger assets divergence modeling batches families architectures",
-    "data": "models texts",
-    "methods": "passes reports influence width heads channels depth attention adaptive checkpoints export model_card",
+    "ground": (
+        "checks argument_types choosing hooks files session ledger assets divergence modeling batches families parts "
+        "architectures surgery"
+    ),
+    "data": "hub embedded_llama models texts",
+    "methods": (
+        "refusals passes upper_blocks reports influence width heads channels depth attention adaptive checkpoints "
+        "export model_card"
+    ),
     "measuring": (
         "uncertainty language_modelling branching evaluation benchmark_tasks costs cost_model benchmarking plotting "
         "diagrams components activations prompt_harm policies engine"
@@ -43,9 +49,9 @@ LAYERS = {"course_utils": LIBRARY, "course_tools": TOOLS}
 # Modules that hold no behaviour of their own need no test module of their own.
 ENTRANCES = {
     "course_utils", "course_utils.modeling", "course_utils.plotting", "course_utils.prompt_harm",
-    "course_utils.distillation", "course_utils.bias", "course_utils.compress",
-    "course_tools", "course_tools.lessons", "course_tools.learner", "course_tools.rehearsal", "course_tools.site",
-    "course_tools.workshop",
+    "course_utils.distillation", "course_utils.bias", "course_utils.compress", "course_utils.exercises",
+    "course_tools", "course_tools.lessons", "course_tools.lessons.verdicts", "course_tools.learner",
+    "course_tools.rehearsal", "course_tools.site", "course_tools.workshop",
 }  # fmt: skip
 
 
@@ -366,6 +372,12 @@ def slug(heading):
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_pages_name_what_is_there(page):
     assert not [*missing(page.read_text(encoding="utf-8"))]
+
+
+def test_each_workflow_is_explained():
+    rows = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        assert f"| `{workflow.name}` |" in rows, f"CONTRIBUTING says what {workflow.name} proves, and how to repeat it"
 
 
 def test_what_is_not_there_is_noticed():

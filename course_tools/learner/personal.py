@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,9 @@ class Arrival:
         return f"changed  {self.path.name}, beside your {self.earlier.name}, which stays as it is"
 
 
-def folder_of(root: Path, chosen: str | None = None, variables: Mapping[str, str] = os.environ) -> Path:
+def folder_of(root: Path, chosen: str | None) -> Path:
     """The learner's folder: what was chosen, or `COURSE_FOLDER`, or `my_course` in the clone (which git ignores)."""
-    named = chosen or variables.get(VARIABLE)
+    named = chosen or os.environ.get(VARIABLE)
     return Path(named).expanduser().absolute() if named else root / DEFAULT
 
 
@@ -61,7 +61,7 @@ def prepare(notebooks: Path, folder: Path) -> list[Arrival]:
         record = _read(folder / RECORD)
         arrived = []
         for source in sorted(notebooks.glob("*.ipynb")):
-            version = code_version(nbformat.read(source, as_version=4))
+            version = _code_version(nbformat.read(source, as_version=4))
             mine = copies(folder, source.stem)
             # Copies without a record came from elsewhere: leave it at them.
             if not mine or record.get(source.stem, version) != version:
@@ -96,7 +96,7 @@ def read_notebook(path: Path) -> NotebookNode:
         ) from error
 
 
-def code_version(notebook: NotebookNode) -> str:
+def _code_version(notebook: NotebookNode) -> str:
     """Changes when the lesson's code does; the install cell, which names where the course is, doesn't count."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "install" not in tags_of(cell)]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from course_tools.lessons.authoring import Lesson, Question
 from course_utils.files import write_json
 
 RECORD = "quiz_answers.json"
-LETTERS = "ABCD"
+_LETTERS = "ABCD"
 
 
 def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callable[[str], None]) -> int:
@@ -32,7 +32,7 @@ def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callab
     right = 0
     for number, question in enumerate(lesson.quiz, 1):
         say(f"\nQuestion {number} of {len(lesson.quiz)}\n{question.text}\n")
-        letters = LETTERS[: len(question.options)]
+        letters = _LETTERS[: len(question.options)]
         for letter, option in zip(letters, question.options, strict=True):
             say(f"  {letter}  {option.text}")
         answer = ""
@@ -50,7 +50,7 @@ def first_answers(lesson: Lesson, folder: Path) -> tuple[bool | None, ...]:
     """For each question whether its first answer was right; None where there was none. A reworded question is new."""
     record = _read(folder)
     given = [(question, record.get(_key(question), "")) for question in lesson.quiz]
-    return tuple(question.options[LETTERS.index(letter)].right if letter else None for question, letter in given)
+    return tuple(question.options[_LETTERS.index(letter)].right if letter else None for question, letter in given)
 
 
 def _keep(folder: Path, question: Question, letter: str) -> None:
@@ -68,7 +68,7 @@ def _read(folder: Path) -> dict[str, str]:
         return {}
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(known, dict) or not set(known.values()) <= set(LETTERS):
+        if not isinstance(known, dict) or not set(known.values()) <= set(_LETTERS):
             raise ValueError("other content")
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(

@@ -14,8 +14,8 @@ from nbformat import NotebookNode
 from course_utils.assets import ASSETS
 
 # `timed`: what the cell prints rests on this machine's times. The last is Jupyter's: the cell is meant to fail.
-TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
-LONGEST_CELL = 40  # lines of code that one can take in at a glance
+_TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
+_LONGEST_CELL = 40  # lines of code that one can take in at a glance
 QUESTIONS = 3  # of the quiz
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
 PREDICTION = re.compile(r"predict before you run", re.IGNORECASE)
@@ -37,7 +37,7 @@ class LessonError(ValueError):
 
 
 @dataclass(frozen=True)
-class Exercise:
+class ExerciseCell:
     """An exercise cell taken apart: shared code before and after, the answer, and what the learner starts from."""
 
     before: str
@@ -158,7 +158,7 @@ def assets_of(lessons: Iterable[Lesson]) -> list[str]:
     return [name for name in ASSETS if name in opened]
 
 
-def take_apart(source: str) -> Exercise:
+def take_apart(source: str) -> ExerciseCell:
     """Split the source of an exercise cell at its markers.
 
     Raises:
@@ -177,7 +177,7 @@ def take_apart(source: str) -> Exercise:
     bare = [line for line in stub if line.strip() and line != "#" and not line.startswith("# ")]
     if bare:
         raise LessonError(f'each line of a stub starts with "# "; this one does not: {bare[0]!r}.')
-    exercise = Exercise(
+    exercise = ExerciseCell(
         before=blocks["before"].strip("\n"),
         solution=blocks["solution"].strip("\n"),
         stub="\n".join(line[2:] for line in stub).strip("\n"),
@@ -248,15 +248,15 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         if cell.cell_type not in ("code", "markdown"):
             yield f"cell {position} is {cell.cell_type}; use code and markdown cells only."
         for tag in tags_of(cell):
-            if tag not in TAGS:
-                yield f"cell {position} has the unknown tag {tag!r}; the builder knows {', '.join(TAGS)}."
+            if tag not in _TAGS:
+                yield f"cell {position} has the unknown tag {tag!r}; the builder knows {', '.join(_TAGS)}."
         if cell.cell_type == "markdown" and re.match(r"# \S", cell.source):
             yield f"cell {position} is a title; the builder writes it from the header, start headings at `##`."
         is_exercise = "exercise" in tags_of(cell)
         if cell.cell_type == "code" and not is_exercise and _MARKER.search(cell.source):
             yield f'cell {position} has BEGIN/END markers but no tag; write `# %% tags=["exercise"]` above it.'
-        if cell.cell_type == "code" and not is_exercise and len(cell.source.splitlines()) > LONGEST_CELL:
-            yield f"cell {position} has {len(cell.source.splitlines())} lines; {LONGEST_CELL} is the most. Split it."
+        if cell.cell_type == "code" and not is_exercise and len(cell.source.splitlines()) > _LONGEST_CELL:
+            yield f"cell {position} has {len(cell.source.splitlines())} lines; {_LONGEST_CELL} is the most. Split it."
         if PREDICTION.search(cell.source) and WHAT_WE_SAW not in cell.source:
             yield f"cell {position} asks to predict and has no answer; end it with {WHAT_WE_SAW} … </details>."
     installs = [cell for cell in code if "install" in tags_of(cell)]
@@ -280,8 +280,8 @@ def _exercise_problems(lesson: Lesson) -> Iterator[str]:
         try:
             exercise = take_apart(cell.source)
             longest = max(len(exercise.code(part).splitlines()) for part in (exercise.stub, exercise.solution))
-            if longest > LONGEST_CELL:
-                yield f"exercise {count} has {longest} lines; {LONGEST_CELL} is the most."
+            if longest > _LONGEST_CELL:
+                yield f"exercise {count} has {longest} lines; {_LONGEST_CELL} is the most."
         except LessonError as error:
             yield f"exercise {count}: {error}"
         text = before.source if before is not None and before.cell_type == "markdown" else ""

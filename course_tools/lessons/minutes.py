@@ -34,5 +34,9 @@ def minutes_of(lesson: Lesson) -> dict[str, int]:
         here = round(rest * so_far / total) - spent  # rounding must not lose or win a minute
         spent += here
         minutes[heading] = here + exercises[heading]
-    minutes[next(iter(list(minutes)[1:]), "")] += minutes.pop("") if len(minutes) > 1 else 0
+    before = minutes.pop("")  # what stands above the first heading counts with it
+    if not minutes:
+        return {"": before}
+    first, *_ = minutes
+    minutes[first] += before
     return minutes

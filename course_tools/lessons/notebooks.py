@@ -20,13 +20,36 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from course_tools.lessons.authoring import Exercise, Lesson, Question, read_question, tags_of, take_apart
+from course_tools.lessons.authoring import ExerciseCell, Lesson, Question, read_question, tags_of, take_apart
 from course_tools.processes import SLEEPING_THREADS
 
 FORMS = ("exercises", "solutions")
 TABLE_BEGIN, TABLE_END = "<!-- lessons: written by `python course.py build` -->", "<!-- end of lessons -->"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _SOLVED = "solved"  # tag of a solved copy in `both_forms`
+# The first code cell, and the lines in it for each thread setting and for each place to install from.
+_INSTALL = """\
+# Where the course isn't there yet (Colab, Kaggle and the like), this adds it; nothing else is changed.
+import importlib.util
+import os
+from pathlib import Path
+
+# Threads that wait should sleep, not spin: beside another busy program that is several times faster.
+if "OMP_WAIT_POLICY" not in os.environ:
+{threads}
+
+if importlib.util.find_spec("course_utils") is None:
+    if any((folder / "course.py").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
+        raise ModuleNotFoundError("This Python has no course. In its clone run: python course.py lab")
+{attempts}
+    if importlib.util.find_spec("course_utils") is None:  # pip failed, which does not stop a notebook
+        remedy = "On Kaggle, switch the internet on in the settings, and run this cell again."
+        raise ModuleNotFoundError(f"The course was not installed; pip says why above. {{remedy}}")"""
+_THREADS = '    os.environ.setdefault("{name}", "{value}")'
+_ATTEMPT = """\
+    if importlib.util.find_spec("course_utils") is None:
+        %pip install -q "{requirement}"
+        importlib.invalidate_caches()"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +144,7 @@ def form_of(executed: NotebookNode, form: str) -> NotebookNode:
     return nbformat.from_dict({**executed, "cells": [cell for cell in executed.cells if cell.id not in ids]})
 
 
-def keep_outputs(notebook: NotebookNode, earlier: NotebookNode) -> bool:
+def _keep_outputs(notebook: NotebookNode, earlier: NotebookNode) -> bool:
     """Copy the outputs of `earlier` into `notebook` if its lesson code is the same; the install cell doesn't count.
 
     Returns whether they were copied.
@@ -156,12 +179,12 @@ def tidy_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
         if "execution_count" in output:
             output.execution_count = None
         if "image/png" in output.get("data", {}):
-            output.data["image/png"] = with_palette(output.data["image/png"])
+            output.data["image/png"] = _with_palette(output.data["image/png"])
         kept.append(output)
     return kept
 
 
-def with_palette(png: str) -> str:
+def _with_palette(png: str) -> str:
     """A PNG in base64 with at most 256 colours; one that has a palette or lets something shine through stays."""
     with Image.open(io.BytesIO(base64.b64decode(png))) as image:
         if image.mode not in ("RGB", "RGBA") or (image.mode == "RGBA" and image.getextrema()[3] != (255, 255)):
@@ -191,9 +214,9 @@ def render(lesson: Lesson, course: Course, folder: Path, *, executed: NotebookNo
     for form, path in notebook_paths(lesson, folder).items():
         notebook = build_notebook(lesson, course, form)
         if executed is not None:
-            keep_outputs(notebook, form_of(executed, form))
+            _keep_outputs(notebook, form_of(executed, form))
         elif path.exists():
-            keep_outputs(notebook, nbformat.read(path, as_version=4))
+            _keep_outputs(notebook, nbformat.read(path, as_version=4))
         texts[path] = to_text(notebook)
     return texts
 
@@ -250,34 +273,9 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
 
 
 def _install(course: Course) -> str:
-    return "\n".join(
-        [
-            "# Where the course isn't there yet (Colab, Kaggle and the like), this adds it; nothing else is changed.",
-            "import importlib.util",
-            "import os",
-            "from pathlib import Path",
-            "",
-            "# Threads that wait should sleep, not spin: beside another busy program that is several times faster.",
-            'if "OMP_WAIT_POLICY" not in os.environ:',
-            *(f'    os.environ.setdefault("{name}", "{value}")' for name, value in SLEEPING_THREADS.items()),
-            "",
-            'if importlib.util.find_spec("course_utils") is None:',
-            '    if any((folder / "course.py").exists() for folder in (Path.cwd(), *Path.cwd().parents)):',
-            '        raise ModuleNotFoundError("This Python has no course. In its clone run: python course.py lab")',
-            *(line for requirement in course.requirements for line in _install_from(requirement)),
-            '    if importlib.util.find_spec("course_utils") is None:  # pip failed, which does not stop a notebook',
-            '        remedy = "On Kaggle, switch the internet on in the settings, and run this cell again."',
-            '        raise ModuleNotFoundError(f"The course was not installed; pip says why above. {remedy}")',
-        ]
-    )
-
-
-def _install_from(requirement: str) -> list[str]:
-    return [
-        '    if importlib.util.find_spec("course_utils") is None:',
-        f'        %pip install -q "{requirement}"',
-        "        importlib.invalidate_caches()",
-    ]
+    threads = "\n".join(_THREADS.format(name=name, value=value) for name, value in SLEEPING_THREADS.items())
+    attempts = "\n".join(_ATTEMPT.format(requirement=requirement) for requirement in course.requirements)
+    return _INSTALL.format(threads=threads, attempts=attempts)
 
 
 def _quiz(number: int, question: Question) -> str:
@@ -289,7 +287,7 @@ def _quiz(number: int, question: Question) -> str:
     return "\n".join([f"### Question {number}", "", question.text, "", *said, "", *folded])
 
 
-def _answer(exercise: Exercise) -> str:
+def _answer(exercise: ExerciseCell) -> str:
     return f"<details><summary>Answer</summary>\n\n```python\n{exercise.solution}\n```\n\n</details>"
 
 

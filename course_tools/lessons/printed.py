@@ -1,23 +1,20 @@
-"""Numbers that a run printed, each with what stands beside it; times are left out, they belong to the machine."""
+"""What a run printed: its tables, and its numbers, each with what stands beside it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 
 from nbformat import NotebookNode
 
-_NUMBER = re.compile(r"(?<![\w.])[-+\N{MINUS SIGN}]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
-_TIMED = re.compile(
-    r"second|\bms\b|\btimes?\b|minutes|prefill|decode|tokens/s|speed|faster|slower|\bGB/s|\d s\b|measured, MB",
-    re.IGNORECASE,
+# "1,024", "-0.5", ".31", "4e-06"; nothing of "Q4_1", "3.11.7" or "32x".
+NUMBER = re.compile(
+    r"(?<![\w.])[-+\N{MINUS SIGN}]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?!\w|\.\d)"
 )
-_OF_TIMES = re.compile(r"^(ratio|ci_low|ci_high|estimate)$")  # columns that belong to a time in the same table
-_EXACT = re.compile(r"parameters", re.IGNORECASE)
-_NOISE = 1e-3  # numbers below it say that two ways of computing agree; they differ in how they round
 _LONGEST = 12  # words in a cell of a table; with more, it is something that a model wrote
+_WRITTEN = " … "  # parts a prompt from what a model wrote
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,66 @@ class Number:
         digits, _, power = self.text.partition("e")
         return 10.0 ** (int(power or 0) - len(digits.partition(".")[2]))
 
-    def agrees(self, expected: Number, tolerance: float) -> bool:
-        """Whether it is what was expected; counts of parameters are equal or wrong."""
-        if _EXACT.search(self.label):
-            return self.value == expected.value
-        if max(abs(self.value), abs(expected.value)) < _NOISE:
-            return True
-        slack = tolerance * abs(expected.value) + max(self.unit, expected.unit)
-        return abs(self.value - expected.value) <= slack * (1 + 1e-9)
+    def is_near(self, other: Number, share: float) -> bool:
+        """Whether it differs by at most a share of the other one, or by one in the last printed digit."""
+        allowed = max(share * abs(other.value), self.unit, other.unit)
+        return abs(self.value - other.value) <= allowed * (1 + 1e-9)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that pandas or a report wrote, all of it text.
+
+    Attributes:
+        columns: their names, those of the index first.
+        rows: (names, values); a name that spans rows stands in each of them.
+        caption: above it; "" for none.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[Sequence[str], Sequence[str]]]
+    caption: str = ""
+
+    def __str__(self) -> str:
+        """All of it, a row a line."""
+        rows = [[*names, *values] for names, values in self.rows]
+        return "\n".join([self.caption, *("  ".join(row) for row in [self.columns, *rows])])
+
+    def cells(self) -> Iterator[tuple[str, str, str]]:
+        """(row, column, text) of each value."""
+        for names, values in self.rows:
+            columns = self.columns[-len(values) :] if values else []
+            yield from ((", ".join(names), column, text) for column, text in zip(columns, values, strict=False))
+
+    def column(self, name: str | int) -> dict[str, float]:
+        """The first number of each row that has one there, by the row's name.
+
+        Args:
+            name: the column's, or its place among those with values, from 0, where its name differs from run to run.
+
+        Raises:
+            LookupError: there is no such column, or no number in it.
+        """
+        if isinstance(name, int):
+            name = self.columns[-max(len(values) for _, values in self.rows) :][name]
+        return self._firsts((row, text) for row, column, text in self.cells() if column == name)
+
+    def row(self, name: str) -> dict[str, float]:
+        """The first number of each cell of a row that has one, by the column's name.
+
+        Args:
+            name: the row's; several names as "speeches, L1".
+
+        Raises:
+            LookupError: there is no such row, or no number in it.
+        """
+        return self._firsts((column, text) for row, column, text in self.cells() if row == name)
+
+    def _firsts(self, cells: Iterable[tuple[str, str]]) -> dict[str, float]:
+        firsts = {name: numbers[0].value for name, text in cells if (numbers := numbers_in(text))}
+        if not firsts:
+            raise LookupError(f"no such row or column in the table of {', '.join(self.columns)}")
+        return firsts
 
 
 def texts_of(outputs: Iterable[Mapping]) -> Iterator[str]:
@@ -58,16 +107,33 @@ def texts_of(outputs: Iterable[Mapping]) -> Iterator[str]:
             yield data["text/plain"]
 
 
+def tables_of(outputs: Iterable[Mapping]) -> Iterator[Table]:
+    """The tables of outputs."""
+    for output in outputs:
+        data = output.get("data", {})
+        if "text/html" in data and "image/png" not in data:
+            reader = _Reader()
+            reader.feed(data["text/html"])
+            yield Table(reader.columns, reader.rows, reader.caption)
+
+
+def numbers_in(text: str, label: str = "") -> list[Number]:
+    """The numbers of a text."""
+    return [Number(number, label) for number in NUMBER.findall(text)]
+
+
 def numbers_of(outputs: Iterable[Mapping]) -> Iterator[Number]:
-    """The numbers that outputs show, in order; times are left out."""
+    """The numbers that outputs show, in order; what a model wrote is left out."""
     for output in outputs:
         for text in texts_of([output]):
             for line in text.splitlines():
-                if not _TIMED.search(line) and " … " not in line:  # an ellipsis parts prompts from what a model wrote
-                    label = " ".join(_NUMBER.sub("…", line).split())[:60]
-                    yield from (Number(number, label) for number in _NUMBER.findall(line))
-        if "text/html" in output.get("data", {}) and "image/png" not in output["data"]:
-            yield from _numbers_of_table(output["data"]["text/html"])
+                if _WRITTEN not in line:
+                    yield from numbers_in(line, " ".join(NUMBER.sub("…", line).split())[:60])
+        for table in tables_of([output]):
+            if table.columns[:1] != ["prompt"]:  # else the columns are prompts, and below them stands what models wrote
+                for row, column, text in table.cells():
+                    if len(text.split()) <= _LONGEST:
+                        yield from numbers_in(text, f"{row} · {column}"[:60])
 
 
 def picked(saved: NotebookNode, wanted: Mapping[str, tuple[str, int]]) -> dict[str, str]:
@@ -90,26 +156,12 @@ def picked(saved: NotebookNode, wanted: Mapping[str, tuple[str, int]]) -> dict[s
     return {name: found[label][position] for name, (label, position) in wanted.items()}
 
 
-def _numbers_of_table(page: str) -> Iterator[Number]:
-    """The numbers in the cells of a pandas table, with the names of row and column."""
-    table = _Table()
-    table.feed(page)
-    if table.columns[:1] == ["prompt"]:  # the columns are prompts, and below them stands what models wrote
-        return
-    timed = any(_TIMED.search(name) for name in table.columns)
-    for names, values in table.rows:
-        for column, text in zip(table.columns[-len(values) :] if values else [], values, strict=False):
-            row = ", ".join(names)
-            machines = _TIMED.search(f"{row} {column}") or (timed and _OF_TIMES.match(column))
-            if not machines and len(text.split()) <= _LONGEST:
-                yield from (Number(number, f"{row} · {column}"[:60]) for number in _NUMBER.findall(text))
-
-
-class _Table(HTMLParser):
-    """Names of columns, and rows as (their names, their values)."""
+class _Reader(HTMLParser):
+    """Reads the HTML of a table."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.caption = ""
         self.columns: list[str] = []
         self.rows: list[tuple[list[str], list[str]]] = []
         self._cells: list[tuple[str, str]] = []
@@ -120,17 +172,20 @@ class _Table(HTMLParser):
             self._part = tag
         elif tag == "tr":
             self._cells = []
-        elif tag in ("td", "th"):
+        elif tag in ("td", "th", "caption"):
             self._open = tag
-            self._cells.append((tag, ""))
+            if tag != "caption":
+                self._cells.append((tag, ""))
 
     def handle_data(self, data: str) -> None:
-        if self._open:
+        if self._open == "caption":
+            self.caption += data
+        elif self._open:
             tag, text = self._cells[-1]
             self._cells[-1] = (tag, text + data)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
+        if tag in ("td", "th", "caption"):
             self._open = ""
         elif tag == "tr" and self._part == "thead":
             names = [text.strip() for _, text in self._cells]

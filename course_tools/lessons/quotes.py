@@ -8,12 +8,13 @@ in a whole notebook nearly any number stands somewhere, so a stale one would pas
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from nbformat import NotebookNode
 
 from course_tools.lessons.authoring import WHAT_WE_SAW
+from course_tools.lessons.printed import NUMBER, Number, tables_of, texts_of
 
 SAVED_RUN, SUMMED_UP = "**Saved run.**", "**Saved run, summed up.**"
 NEAR = 6  # of the outputs with numbers before a text, and as many behind it, may be quoted
@@ -28,37 +29,26 @@ _NAMES = re.compile(
     r"|[A-Za-z][\w./-]*\d[\w./-]*|\b\d[\d.]*[A-Za-z]\w*",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(
-    r"(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e(?P<power>[+-]?\d+))?"
-    r"\s?(?P<unit>%|thousand|million|billion)?"
-)
+_QUANTITY = re.compile(rf"(?P<number>{NUMBER.pattern})\s?(?P<unit>%|thousand|million|billion)?")
 _UNITS = {None: 1.0, "%": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9}
 
 
-@dataclass(frozen=True)
-class Quoted:
-    """A number as it is written: its value, and half a unit of its last digit."""
+class _Quantity(NamedTuple):
+    """A number as it is written: its value without its sign, and half a unit of its last digit."""
 
     text: str
     value: float
-    tolerance: float
-
-    def is_rounded(self, shown: float) -> bool:
-        """Whether `shown`, or the same as a percentage, rounds to it."""
-        slack = self.tolerance * (1 + 1e-9) + 1e-12
-        return any(abs(candidate - self.value) <= slack for candidate in (shown, shown / 100, shown * 100))
+    slack: float
 
 
-def numbers(text: str) -> Iterator[Quoted]:
-    """The numbers of a text without their signs; names with digits in them are no numbers."""
-    for match in _NUMBER.finditer(_NAMES.sub(" ", text)):
-        digits = match["number"].replace(",", "")
-        scale = _UNITS[match["unit"]] * 10.0 ** int(match["power"] or 0)
-        decimals = len(digits.partition(".")[2])
-        yield Quoted(match[0].strip(), float(digits) * scale, 0.5 * 10.0**-decimals * scale)
+def _quantities(text: str) -> Iterator[_Quantity]:
+    """The quantities of a text; names with digits in them are none."""
+    for match in _QUANTITY.finditer(_NAMES.sub(" ", text)):
+        number, unit = Number(match["number"]), _UNITS[match["unit"]]
+        yield _Quantity(match[0].strip(), abs(number.value) * unit, 0.5 * number.unit * unit)
 
 
-def quotations(notebook: NotebookNode) -> Iterator[tuple[int, str, bool]]:
+def _quotations(notebook: NotebookNode) -> Iterator[tuple[int, str, bool]]:
     """The texts of a notebook that quote its saved run: the cell, the text, and whether it sums up."""
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
@@ -69,28 +59,31 @@ def quotations(notebook: NotebookNode) -> Iterator[tuple[int, str, bool]]:
                     yield number, text, pattern is _SUMMARY
 
 
-def printed(cell: NotebookNode) -> str:
-    """What a cell printed, and its tables; not the sentences that describe pictures."""
-    texts = []
-    for output in cell.get("outputs", []):
-        data = output.get("data", {})
-        if not any(kind.startswith("image/") for kind in data):
-            texts += [output.get("text", ""), data.get("text/html", ""), data.get("text/plain", "")]
-    return re.sub(r"<[^>]*>", " ", "\n".join(texts)).replace("\N{MINUS SIGN}", "-")
-
-
 def unsupported(notebook: NotebookNode) -> list[str]:
     """Each quoted number that the saved outputs near it don't show, with the words around it."""
-    shown = {number: [found.value for found in numbers(printed(cell))] for number, cell in enumerate(notebook.cells)}
-    shown = {number: values for number, values in shown.items() if values}
+    shown = {place: [*_shown(cell)] for place, cell in enumerate(notebook.cells)}
+    shown = {place: values for place, values in shown.items() if values}
     problems = []
-    for cell, text, sums_up in quotations(notebook):
-        before, behind = [n for n in shown if n < cell], [n for n in shown if n > cell]
+    for cell, text, sums_up in _quotations(notebook):
+        before, behind = [place for place in shown if place < cell], [place for place in shown if place > cell]
         near = before + behind if sums_up else before[-NEAR:] + behind[:NEAR]
-        values = [value for number in near for value in shown[number]]
-        for number in numbers(text):
-            if not any(map(number.is_rounded, values)):
-                place = text.find(number.text)
+        values = [value for place in near for value in shown[place]]
+        for quoted in _quantities(text):
+            if not _is_among(values, quoted):
+                place = text.find(quoted.text)
                 around = " ".join(text[max(0, place - 50) : place + 30].split())
-                problems.append(f"{number.text} in “…{around}…”")
+                problems.append(f"{quoted.text} in “…{around}…”")
     return problems
+
+
+def _shown(cell: NotebookNode) -> Iterator[float]:
+    """What a cell printed, and its tables with their names; not the sentences that describe pictures."""
+    outputs = cell.get("outputs", [])
+    for text in [*texts_of(outputs), *map(str, tables_of(outputs))]:
+        yield from (quantity.value for quantity in _quantities(text))
+
+
+def _is_among(values: Collection[float], quoted: _Quantity) -> bool:
+    """Whether one of the values, or the same as a percentage, rounds to what is quoted."""
+    slack = quoted.slack * (1 + 1e-9) + 1e-12
+    return any(abs(value * scale - quoted.value) <= slack for value in values for scale in (1, 0.01, 100))

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple, TypedDict
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.argument_types import check_types
+from course_utils.batches import padded
 from course_utils.bias.contrastive import Pair
 from course_utils.branching import shared_beginning
 
@@ -160,11 +159,10 @@ def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, b
 
 
 def _pair_batch(alignments: list[Alignment], indices: list[int]) -> PairBatch:
-    rows = [torch.tensor(ids) for i in indices for ids in (alignments[i].ids_a, alignments[i].ids_b)]
+    batch = padded([ids for i in indices for ids in (alignments[i].ids_a, alignments[i].ids_b)])
     return {
-        # the mask says what is padding; which id it is doesn't matter
-        "input_ids": pad_sequence(rows, batch_first=True),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
         "alignments": [alignments[i] for i in indices],
         "indices": indices,
     }

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks, session
-from course_utils.architectures import Architecture, Projection, describe
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import packed_batches
 from course_utils.models import variant
+from course_utils.parts import Projection
 
 WEIGHTS = ("all", "attention", "down")
 _RISE, _LOOK_BACK = 5, 3  # steps in which the learning rate rises; over which the preference is averaged

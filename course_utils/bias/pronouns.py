@@ -25,11 +25,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.activations import watching
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batch
+from course_utils.batches import Batch, padded, read_batch
 from course_utils.bias.statistics import means, sums_by_cell
-from course_utils.influence import leaving
+from course_utils.hooks import evaluating, leaving
 from course_utils.uncertainty import crossed_interval
 
 SPLITS = ("selection", "evaluation")
@@ -377,14 +377,10 @@ def _batches(
     """Batches padded on the right, and (rows, positions) of their last tokens."""
     checks.whole_number("batch_size", batch_size, least=1)
     texts = checks.strings("texts", texts)
-    ids = [torch.tensor(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for first in range(0, len(ids), batch_size):
         rows = ids[first : first + batch_size]
-        inputs = {
-            "input_ids": nn.utils.rnn.pad_sequence(rows, batch_first=True),
-            "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
-        }
-        batch = read_batch(inputs, vocab_size=architecture.vocab_size, device=architecture.model.device)
+        batch = read_batch(padded(rows), vocab_size=architecture.vocab_size, device=architecture.model.device)
         yield batch, (torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows]))
 
 

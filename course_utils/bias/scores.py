@@ -21,10 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.activations import watching
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import PackedPairs, Side, packed_batches
+from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
 
 _DESCRIBED = ("axis", "kind", "template", "swap", "group_a", "group_b", "valence", "split")

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import describe, evaluating
+from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
 from course_utils.branching import Row, can_branch, row_batch
+from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
 from course_utils.uncertainty import bootstrap_interval, wilson_interval
 

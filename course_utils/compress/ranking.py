@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,12 +96,10 @@ def rank(
     ]
     frame = pd.DataFrame(rows)
     frame.insert(frame.columns.get_loc("nll") + 1, "rank", frame["nll"].rank(method="min").astype(int))
-    by = "nll"
     if learned:
-        by = "distilled_nll"
-        place = frame[by].rank(method="min").astype(int)
-        frame.insert(frame.columns.get_loc(by) + 1, "distilled_rank", place)
-    frame = frame.sort_values(by, kind="stable", ignore_index=True)
+        place = frame["distilled_nll"].rank(method="min").astype(int)
+        frame.insert(frame.columns.get_loc("distilled_nll") + 1, "distilled_rank", place)
+    frame = frame.sort_values("distilled_nll" if learned else "nll", kind="stable", ignore_index=True)
     frame.attrs["whole"] = work.whole()
     return frame
 
@@ -128,13 +126,13 @@ class _Work:
     def whole(self) -> float:
         """The whole model's nats a token, kept as ``whole`` beside the candidates."""
         path = self._folder / f"whole-{self._key}.json"
-        record = self._kept(path) or self._keep(path, {"judged": _as_json(perplexity(self._model, self._judged))})
+        record = self._once(path, lambda: {"judged": _as_json(perplexity(self._model, self._judged))})
         return record["judged"]["nll"]
 
     def row(self, candidate: Candidate) -> dict[str, Any]:
         """Judge a candidate, or read what its record says."""
         path = self._folder / f"{candidate.name}-{self._key}.json"
-        record = self._kept(path) or self._keep(path, {"sizes": candidate.sizes, **self._measure(candidate)})
+        record = self._once(path, lambda: {"sizes": candidate.sizes, **self._measure(candidate)})
         row = asdict(candidate) | {"nll": record["judged"]["nll"]}
         if self._learned:
             row |= {"distilled_nll": record["distilled"]["nll"], "distilled_tokens": record["distilling"]["tokens"]}
@@ -142,7 +140,7 @@ class _Work:
 
     def _measure(self, candidate: Candidate) -> dict[str, Any]:
         student = shrink(self._model, candidate, self._importance)
-        found: dict[str, Any] = {"judged": _as_json(perplexity(student, self._judged))}
+        record: dict[str, Any] = {"judged": _as_json(perplexity(student, self._judged))}
         if self._learned:
             assert self._recipe is not None
             if self._teacher is None:  # it reads once, for all candidates
@@ -150,44 +148,43 @@ class _Work:
             dtype = student.dtype
             history = distill(self._teacher, student, self._learned, self._recipe)
             cast_weights(student, dtype)  # judged as it was before
-            found["distilled"] = _as_json(perplexity(student, self._judged))
+            record["distilled"] = _as_json(perplexity(student, self._judged))
             losses = [step["loss"] for step in history.steps]
-            found["distilling"] = {"losses": losses, "tokens": history.tokens, "seconds": round(history.seconds, 1)}
-        return found
+            record["distilling"] = {"losses": losses, "tokens": history.tokens, "seconds": round(history.seconds, 1)}
+        return record
 
-    def _kept(self, path: Path) -> dict[str, Any] | None:
-        if not path.is_file():
-            return None
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return record if record.get("circumstances") == self._circumstances else None
-
-    def _keep(self, path: Path, record: dict[str, Any]) -> dict[str, Any]:
-        record["circumstances"] = self._circumstances
+    def _once(self, path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The record at ``path``; without one of these circumstances it is measured now, for minutes, and written."""
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record.get("circumstances") == self._circumstances:
+                return record
+        record = measure() | {"circumstances": self._circumstances}
         write_json(path, record)
         return record
 
 
-def _as_json(found: Perplexity) -> dict[str, Any]:
+def _as_json(judged: Perplexity) -> dict[str, Any]:
     """With each row's nats, so that candidates can be compared row by row."""
-    return {"nll": found.nll, "row_nats": found.row_nll.tolist(), "row_tokens": found.row_tokens.tolist()}
+    return {"nll": judged.nll, "row_nats": judged.row_nll.tolist(), "row_tokens": judged.row_tokens.tolist()}
 
 
 def _batches(name: str, text: Text) -> list[Mapping[str, Tensor]]:
     """Blocks and mappings as mappings; blocks of the evaluation split are refused."""
-    found: list[Mapping[str, Tensor]] = []
+    batches: list[Mapping[str, Tensor]] = []
     for part in [text] if isinstance(text, TokenBlocks | Mapping) else text:
         if not isinstance(part, TokenBlocks):
-            found.append(part)
+            batches.append(part)
         elif part.split == "evaluation":
             raise ValueError(
                 f"'{name}' is of the evaluation split, which a search must not see: what is chosen by a text looks "
                 "better on it than it is. Take the calibration or the distillation split."
             )
         else:
-            found += part.batches()
-    if not found:
+            batches += part.batches()
+    if not batches:
         raise ValueError(f"'{name}' is empty: give at least one batch of text.")
-    return found
+    return batches
 
 
 def _read(model: PreTrainedModel, batches: list[Mapping[str, Tensor]]) -> list[Batch]:

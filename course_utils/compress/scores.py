@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import describe
+from course_utils.architectures import Architecture, describe
 from course_utils.channels import importance_of, watch_channels
 from course_utils.depth import watch_blocks
 from course_utils.files import replacing
 from course_utils.heads import watch_groups
 from course_utils.passes import read_once
+from course_utils.refusals import refuse_adaptive
 from course_utils.width import watch_neurons
 
 AXES = ("neurons", "groups", "channels", "blocks")
@@ -85,11 +86,11 @@ class Importance:
         """
         if not Path(path).is_file():
             raise ValueError(f"There are no scores at '{path}'; Importance.save writes them.")
-        found: dict[str, Any] = load_file(path)
+        scores: dict[str, Any] = load_file(path)
         names = set(cls.__dataclass_fields__)
-        if not {"neurons", "blocks"} <= set(found) <= names:
-            raise ValueError(f"'{path}' holds {sorted(found)}, not the scores of Importance.save.")
-        return cls(**dict.fromkeys(names) | found)
+        if not {"neurons", "blocks"} <= set(scores) <= names:
+            raise ValueError(f"'{path}' holds {sorted(scores)}, not the scores of Importance.save.")
+        return cls(**dict.fromkeys(names) | scores)
 
     def _present(self) -> dict[str, Tensor]:
         return {name: scores for name, scores in vars(self).items() if scores is not None}
@@ -111,7 +112,7 @@ def importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
-    refuse_uneven(model)
+    refuse_uneven(architecture)
     heads_can_go = architecture.family.own_head_size
     watchers = [watch_neurons, watch_blocks, *([watch_groups, watch_channels] if heads_can_go else [])]
     neurons, blocks, *rest = read_once(architecture, batches, *watchers)
@@ -129,14 +130,13 @@ def importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) 
     return found
 
 
-def refuse_uneven(model: PreTrainedModel) -> None:
+def refuse_uneven(architecture: Architecture) -> None:
     """Refuse a model that isn't whole: a candidate's one size would not fit all of its blocks.
 
     Raises:
         ValueError: blocks of different widths, attentions that are bypassed or removed, or an adaptive model.
     """
-    architecture = describe(model)
-    architecture.refuse_adaptive("search for a smaller version")
+    refuse_adaptive(architecture, "search for a smaller version")
     skipped = [number for number, attention in enumerate(architecture.attentions) if attention.skipped]
     if skipped or len(set(architecture.intermediate_sizes)) > 1:
         raise ValueError(

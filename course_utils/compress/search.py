@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,13 +20,15 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.channels import norm_factors
+from course_utils.choosing import best
 from course_utils.compress.scores import Importance, refuse_uneven
 from course_utils.depth import remove_blocks
 from course_utils.models import variant
+from course_utils.refusals import refuse_bound_heads
 from course_utils.reports import Size, model_size
-from course_utils.width import best
+from course_utils.surgery import keep_channels, keep_groups
 
-UNITS = ("parameters", "bytes", "milliseconds")
+_UNITS = ("parameters", "bytes", "milliseconds")
 # What is tried where nothing is said: shares of the whole model's size.
 _BLOCKS = (1, 0.95, 0.9, 0.85, 0.8, 0.75)
 _HIDDEN = (1, 15 / 16, 14 / 16, 13 / 16)
@@ -73,8 +75,13 @@ class Candidate:
         Raises:
             UnsupportedArchitecture: ``describe`` doesn't know the model.
         """
-        a = describe(model)
-        return cls(a.num_blocks, a.hidden_size, a.groups, max(a.intermediate_sizes), model_size(model).parameters)
+        return replace(_sizes_of(describe(model)), parameters=model_size(model).parameters)
+
+
+def _sizes_of(architecture: Architecture) -> Candidate:
+    return Candidate(
+        architecture.num_blocks, architecture.hidden_size, architecture.groups, max(architecture.intermediate_sizes)
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Budget:
 
     Attributes:
         amount: the most of it.
-        unit: one of ``UNITS``; bytes are those of the weights in the model's own dtype.
+        unit: "parameters", "bytes" (of the weights in the model's own dtype) or "milliseconds".
         measure: for milliseconds only: called with a cut model (the weights mean nothing, the shapes are right), gives
             its milliseconds. It should say the same for the same shapes, and more for wider MLPs.
 
@@ -97,7 +104,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         checks.positive("amount", self.amount)
-        checks.one_of("unit", self.unit, UNITS)
+        checks.one_of("unit", self.unit, _UNITS)
         wanted = self.unit == "milliseconds"
         if not (callable(self.measure) if wanted else self.measure is None):
             raise ValueError(
@@ -124,23 +131,24 @@ def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance)
             blocks differ. Everything is checked first.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
-    refuse_uneven(model)
-    whole = Candidate.of(model)
-    _check_sizes(describe(model), candidate, whole)
-    _check_scores(describe(model), importance)
-    small = variant(model)
-    blocks = best(importance.blocks, candidate.blocks)
-    remove_blocks(small, sorted(set(range(whole.blocks)) - set(blocks.tolist())))
+    architecture = describe(model)
+    refuse_uneven(architecture)
+    whole = _sizes_of(architecture)
+    _check_sizes(architecture, candidate, whole)
+    _check_scores(architecture, importance)
+    small, blocks = variant(model), best(importance.blocks, candidate.blocks)
+    if candidate.blocks < whole.blocks:
+        remove_blocks(small, sorted(set(range(whole.blocks)) - set(blocks.tolist())))
     architecture = describe(small)
     if candidate.groups < whole.groups and importance.groups is not None:
-        architecture.keep_groups([best(importance.groups[block], candidate.groups) for block in blocks])
+        keep_groups(architecture, [best(importance.groups[block], candidate.groups) for block in blocks])
     if candidate.neurons < whole.neurons:
         for mlp, block in zip(architecture.mlps, blocks, strict=True):
             mlp.keep(best(importance.neurons[block], candidate.neurons).to(mlp.columns.device))
     if candidate.hidden < whole.hidden and importance.channels is not None and importance.energies is not None:
         channels, each = best(importance.channels, candidate.hidden), len(architecture.family.norms)
         rows = [int(block) * each + norm for block in blocks for norm in range(each)]
-        architecture.keep_channels(channels, norm_factors(importance.energies[[*rows, -1]], channels))
+        keep_channels(architecture, channels, norm_factors(importance.energies[[*rows, -1]], channels))
     architecture.sync_config()
     return small
 
@@ -178,8 +186,8 @@ def candidates(
             what the smallest and the largest one would cost.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
-    refuse_uneven(model)
     architecture, whole = describe(model), Candidate.of(model)
+    refuse_uneven(architecture)
     checks.whole_number("multiple_of", multiple_of, least=1, most=whole.neurons, meaning="the MLPs' width")
     checks.share("least_width", least_width)
     checks.share("tolerance", tolerance)
@@ -187,28 +195,28 @@ def candidates(
     depths = _tried("blocks", blocks, whole.blocks, [round(share * whole.blocks) for share in _BLOCKS])
     counts = _tried("groups", groups, whole.groups, range(-(-whole.groups // 2), whole.groups + 1) if able else [])
     if not able and counts != [whole.groups]:
-        architecture.refuse_bound_heads("cut KV groups")
-    pricing, found, seen = _Pricing(model, budget, multiple_of, max(1, math.ceil(least_width * whole.neurons))), [], []
-    shapes = []
+        refuse_bound_heads(architecture, "cut KV groups")
+    pricing = _Pricing(model, budget, multiple_of, max(1, math.ceil(least_width * whole.neurons)))
+    shapes, fitting, costs = [], [], []
     for count in counts:
         sizes = [_legal_below(architecture, share * whole.hidden, count) for share in _HIDDEN] if able else []
         for size in _tried("hidden", hidden, whole.hidden, [size for size in sizes if size]):
             if size != whole.hidden and not able:
-                architecture.refuse_bound_heads("cut channels")
+                refuse_bound_heads(architecture, "cut channels")
             if architecture.accepts(groups=count, hidden_size=size) or not able:
                 shapes += [(depth, size, count) for depth in depths]
     for shape in tqdm(shapes, desc="sizes", unit="shape", leave=False, delay=2):
         candidate = pricing.widest(*shape)
-        seen.append(candidate.cost)
+        costs.append(candidate.cost)
         if (1 - tolerance) * budget.amount <= candidate.cost <= budget.amount:
-            found.append(candidate)
-    if not found:
-        given = f"{min(seen):,.4g} to {max(seen):,.4g}" if seen else "none that transformers takes"
+            fitting.append(candidate)
+    if not fitting:
+        given = f"{min(costs):,.4g} to {max(costs):,.4g}" if costs else "none that transformers takes"
         raise ValueError(
             f"No version costs {(1 - tolerance) * budget.amount:,.4g} to {budget.amount:,.4g} {budget.unit}; those "
             f"that come nearest cost {given}. Change the budget, raise 'tolerance', or give other sizes to try."
         )
-    return sorted(found, reverse=True)
+    return sorted(fitting, reverse=True)
 
 
 @check_types
@@ -275,14 +283,19 @@ class _Pricing:
         return Candidate(blocks, hidden, groups, width, parameters, costs[low] if low in costs else cost(width))
 
     def _weights(self, unit: str, blocks: int, hidden: int, groups: int, width: int) -> int:
-        """Parameters or bytes: straight lines over the blocks, and over the neurons of each."""
+        """Parameters or bytes, from three versions that are really cut: C(blocks, neurons) = C(1, n), C(2, n), C(1, w).
+
+        C(b, m) = C(1, n) + (b - 1) (C(2, n) - C(1, n)) + b (C(1, w) - C(1, n)) (m - n) / (w - n)
+
+        with n the narrowest and w the whole width: each block costs the same, and so does each neuron of a block.
+        """
         narrowest, whole = self._widths[0], self._widths[-1]
         if (hidden, groups) not in self._known:
             corners = [(1, narrowest), (describe(self._few).num_blocks, narrowest), (1, whole)]
             self._known[hidden, groups] = [self._size(count, hidden, groups, of) for count, of in corners]
-        one, two, wide = (getattr(size, unit) for size in self._known[hidden, groups])
-        wider = (wide - one) * (width - narrowest) // max(1, whole - narrowest)
-        return one + (blocks - 1) * (two - one) + blocks * wider
+        single, double, wide = (getattr(size, unit) for size in self._known[hidden, groups])
+        widening = (wide - single) * (width - narrowest) // max(1, whole - narrowest)  # of one block; no remainder
+        return single + (blocks - 1) * (double - single) + blocks * widening
 
     def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
         return model_size(shrink(self._few, Candidate(blocks, hidden, groups, neurons), _no_scores(self._few)))
@@ -306,7 +319,7 @@ def _check_sizes(architecture: Architecture, candidate: Candidate, whole: Candid
         checks.whole_number(name, size, least=1, most=whole.sizes[name], meaning="the whole model's")
     if (candidate.groups, candidate.hidden) == (whole.groups, whole.hidden):
         return
-    architecture.refuse_bound_heads("cut KV groups and channels")
+    refuse_bound_heads(architecture, "cut KV groups and channels")
     if not architecture.accepts(groups=candidate.groups, hidden_size=candidate.hidden):
         raise ValueError(
             f"transformers refuses a {architecture.name} model with hidden size {candidate.hidden} and "

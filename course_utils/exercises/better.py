@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from course_utils.evaluation import Perplexity, perplexity_ratio
-from course_utils.exercises import require
+from course_utils.exercises.checking import require
 from course_utils.reports import with_interval
 
 

@@ -11,8 +11,8 @@ from torch.nn.functional import gelu, linear
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from course_utils.choosing import kept_width
 from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
-from course_utils.width import kept_width
 
 #: name -> (how it is stored, the axis that counts neurons).
 _AXES = {

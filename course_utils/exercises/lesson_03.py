@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import describe
+from course_utils.choosing import kept_width
 from course_utils.evaluation import paired, perplexity
 from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
 from course_utils.models import variant
 from course_utils.reports import model_size
 from course_utils.texts import DOMAINS, TokenBlocks, token_blocks
 from course_utils.uncertainty import verdict
-from course_utils.width import kept_width, neuron_importance, prune_neurons
+from course_utils.width import neuron_importance, prune_neurons
 
 BUDGET = 0.2  # share of all MLP neurons whose parameters have to go
 _ROWS, _LENGTH = 4, 64  # rows of each domain in the held-out text

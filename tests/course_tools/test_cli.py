@@ -18,7 +18,7 @@ from course_tools import cli, environment, processes
 from course_tools.learner import personal
 from course_tools.lessons import authoring, notebooks
 from course_tools.workshop import pack
-from course_utils import assets, models, session
+from course_utils import assets, embedded_llama, session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,9 +29,7 @@ def course(tmp_path, monkeypatch):
     for name, folder in {"LESSONS": "lessons", "NOTEBOOKS": "notebooks", "BUILD": "build"}.items():
         monkeypatch.setattr(cli, name, tmp_path / folder)
     monkeypatch.setattr(cli, "README", tmp_path / "README.md")
-    monkeypatch.setattr(cli, "EXPECTED", tmp_path / "expected.json")
     monkeypatch.setattr(cli, "TEACHING", tmp_path / "teaching.md")
-    (tmp_path / "expected.json").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setattr(notebooks.Course, "read", lambda root: notebooks.Course("someone/somewhere", "main"))
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons: None)
@@ -113,12 +111,12 @@ def test_asset_that_cannot_be_fetched_is_explained_without_a_traceback(course, m
 def test_build_writes_both_forms_once(course, capsys):
     (course / "README.md").write_text(f"# Course\n\n{notebooks.TABLE_BEGIN}\n{notebooks.TABLE_END}\n", encoding="utf-8")
     assert cli.main(["build"]) == 0
-    assert capsys.readouterr().out.count("written ") == 4, "two notebooks, the results to expect, and the table"
+    assert capsys.readouterr().out.count("written ") == 3, "two notebooks, and the table"
     assert "[A small lesson](notebooks/01_small.ipynb)" in (course / "README.md").read_text(encoding="utf-8")
     assert cli.main(["build"]) == 0
-    assert capsys.readouterr().out.count("unchanged ") == 4
-    assert cli.main(["build", "01"]) == 0
     assert capsys.readouterr().out.count("unchanged ") == 3
+    assert cli.main(["build", "01"]) == 0
+    assert capsys.readouterr().out.count("unchanged ") == 2
 
 
 def test_build_execute_saves_outputs_that_later_builds_keep_and_lists_numbers_that_none_shows(course, capsys):
@@ -155,7 +153,7 @@ def test_check_fails_only_on_fail(monkeypatch, capsys):
 def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkeypatch):
     fetched = []
     monkeypatch.setattr(assets, "fetch", fetched.append)
-    monkeypatch.setattr(models, "embedded_llama", lambda: fetched.append("converted"))
+    monkeypatch.setattr(embedded_llama, "embedded_llama", lambda: fetched.append("converted"))
     texts = [LESSON.replace("assets: []", f"assets: [{', '.join(names)}]") for names in lessons]
     cli.fetch_assets([authoring.read_lesson(write_lesson(tmp_path, text)) for text in texts])
     assert fetched == opened
@@ -302,29 +300,46 @@ def test_progress_without_a_folder(course, capsys):
     assert "`python course.py lab` makes it" in capsys.readouterr().out
 
 
-def test_verify_names_the_cell_where_a_run_leaves(course, at_home, capsys):
-    assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"])
+def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsys):
+    """A lesson without verdicts; those with some: tests/course_tools/lessons/verdicts/test_lesson_01.py."""
+    (course / "lessons" / "01_small.py").unlink()
+    add_lesson(course, "02")
+    assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"]) == cli.main(["lab"])
     capsys.readouterr()
     assert cli.main(["verify"]) == 0
-    assert capsys.readouterr().out == "01  not run yet\n"
-    assert cli.main(["verify", "1", str(course / "build")]) == 0
-    assert "01  1 of 1 cells run; profile smoke, so numbers aren't compared; as expected" in capsys.readouterr().out
-    path = course / "build" / "01_small.ipynb"
+    assert capsys.readouterr().out == "02  not run yet\n"
+    assert cli.main(["verify", "2", str(course / "build")]) == 0
+    assert capsys.readouterr().out == (
+        "02  1 of 1 cells run; profile smoke is not what the text is about, so numbers aren't compared\n"
+    )
+    path = course / "build" / "02_other.ipynb"
     embedded = path.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded")
     path.write_text(embedded.replace('"42"', '"54"'), encoding="utf-8")
-    assert cli.main(["verify", str(course / "build")]) == 1
+    assert cli.main(["verify", str(course / "build")]) == 0
     out = capsys.readouterr().out
-    assert (
-        "1 numbers compared (bfloat16), half of them to within 5.0%; leaves the saved run in 1 cells" in out
-        and "54 instead of 42" in out
-    )
+    assert "0% of 1 numbers within 5% of the saved run's" in out and "how alike two runs are" in out
+    path.write_text(embedded.replace('"42"', '"54 and 7"'), encoding="utf-8")
+    assert cli.main(["verify", str(course / "build")]) == 0
+    assert "cell `import sys`: it prints 2 numbers, and 1 in the saved run" in capsys.readouterr().out
     assert cli.main(["verify", str(course / "nowhere")]) == 0
     assert "no notebook of it" in capsys.readouterr().out
     assert cli.main(["verify", "here", "there"]) == 1
     path.write_text("{", encoding="utf-8")
     capsys.readouterr()
     assert cli.main(["verify", str(course / "build")]) == 1
-    assert "01_small.ipynb can't be read as a notebook" in capsys.readouterr().err
+    assert "02_other.ipynb can't be read as a notebook" in capsys.readouterr().err
+
+
+def test_verify_says_where_a_run_stopped(course, capsys):
+    assert cli.main(["build", "--execute"]) == 0
+    write_lesson(course / "lessons", LESSON.replace('print("seen")', "raise MemoryError(1)"))
+    assert cli.main(["run", "--profile", "smoke"]) == 1
+    path = course / "build" / "01_small.ipynb"
+    text = path.read_text(encoding="utf-8").replace("raise MemoryError(1)", 'print(\\"seen\\")')
+    path.write_text(text, encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["verify", str(course / "build")]) == 1
+    assert "cell `import sys`: it stopped with MemoryError: 1" in capsys.readouterr().out
 
 
 def test_pack_goes_through_its_steps(course, monkeypatch, capsys):

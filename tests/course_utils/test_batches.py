@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from course_utils.batches import read_batch, read_batches
+from course_utils.batches import padded, read_batch, read_batches
 
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
 IDS = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 0]])
@@ -13,6 +13,13 @@ IDS = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 0]])
 
 def read(batch):
     return read_batch(batch, vocab_size=10, device="cpu")
+
+
+@pytest.mark.parametrize(("side", "real"), [("right", [[1, 1, 0], [1, 1, 1]]), ("left", [[0, 1, 1], [1, 1, 1]])])
+def test_shorter_rows_are_padded_on_either_side(side, real):
+    batch = padded([[5, 6], [7, 8, 9]], side=side)
+    assert batch["attention_mask"].tolist() == real
+    assert batch["input_ids"][batch["attention_mask"].bool()].tolist() == [5, 6, 7, 8, 9]
 
 
 def test_positions_and_predictions_count_real_tokens():
@@ -68,3 +75,8 @@ def test_batches_come_one_by_one_and_at_least_one():
 def test_what_holds_no_batches_is_refused(wrong):
     with pytest.raises(ValueError, match="^'batches' must be an iterable of batches, such as a list of mappings; got "):
         list(read_batches(wrong, vocab_size=10, device="cpu"))
+
+
+def test_a_model_without_numbers_cannot_read():
+    with pytest.raises(ValueError, match="'meta' device"):
+        read_batch({"input_ids": torch.ones(1, 2, dtype=torch.long)}, vocab_size=9, device="meta")

@@ -24,9 +24,10 @@ from course_utils.channels import (
     prune_channels,
 )
 from course_utils.checkpoints import load_pruned, save_pruned
+from course_utils.choosing import best
 from course_utils.heads import prune_kv_groups
 from course_utils.models import variant
-from course_utils.width import best, neuron_importance, prune_neurons
+from course_utils.width import neuron_importance, prune_neurons
 
 ABLE = [name for name in FAMILIES if families.FAMILIES[name].own_head_size]
 BOUND = [name for name in FAMILIES if name not in ABLE]

@@ -6,10 +6,12 @@ import json
 
 import pytest
 import torch
-from programs import assert_all_equal_elsewhere
+from programs import TESTS, assert_all_equal_elsewhere
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
 from transformers import AutoModelForCausalLM
 
+from course_utils.architectures import cast_weights
+from course_utils.attention import bypass_attention
 from course_utils.checkpoints import MODELING_FILE, CheckpointError, load_pruned, save_pruned
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -162,3 +164,105 @@ def test_bad_folders(tokenizer, tmp_path):
 def test_dtype_on_loading(tokenizer, tmp_path):
     folder = save_pruned(pruned(layers=[1]), tokenizer, tmp_path / "model")
     assert load_pruned(folder, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}  # its layout: norms behind the sums, a projection
+
+
+@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.no_grad()
+def test_a_norm_behind_the_sum_outlives_its_attention(dtype, remove, tokenizer, tmp_path):
+    model = tiny_model("opt", dtype=DTYPES[dtype], **OPT_350M)
+    bypass_attention(model, [1], remove=remove)
+    folder = save_pruned(model, tokenizer, tmp_path / "opt")
+    assert torch.equal(load_pruned(folder)[0](IDS).logits, model(IDS).logits)
+    torch.save(model(IDS).logits, tmp_path / "opt.pt")
+    script = ELSEWHERE.format(families=["opt"], root=tmp_path.as_posix(), ids=IDS.tolist())
+    assert_all_equal_elsewhere(script, tmp_path)
+
+
+LOADED_BY_PLAIN_TRANSFORMERS = """
+import sys
+sys.path[:0] = {paths!r}
+import torch
+from transformers import AutoModelForCausalLM
+from tiny import tiny_batches, word_tokenizer
+from course_utils.architectures import describe
+from course_utils.attention import attention_importance, bypass_attention
+from course_utils.checkpoints import load_pruned, save_pruned
+from course_utils.depth import remove_blocks
+from course_utils.width import neuron_importance, prune_neurons
+ids = torch.tensor({ids})
+with torch.no_grad():
+    for family in {families!r}:
+        model = AutoModelForCausalLM.from_pretrained(f"{root}/{{family}}", trust_remote_code=True)
+        assert torch.equal(model(ids).logits, torch.load(f"{root}/{{family}}.pt")), family
+        assert [attention.removed for attention in describe(model).attentions] == [False, True, False], family
+        assert abs(attention_importance(model, tiny_batches())[1]) < 1e-6, family
+        prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, layers=[1])
+        bypass_attention(model, [0, 1])
+        remove_blocks(model, [2])
+        again, _ = load_pruned(save_pruned(model, word_tokenizer(), f"{root}/again"))
+        assert torch.equal(again(ids).logits, model(ids).logits), family
+print("all equal")
+"""
+
+
+@torch.no_grad()
+def test_a_removed_attention_is_known_when_plain_transformers_loaded_it(tokenizer, tmp_path):
+    for family in FAMILIES:
+        model = tiny_model(family)
+        bypass_attention(model, [1], remove=True)
+        save_pruned(model, tokenizer, tmp_path / family)
+        torch.save(model(IDS).logits, tmp_path / f"{family}.pt")
+    settings = {"families": FAMILIES, "root": tmp_path.as_posix(), "ids": IDS.tolist()}
+    paths = [str(TESTS), str(TESTS.parent)]  # the tiny models, this clone's package
+    assert_all_equal_elsewhere(LOADED_BY_PLAIN_TRANSFORMERS.format(paths=paths, **settings), tmp_path)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_one_matrix_for_head_and_embedding_is_one_when_loaded(family, uneven, tokenizer, tmp_path):
+    """Whatever the configuration says: transformers would save no head, and make up another."""
+    model = tiny_model(family, tie_word_embeddings=False)
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, layers=[1] if uneven else None)
+    folder = save_pruned(model, tokenizer, tmp_path / "model")
+    reloaded, _ = load_pruned(folder)
+    assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
+    assert reloaded.get_output_embeddings().weight is reloaded.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_two_matrices_for_head_and_embedding_are_two_when_loaded(family, tokenizer, tmp_path):
+    model = tiny_model(family, tie_word_embeddings=True)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight + 0.1)
+    reloaded, _ = load_pruned(save_pruned(model, tokenizer, tmp_path / "model"))
+    assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
+
+
+def test_a_model_without_content_is_not_saved(tokenizer, tmp_path):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_model().config)
+    with pytest.raises(ValueError, match="Can't save this model: .* 'meta' device"):
+        save_pruned(model, tokenizer, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cast", ["to", "half", "cast_weights"])
+@torch.no_grad()
+def test_only_cast_weights_keeps_the_round_trip_exact(cast, tokenizer, tmp_path):
+    """What the docstrings of ``save_pruned`` and ``load_pruned`` say of rotary frequencies."""
+    model = tiny_model(
+        "llama", rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, max_position_embeddings=4096
+    )
+    dtype = torch.float16 if cast == "half" else torch.bfloat16
+    {"to": lambda: model.to(dtype), "half": model.half, "cast_weights": lambda: cast_weights(model, dtype)}[cast]()
+    ids = torch.randint(3, 97, (1, 600), generator=torch.Generator().manual_seed(0))
+    reloaded, _ = load_pruned(save_pruned(model, tokenizer, tmp_path / "model"))
+    assert reloaded.dtype is dtype
+    assert torch.equal(reloaded(ids).logits, model(ids).logits) is (cast == "cast_weights")

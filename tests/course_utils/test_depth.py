@@ -49,6 +49,17 @@ def test_removed_equals_skipped(family, gone, tmp_path):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(IDS).logits, expected)
 
 
+@pytest.mark.parametrize("gone", [[0], [1, 3], [4]])
+def test_readers_that_know_no_layer_types_find_the_windows(gone):
+    """transformers before ``layer_types`` and vLLM's Qwen2 read ``max_window_layers`` alone."""
+    model = tiny_model("qwen2", layers=5, max_window_layers=3)
+    remove_blocks(model, gone)
+    fields = model.config.to_dict()
+    told = fields.pop("layer_types")
+    assert set(told) == {"full_attention", "sliding_attention"}
+    assert type(model.config)(**fields).layer_types == told
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_cached_generation_equals_uncached(family):

@@ -16,9 +16,10 @@ from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.checkpoints import load_pruned, save_pruned
+from course_utils.choosing import best
 from course_utils.heads import head_importance, legal_groups, prune_kv_groups
 from course_utils.models import variant
-from course_utils.width import best, neuron_importance, prune_neurons
+from course_utils.width import neuron_importance, prune_neurons
 
 ABLE = [name for name in FAMILIES if families.FAMILIES[name].own_head_size]
 BOUND = [name for name in FAMILIES if name not in ABLE]

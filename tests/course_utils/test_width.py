@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import BatchEncoding
 
 from course_utils.architectures import describe
-from course_utils.width import CRITERIA, WEIGHT_CRITERIA, kept_width, neuron_importance, prune_neurons, strongest
+from course_utils.choosing import kept_width
+from course_utils.width import CRITERIA, WEIGHT_CRITERIA, neuron_importance, prune_neurons
 
 
 def scores_for(model, criterion="l2"):
@@ -99,34 +100,6 @@ def test_weights_stay_tied_and_trainable():
     loss = model(**tiny_batches()[0], labels=tiny_batches()[0]["input_ids"]).loss
     loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-
-
-@given(width=st.integers(1, 20000), percent=st.integers(0, 99), multiple=st.sampled_from([1, 8, 64, 128]))
-def test_kept_width(width, percent, multiple):
-    kept = kept_width(width, percent / 100, multiple)
-    exact = width - width * percent // 100  # integers don't round
-    assert 1 <= exact <= kept <= width
-    assert kept < exact + multiple
-    assert kept % multiple == 0 or kept == width
-
-
-def test_the_strongest_stay_in_their_old_order_and_of_equals_the_first():
-    scores = torch.tensor([3.0, 1.0, 5.0, 1.0, 4.0, 1.0])
-    kept = strongest(scores, 0.4)  # floor(2.4) go
-    assert kept.tolist() == [0, 1, 2, 4] and kept.dtype == torch.int64
-    assert strongest(scores, 0.4, multiple_of=5).tolist() == [0, 1, 2, 3, 4]
-    assert strongest(scores, 0.0).tolist() == list(range(6))
-    for ratio in (1.0, -0.1, 40, float("nan"), "0.4"):
-        with pytest.raises(ValueError, match=r"\[0, 1\)"):
-            strongest(scores, ratio)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"width": 0}, {"width": True}, {"width": 8.0}, {"ratio": True}, {"multiple_of": 0}, {"multiple_of": True}]
-)
-def test_widths_out_of_range(wrong):
-    with pytest.raises(ValueError, match=f"'{next(iter(wrong))}' "):
-        kept_width(**{"width": 8, "ratio": 0.5} | wrong)
 
 
 @settings(max_examples=25, deadline=None)

@@ -110,11 +110,13 @@ def test_whatever_happens_work_stays(tmp_path_factory, steps):
         assert work.items() <= contents(folder).items()
 
 
-def test_folder_is_chosen(tmp_path):
-    assert personal.folder_of(tmp_path, None, {}) == tmp_path / "my_course"
-    assert personal.folder_of(tmp_path, None, {personal.VARIABLE: "/somewhere"}) == Path("/somewhere").absolute()
-    assert personal.folder_of(tmp_path, "here", {personal.VARIABLE: "/somewhere"}) == Path("here").absolute()
-    assert personal.folder_of(tmp_path, "~/here", {}) == Path.home() / "here"
+def test_folder_is_chosen(tmp_path, monkeypatch):
+    monkeypatch.delenv(personal.VARIABLE, raising=False)
+    assert personal.folder_of(tmp_path, None) == tmp_path / "my_course"
+    monkeypatch.setenv(personal.VARIABLE, "/somewhere")
+    assert personal.folder_of(tmp_path, None) == Path("/somewhere").absolute()
+    assert personal.folder_of(tmp_path, "here") == Path("here").absolute()
+    assert personal.folder_of(tmp_path, "~/here") == Path.home() / "here"
 
 
 def test_bad_folders_are_refused(course):

@@ -1,4 +1,4 @@
-"""Numbers that a run printed: found in lines and tables, with what stands beside them, and none that is a time."""
+"""What a run printed: numbers in lines and tables, with what stands beside them, and the tables themselves."""
 
 import re
 
@@ -6,7 +6,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from course_tools.lessons.printed import Number, numbers_of, picked
+from course_tools.lessons.printed import Number, numbers_in, numbers_of, picked, tables_of
 
 
 def printed(text):
@@ -37,19 +37,15 @@ def test_numbers_of_lines_and_tables():
     assert found(table(nested)) == [("1", "arc, whole · value"), ("2", "arc, cut · value")], "a name that spans rows"
 
 
-def test_what_belongs_to_the_machine_is_left_out():
-    assert not found(printed("took 3.2 seconds\ndecode 14 tokens/s\n12,192 predicted tokens in 80 s\n"))
-    timed = pd.DataFrame({"time, × dense": [0.5], "ci_low": [0.4], "ci_high": [0.6], "MB": [4.7]}, index=["cut"])
-    assert found(table(timed)) == [("4.7", "cut · MB")]
-    counted = pd.DataFrame({"damage": [0.5], "ci_low": [0.4]}, index=["cut"])
-    assert len(found(table(counted))) == 2, "an interval of something else stays"
-    rows = pd.DataFrame({"unpruned": ["1.0", "34.0"]}, index=["prefill, × unpruned", "perplexity"])
-    assert found(table(rows)) == [("34.0", "perplexity · unpruned")]
-    spanned = pd.MultiIndex.from_product([["prefill", "harm"], ["whole", "cut"]])
-    assert found(table(pd.DataFrame({"value": [1, 2, 3, 4]}, index=spanned))) == [
-        ("3", "harm, whole · value"),
-        ("4", "harm, cut · value"),
-    ]
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [(".31 and −2e-05", [".31", "−2e-05"]), ("Python 3.11.7, Q4_1, 32x, 3.2x", []), ("31% of 1,024.", ["31", "1,024"])],
+)
+def test_what_is_a_number(text, numbers):
+    assert [number.text for number in numbers_in(text)] == numbers
+
+
+def test_pictures_and_what_models_write_are_left_out():
     picture = nbformat.v4.new_output("display_data", data={"image/png": "", "text/plain": "15 bars"})
     assert not found(picture)
     assert not found(printed("  unpruned … was born in 1732 and\n"))
@@ -57,6 +53,23 @@ def test_what_belongs_to_the_machine_is_left_out():
     assert not found(table(pd.DataFrame([["Paris. It has 17000001"]], index=["unpruned"], columns=prompts)))
     texts = pd.DataFrame({"tokens": [128]}, index=pd.Index(["a long one"], name="prompt"))
     assert found(table(texts)) == [("128", "a long one · tokens")], "of the prompt itself"
+
+
+def test_rows_and_columns_of_a_table():
+    index = pd.MultiIndex.from_product([["wiki", "speeches"], ["L1", "random"]])
+    frame = pd.DataFrame({"harm": ["1.5 (1.2 to 1.8)", "2", "–", "4"], "left": [1, 2, 3, 4]}, index=index)
+    (read,) = tables_of([table(frame)])
+    assert read.column("harm") == {"wiki, L1": 1.5, "wiki, random": 2, "speeches, random": 4} == read.column(0)
+    assert read.row("speeches, L1") == {"left": 3}
+    for missing in (lambda: read.column("gain"), lambda: read.row("L1"), lambda: read.column(2)):
+        with pytest.raises(LookupError):
+            missing()
+
+
+def test_a_report_has_its_caption():
+    page = "<table><caption>cut</caption><tr><th></th><th>before</th></tr><tr><th>blocks</th><td>6</td></tr></table>"
+    (read,) = tables_of([nbformat.v4.new_output("execute_result", data={"text/plain": "", "text/html": page})])
+    assert read.caption == "cut" and str(read).split() == ["cut", "before", "blocks", "6"]
 
 
 def test_numbers_are_picked_by_what_stands_beside_them():
@@ -68,15 +81,11 @@ def test_numbers_are_picked_by_what_stands_beside_them():
             picked(run, {"a": ("ratio … (…)", 0), "missing": missing})
 
 
-def test_tolerance():
-    def agrees(got, expected, label="damage"):
-        return Number(got, label).agrees(Number(expected), 0.05)
+def test_nearness():
+    def near(got, expected):
+        return Number(got).is_near(Number(expected), 0.05)
 
-    assert agrees("104.9", "100.0") and not agrees("106.0", "100.0")
-    assert agrees("0.02", "0.01") and not agrees("0.03", "0.01"), "one unit of the last digit is rounding"
-    assert agrees("18", "19") and not agrees("17", "19")
-    assert agrees("4e-06", "9e-08") and not agrees("2e-02", "9e-08"), "noise may be any size, as long as it is noise"
-    assert agrees("-1.00", "−1.00") and not agrees("1.00", "-1.00")
-    assert agrees("76,250,268", "76,250,268", "GPT-2 · parameters") and not agrees(
-        "76,250,269", "76,250,268", "parameters"
-    )
+    assert near("104.9", "100.0") and not near("106.0", "100.0")
+    assert near("0.02", "0.01") and not near("0.03", "0.01"), "one unit of the last digit is rounding"
+    assert near("18", "19") and not near("17", "19")
+    assert near("-1.00", "−1.00") and not near("1.00", "-1.00")

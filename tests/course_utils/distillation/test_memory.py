@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.benchmarking import peak_memory
+from course_utils.choosing import kept_width
 from course_utils.distillation import distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.teacher_states import remember_teacher
 from course_utils.models import variant
-from course_utils.width import kept_width, neuron_importance, prune_neurons
+from course_utils.width import neuron_importance, prune_neurons
 
 SHAPE = {
     "vocab_size": 8192,

@@ -6,9 +6,10 @@ import pytest
 import torch
 from exercise_cases import cases_of
 
+from course_utils.choosing import kept_width
 from course_utils.exercises import lesson_03
 from course_utils.models import load_model
-from course_utils.width import kept_width, neuron_importance, prune_neurons
+from course_utils.width import neuron_importance, prune_neurons
 
 
 def peaks(rows):

@@ -8,8 +8,8 @@ import torch
 from exercise_cases import cases_of
 
 from course_utils.bias.fairness import protect_first
+from course_utils.choosing import strongest
 from course_utils.exercises import lesson_09
-from course_utils.width import strongest
 
 
 def neurons_to_cut(importance, bias, protected, count, *, least=False, rounding=math.ceil):

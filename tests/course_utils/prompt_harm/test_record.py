@@ -6,7 +6,7 @@ from tiny_harm import SETS, long_enough, texts
 from course_utils.prompt_harm import record
 from course_utils.prompt_harm.harms import ANSWER_TOKENS, measure
 from course_utils.prompt_harm.prompts import Case
-from course_utils.prompt_harm.record import DIRECTIONS, RECORD, Record, harm_at_random, principal_states
+from course_utils.prompt_harm.record import _DIRECTIONS, RECORD, Record, _principal_states, harm_at_random
 
 
 def a_record(tokenizer):
@@ -46,8 +46,8 @@ def test_only_prompts_that_choose_set_the_directions():
     states = np.random.default_rng(0).normal(size=(60, 2, 8))
     changed = states.copy()
     changed[40:] *= 9
-    found, other = (principal_states(values, choosing=40) for values in (states, changed))
-    assert found.shape == (60, DIRECTIONS)
+    found, other = (_principal_states(values, choosing=40) for values in (states, changed))
+    assert found.shape == (60, _DIRECTIONS)
     np.testing.assert_allclose(found[:40], other[:40])
     np.testing.assert_allclose(found[:40].std(0), 1)
 

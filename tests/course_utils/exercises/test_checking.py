@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils.exercises import exercise, require, rule_out, true_or_false
+from course_utils.exercises.checking import exercise, require, rule_out, true_or_false
 
 WEIGHT = torch.tensor([[1.0, -2.0], [-3.0, 0.0]])
 

@@ -1,0 +1,58 @@
+"""Which parts stay: so many of the highest scores, in their old order."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from course_utils import checks
+from course_utils.argument_types import check_types
+
+
+@check_types
+def best(scores: Tensor, count: int) -> Tensor:
+    """The ``count`` highest of these scores [all], as numbers int64 [count] in ascending order; of equals the lower.
+
+    Raises:
+        ValueError: ``count`` isn't a whole number from 0 to the number of scores.
+    """
+    checks.whole_number("count", count, least=0, most=len(scores), meaning="the scores there are")
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+@check_types
+def strongest(scores: Tensor, ratio: float, multiple_of: int = 1) -> Tensor:
+    """The neurons that stay when ``prune_neurons`` cuts by these scores.
+
+    Args:
+        scores: one a neuron, [width].
+        ratio: share to remove, in [0, 1).
+        multiple_of: round what remains up to this multiple.
+
+    Returns:
+        int64 [kept], in their old order. Of equal scores the lower number stays.
+
+    Raises:
+        ValueError: ``ratio`` or ``multiple_of`` out of range.
+
+    >>> strongest(Tensor([3.0, 1.0, 5.0, 2.0]), ratio=0.5)
+    tensor([0, 2])
+    """
+    return best(scores, kept_width(len(scores), ratio, multiple_of))
+
+
+def kept_width(width: int, ratio: float, multiple_of: int = 1) -> int:
+    """Neurons that remain of ``width`` when ``floor(ratio x width)`` go, rounded up to a multiple, at most ``width``.
+
+    Raises:
+        ValueError: ``width`` or ``multiple_of`` below 1, or ``ratio`` outside [0, 1).
+
+    >>> kept_width(1536, 0.2), kept_width(1536, 0.2, multiple_of=128)
+    (1229, 1280)
+    """
+    checks.whole_number("width", width, least=1)
+    checks.ratio(ratio)
+    checks.whole_number("multiple_of", multiple_of, least=1)
+    removed = min(math.floor(ratio * width + 1e-9), width - 1)  # 0.29 * 100 is 28.999999999999996
+    return min(width, math.ceil((width - removed) / multiple_of) * multiple_of)

@@ -1,0 +1,198 @@
+"""Checks that tell a learner, in one line, where an exercise stands.
+
+For instance::
+
+    @exercise(1, task="Return one L1 norm for each neuron.", proved="Each neuron's weights are summed by magnitude.")
+    def check_l1_scores(attempt):
+        scores = attempt(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
+        require(scores.shape == (2,), "Sum over the rows: GPT-2's weight is [inputs, neurons].")
+        require(scores[1] == 2, "Take magnitudes before you sum; signs cancel.")
+
+Called with the learner's function (or value, or several of them), the check prints "not solved yet", "not yet" with
+the likely mistake, or "correct", and returns whether it was. It never raises: an unsolved exercise must not stop
+"Run all". It leaves torch's random state as it found it, so that the rest of the notebook gives the same numbers
+whether or not an exercise is solved.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+
+Attempt = Callable[..., Any]  # a learner's function
+
+
+class _Unsolved(Exception):
+    """The stub is still there."""
+
+
+class _Mistake(Exception):
+    """The attempt is wrong; the message says how."""
+
+
+def require(condition: Any, mistake: str) -> None:
+    """Inside a check: stop with the likely ``mistake``, a sentence for the learner, unless ``condition`` holds."""
+    if not condition:
+        raise _Mistake(mistake)
+
+
+def rule_out(
+    mistakes: Iterable[tuple[Any, str]],
+    given: Any,
+    right: Any,
+    *,
+    same: Callable[[Any, Any], Any] = operator.eq,
+    where: str = "",
+) -> None:
+    """Inside a check: stop with the mistake that leads to what was given.
+
+    Args:
+        mistakes: what a mistake leads to, and a sentence for the learner. One that leads to the right answer too is
+            passed over.
+        given: the learner's answer.
+        right: the right one.
+        same: whether two answers are the same.
+        where: put before the sentence.
+    """
+    for wrong, mistake in mistakes:
+        require(same(wrong, right) or not same(given, wrong), where + mistake)
+
+
+def true_or_false(answer: Any) -> bool:
+    """Inside a check: the answer, which must be True or False (torch's and numpy's are fine)."""
+    require(
+        isinstance(answer, bool) or str(getattr(answer, "dtype", "")).endswith("bool"),
+        f"Return True or False; yours returned a {type(answer).__name__}.",
+    )
+    return bool(answer)
+
+
+def chosen(given: Any, right: Collection[str], reasons: Mapping[str, str]) -> None:
+    """Inside a check: stop unless the learner chose the right statements, with the reason for the first wrong choice.
+
+    Args:
+        given: the learner's letters, such as {"a", "c"}.
+        right: the letters to choose.
+        reasons: every letter, and a sentence on why that statement holds or doesn't.
+    """
+    require(isinstance(given, set | list | tuple), f'Choose letters, for instance {{"a", "b"}}; yours is {given!r}.')
+    unknown = sorted(map(str, set(given) - set(reasons)))
+    require(not unknown, f"There is no {', '.join(unknown)}; choose among {', '.join(reasons)}.")
+    for letter, reason in reasons.items():
+        require((letter in given) == (letter in right), f"Look at {letter} again: {reason}")
+
+
+def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], names: Collection[str]) -> None:
+    """Inside a check: stop unless the learner gave each letter its name, with the reason for the first wrong one.
+
+    Args:
+        given: letter -> name; their case and blanks around them don't matter.
+        right: letter -> the right name, and a sentence on why.
+        names: to choose among.
+    """
+    said = {str(letter).strip().upper(): str(name).strip().lower() for letter, name in dict(given).items()}
+    missing = sorted(right.keys() - said.keys())
+    require(not missing, f"Nothing is said about {', '.join(missing)}.")
+    unknown = sorted(set(said.values()) - set(names))
+    require(not unknown, f"There is no {unknown[0] if unknown else ''!r}; choose among {', '.join(names)}.")
+    for letter, (name, reason) in right.items():
+        require(said[letter] == name, f"Look at {letter} again: {reason}")
+
+
+def not_shown(letters: Collection[str], claims: Mapping[str, tuple[bool, str]]) -> None:
+    """Inside a check: stop unless the learner named just the claims that an output doesn't show, with the reason.
+
+    Args:
+        letters: the learner's, each a key of ``claims``.
+        claims: letter -> whether the output shows it, and a sentence on why.
+    """
+    for letter, (is_shown, reason) in claims.items():
+        if is_shown:
+            require(letter not in letters, f"{letter} is shown: {reason}")
+        else:
+            require(letter in letters, f"{letter} is not shown: {reason}")
+
+
+def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., None]], Callable[..., bool]]:
+    """Turn a function that calls ``require`` into a check.
+
+    The decorated check gets each attempt ready to use: a value as it is; a function so that calling it gives what the
+    learner's function returns. None or ... (from the function, as the value, or inside a list, tuple or dict) and
+    NotImplementedError mean that it is not solved yet, so an exercise always asks for something returned.
+
+    Args:
+        number: of the exercise in its lesson.
+        task: what to write, one sentence; printed while the stub is still there.
+        proved: what a right answer has shown, one sentence.
+    """
+
+    def decorate(check: Callable[..., None]) -> Callable[..., bool]:
+        @functools.wraps(check)
+        def report(*attempts: Any, **rest: Any) -> bool:
+            with torch.random.fork_rng(range(torch.cuda.device_count())):
+                correct, verdict = _judge(functools.partial(check, **rest), attempts, task, proved)
+            print(f"Exercise {number}: {verdict}")
+            return correct
+
+        return report
+
+    return decorate
+
+
+def _judge(check: Callable[..., None], attempts: tuple, task: str, proved: str) -> tuple[bool, str]:
+    try:
+        check(*(_prepared(attempt) for attempt in attempts))
+    except _Unsolved:
+        return False, f"not solved yet. {task}"
+    except _Mistake as mistake:
+        return False, f"not yet. {mistake}"
+    except Exception as error:  # the check met something it didn't expect, such as a list where a tensor belongs
+        return False, f"not yet. Your answer has another type or shape than expected: {_named(error)}."
+    return True, f"correct. {proved}"
+
+
+def _prepared(attempt: Any) -> Any:
+    if not inspect.isroutine(attempt):  # a value; a model is one too, although it can be called
+        return _solved(attempt)
+
+    @functools.wraps(attempt)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            result = attempt(*arguments, **options)
+        except NotImplementedError:
+            raise _Unsolved from None
+        except Exception as error:
+            raise _Mistake(f"Your code stopped with {_named(error)}{_line_in(attempt, error)}.") from error
+        return _solved(result)
+
+    return call
+
+
+def _solved(result: Any) -> Any:
+    parts = result.values() if isinstance(result, dict) else result if isinstance(result, list | tuple) else ()
+    if any(part is None or part is ... for part in (result, *parts)):
+        raise _Unsolved
+    return result
+
+
+def _named(error: Exception) -> str:
+    """Type and first line of the message, without a full stop at the end."""
+    message = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _line_in(attempt: Attempt, error: Exception) -> str:
+    """The last line of the learner's own cell or file that the error passed through."""
+    code = getattr(attempt, "__code__", None)
+    lines = [
+        frame.line
+        for frame in traceback.extract_tb(error.__traceback__)
+        if code is not None and frame.filename == code.co_filename and frame.line
+    ]
+    return f' in the line "{lines[-1]}"' if lines else ""

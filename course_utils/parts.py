@@ -1,0 +1,169 @@
+"""What a block is made of, seen and cut alike in every family: matrices [out, in], MLPs, attentions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from course_utils import checks
+
+
+class Projection:
+    """A linear layer seen as a matrix [out, in], whatever its class stores."""
+
+    def __init__(self, module: nn.Linear | Conv1D) -> None:
+        self.module = module
+        self._transposed = isinstance(module, Conv1D)  # GPT-2's Conv1D stores [in, out]
+
+    @property
+    def weight(self) -> Tensor:
+        """A view of the weights, [out, in]: writing to it writes to the model."""
+        weight = self.module.weight.detach()
+        return weight.t() if self._transposed else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """A view of the bias, [out], or None."""
+        return None if self.module.bias is None else self.module.bias.detach()
+
+    @torch.no_grad()
+    def keep(self, index: Tensor, *, axis: str) -> None:
+        """Keep only a part of the matrix, in place. The module gets new parameters; the old ones are left as they are.
+
+        Args:
+            index: int64 [kept], rows or columns of ``weight``, in the order that they get.
+            axis: "out" (rows, with their biases) or "in" (columns).
+
+        Raises:
+            ValueError: another ``axis``.
+        """
+        checks.one_of("axis", axis, ("out", "in"))
+        dim = (axis == "in") != self._transposed
+        module, weight = self.module, self.module.weight
+        module.weight = nn.Parameter(weight.index_select(int(dim), index), requires_grad=weight.requires_grad)
+        if axis == "out" and module.bias is not None:
+            module.bias = nn.Parameter(module.bias.index_select(0, index), requires_grad=module.bias.requires_grad)
+        out_features, in_features = self.weight.shape
+        if self._transposed:
+            module.nf, module.nx = out_features, in_features
+        else:
+            module.out_features, module.in_features = out_features, in_features
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One block's MLP: ``down(act(fc(x)))`` (dense) or ``down(act(gate(x)) * up(x))`` (GLU)."""
+
+    inputs: tuple[Projection, ...]  # (fc,) or (gate, up) or (gate-and-up fused,)
+    output: Projection
+    fused: bool
+    owner: nn.Module  # the module that holds the projections
+    norm: nn.Module | None  # what normalises its input; None where the norms stand behind the sum (OPT-350M)
+    contribution: nn.Module  # its output is what the MLP adds to the residual stream
+
+    @property
+    def width(self) -> int:
+        """Neurons: the size of the hidden layer, ``intermediate_size``."""
+        return self.output.weight.shape[1]
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Views of the weights that lead into each neuron: (fc,) or (gate, up), each [width, hidden]."""
+        return self.inputs[0].weight.chunk(2) if self.fused else tuple(p.weight for p in self.inputs)
+
+    @property
+    def columns(self) -> Tensor:
+        """A view of the weights that lead out of each neuron, [hidden, width]."""
+        return self.output.weight
+
+    @property
+    def down(self) -> nn.Module:
+        """The down-projection; its input holds one value a neuron."""
+        return self.output.module
+
+    def keep(self, neurons: Tensor) -> None:
+        """Keep only these neurons in every matrix and bias, in place.
+
+        Args:
+            neurons: int64 [kept], in the order that they get.
+        """
+        rows = torch.cat([neurons, neurons + self.width]) if self.fused else neurons
+        for projection in self.inputs:
+            projection.keep(rows, axis="out")
+        self.output.keep(neurons, axis="in")
+        if hasattr(self.owner, "intermediate_size"):  # some MLPs note their width beside the matrices
+            self.owner.intermediate_size = self.width
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One block's attention sublayer."""
+
+    module: nn.Module
+    inputs: tuple[Projection, ...]  # none when the attention was removed
+    outputs: tuple[Projection, ...]
+    norms: tuple[nn.Module, ...]  # what serves this attention alone
+    contribution: nn.Module  # its output is what the sublayer adds to the residual stream
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the attention is bypassed or removed."""
+        return getattr(self.module, "bypassed", False)
+
+    @property
+    def removed(self) -> bool:
+        """Whether it is gone with its weights."""
+        return getattr(self.module, "removed", False)
+
+    @property
+    def query_width(self) -> int:
+        """Query heads times head size; 0 when skipped."""
+        return 0 if self.skipped else self.outputs[0].weight.shape[1]
+
+    @property
+    def key_value_width(self) -> int:
+        """Numbers that one token adds to the cache: keys and values of all key/value heads."""
+        return 0 if self.skipped else sum(p.weight.shape[0] for p in self.inputs) - self.query_width
+
+    @property
+    def head_size(self) -> int:
+        """Numbers in one head's query, key or value; 0 when the attention was removed."""
+        return next((getattr(self.module, n) for n in ("head_dim", "head_size") if hasattr(self.module, n)), 0)
+
+    @property
+    def groups(self) -> int:
+        """Key/value heads, each with its query heads; a bypassed attention has them still, a removed one has none."""
+        if not self.inputs:
+            return 0
+        return (sum(p.weight.shape[0] for p in self.inputs) - self.outputs[0].weight.shape[1]) // (2 * self.head_size)
+
+    @property
+    def group_width(self) -> int:
+        """Query heads of one group times head size; 0 when the attention was removed."""
+        return self.outputs[0].weight.shape[1] // self.groups if self.groups else 0
+
+    def keep(self, groups: Tensor) -> None:
+        """Keep only these key/value heads and their query heads in every matrix and bias, in place.
+
+        Args:
+            groups: int64 [kept], in the order that they get.
+        """
+        size, width, total = self.head_size, self.group_width, self.groups
+        queries, keys = _spans(groups, width), _spans(groups, size)
+        if len(self.inputs) == 1:  # one matrix: all queries, then all keys, then all values
+            start = total * width
+            self.inputs[0].keep(torch.cat([queries, start + keys, start + total * size + keys]), axis="out")
+        else:
+            for projection, rows in zip(self.inputs, (queries, keys, keys), strict=True):
+                projection.keep(rows, axis="out")
+        self.outputs[0].keep(queries, axis="in")
+        if hasattr(self.module, "num_key_value_heads"):  # Phi-3's notes it beside the matrices
+            self.module.num_key_value_heads = len(groups)
+
+
+def _spans(numbers: Tensor, width: int) -> Tensor:
+    """Row numbers of whole heads: number n stands for the rows from n * width on."""
+    return (numbers[:, None] * width + torch.arange(width, device=numbers.device)).flatten()
