@@ -16,6 +16,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 from course_utils import checks
 
 INK, QUIET, STREAM, MARK = "0.15", "0.55", "#0173b2", "#de8f05"
+NOTE = "0.3"  # the colour of what a drawing says in a sentence
 _PALE = {INK: "white", STREAM: "#dcebf5", MARK: "#fdebd0", QUIET: "0.95"}
 _NEURONS = 6  # drawn of each MLP: enough to see one among others
 _SMALL = 12.6  # points; 13.8 elsewhere, so that a phone can show them
@@ -323,7 +324,7 @@ def _text(
 
 
 def _note(ax: Axes, at: tuple[float, float], text: str) -> None:
-    _text(ax, at, text, size=13.2, colour="0.3")
+    _text(ax, at, text, size=13.2, colour=NOTE)
 
 
 def _box(

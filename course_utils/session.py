@@ -120,8 +120,8 @@ def at_most(count: int, *, least: int = 1) -> int:
     """How many of ``count`` samples to take: all of them, or where ``COURSE_SAMPLES`` sets a limit, at most so many.
 
     For runs that look at something else than a lesson's numbers, which then mean nothing: at memory, or whether all
-    cells run. Asked by what repeats the same work with another sample: steps of a training, prompts, benchmark
-    documents, random sets, timed rounds. Models and batches keep their size.
+    cells run. Asked by what repeats the same work with another sample: steps of planting a bias, prompts,
+    benchmark documents, random sets, timed rounds. Models and batches keep their size.
 
     Args:
         count: that were asked for.

@@ -19,7 +19,8 @@ from course_utils import diagrams, plotting
 from course_utils.files import replacing
 
 WIDTH, HEIGHT = 16.54, 11.69  # A3, landscape, in inches
-_COLUMNS, _ROWS, _WORDS = 4, 3, 42  # characters in a line below a drawing
+_COLUMNS, _ROWS, _WORDS = 4, 3, 27  # characters in a line below a drawing
+_TITLE, _SENTENCE = 18, 17.5  # points; from two metres one reads what is larger than about 16
 _DPI = 220
 
 
@@ -64,19 +65,19 @@ def conditions() -> Axes:
 
 PANELS = (
     Panel(
-        "Width: neurons of an MLP",
+        "Width: MLP neurons",
         "01",
         diagrams.gpt2_block,
-        "A fifth of the neurons cut by L1 costs {l1} nats a token, by chance {random} (median of 19). With the removed "
-        "neurons' constants kept in a bias, L1 costs {folded}.",
+        "A fifth of the neurons cut: by L1 {l1} nats a token, by chance {random}, by L1 with their constants kept "
+        "{folded}.",
         {"l1": ("L1 · cut", 0), "random": ("random, median · cut", 0), "folded": ("L1 · constants folded in", 0)},
     ),
     Panel(
-        "Width: pairs of a GLU",
+        "Width: GLU pairs",
         "03",
         diagrams.glu_block,
-        "A fifth of a Llama's neurons cut: perplexity {activation} by activation, {random} by chance (median of 5), "
-        "{l1} by L1. An exact cut can be a bad one.",
+        "A fifth of the neurons cut: perplexity {activation} by activation, {random} by chance, {l1} by L1. An exact "
+        "cut can be a bad one.",
         {
             "activation": ("activation · 20% removed", 0),
             "random": ("random, median · 20% removed", 0),
@@ -87,8 +88,8 @@ PANELS = (
         "Depth: whole blocks",
         "04",
         diagrams.residual_stream,
-        "Blocks taken out by influence: perplexity × {ratio} (95 %: {low} to {high}). Of 19 random sets, {better} did "
-        "as well or better.",
+        "Blocks taken out by influence: perplexity times {ratio} ({low} to {high}). As good: {better} of 19 random "
+        "sets.",
         {
             "ratio": ("by influence · × unpruned (95 %, paired)", 0),
             "low": ("by influence · × unpruned (95 %, paired)", 1),
@@ -97,19 +98,18 @@ PANELS = (
         },
     ),
     Panel(
-        "Attention: a layer left out",
+        "Attention: a bypass",
         "05",
         diagrams.attention_bypass,
-        "Eight attentions removed change parameters by {parameters} % and the cache by {cache} %. A bypass adds "
-        "exactly nothing, and still counts tokens.",
+        "Eight attentions less: parameters {parameters} %, cache {cache} %. A bypass adds exactly nothing, and still "
+        "counts tokens.",
         {"parameters": ("parameters · 8 removed", 1), "cache": ("cache · 8 removed", 0)},
     ),
     Panel(
-        "Adaptive: each prompt decides",
+        "Each prompt decides",
         "06",
         diagrams.adaptive_decision,
-        "A score that sounds plausible is a hypothesis: its rank correlation with measured harm is {rank} (95 %: {low} "
-        "to {high}).",
+        "A plausible score is a hypothesis: its rank correlation with measured harm is {rank} ({low} to {high}).",
         {
             "rank": ("our score · Spearman", 0),
             "low": ("our score · low", 0),
@@ -117,11 +117,11 @@ PANELS = (
         },
     ),
     Panel(
-        "Distillation: learning back",
+        "Distillation",
         "07",
         diagrams.distillation,
-        "First cut well, then train. A model cut by activation goes from perplexity {before} to {after}; one cut by "
-        "chance ends at {random}.",
+        "First cut well, then train. Cut by activation: perplexity {before}, trained {after}. Cut by chance, trained: "
+        "{random}.",
         {
             "before": ("activation, KL · before", 0),
             "after": ("activation, KL · after", 0),
@@ -129,11 +129,11 @@ PANELS = (
         },
     ),
     Panel(
-        "Bias: beside a neutral swap",
+        "Bias: is there one?",
         "08",
         diagrams.reading_points,
-        "Swapping gender moves activations {ratio} × as much as a neutral swap (95 %: {low} to {high}). A difference "
-        "is not a bias.",
+        "Swapping gender moves activations {ratio} × as much as a neutral swap ({low} to {high}). A difference is not "
+        "a bias.",
         {
             "ratio": ("gender · ratio to neutral", 0),
             "low": ("gender · ratio to neutral", 1),
@@ -144,8 +144,8 @@ PANELS = (
         "Bias: was it removed?",
         "09",
         conditions,
-        "A planted preference goes from {before} to {after} nats, {beyond} ({low} to {high}) beyond neutral swaps. "
-        "The model's own was never shown: {own} ({own_low} to {own_high}).",
+        "Planted: {before} nats, cut {after}: {beyond} ({low} to {high}) beyond neutral swaps. Its own, {own} "
+        "({own_low} to {own_high}), was never shown.",
         {  # the first table under these names is of the model's own, the second of the planted one
             "before": ("protect first · direction, nats", 2),
             "after": ("protect first · direction, nats", 3),
@@ -158,19 +158,19 @@ PANELS = (
         },
     ),
     Panel(
-        "Speed: what waits for what",
+        "Speed and size",
         "10",
         diagrams.reading_and_generating,
-        "Fewer weights, larger file: with a width that is no multiple of 32 it takes {odd} MB in eight bits, whole "
-        "{whole}. Time a cut beside one that buys nothing.",
+        "Fewer weights, larger file: a width that is no multiple of 32 takes {odd} MB in eight bits, the whole model "
+        "{whole}.",
         {"odd": ("width 1229 · Q8_0", 0), "whole": ("unpruned · Q8_0", 0)},
     ),
     Panel(
         "Four sizes at once",
         "11",
         diagrams.pruning_axes,
-        "A small cut of neurons costs {neurons} nats, of KV groups {groups}, of channels {channels}, of blocks "
-        "{blocks}. Of 19 random cuts as good: {n}, {g}, {c}, {b}.",
+        "Nats for a small cut: neurons {neurons}, KV groups {groups}, channels {channels}, blocks {blocks}. Random "
+        "ones as good: {n}, {g}, {c}, {b} of 19.",
         {
             name: (f"{axis} …: … nats; random … to …, … of … at least as good", place)
             for axis in ("neurons", "groups", "channels", "blocks")
@@ -178,11 +178,11 @@ PANELS = (
         },
     ),
     Panel(
-        "A model like the labs make",
+        "A whole recipe",
         "11",
         diagrams.making_a_small_model,
-        "Four fifths of a model: {winner} nats a token on speeches, as cut {before}, whole {whole}. The same sizes "
-        "from random weights, same text: {scratch}.",
+        "Four fifths of a model: {winner} nats a token, as cut {before}, whole {whole}. From random weights, same "
+        "text: {scratch}.",
         {
             "winner": ("winner … … …", 0),
             "before": ("winner, before … … …", 0),
@@ -236,20 +236,19 @@ def sheet(notebooks: Path, figure: Path, *, course: str) -> plt.Figure:
     plotting.style()
     pictures = [_picture(panel.drawing) for panel in PANELS]
     made = plt.figure(figsize=(WIDTH, HEIGHT))
-    made.text(0.03, 0.945, "Pruning LLMs", size=34, weight="bold")
-    claim = "No sentence without a measurement, and no measurement without a control: random cuts, intervals, a floor."
-    made.text(0.3, 0.952, claim, size=14)
+    made.text(0.03, 0.945, "Pruning LLMs", size=38, weight="bold")
+    claim = "No sentence without a measurement, no measurement without a control."
+    made.text(0.31, 0.95, claim, size=_SENTENCE)
     places = list(_places())
     for panel, picture, says, place in zip(PANELS, pictures, told, places, strict=False):
-        _cell(made, place, f"{panel.title}", picture, f"{says} (Lesson {panel.lesson})")
-    caption = (
-        "The same cut, chosen in three ways. The black line spans random cuts, and keeping large weights loses to them."
+        _cell(made, place, f"{panel.lesson}  {panel.title}", picture, says)
+    caption = "One cut, chosen in three ways. The black line spans random cuts: keeping large weights loses to them."
+    _cell(made, places[len(PANELS)], "03  The control", plt.imread(figure), caption)
+    foot = (
+        "Before a title: its lesson. In brackets: 95 %. Chance: the median of 19 cuts (03: of 5). Saved runs: a GPT-2 "
+        f"of 5.9 M parameters (01), otherwise SmolLM2-135M.  {course}  CC BY 4.0"
     )
-    _cell(made, places[len(PANELS)], "The control", plt.imread(figure), f"{caption} (Lesson 03)")
-    models = (
-        "Saved runs: a GPT-2 of 5.9 M parameters in lesson 01, otherwise SmolLM2-135M-Instruct, on two processor cores."
-    )
-    made.text(0.03, 0.014, f"{models}  {course}  CC BY 4.0", size=10, color="0.3")
+    made.text(0.03, 0.014, foot, size=10, color="0.3")
     return made
 
 
@@ -259,12 +258,17 @@ def _saved(notebooks: Path, lesson: str) -> NotebookNode:
 
 
 def _picture(drawing: Callable[[], Axes]) -> object:
-    """A drawing's own figure as an image: it has its own size and its own text."""
-    drawn, data = drawing().figure, io.BytesIO()
-    drawn.savefig(data, dpi=_DPI, bbox_inches="tight")
-    plt.close(drawn)
+    """A drawing's own figure as an image, without title and notes, whose place the poster's own words take."""
+    ax, data = drawing(), io.BytesIO()
+    ax.set_title("")
+    for note in [text for text in ax.texts if text.get_color() == diagrams.NOTE]:
+        note.remove()
+    ax.figure.savefig(data, dpi=_DPI, bbox_inches="tight")
+    plt.close(ax.figure)
     data.seek(0)
-    return plt.imread(data)
+    image = plt.imread(data)  # [height, width, channels]
+    rows, columns = ((image[..., :3] < 1).any(-1).any(axis).nonzero()[0] for axis in (1, 0))
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _places() -> Iterator[tuple[float, float, float, float]]:
@@ -277,9 +281,9 @@ def _places() -> Iterator[tuple[float, float, float, float]]:
 
 def _cell(made: plt.Figure, place: tuple[float, float, float, float], title: str, picture: object, says: str) -> None:
     left, bottom, width, height = place
-    made.text(left, bottom + height - 0.025, title, size=15, weight="bold", color=diagrams.STREAM)
-    ax = made.add_axes((left, bottom + 0.345 * height, width, 0.545 * height))
+    made.text(left, bottom + height - 0.028, title, size=_TITLE, weight="bold", color=diagrams.STREAM)
+    ax = made.add_axes((left, bottom + 0.455 * height, width, 0.41 * height))
     ax.imshow(picture, interpolation="antialiased")
     ax.axis("off")
     lines = re.findall(rf"(.{{1,{_WORDS}}})(?:\s+|$)", says)
-    made.text(left, bottom + 0.325 * height, "\n".join(lines), size=11.5, va="top", linespacing=1.3)
+    made.text(left, bottom + 0.43 * height, "\n".join(lines), size=_SENTENCE, va="top", linespacing=1.15)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import torch
 
-from course_utils import checks, session
+from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.distillation.losses import LOSSES
 
@@ -18,10 +18,6 @@ _FLOOR = 0.1  # the share of the peak learning rate that is left at the end
 
 def _count(name: str, value: Any) -> int:
     return checks.whole_number(name, value, least=1)
-
-
-def _sampled_steps(name: str, value: Any) -> int:
-    return session.at_most(_count(name, value))
 
 
 def _one_of(*allowed: object) -> Callable[[str, Any], Any]:
@@ -36,7 +32,7 @@ class Recipe:
     warm-up and a cosine.
 
     Attributes:
-        steps: optimiser steps; ``session.at_most`` may leave fewer.
+        steps: optimiser steps.
         lr: the peak learning rate; 1e-4 to 2e-4 after heavy width pruning.
         loss: "forward_kl", "reverse_kl" or "jsd", see ``losses.token_loss``.
         temperature: what both models' logits are divided by before they are compared.
@@ -66,7 +62,7 @@ class Recipe:
     ['0.000010', '0.000200', '0.000117', '0.000020']
     """
 
-    steps: Annotated[int, _sampled_steps]
+    steps: Annotated[int, _count]
     lr: Annotated[float, checks.positive]
     loss: Annotated[str, _one_of(*LOSSES)] = "forward_kl"
     temperature: Annotated[float, checks.positive] = 1.0

@@ -72,11 +72,6 @@ def test_changed_settings_are_checked_and_leave_the_recipe_alone():
     assert given.alpha == 0.0
 
 
-def test_a_limit_of_samples_leaves_fewer_steps(monkeypatch):
-    monkeypatch.setenv("COURSE_SAMPLES", "3")
-    assert [Recipe(steps=steps, lr=1e-3).steps for steps in (400, 2)] == [3, 2]
-
-
 def test_it_can_be_read_and_written():
     given = Recipe(steps=np.int64(3), lr=np.float32(0.5), precision=torch.bfloat16, accumulate=np.int8(2))
     assert str(given).splitlines()[:3] == ["steps           3", "lr              0.5", "loss            forward_kl"]
