@@ -183,9 +183,10 @@ def prune_neurons(
     checks.finite(importance, "'importance'")
 
     before = model_size(model)
-    for layer in layers:
+    losing = [layer for layer in layers if kept_width(mlps[layer].width, ratio, multiple_of) < mlps[layer].width]
+    for layer in losing:
         mlp = mlps[layer]
-        if kept_width(mlp.width, ratio, multiple_of) < mlp.width:
-            mlp.keep(strongest(importance[layer], ratio, multiple_of).to(mlp.columns.device))
-    architecture.sync_config()
+        mlp.keep(strongest(importance[layer], ratio, multiple_of).to(mlp.columns.device))
+    if losing:
+        architecture.sync_config()
     return PruningReport(f"prune_neurons, ratio {ratio:g}", before, model_size(model))

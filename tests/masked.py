@@ -1,0 +1,91 @@
+"""Whole models in which what was cut is set to zero instead: the logits that the cut ones must give."""
+
+from __future__ import annotations
+
+import torch
+from tiny import tiny_batches, tiny_model
+
+from course_utils import families
+from course_utils.architectures import describe
+from course_utils.hooks import evaluating
+
+IDS = tiny_batches()[0]["input_ids"]
+ABLE = [name for name, family in families.FAMILIES.items() if family.own_head_size]  # to lose KV groups and channels
+BOUND = [name for name in families.FAMILIES if name not in ABLE]
+FOUR = {"hidden_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}  # two query heads a group
+
+
+def four_groups(family, **settings):
+    """With four KV groups, and biases wherever the family can have them."""
+    return tiny_model(family, **FOUR | ({"attention_bias": True} if family in ("llama", "qwen3") else {}) | settings)
+
+
+def with_biases(family, tied=True, **settings):
+    """With biases wherever the family can have them, and a head that is tied (Gemma's default) or not (Llama's)."""
+    biases = {"llama": ("attention_bias", "mlp_bias"), "qwen3": ("attention_bias",)}.get(family, ())
+    return tiny_model(family, tie_word_embeddings=tied, **dict.fromkeys(biases, True) | settings)
+
+
+def mask_of(size, kept):
+    return torch.zeros(size).index_fill(0, kept, 1.0)
+
+
+@torch.no_grad()
+def logits_with(model, hooks):
+    with evaluating(model, *hooks):
+        return model(IDS).logits
+
+
+def with_neurons(model, kept):
+    """With these neurons of each MLP alone."""
+    masks = [mask_of(mlp.width, numbers) for mlp, numbers in zip(describe(model).mlps, kept, strict=True)]
+    return logits_with(
+        model,
+        [
+            mlp.down.register_forward_pre_hook(lambda _m, x, mask=mask: (x[0] * mask,))
+            for mlp, mask in zip(describe(model).mlps, masks, strict=True)
+        ],
+    )
+
+
+def with_groups(model, kept):
+    """With the query heads of these KV groups of each attention alone."""
+    masks = [mask_of(4, groups).repeat_interleave(16) for groups in kept]
+    return logits_with(
+        model,
+        [
+            attention.outputs[0].module.register_forward_pre_hook(lambda _m, x, mask=mask: (x[0] * mask,))
+            for attention, mask in zip(describe(model).attentions, masks, strict=True)
+        ],
+    )
+
+
+def with_channels(model, channels, factors):
+    """Where the other channels are written as zeros, and norms, times their factors, average over these alone."""
+    architecture = describe(model)
+    mask, offset = mask_of(architecture.hidden_size, channels), architecture.family.norm_offset
+
+    def masked_norm(factor):
+        def hook(norm, args, _output):
+            x = args[0] * mask
+            epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+            root = (x.square().sum(-1, keepdim=True) / len(channels) + epsilon).rsqrt()
+            return x * root * ((norm.weight + offset) * factor)
+
+        return hook
+
+    writers = [mlp.down for mlp in architecture.mlps]
+    writers += [p.module for attention in architecture.attentions for p in attention.outputs]
+    writers.append(model.get_input_embeddings())
+    hooks = [module.register_forward_hook(lambda _m, _x, output: output * mask) for module in writers]
+    norms = zip(architecture.norms, factors, strict=True)
+    return logits_with(model, hooks + [norm.register_forward_hook(masked_norm(factor)) for norm, factor in norms])
+
+
+def without_blocks(model, blocks):
+    """With these blocks turned into the identity."""
+
+    def skip(_module, args, output):
+        return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+
+    return logits_with(model, [describe(model).blocks[number].register_forward_hook(skip) for number in blocks])
