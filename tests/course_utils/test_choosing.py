@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from course_utils.choosing import kept_width, strongest
+from course_utils.choosing import best, kept_width, strongest
 
 
 @example(width=100, percent=29, multiple=1)  # 0.29 * 100 is 28.999999999999996
@@ -37,3 +37,9 @@ def test_the_strongest_stay_in_their_old_order_and_of_equals_the_first():
 def test_widths_out_of_range(wrong):
     with pytest.raises(ValueError, match=f"'{next(iter(wrong))}' "):
         kept_width(**{"width": 8, "ratio": 0.5} | wrong)
+
+
+def test_of_many_equal_scores_the_lower_numbers_stay():
+    scores = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(0)).float()  # sorting few keeps their order in any case
+    order = sorted(range(5000), key=lambda number: (-scores[number], number))
+    assert best(scores, 1000).tolist() == sorted(order[:1000])
