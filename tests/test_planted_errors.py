@@ -1,0 +1,178 @@
+"""Forty errors, planted one at a time in a copy of the library: a test of the module itself finds each.
+
+    python tests/test_planted_errors.py              plants them all (some ten minutes), says which survive
+    python tests/test_planted_errors.py width heads  those of these modules
+
+They are the kinds that change a result and raise nothing: a neighbour's number, a wrong order, a missing cast, a
+boundary. As a test this file only asks that each can still be planted.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Error:
+    """What is written in the place of what, in which module of ``course_utils``."""
+
+    module: str
+    right: str
+    wrong: str
+
+    @property
+    def path(self):
+        return Path("course_utils", *self.module.split(".")).with_suffix(".py")
+
+    @property
+    def tests(self):
+        """The module's own, and for cuts what all cuts have in common."""
+        own = Path("tests") / self.path.with_name(f"test_{self.path.name}")
+        return [own, Path("tests/test_surgery.py")] if self.module in CUTS else [own]
+
+    def __str__(self):
+        return f"{self.module}: {self.wrong.strip()}"
+
+
+CUTS = ("width", "heads", "channels")
+ERRORS = [
+    Error("choosing", " + 1e-9", ""),
+    Error("choosing", "math.ceil((width - removed) / multiple_of)", "math.floor((width - removed) / multiple_of)"),
+    Error("choosing", "descending=True, stable=True", "descending=True"),
+    Error("choosing", ".indices[:count].sort().values", ".indices[:count]"),
+    Error("width", "r.amax(dim=1) + r.amin(dim=1).abs()", "r.abs().amax(dim=1)"),
+    Error("width", "math.prod(r.abs()", "sum(r.abs()"),
+    Error("width", "[r.float() for r in mlp.rows]", "mlp.rows"),
+    Error("width", "total.add_(norms.double().square())", "total.add_(norms.double())"),
+    Error("width", "size * mlp.columns.float().norm(dim=0)", "size"),
+    Error("width", "strongest(importance[layer], ratio", "strongest(importance[-1 - layer], ratio"),
+    Error("heads", "(total / reading.tokens).sqrt()", "(total / reading.tokens)"),
+    Error("heads", "dim=(0, 2), dtype=torch.float32).double().square()", "dim=(0, 2), dtype=torch.float32).double()"),
+    Error(
+        "heads", "[best(scores, groups) for scores in importance]", "[best(importance[0], groups)] * len(importance)"
+    ),
+    Error("heads", "        if attention.groups\n", ""),
+    Error("channels", "energies.mean(dim=0).sqrt()", "energies.amax(dim=0).sqrt()"),
+    Error("channels", "squares / squares.sum(dim=-1, keepdim=True).clamp(min=1e-30)", "squares"),
+    Error("channels", "kept / total * energies.shape[1] / len(channels)", "kept / total"),
+    Error("channels", "factors = norm_factors(energies, channels) if rescale_norms else", "factors ="),
+    Error("surgery", "((kept.float() + offset) * factor - offset)", "(kept.float() * factor)"),
+    Error("surgery", "        factors[-1] /= scale\n", "        pass\n"),
+    Error("depth", "[values[number] for number in kept]", "values[: len(kept)]"),
+    Error("depth", "                module.layer_idx = number\n", "                pass\n"),
+    Error("depth", "sum(number < config.max_window_layers for number in kept)", "config.max_window_layers"),
+    Error("depth", "    config.per_layer_config = None\n", ""),
+    Error("depth", "meter.add(entering(args, kwargs), leaving(output)", "meter.add(leaving(output), leaving(output)"),
+    Error("influence", "before[real].float(), after[real].float()", "before[real], after[real]"),
+    Error("influence", "self._tokens += len(before)", "self._tokens += real.numel()"),
+    Error("attention", "        for layer in chosen:\n            _restore(architecture, layer)\n", "        pass\n"),
+    Error("attention", "(float(scores[i]), i))\n            chosen", "(float(scores[i]), -i))\n            chosen"),
+    Error("attention", "max(place for place in places if place <= least)", "max(place for place in places)"),
+    Error("attention", "    for norm in attention.norms:\n        replace_forward(norm, _identity)\n", ""),
+    Error("attention", "    describe(model).sync_config()\n", ""),
+    Error("upper_blocks", "kept[number] = output", "kept[number + 1] = output"),
+    Error("checkpoints", "if not k.startswith(tuple(dead))", ""),
+    Error(
+        "checkpoints",
+        'for kind in ("missing_keys", "mismatched_keys", "unexpected_keys")',
+        'for kind in ("missing_keys",)',
+    ),
+    Error("checkpoints", "    architecture.sync_config()\n", ""),
+    Error("checkpoints", "family.norms_of_attention(config)", "family.attention_norms"),
+    Error(
+        "compress.search",
+        "best(importance.groups[block], candidate.groups) for block in blocks",
+        "best(importance.groups[block], candidate.groups) for block in range(len(blocks))",
+    ),
+    Error(
+        "compress.search",
+        "zip(architecture.mlps, blocks, strict=True)",
+        "zip(architecture.mlps, range(len(blocks)), strict=True)",
+    ),
+    Error(
+        "compress.search",
+        "int(block) * each + norm for block in blocks",
+        "block * each + norm for block in range(len(blocks))",
+    ),
+    Error("compress.search", "if costs[middle] <= self._budget.amount", "if costs[middle] < self._budget.amount"),
+    Error("compress.search", "(blocks - 1) * (double - single)", "blocks * (double - single)"),
+    Error("compress.ranking", 'if record.get("circumstances") == self._circumstances', "if record"),
+    Error("compress.ranking", "            cast_weights(student, dtype)  # judged as it was before\n", ""),
+    Error(
+        "compress.scores",
+        "generator=torch.Generator().manual_seed(seed))\n        return",
+        "generator=torch.Generator())\n        return",
+    ),
+    Error("distillation.losses", "(1 - alpha) * temperature**2 *", "(1 - alpha) *"),
+    Error(
+        "distillation.losses",
+        "beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)",
+        "beta * kl_divergence(log_q, log_m) + (1 - beta) * kl_divergence(log_p, log_m)",
+    ),
+    Error("distillation.losses", "teacher.hidden_states(batch)[:, :-1]", "teacher.hidden_states(batch)[:, 1:]"),
+    Error("distillation.training", "loss = loss_of(batch) / tokens", "loss = loss_of(batch) / _tokens([batch])"),
+    Error(
+        "distillation.training", "torch.manual_seed(recipe.seed * 1_000_003 + step)", "torch.manual_seed(recipe.seed)"
+    ),
+    Error("distillation.training", '"weight_decay": 0.0', '"weight_decay": weight_decay'),
+    Error("distillation.training", "manual_seed(recipe.seed * 1_000_003 + epoch)", "manual_seed(recipe.seed)"),
+    Error("distillation.training", "weight.data = weight.data.clone()", "pass"),
+    Error("distillation.state", 'for key in ("exp_avg", "exp_avg_sq")', 'for key in ("exp_avg_sq", "exp_avg_sq")'),
+    Error("distillation.recipe", "math.pi * (step - rise)", "math.pi * step"),
+]
+
+
+def planted(text, error):
+    """The module's text with the error in it."""
+    if text.count(error.right) != 1:
+        raise ValueError(f"{error.module} must say {error.right!r} once, it does {text.count(error.right)} times.")
+    return text.replace(error.right, error.wrong)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=str)
+def test_error_can_be_planted(error):
+    path = ROOT / error.path
+    assert planted(path.read_text(encoding="utf-8"), error)
+    assert all((ROOT / tests).exists() for tests in error.tests)
+
+
+def killer(error):
+    """The first test that fails with the error planted, or ""."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("course_utils", "course_tools", "experiments", "tests", "pyproject.toml"):
+            copy = shutil.copy if (ROOT / part).is_file() else shutil.copytree
+            copy(ROOT / part, Path(folder, part))
+        path = Path(folder, error.path)
+        path.write_text(planted(path.read_text(encoding="utf-8"), error), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not embedded", *map(str, error.tests)]
+        environment = os.environ | {"PYTHONPATH": folder, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        if not failed and done.returncode:
+            raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return failed[0].partition("::")[2].partition(" - ")[0] if failed else ""
+
+
+def main(names):
+    survivors = 0
+    for error in ERRORS:
+        if not names or error.module in names:
+            begin = time.monotonic()
+            name = killer(error)
+            survivors += not name
+            print(f"{name or 'SURVIVES':60.60} {time.monotonic() - begin:4.0f} s  {error}", flush=True)
+    print(f"{survivors} survive")
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
