@@ -126,7 +126,7 @@ pairs).
 
 The naive way runs everything again after each removal: all blocks and the head. `select_attention_layers` leaves the
 head out, runs only blocks from the last change upwards, and keeps the states that enter the blocks. Those states are
-its extra memory; `memory_budget` limits them. The order of the runs was naive, ours, ours, naive. Extra memory is
+its extra memory, at most 2 GiB. The order of the runs was naive, ours, ours, naive. Extra memory is
 tensor memory above the loaded model, counted exactly.
 """
 

@@ -18,7 +18,7 @@ from benchmarks.scaling import curve, draw, slope_findings, slope_table
 from course_utils.architectures import describe
 from course_utils.benchmarking import MIN_ROUNDS, flops_per_token, peak_memory
 from course_utils.depth import block_importance
-from course_utils.language_modelling import perplexity
+from course_utils.evaluation import perplexity
 from course_utils.models import variant
 from course_utils.session import fast_dtype
 from course_utils.width import neuron_importance, prune_neurons

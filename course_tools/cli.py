@@ -89,26 +89,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def rehearse(args: argparse.Namespace, console: Console) -> int:
-    """Run lessons as Colab's free T4 would, at full size but without a GPU, and hold them to its memory and time."""
+    """Run lessons as Colab's free T4 would, at full size but without a GPU, and hold them to its memory."""
     from course_tools.rehearsal import rehearse as rehearsing  # torch, which the other commands needn't wait for
     from course_tools.rehearsal import shapes
 
     lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
     fetch_assets(lessons, more=rehearsing.ASSETS)
     shape = shapes.SHAPES[args.shape]
-    twin = None if args.memory else shapes.TWINS[args.shape]
     tokenizers = shapes.tokenizers()
     course, done = notebooks.Course.read(ROOT), []
     for number, lesson in enumerate(lessons, 1):
         console.print(f"[{number}/{len(lessons)}] {lesson.name} …", markup=False)
         notebook = notebooks.build_notebook(lesson, course, "exercises")
         folder = BUILD / "rehearsal"
-        done.append(
-            rehearsing.rehearse(
-                notebook, name=lesson.name, shape=shape, twin=twin, folder=folder, tokenizers=tokenizers,
-                say=lambda line: console.print(f"      {line}", markup=False),
-            )
-        )  # fmt: skip
+        rehearsed = rehearsing.rehearse(notebook, name=lesson.name, shape=shape, folder=folder, tokenizers=tokenizers)
+        done.append(rehearsed)
         runner.write_page(notebook, lesson.name, folder)
         rehearsing.write_record(done[-1], folder / f"{lesson.name}.json")
     console.print(terminal.rehearsal_table(done))
@@ -374,7 +369,7 @@ def fetch_assets(lessons: Sequence[authoring.Lesson], *, more: Sequence[str] = (
     for name in needed:
         assets.fetch(name)
     if "smollm2" in needed:
-        from course_utils.models import embedded_llama
+        from course_utils.embedded_llama import embedded_llama
 
         embedded_llama()
 

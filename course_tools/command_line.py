@@ -66,7 +66,6 @@ def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentPar
     command("site")
     rehearsing = command("rehearse")
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
-    rehearsing.add_argument("--memory", action="store_true", help="memory alone, without the estimate of time")
     compressing = command(
         "compress",
         epilog="On eight GPUs: accelerate launch --multi_gpu --num_processes 8 -m course_tools compress MODEL --budget "

@@ -28,8 +28,7 @@ from course_utils.compress import Budget, Candidate, Importance, candidates, imp
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.processes import alone
-from course_utils.evaluation import perplexity_ratio
-from course_utils.language_modelling import Perplexity, perplexity
+from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.model_card import licence_of, write_model_card
 from course_utils.models import identity, load_model, variant
 from course_utils.reports import model_size, with_interval

@@ -89,19 +89,14 @@ def results_table(results: Sequence[runner.Result]) -> Table:
 
 
 def rehearsal_table(done: Sequence[Rehearsed]) -> Table:
-    """What lessons took on the pretended card: a row each."""
-    table = Table("lesson", "GPU GiB", "host GiB", "PFLOP", "TB moved", "T4 min", "took min", "result")
-    for column in table.columns[1:7]:
+    """What lessons held on the pretended card and its host: a row each."""
+    table = Table("lesson", "GPU GiB", "host GiB", "took min", "result")
+    for column in table.columns[1:4]:
         column.justify = "right"
     for rehearsed in done:
         gpu, host = (f"{size / 2**30:.2f}" for size in rehearsed.peaks)
-        whole = (
-            [f"{rehearsed.flops / 1e15:.2f}", f"{rehearsed.moved / 1e12:.2f}", f"{rehearsed.minutes:.0f}"]
-            if rehearsed.minutes
-            else ["–"] * 3
-        )
         state = Text("refused", style="bold red") if any(rehearsed.refusals()) else Text("ok", style="green")
-        table.add_row(rehearsed.name[:2], gpu, host, *whole, f"{rehearsed.seconds / 60:.0f}", state)
+        table.add_row(rehearsed.name[:2], gpu, host, f"{rehearsed.seconds / 60:.0f}", state)
     return table
 
 

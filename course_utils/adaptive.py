@@ -17,28 +17,24 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe, evaluating
+from course_utils.architectures import describe
 from course_utils.argument_types import check_types
-from course_utils.attention import bypass_attention, select_attention_layers
-from course_utils.batches import Batch, read_batches
-from course_utils.divergence import kl_divergence
+from course_utils.attention import select_attention_layers
+from course_utils.batches import read_batches
 from course_utils.files import write_json
 from course_utils.modeling import per_prompt
 from course_utils.models import identity
 from course_utils.refusals import refuse_adaptive
 from course_utils.texts import padded_batches
 
-POLICIES = ("length_variance", "fitted")
-MIN_PROMPTS = {"length_variance": 3, "fitted": 20}  # fewer say nothing about quantiles, or about a fit
-_RIDGES = np.logspace(0, 6, 13)
+_POLICIES = ("length_variance",)
+_MIN_PROMPTS = 3  # fewer say nothing about quantiles
+_MAX_LENGTH, _BATCH_SIZE = 512, 4  # tokens of a calibration prompt, beyond which it is cut; prompts a forward pass
 
 
 @dataclass(frozen=True)
@@ -112,6 +108,21 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class _LengthVariance:
+    """``parameters`` of the policy "length_variance", checked: two scales, and what each feature counts."""
+
+    log_length: Sequence[float]
+    variance: Sequence[float]
+    weights: Sequence[float] = (0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        scales = (self.log_length, self.variance)
+        rising = all(_are_numbers(scale, 2) and scale[0] < scale[1] for scale in scales)
+        if not (rising and _are_numbers(self.weights, 2)):
+            raise ValueError(f"got {asdict(self)}")
+
+
+@dataclass(frozen=True)
 class AdaptiveConfig:
     """How prompts decide. Valid once it exists; saved in ``config.json`` as ``adaptive_attention``.
 
@@ -122,11 +133,9 @@ class AdaptiveConfig:
             rising.
         thresholds: where the next level begins, one fewer than levels, never falling. A score on a threshold belongs
             to the level above it.
-        policy: "length_variance" (mean of two features, each scaled between two calibration quantiles) or "fitted"
-            (a linear function of the embedding features, fitted to the measured harm).
+        policy: "length_variance": the mean of two features, each scaled between two calibration quantiles.
         parameters: {"log_length": [low, high], "variance": [low, high]}, and "weights" of the two where they aren't a
-            half each (a negative one turns a feature round: [-1, 0] lets long prompts leave out more); or
-            {"intercept": number, "weights": [hidden size + 2 numbers]}.
+            half each (a negative one turns a feature round: [-1, 0] lets long prompts leave out more).
 
     Raises:
         ValueError: on creation, naming the field and what is allowed.
@@ -148,28 +157,20 @@ class AdaptiveConfig:
                 f"'thresholds' must hold {wanted} finite numbers, one fewer than levels, never falling; "
                 f"got {self.thresholds!r}."
             )
-        self._check_parameters()
+        checks.one_of("policy", self.policy, _POLICIES)
+        try:
+            _LengthVariance(**self.parameters)
+        except (TypeError, ValueError) as error:  # other names, or other values
+            raise ValueError(
+                f"'parameters' of the policy {self.policy!r} must be exactly 'log_length' and 'variance', each [low, "
+                f"high], and if need be 'weights', two numbers, all finite; {error}."
+            ) from error
         for name, values in {
             "order": map(int, self.order),
             "left_out": left_out,
             "thresholds": self.thresholds,
         }.items():
             object.__setattr__(self, name, tuple(values))  # lists, as JSON has them, become what the hints say
-
-    def _check_parameters(self) -> None:
-        checks.one_of("policy", self.policy, POLICIES)
-        given = dict(self.parameters) if isinstance(self.parameters, Mapping) else {}
-        if self.policy == "length_variance":
-            pairs = [given.pop(name, None) for name in ("log_length", "variance")]
-            good = all(_are_numbers(pair, 2) and pair[0] < pair[1] for pair in pairs)
-            good = good and _are_numbers(given.pop("weights", (0.5, 0.5)), 2)
-            wanted = "'log_length' and 'variance', each [low, high], and if need be 'weights', two numbers"
-        else:
-            size = self.model.hidden_size + 2
-            good = _are_numbers(given.pop("weights", None), size) and checks.is_number(given.pop("intercept", None))
-            wanted = f"'intercept', a number, and 'weights', hidden size + 2 = {size} numbers"
-        if not good or given:
-            raise ValueError(f"'parameters' of the policy {self.policy!r} must be exactly {wanted}, all finite.")
 
     def level(self, score: float) -> int:
         """The level of a prompt with this complexity, from 0."""
@@ -226,61 +227,44 @@ def calibrate(
     prompts: Sequence[str],
     *,
     left_out: Sequence[int] | None = None,
-    policy: str = "length_variance",
-    max_length: int = 512,
-    batch_size: int = 4,
 ) -> AdaptiveConfig:
     """Measure, on prompts, which attentions matter least and where simple prompts end. The model is unchanged.
 
     The order is chosen step by step (``select_attention_layers``). Each level gets the same share of the calibration
-    prompts. "length_variance" scales log length and embedding variance between their 5th and 95th percentiles. "fitted"
-    measures each prompt's harm (``divergence`` of the first level) and fits its logarithm by a ridge regression, whose
-    penalty leave-one-out cross-validation chooses.
+    prompts. Log length and embedding variance are scaled between their 5th and 95th percentiles.
 
     Args:
         model: any causal language model that ``describe`` knows.
         tokenizer: the model's, with a padding token.
-        prompts: at least 3 different ones, 20 for "fitted"; as varied as those to come.
+        prompts: at least 3 different ones, as varied as those to come; longer than 512 tokens, they are cut.
         left_out: attentions that each level leaves out, never rising; by default a quarter of the blocks, an eighth
             and none.
-        policy: one of ``POLICIES``.
-        max_length: tokens; longer prompts are cut.
-        batch_size: prompts a forward pass.
 
     Raises:
-        ValueError: too few prompts, all alike, or one without tokens; one of the others out of range; an
-            adaptive model.
+        ValueError: too few prompts, all alike, or one without tokens; ``left_out`` out of range; an adaptive model.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
     refuse_adaptive(architecture, "calibrate the attentions")
-    checks.one_of("policy", policy, POLICIES)
     prompts = checks.strings("prompts", prompts)
-    if len(prompts) < MIN_PROMPTS[policy]:
-        raise ValueError(
-            f"'prompts' must be a list of at least {MIN_PROMPTS[policy]} texts for the policy {policy!r}; got "
-            f"{'one text' if isinstance(prompts, str) else len(prompts)}."
-        )
+    if len(prompts) < _MIN_PROMPTS:
+        raise ValueError(f"'prompts' must be a list of at least {_MIN_PROMPTS} texts; got {len(prompts)}.")
     if left_out is None:
         left_out = (architecture.num_blocks // 4, architecture.num_blocks // 8, 0)
     live = sum(not attention.skipped for attention in architecture.attentions)
     levels = _levels(left_out, live, "the live attentions")
-    batches = padded_batches(tokenizer, prompts, batch_size=batch_size, max_length=max_length)
+    batches = padded_batches(tokenizer, prompts, batch_size=_BATCH_SIZE, max_length=_MAX_LENGTH)
     order = select_attention_layers(model, batches, count=levels[0])
-    features = prompt_features(model, batches)
-    if policy == "fitted":
-        harm = divergence(model, batches, [order])[0]
-        parameters = _fit(features, harm.clamp(min=1e-12).log())
-    else:
-        parameters = {
-            name: [float(feature.quantile(0.05)), float(feature.quantile(0.95))]
-            for name, feature in zip(("log_length", "variance"), features.T[:2], strict=True)
-        }
-        alike = [name for name, (low, high) in parameters.items() if low >= high]
-        if alike:
-            raise ValueError(f"The prompts are all alike in {' and '.join(alike)}: calibrate on more varied ones.")
-    settings: dict[str, Any] = {"policy": policy, "parameters": parameters}
-    scores = torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
+    features = _prompt_features(model, batches)
+    parameters = {
+        name: [float(feature.quantile(0.05)), float(feature.quantile(0.95))]
+        for name, feature in zip(("log_length", "variance"), features.T, strict=True)
+    }
+    alike = [name for name, (low, high) in parameters.items() if low >= high]
+    if alike:
+        raise ValueError(f"The prompts are all alike in {' and '.join(alike)}: calibrate on more varied ones.")
+    settings: dict[str, Any] = {"policy": "length_variance", "parameters": parameters}
+    scores = _scores(settings, features)
     shares = torch.arange(1, len(levels), dtype=torch.float64) / len(levels)
     return AdaptiveConfig(
         model=ModelIdentity.of(model),
@@ -329,28 +313,6 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
 
 
 @check_types
-@torch.no_grad()
-def prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """Log length, embedding variance and mean token embedding of each row. No block runs.
-
-    Args:
-        model: any causal language model that ``describe`` knows.
-        batches: ``{"input_ids", "attention_mask"}`` mappings; their padding doesn't count.
-
-    Returns:
-        float32 [rows, hidden size + 2], on the CPU.
-
-    Raises:
-        ValueError: bad batches.
-    """
-    embed, rows = model.get_input_embeddings(), []
-    for batch in read_batches(batches, vocab_size=describe(model).vocab_size, device=model.device):
-        embeddings = embed(batch.input_ids)  # [rows, length, hidden]
-        rows += [per_prompt.embedding_features(row[real]) for row, real in zip(embeddings, batch.real, strict=True)]
-    return torch.stack(rows).cpu()
-
-
-@check_types
 def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], config: AdaptiveConfig) -> Tensor:
     """The score of each row under a policy.
 
@@ -365,79 +327,22 @@ def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], 
     Raises:
         ValueError: bad batches.
     """
-    settings = config.to_dict()
-    features = prompt_features(model, batches)
-    return torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
+    return _scores(config.to_dict(), _prompt_features(model, batches))
 
 
-@check_types
 @torch.no_grad()
-def divergence(
-    model: PreTrainedModel,
-    batches: Iterable[Mapping[str, Tensor]],
-    layer_sets: Sequence[Sequence[int]],
-    *,
-    last: int | None = None,
-) -> Tensor:
-    """How far a bypass moves the model's predictions: KL(as it is || with more attentions bypassed), nats a token.
-
-    Args:
-        model: any causal language model that ``describe`` knows; it is as before afterwards.
-        batches: ``{"input_ids", "attention_mask"}`` mappings; their padding doesn't count.
-        layer_sets: the attentions to leave out, beside those that already are; one set after the other.
-        last: only the predictions made at the last so many positions of each row (pad on the left); None for all.
-
-    Returns:
-        float32 [sets, rows], the mean over a row's positions.
-
-    Raises:
-        ValueError: bad batches or block numbers, a row without a position that counts, or an adaptive model.
-    """
-    architecture = describe(model)
-    refuse_adaptive(architecture, "compare bypasses")
-    skipped = [i for i, attention in enumerate(architecture.attentions) if attention.skipped]
-    sets = [
-        checks.block_numbers(layers, architecture.num_blocks) for layers in checks.not_empty("layer_sets", layer_sets)
-    ]
-    last = None if last is None else checks.whole_number("last", last, least=1)
-    read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=model.device))
-    counted = [batch.real for batch in read]  # bool [rows, length]: the positions whose predictions are compared
-    if last is not None:
-        counted = [real & (torch.arange(real.shape[1], 0, -1, device=real.device) <= last) for real in counted]
-    if not all(real.any(1).all() for real in counted):
-        raise ValueError(f"Every row needs a real token among its last {last} positions: pad on the left.")
-    bar = tqdm(total=(len(sets) + 1) * len(read), desc="comparing predictions", unit="batch", leave=False, delay=2)
-    with bar, evaluating(model):
-        original, rows = [], []
-        for batch, real in zip(read, counted, strict=True):
-            original.append(architecture.hidden_states(batch)[real])  # [counted tokens, hidden]
-            bar.update()
-        try:
-            for layers in sets:
-                bypass_attention(model, sorted({*skipped, *layers}))
-                for batch, real, states in zip(read, counted, original, strict=True):
-                    rows.append(_row_divergences(architecture, batch, real, states))
-                    bar.update()
-        finally:
-            bypass_attention(model, skipped)
-    return torch.cat(rows).view(len(sets), -1)
+def _prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
+    """Log length and embedding variance of each row, float32 [rows, 2] on the CPU. No block runs."""
+    embed, rows = model.get_input_embeddings(), []
+    for batch in read_batches(batches, vocab_size=describe(model).vocab_size, device=model.device):
+        embeddings = embed(batch.input_ids)  # [rows, length, hidden]
+        rows += [per_prompt.embedding_features(row[real]) for row, real in zip(embeddings, batch.real, strict=True)]
+    return torch.stack(rows).cpu()
 
 
-def _row_divergences(architecture: Architecture, batch: Batch, real: Tensor, original: Tensor) -> Tensor:
-    """KL(original || now) of each row, [rows] float32 on the CPU; original: hidden states [counted tokens, hidden]."""
-    states, kl = architecture.hidden_states(batch)[real], []
-    for before, after in architecture.chunks(original, states):  # [chunk, hidden]
-        p, q = (architecture.logits(part).float().log_softmax(-1) for part in (before, after))  # [chunk, vocabulary]
-        kl.append(kl_divergence(p, q))  # [chunk]
-    return torch.stack([row.mean() for row in torch.cat(kl).split(real.sum(1).tolist())]).cpu()
-
-
-def _fit(features: Tensor, target: Tensor) -> dict[str, Any]:
-    """Ridge regression of [rows] on standardised [rows, features], written as weights on the plain ones."""
-    mean, spread = features.double().mean(0), features.double().std(0).clamp(min=1e-9)
-    ridge = RidgeCV(alphas=_RIDGES).fit(((features - mean) / spread).numpy(), target.double().numpy())
-    weights = torch.from_numpy(ridge.coef_) / spread
-    return {"intercept": float(ridge.intercept_ - weights @ mean), "weights": weights.tolist()}
+def _scores(settings: Mapping[str, Any], features: Tensor) -> Tensor:
+    """The complexity of each row of features [rows, 2]; float64 [rows]."""
+    return torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
 
 
 def _are_numbers(values: object, count: int) -> bool:

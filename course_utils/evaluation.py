@@ -5,24 +5,24 @@ Pruning changes a model in place, so measure before and after and compare the tw
     before = perplexity(model, blocks)
     prune_neurons(model, ...)
     paired(before, perplexity(model, blocks))
+
+``perplexity`` is imported from here; ``language_modelling`` holds how it is computed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.language_modelling import Perplexity, dtype_name, exp, perplexity
-from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import (
     RESAMPLES,
     bootstrap_interval,
@@ -32,7 +32,7 @@ from course_utils.uncertainty import (
     wilson_interval,
 )
 
-__all__ = ["Answers", "Perplexity", "compare", "evaluate", "margins", "paired", "perplexity", "perplexity_ratio"]
+__all__ = ["Answers", "Perplexity", "evaluate", "margins", "paired", "perplexity", "perplexity_ratio"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,6 @@ def paired(
     result_b: Perplexity | pd.DataFrame,
     *,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Compare two models by their results on the same rows or documents.
 
@@ -178,7 +177,6 @@ def paired(
         result_a: a ``Perplexity``, or a frame from ``evaluate`` (or a part of it).
         result_b: the other model's, of the same kind.
         resamples: of the bootstrap, and of the sign flips where they are drawn.
-        seed: of both.
 
     Returns:
         One row a metric: ``task``, ``metric``, ``a``, ``b``, ``difference`` (b - a), ``ci_low``, ``ci_high`` (95 %,
@@ -196,7 +194,7 @@ def paired(
     pairs = list(zip(scores_a, scores_b, strict=True))
     for a, b in pairs:
         _check_pair(a, b)
-    return pd.DataFrame([_difference(a, b, resamples, seed) for a, b in pairs])
+    return pd.DataFrame([_difference(a, b, resamples) for a, b in pairs])
 
 
 @check_types
@@ -228,64 +226,6 @@ def perplexity_ratio(
     _check_pair(a, b)
     mean, _, low, high = ratio_interval(a.totals - b.totals, b.sizes)
     return float(exp(mean)), float(exp(low)), float(exp(high))
-
-
-@check_types
-def compare(
-    model_a: PreTrainedModel,
-    model_b: PreTrainedModel,
-    *,
-    token_ids: Tensor | TokenBlocks | Iterable[Mapping[str, Tensor]] | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    tasks: str | Sequence[str] = (),
-    limit: int | None = None,
-    batch_size: int = 4,
-) -> pd.DataFrame:
-    """Measure two models on the same text and tasks and compare them: ``perplexity``, ``evaluate``, ``paired`` in one.
-
-    Pruning works in place, so the two are two objects: a model and its pruned ``models.variant``, for example.
-
-    Args:
-        model_a: the one that is compared with.
-        model_b: the one in question: ``difference`` is b - a.
-        token_ids: text, as for ``perplexity``; None to leave it out.
-        tokenizer: of both models; needed for tasks only.
-        tasks: as for ``evaluate``; none to leave them out.
-        limit: as for ``evaluate``.
-        batch_size: as for ``perplexity``.
-
-    Returns:
-        The columns of ``paired``: a row for the text's perplexity (with ``TokenBlocks`` one more, for its bits a byte),
-        and one for each metric of each task.
-
-    Raises:
-        ValueError: nothing to compare on, or the same object given twice.
-
-    >>> import torch
-    >>> from transformers import GPT2Config, GPT2LMHeadModel
-    >>> small = GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2)
-    >>> guessing, other = GPT2LMHeadModel(small), GPT2LMHeadModel(small)
-    >>> _ = guessing.lm_head.weight.data.zero_()  # every token is as likely as any other
-    >>> table = compare(guessing, other, token_ids=torch.arange(40).view(4, 10))
-    >>> table.round(1)[["task", "metric", "a", "pairs"]]
-       task      metric     a  pairs
-    0  text  perplexity  50.0      4
-    """
-    if model_a is model_b:
-        raise ValueError(
-            "model_a and model_b are the same object. Pruning works in place: measure the model before and after with "
-            "perplexity or evaluate, and give the two results to paired."
-        )
-    if token_ids is None and not tasks:
-        raise ValueError("Give token_ids, tasks or both: there is nothing to compare the models on.")
-    if isinstance(token_ids, Iterator):
-        token_ids = list(token_ids)  # both models need it
-    models, parts = (model_a, model_b), []
-    if token_ids is not None:
-        parts.append(paired(*(perplexity(model, token_ids, batch_size=batch_size) for model in models)))
-    if tasks:
-        parts.append(paired(*(evaluate(model, tokenizer, tasks, limit=limit) for model in models)))
-    return pd.concat(parts, ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -344,7 +284,7 @@ def _check_pair(a: _Score, b: _Score) -> None:
         )
 
 
-def _difference(a: _Score, b: _Score, resamples: int, seed: int) -> dict[str, object]:
+def _difference(a: _Score, b: _Score, resamples: int) -> dict[str, object]:
     def difference(sums: np.ndarray) -> np.ndarray:  # [..., 3] of a's totals, b's totals, sizes
         with np.errstate(invalid="ignore"):  # inf - inf
             return b.value(sums[..., 1] / sums[..., 2]) - a.value(sums[..., 0] / sums[..., 2])
@@ -353,8 +293,8 @@ def _difference(a: _Score, b: _Score, resamples: int, seed: int) -> dict[str, ob
     value_a, value_b = (float(score.value(score.totals.sum() / score.sizes.sum())) for score in (a, b))
     more, less = int((b.totals > a.totals).sum()), int((b.totals < a.totals).sum())
     wins, losses = (more, less) if a.is_accuracy else (less, more)
-    low, high = bootstrap_interval(units, difference, resamples=resamples, seed=seed)
-    p = mcnemar_p(losses, wins) if a.is_accuracy else sign_flip_p(b.totals - a.totals, resamples=resamples, seed=seed)
+    low, high = bootstrap_interval(units, difference, resamples=resamples)
+    p = mcnemar_p(losses, wins) if a.is_accuracy else sign_flip_p(b.totals - a.totals, resamples=resamples)
     return {
         "task": a.task,
         "metric": a.metric,

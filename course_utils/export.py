@@ -3,7 +3,8 @@
 Llama, Mistral, Qwen2 and Qwen3 models are written under llama.cpp's own names for them. A Llama-like model whose blocks
 differ (uneven widths, attentions removed, other heads from block to block) is written as "deci": that is the
 architecture of NVIDIA's Nemotron-51B, a Llama pruned block by block, and llama.cpp reads a width and a number of heads
-for each block from such a file.
+for each block from such a file. So is a Qwen2 with KV groups or hidden channels cut, because llama.cpp takes for
+granted that a Qwen2's heads together are as wide as its hidden states.
 
 Number formats: "F32" and "F16" store weights as they are; "Q8_0" and "Q4_0" store blocks of 32 neighbouring weights of
 a row as 8- or 4-bit integers with a common scale, 34 or 18 bytes a block. **A row that isn't a multiple of 32 can't be
@@ -40,10 +41,11 @@ from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.files import replacing
 
-QUANTIZATIONS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}  # and GGUF's number for a file of each
+_QUANTIZATIONS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}  # and GGUF's number for a file of each
 # llama.cpp's architecture for a family whose blocks are alike, and for one whose blocks differ.
 _EVEN = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _UNEVEN = {"llama": "deci", "mistral": "deci", "qwen2": "deci"}
+_SQUARE = ("qwen2",)  # its heads together must be as wide as the hidden states, or llama.cpp refuses the file
 _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _GPT2_WORDS = ("ByteLevel", True)  # splits words as GPT-2 does, then maps bytes to letters
 _ONLY_BYTES = ("ByteLevel", False)
@@ -78,7 +80,7 @@ def export_gguf(
 
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 causal language model, whole or pruned by any method of this package
-            except the adaptive bypass. Qwen3's blocks must be alike.
+            except the adaptive bypass. Qwen3's blocks must be alike, and its attentions without biases.
         tokenizer: the model's, a byte-level BPE that splits text as GPT-2's, SmolLM's, Llama 3's or Qwen2's does. What
             Qwen2's composes first (e and an accent to é), llama.cpp leaves as it is.
         path: the file, usually ``….gguf``; an older one is replaced.
@@ -200,7 +202,7 @@ class _File:
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantization: str) -> _File:
         """Check everything that can be refused before a weight is touched."""
-        checks.one_of("quantization", quantization, QUANTIZATIONS)
+        checks.one_of("quantization", quantization, _QUANTIZATIONS)
         parts = describe(model)
         _refuse_others(parts)
         shape = _Shape.of(parts)
@@ -238,7 +240,7 @@ class _File:
         # The last part of any system's path: folders above it name a home.
         if name := PureWindowsPath(getattr(config, "_name_or_path", "") or "").name:
             writer.add_name(name)
-        writer.add_file_type(QUANTIZATIONS[self.quantization])
+        writer.add_file_type(_QUANTIZATIONS[self.quantization])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_block_count(len(shape.widths))
         writer.add_context_length(shape.context)
@@ -264,6 +266,12 @@ def _refuse_others(parts: Architecture) -> None:
         raise CannotExport(
             "An adaptive model decides for each prompt which attentions to leave out, and no GGUF architecture can. "
             "Undo it with make_adaptive(model, None), then choose fixed ones with bypass_attention."
+        )
+    projections = [projection for a in parts.attentions for projection in (*a.inputs, *a.outputs)]
+    if parts.name == "qwen3" and any(projection.bias is not None for projection in projections):
+        raise CannotExport(
+            "llama.cpp reads no biases in the attention of a 'qwen3' model; this one has them (attention_bias=True), "
+            "and without them it would be another model. Run it with transformers."
         )
 
 
@@ -307,7 +315,8 @@ class _Shape:
 def _architecture(parts: Architecture, shape: _Shape) -> str:
     """llama.cpp's name of the architecture that computes what the model does."""
     config, family = parts.model.config, parts.name
-    if not shape.even and family not in _UNEVEN:
+    alike = shape.even and (family not in _SQUARE or shape.heads[0] * shape.head_size == shape.hidden)
+    if not alike and family not in _UNEVEN:
         raise CannotExport(
             f"llama.cpp has no architecture for a {family!r} model whose blocks differ (MLPs of {shape.widths} "
             f"neurons, attentions of {shape.heads} heads). Prune all of its blocks alike, or take "
@@ -315,7 +324,7 @@ def _architecture(parts: Architecture, shape: _Shape) -> str:
         )
     if config.hidden_act != "silu":
         raise CannotExport(f"llama.cpp computes these models with the activation 'silu'; got {config.hidden_act!r}.")
-    architecture = _EVEN[family] if shape.even else _UNEVEN[family]
+    architecture = _EVEN[family] if alike else _UNEVEN[family]
     positions = config.rope_parameters
     known = ("default", "linear", "llama3") if architecture in ("llama", "deci") else ("default",)
     if positions["rope_type"] not in known or positions.get("partial_rotary_factor", 1) != 1:

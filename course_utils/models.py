@@ -19,14 +19,11 @@ prompts ask for left padding (``texts.padded_batches(..., padding_side="left")``
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
 import os
-import re
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -39,12 +36,12 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
-from course_utils import assets, checks
+from course_utils import checks, hub
 from course_utils.argument_types import check_types
+from course_utils.embedded_llama import EMBEDDED_LLAMA, embedded_llama, no_loading_bar
+from course_utils.hub import HubUnreachable, ModelNotAvailable
 from course_utils.session import ROLES, SEED, chosen_model, current_profile, default_device
 
 # Lessons name the parts of a block as these families do.
@@ -55,21 +52,11 @@ HUB_MODELS = {
     "llama": ("meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-360M"),
 }
 _GPT2_FOLDER = Path(__file__).parent / "data" / "gpt2"
-_SMOLLM2 = "SmolLM2-135M-Instruct"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_HUB_SECONDS = 10.0
 # Fields of a configuration that change nothing that the model computes.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "auto_map")
 # What `identity` found, and for which state of the model; holds no model alive.
 _IDENTITIES: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[str, dict], str]] = weakref.WeakKeyDictionary()
-
-
-class ModelNotAvailable(ValueError):
-    """The model can't be had: unknown, gated, unreachable, or not in a form that the course loads."""
-
-
-class HubUnreachable(ModelNotAvailable):
-    """The hub does not answer, and the model is not in its local cache."""
 
 
 @check_types
@@ -223,7 +210,7 @@ def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
         candidates = HUB_MODELS[role]
         for candidate, following in zip(candidates, [*candidates[1:], "the embedded model"], strict=True):
             try:
-                return _load_folder(_hub_snapshot(candidate), dtype, shown_name=candidate)
+                return _load_folder(hub.snapshot(candidate), dtype, shown_name=candidate)
             except HubUnreachable as error:
                 print(f"{error} Going on with the embedded model.")
                 break
@@ -231,14 +218,14 @@ def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
                 print(f"{error} Going on with {following}.")
     if role == "gpt2":
         return _load_folder(_GPT2_FOLDER, dtype, shown_name="course-gpt2")
-    return _load_folder(embedded_llama(), dtype, shown_name=_SMOLLM2)
+    return _load_folder(embedded_llama(), dtype, shown_name=EMBEDDED_LLAMA)
 
 
 def _load_named(
     name: str, dtype: torch.dtype, *, role: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A folder or hub id; with a role, only if the lessons' code fits its family."""
-    folder = Path(name) if os.path.isdir(name) else _hub_snapshot(name)
+    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name)
     if role is not None:
         family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if family not in _FITS[role]:
@@ -254,7 +241,7 @@ def _load_folder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """``shown_name`` replaces the path in the model's configuration: paths name the reader's home."""
     _check_folder(folder, shown_name or str(folder))
-    with _no_loading_bar():
+    with no_loading_bar():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
@@ -282,66 +269,6 @@ def _check_folder(folder: Path, shown: str) -> None:
         raise ModelNotAvailable(f"{shown} has no tokenizer; save it there too, with tokenizer.save_pretrained(folder).")
 
 
-def embedded_llama() -> Path:
-    """The folder of SmolLM2-135M-Instruct as float32 safetensors; converted from its GGUF file on first use.
-
-    Raises:
-        AssetError: as for ``assets.fetch``.
-    """
-    asset = assets.ASSETS["smollm2"]
-    identity = asset.identity | {"dtype": "float32", "tokenizer": "smollm"}
-    return assets.cached_folder(f"models/{_SMOLLM2}-{asset.version}", identity, _convert_smollm2, space=600_000_000)
-
-
-def _convert_smollm2(folder: Path, _scratch: Path) -> None:
-    """Dequantise the 4-bit file exactly, and save what transformers will take for an ordinary model."""
-    source = assets.fetch("smollm2")
-    file = f"{_SMOLLM2}.Q4_1.gguf"
-    print(f"Converting {_SMOLLM2} to safetensors, once (10 to 40 seconds).")
-    with _no_loading_bar():
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
-    # The weights are plain float32 now, but a model still marked as quantised refuses to be saved.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    for left in ("quantization_config", "_model_name_or_path"):  # the second is the GGUF file's working title
-        vars(model.config).pop(left, None)  # which of them there are depends on the version of transformers
-    with _no_loading_bar():
-        model.save_pretrained(folder)
-    _read_gguf_tokenizer(source / file).save_pretrained(folder)
-
-
-def _read_gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    """SmolLM2's tokenizer, from the vocabulary and merges in the GGUF file.
-
-    Built here because transformers' own conversion differs between versions (5.15: another end token, no padding).
-    """
-    from gguf import GGUFReader
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    fields = GGUFReader(file).fields
-    names: list[str] = fields["tokenizer.ggml.tokens"].contents()
-    kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
-    backend = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-    backend.decoder = decoders.ByteLevel()
-    control = 3  # the kind of <|im_start|> and its like
-    backend.add_special_tokens(
-        [AddedToken(n, normalized=False) for n, k in zip(names, kinds, strict=True) if k == control]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-        chat_template=fields["tokenizer.chat_template"].contents(),
-        model_max_length=8192,
-    )
-
-
 def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Eight small random blocks, enough to take some out, with the embedded GPT-2's tokenizer; the same every time."""
     tokenizer = AutoTokenizer.from_pretrained(_GPT2_FOLDER, local_files_only=True)
@@ -362,92 +289,3 @@ def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTr
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
-
-
-def _hub_snapshot(model_id: str) -> Path:
-    """Download a model's configuration, tokenizer and safetensors into the hub's own cache, or find them there.
-
-    Raises:
-        ModelNotAvailable: one line saying why, for an id that doesn't exist, is gated, or can't be reached.
-    """
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        return _download_snapshot(model_id)
-    except ModelNotAvailable:
-        raise
-    except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
-        if isinstance(error, errors.GatedRepoError):  # a subclass: the id is right, the access is missing
-            raise ModelNotAvailable(_explain_gated(model_id, error.response.status_code)) from error
-        raise ModelNotAvailable(
-            f"{model_id!r} is neither a folder here nor a model on the hub that you can see; give one of the roles "
-            f"{', '.join(ROLES)}, a folder that `save_pretrained` wrote, or a hub id like 'HuggingFaceTB/SmolLM2-135M'."
-        ) from error
-    except Exception as error:  # refusals, time-outs, broken connections, of whichever HTTP library the client uses
-        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-        if status in (401, 403):
-            raise ModelNotAvailable(
-                f"{model_id}: the hub refused your token ({status}); set a valid HF_TOKEN, or unset it: open models "
-                "need none."
-            ) from error
-        try:
-            return Path(snapshot_download(model_id, local_files_only=True))
-        except errors.LocalEntryNotFoundError:
-            reason = f"the hub answered {status}" if status else type(error.__cause__ or error).__name__
-            raise HubUnreachable(
-                f"{model_id} is not in the local hub cache and could not be downloaded ({reason}); check the network "
-                "and the disk."
-            ) from error
-
-
-def _download_snapshot(model_id: str) -> Path:
-    """File by file: unlike the hub client's own snapshot, each of these calls has a time limit."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    token = _hub_token()
-    description = HfApi().model_info(model_id, timeout=_HUB_SECONDS, token=token)
-    names = [file.rfilename for file in description.siblings]
-    # Not the weights in another layout (consolidated.safetensors), and nothing in subfolders (onnx/, original/).
-    wanted = [name for name in names if re.fullmatch(r"model[^/]*\.safetensors|[^/]*\.(json|model|txt|jinja)", name)]
-    if "config.json" not in wanted:
-        raise ModelNotAvailable(f"{model_id} has no config.json on the hub, so it is not a transformers model.")
-    for name in wanted:
-        path = hf_hub_download(model_id, name, etag_timeout=_HUB_SECONDS, token=token)
-    return Path(path).parent
-
-
-def _explain_gated(model_id: str, status: int) -> str:
-    if status == 401:
-        return (
-            f"{model_id} is gated and no token is set (401): ask for access on its page, then set HF_TOKEN or run "
-            "`hf auth login`."
-        )
-    return f"{model_id} is gated and your account has no access yet (403): ask for it on its page."
-
-
-def _hub_token() -> str | bool | None:
-    """Colab's secret HF_TOKEN; None lets the hub client look for a token itself, False means there is none."""
-    try:
-        from google.colab import userdata
-    except ImportError:
-        return None
-    from huggingface_hub import constants
-
-    if os.environ.get("HF_TOKEN") or os.path.exists(constants.HF_TOKEN_PATH):
-        return None
-    try:
-        return userdata.get("HF_TOKEN")
-    except (userdata.SecretNotFoundError, userdata.NotebookAccessError, userdata.TimeoutException):
-        return False
-
-
-@contextlib.contextmanager
-def _no_loading_bar() -> Iterator[None]:
-    """Loads and saves draw a bar, which notebooks would keep for ever."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

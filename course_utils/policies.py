@@ -18,6 +18,8 @@ from course_utils.argument_types import check_types
 from course_utils.prompt_harm import Record
 from course_utils.uncertainty import CONFIDENCE
 
+_DRAWS = 2000  # of documents with replacement, for an interval
+
 
 @check_types
 def seconds_saved(record: Record) -> np.ndarray:
@@ -102,9 +104,9 @@ def _lower_hull(saved: np.ndarray, harm: np.ndarray) -> tuple[list[float], list[
 
 
 @lru_cache(maxsize=1)  # a table of gaps asks for the same draws again and again
-def _times_drawn(units: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each unit comes in each draw with replacement, [resamples, units]."""
-    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
+def _times_drawn(units: int) -> np.ndarray:
+    """How often each unit comes in each draw with replacement, [draws, units]; always the same draws."""
+    return np.random.default_rng(0).multinomial(units, np.full(units, 1 / units), _DRAWS).astype(np.float64)
 
 
 @check_types
@@ -113,9 +115,6 @@ def gap_to_static(
     saved: np.ndarray,
     choice: np.ndarray,
     documents: Sequence[str],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
     """A policy's harm less that of the best static bypass or mixture that saves as much, and its 95 % interval.
 
@@ -127,14 +126,10 @@ def gap_to_static(
         saved: likewise.
         choice: [prompts] columns.
         documents: [prompts], where each comes from.
-        resamples: how many draws.
-        seed: of the draws.
 
     Raises:
-        ValueError: not a document for each prompt, no draws, or a ``seed`` that isn't a whole number from 0.
+        ValueError: not a document for each prompt.
     """
-    checks.whole_number("resamples", resamples, least=1)
-    checks.whole_number("seed", seed)
     if isinstance(documents, str) or np.shape(documents) != np.shape(choice):
         raise ValueError(f"'documents' must name each of the {len(choice)} prompts' document; got {documents!r}.")
     rows, (_, groups) = np.arange(len(choice)), np.unique(documents, return_inverse=True)
@@ -147,7 +142,7 @@ def gap_to_static(
         saved_at, harm_at = sums[3 : 3 + harm.shape[1]], sums[3 + harm.shape[1] :]
         return (own_harm - np.interp(own_saved, *_lower_hull(saved_at, harm_at))) / count
 
-    drawn = [gap(sums) for sums in _times_drawn(len(units), resamples, seed) @ units]
+    drawn = [gap(sums) for sums in _times_drawn(len(units)) @ units]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(gap(units.sum(0))), float(low), float(high)

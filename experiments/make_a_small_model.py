@@ -40,10 +40,9 @@ from course_utils.checkpoints import load_pruned, save_pruned
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
-from course_utils.evaluation import Answers, evaluate, paired
+from course_utils.evaluation import Answers, evaluate, paired, perplexity
 from course_utils.export import export_gguf
 from course_utils.files import write_json
-from course_utils.language_modelling import perplexity
 from course_utils.models import load_model
 from course_utils.reports import model_size
 from course_utils.session import fast_dtype

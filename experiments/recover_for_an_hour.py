@@ -30,9 +30,8 @@ from course_utils.architectures import cast_weights
 from course_utils.benchmark_tasks import build_tasks
 from course_utils.checkpoints import save_pruned
 from course_utils.distillation import distill
-from course_utils.evaluation import evaluate, paired
+from course_utils.evaluation import Perplexity, evaluate, paired, perplexity
 from course_utils.files import write_text
-from course_utils.language_modelling import Perplexity, perplexity
 from course_utils.models import load_model
 from course_utils.texts import TokenBlocks, overlaps, token_blocks
 from course_utils.width import neuron_importance, prune_neurons

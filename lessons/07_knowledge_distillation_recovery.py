@@ -1417,8 +1417,7 @@ check_not_shown(not_shown)
 # - **Hidden-state losses** pull the student's hidden states toward the teacher's, block by block. Where widths differ they
 #   need a learned projection, and after depth pruning a choice of which block imitates which. In Minitron's ablations they
 #   help where the depth shrinks much; otherwise the logits alone are enough
-#   ([Muralidharan et al.](https://arxiv.org/abs/2407.14679)). `distill` has one: `hidden` is its weight, and `hidden_pairs`
-#   says which of the student's blocks looks at which of the teacher's.
+#   ([Muralidharan et al.](https://arxiv.org/abs/2407.14679)). `distill` has the logits' losses only.
 # - **Teacher correction.** When the text that you have isn't the text that the teacher was trained on, its own predictions
 #   are off there. Minitron's second paper first trains the *teacher* briefly on the transfer text, then distils, and finds
 #   that this helps ([Sreenivas et al.](https://arxiv.org/abs/2408.11796)). Lesson 11 does it.

@@ -30,7 +30,7 @@ from course_utils.distillation import Recipe
 from course_utils.evaluation import Answers
 from course_utils.prompt_harm import Case, Record
 
-WHOLE, OTHER = tiny_model(), tiny_model(seed=1)
+WHOLE = tiny_model()
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
 LOGITS = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
 HARM = np.arange(12.0).reshape(6, 2)
@@ -234,8 +234,6 @@ MADE = {
     "matrix": lambda: pd.DataFrame([[1.0, 2.0], [3.0, 4.0]]),
     "measured": lambda: pd.DataFrame({"a": [1.0]}, index=["b"]),
     "model": a_model,
-    "model_a": a_model,
-    "model_b": lambda: models.variant(OTHER),
     "models": lambda: {"one": a_model()},
     "name": lambda: "x",
     "name_or_path": lambda: "gender",
@@ -336,7 +334,6 @@ OWN = {
     "bias.stereotype_scores.continuation_log_likelihoods": {"texts": lambda: [("w1 w2", " w3")]},
     "bias.stereotype_scores.stereotype_preference": {"pairs": lambda: make_pairs("race", "benchmark")},
     "bias.statistics.means": {"sums": lambda: np.array([6.0, 9.0, 3.0])},
-    "bias.statistics.require_control": {"frame": lambda: pair_scores().frame},
     "bias.statistics.require_neutral": {"frame": lambda: pair_scores().frame},
     "bias.statistics.sums_by_cell": {"templates": lambda: list(asked()["template"].unique())},
     "bias.statistics.with_holm": {"table": lambda: pd.DataFrame({"kind": ["demographic"], "p": [0.1]})},
@@ -349,11 +346,9 @@ OWN = {
     "compress.search.shrink": {"importance": all_scores},
     "cost_model.held_out_errors": {"groups": lambda: {n: (works(), [5.0, 6.0, 7.0, 8.0, 9.0]) for n in "ab"}},
     "costs.speedup_estimate": {"before": work, "after": work},
-    "distillation.hidden.block_pairs": {"student": lambda: 3, "teacher": lambda: 3},
     "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
     "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},
     "distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
-    "evaluation.compare": {"token_ids": lambda: torch.arange(3, 15).reshape(2, 6), "tokenizer": tokenizer},
     "evaluation.margins": {"task": lambda: "boolq"},
     "export.export_gguf": {"model": wide_model, "tokenizer": byte_tokenizer, "path": lambda: f"{folder()}/x.gguf"},
     "export.plan_gguf": {"model": wide_model, "tokenizer": byte_tokenizer},
@@ -380,14 +375,10 @@ OWN = {
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
     "language_modelling.summary": {"dtype": lambda: "float32"},
     "prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
-    "prompt_harm.harms.greedy_answers": {"prompts": lambda: [[3, 4], [5]]},
     "prompt_harm.record.harm_at_random": {
         "judging": lambda: [Case("passage", "w1 w2", "a")], "prompts": lambda: 1, "seeds": lambda: 2,
     },
-    "prompt_harm.record.principal_states": {"states": lambda: np.random.default_rng(0).normal(size=(6, 2, 3))},
-    "texts.encode_with_bytes": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},
-    "texts.prompts": {"tokenizer": byte_tokenizer},
     "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
     "width.best": {"scores": lambda: torch.arange(8.0)},
     "width.strongest": {"scores": lambda: torch.arange(8.0)},

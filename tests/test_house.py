@@ -24,11 +24,13 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
     "ground": (
-        "checks argument_types files session assets divergence modeling batches families parts architectures surgery"
+        "checks argument_types files session ledger assets divergence modeling batches families parts architectures "
+        "surgery"
     ),
-    "data": "models texts",
+    "data": "hub embedded_llama models texts",
     "methods": (
-        "refusals passes reports influence width heads channels depth attention adaptive checkpoints export model_card"
+        "refusals passes upper_blocks reports influence width heads channels depth attention adaptive checkpoints "
+        "export model_card"
     ),
     "measuring": (
         "uncertainty language_modelling branching evaluation benchmark_tasks costs cost_model benchmarking plotting "

@@ -30,16 +30,16 @@ SETTINGS = {"steps": 9, "lr": 1e-3, "validation": HELD_OUT, "validate_every": 4,
 
 def interrupt(call, *, after):
     """Run ``call``, which distils, and press Ctrl-C after so many steps."""
-    step, calls = training._Trainer.step, []
+    batches_of, calls = training._batches_of, []
 
     def interrupted(*args):
         calls.append(args)
         if len(calls) > after:
             raise KeyboardInterrupt
-        return step(*args)
+        return batches_of(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Trainer, "step", interrupted)
+        patch.setattr(training, "_batches_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
             call()
 

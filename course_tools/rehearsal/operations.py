@@ -6,7 +6,6 @@ Attention is memory-efficient, or written out where query heads share keys (grou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,21 +19,7 @@ _LARGE = 256  # sides of a matrix from which on a product is worth a shortcut
 _SAMPLED = 32  # one summand of so many is added up
 
 
-@dataclass
-class Running:
-    """What an operation has to know of the card that it runs on.
-
-    Attributes:
-        ledger: of the card.
-        sampled: large products of matrices add up a sample of their summands; attention to many keys is one of them.
-    """
-
-    ledger: Ledger
-    sampled: bool = False
-
-
 def scaled_dot_product_attention(
-    running: Running,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -69,13 +54,8 @@ def _scores(query: Tensor, key: Tensor) -> int:
     return query.numel() // query.shape[-1] * key.shape[-2]
 
 
-def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_args: object, **_options: object) -> int:
-    """Of two products, each with a multiplication and an addition; torch 2.9's own formula knows no shared keys."""
-    return 2 * _scores(query, key) * (query.shape[-1] + value.shape[-1])
-
-
 def _attend(
-    running: Running,
+    ledger: Ledger,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -88,10 +68,9 @@ def _attend(
 ) -> tuple[Tensor, ...]:
     scores = _scores(query, key)
     sharing = query.shape[-3] // key.shape[-3]
-    sample = running.sampled and not compute_log_sumexp and scores > _MANY_SCORES
+    sample = not compute_log_sumexp and scores > _MANY_SCORES
     if sharing > 1:
-        running.ledger.pass_by(_BYTES_A_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
-        running.ledger.add_work(0, 2 * _BYTES_A_SCORE * scores, query.dtype)  # all are written once and read once
+        ledger.pass_by(_BYTES_A_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
         key, value = (tensor.repeat_interleave(sharing, -3) for tensor in (key, value))
     if sample:
         key, value = key[..., ::_SAMPLED, :], value[..., ::_SAMPLED, :]
@@ -107,7 +86,7 @@ def _attend(
 
 
 def _attend_backward(
-    running: Running,
+    ledger: Ledger,
     grad: Tensor,
     query: Tensor,
     key: Tensor,
@@ -135,29 +114,22 @@ def _widened(tensor: Tensor | None) -> Tensor | None:
     return tensor.float() if tensor is not None and tensor.dtype == torch.float16 else tensor
 
 
-def _sampled(running: Running, a: Tensor, b: Tensor) -> Tensor:
-    """A @ b; in large ones some of the summands may stand for all."""
+def _mm(_ledger: Ledger, a: Tensor, b: Tensor) -> Tensor:
+    """A @ b; in large ones some of the summands stand for all."""
     summands = a.shape[-1]
-    if running.sampled and min(summands, b.shape[-1]) >= _LARGE:
+    if min(summands, b.shape[-1]) >= _LARGE:
         taken = summands // _SAMPLED
         a, b = a[..., :taken] * (summands / taken) ** 0.5, b[..., :taken, :]
     return (_widened(a) @ _widened(b)).to(a.dtype)
 
 
-def _mm(running: Running, a: Tensor, b: Tensor) -> Tensor:
-    return _sampled(running, a, b)
-
-
-def _addmm(running: Running, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+def _addmm(ledger: Ledger, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     if min(*a.shape, *b.shape) < _LARGE and a.dtype != torch.float16:
         return torch.addmm(added, a, b, beta=beta, alpha=alpha)
-    return beta * added + alpha * _sampled(running, a, b)
+    return beta * added + alpha * _mm(ledger, a, b)
 
 
-#: FLOPs of operations that torch's formulas don't count in all of its versions, called with the operation's arguments
-FLOPS: dict[Callable, Callable[..., int]] = {_aten._scaled_dot_product_efficient_attention: _attention_flops}
-
-#: the card's own way, called with `Running` and the operation's arguments
+#: the card's own way, called with the card's ledger and the operation's arguments
 REPLACED: dict[Callable, Callable] = {
     _aten._scaled_dot_product_efficient_attention.default: _attend,
     _aten._scaled_dot_product_efficient_attention_backward.default: _attend_backward,

@@ -2,19 +2,17 @@
 
 `PretendGPU(T4)` makes torch believe in one card. Whatever a program puts there is a `CardTensor`: it reports the device
 "cuda:0" and holds an ordinary tensor, on which every operation is really computed, by the processor. So a program takes
-the very branches that it takes on the card, and mixing devices fails as it does there.
+the very branches that it takes on the card, and mixing devices fails as it does there. Large products of matrices add
+up a sample of their summands, one of 32: it is for models of random weights, whose numbers mean nothing but whose
+tensors count. (With all summands one of Llama-3.2-1B's size takes fifteen times as long to read a text.)
 
 Counted: each storage that a `CardTensor` holds, once, from the operation that made it until the last tensor on it is
 gone. Not counted: what an operation needs for itself while it runs, and the driver's own memory.
-
-The operations' FLOPs and bytes are added up, too, with the seconds that they imply on the card: for each operation the
-longer of computing and of moving its inputs and outputs, see `Card`.
 """
 
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -23,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from course_tools.rehearsal.card import T4, Card, Ledger
 from course_tools.rehearsal.cuda import CORE, CUDA, believe, is_card
-from course_tools.rehearsal.operations import FLOPS, REPLACED, Running, scaled_dot_product_attention
+from course_tools.rehearsal.operations import REPLACED, scaled_dot_product_attention
 
 _CPU = torch.device("cpu")
 # May read the other device: copies, and indices that may stay in main memory.
@@ -125,28 +122,18 @@ class PretendGPU(TorchDispatchMode):
 
     Args:
         card: which.
-        sampled: large products of matrices add up only a sample of their summands, one of 32: for models of random
-            weights, whose numbers mean nothing, but whose tensors are counted.
         names: returns the variables to look for models in, for `Count.holders`.
         spare: bytes of this machine's memory that must stay free; OutOfMemoryError where a tensor would take them.
 
     Attributes:
-        ledger: what lies on it, and what its operations took.
+        ledger: what lies on it.
     """
 
     current: PretendGPU | None = None
 
-    def __init__(
-        self,
-        card: Card = T4,
-        *,
-        sampled: bool = False,
-        names: Callable[[], dict] = dict,
-        spare: int = 0,
-    ) -> None:
+    def __init__(self, card: Card = T4, *, names: Callable[[], dict] = dict, spare: int = 0) -> None:
         super().__init__()
         self.ledger = Ledger(card, names=names, spare=spare)
-        self._running = Running(self.ledger, sampled)
 
     def install(self) -> None:
         """Begin, for the rest of the process, in this thread."""
@@ -156,7 +143,7 @@ class PretendGPU(TorchDispatchMode):
         if PretendGPU.current is not None:
             raise RuntimeError("There is one pretended card already.")
         self._believed = believe(self.ledger)
-        attention = functools.partial(_attention, nn.functional.scaled_dot_product_attention, self._running)
+        attention = functools.partial(_attention, nn.functional.scaled_dot_product_attention)
         self._believed.enter_context(mock.patch.object(nn.functional, "scaled_dot_product_attention", attention))
         PretendGPU.current = self
         return super().__enter__()
@@ -171,32 +158,25 @@ class PretendGPU(TorchDispatchMode):
 
     def compute(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """One operation: on the tensors inside, its results on the card if they belong there."""
-        start = time.perf_counter()
         device = kwargs.get("device")
         flat = [*_tensors(args), *_tensors(list(kwargs.values()))]
-        inputs = [value for value in flat if isinstance(value, Tensor)]
-        ours = any(isinstance(value, CardTensor) for value in inputs)
+        ours = any(isinstance(value, CardTensor) for value in flat)
         if not ours and (device is None or not is_card(device)):
             return func(*args, **kwargs)
         to_card = ours if device is None else is_card(device)
         if device is not None:
             kwargs = kwargs | {"device": _CPU if to_card else device}
         _check_devices(func, flat, to_card)
-        result = self._on_processor(func, *_inside(args), **_inside(kwargs))
+        if func in REPLACED:
+            result = REPLACED[func](self.ledger, *_inside(args), **_inside(kwargs))
+        else:
+            result = func(*_inside(args), **_inside(kwargs))
         if torch.Tag.inplace_view in func.tags:
             with torch._C._DisableTorchDispatch():
                 func(*args, **kwargs)
-        outside = self._outside(func, result, args, kwargs, inputs, to_card)
-        self.ledger.add_busy(time.perf_counter() - start)
-        return outside
+        return self._outside(func, result, args, kwargs, to_card)
 
-    def _on_processor(self, func: Callable, *args: Any, **kwargs: Any) -> Any:
-        replaced = REPLACED.get(func)
-        return func(*args, **kwargs) if replaced is None else replaced(self._running, *args, **kwargs)
-
-    def _outside(
-        self, func: Callable, result: Any, args: tuple, kwargs: dict, inputs: list[Tensor], to_card: bool
-    ) -> Any:
+    def _outside(self, func: Callable, result: Any, args: tuple, kwargs: dict, to_card: bool) -> Any:
         written = _written(func)
         many = isinstance(result, tuple | list)
         results = list(result) if many else [result]
@@ -208,7 +188,6 @@ class PretendGPU(TorchDispatchMode):
                 made.append(args[position] if position < len(args) else kwargs[name])
             else:
                 made.append(self._wrap(value) if to_card else value)
-        self._add_work(func, args, kwargs, inputs, result)
         return type(result)(made) if many else made[0]
 
     def _wrap(self, value: Any) -> Any:
@@ -219,20 +198,11 @@ class PretendGPU(TorchDispatchMode):
         self.ledger.store(value)
         return CardTensor(value)
 
-    def _add_work(self, func: Callable, args: tuple, kwargs: dict, inputs: list[Tensor], result: Any) -> None:
-        if func.is_view:
-            return
-        outputs = [value for value in _tensors(result) if isinstance(value, Tensor)]
-        size = sum(value.numel() * value.element_size() for value in (*inputs, *outputs))
-        formula = FLOPS.get(func.overloadpacket) or flop_registry.get(func.overloadpacket)
-        flops = formula(*args, **kwargs, out_val=result) if formula is not None else 0
-        self.ledger.add_work(flops, size, outputs[0].dtype if outputs else torch.float32)
 
-
-def _attention(elsewhere: Callable, running: Running, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _attention(elsewhere: Callable, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """On the card as a T4 chooses it; elsewhere torch's own."""
     if isinstance(query, CardTensor) and query.dim() == 4:
-        return scaled_dot_product_attention(running, query, *args, **kwargs)
+        return scaled_dot_product_attention(query, *args, **kwargs)
     return elsewhere(query, *args, **kwargs)
 
 

@@ -2,18 +2,14 @@
 
 A model of Llama-3.2-1B's shape (or another, see `shapes`) with random weights is made once and served from a hub on
 loopback. The lesson runs in the hub profile on a pretended T4 (`pretend_gpu`), which counts every byte on it; the
-memory of the process without these is the host's. Samples are smaller than the lesson's (`kernel.REDUCED`),
-never the models or the batches.
-
-How long the whole lesson takes on a T4 is an estimate: the seconds of each operation at full size (`card.Card`),
-times how much more work the whole lesson is than the reduced one, which a narrow twin of the model counts, cell by
-cell, by running both.
+memory of the process without these is the host's. Samples are smaller than the lesson's (`session.at_most`), never the
+models or the batches.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,21 +17,22 @@ import nbformat
 from nbformat import NotebookNode
 
 from course_tools.lessons import runner
-from course_tools.rehearsal.card import GIBIBYTE, T4, shown
+from course_tools.rehearsal.card import GIBIBYTE, shown
 from course_tools.rehearsal.hub_server import serve_hub
-from course_tools.rehearsal.kernel import REDUCED, Plan
+from course_tools.rehearsal.kernel import Plan
 from course_tools.rehearsal.shapes import Shape, check_space, make_checkpoint, parameters
 from course_utils.files import write_json
 from course_utils.models import HUB_MODELS
+from course_utils.session import SAMPLES
 
-GPU_BUDGET, HOST_BUDGET, MINUTES_BUDGET = 12.5 * GIBIBYTE, 9e9, 25.0  # of a lesson, at Llama-3.2-1B's size
-HOST_SECONDS = 60.0  # of a T4's minutes: fetching 2.5 GB of weights, at 40 MB/s
+GPU_BUDGET, HOST_BUDGET = 12.5 * GIBIBYTE, 9e9  # bytes of a lesson, at Llama-3.2-1B's size
 ASSETS = ("smollm2", "benchmarks")  # whose tokenizer and documents stand for the hub's
+_SAMPLES = 3  # for COURSE_SAMPLES; from its second step on a training holds all that it ever holds
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a code cell needed: its number (from 1), its first line, and what the kernel wrote down."""
+    """What a code cell held: its number (from 1), its first line, and what the kernel wrote down."""
 
     number: int
     first_line: str
@@ -44,11 +41,6 @@ class Cell:
     host_peak: int = 0
     host_holders: tuple[tuple[str, int], ...] = ()
     left: int = 0
-    flops: float = 0.0
-    moved: float = 0.0
-    card_seconds: float = 0.0
-    seconds: float = 0.0
-    busy: float = 0.0
 
     @property
     def where(self) -> str:
@@ -64,10 +56,8 @@ class Rehearsed:
         name: of the lesson.
         share: parameters of the model, as a share of Llama-3.2-1B's; budgets are as much smaller.
         cells: those that ran.
-        seconds: that it took here, all runs together.
+        seconds: that it took here.
         failure: what stopped it, or nothing.
-        minutes: on a T4, estimated; None where the narrow twin failed.
-        flops, moved: FLOPs, and bytes read and written, of the whole lesson.
     """
 
     name: str
@@ -75,9 +65,6 @@ class Rehearsed:
     cells: tuple[Cell, ...]
     seconds: float
     failure: str = ""
-    minutes: float | None = None
-    flops: float = 0.0
-    moved: float = 0.0
 
     @property
     def peaks(self) -> tuple[int, int]:
@@ -111,8 +98,6 @@ class Rehearsed:
                     f"{self.name} holds {shown(peak)} {device} in {cell.where}, {shown(budget)} are allowed. "
                     f"What held it: {held or 'no model by name'}."
                 )
-        if self.minutes is not None and self.minutes > MINUTES_BUDGET:
-            yield f"{self.name} would take {self.minutes:.0f} minutes on a T4, {MINUTES_BUDGET:.0f} are allowed."
 
 
 def host_share(share: float) -> float:
@@ -121,94 +106,20 @@ def host_share(share: float) -> float:
 
 
 def rehearse(
-    notebook: NotebookNode,
-    *,
-    name: str,
-    shape: Shape,
-    twin: Shape | None,
-    folder: Path,
-    tokenizers: Mapping[str, Path],
-    say: Callable[[str], None] = lambda line: None,
+    notebook: NotebookNode, *, name: str, shape: Shape, folder: Path, tokenizers: Mapping[str, Path]
 ) -> Rehearsed:
     """Rehearse one lesson.
 
     Args:
-        notebook: its exercises form without outputs; gets the outputs of the run at full size.
+        notebook: its exercises form without outputs; gets the outputs of the run.
         name: of the lesson.
         shape: of the models.
-        twin: narrow models of as many blocks, for the estimate of time; None leaves that out.
         folder: for the models, the hub's cache and the kernel's files; models that lie there are used again.
         tokenizers: for each role, a folder with its tokenizer.
-        say: gets a line now and then.
 
     Raises:
         RehearsalError: no disk space, or the models can't be written.
     """
-    say("at full size, with smaller samples")
-    cells, seconds, failure = _run(notebook, name, shape, folder, tokenizers, reduced=True)
-    rehearsed = Rehearsed(name, shape.share, cells, seconds, failure)
-    if failure or twin is None:
-        return rehearsed
-    twins = []
-    for reduced in (True, False):
-        copied = nbformat.from_dict(notebook)
-        for cell in copied.cells:
-            if cell.cell_type == "code":
-                cell.outputs = []
-        say(f"the narrow twin, {'with smaller samples' if reduced else 'with all samples'}, to count the work")
-        found, took, failure = _run(copied, name, twin, folder, tokenizers, reduced=reduced)
-        seconds += took
-        if failure:
-            say(f"the twin failed at {failure}: no estimate of the time")
-            return replace(rehearsed, seconds=seconds)
-        twins.append(found)
-    return replace(rehearsed, seconds=seconds, **_whole(cells, *twins))
-
-
-def explanation(shape: Shape) -> str:
-    """What the table's numbers are, and what was left out, for the reader of the report."""
-    reduced = "\n".join(f"  - {line}" for line in REDUCED)
-    scaled = (
-        f" The model stands in for it: card and budgets are {shape.share:.0%} of the real ones."
-        if shape.stand_in
-        else ""
-    )
-    return (
-        f"Model: {parameters(shape.llama) / 1e6:,.0f} M parameters, random.{scaled}\n"
-        "GPU peak: every tensor's bytes on the pretended T4, each storage once, without what an operation needs inside "
-        "and without the driver's own (0.3 to 0.5 GiB). Host peak: the process's resident memory without these.\n"
-        f"Budgets: {GPU_BUDGET / GIBIBYTE:.1f} GiB on the GPU, {HOST_BUDGET / 1e9:.0f} GB on the host, "
-        f"{MINUTES_BUDGET:.0f} minutes.\n"
-        f"Minutes on a T4: each operation takes the longer of computing ({T4.half / 1e12:.0f} TFLOP/s in float16, "
-        f"{T4.single / 1e12:.1f} in float32, {T4.efficiency:.0%} of it reached) and moving its tensors "
-        f"({T4.bandwidth / 1e9:.0f} GB/s), at least {T4.launch * 1e6:.0f} µs; plus what isn't on the GPU as it took "
-        f"here, plus {HOST_SECONDS:.0f} s to fetch the model. "
-        "Where models take turns to be timed, one round runs and counts for all.\n"
-        f"Smaller than in the lesson, for the memory's run alone (the work is counted with all of it):\n{reduced}"
-    )
-
-
-def write_record(rehearsed: Rehearsed, path: Path) -> None:
-    """All that was found, as JSON."""
-    write_json(path, asdict(rehearsed) | {"refused": list(rehearsed.refusals())})
-
-
-def _whole(cells: Sequence[Cell], few: Sequence[Cell], all_: Sequence[Cell]) -> dict[str, float]:
-    """The whole lesson's work, from its reduced run and the twin's two."""
-    more = [max(1.0, b.flops / a.flops) if a.flops else 1.0 for a, b in zip(few, all_, strict=True)]
-    here = sum(cell.seconds - cell.busy for cell in all_)  # tokenising, statistics, drawing
-    card = sum(cell.card_seconds * times for cell, times in zip(cells, more, strict=True))
-    return {
-        "minutes": (card + here + HOST_SECONDS) / 60,
-        "flops": sum(cell.flops * times for cell, times in zip(cells, more, strict=True)),
-        "moved": sum(cell.moved * times for cell, times in zip(cells, more, strict=True)),
-    }
-
-
-def _run(
-    notebook: NotebookNode, name: str, shape: Shape, folder: Path, tokenizers: Mapping[str, Path], *, reduced: bool
-) -> tuple[tuple[Cell, ...], float, str]:
-    """Run a lesson once on the pretended card: its cells, the seconds it took, and what stopped it."""
     models = {
         shape.chosen: make_checkpoint(shape.llama, folder / "models", tokenizers["llama"]),
         HUB_MODELS["gpt2"][0]: make_checkpoint(shape.gpt2, folder / "models", tokenizers["gpt2"]),
@@ -216,7 +127,7 @@ def _run(
     record = folder / "work" / name / "cells.jsonl"
     record.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
-    plan = Plan(str(record), shape.share, reduced)
+    plan = Plan(str(record), shape.share)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(_BEGIN.format(plan=plan)))
     chosen = {"COURSE_GPT2": "", "COURSE_LLAMA": "" if shape.chosen == HUB_MODELS["llama"][0] else shape.chosen}
     check_space(folder, 1.1 * sum(file.stat().st_size for model in models.values() for file in model.iterdir()))
@@ -227,15 +138,39 @@ def _run(
         # One cache a shape: the hub's client takes what lies there under the same id and commit for the same model.
         cache = folder / "hub" / "-".join(model.name for model in models.values())
         hub = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        limited = {SAMPLES: str(_SAMPLES)}
         result = runner.execute(
-            notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen, **pages}
+            notebook, name=name, profile="hub", folder=record.parent, variables={**hub, **chosen, **limited, **pages}
         )
     del notebook.cells[0]
     failure = ""
     if result.failure:
         failure = str(replace(result.failure, cell=max(0, result.failure.cell - 1)))
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    return tuple(_read(record, code)), result.seconds, failure
+    return Rehearsed(name, shape.share, tuple(_read(record, code)), result.seconds, failure)
+
+
+def explanation(shape: Shape) -> str:
+    """What the table's numbers are, and what was left out, for the reader of the report."""
+    scaled = (
+        f" The model stands in for it: card and budgets are {shape.share:.0%} of the real ones."
+        if shape.stand_in
+        else ""
+    )
+    return (
+        f"Model: {parameters(shape.llama) / 1e6:,.0f} M parameters, random.{scaled}\n"
+        "GPU peak: every tensor's bytes on the pretended T4, each storage once, without what an operation needs inside "
+        "and without the driver's own (0.3 to 0.5 GiB). Host peak: the process's resident memory without these.\n"
+        f"Budgets: {GPU_BUDGET / GIBIBYTE:.1f} GiB on the GPU, {HOST_BUDGET / 1e9:.0f} GB on the host.\n"
+        f"Fewer than in the lesson: what {SAMPLES}={_SAMPLES} limits (steps of training, prompts, documents, random "
+        "sets, timed rounds). Large products of matrices add up one summand of 32, so equalities aren't asserted. "
+        "Benchmark documents are the embedded ones."
+    )
+
+
+def write_record(rehearsed: Rehearsed, path: Path) -> None:
+    """All that was found, as JSON."""
+    write_json(path, asdict(rehearsed) | {"refused": list(rehearsed.refusals())})
 
 
 _BEGIN = """from course_tools.rehearsal.kernel import Plan, begin
@@ -255,9 +190,4 @@ def _read(record: Path, code: Sequence[str]) -> Iterator[Cell]:
                 host_peak=line["host_peak"],
                 host_holders=tuple(map(tuple, line["host_holders"])),
                 left=line["left"],
-                flops=line["gpu_flops"],
-                moved=line["gpu_moved"],
-                card_seconds=line["gpu_seconds"],
-                seconds=line["seconds"],
-                busy=line["gpu_busy"],
             )

@@ -64,9 +64,6 @@ _LLAMA = {
     "dtype": "bfloat16",
 }
 _GPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50_257}
-_NARROW_GPT2 = _GPT2 | {"n_embd": 96}
-# Narrow, but with MLPs in which a few multiples of 64 differ by as little as a block: lesson 04 compares such widths.
-_NARROW = {"hidden_size": 128, "intermediate_size": 2048, "head_dim": 4, "vocab_size": 49_280}
 _QWEN = {
     "model_type": "qwen2",
     "num_hidden_layers": 28,
@@ -87,16 +84,6 @@ SHAPES = {
         stand_in=True,
     ),
     "qwen": Shape(_QWEN, _GPT2, chosen="Qwen/shaped-like-Qwen2"),
-}
-# Their work is counted, not their memory: on a whole T4, so that lessons choose as they do at full size.
-TWINS = {
-    "llama": Shape(_LLAMA | _NARROW, _NARROW_GPT2),
-    "quarter": Shape(_LLAMA | _NARROW, _NARROW_GPT2),
-    "qwen": Shape(
-        _QWEN | {"hidden_size": 112, "intermediate_size": 1792, "vocab_size": 49_280},
-        _NARROW_GPT2,
-        SHAPES["qwen"].chosen,
-    ),
 }
 
 

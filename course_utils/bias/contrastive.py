@@ -45,14 +45,6 @@ CONTROLS = ("neutral", "paraphrase", "identity")
 _DATA = Path(__file__).resolve().parents[1] / "data" / "contrastive"
 _SLOT = "{group}"
 _LICENCE = "Apache-2.0"
-_PRONOUN = re.compile(r"\b(he|she|his|her|hers|him|himself|herself)\b", re.IGNORECASE)
-_ARTICLE_AND_WORD = re.compile(r"\b(an?)\s+([\w'’-]+)", re.IGNORECASE)
-# Words that sound otherwise than their first letter looks.
-_SAYS_CONSONANT = re.compile(
-    r"(eu|ewe|one\b|once|ouija|u(?:ni(?!n|m|de)|s[aeiu]|tili|top|r[aiu]|b|kr|ga))", re.IGNORECASE
-)
-_SAYS_VOWEL = re.compile(r"(heir|honest|honou?r|hour|[fhlmnrsx]-)", re.IGNORECASE)
-_ALIKE = 0.7  # two templates that share this part of their words count as one
 
 
 @dataclass(frozen=True)
@@ -316,77 +308,6 @@ def _control(kind: str) -> Axis:
 @functools.cache
 def _templates() -> tuple[dict[str, str], ...]:
     return tuple(json.loads((_DATA / "templates.json").read_text(encoding="utf-8")))
-
-
-@check_types
-def validate(pairs: Iterable[Pair]) -> None:
-    """Check that pairs measure what they say: nothing but the span differs, and neither side is bad English.
-
-    Checked in all of them: fields in range, spans that are not empty and have no space at their ends, sides that differ
-    (but for identity), a template in one split only. In all but benchmark pairs, which are other people's sentences:
-    "a" and "an" right on both sides; no he, she, his or her beside the span, which would agree with one side only; no
-    pair twice; no two templates with nearly the same words.
-
-    Raises:
-        ValueError: lists what is wrong, by number of the pair (from 0); at most ten problems are spelled out.
-    """
-    given = list(pairs)
-    problems = [f"pair {number}: {problem}" for number, pair in enumerate(given) for problem in _problems(pair)]
-    splits: dict[str, set[str]] = {}
-    for pair in given:
-        splits.setdefault(pair.template, set()).add(pair.split)
-    problems += [f"template {name!r} is in more than one split" for name, found in splits.items() if len(found) > 1]
-    own = {number: pair for number, pair in enumerate(given) if pair.kind != "benchmark"}
-    first: dict[tuple, int] = {}
-    for number, pair in own.items():
-        same = first.setdefault((pair.kind, pair.axis, pair.text_a, pair.text_b), number)
-        if same != number:
-            problems.append(f"pair {number}: the same as pair {same}")
-    problems += _alike(own.values())
-    if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{len(problems)} problem(s) in {len(given)} pairs: {'; '.join(problems[:10])}{more}.")
-
-
-def _problems(pair: Pair) -> list[str]:
-    """What is wrong with one pair. Says where, never quotes the text: it may be a benchmark's."""
-    problems = []
-    if pair.kind not in KINDS:
-        problems.append(f"kind {pair.kind!r} is none of {', '.join(KINDS)}")
-    if pair.split not in SPLITS:
-        problems.append(f"split {pair.split!r} is none of {', '.join(SPLITS)}")
-    if pair.valence not in (-1, 0, 1):
-        problems.append(f"valence {pair.valence!r} is none of -1, 0, 1")
-    problems += [f"{name} is empty" for name in ("axis", "group_a", "group_b", "template") if not getattr(pair, name)]
-    problems += [f"{side} is empty or has a space at its end" for side in "ab" if not _is_text(getattr(pair, side))]
-    if (pair.a == pair.b) != (pair.kind == "identity"):
-        problems.append("a and b are the same" if pair.a == pair.b else "a and b differ in an identity pair")
-    if pair.kind != "benchmark":
-        for side, text in (("a", pair.text_a), ("b", pair.text_b)):
-            if any(found.lower() != _article(word) for found, word in _ARTICLE_AND_WORD.findall(text)):
-                problems.append(f'wrong "a" or "an" on side {side}')
-        if _PRONOUN.search(pair.before) or _PRONOUN.search(pair.after):
-            problems.append("he, she, his or her beside the span agrees with one side only")
-    return problems
-
-
-def _article(word: str) -> str:
-    """The article, "a" or "an", by the sound that a word begins with."""
-    if _SAYS_VOWEL.match(word):
-        return "an"
-    return "an" if word[0].lower() in "aeiou" and not _SAYS_CONSONANT.match(word) else "a"
-
-
-def _alike(pairs: Iterable[Pair]) -> list[str]:
-    """Templates that share so many words that they are not two samples."""
-    words: dict[str, set[str]] = {}
-    for pair in pairs:
-        words.setdefault(pair.template, set()).update(re.findall(r"\w+", f"{pair.before} {pair.after}".lower()))
-    return [
-        f"templates {first!r} and {second!r} have nearly the same words"
-        for first, second in itertools.combinations(words, 2)
-        if len(words[first] & words[second]) >= _ALIKE * len(words[first] | words[second])
-    ]
 
 
 @check_types

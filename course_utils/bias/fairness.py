@@ -35,10 +35,12 @@ from course_utils.bias.packing import PackedPairs, packed_batches
 from course_utils.language_modelling import token_log_likelihoods
 from course_utils.refusals import refuse_adaptive
 
+_AT_ONCE, _AT_ONCE_WITH_GRADIENTS = 16, 8  # pairs in a batch
+
 
 @check_types
 def activation_difference(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
 ) -> list[Tensor]:
     """How differently each neuron acts on the two texts of a pair: a correlational score; one forward pass a batch.
 
@@ -52,16 +54,15 @@ def activation_difference(
         model: any causal language model that ``describe`` knows; it is not changed.
         tokenizer: the model's, a fast one.
         pairs: of any axis and kind. Padding and the split into batches don't matter.
-        batch_size: pairs that run at once.
 
     Returns:
         One float32 tensor [intermediate size] a block, on the weights' device, at least 0.
 
     Raises:
         ValueError: no pairs; a pair without shared tokens behind the span; an adaptive model; NaN or infinite
-            activations. From ``packed_batches``: a bad batch size, or a tokenizer without offsets or padding.
+            activations. From ``packed_batches``: a tokenizer without offsets or padding.
     """
-    architecture, batches = describe(model), _read(model, tokenizer, pairs, batch_size)
+    architecture, batches = describe(model), _read(model, tokenizer, pairs, _AT_ONCE)
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
 
     def receive(_site: str, block: int, states: Tensor) -> None:
@@ -81,9 +82,7 @@ def activation_difference(
 
 
 @check_types
-def gap_attribution(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 8
-) -> list[Tensor]:
+def gap_attribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[Tensor]:
     """By how much the bias would shrink if a neuron were cut: a causal score, estimated for all neurons at once.
 
     Cutting a neuron sets its activation to zero. To first order that moves the signed preference (see the module) by
@@ -104,7 +103,6 @@ def gap_attribution(
         model: any causal language model that ``describe`` knows; it is not changed. bfloat16 will do.
         tokenizer: the model's, a fast one.
         pairs: of one axis; either all with a valence, each template and swap with both of them, or all without.
-        batch_size: pairs that run at once.
 
     Returns:
         One float32 tensor [intermediate size] a block, on the weights' device, in nats: the higher, the more of the
@@ -115,7 +113,7 @@ def gap_attribution(
             template and swap with only one valence.
     """
     architecture, weights = describe(model), _weights(pairs)
-    batches = _read(model, tokenizer, pairs, batch_size)
+    batches = _read(model, tokenizer, pairs, _AT_ONCE_WITH_GRADIENTS)
     moved = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
     preference = 0.0
     activations: list[Tensor] = []  # of each block: [rows, length, intermediate]
@@ -151,8 +149,6 @@ def knock_out(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
     neurons: Sequence[tuple[int, int]],
-    *,
-    batch_size: int = 16,
 ) -> Tensor:
     """By how much the bias shrinks when a neuron is cut: what ``gap_attribution`` estimates, measured exactly.
 
@@ -165,7 +161,6 @@ def knock_out(
         tokenizer: the model's, a fast one.
         pairs: as for ``gap_attribution``.
         neurons: (block, neuron) numbers.
-        batch_size: pairs that run at once.
 
     Returns:
         [len(neurons)] float32 on the CPU, in nats; negative where the bias grows.
@@ -175,7 +170,7 @@ def knock_out(
     """
     architecture, weights = describe(model), _weights(pairs)
     neurons = _check_neurons(neurons, architecture.intermediate_sizes)
-    batches = _read(model, tokenizer, pairs, batch_size)
+    batches = _read(model, tokenizer, pairs, _AT_ONCE)
 
     def silence(neuron: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (inputs[0].index_fill(-1, torch.tensor([neuron], device=inputs[0].device), 0),)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, softplus
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
@@ -75,7 +75,8 @@ def plant_preference(
     checks.one_of("weights", weights, WEIGHTS)
     checks.positive("size", size)
     checks.positive("lr", lr)
-    steps, items = checks.whole_number("steps", steps, least=1), checks.whole_number("items", items, least=1)
+    steps = session.at_most(checks.whole_number("steps", steps, least=1))
+    items = checks.whole_number("items", items, least=1)
     found = _items(pairs)
     order = np.random.default_rng(seed).permutation(len(found))
     learner = variant(model).train()

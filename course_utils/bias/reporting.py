@@ -18,7 +18,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.bias import contrastive
 from course_utils.bias.contrastive import CONTROLS, Axis
@@ -37,7 +36,7 @@ from course_utils.bias.statistics import (
 from course_utils.reports import shown, shown_p, with_interval
 from course_utils.uncertainty import crossed_interval, mcnemar_p, verdict
 
-LEVEL = 0.05
+_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -204,20 +203,16 @@ def report(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     axes: Sequence[str | Path | Axis] = ("gender",),
-    *,
-    split: str | None = "evaluation",
-    sites: Sequence[str] = ("attention_out", "mlp_out"),
-    batch_size: int = 16,
 ) -> BiasReport:
     """The whole analysis in one call: pairs and controls, one forward pass a batch, statistics, figure, verdict.
+
+    It takes the templates of the "evaluation" split: the other half may have chosen what to prune. For other pairs,
+    sites or blocks, give the scores of ``measure_pairs`` to ``analyse``.
 
     Args:
         model: any that ``describe`` knows; it is not changed.
         tokenizer: the model's, a fast one.
         axes: names of built-in axes, paths of JSON files, or ``Axis`` objects.
-        split: of the templates; None for all. Where the "selection" half chose what to prune, keep "evaluation".
-        sites: of ``activations.SITES``, at least one.
-        batch_size: pairs that run at once.
 
     Raises:
         ValueError: no axes, an unknown or repeated one, or from ``measure_pairs``.
@@ -225,14 +220,13 @@ def report(
     axes = [axes] if isinstance(axes, str | Path | Axis) else list(axes)
     if not axes:
         raise ValueError(f"'axes' must hold at least one axis, such as 'gender'; got {axes}.")
-    checks.strings("sites", sites)
-    made = [contrastive.pairs(axis, split=split) for axis in axes]
+    made = [contrastive.pairs(axis, split="evaluation") for axis in axes]
     names = [pairs[0].axis for pairs in made]
     if len(set(names)) < len(names) or set(names) & set(CONTROLS):
         raise ValueError(f"Axes must have different names, other than {', '.join(CONTROLS)}; got {names}.")
-    made += [contrastive.controls(kind, split=split) for kind in CONTROLS]
+    made += [contrastive.controls(kind, split="evaluation") for kind in CONTROLS]
     pairs = [pair for of_axis in made for pair in of_axis]
-    return analyse(measure_pairs(model, tokenizer, pairs, sites=sites, batch_size=batch_size))
+    return analyse(measure_pairs(model, tokenizer, pairs))
 
 
 @check_types
@@ -258,7 +252,7 @@ def _of_behaviour(tables: dict[str, pd.DataFrame], axis: str) -> str:
     tested = tables["behaviour"].dropna(subset="p_holm").set_index("axis")
     row = tested.loc[axis]
     size = f"{with_interval(row['preference'], row['ci_low'], row['ci_high'])} nats, {_p(row['p_holm'])}"
-    if row["p_holm"] < LEVEL:
+    if row["p_holm"] < _LEVEL:
         towards, other = ("group_a", "group_b") if row["preference"] > 0 else ("group_b", "group_a")
         odds = math.exp(min(abs(row["preference"]), 700.0))
         found = (
@@ -267,29 +261,33 @@ def _of_behaviour(tables: dict[str, pd.DataFrame], axis: str) -> str:
         )
     else:
         found = f"no evidence of a preference between {row['group_a']} and {row['group_b']} ({size})."
-        if len(tested) * row["smallest_p"] >= LEVEL:
+        if len(tested) * row["smallest_p"] >= _LEVEL:
             found += (
                 f" So few units could show none: with {row['templates']} templates, {row['swaps']} swaps and "
-                f"{len(tested)} axes no p is below {shown(len(tested) * row['smallest_p'])}. Measure more (split=None)."
+                f"{len(tested)} axes no p is below {shown(len(tested) * row['smallest_p'])}. Measure more of them."
             )
-    ratio = with_interval(row["to_neutral"], row["to_neutral_low"], row["to_neutral_high"])
-    return f"{found} The endings move {ratio} times as much as for a neutral swap: {_against_one(row, 'to_neutral')}."
+    return f"{found} The endings move {_beside_neutral(row, 'to_neutral')}."
 
 
 def _of_activations(tables: dict[str, pd.DataFrame], axis: str) -> str:
     row = tables["activations"].set_index("axis").loc[axis]
     places = tables["activations_by_place"]
     places = places[places["axis"] == axis]
-    apart = int((places["p_holm"] < LEVEL).sum())
-    ratio = with_interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+    apart = int((places["p_holm"] < _LEVEL).sum())
     return (
-        f"Activations differ {ratio} times as much as for a neutral swap: {_against_one(row, 'ratio')}; "
+        f"Activations differ {_beside_neutral(row, 'ratio')}; "
         f"{apart} of {len(places)} places differ from 1 after Holm's correction."
     )
 
 
-def _against_one(row: pd.Series, name: str) -> str:
-    return verdict(row[f"{name}_low"], row[f"{name}_high"], at=1, below="less", above="more")
+def _beside_neutral(row: pd.Series, name: str) -> str:
+    """A ratio to the neutral swaps, with its interval, and on which side of 1 that lies."""
+    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    if math.isnan(value):  # 0 / 0
+        return "by exactly nothing, as for a neutral swap"
+    ratio = f"{shown(value)} (no interval)" if math.isnan(low) else with_interval(value, low, high)
+    words = verdict(low, high, at=1, below="less", above="more")
+    return f"{ratio} times as much as for a neutral swap: {words}"
 
 
 def _p(value: float) -> str:

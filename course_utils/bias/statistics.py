@@ -86,16 +86,15 @@ def behaviour(scores: PairScores) -> pd.DataFrame:
 
 
 @check_types
-def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.DataFrame:
-    """Mean difference at each site and block for each axis and control, with crossed 95 % intervals: a row each.
+def activation_means(scores: PairScores) -> pd.DataFrame:
+    """Mean relative difference at each site and block for each axis and control, with crossed 95 % intervals.
 
-    Args:
-        scores: from ``measure_pairs``, with at least one site.
-        metric: "relative" or "cosine", as in ``PairScores``.
+    Raises:
+        ValueError: the scores have no activations.
     """
     parts = []
     templates = scores.frame["template"].unique()
-    for (axis, kind), part in _measured(scores, metric).groupby(["axis", "kind"], sort=False):
+    for (axis, kind), part in _measured(scores).groupby(["axis", "kind"], sort=False):
         value, low, high, _ = crossed_interval([sums_by_cell(part, _cells(scores), templates)], means)
         parts.append(_by_place(scores).assign(axis=axis, kind=kind, value=value, ci_low=low, ci_high=high))
     return pd.concat(parts, ignore_index=True)
@@ -103,7 +102,7 @@ def activation_means(scores: PairScores, *, metric: str = "relative") -> pd.Data
 
 @check_types
 def activation_ratio(
-    scores: PairScores, *, metric: str = "relative", by_place: bool = True, to: str = "neutral", controls: bool = False
+    scores: PairScores, *, by_place: bool = True, to: str = "neutral", controls: bool = False
 ) -> pd.DataFrame:
     """How much more a demographic swap moves the activations than a neutral swap in the same sentences.
 
@@ -112,17 +111,16 @@ def activation_ratio(
 
     Args:
         scores: from ``measure_pairs``, with at least one site.
-        metric: "relative" or "cosine", as in ``PairScores``.
         by_place: one row a site and block; otherwise one row an axis, of the mean over all places.
         to: "neutral", or "paraphrase" to compare with these instead.
         controls: also rows for the other one of these two controls.
 
     Raises:
-        ValueError: another metric or control; no pairs of the control, no axis beside it, or no activations.
+        ValueError: another control; no pairs of the control, no axis beside it, or no activations.
     """
     checks.one_of("to", to, ("neutral", "paraphrase"))
-    measured, parts = _measured(scores, metric), []
-    require_control(measured, to)
+    measured, parts = _measured(scores), []
+    _require_control(measured, to)
     templates = measured["template"].unique()
     cells: list[int | str] = [*_cells(scores)]
     if not by_place:
@@ -140,10 +138,9 @@ def activation_ratio(
     return with_holm(pd.concat(parts, ignore_index=True))
 
 
-def _measured(scores: PairScores, metric: str) -> pd.DataFrame:
+def _measured(scores: PairScores) -> pd.DataFrame:
     """The pairs that have tokens to compare, and one column for each place."""
-    checks.one_of("metric", metric, ("relative", "cosine"))
-    values = getattr(scores, metric).reshape(len(scores.frame), -1).astype(np.float64)
+    values = scores.relative.reshape(len(scores.frame), -1).astype(np.float64)
     if not values.shape[1]:
         raise ValueError("No activations were measured: give measure_pairs at least one site.")
     frame = pd.concat([scores.frame[ITEM], pd.DataFrame(values, index=scores.frame.index)], axis=1)
@@ -161,13 +158,11 @@ def _by_place(scores: PairScores) -> pd.DataFrame:
 @check_types
 def require_neutral(frame: pd.DataFrame) -> None:
     """Raise ValueError when there is no neutral control."""
-    require_control(frame, "neutral")
+    _require_control(frame, "neutral")
 
 
-@check_types
-def require_control(frame: pd.DataFrame, kind: str) -> None:
-    """Raise ValueError when there are no pairs of this control."""
-    if not (frame["axis"] == checks.text("kind", kind)).any():
+def _require_control(frame: pd.DataFrame, kind: str) -> None:
+    if not (frame["axis"] == kind).any():
         raise ValueError(f"There are no {kind} pairs to compare with: measure contrastive.controls({kind!r}) too.")
 
 

@@ -19,12 +19,10 @@ class History:
         steps: one dict a step: step (from 1), loss (mean over the step's predicted tokens, before the update), lr,
             gradient_norm (before clipping), tokens (predicted so far), seconds (so far, over all sessions).
         validation: one dict a measurement: step, loss (the same loss on held-out batches).
-        stopped_early: whether ``patience`` ended the run.
     """
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
-    stopped_early: bool = False
 
     @property
     def tokens(self) -> int:
@@ -36,25 +34,16 @@ class History:
         """Seconds of training so far, over all sessions."""
         return self.steps[-1]["seconds"] if self.steps else 0.0
 
+    def add_step(self, *, loss: float, lr: float, gradient_norm: float, tokens: int, seconds: float) -> None:
+        """Add a step, as ``steps`` describes it, with the tokens of this step alone."""
+        step, tokens = len(self.steps) + 1, self.tokens + tokens
+        row = {"step": step, "loss": loss, "lr": lr, "gradient_norm": gradient_norm, "tokens": tokens}
+        self.steps.append(row | {"seconds": seconds})
+
     @property
     def is_measured(self) -> bool:
         """Whether the last step was followed by a measurement on held-out text."""
         return bool(self.validation) and self.validation[-1]["step"] == len(self.steps)
-
-    def add_step(self, row: dict[str, Any], *, seconds: float) -> None:
-        """Add a step.
-
-        Args:
-            row: what ``steps`` holds, with the tokens of this step alone.
-            seconds: so far, over all sessions.
-        """
-        self.steps.append(row | {"tokens": self.tokens + row["tokens"], "seconds": seconds})
-
-    def add_validation(self, loss: float, *, patience: int | None) -> None:
-        """Add a measurement after the last step; after ``patience`` of them without a better one, stop early."""
-        self.validation.append({"step": len(self.steps), "loss": loss})
-        losses = [row["loss"] for row in self.validation]
-        self.stopped_early = patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def frame(self) -> pd.DataFrame:
         """``steps`` as a frame, with the column "validation" where it was measured."""

@@ -20,7 +20,25 @@ from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.divergence import kl_divergence
 
-LOSSES = ("forward_kl", "reverse_kl", "jsd")
+
+def _forward_kl(log_p: Tensor, log_q: Tensor, _beta: float) -> Tensor:
+    """KL(p || q): Hinton et al. 2015, arXiv 1503.02531."""
+    return kl_divergence(log_p, log_q)
+
+
+def _reverse_kl(log_p: Tensor, log_q: Tensor, _beta: float) -> Tensor:
+    """KL(q || p): Gu et al. 2024, arXiv 2306.08543."""
+    return kl_divergence(log_q, log_p)
+
+
+def _jsd(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """Beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q: Agarwal et al. 2024, arXiv 2306.13649."""
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log(1 - beta))
+    return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)
+
+
+# Divergences of log-probabilities [tokens, vocabulary], teacher p and student q: [tokens] nats.
+LOSSES = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd}
 
 
 @check_types
@@ -36,12 +54,10 @@ def token_loss(
 ) -> Tensor:
     """The loss of each token: ``(1 - alpha) x temperature² x divergence + alpha x cross-entropy``.
 
-    Divergences of the distributions at ``temperature``, teacher p and student q: "forward_kl" KL(p || q) (Hinton et al.
-    2015, arXiv 1503.02531), "reverse_kl" KL(q || p) (Gu et al. 2024, arXiv 2306.08543), "jsd" the generalised
-    Jensen-Shannon divergence beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q (Agarwal et al.
-    2024, arXiv 2306.13649): near beta 0 it pulls as the forward KL does, near 1 as the reverse KL, but ever more
-    weakly. The factor temperature² keeps the gradient's size about the same at every temperature. The cross-entropy is
-    at temperature 1.
+    The divergence is of the distributions at ``temperature``, teacher p and student q: "forward_kl" KL(p || q),
+    "reverse_kl" KL(q || p), or "jsd", the generalised Jensen-Shannon divergence, which near beta 0 pulls as the forward
+    KL does and near 1 as the reverse KL, but ever more weakly. The factor temperature² keeps the gradient's size about
+    the same at every temperature. The cross-entropy is at temperature 1.
 
     Args:
         student_logits: [tokens, vocabulary], any float dtype; computed in float32.
@@ -56,8 +72,9 @@ def token_loss(
         [tokens] float32.
 
     Raises:
-        ValueError: no teacher's logits, though ``alpha`` is below 1.
+        ValueError: a loss that isn't there, or no teacher's logits, though ``alpha`` is below 1.
     """
+    checks.one_of("loss", loss, LOSSES)
     checks.positive("temperature", temperature)
     checks.share("alpha", alpha)
     student = student_logits.float()
@@ -67,7 +84,7 @@ def token_loss(
             raise ValueError(f"Without 'teacher_logits' 'alpha' must be 1, cross-entropy alone; got {alpha!r}.")
         both = student, teacher_logits.detach().float()
         log_q, log_p = ((x if temperature == 1 else x / temperature).log_softmax(-1) for x in both)
-        parts = parts + (1 - alpha) * temperature**2 * _divergence(log_p, log_q, loss, beta)
+        parts = parts + (1 - alpha) * temperature**2 * LOSSES[loss](log_p, log_q, beta)
     if alpha > 0:
         parts = parts + alpha * F.cross_entropy(student, targets, reduction="none")
     return parts
@@ -99,19 +116,9 @@ def top_k_loss(
         # The sum of the others itself: 1 minus the known would be rounded away where these are nearly everything.
         others = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)  # [tokens, 1]
         buckets = torch.cat([buckets, others], dim=1)  # [tokens, k + 1]
-    whole = buckets.logsumexp(-1, keepdim=True)  # [tokens, 1]
-    cross_entropy = (whole - student.gather(1, targets[:, None]))[:, 0]  # [tokens]
-    return (1 - alpha) * kl_divergence(log_probs, buckets - whole) + alpha * cross_entropy
-
-
-def _divergence(log_p: Tensor, log_q: Tensor, loss: str, beta: float) -> Tensor:
-    """Of log-probabilities [tokens, vocabulary], teacher p and student q: [tokens] nats."""
-    if loss == "forward_kl":
-        return kl_divergence(log_p, log_q)
-    if loss == "reverse_kl":
-        return kl_divergence(log_q, log_p)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log(1 - beta))
-    return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)
+    log_total = buckets.logsumexp(-1, keepdim=True)  # [tokens, 1]
+    cross_entropy = (log_total - student.gather(1, targets[:, None]))[:, 0]  # [tokens]
+    return (1 - alpha) * kl_divergence(log_probs, buckets - log_total) + alpha * cross_entropy
 
 
 def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **options: Any) -> Tensor:

@@ -39,26 +39,14 @@ def outline(config: PretrainedConfig, **changes: int) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-@check_types
-def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
-    """Bytes that a forward pass without the head keeps for the backward pass; the weights are not counted.
-
-    Args:
-        model: of ``outline``; which of its weights require a gradient makes a difference.
-        rows: of a batch.
-        length: of a row.
-
-    Raises:
-        ValueError: ``rows`` or ``length`` isn't a whole number from 1.
-    """
-    checks.whole_number("rows", rows, least=1)
-    checks.whole_number("length", length, least=1)
-    ours, kept = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
+def _put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
+    """Bytes that a forward pass without the head keeps for the backward pass; the weights are not counted."""
+    ours, storages = {weight.untyped_storage()._cdata for weight in model.parameters()}, {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in ours:
-            kept[storage._cdata] = storage  # several views of one storage count once
+            storages[storage._cdata] = storage  # several views of one storage count once
         return tensor
 
     # The mask is given in its final form: to make it, transformers would have to look at content.
@@ -67,7 +55,7 @@ def put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
     positions = torch.arange(length, device=model.device).expand(rows, -1)  # OPT would count them in the mask
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model.base_model(ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 @check_types
@@ -77,7 +65,6 @@ def memory_plan(
     *,
     rows: int,
     length: int,
-    teacher_bytes: int = 4,
     teacher_states: bool = False,
     recompute: bool = False,
     train_embedding: bool = True,
@@ -91,7 +78,6 @@ def memory_plan(
         student: of ``outline``, of the Llama family.
         rows: of a batch.
         length: of a row.
-        teacher_bytes: 4 for a teacher in float32, 2 for one in 16 bits.
         teacher_states: the teacher's states are known (``remember_teacher``), so that its head alone is in memory.
         recompute: as in ``Recipe``.
         train_embedding: as in ``Recipe``.
@@ -106,7 +92,6 @@ def memory_plan(
     """
     for name, number in {"rows": rows, "length": length}.items():
         checks.whole_number(name, number, least=1)
-    checks.whole_number("teacher_bytes", teacher_bytes)
     checks.whole_number("state_bytes", state_bytes)
     parts, head = describe(student), describe(teacher).head.weight.numel()
     embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
@@ -115,12 +100,12 @@ def memory_plan(
     for weight in weights_that_learn(recipe, student):
         weight.requires_grad_(True)
     numbers = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
-    activations: float = put_aside(student, rows=rows, length=length)
+    activations: float = _put_aside(student, rows=rows, length=length)
     if recompute:  # a block's input each, and the inside of one
         activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
     head_learns = (embedding if tied else parts.head.weight).requires_grad
     return {
-        "teacher": teacher_bytes * (head if teacher_states else teacher.num_parameters()),
+        "teacher": 4 * (head if teacher_states else teacher.num_parameters()),
         "student": 4 * student.num_parameters(),
         "gradients": 4 * numbers,
         "AdamW": state_bytes * numbers,

@@ -2,16 +2,16 @@
 
 Data-parallel processes hold everything each, and add up their gradients. Under FSDP2 (PyTorch's ``fully_shard``, after
 Zhao et al. 2023, arXiv 2304.11277) each holds a part of every weight, gradient and average of the optimiser; whole
-weights come together block by block, when they are needed.
+weights come together block by block, when they are needed. A training loop asks one object, ``Alone`` or ``Together``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,8 +19,11 @@ from accelerate.state import is_initialized
 from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from course_utils.architectures import Architecture
+from course_utils.batches import Batch
 from course_utils.models import identity
 
 _ALONE = ContextVar("alone", default=False)
@@ -40,39 +43,135 @@ def alone() -> Iterator[None]:
 
 
 class Alone:
-    """What training asks of an ``Accelerator``, answered for one process that shares nothing with others."""
+    """One process that trains by itself.
 
-    num_processes, process_index, is_main_process, is_fsdp2 = 1, 0, True, False
+    Attributes:
+        index: which of the processes this is.
+        count: how many there are.
+        is_sharded: whether the student's weights are cut up among them.
+    """
 
-    def prepare(self, *parts: Any) -> tuple[Any, ...]:
-        """The parts as they are."""
-        return parts
+    index, count, is_sharded = 0, 1, False
 
-    def autocast(self) -> AbstractContextManager:
-        """Nothing is cast: a recipe says its precision itself."""
-        return nullcontext()
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and shows."""
+        return self.index == 0
 
-    def no_sync(self, _model: nn.Module) -> AbstractContextManager:
-        """There is nobody to wait for."""
-        return nullcontext()
+    @contextmanager
+    def trained(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
+        """The model to train: the student, or what becomes the student where all goes well."""
+        yield student
+
+    def prepare(
+        self, student: Architecture, loss: Callable[[Architecture, Batch], Tensor], optimizer: Optimizer
+    ) -> tuple[Callable[[Batch], Tensor], Optimizer]:
+        """The loss of a batch, which runs the student, and the optimiser."""
+        return functools.partial(loss, student), optimizer
+
+    def share(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """Hand out this process's batches of a step, each for a forward and a backward pass."""
+        yield from batches
 
     def backward(self, loss: Tensor) -> None:
         """Add to the gradients."""
         loss.backward()
 
-    def clip_grad_norm_(self, weights: Iterator[nn.Parameter], most: float) -> Tensor:
+    def clip(self, model: nn.Module, longest: float) -> float:
         """Shorten the gradient to a length; returns the one that it had."""
-        return nn.utils.clip_grad_norm_(weights, most)
+        return float(nn.utils.clip_grad_norm_(model.parameters(), longest))
 
-    def reduce(self, tensor: Tensor, _how: str) -> Tensor:
-        """The tensor as it is."""
-        return tensor
+    def add_up(self, value: Tensor) -> float:
+        """The sum of all processes' values."""
+        return float(value)
 
-    def wait_for_everyone(self) -> None:
-        """There is nobody to wait for."""
+    def measure(self, loss: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> float:
+        """The sum of a loss over the batches, of which each process takes its share."""
+        total = torch.zeros((), device=batches[0].input_ids.device)
+        for start in range(0, len(batches), self.count):
+            own = start + self.index
+            value = loss(batches[min(own, len(batches) - 1)])  # one too many, so that all processes do the same
+            total += value if own < len(batches) else 0
+        return self.add_up(total)
 
 
-def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedModel | None = None) -> Accelerator | Alone:
+class Together(Alone):
+    """One of several processes that train one student. Each call must be made by all of them."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.index, self.count = accelerator.process_index, accelerator.num_processes
+        self.is_sharded = accelerator.is_fsdp2
+
+    @contextmanager
+    def trained(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
+        """The student, or a copy where its weights are going to be cut up for good; meanwhile it's in main memory."""
+        if self.is_sharded:
+            device, model = student.device, copy.deepcopy(student)
+            student.to("cpu")
+            try:
+                yield model
+                with torch.no_grad():
+                    for weight, learned in zip(student.parameters(), model.parameters(), strict=True):
+                        weight.copy_(full_tensor(learned))
+            finally:
+                student.to(device).eval()
+        else:
+            yield student
+        self._accelerator.wait_for_everyone()
+
+    def prepare(
+        self, student: Architecture, loss: Callable[[Architecture, Batch], Tensor], optimizer: Optimizer
+    ) -> tuple[Callable[[Batch], Tensor], Optimizer]:
+        """The loss of a batch, as a model that accelerate wrapped or cut up, and the optimiser."""
+        self._model, optimizer = self._accelerator.prepare(_StudentWithLoss(student, loss), optimizer)
+        return self._model, optimizer
+
+    def share(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """Hand out this process's batches of a step; in the last one's backward pass gradients are added up."""
+        *others, last = batches[self.index :: self.count]
+        for batch in others:
+            with self._accelerator.no_sync(self._model):
+                yield batch
+        yield last
+
+    def backward(self, loss: Tensor) -> None:
+        """Add to the gradients, which data-parallel training averages over the processes: here they are to be added."""
+        self._accelerator.backward(loss * self.count)
+
+    def clip(self, model: nn.Module, longest: float) -> float:
+        """Shorten the gradient of all processes together."""
+        return float(full_tensor(self._accelerator.clip_grad_norm_(model.parameters(), longest)))
+
+    def add_up(self, value: Tensor) -> float:
+        """The sum of all processes' values."""
+        return float(self._accelerator.reduce(value, "sum"))
+
+    def measure(self, loss: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> float:
+        """The sum of a loss over the batches."""
+        total = super().measure(loss, batches)
+        if self.is_sharded:
+            self._model.reshard()  # what lies outside the blocks stays whole after a forward pass, until a backward
+        return total
+
+
+class _StudentWithLoss(nn.Module):
+    """So that a wrapper (data-parallel, sharded) sees one forward."""
+
+    def __init__(self, architecture: Architecture, loss: Callable[[Architecture, Batch], Tensor]) -> None:
+        super().__init__()
+        self.student, self._architecture, self._loss = architecture.model, architecture, loss
+        self._no_split_modules = [type(architecture.blocks[0]).__name__]  # what accelerate cuts up on its own: a block
+
+    def tie_weights(self) -> None:
+        """Accelerate asks for it after it has loaded weights anew."""
+        self.student.tie_weights()
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss(self._architecture, batch)
+
+
+def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedModel | None) -> Alone:
     """Join the other processes, if there are any. Each has a device that accelerate chose; the models move there.
 
     A single process stays where its models are: accelerate would put all runs of a process on the device of the first.
@@ -80,7 +179,7 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
     Args:
         accumulate: batches a step.
         student: may differ among the processes; all of them train the first one's.
-        teacher: must be the same everywhere.
+        teacher: must be the same everywhere; None where it isn't in memory.
 
     Raises:
         ValueError: a launch that isn't supported, ``accumulate`` batches that can't be shared equally, or a teacher
@@ -88,8 +187,7 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
     """
     if _ALONE.get():
         return Alone()
-    models = [student] if teacher is None else [student, teacher]
-    device = models[0].device
+    device = student.device
     accelerator = Accelerator(cpu=device.type == "cpu" and not is_initialized(), device_placement=False)
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if accelerator.distributed_type == DistributedType.DEEPSPEED or (sharded and not accelerator.is_fsdp2):
@@ -98,7 +196,7 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
             "--multi_gpu) or sharded (accelerate launch --use_fsdp --fsdp_version 2)."
         )
     if accelerator.num_processes == 1:
-        return accelerator
+        return Together(accelerator) if sharded else Alone()
     if accelerator.device.type != device.type:
         raise ValueError(
             f"The models are on {device}, but accelerate gave this process {accelerator.device}; load them onto "
@@ -114,37 +212,17 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
             "The teacher isn't the same in all processes: each must load, or make, the same weights. A sharded launch "
             "may load them in the first process alone; --fsdp_cpu_ram_efficient_loading false makes all do it."
         )
-    for model in models:
+    for model in [student] if teacher is None else [student, teacher]:
         model.to(accelerator.device)
-    return accelerator
+    return Together(accelerator)
 
 
-@contextmanager
-def to_train(accelerator: Accelerator | Alone, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """The model to prepare and train: the student, or a copy of it where its weights are going to be cut up for good.
-
-    Meanwhile the student waits in main memory. Where all goes well, it gets the copy's weights.
-    """
-    if not accelerator.is_fsdp2:
-        yield student
-        return
-    device, trained = student.device, copy.deepcopy(student)
-    student.to("cpu")
-    try:
-        yield trained
-        with torch.no_grad():
-            for weight, learned in zip(student.parameters(), trained.parameters(), strict=True):
-                weight.copy_(whole(learned))
-    finally:
-        student.to(device).eval()
-
-
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor that may be cut up among the processes, complete; then all of them must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def shared_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+def sharded_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """A complete tensor, the same in every process, on the device of ``pattern`` and cut up as that is."""
     tensor = tensor.to(pattern.device)
     return (

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import torch
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.argument_types import check_types
 from course_utils.distillation.losses import LOSSES
 
@@ -20,25 +20,12 @@ def _count(name: str, value: Any) -> int:
     return checks.whole_number(name, value, least=1)
 
 
-def _count_or_none(name: str, value: Any) -> int | None:
-    return None if value is None else _count(name, value)
+def _sampled_steps(name: str, value: Any) -> int:
+    return session.at_most(_count(name, value))
 
 
-def _pairs_or_none(name: str, value: Any) -> tuple[tuple[int, int], ...] | None:
-    if value is None:
-        return None
-    given = list(value) if isinstance(value, Iterable) else []
-    pairs = [checks.whole_numbers(name, pair) for pair in given]
-    if not pairs or any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            f"'{name}' must hold pairs, a student's block and a teacher's, such as [(20, 26)]; got {value!r}."
-        )
-    return tuple((student, teacher) for student, teacher in pairs)
-
-
-def _number(check: Callable[[str, Any], float]) -> Callable[[str, Any], float]:
-    """Whatever kind of number passes the check (numpy's too), as a float, which JSON can hold."""
-    return lambda name, value: float(check(name, value))
+def _one_of(*allowed: object) -> Callable[[str, Any], Any]:
+    return lambda name, value: checks.one_of(name, value, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +36,13 @@ class Recipe:
     warm-up and a cosine.
 
     Attributes:
-        steps: optimiser steps.
+        steps: optimiser steps; ``session.at_most`` may leave fewer.
         lr: the peak learning rate; 1e-4 to 2e-4 after heavy width pruning.
         loss: "forward_kl", "reverse_kl" or "jsd", see ``losses.token_loss``.
         temperature: what both models' logits are divided by before they are compared.
         alpha: the cross-entropy's share of the loss, from 0 to 1; at 1 the teacher has no say and isn't run.
         beta: the teacher's share of the mixture that "jsd" compares with, above 0 and below 1 (for the ends take the
             two KLs).
-        hidden: how much the states inside the models count beside their predictions, see ``hidden.HiddenLoss``: this
-            times a distance that is 0 where they are equal and 1 where they have nothing in common; 0 leaves it out.
-        hidden_pairs: whose states: pairs of a student's block and a teacher's; None takes one late pair. Goes with
-            ``hidden``.
         accumulate: batches a step.
         warmup: share of the steps in which the rate rises; then it falls as a cosine to a tenth.
         weight_decay: AdamW's, of the matrices; norms and biases never decay.
@@ -72,7 +55,6 @@ class Recipe:
         mlps_only: True trains the MLPs' matrices, which pruning cut, and leaves everything else as it is. A student
             that is a ``variant`` of a float32 model goes on sharing the rest with it.
         validate_every: steps from one measurement on held-out text to the next; the last step is always measured.
-        patience: stop after so many measurements without a better one; None goes on to the end.
         seed: of the order of the batches, and of dropout.
         save_every: steps from one save to the next; the end is always saved.
 
@@ -84,32 +66,30 @@ class Recipe:
     ['0.000010', '0.000200', '0.000117', '0.000020']
     """
 
-    steps: int
-    lr: float
-    loss: str = "forward_kl"
-    temperature: float = 1.0
-    alpha: float = 0.0
-    beta: float = 0.5
-    hidden: float = 0.0
-    hidden_pairs: tuple[tuple[int, int], ...] | None = None
-    accumulate: int = 1
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    precision: torch.dtype = torch.float32
-    recompute: bool = False
-    train_embedding: bool = True
-    mlps_only: bool = False
-    validate_every: int = 50
-    patience: int | None = None
-    seed: int = 0
-    save_every: int = 50
+    steps: Annotated[int, _sampled_steps]
+    lr: Annotated[float, checks.positive]
+    loss: Annotated[str, _one_of(*LOSSES)] = "forward_kl"
+    temperature: Annotated[float, checks.positive] = 1.0
+    alpha: Annotated[float, checks.share] = 0.0
+    beta: Annotated[float, checks.between_0_and_1] = 0.5
+    accumulate: Annotated[int, _count] = 1
+    warmup: Annotated[float, checks.share] = 0.05
+    weight_decay: Annotated[float, checks.at_least_zero] = 0.0
+    clip: Annotated[float, checks.positive] = 1.0
+    precision: Annotated[torch.dtype, _one_of(torch.float32, torch.bfloat16)] = torch.float32
+    recompute: Annotated[bool, checks.flag] = False
+    train_embedding: Annotated[bool, checks.flag] = True
+    mlps_only: Annotated[bool, checks.flag] = False
+    validate_every: Annotated[int, _count] = 50
+    seed: Annotated[int, checks.whole_number] = 0
+    save_every: Annotated[int, _count] = 50
 
     def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))  # frozen for everybody else
-        if self.hidden_pairs is not None and self.hidden == 0:
-            raise ValueError("'hidden_pairs' goes with 'hidden' above 0, the weight of that loss; got 0.")
+        for name, hint in get_type_hints(Recipe, include_extras=True).items():
+            kind, check = get_args(hint)
+            value = check(name, getattr(self, name))
+            # Frozen for everybody else. Whatever kind of number it was (numpy's too), JSON can hold a float.
+            object.__setattr__(self, name, float(value) if kind is float else value)
 
     def __str__(self) -> str:
         """One line a setting."""
@@ -117,8 +97,7 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
-        pairs = None if self.hidden_pairs is None else [list(pair) for pair in self.hidden_pairs]
-        return vars(self) | {"precision": str(self.precision), "hidden_pairs": pairs}
+        return vars(self) | {"precision": str(self.precision)}
 
     def is_due(self, done: int, every: int) -> bool:
         """Whether what happens every so many steps is to happen after ``done`` steps; after the last it always is."""
@@ -131,30 +110,6 @@ class Recipe:
             return self.lr * (step + 1) / rise
         angle = math.pi * (step - rise) / max(1, self.steps - rise)
         return self.lr * (_FLOOR + (1 - _FLOOR) * (1 + math.cos(angle)) / 2)
-
-
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "steps": _count,
-    "lr": _number(checks.positive),
-    "loss": lambda name, value: checks.one_of(name, value, LOSSES),
-    "temperature": _number(checks.positive),
-    "alpha": _number(checks.share),
-    "beta": _number(checks.between_0_and_1),
-    "hidden": _number(checks.at_least_zero),
-    "hidden_pairs": _pairs_or_none,
-    "accumulate": _count,
-    "warmup": _number(checks.share),
-    "weight_decay": _number(checks.at_least_zero),
-    "clip": _number(checks.positive),
-    "precision": lambda name, value: checks.one_of(name, value, (torch.float32, torch.bfloat16)),
-    "recompute": checks.flag,
-    "train_embedding": checks.flag,
-    "mlps_only": checks.flag,
-    "validate_every": _count,
-    "patience": _count_or_none,
-    "seed": checks.whole_number,
-    "save_every": _count,
-}
 
 
 @check_types

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,18 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from course_utils.batches import Batch
-from course_utils.distillation.processes import shared_like, whole
+from course_utils.distillation.processes import full_tensor, sharded_like
 from course_utils.distillation.recipe import Recipe
 from course_utils.files import replacing
 from course_utils.models import identity
 
 CHECKPOINT = "distillation.safetensors"
 _STUDENT = "student before training"
-_BESIDE = "beside the student"
 _FREE = ("recompute", "save_every")  # settings that change nothing that is learned: a run may go on with others
 
 
@@ -112,8 +111,7 @@ class Checkpoint:
         folder: None keeps nothing.
         run: of ``run_of``; empty where nothing is kept.
         student: the model that is trained, whole or cut up among the processes.
-        optimizer: AdamW over the weights of both.
-        beside: what learns beside the student, under names of its own.
+        optimizer: AdamW over its weights.
         write: whether this is the process that writes.
     """
 
@@ -124,22 +122,20 @@ class Checkpoint:
         student: PreTrainedModel,
         optimizer: Optimizer,
         *,
-        beside: nn.Module | None = None,
-        write: bool = True,
+        write: bool,
     ) -> None:
         self._path = None if folder is None else Path(folder) / CHECKPOINT
         self._run, self._student, self._optimizer, self._write = run, student, optimizer, write
-        self._beside = beside
 
     def save(self, history: dict[str, Any]) -> None:
         """Write everything beside the old file, then put it in its place."""
         if self._path is None:
             return
         tensors = {}
-        for name, weight in self._weights():
-            values = {"weight": weight} | self._optimizer.state.get(weight, {})  # a frozen weight has no more
+        for name, weight in self._student.named_parameters():
+            values = {"weight": weight} | self._optimizer.state.get(weight, {})  # without a gradient it has no more
             for key, value in values.items():
-                complete = whole(value.detach())
+                complete = full_tensor(value.detach())
                 if self._write:
                     tensors[f"{key}.{name}"] = complete.cpu().contiguous()
         if self._write:
@@ -167,18 +163,15 @@ class Checkpoint:
                 f"'{self._path}' can't be read ({error}); delete it, or give another folder."
             ) from error
         self._refuse_others(then, configuration, file)
-        for name, weight in self._weights():
+        stored = set(file.keys())
+        for name, weight in self._student.named_parameters():
             if weight.requires_grad:  # a frozen one is as it was, and may be another model's as well
-                weight.copy_(shared_like(file.get_tensor(f"weight.{name}"), weight))
+                weight.copy_(sharded_like(file.get_tensor(f"weight.{name}"), weight))
+            if f"exp_avg.{name}" in stored:  # a bypassed attention's weights never had a gradient
                 self._optimizer.state[weight] = {
-                    key: shared_like(file.get_tensor(f"{key}.{name}"), weight) for key in ("exp_avg", "exp_avg_sq")
-                } | {"step": file.get_tensor(f"step.{name}")}
+                    key: sharded_like(file.get_tensor(f"{key}.{name}"), weight) for key in ("exp_avg", "exp_avg_sq")
+                } | {"step": file.get_tensor(f"step.{name}").to(weight.device)}
         return history
-
-    def _weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything's names and weights, as they are now: cut up among the processes, they are other objects."""
-        yield from self._student.named_parameters()
-        yield from [] if self._beside is None else self._beside.named_parameters(prefix=_BESIDE)
 
     @property
     def _configuration(self) -> str:
@@ -186,11 +179,11 @@ class Checkpoint:
 
     def _refuse_others(self, then: dict[str, Any], configuration: str, file: Any) -> None:
         now = self._run
-        differ = [name for name in now if name not in _FREE and then.get(name) != now[name]]
+        differ = [name for name in now | then if name not in _FREE and then.get(name) != now.get(name)]
         if differ == [_STUDENT] and configuration == self._configuration and self._is_saved_in(file):
             return
         if differ:
-            told = "; ".join(f"{name}: {then.get(name)!r} then, {now[name]!r} now" for name in differ)
+            told = "; ".join(f"{name}: {then.get(name)!r} then, {now.get(name)!r} now" for name in differ)
             raise CheckpointMismatch(
                 f"'{self._path}' belongs to another run. {told}. Give another folder, or delete this one."
             )
@@ -199,9 +192,9 @@ class Checkpoint:
         """Whether the student has learned what is saved: after Ctrl-C, the same object may simply go on."""
         weights, stored = dict(self._student.named_parameters()), file.keys()
         saved = {name.removeprefix("weight.") for name in stored if name.startswith("weight.")}
-        student = {name for name in saved if not name.startswith(_BESIDE)}
-        return student == weights.keys() and all(
-            torch.equal(whole(weight).cpu(), file.get_tensor(f"weight.{name}")) for name, weight in weights.items()
+        return saved == weights.keys() and all(
+            torch.equal(full_tensor(weight).cpu(), file.get_tensor(f"weight.{name}"))
+            for name, weight in weights.items()
         )
 
 

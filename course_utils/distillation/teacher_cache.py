@@ -30,11 +30,12 @@ from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
+from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.state import digest, name_of, refuse_unknown, rows_of, write_tensors
 from course_utils.files import write_json
 
-MANIFEST = "cache.json"
-SHARD_BYTES = 2**26  # what a killed run loses at most, about
+_MANIFEST = "cache.json"
+_SHARD_BYTES = 2**26  # what a killed run loses at most, about
 
 
 class CacheMismatch(ValueError):
@@ -77,7 +78,9 @@ class TeacherCache:
         folder = Path(folder)
         manifest = _manifest(folder)
         if manifest is None:
-            raise ValueError(f"'{folder}' holds no teacher cache ({MANIFEST} is missing); make one with cache_teacher.")
+            raise ValueError(
+                f"'{folder}' holds no teacher cache ({_MANIFEST} is missing); make one with cache_teacher."
+            )
         paths = _shard_paths(folder, manifest["shards"])
         there = sum(path.exists() for path in paths)
         if there < len(paths):
@@ -90,11 +93,15 @@ class TeacherCache:
     @property
     def nbytes(self) -> int:
         """Size of the files."""
-        paths = [self.folder / MANIFEST, *_shard_paths(self.folder, len(self._shards))]
+        paths = [self.folder / _MANIFEST, *_shard_paths(self.folder, len(self._shards))]
         return sum(path.stat().st_size for path in paths)
 
-    def check(self, batches: Sequence[Batch]) -> None:
-        """Raise ValueError when a row of text isn't in the cache."""
+    def check(self, recipe: Recipe, batches: Sequence[Batch]) -> None:
+        """Raise ValueError when it can't teach by this recipe, or a row of text isn't in the cache."""
+        for name, value in {"loss": "forward_kl", "temperature": 1}.items():
+            setting = getattr(recipe, name)
+            if setting != value:
+                raise ValueError(f"With a teacher cache, '{name}' must be {value!r}, as it was made; got {setting!r}.")
         refuse_unknown(batches, self._places, place=f"the cache '{self.folder}'", maker="cache_teacher")
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -105,7 +112,8 @@ class TeacherCache:
         parts = []
         for row in rows_of(batch):
             number, start, stop = self._places[row]
-            parts.append([self._shards[number].get_slice(name)[start:stop] for name in ("ids", "log_probs")])
+            ids, log_probs = (self._shards[number].get_slice(name)[start:stop] for name in ("ids", "log_probs"))
+            parts.append([ids, log_probs.float()])  # under autocast no float16 tensors can be put together
         ids, log_probs = (torch.cat(column).to(batch.input_ids.device) for column in zip(*parts, strict=True))
         return _readable(ids, log_probs)
 
@@ -140,7 +148,7 @@ def cache_teacher(
         CacheMismatch: the folder holds another teacher's answers, or to other text; the message names the difference.
     """
     folder, architecture = Path(folder), describe(teacher)
-    each = bytes_per_token(architecture.vocab_size, k)
+    each = _bytes_per_token(architecture.vocab_size, k)
     read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=teacher.device))
     shards = _shared_out(read, each)
     manifest = {
@@ -156,7 +164,7 @@ def cache_teacher(
     todo = {path: shard for path, shard in paths if not path.exists()}
     tokens = sum(_count(batch) for shard in todo.values() for batch in shard)
     _check_space(folder, tokens, each)
-    write_json(folder / MANIFEST, manifest)
+    write_json(folder / _MANIFEST, manifest)
     with (
         evaluating(teacher),
         tqdm(total=tokens, desc=f"caching the teacher ({tokens * each / 1e6:,.0f} MB)", unit="token") as bar,
@@ -172,13 +180,13 @@ def cache_teacher(
     return TeacherCache.open(folder)
 
 
-def bytes_per_token(vocab_size: int, k: int) -> int:
+def _bytes_per_token(vocab_size: int, k: int) -> int:
     """Bytes on disk for one predicted token: k ids, their log-probabilities and that of all others together.
 
     Raises:
         ValueError: ``k`` isn't a whole number from 1 to the vocabulary's size.
 
-    >>> bytes_per_token(49_152, 64)
+    >>> _bytes_per_token(49_152, 64)
     258
     """
     checks.whole_number("vocab_size", vocab_size, least=1)
@@ -187,7 +195,7 @@ def bytes_per_token(vocab_size: int, k: int) -> int:
 
 
 @check_types
-def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """What is stored of a teacher's answers.
 
     Args:
@@ -244,14 +252,15 @@ def cache_bias(
             f"The student has {student_architecture.vocab_size} tokens, the teacher {teacher_architecture.vocab_size}."
         )
     ks = checks.whole_numbers("ks", ks, least=1, most=student_architecture.vocab_size, meaning="the vocabulary")
-    sizes = {k: bytes_per_token(student_architecture.vocab_size, k) for k in checks.not_empty("ks", ks)}
+    sizes = {k: _bytes_per_token(student_architecture.vocab_size, k) for k in checks.not_empty("ks", ks)}
     read = list(read_batches(batches, vocab_size=student_architecture.vocab_size, device=student.device))
     tokens = sum(_count(batch) for batch in read)
     rows = []
     with evaluating(student), evaluating(teacher):
-        exact, whole = _loss_and_gradient(
+        exact, exact_gradient = _loss_and_gradient(
             student, read, lambda batch: batch_loss(student_architecture, teacher_architecture, batch)
         )
+        squared = _dot(exact_gradient, exact_gradient)
         for k, size in sizes.items():
             unknown: list[Tensor] = []
 
@@ -261,6 +270,8 @@ def cache_bias(
                 return _loss(student_architecture, batch, ids, log_probs)
 
             value, gradient = _loss_and_gradient(student, read, loss)
+            cosine = _dot(gradient, exact_gradient) / math.sqrt(_dot(gradient, gradient) * squared)
+            gradient -= exact_gradient
             rows.append(
                 {
                     "k": k,
@@ -268,8 +279,8 @@ def cache_bias(
                     "kl": value / tokens,
                     "exact_kl": exact / tokens,
                     "others": float(sum(unknown)) / tokens,
-                    "gradient_cosine": _dot(gradient, whole) / math.sqrt(_dot(gradient, gradient) * _dot(whole, whole)),
-                    "gradient_error": math.sqrt(_dot(gradient - whole, gradient - whole) / _dot(whole, whole)),
+                    "gradient_cosine": cosine,
+                    "gradient_error": math.sqrt(_dot(gradient, gradient) / squared),
                 }
             )
     return pd.DataFrame(rows)
@@ -299,7 +310,7 @@ def _ask(teacher: Architecture, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
     """What ``top_k`` keeps of the answers about a batch's predicted tokens."""
     with torch.no_grad():
         states = teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
-        parts = [top_k(teacher.logits(chunk), k) for (chunk,) in teacher.chunks(states)]
+        parts = [_top_k(teacher.logits(chunk), k) for (chunk,) in teacher.chunks(states)]
     ids, log_probs = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, log_probs
 
@@ -324,11 +335,11 @@ def _count(batch: Batch) -> int:
 
 
 def _shared_out(batches: Sequence[Batch], each: int) -> list[list[Batch]]:
-    """Batches of about ``SHARD_BYTES`` a shard; a function of the batches alone, so that a killed run finds its own."""
+    """Batches of about ``_SHARD_BYTES`` a shard; a function of the batches alone: a killed run finds its own."""
     shards: list[list[Batch]] = [[]]
     used = 0
     for batch in batches:
-        if shards[-1] and used + _count(batch) * each > SHARD_BYTES:
+        if shards[-1] and used + _count(batch) * each > _SHARD_BYTES:
             shards.append([])
             used = 0
         shards[-1].append(batch)
@@ -345,7 +356,7 @@ def _shard_paths(folder: Path, count: int) -> list[Path]:
 
 
 def _manifest(folder: Path) -> dict | None:
-    path = folder / MANIFEST
+    path = folder / _MANIFEST
     if not path.exists():
         return None
     try:

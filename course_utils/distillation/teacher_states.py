@@ -26,6 +26,7 @@ from course_utils.architectures import Architecture, describe, evaluating
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.distillation.losses import states_loss
+from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.state import name_of, refuse_unknown, rows_of
 from course_utils.models import variant
 
@@ -57,8 +58,13 @@ class TeacherStates:
         """Predicted tokens that are known."""
         return sum(map(len, self._states.values()))
 
-    def check(self, batches: Sequence[Batch]) -> None:
-        """Raise ValueError when a row of text isn't known."""
+    def check(self, recipe: Recipe, batches: Sequence[Batch]) -> None:
+        """Raise ValueError when it read in another precision than the recipe's, or doesn't know a row of text."""
+        if recipe.precision is not self.precision:
+            raise ValueError(
+                f"'precision' must be {self.precision}, in which the teacher's states were read; got "
+                f"{recipe.precision}. Give remember_teacher the recipe's."
+            )
         refuse_unknown(batches, self._states, place="the teacher's states", maker="remember_teacher")
 
     def states(self, batch: Batch) -> Tensor:

@@ -165,53 +165,14 @@ def check_predict(attempt: Attempt) -> None:
     """Check a function (configuration, parameters, removed, batch, context) -> cache bytes, decode estimate."""
     for removed, batch, context in ((3, 2, 1000), (0, 1, 0), (5, 1, 64), (1, 32, 4096)):
         cache, estimate = attempt(_CONFIG, _PARAMETERS, removed, batch, context)
-        heads, shared, size, layers, hidden = 8, 2, 16, 10, 128
-        keys = shared * size
-        one = 2 * 2 * keys * batch * context
-        expected_cache = (layers - removed) * one
         sizes = f"for {removed} removed, batch {batch}, context {context}"
-        of_the_cache = (
-            (layers * one, "that is the cache of the unpruned model. A removed attention keeps nothing."),
-            (expected_cache / 2, "half of it is missing. A token leaves a key and a value, of 2 bytes a number."),
-            (expected_cache / 4, "a factor 4 is missing: keys and values, and 2 bytes a number."),
-            (
-                expected_cache * heads / shared,
-                "that counts all heads. Keys and values are kept for num_key_value_heads only.",
-            ),
-            (expected_cache / batch, "that is one text of the batch. Each of them has a cache of its own."),
-            (removed * one, "that is the cache of the attentions that went, not of those that stayed."),
-        )
-        rule_out(of_the_cache, cache, expected_cache, same=_close, where=f"The cache, {sizes}: ")
-        require(_close(cache, expected_cache), f"The cache, {sizes}: it is {expected_cache:,} bytes; yours {cache:,}.")
-        before = 2 * _PARAMETERS + layers * one
-        weights = 2 * (2 * hidden * hidden + 2 * hidden * keys + hidden)
-        expected = before / (before - removed * (weights + one))
-        of_the_estimate = (
-            (1 / expected, "turned upside down. Before divided by after is above 1 when something is saved."),
-            (
-                before / (before - removed * one),
-                "you took only the cache off. The weights of a removed attention needn't be read either.",
-            ),
-            (
-                before / (before - removed * weights),
-                "you took only the weights off. The cache of a removed attention needn't be read either.",
-            ),
-            (
-                2 * _PARAMETERS / (2 * _PARAMETERS - removed * weights),
-                "the cache is missing. Each step reads it too.",
-            ),
-            (
-                before / (before - removed * (2 * (4 * hidden * hidden + hidden) + one)),
-                "k and v are narrower than q and o where heads share keys and values.",
-            ),
-            (
-                before / (before - removed * (weights - 2 * hidden + one)),
-                "almost: the norm in front of a removed attention goes with it.",
-            ),
-        )
+        right, mistakes = _caches(removed, batch, context)
+        rule_out(mistakes, cache, right, same=_close, where=f"The cache, {sizes}: ")
+        require(_close(cache, right), f"The cache, {sizes}: it is {right:,} bytes; yours {cache:,}.")
+        right, mistakes = _estimates(removed, batch, context)
         same = partial(_close, tolerance=1e-7)
-        rule_out(of_the_estimate, estimate, expected, same=same, where=f"The estimate, {sizes}: ")
-        require(same(estimate, expected), f"The estimate, {sizes}: it is {expected:.5f}; yours is {estimate:.5f}.")
+        rule_out(mistakes, estimate, right, same=same, where=f"The estimate, {sizes}: ")
+        require(same(estimate, right), f"The estimate, {sizes}: it is {right:.5f}; yours is {estimate:.5f}.")
 
 
 @exercise(
@@ -279,6 +240,55 @@ _CONFIG = LlamaConfig(
     tie_word_embeddings=True,
 )
 _PARAMETERS = 1_523_328  # of _CONFIG; a test counts them
+
+
+_Answers = tuple[float, list[tuple[float, str]]]  # the right one, and wrong ones with the mistake behind each
+
+
+def _caches(removed: int, batch: int, context: int) -> _Answers:
+    """Bytes of the pruned model's cache."""
+    heads, groups, layers = _CONFIG.num_attention_heads, _CONFIG.num_key_value_heads, _CONFIG.num_hidden_layers
+    layer = _layer_cache(batch, context)
+    right = (layers - removed) * layer
+    return right, [
+        (layers * layer, "that is the cache of the unpruned model. A removed attention keeps nothing."),
+        (right / 2, "half of it is missing. A token leaves a key and a value, of 2 bytes a number."),
+        (right / 4, "a factor 4 is missing: keys and values, and 2 bytes a number."),
+        (right * heads / groups, "that counts all heads. Keys and values are kept for num_key_value_heads only."),
+        (right / batch, "that is one text of the batch. Each of them has a cache of its own."),
+        (removed * layer, "that is the cache of the attentions that went, not of those that stayed."),
+    ]
+
+
+def _estimates(removed: int, batch: int, context: int) -> _Answers:
+    """Bytes that a decoding step reads, before divided by after."""
+    hidden, layers, cache = _CONFIG.hidden_size, _CONFIG.num_hidden_layers, _layer_cache(batch, context)
+    norm, all_heads = 2 * hidden, 2 * (4 * hidden * hidden + hidden)
+    weights = 2 * (2 * hidden * hidden + 2 * hidden * _keys() + hidden)  # of one attention with its norm, 2 bytes each
+    before = 2 * _PARAMETERS + layers * cache
+
+    def without(read: int, whole: int = before) -> float:
+        return whole / (whole - removed * read)
+
+    right = without(weights + cache)
+    return right, [
+        (1 / right, "turned upside down. Before divided by after is above 1 when something is saved."),
+        (without(cache), "you took only the cache off. The weights of a removed attention needn't be read either."),
+        (without(weights), "you took only the weights off. The cache of a removed attention needn't be read either."),
+        (without(weights, 2 * _PARAMETERS), "the cache is missing. Each step reads it too."),
+        (without(all_heads + cache), "k and v are narrower than q and o where heads share keys and values."),
+        (without(weights - norm + cache), "almost: the norm in front of a removed attention goes with it."),
+    ]
+
+
+def _keys() -> int:
+    """Numbers in the keys of a token."""
+    return _CONFIG.hidden_size // _CONFIG.num_attention_heads * _CONFIG.num_key_value_heads
+
+
+def _layer_cache(batch: int, context: int) -> int:
+    """Bytes of one attention's keys and values, 2 a number."""
+    return 2 * 2 * _keys() * batch * context
 
 
 def _close(given: float, expected: float, tolerance: float = 1e-9) -> bool:

@@ -27,22 +27,22 @@ def check_distillation_loss(attempt: Callable[..., Any]) -> None:
     counted = real[:, 1:] & real[:, :-1]
     for temperature, alpha in ((1.0, 0.0), (2.0, 0.0), (1.0, 1.0), (2.0, 0.3)):
         own = student.clone().requires_grad_()
-        given = attempt(own, teacher.clone(), ids.clone(), mask.clone(), temperature, alpha)
+        answer = attempt(own, teacher.clone(), ids.clone(), mask.clone(), temperature, alpha)
         which = f"With temperature={temperature:g}, alpha={alpha:g}: "
-        require(isinstance(given, Tensor), "Return a tensor, so that backward() can be called on it.")
-        require(given.dim() == 0, f"Return one number for the step; yours has the shape {tuple(given.shape)}.")
-        require(torch.isfinite(given), f"{which}yours is {given:.4g}. Stay with log-probabilities: log_softmax.")
+        require(isinstance(answer, Tensor), "Return a tensor, so that backward() can be called on it.")
+        require(answer.dim() == 0, f"Return one number for the step; yours has the shape {tuple(answer.shape)}.")
+        require(torch.isfinite(answer), f"{which}yours is {answer:.4g}. Stay with log-probabilities: log_softmax.")
         learned = student.clone().requires_grad_()
         right = _mix(learned, teacher, ids, counted, temperature, alpha)
-        if not _near(given, right):
+        if not _near(answer, right):
             for wrong, mistake in _wrong_losses(student, teacher, ids, mask, temperature, alpha):
-                require(_near(wrong, right) or not _near(given, wrong), which + mistake)
-            require(False, f"{which}for the check's random logits it is {right:.4f}; yours is {given:.4f}.")
+                require(_near(wrong, right) or not _near(answer, wrong), which + mistake)
+            require(False, f"{which}for the check's random logits it is {right:.4f}; yours is {answer:.4f}.")
         require(
-            given.requires_grad,
+            answer.requires_grad,
             f"{which}the value is right, but it has no gradient: a detach(), .item() or no_grad() is in the way.",
         )
-        (gradient,), (expected,) = (torch.autograd.grad(*pair) for pair in ((given, own), (right, learned)))
+        (gradient,), (expected,) = (torch.autograd.grad(*pair) for pair in ((answer, own), (right, learned)))
         require(
             torch.allclose(gradient, expected, atol=1e-5),
             f"{which}the value is right, but the student's gradient isn't: a part of the loss is detached.",
@@ -74,17 +74,17 @@ def check_step_losses(attempt: Callable[..., Any]) -> None:
     for sizes in ((6,), (1, 1, 1, 1, 1, 1), (2, 4), (3, 2, 1)):
         own = losses.clone().requires_grad_()
         parts = list(zip(own.split(sizes), counted.split(sizes), strict=True))
-        given = attempt(parts)
+        answer = attempt(parts)
         cut = f"Cut into {len(sizes)} batch{'es' if len(sizes) > 1 else ''}: "
         require(
-            isinstance(given, list | tuple) and len(given) == len(sizes),
+            isinstance(answer, list | tuple) and len(answer) == len(sizes),
             f"{cut}return a list with one number for each batch.",
         )
         require(
-            all(isinstance(value, Tensor) and value.dim() == 0 for value in given),
+            all(isinstance(value, Tensor) and value.dim() == 0 for value in answer),
             f"{cut}each one must be a tensor with a single number, so that backward() can be called on it.",
         )
-        total = torch.stack(list(given)).sum()
+        total = torch.stack(list(answer)).sum()
         require(
             torch.isfinite(total),
             f"{cut}their sum is {total:.4g}. A batch without a counted position has no mean of its own; its sum is 0.",
@@ -125,10 +125,10 @@ def check_control(attempt: Callable[..., Any]) -> None:
     """``attempt(arm, claim)`` is another arm, a dict."""
     for arm in _EXPERIMENTS:
         for claim, (setting, wanted, mistake) in _WANTED.items():
-            given, about = dict(arm), f"For the claim '{claim}': "
-            other = attempt(given, claim)
+            copied, about = dict(arm), f"For the claim '{claim}': "
+            other = attempt(copied, claim)
             require(isinstance(other, dict), f"{about}return a dict with the settings of the other arm.")
-            require(given == arm, f"{about}you changed the arm itself. Make a new dict: arm | {{...}}.")
+            require(copied == arm, f"{about}you changed the arm itself. Make a new dict: arm | {{...}}.")
             require(other.keys() == arm.keys(), f"{about}give every setting of the arm, and no others.")
             differ = [name for name in arm if other[name] != arm[name]]
             require(differ, f"{about}that is the arm itself; a control differs in what the claim is about.")
@@ -154,11 +154,11 @@ def check_better_recipe(attempt: Any, held_out_kl: Callable[..., Any]) -> None:
         not fixed, f"{' and '.join(fixed)} can't be chosen: more text, or more weights that learn, is no better recipe."
     )
     plain: dict[str, Any] = {}
-    baseline, given = (np.asarray(held_out_kl(settings), dtype=float) for settings in (plain, attempt))
-    require(np.isfinite(given).all(), "With yours the student is broken: the learning rate is far too high.")
-    difference, _, low, high = ratio_interval(given - baseline, np.ones(len(given)))
+    baseline, yours = (np.asarray(held_out_kl(settings), dtype=float) for settings in (plain, attempt))
+    require(np.isfinite(yours).all(), "With yours the student is broken: the learning rate is far too high.")
+    difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
     print(
-        f"KL to the teacher, held out: {given.mean():.3f} with yours, {baseline.mean():.3f} with the plain recipe; "
+        f"KL to the teacher, held out: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the plain recipe; "
         f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
     )
     require(difference < 0, "The student ends farther from its teacher than with the plain recipe.")
@@ -167,8 +167,8 @@ def check_better_recipe(attempt: Any, held_out_kl: Callable[..., Any]) -> None:
     )
 
 
-def _near(given: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(given.detach().float(), expected.detach().float(), rtol=1e-4, atol=1e-6)
+def _near(value: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(value.detach().float(), expected.detach().float(), rtol=1e-4, atol=1e-6)
 
 
 def _texts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -220,8 +220,8 @@ def _wrong_losses(
     counted = real[:, 1:] & real[:, :-1]
     texts, settings = (student, teacher, ids), (temperature, alpha)
 
-    def mix(chosen: Tensor = counted, given: tuple[Tensor, Tensor, Tensor] = texts, **options: Any) -> Tensor:
-        return _mix(*given, chosen, *settings, **options)
+    def mix(chosen: Tensor = counted, tensors: tuple[Tensor, Tensor, Tensor] = texts, **options: Any) -> Tensor:
+        return _mix(*tensors, chosen, *settings, **options)
 
     everywhere = torch.ones_like(counted)
     right, number = mix(), counted.sum()
@@ -267,8 +267,8 @@ def _wrong_losses(
         torch.cat([logits[:, 1:], logits[:, :1]], dim=1) for logits in (student, teacher)
     )  # at [:-1] those of [1:]
     yield mix(targets=ids[:, :-1]), together
-    yield mix(given=(*behind, ids)), together
-    yield mix(given=(*behind, ids), targets=ids[:, :-1]), "you shift the wrong way: drop the logits' last position."
+    yield mix(tensors=(*behind, ids)), together
+    yield mix(tensors=(*behind, ids), targets=ids[:, :-1]), "you shift the wrong way: drop the logits' last position."
     longer = tuple(torch.cat([tensor, tensor[:, :1]], dim=1) for tensor in texts)
     yield (
         mix(real, longer, targets=ids),

@@ -2,7 +2,9 @@
 
 A row's decision is one number: how many attentions it leaves out, the least important ones first
 (``config.adaptive_attention["order"]``). It belongs to the answer, not to the model: the cache carries it, so answers
-that alternate on one model don't disturb each other, and beam search, selected rows and a second turn keep it.
+that alternate on one model don't disturb each other, and beam search, selected rows and a second turn keep it. The
+attentions get it as an argument of their forward pass, so one that is computed twice (activation checkpointing) leaves
+out the same both times.
 """
 
 from __future__ import annotations
@@ -23,10 +25,8 @@ from transformers import Cache, PreTrainedModel
 from .forwards import replace_forward, restore_forward
 from .no_attention import skip_attention
 
-# Both belong to one call, in one thread; between calls they are None.
-# The running forward pass: how many attentions each row leaves out.
-_left_out: ContextVar[list[int] | None] = ContextVar("left_out", default=None)
-# The running generate(): the same, as its first forward pass decided; empty until then.
+# What the running generate() decided, how many attentions each row leaves out; empty before. It belongs to one call, in
+# one thread; between calls it is None.
 _answer: ContextVar[list[int] | None] = ContextVar("answer", default=None)
 
 
@@ -44,6 +44,7 @@ def install(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn
         replace_forward(attentions[layer], _attend)
     replace_forward(backbone, _decide_and_run)
     model.generate = MethodType(_generate, model)
+    model._expand_inputs_for_generation = MethodType(_expand_and_decide, model)
 
 
 def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn.Module]) -> None:
@@ -53,11 +54,11 @@ def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[
             restore_forward(attention)
             del attention.bypass_rank
     restore_forward(backbone)
-    del model.generate
+    del model.generate, model._expand_inputs_for_generation
 
 
 def embedding_features(embeddings: Tensor) -> Tensor:
-    """What one prompt's token embeddings tell: log length, mean variance, and their mean, float32 [2 + hidden].
+    """What one prompt's token embeddings tell: log length and mean variance, float32 [2].
 
     The variance is taken over the tokens and averaged over the components.
 
@@ -65,28 +66,23 @@ def embedding_features(embeddings: Tensor) -> Tensor:
         embeddings: [tokens, hidden].
     """
     embeddings = embeddings.float()
-    mean = embeddings.mean(0)  # [hidden]
-    variance = (embeddings - mean).square().mean()  # []
-    return torch.cat([torch.tensor([len(embeddings)]).log().to(mean), variance[None], mean])
+    variance = (embeddings - embeddings.mean(0)).square().mean()  # []
+    return torch.cat([torch.tensor([len(embeddings)]).log().to(variance), variance[None]])
 
 
 def complexity(settings: Mapping[str, Any], features: Tensor) -> float:
     """A prompt's score; the more, the more attentions it keeps.
 
-    Policy "length_variance": the two features, each scaled from its low and high calibration quantile to 0 and 1 and
-    cut off there, and added with their weights (a half each, unless ``parameters`` says otherwise). Policy "fitted": a
-    linear function of all features.
+    The two features, each scaled from its low and high calibration quantile to 0 and 1 and cut off there, and added
+    with their weights (a half each, unless ``parameters`` says otherwise).
 
     Args:
-        settings: ``policy`` and ``parameters`` of an ``AdaptiveConfig``.
-        features: [2 + hidden], from ``embedding_features``.
+        settings: ``parameters`` of an ``AdaptiveConfig``.
+        features: [2], from ``embedding_features``.
     """
     parameters = settings["parameters"]
-    if settings["policy"] == "fitted":
-        weights = torch.tensor(parameters["weights"], dtype=torch.float64)
-        return float(features.double().cpu() @ weights + parameters["intercept"])
     score, weights = 0.0, parameters.get("weights", (0.5, 0.5))
-    for value, name, weight in zip(features[:2].tolist(), ("log_length", "variance"), weights, strict=True):
+    for value, name, weight in zip(features.tolist(), ("log_length", "variance"), weights, strict=True):
         low, high = parameters[name]
         score += weight * min(1.0, max(0.0, (value - low) / (high - low)))
     return score
@@ -131,43 +127,48 @@ def _carrying(cache_class: type) -> type:
 def _decide_and_run(backbone: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Forward of the model without its head."""
     run = functools.partial(type(backbone).forward, backbone)
-    arguments = inspect.signature(run).bind(*args, **kwargs).arguments if args else kwargs
-    cache, answer = _cache_in(*args, *kwargs.values()), _answer.get()
-    left_out = _decision(backbone, arguments, cache, answer)
-    given = arguments.get("input_ids")
-    rows = len(arguments["inputs_embeds"] if given is None else given)
-    if len(left_out) != rows:
-        raise ValueError(f"The answer's cache holds {len(left_out)} rows, this forward pass {rows}.")
-    with _set(_left_out, left_out):
-        output = run(*args, **kwargs)
-    if answer is not None:
-        answer[:] = left_out
-    cache = cache or _cache_in(*(output if isinstance(output, tuple) else output.values()))
+    inputs = inspect.signature(run).bind_partial(*args).arguments | kwargs if args else kwargs
+    left_out = _known(inputs) or _decide(backbone, inputs)
+    output = run(*args, **kwargs, left_out=left_out)
+    _remember(_cache_in(inputs) or _cache_in(output), left_out)
+    return output
+
+
+def _known(inputs: Mapping[str, Any]) -> list[int] | None:
+    """How many attentions each row leaves out, where that was decided before: by its cache, or its ``generate``."""
+    cache = _cache_in(inputs)
+    if cache is None or cache.get_seq_length() == 0:
+        known = _answer.get()
+    elif isinstance(cache, _Carries):
+        known = cache.left_out.tolist()
+    else:
+        raise ValueError(
+            "This cache was filled by a model that doesn't decide per prompt, so it says nothing about which "
+            "attentions its text left out. Start the answer with a new cache."
+        )
+    ids = inputs.get("input_ids")
+    rows = len(inputs["inputs_embeds"] if ids is None else ids)
+    if known and len(known) != rows:
+        raise ValueError(f"The answer's cache holds {len(known)} rows, this forward pass {rows}.")
+    return known
+
+
+@torch.no_grad()
+def _decide(model: nn.Module, inputs: Mapping[str, Any]) -> list[int]:
+    """How many attentions each row leaves out, from the whole prompts."""
+    embeddings = inputs.get("inputs_embeds")
+    if embeddings is None:
+        embeddings = model.get_input_embeddings()(inputs["input_ids"])  # [rows, tokens, hidden]
+    real = _real_tokens(inputs.get("attention_mask"), embeddings.shape[1])
+    return decide(model.config.adaptive_attention, embeddings, real)
+
+
+def _remember(cache: Cache | None, left_out: Sequence[int]) -> None:
+    """Let the answer's cache carry the decision."""
     if cache is not None:
         if not isinstance(cache, _Carries):
             cache.__class__ = _carrying(cache.__class__)
         cache.left_out = torch.tensor(left_out)
-    return output
-
-
-def _decision(
-    backbone: nn.Module, arguments: Mapping[str, Any], cache: Cache | None, answer: list[int] | None
-) -> list[int]:
-    """How many attentions each row of a forward pass leaves out: what was decided before, or else its own decision."""
-    if cache is not None and cache.get_seq_length() > 0:  # the text goes on, and its cache knows
-        if not isinstance(cache, _Carries):
-            raise ValueError(
-                "This cache was filled by a model that doesn't decide per prompt, so it says nothing about which "
-                "attentions its text left out. Start the answer with a new cache."
-            )
-        return cache.left_out.tolist()
-    if answer:  # generating without a cache: the text grows, the decision stays
-        return list(answer)
-    embeddings = arguments.get("inputs_embeds")  # a prompt's first forward pass
-    if embeddings is None:
-        embeddings = backbone.get_input_embeddings()(arguments["input_ids"])  # [rows, tokens, hidden]
-    real = _real_tokens(arguments.get("attention_mask"), embeddings.shape[1])
-    return decide(backbone.config.adaptive_attention, embeddings, real)
 
 
 def _real_tokens(mask: Tensor | Mapping[str, Tensor | None] | None, length: int) -> Tensor | None:
@@ -181,9 +182,8 @@ def _real_tokens(mask: Tensor | Mapping[str, Tensor | None] | None, length: int)
     return itself if itself.dtype is torch.bool else itself == 0
 
 
-def _attend(attention: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _attend(attention: nn.Module, *args: Any, left_out: Sequence[int] = (), **kwargs: Any) -> Any:
     """Forward of one attention: for the rows that leave it out, it adds exactly zero."""
-    left_out = _left_out.get() or []
     skipped = [count > attention.bypass_rank for count in left_out]
     if skipped and all(skipped):
         return skip_attention(attention, *args, **kwargs)
@@ -201,7 +201,20 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
         return type(model).generate(model, *args, **kwargs)
 
 
-def _cache_in(*values: Any) -> Cache | None:
+def _expand_and_decide(model: PreTrainedModel, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The rows that ``generate`` is about to work on. Only here it has whole prompts, and no drafts behind them."""
+    expand = inspect.getattr_static(type(model), "_expand_inputs_for_generation")
+    ids, inputs = expand.__get__(model)(*args, **kwargs)  # a static method, on the way to transformers 5.24 no more
+    cache, answer = _cache_in(inputs), _answer.get()
+    if answer is not None and (cache is None or cache.get_seq_length() == 0):
+        near = ids if model.device.type == "meta" else ids.to(model.device)  # generate() takes ids from elsewhere too
+        answer[:] = _decide(model, {"input_ids": near, **inputs})
+    return ids, inputs
+
+
+def _cache_in(values: Mapping[str, Any] | tuple) -> Cache | None:
+    """The cache among a forward pass's arguments or outputs, whatever it is called."""
+    values = values if isinstance(values, tuple) else tuple(values.values())
     return next((value for value in values if isinstance(value, Cache)), None)
 
 

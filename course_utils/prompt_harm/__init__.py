@@ -15,22 +15,19 @@ out (all blocks below it always run), and what the model would say if it stopped
 ===========  =======================================================================================================
 """
 
-from course_utils.prompt_harm.harms import ANSWER_TOKENS, Measured, batches_by_length, greedy_answers, measure
+from course_utils.prompt_harm.harms import ANSWER_TOKENS, Measured, measure
 from course_utils.prompt_harm.prompts import KINDS, WORDS, Case, cases
 from course_utils.prompt_harm.record import (
-    DIRECTIONS,
     RANDOM_PROMPTS,
     RECORD,
     Record,
     harm_at_random,
     measure_record,
-    principal_states,
 )
 from course_utils.prompt_harm.seconds import seconds_by_length
 
 __all__ = [
     "ANSWER_TOKENS",
-    "DIRECTIONS",
     "KINDS",
     "RANDOM_PROMPTS",
     "RECORD",
@@ -38,12 +35,9 @@ __all__ = [
     "Case",
     "Measured",
     "Record",
-    "batches_by_length",
     "cases",
-    "greedy_answers",
     "harm_at_random",
     "measure",
     "measure_record",
-    "principal_states",
     "seconds_by_length",
 ]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +19,7 @@ from course_utils.attention import bypass_attention
 from course_utils.batches import Batch, read_batch
 from course_utils.divergence import kl_divergence
 from course_utils.refusals import refuse_adaptive
+from course_utils.upper_blocks import Entering, run_keeping, starting_at
 
 ANSWER_TOKENS = 64
 _TOKENS_A_BATCH, _ROWS_A_BATCH = 4096, 48
@@ -59,30 +58,6 @@ class Measured:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows that fit together: alike in length, so that little is padded; the longest first.
-
-    Args:
-        lengths: tokens of each row.
-
-    Returns:
-        Numbers of the rows in each batch.
-
-    Raises:
-        ValueError: a length that isn't a whole number from 0 on.
-    """
-    lengths = checks.whole_numbers("lengths", lengths)
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        batch = batches[-1] if batches else []
-        widest = lengths[batch[0]] if batch else math.inf
-        if len(batch) < _ROWS_A_BATCH and (len(batch) + 1) * (widest + ANSWER_TOKENS) <= _TOKENS_A_BATCH:
-            batch.append(row)
-        else:
-            batches.append([row])
-    return batches
-
-
 @check_types
 def measure(
     model: PreTrainedModel,
@@ -98,7 +73,7 @@ def measure(
         model: any causal language model that ``describe`` knows; it is as before afterwards.
         tokenizer: the model's.
         texts: the prompts.
-        sets: block numbers of the attentions to leave out, one set after the other.
+        sets: block numbers of the attentions to leave out, beside those that already are; one set after the other.
         decide_at: the block at whose entrance a policy may look, from 0.
 
     Returns:
@@ -115,31 +90,34 @@ def measure(
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in checks.strings("texts", texts)]
     if not all(prompts):
         raise ValueError("A prompt of 'texts' has no tokens; leave empty ones out.")
-    places = batches_by_length([len(prompt) for prompt in prompts])
+    places = _batches_by_length([len(prompt) for prompt in prompts])
     parts = []
     for rows in tqdm(places, desc="measuring harm", unit="batch", leave=False, delay=2):
         alike = [prompts[i] for i in rows]
-        parts.append(_measure_batch(architecture, alike, greedy_answers(model, tokenizer, alike), sets, decide_at))
+        parts.append(_measure_batch(architecture, alike, _greedy_answers(model, tokenizer, alike), sets, decide_at))
     back = np.argsort([i for rows in places for i in rows])  # into the order of the texts
     return Measured.joined(parts).rows(back)
 
 
-@check_types
+def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of the rows that fit together: alike in length, so that little is padded; the longest first."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        batch = batches[-1] if batches else []
+        widest = lengths[batch[0]] if batch else math.inf
+        if len(batch) < _ROWS_A_BATCH and (len(batch) + 1) * (widest + ANSWER_TOKENS) <= _TOKENS_A_BATCH:
+            batch.append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
 @torch.no_grad()
-def greedy_answers(
+def _greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
 ) -> list[list[int]]:
-    """The model's own answers, token ids, the end token included where one comes.
-
-    Args:
-        model: any causal language model.
-        tokenizer: its own, with an end token.
-        prompts: token ids.
-
-    Raises:
-        ValueError: there are none.
-    """
-    ids, mask = _left_padded(checks.not_empty("prompts", prompts))
+    """The model's own answers to token ids, as token ids; the end token included where one comes."""
+    ids, mask = _left_padded(prompts)
     with evaluating(model):
         output = model.generate(
             input_ids=ids.to(model.device),
@@ -183,7 +161,7 @@ def _measure_batch(
         asked[row, length - size - 1 : length - 1] = True
     said = torch.tensor([token for answer in answers for token in answer], device=model.device)
     with evaluating(model):
-        whole, kept = _run_keeping(architecture, batch, {decide_at, *(min(layers) for layers in sets if layers)})
+        whole, kept = run_keeping(architecture, batch, {decide_at, *(min(layers) for layers in sets if layers)})
         states, early = _at_the_decision(architecture, batch, kept[decide_at], sizes)
         bypassed = [_bypassed_states(architecture, batch, layers, kept, whole)[asked] for layers in sets]
         harms, agrees, ends = [], [], []
@@ -211,50 +189,24 @@ def _bypassed_states(
     architecture: Architecture,
     batch: Batch,
     layers: Sequence[int],
-    kept: Mapping[int, Tensor | tuple | None],
+    kept: Entering,
     whole: Tensor,
 ) -> Tensor:
-    """States after the final norm with some attentions left out; blocks below the first of them don't run again."""
+    """States after the final norm with more attentions left out; blocks below the first of them don't run again."""
     if not layers:
         return whole
-    bypass_attention(architecture.model, layers)
+    skipped = [number for number, attention in enumerate(architecture.attentions) if attention.skipped]
+    bypass_attention(architecture.model, sorted({*skipped, *layers}))
     try:
-        with _starting_at(architecture, min(layers), kept):
+        with starting_at(architecture, min(layers), kept):
             return architecture.hidden_states(batch)
     finally:
-        bypass_attention(architecture.model, [])
+        bypass_attention(architecture.model, skipped)
 
 
 def _log_probabilities(architecture: Architecture, states: Tensor) -> Tensor:
     """Float32 [tokens, vocabulary] for states [tokens, hidden] behind the final norm."""
     return architecture.logits(states).float().log_softmax(-1)
-
-
-def _run_keeping(
-    architecture: Architecture, batch: Batch, firsts: Iterable[int]
-) -> tuple[Tensor, dict[int, Tensor | tuple | None]]:
-    """States after the final norm, and what enters the blocks ``firsts``, as the block below returned it."""
-    kept: dict[int, Tensor | tuple | None] = {0: None}  # nothing is below block 0
-
-    def keep(number: int, _module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-        kept[number] = output
-
-    hooks = [architecture.blocks[first - 1].register_forward_hook(partial(keep, first)) for first in firsts if first]
-    with evaluating(architecture.model, *hooks):
-        return architecture.hidden_states(batch), kept
-
-
-@contextmanager
-def _starting_at(architecture: Architecture, first: int, kept: Mapping[int, Tensor | tuple | None]) -> Iterator[None]:
-    """The blocks below ``first`` don't run: they return what was kept."""
-    below = architecture.blocks[:first]
-    for block in below:
-        block.forward = lambda *_args, _kept=kept[first], **_kwargs: _kept
-    try:
-        yield
-    finally:
-        for block in below:
-            del block.forward  # the class's own comes back
 
 
 def _at_the_decision(
@@ -266,8 +218,7 @@ def _at_the_decision(
         normed = states
     else:
         states = entering[0] if isinstance(entering, tuple) else entering  # [rows, length, hidden]
-        kept = {architecture.num_blocks: entering}
-        with _starting_at(architecture, architecture.num_blocks, kept):
+        with starting_at(architecture, architecture.num_blocks, {architecture.num_blocks: entering}):
             normed = architecture.hidden_states(batch)  # after the final norm: what the head would read
     found, last = [], []
     for row, size in enumerate(sizes):

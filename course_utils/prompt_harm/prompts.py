@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.argument_types import check_types
 from course_utils.texts import DOMAINS, documents
 
 KINDS = {"passage": 0.4, "question": 0.25, "arithmetic": 0.2, "retrieval": 0.15}  # each with its share of the prompts
 WORDS = {"passage": (1, 1400), "retrieval": (40, 1200)}  # the shortest and the longest text
 _SENTENCE_END = re.compile(r"[.!?]\s+|\n")
+_LONG_AND_SHORT = 24  # prompts, among which some are nearly as short and as long as can be
 _COLOURS = ("red", "blue", "green", "yellow", "white", "black", "grey", "brown", "orange", "purple")
 _THINGS = ("door", "safe", "locker", "bicycle", "suitcase", "gate", "cabinet", "garage", "mailbox", "office")
 
@@ -43,7 +44,7 @@ class Case:
 
 
 @check_types
-def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: int = 0) -> list[Case]:
+def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int) -> list[Case]:
     """Prompts of four kinds, from one word to well over a thousand tokens, shuffled.
 
     "passage": the beginning of a text, to be continued. "question": a science question (ARC-Easy). "arithmetic": a sum
@@ -54,7 +55,6 @@ def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: i
         tokenizer: the model's.
         split: "calibration" or "evaluation"; they share no document, question or sum.
         count: how many prompts, in the shares of ``KINDS``.
-        seed: of everything that is drawn.
 
     Raises:
         ValueError: another split, or too few prompts for one of each kind.
@@ -62,7 +62,8 @@ def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: i
     """
     checks.one_of("split", split, ("calibration", "evaluation"))
     checks.whole_number("count", count, least=10, meaning="at least one prompt of each kind")
-    draw = random.Random(f"{split} {seed}")
+    count = session.at_most(count, least=_LONG_AND_SHORT)
+    draw = random.Random(f"{split} 0")  # always the same prompts
     found: list[Case] = []
     for kind, share in KINDS.items():
         found += _MAKERS[kind](tokenizer, split, round(share * count), draw)

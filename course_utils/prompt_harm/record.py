@@ -14,7 +14,7 @@ import torch
 from sklearn.decomposition import PCA
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
+from course_utils import checks, session
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.files import write_text
@@ -25,7 +25,7 @@ from course_utils.prompt_harm.seconds import seconds_by_length
 RECORD = Path(__file__).parents[1] / "data" / "harm_per_prompt.json"
 RANDOM_PROMPTS = 24  # for sets of random attentions
 _SHORT = 90  # tokens of the longest of them
-DIRECTIONS = 16  # principal components of the states that a probe may read
+_DIRECTIONS = 16  # principal components of the states that a probe may read
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Record:
         harm: [prompts, numbers], as in ``Measured``; 0 in the first column.
         halves: [prompts, numbers, 2].
         agree: [prompts, numbers].
-        states: [prompts, ``DIRECTIONS``], principal components of the states at the decision, fitted on those that
+        states: [prompts, at most 16], principal components of the states at the decision, fitted on those that
             choose.
         entropies: [prompts, 2].
         seconds: ``lengths``, ``numbers``, and ``prefill`` and ``decode`` [lengths, numbers].
@@ -106,7 +106,7 @@ class Record:
             harm=with_zero(found.harm, 0.0),
             halves=with_zero(found.halves, 0.0),
             agree=with_zero(found.agree, 1.0),
-            states=principal_states(found.states, choosing=choosing),
+            states=_principal_states(found.states, choosing=choosing),
             entropies=found.entropies,
             seconds=seconds,
             random_orders=random_orders or {},
@@ -174,7 +174,8 @@ def measure_record(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
         AssetError: the texts are not in the cache and can't be fetched.
     """
-    chosen = cases(tokenizer, "calibration", count=choosing) + cases(tokenizer, "evaluation", count=judging)
+    first = cases(tokenizer, "calibration", count=choosing)
+    chosen, choosing = first + cases(tokenizer, "evaluation", count=judging), len(first)
     sets = [list(order[:number]) for number in numbers]
     found = measure(model, tokenizer, [case.text for case in chosen], sets, decide_at=min(order))
     return Record.of(
@@ -223,22 +224,21 @@ def harm_at_random(
     blocks = describe(model).num_blocks
     sets = [
         torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:left_out].tolist()
-        for seed in range(1, seeds + 1)
+        for seed in range(1, session.at_most(seeds) + 1)
     ]
     found = measure(model, tokenizer, [judging[i].text for i in short], sets, decide_at=0)
     return {"left_out": left_out, "prompts": short, "sets": sets, "harm": found.harm.round(4).tolist()}
 
 
-@check_types
-def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
-    """Principal components of the states at the decision, with directions and scales from those that choose.
+def _principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
+    """Principal components of states [prompts, 2, hidden], with directions and scales from those that choose.
 
     Args:
-        states: [prompts, 2, hidden], as in ``Measured``.
+        states: as in ``Measured``.
         choosing: how many of the prompts choose; they come first.
 
     Returns:
-        float64 [prompts, at most ``DIRECTIONS``]; each column has a spread of 1 over the prompts that choose.
+        float64 [prompts, at most 16]; each column has a spread of 1 over the prompts that choose.
 
     Raises:
         ValueError: ``choosing`` is below 2, or more than there are prompts.
@@ -247,6 +247,6 @@ def principal_states(states: np.ndarray, *, choosing: int) -> np.ndarray:
     flat = states.reshape(len(states), -1).astype(np.float64)
     mean, spread = flat[:choosing].mean(0), flat[:choosing].std(0) + 1e-9
     flat = (flat - mean) / spread
-    components = PCA(min(DIRECTIONS, choosing - 1), svd_solver="full").fit(flat[:choosing])
+    components = PCA(min(_DIRECTIONS, choosing - 1), svd_solver="full").fit(flat[:choosing])
     found = components.transform(flat)
     return found / (found[:choosing].std(0) + 1e-9)

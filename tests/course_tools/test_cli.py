@@ -18,7 +18,7 @@ from course_tools import cli, environment, processes
 from course_tools.learner import personal
 from course_tools.lessons import authoring, notebooks
 from course_tools.workshop import pack
-from course_utils import assets, models, session
+from course_utils import assets, embedded_llama, session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,7 +155,7 @@ def test_check_fails_only_on_fail(monkeypatch, capsys):
 def test_only_what_the_lessons_open_is_fetched(lessons, opened, tmp_path, monkeypatch):
     fetched = []
     monkeypatch.setattr(assets, "fetch", fetched.append)
-    monkeypatch.setattr(models, "embedded_llama", lambda: fetched.append("converted"))
+    monkeypatch.setattr(embedded_llama, "embedded_llama", lambda: fetched.append("converted"))
     texts = [LESSON.replace("assets: []", f"assets: [{', '.join(names)}]") for names in lessons]
     cli.fetch_assets([authoring.read_lesson(write_lesson(tmp_path, text)) for text in texts])
     assert fetched == opened

@@ -25,7 +25,7 @@ def test_every_command_has_its_arguments(parser):
     [
         (["run", "3", "10"], {"lessons": ["3", "10"], "profile": None}),
         (["verify"], {"what": []}),
-        (["rehearse", "--shape", "qwen"], {"shape": "qwen", "memory": False, "lessons": []}),
+        (["rehearse", "--shape", "qwen"], {"shape": "qwen", "lessons": []}),
         (["compress", "llama", "--budget", "80%", "--lr", "1e-3"], {"lr": 1e-3, "steps": 400, "domain": "speeches"}),
         (["pack", "stick", "--platform", "linux", "macos"], {"platform": ["linux", "macos"], "cuda": False}),
     ],

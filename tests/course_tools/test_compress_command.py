@@ -94,8 +94,8 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
     with monkeypatch.context() as patch:  # between the correction and the scores
         patch.setattr(compress_command, "importance", ctrl_c)
         assert command(*corrected) == 130
-    steps, taken = training._Trainer.step, []
-    monkeypatch.setattr(training._Trainer, "step", lambda *args: taken.append(args) or steps(*args))
+    batches_of, taken = training._batches_of, []
+    monkeypatch.setattr(training, "_batches_of", lambda *args: taken.append(args) or batches_of(*args))
     assert command(*corrected) == 0
     assert len(taken) == 2 * 2 + 3  # two finalists and the recovery; not the correction
     learned = saved(tmp_path / "out")

@@ -59,7 +59,7 @@ def test_cache_says_what_is_missing(tmp_path, monkeypatch):
         folder = assets.cache_dir() / "assets" / f"{name}-{assets.ASSETS[name].version}"
         folder.mkdir(parents=True)
         marker = {"identity": assets.ASSETS[name].identity, "files": {}}
-        (folder / assets.MARKER).write_text(json.dumps(marker))
+        (folder / assets._MARKER).write_text(json.dumps(marker))
     assert environment._cache().level == OK
 
 

@@ -97,7 +97,7 @@ def test_fetch_unpacks_the_named_members_and_the_licence_and_throws_the_wheel_aw
             "tiny_asset/data/deep/b.txt",
             "tiny_asset-1.0.dist-info/METADATA",
             "tiny_asset-1.0.dist-info/LICENSE",
-            assets.MARKER,
+            assets._MARKER,
         )
     }
     assert "Fetching tiny-asset==1.0: 100%" in capsys.readouterr().err
@@ -296,7 +296,7 @@ def test_a_damaged_copy_is_repaired(tiny, damage):
     elif damage == "missing":
         file.unlink()
     else:
-        (file.parents[2] / assets.MARKER).write_text('{"identity":')
+        (file.parents[2] / assets._MARKER).write_text('{"identity":')
     assert not assets.is_cached("tiny")
     assert (assets.fetch("tiny") / "a.txt").read_bytes() == b"alpha"
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model
+from transformers import DynamicCache
 
 from course_utils import benchmarking, checks
 from course_utils.architectures import describe
@@ -25,6 +26,7 @@ from course_utils.benchmarking import (
     prefill_estimate,
     relative_speed,
     speedup_text,
+    take_turns,
     time_interleaved,
 )
 from course_utils.width import neuron_importance, prune_neurons
@@ -55,6 +57,13 @@ def test_contestants_take_turns_and_warm_ups_do_not_count(monkeypatch):
     assert table.ratio.tolist() == table.ci_low.tolist() == table.ci_high.tolist() == [1, 1.5, 0.5]
 
 
+def test_a_limit_of_samples_leaves_fewer_rounds_which_are_told_again(monkeypatch):
+    monkeypatch.setenv("COURSE_SAMPLES", "3")
+    seconds = iter(range(9))
+    table = take_turns({"a": lambda: {"call": next(seconds)}}, rounds=7, warmups=1)
+    assert [lap["call"] for lap in table["a"]] == [1, 2, 3, 1, 2, 3, 1]
+
+
 def test_a_machine_that_slows_down_does_not_favour_the_first(monkeypatch):
     clock = Clock(monkeypatch)
     slowing = {name: clock.job(name, lambda now: 1 + now / 100) for name in "ab"}
@@ -81,7 +90,7 @@ def test_every_model_generates_the_asked_number_of_tokens_from_its_cache():
     model.register_forward_pre_hook(
         lambda _m, _args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    measure_speed({"m": model}, prompt_tokens=5, new_tokens=3, batch_size=2, rounds=6, warmups=1)
+    measure_speed({"m": model}, prompt_tokens=5, new_tokens=3, batch_size=2, rounds=6)
     assert seen == [(2, 5), (2, 1), (2, 1), (2, 1)] * 7
 
 
@@ -140,7 +149,7 @@ def test_decoding_alone_meets_a_cache_of_the_same_length_without_reading(family)
         seen.append((tuple(kwargs["input_ids"].shape), kwargs[keyword].get_seq_length()))
 
     model.register_forward_pre_hook(look, with_kwargs=True)
-    table = measure_speed({"m": model}, **asked, rounds=6, warmups=0, phases=["decode"])
+    table = measure_speed({"m": model}, **asked, rounds=6, phases=["decode"])
     assert table.phase.tolist() == ["decode"]
     first, *steps = seen[:3]
     windows = family in ("qwen2", "gemma2", "gemma3_text")  # what a window has dropped can't be made up
@@ -165,6 +174,14 @@ def test_memory_is_weights_cache_and_what_comes_and_goes():
         assert table.cache.tolist() == [3 * 32 * kv_bytes_per_token(models["base"])] * 2
         assert (table.peak > table.weights + table.cache).all()
         assert table.peak[1] < table.peak[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_the_cache_is_the_one_that_is_held_at_the_end(family, monkeypatch):
+    caches = []
+    monkeypatch.setattr(benchmarking, "DynamicCache", lambda **of: caches.append(DynamicCache(**of)) or caches[-1])
+    table = measure_memory({"m": tiny_model(family)}, prompt_tokens=30, new_tokens=2, batch_size=3)
+    assert table.cache[0] == sum(part.nbytes for layer in caches[0].layers for part in (layer.keys, layer.values))
 
 
 class FakeEvent:
@@ -245,7 +262,6 @@ def test_a_speedup_in_words():
         ({"new_tokens": 1.5}, "'new_tokens' must be"),
         ({"batch_size": True}, "'batch_size' must be"),
         ({"rounds": 5}, "'rounds' must be a whole number of at least 6"),
-        ({"warmups": -1}, "'warmups' must be"),
         ({"phases": []}, "'phases' must be a non-empty list"),
         ({"phases": ["training"]}, "'phases' must be one of"),
         ({"prompt_tokens": 60, "new_tokens": 5}, "'m' has 64 positions"),

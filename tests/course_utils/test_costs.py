@@ -12,6 +12,7 @@ from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.costs import (
     bytes_held,
+    cache_bytes,
     decode_bytes,
     decode_estimate,
     flops_per_token,
@@ -24,11 +25,14 @@ from course_utils.depth import remove_blocks
 from course_utils.reports import model_size
 from course_utils.width import kept_width
 
+NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
+MODELS = [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)]
+
 
 @pytest.mark.parametrize("head", ["every", "last"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_flops_agree_with_torchs_counter(family, head):
-    model, tokens = tiny_model(family), 6
+@pytest.mark.parametrize(("family", "settings"), MODELS)
+def test_flops_agree_with_torchs_counter(family, settings, head):
+    model, tokens = tiny_model(family, **settings), 6
     model.set_attn_implementation("eager")  # the counter doesn't see into the CPU's fused attention
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         ids = torch.arange(3, 3 + tokens)[None]
@@ -51,6 +55,38 @@ def test_kv_bytes_agree_with_a_real_cache(family, dtype):
         model(torch.arange(3, 3 + tokens)[None], use_cache=True, **{describe(model).cache_keyword: cache})
     held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     assert held == tokens * kv_bytes_per_token(model)
+
+
+@torch.no_grad()
+def cache_of(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of the cache that transformers really holds after so many tokens, read one by one."""
+    cached = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
+    for token in range(3, 3 + tokens):
+        model(torch.tensor([[token]]), **cached)
+    layers = next(iter(cached.values())).layers
+    return sum(part.nbytes for layer in layers if layer.is_initialized for part in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("tokens", [5, 7, 8, 20])
+@pytest.mark.parametrize("bypassed", [[], [1]])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen2", {}),  # the first block sees all
+        ("gemma2", {}),  # every other block does
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+        ("mistral", {"sliding_window": 8}),
+        ("llama", {}),
+    ],
+)
+def test_a_cache_with_windows_is_counted_as_it_is(family, settings, bypassed, tokens):
+    model = tiny_model(family, **settings)
+    bypass_attention(model, bypassed)
+    held = cache_of(model, tokens)
+    assert bytes_held(model, tokens=tokens, batch_size=3) - bytes_held(model, tokens=0) == 3 * held
+    assert decode_bytes(model, batch_size=3, context=tokens) - decode_bytes(model) == 3 * held
+    done = work(model, "decode", prompt_tokens=tokens, new_tokens=1, batch_size=2)
+    assert done.cache_bytes == 2 * held
 
 
 def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
@@ -141,6 +177,7 @@ def test_estimate_of_distilgpt2():
         lambda m: work(m, "decode", prompt_tokens=0),
         lambda m: work(m, "decode", prompt_tokens=1, new_tokens=0),
         lambda m: work(m, "prefill", prompt_tokens=1, batch_size=1.5),
+        lambda m: cache_bytes(m, -1),
         lambda m: bytes_held(m, tokens=-1),
         lambda m: bytes_held(m, tokens=1, batch_size=0),
     ],
@@ -164,9 +201,9 @@ def test_works_of_both_phases_by_hand():
     assert decode.operations == 4 * 2 * (model_size(model).flops + 12 * 2 * (4 * 32))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_step_of_decoding_multiplies_agrees_with_torchs_counter(family):
-    model, context = tiny_model(family), 6
+@pytest.mark.parametrize(("family", "settings"), MODELS)
+def test_what_a_step_of_decoding_multiplies_agrees_with_torchs_counter(family, settings):
+    model, context = tiny_model(family, **settings), 6
     model.set_attn_implementation("eager")
     cache = {describe(model).cache_keyword: DynamicCache(config=model.config), "use_cache": True}
     with torch.no_grad():

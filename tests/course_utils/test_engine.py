@@ -17,13 +17,16 @@ from tiny import tiny_model
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from course_utils import engine, export, language_modelling
+from course_utils import engine, export
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import measure_speed, relative_speed, speedup_text
+from course_utils.channels import prune_channels
 from course_utils.depth import remove_blocks
 from course_utils.engine import EngineError, EngineNotAvailable
+from course_utils.evaluation import perplexity
 from course_utils.export import export_gguf
+from course_utils.heads import prune_kv_groups
 from course_utils.models import load_model, variant
 from course_utils.texts import TokenBlocks, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
@@ -139,11 +142,28 @@ def one_group_in_one_block(model):
     attention.outputs[0].keep(torch.arange(16), axis="in")
 
 
+def one_group_everywhere(model):
+    prune_kv_groups(model, [torch.tensor(scores) for scores in ([1.0, 2], [2, 1], [1, 2], [1, 2])], groups=1)
+
+
+def fewer_channels(model, size=24):
+    prune_channels(model, torch.arange(32.0).roll(5), size=size)
+
+
+def half_of_both(model):
+    """Fewer heads and fewer channels, which are as many as numbers in all heads once more."""
+    one_group_everywhere(model)
+    fewer_channels(model, 16)
+
+
 CUTS = {
     "whole": lambda model: None,
     "even": lambda model: prune_neurons(model, neuron_importance(model, "random"), ratio=0.4),
     "uneven": lambda model: prune_neurons(model, neuron_importance(model, "random"), ratio=0.4, layers=[1, 3]),
     "fewer blocks": lambda model: remove_blocks(model, [1]),
+    "one KV group": one_group_everywhere,
+    "fewer channels": fewer_channels,
+    "half of both": half_of_both,
     "uneven heads": one_group_in_one_block,
     "attention bypassed": lambda model: bypass_attention(model, [2]),
     "attentions removed": lambda model: bypass_attention(model, [1, 3], remove=True),
@@ -152,13 +172,19 @@ CUTS = {
 }
 
 
-UNEVEN = set(CUTS) - {"whole", "even", "fewer blocks"}
+UNEVEN = set(CUTS) - {"whole", "even", "fewer blocks", "one KV group", "fewer channels", "half of both"}
 
 
 @needs_engine
 @pytest.mark.parametrize(
     ("family", "cut"),
-    [(f, c) for f in FAMILIES for c in CUTS if f != "qwen3" or c not in UNEVEN],  # these are refused
+    [
+        (family, cut)
+        for family in FAMILIES
+        for cut in CUTS
+        if not (family == "qwen3" and cut in UNEVEN)  # these are refused
+        and not ("removed" in family and cut in ("one KV group", "fewer channels", "half of both"))  # small already
+    ],
 )
 @torch.no_grad()
 def test_f32_logits_and_greedy_text_equal_the_models(family, cut, tmp_path):
@@ -213,7 +239,7 @@ def test_perplexity_is_that_of_the_model(batch, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_BATCH", batch)
     model = exportable()
     blocks = TokenBlocks(IDS.view(4, 10), torch.full((4,), 30), "wiki", "evaluation")
-    expected = language_modelling.perplexity(model, blocks)
+    expected = perplexity(model, blocks)
     with engine.load(saved(model, tmp_path)) as file:
         found = engine.perplexity(file, blocks)
     assert found.nll == pytest.approx(expected.nll, rel=1e-5)
@@ -338,10 +364,9 @@ def test_closed_engine_says_so(tmp_path):
 
 
 @needs_engine
-@pytest.mark.parametrize("name", ["context", "threads"])
-def test_settings_below_one_are_refused(name, tmp_path):
-    with pytest.raises(ValueError, match=f"'{name}' must be a whole number of at least 1"):
-        engine.load(saved(exportable(), tmp_path), **{name: 0})
+def test_a_context_below_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'context' must be a whole number of at least 1"):
+        engine.load(saved(exportable(), tmp_path), context=0)
 
 
 @needs_engine
@@ -381,7 +406,7 @@ def test_real_logits_equal(cut, smollm2, tmp_path):
     model = variant(whole)
     REAL_CUTS[cut](model)
     expected = model(blocks.input_ids[:1]).logits[0]
-    nll = language_modelling.perplexity(model, blocks).nll
+    nll = perplexity(model, blocks).nll
     # Single logits of a damaged model are off by more: by up to 0.0005 and 0.8, measured for these.
     for quantization, logits_off, nll_off in (("F32", 2e-5, 1e-5), ("F16", 0.02, 5e-3)):
         path = saved(model, tmp_path, quantization, tokenizer=tokenizer)

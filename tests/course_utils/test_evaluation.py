@@ -22,7 +22,7 @@ from course_utils.architectures import UnsupportedArchitecture, describe
 from course_utils.attention import bypass_attention
 from course_utils.branching import can_branch
 from course_utils.depth import remove_blocks
-from course_utils.evaluation import compare, evaluate, margins, paired, perplexity, perplexity_ratio
+from course_utils.evaluation import evaluate, margins, paired, perplexity, perplexity_ratio
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval, wilson_interval
@@ -569,18 +569,6 @@ def test_paired_refuses_what_was_not_measured_alike(documents, tokenizer):
         paired(text, scores)
     with pytest.raises(ValueError, match="DataFrame"):
         paired(scores, pd.DataFrame({"task": ["boolq"]}))
-
-
-def test_compare_measures_both_models(documents, tokenizer):
-    model_a, model_b, ids = reader(seed=0), reader(seed=1), torch.randint(3, 97, (4, 10))
-    frame = compare(model_a, model_b, token_ids=iter([{"input_ids": ids}]), tokenizer=tokenizer, tasks="boolq", limit=4)
-    assert list(frame["task"]) == ["text", "boolq"]
-    assert frame.iloc[0]["a"] == pytest.approx(perplexity(model_a, ids).perplexity)
-    assert frame.iloc[1]["b"] == evaluate(model_b, tokenizer, "boolq", limit=4)["value"].item()
-    with pytest.raises(ValueError, match="in place"):
-        compare(model_a, model_a, token_ids=ids)
-    with pytest.raises(ValueError, match="nothing to compare"):
-        compare(model_a, model_b)
 
 
 # ------------------------------------------------------------------------------------------------- the real model

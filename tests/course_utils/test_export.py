@@ -19,7 +19,7 @@ from course_utils import export
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.export import QUANTIZATIONS, CannotExport, export_gguf, plan_gguf
+from course_utils.export import CannotExport, export_gguf, plan_gguf
 from course_utils.width import neuron_importance, prune_neurons
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -165,7 +165,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+@pytest.mark.parametrize("quantization", export._QUANTIZATIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_plan_is_the_file_to_the_byte(shape, quantization, tmp_path):
     model = SHAPES[shape]()
@@ -310,6 +310,7 @@ def test_other_families_are_refused_by_name(family):
     [
         (lambda: pruned(exportable("qwen3"), layers=[1]), "no architecture for a 'qwen3' model whose blocks differ"),
         (lambda: bypassed(exportable("qwen3"), [0]), "no architecture for a 'qwen3' model whose blocks differ"),
+        (lambda: exportable("qwen3", attention_bias=True), "no biases in the attention of a 'qwen3' model"),
         (lambda: exportable(hidden_act="gelu"), "'silu'; got 'gelu'"),
         (lambda: exportable(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "'dynamic'"),
         (lambda: exportable("qwen3", rope_parameters=LLAMA3), "exported for default over whole heads"),
@@ -322,8 +323,8 @@ def test_what_no_file_can_express_is_refused(model, message):
 
 def test_adaptive_model_is_refused_with_the_way_out():
     model = exportable()
-    identity, parameters = ModelIdentity.of(model), {"intercept": 0.0, "weights": [1.0] + [0.0] * 33}
-    make_adaptive(model, AdaptiveConfig(identity, (2, 0), (1, 0), (2.5,), "fitted", parameters))
+    identity, scales = ModelIdentity.of(model), {"log_length": [0.0, 1.0], "variance": [0.0, 1.0]}
+    make_adaptive(model, AdaptiveConfig(identity, (2, 0), (1, 0), (0.5,), "length_variance", scales))
     with pytest.raises(CannotExport, match=r"make_adaptive\(model, None\)"):
         plan_gguf(model, TOKENIZER)
     make_adaptive(model, None)

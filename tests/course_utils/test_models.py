@@ -6,9 +6,6 @@ import copy
 import gc
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import types
 import weakref
 from pathlib import Path
@@ -19,7 +16,6 @@ from tiny import FAMILIES, tiny_model, word_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
-from course_tools.rehearsal.hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from course_utils import models
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import cast_weights, describe
@@ -416,58 +412,6 @@ def test_a_state_that_is_known_keeps_no_model_alive():
     assert [reference() for reference in gone] == [None, None]
 
 
-# The hub. Its client reads the address once, on import, so that these run in a process of their own: one for all
-# questions to an answering hub, one for each that fails to answer.
-
-ASK_THE_HUB = """
-import contextlib, io, json, os, pathlib, sys
-from course_utils import models
-folder, questions = json.loads(sys.argv[1])
-models.embedded_llama = lambda: pathlib.Path(folder)  # a small one in its place
-models._HUB_SECONDS = 1.0
-for name, token in questions:
-    os.environ.pop("HF_TOKEN", None)
-    if token:
-        os.environ["HF_TOKEN"] = token
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            model, tokenizer = models.load_model(name, device="cpu")
-        answer = {"loaded": model.config._name_or_path, "pad": tokenizer.pad_token}
-    except models.ModelNotAvailable as error:
-        answer = {"error": str(error), "kind": type(error).__name__}
-    print(json.dumps(answer | {"printed": printed.getvalue()}))
-"""
-
-
-def ask_the_hub(address: str, home: Path, embedded: Path, questions: list[tuple[str, str | None]]) -> list[dict]:
-    """What `load_model(name)` does for each (name, token) in the hub profile, with the hub at `address`."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment = inherited | {"HF_ENDPOINT": address, "HF_HOME": str(home), "COURSE_PROFILE": "hub"}
-    command = [sys.executable, "-c", ASK_THE_HUB, json.dumps([str(embedded), questions])]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-QUESTIONS = {
-    "open": ("distilgpt2", None),
-    "gated, no token": (LLAMA, None),
-    "gated, token without access": (LLAMA, UNINVITED_TOKEN),
-    "invalid token": (LLAMA, "hf_expired"),
-    "role, no token": ("llama", None),
-    "role, token without access": ("llama", UNINVITED_TOKEN),
-    "gated, access": (LLAMA, INVITED_TOKEN),
-    "role, access": ("llama", INVITED_TOKEN),
-    "role gpt2": ("gpt2", None),
-    "missing": ("nobody/nothing", INVITED_TOKEN),
-    "missing, no token": ("nobody/nothing", None),
-    "pickles only": ("old/pickles", None),
-    "no model": ("some/dataset", None),
-    "overloaded": (OVERLOADED, None),
-}
-
-
 @pytest.mark.parametrize("profile", ["smoke", "embedded", "hub"])
 def test_a_folder_takes_the_role_in_every_profile(profile, monkeypatch, tmp_path):
     for part in (tiny_model("qwen2"), word_tokenizer()):
@@ -488,140 +432,16 @@ def test_a_family_that_the_lessons_do_not_fit_is_refused(monkeypatch, tmp_path):
     assert load_model("gpt2", device="cpu")[0].config.model_type == "gpt2"
 
 
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory) -> dict[str, dict]:
-    root = tmp_path_factory.mktemp("hub")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COURSE_PROFILE", "smoke")
-        for role in models.ROLES:
-            for part in load_model(role, device="cpu"):
-                part.save_pretrained(root / role)
-    (root / "gpt2" / "pytorch_model.bin").write_bytes(b"never fetched")
-    (root / "gpt2" / "consolidated.safetensors").write_bytes(b"never fetched")
-    (root / "pickles").mkdir()
-    (root / "pickles" / "config.json").write_text('{"model_type": "gpt2"}')
-    (root / "pickles" / "pytorch_model.bin").write_bytes(b"never fetched")
-    (root / "dataset").mkdir()
-    (root / "dataset" / "README.md").write_text("rows")
-    served = {
-        "distilgpt2": root / "gpt2",
-        LLAMA: root / "llama",
-        SMALLER_LLAMA: root / "llama",
-        "old/pickles": root / "pickles",
-        "some/dataset": root / "dataset",
-    }
-    with serve_hub(served, gated=(LLAMA,)) as address:
-        given = ask_the_hub(address, root / "home", root / "llama", list(QUESTIONS.values()))
-    fetched = {path.name for path in (root / "home").rglob("*") if path.suffix in (".bin", ".safetensors")}
-    assert fetched == {"model.safetensors"}
-    # The same hub home once more, with nobody answering: what was fetched still loads.
-    later = ask_the_hub("http://127.0.0.1:9", root / "home", root / "llama", [("distilgpt2", None), ("x/y", None)])
-    return dict(zip(QUESTIONS, given, strict=True)) | {"later, fetched": later[0], "later, unknown": later[1]}
-
-
-def test_an_open_model_loads_under_its_own_name(answers):
-    assert answers["open"] == {"loaded": "distilgpt2", "pad": "<|endoftext|>", "printed": ""}
-    assert answers["role gpt2"]["loaded"] == "distilgpt2"
-
-
-@pytest.mark.parametrize(
-    ("question", "message"),
-    [
-        ("gated, no token", f"{LLAMA} is gated and no token is set (401)"),
-        ("gated, token without access", f"{LLAMA} is gated and your account has no access yet (403)"),
-        ("invalid token", f"{LLAMA}: the hub refused your token"),
-        ("missing", "'nobody/nothing' is neither a folder here nor a model on the hub"),
-        ("missing, no token", "'nobody/nothing' is neither a folder here nor a model on the hub"),
-        ("pickles only", "old/pickles has no safetensors weights"),
-        ("no model", "some/dataset has no config.json"),
-        (
-            "overloaded",
-            f"{OVERLOADED} is not in the local hub cache and could not be downloaded (the hub answered 503)",
-        ),
-        ("later, unknown", "x/y is not in the local hub cache and could not be downloaded (ConnectError)"),
-    ],
-)
-def test_an_id_that_cannot_be_had_is_explained_in_one_line(question, message, answers):
-    assert answers[question]["error"].startswith(message)
-    assert "\n" not in answers[question]["error"]
-
-
-@pytest.mark.parametrize(("question", "status"), [("role, no token", "(401)"), ("role, token without access", "(403)")])
-def test_without_the_licence_the_role_says_so_in_one_line_and_goes_on_with_the_open_model(question, status, answers):
-    assert answers[question]["loaded"] == SMALLER_LLAMA
-    line = answers[question]["printed"]
-    assert line.count("\n") == 1 and status in line and line.endswith(f"Going on with {SMALLER_LLAMA}.\n")
-
-
-def test_with_access_the_gated_model_loads(answers):
-    assert answers["gated, access"]["loaded"] == LLAMA
-    assert answers["role, access"] == {"loaded": LLAMA, "pad": "<|endoftext|>", "printed": ""}
-
-
-def test_what_was_fetched_loads_without_a_network(answers):
-    assert answers["later, fetched"]["loaded"] == "distilgpt2"
-
-
-def test_a_hub_that_keeps_silent_means_the_embedded_models_with_one_line_after_a_moment(folder, tmp_path):
-    with serve_hub({}, silent=True) as address:
-        llama, gpt2 = ask_the_hub(address, tmp_path / "home", folder, [("llama", None), ("gpt2", None)])
-    assert llama["loaded"] == "SmolLM2-135M-Instruct" and gpt2["loaded"] == "course-gpt2"
-    for answer in (llama, gpt2):
-        assert answer["printed"].count("\n") == 1
-        assert answer["printed"].endswith("Going on with the embedded model.\n")
-
-
-class FakeColab:
-    """Google Colab's modules as far as tokens are concerned."""
-
-    class SecretNotFoundError(Exception):
-        pass
-
-    class NotebookAccessError(Exception):
-        pass
-
-    class TimeoutException(Exception):
-        pass
-
-    def __init__(self, monkeypatch, outcome: str | type[Exception]):
-        self.outcome = outcome
-        google, colab = types.ModuleType("google"), types.ModuleType("google.colab")
-        google.colab, colab.userdata = colab, self
-        for name, module in {"google": google, "google.colab": colab}.items():
-            monkeypatch.setitem(sys.modules, name, module)
-
-    def get(self, key: str) -> str:
-        assert key == "HF_TOKEN"
-        if isinstance(self.outcome, str):
-            return self.outcome
-        raise self.outcome("Colab says no")
-
-
-@pytest.fixture
-def no_token(monkeypatch, tmp_path):
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-
-
-def test_colabs_secret_is_used(monkeypatch, no_token):
-    FakeColab(monkeypatch, "hf_secret")
-    assert models._hub_token() == "hf_secret"
-
-
-@pytest.mark.parametrize("name", ["SecretNotFoundError", "NotebookAccessError", "TimeoutException"])
-def test_colab_without_the_secret_means_no_token_and_no_second_question(name, monkeypatch, no_token):
-    FakeColab(monkeypatch, getattr(FakeColab, name))
-    assert models._hub_token() is False
-
-
-def test_a_token_that_is_already_set_comes_before_colabs(monkeypatch, no_token):
-    FakeColab(monkeypatch, AssertionError)
-    monkeypatch.setenv("HF_TOKEN", "hf_own")
-    assert models._hub_token() is None
-
-
-def test_away_from_colab_the_hub_client_looks_for_the_token(no_token):
-    assert models._hub_token() is None
+def test_weights_of_any_size_and_place_have_an_identity():
+    """An odd number of bytes, and a slice of a larger tensor that begins anywhere."""
+    model = tiny_model(dtype=torch.bfloat16)
+    weight = torch.randn(11)[1:4].bfloat16()
+    model.register_parameter("odd", torch.nn.Parameter(weight))
+    model.register_parameter("slice", torch.nn.Parameter(torch.arange(9.0).bfloat16()[1:5]))
+    before = identity(model)
+    with torch.no_grad():
+        model.odd[2] += 1
+    assert identity(model) != before
 
 
 # The real embedded models.
@@ -641,31 +461,3 @@ def test_embedded_models_speak_english_and_can_be_saved(role, monkeypatch, tmp_p
         for text in ("We hope for peace with all the nations.", "nations the all for with peace We hope.")
     )
     assert good < bad - 0.5
-
-
-@pytest.mark.embedded
-def test_the_embedded_llama_is_smollm2_without_marks_of_quantisation(monkeypatch):
-    monkeypatch.setenv("COURSE_PROFILE", "embedded")
-    model, tokenizer = load_model("llama", device="cpu")
-    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert not hasattr(model.config, "quantization_config") and getattr(model, "hf_quantizer", None) is None
-    assert tokenizer("Hello world")["input_ids"] == [19556, 905], "a token was put in front"
-    assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>" and tokenizer.bos_token == "<|im_start|>"
-    digits = tokenizer.convert_ids_to_tokens(tokenizer("in 1863 ½")["input_ids"])
-    assert digits == ["in", "Ġ", "1", "8", "6", "3", "Ġ", "Â½"], "digits stand alone in SmolLM2's vocabulary"
-    with torch.no_grad():
-        answer = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=2)
-    assert "Paris" in tokenizer.decode(answer[0])
-
-
-def test_weights_of_any_size_and_place_have_an_identity():
-    """An odd number of bytes, and a slice of a larger tensor that begins anywhere."""
-    model = tiny_model(dtype=torch.bfloat16)
-    weight = torch.randn(11)[1:4].bfloat16()
-    model.register_parameter("odd", torch.nn.Parameter(weight))
-    model.register_parameter("slice", torch.nn.Parameter(torch.arange(9.0).bfloat16()[1:5]))
-    before = identity(model)
-    with torch.no_grad():
-        model.odd[2] += 1
-    assert identity(model) != before

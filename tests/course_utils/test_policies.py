@@ -82,7 +82,7 @@ def test_static_arm_may_toss_a_coin_between_numbers_far_apart():
     """Number 1 costs 0.3 for a third of the saving; a coin between 0 and 2 pays 0.2 for it."""
     harm, saved = np.tile([0.0, 0.3, 0.6], (3, 1)), np.tile([0.0, 0.01, 0.03], (3, 1))
     assert static_harm(harm, saved, np.array([0.03, 0.045, 0.09])) == pytest.approx([0.2, 0.3, 0.6])
-    gap, _, _ = gap_to_static(harm, saved, np.ones(3, dtype=int), ["a", "b", "c"], resamples=50)
+    gap, _, _ = gap_to_static(harm, saved, np.ones(3, dtype=int), ["a", "b", "c"])
     assert gap == pytest.approx(0.1)
     lower = static_harm(harm[:, ::-1], saved[:, ::-1], 0.045)  # in whatever order the numbers stand
     assert lower == pytest.approx(0.3)
@@ -90,7 +90,7 @@ def test_static_arm_may_toss_a_coin_between_numbers_far_apart():
 
 def test_a_static_choice_has_no_gap():
     for column in (1, 2):
-        gap, low, high = gap_to_static(HARM, SAVED, np.full(3, column), ["a", "b", "c"], resamples=50)
+        gap, low, high = gap_to_static(HARM, SAVED, np.full(3, column), ["a", "b", "c"])
         assert gap == pytest.approx(0, abs=1e-12)
         assert low == pytest.approx(0, abs=1e-12)
         assert high == pytest.approx(0, abs=1e-12)

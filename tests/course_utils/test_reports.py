@@ -14,10 +14,12 @@ from course_utils.heads import prune_kv_groups
 from course_utils.reports import model_size, shown, shown_p, with_interval
 from course_utils.width import neuron_importance, prune_neurons
 
+NARROW_EMBEDDING = {"word_embed_proj_dim": 16, "do_layer_norm_before": False}  # OPT-350M's layout
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_measure_counts_what_torch_counts(family):
-    model = tiny_model(family)
+
+@pytest.mark.parametrize(("family", "settings"), [*((family, {}) for family in FAMILIES), ("opt", NARROW_EMBEDDING)])
+def test_measure_counts_what_torch_counts(family, settings):
+    model = tiny_model(family, **settings)
     size = model_size(model)
     assert size.parameters == model.num_parameters()
     assert size.bytes == 4 * model.num_parameters()

@@ -129,21 +129,21 @@ def test_a_rows_bytes_are_those_that_its_predicted_tokens_decode_to(tokenizer):
 @given(text=st.text())
 @settings(max_examples=200, deadline=None)
 def test_byte_counts_of_a_text_add_up_exactly(tokenizer, text):
-    ids, sizes = texts.encode_with_bytes(tokenizer, text)
+    ids, sizes = texts._encode_with_bytes(tokenizer, text)
     assert len(ids) == len(sizes) and sum(sizes) == len(text.encode())
     assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 @every_tokenizer
 def test_a_character_spread_over_several_tokens_is_counted_byte_by_byte(tokenizer):
-    ids, sizes = texts.encode_with_bytes(tokenizer, "🦊")
+    ids, sizes = texts._encode_with_bytes(tokenizer, "🦊")
     assert len(ids) > 2 and max(sizes) < 4 and sum(sizes) == 4
 
 
 def test_a_token_added_to_a_byte_level_vocabulary_counts_as_its_text():
     tokenizer = byte_level_tokenizer()
     tokenizer.add_tokens(["naïve"])
-    ids, sizes = texts.encode_with_bytes(tokenizer, "a naïve b")
+    ids, sizes = texts._encode_with_bytes(tokenizer, "a naïve b")
     assert sizes[ids.index(tokenizer.convert_tokens_to_ids("naïve"))] == 6 and sum(sizes) == 10
 
 
@@ -152,7 +152,7 @@ def test_a_slow_tokenizer_is_refused():
         is_fast = False
 
     with pytest.raises(ValueError, match="Slow is a slow tokenizer"):
-        texts.encode_with_bytes(Slow(), "text")
+        texts._encode_with_bytes(Slow(), "text")
 
 
 def test_blocks_come_in_batches_without_padding():
@@ -248,46 +248,17 @@ def test_byte_counts_of_the_real_texts_add_up_exactly(role, monkeypatch):
     tokenizer = load_model(role)[1]
     for domain in texts.DOMAINS:
         for text in texts.documents(domain, "calibration")[:4]:
-            assert sum(texts.encode_with_bytes(tokenizer, text)[1]) == len(text.encode())
+            assert sum(texts._encode_with_bytes(tokenizer, text)[1]) == len(text.encode())
 
 
-def test_prompts_are_beginnings_with_their_continuation(monkeypatch):
-    monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    tokenizer = byte_level_tokenizer()
-    chosen = texts.prompts(tokenizer, "evaluation", count=12, words=(3, 30), answer_tokens=5)
-    assert chosen == texts.prompts(tokenizer, "evaluation", count=12, words=(3, 30), answer_tokens=5)
-    assert chosen != texts.prompts(tokenizer, "evaluation", count=12, words=(3, 30), answer_tokens=5, seed=1)
-    assert [prompt.domain for prompt in chosen] == list(texts.DOMAINS) * 4
-    assert {len(prompt.answer) for prompt in chosen} == {5}
-    assert all(3 <= len(prompt.text.split()) <= 30 for prompt in chosen)
-    for prompt in chosen:
-        whole = [" ".join(text.split()) for text in texts.documents(prompt.domain, "evaluation")]
-        assert any(prompt.text + tokenizer.decode(prompt.answer) in text for text in whole)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"count": 0},
-        {"words": (0, 5)},
-        {"words": (6, 5)},
-        {"answer_tokens": 0},
-        {"count": True},
-        {"words": (5000, 5000)},
-    ],
-)
-def test_impossible_prompts(settings, monkeypatch):
-    monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    with pytest.raises(ValueError, match="whole number of at least|ask for fewer or shorter"):
-        texts.prompts(byte_level_tokenizer(), "evaluation", **settings)
-
-
-def test_a_text_overlaps_when_it_shares_a_long_enough_run_of_words():
+def test_a_text_overlaps_when_it_shares_a_long_enough_run_of_words(monkeypatch):
+    monkeypatch.setattr(texts, "_RUN", 4)
     learned = ["One two three, four five six.", "seven"]
     judging = ["... three FOUR five! Six and more", "six five four three two one", "four five", ""]
-    assert texts.overlaps(judging, learned, words=4) == [True, False, False, False]
-    assert texts.overlaps(judging, [], words=4) == [False] * 4
-    assert texts.overlaps(judging, iter(learned), words=2) == [True, False, True, False]
+    assert texts.overlaps(judging, learned) == [True, False, False, False]
+    assert texts.overlaps(judging, []) == [False] * 4
+    monkeypatch.setattr(texts, "_RUN", 2)
+    assert texts.overlaps(judging, iter(learned)) == [True, False, True, False]
 
 
 @pytest.mark.embedded

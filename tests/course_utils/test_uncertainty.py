@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from course_utils import uncertainty
 from course_utils.uncertainty import (
     below_and_above,
     bootstrap_interval,
@@ -43,7 +44,7 @@ def test_a_verdict_says_on_which_side_the_whole_interval_lies(low, high, at, sid
     assert verdict(low, high, at=at, below="below", above="above", neither="neither") == side
     assert verdict(np.float64(low), torch.tensor(high), at=at, below="below", above="above", neither="neither") == side
     sides = int(side == "below"), int(side == "above")
-    assert below_and_above([(low, high)] * 3, at=at) == (3 * sides[0], 3 * sides[1])
+    assert below_and_above([(low - at, high - at)] * 3) == (3 * sides[0], 3 * sides[1])
 
 
 def test_a_verdict_has_words_of_its_own():
@@ -53,7 +54,7 @@ def test_a_verdict_has_words_of_its_own():
 
 
 def test_intervals_are_counted_on_both_sides():
-    assert below_and_above(np.array([[0.5, 0.9], [0.9, 1.1], [1.2, 1.4], [0.2, 0.3]]), at=1) == (2, 1)
+    assert below_and_above(np.array([[-0.5, -0.1], [-0.1, 0.1], [0.2, 0.4], [-0.8, -0.7]])) == (2, 1)
     assert below_and_above([low, low + 1] for low in (-3, -2, 5)) == (2, 1)
     assert below_and_above([]) == (0, 0)
 
@@ -256,18 +257,14 @@ def mean_of(shape: tuple[int, int]):
 
 @pytest.mark.parametrize("spread", [(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
 @pytest.mark.parametrize("shape", [(6, 10), (12, 10)])
-def test_crossed_interval_holds_its_level_whichever_units_are_alike(shape, spread):
-    results = [crossed_interval([crossed_table(s, shape, spread)], mean_of(shape), resamples=400) for s in range(300)]
+def test_crossed_interval_holds_its_level_whichever_units_are_alike(shape, spread, monkeypatch):
+    monkeypatch.setattr(uncertainty, "RESAMPLES", 400)
+    results = [crossed_interval([crossed_table(s, shape, spread)], mean_of(shape)) for s in range(300)]
     found = np.mean([low > 0 or high < 0 for _, low, high, _ in results])
     assert found <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / 300)
     assert all((p < 0.05) == (low > 0 or high < 0) for _, low, high, p in results)
-    power = np.mean(
-        [
-            crossed_interval([crossed_table(s, shape, spread, 3.0)], mean_of(shape), resamples=400)[3] < 0.05
-            for s in range(50)
-        ]
-    )
-    assert power > 0.85
+    effects = [crossed_interval([crossed_table(s, shape, spread, 3.0)], mean_of(shape)) for s in range(50)]
+    assert np.mean([p < 0.05 for *_, p in effects]) > 0.85
 
 
 def test_crossed_interval_draws_shared_rows_once_and_equals_theory():
@@ -287,6 +284,9 @@ def test_crossed_interval_draws_shared_rows_once_and_equals_theory():
 def test_crossed_interval_without_spread_or_units():
     assert [float(v[0]) for v in crossed_interval([np.zeros((4, 5, 1))], mean_of((4, 5)))] == [0, 0, 0, 1]
     assert crossed_interval([np.ones((4, 5, 1))], mean_of((4, 5)))[3] == 0
+    with np.errstate(divide="ignore"):
+        nothing = [float(v[0]) for v in crossed_interval([np.zeros((4, 5, 1))], np.log)]
+    assert nothing == [-math.inf, -math.inf, -math.inf, 0]
     estimate, *others = crossed_interval([np.ones((1, 5, 1))], mean_of((1, 5)))
     assert estimate == 1 and np.isnan(others).all()
 
@@ -308,6 +308,34 @@ def test_bootstrap_of_few_units_is_as_wide_as_students_t():
     t = stats.t.ppf(0.975, 7) * samples.std(axis=1, ddof=1) / np.sqrt(8)
     assert 0.92 < covered < 0.98
     assert (ends[:, 1] - ends[:, 0]).mean() == pytest.approx(2 * t.mean(), rel=0.08)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_a_handful_of_units_holds_the_truth_about_95_times_in_100(count):
+    """The percentiles of 2, 3, 4, 5 units can't lie outside them: 50, 75, 88, 92 in 100."""
+    samples = np.random.default_rng(count).normal(1, 1, (800, count))
+    ends = [bootstrap_interval(units[:, None], lambda s: s[:, 0] / count, resamples=1000) for units in samples]
+    covered = np.mean([low < 1 < high for low, high in ends])
+    assert 0.95 - 3.2 * math.sqrt(0.05 * 0.95 / 800) < covered < 0.98
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_interval_of_a_handful_of_units_is_students_for_a_mean_and_the_jackknifes_for_a_ratio(count):
+    totals, sizes = np.random.default_rng(1).gamma(4, size=(2, count))
+    student = stats.ttest_1samp(totals, 0).confidence_interval(0.95)
+    for mean in (lambda sums: sums[:, 0] / count, lambda sums: sums[:, 0] / sums[:, 1]):
+        units = np.stack([totals, np.ones(count)], axis=1)
+        assert bootstrap_interval(units, mean) == pytest.approx((student.low, student.high))
+    ratio = totals.sum() / sizes.sum()
+    without = [(totals.sum() - t) / (sizes.sum() - n) for t, n in zip(totals, sizes, strict=True)]
+    half = stats.t.ppf(0.975, count - 1) * math.sqrt((count - 1) * np.var(without))
+    ends = bootstrap_interval(np.stack([totals, sizes], axis=1), lambda sums: sums[:, 0] / sums[:, 1])
+    assert ends == pytest.approx((ratio - half, ratio + half))
+
+
+def test_a_handful_of_units_with_a_value_that_is_not_finite_has_no_interval():
+    units = np.array([[1.0, 0.0], [2.0, 0.0], [4.0, 3.0]])  # without the third there is nothing to divide by
+    assert np.isnan(bootstrap_interval(units, lambda sums: sums[:, 0] / sums[:, 1])).all()
 
 
 def test_bootstrap_of_many_units_has_plain_percentiles_and_of_one_none():

@@ -5,22 +5,20 @@ import pytest
 import torch
 
 from course_tools.rehearsal import operations
-from course_tools.rehearsal.pretend_gpu import PretendGPU
 
 pytestmark = pretend.POSSIBLE
 
 
-def test_sampled_products_change_numbers_only():
-    with PretendGPU(sampled=True) as card:
-        torch.manual_seed(0)
-        a, b = torch.randn(16, 512, device="cuda"), torch.randn(512, 512, device="cuda")
-        small, large = a @ b[:, :8], a @ b
-        exact = a.cpu() @ b.cpu()
-        torch.testing.assert_close(small.cpu(), a.cpu() @ b.cpu()[:, :8])
-        assert large.shape == exact.shape and 0.8 < large.std() / exact.std() < 1.2
-        half = (a.half() @ b.half()).dtype
-        assert half is torch.float16
-        assert card.ledger.count.flops == 2 * 512 * 16 * (8 + 512 + 512), "as if all had been computed"
+def test_large_products_are_samples_of_the_same_size(card):
+    torch.manual_seed(0)
+    a, b = torch.randn(16, 512, device="cuda"), torch.randn(512, 512, device="cuda")
+    exact = a.cpu() @ b.cpu()
+    torch.testing.assert_close((a @ b[:, :8]).cpu(), exact[:, :8])
+    card.ledger.restart()
+    large = a @ b
+    assert card.ledger.count.peak - (a.nbytes + b.nbytes) == 4 * exact.numel(), "all that the whole product holds"
+    assert large.shape == exact.shape and 0.8 < large.std() / exact.std() < 1.2
+    assert (a.half() @ b.half()).dtype is torch.float16
 
 
 def scores_held(card, q, k, v, **options):
@@ -72,32 +70,30 @@ def test_attention_with_shared_keys_holds_its_scores_as_on_a_t4(card, monkeypatc
     def attend():
         card.ledger.restart()
         with torch.no_grad():
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return card.ledger.restart(), out.cpu()
+            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return card.ledger.restart()
 
-    (exact, expected), _ = attend(), monkeypatch.setattr(operations, "_MANY_SCORES", 1)
-    counted, found = attend()
+    exact = attend()
+    monkeypatch.setattr(operations, "_MANY_SCORES", 1)
+    counted = attend()
     scores = 8 * 128 * 128
     assert exact.peak > card.ledger.alive + 8 * scores
     # The softmax's repaired copy (4 bytes) and mask (1) are inside of one operation when it is written out here.
     assert exact.peak + 4 * scores < counted.peak < exact.peak + 6 * scores
-    assert exact.flops == counted.flops == 2 * scores * (16 + 16)
-    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_sampled_attention_is_counted_as_whole(mask, monkeypatch):
-    monkeypatch.setattr(operations, "_MANY_SCORES", 1)
-    counts = []
-    for sampled in (False, True):
-        with PretendGPU(sampled=sampled) as card, torch.no_grad():
-            q, k, v = (torch.randn(1, 4, 96, 16, device="cuda") for _ in range(3))
-            bias = torch.full((1, 1, 96, 96), -torch.inf).triu(1).to("cuda") if mask else None
-            if mask:
-                bias[..., :40] = -torch.inf  # padding, in which a sample sees nothing
+def test_sampled_attention_holds_what_all_of_it_holds(card, mask, monkeypatch):
+    peaks = []
+    with torch.no_grad():
+        q, k, v = (torch.randn(1, 4, 96, 16, device="cuda") for _ in range(3))
+        bias = torch.full((1, 1, 96, 96), -torch.inf).triu(1).to("cuda") if mask else None
+        if mask:
+            bias[..., :40] = -torch.inf  # padding, in which a sample sees nothing
+        for many in (operations._MANY_SCORES, 1):
+            monkeypatch.setattr(operations, "_MANY_SCORES", many)
             card.ledger.restart()
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v, bias, is_causal=not mask).cpu()
-            count = card.ledger.restart()
-            counts.append((count.flops, count.moved, count.peak))
-            assert out.shape == q.shape and (out.isfinite().all() or not sampled)
-    assert counts[0] == counts[1]
+            peaks.append(card.ledger.restart().peak)
+            assert out.shape == q.shape
+    assert peaks[0] == peaks[1] and out.isfinite().all()

@@ -10,7 +10,7 @@ from pretend import LLAMA
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_tools.rehearsal import shapes
-from course_tools.rehearsal.shapes import GPT2_FOLDER, SHAPES, TWINS, RehearsalError, make_checkpoint, parameters
+from course_tools.rehearsal.shapes import GPT2_FOLDER, SHAPES, RehearsalError, make_checkpoint, parameters
 
 
 def test_full_size():
@@ -19,12 +19,6 @@ def test_full_size():
     assert SHAPES["qwen"].share == SHAPES["llama"].share == 1
     assert SHAPES["quarter"].share == pytest.approx(0.25, rel=0.01)
     assert SHAPES["qwen"].llama["num_hidden_layers"] == 28
-    for name, shape in SHAPES.items():
-        twin = TWINS[name]
-        for count in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-            assert twin.llama[count] == shape.llama[count], "a twin has as many parts"
-        assert twin.share == 1, "lessons choose by the card's free memory, and shall choose as they do at full size"
-        assert twin.llama["intermediate_size"] >= 64 * twin.llama["num_hidden_layers"], "a block's worth of width is 64"
 
 
 def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path):

@@ -1,4 +1,4 @@
-"""What happened, as a frame, as a figure, and as the reason to stop."""
+"""What happened, as a frame and as a figure."""
 
 from __future__ import annotations
 
@@ -23,18 +23,11 @@ def test_history_as_frame_and_figure():
 def test_tokens_add_up_and_measurements_belong_to_the_last_step():
     history = History()
     for seconds in (1.0, 2.5):
-        history.add_step({"step": len(history.steps) + 1, "tokens": 11}, seconds=seconds)
+        history.add_step(loss=3.0, lr=1e-3, gradient_norm=1.0, tokens=11, seconds=seconds)
         assert not history.is_measured
-    history.add_validation(3.0, patience=None)
-    assert history.is_measured and history.validation == [{"step": 2, "loss": 3.0}]
+    assert history.steps[1] == {
+        "step": 2, "loss": 3.0, "lr": 1e-3, "gradient_norm": 1.0, "tokens": 22, "seconds": 2.5
+    }  # fmt: skip
+    history.validation.append({"step": 2, "loss": 3.0})
+    assert history.is_measured
     assert (history.tokens, history.seconds) == (22, 2.5)
-
-
-def test_it_stops_after_so_many_measurements_without_a_better_one():
-    history, stopped = History(), []
-    for loss in (3.0, 2.0, 2.0, 2.5):
-        history.add_validation(loss, patience=2)
-        stopped.append(history.stopped_early)
-    assert stopped == [False, False, False, True]
-    history.add_validation(2.5, patience=None)
-    assert not history.stopped_early

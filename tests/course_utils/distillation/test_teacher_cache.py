@@ -23,10 +23,10 @@ from course_utils.distillation.losses import batch_loss, token_loss, top_k_loss
 from course_utils.distillation.teacher_cache import (
     CacheMismatch,
     TeacherCache,
-    bytes_per_token,
+    _bytes_per_token,
+    _top_k,
     cache_bias,
     cache_teacher,
-    top_k,
 )
 
 EVERYTHING = BATCHES + HELD_OUT
@@ -49,7 +49,7 @@ def test_buckets_never_differ_more_than_what_is_in_them(seed, scale, k):
     """The data-processing inequality: the bias of a cache has a sign."""
     student, teacher = logits(seed, scale), logits(seed + 1, scale)
     exact = token_loss(student, teacher, TARGETS)
-    ids, log_probs = top_k(teacher, k)
+    ids, log_probs = _top_k(teacher, k)
     given = top_k_loss(student, *readable(ids, log_probs), TARGETS)
     # Half precision moves a log-probability by 1/2048 of itself at most; what that costs is bounded by the same share
     # of the cross-entropy.
@@ -63,7 +63,7 @@ def test_buckets_never_differ_more_than_what_is_in_them(seed, scale, k):
 def test_by_definition():
     student, teacher = logits(1, 3), logits(2, 3)
     p, q = teacher.softmax(-1), student.softmax(-1)
-    ids, log_probs = top_k(teacher, 3)
+    ids, log_probs = _top_k(teacher, 3)
     assert torch.equal(ids.long(), p.topk(3).indices)
     p, q = (torch.cat([x.gather(1, ids.long()), 1 - x.gather(1, ids.long()).sum(1, keepdim=True)], 1) for x in (p, q))
     torch.testing.assert_close(log_probs.float().exp(), p, rtol=5e-3, atol=1e-6)
@@ -81,7 +81,7 @@ def test_a_certain_teacher_and_a_certain_student_have_finite_gradients(k):
     """Nothing is left for the other tokens: 1 - sum would be 0 or below, and its logarithm nothing."""
     teacher, student = torch.zeros(20, 11), torch.zeros(20, 11, requires_grad=True)
     teacher[:, 4], student.data[:, 4] = 1e5, 90.0
-    loss = top_k_loss(student, *readable(*top_k(teacher, k)), TARGETS)
+    loss = top_k_loss(student, *readable(*_top_k(teacher, k)), TARGETS)
     loss.sum().backward()
     assert loss.isfinite().all() and student.grad.isfinite().all()
     torch.testing.assert_close(loss.detach(), torch.zeros(20))
@@ -121,6 +121,14 @@ def test_students_learn_from_the_cache(k, tmp_path):
         assert history.validation[0]["loss"] == pytest.approx(exact.validation[0]["loss"], rel=1e-2)
 
 
+def test_the_cache_teaches_in_16_bits(tmp_path):
+    teacher, student = pair()
+    cache = cache_teacher(teacher, BATCHES, tmp_path, k=8)
+    history = distill(cache, student, BATCHES, steps=40, lr=3e-3, alpha=0.1, precision=torch.bfloat16)
+    exact = distill(cache, pair()[1], BATCHES, steps=40, lr=3e-3, alpha=0.1)
+    torch.testing.assert_close(*(torch.tensor(losses(run)) for run in (history, exact)), rtol=0.05, atol=0.01)
+
+
 def test_rows_are_found_in_whatever_batch_they_are(tmp_path):
     """Other batch sizes, another order, another padding."""
     teacher, student = pair()
@@ -152,7 +160,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(teacher_cache, "SHARD_BYTES", 100)  # one batch a shard
+    monkeypatch.setattr(teacher_cache, "_SHARD_BYTES", 100)  # one batch a shard
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -229,14 +237,14 @@ def test_a_restored_teacher_is_the_teacher_again(tmp_path):
 
 
 def test_size(tmp_path, monkeypatch):
-    assert bytes_per_token(49_152, 64) == 64 * 4 + 2
-    assert bytes_per_token(128_256, 64) == 64 * 6 + 2
-    assert bytes_per_token(97, 97) == 97 * 4  # nothing is left for a bucket
+    assert _bytes_per_token(49_152, 64) == 64 * 4 + 2
+    assert _bytes_per_token(128_256, 64) == 64 * 6 + 2
+    assert _bytes_per_token(97, 97) == 97 * 4  # nothing is left for a bucket
     teacher = tiny_model()
     cache = cache_teacher(teacher, BATCHES, tmp_path / "there", k=8)
     tokens = 16 * 11
     assert cache.tokens == tokens
-    assert tokens * bytes_per_token(97, 8) < cache.nbytes < tokens * bytes_per_token(97, 8) + 2000
+    assert tokens * _bytes_per_token(97, 8) < cache.nbytes < tokens * _bytes_per_token(97, 8) + 2000
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(
         ValueError, match=r"needs 0\.0 GB \(5,984 bytes: 176 tokens of 34 bytes\).*1,000 bytes are free"

@@ -6,8 +6,21 @@ import torch
 from tiny import FAMILIES
 from tiny_harm import SETS, long_enough, texts
 
-from course_utils.adaptive import divergence
-from course_utils.prompt_harm.harms import ANSWER_TOKENS, Measured, batches_by_length, greedy_answers, measure
+from course_utils.architectures import describe
+from course_utils.attention import bypass_attention
+from course_utils.prompt_harm.harms import ANSWER_TOKENS, Measured, _batches_by_length, _greedy_answers, measure
+
+
+@torch.no_grad()
+def divergences(model, prompt, answer, bypassed):
+    """KL(whole || bypassed) along an answer for each set of attentions, mean over its tokens."""
+    ids = torch.tensor([prompt + answer[:-1]])  # the answer's last token predicts nothing
+    found = []
+    for layers in ([], *bypassed):
+        bypass_attention(model, layers)
+        found.append(model(ids).logits[0, len(prompt) - 1 :].log_softmax(-1))
+    bypass_attention(model, [])
+    return [float((found[0].exp() * (found[0] - other)).sum(-1).mean()) for other in found[1:]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -17,12 +30,10 @@ def test_harm_is_the_divergence_along_the_own_answer(family, tokenizer):
     assert found.harm.shape == (4, 3)
     for row, text in enumerate(texts()):
         prompt = tokenizer(text).input_ids
-        (answer,) = greedy_answers(model, tokenizer, [prompt])
+        (answer,) = _greedy_answers(model, tokenizer, [prompt])
         assert found.tokens[row] == len(prompt)
         assert found.answer_tokens[row] == len(answer) <= ANSWER_TOKENS
-        whole = torch.tensor([prompt + answer[:-1]])  # the answer's last token predicts nothing
-        batch = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
-        expected = divergence(model, [batch], SETS, last=len(answer))[:, 0]
+        expected = divergences(model, prompt, answer, SETS)
         np.testing.assert_allclose(found.harm[row], expected, rtol=2e-3, atol=2e-5)
 
 
@@ -58,6 +69,16 @@ def test_model_is_as_before(tokenizer):
     assert "forward" not in {name for block in model.model.layers for name in vars(block)}
 
 
+def test_a_bypass_that_was_there_stays(tokenizer):
+    model, smaller = long_enough(), long_enough()
+    bypass_attention(model, [1])
+    bypass_attention(smaller, [1], remove=True)
+    found = measure(model, tokenizer, texts(), [[2], [3]], decide_at=1)
+    assert [attention.skipped for attention in describe(model).attentions] == [False, True, False, False]
+    expected = measure(smaller, tokenizer, texts(), [[1, 2], [1, 3]], decide_at=1)
+    np.testing.assert_array_equal(found.harm, expected.harm)
+
+
 def test_bad_arguments(tokenizer):
     model = long_enough()
     with pytest.raises(ValueError, match="no tokens"):
@@ -70,7 +91,7 @@ def test_bad_arguments(tokenizer):
 
 def test_batches_hold_rows_alike_in_length():
     lengths = [3, 1500, 5, 1480, 4, 2100] + [30] * 40
-    batches = batches_by_length(lengths)
+    batches = _batches_by_length(lengths)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert batches[0] == [5]
     assert all(len(batch) <= 48 for batch in batches)

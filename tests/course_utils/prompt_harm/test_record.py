@@ -6,7 +6,7 @@ from tiny_harm import SETS, long_enough, texts
 from course_utils.prompt_harm import record
 from course_utils.prompt_harm.harms import ANSWER_TOKENS, measure
 from course_utils.prompt_harm.prompts import Case
-from course_utils.prompt_harm.record import DIRECTIONS, RECORD, Record, harm_at_random, principal_states
+from course_utils.prompt_harm.record import _DIRECTIONS, RECORD, Record, _principal_states, harm_at_random
 
 
 def a_record(tokenizer):
@@ -46,8 +46,8 @@ def test_only_prompts_that_choose_set_the_directions():
     states = np.random.default_rng(0).normal(size=(60, 2, 8))
     changed = states.copy()
     changed[40:] *= 9
-    found, other = (principal_states(values, choosing=40) for values in (states, changed))
-    assert found.shape == (60, DIRECTIONS)
+    found, other = (_principal_states(values, choosing=40) for values in (states, changed))
+    assert found.shape == (60, _DIRECTIONS)
     np.testing.assert_allclose(found[:40], other[:40])
     np.testing.assert_allclose(found[:40].std(0), 1)
 
@@ -58,6 +58,18 @@ def test_random_sets_are_measured_on_short_prompts(tokenizer):
     assert found["prompts"] == [1, 2, 3]
     assert np.array(found["harm"]).shape == (3, 2)
     assert [len(set(blocks)) for blocks in found["sets"]] == [2, 2]
+
+
+def test_a_limit_of_samples_leaves_fewer_prompts_and_random_sets(tokenizer, monkeypatch):
+    """The prompts that choose are still told from those that judge."""
+    monkeypatch.setenv("COURSE_SAMPLES", "3")
+    prompts = [Case("passage", text, "book") for text in ("w5 w6 w7", "w9", "w8 w4", "w7 w7", "w6")]
+    made = {"calibration": prompts[:2], "evaluation": prompts[2:]}
+    monkeypatch.setattr(record, "cases", lambda tokenizer, split, count: made[split])
+    monkeypatch.setattr(record, "seconds_by_length", lambda *_, **__: {})
+    found = record.measure_record(long_enough(), tokenizer, [2, 1, 3], (1, 2), choosing=60, judging=60)
+    assert found.choosing == 2 and found.digests.tolist() == [case.digest for case in prompts]
+    assert len(found.random_orders["sets"]) == 3
 
 
 def test_the_shipped_record_says_what_it_needs_to():

@@ -1,0 +1,65 @@
+"""The bytes that tensors hold: each storage counted once, from when it comes until its last tensor is gone."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Stored:
+    """A storage that is alive: its bytes, and what who counts it wants to remember of it."""
+
+    size: int
+    reference: weakref.ref
+    note: object = None
+
+
+class Ledger:
+    """What tensors hold.
+
+    Attributes:
+        alive: bytes now; below 0 where more has gone of what was there before than has come.
+        peak: the most so far, or since ``forget_peak``.
+        stored: each storage that is alive, by its address.
+    """
+
+    def __init__(self) -> None:
+        self.alive = self.peak = 0
+        self.stored: dict[int, Stored] = {}
+        self.lock = threading.RLock()  # a storage may go in any thread, also while this one counts
+
+    def come(self, tensor: Tensor) -> Stored | None:
+        """Count a tensor's storage, and return it; None where it is known."""
+        with self.lock:
+            new = self.was_there(tensor)
+            if new is not None:
+                self.alive += new.size
+                self.peak = max(self.peak, self.alive)
+            return new
+
+    def was_there(self, tensor: Tensor) -> Stored | None:
+        """Know a tensor's storage from before the count: its bytes count only when they go. None where it is known."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        with self.lock:
+            known = self.stored.get(key)
+            if known is not None and known.reference() is storage:
+                return None
+            new = Stored(size, weakref.ref(storage, functools.partial(self._go, key, size)))
+            self.stored[key] = new
+            return new
+
+    def forget_peak(self) -> None:
+        """The peak begins anew, with what is alive."""
+        self.peak = self.alive
+
+    def _go(self, key: int, size: int, reference: weakref.ref) -> None:
+        with self.lock:
+            if key in self.stored and self.stored[key].reference is reference:  # else the address has a new storage
+                del self.stored[key]
+            self.alive -= size
