@@ -34,6 +34,7 @@ _CROSS_DEVICES = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_ind
 class CardTensor(Tensor):
     """A tensor that says it is on the card; `inner` holds its numbers."""
 
+    __module__ = "torch"  # whoever asks where its type is from shall take it for an ordinary tensor
     inner: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
