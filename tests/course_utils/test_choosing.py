@@ -40,6 +40,7 @@ def test_widths_out_of_range(wrong):
 
 
 def test_of_many_equal_scores_the_lower_numbers_stay():
-    scores = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(0)).float()  # sorting few keeps their order in any case
+    # Many, because a careless sort keeps the order of a few.
+    scores = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(0)).float()
     order = sorted(range(5000), key=lambda number: (-scores[number], number))
     assert best(scores, 1000).tolist() == sorted(order[:1000])
