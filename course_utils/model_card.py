@@ -63,7 +63,6 @@ def write_model_card(
     measured: pd.DataFrame,
     limits: Sequence[str],
     sources: Sequence[str],
-    language: str = "en",
 ) -> Path:
     """Write ``README.md`` into the folder of a saved model: the card that model hubs show.
 
@@ -80,7 +79,6 @@ def write_model_card(
         measured: a table, its index included, with the whole model beside this one.
         limits: what a user has to know before relying on it, a sentence each.
         sources: papers, data and code, a line each.
-        language: of the texts that it was trained on, by its code.
 
     Returns:
         The path of the file.
@@ -92,7 +90,7 @@ def write_model_card(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"There is no saved model in '{folder}': write one with save_pruned first.")
-    texts = {"name": name, "base_model": base_model, "licence": licence, "summary": summary, "language": language}
+    texts = {"name": name, "base_model": base_model, "licence": licence, "summary": summary}
     for what, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"'{what}' must be a text that says something; got {text!r}.")
@@ -103,7 +101,7 @@ def write_model_card(
     header = ModelCardData(
         base_model=base_model,
         license=licence,
-        language=language,
+        language="en",
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["pruned", "distilled"],

@@ -331,7 +331,6 @@ OWN = {
     "bias.fairness.knock_out": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
     "bias.pronouns.prompts": {"split": lambda: "selection"},
     "bias.pronouns.random_heads": {"sets": lambda: 2},
-    "bias.stereotype_scores.continuation_log_likelihoods": {"texts": lambda: [("w1 w2", " w3")]},
     "bias.stereotype_scores.stereotype_preference": {"pairs": lambda: make_pairs("race", "benchmark")},
     "bias.statistics.means": {"sums": lambda: np.array([6.0, 9.0, 3.0])},
     "bias.statistics.require_neutral": {"frame": lambda: pair_scores().frame},

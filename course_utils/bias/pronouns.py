@@ -35,6 +35,7 @@ from course_utils.uncertainty import crossed_interval
 SPLITS = ("selection", "evaluation")
 SHE, HE = " she", " he"
 Head = tuple[int, int]  # (block, query head)
+_BATCH_SIZE = 32  # texts that run at once
 _DATA = Path(__file__).resolve().parents[1] / "data" / "occupations.json"
 
 
@@ -123,21 +124,20 @@ def opposites(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @check_types
-def group_gap(table: pd.DataFrame, column: str = "odds") -> tuple[float, float, float]:
-    """Mean of the first group's words less that of the second's, with a 95 % interval that draws words and templates.
+def group_gap(table: pd.DataFrame) -> tuple[float, float, float]:
+    """Mean log-odds of the first group's words less the second's; the 95 % interval draws words and templates.
 
     Args:
         table: rows with ``word``, ``template``, ``group`` (two of them; in alphabetical order the second is first:
-            "she" less "he", "mostly women" less "mostly men") and the column.
-        column: what is averaged.
+            "she" less "he", "mostly women" less "mostly men") and ``odds``, of ``pronoun_log_odds``.
 
     Raises:
-        ValueError: the table has no such column.
+        ValueError: the table has no column ``odds``.
     """
-    checks.one_of("column", column, list(table))
+    checks.one_of("column", "odds", list(table))
     items, used = table.rename(columns={"word": "swap"}), table["template"].unique()
     groups = sorted(table["group"].unique(), reverse=True)
-    tables = [sums_by_cell(items[items["group"] == group], [column], used) for group in groups]
+    tables = [sums_by_cell(items[items["group"] == group], ["odds"], used) for group in groups]
     value, low, high, _ = crossed_interval(tables, lambda first, second: means(first) - means(second))
     return float(value[0]), float(low[0]), float(high[0])
 
@@ -173,7 +173,7 @@ def random_heads(
 @check_types
 @torch.no_grad()
 def pronoun_log_odds(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 32
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = _BATCH_SIZE
 ) -> np.ndarray:
     """Log P(she) - log P(he) for the next token after each text, in nats: [texts] float64; above 0 is "she".
 
@@ -201,7 +201,6 @@ def odds_and_states(
     texts: Sequence[str],
     *,
     sites: Sequence[str] = ("residual",),
-    batch_size: int = 32,
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
     """``pronoun_log_odds``, and from the same passes the states of each text's last token.
 
@@ -210,7 +209,6 @@ def odds_and_states(
         tokenizer: the model's.
         texts: at least one.
         sites: of ``activations.SITES``, each as wide in all blocks.
-        batch_size: texts that run at once.
 
     Returns:
         [texts] float64, nats; and site -> float32 [texts, blocks, width] on the CPU.
@@ -221,7 +219,7 @@ def odds_and_states(
     architecture, odds = describe(model), []
     sites = checks.strings("sites", sites)
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for batch, last in _batches(architecture, tokenizer, texts, batch_size):
+    for batch, last in _batches(architecture, tokenizer, texts):
         seen: dict[tuple[str, int], Tensor] = {}
 
         def keep(site: str, block: int, states: Tensor, seen: dict = seen, last: tuple[Tensor, Tensor] = last) -> None:
@@ -244,7 +242,7 @@ def patched_log_odds(
     sources: Sequence[str],
     head_sets: Sequence[Collection[Head]],
     *,
-    batch_size: int = 32,
+    batch_size: int = _BATCH_SIZE,
 ) -> np.ndarray:
     """The log-odds after each text when a set of heads says at its last token what it says at the source's.
 
@@ -295,8 +293,6 @@ def head_effects(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     sources: Sequence[str],
-    *,
-    batch_size: int = 32,
 ) -> Tensor:
     """What patching each head alone would change, estimated from one gradient: float32 [n, blocks, heads], nats.
 
@@ -309,7 +305,6 @@ def head_effects(
         tokenizer: the model's.
         texts: [n].
         sources: [n], one for each text.
-        batch_size: texts that run at once.
 
     Raises:
         ValueError: no texts, not as many sources, or a pronoun of several tokens.
@@ -319,7 +314,7 @@ def head_effects(
     frozen = {weight: weight.requires_grad for weight in model.parameters()}
     model.requires_grad_(False)
     try:
-        for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources, batch_size):
+        for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
             there: dict[int, Tensor] = {}
             here: dict[int, Tensor] = {}
             with torch.no_grad(), evaluating(model, *_hook_heads(architecture, live, _recorder(there))):
@@ -372,7 +367,7 @@ def projecting_out(architecture: Architecture, directions: Tensor) -> Iterator[N
 
 
 def _batches(
-    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = _BATCH_SIZE
 ) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
     """Batches padded on the right, and (rows, positions) of their last tokens."""
     checks.whole_number("batch_size", batch_size, least=1)
@@ -389,7 +384,7 @@ def _both(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     sources: Sequence[str],
-    batch_size: int,
+    batch_size: int = _BATCH_SIZE,
 ) -> Iterator[tuple[tuple[Batch, tuple[Tensor, Tensor]], ...]]:
     """Batches of texts beside those of their sources."""
     texts, sources = checks.strings("texts", texts), checks.strings("sources", sources)

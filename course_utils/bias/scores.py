@@ -71,7 +71,6 @@ def measure_pairs(
     pairs: Sequence[Pair],
     *,
     sites: Sequence[str] = ("attention_out", "mlp_out"),
-    blocks: Sequence[int] | None = None,
     batch_size: int = 16,
 ) -> PairScores:
     """Run each pair once and compare its sides. The model is not changed.
@@ -86,17 +85,16 @@ def measure_pairs(
         tokenizer: the model's, a fast one.
         pairs: at least one, such as ``contrastive.pairs("gender")``; of any axes and kinds.
         sites: of ``activations.SITES``; () to compare predictions only.
-        blocks: block numbers; None for all.
         batch_size: pairs that run at once; it doesn't change the scores beyond rounding.
 
     Raises:
-        ValueError: no pairs, a bad site, block or batch size, or a tokenizer without offsets.
+        ValueError: no pairs, a bad site or batch size, or a tokenizer without offsets.
         UnsupportedArchitecture: from ``describe``.
     """
     architecture, pairs = describe(model), list(pairs)
     if not pairs:
         raise ValueError("There are no pairs to measure. Make some with contrastive.pairs('gender').")
-    blocks = checks.block_numbers(range(architecture.num_blocks) if blocks is None else blocks, architecture.num_blocks)
+    blocks = range(architecture.num_blocks)
     sites = (sites,) if isinstance(sites, str) else tuple(checks.strings("sites", sites, least=0))
     differences = _Differences(len(pairs), sites, blocks)
     log_likelihood = np.full(len(pairs), np.nan)

@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.bias.contrastive import Pair
@@ -25,14 +24,15 @@ from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
 from course_utils.uncertainty import bootstrap_interval, wilson_interval
 
-CHANCE = 1 / 3  # of BBQ's three answers
+_CHANCE = 1 / 3  # of BBQ's three answers
 AT_CHANCE = "at chance: its bias score means nothing"
+_TEXTS_AT_ONCE = 32
 _COUNTS = [f"{name}_{where}" for where in ("disambig", "ambig") for name in ("asked", "right", "biased", "named")]
 
 
 @check_types
 def stereotype_preference(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]
 ) -> pd.DataFrame:
     """How often the stereotyped side (a) makes the shared tokens after the span likelier; 0.5 is no preference.
 
@@ -44,7 +44,6 @@ def stereotype_preference(
         model: any that ``describe`` knows; it is not changed.
         tokenizer: the model's, a fast one.
         pairs: of kind "benchmark", such as ``stereotypes.crows_pairs()``.
-        batch_size: pairs that run at once.
 
     Returns:
         One row an axis and one for "all": axis, pairs compared, share, ci_low, ci_high (Wilson), target (0.5), ties,
@@ -58,7 +57,7 @@ def stereotype_preference(
         raise ValueError(
             f"'pairs' must be of kind 'benchmark', side a the stereotyped one; got {', '.join(others)} too."
         )
-    frame = measure_pairs(model, tokenizer, pairs, sites=(), batch_size=batch_size).frame
+    frame = measure_pairs(model, tokenizer, pairs, sites=()).frame
     rows = []
     for axis, part in [*frame.groupby("axis", sort=False), ("all", frame)]:
         difference = part["log_likelihood"].dropna()
@@ -75,7 +74,7 @@ def stereotype_preference(
 
 @check_types
 def bbq_score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, batch_size: int = 32
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> pd.DataFrame:
     """BBQ (Parrish et al. 2022, arXiv 2110.08193): the answer with the highest log-likelihood a byte is the choice.
 
@@ -89,7 +88,6 @@ def bbq_score(
         model: any that ``describe`` knows; it is not changed.
         tokenizer: the model's.
         questions: at least one, such as ``stereotypes.bbq()``.
-        batch_size: answers that run at once.
 
     Returns:
         One row a category and one for "all": questions, unresolved, chance, verdict, and accuracy,
@@ -101,7 +99,7 @@ def bbq_score(
     if not questions:
         raise ValueError("'questions' must hold at least one text, such as those of stereotypes.bbq().")
     prompts = [(f"Q: {q.context} {q.question}\nA:", f" {answer}") for q in questions for answer in q.answers]
-    sums, _ = continuation_log_likelihoods(model, tokenizer, prompts, batch_size=batch_size)
+    sums, _ = _continuation_log_likelihoods(model, tokenizer, prompts)
     sizes = np.array([len(answer.encode()) for _, answer in prompts])
     chosen = (sums / sizes).reshape(-1, 3).argmax(axis=1)
     frame = pd.DataFrame([_counted(question, int(choice)) for question, choice in zip(questions, chosen, strict=True)])
@@ -115,20 +113,15 @@ def bbq_score(
     for category, part in [*frame.groupby("category", sort=False), ("all", frame)]:
         units = part.groupby("template")[_COUNTS].sum().to_numpy(dtype=np.float64)
         found = _with_intervals(units, scores)
-        verdict = "" if found["accuracy_low"] > CHANCE else AT_CHANCE
+        verdict = "" if found["accuracy_low"] > _CHANCE else AT_CHANCE
         counts = {"questions": len(part), "unresolved": int(part["unresolved"].sum())}
-        rows.append({"category": category} | counts | found | {"chance": CHANCE, "verdict": verdict})
+        rows.append({"category": category} | counts | found | {"chance": _CHANCE, "verdict": verdict})
     return pd.DataFrame(rows)
 
 
-@check_types
 @torch.no_grad()
-def continuation_log_likelihoods(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[tuple[str, str]],
-    *,
-    batch_size: int = 32,
+def _continuation_log_likelihoods(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-likelihood of each continuation after its prompt, the sum in nats, and the number of its tokens.
 
@@ -139,7 +132,6 @@ def continuation_log_likelihoods(
         model: any that ``describe`` knows; it is not changed.
         tokenizer: the model's.
         texts: (prompt, continuation); a space between them belongs to the continuation.
-        batch_size: texts that run at once.
 
     Returns:
         float64 [texts] log-likelihoods and int64 [texts] numbers of tokens.
@@ -148,7 +140,6 @@ def continuation_log_likelihoods(
         ValueError: no texts, or nothing to predict in one.
     """
     architecture = describe(model)
-    checks.whole_number("batch_size", batch_size, least=1)
     if not texts:
         raise ValueError("There is nothing to score: give at least one text.")
     ids, starts = [], []
@@ -162,7 +153,7 @@ def continuation_log_likelihoods(
     sums, tokens = np.zeros(len(ids)), np.array([len(text) for text in ids]) - starts
     together = list(alike.values()) if can_branch(architecture, max(map(len, ids))) else [[i] for i in range(len(ids))]
     groups = sorted(((Row([ids[i] for i in same]), same) for same in together), key=lambda group: len(group[0]))
-    step = max(1, batch_size * len(groups) // len(ids))  # rows of similar length: little padding
+    step = max(1, _TEXTS_AT_ONCE * len(groups) // len(ids))  # rows of similar length: little padding
     bar = tqdm(total=len(ids), desc="Scoring texts", unit="text", delay=2, leave=False)
     with bar, evaluating(model):
         for chosen in (groups[first : first + step] for first in range(0, len(groups), step)):

@@ -26,6 +26,8 @@ from course_utils.plotting.parts import (
 )
 from course_utils.reports import shown
 
+_BROKEN = 2.5  # x the whole model's perplexity: what costs more is named in a corner, it would squash the others
+
 
 @check_types
 def scores_with_intervals(
@@ -295,7 +297,6 @@ def before_and_after(
 def paired_differences(
     frame: pd.DataFrame,
     *,
-    group: str = "measure",
     x_label: str,
     title: str | None = None,
     ax: Axes | None = None,
@@ -303,8 +304,8 @@ def paired_differences(
     """Differences from one reference below each other, with their intervals, and a line where there is none.
 
     Args:
-        frame: a row a difference, with the columns ``case``, ``difference``, ``ci_low``, ``ci_high`` and ``group``.
-        group: the column that names what was measured, by colour and marker.
+        frame: a row a difference, with the columns ``case``, ``difference``, ``ci_low``, ``ci_high`` and ``measure``:
+            what was measured, by colour and marker.
         x_label: what the difference is, with its unit.
         title: above the axes; None for none.
         ax: where to draw; None makes a figure.
@@ -312,13 +313,13 @@ def paired_differences(
     Raises:
         ValueError: a column is missing, or there is nothing to draw.
     """
-    require_columns(frame, ["case", "difference", "ci_low", "ci_high", group])
-    cases, names = list(dict.fromkeys(frame["case"])), list(dict.fromkeys(frame[group]))
+    require_columns(frame, ["case", "difference", "ci_low", "ci_high", "measure"])
+    cases, names = list(dict.fromkeys(frame["case"])), list(dict.fromkeys(frame["measure"]))
     if ax is None:
         ax = plt.subplots(figsize=(9, 2 + 0.3 * len(cases) * len(names)), layout="constrained")[1]
     ax.axvline(0, color=FLOOR_COLOUR, linewidth=1.6)
     for number, name in enumerate(names):
-        part = frame[frame[group] == name]
+        part = frame[frame["measure"] == name]
         shift = 0.0 if len(names) == 1 else 0.5 * (number / (len(names) - 1) - 0.5)
         ax.errorbar(
             part["difference"],
@@ -346,7 +347,6 @@ def ability_and_bias(
     *,
     y_label: str,
     control: str = "random",
-    limit: float = 2.5,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -357,7 +357,6 @@ def ability_and_bias(
             "bias_low", "bias_high"; nan ends draw no interval.
         y_label: of the bias; 0 is drawn as a line.
         control: arms whose name begins with it are small grey dots.
-        limit: arms whose price is above it are listed in a corner: they would squash the others.
         title: above the figure.
         ax: where to draw; a new figure by default.
 
@@ -365,27 +364,26 @@ def ability_and_bias(
         ValueError: a column is missing, or there are no rows.
     """
     require_columns(frame, ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"])
-    checks.positive("limit", limit)
     checks.text("control", control)
     ax = plt.subplots(figsize=(9, 6.5), layout="constrained")[1] if ax is None else ax
     dots = frame[frame.index.str.startswith(control)]
     if len(dots):
         ax.scatter(dots["price"], dots["bias"], s=50, color="0.6", zorder=1, label=control)
     known = frame.drop(dots.index)
-    for number, (name, row) in enumerate(known[known["price"] <= limit].iterrows()):
+    for number, (name, row) in enumerate(known[known["price"] <= _BROKEN].iterrows()):
         ends = [[[row[of] - row[f"{of}_low"]], [row[f"{of}_high"] - row[of]]] for of in ("price", "bias")]
         looks = {"color": f"C{number + (number > 6)}", "marker": marker_of(number)}  # C7 is grey
         ax.errorbar(row["price"], row["bias"], xerr=ends[0], yerr=ends[1], linestyle="", capsize=3, label=name, **looks)
     ax.axhline(0, color=FLOOR_COLOUR, linewidth=1.5)
     ax.set_xscale("log")
-    ax.set_xlim(max(0.8, ax.get_xlim()[0]), min(limit, max(ax.get_xlim()[1], 1.2)))
+    ax.set_xlim(max(0.8, ax.get_xlim()[0]), min(_BROKEN, max(ax.get_xlim()[1], 1.2)))
     ax.set_xticks(
         [tick for tick in (0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5) if np.prod(np.sign(tick - np.array(ax.get_xlim()))) < 0]
     )
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="perplexity, × before the cut", ylabel=y_label, title=title)
-    broken = known[known["price"] > limit]
+    broken = known[known["price"] > _BROKEN]
     if len(broken):
         lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
         ax.text(0.98, 0.03, "\n".join(["not drawn, broken:", *lines]), transform=ax.transAxes, ha="right", size="small")

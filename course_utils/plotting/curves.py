@@ -34,13 +34,12 @@ def pruning_curve(
     x_label: str,
     y_label: str,
     control: str | None = "random",
-    floors: Mapping[str, float] | None = None,
     log_y: bool = False,
     x_percent: bool = True,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Quality against how much was removed: a line for each group, a band for the random control, floors.
+    """Quality against how much was removed: a line for each group, a band for the random control.
 
     Args:
         frame: one row a measurement, with the columns ``x``, ``y``, ``group``, and where there are intervals
@@ -52,7 +51,6 @@ def pruning_curve(
         x_label: what ``x`` is, with its unit.
         y_label: what ``y`` is, with its unit.
         control: the group that is drawn in grey behind the others; None if there is none.
-        floors: name -> level of horizontal lines, such as ``{"chance": 0.25, "majority": 0.28}``.
         log_y: a logarithmic vertical axis.
         x_percent: ``x`` is a share and is shown in percent.
         title: above the axes; None for none.
@@ -71,7 +69,6 @@ def pruning_curve(
     for number, name in enumerate(names):
         part = frame[frame[group] == name]
         _line(ax, part, x, y, str(name), log_y=log_y, color=colour_of(number), marker=marker_of(number), zorder=3)
-    _floors(ax, floors or {})
     if log_y:
         ax.set_yscale("log")
         log_ticks(ax.yaxis)

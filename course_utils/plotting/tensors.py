@@ -137,7 +137,6 @@ def histogram(
     *,
     x_label: str,
     bins: int = 60,
-    log_x: bool = False,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -147,28 +146,23 @@ def histogram(
         values: name -> its values, of any shape.
         x_label: what the values are, with their unit.
         bins: how many, between the smallest and the largest of all values.
-        log_x: a logarithmic axis, with bins that are equally wide on it.
         title: above the axes; None for none.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: no names, no values, or values that are not finite; with ``log_x``, one that isn't positive.
+        ValueError: no names, no values, or values that are not finite.
     """
     checks.whole_number("bins", bins, least=1)
     arrays = {name: np.asarray(array, dtype=np.float64).ravel() for name, array in values.items()}
     if not arrays or not all(array.size and np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("histogram needs at least one name, each with finite values.")
     everything = np.concatenate(list(arrays.values()))
-    if log_x and everything.min() <= 0:
-        raise ValueError(f"A logarithmic axis needs positive values; the smallest is {everything.min():.3g}.")
     ax = axes_or_new(ax)
-    edges = (np.geomspace if log_x else np.linspace)(everything.min(), everything.max(), bins + 1)
+    edges = np.linspace(everything.min(), everything.max(), bins + 1)
     for number, (name, array) in enumerate(arrays.items()):
         shares = np.full(array.size, 1 / array.size)
         ax.hist(array, bins=edges, weights=shares, histtype="step", linewidth=2.2, color=colour_of(number), label=name)
         ax.hist(array, bins=edges, weights=shares, alpha=0.15, color=colour_of(number))
-    if log_x:
-        ax.set_xscale("log")
     ax.yaxis.set_major_formatter(PERCENT)
     label_axes(ax, x_label, "share of values", title)
     ax.legend()

@@ -75,7 +75,7 @@ def test_odds_and_states_are_those_of_single_texts(family):
     model, tokenizer = tiny_model(family), word_tokenizer()
     found = pronouns.pronoun_log_odds(model, tokenizer, TEXTS, batch_size=3)
     np.testing.assert_allclose(found, [odds_of(model, text) for text in TEXTS], atol=2e-4)
-    again, states = pronouns.odds_and_states(model, tokenizer, TEXTS, sites=("residual", "down_input"), batch_size=2)
+    again, states = pronouns.odds_and_states(model, tokenizer, TEXTS, sites=("residual", "down_input"))
     np.testing.assert_allclose(again, found, atol=2e-4)
     architecture = describe(model)
     assert states["residual"].shape == (4, 3, architecture.hidden_size)
@@ -119,7 +119,7 @@ def test_the_gradient_estimates_what_a_small_patch_does(family):
     model, tokenizer = tiny_model(family), word_tokenizer()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    estimates = pronouns.head_effects(model, tokenizer, TEXTS, SOURCES, batch_size=3)
+    estimates = pronouns.head_effects(model, tokenizer, TEXTS, SOURCES)
     assert estimates.shape == (4, 3, 4)
     before = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
     heads = [(block, head) for block in range(3) for head in range(4)]

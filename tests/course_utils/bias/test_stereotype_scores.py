@@ -15,8 +15,8 @@ from course_utils.bias import stereotype_scores
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.stereotype_scores import (
     AT_CHANCE,
+    _continuation_log_likelihoods,
     bbq_score,
-    continuation_log_likelihoods,
     stereotype_preference,
 )
 from course_utils.bias.stereotypes import Question
@@ -33,17 +33,19 @@ def random_texts(count: int, length: int, seed: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_continuations_by_hand_whatever_the_batch(family, tokenizer):
+def test_continuations_by_hand_whatever_the_batch(family, tokenizer, monkeypatch):
     model = tiny_model(family)
     texts = [
         (prompt, f" {words(range(3, 4 + i % 3))}") for i, prompt in enumerate(random_texts(4, 5) + random_texts(4, 8))
     ]
     texts.append(("", random_texts(1, 6)[0]))
-    sums, tokens = continuation_log_likelihoods(model, tokenizer, texts, batch_size=4)
+    monkeypatch.setattr(stereotype_scores, "_TEXTS_AT_ONCE", 4)
+    sums, tokens = _continuation_log_likelihoods(model, tokenizer, texts)
     assert tokens.tolist() == [1 + i % 3 for i in range(8)] + [5]
     want = [log_likelihood(model, a + b, max(1, len(a.split()))) for a, b in texts]
     np.testing.assert_allclose(sums, want, rtol=1e-5)
-    np.testing.assert_allclose(continuation_log_likelihoods(model, tokenizer, texts, batch_size=1)[0], want, rtol=1e-5)
+    monkeypatch.setattr(stereotype_scores, "_TEXTS_AT_ONCE", 1)
+    np.testing.assert_allclose(_continuation_log_likelihoods(model, tokenizer, texts)[0], want, rtol=1e-5)
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ def benchmark_pairs(count: int = 12) -> list[Pair]:
 
 def test_preference_counts_the_likelier_side_and_what_it_cannot_compare(tokenizer):
     model, pairs = tiny_model(), benchmark_pairs()
-    table = stereotype_preference(model, tokenizer, pairs, batch_size=5).set_index("axis")
+    table = stereotype_preference(model, tokenizer, pairs).set_index("axis")
     wins = [gap(model, pair) > 0 for pair in pairs[1:]]
     assert list(table.index) == ["race", "age", "all"]
     assert table.loc["all", ["pairs", "without_tokens", "ties", "excluded_tokens"]].tolist() == [11, 1, 0, 0]
@@ -104,11 +106,11 @@ def test_other_kinds_of_pairs_are_refused(tokenizer):
 def answering(monkeypatch, score) -> None:
     """Replaces the model: ``score(prompt, continuation)`` is the log-likelihood of a token."""
 
-    def fake(_model, _tokenizer, texts, *, batch_size):
+    def fake(_model, _tokenizer, texts):
         tokens = np.array([len(continuation.split()) for _, continuation in texts])
         return np.array([score(*text) for text in texts]) * tokens, tokens
 
-    monkeypatch.setattr(stereotype_scores, "continuation_log_likelihoods", fake)
+    monkeypatch.setattr(stereotype_scores, "_continuation_log_likelihoods", fake)
 
 
 def questions(count: int = 60) -> list[Question]:
@@ -206,8 +208,6 @@ def test_bbq_chooses_by_likelihood_a_byte(tokenizer):
 )
 def test_nothing_to_predict_is_refused(texts, message, tokenizer):
     with pytest.raises(ValueError, match=message):
-        continuation_log_likelihoods(tiny_model(), tokenizer, texts)
+        _continuation_log_likelihoods(tiny_model(), tokenizer, texts)
     with pytest.raises(ValueError, match="at least one text"):
         bbq_score(tiny_model(), tokenizer, [])
-    with pytest.raises(ValueError, match="'batch_size' must be"):
-        continuation_log_likelihoods(tiny_model(), tokenizer, [("w1", " w2")], batch_size=0)

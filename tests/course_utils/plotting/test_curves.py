@@ -24,12 +24,11 @@ def curve() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_pruning_curve_shows_groups_control_and_floors(curve):
-    ax = curves.pruning_curve(curve, x_label="neurons removed (%)", y_label="accuracy", floors={"chance": 0.25})
+def test_pruning_curve_shows_groups_and_control(curve):
+    ax = curves.pruning_curve(curve, x_label="neurons removed (%)", y_label="accuracy")
     render(ax)
     assert legend(ax) == ["random (mean ± sd, n = 5)", "l1", "activation"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("neurons removed (%)", "accuracy")
-    assert "chance\n0.25" in [text.get_text() for text in ax.texts]
     assert "20%" in [tick.get_text() for tick in ax.get_xticklabels()]
     assert len(ax.collections) == 3  # one band each
 
