@@ -42,7 +42,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         fresh.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> bool:
+def _write_bytes(path: str | os.PathLike, data: bytes) -> bool:
     """Write ``data`` atomically unless the file holds it already; return whether it changed."""
     path = Path(path)
     if path.exists() and path.read_bytes() == data:
@@ -53,8 +53,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> bool:
 
 
 def write_text(path: str | os.PathLike, text: str) -> bool:
-    """``write_bytes`` of UTF-8, with the newlines as they are."""
-    return write_bytes(path, text.encode("utf-8"))
+    """Write ``text`` atomically, in UTF-8, with the newlines as they are."""
+    return _write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: object, *, indent: int = 2) -> bool:

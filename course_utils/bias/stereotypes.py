@@ -10,7 +10,6 @@ import csv
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def crows_pairs() -> list[Pair]:
             rows = list(csv.DictReader(file))
     found = []
     for number, row in enumerate(rows):
-        before, a, b, after = split_shared(row["sent_more"], row["sent_less"])
+        before, a, b, after = _split_shared(row["sent_more"], row["sent_less"])
         groups = ("disadvantaged", "advantaged")
         group_a, group_b = groups if row["stereo_antistereo"] == "stereo" else groups[::-1]
         found.append(
@@ -78,7 +77,7 @@ def crows_pairs() -> list[Pair]:
     return found
 
 
-def split_shared(text_a: str, text_b: str) -> tuple[str, str, str, str]:
+def _split_shared(text_a: str, text_b: str) -> tuple[str, str, str, str]:
     """``(before, a, b, after)`` of two texts: the words they share at their ends, and the spans that differ.
 
     ``before + a + after`` is the first text and ``before + b + after`` the second, with single spaces between the
@@ -87,7 +86,7 @@ def split_shared(text_a: str, text_b: str) -> tuple[str, str, str, str]:
     Raises:
         ValueError: the two have the same words, or one has none.
 
-    >>> split_shared("The tall man sang.", "The short man sang.")
+    >>> _split_shared("The tall man sang.", "The short man sang.")
     ('The ', 'tall', 'short', ' man sang.')
     """
     words_a, words_b = checks.text("text_a", text_a).split(), checks.text("text_b", text_b).split()
@@ -144,7 +143,7 @@ class Question:
         return 3 - self.target - self.unknown
 
 
-def bbq(categories: Sequence[str] | None = None) -> list[Question]:
+def bbq() -> list[Question]:
     """BBQ (Parrish et al. 2022, arXiv 2110.08193; CC BY 4.0): 58,492 questions in 11 categories; all are kept.
 
     Which answer names the stereotyped group is not in the files; it is found by comparing each answer's group with the
@@ -154,25 +153,17 @@ def bbq(categories: Sequence[str] | None = None) -> list[Question]:
     authors' own script (which reads their templates); 16 in Gender_identity are not, where both people have the same
     gender: their ``target`` is None.
 
-    Args:
-        categories: some of ``BBQ_CATEGORIES``; None takes all.
-
     Raises:
-        ValueError: no or unknown categories.
         AssetError: the data are not in the cache and can't be fetched.
     """
-    wanted = checks.strings("categories", BBQ_CATEGORIES if categories is None else categories)
-    for category in wanted:
-        checks.one_of("categories", category, BBQ_CATEGORIES)
-    found = []
+    questions: list[Question] = []
     for category in BBQ_CATEGORIES:
-        if category in wanted:
-            if current_profile() == "smoke":
-                rows = _made_up_bbq(category)
-            else:
-                rows = _read_jsonl(assets.fetch("bias_benchmarks") / "bbq" / f"{category}.jsonl")
-            found += _questions(category, rows)
-    return found
+        if current_profile() == "smoke":
+            rows = _made_up_bbq(category)
+        else:
+            rows = _read_jsonl(assets.fetch("bias_benchmarks") / "bbq" / f"{category}.jsonl")
+        questions += _questions(category, rows)
+    return questions
 
 
 def _questions(category: str, rows: list[dict]) -> list[Question]:

@@ -95,8 +95,8 @@ def check_width_for(attempt: Attempt) -> None:
     for hidden, blocks, others, budget in (
         (576, 30, 40_000_000, 120_000_000),
         (2048, 16, 500_000_000, 1_000_000_000),
-        (64, 4, 0, 4 * mlp_bytes(64, 320)),  # exactly full
-        (64, 4, 10_000, 10_000 + 4 * mlp_bytes(64, 320) - 1),  # a byte too few
+        (64, 4, 0, 4 * _mlp_bytes(64, 320)),  # exactly full
+        (64, 4, 10_000, 10_000 + 4 * _mlp_bytes(64, 320) - 1),  # a byte too few
     ):
         given = attempt(hidden, blocks, others, budget)
         require(int(given) == given, f"A width is a whole number; yours is {given!r}.")
@@ -141,7 +141,7 @@ def check_frontier(attempt: Attempt) -> None:
         require(not isinstance(given, str), "Return several names, a set or a list; yours is one text.")
         names = set(given)
         require(names <= points.keys(), f"There is no {sorted(map(str, names - points.keys()))} among the models.")
-        right = frontier(points)
+        right = _frontier(points)
         smallest = min(points, key=lambda name: points[name][0])
         best = min(points, key=lambda name: points[name][1])
         rule_out(
@@ -174,7 +174,7 @@ def check_claim(attempt: Iterable[str]) -> None:
     chosen(letters, {"A", "D"}, _STATEMENTS)
 
 
-def mlp_bytes(hidden: int, width: int) -> int:
+def _mlp_bytes(hidden: int, width: int) -> int:
     """Bytes of a GLU's three matrices in Q8_0; rows that aren't a multiple of 32 fall back to F16."""
 
     def matrix(rows: int, length: int) -> int:
@@ -183,7 +183,7 @@ def mlp_bytes(hidden: int, width: int) -> int:
     return 2 * matrix(width, hidden) + matrix(hidden, width)
 
 
-def frontier(points: Mapping[str, tuple[float, float]]) -> set[str]:
+def _frontier(points: Mapping[str, tuple[float, float]]) -> set[str]:
     """The names that no other beats: at least as small and as good, and better in one of the two."""
 
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -193,7 +193,7 @@ def frontier(points: Mapping[str, tuple[float, float]]) -> set[str]:
 
 
 def _fits(hidden: int, blocks: int, others: int, budget: int, width: int) -> bool:
-    return others + blocks * mlp_bytes(hidden, width) <= budget
+    return others + blocks * _mlp_bytes(hidden, width) <= budget
 
 
 def _close(given: Iterable[float], expected: Iterable[float]) -> bool:

@@ -94,7 +94,7 @@ def check_parameters(attempt: Attempt) -> None:
     for sizes in ((2, 8, 3, 20, 3, 4, 50), (30, 576, 3, 1536, 3, 64, 49_152), (16, 2048, 8, 8192, 4, 64, 128_256)):
         given = attempt(*sizes)
         require(float(given) == int(given), f"A number of parameters is whole; yours is {given!r}.")
-        right, named = parameters(*sizes), _wrong_counts(*sizes)
+        right, named = _parameters(*sizes), _wrong_counts(*sizes)
         where = f"blocks {sizes[0]}, hidden {sizes[1]}, groups {sizes[2]}, neurons {sizes[3]}: "
         rule_out(((wrong, mistake) for mistake, wrong in named.items()), int(given), right, where=where)
         require(int(given) == right, f"{where}they are {right:,}; yours {int(given):,}.")
@@ -160,7 +160,7 @@ def check_entry(entry: Mapping[str, int], *, judge: Callable[[dict[str, int]], t
     )
 
 
-def parameters(
+def _parameters(
     blocks: int, hidden: int, groups: int, neurons: int, queries: int, head_size: int, vocabulary: int
 ) -> int:
     """Of a Llama whose head is tied to the embedding; ``queries`` query heads read each key/value head."""
@@ -170,7 +170,7 @@ def parameters(
 
 def _wrong_counts(blocks: int, hidden: int, groups: int, neurons: int, queries: int, head_size: int,
                   vocabulary: int) -> dict[str, int]:  # fmt: skip
-    right = parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary)
+    right = _parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary)
     heads = hidden * groups * queries * head_size
     return {
         "the head is tied: its matrix is the embedding's, and counts once.": right + vocabulary * hidden,

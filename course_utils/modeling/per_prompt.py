@@ -88,7 +88,7 @@ def complexity(settings: Mapping[str, Any], features: Tensor) -> float:
     return score
 
 
-def decide(settings: Mapping[str, Any], embeddings: Tensor, real: Tensor | None) -> list[int]:
+def _by_complexity(settings: Mapping[str, Any], embeddings: Tensor, real: Tensor | None) -> list[int]:
     """How many attentions each row leaves out, [rows].
 
     Args:
@@ -160,7 +160,7 @@ def _decide(model: nn.Module, inputs: Mapping[str, Any]) -> list[int]:
     if embeddings is None:
         embeddings = model.get_input_embeddings()(inputs["input_ids"])  # [rows, tokens, hidden]
     real = _real_tokens(inputs.get("attention_mask"), embeddings.shape[1])
-    return decide(model.config.adaptive_attention, embeddings, real)
+    return _by_complexity(model.config.adaptive_attention, embeddings, real)
 
 
 def _remember(cache: Cache | None, left_out: Sequence[int]) -> None:

@@ -25,6 +25,7 @@ from course_utils.prompt_harm.seconds import seconds_by_length
 RECORD = Path(__file__).parents[1] / "data" / "harm_per_prompt.json"
 RANDOM_PROMPTS = 24  # for sets of random attentions
 _SHORT = 90  # tokens of the longest of them
+_RANDOM_SETS = 19
 _DIRECTIONS = 16  # principal components of the states that a probe may read
 
 
@@ -197,9 +198,8 @@ def harm_at_random(
     *,
     left_out: int,
     prompts: int,
-    seeds: int = 19,
 ) -> dict[str, Any]:
-    """Harm of sets of random attentions, on the first short prompts.
+    """Harm of 19 sets of random attentions, on the first short prompts: to be better than all of them has p = 1/20.
 
     Args:
         model: any causal language model that ``describe`` knows; it is as before afterwards.
@@ -207,16 +207,15 @@ def harm_at_random(
         judging: prompts to take from.
         left_out: attentions in a set.
         prompts: how many prompts, at most.
-        seeds: how many sets. With 19, being better than all of them has p = 1/20.
 
     Returns:
         ``left_out``, ``prompts`` (their places in ``judging``), ``sets`` and ``harm`` [prompts, sets].
 
     Raises:
-        ValueError: ``left_out``, ``prompts`` or ``seeds`` below 1, no prompts or one without tokens, an adaptive model.
+        ValueError: ``left_out`` or ``prompts`` below 1, no prompts or one without tokens, an adaptive model.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
-    for name, number in {"left_out": left_out, "prompts": prompts, "seeds": seeds}.items():
+    for name, number in {"left_out": left_out, "prompts": prompts}.items():
         checks.whole_number(name, number, least=1)
     checks.not_empty("judging", judging)
     lengths = [len(tokenizer(case.text, add_special_tokens=False).input_ids) for case in judging]
@@ -224,7 +223,7 @@ def harm_at_random(
     blocks = describe(model).num_blocks
     sets = [
         torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))[:left_out].tolist()
-        for seed in range(1, session.at_most(seeds) + 1)
+        for seed in range(1, session.at_most(_RANDOM_SETS) + 1)
     ]
     found = measure(model, tokenizer, [judging[i].text for i in short], sets, decide_at=0)
     return {"left_out": left_out, "prompts": short, "sets": sets, "harm": found.harm.round(4).tolist()}

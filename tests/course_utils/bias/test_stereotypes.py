@@ -46,7 +46,7 @@ def smoke(monkeypatch):
     ],
 )
 def test_shared_words_go_before_and_after(one, other, expected):
-    assert stereotypes.split_shared(one, other) == expected
+    assert stereotypes._split_shared(one, other) == expected
 
 
 sentences = st.lists(st.sampled_from("abc"), min_size=1, max_size=8)
@@ -55,7 +55,7 @@ sentences = st.lists(st.sampled_from("abc"), min_size=1, max_size=8)
 @given(sentences, sentences)
 def test_split_is_exact_never_empty_and_as_short_as_can_be(one, other):
     assume(one != other)
-    before, a, b, after = stereotypes.split_shared(" ".join(one), " ".join(other))
+    before, a, b, after = stereotypes._split_shared(" ".join(one), " ".join(other))
     assert before + a + after == " ".join(one) and before + b + after == " ".join(other)
     words_a, words_b = a.split(), b.split()
     assert words_a and words_b
@@ -66,14 +66,14 @@ def test_split_is_exact_never_empty_and_as_short_as_can_be(one, other):
 @given(sentences, sentences)
 def test_split_is_symmetric(one, other):
     assume(one != other)
-    before, a, b, after = stereotypes.split_shared(" ".join(one), " ".join(other))
-    assert stereotypes.split_shared(" ".join(other), " ".join(one)) == (before, b, a, after)
+    before, a, b, after = stereotypes._split_shared(" ".join(one), " ".join(other))
+    assert stereotypes._split_shared(" ".join(other), " ".join(one)) == (before, b, a, after)
 
 
 @pytest.mark.parametrize(("one", "other"), [("a b", "a  b"), ("", "a"), ("a", " ")])
 def test_texts_without_a_difference_are_refused(one, other):
     with pytest.raises(ValueError, match="'text_a' and 'text_b' must differ"):
-        stereotypes.split_shared(one, other)
+        stereotypes._split_shared(one, other)
 
 
 # The made-up items of the smoke profile
@@ -124,16 +124,6 @@ def test_smoke_questions_follow_the_rules_of_bbq(smoke):
     for q in questions:
         assert q.answers[q.stereotyped] == f"The {'Zbolish' if q.polarity == 'neg' else 'Mzanian'} baker"
     assert {q.target for q in questions} == {0, 1, 2}, "the position must not give the answer away"
-
-
-def test_categories_are_chosen_in_a_fixed_order_and_checked(smoke):
-    chosen = stereotypes.bbq(["SES", "Age"])
-    assert list(dict.fromkeys(q.category for q in chosen)) == ["Age", "SES"]
-    with pytest.raises(ValueError, match="'categories' must be one of Age, Disability_status, .*; got 'Height'"):
-        stereotypes.bbq(["Age", "Height"])
-    for wrong in ([], "Age"):
-        with pytest.raises(ValueError, match="'categories' must be a non-empty list of strings; got"):
-            stereotypes.bbq(wrong)
 
 
 # Which answer names the stereotyped group

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from course_utils.exercises import lesson_10
-from course_utils.exercises.lesson_10 import frontier, mlp_bytes
+from course_utils.exercises.lesson_10 import _frontier, _mlp_bytes
 
 
 def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
@@ -113,7 +113,7 @@ test_frontier = cases_of(
     mistakes=[
         (lambda points: {min(points, key=points.get)}, "the smallest alone"),
         (lambda points: {min(points, key=lambda name: points[name][1])}, "the best alone"),
-        (lambda points: set(points) - frontier(points), "the beaten ones"),
+        (lambda points: set(points) - _frontier(points), "the beaten ones"),
         (
             lambda points: [
                 n for n, (b, x) in points.items() if not any(p[0] < b and p[1] < x for p in points.values())
@@ -125,7 +125,7 @@ test_frontier = cases_of(
         (lambda points: ["nobody"], "There is no ['nobody']"),
         (lambda points: "whole F16", "several names"),
     ],
-    answers=[frontier, lambda points: sorted(frontier(points))],
+    answers=[_frontier, lambda points: sorted(_frontier(points))],
 )
 
 test_claim = cases_of(
@@ -147,13 +147,13 @@ test_claim = cases_of(
 def test_no_width_between_two_multiples_of_32_is_cheaper_than_the_next_multiple(hidden, blocks):
     """What the width exercise rests on."""
     hidden, full = 32 * hidden, 32 * blocks
-    assert all(mlp_bytes(hidden, width) > mlp_bytes(hidden, full) for width in (full + 1, full + 31))
-    assert mlp_bytes(hidden, full + 31) > mlp_bytes(hidden, full + 32)
+    assert all(_mlp_bytes(hidden, width) > _mlp_bytes(hidden, full) for width in (full + 1, full + 31))
+    assert _mlp_bytes(hidden, full + 31) > _mlp_bytes(hidden, full + 32)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
 def test_everything_is_on_the_frontier_or_beaten_by_something_on_it(points):
-    best = frontier(points)
+    best = _frontier(points)
     assert best
     for name, (size, loss) in points.items():
         beaten = any(points[b] != (size, loss) and points[b][0] <= size and points[b][1] <= loss for b in best)

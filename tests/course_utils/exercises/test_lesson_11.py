@@ -7,7 +7,7 @@ from tiny import tiny_model
 
 from course_utils.compress import Candidate
 from course_utils.exercises import lesson_11
-from course_utils.exercises.lesson_11 import ARMS, check_entry, parameters
+from course_utils.exercises.lesson_11 import ARMS, _parameters, check_entry
 
 
 def group_scores(outputs, groups):
@@ -83,7 +83,7 @@ def changed(**change):
             "last": -hidden,
             "one": 1,
         }[change["wrong"]]
-        return parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary) + wrong
+        return _parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary) + wrong
 
     return count
 
@@ -102,7 +102,7 @@ test_parameters = cases_of(
         (changed(wrong="one"), "they are"),
         (lambda *sizes: 0.5, "whole"),
     ],
-    answers=[parameters],
+    answers=[_parameters],
 )
 
 
@@ -112,7 +112,7 @@ def test_parameters_are_those_of_a_model():
     queries = config.num_attention_heads // config.num_key_value_heads
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    counted = parameters(*sizes.sizes.values(), queries, config.head_dim, config.vocab_size)
+    counted = _parameters(*sizes.sizes.values(), queries, config.head_dim, config.vocab_size)
     assert counted == model.num_parameters()
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from course_utils.modeling.per_prompt import complexity, decide, embedding_features
+from course_utils.modeling.per_prompt import _by_complexity, complexity, embedding_features
 
 PLAIN = {
     "policy": "length_variance",
@@ -36,9 +36,9 @@ def test_rows_decide_alone_and_padding_says_nothing():
     easy = torch.tensor([[1.0, 1.0], [1.0, 1.0], [9.0, -9.0]])
     hard = torch.tensor([[4.0, -4.0], [-4.0, 4.0], [4.0, 4.0]])
     real = torch.tensor([[True, True, False], [True, True, True]])
-    assert decide(PLAIN, torch.stack([easy, hard]), real) == [2, 0]
-    assert decide(PLAIN, torch.stack([hard, hard]), None) == [0, 0]
-    assert decide(PLAIN, easy[None], None) == [0]  # the last token counted in
+    assert _by_complexity(PLAIN, torch.stack([easy, hard]), real) == [2, 0]
+    assert _by_complexity(PLAIN, torch.stack([hard, hard]), None) == [0, 0]
+    assert _by_complexity(PLAIN, easy[None], None) == [0]  # the last token counted in
 
 
 def test_weights_turn_a_feature_round():

@@ -54,10 +54,10 @@ def test_only_prompts_that_choose_set_the_directions():
 
 def test_random_sets_are_measured_on_short_prompts(tokenizer):
     cases = [Case("passage", text, "book") for text in [*texts(), "w5 " * 91]]
-    found = harm_at_random(long_enough(), tokenizer, cases[::-1], left_out=2, prompts=3, seeds=2)
+    found = harm_at_random(long_enough(), tokenizer, cases[::-1], left_out=2, prompts=3)
     assert found["prompts"] == [1, 2, 3]
-    assert np.array(found["harm"]).shape == (3, 2)
-    assert [len(set(blocks)) for blocks in found["sets"]] == [2, 2]
+    assert np.array(found["harm"]).shape == (3, 19)
+    assert [len(set(blocks)) for blocks in found["sets"]] == 19 * [2]
 
 
 def test_a_limit_of_samples_leaves_fewer_prompts_and_random_sets(tokenizer, monkeypatch):
