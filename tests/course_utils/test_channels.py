@@ -136,6 +136,8 @@ def test_energies_by_hand(family):
         torch.testing.assert_close(row, (squares / squares.sum(-1, keepdim=True)).mean(0))
     torch.testing.assert_close(energies.sum(1), torch.ones(len(norms)))
     assert torch.equal(channel_importance(model, tiny_batches()), importance_of(energies))
+    mean = sum(energies) / len(norms)
+    torch.testing.assert_close(channel_importance(model, tiny_batches()), mean**0.5)
 
 
 def test_float16_scores_do_not_overflow():

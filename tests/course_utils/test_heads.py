@@ -107,9 +107,10 @@ def test_float16_scores_do_not_overflow():
         torch.testing.assert_close(low, full, rtol=0.1, atol=0.1 * float(full.mean()))
 
 
-def test_what_is_bypassed_scores_zero():
+@pytest.mark.parametrize("remove", [False, True])
+def test_what_is_bypassed_or_removed_scores_zero(remove):
     model = four_groups("llama")
-    bypass_attention(model, [1])
+    bypass_attention(model, [1], remove=remove)
     assert [bool(scores.any()) for scores in head_importance(model, tiny_batches())] == [True, False, True]
 
 
