@@ -35,15 +35,21 @@ class Error:
 
     @property
     def tests(self):
-        """The module's own, and for cuts what all cuts have in common."""
+        """The module's own, and those of what it is part of."""
         own = Path("tests") / self.path.with_name(f"test_{self.path.name}")
-        return [own, Path("tests/test_surgery.py")] if self.module in CUTS else [own]
+        return [own, *map(Path, BESIDE.get(self.module, ()))]
 
     def __str__(self):
-        return f"{self.module}: {self.wrong.strip()}"
+        return f"{self.module}: {' '.join(self.right.split())} -> {' '.join(self.wrong.split()) or 'nothing'}"
 
 
-CUTS = ("width", "heads", "channels")
+_ALL_CUTS = "tests/test_surgery.py"
+BESIDE = {
+    "width": [_ALL_CUTS],
+    "heads": [_ALL_CUTS],
+    "channels": [_ALL_CUTS],
+    "surgery": [_ALL_CUTS, "tests/course_utils/test_channels.py"],
+}
 ERRORS = [
     Error("choosing", " + 1e-9", ""),
     Error("choosing", "math.ceil((width - removed) / multiple_of)", "math.floor((width - removed) / multiple_of)"),
