@@ -76,7 +76,6 @@ ERRORS = [
     Error("depth", "[values[number] for number in kept]", "values[: len(kept)]"),
     Error("depth", "                module.layer_idx = number\n", "                pass\n"),
     Error("depth", "sum(number < config.max_window_layers for number in kept)", "config.max_window_layers"),
-    Error("depth", "    config.per_layer_config = None\n", ""),
     Error("depth", "meter.add(entering(args, kwargs), leaving(output)", "meter.add(leaving(output), leaving(output)"),
     Error("influence", "before[real].float(), after[real].float()", "before[real], after[real]"),
     Error("influence", "self._tokens += len(before)", "self._tokens += real.numel()"),

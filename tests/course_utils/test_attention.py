@@ -256,6 +256,15 @@ def test_what_is_kept_stays_below_a_limit_and_saves_runs(blocks_kept, places, mo
     assert len(ran) == 6 + sum(6 - start for start in starts)
 
 
+@pytest.mark.parametrize("iterative", [False, True])
+@torch.no_grad()
+def test_ties_go_to_the_lower_block(iterative):
+    model = tiny_model("llama", layers=6)
+    for number in (4, 2):
+        describe(model).attentions[number].outputs[0].weight.zero_()  # adds nothing
+    assert select_attention_layers(model, tiny_batches(), count=2, iterative=iterative) == [2, 4]
+
+
 def test_one_shot_selection_ranks_once():
     model = tiny_model("llama", layers=6)
     scores = attention_importance(model, tiny_batches())

@@ -31,7 +31,13 @@ def test_batches_weigh_by_their_real_tokens():
     assert as_scores([meter, meter]).dtype is torch.float32 and as_scores([meter, meter]).shape == (2,)
 
 
-def test_low_precision_is_summed_in_float32():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_computed_in_float32(dtype):
+    before = 300 * torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(0))  # squares beyond float16's 65,504
+    after = (1.01 * before).roll(1, dims=-1) * 0.01 + before
+    before, after, real = before.to(dtype), after.to(dtype), torch.ones(1, 9, dtype=torch.bool)
     meter = CosineDistance()
-    meter.add(300 * states(0, 0).half(), 300 * states(0, 0).half(), REAL)  # squares beyond float16's 65,504
-    assert meter.mean() == pytest.approx(0, abs=1e-6)
+    meter.add(before, after, real)
+    x, y = before[0].double(), after[0].double()
+    exact = (1 - (x * y).sum(-1) / x.norm(dim=-1) / y.norm(dim=-1)).mean()
+    assert meter.mean() == pytest.approx(float(exact), rel=1e-2)
