@@ -195,6 +195,7 @@ MADE = {
     "domain": lambda: "speeches",
     "dtype": lambda: torch.float32,
     "embeddings": lambda: torch.randn(4, 8),
+    "energies": lambda: channels.channel_energies(WHOLE, tiny_batches()),
     "estimates": lambda: {name: {"decode": 1.0} for name in laps()},
     "fingerprint": lambda: "x",
     "folder": folder,
