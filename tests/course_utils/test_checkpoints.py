@@ -221,14 +221,15 @@ def test_a_removed_attention_is_known_when_plain_transformers_loaded_it(tokenize
     assert_all_equal_elsewhere(LOADED_BY_PLAIN_TRANSFORMERS.format(paths=paths, **settings), tmp_path)
 
 
-@pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.parametrize("cut", [None, {}, {"layers": [1]}], ids=["whole", "even", "uneven"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_one_matrix_for_head_and_embedding_is_one_when_loaded(family, uneven, tokenizer, tmp_path):
+def test_one_matrix_for_head_and_embedding_is_one_when_loaded(family, cut, tokenizer, tmp_path):
     """Whatever the configuration says: transformers would save no head, and make up another."""
     model = tiny_model(family, tie_word_embeddings=False)
     model.get_output_embeddings().weight = model.get_input_embeddings().weight
-    prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, layers=[1] if uneven else None)
+    if cut is not None:
+        prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, **cut)
     folder = save_pruned(model, tokenizer, tmp_path / "model")
     reloaded, _ = load_pruned(folder)
     assert torch.equal(reloaded(IDS).logits, model(IDS).logits)
