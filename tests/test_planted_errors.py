@@ -110,7 +110,6 @@ ERRORS = [
     ),
     Error("compress.search", "if costs[middle] <= self._budget.amount", "if costs[middle] < self._budget.amount"),
     Error("compress.search", "(blocks - 1) * (double - single)", "blocks * (double - single)"),
-    Error("compress.ranking", 'if record.get("circumstances") == self._circumstances', "if record"),
     Error("compress.ranking", "            cast_weights(student, dtype)  # judged as it was before\n", ""),
     Error(
         "compress.scores",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_batches, tiny_model
 
+from course_utils.architectures import cast_weights
 from course_utils.compress import ranking
 from course_utils.compress.ranking import rank
 from course_utils.compress.scores import importance
@@ -60,6 +61,17 @@ def test_light_distillation_by_hand(model, scores, tmp_path):
     assert row["distilled_nll"] == pytest.approx(perplexity(student, TEXT).nll, abs=1e-6)
     assert row["distilled_tokens"] == history.tokens
     assert row["nll"] == rank(model, [FOUND[1]], scores, TEXT, folder=tmp_path)["nll"][0]
+
+
+def test_a_model_in_16_bits_is_judged_in_16_bits_also_when_it_has_learned(tmp_path):
+    model = tiny_model().to(torch.bfloat16)
+    scores = importance(model, tiny_batches())
+    frame = rank(model, FOUND[1:2], scores, TEXT, folder=tmp_path, train=TRAIN, recipe=RECIPE)
+    student = shrink(model, FOUND[1], scores)
+    distill(model, student, TRAIN, RECIPE)
+    in_32_bits = perplexity(student, TEXT).nll
+    cast_weights(student, torch.bfloat16)
+    assert frame["distilled_nll"][0] == perplexity(student, TEXT).nll != in_32_bits
 
 
 def test_a_search_goes_on_where_it_stopped(model, scores, tmp_path, monkeypatch):
