@@ -49,6 +49,7 @@ BESIDE = {
     "heads": [_ALL_CUTS],
     "channels": [_ALL_CUTS],
     "surgery": [_ALL_CUTS, "tests/course_utils/test_channels.py"],
+    "distillation.state": ["tests/course_utils/distillation/test_training.py"],
 }
 ERRORS = [
     Error("choosing", " + 1e-9", ""),
