@@ -45,6 +45,7 @@ def install(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn
     replace_forward(backbone, _decide_and_run)
     model.generate = MethodType(_generate, model)
     model._expand_inputs_for_generation = MethodType(_expand_and_decide, model)
+    model.init_continuous_batching = MethodType(_refuse_continuous_batching, model)
 
 
 def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn.Module]) -> None:
@@ -54,7 +55,7 @@ def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[
             restore_forward(attention)
             del attention.bypass_rank
     restore_forward(backbone)
-    del model.generate, model._expand_inputs_for_generation
+    del model.generate, model._expand_inputs_for_generation, model.init_continuous_batching
 
 
 def embedding_features(embeddings: Tensor) -> Tensor:
@@ -199,6 +200,13 @@ def _attend(attention: nn.Module, *args: Any, left_out: Sequence[int] = (), **kw
 def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
     with _set(_answer, []):
         return type(model).generate(model, *args, **kwargs)
+
+
+def _refuse_continuous_batching(_model: PreTrainedModel, *_args: Any, **_kwargs: Any) -> None:
+    raise ValueError(
+        "An adaptive model decides for each prompt, and continuous batching packs prompts into one row. Give generate() "
+        "a padded batch, or take the decision away with make_adaptive(model, None)."
+    )
 
 
 def _expand_and_decide(model: PreTrainedModel, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:

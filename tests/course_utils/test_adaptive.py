@@ -246,6 +246,14 @@ def test_draft_tokens_do_not_decide(family, draft):
         assert decided(answer[CACHE]) == decided(expected[CACHE]) == [5 - ids.shape[1]]
 
 
+def test_prompts_packed_into_one_row_are_refused():
+    model = adaptive("llama")
+    with pytest.raises(ValueError, match="continuous batching packs prompts into one row"):
+        model.generate_batch([[7, 7], [7, 9, 7]])
+    make_adaptive(model, None)
+    assert "init_continuous_batching" not in vars(model)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_prompt_in_chunks_decides_as_a_whole(family):
