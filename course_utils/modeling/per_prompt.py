@@ -204,8 +204,8 @@ def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
 
 def _refuse_continuous_batching(_model: PreTrainedModel, *_args: Any, **_kwargs: Any) -> None:
     raise ValueError(
-        "An adaptive model decides for each prompt, and continuous batching packs prompts into one row. Give generate() "
-        "a padded batch, or take the decision away with make_adaptive(model, None)."
+        "An adaptive model decides for each prompt, and continuous batching packs prompts into one row. Give "
+        "generate() a padded batch, or take the decision away with make_adaptive(model, None)."
     )
 
 
