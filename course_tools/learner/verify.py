@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 
 from course_tools.lessons.authoring import tags_of
 from course_tools.lessons.notebooks import content_id
-from course_tools.lessons.printed import numbers_of, texts_of
+from course_tools.lessons.printed import numbers_of, texts_of, under_headings
 from course_tools.lessons.runner import first_line
 
 NEAR = 0.05  # of the saved number; or one in its last printed digit
@@ -116,11 +116,8 @@ def _another(run: NotebookNode) -> str:
 
 def _compared(saved: NotebookNode) -> list[tuple[str, NotebookNode]]:
     """The cells to compare, each with the heading above it: those that showed something which isn't the machine's."""
-    found, heading = [], ""
-    for cell in saved.cells:
-        if cell.cell_type == "markdown":
-            heading = (re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE) or [heading])[-1]
-            continue
+    found = []
+    for heading, cell in under_headings(saved):
         starts = any(_PROFILE.search(text) for text in texts_of(cell.outputs))
         if cell.outputs and not starts and not {"install", "exercise", "timed"} & set(tags_of(cell)):
             found.append((heading, cell))

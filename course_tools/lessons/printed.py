@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 NUMBER = re.compile(
     r"(?<![\w.])[-+\N{MINUS SIGN}]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?!\w|\.\d)"
 )
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _LONGEST = 12  # words in a cell of a table; with more, it is something that a model wrote
 _WRITTEN = " … "  # parts a prompt from what a model wrote
 
@@ -115,6 +116,16 @@ def tables_of(outputs: Iterable[Mapping]) -> Iterator[Table]:
             reader = _Reader()
             reader.feed(data["text/html"])
             yield Table(reader.columns, reader.rows, reader.caption)
+
+
+def under_headings(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
+    """Each code cell with the heading above it."""
+    heading = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = [heading, *_HEADING.findall(cell.source)][-1]
+        else:
+            yield heading, cell
 
 
 def numbers_in(text: str, label: str = "") -> list[Number]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nbformat import NotebookNode
 
-from course_tools.lessons.printed import Table, numbers_in, tables_of, texts_of
-
-_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+from course_tools.lessons.printed import Table, numbers_in, tables_of, texts_of, under_headings
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,8 @@ class Tables:
     @classmethod
     def of(cls, run: NotebookNode) -> Tables:
         """Those of an executed notebook."""
-        tables, lines, heading = [], [], ""
-        for cell in run.cells:
-            if cell.cell_type == "markdown":
-                heading = [heading, *_HEADING.findall(cell.source)][-1]
-                continue
+        tables, lines = [], []
+        for heading, cell in under_headings(run):
             outputs = cell.get("outputs", [])
             told = [line for text in texts_of(outputs) for line in text.splitlines() if line]
             lines += [(heading, line) for line in told]
