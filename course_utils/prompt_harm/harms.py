@@ -147,9 +147,7 @@ def _measure_batch(
     rows = padded([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], side="left")
     batch = read_batch(rows, vocab_size=architecture.vocab_size, device=model.device)
     sizes, length = [len(answer) for answer in answers], batch.input_ids.shape[1]
-    asked = torch.zeros(
-        batch.real.shape, dtype=torch.bool, device=model.device
-    )  # positions that predict the answer's tokens
+    asked = torch.zeros_like(batch.real)  # bool [rows, length]: the positions that predict the answer's tokens
     for row, size in enumerate(sizes):
         asked[row, length - size - 1 : length - 1] = True
     said = torch.tensor([token for answer in answers for token in answer], device=model.device)
