@@ -29,7 +29,7 @@ from course_utils.batches import read_batches
 from course_utils.files import write_json
 from course_utils.modeling import per_prompt
 from course_utils.models import identity
-from course_utils.refusals import refuse_adaptive
+from course_utils.refusals import refuse_adaptive, refuse_missing_weights
 from course_utils.texts import padded_batches
 
 _POLICIES = ("length_variance",)
@@ -62,9 +62,11 @@ class ModelIdentity:
         """Read a model, adaptive or not; it isn't changed.
 
         Raises:
+            ValueError: some of its weights are on the meta device.
             UnsupportedArchitecture: ``describe`` doesn't know the model.
         """
         architecture, config = describe(model), model.config
+        refuse_missing_weights(architecture, "tell this model from others")
         try:
             # A configuration that says the same of the same model: nothing adaptive, no size left open (as GPT-2's).
             model.config = copy.deepcopy(config)

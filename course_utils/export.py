@@ -97,7 +97,7 @@ def export_gguf(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     file = _File.of(model, tokenizer, quantization)
-    if model.device.type == "meta":
+    if any(weight.is_meta for weight in model.parameters()):  # all of them, or those that are offloaded
         raise CannotExport("The model is on the 'meta' device: it has shapes but no weights. Load it with weights.")
     path = Path(path)
     if path.is_dir():

@@ -545,6 +545,13 @@ def test_settings_travel_with_the_model(family, tmp_path):
         assert torch.equal(make_adaptive(other, config)(ids).logits, expected)
 
 
+def test_a_model_without_numbers_has_no_identity():
+    model = tiny_model()
+    model.model.layers[1].mlp.to("meta")
+    with pytest.raises(ValueError, match="Can't tell this model from others: 3 of .* weights are on the 'meta' device"):
+        ModelIdentity.of(model)
+
+
 @torch.no_grad()
 def test_reading_an_identity_changes_nothing():
     for model in (four_blocks("gpt2"), adaptive("gpt2")):

@@ -192,6 +192,14 @@ def test_plan_needs_shapes_only():
         export_gguf(model, TOKENIZER, "never.gguf")
 
 
+def test_a_model_that_is_offloaded_in_part_is_refused(tmp_path):
+    model = exportable()
+    model.model.layers[1].mlp.down_proj.to("meta")
+    with pytest.raises(CannotExport, match="no weights"):
+        export_gguf(model, TOKENIZER, tmp_path / "model.gguf")
+    assert not any(tmp_path.iterdir())
+
+
 def test_rows_that_no_block_fits_fall_back_and_legal_widths_are_named():
     plan = plan_gguf(exportable(intermediate_size=70), TOKENIZER, quantization="Q8_0")
     (row,) = plan[plan.note != ""].itertuples()
