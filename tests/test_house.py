@@ -344,7 +344,12 @@ def test_map_shows_the_house():
     assert text == with_map(text), "python tests/test_house.py writes it anew"
 
 
-PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / ".github").glob("*.md")),
+]
 PAGES.remove(ROOT / "docs" / "index.md")  # names pages that the site writes; the site's own build checks its links
 FOLDERS = "benchmarks|course_tools|course_utils|docs|experiments|lessons|notebooks|tests"
 

@@ -246,6 +246,31 @@ def test_unknown_commands_are_noticed():
             check_command(command.split())
 
 
+FORMS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")}
+
+
+def test_forms_of_issues_are_as_github_reads_them():
+    links = FORMS["config"]["contact_links"]
+    assert all(link.keys() == {"name", "url", "about"} for link in links)
+    for name in FORMS.keys() - {"config"}:
+        assert {"name", "description", "body"} <= FORMS[name].keys(), name
+        fields = [part["id"] for part in FORMS[name]["body"]]
+        assert len(set(fields)) == len(fields), name
+        for part in FORMS[name]["body"]:
+            assert part["type"] in ("input", "textarea") and part["attributes"]["label"], name
+
+
+def test_addresses_for_contributors_are_this_repositorys_and_its_sites():
+    owner, name = COURSE["repository"].split("/")
+    site, repository = f"https://{owner}.github.io/{name}/", f"https://github.com/{owner}/{name}/"
+    texts = [path.read_text("utf-8") for path in (ROOT / ".github").rglob("*") if path.suffix in (".md", ".yml")]
+    addresses = [found for text in texts for found in re.findall(r"https://[\w.-]*github\.(?:io|com)/[^\s)]+", text)]
+    ours = [address for address in addresses if not address.startswith("https://docs.github.com/")]
+    assert {f"{repository}security/advisories/new"} == {found for found in ours if not found.startswith(site)}
+    pages = [ROOT / found.removeprefix(site).replace(".html", ".md") for found in ours if found.startswith(site)]
+    assert pages and all(page.exists() for page in pages)
+
+
 def test_citation_says_what_the_project_says():
     citation = yaml.safe_load(text_of("CITATION.cff"))
     assert {key: citation[key] for key in ("cff-version", "type", "title", "version", "license", "abstract")} == {
