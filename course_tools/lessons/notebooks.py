@@ -31,7 +31,7 @@ _SOLVED = "solved"  # tag of a solved copy in `both_forms`
 INSTALL_TITLE = "Install the course (on Colab; elsewhere it does nothing)"
 # The first code cell, folded under its title; then its lines for each thread setting and each place to install from.
 _INSTALL = """\
-# @title {title} {{ display-mode: "form" }}
+# @title {title}
 import importlib.util
 import os
 
