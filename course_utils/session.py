@@ -8,20 +8,17 @@ import gc
 import os
 import platform
 import random
-import re
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from course_utils.roles import EMBEDDED_MODELS, ROLES, chosen_model, names_in
 
 if TYPE_CHECKING:
     import torch
 
 PROFILES = ("smoke", "embedded", "hub")
-# The two models that lessons speak of, each with the variable that puts another one in its place.
-ROLES = {"gpt2": "COURSE_GPT2", "llama": "COURSE_LLAMA"}
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 # The variable that limits what is only sampled, see `at_most`.
 SAMPLES = "COURSE_SAMPLES"
 SEED = 0
@@ -58,7 +55,7 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
 
     Raises:
         ValueError: ``lesson`` isn't a string, or the profile, given here or in ``COURSE_PROFILE``, is unknown; see
-            ``chosen_model`` as well.
+            ``roles.chosen_model`` as well.
     """
     if not isinstance(lesson, str):
         raise ValueError(f"'lesson' is the lesson's number as a string, such as '03'; got {lesson!r}.")
@@ -66,37 +63,15 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
     import torch
 
     chosen = _checked(profile, "profile") if profile is not None else current_profile()
-    others = {role: chosen_model(role) for role in ROLES}
+    names = names_in(chosen)
     os.environ["COURSE_PROFILE"] = chosen
     random.seed(SEED)
     numpy.random.seed(SEED)
     torch.manual_seed(SEED)
     device = default_device()
     session = Session(lesson, chosen, device, fast_dtype(device), SEED)
-    print(_table(session, others))
+    print(_table(session, names, _machine(device)))
     return session
-
-
-def chosen_model(role: str) -> str | None:
-    """The folder or hub id that ``COURSE_GPT2`` or ``COURSE_LLAMA`` puts in a role; None where nothing is chosen.
-
-    Args:
-        role: one of ``ROLES``.
-
-    Raises:
-        ValueError: an unknown role, or what is chosen is neither a folder with a model nor a possible hub id.
-    """
-    if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"'role' must be one of {', '.join(ROLES)}; got {role!r}.")
-    chosen = os.environ.get(ROLES[role])
-    if not chosen:
-        return None
-    if not (Path(chosen) / "config.json").is_file() and (Path(chosen).exists() or not _HUB_ID.fullmatch(chosen)):
-        raise ValueError(
-            f"{ROLES[role]} is {chosen!r}, which is neither a folder with a model (that holds a config.json) nor a hub "
-            "id like 'Qwen/Qwen3-0.6B'. Mend it, or leave it unset."
-        )
-    return chosen
 
 
 def current_profile() -> str:
@@ -217,23 +192,35 @@ def _hub_answers() -> bool:
     return answer.status_code < 500
 
 
-def _table(session: Session, others: dict[str, str | None]) -> str:
-    """Versions and machine, two columns; no host name, no path."""
+def _machine(device: torch.device) -> dict[str, str]:
+    """Versions and machine; no host name, no path."""
     import psutil
     import torch
 
     gigabytes = psutil.virtual_memory().total / 1e9
-    device = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "CPU only"
-    rows = {
-        "lesson": session.lesson,
-        "profile": session.profile,
-        # a folder by its name alone: its path may name the reader's home
-        **{role: Path(name).name if os.path.isdir(name) else name for role, name in others.items() if name},
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU only"
+    return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "machine": f"{cores()} cores, {gigabytes:.0f} GB memory, {device}",
+        "machine": f"{cores()} cores, {gigabytes:.0f} GB memory, {card}",
+    }
+
+
+def _table(session: Session, names: dict[str, str], machine: dict[str, str]) -> str:
+    """All of it in two columns; below, how to get the models of the text's numbers where others stand in the roles."""
+    rows = {
+        "lesson": session.lesson,
+        "profile": session.profile,
+        **names,
+        **machine,
         "fast dtype": str(session.dtype).removeprefix("torch."),
         "seed": str(session.seed),
     }
-    return "\n".join(f"{name:<13}{value}" for name, value in rows.items())
+    lines = [f"{name:<13}{value}" for name, value in rows.items()]
+    if names != EMBEDDED_MODELS:
+        of = " and ".join(EMBEDDED_MODELS.values())
+        settings = {"COURSE_PROFILE": "embedded"} | {ROLES[role]: "" for role in ROLES if chosen_model(role)}
+        lines.append(f"The numbers in the text are of {of}. For these, run in a cell of its own, then this one again:")
+        lines += [f"%env {variable}={value}" for variable, value in settings.items()]
+    return "\n".join(lines)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import course_utils
-from course_utils import assets, engine, models, session
+from course_utils import assets, engine, models, roles, session
 from course_utils.bias import pronouns
 from course_utils.compress import Budget
 from course_utils.distillation import Recipe
@@ -34,6 +34,7 @@ LEFT_OUT = {
     "assets": "downloads",
     "hub": "downloads",
     "files": "writing, beneath what is tried",
+    "roles": "the environment's variables",
     "session": "the machine",
     "checks": "the refusals themselves",
     "argument_types": "the refusals themselves",
@@ -187,7 +188,8 @@ AT_THE_DOOR = {
     "assets.place(asset)": assets.place,
     "session.start(lesson)": session.start,
     "session.start(profile)": lambda value: session.start("01", profile=value),
-    "session.chosen_model(role)": session.chosen_model,
+    "roles.chosen_model(role)": roles.chosen_model,
+    "roles.names_in(profile)": roles.names_in,
     "session.fast_dtype(device)": session.fast_dtype,
     "session.safe_dtype(dtype)": session.safe_dtype,
     "engine.load(path)": engine.load,

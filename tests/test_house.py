@@ -23,7 +23,7 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # From the ground up: a module imports only from its own layer and from those above it in this table.
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
-    "opening": "checks argument_types files session ledger assets hub embedded_llama models texts",
+    "opening": "checks argument_types files roles session ledger assets hub embedded_llama models texts",
     "anatomy": (
         "hooks modeling batches families parts architectures surgery refusals passes upper_blocks influence reports "
         "activations components"
@@ -344,7 +344,12 @@ def test_map_shows_the_house():
     assert text == with_map(text), "python tests/test_house.py writes it anew"
 
 
-PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / ".github").glob("*.md")),
+]
 PAGES.remove(ROOT / "docs" / "index.md")  # names pages that the site writes; the site's own build checks its links
 FOLDERS = "benchmarks|course_tools|course_utils|docs|experiments|lessons|notebooks|tests"
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import authoring, notebooks, quotes, runner
+from course_utils import roles, session
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -35,6 +37,10 @@ def saved(path, form="exercises"):
 
 def outputs_of(notebook):
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def printed_by(notebook):
+    return [output.text for output in outputs_of(notebook) if output.output_type == "stream"]
 
 
 def texts_of(output):
@@ -132,6 +138,20 @@ def test_saved_outputs_are_there_and_clean(path, form):
         for text in map(str, texts_of(output)):
             assert not PRIVATE.search(text), PRIVATE.search(text)
             assert not ADDRESS.search(text), ADDRESS.search(text)
+
+
+@each_lesson
+@pytest.mark.parametrize("form", notebooks.FORMS)
+def test_saved_run_begins_with_the_table_that_start_prints(path, form, monkeypatch):
+    """What the machine says of itself is taken from the saved table; all else is as `start` prints it today."""
+    for variable in roles.ROLES.values():
+        monkeypatch.delenv(variable, raising=False)
+    (table,) = (text for text in printed_by(saved(path, form)) if text.startswith("lesson  "))
+    rows = {line[:13].rstrip(): line[13:] for line in table.splitlines()}
+    dtype = getattr(torch, rows["fast dtype"])
+    started = session.Session(path.stem[:2], "embedded", torch.device("cpu"), dtype, session.SEED)
+    machine = {name: rows[name] for name in ("python", "torch", "transformers", "machine")}
+    assert table == session._table(started, roles.names_in("embedded"), machine) + "\n"
 
 
 @each_lesson

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import course
 from course_tools import cli, colab, command_line, matrix
@@ -180,9 +181,34 @@ def test_every_lesson_is_rehearsed():
     assert job["strategy"]["matrix"]["lesson"] == [path.name[:2] for path in sorted((ROOT / "lessons").glob("*.py"))]
 
 
-def test_actions_are_pinned_to_a_major_version():
-    used = [step["uses"] for _, step in STEPS if "uses" in step]
+def test_each_action_has_one_major_version_in_all_workflows():
+    used = sorted({step["uses"] for _, step in STEPS if "uses" in step})
     assert used and all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in used)
+    names = [action.partition("@")[0] for action in used]
+    assert len(set(names)) == len(names), used
+
+
+def test_workflows_install_pytorch_without_cuda():
+    """A local version such as 2.13.0+cpu comes before the same without it, so pip takes it from the second index."""
+    assert Version("2.13.0") < Version("2.13.0+cpu")
+    for name, flow in WORKFLOWS.items():
+        assert flow["env"] == {"PIP_EXTRA_INDEX_URL": "https://download.pytorch.org/whl/cpu"}, name
+
+
+def test_only_a_pull_request_is_cancelled_half_way():
+    """A run on main publishes the site, or tells which commit broke it."""
+    asked = {
+        name: flow["concurrency"]["cancel-in-progress"] for name, flow in WORKFLOWS.items() if "concurrency" in flow
+    }
+    assert asked.keys() == {"lint", "tests", "site"}
+    assert set(asked.values()) == {"${{ github.event_name == 'pull_request' }}"}
+
+
+def test_dependabot_leaves_the_versions_that_the_benchmarks_are_about():
+    actions, libraries = yaml.safe_load(text_of(".github/dependabot.yml"))["updates"]
+    assert (actions["package-ecosystem"], libraries["package-ecosystem"]) == ("github-actions", "pip")
+    ignored = {entry["dependency-name"] for entry in libraries["ignore"]}
+    assert ignored == {Requirement(text).name for text in EXTRAS["benchmarks"]}
 
 
 @pytest.mark.parametrize("command", [step["run"] for _, step in STEPS if "run" in step])
@@ -218,6 +244,31 @@ def test_unknown_commands_are_noticed():
     ):
         with pytest.raises((AssertionError, SystemExit)):
             check_command(command.split())
+
+
+FORMS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")}
+
+
+def test_forms_of_issues_are_as_github_reads_them():
+    links = FORMS["config"]["contact_links"]
+    assert all(link.keys() == {"name", "url", "about"} for link in links)
+    for name in FORMS.keys() - {"config"}:
+        assert {"name", "description", "body"} <= FORMS[name].keys(), name
+        fields = [part["id"] for part in FORMS[name]["body"]]
+        assert len(set(fields)) == len(fields), name
+        for part in FORMS[name]["body"]:
+            assert part["type"] in ("input", "textarea") and part["attributes"]["label"], name
+
+
+def test_addresses_for_contributors_are_this_repositorys_and_its_sites():
+    owner, name = COURSE["repository"].split("/")
+    site, repository = f"https://{owner}.github.io/{name}/", f"https://github.com/{owner}/{name}/"
+    texts = [path.read_text("utf-8") for path in (ROOT / ".github").rglob("*") if path.suffix in (".md", ".yml")]
+    addresses = [found for text in texts for found in re.findall(r"https://[\w.-]*github\.(?:io|com)/[^\s)]+", text)]
+    ours = [address for address in addresses if not address.startswith("https://docs.github.com/")]
+    assert {f"{repository}security/advisories/new"} == {found for found in ours if not found.startswith(site)}
+    pages = [ROOT / found.removeprefix(site).replace(".html", ".md") for found in ours if found.startswith(site)]
+    assert pages and all(page.exists() for page in pages)
 
 
 def test_citation_says_what_the_project_says():

@@ -25,9 +25,8 @@ WHAT_IT_MEANS = (
     f"“Within {NEAR:.0%}” is that, or one in the last digit. It tells how alike two runs are, not whether yours is "
     "right: processors,\nnumber formats and versions of PyTorch round differently."
 )
-_TEXT_IS_OF = "embedded"  # the profile of the saved runs, and of the numbers in the text
 _PROFILE = re.compile(r"^profile\s+(\w+)$", re.MULTILINE)
-_ANOTHER_MODEL = re.compile(r"^(?:gpt2|llama)\s+(\S+)$", re.MULTILINE)
+_MODEL = re.compile(r"^(gpt2|llama)\s+(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def compare(run: NotebookNode, saved: NotebookNode) -> Comparison:
     for cell in run.cells:
         if cell.cell_type == "code":
             mine[content_id(cell)].append(cell)
-    another = _another(run)
+    another = _another(run, saved)
     stopped: list[str] = []
     uneven: list[str] = []
     cells = changed = idle = numbers = near = 0
@@ -105,13 +104,20 @@ def compare(run: NotebookNode, saved: NotebookNode) -> Comparison:
     return Comparison(another, cells, changed, idle, numbers, near, stopped, uneven)
 
 
-def _another(run: NotebookNode) -> str:
-    """What the run's start cell names that isn't the text's: its profile, or a model in a role."""
-    told = "\n".join(text for cell in run.cells for text in texts_of(cell.get("outputs", [])))
-    profiles, models = _PROFILE.findall(told)[:1], _ANOTHER_MODEL.findall(told)[:1]
-    if profiles != [_TEXT_IS_OF]:
+def _another(run: NotebookNode, saved: NotebookNode) -> str:
+    """What the run's start cell names that the saved one's doesn't: its profile, or a model in a role."""
+    started = _started(run)
+    profiles = _PROFILE.findall(started)
+    if profiles != _PROFILE.findall(_started(saved)):
         return f"profile {profiles[0]}" if profiles else "a run without its start cell"
-    return models[0] if models else ""
+    text_is_of = dict(_MODEL.findall(_started(saved)))
+    return next((model for role, model in _MODEL.findall(started) if model != text_is_of.get(role)), "")
+
+
+def _started(notebook: NotebookNode) -> str:
+    """The table of a run's start cell; "" without one."""
+    texts = (text for cell in notebook.cells for text in texts_of(cell.get("outputs", [])))
+    return next(filter(_PROFILE.search, texts), "")
 
 
 def _compared(saved: NotebookNode) -> list[tuple[str, NotebookNode]]:

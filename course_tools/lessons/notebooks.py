@@ -11,6 +11,7 @@ import base64
 import copy
 import hashlib
 import io
+import textwrap
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,29 +28,30 @@ FORMS = ("exercises", "solutions")
 TABLE_BEGIN, TABLE_END = "<!-- lessons: written by `python course.py build` -->", "<!-- end of lessons -->"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _SOLVED = "solved"  # tag of a solved copy in `both_forms`
-# The first code cell, and the lines in it for each thread setting and for each place to install from.
+INSTALL_TITLE = "Install the course (on Colab; elsewhere it does nothing)"
+# The first code cell, folded under its title; then its lines for each thread setting and each place to install from.
 _INSTALL = """\
-# Where the course isn't there yet (Colab, Kaggle and the like), this adds it; nothing else is changed.
+# @title {title}
 import importlib.util
 import os
-from pathlib import Path
 
-# Threads that wait should sleep, not spin: beside another busy program that is several times faster.
-if "OMP_WAIT_POLICY" not in os.environ:
+if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait sleep, not spin
 {threads}
-
 if importlib.util.find_spec("course_utils") is None:
-    if any((folder / "course.py").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
+    if any(os.path.exists(f"{{up}}course.py") for up in ("", "../", "../../")):
         raise ModuleNotFoundError("This Python has no course. In its clone run: python course.py lab")
 {attempts}
-    if importlib.util.find_spec("course_utils") is None:  # pip failed, which does not stop a notebook
-        remedy = "On Kaggle, switch the internet on in the settings, and run this cell again."
+    if importlib.util.find_spec("course_utils") is None:  # pip failed
+        remedy = "On Colab run this cell again; on Kaggle switch the internet on in the settings first."
         raise ModuleNotFoundError(f"The course was not installed; pip says why above. {{remedy}}")"""
 _THREADS = '    os.environ.setdefault("{name}", "{value}")'
 _ATTEMPT = """\
+    %pip install -q "{requirement}"
+    importlib.invalidate_caches()"""
+_NEXT = """
     if importlib.util.find_spec("course_utils") is None:
-        %pip install -q "{requirement}"
-        importlib.invalidate_caches()"""
+"""
+_FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # on Colab, and in JupyterLab
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
             continue
         if "install" in tags:
             cells.append(_code(_install(course), tags))
+            cells[-1].metadata.update(copy.deepcopy(_FOLDED))
         elif "exercise" in tags:
             exercise = take_apart(cell.source)
             if form == "solutions":
@@ -274,8 +277,9 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
 
 def _install(course: Course) -> str:
     threads = "\n".join(_THREADS.format(name=name, value=value) for name, value in SLEEPING_THREADS.items())
-    attempts = "\n".join(_ATTEMPT.format(requirement=requirement) for requirement in course.requirements)
-    return _INSTALL.format(threads=threads, attempts=attempts)
+    first, *others = (_ATTEMPT.format(requirement=requirement) for requirement in course.requirements)
+    attempts = first + "".join(_NEXT + textwrap.indent(attempt, "    ") for attempt in others)
+    return _INSTALL.format(title=INSTALL_TITLE, threads=threads, attempts=attempts)
 
 
 def _quiz(number: int, question: Question) -> str:

@@ -26,7 +26,7 @@ from nbformat import NotebookNode
 from course_tools.lessons.notebooks import to_text
 from course_tools.processes import with_sleeping_threads
 from course_utils.files import write_text
-from course_utils.session import ROLES, chosen_model
+from course_utils.roles import ROLES, chosen_model
 
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck
 _SAMPLING = 0.1  # seconds between two looks at a kernel's memory

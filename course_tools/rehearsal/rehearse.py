@@ -22,7 +22,7 @@ from course_tools.rehearsal.hub_server import serve_hub
 from course_tools.rehearsal.kernel import Plan
 from course_tools.rehearsal.shapes import Shape, check_space, make_checkpoint, parameters
 from course_utils.files import write_json
-from course_utils.models import HUB_MODELS
+from course_utils.roles import HUB_MODELS
 from course_utils.session import SAMPLES
 
 GPU_BUDGET, HOST_BUDGET = 12.5 * GIBIBYTE, 9e9  # bytes of a lesson, at Llama-3.2-1B's size

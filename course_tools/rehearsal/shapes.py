@@ -21,7 +21,7 @@ import numpy as np
 import course_utils
 from course_tools.rehearsal.card import shown
 from course_utils.embedded_llama import embedded_llama
-from course_utils.models import HUB_MODELS
+from course_utils.roles import HUB_MODELS
 
 GPT2_FOLDER = Path(course_utils.__file__).parent / "data" / "gpt2"
 _CHUNK = 2**24  # random numbers made at once

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 from course_tools import processes
 from course_tools.lessons.authoring import Lesson, Question, find_lessons, read_lesson, tags_of
-from course_tools.lessons.notebooks import BADGE, Course, notebook_paths
+from course_tools.lessons.notebooks import BADGE, INSTALL_TITLE, Course, notebook_paths
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -129,6 +129,7 @@ class Sources:
                 _give_alt(cell)
                 if "install" in tags_of(cell):
                     cell.metadata["tags"] = [*tags_of(cell), "hide-input"]
+                    cell.metadata["mystnb"] = {"code_prompt_show": INSTALL_TITLE}
             elif question:
                 number = int(question[1])
                 cell.source = question_page(lesson.quiz[number - 1], number, name=f"quiz-{lesson.number}-{number}")

@@ -17,8 +17,8 @@ import pytest
 
 from course_tools.rehearsal.hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from course_utils import hub
-from course_utils.models import HUB_MODELS, load_model
-from course_utils.session import ROLES
+from course_utils.models import load_model
+from course_utils.roles import HUB_MODELS, ROLES
 
 LLAMA, SMALLER_LLAMA = HUB_MODELS["llama"]
 

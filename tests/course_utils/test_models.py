@@ -22,9 +22,10 @@ from course_utils.architectures import cast_weights, describe
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
 from course_utils.models import ModelNotAvailable, identity, load_model, tiny_llama, variant
+from course_utils.roles import HUB_MODELS, ROLES
 from course_utils.width import neuron_importance, prune_neurons
 
-LLAMA, SMALLER_LLAMA = models.HUB_MODELS["llama"]
+LLAMA, SMALLER_LLAMA = HUB_MODELS["llama"]
 
 
 @pytest.fixture
@@ -448,7 +449,7 @@ def test_weights_of_any_size_and_place_have_an_identity():
 
 
 @pytest.mark.embedded
-@pytest.mark.parametrize("role", models.ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_embedded_models_speak_english_and_can_be_saved(role, monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_PROFILE", "embedded")
     model, tokenizer = load_model(role, device="cpu")

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from huggingface_hub import constants
+from IPython.core.magics.osm import OSMagics
 
 from course_tools.rehearsal.hub_server import serve_hub
 from course_utils import session
@@ -47,17 +48,48 @@ def test_start_makes_python_numpy_and_torch_repeat_themselves():
     assert draws[0] == draws[1]
 
 
-def test_another_model_in_a_role_is_named_in_the_table(monkeypatch, tmp_path, capsys):
-    assert session.chosen_model("llama") is None
+TEXT_IS_OF = "The numbers in the text are of course-gpt2 and SmolLM2-135M-Instruct."
+LLAMA_ON_THE_HUB = "meta-llama/Llama-3.2-1B, or HuggingFaceTB/SmolLM2-360M without access"
+
+
+@pytest.mark.parametrize(
+    ("profile", "gpt2", "llama"),
+    [
+        ("embedded", "course-gpt2", "SmolLM2-135M-Instruct"),
+        ("hub", "distilgpt2", LLAMA_ON_THE_HUB),
+        ("smoke", "random", "random"),
+    ],
+)
+def test_the_table_names_the_model_in_each_role_and_whose_numbers_the_text_has(profile, gpt2, llama, capsys):
+    session.start("03", profile=profile)
+    table = capsys.readouterr().out
+    assert f"profile      {profile}\ngpt2         {gpt2}\nllama        {llama}\npython" in table
+    assert (TEXT_IS_OF in table) == (profile != "embedded")
+
+
+def test_a_model_of_the_readers_own_is_named_in_the_table(monkeypatch, tmp_path, capsys):
     (tmp_path / "my-model").mkdir()
     (tmp_path / "my-model" / "config.json").write_text("{}")
     monkeypatch.setenv("COURSE_LLAMA", str(tmp_path / "my-model"))
-    monkeypatch.setenv("COURSE_GPT2", "openai-community/gpt2")
-    session.start("03", profile="smoke")
+    session.start("03", profile="embedded")
     table = capsys.readouterr().out
-    assert "gpt2         openai-community/gpt2\n" in table and "llama        my-model\n" in table
+    assert "gpt2         course-gpt2\nllama        my-model\n" in table and TEXT_IS_OF in table
     assert str(tmp_path) not in table
-    assert session.chosen_model("llama") == str(tmp_path / "my-model")
+
+
+def test_what_the_table_says_brings_the_models_of_the_texts_numbers(monkeypatch, capsys):
+    """The lines as IPython runs them, then the cell again, in the same process."""
+    monkeypatch.setenv("COURSE_LLAMA", "Qwen/Qwen3-0.6B")
+    session.start("03", profile="hub")
+    table = capsys.readouterr().out
+    assert "profile      hub\n" in table and "llama        Qwen/Qwen3-0.6B\n" in table
+    magics = [line.removeprefix("%env ") for line in table.splitlines() if line.startswith("%env ")]
+    for magic in magics:
+        OSMagics().set_env(magic)
+    session.start("03")
+    again = capsys.readouterr().out
+    assert "embedded\ngpt2         course-gpt2\nllama        SmolLM2-135M-Instruct\n" in again
+    assert len(magics) == 2 and TEXT_IS_OF not in again
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "./nothing", "two words", "empty", "https://example.org/model"])

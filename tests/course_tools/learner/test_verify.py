@@ -16,7 +16,10 @@ def printed(text):
     return V4.new_output("stream", text=text)
 
 
-def lesson(*cells, started="profile      embedded\n", tags=()):
+MODELS = "gpt2         course-gpt2\nllama        SmolLM2-135M-Instruct\n"
+
+
+def lesson(*cells, started=f"profile      embedded\n{MODELS}", tags=()):
     """A notebook as somebody ran it, of (source, outputs)."""
     made = [V4.new_markdown_cell("## The idea")]
     for number, (source, outputs) in enumerate([("start()", [printed(f"lesson       03\n{started}")]), *cells], 1):
@@ -83,7 +86,8 @@ def test_cells_that_were_not_run():
     [
         ("profile      hub\n", "profile hub"),
         ("profile      smoke\n", "profile smoke"),
-        ("profile      embedded\ngpt2         distilgpt2\n", "distilgpt2"),
+        ("profile      embedded\ngpt2         distilgpt2\nllama        SmolLM2-135M-Instruct\n", "distilgpt2"),
+        ("profile      embedded\ngpt2         course-gpt2\nllama        a folder\n", "a folder"),
         ("no table", "a run without its start cell"),
     ],
 )
@@ -95,6 +99,10 @@ def test_other_models_have_other_numbers(started, another):
     error = V4.new_output("error", ename="OutOfMemoryError", evalue="CUDA", traceback=[])
     run.cells[2].outputs = [error]
     assert len(verify.compare(run, SAVED).stopped) == 1, "but errors count everywhere"
+
+
+def test_a_run_from_before_the_table_named_models_is_of_the_texts():
+    assert not verify.compare(lesson(*pairs(A, B, AGAIN), started="profile      embedded\n"), SAVED).another
 
 
 @pytest.mark.parametrize("tag", ["timed", "exercise", "install"])

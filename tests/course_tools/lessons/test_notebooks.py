@@ -56,7 +56,18 @@ def test_install_cell_only_adds_and_imports_nothing_that_could_be_swapped(lesson
     install = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert '%pip install -q "pruning-llms @ git+https://github.com/someone/somewhere@v1"' in install.source
     imports = [line.strip() for line in install.source.splitlines() if line.startswith(("import ", "from "))]
-    assert imports == ["import importlib.util", "import os", "from pathlib import Path"]
+    assert imports == ["import importlib.util", "import os"]
+
+
+def test_install_cell_is_folded_under_its_title(lesson):
+    """On Colab as a form with a title; JupyterLab shows the first line of what it folds."""
+    for form in notebooks.FORMS:
+        cells = notebooks.build_notebook(lesson, COURSE, form).cells
+        install, *others = (cell for cell in cells if cell.cell_type == "code")
+        assert install.source.startswith(f"# @title {notebooks.INSTALL_TITLE}\n")
+        assert install.metadata == {"tags": ["install"], "cellView": "form", "jupyter": {"source_hidden": True}}
+        assert len(install.source.splitlines()) <= 16
+        assert not any({"cellView", "jupyter"} & cell.metadata.keys() for cell in others)
 
 
 def installing(lesson, monkeypatch, folder, *, there, works, course=COURSE):
@@ -91,15 +102,19 @@ def test_install_cell_takes_the_release_wheel_and_git_only_if_that_fails(lesson,
 
 
 def test_install_cell_says_that_pip_failed(lesson, monkeypatch, tmp_path):
-    with pytest.raises(ModuleNotFoundError, match="pip says why above. On Kaggle, switch the internet on"):
+    with pytest.raises(
+        ModuleNotFoundError, match="pip says why above. On Colab run this cell again; on Kaggle switch the"
+    ):
         installing(lesson, monkeypatch, tmp_path, there=False, works=0)
 
 
 def test_install_cell_sends_the_owner_of_a_clone_to_it(lesson, monkeypatch, tmp_path):
     (tmp_path / "course.py").touch()
     (tmp_path / "notebooks").mkdir()
-    with pytest.raises(ModuleNotFoundError, match=r"In its clone run: python course.py lab"):
-        installing(lesson, monkeypatch, tmp_path / "notebooks", there=False, works=1)
+    (tmp_path / "notebooks" / "solutions").mkdir()
+    for folder in ("", "notebooks", "notebooks/solutions"):
+        with pytest.raises(ModuleNotFoundError, match=r"In its clone run: python course.py lab"):
+            installing(lesson, monkeypatch, tmp_path / folder, there=False, works=1)
 
 
 def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeypatch):

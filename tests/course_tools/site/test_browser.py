@@ -279,7 +279,8 @@ def test_lesson_runs_in_jupyterlab(jupyter, page):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_function(RAN, arg=len(code), timeout=20 * MINUTE)
     prompts = [text.strip() for text in page.locator(".jp-CodeCell .jp-InputArea-prompt").all_inner_texts()]
-    assert prompts == [f"[{number}]:" for number in range(1, len(code) + 1)], "all ran, in order"
+    assert prompts == [f"[{number}]:" for number in range(2, len(code) + 1)], "all ran, in order; the first is folded"
+    assert page.locator(".jp-Placeholder").all_inner_texts() == [f"# @title {notebooks.INSTALL_TITLE}"]
     last = page.locator(".jp-CodeCell").nth(len(code) - 1)
     assert re.match(r"Exercise \d+: not solved yet\.", last.locator(".jp-OutputArea-output").last.inner_text())
     assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0

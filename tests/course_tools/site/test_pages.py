@@ -78,7 +78,8 @@ def test_lesson_begins_with_its_title_and_a_local_badge(small):
 
 def test_picture_keeps_its_sentence_and_two_in_a_cell_are_refused(small):
     cells = nbformat.reads(page(small, "notebooks/01_small.ipynb"), as_version=4).cells
-    assert [cell.metadata.mystnb.image.alt for cell in cells if "mystnb" in cell.metadata] == [ALT]
+    install, figure = (cell.metadata.mystnb for cell in cells if "mystnb" in cell.metadata)
+    assert figure.image.alt == ALT and install.code_prompt_show == notebooks.INSTALL_TITLE
     path = small / "notebooks/01_small.ipynb"
     notebook = nbformat.read(path, as_version=4)
     cell = next(cell for cell in notebook.cells if cell.get("outputs"))
