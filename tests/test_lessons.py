@@ -12,9 +12,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from retyped import passed_by, trial_of
 from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import authoring, notebooks, quotes, runner
+from course_tools.lessons.cells import tags_of
 from course_utils import roles, session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +185,9 @@ def test_what_the_prose_quotes_stands_in_the_saved_outputs(path):
 def test_structure_is_complete(path):
     cells = saved(path).cells
     headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    for heading in ("## What you will learn", "## Three questions", "## Take-aways", "## References"):
+    converted = authoring.read_lesson(path).converted
+    begin, quiz = ("## The question", "## Quiz") if converted else ("## What you will learn", "## Three questions")
+    for heading in (begin, quiz, "## Take-aways", "## References"):
         assert heading in headings, f"no heading {heading!r}"
     exercises = [number for number, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
     assert exercises, "no exercises"
@@ -228,6 +232,8 @@ def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path, record_property):
 def run_both_forms(lesson, profile, folder, record_property):
     """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
     notebook = notebooks.both_forms(lesson, COURSE)
+    tried = lesson.converted and profile == "embedded"
+    notebook.cells += [trial_of(lesson)] * tried
     only_declared(notebook, lesson.assets)
     result = runner.execute(notebook, name=lesson.name, profile=profile, folder=folder)
     record_property("took", f"{result.seconds:.0f} s, {runner.gigabytes(result.peak_bytes)}")
@@ -237,6 +243,7 @@ def run_both_forms(lesson, profile, folder, record_property):
         cells = exercise_cells(notebooks.form_of(notebook, form))
         for number, cell in enumerate(cells, start=1):
             assert re.search(f"Exercise {number}: {verdict}", printed(cell)), printed(cell)
+    assert not tried or passed_by(notebook.cells[-1]) == [], "retyped, they pass the last exercise"
 
 
 def test_lessons_tell_when_they_begin_and_what_they_took_also_in_another_process(tmp_path):
@@ -298,7 +305,7 @@ def only_declared(notebook, names):
 
 
 def exercise_cells(notebook):
-    return [cell for cell in notebook.cells if "exercise" in authoring.tags_of(cell)]
+    return [cell for cell in notebook.cells if "exercise" in tags_of(cell)]
 
 
 def printed(cell):
