@@ -4,7 +4,7 @@
     python course.py run [NN ...]    run the lessons (all, or for instance 01 03); results in build/index.html
     python course.py lab             open the lessons in JupyterLab, in a folder of your own
     python course.py progress        how far you are, and what is next (--name: a certificate to print)
-    python course.py quiz NN         the three questions of a lesson
+    python course.py quiz NN         the questions of a lesson
     python course.py verify [NN]     does your run show what the lesson says? which cells stopped?
     python course.py slides [NN]     the lessons as slides with speaker notes, in build/slides
     python course.py poster          the methods on one page, build/poster.pdf

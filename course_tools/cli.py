@@ -220,7 +220,7 @@ def progress(args: argparse.Namespace, console: Console) -> int:
 
 
 def quiz(args: argparse.Namespace, console: Console) -> int:
-    """Ask the three questions of a lesson, with the reasons for and against each answer."""
+    """Ask the questions of a lesson, with the reasons for and against each answer."""
     (path,) = authoring.find_lessons(LESSONS, [args.lesson])
     lesson = authoring.read_lesson(path)
     folder = personal.folder_of(ROOT, args.folder)

@@ -14,6 +14,7 @@ import pytest
 from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import authoring, notebooks, quotes, runner
+from course_tools.lessons.cells import tags_of
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -163,7 +164,9 @@ def test_what_the_prose_quotes_stands_in_the_saved_outputs(path):
 def test_structure_is_complete(path):
     cells = saved(path).cells
     headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    for heading in ("## What you will learn", "## Three questions", "## Take-aways", "## References"):
+    converted = authoring.read_lesson(path).converted
+    begin, quiz = ("## The question", "## Quiz") if converted else ("## What you will learn", "## Three questions")
+    for heading in (begin, quiz, "## Take-aways", "## References"):
         assert heading in headings, f"no heading {heading!r}"
     exercises = [number for number, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
     assert exercises, "no exercises"
@@ -278,7 +281,7 @@ def only_declared(notebook, names):
 
 
 def exercise_cells(notebook):
-    return [cell for cell in notebook.cells if "exercise" in authoring.tags_of(cell)]
+    return [cell for cell in notebook.cells if "exercise" in tags_of(cell)]
 
 
 def printed(cell):

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from course_tools.lessons.authoring import tags_of
+from course_tools.lessons.cells import tags_of
 from course_utils.files import replacing, write_json
 
 DEFAULT, VARIABLE = "my_course", "COURSE_FOLDER"

@@ -84,7 +84,7 @@ def next_step(standings: Sequence[Standing]) -> str:
             exercise = one.unsolved[0]
             return f"Next: lesson {lesson.number}, exercise {exercise.number} · {exercise.effort}"
         if None in one.answers:
-            return f"Next: the three questions of lesson {lesson.number}: `python course.py quiz {lesson.number}`"
+            return f"Next: the questions of lesson {lesson.number}: `python course.py quiz {lesson.number}`"
     return "All exercises are solved and all questions answered. docs/where_next.md says where to go from here."
 
 

@@ -1,4 +1,4 @@
-"""The three questions of a lesson, asked in the terminal; the first answers are kept in the learner's folder."""
+"""The questions of a lesson, asked in the terminal; the first answers are kept in the learner's folder."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nbformat import NotebookNode
 
-from course_tools.lessons.authoring import tags_of
+from course_tools.lessons.cells import tags_of
 from course_tools.lessons.notebooks import content_id
 from course_tools.lessons.printed import numbers_of, texts_of, under_headings
 from course_tools.lessons.runner import first_line

@@ -11,16 +11,16 @@ from pathlib import Path
 import jupytext
 from nbformat import NotebookNode
 
+from course_tools.lessons.cells import EXERCISE, tags_of
+from course_tools.lessons.minutes import load_of
 from course_utils.assets import ASSETS
 
 # `timed`: what the cell prints rests on this machine's times. The last is Jupyter's: the cell is meant to fail.
 _TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
 _LONGEST_CELL = 40  # lines of code that one can take in at a glance
-QUESTIONS = 3  # of the quiz
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
 PREDICTION = re.compile(r"predict before you run", re.IGNORECASE)
 _FILE_NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.py")
-_EXERCISE_HEADING = re.compile(r"^### Exercise (\d+) · [●○]{3} · \d+ minutes$", re.MULTILINE)
 _HINT = "<details><summary>Hint</summary>"
 _BLOCKS = re.compile(
     r"\A(?P<before>.*?)^# BEGIN SOLUTION\n(?P<solution>.*?)^# END SOLUTION\n"
@@ -74,11 +74,12 @@ class Lesson:
     Attributes:
         path: the source file.
         title: without the number.
-        minutes: for self-study, with the exercises.
+        minutes: for self-study, with the exercises; computed where the header doesn't say them.
         prerequisites: what to know first, in a few words.
         assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
-        timed: whether times are what it is about, so that it needs the machine to itself.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
+        timed: whether times are what it is about, so that it needs the machine to itself.
+        concepts: the names of what is new in it; only a lesson of the second edition says them.
     """
 
     path: Path
@@ -88,6 +89,12 @@ class Lesson:
     assets: list[str]
     cells: tuple[NotebookNode, ...]
     timed: bool = False
+    concepts: tuple[str, ...] = ()
+
+    @property
+    def converted(self) -> bool:
+        """Whether it keeps the second edition's rules, `course_tools.lessons.rules`."""
+        return bool(self.concepts)
 
     @property
     def name(self) -> str:
@@ -109,11 +116,6 @@ class Lesson:
         """What a reader has at its end, from the cell for whoever teaches; "" where it doesn't say."""
         told = " ".join(" ".join(cell.source.split()) + "  " for cell in self.cells if "notes" in tags_of(cell))
         return (_RESULT.search(told) or ["", ""])[1]
-
-
-def tags_of(cell: NotebookNode) -> list[str]:
-    """The tags of a cell."""
-    return cell.metadata.get("tags", [])
 
 
 def find_lessons(folder: Path, numbers: Iterable[str] = ()) -> list[Path]:
@@ -147,7 +149,9 @@ def read_lesson(path: Path) -> Lesson:
         LessonError: it breaks a rule of docs/authoring.md.
     """
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
-    lesson = Lesson(path=path, cells=tuple(notebook.cells), **_header(path, notebook.metadata))
+    header = _header(path, notebook.metadata)
+    minutes = {} if "minutes" in header else {"minutes": round(load_of(notebook.cells).minutes)}
+    lesson = Lesson(path=path, cells=tuple(notebook.cells), **header, **minutes)
     _check_structure(lesson)
     return lesson
 
@@ -220,21 +224,28 @@ def _ends_with_check(code: str) -> bool:
 def _header(path: Path, metadata: NotebookNode) -> dict:
     """The `course` mapping of the source's header, checked."""
     header = metadata.get("course")
-    kinds = {"title": str, "minutes": int, "prerequisites": str, "assets": list}
-    if not isinstance(header, dict) or set(header) - {"timed"} != set(kinds):
+    kinds = {"title": str, "prerequisites": str, "assets": list, "concepts": list, "minutes": int, "timed": bool}
+    always = {"title", "prerequisites", "assets"}
+    if not isinstance(header, dict) or set(header) - {"timed"} not in (always | {"concepts"}, always | {"minutes"}):
         raise LessonError(
             f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
-            f"{', '.join(kinds)}, and `timed` where times matter; it has "
-            f"{sorted(header) if isinstance(header, dict) else header!r}."
+            f"title, prerequisites, assets and concepts (or, in a lesson that isn't converted, minutes), and `timed` "
+            f"where times matter; it has {sorted(header) if isinstance(header, dict) else header!r}."
         )
-    kinds["timed"] = bool
     for key, value in header.items():
         if not isinstance(value, kinds[key]) or (not value and kinds[key] in (str, int)):
             raise LessonError(f"{path.name}: `{key}` in the header must be a {kinds[key].__name__}, not {value!r}.")
     unknown = [name for name in header["assets"] if name not in ASSETS]
     if unknown:
         raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
-    return dict(header)
+    if "concepts" not in header:
+        return dict(header)
+    if not header["concepts"] or not all(isinstance(name, str) and name for name in header["concepts"]):
+        raise LessonError(
+            f"{path.name}: `concepts` must name what is new, as [coherence, a paired interval]; it is "
+            f"{header['concepts']!r}."
+        )
+    return header | {"concepts": tuple(header["concepts"])}
 
 
 def _check_structure(lesson: Lesson) -> None:
@@ -285,7 +296,7 @@ def _exercise_problems(lesson: Lesson) -> Iterator[str]:
         except LessonError as error:
             yield f"exercise {count}: {error}"
         text = before.source if before is not None and before.cell_type == "markdown" else ""
-        headings = _EXERCISE_HEADING.findall(text)
+        headings = [heading["number"] for heading in EXERCISE.finditer(text)]
         if headings != [str(count)]:
             yield (
                 f"exercise {count}: the markdown cell just above it needs the heading "
@@ -293,7 +304,7 @@ def _exercise_problems(lesson: Lesson) -> Iterator[str]:
             )
         if _HINT not in text or "</details>" not in text:
             yield f"exercise {count}: the text above it needs a hint, {_HINT} … </details>."
-    titled = sum(len(_EXERCISE_HEADING.findall(cell.source)) for cell in lesson.cells if cell.cell_type == "markdown")
+    titled = sum(len(EXERCISE.findall(cell.source)) for cell in lesson.cells if cell.cell_type == "markdown")
     if titled != count:
         yield f'{titled} exercise headings but {count} cells tagged "exercise"; each heading is followed by its cell.'
 
@@ -304,5 +315,7 @@ def _quiz_problems(lesson: Lesson) -> Iterator[str]:
     except LessonError as error:
         yield f"quiz: {error}"
         return
-    if count != QUESTIONS:
-        yield f'{count} quiz questions; a lesson has {QUESTIONS}, each a text cell `# %% [markdown] tags=["quiz"]`.'
+    allowed = (2, 3) if lesson.converted else (3,)
+    if count not in allowed:
+        number = " or ".join(map(str, allowed))
+        yield f'{count} quiz questions; a lesson has {number}, each a text cell `# %% [markdown] tags=["quiz"]`.'

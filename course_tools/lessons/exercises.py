@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from course_tools.lessons.authoring import Lesson, tags_of, take_apart
-
-_HEADING = re.compile(r"^### Exercise (\d+) · ([●○]{3}) · (\d+) minutes$", re.MULTILINE)
+from course_tools.lessons.authoring import Lesson, take_apart
+from course_tools.lessons.cells import EXERCISE, tags_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,6 @@ def exercises_of(lesson: Lesson) -> Iterator[Exercise]:
     """The exercises of a lesson, in order."""
     for before, cell in zip(lesson.cells, lesson.cells[1:], strict=False):
         if "exercise" in tags_of(cell):
-            number, difficulty, minutes = _HEADING.findall(before.source)[0]
+            number, difficulty, minutes = EXERCISE.findall(before.source)[0]
             call = ast.parse(take_apart(cell.source).after).body[-1].value
             yield Exercise(int(number), call.func.id, difficulty, int(minutes))

@@ -20,7 +20,8 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from course_tools.lessons.authoring import ExerciseCell, Lesson, Question, read_question, tags_of, take_apart
+from course_tools.lessons.authoring import ExerciseCell, Lesson, Question, read_question, take_apart
+from course_tools.lessons.cells import tags_of
 from course_tools.processes import SLEEPING_THREADS
 
 FORMS = ("exercises", "solutions")

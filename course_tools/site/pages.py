@@ -20,7 +20,8 @@ from markdown_it import MarkdownIt
 from nbformat import NotebookNode
 
 from course_tools import processes
-from course_tools.lessons.authoring import Lesson, Question, find_lessons, read_lesson, tags_of
+from course_tools.lessons.authoring import Lesson, Question, find_lessons, read_lesson
+from course_tools.lessons.cells import tags_of
 from course_tools.lessons.notebooks import BADGE, Course, notebook_paths
 from course_utils.files import write_text
 

@@ -1,6 +1,6 @@
-"""Agendas for teaching: what is done in which order; the minutes come from the lessons' own headers.
+"""Agendas for teaching: what is done in which order; the minutes come from the lessons.
 
-A lesson takes its header's minutes without its exercises, and those exercises that are done in the room. Written into
+A lesson takes its minutes without its exercises, and those exercises that are done in the room. Written into
 docs/teaching.md by `python course.py build`.
 """
 

@@ -22,9 +22,10 @@ import nbformat
 from nbconvert import SlidesExporter
 from nbformat import NotebookNode
 
-from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, read_question, tags_of
+from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Question, read_question
+from course_tools.lessons.cells import tags_of
 from course_tools.lessons.exercises import exercises_of
-from course_tools.lessons.minutes import minutes_of
+from course_tools.lessons.minutes import minutes_by_section
 from course_tools.lessons.notebooks import content_id
 from course_tools.lessons.runner import PICTURES
 from course_utils.files import write_text
@@ -79,7 +80,10 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
     told = [cell.source for cell in lesson.cells if "notes" in tags_of(cell)]
     title = f"# {lesson.number} · {lesson.title}\n\nBefore this: {lesson.prerequisites}"
     made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."], LINES)]
-    minutes, exercises = minutes_of(lesson), {one.number: one for one in exercises_of(lesson)}
+    minutes, exercises = (
+        minutes_by_section(lesson.cells, lesson.minutes),
+        {one.number: one for one in exercises_of(lesson)},
+    )
     section = lesson.title
 
     def show(part: Part) -> None:

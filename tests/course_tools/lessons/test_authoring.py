@@ -57,8 +57,13 @@ def test_duplicate_number_and_bad_name_are_refused(tmp_path):
 BROKEN = {
     "no header": (LESSON.partition("# ---\n\n")[2], "the header needs"),
     "header elsewhere": (LESSON.replace("# jupyter:\n#   course:", "# course:"), "the header needs|is raw"),
-    "unknown header key": (LESSON.replace("minutes: 5", "minutes: 5\n#     author: me"), "exactly title, minutes"),
+    "unknown header key": (LESSON.replace("minutes: 5", "minutes: 5\n#     author: me"), "exactly title, prereq"),
     "minutes in words": (LESSON.replace("minutes: 5", "minutes: five"), "`minutes` in the header must be a int"),
+    "neither minutes nor concepts": (LESSON.replace("#     minutes: 5\n", ""), "and concepts"),
+    "minutes and concepts": (LESSON.replace("minutes: 5", "minutes: 5\n#     concepts: [doubling]"), "and concepts"),
+    "no concept": (LESSON.replace("minutes: 5", "concepts: []"), "`concepts` must name what is new"),
+    "concepts in words": (LESSON.replace("minutes: 5", "concepts: many"), "`concepts` in the header must be a list"),
+    "concept without a name": (LESSON.replace("minutes: 5", "concepts: [3]"), "`concepts` must name what is new"),
     "unknown asset": (LESSON.replace("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
     "assets in words": (LESSON.replace("assets: []", "assets: texts"), "`assets` in the header must be a list"),
     "timed in words": (
@@ -93,6 +98,12 @@ BROKEN = {
         "asks to predict and has no answer",
     ),
     "two questions": (LESSON[: LESSON.rindex("# %% [markdown]")], "2 quiz questions; a lesson has 3"),
+    "one question in a converted lesson": (
+        LESSON.replace("minutes: 5", "concepts: [doubling]").split("\n# %% [markdown] tags")[0]
+        + "\n# %% [markdown] tags"
+        + LESSON.split("\n# %% [markdown] tags")[1],
+        "1 quiz questions; a lesson has 2 or 3",
+    ),
     "two right answers": (LESSON.replace("- [ ] 3\n", "- [x] 3\n"), "the one right one"),
     "no reason": (LESSON.replace("#   > Doubled.\n", "", 1), "the option '2' needs a text and, below it, its reason"),
     "no hint": (LESSON.replace("<summary>Hint</summary>", ""), "needs a hint"),
@@ -115,6 +126,14 @@ BROKEN = {
         "2 exercise headings but 1 cells",
     ),
 }
+
+
+def test_converted_lesson_says_its_concepts_and_its_minutes_are_computed(tmp_path):
+    text = LESSON.replace("minutes: 5", "concepts: [doubling, halving]")
+    lesson = authoring.read_lesson(write_lesson(tmp_path, text[: text.rindex("# %% [markdown]")]))
+    assert lesson.converted and lesson.concepts == ("doubling", "halving") and len(lesson.quiz) == 2
+    assert lesson.minutes == 8, "an exercise of 5 minutes, two cells of code, and few words"
+    assert not authoring.read_lesson(write_lesson(tmp_path)).converted
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -15,6 +15,7 @@ from sample_lesson import LESSON, write_lesson
 
 from course_tools import processes
 from course_tools.lessons import authoring, notebooks
+from course_tools.lessons.cells import tags_of
 from course_utils.files import write_text
 
 COURSE = notebooks.Course(repository="someone/somewhere", ref="v1")
@@ -119,7 +120,7 @@ def test_install_cell_lets_threads_sleep_unless_the_reader_chose(lesson, monkeyp
 
 def test_exercise_form_has_the_stub_and_the_folded_answer(lesson):
     notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
-    place = next(i for i, cell in enumerate(notebook.cells) if "exercise" in authoring.tags_of(cell))
+    place = next(i for i, cell in enumerate(notebook.cells) if "exercise" in tags_of(cell))
     code, answer = sources(notebook)[place : place + 2]
     assert code.endswith("def double(x):\n    ...  # your code\n\ncheck_double(double);")
     assert "2 * x" not in code and "BEGIN" not in code and "END" not in code
@@ -128,7 +129,7 @@ def test_exercise_form_has_the_stub_and_the_folded_answer(lesson):
 
 def test_solutions_form_is_solved_and_folds_nothing(lesson):
     notebook = notebooks.build_notebook(lesson, COURSE, "solutions")
-    solved = next(cell.source for cell in notebook.cells if "exercise" in authoring.tags_of(cell))
+    solved = next(cell.source for cell in notebook.cells if "exercise" in tags_of(cell))
     assert solved.endswith("def double(x):\n    return 2 * x\n\ncheck_double(double);")
     assert "<summary>Answer</summary>" not in "".join(sources(notebook))
     assert "(solutions)" in sources(notebook)[0]
