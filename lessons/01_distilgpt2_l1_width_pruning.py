@@ -10,8 +10,7 @@
 # %% [markdown]
 # ## The question
 #
-# A language model has thousands of neurons, and some must matter less than others. Do small weights tell which ones can
-# go?
+# A language model has thousands of neurons. Do small weights tell which ones can go?
 #
 # **Answer.** Not by themselves. Cut by the L1 norm, this model is worse than after any of 19 random cuts, because what
 # is removed pushes one way. Keep that push in the bias, and the same cut beats them all.
@@ -66,22 +65,22 @@ for panel, text in zip(panels, ("speeches", "wiki"), strict=True):
 panels[0].set_ylabel("damage (nats a token)")
 panels[1].legend()
 show(
-    "Two panels, speeches and wiki. Damage of a cut of 20 percent, left as it is, right "
-    "with the removed neurons' mean kept: L1 starts above 19 grey dots of random cuts and "
-    "ends below all of them; activation starts among them and ends lowest."
+    "Two panels, speeches and wiki. Damage of a cut of 20 percent: left the cut as it "
+    "is, right with the removed neurons' mean kept. L1 starts above 19 grey dots of "
+    "random cuts and ends below all of them; activation ends lowest."
 )
 
 # %% [markdown]
-# *Each grey dot is a blind choice of neurons. Text of two kinds, none of which chose a neuron. Lower is better.*
+# *20 % of the neurons go. Each grey dot is a blind choice. Lower is better.*
 #
 # ## What we are going to cut
 
 # %%
 diagrams.gpt2_block(neuron=2)
 show(
-    "A GPT-2 block with its MLP opened up: c_fc leads from the hidden size to the neurons, "
-    "GELU follows, and c_proj leads back. One neuron is marked: a column of c_fc, one "
-    "entry of its bias, and a row of c_proj."
+    "A GPT-2 block with its MLP opened up: c_fc leads to the neurons, GELU follows, and "
+    "c_proj leads back. One neuron is marked: a column of c_fc, one entry of its bias, "
+    "and a row of c_proj."
 )
 
 # %% [markdown]
@@ -92,12 +91,11 @@ show(
 # A **neuron** is one column of `c_fc`, one entry of its bias, and one row of `c_proj`. Take all three out and no other
 # shape changes. `c_proj.bias` belongs to no neuron. It stays, and it will be the hero of this lesson.
 #
-# This is **structured pruning**: whole parts go, so the matrices get smaller and any program can run what is left. Zeros
-# scattered over a matrix save nothing without special hardware. Storing each weight in fewer bits (*quantization*) is
-# another way to shrink a model; the two add up.
+# This is **structured pruning**: whole parts go, so the matrices get smaller and any program can run what is left. Scattered
+# zeros save nothing without special hardware. *Quantization*, fewer bits for each weight, is another way; the two add up.
 #
-# transformers builds GPT-2 from a class named `Conv1D`. It convolves nothing: it is a linear layer that stores its weight
-# as **[in, out]**, where `nn.Linear` stores [out, in].
+# GPT-2's `Conv1D` convolves nothing. It is a linear layer that stores its weight as **[in, out]**, where `nn.Linear` stores
+# [out, in].
 
 # %%
 from transformers import GPT2Config
@@ -175,16 +173,16 @@ check_axes(axes)
 # $\mathrm{L1}_j = \sum_i |W_{fc}[i, j]|$. The idea: a neuron with small weights hardly reacts to anything, so it won't
 # be missed.
 #
-# `silence` sets a neuron's row of `c_proj` to zero: the model keeps its shape, and the neuron has no say. The small MLP
-# must give exactly what the silenced one gives. ***Pruned equals masked*** is the proof for every cut in this course.
+# How do we know that a cut is right? `silence` sets a neuron's row of `c_proj` to zero: same shape, no say. The small MLP must
+# give what the silenced one gives. **Pruned equals masked** is the proof of every cut in this course.
 #
 # **Predict before you run.** Neuron 1 has the smallest L1 norm of the toy. Is it also the one that is
 # missed least?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# No: it does the most. Its row of `c_proj` is the loudest, and L1 never looks there. The toy was made to show that this can
-# happen; whether it matters in a trained model takes an experiment.
+# No: it is missed most. Its row of `c_proj` is the loudest, and L1 never looks there. The toy was made to show that this can
+# happen.
 #
 # </details>
 
@@ -213,11 +211,12 @@ masked = copy.deepcopy(toy)
 silence(masked, gone)
 
 fc, proj = toy.c_fc, toy.c_proj  # the small MLP, piece by piece
-inside = nn.functional.gelu(x @ fc.weight[:, keep] + fc.bias[keep], approximate="tanh")
+inside = toy.act(x @ fc.weight[:, keep] + fc.bias[keep])
 small = inside @ proj.weight[keep] + proj.bias
 torch.testing.assert_close(small, masked(x))
-print(f"neurons {gone} cut; against masked: {(small - masked(x)).abs().max():.1e}", end="")
-print(f", against whole: {(small - toy(x)).abs().max():.1e}")
+print(f"neurons {gone} cut")
+print(f"pruned against masked: {(small - masked(x)).abs().max():.1e}")
+print(f"pruned against whole:  {(small - toy(x)).abs().max():.1e}")
 
 many, harm = torch.randn(10_000, 5), []
 for neuron in range(5):
@@ -231,9 +230,8 @@ pd.DataFrame({"L1 score": scores, "harm": harm}).rename_axis("neuron").round(2)
 # ### Exercise 2 · ●●○ · 10 minutes
 #
 # Write the whole method for a real GPT-2. `prune_width(model, ratio)` cuts every MLP by the L1 norm, in place, and returns
-# the model. Two things notice the new size besides the weights: each `Conv1D` has `nf` (outputs) and `nx` (inputs), and
-# the configuration has `n_inner`. The model may share its weights with another one: put new parameters in, and don't write
-# into old ones.
+# the model. Sizes are noted beside the weights, too: `nf` (outputs) and `nx` (inputs) of each `Conv1D`, and `n_inner` of the
+# configuration. The weights may belong to another model as well: put new parameters in, don't write into old ones.
 #
 # <details><summary>Hint</summary>
 #
@@ -269,15 +267,15 @@ check_prune_width(prune_width)
 # %% [markdown]
 # ## A real model
 #
-# `course_utils` has the same method for every family of models, and from here on we use it. `variant` makes a second model
-# that shares all weights with the first; cutting leaves the first alone.
+# `course_utils` has the same method for every family of models. `variant` makes a second model that shares all weights with
+# the first; cutting leaves the first alone.
 #
 # **Predict before you run.** We cut 20 % of distilGPT2's neurons. Which share of its *parameters* goes: 20 %, 13 % or 7 %?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 6.91 %. The MLPs are a third of distilGPT2, and nearly half of it is the token embedding. No weights are needed to find
-# out: a model on the `meta` device has shapes and no memory.
+# 6.91 %: the MLPs are a third of distilGPT2. No weights are needed to find out: a model on the `meta` device has shapes and
+# no memory.
 #
 # </details>
 
@@ -296,19 +294,19 @@ pruned = variant(base)
 print(prune_neurons(pruned, l1, ratio=0.2))
 
 with torch.device("meta"):
-    distilgpt2 = GPT2LMHeadModel(GPT2Config(n_layer=6))  # its other values are defaults
+    distilgpt2 = GPT2LMHeadModel(GPT2Config(n_layer=6))  # other values: defaults
 before = distilgpt2.num_parameters()
 any_scores = [torch.arange(3072.0) for _ in range(6)]
 prune_neurons(distilgpt2, any_scores, ratio=0.2)
 lost = before - distilgpt2.num_parameters()
-assert lost == 6 * 614 * (768 + 1 + 768)  # blocks, neurons, weights in, bias, weights out
+assert lost == 6 * 614 * (768 + 1 + 768)  # blocks, neurons, in, bias, out
 print(f"\ndistilGPT2 loses {lost:,} of {before:,} parameters: {lost / before:.2%}")
 
 # %% [markdown]
 # ### Save, and reload with plain transformers
 #
-# All blocks have the same new width and `n_inner` says so: nobody needs this course to load the checkpoint. *A common
-# mistake* is to forget that field. In memory the model works all the same, so nothing warns you.
+# `n_inner` says how wide the MLPs are, so nobody needs this course to load the checkpoint. Forget that field, and in memory
+# the model works all the same: nothing warns you.
 
 # %%
 from transformers.utils import logging
@@ -337,13 +335,12 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## What a cut costs
 #
-# The model predicts each token from those before it. Its loss is $-\log p$ of the token that came, on average: **nats a
-# token**. What a cut adds to it is its *damage*. A model that gives all tokens the same probability is *guessing*, and needs
-# the logarithm of the vocabulary's size. Perplexity is $e$ to the loss.
+# The loss is $-\log p$ of the token that came, on average: **nats a token**. Perplexity is $e$ to the loss. What a cut adds
+# to the loss is its *damage*. A model to which all tokens are alike is *guessing*.
 #
-# We judge on speeches of years that the model never saw, and on Wikipedia. **What chooses must not judge**: rows of other
-# years choose neurons. And we need a control. A cut that knows nothing comes out best of 20 once in twenty times, so a
-# criterion has to beat all of **19 random cuts**.
+# We judge on speeches of years that the model never saw, and on Wikipedia. **What chooses must not judge**: other speeches
+# choose neurons. And a cut that knows nothing is best of 20 once in twenty times, so a criterion has to beat all of **19
+# random cuts**.
 
 # %%
 from course_utils.evaluation import perplexity
@@ -364,26 +361,41 @@ def loss(model, rows):
     return torch.cat(nats).mean().item()
 
 
+def damage(arms, edit, **options):
+    """What an edit costs, in nats a token: a row for each arm and text."""
+    rows = []
+    for (criterion, seed), scores in tqdm(arms.items(), desc="arms"):
+        model = variant(base)
+        edit(model, scores, **options)
+        for text, judged in texts.items():
+            rows.append((criterion, seed, text, loss(model, judged) - whole[text]))
+    return pd.DataFrame(rows, columns=["criterion", "seed", "text", "damage"])
+
+
 whole = {text: loss(base, rows) for text, rows in texts.items()}
 for text, rows in texts.items():
     assert math.isclose(whole[text], perplexity(base, rows).nll, rel_tol=1e-4)
-    print(f"{text:<9} {whole[text]:.2f} nats, perplexity {math.exp(whole[text]):.1f}")
+    print(f"{text:<9} {whole[text]:.2f} nats: perplexity {math.exp(whole[text]):.0f}")
 print(f"guessing  {math.log(base.config.vocab_size):.2f} nats")
 
 # %% [markdown]
-# L1 looks at weights alone. A second criterion looks at the model at work: how strongly a neuron fires on calibration
-# text, times the size of what it then writes, $\mathrm{rms}_t(a_{tj}) \cdot \lVert W_{proj}[j] \rVert$. A **hook** is a
-# function that PyTorch calls whenever a module runs; ours looks at what `c_proj` reads. We note the mean as well, for later.
+# A second criterion, `activation`, looks at the model at work: how strongly a neuron fires, times the size of what it then
+# writes, $\mathrm{rms}_t(a_{tj}) \cdot \lVert W_{proj}[j] \rVert$. A **hook** is a function that PyTorch calls whenever a module
+# runs; ours looks at what `c_proj` reads. We note the mean as well, for later.
 
 # %%
 from course_utils.width import neuron_means
 
 batches = calibration.batches(16)
 seen = [[] for _ in blocks]
+
+
+def note(values):
+    return lambda module, inputs: values.append(inputs[0].flatten(0, -2))
+
+
 hooks = [
-    block.mlp.c_proj.register_forward_pre_hook(
-        lambda module, inputs, values=values: values.append(inputs[0].flatten(0, -2))
-    )
+    block.mlp.c_proj.register_forward_pre_hook(note(values))
     for block, values in zip(blocks, seen, strict=True)
 ]
 loss(base, calibration)
@@ -391,7 +403,8 @@ for hook in hooks:
     hook.remove()
 
 means, activation = [], []
-for block, values in zip(blocks, map(torch.cat, seen), strict=True):  # [tokens, neurons]
+for block, values in zip(blocks, seen, strict=True):
+    values = torch.cat(values)  # [tokens, neurons]
     means.append(values.mean(dim=0))
     rms = values.square().mean(dim=0).sqrt()
     activation.append(rms * block.mlp.c_proj.weight.detach().norm(dim=1))
@@ -417,45 +430,38 @@ arms = {("L1", 0): l1, ("activation", 0): activation}
 arms |= {("random", s): neuron_importance(base, "random", seed=s) for s in range(9)}
 
 
-def damage(edit, **options):
-    """What an edit of each arm's model costs, in nats a token: a row an arm and text."""
-    rows = []
-    for (criterion, seed), scores in tqdm(arms.items(), desc="arms"):
-        model = variant(base)
-        edit(model, scores, **options)
-        for text, judged in texts.items():
-            rows.append((criterion, seed, text, loss(model, judged) - whole[text]))
-    return pd.DataFrame(rows, columns=["criterion", "seed", "text", "damage"])
-
-
-def against_random(frame):
-    """Damage by text, and how many of the frame's random cuts each criterion beats."""
-    table = {}
-    for text, rows in frame.groupby("text"):
-        damages = rows.set_index("criterion").damage
-        for name in ("L1", "activation"):
-            beaten = (damages["random"] > damages[name]).sum()
-            table[name, text] = [damages[name], f"{beaten} of {len(damages['random'])}"]
-        table["random, median", text] = [damages["random"].median(), ""]
-    rows = pd.DataFrame(table, index=["damage", "beats"]).T
-    return rows.map(lambda value: value if isinstance(value, str) else f"{value:.2f}")
-
-
 def recorded(edit, draw=0, dtype="float32"):
-    """The record's rows for an edit at 20 %."""
+    """The record's rows for an edit of 20 %."""
     chosen = (record.edit == edit) & (record.ratio == 0.2)
     return record[chosen & (record.draw == draw) & (record.dtype == dtype)]
 
 
-cut = damage(prune_neurons, ratio=0.2)
-pd.concat({"here": against_random(cut), "record": against_random(recorded("cut"))}, axis=1)
+def beaten(frame, name, text):
+    """How many of the random cuts a criterion beats, and how many there are."""
+    damages = frame[frame.text == text].set_index("criterion").damage
+    return (damages["random"] > damages[name]).sum(), len(damages["random"])
+
+
+def compare(here, edit):
+    """Print damage and random cuts beaten, as measured here and in the record."""
+    for name in ("L1", "activation"):
+        for text in texts:
+            print(f"{name:<10} {text:<8}", end="")
+            for place, frame in {"here": here, "record": recorded(edit)}.items():
+                own = frame[(frame.criterion == name) & (frame.text == text)].damage
+                number, of = beaten(frame, name, text)
+                print(f"  {place} {own.item():.2f} nats, beats {number} of {of}", end="")
+            print()
+
+
+cut = damage(arms, prune_neurons, ratio=0.2)
+compare(cut, "cut")
 
 # %% [markdown]
 # ## Why?
 #
-# A removed neuron $j$ took a push $\bar a_j W_{proj}[j]$ out of each token's state, on average. One such push is small. But
-# if two hundred of them point the same way, they add up. **Coherence** compares the length of their sum with what
-# independent directions would give:
+# With a neuron $j$ goes a push: on average $\bar a_j W_{proj}[j]$ for each token. One push is small, but two hundred that point
+# the same way add up. **Coherence** compares the length of their sum with what independent directions would give:
 #
 # $$\mathrm{coherence} = \Big\lVert \sum_j \bar a_j W_{proj}[j] \Big\rVert \Big/ \sqrt{\textstyle\sum_j \lVert \bar a_j W_{proj}[j]
 # \rVert^2}$$
@@ -477,9 +483,12 @@ for (criterion, seed), scores in arms.items():
         proj = block.mlp.c_proj.weight.detach()
         value = coherence(means[number], proj, gone)
         coherences.append((criterion, seed, number, value))
-coherences = pd.DataFrame(coherences, columns=["criterion", "seed", "block", "value"])
-table = coherences.groupby(["criterion", "block"]).value.max().unstack()
-table.round(2)
+names = ["criterion", "seed", "block", "value"]
+coherences = pd.DataFrame(coherences, columns=names)
+highest = coherences.groupby(["criterion", "block"]).value.max().unstack(0)
+above = (highest["L1"] > highest["random"]).sum()
+print(f"L1 is above all random cuts in {above} of {len(blocks)} blocks")
+print(f"L1 at most {highest['L1'].max():.1f}, random {highest['random'].max():.1f}")
 
 # %%
 _, panel = plt.subplots(figsize=(9, 4.5), layout="constrained")
@@ -490,14 +499,13 @@ panel.axhline(1, linestyle=":", color="black")
 panel.set(xlabel="block", ylabel="coherence (1: independent)", ylim=(0, None))
 panel.legend()
 show(
-    "Coherence of the removed neurons' mean pushes in each block: the random cuts lie "
-    "near 1, L1 above all of them in every block and far above in one."
+    "Coherence of the removed neurons' mean pushes in each block: random cuts lie near "
+    "1; L1 and activation lie above all of them in every block, far above in one."
 )
 
 # %% [markdown]
-# So what L1 removes pushes one way, in every block. Is that the harm? Only an intervention can say. We leave all neurons
-# where they are and take **the mean push alone** away: the constant that the removed neurons would have added to each
-# token. It is subtracted from `c_proj.bias`.
+# What L1 removes pushes one way. Is that the harm? An intervention can tell. We leave all neurons where they are and take
+# **the mean push alone** away, out of `c_proj.bias`.
 #
 # **Predict before you run.** All neurons stay, and a constant goes. How much of L1's damage comes back? How much of a
 # random cut's?
@@ -521,9 +529,11 @@ def remove_the_mean(model, scores, ratio):
         proj.bias = nn.Parameter(proj.bias - push)
 
 
-mean_alone = damage(remove_the_mean, ratio=0.2)
-both = pd.DataFrame({"neurons cut": cut.damage, "mean alone": mean_alone.damage})
-both = both.groupby([cut.criterion, cut.text]).median()
+few = dict(list(arms.items())[:5])  # three random cuts are enough here
+mean_alone = damage(few, remove_the_mean, ratio=0.2)
+pairs = mean_alone.merge(cut, on=["criterion", "seed", "text"])
+both = pairs.groupby(["criterion", "text"])[["damage_y", "damage_x"]].median()
+both.columns = ["neurons cut", "mean alone"]
 both["share"] = both["mean alone"] / both["neurons cut"]
 both.round(2)
 
@@ -531,9 +541,8 @@ both.round(2)
 # ### Exercise 3 · ●●○ · 8 minutes
 #
 # Now the other way round: cut the neurons, and keep their mean. `keep_the_mean(model, scores, means, ratio)` gets a tensor
-# of scores and one of means for each block. The `int(ratio * width)` lowest scores go, what the removed neurons write on
-# average goes into `c_proj.bias`, and the model is returned. No parameter is added. The bias may be shared with another
-# model, so don't write into it.
+# of scores and one of means for each block. The `int(ratio * width)` lowest scores go, what their neurons write on average
+# goes into `c_proj.bias`, and the model is returned. The old bias may belong to another model as well: don't write into it.
 #
 # <details><summary>Hint</summary>
 #
@@ -567,43 +576,44 @@ check_keep_the_mean(keep_the_mean)
 # %% [markdown]
 # ## The same cut, its mean kept
 #
-# `prune_neurons` does the same with `means=`. It is called *bias compensation* (FLAP, An et al. 2023). A fair trial gives
-# everybody the same help, so the random cuts keep their means, too.
+# `prune_neurons` does it with `means=`; the literature calls it *bias compensation* (FLAP). A fair trial helps everybody: the
+# random cuts keep their means, too.
 #
 # **Predict before you run.** Same neurons, same sizes, means kept in all arms. How many random cuts does L1 beat now?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# All 19, on both texts, and so does `activation`, which is ahead of L1. Both criteria did know something. What hid it was a
-# constant.
+# All 19, on both texts, and so does `activation`, which is ahead of L1. Both did know something. A constant hid it.
 #
 # </details>
 
 # %%
-kept = damage(prune_neurons, ratio=0.2, means=means)
-record_kept = recorded("mean kept")
-pd.concat({"here": against_random(kept), "record": against_random(record_kept)}, axis=1)
+kept = damage(arms, prune_neurons, ratio=0.2, means=means)
+compare(kept, "mean kept")
 
 # %% [markdown]
-# Does that hang on our rows, on our nineteen cuts, or on the number format? The record has three draws of rows, cuts and
-# calibration text, in float32 and in bfloat16.
+# Luck? The record has three draws of rows, of random cuts and of calibration text, in two number formats.
 
 # %%
 counts = {}
 for draw in range(3):
     for dtype in ("float32", "bfloat16"):
-        for edit in ("cut", "mean kept"):
-            frame = against_random(recorded(edit, draw, dtype)).beats.unstack()
-            counts[draw, dtype, edit] = frame.loc[["L1", "activation"]].stack()
-pd.DataFrame(counts).T.unstack()
+        row = counts[f"draw {draw}, {dtype}"] = {}
+        for name in ("L1", "activation"):
+            for edit in ("cut", "mean kept"):
+                frame = recorded(edit, draw, dtype)
+                both_texts = [str(beaten(frame, name, text)[0]) for text in texts]
+                row[f"{name}, {edit}"] = " and ".join(both_texts)
+print("Random cuts beaten, of 19, on speeches and on wiki")
+pd.DataFrame(counts).T
 
 # %% [markdown]
 # A criterion isn't good or bad by itself. It is good *for a way of cutting*.
 #
 # ## Spend the budget again
 #
-# One last question is yours. All blocks lost the same share. Must they? Two functions: `choose` gives the damage on
-# rows that are there to choose by; the check judges on rows that nothing else has used.
+# All blocks lost the same share. Must they? `choose` gives the damage on rows that are there to choose by; the check judges on
+# rows that nothing else has used.
 
 # %%
 from course_utils.texts import further_rows
@@ -615,7 +625,7 @@ whole_exam = {text: loss(base, rows) for text, rows in exam.items()}
 
 
 def spent(shares):
-    """A model whose block i lost shares[i] of its neurons by activation, means kept."""
+    """A model whose block i lost shares[i] of its neurons, their means kept."""
     model = variant(base)
     for number, share in enumerate(shares):
         prune_neurons(model, activation, ratio=share, means=means, layers=[number])
@@ -630,7 +640,7 @@ def choose(shares):
 def judge(shares):
     """Damage in nats a token on each text of the exam."""
     model = spent(shares)
-    return {text: loss(model, rows) - whole_exam[text] for text, rows in exam.items()}
+    return {text: loss(model, exam[text]) - whole_exam[text] for text in exam}
 
 
 print(f"40 % of every block: {choose([0.4] * len(blocks)):.2f} nats a token")
@@ -652,15 +662,20 @@ print(f"40 % of every block: {choose([0.4] * len(blocks)):.2f} nats a token")
 from course_utils.exercises.lesson_01 import check_shares
 
 # BEGIN SOLUTION
-steps, shares = [0.0, 0.2, 0.4, 0.6, 0.8], [0.0] * len(blocks)
-alone = {}
-for number in range(len(blocks)):
-    one_block = [[share * (other == number) for other in range(len(blocks))] for share in steps]
-    alone[number] = [choose(shares_of_one) for shares_of_one in one_block]
-while sum(shares) < 0.4 * len(blocks) - 1e-9:
-    place = {n: steps.index(share) for n, share in enumerate(shares) if share < steps[-1]}
-    cheapest = min(place, key=lambda n: alone[n][place[n] + 1] - alone[n][place[n]])
-    shares[cheapest] = steps[place[cheapest] + 1]
+steps, number_of = [0.0, 0.2, 0.4, 0.6, 0.8], len(blocks)
+
+
+def alone(number, share):
+    """What one block costs when the others stay whole."""
+    return choose([share if other == number else 0.0 for other in range(number_of)])
+
+
+price = [[alone(number, share) for share in steps] for number in range(number_of)]
+level = [0] * number_of  # how many steps each block has gone
+while sum(level) * 0.2 < 0.4 * number_of - 1e-9:
+    rise = [row[at + 1] - row[at] if at < 4 else math.inf for row, at in zip(price, level)]
+    level[rise.index(min(rise))] += 1
+shares = [steps[at] for at in level]
 # END SOLUTION
 # BEGIN STUB
 # shares = ...  # one for each block, for instance [0.4, 0.4, 0.4, 0.4, 0.4, 0.4]
@@ -706,10 +721,6 @@ check_shares(shares, judge)
 #
 # ## References
 #
-# - Radford et al. 2019, *Language Models are Unsupervised Multitask Learners* (GPT-2); Sanh et al. 2019, *DistilBERT*,
-#   arXiv 1910.01108 (the recipe behind distilGPT2)
 # - Li et al. 2016, *Pruning Filters for Efficient ConvNets*, arXiv 1608.08710: structured pruning by the L1 norm
-# - An et al. 2023, *Fluctuation-based Adaptive Structured Pruning for Large Language Models* (FLAP), arXiv 2312.11983:
-#   the mean of removed neurons goes into a bias
-# - Sun et al. 2023, *A Simple and Effective Pruning Approach for Large Language Models* (Wanda), arXiv 2306.11695
-# - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea
+# - An et al. 2023 (FLAP), arXiv 2312.11983: the mean of removed neurons goes into a bias
+# - Sun et al. 2023 (Wanda), arXiv 2306.11695: weights times activations
