@@ -29,7 +29,6 @@ UNCALLED = {
     "channels.channel_importance": _OUTER,
     "distillation.teacher_cache.CacheMismatch": _ONE_CARD,
     "distillation.teacher_cache.cache_teacher": _ONE_CARD,
-    "exercises.lesson_01a.check_shuffled": "the deeper notebook 01a, which comes with the second edition, calls it",
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
 }
