@@ -24,7 +24,7 @@ from course_tools import command_line, environment, processes, terminal
 from course_tools.learner import personal, terminal_quiz
 from course_tools.learner import progress as reading
 from course_tools.learner import verify as verifying
-from course_tools.lessons import authoring, notebooks, quotes, runner
+from course_tools.lessons import authoring, notebooks, quotes, rules, runner
 from course_tools.lessons.verdicts import judging
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import OPEN, TURNED
@@ -335,6 +335,10 @@ def build(args: argparse.Namespace, console: Console) -> int:
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
         for problem in quotes.unsupported(saved):
             print(f"{lesson.name}: quoted, but not in the saved outputs: {problem}", file=sys.stderr)
+        if lesson.converted:
+            print(f"{lesson.name}: {lesson.minutes} minutes")
+            for problem in rules.broken_rules(lesson, saved):
+                print(f"{lesson.name}: {problem}", file=sys.stderr)
     if README.exists() and not args.lessons:  # the table is of all lessons
         _write(README, notebooks.fill_table(README.read_text(encoding="utf-8"), lessons, course))
     if TEACHING.exists() and not args.lessons:

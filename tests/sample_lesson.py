@@ -84,3 +84,101 @@ def write_lesson(folder: Path, text: str = LESSON, name: str = "01_small") -> Pa
     path = folder / f"{name}.py"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+_EXERCISE = """
+# %% [markdown]
+# ### Exercise {number} · ●○○ · 5 minutes
+# Double a number in another way.
+#
+# <details><summary>Hint</summary>
+#
+# Think of sums.
+#
+# </details>
+
+# %% tags=["exercise"]
+# BEGIN SOLUTION
+def double{number}(number):
+    return {solution}
+
+
+# END SOLUTION
+# BEGIN STUB
+# def double{number}(number):
+#     ...  # {number}
+# END STUB
+check_double(double{number})
+"""
+# A lesson of the second edition that keeps all of its rules.
+CONVERTED = (
+    """\
+# ---
+# jupyter:
+#   course:
+#     title: A small lesson
+#     prerequisites: nothing
+#     assets: []
+#     concepts: [doubling]
+# ---
+
+# %% [markdown]
+# ## The question
+#
+# How large is twice a number?
+#
+# **Answer.** As large as the number and itself: twice three is six.
+
+# %% tags=["install"]
+
+# %%
+from course_utils.session import start
+
+session = start("01", profile="smoke")
+
+# %%
+draw()
+show("A line that rises from nothing, twice as fast as the number.")
+
+# %% [markdown]
+# The line rises twice as fast as the number.
+
+# %%
+from course_utils.exercises import exercise, require
+
+
+@exercise(1, task="Return twice the number.", proved="Doubled.")
+def check_double(attempt):
+    require(attempt(3) == 6, "Twice 3 is 6.")
+
+
+# %% [markdown]
+# ## Doubling
+#
+# Now it is your turn in this lesson.
+"""
+    + "".join(
+        _EXERCISE.format(number=number, solution=solution)
+        for number, solution in {
+            1: "number + number",
+            2: "number + 3 * number - number - number - number",
+            3: "number - number + number + number",
+            4: "sum([number, number])",
+        }.items()
+    )
+    + """
+# %% [markdown]
+# ## Quiz
+"""
+    + "".join(LESSON.partition("\n# %% [markdown] tags")[1:]).rpartition("\n# %% [markdown]")[0]
+    + """
+# %% [markdown]
+# ## Take-aways
+#
+# - Twice is once more.
+#
+# ## References
+#
+# - Nobody, 2016, arXiv 1608.08710, pages 1, 2, 3, 4, 5 and 6
+"""
+)

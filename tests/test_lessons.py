@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from retyped import passed_by, trial_of
 from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import authoring, notebooks, quotes, runner
@@ -211,6 +212,8 @@ def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path, record_property):
 def run_both_forms(lesson, profile, folder, record_property):
     """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
     notebook = notebooks.both_forms(lesson, COURSE)
+    tried = lesson.converted and profile == "embedded"
+    notebook.cells += [trial_of(lesson)] * tried
     only_declared(notebook, lesson.assets)
     result = runner.execute(notebook, name=lesson.name, profile=profile, folder=folder)
     record_property("took", f"{result.seconds:.0f} s, {runner.gigabytes(result.peak_bytes)}")
@@ -220,6 +223,7 @@ def run_both_forms(lesson, profile, folder, record_property):
         cells = exercise_cells(notebooks.form_of(notebook, form))
         for number, cell in enumerate(cells, start=1):
             assert re.search(f"Exercise {number}: {verdict}", printed(cell)), printed(cell)
+    assert not tried or passed_by(notebook.cells[-1]) == [], "retyped, they pass the last exercise"
 
 
 def test_lessons_tell_when_they_begin_and_what_they_took_also_in_another_process(tmp_path):

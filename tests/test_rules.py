@@ -1,11 +1,21 @@
-"""The rules of the second edition: each lesson that is converted keeps them, and each of them can be broken."""
+"""The second edition: every converted lesson keeps its rules, and the lessons that aren't converted become fewer."""
 
+import math
+from collections import Counter
 from pathlib import Path
 
-from course_tools.lessons.authoring import find_lessons, read_lesson
+import nbformat
+import pytest
+from retyped import passed_by, trial_of
+from sample_lesson import LESSON, write_lesson
+
+from course_tools.lessons import notebooks, runner
+from course_tools.lessons.authoring import Option, Question, find_lessons, read_lesson
+from course_tools.lessons.rules import broken_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = [read_lesson(path) for path in find_lessons(ROOT / "lessons")]
+CONVERTED = [lesson for lesson in LESSONS if lesson.converted]
 
 # Lessons of the first edition. Convert one, and take it out here; none is put back.
 UNCONVERTED = {"01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11"}
@@ -13,3 +23,80 @@ UNCONVERTED = {"01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11"}
 
 def test_lessons_that_are_not_converted_are_named():
     assert {lesson.number for lesson in LESSONS if not lesson.converted} == UNCONVERTED
+
+
+@pytest.mark.parametrize("lesson", CONVERTED, ids=[lesson.name for lesson in CONVERTED])
+def test_converted_lesson_keeps_the_rules(lesson):
+    saved = nbformat.read(notebooks.notebook_paths(lesson, ROOT / "notebooks")["exercises"], as_version=4)
+    assert broken_rules(lesson, saved) == []
+
+
+def guesses(questions):
+    """How many questions each way of guessing gets right: each letter, and the longest option."""
+    right = Counter()
+    for question in questions:
+        lengths = [len(option.text) for option in question.options]
+        for letter, option, length in zip("ABCD", question.options, lengths, strict=False):
+            right[letter] += option.right
+            right["the longest"] += option.right and lengths.count(length) == 1 and length == max(lengths)
+    return right
+
+
+def too_good(questions):
+    """The ways of guessing that get more than 45 % right, rounded up to a whole question."""
+    return [way for way, right in guesses(questions).items() if right > math.ceil(0.45 * len(questions))]
+
+
+def test_no_way_of_guessing_passes_the_quizzes():
+    assert too_good([question for lesson in CONVERTED for question in lesson.quiz]) == []
+
+
+def question(right, *options):
+    return Question(
+        "Why?", tuple(Option(text, letter == right, "So.") for letter, text in zip("ABC", options, strict=True))
+    )
+
+
+def test_guesses_are_noticed():
+    even = [question("A", "so", "or", "not"), question("B", "so", "or", "not"), question("C", "so", "or", "it")]
+    assert too_good(even) == []
+    assert too_good([question("B", "so", "or", "it")] * 3) == ["B"]
+    longest = [question("A", "long", "b", "c"), question("B", "a", "long", "c"), question("C", "a", "b", "long")]
+    assert too_good(longest) == ["the longest"]
+
+
+LEAKS = """
+def twice(number):
+    return number + number
+
+def with_other_arguments(number, other):
+    return number + number
+
+def thrice(number):
+    return 3 * number
+
+six = 6
+import sys"""
+
+
+def test_function_that_passes_the_last_exercise_is_named(tmp_path):
+    assert passing(LESSON.replace("import sys", LEAKS), tmp_path) == ["twice"]
+    assert passing(LESSON, tmp_path) == []
+
+
+def test_value_that_passes_is_named(tmp_path):
+    text = LESSON.replace("attempt(3) == 6", "attempt == 6").replace("def double(x):\n    return 2 * x", "double = 6")
+    text = text.replace("# def double(x):\n#     ...  # your code", "# double = ...").replace(
+        "import sys", "six = 6.0\nimport sys"
+    )
+    assert passing(text, tmp_path) == ["six"]
+
+
+def passing(text, folder):
+    """What passes the exercise of a lesson, which is run with its solution."""
+    lesson = read_lesson(write_lesson(folder, text))
+    notebook = notebooks.both_forms(lesson, notebooks.Course("someone/somewhere", "v1"))
+    notebook.cells.append(trial_of(lesson))
+    result = runner.execute(notebook, name=lesson.name, profile="smoke", folder=folder)
+    assert result.failure is None, str(result.failure)
+    return passed_by(notebook.cells[-1])

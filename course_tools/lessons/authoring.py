@@ -19,6 +19,7 @@ from course_utils.assets import ASSETS
 _TAGS = ("install", "exercise", "quiz", "notes", "timed", "raises-exception")
 _LONGEST_CELL = 40  # lines of code that one can take in at a glance
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
+QUESTION = "## The question"
 PREDICTION = re.compile(r"predict before you run", re.IGNORECASE)
 _FILE_NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.py")
 _HINT = "<details><summary>Hint</summary>"
@@ -28,6 +29,7 @@ _BLOCKS = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _OPTION = re.compile(r"^- \[([ x])\] ", re.MULTILINE)
+_ANSWER = re.compile(r"^\*\*Answer\.\*\* (.+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.DOTALL)
 _RESULT = re.compile(r"\*\*At the end you have\*\* (.+?)\.(?= \*\*|  )")
 _MARKER = re.compile(r"^\s*# (BEGIN|END) (SOLUTION|STUB)\b", re.MULTILINE)
 
@@ -110,6 +112,17 @@ class Lesson:
     def quiz(self) -> tuple[Question, ...]:
         """The questions at its end."""
         return tuple(read_question(cell.source) for cell in self.cells if "quiz" in tags_of(cell))
+
+    @property
+    def question(self) -> str:
+        """What a lesson of the second edition asks, the first paragraph of its first cell; "" where there is none."""
+        begin, *paragraphs = re.split(r"\n\s*\n", self.cells[0].source)
+        return paragraphs[0] if begin == QUESTION and paragraphs else ""
+
+    @property
+    def answer(self) -> str:
+        """What its first cell answers, without the word "Answer."; "" where there is none."""
+        return (_ANSWER.search(self.cells[0].source) or ["", ""])[1].strip()
 
     @property
     def result(self) -> str:

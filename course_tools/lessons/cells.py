@@ -1,7 +1,8 @@
-"""The cells of a lesson's source: their tags, and the words that a reader sees at once or unfolds."""
+"""The cells of a lesson's source: their tags, their words, seen at once or folded, and their code as a tree."""
 
 from __future__ import annotations
 
+import ast
 import re
 
 from nbformat import NotebookNode
@@ -13,6 +14,7 @@ _FOLDED = re.compile(r"<details><summary>(?P<summary>.*?)</summary>(?P<inside>.*
 _REASON = re.compile(r"^  > ?(.*)$", re.MULTILINE)
 # Blocks of code, addresses, tags, and the mark of a quiz's right option.
 _NO_WORDS = re.compile(r"^(`{3,}).*?^\1`*$|(?<=\])\([^()\s]+\)|<[^>]*>|^- \[x\]", re.MULTILINE | re.DOTALL)
+_MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 
 
 def tags_of(cell: NotebookNode) -> list[str]:
@@ -30,3 +32,11 @@ def shown_and_folded(cell: NotebookNode) -> tuple[str, str]:
 def words_of(text: str) -> list[str]:
     """The words of Markdown as one reads them: no blocks of code, no addresses, no tags."""
     return re.findall(r"\S*\w\S*", _NO_WORDS.sub(" ", text))
+
+
+def parsed(cell: NotebookNode) -> ast.Module:
+    """The code of a cell, Jupyter's own commands left out; nothing of a cell that is meant to be wrong."""
+    try:
+        return ast.parse(_MAGIC.sub(r"\1pass", cell.source))
+    except SyntaxError:
+        return ast.Module(body=[], type_ignores=[])

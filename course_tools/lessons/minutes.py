@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from nbformat import NotebookNode
 
-from course_tools.lessons.cells import EXERCISE, shown_and_folded, tags_of, words_of
+from course_tools.lessons.cells import EXERCISE, parsed, shown_and_folded, tags_of, words_of
 
 _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _PER_MINUTE = 150  # words of such text that one reads
 _OF_A_CELL = 1.5  # minutes to read some code, run it, and look at what it prints
-_MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 _SILENT = {"append", "cleanup", "update"}  # methods that return nothing
 
 
@@ -115,7 +114,7 @@ def _load(cell: NotebookNode, answering: set[str]) -> Load:
         return Load(words=len(words_of(shown)) + len(words_of(folded)) / 2, exercises=exercises)
     if "exercise" in tags:
         return Load()
-    called = [_name(node.func) for node in ast.walk(_parsed(cell)) if isinstance(node, ast.Call)]
+    called = [_name(node.func) for node in ast.walk(parsed(cell)) if isinstance(node, ast.Call)]
     lines = sum(bool(line.strip()) for line in cell.source.splitlines())
     tables = called.count("display") + _ends_with_a_table(cell, answering)
     return Load(cells=1, lines=lines, figures=called.count("show"), tables=tables)
@@ -126,7 +125,7 @@ def _ends_with_a_table(cell: NotebookNode, answering: set[str]) -> bool:
 
     A call of a plain function does something (``print``, ``style``), unless it is one of the lesson's own that returns.
     """
-    *_, last = [None, *_parsed(cell).body]
+    *_, last = [None, *parsed(cell).body]
     if not isinstance(last, ast.Expr) or cell.source.rstrip().endswith(";"):
         return False
     value = last.value
@@ -140,7 +139,7 @@ def _ends_with_a_table(cell: NotebookNode, answering: set[str]) -> bool:
 def _functions_that_return(cells: Iterable[NotebookNode]) -> set[str]:
     """The functions that these cells define and that return something."""
     code = [cell for cell in cells if cell.cell_type == "code"]
-    defined = [node for cell in code for node in ast.walk(_parsed(cell)) if isinstance(node, ast.FunctionDef)]
+    defined = [node for cell in code for node in ast.walk(parsed(cell)) if isinstance(node, ast.FunctionDef)]
     return {
         function.name
         for function in defined
@@ -151,11 +150,3 @@ def _functions_that_return(cells: Iterable[NotebookNode]) -> set[str]:
 def _name(called: ast.expr) -> str:
     """The name of what is called, the last one in ``a.b.c()``."""
     return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-
-
-def _parsed(cell: NotebookNode) -> ast.Module:
-    """The code of a cell, Jupyter's own commands left out; nothing of a cell that is meant to be wrong."""
-    try:
-        return ast.parse(_MAGIC.sub(r"\1pass", cell.source))
-    except SyntaxError:
-        return ast.Module(body=[], type_ignores=[])

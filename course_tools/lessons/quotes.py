@@ -33,7 +33,7 @@ _QUANTITY = re.compile(rf"(?P<number>{NUMBER.pattern})\s?(?P<unit>%|thousand|mil
 _UNITS = {None: 1.0, "%": 0.01, "thousand": 1e3, "million": 1e6, "billion": 1e9}
 
 
-class _Quantity(NamedTuple):
+class Quantity(NamedTuple):
     """A number as it is written: its value without its sign, and half a unit of its last digit."""
 
     text: str
@@ -41,11 +41,11 @@ class _Quantity(NamedTuple):
     slack: float
 
 
-def _quantities(text: str) -> Iterator[_Quantity]:
+def quantities(text: str) -> Iterator[Quantity]:
     """The quantities of a text; names with digits in them are none."""
     for match in _QUANTITY.finditer(_NAMES.sub(" ", text)):
         number, unit = Number(match["number"]), _UNITS[match["unit"]]
-        yield _Quantity(match[0].strip(), abs(number.value) * unit, 0.5 * number.unit * unit)
+        yield Quantity(match[0].strip(), abs(number.value) * unit, 0.5 * number.unit * unit)
 
 
 def _quotations(notebook: NotebookNode) -> Iterator[tuple[int, str, bool]]:
@@ -68,7 +68,7 @@ def unsupported(notebook: NotebookNode) -> list[str]:
         before, behind = [place for place in shown if place < cell], [place for place in shown if place > cell]
         near = before + behind if sums_up else before[-NEAR:] + behind[:NEAR]
         values = [value for place in near for value in shown[place]]
-        for quoted in _quantities(text):
+        for quoted in quantities(text):
             if not _is_among(values, quoted):
                 place = text.find(quoted.text)
                 around = " ".join(text[max(0, place - 50) : place + 30].split())
@@ -80,10 +80,10 @@ def _shown(cell: NotebookNode) -> Iterator[float]:
     """What a cell printed, and its tables with their names; not the sentences that describe pictures."""
     outputs = cell.get("outputs", [])
     for text in [*texts_of(outputs), *map(str, tables_of(outputs))]:
-        yield from (quantity.value for quantity in _quantities(text))
+        yield from (quantity.value for quantity in quantities(text))
 
 
-def _is_among(values: Collection[float], quoted: _Quantity) -> bool:
+def _is_among(values: Collection[float], quoted: Quantity) -> bool:
     """Whether one of the values, or the same as a percentage, rounds to what is quoted."""
     slack = quoted.slack * (1 + 1e-9) + 1e-12
     return any(abs(value * scale - quoted.value) <= slack for value in values for scale in (1, 0.01, 100))

@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 from course_tools import processes
 from course_tools.lessons.authoring import Lesson, Question, find_lessons, read_lesson
-from course_tools.lessons.cells import tags_of
+from course_tools.lessons.cells import shown_and_folded, tags_of
 from course_tools.lessons.notebooks import BADGE, Course, notebook_paths
 from course_utils.files import write_text
 
@@ -259,7 +259,7 @@ class Sources:
                 f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.minutes} minutes · "
                 f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(_heading(lesson))})",
                 f"Before this: {lesson.prerequisites}.",
-                _bullets(lesson),
+                f"{lesson.question}\n\n{_open_answer(lesson)}" if lesson.converted else _bullets(lesson),
             ]
         return "\n\n".join(parts) + "\n"
 
@@ -375,6 +375,11 @@ def raw(code: str) -> str:
 
 def _heading(lesson: Lesson) -> str:
     return f"{lesson.number} · {lesson.title}"
+
+
+def _open_answer(lesson: Lesson) -> str:
+    """What a lesson answers; nothing where its learner shall find it, and it is folded."""
+    return lesson.answer if lesson.answer in shown_and_folded(lesson.cells[0])[0] else ""
 
 
 def _bullets(lesson: Lesson) -> str:

@@ -12,7 +12,7 @@ import nbformat
 import psutil
 import pytest
 from programs import press_ctrl_c, wait_for
-from sample_lesson import LESSON, write_lesson
+from sample_lesson import CONVERTED, LESSON, write_lesson
 
 from course_tools import cli, environment, processes
 from course_tools.learner import personal
@@ -135,6 +135,16 @@ def test_build_execute_saves_outputs_that_later_builds_keep_and_lists_numbers_th
     assert cli.main(["build", "01", "--execute"]) == 1
     assert "01_small: failed at code cell 3" in capsys.readouterr().err
     assert saved_outputs(path) == [], "outputs of other code are not kept"
+
+
+def test_build_says_a_converted_lessons_minutes_and_the_rules_that_it_breaks(course, capsys):
+    write_lesson(course / "lessons", CONVERTED.replace("5 minutes", "50 minutes", 1))
+    assert cli.main(["build"]) == 0
+    said = capsys.readouterr()
+    assert "01_small: 71 minutes\n" in said.out and "01_small" not in said.err
+    write_lesson(course / "lessons", CONVERTED.replace("5 minutes", "60 minutes", 1))
+    assert cli.main(["build"]) == 0
+    assert "01_small: 81 minutes; 75 is the most.\n" in capsys.readouterr().err
 
 
 def test_check_fails_only_on_fail(monkeypatch, capsys):

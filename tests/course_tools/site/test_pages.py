@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from sample_lesson import write_lesson
+from sample_lesson import CONVERTED, write_lesson
 
 pytest.importorskip("sphinx", reason="part of the extra site")
 
@@ -74,6 +74,19 @@ def test_lesson_begins_with_its_title_and_a_local_badge(small):
         assert first.startswith("# 01 · A small lesson")
         assert f"({'../' * (1 + bool(form))}docs/images/open-in-colab.svg)" in first and f"]({other})" in first
         assert f"somewhere/blob/v1/notebooks/{form}01_small.ipynb" in first, "Colab opens the notebook of that tag"
+
+
+def test_list_of_lessons_says_question_and_answer_unless_that_is_folded(small):
+    def list_of(text):
+        lesson = authoring.read_lesson(write_lesson(small / "lessons", text))
+        for path, notebook in notebooks.render(lesson, notebooks.Course.read(small), small / "notebooks").items():
+            path.write_text(notebook, encoding="utf-8")
+        return page(small, "lessons.md")
+
+    assert "How large is twice a number?\n\nAs large as the number and itself" in list_of(CONVERTED)
+    folded = CONVERTED.replace("# **Answer.**", "# <details><summary>Answer</summary>\n#\n# **Answer.**")
+    said = list_of(folded.replace("twice three is six.\n", "twice three is six.\n#\n# </details>\n"))
+    assert "How large is twice a number?" in said and "As large as" not in said
 
 
 def test_picture_keeps_its_sentence_and_two_in_a_cell_are_refused(small):
