@@ -65,9 +65,9 @@ for panel, text in zip(panels, ("speeches", "wiki"), strict=True):
 panels[0].set(ylabel="damage (nats a token)", ylim=0)
 panels[1].legend()
 show(
-    "Two panels, speeches and wiki. Damage of a cut of 20 percent: left the cut as it "
-    "is, right with the removed neurons' mean kept. L1 starts above 19 grey dots of "
-    "random cuts and ends below all of them; activation ends lowest."
+    "Two panels, speeches and wiki. Damage of a cut of 20 percent: left as it is, "
+    "right with the removed neurons' mean kept. L1 starts above 19 grey dots of "
+    "random cuts and ends below them all; activation ends lowest."
 )
 
 # %% [markdown]
@@ -78,9 +78,9 @@ show(
 # %%
 diagrams.gpt2_block(neuron=2)
 show(
-    "A GPT-2 block with its MLP opened up: c_fc leads to the neurons, GELU follows, and "
-    "c_proj leads back. One neuron is marked: a column of c_fc, one entry of its bias, "
-    "and a row of c_proj."
+    "A GPT-2 block with its MLP opened up: c_fc leads to the neurons, GELU "
+    "follows, c_proj leads back. One neuron is marked: a column of c_fc, an entry of "
+    "its bias, and a row of c_proj."
 )
 
 # %% [markdown]
@@ -101,27 +101,25 @@ show(
 from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
+incoming = [  # c_fc.weight: a column is a neuron
+    [2, 0, -2, 1, 3],
+    [-1, 1, 0, 0, -2],
+    [3, 0, 2, -1, 1],
+    [0, -1, -3, 1, 2],
+    [1, 0, 1, 0, -1],
+]
+outgoing = [  # c_proj.weight: a row is a neuron
+    [1, 0, -1, 0, 1],
+    [3, -3, 3, 2, -3],
+    [0, 1, 1, -1, 0],
+    [1, 1, 0, 0, -1],
+    [-1, 0, 1, 1, 0],
+]
 toy = GPT2MLP(5, GPT2Config(n_embd=5, n_head=1)).eval()  # 5 inputs, 5 neurons
 with torch.no_grad():
-    toy.c_fc.weight.copy_(
-        torch.tensor([
-            [2, 0, -2, 1, 3],
-            [-1, 1, 0, 0, -2],
-            [3, 0, 2, -1, 1],
-            [0, -1, -3, 1, 2],
-            [1, 0, 1, 0, -1],
-        ])
-    )
+    toy.c_fc.weight.copy_(torch.tensor(incoming))
     toy.c_fc.bias.copy_(torch.tensor([0, 1, 0, -1, 1]))
-    toy.c_proj.weight.copy_(
-        torch.tensor([
-            [1, 0, -1, 0, 1],
-            [3, -3, 3, 2, -3],
-            [0, 1, 1, -1, 0],
-            [1, 1, 0, 0, -1],
-            [-1, 0, 1, 1, 0],
-        ])
-    )
+    toy.c_proj.weight.copy_(torch.tensor(outgoing))
     toy.c_proj.bias.copy_(torch.tensor([1, 0, 0, -1, 0]))
 
 x = torch.randn(3, 5)  # three tokens
@@ -375,7 +373,8 @@ def damage(arms, edit, **options):
 whole = {text: loss(base, rows) for text, rows in texts.items()}
 for text, rows in texts.items():
     assert math.isclose(whole[text], perplexity(base, rows).nll, rel_tol=1e-4)
-    print(f"{text:<9} {whole[text]:.2f} nats: perplexity {math.exp(whole[text]):.0f}")
+    print(f"{text:<9} {whole[text]:.2f} nats", end=", ")
+    print(f"perplexity {math.exp(whole[text]):.0f}")
 print(f"guessing  {math.log(base.config.vocab_size):.2f} nats")
 
 # %% [markdown]
@@ -394,10 +393,7 @@ def note(values):
     return lambda module, inputs: values.append(inputs[0].flatten(0, -2))
 
 
-hooks = [
-    block.mlp.c_proj.register_forward_pre_hook(note(values))
-    for block, values in zip(blocks, seen, strict=True)
-]
+hooks = [block.mlp.c_proj.register_forward_pre_hook(note(values)) for block, values in zip(blocks, seen, strict=True)]
 loss(base, calibration)
 for hook in hooks:
     hook.remove()
@@ -448,9 +444,10 @@ def compare(here, edit):
         for text in texts:
             print(f"{name:<10} {text:<8}", end="")
             for place, frame in {"here": here, "record": recorded(edit)}.items():
-                own = frame[(frame.criterion == name) & (frame.text == text)].damage
+                own = frame[(frame.criterion == name) & (frame.text == text)]
                 number, of = beaten(frame, name, text)
-                print(f"  {place} {own.item():.2f} nats, beats {number} of {of}", end="")
+                print(f"  {place} {own.damage.item():.2f} nats", end=", ")
+                print(f"beats {number} of {of}", end="")
             print()
 
 
@@ -495,12 +492,12 @@ _, panel = plt.subplots(figsize=(9, 4.5), layout="constrained")
 for name in ("random", "L1", "activation"):
     heights = coherences[coherences.criterion == name]
     panel.plot("block", "value", data=heights, linestyle="none", **mark(name))
-panel.axhline(1, linestyle=":", color="black")
+panel.axhline(1, linestyle=":", color=mark("whole")["color"])
 panel.set(xlabel="block", ylabel="coherence (1: independent)", ylim=(0, None))
 panel.legend()
 show(
-    "Coherence of the removed neurons' mean pushes in each block: random cuts lie near "
-    "1; L1 and activation lie above all of them in every block, far above in one."
+    "Coherence of the removed neurons' mean pushes in each block: random cuts lie "
+    "near 1; L1 and activation lie above them in every block, far above in one."
 )
 
 # %% [markdown]
@@ -599,7 +596,8 @@ counts = {}
 for draw in range(3):
     for dtype in ("float32", "bfloat16"):
         row = counts[f"draw {draw}, {dtype}"] = {}
-        for name, edit in ("L1", "cut"), ("L1", "mean kept"), ("activation", "mean kept"):
+        pairs = ("L1", "cut"), ("L1", "mean kept"), ("activation", "mean kept")
+        for name, edit in pairs:
             for text in texts:
                 frame = recorded(edit, draw, dtype)
                 row[f"{name}, {edit}: {text}"] = beaten(frame, name, text)[0]
@@ -672,8 +670,10 @@ def alone(number, share):
 price = [[alone(number, share) for share in steps] for number in range(number_of)]
 level = [0] * number_of  # how many steps each block has gone
 while sum(level) * 0.2 < 0.4 * number_of - 1e-9:
-    rise = [row[at + 1] - row[at] if at < 4 else math.inf for row, at in zip(price, level)]
-    level[rise.index(min(rise))] += 1
+    rises = []  # what the next step of each block would add
+    for row, at in zip(price, level, strict=True):
+        rises.append(row[at + 1] - row[at] if at < 4 else math.inf)
+    level[rises.index(min(rises))] += 1
 shares = [steps[at] for at in level]
 # END SOLUTION
 # BEGIN STUB
