@@ -1,7 +1,7 @@
 """Records of experiments that take too long for a lesson: what each cut costs each row of text.
 
-One format for all of them, written by ``experiments/sets.py``: an entry for each model and text, with the row's sums, so
-that comparisons stay paired.
+One format for all of them, written by ``experiments/sets.py``: an entry for each model and text, with each row's sum,
+so that comparisons stay paired.
 """
 
 from __future__ import annotations

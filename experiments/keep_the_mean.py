@@ -74,7 +74,7 @@ def main() -> None:
                 yield from arms(base, tokenizer, name, draw)
 
     total = len(DTYPES) * DRAWS * (1 + (2 + CUTS) * len(EDITS))
-    settings = {"model": "the course's GPT-2", "calibration": "128 rows of 64 tokens, speeches", "judging": "judging_rows"}
+    settings = {"model": "the course's GPT-2", "calibration": "128 rows of 64 tokens, speeches"}
     write_record(everything(), args.out, work=args.work, settings=settings, total=total)
 
 

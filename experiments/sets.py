@@ -72,8 +72,8 @@ def write_record(arms: Iterable[Arm], out: Path, *, work: Path, settings: Mappin
 
 
 def _measured(arm: Arm) -> list[dict[str, object]]:
-    model = arm.make()
-    return [
-        {**arm.key, "text": text, "sums": [round(nats, 2) for nats in perplexity(model, rows, batch_size=16).row_nll.tolist()]}
-        for text, rows in arm.texts.items()
-    ]
+    model, entries = arm.make(), []
+    for text, rows in arm.texts.items():
+        sums = perplexity(model, rows, batch_size=16).row_nll
+        entries.append({**arm.key, "text": text, "sums": sums.round(2).tolist()})
+    return entries

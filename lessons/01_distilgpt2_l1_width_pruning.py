@@ -79,8 +79,8 @@ show(
 diagrams.gpt2_block(neuron=2)
 show(
     "A GPT-2 block with its MLP opened up: c_fc leads to the neurons, GELU "
-    "follows, c_proj leads back. One neuron is marked: a column of c_fc, an entry of "
-    "its bias, and a row of c_proj."
+    "follows, c_proj leads back. One neuron is marked: a column of c_fc, an "
+    "entry of its bias, and a row of c_proj."
 )
 
 # %% [markdown]
@@ -393,7 +393,10 @@ def note(values):
     return lambda module, inputs: values.append(inputs[0].flatten(0, -2))
 
 
-hooks = [block.mlp.c_proj.register_forward_pre_hook(note(values)) for block, values in zip(blocks, seen, strict=True)]
+hooks = []
+for block, values in zip(blocks, seen, strict=True):
+    proj = block.mlp.c_proj
+    hooks.append(proj.register_forward_pre_hook(note(values)))
 loss(base, calibration)
 for hook in hooks:
     hook.remove()

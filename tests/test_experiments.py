@@ -135,7 +135,8 @@ def test_a_work_folder_belongs_to_its_settings(in_miniature, capsys, monkeypatch
 
 def test_keep_the_mean(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    monkeypatch.setattr(sys, "argv", ["x", "--work", str(tmp_path / "work.jsonl"), "--out", str(tmp_path / "small.json")])
+    work, out = tmp_path / "work.jsonl", tmp_path / "small.json"
+    monkeypatch.setattr(sys, "argv", ["x", "--work", str(work), "--out", str(out)])
     rows = keep_the_mean.judging_rows
     monkeypatch.setattr(
         keep_the_mean, "judging_rows", lambda *_, draw: {text: some[:2] for text, some in rows(*_, draw=draw).items()}
@@ -148,10 +149,10 @@ def test_keep_the_mean(monkeypatch, tmp_path):
     place = ["criterion", "seed", "edit", "ratio", "draw", "dtype", "text"]
     assert not frame.duplicated(place).any() and len(frame) == 2 * 2 * 2 * (1 + 4 * 7)
     assert set(frame[frame.draw == 1].query("criterion == 'random'").seed) == {2, 3}
-    written = (tmp_path / "small.json").read_text()
+    written = out.read_text()
     monkeypatch.setattr(keep_the_mean, "changed", lambda *_: pytest.fail("measured again"))
     keep_the_mean.main()
-    assert (tmp_path / "small.json").read_text() == written
+    assert out.read_text() == written
 
 
 def test_an_edit_cuts_neurons_keeps_their_mean_or_takes_the_mean_alone():

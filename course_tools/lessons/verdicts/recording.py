@@ -114,8 +114,9 @@ def prepared(lesson: authoring.Lesson, run: Run) -> NotebookNode:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code if run.draw else []:
         source = re.sub(r"\b(seed|draw)=0\b", rf"\1={run.draw}", cell.source)
-        first = 19 * run.draw
-        cell.source = re.sub(r"\brange\((9|19)\)", lambda few: f"range({first}, {first + int(few[1])})", source)
+        for cuts in (9, 19):
+            source = re.sub(rf"\brange\({cuts}\)", f"range({19 * run.draw}, {19 * run.draw + cuts})", source)
+        cell.source = source
     code[0].source = _BEFORE.format(capabilities=_CAPABILITIES[run.form], draw=run.draw) + code[0].source
     return notebook
 
