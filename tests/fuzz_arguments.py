@@ -370,6 +370,7 @@ OWN = {
     },
     "plotting.comparisons.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
     "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
+    "plotting.base.mark": {"name": lambda: "L1"},
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
     "choosing.best": {"scores": lambda: torch.arange(8.0)},
     "choosing.strongest": {"scores": lambda: torch.arange(8.0)},

@@ -8,7 +8,7 @@ Groups differ in colour (seaborn's colour-blind palette) and in marker, so that 
 black-and-white print. Call ``style()`` once in a notebook; nothing is changed on import. ``show(alt)`` ends a figure.
 
 ===============  ===================================================================================================
-``base``         ``style``, ``show``
+``base``         ``style``, ``show``, and ``mark``: the colour and the marker of each arm, alike in all lessons
 ``curves``       quality against how much was removed: ``pruning_curve``, ``curve_with_seeds``
 ``comparisons``  models, arms and choices, as points with their intervals: side by side (``scores_with_intervals``),
                  a row each (``rows_with_intervals``, ``against_random``, ``before_and_after``,
@@ -18,7 +18,7 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 ===============  ===================================================================================================
 """
 
-from course_utils.plotting.base import show, style
+from course_utils.plotting.base import mark, show, style
 from course_utils.plotting.comparisons import (
     ability_and_bias,
     against_random,
@@ -41,6 +41,7 @@ __all__ = [
     "heatmap",
     "histogram",
     "log_ticks",
+    "mark",
     "paired_differences",
     "pruning_curve",
     "rows_with_intervals",

@@ -1,13 +1,34 @@
-"""What begins and ends a figure: one style for the whole notebook, and a sentence for readers who don't see it."""
+"""One look for all figures: a style, a colour and a marker for each arm, and a sentence for who doesn't see them."""
 
 from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+
+from course_utils import checks
+
+# Told apart by colour-blind eyes, on a projector (three times as dark as white), and in grey by their markers. Criteria
+# and parts are drawn in different figures, so they may share an orange and a purple.
+_MARKS: dict[str, dict[str, Any]] = {
+    "L1": {"color": "#1f5fb4", "marker": "s"},
+    "activation": {"color": "#d97b00", "marker": "o"},
+    "peak-to-peak": {"color": "#0a9f68", "marker": "^"},
+    "influence": {"color": "#d16abb", "marker": "D"},
+    "leave-one-out": {"color": "#5c2f10", "marker": "v"},
+    "random": {"color": "0.45", "marker": "."},
+    "wrong": {"color": "#dc1c34", "marker": "x"},
+    "separate": {"color": "#dc1c34", "marker": "x"},
+    "neurons": {"color": "#d97b00", "marker": "o"},
+    "attentions": {"color": "#2b8fe0", "marker": "P"},
+    "blocks": {"color": "#d16abb", "marker": "D"},
+    "whole": {"color": "black", "marker": "*"},
+    "guessing": {"color": "0.25", "linestyle": (0, (3, 1, 1, 1))},
+}
 
 
 def style() -> None:
@@ -31,6 +52,23 @@ def style() -> None:
             "legend.framealpha": 0.9,
         },
     )
+
+
+def mark(name: str) -> dict[str, Any]:
+    """How an arm is drawn in every lesson: colour, marker and label, for ``ax.plot(x, y, **mark("L1"))``.
+
+    Args:
+        name: a criterion ("L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random"), "wrong" or
+            "separate" sets, a part ("neurons", "attentions", "blocks"), the "whole" model, or the line of "guessing".
+
+    Raises:
+        ValueError: unknown name.
+
+    >>> mark("L1")
+    {'color': '#1f5fb4', 'marker': 's', 'label': 'L1'}
+    """
+    checks.one_of("name", name, _MARKS)
+    return _MARKS[name] | {"label": name}
 
 
 def show(alt: str) -> None:

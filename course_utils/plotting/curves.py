@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from course_utils import checks
 from course_utils.argument_types import check_types
+from course_utils.plotting.base import mark
 from course_utils.plotting.parts import (
     CONTROL_COLOUR,
     FLOOR_COLOUR,
@@ -123,10 +124,8 @@ def curve_with_seeds(
         count = str(most) if fewest == most else f"{fewest} to {most}"
         medians = dots.groupby(x)[y].median()
         ax.plot(medians.index, medians, color=CONTROL_COLOUR, linewidth=1, zorder=2)
-        ax.plot(
-            dots[x], dots[y], ".", color=CONTROL_COLOUR, markersize=10, alpha=0.6, zorder=4,
-            label=f"{seeds}, {count} seeds and their median",
-        )  # fmt: skip
+        looks = mark("random") | {"label": f"{seeds}, {count} seeds and their median"}
+        ax.plot(dots[x], dots[y], **looks, linestyle="none", markersize=10, alpha=0.6, zorder=4)
     for number, (name, part) in enumerate(frame[frame[group] != seeds].groupby(group, sort=False)):
         ax.plot(part[x], part[y], color=colour_of(number), marker=marker_of(number), zorder=3, label=str(name))
     _floors(ax, floors or {})

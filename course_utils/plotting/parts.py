@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 
-CONTROL_COLOUR = "0.45"
-FLOOR_COLOUR = "0.25"
+from course_utils.plotting.base import mark
+
+CONTROL_COLOUR = mark("random")["color"]
+FLOOR_COLOUR = mark("guessing")["color"]
 FLOOR_DASHES = {"chance": (0, (1, 1.5)), "majority": (0, (5, 2))}
 _MARKERS = "osD^vPX*<>"
 PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")
