@@ -55,6 +55,13 @@ def l1_loses_to_chance(tables: Tables) -> list[float]:
     return [_none(beaten, cuts) for beaten, cuts in counts]
 
 
+@verdict("Cut as it is, `activation` beats fewer than half of the random cuts, on both texts.")
+def activation_beats_few(tables: Tables) -> list[float]:
+    """Half of the cuts minus those that it beats, in this run and its record."""
+    counts = [part[1:] for text in _TEXTS for part in _measured(tables, _CUT, "activation", text)]
+    return [cuts / 2 - beaten for beaten, cuts in counts]
+
+
 @verdict("What L1 removes pushes one way: its coherence is above that of all random cuts, in every block.")
 def l1_is_coherent(tables: Tables) -> list[float]:
     """Half a block more than are missing; and by how much the highest coherence is above the random cuts' highest."""
@@ -96,6 +103,7 @@ VERDICTS = (
     pruned_equals_masked,
     share_of_the_parameters,
     l1_loses_to_chance,
+    activation_beats_few,
     l1_is_coherent,
     the_mean_is_most_of_it,
     kept_criteria_beat_chance,
