@@ -52,6 +52,16 @@ class Projection:
         else:
             module.out_features, module.in_features = out_features, in_features
 
+    @torch.no_grad()
+    def shift(self, constant: Tensor) -> None:
+        """Add a constant, [out], to what the layer gives: its bias gets a new parameter, the old one is left as it is.
+
+        Raises:
+            AttributeError: there is no bias.
+        """
+        bias = self.module.bias
+        self.module.bias = nn.Parameter((bias + constant).to(bias.dtype), requires_grad=bias.requires_grad)
+
 
 @dataclass(frozen=True)
 class Mlp:

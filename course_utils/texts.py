@@ -34,6 +34,11 @@ SPLITS = ("calibration", "evaluation", "distillation")
 DOMAINS = ("speeches", "wiki", "stories")
 LARGE_DOMAINS = ("passages", "scenes")
 
+# Many short rows rather than few long ones, because the rows are the sample; the pools are what the smallest vocabulary
+# of the course (of the Llama) leaves of each text.
+_ROWS, _ROW, _DRAWS = 48, 64, 3
+_POOLS = {"speeches": 65_536, "wiki": 24_576}  # tokens
+
 _WIKI_ARTICLE = re.compile(r"<doc [^>]*>\n(.*?)</doc>", re.DOTALL)
 _MIN_WIKI_CHARACTERS = 1500
 _RUN = 13  # words in a row that are no coincidence
@@ -313,6 +318,40 @@ def token_blocks(
     input_ids = torch.tensor(ids[: rows * length]).view(rows, length)
     num_bytes = torch.tensor(sizes[: rows * length]).view(rows, length)[:, 1:].sum(dim=1)  # [rows]
     return TokenBlocks(input_ids, num_bytes, domain, split)
+
+
+def judging_rows(tokenizer: PreTrainedTokenizerBase, *, draw: int = 0) -> dict[str, TokenBlocks]:
+    """Rows that lessons judge by: 48 of speeches and 48 of wiki, 64 tokens each, 3,024 predictions a text.
+
+    From all over the evaluation split, which nothing calibrates or trains on. No two draws share a row.
+
+    Args:
+        tokenizer: see ``token_blocks``.
+        draw: 0 for the lessons' own rows; 1 and 2 for others, which show whether a verdict hangs on the rows.
+
+    Raises:
+        ValueError: ``draw`` isn't 0, 1 or 2; see ``token_blocks`` as well.
+    """
+    checks.whole_number("draw", draw, most=_DRAWS - 1, meaning="the draws there are")
+    return _evaluation_rows(tokenizer, draw)
+
+
+def further_rows(tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenBlocks]:
+    """As many rows again as ``judging_rows`` has, in none of its draws: for a last look, at what was chosen by others.
+
+    Raises:
+        ValueError: see ``token_blocks``.
+    """
+    return _evaluation_rows(tokenizer, _DRAWS)
+
+
+def _evaluation_rows(tokenizer: PreTrainedTokenizerBase, part: int) -> dict[str, TokenBlocks]:
+    """The part's rows of both texts; parts are slices of one shuffled pool, so they are disjoint."""
+    texts = {}
+    for domain, tokens in _POOLS.items():
+        pool = token_blocks(tokenizer, "evaluation", domain=domain, tokens=tokens, length=_ROW)
+        texts[domain] = pool.sample(len(pool), seed=1)[part * _ROWS : (part + 1) * _ROWS]
+    return texts
 
 
 def _encode_with_bytes(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int]]:

@@ -50,20 +50,6 @@ def verdict(
     return above if low > at else below if high < at else neither
 
 
-@check_types
-def below_and_above(intervals: Iterable[Iterable[float]]) -> tuple[int, int]:
-    """How many intervals lie wholly below 0, and how many wholly above it.
-
-    Args:
-        intervals: (low, high) each; one with nan counts on neither side.
-
-    >>> below_and_above([(-0.3, -0.1), (-0.2, 0.1), (0.2, 0.5), (-0.8, -0.7)])
-    (2, 1)
-    """
-    ends = [tuple(interval) for interval in intervals]
-    return sum(high < 0 for _, high in ends), sum(low > 0 for low, _ in ends)
-
-
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and is right for small samples too.
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import describe
+from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.choosing import kept_width, strongest
 from course_utils.passes import Reading, read_once
@@ -137,6 +137,43 @@ def watch_neurons(reading: Reading) -> tuple[list[RemovableHandle], Callable[[],
     return hooks, scores
 
 
+@torch.no_grad()
+def neuron_means(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> list[Tensor]:
+    """What every MLP neuron's activation is on average, over the real tokens of ``batches``.
+
+    Args:
+        model: any causal language model that ``describe`` knows; it is not changed.
+        batches: ``{"input_ids", "attention_mask"}`` mappings. Padding never counts.
+
+    Returns:
+        One float32 tensor [intermediate size] a block, on the weights' device.
+
+    Raises:
+        ValueError: empty or malformed batches, activations that aren't finite, weights on the meta device.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    architecture = describe(model)
+    refuse_missing_weights(architecture, "look at neurons")
+    (means,) = read_once(architecture, batches, _watch_means)
+    checks.finite(means, "The means of the activations")
+    return means
+
+
+def _watch_means(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], list[Tensor]]]:
+    """``neuron_means``, for ``passes.read_once``."""
+    mlps = reading.architecture.mlps
+    sums = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
+
+    def accumulate(total: Tensor) -> Callable:  # [width]
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            total.add_(reading.select(inputs[0]).sum(dim=0, dtype=torch.float32).double())
+
+        return hook
+
+    hooks = [mlp.down.register_forward_pre_hook(accumulate(s)) for mlp, s in zip(mlps, sums, strict=True)]
+    return hooks, lambda: [(total / reading.tokens).float() for total in sums]
+
+
 @check_types
 @torch.no_grad()
 def prune_neurons(
@@ -146,6 +183,7 @@ def prune_neurons(
     ratio: float,
     multiple_of: int = 1,
     layers: Sequence[int] | None = None,
+    means: Sequence[Tensor] | None = None,
 ) -> PruningReport:
     """Cut the least important neurons out of every MLP, in place.
 
@@ -161,10 +199,14 @@ def prune_neurons(
         multiple_of: round the width that remains *up* to this multiple (8, 64, 128 suit the
             hardware), so that never more is cut than asked.
         layers: the blocks to prune; all of them by default.
+        means: what each neuron is on average, as from ``neuron_means``, one tensor [intermediate size] a block: then
+            what the removed neurons write on average stays, in the bias of the matrix that leads out of them (bias
+            compensation; FLAP, An et al. 2023, arXiv 2312.11983, equation 6).
 
     Raises:
-        ValueError: any of these out of range, scores that don't fit the model or aren't
-            finite, or an offloaded model. Everything is checked first: after an error the model is unchanged.
+        ValueError: any of these out of range, scores or means that don't fit the model or aren't
+            finite, means for an MLP without that bias, or an offloaded model. Everything is checked first: after an
+            error the model is unchanged.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
@@ -174,19 +216,34 @@ def prune_neurons(
     smallest = min(architecture.intermediate_sizes)
     checks.whole_number("multiple_of", multiple_of, least=1, most=smallest, meaning="the smallest MLP's width")
     layers = range(len(mlps)) if layers is None else checks.block_numbers(layers, len(mlps))
-    shapes = [tuple(scores.shape) for scores in importance]
-    if shapes != [(mlp.width,) for mlp in mlps]:
-        raise ValueError(
-            f"'importance' must hold one tensor [width] a block, of widths {list(architecture.intermediate_sizes)}; "
-            f"got shapes {shapes}. Score this very model with neuron_importance."
-        )
-    checks.finite(importance, "'importance'")
+    _check_fit(importance, architecture, "importance", "Score this very model with neuron_importance.")
+    if means is not None:
+        _check_fit(means, architecture, "means", "Measure them on this very model with neuron_means.")
+        without = [layer for layer in layers if mlps[layer].output.bias is None]
+        if without:
+            raise ValueError(
+                "'means' are kept in the bias of the matrix that leads out of the neurons, and "
+                f"{type(model).__name__} has none (block {without[0]}). Leave 'means' out."
+            )
 
     before = model_size(model)
     losing = [layer for layer in layers if kept_width(mlps[layer].width, ratio, multiple_of) < mlps[layer].width]
     for layer in losing:
         mlp = mlps[layer]
-        mlp.keep(strongest(importance[layer], ratio, multiple_of).to(mlp.columns.device))
+        kept = strongest(importance[layer], ratio, multiple_of).to(mlp.columns.device)
+        if means is not None:
+            removed = means[layer].to(mlp.columns.device, torch.float32, copy=True).index_fill_(0, kept, 0)
+            mlp.output.shift(mlp.columns.float() @ removed)
+        mlp.keep(kept)
     if losing:
         architecture.sync_config()
     return PruningReport(f"prune_neurons, ratio {ratio:g}", before, model_size(model))
+
+
+def _check_fit(tensors: Sequence[Tensor], architecture: Architecture, name: str, remedy: str) -> None:
+    shapes, widths = [tuple(tensor.shape) for tensor in tensors], architecture.intermediate_sizes
+    if shapes != [(width,) for width in widths]:
+        raise ValueError(
+            f"'{name}' must hold one tensor [width] a block, of widths {list(widths)}; got shapes {shapes}. {remedy}"
+        )
+    checks.finite(tensors, f"'{name}'")

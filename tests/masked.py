@@ -36,14 +36,16 @@ def logits_with(model, hooks):
         return model(IDS).logits
 
 
-def with_neurons(model, kept):
-    """With these neurons of each MLP alone."""
-    masks = [mask_of(mlp.width, numbers) for mlp, numbers in zip(describe(model).mlps, kept, strict=True)]
+def with_neurons(model, kept, means=None):
+    """With these neurons of each MLP alone; with `means`, the others say their mean whatever the input."""
+    mlps = describe(model).mlps
+    means = means or [torch.zeros(mlp.width) for mlp in mlps]
+    masks = [mask_of(mlp.width, numbers) for mlp, numbers in zip(mlps, kept, strict=True)]
     return logits_with(
         model,
         [
-            mlp.down.register_forward_pre_hook(lambda _m, x, mask=mask: (x[0] * mask,))
-            for mlp, mask in zip(describe(model).mlps, masks, strict=True)
+            mlp.down.register_forward_pre_hook(lambda _m, x, mask=mask, mean=mean: (x[0] * mask + mean * (1 - mask),))
+            for mlp, mask, mean in zip(mlps, masks, means, strict=True)
         ],
     )
 

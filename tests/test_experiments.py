@@ -7,12 +7,17 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from tiny import tiny_model
+import torch
+from masked import IDS, logits_with, mask_of, with_neurons
+from tiny import tiny_batches, tiny_model
 
-from course_utils import models
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils import models, records
+from course_utils.architectures import describe
+from course_utils.choosing import strongest
+from course_utils.width import neuron_importance, neuron_means, prune_neurons
 from experiments import (
     distil_the_bias_back,
+    keep_the_mean,
     make_a_small_model,
     plant_twenty_biases,
     recover_for_an_hour,
@@ -126,3 +131,48 @@ def test_a_work_folder_belongs_to_its_settings(in_miniature, capsys, monkeypatch
         in_miniature("--steps", "4")
     assert "steps: 3 then, 4 now" in capsys.readouterr().err
     assert sorted(path.read_bytes() for path in (tmp_path / "work").rglob("*") if path.is_file()) == work != []
+
+
+def test_keep_the_mean(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    work, out = tmp_path / "work.jsonl", tmp_path / "small.json"
+    monkeypatch.setattr(sys, "argv", ["x", "--work", str(work), "--out", str(out)])
+    rows = keep_the_mean.judging_rows
+    monkeypatch.setattr(
+        keep_the_mean, "judging_rows", lambda *_, draw: {text: some[:2] for text, some in rows(*_, draw=draw).items()}
+    )
+    monkeypatch.setattr(keep_the_mean, "CUTS", 2)
+    monkeypatch.setattr(keep_the_mean, "DRAWS", 2)
+    keep_the_mean.main()
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    frame = records.read_record("small")
+    place = ["criterion", "seed", "edit", "ratio", "draw", "dtype", "text"]
+    assert not frame.duplicated(place).any() and len(frame) == 2 * 2 * 2 * (1 + 4 * 7)
+    assert set(frame[frame.draw == 1].query("criterion == 'random'").seed) == {2, 3}
+    written = out.read_text()
+    monkeypatch.setattr(keep_the_mean, "changed", lambda *_: pytest.fail("measured again"))
+    keep_the_mean.main()
+    assert out.read_text() == written
+
+
+def test_an_edit_cuts_neurons_keeps_their_mean_or_takes_the_mean_alone():
+    model = tiny_model("gpt2")
+    scores, means = neuron_importance(model, "random"), neuron_means(model, tiny_batches())
+    kept = [strongest(score, 0.3) for score in scores]
+    masks = [mask_of(len(score), numbers) for score, numbers in zip(scores, kept, strict=True)]
+    without_mean = logits_with(
+        model,
+        [
+            mlp.down.register_forward_pre_hook(lambda _m, x, push=mean * (1 - mask): (x[0] - push,))
+            for mlp, mean, mask in zip(describe(model).mlps, means, masks, strict=True)
+        ],
+    )
+    expected = {
+        keep_the_mean.CUT: with_neurons(model, kept),
+        keep_the_mean.KEPT: with_neurons(model, kept, means),
+        keep_the_mean.REMOVED: without_mean,
+    }
+    for edit, logits in expected.items():
+        with torch.no_grad():
+            found = keep_the_mean.changed(model, scores, means, (edit, 0.3))(IDS).logits
+        torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-4)

@@ -39,7 +39,7 @@ IDEA = Pause(
 )
 BREAK, LUNCH, CLOSE = Pause("break", 15), Pause("lunch", 0), Pause("close", 10, "take-aways, what to try at home")
 _FIRST = Part(
-    "01", "live to the masked-equals-pruned assertion, exercises in pairs, then the random control", (1, 2, 3)
+    "01", "live to the masked-equals-pruned assertion, exercises in pairs, then the nineteen random cuts", (1, 2, 3)
 )
 _SECOND = Part("02", "let the room predict first: three matrices, three index sets, what breaks?", (1, 2))
 _THIRD = Part("03", "does your criterion beat random? Then the hunt for the cause", (1, 2))
@@ -91,7 +91,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
     "Two days": (
         SET_UP,
         IDEA,
-        Part("01", _FIRST.how, (1, 2, 3, 4, 5)),
+        Part("01", _FIRST.how, (1, 2, 3, 4)),
         BREAK,
         Part("02", _SECOND.how, (1, 2, 4, 5)),
         LUNCH,

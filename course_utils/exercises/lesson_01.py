@@ -1,18 +1,21 @@
-"""Checks of lesson 01, width pruning with the L1 norm."""
+"""Checks of lesson 01, width pruning: where the neurons are, which go, and what stays of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
-import pandas as pd
 import torch
-from torch import nn
-from torch.nn.functional import gelu, linear
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
 
-from course_utils.choosing import kept_width
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
+from course_utils.choosing import strongest
+from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.models import variant
+
+Mistakes = Iterable[tuple[Any, str]]  # what a mistake leads to, and a sentence for the learner
 
 #: name -> (how it is stored, the axis that counts neurons).
 _AXES = {
@@ -23,6 +26,7 @@ _AXES = {
     "OPT fc1.weight": ("an nn.Linear stores [out, in], and fc1 leads into the neurons", 0),
     "OPT fc2.weight": ("an nn.Linear stores [out, in], and fc2 leads out of the neurons", 1),
 }
+_BLOCKS, _SHARE = 6, 0.4  # of distilGPT2 and of its stand-in; of all neurons, in exercise 4
 
 
 @exercise(1, task="Give 0, 1 or 'none' for each of the six tensors.", proved="You know where the neurons are.")
@@ -35,263 +39,302 @@ def check_axes(axes: dict[str, int | str]) -> None:
 
 @exercise(
     2,
-    task="Return one L1 norm for each neuron of the layer.",
-    proved="Magnitudes are summed over each neuron's inputs, whichever way the class stores them.",
+    task="Cut the weakest neurons of every MLP in place, and return the model (without a return nothing is judged).",
+    proved="The same neurons are gone from all three tensors of every block, and what you save opens again.",
 )
-def check_l1_scores(attempt: Attempt) -> None:
-    """Check a function (layer) -> L1 scores [neurons], of an ``nn.Linear`` and of a ``Conv1D``."""
-    weight = torch.tensor([[1.0, -2.0, 0.0], [-3.0, 0.0, 1.0], [2.0, 2.0, 2.0], [0.5, 0.0, 0.0]])  # [neurons, inputs]
-    _check_scores(attempt(_linear(weight, torch.ones(4))), weight, "nn.Linear stores [out, in]")
-    _check_scores(attempt(_conv1d(weight, torch.ones(4))), weight, "Conv1D stores [in, out]")
-    square = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
-    for layer, stored in (_linear(square, torch.zeros(2)), "nn.Linear"), (_conv1d(square, torch.zeros(2)), "Conv1D"):
-        require(
-            attempt(layer).tolist() == [3.0, 4.0],
-            f"Right for an oblong matrix, wrong for a square {stored}: ask for the layer's class, not for its shape.",
-        )
-
-
-def _check_scores(scores: torch.Tensor, weight: torch.Tensor, stored: str) -> None:
-    neurons, inputs = weight.shape
-    shape = list(scores.shape)
-    require(shape != [inputs], f"You summed over the neurons instead of the inputs: {stored}.")
-    require(shape == [neurons], f"One score for each of {neurons} neurons is a shape [{neurons}]; yours is {shape}.")
-    scores, right = scores.detach().float(), weight.abs().sum(1)
-    mistakes = (
-        (weight.sum(1), "Take magnitudes before you sum; signs cancel."),
-        (weight.sum(1).abs(), "Take magnitudes before you sum, not after: signs have cancelled by then."),
-        (weight.abs().mean(1), "This is the mean; the norm is the sum."),
-        (weight.norm(dim=1), "This is the L2 norm; L1 is the sum of magnitudes."),
-        (right + 1, "The bias doesn't belong to the norm of the weights."),
-    )
-    rule_out(mistakes, scores, right, same=torch.allclose)
-    require(torch.allclose(scores, right), "Right shape, wrong numbers: add up the absolute weights.")
+@torch.no_grad()
+def check_prune_width(attempt: Attempt) -> None:
+    """Check a function (GPT-2, ratio) -> the same model, every MLP pruned by the L1 norm of c_fc's columns."""
+    # In the first model all matrices are square: there a wrong axis gives a wrong shape, and no crash.
+    for hidden, width, ratio in (22, 22, 0.3), (8, None, 0.25), (8, 45, 0.5):
+        base = _tiny_gpt2(hidden, width)
+        before, model = _copied(base), variant(base)
+        pruned = attempt(model, ratio)
+        _check_given_model(pruned, model)
+        _check_untouched(base, before)
+        right = [strongest(mlp.c_fc.weight.abs().sum(0), ratio).tolist() for mlp in _mlps(base)]
+        for block, (mlp, whole, keep) in enumerate(zip(_mlps(pruned), _mlps(base), right, strict=True)):
+            _check_cut(f"Block {block}: ", mlp, whole, keep, _other_scores(whole, base), ratio)
+        _check_width(pruned, len(right[0]))
+        for name, weight in pruned.state_dict().items():
+            is_cut = name.endswith((".mlp.c_fc.weight", ".mlp.c_fc.bias", ".mlp.c_proj.weight"))
+            require(
+                is_cut or torch.equal(weight, before[name]),
+                f"{name} has other numbers now. Nothing but neurons should go.",
+            )
+        _check_reload(pruned)
 
 
 @exercise(
     3,
-    task="Return the four tensors of the smaller MLP.",
-    proved="The small MLP gives what the large one gives with the other neurons silenced.",
+    task="Cut the neurons in place, keep what they write on average in c_proj's bias, and return the model.",
+    proved="Where the neurons that go are constant, nothing is lost: their push stays, without a new parameter.",
 )
-def check_slice_mlp(attempt: Attempt) -> None:
-    """Check a function (fc, proj, keep) -> the four tensors of the smaller MLP."""
-    hidden, width, keep = 3, 6, torch.tensor([4, 0, 3])
-    generator = torch.Generator().manual_seed(0)
-    fc_weight, fc_bias, proj_weight, proj_bias = (
-        torch.randn(shape, generator=generator) for shape in ((width, hidden), (width,), (hidden, width), (hidden,))
-    )
-    fc, proj = _linear(fc_weight.clone(), fc_bias.clone()), _linear(proj_weight.clone(), proj_bias.clone())
-    sliced = attempt(fc, proj, keep)
-    require(
-        isinstance(sliced, tuple | list) and len(sliced) == 4,
-        "Return four tensors: fc.weight, fc.bias, proj.weight, proj.bias.",
-    )
-    for name, tensor, shape, hint in zip(
-        ("fc.weight", "fc.bias", "proj.weight", "proj.bias"),
-        sliced,
-        ([len(keep), hidden], [len(keep)], [hidden, len(keep)], [hidden]),
-        (
-            "a neuron is a row of fc.weight",
-            "each neuron has its bias in fc: keep the same ones as in fc.weight",
-            "a neuron is a column of proj.weight",
-            "it belongs to the outputs, and they all stay",
-        ),
-        strict=True,
-    ):
+@torch.no_grad()
+def check_keep_the_mean(attempt: Attempt) -> None:
+    """Check a function (GPT-2, scores, means, ratio) -> the same model, pruned, the mean push kept in the bias."""
+    # In the first model as many go as stay, as many as there are channels, and the first half goes: there most mistakes
+    # run, and can be named. In the last one the neurons that go hold the same number whatever the input.
+    for hidden, width, ratio, constant in (8, 16, 0.5, False), (10, 31, 0.4, False), (10, 31, 0.4, True):
+        base = _tiny_gpt2(hidden, width)
+        scores, means = torch.rand(3, width), torch.randn(3, width)
+        if width == 2 * hidden:
+            scores[:, hidden:] += 1
+        right = [strongest(some, ratio).tolist() for some in scores]
+        gone = [[neuron for neuron in range(width) if neuron not in keep] for keep in right]
+        if constant:
+            for mlp, neurons, mean in zip(_mlps(base), gone, means, strict=True):
+                mlp.c_fc.weight[:, neurons] = 0
+                mean[neurons] = mlp.act(mlp.c_fc.bias[neurons])
+        before, model, given = _copied(base), variant(base), (scores.clone(), means.clone())
+        pruned = attempt(model, list(scores), list(means), ratio)
+        _check_given_model(pruned, model)
+        _check_untouched(base, before)
         require(
-            list(tensor.shape) == shape, f"{name} should have the shape {shape} and has {list(tensor.shape)}: {hint}."
+            torch.equal(scores, given[0]) and torch.equal(means, given[1]),
+            "You changed the given scores or means. Leave them alone: the next cut needs them, too.",
         )
-    require(
-        torch.equal(fc.weight, fc_weight) and torch.equal(proj.weight, proj_weight),
-        "You changed the given layers. Return new tensors and leave the layers alone.",
-    )
-    inputs = torch.randn(4, hidden, generator=generator)
-    hidden_states = gelu(linear(inputs, fc_weight, fc_bias))[:, keep]
-    expected = linear(hidden_states, proj_weight[:, keep], proj_bias)
-    small_fc, small_fc_bias, small_proj, small_proj_bias = (tensor.detach() for tensor in sliced)
-    found = linear(gelu(linear(inputs, small_fc, small_fc_bias)), small_proj, small_proj_bias)
-    require(
-        torch.allclose(found, expected, atol=1e-5),
-        "The shapes are right but the outputs aren't those of the kept neurons. Use the same `keep`, in the same "
-        "order, in all three places.",
-    )
+        for block, (mlp, whole, keep) in enumerate(zip(_mlps(pruned), _mlps(base), right, strict=True)):
+            where = f"Block {block}: "
+            require(
+                -1 not in _numbers(mlp.c_fc.bias[:, None], whole.c_fc.bias[:, None]),
+                f"{where}c_fc.bias has other numbers now. What the removed neurons wrote belongs to c_proj.bias.",
+            )
+            others = (
+                (-scores[block], "you cut the neurons with the highest scores. The lowest go."),
+                (whole.c_fc.weight.abs().sum(0), "these go by L1. Go by the scores that are given."),
+                (scores[0], "these go by block 0's scores. Each block has its own."),
+            )
+            _check_cut(where, mlp, whole, keep, others, ratio)
+            bias = whole.c_proj.bias + means[block][gone[block]] @ whole.c_proj.weight[gone[block]]
+            mistakes = _other_biases(whole, means[block], keep, gone[block], means[0])
+            rule_out(mistakes, mlp.c_proj.bias, bias, same=partial(torch.allclose, atol=1e-5), where=where)
+        _check_width(pruned, len(right[0]))
+        if not constant:
+            _hold(base, gone, means)
+        difference = (pruned(_ids()).logits - base(_ids()).logits).abs().max()
+        require(
+            difference < 1e-4,
+            f"The right neurons are gone, but the logits differ by {difference:.2g} from those of the whole model with "
+            "these neurons held at their means. Add means[block][gone] @ c_proj.weight[gone] to c_proj.bias and "
+            "change nothing else.",
+        )
 
 
 @exercise(
     4,
-    task="Return how many parameters the pruned model has.",
-    proved="Your arithmetic and the models that transformers builds agree to the last parameter.",
+    task=f"Give a list of {_BLOCKS} shares, one a block, with a mean of at least {_SHARE}.",
+    proved="You spent the same budget at half the damage or less, on two kinds of text that chose nothing.",
 )
-def check_pruned_parameters(attempt: Attempt) -> None:
-    """Check a function (configuration, ratio) -> parameters after width pruning."""
-    distilgpt2 = GPT2Config(n_layer=6)
-    _check_count(attempt, distilgpt2, 0.0, "distilGPT2, unpruned")
-    _check_count(attempt, distilgpt2, 0.2, "distilGPT2 at 20 %")
-    _check_count(attempt, GPT2Config(), 0.3, "GPT-2 with 12 blocks at 30 %")
-    small = GPT2Config(
-        n_layer=3, n_embd=32, n_head=4, n_inner=50, vocab_size=97, n_positions=64, bos_token_id=0, eos_token_id=0
-    )
-    _check_count(attempt, small, 0.4, "A small one with n_inner=50 at 40 %")
-
-
-@exercise(
-    5,
-    task='Return a set of letters, the claims that the report supports, for instance {"a", "b"}.',
-    proved="A measurement supports what was measured, on what it was measured on.",
-)
-def check_claims(supported: Collection[str]) -> None:
-    """Check which claims a small report supports."""
-    chosen(
-        supported,
-        {"a", "f"},
-        {
-            "a": "it is a plain reading of the table: 1.31 is below 1.33, 1.35 and 1.36.",
-            "b": "an arm that knows nothing comes out best of four once in four times, so three random models give p = "
-            ".25; it takes 19 of them for .05.",
-            "c": "one completion of one prompt is no measurement, and by bits/byte the pruned model is worse.",
-            "d": "a fifth of the neurons isn't a fifth of the parameters: embeddings and attention are still there.",
-            "e": "a perplexity doesn't prove surgery. A wrong cut may cost little; 'pruned equals masked' shows it.",
-            "f": "it is a plain reading of the table: 1.31 - 1.18 = 0.13, on this text.",
-            "g": "one text was measured, and nothing else.",
-        },
-    )
-
-
-@exercise(
-    6,
-    task="Return a list of tensors: each block's scores, dealt out to other neurons of the same block.",
-    proved="Same blocks, same numbers removed, and nothing known about neurons: a fair control.",
-)
-def check_shuffled(attempt: Attempt) -> None:
-    """Check a function (scores, seed) -> the same scores in another order, block by block."""
-    scores = [torch.arange(40.0), 100 + torch.arange(40.0), 200 + torch.arange(30.0)]
-    given = [of_block.clone() for of_block in scores]
-    drawn = attempt(scores, 0)
+def check_shares(shares: Any, judge: Callable[[list[float]], Mapping[str, float]]) -> None:
+    """Check one share to cut for each block; ``judge`` tells text -> damage in nats a token."""
+    spent = _legal_shares(shares)
+    equal = [_SHARE] * len(spent)
     require(
-        isinstance(drawn, list | tuple) and len(drawn) == 3, "Return a list with one tensor for each block, in order."
+        max(spent) - min(spent) > 1e-9,
+        "You cut all blocks alike; that is the baseline. Take more from blocks that hardly miss it, less from others.",
     )
-    for block, (new, old) in enumerate(zip(drawn, given, strict=True)):
-        require(new.shape == old.shape, f"Block {block} has {len(old)} neurons; you return a shape {list(new.shape)}.")
+    yours, baseline = judge(spent), judge(equal)
+    print("Damage in nats a token, on rows that nothing has used:")
+    for text, damage in yours.items():
+        print(f"  {text}: yours {damage:.3f}, equal shares {baseline[text]:.3f}")
+    better = [text for text, damage in yours.items() if damage < baseline[text]]
+    halved = [text for text, damage in yours.items() if damage <= baseline[text] / 2]
+    others = ", ".join(text for text in yours if text not in halved)
+    require(better, "Legal, but not better than equal shares. Which block misses its neurons most?")
+    require(
+        halved or len(better) == len(yours),
+        f"Better on {', '.join(better)} only. Scan rows of both kinds of text before you spend.",
+    )
+    require(halved, "Better, but not by half. Did your scan keep the mean, as the judge does?")
+    require(
+        not others,
+        f"Half the damage or less on {', '.join(halved)}, but not on {others}. Scan rows of both kinds of text.",
+    )
+
+
+def _legal_shares(shares: Any) -> list[float]:
+    """A learner's shares as numbers, if the judge can take them."""
+    require(
+        isinstance(shares, Iterable) and not isinstance(shares, str),
+        f"Give the list of shares itself; yours is a {type(shares).__name__}.",
+    )
+    spent = [float(share) for share in (shares.values() if isinstance(shares, dict) else shares)]
+    require(len(spent) == _BLOCKS, f"Give one share for each of the {_BLOCKS} blocks; yours are {len(spent)}.")
+    require(1 not in spent, "A share of 1 leaves a block without neurons. Stay below it.")
+    outside = [share for share in spent if not 0 <= share < 1]
+    require(not outside, f"A share is at least 0 and below 1, such as 0.25 for 25 %; yours has {outside}.")
+    mean = sum(spent) / len(spent)
+    require(
+        mean >= _SHARE - 1e-6,
+        f"Your shares have a mean of {mean:.3f}: less than {_SHARE} is cut, and that is easy. Spend the whole budget.",
+    )
+    return spent
+
+
+def _check_given_model(pruned: Any, model: GPT2LMHeadModel) -> None:
+    require(isinstance(pruned, GPT2LMHeadModel), f"Return the model; yours returned a {type(pruned).__name__}.")
+    require(pruned is model, "You return another model. Cut the one that is given, in place, and return it.")
+
+
+def _check_untouched(base: GPT2LMHeadModel, before: Mapping[str, Tensor]) -> None:
+    for name, weight in base.state_dict().items():
         require(
-            torch.equal(new.sort().values, old.sort().values),
-            f"Block {block} no longer has its own scores. Deal each block's scores out inside that block; fresh random "
-            "numbers, or numbers of other blocks, would change how many neurons a rule removes where.",
+            torch.equal(weight, before[name]),
+            f"You wrote into {name}, which the model shares with another one (`variant`): that one has changed, too. "
+            "Give the layer a new nn.Parameter instead; no +=, no assignment to a part of the old one.",
         )
-        require(not torch.equal(new, old), f"In block {block} each neuron still has its own score: nothing is random.")
+
+
+def _check_cut(where: str, mlp: nn.Module, whole: nn.Module, keep: list[int], others: Mistakes, ratio: float) -> None:
+    """Stop unless an MLP has just the neurons ``keep`` of the whole one; ``others`` are scores taken by mistake."""
+    hidden, width = whole.c_fc.weight.shape
+    sizes = (
+        ([hidden, width], f"it still has all of its {width} neurons."),
+        ([hidden, width - len(keep)], "you keep as many as should go."),
+        ([hidden, len(keep) - 1], "one too few is left. int(ratio * width) neurons go, rounded down."),
+    )
+    rule_out(sizes, list(mlp.c_fc.weight.shape), [hidden, len(keep)], where=where)
+    shapes = {
+        "c_fc.weight": [hidden, len(keep)],
+        "c_fc.bias": [len(keep)],
+        "c_proj.weight": [len(keep), hidden],
+        "c_proj.bias": [hidden],
+    }
+    for name, shape in shapes.items():
+        found = list(mlp.get_parameter(name).shape)
+        require(found == shape, f"{where}{name} should be {shape} and is {found}: {_AXES[f'GPT-2 {name}'][0]}.")
     require(
-        all(torch.equal(now, before) for now, before in zip(scores, given, strict=True)),
-        "You changed the given scores. Return new tensors: the criterion is still needed.",
+        (mlp.c_fc.nf, mlp.c_proj.nx) == (len(keep), len(keep)),
+        f"{where}c_fc.nf is {mlp.c_fc.nf} and c_proj.nx is {mlp.c_proj.nx}, but {len(keep)} neurons are left. A Conv1D "
+        "notes its sizes beside its weight: tell it.",
     )
+    numbers = {name: _numbers(rows, _by_neuron(whole)[name]) for name, rows in _by_neuron(mlp).items()}
+    for name, places in numbers.items():
+        require(
+            -1 not in places,
+            f"{where}{name} holds numbers that weren't there before. Those of the neurons that stay must not change.",
+        )
+    for place, neurons in enumerate(zip(*numbers.values(), strict=True)):
+        require(
+            len({*neurons}) == 1,
+            f"{where}place {place} is neuron {neurons[0]} in c_fc.weight, {neurons[1]} in c_fc.bias and {neurons[2]} "
+            "in c_proj.weight. Use one list of neurons, in one order, for all three.",
+        )
+    kept = numbers["c_fc.weight"]
+    mistakes = [(strongest(scores, ratio).tolist(), mistake) for scores, mistake in others]
+    rule_out(mistakes, sorted(kept), keep, where=where)
+    wrong = sorted({*kept} - {*keep})
+    require(not wrong, f"{where}other neurons should stay: {', '.join(map(str, wrong))} should be gone.")
+    require(kept == keep, f"{where}the right neurons, but shuffled. Keep their old order: sort their numbers.")
+
+
+def _check_width(pruned: GPT2LMHeadModel, width: int) -> None:
+    noted = pruned.config.n_inner
     require(
-        not torch.equal(drawn[0], drawn[1] - 100),
-        "Every block gets the same order. Seed once, before the loop, so that blocks are drawn independently.",
+        noted == width,
+        f"config.n_inner is {noted}, but the MLPs have {width} neurons. In memory nobody notices; after saving, "
+        "from_pretrained builds MLPs of the old width and refuses the weights.",
     )
-    again, other = attempt(scores, 0), attempt(scores, 1)
+
+
+def _check_reload(pruned: GPT2LMHeadModel) -> None:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        pruned.save_pretrained(folder)
+        reloaded = GPT2LMHeadModel.from_pretrained(folder).eval()
     require(
-        all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True)),
-        "The same seed gives another order each time; a control must be reproducible. Use a generator with that seed.",
-    )
-    require(
-        any(not torch.equal(a, b) for a, b in zip(drawn, other, strict=True)),
-        "Seeds 0 and 1 give the same order: then 19 seeds are one control. Use `seed`.",
+        torch.equal(reloaded(_ids()).logits, pruned(_ids()).logits),
+        "After save_pretrained and from_pretrained the model gives other logits.",
     )
 
 
-@exercise(
-    7,
-    task="Return one ratio for each block, whose mean is at least the budget.",
-    proved="A scan on one text, a budget spent where it hurts least, and a judgement on another text.",
-)
-def check_allocation(attempt: Attempt, scan: pd.DataFrame, judge: Callable[[list[float]], float]) -> None:
-    """Check a function (damage, budget) -> ratios, on made-up scans and then on held-out text by ``judge``."""
-    steps = (0.2, 0.4, 0.6)
-    fragile_first = pd.DataFrame([[2, 4, 8], [0.1, 0.2, 0.4], [0.2, 0.4, 0.9], [0.1, 0.15, 0.3]], columns=steps)
-    first = _ratios(attempt(fragile_first.copy(), 0.2), 4, 0.2)
-    last = _ratios(attempt(fragile_first.iloc[::-1].reset_index(drop=True), 0.2), 4, 0.2)
-    require(
-        max(first) - min(first) > 1e-9,
-        "You cut all blocks alike; that is the baseline. Take from blocks where the table shows little damage.",
-    )
-    require(
-        first != last or first == first[::-1],
-        "Other damages, the same ratios: use the table you are given, not numbers read off this lesson's scan.",
-    )
-    require(
-        first[0] < sum(first) / 4 and last[-1] < sum(last) / 4,
-        "You cut most where it hurts most: small damage means that a block can lose more.",
-    )
-    _ratios(attempt(fragile_first.copy(), 0.4), 4, 0.4)
-
-    ratios = _ratios(attempt(scan.copy(), 0.2), len(scan), 0.2)
-    yours, uniform = judge(ratios), judge([0.2] * len(scan))
-    print(f"Held-out speeches, damage in nats a token: yours {yours:.2f}, 20 % everywhere {uniform:.2f}")
-    require(
-        yours < uniform,
-        "Legal, and driven by the scan, but not better than 20 % everywhere on held-out text. Damages grow faster than "
-        "the ratio: look at what the next step of each block adds.",
-    )
+def _other_scores(whole: nn.Module, base: GPT2LMHeadModel) -> list[tuple[Tensor, str]]:
+    """What mistakes in exercise 2 score the neurons of an MLP by."""
+    weight = whole.c_fc.weight  # [inputs, neurons]
+    scores = [
+        (-weight.abs().sum(0), "you cut the strongest neurons. The weakest go."),
+        (weight.sum(0), "take magnitudes before you sum; signs cancel."),
+        (weight.sum(0).abs(), "take magnitudes before you sum, not after: signs have cancelled by then."),
+        (weight.norm(dim=0), "these go by the L2 norm; L1 is the sum of magnitudes."),
+        (weight.abs().sum(0) + whole.c_fc.bias.abs(), "the bias doesn't belong to the norm of the weights."),
+        (whole.c_proj.weight.abs().sum(1), "these go by c_proj's weights. Score by c_fc's."),
+        (_mlps(base)[0].c_fc.weight.abs().sum(0), "these go by block 0's scores. Score each block by itself."),
+    ]
+    sums = weight.abs().sum(1)  # one a neuron only where the matrix is square
+    mistake = "you summed over the neurons instead of the inputs: a Conv1D stores [in, out]."
+    return [*scores, (sums, mistake)] if len(sums) == weight.shape[1] else scores
 
 
-def _ratios(answer: Iterable[float], blocks: int, budget: float) -> list[float]:
-    """A learner's allocation as numbers, if it is legal."""
-    ratios = [float(ratio) for ratio in (answer.values() if isinstance(answer, dict) else answer)]
-    require(len(ratios) == blocks, f"Return one ratio for each of the {blocks} blocks; you return {len(ratios)}.")
-    require(
-        all(0 <= ratio < 1 for ratio in ratios),
-        f"A ratio is a share, at least 0 and below 1; you return {[round(ratio, 2) for ratio in ratios]}.",
-    )
-    mean = sum(ratios) / blocks
-    require(
-        mean >= budget - 1e-6,
-        f"With a budget of {budget:g}, your ratios have a mean of {mean:.3f}: you remove too few neurons to compare.",
-    )
-    return ratios
+def _other_biases(whole: nn.Module, mean: Tensor, keep: list[int], gone: list[int], of_block_0: Tensor) -> Mistakes:
+    """What mistakes in exercise 3 leave in c_proj's bias."""
+    bias, rows = whole.c_proj.bias, whole.c_proj.weight
+    push = mean[gone] @ rows[gone]  # [hidden]
+    one_number = "that is one number for all channels. Each neuron's mean belongs to its own row of c_proj.weight."
+    yield bias, "c_proj.bias is as it was. Add what the neurons that are gone wrote on average."
+    yield bias - push, "the sign is wrong. What the neurons wrote is missing now, so add it."
+    yield push, "c_proj.bias had numbers before, and they are gone. Add to them."
+    yield bias + mean[keep] @ rows[keep], "you added what the neurons that stay write, and they still write it."
+    yield bias + mean @ rows, "you added what all neurons write, and those that stay still write it."
+    yield bias + push / len(gone), "you averaged over the neurons that are gone. What they write adds up."
+    yield bias + mean[gone].sum(), one_number
+    yield bias + mean[gone].mean(), one_number
+    yield bias + mean[gone].sum() * rows[gone].sum(0), "you summed means and rows apart. Multiply, then sum."
+    yield bias + rows[gone].sum(0), "these are the rows alone. Weigh each by its neuron's mean."
+    yield bias + of_block_0[gone] @ rows[gone], "these are block 0's means. Each block has its own."
+    if len(gone) == len(keep) == len(bias):  # elsewhere these stop with an error
+        yield bias + mean[gone], "a mean is what a neuron holds. What it writes is that times its row of c_proj.weight."
+        yield bias + rows[gone] @ mean[gone], "c_proj.weight has a row for each neuron, so it is mean @ rows."
+        yield (
+            bias + mean[gone] @ rows[keep],
+            "you took the rows after the cut, when `gone` means other neurons. Take them before.",
+        )
 
 
-def _check_count(attempt: Attempt, config: GPT2Config, ratio: float, case: str) -> None:
-    count, right = attempt(config, ratio), _count(config, ratio)
-    hidden, width, blocks = config.n_embd, config.n_inner or 4 * config.n_embd, config.n_layer
-    neuron, unpruned = 2 * hidden + 1, _count(config, 0.0)
-    kept, kept_of_4 = kept_width(width, ratio), kept_width(4 * hidden, ratio)
-    mistakes = (
-        (unpruned, "cut the MLPs by `ratio`; this is the unpruned count."),
-        (
-            right + config.vocab_size * hidden,
-            "the head shares its weights with the token embedding; count them once.",
-        ),
-        (
-            round((1 - ratio) * unpruned),
-            "a share of the neurons isn't a share of all parameters; only the MLPs shrink.",
-        ),
-        (right + blocks * (width - kept), "each removed neuron takes its bias in c_fc with it."),
-        (
-            right - blocks * (hidden - kept_width(hidden, ratio)),
-            "c_proj's bias belongs to the outputs and stays whole.",
-        ),
-        (right - blocks * neuron, "round the number of removed neurons down, not the number of kept ones."),
-        (right + blocks * neuron * (kept_of_4 - kept), "where n_inner is set, it is the width."),
-    )
-    rule_out(mistakes, count, right, where=f"{case}: ")
-    require(count == right, f"{case}: your count is {count - right:+,} off.")
+def _hold(base: GPT2LMHeadModel, gone: list[list[int]], means: Tensor) -> None:
+    """From now on the neurons ``gone`` hold their means, whatever the input."""
+    for mlp, neurons, mean in zip(_mlps(base), gone, means, strict=True):
+        mlp.c_proj.register_forward_pre_hook(_holding(neurons, mean[neurons]))
 
 
-def _count(config: GPT2Config, ratio: float) -> int:
-    """Parameters of the pruned configuration, from a model without memory."""
-    settings = config.to_dict()
-    settings["n_inner"] = kept_width(config.n_inner or 4 * config.n_embd, ratio)
-    with torch.device("meta"):
-        return GPT2LMHeadModel(GPT2Config(**settings)).num_parameters()
+def _holding(neurons: list[int], values: Tensor) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
+    def hook(_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        states = inputs[0].clone()
+        states[..., neurons] = values
+        return states
+
+    return hook
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor) -> nn.Linear:
-    """A linear layer from weights [out, in]."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
-    return layer
+def _tiny_gpt2(hidden: int, width: int | None) -> GPT2LMHeadModel:
+    """Three random blocks with biases, on the CPU."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": hidden, "n_inner": width, "n_layer": 3, "n_head": 2, "vocab_size": 61, "n_positions": 16}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)).eval()
+    for weight in model.parameters():
+        weight.add_(0.2 * torch.randn_like(weight))
+    return model
 
 
-def _conv1d(weight: torch.Tensor, bias: torch.Tensor) -> Conv1D:
-    """The same layer as GPT-2 stores it, from weights [out, in]."""
-    layer = Conv1D(*weight.shape)
-    layer.weight, layer.bias = nn.Parameter(weight.t().contiguous()), nn.Parameter(bias)
-    return layer
+def _mlps(model: GPT2LMHeadModel) -> list[nn.Module]:
+    return [block.mlp for block in model.transformer.h]
+
+
+def _by_neuron(mlp: nn.Module) -> dict[str, Tensor]:
+    """The three tensors that neurons are in, a row a neuron."""
+    return {
+        "c_fc.weight": mlp.c_fc.weight.t(), "c_fc.bias": mlp.c_fc.bias[:, None], "c_proj.weight": mlp.c_proj.weight
+    }  # fmt: skip
+
+
+def _numbers(rows: Tensor, whole: Tensor) -> list[int]:
+    """For each row its number among those of the whole model, -1 if it isn't there."""
+    numbers = {tuple(row): number for number, row in enumerate(whole.tolist())}
+    return [numbers.get(tuple(row), -1) for row in rows.tolist()]
+
+
+def _copied(model: GPT2LMHeadModel) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in model.state_dict().items()}
+
+
+def _ids() -> Tensor:
+    return torch.randint(61, (2, 8), generator=torch.Generator().manual_seed(1))

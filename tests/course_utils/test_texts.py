@@ -268,3 +268,25 @@ def test_the_large_domains_are_clean(domain, monkeypatch):
     found = texts.documents(domain, "distillation")
     assert len(found) > 5000 and all(text == text.strip() for text in found)
     assert not any(mark in text for text in found for mark in ("[header]", "[step]", "Question:", "\n\n"))
+
+
+def test_draws_and_further_rows_share_no_row(monkeypatch):
+    # numbered rows, because made-up sentences are all alike
+    def numbered(_tokenizer, split, *, domain, tokens, length):
+        assert split == "evaluation"
+        ids = torch.arange(tokens).view(-1, length)
+        return texts.TokenBlocks(ids, torch.ones(len(ids), dtype=torch.long), domain, split)
+
+    monkeypatch.setattr(texts, "token_blocks", numbered)
+    parts = [*(texts.judging_rows(None, draw=draw) for draw in range(3)), texts.further_rows(None)]
+    for domain in ("speeches", "wiki"):
+        assert [part[domain].input_ids.shape for part in parts] == [(48, 64)] * 4
+        assert len(torch.cat([part[domain].input_ids for part in parts]).unique()) == 4 * 48 * 64
+        firsts = parts[0][domain].input_ids[:, 0]
+        assert not torch.equal(firsts, firsts.sort().values)  # from all over the split
+    assert torch.equal(parts[0]["wiki"].input_ids, texts.judging_rows(None)["wiki"].input_ids)
+
+
+def test_there_are_three_draws():
+    with pytest.raises(ValueError, match="'draw' must be a whole number from 0 to 2, the draws there are; got 3"):
+        texts.judging_rows(None, draw=3)

@@ -14,7 +14,6 @@ from scipy import stats
 
 from course_utils import uncertainty
 from course_utils.uncertainty import (
-    below_and_above,
     bootstrap_interval,
     crossed_interval,
     geometric_mean,
@@ -43,20 +42,12 @@ from course_utils.uncertainty import (
 def test_a_verdict_says_on_which_side_the_whole_interval_lies(low, high, at, side):
     assert verdict(low, high, at=at, below="below", above="above", neither="neither") == side
     assert verdict(np.float64(low), torch.tensor(high), at=at, below="below", above="above", neither="neither") == side
-    sides = int(side == "below"), int(side == "above")
-    assert below_and_above([(low - at, high - at)] * 3) == (3 * sides[0], 3 * sides[1])
 
 
 def test_a_verdict_has_words_of_its_own():
     assert [verdict(*ends) for ends in ((1, 2), (-2, -1), (-1, 1))] == [
         "higher", "lower", "no evidence of a difference",
     ]  # fmt: skip
-
-
-def test_intervals_are_counted_on_both_sides():
-    assert below_and_above(np.array([[-0.5, -0.1], [-0.1, 0.1], [0.2, 0.4], [-0.8, -0.7]])) == (2, 1)
-    assert below_and_above([low, low + 1] for low in (-3, -2, 5)) == (2, 1)
-    assert below_and_above([]) == (0, 0)
 
 
 def few_differences(count: int, seed: int) -> np.ndarray:

@@ -13,7 +13,8 @@ from transformers import BatchEncoding
 
 from course_utils.architectures import describe
 from course_utils.choosing import strongest
-from course_utils.width import CRITERIA, WEIGHT_CRITERIA, neuron_importance, prune_neurons
+from course_utils.models import variant
+from course_utils.width import CRITERIA, WEIGHT_CRITERIA, neuron_importance, neuron_means, prune_neurons
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -177,3 +178,84 @@ def test_non_finite_weights_are_named():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     with pytest.raises(ValueError, match=r"blocks \[1\]"):
         neuron_importance(model, "l2")
+
+
+BIASED = ("gpt2", "opt", "gpt_neox")  # families whose MLPs have a bias that leads out
+
+
+def with_a_bias(family, **settings):
+    return tiny_model(family, **({"mlp_bias": True} if family == "llama" else {}), **settings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_means_are_those_of_the_real_tokens_whatever_the_batches(family):
+    model = tiny_model(family)
+    batches = tiny_batches()
+    seen = [[] for _ in describe(model).mlps]
+    hooks = [
+        mlp.down.register_forward_pre_hook(lambda _m, x, values=values: values.append(x[0]))
+        for mlp, values in zip(describe(model).mlps, seen, strict=True)
+    ]
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    for hook in hooks:
+        hook.remove()
+    masks = torch.cat([batch["attention_mask"].flatten() for batch in batches]).bool()
+    for values, mean in zip(seen, neuron_means(model, batches), strict=True):
+        expected = torch.cat([value.reshape(-1, value.shape[-1]) for value in values])[masks].mean(dim=0)
+        torch.testing.assert_close(mean, expected)
+
+
+@pytest.mark.parametrize("family", [*BIASED, "llama"])
+@pytest.mark.parametrize("layers", [None, [1]])
+def test_a_kept_mean_is_what_the_removed_neurons_say_on_average(family, layers):
+    model = with_a_bias(family)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    scores, means = neuron_importance(model, "random"), neuron_means(model, tiny_batches())
+    kept = [strongest(score, 0.3 if layers is None or number in layers else 0) for number, score in enumerate(scores)]
+    expected = with_neurons(model, kept, means)
+    pruned = variant(model)
+    prune_neurons(pruned, scores, ratio=0.3, layers=layers, means=means)
+    with torch.no_grad():
+        logits = pruned(IDS).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+    assert (logits - with_neurons(model, kept)).abs().max() > 1e-3  # without the means it is another model
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())  # shared, not written
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_kept_mean_has_the_models_dtype(dtype):
+    model = tiny_model("gpt2", dtype=dtype)
+    means = neuron_means(model, tiny_batches())
+    assert all(mean.dtype == torch.float32 for mean in means)
+    prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, means=means)
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+
+
+def test_constant_neurons_are_cut_without_a_trace():
+    model = tiny_model("gpt2")
+    scores = neuron_importance(model, "random")
+    with torch.no_grad():
+        for mlp, score in zip(describe(model).mlps, scores, strict=True):
+            constant = torch.ones(mlp.width).index_fill(0, strongest(score, 0.3), 0).bool()
+            mlp.rows[0][constant] = 0  # what leads in; the bias stays, so they say the same for every token
+        whole = model(IDS).logits
+    prune_neurons(model, scores, ratio=0.3, means=neuron_means(model, tiny_batches()))
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_means_that_cannot_be_kept_are_refused_and_nothing_changes():
+    for family, change, message in (
+        ("llama", lambda means: means, r"LlamaForCausalLM has none \(block 0\)"),
+        ("gpt2", lambda means: means[1:], "'means' must hold one tensor"),
+        ("gpt2", lambda means: [mean[1:] for mean in means], "neuron_means"),
+        ("gpt2", lambda means: [mean / 0 for mean in means], "'means'"),
+    ):
+        model = tiny_model(family)
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        means = change(neuron_means(model, tiny_batches()))
+        with pytest.raises(ValueError, match=message):
+            prune_neurons(model, neuron_importance(model, "l1"), ratio=0.3, means=means)
+        assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

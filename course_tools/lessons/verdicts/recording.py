@@ -113,8 +113,10 @@ def prepared(lesson: authoring.Lesson, run: Run) -> NotebookNode:
     notebook = notebooks.build_notebook(lesson, notebooks.Course.read(ROOT), "exercises")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code if run.draw else []:
-        source = re.sub(r"\bseed=0\b", f"seed={run.draw}", cell.source)
-        cell.source = re.sub(r"\brange\(19\)", f"range({19 * run.draw}, {19 * run.draw + 19})", source)
+        source = re.sub(r"\b(seed|draw)=0\b", rf"\1={run.draw}", cell.source)
+        for cuts in (9, 19):
+            source = re.sub(rf"\brange\({cuts}\)", f"range({19 * run.draw}, {19 * run.draw + cuts})", source)
+        cell.source = source
     code[0].source = _BEFORE.format(capabilities=_CAPABILITIES[run.form], draw=run.draw) + code[0].source
     return notebook
 

@@ -1,4 +1,4 @@
-"""A planted error in lesson 01's numbers: the test of the records and `course.py verify` both say so."""
+"""A planted error in lesson 01's numbers: the test of the saved run and `course.py verify` both say so."""
 
 import json
 
@@ -11,8 +11,8 @@ from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import OPEN, TURNED
 
 NAME = "01_distilgpt2_l1_width_pruning.ipynb"
-CLAIM = "L1 loses to each of 19 random cuts, at every ratio and on both texts."
-ZERO = "<td>0</td>\n      <td>0</td>\n      <td>0</td>"
+CLAIM = "What L1 removes pushes one way: its coherence is above that of all random cuts, in every block."
+LINES = "L1 is above all random cuts in 6 of 6 blocks\\nL1 at most 4.6, random 1.4"
 
 
 @pytest.fixture
@@ -25,28 +25,22 @@ def run():
     return notebook
 
 
-def beaten(page, *counts):
-    """The table of beaten random models with other counts for L1, first on speeches, then on wiki."""
-    for count in counts:
-        before, l1, after = page.partition("<th>L1</th>\n      " + ZERO)
-        page = before + l1.replace("<th>L1</th>", "<th>L1 </th>").replace("0", str(count)) + after
-    return page
+def planted(run, above, highest):
+    """The run with other numbers for what the claim says."""
+    text = json.dumps(run)
+    assert LINES in text
+    lines = LINES.replace("6 of 6", f"{above} of 6").replace("4.6", highest)
+    return nbformat.from_dict(json.loads(text.replace(LINES, lines)))
 
 
-@pytest.mark.parametrize(("counts", "outcome"), [((19, 19), TURNED), ((7,), OPEN)])
-def test_both_catch_a_table_that_turns(run, counts, outcome, tmp_path, capsys):
-    page = next(text for cell in run.cells for text in tables(cell) if ZERO in text)
-    changed = json.loads(json.dumps(run).replace(json.dumps(page), json.dumps(beaten(page, *counts))))
-    notebook = nbformat.from_dict(changed)
+@pytest.mark.parametrize(("above", "highest", "outcome"), [(0, "1.2", TURNED), (4, "4.6", OPEN)])
+def test_both_catch_numbers_that_turn(above, highest, outcome, run, tmp_path, capsys):
+    notebook = planted(run, above, highest)
     (found,) = (each for each in judging.judge("01", Tables.of(notebook)) if each.sentence == CLAIM)
     assert found.outcome == outcome
     nbformat.write(notebook, tmp_path / NAME)
     assert cli.main(["verify", "01", str(tmp_path)]) == 1
     assert f"\n      {outcome}: {CLAIM}\n" in capsys.readouterr().out
-
-
-def tables(cell):
-    return [output.data["text/html"] for output in cell.get("outputs", []) if "text/html" in output.get("data", {})]
 
 
 def test_the_saved_run_shows_all(run, tmp_path, capsys):
@@ -57,9 +51,7 @@ def test_the_saved_run_shows_all(run, tmp_path, capsys):
 
 
 def test_of_another_model_all_is_told_and_nothing_held_against_it(run, tmp_path, capsys):
-    text = json.dumps(run).replace("profile      embedded", "profile      hub")
-    page = next(text for cell in run.cells for text in tables(cell) if ZERO in text)
-    text = text.replace(json.dumps(page), json.dumps(beaten(page, 19, 19)))
+    text = json.dumps(planted(run, 0, "1.2")).replace("profile      embedded", "profile      hub")
     nbformat.write(nbformat.from_dict(json.loads(text)), tmp_path / NAME)
     assert cli.main(["verify", "01", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -1,0 +1,48 @@
+"""Records of experiments that take too long for a lesson: what each cut costs each row of text.
+
+One format for all of them, written by ``experiments/sets.py``: an entry for each model and text, with each row's sum,
+so that comparisons stay paired.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+FOLDER = Path(__file__).parent / "data"
+_TEXTS = ("text", "draw", "dtype")  # what two entries must share to be compared row by row
+
+
+def read_record(name: str) -> pd.DataFrame:
+    """The entries of a shipped record, and what each cut cost.
+
+    Args:
+        name: of the record, such as "keep_the_mean".
+
+    Returns:
+        A row for each model and text, the uncut ones included: what names the model (columns of the record's own,
+        "criterion" among them), "text", "draw" (of the rows), "dtype" (of the weights), "rows" (float64 [rows], nats a
+        token of each row, minus those of the uncut model) and "damage" (their mean, nats a token).
+
+    Raises:
+        ValueError: there is no such record; the message lists those there are.
+    """
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        raise ValueError(f"There is no record {name!r}; there is: {', '.join(_names())}.")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    entries = pd.DataFrame(record["entries"])
+    nats = [np.array(sums) / record["predictions"] for sums in entries.pop("sums")]
+    places = list(entries[[*_TEXTS]].itertuples(index=False, name=None))
+    uncut = {place: row for place, row, criterion in zip(places, nats, entries.criterion, strict=True) if not criterion}
+    entries["rows"] = [row - uncut[place] for place, row in zip(places, nats, strict=True)]
+    entries["damage"] = [row.mean() for row in entries["rows"]]
+    return entries
+
+
+def _names() -> list[str]:
+    """Records in this format; other files of the folder have no entries."""
+    return sorted(path.stem for path in FOLDER.glob("*.json") if '"entries"' in path.read_text(encoding="utf-8"))

@@ -1,0 +1,84 @@
+"""Records: what was measured comes back, paired with the uncut model's rows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+
+from course_utils import records
+from course_utils.evaluation import perplexity
+from course_utils.models import variant
+from course_utils.texts import TokenBlocks
+from course_utils.width import neuron_importance, prune_neurons
+from experiments.sets import Arm, write_record
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Writes a record of a tiny model, whole and cut, on two texts; returns the models and texts."""
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    model = tiny_model("gpt2")
+    cut = variant(model)
+    prune_neurons(cut, neuron_importance(model, "random"), ratio=0.5)
+    texts = {
+        name: TokenBlocks(torch.randint(97, (5, 9)), torch.ones(5, dtype=torch.long), name, "evaluation")
+        for name in ("wiki", "speeches")
+    }
+    place = {"draw": 0, "dtype": "float32"}
+    arms = [
+        Arm({"criterion": "", "ratio": 0, **place}, lambda: model, texts),
+        Arm({"criterion": "random", "ratio": 0.5, **place}, lambda: cut, texts),
+    ]
+
+    def write(arms=arms):
+        write_record(arms, tmp_path / "made_up.json", work=tmp_path / "work.jsonl", settings={"why": 1}, total=2)
+
+    return model, cut, texts, arms, write
+
+
+def test_a_record_gives_what_was_measured_row_by_row(measured):
+    model, cut, texts, _, write = measured
+    write()
+    frame = records.read_record("made_up")
+    assert set(frame) == {"criterion", "ratio", "draw", "dtype", "text", "rows", "damage"}
+    for name, rows in texts.items():
+        before, after = perplexity(model, rows), perplexity(cut, rows)
+        (entry,) = frame[(frame.criterion == "random") & (frame.text == name)].itertuples()
+        np.testing.assert_allclose(entry.rows, (after.row_nll - before.row_nll) / 8, atol=0.002)
+        assert entry.damage == pytest.approx(after.nll - before.nll, abs=0.002)
+        assert entry.damage != 0
+    assert not frame[frame.criterion == ""].damage.any()
+
+
+def test_a_run_that_was_killed_goes_on(measured, tmp_path):
+    *_, arms, write = measured
+    made = []
+
+    def killed():
+        raise KeyboardInterrupt
+
+    def counted(arm):
+        return Arm(arm.key, lambda: made.append(arm.key["criterion"]) or arm.make(), arm.texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        write([counted(arms[0]), Arm(arms[1].key, killed, arms[1].texts)])
+    with (tmp_path / "work.jsonl").open("a") as file:
+        file.write('{"key": "half a li')  # written when the power went
+    write([counted(arm) for arm in arms])
+    assert made == ["", "random"]
+    resumed = (tmp_path / "made_up.json").read_text()
+    (tmp_path / "work.jsonl").unlink()
+    write()
+    assert (tmp_path / "made_up.json").read_text() == resumed
+
+
+def test_an_unknown_record_names_those_there_are(measured, tmp_path):
+    *_, write = measured
+    write()
+    (tmp_path / "another.json").write_text(json.dumps({"rows": []}))
+    with pytest.raises(ValueError, match="no record 'nothing'; there is: made_up\\."):
+        records.read_record("nothing")
