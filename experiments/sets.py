@@ -66,7 +66,7 @@ def write_record(arms: Iterable[Arm], out: Path, *, work: Path, settings: Mappin
         "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
         "predictions": predictions,  # of each row
     }
-    body = ",\n".join(json.dumps(entry) for entry in entries)
+    body = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
     write_text(out, json.dumps(head)[:-1] + ', "entries": [\n' + body + "\n]}\n")
     print(f"written to {out}")
 

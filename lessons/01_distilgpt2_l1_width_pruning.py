@@ -512,7 +512,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Most of L1's: PLACE. Of a random cut's, about a third.
+# On speeches 0.71 of L1's damage comes from the constant, and 0.39 of a random cut's. On Wikipedia it is alike.
 #
 # </details>
 
@@ -534,6 +534,7 @@ mean_alone = damage(few, remove_the_mean, ratio=0.2)
 pairs = mean_alone.merge(cut, on=["criterion", "seed", "text"])
 both = pairs.groupby(["criterion", "text"])[["damage_y", "damage_x"]].median()
 both.columns = ["neurons cut", "mean alone"]
+both.index.names = [None, None]
 both["share"] = both["mean alone"] / both["neurons cut"]
 both.round(2)
 
@@ -626,9 +627,11 @@ whole_exam = {text: loss(base, rows) for text, rows in exam.items()}
 
 def spent(shares):
     """A model whose block i lost shares[i] of its neurons, their means kept."""
-    model = variant(base)
-    for number, share in enumerate(shares):
-        prune_neurons(model, activation, ratio=share, means=means, layers=[number])
+    model, scores, mean = variant(base), list(activation), list(means)
+    for block, share in enumerate(shares):
+        prune_neurons(model, scores, ratio=share, means=mean, layers=[block])
+        stay = strongest(scores[block], share)
+        scores[block], mean[block] = scores[block][stay], mean[block][stay]
     return model
 
 

@@ -27,7 +27,7 @@ def _none(beaten: float, cuts: float) -> int:
 @verdict("The toy's neuron with the smallest L1 norm is missed most.")
 def smallest_score_does_most_harm(tables: Tables) -> list[float]:
     """Its harm minus each other neuron's."""
-    toy = tables.table(_TOY)
+    toy = tables.table(_TOY, "pruned against whole")
     scores, harm = toy.column("L1 score"), toy.column("harm")
     weakest = min(scores, key=scores.__getitem__)
     return [harm[weakest] - harm[neuron] for neuron in harm if neuron != weakest]
