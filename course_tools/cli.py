@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Execute lessons as a reader's "Run all" would, write notebooks and pages to build/, print a table."""
     lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
     if not lessons:
-        print("There are no lessons yet.")
+        print(f"There are no {'deeper notebooks' if args.lessons else 'lessons'} yet.")
         return 0
     profile = args.profile or session.current_profile()
     if profile == "embedded":
@@ -265,7 +265,7 @@ def slides(args: argparse.Namespace, console: Console) -> int:
     for path in track(authoring.find_lessons(LESSONS, args.lessons), "Slides", console=console, transient=True):
         lesson = authoring.read_lesson(path)
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
-        checks = (ROOT / f"course_utils/exercises/lesson_{lesson.number}.py").read_text(encoding="utf-8")
+        checks = (ROOT / f"course_utils/exercises/lesson_{lesson.number[:2]}.py").read_text(encoding="utf-8")
         title = f"{lesson.number} · {lesson.title}"
         pages[lesson.name] = (title, making.deck(making.slides_of(lesson, saved, checks), title=title))
     print(f"Show them: {making.write_decks(pages, reveal, BUILD / 'slides')}")
@@ -318,7 +318,10 @@ def check(args: argparse.Namespace, console: Console) -> int:
 def build(args: argparse.Namespace, console: Console) -> int:
     """Write notebooks/ and the README's lesson table from lessons/; with --execute, save fresh outputs too."""
     course = notebooks.Course.read(ROOT)
-    lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS, args.lessons)]
+    chosen = authoring.find_lessons(LESSONS, args.lessons)
+    if not args.lessons:
+        chosen += authoring.find_lessons(LESSONS, [authoring.DEEPER])
+    lessons = [authoring.read_lesson(path) for path in chosen]
     failures = []
     if args.execute:
         fetch_assets(lessons)

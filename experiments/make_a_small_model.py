@@ -48,7 +48,7 @@ from course_utils.reports import model_size
 from course_utils.session import fast_dtype
 from course_utils.texts import TokenBlocks, token_blocks
 from course_utils.uncertainty import ratio_interval
-from experiments.recover_for_an_hour import LENGTH, ROWS, SEED, batches, clean, some_rows, training_rows
+from experiments.reading import LENGTH, ROWS, SEED, batches, clean, some_rows, training_rows
 
 OUT = Path("course_utils/data/small_model.json")
 DOMAINS = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to take rows from

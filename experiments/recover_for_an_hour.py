@@ -20,11 +20,10 @@ import os
 import platform
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import psutil
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from course_utils.architectures import cast_weights
 from course_utils.benchmark_tasks import build_tasks
@@ -33,42 +32,15 @@ from course_utils.distillation import distill
 from course_utils.evaluation import Perplexity, evaluate, paired, perplexity
 from course_utils.files import write_text
 from course_utils.models import load_model
-from course_utils.texts import TokenBlocks, overlaps, token_blocks
+from course_utils.texts import overlaps, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
+from experiments.reading import LENGTH, MIX, ROWS, SEED, batches, clean, some_rows, training_rows
 
-LENGTH, ROWS, RATIO, LR, SEED = 256, 4, 0.4, 2e-4, 0
+RATIO, LR = 0.4, 2e-4
 LOSSES = {"forward_kl": 0.0, "cross_entropy": 1.0}  # each with its share of cross-entropy
 RECORDS = Path("course_utils/data")
-MIX = {"scenes": 0.5, "speeches": 0.15, "wiki": 0.15, "passages": 0.15, "stories": 0.05}  # shares of the tokens
 JUDGES = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to choose from
-WATCHED, HELD_OUT_ROWS, PASSAGES = 8, 20, 1000  # rows watched on the way, rows of each judge, LAMBADA's passages
-
-
-def some_rows(blocks: TokenBlocks, count: int) -> TokenBlocks:
-    """Rows from all over a split, the same ones every time."""
-    return blocks[np.random.default_rng(SEED).permutation(len(blocks))[:count]]
-
-
-def training_rows(tokenizer: PreTrainedTokenizerBase, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is learned from [steps * ROWS, LENGTH], and what is watched [WATCHED, LENGTH]: the domains mixed."""
-    wanted, rows = steps * ROWS + WATCHED, []
-    for domain, share in MIX.items():
-        count = round(share * wanted) + 1
-        rows.append(
-            token_blocks(tokenizer, "distillation", domain=domain, tokens=count * LENGTH, length=LENGTH).input_ids
-        )
-    mixed = torch.cat(rows)
-    mixed = mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(SEED))][:wanted]
-    return mixed[WATCHED:], mixed[:WATCHED]
-
-
-def batches(rows: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows.split(ROWS)]
-
-
-def clean(blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase, learned: list[str]) -> TokenBlocks:
-    """Without the rows that share thirteen words in a row with the training text."""
-    return blocks[~torch.tensor(overlaps(tokenizer.batch_decode(blocks.input_ids), learned))]
+HELD_OUT_ROWS, PASSAGES = 20, 1000  # rows of each judge, LAMBADA's passages
 
 
 def main() -> None:

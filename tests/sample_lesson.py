@@ -78,6 +78,35 @@ check_double(double)
 )
 
 
+# A deeper notebook: one question, no exercise, no quiz.
+DEEPER = """\
+# ---
+# jupyter:
+#   course:
+#     title: Further down
+#     prerequisites: lesson 01
+#     assets: []
+#     concepts: [halving]
+# ---
+
+# %% [markdown]
+# ## The question
+#
+# Is half of twice a number the number?
+#
+# **Answer.** Yes.
+
+# %% tags=["install"]
+
+# %%
+from course_utils.session import start
+
+session = start("01a", profile="smoke")
+print("deep down")
+show("A line that leads back to where it began.")
+"""
+
+
 def write_lesson(folder: Path, text: str = LESSON, name: str = "01_small") -> Path:
     """Write a lesson source below `folder` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from experiments import (
     keep_the_mean,
     make_a_small_model,
     plant_twenty_biases,
-    recover_for_an_hour,
+    reading,
     ways_to_plant,
 )
 
@@ -36,9 +36,9 @@ def cut_as_optipfair_does(model, *, neuron_selection_method, pruning_percentage,
 def in_miniature(monkeypatch, tmp_path):
     """Runs the experiment on random models and made-up sentences; returns its record."""
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    for module in (make_a_small_model, recover_for_an_hour):
+    for module in (make_a_small_model, reading):
         monkeypatch.setattr(module, "LENGTH", 16)
-    monkeypatch.setattr(recover_for_an_hour, "WATCHED", 2)
+    monkeypatch.setattr(reading, "WATCHED", 2)
     for tokens in ("DOMAINS", "CALIBRATION"):
         monkeypatch.setattr(make_a_small_model, tokens, dict.fromkeys(make_a_small_model.DOMAINS, 128))
     monkeypatch.setattr(make_a_small_model, "SERVED", {"prompt_tokens": 4, "new_tokens": 2, "rounds": 6})

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 import torch
 from retyped import passed_by, trial_of
+from sample_lesson import DEEPER as SMALL_AND_DEEP
 from sample_lesson import LESSON, write_lesson
 
 from course_tools.lessons import authoring, notebooks, quotes, runner
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 COURSE = notebooks.Course.read(ROOT)
 PATHS = authoring.find_lessons(ROOT / "lessons")
+DEEPER = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT / "lessons", ["deeper"])]
 
 # What a saved output may not show: where the course was run, secrets, noise, addresses other than sources to read.
 PRIVATE = re.compile(r"/home/\w|/root\b|/Users/\w|/tmp/\w|[A-Z]:\\\\?Users|site-packages|\bhf_[A-Za-z0-9]{20,}")
@@ -31,6 +33,11 @@ ADDRESS = re.compile(r"https?://(?!(?:\w+\.)*(?:arxiv\.org|doi\.org|github\.com|
 LESSONS = [authoring.read_lesson(path) for path in PATHS]
 
 each_lesson = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+
+
+each_lesson_and_deeper_notebook = pytest.mark.parametrize(
+    "path", [*PATHS, *(lesson.path for lesson in DEEPER)], ids=lambda path: path.stem
+)
 
 
 def saved(path, form="exercises"):
@@ -54,7 +61,7 @@ def texts_of(output):
     ]
 
 
-@each_lesson
+@each_lesson_and_deeper_notebook
 def test_notebooks_are_fresh(path):
     for file, text in notebooks.render(authoring.read_lesson(path), COURSE, NOTEBOOKS).items():
         assert file.exists(), f"{file.name} is missing: run `python course.py build {path.stem[:2]} --execute`"
@@ -109,14 +116,13 @@ def test_no_function_is_pasted_from_lesson_to_lesson():
 
 
 def test_no_notebook_without_a_lesson():
-    built = {file.stem for file in NOTEBOOKS.rglob("[0-9][0-9]_*.ipynb") if ".ipynb_checkpoints" not in file.parts}
-    assert built <= {path.stem for path in PATHS}
+    built = {file.stem for file in NOTEBOOKS.rglob("[0-9][0-9]*_*.ipynb") if ".ipynb_checkpoints" not in file.parts}
+    assert built <= {lesson.name for lesson in [*LESSONS, *DEEPER]}
 
 
 def test_table_in_the_readme_is_fresh():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    lessons = [authoring.read_lesson(path) for path in PATHS]
-    assert notebooks.fill_table(page, lessons, COURSE) == page, "run `python course.py build`"
+    assert notebooks.fill_table(page, [*LESSONS, *DEEPER], COURSE) == page, "run `python course.py build`"
 
 
 @each_lesson
@@ -129,17 +135,18 @@ def test_badges_and_install_cell_point_to_this_course(path):
         assert f'"pruning-llms @ git+https://github.com/{COURSE.repository}@{COURSE.ref}"' in install
 
 
-@each_lesson
-@pytest.mark.parametrize("form", notebooks.FORMS)
-def test_saved_outputs_are_there_and_clean(path, form):
-    notebook = saved(path, form)
-    assert outputs_of(notebook), f"no saved outputs: run `python course.py build {path.stem[:2]} --execute`"
-    assert "widgets" not in notebook.metadata
-    for output in outputs_of(notebook):
-        assert output.get("name") != "stderr"
-        for text in map(str, texts_of(output)):
-            assert not PRIVATE.search(text), PRIVATE.search(text)
-            assert not ADDRESS.search(text), ADDRESS.search(text)
+@each_lesson_and_deeper_notebook
+def test_saved_outputs_are_there_and_clean(path):
+    lesson = authoring.read_lesson(path)
+    for form in notebooks.notebook_paths(lesson, NOTEBOOKS):
+        notebook = saved(path, form)
+        assert outputs_of(notebook), f"no saved outputs: run `python course.py build {lesson.number} --execute`"
+        assert "widgets" not in notebook.metadata
+        for output in outputs_of(notebook):
+            assert output.get("name") != "stderr"
+            for text in map(str, texts_of(output)):
+                assert not PRIVATE.search(text), PRIVATE.search(text)
+                assert not ADDRESS.search(text), ADDRESS.search(text)
 
 
 @each_lesson
@@ -162,7 +169,7 @@ def test_saved_solutions_are_correct(path):
         assert f"Exercise {number}: correct." in printed(cell)
 
 
-@each_lesson
+@each_lesson_and_deeper_notebook
 def test_every_picture_has_its_sentence_and_its_text(path):
     """For those who don't see it, the alternative text; for everyone, what it shows, in the cell below it."""
     cells = saved(path).cells
@@ -176,7 +183,7 @@ def test_every_picture_has_its_sentence_and_its_text(path):
                 )
 
 
-@each_lesson
+@each_lesson_and_deeper_notebook
 def test_what_the_prose_quotes_stands_in_the_saved_outputs(path):
     assert quotes.unsupported(saved(path)) == []
 
@@ -201,8 +208,36 @@ def test_structure_is_complete(path):
 def test_each_check_is_used(path):
     checks = ROOT / "course_utils" / "exercises" / f"lesson_{path.stem[:2]}.py"
     defined = {node.name for node in ast.parse(checks.read_text(encoding="utf-8")).body if hasattr(node, "name")}
-    called = set(re.findall(r"^(check_\w+)\(", "\n".join(cell.source for cell in saved(path).cells), re.MULTILINE))
+    own = [path, *(lesson.path for lesson in DEEPER if lesson.number.startswith(path.stem[:2]))]
+    code = "\n".join(cell.source for source in own for cell in saved(source).cells)
+    called = set(re.findall(r"^(check_\w+)\(", code, re.MULTILINE))
     assert called == {name for name in defined if name.startswith("check_")}
+
+
+@pytest.mark.parametrize("deeper", DEEPER, ids=[lesson.name for lesson in DEEPER])
+def test_deeper_notebook_is_linked_at_the_end_of_its_lesson(deeper):
+    (path,) = authoring.find_lessons(ROOT / "lessons", [deeper.number[:2]])
+    assert f"(deeper/{deeper.name}.ipynb)" in "".join(cell.source for cell in saved(path).cells[-3:])
+
+
+def has_changed(lesson, course, folder):
+    """Whether its saved notebook shows outputs of other code than its source has, or none."""
+    file = notebooks.notebook_paths(lesson, folder)["exercises"]
+    fresh = nbformat.reads(notebooks.render(lesson, course, folder)[file], as_version=4)
+    return not outputs_of(fresh)
+
+
+def test_deeper_notebook_has_changed_with_its_code(tmp_path):
+    lesson = authoring.read_lesson(write_lesson(tmp_path, SMALL_AND_DEEP, "01a_down"))
+    (file,) = notebooks.notebook_paths(lesson, tmp_path).values()
+    assert has_changed(lesson, COURSE, tmp_path), "it isn't there"
+    notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("stream", text="deep down")]
+    file.parent.mkdir()
+    nbformat.write(notebook, file)
+    assert not has_changed(lesson, COURSE, tmp_path)
+    other = authoring.read_lesson(write_lesson(tmp_path, SMALL_AND_DEEP.replace("deep down", "deeper"), "01a_down"))
+    assert has_changed(other, COURSE, tmp_path)
 
 
 def runs(lesson):
@@ -210,7 +245,9 @@ def runs(lesson):
     return pytest.param(lesson, id=lesson.name, marks=[pytest.mark.timed] if lesson.timed else [])
 
 
-each_lesson_runs = pytest.mark.parametrize("lesson", [*map(runs, LESSONS)])
+# The weekly workflow runs all deeper notebooks; here only those that nobody has run yet as they are.
+CHANGED = [lesson for lesson in DEEPER if has_changed(lesson, COURSE, NOTEBOOKS)]
+each_lesson_runs = pytest.mark.parametrize("lesson", [*map(runs, [*LESSONS, *CHANGED])])
 
 
 @pytest.mark.embedded
@@ -232,7 +269,7 @@ def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path, record_property):
 def run_both_forms(lesson, profile, folder, record_property):
     """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
     notebook = notebooks.both_forms(lesson, COURSE)
-    tried = lesson.converted and profile == "embedded"
+    tried = lesson.converted and not lesson.deeper and profile == "embedded"
     notebook.cells += [trial_of(lesson)] * tried
     only_declared(notebook, lesson.assets)
     result = runner.execute(notebook, name=lesson.name, profile=profile, folder=folder)

@@ -1,6 +1,7 @@
 """The second edition: every converted lesson keeps its rules, and the lessons that aren't converted become fewer."""
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from course_tools.lessons.rules import broken_rules
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = [read_lesson(path) for path in find_lessons(ROOT / "lessons")]
 CONVERTED = [lesson for lesson in LESSONS if lesson.converted]
+DEEPER = [read_lesson(path) for path in find_lessons(ROOT / "lessons", ["deeper"])]
 
 # Lessons of the first edition. Convert one, and take it out here; none is put back.
 UNCONVERTED = {"02", "03", "04", "05", "06", "07", "08", "09", "10", "11"}
@@ -25,7 +27,14 @@ def test_lessons_that_are_not_converted_are_named():
     assert {lesson.number for lesson in LESSONS if not lesson.converted} == UNCONVERTED
 
 
-@pytest.mark.parametrize("lesson", CONVERTED, ids=[lesson.name for lesson in CONVERTED])
+def test_table_of_statistics_says_which_lessons_are_converted():
+    page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d\d) \| .+ \| (yes)? ?\|$", page, re.MULTILINE)
+    assert {number for number, _ in rows} >= {lesson.number for lesson in LESSONS}
+    assert {number for number, said in rows if said} == {lesson.number for lesson in CONVERTED}
+
+
+@pytest.mark.parametrize("lesson", [*CONVERTED, *DEEPER], ids=[lesson.name for lesson in [*CONVERTED, *DEEPER]])
 def test_converted_lesson_keeps_the_rules(lesson):
     saved = nbformat.read(notebooks.notebook_paths(lesson, ROOT / "notebooks")["exercises"], as_version=4)
     assert broken_rules(lesson, saved) == []

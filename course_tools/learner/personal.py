@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from course_tools.lessons.authoring import DEEPER
 from course_tools.lessons.cells import tags_of
 from course_utils.files import replacing, write_json
 
@@ -43,7 +44,7 @@ def prepare(notebooks: Path, folder: Path) -> list[Arrival]:
     """Copy lessons that are new, or whose code has changed, into a learner's folder; write over nothing.
 
     A changed lesson arrives beside the older copy, as `03_slug.v2.ipynb`. One whose text alone changed doesn't: the
-    learner's copy stays good.
+    learner's copy stays good. Deeper notebooks come in a folder of their own, as they have it in the course.
 
     Args:
         notebooks: the course's own, in the exercise form.
@@ -60,12 +61,14 @@ def prepare(notebooks: Path, folder: Path) -> list[Arrival]:
         folder.mkdir(parents=True, exist_ok=True)
         record = _read(folder / RECORD)
         arrived = []
-        for source in sorted(notebooks.glob("*.ipynb")):
+        for source in [*sorted(notebooks.glob("*.ipynb")), *sorted(notebooks.glob(f"{DEEPER}/*.ipynb"))]:
             version = _code_version(nbformat.read(source, as_version=4))
-            mine = copies(folder, source.stem)
+            place = folder / source.parent.relative_to(notebooks)
+            mine = copies(place, source.stem)
             # Copies without a record came from elsewhere: leave it at them.
             if not mine or record.get(source.stem, version) != version:
-                arrived.append(Arrival(_copy(source, folder), mine[-1] if mine else None))
+                place.mkdir(exist_ok=True)
+                arrived.append(Arrival(_copy(source, place), mine[-1] if mine else None))
             record[source.stem] = version
         write_json(folder / RECORD, record)
     except OSError as error:

@@ -21,7 +21,7 @@ _LONGEST_CELL = 40  # lines of code that one can take in at a glance
 WHAT_WE_SAW = "<details><summary>What we saw (saved run, embedded profile)</summary>"
 QUESTION = "## The question"
 PREDICTION = re.compile(r"predict before you run", re.IGNORECASE)
-_FILE_NAME = re.compile(r"(\d\d)_[a-z0-9_]+\.py")
+DEEPER = "deeper"  # the folder of notebooks that go on where a lesson ends, and the word that names all of them
 _HINT = "<details><summary>Hint</summary>"
 _BLOCKS = re.compile(
     r"\A(?P<before>.*?)^# BEGIN SOLUTION\n(?P<solution>.*?)^# END SOLUTION\n"
@@ -105,8 +105,13 @@ class Lesson:
 
     @property
     def number(self) -> str:
-        """Two digits, "03"."""
-        return self.name[:2]
+        """Two digits, "03"; those of its lesson and a letter, "03a", where it goes deeper."""
+        return self.name.partition("_")[0]
+
+    @property
+    def deeper(self) -> bool:
+        """Whether it goes on where a lesson ends, for who wants to."""
+        return len(self.number) > 2
 
     @property
     def quiz(self) -> tuple[Question, ...]:
@@ -134,25 +139,41 @@ class Lesson:
 def find_lessons(folder: Path, numbers: Iterable[str] = ()) -> list[Path]:
     """The lesson sources in `folder`, ordered; only those with one of `numbers` ("3" and "03" alike) if any are given.
 
+    Deeper notebooks, in a folder of their own below it, come only when they are named: "03a", or "deeper" for all.
+
     Raises:
-        LessonError: a name is not NN_slug.py, or two share a number.
+        LessonError: a name is not NN_slug.py (NNa_slug.py for a deeper notebook), or two share a number.
         ValueError: no lesson has one of the numbers; the message lists what there is.
     """
+    lessons, deeper = _numbered(folder, r"\d\d", "03"), _numbered(folder / DEEPER, r"\d\d[a-z]", "03a")
+    wanted = [number.zfill(2 + number[-1:].isalpha()) for number in numbers if number != DEEPER]
+    if DEEPER in numbers:
+        wanted += deeper
+    elif not wanted:
+        wanted = [*lessons]
+    known = lessons | deeper
+    unknown = [number for number in wanted if number not in known]
+    if unknown:
+        raise ValueError(f"There is no lesson {', '.join(unknown)}; there is: {', '.join(known) or 'none yet'}.")
+    return [path for number, path in known.items() if number in wanted]
+
+
+def _numbered(folder: Path, number: str, example: str) -> dict[str, Path]:
+    """{number: source} of a folder, ordered."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.py")):
-        match = _FILE_NAME.fullmatch(path.name)
+        match = re.fullmatch(rf"({number})_[a-z0-9_]+\.py", path.name)
         if match is None:
-            raise LessonError(f"{path.name}: call a lesson NN_slug.py, lower case, for instance 03_some_title.py.")
+            raise LessonError(
+                f"{path.name}: call what stands in {folder.name}/ NN_slug.py, lower case, for instance "
+                f"{example}_some_title.py."
+            )
         if match[1] in found:
             raise LessonError(
                 f"{path.name}: number {match[1]} belongs to {found[match[1]].name} already; renumber one."
             )
         found[match[1]] = path
-    wanted = [number.zfill(2) for number in numbers]
-    unknown = [number for number in wanted if number not in found]
-    if unknown:
-        raise ValueError(f"There is no lesson {', '.join(unknown)}; there is: {', '.join(found) or 'none yet'}.")
-    return [path for number, path in found.items() if not wanted or number in wanted]
+    return found
 
 
 def read_lesson(path: Path) -> Lesson:
@@ -291,6 +312,8 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         )
     if not any(re.search(rf'\bstart\("{lesson.number}"', cell.source) for cell in code):
         yield f'no cell calls start("{lesson.number}").'
+    if lesson.deeper and not lesson.converted:
+        yield "a deeper notebook names its `concepts` in the header; its minutes are computed."
     yield from _exercise_problems(lesson)
     yield from _quiz_problems(lesson)
 
@@ -328,7 +351,7 @@ def _quiz_problems(lesson: Lesson) -> Iterator[str]:
     except LessonError as error:
         yield f"quiz: {error}"
         return
-    allowed = (2, 3) if lesson.converted else (3,)
+    allowed = (0, 1, 2, 3) if lesson.deeper else (2, 3) if lesson.converted else (3,)
     if count not in allowed:
         number = " or ".join(map(str, allowed))
         yield f'{count} quiz questions; a lesson has {number}, each a text cell `# %% [markdown] tags=["quiz"]`.'

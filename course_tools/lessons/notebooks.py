@@ -15,16 +15,18 @@ import textwrap
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from course_tools.lessons.authoring import ExerciseCell, Lesson, Question, read_question, take_apart
+from course_tools.lessons.authoring import DEEPER, ExerciseCell, Lesson, Question, read_question, take_apart
 from course_tools.lessons.cells import tags_of
 from course_tools.processes import SLEEPING_THREADS
 
+_Folder = TypeVar("_Folder", Path, PurePosixPath)
 FORMS = ("exercises", "solutions")
 TABLE_BEGIN, TABLE_END = "<!-- lessons: written by `python course.py build` -->", "<!-- end of lessons -->"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
@@ -200,12 +202,18 @@ def _with_palette(png: str) -> str:
     return base64.b64encode(data.getvalue()).decode("ascii")
 
 
-def notebook_paths(lesson: Lesson, folder: Path) -> dict[str, Path]:
-    """Where the forms of a lesson belong below the notebooks folder."""
-    return {
-        "exercises": folder / f"{lesson.name}.ipynb",
-        "solutions": folder / "solutions" / f"{lesson.name}.ipynb",
-    }
+def notebook_paths(lesson: Lesson, folder: _Folder) -> dict[str, _Folder]:
+    """Where the forms of a lesson belong below the notebooks folder; a deeper one may have no exercises to solve."""
+    place = folder / DEEPER if lesson.deeper else folder
+    paths = {"exercises": place / f"{lesson.name}.ipynb"}
+    if not lesson.deeper or any("exercise" in tags_of(cell) for cell in lesson.cells):
+        paths["solutions"] = place / "solutions" / f"{lesson.name}.ipynb"
+    return paths
+
+
+def repository_path(lesson: Lesson) -> str:
+    """Where the exercise form of a lesson stands in the repository."""
+    return str(notebook_paths(lesson, PurePosixPath("notebooks"))["exercises"])
 
 
 def render(lesson: Lesson, course: Course, folder: Path, *, executed: NotebookNode | None = None) -> dict[Path, str]:
@@ -226,19 +234,28 @@ def render(lesson: Lesson, course: Course, folder: Path, *, executed: NotebookNo
 
 
 def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
-    """The page with the table of lessons between `TABLE_BEGIN` and `TABLE_END`; without these lines, as it is."""
+    """The page with the table of lessons between `TABLE_BEGIN` and `TABLE_END`; without these lines, as it is.
+
+    Deeper notebooks follow in a line of their own.
+    """
     before, begin, rest = page.partition(TABLE_BEGIN)
     _, end, after = rest.partition(TABLE_END)
     if not end:
         return page
     rows = ["| | lesson | at the end you have | minutes | | |", "|---|---|---|---|---|---|"]
+    deeper = []
     for lesson in lessons:
-        path = f"notebooks/{lesson.name}.ipynb"
+        path = repository_path(lesson)
+        if lesson.deeper:
+            deeper.append(f"[{lesson.number} · {lesson.title}]({path}) ({lesson.minutes} minutes)")
+            continue
         rows.append(
             f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.minutes} "
             f"| [![Open in Colab]({BADGE})]({course.colab(path)}) "
             f"| [solutions](notebooks/solutions/{lesson.name}.ipynb) |"
         )
+    if deeper:
+        rows += ["", f"Go deeper, where you like: {', '.join(deeper)}."]
     return "\n".join([before + begin, *rows, end + after])
 
 
@@ -254,12 +271,12 @@ def to_text(notebook: NotebookNode) -> str:
 
 
 def _title(lesson: Lesson, course: Course, form: str) -> str:
-    paths = {"exercises": f"notebooks/{lesson.name}.ipynb", "solutions": f"notebooks/solutions/{lesson.name}.ipynb"}
-    other = "solutions" if form == "exercises" else "exercises"
+    paths = notebook_paths(lesson, PurePosixPath("notebooks"))
+    others = [other for other in paths if other != form]
     row = [
-        f"[![Open in Colab]({BADGE})]({course.colab(paths[form])})",
-        f"[{other}]({course.page(paths[other])})",
-        f"[source]({course.page(f'lessons/{lesson.name}.py')})",
+        f"[![Open in Colab]({BADGE})]({course.colab(f'{paths[form]}')})",
+        *(f"[{other}]({course.page(f'{paths[other]}')})" for other in others),
+        f"[source]({course.page('/'.join(['lessons', *[DEEPER] * lesson.deeper, f'{lesson.name}.py']))})",
     ]
     return "\n".join(
         [

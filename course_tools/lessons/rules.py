@@ -43,14 +43,14 @@ def broken_rules(lesson: Lesson, saved: NotebookNode) -> list[str]:
     """Each rule that a lesson breaks, in a line.
 
     Args:
-        lesson: one that is converted.
+        lesson: one that is converted, or a deeper notebook, which needn't have exercises.
         saved: its notebook in the exercise form; the size of tables is read from its outputs.
     """
+    ways = [] if lesson.deeper else [*_rhythm(lesson), *_exercises(lesson)]
     return [
         *_size(lesson),
         *_beginning(lesson),
-        *_rhythm(lesson),
-        *_exercises(lesson),
+        *ways,
         *_leaks(lesson),
         *_numbers(lesson),
         *_code(lesson),
@@ -60,7 +60,7 @@ def broken_rules(lesson: Lesson, saved: NotebookNode) -> list[str]:
 
 
 def _size(lesson: Lesson) -> Iterator[str]:
-    load, most = load_of(lesson.cells), 75 if lesson.number in _SHORT else 90
+    load, most = load_of(lesson.cells), 60 if lesson.deeper else 75 if lesson.number in _SHORT else 90
     if lesson.minutes > most:
         yield f"{lesson.minutes} minutes; {most} is the most."
     for name, bound in _AT_MOST.items():

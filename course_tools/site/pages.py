@@ -20,9 +20,9 @@ from markdown_it import MarkdownIt
 from nbformat import NotebookNode
 
 from course_tools import processes
-from course_tools.lessons.authoring import Lesson, Question, find_lessons, read_lesson
+from course_tools.lessons.authoring import DEEPER, Lesson, Question, find_lessons, read_lesson
 from course_tools.lessons.cells import shown_and_folded, tags_of
-from course_tools.lessons.notebooks import BADGE, INSTALL_TITLE, Course, notebook_paths
+from course_tools.lessons.notebooks import BADGE, INSTALL_TITLE, Course, notebook_paths, repository_path
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -84,9 +84,12 @@ class Sources:
     def __init__(self, root: Path) -> None:
         self.root, self.course, self._read = root, Course.read(root), {}
         self.lessons = [read_lesson(path) for path in find_lessons(root / "lessons")]
+        self.deeper = [read_lesson(path) for path in find_lessons(root / "lessons", [DEEPER])]
         docs = sorted(path.relative_to(root).as_posix() for path in (root / "docs").glob("*.md"))
         saved = [
-            path.relative_to(root).as_posix() for lesson in self.lessons for path in self._notebooks(lesson).values()
+            path.relative_to(root).as_posix()
+            for lesson in [*self.lessons, *self.deeper]
+            for path in self._notebooks(lesson).values()
         ]
         #: repository path -> page of the site
         self.places = {path: path for path in (*docs, *saved, *_AT_THE_ROOT) if (root / path).exists()}
@@ -98,7 +101,7 @@ class Sources:
             if path.endswith(".md") and path != "README.md":
                 text = (self.root / path).read_text(encoding="utf-8")
                 yield place, self.linked(self._filled(text, path), path)
-        for lesson in self.lessons:
+        for lesson in [*self.lessons, *self.deeper]:
             for form, path in self._notebooks(lesson).items():
                 yield path.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
         yield "lessons.md", self._lessons_page()
@@ -238,7 +241,8 @@ class Sources:
 
     def _contents(self) -> str:
         """The navigation, hidden in the landing page: lessons, practice, reference, and what else docs/ has."""
-        lessons = ["lessons", *(f"notebooks/{lesson.name}" for lesson in self.lessons)]
+        whole = sorted([*self.lessons, *self.deeper], key=lambda lesson: lesson.number)
+        lessons = ["lessons", *(repository_path(lesson).removesuffix(".ipynb") for lesson in whole)]
         chapters = {
             "Lessons": lessons,
             "Practise": ["quizzes", "solutions", "docs/glossary"],
@@ -260,6 +264,11 @@ class Sources:
                 f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.minutes} minutes · "
                 f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(_heading(lesson))})",
                 f"Before this: {lesson.prerequisites}.",
+                *(
+                    f"Go deeper: [{_heading(more)}]({repository_path(more)}) ({more.minutes} minutes)."
+                    for more in self.deeper
+                    if more.number.startswith(lesson.number)
+                ),
                 f"{lesson.question}\n\n{_open_answer(lesson)}" if lesson.converted else _bullets(lesson),
             ]
         return "\n\n".join(parts) + "\n"
@@ -275,10 +284,15 @@ class Sources:
         return "\n\n".join(parts) + "\n"
 
     def _solutions_page(self) -> str:
-        rows = [f"- [{_heading(lesson)}](notebooks/solutions/{lesson.name}.ipynb)" for lesson in self.lessons]
+        solved = {
+            _heading(lesson): paths["solutions"].relative_to(self.root).as_posix()
+            for lesson in [*self.lessons, *self.deeper]
+            if "solutions" in (paths := self._notebooks(lesson))
+        }
+        rows = [f"- [{heading}]({path})" for heading, path in solved.items()]
         return "\n\n".join([
             "# Solutions", "The lessons with every exercise solved, executed. Ten minutes of trying come first.",
-            "\n".join(rows), toctree(f"notebooks/solutions/{lesson.name}" for lesson in self.lessons),
+            "\n".join(rows), toctree(path.removesuffix(".ipynb") for path in solved.values()),
         ]) + "\n"  # fmt: skip
 
     def _glossary(self, text: str) -> str:

@@ -12,7 +12,7 @@ import nbformat
 import psutil
 import pytest
 from programs import press_ctrl_c, wait_for
-from sample_lesson import CONVERTED, LESSON, write_lesson
+from sample_lesson import CONVERTED, DEEPER, LESSON, write_lesson
 
 from course_tools import cli, environment, processes
 from course_tools.learner import personal
@@ -145,6 +145,23 @@ def test_build_says_a_converted_lessons_minutes_and_the_rules_that_it_breaks(cou
     write_lesson(course / "lessons", CONVERTED.replace("5 minutes", "60 minutes", 1))
     assert cli.main(["build"]) == 0
     assert "01_small: 81 minutes; 75 is the most.\n" in capsys.readouterr().err
+
+
+def test_deeper_notebook_is_built_with_all_and_run_by_name(course, capsys):
+    assert cli.main(["run", "deeper"]) == 0 and "no deeper notebooks yet" in capsys.readouterr().out
+    write_lesson(course / "lessons" / "deeper", DEEPER.replace('show("', 'print("'), "01a_down")
+    (course / "README.md").write_text(f"{notebooks.TABLE_BEGIN}\n{notebooks.TABLE_END}\n", encoding="utf-8")
+    assert cli.main(["build"]) == 0
+    path = course / "notebooks" / "deeper" / "01a_down.ipynb"
+    title = nbformat.read(path, as_version=4).cells[0].source
+    assert "blob/main/notebooks/deeper/01a_down.ipynb" in title and "blob/main/lessons/deeper/01a_down.py" in title
+    assert "solutions" not in title and not (path.parent / "solutions").exists(), "it has no exercise"
+    said = (course / "README.md").read_text(encoding="utf-8")
+    assert said.count("01a") == 2 and "[01a · Further down](notebooks/deeper/01a_down.ipynb) (2 minutes)" in said
+    capsys.readouterr()
+    assert cli.main(["run", "deeper"]) == 0
+    assert "01a_down" in capsys.readouterr().out
+    assert "deep down\n" in "".join(output.text for output in saved_outputs(course / "build" / "01a_down.ipynb"))
 
 
 def test_check_fails_only_on_fail(monkeypatch, capsys):

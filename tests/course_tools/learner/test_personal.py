@@ -47,6 +47,16 @@ def test_lessons_arrive_once_and_a_new_one_later(course):
     assert prepare(course) == ["02_second.ipynb"], "a copy that the learner removed comes back fresh"
 
 
+def test_deeper_notebooks_keep_their_folder_and_arrive_like_lessons(course):
+    source = lesson(course / "notebooks" / "deeper", "01a_down", "3 + 3")
+    lesson(course / "notebooks" / "deeper" / "solutions", "01a_down", "6")
+    assert prepare(course) == ["01_first.ipynb", "02_second.ipynb", "01a_down.ipynb"]
+    assert (course / "mine/deeper/01a_down.ipynb").read_bytes() == source.read_bytes()
+    lesson(course / "notebooks" / "deeper", "01a_down", "4 + 4")
+    assert prepare(course) == ["01a_down.v2.ipynb"] and prepare(course) == []
+    assert list(contents(course / "mine/deeper")) and not contents(course / "mine/deeper/solutions")
+
+
 def test_changed_code_arrives_beside_the_work_and_changed_text_does_not(course):
     prepare(course)
     mine = course / "mine/01_first.ipynb"

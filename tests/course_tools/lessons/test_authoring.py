@@ -1,7 +1,7 @@
 """Lesson sources: what is read from them, and that a broken one is refused with its cell and the remedy."""
 
 import pytest
-from sample_lesson import LESSON, write_lesson
+from sample_lesson import DEEPER, LESSON, write_lesson
 
 from course_tools.lessons import authoring
 
@@ -26,6 +26,34 @@ def test_find_lessons_selects_by_number(tmp_path):
     with pytest.raises(ValueError, match="no lesson 07; there is: 01, 02"):
         authoring.find_lessons(tmp_path, ["7"])
     assert authoring.find_lessons(tmp_path / "nowhere") == []
+
+
+def test_deeper_notebooks_come_when_they_are_named(tmp_path):
+    assert authoring.find_lessons(tmp_path, ["deeper"]) == []
+    write_lesson(tmp_path)
+    for name in ("01a_down", "01b_further"):
+        write_lesson(tmp_path / "deeper", DEEPER.replace('"01a"', f'"{name[:3]}"'), name)
+
+    def found(*numbers):
+        return [path.stem for path in authoring.find_lessons(tmp_path, numbers)]
+
+    assert found() == found("1") == ["01_small"]
+    assert found("deeper") == ["01a_down", "01b_further"]
+    assert found("1b") == found("01b") == ["01b_further"] and found("deeper", "01") == ["01_small", *found("deeper")]
+    with pytest.raises(ValueError, match="no lesson 02a; there is: 01, 01a, 01b"):
+        found("2a")
+    write_lesson(tmp_path / "deeper", name="02_no_letter")
+    with pytest.raises(
+        authoring.LessonError, match="02_no_letter.py: call what stands in deeper/ .* 03a_some_title.py"
+    ):
+        found()
+
+
+def test_deeper_notebook_needs_no_exercise_but_its_concepts(tmp_path):
+    lesson = authoring.read_lesson(write_lesson(tmp_path, DEEPER, "01a_down"))
+    assert lesson.deeper and lesson.number == "01a" and lesson.quiz == () and lesson.minutes == 3
+    with pytest.raises(authoring.LessonError, match="01a_down.py: a deeper notebook names its `concepts`"):
+        authoring.read_lesson(write_lesson(tmp_path, DEEPER.replace("concepts: [halving]", "minutes: 5"), "01a_down"))
 
 
 def test_assets_of_several_lessons_come_once_and_in_one_order(tmp_path):

@@ -4,7 +4,7 @@ import re
 
 import nbformat
 import pytest
-from sample_lesson import CONVERTED, write_lesson
+from sample_lesson import CONVERTED, DEEPER, write_lesson
 
 from course_tools.lessons.authoring import read_lesson
 from course_tools.lessons.rules import broken_rules
@@ -126,6 +126,13 @@ def test_lessons_from_06_on_may_take_90_minutes(tmp_path):
     for number, refused in {"05": True, "06": False}.items():
         path = write_lesson(tmp_path, text.replace('start("01"', f'start("{number}"'), f"{number}_small")
         assert bool(broken_rules(read_lesson(path), NOTHING)) is refused
+
+
+def test_deeper_notebook_is_short_and_needs_no_exercises(tmp_path):
+    assert broken_rules(read_lesson(write_lesson(tmp_path, DEEPER, "01a_down")), NOTHING) == []
+    long = DEEPER + "\n# %% [markdown]\n# " + "word " * 9000 + "\n"
+    said = broken_rules(read_lesson(write_lesson(tmp_path, long, "01a_down")), NOTHING)
+    assert said[0] == "63 minutes; 60 is the most."
 
 
 def test_folded_answer_needs_no_figure_above_the_next_heading(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from sample_lesson import CONVERTED, write_lesson
+from sample_lesson import CONVERTED, DEEPER, write_lesson
 
 pytest.importorskip("sphinx", reason="part of the extra site")
 
@@ -87,6 +87,18 @@ def test_list_of_lessons_says_question_and_answer_unless_that_is_folded(small):
     folded = CONVERTED.replace("# **Answer.**", "# <details><summary>Answer</summary>\n#\n# **Answer.**")
     said = list_of(folded.replace("twice three is six.\n", "twice three is six.\n#\n# </details>\n"))
     assert "How large is twice a number?" in said and "As large as" not in said
+
+
+def test_deeper_notebook_has_a_page_below_its_lesson(small):
+    lesson = authoring.read_lesson(write_lesson(small / "lessons" / "deeper", DEEPER, "01a_down"))
+    for path, notebook in notebooks.render(lesson, notebooks.Course.read(small), small / "notebooks").items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(notebook, encoding="utf-8")
+    assert "Further down" in page(small, "notebooks/deeper/01a_down.ipynb")
+    assert "Go deeper: [01a · Further down](notebooks/deeper/01a_down.ipynb) (3 minutes)." in page(small, "lessons.md")
+    assert "01a" not in page(small, "solutions.md"), "it has no exercise"
+    (small / "docs/index.md").write_text("# Welcome\n\n<!-- site: contents -->\n", encoding="utf-8")
+    assert "notebooks/01_small\nnotebooks/deeper/01a_down\n" in page(small, "index.md")
 
 
 def test_picture_keeps_its_sentence_and_two_in_a_cell_are_refused(small):
