@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
+from course_tools import resolver
 from course_utils import assets
 from course_utils.files import write_json, write_text
 
@@ -72,12 +72,10 @@ def lock(root: Path, platform: Platform, python: str, *, wheels: Path | None = N
         cuda: on Linux PyTorch with CUDA, 2.7 GB, instead of the build for processors, 0.2 GB.
 
     Raises:
-        PackError: uv isn't there, or finds no solution.
+        PackError: uv finds no solution.
+        ResolverError: uv can't be installed.
     """
-    if find_spec("uv") is None:
-        raise PackError("Packing needs uv, which resolves for other systems: python -m pip install uv")
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"]
-    command += ["--extra", "dev", "--python-version", python, "--python-platform", platform.uv, "pyproject.toml", "-"]
+    command = [*resolver.compile_command(python=python, platform=platform.uv), "--extra", "dev", "pyproject.toml", "-"]
     extra = list(BUILD)
     if wheels is not None:
         command += ["--find-links", str(wheels)]
