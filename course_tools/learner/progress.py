@@ -74,6 +74,11 @@ def standing(lesson: Lesson, folder: Path) -> Standing:
     return Standing(lesson, cells, exercises, frozenset(solved), first_answers(lesson, folder))
 
 
+def next_lesson(standings: Sequence[Standing]) -> Lesson | None:
+    """The first lesson whose notebook has something left to do: not begun, or with exercises to solve."""
+    return next((place.lesson for place in standings if not place.begun or place.unsolved), None)
+
+
 def next_step(standings: Sequence[Standing]) -> str:
     """What to do next, in a sentence: lessons in order, first their exercises, then their quiz."""
     for one in standings:

@@ -28,7 +28,7 @@ def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callab
     Raises:
         ValueError: the record of earlier answers can't be read.
     """
-    _read(folder)  # before the first question, not after it
+    write_json(folder / RECORD, _read(folder))  # what goes wrong with it goes wrong before the first question
     right = 0
     for number, question in enumerate(lesson.quiz, 1):
         say(f"\nQuestion {number} of {len(lesson.quiz)}\n{question.text}\n")
