@@ -215,7 +215,7 @@ def lab(args: argparse.Namespace, console: Console) -> int:
     print(f"Your folder is {folder}. It is yours: no update writes over anything in it.")
     options = [*opening.options(folder, _next_notebook(folder)), *args.rest]
     print("JupyterLab opens in your browser; stop it here with Ctrl-C.", flush=True)
-    variables = processes.with_sleeping_threads(os.environ)
+    variables = opening.environment(processes.with_sleeping_threads(os.environ))
     return abs(processes.call(["-P", "-m", "jupyterlab", *options], folder=Path.cwd(), environment=variables))
 
 
@@ -273,11 +273,20 @@ def verify(args: argparse.Namespace, console: Console) -> int:
     if len(folders) > 1:
         raise ValueError(f"One folder at a time; got {', '.join(folders)}.")
     folder = personal.folder_of(ROOT, folders[0] if folders else None)
+    asked = [name for name in args.what if name.isdecimal()]
+    runs = {path: personal.copies(folder, path.stem) for path in authoring.find_lessons(LESSONS, asked)}
+    if not any(runs.values()):
+        missing = f"no notebook of a lesson in {folder}" if folder.is_dir() else f"no folder {folder}"
+        raise ValueError(
+            f"There is {missing}. `python course.py lab` copies the lessons into your own folder; `verify build` looks "
+            "at what `run` wrote, and `verify FOLDER` into another folder."
+        )
     failed = compared = False
-    for path in authoring.find_lessons(LESSONS, [name for name in args.what if name.isdecimal()]):
-        mine, number = personal.copies(folder, path.stem), path.stem[:2]
+    for path, mine in runs.items():
+        number = path.stem[:2]
         if not mine:
             print(f"{number}  no notebook of it in {folder}")
+            failed |= bool(asked)
             continue
         run = personal.read_notebook(mine[-1])
         found = verifying.compare(run, nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4))

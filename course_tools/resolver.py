@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -34,4 +36,18 @@ def compile_command(*, python: str, platform: str) -> list[str]:
                 "`python course.py` makes one, .venv."
             )
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"]
-    return [*command, "--python-version", python, "--python-platform", platform]
+    command += ["--python-version", python, "--python-platform", platform]
+    for setting, option in {"index-url": "--default-index", "extra-index-url": "--index"}.items():
+        for address in pip_setting(setting):
+            command += [option, address]
+    return command
+
+
+def pip_setting(name: str) -> list[str]:
+    """What one of pip's settings is on this machine, an index or a file of constraints; uv doesn't read them."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    ).stdout
+    # pip lists its variables first, and what is set for downloads alone before what is set for everything.
+    values = re.findall(rf"^(?::env:|download|global)\.{name}=('.*'|\".*\")$", listed, flags=re.MULTILINE)
+    return ast.literal_eval(values[0]).split() if values else []

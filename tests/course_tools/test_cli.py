@@ -339,17 +339,31 @@ def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsy
     path.write_text(embedded.replace('"42"', '"54"'), encoding="utf-8")
     assert cli.main(["verify", str(course / "build")]) == 0
     out = capsys.readouterr().out
-    assert "0% of 1 numbers within 5% of the saved run's" in out and "how alike two runs are" in out
+    assert "0 of 1 numbers are within 5% of the saved run's" in out and "how alike two runs are" in out
     path.write_text(embedded.replace('"42"', '"54 and 7"'), encoding="utf-8")
     assert cli.main(["verify", str(course / "build")]) == 0
     assert "cell `import sys`: it prints 2 numbers, and 1 in the saved run" in capsys.readouterr().out
-    assert cli.main(["verify", str(course / "nowhere")]) == 0
-    assert "no notebook of it" in capsys.readouterr().out
     assert cli.main(["verify", "here", "there"]) == 1
     path.write_text("{", encoding="utf-8")
     capsys.readouterr()
     assert cli.main(["verify", str(course / "build")]) == 1
     assert "02_other.ipynb can't be read as a notebook" in capsys.readouterr().err
+
+
+def test_verify_with_nothing_there_has_not_passed(course, at_home, capsys):
+    add_lesson(course, "02")
+    (course / "empty").mkdir()
+    capsys.readouterr()
+    for place, told in (("nowhere", "There is no folder"), ("empty", "There is no notebook of a lesson in")):
+        for asked in ([], ["02"]):
+            assert cli.main(["verify", *asked, str(course / place)]) == 1
+            out, err = capsys.readouterr()
+            assert out == "" and err.startswith(f"{told} {course / place}. `python course.py lab` copies ")
+    assert cli.main(["verify"]) == 0, "lesson 02 is listed, and 01 is there"
+    assert f"02  no notebook of it in {at_home}\n" in capsys.readouterr().out
+    assert cli.main(["verify", "01"]) == 0
+    assert cli.main(["verify", "01", "02"]) == 1, "both were asked for"
+    assert f"02  no notebook of it in {at_home}\n" in capsys.readouterr().out
 
 
 def test_verify_says_where_a_run_stopped(course, capsys):

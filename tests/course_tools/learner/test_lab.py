@@ -1,9 +1,11 @@
 """JupyterLab's options: understood by the JupyterLab that is installed, and on the notebook that is meant."""
 
+import logging
 from pathlib import Path
 
 import pytest
 from jupyterlab.labapp import LabApp
+from jupyterlab_server import config
 
 from course_tools.learner import lab
 
@@ -17,9 +19,15 @@ def test_jupyterlab_understands_them(tmp_path):
     app = LabApp()
     app.parse_command_line(lab.options(tmp_path, tmp_path / "01_a.ipynb"))
     app.update_config(app.cli_config)
-    assert app.news_url is None, "or it asks for leave to fetch news"
-    assert app.check_for_updates_class.__name__ == "NeverCheckForUpdate"
-    assert app.default_url == "/lab/tree/01_a.ipynb"
+    assert app.default_url == "/lab/tree/01_a.ipynb" and app.log_level == logging.ERROR
+
+
+@pytest.mark.parametrize("own", [None, "/somewhere/else"])
+def test_nobody_is_asked_for_leave_to_fetch_news(own, monkeypatch):
+    variables = lab.environment({"JUPYTER_CONFIG_PATH": own} if own else {})
+    assert variables["JUPYTER_CONFIG_PATH"].startswith(own or str(lab.CONFIGURATION)), "the reader's own comes first"
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", variables["JUPYTER_CONFIG_PATH"])
+    assert "@jupyterlab/apputils-extension:announcements" in config.get_page_config([])["disabledExtensions"]
 
 
 @pytest.mark.parametrize("able", [True, False])
