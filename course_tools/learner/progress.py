@@ -56,6 +56,14 @@ class Standing:
         """The exercises that are still to do."""
         return [exercise for exercise in self.exercises if exercise.number not in self.solved]
 
+    @property
+    def minutes_left(self) -> int:
+        """Those of exercises to solve, and of the rest of the lesson as many as its cells are still to run."""
+        to_solve = sum(exercise.minutes for exercise in self.unsolved)
+        rest = self.lesson.minutes - sum(exercise.minutes for exercise in self.exercises)
+        whole, executed = self.cells
+        return to_solve + round(rest * (whole - executed) / whole)
+
 
 def standing(lesson: Lesson, folder: Path) -> Standing:
     """Read where a learner stands in a lesson; an exercise counts as solved if any copy of the lesson shows it.
