@@ -222,20 +222,21 @@ def render(lesson: Lesson, course: Course, folder: Path, *, executed: NotebookNo
 
 
 def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
-    """The page with the table of lessons between `TABLE_BEGIN` and `TABLE_END`; without these lines, as it is."""
+    """The page with the table of lessons and its sum between `TABLE_BEGIN` and `TABLE_END`; without these, as it is."""
     before, begin, rest = page.partition(TABLE_BEGIN)
     _, end, after = rest.partition(TABLE_END)
     if not end:
         return page
-    rows = ["| | lesson | at the end you have | minutes | | |", "|---|---|---|---|---|---|"]
+    rows, minutes = ["| | lesson | at the end you have | minutes | |", "|---|---|---|---|---|"], 0
     for lesson in lessons:
+        minutes += lesson.minutes
         path = f"notebooks/{lesson.name}.ipynb"
         rows.append(
             f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.minutes} "
-            f"| [![Open in Colab]({BADGE})]({course.colab(path)}) "
-            f"| [solutions](notebooks/solutions/{lesson.name}.ipynb) |"
+            f"| [![Open in Colab]({BADGE})]({course.colab(path)}) |"
         )
-    return "\n".join([before + begin, *rows, end + after])
+    total = f"Minutes are of learning, with the exercises: {minutes:,} together, about {minutes / 60:.0f} hours."
+    return "\n".join([before + begin, *rows, "", total, end + after])
 
 
 def content_id(cell: NotebookNode) -> str:
