@@ -17,13 +17,16 @@
     python course.py rehearse [NN]   would they fit Colab's T4, at Llama-3.2-1B's size? (for authors)
 
 `python course.py COMMAND -h` tells more. The first call makes .venv beside this file and installs the course into
-it; nothing else on this machine is touched. Needs Python 3.11 or newer and, the first time, a network.
+it; nothing else on this machine is touched. Needs Python 3.11 or newer and, the first time, a network and 3 GB of disk.
 """
 
 # Only the standard library, and only syntax that old Pythons read: they must get as far as the message in main.
+import difflib
+import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -41,6 +44,11 @@ COMMANDS = (
     "compress", "rehearse",
 )  # fmt: skip
 INSTALLING = "installing"
+# Gigabytes that it takes: .venv 2.2, models and data 0.7. On Linux with an Intel or AMD processor pip brings PyTorch
+# with CUDA, unless its index is one of CPU builds. Only pip knows, so that the larger need is no reason to refuse.
+NEEDED, WITH_CUDA = 3, 10
+ROOM = "Free some space, or move the course to another disk, and run the same command again."
+SIGNS_OF_FULL = ("No space left on device", "not enough space on the disk", "Disk quota exceeded")
 # What pip does with one core, on all of them; what stays uncompiled (templates, after Ctrl-C) is compiled on use.
 COMPILE = "import compileall, sys; compileall.compile_dir(sys.prefix, quiet=2, workers=0)"
 
@@ -51,10 +59,23 @@ def main(arguments):
         print(f"The course needs Python 3.11 or newer, this is {sys.version.split()[0]}. Install a newer one")
         print("and call it by name, for instance: python3.13 course.py run")
         return 1
-    if not arguments or arguments[0] not in COMMANDS:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__.strip())
-        return 0 if not arguments or arguments[0] in ("-h", "--help", "help") else 2
-    problem = set_up()
+        return 0
+    if arguments[0] == "--version":
+        print("Pruning LLMs " + project()["version"])
+        return 0
+    if arguments[0] not in COMMANDS:
+        near = difflib.get_close_matches(arguments[0].lower(), COMMANDS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there is: {', '.join(COMMANDS)}"
+        print(f"There is no command {arguments[0]}; {advice}", file=sys.stderr)
+        return 2
+    try:
+        problem = set_up()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+            raise
+        problem = not_written(error)
     if problem:
         print(problem, file=sys.stderr)
         return 1
@@ -72,6 +93,10 @@ def set_up():
         if VENV.exists():
             print(".venv is incomplete or broken; making it afresh.")
             shutil.rmtree(VENV)
+        problem = too_little_space()
+        if problem:
+            return problem
+        VENV.mkdir()  # here, so that we hear of a folder that may not be written
         if run([sys.executable, "-m", "venv", str(VENV)], "Making .venv"):
             shutil.rmtree(VENV, ignore_errors=True)
             return failure("On Debian and Ubuntu, `sudo apt install python3-venv` brings what is missing.")
@@ -79,19 +104,38 @@ def set_up():
     pip = [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     if run([*pip, "--no-compile", "--editable", ".[dev]"], "Installing the course (a few minutes, once)"):
         STAMP.unlink()  # pip itself gave up, and cleaned up behind it
-        return failure("If the network failed, run the same command again: it goes on where it can.")
+        return failure(
+            "If the network failed, run the same command again: it goes on where it can. docs/troubleshooting.md has\n"
+            "the usual causes, and docs/teaching.md (the pack) how to do without a network."
+        )
     STAMP.write_text(fingerprint())
     run([str(PYTHON), "-c", COMPILE], "Compiling it")
     return None
 
 
+def too_little_space():
+    """What is wrong with the free disk, or None; where the larger build of PyTorch may not fit, a line is printed."""
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < NEEDED:
+        return f"{free:.1f} GB of disk are free here, and the set-up takes {NEEDED}. {ROOM}"
+    if free < WITH_CUDA and platform.system() == "Linux" and platform.machine() == "x86_64":
+        print(
+            f"{free:.1f} GB of disk are free here. With CUDA, as pip brings it by default, PyTorch needs {WITH_CUDA}."
+        )
+    return None
+
+
 def fingerprint():
     """Changes when what has to be installed, the environment's Python or the place of this clone changes."""
+    parts = [json.dumps(project(), sort_keys=True), read(VENV / "pyvenv.cfg"), str(ROOT)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def project():
+    """What pyproject.toml says of the course."""
     import tomllib  # not in the Pythons that only get to see the message above
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    parts = [json.dumps(project, sort_keys=True), read(VENV / "pyvenv.cfg"), str(ROOT)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def read(path):
@@ -144,8 +188,19 @@ def last_lines(count):
     return "\n".join(lines[-count:])
 
 
+def not_written(error):
+    """What to print when the system refused to write."""
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full. {ROOM}"
+    place = error.filename or ROOT
+    return f"{place} can't be written ({error.strerror}). Copy the course to a folder of yours, and run it there."
+
+
 def failure(advice):
     """What to print when a step failed."""
+    if any(sign in last_lines(15) for sign in SIGNS_OF_FULL):
+        needed = f"the set-up takes {NEEDED} GB, on Linux with CUDA {WITH_CUDA}"
+        return f"The disk is full: {needed}. {ROOM} TMPDIR (Windows: TEMP) names another folder for temporary files."
     return f"{last_lines(15)}\n\nThe set-up failed; above are the last lines of {LOG}.\n{advice}"
 
 
@@ -161,7 +216,12 @@ def hand_over(command):
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
+        status = 130
+    except BrokenPipeError:  # whoever read our lines has gone, as in `course.py | head -3`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        status = 1
+    sys.exit(status)

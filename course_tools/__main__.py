@@ -1,5 +1,6 @@
 """`python -m course_tools COMMAND`, which course.py hands over to: asked to stop, it stops quietly at any moment."""
 
+import os
 import signal
 import sys
 
@@ -11,7 +12,13 @@ for _name in ("SIGTERM", "SIGHUP"):
 
 try:
     from course_tools.cli import main  # seconds on a slow disk
+
+    status = main()
+    sys.stdout.flush()
 except KeyboardInterrupt:
     print("\nStopped.", file=sys.stderr)
-    sys.exit(130)
-sys.exit(main())
+    status = 130
+except BrokenPipeError:  # whoever read our lines has gone, as in `course.py check | head -3`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+    status = 1
+sys.exit(status)

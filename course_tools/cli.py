@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import errno
 import os
 import sys
 import time
@@ -38,6 +39,7 @@ TEACHING = ROOT / "docs" / "teaching.md"
 _MEMORY_FOR_TWO = 12 * 2**30  # bytes; a lesson holds 2 to 4 GB, and its test and the reader's programs need some
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 _SLOWEST = "--durations=10"  # what takes the time is printed
+_NOT_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,9 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (assets.AssetError, ValueError) as error:  # written for the reader; a traceback would bury them
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        print(_not_written(error), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
+
+
+def _not_written(error: OSError) -> str:
+    """A sentence on a place that the system doesn't let us write, and what to do."""
+    place = Path(error.filename or ROOT)
+    place = place.parent if place.suffix == ".tmp" else place  # half-written files have names of their own
+    if error.errno == errno.ENOSPC:
+        return f"The disk of {place} is full. Free some space, and run the same command again."
+    return f"{place} can't be written ({error.strerror}). Name a folder of yours, or copy the course to one."
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -189,16 +205,35 @@ def _pytest(title: str, options: Sequence[str], **variables: str) -> int:
 
 
 def lab(args: argparse.Namespace, console: Console) -> int:
-    """Open JupyterLab on the lessons, in a folder of your own that nothing writes over."""
+    """Open JupyterLab on your next lesson, in a folder of your own that nothing writes over."""
+    from course_tools.learner import lab as opening  # jupyter_client, which the other commands needn't wait for
+
     folder = personal.folder_of(ROOT, args.folder)
     arrived = personal.prepare(NOTEBOOKS, folder)
     if arrived:
         print("Lessons that are new in your folder:", *arrived, sep="\n  ")
     print(f"Your folder is {folder}. It is yours: no update writes over anything in it.")
+    options = [*opening.options(folder, _next_notebook(folder)), *args.rest]
     print("JupyterLab opens in your browser; stop it here with Ctrl-C.", flush=True)
-    options = ["--log-level=WARN", f"--ServerApp.root_dir={folder}", *args.rest]
-    variables = processes.with_sleeping_threads(os.environ)
+    variables = opening.environment(processes.with_sleeping_threads(os.environ))
     return abs(processes.call(["-P", "-m", "jupyterlab", *options], folder=Path.cwd(), environment=variables))
+
+
+def _next_notebook(folder: Path) -> Path | None:
+    """The learner's copy of the next lesson; None where nothing is left to do, or a copy can't be read."""
+    try:
+        lesson = reading.next_lesson(_standings(folder))
+    except ValueError as error:  # no reason not to open JupyterLab
+        print(error)
+        return None
+    if lesson is None:
+        return None
+    print(f"Next: lesson {lesson.number}, {lesson.title}")
+    return personal.copies(folder, lesson.name)[-1]
+
+
+def _standings(folder: Path) -> list[reading.Standing]:
+    return [reading.standing(authoring.read_lesson(path), folder) for path in authoring.find_lessons(LESSONS)]
 
 
 def progress(args: argparse.Namespace, console: Console) -> int:
@@ -207,8 +242,7 @@ def progress(args: argparse.Namespace, console: Console) -> int:
     if not folder.is_dir():
         print(f"There is no folder {folder} yet: `python course.py lab` makes it.")
         return 1
-    lessons = map(authoring.read_lesson, authoring.find_lessons(LESSONS))
-    standings = [reading.standing(lesson, folder) for lesson in lessons]
+    standings = _standings(folder)
     console.print(terminal.standings_table(standings))
     print(reading.next_step(standings))
     if args.name is not None:
@@ -239,11 +273,20 @@ def verify(args: argparse.Namespace, console: Console) -> int:
     if len(folders) > 1:
         raise ValueError(f"One folder at a time; got {', '.join(folders)}.")
     folder = personal.folder_of(ROOT, folders[0] if folders else None)
+    asked = [name for name in args.what if name.isdecimal()]
+    runs = {path: personal.copies(folder, path.stem) for path in authoring.find_lessons(LESSONS, asked)}
+    if not any(runs.values()):
+        missing = f"no notebook of a lesson in {folder}" if folder.is_dir() else f"no folder {folder}"
+        raise ValueError(
+            f"There is {missing}. `python course.py lab` copies the lessons into your own folder; `verify build` looks "
+            "at what `run` wrote, and `verify FOLDER` into another folder."
+        )
     failed = compared = False
-    for path in authoring.find_lessons(LESSONS, [name for name in args.what if name.isdecimal()]):
-        mine, number = personal.copies(folder, path.stem), path.stem[:2]
+    for path, mine in runs.items():
+        number = path.stem[:2]
         if not mine:
             print(f"{number}  no notebook of it in {folder}")
+            failed |= bool(asked)
             continue
         run = personal.read_notebook(mine[-1])
         found = verifying.compare(run, nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4))

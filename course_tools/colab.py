@@ -5,19 +5,20 @@
 Resolves the dependencies of pyproject.toml with every version in FREEZE (the list of Colab's preinstalled
 packages, `pip freeze` form; course_tools/colab_packages.txt is one) held fixed. A resolution exists: the install cell
 only adds the packages printed here. None exists: it would swap one, and Colab asks for a restart; exit status 1.
-Needs `uv` (`pip install uv`) and a package index; without uv it says so and stops with status 0.
+Needs a package index.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
+
+from course_tools import resolver
 
 ROOT = Path(__file__).resolve().parents[1]
 FREEZE = ROOT / "course_tools" / "colab_packages.txt"
@@ -42,13 +43,12 @@ def resolve(dependencies: list[str], colab: dict[str, str], python_version: str)
 
     Raises RuntimeError with uv's explanation where no resolution keeps every version of `colab`.
     """
+    command = resolver.compile_command(python=python_version, platform="x86_64-manylinux_2_28")
     held = [f"{name}=={version}" for name, version in colab.items() if not CUDA.search(name)]
     with tempfile.TemporaryDirectory() as folder:
         wanted, fixed = Path(folder, "wanted.in"), Path(folder, "fixed.txt")
         wanted.write_text("\n".join(dependencies), encoding="utf-8")
         fixed.write_text("\n".join(held), encoding="utf-8")
-        command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"]
-        command += ["--python-version", python_version, "--python-platform", "x86_64-manylinux_2_28"]
         done = subprocess.run([*command, "-c", str(fixed), str(wanted)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip())
@@ -61,13 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("freeze", nargs="?", type=Path, default=FREEZE)
     parser.add_argument("--python-version", default=PYTHON)
     args = parser.parse_args(arguments)
-    if shutil.which("uv") is None:
-        print("skipped: uv is not on the PATH; `pip install uv` and run this again")
-        return 0
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     colab = pins(args.freeze.read_text(encoding="utf-8"))
     try:
         resolved = resolve(dependencies, colab, args.python_version)
+    except resolver.ResolverError as error:
+        print(error)
+        return 1
     except RuntimeError as error:
         print(f"The course cannot be installed beside these {len(colab)} packages without changing one:\n{error}")
         return 1

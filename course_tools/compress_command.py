@@ -91,7 +91,8 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
     budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
     found = candidates(model, budget, multiple_of=args.multiple_of)
     say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
-    say(f"{len(found)} versions cost at most {budget.amount:,.0f} {budget.unit}:")
+    cost = "version costs" if len(found) == 1 else "versions cost"
+    say(f"{len(found)} {cost} at most {budget.amount:,.0f} {budget.unit}:")
     for candidate in found:
         say(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters")
     say(
@@ -150,20 +151,23 @@ def _write_card(
     write_model_card(
         folder,
         name=f"{Path(base).name}-{winner.name}",
-        base_model=base,
+        base_model=Path(base).name if Path(base).is_dir() else base,  # the path is nobody else's business
         licence=licence_of(base),
         summary=f"{Path(base).name}, cut to {winner.parameters:,} parameters and distilled from the whole model.",
         recipe=winner.sizes
         | {"cut by": "activation scores, one calibration pass"}
         | {f"tokens of {args.domain}, {what}": f"{tokens:,}" for what, tokens in learned.items()},
         measured=pd.DataFrame(shown, index=["perplexity on speeches (95 %)"]),
-        limits=[
-            f"On speeches its perplexity is × {with_interval(*perplexity_ratio(judged['recovered'], judged['whole']))} "
-            "the whole model's.",
-            "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias.",
-        ],
+        limits=_limits(*perplexity_ratio(judged["recovered"], judged["whole"])),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
     )
+
+
+def _limits(ratio: float, low: float, high: float) -> list[str]:
+    """What the model is bad at: speeches only where its perplexity is shown to be higher than the whole model's."""
+    worse = f"On speeches its perplexity is × {with_interval(ratio, low, high)} the whole model's."
+    unknown = "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias."
+    return [worse, unknown] if low > 1 else [unknown]
 
 
 def _say_nothing(_line: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nbformat import NotebookNode
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from course_tools.lessons import runner
@@ -101,11 +101,25 @@ def rehearsal_table(done: Sequence[Rehearsed]) -> Table:
 
 
 def standings_table(standings: Sequence[Standing]) -> Table:
-    """How far a learner is: a row a lesson."""
-    table = Table("lesson", "cells run", "exercises solved", "questions right")
-    for standing in standings:
-        answered = len(standing.answers) - standing.answers.count(None)
-        quiz = f"{standing.right} of {answered}" if answered else "–"
-        solved = f"{len(standing.solved)} of {len(standing.exercises)}"
-        table.add_row(standing.lesson.name, f"{standing.cells[1]} of {standing.cells[0]}", solved, quiz)
+    """How far a learner is: a row a lesson, and one for all. 80 columns hold it."""
+    table = Table(Column("lesson", no_wrap=True), "exercises", "questions", "done", "minutes left", show_footer=True)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    counts = [_counts(standing) for standing in standings]
+    for standing, count in zip(standings, counts, strict=True):
+        table.add_row(standing.lesson.name, *_shown(*count))
+    for column, total in zip(table.columns, ["together", *_shown(*map(sum, zip(*counts, strict=True)))], strict=True):
+        column.footer = total
     return table
+
+
+def _counts(standing: Standing) -> tuple[int, ...]:
+    """Exercises solved and all, questions right and answered, minutes left and all."""
+    answered = len(standing.answers) - standing.answers.count(None)
+    exercises = len(standing.solved), len(standing.exercises)
+    return *exercises, standing.right, answered, standing.minutes_left, standing.lesson.minutes
+
+
+def _shown(solved: int, exercises: int, right: int, answered: int, left: int, minutes: int) -> list[str]:
+    questions = f"{right} of {answered}" if answered else "–"
+    return [f"{solved} of {exercises}", questions, f"{1 - left / minutes:.0%}", str(left)]

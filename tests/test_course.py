@@ -1,10 +1,12 @@
 """course.py end to end on a clone of its own: a real .venv, a real pip, and a package that needs no network."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -78,8 +80,34 @@ def runs(pid):
 def test_usage_needs_no_set_up(clone):
     status, out, _ = course(clone)
     assert status == 0 and "python course.py run" in out
-    assert course(clone, "walk")[0] == 2
+    assert course(clone, "--version") == (0, "Pruning LLMs 0.1.0\n", "")
     assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("rnu", "did you mean run?"),
+        ("Lab", "did you mean lab?"),
+        ("--verify", "did you mean verify?"),
+        ("x", "there is: run, "),
+    ],
+)
+def test_unknown_command_is_told_in_a_line(typed, advice, clone):
+    status, out, err = course(clone, typed)
+    assert (status, out) == (2, "") and err.startswith(f"There is no command {typed}; {advice}")
+    assert err.count("\n") == 1 and not (clone / ".venv").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells a writer otherwise that nobody reads")
+def test_a_reader_who_leaves_is_no_error(clone):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, str(clone / "course.py")], stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert done.stderr == b""
 
 
 def test_first_call_installs_and_hands_over_status_and_arguments(clone):
@@ -101,6 +129,7 @@ def test_failed_install_shows_the_end_of_the_log_and_the_next_call_repairs(clone
     status, out, err = course(clone, "check")
     assert status == 1 and "failed" in out
     assert "install.log" in err and "ValueError" in err and "run the same command again" in err
+    assert "docs/troubleshooting.md" in err and "without a network" in err
     (clone / "delay").write_text("0")
     status, out, _ = course(clone, "check")
     assert status == 7 and "Installing the course" in out and "Making .venv" not in out
@@ -138,10 +167,105 @@ def test_the_machinery_is_found_from_anywhere(tmp_path):
     assert subprocess.run(command, cwd=tmp_path, env=variables, check=False).returncode == 0
 
 
-def test_old_python_is_told_what_it_needs(monkeypatch, capsys):
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """course.py as a module, in a folder that has no .venv yet."""
     monkeypatch.syspath_prepend(str(ROOT))
-    import course as script
+    import course as module
 
+    for name, path in {"ROOT": ".", "VENV": ".venv", "STAMP": ".venv/course-stamp", "LOG": "build/install.log"}.items():
+        monkeypatch.setattr(module, name, tmp_path / path)
+    monkeypatch.setattr(module, "PYTHON", tmp_path / ".venv" / "python")
+    return module
+
+
+def with_free(monkeypatch, script, gigabytes):
+    monkeypatch.setattr(script.shutil, "disk_usage", lambda path: SimpleNamespace(free=gigabytes * 1e9))
+
+
+def test_too_small_a_disk_is_refused_before_the_first_byte(script, monkeypatch, tmp_path, capsys):
+    with_free(monkeypatch, script, 2.9)
+    assert script.main(["run"]) == 1
+    assert capsys.readouterr().err == (
+        "2.9 GB of disk are free here, and the set-up takes 3. Free some space, or move the course to another disk, "
+        "and run the same command again.\n"
+    )
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "free", "warned"),
+    [
+        ("Linux", "x86_64", 3.1, True),
+        ("Linux", "x86_64", 10.1, False),
+        ("Linux", "aarch64", 3.1, False),
+        ("Darwin", "x86_64", 3.1, False),
+    ],
+)
+def test_too_small_a_disk_for_cuda_is_a_warning(system, machine, free, warned, script, monkeypatch, capsys):
+    with_free(monkeypatch, script, free)
+    monkeypatch.setattr(script.platform, "system", lambda: system)
+    monkeypatch.setattr(script.platform, "machine", lambda: machine)
+    monkeypatch.setattr(script, "run", lambda command, title: 1)
+    monkeypatch.setattr(script, "failure", lambda advice: "venv failed")
+    assert script.main(["run"]) == 1
+    out, err = capsys.readouterr()
+    assert (
+        err == "venv failed\n"
+        and (out == "3.1 GB of disk are free here. With CUDA, as pip brings it by default, PyTorch needs 10.\n")
+        == warned
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (
+            errno.EACCES,
+            "{place} can't be written (Permission denied). Copy the course to a folder of yours, and run it",
+        ),
+        (
+            errno.EROFS,
+            "{place} can't be written (Read-only file system). Copy the course to a folder of yours, and run",
+        ),
+        (errno.ENOSPC, "The disk is full. Free some space, or move the course to another disk, and run the same"),
+    ],
+    ids=["not ours", "read-only", "full"],
+)
+@pytest.mark.parametrize("place", ["build", ".venv"])
+def test_a_checkout_that_cannot_be_written_is_told_in_a_sentence(
+    place, number, told, script, monkeypatch, tmp_path, capsys
+):
+    mkdir = Path.mkdir
+
+    def refused(path, *args, **options):
+        if path.name == place:
+            raise OSError(number, os.strerror(number), str(path))
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert script.main(["run"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(told.format(place=tmp_path / place)) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+        "OSError: [WinError 112] There is not enough space on the disk",
+    ],
+)
+def test_a_disk_that_fills_up_on_the_way_is_told_from_a_network_that_fails(last, script):
+    script.LOG.parent.mkdir()
+    script.LOG.write_text(f"Collecting torch\n{last}\n\n[notice] more", encoding="utf-8")
+    told = script.failure("If the network failed, run again.")
+    assert told.startswith("The disk is full: the set-up takes 3 GB, on Linux with CUDA 10.") and "network" not in told
+    script.LOG.write_text("ERROR: No matching distribution found\n", encoding="utf-8")
+    assert script.failure("If the network failed, run again.").endswith("If the network failed, run again.")
+
+
+def test_old_python_is_told_what_it_needs(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "version_info", (3, 10))
     assert script.main(["run"]) == 1
     assert "needs Python 3.11 or newer" in capsys.readouterr().out

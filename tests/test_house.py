@@ -38,7 +38,7 @@ LIBRARY = {
     "exercises": "exercises",
 }
 TOOLS = {
-    "ground": "processes",
+    "ground": "processes resolver",
     "source": "lessons",
     "rooms": "learner rehearsal site workshop",
     "commands": "environment colab matrix compress_command command_line terminal cli __main__",

@@ -62,7 +62,7 @@ def test_everything_imported_is_declared():
     needed = {imported_as(text) for text in PROJECT["dependencies"] + EXTRAS["engine"]} | brought | {"course_utils"}
     extras = {imported_as(text) for name in ("course", "site", "browser", "dev") for text in EXTRAS[name]}
     extras |= {"course_tools", "experiments"}
-    extras |= {"jupyter_client"}  # ipykernel and nbclient bring it
+    extras |= {"jupyter_client", "zmq"}  # ipykernel and nbclient bring them
     for folder, allowed in (
         ("course_utils", needed),
         ("course_tools", needed | extras),

@@ -1,4 +1,4 @@
-"""The README says what is there: every lesson and command, the site, and the figures of the libraries beside ours."""
+"""README and the library's page say what is there: lessons, commands, the site, and what was measured of others."""
 
 import re
 import tomllib
@@ -8,6 +8,7 @@ import pytest
 
 import course
 from course_tools.lessons import authoring
+from course_utils import assets
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -15,9 +16,13 @@ LESSONS = [authoring.read_lesson(path) for path in authoring.find_lessons(ROOT /
 COURSE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["course"]
 
 
-def section(heading):
+HEAD = PAGE[: PAGE.index("![The same model")]
+LIBRARY = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+
+
+def section(heading, page=PAGE):
     """What stands below a heading, up to the next one."""
-    return re.split(r"^##+ ", PAGE.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
+    return re.split(r"^##+ ", page.partition(f"## {heading}\n")[2], flags=re.MULTILINE)[0]
 
 
 def rows(text):
@@ -40,27 +45,49 @@ def test_every_lesson_says_what_one_has_at_its_end():
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/teaching.md"])
 def test_how_to_get_the_course_stands_before_its_first_command(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    before = text[: text.index("python course.py")]
+    before = text[: re.search(r"python3? course\.py", text).start()]
     assert f"git clone https://github.com/{COURSE['repository']}" in before
     assert "ZIP" in before, "not everybody has git"
 
 
-def test_both_commands_stand_before_anything_else_is_asked_for():
+def test_first_lines_say_for_whom_it_is_and_what_it_costs():
+    """Three ways in, the commands as they are typed, and hours that are the lessons' own."""
+    assert len(HEAD.splitlines()) <= 25 and len(re.findall(r"^\| \*\*", HEAD, re.MULTILINE)) == 3
+    assert "`python3 course.py lab`" in HEAD and "`py course.py lab`" in HEAD
+    hours = sum(lesson.minutes for lesson in LESSONS) / 60
+    assert f"about {hours:.0f} hours of learning" in " ".join(HEAD.split())
+    disk = f"{course.NEEDED} GB of disk", f"{course.WITH_CUDA} GB of disk"
+    assert all(words in HEAD for words in (*disk, "of memory", "of packages", "minutes and the download"))
+
+
+def test_download_of_models_is_what_the_lessons_open():
+    for told, lessons in (("{:.0f} MB for lesson 01", LESSONS[:1]), ("{:.0f} MB for all", LESSONS)):
+        size = sum(assets.ASSETS[name].download_bytes for name in authoring.assets_of(lessons))
+        assert told.format(size / 1e6) in HEAD
+
+
+def test_words_are_few():
+    """Besides tables, code and addresses."""
+    prose = re.sub(r"^\|.*$|^```.*?^```|\]\([^)]*\)|^!\[.*$", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert len(prose.split()) <= 1300
+
+
+def test_commands_stand_before_the_lessons():
     begin = PAGE[: PAGE.index("## The lessons")]
-    assert "python course.py run " in begin and "python course.py test " in begin
+    assert all(f"python3 course.py {name} " in begin for name in ("lab", "run", "test"))
 
 
 def test_badges_are_of_workflows_that_are_there_and_the_site_is_named():
     owner, name = COURSE["repository"].split("/")
     badges = re.findall(r"github\.com/([\w-]+/[\w-]+)/actions/workflows/([\w.]+)/badge\.svg", PAGE)
-    assert {workflow for _, workflow in badges} == {"tests.yml", "lessons.yml", "site.yml"}
+    assert {workflow for _, workflow in badges} == {"tests.yml", "lessons.yml"}
     assert all(repository == COURSE["repository"] for repository, _ in badges)
     assert all((ROOT / ".github/workflows" / workflow).exists() for _, workflow in badges)
     assert f"https://{owner}.github.io/{name}/" in PAGE[: PAGE.index("## The lessons")]
 
 
 def test_commands_are_there():
-    named = set(re.findall(r"python course\.py (\w+)", PAGE))
+    named = set(re.findall(r"python3? course\.py (\w+)", PAGE + LIBRARY))
     assert named <= set(course.COMMANDS)
     assert {"run", "test", "lab", "progress", "quiz", "verify", "check", "slides", "site", "compress"} <= named
 
@@ -84,7 +111,7 @@ def test_what_is_said_of_other_libraries_was_measured():
         else:
             pairs.append((name, ours, values))
     assert len(pairs) >= 5
-    told = {row[0]: row[1:] for row in rows(section("Beside other libraries"))}
+    told = {row[0]: row[1:] for row in rows(section("Beside other libraries", LIBRARY))}
     assert told["peak memory and seconds of a width cut"] == [
         "like with like: least", "more than ours", "more than ours, and than optipfair's with L2"
     ]  # fmt: skip
@@ -94,9 +121,11 @@ def test_what_is_said_of_other_libraries_was_measured():
     assert theirs[0] > others[0] and theirs[1] > others[1]
 
 
-@pytest.mark.parametrize("table", ["Beside other courses", "Beside other libraries"])
-def test_tables_have_sources(table):
-    assert "](docs/beside_others.md" in section(table)
+def test_table_has_sources():
+    table = section("Beside other libraries", LIBRARY)
+    assert "](beside_others.md" in table
     sources = (ROOT / "docs" / "beside_others.md").read_text(encoding="utf-8").partition("## Sources")[2]
-    for name, version in re.findall(r"\| (optipfair|Torch-Pruning) ([\d.]+)", section(table)):
+    versions = re.findall(r"\| (optipfair|Torch-Pruning) ([\d.]+)", table)
+    assert len(versions) == 2
+    for name, version in versions:
         assert f"{name} {version}".lower() in sources.lower()

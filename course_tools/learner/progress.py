@@ -56,6 +56,14 @@ class Standing:
         """The exercises that are still to do."""
         return [exercise for exercise in self.exercises if exercise.number not in self.solved]
 
+    @property
+    def minutes_left(self) -> int:
+        """Those of exercises to solve, and of the rest of the lesson as many as its cells are still to run."""
+        to_solve = sum(exercise.minutes for exercise in self.unsolved)
+        rest = self.lesson.minutes - sum(exercise.minutes for exercise in self.exercises)
+        whole, executed = self.cells
+        return to_solve + round(rest * (whole - executed) / whole)
+
 
 def standing(lesson: Lesson, folder: Path) -> Standing:
     """Read where a learner stands in a lesson; an exercise counts as solved if any copy of the lesson shows it.
@@ -72,6 +80,11 @@ def standing(lesson: Lesson, folder: Path) -> Standing:
     whole = sum(cell.cell_type == "code" for cell in lesson.cells)
     cells = max(counts, key=lambda count: count[1], default=(whole, 0))
     return Standing(lesson, cells, exercises, frozenset(solved), first_answers(lesson, folder))
+
+
+def next_lesson(standings: Sequence[Standing]) -> Lesson | None:
+    """The first lesson whose notebook has something left to do: not begun, or with exercises to solve."""
+    return next((place.lesson for place in standings if not place.begun or place.unsolved), None)
 
 
 def next_step(standings: Sequence[Standing]) -> str:

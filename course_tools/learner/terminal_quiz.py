@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from course_utils.files import write_json
 
 RECORD = "quiz_answers.json"
 _LETTERS = "ABCD"
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,2})(?=\S)([^*]+)(?<=\S)\1(?![\w*])")
 
 
 def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callable[[str], None]) -> int:
@@ -28,21 +30,21 @@ def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callab
     Raises:
         ValueError: the record of earlier answers can't be read.
     """
-    _read(folder)  # before the first question, not after it
+    write_json(folder / RECORD, _read(folder))  # what goes wrong with it goes wrong before the first question
     right = 0
     for number, question in enumerate(lesson.quiz, 1):
-        say(f"\nQuestion {number} of {len(lesson.quiz)}\n{question.text}\n")
-        letters = _LETTERS[: len(question.options)]
-        for letter, option in zip(letters, question.options, strict=True):
-            say(f"  {letter}  {option.text}")
-        answer = ""
-        while len(answer) != 1 or answer not in letters:
-            answer = read(f"\nYour answer ({', '.join(letters)}): ").strip().upper()
+        say(f"\nQuestion {number} of {len(lesson.quiz)}\n{_plain(question.text)}\n")
+        options = dict(zip(_LETTERS, question.options, strict=False))
+        for letter, option in options.items():
+            say(f"  {letter}  {_plain(option.text)}")
+        letters = f"{', '.join([*options][:-1])} or {[*options][-1]}"
+        while (answer := read(f"\nYour answer ({letters}): ").strip().upper()) not in options:
+            say(f"Type {letters}, and Enter.")
         _keep(folder, question, answer)
-        right += question.options[letters.index(answer)].right
-        say("")
-        for letter, option in zip(letters, question.options, strict=True):
-            say(f"  {letter}{' is right' if option.right else ''}: {option.reason}")
+        right += options[answer].right
+        say(f"\n✓ {answer} is right." if options[answer].right else f"\n✗ {answer} is not right.")
+        for letter, option in options.items():
+            say(f"  {letter}{' is right' if option.right else ''}: {_plain(option.reason)}")
     return right
 
 
@@ -51,6 +53,11 @@ def first_answers(lesson: Lesson, folder: Path) -> tuple[bool | None, ...]:
     record = _read(folder)
     given = [(question, record.get(_key(question), "")) for question in lesson.quiz]
     return tuple(question.options[_LETTERS.index(letter)].right if letter else None for question, letter in given)
+
+
+def _plain(text: str) -> str:
+    """Markdown without its stars: a terminal would show them."""
+    return _EMPHASIS.sub(r"\2", text)
 
 
 def _keep(folder: Path, question: Question, letter: str) -> None:

@@ -68,8 +68,7 @@ class Comparison:
         if self.another:
             parts.append(f"{self.another} is not what the text is about, so numbers aren't compared")
         elif self.numbers:
-            share = f"{self.near / self.numbers:.0%} of {self.numbers} numbers"
-            parts.append(f"{share} within {NEAR:.0%} of the saved run's")
+            parts.append(f"{self.near} of {self.numbers} numbers are within {NEAR:.0%} of the saved run's")
         return "; ".join(parts)
 
 

@@ -234,26 +234,26 @@ def render(lesson: Lesson, course: Course, folder: Path, *, executed: NotebookNo
 
 
 def fill_table(page: str, lessons: Iterable[Lesson], course: Course) -> str:
-    """The page with the table of lessons between `TABLE_BEGIN` and `TABLE_END`; without these lines, as it is.
+    """The page with the table of lessons and its sum between `TABLE_BEGIN` and `TABLE_END`; without these, as it is.
 
-    Deeper notebooks follow in a line of their own.
+    Deeper notebooks follow in a line of their own, and aren't in the sum.
     """
     before, begin, rest = page.partition(TABLE_BEGIN)
     _, end, after = rest.partition(TABLE_END)
     if not end:
         return page
-    rows = ["| | lesson | at the end you have | minutes | | |", "|---|---|---|---|---|---|"]
-    deeper = []
+    rows, minutes, deeper = ["| | lesson | at the end you have | minutes | |", "|---|---|---|---|---|"], 0, []
     for lesson in lessons:
         path = repository_path(lesson)
         if lesson.deeper:
             deeper.append(f"[{lesson.number} · {lesson.title}]({path}) ({lesson.minutes} minutes)")
             continue
+        minutes += lesson.minutes
         rows.append(
             f"| {lesson.number} | [{lesson.title}]({path}) | {lesson.result} | {lesson.minutes} "
-            f"| [![Open in Colab]({BADGE})]({course.colab(path)}) "
-            f"| [solutions](notebooks/solutions/{lesson.name}.ipynb) |"
+            f"| [![Open in Colab]({BADGE})]({course.colab(path)}) |"
         )
+    rows += ["", f"Minutes are of learning, with the exercises: {minutes:,} together, about {minutes / 60:.0f} hours."]
     if deeper:
         rows += ["", f"Go deeper, where you like: {', '.join(deeper)}."]
     return "\n".join([before + begin, *rows, end + after])

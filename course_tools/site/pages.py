@@ -247,7 +247,12 @@ class Sources:
             "Lessons": lessons,
             "Practise": ["quizzes", "solutions", "docs/glossary"],
             "Teach": ["docs/teaching"],
-            "Look up": ["The library <api/course_utils/index>", "docs/statistics", "docs/troubleshooting"],
+            "Look up": [
+                "docs/library",
+                "Its modules <api/course_utils/index>",
+                "docs/statistics",
+                "docs/troubleshooting",
+            ],
             "Work on it": ["docs/house", "docs/authoring", "CONTRIBUTING", "CHANGELOG"],
         }
         placed = {entry for entries in chapters.values() for entry in entries}

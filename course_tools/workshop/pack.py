@@ -14,9 +14,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
+from course_tools import resolver
 from course_utils import assets
 from course_utils.files import write_json, write_text
 
@@ -25,6 +25,10 @@ BUILD = ("hatchling", "editables")  # what `pip install --editable` needs to be 
 # Packages that come as source only. All are pure Python, so a wheel made here serves everywhere.
 SOURCES = ("rouge-score", "sqlitedict", "word2number")
 _CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+_NO_CPU_INDEX = (
+    "PyTorch's builds for processors come from an index of its own. Where that doesn't answer, --cuda takes the build "
+    "of the package index (2.7 GB instead of 0.2), and --wheels FOLDER a wheel that you have."
+)
 
 
 class PackError(ValueError):
@@ -72,12 +76,12 @@ def lock(root: Path, platform: Platform, python: str, *, wheels: Path | None = N
         cuda: on Linux PyTorch with CUDA, 2.7 GB, instead of the build for processors, 0.2 GB.
 
     Raises:
-        PackError: uv isn't there, or finds no solution.
+        PackError: uv finds no solution.
+        ResolverError: uv can't be installed.
     """
-    if find_spec("uv") is None:
-        raise PackError("Packing needs uv, which resolves for other systems: python -m pip install uv")
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"]
-    command += ["--extra", "dev", "--python-version", python, "--python-platform", platform.uv, "pyproject.toml", "-"]
+    command = [*resolver.compile_command(python=python, platform=platform.uv), "--extra", "dev", "pyproject.toml", "-"]
+    for file in resolver.pip_setting("constraint"):  # pip keeps to it when it downloads
+        command += ["--constraints", file]
     extra = list(BUILD)
     if wheels is not None:
         command += ["--find-links", str(wheels)]
@@ -93,9 +97,8 @@ def lock(root: Path, platform: Platform, python: str, *, wheels: Path | None = N
         command, cwd=root, env=environment, input="\n".join(extra), capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise PackError(
-            f"No set of packages was found for {platform.name} with Python {python}:\n{done.stderr.strip()}"
-        )
+        reason = f"No set of packages was found for {platform.name} with Python {python}:\n{done.stderr.strip()}"
+        raise PackError(f"{reason}\n{_NO_CPU_INDEX}" if _CPU_INDEX in done.stderr else reason)
     return requirements(done.stdout)
 
 
@@ -134,7 +137,8 @@ def download(
     command += [option for name in platform.tags for option in ("--platform", name)]
     if platform.name == "linux" and any("+cpu" in one for one in pinned) and not cpu_torch(wheels, python):
         command += ["--extra-index-url", _CPU_INDEX]
-    rest = [one for one in pinned if one not in built]
+    # "===": of 2.13.0 and 2.13.0+cpu the one that was found, whatever else pip knows of.
+    rest = [package.replace("==", "===") for package in pinned if package not in built]
     _run([*command, *rest], "downloaded", platform)
 
 

@@ -211,10 +211,13 @@ def candidates(
         if (1 - tolerance) * budget.amount <= candidate.cost <= budget.amount:
             fitting.append(candidate)
     if not fitting:
-        given = f"{min(costs):,.4g} to {max(costs):,.4g}" if costs else "none that transformers takes"
+        tried = (
+            f"cost {_readable(min(costs))} to {_readable(max(costs))}" if costs else "are none that transformers takes"
+        )
+        least, most = _readable((1 - tolerance) * budget.amount), _readable(budget.amount)
         raise ValueError(
-            f"No version costs {(1 - tolerance) * budget.amount:,.4g} to {budget.amount:,.4g} {budget.unit}; those "
-            f"that come nearest cost {given}. Change the budget, raise 'tolerance', or give other sizes to try."
+            f"No version costs {least} to {most} {budget.unit}; those that come nearest {tried}. Give a budget "
+            "that one of them fits."
         )
     return sorted(fitting, reverse=True)
 
@@ -299,6 +302,10 @@ class _Pricing:
 
     def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
         return model_size(shrink(self._few, Candidate(blocks, hidden, groups, neurons), _no_scores(self._few)))
+
+
+def _readable(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
 def _tried(name: str, given: Sequence[int] | None, whole: int, default: Sequence[int]) -> list[int]:

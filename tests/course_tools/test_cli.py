@@ -1,5 +1,6 @@
 """The commands behind course.py, on a small course of their own in a temporary folder."""
 
+import errno
 import os
 import shutil
 import signal
@@ -281,6 +282,7 @@ def test_lab_waits_patiently_and_passes_arguments_on(course, monkeypatch):
     ((command, options),) = calls
     assert command[:3] == ["-P", "-m", "jupyterlab"] and command[-1] == "--no-browser"
     assert f"--ServerApp.root_dir={course / 'my_course'}" in command
+    assert "--LabApp.default_url=/lab/tree/01_small.ipynb" in command
     assert processes.SLEEPING_THREADS.keys() <= options["environment"].keys()
 
 
@@ -308,13 +310,33 @@ def test_work_survives_build_and_lab(course, at_home, capsys):
     assert "new in your folder" not in capsys.readouterr().out
 
 
-def test_progress_reads_and_certifies(at_home, capsys):
-    path = at_home / "01_small.ipynb"
+def solve(path):
+    """The exercise's cell as Jupyter saves it after a right answer."""
     notebook = nbformat.read(path, as_version=4)
     (cell,) = (cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", []))
     cell.execution_count = 3
     cell.outputs = [nbformat.v4.new_output("stream", text="Exercise 1: correct. Doubled.\n")]
     nbformat.write(notebook, path)
+
+
+def test_lab_opens_the_next_lesson(course, at_home, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(processes, "call", lambda command, **options: calls.append(command) or 0)
+    add_lesson(course, "02")
+    solve(at_home / "01_small.ipynb")
+    assert cli.main(["build"]) == 0 == cli.main(["lab"])
+    assert "--LabApp.default_url=/lab/tree/02_other.ipynb" in calls[-1]
+    assert "Next: lesson 02, A small lesson" in capsys.readouterr().out
+    solve(at_home / "02_other.ipynb")
+    assert cli.main(["lab"]) == 0
+    assert "default_url" not in " ".join(calls[-1]), "nothing is left: its own first page"
+    (at_home / "02_other.ipynb").write_text("{", encoding="utf-8")
+    assert cli.main(["lab"]) == 0
+    assert "default_url" not in " ".join(calls[-1]) and "02_other.ipynb can't be read" in capsys.readouterr().out
+
+
+def test_progress_reads_and_certifies(at_home, capsys):
+    solve(at_home / "01_small.ipynb")
     assert cli.main(["progress", "--name", "Zoë"]) == 0
     out = capsys.readouterr().out
     assert "1 of 1" in out and "`python course.py quiz 01`" in out
@@ -344,17 +366,31 @@ def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsy
     path.write_text(embedded.replace('"42"', '"54"'), encoding="utf-8")
     assert cli.main(["verify", str(course / "build")]) == 0
     out = capsys.readouterr().out
-    assert "0% of 1 numbers within 5% of the saved run's" in out and "how alike two runs are" in out
+    assert "0 of 1 numbers are within 5% of the saved run's" in out and "how alike two runs are" in out
     path.write_text(embedded.replace('"42"', '"54 and 7"'), encoding="utf-8")
     assert cli.main(["verify", str(course / "build")]) == 0
     assert "cell `import sys`: it prints 2 numbers, and 1 in the saved run" in capsys.readouterr().out
-    assert cli.main(["verify", str(course / "nowhere")]) == 0
-    assert "no notebook of it" in capsys.readouterr().out
     assert cli.main(["verify", "here", "there"]) == 1
     path.write_text("{", encoding="utf-8")
     capsys.readouterr()
     assert cli.main(["verify", str(course / "build")]) == 1
     assert "02_other.ipynb can't be read as a notebook" in capsys.readouterr().err
+
+
+def test_verify_with_nothing_there_has_not_passed(course, at_home, capsys):
+    add_lesson(course, "02")
+    (course / "empty").mkdir()
+    capsys.readouterr()
+    for place, told in (("nowhere", "There is no folder"), ("empty", "There is no notebook of a lesson in")):
+        for asked in ([], ["02"]):
+            assert cli.main(["verify", *asked, str(course / place)]) == 1
+            out, err = capsys.readouterr()
+            assert out == "" and err.startswith(f"{told} {course / place}. `python course.py lab` copies ")
+    assert cli.main(["verify"]) == 0, "lesson 02 is listed, and 01 is there"
+    assert f"02  no notebook of it in {at_home}\n" in capsys.readouterr().out
+    assert cli.main(["verify", "01"]) == 0
+    assert cli.main(["verify", "01", "02"]) == 1, "both were asked for"
+    assert f"02  no notebook of it in {at_home}\n" in capsys.readouterr().out
 
 
 def test_verify_says_where_a_run_stopped(course, capsys):
@@ -417,6 +453,45 @@ def test_quiz_in_the_terminal(at_home, monkeypatch, capsys):
     assert cli.main(["quiz", "1"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (
+            errno.EACCES,
+            "{place} can't be written (Permission denied). Name a folder of yours, or copy the course to one.\n",
+        ),
+        (
+            errno.EROFS,
+            "{place} can't be written (Read-only file system). Name a folder of yours, or copy the course to",
+        ),
+        (errno.ENOSPC, "The disk of {place} is full. Free some space, and run the same command again.\n"),
+    ],
+    ids=["not ours", "read-only", "full"],
+)
+@pytest.mark.parametrize("command", [["quiz", "01"], ["build"]])
+def test_a_place_that_cannot_be_written_is_told_in_a_sentence(command, number, told, at_home, monkeypatch, capsys):
+    """Before the first question is asked."""
+
+    def refused(path, *args, **options):
+        raise OSError(number, os.strerror(number), str(path))
+
+    write_lesson(at_home.parent / "lessons", LESSON.replace("6 * 7", "6 * 8"))
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    assert cli.main(command) == 1
+    err = capsys.readouterr().err
+    place = at_home if command[0] == "quiz" else at_home.parent / "notebooks"
+    assert err.startswith(told.format(place=place)) and err.count("\n") == 1
+
+
+def test_other_errors_of_the_system_are_no_matter_of_writing(course, monkeypatch):
+    def gone(args, console):
+        raise FileNotFoundError(errno.ENOENT, "No such file", "lesson.py")
+
+    monkeypatch.setattr(authoring, "find_lessons", gone)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["run"])
+
+
 def start(folder, *arguments):
     """The real program in a process group of its own, as a terminal starts it, on the course in `folder`."""
     path = os.pathsep.join([str(folder), str(ROOT)])
@@ -467,6 +542,17 @@ def test_ctrl_c_while_the_program_still_loads(clone):
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "\nStopped.\n")
     assert process.returncode == 130
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows tells a writer otherwise that nobody reads")
+def test_a_reader_who_leaves_is_no_error(clone):
+    reading, writing = os.pipe()
+    os.close(reading)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(clone), str(ROOT)])}
+    command = [sys.executable, "-P", "-m", "course_tools", "build"]
+    done = subprocess.run(command, cwd=clone, env=variables, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.stderr == b""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without telling it")

@@ -1,6 +1,6 @@
 """Colab's list is read as pip freeze wrote it, and the check says when it can't be made."""
 
-from course_tools import colab
+from course_tools import colab, resolver
 
 
 def test_list_is_read():
@@ -9,14 +9,16 @@ def test_list_is_read():
     assert colab.pins("# note\nA_b.c==1.0+x\nd @ file:///e\n") == {"a-b-c": "1.0+x"}
 
 
-def test_check_without_uv_says_so(monkeypatch, capsys):
-    monkeypatch.setenv("PATH", "")
-    assert colab.main([]) == 0
-    assert capsys.readouterr().out.startswith("skipped: uv is not on the PATH")
+def test_check_that_cannot_be_made_is_a_failure(monkeypatch, capsys):
+    def resolve(*_):
+        raise resolver.ResolverError("uv could not be installed")
+
+    monkeypatch.setattr(colab, "resolve", resolve)
+    assert colab.main([]) == 1
+    assert capsys.readouterr().out == "uv could not be installed\n"
 
 
 def test_added_packages_are_told_and_kept_ones_counted(monkeypatch, capsys):
-    monkeypatch.setattr(colab.shutil, "which", lambda name: name)
     monkeypatch.setattr(colab, "resolve", lambda *_: {"torch": "2.11.0", "lm-eval": "0.4.13", "nvidia-cublas": "1"})
     assert colab.main([]) == 0
     out = capsys.readouterr().out
@@ -27,7 +29,6 @@ def test_no_resolution_is_a_failure(monkeypatch, capsys):
     def resolve(*_):
         raise RuntimeError("torch can't be both")
 
-    monkeypatch.setattr(colab.shutil, "which", lambda name: name)
     monkeypatch.setattr(colab, "resolve", resolve)
     assert colab.main([]) == 1
     assert "without changing one:\ntorch can't be both" in capsys.readouterr().out

@@ -1,10 +1,11 @@
 """How far lessons are, in a terminal and in a log, and tables that tell the failed from the finished."""
 
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
-from sample_lesson import write_lesson
+from sample_lesson import LESSON, write_lesson
 
 from course_tools import terminal
 from course_tools.learner.progress import standing
@@ -12,9 +13,9 @@ from course_tools.lessons import runner
 from course_tools.lessons.authoring import read_lesson
 
 
-def shown(table):
+def shown(table, width=120):
     screen = io.StringIO()
-    Console(file=screen, width=120).print(table)
+    Console(file=screen, width=width).print(table)
     return [[part.strip() for part in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
 
 
@@ -46,7 +47,17 @@ def test_results_tell_the_failed_from_the_finished():
     ]
 
 
-def test_no_answers_are_no_wrong_ones(tmp_path):
-    lesson = read_lesson(write_lesson(tmp_path / "lessons"))
-    ((name, cells, solved, questions),) = shown(terminal.standings_table([standing(lesson, tmp_path)]))
-    assert (name, cells[:4], solved, questions) == ("01_small", "0 of", "0 of 1", "–")
+def test_standings_fit_eighty_columns_with_minutes_left_and_a_sum(tmp_path):
+    """No answers are no wrong ones, and nothing of the longest name is cut off."""
+    name = "07_knowledge_distillation_recovery"
+    lessons = [
+        write_lesson(tmp_path / "lessons"),
+        write_lesson(tmp_path / "lessons", LESSON.replace('"01"', '"07"'), name),
+    ]
+    first, second = (standing(read_lesson(path), tmp_path) for path in lessons)
+    half = dataclasses.replace(first, cells=(4, 2), solved=frozenset({1}), answers=(True, False, None))
+    assert shown(terminal.standings_table([half, second]), width=80) == [
+        ["01_small", "1 of 1", "1 of 2", "100%", "0"],
+        [name, "0 of 1", "–", "0%", "5"],
+        ["together", "1 of 2", "1 of 2", "50%", "5"],
+    ]

@@ -1,5 +1,6 @@
 """Progress: read from what Jupyter saved, and nothing claimed that can't be read."""
 
+import dataclasses
 import datetime
 import shutil
 
@@ -85,6 +86,16 @@ def test_unreadable_notebook_is_named(lesson, folder):
     (folder / "01_small.ipynb").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="01_small.ipynb can't be read as a notebook"):
         progress.standing(lesson, folder)
+
+
+@pytest.mark.parametrize(
+    ("executed", "solved", "left"), [(0, [], 35), (2, [], 20), (4, [], 5), (4, [1], 0), (0, [1], 30)]
+)
+def test_minutes_left_are_of_exercises_and_of_cells(executed, solved, left, tmp_path):
+    lesson = read_lesson(write_lesson(tmp_path / "lessons", LESSON.replace("minutes: 5", "minutes: 35")))
+    found = progress.standing(lesson, tmp_path)
+    found = dataclasses.replace(found, cells=(4, executed), solved=frozenset(solved))
+    assert found.minutes_left == left
 
 
 def test_next_step(lesson, folder, tmp_path):

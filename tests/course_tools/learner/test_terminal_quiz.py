@@ -28,8 +28,22 @@ def test_first_answers_are_kept(lesson, tmp_path):
     assert terminal_quiz.first_answers(lesson, tmp_path) == (True, False, True)
 
 
-def test_odd_input_is_asked_again(lesson, tmp_path):
-    assert take(lesson, tmp_path, "", "AB", "D", "7", " b ", "B", "B")[0] == 3
+def test_odd_input_is_asked_again_with_a_word_of_what_is_wanted(lesson, tmp_path):
+    right, said = take(lesson, tmp_path, "", "AB", "D", "7", " b ", "B", "B")
+    assert right == 3 and said.count("Type A, B or C, and Enter.") == 4
+
+
+def test_the_reader_is_told_first_how_their_own_answer_did(lesson, tmp_path):
+    _, said = take(lesson, tmp_path, "B", "a", "b")
+    lines = said.splitlines()
+    assert lines[lines.index("✓ B is right.") + 1] == "  A: That is once."
+    assert "✗ A is not right." in lines and said.count("✓") == 2
+
+
+def test_stars_of_emphasis_are_left_out_and_others_stay(tmp_path):
+    text = LESSON.replace("What is 1 times 2?", "What is **one** times *two*, or 2 * 3 * 4, `a*b*c`?")
+    _, said = take(read_lesson(write_lesson(tmp_path / "lessons", text)), tmp_path, "B", "B", "B")
+    assert "What is one times two, or 2 * 3 * 4, `a*b*c`?" in said
 
 
 def test_answers_before_a_stop_are_kept(lesson, tmp_path):

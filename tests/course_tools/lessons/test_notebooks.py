@@ -268,5 +268,6 @@ def test_table_of_lessons(lesson):
     filled = notebooks.fill_table(page, [lesson], COURSE)
     assert filled.startswith("before\n") and filled.endswith("\nafter\n") and "old" not in filled
     assert "| 01 | [A small lesson](notebooks/01_small.ipynb) |  | 5 | [![Open in Colab]" in filled
+    assert "Minutes are of learning, with the exercises: 5 together, about 0 hours." in filled
     assert notebooks.fill_table(filled, [lesson], COURSE) == filled
     assert notebooks.fill_table("no markers", [lesson], COURSE) == "no markers"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from course_tools import resolver
 from course_tools.workshop import pack, pack_start
 from course_utils import assets
 
@@ -147,7 +148,7 @@ def test_own_build_of_torch_is_found(tmp_path):
 def test_failures_say_what_to_do(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "no such thing\nno matching distribution")
     monkeypatch.setattr(pack.subprocess, "run", lambda *args, **options: failed)
-    monkeypatch.setattr(pack, "find_spec", lambda name: object())
+    monkeypatch.setattr(resolver, "find_spec", lambda name: object())
     platform = pack.PLATFORMS["windows"]
     with pytest.raises(
         pack.PackError, match="No set of packages was found for windows with Python 3.12:\nno such thing"
@@ -157,9 +158,33 @@ def test_failures_say_what_to_do(tmp_path, monkeypatch):
         pack.download(["plain==1.0"], platform, "3.12", tmp_path)
     with pytest.raises(pack.PackError, match="were not built"):
         pack.download(["word2number==1.1"], platform, "3.12", tmp_path)
-    monkeypatch.setattr(pack, "find_spec", lambda name: None)
-    with pytest.raises(pack.PackError, match="python -m pip install uv"):
-        pack.lock(ROOT, platform, "3.12")
+
+
+def test_index_of_cpu_builds_that_does_not_answer_is_told_with_its_remedies(monkeypatch):
+    said = "cause: Failed to fetch: https://download.pytorch.org/whl/cpu/torch/"
+    failed = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(resolver, "compile_command", lambda **options: ["uv"])
+    monkeypatch.setattr(pack.subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(pack.PackError, match="an index of its own(?s:.*)--cuda(?s:.*)--wheels"):
+        pack.lock(ROOT, pack.PLATFORMS["linux"], "3.12")
+
+
+def test_both_programs_take_the_same_versions(monkeypatch, tmp_path):
+    """pip keeps to its constraints, so uv must; and where pip knows of a build more, it must take the one found."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "torch==2.13.0\nplain==1.0\n", "")
+
+    monkeypatch.setattr(resolver, "compile_command", lambda **options: ["uv"])
+    monkeypatch.setattr(resolver, "pip_setting", lambda name: ["/c.txt"] if name == "constraint" else [])
+    monkeypatch.setattr(pack.subprocess, "run", run)
+    pinned = pack.lock(ROOT, pack.PLATFORMS["linux"], "3.12", cuda=True)
+    pack.download(pinned, pack.PLATFORMS["linux"], "3.12", tmp_path)
+    resolving, downloading = commands
+    assert resolving[resolving.index("--constraints") + 1] == "/c.txt"
+    assert downloading[-2:] == ["torch===2.13.0", "plain===1.0"], "not 2.13.0+cpu, which '==' takes as well"
 
 
 def test_course_is_what_git_tracks(tmp_path):
