@@ -196,6 +196,15 @@ def _with_palette(png: str) -> str:
     return base64.b64encode(data.getvalue()).decode("ascii")
 
 
+def without_empty_headers(notebook: NotebookNode) -> NotebookNode:
+    """The notebook, changed in place: the corner of a pandas table is a cell, not a header without a word."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output.data["text/html"] = "".join(output.data["text/html"]).replace("<th></th>", "<td></td>")
+    return notebook
+
+
 def notebook_paths(lesson: Lesson, folder: Path) -> dict[str, Path]:
     """Where the forms of a lesson belong below the notebooks folder."""
     return {
@@ -261,7 +270,7 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
         [
             " · ".join(row),
             "",
-            f"# {lesson.number} · {lesson.title}" + (" (solutions)" if form == "solutions" else ""),
+            f"# {lesson.heading}" + (" (solutions)" if form == "solutions" else ""),
             "",
             f"**Time:** {lesson.minutes} minutes  ",
             "**Hardware:** any computer; with a GPU (on Colab a free T4) larger models  ",

@@ -152,7 +152,7 @@ class Sources:
                 f"docs/glossary.md: lesson {term.lesson} doesn't say {term.name!r}; name the lesson that introduces "
                 "it, or write the term as that lesson does."
             )
-        return f"[{lesson.number} · {lesson.title}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
+        return f"[{lesson.heading}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
 
     def _saved(self, lesson: Lesson) -> NotebookNode:
         """The lesson as it is committed, unsolved."""
@@ -228,7 +228,7 @@ class Sources:
 
     def _cards(self) -> str:
         cards = [
-            f":::{{grid-item-card}} {lesson.number} · {lesson.title}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
+            f":::{{grid-item-card}} {lesson.heading}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
             f"{lesson.minutes} minutes\n:::"
             for lesson in self.lessons
         ]
@@ -254,9 +254,9 @@ class Sources:
         for lesson in self.lessons:
             path = f"notebooks/{lesson.name}.ipynb"
             parts += [
-                f"## [{lesson.number} · {lesson.title}]({path})",
+                f"## [{lesson.heading}]({path})",
                 f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.minutes} minutes · "
-                f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(_heading(lesson))})",
+                f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(lesson.heading)})",
                 f"Before this: {lesson.prerequisites}.",
                 _bullets(lesson),
             ]
@@ -265,7 +265,7 @@ class Sources:
     def _quizzes_page(self) -> str:
         parts = ["# Quizzes", "Choose an answer, and read why it is right or tempting. Nothing leaves this page."]
         for lesson in self.lessons:
-            parts += [f"## {_heading(lesson)}", f"[To the lesson](notebooks/{lesson.name}.ipynb)"]
+            parts += [f"## {lesson.heading}", f"[To the lesson](notebooks/{lesson.name}.ipynb)"]
             parts += [
                 question_page(question, number, name=f"quizzes-{lesson.number}-{number}")
                 for number, question in enumerate(lesson.quiz, start=1)
@@ -273,7 +273,7 @@ class Sources:
         return "\n\n".join(parts) + "\n"
 
     def _solutions_page(self) -> str:
-        rows = [f"- [{_heading(lesson)}](notebooks/solutions/{lesson.name}.ipynb)" for lesson in self.lessons]
+        rows = [f"- [{lesson.heading}](notebooks/solutions/{lesson.name}.ipynb)" for lesson in self.lessons]
         return "\n\n".join([
             "# Solutions", "The lessons with every exercise solved, executed. Ten minutes of trying come first.",
             "\n".join(rows), toctree(f"notebooks/solutions/{lesson.name}" for lesson in self.lessons),
@@ -370,10 +370,6 @@ def toctree(entries: Iterable[str], caption: str = "") -> str:
 def raw(code: str) -> str:
     """HTML that goes through Sphinx as it is, in Markdown."""
     return f"````{{raw}} html\n{code}\n````"
-
-
-def _heading(lesson: Lesson) -> str:
-    return f"{lesson.number} · {lesson.title}"
 
 
 def _bullets(lesson: Lesson) -> str:

@@ -26,7 +26,7 @@ from course_tools.lessons.authoring import PREDICTION, WHAT_WE_SAW, Lesson, Ques
 from course_tools.lessons.exercises import exercises_of
 from course_tools.lessons.minutes import minutes_of
 from course_tools.lessons.notebooks import content_id
-from course_tools.lessons.runner import PICTURES
+from course_tools.lessons.webpages import PICTURES
 from course_utils.files import write_text
 
 WIDTH, HEIGHT = 1280, 720
@@ -77,7 +77,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
         if cell.cell_type == "code":
             outputs[content_id(cell)].append(cell.outputs)
     told = [cell.source for cell in lesson.cells if "notes" in tags_of(cell)]
-    title = f"# {lesson.number} · {lesson.title}\n\nBefore this: {lesson.prerequisites}"
+    title = f"# {lesson.heading}\n\nBefore this: {lesson.prerequisites}"
     made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."], LINES)]
     minutes, exercises = minutes_of(lesson), {one.number: one for one in exercises_of(lesson)}
     section = lesson.title

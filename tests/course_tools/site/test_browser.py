@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlparse
 
 import nbformat
 import pytest
+from screens import PHONE, WIDE
 
 from course_tools import processes
 from course_tools.lessons import notebooks
@@ -23,7 +24,6 @@ from course_tools.site import browser as looking
 from course_utils import assets
 
 ROOT = Path(__file__).resolve().parents[3]
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MINUTE = 60_000  # milliseconds
 PICTURES = "[...document.querySelectorAll('article img')].map(image => [image.alt, image.naturalWidth])"
 RAN = r"""count => /\[\d+\]/.test(
@@ -43,28 +43,6 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built") / "site"
     assert pages.build(ROOT, folder) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for all tests."""
-    pytest.importorskip("playwright", reason="part of the extra browser")
-    executable = looking.find_chromium()
-    if executable is None:
-        pytest.skip("no Chromium or Chrome on the PATH; COURSE_CHROMIUM may name one")
-    with looking.browser(executable) as context:
-        context.set_default_timeout(2 * MINUTE)
-        yield context
-
-
-@pytest.fixture
-def page(browser):
-    """A fresh tab as wide as a laptop, and at its end no trouble."""
-    page = browser.new_page()
-    page.set_viewport_size(WIDE)
-    page.troubles = looking.watch(page)
-    yield page
-    page.close()
 
 
 def address(path):
