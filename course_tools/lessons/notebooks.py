@@ -76,6 +76,12 @@ class Course:
         """Address of a file of the repository."""
         return f"https://github.com/{self.repository}/blob/{self.ref}/{path}"
 
+    @property
+    def site(self) -> str:
+        """Address of the web site, on GitHub Pages."""
+        owner, name = self.repository.split("/")
+        return f"https://{owner}.github.io/{name}/"
+
     def colab(self, path: str) -> str:
         """Address that opens a notebook of the repository in Colab."""
         return f"https://colab.research.google.com/github/{self.repository}/blob/{self.ref}/{path}"

@@ -7,6 +7,7 @@ two pages; a link to a file that has no page leads to the repository.
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from nbformat import NotebookNode
 
 from course_tools import processes
 from course_tools.lessons.authoring import Lesson, Question, find_lessons, read_lesson, tags_of
-from course_tools.lessons.notebooks import BADGE, Course, notebook_paths
+from course_tools.lessons.notebooks import BADGE, Course, notebook_paths, without_empty_headers
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -34,6 +35,7 @@ _QUESTION = re.compile(r"### Question (\d+)\n")
 _TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\* \((?P<lesson>\d\d)\): (?P<meaning>.+(?:\n  .+)*)$", re.MULTILINE)
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
+_FIRST = re.compile(r"# .+\n\n(\w.*(?:\n.+)*)\n")
 _LEARN = "## What you will learn"
 
 
@@ -96,13 +98,13 @@ class Sources:
         for path, place in self.places.items():
             if path.endswith(".md") and path != "README.md":
                 text = (self.root / path).read_text(encoding="utf-8")
-                yield place, self.linked(self._filled(text, path), path)
+                yield place, described(self.linked(self._filled(text, path), path))
         for lesson in self.lessons:
             for form, path in self._notebooks(lesson).items():
                 yield path.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
-        yield "lessons.md", self._lessons_page()
-        yield "quizzes.md", self._quizzes_page()
-        yield "solutions.md", self._solutions_page()
+        yield "lessons.md", described(self._lessons_page())
+        yield "quizzes.md", described(self._quizzes_page())
+        yield "solutions.md", described(self._solutions_page())
 
     @cached_property
     def terms(self) -> list[Term]:
@@ -120,7 +122,11 @@ class Sources:
         """A saved notebook as a page: title first, a local badge, pictures with their sentences, radio buttons."""
         file = self._notebooks(lesson)[form]
         path = file.relative_to(self.root).as_posix()
-        notebook = nbformat.read(file, as_version=4)
+        notebook = without_empty_headers(nbformat.read(file, as_version=4))
+        end = f" At the end you have {lesson.result}." if lesson.result else ""
+        notebook.metadata.update(_about(f"{lesson.heading}.{end}"))
+        if form == "solutions":
+            notebook.metadata["no-search"] = ""  # the lesson itself is found
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
         for cell in notebook.cells:
@@ -229,7 +235,7 @@ class Sources:
     def _cards(self) -> str:
         cards = [
             f":::{{grid-item-card}} {lesson.heading}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
-            f"{lesson.minutes} minutes\n:::"
+            f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}\n:::"
             for lesson in self.lessons
         ]
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
@@ -370,6 +376,20 @@ def toctree(entries: Iterable[str], caption: str = "") -> str:
 def raw(code: str) -> str:
     """HTML that goes through Sphinx as it is, in Markdown."""
     return f"````{{raw}} html\n{code}\n````"
+
+
+def described(page: str) -> str:
+    """A Markdown page with its first paragraph as what a shared link shows; without title and paragraph, as it is."""
+    paragraph = _FIRST.match(page)
+    if paragraph is None:
+        return page
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", " ".join(paragraph[1].split()))
+    return f"---\n{json.dumps(_about(plain), ensure_ascii=False)}\n---\n{page}"  # JSON is YAML
+
+
+def _about(text: str) -> dict:
+    """A page's metadata for which search machines and shared links look, as Sphinx's extensions read them."""
+    return {"og:description": text, "myst": {"html_meta": {"description": text}}}
 
 
 def _bullets(lesson: Lesson) -> str:

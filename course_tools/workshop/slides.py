@@ -298,6 +298,7 @@ _TEMPLATE = (
 .reveal.reveal table { font-size: 20px; }
 .reveal.reveal img { margin: 0; max-height: 590px; max-width: 1180px; }
 .reveal.reveal .fit:has(.jp-RenderedMarkdown :is(p, li, table)) img { max-height: 430px; }
+.reveal.reveal .slide-number { background: #222; color: #fff; }
 .reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
 </style>
 {% endblock %}
