@@ -35,7 +35,7 @@ _QUESTION = re.compile(r"### Question (\d+)\n")
 _TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\* \((?P<lesson>\d\d)\): (?P<meaning>.+(?:\n  .+)*)$", re.MULTILINE)
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
-_FIRST = re.compile(r"# .+\n\n(\w.*(?:\n.+)*)\n")
+_FIRST = re.compile(r"# .+\n\n([\w*].*(?:\n.+)*)\n")
 _LEARN = "## What you will learn"
 
 

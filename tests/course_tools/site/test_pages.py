@@ -263,7 +263,7 @@ def test_nothing_is_left_out_of_the_contents(sources):
 
 
 def test_pages_say_what_a_shared_link_shows(small):
-    (small / "docs/more.md").write_text("# More\n\nIt *is* [what](x.md)\n`you` want.\n\nNot this.\n", encoding="utf-8")
+    (small / "docs/more.md").write_text("# More\n\n*It* is [what](x.md)\n`you` want.\n\nNot this.\n", encoding="utf-8")
     text = page(small, "docs/more.md")
     front, _, rest = text.removeprefix("---\n").partition("\n---\n")
     assert json.loads(front)["og:description"] == "It is what you want." and rest.startswith("# More\n")
