@@ -25,7 +25,7 @@ from course_tools import command_line, environment, processes, terminal
 from course_tools.learner import personal, terminal_quiz
 from course_tools.learner import progress as reading
 from course_tools.learner import verify as verifying
-from course_tools.lessons import authoring, notebooks, quotes, rules, runner
+from course_tools.lessons import authoring, notebooks, quotes, rules, runner, webpages
 from course_tools.lessons.verdicts import judging
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import OPEN, TURNED
@@ -85,6 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not lessons:
         print(f"There are no {'deeper notebooks' if args.lessons else 'lessons'} yet.")
         return 0
+    everything = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)]
     profile = args.profile or session.current_profile()
     if profile == "embedded":
         fetch_assets(lessons)
@@ -94,8 +95,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         for lesson in lessons:
             notebook = notebooks.build_notebook(lesson, course, "exercises")
             result = reporter.execute(notebook, lesson.name, profile)
-            runner.write_page(notebook, lesson.name, BUILD)
-            index = runner.write_index([result], BUILD)
+            webpages.write_page(notebook, lesson, BUILD, everything)
+            index = webpages.write_index([result], BUILD, everything)
             if not results and len(lessons) > 1:
                 reporter.say(f"Read what is finished: {index}")
             results.append(result)
@@ -123,7 +124,7 @@ def rehearse(args: argparse.Namespace, console: Console) -> int:
         folder = BUILD / "rehearsal"
         rehearsed = rehearsing.rehearse(notebook, name=lesson.name, shape=shape, folder=folder, tokenizers=tokenizers)
         done.append(rehearsed)
-        runner.write_page(notebook, lesson.name, folder)
+        webpages.write_page(notebook, lesson, folder)
         rehearsing.write_record(done[-1], folder / f"{lesson.name}.json")
     console.print(terminal.rehearsal_table(done))
     print(rehearsing.explanation(shape))
@@ -309,7 +310,7 @@ def slides(args: argparse.Namespace, console: Console) -> int:
         lesson = authoring.read_lesson(path)
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
         checks = (ROOT / f"course_utils/exercises/lesson_{lesson.number[:2]}.py").read_text(encoding="utf-8")
-        title = f"{lesson.number} · {lesson.title}"
+        title = lesson.heading
         pages[lesson.name] = (title, making.deck(making.slides_of(lesson, saved, checks), title=title))
     print(f"Show them: {making.write_decks(pages, reveal, BUILD / 'slides')}")
     return 0

@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.napoleon",  # docstrings in Google's style
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinxext.opengraph",  # what a shared link shows
     "course_tools.site.extension",
 ]
 
@@ -39,14 +40,17 @@ napoleon_use_ivar = True
 
 html_theme = "sphinx_book_theme"
 html_title = project
+html_baseurl = COURSE.site
+html_favicon = "static/favicon.svg"
+html_additional_pages = {"404": "404.html"}  # GitHub Pages' name for it
 html_static_path = ["static"]
 html_css_files = ["course.css"]
 html_js_files = ["course.js"]
 html_copy_source = html_show_sourcelink = False
 html_use_index = html_domain_indices = False  # the search finds names
 html_last_updated_fmt = None  # the same sources give the same pages
-templates_path: list[str] = []
-html_context = {"default_mode": "auto"}  # light or dark, as the reader's system is
+templates_path = ["templates"]
+html_context = {"address": COURSE.site, "default_mode": "auto"}  # light or dark, as the reader's system is
 html_theme_options = {
     "repository_url": f"https://github.com/{COURSE.repository}",
     "repository_branch": COURSE.ref,
@@ -60,4 +64,9 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+ogp_site_url = COURSE.site
+ogp_image = "_images/criteria.png"
+ogp_image_alt = "One model, the same cut, three ways of choosing the neurons: a popular one loses to chance."
+ogp_social_cards = {"enable": False}  # pictures of pages' titles, drawn with matplotlib
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
 copybutton_exclude = ".linenos, .gp, .go"

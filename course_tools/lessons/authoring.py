@@ -114,6 +114,11 @@ class Lesson:
         return len(self.number) > 2
 
     @property
+    def heading(self) -> str:
+        """Number and title, "03 · Some title"."""
+        return f"{self.number} · {self.title}"
+
+    @property
     def quiz(self) -> tuple[Question, ...]:
         """The questions at its end."""
         return tuple(read_question(cell.source) for cell in self.cells if "quiz" in tags_of(cell))

@@ -81,6 +81,12 @@ class Course:
         """Address of a file of the repository."""
         return f"https://github.com/{self.repository}/blob/{self.ref}/{path}"
 
+    @property
+    def site(self) -> str:
+        """Address of the web site, on GitHub Pages."""
+        owner, name = self.repository.split("/")
+        return f"https://{owner}.github.io/{name}/"
+
     def colab(self, path: str) -> str:
         """Address that opens a notebook of the repository in Colab."""
         return f"https://colab.research.google.com/github/{self.repository}/blob/{self.ref}/{path}"
@@ -202,6 +208,15 @@ def _with_palette(png: str) -> str:
     return base64.b64encode(data.getvalue()).decode("ascii")
 
 
+def without_empty_headers(notebook: NotebookNode) -> NotebookNode:
+    """The notebook, changed in place: the corner of a pandas table is a cell, not a header without a word."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output.data["text/html"] = "".join(output.data["text/html"]).replace("<th></th>", "<td></td>")
+    return notebook
+
+
 def notebook_paths(lesson: Lesson, folder: _Folder) -> dict[str, _Folder]:
     """Where the forms of a lesson belong below the notebooks folder; a deeper one may have no exercises to solve."""
     place = folder / DEEPER if lesson.deeper else folder
@@ -282,7 +297,7 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
         [
             " · ".join(row),
             "",
-            f"# {lesson.number} · {lesson.title}" + (" (solutions)" if form == "solutions" else ""),
+            f"# {lesson.heading}" + (" (solutions)" if form == "solutions" else ""),
             "",
             f"**Time:** {lesson.minutes} minutes  ",
             "**Hardware:** any computer; with a GPU (on Colab a free T4) larger models  ",

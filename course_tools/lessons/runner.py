@@ -1,18 +1,15 @@
-"""Execute lesson notebooks cell by cell, measure them, and write what they showed as notebooks and web pages."""
+"""Execute lesson notebooks cell by cell, and measure them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
-import html
-import json
 import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,12 +17,9 @@ import psutil
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 
-from course_tools.lessons.notebooks import to_text
 from course_tools.processes import with_sleeping_threads
-from course_utils.files import write_text
 from course_utils.roles import ROLES, chosen_model
 
 CELL_TIMEOUT = 1800  # seconds; a cell that takes longer is stuck
@@ -175,42 +169,6 @@ async def _error_of(client: NotebookClient, index: int) -> str:
     return ""
 
 
-def write_page(notebook: NotebookNode, name: str, folder: Path) -> None:
-    """Write the executed notebook as `name`.ipynb and as a web page `name`.html that needs no Jupyter.
-
-    The page leaves out what cells wrote to standard error: spent progress bars and libraries' warnings.
-    """
-    write_text(folder / f"{name}.ipynb", to_text(notebook))
-    shown = copy.deepcopy(notebook)
-    for cell in shown.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    exporter = HTMLExporter(template_name="lab", raw_template=_PAGE)
-    page, _ = exporter.from_notebook_node(shown, {"metadata": {"name": name}})
-    write_text(folder / f"{name}.html", page)
-
-
-def write_index(results: Iterable[Result], folder: Path) -> Path:
-    """Write `index.html` beside the pages of `write_page`, one row a lesson; return its path.
-
-    Lessons of earlier calls stay listed: their results are kept in `results.json`.
-    """
-    record = folder / "results.json"
-    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    for result in results:
-        known[result.name] = asdict(result) | {"failure": result.failure and str(result.failure)}
-    write_text(record, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    rows = "\n".join(
-        f'<tr><td><a href="{name}.html">{name}</a></td><td>{row["profile"]}</td><td>{row["seconds"]:.0f} s</td>'
-        f"<td>{gigabytes(row['peak_bytes'])}</td>"
-        f"<td>{html.escape('failed at ' + row['failure'] if row['failure'] else 'ok')}</td></tr>"
-        for name, row in sorted(known.items())
-    )
-    path = folder / "index.html"
-    write_text(path, _INDEX.format(rows=rows))
-    return path
-
-
 def gigabytes(size: int) -> str:
     """Bytes as "1.2 GB"."""
     return f"{size / 1e9:.1f} GB"
@@ -254,30 +212,3 @@ def first_line(source: str) -> str:
     """The first line of a cell that isn't a comment."""
     lines = [line.strip() for line in source.splitlines()]
     return next((line for line in lines if line and not line.startswith("#")), lines[0] if lines else "")
-
-
-# A block for nbconvert's templates: pictures keep the sentence of `plotting.show`.
-PICTURES = """{% block data_png scoped %}
-<div class="jp-RenderedImage jp-OutputArea-output">
-<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
-  alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
-</div>
-{% endblock %}"""
-_PAGE = "{% extends 'lab/index.html.j2' %}\n" + PICTURES  # nbconvert's own with that one difference
-_INDEX = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>Pruning LLMs</title>
-<style>
-body {{ font: 18px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 60rem; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ border-bottom: 1px solid #ccc; padding: .4rem .8rem .4rem 0; text-align: left; vertical-align: top; }}
-</style>
-<h1>Pruning LLMs</h1>
-<p>Lessons as they ran on this machine.</p>
-<table>
-<tr><th>lesson</th><th>profile</th><th>time</th><th>peak memory</th><th>result</th></tr>
-{rows}
-</table>
-</html>
-"""

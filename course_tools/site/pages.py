@@ -7,6 +7,7 @@ two pages; a link to a file that has no page leads to the repository.
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,14 @@ from nbformat import NotebookNode
 from course_tools import processes
 from course_tools.lessons.authoring import DEEPER, Lesson, Question, find_lessons, read_lesson
 from course_tools.lessons.cells import shown_and_folded, tags_of
-from course_tools.lessons.notebooks import BADGE, INSTALL_TITLE, Course, notebook_paths, repository_path
+from course_tools.lessons.notebooks import (
+    BADGE,
+    INSTALL_TITLE,
+    Course,
+    notebook_paths,
+    repository_path,
+    without_empty_headers,
+)
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -35,6 +43,7 @@ _QUESTION = re.compile(r"### Question (\d+)\n")
 _TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\* \((?P<lesson>\d\d)\): (?P<meaning>.+(?:\n  .+)*)$", re.MULTILINE)
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
+_FIRST = re.compile(r"# .+\n\n([\w*].*(?:\n.+)*)\n")
 _LEARN = "## What you will learn"
 
 
@@ -100,13 +109,13 @@ class Sources:
         for path, place in self.places.items():
             if path.endswith(".md") and path != "README.md":
                 text = (self.root / path).read_text(encoding="utf-8")
-                yield place, self.linked(self._filled(text, path), path)
+                yield place, described(self.linked(self._filled(text, path), path))
         for lesson in [*self.lessons, *self.deeper]:
             for form, path in self._notebooks(lesson).items():
                 yield path.relative_to(self.root).as_posix(), nbformat.writes(self.lesson_page(lesson, form))
-        yield "lessons.md", self._lessons_page()
-        yield "quizzes.md", self._quizzes_page()
-        yield "solutions.md", self._solutions_page()
+        yield "lessons.md", described(self._lessons_page())
+        yield "quizzes.md", described(self._quizzes_page())
+        yield "solutions.md", described(self._solutions_page())
 
     @cached_property
     def terms(self) -> list[Term]:
@@ -124,7 +133,11 @@ class Sources:
         """A saved notebook as a page: title first, a local badge, pictures with their sentences, radio buttons."""
         file = self._notebooks(lesson)[form]
         path = file.relative_to(self.root).as_posix()
-        notebook = nbformat.read(file, as_version=4)
+        notebook = without_empty_headers(nbformat.read(file, as_version=4))
+        end = f" At the end you have {lesson.result}." if lesson.result else ""
+        notebook.metadata.update(_about(f"{lesson.heading}.{end}"))
+        if form == "solutions":
+            notebook.metadata["no-search"] = ""  # the lesson itself is found
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
         for cell in notebook.cells:
@@ -157,7 +170,7 @@ class Sources:
                 f"docs/glossary.md: lesson {term.lesson} doesn't say {term.name!r}; name the lesson that introduces "
                 "it, or write the term as that lesson does."
             )
-        return f"[{lesson.number} · {lesson.title}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
+        return f"[{lesson.heading}](../notebooks/{lesson.name}.ipynb#{anchor(heading)})"
 
     def _saved(self, lesson: Lesson) -> NotebookNode:
         """The lesson as it is committed, unsolved."""
@@ -233,8 +246,8 @@ class Sources:
 
     def _cards(self) -> str:
         cards = [
-            f":::{{grid-item-card}} {lesson.number} · {lesson.title}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
-            f"{lesson.minutes} minutes\n:::"
+            f":::{{grid-item-card}} {lesson.heading}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
+            f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}\n:::"
             for lesson in self.lessons
         ]
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
@@ -265,12 +278,12 @@ class Sources:
         for lesson in self.lessons:
             path = f"notebooks/{lesson.name}.ipynb"
             parts += [
-                f"## [{lesson.number} · {lesson.title}]({path})",
+                f"## [{lesson.heading}]({path})",
                 f"[![Open in Colab]({LOCAL_BADGE})]({self.course.colab(path)}) · {lesson.minutes} minutes · "
-                f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(_heading(lesson))})",
+                f"[solutions](notebooks/solutions/{lesson.name}.ipynb) · [quiz](quizzes.md#{anchor(lesson.heading)})",
                 f"Before this: {lesson.prerequisites}.",
                 *(
-                    f"Go deeper: [{_heading(more)}]({repository_path(more)}) ({more.minutes} minutes)."
+                    f"Go deeper: [{more.heading}]({repository_path(more)}) ({more.minutes} minutes)."
                     for more in self.deeper
                     if more.number.startswith(lesson.number)
                 ),
@@ -281,7 +294,7 @@ class Sources:
     def _quizzes_page(self) -> str:
         parts = ["# Quizzes", "Choose an answer, and read why it is right or tempting. Nothing leaves this page."]
         for lesson in self.lessons:
-            parts += [f"## {_heading(lesson)}", f"[To the lesson](notebooks/{lesson.name}.ipynb)"]
+            parts += [f"## {lesson.heading}", f"[To the lesson](notebooks/{lesson.name}.ipynb)"]
             parts += [
                 question_page(question, number, name=f"quizzes-{lesson.number}-{number}")
                 for number, question in enumerate(lesson.quiz, start=1)
@@ -290,7 +303,7 @@ class Sources:
 
     def _solutions_page(self) -> str:
         solved = {
-            _heading(lesson): paths["solutions"].relative_to(self.root).as_posix()
+            lesson.heading: paths["solutions"].relative_to(self.root).as_posix()
             for lesson in [*self.lessons, *self.deeper]
             if "solutions" in (paths := self._notebooks(lesson))
         }
@@ -393,8 +406,18 @@ def raw(code: str) -> str:
     return f"````{{raw}} html\n{code}\n````"
 
 
-def _heading(lesson: Lesson) -> str:
-    return f"{lesson.number} · {lesson.title}"
+def described(page: str) -> str:
+    """A Markdown page with its first paragraph as what a shared link shows; without title and paragraph, as it is."""
+    paragraph = _FIRST.match(page)
+    if paragraph is None:
+        return page
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", " ".join(paragraph[1].split()))
+    return f"---\n{json.dumps(_about(plain), ensure_ascii=False)}\n---\n{page}"  # JSON is YAML
+
+
+def _about(text: str) -> dict:
+    """A page's metadata for which search machines and shared links look, as Sphinx's extensions read them."""
+    return {"og:description": text, "myst": {"html_meta": {"description": text}}}
 
 
 def _open_answer(lesson: Lesson) -> str:

@@ -27,7 +27,7 @@ from course_tools.lessons.cells import tags_of
 from course_tools.lessons.exercises import exercises_of
 from course_tools.lessons.minutes import minutes_by_section
 from course_tools.lessons.notebooks import content_id
-from course_tools.lessons.runner import PICTURES
+from course_tools.lessons.webpages import PICTURES
 from course_utils.files import write_text
 
 WIDTH, HEIGHT = 1280, 720
@@ -78,7 +78,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
         if cell.cell_type == "code":
             outputs[content_id(cell)].append(cell.outputs)
     told = [cell.source for cell in lesson.cells if "notes" in tags_of(cell)]
-    title = f"# {lesson.number} · {lesson.title}\n\nBefore this: {lesson.prerequisites}"
+    title = f"# {lesson.heading}\n\nBefore this: {lesson.prerequisites}"
     made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."], LINES)]
     minutes, exercises = (
         minutes_by_section(lesson.cells, lesson.minutes),
@@ -302,6 +302,7 @@ _TEMPLATE = (
 .reveal.reveal table { font-size: 20px; }
 .reveal.reveal img { margin: 0; max-height: 590px; max-width: 1180px; }
 .reveal.reveal .fit:has(.jp-RenderedMarkdown :is(p, li, table)) img { max-height: 430px; }
+.reveal.reveal .slide-number { background: #222; color: #fff; }
 .reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
 </style>
 {% endblock %}

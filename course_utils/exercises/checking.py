@@ -29,7 +29,7 @@ Attempt = Callable[..., Any]  # a learner's function
 
 
 class _Unsolved(Exception):
-    """The stub is still there."""
+    """The stub is still there, or something is missing that the message names."""
 
 
 class _Mistake(Exception):
@@ -77,15 +77,20 @@ def chosen(given: Any, right: Collection[str], reasons: Mapping[str, str]) -> No
     """Inside a check: stop unless the learner chose the right statements, with the reason for the first wrong choice.
 
     Args:
-        given: the learner's letters, such as {"a", "c"}.
+        given: the learner's letters, such as {"a", "c"} or "ac"; their case and blanks around them don't matter.
         right: the letters to choose.
         reasons: every letter, and a sentence on why that statement holds or doesn't.
     """
-    require(isinstance(given, set | list | tuple), f'Choose letters, for instance {{"a", "b"}}; yours is {given!r}.')
-    unknown = sorted(map(str, set(given) - set(reasons)))
+    require(
+        isinstance(given, set | list | tuple | str), f'Choose letters, for instance {{"a", "b"}}; yours is {given!r}.'
+    )
+    letters = filter(str.isalnum, given) if isinstance(given, str) else given
+    names = {name.lower(): name for name in reasons}
+    said = {names.get(letter.lower(), letter) for letter in (str(letter).strip() for letter in letters)}
+    unknown = sorted(said - set(reasons))
     require(not unknown, f"There is no {', '.join(unknown)}; choose among {', '.join(reasons)}.")
     for letter, reason in reasons.items():
-        require((letter in given) == (letter in right), f"Look at {letter} again: {reason}")
+        require((letter in said) == (letter in right), f"Look at {letter} again: {reason}")
 
 
 def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], names: Collection[str]) -> None:
@@ -148,11 +153,17 @@ def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., 
 def _judge(check: Callable[..., None], attempts: tuple, task: str, proved: str) -> tuple[bool, str]:
     try:
         check(*(_prepared(attempt) for attempt in attempts))
-    except _Unsolved:
-        return False, f"not solved yet. {task}"
+    except _Unsolved as missing:
+        return False, f"not solved yet. {missing}{task}"
     except _Mistake as mistake:
         return False, f"not yet. {mistake}"
     except Exception as error:  # the check met something it didn't expect, such as a list where a tensor belongs
+        called = next((attempt for attempt in attempts if not callable(attempt)), None)
+        if called is not None and "object is not callable" in str(error):
+            return False, (
+                "not yet. Hand over the function itself, its name without brackets: the check calls it. Yours is a "
+                f"{type(called).__name__}, perhaps what your function returns."
+            )
         return False, f"not yet. Your answer has another type or shape than expected: {_named(error)}."
     return True, f"correct. {proved}"
 
@@ -169,9 +180,19 @@ def _prepared(attempt: Any) -> Any:
             raise _Unsolved from None
         except Exception as error:
             raise _Mistake(f"Your code stopped with {_named(error)}{_line_in(attempt, error)}.") from error
+        if result is None and not _is_stub(attempt):
+            raise _Unsolved("Your function returns nothing: end it with `return …`. ")
         return _solved(result)
 
     return call
+
+
+def _is_stub(attempt: Attempt) -> bool:
+    """Whether the three dots are still in a function; also where its source isn't known."""
+    try:
+        return "..." in inspect.getsource(attempt)
+    except (OSError, TypeError):
+        return True
 
 
 def _solved(result: Any) -> Any:

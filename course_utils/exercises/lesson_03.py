@@ -78,8 +78,9 @@ def check_pruning_step(attempt: Attempt) -> None:
     for width, ratio in ((10, 0.2), (10, 0.25), (10, 0.0)):
         case = f"{width} neurons, ratio {ratio}"
         neurons = torch.arange(width, dtype=torch.float32)
-        gate = neurons[:, None] + torch.tensor([0.0, 100.0, 200.0])  # every row and column tells which neuron it is
-        up, down = -gate, 1000 + gate.t()[:2]
+        # Every row and column tells which neuron it is; down has more rows than neurons, so rows can be cut by mistake.
+        gate = neurons[:, None] + 100 * torch.arange(width + 2.0)
+        up, down = -gate, 1000 + gate.t()
         scores = (neurons * 7) % width  # all different
         small = attempt(*(matrix.clone() for matrix in (gate, up, down, scores)), ratio)
         require(

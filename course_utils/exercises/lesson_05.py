@@ -163,7 +163,7 @@ def check_adds_nothing(attempt: Attempt) -> None:
 )
 def check_predict(attempt: Attempt) -> None:
     """Check a function (configuration, parameters, removed, batch, context) -> cache bytes, decode estimate."""
-    for removed, batch, context in ((3, 2, 1000), (0, 1, 0), (5, 1, 64), (1, 32, 4096)):
+    for removed, batch, context in ((3, 3, 1000), (0, 1, 0), (5, 1, 64), (1, 32, 4096)):
         cache, estimate = attempt(_CONFIG, _PARAMETERS, removed, batch, context)
         sizes = f"for {removed} removed, batch {batch}, context {context}"
         right, mistakes = _caches(removed, batch, context)

@@ -43,18 +43,28 @@ def check_complexity(attempt: Attempt) -> None:
         mistakes = (
             (
                 _scores(list(embeddings), lengths),
-                "padded positions count in your variance. Select each row's real tokens with its mask.",
+                "Padded positions count in your variance. Select each row's real tokens with its mask.",
             ),
-            (_scores(rows, [30] * 5), "every row has the same length for you. Count the mask's ones."),
+            (
+                _scores([torch.cat([row, torch.zeros(30 - len(row), 4)]) for row in rows], lengths),
+                "Multiplied by the mask, embeddings are zeros where padding is, and these count in your variance. "
+                "Select each row's real tokens instead.",
+            ),
+            (
+                _scores(rows, lengths, variance=lambda row: row.var(0).mean()),
+                "Torch's own variance divides by one less than the number of tokens, and of one token it is no number: "
+                "unbiased=False.",
+            ),
+            (_scores(rows, [30] * 5), "Every row has the same length for you. Count the mask's ones."),
             (
                 torch.stack([_mean(_raw(row, len(row))) for row in rows]),
-                "you don't cut off: below the low end a scaled value is 0, above the high end it is 1.",
+                "You don't cut off: below the low end a scaled value is 0, above the high end it is 1.",
             ),
-            (_scores(rows, lengths, logarithm=False), "scale the *logarithm* of the length."),
-            (2 * right, "that is the sum. Take the mean of the two scaled values."),
+            (_scores(rows, lengths, logarithm=False), "Scale the *logarithm* of the length."),
+            (2 * right, "That is the sum. Take the mean of the two scaled values."),
             (
                 _scores(rows, lengths, variance=lambda row: row.var()),
-                "that is the variance of all numbers together. Take it over the tokens, for each component, then "
+                "That is the variance of all numbers together. Take it over the tokens, for each component, then "
                 "average over the components.",
             ),
         )
@@ -62,7 +72,7 @@ def check_complexity(attempt: Attempt) -> None:
         rule_out(mistakes, given, right, same=same)
         require(
             same(given, right),
-            f"for the check's random rows the scores are {_text(right)}; yours are {_text(given)}.",
+            f"For the check's random rows the scores are {_text(right)}; yours are {_text(given)}.",
         )
 
 
@@ -105,7 +115,7 @@ def check_same_average(attempt: Attempt) -> None:
             (1 - right, "that is what stays. Return what is saved."),
             (kept / blocks, "those are whole tokens' worth. Divide by all the tokens."),
         )
-        where = f"for {tokens} tokens and {left_out} left out, "
+        where = f"For {tokens} tokens and {left_out} left out, "
         rule_out(mistakes, given, right, same=same, where=where)
         require(same(given, right), f"{where}{right:.4f} is saved; yours is {given:.4f}.")
 
@@ -123,22 +133,22 @@ def check_control(attempt: Attempt) -> None:
     before = choice.copy()
     given = np.asarray(attempt(choice, strata, 1))
     require(given.shape == choice.shape, f"Return one number a prompt, shape (400,); yours has {given.shape}.")
-    require((choice == before).all(), "you changed the decisions that you were given. Work on a copy.")
+    require((choice == before).all(), "You changed the decisions that you were given. Work on a copy.")
     require(
         sorted(given.tolist()) == sorted(choice.tolist()),
-        "those aren't the same decisions any more: deal without replacement (a permutation).",
+        "Those aren't the same decisions any more: deal without replacement (a permutation).",
     )
     require(
         (given // 3 == strata).all(),
-        "decisions moved to prompts of another stratum, so the cost isn't the same. Deal within each stratum.",
+        "Decisions moved to prompts of another stratum, so the cost isn't the same. Deal within each stratum.",
     )
-    require((given != choice).any(), "nothing was dealt: every prompt has its own decision still.")
+    require((given != choice).any(), "Nothing was dealt: every prompt has its own decision still.")
     require(
         (np.asarray(attempt(choice, strata, 2)) != given).any(),
-        "another seed deals the same way. Make the generator from the seed that you are given.",
+        "Another seed deals the same way. Make the generator from the seed that you are given.",
     )
     by_length = strata % 3  # decided from the stratum alone
-    require((np.asarray(attempt(by_length, strata, 3)) == by_length).all(), "decisions by stratum alone must stay.")
+    require((np.asarray(attempt(by_length, strata, 3)) == by_length).all(), "Decisions by stratum alone must stay.")
 
 
 @exercise(
@@ -188,8 +198,8 @@ def check_signal(attempt: Attempt) -> None:
         values.shape == record.tokens.shape,
         f"Return one number for each of the {len(record.tokens)} prompts; yours has the shape {values.shape}.",
     )
-    require(np.isfinite(values).all(), "some of your numbers aren't finite.")
-    require(values[first:].std() > 0, "your signal is the same for all prompts that judge.")
+    require(np.isfinite(values).all(), "Some of your numbers aren't finite.")
+    require(values[first:].std() > 0, "Your signal is the same for all prompts that judge.")
     kinds = [record.kinds == kind for kind in sorted(set(record.kinds))[1:]]
     states = [record.states, np.log(record.tokens), record.entropies[:, 0]]
     own, length, probe, kind = (
@@ -199,7 +209,7 @@ def check_signal(attempt: Attempt) -> None:
     known = {"length": length, "the lesson's probe": probe, "the kind alone": kind}
     beside = ", ".join(f"{name} {value:+.3f}" for name, value in known.items())
     print(f"On prompts that judge: yours {own:+.3f}, {beside}.")
-    require(own > -0.1, "your signal is upside down: it must be *high* where harm is high.")
+    require(own > -0.1, "Your signal is upside down: it must be *high* where harm is high.")
     require(
         own >= abs(length) + _CLEARLY,
         f"{own:+.3f} isn't clearly better than length alone, whichever way round ({abs(length):.3f}): at least "

@@ -47,6 +47,13 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const summary of document.querySelectorAll("nav summary")) { // the theme draws arrows without a name
     summary.setAttribute("aria-label", `Pages below ${summary.closest("li").querySelector("a").textContent.trim()}`);
   }
+  // Names that say something else than what is written there: whoever speaks to the computer says what they see.
+  for (const named of document.querySelectorAll(".search-button-field, details.hide > summary")) {
+    named.removeAttribute("aria-label");
+  }
+  const logo = document.querySelector(".sidebar-primary-item:has(.navbar-brand)"); // beside all landmarks otherwise
+  logo?.setAttribute("role", "navigation");
+  logo?.setAttribute("aria-label", "Start");
   document.querySelectorAll("form.quiz").forEach(quiz);
   const images = [...document.querySelectorAll("article img")].filter((image) => !image.closest("a"));
   if (!images.length) return;

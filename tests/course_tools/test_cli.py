@@ -528,7 +528,7 @@ def test_ctrl_c_in_a_cell_ends_the_kernel_and_keeps_what_is_finished(whole_group
     assert err.strip() == "Stopped."
     assert not psutil.pid_exists(int(pid.read_text())), "the kernel is an orphan"
     index = (clone / "build" / "index.html").read_text(encoding="utf-8")
-    assert "01_small" in index and "02_other" not in index
+    assert "01_small.html" in index and "02_other.html" not in index
     assert (clone / "build" / "01_small.html").exists() and "01_small ok" in out
 
 

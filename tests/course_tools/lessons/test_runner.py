@@ -1,8 +1,6 @@
-"""The runner: executes in a kernel of its own, measures, names the failing cell, writes readable pages."""
+"""The runner: executes in a kernel of its own, measures, names the failing cell."""
 
-import html
 import os
-import re
 import signal
 import threading
 import time
@@ -117,27 +115,3 @@ def test_kernels_wait_patiently_unless_the_reader_chose(monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     assert "GOMP_SPINCOUNT" not in runner.kernel_environment("smoke")
-
-
-def test_pages_and_index_keep_what_earlier_runs_showed(tmp_path):
-    failure = runner.Failure(2, "x < 1", "ValueError: <b>")
-    runner.write_page(notebook("1 + 1"), "01_x", tmp_path)
-    runner.write_index([runner.Result("01_x", "smoke", 1.4, 10**9, failure)], tmp_path)
-    index = runner.write_index([runner.Result("02_y", "smoke", 2.0, 10**9, None)], tmp_path).read_text(encoding="utf-8")
-    assert '<a href="01_x.html">' in index and '<a href="02_y.html">' in index
-    assert "failed at code cell 2 (x &lt; 1): ValueError: &lt;b&gt;" in index
-    assert "<h1" in (tmp_path / "01_x.html").read_text(encoding="utf-8")
-    assert nbformat.read(tmp_path / "01_x.ipynb", as_version=4).cells[1].source == "1 + 1"
-
-
-def test_page_keeps_what_a_picture_shows(tmp_path):
-    drawn = notebook("1 + 1")
-    sentence = 'Perplexity "rises" & <falls>.'
-    drawn.cells[1].outputs = [
-        nbformat.v4.new_output(
-            "display_data", {"image/png": "aGk=", "text/plain": sentence}, metadata={"image/png": {"alt": sentence}}
-        )
-    ]
-    runner.write_page(drawn, "01_x", tmp_path)
-    page = (tmp_path / "01_x.html").read_text(encoding="utf-8")
-    assert html.unescape(re.search(r"<img[^>]*?alt=(['\"])(.*?)\1[^>]*aGk=", page)[2]) == sentence

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlparse
 
 import nbformat
 import pytest
+from screens import PHONE, WIDE
 
 from course_tools import processes
 from course_tools.lessons import notebooks
@@ -23,7 +24,6 @@ from course_tools.site import browser as looking
 from course_utils import assets
 
 ROOT = Path(__file__).resolve().parents[3]
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MINUTE = 60_000  # milliseconds
 PICTURES = "[...document.querySelectorAll('article img')].map(image => [image.alt, image.naturalWidth])"
 RAN = r"""count => /\[\d+\]/.test(
@@ -43,28 +43,6 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built") / "site"
     assert pages.build(ROOT, folder) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for all tests."""
-    pytest.importorskip("playwright", reason="part of the extra browser")
-    executable = looking.find_chromium()
-    if executable is None:
-        pytest.skip("no Chromium or Chrome on the PATH; COURSE_CHROMIUM may name one")
-    with looking.browser(executable) as context:
-        context.set_default_timeout(2 * MINUTE)
-        yield context
-
-
-@pytest.fixture
-def page(browser):
-    """A fresh tab as wide as a laptop, and at its end no trouble."""
-    page = browser.new_page()
-    page.set_viewport_size(WIDE)
-    page.troubles = looking.watch(page)
-    yield page
-    page.close()
 
 
 def address(path):
@@ -121,14 +99,26 @@ def test_other_corners(name, size, mode, site, page):
 
 def test_faults_are_found(page, tmp_path):
     pale = '<p style="width: 3000px; color: #ccc; background: #fff">pale</p>'
-    bad = f'<html lang="en"><title>x</title><main><img src="data:,">{pale}'
+    other = '<button aria-label="Find">Search</button><table><tr><th></th><th>loss</th></tr><tr><td>1</td></tr></table>'
+    bad = f'<html lang="en"><title>x</title><main><img src="data:,">{pale}{other}'
     (tmp_path / "bad.html").write_text(bad, encoding="utf-8")
     page.goto(address(tmp_path / "bad.html"))
     page.evaluate("console.error('broken'); fetch('http://192.0.2.1/').catch(() => {})")
     found = "\n".join(looking.faults(page))
-    assert "image-alt" in found and "color-contrast" in found
+    for rule in ("image-alt", "color-contrast", "label-content-name-mismatch", "empty-table-header"):
+        assert rule in found
     assert len(looking.sideways(page)) == 1
     assert "broken" in page.troubles.console and any("not local" in one for one in page.troubles.requests)
+
+
+def test_page_that_is_not_there_leads_back(site, page):
+    """GitHub Pages shows it at any depth: only whole addresses, each of a page that the site has."""
+    home = notebooks.Course.read(ROOT).site
+    page.goto(address(site / "404.html"))
+    links = page.evaluate("[...document.querySelectorAll('[href], [src]')].map(e => e.getAttribute('href') ?? e.src)")
+    own = [link.removeprefix(home) or "index.html" for link in links if link.startswith(home)]
+    assert len(own) >= 3 and all((site / path).is_file() for path in own)
+    assert all(link.startswith("https://") for link in links)
 
 
 def test_links_resolve(site, page):
@@ -163,6 +153,7 @@ def test_search_finds(site, page):
     page.wait_for_selector("text=Search finished")  # what is found comes one by one
     titles = page.locator("#search-results li").all_inner_texts()
     assert any(title.startswith("01 ·") for title in titles)
+    assert not any("(solutions)" in title for title in titles), "a lesson is found once"
     page.goto(address(site / "search.html") + "?q=neuron_importance")
     page.wait_for_selector("text=Search finished")
     assert page.locator("#search-results a", has_text="neuron_importance").count()

@@ -1,5 +1,6 @@
 """The site's sources: links that lead to pages, quizzes with radio buttons, a glossary that tells the truth."""
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -287,6 +288,26 @@ def test_nothing_is_left_out_of_the_contents(sources):
     assert staged == listed
 
 
+def test_pages_say_what_a_shared_link_shows(small):
+    (small / "docs/more.md").write_text("# More\n\n*It* is [what](x.md)\n`you` want.\n\nNot this.\n", encoding="utf-8")
+    text = page(small, "docs/more.md")
+    front, _, rest = text.removeprefix("---\n").partition("\n---\n")
+    assert json.loads(front)["og:description"] == "It is what you want." and rest.startswith("# More\n")
+    for form, hidden in (("", False), ("solutions/", True)):
+        about = nbformat.reads(page(small, f"notebooks/{form}01_small.ipynb"), as_version=4).metadata
+        assert about["myst"]["html_meta"]["description"].startswith("01 · A small lesson.")
+        assert ("no-search" in about) is hidden, "a search finds the lesson once"
+
+
+def test_tables_have_no_header_without_a_word(small):
+    path = small / "notebooks/01_small.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(cell for cell in notebook.cells if cell.get("outputs"))
+    cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": "<tr><th></th><th>loss</th></tr>"})]
+    nbformat.write(notebook, path)
+    assert "<td></td><th>loss</th>" in page(small, "notebooks/01_small.ipynb")
+
+
 OUTSIDE = re.compile(r'<(?:script|img|link|iframe)\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"')
 
 
@@ -295,7 +316,15 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
     assert pages.build(ROOT, tmp_path / "site") == 0
     written = list((tmp_path / "site").rglob("*.html"))
     assert len(written) > 2 * len(list((ROOT / "lessons").glob("*.py")))
+    home = notebooks.Course.read(ROOT).site
     for file in written:
+        head = Form(file.read_text(encoding="utf-8"))
+        metas = [about.get("name", about.get("property")) for about in head.all("meta")]
+        assert metas.count("viewport") == 1, file.name
+        if file.name not in ("404.html", "search.html"):
+            assert metas.count("description") == metas.count("og:title") == metas.count("og:description") == 1, file
+            (picture,) = [about["content"] for about in head.all("meta") if about.get("property") == "og:image"]
+            assert (tmp_path / "site" / picture.removeprefix(home)).is_file(), picture
         outside = [
             found for found in OUTSIDE.findall(file.read_text(encoding="utf-8")) if 'rel="canonical"' not in found
         ]
@@ -304,8 +333,9 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
 
 @pytest.mark.embedded
 def test_link_that_leads_nowhere_is_an_error(small, capfd):
-    for name in ("conf.py", "static"):
-        (shutil.copytree if name == "static" else shutil.copy)(ROOT / "docs" / name, small / "docs" / name)
+    shutil.copy(ROOT / "docs/conf.py", small / "docs")
+    for name in ("static", "templates"):
+        shutil.copytree(ROOT / "docs" / name, small / "docs" / name)
     (small / "course_utils").mkdir()
     (small / "course_utils/__init__.py").write_text('"""A library."""\n', encoding="utf-8")
     with (small / "docs/index.md").open("a", encoding="utf-8") as page:

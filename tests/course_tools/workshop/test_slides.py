@@ -195,6 +195,7 @@ def test_every_slide_fits_in_a_browser_and_is_printed(tmp_path):
         for name in pages:
             page.goto((index.parent / f"{name}.html").as_uri())
             page.wait_for_function("window.Reveal && Reveal.isReady()")
+            assert looking.faults(page) == [], name
             found = page.evaluate(_LOOK)
             assert len(found) > 30
             for slide in found:

@@ -38,6 +38,22 @@ def test_stub_is_not_solved_yet(stub, capsys):
     assert capsys.readouterr().out == "Exercise 1: not solved yet. Return the L1 norm of each column.\n"
 
 
+def test_forgotten_return_is_told(capsys):
+    def attempt(weight):
+        weight.abs().sum(0)  # and that is all
+
+    assert check_norms(attempt) is False
+    out = capsys.readouterr().out
+    assert out.startswith("Exercise 1: not solved yet. Your function returns nothing: end it with `return …`. Return ")
+
+
+def test_function_that_was_called_already_is_told(capsys):
+    assert check_norms(WEIGHT.abs().sum(0)) is False
+    out = capsys.readouterr().out
+    assert "not yet. Hand over the function itself, its name without brackets: the check calls it. " in out
+    assert "Yours is a Tensor" in out
+
+
 def test_half_filled_answer_is_not_solved_yet(capsys):
     assert check_sizes({"rows": 2, "columns": ...}) is False
     assert "Exercise 2: not solved yet. Fill in both sizes." in capsys.readouterr().out

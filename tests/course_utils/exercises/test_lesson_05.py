@@ -195,7 +195,7 @@ test_predict = cases_of(
         (with_cache(lambda *s: predict(*s, both=1)[0]), "half of it is missing"),
         (with_cache(lambda *s: predict(*s)[0] / 4), "a factor 4"),
         (with_cache(lambda *s: predict(*s, heads=8)[0]), "counts all heads"),
-        (with_cache(lambda *s: predict(*s[:3], 1, s[4])[0]), "The cache"),
+        (with_cache(lambda *s: predict(*s[:3], 1, s[4])[0]), "one text of the batch"),
         (with_estimate(lambda *s: predict(*s, upside=True)[1]), "upside down"),
         (with_estimate(only_the_cache), "only the cache off"),
         (with_estimate(lambda *s: predict(*s[:3], 1, 0)[1]), "the cache is missing"),

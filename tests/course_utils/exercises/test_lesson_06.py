@@ -10,17 +10,37 @@ from sklearn.ensemble import ExtraTreesRegressor
 from course_utils.exercises import lesson_06
 
 
-def complexity(embeddings, mask, log_length, variance, *, padded=False, cut=True, log=True, over_all=False, mean=True):
+def complexity(
+    embeddings,
+    mask,
+    log_length,
+    variance,
+    *,
+    padded=False,
+    cut=True,
+    log=True,
+    over_all=False,
+    mean=True,
+    unbiased=False,
+):
     scores = []
     for row, real in zip(embeddings, mask.bool(), strict=True):
         tokens = row if padded else row[real]
         length = torch.tensor(float(real.sum()))
-        spread = tokens.var() if over_all else tokens.var(0, unbiased=False).mean()
+        spread = tokens.var() if over_all else tokens.var(0, unbiased=unbiased).mean()
         pair = [(length.log() if log else length, log_length), (spread, variance)]
         scaled = torch.stack([(value - low) / (high - low) for value, (low, high) in pair])
         scaled = scaled.nan_to_num().clamp(0, 1) if cut else scaled
         scores.append(scaled.mean() if mean else scaled.sum())
     return torch.stack(scores)
+
+
+def multiplied_by_the_mask(embeddings, mask, log_length, variance):
+    """Padding becomes zeros, and they take part in the variance."""
+    length = mask.sum(1).float().log()
+    spread = (embeddings * mask[..., None]).var(1, unbiased=False).mean(1)
+    scaled = [(value - low) / (high - low) for value, (low, high) in ((length, log_length), (spread, variance))]
+    return torch.stack(scaled).clamp(0, 1).mean(0)
 
 
 def same_length_for_all(embeddings, mask, log_length, variance):
@@ -44,11 +64,13 @@ test_complexity = cases_of(
     lesson_06.check_complexity,
     stubs=[lambda *_, **__: None],
     mistakes=[
-        (lambda e, m, **r: complexity(e, m, **r, padded=True), "padded positions count"),
+        (lambda e, m, **r: complexity(e, m, **r, padded=True), "Padded positions count"),
         (lambda e, m, **r: complexity(e, m, **r, cut=False), "don't cut off"),
         (lambda e, m, **r: complexity(e, m, **r, log=False), "*logarithm*"),
-        (lambda e, m, **r: complexity(e, m, **r, mean=False), "that is the sum"),
+        (lambda e, m, **r: complexity(e, m, **r, mean=False), "That is the sum"),
         (lambda e, m, **r: complexity(e, m, **r, over_all=True), "all numbers together"),
+        (lambda e, m, **r: complexity(e, m, **r, unbiased=True), "divides by one less than the number of tokens"),
+        (multiplied_by_the_mask, "zeros where padding is"),
         (same_length_for_all, "same length"),
         (lambda e, m, **r: complexity(e, m, **r) * 0.9, "the scores are"),
         (lambda e, m, **r: complexity(e, m, **r)[:2], "one score a row"),
@@ -122,8 +144,8 @@ test_control = cases_of(
     mistakes=[
         (lambda c, s, seed: deal(c, s, seed, replace=True), "without replacement"),
         (lambda c, s, seed: deal(c, s, seed, within=False), "another stratum"),
-        (lambda c, s, seed: c.copy(), "nothing was dealt"),
-        (lambda c, s, seed: deal(c, s, 0), "another seed"),
+        (lambda c, s, seed: c.copy(), "Nothing was dealt"),
+        (lambda c, s, seed: deal(c, s, 0), "Another seed"),
         (lambda c, s, seed: deal(c, s, seed)[:10], "one number a prompt"),
         (in_place, "Work on a copy"),
     ],

@@ -165,7 +165,7 @@ test_supported_claims = cases_of(
         ({"c"}, "the knowledge was not what did it"),
         ({"c", "d", "e"}, "fairness is more"),
         ({"c", "z"}, "There is no z"),
-        ("cd", "Choose letters"),
+        (7, "Choose letters"),
     ],
     answers=[{"c", "d"}, ["d", "c"]],
 )

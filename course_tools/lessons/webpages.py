@@ -1,0 +1,182 @@
+"""What a run showed, as web pages that ask no network for anything: one a lesson, and the index that lists them."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
+
+from course_tools.lessons.authoring import Lesson
+from course_tools.lessons.notebooks import to_text, without_empty_headers
+from course_tools.lessons.runner import Result, gigabytes
+from course_utils.files import write_text
+
+
+def write_page(notebook: NotebookNode, lesson: Lesson, folder: Path, lessons: Sequence[Lesson] = ()) -> None:
+    """Write the executed notebook, and beside it a web page that needs neither Jupyter nor a network.
+
+    The page leaves out what cells wrote to standard error: spent progress bars and libraries' warnings.
+
+    Args:
+        notebook: the lesson as it ran.
+        lesson: names both files, and the page.
+        folder: where they go.
+        lessons: all of the course, in order, where an index lies beside the pages; they then lead to it and on.
+    """
+    write_text(folder / f"{lesson.name}.ipynb", to_text(notebook))
+    shown = without_empty_headers(copy.deepcopy(notebook))
+    shown.metadata.pop("widgets", None)  # only a script could draw them
+    for cell in shown.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    exporter = HTMLExporter(
+        template_name="lab",
+        raw_template=_PAGE,
+        filters={"markdown2html": MarkdownWithMath(renderer=_Plain(escape=False, exclude_anchor_links=True)).render},
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    resources = {"metadata": {"name": lesson.heading}, "way": _way(lesson, lessons, folder)}
+    page, _ = exporter.from_notebook_node(shown, resources)
+    write_text(folder / f"{lesson.name}.html", page)
+    for before, after in pairwise(lessons):
+        path = folder / f"{before.name}.html"
+        if after.name == lesson.name and path.exists():  # written while this page was still to come
+            text = path.read_text(encoding="utf-8")
+            write_text(path, text.replace(f'"index.html#{lesson.name}"', f'"{lesson.name}.html"'))
+
+
+def write_index(results: Iterable[Result], folder: Path, lessons: Sequence[Lesson]) -> Path:
+    """Write `index.html` beside the pages of `write_page`, with all lessons of the course; return its path.
+
+    Results of earlier calls stay listed: they are kept in `results.json`.
+    """
+    record = folder / "results.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    for result in results:
+        known[result.name] = asdict(result) | {"failure": result.failure and str(result.failure)}
+    write_text(record, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    rows = [f'<li id="{lesson.name}">{_row(lesson, known.get(lesson.name))}</li>' for lesson in lessons]
+    path = folder / "index.html"
+    write_text(path, _INDEX.format(rows="\n".join(rows)))
+    return path
+
+
+class _Plain(IPythonRenderer):
+    """Markdown of a page that fetches nothing: formulas as MathML, a picture from elsewhere as its words."""
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return text if url.startswith(("http:", "https:")) else super().image(text, url, title)
+
+    def inline_math(self, body: str) -> str:
+        return _formula(body) or super().inline_math(body)
+
+    def block_math(self, body: str) -> str:
+        return _formula(body, as_block=True) or super().block_math(body)
+
+
+def _formula(text: str, **options: bool) -> str:
+    """LaTeX as MathML; "" where it can't be read."""
+    try:
+        return tex2mathml(text, **options)
+    except MathError:
+        return ""
+
+
+def _way(lesson: Lesson, lessons: Sequence[Lesson], folder: Path) -> str:
+    """Where a page leads: to the index, and to the next lesson, or to its line there while it has no page."""
+    if not lessons:
+        return ""
+    after = next((after for before, after in pairwise(lessons) if before.name == lesson.name), None)
+    links = ['<a href="index.html">All lessons</a>']
+    if after:
+        written = (folder / f"{after.name}.html").exists()
+        goal = f"{after.name}.html" if written else f"index.html#{after.name}"
+        links.append(f'Next: <a href="{goal}">{html.escape(after.heading)}</a>')
+    return f'<nav class="jp-RenderedHTMLCommon" aria-label="Lessons"><p>{" · ".join(links)}</p>{_BY_HAND}</nav>'
+
+
+def _row(lesson: Lesson, result: Mapping | None) -> str:
+    """A lesson in the index: what came of it, or how to run it."""
+    heading = html.escape(lesson.heading)
+    if result is None:
+        return f"{heading}<p>Not run yet: <code>python course.py run {lesson.number}</code></p>"
+    outcome = f"failed at {result['failure']}" if result["failure"] else "ok"
+    facts = [outcome, f"{result['seconds']:.0f} s", f"{gigabytes(result['peak_bytes'])} of memory at its peak"]
+    facts.append(f"profile {result['profile']}")
+    return f'<a href="{lesson.name}.html">{heading}</a><p>{html.escape(" · ".join(facts))}</p>'
+
+
+# A block for nbconvert's templates: pictures keep the sentence of `plotting.show`.
+PICTURES = """{% block data_png scoped %}
+<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
+  alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
+</div>
+{% endblock %}"""
+_BY_HAND = """<p>To work in the lessons by hand: <code>python course.py lab</code>.
+How far you are, and what is next: <code>python course.py progress</code>.</p>"""
+# nbconvert's own page without the scripts that it fetches, with colours that are dark enough; code scrolls in its box.
+_PAGE = (
+    """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_css %}
+<style>
+main { margin: auto; max-width: 62rem; }
+main > nav { border-top: 1px solid #bbb; margin-top: 2rem; padding: 1rem; }
+main .jp-RenderedHTMLCommon a:any-link { text-decoration: underline; }
+.jp-Cell-inputWrapper, .jp-OutputArea-output { overflow-x: auto; }
+.jp-OutputArea-output img { height: auto; max-width: 100%; }
+.highlight :is(.c, .c1, .cm) { color: #2f6868; }
+.highlight :is(.o, .ow) { color: #8a1fd0; }
+.highlight :is(.m, .mf, .mi, .mh) { color: #007000; }
+</style>
+{% endblock %}
+{% block body_footer %}
+{{ resources.way }}
+{{ super() }}
+{% endblock %}
+"""
+    + PICTURES
+)
+_INDEX = (
+    """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Pruning LLMs</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 18px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 45rem; padding: 0 1rem; }}
+li {{ overflow-wrap: anywhere; }}
+ol {{ list-style: none; padding: 0; }}
+li {{ border-top: 1px solid #999; padding: .75rem 0; }}
+li:target {{ border-left: .3rem solid; padding-left: .75rem; }}
+li p {{ margin: 0; }}
+code {{ white-space: nowrap; }}
+</style>
+<main>
+<h1>Pruning LLMs</h1>
+<p>Lessons as they ran on this machine.</p>
+<ol>
+{rows}
+</ol>
+"""
+    + _BY_HAND
+    + """
+</main>
+</html>
+"""
+)
