@@ -32,7 +32,7 @@ _COLOURED = {
     "palette",
 }
 _COLOUR = re.compile(r"C\d|#[0-9a-fA-F]{3,8}")
-_TELLS_NOTHING = re.compile(r"(?:#|@|def |class |import |from |with |return \w+$)|.{0,11}$")
+_TELLS_NOTHING = re.compile(r"(?:#|@|def |class |import |from |with |return \w+$)|[\w.]+\(\)$|.{0,11}$")
 # What holds a number and asks nobody to keep it in mind.
 _NO_PROSE = re.compile(
     r"^(`{3,}).*?^\1`*$|^#+ .*$|^\|.*$|^\d+\. |\$[^$]+\$|(?<![\d,.])(?:19|20)\d\d(?![\d,.]\d)", re.MULTILINE | re.DOTALL

@@ -135,6 +135,14 @@ def test_deeper_notebook_is_short_and_needs_no_exercises(tmp_path):
     assert said[0] == "63 minutes; 60 is the most."
 
 
+def test_lines_that_tell_nothing_may_stand_above(tmp_path):
+    """A call without arguments, a block's head, the name of what is returned: they are in any code."""
+    lines = "    with torch.no_grad():\n        watcher.remove()\n    return number_of_all"
+    text = CONVERTED.replace("    return number + number\n", f"{lines}\n")
+    place = text.index(MIDDLE)
+    assert broken(tmp_path, f"{text[:place]}{CODE}if True:\n{lines}\n{text[place:]}") == []
+
+
 def test_folded_answer_needs_no_figure_above_the_next_heading(tmp_path):
     folded = swap("# **Answer.**", "# <details><summary>Answer</summary>\n#\n# **Answer.**")
     folded = folded.replace("twice three is six.\n", "twice three is six.\n#\n# </details>\n")
