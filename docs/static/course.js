@@ -51,6 +51,9 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const named of document.querySelectorAll(".search-button-field, details.hide > summary")) {
     named.removeAttribute("aria-label");
   }
+  for (const header of document.querySelectorAll("th.head")) { // the corner of a table is no header
+    if (!header.textContent.trim()) header.replaceWith(document.createElement("td"));
+  }
   const logo = document.querySelector(".sidebar-primary-item:has(.navbar-brand)"); // beside all landmarks otherwise
   logo?.setAttribute("role", "navigation");
   logo?.setAttribute("aria-label", "Start");
