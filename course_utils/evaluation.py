@@ -24,7 +24,6 @@ from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.language_modelling import Perplexity, dtype_name, exp, perplexity
 from course_utils.uncertainty import (
-    RESAMPLES,
     bootstrap_interval,
     mcnemar_p,
     ratio_interval,
@@ -162,12 +161,7 @@ def margins(result: pd.DataFrame, task: str) -> np.ndarray:
 
 
 @check_types
-def paired(
-    result_a: Perplexity | pd.DataFrame,
-    result_b: Perplexity | pd.DataFrame,
-    *,
-    resamples: int = RESAMPLES,
-) -> pd.DataFrame:
+def paired(result_a: Perplexity | pd.DataFrame, result_b: Perplexity | pd.DataFrame) -> pd.DataFrame:
     """Compare two models by their results on the same rows or documents.
 
     Much of the uncertainty of a score comes from which documents were drawn. Both models met the same ones, so that
@@ -176,7 +170,6 @@ def paired(
     Args:
         result_a: a ``Perplexity``, or a frame from ``evaluate`` (or a part of it).
         result_b: the other model's, of the same kind.
-        resamples: of the bootstrap, and of the sign flips where they are drawn.
 
     Returns:
         One row a metric: ``task``, ``metric``, ``a``, ``b``, ``difference`` (b - a), ``ci_low``, ``ci_high`` (95 %,
@@ -194,7 +187,7 @@ def paired(
     pairs = list(zip(scores_a, scores_b, strict=True))
     for a, b in pairs:
         _check_pair(a, b)
-    return pd.DataFrame([_difference(a, b, resamples) for a, b in pairs])
+    return pd.DataFrame([_difference(a, b) for a, b in pairs])
 
 
 @check_types
@@ -284,7 +277,7 @@ def _check_pair(a: _Score, b: _Score) -> None:
         )
 
 
-def _difference(a: _Score, b: _Score, resamples: int) -> dict[str, object]:
+def _difference(a: _Score, b: _Score) -> dict[str, object]:
     def difference(sums: np.ndarray) -> np.ndarray:  # [..., 3] of a's totals, b's totals, sizes
         with np.errstate(invalid="ignore"):  # inf - inf
             return b.value(sums[..., 1] / sums[..., 2]) - a.value(sums[..., 0] / sums[..., 2])
@@ -293,8 +286,8 @@ def _difference(a: _Score, b: _Score, resamples: int) -> dict[str, object]:
     value_a, value_b = (float(score.value(score.totals.sum() / score.sizes.sum())) for score in (a, b))
     more, less = int((b.totals > a.totals).sum()), int((b.totals < a.totals).sum())
     wins, losses = (more, less) if a.is_accuracy else (less, more)
-    low, high = bootstrap_interval(units, difference, resamples=resamples)
-    p = mcnemar_p(losses, wins) if a.is_accuracy else sign_flip_p(b.totals - a.totals, resamples=resamples)
+    low, high = bootstrap_interval(units, difference)
+    p = mcnemar_p(losses, wins) if a.is_accuracy else sign_flip_p(b.totals - a.totals)
     return {
         "task": a.task,
         "metric": a.metric,

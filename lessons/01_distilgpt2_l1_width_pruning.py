@@ -91,8 +91,9 @@ show(
 # A **neuron** is one column of `c_fc`, one entry of its bias, and one row of `c_proj`. Take all three out and no other
 # shape changes. `c_proj.bias` belongs to no neuron. It stays, and it will be the hero of this lesson.
 #
-# This is **structured pruning**: whole parts go, so the matrices get smaller and any program can run what is left. Scattered
-# zeros save nothing without special hardware. *Quantization*, fewer bits for each weight, is another way; the two add up.
+# This is **structured pruning**, here of the MLPs' width (*width pruning*): whole parts go, so the matrices get smaller and any
+# program can run what is left. Scattered zeros save nothing without special hardware. *Quantization*, fewer bits for each
+# weight, is another way; the two add up.
 #
 # GPT-2's `Conv1D` convolves nothing. It is a linear layer that stores its weight as **[in, out]**, where `nn.Linear` stores
 # [out, in].

@@ -354,6 +354,8 @@ def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsy
     (course / "lessons" / "01_small.py").unlink()
     add_lesson(course, "02")
     assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"]) == cli.main(["lab"])
+    saved = course / "notebooks" / "02_other.ipynb"
+    saved.write_text(saved.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded"))
     capsys.readouterr()
     assert cli.main(["verify"]) == 0
     assert capsys.readouterr().out == "02  not run yet\n"

@@ -1,6 +1,7 @@
 """A planted error in lesson 01's numbers: the test of the saved run and `course.py verify` both say so."""
 
 import json
+import re
 
 import nbformat
 import pytest
@@ -47,7 +48,8 @@ def test_the_saved_run_shows_all(run, tmp_path, capsys):
     nbformat.write(run, tmp_path / NAME)
     assert cli.main(["verify", "01", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.count("      shown: ") == len(lesson_01.VERDICTS) and "252 of 252 numbers" in out
+    assert out.count("      shown: ") == len(lesson_01.VERDICTS)
+    assert re.search(r" (\d+) of \1 numbers are within 5% of the saved run's", out)
 
 
 def test_of_another_model_all_is_told_and_nothing_held_against_it(run, tmp_path, capsys):
