@@ -2,47 +2,69 @@
 
 With a cut {gone, without, mean}: `gone` has a 1 for each neuron that is taken out [blocks * width], `without` a 1 for
 each block. A neuron that is gone writes nothing, or, where `mean` is set, what it wrote on average: that is the
-constant that lesson 01 folds into the bias. So a masked model computes what a pruned one would. */
+constant that lesson 01 folds into the bias. So the masked model computes what a pruned one would. */
 "use strict";
 
-/** The tensors of a safetensors file: its header's length, the header as JSON, then all numbers. */
+/** The tensors of a safetensors file: the length of its header, the header as JSON, then all numbers. */
 function readSafetensors(file) {
   const length = Number(new DataView(file).getBigUint64(0, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(file, 8, length)));
   const kinds = { F16: Uint16Array, F32: Float32Array, I16: Int16Array };
-  return Object.fromEntries(Object.entries(header).filter(([name]) => name !== "__metadata__").map(([name, entry]) => {
-    const [begin, end] = entry.data_offsets;
-    const numbers = new kinds[entry.dtype](file.slice(8 + length + begin, 8 + length + end));
-    return [name, entry.dtype === "F16" ? fromHalf(numbers) : numbers];
+  const names = Object.keys(header).filter((name) => name !== "__metadata__");
+  return Object.fromEntries(names.map((name) => {
+    const [begin, end] = header[name].data_offsets;
+    const numbers = new kinds[header[name].dtype](file.slice(8 + length + begin, 8 + length + end));
+    return [name, header[name].dtype === "F16" ? fromHalf(numbers) : numbers];
   }));
 }
 
-/** float16 as float32: sign, five bits of exponent, ten of fraction; through a table of all there are. */
+/** All float16 numbers there are: a sign, five bits of exponent, ten of fraction. */
+const halfTable = Float32Array.from({ length: 1 << 16 }, (_, half) => {
+  const exponent = (half >> 10) & 31, fraction = (half & 1023) / 1024;
+  return (half >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
+});
+
 function fromHalf(halves) {
-  const table = Float32Array.from({ length: 1 << 16 }, (_, half) => {
-    const exponent = (half >> 10) & 31, fraction = half & 1023;
-    return (half >> 15 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
-  });
-  return Float32Array.from(halves, (half) => table[half]);
+  const numbers = new Float32Array(halves.length);
+  for (let i = 0; i < halves.length; i++) numbers[i] = halfTable[halves[i]];
+  return numbers;
 }
+
+/** A function's values at 4,096 places a unit, from `low` to `high`: `exp` itself would take most of the time.
+A straight line between two of them is off by at most 8e-9 times the second derivative. */
+function tabulate(low, high, of) {
+  const table = Float64Array.from({ length: (high - low) * 4096 + 2 }, (_, place) => of(low + place / 4096));
+  return (x) => {
+    const place = (x - low) * 4096, left = Math.floor(place);
+    return table[left] + (place - left) * (table[left + 1] - table[left]);
+  };
+}
+
+const expTable = tabulate(-40, 0, Math.exp);
+const expOf = (x) => (x < -40 ? 0 : expTable(x)); // of 0 and less
+
+/** GELU as GPT-2 has it: x / (1 + exp(-2u)) with u = sqrt(2/π) · (x + 0.044715 x³). */
+const geluTable = tabulate(-8, 8, (x) => x / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))));
+const gelu = (x) => (x >= 8 ? x : x <= -8 ? 0 : geluTable(x));
 
 class GPT2 {
   /** From the tensors of its file, its config.json, and each neuron's mean [blocks * width]. */
   constructor(tensors, config, means) {
     const { n_embd: hidden, n_head: heads, n_layer: blocks, n_positions: positions, vocab_size: vocabulary } = config;
-    Object.assign(this, { hidden, heads, blocks, positions, vocabulary, means, width: config.n_inner ?? 4 * hidden });
-    this.epsilon = config.layer_norm_epsilon;
-    this.judged = 64; // rows of logits at a time
-    const weights = Object.values(tensors).reduce((sum, { length }) => sum + length, 0);
-    const states = positions * ((2 + 3 * blocks) * hidden + this.width) + this.judged * vocabulary;
-    this.memory = makeMemory(4 * (weights + vocabulary * (hidden + 1) + states));
-    this.kernels = makeKernels(this.memory, [hidden, this.width]);
+    const width = config.n_inner ?? 4 * hidden, judged = 64; // rows of logits at a time
+    Object.assign(this, { hidden, heads, blocks, positions, vocabulary, width, means, epsilon: config.layer_norm_epsilon });
+    const weights = Object.values(tensors).reduce((sum, { length }) => sum + length, 0) + vocabulary * (hidden + 1);
+    const states = positions * ((5 + 3 * blocks) * hidden + width + positions) + judged * vocabulary;
+    this.memory = makeMemory(4 * (weights + states));
+    this.kernels = makeKernels(this.memory);
     this.used = 0;
 
     const layer = (name) => { // transformers' Conv1D holds [in, out]
-      const bias = this.place(tensors[`${name}.bias`]), columns = bias.length, weight = tensors[`${name}.weight`];
-      const inner = weight.length / columns;
-      return { inner, columns, bias, panels: this.place(inPanels(inner, columns, (i, column) => weight[i * columns + column])) };
+      const weight = tensors[`${name}.weight`], bias = tensors[`${name}.bias`], columns = bias.length;
+      const made = { inner: weight.length / columns, columns, bias: this.room(columns), panels: this.room(weight.length) };
+      made.bias.set(bias);
+      fillPanels(made.panels, made.inner, columns, (i, column) => weight[i * columns + column]);
+      return made;
     };
     const norm = (name) => ({ weight: tensors[`${name}.weight`], bias: tensors[`${name}.bias`] });
     this.tokens = tensors["transformer.wte.weight"];
@@ -56,107 +78,101 @@ class GPT2 {
       };
     });
     this.lastNorm = norm("transformer.ln_f");
-    this.head = { // tied: the embedding again, [vocabulary, hidden]
-      inner: hidden, columns: vocabulary, bias: this.room(vocabulary),
-      panels: this.place(inPanels(hidden, vocabulary, (i, token) => this.tokens[token * hidden + i])),
-    };
+    // The head is the embedding again, [vocabulary, hidden].
+    this.head = { inner: hidden, columns: vocabulary, bias: this.room(vocabulary), panels: this.room(vocabulary * hidden) };
+    fillPanels(this.head.panels, hidden, vocabulary, (i, token) => this.tokens[token * hidden + i]);
+
     this.stream = this.room(positions * hidden);
     this.normed = this.room(positions * hidden);
-    this.neurons = this.room(positions * this.width);
-    this.logits = this.room(this.judged * vocabulary);
+    this.neurons = this.room(positions * width);
+    this.logits = this.room(judged * vocabulary);
+    this.query = this.room((positions * hidden) / heads); // of one head
+    this.panels = this.room((positions * hidden) / heads); // of its keys, then of its values
+    this.looks = this.room(positions * positions); // how much each token looks at each other
+    this.headOut = this.room((positions * hidden) / heads);
+    this.zeros = this.room(positions);
   }
 
-  /** Room for some numbers in the memory that kernels see. */
+  /** Room for some numbers in the memory that the kernels see. */
   room(length) {
     const room = new Float32Array(this.memory.buffer, this.used, length);
     this.used += 4 * length;
     return room;
   }
 
-  place(numbers) {
-    const room = this.room(numbers.length);
-    room.set(numbers);
-    return room;
-  }
-
-  /** out[row] = in[row] · weight + bias, for some rows. */
-  product(input, layer, output, rows) {
-    const { tile, row } = this.kernels[layer.inner], stride = 4 * layer.columns, tiled = rows - (rows % TILE);
-    for (let column = 0; column < layer.columns; column += PANEL) {
-      const panel = layer.panels.byteOffset + 4 * column * layer.inner, bias = layer.bias.byteOffset + 4 * column;
-      const out = output.byteOffset + 4 * column, middle = out + tiled * stride;
-      if (tiled) tile(input.byteOffset, panel, bias, out, middle, stride);
-      if (tiled < rows) row(input.byteOffset + 4 * tiled * layer.inner, panel, bias, middle, out + rows * stride, stride);
+  /** output[row] = input[row] · panels + bias, for some rows. */
+  product(input, { inner, columns, panels, bias }, output, rows) {
+    const rowOfA = 4 * inner, rowOfC = 4 * columns, tiled = rows - (rows % TILE);
+    for (let column = 0; column < columns; column += PANEL) {
+      const panel = panels.byteOffset + column * rowOfA, b = bias.byteOffset + 4 * column;
+      const c = output.byteOffset + 4 * column, middle = c + tiled * rowOfC, a = input.byteOffset;
+      if (tiled) this.kernels.tile(a, panel, b, c, middle, rowOfC, rowOfA);
+      if (tiled < rows) this.kernels.row(a + tiled * rowOfA, panel, b, middle, c + rows * rowOfC, rowOfC, rowOfA);
     }
   }
 
   /** Layer norm: each row less its mean, over its standard deviation, times weight, plus bias. */
   normalise(input, { weight, bias }, output, rows) {
-    for (let row = 0, at = 0; row < rows; row++, at += this.hidden) {
+    const { hidden, epsilon } = this;
+    for (let row = 0, at = 0; row < rows; row++, at += hidden) {
       let mean = 0, variance = 0;
-      for (let i = 0; i < this.hidden; i++) mean += input[at + i] / this.hidden;
-      for (let i = 0; i < this.hidden; i++) variance += (input[at + i] - mean) ** 2 / this.hidden;
-      const scale = 1 / Math.sqrt(variance + this.epsilon);
-      for (let i = 0; i < this.hidden; i++) output[at + i] = (input[at + i] - mean) * scale * weight[i] + bias[i];
+      for (let i = 0; i < hidden; i++) mean += input[at + i] / hidden;
+      for (let i = 0; i < hidden; i++) variance += (input[at + i] - mean) ** 2 / hidden;
+      const scale = 1 / Math.sqrt(variance + epsilon);
+      for (let i = 0; i < hidden; i++) output[at + i] = (input[at + i] - mean) * scale * weight[i] + bias[i];
     }
   }
 
-  /** Each new token looks back at all tokens up to itself, in each head: softmax(q · k / sqrt(size)) · v. */
+  /** In each head, each new token looks back at all tokens up to itself: softmax(q · k / sqrt(size)) · v. */
   attend(qkv, output, past, rows) {
-    const { hidden, heads } = this, size = hidden / heads, step = 3 * hidden, scale = 1 / Math.sqrt(size);
-    const weights = new Float64Array(past + rows);
-    for (let row = 0; row < rows; row++) {
-      for (let head = 0; head < heads; head++) {
-        const query = (past + row) * step + head * size, keys = hidden + head * size, out = row * hidden + head * size;
-        let largest = -Infinity, total = 0;
-        for (let other = 0; other <= past + row; other++) {
-          const key = other * step + keys;
-          let dot = 0;
-          for (let i = 0; i < size; i++) dot += qkv[query + i] * qkv[key + i];
-          weights[other] = dot * scale;
-          if (weights[other] > largest) largest = weights[other];
-        }
-        for (let other = 0; other <= past + row; other++) total += weights[other] = Math.exp(weights[other] - largest);
-        for (let i = 0; i < size; i++) output[out + i] = 0;
-        for (let other = 0; other <= past + row; other++) {
-          const weight = weights[other] / total, value = other * step + keys + hidden;
-          for (let i = 0; i < size; i++) output[out + i] += weight * qkv[value + i];
-        }
+    const { hidden, heads, query, looks, panels, headOut, zeros: bias } = this, size = hidden / heads, step = 3 * hidden;
+    const seen = past + rows, columns = Math.ceil(seen / PANEL) * PANEL, scale = 1 / Math.sqrt(size);
+    for (let head = 0; head < heads; head++) {
+      const first = head * size, keys = hidden + first, values = 2 * hidden + first;
+      for (let row = 0; row < rows; row++) {
+        for (let i = 0; i < size; i++) query[row * size + i] = scale * qkv[(past + row) * step + first + i];
+      }
+      fillPanels(panels, size, seen, (i, other) => qkv[other * step + keys + i]);
+      this.product(query, { inner: size, columns, panels, bias }, looks, rows);
+      for (let row = 0; row < rows; row++) softmax(looks, row * columns, past + row + 1, columns);
+      fillPanels(panels, columns, size, (other, i) => (other < seen ? qkv[other * step + values + i] : 0));
+      this.product(looks, { inner: columns, columns: size, panels, bias }, headOut, rows);
+      for (let row = 0; row < rows; row++) {
+        for (let i = 0; i < size; i++) output[row * hidden + first + i] = headOut[row * size + i];
       }
     }
   }
 
-  /** GELU as GPT-2 has it, x / (1 + exp(-2u)) with u = sqrt(2/π) · (x + 0.044715 x³); then the cut. */
-  activate(neurons, rows, block, cut) {
-    const { width } = this, first = block * width, twice = 2 * Math.sqrt(2 / Math.PI);
-    for (let row = 0; row < rows; row++) {
-      for (let neuron = 0, at = row * width; neuron < width; neuron++, at++) {
-        const x = neurons[at];
-        if (!cut.gone[first + neuron]) neurons[at] = x / (1 + Math.exp(-twice * (x + 0.044715 * x * x * x)));
-        else neurons[at] = cut.mean ? this.means[first + neuron] : 0;
-      }
+  /** GELU, and the cut: what a neuron gives that is gone. */
+  activate(neurons, rows, block, { gone, mean }) {
+    const { width, means } = this;
+    for (let neuron = 0; neuron < width; neuron++) {
+      const number = block * width + neuron, left = mean ? means[number] : 0;
+      if (gone[number]) for (let at = neuron; at < rows * width; at += width) neurons[at] = left;
+      else for (let at = neuron; at < rows * width; at += width) neurons[at] = gelu(neurons[at]);
     }
   }
 
   /** Read tokens behind `past` others; `this.normed` then holds a row for each, from which the head predicts. */
   read(ids, past, cut) {
     const { hidden, stream, normed, neurons } = this, rows = ids.length;
-    for (let row = 0; row < rows; row++) {
-      for (let i = 0; i < hidden; i++) stream[row * hidden + i] = this.tokens[ids[row] * hidden + i] + this.places[(past + row) * hidden + i];
-    }
-    const write = (from) => { for (let i = 0; i < rows * hidden; i++) stream[i] += from[i]; };
+    const add = (numbers) => { for (let i = 0; i < rows * hidden; i++) stream[i] += numbers[i]; };
+    ids.forEach((id, row) => {
+      const token = id * hidden, place = (past + row) * hidden;
+      for (let i = 0; i < hidden; i++) stream[row * hidden + i] = this.tokens[token + i] + this.places[place + i];
+    });
     this.layers.forEach((layer, block) => {
       if (cut.without[block]) return; // the stream passes by
       this.normalise(stream, layer.attentionNorm, normed, rows);
       this.product(normed, layer.attention, layer.qkv.subarray(past * 3 * hidden), rows);
       this.attend(layer.qkv, normed, past, rows);
       this.product(normed, layer.mix, neurons, rows);
-      write(neurons);
+      add(neurons);
       this.normalise(stream, layer.mlpNorm, normed, rows);
       this.product(normed, layer.fc, neurons, rows);
       this.activate(neurons, rows, block, cut);
       this.product(neurons, layer.proj, normed, rows);
-      write(normed);
+      add(normed);
     });
     this.normalise(stream, this.lastNorm, normed, rows);
   }
@@ -167,11 +183,11 @@ class GPT2 {
     this.read(ids, 0, cut);
     this.product(this.normed, this.head, logits, ids.length);
     return Float64Array.from(ids.slice(1), (token, row) => {
-      const at = row * vocabulary;
+      const begin = row * vocabulary, end = begin + vocabulary;
       let largest = -Infinity, total = 0;
-      for (let i = at; i < at + vocabulary; i++) if (logits[i] > largest) largest = logits[i];
-      for (let i = at; i < at + vocabulary; i++) total += Math.exp(logits[i] - largest);
-      return largest + Math.log(total) - logits[at + token];
+      for (let i = begin; i < end; i++) largest = Math.max(largest, logits[i]);
+      for (let i = begin; i < end; i++) total += expOf(logits[i] - largest);
+      return largest + Math.log(total) - logits[begin + token];
     });
   }
 
@@ -190,4 +206,13 @@ class GPT2 {
     }
     return written;
   }
+}
+
+/** The first `count` numbers from `begin` become shares of 1, the others up to `columns`, the future, 0. */
+function softmax(numbers, begin, count, columns) {
+  let largest = -Infinity, total = 0;
+  for (let i = begin; i < begin + count; i++) largest = Math.max(largest, numbers[i]);
+  for (let i = begin; i < begin + count; i++) total += numbers[i] = expOf(numbers[i] - largest);
+  for (let i = begin; i < begin + count; i++) numbers[i] /= total;
+  numbers.fill(0, begin + count, begin + columns);
 }
