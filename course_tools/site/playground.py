@@ -44,7 +44,7 @@ def build(root: Path, path: Path) -> None:
     model, tokenizer = load_model(root / _MODEL, device="cpu")
     files = root / "docs" / "play"
     data = {
-        "worker": "\n".join(_read(files / f"{name}.js") for name in ("kernel", "engine", "worker")),
+        "worker": "\n".join(_read(files / f"{name}.js") for name in ("safetensors", "kernel", "engine", "worker")),
         "config": json.dumps(json.loads(_read(root / _MODEL / "config.json"))),
         "tokenizer": json.dumps(_vocabulary(root / _MODEL / "tokenizer.json")),
         "measured": _base64(save(measured(model, tokenizer))),
