@@ -1,7 +1,7 @@
 """The page "Prune it in your browser": lesson 01's model, rows and criteria, in one file that needs nothing else.
 
 Its sources are in docs/play. The page's own code goes into it as it is, under a policy that lets nothing else run and
-nothing leave. The model goes into it as its file is, in base64, and what lesson 01 found out beside it in the same form.
+nothing leave. The model goes into it as its file is, in base64; what lesson 01 found out stands beside it likewise.
 """
 
 from __future__ import annotations
@@ -47,40 +47,40 @@ def build(root: Path, path: Path) -> None:
         "worker": "\n".join(_read(files / f"{name}.js") for name in ("safetensors", "kernel", "engine", "worker")),
         "config": json.dumps(json.loads(_read(root / _MODEL / "config.json"))),
         "tokenizer": json.dumps(_vocabulary(root / _MODEL / "tokenizer.json")),
-        "measured": _base64(save(measured(model, tokenizer))),
+        "measured": _base64(save(_measured(model, tokenizer))),
         "model": _base64((root / _MODEL / "model.safetensors").read_bytes()),
     }
-    write_text(path, _filled(files, data))
+    write_text(path, page(files, data))
 
 
-def judged_rows(tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenBlocks]:
+def _judged_rows(tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenBlocks]:
     """The rows of text that judge in lesson 01."""
     speeches = token_blocks(tokenizer, "evaluation", domain="speeches", tokens=65_536, length=_LENGTH)
     wiki = token_blocks(tokenizer, "evaluation", domain="wiki", tokens=24_576, length=_LENGTH)
     return {"speeches": speeches.sample(48, seed=0)[:24], "wiki": wiki.sample(16, seed=0)}
 
 
-def calibration_rows(tokenizer: PreTrainedTokenizerBase) -> TokenBlocks:
+def _calibration_rows(tokenizer: PreTrainedTokenizerBase) -> TokenBlocks:
     """The rows on which lesson 01 looks at activations."""
     pool = token_blocks(tokenizer, "calibration", domain="speeches", tokens=32_768, length=_LENGTH)
     return pool.sample(152, seed=0)[:128]
 
 
-def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """What the page measures with, by name.
 
-    ``rows.speeches`` and ``rows.wiki``, token ids [rows, length]; ``order.l1``, ``order.activation`` [blocks, width] and
-    ``order.random`` [seeds, blocks, width], each block's neurons from the first to go to the last; ``means``, what each
-    neuron gives on average, float32 [blocks, width].
+    ``rows.speeches`` and ``rows.wiki``, token ids [rows, length]; ``order.l1``, ``order.activation`` [blocks, width]
+    and ``order.random`` [seeds, blocks, width], each block's neurons from the first to go to the last; ``means``, what
+    each neuron gives on average, float32 [blocks, width].
     """
-    calibration = calibration_rows(tokenizer)
+    calibration = _calibration_rows(tokenizer)
     scores = {
         "l1": neuron_importance(model, "l1"),
         "activation": neuron_importance(model, "activation", batches=calibration.batches(8)),
     }
     drawn = [_order(neuron_importance(model, "random", seed=seed)) for seed in SEEDS]
     return {
-        **{f"rows.{domain}": rows.input_ids.short() for domain, rows in judged_rows(tokenizer).items()},
+        **{f"rows.{domain}": rows.input_ids.short() for domain, rows in _judged_rows(tokenizer).items()},
         **{f"order.{criterion}": _order(of_blocks) for criterion, of_blocks in scores.items()},
         "order.random": torch.stack(drawn),
         "means": _means(model, calibration.input_ids),
@@ -110,29 +110,34 @@ def _vocabulary(file: Path) -> dict[str, list]:
     return {"vocabulary": sorted(tokenizer["vocab"], key=tokenizer["vocab"].get), "merges": tokenizer["merges"]}
 
 
-def _filled(files: Path, data: dict[str, str]) -> str:
-    """The page with its style, its scripts and its data inside, and with the policy that allows just these."""
+def page(files: Path, data: dict[str, str]) -> str:
+    """The page in the folder `files`, its style, scripts and data inside, under a policy that allows just these.
+
+    Args:
+        files: `page.html` and what it names.
+        data: the content of each element that holds data, by its id.
+    """
     hashes: dict[str, list[str]] = {"style": [], "script": []}
 
-    def inside(kind: str, name: str) -> str:
+    def code(kind: str, name: str) -> str:
         text = f"\n{_read(files / name)}"
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         hashes[kind].append(f"'sha256-{digest}'")
         return f"<{kind}>{text}</{kind}>"
 
-    page = _STYLE.sub(lambda link: inside("style", link[1]), _read(files / "page.html"))
-    page = _SCRIPT.sub(lambda link: inside("script", link[1]), page)
-    page = _DATA.sub(lambda place: place[0].replace("></", f">{_harmless(data[place['name']])}</"), page)
+    def content(place: re.Match) -> str:
+        text = data[place["name"]]
+        if place["type"] == "application/json":
+            text = text.replace("<", "\\u003c")  # so that no string can end the element
+        return place[0].replace("></", f">{text}</")
+
+    html = _STYLE.sub(lambda link: code("style", link[1]), _read(files / "page.html"))
+    html = _SCRIPT.sub(lambda link: code("script", link[1]), html)
     policy = (
         f"default-src 'none'; script-src 'wasm-unsafe-eval' {' '.join(hashes['script'])}; "
         f"style-src {' '.join(hashes['style'])}; worker-src blob:; img-src data:; base-uri 'none'; form-action 'none'"
     )
-    return page.replace(_POLICY, _POLICY.replace('content=""', f'content="{policy}"'))
-
-
-def _harmless(text: str) -> str:
-    """Data that can't end the element it stands in: JSON reads the escape as the character."""
-    return text.replace("<", "\\u003c") if text.startswith(("{", "[")) else text
+    return _DATA.sub(content, html.replace(_POLICY, _POLICY.replace('""', f'"{policy}"')))
 
 
 def _base64(data: bytes) -> str:

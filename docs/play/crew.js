@@ -41,18 +41,22 @@ class Findings {
 
   of(cut) {
     if (!this.cuts.has(cut.key)) {
-      const texts = Object.fromEntries(Object.entries(this.rows).map(([text, rows]) => [text, Array(rows.length).fill(null)]));
-      this.cuts.set(cut.key, { texts, written: new Map() });
+      const empty = Object.entries(this.rows).map(([text, rows]) => [text, rows.map(() => undefined)]);
+      this.cuts.set(cut.key, { texts: Object.fromEntries(empty), written: new Map() });
     }
     return this.cuts.get(cut.key);
   }
 
   /** The next row of a text to measure, if there is one that nobody works on. */
   measure(cut, text) {
-    const found = this.of(cut).texts[text], row = found.indexOf(null);
+    const found = this.of(cut).texts[text], row = found.indexOf(undefined);
     if (row < 0) return undefined;
-    found[row] = "asked";
-    return { ask: { cut, ids: this.rows[text][row] }, done: (nats) => { found[row] = nats; this.changed(); } };
+    found[row] = null; // asked
+    const done = (nats) => {
+      found[row] = { nats, sum: nats.reduce((a, b) => a + b, 0) };
+      this.changed();
+    };
+    return { ask: { cut, ids: this.rows[text][row] }, done };
   }
 
   /** What it writes behind a prompt, if nobody has asked yet. */
@@ -67,13 +71,17 @@ class Findings {
     return this.of(cut).written.get(ids.join());
   }
 
-  /** Mean nats a token over the rows that are measured, and whether these are all. Of `rows`, where given. */
-  nats(cut, text, rows = this.measured(cut, text)) {
-    const nats = rows.flatMap((row) => [...this.of(cut).texts[text][row]]);
-    return { mean: nats.reduce((a, b) => a + b, 0) / nats.length, whole: rows.length === this.rows[text].length };
+  /** Nats of each predicted token of a row, if they are known. */
+  row(cut, text, row) {
+    return this.of(cut).texts[text][row]?.nats;
   }
 
-  measured(cut, text) {
-    return [...this.rows[text].keys()].filter((row) => typeof this.of(cut).texts[text][row] === "object" && this.of(cut).texts[text][row]);
+  /** Mean nats a token over all rows; while some are missing, the whole model's plus what the others cost more. */
+  nats(cut, text, whole) {
+    const mean = (rows) => rows.reduce((a, { sum }) => a + sum, 0) / rows.reduce((a, { nats }) => a + nats.length, 0);
+    const own = this.of(cut).texts[text], base = this.of(whole).texts[text], done = own.filter(Boolean);
+    if (!done.length || !base.every(Boolean)) return undefined;
+    if (done.length === own.length) return { mean: mean(own), all: true };
+    return { mean: mean(base) + mean(done) - mean(base.filter((_, row) => own[row])), all: false };
   }
 }

@@ -4,8 +4,9 @@
 /** A cut with a key: two cuts with the same key are the same model. A block that is out has no neurons to count. */
 function makeCut(gone, without, mean, width) {
   without.forEach((out, block) => { if (out) gone.fill(0, block * width, (block + 1) * width); });
-  const counts = Array.from(without, (_, block) => gone.subarray(block * width, (block + 1) * width).reduce((a, b) => a + b, 0));
-  const neurons = counts.reduce((a, b) => a + b, 0), kept = mean && neurons > 0;
+  const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+  const counts = Array.from(without, (_, block) => sum(gone.subarray(block * width, (block + 1) * width)));
+  const neurons = sum(counts), kept = mean && neurons > 0;
   const key = `${kept} ${without} ${new TextDecoder("latin1").decode(gone)}`;
   return { gone, without, mean: kept, counts, neurons, key };
 }

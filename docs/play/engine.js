@@ -27,7 +27,7 @@ class GPT2 {
   constructor(tensors, config, means) {
     const { n_embd: hidden, n_head: heads, n_layer: blocks, n_positions: positions, vocab_size: vocabulary } = config;
     const width = config.n_inner ?? 4 * hidden, judged = 64; // rows of logits at a time
-    Object.assign(this, { hidden, heads, blocks, positions, vocabulary, width, means, epsilon: config.layer_norm_epsilon });
+    Object.assign(this, { hidden, heads, vocabulary, width, means, epsilon: config.layer_norm_epsilon });
     const weights = Object.values(tensors).reduce((sum, { length }) => sum + length, 0) + vocabulary * (hidden + 1);
     const states = positions * ((5 + 3 * blocks) * hidden + width + positions) + judged * vocabulary;
     this.memory = makeMemory(4 * (weights + states));
@@ -36,10 +36,11 @@ class GPT2 {
 
     const layer = (name) => { // transformers' Conv1D holds [in, out]
       const weight = tensors[`${name}.weight`], bias = tensors[`${name}.bias`], columns = bias.length;
-      const made = { inner: weight.length / columns, columns, bias: this.room(columns), panels: this.room(weight.length) };
-      made.bias.set(bias);
-      fillPanels(made.panels, made.inner, columns, (i, column) => weight[i * columns + column]);
-      return made;
+      const inner = weight.length / columns, panels = this.room(weight.length);
+      fillPanels(panels, inner, columns, (i, column) => weight[i * columns + column]);
+      const ownBias = this.room(columns);
+      ownBias.set(bias);
+      return { inner, columns, panels, bias: ownBias };
     };
     const norm = (name) => ({ weight: tensors[`${name}.weight`], bias: tensors[`${name}.bias`] });
     this.tokens = tensors["transformer.wte.weight"];
@@ -54,8 +55,9 @@ class GPT2 {
     });
     this.lastNorm = norm("transformer.ln_f");
     // The head is the embedding again, [vocabulary, hidden].
-    this.head = { inner: hidden, columns: vocabulary, bias: this.room(vocabulary), panels: this.room(vocabulary * hidden) };
-    fillPanels(this.head.panels, hidden, vocabulary, (i, token) => this.tokens[token * hidden + i]);
+    const panels = this.room(vocabulary * hidden);
+    fillPanels(panels, hidden, vocabulary, (i, token) => this.tokens[token * hidden + i]);
+    this.head = { inner: hidden, columns: vocabulary, panels, bias: this.room(vocabulary) };
 
     this.stream = this.room(positions * hidden);
     this.normed = this.room(positions * hidden);
@@ -100,8 +102,9 @@ class GPT2 {
 
   /** In each head, each new token looks back at all tokens up to itself: softmax(q · k / sqrt(size)) · v. */
   attend(qkv, output, past, rows) {
-    const { hidden, heads, query, looks, panels, headOut, zeros: bias } = this, size = hidden / heads, step = 3 * hidden;
-    const seen = past + rows, columns = Math.ceil(seen / PANEL) * PANEL, scale = 1 / Math.sqrt(size);
+    const { hidden, heads, query, looks, panels, headOut, zeros: bias } = this;
+    const size = hidden / heads, step = 3 * hidden, scale = 1 / Math.sqrt(size);
+    const seen = past + rows, columns = Math.ceil(seen / PANEL) * PANEL;
     for (let head = 0; head < heads; head++) {
       const first = head * size, keys = hidden + first, values = 2 * hidden + first;
       for (let row = 0; row < rows; row++) {
@@ -152,7 +155,7 @@ class GPT2 {
     this.normalise(stream, this.lastNorm, normed, rows);
   }
 
-  /** Nats for each token but the first of a row of at most 64: log of the sum of exp(logits), less the token's logit. */
+  /** Nats of each token but the first, of at most 64: log of the sum of exp(logits), less the token's own logit. */
   nats(ids, cut) {
     const { vocabulary, logits } = this;
     this.read(ids, 0, cut);

@@ -12,7 +12,8 @@ function hexOf(name) {
 function palette() {
   const first = hexOf("--goes-first"), last = hexOf("--goes-last");
   const mix = (share) => `rgb(${first.map((value, i) => Math.round(value + share * (last[i] - value)))})`;
-  return { of: (share) => mix(Math.round(4 * share) / 4), gone: `rgb(${hexOf("--surface")})`, mark: `rgb(${hexOf("--cut")})` };
+  const [gone, mark] = ["--surface", "--cut"].map((name) => `rgb(${hexOf(name)})`);
+  return { of: (share) => mix(Math.round(4 * share) / 4), gone, mark };
 }
 
 /** Draw one block: `gone` and each neuron's place in the order, from 0 to 1, [width] each. */

@@ -47,6 +47,7 @@ const tries = {
 
 const findings = new Findings(rows, () => later(drawResults));
 const whole = cutOf({ ...settings, ...nothing });
+const waiting = new Set(); // what `later` will draw
 let cut, rivals, places, colours, crew, large = 0; // `large`: the block that is enlarged
 
 function orderOf({ criterion, seed }) {
@@ -90,52 +91,44 @@ function promptIds() {
 
 /** Call a function once before the next picture, however often it is asked for. */
 function later(draw) {
-  if (later.waiting.has(draw)) return;
-  later.waiting.add(draw);
+  if (waiting.has(draw)) return;
+  waiting.add(draw);
   requestAnimationFrame(() => {
-    later.waiting.delete(draw);
+    waiting.delete(draw);
     draw();
   });
 }
-later.waiting = new Set();
 
 // What is known so far
 
-/** Nats of a cut on a text: of all rows, or, while some are missing, from what it costs on those that are there. */
-function natsOf(some, text) {
-  const base = findings.nats(whole, text), done = findings.measured(some, text);
-  if (!base.whole || !done.length) return undefined;
-  const own = findings.nats(some, text, done);
-  return own.whole ? own : { mean: base.mean + own.mean - findings.nats(whole, text, done).mean, whole: false };
-}
+const natsOf = (some, text) => findings.nats(some, text, whole);
+const perplexity = (nats) => short(Math.exp(nats.mean));
 
-/** The random cuts that are measured on a text, this one itself left out. */
+/** The random cuts, this one itself left out: how many, and the nats of those that are measured on a text. */
 function rivalsOn(text) {
-  const others = rivals.filter((rival) => rival.key !== cut.key);
-  return { all: others.length, nats: others.map((rival) => natsOf(rival, text)).filter((nats) => nats?.whole).map(({ mean }) => mean) };
+  const others = rivals.filter((rival) => rival.key !== cut.key), known = others.map((rival) => natsOf(rival, text));
+  return { count: others.length, nats: known.filter((nats) => nats?.all).map(({ mean }) => mean) };
 }
 
 /** "worse than all 19 random cuts", from the numbers. */
 function comparison(text) {
-  const own = natsOf(cut, text), { all, nats } = rivalsOn(text);
-  if (!own?.whole || !nats.length) return "";
-  const beaten = nats.filter((other) => other > own.mean).length, count = nats.length;
-  const of = `${all < 19 ? "other " : ""}random cuts`, soFar = count < all ? "so far " : "";
-  if (beaten === count) return `${soFar}better than all ${count} ${of}`;
-  if (beaten === 0) return `${soFar}worse than all ${count} ${of}`;
-  return `${soFar}better than ${beaten} of ${count} ${of}`;
+  const own = natsOf(cut, text), { count, nats } = rivalsOn(text);
+  if (!own?.all || !nats.length) return "";
+  const beaten = nats.filter((other) => other > own.mean).length, of = count < draws.length ? "other random" : "random";
+  const how = beaten === nats.length ? "better than all" : beaten ? `better than ${beaten} of` : "worse than all";
+  return `${nats.length < count ? "so far " : ""}${how} ${nats.length} ${of} cuts`;
 }
 
+/** What one sees, as a headline and more. */
 function verdict() {
   if (cut.key === whole.key) return ["This is the whole model.", "Take something out of it."];
-  const own = natsOf(cut, "speeches"), base = findings.nats(whole, "speeches");
-  if (!own?.whole) return ["Measuring …", ""];
-  const price = `perplexity ${short(Math.exp(own.mean))} instead of ${short(Math.exp(base.mean))}`;
+  const own = natsOf(cut, "speeches"), here = comparison("speeches"), there = comparison("wiki");
+  if (!own?.all) return ["Measuring …", ""];
+  const price = `perplexity ${perplexity(own)} instead of ${perplexity(natsOf(whole, "speeches"))}`;
   const beyond = own.mean > guessing ? " That is worse than guessing." : "";
-  if (!rivals.length) return [`${capital(price)}.`, `On speeches.${beyond} Chance has nothing to choose here: no single neurons were picked.`];
-  const here = comparison("speeches"), there = comparison("wiki");
-  if (!here) return [`${capital(price)}.`, `On speeches.${beyond} Nineteen random cuts of the same size follow.`];
-  return [`${capital(here)}.`, `On speeches: ${price}.${beyond}${there ? ` On Wikipedia: ${there}.` : ""}`];
+  if (here) return [`${capital(here)}.`, `On speeches: ${price}.${beyond}${there && ` On Wikipedia: ${there}.`}`];
+  const chance = rivals.length ? "Random cuts of the same size follow." : "No choice among neurons was made here.";
+  return [`${capital(price)}.`, `On speeches.${beyond} ${chance}`];
 }
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
@@ -186,39 +179,35 @@ function drawLarge() {
 }
 
 function drawResults() {
-  for (const text of ["speeches", "wiki"]) drawText(text);
+  const texts = ["speeches", "wiki"], prices = texts.map(drawText), others = texts.map(rivalsOn);
   const [headline, detail] = verdict(), strong = document.createElement("strong");
   strong.textContent = headline;
   byId("verdict").replaceChildren(strong, ` ${detail}`);
-  const count = rivalsOn("speeches"), there = rivalsOn("wiki"), busy = count.nats.length + there.nats.length < 2 * count.all;
-  byId("progress").textContent = busy ? `${count.nats.length + there.nats.length} of ${2 * count.all} measurements of these are done.` : "";
-  const known = natsOf(cut, "speeches")?.whole && natsOf(cut, "wiki")?.whole;
-  if (known && (!busy || !count.nats.length)) byId("announcement").textContent = `${headline} ${detail}`;
+  byId("bar").replaceChildren(strong.cloneNode(true), prices.join(" · "));
+  const done = others[0].nats.length + others[1].nats.length, all = 2 * others[0].count;
+  byId("progress").textContent = done < all ? `${done} of their ${all} measurements are done.` : "";
+  const known = texts.every((text) => natsOf(cut, text)?.all); // said aloud twice: without and with the random cuts
+  if (known && (done === 0 || done === all)) byId("announcement").textContent = `${headline} ${detail}`;
   drawWriting();
   drawPassage();
 }
 
+/** The numbers and the drawing of one text; gives them back in short. */
 function drawText(text) {
-  const section = byId(text), base = findings.nats(whole, text), own = natsOf(cut, text), random = rivalsOn(text).nats;
-  section.ariaBusy = String(!own?.whole);
-  const fill = (kind, nats, about = "") => {
+  const section = byId(text), base = natsOf(whole, text), own = natsOf(cut, text), random = rivalsOn(text).nats;
+  const entries = { whole: base, cut: own, guessing: { mean: guessing, all: true } };
+  for (const [kind, nats] of Object.entries(entries)) {
     const place = section.querySelector(`dd.${kind}`);
-    place.textContent = nats === undefined ? "…" : `${about}${short(Math.exp(nats))}`;
-    place.title = nats === undefined ? "" : `${nats.toFixed(4)} nats a token`;
-  };
-  fill("whole", base.whole ? base.mean : undefined);
-  fill("cut", own?.mean, own?.whole ? "" : "≈ ");
-  fill("guessing", guessing);
-  if (!base.whole) return;
-  const svg = section.querySelector("svg"), spread = random.map((nats) => short(Math.exp(nats)));
+    place.textContent = nats ? `${nats.all ? "" : "≈ "}${perplexity(nats)}` : "…";
+    place.title = nats ? `${nats.mean.toFixed(4)} nats a token` : "";
+  }
+  section.ariaBusy = String(!own?.all);
+  if (!base) return "";
+  const svg = section.querySelector("svg"), spread = random.map((mean) => perplexity({ mean })).join(", ");
   drawChart(svg, { whole: base.mean, cut: cut.key === whole.key ? undefined : own?.mean, random, guessing });
-  const chance = random.length ? ` ${random.length} random cuts: ${spread.join(", ")}.` : "";
-  svg.ariaLabel = `Perplexity: whole model ${short(Math.exp(base.mean))}; this cut ${own ? short(Math.exp(own.mean)) : "unknown"}.${chance}`;
-  const bar = [...document.querySelectorAll(".text")].map((part) => {
-    const [before, after] = ["whole", "cut"].map((kind) => part.querySelector(`dd.${kind}`).textContent);
-    return `${part.id === "wiki" ? "Wikipedia" : "speeches"} ${before} → ${after}`;
-  });
-  byId("bar").textContent = bar.join(" · ");
+  svg.ariaLabel = `Perplexity: whole model ${perplexity(base)}; this cut ${own ? perplexity(own) : "not yet known"}.`;
+  if (random.length) svg.ariaLabel += ` ${random.length} random cuts: ${spread}.`;
+  return `${text === "wiki" ? "Wikipedia" : text} ${perplexity(base)} → ${own ? perplexity(own) : "…"}`;
 }
 
 function drawWriting() {
@@ -227,9 +216,9 @@ function drawWriting() {
   while (first && second && same < first.length && first[same] === second[same]) same++;
   for (const [place, written] of [["whole-writes", first], ["cut-writes", second]]) {
     if (!written) continue; // the old text stays until the new one is there
-    const prompt = document.createElement("span"), alike = document.createElement("span"), other = document.createElement("em");
-    const before = tokenizer.decode(written.slice(0, same)), text = tokenizer.decode(written);
-    const agreed = text.startsWith(before) ? before : "";
+    const text = tokenizer.decode(written), before = tokenizer.decode(written.slice(0, same));
+    const agreed = text.startsWith(before) ? before : ""; // not where the parting is inside a character
+    const [prompt, alike, other] = ["span", "span", "em"].map((name) => document.createElement(name));
     prompt.textContent = byId("prompt").value;
     alike.textContent = agreed;
     other.textContent = text.slice(agreed.length);
@@ -238,15 +227,17 @@ function drawWriting() {
 }
 
 function drawPassage() {
-  const [before, after] = [whole, cut].map((some) => findings.of(some).texts.speeches[0]);
-  if (typeof before !== "object" || !before || typeof after !== "object" || !after) return;
-  byId("passage").replaceChildren(...rows.speeches[0].map((id, at) => {
+  const [before, after] = [whole, cut].map((some) => findings.row(some, "speeches", 0));
+  if (!before || !after) return;
+  byId("passage").replaceChildren(...rows.speeches[0].flatMap((id, at) => {
     const more = at ? after[at - 1] - before[at - 1] : 0; // the first token is given, not predicted
+    const text = id ? tokenizer.decode([id]) : " ¶", word = text.trimStart();
     const piece = document.createElement(more > Math.LN2 ? "mark" : "span");
-    piece.textContent = id ? tokenizer.decode([id]) : " ¶ ";
+    piece.textContent = word;
     piece.className = more > 2 ? "much" : "some";
-    if (at) piece.title = `${Math.exp(-before[at - 1]).toPrecision(2)} before, ${Math.exp(-after[at - 1]).toPrecision(2)} now`;
-    return piece;
+    const [was, is] = [before, after].map((nats) => Math.exp(-nats[at - 1]).toPrecision(2));
+    if (at) piece.title = `probability ${was} before, ${is} now`;
+    return [text.slice(0, text.length - word.length), piece];
   }));
 }
 
@@ -288,10 +279,10 @@ function neuronAt(canvas, event) {
 
 function blockItem(block) {
   const item = document.createElement("li");
-  item.innerHTML = `<div><strong>Block ${block}</strong> <span class="count"></span></div>
-    <canvas role="img"></canvas>
-    <div class="buttons"><button type="button" class="enlarge" aria-label="Enlarge block ${block}">⤢</button>
-    <button type="button" class="mlp" aria-label="no MLP in block ${block}">no MLP</button>
+  item.innerHTML = `<div><strong>Block ${block}</strong>
+    <button type="button" class="enlarge" aria-label="Enlarge block ${block}"></button></div>
+    <canvas role="img"></canvas><p class="count"></p>
+    <div class="buttons"><button type="button" class="mlp" aria-label="no MLP in block ${block}">no MLP</button>
     <button type="button" class="block" aria-label="no block ${block}">no block</button></div>`;
   const canvas = item.querySelector("canvas");
   canvas.addEventListener("click", (event) => { // a finger needs larger cells
@@ -300,7 +291,8 @@ function blockItem(block) {
   });
   canvas.addEventListener("pointermove", (event) => {
     const neuron = neuronAt(canvas, event), place = Math.round(places[block * width + neuron] * (width - 1)) + 1;
-    byId("under").textContent = `Block ${block}, neuron ${neuron}: number ${place} of ${width} to go by ${CRITERIA[settings.criterion]}.`;
+    const order = `number ${place} of ${width} to go by ${CRITERIA[settings.criterion]}`;
+    byId("under").textContent = `Block ${block}, neuron ${neuron}: ${order}.`;
   });
   item.querySelector(".enlarge").addEventListener("click", () => enlarge(block));
   item.querySelector(".mlp").addEventListener("click", () => toggleMLP(block));

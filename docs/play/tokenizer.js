@@ -1,6 +1,12 @@
 /* GPT-2's tokenizer: text into words, a word's bytes into the longest pieces that the merges allow (byte-level BPE). */
 "use strict";
 
+// Endings such as 'll; letters, digits or signs, each with one space before them; white space, its last one by itself.
+const WORDS = new RegExp(
+  ["'(?:[sdmt]|ll|ve|re)", " ?\\p{L}+", " ?\\p{N}+", " ?[^\\p{White_Space}\\p{L}\\p{N}]+",
+    "\\p{White_Space}+(?!\\P{White_Space})", "\\p{White_Space}+"].join("|"), "gu",
+);
+
 class Tokenizer {
   /** From the vocabulary, names by number, and the merges, pairs of names from the first to the last. */
   constructor({ vocabulary, merges }) {
@@ -18,8 +24,7 @@ class Tokenizer {
     const ids = [], end = this.vocabulary[0]; // the end token is the only one that stands in a text as it is
     text.split(end).forEach((part, index) => {
       if (index) ids.push(0);
-      const words = part.match(/'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu);
-      for (const word of words ?? []) ids.push(...this.pieces(word).map((piece) => this.numbers.get(piece)));
+      for (const [word] of part.matchAll(WORDS)) ids.push(...this.pieces(word).map((piece) => this.numbers.get(piece)));
     });
     return ids;
   }
