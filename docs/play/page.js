@@ -303,7 +303,7 @@ function blockItem(block) {
 const largeMap = new LargeMap(byId("grid"), width, (neuron) => toggle(large, neuron));
 
 function listen() {
-  byId("seed").append(...draws.map((_, seed) => new Option(seed + 1, seed)));
+  byId("seed").append(...draws.map((_, seed) => new Option(seed, seed)));
   byId("blocks").append(...[...Array(blocks).keys()].map(blockItem));
   byId("prompts").append(...PROMPTS.map((prompt) => {
     const button = document.createElement("button");
