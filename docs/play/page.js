@@ -127,7 +127,7 @@ function verdict() {
   const price = `perplexity ${perplexity(own)} instead of ${perplexity(natsOf(whole, "speeches"))}`;
   const beyond = own.mean > guessing ? " That is worse than guessing." : "";
   if (here) return [`${capital(here)}.`, `On speeches: ${price}.${beyond}${there && ` On Wikipedia: ${there}.`}`];
-  const chance = rivals.length ? "Random cuts of the same size follow." : "No choice among neurons was made here.";
+  const chance = rivals.length ? "Random cuts of the same size follow." : "There are no neurons here that chance could have drawn.";
   return [`${capital(price)}.`, `On speeches.${beyond} ${chance}`];
 }
 
@@ -184,6 +184,7 @@ function drawResults() {
   strong.textContent = headline;
   byId("verdict").replaceChildren(strong, ` ${detail}`);
   byId("bar").replaceChildren(strong.cloneNode(true), prices.join(" · "));
+  byId("large-price").textContent = `Perplexity: ${prices.join(", ")}.`;
   const done = others[0].nats.length + others[1].nats.length, all = 2 * others[0].count;
   byId("progress").textContent = done < all ? `${done} of their ${all} measurements are done.` : "";
   const known = texts.every((text) => natsOf(cut, text)?.all); // said aloud twice: without and with the random cuts
