@@ -399,13 +399,15 @@ def build(args: argparse.Namespace, console: Console) -> int:
 def site(args: argparse.Namespace, console: Console) -> int:
     """Write the course's web site to build/site, from the saved notebooks and docs/; a warning is an error."""
     try:
-        from course_tools.site import pages
+        from course_tools.site import pages, playground
     except ModuleNotFoundError as error:
         raise ValueError(f'{error}. Install what builds the site: python -m pip install -e ".[site]"') from error
 
     begin = time.monotonic()
+    fetch_assets([], more=playground.ASSETS)
     status = pages.build(ROOT, BUILD / "site")
     if not status:
+        playground.build(ROOT, BUILD / "site" / playground.NAME)
         print(f"Written in {time.monotonic() - begin:.0f} s. Read it: {BUILD / 'site' / 'index.html'}")
     return status
 

@@ -38,10 +38,11 @@ def site(tmp_path_factory):
     """The folder of the built site."""
     if "COURSE_SITE" in os.environ:
         return Path(os.environ["COURSE_SITE"]).resolve()
-    from course_tools.site import pages
+    from course_tools.site import pages, playground
 
     folder = tmp_path_factory.mktemp("built") / "site"
     assert pages.build(ROOT, folder) == 0
+    playground.build(ROOT, folder / playground.NAME)
     return folder
 
 
