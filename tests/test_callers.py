@@ -46,6 +46,7 @@ UNPASSED = {
     "plotting.comparisons.before_and_after(ax)": _AXES,
     "plotting.tensors.histogram(ax)": _AXES,
     "session.start(profile)": _OUTER,
+    "uncertainty.sign_flip_p(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(seed)": "what draws has a seed",
 }
 

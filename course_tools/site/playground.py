@@ -17,18 +17,15 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.activations import watching
-from course_utils.architectures import describe
 from course_utils.files import write_text
 from course_utils.models import load_model
-from course_utils.texts import TokenBlocks, token_blocks
-from course_utils.width import neuron_importance
+from course_utils.texts import judging_rows, token_blocks
+from course_utils.width import neuron_importance, neuron_means
 
 NAME = "prune.html"
 ASSETS = ("speeches", "texts")  # what lesson 01's rows are cut from
 SEEDS = range(19)
 _MODEL = "course_utils/data/gpt2"
-_LENGTH = 64
 _STYLE = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
 _SCRIPT = re.compile(r'<script src="([\w.]+)"></script>')
 _DATA = re.compile(r'<script type="(?P<type>text/plain|application/json)" id="(?P<name>\w+)"></script>')
@@ -53,19 +50,6 @@ def build(root: Path, path: Path) -> None:
     write_text(path, page(files, data))
 
 
-def _judged_rows(tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenBlocks]:
-    """The rows of text that judge in lesson 01."""
-    speeches = token_blocks(tokenizer, "evaluation", domain="speeches", tokens=65_536, length=_LENGTH)
-    wiki = token_blocks(tokenizer, "evaluation", domain="wiki", tokens=24_576, length=_LENGTH)
-    return {"speeches": speeches.sample(48, seed=0)[:24], "wiki": wiki.sample(16, seed=0)}
-
-
-def _calibration_rows(tokenizer: PreTrainedTokenizerBase) -> TokenBlocks:
-    """The rows on which lesson 01 looks at activations."""
-    pool = token_blocks(tokenizer, "calibration", domain="speeches", tokens=32_768, length=_LENGTH)
-    return pool.sample(152, seed=0)[:128]
-
-
 def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """What the page measures with, by name.
 
@@ -73,35 +57,24 @@ def _measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dic
     and ``order.random`` [seeds, blocks, width], each block's neurons from the first to go to the last; ``means``, what
     each neuron gives on average, float32 [blocks, width].
     """
-    calibration = _calibration_rows(tokenizer)
+    pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
+    batches = pool.sample(128, seed=0).batches(16)  # lesson 01's, too
     scores = {
         "l1": neuron_importance(model, "l1"),
-        "activation": neuron_importance(model, "activation", batches=calibration.batches(8)),
+        "activation": neuron_importance(model, "activation", batches=batches),
     }
     drawn = [_order(neuron_importance(model, "random", seed=seed)) for seed in SEEDS]
     return {
-        **{f"rows.{domain}": rows.input_ids.short() for domain, rows in _judged_rows(tokenizer).items()},
+        **{f"rows.{domain}": rows.input_ids.short() for domain, rows in judging_rows(tokenizer).items()},
         **{f"order.{criterion}": _order(of_blocks) for criterion, of_blocks in scores.items()},
         "order.random": torch.stack(drawn),
-        "means": _means(model, calibration.input_ids),
+        "means": torch.stack(neuron_means(model, batches)),
     }
 
 
 def _order(scores: list[Tensor]) -> Tensor:
     """Each block's neurons from the first to go to the last, int16; of equal scores the lower number stays."""
     return torch.stack([some.sort(descending=True, stable=True).indices.flip(0) for some in scores]).short()
-
-
-@torch.no_grad()
-def _means(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    means: dict[int, Tensor] = {}
-
-    def look(_site: str, block: int, states: Tensor) -> None:
-        means[block] = states.mean(dim=(0, 1))
-
-    with watching(describe(model), ["down_input"], None, look):
-        model.base_model(input_ids, use_cache=False)
-    return torch.stack([means[block] for block in sorted(means)])
 
 
 def _vocabulary(file: Path) -> dict[str, list]:

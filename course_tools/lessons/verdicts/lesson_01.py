@@ -65,8 +65,8 @@ def activation_beats_few(tables: Tables) -> list[float]:
 @verdict("What L1 removes pushes one way: its coherence is above that of all random cuts, in every block.")
 def l1_is_coherent(tables: Tables) -> list[float]:
     """Half a block more than are missing; and by how much the highest coherence is above the random cuts' highest."""
-    above, blocks = tables.line(_WHY, "L1 is above all random cuts")
-    l1, random = tables.line(_WHY, "L1 at most")
+    above, blocks = tables.line(_WHY, "L1 is above all random cuts")[:2]
+    l1, random = tables.line(_WHY, "L1 at most")[:2]
     return [above - blocks + 0.5, l1 - random]
 
 
