@@ -23,7 +23,7 @@ def test_minutes_follow_the_header():
     part = agendas.Part("01", "", (1, 4))
     lesson = LESSONS["01"]
     before = agendas.minutes(part, LESSONS)
-    assert before == agendas.minutes(agendas.Part("01", ""), LESSONS) + 5 + 10, "what the two headings say"
+    assert before == agendas.minutes(agendas.Part("01", ""), LESSONS) + 4 + 12, "what the two headings say"
     later = {**LESSONS, "01": replace(lesson, minutes=lesson.minutes + 7)}
     assert agendas.minutes(part, later) == before + 7
     assert agendas.fill(PAGE, later) != PAGE

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_tools.lessons.printed import Table
+from course_tools.lessons.printed import NUMBER, Table
 from course_tools.lessons.verdicts import judging, recording
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import ABSENT, SHOWN
@@ -45,7 +45,7 @@ def test_each_verdict_can_fail(number):
 
 
 def with_one_number_as(tables, value):
-    """The tables with one cell or one line's number replaced, for each of them."""
+    """The tables with one cell or one number of a line replaced, for each of them."""
     for place, (heading, table) in enumerate(tables.tables):
         for row, (names, values) in enumerate(table.rows):
             for column in range(len(values)):
@@ -54,8 +54,9 @@ def with_one_number_as(tables, value):
                 other = (heading, Table(table.columns, rows, table.caption))
                 yield dataclasses.replace(tables, tables=(*tables.tables[:place], other, *tables.tables[place + 1 :]))
     for place, (heading, line) in enumerate(tables.lines):
-        other = (heading, f"{line.rpartition(' ')[0]} {value}")
-        yield dataclasses.replace(tables, lines=(*tables.lines[:place], other, *tables.lines[place + 1 :]))
+        for number in NUMBER.finditer(line):
+            other = (heading, line[: number.start()] + value + line[number.end() :])
+            yield dataclasses.replace(tables, lines=(*tables.lines[:place], other, *tables.lines[place + 1 :]))
 
 
 @pytest.mark.parametrize("number", JUDGED)
