@@ -464,8 +464,7 @@ compare(cut, "cut")
 # With a neuron $j$ goes a push: on average $\bar a_j W_{proj}[j]$ for each token. One push is small, but two hundred that point
 # the same way add up. **Coherence** compares the length of their sum with what independent directions would give:
 #
-# $$\mathrm{coherence} = \Big\lVert \sum_j \bar a_j W_{proj}[j] \Big\rVert \Big/ \sqrt{\textstyle\sum_j \lVert \bar a_j W_{proj}[j]
-# \rVert^2}$$
+# $$\mathrm{coherence} = \frac{\lVert \sum_j \bar a_j W_{proj}[j] \rVert}{\sqrt{\sum_j \lVert \bar a_j W_{proj}[j] \rVert^2}}$$
 #
 # It is about 1 for pushes that have nothing to do with each other.
 
