@@ -170,7 +170,7 @@ def settle(page, *, random=False):
     for text in ("speeches", "wiki"):
         page.wait_for_selector(f"#{text}[aria-busy=false]")
     if random:
-        page.wait_for_selector("#progress:empty", state="attached")
+        page.wait_for_selector("#progress:empty", state="attached", timeout=600_000)  # 19 × 96 rows on a busy machine
 
 
 def nats(page, kind="cut"):
