@@ -230,7 +230,8 @@ def _next_notebook(folder: Path) -> Path | None:
     if lesson is None:
         return None
     print(f"Next: lesson {lesson.number}, {lesson.title}")
-    return personal.copies(folder, lesson.name)[-1]
+    copies = personal.copies(folder, lesson.name)
+    return copies[-1] if copies else None
 
 
 def _standings(folder: Path) -> list[reading.Standing]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from course_utils import checks
+
 FOLDER = Path(__file__).parent / "data"
 _TEXTS = ("text", "draw", "dtype")  # what two entries must share to be compared row by row
 
@@ -30,10 +32,8 @@ def read_record(name: str) -> pd.DataFrame:
     Raises:
         ValueError: there is no such record; the message lists those there are.
     """
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
-        raise ValueError(f"There is no record {name!r}; there is: {', '.join(_names())}.")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    checks.one_of("name", name, _names())
+    record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     entries = pd.DataFrame(record["entries"])
     nats = [np.array(sums) / record["predictions"] for sums in entries.pop("sums")]
     places = list(entries[[*_TEXTS]].itertuples(index=False, name=None))

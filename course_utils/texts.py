@@ -320,6 +320,7 @@ def token_blocks(
     return TokenBlocks(input_ids, num_bytes, domain, split)
 
 
+@check_types
 def judging_rows(tokenizer: PreTrainedTokenizerBase, *, draw: int = 0) -> dict[str, TokenBlocks]:
     """Rows that lessons judge by: 48 of speeches and 48 of wiki, 64 tokens each, 3,024 predictions a text.
 
@@ -336,6 +337,7 @@ def judging_rows(tokenizer: PreTrainedTokenizerBase, *, draw: int = 0) -> dict[s
     return _evaluation_rows(tokenizer, draw)
 
 
+@check_types
 def further_rows(tokenizer: PreTrainedTokenizerBase) -> dict[str, TokenBlocks]:
     """As many rows again as ``judging_rows`` has, in none of its draws: for a last look, at what was chosen by others.
 

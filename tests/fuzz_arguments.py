@@ -379,6 +379,9 @@ OWN = {
     "prompt_harm.record.harm_at_random": {
         "judging": lambda: [Case("passage", "w1 w2", "a")], "prompts": lambda: 1,
     },
+    "records.read_record": {"name": lambda: "keep_the_mean"},
+    "texts.further_rows": {"tokenizer": byte_tokenizer},
+    "texts.judging_rows": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},
     "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
 }  # fmt: skip

@@ -69,9 +69,10 @@ TRIED = {"int": ODD, "float": ODD, "bool": ODD, "str": ODD, "Sequence[int]": LIS
 # What a refusal may speak of in place of an argument: what it holds.
 HOLDS = {
     "layers": "block numbers", "indices": "block numbers", "left_out": "block numbers", "x": "columns", "y": "columns",
-    "group": "columns", "hidden": "other sizes", "blocks": "other sizes", "max_length": "alike", "name": "hub",
-    "vocab_size": "vocabulary", "kind": "pairs to compare with", "calls": "contestant", "models": "contestant",
-    "laps": "contestant", "recipe": "'steps' and 'lr'", "validation": "'batches'", "token_ids": "batch",
+    "group": "columns", "hidden": "version costs", "blocks": "version costs", "tolerance": "version costs",
+    "max_length": "alike", "name": "hub", "vocab_size": "vocabulary", "kind": "pairs to compare with",
+    "calls": "contestant", "models": "contestant", "laps": "contestant", "recipe": "'steps' and 'lr'",
+    "validation": "'batches'", "token_ids": "batch",
 }  # fmt: skip
 
 

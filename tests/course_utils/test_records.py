@@ -80,5 +80,5 @@ def test_an_unknown_record_names_those_there_are(measured, tmp_path):
     *_, write = measured
     write()
     (tmp_path / "another.json").write_text(json.dumps({"rows": []}))
-    with pytest.raises(ValueError, match="no record 'nothing'; there is: made_up\\."):
+    with pytest.raises(ValueError, match="'name' must be .*made_up.*; got 'nothing'"):
         records.read_record("nothing")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import word_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
@@ -278,15 +279,18 @@ def test_draws_and_further_rows_share_no_row(monkeypatch):
         return texts.TokenBlocks(ids, torch.ones(len(ids), dtype=torch.long), domain, split)
 
     monkeypatch.setattr(texts, "token_blocks", numbered)
-    parts = [*(texts.judging_rows(None, draw=draw) for draw in range(3)), texts.further_rows(None)]
+    parts = [
+        *(texts.judging_rows(word_tokenizer(), draw=draw) for draw in range(3)),
+        texts.further_rows(word_tokenizer()),
+    ]
     for domain in ("speeches", "wiki"):
         assert [part[domain].input_ids.shape for part in parts] == [(48, 64)] * 4
         assert len(torch.cat([part[domain].input_ids for part in parts]).unique()) == 4 * 48 * 64
         firsts = parts[0][domain].input_ids[:, 0]
         assert not torch.equal(firsts, firsts.sort().values)  # from all over the split
-    assert torch.equal(parts[0]["wiki"].input_ids, texts.judging_rows(None)["wiki"].input_ids)
+    assert torch.equal(parts[0]["wiki"].input_ids, texts.judging_rows(word_tokenizer())["wiki"].input_ids)
 
 
 def test_there_are_three_draws():
     with pytest.raises(ValueError, match="'draw' must be a whole number from 0 to 2, the draws there are; got 3"):
-        texts.judging_rows(None, draw=3)
+        texts.judging_rows(word_tokenizer(), draw=3)
