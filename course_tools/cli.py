@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not lessons:
         print(f"There are no {'deeper notebooks' if args.lessons else 'lessons'} yet.")
         return 0
-    everything = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)]
+    everything = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)] if args.lessons else lessons
     profile = args.profile or session.current_profile()
     if profile == "embedded":
         fetch_assets(lessons)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from course_utils import checks
 
-FOLDER = Path(__file__).parent / "data"
+FOLDER = Path(__file__).parent / "data" / "records"
 _TEXTS = ("text", "draw", "dtype")  # what two entries must share to be compared row by row
 
 
@@ -32,7 +32,7 @@ def read_record(name: str) -> pd.DataFrame:
     Raises:
         ValueError: there is no such record; the message lists those there are.
     """
-    checks.one_of("name", name, _names())
+    checks.one_of("name", name, sorted(path.stem for path in FOLDER.glob("*.json")))
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     entries = pd.DataFrame(record["entries"])
     nats = [np.array(sums) / record["predictions"] for sums in entries.pop("sums")]
@@ -41,8 +41,3 @@ def read_record(name: str) -> pd.DataFrame:
     entries["rows"] = [row - uncut[place] for place, row in zip(places, nats, strict=True)]
     entries["damage"] = [row.mean() for row in entries["rows"]]
     return entries
-
-
-def _names() -> list[str]:
-    """Records in this format; other files of the folder have no entries."""
-    return sorted(path.stem for path in FOLDER.glob("*.json") if '"entries"' in path.read_text(encoding="utf-8"))

@@ -118,23 +118,37 @@ def neuron_importance(
 
 def watch_neurons(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], list[Tensor]]]:
     """``neuron_importance`` by "activation", for ``passes.read_once``."""
-    mlps = reading.architecture.mlps
-    squares = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
-
-    def accumulate(total: Tensor) -> Callable:  # [width]
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            # The norm is taken in float32 without a float32 copy of the states.
-            norms = torch.linalg.vector_norm(reading.select(inputs[0]), dim=0, dtype=torch.float32)
-            total.add_(norms.double().square())
-
-        return hook
+    # The norm is taken in float32 without a float32 copy of the states.
+    hooks, squares = _sums_over_tokens(
+        reading, lambda states: torch.linalg.vector_norm(states, dim=0, dtype=torch.float32).double().square()
+    )
 
     def scores() -> list[Tensor]:
         sizes = [(total / reading.tokens).sqrt().float() for total in squares]
+        mlps = reading.architecture.mlps
         return [size * mlp.columns.float().norm(dim=0) for size, mlp in zip(sizes, mlps, strict=True)]
 
-    hooks = [mlp.down.register_forward_pre_hook(accumulate(s)) for mlp, s in zip(mlps, squares, strict=True)]
     return hooks, scores
+
+
+def _sums_over_tokens(reading: Reading, of: Callable[[Tensor], Tensor]) -> tuple[list[RemovableHandle], list[Tensor]]:
+    """Hooks on what each down-projection reads, and the float64 [width] sums that they fill.
+
+    Args:
+        reading: that is about to begin.
+        of: what a batch's activations at the real tokens, [tokens, width], add to the sum.
+    """
+    mlps = reading.architecture.mlps
+    totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
+
+    def accumulate(total: Tensor) -> Callable:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            total.add_(of(reading.select(inputs[0])))
+
+        return hook
+
+    hooks = [mlp.down.register_forward_pre_hook(accumulate(total)) for mlp, total in zip(mlps, totals, strict=True)]
+    return hooks, totals
 
 
 @torch.no_grad()
@@ -161,16 +175,7 @@ def neuron_means(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
 
 def _watch_means(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], list[Tensor]]]:
     """``neuron_means``, for ``passes.read_once``."""
-    mlps = reading.architecture.mlps
-    sums = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
-
-    def accumulate(total: Tensor) -> Callable:  # [width]
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            total.add_(reading.select(inputs[0]).sum(dim=0, dtype=torch.float32).double())
-
-        return hook
-
-    hooks = [mlp.down.register_forward_pre_hook(accumulate(s)) for mlp, s in zip(mlps, sums, strict=True)]
+    hooks, sums = _sums_over_tokens(reading, lambda states: states.sum(dim=0, dtype=torch.float32).double())
     return hooks, lambda: [(total / reading.tokens).float() for total in sums]
 
 

@@ -98,36 +98,6 @@ show(
 # GPT-2's `Conv1D` convolves nothing. It is a linear layer that stores its weight as **[in, out]**, where `nn.Linear` stores
 # [out, in].
 
-# %%
-from transformers import GPT2Config
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-
-incoming = [  # c_fc.weight: a column is a neuron
-    [2, 0, -2, 1, 3],
-    [-1, 1, 0, 0, -2],
-    [3, 0, 2, -1, 1],
-    [0, -1, -3, 1, 2],
-    [1, 0, 1, 0, -1],
-]
-outgoing = [  # c_proj.weight: a row is a neuron
-    [1, 0, -1, 0, 1],
-    [3, -3, 3, 2, -3],
-    [0, 1, 1, -1, 0],
-    [1, 1, 0, 0, -1],
-    [-1, 0, 1, 1, 0],
-]
-toy = GPT2MLP(5, GPT2Config(n_embd=5, n_head=1)).eval()  # 5 inputs, 5 neurons
-with torch.no_grad():
-    toy.c_fc.weight.copy_(torch.tensor(incoming))
-    toy.c_fc.bias.copy_(torch.tensor([0, 1, 0, -1, 1]))
-    toy.c_proj.weight.copy_(torch.tensor(outgoing))
-    toy.c_proj.bias.copy_(torch.tensor([1, 0, 0, -1, 0]))
-
-x = torch.randn(3, 5)  # three tokens
-torch.testing.assert_close(toy.c_fc(x), x @ toy.c_fc.weight + toy.c_fc.bias)
-print("neuron 1: c_fc column", toy.c_fc.weight[:, 1].int().tolist(), end=", ")
-print("c_proj row", toy.c_proj.weight[1].int().tolist())
-
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 4 minutes
 #
@@ -175,8 +145,8 @@ check_axes(axes)
 # How do we know that a cut is right? `silence` sets a neuron's row of `c_proj` to zero: same shape, no say. The small MLP must
 # give what the silenced one gives. **Pruned equals masked** is the proof of every cut in this course.
 #
-# **Predict before you run.** Neuron 1 has the smallest L1 norm of the toy. Is it also the one that is
-# missed least?
+# Here is a toy with 5 inputs and 5 neurons. **Predict before you run.** Its neuron 1 has the smallest L1 norm. Is it also the
+# one that is missed least?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -184,6 +154,36 @@ check_axes(axes)
 # happen.
 #
 # </details>
+
+# %%
+from transformers import GPT2Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+incoming = [  # c_fc.weight: a column is a neuron
+    [2, 0, -2, 1, 3],
+    [-1, 1, 0, 0, -2],
+    [3, 0, 2, -1, 1],
+    [0, -1, -3, 1, 2],
+    [1, 0, 1, 0, -1],
+]
+outgoing = [  # c_proj.weight: a row is a neuron
+    [1, 0, -1, 0, 1],
+    [3, -3, 3, 2, -3],
+    [0, 1, 1, -1, 0],
+    [1, 1, 0, 0, -1],
+    [-1, 0, 1, 1, 0],
+]
+toy = GPT2MLP(5, GPT2Config(n_embd=5, n_head=1)).eval()  # 5 inputs, 5 neurons
+with torch.no_grad():
+    toy.c_fc.weight.copy_(torch.tensor(incoming))
+    toy.c_fc.bias.copy_(torch.tensor([0, 1, 0, -1, 1]))
+    toy.c_proj.weight.copy_(torch.tensor(outgoing))
+    toy.c_proj.bias.copy_(torch.tensor([1, 0, 0, -1, 0]))
+
+x = torch.randn(3, 5)  # three tokens
+torch.testing.assert_close(toy.c_fc(x), x @ toy.c_fc.weight + toy.c_fc.bias)
+print("neuron 1: c_fc column", toy.c_fc.weight[:, 1].int().tolist(), end=", ")
+print("c_proj row", toy.c_proj.weight[1].int().tolist())
 
 
 # %%
@@ -267,7 +267,7 @@ check_prune_width(prune_width)
 # ## A real model
 #
 # `course_utils` has the same method for every family of models. `variant` makes a second model that shares all weights with
-# the first; cutting leaves the first alone.
+# the first; cutting leaves the first alone. All blocks are equally wide and `n_inner` says so: plain transformers reloads it.
 #
 # **Predict before you run.** We cut 20 % of distilGPT2's neurons. Which share of its *parameters* goes: 20 %, 13 % or 7 %?
 #
@@ -281,6 +281,7 @@ check_prune_width(prune_width)
 # %%
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
+from course_utils.checkpoints import save_pruned
 from course_utils.models import load_model, variant
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -292,6 +293,14 @@ for block, scores in zip(blocks, l1, strict=True):
 pruned = variant(base)
 print(prune_neurons(pruned, l1, ratio=0.2))
 
+tokens = tokenizer("The Union is strong.", return_tensors="pt").input_ids
+tokens = tokens.to(base.device)
+with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+    save_pruned(pruned, tokenizer, folder)
+    reloaded = AutoModelForCausalLM.from_pretrained(folder).to(base.device).eval()
+    assert torch.equal(reloaded(tokens).logits, pruned(tokens).logits)
+print(f"\nreloaded with n_inner = {reloaded.config.n_inner}: equal, bit for bit")
+
 with torch.device("meta"):
     distilgpt2 = GPT2LMHeadModel(GPT2Config(n_layer=6))  # other values: defaults
 before = distilgpt2.num_parameters()
@@ -299,37 +308,7 @@ any_scores = [torch.arange(3072.0) for _ in range(6)]
 prune_neurons(distilgpt2, any_scores, ratio=0.2)
 lost = before - distilgpt2.num_parameters()
 assert lost == 6 * 614 * (768 + 1 + 768)  # blocks, neurons, in, bias, out
-print(f"\ndistilGPT2 loses {lost:,} of {before:,} parameters: {lost / before:.2%}")
-
-# %% [markdown]
-# ### Save, and reload with plain transformers
-#
-# `n_inner` says how wide the MLPs are, so nobody needs this course to load the checkpoint. Forget that field, and in memory
-# the model works all the same: nothing warns you.
-
-# %%
-from transformers.utils import logging
-
-from course_utils.checkpoints import save_pruned
-
-inputs = tokenizer("The state of the Union is strong.", return_tensors="pt")
-inputs = inputs.to(base.device)
-with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-    save_pruned(pruned, tokenizer, folder)
-    reloaded = AutoModelForCausalLM.from_pretrained(folder).to(base.device).eval()
-    assert torch.equal(reloaded(**inputs).logits, pruned(**inputs).logits)
-print(f"reloaded with n_inner = {reloaded.config.n_inner}: equal, bit for bit")
-
-careless = variant(pruned)
-careless.config.n_inner = None  # forgotten: GPT-2 then takes 4 × hidden size
-logging.set_verbosity_error()  # no long report of what doesn't fit
-with tempfile.TemporaryDirectory() as folder:
-    careless.save_pretrained(folder)
-    try:
-        AutoModelForCausalLM.from_pretrained(folder)
-        print("forgotten: reloads")
-    except RuntimeError:
-        print("forgotten: refused, because weights and configuration disagree")
+print(f"distilGPT2 loses {lost:,} of {before:,} parameters: {lost / before:.2%}")
 
 # %% [markdown]
 # ## What a cut costs
@@ -587,15 +566,13 @@ check_keep_the_mean(keep_the_mean)
 # All 19, on both texts, and so does `activation`, which is ahead of L1. Both did know something. A constant hid it.
 #
 # </details>
+#
+# Luck? The table has three draws of rows, of random cuts and of calibration text from the record, in two number formats.
 
 # %%
 kept = damage(arms, prune_neurons, ratio=0.2, means=means)
 compare(kept, "mean kept")
 
-# %% [markdown]
-# Luck? The record has three draws of rows, of random cuts and of calibration text, in two number formats.
-
-# %%
 counts = {}
 for draw in range(3):
     for dtype in ("float32", "bfloat16"):

@@ -22,9 +22,8 @@ def options(folder: Path, notebook: Path | None) -> list[str]:
         notebook: in it, to be opened at once; None for JupyterLab's own first page.
     """
     chosen = ["--log-level=ERROR", "--LabApp.log_level=ERROR", f"--ServerApp.root_dir={folder}"]
-    if hasattr(KernelManager, "transport_encryption") and zmq.has(
-        "curve"
-    ):  # otherwise the kernel warns in the terminal
+    # Otherwise the kernel warns in the terminal.
+    if hasattr(KernelManager, "transport_encryption") and zmq.has("curve"):
         chosen.append("--KernelManager.transport_encryption=auto")
     if notebook is not None:
         chosen.append(f"--LabApp.default_url=/lab/tree/{quote(notebook.name)}")

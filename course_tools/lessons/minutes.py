@@ -23,7 +23,7 @@ class Load:
 
     Attributes:
         words: folded ones count half.
-        cells: of code; exercises and the install cell aren't among them.
+        cells: of code; exercises aren't among them.
         lines: of their code, empty ones left out.
         figures: that they show.
         tables: that they show.
@@ -106,8 +106,10 @@ def _rounded(parts: dict[str, Load], total: int) -> dict[str, int]:
 
 def _load(cell: NotebookNode, answering: set[str]) -> Load:
     tags = tags_of(cell)
-    if {"install", "notes"} & set(tags):
+    if "notes" in tags:
         return Load()
+    if "install" in tags:  # one more to run, whose code the builder writes
+        return Load(cells=1)
     if cell.cell_type == "markdown":
         shown, folded = shown_and_folded(cell)
         exercises = sum(int(match["minutes"]) for match in EXERCISE.finditer(cell.source))

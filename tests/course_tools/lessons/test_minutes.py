@@ -39,7 +39,7 @@ def test_minutes_are_words_cells_pictures_and_exercises():
         (text("Two words.\n\n<details><summary>One</summary>\n\nfour words are folded\n\n</details>"), Load(words=5)),
         (text("### Exercise 1 · ●○○ · 7 minutes\nDo it."), Load(words=6, exercises=7)),
         (text("For the speaker.", "notes"), Load()),
-        (code("", "install"), Load()),
+        (code("", "install"), Load(cells=1)),
         (code("check_it(...)", "exercise"), Load()),
         (code("x = 1\n\n# why\ny = 2"), Load(cells=1, lines=3)),
         (code("draw(1)\nshow('A line.')"), Load(cells=1, lines=2, figures=1)),
