@@ -161,9 +161,17 @@ CONVERTED = (
 # %% tags=["install"]
 
 # %%
+from course_utils.exercises import exercise, require
 from course_utils.session import start
 
 session = start("01", profile="smoke")
+
+
+@exercise(1, task="Return twice the number.", proved="Doubled.")
+def check_double(attempt):
+    require(attempt(3) == 6, "Twice 3 is 6.")
+
+
 
 # %%
 draw()
@@ -171,15 +179,6 @@ show("A line that rises from nothing, twice as fast as the number.")
 
 # %% [markdown]
 # The line rises twice as fast as the number.
-
-# %%
-from course_utils.exercises import exercise, require
-
-
-@exercise(1, task="Return twice the number.", proved="Doubled.")
-def check_double(attempt):
-    require(attempt(3) == 6, "Twice 3 is 6.")
-
 
 # %% [markdown]
 # ## Doubling

@@ -158,7 +158,7 @@ def test_deeper_notebook_is_built_with_all_and_run_by_name(course, capsys):
     assert "blob/main/notebooks/deeper/01a_down.ipynb" in title and "blob/main/lessons/deeper/01a_down.py" in title
     assert "solutions" not in title and not (path.parent / "solutions").exists(), "it has no exercise"
     said = (course / "README.md").read_text(encoding="utf-8")
-    assert said.count("01a") == 2 and "[01a · Further down](notebooks/deeper/01a_down.ipynb) (2 minutes)" in said
+    assert said.count("01a") == 2 and "[01a · Further down](notebooks/deeper/01a_down.ipynb) (3 minutes)" in said
     capsys.readouterr()
     assert cli.main(["run", "deeper"]) == 0
     assert "01a_down" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def test_deeper_notebooks_come_when_they_are_named(tmp_path):
 
 def test_deeper_notebook_needs_no_exercise_but_its_concepts(tmp_path):
     lesson = authoring.read_lesson(write_lesson(tmp_path, DEEPER, "01a_down"))
-    assert lesson.deeper and lesson.number == "01a" and lesson.quiz == () and lesson.minutes == 3
+    assert lesson.deeper and lesson.number == "01a" and lesson.quiz == () and lesson.minutes == 4
     with pytest.raises(authoring.LessonError, match="01a_down.py: a deeper notebook names its `concepts`"):
         authoring.read_lesson(write_lesson(tmp_path, DEEPER.replace("concepts: [halving]", "minutes: 5"), "01a_down"))
 
@@ -160,7 +160,7 @@ def test_converted_lesson_says_its_concepts_and_its_minutes_are_computed(tmp_pat
     text = LESSON.replace("minutes: 5", "concepts: [doubling, halving]")
     lesson = authoring.read_lesson(write_lesson(tmp_path, text[: text.rindex("# %% [markdown]")]))
     assert lesson.converted and lesson.concepts == ("doubling", "halving") and len(lesson.quiz) == 2
-    assert lesson.minutes == 8, "an exercise of 5 minutes, two cells of code, and few words"
+    assert lesson.minutes == 10, "an exercise of 5 minutes, two cells of code and the install cell, and few words"
     assert not authoring.read_lesson(write_lesson(tmp_path)).converted
 
 

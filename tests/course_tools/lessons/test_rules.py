@@ -132,7 +132,7 @@ def test_deeper_notebook_is_short_and_needs_no_exercises(tmp_path):
     assert broken_rules(read_lesson(write_lesson(tmp_path, DEEPER, "01a_down")), NOTHING) == []
     long = DEEPER + "\n# %% [markdown]\n# " + "word " * 9000 + "\n"
     said = broken_rules(read_lesson(write_lesson(tmp_path, long, "01a_down")), NOTHING)
-    assert said[0] == "63 minutes; 60 is the most."
+    assert said[0] == "64 minutes; 60 is the most."
 
 
 def test_lines_that_tell_nothing_may_stand_above(tmp_path):

@@ -96,7 +96,7 @@ def test_deeper_notebook_has_a_page_below_its_lesson(small):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(notebook, encoding="utf-8")
     assert "Further down" in page(small, "notebooks/deeper/01a_down.ipynb")
-    assert "Go deeper: [01a · Further down](notebooks/deeper/01a_down.ipynb) (3 minutes)." in page(small, "lessons.md")
+    assert "Go deeper: [01a · Further down](notebooks/deeper/01a_down.ipynb) (4 minutes)." in page(small, "lessons.md")
     assert "01a" not in page(small, "solutions.md"), "it has no exercise"
     (small / "docs/index.md").write_text("# Welcome\n\n<!-- site: contents -->\n", encoding="utf-8")
     assert "notebooks/01_small\nnotebooks/deeper/01a_down\n" in page(small, "index.md")
