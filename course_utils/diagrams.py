@@ -25,6 +25,8 @@ _SMALL = 12.6  # points; 13.8 elsewhere, so that a phone can show them
 def gpt2_block(*, neuron: int = 2) -> Axes:
     """A GPT-2 block, and its MLP opened up: one neuron is a column of ``c_fc``, its bias, and a row of ``c_proj``.
 
+    ``c_proj``'s own bias belongs to no neuron.
+
     Args:
         neuron: which of the six drawn is marked, 0 to 5.
 
@@ -38,9 +40,10 @@ def gpt2_block(*, neuron: int = 2) -> Axes:
     _matrix(ax, (2.9, 1.85), (2.1, 0.22), "bias", columns=_NEURONS, marked_columns=[neuron], beside=True)
     _box(ax, (5.95, 2.95), "GELU", width=0.9)
     _matrix(ax, (7.1, 1.9), (1.3, 2.1), "c_proj\n[neurons, hidden]", rows=_NEURONS, marked_rows=[neuron])
+    _matrix(ax, (7.1, 1.45), (1.3, 0.22), "bias", beside=True)
     _arrow(ax, (5.1, 2.95), (5.5, 2.95))
     _arrow(ax, (6.4, 2.95), (7.0, 2.95))
-    _note(ax, (5.75, 0.75), "Removing the neuron takes out the three hatched pieces, and nothing else changes shape.")
+    _note(ax, (5.75, 0.75), "Removing the neuron takes out the three hatched pieces; c_proj's bias stays as it is.")
     return ax
 
 
