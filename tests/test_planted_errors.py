@@ -59,7 +59,7 @@ ERRORS = [
     Error("width", "r.amax(dim=1) + r.amin(dim=1).abs()", "r.abs().amax(dim=1)"),
     Error("width", "math.prod(r.abs()", "sum(r.abs()"),
     Error("width", "[r.float() for r in mlp.rows]", "mlp.rows"),
-    Error("width", "total.add_(norms.double().square())", "total.add_(norms.double())"),
+    Error("width", "dtype=torch.float32).double().square()", "dtype=torch.float32).double()"),
     Error("width", "size * mlp.columns.float().norm(dim=0)", "size"),
     Error("width", "strongest(importance[layer], ratio", "strongest(importance[-1 - layer], ratio"),
     Error("heads", "(total / reading.tokens).sqrt()", "(total / reading.tokens)"),
