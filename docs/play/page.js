@@ -127,7 +127,7 @@ function verdict() {
   if (!own.all) return [`So far: ${price}.`, `From ${own.done} of ${rows.speeches.length} rows of speeches.`];
   const beyond = own.mean > guessing ? " That is worse than guessing." : "";
   if (here) return [`${capital(here)}.`, `On speeches: ${price}.${beyond}${there && ` On Wikipedia: ${there}.`}`];
-  const chance = rivals.length ? "Random cuts of the same size follow." : "There are no neurons here that chance could have drawn.";
+  const chance = rivals.length ? "Random cuts of the same size follow." : "Chance has no choice of neurons here.";
   return [`${capital(price)}.`, `On speeches.${beyond} ${chance}`];
 }
 

@@ -286,6 +286,21 @@ def test_verdict_is_counted_from_the_random_cuts(play):
 
 
 @pytest.mark.browser
+def test_what_the_first_rows_say_is_shown_and_marked(play):
+    """Of both texts, long before one of them is read to its end."""
+    play.evaluate(
+        "() => { const shown = document.querySelector('#results'); globalThis.seen = [];"
+        "  new MutationObserver(() => seen.push(shown.innerText)).observe(shown, { childList: true, subtree: true }); }"
+    )
+    choose(play, "l1", 37)
+    settle(play)
+    seen = play.evaluate("seen")
+    early = [text for text in seen if re.search(r"So far: perplexity .* From 1?\d of 48 rows of speeches\.", text)]
+    assert any(text.count("≈") == 2 for text in early), "this cut, on both texts"
+    assert "So far:" not in seen[-1] and "≈" not in seen[-1]
+
+
+@pytest.mark.browser
 def test_a_slider_moved_quickly_ends_in_the_last_setting(page, path):
     """Also before the whole model's own result is there."""
     page.goto(path.as_uri())
