@@ -1,8 +1,8 @@
 /* GPT-2, from its file to the next word. Matrices are flat arrays, row behind row; names are those of transformers.
 
 With a cut {gone, neurons, without, mean, key}: `gone` has a 1 for each neuron that is taken out [blocks * width],
-`neurons` counts them, `without` has a 1 for each block that is out. As in lesson 01, the neurons leave both matrices of
-their MLP, and where `mean` is set, what they wrote on average goes into the bias. With the same `key` cuts are alike. */
+`neurons` counts them, `without` has a 1 for each block that is out. As in lesson 01, neurons leave both matrices of
+their MLP, and where `mean` is set, what they wrote on average goes into the bias. `key` is another for another cut. */
 "use strict";
 
 /** A function's values at 1,024 places a unit, from `low` to `high`: `exp` itself would take most of the time.
