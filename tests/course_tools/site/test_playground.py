@@ -103,7 +103,7 @@ def test_page_asks_for_nothing_from_elsewhere():
 def lesson():
     """Lesson 01's model, rows and means, made by the lesson's own code."""
     if not all(map(assets.is_cached, playground.ASSETS)):
-        pytest.skip("the texts aren't in the cache; `python course.py run 01` fetches them")
+        pytest.skip("the texts aren't in the cache; `python3 course.py run 01` fetches them")
     cells = [cell.source for cell in read_lesson(LESSON).cells]
     base, tokenizer = load_model(MODEL, device="cpu")
     names = {"base": base, "tokenizer": tokenizer, "torch": torch, "blocks": base.transformer.h}
