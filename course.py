@@ -1,22 +1,22 @@
 #!/usr/bin/env python3
 """Pruning LLMs: everything the course does, in one place.
 
-    python course.py run [NN ...]    run the lessons (all, or for instance 01 03); results in build/index.html
-    python course.py lab             open the lessons in JupyterLab, in a folder of your own
-    python course.py progress        how far you are, and what is next (--name: a certificate to print)
-    python course.py quiz NN         the questions of a lesson
-    python course.py verify [NN]     does your run show what the lesson says? which cells stopped?
-    python course.py slides [NN]     the lessons as slides with speaker notes, in build/slides
-    python course.py poster          the methods on one page, build/poster.pdf
-    python course.py pack FOLDER     clone, wheels and models in one folder, for laptops without a network
-    python course.py check           is this machine ready? what to do if not
-    python course.py test            the test suite (--fast: without the real models)
-    python course.py build           write the notebooks from lessons/ (for authors)
-    python course.py compress MODEL  make a smaller version of it under a --budget (--dry-run: sizes, memory and time)
-    python course.py site            write the web site to build/site (for authors)
-    python course.py rehearse [NN]   would they fit Colab's T4, at Llama-3.2-1B's size? (for authors)
+    python3 course.py run [NN ...]    run the lessons (all, or for instance 01 03); results in build/index.html
+    python3 course.py lab             open the lessons in JupyterLab, in a folder of your own
+    python3 course.py progress        how far you are, and what is next (--name: a certificate to print)
+    python3 course.py quiz NN         the questions of a lesson
+    python3 course.py verify [NN]     does your run show what the lesson says? which cells stopped?
+    python3 course.py slides [NN]     the lessons as slides with speaker notes, in build/slides
+    python3 course.py poster          the methods on one page, build/poster.pdf
+    python3 course.py pack FOLDER     clone, wheels and models in one folder, for laptops without a network
+    python3 course.py check           is this machine ready? what to do if not
+    python3 course.py test            the test suite (--fast: without the real models)
+    python3 course.py build           write the notebooks from lessons/ (for authors)
+    python3 course.py compress MODEL  make a smaller version of it under a --budget (--dry-run: sizes, memory and time)
+    python3 course.py site            write the web site to build/site (for authors)
+    python3 course.py rehearse [NN]   would they fit Colab's T4, at Llama-3.2-1B's size? (for authors)
 
-`python course.py COMMAND -h` tells more. The first call makes .venv beside this file and installs the course into
+`python3 course.py COMMAND -h` tells more. The first call makes .venv beside this file and installs the course into
 it; nothing else on this machine is touched. Needs Python 3.11 or newer and, the first time, a network and 3 GB of disk.
 """
 

@@ -1,4 +1,4 @@
-"""The course's commands, run through `python course.py` from a clone.
+"""The course's commands, run through `python3 course.py` from a clone.
 
 Each returns an exit status: 0 for success, 1 where something failed, 2 for a wrong call, 130 after Ctrl-C.
 """
@@ -242,7 +242,7 @@ def progress(args: argparse.Namespace, console: Console) -> int:
     """Say how far you are, read from the notebooks in your own folder, and what is next; with --name, a certificate."""
     folder = personal.folder_of(ROOT, args.folder)
     if not folder.is_dir():
-        print(f"There is no folder {folder} yet: `python course.py lab` makes it.")
+        print(f"There is no folder {folder} yet: `python3 course.py lab` makes it.")
         return 1
     standings = _standings(folder)
     console.print(terminal.standings_table(standings))
@@ -280,10 +280,10 @@ def verify(args: argparse.Namespace, console: Console) -> int:
     if not any(runs.values()):
         missing = f"no notebook of a lesson in {folder}" if folder.is_dir() else f"no folder {folder}"
         raise ValueError(
-            f"There is {missing}. `python course.py lab` copies the lessons into your own folder; `verify build` looks "
-            "at what `run` wrote, and `verify FOLDER` into another folder."
+            f"There is {missing}. `python3 course.py lab` copies the lessons into your own folder; `verify build` "
+            "looks at what `run` wrote, and `verify FOLDER` into another folder."
         )
-    failed = compared = False
+    failed = compared = ran = False
     for path, mine in runs.items():
         number = path.stem[:2]
         if not mine:
@@ -295,11 +295,12 @@ def verify(args: argparse.Namespace, console: Console) -> int:
         verdicts = judging.judge(number, Tables.of(run)) if found.ran else []
         print(f"{number}  {found}", *found.stopped, *found.uneven, *verdicts, sep="\n      ", flush=True)
         turned = any(verdict.outcome in (OPEN, TURNED) for verdict in verdicts)
-        failed |= bool(found.stopped) or (turned and not found.another)
+        failed |= bool(found.stopped) or (turned and not found.another) or bool(asked and not found.ran)
+        ran |= bool(found.ran)
         compared |= bool(found.numbers)
     if compared:
         print(verifying.WHAT_IT_MEANS)
-    return int(failed)
+    return int(failed or not ran)
 
 
 def slides(args: argparse.Namespace, console: Console) -> int:

@@ -1,4 +1,4 @@
-"""`python course.py compress MODEL --budget 113M`: lesson 11's recipe for any supported model, resumable.
+"""`python3 course.py compress MODEL --budget 113M`: lesson 11's recipe for any supported model, resumable.
 
 First it says what it is going to do and what that takes; with --dry-run it stops there.
 

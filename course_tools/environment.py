@@ -66,7 +66,7 @@ def _packages() -> Finding:
     wrong = [problem for requirement in wanted if (problem := _mismatch(requirement))]
     if wrong:
         return Finding(
-            FAIL, "packages", "; ".join(wrong), "remove the folder .venv and start again: python course.py check"
+            FAIL, "packages", "; ".join(wrong), "remove the folder .venv and start again: python3 course.py check"
         )
     return Finding(OK, "packages", f"all {len(wanted)} in the ranges of pyproject.toml")
 
@@ -138,7 +138,7 @@ def _cache() -> Finding:
     text = f"{folder}, {size:.1f} GB"
     if missing:
         megabytes = sum(assets.ASSETS[name].download_bytes for name in missing) / 1e6
-        remedy = f"`python course.py run` fetches them ({megabytes:.0f} MB), or set COURSE_CACHE to a filled copy"
+        remedy = f"`python3 course.py run` fetches them ({megabytes:.0f} MB), or set COURSE_CACHE to a filled copy"
         return Finding(WARN, "cache", f"{text}, without {', '.join(missing)}", remedy)
     return Finding(OK, "cache", f"{text}, filled: {', '.join(needed)}")
 

@@ -33,7 +33,7 @@ def compile_command(*, python: str, platform: str) -> list[str]:
             last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise ResolverError(
                 f"uv could not be installed ({last}). It needs a network, and a Python that pip may change: "
-                "`python course.py` makes one, .venv."
+                "`python3 course.py` makes one, .venv."
             )
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-config"]
     command += ["--python-version", python, "--python-platform", platform]

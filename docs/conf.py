@@ -1,4 +1,4 @@
-"""Sphinx's settings for the course's site; `python course.py site` stages the sources and runs it."""
+"""Sphinx's settings for the course's site; `python3 course.py site` stages the sources and runs it."""
 
 from pathlib import Path
 

@@ -79,7 +79,7 @@ def runs(pid):
 
 def test_usage_needs_no_set_up(clone):
     status, out, _ = course(clone)
-    assert status == 0 and "python course.py run" in out
+    assert status == 0 and "python3 course.py run" in out
     assert course(clone, "--version") == (0, "Pruning LLMs 0.1.0\n", "")
     assert not (clone / ".venv").exists()
 

@@ -64,8 +64,8 @@ def texts_of(output):
 @each_lesson_and_deeper_notebook
 def test_notebooks_are_fresh(path):
     for file, text in notebooks.render(authoring.read_lesson(path), COURSE, NOTEBOOKS).items():
-        assert file.exists(), f"{file.name} is missing: run `python course.py build {path.stem[:2]} --execute`"
-        assert file.read_text(encoding="utf-8") == text, f"stale: run `python course.py build {path.stem[:2]}`"
+        assert file.exists(), f"{file.name} is missing: run `python3 course.py build {path.stem[:2]} --execute`"
+        assert file.read_text(encoding="utf-8") == text, f"stale: run `python3 course.py build {path.stem[:2]}`"
 
 
 class Shape(ast.NodeTransformer):
@@ -122,7 +122,7 @@ def test_no_notebook_without_a_lesson():
 
 def test_table_in_the_readme_is_fresh():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert notebooks.fill_table(page, [*LESSONS, *DEEPER], COURSE) == page, "run `python course.py build`"
+    assert notebooks.fill_table(page, [*LESSONS, *DEEPER], COURSE) == page, "run `python3 course.py build`"
 
 
 @each_lesson
@@ -140,7 +140,7 @@ def test_saved_outputs_are_there_and_clean(path):
     lesson = authoring.read_lesson(path)
     for form in notebooks.notebook_paths(lesson, NOTEBOOKS):
         notebook = saved(path, form)
-        assert outputs_of(notebook), f"no saved outputs: run `python course.py build {lesson.number} --execute`"
+        assert outputs_of(notebook), f"no saved outputs: run `python3 course.py build {lesson.number} --execute`"
         assert "widgets" not in notebook.metadata
         for output in outputs_of(notebook):
             assert output.get("name") != "stderr"

@@ -224,7 +224,7 @@ def test_hooks_exist():
 
 def check_command(words):
     """Fail unless the command, its subcommand and the files that it names are there."""
-    if words[:2] == ["python", "course.py"]:
+    if words[:2] in (["python", "course.py"], ["python3", "course.py"]):
         args = command_line.parser(cli.COMMANDS, build=ROOT).parse_known_args(words[2:])[0]
         assert words[2] in course.COMMANDS and callable(args.command)
     elif words[:2] == ["python", "-m"]:
@@ -237,10 +237,10 @@ def check_command(words):
 
 def test_unknown_commands_are_noticed():
     for command in (
-        "python course.py walk",
+        "python3 course.py walk",
         "python -m course_tools.walk",
         "make",
-        "python course.py test tests/walk.py",
+        "python3 course.py test tests/walk.py",
     ):
         with pytest.raises((AssertionError, SystemExit)):
             check_command(command.split())

@@ -1,8 +1,8 @@
 """How far a learner is: read from the notebooks in their own folder, on their own machine, and sent nowhere.
 
 What can honestly be read: which code cells were executed, and what the checks of the exercises printed, because Jupyter
-saves both; and the first answers to the quizzes that were taken with `python course.py quiz`. Whether somebody unfolded
-an answer, or looked into the solutions, is saved nowhere, so nothing is said about it.
+saves both; and the first answers to the quizzes that were taken with `python3 course.py quiz`. Whether somebody
+unfolded an answer, or looked into the solutions, is saved nowhere, so nothing is said about it.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ def next_step(standings: Sequence[Standing]) -> str:
     for one in standings:
         lesson = one.lesson
         if not one.begun:
-            return f"Next: lesson {lesson.number}, {lesson.title} ({lesson.minutes} minutes): `python course.py lab`"
+            return f"Next: lesson {lesson.number}, {lesson.title} ({lesson.minutes} minutes): `python3 course.py lab`"
         if one.unsolved:
             exercise = one.unsolved[0]
             return f"Next: lesson {lesson.number}, exercise {exercise.number} · {exercise.effort}"
         if None in one.answers:
-            return f"Next: the questions of lesson {lesson.number}: `python course.py quiz {lesson.number}`"
+            return f"Next: the questions of lesson {lesson.number}: `python3 course.py quiz {lesson.number}`"
     return "All exercises are solved and all questions answered. docs/where_next.md says where to go from here."
 
 
@@ -120,7 +120,7 @@ def certificate(standings: Sequence[Standing], *, name: str, version: str, day: 
         )
     begun = [one for one in standings if one.begun]
     if not begun:
-        raise ValueError("There is nothing to certify yet: run a lesson in your folder first (`python course.py lab`).")
+        raise ValueError("There is nothing to certify yet. Run a lesson in your folder (`python3 course.py lab`).")
     rows = "\n".join(
         f"<tr><th scope='row'>{one.lesson.number} · {html.escape(one.lesson.title)}</th>"
         + "".join(f"<td>{part} of {whole}</td>" for part, whole in _counts(one))

@@ -28,7 +28,7 @@ from course_tools.processes import SLEEPING_THREADS
 
 _Folder = TypeVar("_Folder", Path, PurePosixPath)
 FORMS = ("exercises", "solutions")
-TABLE_BEGIN, TABLE_END = "<!-- lessons: written by `python course.py build` -->", "<!-- end of lessons -->"
+TABLE_BEGIN, TABLE_END = "<!-- lessons: written by `python3 course.py build` -->", "<!-- end of lessons -->"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 _SOLVED = "solved"  # tag of a solved copy in `both_forms`
 INSTALL_TITLE = "Install the course (on Colab; elsewhere it does nothing)"

@@ -125,7 +125,7 @@ def execute(
             log.seek(0)
             last = log.read().decode("utf-8", errors="replace").strip().splitlines()[-1:]
             reason = "; ".join([str(error), *last])
-            failure = Failure(0, "", f"the kernel did not start ({reason}). `python course.py check` may know why.")
+            failure = Failure(0, "", f"the kernel did not start ({reason}). `python3 course.py check` may know why.")
     return Result(name, profile, time.perf_counter() - begin, memory.peak, failure)
 
 

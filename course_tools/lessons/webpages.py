@@ -110,7 +110,7 @@ def _row(lesson: Lesson, result: Mapping | None) -> str:
     """A lesson in the index: what came of it, or how to run it."""
     heading = html.escape(lesson.heading)
     if result is None:
-        return f"{heading}<p>Not run yet: <code>python course.py run {lesson.number}</code></p>"
+        return f"{heading}<p>Not run yet: <code>python3 course.py run {lesson.number}</code></p>"
     outcome = f"failed at {result['failure']}" if result["failure"] else "ok"
     facts = [outcome, f"{result['seconds']:.0f} s", f"{gigabytes(result['peak_bytes'])} of memory at its peak"]
     facts.append(f"profile {result['profile']}")
@@ -124,8 +124,8 @@ PICTURES = """{% block data_png scoped %}
   alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
 </div>
 {% endblock %}"""
-_BY_HAND = """<p>To work in the lessons by hand: <code>python course.py lab</code>.
-How far you are, and what is next: <code>python course.py progress</code>.</p>"""
+_BY_HAND = """<p>To work in the lessons by hand: <code>python3 course.py lab</code>.
+How far you are, and what is next: <code>python3 course.py progress</code>.</p>"""
 # nbconvert's own page without the scripts that it fetches, with colours that are dark enough; code scrolls in its box.
 _PAGE = (
     """{% extends 'lab/index.html.j2' %}

@@ -1,7 +1,7 @@
 """Agendas for teaching: what is done in which order; the minutes come from the lessons.
 
 A lesson takes its minutes without its exercises, and those exercises that are done in the room. Written into
-docs/teaching.md by `python course.py build`.
+docs/teaching.md by `python3 course.py build`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from course_tools.lessons.authoring import Lesson
 from course_tools.lessons.exercises import exercises_of
 
-BEGIN, END = "<!-- agendas: written by `python course.py build` -->", "<!-- end of agendas -->"
+BEGIN, END = "<!-- agendas: written by `python3 course.py build` -->", "<!-- end of agendas -->"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pause:
     how: str = ""
 
 
-SET_UP = Pause("set-up", 15, "everyone runs `python course.py check`; pair up those with a FAIL")
+SET_UP = Pause("set-up", 15, "everyone runs `python3 course.py check`; pair up those with a FAIL")
 IDEA = Pause(
     "what pruning is", 15, "the README's section; structured against unstructured, pruning against quantization"
 )
@@ -56,7 +56,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         Pause(
             "set-up",
             15,
-            "everyone runs `python course.py check`: at `engine` it must say `llama.cpp, from …`; close everything "
+            "everyone runs `python3 course.py check`: at `engine` it must say `llama.cpp, from …`; close everything "
             "else, plug laptops in",
         ),
         Part(

@@ -251,11 +251,12 @@ def sha256(path: Path) -> str:
 _READ_ME = """Pruning LLMs, without a network
 ================================
 
-Copy this whole folder to your laptop. You need Python {python} and nothing else. Then, in a terminal in this folder:
+Copy this whole folder to your laptop. You need Python {python} and nothing else. Then, in a terminal in this folder
+(on Windows with py for python3):
 
-    python start.py check     checks every file, installs the course, says whether the machine is ready
-    python start.py lab       opens the lessons in JupyterLab
-    python start.py run 01    runs a lesson
+    python3 start.py check     checks every file, installs the course, says whether the machine is ready
+    python3 start.py lab       opens the lessons in JupyterLab
+    python3 start.py run 01    runs a lesson
 
 It works on
 {systems}

@@ -1,4 +1,4 @@
-"""Start the course from a pack, without a network: python start.py COMMAND, as with course.py.
+"""Start the course from a pack, without a network: python3 start.py COMMAND, as with course.py.
 
 The first call checks every file that this laptop needs against its sha256, and installs from the wheels beside this.
 """

@@ -27,7 +27,7 @@ function drawChart(svg, { whole, cut, random, guessing }) {
   let last = -Infinity;
   for (const tick of ticks) {
     const at = x(Math.log(tick));
-    if (at < edge || at > width - edge || at < last + 48) continue;
+    if (at < edge || at > width - edge || at < last + 56) continue;
     last = at;
     parts.push(drawn("path", { d: `M${at} ${axis}v4`, class: "axis" }), label(at, axis + 18, "tick", short(tick)));
   }

@@ -47,10 +47,10 @@ class Findings {
     return this.cuts.get(cut.key);
   }
 
-  /** The next row of a text to measure, if there is one that nobody works on. */
-  measure(cut, text) {
-    const found = this.of(cut).texts[text], row = found.indexOf(undefined);
-    if (row < 0) return undefined;
+  /** To measure a row of a text, if nobody has asked yet. */
+  measure(cut, text, row) {
+    const found = this.of(cut).texts[text];
+    if (found[row] !== undefined) return undefined;
     found[row] = null; // asked
     const done = (nats) => {
       found[row] = { nats, sum: nats.reduce((a, b) => a + b, 0) };
@@ -76,12 +76,14 @@ class Findings {
     return this.of(cut).texts[text][row]?.nats;
   }
 
-  /** Mean nats a token over all rows; while some are missing, the whole model's plus what the others cost more. */
+  /** Mean nats a token over all rows; while some are missing, the whole model's so far, plus what the cut costs more
+  on the rows that both have read. */
   nats(cut, text, whole) {
     const mean = (rows) => rows.reduce((a, { sum }) => a + sum, 0) / rows.reduce((a, { nats }) => a + nats.length, 0);
-    const own = this.of(cut).texts[text], base = this.of(whole).texts[text], done = own.filter(Boolean);
-    if (!done.length || !base.every(Boolean)) return undefined;
-    if (done.length === own.length) return { mean: mean(own), all: true };
-    return { mean: mean(base) + mean(done) - mean(base.filter((_, row) => own[row])), all: false };
+    const own = this.of(cut).texts[text], base = this.of(whole).texts[text], done = own.filter(Boolean).length;
+    if (done === own.length) return { mean: mean(own), done, all: true };
+    const [ownOfBoth, baseOfBoth] = [own, base].map((found) => found.filter((_, row) => own[row] && base[row]));
+    if (!ownOfBoth.length) return undefined;
+    return { mean: mean(base.filter(Boolean)) + mean(ownOfBoth) - mean(baseOfBoth), done, all: false };
   }
 }

@@ -10,6 +10,10 @@ It is called with addresses in bytes (a, panel, bias, c, the end of c) and sizes
 
 const PANEL = 8; // columns: two vectors of four numbers
 const TILE = 4; // rows that share what was loaded of a panel
+const TIMES_PLUS = [ // x * y + z: f32x4.relaxed_madd, or where that is unknown f32x4.mul and f32x4.add
+  (x, y, z) => [...x, ...y, ...z, 0xfd, 0x85, 2],
+  (x, y, z) => [...x, ...y, 0xfd, 0xe6, 1, ...z, 0xfd, 0xe4, 1],
+];
 
 /** Copy a matrix [inner, columns] into panels; `at(i, column)` reads it. What is missing of the last one is 0. */
 function fillPanels(panels, inner, columns, at) {
@@ -21,6 +25,9 @@ function fillPanels(panels, inner, columns, at) {
   }
 }
 
+/** Where in its panels a matrix of this inner size has a cell. */
+const cell = (i, column, inner) => ((column >> 3) * inner + i) * PANEL + (column & 7);
+
 /** Memory that a kernel can work on: {buffer}. */
 function makeMemory(bytes) {
   const initial = Math.ceil(bytes / 65536); // pages
@@ -31,13 +38,14 @@ function makeMemory(bytes) {
 
 /** Two kernels on a memory: `tile` for TILE rows at a time, `row` for single ones. */
 function makeKernels(memory) {
-  try {
-    const module = new WebAssembly.Module(kernelBytes(memory.buffer.byteLength));
-    return new WebAssembly.Instance(module, { page: { memory } }).exports;
-  } catch { // no WebAssembly here, or no vectors in it
-    const kernel = plainKernel(new Float32Array(memory.buffer));
-    return { tile: kernel, row: kernel };
+  for (const timesPlus of TIMES_PLUS) {
+    try {
+      const module = new WebAssembly.Module(kernelBytes(memory.buffer.byteLength, timesPlus));
+      return new WebAssembly.Instance(module, { page: { memory } }).exports;
+    } catch { /* no WebAssembly here, no vectors in it, or no such instruction */ }
   }
+  const kernel = plainKernel(new Float32Array(memory.buffer));
+  return { tile: kernel, row: kernel };
 }
 
 /** The same in JavaScript. */
@@ -61,7 +69,7 @@ function plainKernel(numbers) {
 }
 
 /** The WebAssembly module: its memory comes in, its two functions go out. */
-function kernelBytes(memoryBytes) {
+function kernelBytes(memoryBytes, timesPlus) {
   const text = (word) => [word.length, ...new TextEncoder().encode(word)];
   const list = (items) => [...whole(items.length), ...items.flat()];
   const sized = (content) => [...whole(content.length), ...content];
@@ -72,12 +80,12 @@ function kernelBytes(memoryBytes) {
     2, ...sized(list([[...text("page"), ...text("memory"), 2, 1, ...pages, ...pages]])), // the memory
     3, ...sized(list([[0], [0]])), // two functions of that type
     7, ...sized(list([[...text("tile"), 0, 0], [...text("row"), 0, 1]])), // their names
-    10, ...sized(list([sized(kernelBody(TILE)), sized(kernelBody(1))])),
+    10, ...sized(list([sized(kernelBody(TILE, timesPlus)), sized(kernelBody(1, timesPlus))])),
   ]);
 }
 
 /** One function: a loop over rows of c, inside one over the inner size; sums stay in vector registers. */
-function kernelBody(count) {
+function kernelBody(count, timesPlus) {
   const [A, PANELS, BIAS, C, END, ROW_OF_C, ROW_OF_A, Y, STOP, ROWS] = Array(10).keys(); // then an address a row of a
   const low = ROWS + count, high = low + 1; // vectors: of the panel, then two sums a row
   const rows = [...Array(count).keys()], halves = [0, 1];
@@ -93,9 +101,8 @@ function kernelBody(count) {
   const store = (local, offset, value) => [...get(local), ...get(value), 0xfd, 0x0b, 2, offset]; // v128.store
   const loop = (...body) => [0x03, 0x40, ...body, 0x0b];
   const againBelow = (local, limit) => [...get(local), ...get(limit), 0x49, 0x0d, 0]; // i32.lt_u, br_if
-  const timesPlus = (row, half) => [ // sum = a * panel + sum, with f32x4.mul and f32x4.add
-    ...splat(ROWS + row), ...get(half ? high : low), 0xfd, 0xe6, 1, ...get(sum(row, half)), 0xfd, 0xe4, 1,
-    ...set(sum(row, half)),
+  const addProduct = (row, half) => [ // sum = a * panel + sum
+    ...timesPlus(splat(ROWS + row), get(half ? high : low), get(sum(row, half))), ...set(sum(row, half)),
   ];
 
   return [
@@ -109,7 +116,7 @@ function kernelBody(count) {
       ...get(PANELS), ...set(Y),
       ...loop(
         ...load(Y, 0), ...set(low), ...load(Y, 16), ...set(high),
-        ...rows.flatMap((row) => [...timesPlus(row, 0), ...timesPlus(row, 1), ...move(ROWS + row, constant(4))]),
+        ...rows.flatMap((row) => [...addProduct(row, 0), ...addProduct(row, 1), ...move(ROWS + row, constant(4))]),
         ...move(Y, constant(32)),
         ...againBelow(Y, STOP),
       ),

@@ -17,7 +17,7 @@ function bytesOf(base64) {
   return bytes.buffer;
 }
 
-const NEW_TOKENS = 40;
+const NEW_TOKENS = 40, TEXTS = ["speeches", "wiki"];
 const PROMPTS = ["The people of the United States", "I recommend to the Congress", "The peace of the world"];
 const CRITERIA = { l1: "L1", activation: "activation", random: "chance" };
 
@@ -30,7 +30,7 @@ const guessing = Math.log(config.vocab_size); // nats of a model to which every 
 const slices = (numbers, length) =>
   Array.from({ length: numbers.length / length }, (_, at) => numbers.subarray(at * length, (at + 1) * length));
 const rows = Object.fromEntries(
-  ["speeches", "wiki"].map((text) => [text, slices(measured[`rows.${text}`], 64).map((row) => [...row])]),
+  TEXTS.map((text) => [text, slices(measured[`rows.${text}`], 64).map((row) => [...row])]),
 );
 const orders = { l1: measured["order.l1"], activation: measured["order.activation"] };
 const draws = slices(measured["order.random"], neurons);
@@ -69,17 +69,16 @@ function change(wanted) {
   crew?.wake();
 }
 
-/** What is wanted most: first what it writes, then both texts, then the random cuts. */
+/** What is wanted most: first what it writes, then both texts, row after row, then the random cuts. */
 function next() {
-  const ids = promptIds(), pairs = ["speeches", "wiki"].map((text) => [text, [whole, cut]]);
-  pairs.push(["speeches", rivals], ["wiki", rivals]);
+  const ids = promptIds(), both = [whole, cut], numbers = [...rows.wiki.keys()];
   const writing = findings.write(whole, ids, NEW_TOKENS) ?? findings.write(cut, ids, NEW_TOKENS);
   if (writing) return writing;
-  for (const [text, cuts] of pairs) {
-    for (const some of cuts) {
-      const task = findings.measure(some, text);
-      if (task) return task;
-    }
+  const own = numbers.flatMap((row) => TEXTS.flatMap((text) => both.map((some) => [some, text, row])));
+  const others = TEXTS.flatMap((text) => rivals.flatMap((rival) => numbers.map((row) => [rival, text, row])));
+  for (const [some, text, row] of [...own, ...others]) {
+    const task = findings.measure(some, text, row);
+    if (task) return task;
   }
   return undefined;
 }
@@ -123,11 +122,12 @@ function comparison(text) {
 function verdict() {
   if (cut.key === whole.key) return ["This is the whole model.", "Take something out of it."];
   const own = natsOf(cut, "speeches"), here = comparison("speeches"), there = comparison("wiki");
-  if (!own?.all) return ["Measuring …", ""];
+  if (!own) return ["Measuring …", ""];
   const price = `perplexity ${perplexity(own)} instead of ${perplexity(natsOf(whole, "speeches"))}`;
+  if (!own.all) return [`So far: ${price}.`, `From ${own.done} of ${rows.speeches.length} rows of speeches.`];
   const beyond = own.mean > guessing ? " That is worse than guessing." : "";
   if (here) return [`${capital(here)}.`, `On speeches: ${price}.${beyond}${there && ` On Wikipedia: ${there}.`}`];
-  const chance = rivals.length ? "Random cuts of the same size follow." : "There are no neurons here that chance could have drawn.";
+  const chance = rivals.length ? "Random cuts of the same size follow." : "Chance has no choice of neurons here.";
   return [`${capital(price)}.`, `On speeches.${beyond} ${chance}`];
 }
 
@@ -179,7 +179,7 @@ function drawLarge() {
 }
 
 function drawResults() {
-  const texts = ["speeches", "wiki"], prices = texts.map(drawText), others = texts.map(rivalsOn);
+  const prices = TEXTS.map(drawText), others = TEXTS.map(rivalsOn);
   const [headline, detail] = verdict(), strong = document.createElement("strong");
   strong.textContent = headline;
   byId("verdict").replaceChildren(strong, ` ${detail}`);
@@ -187,7 +187,7 @@ function drawResults() {
   byId("large-price").textContent = `Perplexity: ${prices.join(", ")}.`;
   const done = others[0].nats.length + others[1].nats.length, all = 2 * others[0].count;
   byId("progress").textContent = done < all ? `${done} of their ${all} measurements are done.` : "";
-  const known = texts.every((text) => natsOf(cut, text)?.all); // said aloud twice: without and with the random cuts
+  const known = TEXTS.every((text) => natsOf(cut, text)?.all); // said aloud twice: without and with the random cuts
   if (known && (done === 0 || done === all)) byId("announcement").textContent = `${headline} ${detail}`;
   drawWriting();
   drawPassage();

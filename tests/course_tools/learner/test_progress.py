@@ -104,11 +104,11 @@ def test_next_step(lesson, folder, tmp_path):
     def step():
         return progress.next_step([progress.standing(one, folder) for one in (lesson, second)])
 
-    assert step() == "Next: lesson 01, A small lesson (5 minutes): `python course.py lab`"
+    assert step() == "Next: lesson 01, A small lesson (5 minutes): `python3 course.py lab`"
     edit(folder / "01_small.ipynb", text="Exercise 1: not yet.")
     assert step() == "Next: lesson 01, exercise 1 · ●○○ · 5 minutes"
     edit(folder / "01_small.ipynb")
-    assert step() == "Next: the questions of lesson 01: `python course.py quiz 01`"
+    assert step() == "Next: the questions of lesson 01: `python3 course.py quiz 01`"
     terminal_quiz.ask(lesson, folder, read=lambda prompt: "B", say=lambda line: None)
     assert step().startswith("Next: lesson 02")
     save(folder / "02_more.ipynb", nbformat.read(folder / "01_small.ipynb", as_version=4))

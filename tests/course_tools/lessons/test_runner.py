@@ -75,7 +75,7 @@ def test_kernel_that_cannot_start_is_told_in_a_paragraph(tmp_path, monkeypatch, 
     book = notebook("1 + 1")
     failure = runner.execute(book, name="01_x", profile="smoke", folder=tmp_path / "work").failure
     assert str(failure).startswith("its start: the kernel did not start (") and "libzmq is broken" in failure.error
-    assert "python course.py check" in failure.error and "\n" not in failure.error
+    assert "python3 course.py check" in failure.error and "\n" not in failure.error
     assert capfd.readouterr() == ("", ""), "nothing but the paragraph"
     monkeypatch.delenv("PYTHONPATH")
     assert runner.execute(book, name="01_x", profile="smoke", folder=tmp_path / "next").failure is None

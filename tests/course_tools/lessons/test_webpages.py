@@ -92,7 +92,7 @@ def test_page_is_named_and_leads_on(tmp_path):
     book = rich()
     page = written(tmp_path, book, lessons=[FIRST, SECOND])
     assert "<title>01 · Weights &amp; &lt;signs&gt;</title>" in page and 'name="viewport"' in page
-    assert 'href="index.html"' in page and "python course.py lab" in page
+    assert 'href="index.html"' in page and "python3 course.py lab" in page
     assert '<a href="index.html#02_y">02 · What comes next</a>' in page, "its page isn't there yet"
     webpages.write_page(book, SECOND, tmp_path, [FIRST, SECOND])
     first, second = ((tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("01_x", "02_y"))
@@ -119,8 +119,8 @@ def test_index_tells_what_ran_what_failed_what_is_left_and_what_is_next(tmp_path
     assert '<a href="01_x.html">01 · Weights &amp; &lt;signs&gt;</a>' in rows["01_x"], "an earlier call's"
     assert "failed at code cell 2 (x &lt; 1): ValueError: &lt;b&gt;" in rows["01_x"]
     assert '<a href="02_y.html">' in rows["02_y"] and "2 s" in rows["02_y"] and "1.0 GB" in rows["02_y"]
-    assert "<a" not in rows["03_z"] and "python course.py run 03" in rows["03_z"]
-    assert "python course.py lab" in index and "python course.py progress" in index and 'name="viewport"' in index
+    assert "<a" not in rows["03_z"] and "python3 course.py run 03" in rows["03_z"]
+    assert "python3 course.py lab" in index and "python3 course.py progress" in index and 'name="viewport"' in index
     assert nbformat.read(tmp_path / "01_x.ipynb", as_version=4).cells[0].source == "# 01 · Weights"
 
 

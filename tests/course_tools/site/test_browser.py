@@ -261,7 +261,7 @@ def jupyter(tmp_path):
 def test_lesson_runs_in_jupyterlab(jupyter, page):
     """Opened, "Run all" clicked, and the output of its last code cell seen."""
     if not (assets.is_cached("speeches") and assets.is_cached("texts")):
-        pytest.skip("what lesson 01 opens is not in the cache; `python course.py run 01` fetches it")
+        pytest.skip("what lesson 01 opens is not in the cache; `python3 course.py run 01` fetches it")
     link, file = jupyter
     page.goto(link)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=3 * MINUTE)

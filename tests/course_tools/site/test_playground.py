@@ -103,7 +103,7 @@ def test_page_asks_for_nothing_from_elsewhere():
 def lesson():
     """Lesson 01's model, rows and means, made by the lesson's own code."""
     if not all(map(assets.is_cached, playground.ASSETS)):
-        pytest.skip("the texts aren't in the cache; `python course.py run 01` fetches them")
+        pytest.skip("the texts aren't in the cache; `python3 course.py run 01` fetches them")
     cells = [cell.source for cell in read_lesson(LESSON).cells]
     base, tokenizer = load_model(MODEL, device="cpu")
     names = {"base": base, "tokenizer": tokenizer, "torch": torch, "blocks": base.transformer.h}
@@ -283,6 +283,21 @@ def test_verdict_is_counted_from_the_random_cuts(play):
         name = play.locator("#speeches svg").get_attribute("aria-label")
         shown = [float(text) for text in re.search(r"19 random cuts: (.*)\.$", name)[1].split(", ")]
         assert shown == pytest.approx([math.exp(other) for other in random], rel=0.01)
+
+
+@pytest.mark.browser
+def test_what_the_first_rows_say_is_shown_and_marked(play):
+    """Of both texts, long before one of them is read to its end."""
+    play.evaluate(
+        "() => { const shown = document.querySelector('#results'); globalThis.seen = [];"
+        "  new MutationObserver(() => seen.push(shown.innerText)).observe(shown, { childList: true, subtree: true }); }"
+    )
+    choose(play, "l1", 37)
+    settle(play)
+    seen = play.evaluate("seen")
+    early = [text for text in seen if re.search(r"So far: perplexity .*\sFrom 1?\d of 48 rows of speeches\.", text)]
+    assert any(text.count("≈") in (2, 4) for text in early), "this cut on both texts, and maybe the whole model"
+    assert "So far:" not in seen[-1] and "≈" not in seen[-1]
 
 
 @pytest.mark.browser

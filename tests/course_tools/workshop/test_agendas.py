@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
 
 def test_page_is_fresh():
     assert agendas.BEGIN in PAGE and agendas.END in PAGE
-    assert agendas.fill(PAGE, LESSONS) == PAGE, "python course.py build writes it anew"
+    assert agendas.fill(PAGE, LESSONS) == PAGE, "python3 course.py build writes it anew"
 
 
 def test_minutes_follow_the_header():
