@@ -77,9 +77,8 @@ show(
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 4 minutes
 #
-# A block of Llama-3.2-1B has a hidden size of 2048 and 8192 neurons. `floor(0.2 × 8192)` = 1638 of them go. Fill in the
-# shapes of the three smaller weights, of the product `silu(gate(x)) * up(x)` and of the output, for x of shape
-# (2, 7, 2048).
+# A block of Llama-3.2-1B has a hidden size of 2048 and 8192 neurons. 1638 of them go. Fill in the shapes of the three smaller
+# weights, of the product `silu(gate(x)) * up(x)` and of the output, for x of shape (2, 7, 2048).
 #
 # <details><summary>Hint</summary>
 #
@@ -454,10 +453,10 @@ show(
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 10 minutes
 #
-# Repair it, on transformers' own classes and without helpers. `prune_llama(model, scores, ratio)` gets a tensor of scores for
-# each block. The `int(ratio * width)` lowest neurons go from every MLP, in place, and the model is returned. The sizes are noted
-# beside the weights, too: `out_features` and `in_features` of each `nn.Linear`, and the configuration's `intermediate_size`.
-# The weights may belong to another model as well.
+# Repair it, on transformers' own classes. `prune_llama(model, scores, ratio)` gets a tensor of scores for each block. The
+# `int(ratio * width)` lowest neurons go from every MLP, in place, and the model is returned. Sizes are noted beside the weights,
+# too: `out_features` and `in_features` of each `nn.Linear`, and the configuration's `intermediate_size`. The weights may belong
+# to another model as well.
 #
 # <details><summary>Hint</summary>
 #
@@ -545,8 +544,8 @@ print(f"carried over, mask of up's list:    {against_mask(carried, ups):.1e}")
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# One row a matrix by L1 is worse than guessing, on both texts. In the record 19 of 19 random pairs of rows cost more than 153
-# whole neurons do in the median. The repaired cut beats none of the random ones.
+# One row a matrix by L1 is worse than guessing, on both texts. In the record 19 of 19 random pairs of rows cost more than a
+# tenth of all neurons, cut whole, does in the median. The repaired cut beats 0 of 19.
 #
 # </details>
 
@@ -554,6 +553,7 @@ print(f"carried over, mask of up's list:    {against_mask(carried, ups):.1e}")
 from course_utils.records import read_record
 
 record = read_record("random_cuts")  # of the embedded profile's Llama
+floor = math.log(49_152)  # its vocabulary: what guessing costs there
 
 
 def random_lists(seed, ratio=0.1):
@@ -584,20 +584,20 @@ here = pd.DataFrame(rows, columns=["criterion", "edit", "text", "nats", "damage"
 # %%
 EDITS = ("shared", "separate", "separate, one neuron")
 crossed = record[record.edit.isin(EDITS) & record.criterion.isin(["L1", "random"])]
-for (dtype, text), part in crossed.groupby(["dtype", "text"]):
-    damage = part.set_index(["criterion", "edit"]).damage
-    cuts_of_153, pairs = damage["random", "shared"], damage["random", EDITS[2]]
-    middle, by_l1 = cuts_of_153.median(), damage["L1", "shared"].item()
-    print(f"{dtype}, {text}: random cuts × {math.exp(middle):.1f} in the median")
-    print(f"    {(pairs > middle).sum()} of {len(pairs)} random pairs cost more")
-    print(f"    L1 beats {(cuts_of_153 > by_l1).sum()} of {len(cuts_of_153)}")
 worse = {}
-for place in ("here", "float32", "bfloat16"):
-    frame = here if place == "here" else crossed[crossed.dtype == place]
-    for text in texts:
-        own = frame[frame.text == text]
-        beyond = (own.nats > guessing).groupby([own.criterion, own.edit]).mean()
-        worse[f"{place}, {text}"] = beyond
+for place, text in itertools.product(("here", "float32", "bfloat16"), texts):
+    own = here if place == "here" else crossed[crossed.dtype == place]
+    level = guessing if place == "here" else floor
+    own = own[own.text == text].set_index(["criterion", "edit"])
+    cuts_of_153, by_l1 = own.damage["random", "shared"], own.damage["L1", "shared"]
+    middle, beaten = cuts_of_153.median(), (cuts_of_153 > by_l1.item()).sum()
+    print(f"{place}, {text}: random cuts × {math.exp(middle):.1f} in the", end=" ")
+    print(f"median, L1 beats {beaten} of {len(cuts_of_153)}", end="")
+    if place != "here":
+        pairs = own.damage["random", EDITS[2]]
+        print(f", {(pairs > middle).sum()} of {len(pairs)} pairs cost more", end="")
+    print()
+    worse[f"{place}, {text}"] = (own.nats > level).groupby(level=[0, 1]).mean()
 print("Share of these models that are worse than guessing")
 pd.DataFrame(worse).map("{:.2f}".format).replace("nan", "")
 
@@ -611,7 +611,7 @@ for edit, criterion in itertools.product(EDITS, ("random", "L1")):
     for text, fill in zip(texts, (looks_like["color"], "none"), strict=True):
         arm = shown[(shown.edit == edit) & (shown.criterion == criterion)]
         arm = arm[arm.text == text]
-        times = arm.damage.where(arm.nats < guessing, math.log(4000)).map(math.exp)
+        times = arm.damage.where(arm.nats < floor, math.log(4000)).map(math.exp)
         heights = len(names) + 0.2 * (text == "wiki") - 0.1 + (arm.seed - 9) / 60
         label = text if len(names) == 1 else "_"
         told = {"label": label, "markerfacecolor": fill}
@@ -621,8 +621,8 @@ panel.axvline(1, color=mark("whole")["color"])
 for text in texts:
     own = shown[shown.text == text]
     label = {"label": "guessing" if text == "wiki" else "_"}
-    floor = math.exp(guessing - (own.nats - own.damage).mean())
-    panel.axvline(floor, **mark("guessing") | label)
+    level = math.exp(floor - (own.nats - own.damage).mean())
+    panel.axvline(level, **mark("guessing") | label)
 panel.set(xscale="log", xlim=(0.8, 6000), xlabel="perplexity, × the whole model's")
 panel.set_xticks([1, 10, 100, 1000, 4000], ["1", "10", "100", "1,000", "worse"])
 panel.set_yticks(range(len(names)), names)
@@ -681,8 +681,8 @@ print("guessing is", ", ".join(floors))
 # ### Exercise 4 · ●●● · 10 minutes
 #
 # Write `rescue(gate, up, down, gate_list, up_list)`. It gets one MLP's broken weights and the two lists (int64 tensors, in any
-# order), and returns the three matrices of the largest *exact* GLU that is still in there: whole neurons, as many as possible.
-# The check compares it with the masked original on fresh lists, then lets `judge` measure yours in the Llama.
+# order), and returns the three matrices of the largest *exact* GLU in there. The check compares it with the masked original on
+# fresh lists, then lets `judge` measure it in the Llama.
 #
 # <details><summary>Hint</summary>
 #
@@ -713,8 +713,8 @@ check_rescue(rescue, judge)
 # %% [markdown]
 # ## In the literature
 #
-# LLM-Pruner calls slices that must go together *coupled structures* and finds them by following the dependencies between
-# layers. Martra prunes the rows of gate and up in pairs, and compares scores for the pair.
+# LLM-Pruner calls slices that must go together *coupled structures*, and finds them by itself. Martra prunes the rows of gate and
+# up in pairs.
 #
 # ## Quiz
 
@@ -726,7 +726,7 @@ check_rescue(rescue, judge)
 # - [x] Because a shape says how many rows a matrix keeps, not which.
 #   > Both keep the same number, so everything fits.
 # - [ ] Because SiLU closes the gates of rows that don't belong together.
-#   > SiLU doesn't know partners. The product of two unrelated numbers is another function.
+#   > SiLU knows no partners. The product of two unrelated numbers is another function.
 
 # %% [markdown] tags=["quiz"]
 # A pruned model passes "pruned equals masked" exactly. What do you know?
@@ -746,8 +746,7 @@ check_rescue(rescue, judge)
 # - A neuron of a GLU is a row of gate, *the same* row of up and *the same* column of down: one list for all three.
 # - Shapes, sizes, a saved file and a forward pass prove nothing.
 # - *Pruned equals masked* finds the mistake without data. Run it before you look at any perplexity.
-# - A failure may have two causes. Cross them, and keep random cuts beside them.
-# - Beyond guessing, sizes of damage say nothing.
+# - A failure may have two causes. Cross them, beside random cuts. Beyond guessing, sizes of damage say nothing.
 #
 # **The story so far:** a cut is exact or it is wrong. **Next:** lesson 03 keeps the neurons whole and asks which of them must
 # stay.
