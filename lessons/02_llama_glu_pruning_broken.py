@@ -18,7 +18,7 @@
 # <details><summary>Answer</summary>
 #
 # **Answer.** A neuron of a GLU is three slices with one number. Gate and up kept lists of their own: shapes fit, partners
-# don't. Even one neuron a block cut like this ends worse than guessing. *Pruned equals masked* sees it.
+# don't. Even one neuron a block cut like this can end worse than guessing. *Pruned equals masked* sees it.
 #
 # </details>
 
@@ -156,9 +156,9 @@ pd.DataFrame(columns | {"product": product}).rename_axis("neuron").round(2)
 # %% [markdown]
 # ## Lesson 01's method, on three matrices
 #
-# In lesson 01 the strongest columns of `c_fc` stayed, and `c_proj` followed. `carry_over` does the same here: `gate` and `up`
-# keep their strongest rows by the L1 norm, and `down` follows. `keep` of `course_utils` cuts a matrix and notes its new size;
-# `sync_config` writes the width into the configuration.
+# In lesson 01 the strongest columns of `c_fc` stayed, and `c_proj` followed. `carry_over` does the same: `gate` and `up` keep
+# their strongest rows by the L1 norm, and `down` follows. `keep` cuts a matrix and notes its new size; `sync_config` writes the
+# width into the configuration.
 #
 # **Predict before you run.** 10 % of a real Llama's neurons go. Will it run? Will it open again after saving?
 #
@@ -402,7 +402,7 @@ check_is_exact(is_exact)
 # %% [markdown]
 # ## Who meets whom?
 #
-# At place 0 of a small GLU, row 0 of the new `gate` meets row 0 of the new `up`. Which rows of the old matrices are they?
+# At place 0 of a small GLU, row 0 of `gate` meets row 0 of `up`. Which rows of the old matrices are they?
 #
 # **Predict before you run.** In the toy `gate` loses its row 1, and `up` its row 3. At how many of the four places do two rows
 # of one neuron still meet? And at what share of the places of the real Llama?
@@ -429,6 +429,7 @@ for place, pair in enumerate(zip(toy_gate, toy_up, strict=True)):
     left.plot([0, 1], [place, place], color=line, linewidth=4, zorder=1)
     for side, (name, neuron) in enumerate(zip(("gate", "up"), pair, strict=True)):
         box = {"boxstyle": "round,pad=0.5", "facecolor": "white"}
+        box["edgecolor"] = mark("whole")["color"]
         told = {"ha": "center", "va": "center", "size": 14, "bbox": box}
         left.text(side, place, f"{name} {neuron}", **told)
 left.set(xlim=(-0.5, 1.5), ylim=(3.6, -0.6), xticks=[], title="Toy: who meets whom")
@@ -493,8 +494,8 @@ check_prune_llama(prune_llama)
 # ## The same size, repaired
 #
 # `prune_neurons` of `course_utils` does just that, for every family of models. Its L1 score adds the norms of a neuron's two
-# rows. Is it exact now? Each small MLP stands beside the whole one with neurons silenced, on random inputs: no text is needed.
-# For the cut that was carried over we try both lists.
+# rows. Is it exact now? Each small MLP stands beside the masked one, on random inputs: no text is needed. For the cut that was
+# carried over we try both lists.
 
 # %%
 from course_utils.width import neuron_importance, prune_neurons
@@ -536,8 +537,8 @@ print(f"carried over, mask of gate's list:  {against_mask(carried, gates):.1e}")
 print(f"carried over, mask of up's list:    {against_mask(carried, ups):.1e}")
 
 # %% [markdown]
-# Two things may be wrong, the lists and L1 itself. To tell them apart, **cross** them: lists shared or separate, scores L1 or
-# random. And one more: separate lists where only *one* row goes from each matrix, gate's weakest and up's weakest.
+# Two things may be wrong, the lists and L1. **Cross** them: lists shared or separate, scores L1 or random. And one more: separate
+# lists where only *one* row goes from each matrix. The record has two number formats, float32 and the coarser bfloat16.
 #
 # **Predict before you run.** How much harm does one neuron of a block do, cut like that, beside 153 whole ones? And how many of
 # the random cuts with shared lists does the repaired cut by L1 beat? It is exact.
@@ -636,14 +637,14 @@ show(
 )
 
 # %% [markdown]
-# *Filled: speeches; hollow: Wikipedia. 153 of 1,536 neurons a block go, or one. Beyond guessing, how bad says nothing, so all of
-# that stands at the right edge. One dot is far out: lesson 03 finds out why.*
+# *Filled: speeches; hollow: Wikipedia. 153 of 1,536 neurons a block go, or one. Whatever is worse than guessing stands at the
+# right edge. One dot is far out: lesson 03 finds out why.*
 #
 # Two causes, then. Separate lists are worse than guessing with *either* score, so no score mends them. With a shared list the
 # model is exact, and L1 is still behind each blind choice. The equality says that neurons are whole, not that they are the
 # right ones.
 #
-# And a row need not go far to meet a stranger: after one neuron a block, about a third of them stand *one* place off.
+# And a row needn't go far to meet a stranger: with one row gone, about a third stand *one* place off.
 #
 # ## Rescue the checkpoint
 #
