@@ -18,7 +18,7 @@
 # <details><summary>Answer</summary>
 #
 # **Answer.** A neuron of a GLU is three slices with one number. Gate and up kept lists of their own: shapes fit, partners
-# don't. Even one neuron a block cut like this can end worse than guessing. *Pruned equals masked* sees it.
+# don't. Even one neuron a block cut so can end worse than guessing. *Pruned equals masked* sees it.
 #
 # </details>
 
