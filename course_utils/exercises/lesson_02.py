@@ -220,10 +220,10 @@ def _check_cut(
             -1 not in neurons,
             f"{where}{name} holds numbers that weren't there before. Those of the neurons that stay must not change.",
         )
-    for place, neurons in enumerate(zip(*numbers, strict=True)):
+    for place, (in_gate, in_up, in_down) in enumerate(zip(*numbers, strict=True)):
         require(
-            len({*neurons}) == 1,
-            f"{where}place {place} is neuron {neurons[0]} in gate, {neurons[1]} in up and {neurons[2]} in down. Use "
+            in_gate == in_up == in_down,
+            f"{where}place {place} is neuron {in_gate} in gate, {in_up} in up and {in_down} in down. Use "
             "one list of neurons, in one order, for all three.",
         )
     mistakes = [(strongest(wrong, ratio).tolist(), mistake) for wrong, mistake in others]
