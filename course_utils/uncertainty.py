@@ -152,27 +152,6 @@ def _jackknife_interval(
 
 
 @check_types
-def geometric_mean(values: Iterable[float]) -> tuple[float, float]:
-    """Mean of positive values on a logarithmic scale, and one standard deviation as a factor (mean ×/÷ factor).
-
-    For ratios, and for perplexities that differ by orders of magnitude. The factor is nan for a single value.
-
-    Raises:
-        ValueError: no values, or one that isn't positive.
-
-    >>> [round(value, 3) for value in geometric_mean([2, 8])]
-    [4.0, 2.665]
-    """
-    array = np.fromiter(values, dtype=np.float64)
-    if not array.size or not (array > 0).all():
-        raise ValueError(f"A geometric mean needs one or more positive values; got {array.tolist()}.")
-    logs = np.log(array)
-    with np.errstate(invalid="ignore"):  # inf - inf
-        factor = np.exp(logs.std(ddof=1)) if array.size > 1 else math.nan
-    return float(np.exp(logs.mean())), float(factor)
-
-
-@check_types
 def rank_correlation(
     a: Tensor | np.ndarray | Sequence[float],
     b: Tensor | np.ndarray | Sequence[float],

@@ -364,7 +364,6 @@ OWN = {
     "plotting.comparisons.before_and_after": {
         "frame": lambda: pd.DataFrame({"before": [1.0, 2.0], "after": [2.0, 3.0]})
     },
-    "plotting.tensors.histogram": {"values": lambda: {"a": [1.0, 2.0]}},
     "plotting.comparisons.paired_differences": {
         "frame": lambda: bars("measure").assign(case="c", difference=[0.2, 0.4])
     },

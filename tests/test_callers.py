@@ -44,7 +44,6 @@ UNPASSED = {
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
     "plotting.comparisons.ability_and_bias(ax)": _AXES,
     "plotting.comparisons.before_and_after(ax)": _AXES,
-    "plotting.tensors.histogram(ax)": _AXES,
     "session.start(profile)": _OUTER,
     "uncertainty.sign_flip_p(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(seed)": "what draws has a seed",

@@ -41,7 +41,7 @@ BREAK, LUNCH, CLOSE = Pause("break", 15), Pause("lunch", 0), Pause("close", 10, 
 _FIRST = Part(
     "01", "live to the masked-equals-pruned assertion, exercises in pairs, then the nineteen random cuts", (1, 2, 3)
 )
-_SECOND = Part("02", "let the room predict first: three matrices, three index sets, what breaks?", (1, 2))
+_SECOND = Part("02", "every light is green: let the room find the mistake before the text does", (1, 2))
 _THIRD = Part("03", "does your criterion beat random? Then the hunt for the cause", (1, 2))
 AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
     "Half a day": (SET_UP, IDEA, _FIRST, BREAK, _SECOND, _THIRD, CLOSE),
@@ -93,7 +93,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         IDEA,
         Part("01", _FIRST.how, (1, 2, 3, 4)),
         BREAK,
-        Part("02", _SECOND.how, (1, 2, 4, 5)),
+        Part("02", _SECOND.how, (1, 2, 3, 4)),
         LUNCH,
         Part("03", _THIRD.how, (1, 2, 4, 5)),
         BREAK,

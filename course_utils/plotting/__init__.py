@@ -9,11 +9,11 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 
 ===============  ===================================================================================================
 ``base``         ``style``, ``show``, and ``mark``: the colour and the marker of each arm, alike in all lessons
-``curves``       quality against how much was removed: ``pruning_curve``, ``curve_with_seeds``
+``curves``       quality against how much was removed: ``pruning_curve``
 ``comparisons``  models, arms and choices, as points with their intervals: side by side (``scores_with_intervals``),
                  a row each (``rows_with_intervals``, ``against_random``, ``before_and_after``,
                  ``paired_differences``), or on two axes (``ability_and_bias``)
-``tensors``      ``show_tensor``, ``heatmap``, ``histogram``
+``tensors``      ``show_tensor``, ``heatmap``
 ``parts``        what they share, such as ``log_ticks`` and the colours of controls and floors
 ===============  ===================================================================================================
 """
@@ -27,9 +27,9 @@ from course_utils.plotting.comparisons import (
     rows_with_intervals,
     scores_with_intervals,
 )
-from course_utils.plotting.curves import curve_with_seeds, pruning_curve
+from course_utils.plotting.curves import pruning_curve
 from course_utils.plotting.parts import CONTROL_COLOUR, FLOOR_COLOUR, log_ticks
-from course_utils.plotting.tensors import heatmap, histogram, show_tensor
+from course_utils.plotting.tensors import heatmap, show_tensor
 
 __all__ = [
     "CONTROL_COLOUR",
@@ -37,9 +37,7 @@ __all__ = [
     "ability_and_bias",
     "against_random",
     "before_and_after",
-    "curve_with_seeds",
     "heatmap",
-    "histogram",
     "log_ticks",
     "mark",
     "paired_differences",

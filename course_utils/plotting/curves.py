@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from course_utils import checks
 from course_utils.argument_types import check_types
-from course_utils.plotting.base import mark
 from course_utils.plotting.parts import (
     CONTROL_COLOUR,
-    FLOOR_COLOUR,
-    FLOOR_DASHES,
     PERCENT,
     axes_or_new,
     colour_of,
@@ -80,66 +75,6 @@ def pruning_curve(
     return ax
 
 
-@check_types
-def curve_with_seeds(
-    frame: pd.DataFrame,
-    *,
-    x: str = "ratio",
-    y: str = "value",
-    group: str = "criterion",
-    seeds: str = "random",
-    x_label: str,
-    y_label: str,
-    floors: Mapping[str, float] | None = None,
-    log_y: bool = False,
-    x_percent: bool = True,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Quality against how much was removed: a line for each group, and a grey dot for each seed of the random control.
-
-    Args:
-        frame: one row a measurement, with the columns ``x``, ``y`` and ``group``; one row at each ``x`` in a group, and
-            as many as there are seeds in the group ``seeds``, where a thin line joins the medians.
-        x: the column along the horizontal axis: how much was removed.
-        y: the column along the vertical axis: the quality.
-        group: the column that names the lines.
-        seeds: the group that is drawn as dots.
-        x_label: what ``x`` is, with its unit.
-        y_label: what ``y`` is, with its unit.
-        floors: name -> level of horizontal lines, such as ``{"unpruned": 1.17, "guessing": 2.73}``.
-        log_y: a logarithmic vertical axis.
-        x_percent: ``x`` is a share and is shown in percent.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: a column is missing, or there is nothing to draw.
-    """
-    require_columns(frame, [x, y, group])
-    ax = axes_or_new(ax)
-    dots = frame[frame[group] == checks.text("seeds", seeds)]
-    if len(dots):
-        fewest, most = (int(number) for number in dots.groupby(x).size().agg(["min", "max"]))
-        count = str(most) if fewest == most else f"{fewest} to {most}"
-        medians = dots.groupby(x)[y].median()
-        ax.plot(medians.index, medians, color=CONTROL_COLOUR, linewidth=1, zorder=2)
-        looks = mark("random") | {"label": f"{seeds}, {count} seeds and their median"}
-        ax.plot(dots[x], dots[y], **looks, linestyle="none", markersize=10, alpha=0.6, zorder=4)
-    for number, (name, part) in enumerate(frame[frame[group] != seeds].groupby(group, sort=False)):
-        ax.plot(part[x], part[y], color=colour_of(number), marker=marker_of(number), zorder=3, label=str(name))
-    _floors(ax, floors or {})
-    if log_y:
-        ax.set_yscale("log")
-        log_ticks(ax.yaxis)
-    ax.margins(y=0.1)  # room for a floor's name at the top
-    if x_percent:
-        ax.xaxis.set_major_formatter(PERCENT)
-    label_axes(ax, x_label, y_label, title)
-    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)  # steep lines go everywhere
-    return ax
-
-
 def _line(
     ax: Axes,
     part: pd.DataFrame,
@@ -165,14 +100,3 @@ def _line(
     ax.plot(summary.index, middle, label=name, color=color, marker=marker, zorder=zorder)
     band = low.fillna(middle), high.fillna(middle)
     ax.fill_between(summary.index, *band, color=color, alpha=0.18, linewidth=0, zorder=zorder - 1)
-
-
-def _floors(ax: Axes, floors: Mapping[str, float]) -> None:
-    """Horizontal lines with their names and levels."""
-    for name, level in floors.items():
-        written = f"{level:,.0f}" if level >= 1000 else f"{level:.3g}"
-        ax.axhline(level, color=FLOOR_COLOUR, linestyle=FLOOR_DASHES.get(name, (0, (3, 1, 1, 1))), linewidth=1.6)
-        ax.annotate(
-            f"{name}\n{written}", (1, level), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", ha="left", va="center", color=FLOOR_COLOUR, fontsize="small",
-        )  # fmt: skip

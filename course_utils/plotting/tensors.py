@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from course_utils import checks
 from course_utils.argument_types import check_types
-from course_utils.plotting.parts import PERCENT, axes_or_new, colour_of, label_axes, tilt_long_labels
+from course_utils.plotting.parts import axes_or_new, label_axes, tilt_long_labels
 
 
 @check_types
@@ -128,44 +128,6 @@ def heatmap(
     ax.tick_params(rotation=0)
     tilt_long_labels(ax)
     label_axes(ax, x_label, y_label, title)
-    return ax
-
-
-@check_types
-def histogram(
-    values: Mapping[str, Tensor | np.ndarray | Sequence[float]],
-    *,
-    x_label: str,
-    bins: int = 60,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """How values are spread: one outline for each name, all with the same bins, as shares of their own total.
-
-    Args:
-        values: name -> its values, of any shape.
-        x_label: what the values are, with their unit.
-        bins: how many, between the smallest and the largest of all values.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: no names, no values, or values that are not finite.
-    """
-    checks.whole_number("bins", bins, least=1)
-    arrays = {name: np.asarray(array, dtype=np.float64).ravel() for name, array in values.items()}
-    if not arrays or not all(array.size and np.isfinite(array).all() for array in arrays.values()):
-        raise ValueError("histogram needs at least one name, each with finite values.")
-    everything = np.concatenate(list(arrays.values()))
-    ax = axes_or_new(ax)
-    edges = np.linspace(everything.min(), everything.max(), bins + 1)
-    for number, (name, array) in enumerate(arrays.items()):
-        shares = np.full(array.size, 1 / array.size)
-        ax.hist(array, bins=edges, weights=shares, histtype="step", linewidth=2.2, color=colour_of(number), label=name)
-        ax.hist(array, bins=edges, weights=shares, alpha=0.15, color=colour_of(number))
-    ax.yaxis.set_major_formatter(PERCENT)
-    label_axes(ax, x_label, "share of values", title)
-    ax.legend()
     return ax
 
 

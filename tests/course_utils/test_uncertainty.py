@@ -16,7 +16,6 @@ from course_utils import uncertainty
 from course_utils.uncertainty import (
     bootstrap_interval,
     crossed_interval,
-    geometric_mean,
     holm,
     rank_correlation,
     sign_flip_p,
@@ -194,22 +193,6 @@ def test_rank_correlation_without_an_order_is_nan():
 def test_rank_correlation_refuses_what_has_no_pairs(a, b):
     with pytest.raises(ValueError, match="two vectors, 'a' and 'b', of one length, at least 3"):
         rank_correlation(a, b)
-
-
-def test_geometric_mean_by_hand():
-    mean, factor = geometric_mean(value for value in (1, 100))
-    assert mean == pytest.approx(10)
-    assert factor == pytest.approx(math.exp(math.log(100) / math.sqrt(2)))  # n - 1 = 1
-    assert geometric_mean([4.0, 4.0, 4.0]) == pytest.approx((4, 1))
-    mean, factor = geometric_mean([7.0])
-    assert mean == pytest.approx(7) and math.isnan(factor)
-    assert geometric_mean([1.0, math.inf])[0] == math.inf
-
-
-@pytest.mark.parametrize("values", [[], [1.0, 0.0], [2.0, -1.0], [1.0, math.nan]])
-def test_geometric_mean_refuses_what_has_no_logarithm(values):
-    with pytest.raises(ValueError, match="positive"):
-        geometric_mean(values)
 
 
 def test_holm_by_hand():

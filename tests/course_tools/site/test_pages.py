@@ -171,7 +171,7 @@ def test_every_term_is_introduced_where_the_glossary_says(sources):
 
 # Lessons that say a term before the one that introduces it, and what they mean by it.
 IN_PASSING = {
-    "candidate": {"02": "anything to choose from", "03": "criteria to choose from", "06": "thresholds, in an answer"},
+    "candidate": {"03": "criteria to choose from", "06": "thresholds, in an answer"},
     "causal": {"08": "of a model that reads from left to right"},
     "ceiling": {"05": "the word in a take-away", "06": "of a signal's correlation"},
     "chance": {"01": "by chance"},
@@ -180,7 +180,6 @@ IN_PASSING = {
     "floor": {"01": "the function that rounds down"},
     "hidden channel": {"10": "a number in an exercise"},
     "odd width": {"04": "with the lesson that explains it"},
-    "round by round": {"02": "in the words, without the reason"},
     "uneven": {"08": "unevenly"},
 }
 IN_REFERENCES = {"router"}  # said nowhere else

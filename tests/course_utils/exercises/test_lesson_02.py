@@ -1,12 +1,17 @@
 """Lesson 02's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import copy
 import itertools
 
+import pytest
 import torch
 from exercise_cases import cases_of
+from torch import nn
 from torch.nn.functional import silu
 
+from course_utils.choosing import strongest
 from course_utils.exercises import lesson_02
+from course_utils.width import neuron_importance, prune_neurons
 
 SHAPES = {
     "gate": (6554, 2048),
@@ -14,8 +19,6 @@ SHAPES = {
     "down": (2048, 6554),
     "product": (2, 7, 6554),
     "output": (2, 7, 2048),
-    "ways that fit": 125,
-    "ways that are right": 5,
 }
 
 
@@ -31,32 +34,6 @@ def prune_glu(gate, up, down, keep):
 def prune_by_score(gate, up, down, keep):
     best = l1(gate, up).topk(keep).indices  # another order, but the same one three times
     return gate[best], up[best], down[:, best]
-
-
-def prune_with_the_bug(gate, up, down, keep):
-    best = l1(gate, up).topk(keep).indices
-    return gate[best], up[best], down[:, best.sort().values]
-
-
-def prune_separately(gate, up, down, keep):
-    on_gate, on_up, on_down = (
-        scores.topk(keep).indices.sort().values for scores in (gate.abs().sum(1), up.abs().sum(1), down.abs().sum(0))
-    )
-    return gate[on_gate], up[on_up], down[:, on_down]
-
-
-def prune_first(gate, up, down, keep):
-    return gate[:keep], up[:keep], down[:, :keep]
-
-
-def prune_rows_of_down(gate, up, down, keep):
-    gate, up, _ = prune_glu(gate, up, down, keep)
-    return gate, up, down[:keep]
-
-
-def prune_and_scale(gate, up, down, keep):
-    gate, up, down = prune_glu(gate, up, down, keep)
-    return gate, up, 2 * down
 
 
 def glu(x, gate, up, down):
@@ -95,7 +72,7 @@ def gate_and_up_agree(prune):
 
 test_shapes = cases_of(
     lesson_02.check_shapes,
-    stubs=[dict.fromkeys(SHAPES, ...), SHAPES | {"ways that fit": ...}],
+    stubs=[dict.fromkeys(SHAPES, ...), SHAPES | {"down": ...}],
     mistakes=[
         (SHAPES | {"gate": (1638, 2048)}, "1638 is how many neurons go"),
         (SHAPES | {"up": (6553, 2048)}, "so 6554 stay"),
@@ -103,27 +80,9 @@ test_shapes = cases_of(
         (SHAPES | {"down": (2048, 8192)}, "8192 neurons were there before"),
         (SHAPES | {"product": (7, 6554)}, "3 dimensions"),
         (SHAPES | {"output": (2, 7, 6554)}, "back to the hidden size"),
-        (SHAPES | {"ways that fit": 15}, "multiply"),
-        (SHAPES | {"ways that fit": 5}, "The two counts differ"),
-        (SHAPES | {"ways that are right": 1}, "any one of the five"),
         ({"gate": (6554, 2048)}, "Keep the names"),
     ],
     answers=[SHAPES, {name: torch.Size(s) if isinstance(s, tuple) else s for name, s in SHAPES.items()}],
-)
-
-
-test_prune_glu = cases_of(
-    lesson_02.check_prune_glu,
-    stubs=[lambda gate, up, down, keep: ...],
-    mistakes=[
-        (prune_with_the_bug, "not in the same order"),
-        (prune_separately, "different neurons"),
-        (prune_first, "the wrong ones"),
-        (prune_rows_of_down, "the shapes are"),
-        (prune_and_scale, "select, don't compute"),
-        (lambda gate, up, down, keep: gate, "Return three matrices"),
-    ],
-    answers=[prune_glu, prune_by_score],
 )
 
 
@@ -131,12 +90,12 @@ test_is_exact = cases_of(
     lesson_02.check_is_exact,
     stubs=[lambda prune: ...],
     mistakes=[
-        (lambda prune: True, "three separate index sets pass"),
+        (lambda prune: True, "`carried_over` pass"),
         (lambda prune: False, "stops a pruner that is right"),
         (lambda prune: "yes", "Return True or False"),
-        (shapes_agree, "three separate index sets pass"),
+        (shapes_agree, "`carried_over` pass"),
         (rows_agree, "The order changes no output"),
-        (gate_and_up_agree, "down an index set of its own"),
+        (gate_and_up_agree, "down a list of its own"),
         (lambda prune: is_exact(prune, keep=5), "let the pruner remove something"),
         (lambda prune: is_exact(prune, same=torch.equal), "torch.allclose"),
     ],
@@ -144,81 +103,241 @@ test_is_exact = cases_of(
 )
 
 
-test_claims = cases_of(
-    lesson_02.check_claims,
-    stubs=[...],
+@pytest.mark.parametrize("seed", range(20))
+def test_is_exact_may_try_any_random_glu(seed):
+    """No broken pruner is right by luck: lists that happen to be equal are made to differ."""
+
+    def with_another_seed(prune):
+        generator = torch.Generator().manual_seed(seed)
+        gate, up = torch.randn(2, 5, 4, generator=generator)
+        down, x = torch.randn(4, 5, generator=generator), torch.randn(20, 4, generator=generator)
+        small = glu(x, *prune(gate, up, down, 3))
+        masks = [torch.tensor(mask) for mask in itertools.product((0.0, 1.0), repeat=5)]
+        return any(torch.allclose(small, glu(x, gate, up, down * mask), atol=1e-5) for mask in masks)
+
+    assert lesson_02.check_is_exact(with_another_seed)
+
+
+def cut(mlp, keep, up_keep=None):
+    up_keep = keep if up_keep is None else up_keep
+    mlp.gate_proj.weight = nn.Parameter(mlp.gate_proj.weight[keep])
+    mlp.up_proj.weight = nn.Parameter(mlp.up_proj.weight[up_keep])
+    mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight[:, keep])
+    mlp.gate_proj.out_features = mlp.up_proj.out_features = mlp.down_proj.in_features = len(keep)
+
+
+def prune_llama(model, scores, ratio, *, choose=strongest, after=lambda mlp, old, keep: None, note=True):
+    """The answer to exercise 3, with one switch for each foreseen mistake."""
+    for layer, of_block in zip(model.model.layers, scores, strict=True):
+        old = {name: weight.detach() for name, weight in layer.mlp.named_parameters()}
+        keep = choose(of_block, ratio)
+        cut(layer.mlp, keep)
+        after(layer.mlp, old, keep)
+    if note:
+        model.config.intermediate_size = len(keep)
+    return model
+
+
+def mistaken(**switches):
+    return lambda model, scores, ratio: prune_llama(model, scores, ratio, **switches)
+
+
+def put(name, new):
+    """A cut after which one matrix is another: ``new(old matrix, neurons that stay)``."""
+
+    def after(mlp, old, keep):
+        getattr(mlp, name).weight = nn.Parameter(new(old[f"{name}.weight"], keep))
+
+    return mistaken(after=after)
+
+
+def stale(name, size):
+    def after(mlp, old, keep):
+        setattr(getattr(mlp, name), size, len(old["gate_proj.weight"]))
+
+    return mistaken(after=after)
+
+
+def by_the_matrix(name):
+    def prune(model, scores, ratio):
+        own = [getattr(layer.mlp, name).weight.detach().abs().sum(1) for layer in model.model.layers]
+        return prune_llama(model, own, ratio)
+
+    return prune
+
+
+def two_lists(model, scores, ratio):
+    for layer in model.model.layers:
+        gate, up = (getattr(layer.mlp, name).weight.detach().abs().sum(1) for name in ("gate_proj", "up_proj"))
+        cut(layer.mlp, strongest(gate, ratio), strongest(up, ratio))
+    model.config.intermediate_size = layer.mlp.gate_proj.out_features
+    return model
+
+
+def silence(model, scores, ratio):
+    for layer, of_block in zip(model.model.layers, scores, strict=True):
+        layer.mlp.down_proj.weight[:, of_block.argsort()[: int(ratio * len(of_block))]] = 0
+    return prune_llama(model, scores, ratio)
+
+
+def change_the_norm(model, scores, ratio):
+    model.model.norm.weight = nn.Parameter(model.model.norm.weight + 1)
+    return prune_llama(model, scores, ratio)
+
+
+def another_activation(model, scores, ratio):
+    model.config.hidden_act = "relu"
+    return prune_llama(model, scores, ratio)
+
+
+def with_the_library(model, scores, ratio):
+    prune_neurons(model, scores, ratio=ratio)
+    return model
+
+
+def with_masks(model, scores, ratio):
+    """Another way: boolean masks, and new numbers under the old parameters."""
+    for layer, of_block in zip(model.model.layers, scores, strict=True):
+        stays, mlp = of_block.argsort().argsort() >= int(ratio * len(of_block)), layer.mlp
+        for name in ("gate_proj", "up_proj"):
+            linear = getattr(mlp, name)
+            linear.weight.data = linear.weight[stays]
+            linear.out_features = int(stays.sum())
+        mlp.down_proj.weight.data = mlp.down_proj.weight[:, stays]
+        mlp.down_proj.in_features = model.config.intermediate_size = int(stays.sum())
+    return model
+
+
+test_prune_llama = cases_of(
+    lesson_02.check_prune_llama,
+    stubs=[lambda model, scores, ratio: ..., lambda *_: print("pruned")],
     mistakes=[
-        ({"a", "b", "e"}, "Look at b again: 400 times"),
-        ({"a", "c", "e"}, "Look at c again: no random choice"),
-        ({"a", "d", "e"}, "Look at d again: that is a question of equality"),
-        ({"a", "e", "f"}, "Look at f again: only L1"),
-        ({"e"}, "Look at a again"),
-        ({"a"}, "Look at e again"),
-    ],
-    answers=[{"a", "e"}],
-)
-
-
-def differences(one, other):
-    return [number for number, entries in enumerate(zip(one, other, strict=True)) if entries[0] != entries[1]]
-
-
-def fair_pairs(arms, place):
-    return [pair for pair in itertools.combinations(arms, 2) if differences(*pair) == [place]]
-
-
-test_fair_pairs = cases_of(
-    lesson_02.check_fair_pairs,
-    stubs=[lambda arms, place: ..., lambda arms, place: [...]],
-    mistakes=[
+        (lambda model, scores, ratio: prune_neurons(model, scores, ratio=ratio), "Return the model; yours returned a"),
+        (lambda model, scores, ratio: prune_llama(copy.deepcopy(model), scores, ratio), "You return another model"),
+        (lambda model, scores, ratio: model, "gate still has all of its 20 rows"),
+        (put("down_proj", lambda old, keep: old[keep]), "down_proj.weight should be [20, 14] and is [14, 20]"),
+        (put("up_proj", lambda old, keep: old[:, keep]), "up_proj.weight should be [14, 20] and is [20, 14]"),
+        (two_lists, "Use one list of neurons, in one order"),
+        (put("down_proj", lambda old, keep: old[:, keep.flip(0)]), "Use one list of neurons, in one order"),
+        (put("down_proj", lambda old, keep: 2 * old[:, keep]), "down_proj holds numbers that weren't there before"),
+        (stale("gate_proj", "out_features"), "gate_proj notes out_features 20"),
+        (stale("up_proj", "out_features"), "up_proj notes out_features 20"),
+        (stale("down_proj", "in_features"), "in_features 20 beside a weight of [20, 14]"),
+        (mistaken(note=False), "config.intermediate_size is 20, but the MLPs have 14"),
+        (silence, "You wrote into model.layers.0.mlp.down_proj.weight"),
         (
-            lambda arms, place: [pair for pair in itertools.combinations(arms, 2) if place in differences(*pair)],
-            "two causes at once",
+            mistaken(choose=lambda scores, ratio: scores.topk(int((1 - ratio) * len(scores))).indices.sort().values),
+            "rounded down",
         ),
         (
-            lambda arms, place: [pair for pair in itertools.permutations(arms, 2) if differences(*pair) == [place]],
-            "once in each direction",
+            mistaken(choose=lambda scores, ratio: scores.topk(int(ratio * len(scores))).indices),
+            "as many as should go",
         ),
-        (lambda arms, place: [(b, a) for a, b in fair_pairs(arms, place)], "comes first"),
-        (lambda arms, place: fair_pairs(arms, place)[:1], "fair pairs in these 7 arms"),
-        (lambda arms, place: [(arm, arm) for arm in arms], "compares an arm with itself"),
-        (lambda arms, place: [(arms[0], ("shared", "R", "20 %"))], "was not measured"),
-        (lambda arms, place: arms, "a pair of two arms"),
+        (mistaken(choose=lambda scores, ratio: strongest(-scores, ratio)), "the neurons with the highest scores"),
+        (lambda model, scores, ratio: prune_llama(model, [scores[0]] * 3, ratio), "Block 1: these go by block 0's"),
+        (by_the_matrix("gate_proj"), "by gate's L1 norm"),
+        (by_the_matrix("up_proj"), "by up's L1 norm"),
+        (
+            lambda model, scores, ratio: prune_llama(model, neuron_importance(model, "l1"), ratio),
+            "other neurons should stay",
+        ),
+        (another_activation, "the model gives other logits"),
+        (change_the_norm, "model.norm.weight has other numbers now"),
+        (lambda model, scores, ratio: prune_llama(model, scores, str(ratio)), "Your code stopped with"),
     ],
-    answers=[fair_pairs],
+    answers=[
+        prune_llama,
+        with_the_library,
+        with_masks,
+        mistaken(choose=lambda scores, ratio: scores.topk(len(scores) - int(ratio * len(scores))).indices),
+    ],
 )
 
 
-def contribution(gate, up, down, x):
-    return (silu(x @ gate.T) * (x @ up.T)).norm(dim=0) * down.norm(dim=0)
+def rescue(gate, up, down, gate_list, up_list):
+    survivors = sorted({*gate_list.tolist()} & {*up_list.tolist()})
+    in_gate = [gate_list.tolist().index(number) for number in survivors]
+    in_up = [up_list.tolist().index(number) for number in survivors]
+    return gate[in_gate], up[in_up], down[:, in_gate]
 
 
-def judge(score):
-    """Made up: the share of what the neurons add that goes with the half that scores lowest."""
-    generator = torch.Generator().manual_seed(3)
-    matrices = (*torch.randn(2, 40, 8, generator=generator), torch.randn(8, 40, generator=generator))
-    x = torch.randn(64, 8, generator=generator)
-    real = contribution(*matrices, x)
-    gone = score(*matrices, x).argsort()[:20]
-    return 1 + (real[gone].sum() / real.sum()).item()
+def with_isin(gate, up, down, gate_list, up_list):
+    """Another way: gate's order, and a table of equal numbers."""
+    in_gate, in_up = (gate_list[:, None] == up_list[None]).nonzero(as_tuple=True)
+    return [gate[in_gate], up[in_up], down[:, in_gate]]
 
 
-def check_score(attempt):
-    return lesson_02.check_score(attempt, judge)
+def places(gate_list, up_list):
+    """Of the neurons in both lists, in gate's order: their numbers, and their places in gate and in up."""
+    in_gate, in_up = (gate_list[:, None] == up_list[None]).nonzero(as_tuple=True)
+    return gate_list[in_gate], in_gate, in_up
 
 
-test_score = cases_of(
-    check_score,
-    stubs=[lambda gate, up, down, x: ...],
+def numbers_as_places(gate, up, down, gate_list, up_list):
+    numbers, *_ = places(gate_list, up_list)
+    return gate[numbers], up[numbers], down[:, numbers]
+
+
+def one_list_for_both(gate, up, down, gate_list, up_list):
+    _, in_gate, _ = places(gate_list, up_list)
+    return gate[in_gate], up[in_gate], down[:, in_gate]
+
+
+def down_at_ups_places(gate, up, down, gate_list, up_list):
+    _, in_gate, in_up = places(gate_list, up_list)
+    return gate[in_gate], up[in_up], down[:, in_up]
+
+
+def each_sorted(gate, up, down, gate_list, up_list):
+    """The right neurons, but up in an order of its own."""
+    _, in_gate, in_up = places(gate_list, up_list)
+    return gate[in_gate], up[in_up.flip(0)], down[:, in_gate]
+
+
+def still_opposite(gate, up, down, gate_list, up_list):
+    same = gate_list == up_list
+    return gate[same], up[same], down[:, same]
+
+
+def all_but_one(*given):
+    gate, up, down = rescue(*given)
+    return gate[1:], up[1:], down[:, 1:]
+
+
+def one_twice(*given):
+    gate, up, down = rescue(*given)
+    again = [0, *range(len(gate))]
+    return gate[again], up[again], down[:, again]
+
+
+def judged(attempt):
+    return {"speeches": 6.14, "wiki": 7.5}
+
+
+def check_rescue(attempt):
+    return lesson_02.check_rescue(attempt, judged)
+
+
+test_rescue = cases_of(
+    check_rescue,
+    stubs=[lambda gate, up, down, gate_list, up_list: ..., lambda *given: (..., ..., ...)],
     mistakes=[
-        (lambda gate, up, down, x: gate.abs().sum(0), "Sum over tokens"),
-        (lambda gate, up, down, x: silu(x @ gate.T) * (x @ up.T), "Sum over tokens"),
-        (lambda gate, up, down, x: torch.zeros(len(gate)), "the same score"),
-        (lambda gate, up, down, x: torch.rand(len(gate)), "not to its place"),
-        (lambda gate, up, down, x: torch.arange(float(len(gate))), "not to its place"),
-        (lambda gate, up, down, x: contribution(gate, up, down, x).log() - torch.inf, "aren't finite"),
-        (lambda gate, up, down, x: -contribution(gate, up, down, x), "upside down"),
-        (lambda gate, up, down, x: gate.abs().sum(1) + up.abs().sum(1), "does better"),
+        (numbers_as_places, "the neurons' numbers as places"),
+        (one_list_for_both, "gate's places for up as well"),
+        (down_at_ups_places, "down's columns at up's places"),
+        (each_sorted, "Your matrices hold different neurons"),
+        (still_opposite, "Exact, but too small"),
+        (all_but_one, "Exact, but not the largest: neurons [2] are"),
+        (one_twice, "Some neuron is there twice"),
+        (lambda gate, up, down, gate_list, up_list: (gate, up, down), "You keep everything"),
+        (lambda *given: rescue(*given)[:2], "Return three matrices"),
+        (lambda *given: (*rescue(*given)[:2], given[2]), "don't make a GLU"),
+        (lambda *given: (2 * rescue(*given)[0], *rescue(*given)[1:]), "select, don't compute"),
     ],
-    answers=[contribution],
+    answers=[rescue, with_isin],
 )
+
+
+def test_a_rescue_is_measured_once_it_is_right(capsys):
+    check_rescue(rescue)
+    assert "perplexity × the whole model's: speeches 6.14, wiki 7.50" in capsys.readouterr().out

@@ -65,23 +65,6 @@ def test_a_line_for_each_axis_with_its_interval_beside_the_control():
         assert (heights.min(), heights.max()) == pytest.approx((level - 0.1, level + 0.2))
 
 
-def test_curve_with_seeds_draws_a_dot_for_each_seed_and_joins_medians():
-    random = [{"criterion": "random", "ratio": r, "value": 10 * r + s} for r in (0.1, 0.2) for s in (0, 1, 8)]
-    lines = [{"criterion": "L1", "ratio": r, "value": 5.0} for r in (0.1, 0.2)]
-    ax = curves.curve_with_seeds(
-        pd.DataFrame(lines + random), x_label="removed", y_label="bits", floors={"guessing": 9.0}, log_y=True
-    )
-    medians, dots, l1 = ax.lines[:3]
-    assert medians.get_ydata() == pytest.approx([2.0, 3.0])
-    assert len(dots.get_xdata()) == 6
-    assert list(l1.get_ydata()) == [5.0, 5.0]
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["random, 3 seeds and their median", "L1"]
-    assert [text.get_text() for text in ax.texts] == ["guessing\n9"]
-    assert ax.get_yscale() == "log"
-    with pytest.raises(ValueError, match="lacks the columns"):
-        curves.curve_with_seeds(pd.DataFrame(lines), y="bits", x_label="removed", y_label="bits")
-
-
 def test_curves_refuse_what_they_cannot_draw(curve):
     with pytest.raises(ValueError, match="accuracy"):
         curves.pruning_curve(curve, y="accuracy", x_label="x", y_label="y")

@@ -1,11 +1,10 @@
-"""Matrices and histograms render, with their numbers, scales and shares."""
+"""Matrices render, with their numbers and scales."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from figures import legend, render
+from figures import render
 
 from course_utils.plotting import tensors
 
@@ -54,19 +53,9 @@ def test_long_labels_are_tilted():
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {20.0}
 
 
-def test_histogram_shares_add_up_to_one():
-    ax = tensors.histogram({"l1": torch.rand(100), "l2": [1.0, 2.0]}, x_label="importance", bins=10)
-    render(ax)
-    heights = sum(patch.get_height() for patch in ax.patches if isinstance(patch, matplotlib.patches.Rectangle))
-    assert heights == pytest.approx(2)
-    assert legend(ax) == ["l1", "l2"]
-
-
 def test_tensors_that_cannot_be_drawn_are_refused():
     with pytest.raises(ValueError, match="empty"):
         tensors.heatmap(pd.DataFrame(), x_label="x", y_label="y", value_label="v")
-    with pytest.raises(ValueError, match="finite"):
-        tensors.histogram({"scores": [1.0, float("nan")]}, x_label="x")
     with pytest.raises(ValueError, match="shape"):
         tensors.show_tensor(torch.zeros(2, 2, 2))
     with pytest.raises(ValueError, match=r"\[5\]"):
