@@ -4,7 +4,7 @@
 #     title: "GLU pruning done right: which neurons must stay"
 #     prerequisites: lesson 01 (hooks, nineteen random cuts, pruned equals masked), lesson 02 (a GLU's neuron, ratios, guessing)
 #     assets: [smollm2, texts, speeches]
-#     concepts: [residual stream, peak-to-peak, contribution, paired interval, search by halves, putting a state back, needed but not enough]
+#     concepts: [residual stream, peak-to-peak, contribution, paired interval, search by halves, patching, needed but not enough]
 # ---
 
 # %% [markdown]
@@ -30,6 +30,7 @@
 # %% tags=["install"]
 
 # %%
+import itertools
 import math
 
 import matplotlib.pyplot as plt
@@ -229,7 +230,7 @@ def times(model):
 
 def compare(name, here, criterion, edit, seed=0):
     """Print × the whole model on each text, as measured here and in the record."""
-    print(f"{name:<14}", end="")
+    print(f"{name:<15}", end="")
     for text, value in zip(judges, here, strict=True):
         there = arm(criterion, edit, text).times.get(seed, math.nan)
         print(f"  {text} × {value:.2f} here, {there:.2f} in the record", end="")
@@ -309,7 +310,8 @@ check_contribution(contribution, base, batches[:2])
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TODO
+# On both texts `activation` beats 19 of 19 random cuts, peak-to-peak 1 and L1 0. Blind choice about doubles the perplexity. L1
+# multiplies it by hundreds.
 #
 # </details>
 
@@ -355,7 +357,9 @@ for name in scored:
 pd.DataFrame(told).T
 
 # %% [markdown]
-# TODO reading
+# Both scores of weights lose to blind choice, and not by luck: their intervals lie far above 1, that of `activation` below it.
+# The lines above the table say that it is so with other calibration text, and in two number formats (float32, and bfloat16
+# with half the bits). A weight doesn't know **what it meets**: how large the number is that it multiplies.
 #
 # ## One cut in nineteen
 #
@@ -383,6 +387,12 @@ print(f"{len(ranked)} random cuts of {len(chance[fatal]):,} neurons; choosing ro
 print(f"median: cut {harmless}, × {math.exp(harms[harmless]):.2f}")
 print(f"worst: cut {fatal}, × {math.exp(harms[fatal]):.1f}", end=", ")
 print(f"{factor:.0f} times the median")
+factors = []
+for text in judges:
+    for dtype in ("float32", "bfloat16"):
+        cuts = arm("random", "shared", text, dtype).times
+        factors.append(cuts.max() / cuts.median())
+print(f"in the record {min(factors):.0f} to {max(factors):.0f} times the median")
 if factor < 10:
     print("No cut stands out in this model; text and record: SmolLM2-135M.")
 disaster, tried = chance[fatal], {}
@@ -442,11 +452,15 @@ first = by_halves(disaster, harm)
 trail = dict(tried)
 second = by_halves([neuron for neuron in disaster if neuron != first], harm)
 pair = [first, second]
-print(f"found in {len(tried)} runs; which are block/neuron:")
-backs = {f"{block}/{neuron} put back": [(block, neuron)] for block, neuron in pair}
-for name, back in (backs | {"two put back": pair}).items():
+print(f"found in {len(tried)} runs of the model")
+names = [f"{block}/{neuron} put back" for block, neuron in pair]
+for name, edit, back in (
+    ("the first back", names[0], [first]),
+    ("the second back", names[1], [second]),
+    ("both back", "two put back", pair),
+):
     model = without(base, set(disaster) - set(back))
-    compare(name, times(model), "random", name, fatal)
+    compare(name, times(model), "random", edit, fatal)
 
 loud = {}
 for block, neuron in pair:
@@ -488,19 +502,24 @@ show(
 )
 
 # %% [markdown]
-# TODO reading
+# *Each step has two dots, one for each half that is put back.* Mostly one half heals and the other hardly does. At one step
+# both heal: there the two part. With either of them most of the harm is gone. The disaster took both.
+#
+# They are the two strongest of their block, by `activation` and by L1 as well. L1 would never have cut them, so its own wreck
+# has another cause.
 #
 # ## The first token's state
 #
 # Both neurons are loud at the first token of a row, and hardly heard elsewhere. Is it that token's place in the residual stream
-# that is lost? An intervention tells. All 4,590 neurons stay out; but behind each block the first token's state is put back,
-# taken from the whole model. A hook that *returns* something replaces the module's output.
+# that is lost? An intervention tells, called **patching**. All 4,590 neurons stay out; but behind each block the first token's
+# state is put back, taken from the whole model. A hook that *returns* something replaces the module's output.
 #
 # **Predict before you run.** The state is put back in the disaster, in a harmless cut, and in L1's. Whom does it heal?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TODO
+# It heals the disaster, down to the level of the other random cuts. L1's cut stays a wreck. A harmless cut gains little, and so
+# does peak-to-peak's.
 #
 # </details>
 
@@ -527,14 +546,14 @@ def times_with_state(model):
     return found
 
 
-for criterion, seed, gone in (
-    ("random", fatal, disaster),
-    ("L1", 0, lowest(scored["L1"])),
+for name, gone, arm_of in (
+    ("the disaster", disaster, ("random", fatal)),
+    ("L1's cut", lowest(scored["L1"]), ("L1", 0)),
 ):
-    model = without(base, gone)
-    compare(criterion, times(model), criterion, "shared", seed)
+    model, (criterion, seed) = without(base, gone), arm_of
+    compare(name, times(model), criterion, "shared", seed)
     back = times_with_state(model)
-    compare("… state back", back, criterion, "stream put back", seed)
+    compare(f"{name}, back", back, criterion, "stream put back", seed)
 
 # %%
 told, shared = {}, arm("random", "shared").times
@@ -557,7 +576,8 @@ print("In the record, perplexity × the whole model's")
 pd.DataFrame(told).T
 
 # %% [markdown]
-# TODO reading
+# The disaster's harm travels through the first token's state; most of the other cuts' harm doesn't. What in that state does it
+# stays open.
 #
 # L1 dies of something else. Which of its neurons? Protect the strongest of each block, by `activation`, from L1's cut: the first
 # one, or up to a twentieth. The control protects as many, drawn blindly.
@@ -586,7 +606,8 @@ show(
 )
 
 # %% [markdown]
-# TODO
+# *Lower is better; the axis is logarithmic.* With the most active twentieth of each block protected, L1's cut is hardly worse than
+# a random one. With as many blindly drawn, it stays a wreck. So L1 dies of many strong neurons, one after the other.
 #
 # ## Needed, but not enough
 #
@@ -594,38 +615,44 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TODO
+# No. Perplexity about doubles, as after a whole random cut. The disaster is over ten times as bad.
 #
 # </details>
 
 # %%
 ways = {
-    "the two alone": ("two neurons", "cut alone", 0),
-    "a harmless cut": ("random", "shared", median_seed),
-    "a harmless cut and the two": ("random", "two cut as well", median_seed),
-    "activation": ("activation", "shared", 0),
-    "activation and the two": ("activation", "two cut as well", 0),
-    "the disaster": ("random", "shared", shared.idxmax()),
+    "the two alone": ("two neurons", "cut alone"),
+    "a harmless cut": ("random", "shared"),
+    "a harmless cut and the two": ("random", "two cut as well"),
+    "activation": ("activation", "shared"),
+    "activation and the two": ("activation", "two cut as well"),
+    "the disaster": ("random", "shared"),
 }
-told = {
-    name: {
-        f"{text}, {dtype}": arm(criterion, edit, text, dtype).times[seed]
-        for text in judges
-        for dtype in ("float32", "bfloat16")
-    }
-    for name, (criterion, edit, seed) in ways.items()
-}
+told = {name: {} for name in ways}
+for text, dtype in itertools.product(judges, ("float32", "bfloat16")):
+    for name, (criterion, edit) in ways.items():
+        cuts = arm(criterion, edit, text, dtype).times
+        if name == "a harmless cut":  # the median one, by the choosing rows
+            cuts = cuts[arm(criterion, "two cut as well", text, dtype).index]
+        worst = cuts.max() if name == "the disaster" else cuts.iloc[0]
+        told[name][f"{text}, {dtype}"] = worst
+
 compare("the two alone", times(without(base, pair)), "two neurons", "cut alone")
+for name, edit in (("activation", "top 77"), ("random", "77 at random")):
+    found = [arm("L1", edit + " protected", text).times for text in judges]
+    print(f"L1's cut, protected by {name}:", end=" ")
+    print(", ".join(f"× {part.min():.3g} to {part.max():.3g}" for part in found))
 print("In the record, perplexity × the whole model's")
 pd.DataFrame(told).T.map("{:.3g}".format)
 
 # %% [markdown]
-# TODO reading
+# The two are **needed** in the disaster, and not **enough** for one. Putting back asks after the first, cutting alone after the
+# second. And damages don't add: on top of a harmless cut the two cost more than both costs multiplied.
 #
 # ## Another cut's secret
 #
-# A cut that cost little got a few neurons more that the model needs, and you aren't told which. `search` is the harm
-# to look at; the check judges on rows that nothing else has used.
+# In a cut that cost little, a few neurons were exchanged for others that the model needs. You aren't told which. `search` tells
+# the loss when some come back; the check judges on rows that nothing has used.
 
 # %%
 from course_utils.exercises.lesson_03 import secret_cut
@@ -707,9 +734,9 @@ check_culprits(culprits, secret, chance[harmless], judge)
 # You put a state back from the whole model, and the damage is gone. What was at fault?
 #
 # - [x] Something that reaches the later blocks through that state, in this cut.
-#   > The patch restores that path and nothing else. Which part of the state does it, it doesn't say.
+#   > Patching restores that path and nothing else. Which part of the state does it, it doesn't say.
 # - [ ] The attention heads which read that state, so they should be retrained.
-#   > The heads are as they were: the patch changed what they read.
+#   > The heads are as they were. What changed is what they read.
 # - [ ] The text that was chosen, because another first token would have healed it.
 #   > The same rows, with the same first tokens, were judged before and after.
 

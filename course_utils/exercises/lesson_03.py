@@ -203,8 +203,9 @@ def secret_cut(harmless: Sequence[Neuron], scores: Sequence[Tensor]) -> list[Neu
     """A cut of as many neurons, with a few hidden in it that the model needs."""
     # Don't read on before you have solved exercise 4.
     hidden = [(0, n) for n in scores[0].topk(_HIDDEN).indices.tolist()]
-    first = [neuron for neuron in harmless if neuron[0] == 0 and neuron not in hidden]
-    return sorted([*hidden, *first[: -len(hidden)], *(neuron for neuron in harmless if neuron[0])])
+    first = [neuron for neuron in harmless if neuron[0] == 0]
+    others = [neuron for neuron in first if neuron not in hidden][: len(first) - len(hidden)]
+    return sorted([*hidden, *others, *(neuron for neuron in harmless if neuron[0])])
 
 
 def _pair(culprit: Any) -> Neuron:

@@ -187,3 +187,62 @@ def test_halve_searches_the_lessons_own_cut(capsys):
     assert "finds block 3, neuron 7, in 14 calls" in capsys.readouterr().out
     assert not lesson_03.check_halve(lambda s, h: (9, 9) if len(s) == 120 else halve(s, h), suspects, harm)
     assert "here you return (9, 9), which isn't among the suspects" in capsys.readouterr().out
+
+
+SECRET = [(block, number) for block in range(3) for number in range(40)]
+HARMLESS = [(block, number + 1) for block in range(3) for number in range(40)]
+NEEDED = {(0, 3): 0.3, (0, 7): 0.3, (2, 11): 0.2}
+
+
+def judge(gone, *, needed=NEEDED, texts=("speeches", "wiki")):
+    """Made-up damage: half a nat, and more for each needed neuron that is gone, unless nothing was planted."""
+    planted = 0 if gone == set(HARMLESS) else sum(cost for neuron, cost in needed.items() if neuron in gone)
+    return dict.fromkeys(texts, 0.5 + planted)
+
+
+def check_culprits(culprits, judge=judge):
+    return lesson_03.check_culprits(culprits, SECRET, HARMLESS, judge)
+
+
+test_culprits = cases_of(
+    check_culprits,
+    stubs=[..., None, [...]],
+    mistakes=[
+        (5, "Give a list of pairs (block, neuron); yours is a int"),
+        ("03", "yours is a str"),
+        ([3, 7], "Each culprit is a pair (block, neuron); one of yours is 3"),
+        ([(0, 3, 1)], "one of yours is (0, 3, 1)"),
+        ([(0, 99)], "(0, 99) was never removed"),
+        ([], "You put nothing back"),
+        (SECRET, "You put 120 neurons back; 20 are the most"),
+        (SECRET[20:40], "search, don't draw"),
+        ([(0, 3)], "They heal 38% of what was planted; 80% are asked for"),
+        ([(0, 3), (0, 7)], "They heal 75% of what was planted"),
+    ],
+    answers=[
+        list(NEEDED),
+        set(NEEDED),
+        [[0, 3], [0, 7], [2, 11]],
+        [*NEEDED, *NEEDED, (1, 1)],
+        torch.tensor(list(NEEDED)).tolist(),
+    ],
+)
+
+
+def test_culprits_are_told_beside_the_two_cuts(capsys):
+    check_culprits(list(NEEDED))
+    assert "  wiki: the secret cut 1.30, yours back 0.50, nothing planted 0.50" in capsys.readouterr().out
+
+
+def test_where_nothing_was_needed_nothing_can_be_found(capsys):
+    assert not check_culprits([(0, 3)], lambda gone: judge(gone, needed={}))
+    assert "what was planted does no harm" in capsys.readouterr().out
+
+
+def test_secret_cut_is_as_large_and_holds_the_strongest_of_the_first_block():
+    scores = [torch.arange(40.0), torch.arange(40.0)]
+    harmless = [(block, number) for block in range(2) for number in (0, 5, 9, 20, 38)]
+    secret = lesson_03.secret_cut(harmless, scores)
+    assert secret == sorted(set(secret)) and len(secret) == len(harmless)
+    assert {(0, 37), (0, 38), (0, 39)} <= set(secret)
+    assert [neuron for neuron in secret if neuron[0]] == [neuron for neuron in harmless if neuron[0]]
