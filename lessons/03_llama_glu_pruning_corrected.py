@@ -756,5 +756,6 @@ check_culprits(culprits, secret, chance[harmless], judge)
 #
 # - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea: one score for gate and up
 # - Sun et al. 2023 (Wanda), arXiv 2306.11695: weights times activations
+# - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: what lives at first tokens
 # - Yu et al. 2024, *The Super Weight in Large Language Models*, arXiv 2411.07191: single weights that a model needs
 # - Zhang and Nanda 2024, *Towards Best Practices of Activation Patching*, arXiv 2309.16042

@@ -287,7 +287,7 @@ def _asked(attempt: Attempt, model: LlamaForCausalLM, batches: Sequence[Mapping[
 
 
 def _states(model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]], site: str) -> list[list[Tensor]]:
-    """What `down_proj` reads, or what another matrix gives: for each block a tensor [rows, length, neurons] a batch."""
+    """What ``down_proj`` reads, or another matrix gives: for each block a tensor [rows, length, neurons] a batch."""
     found: list[list[Tensor]] = [[] for _ in model.model.layers]
     handles = []
     for layer, seen in zip(model.model.layers, found, strict=True):
