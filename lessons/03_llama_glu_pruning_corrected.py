@@ -87,7 +87,7 @@ show(
 )
 
 # %% [markdown]
-# *A tenth of the neurons go. Each grey dot is a blind choice; lower is better. The dotted line is a model that only guesses.*
+# *A tenth of the neurons go. Each grey dot is a blind choice; lower is better. The broken line is a model that only guesses.*
 #
 # ## What a neuron adds
 
@@ -589,6 +589,7 @@ for panel, text in zip(panels, judges, strict=True):
         for k in (1, 8, 15, 77):
             heights = arm("L1", edit.format(k) + " protected", text).times
             look = mark(name) | {"label": f"{name} protected" if k == 1 else "_"}
+            look["markersize"] = 10
             panel.plot([k] * len(heights), heights, linestyle="none", **look)
     nothing = arm("L1", "shared", text).times.iloc[0]
     look = mark("L1") | {"marker": "", "label": "nothing protected"}

@@ -44,8 +44,10 @@ UNPASSED = {
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
     "plotting.comparisons.ability_and_bias(ax)": _AXES,
     "plotting.comparisons.before_and_after(ax)": _AXES,
+    "plotting.curves.curve_with_seeds(ax)": _AXES,
     "plotting.tensors.histogram(ax)": _AXES,
     "session.start(profile)": _OUTER,
+    "width.prune_neurons(multiple_of)": _OUTER,
     "uncertainty.sign_flip_p(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(seed)": "what draws has a seed",
 }
