@@ -14,6 +14,7 @@ hours on one core. Killed, it goes on where it was.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,9 +98,9 @@ def lowest(scores: Sequence[float] | Tensor, count: int) -> Layers:
 
 
 def random_sets(numbers: Sequence[int], count: int) -> list[Layers]:
-    """Nineteen different sets of so many of these numbers; the same ones every time."""
+    """Nineteen different sets of so many of these numbers, or all there are; the same ones every time."""
     generator, sets = torch.Generator().manual_seed(0), []
-    while len(sets) < CUTS:
+    while len(sets) < min(CUTS, math.comb(len(numbers), count)):
         drawn = torch.randperm(len(numbers), generator=generator)[:count]
         if (layers := tuple(sorted(numbers[i] for i in drawn.tolist()))) not in sets:
             sets.append(layers)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
 import torch
-from masked import IDS, logits_with, mask_of, with_neurons
+from masked import IDS, logits_with, mask_of, with_neurons, without_blocks
 from tiny import tiny_batches, tiny_model
 
 from course_utils import models, records
 from course_utils.architectures import describe
 from course_utils.choosing import strongest
+from course_utils.evaluation import perplexity
+from course_utils.models import variant
+from course_utils.texts import TokenBlocks
 from course_utils.width import neuron_importance, neuron_means, prune_neurons
 from experiments import (
     distil_the_bias_back,
     keep_the_mean,
+    leave_out,
     make_a_small_model,
     plant_twenty_biases,
+    random_cuts,
     reading,
+    sets,
     ways_to_plant,
 )
 
@@ -176,3 +183,120 @@ def test_an_edit_cuts_neurons_keeps_their_mean_or_takes_the_mean_alone():
         with torch.no_grad():
             found = keep_the_mean.changed(model, scores, means, (edit, 0.3))(IDS).logits
         torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-4)
+
+
+def in_small(experiment, monkeypatch, tmp_path, **constants):
+    """Runs an experiment that cuts a Llama on a random one, twice; returns its record."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    for name, value in constants.items():
+        monkeypatch.setattr(experiment, name, value)
+    rows = experiment.judging_rows
+    monkeypatch.setattr(
+        experiment, "judging_rows", lambda tokenizer: {text: some[:2] for text, some in rows(tokenizer).items()}
+    )
+    work, out = tmp_path / "work.jsonl", tmp_path / "small.json"
+    monkeypatch.setattr(sys, "argv", ["x", "--work", str(work), "--out", str(out)])
+    experiment.main()
+    written = out.read_text()
+    with monkeypatch.context() as context:
+        context.setattr(sets, "_measured", lambda *_: pytest.fail("measured again"))
+        experiment.main()
+    assert out.read_text() == written
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    return records.read_record("small")
+
+
+def test_random_cuts(monkeypatch, tmp_path, capsys):
+    frame = in_small(random_cuts, monkeypatch, tmp_path, CUTS=3, PROTECTED=(1, 2))
+    assert not frame.duplicated(["criterion", "seed", "edit", "draw", "dtype", "text"]).any()
+    assert len(frame) == 2 * 2 * (1 + (5 + 3) + (5 + 3) + 10 + (2 * 2 + 2))
+    shared = frame.query("edit in ('shared', 'stream put back', 'two put back')")
+    assert set(shared["whole neurons"]) == {1} and frame.query("edit == 'separate'")["whole neurons"].max() < 0.9
+    assert "is the worst" in capsys.readouterr().out
+
+
+def test_rows_that_are_cut_equal_rows_that_are_masked():
+    model = tiny_model("llama")
+    kept = [strongest(score, 0.3) for score in neuron_importance(model, "random")]
+    pruned = variant(model)
+    prune_neurons(pruned, neuron_importance(model, "random"), ratio=0.3)
+    with torch.no_grad():
+        found = random_cuts.cut(model, kept, kept)(IDS).logits
+        assert torch.equal(found, pruned(IDS).logits)
+    torch.testing.assert_close(found, with_neurons(model, kept), atol=1e-5, rtol=1e-4)
+
+
+def test_neurons_are_put_back_and_taken_out():
+    kept = [torch.tensor([0, 2]), torch.tensor([1])]
+    fuller = random_cuts.with_neurons(kept, [(0, 1), (1, 5)])
+    assert [rows.tolist() for rows in fuller] == [[0, 1, 2], [1, 5]]
+    back = random_cuts.without_neurons(fuller, [(0, 1), (1, 5)])
+    assert [rows.tolist() for rows in back] == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("culprit", range(7))
+def test_halving_finds_the_culprit(culprit):
+    neurons = [(0, n) for n in range(7)]
+    assert random_cuts.halve(neurons, lambda put_back: 0 if (0, culprit) in put_back else 1) == (0, culprit)
+
+
+def test_first_tokens_states_are_those_of_the_whole_model():
+    model = tiny_model("llama")
+    kept = [strongest(score, 0.5) for score in neuron_importance(model, "random")]
+    patched = random_cuts.stream_put_back(model, random_cuts.cut(model, kept, kept))
+    with torch.no_grad():
+        whole, cut, found = (
+            m.model(input_ids=IDS, output_hidden_states=True).hidden_states[-2]
+            for m in (model, random_cuts.cut(model, kept, kept), patched)
+        )
+    torch.testing.assert_close(found[:, 0], whole[:, 0])
+    assert not torch.allclose(found[:, 1:], whole[:, 1:], atol=1e-3)
+    assert not torch.allclose(found[:, 1:], cut[:, 1:], atol=1e-3)  # they attend to it
+
+
+def test_leave_out(monkeypatch, tmp_path):
+    small = {"CUTS": 2, "DRAWS": 2, "ENDS": 0, "BLOCKS": 2, "RUN": 2, "ATTENTIONS": (1, 2)}
+    frame = in_small(leave_out, monkeypatch, tmp_path, **small)
+    blocks = frame.query("criterion == 'alone' and part == 'MLP' and text == 'wiki' and dtype == 'float32'")
+    assert [*blocks.layers] == [[number] for number in range(len(blocks))]
+    influence = frame.query("criterion == 'influence' and text == 'wiki' and dtype == 'float32'")
+    assert sorted(chain(*influence.calibrations)) == [0, 0, 1, 1]  # two and `RUN` blocks, on each draw
+    runs = frame.query("criterion == 'run' and text == 'wiki' and dtype == 'float32'")
+    assert sorted(chain(*runs.calibrations)) == [0, 1]
+
+
+def test_what_is_left_out_adds_nothing():
+    model = tiny_model("llama")
+    silent = {
+        "block": without_blocks(model, [1]),
+        "attention": logits_with(
+            model, [model.model.layers[1].self_attn.o_proj.register_forward_hook(lambda _m, _x, out: out * 0)]
+        ),
+        "MLP": logits_with(
+            model, [model.model.layers[1].mlp.down_proj.register_forward_hook(lambda _m, _x, out: out * 0)]
+        ),
+    }
+    for part, logits in silent.items():
+        with torch.no_grad():
+            torch.testing.assert_close(leave_out.without(model, part, [1])(IDS).logits, logits, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        slipped = leave_out.adding_the_input(model, [1])(IDS).logits
+    own = model.model.layers[1].self_attn.register_forward_hook(
+        lambda _m, _args, kwargs, _out: (kwargs["hidden_states"], None), with_kwargs=True
+    )
+    torch.testing.assert_close(slipped, logits_with(model, [own]))
+
+
+@pytest.mark.parametrize("part", leave_out.PARTS)
+def test_blocks_below_are_not_run_again_and_the_loss_is_the_same(part):
+    model = tiny_model("llama")
+    rows = TokenBlocks(IDS.repeat(2, 1), torch.ones(4, dtype=torch.int64), "speeches", "calibration")
+    found = leave_out.left_out(model, part, [(0,), (1,), (0, 1)], rows)
+    whole = [perplexity(leave_out.without(model, part, layers), rows).nll for layers in ((0,), (1,), (0, 1))]
+    assert found == pytest.approx(whole, rel=1e-6)
+
+
+def test_random_sets_differ_and_end():
+    assert len({*leave_out.random_sets(range(2, 28), 3)}) == leave_out.CUTS
+    assert sorted(leave_out.random_sets([4, 7], 1)) == [(4,), (7,)]  # there are no more
+    assert {*chain(*leave_out.random_sets(range(2, 28), 3))} <= {*range(2, 28)}
