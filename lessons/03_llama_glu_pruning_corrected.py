@@ -109,7 +109,7 @@ show(
 #
 # The first score looks at weights only, **peak-to-peak** (Martra 2024): how far apart the ends of its two rows are.
 #
-# $$\mathrm{score}_j = \sum_{W \in \{gate,\, up\}} \left( \max_i W[j, i] + \left| \min_i W[j, i] \right| \right)$$
+# $$\mathrm{score}_j = \sum_{W \in \{gate,\, up\}} \max_i W[j, i] + | \min_i W[j, i] |$$
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 4 minutes

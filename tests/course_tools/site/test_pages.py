@@ -180,6 +180,7 @@ IN_PASSING = {
     "floor": {"01": "the function that rounds down"},
     "hidden channel": {"10": "a number in an exercise"},
     "odd width": {"04": "with the lesson that explains it"},
+    "planted": {"03": "of neurons that an exercise hides"},
     "round by round": {"02": "in the words, without the reason"},
     "uneven": {"08": "unevenly"},
 }
