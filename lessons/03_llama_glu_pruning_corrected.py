@@ -510,7 +510,7 @@ show(
 #
 # ## The first token's state
 #
-# Both neurons are loud at the first token of a row, and hardly heard elsewhere. Is it that token's place in the residual stream
+# Both neurons are several times as loud at the first token of a row as elsewhere. Is it that token's place in the residual stream
 # that is lost? An intervention tells, called **patching**. All 4,590 neurons stay out; but behind each block the first token's
 # state is put back, taken from the whole model. A hook that *returns* something replaces the module's output.
 #

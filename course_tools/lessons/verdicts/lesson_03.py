@@ -80,12 +80,12 @@ def two_neurons_heal(tables: Tables) -> list[float]:
     return margins
 
 
-@verdict("The two are the first in their block by L1 and by `activation`, and many times as loud at first tokens.")
+@verdict("The two are the first in their block by L1 and by `activation`, and at least twice as loud at first tokens.")
 def who_they_are(tables: Tables) -> list[float]:
-    """How far the ranks are from the third, and the loudness from ten times."""
+    """How far the ranks are from the third, and the loudness from twice."""
     table = tables.table(_TWO, "both back")
     ranks = [rank for name in ("L1", "activation") for rank in table.column(f"rank by {name}").values()]
-    return [*(2.5 - rank for rank in ranks), *(value - 10 for value in table.column("how many times").values())]
+    return [*(2.5 - rank for rank in ranks), *(value - 2 for value in table.column("how many times").values())]
 
 
 @verdict("The first token's state, put back, takes most of the disaster's damage away, and little of any other cut's.")
