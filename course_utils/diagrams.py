@@ -98,9 +98,8 @@ def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,)) -> Axes
         _arrow(ax, (x - side, 0.9), (x - side, 1.75))
         _arrow(ax, (x + side, 1.75), (x + side, 1.02))
         _plus(ax, (x + side, 0.9))
-    _note(
-        ax, (4.75, 0.2), "x = x + block(x). Without the block: x = x. What comes after reads a slightly different sum."
-    )
+    without = "Without the block: x = x. What comes after reads a slightly different sum."
+    _note(ax, (4.75, 0.2), f"x = x + block(x). {without if gone else 'Each block reads the sum, and adds to it.'}")
     return ax
 
 

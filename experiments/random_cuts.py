@@ -14,7 +14,7 @@ was.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.choosing import best, strongest
+from course_utils.choosing import best, by_halves, strongest
 from course_utils.evaluation import perplexity
 from course_utils.models import load_model, variant
 from course_utils.records import FOLDER
@@ -58,14 +58,6 @@ def with_neurons(kept: Kept, neurons: Sequence[Neuron]) -> Kept:
 def without_neurons(kept: Kept, neurons: Sequence[Neuron]) -> Kept:
     """The sets without these neurons."""
     return [rows[[(block, n) not in neurons for n in rows.tolist()]] for block, rows in enumerate(kept)]
-
-
-def halve(suspects: Sequence[Neuron], harm: Callable[[Sequence[Neuron]], float]) -> Neuron:
-    """The neuron whose return heals most, by halves: of two, the one with less harm when it is put back."""
-    while len(suspects) > 1:
-        middle = len(suspects) // 2
-        suspects = min(suspects[:middle], suspects[middle:], key=harm)
-    return suspects[0]
 
 
 def stream_put_back(base: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
@@ -178,8 +170,8 @@ def culprits(base: PreTrainedModel, kept: Kept, rows: TokenBlocks) -> list[Neuro
 
     width = base.config.intermediate_size
     gone = [(block, n) for block, stays in enumerate(kept) for n in sorted({*range(width)} - {*stays.tolist()})]
-    first = halve(gone, harm)
-    return [first, halve([neuron for neuron in gone if neuron != first], harm)]
+    first = by_halves(gone, harm)
+    return [first, by_halves([neuron for neuron in gone if neuron != first], harm)]
 
 
 def main() -> None:

@@ -1,39 +1,37 @@
 # ---
 # jupyter:
 #   course:
-#     title: "GLU pruning done right, and what a weight can't tell you"
-#     minutes: 75
-#     prerequisites: lesson 01 (pruned equals masked, the random control), lesson 02 (why gate, up and down share one index set)
-#     assets: [smollm2, benchmarks, texts, speeches]
+#     title: "GLU pruning done right: which neurons must stay"
+#     prerequisites: lesson 01 (hooks, nineteen random cuts, pruned equals masked), lesson 02 (a GLU's neuron, ratios, guessing)
+#     assets: [smollm2, texts, speeches]
+#     concepts: [residual stream, peak-to-peak, contribution, paired interval, search by halves, patching, needed but not enough]
 # ---
 
 # %% [markdown]
-# ## What you will learn
+# ## The question
 #
-# - how to prune a GLU correctly: one score a pair, one index set, three matrices, and an ordinary checkpoint
-# - that a correct cut isn't a good cut: five criteria that read weights, beside nineteen random cuts
-# - how to look for the cause when a sensible idea fails: one change at a time, each with its own control
-# - criteria that look at data: how much text, which text, and whether gradients or a refit add anything
-# - how to read a benchmark score next to its floor
+# A Llama's neurons are cut, and the cut is exact. Which neurons must not go, and what finds them?
 #
-# In the `embedded` profile "llama" is SmolLM2-135M-Instruct; in the `hub` profile the same code runs on Llama-3.2-1B.
-# The saved outputs come from the `embedded` profile on a machine with two CPU cores; the next table says which.
+# **Answer.** A look at a little text: scored by what they add to it, a tenth goes at less cost than in any of 19 random
+# cuts. Weights alone lose to chance. One cut kills, and needs only two neurons back.
 
 # %% [markdown] tags=["notes"]
-# **The point:** an exact cut can be a bad one. Does your criterion beat nineteen random cuts?
+# **The point:** an exact cut can be a bad one. Text finds what must stay; a search by halves finds why a cut kills.
 #
-# **Usual questions:** "Why nineteen?" One in twenty is the 5 % level. "Why do large weights fail?" Hunt with the room.
+# **Usual questions:** "Why not protect those two and be done?" Another cut has others: exercise 4. "Why the first token?" Nearly
+# all attention heads look at it. What in its state does it stays open.
 #
-# **Wrong turns:** scoring gate and up apart; judging on the text that chose the neurons.
+# **Wrong turns:** judging on the text that chose; a threshold in the search, where two halves want comparing; taking
+# "needed" for "enough".
 #
-# **At the end you have** criteria for a Llama beside nineteen random cuts, the cause of the worst failure, and a cut
-# that beats chance.
+# **At the end you have** criteria for a Llama beside nineteen random cuts, the two neurons behind the worst of them, and
+# a search that finds such neurons in any cut.
 
 # %% tags=["install"]
 
 # %%
 import itertools
-import tempfile
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,1251 +40,723 @@ import torch
 from tqdm import tqdm
 
 from course_utils import diagrams
-from course_utils.plotting import (
-    against_random,
-    curve_with_seeds,
-    scores_with_intervals,
-    show,
-    show_tensor,
-    style,
-)
-from course_utils.session import start
+from course_utils.plotting import log_ticks, mark, show, style
+from course_utils.records import read_record
+from course_utils.session import safe_dtype, start
 
 session = start("03")
 style()
+record = read_record("random_cuts")  # of the embedded profile's Llama
+record["times"] = np.exp(record.damage)  # perplexity, × that of the whole model
 
-# %% [markdown]
-# ## One score for a pair
-#
-# A neuron of a GLU is a row of `gate`, the same row of `up` and the same column of `down` (lesson 02).
+
+def arm(criterion, edit, text="speeches", dtype="float32"):
+    """The record's rows for one kind of cut, by seed."""
+    chosen = (record.criterion == criterion) & (record.edit == edit)
+    chosen &= (record.text == text) & (record.dtype == dtype)
+    return record[chosen].set_index("seed")
+
 
 # %%
-diagrams.glu_block(neuron=2)
+_, panels = plt.subplots(1, 2, figsize=(11, 5.4), sharey=True, layout="constrained")
+for panel, text in zip(panels, ("speeches", "wiki"), strict=True):
+    for name in ("random", "L1", "peak-to-peak", "activation"):
+        heights = arm(name, "shared", text).times
+        panel.plot([0] * len(heights), heights, linestyle="none", **mark(name))
+    far = arm("random", "shared", text).times.idxmax()
+    for name, edit, seed, place in (
+        ("random", "two put back", far, 1),
+        ("random", "stream put back", far, 2),
+        ("L1", "stream put back", 0, 2),
+    ):
+        ends = [arm(name, kind, text).times[seed] for kind in ("shared", edit)]
+        panel.plot([0, place], ends, **mark(name) | {"label": "_", "linewidth": 1})
+    uncut = arm("", "", text).nats.iloc[0]
+    panel.axhline(math.exp(math.log(49_152) - uncut), **mark("guessing"))
+    names = ["10 % cut", "two neurons\nput back", "first token's\nstate put back"]
+    panel.set_xticks([0, 1, 2], names)
+    panel.set(title=text, yscale="log", xlim=(-0.3, 2.4))
+    log_ticks(panel.yaxis)
+panels[0].set(ylabel="perplexity, × the whole model's")
+panels[1].legend(loc="center right")
 show(
-    "A Llama block, and its GLU opened up: the same row is marked in gate_proj and in up_proj, SiLU follows the gate, the "
-    "two are multiplied, and one column of down_proj is marked. The three marked pieces are one neuron."
+    "Two panels, speeches and wiki, logarithmic. Of 19 grey dots of random cuts "
+    "one lies far above the others; lines lead from it down to the others' level, "
+    "with two neurons put back and with the first token's state put back. "
+    "L1's line stays high."
 )
 
 # %% [markdown]
-# So a neuron gets **one** score, and it stays or goes as a whole. We start with the **peak-to-peak magnitude**: the largest
-# weight of a row plus the size of its smallest one, max + |min|, summed over the gate row and the up row. Martra (2024)
-# introduced it for Llama as "maximum absolute weight"; his notebook 6_3 credits the "+ |min|" to Mariusz Kurman.
+# *A tenth of the neurons go. Each grey dot is a blind choice; lower is better. The broken line is a model that only guesses.*
 #
-# Here it is on a GLU with 5 inputs, 5 neurons and 5 outputs.
+# ## What a neuron adds
 
 # %%
-gate = torch.tensor([[2, -1, 0, 1, 1], [0, 1, -1, 0, 1], [3, -3, 1, 0, -1], [1, 0, 0, -1, 0], [-2, 2, 1, 1, 0.0]])
-up = torch.tensor([[0, 1, 0, 0, -1], [2, -3, 1, 0, 0], [1, 0, -1, 0, 0], [1, 1, -1, 0, 0], [0, -2, 1, 2, -1.0]])
-down = torch.tensor([[1, 0, -1, 2, 0], [0, 2, 1, -1, 1], [-1, 1, 0, 0, 2], [2, -1, 1, 1, 0], [0, 1, -2, 0, 1.0]])
-
-
-def peak_to_peak(rows):
-    """The largest weight plus the size of the smallest one, for each row: [neurons, inputs] -> [neurons]."""
-    return rows.amax(dim=1) + rows.amin(dim=1).abs()
-
-
-scores = peak_to_peak(gate) + peak_to_peak(up)
-drop = scores.sort(stable=True).indices[:2].sort().values.tolist()
-print(f"the pair's score drops neurons {drop}")
-pd.DataFrame({"gate": peak_to_peak(gate), "up": peak_to_peak(up), "pair": scores}).rename_axis("neuron").astype(int)
-
-# %%
-figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), layout="constrained")
-figure.get_layout_engine().set(wspace=0.1)
-show_tensor(gate, title="gate", x_label="input", y_label="neuron", removed_rows=drop, fmt=".0f", ax=axes[0])
-show_tensor(up, title="up", x_label="input", y_label="neuron", removed_rows=drop, fmt=".0f", ax=axes[1])
-show_tensor(down, title="down", x_label="neuron", y_label="output", removed_columns=drop, fmt=".0f", ax=axes[2])
+diagrams.residual_stream(blocks=6, removed=[])
 show(
-    "Three matrices of 5 by 5 numbers: gate, up and down. The same two rows are struck out in gate and up, and the columns "
-    "with the same numbers in down."
+    "The residual stream runs from the embeddings to the head; each of six blocks "
+    "reads from it and adds to it, first to last, and nothing in it is replaced."
 )
 
 # %% [markdown]
-# The two weakest pairs lose a row of gate, a row of up and a column of down. Gate alone would have dropped other neurons
-# than up alone.
+# Each token has a state, a vector that runs through the model: the **residual stream**. Attention and MLP read it and *add* to
+# it; nothing is ever replaced. In a Llama the MLP adds
 #
+# $$\mathrm{MLP}(x) = W_{down}\,a, \qquad a = \mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x$$
+#
+# Neuron $j$ is row $j$ of `gate_proj` and `up_proj` and column $j$ of `down_proj` (lesson 02), and what it adds is its number
+# $a_j$ times its column. It goes as a whole, so it gets **one** score.
+#
+# The first score looks at weights only, **peak-to-peak** (Martra 2024): how far apart the ends of its two rows are.
+#
+# $$\mathrm{score}_j = \sum_{W \in \{gate,\, up\}} \max_i W[j, i] + | \min_i W[j, i] |$$
+
+# %% [markdown]
 # ### Exercise 1 · ●○○ · 4 minutes
 #
-# Write `pair_scores(gate, up)`, the peak-to-peak score of each neuron. Both are weights of an `nn.Linear`, [neurons,
-# hidden].
+# Write `peak_to_peak(mlp)`: one score for each neuron of a `LlamaMLP`, whose `gate_proj`, `up_proj` and `down_proj` are
+# `nn.Linear`.
 #
 # <details><summary>Hint</summary>
 #
-# `amax` and `amin` take a `dim`. A row whose weights are all positive has a positive minimum; its size counts, too.
+# An `nn.Linear` stores [outputs, inputs]. `amax` and `amin` take a `dim`.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_pair_scores
+from course_utils.exercises.lesson_03 import check_peak_to_peak
 
 
 # BEGIN SOLUTION
-def pair_scores(gate, up):
-    return sum(rows.amax(dim=1) + rows.amin(dim=1).abs() for rows in (gate, up))
+def peak_to_peak(mlp):
+    scores = 0
+    for layer in (mlp.gate_proj, mlp.up_proj):
+        scores = scores + layer.weight.amax(dim=1) + layer.weight.amin(dim=1).abs()
+    return scores
 
 
 # END SOLUTION
 # BEGIN STUB
-# def pair_scores(gate, up):
+# def peak_to_peak(mlp):
 #     ...  # one score [neurons]
 # END STUB
-check_pair_scores(pair_scores)
+check_peak_to_peak(peak_to_peak)
 
 # %% [markdown]
-# ### The real model
+# ## Cut, and proved
 #
-# Now a real Llama, in float32, because this part is about exactness. `describe` gives us the same tensors as rows and
-# columns, whatever the model's family calls them.
+# From here on a cut is a list of pairs (block, neuron) that go. `without` makes the smaller model with lesson 02's surgery. Is
+# it right? As always: *pruned equals masked*.
 
 # %%
 from course_utils.architectures import describe
-from course_utils.models import load_model
-from course_utils.width import neuron_importance, prune_neurons, strongest
-
-exact, tokenizer = load_model("llama")
-for name in ("gate_proj", "up_proj", "down_proj"):
-    weight = getattr(exact.model.layers[0].mlp, name).weight
-    print(f"model.model.layers[0].mlp.{name}.weight  {list(weight.shape)}")
-
-mlps = describe(exact).mlps
-by_pair = [sum(peak_to_peak(rows) for rows in mlp.rows) for mlp in mlps]
-for ours, theirs in zip(by_pair, neuron_importance(exact, "peak_to_peak"), strict=True):
-    torch.testing.assert_close(ours, theirs)
-print(f"{exact.config.name_or_path}: {len(mlps)} MLPs of {mlps[0].width:,} neurons, scores equal those of course_utils")
-
-# %% [markdown]
-# ### Pruned equals masked
-#
-# The test of lesson 01, for a GLU. First we *silence* the weakest 20 % of each block: their columns of `down` become
-# zero. Cutting the same neurons out may then change nothing.
-
-# %%
-RATIO = 0.2
-prompt = tokenizer("The Congress shall have power to lay and collect taxes", return_tensors="pt").to(exact.device)
+from course_utils.choosing import strongest
+from course_utils.models import load_model, variant
+from course_utils.width import neuron_importance
 
 
-@torch.no_grad()
-def logits(model):
-    return model(**prompt).logits
+def lowest(scores, ratio=0.1):
+    """The neurons that go, (block, neuron), when so many of each block do."""
+    gone = []
+    for block, values in enumerate(scores):
+        stay = set(strongest(values, ratio).tolist())
+        gone += [(block, n) for n in range(len(values)) if n not in stay]
+    return gone
 
 
-kept = [strongest(scores, RATIO) for scores in by_pair]
-by_hand = [mlps[0].rows[0][kept[0]], mlps[0].rows[1][kept[0]], mlps[0].columns[:, kept[0]]]  # block 0: three slices
-
-whole = logits(exact)
-for mlp, stay in zip(mlps, kept, strict=True):
-    silent = torch.ones(mlp.width, dtype=torch.bool, device=stay.device)
-    silent[stay] = False
-    mlp.columns[:, silent] = 0
-masked = logits(exact)
-report = prune_neurons(exact, by_pair, ratio=RATIO)
-pruned = logits(exact)
-
-difference, largest = (pruned - masked).abs().max(), masked.abs().max()
-print(f"the largest logit is {largest:.1f}")
-print(f"pruned against masked: {difference:.1e}")
-print(f"pruned against whole:  {(pruned - whole).abs().max():.1e}")
-assert difference < 1e-5 * max(1, largest)
-for ours, theirs in zip(by_hand, (*mlps[0].rows, mlps[0].columns), strict=True):
-    assert torch.equal(ours, theirs)
-report
-
-# %% [markdown]
-# `prune_neurons` did to block 0 what we would have done by hand. All blocks now have the same width, so one number in the
-# configuration says it all, and the checkpoint is an ordinary Llama.
-
-# %%
-from transformers import AutoModelForCausalLM
-
-from course_utils.checkpoints import save_pruned
-
-with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-    save_pruned(exact, tokenizer, folder)
-    reloaded = AutoModelForCausalLM.from_pretrained(folder).to(exact.device).eval()
-
-assert torch.equal(logits(reloaded), pruned)
-print(f"{type(reloaded).__name__}, intermediate_size = {reloaded.config.intermediate_size}: logits equal, bit for bit")
-del exact, reloaded, mlps, by_hand, by_pair
-
-# %% [markdown]
-# ### Exercise 2 · ●●○ · 6 minutes
-#
-# Write the pruning step from scores to three slices. `ratio` is the share of the neurons that go, rounded **down** to
-# whole neurons. Return the smaller `gate`, `up` and `down`.
-#
-# <details><summary>Hint</summary>
-#
-# First the number that stays, then which ones (`topk`), then three slices with the same indices. A neuron is a row of
-# gate and up, and a column of down.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_pruning_step
+def without(model, gone):
+    """A model without these neurons; it shares what it can with the given one."""
+    small, gone = variant(model), set(gone)
+    for block, mlp in enumerate(describe(small).mlps):
+        stay = [n for n in range(mlp.width) if (block, n) not in gone]
+        mlp.keep(torch.tensor(stay, device=model.device))
+    return small
 
 
-# BEGIN SOLUTION
-def pruning_step(gate, up, down, scores, ratio):
-    stay = len(scores) - int(ratio * len(scores))
-    keep = scores.topk(stay).indices.sort().values
-    return gate[keep], up[keep], down[:, keep]
+exact, tokenizer = load_model("llama")  # float32
+gone = lowest(neuron_importance(exact, "peak_to_peak"))
+masked = variant(exact)  # the same neurons silent: their columns are zero
+for block, mlp in enumerate(describe(masked).mlps):
+    weight = mlp.down.weight.detach().clone()
+    weight[:, [n for b, n in gone if b == block]] = 0
+    mlp.down.weight = torch.nn.Parameter(weight)
 
-
-# END SOLUTION
-# BEGIN STUB
-# def pruning_step(gate, up, down, scores, ratio):
-#     ...
-#     return ..., ..., ...
-# END STUB
-check_pruning_step(pruning_step)
-
-# %% [markdown]
-# ## A correct cut isn't a good cut
-#
-# The surgery is exact. But **which** neurons should go?
-#
-# | criterion | a neuron's score | looks at |
-# |---|---|---|
-# | `l1` | sum of the magnitudes of both rows | weights |
-# | `l2` | Euclidean norms of both rows | weights |
-# | `variance` | variance of both rows | weights |
-# | `product` | L1 of the gate row × L1 of the up row | weights |
-# | `peak_to_peak` | max + \|min\| of both rows | weights |
-# | `activation` | how strongly the neuron fires on real text × the size of its column of `down` | weights and data |
-# | `random` | noise | nothing |
-#
-# The last row is the control. A criterion that doesn't beat it is no help for this way of cutting.
-#
-# **Text.** Neurons are chosen on *calibration* rows, guesses about causes are made on other rows of that split (`scan`),
-# and what we report comes from speeches of the *evaluation* split, which choose nothing. Rows come from all over a split.
-#
-# **The weights** of the embedded model were stored in 4 bits (Q4_1). That should hardly change the order of neurons, but
-# this copy can't prove it.
-
-# %%
-from course_utils.evaluation import perplexity, perplexity_ratio
-from course_utils.models import variant
-from course_utils.session import safe_dtype
-from course_utils.texts import token_blocks
-
-LENGTH = 64  # short rows: as many tokens then come from more places
-POOL = {"speeches": 100_000, "wiki": 10_240, "stories": 2_560}  # tokens of each split to draw rows from
-
-
-def sample(domain, split, rows):
-    """Rows of LENGTH tokens, drawn at random from many documents of a split; the same ones every time."""
-    blocks = token_blocks(tokenizer, split, domain=domain, tokens=POOL[domain], length=LENGTH)
-    return blocks.sample(rows, seed=session.seed)
-
-
-dtype = safe_dtype(session.dtype)  # a broken model's activations can leave float16's range
-base, _ = load_model("llama", dtype=dtype)
-base.requires_grad_(False)
-architecture = describe(base)
-blocks = range(architecture.num_blocks)
-width = architecture.intermediate_sizes[0]
-
-text = sample("speeches", "evaluation", rows=8)
-rows = sample("speeches", "calibration", rows=68)
-calibration, scan = rows[:64], rows[64:]
-
-
-def measure(model, rows=text):
-    """Perplexity, all rows in one batch: one pass reads the weights once."""
-    return perplexity(model, rows, batch_size=len(rows))
-
-
-unpruned = measure(base)
-print(f"{base.config.name_or_path}: {len(blocks)} blocks of {width:,} neurons")
-print(f"unpruned: {unpruned}")
-
-# %% [markdown]
-# **Predict before you run.** We remove 10 % of the neurons. Order the seven criteria. Where does `random` stand?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# Only one criterion came before `random`. At 10 % the perplexity rose from 39.5 to 45.1 with `activation` and to 75.0 with
-# the median random cut. The five that read weights were worse: 385.5 with peak-to-peak, the best of them, and 9,933 with
-# L1. (These rows aren't lesson 02's; perplexities can only be compared on the same rows.)
-#
-# </details>
-
-# %%
-WEIGHT_ONLY = ("l1", "l2", "variance", "product", "peak_to_peak")
-FURTHER = ("l1", "peak_to_peak", "activation")  # cut at 20 and 40 % as well
-SEEDS = {0.1: 19, 0.2: 5, 0.4: 5}  # how many random cuts at each ratio
-
-
-def pruned_copy(scores, ratio, **options):
-    model = variant(base)
-    prune_neurons(model, scores, ratio=ratio, **options)
-    return model
-
-
-def by_chance(ratio, seeds, **options):
-    """Random cuts, one after the other."""
-    for seed in range(seeds):
-        yield pruned_copy(neuron_importance(base, "random", seed=seed), ratio, **options)
-
-
-importance = {name: neuron_importance(base, name) for name in WEIGHT_ONLY}
-importance["activation"] = neuron_importance(base, "activation", batches=calibration.batches(16))
-results = {
-    (name, ratio): measure(pruned_copy(scores, ratio))
-    for name, scores in tqdm(importance.items(), desc="criteria")
-    for ratio in SEEDS
-    if ratio == 0.1 or name in FURTHER
-}
-randoms = {
-    ratio: [measure(model) for model in by_chance(ratio, seeds)] for ratio, seeds in tqdm(SEEDS.items(), desc="random")
-}
-
-# %%
-from course_utils.reports import shown, with_interval
-
-table = pd.DataFrame(
-    {
-        f"{ratio:.0%} removed": {
-            name: shown(results[name, ratio].perplexity) if (name, ratio) in results else "" for name in importance
-        }
-        | {
-            "random, lowest": shown(min(score.perplexity for score in randoms[ratio])),
-            "random, median": shown(np.median([score.perplexity for score in randoms[ratio]])),
-            "random, highest": shown(max(score.perplexity for score in randoms[ratio])),
-        }
-        for ratio in SEEDS
-    }
-)
-print(f"Perplexity on speeches; unpruned {unpruned.perplexity:.1f}, a uniform guess {architecture.vocab_size:,}")
-table
-
-# %%
-named = {"activation": "activation (most active kept)", "l1": "L1 (largest weights kept)"}
-points = [("random", 0.0, unpruned.perplexity)] * max(SEEDS.values())  # each seed starts there
-points += [("random", ratio, score.perplexity) for ratio, scores in randoms.items() for score in scores]
-for name, label in named.items():
-    points.append((label, 0.0, unpruned.perplexity))
-    points += [(label, ratio, results[name, ratio].perplexity) for ratio in SEEDS]
-curve_with_seeds(
-    pd.DataFrame(points, columns=["criterion", "ratio", "value"]),
-    x_label="MLP neurons removed",
-    y_label="perplexity (lower is better)",
-    floors={"guessing": architecture.vocab_size},
-    log_y=True,
-    title="Which neurons should go?",
-    ax=plt.subplots(figsize=(9, 5.4), layout="constrained")[1],
-)
-show(
-    "Perplexity on a logarithmic axis against the share of MLP neurons removed, from none to 40 %, for three ways of "
-    "choosing them. All start at the unpruned model. L1 is far worse than random cuts at 10 and 20 %; at 40 % it passes "
-    "the line of blind guessing, as one random cut does. Activation stays far below random."
-)
-
-# %% [markdown]
-# Each grey dot is one random cut; the grey line joins their medians. Above the line of guessing a model predicts worse than
-# one that holds all tokens equally likely: up there only wreckage is ranked.
-#
-# **Saved run.** L1 lies above all random dots at 10 and 20 %. At 40 % it is past guessing (163,044), and one random cut is
-# worse still (314,849). `activation` lies below all random dots at every share.
-#
-# ### The verdict
-#
-# Two things could make a criterion look good or bad by luck: the rows of text, and the random cuts. For the rows we take
-# the *ratio* of two perplexities on the same rows, with its interval (`perplexity_ratio`). For the draws we count: the cut
-# of a criterion that knows nothing is one more random cut, and the best of twenty one time in twenty.
-#
-# ### Exercise 3 · ●○○ · 4 minutes
-#
-# Write `rank_p(perplexity, randoms)`: how likely a random cut is at least as good as this one. The criterion's own cut
-# counts as one more outcome, above and below the line.
-#
-# <details><summary>Hint</summary>
-#
-# With 19 random cuts, all of them worse, the answer is 1 / 20.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_rank_p
-
-
-# BEGIN SOLUTION
-def rank_p(perplexity, randoms):
-    as_good = sum(value <= perplexity for value in randoms)
-    return (1 + as_good) / (1 + len(randoms))
-
-
-# END SOLUTION
-# BEGIN STUB
-# def rank_p(perplexity, randoms):
-#     ...
-# END STUB
-check_rank_p(rank_p)
-
-# %%
-from course_utils.uncertainty import verdict
-
-
-def median_of(scores):
-    """The score in the middle of an odd number of them."""
-    return sorted(scores, key=lambda score: score.perplexity)[len(scores) // 2]
-
-
-def beside_random(score, controls):
-    """One row of a table: a model beside random cuts of the same size, on the same rows."""
-    ratio, low, high = perplexity_ratio(score, median_of(controls))
-    better = sum(control.perplexity <= score.perplexity for control in controls)
-    return {
-        "perplexity": shown(score.perplexity),
-        "× unpruned": shown(score.perplexity / unpruned.perplexity),
-        "× median random (95 %)": with_interval(ratio, low, high),
-        "reads as": verdict(low, high, at=1, below="better", above="worse", neither="no evidence of a difference"),
-        "random cuts as good": f"{better} of {len(controls)}",
-        "p, better than random": f"{(1 + better) / (1 + len(controls)):.2f}",
-    }
-
-
-print("10 % of the neurons removed")
-pd.DataFrame({name: beside_random(results[name, 0.1], randoms[0.1]) for name in importance}).T
-
-# %% [markdown]
-# A p near 1: nearly every random cut was as good or better. To be worse than all nineteen is p = 1/20 for who asked just
-# that, and 1/10 for who looks both ways; worse than eighteen, 1/10 and 1/5. The distance to the median says more.
-#
-# **Saved run.** L1 and product lose to all nineteen random cuts, the other three weight criteria to eighteen, and all five
-# are far from the median (peak-to-peak, the nearest: 5.14 ×, 3.57 to 7.40). `activation` beats all nineteen: p = 0.05, the
-# least that they can give, and with six criteria tried, luck alone takes one there in up to 6 of 20 cases. Its distance
-# says more: 0.60 × the median (0.48 to 0.75). One random cut is a disaster, with 3,948; we come back to it.
-#
-# Five random cuts, as at 20 and 40 %, can't give less than p = 1/6: there the dots show a spread and prove nothing.
-
-# %% [markdown]
-# ## Looking for the cause
-#
-# Neurons with large weights should matter more than random ones. If that fails by so much, there is a reason. As in any
-# debugging: first *where*, then *what*, then *why*. Guesses are made on the `scan` rows, and judged on the evaluation rows.
-#
-# ### Where: one block at a time
-#
-# **Predict before you run.** Remove 10 % of one block only, by L1 and at random. Is the damage spread evenly over the
-# blocks? If not, is it at the beginning or at the end?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# It sits in three blocks, at both ends. Block 0 alone cost 2.47 nats, its nineteen random cuts -0.03 to 0.50. Blocks 29
-# and 28 followed with 0.55 and 0.49 (random cuts: 0.02 to 0.13, -0.02 to 0.12); no other block came near.
-#
-# </details>
-
-# %%
-from course_utils.depth import remove_blocks
-
-# two models for each block, and 19 for each of the three that L1 damages most
-scan_ids = scan.input_ids.to(base.device)
+prompt = tokenizer("The Congress", return_tensors="pt").to(exact.device)
 with torch.no_grad():
-    entering = base.base_model(scan_ids, output_hidden_states=True, use_cache=False).hidden_states  # before each block
-
-
-@torch.no_grad()
-def nats(model, block):
-    """Nats a token on the scan rows. The blocks before the given one needn't run: what they give it is known."""
-    remove_blocks(model, range(block))
-    return model(inputs_embeds=entering[block], labels=scan_ids, use_cache=False).loss.item()
-
-
-cuts = {"l1": importance["l1"], "random": neuron_importance(base, "random")}
-intact = nats(variant(base), 0)
-damage = pd.DataFrame(index=blocks, columns=list(cuts), dtype=float)  # nats a token above the unpruned model
-for block in tqdm(blocks, desc="blocks"):
-    for name, scores in cuts.items():
-        damage.loc[block, name] = nats(pruned_copy(scores, 0.1, layers=[block]), block) - intact
-
-draws = {}
-for block in damage.l1.nlargest(3).index.tolist():
-    draws[block] = [nats(model, block) - intact for model in by_chance(0.1, 19, layers=[block])]
-    print(f"block {block}: L1 {damage.l1[block]:.2f} nats, × {np.exp(damage.l1[block]):.1f} in perplexity; "
-          f"19 random cuts {min(draws[block]):.2f} to {max(draws[block]):.2f} nats")  # fmt: skip
-worst = next(iter(draws))
-print(f"blocks where L1 does more damage than one random cut: {(damage.l1 > damage.random).sum()} of {len(blocks)}")
-
-# %%
-figure, ax = plt.subplots(figsize=(9, 4.6), layout="constrained")
-for block, several in draws.items():
-    ax.plot([block] * len(several), several, ".", color="0.45", alpha=0.5)
-ax.plot(blocks, damage.random, ".", color="0.45", markersize=12, label="random")
-ax.plot(blocks, damage.l1, "s", color="C3", label="L1")
-ax.set_yscale("symlog", linthresh=0.02)
-ax.set_yticks([-0.02, 0, 0.02, 0.1, 0.5, 2], ["−0.02", "0", "0.02", "0.1", "0.5", "2"])
-ax.set_xlabel("the only block that is pruned")
-ax.set_ylabel("damage, nats a token")
-ax.set_title("10 % of the neurons of one block")
-ax.legend(loc="upper center")
-show(
-    "Damage in nats a token, on an axis that is logarithmic above 0.02, against the only block that is pruned: a square for "
-    "L1, a dot for one random cut, and nineteen dots in the three blocks that L1 damages most, one at the left end and two "
-    "at the right. There the square lies far above all dots; in most other blocks it lies a little above the one dot."
-)
+    models = exact, without(exact, gone), masked
+    whole, pruned, silent = (model(**prompt).logits for model in models)
+print(f"{len(gone):,} neurons go, those with the lowest peak-to-peak")
+print(f"pruned against masked: {(pruned - silent).abs().max():.1e}")
+print(f"pruned against whole:  {(pruned - whole).abs().max():.1e}")
+del exact, masked, models
 
 # %% [markdown]
-# Each square is a cut by L1, each dot a random one. A square far above the dots: there L1 takes something that a random cut
-# leaves. (These are four rows of text: near 0, above or below, there is only noise.)
+# ## A score that looks
 #
-# Single blocks don't add up to the whole. The only test of "it is that block" is to spare it.
+# What a neuron adds can be measured: its size on text, root mean square over the tokens, times the length of its column.
+# Lesson 01 called it `activation`.
 #
-# ### What: contributions, and massive activations
+# $$\mathrm{score}_j = \mathrm{rms}_t(a_{tj}) \cdot \lVert W_{down}[:, j] \rVert$$
 #
-# A natural guess: L1 removes neurons that *contribute* a lot. A neuron adds (its activation) × (its column of `down`) to
-# the residual stream. The `activation` score is the size of that; squared, as a part of the block's sum, it is the
-# neuron's share. Then blocks that lose much must be damaged much.
+# The text that measures comes from other speeches than the text that judges.
 
 # %%
-from course_utils.activations import watching
+from course_utils.evaluation import perplexity
+from course_utils.texts import judging_rows, token_blocks
+
+pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
+sampled = pool.sample(74, seed=0)
+choosing, calibration = sampled[:10], sampled[10:]  # the first ten are for later
+batches = calibration.batches(16)
+judges = judging_rows(tokenizer, draw=0)  # 48 rows a text, as in the record
+judges = {text: rows[:12] for text, rows in judges.items()}
+
+base, _ = load_model("llama", dtype=safe_dtype(session.dtype))
+base.requires_grad_(False)
 
 
-@torch.no_grad()
-def look_inside(token_ids):
-    """Statistics of each block's MLP over [rows, length] token ids, one dict of tensors [neurons] a block."""
-    found = {}
-
-    def receive(_, block, states):
-        x, mlp = states.float(), architecture.mlps[block]  # what the MLP reads: [rows, length, hidden]
-        gate, up = (x @ weight.float().T for weight in mlp.rows)  # [rows, length, neurons]
-        fired = mlp.owner.act_fn(gate)
-        product = fired * up
-        sizes = {"gate": fired, "up": up, "both": product, "later": product[:, 1:], "input": x}
-        found[block] = {name: values.square().mean(dim=(0, 1)).sqrt() for name, values in sizes.items()}
-        found[block]["open"] = (gate > 0).float().mean(dim=(0, 1))  # share of tokens
-        found[block]["peak"] = product.abs().amax(dim=(0, 1))
-        found[block]["where"] = product.abs().amax(dim=2).amax(dim=0).argmax()  # position in the row
-
-    with watching(architecture, ["mlp_norm"], None, receive):
-        base.base_model(token_ids.to(base.device), use_cache=False)
-    return [found[block] for block in blocks]
+def nats(model, rows):
+    """Loss in nats a token; all rows in one batch, so the weights are read once."""
+    return perplexity(model, rows, batch_size=len(rows)).nll
 
 
-inside = look_inside(calibration.input_ids[:16])
-columns = [mlp.columns.float().norm(dim=0) for mlp in architecture.mlps]
-peaks = torch.stack([found["peak"] for found in inside])  # [blocks, neurons]
-print(f"median of all neurons' peaks: {peaks.median():.2f}. The five largest:")
-for place in peaks.flatten().topk(5).indices.tolist():
-    block, neuron = divmod(place, width)
-    print(
-        f"  block {block}, neuron {neuron}: {peaks[block, neuron]:.0f}; that block peaks at position {inside[block]['where']}"
-    )
-
-# %%
-from course_utils.uncertainty import rank_correlation
+intact = {text: nats(base, rows) for text, rows in judges.items()}
 
 
-def lost_share(scores, contributions, ratio=0.1):
-    """Share of the squared contributions that goes with the lowest scores."""
-    removed = scores.sort(stable=True).indices[: int(ratio * len(scores))]
-    return (contributions[removed].square().sum() / contributions.square().sum()).item()
+def times(model):
+    """Perplexity on each judging text, × that of the whole model."""
+    return [math.exp(nats(model, judges[text]) - intact[text]) for text in judges]
 
 
-lost = pd.DataFrame(
-    {
-        name: [
-            lost_share(scores, found[name] * column)
-            for scores, found, column in zip(importance["l1"], inside, columns, strict=True)
-        ]
-        for name in ("both", "later")
-    }
-)
-for name, words in {"both": "all tokens", "later": "without the first token of each row"}.items():
-    rho, low, high = rank_correlation(lost[name].to_numpy(), damage.l1.to_numpy())
-    print(f"damage against share lost, {words}: rank correlation {rho:+.2f} ({low:+.2f} to {high:+.2f})")
-print(f"blocks that lose more than 10 % of their contributions: {(lost.both > 0.1).sum()} of {len(blocks)}")
-told = lost.assign(damage=damage.l1, peak=peaks.amax(dim=1).cpu()).rename_axis("block")
-marked = told.damage.nlargest(3).index.union(told.both.nlargest(3).index).union(told.peak.nlargest(2).index)
-told.loc[marked].round(3)
+def compare(name, here, criterion, edit, seed=0):
+    """Print × the whole model on each text, as measured here and in the record."""
+    print(f"{name:<15}", end="")
+    for text, value in zip(judges, here, strict=True):
+        there = arm(criterion, edit, text).times.get(seed, math.nan)
+        print(f"  {text} × {value:.2f} here, {there:.2f} in the record", end="")
+    print()
 
-# %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained", sharey=True)
-titles = {"both": "all tokens", "later": "first tokens left out"}
-for ax, (name, title) in zip(axes, titles.items(), strict=True):
-    ax.plot(100 * lost[name], damage.l1, "s", color="C3", markersize=6)
-    for block in marked:
-        ax.annotate(f" {block}", (100 * lost[name][block], damage.l1[block]), fontsize="small")
-    ax.axvline(10, color="0.45", linestyle=":")
-    ax.margins(x=0.1)
-    ax.set_yscale("symlog", linthresh=0.02)
-    ax.set_yticks([0, 0.02, 0.1, 0.5, 2], ["0", "0.02", "0.1", "0.5", "2"])
-    ax.set_title(title)
-    ax.set_xlabel("contributions lost, %")
-axes[0].set_ylabel("damage, nats a token")
-show(
-    "Damage of cutting 10 % of one block by L1 against the share of the block's contributions that goes, a square for each "
-    "block, on the left with all tokens, on the right without the first token of each row; a dotted line marks the ten "
-    "percent that random cuts lose on average. On the left the cloud has no clear slope; on the right the three most damaged "
-    "blocks are among the four that lose most."
-)
+
+print(f"scores: {calibration.num_tokens:,} tokens of other speeches")
+print(f"judges: {len(judges['wiki'])} rows of each text, in the record 48")
 
 # %% [markdown]
-# Each square is a block; the dotted line marks the 10 % that a random cut loses on average. If lost contributions were
-# the cause, the squares would rise from the lower left to the upper right.
+# ### Exercise 2 · ●●○ · 10 minutes
 #
-# **Saved run.** On the left there is no clear rise: a rank correlation of +0.33 (-0.08 to +0.67). Block 20 loses 31 % of
-# its contributions at no cost that shows; block 28 loses 1 % and is damaged by 0.49 nats.
-#
-# A block that seems to lose nothing and is hurt has a reason with a name. **Massive activations** (Sun et al. 2024) are
-# a few values in the residual stream, a thousand times as large as the median and more, often at the first token of a text.
-# Some neurons fire like that, and squared they outweigh all others in their block. The right panel leaves first tokens out.
-#
-# **Saved run.** Blocks 11 and 28 peak at 3065 and 2372, where the median neuron peaks at 1.49. Without first tokens block
-# 28 is seen to lose nearly half, and loss and damage go together: +0.52 (+0.14 to +0.78). But block 18 loses 40 % as well
-# and is hurt by 0.07 nats only. Lost contributions are a lead, not the answer.
-#
-# ### What: try to repair it
-#
-# Each guess becomes an experiment. If it is right, the change must bring L1 down to random cuts that get *the same* change:
-# sparing a block or protecting neurons helps a random cut as well.
-#
-# - *It is that block.* Spare the worst block of the scan.
-# - *L1 is the wrong way round.* Keep the neurons with the **lowest** L1.
-# - *Massive activations carry the model.* Protect the five neurons with the largest peaks.
-# - *L1 removes neurons that contribute a lot.* Protect the 5 % of each block with the highest activation score: a
-#   diagnosis, not a method, and protecting 5 % might help whichever they are. It needs a control of its own.
-#
-# ### Exercise 4 · ●●○ · 6 minutes
-#
-# Design it: `control_arm(masks, seed)` gets the protected neurons of each block, a list of bool masks [neurons]. Return
-# the masks of a control that differs in one thing only: *which* neurons are protected.
+# Write `contribution(model, batches)` with hooks of your own: a list with one tensor of scores for each block. A batch is a
+# dict of `input_ids` and `attention_mask`; where the mask is 0 stands padding, which must not count. Leave the model as you
+# found it. The check tries yours on made-up text, and then on our Llama beside the library's `activation`.
 #
 # <details><summary>Hint</summary>
 #
-# As many in each block, drawn from all its neurons. `torch.randperm(n, generator=…)` with one
-# `torch.Generator().manual_seed(seed)` for the whole model.
+# The blocks are `model.model.layers`. `layer.mlp.down_proj.register_forward_pre_hook(hook)` calls `hook(module, inputs)` before
+# each run; `inputs[0]` is $a$, [rows, length, neurons]. Sum squares and count tokens over all batches, divide at the end.
+# 16-bit squares overflow: take `.float()` first.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_control_arm
+from course_utils.exercises.lesson_03 import check_contribution
 
 
 # BEGIN SOLUTION
-def control_arm(masks, seed):
-    generator, control = torch.Generator().manual_seed(seed), []
-    for mask in masks:
-        chosen = torch.randperm(len(mask), generator=generator)[: int(mask.sum())]
-        control.append(torch.zeros_like(mask).index_fill(0, chosen, True))
-    return control
-
-
-# END SOLUTION
-# BEGIN STUB
-# def control_arm(masks, seed):
-#     ...  # a list of masks like the given ones
-# END STUB
-check_control_arm(control_arm)
-
-
-# %%
-def protect(scores, chosen):
-    """Scores with some neurons lifted above all others; chosen: a bool tensor [neurons] a block."""
-    return [torch.where(mask, own.max() + 1, own) for mask, own in zip(chosen, scores, strict=True)]
-
-
-l1, activation = importance["l1"], importance["activation"]
-five = [found["peak"] >= peaks.flatten().topk(5).values[-1] for found in inside]
-top = [scores >= scores.quantile(0.95) for scores in activation]
-repairs = {  # what becomes of the scores, and where is cut
-    "L1": (lambda scores: scores, {}),
-    "lowest L1 kept": (lambda scores: [-own for own in scores], {}),
-    f"block {worst} spared": (lambda scores: scores, {"layers": [block for block in blocks if block != worst]}),
-    "massive activations protected": (lambda scores: protect(scores, five), {}),
-    "top 5 % contributors protected": (lambda scores: protect(scores, top), {}),
-}
-NOISE_SEEDS = range(19)
-noise = [neuron_importance(base, "random", seed=seed) for seed in NOISE_SEEDS]
-repaired, treated_alike = {}, {}
-for name, (change, options) in tqdm(repairs.items(), desc="repairs"):
-    repaired[name] = measure(pruned_copy(change(l1), 0.1, **options))
-    if name in ("L1", "lowest L1 kept"):
-        treated_alike[name] = randoms[0.1]  # noise upside down is noise
-    else:
-        treated_alike[name] = [measure(pruned_copy(change(scores), 0.1, **options)) for scores in noise]
-
-gone = [scores.sort(stable=True).indices[: int(0.1 * width)] for scores in l1]
-print("of the five largest peaks, L1 removes", sum(int(m[i].sum()) for m, i in zip(five, gone, strict=True)))
-beside = {name: beside_random(score, treated_alike[name]) for name, score in repaired.items()}
-for name, controls in treated_alike.items():
-    factors = [control.perplexity / unpruned.perplexity for control in controls]
-    beside[name]["19 random cuts treated alike: median × unpruned (range)"] = with_interval(
-        np.median(factors), min(factors), max(factors)
-    )
-pd.DataFrame(beside).T
-
-# %%
-lucky = []  # the control of exercise 4: L1, with 5 % of the neurons protected at random instead of the top 5 %
-for scores in tqdm(noise, desc="control"):
-    chosen = [own >= own.quantile(0.95) for own in scores]
-    lucky.append(measure(pruned_copy(protect(l1, chosen), 0.1)).perplexity / unpruned.perplexity)
-print(f"L1, 5 % at random protected, 19 times: {shown(min(lucky))} to {shown(max(lucky))} × unpruned")
-
-# %% [markdown]
-# A cause is found when the damage is *gone*, down to random cuts that were treated alike.
-#
-# **Saved run.** It isn't block 0 alone: with it spared, 18.7 × the unpruned perplexity is left, 11.8 times the median random
-# cut that spares it, too. The reverse order is bad as well (83.0 ×), and protecting the massive activations changes
-# nothing, because L1 removes 0 of them. Protecting the top 5 % of contributors takes 251.4 × down to 2.20 ×; as many at
-# random leave 104.4 to 239.7 ×. So most of L1's damage comes from hitting strong contributors. That of the random disaster,
-# too: 99.9 ×, and at most 1.50 × with them protected.
-#
-# **Saved run.** Most of it, not all: 19 of 19 random cuts that leave the same contributors alone are better than L1 (1.57
-# times their median, 1.05 to 2.35). Among weaker contributors, too, L1 does worse than chance.
-#
-# ### Why: which piece of information is missing?
-#
-# A contribution is made of four things: the weights of the two rows, the input that meets them, the gate, and the column
-# of `down`. L2 knows only the first. So we hand out the others, **one** at a time:
-#
-# - `L2`: Euclidean norms of gate row + up row. `scaled`: each weight times the size of its input channel, *as if* channels
-#   were independent.
-# - `column`: the norm of the neuron's column of `down`. `open`: the share of tokens on which its gate is open.
-# - `up`, `gate`, `gate · up`: what these give on text, root mean square over tokens. (`gate · up × column` is the
-#   activation criterion, on 1,024 tokens.)
-#
-# `L2 × open` tests a popular story: large weights belong to gates that are mostly shut. If so, it must help as much as
-# measuring does.
-
-
-# %%
-def product(*factors):
-    return [torch.stack(parts).prod(dim=0) for parts in zip(*factors, strict=True)]
-
-
-def inside_of(name):
-    return [found[name] for found in inside]
-
-
-l2 = importance["l2"]
-scaled = [
-    [(rows.float() * found["input"]).norm(dim=1) for rows in mlp.rows]
-    for mlp, found in zip(architecture.mlps, inside, strict=True)
-]
-LADDER = {
-    "L2": l2,
-    "L2 × column": product(l2, columns),
-    "L2 × open": product(l2, inside_of("open")),
-    "scaled L2": [sum(pair) for pair in scaled],
-    "scaled L2 × column": product([sum(pair) for pair in scaled], columns),
-    "scaled up": [pair[1] for pair in scaled],
-    "up": inside_of("up"),
-    "gate": inside_of("gate"),
-    "gate · up": inside_of("both"),
-    "gate · up × column": product(inside_of("both"), columns),
-}
-ladder = {name: measure(pruned_copy(scores, 0.1)) for name, scores in tqdm(LADDER.items(), desc="ladder")}
-opening = [rank_correlation(a, found["open"], resamples=2)[0] for a, found in zip(l2, inside, strict=True)]
-print(f"rank correlation of L2 and open share: median {np.median(opening):+.2f}, below 0 in {sum(r < 0 for r in opening)} "
-      f"of {len(blocks)} blocks")  # fmt: skip
-guessing = architecture.vocab_size / unpruned.perplexity
-print(f"a uniform guess over all tokens has × {shown(guessing)} the unpruned perplexity")
-
-# %%
-random = [score.perplexity / unpruned.perplexity for score in randoms[0.1]]
-ax = against_random(
-    {name: score.perplexity / unpruned.perplexity for name, score in ladder.items()},
-    {"random": random},
-    x_label="perplexity, × unpruned",
-    lines={"guessing": guessing},
-    title="10 % removed: what the score knows",
-)
-ax.annotate("median random", (np.median(random), -0.75), (5, 0), textcoords="offset points", fontsize="small")
-show(
-    "Perplexity as a multiple of the unpruned model's, on a logarithmic axis: a row with a dot and its number for each of "
-    "ten scores, and a last row with a grey dot for each of nineteen random cuts. A dashed line marks their median, a dotted "
-    "one a model that guesses. The six scores with the length of a weight row in them lie right of the dashed line, L2 × "
-    "column even right of the dotted one; the four that measure what gate or up give on text lie left of the dashed line."
-)
-
-# %% [markdown]
-# Left of the dashed line is better than the median random cut, right of the dotted one (if the axis reaches it) worse than
-# guessing. The table compares rows that differ in one thing.
-
-# %%
-STEPS = [
-    ("L2", "L2 × column"), ("L2", "L2 × open"), ("L2", "scaled L2"), ("scaled L2", "scaled L2 × column"),
-    ("scaled up", "up"), ("up", "gate · up"), ("gate", "gate · up"), ("gate · up", "gate · up × column"),
-]  # fmt: skip
-pd.DataFrame(
-    {
-        f"{before} → {after}": {
-            "× unpruned": " → ".join(shown(ladder[n].perplexity / unpruned.perplexity) for n in (before, after)),
-            "ratio (95 %)": with_interval(*perplexity_ratio(ladder[after], ladder[before])),
-            "random cuts as good": beside_random(ladder[after], randoms[0.1])["random cuts as good"],
-        }
-        for before, after in STEPS
-    }
-).T
-
-# %% [markdown]
-# Which step takes away most of the damage, and which score is the first one below the random cuts?
-#
-# **Saved run.** *The column misleads.* L2 × column is 21 times as bad as L2 (82.4 → 1,713 × unpruned, where guessing has
-# 1,244 ×), and at the end of the ladder it changes nothing that shows (1.13 → 1.14). Why, the ladder doesn't say. *Shut
-# gates are not all of it.* Large weights do have gates that are shut more often, in 30 of 30 blocks; but multiplying with
-# the open share leaves 37.1, a broken model, and isn't shown to help (0.45 × L2, 0.08 to 2.54). *The input is most of it.*
-# Weighting by the size of the input channels takes L2 from 82.4 to 4.02; measuring what the up row gives takes `scaled up`
-# from 13.0 to 1.68, as good as a lucky random cut (1 of 19). Only scores that measure the gate get below all nineteen, with
-# 1.29, 1.13 and 1.14. Lengths did worse than the median random cut by far: here they look misleading, not just
-# uninformative.
-#
-# So this is what a weight can't tell you: **what it meets**. A row's answer is its length times the size and the direction
-# of the input. If a few input channels are large, most of a row's length is spent on channels that hardly matter. (One
-# model; the ladder shows which information *suffices*, not why training made the weights like that.)
-
-# %% [markdown]
-# ## A criterion that looks
-#
-# So we measure. The input of `down` holds one number for each neuron, gate times up. Root mean square over all *real*
-# tokens (padding doesn't count), times the norm of the neuron's column: the size of what it adds to the residual stream.
-
-
-# %%
 @torch.no_grad()
 def contribution(model, batches):
-    """One score [neurons] a block: RMS of the neuron's activation over the real tokens × norm of its column."""
-    parts = describe(model)
-    squares, tokens = [0] * parts.num_blocks, 0
+    layers = model.model.layers
+    squares, count = [0] * len(layers), 0
 
-    def receive(_, block, states):  # [rows, length, neurons]
-        squares[block] += states[real].float().square().sum(dim=0)
+    def note(block):
+        def hook(module, inputs):
+            states = inputs[0][real].float()  # [real tokens, neurons]
+            squares[block] = squares[block] + states.square().sum(dim=0)
 
-    with watching(parts, ["down_input"], None, receive):
-        for batch in batches:
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            real = batch["attention_mask"].bool()  # `receive` reads it
-            tokens += real.sum()
-            model.base_model(**batch, use_cache=False)  # everything but the head
-    return [(s / tokens).sqrt() * mlp.columns.float().norm(dim=0) for s, mlp in zip(squares, parts.mlps, strict=True)]
+        return hook
 
-
-# %% [markdown]
-# It should equal the criterion of `course_utils`, however the texts are cut into batches, and on whichever side they are
-# padded. Six texts of different lengths, in float32:
-
-# %%
-from course_utils.texts import documents, padded_batches
-
-exact, _ = load_model("llama")
-texts = [text_[: 40 * (number + 1)] for number, text_ in enumerate(documents("speeches", "calibration")[:6])]
-by_four = padded_batches(tokenizer, texts, batch_size=4)
-ours = contribution(exact, by_four)
-for mine, theirs in zip(ours, neuron_importance(exact, "activation", batches=by_four), strict=True):
-    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-print("equal to neuron_importance(model, 'activation')")
+    handles = []
+    for block, layer in enumerate(layers):
+        down = layer.mlp.down_proj
+        handles.append(down.register_forward_pre_hook(note(block)))
+    for batch in batches:
+        real = batch["attention_mask"].bool().to(model.device)  # `hook` reads it
+        count += real.sum()
+        model.model(batch["input_ids"].to(model.device), real)
+    for handle in handles:
+        handle.remove()
+    scores = []
+    for total, layer in zip(squares, layers, strict=True):
+        column = layer.mlp.down_proj.weight.float().norm(dim=0)
+        scores.append((total / count).sqrt() * column)
+    return scores
 
 
-def overlap(a, b, ratio=0.2):
-    """Share of the removed neurons that two scores have in common, over all blocks."""
-    sets = [[set(range(width)) - set(strongest(own, ratio).tolist()) for own in scores] for scores in (a, b)]
-    return sum(len(x & y) for x, y in zip(*sets, strict=True)) / sum(map(len, sets[0]))
-
-
-others = {
-    "one by one": padded_batches(tokenizer, texts, batch_size=1),
-    "three at a time, padded left": padded_batches(tokenizer, texts, batch_size=3, padding_side="left"),
-    "a common mistake, padding counted as text": [
-        batch | {"attention_mask": torch.ones_like(batch["attention_mask"])} for batch in by_four
-    ],
-}
-for name, batches in others.items():
-    print(f"{name}: {overlap(ours, contribution(exact, batches)):.0%} of the removed neurons the same")
-del exact
+# END SOLUTION
+# BEGIN STUB
+# def contribution(model, batches):
+#     ...  # a list of tensors [neurons], one a block
+# END STUB
+check_contribution(contribution, base, batches[:2])
 
 # %% [markdown]
-# ### How much text is enough, and which?
+# ## Weights or text?
 #
-# **Predict before you run.** 20 % of the neurons go. How many tokens does the score need until more of them change nothing
-# that you can see: 32 (a sentence), 256 (half a page), 4,096 (ten pages)? And what if they come from Wikipedia or children's
-# stories, where speeches judge? Each amount is drawn two or three times, because one sentence could be a lucky one.
+# **Some rows are hard for every model.** So we compare row by row: $d_r$ is one cut's loss minus another's on row $r$.
+# The mean of $d$, give or take two standard errors, is a **paired interval**: in 95 of 100 experiments it holds the true mean.
+#
+# $$\bar d \;\pm\; 2\, s_d / \sqrt{n}$$
+#
+# $e$ to its ends is an interval for the ratio of two perplexities. If it leaves out 1, the difference is shown.
+#
+# **Predict before you run.** A tenth of the neurons go: by L1, by peak-to-peak, by `activation`, at random. Put them in order.
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# One sentence was enough to be better than the best of the five random cuts above: 81.1 to 82.3 with 32 tokens. Half a
-# page, 256 tokens, gave 62.5 to 62.9. With 1,024 tokens (53.9 to 55.3) 0 of 3 draws were shown to be worse than the 4,096
-# tokens of the criteria table (52.8). As much of Wikipedia gave 66.6 and 76.2,
-# of stories 74.1 and 75.5.
+# On both texts `activation` beats 19 of 19 random cuts, peak-to-peak 1 and L1 0. Blind choice about doubles the perplexity. L1
+# multiplies it by hundreds.
 #
 # </details>
 
-
 # %%
-def first_tokens(source, start, tokens):
-    """Batches of so many calibration tokens, beginning with row `start`; a row may be cut short."""
-    ids = source[start : start + -(-tokens // LENGTH)].input_ids[:, :tokens]
-    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(16)]
+from course_utils.uncertainty import ratio_interval
 
 
-sources = {"speeches": calibration} | {other: sample(other, "calibration", rows=32) for other in ("wiki", "stories")}
-STARTS = {  # the first row of each draw
-    ("speeches", 32): (0, 1, 2), ("speeches", 256): (0, 4, 8), ("speeches", 1024): (0, 16, 32),
-    ("wiki", 1024): (0, 16), ("stories", 1024): (0, 16),
-}  # fmt: skip
-largest, lines = results["activation", 0.2], {}
-for (kind, tokens), starts in STARTS.items():
-    draws = [
-        neuron_importance(base, "activation", batches=first_tokens(sources[kind], start, tokens)) for start in starts
-    ]
-    scores = [measure(pruned_copy(drawn, 0.2)) for drawn in draws]
-    against = [perplexity_ratio(score, largest) for score in scores]
-    lines[f"{tokens:,} tokens of {kind}"] = {
-        "perplexity, each draw": ", ".join(shown(score.perplexity) for score in scores),
-        f"× {calibration.num_tokens:,} tokens of speeches": ", ".join(f"{ratio:.2f}" for ratio, _, _ in against),
-        "draws shown to be worse": f"{sum(low > 1 for _, low, _ in against)} of {len(against)}",
-    }
-print(f"{calibration.num_tokens:,} tokens of speeches: {shown(largest.perplexity)}")
-pd.DataFrame(lines).T
+def ratio(one, other):
+    """One perplexity ÷ another on the same rows, and the paired interval."""
+    d = one.rows - other.rows
+    half = 2 * d.std(ddof=1) / len(d) ** 0.5
+    return np.exp([d.mean(), d.mean() - half, d.mean() + half])
+
+
+scored = {"activation": neuron_importance(base, "activation", batches=batches)}
+scored["peak-to-peak"] = neuron_importance(base, "peak_to_peak")
+scored["L1"] = neuron_importance(base, "l1")
+for name, scores in scored.items():
+    compare(name, times(without(base, lowest(scores))), name, "shared")
+
+told = {}
+for text in judges:
+    cuts = arm("random", "shared", text).sort_values("damage")
+    middle = cuts.iloc[len(cuts) // 2]
+    arms = {name: arm(name, "shared", text).iloc[0] for name in scored}
+    for name, own in (arms | {"median random": middle}).items():
+        value, low, high = ratio(own, middle)
+        ones = np.ones(len(own.rows))
+        library = np.exp(ratio_interval(own.rows - middle.rows, ones))
+        np.testing.assert_allclose([low, high], library[2:], rtol=0.01)
+        told.setdefault(name, {})[f"{text}: × whole"] = f"{own.times:.2f}"
+        beaten = (cuts.damage > own.damage).sum()
+        told[name][f"{text}: random beaten"] = f"{beaten} of {len(cuts)}"
+        told[name][f"{text}: ÷ median"] = f"{value:.2f} ({low:.2f} to {high:.2f})"
+for name in scored:
+    wins = []
+    for text in judges:
+        for dtype in ("float32", "bfloat16"):
+            cuts = arm("random", "shared", text, dtype).damage
+            own = arm(name, "shared", text, dtype).damage
+            wins += [(cuts > damage).sum() for damage in own]
+    print(f"{name} beats {min(wins)} to {max(wins)} of 19, over texts and formats")
+pd.DataFrame(told).T
 
 # %% [markdown]
-# Compare a step between two amounts with the spread of the draws, and another text with as much of the speeches.
+# Both scores of weights lose to blind choice, and not by luck: their intervals lie far above 1, that of `activation` below it.
+# The lines above the table say that it is so with other calibration text, and in two number formats (float32, and bfloat16
+# with half the bits). A weight doesn't know **what it meets**: how large the number is that it multiplies.
 #
-# **Saved run.** As much text of another kind costs 1.26 to 1.44 times the perplexity, where speeches cost 1.02 to 1.05
-# times: all four draws are shown to be worse. (Speeches were the only judges.)
+# ## One cut in nineteen
 #
-# ### What others look at
+# Look at the first figure again. The random cuts are alike, but for one: over ten times as bad as the median. It chose as
+# blindly as the others. We find it anew on the ten choosing rows, and judge on others, as always.
 #
-# | method | a neuron's score | and then |
-# |---|---|---|
-# | Minitron (Muralidharan et al. 2024) | size of its activation on text | distillation, at scale |
-# | Wanda (Sun et al. 2023) | single weights: size × norm of the input | nothing; sparse, not smaller |
-# | FLAP (An et al. 2023) | how much its activation *varies*, × column | its mean goes into a bias |
-# | LLM-Pruner (Ma et al. 2023) | Taylor: gradient × weight, coupled groups | LoRA |
-# | SliceGPT (Ashkboos et al. 2024) | rotates first, then cuts the directions with least variance | nothing, or LoRA |
+# **Predict before you run.** Of its 4,590 neurons, how many are to blame: most of them, some hundreds, or a handful?
 #
-# Two of these ideas fit into a cell each. **Taylor** asks the loss itself: without a neuron, it changes by about
-# −gradient × activation, summed over a row's tokens. The root mean square over rows is the score. The **refit** mends
-# instead of choosing: the neurons that stay take over what the removed ones wrote, as well as a linear map can (ridge
-# least squares on calibration text). It changes `down` only.
-
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Two. The next exercise finds the first of them.
+#
+# </details>
 
 # %%
-def taylor(model, batches):
-    """One score [neurons] a block: RMS over rows of the loss's first-order change if the neuron went."""
-    states, squares, rows, mlps = [], 0, 0, describe(model).mlps
-    hooks = [mlp.down.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for mlp in mlps]
-    for batch in batches:
-        states.clear()
-        ids = batch["input_ids"].to(model.device)
-        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # the weights need no gradient
-        loss = model(inputs_embeds=embedded, labels=ids, use_cache=False).loss
-        pairs = zip(torch.autograd.grad(loss, states), states, strict=True)
-        change = torch.stack([(g.float() * s.detach().float()).sum(dim=1) for g, s in pairs])  # [blocks, rows, neurons]
-        squares = squares + change.square().sum(dim=1)
-        rows += len(ids)
-    for hook in hooks:
-        hook.remove()
-    return list((squares / rows).sqrt())
+whole_choosing = nats(base, choosing)
+chance, harms = {}, {}
+for seed in tqdm(sorted(arm("random", "shared").index), desc="random cuts"):
+    chance[seed] = lowest(neuron_importance(base, "random", seed=seed))
+    harms[seed] = nats(without(base, chance[seed]), choosing) - whole_choosing
+ranked = sorted(harms, key=harms.get)
+fatal, harmless = ranked[-1], ranked[len(ranked) // 2]
+factor = math.exp(harms[fatal] - harms[harmless])
+print(f"{len(ranked)} random cuts of {len(chance[fatal]):,} neurons; choosing rows")
+print(f"median: cut {harmless}, × {math.exp(harms[harmless]):.2f}")
+print(f"worst: cut {fatal}, × {math.exp(harms[fatal]):.1f}", end=", ")
+print(f"{factor:.0f} times the median")
+factors = []
+for text in judges:
+    for dtype in ("float32", "bfloat16"):
+        cuts = arm("random", "shared", text, dtype).times
+        factors.append(cuts.max() / cuts.median())
+print(f"in the record {min(factors):.0f} to {max(factors):.0f} times the median")
+if factor < 10:
+    print("No cut stands out in this model; text and record: SmolLM2-135M.")
+disaster, tried = chance[fatal], {}
 
 
-# %%
-@torch.no_grad()
-def refit(choices, ratio, token_ids, ridge=0.01):
-    """For each choice of scores and block, `down` refitted to the kept neurons, which stand in for the removed ones."""
-    fitted = [{} for _ in choices]
+def harm(back):
+    """The damage that is left on the choosing rows when these neurons come back."""
+    if tuple(back) not in tried:
+        model = without(base, set(disaster) - set(back))
+        tried[tuple(back)] = nats(model, choosing) - whole_choosing
+    return tried[tuple(back)]
 
-    def receive(_, block, states):
-        states = states.flatten(0, -2).float()  # [tokens, neurons]
-        products = states.T @ states  # [neurons, neurons], the same for every choice
-        columns = architecture.mlps[block].columns.float()  # [hidden, neurons]
-        for scores, own in zip(choices, fitted, strict=True):
-            stay = strongest(scores[block], ratio)
-            gone = torch.ones(width, dtype=torch.bool, device=stay.device).index_fill(0, stay, False)
-            gram = products[stay][:, stay]  # [kept, kept]
-            gram.diagonal().add_(ridge * gram.diagonal().mean())
-            stand_in = torch.linalg.solve(gram, products[stay][:, gone])  # [kept, removed]
-            own[block] = columns[:, stay] + columns[:, gone] @ stand_in.T
-
-    with watching(architecture, ["down_input"], None, receive):
-        base.base_model(token_ids.to(base.device), use_cache=False)
-    return fitted
-
-
-@torch.no_grad()
-def mended(scores, ratio, columns):
-    """A pruned copy with these columns of `down` in its blocks."""
-    model = pruned_copy(scores, ratio)
-    for block, mlp in enumerate(describe(model).mlps):
-        mlp.columns.copy_(columns[block])  # the copy's own: the cut made them anew
-    return model
-
-
-# %%
-by_taylor = taylor(base, calibration[:16].batches(4))
-by_activation, by_luck = refit([activation, cuts["random"]], 0.2, calibration.input_ids[:32])
-arms = {
-    "activation": results["activation", 0.2],
-    "activation + refit": measure(mended(activation, 0.2, by_activation)),
-    "taylor": measure(pruned_copy(by_taylor, 0.2)),
-    "random": randoms[0.2][0],
-    "random + refit": measure(mended(cuts["random"], 0.2, by_luck)),
-}
-del by_activation, by_luck
-pd.DataFrame(
-    {
-        name: {
-            "perplexity": shown(score.perplexity),
-            "× unpruned": shown(score.perplexity / unpruned.perplexity),
-            "× activation (95 %)": with_interval(*perplexity_ratio(score, arms["activation"])),
-        }
-        for name, score in arms.items()
-    }
-).T
 
 # %% [markdown]
-# **Saved run.** Neither is shown to beat plain activation here. Taylor, with a quarter of the text, has 60.3, 1.14 × as
-# much (0.93 to 1.41); with as little text, plain activation had 53.9 to 55.3. The refit takes a random cut from 217.8 down
-# to 95.4, but it isn't shown to make the good cut better: 1.06 × (0.95 to 1.19). More text or a stronger ridge, chosen on
-# the `scan` rows, might (exercise 6).
+# ### Exercise 3 · ●●○ · 8 minutes
 #
-# ## Benchmarks, with their floors
+# One neuron at a time would take 4,590 runs of the model. Write `halve(suspects, harm)`: of two halves of the suspects, the one
+# whose return leaves less harm holds a culprit. Go on with it until one suspect is left, and return that one. `harm(back)` runs
+# a model, so call it twice a step. The check plants culprits in lists; then yours searches the disaster.
 #
-# Two tasks of lm-eval, zero-shot, few questions: **LAMBADA** (guess the last word), **ARC-easy** (school science, four
-# choices).
+# <details><summary>Hint</summary>
 #
-# A floor belongs in every such figure. *Chance* is what blind guessing gets: one in four for ARC. *Majority*, what always
-# giving the most frequent answer gets, is a floor only where answers are classes, as in BoolQ's yes and no. (ARC's places
-# A to D are none: the model scores each answer text by itself.)
+# `middle = len(suspects) // 2`. Compare the halves with each other, not with a number: how much harm is left differs from cut
+# to cut.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_03 import check_halve
+
+
+# BEGIN SOLUTION
+def halve(suspects, harm):
+    while len(suspects) > 1:
+        middle = len(suspects) // 2
+        left, right = suspects[:middle], suspects[middle:]
+        suspects = left if harm(left) < harm(right) else right
+    return suspects[0]
+
+
+# END SOLUTION
+# BEGIN STUB
+# def halve(suspects, harm):
+#     ...  # one of the suspects
+# END STUB
+check_halve(halve, disaster, harm)
+
+# %% [markdown]
+# ## Two neurons
+#
+# `by_halves` of the library does the same. We search twice: among all, and then among all but the first one found.
 
 # %%
-from course_utils.evaluation import evaluate
+from course_utils.choosing import by_halves
 
-LIMITS = {"lambada_openai": 32, "arc_easy": 40}
-METRICS = {"lambada_openai": "acc", "arc_easy": "acc_norm"}
+first = by_halves(disaster, harm)
+trail = dict(tried)
+second = by_halves([neuron for neuron in disaster if neuron != first], harm)
+pair = [first, second]
+print(f"found in {len(tried)} runs of the model")
+names = [f"{block}/{neuron} put back" for block, neuron in pair]
+for name, edit, back in (
+    ("the first back", names[0], [first]),
+    ("the second back", names[1], [second]),
+    ("both back", "two put back", pair),
+):
+    model = without(base, set(disaster) - set(back))
+    compare(name, times(model), "random", edit, fatal)
 
-
-def ask(model):
-    return {task: evaluate(model, tokenizer, task, limit=limit) for task, limit in LIMITS.items()}
-
-
-asked = {"unpruned": ask(base)}
-for ratio in tqdm((0.2, 0.4, 0.6), desc="activation"):
-    model = pruned_copy(activation, ratio)
-    asked[f"activation, {ratio:.0%}"] = ask(model)
-    print(f"{ratio:.0%} of the neurons: {1 - model.num_parameters() / base.num_parameters():.1%} fewer parameters")
-del model
-scores = pd.concat(
-    frame[frame.metric == METRICS[task]].assign(model=name)
-    for name, frames in asked.items()
-    for task, frame in frames.items()
-)
-scores.set_index(["task", "model"])[["value", "ci_low", "ci_high", "chance", "documents"]].map("{:.3g}".format)
+loud = {}
+for block, neuron in pair:
+    seen, down = [], describe(base).mlps[block].down
+    hook = down.register_forward_pre_hook(lambda _, read, to=seen: to.append(read))
+    nats(base, choosing)
+    hook.remove()
+    size = seen[0][0][..., neuron].float()  # [rows, tokens]
+    row = loud[f"block {block}, neuron {neuron}"] = {}
+    for name in ("L1", "activation"):
+        scores = scored[name][block]
+        rank = (scores > scores[neuron]).sum() + 1
+        row[f"rank by {name}"] = f"{rank} of {len(scores)}"
+    rms = [part.square().mean().sqrt().item() for part in (size[:, 0], size[:, 1:])]
+    row |= {"first token": f"{rms[0]:.1f}", "other tokens": f"{rms[1]:.1f}"}
+    row["how many times"] = f"{rms[0] / rms[1]:.1f}"
+pd.DataFrame(loud).T
 
 # %%
-scores_with_intervals(
-    scores.drop(columns="majority"),
-    x_label="task",
-    y_label="accuracy, 95 % interval",
-    title="Same questions for all",
-    ax=plt.subplots(figsize=(9, 5), layout="constrained")[1],
-)
+_, panel = plt.subplots(figsize=(9, 4.6), layout="constrained")
+sizes, heights = [len(back) for back in trail], np.exp(list(trail.values()))
+look = mark("neurons") | {"label": "one half put back"}
+panel.plot(sizes, heights, linestyle="none", **look)
+for cut, name, words in (
+    (fatal, "wrong", "nothing put back"),
+    (harmless, "random", "the median cut"),
+):
+    look = mark(name) | {"label": words, "marker": ""}
+    panel.axhline(math.exp(harms[cut]), **look)
+panel.set(xscale="log", yscale="log", xlabel="neurons put back")
+panel.set(ylabel="perplexity, × the whole model's")
+panel.invert_xaxis()
+log_ticks(panel.yaxis)
+panel.legend()
 show(
-    "Accuracy with intervals for the unpruned model and three cuts by activation, on LAMBADA on the left and "
-    "ARC-easy on the right, where a dotted line marks chance. LAMBADA falls to zero in the end; on ARC-easy the pruned "
-    "models' intervals come down to the line of chance."
+    "Perplexity against how many neurons are put back, two dots a step, from "
+    "thousands on the left to one on the right. In most steps one half heals and "
+    "the other doesn't; in one step both heal."
 )
 
 # %% [markdown]
-# LAMBADA's free answers have no floor to hide behind. On ARC-easy a model whose interval holds the dotted line has not been
-# shown to know anything that guessing doesn't.
+# *Each step has two dots, one for each half that is put back.* Mostly one half heals and the other hardly does. At one step
+# both heal: there the two part. With either of them most of the harm is gone. The disaster took both.
 #
-# All models met the same questions, so compare two of them by the questions that only one got right: if luck decides,
-# these fall both ways (McNemar's test).
+# They are the two strongest of their block, by `activation` and by L1 as well. L1 would never have cut them, so its own wreck
+# has another cause.
+#
+# ## The first token's state
+#
+# Both neurons are several times as loud at the first token of a row as elsewhere. Is it that token's place in the residual stream
+# that is lost? An intervention tells, called **patching**. All 4,590 neurons stay out; but behind each block the first token's
+# state is put back, taken from the whole model. A hook that *returns* something replaces the module's output.
+#
+# **Predict before you run.** The state is put back in the disaster, in a harmless cut, and in L1's. Whom does it heal?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# It heals the disaster, down to the level of the other random cuts. L1's cut stays a wreck. A harmless cut gains little, and so
+# does peak-to-peak's.
+#
+# </details>
+
 
 # %%
-from course_utils.evaluation import paired
-from course_utils.uncertainty import holm
+def put_back(state):
+    """A hook on a block: its first token's state becomes the given one."""
+    return lambda block, inputs, states: torch.cat([state, states[:, 1:]], dim=1)
 
-names = list(asked)
-both = pd.concat(
-    paired(asked[before][task], asked[after][task]).assign(models=f"{before} → {after}")
-    for task in LIMITS
-    for before, after in (*itertools.pairwise(names), (names[0], names[-1]))
-)
-both = both[both.metric == both.task.map(METRICS)].set_index(["task", "models"])
-print(f"Questions that only one of two models got right, and p-values; Holm counts that {len(both)} pairs are compared")
-both["p, Holm"] = holm(both.p)
-both = both.rename(columns={"losses": "only the first", "wins": "only the second"})
-both[["only the first", "only the second", "p", "p, Holm"]].round(3)
 
-# %% [markdown]
-# **Saved run.** On LAMBADA neither the first step can be told from luck (5 passages against 1, p = 0.219) nor the last one
-# (5 against 0, p = 0.062). From unpruned to 60 % removed can: 9 against 0, p = 0.004, or 0.031 among eight comparisons.
-#
-# **Saved run.** ARC-easy starts above chance, at 0.45 (0.31 to 0.60). From 20 % on every interval holds chance, 0.25:
-# nothing shows that these models still know any science, and no step is shown to lose any. 40 questions would show a large
-# ability only.
-#
-# **Saved run.** What the cut buys: 11.8 % fewer parameters for a fifth of the neurons, 23.7 % for two fifths, because
-# attention and embeddings stay. What that gains in speed, lesson 10 measures.
-#
-# ### Beside it: published figures
-#
-# Martra's curve for peak-to-peak on Llama-3.2-1B (arXiv 2512.22671, `results/` of its repository). Of four criteria at 10 %
-# it was the best (its notebook 00; float16, the curve is in bfloat16): LAMBADA perplexity **17.9**, then 407 for variance,
-# 551 for L2 and 1,523 for the product of L1 norms; 5.42 unpruned. Best *of these four* is one statement. Better than
-# nothing is another one, and it takes a random row; none is published. IFEval, following instructions, *rises*: a gain
-# that the paper is about.
+def times_with_state(model):
+    """As `times`, with the first token's state put back behind each block."""
+    found, blocks = [], model.model.layers[:-1]
+    for text, rows in judges.items():
+        ids = rows.input_ids[:, :1].to(base.device)
+        with torch.no_grad():
+            states = base.model(ids, output_hidden_states=True).hidden_states
+        handles = []
+        for block, state in zip(blocks, states[1:-1], strict=True):
+            handles.append(block.register_forward_hook(put_back(state)))
+        found.append(math.exp(nats(model, rows) - intact[text]))
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+for name, gone, arm_of in (
+    ("the disaster", disaster, ("random", fatal)),
+    ("L1's cut", lowest(scored["L1"]), ("L1", 0)),
+):
+    model, (criterion, seed) = without(base, gone), arm_of
+    compare(name, times(model), criterion, "shared", seed)
+    back = times_with_state(model)
+    compare(f"{name}, back", back, criterion, "stream put back", seed)
 
 # %%
-from course_utils.uncertainty import wilson_interval
-
-published = pd.DataFrame(
-    {
-        "WikiText ppl": (11.57, 17.50, 25.05, 38.58, 56.33, 117.04, 322.95),
-        "LAMBADA ppl": (5.75, 20.59, 33.07, 55.74, 90.38, 428.3, 2941.08),
-        "HellaSwag": (0.6363, 0.5791, 0.5076, 0.4382, 0.3737, 0.3251, 0.2909),
-        "MMLU": (0.3111, 0.2511, 0.2661, 0.2610, 0.2689, 0.2606, 0.2554),
-        "BoolQ": (0.6343, 0.6260, 0.6232, 0.6260, 0.6220, 0.6141, 0.5535),
-        "IFEval": (0.1035, 0.1423, 0.1275, 0.1811, 0.1516, 0.1534, 0.1368),
-    },
-    index=pd.Index([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], name="removed"),
-)
-QUESTIONS, YES = 3270, 2033  # BoolQ's validation set, and how often the answer is yes
-ends = [wilson_interval(value * QUESTIONS, QUESTIONS) for value in published.BoolQ]
-published["BoolQ, 95 %"] = [f"{low:.3f} to {high:.3f}" for low, high in ends]
-print(f"floors: HellaSwag and MMLU 0.25 (chance), BoolQ {YES / QUESTIONS:.3f} (always yes)")
-published.rename(index="{:.0%}".format).round(3)
+told, shared = {}, arm("random", "shared").times
+median_seed = arm("random", "two cut as well").index[0]
+for name, criterion, seed in (
+    ("the disaster", "random", shared.idxmax()),
+    ("a harmless cut", "random", median_seed),
+    ("peak-to-peak", "peak-to-peak", 0),
+    ("L1", "L1", 0),
+):
+    row = told[name] = {}
+    for text in judges:
+        before = arm(criterion, "shared", text).loc[seed]
+        after = arm(criterion, "stream put back", text).loc[seed]
+        value, low, high = ratio(after, before)
+        row[f"{text}: cut"] = f"{before.times:.3g}"
+        row[f"{text}: back"] = f"{after.times:.3g}"
+        row[f"{text}: ratio"] = f"{value:.2g} ({low:.2g} to {high:.2g})"
+print("In the record, perplexity × the whole model's")
+pd.DataFrame(told).T
 
 # %% [markdown]
-# HellaSwag starts high and loses nearly all. BoolQ starts at its floor, what always saying yes gets, and ends below it.
+# The disaster's harm travels through the first token's state; most of the other cuts' harm doesn't. What in that state does it
+# stays open.
 #
-# ### Exercise 5 · ●●○ · 5 minutes
+# L1 dies of something else. Which of its neurons? Protect the strongest of each block, by `activation`, from L1's cut: the first
+# one, or up to a twentieth. The control protects as many, drawn blindly.
+
+# %%
+_, panels = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, layout="constrained")
+for panel, text in zip(panels, judges, strict=True):
+    for name, edit in (("activation", "top {}"), ("random", "{} at random")):
+        for k in (1, 8, 15, 77):
+            heights = arm("L1", edit.format(k) + " protected", text).times
+            look = mark(name) | {"label": f"{name} protected" if k == 1 else "_"}
+            look["markersize"] = 10
+            panel.plot([k] * len(heights), heights, linestyle="none", **look)
+    nothing = arm("L1", "shared", text).times.iloc[0]
+    look = mark("L1") | {"marker": "", "label": "nothing protected"}
+    panel.axhline(nothing, **look)
+    panel.set(title=text, xscale="log", yscale="log")
+    panel.set(xlabel="protected, of each block")
+    panel.set_xticks([1, 8, 15, 77], ["1", "8", "15", "77"])
+    log_ticks(panel.yaxis)
+panels[0].set(ylabel="perplexity, × the whole model's")
+panels[1].legend()
+show(
+    "L1's cut with 1, 8, 15 or 77 neurons of each block protected, two texts, "
+    "logarithmic. With the most active ones protected perplexity falls step by "
+    "step to near that of the whole model; with as many random ones it stays high."
+)
+
+# %% [markdown]
+# *Lower is better; the axis is logarithmic.* With the most active twentieth of each block protected, L1's cut is hardly worse than
+# a random one. With as many blindly drawn, it stays a wreck. So L1 dies of many strong neurons, one after the other.
 #
-# Judge these claims by the published figures. Which of them do the figures **not** support?
+# ## Needed, but not enough
 #
-# - **a.** At 40 % removed, BoolQ is not told apart from always saying yes.
-# - **b.** At 30 % removed, the model still understands passages: BoolQ is nearly as high as before.
-# - **c.** The unpruned model can't read passages: it scores no better than always saying yes.
-# - **d.** At 10 % removed, MMLU lies within half a point of guessing.
-# - **e.** IFEval rises at 30 %, so peak-to-peak removes the neurons that get in the way of following instructions.
+# **Predict before you run.** Take the two neurons out of the *whole* model, and nothing else. Another disaster?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# No. Perplexity about doubles, as after a whole random cut. The disaster is over ten times as bad.
+#
+# </details>
+
+# %%
+ways = {
+    "the two alone": ("two neurons", "cut alone"),
+    "a harmless cut": ("random", "shared"),
+    "a harmless cut and the two": ("random", "two cut as well"),
+    "activation": ("activation", "shared"),
+    "activation and the two": ("activation", "two cut as well"),
+    "the disaster": ("random", "shared"),
+}
+told = {name: {} for name in ways}
+for text, dtype in itertools.product(judges, ("float32", "bfloat16")):
+    for name, (criterion, edit) in ways.items():
+        cuts = arm(criterion, edit, text, dtype).times
+        if name == "a harmless cut":  # the median one, by the choosing rows
+            cuts = cuts[arm(criterion, "two cut as well", text, dtype).index]
+        worst = cuts.max() if name == "the disaster" else cuts.iloc[0]
+        told[name][f"{text}, {dtype}"] = worst
+
+compare("the two alone", times(without(base, pair)), "two neurons", "cut alone")
+for name, edit in (("activation", "top 77"), ("random", "77 at random")):
+    found = [arm("L1", edit + " protected", text).times for text in judges]
+    print(f"L1's cut, protected by {name}:", end=" ")
+    print(", ".join(f"× {part.min():.3g} to {part.max():.3g}" for part in found))
+print("In the record, perplexity × the whole model's")
+pd.DataFrame(told).T.map("{:.3g}".format)
+
+# %% [markdown]
+# The two are **needed** in the disaster, and not **enough** for one. Putting back asks after the first, cutting alone after the
+# second. And damages don't add: on top of a harmless cut the two cost more than both costs multiplied.
+#
+# ## Another cut's secret
+#
+# In a cut that cost little, a few neurons were exchanged for others that the model needs. You aren't told which. `search` tells
+# the loss when some come back; the check judges on rows that nothing has used.
+
+# %%
+from course_utils.exercises.lesson_03 import secret_cut
+from course_utils.texts import further_rows
+
+secret = secret_cut(chance[harmless], scored["activation"])
+exam = {text: rows[:12] for text, rows in further_rows(tokenizer).items()}
+whole_exam = {text: nats(base, rows) for text, rows in exam.items()}
+
+
+def search(back):
+    """Loss on a few choosing rows when these of the secret cut come back."""
+    return nats(without(base, set(secret) - set(back)), choosing[:5])
+
+
+def judge(gone):
+    """Damage of a cut, in nats a token, on each text of the exam."""
+    model = without(base, gone)
+    return {text: nats(model, exam[text]) - whole_exam[text] for text in exam}
+
+
+print(f"the secret cut removes {len(secret):,} neurons")
+print(f"its loss on the choosing rows: {search([]):.2f} nats a token", end=", ")
+print(f"whole model {nats(base, choosing[:5]):.2f}")
+
+# %% [markdown]
+# ### Exercise 4 · ●●● · 12 minutes
+#
+# Give `culprits`, at most 20 neurons of `secret` as pairs (block, neuron). Put back, they must undo at least 80 % of what was
+# planted, on both texts. Halving finds one after the other. Ranking what went, within its block, is a second way: does it find
+# them too?
 #
 # <details><summary>Hint</summary>
 #
-# For each: would the number look different if the claim were false? And what stands beside it?
+# A found culprit comes back in every later call: `search(found + list(half))`. How many there are you see from what is left.
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_floor_claims
+from course_utils.exercises.lesson_03 import check_culprits
 
 # BEGIN SOLUTION
-not_supported = {"b", "c", "e"}  # two readings of a score at its floor, and a cause without a random control
+culprits = []
+for _ in range(4):
+    suspects = [neuron for neuron in secret if neuron not in culprits]
+    found = by_halves(suspects, lambda half: search(culprits + list(half)))
+    culprits.append(found)
+    print(found, f"{search(culprits):.2f} nats a token")
 # END SOLUTION
 # BEGIN STUB
-# not_supported = ...  # a set of letters
+# culprits = ...  # for instance [(3, 14), (15, 9)]
 # END STUB
-check_floor_claims(not_supported)
+check_culprits(culprits, secret, chance[harmless], judge)
 
 # %% [markdown]
-# ## One more exercise
-#
-# ### Exercise 6 · ●●● · 15 minutes
-#
-# A small competition: the best model within a **parameter budget**, that of 20 % of the neurons. `compress(model,
-# batches)` gets a fresh copy of the model and 1,536 calibration tokens of mixed text. It prunes the copy and returns it.
-#
-# The budget counts parameters, so blocks needn't have equal shares. Choose what you do on the `scan` rows. The check
-# scores the result once on text that nobody has used, beside three random cuts and the activation criterion at 20 %
-# everywhere. Beating random is enough to pass. What is your lead over activation?
-#
-# <details><summary>Hint</summary>
-#
-# Look at the figure of single-block damages: which blocks should be left alone? `prune_neurons` has `layers`, and the
-# other blocks then have to give more than 20 %. Or choose by Taylor, or mend with a refit.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.exercises.lesson_03 import check_best_model
-
-
-# BEGIN SOLUTION
-def compress(model, batches):
-    blocks = describe(model).num_blocks
-    scores = neuron_importance(model, "activation", batches=batches)
-    # The three blocks that L1 damaged most are spared, and the others give more. That it helps this criterion is a guess.
-    spared = damage.l1.nlargest(3).index
-    others = [block for block in range(blocks) if block not in spared]
-    prune_neurons(model, scores, ratio=0.2 * blocks / len(others) + 0.001, layers=others)  # + 0.001: whole neurons
-    return model
-
-
-# END SOLUTION
-# BEGIN STUB
-# def compress(model, batches):
-#     ...
-#     return ...
-# END STUB
-check_best_model(compress, base, tokenizer)
-
-# %% [markdown]
-# ## Three questions
+# ## Quiz
 
 # %% [markdown] tags=["quiz"]
-# A pruned model gives exactly the logits of the whole model with the same neurons silenced. What has been shown?
+# Putting two neurons back heals a disaster of 4,590. What does that show?
 #
-# - [ ] That the right neurons were removed.
-#   > Any choice of neurons passes this test.
-# - [x] That the surgery does what silencing does, whichever neurons were chosen.
-#   > It tests the slicing. Whether the choice was good is a question for the random control.
-# - [ ] That the pruned model is as good as the whole one.
-#   > It is compared with the *silenced* model, not with the whole one.
+# - [ ] That these two alone, cut from the whole model, would be as bad.
+#   > Needed isn't enough: alone they cost little. The others had made the model depend on them.
+# - [x] That in this cut these two are needed, whatever the others do.
+#   > Put back, they heal: that is what the experiment changed, and all that it shows.
+# - [ ] That the other neurons of this cut are useless to the model.
+#   > They still cost something, as the other random cuts do.
 
 # %% [markdown] tags=["quiz"]
-# Protecting the top 5 % of contributors repairs most of a criterion's damage. Why does the lesson also protect 5 % at
-# random?
+# L1 loses to nineteen random cuts. Which step may you draw from that alone?
 #
-# - [x] Protecting neurons forces the criterion to take others, and that alone might help.
-#   > The control differs in one thing, which neurons are protected. Only what it doesn't repair is due to the
-# contributors.
-# - [ ] To estimate how much the perplexity varies between texts.
-#   > The rows' luck is in the interval of the ratio.
-# - [ ] Because the two protected sets together make a better criterion.
-#   > It is a diagnosis: who looks at weights alone knows neither set.
+# - [ ] Keep the neurons with the lowest L1, since the order is upside down.
+#   > A bad order isn't an upside-down one. That would be another criterion, to be tried beside chance.
+# - [ ] Score by L1 on more text, since the score was too noisy.
+#   > L1 reads no text at all. More of it changes nothing.
+# - [x] Don't choose by L1 for this cut, since blind choice costs less here.
+#   > That is what was measured: this model, a tenth of each block, two texts.
 
 # %% [markdown] tags=["quiz"]
-# A criterion is better than all of five random cuts. What can be said?
+# You put a state back from the whole model, and the damage is gone. What was at fault?
 #
-# - [ ] It beats random pruning, p < .05.
-#   > If it knew nothing, it would still be the best of six in one case out of six: p = .17.
-# - [ ] Nothing at all: random cuts are too noisy.
-#   > It is unlikely to be worse than most random cuts. More isn't established.
-# - [x] It may beat random pruning; it takes nineteen or more random cuts to show it at the five percent level.
-#   > The best of twenty by luck alone happens in one case out of twenty.
+# - [x] Something that reaches the later blocks through that state, in this cut.
+#   > Patching restores that path and nothing else. Which part of the state does it, it doesn't say.
+# - [ ] The attention heads which read that state, so they should be retrained.
+#   > The heads are as they were. What changed is what they read.
+# - [ ] The text that was chosen, because another first token would have healed it.
+#   > The same rows, with the same first tokens, were judged before and after.
 
 # %% [markdown]
 # ## Take-aways
 #
-# - In a GLU, gate and up are scored as a pair and cut with one index set.
-# - An exact cut can still be a bad one. Put random cuts beside every criterion, and count how many you need.
-# - When a sensible idea fails: find where, change one thing at a time, and give every repair its own control.
-# - The size of rows can mislead about what a neuron contributes. A pass over text says it, and it takes little text: of the
-#   kind that the model is for.
-# - Least squares can mend a bad cut: no reason to make one.
-# - A score at its floor says nothing, in either direction.
+# - A Llama's neuron gets one score, and is judged beside nineteen random cuts on text that chose nothing.
+# - Scores of weights alone lost to blind choice; a look at a little text beat every blind choice.
+# - A search by halves finds what a cut needs, in two runs a step. Compare halves, not thresholds.
+# - *Needed* and *enough* are two questions: put back, and cut alone.
+# - Putting one state back tells through which place a harm travels.
+#
+# **The story so far:** weights don't know, text does; look by touching. **Next:** lesson 04 takes whole blocks out of the
+# stream. Which can go together?
 #
 # ## References
 #
-# - P. Martra, *Fragile Knowledge, Robust Instruction-Following: The Width Pruning Dichotomy in Llama-3.2*, 2025,
-#   [arXiv 2512.22671](https://arxiv.org/abs/2512.22671), with
-#   [its repository](https://github.com/peremartra/llama-glu-expansion-pruning), and *Exploring GLU Expansion Ratios*, 2024,
-#   [doi 10.31219/osf.io/qgxea](https://doi.org/10.31219/osf.io/qgxea); notebook 6_3 of his *Large Language Model Notebooks
-#   Course*
-# - M. Sun et al., *A Simple and Effective Pruning Approach for Large Language Models* (Wanda), 2023,
-#   [arXiv 2306.11695](https://arxiv.org/abs/2306.11695)
-# - M. Sun et al., *Massive Activations in Large Language Models*, 2024, [arXiv 2402.17762](https://arxiv.org/abs/2402.17762)
-# - S. Muralidharan et al., *Compact Language Models via Pruning and Knowledge Distillation* (Minitron), 2024,
-#   [arXiv 2407.14679](https://arxiv.org/abs/2407.14679)
-# - Y. An et al., *Fluctuation-based Adaptive Structured Pruning for Large Language Models* (FLAP), 2023,
-#   [arXiv 2312.11983](https://arxiv.org/abs/2312.11983)
-# - S. Ashkboos et al., *SliceGPT*, 2024, [arXiv 2401.15024](https://arxiv.org/abs/2401.15024)
-# - X. Ma et al., *LLM-Pruner*, 2023, [arXiv 2305.11627](https://arxiv.org/abs/2305.11627): coupled structures, and random and
-#   L2 as baselines
-# - P. Molchanov et al., *Pruning Convolutional Neural Networks for Resource Efficient Inference*, 2016,
-#   [arXiv 1611.06440](https://arxiv.org/abs/1611.06440): the Taylor score of an activation
-# - N. Shazeer, *GLU Variants Improve Transformer*, 2020, [arXiv 2002.05202](https://arxiv.org/abs/2002.05202)
-#
-# **Next:** lesson 04 removes whole blocks instead of neurons.
+# - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea: one score for gate and up
+# - Sun et al. 2023 (Wanda), arXiv 2306.11695: weights times activations
+# - Sun et al. 2024, *Massive Activations in Large Language Models*, arXiv 2402.17762: what lives at first tokens
+# - Yu et al. 2024, *The Super Weight in Large Language Models*, arXiv 2411.07191: single weights that a model needs
+# - Zhang and Nanda 2024, *Towards Best Practices of Activation Patching*, arXiv 2309.16042

@@ -851,8 +851,7 @@ del backwards
 # them alone is bearable, losing them beside the cuts of all other blocks isn't: a look at one block at a time can't see that.
 #
 # **Saved run, summed up.** The neurons that react most are the loud ones, on which everything rests: they react to any change of a
-# word. (Block 28 was one of those with massive activations in lesson 03.) A score of reactions finds what is important, not what is
-# unfair.
+# word. A score of reactions finds what is important, not what is unfair.
 #
 # ### Ability against bias
 #

@@ -224,7 +224,7 @@ for axis in ("neurons", "groups", "channels", "blocks"):
     print(f"{axis:<9} {list(values.shape)!s:<12} highest / median score {values.max() / values.median():8.1f}")
 
 # %% [markdown]
-# The highest scores lie far above the median, of neurons most of all; lesson 03 met such massive activations. A score that
+# The highest scores lie far above the median, of neurons most of all: massive activations, as of the two in lesson 03. A score that
 # keeps them is the least that one may ask for.
 #
 # Mind how little text this is: six rows of 128 tokens of each domain score, two choose, from all over a split. That will do to

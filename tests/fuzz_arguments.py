@@ -373,6 +373,7 @@ OWN = {
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
     "choosing.best": {"scores": lambda: torch.arange(8.0)},
     "choosing.strongest": {"scores": lambda: torch.arange(8.0)},
+    "choosing.by_halves": {"suspects": lambda: [3, 5, 8], "harm": lambda: lambda back: float(5 not in back)},
     "language_modelling.summary": {"dtype": lambda: "float32"},
     "prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
     "prompt_harm.record.harm_at_random": {

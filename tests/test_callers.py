@@ -45,6 +45,7 @@ UNPASSED = {
     "plotting.comparisons.ability_and_bias(ax)": _AXES,
     "plotting.comparisons.before_and_after(ax)": _AXES,
     "session.start(profile)": _OUTER,
+    "width.prune_neurons(multiple_of)": _OUTER,
     "uncertainty.sign_flip_p(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(seed)": "what draws has a seed",
 }

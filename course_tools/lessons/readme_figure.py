@@ -1,4 +1,4 @@
-"""Draw the README's figure from numbers that lesson 03's saved run shows, and write its sentence into the pages.
+"""Draw the README's figure from the record that lesson 03 shows, and write its sentence into the pages.
 
 python -m course_tools.lessons.readme_figure
 """
@@ -6,45 +6,34 @@ python -m course_tools.lessons.readme_figure
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import nbformat
+import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from nbformat import NotebookNode
 from PIL import Image
 
-from course_tools.lessons.printed import picked
 from course_utils import plotting
 from course_utils.files import replacing, write_text
+from course_utils.records import read_record
+from course_utils.uncertainty import ratio_interval
 
 ROOT = Path(__file__).resolve().parents[2]
-FIGURE, NOTEBOOK = "docs/images/criteria.png", "03_*.ipynb"
+FIGURE = "docs/images/criteria.png"
 PAGES = ("README.md", "docs/index.md")
 _KEY = "Shows"  # what the picture shows, kept inside it: matplotlib's versions draw the same data as other bytes
-_COLUMN, _PRINTED = "10% removed", "Perplexity on speeches; unpruned …, a uniform guess …"
-_LABELS = {
-    "whole": (_PRINTED, 0),
-    "guess": (_PRINTED, 1),
-    "active": (f"activation · {_COLUMN}", 0),
-    "weights": (f"l1 · {_COLUMN}", 0),
-    "lowest": (f"random, lowest · {_COLUMN}", 0),
-    "random": (f"random, median · {_COLUMN}", 0),
-    "highest": (f"random, highest · {_COLUMN}", 0),
-    "cuts": ("activation · random cuts as good", 1),
-    "ratio": ("activation · × median random (95 %)", 0),
-    "low": ("activation · × median random (95 %)", 1),
-    "high": ("activation · × median random (95 %)", 2),
-}
+_VOCABULARY = 49_152  # SmolLM2's: a model that holds all tokens equally likely has this perplexity
 _WIDTH, _HEIGHT, _DPI = 4.7, 4.3, 200  # inches: on a telephone's 360 pixels, 10 points are still 10 pixels
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The numbers, as the saved run prints them: perplexities, and how many random cuts there were.
+    """The numbers, as the figure prints them: perplexities on speeches, and how many random cuts there were.
 
     Attributes:
         whole: the unpruned model.
@@ -73,16 +62,28 @@ class Shown:
     high: str
 
 
-def shown(saved: NotebookNode) -> Shown:
-    """What the saved run says.
+def shown() -> Shown:
+    """What the record says: float32, speeches."""
+    record = read_record("random_cuts").query("text == 'speeches' and dtype == 'float32' and draw == 0")
+    cuts = record[(record.criterion == "random") & (record.edit == "shared")].sort_values("nats")
+    middle, (active, weights) = cuts.iloc[len(cuts) // 2], (_cut(record, name) for name in ("activation", "L1"))
+    ones = np.ones(len(active.rows))
+    ratio, _, low, high = ratio_interval(active.rows - middle.rows, ones)
+    return Shown(
+        *map(_perplexity, (_cut(record, "", "").nats, math.log(_VOCABULARY), active.nats, weights.nats)),
+        *map(_perplexity, (cuts.nats.iloc[0], middle.nats, cuts.nats.iloc[-1])),
+        str(len(cuts)),
+        *(f"{math.exp(value):.2f}" for value in (ratio, low, high)),
+    )
 
-    Raises:
-        ValueError: it lacks one of the numbers.
-    """
-    try:
-        return Shown(**picked(saved, _LABELS))
-    except KeyError as missing:
-        raise ValueError(f"Lesson 03's saved run doesn't show {missing}; mend _LABELS in {__name__}.") from None
+
+def _cut(record: pd.DataFrame, criterion: str, edit: str = "shared") -> pd.Series:
+    return record[(record.criterion == criterion) & (record.edit == edit)].iloc[0]
+
+
+def _perplexity(nats: float) -> str:
+    value = math.exp(nats)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
 
 
 def alt(numbers: Shown) -> str:
@@ -99,16 +100,16 @@ def alt(numbers: Shown) -> str:
 def draw(numbers: Shown) -> Axes:
     """One bar a way of choosing, from the whole model's perplexity to that of the cut one."""
     plotting.style()
-    blue, orange = (sns.color_palette("colorblind")[place] for place in (0, 1))
     ways = [
-        ("keep the most active", numbers.active, blue),
-        ("pick at random (median)", numbers.random, plotting.CONTROL_COLOUR),
-        ("keep the largest weights", numbers.weights, orange),
+        ("keep the most active", numbers.active, "activation"),
+        ("pick at random (median)", numbers.random, "random"),
+        ("keep the largest weights", numbers.weights, "L1"),
     ]
     figure, ax = plt.subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     figure.suptitle("Cut 10 % of a model's neurons:\nhow you choose them decides.", size=14, weight="bold")
     whole, guess, low, high = map(_value, (numbers.whole, numbers.guess, numbers.lowest, numbers.highest))
-    for place, (way, text, colour) in enumerate(ways):
+    for place, (way, text, name) in enumerate(ways):
+        colour = plotting.mark(name)["color"]
         ax.barh(place, _value(text) - whole, left=whole, height=0.3, color=colour)
         number = ax.annotate(text, (whole, place - 0.33), (4, 0), textcoords="offset points", size=15, weight="bold")
         ax.annotate(way, (1, 0), (6, 4), xycoords=number, textcoords="offset points", size=11.5)
@@ -146,8 +147,7 @@ def with_alt(page: str, numbers: Shown) -> str:
 
 def main(root: Path = ROOT) -> None:
     """Draw the figure of the clone at `root`, and write its sentence into the pages that show it."""
-    (notebook,) = (root / "notebooks").glob(NOTEBOOK)
-    numbers = shown(nbformat.read(notebook, as_version=4))
+    numbers = shown()
     figure = draw(numbers).figure
     with replacing(root / FIGURE) as fresh:
         metadata = {_KEY: kept(numbers), "Software": None}

@@ -84,12 +84,12 @@ PANELS = (
         "Width: GLU pairs",
         "03",
         diagrams.glu_block,
-        "A fifth of the neurons cut: perplexity {activation} by activation, {random} by chance, {l1} by L1. An exact "
-        "cut can be a bad one.",
+        "A tenth of the neurons cut: perplexity times {activation} by activation, {random} by chance, {l1} by L1. An "
+        "exact cut can be a bad one.",
         {
-            "activation": ("activation · 20% removed", 0),
-            "random": ("random, median · 20% removed", 0),
-            "l1": ("l1 · 20% removed", 0),
+            "activation": ("activation · speeches: × whole", 0),
+            "random": ("median random · speeches: × whole", 0),
+            "l1": ("L1 · speeches: × whole", 0),
         },
     ),
     Panel(
@@ -253,7 +253,7 @@ def sheet(notebooks: Path, figure: Path, *, course: str) -> plt.Figure:
     caption = "One cut, chosen in three ways. The black line spans random cuts: keeping large weights loses to them."
     _cell(made, places[len(PANELS)], "03  The control", plt.imread(figure), caption)
     foot = (
-        "Before a title: its lesson. In brackets: 95 %. Chance: the median of 19 cuts (03: of 5). Saved runs: a GPT-2 "
+        "Before a title: its lesson. In brackets: 95 %. Chance: the median of 19 cuts. Saved runs: a GPT-2 "
         f"of 5.9 M parameters (01), otherwise SmolLM2-135M.  {course}  CC BY 4.0"
     )
     made.text(0.03, 0.014, foot, size=10, color="0.3")

@@ -1,39 +1,52 @@
-"""Checks of lesson 03, GLU pruning done right."""
+"""Checks of lesson 03, which neurons of a Llama must stay: two scores, a search by halves, and another cut's secret."""
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP
 
-from course_utils.architectures import describe
-from course_utils.choosing import kept_width
-from course_utils.evaluation import paired, perplexity
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
-from course_utils.models import variant
-from course_utils.reports import model_size
-from course_utils.texts import DOMAINS, TokenBlocks, token_blocks
-from course_utils.uncertainty import verdict
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.models import tiny_llama
+from course_utils.width import neuron_importance
 
-BUDGET = 0.2  # share of all MLP neurons whose parameters have to go
-_ROWS, _LENGTH = 4, 64  # rows of each domain in the held-out text
-_SEEDS = range(3)
+Neuron = tuple[int, int]  # block, number
+Harm = Callable[[Sequence[Any]], float]
+
+#: What the planted searches of exercise 3 are: how many suspects, and how much each guilty one heals.
+_PLANTED: tuple[tuple[int, Mapping[int, float]], ...] = (
+    (64, {41: 1.0}),
+    (99, {49: 1.0}),  # the one in the middle
+    (100, {0: 1.0}),
+    (1000, {999: 1.0}),
+    (300, {40: 0.3, 250: 0.6}),
+    (1, {0: 1.0}),
+)
+_LEFT = 5.0  # nats that nobody heals
+MOST, HEALED = 20, 0.8  # neurons that may come back in exercise 4, and the share of what was planted that they heal
+_HIDDEN = 3
 
 
 @exercise(
     1,
     task="Return one peak-to-peak score for each neuron.",
-    proved="Both rows of a pair count, the largest and the smallest weight of each.",
+    proved="Both rows of a neuron count, the largest and the smallest weight of each.",
 )
-def check_pair_scores(attempt: Attempt) -> None:
-    """Check a function (gate, up) -> peak-to-peak scores [neurons]."""
+@torch.no_grad()
+def check_peak_to_peak(attempt: Attempt) -> None:
+    """Check a function: LlamaMLP -> peak-to-peak scores [neurons]."""
     gate = torch.tensor([[1.0, -2.0, 0.5], [3.0, 1.0, 2.0], [-1.0, -4.0, -2.0], [0.0, 0.5, -0.5]])
     up = torch.tensor([[0.0, 1.0, -1.0], [-2.0, 0.0, 1.0], [2.0, 1.0, 4.0], [1.0, -3.0, 0.0]])
-    scores = attempt(gate.clone(), up.clone())
+    down = torch.tensor([[1.0, 2.0, -3.0, 0.0], [0.0, -1.0, 1.0, 2.0], [4.0, 0.0, -1.0, -1.0]])
+    mlp = LlamaMLP(LlamaConfig(hidden_size=3, intermediate_size=4, num_attention_heads=1))
+    for layer, weight in ((mlp.gate_proj, gate), (mlp.up_proj, up), (mlp.down_proj, down)):
+        layer.weight = nn.Parameter(weight.clone())
+    scores = attempt(mlp)
     require(isinstance(scores, Tensor), f"Return a tensor; yours is a {type(scores).__name__}.")
     require(
         scores.shape != (3,), "One score for each of the 4 neurons: a neuron is a row, so reduce over dim=1, not dim=0."
@@ -59,7 +72,8 @@ def check_pair_scores(attempt: Attempt) -> None:
             both.abs().sum(dim=(0, 2)),
             "That is the L1 norm, all weights added up. Peak-to-peak looks at the two ends only.",
         ),
-        (peaks[0] * peaks[1], "You multiply the two rows' scores. The pair's score is their sum."),
+        (peaks[0] * peaks[1], "You multiply the two rows' scores. The neuron's score is their sum."),
+        (right + down.amax(dim=0) + down.amin(dim=0).abs(), "You score down's column, too. Only gate and up count."),
     )
     rule_out(mistakes, scores, right, same=torch.allclose)
     require(
@@ -70,223 +84,255 @@ def check_pair_scores(attempt: Attempt) -> None:
 
 @exercise(
     2,
-    task="Return the smaller gate, up and down.",
-    proved="The right neurons, the same ones in the same order in all three matrices.",
+    task="Return one tensor of scores for each block (without a return nothing is judged).",
+    proved="What a neuron adds is measured where it adds it, on real tokens only, and no hook is left.",
 )
-def check_pruning_step(attempt: Attempt) -> None:
-    """Check a function (gate, up, down, scores, ratio) -> the three smaller matrices."""
-    for width, ratio in ((10, 0.2), (10, 0.25), (10, 0.0)):
-        case = f"{width} neurons, ratio {ratio}"
-        neurons = torch.arange(width, dtype=torch.float32)
-        # Every row and column tells which neuron it is; down has more rows than neurons, so rows can be cut by mistake.
-        gate = neurons[:, None] + 100 * torch.arange(width + 2.0)
-        up, down = -gate, 1000 + gate.t()
-        scores = (neurons * 7) % width  # all different
-        small = attempt(*(matrix.clone() for matrix in (gate, up, down, scores)), ratio)
+@torch.no_grad()
+def check_contribution(
+    attempt: Attempt, base: PreTrainedModel | None = None, batches: Sequence[Mapping[str, Tensor]] = ()
+) -> None:
+    """Check a function (model, batches) -> scores [neurons] a block; on made-up text, then on a real one."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 97, (7, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    for row, length in enumerate((12, 5, 9, 12, 3, 7, 12)):
+        mask[row, length:] = 0
+    mask[1] = mask[1].flip(0)  # padded on the left
+    made_up = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(4), mask.split(4), strict=True)]
+    model = tiny_llama(blocks=3)
+    given = _asked(attempt, model, made_up)
+    states = {site: _states(model, made_up, site) for site in ("down_proj", "gate_proj", "up_proj")}
+
+    def scored(site: str = "down_proj", **switches: Any) -> list[Tensor]:
+        return _contributions(model, made_up, states[site], **switches)
+
+    right = scored()
+    mistakes = (
+        (scored(padding=True), "you count padding as text. Take only tokens whose attention_mask is 1."),
+        (scored(size="mean"), "that is the mean size. Root mean square: square, average, root."),
+        (scored(size="signed"), "that is the mean: what is negative takes away. Square first."),
+        (scored(size="square"), "the root is missing."),
+        (scored(size="sum"), "you sum the squares over the tokens. Divide by how many they are."),
+        (scored(column=False), "the norm of the neuron's column of down_proj is missing."),
+        (scored("gate_proj"), "you look at what gate_proj gives. Take what down_proj reads: silu(gate) × up."),
+        (scored("up_proj"), "you look at what up_proj gives. Take what down_proj reads: silu(gate) × up."),
+        (scored(used=slice(-1, None)), "this is the last batch alone. Add up over all batches."),
+        (scored(used=slice(1)), "this is the first batch alone. Add up over all batches."),
+        (scored(by_batch=True), "you average over batches, and they differ in size. Add up squares and tokens of all "
+         "batches, and divide once."),
+    )  # fmt: skip
+    rule_out(mistakes, given, right, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: ")
+    for block, (own, theirs) in enumerate(zip(given, right, strict=True)):
         require(
-            isinstance(small, tuple | list) and len(small) == 3,
-            "Return three matrices: gate, up and down, in this order.",
+            _close(own, theirs),
+            f"Block {block}: neuron 0 scores {theirs[0]:.4g}; yours is {float(own[0]):.4g}. RMS over real tokens of "
+            "what down_proj reads × norm of its column.",
         )
-        small_gate, small_up, small_down = small
-        require(
-            small_down.shape[0] == len(down),
-            f"{case}: down is [hidden, neurons], so a neuron is a column of it: down[:, keep].",
+    loud = tiny_llama(blocks=1)
+    loud.model.layers[0].mlp.up_proj.weight.mul_(3000)
+    require(
+        all(scores.isfinite().all() for scores in _asked(attempt, loud.half(), made_up)),
+        "In 16 bits the squares of loud neurons are infinite. Make the states float32 before you square.",
+    )
+    if base is not None:
+        own, theirs = attempt(base, batches), neuron_importance(base, "activation", batches=batches)
+        worst = max(
+            float(((a.cpu() - b.cpu()).abs() / b.cpu().clamp(min=1e-6)).max()) for a, b in zip(own, theirs, strict=True)
         )
-        sizes = {small_gate.shape[0], small_up.shape[0], small_down.shape[1]}
-        require(len(sizes) == 1, f"{case}: your matrices keep different numbers of neurons: {sorted(sizes)}.")
-        stay, right = sizes.pop(), kept_width(width, ratio)
-        mistakes = (
-            (width - math.ceil(ratio * width), f"round the number that goes down; {right} neurons stay, not {{}}."),
-            (int(ratio * width), "ratio is the share that goes; you keep that share."),
-        )
-        rule_out(((wrong, f"{case}: {words.format(wrong)}") for wrong, words in mistakes), stay, right)
-        require(stay == right, f"{case}: {right} neurons stay, not {stay}.")
-        on_gate, on_up, on_down = small_gate[:, 0], -small_up[:, 0], small_down[0] - 1000
-        require(
-            sorted(on_gate.tolist()) == sorted(on_up.tolist()) == sorted(on_down.tolist()),
-            f"{case}: the three matrices hold different neurons. Use one index set for all.",
-        )
-        require(
-            on_gate.tolist() == on_up.tolist() == on_down.tolist(),
-            f"{case}: the same neurons, but in different orders. Place k must be the same neuron in all three.",
-        )
-        best = sorted(scores.topk(stay).indices.tolist())
-        require(
-            sorted(on_gate.tolist()) == best,
-            f"{case}: neurons {best} have the highest scores; you kept {sorted(map(int, on_gate.tolist()))}.",
-        )
+        require(worst < 0.05, f"Right on made-up text; on this lesson's model it is off by {worst:.0%}.")
+        print(f"On this lesson's model: {len(own)} blocks of {len(own[0]):,} scores, equal to the library's.")
 
 
 @exercise(
     3,
-    task="Return the p-value of a criterion among random cuts.",
-    proved="The criterion's own cut counts as one of the outcomes, so a p-value is never 0.",
+    task="Return the suspect that is left.",
+    proved="Two calls a step find the one that matters, wherever it hides.",
 )
-def check_rank_p(attempt: Attempt) -> None:
-    """Check a function (perplexity, random perplexities) -> p-value."""
-    randoms = [70.0, 61.0, 75.0, 66.0, 90.0, 66.0, 81.0, 72.0, 64.0]
-    for score in (66.0, 50.0, 74.0, 200.0):
-        given = attempt(score, list(randoms))
-        require(
-            isinstance(given, float | int) or getattr(given, "ndim", None) == 0,
-            f"Return one number; yours is a {type(given).__name__}.",
-        )
-        as_good = sum(value <= score for value in randoms)
-        right = (1 + as_good) / (1 + len(randoms))
-        case = f"A perplexity of {score:g} beside {', '.join(f'{value:g}' for value in sorted(randoms))}: "
-        mistakes = (
-            (as_good / len(randoms), "that is a share of the random cuts, and it can be 0. Count the criterion's own "
-             "cut as one more outcome, above and below the line."),
-            (as_good / (1 + len(randoms)), "you count the criterion's own cut below the line, but not above it."),
-            ((1 + as_good) / len(randoms), "you count the criterion's own cut above the line, but not below it."),
-            ((1 + sum(value >= score for value in randoms)) / (1 + len(randoms)), "you count the random cuts that are "
-             "worse. A low perplexity is good, so count those that are as low or lower."),
-            ((1 + sum(value < score for value in randoms)) / (1 + len(randoms)), "a random cut that is exactly as good "
-             "counts against the criterion: <=, not <."),
-        )  # fmt: skip
-        rule_out(mistakes, float(given), right, same=math.isclose, where=case)
-        require(math.isclose(float(given), right), f"{case}p is {right:g}; yours is {float(given):g}.")
+def check_halve(attempt: Attempt, suspects: Sequence[Neuron] = (), harm: Harm | None = None) -> None:
+    """Check a function (suspects, harm) -> one of them; on planted culprits, then on the lesson's own cut."""
+    for number, heals in _PLANTED:
+        _check_planted(attempt, number, heals)
+    if harm is None:
+        return
+    calls = _Counting(harm, most=10 * len(suspects))
+    found = attempt(list(suspects), calls)
+    require(found in suspects, f"Right on planted culprits; here you return {found!r}, which isn't among the suspects.")
+    print(f"On this lesson's cut your function finds block {found[0]}, neuron {found[1]}, in {calls.number} calls.")
 
 
 @exercise(
     4,
-    task="Return the masks of the control arm.",
-    proved="As many neurons in each block, drawn blindly, another draw for each seed. That isolates which ones.",
+    task=f"Return at most {MOST} of the secret cut's neurons, as pairs (block, neuron).",
+    proved="Put back, they undo what was planted, on two kinds of text that nothing here has used.",
 )
-def check_control_arm(attempt: Attempt) -> None:
-    """Check a function (masks, seed) -> masks that protect as many neurons a block, at random."""
-    generator = torch.Generator().manual_seed(5)
-    masks = [torch.rand(400, generator=generator) > 0.8 for _ in range(3)]
-    masks.append(torch.rand(400, generator=generator) > 0.5)
-    drawn = {seed: attempt([mask.clone() for mask in masks], seed) for seed in (0, 1)}
-    again = attempt([mask.clone() for mask in masks], 0)
-    for arm in (*drawn.values(), again):
+def check_culprits(
+    culprits: Any,
+    secret: Sequence[Neuron],
+    harmless: Sequence[Neuron],
+    judge: Callable[[set[Neuron]], Mapping[str, float]],
+) -> None:
+    """Check pairs (block, neuron) of a cut; ``judge`` tells what a cut costs: text -> nats a token."""
+    require(
+        isinstance(culprits, Collection) and not isinstance(culprits, str | Mapping | Tensor),
+        f"Give a list of pairs (block, neuron); yours is a {type(culprits).__name__}.",
+    )
+    back = [_pair(culprit) for culprit in culprits]
+    strangers = [neuron for neuron in back if neuron not in set(secret)]
+    require(not strangers, f"{strangers[0] if strangers else ''} was never removed. Take neurons of the secret cut.")
+    require(back, "You put nothing back.")
+    require(
+        len({*back}) <= MOST, f"You put {len({*back}):,} neurons back; {MOST} are the most. Which of them are needed?"
+    )
+    cut, healed, goal = judge(set(secret)), judge(set(secret) - set(back)), judge(set(harmless))
+    shares = {}
+    print("Damage in nats a token, on rows that nothing has used:")
+    for text, before in cut.items():
+        print(f"  {text}: the secret cut {before:.2f}, yours back {healed[text]:.2f}, nothing planted {goal[text]:.2f}")
+        shares[text] = (before - healed[text]) / max(before - goal[text], 0.01)
+    planted = min(cut[text] - goal[text] for text in cut)
+    require(planted > 0.1, "In this model what was planted does no harm, so there is nothing to find.")
+    lowest = min(shares.values())
+    require(lowest > 0.2, "They heal nothing. Any few of so many would do as well: search, don't draw.")
+    require(
+        lowest >= HEALED,
+        f"They heal {lowest:.0%} of what was planted; {HEALED:.0%} are asked for. Search again, with these put back.",
+    )
+
+
+def secret_cut(harmless: Sequence[Neuron], scores: Sequence[Tensor]) -> list[Neuron]:
+    """A cut of as many neurons, with a few hidden in it that the model needs."""
+    # Don't read on before you have solved exercise 4.
+    hidden = [(0, n) for n in scores[0].topk(_HIDDEN).indices.tolist()]
+    first = [neuron for neuron in harmless if neuron[0] == 0]
+    others = [neuron for neuron in first if neuron not in hidden][: len(first) - len(hidden)]
+    return sorted([*hidden, *others, *(neuron for neuron in harmless if neuron[0])])
+
+
+def _pair(culprit: Any) -> Neuron:
+    require(
+        isinstance(culprit, Sequence) and len(culprit) == 2,
+        f"Each culprit is a pair (block, neuron); one of yours is {culprit!r}.",
+    )
+    return int(culprit[0]), int(culprit[1])
+
+
+def _check_planted(attempt: Attempt, number: int, heals: Mapping[int, float]) -> None:
+    suspects = [(2, n) for n in range(number)]
+    guilty = [(2, n) for n in heals]
+
+    def harm(back: Collection[Neuron]) -> float:
+        return _LEFT - sum(heals.get(neuron[1], 0.0) for neuron in back)
+
+    calls = _Counting(harm, most=10 * number + 10)
+    found = attempt(list(suspects), calls)
+    case = f"{number} suspects, guilty {' and '.join(str(n) for n in heals)}: "
+    require(
+        not (isinstance(found, list) and len(found) == 1), f"{case}return the suspect itself, not a list that holds it."
+    )
+    require(found in suspects, f"{case}you return {found!r}, which isn't among the suspects.")
+    most = 2 * math.ceil(math.log2(number)) if number > 1 else 0
+    best = max(guilty, key=lambda neuron: heals[neuron[1]])
+    if found != best:
         require(
-            isinstance(arm, list | tuple) and [tuple(getattr(mask, "shape", ())) for mask in arm] == [(400,)] * 4,
-            "Return one mask [neurons] for each block, as in the arm that was given.",
+            len(guilty) == 1 or found not in guilty,
+            f"{case}two heal, and you follow the one that heals less. Call harm for both halves and compare.",
         )
-        require(all(mask.dtype == torch.bool for mask in arm), "Return masks of True and False (dtype torch.bool).")
-    first, second = drawn.values()
+        require(
+            number % 2,
+            f"{case}you end at {found[1]}. harm(half) tells what is left when this half comes back: go on with the "
+            "half that leaves less.",
+        )
+        require(False, f"{case}you end at {found[1]}. Does a suspect get lost when their number is odd?")
     require(
-        not all(torch.equal(mask, given) for mask, given in zip(first, masks, strict=True)),
-        "These are the very neurons of the arm itself. A control must differ in the one thing that is tested: which.",
-    )
-    counts, wanted = [int(mask.sum()) for mask in first], [int(mask.sum()) for mask in masks]
-    require(
-        sum(counts) != sum(wanted) or counts == wanted,
-        f"The total is right, but block by block you protect {counts} and the arm {wanted}. Then the control differs "
-        "in where, too.",
-    )
-    require(
-        counts == wanted,
-        f"The control protects {counts} neurons a block, the arm {wanted}. With another number, how many and which "
-        "can't be told apart.",
-    )
-    shared = sum(int((mask & given).sum()) for mask, given in zip(first, masks, strict=True))
-    require(
-        shared > 0,
-        "You draw from the neurons that the arm leaves out. Then the control protects worse ones than chance would, "
-        "and any arm looks good beside it. Draw from all.",
-    )
-    require(
-        not all(torch.equal(mask, other) for mask, other in zip(first, second, strict=True)),
-        "Another seed must give another draw: one control could be a lucky one.",
-    )
-    require(
-        all(torch.equal(mask, other) for mask, other in zip(first, again, strict=True)),
-        "The same seed must give the same draw, or nobody can repeat your result: torch.Generator().manual_seed(seed).",
-    )
-    small, large = sorted(first[:2], key=lambda mask: int(mask.sum()))
-    require(
-        bool((small & ~large).any()),
-        "All blocks get the same neuron numbers. Make one generator before the loop, and draw from it for each block.",
+        calls.number <= most,
+        f"{case}right, but in {calls.number} calls of harm; two a step are {most}. Each call runs a model.",
     )
 
 
-@exercise(
-    5,
-    task='Choose the claims that the figures do not support, for instance {"a", "b"}.',
-    proved="Two readings of a score at its floor, and one cause without a control: none of them is shown.",
-)
-def check_floor_claims(attempt: set[str]) -> None:
-    """Check a set of letters: the claims about the published curve that it doesn't support."""
-    chosen(
-        attempt,
-        {"b", "c", "e"},
-        {
-            "a": "with 3,270 questions the interval of BoolQ at 40 % holds the majority floor: nothing more is said.",
-            "b": "always answering yes scores as much, so the number would look the same without any comprehension.",
-            "c": "a score at its floor is no evidence of ability, and no evidence against it either.",
-            "d": "MMLU has four choices, and at 10 % its score lies within half a point of 0.25. The table shows it.",
-            "e": "to say that the choice of neurons did it, the same cut at random must stand beside it. None does.",
-        },
-    )
+class _Counting:
+    """Harm that is counted, and that stops a search which never ends."""
+
+    def __init__(self, harm: Harm, *, most: int) -> None:
+        self.harm, self.most, self.number = harm, most, 0
+
+    def __call__(self, back: Sequence[Any]) -> float:
+        self.number += 1
+        if self.number > self.most:
+            raise RuntimeError(f"harm was called {self.most:,} times: do the suspects become fewer")
+        return self.harm(back)
 
 
-@exercise(
-    6,
-    task="Return a pruned model that keeps within the budget.",
-    proved="Within the budget, and better than random neurons on text that nobody tuned it on.",
-)
-def check_best_model(attempt: Attempt, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check a function (model, calibration batches) -> pruned model, and score it on held-out text."""
-    batches = [batch for domain in DOMAINS for batch in _rows(tokenizer, "calibration", domain, 8).batches(8)]
-    entry = attempt(copy.deepcopy(base), batches)  # the learner may write into its weights
-    require(isinstance(entry, PreTrainedModel), f"Return the pruned model; you returned a {type(entry).__name__}.")
+def _asked(attempt: Attempt, model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    """What a learner's function gives for a model that it must leave as it was."""
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    scores = attempt(model, [dict(batch) for batch in batches])
+    blocks, width = model.config.num_hidden_layers, model.config.intermediate_size
     require(
-        describe(entry).vocab_size == describe(base).vocab_size
-        and describe(entry).num_blocks == len(describe(base).blocks),
-        "Prune neurons of the MLPs only; the blocks and the vocabulary stay.",
+        isinstance(scores, list | tuple) and len(scores) == blocks,
+        f"Return a list with one tensor for each of the {blocks} blocks.",
     )
-    parameters, text = model_size(entry).parameters, _held_out(tokenizer)
-    require(parameters < model_size(base).parameters, "Your model has all its neurons: nothing was pruned.")
-    yours = perplexity(entry, text)
-    del entry  # a small GPU has no room for more than two models
-    uniform = _pruned(base, neuron_importance(base, "activation", batches=batches))
-    budget, baseline = model_size(uniform).parameters, perplexity(uniform, text)
-    del uniform
+    shapes = [list(getattr(one, "shape", ())) for one in scores]
     require(
-        parameters <= budget,
-        f"{parameters - budget:,} parameters too many: {budget:,} are allowed, as with {BUDGET:.0%} cut everywhere. "
-        "If you spare some blocks, the others have to give more.",
+        shapes == [[width]] * blocks,
+        f"One score for each of {width} neurons; your shapes are {shapes}. A neuron is a column of down_proj: "
+        "its norm is over dim=0.",
     )
-    require(math.isfinite(yours.nll), "Your model's loss is not a number: look for NaN in its weights.")
-    random = [perplexity(_pruned(base, neuron_importance(base, "random", seed=seed)), text) for seed in _SEEDS]
-    lead = paired(baseline, yours).query("metric == 'bits_per_byte'").iloc[0]
-    place = verdict(
-        lead.ci_low, lead.ci_high, below="ahead", above="behind", neither="level, as far as this text can tell"
-    )
-    print(
-        f"bits/byte on held-out text: yours {yours.bits_per_byte:.3f} · activation, {BUDGET:.0%} everywhere "
-        f"{baseline.bits_per_byte:.3f} · random {', '.join(f'{score.bits_per_byte:.3f}' for score in random)}\n"
-        f"you against activation: {lead.difference:+.3f} ({lead.ci_low:+.3f} to {lead.ci_high:+.3f}): {place}"
-    )
-    # The upper end of the interval: a lead over random that could be luck isn't one.
-    worst = max(paired(score, yours).query("metric == 'bits_per_byte'").ci_high.item() for score in random)
+    left = sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+    require(not left, f"{left} hooks are left behind. Each later pass would feed them: call remove() on every handle.")
     require(
-        worst < 0,
-        "Not shown to be better than random neurons. Does your score see what neurons do on text, or only weights?",
+        all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items()),
+        "The model has other weights now. Looking must not change it.",
     )
+    return [one.detach().float() for one in scores]
 
 
-def _pruned(base: PreTrainedModel, scores: list[Tensor]) -> PreTrainedModel:
-    model = variant(base)
-    prune_neurons(model, scores, ratio=BUDGET)
-    return model
+def _states(model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]], site: str) -> list[list[Tensor]]:
+    """What ``down_proj`` reads, or another matrix gives: for each block a tensor [rows, length, neurons] a batch."""
+    found: list[list[Tensor]] = [[] for _ in model.model.layers]
+    handles = []
+    for layer, seen in zip(model.model.layers, found, strict=True):
+        module = getattr(layer.mlp, site)
+        if site == "down_proj":
+            handles.append(module.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0])))
+        else:
+            handles.append(module.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output)))
+    for batch in batches:
+        model.model(**batch)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
-def _held_out(tokenizer: PreTrainedTokenizerBase) -> TokenBlocks:
-    """All domains, from the split that no width pruning ever uses."""
-    parts = [_rows(tokenizer, "distillation", domain, _ROWS) for domain in DOMAINS]
-    return TokenBlocks(
-        torch.cat([part.input_ids for part in parts]),
-        torch.cat([part.num_bytes for part in parts]),
-        " and ".join(DOMAINS),
-        "distillation",
-    )
+def _contributions(
+    model: LlamaForCausalLM,
+    batches: Sequence[Mapping[str, Tensor]],
+    states: Sequence[Sequence[Tensor]],
+    *,
+    used: slice = slice(None),
+    padding: bool = False,
+    size: str = "rms",
+    column: bool = True,
+    by_batch: bool = False,
+) -> list[Tensor]:
+    """The answer to exercise 2 from a pass's states, with a switch for each foreseen mistake."""
+    masks = [batch["attention_mask"].bool() | padding for batch in batches][used]
+    found = []
+    for layer, seen in zip(model.model.layers, states, strict=True):
+        tokens = [part[mask] for part, mask in zip(seen[used], masks, strict=True)]
+        if by_batch:
+            value = torch.stack([part.square().mean(0).sqrt() for part in tokens]).mean(0)
+        else:
+            every = torch.cat(tokens)
+            value = {
+                "rms": every.square().mean(0).sqrt(),
+                "mean": every.abs().mean(0),
+                "signed": every.mean(0),
+                "square": every.square().mean(0),
+                "sum": every.square().sum(0).sqrt(),
+            }[size]
+        found.append(value * layer.mlp.down_proj.weight.norm(dim=0) if column else value)
+    return found
 
 
-def _rows(tokenizer: PreTrainedTokenizerBase, split: str, domain: str, rows: int) -> TokenBlocks:
-    """Every fourth row of a split's beginning, so that more documents have a say."""
-    blocks = token_blocks(tokenizer, split, domain=domain, tokens=4 * rows * _LENGTH, length=_LENGTH, seed=1)
-    return blocks[::4]
+def _close(given: Tensor, right: Tensor) -> bool:
+    return torch.allclose(given.float(), right, rtol=1e-2, atol=1e-6)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from course_utils.choosing import best, kept_width, strongest
+from course_utils.choosing import best, by_halves, kept_width, strongest
 
 
 @example(width=100, percent=29, multiple=1)  # 0.29 * 100 is 28.999999999999996
@@ -44,3 +44,22 @@ def test_of_many_equal_scores_the_lower_numbers_stay():
     scores = torch.randint(0, 3, (5000,), generator=torch.Generator().manual_seed(0)).float()
     order = sorted(range(5000), key=lambda number: (-scores[number], number))
     assert best(scores, 1000).tolist() == sorted(order[:1000])
+
+
+@pytest.mark.parametrize("guilty", [0, 17, 49, 50, 98])
+def test_the_needed_one_is_found_in_two_calls_a_step(guilty):
+    calls = []
+
+    def harm(back):
+        calls.append(back)
+        return 1.5 - 0.5 * (guilty in back)
+
+    assert by_halves(range(99), harm) == guilty
+    assert len(calls) <= 14
+    with pytest.raises(ValueError, match="'suspects' is empty"):
+        by_halves([], harm)
+
+
+def test_of_two_needed_ones_the_one_that_heals_more_is_followed():
+    heals = {3: 0.4, 60: 0.5}
+    assert by_halves(range(64), lambda back: 1 - sum(heals.get(one, 0) for one in back)) == 60

@@ -1,11 +1,10 @@
-"""The README's figure: drawn from what lesson 03's saved run shows, fresh, and legible on a telephone."""
+"""The README's figure: drawn from the record that lesson 03 shows, fresh, and legible on a telephone."""
 
 import dataclasses
 import itertools
 import re
 
 import matplotlib.pyplot as plt
-import nbformat
 import pytest
 from PIL import Image
 
@@ -16,36 +15,35 @@ NUMBERS = readme_figure.Shown("30.0", "50,000", "32.1", "9,876", "40.2", "51.0",
 
 
 @pytest.fixture(scope="module")
-def saved():
-    (path,) = (readme_figure.ROOT / "notebooks").glob(readme_figure.NOTEBOOK)
-    return nbformat.read(path, as_version=4)
+def numbers():
+    return readme_figure.shown()
 
 
-def test_figure_shows_the_saved_run(saved):
-    numbers = readme_figure.shown(saved)
+def test_figure_shows_the_record(numbers):
     figure = readme_figure.ROOT / readme_figure.FIGURE
     assert readme_figure.read(figure) == readme_figure.kept(numbers), f"run `python -m {readme_figure.__name__}`"
     assert readme_figure.kept(numbers) != readme_figure.kept(dataclasses.replace(numbers, active="39.8"))
 
 
 @pytest.mark.parametrize("page", readme_figure.PAGES)
-def test_pages_say_what_the_figure_shows(page, saved):
+def test_pages_say_what_the_figure_shows(page, numbers):
     text = (readme_figure.ROOT / page).read_text(encoding="utf-8")
-    numbers = readme_figure.shown(saved)
     assert text.count(f"![{readme_figure.alt(numbers)}](") == 1
     assert readme_figure.with_alt(text, numbers) == text, f"run `python -m {readme_figure.__name__}`"
     assert readme_figure.with_alt(text, NUMBERS).count(readme_figure.alt(NUMBERS)) == 1
 
 
-def test_number_that_is_not_there_is_named(saved):
-    kept = [cell for cell in saved.cells if "random cuts as good" not in str(cell.get("outputs"))]
-    with pytest.raises(ValueError, match="doesn't show 'activation · random cuts as good'"):
-        readme_figure.shown(nbformat.v4.new_notebook(cells=kept))
+def test_numbers_are_in_the_order_that_the_sentence_tells(numbers):
+    value = {name: float(text.replace(",", "")) for name, text in dataclasses.asdict(numbers).items()}
+    assert value["whole"] < value["active"] < value["lowest"] < value["random"] < value["highest"] < value["weights"]
+    assert value["weights"] < value["guess"] and value["cuts"] == 19
+    assert value["low"] < value["ratio"] == pytest.approx(value["active"] / value["random"], abs=0.01)
+    assert value["ratio"] < value["high"] < 1
 
 
-@pytest.mark.parametrize("numbers", [NUMBERS, None], ids=["made up", "saved"])
-def test_legible_on_a_telephone(numbers, saved):
-    numbers = numbers or readme_figure.shown(saved)
+@pytest.mark.parametrize("shown", [NUMBERS, None], ids=["made up", "record"])
+def test_legible_on_a_telephone(shown, numbers):
+    numbers = shown or numbers
     figure = readme_figure.draw(numbers).figure
     figure.canvas.draw()
     texts = [text for text in figure.findobj(plt.Text) if text.get_text().strip() and text.get_visible()]
@@ -60,10 +58,8 @@ def test_legible_on_a_telephone(numbers, saved):
     plt.close(figure)
 
 
-def test_written_whole_on_white_paper(tmp_path, saved):
+def test_written_whole_on_white_paper(tmp_path, numbers):
     """Opaque: on a dark page as on a light one."""
-    (tmp_path / "notebooks").mkdir()
-    nbformat.write(saved, tmp_path / "notebooks" / "03_made_up.ipynb")
     for page in readme_figure.PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text("![old](images/criteria.png) ![other](images/x.png)\n", encoding="utf-8")
@@ -71,6 +67,6 @@ def test_written_whole_on_white_paper(tmp_path, saved):
     with Image.open(tmp_path / readme_figure.FIGURE) as picture:
         assert picture.convert("RGBA").getextrema()[3] == (255, 255)
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-    assert readme_figure.read(tmp_path / readme_figure.FIGURE) == readme_figure.kept(readme_figure.shown(saved))
+    assert readme_figure.read(tmp_path / readme_figure.FIGURE) == readme_figure.kept(numbers)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert re.fullmatch(r"!\[The same model .+\]\(images/criteria.png\) !\[other\]\(images/x.png\)\n", text)

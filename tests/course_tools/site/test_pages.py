@@ -171,15 +171,16 @@ def test_every_term_is_introduced_where_the_glossary_says(sources):
 
 # Lessons that say a term before the one that introduces it, and what they mean by it.
 IN_PASSING = {
-    "candidate": {"03": "criteria to choose from", "06": "thresholds, in an answer"},
+    "candidate": {"06": "thresholds, in an answer"},
     "causal": {"08": "of a model that reads from left to right"},
     "ceiling": {"05": "the word in a take-away", "06": "of a signal's correlation"},
-    "chance": {"01": "by chance"},
-    "distillation": {"03": "with the lesson that explains it", "04": "with the lesson that explains it"},
-    "first token": {"01": "of a row", "03": "of a text", "08": "of a text", "09": "of a row"},
+    "chance": {"01": "by chance", "03": "to beat or to lose to chance"},
+    "distillation": {"04": "with the lesson that explains it"},
+    "first token": {"01": "of a row", "03": "of a row", "08": "of a text", "09": "of a row"},
     "floor": {"01": "the function that rounds down"},
     "hidden channel": {"10": "a number in an exercise"},
     "odd width": {"04": "with the lesson that explains it"},
+    "planted": {"03": "of neurons that an exercise hides"},
     "uneven": {"08": "unevenly"},
 }
 IN_REFERENCES = {"router"}  # said nowhere else

@@ -1,187 +1,248 @@
 """Lesson 03's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import math
+from functools import partial
 
-import pytest
 import torch
 from exercise_cases import cases_of
 
-from course_utils.choosing import kept_width
+from course_utils.choosing import by_halves
 from course_utils.exercises import lesson_03
-from course_utils.models import load_model
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.models import tiny_llama
+from course_utils.width import neuron_importance
 
 
 def peaks(rows):
     return rows.amax(dim=1) + rows.amin(dim=1).abs()
 
 
-def step(
-    *,
-    stay=kept_width,
-    choose=lambda scores, n: scores.topk(n).indices,
-    place=lambda keep: (keep, keep, keep),
-    rows=False,
-):
-    """An answer to exercise 2, with one switch for each foreseen mistake."""
-
-    def attempt(gate, up, down, scores, ratio):
-        on_gate, on_up, on_down = place(choose(scores, stay(len(scores), ratio)))
-        return gate[on_gate], up[on_up], down[on_down] if rows else down[:, on_down]
-
-    return attempt
+def of_rows(score):
+    """An answer to exercise 1 from gate's and up's weights."""
+    return lambda mlp: score(mlp.gate_proj.weight, mlp.up_proj.weight)
 
 
-test_pair_scores = cases_of(
-    lesson_03.check_pair_scores,
-    stubs=[lambda gate, up: ...],
+test_peak_to_peak = cases_of(
+    lesson_03.check_peak_to_peak,
+    stubs=[lambda mlp: ...],
     mistakes=[
-        (lambda gate, up: peaks(gate), "You score gate alone"),
-        (lambda gate, up: peaks(up), "You score up alone"),
-        (lambda gate, up: sum(r.amax(0) + r.amin(0).abs() for r in (gate, up)), "reduce over dim=1, not dim=0"),
-        (lambda gate, up: sum(r.amax(1) + r.amin(1) for r in (gate, up)), "That is max + min"),
-        (lambda gate, up: sum(r.amax(1) - r.amin(1) for r in (gate, up)), "without both signs"),
-        (lambda gate, up: sum(r.abs().amax(1) for r in (gate, up)), "one end of the row"),
-        (lambda gate, up: sum(r.abs().sum(1) for r in (gate, up)), "That is the L1 norm"),
-        (lambda gate, up: peaks(gate) * peaks(up), "their sum"),
-        (lambda gate, up: (peaks(gate) + peaks(up)) / 2, "1 + 2 + 1 + 1 = 5; yours is 2.5"),
-        (lambda gate, up: sum(map(peaks, (gate, up))).sum(), "4 neurons make a shape [4]; yours is []"),
-        (lambda gate, up: 5.0, "yours is a float"),
-    ],
-    answers=[lambda gate, up: peaks(gate) + peaks(up)],
-)
-
-
-test_pruning_step = cases_of(
-    lesson_03.check_pruning_step,
-    stubs=[lambda gate, up, down, scores, ratio: (..., ..., ...)],
-    mistakes=[
-        (step(rows=True), "a neuron is a column of it"),
-        (step(stay=lambda w, r: w - math.ceil(r * w)), "round the number that goes down"),
-        (step(stay=lambda w, r: int(r * w) or w), "you keep that share"),
-        (step(stay=lambda w, r: w - 1), "8 neurons stay, not 9"),
-        (step(choose=lambda s, n: (-s).topk(n).indices), "have the highest scores"),
-        (step(choose=lambda s, n: torch.arange(n)), "have the highest scores"),
-        (step(place=lambda keep: (keep, keep, keep.sort().values)), "in different orders"),
-        (step(place=lambda keep: (keep, keep, keep - 1)), "hold different neurons"),
-        (lambda gate, up, down, scores, ratio: (gate, up[:8], down), "different numbers of neurons"),
-        (lambda gate, up, down, scores, ratio: gate[:8], "Return three matrices"),
-        (lambda *_: torch.nonsense, "Your code stopped with AttributeError"),
-    ],
-    answers=[step()],
-)
-
-
-def count(score, randoms, *, top=1, bottom=1, good=lambda value, score: value <= score):
-    return (top + sum(good(value, score) for value in randoms)) / (bottom + len(randoms))
-
-
-test_rank_p = cases_of(
-    lesson_03.check_rank_p,
-    stubs=[lambda score, randoms: ...],
-    mistakes=[
-        (lambda s, r: count(s, r, top=0, bottom=0), "as one more outcome"),
-        (lambda s, r: count(s, r, top=0), "below the line, but not above it"),
-        (lambda s, r: count(s, r, bottom=0), "above the line, but not below it"),
-        (lambda s, r: count(s, r, good=lambda value, score: value >= score), "random cuts that are worse"),
-        (lambda s, r: count(s, r, good=lambda value, score: value < score), "<=, not <"),
-        (lambda s, r: 0.05, "p is 0.5; yours is 0.05"),
-        (lambda s, r: "small", "Return one number; yours is a str"),
-    ],
-    answers=[count, lambda s, r: torch.tensor(count(s, r), dtype=torch.float64)],
-)
-
-
-def arm(masks, seed, *, number=lambda mask, masks: int(mask.sum()), pool=torch.ones_like, one_generator=True):
-    """A control arm, with one switch for each foreseen mistake."""
-    generator, control = torch.Generator().manual_seed(seed), []
-    for mask in masks:
-        if not one_generator:
-            generator.manual_seed(seed)
-        free = pool(mask).nonzero().flatten()
-        chosen = free[torch.randperm(len(free), generator=generator)[: number(mask, masks)]]
-        control.append(torch.zeros_like(mask).index_fill(0, chosen, True))
-    return control
-
-
-test_control_arm = cases_of(
-    lesson_03.check_control_arm,
-    stubs=[lambda masks, seed: ...],
-    mistakes=[
-        (lambda masks, seed: masks, "the very neurons of the arm itself"),
-        (lambda masks, seed: arm(masks, seed, number=lambda mask, _: 20), "how many and which can't be told apart"),
+        (of_rows(lambda gate, up: peaks(gate)), "You score gate alone"),
+        (of_rows(lambda gate, up: peaks(up)), "You score up alone"),
         (
-            lambda masks, seed: list(arm(torch.cat(masks)[None], seed)[0].split(400)),
-            "The total is right, but block by block",
+            of_rows(lambda gate, up: sum(r.amax(0) + r.amin(0).abs() for r in (gate, up))),
+            "reduce over dim=1, not dim=0",
         ),
-        (lambda masks, seed: arm(masks, seed, pool=torch.logical_not), "the neurons that the arm leaves out"),
-        (lambda masks, seed: arm(masks, 0), "Another seed must give another draw"),
-        (lambda masks, seed: arm(masks, int(torch.randint(10**6, ()))), "The same seed must give the same draw"),
-        (lambda masks, seed: arm(masks, seed, one_generator=False), "All blocks get the same neuron numbers"),
-        (lambda masks, seed: [mask.float() for mask in masks], "masks of True and False"),
-        (lambda masks, seed: arm(masks, seed)[0], "one mask [neurons] for each block"),
+        (of_rows(lambda gate, up: sum(r.amax(1) + r.amin(1) for r in (gate, up))), "That is max + min"),
+        (of_rows(lambda gate, up: sum(r.amax(1) - r.amin(1) for r in (gate, up))), "without both signs"),
+        (of_rows(lambda gate, up: sum(r.abs().amax(1) for r in (gate, up))), "one end of the row"),
+        (of_rows(lambda gate, up: sum(r.abs().sum(1) for r in (gate, up))), "That is the L1 norm"),
+        (of_rows(lambda gate, up: peaks(gate) * peaks(up)), "their sum"),
+        (lambda mlp: of_rows(lambda g, u: peaks(g) + peaks(u))(mlp) + peaks(mlp.down_proj.weight.T), "down's column"),
+        (of_rows(lambda gate, up: (peaks(gate) + peaks(up)) / 2), "1 + 2 + 1 + 1 = 5; yours is 2.5"),
+        (of_rows(lambda gate, up: sum(map(peaks, (gate, up))).sum()), "4 neurons make a shape [4]; yours is []"),
+        (lambda mlp: 5.0, "yours is a float"),
     ],
-    answers=[arm],
+    answers=[of_rows(lambda gate, up: peaks(gate) + peaks(up)), of_rows(lambda g, u: (peaks(g) + peaks(u)).detach())],
 )
 
-test_floor_claims = cases_of(
-    lesson_03.check_floor_claims,
-    stubs=[..., None],
+
+def contribution(
+    model,
+    batches,
+    *,
+    site="down_proj",
+    real=lambda mask: mask.bool(),
+    size=lambda states: states.float().square().sum(0),
+    finish=lambda total, count: (total / count).sqrt(),
+    norm=lambda down: down.float().norm(dim=0),
+    remove=True,
+):
+    """The answer to exercise 2, with one switch for each foreseen mistake."""
+    layers = model.model.layers
+    sums, count, handles = [0] * len(layers), 0, []
+
+    def note(block):
+        def hook(module, inputs, output=None):
+            states = inputs[0] if site == "down_proj" else output
+            sums[block] = sums[block] + size(states[chosen])
+
+        return hook
+
+    for block, layer in enumerate(layers):
+        module = getattr(layer.mlp, site)
+        register = module.register_forward_pre_hook if site == "down_proj" else module.register_forward_hook
+        handles.append(register(note(block)))
+    for batch in batches:
+        chosen = real(batch["attention_mask"])
+        count = count + chosen.sum()
+        model.model(**batch)
+    for handle in handles if remove else []:
+        handle.remove()
+    return [finish(total, count) * norm(layer.mlp.down_proj.weight) for total, layer in zip(sums, layers, strict=True)]
+
+
+def mistaken(**switches):
+    return lambda model, batches: contribution(model, batches, **switches)
+
+
+def over_batches(model, batches):
+    each = [contribution(model, [batch]) for batch in batches]
+    return [torch.stack(scores).mean(0) for scores in zip(*each, strict=True)]
+
+
+def spoilt(model, batches):
+    scores = contribution(model, batches)
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(2)
+    return scores
+
+
+test_contribution = cases_of(
+    lesson_03.check_contribution,
+    stubs=[lambda model, batches: ...],
     mistakes=[
-        (set(), "Look at b again"),
-        ({"b"}, "no evidence against it either"),
-        ({"b", "c"}, "the same cut at random"),
-        ({"a", "b", "c", "e"}, "holds the majority floor"),
-        ({"b", "c", "d", "e"}, "within half a point"),
-        ({"b", "f"}, "There is no f"),
-        ("b, f", "There is no f"),
-        (5, "Choose letters"),
+        (mistaken(real=lambda mask: torch.ones_like(mask).bool()), "padding as text"),
+        (mistaken(size=lambda s: s.abs().sum(0), finish=lambda t, n: t / n), "that is the mean size"),
+        (mistaken(size=lambda s: s.sum(0), finish=lambda t, n: t / n), "what is negative takes away"),
+        (mistaken(finish=lambda t, n: t / n), "the root is missing"),
+        (mistaken(finish=lambda t, n: t.sqrt()), "Divide by how many they are"),
+        (mistaken(norm=lambda down: 1.0), "column of down_proj is missing"),
+        (mistaken(site="gate_proj"), "what gate_proj gives"),
+        (mistaken(site="up_proj"), "what up_proj gives"),
+        (lambda model, batches: contribution(model, batches[-1:]), "the last batch alone"),
+        (lambda model, batches: contribution(model, batches[:1]), "the first batch alone"),
+        (over_batches, "you average over batches"),
+        (mistaken(norm=lambda down: 2 * down.float().norm(dim=0)), "Block 0: neuron 0 scores"),
+        (mistaken(size=lambda s: s.square().sum(0)), "Make the states float32"),
+        (mistaken(remove=False), "3 hooks are left behind"),
+        (spoilt, "The model has other weights now"),
+        (lambda model, batches: contribution(model, batches)[0], "Return a list with one tensor for each of the 3"),
+        (lambda model, batches: [s[:32] for s in contribution(model, batches)], "One score for each of 64 neurons"),
     ],
-    answers=[{"b", "c", "e"}, ["e", "c", "b"], {" B", "C", "e"}, "bce", "B, C, E"],
+    answers=[contribution, lambda model, batches: neuron_importance(model, "activation", batches=batches)],
 )
 
 
-@pytest.fixture
-def smoke_llama(monkeypatch):
-    """A random model: it can't be good, so nothing is better than random neurons."""
-    monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    return load_model("llama", device="cpu")
+def test_contribution_is_tried_on_the_lessons_own_model(capsys):
+    batches = [{"input_ids": torch.arange(1, 33).view(4, 8), "attention_mask": torch.ones(4, 8, dtype=torch.long)}]
+    check = partial(lesson_03.check_contribution, base=tiny_llama(), batches=batches)
+    assert check(contribution)
+    assert "5 blocks of 64 scores, equal to the library's" in capsys.readouterr().out
+
+    def for_three_blocks(model, batches):
+        return [s * (1 + (len(model.model.layers) == 5)) for s in contribution(model, batches)]
+
+    assert not check(for_three_blocks)
+    assert "on this lesson's model it is off by 100%" in capsys.readouterr().out
 
 
-def cut(ratio, criterion="activation"):
-    def compress(model, batches):
-        scores = neuron_importance(model, criterion, batches=batches if criterion == "activation" else None)
-        prune_neurons(model, scores, ratio=ratio)
-        return model
+def halve(suspects, harm, *, follow=min, rest=lambda suspects, middle: suspects[middle:]):
+    """The answer to exercise 3, with switches for mistakes."""
+    while len(suspects) > 1:
+        middle = len(suspects) // 2
+        suspects = follow(suspects[:middle], rest(suspects, middle), key=harm)
+    return suspects[0]
 
-    return compress
+
+def one_by_one(suspects, harm):
+    return min(suspects, key=lambda neuron: harm([neuron]))
 
 
-@pytest.mark.parametrize(
-    ("compress", "named"),
-    [
-        (lambda model, batches: ..., "not solved yet"),
-        (lambda model, batches: "a model", "you returned a str"),
-        (lambda model, batches: model, "nothing was pruned"),
-        (cut(0.1), "parameters too many"),
-        (cut(0.2, "random"), "Not shown to be better than random neurons"),
+def left_if_it_heals(suspects, harm):
+    """Asks after the left half alone, and for any healing at all; the second planted pair heals more on the right."""
+    while len(suspects) > 1:
+        middle = len(suspects) // 2
+        suspects = suspects[:middle] if harm(suspects[:middle]) < 5 else suspects[middle:]
+    return suspects[0]
+
+
+def forever(suspects, harm):
+    while True:
+        harm(suspects)
+
+
+test_halve = cases_of(
+    lesson_03.check_halve,
+    stubs=[lambda suspects, harm: ...],
+    mistakes=[
+        (lambda suspects, harm: halve(suspects, harm, follow=max), "go on with the half that leaves less"),
+        (
+            lambda suspects, harm: halve(suspects, harm, rest=lambda s, m: s[len(s) - m :]),
+            "Does a suspect get lost when their number is odd?",
+        ),
+        (one_by_one, "two a step are 12. Each call runs a model"),
+        (lambda suspects, harm: [halve(suspects, harm)], "return the suspect itself"),
+        (lambda suspects, harm: halve(suspects, harm)[1], "isn't among the suspects"),
+        (left_if_it_heals, "two heal, and you follow the one that heals less"),
+        (forever, "do the suspects become fewer"),
     ],
-    ids=["stub", "no model", "unpruned", "over budget", "random"],
+    answers=[halve, by_halves],
 )
-def test_competition_refuses_what_breaks_its_rules(compress, named, smoke_llama, capsys):
-    assert lesson_03.check_best_model(compress, *smoke_llama) is False
-    assert named in capsys.readouterr().out
 
 
-def test_competition_shows_the_score_and_leaves_the_base_alone(smoke_llama, capsys):
-    base, tokenizer = smoke_llama
-    before = [weight.clone() for weight in base.parameters()]
-    lesson_03.check_best_model(cut(0.2), base, tokenizer)
-    assert "bits/byte on held-out text: yours" in capsys.readouterr().out
-    assert all(torch.equal(a, b) for a, b in zip(before, base.parameters(), strict=True))
+def test_halve_searches_the_lessons_own_cut(capsys):
+    suspects = [(block, number) for block in range(4) for number in range(30)]
+
+    def harm(back):
+        return 1.0 - ((3, 7) in back)
+
+    assert lesson_03.check_halve(halve, suspects, harm)
+    assert "finds block 3, neuron 7, in 14 calls" in capsys.readouterr().out
+    assert not lesson_03.check_halve(lambda s, h: (9, 9) if len(s) == 120 else halve(s, h), suspects, harm)
+    assert "here you return (9, 9), which isn't among the suspects" in capsys.readouterr().out
 
 
-def test_competition_scores_on_text_that_is_used_for_nothing_else(smoke_llama):
-    held_out = lesson_03._held_out(smoke_llama[1])
-    assert held_out.split == "distillation"
-    assert held_out.input_ids.shape == (12, 64)
+SECRET = [(block, number) for block in range(3) for number in range(40)]
+HARMLESS = [(block, number + 1) for block in range(3) for number in range(40)]
+NEEDED = {(0, 3): 0.3, (0, 7): 0.3, (2, 11): 0.2}
+
+
+def judge(gone, *, needed=NEEDED, texts=("speeches", "wiki")):
+    """Made-up damage: half a nat, and more for each needed neuron that is gone, unless nothing was planted."""
+    planted = 0 if gone == set(HARMLESS) else sum(cost for neuron, cost in needed.items() if neuron in gone)
+    return dict.fromkeys(texts, 0.5 + planted)
+
+
+def check_culprits(culprits, judge=judge):
+    return lesson_03.check_culprits(culprits, SECRET, HARMLESS, judge)
+
+
+test_culprits = cases_of(
+    check_culprits,
+    stubs=[..., None, [...]],
+    mistakes=[
+        (5, "Give a list of pairs (block, neuron); yours is a int"),
+        ("03", "yours is a str"),
+        ([3, 7], "Each culprit is a pair (block, neuron); one of yours is 3"),
+        ([(0, 3, 1)], "one of yours is (0, 3, 1)"),
+        ([(0, 99)], "(0, 99) was never removed"),
+        ([], "You put nothing back"),
+        (SECRET, "You put 120 neurons back; 20 are the most"),
+        (SECRET[20:40], "search, don't draw"),
+        ([(0, 3)], "They heal 38% of what was planted; 80% are asked for"),
+        ([(0, 3), (0, 7)], "They heal 75% of what was planted"),
+    ],
+    answers=[
+        list(NEEDED),
+        set(NEEDED),
+        [[0, 3], [0, 7], [2, 11]],
+        [*NEEDED, *NEEDED, (1, 1)],
+        torch.tensor(list(NEEDED)).tolist(),
+    ],
+)
+
+
+def test_culprits_are_told_beside_the_two_cuts(capsys):
+    check_culprits(list(NEEDED))
+    assert "  wiki: the secret cut 1.30, yours back 0.50, nothing planted 0.50" in capsys.readouterr().out
+
+
+def test_where_nothing_was_needed_nothing_can_be_found(capsys):
+    assert not check_culprits([(0, 3)], lambda gone: judge(gone, needed={}))
+    assert "what was planted does no harm" in capsys.readouterr().out
+
+
+def test_secret_cut_is_as_large_and_holds_the_strongest_of_the_first_block():
+    scores = [torch.arange(40.0), torch.arange(40.0)]
+    harmless = [(block, number) for block in range(2) for number in (0, 5, 9, 20, 38)]
+    secret = lesson_03.secret_cut(harmless, scores)
+    assert secret == sorted(set(secret)) and len(secret) == len(harmless)
+    assert {(0, 37), (0, 38), (0, 39)} <= set(secret)
+    assert [neuron for neuron in secret if neuron[0]] == [neuron for neuron in harmless if neuron[0]]
