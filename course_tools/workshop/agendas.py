@@ -42,7 +42,7 @@ _FIRST = Part(
     "01", "live to the masked-equals-pruned assertion, exercises in pairs, then the nineteen random cuts", (1, 2, 3)
 )
 _SECOND = Part("02", "every light is green: let the room find the mistake before the text does", (1, 2))
-_THIRD = Part("03", "does your criterion beat random? Then halve your way to the two neurons behind a disaster", (1, 3))
+_THIRD = Part("03", "does your criterion beat random? Then halve your way to the two neurons behind a disaster", (3,))
 AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
     "Half a day": (SET_UP, IDEA, _FIRST, BREAK, _SECOND, _THIRD, CLOSE),
     "Half a day on bias": (

@@ -189,8 +189,9 @@ def wrong_turns(check: str, checks: str) -> list[str]:
     for node in ast.parse(checks).body:
         if isinstance(node, ast.FunctionDef):
             named[node.name] = node
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):  # letter -> its reason
-            named |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):  # case -> its reason
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            named |= {target.id: node for target in targets if isinstance(target, ast.Name)}
     return list(dict.fromkeys(_sentences(named[check], named, {check})))
 
 

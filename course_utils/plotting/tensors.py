@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,49 +23,35 @@ def show_tensor(
     title: str | None = None,
     x_label: str = "column",
     y_label: str = "row",
-    removed_rows: Collection[int] = (),
-    removed_columns: Collection[int] = (),
     fmt: str = ".1f",
     limit: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A small matrix with its numbers; rows and columns that pruning removes are greyed and crossed out.
+    """A small matrix with its numbers.
 
     Args:
         tensor: [rows, columns], or [columns] for a single row.
         title: above the matrix; None for none.
         x_label: what the columns are.
         y_label: what the rows are.
-        removed_rows: numbers of the rows that go.
-        removed_columns: numbers of the columns that go.
         fmt: of the numbers.
         limit: the magnitude at full colour, for figures that share a scale; by default the tensor's largest.
         ax: where to draw; None makes a figure.
 
     Raises:
-        ValueError: more than two dimensions, empty, or a removed index that isn't there.
+        ValueError: more than two dimensions, or empty.
     """
     matrix = np.atleast_2d(tensor.detach().float().cpu().numpy())
     rows, columns = matrix.shape if matrix.ndim == 2 else (0, 0)
     if not rows * columns:
         raise ValueError(f"show_tensor draws a matrix or a vector; got shape {list(tensor.shape)}.")
-    missing = [i for i in removed_rows if not 0 <= i < rows] + [i for i in removed_columns if not 0 <= i < columns]
     _check_format(fmt)
-    if missing:
-        raise ValueError(f"Removed rows and columns must lie inside [{rows}, {columns}]; got {missing}.")
     if ax is None:
         _, ax = plt.subplots(figsize=(1.6 + 0.8 * columns, 1.4 + 0.7 * rows), layout="constrained")
-    gone = np.zeros(matrix.shape, dtype=bool)
-    gone[list(removed_rows)] = True
-    gone[:, list(removed_columns)] = True
     limit = max(float(np.abs(matrix).max()), 1e-12) if limit is None else checks.positive("limit", limit)
-    ax.imshow(np.ma.masked_array(matrix, gone), cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
-    ax.imshow(np.ma.masked_array(np.ones(matrix.shape), ~gone), cmap="Greys", vmin=0, vmax=6)
+    ax.imshow(matrix, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
     for (row, column), value in np.ndenumerate(matrix):
-        text = ax.text(column, row, format(value, f"z{fmt}"), ha="center", va="center")
-        if gone[row, column]:
-            text.set_color("0.35")
-            ax.plot([column - 0.4, column + 0.4], [row + 0.4, row - 0.4], color="0.6", linewidth=1)
+        ax.text(column, row, format(value, f"z{fmt}"), ha="center", va="center")
     ax.set_xticks(range(columns))
     ax.set_yticks(range(rows))
     ax.set_xticks(np.arange(-0.5, columns), minor=True)
