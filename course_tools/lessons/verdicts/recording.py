@@ -113,7 +113,8 @@ def prepared(lesson: authoring.Lesson, run: Run) -> NotebookNode:
     notebook = notebooks.build_notebook(lesson, notebooks.Course.read(ROOT), "exercises")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code if run.draw else []:
-        source = re.sub(r"\b(seed|draw)=0\b", rf"\1={run.draw}", cell.source)
+        # Not the last default of a function: what a lesson reads from its record stays what it is.
+        source = re.sub(r"\b(seed|draw)=0\b(?!\):)", rf"\1={run.draw}", cell.source)
         for cuts in (9, 19):
             source = re.sub(rf"\brange\({cuts}\)", f"range({19 * run.draw}, {19 * run.draw + cuts})", source)
         cell.source = source
