@@ -314,11 +314,11 @@ for name in models:
 highest = max(values[1].max().item() for values in looks.values())
 end = max(highest, guessing) + 1
 panel.plot([0, guessing], [0, guessing], color=mark("random")["color"], linewidth=1)
-panel.annotate("as wrong as it thinks", (7, 6.2), rotation=45, size=12)
+panel.annotate("as wrong as it thinks", (5.4, 4.3), rotation=45, size=12)
 panel.axhline(guessing, **{**mark("guessing"), "label": "loss of guessing"})
 panel.set(xlabel="entropy: how unsure (nats)", ylabel="loss: how wrong (nats)")
 panel.set(xlim=(0, guessing + 1), ylim=(0, end), aspect="equal")
-panel.legend(loc="center right")
+panel.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
 show(
     "Loss against entropy, equal axes, a point for each row of text. The whole "
     "model's points lie near the diagonal. Those of the model that was carried "
