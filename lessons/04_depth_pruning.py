@@ -526,11 +526,11 @@ show(
 # %% [markdown]
 # *Single harms in the record.* Most of the middle is cheap, **one by one**.
 #
-# ## Whose text chose?
+# ## Which text chose?
 #
 # Another calibration text, another choice? The record has five **draws of the calibration text**, 16 rows each. Each draw chooses
-# three blocks by influence and three by leave-one-out. All are judged on the same 48 rows, beside nineteen random threes that
-# spare the ends, and nineteen of the middle third, which know a little more.
+# three blocks by influence, and three by leave-one-out. All are judged on the same 48 rows, beside two kinds of nineteen random
+# threes: *inside* spares two blocks at each end, *middle* takes the middle third alone. Nobody needs a measurement for either.
 
 # %%
 table = {}
@@ -611,7 +611,7 @@ share = report.after.parameters / report.before.parameters - 1
 print(f"without the run: {share:+.1%} parameters, {-RUN / total:+.0%} cache\n")
 
 table = {}
-for form, text in itertools.product(("float32", "bfloat16"), TEXTS):
+for form, text in itertools.product(record.index.unique("dtype"), TEXTS):
     alone = recorded("alone", 1, text, form).damage
     found = recorded("run", 6, text, form)
     chosen = found[found.calibrations.map(len) > 0]
@@ -730,4 +730,5 @@ check_pair(pair, judge, inside)
 # - Men et al. 2024, *ShortGPT*, arXiv 2403.03853: block influence
 # - Kim et al. 2024, *Shortened LLaMA*, arXiv 2402.02834: leave-one-out
 # - Gromov et al. 2024, *The Unreasonable Ineffectiveness of the Deeper Layers*, arXiv 2403.17887: runs of neighbours, healed afterwards
+# - Lu et al. 2024, *Reassessing Layer Pruning in LLMs*, arXiv 2411.15558: the last blocks, and a few layers trained afterwards
 # - Veit et al. 2016, *Residual Networks Behave Like Ensembles of Relatively Shallow Networks*, arXiv 1605.06431

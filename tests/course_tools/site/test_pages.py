@@ -175,11 +175,10 @@ IN_PASSING = {
     "causal": {"08": "of a model that reads from left to right"},
     "ceiling": {"05": "the word in a take-away", "06": "of a signal's correlation"},
     "chance": {"01": "by chance"},
-    "distillation": {"03": "with the lesson that explains it", "04": "with the lesson that explains it"},
+    "distillation": {"03": "with the lesson that explains it"},
     "first token": {"01": "of a row", "03": "of a text", "08": "of a text", "09": "of a row"},
     "floor": {"01": "the function that rounds down"},
     "hidden channel": {"10": "a number in an exercise"},
-    "odd width": {"04": "with the lesson that explains it"},
     "round by round": {"02": "in the words, without the reason"},
     "uneven": {"08": "unevenly"},
 }
