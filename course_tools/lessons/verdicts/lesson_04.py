@@ -54,12 +54,16 @@ def influence_spares_the_dearest(tables: Tables) -> list[float]:
     return [dearest / 2 - tables.line(_ALONE, f"dearest of influence's first {n}")[-1] for n in (3, 6, 9)]
 
 
-@verdict(
-    "Whichever draw chooses, three blocks by leave-one-out or influence beat all random threes that spare the ends."
-)
-def threes_beat_chance(tables: Tables) -> list[float]:
-    """Half a set more than are missing."""
-    return [beaten - 18.5 for beaten in tables.table(_DRAWS, "Three blocks").column("inside beaten, of 19").values()]
+@verdict("Each three that a draw chooses by leave-one-out costs less than influence's, on both texts.")
+def leave_one_out_chooses_better(tables: Tables) -> list[float]:
+    """The least harm of influence's sets minus the greatest of leave-one-out's, for each text."""
+    threes = tables.table(_DRAWS, "Three blocks")
+    margins = []
+    for text in _TEXTS:
+        harms = threes.column(text)
+        by = {name: [harm for row, harm in harms.items() if row.startswith(name)] for name in ("influence", "leave")}
+        margins.append(min(by["influence"]) - max(by["leave"]))
+    return margins
 
 
 @verdict("Some six neighbours cost less than one of them alone, here and in the record.")
@@ -91,7 +95,7 @@ VERDICTS = (
     failures_are_silent,
     ends_are_dear,
     influence_spares_the_dearest,
-    threes_beat_chance,
+    leave_one_out_chooses_better,
     six_cost_less_than_one,
     six_cost_more_than_their_sum,
     chosen_run_is_ahead,
