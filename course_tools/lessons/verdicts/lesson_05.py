@@ -1,0 +1,88 @@
+"""What lesson 05 says, tied to the numbers that its notebook shows: of its own run, and of the record in both forms."""
+
+from __future__ import annotations
+
+from course_tools.lessons.verdicts.tables import Tables
+from course_tools.lessons.verdicts.verdict import verdict
+
+_TOY, _ZERO, _CACHE = "What the score sees", "A bypass adds exactly zero", "The true bypass"
+_HALVES, _EIGHT = "One half at a time", "Eight of thirty"
+_TEXTS, _FORMS = ("speeches", "wiki"), ("float32", "bfloat16")
+
+
+def _halves(tables: Tables, part: str) -> list[list[float]]:
+    """What is told of one kind of half: in the run, and in the record for each text and form."""
+    places = ["here", *(f"record, {text}, {form}" for text in _TEXTS for form in _FORMS)]
+    return [tables.line(_HALVES, f"{part}, {place}:") for place in places]
+
+
+def _beaten(tables: Tables, criterion: str) -> list[list[float]]:
+    """The fewest and the most random sets that a criterion's sets beat, on each text."""
+    found = []
+    for row, column, text in tables.table(_EIGHT, "spared").cells():
+        if row == criterion and column.endswith("random beaten"):
+            found.append([float(word) for word in text.split() if word.isdigit()])
+    if not found:
+        raise LookupError(criterion)
+    return found
+
+
+@verdict("Without the residual, the toy's whisper and shout score alike; with it the whisper scores least of the two.")
+def whisper_and_shout(tables: Tables) -> list[float]:
+    """A hundredth minus their difference without it, and the difference with it."""
+    toy = tables.table(_TOY)
+    forgot, kept = toy.column("without it"), toy.column("with the residual")
+    return [0.01 - abs(forgot["a shout"] - forgot["a whisper"]), kept["a shout"] - kept["a whisper"]]
+
+
+@verdict("The bypass that adds its input has the better perplexity, by its whole interval, in this run and in the record.")
+def wrong_bypass_looks_better(tables: Tables) -> list[float]:
+    """How far the intervals' upper ends are below 1."""
+    here = [1 - tables.line(_ZERO, f"{text}, here")[2] for text in _TEXTS]
+    return [*here, 1 - tables.line(_ZERO, "record:")[2]]
+
+
+@verdict("Zeros and the library's bypass equal the silenced reference in every bit; the wrong bypass and the whole don't.")
+def equality_tells(tables: Tables) -> list[float]:
+    """What is equal is no number apart; what isn't is."""
+    right = [tables.line(_ZERO, name)[-1] for name in ("return zeros", "bypass_attention")]
+    wrong = [tables.line(_ZERO, name)[-1] for name in ("return the input", "the whole model")]
+    return [*(1 if apart == 0 else -1 for apart in right), *(abs(apart) for apart in wrong)]
+
+
+@verdict("One of the tests fails: zeros in place of attention 0, read token by token.")
+def empty_drawer(tables: Tables) -> list[float]:
+    """Whether it is one, and which."""
+    (count, tests) = tables.line(_CACHE, "WRONG:")
+    failed = [(row, column) for row, column, text in tables.table(_CACHE, "WRONG").cells() if text == "WRONG"]
+    return [1 if failed == [("attention 0: zeros", "token by token")] and (count, tests) == (1, 12) else -1]
+
+
+@verdict("Attention 1 is the dearest one, and without it perplexity is over ten times as high, on both texts.")
+def one_attention_is_dear(tables: Tables) -> list[float]:
+    """Whether it is the first, and its size minus ten."""
+    return [size - 10 if layer == 1 else -1 for layer, size, *_ in _halves(tables, "attention")]
+
+
+@verdict("Without MLP 0 the model is worse than guessing.")
+def first_mlp_is_the_model(tables: Tables) -> list[float]:
+    """Whether it comes first and has no size; the three behind it, and the count, have theirs."""
+    return [1 if numbers[0] == 0 and len(numbers) == 10 else -1 for numbers in _halves(tables, "MLP")]
+
+
+@verdict("Most attentions and most MLPs can go alone for less than a fifth more perplexity.")
+def most_halves_are_cheap(tables: Tables) -> list[float]:
+    """How many more than half of them."""
+    told = [numbers[-3:] for part in ("attention", "MLP") for numbers in _halves(tables, part)]
+    return [cheap - total / 2 for cheap, total, _ in told]
+
+
+VERDICTS = (
+    whisper_and_shout,
+    wrong_bypass_looks_better,
+    equality_tells,
+    empty_drawer,
+    one_attention_is_dear,
+    first_mlp_is_the_model,
+    most_halves_are_cheap,
+)
