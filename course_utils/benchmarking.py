@@ -35,10 +35,8 @@ from course_utils.costs import (
     PHASES,
     cache_bytes,
     decode_bytes,
-    decode_estimate,
     flops_per_token,
     kv_bytes_per_token,
-    prefill_estimate,
     speedup_estimate,
     work,
 )
@@ -48,7 +46,6 @@ from course_utils.uncertainty import CONFIDENCE
 
 __all__ = [  # what is counted comes through this door as well
     "decode_bytes",
-    "decode_estimate",
     "energy_counters",
     "flops_per_token",
     "kv_bytes_per_token",
@@ -57,7 +54,6 @@ __all__ = [  # what is counted comes through this door as well
     "measure_speed",
     "median_interval",
     "peak_memory",
-    "prefill_estimate",
     "relative_speed",
     "speed_frame",
     "speedup_text",

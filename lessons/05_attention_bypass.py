@@ -42,7 +42,7 @@ from torch.nn.functional import cosine_similarity
 from tqdm import tqdm
 
 from course_utils import diagrams
-from course_utils.plotting import mark, show, style
+from course_utils.plotting import log_ticks, mark, show, style
 from course_utils.records import read_record
 from course_utils.session import start
 from course_utils.uncertainty import ratio_interval
@@ -79,20 +79,21 @@ for place, (count, text) in enumerate(places):
     wrong, true = (arms(name, count).rows[text] for name in WAYS)
     layers = wrong.index[0]
     ratio, low, high = times(wrong[layers] - true[layers])
-    error = [[ratio - low], [high - ratio]]
-    left.errorbar(ratio, place, xerr=error, capsize=5, **mark("wrong"))
+    ends = [[ratio - low], [high - ratio]]
+    left.errorbar(ratio, place, xerr=ends, capsize=5, **mark("wrong"))
 left.axvline(1, linestyle=":", color=mark("whole")["color"])
 left.set_yticks(range(4), [f"{count} out,\n{text}" for count, text in places])
 left.set(ylim=(3.5, -0.5), xlim=(0.85, 1.02), title="wrong / true bypass")
 left.set_xlabel("ratio of perplexities")
-parts = {"MLP": mark("neurons") | {"label": "MLPs"}, "attention": mark("attentions")}
+mlps = mark("neurons") | {"label": "MLPs"}
 for panel, text in zip(panels, TEXTS, strict=True):
-    for part, looks in parts.items():
+    for part, looks in (("MLP", mlps), ("attention", mark("attentions"))):
         heights = np.exp(arms("alone", 1, part).damage[text])
         heights = heights.clip(upper=guessing[text])
         panel.plot(range(30), heights, linestyle="none", **looks)
     panel.axhline(guessing[text], **mark("guessing"))
     panel.annotate("beyond ↑", (1, guessing[text] / 2.5))
+    log_ticks(panel.yaxis)
     panel.set(title=f"one half out: {text}", xlabel="block", yscale="log")
 panels[0].set_ylabel("perplexity, × unpruned")
 panels[1].legend()
@@ -240,7 +241,7 @@ print(f"the {many} that turn the stream least: {sorted(lowest[:many])}")
 # Two ways to write an attention that "does nothing". It is given `norm(x)`, and what it returns is added to `x`:
 #
 # - **return zeros**: the block computes `x + 0`
-# - **return the input**: `x + norm(x)`. *A common mistake*: handing on what came in looks like doing nothing.
+# - **return the input**, which looks like doing nothing: `x + norm(x)`. *A common mistake.*
 #
 # **Predict before you run.** Same layers, same text. Which of the two has the lower perplexity?
 #
@@ -517,13 +518,12 @@ with (
 #
 # Now that it is out: what was it worth? We leave one half out, note the nats, and bring it back, for each attention and each MLP.
 #
-# **Predict before you run.** Which halves can't go, and where do they stand? Can most of the others?
+# **Predict before you run.** Which halves can't go, and where do they stand?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Without MLP 0 the model is worse than guessing, and how much worse says nothing. Attention 1 is the dearest attention by far,
-# on both texts. Of 30 attentions most cost less than a fifth more perplexity. Attention or MLP, which is cheaper? That depends
-# on the block.
+# Without MLP 0 the model is worse than guessing; how much worse says nothing. Attention 1 is the dearest attention by far, on
+# both texts. Most of the others cost less than a fifth more perplexity. Whether attention or MLP is cheaper depends on the block.
 #
 # </details>
 
@@ -661,6 +661,7 @@ for panel, text in zip(panels, TEXTS, strict=True):
     panel.plot(dice, heights, linestyle="none", **mark("random"))
     panel.axvline(guessing[text], **mark("guessing"))
     panel.set(title=text, xscale="log", xlabel="perplexity, × unpruned")
+    log_ticks(panel.xaxis)
 panels[0].set_yticks(range(len(CHOOSERS) + 1), [*CHOOSERS, "19 random sets"])
 panels[0].invert_yaxis()
 show(
@@ -764,7 +765,7 @@ check_eight(eight, judge, opponent, recorded)
 #
 # - A perplexity says how good a model is. An equality says which model it is. Ask for the equality first.
 # - A bypass adds exactly zero, counts its tokens, and its checkpoint says that it is missing.
-# - Most attentions are hardly missed on short rows, and a few are the model. Which ones, you measure.
+# - Most halves of blocks are hardly missed on short rows. One MLP is the model.
 # - The residual belongs inside the cosine; forgotten, the score takes a layer that the model can't do without.
 #
 # **The story so far:** a cut is exact or it is wrong. **Next:** must every prompt do without the same attentions? In lesson 06

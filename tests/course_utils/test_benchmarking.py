@@ -14,7 +14,7 @@ from course_utils import benchmarking, checks
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import (
-    decode_estimate,
+    decode_bytes,
     energy_counters,
     flops_per_token,
     kv_bytes_per_token,
@@ -23,7 +23,6 @@ from course_utils.benchmarking import (
     measure_speed,
     median_interval,
     peak_memory,
-    prefill_estimate,
     relative_speed,
     speedup_text,
     take_turns,
@@ -132,10 +131,12 @@ def test_speed_table_has_speedups_beside_estimates():
     assert (table.tokens_per_second > 0).all()
     # Arithmetic is the larger of the two here: with 9 tokens in the cache, a new one meets them all.
     attention, weights = 4 * 9 * 3 * 32, {m: flops_per_token(m) for m in (base, pruned)}
+    by_bytes = decode_bytes(base, context=9) / decode_bytes(pruned, context=9)
+    prompts = flops_per_token(base, 8, head="last") / flops_per_token(pruned, 8, head="last")
     assert table.estimate[3] == pytest.approx(
-        max((weights[base] + attention) / (weights[pruned] + attention), decode_estimate(base, pruned, context=9))
+        max((weights[base] + attention) / (weights[pruned] + attention), by_bytes)
     )
-    expected = max(prefill_estimate(base, pruned, context=8), decode_estimate(base, pruned))
+    expected = max(prompts, decode_bytes(base) / decode_bytes(pruned))
     assert table.estimate[2] == pytest.approx(expected)
     assert (table.seconds * table.tokens_per_second).tolist() == pytest.approx([8, 2] * 2)
 
