@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from course_tools.lessons.printed import numbers_in
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import verdict
 
@@ -16,12 +17,10 @@ def _halves(tables: Tables, part: str) -> list[list[float]]:
     return [tables.line(_HALVES, f"{part}, {place}:") for place in places]
 
 
-def _beaten(tables: Tables, criterion: str) -> list[list[float]]:
-    """The fewest and the most random sets that a criterion's sets beat, on each text."""
-    found = []
-    for row, column, text in tables.table(_EIGHT, "spared").cells():
-        if row == criterion and column.endswith("random beaten"):
-            found.append([float(word) for word in text.split() if word.isdigit()])
+def _eight(tables: Tables, criterion: str, column: str) -> list[list[float]]:
+    """The least and the most of a criterion's sets, on each text."""
+    cells = [(row, name, text) for row, name, text in tables.table(_EIGHT, "spared").cells() if row == criterion]
+    found = [[number.value for number in numbers_in(text)][:2] for _, name, text in cells if name.endswith(column)]
     if not found:
         raise LookupError(criterion)
     return found
@@ -76,6 +75,22 @@ def attention_is_cheaper(tables: Tables) -> list[float]:
     return [numbers[-2] - 0.75 * numbers[-1] for numbers in _halves(tables, "attention the cheaper half")]
 
 
+@verdict("The choice that forgot the residual beats no random set, on both texts: it takes attention 1.")
+def forgotten_residual_beats_none(tables: Tables) -> list[float]:
+    """Half a set minus the most that any of its sets beats, and whether that layer is the one to spare."""
+    (layer,) = tables.line(_EIGHT, "spared in the last but one row")
+    beaten = _eight(tables, "without residual", "random beaten")
+    return [1 if layer == 1 else -1, *(0.5 - most for _, most in beaten)]
+
+
+@verdict("With that attention spared, the choice is still dearer than importance with the residual, on both texts.")
+def spared_is_dearer_than_importance(tables: Tables) -> list[float]:
+    """The cheapest of the one minus the dearest of the other."""
+    spared = _eight(tables, "without residual, fatal layer spared", "× unpruned")
+    importance = _eight(tables, "importance", "× unpruned")
+    return [cheapest - dearest for (cheapest, _), (_, dearest) in zip(spared, importance, strict=True)]
+
+
 VERDICTS = (
     whisper_and_shout,
     wrong_bypass_looks_better,
@@ -84,4 +99,6 @@ VERDICTS = (
     one_attention_is_dear,
     first_mlp_is_the_model,
     attention_is_cheaper,
+    forgotten_residual_beats_none,
+    spared_is_dearer_than_importance,
 )
