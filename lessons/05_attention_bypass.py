@@ -691,7 +691,9 @@ pool = token_blocks(tokenizer, "calibration", domain="wiki", tokens=8192, length
 to_choose = {"speeches": choosing, "wiki": pool.sample(16, seed=0)}
 exam = further_rows(tokenizer)
 recorded = list(dict.fromkeys(record[record["count"] == 8].layers))
-opponent = arms("leave-one-out", 8).index[0][1]  # of the first draw, of speeches
+opponent = lowest[:many]  # another model's; ours meets leave-one-out, of speeches
+if total == 30:
+    opponent = [int(layer) for layer in arms("leave-one-out", 8).index[0][1].split()]
 
 
 def choose(layers, text):

@@ -158,22 +158,21 @@ def check_choose_iteratively(attempt: Attempt) -> None:
     proved="You chose on text like the work, in the model that is left, and the exam had seen neither.",
 )
 def check_eight(
-    eight: Any, judge: Callable[[list[int]], Mapping[str, Perplexity]], opponent: str, recorded: Collection[str]
+    eight: Any, judge: Callable[[list[int]], Mapping[str, Perplexity]], opponent: list[int], recorded: Collection[str]
 ) -> None:
-    """Check eight attentions against the opponent's, "8 14 …"; ``judge`` tells text -> score; recorded sets are out."""
-    other = [int(number) for number in opponent.split()]
+    """Check eight attentions against the opponent's; ``judge`` tells text -> score, and recorded sets ("8 14 …") are out."""
     require(
         isinstance(eight, Iterable) and not isinstance(eight, str | dict),
-        f"Give a list of {len(other)} numbers; yours is a {type(eight).__name__}.",
+        f"Give a list of {len(opponent)} numbers; yours is a {type(eight).__name__}.",
     )
     layers = sorted(int(number) for number in eight)
-    require(len(layers) == len(other), f"{len(other)} attentions are asked for; yours are {len(layers)}.")
+    require(len(layers) == len(opponent), f"{len(opponent)} attentions are asked for; yours are {len(layers)}.")
     require(len(set(layers)) == len(layers), f"One stands twice in {layers}, so fewer would go.")
     require(
         " ".join(map(str, layers)) not in recorded,
         f"{layers} stands in the record. Find a set of your own: `choose` measures it.",
     )
-    mine, theirs = judge(layers), judge(other)
+    mine, theirs = judge(layers), judge(opponent)
     ratios = {text: perplexity_ratio(mine[text], theirs[text]) for text in mine}
     for text, ratio in ratios.items():
         print(f"  {text}: yours / leave-one-out's, on the exam: {with_interval(*ratio)}")
