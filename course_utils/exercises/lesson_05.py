@@ -160,7 +160,7 @@ def check_choose_iteratively(attempt: Attempt) -> None:
 def check_eight(
     eight: Any, judge: Callable[[list[int]], Mapping[str, Perplexity]], opponent: list[int], recorded: Collection[str]
 ) -> None:
-    """Check eight attentions against the opponent's; ``judge`` tells text -> score, and recorded sets ("8 14 …") are out."""
+    """Check eight attentions against the opponent's; ``judge`` tells text -> score, recorded sets are out."""
     require(
         isinstance(eight, Iterable) and not isinstance(eight, str | dict),
         f"Give a list of {len(opponent)} numbers; yours is a {type(eight).__name__}.",
