@@ -547,7 +547,7 @@ def without(layer, part):
 
 
 def tell(place, halves, guess):
-    """The three dearest of each kind, how many cost little, and which half is cheaper."""
+    """The dearest of each kind, how many cost little, which half is cheaper."""
     for part, damages in halves.items():
         print(f"{part}, {place}", end=": ")
         sizes = pd.Series(np.exp(damages)).sort_values(ascending=False)
@@ -693,7 +693,8 @@ exam = further_rows(tokenizer)
 recorded = list(dict.fromkeys(record[record["count"] == 8].layers))
 opponent = lowest[:many]  # another model's; ours meets leave-one-out, of speeches
 if total == 30:
-    opponent = [int(layer) for layer in arms("leave-one-out", 8).index[0][1].split()]
+    first = arms("leave-one-out", 8).index[0][1]  # as text, such as "8 14 17"
+    opponent = [int(layer) for layer in first.split()]
 
 
 def choose(layers, text):
