@@ -26,8 +26,9 @@ def read_record(name: str) -> pd.DataFrame:
 
     Returns:
         A row for each model and text, the uncut ones included: what names the model (columns of the record's own,
-        "criterion" among them), "text", "draw" (of the rows), "dtype" (of the weights), "nats" (a token), "rows"
-        (float64 [rows], nats a token of each row, minus the uncut model's) and "damage" (their mean, nats a token).
+        "criterion" among them), "text", "draw" (of the rows), "dtype" (of the weights), "rows" (float64 [rows], nats a
+        token of each row, minus those of the uncut model), "damage" (their mean, nats a token) and "nats" (the model's
+        own loss, nats a token).
 
     Raises:
         ValueError: there is no such record; the message lists those there are.
@@ -37,8 +38,8 @@ def read_record(name: str) -> pd.DataFrame:
     entries = pd.DataFrame(record["entries"])
     nats = [np.array(sums) / record["predictions"] for sums in entries.pop("sums")]
     places = list(entries[[*_TEXTS]].itertuples(index=False, name=None))
-    entries["nats"] = [row.mean() for row in nats]
     uncut = {place: row for place, row, criterion in zip(places, nats, entries.criterion, strict=True) if not criterion}
     entries["rows"] = [row - uncut[place] for place, row in zip(places, nats, strict=True)]
     entries["damage"] = [row.mean() for row in entries["rows"]]
+    entries["nats"] = [row.mean() for row in nats]
     return entries
