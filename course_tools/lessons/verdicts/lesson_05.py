@@ -63,6 +63,12 @@ def one_attention_is_dear(tables: Tables) -> list[float]:
     return [size - 10 if layer == 1 else -1 for layer, size, *_ in _halves(tables, "attention")]
 
 
+@verdict("Most attentions can go alone for less than a fifth more perplexity, on both texts.")
+def most_attentions_are_cheap(tables: Tables) -> list[float]:
+    """How many more than half of them."""
+    return [numbers[-3] - numbers[-2] / 2 for numbers in _halves(tables, "attention")]
+
+
 @verdict("Without MLP 0 the model is worse than guessing.")
 def first_mlp_is_the_model(tables: Tables) -> list[float]:
     """Whether it comes first and has no size; the two behind it, and the count, have theirs."""
@@ -97,6 +103,7 @@ VERDICTS = (
     equality_tells,
     empty_drawer,
     one_attention_is_dear,
+    most_attentions_are_cheap,
     first_mlp_is_the_model,
     attention_is_cheaper,
     forgotten_residual_beats_none,

@@ -60,6 +60,13 @@ def test_dearest_attention(told, outcome):
     assert lesson_05.one_attention_is_dear(lines(HALVES, f"attention, here: {told}")).outcome == ABSENT
 
 
+@pytest.mark.parametrize(("count", "outcome"), [(27, SHOWN), (12, TURNED)])
+def test_cheap_attentions(count, outcome):
+    told = f"1 (× 23.5), 0 (× 5.3), 24 (× 1.4), {count} of 30 below × 1.2"
+    tables = lines(HALVES, *(f"attention, {place}: {told}" for place in PLACES))
+    assert lesson_05.most_attentions_are_cheap(tables).outcome == outcome
+
+
 @pytest.mark.parametrize(("count", "outcome"), [(26, SHOWN), (20, TURNED)])
 def test_cheaper_half(count, outcome):
     tables = lines(HALVES, *(f"attention the cheaper half, {place}: {count} of 30" for place in PLACES))
