@@ -739,8 +739,9 @@ def harm(layers):
 
 
 alone = sorted(range(total), key=lambda layer: harm([layer]))
-half, rest = alone[:4], alone[4:16]  # the first four; the next ones, measured again
-eight = half + sorted(rest, key=lambda layer: harm([*half, layer]))[:4]
+half, rest = alone[: many // 2], alone[many // 2 : 2 * many]
+again = sorted(rest, key=lambda layer: harm([*half, layer]))  # in what is left
+eight = half + again[: many - len(half)]
 # END SOLUTION
 # BEGIN STUB
 # eight = ...  # eight numbers of attentions
