@@ -42,13 +42,14 @@ def test_a_record_gives_what_was_measured_row_by_row(measured):
     model, cut, texts, _, write = measured
     write()
     frame = records.read_record("made_up")
-    assert set(frame) == {"criterion", "ratio", "draw", "dtype", "text", "rows", "damage"}
+    assert set(frame) == {"criterion", "ratio", "draw", "dtype", "text", "rows", "damage", "nats"}
     for name, rows in texts.items():
         before, after = perplexity(model, rows), perplexity(cut, rows)
         (entry,) = frame[(frame.criterion == "random") & (frame.text == name)].itertuples()
         np.testing.assert_allclose(entry.rows, (after.row_nll - before.row_nll) / 8, atol=0.002)
         assert entry.damage == pytest.approx(after.nll - before.nll, abs=0.002)
         assert entry.damage != 0
+        assert entry.nats == pytest.approx(after.nll, abs=0.002)
     assert not frame[frame.criterion == ""].damage.any()
 
 
