@@ -348,7 +348,7 @@ def pack(args: argparse.Namespace, console: Console) -> int:
     packing.copy_course(ROOT, folder / "course")
     packing.copy_cache([*authoring.assets_of(lessons), "reveal"], folder / "cache")
     packing.write_manifest(folder, locks=locks, python=args.python, say=print)
-    print(f"On the laptop, in the copied folder: python {packing.START} check")
+    print(f"On the laptop, in the copied folder: python3 {packing.START} check (on Windows with py for python3)")
     return 0
 
 

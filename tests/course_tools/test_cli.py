@@ -352,18 +352,18 @@ def test_progress_without_a_folder(course, capsys):
 def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsys):
     """A lesson without verdicts; those with some: tests/course_tools/lessons/verdicts/test_lesson_01.py."""
     (course / "lessons" / "01_small.py").unlink()
-    add_lesson(course, "02")
+    add_lesson(course, "98")
     assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"]) == cli.main(["lab"])
-    saved = course / "notebooks" / "02_other.ipynb"
+    saved = course / "notebooks" / "98_other.ipynb"
     saved.write_text(saved.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded"))
     capsys.readouterr()
     assert cli.main(["verify"]) == 1
-    assert capsys.readouterr().out == "02  not run yet\n"
-    assert cli.main(["verify", "2", str(course / "build")]) == 0
+    assert capsys.readouterr().out == "98  not run yet\n"
+    assert cli.main(["verify", "98", str(course / "build")]) == 0
     assert capsys.readouterr().out == (
-        "02  1 of 1 cells run; profile smoke is not what the text is about, so numbers aren't compared\n"
+        "98  1 of 1 cells run; profile smoke is not what the text is about, so numbers aren't compared\n"
     )
-    path = course / "build" / "02_other.ipynb"
+    path = course / "build" / "98_other.ipynb"
     embedded = path.read_text(encoding="utf-8").replace("profile      smoke", "profile      embedded")
     path.write_text(embedded.replace('"42"', '"54"'), encoding="utf-8")
     assert cli.main(["verify", str(course / "build")]) == 0
@@ -376,7 +376,7 @@ def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsy
     path.write_text("{", encoding="utf-8")
     capsys.readouterr()
     assert cli.main(["verify", str(course / "build")]) == 1
-    assert "02_other.ipynb can't be read as a notebook" in capsys.readouterr().err
+    assert "98_other.ipynb can't be read as a notebook" in capsys.readouterr().err
 
 
 def test_verify_with_nothing_there_has_not_passed(course, at_home, capsys):
