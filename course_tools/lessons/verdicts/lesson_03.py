@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+from course_tools.lessons.printed import numbers_in
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import verdict
 
@@ -27,8 +28,8 @@ def _interval(tables: Tables, name: str, text: str) -> tuple[float, float]:
     """The ends of a criterion's paired interval beside the median random cut."""
     table = tables.table(_TEXT, "L1 beats")
     (cell,) = [value for row, column, value in table.cells() if (row, column) == (name, f"{text}: ÷ median")]
-    low, _, high = cell.partition("(")[2].rstrip(")").partition(" to ")
-    return float(low), float(high)
+    numbers = [number.value for number in numbers_in(cell)]  # the ratio, and the interval's ends
+    return numbers[-2:][0], numbers[-1]
 
 
 @verdict("The pruned Llama equals the masked one up to rounding, and not the whole one.")

@@ -11,12 +11,13 @@ pytestmark = pretend.POSSIBLE
 
 def test_large_products_are_samples_of_the_same_size(card):
     torch.manual_seed(0)
-    a, b = torch.randn(16, 512, device="cuda"), torch.randn(512, 512, device="cuda")
+    # float64: in float32 the order of the sums, which threads decide, shows in the fifth place
+    a, b = (torch.randn(rows, 512, device="cuda", dtype=torch.float64) for rows in (16, 512))
     exact = a.cpu() @ b.cpu()
     torch.testing.assert_close((a @ b[:, :8]).cpu(), exact[:, :8])
     card.ledger.restart()
     large = a @ b
-    assert card.ledger.count.peak - (a.nbytes + b.nbytes) == 4 * exact.numel(), "all that the whole product holds"
+    assert card.ledger.count.peak - (a.nbytes + b.nbytes) == exact.nbytes, "all that the whole product holds"
     assert large.shape == exact.shape and 0.8 < large.std() / exact.std() < 1.2
     assert (a.half() @ b.half()).dtype is torch.float16
 
