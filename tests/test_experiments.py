@@ -234,12 +234,6 @@ def test_neurons_are_put_back_and_taken_out():
     assert [rows.tolist() for rows in back] == [[0, 2], [1]]
 
 
-@pytest.mark.parametrize("culprit", range(7))
-def test_halving_finds_the_culprit(culprit):
-    neurons = [(0, n) for n in range(7)]
-    assert random_cuts.by_halves(neurons, lambda put_back: 0 if (0, culprit) in put_back else 1) == (0, culprit)
-
-
 def test_first_tokens_states_are_those_of_the_whole_model():
     model = tiny_model("llama")
     kept = [strongest(score, 0.5) for score in neuron_importance(model, "random")]
