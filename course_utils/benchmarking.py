@@ -34,7 +34,6 @@ from course_utils.argument_types import check_types
 from course_utils.costs import (
     PHASES,
     cache_bytes,
-    decode_bytes,
     decode_estimate,
     flops_per_token,
     kv_bytes_per_token,
@@ -47,7 +46,6 @@ from course_utils.reports import model_size, with_interval
 from course_utils.uncertainty import CONFIDENCE
 
 __all__ = [  # what is counted comes through this door as well
-    "decode_bytes",
     "decode_estimate",
     "energy_counters",
     "flops_per_token",

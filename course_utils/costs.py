@@ -89,7 +89,7 @@ def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     return model.dtype.itemsize * numbers
 
 
-def decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> int:
+def _decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> int:
     """Bytes that have to be read to generate one more token for each of ``batch_size`` texts of ``context`` tokens.
 
     That is every weight once, a head tied to the embedding included, plus all keys and values in the cache. Of an
@@ -116,12 +116,12 @@ def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_si
     """How many times as fast ``after`` should generate as ``before`` if memory traffic were all that takes time.
 
     Generating reads all weights and all of the cache for each token and does little with them, so the estimate is the
-    ratio of the ``decode_bytes``. It is no ceiling: a framework spends time on each layer (launching kernels, copying
-    the cache) that no byte stands for, so leaving whole layers out can gain more. Large batches on a CPU may be limited
-    by arithmetic instead, see ``measure_speed``.
+    ratio of the bytes that a token asks for. It is no ceiling: a framework spends time on each layer (launching
+    kernels, copying the cache) that no byte stands for, so leaving whole layers out can gain more. Large batches on a
+    CPU may be limited by arithmetic instead, see ``measure_speed``.
     """
     sizes = {"batch_size": batch_size, "context": context}
-    return decode_bytes(before, **sizes) / decode_bytes(after, **sizes)
+    return _decode_bytes(before, **sizes) / _decode_bytes(after, **sizes)
 
 
 @check_types
@@ -154,7 +154,7 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
         checks.whole_number(name, size, least=1)
     architecture = describe(model)
     passes = 1 if phase == "prefill" else new_tokens
-    weights = decode_bytes(model)
+    weights = _decode_bytes(model)
     if phase == "prefill":
         cache, operations = 0, batch_size * prompt_tokens * flops_per_token(model, prompt_tokens, head="last")
     else:

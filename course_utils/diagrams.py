@@ -72,20 +72,23 @@ def glu_block(*, neuron: int = 2) -> Axes:
     return ax
 
 
-def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,)) -> Axes:
+def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,), cached: bool = False) -> Axes:
     """The residual stream through the blocks of a model; a block that is taken out leaves the stream as it is.
 
     Args:
         blocks: how many are drawn, 2 to 8.
         removed: which of them are taken out, from 0.
+        cached: draw each block's drawer of the cache, with its number, above it.
 
     Raises:
         ValueError: a number is out of range.
     """
     checks.whole_number("blocks", blocks, least=2, most=8)
     gone = set(checks.block_numbers(list(removed), blocks))
-    ax = _canvas(9, 3.4, "Blocks add to the residual stream")
-    step = 7.0 / blocks
+    ax = _canvas(9, 4.1 if cached else 3.4, "Blocks add to the residual stream")
+    step, kept = 7.0 / blocks, [block for block in range(blocks) if block not in gone]
+    if cached:
+        _text(ax, (0.55, 3.45), "keys and\nvalues", size=_SMALL)
     _stream(ax, (0.9, 0.9), (8.6, 0.9), "embeddings", "to the head")
     for block in range(blocks):
         x = 1.3 + step * (block + 0.5)
@@ -98,6 +101,10 @@ def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,)) -> Axes
         _arrow(ax, (x - side, 0.9), (x - side, 1.75))
         _arrow(ax, (x + side, 1.75), (x + side, 1.02))
         _plus(ax, (x + side, 0.9))
+        if cached:
+            drawer = f"drawer\n{kept.index(block)}"
+            _box(ax, (x, 3.45), drawer, width=min(0.85, 0.75 * step), height=0.65, colour=STREAM)
+            ax.plot([x, x], [2.62, 3.1], color=INK, lw=1.4, ls=":")
     without = "Without the block: x = x. What comes after reads a slightly different sum."
     _note(ax, (4.75, 0.2), f"x = x + block(x). {without if gone else 'Each block reads the sum, and adds to it.'}")
     return ax

@@ -65,6 +65,8 @@ def conditions() -> Axes:
 
 # Lesson 01 prints it twice, with six numbers each: without the mean, and with it.
 _L1 = "L1 speeches here … nats, beats … of … record … nats, beats … of …"[:60]
+# Lesson 04: first and last block, the sum of their harms, the six together, the dearest block and its harm.
+_SIX = "cheapest beside its dearest block, … to …: sum …, together …, dearest alone: block …, … nats"[:60]
 PANELS = (
     Panel(
         "Width: MLP neurons",
@@ -96,13 +98,11 @@ PANELS = (
         "Depth: whole blocks",
         "04",
         diagrams.residual_stream,
-        "Blocks taken out by influence: perplexity times {ratio} ({low} to {high}). As good: {better} of 19 random "
-        "sets.",
+        "One block alone costs {alone} nats; six neighbours, it among them, {together}. Harms don't add: leave out "
+        "together what shall go.",
         {
-            "ratio": ("by influence · × unpruned (95 %, paired)", 0),
-            "low": ("by influence · × unpruned (95 %, paired)", 1),
-            "high": ("by influence · × unpruned (95 %, paired)", 2),
-            "better": ("by influence · of 19 sets inside, as good or better", 0),
+            "together": (_SIX, 3),
+            "alone": (_SIX, 5),
         },
     ),
     Panel(

@@ -1,31 +1,30 @@
-"""Checks of lesson 04, depth pruning."""
+"""Checks of lesson 04, depth pruning: influence, surgery, single harms, and two blocks in company."""
 
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from course_utils.evaluation import Perplexity
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
-from course_utils.exercises.better import require_better
+from course_utils.architectures import describe
+from course_utils.depth import remove_blocks
+from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
+from course_utils.exercises import Attempt, exercise, require, rule_out
 from course_utils.language_modelling import logits_one_by_one
-from course_utils.reports import shown
+from course_utils.models import variant
+from course_utils.reports import with_interval
+from course_utils.texts import TokenBlocks
 
 _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below has its own symptom
-_CLAIMS = {  # each sentence of exercise 3, and why it follows from the colleague's numbers or doesn't
-    "A": "all five random factors in the table are larger than 1.30, so it follows.",
-    "B": "five random sets can't show that at the 5 % level. Being best of six happens by luck in one case of six.",
-    "C": "the paired interval, 1.25 to 1.36, lies wholly above 1, so it follows for text of this kind.",
-    "D": "a few sets of the thousands that there are were tried. Better than five of them is not best.",
-    "E": "one kind of text was measured, by perplexity. Another task is another measurement.",
-}
 
 
 @exercise(
@@ -131,121 +130,131 @@ def check_take_out(attempt: Attempt) -> None:
 
 @exercise(
     3,
-    task="Return the set of letters of the sentences that the numbers do not show.",
-    proved="Better than five sets is a fact; better than chance, best of all, or better elsewhere are other questions.",
+    task="Return a list with one number for each block: the nats a token that leaving it out adds.",
+    proved="Each block was left out alone, beside the whole model's own loss, and the model is as it was.",
 )
-def check_claims(attempt: Attempt) -> None:
-    """Check the letters of the claims that don't follow."""
-    chosen(attempt, {"B", "D", "E"}, _CLAIMS)
+@torch.no_grad()
+def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlocks) -> None:
+    """Check a function (model, rows) -> the harm of each block, on a tiny model and on a ``real`` one."""
+    model = _tiny_llama()
+    rows = torch.randint(61, (6, 9), generator=torch.Generator().manual_seed(2))
+    before = [*model.model.layers]
+    given = _harms(attempt(model, rows))
+    require([*model.model.layers] == before, "The model has lost blocks. Skip them, don't remove them.")
+    left = [number for number, block in enumerate(before) if block._forward_hooks]
+    require(not left, f"A hook is still on block {left[0] if left else 0}. Measure inside the with, so that it goes.")
+    right = _left_out(model, rows, [[number] for number in range(len(before))])
+    require(
+        len(given) == len(right),
+        f"The tiny model has {len(right)} blocks, so {len(right)} harms; yours are {len(given)}.",
+    )
+    complete = perplexity(model, rows).nll
+    growing = _left_out(model, rows, [range(number + 1) for number in range(len(before))])
+    others = _left_out(
+        model, rows, [[*range(number), *range(number + 1, len(before))] for number in range(len(before))]
+    )
+    mistakes = (
+        (right + complete, "That is the loss without each block. Take the whole model's loss away from it."),
+        (-right, "The sign is wrong: loss without the block, minus loss of the whole model."),
+        (
+            (right + complete).exp() - math.exp(complete),
+            "Take nats (.nll), not perplexities: nats of sets can be added.",
+        ),
+        (right.exp(), "That is the ratio of perplexities. Take the difference in nats (.nll)."),
+        ((right + complete).exp(), "That is the perplexity without each block. Take the difference in nats (.nll)."),
+        (growing, "The blocks stay out, one after the other. Bring each back before the next goes."),
+        (others, "You skip all blocks but one. Skip the one."),
+        (
+            right - right[0],
+            "You measure beside the model without block 0. Measure the whole model before any skipping.",
+        ),
+    )
+    rule_out(mistakes, given, right, same=_alike)
+    require(
+        _alike(given, right),
+        f"For the tiny model the harms are {_told(right)}; yours are {_told(given)}. Loss without the block minus loss "
+        "of the whole, a block at a time.",
+    )
+    total = describe(real).num_blocks
+    given, some = _harms(attempt(real, few)), sorted({1, total // 2, total - 2})
+    require(len(given) == total, f"The real model has {total} blocks; yours are {len(given)} harms.")
+    right = _left_out(real, few, [[number] for number in some])
+    require(
+        torch.allclose(given[some], right, atol=0.02, rtol=0.02),
+        f"On the real model, blocks {', '.join(map(str, some))} cost {_told(right)} nats by surgery; yours say "
+        f"{_told(given[some])}. Take the whole loss and the loss without a block from the same model and rows.",
+    )
 
 
 @exercise(
     4,
-    task="Return a list of different runs of neighbouring blocks, drawn at random, that spare the ends.",
-    proved="Your control is like the choice in everything, but for the criterion.",
+    task="Give the numbers of two blocks.",
+    proved="With the second block out as well, the model is better again, on two kinds of text that chose nothing.",
 )
-def check_control_runs(attempt: Attempt) -> None:
-    """Check a function (total, count, spared, sets, seed) -> random runs of blocks."""
-    total, count, spared, sets = 30, 3, 2, 19
-    runs = _runs(attempt(total, count, spared, sets, 0))
+def check_pair(pair: Any, judge: Callable[..., Mapping[str, Perplexity]], inside: Collection[int]) -> None:
+    """Check two block numbers of ``inside``; ``judge`` tells text -> perplexity without the blocks it is given."""
     require(
-        all(len(run) == count for run in runs),
-        f"Each set must have {count} blocks, as many as the choice removes; yours have {sorted({*map(len, runs)})}.",
+        isinstance(pair, Iterable) and not isinstance(pair, str | Mapping),
+        f"Give two numbers, such as (3, 7); yours is a {type(pair).__name__}.",
     )
+    numbers = pair.tolist() if isinstance(pair, Tensor) else [*pair]
+    require(len(numbers) == 2, f"A pair has two blocks; yours has {len(numbers)}.")
     require(
-        all(run == list(range(run[0], run[0] + count)) for run in runs),
-        f"{next((run for run in runs if run != list(range(run[0], run[0] + count))), [])} is no run of neighbours. The "
-        "choice that you control for is one; a scattered control would differ in two things at once.",
+        all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers),
+        f"Give the numbers of two blocks, such as (3, 7); yours are {numbers}.",
     )
-    inside = range(spared, total - spared)
+    require(numbers[0] != numbers[1], f"That is block {numbers[0]} twice. Give two different ones.")
     require(
-        all(block in inside for run in runs for block in run),
-        f"A run touches the {spared} blocks at an end. Then the control fails because of the ends, and every rule that "
-        "stays away from them looks clever.",
+        all(number in inside for number in numbers),
+        f"Spare the two blocks at each end: numbers from {min(inside)} to {max(inside)}.",
     )
+    alone, together = {int(number): judge(int(number)) for number in numbers}, judge(*map(int, numbers))
+    less, surely = [], []
+    print("On rows that nothing has used:")
+    for text, score in together.items():
+        dearer = max(alone, key=lambda number: alone[number][text].nll)
+        ratio, low, high = perplexity_ratio(score, alone[dearer][text])
+        told = with_interval(ratio, low, high)
+        print(f"  {text}: without both, perplexity × {told} of that without block {dearer} alone")
+        less += [text] * (ratio < 1)
+        surely += [text] * (high < 1)
+    require(less, "The two cost more than the dearer one alone. Try all partners of one block that costs much.")
+    require(len(less) == len(together), f"Less on {', '.join(less)} only. It should hold on both kinds of text.")
     require(
-        len({tuple(run) for run in runs}) == len(runs),
-        "The same run comes twice. It gives the same perplexity again, so it isn't another control: draw without "
-        "replacement.",
-    )
-    require(len(runs) == sets, f"Asked for {sets} sets, you returned {len(runs)}.")
-    require(
-        runs != sorted(runs) or _runs(attempt(total, count, spared, sets, 1)) != runs,
-        "Your runs are the first ones in order, whatever the seed. Draw them at random.",
-    )
-    require(_runs(attempt(total, count, spared, sets, 0)) == runs, "The same seed must give the same sets.")
-    require(
-        sorted({run[0] for seed in range(8) for run in _runs(attempt(total, count, spared, sets, seed))})
-        == list(inside[: len(inside) - count + 1]),
-        "Some runs can never be drawn. A run may begin at any block from the first that isn't spared up to the last "
-        "from which the run still ends in time.",
-    )
-    few = _runs(attempt(12, 4, 2, 19, 0))
-    require(
-        sorted(few) == [list(range(first, first + 4)) for first in range(2, 7)],
-        f"With 12 blocks there are only 5 runs of 4 that spare two blocks at each end. Return all of them; yours "
-        f"returned {len(few)}.",
+        len(surely) == len(together), "Less, but an interval reaches 1: that may be luck. Is there a better partner?"
     )
 
 
-@exercise(
-    5,
-    task="Return the number of parameters that are left, from the configuration.",
-    proved="Your formula agrees with real models: shared key/value heads or not, tied head or not.",
-)
-def check_parameters_left(attempt: Attempt) -> None:
-    """Check a function (configuration, blocks removed) -> parameters that are left."""
-    sizes = {"vocab_size": 101, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 6}
-    for tied in (True, False):
-        for heads in (6, 2):
-            config = LlamaConfig(
-                **sizes, num_hidden_layers=7, num_key_value_heads=heads, tie_word_embeddings=tied, pad_token_id=None
-            )
-            for removed in (0, 3):
-                given, expected = attempt(config, removed), _count(config, removed)
-                case = (
-                    f"{removed} of 7 blocks removed, {heads} of 6 heads have their own keys and values, head "
-                    f"{'tied' if tied else 'not tied'}"
-                )
-                mistakes = _wrong_counts(config, removed, expected)
-                rule_out(((wrong, f"{mistake} ({case}.)") for wrong, mistake in mistakes.items()), given, expected)
-                require(given == expected, f"{case}: {expected:,} parameters are left; yours says {given:,}.")
-
-
-@exercise(
-    6,
-    task="Give the blocks to remove, chosen on calibration text.",
-    proved="Your set is better than the baseline's on text that chose nothing.",
-)
-def check_your_choice(
-    blocks: Sequence[int], baseline: Sequence[int], held_out: Callable[[Sequence[int]], Perplexity]
-) -> None:
-    """Check block numbers against a baseline's, by a function block numbers -> perplexity of held-out text."""
-    mine = [int(block) for block in blocks]
+def _harms(answer: Any) -> Tensor:
+    """One number for each block, as a tensor."""
     require(
-        len(mine) == len(baseline),
-        f"The baseline removes {len(baseline)} blocks; yours removes {len(mine)}. Only equal numbers can be compared.",
+        isinstance(answer, list | tuple | Tensor | np.ndarray),
+        f"Return a list with one harm for each block; yours returned a {type(answer).__name__}.",
     )
-    require(len({*mine}) == len(mine), f"A block can be removed once; {mine} names one twice.")
-    require({*mine} != {*baseline}, "That is the baseline's own set, so it can't beat it.")
-    score, reference = held_out(sorted(mine)), held_out(sorted(baseline))
-    yours, other = shown(score.perplexity), shown(reference.perplexity)
-    require_better(
-        score,
-        reference,
-        told=f"held-out perplexity: yours {yours}, the baseline's {other}, ratio",
-        worse="On held-out text your set is worse than the baseline's.",
-        luck="Your set is ahead, but the paired interval reaches 1: that may be luck.",
-    )
+    given = torch.as_tensor(answer, dtype=torch.float64)
+    require(given.dim() == 1, f"Return one number for each block; yours has the shape {tuple(given.shape)}.")
+    return given
 
 
-def _runs(answer: Any) -> list[list[int]]:
-    """Sets of block numbers as sorted lists, in the order in which they came."""
-    require(
-        isinstance(answer, list | tuple) and all(isinstance(run, list | tuple | range) and len(run) for run in answer),
-        "Return a list with one list of block numbers for each set.",
-    )
-    return [sorted(int(block) for block in run) for run in answer]
+def _left_out(model: PreTrainedModel, rows: Tensor | TokenBlocks, sets: Iterable[Iterable[int]]) -> Tensor:
+    """By surgery: the nats a token that leaving each set of blocks out adds."""
+    whole, harms = perplexity(model, rows).nll, []
+    for gone in sets:
+        cut, left = variant(model), [*gone]
+        if len(left) == len(model.model.layers):  # surgery leaves one block at least
+            cut.model.layers = torch.nn.ModuleList()
+        else:
+            remove_blocks(cut, left)
+        harms.append(perplexity(cut, rows).nll - whole)
+    return torch.tensor(harms, dtype=torch.float64)
+
+
+def _alike(given: Tensor, right: Tensor) -> bool:
+    return torch.allclose(given.double(), right, atol=1e-4)
+
+
+def _told(harms: Tensor) -> str:
+    return ", ".join(f"{harm:.2f}" for harm in harms.tolist())
 
 
 def _close(given: Tensor, expected: Tensor) -> Tensor:
@@ -295,29 +304,3 @@ def _with_cache(model: LlamaForCausalLM) -> str:
     except Exception as error:  # which one depends on the transformers version; the learner should see its name
         return f"this model stops with an {type(error).__name__}"
     return "each block uses the wrong place"
-
-
-def _count(config: LlamaConfig, removed: int) -> int:
-    smaller = copy.deepcopy(config)
-    smaller.num_hidden_layers = config.num_hidden_layers - removed
-    with torch.device("meta"):
-        return LlamaForCausalLM(smaller).num_parameters()
-
-
-def _wrong_counts(config: LlamaConfig, removed: int, right: int) -> dict[int, str]:
-    """Count -> the mistake that leads to it."""
-    hidden, blocks = config.hidden_size, config.num_hidden_layers - removed
-    keys = hidden // config.num_attention_heads * config.num_key_value_heads
-    embedding = config.vocab_size * hidden
-    return {
-        _count(config, 0): "You count all blocks, also the removed ones.",
-        right + blocks * 2 * hidden * (hidden - keys): "Keys and values have num_key_value_heads heads, not "
-        "num_attention_heads: k_proj and v_proj are smaller.",
-        right + embedding: "This head shares its weights with the embedding, so they count once.",
-        right - embedding: "This head has weights of its own, beside the embedding's.",
-        right - hidden: "The final norm, behind the last block, is missing.",
-        right - blocks * 2 * hidden: "Each block has two norms of hidden_size weights.",
-        right - blocks * 2 * hidden - hidden: "The norms are missing: two a block, and one at the end.",
-        right - blocks * hidden: "Each block has two norms, one before the attention and one before the MLP.",
-        right - blocks * hidden * config.intermediate_size: "A Llama's MLP has three matrices: gate, up and down.",
-    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -30,7 +32,6 @@ def pruning_curve(
     x_label: str,
     y_label: str,
     control: str | None = "random",
-    log_y: bool = False,
     x_percent: bool = True,
     title: str | None = None,
     ax: Axes | None = None,
@@ -40,14 +41,13 @@ def pruning_curve(
     Args:
         frame: one row a measurement, with the columns ``x``, ``y``, ``group``, and where there are intervals
             ``ci_low`` and ``ci_high``, drawn as a band. Several rows of one group at one ``x`` (seeds) are drawn as
-            their mean, with a band of one standard deviation (geometric if ``log_y``).
+            their mean, with a band of one standard deviation.
         x: the column along the horizontal axis: how much was removed.
         y: the column along the vertical axis: the quality.
         group: the column that names the lines.
         x_label: what ``x`` is, with its unit.
         y_label: what ``y`` is, with its unit.
         control: the group that is drawn in grey behind the others; None if there is none.
-        log_y: a logarithmic vertical axis.
         x_percent: ``x`` is a share and is shown in percent.
         title: above the axes; None for none.
         ax: where to draw; None makes a figure.
@@ -61,13 +61,10 @@ def pruning_curve(
     names = [name for name in dict.fromkeys(frame[group]) if name != control]
     if control in set(frame[group]):
         part = frame[frame[group] == control]
-        _line(ax, part, x, y, str(control), log_y=log_y, color=CONTROL_COLOUR, marker=".", zorder=2)
+        _line(ax, part, x, y, str(control), color=CONTROL_COLOUR, marker=".", zorder=2)
     for number, name in enumerate(names):
         part = frame[frame[group] == name]
-        _line(ax, part, x, y, str(name), log_y=log_y, color=colour_of(number), marker=marker_of(number), zorder=3)
-    if log_y:
-        ax.set_yscale("log")
-        log_ticks(ax.yaxis)
+        _line(ax, part, x, y, str(name), color=colour_of(number), marker=marker_of(number), zorder=3)
     if x_percent:
         ax.xaxis.set_major_formatter(PERCENT)
     label_axes(ax, x_label, y_label, title)
@@ -82,17 +79,13 @@ def _line(
     y: str,
     name: str,
     *,
-    log_y: bool,
     color: str | tuple[float, float, float],
     marker: str,
     zorder: int,
 ) -> None:
     """One group: its line, and the band of its intervals or of its repetitions."""
-    values = np.log(part[y]) if log_y else part[y]
-    summary = values.groupby(part[x]).agg(["mean", "std", "count"])
+    summary = part[y].groupby(part[x]).agg(["mean", "std", "count"])
     middle, low, high = summary["mean"], summary["mean"] - summary["std"], summary["mean"] + summary["std"]
-    if log_y:
-        middle, low, high = np.exp(middle), np.exp(low), np.exp(high)
     if summary["count"].max() > 1:
         name = f"{name} (mean ± sd, n = {summary['count'].max()})"
     elif {"ci_low", "ci_high"} <= set(part.columns):

@@ -15,7 +15,7 @@ from course_utils import diagrams, plotting
 DRAWINGS = {
     "gpt2_block": [{}, {"neuron": 0}, {"neuron": 5}],
     "glu_block": [{}, {"neuron": 5}],
-    "residual_stream": [{}, {"blocks": 2, "removed": []}, {"blocks": 8, "removed": [0, 7]}],
+    "residual_stream": [{}, {"blocks": 2, "removed": []}, {"blocks": 8, "removed": [0, 7], "cached": True}],
     "attention_bypass": [{}],
     "adaptive_decision": [{}],
     "distillation": [{}],

@@ -175,7 +175,6 @@ IN_PASSING = {
     "causal": {"08": "of a model that reads from left to right"},
     "ceiling": {"05": "the word in a take-away", "06": "of a signal's correlation"},
     "chance": {"03": "to beat or to lose to chance"},
-    "distillation": {"04": "with the lesson that explains it"},
     "first token": {"03": "of a row", "08": "of a text", "09": "of a row"},
     "hidden channel": {"10": "a number in an exercise"},
     "odd width": {"04": "with the lesson that explains it"},

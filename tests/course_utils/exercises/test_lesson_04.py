@@ -1,15 +1,20 @@
 """Lesson 04's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import random
+import math
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from exercise_cases import cases_of
+from tiny import tiny_model
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
+from course_utils.depth import remove_blocks
+from course_utils.evaluation import perplexity
 from course_utils.exercises import lesson_04
 from course_utils.language_modelling import Perplexity
+from course_utils.models import variant
 
 
 def influence(before, after, mask):
@@ -77,15 +82,6 @@ def forget_to_return(model, gone):
     return len(take_out(model, gone).model.layers)
 
 
-def parameters_left(config, removed, *, gqa=True, tied=None, norms=2, final=1, matrices=3):
-    hidden = config.hidden_size
-    keys = hidden // config.num_attention_heads * config.num_key_value_heads if gqa else hidden
-    block = 2 * hidden * (hidden + keys) + matrices * hidden * config.intermediate_size + norms * hidden
-    tied = config.tie_word_embeddings if tied is None else tied
-    embeddings = config.vocab_size * hidden * (1 if tied else 2)
-    return embeddings + (config.num_hidden_layers - removed) * block + final * hidden
-
-
 test_block_influence = cases_of(
     lesson_04.check_block_influence,
     stubs=[lambda before, after, mask: ...],
@@ -119,120 +115,144 @@ test_take_out = cases_of(
 )
 
 
-test_parameters_left = cases_of(
-    lesson_04.check_parameters_left,
-    stubs=[lambda config, removed: ...],
+@contextmanager
+def skipping(model, blocks):
+    hooks = [model.model.layers[n].register_forward_hook(lambda block, inputs, output: inputs[0]) for n in blocks]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def harms(model, rows, *, gone=lambda number, total: [number], told=lambda without, whole: without - whole):
+    """The answer to exercise 3; ``gone`` is left out for a block, and ``told`` of the two losses."""
+    whole, found, total = perplexity(model, rows).nll, [], len(model.model.layers)
+    for number in range(total):
+        with skipping(model, gone(number, total)):
+            found.append(told(perplexity(model, rows).nll, whole))
+    return found
+
+
+def telling(told):
+    return lambda model, rows: harms(model, rows, told=told)
+
+
+def hooks_stay(model, rows):
+    whole, found = perplexity(model, rows).nll, []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda block, inputs, output: inputs[0])
+        found.append(perplexity(model, rows).nll - whole)
+    return found
+
+
+def remove_for_good(model, rows):
+    whole, found = perplexity(model, rows).nll, []
+    for _ in range(len(model.model.layers) - 1):
+        remove_blocks(model, [0])
+        found.append(perplexity(model, rows).nll - whole)
+    return found
+
+
+def first_block_as_whole(model, rows):
+    found = harms(model, rows)
+    return [harm - found[0] for harm in found]
+
+
+def by_surgery(model, rows):
+    """Another way: a variant for each block, and a tensor."""
+    whole, losses = perplexity(model, rows).nll, []
+    for number in range(len(model.model.layers)):
+        shorter = variant(model)
+        remove_blocks(shorter, [number])
+        losses.append(perplexity(shorter, rows).nll)
+    return torch.tensor(losses) - whole
+
+
+def only_the_tiny_one(model, rows):
+    return harms(model, rows) if len(model.model.layers) == 5 else [0.0] * len(model.model.layers)
+
+
+def five_always(model, rows):
+    return harms(model, rows)[:5]
+
+
+def check_leave_one_out(attempt):
+    real = tiny_model(layers=7)
+    return lesson_04.check_leave_one_out(attempt, real, torch.randint(97, (2, 9)))
+
+
+test_leave_one_out = cases_of(
+    check_leave_one_out,
+    stubs=[lambda model, rows: ...],
     mistakes=[
-        (lambda c, n: parameters_left(c, 0), "also the removed ones"),
-        (lambda c, n: parameters_left(c, n, gqa=False), "num_key_value_heads"),
-        (lambda c, n: parameters_left(c, n, tied=False), "count once"),
-        (lambda c, n: parameters_left(c, n, tied=True), "weights of its own"),
-        (lambda c, n: parameters_left(c, n, final=0), "The final norm"),
-        (lambda c, n: parameters_left(c, n, norms=0), "two norms of hidden_size"),
-        (lambda c, n: parameters_left(c, n, norms=0, final=0), "The norms are missing"),
-        (lambda c, n: parameters_left(c, n, norms=1), "one before the MLP"),
-        (lambda c, n: parameters_left(c, n, matrices=2), "three matrices"),
-        (lambda c, n: 12, "yours says 12"),
+        (hooks_stay, "A hook is still on block 0"),
+        (remove_for_good, "The model has lost blocks"),
+        (lambda model, rows: dict(enumerate(harms(model, rows))), "yours returned a dict"),
+        (lambda model, rows: torch.tensor([harms(model, rows)]), "yours has the shape (1, 5)"),
+        (lambda model, rows: harms(model, rows)[1:], "has 5 blocks, so 5 harms; yours are 4"),
+        (telling(lambda without, whole: without), "Take the whole model's loss away"),
+        (telling(lambda without, whole: whole - without), "The sign is wrong"),
+        (telling(lambda without, whole: math.exp(without) - math.exp(whole)), "not perplexities"),
+        (telling(lambda without, whole: math.exp(without - whole)), "the ratio of perplexities"),
+        (telling(lambda without, whole: math.exp(without)), "the perplexity without each block"),
+        (lambda m, r: harms(m, r, gone=lambda number, total: range(number + 1)), "one after the other"),
+        (
+            lambda m, r: harms(m, r, gone=lambda number, total: {*range(total)} - {number}),
+            "You skip all blocks but one",
+        ),
+        (first_block_as_whole, "beside the model without block 0"),
+        (lambda model, rows: 5 * [0.1], "For the tiny model the harms are"),
+        (five_always, "The real model has 7 blocks; yours are 5"),
+        (only_the_tiny_one, "On the real model, blocks 1, 3, 5 cost"),
     ],
-    answers=[parameters_left],
+    answers=[harms, by_surgery, lambda model, rows: np.array(harms(model, rows))],
 )
 
 
-test_claims = cases_of(
-    lesson_04.check_claims,
-    stubs=[..., None],
+def scored(blocks):
+    """Made-up perplexities: block 5 undoes what block 3 writes, and 6 does so on one text; 7 wins by luck alone."""
+    costs = {"speeches": {5: 2.0}, "wiki": {5: 2.0}}
+    rows = np.arange(8) - 3.5
+    scores = {}
+    for text, cost in costs.items():
+        nats = 3 + sum(cost.get(block, 0.1) for block in blocks) + 0.05 * rows
+        if {3, 5} <= {*blocks} or (text == "wiki" and {5, 6} <= {*blocks}):
+            nats = nats - 1
+        if {5, 7} <= {*blocks}:
+            nats = nats - 0.2 + rows
+        scores[text] = Perplexity(
+            perplexity=float(np.exp(nats.mean())), bits_per_byte=1.0, nll=float(nats.mean()), tokens=80, ci_low=1.0,
+            ci_high=2.0, row_nll=10 * nats, row_tokens=np.full(8, 10), row_bytes=None, dtype="float32",
+            fingerprint=text,
+        )  # fmt: skip
+    return scores
+
+
+def check_pair(pair):
+    return lesson_04.check_pair(pair, lambda *blocks: scored(blocks), range(2, 10))
+
+
+test_pair = cases_of(
+    check_pair,
+    stubs=[..., None, (..., ...)],
     mistakes=[
-        ({"B", "D"}, "Another task is another measurement"),
-        ({"D", "E"}, "Being best of six happens by luck in one case of six"),
-        (["B", "E"], "Better than five of them is not best"),
-        ({"A", "B", "D", "E"}, "Look at A again"),
-        ({"B", "C", "D", "E"}, "Look at C again"),
-        ({"F"}, "There is no F"),
-        (3, "Choose letters"),
+        (5, "yours is a int"),
+        ("35", "yours is a str"),
+        ({3: 5}, "yours is a dict"),
+        ([3, 4, 5], "yours has 3"),
+        ((3.5, 5), "yours are [3.5, 5]"),
+        ((True, 5), "yours are [True, 5]"),
+        ((5, 5), "block 5 twice"),
+        ((1, 5), "numbers from 2 to 9"),
+        ((5, 10), "numbers from 2 to 9"),
+        ((5, 4), "cost more than the dearer one alone"),
+        ((5, 6), "Less on wiki only"),
+        ((7, 5), "that may be luck"),
     ],
-    answers=[{"B", "D", "E"}, ["E", "D", "B"]],
+    answers=[(3, 5), [5, 3], {3, 5}, torch.tensor([5, 3]), np.array([3, 5])],
 )
 
 
-def control_runs(total, count, spared, sets, seed, *, draw=random.Random.sample):
-    firsts = range(spared, total - spared - count + 1)
-    return [list(range(f, f + count)) for f in draw(random.Random(seed), firsts, min(sets, len(firsts)))]
-
-
-def scattered(total, count, spared, sets, seed):
-    draw = random.Random(seed)
-    return [sorted(draw.sample(range(spared, total - spared), count)) for _ in range(sets)]
-
-
-def with_replacement(total, count, spared, sets, seed):
-    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: r.choices(firsts, k=k))
-
-
-def in_order(total, count, spared, sets, seed):
-    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: list(firsts)[:k])
-
-
-def as_many_as_asked(total, count, spared, sets, seed):
-    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: r.sample(firsts, min(k, 4)))
-
-
-def never_the_last(total, count, spared, sets, seed):
-    return control_runs(total, count, spared, sets, seed, draw=lambda r, firsts, k: r.sample(firsts[:-1], k))
-
-
-test_control_runs = cases_of(
-    lesson_04.check_control_runs,
-    stubs=[lambda total, count, spared, sets, seed: ...],
-    mistakes=[
-        (scattered, "is no run of neighbours"),
-        (lambda total, count, spared, sets, seed: control_runs(total, count, 0, sets, seed), "touches the 2 blocks"),
-        (lambda total, count, spared, sets, seed: control_runs(total, 2, spared, sets, seed), "must have 3 blocks"),
-        (with_replacement, "The same run comes twice"),
-        (in_order, "the first ones in order"),
-        (as_many_as_asked, "you returned 4"),
-        (never_the_last, "can never be drawn"),
-        (lambda *asked: control_runs(*asked[:4], random.random()), "The same seed"),
-        (lambda *asked: (control_runs(*asked) * 4)[: asked[3]], "With 12 blocks"),
-        (lambda *asked: 3, "one list of block numbers"),
-    ],
-    answers=[control_runs, lambda *asked: tuple(map(tuple, control_runs(*asked)))],
-)
-
-
-def held_out(blocks):
-    """A text on which every block costs as much as its number says, with some noise."""
-    nll = 100 + sum(blocks) + 0.1 * np.arange(6) * len({*blocks} & {3})
-    return Perplexity(
-        perplexity=float(np.exp(nll.sum() / 300)), bits_per_byte=1.0, nll=1.0, tokens=300, ci_low=1.0, ci_high=2.0,
-        row_nll=nll + np.zeros(6), row_tokens=np.full(6, 50), row_bytes=None, dtype="float32", fingerprint="text",
-    )  # fmt: skip
-
-
-def noisy(blocks):
-    score = held_out(blocks)
-    score.row_nll[:3] += 40 * (sum(blocks) == 6)
-    return score
-
-
-def test_the_choice_is_scored_beside_the_baseline(capsys):
-    assert lesson_04.check_your_choice([1, 2], [4, 5], held_out)
-    assert "held-out perplexity: yours 7.85, the baseline's 8.85, ratio 0.89" in capsys.readouterr().out
-
-
-test_your_choice = cases_of(
-    lambda blocks: lesson_04.check_your_choice(blocks, [4, 5], held_out),
-    stubs=[..., [..., 2], None],
-    mistakes=[
-        ([5, 4], "the baseline's own set"),
-        ([1], "yours removes 1"),
-        ([1, 1], "names one twice"),
-        ([8, 9], "your set is worse than the baseline's"),
-    ],
-    answers=[[1, 2], torch.tensor([0, 3]), (2, 1)],
-)
-test_your_choice_may_be_luck = cases_of(
-    lambda blocks: lesson_04.check_your_choice(blocks, [4, 30], noisy),
-    stubs=[...],
-    mistakes=[([1, 5], "that may be luck")],
-    answers=[[1, 2]],
-)
+def test_a_pair_is_told_beside_the_dearer_one(capsys):
+    check_pair((3, 5))
+    told = "  speeches: without both, perplexity × 0.41 (0.41 to 0.41) of that without block 5 alone"
+    assert told in capsys.readouterr().out
