@@ -34,10 +34,8 @@ from course_utils.argument_types import check_types
 from course_utils.costs import (
     PHASES,
     cache_bytes,
-    decode_estimate,
     flops_per_token,
     kv_bytes_per_token,
-    prefill_estimate,
     speedup_estimate,
     work,
 )
@@ -46,7 +44,6 @@ from course_utils.reports import model_size, with_interval
 from course_utils.uncertainty import CONFIDENCE
 
 __all__ = [  # what is counted comes through this door as well
-    "decode_estimate",
     "energy_counters",
     "flops_per_token",
     "kv_bytes_per_token",
@@ -55,7 +52,6 @@ __all__ = [  # what is counted comes through this door as well
     "measure_speed",
     "median_interval",
     "peak_memory",
-    "prefill_estimate",
     "relative_speed",
     "speed_frame",
     "speedup_text",

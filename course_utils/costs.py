@@ -111,29 +111,6 @@ def _decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int =
     return weights + batch_size * cache_bytes(model, context)
 
 
-@check_types
-def decode_estimate(before: PreTrainedModel, after: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> float:
-    """How many times as fast ``after`` should generate as ``before`` if memory traffic were all that takes time.
-
-    Generating reads all weights and all of the cache for each token and does little with them, so the estimate is the
-    ratio of the bytes that a token asks for. It is no ceiling: a framework spends time on each layer (launching
-    kernels, copying the cache) that no byte stands for, so leaving whole layers out can gain more. Large batches on a
-    CPU may be limited by arithmetic instead, see ``measure_speed``.
-    """
-    sizes = {"batch_size": batch_size, "context": context}
-    return _decode_bytes(before, **sizes) / _decode_bytes(after, **sizes)
-
-
-@check_types
-def prefill_estimate(before: PreTrainedModel, after: PreTrainedModel, *, context: int) -> float:
-    """How many times as fast ``after`` should read a prompt of ``context`` tokens if arithmetic were all that counts.
-
-    A prompt's tokens share one reading of the weights, so the estimate is the ratio of the FLOPs a token, with the
-    head at the last token only. No ceiling, as with ``decode_estimate``.
-    """
-    return flops_per_token(before, context, head="last") / flops_per_token(after, context, head="last")
-
-
 def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: int = 1, batch_size: int = 1) -> Work:
     """What a phase of ``benchmarking.measure_speed`` asks of a machine.
 
@@ -176,7 +153,8 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
 def speedup_estimate(before: Work, after: Work) -> float:
     """How many times as fast ``after`` should be if only bytes, or only operations, took time: the larger ratio.
 
-    An estimate, no ceiling: see ``decode_estimate``.
+    An estimate, no ceiling: a framework spends time on each layer (launching kernels, copying the cache) that neither
+    stands for, so leaving whole layers out can gain more.
     """
     byte_ratio = (before.weight_bytes + before.cache_bytes) / (after.weight_bytes + after.cache_bytes)
     return max(byte_ratio, before.operations / after.operations)

@@ -31,7 +31,7 @@ from course_utils.uncertainty import (
     wilson_interval,
 )
 
-__all__ = ["Answers", "Perplexity", "evaluate", "margins", "paired", "perplexity", "perplexity_ratio"]
+__all__ = ["Answers", "Perplexity", "evaluate", "paired", "perplexity", "perplexity_ratio"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,34 +130,6 @@ def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[s
         "majority": majority,
         "documents": count,
     }
-
-
-@check_types
-def margins(result: pd.DataFrame, task: str) -> np.ndarray:
-    """By how many nats the right answer leads: its log-likelihood minus that of the likeliest wrong answer.
-
-    An accuracy keeps one bit of each document, the margin keeps the distance: a change that moves few answers across
-    the line shows in few documents already. Positive where "acc" counts the document as right; "acc_norm" divides by
-    the answers' lengths first and may judge otherwise.
-
-    Args:
-        result: a frame from ``evaluate``.
-        task: one of its tasks, with answers to choose from.
-
-    Returns:
-        float64 [documents], in the same order for every model asked with the same limit.
-
-    Raises:
-        ValueError: ``result`` has no answers of this task, or they are free ones.
-    """
-    checks.text("task", task)
-    answers = result.attrs.get("answers")
-    table = answers.table[answers.table["task"] == task] if isinstance(answers, Answers) else pd.DataFrame()
-    if table.empty or table["margin"].isna().any():
-        raise ValueError(
-            f"margins needs a frame from evaluate with answers of the task {task!r} that were chosen from several."
-        )
-    return table[table["metric"] == table["metric"].iloc[0]]["margin"].to_numpy(np.float64)
 
 
 @check_types

@@ -109,9 +109,13 @@ PANELS = (
         "Attention: a bypass",
         "05",
         diagrams.attention_bypass,
-        "Eight attentions less: parameters {parameters} %, cache {cache} %. A bypass adds exactly nothing, and still "
-        "counts tokens.",
-        {"parameters": ("parameters · 8 removed", 1), "cache": ("cache · 8 removed", 0)},
+        "The bypass that adds its input looks better: {ratio} × the perplexity ({low} to {high}). Only an equality "
+        "tells that it is wrong.",
+        {
+            "ratio": ("speeches, here: input / zeros … (… to …)", 0),
+            "low": ("speeches, here: input / zeros … (… to …)", 1),
+            "high": ("speeches, here: input / zeros … (… to …)", 2),
+        },
     ),
     Panel(
         "Each prompt decides",

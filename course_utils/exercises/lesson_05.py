@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from course_utils.architectures import describe
+from course_utils.architectures import cache_keyword, describe
 from course_utils.attention import bypass_attention, select_attention_layers
-from course_utils.evaluation import Perplexity, perplexity
-from course_utils.exercises import Attempt, exercise, not_shown, require, rule_out, true_or_false
-from course_utils.exercises.better import require_better
-from course_utils.reports import shown
-from course_utils.texts import TokenBlocks
+from course_utils.evaluation import Perplexity, perplexity_ratio
+from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
+from course_utils.language_modelling import logits_one_by_one
+from course_utils.models import tiny_llama
+from course_utils.reports import with_interval
 
 _LAYER = 1  # of the tiny model's three
-_SETS = 19  # 1 / (19 + 1) = .05
+_MOST = 0.05  # of a drawer's bytes that a true bypass may keep
 
 
 @exercise(
@@ -79,71 +80,6 @@ def check_importance(attempt: Attempt) -> None:
 
 @exercise(
     2,
-    task="Return a list of sets of block numbers, the control for the chosen ones.",
-    proved="Nineteen sets that chance could have drawn: beating all of them has p = .05.",
-)
-def check_control_sets(attempt: Attempt) -> None:
-    """Check a function (chosen, total) -> sets of block numbers to compare the chosen ones with."""
-    for chosen, total in (([3, 11, 17, 18, 25, 36], 40), ([6, 7, 8, 20, 25, 26, 28, 29], 30)):
-        given = [[int(number) for number in drawn] for drawn in attempt(list(chosen), total)]
-        sets = [set(drawn) for drawn in given]
-        require(sets, "Your list is empty: return one set of block numbers for each random draw.")
-        require(
-            all(len(drawn) == len(found) for drawn, found in zip(given, sets, strict=True)),
-            "A set names a layer twice. Draw without replacement, or fewer layers go than you think.",
-        )
-        sizes = {len(found) for found in sets}
-        require(
-            sizes == {len(chosen)},
-            f"{len(chosen)} layers were chosen, your sets have {sorted(sizes)}. Fewer layers do less harm, so a fair "
-            "control leaves out the same number.",
-        )
-        require(
-            all(0 <= number < total for found in sets for number in found),
-            f"Block numbers run from 0 to {total - 1}.",
-        )
-        require(
-            len({frozenset(found) for found in sets}) == len(sets),
-            "Some of your sets are the same one. Draw anew for each, or seed each draw differently.",
-        )
-        require(
-            len(sets) >= _SETS,
-            f"With {len(sets)} random sets, beating all of them has p = 1/{len(sets) + 1} = {1 / (len(sets) + 1):.2f}, "
-            "which is not ≤ .05.",
-        )
-        require(len(sets) == _SETS, f"{len(sets)} sets are more than it takes: each costs an evaluation.")
-        reached = set().union(*sets)
-        require(
-            reached & set(chosen),
-            "Your sets avoid the chosen layers. Chance doesn't: it draws from all of them, the chosen ones too.",
-        )
-        require(
-            reached & {0, 1, 2, total - 3, total - 2, total - 1},
-            "Your sets never touch the first and last blocks. The method could have taken them, so chance may as well.",
-        )
-        require(
-            any(max(found) - min(found) >= len(found) for found in sets),
-            "Each of your sets is a run of neighbours. That is another control; chance takes any layers.",
-        )
-        again = [set(drawn) for drawn in attempt(list(chosen), total)]
-        require(again == sets, "A second call gives other sets. Fix the seed, so that your result can be checked.")
-
-
-@exercise(
-    3,
-    task="Return the set of letters of the sentences that the outputs do not show.",
-    proved="One model, one kind of text, rows of 64 tokens, two ways to be equal, one control: claim no more.",
-)
-def check_not_shown(attempt: Iterable[str]) -> None:
-    """Check the letters of the sentences that the outputs don't show."""
-    letters = {str(letter).strip().upper() for letter in attempt}
-    unknown = letters - _SENTENCES.keys()
-    require(not unknown, f"The sentences are A to F; yours names {sorted(unknown)}.")
-    not_shown(letters, _SENTENCES)
-
-
-@exercise(
-    4,
     task="Return True or False: does the attention of this block add exactly zero?",
     proved="It lets every right bypass pass and stops what a perplexity would not notice. Keep it.",
 )
@@ -157,142 +93,165 @@ def check_adds_nothing(attempt: Attempt) -> None:
 
 
 @exercise(
-    5,
-    task="Return two numbers: the pruned model's cache in bytes, and the decode estimate.",
-    proved="Weights rule for one short text, the cache rules for many long ones.",
+    3,
+    task="Write `forward`: it returns zeros and None, and counts the tokens for the cache.",
+    proved="It adds nothing, it counts tokens, and a thirtieth of the drawer is left.",
 )
-def check_predict(attempt: Attempt) -> None:
-    """Check a function (configuration, parameters, removed, batch, context) -> cache bytes, decode estimate."""
-    for removed, batch, context in ((3, 3, 1000), (0, 1, 0), (5, 1, 64), (1, 32, 4096)):
-        cache, estimate = attempt(_CONFIG, _PARAMETERS, removed, batch, context)
-        sizes = f"for {removed} removed, batch {batch}, context {context}"
-        right, mistakes = _caches(removed, batch, context)
-        rule_out(mistakes, cache, right, same=_close, where=f"The cache, {sizes}: ")
-        require(_close(cache, right), f"The cache, {sizes}: it is {right:,} bytes; yours {cache:,}.")
-        right, mistakes = _estimates(removed, batch, context)
-        same = partial(_close, tolerance=1e-7)
-        rule_out(mistakes, estimate, right, same=same, where=f"The estimate, {sizes}: ")
-        require(same(estimate, right), f"The estimate, {sizes}: it is {right:.5f}; yours is {estimate:.5f}.")
+@torch.no_grad()
+def check_true_bypass(bypass: Any) -> None:
+    """Check a class, made with its layer's number, whose modules stand in place of a Llama's attention."""
+    require(
+        isinstance(bypass, type) and issubclass(bypass, nn.Module),
+        f"Hand over the class TrueBypass itself, without brackets; yours is a {type(bypass).__name__}.",
+    )
+    given = _run(lambda: bypass(0)(hidden_states=torch.randn(2, 6, 32), past_key_values=None))
+    if given is None or given is ...:
+        raise NotImplementedError
+    require(
+        isinstance(given, tuple) and len(given) == 2,
+        "Return two things, what is added and None, as the attention does. A tensor alone is torn apart by its rows.",
+    )
+    for layer in (2, 0):
+        _check_drawer(bypass, layer, torch.randn(2, 9, 32))
+    ids = torch.randint(97, (2, 9), generator=torch.Generator().manual_seed(0))
+    for layers in ([2], [0], [0, 2]):
+        _check_bypassed(bypass, layers, ids)
 
 
 @exercise(
-    6,
-    task="Return the numbers of the attention layers to leave out.",
-    proved="Better than the published choice on text that neither of them has seen.",
+    4,
+    task="Return the numbers of the attentions in the order in which they are taken.",
+    proved="The same order as `select_attention_layers`: each choice is measured in the model that is left.",
 )
-def check_choice(attempt: Attempt, model: PreTrainedModel, calibration: TokenBlocks, held_out: TokenBlocks) -> None:
-    """Check a function (model, batches, count) -> attention layers to leave out, by its score on held-out rows."""
-    total = describe(model).num_blocks
-    count = round(total / 4)
-    batches = calibration.batches()
-    layers = [int(number) for number in attempt(model, batches, count)]
-    require(len(layers) == count, f"{count} layers were asked for; yours are {len(layers)}.")
-    require(len(set(layers)) == count, f"A layer stands twice in {layers}, so fewer than {count} would go.")
-    require(all(0 <= number < total for number in layers), f"Block numbers run from 0 to {total - 1}; yours: {layers}.")
-    left = [i for i, attention in enumerate(describe(model).attentions) if attention.skipped]
-    if left:
+def check_choose_iteratively(attempt: Attempt) -> None:
+    """Check a function (model, batches, count) -> attentions, least important first, measured again after each."""
+    model, blocks = tiny_llama(blocks=8), 8
+    for seed, length, count in ((8, 8, 2), (7, 8, 3), (1, 6, 3)):  # on the last two texts one look takes other ones
+        ids = torch.randint(97, (4, length), generator=torch.Generator().manual_seed(seed))
+        batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+        right = select_attention_layers(model, batches, count=count)
+        once = select_attention_layers(model, batches, count=blocks, iterative=False)
+        found = [int(number) for number in attempt(model, batches, count)]
+        left = [i for i, attention in enumerate(describe(model).attentions) if attention.skipped]
         bypass_attention(model, [])
-    require(not left, f"Your function left {left} bypassed. Bring the model back: bypass_attention(model, []).")
-    published = select_attention_layers(model, batches, count=count, iterative=False)
-    require(set(layers) != set(published), "That is the published choice itself: look once, with the residual.")
-    unpruned, own, other = (_without(model, some, held_out) for some in ([], layers, published))
-    require_better(
-        own,
-        other,
-        told=f"{held_out.num_tokens:,} held-out tokens: yours {sorted(layers)} × "
-        f"{shown(own.perplexity / unpruned.perplexity)} unpruned, the published choice × "
-        f"{shown(other.perplexity / unpruned.perplexity)}; yours / published",
-        worse="On held-out text your layers cost more than the published choice. Did you measure any damage?",
-        luck="Yours looks better, but its interval reaches 1: that may be luck. Measure on more rows.",
+        require(
+            not left,
+            f"Your function leaves {left} bypassed. Bring the model back at the end: bypass_attention(model, []).",
+        )
+        require(
+            len(set(found)) == len(found),
+            f"An attention stands twice in {found}: a bypassed one scores 0 and looks least important. Rule it out.",
+        )
+        require(len(found) == count, f"{count} attentions were asked for; yours are {len(found)}.")
+        mistakes = (
+            (once[:count], "that is one look, sorted. Measure again after each removal, in the model that is left."),
+            (once[::-1][:count], "those are the most important ones. Take the least important."),
+            (sorted(right), "the right attentions, but sorted. Return them in the order in which they are taken."),
+        )
+        rule_out(mistakes, found, right)
+        require(found == right, f"For the check's tiny model it is {right}; yours is {found}.")
+
+
+@exercise(
+    5,
+    task="Give the numbers of eight attentions.",
+    proved="You chose on text like the work, in the model that is left, and the exam had seen neither.",
+)
+def check_eight(
+    eight: Any, judge: Callable[[list[int]], Mapping[str, Perplexity]], opponent: list[int], recorded: Collection[str]
+) -> None:
+    """Check eight attentions against the opponent's; ``judge`` tells text -> score, recorded sets are out."""
+    require(
+        isinstance(eight, Iterable) and not isinstance(eight, str | dict),
+        f"Give a list of {len(opponent)} numbers; yours is a {type(eight).__name__}.",
+    )
+    layers = sorted(int(number) for number in eight)
+    require(len(layers) == len(opponent), f"{len(opponent)} attentions are asked for; yours are {len(layers)}.")
+    require(len(set(layers)) == len(layers), f"One stands twice in {layers}, so fewer would go.")
+    require(
+        " ".join(map(str, layers)) not in recorded,
+        f"{layers} stands in the record. Find a set of your own: `choose` measures it.",
+    )
+    mine, theirs = judge(layers), judge(opponent)
+    ratios = {text: perplexity_ratio(mine[text], theirs[text]) for text in mine}
+    for text, ratio in ratios.items():
+        print(f"  {text}: yours / leave-one-out's, on the exam: {with_interval(*ratio)}")
+    worse = [text for text, (_, low, _) in ratios.items() if low > 1]
+    better = [text for text, (_, _, high) in ratios.items() if high < 1]
+    require(
+        not worse or better,
+        f"Dearer than leave-one-out's on {', '.join(worse)}, and nowhere cheaper. Did you measure any damage?",
+    )
+    require(
+        not worse, f"Cheaper on {', '.join(better)}, but dearer on {', '.join(worse)}. Choose on rows of both texts."
+    )
+    require(better, "No text shows a difference: both intervals hold 1. Measure the later ones again in what is left.")
+
+
+def _check_bypassed(bypass: type[nn.Module], layers: list[int], ids: Tensor) -> None:
+    """Stop unless a Llama with these attentions replaced is as if they added nothing, with a cache and without."""
+    expected = _llama(layers, lambda layer: _Instead(None, lambda _, states: torch.zeros_like(states)))
+    echoing = _llama(layers, lambda layer: _Instead(None, lambda _, states: states))
+    mine = _llama(layers, bypass)
+    where = f"Attention {' and '.join(map(str, layers))} replaced: "
+    right = expected(ids, use_cache=False).logits
+    logits = _run(mine, ids, use_cache=False).logits
+    require(
+        not torch.equal(logits, echoing(ids, use_cache=False).logits),
+        f"{where}it returns its input, so the block adds norm(x). Return zeros.",
+    )
+    require(torch.equal(logits, right), f"{where}it adds something. Exactly zero must come back.")
+    stepwise = _run(lambda: logits_one_by_one(mine, ids))
+    require(
+        torch.allclose(stepwise, right, atol=1e-4),
+        f"{where}read token by token, the logits are off by {(stepwise - right).abs().max():.2g}. The cache counts "
+        "something else than the tokens that went by.",
     )
 
 
-def _without(model: PreTrainedModel, layers: list[int], rows: TokenBlocks) -> Perplexity:
-    bypass_attention(model, layers)
+def _check_drawer(bypass: type[nn.Module], layer: int, states: Tensor) -> None:
+    """Stop unless the bypass fills its drawer, and no other one, with something small for each token."""
+    where, cache, (rows, tokens, _) = f"Attention {layer} replaced: ", DynamicCache(), states.shape
+    _run(lambda: bypass(layer)(hidden_states=states, **{cache_keyword(tiny_llama()): cache}))
+    filled = [number for number, drawer in enumerate(cache.layers) if drawer.is_initialized]
+    require(filled, f"{where}its drawer stays empty, so the cache says that no token went by. Call cache.update.")
+    others = [number for number in filled if number != layer]
+    require(not others, f"{where}you fill drawer {others}, another attention's. Yours is self.layer_idx.")
+    keys, values = cache.layers[layer].keys, cache.layers[layer].values
+    require(
+        keys.shape[-1] > 0,
+        f"{where}width 0: transformers takes a drawer without numbers for an empty one, and counts no tokens. "
+        "Width 1 is the least.",
+    )
+    require(
+        keys.shape[-2] == tokens,
+        f"{where}{tokens} tokens went by, and its drawer counts {keys.shape[-2]}. The shape is [rows, heads, tokens, "
+        "width].",
+    )
+    require(keys.shape[0] == rows, f"{where}{rows} rows were read, and its drawer has {keys.shape[0]}.")
+    kept, full = keys.nbytes + values.nbytes, 2 * states.nbytes  # a whole drawer of the tiny model
+    require(
+        kept <= _MOST * full,
+        f"{where}its drawer keeps {kept:,} of {full:,} bytes, so little is saved. One head of width 1 is enough.",
+    )
+
+
+def _run(function: Callable, *given: Any, **named: Any) -> Any:
+    """What the learner's module, or something that calls it, gives; where it stops, the error is named."""
     try:
-        return perplexity(model, rows)
-    finally:
-        bypass_attention(model, [])
+        return function(*given, **named)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
+        require(False, f"Your code stopped with {told}.")
 
 
-_SENTENCES = {  # of exercise 3: whether it is shown, and why
-    "A": (
-        True,
-        "the upper half of the figure compares just that, in this model and chosen like this.",
-    ),
-    "B": (False, "one small model was measured. Other sizes need their own measurement, or their own paper."),
-    "C": (False, "at equal parameters, the lower half of the figure, whole blocks are cheaper to lose."),
-    "D": (
-        False,
-        "the rows are 64 tokens long, and perplexity averages over them. A long context wasn't tested.",
-    ),
-    "E": (True, "the table of pairs has both criteria, and both intervals lie above 1."),
-    "F": (False, "one of the 19 random sets is as good, so p is .10, and chance is not ruled out."),
-}
-
-_CONFIG = LlamaConfig(
-    vocab_size=1000,
-    hidden_size=128,
-    intermediate_size=256,
-    num_hidden_layers=10,
-    num_attention_heads=8,
-    num_key_value_heads=2,
-    tie_word_embeddings=True,
-)
-_PARAMETERS = 1_523_328  # of _CONFIG; a test counts them
-
-
-_Answers = tuple[float, list[tuple[float, str]]]  # the right one, and wrong ones with the mistake behind each
-
-
-def _caches(removed: int, batch: int, context: int) -> _Answers:
-    """Bytes of the pruned model's cache."""
-    heads, groups, layers = _CONFIG.num_attention_heads, _CONFIG.num_key_value_heads, _CONFIG.num_hidden_layers
-    layer = _layer_cache(batch, context)
-    right = (layers - removed) * layer
-    return right, [
-        (layers * layer, "that is the cache of the unpruned model. A removed attention keeps nothing."),
-        (right / 2, "half of it is missing. A token leaves a key and a value, of 2 bytes a number."),
-        (right / 4, "a factor 4 is missing: keys and values, and 2 bytes a number."),
-        (right * heads / groups, "that counts all heads. Keys and values are kept for num_key_value_heads only."),
-        (right / batch, "that is one text of the batch. Each of them has a cache of its own."),
-        (removed * layer, "that is the cache of the attentions that went, not of those that stayed."),
-    ]
-
-
-def _estimates(removed: int, batch: int, context: int) -> _Answers:
-    """Bytes that a decoding step reads, before divided by after."""
-    hidden, layers, cache = _CONFIG.hidden_size, _CONFIG.num_hidden_layers, _layer_cache(batch, context)
-    norm, all_heads = 2 * hidden, 2 * (4 * hidden * hidden + hidden)
-    weights = 2 * (2 * hidden * hidden + 2 * hidden * _keys() + hidden)  # of one attention with its norm, 2 bytes each
-    before = 2 * _PARAMETERS + layers * cache
-
-    def without(read: int, whole: int = before) -> float:
-        return whole / (whole - removed * read)
-
-    right = without(weights + cache)
-    return right, [
-        (1 / right, "turned upside down. Before divided by after is above 1 when something is saved."),
-        (without(cache), "you took only the cache off. The weights of a removed attention needn't be read either."),
-        (without(weights), "you took only the weights off. The cache of a removed attention needn't be read either."),
-        (without(weights, 2 * _PARAMETERS), "the cache is missing. Each step reads it too."),
-        (without(all_heads + cache), "k and v are narrower than q and o where heads share keys and values."),
-        (without(weights - norm + cache), "almost: the norm in front of a removed attention goes with it."),
-    ]
-
-
-def _keys() -> int:
-    """Numbers in the keys of a token."""
-    return _CONFIG.hidden_size // _CONFIG.num_attention_heads * _CONFIG.num_key_value_heads
-
-
-def _layer_cache(batch: int, context: int) -> int:
-    """Bytes of one attention's keys and values, 2 a number."""
-    return 2 * 2 * _keys() * batch * context
-
-
-def _close(given: float, expected: float, tolerance: float = 1e-9) -> bool:
-    return abs(given - expected) <= tolerance * abs(expected)
+def _llama(layers: list[int], stand_in: Callable[[int], nn.Module]) -> LlamaForCausalLM:
+    model = tiny_llama()
+    for layer in layers:
+        model.model.layers[layer].self_attn = stand_in(layer)
+    return model
 
 
 def _states() -> tuple[Tensor, dict[str, Tensor], Tensor]:

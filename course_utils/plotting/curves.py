@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -16,7 +13,6 @@ from course_utils.plotting.parts import (
     axes_or_new,
     colour_of,
     label_axes,
-    log_ticks,
     marker_of,
     require_columns,
 )

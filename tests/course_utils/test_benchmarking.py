@@ -14,7 +14,6 @@ from course_utils import benchmarking, checks
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import (
-    decode_estimate,
     energy_counters,
     flops_per_token,
     kv_bytes_per_token,
@@ -23,12 +22,12 @@ from course_utils.benchmarking import (
     measure_speed,
     median_interval,
     peak_memory,
-    prefill_estimate,
     relative_speed,
     speedup_text,
     take_turns,
     time_interleaved,
 )
+from course_utils.costs import _decode_bytes
 from course_utils.width import neuron_importance, prune_neurons
 
 
@@ -132,10 +131,12 @@ def test_speed_table_has_speedups_beside_estimates():
     assert (table.tokens_per_second > 0).all()
     # Arithmetic is the larger of the two here: with 9 tokens in the cache, a new one meets them all.
     attention, weights = 4 * 9 * 3 * 32, {m: flops_per_token(m) for m in (base, pruned)}
+    by_bytes = _decode_bytes(base, context=9) / _decode_bytes(pruned, context=9)
+    prompts = flops_per_token(base, 8, head="last") / flops_per_token(pruned, 8, head="last")
     assert table.estimate[3] == pytest.approx(
-        max((weights[base] + attention) / (weights[pruned] + attention), decode_estimate(base, pruned, context=9))
+        max((weights[base] + attention) / (weights[pruned] + attention), by_bytes)
     )
-    expected = max(prefill_estimate(base, pruned, context=8), decode_estimate(base, pruned))
+    expected = max(prompts, _decode_bytes(base) / _decode_bytes(pruned))
     assert table.estimate[2] == pytest.approx(expected)
     assert (table.seconds * table.tokens_per_second).tolist() == pytest.approx([8, 2] * 2)
 

@@ -22,7 +22,7 @@ from course_utils.architectures import UnsupportedArchitecture, describe
 from course_utils.attention import bypass_attention
 from course_utils.branching import can_branch
 from course_utils.depth import remove_blocks
-from course_utils.evaluation import evaluate, margins, paired, perplexity, perplexity_ratio
+from course_utils.evaluation import evaluate, paired, perplexity, perplexity_ratio
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.texts import TokenBlocks
 from course_utils.uncertainty import ratio_interval, wilson_interval
@@ -340,20 +340,6 @@ def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
     share = scores.loc[("winogrande", "acc"), "value"]
     expected_error = math.sqrt(share * (1 - share) / 11)  # lm-eval's: the sample's standard deviation over sqrt(n)
     assert scores.loc[("winogrande", "acc"), "stderr"] == pytest.approx(expected_error)
-
-
-def test_margins_are_positive_where_the_answer_is_right(documents, tokenizer):
-    frame = evaluate(reader(), tokenizer, documents)
-    table = frame.attrs["answers"].table
-    for task in ("winogrande", "boolq", "copa", "sciq"):
-        lead = margins(frame, task)
-        right = table[(table["task"] == task) & (table["metric"] == "acc")]["value"].to_numpy()
-        assert lead.shape == (12,) and ((lead > 0) == (right == 1)).all()
-    again = evaluate(reader(), tokenizer, ["copa"])
-    np.testing.assert_allclose(margins(again, "copa"), margins(frame, "copa"), rtol=1e-4)
-    for bad in ((frame, "lambada_openai"), (frame, "piqa"), (pd.DataFrame(), "copa")):
-        with pytest.raises(ValueError, match="margins needs"):
-            margins(*bad)
 
 
 def test_the_sample_is_random_fixed_and_nested(documents, tokenizer):

@@ -50,6 +50,7 @@ def test_a_record_gives_what_was_measured_row_by_row(measured):
         assert entry.damage == pytest.approx(after.nll - before.nll, abs=0.002)
         assert entry.nats == pytest.approx(after.nll, abs=0.002)
         assert entry.damage != 0
+        assert entry.nats == pytest.approx(after.nll, abs=0.002)
     assert not frame[frame.criterion == ""].damage.any()
 
 

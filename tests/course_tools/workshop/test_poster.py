@@ -43,7 +43,7 @@ CLAIMS = {
     ("01", "l1"): lambda n: n.l1 > n.kept and n.beaten == 0 and n.better == n.cuts == 19,
     ("03", "l1"): lambda n: n.activation < n.random < n.l1,
     ("04", "alone"): lambda n: 0 < n.together < n.alone,
-    ("05", "cache"): lambda n: n.cache < n.parameters < 0,
+    ("05", "ratio"): lambda n: n.low < n.ratio < n.high < 1,
     ("06", "rank"): lambda n: n.low <= n.rank <= n.high < 0.5,
     ("07", "before"): lambda n: n.after < n.before and n.after < n.random,
     ("08", "ratio"): lambda n: n.low < 1 < n.high,

@@ -1,21 +1,18 @@
 """Lesson 05's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import random
-
 import numpy as np
-import pytest
 import torch
 from exercise_cases import cases_of
+from torch import nn
 from torch.nn.functional import cosine_similarity
-from transformers import LlamaForCausalLM
+from transformers import Cache
 
-from course_utils.attention import bypass_attention, select_attention_layers
-from course_utils.benchmarking import decode_estimate, kv_bytes_per_token
+from course_utils.architectures import cache_keyword
+from course_utils.attention import attention_importance, bypass_attention, select_attention_layers
 from course_utils.evaluation import Perplexity
 from course_utils.exercises import lesson_05
 from course_utils.modeling.no_attention import skip_attention
 from course_utils.models import tiny_llama
-from course_utils.texts import TokenBlocks
 
 
 def importance(x, added, mask, residual=True):
@@ -105,48 +102,6 @@ def leaves_a_hook(model, layer, ids):
     return True
 
 
-def predict(config, parameters, removed, batch, context, *, both=2, heads=None, width=2, norm=True, upside=False):
-    hidden = config.hidden_size
-    keys = hidden // config.num_attention_heads * (heads or config.num_key_value_heads)
-    weights = 2 * hidden * hidden + width * hidden * keys + hidden * norm
-    cache = both * 2 * keys * batch * context
-    before = 2 * parameters + config.num_hidden_layers * cache
-    after = before - removed * (2 * weights + cache)
-    return (config.num_hidden_layers - removed) * cache, after / before if upside else before / after
-
-
-def with_cache(change):
-    """The right estimate beside a changed cache."""
-    return lambda *sizes: (change(*sizes), predict(*sizes)[1])
-
-
-def with_estimate(change):
-    """The right cache beside a changed estimate."""
-    return lambda *sizes: (predict(*sizes)[0], change(*sizes))
-
-
-def wide_k_and_v(config, parameters, removed, batch, context):
-    cache = 4 * 32 * batch * context
-    before = 2 * parameters + config.num_hidden_layers * cache
-    return before / (before - removed * (2 * (4 * config.hidden_size**2 + config.hidden_size) + cache))
-
-
-def only_the_cache(config, parameters, removed, batch, context):
-    cache = 4 * 32 * batch * context
-    before = 2 * parameters + config.num_hidden_layers * cache
-    return before / (before - removed * cache)
-
-
-def test_the_check_predicts_what_is_counted():
-    with torch.device("meta"):
-        base, pruned = (LlamaForCausalLM(lesson_05._CONFIG).to(torch.bfloat16) for _ in range(2))
-    assert base.num_parameters() == lesson_05._PARAMETERS
-    bypass_attention(pruned, [1, 2, 3], remove=True)
-    cache, estimate = predict(lesson_05._CONFIG, lesson_05._PARAMETERS, 3, 2, 1000)
-    assert cache == 2 * 1000 * kv_bytes_per_token(pruned)
-    assert estimate == pytest.approx(decode_estimate(base, pruned, batch_size=2, context=1000), rel=1e-12)
-
-
 test_importance = cases_of(
     lesson_05.check_importance,
     stubs=[lambda x, added, mask, residual=True: ...],
@@ -184,125 +139,149 @@ test_adds_nothing = cases_of(
 )
 
 
-test_predict = cases_of(
-    lesson_05.check_predict,
-    stubs=[
-        lambda config, parameters, removed, batch, context: ...,
-        lambda config, parameters, removed, batch, context: (1, ...),
-    ],
+class ZeroAttention(nn.Module):
+    def __init__(self, layer_idx):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states, **named):
+        return torch.zeros_like(hidden_states), None
+
+
+def bypass(put=lambda cache, keys, layer: cache.update(keys, keys, layer), *, shape=None, give=None, missing=False):
+    """A class as exercise 3 asks for: what it puts into the cache, in which shape, and what it returns."""
+
+    class Bypass(ZeroAttention):
+        def forward(self, hidden_states, **named):
+            rows, tokens, _ = hidden_states.shape
+            for value in named.values():
+                if isinstance(value, Cache):
+                    sizes = shape(rows, tokens) if shape else (rows, 1, tokens, 1)
+                    put(value, hidden_states.new_zeros(sizes), self.layer_idx)
+                elif missing and value is None:
+                    raise AttributeError("'NoneType' object has no attribute 'update'")
+            return give(hidden_states) if give else super().forward(hidden_states)
+
+    return Bypass
+
+
+class Stub(ZeroAttention):
+    def forward(self, hidden_states, **named): ...  # your code
+
+
+class ByName(ZeroAttention):
+    """Another way: by the cache's name, with zeros of its own."""
+
+    def forward(self, hidden_states, **named):
+        cache = named.get(cache_keyword(tiny_llama()))
+        if cache is not None:
+            small = hidden_states[:, None, :, :1] * 0
+            cache.update(small, small.clone(), self.layer_idx)
+        return hidden_states - hidden_states, None
+
+
+test_true_bypass = cases_of(
+    lesson_05.check_true_bypass,
+    stubs=[Stub],
     mistakes=[
-        (with_cache(lambda *s: predict(s[0], s[1], 0, *s[3:])[0]), "the unpruned model"),
-        (with_cache(lambda *s: predict(*s, both=1)[0]), "half of it is missing"),
-        (with_cache(lambda *s: predict(*s)[0] / 4), "a factor 4"),
-        (with_cache(lambda *s: predict(*s, heads=8)[0]), "counts all heads"),
-        (with_cache(lambda *s: predict(*s[:3], 1, s[4])[0]), "one text of the batch"),
-        (with_estimate(lambda *s: predict(*s, upside=True)[1]), "upside down"),
-        (with_estimate(only_the_cache), "only the cache off"),
-        (with_estimate(lambda *s: predict(*s[:3], 1, 0)[1]), "the cache is missing"),
-        (with_estimate(wide_k_and_v), "narrower than q and o"),
-        (with_estimate(lambda *s: predict(*s, norm=False)[1]), "the norm in front"),
+        (bypass()(0), "Hand over the class TrueBypass itself"),
+        (lambda layer: [ByName(layer)], "Hand over the class TrueBypass itself"),
+        (bypass(give=torch.zeros_like), "A tensor alone is torn apart by its rows"),
+        (bypass(give=lambda states: (states, None)), "it returns its input"),
+        (bypass(give=lambda states: (1e-3 * states, None)), "it adds something"),
+        (bypass(missing=True), "Your code stopped with AttributeError"),
+        (ZeroAttention, "Attention 2 replaced: its drawer stays empty"),
+        (bypass(shape=lambda rows, tokens: (rows, 1, tokens, 0)), "width 0"),
+        (bypass(shape=lambda rows, tokens: (rows, 4, tokens, 8)), "keeps 4,608 of 4,608 bytes"),
+        (bypass(shape=lambda rows, tokens: (rows, 1, 1, 1)), "9 tokens went by, and its drawer counts 1"),
+        (bypass(shape=lambda rows, tokens: (rows, tokens, 1, 1)), "9 tokens went by, and its drawer counts 1"),
+        (bypass(shape=lambda rows, tokens: (1, 1, tokens, 1)), "2 rows were read, and its drawer has 1"),
+        (bypass(lambda cache, keys, layer: cache.update(keys, keys, 0)), "you fill drawer [0], another attention's"),
+        (bypass(lambda cache, keys, layer: [cache.update(keys, keys, i) for i in (layer, 4)]), "you fill drawer [4]"),
+        (bypass(lambda cache, keys, layer: cache.update(keys[:, :, :-1], keys, layer)), "its drawer counts 8"),
     ],
-    answers=[predict],
+    answers=[bypass(), ByName],
 )
 
 
-def control_sets(chosen, total, *, sets=19, size=None, lowest=0, highest=0, among=None, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.tensor(among if among is not None else range(lowest, total - highest))
-    return [pool[torch.randperm(len(pool), generator=generator)[: size or len(chosen)]].tolist() for _ in range(sets)]
+def choose_iteratively(model, batches, count, *, rule_out=True, bring_back=True, again=True, most=False):
+    chosen = []
+    for _ in range(count):
+        bypass_attention(model, chosen if again else [])
+        scores = attention_importance(model, batches) * (-1 if most else 1)
+        if rule_out:
+            scores[chosen] = torch.inf
+        chosen.append(int(scores.argmin()))
+    if bring_back:
+        bypass_attention(model, [])
+    return chosen
 
 
-test_control_sets = cases_of(
-    lesson_05.check_control_sets,
-    stubs=[lambda chosen, total: ...],
+def choosing(**wrong):
+    return lambda model, batches, count: choose_iteratively(model, batches, count, **wrong)
+
+
+def with_the_library(model, batches, count):
+    return torch.tensor(select_attention_layers(model, batches, count=count))
+
+
+test_choose_iteratively = cases_of(
+    lesson_05.check_choose_iteratively,
+    stubs=[lambda model, batches, count: ...],
     mistakes=[
-        (lambda chosen, total: control_sets(chosen, total, sets=5), "p = 1/6 = 0.17"),
-        (lambda chosen, total: control_sets(chosen, total, sets=100), "more than it takes"),
-        (lambda chosen, total: control_sets(chosen, total, size=4), "the same number"),
-        (
-            lambda chosen, total: control_sets(chosen, total, among=[i for i in range(total) if i not in chosen]),
-            "avoid the chosen",
-        ),
-        (lambda chosen, total: control_sets(chosen, total, lowest=3, highest=3), "first and last"),
-        (lambda chosen, total: [list(range(i, i + len(chosen))) for i in range(19)], "run of neighbours"),
-        (lambda chosen, total: 19 * control_sets(chosen, total, sets=1), "the same one"),
-        (lambda chosen, total: [random.choices(range(total), k=len(chosen)) for _ in range(19)], "twice"),
-        (lambda chosen, total: control_sets(chosen, total, seed=random.randrange(10**9)), "Fix the seed"),
-        (lambda chosen, total: [[number + total for number in chosen]], "run from 0"),
-        (lambda chosen, total: [], "empty"),
+        (choosing(rule_out=False), "scores 0 and looks least important"),
+        (choosing(bring_back=False), "Bring the model back at the end"),
+        (choosing(again=False), "that is one look, sorted"),
+        (choosing(most=True, again=False), "Take the least important"),
+        (lambda *given: sorted(choose_iteratively(*given)), "but sorted"),
+        (lambda model, batches, count: choose_iteratively(model, batches, count - 1), "yours are"),
+        (lambda model, batches, count: [3, 1, 2][:count], "tiny model"),
     ],
-    answers=[control_sets, lambda chosen, total: [set(drawn) for drawn in control_sets(chosen, total)]],
+    answers=[choose_iteratively, with_the_library],
+)
+
+TEXTS, RECORDED = ("speeches", "wiki"), ["0 1 2 3 4 5 6 7", "8 9 10 11 12 13 14 15"]
+DAMAGES = {  # nats a token on speeches and on wiki, and their noise, by the first attention that is left out
+    0: (1.0, 1.0, 0.0), 2: (0.9, 1.0, 0.0), 3: (0.9, 1.1, 0.0), 4: (1.1, 1.1, 0.0), 5: (0.99, 0.99, 0.3),
+}  # fmt: skip
+
+
+def judge(layers):
+    *means, noise = DAMAGES[min(layers)]
+    return {text: scored(mean, noise) for text, mean in zip(TEXTS, means, strict=True)}
+
+
+def scored(nll, noise):
+    """A made-up score of eight rows of 10 predictions."""
+    row_nll = 10 * (nll + noise * np.array([1.0, -1.0] * 4))
+    return Perplexity(
+        perplexity=float(np.exp(nll)), bits_per_byte=1.0, nll=nll, tokens=80, ci_low=0.0, ci_high=9.0, row_nll=row_nll,
+        row_tokens=np.full(8, 10), row_bytes=None, dtype="float32", fingerprint="",
+    )  # fmt: skip
+
+
+def check_eight(eight):
+    return lesson_05.check_eight(eight, judge, list(range(8)), RECORDED)
+
+
+test_eight = cases_of(
+    check_eight,
+    stubs=[..., None, [...]],
+    mistakes=[
+        (3, "Give a list of 8 numbers; yours is a int"),
+        ("2 9 10", "Give a list of 8 numbers; yours is a str"),
+        ([2, 9, 10], "8 attentions are asked for; yours are 3"),
+        ([2, 2, 10, 11, 12, 13, 14, 15], "One stands twice"),
+        ([7, 6, 5, 4, 3, 2, 1, 0], "stands in the record"),
+        (list(range(8, 16)), "stands in the record"),
+        ([4, 9, 10, 11, 12, 13, 14, 15], "Dearer than leave-one-out's on speeches, wiki"),
+        ([3, 9, 10, 11, 12, 13, 14, 15], "Cheaper on speeches, but dearer on wiki"),
+        ([5, 9, 10, 11, 12, 13, 14, 15], "No text shows a difference"),
+    ],
+    answers=[[2, 9, 10, 11, 12, 13, 14, 15], torch.tensor([15, 14, 13, 12, 11, 10, 9, 2])],
 )
 
 
-test_not_shown = cases_of(
-    lesson_05.check_not_shown,
-    stubs=[..., None],
-    mistakes=[
-        ({"B"}, "C is not shown"),
-        ({"B", "C"}, "64 tokens"),
-        ({"C", "D"}, "one small model"),
-        ({"B", "C", "D"}, "19 random sets"),
-        ({"A", "B", "C", "D", "F"}, "A is shown"),
-        ({"B", "C", "D", "E", "F"}, "E is shown"),
-        ({"G"}, "A to F"),
-    ],
-    answers=[{"B", "C", "D", "F"}, "bcdf", ["F", "D", "C", "B"]],
-)
-
-
-@pytest.fixture
-def scored(monkeypatch):
-    """A tiny model, its published choice, and another one that made-up scores call better."""
-    model = tiny_llama(blocks=8)
-    ids = torch.randint(97, (16, 12), generator=torch.Generator().manual_seed(0))
-    sizes = torch.full((8,), 12)
-    calibration = TokenBlocks(ids[:8], sizes, "speeches", "calibration")
-    held_out = TokenBlocks(ids[8:], sizes, "speeches", "evaluation")
-    published = select_attention_layers(model, calibration.batches(), count=2, iterative=False)
-    *better, doubtful, _, _, _ = (i for i in range(8) if i not in published)
-    losses = {(): 1.0, tuple(sorted(better)): 1.5, tuple(sorted(published)): 2.0}
-    noise = np.array([0.4, -0.4] * 4)
-
-    def score(_model, layers, rows):
-        assert rows is held_out
-        nll = losses.get(tuple(sorted(layers)), 1.95 if doubtful in layers else 3.0) + noise * (doubtful in layers)
-        row_nll = np.broadcast_to(nll, (8,)) * 11.0
-        return Perplexity(
-            perplexity=float(np.exp(np.mean(nll))), bits_per_byte=1.0, nll=float(np.mean(nll)), tokens=88, ci_low=0.0,
-            ci_high=9.0, row_nll=row_nll, row_tokens=np.full(8, 11), row_bytes=None, dtype="float32", fingerprint="",
-        )  # fmt: skip
-
-    monkeypatch.setattr(lesson_05, "_without", score)
-    return (model, calibration, held_out), published, better, doubtful
-
-
-def test_choice_is_judged_on_held_out_text(scored, capsys):
-    given, published, better, doubtful = scored
-    _, calibration, _ = given
-    worse = [i for i in range(8) if i not in (*published, *better, doubtful)][:2]
-
-    def leaves_it_bypassed(model, batches, count):
-        bypass_attention(model, better)
-        return better
-
-    def looks_at_its_text(model, batches, count):
-        assert torch.equal(torch.cat([batch["input_ids"] for batch in batches]), calibration.input_ids)
-        return torch.tensor(better)
-
-    cases = {
-        "not solved yet": lambda *_: ...,
-        "2 layers were asked for": lambda *_: [1],
-        "stands twice": lambda *_: [1, 1],
-        "run from 0 to 7": lambda *_: [1, 8],
-        "Bring the model back": leaves_it_bypassed,
-        "the published choice itself": lambda *_: published[::-1],
-        "cost more than the published": lambda *_: worse,
-        "may be luck": lambda *_: [doubtful, better[0]],
-        "correct.": looks_at_its_text,
-    }
-    for says, choose in cases.items():
-        assert lesson_05.check_choice(choose, *given) is (says == "correct.")
-        out = capsys.readouterr().out
-        assert says in out, out
-        assert ("held-out tokens" in out) == (says in ("cost more than the published", "may be luck", "correct."))
+def test_eight_are_told_beside_the_opponents(capsys):
+    check_eight([2, 9, 10, 11, 12, 13, 14, 15])
+    assert "  speeches: yours / leave-one-out's, on the exam: 0.90 (0.90 to 0.90)" in capsys.readouterr().out
