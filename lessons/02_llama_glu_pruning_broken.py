@@ -71,8 +71,8 @@ show(
 #
 # $$\mathrm{MLP}(x) = W_{down}\,(\mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x)$$
 #
-# `gate` and `up` both read $x$ and give a number for each neuron. The two are multiplied, and `down` writes the product: the
-# gate says how far a neuron opens, up says what comes through. All three are `nn.Linear` and store [out, in].
+# The gate says how far a neuron opens, up says what comes through, and `down` writes the product. All three are `nn.Linear` and
+# store [out, in].
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 4 minutes
@@ -112,8 +112,8 @@ check_shapes(shapes)
 # %% [markdown]
 # ## A GLU that you can read
 #
-# Five inputs, five neurons, five outputs. Follow neuron 2 by hand: its row of `gate` meets x and gives 5, its row of `up`
-# gives 4. The product silu(5) · 4, times column 2 of `down`, is what it writes. All that is written adds up to the output.
+# Follow neuron 2 by hand: its row of `gate` meets x and gives 5, its row of `up` gives 4. The product silu(5) · 4, times column
+# 2 of `down`, is what it writes.
 
 # %%
 rows_of_gate = [
@@ -157,8 +157,7 @@ pd.DataFrame(columns | {"product": product}).rename_axis("neuron").round(2)
 # ## Lesson 01's method, on three matrices
 #
 # In lesson 01 the strongest columns of `c_fc` stayed, and `c_proj` followed. `carry_over` does the same: `gate` and `up` keep
-# their strongest rows by the L1 norm, and `down` follows. `keep` cuts a matrix and notes its new size; `sync_config` writes the
-# width into the configuration.
+# their strongest rows by the L1 norm, and `down` follows.
 #
 # **Predict before you run.** 10 % of a real Llama's neurons go. Will it run? Will it open again after saving?
 #
@@ -229,7 +228,7 @@ print("saved and opened again: equal, bit for bit")
 del again
 
 # %% [markdown]
-# Every light is green. What does the model know? We judge on rows of speeches and of Wikipedia that nothing has chosen by.
+# Every light is green. What does the model know? Rows of speeches and of Wikipedia judge.
 #
 # Two losses on *the same rows* differ by some nats a token, and *e* to that number is the **ratio of the perplexities**: 0.1 nat
 # more is × 1.1, and 1 nat more is × 2.7.
@@ -280,7 +279,7 @@ assert math.isclose(perplexity(base, few, batch_size=8).nll, nats, rel_tol=1e-3)
 # ## What does it look like from inside?
 #
 # The **entropy** of a prediction says how unsure a model is: 0 nats when one token has all the probability, as many as
-# guessing when all have the same. The loss says how wrong it is. Who has only forgotten is unsure, and moves towards guessing.
+# guessing when all have the same. Who has only forgotten is unsure.
 #
 # **Predict before you run.** Is this model unsure, or sure of the wrong thing?
 #
@@ -330,8 +329,8 @@ show(
 #
 # ## Ask the equality
 #
-# Lesson 01 had a proof for every cut: *pruned equals masked*. In the toy we needn't even know which neurons are silent: five can
-# be silenced in $2^5 = 32$ ways, so we try them all.
+# Lesson 01 had a proof for every cut: *pruned equals masked*. The toy's five neurons can be silenced in $2^5 = 32$ ways, so we
+# try them all.
 #
 # **Predict before you run.** The toy loses one of its five neurons by the same method. Which of the 32 is it?
 #
@@ -447,9 +446,8 @@ show(
 )
 
 # %% [markdown]
-# So **a neuron of a GLU is three slices with one number**: a row of gate, the same row of up, the same column of down. L1
-# scored each matrix well; nothing made the lists agree. A shape tells how many rows are left, not which: one row less in each
-# of the toy's matrices fits in 125 ways, and 5 of them are right.
+# So **a neuron of a GLU is three slices with one number**: a row of gate, the same row of up, the same column of down. A
+# shape tells how many rows are left, not which.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 10 minutes
@@ -493,9 +491,8 @@ check_prune_llama(prune_llama)
 # %% [markdown]
 # ## The same size, repaired
 #
-# `prune_neurons` of `course_utils` does just that, for every family of models. Its L1 score adds the norms of a neuron's two
-# rows. Is it exact now? Each small MLP stands beside the masked one, on random inputs: no text is needed. For the cut that was
-# carried over we try both lists.
+# `prune_neurons` of `course_utils` does just that, for every family. Its L1 score adds the norms of a neuron's two rows. Is it
+# exact? Each small MLP stands beside the masked one, on random inputs.
 
 # %%
 from course_utils.width import neuron_importance, prune_neurons
@@ -537,8 +534,8 @@ print(f"carried over, mask of gate's list:  {against_mask(carried, gates):.1e}")
 print(f"carried over, mask of up's list:    {against_mask(carried, ups):.1e}")
 
 # %% [markdown]
-# Two things may be wrong, the lists and L1. **Cross** them: lists shared or separate, scores L1 or random. And one more: separate
-# lists where only *one* row goes from each matrix. The record has two number formats, float32 and the coarser bfloat16.
+# Two things may be wrong, the lists and L1. **Cross** them: lists shared or separate, scores L1 or random; and separate lists
+# where only *one* row goes from each matrix. The record has two number formats, float32 and the coarser bfloat16.
 #
 # **Predict before you run.** How much harm does one neuron of a block do, cut like that, beside 153 whole ones? And how many of
 # the random cuts with shared lists does the repaired cut by L1 beat? It is exact.
@@ -640,17 +637,13 @@ show(
 # *Filled: speeches; hollow: Wikipedia. 153 of 1,536 neurons a block go, or one. Whatever is worse than guessing stands at the
 # right edge. One dot is far out: lesson 03 finds out why.*
 #
-# Two causes, then. Separate lists are worse than guessing with *either* score, so no score mends them. With a shared list the
-# model is exact, and L1 is still behind each blind choice. The equality says that neurons are whole, not that they are the
-# right ones.
-#
-# And a row needn't go far to meet a stranger: with one row gone, about a third stand *one* place off.
+# Two causes, then. Separate lists are worse than guessing with *either* score. With a shared list the model is exact, and L1 is
+# still behind each blind choice: whole neurons needn't be the right ones.
 #
 # ## Rescue the checkpoint
 #
 # Somebody cut a Llama with separate random lists, and threw the original away. The log has both lists: `gate_list[k]` is the old
-# number of the row at place k of `gate`, and `up_list` is the same for `up`; `down` followed gate. `judge` puts a rescue into
-# such a wreck and measures.
+# number of the row at place k of `gate`, `up_list` the same for `up`; `down` followed gate.
 
 # %%
 logs = random_lists(seed=0), random_lists(seed=100)
@@ -712,11 +705,6 @@ def rescue(gate, up, down, gate_list, up_list):
 check_rescue(rescue, judge)
 
 # %% [markdown]
-# ## In the literature
-#
-# LLM-Pruner calls slices that must go together *coupled structures*, and finds them by itself. Martra prunes the rows of gate and
-# up in pairs.
-#
 # ## Quiz
 
 # %% [markdown] tags=["quiz"]
@@ -745,9 +733,8 @@ check_rescue(rescue, judge)
 # ## Take-aways
 #
 # - A neuron of a GLU is a row of gate, *the same* row of up and *the same* column of down: one list for all three.
-# - Shapes, sizes, a saved file and a forward pass prove nothing.
-# - *Pruned equals masked* finds the mistake without data. Run it before you look at any perplexity.
-# - A failure may have two causes. Cross them, beside random cuts. Beyond guessing, sizes of damage say nothing.
+# - Shapes, sizes, a saved file and a forward pass prove nothing. *Pruned equals masked* finds the mistake, without data.
+# - A failure may have two causes. Cross them, beside random cuts.
 #
 # **The story so far:** a cut is exact or it is wrong. **Next:** lesson 03 keeps the neurons whole and asks which of them must
 # stay.
@@ -755,6 +742,6 @@ check_rescue(rescue, judge)
 # ## References
 #
 # - Shazeer 2020, *GLU Variants Improve Transformer*, arXiv 2002.05202
-# - Ma et al. 2023, *LLM-Pruner: On the Structural Pruning of Large Language Models*, arXiv 2305.11627
+# - Ma et al. 2023, *LLM-Pruner*, arXiv 2305.11627: finds by itself which slices must go together
 # - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea
-# - Ben Allal et al. 2025, *SmolLM2*, arXiv 2502.02737
+

@@ -87,7 +87,7 @@ show(
 )
 
 # %% [markdown]
-# *A tenth of the neurons go. Each grey dot is a blind choice; lower is better. The broken line is a model that only guesses.*
+# *A tenth of the neurons go. Each grey dot is a blind choice; lower is better.*
 #
 # ## What a neuron adds
 
@@ -100,12 +100,11 @@ show(
 
 # %% [markdown]
 # Each token has a state, a vector that runs through the model: the **residual stream**. Attention and MLP read it and *add* to
-# it; nothing is ever replaced. In a Llama the MLP adds
+# it. In a Llama the MLP adds
 #
 # $$\mathrm{MLP}(x) = W_{down}\,a, \qquad a = \mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x$$
 #
-# Neuron $j$ is row $j$ of `gate_proj` and `up_proj` and column $j$ of `down_proj` (lesson 02), and what it adds is its number
-# $a_j$ times its column. It goes as a whole, so it gets **one** score.
+# What neuron $j$ adds is its number $a_j$ times its column of `down_proj`. It goes as a whole, so it gets **one** score.
 #
 # The first score looks at weights only, **peak-to-peak** (Martra 2024): how far apart the ends of its two rows are.
 #
@@ -145,8 +144,7 @@ check_peak_to_peak(peak_to_peak)
 # %% [markdown]
 # ## Cut, and proved
 #
-# From here on a cut is a list of pairs (block, neuron) that go. `without` makes the smaller model with lesson 02's surgery. Is
-# it right? As always: *pruned equals masked*.
+# From here on a cut is a list of pairs (block, neuron) that go. Lesson 02's surgery, and *pruned equals masked*.
 
 # %%
 from course_utils.architectures import describe
@@ -198,7 +196,7 @@ del exact, masked, models
 #
 # $$\mathrm{score}_j = \mathrm{rms}_t(a_{tj}) \cdot \lVert W_{down}[:, j] \rVert$$
 #
-# The text that measures comes from other speeches than the text that judges.
+# Other speeches measure than those that judge.
 
 # %%
 from course_utils.evaluation import perplexity
@@ -310,8 +308,7 @@ check_contribution(contribution, base, batches[:2])
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On both texts `activation` beats 19 of 19 random cuts, peak-to-peak 1 and L1 0. Blind choice about doubles the perplexity. L1
-# multiplies it by hundreds.
+# On both texts `activation` beats 19 of 19 random cuts, peak-to-peak 1 and L1 0. L1 multiplies the perplexity by hundreds.
 #
 # </details>
 
@@ -357,14 +354,14 @@ for name in scored:
 pd.DataFrame(told).T
 
 # %% [markdown]
-# Both scores of weights lose to blind choice, and not by luck: their intervals lie far above 1, that of `activation` below it.
-# The lines above the table say that it is so with other calibration text, and in two number formats (float32, and bfloat16
-# with half the bits). A weight doesn't know **what it meets**: how large the number is that it multiplies.
+# Both scores of weights lose to blind choice: their intervals lie far above 1, that of `activation` below it. So it is with other
+# calibration text, and in both number formats. A weight doesn't know **what it meets**: how large the number is that it
+# multiplies.
 #
 # ## One cut in nineteen
 #
-# Look at the first figure again. The random cuts are alike, but for one: over ten times as bad as the median. It chose as
-# blindly as the others. We find it anew on six choosing rows, and judge on others, as always.
+# The random cuts are alike, but for one: over ten times as bad as the median. We find it anew on six choosing rows, and judge on
+# others.
 #
 # **Predict before you run.** Of its 4,590 neurons, how many are to blame: most of them, some hundreds, or a handful?
 #
@@ -443,7 +440,7 @@ check_halve(halve, disaster, harm)
 # %% [markdown]
 # ## Two neurons
 #
-# `by_halves` of the library does the same. We search twice: among all, and then among all but the first one found.
+# The library's `by_halves` searches twice: among all, and then among all but the first one found.
 
 # %%
 from course_utils.choosing import by_halves
@@ -503,17 +500,16 @@ show(
 )
 
 # %% [markdown]
-# *Each step has two dots, one for each half that is put back.* Mostly one half heals and the other hardly does. At one step
-# both heal: there the two part. With either of them most of the harm is gone. The disaster took both.
+# *Each step has two dots, one for each half that is put back.* At one step both heal: there the two part. With either of them
+# most of the harm is gone. The disaster took both.
 #
-# They are the two strongest of their block, by `activation` and by L1 as well. L1 would never have cut them, so its own wreck
-# has another cause.
+# They are the two strongest of their block, by L1 as well. So L1's own wreck has another cause.
 #
 # ## The first token's state
 #
-# Both neurons are several times as loud at the first token of a row as elsewhere. Is it that token's place in the residual stream
-# that is lost? An intervention tells, called **patching**. All 4,590 neurons stay out; but behind each block the first token's
-# state is put back, taken from the whole model. A hook that *returns* something replaces the module's output.
+# Both neurons are several times as loud at the first token of a row as elsewhere. Is it that token's state that is lost?
+# **Patching** tells: all 4,590 neurons stay out, but behind each block the first token's state is put back, taken from the whole
+# model. A hook that *returns* something replaces the module's output.
 #
 # **Predict before you run.** The state is put back in the disaster, in a harmless cut, and in L1's. Whom does it heal?
 #
@@ -577,11 +573,10 @@ print("In the record, perplexity × the whole model's")
 pd.DataFrame(told).T
 
 # %% [markdown]
-# The disaster's harm travels through the first token's state; most of the other cuts' harm doesn't. What in that state does it
-# stays open.
+# The disaster's harm travels through the first token's state; most of the other cuts' harm doesn't.
 #
-# L1 dies of something else. Which of its neurons? Protect the strongest of each block, by `activation`, from L1's cut: the first
-# one, or up to a twentieth. The control protects as many, drawn blindly.
+# L1 dies of something else. Protect the strongest of each block, by `activation`, from L1's cut: the first one, or up to a
+# twentieth. The control protects as many, drawn blindly.
 
 # %%
 _, panels = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, layout="constrained")
@@ -608,8 +603,8 @@ show(
 )
 
 # %% [markdown]
-# *Lower is better; the axis is logarithmic.* With the most active twentieth of each block protected, L1's cut is hardly worse than
-# a random one. With as many blindly drawn, it stays a wreck. So L1 dies of many strong neurons, one after the other.
+# *Lower is better.* With the most active twentieth of each block protected, L1's cut is hardly worse than a random one. With as
+# many blindly drawn, it stays a wreck: L1 dies of many strong neurons.
 #
 # ## Needed, but not enough
 #
@@ -648,13 +643,13 @@ print("In the record, perplexity × the whole model's")
 pd.DataFrame(told).T.map("{:.3g}".format)
 
 # %% [markdown]
-# The two are **needed** in the disaster, and not **enough** for one. Putting back asks after the first, cutting alone after the
-# second. And damages don't add: on top of a harmless cut the two cost more than both costs multiplied.
+# The two are **needed** in the disaster, and not **enough** for one. And damages don't add: on top of a harmless cut the two cost
+# more than both costs multiplied.
 #
 # ## Another cut's secret
 #
-# In a cut that cost little, a few neurons were exchanged for others that the model needs. You aren't told which. `search` tells
-# the loss when some come back; the check judges on rows that nothing has used.
+# In a cut that cost little, a few neurons were exchanged for others that the model needs. `search` tells the loss when some come
+# back; the check judges on rows that nothing has used.
 
 # %%
 from course_utils.exercises.lesson_03 import secret_cut
@@ -723,16 +718,6 @@ check_culprits(culprits, secret, chance[harmless], judge)
 #   > They still cost something, as the other random cuts do.
 
 # %% [markdown] tags=["quiz"]
-# L1 loses to nineteen random cuts. Which step may you draw from that alone?
-#
-# - [ ] Keep the neurons with the lowest L1, since the order is upside down.
-#   > A bad order isn't an upside-down one. That would be another criterion, to be tried beside chance.
-# - [ ] Score by L1 on more text, since the score was too noisy.
-#   > L1 reads no text at all. More of it changes nothing.
-# - [x] Don't choose by L1 for this cut, since blind choice costs less here.
-#   > That is what was measured: this model, a tenth of each block, two texts.
-
-# %% [markdown] tags=["quiz"]
 # You put a state back from the whole model, and the damage is gone. What was at fault?
 #
 # - [x] Something that reaches the later blocks through that state, in this cut.
@@ -747,9 +732,8 @@ check_culprits(culprits, secret, chance[harmless], judge)
 #
 # - A Llama's neuron gets one score, and is judged beside nineteen random cuts on text that chose nothing.
 # - Scores of weights alone lost to blind choice; a look at a little text beat every blind choice.
-# - A search by halves finds what a cut needs, in two runs a step. Compare halves, not thresholds.
+# - A search by halves finds what a cut needs, in two runs a step.
 # - *Needed* and *enough* are two questions: put back, and cut alone.
-# - Putting one state back tells through which place a harm travels.
 #
 # **The story so far:** weights don't know, text does; look by touching. **Next:** lesson 04 takes whole blocks out of the
 # stream. Which can go together?
