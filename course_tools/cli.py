@@ -28,10 +28,10 @@ from course_tools.learner import verify as verifying
 from course_tools.lessons import authoring, notebooks, quotes, rules, runner, webpages
 from course_tools.lessons.verdicts import judging
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import OPEN, TURNED
 from course_tools.workshop import agendas
 from course_utils import assets, session
 from course_utils.files import write_text
+from course_utils.verdicts import OPEN, TURNED
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"

@@ -45,6 +45,7 @@ from course_utils import diagrams
 from course_utils.plotting import mark, show, style
 from course_utils.records import read_record
 from course_utils.session import start
+from course_utils.verdicts import here
 
 session = start("01")
 style()
@@ -434,8 +435,16 @@ def compare(here, edit):
             print()
 
 
+def lead(frame, name):
+    """By how many nats a criterion is ahead of each random cut, on both texts."""
+    by = frame.set_index(["criterion", "text"]).damage.sort_index()
+    leads = [by["random", text] - by[name, text].item() for text in texts]
+    return pd.concat(leads)
+
+
 cut = damage(arms, prune_neurons, ratio=0.2)
 compare(cut, "cut")
+here("Cut by L1, the model is worse than after any random cut.", -lead(cut, "L1"))
 
 # %% [markdown]
 # ## Why?
@@ -468,6 +477,8 @@ highest = coherences.groupby(["criterion", "block"]).value.max().unstack(0)
 above = (highest["L1"] > highest["random"]).sum()
 print(f"L1 is above all random cuts in {above} of {len(blocks)} blocks")
 print(f"L1 at most {highest['L1'].max():.1f}, random {highest['random'].max():.1f}")
+most = highest["L1"] - highest["random"]
+here("What L1 removes pushes one way, in every block.", most)
 
 # %%
 _, panel = plt.subplots(figsize=(9, 4.5), layout="constrained")
@@ -515,6 +526,8 @@ both = pairs.groupby(["criterion", "text"])[["damage_y", "damage_x"]].median()
 both.columns = ["neurons cut", "mean alone"]
 both.index.names = [None, None]
 both["share"] = both["mean alone"] / both["neurons cut"]
+more = both.share["L1"] - both.share["random"]
+here("The constant does more of L1's damage than of a random cut's.", more)
 both.round(2)
 
 # %% [markdown]
@@ -572,6 +585,7 @@ check_keep_the_mean(keep_the_mean)
 # %%
 kept = damage(arms, prune_neurons, ratio=0.2, means=means)
 compare(kept, "mean kept")
+here("With its mean kept, L1 beats each random cut.", lead(kept, "L1"))
 
 counts = {}
 for draw in range(3):

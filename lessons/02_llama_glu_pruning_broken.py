@@ -53,6 +53,7 @@ from tqdm import tqdm
 from course_utils import diagrams
 from course_utils.plotting import mark, show, style
 from course_utils.session import safe_dtype, start
+from course_utils.verdicts import here
 
 session = start("02")
 style()
@@ -271,6 +272,9 @@ for text, rows in texts.items():
         print(f"{text:<9} {name:<13} {nats:5.2f} nats a token")
     whole[text] = looks["whole", text][1].mean().item()
 print(f"guessing                {guessing:5.2f} nats a token")
+losses = {text: looks["carried over", text][1].mean() for text in texts}
+beyond = [losses[text] - guessing for text in texts]
+here("Carried over, the model is worse than guessing.", beyond)
 few = texts["wiki"][:8]
 nats = looks["whole", "wiki"][1, :8].mean().item()
 assert math.isclose(perplexity(base, few, batch_size=8).nll, nats, rel_tol=1e-3)
@@ -299,6 +303,9 @@ for name, model in models.items():
 for text in texts:
     means = [f"{name} {looks[name, text][0].mean():.2f}" for name in models]
     print(f"entropy, {text:<9}", *means)
+unsure = [[looks[name, text][0].mean() for name in models] for text in texts]
+margins = [before - after for before, after in unsure]
+here("It is surer than the whole model.", margins)
 losses = torch.cat([looks["carried over", text][1] for text in texts])
 beyond = (losses > guessing).sum()
 print(f"rows where it is worse than guessing: {beyond} of {len(losses)}")
@@ -577,14 +584,19 @@ for criterion, edit, *lists in tqdm(cuts, desc="cuts"):
     for text, judged in texts.items():
         nats = perplexity(model, judged, batch_size=8).nll
         rows.append((criterion, edit, text, nats, nats - whole[text]))
-here = pd.DataFrame(rows, columns=["criterion", "edit", "text", "nats", "damage"])
+columns = ["criterion", "edit", "text", "nats", "damage"]
+measured = pd.DataFrame(rows, columns=columns)
+by = measured.set_index(["edit", "criterion"]).nats.sort_index()
+here("Separate lists are worse than guessing.", by["separate"] - guessing)
+here("So is one row a matrix, by L1.", by["separate, one neuron"] - guessing)
+here("Shared lists are better than guessing.", guessing - by["shared"])
 
 # %%
 EDITS = ("shared", "separate", "separate, one neuron")
 crossed = record[record.edit.isin(EDITS) & record.criterion.isin(["L1", "random"])]
 worse = {}
 for place, text in itertools.product(("here", "float32", "bfloat16"), texts):
-    own = here if place == "here" else crossed[crossed.dtype == place]
+    own = measured if place == "here" else crossed[crossed.dtype == place]
     level = guessing if place == "here" else floor
     own = own[own.text == text].set_index(["criterion", "edit"])
     cuts_of_153, by_l1 = own.damage["random", "shared"], own.damage["L1", "shared"]
@@ -744,4 +756,3 @@ check_rescue(rescue, judge)
 # - Shazeer 2020, *GLU Variants Improve Transformer*, arXiv 2002.05202
 # - Ma et al. 2023, *LLM-Pruner*, arXiv 2305.11627: finds by itself which slices must go together
 # - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea
-

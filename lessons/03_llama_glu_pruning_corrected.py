@@ -43,6 +43,7 @@ from course_utils import diagrams
 from course_utils.plotting import log_ticks, mark, show, style
 from course_utils.records import read_record
 from course_utils.session import safe_dtype, start
+from course_utils.verdicts import here
 
 session = start("03")
 style()
@@ -226,10 +227,10 @@ def times(model):
     return [math.exp(nats(model, judges[text]) - intact[text]) for text in judges]
 
 
-def compare(name, here, criterion, edit, seed=0):
+def compare(name, factors, criterion, edit, seed=0):
     """Print × the whole model on each text, as measured here and in the record."""
     print(f"{name:<15}", end="")
-    for text, value in zip(judges, here, strict=True):
+    for text, value in zip(judges, factors, strict=True):
         there = arm(criterion, edit, text).times.get(seed, math.nan)
         print(f"  {text} × {value:.2f} here, {there:.2f} in the record", end="")
     print()
@@ -326,8 +327,12 @@ def ratio(one, other):
 scored = {"activation": neuron_importance(base, "activation", batches=batches)}
 scored["peak-to-peak"] = neuron_importance(base, "peak_to_peak")
 scored["L1"] = neuron_importance(base, "l1")
-for name, scores in scored.items():
-    compare(name, times(without(base, lowest(scores))), name, "shared")
+costs = {name: times(without(base, lowest(scored[name]))) for name in scored}
+for name, factors in costs.items():
+    compare(name, factors, name, "shared")
+by_text, *by_weights = np.log(list(costs.values()))
+behind = np.ravel(by_weights - by_text)
+here("A look at text costs less than scores of weights alone.", behind)
 
 told = {}
 for text in judges:
@@ -390,8 +395,7 @@ for text in judges:
         cuts = arm("random", "shared", text, dtype).times
         factors.append(cuts.max() / cuts.median())
 print(f"in the record {min(factors):.0f} to {max(factors):.0f} times the median")
-if factor < 10:
-    print("No cut stands out in this model; text and record: SmolLM2-135M.")
+here("One cut is over ten times as bad as the median.", [factor - 10])
 disaster, tried = chance[fatal], {}
 
 
@@ -450,6 +454,7 @@ trail = dict(tried)
 second = by_halves([neuron for neuron in disaster if neuron != first], harm)
 pair = [first, second]
 print(f"found in {len(tried)} runs of the model")
+here("With both back, most of the harm is gone.", [harm([]) / 2 - harm(pair)])
 names = [f"{block}/{neuron} put back" for block, neuron in pair]
 for name, edit, back in (
     ("the first back", names[0], [first]),
@@ -543,14 +548,17 @@ def times_with_state(model):
     return found
 
 
-for name, gone, arm_of in (
-    ("the disaster", disaster, ("random", fatal)),
-    ("L1's cut", lowest(scored["L1"]), ("L1", 0)),
+margins = []
+for name, gone, arm_of, sign in (
+    ("the disaster", disaster, ("random", fatal), 1),
+    ("L1's cut", lowest(scored["L1"]), ("L1", 0), -1),
 ):
     model, (criterion, seed) = without(base, gone), arm_of
-    compare(name, times(model), criterion, "shared", seed)
-    back = times_with_state(model)
+    before, back = times(model), times_with_state(model)
+    compare(name, before, criterion, "shared", seed)
     compare(f"{name}, back", back, criterion, "stream put back", seed)
+    margins.append(sign * (np.log(before) / 2 - np.log(back)))  # of half the damage
+here("The state heals the disaster, and not L1's cut.", np.ravel(margins))
 
 # %%
 told, shared = {}, arm("random", "shared").times
@@ -634,7 +642,9 @@ for text, dtype in itertools.product(judges, ("float32", "bfloat16")):
         worst = cuts.max() if name == "the disaster" else cuts.iloc[0]
         told[name][f"{text}, {dtype}"] = worst
 
-compare("the two alone", times(without(base, pair)), "two neurons", "cut alone")
+alone, cut = times(without(base, pair)), times(without(base, disaster))
+compare("the two alone", alone, "two neurons", "cut alone")
+here("The two alone cost a small part of it.", np.array(cut) / 5 - alone)
 for name, edit in (("activation", "top 77"), ("random", "77 at random")):
     found = [arm("L1", edit + " protected", text).times for text in judges]
     print(f"L1's cut, protected by {name}:", end=" ")

@@ -50,6 +50,7 @@ from course_utils import diagrams
 from course_utils.plotting import log_ticks, mark, show, style
 from course_utils.records import read_record
 from course_utils.session import start
+from course_utils.verdicts import here
 
 session = start("04")
 style()
@@ -492,9 +493,12 @@ assert math.isclose(cost(1), single[1], rel_tol=1e-3)
 inside = range(2, total - 2)  # two blocks at each end are spared
 dearest = max(inside, key=single.__getitem__)
 ends = [block for block in range(total) if block not in inside]
+middle = np.median([single[block] for block in inside])
 print("at the ends:", ", ".join(f"{single[block]:.2f}" for block in ends), "nats")
 print(f"dearest inside: block {dearest}, {single[dearest]:.2f} nats;", end=" ")
-print(f"median inside {np.median([single[b] for b in inside]):.2f} nats")
+print(f"median inside {middle:.2f} nats")
+dear = [single[block] - 2 * middle for block in (*ends, dearest)]
+here("The ends cost over twice the median, and so does one block inside.", dear)
 for first in (COUNT, RUN, COUNT + RUN):
     print(f"dearest of influence's first {first}: ", end="")
     print(f"{max(single[block] for block in order[:first]):.2f} nats")
@@ -575,18 +579,22 @@ def told(name, blocks):
     """A printed line about a set: its sum, its harm, its dearest block."""
     worst = max(blocks, key=single.__getitem__)
     print(f"{name}, {blocks[0]} to {blocks[-1]}: ", end="")
-    print(f"sum {sum(single[block] for block in blocks):.2f}", end=", ")
+    print(f"sum {sum_of[blocks]:.2f}", end=", ")
     print(f"together {together[blocks]:.2f}", end=", ")
     print(f"dearest alone: block {worst}, {single[worst]:.2f} nats")
 
 
 beside = {run: together[run] - max(single[block] for block in run) for run in runs}
-above = {run: together[run] - sum(single[block] for block in run) for run in runs}
+sum_of = {run: sum(single[block] for block in run) for run in runs}
+above = {run: together[run] - sum_of[run] for run in runs}
 best = min(together, key=together.get)
 told("cheapest run", best)
 told("cheapest beside its dearest block", min(beside, key=beside.get))
 told("dearest beside its sum", max(above, key=above.get))
 print(f"guessing would cost {math.log(describe(base).vocab_size) - whole:.2f} nats")
+here("A run can cost less than one of its blocks.", [-min(beside.values())])
+most = max(above[run] - sum_of[run] for run in runs)
+here("A run can cost over twice its sum.", [most])
 
 # %% [markdown]
 # What chooses must not judge. So the chosen run and influence's six meet on the judging rows: 16 of each text here, 48 in the
@@ -605,10 +613,13 @@ def left_out(blocks, rows):
         return perplexity(base, rows, batch_size=16)
 
 
+ahead = []
 for text in TEXTS:
     rows = texts[text][:16]
     ratio = perplexity_ratio(left_out(best, rows), left_out(order[:RUN], rows))
     print(f"here, {text}, run / influence's six: × {with_interval(*ratio)}")
+    ahead.append(1 - ratio[0])
+here("The chosen run costs less than influence's six.", ahead)
 report = remove_blocks(variant(base), best)
 share = report.after.parameters / report.before.parameters - 1
 print(f"without the run: {share:+.1%} parameters, {-RUN / total:+.0%} cache\n")

@@ -46,6 +46,7 @@ from course_utils.plotting import log_ticks, mark, show, style
 from course_utils.records import read_record
 from course_utils.session import start
 from course_utils.uncertainty import ratio_interval
+from course_utils.verdicts import here
 
 session = start("05")
 style()
@@ -278,7 +279,7 @@ def nats(model, text):
     return score.row_nll / score.row_tokens
 
 
-layers, recorded = lowest[:many], []
+layers, recorded, ends = lowest[:many], [], []
 for text in TEXTS:
     with returning(base, layers, torch.zeros_like):
         right = nats(base, text)
@@ -286,12 +287,14 @@ for text in TEXTS:
         wrong = nats(base, text)
     ratio, low, high = times(wrong - right)
     print(f"{text}, here: input / zeros {ratio:.2f} ({low:.2f} to {high:.2f})")
+    ends += [1 - low, 1 - high]
     for count, dtype in itertools.product((4, 8), FORMS):
         wrong, right = (arms(name, count, dtype=dtype).rows[text] for name in WAYS)
         recorded += [times(wrong[layers] - right[layers]) for layers in wrong.index]
 ratios, _, highs = zip(*recorded, strict=True)
 print(f"record: input / zeros {min(ratios):.2f} to {max(ratios):.2f}", end="")
 print(f", highest end of an interval {max(highs):.2f}")
+here("The wrong bypass has the better perplexity.", ends)
 
 # %% [markdown]
 # **Ask for an equality.** Zeros in an attention's output projection `o_proj` make it add zero, and no forward pass is touched.
@@ -565,6 +568,11 @@ for layer in tqdm(range(total)):
     for part in halves:
         halves[part].append(without(layer, part) - intact)
 tell("here", halves, base.config.vocab_size / math.exp(intact))
+attention, mlp = (np.array(halves[part]) for part in ("attention", "MLP"))
+cheap = (attention < math.log(1.2)).mean()
+here("Most attentions can go alone for less than a fifth.", [cheap - 0.5])
+here("One costs over ten times the perplexity.", [attention.max() - math.log(10)])
+here("Mostly the attention is the cheaper half.", [(attention < mlp).mean() - 0.5])
 for text, dtype in itertools.product(TEXTS, FORMS):
     halves = {p: arms("alone", 1, p, dtype).damage[text].tolist() for p in halves}
     tell(f"record, {text}, {dtype}", halves, guessing[text])

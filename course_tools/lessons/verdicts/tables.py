@@ -30,8 +30,9 @@ class Tables:
             outputs = cell.get("outputs", [])
             told = [line for text in texts_of(outputs) for line in text.splitlines() if line]
             lines += [(heading, line) for line in told]
+            above = ["", *(line for line in told if not line.startswith("here: "))]  # those are verdicts
             for table in tables_of(outputs):
-                caption = table.caption or (told[-1] if told else "")
+                caption = table.caption or above[-1]
                 tables.append((heading, Table(table.columns, table.rows, caption)))
         return cls(tuple(tables), tuple(lines))
 

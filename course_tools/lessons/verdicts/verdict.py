@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from course_tools.lessons.verdicts.tables import Tables
+from course_utils.verdicts import OPEN, outcome
 
-SHOWN, OPEN, TURNED, ABSENT = "shown", "not shown", "the other way round", "not run"
+ABSENT = "not run"
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Verdict:
     """What a run says about a sentence.
 
     Attributes:
-        outcome: `SHOWN`, `OPEN`, `TURNED`, or `ABSENT` where its cells were not run as the course wrote them.
+        outcome: of `course_utils.verdicts.outcome`, or `ABSENT` where its cells were not run as the course wrote them.
         sentence: of the lesson.
     """
 
@@ -33,8 +34,7 @@ Check = Callable[[Tables], Verdict]
 def verdict(sentence: str) -> Callable[[Callable[[Tables], Iterable[float]]], Check]:
     """Turn a function into a check of a sentence.
 
-    The function takes a run's tables and gives margins, each above 0 where the run speaks for the sentence. It is shown
-    if all are above 0, the other way round if all are below, and otherwise not shown.
+    The function takes a run's tables and gives margins, each above 0 where the run speaks for the sentence.
     """
 
     def decorate(margins: Callable[[Tables], Iterable[float]]) -> Check:
@@ -46,9 +46,7 @@ def verdict(sentence: str) -> Callable[[Callable[[Tables], Iterable[float]]], Ch
                 return Verdict(ABSENT, sentence)
             except ZeroDivisionError:  # a share of nothing
                 return Verdict(OPEN, sentence)
-            if all(margin > 0 for margin in found):
-                return Verdict(SHOWN, sentence)
-            return Verdict(TURNED if all(margin < 0 for margin in found) else OPEN, sentence)
+            return Verdict(outcome(found), sentence)
 
         return check
 

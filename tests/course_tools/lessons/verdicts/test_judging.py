@@ -9,7 +9,8 @@ import pytest
 from course_tools.lessons.printed import NUMBER, Table
 from course_tools.lessons.verdicts import judging, recording
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import ABSENT, SHOWN
+from course_tools.lessons.verdicts.verdict import ABSENT
+from course_utils.verdicts import SHOWN
 
 ROOT = Path(__file__).resolve().parents[4]
 SAVED = {path.stem[:2]: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
@@ -32,6 +33,12 @@ def test_verdicts_hold_on_every_machine_and_draw(number, name):
 
 def unshown(number, tables):
     return [str(found) for found in judging.judge(number, tables) if found.outcome != SHOWN]
+
+
+@pytest.mark.parametrize("number", JUDGED)
+def test_main_cells_of_the_saved_run_say_that_it_is_shown(number):
+    said = [line for _, line in saved(number).lines if line.startswith("here: ")]
+    assert len(said) >= 3 and all(line.startswith(f"here: {SHOWN}. ") for line in said), said
 
 
 @pytest.mark.parametrize("number", JUDGED)

@@ -9,7 +9,7 @@ import pytest
 from course_tools import cli
 from course_tools.lessons.verdicts import judging, lesson_01
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import OPEN, TURNED
+from course_utils.verdicts import OPEN, TURNED
 
 NAME = "01_distilgpt2_l1_width_pruning.ipynb"
 CLAIM = "What L1 removes pushes one way: its coherence is above that of all random cuts, in every block."

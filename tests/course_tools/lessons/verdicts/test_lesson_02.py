@@ -5,7 +5,7 @@ import pytest
 from course_tools.lessons.printed import Table
 from course_tools.lessons.verdicts import lesson_02
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import OPEN, SHOWN, TURNED
+from course_utils.verdicts import OPEN, SHOWN, TURNED
 
 CARRIED, INSIDE, WHO = "Lesson 01's method, on three matrices", "What does it look like from inside?", "Who meets whom?"
 EQUALITY, REPAIRED = "Ask the equality", "The same size, repaired"

@@ -8,7 +8,7 @@ import pytest
 from course_tools import cli
 from course_tools.lessons.verdicts import judging, lesson_03
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import OPEN, SHOWN
+from course_utils.verdicts import OPEN, SHOWN
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from course_tools import cli
 from course_tools.lessons.verdicts import judging
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import OPEN, SHOWN
+from course_utils.verdicts import OPEN, SHOWN
 
 NAME = "04_depth_pruning.ipynb"
 CLAIM = "Some six neighbours cost less than one of them alone, here and in the record."

@@ -5,7 +5,8 @@ import pytest
 from course_tools.lessons.printed import Table
 from course_tools.lessons.verdicts import lesson_05
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import ABSENT, OPEN, SHOWN, TURNED
+from course_tools.lessons.verdicts.verdict import ABSENT
+from course_utils.verdicts import OPEN, SHOWN, TURNED
 
 EIGHT = "Eight of thirty"
 ZERO, CACHE, HALVES = "A bypass adds exactly zero", "The true bypass", "One half at a time"

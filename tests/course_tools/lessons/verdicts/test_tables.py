@@ -29,7 +29,7 @@ RUN = V4.new_notebook(
         V4.new_markdown_cell("## One\n\n### First"),
         cell("whole: 3.5, 2\nmasked: 1e-06\n"),
         cell(HARM),
-        cell("Damage of block 3\n", HARM * 2),
+        cell("Damage of block 3\nhere: shown. L1 harms.\n", HARM * 2),
         V4.new_markdown_cell("No heading here."),
         V4.new_markdown_cell("## Two"),
         cell("whole: 7\n"),
@@ -59,4 +59,4 @@ def test_what_is_not_there():
 
 def test_parts_make_the_whole():
     shown = tables()
-    assert Tables.together(shown.parts()) == shown and len([*shown.parts()]) == 3 + 4
+    assert Tables.together(shown.parts()) == shown and len([*shown.parts()]) == 3 + 5

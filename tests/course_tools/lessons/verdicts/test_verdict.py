@@ -3,7 +3,8 @@
 import pytest
 
 from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import ABSENT, OPEN, SHOWN, TURNED, verdict
+from course_tools.lessons.verdicts.verdict import ABSENT, verdict
+from course_utils.verdicts import OPEN, SHOWN, TURNED
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""What a run says of a sentence."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from course_utils.verdicts import here, outcome
+
+
+@pytest.mark.parametrize(
+    ("margins", "expected"),
+    [
+        ([1e-9], "shown"),
+        ([0.1, 7], "shown"),
+        ([-0.1, -7], "the other way round"),
+        ([0.1, -7], "not shown"),
+        ([0.0], "not shown"),
+        ([0.1, 0.0], "not shown"),
+        ([-0.1, 0.0], "not shown"),
+        ([0.1, math.nan], "not shown"),
+        ([-0.1, math.nan], "not shown"),
+        ([math.inf, 1], "shown"),
+        (np.array([2.0, 1]), "shown"),
+        (torch.tensor([-2.0, -1]), "the other way round"),
+        ((value for value in (1, 2)), "shown"),
+    ],
+)
+def test_all_margins_must_speak_alike(margins, expected):
+    assert outcome(margins) == expected
+
+
+def test_no_margin_shows_nothing():
+    with pytest.raises(ValueError, match=r"at least one margin, got none\."):
+        here("Nothing follows from nothing.", [])
+
+
+def test_a_lesson_says_it_in_a_line(capsys):
+    here("The early blocks can't go.", [-1, 2])
+    assert capsys.readouterr().out == "here: not shown. The early blocks can't go.\n"
