@@ -52,7 +52,6 @@ __all__ = [  # what is counted comes through this door as well
     "measure_speed",
     "median_interval",
     "peak_memory",
-    "relative_speed",
     "speed_frame",
     "speedup_text",
     "take_turns",
@@ -135,8 +134,7 @@ def measure_speed(
         the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate
         leaves out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost
         explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or
-        time spent on something other than the weights. ``relative_speed`` reads the same rounds with another model as
-        the measure; they are in ``.attrs["seconds"]``.
+        time spent on something other than the weights. The rounds are in ``.attrs["seconds"]``.
 
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds,
@@ -197,35 +195,6 @@ def speed_frame(
     speed = pd.DataFrame(rows)
     speed.attrs["seconds"] = samples
     return speed
-
-
-@check_types
-def relative_speed(speed: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """The rounds of ``measure_speed`` once more, with another model as the measure of speed.
-
-    The ratio of two speed-ups over a third model would carry the third one's noise twice; here the two models are
-    compared round by round.
-
-    Args:
-        speed: what ``measure_speed`` returned, not a part of it.
-        reference: the model that the others are compared with.
-
-    Returns:
-        A row for each of ``speed``, in its order: model, phase, speedup over ``reference`` with ci_low and ci_high.
-
-    Raises:
-        ValueError: the frame has no rounds in ``.attrs["seconds"]``, or no such model.
-    """
-    samples = speed.attrs.get("seconds")
-    if samples is None:
-        raise ValueError('relative_speed needs the frame of measure_speed itself, with its .attrs["seconds"].')
-    checks.one_of("reference", reference, tuple(samples))
-    rows = []
-    for name, phase in zip(speed["model"], speed["phase"], strict=True):
-        seconds = {model: [lap[phase] for lap in samples[model]] for model in (reference, name)}
-        ratios = _ratios(seconds[reference], seconds[name])
-        rows.append({"model": name, "phase": phase} | _summary("speedup", ratios))
-    return pd.DataFrame(rows)
 
 
 @check_types

@@ -589,6 +589,9 @@ sum_of = {run: sum(single[block] for block in run) for run in runs}
 above = {run: together[run] - sum_of[run] for run in runs}
 best = min(together, key=together.get)
 told("cheapest run", best)
+report = remove_blocks(variant(base), best)
+share = report.after.parameters / report.before.parameters - 1
+print(f"without it: {share:+.1%} parameters, {-RUN / total:+.0%} cache")
 told("cheapest beside its dearest block", min(beside, key=beside.get))
 told("dearest beside its sum", max(above, key=above.get))
 print(f"guessing would cost {math.log(describe(base).vocab_size) - whole:.2f} nats")
@@ -620,10 +623,7 @@ for text in TEXTS:
     print(f"here, {text}, run / influence's six: × {with_interval(*ratio)}")
     ahead.append(1 - ratio[0])
 here("The chosen run costs less than influence's six.", ahead)
-report = remove_blocks(variant(base), best)
-share = report.after.parameters / report.before.parameters - 1
-print(f"without the run: {share:+.1%} parameters, {-RUN / total:+.0%} cache\n")
-
+print()
 table = {}
 for form, text in itertools.product(record.index.unique("dtype"), TEXTS):
     alone = recorded("alone", 1, text, form).damage

@@ -32,6 +32,7 @@
 # %%
 import itertools
 import math
+from contextlib import contextmanager
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,7 +57,6 @@ record["count"] = record.layers.str.split().str.len()
 uncut = record[record.criterion == ""].groupby("text").nats.mean()
 guessing = np.exp(math.log(49_152) - uncut)  # × unpruned, of its vocabulary
 TEXTS, FORMS = ("speeches", "wiki"), record.dtype.unique()
-WAYS = "adds its input", "importance"  # the wrong bypass, the true one
 
 
 def arms(criterion, count, part="attention", dtype="bfloat16"):
@@ -77,7 +77,8 @@ looks = {"figsize": (14, 4.8), "width_ratios": (1, 1.4, 1.4)}
 _, (left, *panels) = plt.subplots(1, 3, layout="constrained", **looks)
 places = [(count, text) for count in (4, 8) for text in TEXTS]
 for place, (count, text) in enumerate(places):
-    wrong, true = (arms(name, count).rows[text] for name in WAYS)
+    wrong = arms("adds its input", count).rows[text]
+    true = arms("importance", count).rows[text]
     layers = wrong.index[0]
     ratio, low, high = times(wrong[layers] - true[layers])
     ends = [[ratio - low], [high - ratio]]
@@ -254,8 +255,6 @@ print(f"the {many} that turn the stream least: {sorted(lowest[:many])}")
 # </details>
 
 # %%
-from contextlib import contextmanager
-
 from course_utils.evaluation import perplexity
 
 
@@ -279,6 +278,7 @@ def nats(model, text):
     return score.row_nll / score.row_tokens
 
 
+WAYS = "adds its input", "importance"  # the wrong bypass, the true one
 layers, recorded, ends = lowest[:many], [], []
 for text in TEXTS:
     with returning(base, layers, torch.zeros_like):
@@ -532,20 +532,18 @@ with (
 
 
 # %%
-def silent(mlp, inputs, output):
+def silent(half, inputs, output):
+    if isinstance(output, tuple):  # an attention gives its weights as well
+        return torch.zeros_like(output[0]), None
     return torch.zeros_like(output)
 
 
-def without(layer, part):
-    """Nats a token on 8 rows when one half of one block adds nothing."""
-    if part == "attention":
-        bypass_attention(base, [layer])
-        score = perplexity(base, few_rows, batch_size=8).nll
-        bypass_attention(base, [])
-    else:
-        hook = base.model.layers[layer].mlp.register_forward_hook(silent)
-        score = perplexity(base, few_rows, batch_size=8).nll
-        hook.remove()
+def without(block, part):
+    """Nats a token on 8 rows when one half of a block adds nothing."""
+    half = block.self_attn if part == "attention" else block.mlp
+    hook = half.register_forward_hook(silent)
+    score = perplexity(base, few_rows, batch_size=8).nll
+    hook.remove()
     return score
 
 
@@ -558,21 +556,19 @@ def tell(place, halves, guess):
             cost = f"× {size:.1f}" if size < guess else "beyond guessing"
             print(f"{layer} ({cost})", end=", ")
         print(f"{(sizes < 1.2).sum()} of {len(sizes)} below × 1.2")
-    cheaper = np.array(halves["attention"]) < np.array(halves["MLP"])
+    cheaper = np.less(*halves.values())  # the attention than the MLP
     print(f"attention the cheaper half, {place}: {cheaper.sum()} of {len(cheaper)}")
 
 
 few_rows, halves = choosing[:8], {"attention": [], "MLP": []}
 intact = perplexity(base, few_rows, batch_size=8).nll
-for layer in tqdm(range(total)):
-    for part in halves:
-        halves[part].append(without(layer, part) - intact)
+for block, part in tqdm([*itertools.product(base.model.layers, halves)]):
+    halves[part].append(without(block, part) - intact)
 tell("here", halves, base.config.vocab_size / math.exp(intact))
-attention, mlp = (np.array(halves[part]) for part in ("attention", "MLP"))
-cheap = (attention < math.log(1.2)).mean()
-here("Most attentions can go alone for less than a fifth.", [cheap - 0.5])
-here("One costs over ten times the perplexity.", [attention.max() - math.log(10)])
-here("Mostly the attention is the cheaper half.", [(attention < mlp).mean() - 0.5])
+sizes = np.exp(halves["attention"])
+here("Most attentions cost less than × 1.2 alone.", [(sizes < 1.2).mean() - 0.5])
+here("One costs over × 10.", [sizes.max() - 10])
+here("Mostly it is the cheaper half.", [np.less(*halves.values()).mean() - 0.5])
 for text, dtype in itertools.product(TEXTS, FORMS):
     halves = {p: arms("alone", 1, p, dtype).damage[text].tolist() for p in halves}
     tell(f"record, {text}, {dtype}", halves, guessing[text])

@@ -320,7 +320,6 @@ MADE = {
 }  # fmt: skip
 OWN = {
     "benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
-    "benchmarking.relative_speed": {"reference": lambda: "two"},
     "benchmarking.speedup_text": {"row": lambda: speed().iloc[0]},
     "bias.contrastive.controls": {"kind": lambda: "neutral"},
     "bias.contrastive.pairs": {"split": lambda: "selection"},

@@ -153,95 +153,58 @@ def rows_with_intervals(
 
 @check_types
 def against_random(
-    choices: Mapping[str, float | Sequence[float]],
+    choices: Mapping[str, float],
     controls: Mapping[str, Sequence[float]],
     *,
     x_label: str,
-    limit: float | None = None,
-    lines: Mapping[str, float] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """What was chosen beside random sets, on one logarithmic axis: a row each, a dot for every set.
 
-    A dashed line runs through the median of the first control. A value above ``limit`` stands at the right edge as an
-    arrow with its number, so that one wreck doesn't squash the rest; so does the end of an interval that goes on there.
+    A dashed line runs through the median of the first control.
 
     Args:
-        choices: name -> value, written beside its dot, or (value, lower end, upper end of its 95 % interval); from the
-            top down.
-        controls: name -> the values of its random sets, below the choices, in grey.
+        choices: name -> value, written beside its dot; from the top down.
+        controls: name -> the values of its random sets, in grey: below the choice of that name, or below all.
         x_label: what the values are.
-        limit: the largest value that is drawn to scale; None for all.
-        lines: name -> level of vertical lines, such as ``{"unpruned": 1}``; those above ``limit`` are left out.
         title: above the axes; None for none.
         ax: where to draw; None makes a figure.
 
     Raises:
         ValueError: no choices and no controls, a control without sets, or a value that isn't positive.
     """
-    points = {name: (value,) if isinstance(value, int | float) else tuple(value) for name, value in choices.items()}
-    seen = [point[0] for point in points.values()] + [value for values in controls.values() for value in values]
+    seen = [*choices.values(), *(value for values in controls.values() for value in values)]
     if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
         raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
     names = [*choices, *(name for name in controls if name not in choices)]  # a shared name shares a row
-    edge = 2.5 * max(seen) if limit is None else checks.positive("limit", limit)  # room for the last number
     ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
-    for place, (value, *ends) in enumerate(points.values()):
-        if value > edge:
-            _beyond(ax, place, edge, [value], colour_of(0))
-            continue
-        error = [[value - ends[0]], [min(ends[1], edge) - value]] if ends else None
-        drawn = ax.errorbar(value, place, xerr=error, fmt="o", color=colour_of(0), markersize=9, capsize=4, zorder=4)
-        if ends and ends[1] > edge:
-            drawn.lines[1][1].set_visible(False)  # no cap: the interval doesn't end here
-            _beyond(ax, place, edge, [ends[1]], colour_of(0), before="to ")
-        if not ends:
-            ax.annotate(
-                shown(value),
-                (value, place),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize="small",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-            )
+    for place, value in enumerate(choices.values()):
+        ax.plot(value, place, "o", color=colour_of(0), markersize=9, zorder=4)
+        ax.annotate(
+            shown(value),
+            (value, place),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     for name, values in controls.items():
         row = names.index(name) + (0.35 if name in choices else 0)
-        inside = [value for value in values if value <= edge]
-        jitter = np.linspace(-0.22, 0.22, len(values))[: len(inside)]
-        ax.plot(inside, row + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
-        _beyond(ax, row, edge, [value for value in values if value > edge], CONTROL_COLOUR)
-        if row == len(choices) and np.median(values) <= edge:
-            upright = [-0.45, len(names) - 0.4]  # below the lines' names
+        jitter = np.linspace(-0.22, 0.22, len(values))
+        ax.plot(values, row + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
+        if row == len(choices):
+            upright = [-0.45, len(names) - 0.4]
             ax.plot([np.median(values)] * 2, upright, color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
-    for name, level in (lines or {}).items():
-        if level <= edge:
-            ax.axvline(level, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6)
-            ax.annotate(
-                name, (level, -0.75), xytext=(5, 0), textcoords="offset points", color=FLOOR_COLOUR, fontsize="small"
-            )
     ax.set_xscale("log")
-    ax.set_xlim(right=edge * 1.1)
+    ax.set_xlim(right=2.75 * max(seen))  # room for the last number
     log_ticks(ax.xaxis)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - (0.25 if choices.keys() & controls.keys() else 0.4), -1.1)
     ax.grid(axis="y", visible=False)
     label_axes(ax, x_label, "", title)
     return ax
-
-
-def _beyond(ax: Axes, place: float, limit: float, ratios: Sequence[float], colour: object, *, before: str = "") -> None:
-    """An arrow at the right edge for ratios that are too large to draw, with their numbers; below a line to there."""
-    if not len(ratios):
-        return
-    worst = sorted(ratios)
-    written = f"×{worst[-1]:,.0f}" if len(worst) == 1 else f"{len(worst)} sets, ×{worst[0]:,.0f} to ×{worst[-1]:,.0f}"
-    ax.plot(limit, place, ">", color=colour, markersize=9, clip_on=False, zorder=4)
-    ax.annotate(
-        before + written, (limit, place), xytext=(-9, -16 if before else -11 if len(worst) > 1 else 0),
-        textcoords="offset points", ha="right", va="center", color=colour, fontsize="small",
-    )  # fmt: skip
 
 
 @check_types

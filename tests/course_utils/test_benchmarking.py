@@ -22,7 +22,6 @@ from course_utils.benchmarking import (
     measure_speed,
     median_interval,
     peak_memory,
-    relative_speed,
     speedup_text,
     take_turns,
     time_interleaved,
@@ -233,21 +232,6 @@ def test_peak_memory_on_a_card_is_its_allocators_peak_above_the_start(monkeypatc
     assert calls == [
         "synchronize", "reset_peak_memory_stats", "memory_allocated", "call", "synchronize", "max_memory_allocated",
     ]  # fmt: skip
-
-
-def test_relative_speed_takes_another_model_as_the_measure_round_by_round():
-    models = {"base": tiny_model(), "small": tiny_model()}
-    table = measure_speed(models, prompt_tokens=4, new_tokens=1, rounds=6)
-    laps = {"base": [2.0, 4, 8, 16, 32, 64], "small": [1.0, 2, 2, 4, 4, 8]}
-    table.attrs["seconds"] = {m: [{"prefill": lap, "decode": 2 * lap} for lap in laps[m]] for m in models}
-    relative = relative_speed(table, "small")
-    assert relative[["model", "phase"]].equals(table[["model", "phase"]])
-    assert relative.speedup.tolist() == [0.25, 0.25, 1, 1]  # the median of 1/2, 1/2, 1/4, 1/4, 1/8, 1/8
-    assert relative.ci_low.tolist() == [0.125, 0.125, 1, 1] and relative.ci_high.tolist() == [0.5, 0.5, 1, 1]
-    with pytest.raises(ValueError, match="reference"):
-        relative_speed(table, "large")
-    with pytest.raises(ValueError, match="the frame of measure_speed itself"):
-        relative_speed(pd.DataFrame({"model": ["base"]}), "base")
 
 
 def test_a_speedup_in_words():
