@@ -55,7 +55,7 @@ def test_rows_with_intervals_has_values_and_marks_in_their_rows():
 
 
 def test_against_random_draws_a_dot_a_set_below_its_choice_or_below_all():
-    choices, controls = {"by influence": 1.3, "first 3": 8284.0}, {"first 3": [1.5, 1.7, 2.4], "random": [1.9]}
+    choices, controls = {"by influence": 1.3, "first 3": 8.0}, {"first 3": [1.5, 1.7, 2.4], "random": [1.9]}
     ax = comparisons.against_random(choices, controls, x_label="perplexity, × unpruned")
     render(ax)
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["by influence", "first 3", "random"]
