@@ -89,12 +89,17 @@ def forgotten_residual_beats_none(tables: Tables) -> list[float]:
     return [1 if layer == 1 else -1, *(0.5 - most for _, most in beaten)]
 
 
-@verdict("With that attention spared, the choice is still dearer than importance with the residual, on both texts.")
-def spared_is_dearer_than_importance(tables: Tables) -> list[float]:
-    """The cheapest of the one minus the dearest of the other."""
-    spared = _eight(tables, "without residual, fatal layer spared", "× unpruned")
-    importance = _eight(tables, "importance", "× unpruned")
-    return [cheapest - dearest for (cheapest, _), (_, dearest) in zip(spared, importance, strict=True)]
+@verdict("With that attention spared, the choice beats one random set at most, on both texts.")
+def spared_beats_hardly_any(tables: Tables) -> list[float]:
+    """Half a set more than one minus the most that any of its sets beats."""
+    return [1.5 - most for _, most in _eight(tables, "without residual, fatal layer spared", "random beaten")]
+
+
+@verdict("With the residual inside, importance beats every random set, and so does leave-one-out, on both texts.")
+def residual_beats_chance(tables: Tables) -> list[float]:
+    """The fewest that any of their sets beats minus all but half a set."""
+    criteria = ("importance", "leave-one-out")
+    return [fewest - 18.5 for name in criteria for fewest, _ in _eight(tables, name, "random beaten")]
 
 
 VERDICTS = (
@@ -107,5 +112,6 @@ VERDICTS = (
     first_mlp_is_the_model,
     attention_is_cheaper,
     forgotten_residual_beats_none,
-    spared_is_dearer_than_importance,
+    spared_beats_hardly_any,
+    residual_beats_chance,
 )

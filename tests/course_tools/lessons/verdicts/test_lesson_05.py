@@ -85,18 +85,24 @@ def test_empty_drawer(step, count, outcome):
 
 
 @pytest.mark.parametrize(
-    ("layer", "most", "spared", "outcomes"),
-    [(1, 0, 3.7, (SHOWN, SHOWN)), (2, 0, 3.7, (OPEN, SHOWN)), (1, 4, 1.3, (OPEN, TURNED))],
+    ("layer", "most", "spared", "fewest", "outcomes"),
+    [
+        (1, 0, 1, 19, (SHOWN, SHOWN, SHOWN)),
+        (2, 0, 1, 19, (OPEN, SHOWN, SHOWN)),
+        (1, 4, 2, 18, (OPEN, TURNED, OPEN)),
+    ],
 )
-def test_forgotten_residual(layer, most, spared, outcomes):
+def test_forgotten_residual(layer, most, spared, fewest, outcomes):
     sets = {
-        "importance": ["1.31 to 1.42", "15 to 17 of 19"],
-        "without residual": ["500.00 to 900.00", f"0 to {most} of 19"],
-        "without residual, fatal layer spared": [f"{spared:.2f} to 4.40", "2 to 3 of 19"],
+        "importance": f"{fewest} to 19 of 19",
+        "leave-one-out": "19 to 19 of 19",
+        "without residual": f"0 to {most} of 19",
+        "without residual, fatal layer spared": f"0 to {spared} of 19",
     }
     columns = ["", *(f"{text}: {name}" for text in ("speeches", "wiki") for name in ("× unpruned", "random beaten"))]
     line = f"spared in the last but one row: attention {layer}"
-    table = Table(columns, [([name], 2 * cells) for name, cells in sets.items()], line)
-    tables = Tables(((EIGHT, table),), ((EIGHT, line),))
+    rows = [([name], 2 * ["1.31 to 4.40", beaten]) for name, beaten in sets.items()]
+    tables = Tables(((EIGHT, Table(columns, rows, line)),), ((EIGHT, line),))
     assert lesson_05.forgotten_residual_beats_none(tables).outcome == outcomes[0]
-    assert lesson_05.spared_is_dearer_than_importance(tables).outcome == outcomes[1]
+    assert lesson_05.spared_beats_hardly_any(tables).outcome == outcomes[1]
+    assert lesson_05.residual_beats_chance(tables).outcome == outcomes[2]
