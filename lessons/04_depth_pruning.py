@@ -102,11 +102,13 @@ show(
     "Two panels, speeches and wiki, logarithmic axes in nats: the harm of six "
     "blocks left out together against the sum of their single harms. Runs of "
     "neighbours lie far below the diagonal and far above it, one is beyond "
-    "guessing; the run chosen on calibration text lies lowest."
+    "guessing; random sets lie near it or above; the run chosen on calibration "
+    "text lies lowest."
 )
 
 # %% [markdown]
-# *Each point: six of 30 blocks left out. On the dotted line, harms add up. The arrow: worse than guessing.*
+# *Each point: six of 30 blocks left out. A single harm is what leaving out one of them costs. Grey: 19 random sets that spare two
+# blocks at each end. On the dotted line, harms add up; the arrow is worse than guessing.*
 #
 # ## Blocks add to a stream
 
@@ -120,7 +122,7 @@ show(
 
 # %% [markdown]
 # A block adds to the residual stream: $x \leftarrow x + \mathrm{block}(x)$. Take one out and the stream runs on. No shape
-# changes, so *any* set of blocks can go. This is **depth pruning**. That a model runs proves nothing.
+# changes, so *any* set of blocks can go. This is **depth pruning**.
 #
 # **KV cache.** To write a token, attention needs the keys and values of all tokens before it. So that they aren't computed anew
 # each time, a cache keeps them, in a drawer for each block. A block finds its drawer by its number, `layer_idx`.
@@ -168,13 +170,12 @@ check_block_influence(influence_of)
 #
 # **Harm** is here how far the end of the stream moves when blocks are left out.
 #
-# **Predict before you run.** Which two blocks can go together, although neither can go alone? And which two can't, although
-# each can?
+# **Predict before you run.** What do blocks 0 and 1 cost together, and 2 and 3? Whose influence is exactly 0, and is it useless?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # Blocks 0 and 1 have a single harm of 4.0 each, and none together: one *undoes* the other. Either of blocks 2 and 3 can go for
-# nothing, both cost 2.0: one *stands in* for the other. Block 3's influence is exactly 0.
+# nothing, both cost 2.0: one *stands in* for the other. Block 3's influence is exactly 0: useless, while block 2 is there.
 #
 # </details>
 
@@ -209,11 +210,7 @@ for gone in [(0, 1), (2, 3), (0, 2), (1, 3)]:
 pd.DataFrame(rows).T.round(1)
 
 # %% [markdown]
-# Alone, a block tells half the story. Does a real model have such pairs?
-#
 # ## A real Llama
-#
-# We look at its blocks by hooks. (transformers' `output_hidden_states` won't do: its last entry comes *after* the final norm.)
 #
 # How do we know that a block is out? Lesson 01 had *pruned equals masked*. Here it is **removed equals skipped**: the block stays,
 # and a hook replaces its output by its input.
@@ -253,10 +250,10 @@ influence = block_influence(base, choosing)
 library = block_importance(base, choosing.batches(16))
 torch.testing.assert_close(influence, library, atol=1e-4, rtol=1e-3)
 order = influence.argsort(stable=True).tolist()
-COUNT, RUN = max(2, round(total / 10)), max(2, round(total / 5))  # a tenth, a fifth
-by_influence = sorted(order[:COUNT])
+TENTH, FIFTH = max(2, round(total / 10)), max(2, round(total / 5))
+by_influence = sorted(order[:TENTH])
 print(f"{total} blocks; the library's influences agree")
-print(f"the {COUNT} of least influence: {by_influence}")
+print(f"the {TENTH} of least influence: {by_influence}")
 
 
 # %%
@@ -294,11 +291,12 @@ del exact, removed
 # %% [markdown]
 # ## A block has a number
 #
-# Three things belong to a block's place, not to its weights: where it stands in the list of blocks, its `layer_idx`, and
+# Three things belong to a block's place, not to its weights: where it stands in the list of blocks, its `self_attn.layer_idx`, and
 # `num_hidden_layers` in the configuration, which tells whoever builds the model again. `remove_blocks` sets them all.
 #
-# Now forget some. A tiny Llama with 5 blocks loses block 0 and gets four tests: it reads at once without a cache; it reads
-# token by token with one; it generates with and without; it is saved, and reloaded by plain transformers.
+# A tiny Llama with 5 blocks loses block 0, in four versions: nothing forgotten, an old `layer_idx`, an old `num_hidden_layers`,
+# both. Each gets four tests: it reads at once without a cache; it reads token by token with one; it generates with and without; it
+# is saved, and reloaded by plain transformers.
 #
 # **Predict before you run.** Which versions fail, in which tests, and do they *say* so?
 #
@@ -306,7 +304,7 @@ del exact, removed
 #
 # All pass the first test, the one that everybody runs. With an old `layer_idx` two tests stop with an error: loud, and lucky.
 # With an old `num_hidden_layers` the reload is silently wrong: it fills the missing block with random weights. With both
-# forgotten two tests are silently wrong, and generating looks right.
+# forgotten two tests are silently wrong: there is a drawer for each old number, so nothing stops.
 #
 # </details>
 
@@ -466,11 +464,11 @@ check_leave_one_out(leave_one_out, base, choosing[:2])
 # The library has the same. You measure on half of the choosing rows; the figure shows the record, on 48 rows of each text that
 # choose nothing.
 #
-# **Predict before you run.** Where do the dear blocks stand: at the beginning, in the middle, at the end?
+# **Predict before you run.** Where do the costly (*dear*) blocks stand: at the beginning, in the middle, at the end?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# At both ends, and one in the middle: block 11. Influence takes none of them among its first nine.
+# At both ends, and, far above its neighbours, block 11. Influence takes none of them among its first nine.
 #
 # </details>
 
@@ -498,8 +496,8 @@ print("at the ends:", ", ".join(f"{single[block]:.2f}" for block in ends), "nats
 print(f"dearest inside: block {dearest}, {single[dearest]:.2f} nats;", end=" ")
 print(f"median inside {middle:.2f} nats")
 dear = [single[block] - 2 * middle for block in (*ends, dearest)]
-here("The ends cost over twice the median, and so does one block inside.", dear)
-for first in (COUNT, RUN, COUNT + RUN):
+here(f"The ends and block {dearest} cost over twice the median.", dear)
+for first in (TENTH, FIFTH, TENTH + FIFTH):
     print(f"dearest of influence's first {first}: ", end="")
     print(f"{max(single[block] for block in order[:first]):.2f} nats")
 
@@ -527,7 +525,7 @@ show(
 )
 
 # %% [markdown]
-# *Single harms in the record.* Most of the middle is cheap, **one by one**.
+# *Single harms in the record; diamonds: the three that influence takes.* Most of the middle is cheap, **one by one**.
 #
 # ## Which text chose?
 #
@@ -538,20 +536,30 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Influence: the same three in all draws. Leave-one-out found four different sets, and each of them costs less than influence's, on
-# both texts (the worst of them by little). A choice that never changes can be wrong each time.
+# Influence: the same three in all draws. Leave-one-out found four different sets. Three of them are better than influence's by
+# their whole intervals, on both texts; for one the interval on speeches reaches 1. A choice that never changes can be wrong each
+# time.
 #
 # </details>
 
 # %%
-table = {}
+from course_utils.reports import with_interval
+from course_utils.uncertainty import ratio_interval
+
+table, ones = {}, np.ones(48)
+rival = {text: recorded("influence", 3, text).rows.item() for text in TEXTS}
 for criterion in ("influence", "leave-one-out"):
     sets = {text: recorded(criterion, 3, text) for text in TEXTS}
     for blocks, draws in sets["speeches"].calibrations.items():
-        row = table[criterion, ", ".join(map(str, blocks))] = {"draws": len(draws)}
-        row |= {text: sets[text].damage[blocks] for text in TEXTS}
-print("Three blocks: draws that choose them, of 5, and their harm (nats)")
-pd.DataFrame(table).T.round(2).astype({"draws": int})
+        row = table[criterion, ", ".join(map(str, blocks))] = {}
+        row["draws, of 5"] = str(len(draws))
+        for text, found in sets.items():
+            row[text] = f"{found.damage[blocks]:.2f}"
+            d = found.rows[blocks] - rival[text]
+            ratio, _, *ends = ratio_interval(d, ones)
+            row[f"{text}, ÷ influence"] = with_interval(*np.exp([ratio, *ends]))
+print("Three blocks: harm (nats), and perplexity ÷ that of influence's three")
+pd.DataFrame(table).T
 
 # %% [markdown]
 # ## Six together
@@ -559,19 +567,19 @@ pd.DataFrame(table).T.round(2).astype({"draws": int})
 # Now a fifth of the model. Influence takes the six of least influence. Its rival leaves out *runs*: six neighbours at once, each
 # run in turn, on the choosing rows.
 #
-# **Predict before you run.** Take a run with block 11 in it. Will the six cost more than block 11 alone, or less? And the last run
-# inside, none of whose blocks is dear?
+# **Predict before you run.** Six runs hold block 11. In how many of them do the six cost less than block 11 alone? And which run
+# is furthest above its sum?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Less: six neighbours around block 11 cost less than block 11 alone. And the last run costs far more than the sum of its single
-# harms: it is worse than guessing.
+# In 4 of 6: blocks 9 to 14 cost 1.59 nats together, block 11 alone 2.09. Furthest above its sum is the last run, whose blocks cost
+# little one by one: it is worse than guessing.
 #
 # </details>
 
 # %%
-starts = inside[: len(inside) - RUN + 1]
-runs = [tuple(range(first, first + RUN)) for first in starts]
+starts = inside[: len(inside) - FIFTH + 1]
+runs = [tuple(range(first, first + FIFTH)) for first in starts]
 together = {run: cost(*run) for run in tqdm(runs, desc="runs")}
 
 
@@ -584,30 +592,30 @@ def told(name, blocks):
     print(f"dearest alone: block {worst}, {single[worst]:.2f} nats")
 
 
-beside = {run: together[run] - max(single[block] for block in run) for run in runs}
 sum_of = {run: sum(single[block] for block in run) for run in runs}
-above = {run: together[run] - sum_of[run] for run in runs}
+minus_sum = {run: together[run] - sum_of[run] for run in runs}
+minus_dearest = {run: together[run] - max(single[b] for b in run) for run in runs}
+less = [minus_dearest[run] < 0 for run in runs if dearest in run]
 best = min(together, key=together.get)
 told("cheapest run", best)
 report = remove_blocks(variant(base), best)
 share = report.after.parameters / report.before.parameters - 1
-print(f"without it: {share:+.1%} parameters, {-RUN / total:+.0%} cache")
-told("cheapest beside its dearest block", min(beside, key=beside.get))
-told("dearest beside its sum", max(above, key=above.get))
+print(f"without it: {share:+.1%} parameters, {-FIFTH / total:+.0%} cache")
+told("furthest below its dearest block", min(minus_dearest, key=minus_dearest.get))
+told("furthest above its sum", max(minus_sum, key=minus_sum.get))
+print(f"less than block {dearest} alone: {sum(less)} of {len(less)} runs with it")
 print(f"guessing would cost {math.log(describe(base).vocab_size) - whole:.2f} nats")
-here("A run can cost less than one of its blocks.", [-min(beside.values())])
-most = max(above[run] - sum_of[run] for run in runs)
+here("A run can cost less than one of its blocks.", [-min(minus_dearest.values())])
+most = max(minus_sum[run] - sum_of[run] for run in runs)
 here("A run can cost over twice its sum.", [most])
 
 # %% [markdown]
 # What chooses must not judge. So the chosen run and influence's six meet on the judging rows: 16 of each text here, 48 in the
-# record, where each of the five draws chose its run. The table takes the draw whose run is worst. *One minus six*: how much more
-# the dearest block costs alone than with five neighbours, in the run where that is most.
+# record, where each of the five draws chose its run. Each row shows the worst of these. *One minus six*: how much less a run costs
+# than its dearest block alone, at most.
 
 # %%
 from course_utils.evaluation import perplexity_ratio
-from course_utils.reports import with_interval
-from course_utils.uncertainty import ratio_interval
 
 
 def left_out(blocks, rows):
@@ -619,7 +627,7 @@ def left_out(blocks, rows):
 ahead = []
 for text in TEXTS:
     rows = texts[text][:16]
-    ratio = perplexity_ratio(left_out(best, rows), left_out(order[:RUN], rows))
+    ratio = perplexity_ratio(left_out(best, rows), left_out(order[:FIFTH], rows))
     print(f"here, {text}, run / influence's six: × {with_interval(*ratio)}")
     ahead.append(1 - ratio[0])
 here("The chosen run costs less than influence's six.", ahead)
@@ -631,7 +639,7 @@ for form, text in itertools.product(record.index.unique("dtype"), TEXTS):
     chosen = found[found.calibrations.map(len) > 0]
     worst = chosen.iloc[chosen.damage.argmax()]
     other = recorded("influence", 6, text, form).iloc[0]
-    ratio, _, _, high = ratio_interval(worst["rows"] - other["rows"], np.ones(48))
+    ratio, _, _, high = ratio_interval(worst["rows"] - other["rows"], ones)
     ahead = recorded("random", 6, text, form).damage > worst.damage
     dearer = [max(alone[(block,)] for block in run) for run in found.index]
     top = guessing - recorded("", 0, text, form).nats.item()
@@ -647,11 +655,11 @@ print("The record: six blocks")
 pd.DataFrame(table).T.round(2).astype({"random beaten, of 19": int})
 
 # %% [markdown]
-# **Saved run.** Whichever draw chose it, the run costs less than influence's six: × 0.85 of their perplexity on speeches, × 0.81 on
-# wiki. It costs less than all 19 random sixes, too.
+# **Saved run.** In the record, whichever draw chose it, the run costs less than influence's six: at most × 0.85 of their perplexity
+# on speeches, × 0.81 on wiki. It costs less than all 19 random sixes, too.
 #
-# Look at the first figure again. Small sums are about right, and the cheapest run has the smallest sum. From 1 nat on a sum says
-# little: it can be too low by far, or too high.
+# Look at the first figure again. The cheapest run has the smallest sum, so a sum would have chosen it too. It couldn't have warned
+# of the last one: from 1 nat on a sum can be too low by far, or too high.
 #
 # ## In company
 #
@@ -660,13 +668,13 @@ pd.DataFrame(table).T.round(2).astype({"random beaten, of 19": int})
 # %% [markdown]
 # ### Exercise 4 · ●●● · 12 minutes
 #
-# Find two blocks, neither of them among the two at an end, that cost less together than the dearer one alone. Give their numbers as
-# `pair`. `cost(3, 7)` measures on the choosing rows, in a second, as often as you like. The check judges on rows of both texts
-# that nothing has used, with a paired interval.
+# Find two blocks, sparing the two at each end, that cost less together than the dearer one alone. Give their numbers as `pair`.
+# `cost(3, 7)` measures on eight of the choosing rows, in a second, as often as you like. The check judges on rows that nothing has
+# used: on both texts the whole paired interval must lie below 1.
 #
 # <details><summary>Hint</summary>
 #
-# Which block has much to win? Its partner need not be its neighbour.
+# Which block leaves most to win back? Its partner need not be its neighbour.
 #
 # </details>
 
@@ -704,8 +712,8 @@ check_pair(pair, judge, inside)
 #   > If one takes over for the other, then both together cost *more* than the sum.
 # - [ ] At least 0.2 nats, since two holes in a stream are worse than one.
 #   > One may undo what the other writes. Then the second hole mends the first.
-# - [x] Anything, since what a block is worth depends on which others are there.
-#   > Leave them out together, and measure.
+# - [x] Perhaps 0.05 nats, perhaps 2, since later blocks read what is left.
+#   > What a block is worth depends on which others are there. Leave them out together, and measure.
 
 # %% [markdown] tags=["quiz"]
 # You removed a block. The model reads right, generates right with its cache, and is wrong after saving and loading. What did
@@ -721,12 +729,12 @@ check_pair(pair, judge, inside)
 # %% [markdown] tags=["quiz"]
 # Five calibration draws choose four different threes. What does that tell you?
 #
-# - [x] That several threes cost about the same, so that the draw decides.
-#   > Judge them on the same rows: they differ by little.
+# - [x] That 16 rows can't tell several threes apart, so that the draw decides.
+#   > On 48 other rows they do differ: 16 were too few to see it.
 # - [ ] That the criterion is no better than chance, since it can't decide.
 #   > Chance is nineteen random sets beside it, not one draw beside another.
 # - [ ] That influence, which chooses the same three each time, is better.
-#   > Steady isn't right. Judged on the same rows, its three cost more.
+#   > Steady isn't right. On the judging rows its three cost most.
 
 # %% [markdown]
 # ## Take-aways

@@ -66,7 +66,7 @@ def conditions() -> Axes:
 # Lesson 01 prints it twice, with six numbers each: without the mean, and with it.
 _L1 = "L1 speeches here … nats, beats … of … record … nats, beats … of …"[:60]
 # Lesson 04: first and last block, the sum of their harms, the six together, the dearest block and its harm.
-_SIX = "cheapest beside its dearest block, … to …: sum …, together …, dearest alone: block …, … nats"[:60]
+_SIX = "furthest below its dearest block, … to …: sum …, together …, dearest alone: block …, … nats"[:60]
 PANELS = (
     Panel(
         "Width: MLP neurons",

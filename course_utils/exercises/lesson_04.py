@@ -62,6 +62,10 @@ def check_block_influence(attempt: Attempt) -> None:
             (before - after)[real].norm(dim=-1).mean(),
             "That is the length of the difference. Influence looks at the angle: use cosine_similarity.",
         ),
+        (
+            (1 - cosine_similarity(before, after)).mean(),
+            "cosine_similarity takes dim=1 unless it is told otherwise, here the tokens of a row. Take dim=-1.",
+        ),
     )
     rule_out(mistakes, given, expected, same=_close)
     require(
@@ -108,8 +112,8 @@ def check_take_out(attempt: Attempt) -> None:
         )
         require(
             numbers != expected,
-            f"The blocks that stay still have their old layer_idx, {numbers}. Without a cache nobody reads it; with "
-            f"one, {_with_cache(model)}. Number them anew: 0, 1, 2, …",
+            f"The blocks that stay still have their old self_attn.layer_idx, {numbers}. Without a cache nobody reads "
+            f"it; with one, {_with_cache(model)}. Number them anew: 0, 1, 2, …",
         )
         require(
             numbers == list(range(len(kept))),
@@ -154,6 +158,10 @@ def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlock
         model, rows, [[*range(number), *range(number + 1, len(before))] for number in range(len(before))]
     )
     mistakes = (
+        (
+            torch.zeros_like(right),
+            "All harms are 0. Use `with skipping(…):`, and measure the whole model outside of it.",
+        ),
         (right + complete, "That is the loss without each block. Take the whole model's loss away from it."),
         (-right, "The sign is wrong: loss without the block, minus loss of the whole model."),
         (

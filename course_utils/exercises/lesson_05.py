@@ -26,7 +26,7 @@ _MOST = 0.05  # of a drawer's bytes that a true bypass may keep
 @exercise(
     1,
     task="Return one number: the mean over the real tokens of 1 - cos(x, x + added), or of 1 - cos(x, added).",
-    proved="With the residual the whisper matters least, without it the echo's direction is all that counts.",
+    proved="With the residual a small addition matters little; without it only its direction counts.",
 )
 def check_importance(attempt: Attempt) -> None:
     """Check a function (x, added, mask, residual) -> importance of an attention."""
@@ -62,13 +62,18 @@ def check_importance(attempt: Attempt) -> None:
                 1 - cosine_similarity(x[real].flatten(), after[real].flatten(), dim=0),
                 "that is one cosine over all tokens together. Take one cosine a token: dim=-1.",
             ),
+            (
+                (1 - cosine_similarity(x, after)).mean(),
+                "cosine_similarity takes dim=1 unless it is told otherwise, here the tokens of a row. Take dim=-1.",
+            ),
         )
         expected = (1 - cosines)[real].mean()
         same = partial(torch.isclose, atol=1e-5)
         rule_out(mistakes, given, expected, same=same, where=which)
         require(
             same(given, expected),
-            f"{which}for the check's random states it is {expected:.4f}; yours is {given:.4f}.",
+            f"{which}for the check's random states it is {expected:.4f}; yours is {given:.4f}. One cosine a token over "
+            "the last dimension, one minus it, mean over the tokens whose mask is 1.",
         )
         scores = {name: float(attempt(x.clone(), a.clone(), mask.clone(), residual)) for name, a in attentions.items()}
         least, found = "whisper" if residual else "echo", min(scores, key=lambda name: scores[name])
@@ -131,7 +136,12 @@ def check_choose_iteratively(attempt: Attempt) -> None:
         batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
         right = select_attention_layers(model, batches, count=count)
         once = select_attention_layers(model, batches, count=blocks, iterative=False)
-        found = [int(number) for number in attempt(model, batches, count)]
+        answer = [*attempt(model, batches, count)]
+        require(
+            all(float(number).is_integer() for number in answer),
+            f"Return numbers of attentions; {answer} looks like their scores.",
+        )
+        found = [int(number) for number in answer]
         left = [i for i, attention in enumerate(describe(model).attentions) if attention.skipped]
         bypass_attention(model, [])
         require(
@@ -170,7 +180,7 @@ def check_eight(
     require(len(set(layers)) == len(layers), f"One stands twice in {layers}, so fewer would go.")
     require(
         " ".join(map(str, layers)) not in recorded,
-        f"{layers} stands in the record. Find a set of your own: `choose` measures it.",
+        f"{layers} stands in the record. Find a set of your own: `measure` tells what it costs.",
     )
     mine, theirs = judge(layers), judge(opponent)
     ratios = {text: perplexity_ratio(mine[text], theirs[text]) for text in mine}
@@ -180,7 +190,7 @@ def check_eight(
     better = [text for text, (_, _, high) in ratios.items() if high < 1]
     require(
         not worse or better,
-        f"Dearer than leave-one-out's on {', '.join(worse)}, and nowhere cheaper. Did you measure any damage?",
+        f"Dearer than leave-one-out's on {', '.join(worse)}, and nowhere cheaper. Measure yours on both texts first.",
     )
     require(
         not worse, f"Cheaper on {', '.join(better)}, but dearer on {', '.join(worse)}. Choose on rows of both texts."

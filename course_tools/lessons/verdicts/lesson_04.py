@@ -69,14 +69,14 @@ def leave_one_out_chooses_better(tables: Tables) -> list[float]:
 @verdict("Some six neighbours cost less than one of them alone, here and in the record.")
 def six_cost_less_than_one(tables: Tables) -> list[float]:
     """The dearest block's harm minus the six's."""
-    *_, together, _, alone = tables.line(_SIX, "cheapest beside its dearest block")
+    *_, together, _, alone = tables.line(_SIX, "furthest below its dearest block")
     return [alone - together, *tables.table(_SIX, _RECORD).column("one minus six (nats)").values()]
 
 
 @verdict("Some six neighbours cost more than twice their sum; the record's last run is worse than guessing.")
 def six_cost_more_than_their_sum(tables: Tables) -> list[float]:
     """How far they are above."""
-    *_, summed, together, _, _ = tables.line(_SIX, "dearest beside its sum")
+    *_, summed, together, _, _ = tables.line(_SIX, "furthest above its sum")
     return [together - 2 * summed, *tables.table(_SIX, _RECORD).column("last run minus guess (nats)").values()]
 
 
