@@ -715,6 +715,10 @@ check_shares(shares, judge)
 # **The story so far:** a cut is exact or it is wrong; and part of the loss comes back cheaply. **Next:** in lesson 02 the same
 # recipe meets a Llama. Every light is green, and the model knows nothing.
 #
+# ## Go deeper
+#
+# [Why damages don't add](deeper/01a_damages_do_not_add.ipynb): cut one block at a time, and sum up.
+#
 # ## References
 #
 # - Li et al. 2016, *Pruning Filters for Efficient ConvNets*, arXiv 1608.08710: structured pruning by the L1 norm

@@ -297,7 +297,7 @@ here("The wrong bypass has the better perplexity.", ends)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The mistake's: 1.8 apart, the whole model's 8.8. Near isn't equal, and 32 tokens were enough to see it.
+# The mistake's: 1.8 apart, the whole model's 8.8. Near isn't equal, and two short rows were enough to see it.
 #
 # </details>
 

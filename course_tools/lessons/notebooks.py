@@ -133,8 +133,8 @@ def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
 
 def both_forms(lesson: Lesson, course: Course) -> NotebookNode:
     """The exercise form with a solved copy after each exercise: one run of it is a run of both forms."""
-    notebook = build_notebook(lesson, course, "exercises")
-    solved = iter(_exercise_cells(build_notebook(lesson, course, "solutions")))
+    notebook, *solutions = (build_notebook(lesson, course, form) for form in notebook_paths(lesson, PurePosixPath()))
+    solved = (cell for solution in solutions for cell in _exercise_cells(solution))
     cells = []
     for cell in notebook.cells:
         cells.append(cell)

@@ -11,7 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from sample_lesson import LESSON, write_lesson
+from sample_lesson import DEEPER, LESSON, write_lesson
 
 from course_tools import processes
 from course_tools.lessons import authoring, notebooks
@@ -195,6 +195,11 @@ def test_outputs_are_kept_while_the_code_stays(lesson, tmp_path):
 
     code = authoring.read_lesson(write_lesson(tmp_path / "code", LESSON.replace("6 * 7", "6 * 8")))
     assert '"seen\\n"' not in notebooks.render(code, COURSE, tmp_path)[paths["exercises"]]
+
+
+def test_a_notebook_without_exercises_has_one_form(tmp_path):
+    deeper = authoring.read_lesson(write_lesson(tmp_path / "lessons" / "deeper", DEEPER, "01a_down"))
+    assert notebooks.both_forms(deeper, COURSE) == notebooks.build_notebook(deeper, COURSE, "exercises")
 
 
 def test_both_forms_get_their_outputs_from_one_run(lesson, tmp_path):
