@@ -16,7 +16,7 @@ def outcome(margins: Iterable[float]) -> str:
         margins: at least one, such as what a rival costs minus what a method costs, in any unit.
 
     Returns:
-        `SHOWN` if all are above 0, `TURNED` if all are below, otherwise `OPEN`; so NaN shows nothing.
+        ``SHOWN`` if all are above 0, ``TURNED`` if all are below, otherwise ``OPEN``; so NaN shows nothing.
 
     Raises:
         ValueError: there are none.

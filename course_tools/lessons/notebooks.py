@@ -124,7 +124,8 @@ def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:
             questions += 1
             cells.append(_markdown(_quiz(questions, read_question(cell.source))))
         elif cell.cell_type == "markdown":
-            cells.append(_markdown(cell.source))
+            above = f"]({DEEPER}/", f"](../{DEEPER}/"  # solutions stand in a folder of their own
+            cells.append(_markdown(cell.source.replace(*above) if form == "solutions" else cell.source))
         else:
             cells.append(_code(cell.source, tags))
     _number(cells)

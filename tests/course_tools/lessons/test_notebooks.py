@@ -197,6 +197,14 @@ def test_outputs_are_kept_while_the_code_stays(lesson, tmp_path):
     assert '"seen\\n"' not in notebooks.render(code, COURSE, tmp_path)[paths["exercises"]]
 
 
+def test_both_forms_lead_to_the_deeper_notebook(tmp_path):
+    text = LESSON + "\n# %% [markdown]\n# ## Go deeper\n#\n# [Down](deeper/01a_down.ipynb)\n"
+    lesson = authoring.read_lesson(write_lesson(tmp_path, text))
+    for form, path in notebooks.notebook_paths(lesson, tmp_path).items():
+        (link,) = re.findall(r"\[Down\]\((.*?)\)", "".join(sources(notebooks.build_notebook(lesson, COURSE, form))))
+        assert (path.parent / link).resolve() == tmp_path / "deeper" / "01a_down.ipynb"
+
+
 def test_a_notebook_without_exercises_has_one_form(tmp_path):
     deeper = authoring.read_lesson(write_lesson(tmp_path / "lessons" / "deeper", DEEPER, "01a_down"))
     assert notebooks.both_forms(deeper, COURSE) == notebooks.build_notebook(deeper, COURSE, "exercises")
