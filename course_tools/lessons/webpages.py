@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
-from course_tools.lessons.authoring import Lesson
+from course_tools.lessons.authoring import DEEPER, Lesson
 from course_tools.lessons.notebooks import to_text, without_empty_headers
 from course_tools.lessons.runner import Result, gigabytes
 from course_utils.files import write_text
@@ -77,6 +77,12 @@ class _Plain(IPythonRenderer):
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
         return text if url.startswith(("http:", "https:")) else super().image(text, url, title)
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        if f"{DEEPER}/" in url and not url.startswith("http"):  # it has no page beside this one before it is run
+            number = PurePosixPath(url).name.partition("_")[0]
+            return f"{text} (<code>course.py run {number}</code>)"
+        return super().link(text, url, title)
 
     def inline_math(self, body: str) -> str:
         return _formula(body) or super().inline_math(body)

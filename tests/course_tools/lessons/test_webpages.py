@@ -102,6 +102,11 @@ def test_page_is_named_and_leads_on(tmp_path):
     assert (tmp_path / "01_x.html").read_text(encoding="utf-8") == first
 
 
+def test_page_says_how_to_run_a_deeper_notebook(tmp_path):
+    page = written(tmp_path, notebook(nbformat.v4.new_markdown_cell("[Why *so*](deeper/01a_why.ipynb): sum up.")))
+    assert "Why <em>so</em> (<code>course.py run 01a</code>): sum up." in page and "deeper" not in page
+
+
 def test_page_without_an_index_leads_nowhere(tmp_path):
     assert "index.html" not in written(tmp_path, rich())
 
