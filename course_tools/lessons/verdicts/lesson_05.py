@@ -21,7 +21,7 @@ def _eight(tables: Tables, criterion: str, column: str) -> list[list[float]]:
     """The least and the most of a criterion's sets, on each text."""
     cells = [(row, name, text) for row, name, text in tables.table(_EIGHT, "spared").cells() if row == criterion]
     found = [[number.value for number in numbers_in(text)][:2] for _, name, text in cells if name.endswith(column)]
-    if not found:
+    if [len(ends) for ends in found] != [2] * len(_TEXTS):
         raise LookupError(criterion)
     return found
 
