@@ -21,9 +21,9 @@ def _eight(tables: Tables, criterion: str, column: str) -> list[list[float]]:
     """The least and the most of a criterion's sets, on each text."""
     cells = [(row, name, text) for row, name, text in tables.table(_EIGHT, "spared").cells() if row == criterion]
     found = [[number.value for number in numbers_in(text)][:2] for _, name, text in cells if name.endswith(column)]
-    if [len(ends) for ends in found] != [2] * len(_TEXTS):
+    if not found or not all(found):
         raise LookupError(criterion)
-    return found
+    return [[ends[0], ends[-1]] for ends in found]  # a number alone is both
 
 
 @verdict("Without the residual, the toy's whisper and shout score alike; with it the whisper scores least of the two.")
