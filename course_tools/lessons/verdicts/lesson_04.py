@@ -5,6 +5,7 @@ Its record holds float32 and bfloat16, two texts and five draws of the calibrati
 
 from __future__ import annotations
 
+from course_tools.lessons.printed import numbers_in
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import verdict
 
@@ -66,6 +67,17 @@ def leave_one_out_chooses_better(tables: Tables) -> list[float]:
     return margins
 
 
+@verdict("At least three of leave-one-out's four threes are better than influence's by their intervals, on both texts.")
+def three_are_shown_better(tables: Tables) -> list[float]:
+    """How many of the intervals' upper ends are below 1, minus two and a half."""
+    cells = [*tables.table(_DRAWS, "Three blocks").cells()]
+    margins = []
+    for text in _TEXTS:
+        told = [cell for row, name, cell in cells if row.startswith("leave") and name == f"{text}, ÷ influence"]
+        margins.append(sum(numbers_in(cell)[-1].value < 1 for cell in told) - 2.5)
+    return margins
+
+
 @verdict("Some six neighbours cost less than one of them alone, here and in the record.")
 def six_cost_less_than_one(tables: Tables) -> list[float]:
     """The dearest block's harm minus the six's."""
@@ -96,6 +108,7 @@ VERDICTS = (
     ends_are_dear,
     influence_spares_the_dearest,
     leave_one_out_chooses_better,
+    three_are_shown_better,
     six_cost_less_than_one,
     six_cost_more_than_their_sum,
     chosen_run_is_ahead,
