@@ -4,7 +4,7 @@
 #     title: "Attention bypass: leaving whole attention layers out"
 #     prerequisites: lesson 04 (residual stream, cache, leave-one-out, calibration draws)
 #     assets: [smollm2, speeches, texts]
-#     concepts: [attention bypass, importance with the residual, equality with a silenced reference, iterative choice]
+#     concepts: [attention bypass, query heads share KV heads, importance with the residual, equality with a silenced reference, iterative choice]
 # ---
 
 # %% [markdown]
@@ -126,7 +126,7 @@ show(
 # $$x \leftarrow x + \mathrm{attention}(\mathrm{norm}(x)), \qquad x \leftarrow x + \mathrm{MLP}(\mathrm{norm}(x))$$
 #
 # An **attention bypass** turns the first line into $x \leftarrow x$. The MLP works on, and the cache holds no keys and values of
-# this block. (A *layer*'s number is its block's.)
+# this block. (In our Llama 9 query heads share 3 **KV heads**, and all go. A *layer*'s number is its block's.)
 #
 # Which attention can go? He et al. (2024) ask how far it *turns* the stream, the residual included:
 #
