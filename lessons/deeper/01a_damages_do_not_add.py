@@ -58,8 +58,8 @@ whole = {text: perplexity(base, rows).nll for text, rows in texts.items()}
 
 def damage(criterion, edit, cut):
     """What a cut of these blocks costs, in nats a token: one number a text."""
-    model, options = variant(base), {"means": EDITS[edit], "layers": cut}
-    prune_neurons(model, scores[criterion], ratio=0.2, **options)
+    model, kept = variant(base), EDITS[edit]
+    prune_neurons(model, scores[criterion], ratio=0.2, means=kept, layers=cut)
     nats = {text: perplexity(model, rows).nll for text, rows in texts.items()}
     return [nats[text] - whole[text] for text in texts]
 
