@@ -544,13 +544,14 @@ def times_with_state(model):
     return found
 
 
-margins = []
+margins, harmed = [], {}
 for name, gone, arm_of, sign in (
     ("the disaster", disaster, ("random", fatal), 1),
     ("L1's cut", lowest(scored["L1"]), ("L1", 0), -1),
 ):
     model, (criterion, seed) = without(base, gone), arm_of
     before, back = times(model), times_with_state(model)
+    harmed[name] = np.array(before)
     compare(name, before, criterion, "shared", seed)
     compare(f"{name}, back", back, criterion, "stream put back", seed)
     margins.append(sign * (np.log(before) / 2 - np.log(back)))  # of half the damage
@@ -638,9 +639,9 @@ for text, dtype in itertools.product(judges, ("float32", "bfloat16")):
         worst = cuts.max() if name == "the disaster" else cuts.iloc[0]
         told[name][f"{text}, {dtype}"] = worst
 
-alone, cut = times(without(base, pair)), times(without(base, disaster))
+alone = times(without(base, pair))
 compare("the two alone", alone, "two neurons", "cut alone")
-here("The two alone cost a small part of it.", np.array(cut) / 5 - alone)
+here("The two alone cost a small part of it.", harmed["the disaster"] / 5 - alone)
 for name, edit in (("activation", "top 77"), ("random", "77 at random")):
     found = [arm("L1", edit + " protected", text).times for text in judges]
     print(f"L1's cut, protected by {name}:", end=" ")
