@@ -1,6 +1,6 @@
 """Adaptive attention bypass: each prompt decides, once, how many attentions its answer leaves out.
 
-A policy turns what a prompt's token embeddings tell (cheap: nothing has run yet) into a score, its complexity;
+A policy turns what a prompt's token embeddings tell (cheap: nothing has run yet) into a score, such as its complexity;
 thresholds turn the score into a level; the level says how many attentions to leave out, the least important first.
 The decision is made for each row of a batch at its first forward pass and kept with its cache
 (``modeling.per_prompt``). The idea follows Martra's adaptive attention bypass.
@@ -12,7 +12,7 @@ import bisect
 import copy
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from course_utils.models import identity
 from course_utils.refusals import refuse_adaptive, refuse_missing_weights
 from course_utils.texts import padded_batches
 
-_POLICIES = ("length_variance",)
+_POLICIES = ("length_variance", "length")
 _MIN_PROMPTS = 3  # fewer say nothing about quantiles
 _MAX_LENGTH, _BATCH_SIZE = 512, 4  # tokens of a calibration prompt, beyond which it is cut; prompts a forward pass
 
@@ -111,16 +111,13 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class _LengthVariance:
-    """``parameters`` of the policy "length_variance", checked: two scales, and what each feature counts."""
+    """``parameters`` of the policy "length_variance", checked: two scales."""
 
     log_length: Sequence[float]
     variance: Sequence[float]
-    weights: Sequence[float] = (0.5, 0.5)
 
     def __post_init__(self) -> None:
-        scales = (self.log_length, self.variance)
-        rising = all(_are_numbers(scale, 2) and scale[0] < scale[1] for scale in scales)
-        if not (rising and _are_numbers(self.weights, 2)):
+        if not all(_are_numbers(scale, 2) and scale[0] < scale[1] for scale in (self.log_length, self.variance)):
             raise ValueError(f"got {asdict(self)}")
 
 
@@ -131,13 +128,12 @@ class AdaptiveConfig:
     Attributes:
         model: the model that it was calibrated on.
         order: block numbers of the attentions that may be left out, least important first.
-        left_out: how many of them each level leaves out, from the simplest prompts to the most complex ones; never
-            rising.
+        left_out: how many of them each level leaves out, from the lowest scores to the highest.
         thresholds: where the next level begins, one fewer than levels, never falling. A score on a threshold belongs
             to the level above it.
-        policy: "length_variance": the mean of two features, each scaled between two calibration quantiles.
-        parameters: {"log_length": [low, high], "variance": [low, high]}, and "weights" of the two where they aren't a
-            half each (a negative one turns a feature round: [-1, 0] lets long prompts leave out more).
+        policy: what the score is. "length_variance": the mean of log length and embedding variance, each scaled between
+            two calibration quantiles. "length": the prompt's tokens.
+        parameters: {"log_length": [low, high], "variance": [low, high]}, or {} for "length".
 
     Raises:
         ValueError: on creation, naming the field and what is allowed.
@@ -160,13 +156,16 @@ class AdaptiveConfig:
                 f"got {self.thresholds!r}."
             )
         checks.one_of("policy", self.policy, _POLICIES)
-        try:
-            _LengthVariance(**self.parameters)
-        except (TypeError, ValueError) as error:  # other names, or other values
-            raise ValueError(
-                f"'parameters' of the policy {self.policy!r} must be exactly 'log_length' and 'variance', each [low, "
-                f"high], and if need be 'weights', two numbers, all finite; {error}."
-            ) from error
+        if self.policy == "length" and self.parameters:
+            raise ValueError(f"'parameters' of the policy 'length' must be empty; got {self.parameters!r}.")
+        if self.policy == "length_variance":
+            try:
+                _LengthVariance(**self.parameters)
+            except (TypeError, ValueError) as error:  # other names, or other values
+                raise ValueError(
+                    "'parameters' of the policy 'length_variance' must be exactly 'log_length' and 'variance', each "
+                    f"[low, high], both finite; {error}."
+                ) from error
         for name, values in {
             "order": map(int, self.order),
             "left_out": left_out,
@@ -175,7 +174,7 @@ class AdaptiveConfig:
             object.__setattr__(self, name, tuple(values))  # lists, as JSON has them, become what the hints say
 
     def level(self, score: float) -> int:
-        """The level of a prompt with this complexity, from 0."""
+        """The level of a prompt with this score, from 0."""
         return bisect.bisect_right(self.thresholds, score)
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,8 +216,8 @@ class AdaptiveConfig:
 def _levels(left_out: Sequence[int], most: int, meaning: str) -> tuple[int, ...]:
     """How many attentions each level leaves out, checked."""
     counts = checks.whole_numbers("left_out", left_out, most=most, meaning=meaning)
-    if not counts or list(counts) != sorted(counts, reverse=True):
-        raise ValueError(f"'left_out' must hold one number for each level, never rising; got {list(counts)}.")
+    if not counts:
+        raise ValueError("'left_out' must hold one number for each level; got none.")
     return counts
 
 
@@ -239,8 +238,8 @@ def calibrate(
         model: any causal language model that ``describe`` knows.
         tokenizer: the model's, with a padding token.
         prompts: at least 3 different ones, as varied as those to come; longer than 512 tokens, they are cut.
-        left_out: attentions that each level leaves out, never rising; by default a quarter of the blocks, an eighth
-            and none.
+        left_out: attentions that each level leaves out, from the simplest prompts to the most complex ones; by default
+            a quarter of the blocks, an eighth and none.
 
     Raises:
         ValueError: too few prompts, all alike, or one without tokens; ``left_out`` out of range; an adaptive model.
@@ -256,8 +255,9 @@ def calibrate(
     live = sum(not attention.skipped for attention in architecture.attentions)
     levels = _levels(left_out, live, "the live attentions")
     batches = padded_batches(tokenizer, prompts, batch_size=_BATCH_SIZE, max_length=_MAX_LENGTH)
-    order = select_attention_layers(model, batches, count=levels[0])
-    features = _prompt_features(model, batches)
+    order = select_attention_layers(model, batches, count=max(levels))
+    prompts = list(_prompt_embeddings(model, batches))
+    features = torch.stack([per_prompt.embedding_features(prompt) for prompt in prompts])
     parameters = {
         name: [float(feature.quantile(0.05)), float(feature.quantile(0.95))]
         for name, feature in zip(("log_length", "variance"), features.T, strict=True)
@@ -266,7 +266,7 @@ def calibrate(
     if alike:
         raise ValueError(f"The prompts are all alike in {' and '.join(alike)}: calibrate on more varied ones.")
     settings: dict[str, Any] = {"policy": "length_variance", "parameters": parameters}
-    scores = _scores(settings, features)
+    scores = _scores(settings, prompts)
     shares = torch.arange(1, len(levels), dtype=torch.float64) / len(levels)
     return AdaptiveConfig(
         model=ModelIdentity.of(model),
@@ -329,22 +329,20 @@ def complexity(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], 
     Raises:
         ValueError: bad batches.
     """
-    return _scores(config.to_dict(), _prompt_features(model, batches))
+    return _scores(config.to_dict(), _prompt_embeddings(model, batches))
 
 
 @torch.no_grad()
-def _prompt_features(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Tensor:
-    """Log length and embedding variance of each row, float32 [rows, 2] on the CPU. No block runs."""
-    embed, rows = model.get_input_embeddings(), []
+def _prompt_embeddings(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Tensor]:
+    """Embeddings of each row's real tokens, [tokens, hidden], one row after the other. No block runs."""
+    embed = model.get_input_embeddings()
     for batch in read_batches(batches, vocab_size=describe(model).vocab_size, device=model.device):
-        embeddings = embed(batch.input_ids)  # [rows, length, hidden]
-        rows += [per_prompt.embedding_features(row[real]) for row, real in zip(embeddings, batch.real, strict=True)]
-    return torch.stack(rows).cpu()
+        yield from (row[real] for row, real in zip(embed(batch.input_ids), batch.real, strict=True))
 
 
-def _scores(settings: Mapping[str, Any], features: Tensor) -> Tensor:
-    """The complexity of each row of features [rows, 2]; float64 [rows]."""
-    return torch.tensor([per_prompt.complexity(settings, row) for row in features], dtype=torch.float64)
+def _scores(settings: Mapping[str, Any], prompts: Iterable[Tensor]) -> Tensor:
+    """The score of each prompt's embeddings; float64 [prompts]."""
+    return torch.tensor([per_prompt.complexity(settings, prompt) for prompt in prompts], dtype=torch.float64)
 
 
 def _are_numbers(values: object, count: int) -> bool:

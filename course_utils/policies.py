@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog
 
 from course_utils import checks
 from course_utils.argument_types import check_types
@@ -19,25 +17,6 @@ from course_utils.prompt_harm import Record
 from course_utils.uncertainty import CONFIDENCE
 
 _DRAWS = 2000  # of documents with replacement, for an interval
-
-
-@check_types
-def seconds_saved(record: Record) -> np.ndarray:
-    """Share of all prompts' seconds that each prompt saves with each number, [prompts, numbers].
-
-    Reading the prompt and each token of the answer at batch 1: measured for a few lengths and numbers, between them
-    straight lines over the logarithm of the length and over the number.
-    """
-    lengths, numbers = np.log(record.seconds["lengths"]), record.seconds["numbers"]
-    prefill, decode = np.array(record.seconds["prefill"]), np.array(record.seconds["decode"])  # [lengths, numbers]
-    at = np.log(np.clip(record.tokens, *record.seconds["lengths"][:: len(lengths) - 1]))  # [prompts]
-
-    def between(table: np.ndarray) -> np.ndarray:
-        by_prompt = np.stack([np.interp(at, lengths, column) for column in np.log(table).T], axis=1)
-        return np.stack([np.interp(record.numbers, numbers, row) for row in np.exp(by_prompt)])
-
-    total = between(prefill) + record.answer_tokens[:, None] * between(decode)
-    return (total[:, :1] - total) / total[:, 0].sum()
 
 
 @check_types
@@ -154,33 +133,32 @@ def cheapest_guess(guess: np.ndarray, saved: np.ndarray, price: float) -> np.nda
 
     Args:
         guess: harm as it is expected, [prompts, numbers].
-        saved: [prompts, numbers].
-        price: nats a token that the whole saving is worth, for all prompts together.
+        saved: [prompts, numbers], in any unit.
+        price: nats a token of the answer, for each unit that is saved.
 
     Raises:
         ValueError: ``price`` is no number.
     """
-    checks.number("price", price)
-    return (guess - price * len(guess) * saved).argmin(1)
+    return (guess - checks.number("price", price) * saved).argmin(1)
 
 
 @check_types
 def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
-    """The price at which ``cheapest_guess`` saves about ``target`` on these prompts.
+    """The lowest price at which ``cheapest_guess`` saves ``target`` on these prompts, by bisection.
 
     Args:
         guess: harm as it is expected, [prompts, numbers].
         saved: [prompts, numbers].
-        target: the share that is to be saved in all.
+        target: what is to be saved in all, in the unit of ``saved``.
 
     Raises:
         ValueError: ``target`` is no number, or even the largest number everywhere doesn't save so much.
     """
     if checks.number("target", target) > saved[:, -1].sum():
         raise ValueError(f"'target' is {target}, but at most {saved[:, -1].sum():.3f} can be saved.")
-    low, high = 0.0, 1e6
-    for _ in range(60):
-        middle = np.sqrt(max(low, 1e-9) * high)
+    low, high = 1e-12, 1e12
+    for _ in range(80):
+        middle = np.sqrt(low * high)  # in the middle of their logarithms
         if outcome(guess, saved, cheapest_guess(guess, saved, middle))[0] < target:
             low = middle
         else:
@@ -189,70 +167,89 @@ def price_for(guess: np.ndarray, saved: np.ndarray, target: float) -> float:
 
 
 @check_types
-def least_harm(harm: np.ndarray, saved: np.ndarray, target: float) -> float:
-    """The least mean harm that any assignment of numbers to prompts can have at this saving: a linear programme.
-
-    A share x[i, n] of prompt i takes number n; shares of a prompt add up to 1, and together they save ``target``. At
-    most one prompt is split in the solution, so the bound is that of whole prompts but for one.
+def by_level(record: Record, left_out: Sequence[int]) -> np.ndarray:
+    """Choices by complexity: each level gets the same share of the prompts that choose.
 
     Args:
-        harm: [prompts, numbers].
-        saved: likewise.
-        target: the share that is to be saved in all.
+        record: of prompts that choose and prompts that judge.
+        left_out: of each level, from the simplest prompts to the most complex ones; of the numbers measured.
+
+    Returns:
+        [prompts that judge] columns.
 
     Raises:
-        ValueError: ``target`` isn't a number of at least 0, or nothing saves so much.
+        ValueError: a number in ``left_out`` that wasn't measured, or none at all.
     """
-    checks.at_least_zero("target", target)
-    prompts, numbers = harm.shape
-    each = sparse.kron(sparse.eye(prompts), np.ones((1, numbers)))  # [prompts, prompts * numbers]
-    found = linprog(
-        harm.ravel() / prompts,
-        A_ub=-saved.reshape(1, -1),
-        b_ub=[-target],
-        A_eq=each,
-        b_eq=np.ones(prompts),
-        bounds=(0, 1),
-        method="highs",
-    )
-    if not found.success:
-        raise ValueError(f"No assignment saves {target}: at most {saved.max(1).sum():.3f} can be saved.")
-    return float(found.fun)
+    measured = ", ".join(map(str, record.numbers))
+    if not (isinstance(left_out, Sequence) and left_out and all(number in record.numbers for number in left_out)):
+        raise ValueError(f"'left_out' must hold one number for each level, among {measured}; got {left_out!r}.")
+    scores, first = record.complexity, record.choosing
+    edges = np.quantile(scores[:first], np.arange(1, len(left_out)) / len(left_out))
+    return np.searchsorted(record.numbers, left_out)[np.searchsorted(edges, scores[first:], side="right")]
 
 
 @check_types
-def split_half_ceiling(halves: np.ndarray) -> tuple[float, float]:
-    """How well a mean of two halves can be known, and how well anything could correlate with it.
-
-    The halves' rank correlation r gives the reliability of their mean, 2r / (1 + r) (Spearman and Brown, 1910); no
-    signal correlates better than the root of that, unless by luck.
+def by_price(record: Record, blocks: int, share: float) -> tuple[np.ndarray, float]:
+    """Choices by the rule with a price, which expects the same of all prompts: the mean harm and the mean answer.
 
     Args:
-        halves: [prompts, 2]; rows with nan are left out.
-    """
-    from scipy.stats import spearmanr
+        record: of prompts that choose and prompts that judge.
+        blocks: attentions of the model.
+        share: of the cache, that the price saves on the prompts that choose.
 
-    known = halves[~np.isnan(halves).any(1)]
-    r = float(spearmanr(*known.T).statistic)
-    reliability = 2 * r / (1 + r)
-    return reliability, float(np.sqrt(max(reliability, 0.0)))
+    Returns:
+        [prompts that judge] columns, and the price: nats a token of the answer, for the cache of one token in one
+        attention.
+
+    Raises:
+        ValueError: ``blocks`` isn't a whole number from 1, or ``share`` isn't from 0 to what the largest number saves.
+    """
+    checks.whole_number("blocks", blocks, least=1)
+    most = record.numbers[-1] / blocks
+    if not 0 <= checks.number("share", share) <= most:
+        raise ValueError(f"'share' must lie from 0 to {most:.3f}, what the largest number saves; got {share}.")
+    tables = []
+    choose, _ = record.split()
+    for part in record.split():
+        tokens = part.tokens + choose.answer_tokens.mean()
+        tables.append((np.tile(choose.harm.mean(0), (len(tokens), 1)), tokens[:, None] * np.array(record.numbers)))
+    (guess, cells), others = tables
+    # All of a prompt's cache, in each attention: what the largest number saves, scaled up.
+    whole = blocks * cells[:, -1].sum() / record.numbers[-1]
+    price = price_for(guess, cells, share * whole)
+    return cheapest_guess(*others, price), price
 
 
 @check_types
-def shuffled_within(choice: np.ndarray, strata: np.ndarray, seed: int) -> np.ndarray:
-    """The same choices, dealt anew among the prompts of each stratum.
+def length_rule(
+    curve: Sequence[float], numbers: Sequence[int], price: float, answer_tokens: float
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The numbers that ever pay, and the prompt lengths from which each does.
+
+    One number pays better than another for a prompt of t tokens if the harm that it adds is below the price of the
+    cache that it saves: ``price * (t + answer_tokens)`` for each attention. So what pays at some length are the corners
+    of the curve's lower hull, and each begins where the price reaches the slope that leads to it.
 
     Args:
-        choice: [prompts] columns.
-        strata: [prompts], what each prompt counts to.
-        seed: of the deal.
+        curve: expected harm of each number, nats a token; 0 for the first.
+        numbers: attentions left out, rising, 0 first.
+        price: nats for the cache of one token in one attention, above 0.
+        answer_tokens: expected of the answer.
+
+    Returns:
+        How many attentions each level leaves out, and the tokens of a prompt at which the next level begins.
 
     Raises:
-        ValueError: ``seed`` isn't a whole number from 0.
+        ValueError: ``numbers`` don't rise from 0, or aren't as many as ``curve``; ``price`` isn't above 0;
+            ``answer_tokens`` is no number.
     """
-    checks.whole_number("seed", seed)
-    generator, dealt = np.random.default_rng(seed), choice.copy()
-    for stratum in np.unique(strata):
-        rows = np.flatnonzero(strata == stratum)
-        dealt[rows] = generator.permutation(choice[rows])
-    return dealt
+    numbers = checks.whole_numbers("numbers", numbers)
+    if list(numbers) != sorted(set(numbers)) or numbers[:1] != (0,) or len(numbers) != len(curve):
+        raise ValueError(f"'numbers' must rise from 0 and be as many as 'curve' has; got {list(numbers)}.")
+    if checks.number("price", price) <= 0:
+        raise ValueError(f"'price' must be above 0; got {price}.")
+    checks.number("answer_tokens", answer_tokens)
+    levels, harms = _lower_hull(np.array(numbers), np.array(curve))
+    slopes = np.diff(harms) / np.diff(levels)
+    # A slope below 0 would leave more out for less harm: it begins before any prompt.
+    return tuple(map(int, levels)), tuple((slopes / price - answer_tokens).tolist())

@@ -28,9 +28,8 @@ def verdict(
     at: float = 0.0,
     below: str = "lower",
     above: str = "higher",
-    neither: str = "no evidence of a difference",
 ) -> str:
-    """What an interval says about a number that it may hold, in words.
+    """What an interval says about a number that it may hold, in words: "no evidence of a difference" where it does.
 
     Args:
         low: the interval's lower end.
@@ -38,7 +37,6 @@ def verdict(
         at: the number that means "no difference": 0 for a difference, 1 for a ratio.
         below: said where the whole interval lies below it.
         above: said where the whole interval lies above it.
-        neither: said where the interval holds it, and where there is no interval (nan).
 
     Raises:
         ValueError: ``low``, ``high`` or ``at`` is no number.
@@ -47,7 +45,7 @@ def verdict(
     ('higher', 'no evidence of a difference')
     """
     low, high, at = checks.number("low", low), checks.number("high", high), checks.number("at", at)
-    return above if low > at else below if high < at else neither
+    return above if low > at else below if high < at else "no evidence of a difference"
 
 
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:

@@ -1,48 +1,33 @@
-"""Measure what leaving attentions out does to each of 1,150 prompts, for lesson 06.
+"""Measure what leaving attentions out does to each of many prompts, for lesson 06.
 
-    python -m experiments.harm_per_prompt [--count 1000] [--work build/harm]
+    python -m experiments.harm_per_prompt [--work build/harm_per_prompt]
 
-Model: the embedded Llama in the machine's fast dtype. The prompts of the calibration split choose (the order of the
-attentions, the probe's directions); those of the evaluation split judge. Each prompt is measured once with 1, 3, 5 and
-8 of the attentions left out. A small part is measured with 19 random orders too, and seconds are taken for a grid of
-lengths. Resumable: killed, it goes on from its last chunk of 100 prompts. `--costs` only takes the seconds again, for a
-quiet machine.
+Model: the embedded Llama. 150 prompts of the calibration split choose (the order of the attentions among them), others
+of the evaluation split judge: 1,000 in bfloat16; 500 in float32; and 500 in bfloat16 for each of two other draws of all
+prompts. Each prompt is measured once with 1, 3, 5 and 8 of the attentions left out. An hour and a half on two cores.
+Resumable: killed, it goes on from its last chunk of 250 prompts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.adaptive import calibrate
-from course_utils.files import replacing, write_json
+from course_utils.adaptive import AdaptiveConfig, calibrate, complexity
+from course_utils.architectures import describe
+from course_utils.files import replacing
 from course_utils.models import load_model
-from course_utils.prompt_harm import (
-    ANSWER_TOKENS,
-    RANDOM_PROMPTS,
-    RECORD,
-    Case,
-    Measured,
-    Record,
-    cases,
-    harm_at_random,
-    measure,
-    seconds_by_length,
-)
-from course_utils.session import fast_dtype
+from course_utils.prompt_harm import RECORD, Case, Measured, Record, cases, measure, save_records
 
+RUNS = {("bfloat16", 0): 1000, ("float32", 0): 500, ("bfloat16", 1): 500, ("bfloat16", 2): 500}  # prompts that judge
 NUMBERS = (1, 3, 5, 8)
-CHOOSING, CALIBRATING, CHUNK = 150, 48, 100
+CHOOSING, CALIBRATING, CHUNK = 150, 48, 250
 
 
 def measured(
@@ -50,67 +35,89 @@ def measured(
 ) -> Measured:
     """One chunk, measured or read again."""
     if not file.exists():
-        sets = [order[:number] for number in NUMBERS]
-        found = measure(model, tokenizer, [case.text for case in chosen], sets, decide_at=min(order))
+        found = measure(model, tokenizer, [case.text for case in chosen], [order[:number] for number in NUMBERS])
         with replacing(file) as place, place.open("wb") as stream:
             np.savez(stream, **asdict(found))
     with np.load(file) as stored:
         return Measured(**stored)
 
 
+def settled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], file: Path) -> AdaptiveConfig:
+    """The calibration, made or read again."""
+    if not file.exists():
+        calibrate(model, tokenizer, texts, left_out=(max(NUMBERS), 0)).save(file)
+    return AdaptiveConfig.load(file)
+
+
+def published_score(embeddings: torch.Tensor, billions: float) -> float:
+    """Complexity from a prompt's token embeddings [tokens, hidden], for a model of so many billion parameters.
+
+    As published (Martra, notebook 6_6b of the Large Language Model Notebooks Course).
+    """
+    count = len(embeddings)
+    size = min(2.0, max(0.5, 1 + (2 - billions) * 0.1))
+    reference = 2000 / size
+    length = min(np.log1p(count) / np.log1p(reference) * size, 1.0)
+    if count < 4:
+        length *= (count / 4) ** 2
+    variance = 0.0
+    if count >= 3:
+        unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
+        cosines = (unit.sum(0).square().sum() - count) / (count * (count - 1))  # mean over pairs of different tokens
+        variance = (1 - cosines.item()) * min(count / (reference / 15), 1.0)
+    return min(1.0, 0.75 * length + 0.25 * variance)
+
+
+def published_left_out(score: float, blocks: int) -> int:
+    """Attentions that the published table leaves out at a score, for models below two billion parameters."""
+    level = min(int(5 * score), 4)
+    share, scaling = [(0.85, 0.50), (0.90, 0.35), (0.93, 0.35), (0.97, 0.05), (1.0, 0.0)][level]
+    guaranteed = int(blocks * share)
+    return blocks - guaranteed - int((0.1 + 0.2 * level) * scaling * (blocks - guaranteed))
+
+
+@torch.no_grad()
+def published(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chosen: list[Case]) -> list[int]:
+    """Attentions that the published score leaves out for each prompt."""
+    embed, blocks = model.get_input_embeddings(), describe(model).num_blocks
+    billions = sum(weight.numel() for weight in model.parameters()) / 1e9
+    ids = [tokenizer(case.text, add_special_tokens=False, return_tensors="pt").input_ids[0] for case in chosen]
+    return [published_left_out(published_score(embed(one), billions), blocks) for one in ids]
+
+
+def record_of(dtype: str, seed: int, judging: int, work: Path) -> Record:
+    """One record, measured in chunks."""
+    model, tokenizer = load_model("llama", dtype=getattr(torch, dtype))
+    choose = cases(tokenizer, "calibration", count=CHOOSING, seed=seed)
+    judge = cases(tokenizer, "evaluation", count=judging, seed=seed)
+    texts = sorted((case.text for case in choose[:CALIBRATING]), key=len)  # alike in length: little is padded
+    config = settled(model, tokenizer, texts, work / f"{dtype}-{seed}-config.json")
+    order = list(config.order)
+    parts = []
+    for split, prompts in (("choosing", choose), ("judging", judge)):
+        for start in tqdm(range(0, len(prompts), CHUNK), desc=f"{dtype}, seed {seed}, {split}"):
+            file = work / f"{dtype}-{seed}-{split}-{start}.npz"
+            parts.append(measured(model, tokenizer, prompts[start : start + CHUNK], order, file))
+    everyone = [*choose, *judge]
+    batches = (tokenizer(case.text, add_special_tokens=False, return_tensors="pt") for case in everyone)
+    return Record.of(
+        everyone,
+        Measured.joined(parts),
+        choosing=len(choose),
+        numbers=NUMBERS,
+        complexity=complexity(model, batches, config).tolist(),
+        published=published(model, tokenizer, everyone),
+        settings={"model": model.config.name_or_path, "dtype": dtype, "seed": seed, "order": order},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--work", type=Path, default=Path("build/harm"))
+    parser.add_argument("--work", type=Path, default=Path("build/harm_per_prompt"))
     parser.add_argument("--out", type=Path, default=RECORD)
-    parser.add_argument("--costs", action="store_true", help="only take the seconds again")
     args = parser.parse_args()
-
-    dtype = fast_dtype(torch.device("cpu"))
-    model, tokenizer = load_model("llama", dtype=dtype)
-    choosing = cases(tokenizer, "calibration", count=CHOOSING)
-    judging = cases(tokenizer, "evaluation", count=args.count)
-    texts = [case.text for case in choosing[:CALIBRATING]]
     args.work.mkdir(parents=True, exist_ok=True)
-    settled = args.work / "order.npy"
-    if not settled.exists():
-        config = calibrate(model, tokenizer, texts, left_out=(max(NUMBERS), 0))
-        with replacing(settled) as place, place.open("wb") as stream:
-            np.save(stream, np.array(config.order))
-    order = np.load(settled).tolist()
-    print("order:", order, flush=True)
-
-    seconds = args.work / "seconds.json"
-    if args.costs:
-        seconds.unlink(missing_ok=True)
-    parts = []
-    for split, prompts in (("choosing", choosing), ("judging", judging)):
-        for start in tqdm(range(0, len(prompts), CHUNK), desc=split):
-            file = args.work / f"{split}-{start}.npz"
-            parts.append(measured(model, tokenizer, prompts[start : start + CHUNK], order, file))
-    found = Measured.joined(parts)
-    at_random = args.work / "random.json"
-    if not at_random.exists():
-        write_json(at_random, harm_at_random(model, tokenizer, judging, left_out=NUMBERS[-2], prompts=RANDOM_PROMPTS))
-    if not seconds.exists():
-        write_json(seconds, seconds_by_length(model, order, numbers=(0, 3, max(NUMBERS))))
-    record = Record.of(
-        [*choosing, *judging],
-        found,
-        choosing=len(choosing),
-        numbers=NUMBERS,
-        seconds=json.loads(seconds.read_text()),
-        random_orders=json.loads(at_random.read_text()),
-        settings={
-            "model": model.config.name_or_path,
-            "dtype": str(dtype).removeprefix("torch."),
-            "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
-            "answer_tokens": ANSWER_TOKENS,
-            "calibrating": CALIBRATING,
-            "order": order,
-        },
-    )
-    record.save(args.out)
+    save_records([record_of(*run, judging, args.work) for run, judging in RUNS.items()], args.out)
     print(f"written to {args.out}")
 
 

@@ -28,7 +28,7 @@ from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, importance
 from course_utils.distillation import Recipe
 from course_utils.evaluation import Answers
-from course_utils.prompt_harm import Case, Record
+from course_utils.prompt_harm import Record
 
 WHOLE = tiny_model()
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
@@ -140,14 +140,11 @@ def asked():
 
 def record():
     tokens = np.array([7, 1, 19, 4])
-    harm = np.random.default_rng(0).uniform(size=(4, 4))
+    harm = np.random.default_rng(0).uniform(size=(4, 4)) * (np.arange(4) > 0)
     rows = {"kinds": "passage", "documents": "a", "digests": "b"}
     return Record(
-        settings={}, choosing=0, numbers=(0, 1, 2, 3), tokens=tokens, answer_tokens=np.array([32, 5, 32, 9]), harm=harm,
-        halves=np.stack([harm, harm], axis=2), agree=harm, states=harm, entropies=harm[:, :2], random_orders={},
-        seconds={
-            "lengths": [4, 16], "numbers": [0, 3], "prefill": [[2.0, 1.0], [4.0, 3.0]], "decode": [[1.0, 0.5]] * 2,
-        },
+        settings={}, choosing=2, numbers=(0, 1, 2, 3), tokens=tokens, answer_tokens=np.array([32, 5, 32, 9]), harm=harm,
+        complexity=np.array([0.1, 0.5, 0.9, 0.3]), published=np.array([2, 1, 0, 0]),
         **{name: np.array([value] * 4) for name, value in rows.items()},
     )  # fmt: skip
 
@@ -202,7 +199,6 @@ MADE = {
     "frame": curve,
     "groups": lambda: ["x", "y"] * 4,
     "guess": lambda: HARM,
-    "halves": lambda: HARM,
     "harm": lambda: HARM,
     "head_sets": lambda: [[(0, 1)]],
     "heads": lambda: 4,
@@ -283,7 +279,6 @@ MADE = {
     "states": lambda: torch.randn(8, 5),
     "statistic": lambda: lambda sums: sums[:, 0] / sums[:, 1],
     "steps": lambda: 1,
-    "strata": lambda: np.zeros(6, dtype=int),
     "student": lambda: tiny_model(seed=1),
     "student_logits": lambda: LOGITS,
     "successes": lambda: 3,
@@ -376,9 +371,12 @@ OWN = {
     "choosing.by_halves": {"suspects": lambda: [3, 5, 8], "harm": lambda: lambda back: float(5 not in back)},
     "language_modelling.summary": {"dtype": lambda: "float32"},
     "prompt_harm.prompts.cases": {"count": lambda: 10, "tokenizer": byte_tokenizer},
-    "prompt_harm.record.harm_at_random": {
-        "judging": lambda: [Case("passage", "w1 w2", "a")], "prompts": lambda: 1,
+    "policies.by_level": {"left_out": lambda: (2, 0)},
+    "policies.by_price": {"blocks": lambda: 3, "share": lambda: 0.1},
+    "policies.length_rule": {
+        "curve": lambda: [0.0, 0.1], "numbers": lambda: [0, 1], "answer_tokens": lambda: 5.0,
     },
+    "prompt_harm.record.save_records": {"records": lambda: [record()]},
     "records.read_record": {"name": lambda: "keep_the_mean"},
     "texts.further_rows": {"tokenizer": byte_tokenizer},
     "texts.judging_rows": {"tokenizer": byte_tokenizer},

@@ -45,7 +45,9 @@ UNPASSED = {
     "plotting.comparisons.ability_and_bias(ax)": _AXES,
     "plotting.comparisons.before_and_after(ax)": _AXES,
     "session.start(profile)": _OUTER,
+    "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",
     "width.prune_neurons(multiple_of)": _OUTER,
+    "uncertainty.bootstrap_interval(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(seed)": "what draws has a seed",
 }

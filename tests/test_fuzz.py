@@ -47,7 +47,7 @@ LEFT_OUT = {
     "batches.padded": "rows of the library's own token ids",
     "benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",
     "benchmark_tasks.build_tasks": "downloads; evaluate is tried",
-    "prompt_harm.record.measure_record": "prompts, measure and harm_at_random, which are tried, and takes a minute",
+    "prompt_harm.record.measure_record": "prompts and measure, which are tried, and takes a minute",
 }
 # Who needs one of these is a part of the machinery: only the library makes them.
 OWN_KINDS = {"Architecture", "Reading", "Family", "Axis", "tuple", "Batch"}
@@ -55,7 +55,7 @@ OWN_KINDS = {"Architecture", "Reading", "Family", "Axis", "tuple", "Batch"}
 EMBEDDED = ("evaluation.evaluate", "prompt_harm.prompts.cases")  # they read benchmarks' documents
 SLOW = {  # examples an argument
     "bias.reporting.report": 3, "benchmarking.measure_memory": 3, "evaluation.evaluate": 3,
-    "plotting.tensors.heatmap": 3, "prompt_harm.seconds.seconds_by_length": 2,
+    "plotting.tensors.heatmap": 3,
 }  # fmt: skip
 
 # What an argument of some kind is tried with. Large numbers are left out where they would only take long.

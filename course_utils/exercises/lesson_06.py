@@ -1,97 +1,120 @@
-"""Checks of lesson 06, adaptive attention bypass."""
+"""Checks of lesson 06, adaptive attention bypass: the score, the decision, its cost, and the rule with a price."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
+from course_utils.architectures import cache_keyword
+from course_utils.attention import bypass_attention
+from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.models import tiny_llama, variant
+from course_utils.policies import by_price, cache_saved, cheapest_guess, length_rule, outcome, static_harm
 from course_utils.prompt_harm import Record
 
-_CLEARLY = 0.1  # of a rank correlation
 _RANGES = {"log_length": (1.0, 3.0), "variance": (0.5, 1.5)}
+_BLOCKS, _ORDER = 5, (3, 1, 4)  # of the tiny model; its attentions, least important first
+_SHARE = 0.1  # of the cache, that is saved in the last exercise
 
 
 @exercise(
     1,
-    task="Return one score from 0 to 1 for each row: the mean of the scaled log length and the scaled variance.",
-    proved="Padding changes nothing, and nothing leaves the range from 0 to 1.",
+    task="Return one number from 0 to 1: the mean of the scaled log length and the scaled variance.",
+    proved="Short and uniform is 0, long and mixed is 1, and nothing leaves that range.",
 )
-def check_complexity(attempt: Attempt) -> None:
-    """Check a function (embeddings, mask, log_length, variance) -> scores [rows]."""
-    generator = torch.Generator().manual_seed(0)
-    lengths, spreads = (1, 3, 6, 12, 30), (1.0, 0.6, 1.0, 1.2, 3.0)
-    for padding in ("right", "left"):
-        embeddings, mask = 9 * torch.randn(5, 30, 4, generator=generator), torch.zeros(5, 30, dtype=torch.long)
-        rows = []
-        for row, (length, spread) in enumerate(zip(lengths, spreads, strict=True)):
-            rows.append(spread * torch.randn(length, 4, generator=torch.Generator().manual_seed(row)))
-            places = slice(length) if padding == "right" else slice(30 - length, None)
-            embeddings[row, places], mask[row, places] = rows[-1], 1
-        given = torch.as_tensor(attempt(embeddings.clone(), mask.clone(), **_RANGES), dtype=torch.float32)
-        require(given.shape == (5,), f"Return one score a row, shape (5,); yours has {tuple(given.shape)}.")
-        right = _scores(rows)
+def check_score(attempt: Attempt) -> None:
+    """Check a function (embeddings, log_length, variance) -> score of one prompt."""
+    for row, (tokens, spread) in enumerate(((6, 1.0), (12, 1.2), (8, 0.9), (1, 0.0), (30, 3.0), (2, 0.3), (25, 0.8))):
+        embeddings = spread * torch.randn(tokens, 4, generator=torch.Generator().manual_seed(row))
+        given = torch.as_tensor(attempt(embeddings.clone(), **_RANGES), dtype=torch.float32)
+        require(given.dim() == 0, f"Return one number for the prompt; yours has the shape {tuple(given.shape)}.")
+        spread_of = embeddings.var(0, unbiased=False).mean()
+        length, right = math.log(tokens), _score(math.log(tokens), spread_of)
         mistakes = (
             (
-                _scores(list(embeddings), lengths),
-                "Padded positions count in your variance. Select each row's real tokens with its mask.",
-            ),
-            (
-                _scores([torch.cat([row, torch.zeros(30 - len(row), 4)]) for row in rows], lengths),
-                "Multiplied by the mask, embeddings are zeros where padding is, and these count in your variance. "
-                "Select each row's real tokens instead.",
-            ),
-            (
-                _scores(rows, lengths, variance=lambda row: row.var(0).mean()),
-                "Torch's own variance divides by one less than the number of tokens, and of one token it is no number: "
+                _score(length, embeddings.var(0).mean()),
+                "torch's own variance divides by one less than the number of tokens, and of one token it is no number: "
                 "unbiased=False.",
             ),
-            (_scores(rows, [30] * 5), "Every row has the same length for you. Count the mask's ones."),
             (
-                torch.stack([_mean(_raw(row, len(row))) for row in rows]),
-                "You don't cut off: below the low end a scaled value is 0, above the high end it is 1.",
+                _score(length, embeddings.var(1, unbiased=False).mean()),
+                "that is the variance over the components of each token. Take it over the tokens: dim 0.",
             ),
-            (_scores(rows, lengths, logarithm=False), "Scale the *logarithm* of the length."),
-            (2 * right, "That is the sum. Take the mean of the two scaled values."),
             (
-                _scores(rows, lengths, variance=lambda row: row.var()),
-                "That is the variance of all numbers together. Take it over the tokens, for each component, then "
+                _score(length, embeddings.var(unbiased=False)),
+                "that is the variance of all numbers together. Take it over the tokens, for each component, then "
                 "average over the components.",
             ),
+            (_score(tokens, spread_of), "scale the *logarithm* of the length."),
+            (_score(length, spread_of.sqrt()), "that is the standard deviation. The variance is its square."),
+            (
+                sum(_scaled(value, name) for name, value in zip(_RANGES, (length, spread_of), strict=True)) / 2,
+                "you don't cut off: below the low end a scaled value is 0, above the high end it is 1.",
+            ),
+            (2 * right, "that is the sum. Take the mean of the two scaled values."),
         )
-        same = partial(torch.allclose, atol=1e-4)
-        rule_out(mistakes, given, right, same=same)
-        require(
-            same(given, right),
-            f"For the check's random rows the scores are {_text(right)}; yours are {_text(given)}.",
-        )
+        where = f"For a prompt of {tokens} token{'s' if tokens > 1 else ''}: "
+        rule_out(mistakes, given, right, same=partial(torch.isclose, atol=1e-5, equal_nan=True), where=where)
+        require(torch.isclose(given, right, atol=1e-4), f"{where}the score is {right:.3f}; yours is {given:.3f}.")
 
 
 @exercise(
     2,
-    task="Return a set of letters.",
-    proved="The output is about harm: how steady it is and what goes with it. Gains need other measurements.",
+    task="Return a model that decides at an answer's first pass, and keeps the decision in the answer's cache.",
+    proved="One decision an answer, carried by its cache: answers can take turns, and each stays what it was.",
 )
-def check_claims(attempt: Any) -> None:
-    """Check which of four statements the output supports."""
-    chosen(
-        attempt,
-        {"a", "c"},
-        {
-            "a": "the ceiling comes from two halves of each answer. Above 0, it says that harm is partly the prompt's.",
-            "b": "the figure says nothing about time. A prompt that suffers little may have little to save.",
-            "c": "the probe was fitted on some prompts and is judged on others, so its features can't inflate it.",
-            "d": "the ceiling is the limit, and it lies above the probe. Another signal may come nearer to it.",
-        },
+@torch.no_grad()
+def check_adaptive(attempt: Attempt) -> None:
+    """Check a function (model, order, decide) -> model that decides once for each answer."""
+    model, name = tiny_llama(blocks=_BLOCKS), cache_keyword(tiny_llama())
+    short, long = torch.arange(1, 5)[None], torch.arange(3, 15)[None]
+    asked: list[int] = []
+
+    def decide(ids: Tensor) -> int:
+        asked.append(ids.shape[1])
+        return {4: 3, 12: 1}.get(ids.shape[1], 0)
+
+    before = model(long, use_cache=False).logits
+    mine = attempt(model, _ORDER, decide)
+    require(isinstance(mine, LlamaForCausalLM), f"Return the model; yours returned a {type(mine).__name__}.")
+    outputs = [mine(ids, use_cache=True) for ids in (short, long)]
+    require(asked, "Your model never calls decide(ids).")
+    for ids, output, number in zip((short, long), outputs, (3, 1), strict=True):
+        where = f"A prompt of {ids.shape[1]} tokens leaves {number} out: "
+        expected = _static(model, number)(ids).logits
+        if not torch.equal(output.logits, expected):
+            other = [count for count in range(4) if torch.equal(output.logits, _static(model, count)(ids).logits)]
+            told = f"yours leaves out {other[0]}" if other else "yours is no static bypass of `order`'s first ones"
+            require(False, f"{where}{told}.")
+    step, caches = torch.tensor([[20]]), [output[name] for output in outputs]
+    for turn in (1, 2):  # the answers take turns
+        for ids, cache, number, other in zip((short, long), caches, (3, 1), (1, 3), strict=True):
+            asked.clear()
+            found = mine(step, **{name: cache}).logits[:, -1]
+            require(
+                not asked,
+                "Your model decides again at a later pass, where it sees one token. Decide only while the cache is "
+                "empty.",
+            )
+            read = torch.cat([ids, *[step] * turn], dim=1)
+            right = _static(model, number)(read, use_cache=False).logits[:, -1]
+            require(
+                torch.allclose(found, right, atol=1e-4),
+                f"An answer that began with {number} left out goes on otherwise, after another one has begun with "
+                f"{other}. A decision that is kept with the model is the last answer's: keep it with the cache, and "
+                "read it from there at each later pass.",
+            )
+    require(
+        torch.equal(model(long, use_cache=False).logits, before),
+        "The given model has changed. Work on variant(model).",
     )
 
 
@@ -100,7 +123,7 @@ def check_claims(attempt: Any) -> None:
     task="Return one number: the share of all prompts' cache that is saved.",
     proved="The same average number saves little on short prompts and much on long ones.",
 )
-def check_same_average(attempt: Attempt) -> None:
+def check_saved_share(attempt: Attempt) -> None:
     """Check a function (tokens, left_out, blocks) -> share."""
     tokens, blocks = [10, 20, 1000], 30
     same = partial(math.isclose, rel_tol=0, abs_tol=1e-6)
@@ -122,146 +145,141 @@ def check_same_average(attempt: Attempt) -> None:
 
 @exercise(
     4,
-    task="Return the same decisions, dealt anew among the prompts of each stratum.",
-    proved="Costs stay, the signal goes. On decisions that know only the length it finds nothing, as it must.",
+    task="Return two lists: the numbers that ever pay, 0 first, and the prompt lengths at which the next one begins.",
+    proved="Two lists of a few numbers decide as the rule does, for every length.",
 )
-def check_control(attempt: Attempt) -> None:
-    """Check a function (choice, strata, seed) -> choice dealt anew."""
-    generator = np.random.default_rng(0)
-    strata = generator.integers(0, 5, 400)
-    choice = generator.integers(0, 3, 400) + 3 * strata  # every value tells its stratum
-    before = choice.copy()
-    given = np.asarray(attempt(choice, strata, 1))
-    require(given.shape == choice.shape, f"Return one number a prompt, shape (400,); yours has {given.shape}.")
-    require((choice == before).all(), "You changed the decisions that you were given. Work on a copy.")
-    require(
-        sorted(given.tolist()) == sorted(choice.tolist()),
-        "Those aren't the same decisions any more: deal without replacement (a permutation).",
-    )
-    require(
-        (given // 3 == strata).all(),
-        "Decisions moved to prompts of another stratum, so the cost isn't the same. Deal within each stratum.",
-    )
-    require((given != choice).any(), "Nothing was dealt: every prompt has its own decision still.")
-    require(
-        (np.asarray(attempt(choice, strata, 2)) != given).any(),
-        "Another seed deals the same way. Make the generator from the seed that you are given.",
-    )
-    by_length = strata % 3  # decided from the stratum alone
-    require((np.asarray(attempt(by_length, strata, 3)) == by_length).all(), "Decisions by stratum alone must stay.")
+def check_length_rule(attempt: Attempt) -> None:
+    """Check a function (curve, numbers, price, answer_tokens) -> levels, thresholds."""
+    numbers, answer, price = [0, 1, 3, 5, 8], 50.0, 2e-4
+    curves = {"that bends upwards": [0.0, 0.02, 0.1, 0.22, 0.5], "with a dent": [0.0, 0.06, 0.2, 0.25, 0.5]}
+    tokens = np.arange(1, 1001)
+    for which, curve in curves.items():
+        result = attempt(list(curve), list(numbers), price, answer)
+        require(
+            isinstance(result, Sequence) and len(result) == 2,
+            "Return two lists, levels and thresholds.",
+        )
+        levels, thresholds = ([float(value) for value in part] for part in result)
+        where = f"For a curve {which}: "
+        right, begins = length_rule(curve, numbers, price, answer)
+        require(
+            len(thresholds) == len(levels) - 1,
+            f"{where}{len(levels)} levels want {len(levels) - 1} thresholds; yours are {len(thresholds)}.",
+        )
+        naive = np.diff(curve) / np.diff(numbers)
+        if levels == numbers and list(right) != numbers:
+            require(
+                False,
+                f"{where}you keep every number. With the dent, {[n for n in numbers if n not in right]} never pay: "
+                "some larger number costs less for each layer. From the last level, take the next of least slope.",
+            )
+        require(levels == list(right), f"{where}the levels are {list(right)}; yours are {[int(n) for n in levels]}.")
+        mistakes = (
+            (np.add(begins, answer), "you forgot the answer: its tokens fill the cache too, so take them off."),
+            (np.diff([curve[numbers.index(n)] for n in right]) / price - answer, "take the harm for each layer."),
+            (np.subtract(begins, 2 * answer), "the answer's tokens are taken off twice."),
+            (naive * price, "a threshold is a number of tokens: slope / price."),
+        )
+        close = partial(_close_lists, tolerance=0.5)
+        rule_out(mistakes, thresholds, list(begins), same=close, where=where)
+        saved = (tokens + answer)[:, None] * numbers
+        wanted = np.array(numbers)[cheapest_guess(np.tile(curve, (len(tokens), 1)), saved, price)]
+        mine = np.array(levels)[np.searchsorted(thresholds, tokens, side="right")]
+        wrong = tokens[mine != wanted]
+        require(
+            len(wrong) <= 2,  # on a threshold both are as good
+            f"{where}the rule decides otherwise at {len(wrong)} of 1,000 lengths, the first at {wrong[:1]} tokens.",
+        )
 
 
 @exercise(
     5,
-    task="Return the two thresholds of least mean harm that leave out at least `budget` attentions on average.",
-    proved="Chosen on one half of the prompts, they hold on the other half. That half decided nothing.",
+    task="Give `advantage`, a function of the answer's tokens, and `enough`, a number of hundreds of tokens.",
+    proved="Long answers make prompts alike in cost, and then their length tells nothing.",
 )
-def check_thresholds(attempt: Attempt) -> None:
-    """Check a function (scores, harms, left_out, budget) -> two thresholds."""
-    left_out, budget = (8, 4, 0), 4.0
-    scores, harms = _prompts(seed=1)
-    chosen = torch.as_tensor(attempt(scores.clone(), harms.clone(), left_out, budget), dtype=torch.float32)
-    require(chosen.shape == (2,), f"Return two thresholds; yours have the shape {tuple(chosen.shape)}.")
-    low, high = chosen.tolist()
-    require(low <= high, f"The first threshold must not be above the second one; yours are {low:.3f} and {high:.3f}.")
-    average, harm = _outcome(scores, harms, left_out, low, high)
+def check_enough(advantage: Callable[[float], float], enough: Any, record: Record, blocks: int) -> None:
+    """Check a function answer_tokens -> static's harm less the rule's, and the first hundred at which it is halved."""
+    right = partial(_advantage, record, blocks)
+    usual = float(record.split()[0].answer_tokens.mean())
+    alike = _with_answers(record, usual)
+    _, judge = alike.split()
+    alone = outcome(judge.harm, cache_saved(judge, blocks), by_price(alike, blocks, _SHARE)[0])[1]
+    given = _number(advantage(usual))
+    mistakes = (
+        (-right(usual), "the sign is turned round: static's harm less the rule's."),
+        (
+            alone,
+            "that is the rule's harm alone. Take it off the harm of one number for all at the same saving.",
+        ),
+        (
+            float(static_harm(judge.harm, cache_saved(judge, blocks), _SHARE)) - alone,
+            "the rule doesn't save just a tenth on the prompts that judge. Ask static_harm at what it does save.",
+        ),
+    )
+    same = partial(math.isclose, rel_tol=0.02, abs_tol=2e-4)
+    where = f"For answers of {usual:.0f} tokens: "
+    rule_out(mistakes, given, right(usual), same=same, where=where)
     require(
-        average >= budget - 1e-6,
-        f"With your thresholds {average:.2f} attentions are left out on average, fewer than {budget:g}.",
+        same(given, right(usual)),
+        f"{where}{right(usual):.4f} nats; yours is {given:.4f}. Every answer has that many tokens, in the plan and "
+        "in what is saved.",
     )
-    best = min(
-        outcome[1]
-        for pair in itertools.combinations_with_replacement(_candidates(scores), 2)
-        if (outcome := _outcome(scores, harms, left_out, *pair))[0] >= budget - 1e-6
-    )
-    thirds = _outcome(scores, harms, left_out, *scores.quantile(torch.tensor([1 / 3, 2 / 3])).tolist())[1]
-    if harm > best * 1.001:
-        hint = " That is what equal thirds give; look at the harms." if abs(harm - thirds) < 1e-6 else ""
-        require(False, f"The mean harm is {harm:.4f}; {best:.4f} is possible at the same budget.{hint}")
-    average, harm = _outcome(*_prompts(seed=2), left_out, low, high)
-    print(f"On prompts that chose nothing: {average:.2f} attentions left out on average, mean harm {harm:.4f}.")
-
-
-@exercise(
-    6,
-    task="Return one number for each prompt of the record.",
-    proved="Fitted on prompts that choose, it holds on prompts from other documents.",
-)
-def check_signal(attempt: Attempt) -> None:
-    """Check a function (tokens, early_entropy, states, learn) -> one number a prompt, on the record."""
-    record = Record.load()
-    first = record.choosing
-    log_harm = np.log(record.harm[:, -1].clip(1e-6))
-    given = attempt(record.tokens.copy(), record.entropies[:, 0].copy(), record.states.copy(), log_harm[:first].copy())
-    values = np.asarray(given, dtype=np.float64)
+    for answer in (200.0, 1000.0):
+        other = _number(advantage(answer))
+        require(
+            same(other, right(answer)),
+            f"For answers of {answer:.0f} tokens: {right(answer):.4f} nats; yours is {other:.4f}.",
+        )
     require(
-        values.shape == record.tokens.shape,
-        f"Return one number for each of the {len(record.tokens)} prompts; yours has the shape {values.shape}.",
+        isinstance(enough, int | float) and enough > 0 and enough % 100 == 0,
+        f"`enough` is a multiple of 100; yours is {enough!r}.",
     )
-    require(np.isfinite(values).all(), "Some of your numbers aren't finite.")
-    require(values[first:].std() > 0, "Your signal is the same for all prompts that judge.")
-    kinds = [record.kinds == kind for kind in sorted(set(record.kinds))[1:]]
-    states = [record.states, np.log(record.tokens), record.entropies[:, 0]]
-    own, length, probe, kind = (
-        float(spearmanr(signal[first:], log_harm[first:]).statistic)
-        for signal in (values, np.log(record.tokens), _ridge(states, log_harm[:first]), _ridge(kinds, log_harm[:first]))
-    )
-    known = {"length": length, "the lesson's probe": probe, "the kind alone": kind}
-    beside = ", ".join(f"{name} {value:+.3f}" for name, value in known.items())
-    print(f"On prompts that judge: yours {own:+.3f}, {beside}.")
-    require(own > -0.1, "Your signal is upside down: it must be *high* where harm is high.")
+    half = right(usual) / 2
+    first = next(answer for answer in range(100, 100_000, 100) if right(float(answer)) < half)
     require(
-        own >= abs(length) + _CLEARLY,
-        f"{own:+.3f} isn't clearly better than length alone, whichever way round ({abs(length):.3f}): at least "
-        f"{_CLEARLY} more is asked for.",
+        enough == first,
+        f"At {enough} tokens the advantage is {right(float(enough)):.4f}; half of the usual one is {half:.4f}. "
+        f"{'An earlier hundred is below it already.' if enough > first else 'It must fall below that.'}",
     )
 
 
-def _ridge(features: Sequence[np.ndarray], log_harm: np.ndarray) -> np.ndarray:
-    """The lesson's fit: a ridge regression on features [prompts, any], learned from the first of them."""
-    columns, first = np.column_stack(features).astype(float), len(log_harm)
-    columns = (columns - columns[:first].mean(0)) / columns[:first].std(0)
-    return RidgeCV(np.logspace(-1, 4, 11)).fit(columns[:first], log_harm).predict(columns)
+def _scaled(value: float | Tensor, name: str) -> Tensor:
+    low, high = _RANGES[name]
+    return (torch.as_tensor(value, dtype=torch.float32) - low) / (high - low)
 
 
-def _raw(
-    row: Tensor, length: int, *, logarithm: bool = True, variance: Callable[[Tensor], Tensor] | None = None
-) -> list[Tensor]:
-    """The two values of a row, scaled but not cut off."""
-    size = torch.tensor(float(length))
-    spread = row.var(0, unbiased=False).mean() if variance is None else variance(row)
-    values = {"log_length": size.log() if logarithm else size, "variance": spread}
-    return [(values[name] - low) / (high - low) for name, (low, high) in _RANGES.items()]
+def _score(length: float, variance: float | Tensor) -> Tensor:
+    values = zip(_RANGES, (length, variance), strict=True)
+    return torch.stack([_scaled(value, name).clamp(0, 1) for name, value in values]).mean()
 
 
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(values).mean()
+def _static(model: LlamaForCausalLM, number: int) -> LlamaForCausalLM:
+    bypassed = variant(model)
+    bypass_attention(bypassed, _ORDER[:number])
+    return bypassed
 
 
-def _scores(rows: Sequence[Tensor], lengths: Iterable[int] | None = None, **options: Any) -> Tensor:
-    values = [_raw(row, n, **options) for row, n in zip(rows, lengths or map(len, rows), strict=True)]
-    return torch.stack([_mean([value.nan_to_num().clamp(0, 1) for value in pair]) for pair in values])
+def _close_lists(one: Sequence[float], other: Sequence[float], tolerance: float) -> bool:
+    return len(one) == len(other) and bool(np.allclose(one, other, atol=tolerance, rtol=0))
 
 
-def _prompts(seed: int, count: int = 40) -> tuple[Tensor, Tensor]:
-    """Scores [count] and harms [3 levels, count] that rise with the score, steeply at the end, beside much noise."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(count, generator=generator)
-    harm = 0.1 + scores.pow(4) + 0.05 * torch.rand(count, generator=generator)
-    return scores, torch.stack([harm, 0.35 * harm, torch.zeros(count)])
+def _number(value: Any) -> float:
+    require(
+        isinstance(value, int | float | np.floating),
+        f"advantage(…) must return one number; yours returned a {type(value).__name__}.",
+    )
+    return float(value)
 
 
-def _candidates(scores: Tensor) -> list[float]:
-    """A threshold on each score, and one above all."""
-    return [*scores.sort().values.tolist(), float(scores.max()) + 1.0]
+def _with_answers(record: Record, tokens: float) -> Record:
+    """The same record, if every answer had so many tokens."""
+    return replace(record, answer_tokens=np.full(len(record.tokens), tokens))
 
 
-def _outcome(scores: Tensor, harms: Tensor, left_out: Sequence[int], low: float, high: float) -> tuple[float, float]:
-    """Average number left out, and mean harm."""
-    levels = (scores >= low).long() + (scores >= high).long()
-    counts = torch.tensor(left_out, dtype=torch.float32)[levels]
-    return float(counts.mean()), float(harms.gather(0, levels[None]).mean())
-
-
-def _text(values: Tensor) -> str:
-    return "[" + ", ".join(f"{value:.3f}" for value in values.tolist()) + "]"
+def _advantage(record: Record, blocks: int, answer: float) -> float:
+    """Static's harm less the rule's, if every answer has so many tokens."""
+    alike = _with_answers(record, answer)
+    _, judge = alike.split()
+    saved = cache_saved(judge, blocks)
+    share, harm = outcome(judge.harm, saved, by_price(alike, blocks, _SHARE)[0])
+    return float(static_harm(judge.harm, saved, share)) - harm

@@ -71,22 +71,23 @@ def embedding_features(embeddings: Tensor) -> Tensor:
     return torch.cat([torch.tensor([len(embeddings)]).log().to(variance), variance[None]])
 
 
-def complexity(settings: Mapping[str, Any], features: Tensor) -> float:
-    """A prompt's score; the more, the more attentions it keeps.
+def complexity(settings: Mapping[str, Any], embeddings: Tensor) -> float:
+    """A prompt's score under a policy.
 
-    The two features, each scaled from its low and high calibration quantile to 0 and 1 and cut off there, and added
-    with their weights (a half each, unless ``parameters`` says otherwise).
+    "length": its tokens. "length_variance": the mean of its two features, each scaled from its low and high calibration
+    quantile to 0 and 1 and cut off there.
 
     Args:
-        settings: ``parameters`` of an ``AdaptiveConfig``.
-        features: [2], from ``embedding_features``.
+        settings: ``policy`` and ``parameters`` of an ``AdaptiveConfig``.
+        embeddings: of the prompt's tokens, [tokens, hidden].
     """
-    parameters = settings["parameters"]
-    score, weights = 0.0, parameters.get("weights", (0.5, 0.5))
-    for value, name, weight in zip(features.tolist(), ("log_length", "variance"), weights, strict=True):
-        low, high = parameters[name]
-        score += weight * min(1.0, max(0.0, (value - low) / (high - low)))
-    return score
+    if settings["policy"] == "length":
+        return float(len(embeddings))
+    scaled = []
+    for value, name in zip(embedding_features(embeddings).tolist(), ("log_length", "variance"), strict=True):
+        low, high = settings["parameters"][name]
+        scaled.append(min(1.0, max(0.0, (value - low) / (high - low))))
+    return 0.5 * sum(scaled)
 
 
 def _by_complexity(settings: Mapping[str, Any], embeddings: Tensor, real: Tensor | None) -> list[int]:
@@ -98,7 +99,7 @@ def _by_complexity(settings: Mapping[str, Any], embeddings: Tensor, real: Tensor
         real: bool [rows, tokens], or None where nothing is padded.
     """
     prompts = embeddings if real is None else (row[mask] for row, mask in zip(embeddings, real, strict=True))
-    scores = [complexity(settings, embedding_features(prompt)) for prompt in prompts]
+    scores = [complexity(settings, prompt) for prompt in prompts]
     return [settings["left_out"][bisect.bisect_right(settings["thresholds"], score)] for score in scores]
 
 

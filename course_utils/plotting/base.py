@@ -12,8 +12,8 @@ import seaborn as sns
 
 from course_utils import checks
 
-# Told apart by colour-blind eyes, on a projector (three times as dark as white), and in grey by their markers. Criteria
-# and parts are drawn in different figures, so they may share an orange and a purple.
+# Told apart by colour-blind eyes, on a projector (three times as dark as white), and in grey by their markers.
+# Criteria, parts and rules for prompts are drawn in different figures, so they may share colours.
 _MARKS: dict[str, dict[str, Any]] = {
     "L1": {"color": "#1f5fb4", "marker": "s"},
     "activation": {"color": "#d97b00", "marker": "o"},
@@ -26,6 +26,10 @@ _MARKS: dict[str, dict[str, Any]] = {
     "neurons": {"color": "#d97b00", "marker": "o"},
     "attentions": {"color": "#2b8fe0", "marker": "P"},
     "blocks": {"color": "#d16abb", "marker": "D"},
+    "one for all": {"color": "0.25", "marker": "."},
+    "complexity": {"color": "#0a9f68", "marker": "^"},
+    "published": {"color": "#5c2f10", "marker": "v"},
+    "price": {"color": "#d97b00", "marker": "o"},
     "whole": {"color": "black", "marker": "*"},
     "guessing": {"color": "0.25", "linestyle": (0, (3, 1, 1, 1))},
 }
@@ -59,7 +63,8 @@ def mark(name: str) -> dict[str, Any]:
 
     Args:
         name: a criterion ("L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random"), "wrong" or
-            "separate" sets, a part ("neurons", "attentions", "blocks"), the "whole" model, or the line of "guessing".
+            "separate" sets, a part ("neurons", "attentions", "blocks"), a rule for prompts ("one for all",
+            "complexity", "published", "price"), the "whole" model, or the line of "guessing".
 
     Raises:
         ValueError: unknown name.

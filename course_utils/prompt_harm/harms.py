@@ -34,20 +34,11 @@ class Measured:
         tokens: int64 [prompts], of the prompt.
         answer_tokens: int64 [prompts], of the answer; at most ``ANSWER_TOKENS``.
         harm: float64 [prompts, sets], KL(whole || bypassed), nats a token, mean over the answer.
-        halves: float64 [prompts, sets, 2], the same over every other token of the answer; nan where there is none.
-        agree: float64 [prompts, sets], the share of the answer's tokens that the bypassed model holds most likely.
-        states: float32 [prompts, 2, hidden], entering the block where a policy may decide: of the prompt's last token,
-            and their mean.
-        entropies: float64 [prompts, 2], nats, of the prediction behind the prompt: read out there, and at the end.
     """
 
     tokens: np.ndarray
     answer_tokens: np.ndarray
     harm: np.ndarray
-    halves: np.ndarray
-    agree: np.ndarray
-    states: np.ndarray
-    entropies: np.ndarray
 
     def rows(self, chosen: Sequence[int] | np.ndarray) -> Measured:
         """Some prompts, in this order."""
@@ -65,8 +56,6 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     sets: Sequence[Sequence[int]],
-    *,
-    decide_at: int,
 ) -> Measured:
     """Harm of each prompt and set of attentions, on the greedy answer that the whole model gives.
 
@@ -75,7 +64,6 @@ def measure(
         tokenizer: the model's.
         texts: the prompts.
         sets: block numbers of the attentions to leave out, beside those that already are; one set after the other.
-        decide_at: the block at whose entrance a policy may look, from 0.
 
     Returns:
         One row a prompt, in the order of ``texts``, and a column of harms for each of ``sets``.
@@ -87,7 +75,6 @@ def measure(
     architecture = describe(model)
     refuse_adaptive(architecture, "measure the harm of a bypass")
     sets = [checks.block_numbers(layers, architecture.num_blocks) for layers in checks.not_empty("sets", sets)]
-    decide_at = checks.whole_number("decide_at", decide_at, most=architecture.num_blocks - 1, meaning="the last block")
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in checks.strings("texts", texts)]
     if not all(prompts):
         raise ValueError("A prompt of 'texts' has no tokens; leave empty ones out.")
@@ -95,7 +82,7 @@ def measure(
     parts = []
     for rows in tqdm(places, desc="measuring harm", unit="batch", leave=False, delay=2):
         alike = [prompts[i] for i in rows]
-        parts.append(_measure_batch(architecture, alike, _greedy_answers(model, tokenizer, alike), sets, decide_at))
+        parts.append(_measure_batch(architecture, alike, _greedy_answers(model, tokenizer, alike), sets))
     back = np.argsort([i for rows in places for i in rows])  # into the order of the texts
     return Measured.joined(parts).rows(back)
 
@@ -141,7 +128,6 @@ def _measure_batch(
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
     sets: Sequence[Sequence[int]],
-    decide_at: int,
 ) -> Measured:
     model = architecture.model
     rows = padded([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], side="left")
@@ -150,29 +136,19 @@ def _measure_batch(
     asked = torch.zeros_like(batch.real)  # bool [rows, length]: the positions that predict the answer's tokens
     for row, size in enumerate(sizes):
         asked[row, length - size - 1 : length - 1] = True
-    said = torch.tensor([token for answer in answers for token in answer], device=model.device)
     with evaluating(model):
-        whole, kept = run_keeping(architecture, batch, {decide_at, *(min(layers) for layers in sets if layers)})
-        states, early = _at_the_decision(architecture, batch, kept[decide_at], sizes)
+        whole, kept = run_keeping(architecture, batch, {min(layers) for layers in sets if layers})
         bypassed = [_bypassed_states(architecture, batch, layers, kept, whole)[asked] for layers in sets]
-        harms, agrees, ends = [], [], []
-        for tokens, whole_part, *parts in architecture.chunks(said, whole[asked], *bypassed):
+        harms = []
+        for whole_part, *parts in architecture.chunks(whole[asked], *bypassed):
             log_p = _log_probabilities(architecture, whole_part)  # [tokens of the chunk, vocabulary]
-            ends.append(-(log_p.exp() * log_p).sum(-1).cpu())
             log_qs = (_log_probabilities(architecture, part) for part in parts)  # one set's at a time
-            found = [(kl_divergence(log_p, log_q), log_q.argmax(-1) == tokens) for log_q in log_qs]
-            harms.append(torch.stack([kl.clamp(min=0) for kl, _ in found]).cpu())
-            agrees.append(torch.stack([agree for _, agree in found]).cpu())
-    first_tokens = np.cumsum([0, *sizes[:-1]])
+            harms.append(torch.stack([kl_divergence(log_p, log_q).clamp(min=0) for log_q in log_qs]).cpu())
     by_row = torch.cat(harms, dim=1).double().split(sizes, dim=1)  # one [sets, answer tokens] a row
     return Measured(
         tokens=np.array([len(prompt) for prompt in prompts]),
         answer_tokens=np.array(sizes),
         harm=torch.stack([row.mean(1) for row in by_row]).numpy(),
-        halves=torch.stack([torch.stack([row[:, i::2].mean(1) for i in (0, 1)], dim=1) for row in by_row]).numpy(),
-        agree=torch.stack([row.mean(1) for row in torch.cat(agrees, dim=1).double().split(sizes, dim=1)]).numpy(),
-        states=states.numpy(),
-        entropies=torch.stack([early, torch.cat(ends)[first_tokens]], dim=1).double().numpy(),
     )
 
 
@@ -198,25 +174,3 @@ def _bypassed_states(
 def _log_probabilities(architecture: Architecture, states: Tensor) -> Tensor:
     """Float32 [tokens, vocabulary] for states [tokens, hidden] behind the final norm."""
     return architecture.logits(states).float().log_softmax(-1)
-
-
-def _at_the_decision(
-    architecture: Architecture, batch: Batch, entering: Tensor | tuple | None, sizes: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """States of the prompts [rows, 2, hidden] (last token, mean), and the early readout's entropy [rows]."""
-    if entering is None:  # block 0 may lose its attention: only the embeddings are there
-        states = architecture.model.get_input_embeddings()(batch.input_ids)
-        normed = states
-    else:
-        states = entering[0] if isinstance(entering, tuple) else entering  # [rows, length, hidden]
-        with starting_at(architecture, architecture.num_blocks, {architecture.num_blocks: entering}):
-            normed = architecture.hidden_states(batch)  # after the final norm: what the head would read
-    found, last = [], []
-    for row, size in enumerate(sizes):
-        prompt = batch.real[row].clone()
-        prompt[len(prompt) - size :] = False
-        own = states[row, prompt].float()
-        found.append(torch.stack([own[-1], own.mean(0)]).cpu())
-        last.append(normed[row, prompt][-1])
-    log_p = _log_probabilities(architecture, torch.stack(last))
-    return torch.stack(found), -(log_p.exp() * log_p).sum(-1).cpu()

@@ -44,7 +44,7 @@ class Case:
 
 
 @check_types
-def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int) -> list[Case]:
+def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int, seed: int = 0) -> list[Case]:
     """Prompts of four kinds, from one word to well over a thousand tokens, shuffled.
 
     "passage": the beginning of a text, to be continued. "question": a science question (ARC-Easy). "arithmetic": a sum
@@ -55,15 +55,17 @@ def cases(tokenizer: PreTrainedTokenizerBase, split: str, *, count: int) -> list
         tokenizer: the model's.
         split: "calibration" or "evaluation"; they share no document, question or sum.
         count: how many prompts, in the shares of ``KINDS``.
+        seed: of the draw; the same seed gives the same prompts.
 
     Raises:
-        ValueError: another split, or too few prompts for one of each kind.
+        ValueError: another split, too few prompts for one of each kind, or ``seed`` isn't a whole number from 0.
         AssetError: the texts are not in the cache and can't be fetched.
     """
     checks.one_of("split", split, ("calibration", "evaluation"))
     checks.whole_number("count", count, least=10, meaning="at least one prompt of each kind")
+    checks.whole_number("seed", seed)
     count = session.at_most(count, least=_LONG_AND_SHORT)
-    draw = random.Random(f"{split} 0")  # always the same prompts
+    draw = random.Random(f"{split} {seed}")
     found: list[Case] = []
     for kind, share in KINDS.items():
         found += _MAKERS[kind](tokenizer, split, round(share * count), draw)

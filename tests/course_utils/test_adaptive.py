@@ -34,7 +34,8 @@ CACHE = describe(tiny_model()).cache_keyword
 GREEDY = {"do_sample": False, "pad_token_id": 2, "eos_token_id": None}
 
 
-SCALES = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0], "weights": [1.0, 0.0]}
+SCALES = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
+BY_VARIANCE = {"policy": "length_variance", "parameters": SCALES}
 
 
 def by_length(model, **changes):
@@ -43,9 +44,9 @@ def by_length(model, **changes):
         "model": ModelIdentity.of(model),
         "order": ORDER,
         "left_out": LEFT_OUT,
-        "thresholds": tuple((torch.tensor([2.5, 4.0, 7.0]).log() / 5).tolist()),
-        "policy": "length_variance",
-        "parameters": SCALES,
+        "thresholds": (2.5, 4.0, 7.0),
+        "policy": "length",
+        "parameters": {},
     }
     return AdaptiveConfig(**settings | changes)
 
@@ -419,7 +420,7 @@ def test_broken_checkpoints(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
         ({"left_out": [1]}, "'thresholds' must hold 0"),
-        ({"policy": "guess"}, r"length_variance; got 'guess'"),
+        ({"policy": "guess"}, r"length_variance, length; got 'guess'"),
         ({"order": None}, "'order'"),
     ):
         broken = config | {"adaptive_attention": config["adaptive_attention"] | change}
@@ -438,7 +439,6 @@ def test_broken_checkpoints(tmp_path):
         ({"order": (4,)}, r"in 'order' must lie from 0 to 3; got \[4\]"),
         ({"order": (True, 2, 3)}, "in 'order' must be a list of integers"),
         ({"left_out": (4, 2, 1, 0)}, "'left_out' must hold whole numbers from 0 to 3, the attentions in 'order'"),
-        ({"left_out": (1, 2, 1, 0)}, "never rising"),
         ({"left_out": (3, 2, 1, -1)}, "from 0 to 3"),
         ({"left_out": (3, 2, True, False)}, "from 0 to 3"),
         ({"left_out": ()}, "'left_out'"),
@@ -446,16 +446,19 @@ def test_broken_checkpoints(tmp_path):
         ({"thresholds": (1.0, 2.0, "3")}, "'thresholds' must hold 3"),
         ({"thresholds": (1.0, 3.0, 2.0)}, "never falling"),
         ({"thresholds": (1.0, 2.0, float("nan"))}, "finite"),
-        ({"policy": "guess"}, "length_variance; got 'guess'"),
-        ({"policy": "fitted"}, "length_variance; got 'fitted'"),
-        ({"parameters": {"log_length": [0.0, 1.0]}}, r"'log_length' and 'variance', each \[low, high\].*missing"),
-        ({"parameters": SCALES | {"more": 1}}, "must be exactly .*'more'"),
-        ({"parameters": SCALES | {"variance": [1.0, 1.0]}}, r"must be exactly .*\[1.0, 1.0\]"),
-        ({"parameters": SCALES | {"log_length": [0.0, float("inf")]}}, "all finite"),
-        ({"parameters": SCALES | {"log_length": [True, 2.0]}}, "must be exactly"),
-        ({"parameters": SCALES | {"log_length": 1.0}}, "must be exactly"),
-        ({"parameters": SCALES | {"weights": [1.0]}}, "'weights', two numbers"),
-        ({"parameters": [0.0, 1.0]}, "must be exactly"),
+        ({"policy": "guess"}, "length_variance, length; got 'guess'"),
+        ({"parameters": SCALES}, "'parameters' of the policy 'length' must be empty"),
+        (
+            BY_VARIANCE | {"parameters": {"log_length": [0.0, 1.0]}},
+            r"'log_length' and 'variance', each \[low, high\].*missing",
+        ),
+        (BY_VARIANCE | {"parameters": SCALES | {"more": 1}}, "must be exactly .*'more'"),
+        (BY_VARIANCE | {"parameters": SCALES | {"variance": [1.0, 1.0]}}, r"must be exactly .*\[1.0, 1.0\]"),
+        (BY_VARIANCE | {"parameters": SCALES | {"log_length": [0.0, float("inf")]}}, "both finite"),
+        (BY_VARIANCE | {"parameters": SCALES | {"log_length": [True, 2.0]}}, "must be exactly"),
+        (BY_VARIANCE | {"parameters": SCALES | {"log_length": 1.0}}, "must be exactly"),
+        (BY_VARIANCE | {"parameters": SCALES | {"weights": [0.5, 0.5]}}, "must be exactly .*'weights'"),
+        (BY_VARIANCE | {"parameters": [0.0, 1.0]}, "must be exactly"),
     ],
 )
 def test_invalid_settings(change, message):
@@ -609,25 +612,20 @@ def test_calibrate(family, tokenizer):
 
 
 @torch.no_grad()
-def test_weights_turn_the_length_round(tokenizer, tmp_path):
+def test_by_length_long_prompts_may_leave_out_more(tokenizer, tmp_path):
     model = four_blocks()
     config = calibrate(model, tokenizer, TEXTS, left_out=(3, 1, 0))
-    turned = dataclasses.replace(
-        config, parameters={**config.parameters, "weights": [-1.0, 0.0]}, thresholds=(-0.9, -0.1)
-    )
-    assert AdaptiveConfig.load(turned.save(tmp_path / "settings.json")) == turned
     batches = [tokenizer(text, return_tensors="pt") for text in TEXTS]
     lengths = torch.tensor([batch["input_ids"].shape[1] for batch in batches], dtype=torch.float64)
-    low, high = config.parameters["log_length"]
-    expected = -((lengths.log() - low) / (high - low)).clamp(0, 1)
-    torch.testing.assert_close(complexity(model, batches, turned), expected, rtol=1e-5, atol=1e-6)
-    half = dataclasses.replace(config, parameters={**config.parameters, "weights": [0.5, 0.5]})
-    assert torch.equal(complexity(model, batches, half), complexity(model, batches, config))
-    make_adaptive(model, turned)
-    longest = batches[int(lengths.argmax())]["input_ids"]
-    assert decided(model(input_ids=longest, use_cache=True).past_key_values) == [3]
-    with pytest.raises(ValueError, match="'weights', two numbers"):
-        dataclasses.replace(config, parameters={**config.parameters, "weights": [1.0]})
+    low, high = lengths.unique()[[1, -1]].tolist()
+    rule = {"policy": "length", "parameters": {}, "thresholds": (low, high), "left_out": (0, 3, 1)}
+    by_tokens = dataclasses.replace(config, **rule)
+    assert AdaptiveConfig.load(by_tokens.save(tmp_path / "settings.json")) == by_tokens
+    assert torch.equal(complexity(model, batches, by_tokens), lengths)
+    make_adaptive(model, by_tokens)
+    for batch, length in zip(batches, lengths.tolist(), strict=True):
+        wanted = 0 if length < low else 3 if length < high else 1
+        assert decided(model(input_ids=batch["input_ids"], use_cache=True).past_key_values) == [wanted]
 
 
 @torch.no_grad()
@@ -650,7 +648,7 @@ def test_bad_input(tokenizer):
         ({"prompts": "one text"}, "got 'one text'"),
         ({"prompts": TEXTS[:2]}, "at least 3 texts; got 2"),
         ({"prompts": TEXTS, "left_out": (5, 0)}, "from 0 to 4"),
-        ({"prompts": TEXTS, "left_out": (0, 2)}, "never rising"),
+        ({"prompts": TEXTS, "left_out": ()}, "one number for each level"),
         ({"prompts": TEXTS, "left_out": (True, 0)}, "from 0 to 4"),
         ({"prompts": [TEXTS[5]] * 5}, "all alike in log_length and variance"),
         ({"prompts": [*TEXTS, ""]}, "no tokens"),

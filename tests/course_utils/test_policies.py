@@ -1,22 +1,23 @@
-"""Savings, choices and bounds on tables small enough to work out by hand."""
+"""Savings and choices on tables small enough to work out by hand."""
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from course_utils.policies import (
+    by_level,
+    by_price,
     cache_saved,
     cheapest_guess,
     gap_to_static,
-    least_harm,
+    length_rule,
     outcome,
     price_for,
-    seconds_saved,
-    shuffled_within,
-    split_half_ceiling,
     static_harm,
 )
 from course_utils.prompt_harm import Record
@@ -25,12 +26,7 @@ HARM = np.array([[0.0, 0.1, 0.4], [0.0, 0.3, 0.5], [0.0, 0.2, 0.9]])
 SAVED = np.array([[0.0, 0.01, 0.02], [0.0, 0.02, 0.04], [0.0, 0.1, 0.2]])
 
 
-SECONDS = {"lengths": [4, 16], "numbers": [0, 3], "prefill": [[2.0, 1.0], [4.0, 3.0]], "decode": [[1.0, 0.5]] * 2}
-
-
 def a_record():
-    tokens = np.array([7, 1, 19, 4])
-    harm = np.random.default_rng(0).uniform(size=(4, 4))
     return Record(
         settings={},
         choosing=0,
@@ -38,37 +34,41 @@ def a_record():
         documents=np.array(list("abcd")),
         digests=np.array(list("abcd")),
         numbers=(0, 1, 2, 3),
-        tokens=tokens,
+        tokens=np.array([7, 1, 19, 4]),
         answer_tokens=np.array([32, 5, 32, 9]),
-        harm=harm,
-        halves=np.stack([harm, harm], axis=2),
-        agree=harm,
-        states=harm,
-        entropies=harm[:, :2],
-        seconds={
-            "lengths": [4, 16],
-            "numbers": [0, 3],
-            "prefill": [[2.0, 1.0], [4.0, 3.0]],
-            "decode": [[1.0, 0.5]] * 2,
-        },
-        random_orders={},
+        harm=np.random.default_rng(0).uniform(size=(4, 4)),
+        complexity=np.zeros(4),
+        published=np.array([], dtype=int),
     )
 
 
-def test_seconds_and_cache_by_hand():
-    record = a_record()
-    seconds, cache = seconds_saved(record), cache_saved(record, blocks=4)
-    row = int(np.argmax(record.tokens == 4))  # the first length of the table: read in 2 or 1, a token in 1 or 0.5
-    answer = record.answer_tokens[row]
-    whole = sum(
-        np.exp(np.interp(np.log(np.clip(n, 4, 16)), np.log([4, 16]), np.log([2, 4]))) + k
-        for n, k in zip(record.tokens, record.answer_tokens, strict=True)
-    )
-    assert seconds[row, 3] == pytest.approx((1 + 0.5 * answer) / whole)
-    assert seconds[row, 1] == pytest.approx(seconds[row, 3] / 3)
-    tokens = record.tokens + record.answer_tokens
-    assert cache[row, 2] == pytest.approx(tokens[row] * 2 / (4 * tokens.sum()))
-    assert (seconds[:, 0] == 0).all()
+def test_cache_by_hand():
+    cache = cache_saved(a_record(), blocks=4)
+    tokens = np.array([39, 6, 51, 13])
+    np.testing.assert_allclose(cache, tokens[:, None] * np.arange(4) / (4 * 109))
+
+
+def test_levels_share_the_prompts_that_choose():
+    record = dataclasses.replace(a_record(), choosing=2, complexity=np.array([0.0, 1.0, 0.4, 0.6]))
+    assert by_level(record, (3, 1)).tolist() == [3, 1]
+    assert by_level(record, (2,)).tolist() == [2, 2]
+    for wrong in ((5, 0), (), "30", None):
+        with pytest.raises(ValueError, match="'left_out' must hold one number for each level, among 0, 1, 2, 3; got"):
+            by_level(record, wrong)
+
+
+def test_price_is_set_on_the_prompts_that_choose():
+    """Two choose, of 27 and 21 tokens with a mean answer of 20; the two that judge have 39 and 24."""
+    record = dataclasses.replace(a_record(), choosing=2, answer_tokens=np.array([35, 5, 99, 99]))
+    record = dataclasses.replace(record, harm=np.tile([0.0, 0.1, 0.3, 0.6], (4, 1)))
+    choice, price = by_price(record, 4, share=0.2)
+    assert price == pytest.approx(0.1 / 21)  # at 0.1 / 27 only the longer one leaves one out, which saves 27 / 192
+    assert choice.tolist() == [1, 1]
+    whole, _ = by_price(record, 4, share=0.75)
+    assert whole.tolist() == [3, 3]
+    for wrong in (-0.1, 0.76, float("nan")):
+        with pytest.raises(ValueError, match="'share' must lie from 0 to 0.750"):
+            by_price(record, 4, wrong)
 
 
 def test_outcome_and_static_mixtures():
@@ -127,42 +127,38 @@ def test_documents_are_drawn_whole():
 def test_rule_with_a_price():
     assert cheapest_guess(HARM, SAVED, 0.0).tolist() == [0, 0, 0]
     assert cheapest_guess(HARM, SAVED, 1e6).tolist() == [2, 2, 2]
-    assert cheapest_guess(HARM, SAVED, 1.0).tolist() == [0, 0, 1]
+    assert cheapest_guess(HARM, SAVED, 3.0).tolist() == [0, 0, 1]
     price = price_for(HARM, SAVED, 0.1)
     assert outcome(HARM, SAVED, cheapest_guess(HARM, SAVED, price))[0] >= 0.1
     with pytest.raises(ValueError, match=r"at most 0\.260"):
         price_for(HARM, SAVED, 0.5)
 
 
-def test_bound_is_below_every_assignment():
-    for target in (0.05, 0.12, 0.2, 0.26):
-        best = min(
-            harm
-            for choice in itertools.product(range(3), repeat=3)
-            for saved, harm in [outcome(HARM, SAVED, np.array(choice))]
-            if saved >= target - 1e-12
-        )
-        found = least_harm(HARM, SAVED, target)
-        assert found <= best + 1e-9
-        assert found >= best - HARM.max() / 3  # one prompt is split at most
-    assert least_harm(HARM, SAVED, 0.26) == pytest.approx(HARM[:, 2].mean())
-    with pytest.raises(ValueError, match=r"at most 0\.260"):
-        least_harm(HARM, SAVED, 0.3)
+CURVES = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
 
-def test_ceiling_knows_noise_from_signal():
-    generator = np.random.default_rng(2)
-    true = generator.normal(size=4000)
-    halves = true[:, None] + generator.normal(size=(4000, 2))
-    reliability, ceiling = split_half_ceiling(np.concatenate([halves, [[1.0, np.nan]]]))
-    assert reliability == pytest.approx(2 / 3, abs=0.04)  # 1 / (1 + 1/2)
-    assert np.corrcoef(true, halves.mean(1))[0, 1] == pytest.approx(ceiling, abs=0.04)
-    assert split_half_ceiling(generator.normal(size=(4000, 2)))[1] < 0.35
+@given(CURVES, st.floats(1e-4, 1e-2), st.floats(0, 100))
+def test_length_rule_is_the_cheapest_guess_at_every_length(steps, price, answer):
+    """Whatever the curve: bent, falling, flat."""
+    numbers = [0, *range(1, 2 * len(steps), 2)]
+    curve = [0.0, *steps]
+    levels, thresholds = length_rule(curve, numbers, price, answer)
+    tokens = np.arange(1, 400)
+    saved = (tokens + answer)[:, None] * numbers
+    worth = np.array(curve) - price * saved  # [tokens, numbers]
+    chosen = np.array(levels)[np.searchsorted(thresholds, tokens, side="right")]
+    assert levels[0] == 0 and len(thresholds) == len(levels) - 1
+    assert [*thresholds] == sorted(thresholds)
+    at = [numbers.index(level) for level in chosen]
+    np.testing.assert_allclose(worth[np.arange(len(tokens)), at], worth.min(1), atol=1e-9)
 
 
-def test_dealing_stays_in_its_stratum():
-    choice, strata = np.arange(100), np.repeat([0, 1], 50)
-    dealt = shuffled_within(choice, strata, seed=1)
-    assert sorted(dealt[:50]) == list(range(50))
-    assert (dealt != choice).any()
-    assert choice.tolist() == list(range(100))
+def test_length_rule_by_hand():
+    """Three steps, of which the middle one never pays: 0.1 nats for one attention, then 0.2 for two more."""
+    assert length_rule([0.0, 0.1, 0.15], [0, 1, 2], 0.001, 10.0) == ((0, 2), (pytest.approx(65),))
+    levels, thresholds = length_rule([0.0, 0.1, 0.3], [0, 1, 2], 0.001, 10.0)
+    assert levels == (0, 1, 2)
+    assert thresholds == pytest.approx([90, 190])
+    for bad in ({"numbers": [0, 2, 1]}, {"numbers": [1, 2, 3]}, {"numbers": [0, 1]}, {"price": 0.0}):
+        with pytest.raises(ValueError, match=f"'{next(iter(bad))}' must"):
+            length_rule(**{"curve": [0.0, 0.1, 0.3], "numbers": [0, 1, 2], "price": 0.1, "answer_tokens": 1.0} | bad)

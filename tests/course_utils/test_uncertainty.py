@@ -28,19 +28,19 @@ from course_utils.uncertainty import (
     [
         (0.1, 0.2, 0, "above"),
         (-0.2, -0.1, 0, "below"),
-        (-0.1, 0.2, 0, "neither"),
-        (0.0, 0.2, 0, "neither"),
-        (-0.2, 0.0, 0, "neither"),
+        (-0.1, 0.2, 0, "no evidence of a difference"),
+        (0.0, 0.2, 0, "no evidence of a difference"),
+        (-0.2, 0.0, 0, "no evidence of a difference"),
         (1.1, 1.2, 1, "above"),
         (0.1, 0.2, 1, "below"),
-        (0.9, 1.1, 1, "neither"),
+        (0.9, 1.1, 1, "no evidence of a difference"),
         (2.0, math.inf, 1, "above"),
-        (math.nan, math.nan, 0, "neither"),
+        (math.nan, math.nan, 0, "no evidence of a difference"),
     ],
 )
 def test_a_verdict_says_on_which_side_the_whole_interval_lies(low, high, at, side):
-    assert verdict(low, high, at=at, below="below", above="above", neither="neither") == side
-    assert verdict(np.float64(low), torch.tensor(high), at=at, below="below", above="above", neither="neither") == side
+    assert verdict(low, high, at=at, below="below", above="above") == side
+    assert verdict(np.float64(low), torch.tensor(high), at=at, below="below", above="above") == side
 
 
 def test_a_verdict_has_words_of_its_own():

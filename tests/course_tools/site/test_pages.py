@@ -171,9 +171,7 @@ def test_every_term_is_introduced_where_the_glossary_says(sources):
 
 # Lessons that say a term before the one that introduces it, and what they mean by it.
 IN_PASSING = {
-    "candidate": {"06": "thresholds, in an answer"},
     "causal": {"08": "of a model that reads from left to right"},
-    "ceiling": {"06": "of a signal's correlation"},
     "chance": {"03": "to beat or to lose to chance", "04": "what random sets stand for"},
     "first token": {"03": "of a row", "08": "of a text", "09": "of a row"},
     "hidden channel": {"10": "a number in an exercise"},

@@ -25,11 +25,12 @@ def test_features_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("features", "score"),
-    [([math.log(2), 2.0], 0.5), ([0.0, 0.0], 0.0), ([9.0, 9.0], 1.0), ([math.log(4), 1.0], 0.5)],
+    ("tokens", "spread", "score"),
+    [(2, 2**0.5, 0.5), (1, 0.0, 0.0), (20, 9.0, 1.0), (4, 1.0, 0.5)],  # the variance is the spread's square
 )
-def test_score_is_the_mean_of_both_scaled_and_cut_off(features, score):
-    assert complexity(PLAIN, torch.tensor(features)) == pytest.approx(score)
+def test_score_is_the_mean_of_both_scaled_and_cut_off(tokens, spread, score):
+    prompt = torch.tensor([[spread * (-1) ** token] * 3 for token in range(tokens)])
+    assert complexity(PLAIN, prompt) == pytest.approx(score)
 
 
 def test_rows_decide_alone_and_padding_says_nothing():
@@ -41,6 +42,8 @@ def test_rows_decide_alone_and_padding_says_nothing():
     assert _by_complexity(PLAIN, easy[None], None) == [0]  # the last token counted in
 
 
-def test_weights_turn_a_feature_round():
-    turned = PLAIN | {"parameters": PLAIN["parameters"] | {"weights": [-1.0, 0.0]}}
-    assert complexity(turned, torch.tensor([math.log(2), 9.0])) == pytest.approx(-0.5)
+def test_by_length_the_score_is_the_tokens():
+    rule = {"policy": "length", "parameters": {}, "left_out": [0, 2, 1], "thresholds": [2, 3]}
+    prompts = torch.ones(3, 3, 2)
+    real = torch.tensor([[True, False, False], [True, True, False], [True, True, True]])
+    assert _by_complexity(rule, prompts, real) == [0, 2, 1]

@@ -26,7 +26,7 @@ def divergences(model, prompt, answer, bypassed):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_harm_is_the_divergence_along_the_own_answer(family, tokenizer):
     model = long_enough(family)
-    found = measure(model, tokenizer, texts(), SETS, decide_at=1)
+    found = measure(model, tokenizer, texts(), SETS)
     assert found.harm.shape == (4, 3)
     for row, text in enumerate(texts()):
         prompt = tokenizer(text).input_ids
@@ -37,34 +37,11 @@ def test_harm_is_the_divergence_along_the_own_answer(family, tokenizer):
         np.testing.assert_allclose(found.harm[row], expected, rtol=2e-3, atol=2e-5)
 
 
-def test_what_a_policy_may_look_at(tokenizer):
-    model = long_enough()
-    found = measure(model, tokenizer, texts(), SETS, decide_at=2)
-    for row, text in enumerate(texts()):
-        with torch.no_grad():
-            output = model(torch.tensor([tokenizer(text).input_ids]), output_hidden_states=True)
-        states = output.hidden_states[2][0]  # entering block 2
-        np.testing.assert_allclose(found.states[row], torch.stack([states[-1], states.mean(0)]), rtol=1e-4, atol=1e-5)
-        early = torch.distributions.Categorical(logits=model.lm_head(model.model.norm(states[-1]))).entropy()
-        final = torch.distributions.Categorical(logits=output.logits[0, -1]).entropy()
-        np.testing.assert_allclose(found.entropies[row], [early.item(), final.item()], rtol=1e-4)
-
-
-def test_halves_are_every_other_token(tokenizer):
-    found = measure(long_enough(), tokenizer, texts(), SETS, decide_at=0)
-    first, second = (found.answer_tokens + 1) // 2, found.answer_tokens // 2
-    known = second > 0
-    both = found.halves[..., 0] * first[:, None] + np.nan_to_num(found.halves[..., 1]) * second[:, None]
-    np.testing.assert_allclose(both / found.answer_tokens[:, None], found.harm)
-    assert np.isnan(found.halves[~known, :, 1]).all()
-    assert ((found.agree >= 0) & (found.agree <= 1)).all()
-
-
 def test_model_is_as_before(tokenizer):
     model = long_enough()
     ids = torch.tensor([[5, 6, 7]])
     before = model(ids).logits
-    measure(model, tokenizer, texts(), SETS, decide_at=1)
+    measure(model, tokenizer, texts(), SETS)
     assert torch.equal(model(ids).logits, before)
     assert "forward" not in {name for block in model.model.layers for name in vars(block)}
 
@@ -73,20 +50,20 @@ def test_a_bypass_that_was_there_stays(tokenizer):
     model, smaller = long_enough(), long_enough()
     bypass_attention(model, [1])
     bypass_attention(smaller, [1], remove=True)
-    found = measure(model, tokenizer, texts(), [[2], [3]], decide_at=1)
+    found = measure(model, tokenizer, texts(), [[2], [3]])
     assert [attention.skipped for attention in describe(model).attentions] == [False, True, False, False]
-    expected = measure(smaller, tokenizer, texts(), [[1, 2], [1, 3]], decide_at=1)
+    expected = measure(smaller, tokenizer, texts(), [[1, 2], [1, 3]])
     np.testing.assert_array_equal(found.harm, expected.harm)
 
 
 def test_bad_arguments(tokenizer):
     model = long_enough()
     with pytest.raises(ValueError, match="no tokens"):
-        measure(model, tokenizer, ["w5", ""], SETS, decide_at=0)
-    with pytest.raises(ValueError, match="decide_at"):
-        measure(model, tokenizer, ["w5"], SETS, decide_at=4)
+        measure(model, tokenizer, ["w5", ""], SETS)
     with pytest.raises(ValueError, match="9"):
-        measure(model, tokenizer, ["w5"], [[9]], decide_at=0)
+        measure(model, tokenizer, ["w5"], [[9]])
+    with pytest.raises(ValueError, match="'sets' is empty"):
+        measure(model, tokenizer, ["w5"], [])
 
 
 def test_batches_hold_rows_alike_in_length():
@@ -101,7 +78,7 @@ def test_batches_hold_rows_alike_in_length():
 def test_joined_parts_keep_their_order():
     def part(value):
         one = np.full((1, 2), value)
-        return Measured(one[:, 0], one[:, 0], one, one[..., None], one, one[..., None], one)
+        return Measured(one[:, 0], one[:, 0], one)
 
     joined = Measured.joined([part(1.0), part(2.0), part(3.0)])
     assert joined.rows([2, 0]).harm[:, 0].tolist() == [3.0, 1.0]
