@@ -3,8 +3,8 @@
     python -m experiments.harm_per_prompt [--work build/harm_per_prompt]
 
 Model: the embedded Llama. 150 prompts of the calibration split choose (the order of the attentions among them), others
-of the evaluation split judge: 1,000 in bfloat16; 500 in float32; and 500 in bfloat16 for each of two other draws of all
-prompts. Each prompt is measured once with 1, 3, 5 and 8 of the attentions left out. An hour and a half on two cores.
+of the evaluation split judge: 1,000 in bfloat16; 250 in float32; and 250 in bfloat16 for each of two other draws of all
+prompts. Each prompt is measured once with 1, 3, 5 and 8 of the attentions left out. An hour on two cores.
 Resumable: killed, it goes on from its last chunk of 250 prompts.
 """
 
@@ -25,7 +25,7 @@ from course_utils.files import replacing
 from course_utils.models import load_model
 from course_utils.prompt_harm import RECORD, Case, Measured, Record, cases, measure, save_records
 
-RUNS = {("bfloat16", 0): 1000, ("float32", 0): 500, ("bfloat16", 1): 500, ("bfloat16", 2): 500}  # prompts that judge
+RUNS = {("bfloat16", 0): 1000, ("float32", 0): 250, ("bfloat16", 1): 250, ("bfloat16", 2): 250}  # prompts that judge
 NUMBERS = (1, 3, 5, 8)
 CHOOSING, CALIBRATING, CHUNK = 150, 48, 250
 

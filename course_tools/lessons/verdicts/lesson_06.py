@@ -47,7 +47,7 @@ def simple_save_little(tables: Tables) -> list[float]:
 @verdict("The longer a prompt, the more it leaves out by the rule: none at 50 tokens, some at 350, the most at 700.")
 def longer_leaves_more(tables: Tables) -> list[float]:
     """What the three leave out."""
-    *_, short, middle, long = tables.line(_PRICE, "price")
+    *_, short, middle, long = tables.line(_PRICE, "answers of")
     return [1 if short == 0 else -1, middle, long - middle]
 
 
@@ -71,11 +71,12 @@ def knowing_gains_little(tables: Tables) -> list[float]:
     return [0.1 * (1 - price) - (price - known)]
 
 
-@verdict("The long third bears all of the harm.")
-def the_long_pay(tables: Tables) -> list[float]:
-    """What the others bear is nothing."""
+@verdict("Fewer than a fifth of the prompts leave anything out, and they bear all of the harm.")
+def few_pay(tables: Tables) -> list[float]:
+    """How far below a fifth they are, and that the others bear none."""
+    (percent,) = tables.line(_PAYS, "prompts that leave something out:")
     harm = tables.table(_PAYS, "harm if prompts").column("harm, mean")
-    return [1 if harm["short"] == harm["middle"] == 0 else -1, harm["long"]]
+    return [20 - percent, 1 if harm["0 left out"] == 0 else -1]
 
 
 @verdict("Where prompts count by their tokens, one number for all does less harm.")
@@ -100,7 +101,7 @@ VERDICTS = (
     complexity_harms,
     price_pays,
     knowing_gains_little,
-    the_long_pay,
+    few_pay,
     by_tokens,
     codes_are_found,
 )

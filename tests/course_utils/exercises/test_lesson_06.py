@@ -1,178 +1,244 @@
 """Lesson 06's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
 from exercise_cases import cases_of
-from sklearn.ensemble import ExtraTreesRegressor
 
+from course_utils.attention import bypass_attention
 from course_utils.exercises import lesson_06
+from course_utils.models import variant
+from course_utils.policies import by_price, cache_saved, length_rule, outcome, static_harm
+from course_utils.prompt_harm import Record
 
 
-def complexity(
-    embeddings,
-    mask,
-    log_length,
-    variance,
-    *,
-    padded=False,
-    cut=True,
-    log=True,
-    over_all=False,
-    mean=True,
-    unbiased=False,
-):
-    scores = []
-    for row, real in zip(embeddings, mask.bool(), strict=True):
-        tokens = row if padded else row[real]
-        length = torch.tensor(float(real.sum()))
-        spread = tokens.var() if over_all else tokens.var(0, unbiased=unbiased).mean()
-        pair = [(length.log() if log else length, log_length), (spread, variance)]
-        scaled = torch.stack([(value - low) / (high - low) for value, (low, high) in pair])
-        scaled = scaled.nan_to_num().clamp(0, 1) if cut else scaled
-        scores.append(scaled.mean() if mean else scaled.sum())
-    return torch.stack(scores)
+def score(embeddings, log_length, variance, *, log=True, spread=None, cut=True, cut_mean=False, total=False):
+    length = torch.tensor(float(len(embeddings)))
+    spread = (spread or (lambda e: e.var(0, unbiased=False).mean()))(embeddings)
+    pair = [(length.log() if log else length, log_length), (spread, variance)]
+    scaled = torch.stack([(value - low) / (high - low) for value, (low, high) in pair])
+    scaled = scaled.clamp(0, 1) if cut else scaled
+    found = scaled.sum() if total else scaled.mean()
+    return found.clamp(0, 1) if cut_mean else found
 
 
-def multiplied_by_the_mask(embeddings, mask, log_length, variance):
-    """Padding becomes zeros, and they take part in the variance."""
-    length = mask.sum(1).float().log()
-    spread = (embeddings * mask[..., None]).var(1, unbiased=False).mean(1)
-    scaled = [(value - low) / (high - low) for value, (low, high) in ((length, log_length), (spread, variance))]
-    return torch.stack(scaled).clamp(0, 1).mean(0)
+def scored(**options):
+    return lambda embeddings, **ranges: score(embeddings, **ranges, **options)
 
 
-def same_length_for_all(embeddings, mask, log_length, variance):
-    log, (low, high) = torch.tensor(float(mask.shape[1])).log(), log_length
-    wide = ((log - low) / (high - low)).clamp(0, 1)
-    own = complexity(embeddings, mask, log_length, (-1e9, 1e9)) * 2 - 0.5  # the length's part alone
-    return complexity(embeddings, mask, log_length, variance) + (wide - own) / 2
-
-
-def thresholds(scores, harms, left_out, budget, *, pick=min, respect=True):
-    candidates, found = [*scores.sort().values.tolist(), float(scores.max()) + 1], []
-    for low, high in itertools.combinations_with_replacement(candidates, 2):
-        levels = (scores >= low).long() + (scores >= high).long()
-        average = torch.tensor(left_out, dtype=torch.float32)[levels].mean()
-        if average >= budget or not respect:
-            found.append((float(harms.gather(0, levels[None]).mean()), low, high))
-    return pick(found)[1:]
-
-
-test_complexity = cases_of(
-    lesson_06.check_complexity,
+test_score = cases_of(
+    lesson_06.check_score,
     stubs=[lambda *_, **__: None],
     mistakes=[
-        (lambda e, m, **r: complexity(e, m, **r, padded=True), "Padded positions count"),
-        (lambda e, m, **r: complexity(e, m, **r, cut=False), "don't cut off"),
-        (lambda e, m, **r: complexity(e, m, **r, log=False), "*logarithm*"),
-        (lambda e, m, **r: complexity(e, m, **r, mean=False), "That is the sum"),
-        (lambda e, m, **r: complexity(e, m, **r, over_all=True), "all numbers together"),
-        (lambda e, m, **r: complexity(e, m, **r, unbiased=True), "divides by one less than the number of tokens"),
-        (multiplied_by_the_mask, "zeros where padding is"),
-        (same_length_for_all, "same length"),
-        (lambda e, m, **r: complexity(e, m, **r) * 0.9, "the scores are"),
-        (lambda e, m, **r: complexity(e, m, **r)[:2], "one score a row"),
+        (scored(spread=lambda e: e.var(0).mean()), "divides by one less than the number of tokens"),
+        (scored(spread=lambda e: e.var(1, unbiased=False).mean()), "over the components of each token"),
+        (scored(spread=lambda e: e.var(1).mean()), "over the components of each token"),
+        (scored(spread=lambda e: e.var(unbiased=False)), "all numbers together"),
+        (scored(spread=lambda e: e.var()), "all numbers together"),
+        (scored(spread=lambda e: e.var(0, unbiased=False).mean().sqrt()), "standard deviation"),
+        (scored(log=False), "*logarithm*"),
+        (scored(cut=False), "you don't cut off"),
+        (scored(cut=False, cut_mean=True), "you cut off the mean"),
+        (scored(total=True), "the sum"),
+        (lambda e, **r: 0.9 * score(e, **r), "the score is"),
+        (lambda e, **r: torch.stack([score(e, **r)] * 2), "one number for the prompt"),
     ],
-    answers=[complexity],
+    answers=[score, lambda e, **r: float(score(e, **r)), lambda e, **r: np.float64(score(e, **r))],
 )
 
+CACHE = "past_key_values"
 
-test_thresholds = cases_of(
-    lesson_06.check_thresholds,
-    stubs=[lambda *_, **__: None],
+
+def adaptive(model, order, decide, *, fresh=None, kept=True, copy=variant, take=lambda order, n: order[:n], guard=True):
+    """The answer, and what goes wrong with it."""
+    model, now = copy(model), {}
+
+    def begins(cache, ids):
+        return cache is None or cache.get_seq_length() == 0
+
+    def before(backbone, inputs, named):
+        name = "cache" if "cache" in named else CACHE
+        cache, ids = named.get(name), named["input_ids"]
+        if (fresh or begins)(cache, ids):
+            now["number"] = decide(ids)
+        elif kept:
+            now["number"] = cache.left_out
+        bypass_attention(model, take(order, now["number"]))
+
+    def after(backbone, inputs, output):
+        cache = output["cache" if "cache" in output else CACHE] if not guard else output.get(CACHE, output.get("cache"))
+        if not guard or cache is not None:
+            cache.left_out = now["number"]
+
+    model.model.register_forward_pre_hook(before, with_kwargs=True)
+    model.model.register_forward_hook(after)
+    return model
+
+
+def adapted(**options):
+    return lambda model, order, decide: adaptive(model, order, decide, **options)
+
+
+def never(model, order, decide):
+    return variant(model)
+
+
+test_adaptive = cases_of(
+    lesson_06.check_adaptive,
+    stubs=[lambda *_: None],
     mistakes=[
-        (lambda s, h, n, b: thresholds(s, h, n, b, pick=max), "is possible at the same budget"),
-        (lambda s, h, n, b: thresholds(s, h, n, b, respect=False), "fewer than 4"),
-        (lambda s, h, n, b: s.quantile(torch.tensor([1 / 3, 2 / 3])), "fewer than 4"),
-        (lambda s, h, n, b: (0.9, 0.1), "must not be above"),
-        (lambda s, h, n, b: 0.5, "two thresholds"),
+        (adapted(fresh=lambda cache, ids: True), "decides again at a later pass, where it sees one token"),
+        (
+            adapted(fresh=lambda cache, ids: ids.shape[1] > 1),
+            "A prompt of 1 tokens, with a cache: your hook stopped with",
+        ),
+        (adapted(kept=False), "keep it with the cache"),
+        (adapted(copy=lambda model: model), "The given model has changed"),
+        (adapted(take=lambda order, n: order[::-1][:n]), "no static bypass of `order`'s first ones"),
+        (adapted(take=lambda order, n: order[: n - 1]), "yours leaves out 2"),
+        (adapted(guard=False), "without a cache: your hook stopped with"),
+        (never, "never calls decide"),
+        (lambda model, order, decide: (model,), "yours returned a tuple"),
     ],
-    answers=[thresholds],
+    answers=[adaptive],
 )
 
 
-test_claims = cases_of(
-    lesson_06.check_claims,
-    stubs=[...],
-    mistakes=[
-        ({"a", "b", "c"}, "nothing about time"),
-        ({"a", "c", "d"}, "Another signal"),
-        ({"c"}, "partly the prompt's"),
-        ({"a"}, "can't inflate it"),
-        ({"a", "e"}, "There is no e"),
-    ],
-    answers=[{"a", "c"}, ["c", "a"]],
-)
+def test_a_later_pass_of_several_tokens_is_no_beginning(capsys):
+    def mostly(cache, ids):
+        return cache is None or cache.get_seq_length() == 0 or ids.shape[1] > 2
+
+    assert not lesson_06.check_adaptive(adapted(fresh=mostly))
+    assert "decides again at a later pass, where it sees 3 tokens" in capsys.readouterr().out
 
 
 def share(tokens, left_out, blocks):
     return sum(t * n for t, n in zip(tokens, left_out, strict=True)) / blocks / sum(tokens)
 
 
-test_same_average = cases_of(
-    lesson_06.check_same_average,
+test_share = cases_of(
+    lesson_06.check_saved_share,
     stubs=[lambda *_: None],
     mistakes=[
         (lambda t, n, b: sum(n) / len(n) / b, "mean over prompts"),
         (lambda t, n, b: share(t, n, b) * b, "mean token"),
         (lambda t, n, b: 1 - share(t, n, b), "what stays"),
         (lambda t, n, b: share(t, n, b) * sum(t), "Divide by all the tokens"),
+        (lambda t, n, b: 100 * share(t, n, b), "in percent"),
+        (lambda t, n, b: share(t, n, 30), "of 16, "),
         (lambda t, n, b: 0.5, "is saved; yours is"),
     ],
-    answers=[share],
+    answers=[share, lambda t, n, b: np.dot(t, n) / (b * np.sum(t))],
 )
 
 
-def deal(choice, strata, seed, *, replace=False, within=True):
-    generator, dealt = np.random.default_rng(seed), choice.copy()
-    for stratum in np.unique(strata) if within else [None]:
-        rows = np.flatnonzero(strata == stratum) if within else np.arange(len(choice))
-        dealt[rows] = generator.choice(choice[rows], len(rows), replace=replace)
-    return dealt
+def rule(curve, numbers, price, answer, *, slope_from=None, every=False, sign=-1, per_layer=True, times=False):
+    harm, levels, thresholds = dict(zip(numbers, curve, strict=True)), [0], []
+    while levels[-1] != max(numbers):
+        last = levels[-1]
+        base = last if slope_from is None else slope_from
+        slopes = {k: (harm[k] - harm[base]) / ((k - base) if per_layer else 1) for k in numbers if k > last}
+        best = min(k for k in slopes) if every else min(slopes, key=lambda k: slopes[k] if per_layer else slopes[k] / k)
+        levels.append(best)
+        begin = slopes[best] * price if times else slopes[best] / price
+        thresholds.append(begin + sign * answer)
+    return levels, thresholds
 
 
-def in_place(choice, strata, seed):
-    choice[:] = deal(choice, strata, seed)
-    return choice
+def ruled(**options):
+    return lambda *given: rule(*given, **options)
 
 
-test_control = cases_of(
-    lesson_06.check_control,
+test_length_rule = cases_of(
+    lesson_06.check_length_rule,
     stubs=[lambda *_: None],
     mistakes=[
-        (lambda c, s, seed: deal(c, s, seed, replace=True), "without replacement"),
-        (lambda c, s, seed: deal(c, s, seed, within=False), "another stratum"),
-        (lambda c, s, seed: c.copy(), "Nothing was dealt"),
-        (lambda c, s, seed: deal(c, s, 0), "Another seed"),
-        (lambda c, s, seed: deal(c, s, seed)[:10], "one number a prompt"),
-        (in_place, "Work on a copy"),
+        (ruled(sign=0), "you forgot the answer"),
+        (ruled(sign=-2), "taken off twice"),
+        (ruled(times=True), "slope / price"),
+        (ruled(every=True), "you keep every number"),
+        (lambda c, n, p, a: (list(length_rule(c, n, p, a)[0])[1:], length_rule(c, n, p, a)[1]), "the first level is 0"),
+        (lambda c, n, p, a: (length_rule(c, n, p, a)[0], [1.0]), "want"),
+        (lambda c, n, p, a: ([0, 8], [100.0]), "the levels are"),
+        (lambda c, n, p, a: [0], "Return two lists"),
+        (
+            lambda c, n, p, a: (length_rule(c, n, p, a)[0], [t + 30 for t in length_rule(c, n, p, a)[1]]),
+            "decides otherwise",
+        ),
+        (
+            lambda c, n, p, a: (
+                length_rule(c, n, p, a)[0],
+                [c[n.index(k)] / k / p - a for k in length_rule(c, n, p, a)[0][1:]],
+            ),
+            "each slope from 0",
+        ),
+        (
+            lambda c, n, p, a: (
+                length_rule(c, n, p, a)[0],
+                (np.diff([c[n.index(k)] for k in length_rule(c, n, p, a)[0]]) / p - a).tolist(),
+            ),
+            "for each layer",
+        ),
     ],
-    answers=[deal],
+    answers=[rule, length_rule, lambda *given: tuple(np.array(part) for part in length_rule(*given))],
 )
 
 
-def trees(tokens, entropy, states, learn):
-    columns = np.column_stack([np.log(tokens), entropy, states])
-    model = ExtraTreesRegressor(100, min_samples_leaf=4, random_state=0)
-    return model.fit(columns[: len(learn)], learn).predict(columns)
+def a_record():
+    generator = np.random.default_rng(0)
+    tokens = np.exp(generator.uniform(0, 7, 90)).astype(int) + 1
+    harm = np.array([0.0, 0.04, 0.14, 0.19, 0.38]) * generator.uniform(0.7, 1.3, (90, 1))
+    names = np.array([str(number) for number in range(90)])
+    return Record(
+        settings={},
+        choosing=40,
+        kinds=names,
+        documents=names,
+        digests=names,
+        numbers=(0, 1, 3, 5, 8),
+        tokens=tokens,
+        answer_tokens=generator.integers(40, 64, 90),
+        harm=harm,
+        complexity=np.zeros(90),
+        published=np.array([], dtype=int),
+    )
 
 
-test_signal = cases_of(
-    lesson_06.check_signal,
-    stubs=[lambda *_: None],
+RECORD = a_record()
+USUAL = RECORD.split()[0].answer_tokens.mean()
+
+
+def advantage(answer, *, rule_of=None, ask=None, sign=1, ratio=False, a_tenth=0.1):
+    other = replace(RECORD, answer_tokens=np.full(90, answer))
+    _, judge = other.split()
+    saved = cache_saved(judge, 30)
+    gone, harm = outcome(judge.harm, saved, by_price(rule_of or other, 30, a_tenth)[0])
+    alike = float(static_harm(judge.harm, saved, ask or gone))
+    return harm / alike if ratio else sign * (alike - harm)
+
+
+THIRD = next(answer for answer in range(100, 9000, 100) if advantage(answer) < advantage(USUAL) / 3)
+
+
+def check_enough(attempt):
+    return lesson_06.check_enough(*attempt, RECORD, 30)
+
+
+test_enough = cases_of(
+    check_enough,
+    stubs=[(lambda *_: None, ...), (advantage, ...)],
     mistakes=[
-        (lambda t, e, s, y: -np.log(t), "clearly better than length"),
-        (lambda t, e, s, y: np.ones(len(t)), "the same for all"),
-        (lambda t, e, s, y: -trees(t, e, s, y), "upside down"),
-        (lambda t, e, s, y: y, "one number for each"),
-        (lambda t, e, s, y: t * np.nan, "aren't finite"),
+        ((lambda answer: advantage(answer, sign=-1), THIRD), "the sign is turned round"),
+        ((lambda answer: advantage(answer, ask=0.1), THIRD), "doesn't save just a tenth"),
+        ((lambda answer: advantage(answer, ratio=True), THIRD), "that is a ratio"),
+        ((lambda answer: advantage(USUAL), THIRD), "it is what it was"),
+        ((lambda answer: advantage(answer, a_tenth=0.15), THIRD), "nats; yours is"),
+        ((str, THIRD), "must return one number"),
+        ((advantage, THIRD + 100), "An earlier hundred is below it already"),
+        ((advantage, THIRD - 100), "It must fall below that"),
+        ((advantage, 55), "a multiple of 100"),
+        ((advantage, "300"), "a multiple of 100"),
     ],
-    answers=[trees],
+    answers=[(advantage, THIRD), (lambda answer: np.float64(advantage(answer)), np.int64(THIRD))],
 )
-
-
-def test_held_out_prompts_are_judged(capsys):
-    assert lesson_06.check_thresholds(thresholds)
-    assert "that chose nothing" in capsys.readouterr().out

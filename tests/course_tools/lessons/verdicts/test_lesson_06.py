@@ -47,7 +47,7 @@ def test_thirds_by_complexity(low, high, bought, outcomes):
     ("taken", "outcome"), [("0 5 8", SHOWN), ("1 5 8", OPEN), ("0 0 8", OPEN), ("0 5 5", OPEN), ("3 8 5", OPEN)]
 )
 def test_longer_prompts(taken, outcome):
-    told = f"price 0.00012 nats; left out at 50, 350, 700 tokens: [{taken}]"
+    told = f"answers of 55 tokens are expected; price 0.00012 nats; left out at 50, 350, 700 tokens: [{taken}]"
     assert lesson_06.longer_leaves_more(lines(PRICE, told)).outcome == outcome
 
 
@@ -78,13 +78,14 @@ def test_rules_at_equal_cost(ratios, differences, outcomes):
 
 
 @pytest.mark.parametrize(
-    ("middle", "price", "outcomes"), [("0.000", "0.163", (SHOWN, SHOWN)), ("0.020", "0.100", (OPEN, TURNED))]
+    ("percent", "price", "outcomes"), [("8.3", "0.163", (SHOWN, SHOWN)), ("21.0", "0.100", (OPEN, TURNED))]
 )
-def test_who_pays(middle, price, outcomes):
+def test_who_pays(percent, price, outcomes):
+    told = f"prompts that leave something out: {percent}%"
     line = f"harm if prompts count by their tokens: price {price}, one number for all 0.103"
-    rows = [([name], [harm]) for name, harm in (("short", "0.000"), ("middle", middle), ("long", "0.072"))]
-    tables = Tables(((PAYS, Table(["", "harm, mean"], rows, line)),), ((PAYS, line),))
-    assert lesson_06.the_long_pay(tables).outcome == outcomes[0]
+    rows = [([name], [harm]) for name, harm in (("0 left out", "0.000"), ("8 left out", "0.372"))]
+    tables = Tables(((PAYS, Table(["", "harm, mean"], rows, line)),), ((PAYS, told), (PAYS, line)))
+    assert lesson_06.few_pay(tables).outcome == outcomes[0]
     assert lesson_06.by_tokens(tables).outcome == outcomes[1]
 
 
