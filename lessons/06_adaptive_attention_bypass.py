@@ -201,8 +201,8 @@ pd.DataFrame(rows).T
 from course_utils.adaptive import AdaptiveConfig, calibrate
 
 NUMBERS = sorted({max(1, round(blocks * n / 30)) for n in (1, 3, 5, 8)})
-few = NUMBERS[(len(NUMBERS) - 1) // 2]
-LEVELS = (NUMBERS[-1], few, 0)  # simple prompts, the middle, complex ones
+middle = NUMBERS[(len(NUMBERS) - 1) // 2]
+LEVELS = (NUMBERS[-1], middle, 0)  # simple prompts, the middle, complex ones
 texts = sorted((case.text for case in choosing[:24]), key=len)  # little padding
 config = calibrate(base, tokenizer, texts, left_out=LEVELS)
 with tempfile.TemporaryDirectory() as folder:
@@ -341,8 +341,8 @@ del model, static
 
 # %%
 if record is None:
-    few = {"choosing": 60, "judging": count}
-    record = measure_record(base, tokenizer, config, NUMBERS, **few)
+    sizes = {"choosing": 60, "judging": count}
+    record = measure_record(base, tokenizer, config, NUMBERS, **sizes)
 else:
     config = replace(config, order=tuple(record.settings["order"]))
     digests = [case.digest for case in judging]
@@ -438,9 +438,8 @@ here("The simple third is harmed at least 4/5 as much as the complex.", [spared]
 here("The simple third saves less than half of the complex.", [saving])
 
 # %% [markdown]
-# Harm differs by less than a fifth, and what it buys by three times. The score spends it where it buys least.
-
-# %% [markdown]
+# Harm differs little, and what it buys by about three times. The score spends it where it buys least.
+#
 # ## A price for the cache
 #
 # Turn it round. What leaving $k$ layers out saves is known before the answer: $n$ tokens of the prompt and about $a$ of the answer, in
@@ -540,8 +539,8 @@ check_length_rule(lengths_where_it_changes)
 # %% [markdown]
 # ## At equal cost
 #
-# The course's `length_rule` gives the same two lists. (They are the corners of the curve's **lower hull**: the line below it that never
-# bends down.) Each rule below is compared with one number for all *at the same saving*; where no number fits, a coin mixes two. For
+# The course's `length_rule` gives the same two lists. (They are the corners of the curve's **lower hull**: a string drawn tight below
+# it.) Each rule below is compared with one number for all *at the same saving*; where no number fits, a coin mixes two. For
 # the intervals documents are drawn anew, with replacement.
 #
 # **Predict before you run.** Somebody who knows every prompt's harm applies the rule with a price. How much better is that?
@@ -599,7 +598,7 @@ pd.DataFrame(table).T
 place = np.arange(len(judge.tokens))
 own, gone = judge.harm[place, choice], saved[place, choice]
 rows = {}
-for level in levels:
+for level in np.unique(numbers[choice]):
     mine = numbers[choice] == level
     rows[f"{level} left out"] = {
         "prompts": mine.sum(),
@@ -752,7 +751,8 @@ check_enough(advantage, enough, record, blocks)
 #
 # - A decision about an answer belongs to the answer: kept in its cache, it survives other answers in between.
 # - Compare policies at equal cost. The same average number isn't the same cost.
-# - Simple and complex prompts are harmed nearly alike; what it buys differs by three times. Decide by what is known beforehand.
+# - Simple and complex prompts are harmed nearly alike; what that buys differs by about three times. Decide by what is known
+#   beforehand.
 # - A rule with a price comes down to prompt lengths. Ask who pays it: here a few long prompts, all of it.
 #
 # **The story so far:** whoever chooses decides who pays. **Next:** what was cut can be given back in part. Lesson 07 asks what gives
