@@ -287,7 +287,7 @@ def _score(length: float, variance: float | Tensor) -> Tensor:
 
 def _stopped(error: Exception) -> str:
     told = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-    return f"your hook stopped with {told}. Without a cache, both named.get(…) and output[…] give None."
+    return f"your hook stopped with {told}. Without a cache, both named.get(…) and output.get(…) give None."
 
 
 def _begin(model: LlamaForCausalLM, ids: Tensor, use_cache: bool) -> Any:

@@ -44,7 +44,7 @@ def simple_save_little(tables: Tables) -> list[float]:
     return [0.5 - tables.line(_SCORE, "simple:")[-1] / tables.line(_SCORE, "complex:")[-1]]
 
 
-@verdict("The longer a prompt, the more it leaves out by the rule: none at 50 tokens, some at 350, the most at 700.")
+@verdict("The longer a prompt, the more it leaves out by the rule: none at 50 tokens, some at 400, the most at 700.")
 def longer_leaves_more(tables: Tables) -> list[float]:
     """What the three leave out."""
     *_, short, middle, long = tables.line(_PRICE, "answers of")

@@ -47,7 +47,7 @@ def test_thirds_by_complexity(low, high, bought, outcomes):
     ("taken", "outcome"), [("0 5 8", SHOWN), ("1 5 8", OPEN), ("0 0 8", OPEN), ("0 5 5", OPEN), ("3 8 5", OPEN)]
 )
 def test_longer_prompts(taken, outcome):
-    told = f"answers of 55 tokens are expected; price 0.00012 nats; left out at 50, 350, 700 tokens: [{taken}]"
+    told = f"answers of 55 tokens are expected; price 0.00012 nats; left out at 50, 400, 700 tokens: [{taken}]"
     assert lesson_06.longer_leaves_more(lines(PRICE, told)).outcome == outcome
 
 
