@@ -44,11 +44,11 @@ def simple_save_little(tables: Tables) -> list[float]:
     return [0.5 - tables.line(_SCORE, "simple:")[-1] / tables.line(_SCORE, "complex:")[-1]]
 
 
-@verdict("The longer a prompt, the more it leaves out by the rule: none at 50 tokens, some at 400, the most at 700.")
+@verdict("By the rule a prompt of 50 tokens leaves none out, one of 400 some, and one of 700 no fewer.")
 def longer_leaves_more(tables: Tables) -> list[float]:
     """What the three leave out."""
     *_, short, middle, long = tables.line(_PRICE, "answers of")
-    return [1 if short == 0 else -1, middle, long - middle]
+    return [1 if short == 0 else -1, middle, 1 if long >= middle else -1]
 
 
 @verdict("At the same cache saved, complexity and the published score do over twice the harm of one number for all.")

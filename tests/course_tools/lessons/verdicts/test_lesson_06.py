@@ -44,7 +44,7 @@ def test_thirds_by_complexity(low, high, bought, outcomes):
 
 
 @pytest.mark.parametrize(
-    ("taken", "outcome"), [("0 5 8", SHOWN), ("1 5 8", OPEN), ("0 0 8", OPEN), ("0 5 5", OPEN), ("3 8 5", OPEN)]
+    ("taken", "outcome"), [("0 5 8", SHOWN), ("1 5 8", OPEN), ("0 0 8", OPEN), ("0 8 8", SHOWN), ("3 8 5", OPEN)]
 )
 def test_longer_prompts(taken, outcome):
     told = f"answers of 55 tokens are expected; price 0.00012 nats; left out at 50, 400, 700 tokens: [{taken}]"
