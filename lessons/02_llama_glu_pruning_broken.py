@@ -539,6 +539,7 @@ def against_mask(model, kept):
 print(f"repaired, mask of its list:         {against_mask(repaired, shared):.1e}")
 print(f"carried over, mask of gate's list:  {against_mask(carried, gates):.1e}")
 print(f"carried over, mask of up's list:    {against_mask(carried, ups):.1e}")
+del carried, repaired, models, model  # a card has to hold those that follow
 
 # %% [markdown]
 # Two things may be wrong, the lists and L1. **Cross** them: lists shared or separate, scores L1 or random; and separate lists
@@ -584,6 +585,7 @@ for criterion, edit, *lists in tqdm(cuts, desc="cuts"):
     for text, judged in texts.items():
         nats = perplexity(model, judged, batch_size=8).nll
         rows.append((criterion, edit, text, nats, nats - whole[text]))
+    del model
 columns = ["criterion", "edit", "text", "nats", "damage"]
 measured = pd.DataFrame(rows, columns=columns)
 by = measured.set_index(["edit", "criterion"]).nats.sort_index()

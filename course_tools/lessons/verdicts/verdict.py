@@ -42,7 +42,7 @@ def verdict(sentence: str) -> Callable[[Callable[[Tables], Iterable[float]]], Ch
         def check(tables: Tables) -> Verdict:
             try:
                 found = [*margins(tables)]
-            except LookupError:
+            except (LookupError, ValueError):  # a table, a line or a number is missing
                 return Verdict(ABSENT, sentence)
             except ZeroDivisionError:  # a share of nothing
                 return Verdict(OPEN, sentence)
