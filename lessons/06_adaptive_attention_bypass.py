@@ -222,7 +222,7 @@ for name, value in config.to_dict().items():
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 0, then 2 each time: while decoding, every pass sees one token, the shortest prompt there is. The answer goes on without layers
+# 0, then 2 each time: while it decodes, every pass sees one token, the shortest prompt there is. The answer goes on without layers
 # that its prompt was read with, and nobody raises an error.
 #
 # </details>

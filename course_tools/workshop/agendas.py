@@ -100,7 +100,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         Part("04", "predict what six blocks cost beside one of them, then leave out runs", (2, 3, 4)),
         Pause("close of the first day", 10, "which criterion would you take home, and what did it beat?"),
         Part("05", "two bypasses: vote by perplexity, then the equality; in pairs prove one, and write one", (2, 3)),
-        Part("06", "let the room vote which prompts should lose more; then harm against cost", (1,)),
+        Part("06", "let the room vote which prompts should lose more; then what each third suffers, and saves", (1, 3)),
         BREAK,
         Part("07", "the five words by hand, predict the arms, what an hour buys; the dead loss together", (1, 5)),
         LUNCH,

@@ -121,11 +121,11 @@ PANELS = (
         "Each prompt decides",
         "06",
         diagrams.adaptive_decision,
-        "A plausible score is a hypothesis: its rank correlation with measured harm is {rank} ({low} to {high}).",
+        "At {saved} % of the cache saved, a complexity score harms {score} nats a token, one number for all {one}.",
         {
-            "rank": ("our score · Spearman", 0),
-            "low": ("our score · low", 0),
-            "high": ("our score · high", 0),
+            "saved": ("complexity · cache saved, %", 0),
+            "score": ("complexity · harm", 0),
+            "one": ("complexity · one for all", 0),
         },
     ),
     Panel(

@@ -44,7 +44,7 @@ CLAIMS = {
     ("03", "l1"): lambda n: n.activation < n.random < n.l1,
     ("04", "alone"): lambda n: 0 < n.together < n.alone,
     ("05", "ratio"): lambda n: n.low < n.ratio < n.high < 1,
-    ("06", "rank"): lambda n: n.low <= n.rank <= n.high < 0.5,
+    ("06", "score"): lambda n: n.score > 2 * n.one,
     ("07", "before"): lambda n: n.after < n.before and n.after < n.random,
     ("08", "ratio"): lambda n: n.low < 1 < n.high,
     ("09", "before"): lambda n: abs(n.after) < abs(n.before) and n.low > 0 and n.own_low < 0 < n.own_high,
