@@ -497,6 +497,9 @@ show(
 )
 
 # %% [markdown]
+# *The rule stops where a prompt's line is farthest above the curve.*
+
+# %% [markdown]
 # ### Exercise 4 · ●●○ · 10 minutes
 #
 # The rule asks only for the prompt's length, so a few thresholds say it all. Write `lengths_where_it_changes(curve, numbers, price,

@@ -99,8 +99,8 @@ def check_adaptive(attempt: Attempt) -> None:
         where = f"A prompt of {ids.shape[1]} token{'s' if ids.shape[1] > 1 else ''} leaves {number} out: "
         expected = _static(model, number)(ids).logits
         if not torch.equal(output.logits, expected):
-            other = [count for count in range(4) if torch.equal(output.logits, _static(model, count)(ids).logits)]
-            told = f"yours leaves out {other[0]}" if other else "yours is no static bypass of `order`'s first ones"
+            counts = [count for count in range(4) if torch.equal(output.logits, _static(model, count)(ids).logits)]
+            told = f"yours leaves out {counts[0]}" if counts else "yours is no static bypass of `order`'s first ones"
             require(False, f"{where}{told}.")
     step, caches = torch.tensor([[20]]), [output[name] for output in outputs]
     read = [short, long, word]
@@ -257,7 +257,7 @@ def check_enough(advantage: Callable[[float], float], enough: Any, record: Recor
             f"For answers of {answer:.0f} tokens: {right(answer):.4f} nats; yours is {other:.4f}.",
         )
     require(
-        isinstance(enough, Real) and enough > 0 and enough % 100 == 0,
+        isinstance(enough, Real) and float(enough) > 0 and float(enough) % 100 == 0,
         f"`enough` is a multiple of 100; yours is {enough!r}.",
     )
     third = right(usual) / 3
@@ -266,7 +266,7 @@ def check_enough(advantage: Callable[[float], float], enough: Any, record: Recor
     require(
         enough == first,
         f"At {enough} tokens the advantage is {right(float(enough)):.4f}; a third of the usual one is {third:.4f}. "
-        f"{'An earlier hundred is below it already.' if enough > first else 'It must fall below that.'}",
+        f"{'An earlier hundred is below it already.' if float(enough) > first else 'It must fall below that.'}",
     )
 
 

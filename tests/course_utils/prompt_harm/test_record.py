@@ -101,7 +101,10 @@ def test_the_shipped_records_say_what_they_need_to(dtype, seed):
     choose, judge = found.split()
     assert RECORD.stat().st_size < 2**20
     assert len(choose.kinds) == 150 and len(judge.kinds) == (1000 if (dtype, seed) == ("bfloat16", 0) else 250)
-    assert not {*choose.documents} & {*judge.documents} - {"arc_easy"}
+    both = [{*part.digests[part.tokens > 20]} for part in (choose, judge)]  # two may begin with the same few words
+    assert not both[0] & both[1]
+    asked = [{*part.documents[part.kinds == "question"]} for part in (choose, judge)]
+    assert all(asked) and not asked[0] & asked[1]
     assert np.isfinite(found.harm).all()
     assert (found.harm[:, 1:] >= 0).all()
     assert judge.tokens.min() <= 3
