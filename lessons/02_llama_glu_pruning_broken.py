@@ -510,11 +510,6 @@ for layer, scores in zip(layers, l1, strict=True):
     both = sum(l1_scores(part.weight) for part in parts)
     torch.testing.assert_close(both, scores)
 shared = [strongest(scores, 0.1) for scores in l1]
-repaired = variant(base)
-prune_neurons(repaired, l1, ratio=0.1)
-for name, weight in cut(shared, shared).state_dict().items():
-    assert torch.equal(weight, repaired.state_dict()[name])
-assert repaired.num_parameters() == carried.num_parameters()
 
 
 def weights_of(mlp):
@@ -536,10 +531,17 @@ def against_mask(model, kept):
     return max(shares).item()
 
 
-print(f"repaired, mask of its list:         {against_mask(repaired, shared):.1e}")
 print(f"carried over, mask of gate's list:  {against_mask(carried, gates):.1e}")
 print(f"carried over, mask of up's list:    {against_mask(carried, ups):.1e}")
-del carried, repaired, models, model  # a card has to hold those that follow
+size = carried.num_parameters()
+del carried, models, model  # a card has to hold those that follow
+repaired = variant(base)
+prune_neurons(repaired, l1, ratio=0.1)
+for name, weight in cut(shared, shared).state_dict().items():
+    assert torch.equal(weight, repaired.state_dict()[name])
+assert repaired.num_parameters() == size
+print(f"repaired, mask of its list:         {against_mask(repaired, shared):.1e}")
+del repaired
 
 # %% [markdown]
 # Two things may be wrong, the lists and L1. **Cross** them: lists shared or separate, scores L1 or random; and separate lists
