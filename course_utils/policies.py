@@ -208,16 +208,15 @@ def by_price(record: Record, blocks: int, share: float) -> tuple[np.ndarray, flo
     most = record.numbers[-1] / blocks
     if not 0 <= checks.number("share", share) <= most:
         raise ValueError(f"'share' must lie from 0 to {most:.3f}, what the largest number saves; got {share}.")
-    tables = []
-    choose, _ = record.split()
-    for part in record.split():
-        tokens = part.tokens + choose.answer_tokens.mean()
-        tables.append((np.tile(choose.harm.mean(0), (len(tokens), 1)), tokens[:, None] * np.array(record.numbers)))
-    (guess, cells), others = tables
-    # All of a prompt's cache, in each attention: what the largest number saves, scaled up.
-    whole = blocks * cells[:, -1].sum() / record.numbers[-1]
-    price = price_for(guess, cells, share * whole)
-    return cheapest_guess(*others, price), price
+    choose, judge = record.split()
+    curve, numbers, answer = choose.harm.mean(0), np.array(record.numbers), choose.answer_tokens.mean()
+
+    def tables(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        saved = (tokens + answer)[:, None] * numbers
+        return np.broadcast_to(curve, saved.shape), saved
+
+    price = price_for(*tables(choose.tokens), share * blocks * (choose.tokens + answer).sum())
+    return cheapest_guess(*tables(judge.tokens), price), price
 
 
 @check_types

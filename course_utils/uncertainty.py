@@ -31,6 +31,8 @@ def verdict(
 ) -> str:
     """What an interval says about a number that it may hold, in words: "no evidence of a difference" where it does.
 
+    Where there is no interval (nan), that is said as well.
+
     Args:
         low: the interval's lower end.
         high: its upper end.

@@ -5,10 +5,21 @@ from course_utils.exercises.checking import (
     assigned,
     chosen,
     exercise,
+    named_error,
     not_shown,
     require,
     rule_out,
     true_or_false,
 )
 
-__all__ = ["Attempt", "assigned", "chosen", "exercise", "not_shown", "require", "rule_out", "true_or_false"]
+__all__ = [
+    "Attempt",
+    "assigned",
+    "chosen",
+    "exercise",
+    "named_error",
+    "not_shown",
+    "require",
+    "rule_out",
+    "true_or_false",
+]

@@ -164,7 +164,7 @@ def _judge(check: Callable[..., None], attempts: tuple, task: str, proved: str) 
                 "not yet. Hand over the function itself, its name without brackets: the check calls it. Yours is a "
                 f"{type(called).__name__}, perhaps what your function returns."
             )
-        return False, f"not yet. Your answer has another type or shape than expected: {_named(error)}."
+        return False, f"not yet. Your answer has another type or shape than expected: {named_error(error)}."
     return True, f"correct. {proved}"
 
 
@@ -179,7 +179,7 @@ def _prepared(attempt: Any) -> Any:
         except NotImplementedError:
             raise _Unsolved from None
         except Exception as error:
-            raise _Mistake(f"Your code stopped with {_named(error)}{_line_in(attempt, error)}.") from error
+            raise _Mistake(f"Your code stopped with {named_error(error)}{_line_in(attempt, error)}.") from error
         if result is None and not _is_stub(attempt):
             raise _Unsolved("Your function returns nothing: end it with `return …`. ")
         return _solved(result)
@@ -202,7 +202,7 @@ def _solved(result: Any) -> Any:
     return result
 
 
-def _named(error: Exception) -> str:
+def named_error(error: Exception) -> str:
     """Type and first line of the message, without a full stop at the end."""
     message = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -14,7 +14,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from course_utils.architectures import cache_keyword, describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.evaluation import Perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
+from course_utils.exercises import Attempt, exercise, named_error, require, rule_out, true_or_false
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.models import tiny_llama
 from course_utils.reports import with_interval
@@ -253,8 +253,7 @@ def _run(function: Callable, *given: Any, **named: Any) -> Any:
     except NotImplementedError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-        require(False, f"Your code stopped with {told}.")
+        require(False, f"Your code stopped with {named_error(error)}.")
 
 
 def _llama(layers: list[int], stand_in: Callable[[int], nn.Module]) -> LlamaForCausalLM:

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from course_utils.architectures import cache_keyword
 from course_utils.attention import bypass_attention
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, named_error, require, rule_out
 from course_utils.models import tiny_llama, variant
 from course_utils.policies import by_price, cache_saved, cheapest_guess, length_rule, outcome, static_harm
 from course_utils.prompt_harm import Record
@@ -62,9 +62,12 @@ def check_score(attempt: Attempt) -> None:
             ),
             (_score(tokens, spread_of), "scale the *logarithm* of the length."),
             (_score(length, spread_of.sqrt()), "that is the standard deviation. The variance is its square."),
-            (_uncut(length, spread_of).clamp(0, 1), "you cut off the mean. Cut off each of the two scaled values."),
             (
-                _uncut(length, spread_of),
+                _scaled(length, spread_of).mean().clamp(0, 1),
+                "you cut off the mean. Cut off each of the two scaled values.",
+            ),
+            (
+                _scaled(length, spread_of).mean(),
                 "you don't cut off: below the low end a scaled value is 0, above the high end 1.",
             ),
             (2 * right, "that is the sum. Take the mean of the two scaled values."),
@@ -199,7 +202,7 @@ def check_length_rule(attempt: Attempt) -> None:
                 [curve[numbers.index(n)] / n / price - answer for n in right[1:]],
                 "you take each slope from 0. Take it from the level before.",
             ),
-            ((np.add(begins, answer)) * price**2 - answer, "a threshold is a number of tokens: slope / price."),
+            (np.add(begins, answer) * price**2 - answer, "a threshold is a number of tokens: slope / price."),
         )
         close = partial(_close_lists, tolerance=0.5)
         rule_out(mistakes, thresholds, list(begins), same=close, where=where)
@@ -270,24 +273,20 @@ def check_enough(advantage: Callable[[float], float], enough: Any, record: Recor
     )
 
 
-def _scaled(value: float | Tensor, name: str) -> Tensor:
-    low, high = _RANGES[name]
-    return (torch.as_tensor(value, dtype=torch.float32) - low) / (high - low)
-
-
-def _uncut(length: float, variance: float | Tensor) -> Tensor:
-    values = zip(_RANGES, (length, variance), strict=True)
-    return torch.stack([_scaled(value, name) for name, value in values]).mean()
+def _scaled(length: float, variance: float | Tensor) -> Tensor:
+    """Both values on the scales of ``_RANGES``, [2], not cut off."""
+    low, high = torch.tensor([*_RANGES.values()]).T
+    return (torch.tensor([float(length), float(variance)]) - low) / (high - low)
 
 
 def _score(length: float, variance: float | Tensor) -> Tensor:
-    values = zip(_RANGES, (length, variance), strict=True)
-    return torch.stack([_scaled(value, name).clamp(0, 1) for name, value in values]).mean()
+    return _scaled(length, variance).clamp(0, 1).mean()
 
 
 def _stopped(error: Exception) -> str:
-    told = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
-    return f"your hook stopped with {told}. Without a cache, both named.get(…) and output.get(…) give None."
+    return (
+        f"your hook stopped with {named_error(error)}. Without a cache, both named.get(…) and output.get(…) give None."
+    )
 
 
 def _begin(model: LlamaForCausalLM, ids: Tensor, use_cache: bool) -> Any:

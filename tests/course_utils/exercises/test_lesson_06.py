@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from exercise_cases import cases_of
 
+from course_utils.architectures import cache_keyword
 from course_utils.attention import bypass_attention
 from course_utils.exercises import lesson_06
-from course_utils.models import variant
+from course_utils.models import tiny_llama, variant
 from course_utils.policies import by_price, cache_saved, length_rule, outcome, static_harm
 from course_utils.prompt_harm import Record
 
@@ -47,7 +48,7 @@ test_score = cases_of(
     answers=[score, lambda e, **r: float(score(e, **r)), lambda e, **r: np.float64(score(e, **r))],
 )
 
-CACHE = "past_key_values"
+CACHE = cache_keyword(tiny_llama())
 
 
 def adaptive(model, order, decide, *, fresh=None, kept=True, copy=variant, take=lambda order, n: order[:n], guard=True):
@@ -58,8 +59,7 @@ def adaptive(model, order, decide, *, fresh=None, kept=True, copy=variant, take=
         return cache is None or cache.get_seq_length() == 0
 
     def before(backbone, inputs, named):
-        name = "cache" if "cache" in named else CACHE
-        cache, ids = named.get(name), named["input_ids"]
+        cache, ids = named.get(CACHE), named["input_ids"]
         if (fresh or begins)(cache, ids):
             now["number"] = decide(ids)
         elif kept:
@@ -67,7 +67,7 @@ def adaptive(model, order, decide, *, fresh=None, kept=True, copy=variant, take=
         bypass_attention(model, take(order, now["number"]))
 
     def after(backbone, inputs, output):
-        cache = output["cache" if "cache" in output else CACHE] if not guard else output.get(CACHE, output.get("cache"))
+        cache = output.get(CACHE) if guard else output[CACHE]
         if not guard or cache is not None:
             cache.left_out = now["number"]
 
