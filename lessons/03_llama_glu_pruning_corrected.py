@@ -451,6 +451,7 @@ trail = dict(tried)
 second = by_halves([neuron for neuron in disaster if neuron != first], harm)
 pair = [first, second]
 print(f"found in {len(tried)} runs of the model")
+usual = nats(without(base, chance[harmless]), choosing) - whole_choosing
 here("With both back, most of the harm is gone.", [harm([]) / 2 - harm(pair)])
 names = [f"{block}/{neuron} put back" for block, neuron in pair]
 for name, edit, back in (
@@ -483,12 +484,12 @@ _, panel = plt.subplots(figsize=(9, 4.6), layout="constrained")
 sizes, heights = [len(back) for back in trail], np.exp(list(trail.values()))
 look = mark("neurons") | {"label": "one half put back"}
 panel.plot(sizes, heights, linestyle="none", **look)
-for cut, name, words in (
-    (fatal, "wrong", "nothing put back"),
-    (harmless, "random", "the median cut"),
+for left, name, words in (
+    (harm([]), "wrong", "nothing put back"),
+    (usual, "random", "the median cut"),
 ):
     look = mark(name) | {"label": words, "marker": ""}
-    panel.axhline(math.exp(harms[cut]), **look)
+    panel.axhline(math.exp(left), **look)
 panel.set(xscale="log", yscale="log", xlabel="neurons put back")
 panel.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
 panel.set(ylabel="perplexity, × the whole model's")
