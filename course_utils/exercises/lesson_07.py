@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from course_utils.divergence import kl_divergence
 from course_utils.exercises import Attempt, exercise, require, rule_out
@@ -69,6 +70,62 @@ def check_kl_sum(attempt: Attempt) -> None:
 
 @exercise(
     3,
+    task="Complete the class: A and B learn, the layer doesn't; forward adds the correction, merged gives the weight.",
+    proved="It begins as the layer itself, learns few numbers, and ends as one plain matrix.",
+)
+def check_lora(attempt: Attempt) -> None:
+    """Check a class (linear, rank, alpha), an ``nn.Module`` with a method ``merged``."""
+    generator = torch.Generator().manual_seed(5)
+    linear = nn.Linear(7, 4)
+    before = copy.deepcopy(linear)
+    module, rank, alpha = attempt(linear, 2, 6), 2, 6
+    require(isinstance(module, nn.Module), f"Lora(...) must be an nn.Module; it is a {type(module).__name__}.")
+    x = torch.randn(3, 5, 7, generator=generator)
+    if not list(module.parameters()):  # the stub
+        raise NotImplementedError
+    matrices = {tuple(weight.shape): weight for weight in module.parameters() if weight.requires_grad}
+    learn = sum(weight.requires_grad for weight in module.parameters())
+    require(not linear.weight.requires_grad, "The layer's own weight still learns: linear.requires_grad_(False).")
+    require(
+        linear.bias is None or not linear.bias.requires_grad,
+        "The layer's bias still learns: call requires_grad_(False) on the layer itself.",
+    )
+    require(learn, "Nothing learns. A and B must be nn.Parameter, so that the module knows them.")
+    require(
+        learn == 2 and matrices.keys() == {(rank, 7), (4, rank)},
+        f"What learns has the shapes {[*matrices]}; A is [rank, in] = [2, 7], and B [out, rank] = [4, 2].",
+    )
+    down, up = matrices[rank, 7], matrices[4, rank]
+    require(down.any(), "A is 0 as well as B. Then both gradients are 0, and nothing ever learns: A is random.")
+    require(not up.any(), "B isn't 0 at first: the student is another one before it has learned anything.")
+    said = module(x)
+    if said is None:
+        raise NotImplementedError
+    require(torch.allclose(said, before(x), atol=1e-5), "With B = 0 it must say what the layer says, bias included.")
+    with torch.no_grad():
+        down.copy_(torch.randn(2, 7, generator=generator))
+        up.copy_(torch.randn(4, 2, generator=generator))
+        added = x @ (up @ down).T
+        right = before(x) + alpha / rank * added
+        mistakes = [(before(x) + factor * added, told) for factor, told in _SCALES.items()]
+        mistakes.append((before(x), "the correction isn't added, or B was copied when it was 0."))
+        mistakes.append((right - before.bias, "the layer's bias is missing."))
+        said = module(x)
+        rule_out(mistakes, said, right, same=_alike, where="With other A and B: ")
+        require(_alike(said, right), "With other A and B it doesn't say W x + alpha / rank · B A x.")
+        merged, whole = module.merged(), before.weight + alpha / rank * up @ down
+        if merged is None:
+            raise NotImplementedError
+        require(isinstance(merged, Tensor), "merged() must return the weight, a tensor [out, in].")
+        told = [(before.weight + factor * up @ down, text) for factor, text in _SCALES.items()]
+        told.append((alpha / rank * up @ down, "that is the correction alone. Add the layer's weight."))
+        rule_out(told, merged, whole, same=_alike, where="merged(): ")
+        require(_alike(merged, whole), "merged() isn't the weight whose layer does the same.")
+    require(torch.equal(linear.weight, before.weight), "The layer's own weight has changed. Leave it as it is.")
+
+
+@exercise(
+    4,
     task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
     proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
 )
@@ -132,6 +189,18 @@ def _wrong_refits(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> It
         solved(mean + pull, cross / len(kept) + pull @ old.T),
         "products are means and the ridge has sums. Take both from the same: the tokens' sum.",
     )
+
+
+_SCALES = {
+    1: "alpha / rank is missing.",
+    6: "you multiply with alpha; it is alpha / rank.",
+    1 / 3: "it is alpha / rank, not rank / alpha.",
+    2: "you multiply with the rank; it is alpha / rank.",
+}
+
+
+def _alike(value: Tensor, expected: Tensor) -> bool:
+    return value.shape == expected.shape and torch.allclose(value, expected, atol=1e-4)
 
 
 def _close(value: Tensor, expected: Tensor) -> bool:

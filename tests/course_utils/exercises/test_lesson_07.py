@@ -3,6 +3,7 @@
 import pytest
 import torch
 from exercise_cases import cases_of
+from torch import nn
 
 from course_utils.exercises import lesson_07
 
@@ -134,6 +135,67 @@ def test_sums_over_batches_are_the_sum_of_the_step():
     whole = kl_sum(student, teacher, mask)
     assert sum(count for _, count in parts) == whole[1]
     torch.testing.assert_close(sum(total for total, _ in parts), whole[0])
+
+
+def lora(*, freeze="all", a=torch.randn, b=torch.zeros, scale=lambda rank, alpha: alpha / rank, known=True, **methods):
+    """The answer, or with an option changed a likely mistake."""
+
+    class Lora(nn.Module):
+        def __init__(self, linear, rank, alpha):
+            super().__init__()
+            self.linear, self.scale = linear, scale(rank, alpha)
+            if freeze == "all":
+                linear.requires_grad_(False)
+            elif freeze == "weight":
+                linear.weight.requires_grad_(False)
+            keep = nn.Parameter if known else nn.Identity().forward
+            self.A, self.B = keep(a(rank, linear.in_features)), keep(b(linear.out_features, rank))
+
+        def forward(self, x):
+            return self.linear(x) + self.scale * (x @ self.A.T @ self.B.T)
+
+        def merged(self):
+            return self.linear.weight + self.scale * self.B @ self.A
+
+    for name, method in methods.items():
+        setattr(Lora, name, method)
+    return Lora
+
+
+class Stub(nn.Module):
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+
+    def forward(self, x): ...
+
+    def merged(self): ...
+
+
+test_lora = cases_of(
+    lesson_07.check_lora,
+    stubs=[Stub, None, lora(merged=lambda self: None)],
+    mistakes=[
+        (lambda linear, rank, alpha: [linear], "must be an nn.Module"),
+        (lora(freeze="nothing"), "own weight still learns"),
+        (lora(freeze="weight"), "bias still learns"),
+        (lora(known=False), "Nothing learns"),
+        (lora(a=lambda rank, size: torch.randn(size, rank)), "What learns has the shapes"),
+        (lora(a=torch.zeros), "A is 0 as well as B"),
+        (lora(b=torch.randn), "B isn't 0 at first"),
+        (lora(forward=lambda self, x: x @ self.linear.weight.T), "bias included"),
+        (lora(scale=lambda rank, alpha: 1), "alpha / rank is missing"),
+        (lora(scale=lambda rank, alpha: alpha), "you multiply with alpha"),
+        (lora(scale=lambda rank, alpha: rank), "you multiply with the rank"),
+        (lora(scale=lambda rank, alpha: rank / alpha), "not rank / alpha"),
+        (lora(scale=lambda rank, alpha: 5), "doesn't say W x"),
+        (lora(forward=lambda self, x: self.linear(x)), "the correction isn't added"),
+        (lora(merged=lambda self: self.scale * self.B @ self.A), "correction alone"),
+        (lora(merged=lambda self: self.linear.weight + self.B @ self.A), "merged(): alpha / rank is missing"),
+        (lora(merged=lambda self: self.linear.weight), "isn't the weight whose layer"),
+        (lora(merged=lambda self: self.linear), "a tensor [out, in]"),
+    ],
+    answers=[lora(), lora(a=torch.ones)],
+)
 
 
 def distance(logits, teacher):
