@@ -31,6 +31,8 @@ def refit(
 ) -> None:
     """Solve for what leads out of every MLP's neurons again, in place, so that the stream gets back what a cut took.
 
+    All or nothing: after an error or Ctrl-C the student is as it was.
+
     Block after block, from below: the neurons that are left, reading what the healed blocks below give, are to bring
     the residual stream where the teacher has it behind this block. Over a text's tokens that is least squares, with a
     ridge that holds each neuron's weights to what they were, the more the louder it is::
@@ -58,23 +60,37 @@ def refit(
     checks.positive("ridge", ridge)
     _refuse(own, whole)
     texts = list(read_batches(batches, vocab_size=own.vocab_size, device=student.device))
-    with evaluating(student), evaluating(teacher):
-        mine, theirs = (_Stream(architecture, texts) for architecture in (own, whole))
-        for number, mlp in enumerate(tqdm(own.mlps, desc="solving", unit="block", delay=2)):
-            theirs.move(number)
-            values, rest = mine.at_neurons(number, mlp)
-            old = mlp.columns if mlp.output.bias is None else torch.cat([mlp.columns, mlp.output.bias[:, None]], dim=1)
-            gram = old.new_zeros(old.shape[1], old.shape[1], dtype=torch.float64)
-            cross = old.new_zeros(old.shape[1], old.shape[0], dtype=torch.float64)
-            for text, x, without, goal in zip(texts, values, rest, theirs.states, strict=True):
-                kept, missing = x[text.real].float(), (goal.float() - without)[text.real]
-                if mlp.output.bias is not None:
-                    kept = nn.functional.pad(kept, (0, 1), value=1.0)
-                gram += (kept.T @ kept).double()
-                cross += (kept.T @ missing).double()
-            weight, bias = _solved(gram, cross, old, ridge).split([mlp.width, old.shape[1] - mlp.width], dim=1)
-            mlp.output.replace(weight, None if mlp.output.bias is None else bias[:, 0])
-            mine.states = [(w + mlp.down(x).float()).to(x.dtype) for x, w in zip(values, rest, strict=True)]
+    before = [(mlp.down, mlp.down.weight, mlp.down.bias) for mlp in own.mlps]
+    try:
+        with evaluating(student), evaluating(teacher):
+            mine, theirs = (_Stream(architecture, texts) for architecture in (own, whole))
+            for number, mlp in enumerate(tqdm(own.mlps, desc="solving", unit="block", delay=2)):
+                theirs.move(number)
+                values, rest = mine.at_neurons(number, mlp)
+                goals = [goal.float() - without for goal, without in zip(theirs.states, rest, strict=True)]
+                _solve(mlp, texts, values, goals, ridge)
+                mine.states = [(w + mlp.down(x).float()).to(x.dtype) for x, w in zip(values, rest, strict=True)]
+    except BaseException:  # Ctrl-C, too: a student that is solved in part is nobody's
+        for module, weight, bias in before:
+            module.weight, module.bias = weight, bias
+        raise
+
+
+def _solve(mlp: Mlp, texts: Iterable[Batch], values: Iterable[Tensor], goals: Iterable[Tensor], ridge: float) -> None:
+    """Put new weights into one MLP, from its neurons' values and what it should write, batch by batch."""
+    old, bias = mlp.columns, mlp.output.bias
+    if bias is not None:
+        old = torch.cat([old, bias[:, None]], dim=1)
+    gram = old.new_zeros(old.shape[1], old.shape[1], dtype=torch.float64)
+    cross = old.new_zeros(old.shape[1], old.shape[0], dtype=torch.float64)
+    for text, x, goal in zip(texts, values, goals, strict=True):
+        kept, target = x[text.real].float(), goal[text.real]
+        if bias is not None:
+            kept = nn.functional.pad(kept, (0, 1), value=1.0)
+        gram += (kept.T @ kept).double()
+        cross += (kept.T @ target).double()
+    found = _solved(gram, cross, old, ridge)
+    mlp.output.replace(found[:, : mlp.width], None if bias is None else found[:, -1])
 
 
 def _solved(gram: Tensor, cross: Tensor, old: Tensor, ridge: float) -> Tensor:

@@ -61,6 +61,19 @@ def test_what_the_kept_neurons_can_say_comes_back_exactly(family):
         assert torch.equal(weight, before[name]) == (id(weight) not in moved), name
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
+def test_what_removed_neurons_always_say_goes_into_the_bias(family):
+    teacher = tiny_model(family)
+    with torch.no_grad():
+        for mlp in describe(teacher).mlps:
+            mlp.rows[0][1::2] = 0  # they say what their bias is, whatever comes in
+            mlp.inputs[0].bias[1::2] += 1
+    student = without_twins(teacher)
+    assert (states(teacher, BATCHES[0]) - states(student, BATCHES[0])).abs().max() > 0.1
+    refit(student, teacher, BATCHES, ridge=1e-9)
+    torch.testing.assert_close(states(student, BATCHES[0]), states(teacher, BATCHES[0]), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("family", MENDABLE)
 def test_a_cut_comes_nearer_on_text_that_was_not_solved_over(family):
     teacher = tiny_model(family)
@@ -164,13 +177,18 @@ def test_a_silent_neuron_keeps_its_weights():
     assert found.isfinite().all()
 
 
-def test_after_an_error_nothing_has_changed_and_no_hook_is_left(monkeypatch):
-    teacher = tiny_model()
+@pytest.mark.parametrize("after", [0, 2])
+def test_after_ctrl_c_nothing_has_changed_and_no_hook_is_left(after, monkeypatch):
+    teacher = tiny_model("gpt2")
     student = without_twins(teacher)
     before = [weight.clone() for weight in student.parameters()]
+    calls = []
 
-    def fail(*_args):
-        raise KeyboardInterrupt
+    def fail(*sums):
+        calls.append(sums)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return _solved(*sums)
 
     monkeypatch.setattr("course_utils.healing._solved", fail)
     with pytest.raises(KeyboardInterrupt):
