@@ -38,10 +38,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from course_utils import diagrams
 from course_utils.plotting import mark, show, style
 from course_utils.records import read_record
 from course_utils.reports import with_interval
@@ -105,8 +103,9 @@ RATIO = 0.4
 base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
 calibration = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
 calibration = calibration.sample(128, seed=0)[:64].batches(16)
-text = token_blocks(tokenizer, "distillation", tokens=65_536, length=256)
-text = text.sample(32, seed=session.seed)  # 8,192 tokens that students learn from
+pool = token_blocks(tokenizer, "distillation", tokens=65_536, length=256)
+pool = pool.sample(256, seed=session.seed)  # what students may learn from
+text = pool[:32]  # 8,192 tokens
 judges = judging_rows(tokenizer, draw=0)
 
 
@@ -600,3 +599,101 @@ def teaches(loss):
 #     ...  # your code
 # END STUB
 check_teaches(teaches)
+
+# %% [markdown]
+# ### Exercise 5 · ●●● · 12 minutes
+#
+# **Sixteen steps' time for the badly cut student.** A solve over four rows takes about as long as one and a half steps of four rows. The
+# lesson's plan solves over 32 rows and trains four steps. Spend the same time better: write `plan`, a list of moves, `("solve", rows,
+# ridge)` or `("train", steps, settings)`, in any order. `settings` are `distill`'s, such as `{"lr": 2e-4}`. The check heals a fresh
+# student with each plan and compares them on rows that nothing else uses; some two minutes.
+#
+# <details><summary>Hint</summary>
+#
+# Little time is the time of high rates. Is the solve over 32 rows worth twelve steps?
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_07 import check_plan
+from course_utils.texts import further_rows
+
+last = further_rows(tokenizer)
+
+
+def healed(plan):
+    """What the badly cut student loses after a plan, nats a token of each row."""
+    pupil, at = variant(base), 0
+    prune_neurons(pupil, neuron_importance(pupil, "peak_to_peak"), ratio=RATIO)
+    precision = safe_dtype(session.dtype)
+    for what, count, how in plan:
+        rows = count if what == "solve" else 4 * count
+        chosen = pool[at : at + rows]
+        at += rows
+        if what == "solve":
+            healing.refit(pupil, base, chosen.batches(8), ridge=how)
+        else:
+            settings = {"mlps_only": True, "precision": precision, **how}
+            distill(base, pupil, chosen.batches(4), steps=count, **settings)
+    scores = [perplexity(pupil, rows, batch_size=16) for rows in last.values()]
+    return np.concatenate([each.row_nll / each.row_tokens for each in scores])
+
+
+# BEGIN SOLUTION
+plan = [("solve", 32, 0.3), ("train", 4, {"lr": 8e-4})]
+# END SOLUTION
+# BEGIN STUB
+# plan = ...  # [("solve", 16, 0.3), ("train", 10, {"lr": 2e-4})], for instance
+# END STUB
+check_plan(plan, healed)
+
+# %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# A student trained on speeches ends with a lower loss *on speeches* than its teacher. What has been shown?
+#
+# - [ ] That it has become the better language model of the two.
+#   > It was measured only on the kind of text that it was trained on.
+# - [x] That it fits speeches. Whether it is healed, other text says.
+#   > On the training's kind of text, fitting and healing can't be told apart.
+# - [ ] That this teacher was a bad one, and another is needed.
+#   > The teacher never trained on these speeches; it may be better everywhere else.
+
+# %% [markdown] tags=["quiz"]
+# Two students get back 70 % and 30 % of what their cuts took. Which one do you keep?
+#
+# - [ ] The one that got back 70 %, since it heals better.
+#   > One that lost more has more to win back, and may still end behind.
+# - [x] These two numbers don't say. See where each of them ends.
+#   > The student that lost little gets back a small share of little, and may be far ahead.
+# - [ ] Neither, before both were trained for as long again.
+#   > Training helps both, but they can be compared now, on the same rows.
+
+# %% [markdown] tags=["quiz"]
+# A LoRA of rank 16 learns beside every matrix. What does it make small?
+#
+# - [ ] The time of a step, since so few weights are learned.
+#   > Forward and backward pass still go through every matrix.
+# - [ ] The model that is served, since the correction is thin.
+#   > It is added to the weights in the end; the model has the size that it had.
+# - [x] The memory of gradients and of the optimiser's averages.
+#   > They exist for the weights that learn, and for no others.
+
+# %% [markdown]
+# ## Take-aways
+#
+# - The cheapest healing has no gradient: solve for what leads out of the neurons that are left, and hold it to what it was.
+# - Then train. A loss counts once per position, shifted, masked, and divided once.
+# - Judge on text that nobody learned from, at equal tokens and at equal minutes.
+# - LoRA saves memory, not minutes.
+#
+# **The story so far:** part of the loss comes back cheaply. **Next:** look inside by touching. Lesson 08 asks where a bias comes from.
+#
+# ## References
+#
+# - Hinton et al. 2015, *Distilling the Knowledge in a Neural Network*, arXiv 1503.02531
+# - Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*, arXiv 2106.09685
+# - Frantar and Alistarh 2023, *SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot*, arXiv 2301.00774
+# - Muralidharan et al. 2024, *Compact Language Models via Pruning and Knowledge Distillation*, arXiv 2407.14679
+# - Paperno et al. 2016, *The LAMBADA dataset*, arXiv 1606.06031

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_utils.divergence import kl_divergence
 from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.uncertainty import ratio_interval
 
 
 @exercise(
@@ -189,6 +192,59 @@ def _wrong_refits(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> It
         solved(mean + pull, cross / len(kept) + pull @ old.T),
         "products are means and the ridge has sums. Take both from the same: the tokens' sum.",
     )
+
+
+SOLVE, STEPS = "solve", "train"  # moves of a plan
+_BUDGET = 16.0  # steps' worth of time
+_A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows
+
+
+def time_of(plan: Sequence[tuple[Any, ...]]) -> float:
+    """What a plan of exercise 5 costs, in steps' worth of time.
+
+    Args:
+        plan: moves, ("solve", rows, ridge) or ("train", steps, settings).
+    """
+    return sum(move[1] if move[0] == STEPS else _A_SOLVE * move[1] / 4 for move in plan)
+
+
+@exercise(
+    5,
+    task='Give a plan: a list of moves, ("solve", rows, ridge) or ("train", steps, settings).',
+    proved="Less is lost than by the plan of the lesson, by more than the rows explain, in the same time.",
+)
+def check_plan(attempt: Any, healed: Attempt) -> None:
+    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats a token of each row."""
+    require(isinstance(attempt, list | tuple) and attempt, "Give a list of moves, at least one.")
+    for move in attempt:
+        known = isinstance(move, tuple | list) and len(move) == 3 and move[0] in (SOLVE, STEPS)
+        require(known, f'A move is ("solve", rows, ridge) or ("train", steps, settings); yours is {move!r}.')
+        what, count, how = move
+        unit = "rows" if what == SOLVE else "steps"
+        require(
+            isinstance(count, int) and not isinstance(count, bool) and count > 0,
+            f"The {unit} of a move are a whole number from 1; yours is {count!r}.",
+        )
+        require(
+            isinstance(how, dict) if what == STEPS else isinstance(how, float | int),
+            f"The third part of {what!r} is {'a dict of settings' if what == STEPS else 'the ridge'}; yours is {how!r}.",
+        )
+        require(what == SOLVE or "steps" not in how, "The steps stand in the move, not in its settings.")
+        require(what == SOLVE or "lr" in how, 'A training needs its rate: {"lr": 2e-4}.')
+    spent = time_of(attempt)
+    require(spent <= _BUDGET, f"It takes the time of {spent:g} steps; {_BUDGET:g} are there.")
+    yours, baseline = (np.asarray(healed(plan), dtype=float) for plan in (attempt, LESSONS_PLAN))
+    require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")
+    difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
+    print(
+        f"lost, nats a token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
+        f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
+    )
+    require(difference < 0, "More is lost than with the lesson's plan.")
+    require(high < 0, "Less is lost, but the interval holds 0: nothing is shown. Change something bolder.")
+
+
+LESSONS_PLAN = [(SOLVE, 32, 0.3), (STEPS, 4, {"lr": 2e-4})]
 
 
 _SCALES = {
