@@ -220,15 +220,12 @@ def check_plan(attempt: Any, healed: Attempt) -> None:
         known = isinstance(move, tuple | list) and len(move) == 3 and move[0] in (SOLVE, STEPS)
         require(known, f'A move is ("solve", rows, ridge) or ("train", steps, settings); yours is {move!r}.')
         what, count, how = move
-        unit = "rows" if what == SOLVE else "steps"
-        require(
-            isinstance(count, int) and not isinstance(count, bool) and count > 0,
-            f"The {unit} of a move are a whole number from 1; yours is {count!r}.",
+        unit, third, kinds = (
+            ("rows", "the ridge", float | int) if what == SOLVE else ("steps", "a dict of settings", dict)
         )
-        require(
-            isinstance(how, dict) if what == STEPS else isinstance(how, float | int),
-            f"The third part of {what!r} is {'a dict of settings' if what == STEPS else 'the ridge'}; yours is {how!r}.",
-        )
+        whole = isinstance(count, int) and not isinstance(count, bool) and count > 0
+        require(whole, f"The {unit} of a move are a whole number from 1; yours is {count!r}.")
+        require(isinstance(how, kinds), f"The third part of {what!r} is {third}; yours is {how!r}.")
         require(what == SOLVE or "steps" not in how, "The steps stand in the move, not in its settings.")
         require(what == SOLVE or "lr" in how, 'A training needs its rate: {"lr": 2e-4}.')
     spent = time_of(attempt)

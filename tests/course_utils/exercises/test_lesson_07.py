@@ -296,3 +296,43 @@ test_teaches = cases_of(
 def test_the_right_test_does_not_depend_on_luck(seed):
     assert all(teaches(loss, seed) for loss in lesson_07._LIVING)
     assert not any(teaches(loss, seed) for loss in lesson_07._DEAD)
+
+
+def healed(plan):
+    """Rows that lose less where the rate is high, and more where there is no solve."""
+    noise = torch.linspace(-0.1, 0.1, 20).numpy()
+    total = 2.0
+    for what, count, how in plan:
+        total -= 0.02 * count if what == "solve" else 100 * count * how["lr"]
+        if what == "train" and how["lr"] > 0.1:
+            return noise * float("nan")
+    return total + noise * (1 + total)
+
+
+PLAN = lesson_07.LESSONS_PLAN
+test_plan = cases_of(
+    lambda plan: lesson_07.check_plan(plan, healed),
+    stubs=[None, [...]],
+    mistakes=[
+        ([], "at least one"),
+        (7, "Give a list"),
+        ([("mend", 3, 0.1)], "A move is"),
+        ([("solve", 3)], "A move is"),
+        ([("solve", 2.5, 0.1)], "rows of a move"),
+        ([("train", True, {})], "steps of a move"),
+        ([("train", 0, {"lr": 1e-3})], "steps of a move"),
+        ([("solve", 4, {"lr": 1e-3})], "is the ridge"),
+        ([("train", 4, 1e-3)], "is a dict of settings"),
+        ([("train", 4, {"lr": 1e-3, "steps": 9})], "stand in the move"),
+        ([("train", 4, {"alpha": 1})], "needs its rate"),
+        ([("solve", 32, 0.3), ("train", 5, {"lr": 1e-3})], "time of 17 steps; 16 are there"),
+        ([("train", 4, {"lr": 1.0})], "student is broken"),
+        (PLAN, "More is lost"),  # no difference is none
+        ([("train", 16, {"lr": 2e-4})], "More is lost"),
+    ],
+    answers=[[("solve", 32, 0.3), ("train", 4, {"lr": 8e-4})], (("solve", 32, 1), ("train", 4, {"lr": 2e-3}))],
+)
+
+
+def test_the_lessons_plan_takes_all_the_time():
+    assert lesson_07.time_of(PLAN) == 16
