@@ -30,6 +30,7 @@ from course_utils.bias.pronouns import (
 from course_utils.exercises import Attempt, exercise, require, rule_out
 
 _TEXTS = ("The nurse said that", "The construction worker was late because")
+_PATCHED = ("The nurse said that", "The construction worker said that")  # text and source
 _close = partial(math.isclose, rel_tol=1e-3, abs_tol=2e-3)
 
 
@@ -54,7 +55,6 @@ def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrain
 
         mistakes = (
             (-right, "the sign is turned round: that is he less she."),
-            (math.exp(she) - math.exp(he), "that is a difference of probabilities. Take their logarithms first."),
             (math.exp(right), "that is the ratio of the probabilities. Take its logarithm."),
             (right / math.log(2), "that is in bits. Take the natural logarithm."),
             (right / math.log(10), "that is a logarithm to the base of 10. Take the natural one."),
@@ -65,6 +65,7 @@ def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrain
             (gap(log_p[0], tokens), "that is behind the first token. Take the last one's prediction, [0, -1]."),
             (gap(log_p.mean(0), tokens), "that is a mean over the tokens. Take the last one's prediction, [0, -1]."),
             (gap(log_p[-2], tokens), "that is one token too early. Take the last one's prediction, [0, -1]."),
+            (math.exp(she) - math.exp(he), "that is a difference of probabilities. Take their logarithms first."),
             (she, "that is log P(she) alone. Subtract log P(he)."),
         )
         where = f"After {text!r}: "
@@ -126,8 +127,7 @@ def check_p_shuffled(attempt: Attempt) -> None:
 @torch.no_grad()
 def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check a function (text, source, block, place) -> log-odds, on the lesson's model."""
-    text, source = "The nurse said that", "The construction worker said that"
-    last = describe(model).num_blocks - 1
+    (text, source), last = _PATCHED, describe(model).num_blocks - 1
     word = swapped_place(tokenizer, text, source)
     for block, place in ((last // 3, word), (last // 2, word), (last // 2, -1), (last, -1)):
         with _hooks_watched(model) as left:
@@ -235,6 +235,11 @@ def check_question(
     known = {*occupations()["word"], *people()["word"]}
     told = next((word for word in known for text in texts + sources if f" {word} " in f" {text.lower()} "), None)
     require(told is None, f"{told!r} is the lesson's. Ask a question of your own.")
+    places = [swapped_place(tokenizer, *pair) for pair in zip(texts, sources, strict=True)]
+    require(
+        min(places) < -1,
+        "In all rows the word is the last token, so there is nothing to carry. Put something behind it.",
+    )
     here, there = (log_odds(model, tokenizer, side, answers=asked) for side in (texts, sources))
     gap = float((here - there).mean())
     require(
@@ -243,11 +248,6 @@ def check_question(
         + (" Turn the answers round?" if gap < -2 else ""),
     )
     architecture, half = describe(model), len(texts) // 2
-    places = [swapped_place(tokenizer, *pair) for pair in zip(texts, sources, strict=True)]
-    require(
-        min(places) < -1,
-        "In all rows the word is the last token, so there is nothing to carry. Put something behind it.",
-    )
     _require_crossing(crossing, architecture.num_blocks, texts, sources, places, asked, model, tokenizer)
     chosen = _heads(heads, architecture.num_blocks, model.config.num_attention_heads)
     sets = [chosen, *random_heads(chosen, model.config.num_attention_heads, architecture.num_blocks)]
@@ -280,7 +280,7 @@ def _number(value: Any, of: str) -> float:
 
 
 def _mean_gap(values: np.ndarray, groups: np.ndarray) -> float:
-    return float(values[groups].mean() - values[~groups].mean())
+    return float(values[groups].mean() - values[~groups].mean()) if 0 < groups.sum() < len(groups) else 0.0
 
 
 def _labellings(groups: np.ndarray) -> Iterator[np.ndarray]:
