@@ -19,7 +19,7 @@ PRONOUNS = (" w20", " w21")
 def _in_the_tiny_tongue(monkeypatch):
     """A tiny tokenizer's words in the place of the lesson's: pronouns, texts, and their source."""
     monkeypatch.setattr(lesson_08, "PRONOUNS", PRONOUNS)
-    monkeypatch.setattr(lesson_08, "_TEXTS", ("w3 w40 w5", "w3 w41 w42 w5 w6"))
+    monkeypatch.setattr(lesson_08, "_TEXTS", ("w9 w40 w7", "w3 w41 w42 w5 w6"))
     monkeypatch.setattr(lesson_08, "_PATCHED", ("w3 w40 w5 w6", "w3 w50 w51 w52 w5 w6"))
     for function in (pronouns.log_odds, pronouns.patched_log_odds, pronouns.head_effects, pronouns.traced_log_odds):
         monkeypatch.setitem(inspect.unwrap(function).__kwdefaults__, "answers", PRONOUNS)
