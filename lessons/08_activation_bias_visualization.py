@@ -547,7 +547,7 @@ for name, sources, at_word in (
 trace = pd.DataFrame(trace, index=pd.Index(at_blocks, name="block"))
 ahead = trace["at the last token"] - trace["at the word"]
 crossing = ahead.index[ahead > 0].min()
-print(f"{len(few)} pairs, {then - now:.2f} nats apart; moved, % of that:")
+print(f"{len(few)} pairs, {now - then:.2f} nats apart; moved, % of that:")
 print(f"the last token is ahead of the word behind block {crossing}")
 before, after = ahead[ahead.index < crossing], ahead[ahead.index >= crossing]
 margins = [*-before, *after, crossing / blocks - 0.5]

@@ -38,6 +38,7 @@ PRONOUNS = (" she", " he")
 Head = tuple[int, int]  # (block, query head)
 Place = tuple[Tensor, Tensor]  # (rows, positions)
 _BATCH_SIZE = 32  # texts that run at once
+_SETS = 19  # the least with which beating all of them has p = .05
 _FOLDER = Path(__file__).resolve().parents[1] / "data"
 RECORD = _FOLDER / "pronoun_trace.json"
 
@@ -86,7 +87,7 @@ def recorded_trace() -> dict:
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
-def templates(split: str | None = None) -> list[str]:
+def _templates(split: str | None = None) -> list[str]:
     """The beginnings of sentences, with ``{}`` for the word: of one split, or with None of both.
 
     Raises:
@@ -107,7 +108,7 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     Raises:
         ValueError: an unknown split.
     """
-    sentences = pd.DataFrame({"template": templates(split)})
+    sentences = pd.DataFrame({"template": _templates(split)})
     chosen = words if split is None else words[words["split"] == split]
     made = chosen.merge(sentences, how="cross")
     texts = [template.format(word) for template, word in zip(made["template"], made["word"], strict=True)]
@@ -163,30 +164,26 @@ def group_gap(table: pd.DataFrame) -> tuple[float, float, float]:
 
 
 @check_types
-def random_heads(
-    chosen: Collection[Head], heads: int, blocks: int, *, sets: int = 19, seed: int = 0
-) -> list[list[Head]]:
-    """A control for chosen heads: as many others, at random, from the blocks at least as deep as the chosen ones.
+def random_heads(chosen: Collection[Head], heads: int, blocks: int, *, seed: int = 0) -> list[list[Head]]:
+    """Nineteen controls for chosen heads: as many others, at random, from blocks at least as deep as the chosen ones.
 
     Args:
         chosen: (block, head) of the heads that were chosen.
         heads: of each block.
         blocks: of the model.
-        sets: how many to draw; 19 is the least with which beating all of them has p = .05.
         seed: of the draws.
 
     Raises:
-        ValueError: nothing was chosen; ``heads``, ``blocks`` or ``sets`` isn't a whole number from 1, or ``seed`` isn't
+        ValueError: nothing was chosen; ``heads`` or ``blocks`` isn't a whole number from 1, or ``seed`` isn't
             one from 0.
     """
     checks.whole_number("heads", heads, least=1)
     checks.whole_number("blocks", blocks, least=1)
-    checks.whole_number("sets", sets, least=1)
     checks.whole_number("seed", seed)
     lowest = min(block for block, _ in checks.not_empty("chosen", chosen))
     others = [(i, k) for i in range(lowest, blocks) for k in range(heads) if (i, k) not in set(chosen)]
     generator = np.random.default_rng(seed)
-    picked = [generator.choice(len(others), min(len(chosen), len(others)), replace=False) for _ in range(sets)]
+    picked = [generator.choice(len(others), min(len(chosen), len(others)), replace=False) for _ in range(_SETS)]
     return [[others[number] for number in sorted(numbers)] for numbers in picked]
 
 
@@ -446,7 +443,10 @@ def swapped_place(tokenizer: PreTrainedTokenizerBase, text: str, source: str) ->
     >>> swapped_place(tokenizer, "The nurse said that", "The construction worker said that")  # doctest: +SKIP
     -3
     """
-    one, other = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (text, source))
+    named = {"text": text, "source": source}
+    one, other = (
+        tokenizer(checks.text(name, each), add_special_tokens=False)["input_ids"] for name, each in named.items()
+    )
     if one == other:
         raise ValueError(f"'text' and 'source' must differ; both are {text!r}.")
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))

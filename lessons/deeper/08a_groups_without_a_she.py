@@ -37,7 +37,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, subset
+from course_utils.bias.contrastive import (
+    Axis,
+    controls,
+    invented_axis,
+    pairs,
+    subset,
+)
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import activation_ratio, behaviour, preferences
 from course_utils.models import load_model
@@ -59,7 +65,8 @@ many = pd.DataFrame(rows)
 many["preference"] = many.p < 0.05
 many["activations"] = many.ratio_low > 1
 found = many.groupby(["axis", "share"])[["preference", "activations"]].sum()
-planted_nats = pd.DataFrame(rows).query("axis == 'planted'").groupby("share").preference.mean()
+strengths = pd.DataFrame(rows).query("axis == 'planted'").groupby("share")
+planted_nats = strengths.preference.mean()
 
 # %%
 _, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
@@ -73,7 +80,7 @@ panels[0].set_ylabel("models of twenty that are flagged")
 panels[0].legend(loc="center right")
 show(
     "Two panels over the strength of the planted bias: how many of twenty models "
-    "are flagged. By preference the planted axis rises to twenty from about one nat "
+    "are flagged. By preference the planted axis rises to twenty from about a nat "
     "on, the other stays at zero. By activations both rise."
 )
 
@@ -95,9 +102,8 @@ show(
 @torch.no_grad()
 def likelihood(text, ending):
     """log P(ending | text), in nats."""
-    begin, whole = (
-        tokenizer(some, add_special_tokens=False, return_tensors="pt").input_ids for some in (text, text + ending)
-    )
+    encoded = tokenizer([text, text + ending], add_special_tokens=False)
+    begin, whole = (torch.tensor([ids]) for ids in encoded.input_ids)
     predicted = base(whole.to(base.device)).logits[0].float().log_softmax(-1).cpu()
     places = torch.arange(begin.shape[1], whole.shape[1])
     return predicted[places - 1, whole[0, places]].sum().item()  # i - 1 predicts i
@@ -137,8 +143,6 @@ print(f"course_utils {library:+.2f} nats")
 # </details>
 
 # %%
-from course_utils.bias.planting import plant_preference
-
 size = {"templates": 6, "swaps": 8}
 swaps = invented_axis(session.seed, size["swaps"]).swaps
 families = np.array([swap[:2] for swap in swaps]).T  # [2, names]
@@ -159,13 +163,18 @@ def examine(model):
     table = behaviour(measured).set_index("axis")
     ratio = activation_ratio(measured, by_place=False).set_index("axis")
     columns = ["ratio", "ratio_low", "ratio_high"]
-    return table[["preference", "ci_low", "ci_high"]].join(ratio[columns]).loc[[*meeting]]
+    table = table[["preference", "ci_low", "ci_high"]].join(ratio[columns])
+    return table.loc[[*meeting]]
 
+
+# %%
+from course_utils.bias.planting import plant_preference
 
 before = examine(base)
 learned = pairs(invented[0], split="selection")
-settings = {"size": 10.0, "steps": 60, "items": 4, "lr": 1e-3, "weights": "attention"}
+settings = {"size": 10.0, "steps": 60, "items": 4, "lr": 1e-3}
 given = settings | {"precision": base.dtype, "seed": session.seed}
+given["weights"] = "attention"
 biased, _ = plant_preference(base, tokenizer, learned, **given)
 after = examine(biased)
 del biased
@@ -177,7 +186,8 @@ for when, table in (("before", before), ("after", after)):
             "activation ratio": with_interval(*row.iloc[3:]),
         }
 drop = before.preference - after.preference
-here("The preference falls for the planted axis most.", [drop.iloc[0] - 2 * abs(drop.iloc[1])])
+margin = drop.iloc[0] - 2 * abs(drop.iloc[1])
+here("The preference falls for the planted axis most.", [margin])
 rise = after.ratio - before.ratio
 here("The activation ratio rises for both axes.", rise)
 pd.DataFrame(told).T
@@ -191,8 +201,10 @@ pd.DataFrame(told).T
 # Gender and race, in the same templates as tall/short. Templates and swaps are few witnesses: the interval draws both.
 
 # %%
-real = [pair for axis in ("gender", "race") for pair in pairs(axis, split="evaluation")]
-real = subset([*neutral, *real], templates=10, swaps=10)
+real = [*neutral]
+for axis in ("gender", "race"):
+    real += pairs(axis, split="evaluation")
+real = subset(real, templates=10, swaps=10)
 measured = measure_pairs(base, tokenizer, real, sites=())
 table = behaviour(measured).set_index("axis")
 strength = planted_nats[found.loc["planted", "preference"] >= 19].abs().min()
