@@ -136,8 +136,8 @@ check_log_odds(she_over_he, model, tokenizer)
 # %% [markdown]
 # ## Behaviour first
 #
-# The library's `log_odds` gives the same. We ask for forty occupations in eight sentences. The share of women in them is known
-# (US labour statistics, Zhao et al. 2018). So we know beforehand where a stereotype would point. A yardstick are ten pairs whose
+# The library's `log_odds` gives the same. We ask for forty occupations in eight sentences. The share of women in them is known (US
+# labour statistics, Zhao et al. 2018), so we know beforehand where a stereotype would point. As a yardstick we take ten pairs whose
 # pronoun is no stereotype: woman/man, aunt/uncle and so on.
 #
 # *Rank correlation* compares two orders: 1 is the same order, 0 no relation, −1 the reverse.
@@ -190,9 +190,9 @@ here("The stereotype is there, under a third of woman/man.", [low, known / 3 - g
 #
 # ## Three popular views, tested blind
 #
-# The course keeps **contrastive pairs**, two texts that differ in one span, in the form of the course book's WizardSData: a conversation
-# of `rol1` and `rol2`. We take two. Nurse/mechanic carries the bias. Nurse/librarian is a **neutral swap**: another word, the same
-# pronoun.
+# A **contrastive pair** is two texts that differ in one span. We take two pairs. Nurse/mechanic carries the bias. Nurse/librarian is a
+# **neutral swap**: another word, about the same pronoun. `write_pairs` and `read_pairs` keep pairs in a file, and `to_conversations`
+# tells them in the form of WizardSData, where `rol1` asks and `rol2` answers.
 #
 # Each view is drawn twice, untitled: once for the bias, once for its control. A coin decides the sides. **Look, and note
 # "left" or "right" before you go on.** With three pairs, one learner in eight guesses all of them by luck.
@@ -255,8 +255,8 @@ show(
 # %% [markdown]
 # *Brighter is further apart. Which one is nurse/mechanic?*
 #
-# View 2: principal components, the directions along which states vary most. One point is one occupation: its state at the last token,
-# in a late block, averaged over the sentences. One picture is coloured by the true groups, the other by shuffled ones.
+# View 2: **principal components**, the directions along which states vary most. One point is one occupation: its state at the last
+# token, in a late block, averaged over the sentences. One picture is coloured by the true groups, the other by shuffled ones.
 #
 # View 3: differential activations. For each neuron we take the difference of the groups' means, in standard deviations, and draw the
 # twenty largest: with true groups and with shuffled ones. They come from half of the words and half of the sentences.
@@ -655,8 +655,8 @@ check_control_sets(control_sets)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# No. Of the occupations' gap the first alone moves 62 %, the others 24 and 21 %, but all of them 88 %. Damages don't add (lesson
-# 01), nor do shares.
+# No. Of the occupations' gap the first alone moves 62 %, the others 24 and 21 %, but all of them 88 %. Harms don't add (lesson 04),
+# nor do shares.
 #
 # </details>
 

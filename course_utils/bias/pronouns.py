@@ -195,7 +195,6 @@ def log_odds(
     texts: Sequence[str],
     *,
     answers: tuple[str, str] = PRONOUNS,
-    batch_size: int = _BATCH_SIZE,
 ) -> np.ndarray:
     """Log P(she) - log P(he) for the next token after each text, in nats: [texts] float64; above 0 is "she".
 
@@ -204,14 +203,13 @@ def log_odds(
         tokenizer: the model's; the answers must be one token each.
         texts: at least one, each ending where an answer may come.
         answers: what is asked for in place of the pronouns, such as (" is", " are").
-        batch_size: texts that run at once; it changes nothing beyond rounding.
 
     Raises:
         ValueError: no texts, or an answer of several tokens.
     """
     architecture, odds = describe(model), []
     with evaluating(model):
-        for batch, last in _batches(architecture, tokenizer, texts, batch_size):
+        for batch, last in _batches(architecture, tokenizer, texts):
             odds.append(_odds(architecture, tokenizer, architecture.hidden_states(batch)[last], answers).double().cpu())
     return torch.cat(odds).numpy()
 
@@ -266,7 +264,6 @@ def patched_log_odds(
     head_sets: Sequence[Collection[Head]],
     *,
     answers: tuple[str, str] = PRONOUNS,
-    batch_size: int = _BATCH_SIZE,
 ) -> np.ndarray:
     """The log-odds after each text when a set of heads says at its last token what it says at the source's.
 
@@ -277,7 +274,6 @@ def patched_log_odds(
         sources: [n], one for each text.
         head_sets: sets of (block, head); the heads of one set are patched together, and an empty set changes nothing.
         answers: as for ``log_odds``.
-        batch_size: texts that run at once.
 
     Returns:
         [sets, n] float64, nats.
@@ -287,7 +283,7 @@ def patched_log_odds(
     """
     architecture, odds = describe(model), []
     wanted = sorted({block for heads in checks.not_empty("head_sets", head_sets) for block, _ in heads})
-    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources, batch_size):
+    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
         said: dict[int, Tensor] = {}
         with evaluating(model, *_hook_heads(architecture, wanted, _recorder(said))):
             architecture.hidden_states(source)
@@ -454,30 +450,25 @@ def swapped_place(tokenizer: PreTrainedTokenizerBase, text: str, source: str) ->
 
 
 def _batches(
-    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = _BATCH_SIZE
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> Iterator[tuple[Batch, Place]]:
     """Batches padded on the right, and (rows, positions) of their last tokens."""
-    checks.whole_number("batch_size", batch_size, least=1)
     texts = checks.strings("texts", texts)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    for first in range(0, len(ids), batch_size):
-        rows = ids[first : first + batch_size]
+    for first in range(0, len(ids), _BATCH_SIZE):
+        rows = ids[first : first + _BATCH_SIZE]
         batch = read_batch(padded(rows), vocab_size=architecture.vocab_size, device=architecture.model.device)
         yield batch, (torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows]))
 
 
 def _both(
-    architecture: Architecture,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    sources: Sequence[str],
-    batch_size: int = _BATCH_SIZE,
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sources: Sequence[str]
 ) -> Iterator[tuple[tuple[Batch, Place], ...]]:
     """Batches of texts beside those of their sources."""
     texts, sources = checks.strings("texts", texts), checks.strings("sources", sources)
     if len(texts) != len(sources):
         raise ValueError(f"Each text needs a source; got {len(texts)} texts and {len(sources)} sources.")
-    return zip(*(_batches(architecture, tokenizer, side, batch_size) for side in (texts, sources)), strict=True)
+    return zip(*(_batches(architecture, tokenizer, side) for side in (texts, sources)), strict=True)
 
 
 def _odds(

@@ -210,13 +210,14 @@ table = behaviour(measured).set_index("axis")
 strength = planted_nats[found.loc["planted", "preference"] >= 19].abs().min()
 print(f"resolution: {strength:.1f} nats are found in 19 models of twenty or more")
 told = {}
-for axis, row in table.iterrows():
+for axis, row in table.loc[["gender", "race"]].iterrows():
     interval = with_interval(row.preference, row.ci_low, row.ci_high)
     told[axis] = {"preference, nats": interval, "p (Holm)": shown_p(row.p_holm)}
 pd.DataFrame(told).T
 
 # %% [markdown]
-# No axis shows a preference, and none could have shown one far below the resolution. Lesson 08's pronouns pass this test unseen.
+# No axis shows a preference, and a preference far below the resolution would have passed unseen. (The twenty had somewhat fewer
+# templates and swaps.) Lesson 08's pronouns pass this test unseen as well: it asks for sentiment.
 #
 # ## Other people's benchmarks
 #
@@ -231,7 +232,7 @@ pd.DataFrame(told).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# @
+# In 3 % of the answers. Of the persons named 51.7 % are right (41.7 to 61.8): a coin.
 #
 # </details>
 

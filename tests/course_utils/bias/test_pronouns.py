@@ -25,6 +25,7 @@ ANSWERS = (f" w{SHE}", f" w{HE}")
 def _tiny_words(monkeypatch):
     """A tiny tokenizer's words for "she" and "he", where nobody names others."""
     monkeypatch.setattr(pronouns, "PRONOUNS", ANSWERS)
+    monkeypatch.setattr(pronouns, "_BATCH_SIZE", 3)
     for function in (
         pronouns.log_odds,
         pronouns.patched_log_odds,
@@ -99,7 +100,7 @@ def test_gap_is_the_difference_of_means_and_its_interval_holds_it():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_odds_and_states_are_those_of_single_texts(family):
     model, tokenizer = tiny_model(family), word_tokenizer()
-    found = pronouns.log_odds(model, tokenizer, TEXTS, batch_size=3)
+    found = pronouns.log_odds(model, tokenizer, TEXTS)
     np.testing.assert_allclose(found, [odds_of(model, text) for text in TEXTS], atol=2e-4)
     again, states = pronouns.odds_and_states(model, tokenizer, TEXTS, sites=("residual", "down_input"))
     np.testing.assert_allclose(again, found, atol=2e-4)
@@ -122,7 +123,7 @@ def test_patching_all_heads_of_all_blocks_at_equal_words_gives_the_sources_odds(
 def test_one_head_is_patched_as_by_hand():
     model, tokenizer = tiny_model(), word_tokenizer()
     projection, size = model.model.layers[1].self_attn.o_proj, 8
-    (patched,) = pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES, [[(1, 2)]], batch_size=2)
+    (patched,) = pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES, [[(1, 2)]])
     for text, source, value in zip(TEXTS, SOURCES, patched, strict=True):
         said = []
         with torch.no_grad():

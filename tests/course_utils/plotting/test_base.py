@@ -71,7 +71,7 @@ def test_marks_are_readable_on_a_projector_and_all_tried():
     for arm in [*CRITERIA, *PARTS, "separate", "guessing"]:
         luminance = TO_XYZ[1] @ linear(base.mark(arm)["color"])
         assert 1.05 / (luminance + 0.05) >= 3, f"{arm} is too pale on white"
-    assert base._MARKS.keys() == {*CRITERIA, *PARTS, *RULES, "separate", "guessing"}
+    assert base._MARKS.keys() == {*CRITERIA, *PARTS, *RULES, *PLACES, *GROUPS, "separate", "guessing"}
     assert base.mark("separate") | {"label": "wrong"} == base.mark("wrong")
 
 
