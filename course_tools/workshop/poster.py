@@ -144,8 +144,8 @@ PANELS = (
         "Bias: is there one?",
         "08",
         diagrams.reading_points,
-        "Let three heads after “The nurse said that” say what they say after “The mechanic said that”: {jobs} % of the "
-        "pronoun's gap moves, of woman/man {people} %, and by random heads {most} % at most.",
+        "Three heads say for the nurse what they say for the mechanic: {jobs} % of the pronoun's gap moves, by random "
+        "heads {most} % at most. They carry the woman's “she” as well: {people} %.",
         {
             "jobs": ("the three together · occupations", 0),
             "people": ("the three together · woman/man", 0),

@@ -358,7 +358,7 @@ def _changed(
     block: int,
     put: Callable[[Tensor, Tensor], None],
 ) -> float:
-    layer, kept = describe(model).blocks[block], []
+    layer, kept = describe(model).blocks[block], list[Tensor]()
 
     def change(_layer: nn.Module, _inputs: tuple, states: Tensor) -> Tensor:
         states = states.clone()
