@@ -83,10 +83,10 @@ show(
 # *SmolLM2-135M. "The nurse said that" runs with one piece taken from "The mechanic said that"; 100 % turns its pronoun into the
 # mechanic's. Left: a token's state. Right: what three heads say at the last token; grey are nineteen random sets as deep.*
 #
-# **What we call bias, and whom it harms.** After an occupation the model expects the pronoun of the group that most often works in
-# it. That is a stereotype: it makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in
-# it. In job advertisements it can become a harm of allocation; this lesson can't show that. That jobs *are* shared out unevenly
-# explains where a model has it from. It doesn't say that a sentence about one person should be guessed that way.
+# **Whom it harms.** After an occupation the model expects the pronoun of the group that most often works in it. That is a
+# stereotype: it makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. In job
+# advertisements it can become a harm of allocation; this lesson can't show that. That jobs *are* shared out unevenly explains where
+# a model has it from, not that a sentence about one person should be guessed that way.
 #
 # ## A number for a pronoun
 #
@@ -186,16 +186,14 @@ here("The log-odds follow the share of women.", [follows[1]])
 here("The stereotype is there, under a third of woman/man.", [low, known / 3 - gap])
 
 # %% [markdown]
-# The bias is real, and known in size. Now for the pictures.
-#
 # ## Three popular views, tested blind
 #
 # A **contrastive pair** is two texts that differ in one span. We take two pairs. Nurse/mechanic carries the bias. Nurse/librarian is a
 # **neutral swap**: another word, about the same pronoun. `write_pairs` and `read_pairs` keep pairs in a file, and `to_conversations`
 # tells them in the form of WizardSData, where `rol1` asks and `rol2` answers.
 #
-# Each view is drawn twice, untitled: once for the bias, once for its control. A coin decides the sides. **Look, and note
-# "left" or "right" before you go on.** With three pairs, one learner in eight guesses all of them by luck.
+# Each view is drawn twice, untitled: for the bias and for its control. A coin decides the sides. **Note "left" or "right" before you
+# go on.** With three pairs, one learner in eight guesses all of them by luck.
 #
 # View 1: how far apart are the two texts' states at each word behind the swap, relative to their length?
 
@@ -459,7 +457,7 @@ here("PCA parts woman from man.", [0.05 - p_known])
 # ## A hand inside
 #
 # So we interfere. Lesson 03 put a state back from the whole model. Here it comes from another *sentence*: "The nurse said that" runs,
-# but behind one block one token's state is what it is in "The mechanic said that". If the log-odds move, the pronoun was there.
+# but behind one block one token's state is what it is in "The mechanic said that". If the log-odds move, that place carried the pronoun.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 12 minutes
@@ -558,7 +556,7 @@ here("A word of the same group moves less than a third of it.", [less])
 (100 * trace).round().astype(int)
 
 # %% [markdown]
-# Until the crossing the pronoun is where the occupation was read. Then it is at the last token, and the word's own state no longer
+# Until the crossing the pronoun is where the occupation was read. Then it is at the last token, and the word's state no longer
 # matters. Only attention carries anything between tokens. Which heads?
 #
 # ## All heads with one gradient
@@ -691,19 +689,18 @@ here("They move over half of each gap.", together)
 pd.DataFrame(table).round().astype(int)
 
 # %% [markdown]
-# The same heads bring "she" for the woman: the stereotype travels on what knows what words mean. Silence them, and more goes than the
-# bias. Whether any cut takes the one and leaves the other is lesson 09's question.
+# The same heads bring "she" for the woman: the stereotype travels on what knows what words mean.
 #
-# What a patch shows: that this place *carries* the difference between these two sentences. It doesn't show where the difference was
-# made, nor that the place does nothing else.
+# What a patch shows: this place *carries* the difference between these two sentences. It doesn't show where the difference was made,
+# nor that the place does nothing else.
 
 # %% [markdown]
 # ### Exercise 5 · ●●● · 14 minutes
 #
 # A question of your own: two answers, one token each, that a word decides, such as " is" and " are". Give `rows`, six triples or more
 # `(text, source, same)`: the source asks for the other answer, `same` is another word with the text's own answer, and all three end in
-# the same words. Find `crossing`, the first block behind which the last token moves more than the word, and three `heads`, chosen on
-# the first half of the rows. The check judges them on the other half: the gap must be over 2 nats, the three must beat nineteen random
+# the same words. Find `crossing`, the first block behind which the last token moves more than the word, and `own_heads`, three that
+# you choose on the first half of the rows. The check judges them on the other half: the gap must be over 2 nats, the three must beat nineteen random
 # sets, and the neutral swap move less than a quarter. Occupations and family words are refused.
 #
 # <details><summary>Hint</summary>
@@ -778,13 +775,12 @@ check_question(rows, answers, crossing, own_heads, model, tokenizer)
 # - What you picked must be judged elsewhere: neurons lose their difference on new words, patched heads keep their effect.
 # - A patch says where something is carried. Beside it belong random sets as deep, and a source that should change nothing.
 #
-# **The story so far:** look by touching. **Next:** three heads carry the stereotype, and what a woman is. Lesson 09 asks whether a cut can
-# take the one and leave the other.
+# **The story so far:** look by touching. **Next:** three heads carry the stereotype, and what a woman is. Can a cut take the one and
+# leave the other? Lesson 09 tries.
 #
 # ## Go deeper
 #
-# [Groups without a "she"](deeper/08a_groups_without_a_she.ipynb): which measure finds a planted bias, and only that? With two benchmarks
-# and their floor.
+# [Groups without a "she"](deeper/08a_groups_without_a_she.ipynb): which measure finds a planted bias, and only that?
 #
 # ## References
 #
@@ -792,6 +788,5 @@ check_question(rows, answers, crossing, own_heads, model, tokenizer)
 # - Goldfarb-Tarrant et al. 2021, *Intrinsic Bias Metrics Do Not Correlate with Application Bias*, arXiv 2012.15859
 # - Zhao et al. 2018, *Gender Bias in Coreference Resolution* (WinoBias, with the shares of women), arXiv 1804.06876
 # - Vig et al. 2020, *Investigating Gender Bias in Language Models Using Causal Mediation Analysis*, arXiv 2004.12265
-# - Zhang and Nanda 2024, *Towards Best Practices of Activation Patching*, arXiv 2309.16042
 # - Nanda 2023, *Attribution Patching*; Syed et al. 2023, *Attribution Patching Outperforms Automated Circuit Discovery*, arXiv 2310.10348
 # - Martra, *Large Language Model Notebooks Course*, section on pruning (the three views; WizardSData)

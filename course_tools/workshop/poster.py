@@ -144,8 +144,8 @@ PANELS = (
         "Bias: is there one?",
         "08",
         diagrams.reading_points,
-        "Three heads say for the nurse what they say for the mechanic: {jobs} % of the pronoun's gap moves, by random "
-        "heads {most} % at most. They carry the woman's “she” as well: {people} %.",
+        "Three heads say for the nurse what they say for the mechanic: {jobs} % of the gap moves, {people} % of "
+        "woman/man's, by random heads {most} %.",
         {
             "jobs": ("the three together · occupations", 0),
             "people": ("the three together · woman/man", 0),
