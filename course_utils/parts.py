@@ -16,13 +16,13 @@ class Projection:
 
     def __init__(self, module: nn.Linear | Conv1D) -> None:
         self.module = module
-        self._transposed = isinstance(module, Conv1D)  # GPT-2's Conv1D stores [in, out]
+        self.transposed = isinstance(module, Conv1D)  # GPT-2's Conv1D stores [in, out]
 
     @property
     def weight(self) -> Tensor:
         """A view of the weights, [out, in]: writing to it writes to the model."""
         weight = self.module.weight.detach()
-        return weight.t() if self._transposed else weight
+        return weight.t() if self.transposed else weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -41,16 +41,25 @@ class Projection:
             ValueError: another ``axis``.
         """
         checks.one_of("axis", axis, ("out", "in"))
-        dim = (axis == "in") != self._transposed
+        dim = (axis == "in") != self.transposed
         module, weight = self.module, self.module.weight
         module.weight = nn.Parameter(weight.index_select(int(dim), index), requires_grad=weight.requires_grad)
         if axis == "out" and module.bias is not None:
             module.bias = nn.Parameter(module.bias.index_select(0, index), requires_grad=module.bias.requires_grad)
         out_features, in_features = self.weight.shape
-        if self._transposed:
+        if self.transposed:
             module.nf, module.nx = out_features, in_features
         else:
             module.out_features, module.in_features = out_features, in_features
+
+    @torch.no_grad()
+    def replace(self, matrix: Tensor, bias: Tensor | None) -> None:
+        """Put another matrix [out, in] and bias [out] in the place of these; the old ones are left as they are."""
+        for name, value in (("weight", matrix.t() if self.transposed else matrix), ("bias", bias)):
+            old = getattr(self.module, name)
+            if value is not None:
+                new = nn.Parameter(value.to(old.device, old.dtype).contiguous(), requires_grad=old.requires_grad)
+                setattr(self.module, name, new)
 
     @torch.no_grad()
     def shift(self, constant: Tensor) -> None:

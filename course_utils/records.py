@@ -28,7 +28,8 @@ def read_record(name: str) -> pd.DataFrame:
         A row for each model and text, the uncut ones included: what names the model (columns of the record's own,
         "criterion" among them), "text", "draw" (of the rows), "dtype" (of the weights), "rows" (float64 [rows], nats a
         token of each row, minus those of the uncut model), "damage" (their mean, nats a token) and "nats" (the model's
-        own loss, nats a token).
+        own loss, nats a token). Where "text" is a task, each row is a document, and its numbers are those of the task,
+        such as 1 for a right answer, in place of nats.
 
     Raises:
         ValueError: there is no such record; the message lists those there are.
@@ -36,7 +37,11 @@ def read_record(name: str) -> pd.DataFrame:
     checks.one_of("name", name, sorted(path.stem for path in FOLDER.glob("*.json")))
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     entries = pd.DataFrame(record["entries"])
-    nats = [np.array(sums) / record["predictions"] for sums in entries.pop("sums")]
+    # Of a row; a task's documents have one each.
+    predictions = entries.get("predictions", pd.Series(dtype=float)).reindex(entries.index)
+    sizes = predictions.fillna(record["predictions"])
+    nats = [np.array(sums) / size for sums, size in zip(entries.pop("sums"), sizes, strict=True)]
+    entries = entries.drop(columns="predictions", errors="ignore")
     places = list(entries[[*_TEXTS]].itertuples(index=False, name=None))
     uncut = {place: row for place, row, criterion in zip(places, nats, entries.criterion, strict=True) if not criterion}
     entries["rows"] = [row - uncut[place] for place, row in zip(places, nats, strict=True)]

@@ -1,7 +1,8 @@
 """What experiments that cut a model in many ways share: measuring, resuming, and the record that lessons read.
 
 ``course_utils.records`` reads it. An entry is a model and a text: what names the model, the text, the draw of its rows,
-the dtype of the weights, and the sum of nats over each row's predictions.
+the dtype of the weights, and the sum of nats over each row's predictions. A task's documents stand for rows of one
+prediction each.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,11 +31,13 @@ class Arm:
         key: what names it among all arms, ready for JSON: "criterion" ("" for the uncut model), "draw", "dtype", ...
         make: gives the model, when its turn comes.
         texts: rows to measure it on, by their names.
+        tasks: what else to measure, by name: gives a number for each of a task's documents, such as 1 where it's right.
     """
 
     key: Mapping[str, object]
     make: Callable[[], PreTrainedModel]
     texts: Mapping[str, TokenBlocks]
+    tasks: Mapping[str, Callable[[PreTrainedModel], Sequence[float]]] = field(default_factory=dict)
 
 
 def write_record(arms: Iterable[Arm], out: Path, *, work: Path, settings: Mapping[str, object], total: int) -> None:
@@ -76,4 +79,6 @@ def _measured(arm: Arm) -> list[dict[str, object]]:
     for text, rows in arm.texts.items():
         sums = perplexity(model, rows, batch_size=16).row_nll
         entries.append({**arm.key, "text": text, "sums": sums.round(2).tolist()})
+    for task, measure in arm.tasks.items():
+        entries.append({**arm.key, "text": task, "predictions": 1, "sums": list(measure(model))})
     return entries

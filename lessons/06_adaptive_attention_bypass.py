@@ -203,7 +203,7 @@ from course_utils.adaptive import AdaptiveConfig, calibrate
 NUMBERS = sorted({max(1, round(blocks * n / 30)) for n in (1, 3, 5, 8)})
 middle = NUMBERS[(len(NUMBERS) - 1) // 2]
 LEVELS = (NUMBERS[-1], middle, 0)  # simple prompts, the middle, complex ones
-texts = sorted((case.text for case in choosing[:24]), key=len)  # little padding
+texts = sorted((case.text for case in choosing[:12]), key=len)  # little padding
 config = calibrate(base, tokenizer, texts, left_out=LEVELS)
 with tempfile.TemporaryDirectory() as folder:
     path = config.save(Path(folder) / "adaptive_config.json")
@@ -337,7 +337,7 @@ del model, static
 # $$\mathrm{harm} = \mathrm{mean}_t \, \mathrm{KL}(p_t^{\mathrm{whole}} \,\|\, p_t^{\mathrm{bypassed}})$$
 #
 # It is the distance from the whole model, not from the truth. A record has the harm of 1, 3, 5 and 8 layers left out for all prompts;
-# twelve are measured again. (Its order was found on 48 prompts, so near ties may stand otherwise than above. Greedy answers can part
+# six are measured again. (Its order was found on 48 prompts, so near ties may stand otherwise than above. Greedy answers can part
 # at a rounding, and then single harms differ.)
 
 # %%
@@ -349,11 +349,11 @@ else:
     digests = [case.digest for case in judging]
     assert record.digests[record.choosing :].tolist() == digests
     drawn = np.random.default_rng(session.seed)
-    some = drawn.choice(len(judging), 12, replace=False)
+    some = drawn.choice(len(judging), 6, replace=False)
     sets = [config.order[:number] for number in NUMBERS]
     again = measure(base, tokenizer, [judging[i].text for i in some], sets).harm
     recorded = record.harm[record.choosing + some][:, 1:]
-    print(f"harm of 12 prompts: {again.mean():.3f} here", end="")
+    print(f"harm of 6 prompts: {again.mean():.3f} here", end="")
     print(f", {recorded.mean():.3f} in the record")
 choose, judge = record.split()
 numbers, curve = np.array(record.numbers), choose.harm.mean(0)
@@ -631,7 +631,7 @@ pd.DataFrame(rows).T
 # %%
 HIDDEN = re.compile(r"The code of the (.+?) is (\d+)\.")
 asked = [case.text for case in judging if case.kind == "retrieval"]
-asked = sorted(asked, key=len)[-48::3]
+asked = sorted(asked, key=len)[-48::6]
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from course_utils.texts import TokenBlocks
 from course_utils.width import neuron_importance, neuron_means, prune_neurons
 from experiments import (
     distil_the_bias_back,
+    heal,
     keep_the_mean,
     leave_out,
     make_a_small_model,
@@ -313,3 +314,31 @@ def test_trace_the_pronoun(monkeypatch, tmp_path):
         assert part["last, opposite"][-1] == pytest.approx(1) and part["word, opposite"][-1] == pytest.approx(0)
         assert len(part["heads, opposite"]) == 4 and len(part["random, opposite"]) == 19
     assert shipped["occupations"]["pairs"] == 40 and len(shipped["occupations"]["word, opposite"]) == 30
+
+
+def test_heal(monkeypatch, tmp_path):
+    small = {"STEPS": (1, 2, 3), "LONGEST": 4, "LENGTH": 16, "ROWS": 2, "SOLVED": 1, "PASSAGES": 3}
+    frame = in_small(heal, monkeypatch, tmp_path, **small)
+    place = ["criterion", "edit", "steps", "seed", "dtype", "text"]
+    assert not frame.duplicated(place).any()
+    runs = [*heal.runs()]
+    asked = sum(run.lambada for run in runs)
+    assert len(frame) == 2 * 2 * (1 + len(runs)) + 1 + asked and asked == 6
+    assert set(frame.edit) == {"", "cut", "solved", "KL", "solved + KL", "cross-entropy", "LoRA"}
+    lambada = frame[frame.text == "LAMBADA"]
+    assert set(lambada.dtype) == {"bfloat16"} and lambada.nats.between(0, 1).all() and {*map(len, lambada.rows)} == {3}
+    assert len(list((tmp_path / "work.jsonl").glob("*-*-*/"))) == 1  # of what has been trained, the last alone is kept
+
+
+def test_the_last_run_goes_on_where_it_was_or_begins_anew(monkeypatch, tmp_path):
+    """Killed in the middle; on a machine that rounds otherwise the beginning doesn't fit, and is made again."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    for name, value in {"STEPS": (1, 2, 3), "LONGEST": 4, "LENGTH": 16, "ROWS": 2, "SOLVED": 1}.items():
+        monkeypatch.setattr(heal, name, value)
+    run = heal.Run("activation", True, "KL", 3, 0, 1e-3)
+    expected = heal.Clinic(tmp_path / "a").trained(run)
+    again = heal.Clinic(tmp_path / "a").trained(run)
+    assert all(map(torch.equal, expected.parameters(), again.parameters()))
+    monkeypatch.setattr(heal, "RIDGE", 0.31)
+    other = heal.Clinic(tmp_path / "a").trained(run)
+    assert not all(map(torch.equal, expected.parameters(), other.parameters()))

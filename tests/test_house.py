@@ -28,7 +28,7 @@ LIBRARY = {
         "hooks modeling batches families parts architectures surgery refusals passes upper_blocks influence reports "
         "activations"
     ),
-    "cutting": "choosing width heads channels depth attention adaptive",
+    "cutting": "choosing width heads channels depth attention adaptive healing",
     "measuring": (
         "divergence uncertainty language_modelling branching evaluation records benchmark_tasks costs cost_model "
         "benchmarking plotting diagrams"

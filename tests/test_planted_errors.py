@@ -1,4 +1,4 @@
-"""Forty errors, planted one at a time in a copy of the library: a test of the module itself finds each.
+"""Errors, planted one at a time in a copy of the library: a test of the module itself finds each.
 
     python tests/test_planted_errors.py              plants them all (some ten minutes), says which survive
     python tests/test_planted_errors.py width heads  those of these modules
@@ -133,6 +133,21 @@ ERRORS = [
     Error("distillation.training", "weight.data = weight.data.clone()", "pass"),
     Error("distillation.state", 'for key in ("exp_avg", "exp_avg_sq")', 'for key in ("exp_avg_sq", "exp_avg_sq")'),
     Error("distillation.recipe", "math.pi * (step - rise)", "math.pi * step"),
+    Error("healing", "theirs.move(number)", "pass"),
+    Error("healing", "states.float() - mlp.down(x).float()", "states.float()"),
+    Error("healing", "pull[:, None] * old.T.to(gram.dtype)", "0"),
+    Error("healing", "ridge * gram.diagonal().clamp(min=1e-30)", "ridge * torch.ones_like(gram.diagonal())"),
+    Error("healing", "(0, 1), value=1.0", "(0, 1), value=0.0"),
+    Error(
+        "healing",
+        "kept, target = x[text.real].float(), goal[text.real]",
+        "kept, target = x[:, 1:].flatten(0, 1).float(), goal[:, 1:].flatten(0, 1)",
+    ),
+    Error("healing", "module.weight, module.bias = weight, bias", "pass"),
+    Error("distillation.adapters", "lora_alpha=recipe.lora_rank", "lora_alpha=2 * recipe.lora_rank"),
+    Error("distillation.adapters", "safe_merge=True", "safe_merge=False"),
+    Error("distillation.adapters", "        model.unload()", "        model.merge_and_unload()"),
+    Error("distillation.adapters", "weight.requires_grad_(wanted)", "pass"),
 ]
 
 

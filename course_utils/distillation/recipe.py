@@ -50,6 +50,9 @@ class Recipe:
             (a head of its own is still trained). It then needs no gradient and no averages of AdamW: 16 bytes a number.
         mlps_only: True trains the MLPs' matrices, which pruning cut, and leaves everything else as it is. A student
             that is a ``variant`` of a float32 model goes on sharing the rest with it.
+        lora_rank: above 0 the model's own weights stay as they are, and a low-rank correction of this rank learns
+            beside each matrix of each block, or of each MLP (LoRA, Hu et al. 2021, arXiv 2106.09685, with alpha equal
+            to the rank); at the end it is added to the matrix. It wants a rate some ten times as high.
         validate_every: steps from one measurement on held-out text to the next; the last step is always measured.
         seed: of the order of the batches, and of dropout.
         save_every: steps from one save to the next; the end is always saved.
@@ -76,6 +79,7 @@ class Recipe:
     recompute: Annotated[bool, checks.flag] = False
     train_embedding: Annotated[bool, checks.flag] = True
     mlps_only: Annotated[bool, checks.flag] = False
+    lora_rank: Annotated[int, checks.whole_number] = 0
     validate_every: Annotated[int, _count] = 50
     seed: Annotated[int, checks.whole_number] = 0
     save_every: Annotated[int, _count] = 50

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from course_utils.batches import Batch
+from course_utils.distillation.adapters import ADAPTER
 from course_utils.distillation.processes import full_tensor, sharded_like
 from course_utils.distillation.recipe import Recipe
 from course_utils.files import replacing
@@ -189,12 +190,16 @@ class Checkpoint:
             )
 
     def _is_saved_in(self, file: Any) -> bool:
-        """Whether the student has learned what is saved: after Ctrl-C, the same object may simply go on."""
+        """Whether the student has learned what is saved: after Ctrl-C, the same object may simply go on.
+
+        Its adapters, which Ctrl-C took away, are new ones then.
+        """
         weights, stored = dict(self._student.named_parameters()), file.keys()
         saved = {name.removeprefix("weight.") for name in stored if name.startswith("weight.")}
         return saved == weights.keys() and all(
             torch.equal(full_tensor(weight).cpu(), file.get_tensor(f"weight.{name}"))
             for name, weight in weights.items()
+            if ADAPTER not in name
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from course_utils import checks
@@ -108,7 +109,8 @@ def remember_teacher(
     architecture, states = describe(teacher), dict[str, Tensor]()
     reads_16_bits = torch.autocast(teacher.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16)
     with evaluating(teacher), torch.no_grad(), reads_16_bits:
-        for batch in read_batches(batches, vocab_size=architecture.vocab_size, device=teacher.device):
+        read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=teacher.device))
+        for batch in tqdm(read, desc="the teacher reads", unit="batch", delay=2):
             known = architecture.hidden_states(batch)[:, :-1]  # [rows, length - 1, hidden]
             for row, of_row, predicted in zip(rows_of(batch), known, batch.predicted, strict=True):
                 states.setdefault(row, of_row[predicted].cpu())

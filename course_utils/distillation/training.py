@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
+from course_utils.distillation.adapters import ADAPTER, adapters
 from course_utils.distillation.history import History
 from course_utils.distillation.losses import batch_loss
 from course_utils.distillation.processes import Alone, take_part
@@ -94,10 +96,14 @@ def distill(
         named = name_of(teacher) if isinstance(teacher, PreTrainedModel) else teacher.teacher
         run = run_of(recipe, named, student, train, held_out)
 
+    if recipe.lora_rank and processes.is_sharded:
+        raise ValueError("'lora_rank' must be 0 where the student is cut up among processes (--use_fsdp).")
+    architecture = describe(student)  # by itself: adapters would hide its parts
     _own_weights(recipe, student)
-    with processes.trained(student) as model, _learning(recipe, model, asked):
+    with processes.trained(student) as model, adapters(recipe, model), _learning(recipe, model, asked):
         optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=_BETAS, fused=True)
-        loss_of, optimizer = processes.prepare(describe(model), _loss_of(recipe, teacher), optimizer)
+        parts = replace(architecture, model=model)
+        loss_of, optimizer = processes.prepare(parts, _loss_of(recipe, teacher), optimizer)
         checkpoint = Checkpoint(checkpoint_dir, run, model, optimizer, write=processes.is_first)
         history = History(**checkpoint.restore())
         _train(recipe, model, loss_of, optimizer, train, held_out, history, checkpoint, processes)
@@ -199,8 +205,10 @@ def _refuse_strangers(teacher: PreTrainedModel | TeacherStates | TeacherCache, s
 
 @check_types
 def weights_that_learn(recipe: Recipe, student: PreTrainedModel) -> list[nn.Parameter]:
-    """The weights that a recipe trains: all, all but the embedding, or the MLPs' alone."""
+    """The weights that a recipe trains: all, all but the embedding, the MLPs' alone, or those of ``adapters``."""
     embedding, weights = student.get_input_embeddings().weight, list(student.parameters())
+    if recipe.lora_rank:
+        return [weight for name, weight in student.named_parameters() if ADAPTER in name]
     if recipe.mlps_only:
         projections = [part for mlp in describe(student).mlps for part in (*mlp.inputs, mlp.output)]
         weights = [weight for part in projections for weight in part.module.parameters()]

@@ -81,3 +81,14 @@ def test_an_unknown_record_names_those_there_are(measured):
     write()
     with pytest.raises(ValueError, match="'name' must be one of made_up; got 'nothing'"):
         records.read_record("nothing")
+
+
+def test_a_tasks_documents_stand_for_rows(measured, tmp_path):
+    _, _, texts, arms, write = measured
+    right = {"": [1, 0, 1], "random": [0, 0, 1]}
+    write([Arm(arm.key, arm.make, texts, {"quiz": lambda _, arm=arm: right[arm.key["criterion"]]}) for arm in arms])
+    frame = records.read_record("made_up")
+    assert "predictions" not in frame
+    (whole, cut) = frame[frame.text == "quiz"].itertuples()
+    assert whole.nats == pytest.approx(2 / 3) and cut.rows.tolist() == [-1, 0, 0]
+    assert frame[(frame.text == "wiki") & (frame.criterion == "random")].nats.item() > 1  # by its own 8 predictions

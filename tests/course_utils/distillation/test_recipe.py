@@ -35,6 +35,8 @@ from course_utils.distillation import Recipe, recipe
         ({"seed": -1}, "'seed'"),
         ({"train_embedding": 1}, "'train_embedding' must be True or False"),
         ({"mlps_only": "yes"}, "'mlps_only' must be True or False"),
+        ({"lora_rank": -1}, "'lora_rank'"),
+        ({"lora_rank": True}, "'lora_rank'"),
         ({"recompute": None}, "'recompute' must be True or False"),
         ({"precision": torch.float16}, "torch.bfloat16; got torch.float16"),
     ],
@@ -85,6 +87,7 @@ def test_every_setting_stands_in_a_record():
         "steps": 3, "lr": 1e-3, "loss": "forward_kl", "temperature": 1.0, "alpha": 0.0, "beta": 0.5,
         "accumulate": 1, "warmup": 0.05, "weight_decay": 0.0, "clip": 1.0,
         "precision": "torch.float32", "recompute": False, "train_embedding": True, "mlps_only": False,
+        "lora_rank": 0,
         "validate_every": 50, "seed": 0, "save_every": 50,
     }  # fmt: skip
 

@@ -1,0 +1,231 @@
+"""Cut the course's Llama well, badly and at random, and heal it in several ways, for lesson 07.
+
+    python -m experiments.heal [--work build/heal]
+
+Students: 40 % of the MLP neurons are gone, by activation, by peak-to-peak, at random. Each is solved again over 8,192
+tokens (``healing.refit``), or trained over 8, 33 and 131 thousand, or solved and then trained. Training is distillation
+of the MLPs (forward KL); the well cut student also learns from text alone (cross-entropy), through LoRA, and, solved
+first, over 524 thousand tokens. Every length is a run with a schedule of its own. Two other seeds, which choose the
+text and its order, at 33 thousand. All learn from speeches' distillation split alone and are judged on other speeches
+and on wiki; learning rates are chosen on rows of a third split. Trained in bfloat16 arithmetic, judged in float32 and
+bfloat16; LAMBADA of some, a thousand passages, in bfloat16. Two to four hours on two cores; killed, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils.architectures import cast_weights
+from course_utils.distillation import CheckpointMismatch, distill
+from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
+from course_utils.evaluation import evaluate, perplexity
+from course_utils.files import write_text
+from course_utils.healing import refit
+from course_utils.models import load_model, variant
+from course_utils.records import FOLDER
+from course_utils.texts import TokenBlocks, judging_rows, overlaps, token_blocks
+from course_utils.width import neuron_importance, prune_neurons
+from experiments.sets import Arm, write_record
+
+RATIO, LENGTH, ROWS = 0.4, 256, 4  # share of the neurons that go; tokens of a row, rows of a step
+SOLVED, RIDGE = 8, 0.3  # steps' worth of text that is solved over, and how much the old weights count
+CRITERIA, PASSAGES = ("activation", "peak-to-peak", "random"), 1000  # of LAMBADA
+STEPS, LONGEST, SEEDS = (8, 32, 128), 512, (0, 1, 2)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RATES = {"KL": (2e-4, 4e-4, 8e-4), "cross-entropy": (2e-4, 4e-4, 8e-4), "LoRA": (1e-3, 2e-3, 4e-3)}
+MLPS: dict[str, Any] = {"mlps_only": True}
+LEARNS: dict[str, dict[str, Any]] = {"KL": MLPS, "cross-entropy": MLPS | {"alpha": 1.0}, "LoRA": {"lora_rank": 16}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a student was cut and healed.
+
+    Attributes:
+        criterion: that cut it.
+        solved: whether what leads out of its neurons was solved for first.
+        loss: one of ``RATES``, or "" without training.
+        steps: of training.
+        seed: of the text and its order.
+        lr: the peak learning rate.
+        lambada: whether it is asked for last words, too.
+    """
+
+    criterion: str
+    solved: bool = False
+    loss: str = ""
+    steps: int = 0
+    seed: int = 0
+    lr: float = 0.0
+    lambada: bool = False
+
+    @property
+    def key(self) -> dict[str, object]:
+        """What names it in the record."""
+        edit = " + ".join([*(["solved"] if self.solved else []), *([self.loss] if self.loss else [])]) or "cut"
+        return {"criterion": self.criterion, "edit": edit, "steps": self.steps, "seed": self.seed}
+
+
+def runs() -> Iterator[Run]:
+    """All of them, without their rates; what the lesson needs most comes first."""
+    for criterion in CRITERIA:
+        for solved in (False, True):
+            yield Run(
+                criterion, solved, lambada=criterion == "activation" or (criterion == "peak-to-peak" and not solved)
+            )
+    for steps in STEPS:
+        longest = steps == STEPS[-1]
+        for criterion in CRITERIA:
+            for solved in (False, True):
+                asked = (criterion, solved) in (("activation", False), ("peak-to-peak", True)) and longest
+                yield Run(criterion, solved, "KL", steps, lambada=asked)
+        for loss in ("cross-entropy", "LoRA"):
+            yield Run("activation", False, loss, steps)
+        for seed in SEEDS[1:] if steps == STEPS[1] else ():
+            for solved, loss in ((False, "KL"), (True, "KL"), (False, "cross-entropy")):
+                yield Run("activation", solved, loss, steps, seed)
+    yield Run("activation", True, "KL", LONGEST, lambada=True)
+
+
+class Clinic:
+    """The teacher, the text, and what is done to students.
+
+    Args:
+        work: folder for runs that are under way.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.teacher, self.tokenizer = load_model("llama", dtype=torch.bfloat16)
+        rows = token_blocks(self.tokenizer, "calibration", tokens=32_768, length=64).sample(128, seed=0)
+        self._calibration, self.watched = rows[:64].batches(16), rows[64:]
+        tokens = 2 * LONGEST * ROWS * LENGTH
+        self._pool = token_blocks(self.tokenizer, "distillation", tokens=tokens, length=LENGTH)
+        self._known = lru_cache(maxsize=1)(self._remembered)
+        self.trained = lru_cache(maxsize=1)(self._trained)
+
+    def text(self, steps: int, seed: int) -> TokenBlocks:
+        """What is learned from: the first rows of a seed's own order, so that a longer run reads more of the same."""
+        return self._pool.sample(steps * ROWS, seed=seed)
+
+    def student(self, criterion: str) -> PreTrainedModel:
+        """Cut, by nothing but its score."""
+        student = variant(self.teacher)
+        importance = {
+            "activation": partial(neuron_importance, student, "activation", batches=self._calibration),
+            "peak-to-peak": partial(neuron_importance, student, "peak_to_peak"),
+            "random": partial(neuron_importance, student, "random", seed=0),
+        }[criterion]()
+        prune_neurons(student, importance, ratio=RATIO)
+        return student
+
+    def _remembered(self, seed: int) -> TeacherStates:
+        text = self.text(STEPS[-1] if seed == 0 else STEPS[1], seed)
+        return remember_teacher(self.teacher, text.batches(ROWS), precision=torch.bfloat16)
+
+    def _trained(self, run: Run) -> PreTrainedModel:
+        """The student, cut and healed, in float32."""
+        student = self.student(run.criterion)
+        if run.solved:
+            refit(student, self.teacher, self.text(SOLVED, run.seed).batches(2 * ROWS), ridge=RIDGE)
+        student.float()
+        if run.loss:
+            teacher = self._known(run.seed) if run.steps <= STEPS[-1] else self.teacher
+            folder = self.work / "-".join(str(value) for value in (*run.key.values(), run.lr)).replace(" ", "")
+            for other in self.work.glob("*-*-*/"):
+                if other != folder:
+                    shutil.rmtree(other)
+            settings = LEARNS[run.loss] | {"steps": run.steps, "lr": run.lr, "seed": run.seed}
+            text = self.text(run.steps, run.seed).batches(ROWS)
+            settings |= {"precision": torch.bfloat16, "checkpoint_dir": folder, "save_every": 16}
+            try:
+                distill(teacher, student, text, **settings)
+            except CheckpointMismatch:  # another machine, which rounds otherwise, began it
+                shutil.rmtree(folder)
+                return self._trained(run)
+        return student
+
+    def rates(self) -> dict[str, dict[str, float]]:
+        """What each rate leaves on the watched rows, nats a token, for each loss; measured once."""
+        path = self.work / "rates.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for loss in LEARNS:
+            for lr in RATES[loss]:
+                if str(lr) not in found.setdefault(loss, {}):
+                    student = self.trained(Run("activation", False, loss, STEPS[1], 0, lr))
+                    found[loss][str(lr)] = perplexity(student, self.watched, batch_size=16).nll
+                    write_text(path, json.dumps(found, indent=1))
+                    print(f"{loss}, {lr:g}: {found[loss][str(lr)]:.3f} nats")
+        return found
+
+
+def whole(dtype: torch.dtype) -> PreTrainedModel:
+    """The teacher, loaded in a dtype."""
+    return load_model("llama", dtype=dtype)[0]
+
+
+def right_words(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> list[int]:
+    """For each of LAMBADA's passages, 1 where greedy decoding finds the last word."""
+    answers = evaluate(model, tokenizer, "lambada_openai", limit=PASSAGES).attrs["answers"].table
+    return answers.loc[answers.metric == "acc", "value"].astype(int).tolist()
+
+
+def as_dtype(clinic: Clinic, run: Run, dtype: torch.dtype) -> PreTrainedModel:
+    """The healed student with its weights in a dtype."""
+    student = variant(clinic.trained(run))
+    cast_weights(student, dtype)
+    return student
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/heal"))
+    parser.add_argument("--out", type=Path, default=FOLDER / "heal.json")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    clinic = Clinic(args.work)
+    judges = judging_rows(clinic.tokenizer)
+    rates = clinic.rates()
+    best = {loss: float(min(found, key=found.__getitem__)) for loss, found in rates.items()}
+
+    lambada = {"LAMBADA": partial(right_words, clinic.tokenizer)}
+
+    def everything() -> Iterator[Arm]:
+        for name, dtype in DTYPES.items():
+            tasks = lambada if dtype is torch.bfloat16 else {}
+            key = {"criterion": "", "edit": "", "steps": 0, "seed": 0, "draw": 0, "dtype": name}
+            yield Arm(key, partial(whole, dtype), judges, tasks)
+        for run in runs():
+            key, asked = run.key, lambada if run.lambada else {}
+            run = replace(run, lr=best[run.loss]) if run.loss else run
+            for name, dtype in DTYPES.items():
+                tasks = asked if dtype is torch.bfloat16 else {}
+                make = partial(as_dtype, clinic, run, dtype)
+                yield Arm({**key, "draw": 0, "dtype": name}, make, judges, tasks)
+
+    learned = clinic.tokenizer.batch_decode(clinic.text(LONGEST, 0).input_ids)
+    shared = {name: sum(overlaps(clinic.tokenizer.batch_decode(j.input_ids), learned)) for name, j in judges.items()}
+    settings = {
+        "model": "SmolLM2-135M-Instruct",
+        "ratio": RATIO,
+        "tokens a step": ROWS * LENGTH,
+        "rates": rates,
+        "overlaps": shared,
+    }
+    write_record(
+        everything(), args.out, work=args.work / "done.jsonl", settings=settings, total=2 * (1 + len([*runs()]))
+    )
+
+
+if __name__ == "__main__":
+    main()
