@@ -12,8 +12,8 @@
 #
 # The model writes "she" for the nurse and "he" for the mechanic. Which look inside shows where that comes from?
 #
-# **Answer.** No popular picture: two look like their controls, the third fades on new words. Patching does: the pronoun stays at
-# the word until late blocks, then three heads carry it to the last token, the woman's "she" too.
+# **Answer.** None of three popular pictures shows it: two look like their controls, the third fades on new words. Patching does: the
+# pronoun stays at the word until late blocks, then three heads carry it to the last token.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a difference in activations is not a bias. A neutral swap gives one, too. To know what a part does, change it.
@@ -561,8 +561,8 @@ here("A word of the same group moves less than a third of it.", [less])
 #
 # ## All heads with one gradient
 #
-# A run for each head would take hundreds. **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head says
-# at the last token:
+# A run for each head would take hundreds. **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head
+# says at the last token:
 #
 # $$\text{effect} \approx (o^{\text{source}} - o^{\text{text}}) \cdot \frac{\partial\, \text{log-odds}}{\partial o}$$
 #
@@ -700,8 +700,8 @@ pd.DataFrame(table).round().astype(int)
 # A question of your own: two answers, one token each, that a word decides, such as " is" and " are". Give `rows`, six triples or more
 # `(text, source, same)`: the source asks for the other answer, `same` is another word with the text's own answer, and all three end in
 # the same words. Find `crossing`, the first block behind which the last token moves more than the word, and `own_heads`, three that
-# you choose on the first half of the rows. The check judges them on the other half: the gap must be over 2 nats, the three must beat nineteen random
-# sets, and the neutral swap move less than a quarter. Occupations and family words are refused.
+# you choose on the first half of the rows. The check judges them on the other half: the gap must be over 2 nats, the three must beat
+# nineteen random sets, and the neutral swap move less than a quarter. Occupations and family words are refused.
 #
 # <details><summary>Hint</summary>
 #
