@@ -255,6 +255,49 @@ def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: in
 
 
 @check_types
+@check_types
+def permutation_p(
+    statistic: Callable[[np.ndarray], float],
+    units: Sequence[object] | np.ndarray,
+    labels: Sequence[object] | np.ndarray,
+    *,
+    shuffles: int = 999,
+    seed: int = 0,
+) -> float:
+    """How often shuffled labels give at least as much, the labels that were seen counted in: a one-sided p-value.
+
+    What belongs to one unit, such as a word's sentences, keeps one label: sentences shuffled one by one would count as
+    if each were a word of its own (Fisher 1935; Edgington and Onghena, Randomization Tests, 2007).
+
+    Args:
+        statistic: labels [items] -> a number, the larger the more the groups differ.
+        units: [items], the unit that each item belongs to.
+        labels: [items], alike within a unit.
+        shuffles: how many are drawn; p is 1 / (shuffles + 1) at least.
+        seed: of the draws.
+
+    Raises:
+        ValueError: not as many labels as units, a unit with two labels, or no shuffles.
+
+    >>> values = np.array([1, 1, 2, 2, 8, 8, 9, 9])  # four words, twice each
+    >>> units, labels = [0, 0, 1, 1, 2, 2, 3, 3], [False] * 4 + [True] * 4
+    >>> round(permutation_p(lambda seen: values[seen].mean(), units, labels), 1)  # 1 of 6 ways
+    0.2
+    """
+    checks.whole_number("shuffles", shuffles, least=1)
+    checks.whole_number("seed", seed)
+    given = np.asarray(labels)
+    if len(units) != len(given):
+        raise ValueError(f"'labels' must hold one for each of {len(units)} units; got {len(given)}.")
+    _, first, numbers = np.unique(np.asarray(units), return_index=True, return_inverse=True)
+    of_unit = given[first]
+    if (of_unit[numbers] != given).any():
+        raise ValueError("'labels' must be alike within a unit.")
+    generator, seen = np.random.default_rng(seed), statistic(given)
+    hits = sum(bool(statistic(generator.permutation(of_unit)[numbers]) >= seen) for _ in range(shuffles))
+    return (1 + hits) / (1 + shuffles)
+
+
 def holm(p_values: Iterable[float]) -> np.ndarray:
     """Adjusted p-values for a family of tests (Holm 1979, step-down): [tests] float64.
 

@@ -357,7 +357,7 @@ def pronoun_gap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
     """Lesson 08's bias: how much likelier "she" is after the occupations where women work, in nats."""
     table = pronouns.prompts(pronouns.occupations())
     exact = copy.deepcopy(model).float()  # bfloat16 rounds log-odds to about 0.1
-    table["odds"] = pronouns.pronoun_log_odds(exact, tokenizer, list(table["text"]))
+    table["odds"] = pronouns.log_odds(exact, tokenizer, list(table["text"]))
     return dict(zip(("gap", "ci_low", "ci_high"), map(float, pronouns.group_gap(table)), strict=True))
 
 

@@ -3,7 +3,7 @@
 #   course:
 #     title: "Pruning with fairness in mind, tested like a sceptic"
 #     minutes: 135
-#     prerequisites: lesson 08 (contrastive pairs, double differences, the neutral control), lesson 03, lesson 07
+#     prerequisites: lesson 08 (contrastive pairs, the neutral control; its deeper notebook 08a for double differences), lesson 03, lesson 07
 #     assets: [smollm2, benchmarks, texts, speeches]
 # ---
 

@@ -178,7 +178,6 @@ MADE = {
     "choosing": lambda: 4,
     "chosen": lambda: [(0, 1)],
     "columns": lambda: ["odds"],
-    "components": lambda: 2,
     "config": settings,
     "context": lambda: 4,
     "controls": lambda: {"random": [1.0, 2.0]},
@@ -325,7 +324,8 @@ OWN = {
     "bias.fairness.gap_attribution": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
     "bias.fairness.knock_out": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
     "bias.pronouns.prompts": {"split": lambda: "selection"},
-    "bias.pronouns.random_heads": {"sets": lambda: 2},
+    "bias.pronouns.swapped_place": {"source": lambda: "w1 w3"},
+    "bias.pronouns.traced_log_odds": {"blocks": lambda: [0], "places": lambda: [-1] * len(TEXTS)},
     "bias.stereotype_scores.stereotype_preference": {"pairs": lambda: make_pairs("race", "benchmark")},
     "bias.statistics.means": {"sums": lambda: np.array([6.0, 9.0, 3.0])},
     "bias.statistics.require_neutral": {"frame": lambda: pair_scores().frame},
@@ -381,10 +381,14 @@ OWN = {
     "texts.further_rows": {"tokenizer": byte_tokenizer},
     "texts.judging_rows": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},
+    "uncertainty.permutation_p": {
+        "statistic": lambda: lambda labels: float(labels[:2].sum()), "units": lambda: [0, 0, 1, 1],
+        "labels": lambda: [1, 1, 0, 0],
+    },
     "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
 }  # fmt: skip
 #: Given although there is a default, which would take long.
 SHORT = {
     "bins": 3, "lengths": [4, 8], "new_tokens": 2, "prompt_tokens": 4, "resamples": 20, "rounds": 6,
-    "shuffles": 9, "warmups": 0, "components": 2, "tokens": 64, "length": 8, "count": 2, "max_length": 16,
+    "shuffles": 9, "warmups": 0, "tokens": 64, "length": 8, "count": 2, "max_length": 16,
 }  # fmt: skip

@@ -16,15 +16,11 @@ OUTSIDE = ("lessons/**/*.py", "course_tools/**/*.py", "experiments/*.py", "bench
 
 # What stays without a caller, or in its own module, or unpassed; each with its reason.
 _OUTER = "its name and signature are fixed: outside checks call it"
-_PAIRS = "contrastive data in WizardSData's form; lesson 08's second edition writes and reads it"
 _ONE_CARD = "a teacher of 8B on one card: `Prune your own model` calls it"
 _CHANNELS = "exact rescaling for who cuts channels alone; `compress.shrink` is held against it"
 _TOLD = "lessons and docstrings tell readers to call it"
 _AXES = "drawn into the reader's own axes, as seaborn does"
 UNCALLED = {
-    "bias.contrastive.read_pairs": _PAIRS,
-    "bias.contrastive.to_conversations": _PAIRS,
-    "bias.contrastive.write_pairs": _PAIRS,
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
     "distillation.teacher_cache.CacheMismatch": _ONE_CARD,
@@ -36,10 +32,10 @@ AT_HOME = {
     "activations.sites_of": _TOLD,
     "bias.contrastive.axes": _TOLD,
     "bias.contrastive.load_axis": _TOLD,
+    "bias.reporting.analyse": _TOLD,
 }
 UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
-    "components.principal_components(within)": "right where states come in pairs; for lesson 08's second edition",
     "distillation.teacher_cache.cache_teacher(k)": _ONE_CARD,
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
     "plotting.comparisons.ability_and_bias(ax)": _AXES,

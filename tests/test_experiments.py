@@ -14,6 +14,7 @@ from tiny import tiny_batches, tiny_model
 
 from course_utils import models, records
 from course_utils.architectures import describe
+from course_utils.bias.pronouns import recorded_trace
 from course_utils.choosing import strongest
 from course_utils.evaluation import perplexity
 from course_utils.models import variant
@@ -29,6 +30,7 @@ from experiments import (
     random_cuts,
     reading,
     sets,
+    trace_the_pronoun,
     ways_to_plant,
 )
 
@@ -295,6 +297,23 @@ def test_random_sets_differ_and_end():
     assert len({*leave_out.random_sets(range(2, 28), 3)}) == leave_out.CUTS
     assert sorted(leave_out.random_sets([4, 7], 1)) == [(4,), (7,)]  # there are no more
     assert {*chain(*leave_out.random_sets(range(2, 28), 3))} <= {*range(2, 28)}
+
+
+def test_trace_the_pronoun(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    out = tmp_path / "trace.json"
+    monkeypatch.setattr(sys, "argv", ["x", "--out", str(out)])
+    prompts = trace_the_pronoun.pronouns.prompts
+    monkeypatch.setattr(trace_the_pronoun.pronouns, "prompts", lambda *given: prompts(*given).query("index % 4 < 2"))
+    trace_the_pronoun.main()
+    found, shipped = json.loads(out.read_text()), recorded_trace()
+    assert found.keys() == shipped.keys() and len(found["heads"]) == len(shipped["heads"]) == 3
+    for words in ("occupations", "woman/man"):
+        part, blocks = found[words], len(found[words]["word, opposite"])
+        assert part.keys() == shipped[words].keys() and blocks == 8
+        assert part["last, opposite"][-1] == pytest.approx(1) and part["word, opposite"][-1] == pytest.approx(0)
+        assert len(part["heads, opposite"]) == 4 and len(part["random, opposite"]) == 19
+    assert shipped["occupations"]["pairs"] == 40 and len(shipped["occupations"]["word, opposite"]) == 30
 
 
 def test_heal(monkeypatch, tmp_path):

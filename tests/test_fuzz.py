@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 import course_utils
 from course_utils import assets, engine, models, roles, session
-from course_utils.bias import pronouns
 from course_utils.compress import Budget
 from course_utils.distillation import Recipe
 from course_utils.texts import TokenBlocks
@@ -155,11 +154,9 @@ def identities(made):
 
 @pytest.fixture(autouse=True)
 def _small_world(monkeypatch, tmp_path):
-    """Made-up texts, pronouns in the tiny models' words, files where they don't stay, and no figure left open."""
+    """Made-up texts, files where they don't stay, and no figure left open."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    monkeypatch.setattr(pronouns, "SHE", " w20")
-    monkeypatch.setattr(pronouns, "HE", " w21")
     yield
     plt.close("all")
 

@@ -26,7 +26,7 @@ LIBRARY = {
     "opening": "checks argument_types files roles session verdicts ledger assets hub embedded_llama models texts",
     "anatomy": (
         "hooks modeling batches families parts architectures surgery refusals passes upper_blocks influence reports "
-        "activations components"
+        "activations"
     ),
     "cutting": "choosing width heads channels depth attention adaptive healing",
     "measuring": (

@@ -47,7 +47,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
     "Half a day": (SET_UP, IDEA, _FIRST, BREAK, _SECOND, _THIRD, CLOSE),
     "Half a day on bias": (
         SET_UP,
-        Part("08", "nurse and mechanic through three pictures, then the planted bias: which metric finds it?", (1, 3)),
+        Part("08", "vote blind on three pairs of pictures; then a hand inside: who carries the pronoun?", (1, 3)),
         BREAK,
         Part("09", "show the claim first, let the room list what they would ask, then the table of answers", (2, 3)),
         Pause("close", 20, "what would you need to see before you believed that somebody lowered a bias?"),
@@ -104,7 +104,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         BREAK,
         Part("07", "the five words by hand, predict the arms, what an hour buys; the dead loss together", (1, 5)),
         LUNCH,
-        Part("08", "nurse and mechanic through three pictures, then the planted bias: which metric finds it?", (1, 3)),
+        Part("08", "vote blind on three pairs of pictures; then a hand inside: who carries the pronoun?", (1, 3)),
         BREAK,
         Part("09", "show the claim first, let the room list what they would ask, then the table of answers", (2, 3)),
         CLOSE,

@@ -144,12 +144,12 @@ PANELS = (
         "Bias: is there one?",
         "08",
         diagrams.reading_points,
-        "Swapping gender moves activations {ratio} × as much as a neutral swap ({low} to {high}). A difference is not "
-        "a bias.",
+        "Three heads say for the nurse what they say for the mechanic: {jobs} % of the gap moves, {people} % of "
+        "woman/man's, by random heads {most} %.",
         {
-            "ratio": ("gender · ratio to neutral", 0),
-            "low": ("gender · ratio to neutral", 1),
-            "high": ("gender · ratio to neutral", 2),
+            "jobs": ("the three together · occupations", 0),
+            "people": ("the three together · woman/man", 0),
+            "most": ("19 random sets, most · occupations", 0),
         },
     ),
     Panel(

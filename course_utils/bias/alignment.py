@@ -1,4 +1,4 @@
-"""Alignment: which tokens the two texts of a contrastive pair share, and batches of such pairs.
+"""Alignment: which tokens the two texts of a contrastive pair share.
 
 States of two texts can be compared only where both hold the same token of the same text. Which tokens those are is
 read off character offsets, because another word in the middle may move all that follow, or cut its neighbours anew.
@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.argument_types import check_types
-from course_utils.batches import padded
 from course_utils.bias.contrastive import Pair
 from course_utils.branching import shared_beginning
 
@@ -43,15 +41,6 @@ class Alignment:
     after: list[tuple[int, int]]
     swapped: tuple[range, range]
     excluded: int
-
-
-class PairBatch(TypedDict):
-    """A batch whose rows 2k and 2k + 1 are the texts a and b of the batch's pair k."""
-
-    input_ids: Tensor  # int64 [2 x pairs, length], padded on the right
-    attention_mask: Tensor  # int64, 1 where a token is real
-    alignments: list[Alignment]  # one a pair
-    indices: list[int]  # each pair's place in the caller's list
 
 
 @check_types
@@ -132,37 +121,12 @@ def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Side:
 
 @check_types
 def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:
-    """Align pairs that will run ``batch_size`` at a time. Raises as ``pair_batches`` does."""
-    checks.whole_number("batch_size", batch_size, least=1)
-    if not pairs:
-        raise ValueError("There are no pairs: give at least one.")
-    return [align(tokenizer, pair) for pair in pairs]
-
-
-@check_types
-def pair_batches(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16) -> list[PairBatch]:
-    """The texts of pairs as batches, with their alignments; no special tokens are added.
-
-    Pairs of similar length share a batch, so that little is padded: ``indices`` tells which pairs a batch holds.
-
-    Args:
-        tokenizer: a fast one, the model's.
-        pairs: at least one.
-        batch_size: pairs a batch; a batch has twice as many rows.
+    """Align pairs that will run ``batch_size`` at a time.
 
     Raises:
         ValueError: no pairs, ``batch_size`` below 1, or a pair that ``align`` refuses.
     """
-    alignments = align_all(tokenizer, pairs, batch_size)
-    order = sorted(range(len(pairs)), key=lambda i: max(len(alignments[i].ids_a), len(alignments[i].ids_b)))
-    return [_pair_batch(alignments, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
-
-
-def _pair_batch(alignments: list[Alignment], indices: list[int]) -> PairBatch:
-    batch = padded([ids for i in indices for ids in (alignments[i].ids_a, alignments[i].ids_b)])
-    return {
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "alignments": [alignments[i] for i in indices],
-        "indices": indices,
-    }
+    checks.whole_number("batch_size", batch_size, least=1)
+    if not pairs:
+        raise ValueError("There are no pairs: give at least one.")
+    return [align(tokenizer, pair) for pair in pairs]

@@ -11,9 +11,10 @@ Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Medi
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,18 @@ from course_utils.hooks import evaluating, leaving
 from course_utils.uncertainty import crossed_interval
 
 SPLITS = ("selection", "evaluation")
-SHE, HE = " she", " he"
+PRONOUNS = (" she", " he")
 Head = tuple[int, int]  # (block, query head)
+Place = tuple[Tensor, Tensor]  # (rows, positions)
 _BATCH_SIZE = 32  # texts that run at once
-_DATA = Path(__file__).resolve().parents[1] / "data" / "occupations.json"
+_SETS = 19  # the least with which beating all of them has p = .05
+_FOLDER = Path(__file__).resolve().parents[1] / "data"
+RECORD = _FOLDER / "pronoun_trace.json"
 
 
 @functools.cache
 def _data() -> dict:
-    return json.loads(_DATA.read_text(encoding="utf-8"))
+    return json.loads((_FOLDER / "occupations.json").read_text(encoding="utf-8"))
 
 
 def occupations() -> pd.DataFrame:
@@ -73,7 +77,17 @@ def people() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def templates(split: str | None = None) -> list[str]:
+def recorded_trace() -> dict:
+    """The record of ``experiments/trace_the_pronoun.py``, of SmolLM2-135M: "heads", and a part for each kind of words.
+
+    A part holds "pairs", the "gap" in nats, and shares of it that a patch moves: "word, opposite", "last, opposite",
+    "word, same group" and "last, same group" [blocks]; "heads, opposite" and "heads, same group" [heads, and together];
+    and "random, opposite" [sets].
+    """
+    return json.loads(RECORD.read_text(encoding="utf-8"))
+
+
+def _templates(split: str | None = None) -> list[str]:
     """The beginnings of sentences, with ``{}`` for the word: of one split, or with None of both.
 
     Raises:
@@ -94,7 +108,7 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
     Raises:
         ValueError: an unknown split.
     """
-    sentences = pd.DataFrame({"template": templates(split)})
+    sentences = pd.DataFrame({"template": _templates(split)})
     chosen = words if split is None else words[words["split"] == split]
     made = chosen.merge(sentences, how="cross")
     texts = [template.format(word) for template, word in zip(made["template"], made["word"], strict=True)]
@@ -103,23 +117,30 @@ def prompts(words: pd.DataFrame, split: str | None = None) -> pd.DataFrame:
 
 @check_types
 def opposites(table: pd.DataFrame) -> pd.DataFrame:
-    """In each template the occupation with most women beside the one with fewest, the second beside the second, ...
+    """In each template the words of the two groups side by side, and a word of the same group as a control.
+
+    Occupations: the one with most women beside the one with fewest, the second beside the second, and so on. People:
+    woman beside man, girl beside boy, and so on.
 
     Args:
-        table: of ``prompts(occupations())``.
+        table: of ``prompts(occupations())`` or ``prompts(people())``.
 
     Returns:
-        ``template``, ``word``, ``text`` of the one with more women, and ``other``, ``source`` of the one with fewer.
+        ``template``; ``word`` and ``text`` of the first group ("mostly women", "she"); ``other`` and ``source`` of the
+        second; and ``same``, the text of another word of the first group, the next one: a neutral swap.
     """
-    ordered = table.sort_values(["women", "word"], kind="stable")
+    by = "women" if "women" in table else "pair"
+    first, second = sorted(table["group"].unique(), reverse=True)
     parts = []
-    for template, part in ordered.groupby("template", sort=False):
-        half = len(part) // 2
-        more, fewer = part.iloc[::-1].iloc[:half], part.iloc[:half]
-        columns = {"word": more["word"], "text": more["text"], "other": fewer["word"], "source": fewer["text"]}
-        parts.append(
-            pd.DataFrame({name: column.to_numpy() for name, column in columns.items()} | {"template": template})
-        )
+    for template, part in table.sort_values([by, "word"], kind="stable").groupby("template", sort=False):
+        one, other = part[part["group"] == first], part[part["group"] == second]
+        one = one.iloc[::-1] if by == "women" else one
+        texts = one["text"].to_numpy()
+        columns = {"word": one["word"], "text": texts, "other": other["word"], "source": other["text"]}
+        columns["same"] = np.roll(texts, -1)
+        size = min(len(one), len(other))
+        parts.append(pd.DataFrame({name: np.asarray(column)[:size] for name, column in columns.items()}))
+        parts[-1].insert(0, "template", template)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -129,7 +150,7 @@ def group_gap(table: pd.DataFrame) -> tuple[float, float, float]:
 
     Args:
         table: rows with ``word``, ``template``, ``group`` (two of them; in alphabetical order the second is first:
-            "she" less "he", "mostly women" less "mostly men") and ``odds``, of ``pronoun_log_odds``.
+            "she" less "he", "mostly women" less "mostly men") and ``odds``, of ``log_odds``.
 
     Raises:
         ValueError: the table has no column ``odds``.
@@ -143,53 +164,53 @@ def group_gap(table: pd.DataFrame) -> tuple[float, float, float]:
 
 
 @check_types
-def random_heads(
-    chosen: Collection[Head], heads: int, blocks: int, *, sets: int = 19, seed: int = 0
-) -> list[list[Head]]:
-    """A control for chosen heads: as many others, at random, from the blocks at least as deep as the chosen ones.
+def random_heads(chosen: Collection[Head], heads: int, blocks: int, *, seed: int = 0) -> list[list[Head]]:
+    """Nineteen controls for chosen heads: as many others, at random, from blocks at least as deep as the chosen ones.
 
     Args:
         chosen: (block, head) of the heads that were chosen.
         heads: of each block.
         blocks: of the model.
-        sets: how many to draw; 19 is the least with which beating all of them has p = .05.
         seed: of the draws.
 
     Raises:
-        ValueError: nothing was chosen; ``heads``, ``blocks`` or ``sets`` isn't a whole number from 1, or ``seed`` isn't
+        ValueError: nothing was chosen; ``heads`` or ``blocks`` isn't a whole number from 1, or ``seed`` isn't
             one from 0.
     """
     checks.whole_number("heads", heads, least=1)
     checks.whole_number("blocks", blocks, least=1)
-    checks.whole_number("sets", sets, least=1)
     checks.whole_number("seed", seed)
     lowest = min(block for block, _ in checks.not_empty("chosen", chosen))
     others = [(i, k) for i in range(lowest, blocks) for k in range(heads) if (i, k) not in set(chosen)]
     generator = np.random.default_rng(seed)
-    picked = [generator.choice(len(others), min(len(chosen), len(others)), replace=False) for _ in range(sets)]
+    picked = [generator.choice(len(others), min(len(chosen), len(others)), replace=False) for _ in range(_SETS)]
     return [[others[number] for number in sorted(numbers)] for numbers in picked]
 
 
 @check_types
 @torch.no_grad()
-def pronoun_log_odds(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = _BATCH_SIZE
+def log_odds(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    answers: tuple[str, str] = PRONOUNS,
 ) -> np.ndarray:
     """Log P(she) - log P(he) for the next token after each text, in nats: [texts] float64; above 0 is "she".
 
     Args:
         model: any that ``describe`` knows; give it in float32: in bfloat16 the logits are rounded to about 0.1.
-        tokenizer: the model's; " she" and " he" must be one token each.
-        texts: at least one, each ending where a pronoun may come.
-        batch_size: texts that run at once; it changes nothing beyond rounding.
+        tokenizer: the model's; the answers must be one token each.
+        texts: at least one, each ending where an answer may come.
+        answers: what is asked for in place of the pronouns, such as (" is", " are").
 
     Raises:
-        ValueError: no texts, or a pronoun of several tokens.
+        ValueError: no texts, or an answer of several tokens.
     """
     architecture, odds = describe(model), []
     with evaluating(model):
-        for batch, last in _batches(architecture, tokenizer, texts, batch_size):
-            odds.append(_odds(architecture, tokenizer, architecture.hidden_states(batch)[last]).double().cpu())
+        for batch, last in _batches(architecture, tokenizer, texts):
+            odds.append(_odds(architecture, tokenizer, architecture.hidden_states(batch)[last], answers).double().cpu())
     return torch.cat(odds).numpy()
 
 
@@ -202,7 +223,7 @@ def odds_and_states(
     *,
     sites: Sequence[str] = ("residual",),
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """``pronoun_log_odds``, and from the same passes the states of each text's last token.
+    """``log_odds``, and from the same passes the states of each text's last token.
 
     Args:
         model: any that ``describe`` knows.
@@ -214,7 +235,7 @@ def odds_and_states(
         [texts] float64, nats; and site -> float32 [texts, blocks, width] on the CPU.
 
     Raises:
-        ValueError: no texts, no or unknown sites, or a pronoun of several tokens.
+        ValueError: no texts, no or unknown sites, or an answer of several tokens.
     """
     architecture, odds = describe(model), []
     sites = checks.strings("sites", sites)
@@ -227,7 +248,7 @@ def odds_and_states(
 
         with watching(architecture, sites, None, keep):
             states = architecture.hidden_states(batch)[last]
-        odds.append(_odds(architecture, tokenizer, states).double().cpu())
+        odds.append(_odds(architecture, tokenizer, states, PRONOUNS).double().cpu())
         for site, parts in found.items():
             parts.append(torch.stack([seen[site, block] for block in range(architecture.num_blocks)], dim=1))
     return torch.cat(odds).numpy(), {site: torch.cat(parts) for site, parts in found.items()}
@@ -242,7 +263,7 @@ def patched_log_odds(
     sources: Sequence[str],
     head_sets: Sequence[Collection[Head]],
     *,
-    batch_size: int = _BATCH_SIZE,
+    answers: tuple[str, str] = PRONOUNS,
 ) -> np.ndarray:
     """The log-odds after each text when a set of heads says at its last token what it says at the source's.
 
@@ -252,17 +273,17 @@ def patched_log_odds(
         texts: [n].
         sources: [n], one for each text.
         head_sets: sets of (block, head); the heads of one set are patched together, and an empty set changes nothing.
-        batch_size: texts that run at once.
+        answers: as for ``log_odds``.
 
     Returns:
         [sets, n] float64, nats.
 
     Raises:
-        ValueError: no texts, not as many sources, or a pronoun of several tokens.
+        ValueError: no texts, not as many sources, or an answer of several tokens.
     """
     architecture, odds = describe(model), []
     wanted = sorted({block for heads in checks.not_empty("head_sets", head_sets) for block, _ in heads})
-    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources, batch_size):
+    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
         said: dict[int, Tensor] = {}
         with evaluating(model, *_hook_heads(architecture, wanted, _recorder(said))):
             architecture.hidden_states(source)
@@ -272,7 +293,7 @@ def patched_log_odds(
             put = functools.partial(_put, heads=heads, there=there, last=last)
             with evaluating(model, *_hook_heads(architecture, {block for block, _ in heads}, put)):
                 states = architecture.hidden_states(batch)[last]
-            patched.append(_odds(architecture, tokenizer, states).double().cpu())
+            patched.append(_odds(architecture, tokenizer, states, answers).double().cpu())
         odds.append(torch.stack(patched))
     return torch.cat(odds, dim=1).numpy()
 
@@ -293,6 +314,8 @@ def head_effects(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     sources: Sequence[str],
+    *,
+    answers: tuple[str, str] = PRONOUNS,
 ) -> Tensor:
     """What patching each head alone would change, estimated from one gradient: float32 [n, blocks, heads], nats.
 
@@ -305,9 +328,10 @@ def head_effects(
         tokenizer: the model's.
         texts: [n].
         sources: [n], one for each text.
+        answers: as for ``log_odds``.
 
     Raises:
-        ValueError: no texts, not as many sources, or a pronoun of several tokens.
+        ValueError: no texts, not as many sources, or an answer of several tokens.
     """
     architecture, effects = describe(model), []
     live = [block for block, attention in enumerate(architecture.attentions) if not attention.skipped]
@@ -321,7 +345,7 @@ def head_effects(
                 architecture.hidden_states(source)
             start = model.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.requires_grad_())
             with torch.enable_grad(), evaluating(model, start, *_hook_heads(architecture, live, _recorder(here))):
-                odds = _odds(architecture, tokenizer, architecture.hidden_states(batch)[last])
+                odds = _odds(architecture, tokenizer, architecture.hidden_states(batch)[last], answers)
                 gradients = torch.autograd.grad(odds.sum(), [here[block] for block in live])
             effect = torch.zeros(len(odds), architecture.num_blocks, _heads(architecture))
             for block, gradient in zip(live, gradients, strict=True):
@@ -334,70 +358,127 @@ def head_effects(
     return torch.cat(effects)
 
 
-@contextmanager
-def projecting_out(architecture: Architecture, directions: Tensor) -> Iterator[None]:
-    """While the context is open, no block leaves anything along its direction in the residual stream.
+@check_types
+@torch.no_grad()
+def traced_log_odds(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    sources: Sequence[str],
+    places: Sequence[int],
+    blocks: Sequence[int],
+    *,
+    answers: tuple[str, str] = PRONOUNS,
+) -> np.ndarray:
+    """The log-odds after each text when the state of one token, behind one block, is that of its source.
+
+    Activation patching of the residual stream (Vig et al. 2020; Meng et al. 2022, arXiv 2202.05262, call it causal
+    tracing).
 
     Args:
-        architecture: of the model, from ``describe``.
-        directions: [blocks, hidden], one for each block; their lengths don't matter, and a zero changes nothing.
+        model: any that ``describe`` knows.
+        tokenizer: the model's.
+        texts: [n].
+        sources: [n], one for each text.
+        places: [n], the token that is patched, counted from the end of both texts: -1 is the last one.
+        blocks: behind each of them, one after the other.
+        answers: as for ``log_odds``.
+
+    Returns:
+        [blocks, n] float64, nats.
 
     Raises:
-        ValueError: the directions have another shape.
+        ValueError: no texts, not as many sources or places, no token at a place, an unknown block, or an answer of
+            several tokens.
     """
+    architecture, texts = describe(model), checks.strings("texts", texts)
+    blocks = checks.not_empty("blocks", checks.whole_numbers("blocks", blocks, most=architecture.num_blocks - 1))
+    places = checks.whole_numbers("places", places, least=-sys.maxsize, most=-1, meaning="the last token")
+    if len(places) != len(texts):
+        raise ValueError(f"'places' must hold one place for each of {len(texts)} texts; got {len(places)}.")
+    odds, first = [], 0
+    for (batch, last), (source, last_of_source) in _both(architecture, tokenizer, texts, sources):
+        rows, some = last[0], torch.tensor(places[first : first + len(last[0])])
+        first += len(rows)
+        here, there = ((rows, ends + 1 + some) for _, ends in (last, last_of_source))
+        if min(here[1].min(), there[1].min()) < 0:
+            raise ValueError(f"'places' must be tokens of both texts, counted from their ends; got {list(places)}.")
+        states: dict[int, Tensor] = {}
+        with evaluating(
+            model, *_hook_blocks(architecture, blocks, functools.partial(_keep_at, place=there, into=states))
+        ):
+            architecture.hidden_states(source)
+        patched = []
+        for block in blocks:
+            put = functools.partial(_put_at, place=here, states=states)
+            with evaluating(model, *_hook_blocks(architecture, [block], put)):
+                behind = architecture.hidden_states(batch)[last]
+            patched.append(_odds(architecture, tokenizer, behind, answers).double().cpu())
+        odds.append(torch.stack(patched))
+    return torch.cat(odds, dim=1).numpy()
 
-    def without(_module: nn.Module, _args: tuple, output: Tensor | tuple, *, unit: Tensor) -> Tensor | tuple:
-        states = leaving(output)
-        unit = unit.to(states.device)
-        kept = states - ((states.float() @ unit)[..., None] * unit).to(states.dtype)
-        return (kept, *output[1:]) if isinstance(output, tuple) else kept
 
-    if directions.shape != (architecture.num_blocks, architecture.hidden_size):
-        raise ValueError(
-            f"'directions' must be [blocks, hidden], {[architecture.num_blocks, architecture.hidden_size]}; got "
-            f"{list(directions.shape)}."
-        )
-    units = torch.nn.functional.normalize(directions.float(), dim=-1)
-    hooks = [
-        block.register_forward_hook(functools.partial(without, unit=unit))
-        for block, unit in zip(architecture.blocks, units, strict=True)
-    ]
-    with evaluating(architecture.model, *hooks):
-        yield
+def _keep_at(block: int, states: Tensor, *, place: Place, into: dict[int, Tensor]) -> Tensor:
+    into[block] = states[place]
+    return states
+
+
+def _put_at(block: int, given: Tensor, *, place: Place, states: Mapping[int, Tensor]) -> Tensor:
+    changed = given.clone()
+    changed[place] = states[block]
+    return changed
+
+
+@check_types
+def swapped_place(tokenizer: PreTrainedTokenizerBase, text: str, source: str) -> int:
+    """The last token in which two texts differ, counted from their ends: -1 if it is their last one.
+
+    Raises:
+        ValueError: the texts are the same to the tokenizer.
+
+    >>> swapped_place(tokenizer, "The nurse said that", "The construction worker said that")  # doctest: +SKIP
+    -3
+    """
+    named = {"text": text, "source": source}
+    one, other = (
+        tokenizer(checks.text(name, each), add_special_tokens=False)["input_ids"] for name, each in named.items()
+    )
+    if one == other:
+        raise ValueError(f"'text' and 'source' must differ; both are {text!r}.")
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(reversed(one), reversed(other), strict=False))
+    return -1 - sum(1 for _ in alike)
 
 
 def _batches(
-    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = _BATCH_SIZE
-) -> Iterator[tuple[Batch, tuple[Tensor, Tensor]]]:
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> Iterator[tuple[Batch, Place]]:
     """Batches padded on the right, and (rows, positions) of their last tokens."""
-    checks.whole_number("batch_size", batch_size, least=1)
     texts = checks.strings("texts", texts)
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    for first in range(0, len(ids), batch_size):
-        rows = ids[first : first + batch_size]
+    for first in range(0, len(ids), _BATCH_SIZE):
+        rows = ids[first : first + _BATCH_SIZE]
         batch = read_batch(padded(rows), vocab_size=architecture.vocab_size, device=architecture.model.device)
         yield batch, (torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows]))
 
 
 def _both(
-    architecture: Architecture,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    sources: Sequence[str],
-    batch_size: int = _BATCH_SIZE,
-) -> Iterator[tuple[tuple[Batch, tuple[Tensor, Tensor]], ...]]:
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], sources: Sequence[str]
+) -> Iterator[tuple[tuple[Batch, Place], ...]]:
     """Batches of texts beside those of their sources."""
     texts, sources = checks.strings("texts", texts), checks.strings("sources", sources)
     if len(texts) != len(sources):
         raise ValueError(f"Each text needs a source; got {len(texts)} texts and {len(sources)} sources.")
-    return zip(*(_batches(architecture, tokenizer, side, batch_size) for side in (texts, sources)), strict=True)
+    return zip(*(_batches(architecture, tokenizer, side) for side in (texts, sources)), strict=True)
 
 
-def _odds(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, states: Tensor) -> Tensor:
-    """Log P(she) - log P(he) from states [texts, hidden] behind the final norm: the softmax' sum cancels."""
-    numbers = [tokenizer(pronoun, add_special_tokens=False)["input_ids"] for pronoun in (SHE, HE)]
+def _odds(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, states: Tensor, answers: tuple[str, str]
+) -> Tensor:
+    """Log P(first) - log P(second) from states [texts, hidden] behind the final norm: the softmax' sum cancels."""
+    first, second = answers
+    numbers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in (first, second)]
     if any(len(number) != 1 for number in numbers):
-        raise ValueError(f"{SHE!r} and {HE!r} must be one token each; this tokenizer gives {numbers}.")
+        raise ValueError(f"{first!r} and {second!r} must be one token each; this tokenizer gives {numbers}.")
     logits = architecture.logits(states).float()  # [texts, vocabulary]
     return logits[:, numbers[0][0]] - logits[:, numbers[1][0]]
 
@@ -423,6 +504,18 @@ def _hook_heads(
         .module.register_forward_pre_hook(functools.partial(enter, block=block))
         for block in blocks
     ]
+
+
+def _hook_blocks(
+    architecture: Architecture, blocks: Collection[int], receive: Callable[[int, Tensor], Tensor]
+) -> list[RemovableHandle]:
+    """Hooks that hand over what leaves each block, [rows, length, hidden], and go on with what they get."""
+
+    def leave(_module: nn.Module, _args: tuple, output: Tensor | tuple, *, block: int) -> Tensor | tuple:
+        states = receive(block, leaving(output))
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    return [architecture.blocks[block].register_forward_hook(functools.partial(leave, block=block)) for block in blocks]
 
 
 def _recorder(into: dict[int, Tensor]) -> Callable[[int, Tensor], Tensor]:

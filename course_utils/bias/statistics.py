@@ -101,9 +101,7 @@ def activation_means(scores: PairScores) -> pd.DataFrame:
 
 
 @check_types
-def activation_ratio(
-    scores: PairScores, *, by_place: bool = True, to: str = "neutral", controls: bool = False
-) -> pd.DataFrame:
+def activation_ratio(scores: PairScores, *, by_place: bool = True) -> pd.DataFrame:
     """How much more a demographic swap moves the activations than a neutral swap in the same sentences.
 
     1 is no more than a neutral swap. The interval draws templates, shared by both kinds, and the swaps of each kind
@@ -112,23 +110,19 @@ def activation_ratio(
     Args:
         scores: from ``measure_pairs``, with at least one site.
         by_place: one row a site and block; otherwise one row an axis, of the mean over all places.
-        to: "neutral", or "paraphrase" to compare with these instead.
-        controls: also rows for the other one of these two controls.
 
     Raises:
-        ValueError: another control; no pairs of the control, no axis beside it, or no activations.
+        ValueError: no neutral pairs, no axis beside them, or no activations.
     """
-    checks.one_of("to", to, ("neutral", "paraphrase"))
     measured, parts = _measured(scores), []
-    _require_control(measured, to)
+    require_neutral(measured)
     templates = measured["template"].unique()
     cells: list[int | str] = [*_cells(scores)]
     if not by_place:
         measured, cells = measured.assign(all=measured[cells].mean(axis=1)), ["all"]
     places = _by_place(scores) if by_place else pd.DataFrame({"places": [len(_cells(scores))]})
-    neutral = sums_by_cell(measured[measured["axis"] == to], cells, templates)
-    left_out = (to, "identity") if controls else CONTROLS
-    for (axis, kind), part in measured[~measured["kind"].isin(left_out)].groupby(["axis", "kind"], sort=False):
+    neutral = sums_by_cell(measured[measured["axis"] == "neutral"], cells, templates)
+    for (axis, kind), part in measured[~measured["kind"].isin(CONTROLS)].groupby(["axis", "kind"], sort=False):
         table = sums_by_cell(part, cells, templates)
         swapped, control = (means(sums.sum(axis=(0, 1))) for sums in (table, neutral))
         part = places.assign(axis=axis, kind=kind, demographic=swapped, neutral=control)
@@ -158,12 +152,8 @@ def _by_place(scores: PairScores) -> pd.DataFrame:
 @check_types
 def require_neutral(frame: pd.DataFrame) -> None:
     """Raise ValueError when there is no neutral control."""
-    _require_control(frame, "neutral")
-
-
-def _require_control(frame: pd.DataFrame, kind: str) -> None:
-    if not (frame["axis"] == kind).any():
-        raise ValueError(f"There are no {kind} pairs to compare with: measure contrastive.controls({kind!r}) too.")
+    if not (frame["axis"] == "neutral").any():
+        raise ValueError("There are no neutral pairs to compare with: measure contrastive.controls('neutral') too.")
 
 
 @check_types

@@ -1,136 +1,178 @@
-"""Checks of lesson 08, seeing bias."""
+"""Checks of lesson 08, seeing bias: the log-odds, a permutation test, a patch, its control, your own question."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out
-
-Offsets = list[tuple[int, int]]
-
-
-@exercise(
-    3,
-    task="Return the pairs (i, j) of tokens that stand on the same piece of shared text.",
-    proved="However many words are swapped and however long they are, every shared token finds its partner.",
+from course_utils.architectures import describe
+from course_utils.bias.pronouns import (
+    PRONOUNS,
+    Head,
+    log_odds,
+    occupations,
+    patched_log_odds,
+    people,
+    random_heads,
+    swapped_place,
+    traced_log_odds,
 )
-def check_align(attempt: Attempt) -> None:
-    """Check a function (offsets of a, offsets of b, shared runs) -> pairs of aligned tokens."""
-    for name, (text_a, text_b) in _TEXTS.items():
-        a, b, shared = _offsets(text_a), _offsets(text_b), _shared_runs(text_a, text_b)
-        given = attempt(list(a), list(b), list(shared))
-        require(isinstance(given, list | tuple | set), f"Return a list of pairs (i, j); yours is {given!r}.")
-        try:
-            found = {(int(i), int(j)) for i, j in given}
-        except (TypeError, ValueError):
-            require(False, f"Return pairs (i, j) of token numbers; yours are {list(given)[:3]}.")
-        right = _aligned(a, b, shared)
-        where = f'In "{name}", '
-        shorter = min(len(a), len(b))
-        mistakes = (
-            (
-                {(i, i) for i in range(1, shorter)},
-                "you pair tokens that have the same number. Behind a longer word, everything has moved.",
-            ),
-            (right | {(0, 0)}, "the first tokens are still in. Their states are outliers: leave them out."),
-            (
-                _aligned(a, b, [(start, start, length) for start, _, length in shared]),
-                "you look for the same offsets in both texts. Count them from where the run begins in each text.",
-            ),
-            (
-                _aligned(a, b, shared, whole=False),
-                "a token that reaches into a swapped word is paired. Its end must lie inside the run as well.",
-            ),
-            *((_aligned(a, b, [run]), "only one of the runs is aligned. Go through all of them.") for run in shared),
-        )
-        rule_out(mistakes, found, right, where=where)
-        missing, extra = sorted(right - found), sorted(found - right)
-        require(not extra, f"{where}the tokens {extra[:3]} don't stand on the same piece of shared text.")
-        require(not missing, f"{where}the tokens {missing[:3]} stand on the same piece of shared text.")
+from course_utils.exercises import Attempt, exercise, require, rule_out
 
-
-@exercise(
-    4,
-    task="Return the share of the variance that the first principal component explains, from 0 to 1.",
-    proved="One outlier a text makes a first component that explains nearly everything, and nothing about the texts.",
-)
-def check_first_component(attempt: Attempt) -> None:
-    """Check a function (states, mask) -> the variance that the first component explains, as a share."""
-    for side in ("right", "left"):
-        states, mask, first = _states(side)
-        given = float(attempt(states.clone(), mask.clone()))
-        real = mask.bool()
-        inner = real & ~first
-        right = _share(states[inner])
-        mistakes = (
-            (
-                _share(states[:, 1:][real[:, 1:]]),
-                "you drop column 0. With padding on the left the first *real* token stands elsewhere.",
-            ),
-            (_share(states[real]), "each text's first token is still in. Leave it out."),
-            (_share(states.flatten(0, 1)), "padded positions are in. The mask tells which tokens are real."),
-            (_share(states[~first]), "padded positions are in. The mask tells which tokens are real."),
-            (_share(states[inner], centre=False), "subtract the mean first: variance is measured around it."),
-            (_share(states[inner], power=1), "variance goes with the *squares* of the singular values."),
-            (100 * right, "that is in percent; return a share from 0 to 1."),
-        )
-        same = partial(math.isclose, rel_tol=0, abs_tol=1e-4)
-        rule_out(mistakes, given, right, same=same, where=f"With padding on the {side}, ")
-        require(
-            same(given, right),
-            f"With padding on the {side}, the check's states give {right:.4f}; yours is {given:.4f}.",
-        )
-    with_first = _share(states[real])
-    print(f"PC1 of the check's states: {with_first:.0%} with the first tokens, {right:.0%} without them.")
-
-
-@exercise(
-    5,
-    task="Return the two-sided p-value of the mean difference between a and b: one number.",
-    proved="What was sampled together flips together, and no effect is more certain than the flips that you tried.",
-)
-def check_sign_flip(attempt: Attempt) -> None:
-    """Check a function (a, b, clusters) -> two-sided p-value of the mean difference."""
-    for name, (a, b, clusters) in _PAIRED.items():
-        given = float(attempt(a.copy(), b.copy(), clusters.copy()))
-        require(0 <= given <= 1, f"A p-value lies from 0 to 1; yours is {given:.3f}.")
-        require(
-            given > 0,
-            "Your p-value is 0. The observed signs are one of the possible ones, too: (at least + 1) / (flips + 1).",
-        )
-        sums = np.array([(a - b)[clusters == cluster].sum() for cluster in np.unique(clusters)])
-        right = _exact(sums)
-        mistakes = (
-            (_exact(sums, tail="upper"), "you count one side only. Compare magnitudes: a bias may go either way."),
-            (_exact(sums, tail="lower"), "you count one side only. Compare magnitudes: a bias may go either way."),
-            (
-                _flipped_one_by_one(a - b),
-                "you flip each pair by itself. Pairs of one template resemble each other: one sign a template.",
-            ),
-            (
-                _unpaired(a, b),
-                "you shuffle all values together. a[i] and b[i] belong to one pair: only these two may change places.",
-            ),
-        )
-        if not _is_about(given, right):
-            rule_out(mistakes, given, right, same=_is_about, where=f"For {name}, ")
-        require(
-            _is_about(given, right),
-            f"For {name}, the exact p-value is {right:.4f}, yours is {given:.4f}. Few flips are noisy, and p can't "
-            "get below 1 / (flips + 1). Take 2,000 or more.",
-        )
+_TEXTS = ("The nurse said that", "The construction worker was late because")
+_PATCHED = ("The nurse said that", "The construction worker said that")  # text and source
+_close = partial(math.isclose, rel_tol=1e-3, abs_tol=2e-3)
 
 
 @exercise(
     1,
+    task="Return one number: log P(she) - log P(he) for the token after the text.",
+    proved="What a model expects is a number, and its sign says whom.",
+)
+@torch.no_grad()
+def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check a function text -> log-odds of "she" against "he" after it, in nats."""
+    for text in _TEXTS:
+        given = _number(attempt(text), "she_over_he(text)")
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+        logits = model(ids).logits[0].float()  # [tokens, vocabulary]
+        log_p, tokens = logits.log_softmax(-1), [_first(tokenizer, word) for word in PRONOUNS]
+        she, he = (float(value) for value in log_p[-1, tokens])
+        right = float(log_odds(model, tokenizer, [text])[0])
+
+        def gap(values: Tensor, numbers: Sequence[int]) -> float:
+            return float(values[numbers[0]] - values[numbers[1]])
+
+        mistakes = (
+            (-right, "the sign is turned round: that is he less she."),
+            (math.exp(right), "that is the ratio of the probabilities. Take its logarithm."),
+            (right / math.log(2), "that is in bits. Take the natural logarithm."),
+            (right / math.log(10), "that is a logarithm to the base of 10. Take the natural one."),
+            (
+                gap(log_p[-1], [_first(tokenizer, word.strip()) for word in PRONOUNS]),
+                'you ask for "she" and "he" without their spaces. Within a sentence the space belongs to the token.',
+            ),
+            (gap(log_p[0], tokens), "that is behind the first token. Take the last one's prediction, [0, -1]."),
+            (gap(log_p.mean(0), tokens), "that is a mean over the tokens. Take the last one's prediction, [0, -1]."),
+            (gap(log_p[-2], tokens), "that is one token too early. Take the last one's prediction, [0, -1]."),
+            (math.exp(she) - math.exp(he), "that is a difference of probabilities. Take their logarithms first."),
+            (she, "that is log P(she) alone. Subtract log P(he)."),
+        )
+        where = f"After {text!r}: "
+        rule_out(mistakes, given, right, same=_close, where=where)
+        require(_close(given, right), f"{where}{right:+.3f} nats; yours is {given:+.3f}.")
+
+
+@exercise(
+    2,
+    task="Return p: the share of labellings, the seen one among them, whose statistic is at least as large.",
+    proved="What was sampled is shuffled, words and not sentences, and what was seen counts as one way.",
+)
+def check_p_shuffled(attempt: Attempt) -> None:
+    """Check a function (statistic, words, groups, shuffles) -> p, on planted data of eight sentences a word."""
+    words = np.repeat([f"word {number}" for number in (3, 0, 7, 5, 1, 9, 2, 8, 6, 4)], 8)
+    groups, shuffles = np.repeat([True, True, False, True, False, False, True, False, True, False], 8), 999
+    sizes = np.repeat([3.0, 2, 2, 2, 1, 2, 1, 0, 2, 1], 8)  # a word's own: whole numbers, so that ties come
+    for name, values in {"a small difference": sizes, "a large difference": 9.0 * groups + sizes}.items():
+        asked: list[np.ndarray] = []
+
+        def statistic(labels: Any, values: np.ndarray = values, asked: list = asked) -> float:
+            labels = np.asarray(labels)
+            require(
+                labels.shape == groups.shape,
+                f"`statistic` wants one label a sentence, {len(groups)}; it got the shape {labels.shape}. Deal each "
+                "word's label out to its sentences.",
+            )
+            asked.append(labels.astype(bool).copy())
+            return _mean_gap(values, asked[-1])
+
+        given = _number(attempt(statistic, words.copy(), groups.copy(), shuffles), "p_shuffled(…)")
+        where = f"For {name}: "
+        require(0 <= given <= 1, f"{where}p lies from 0 to 1; yours is {given:.3f}.")
+        _require_whole_words(asked, words, groups, where)
+        ways = [_mean_gap(values, np.repeat(way, 8)) for way in _labellings(groups[::8])]
+        seen = _mean_gap(values, groups)
+        right = float(np.mean([way >= seen for way in ways]))
+        require(given > 0, f"{where}your p is 0. What was seen is one of the ways, too: (1 + hits) / (1 + shuffles).")
+        mistakes = (
+            (float(np.mean([way > seen for way in ways])), "ties count: at least as large is >=."),
+            (float(np.mean([way <= seen for way in ways])), "that is how often chance gives less. Turn the sign."),
+            (float(np.mean([way < seen for way in ways])), "that is how often chance gives less. Turn the sign."),
+            (right * shuffles, "that is how many. Return a share."),
+        )
+        near = partial(math.isclose, abs_tol=0.045)
+        if not near(given, right):
+            rule_out(mistakes, given, right, same=near, where=where)
+        require(
+            near(given, right),
+            f"{where}all {len(ways)} ways give p = {right:.3f}; yours is {given:.3f}, from {len(asked)} calls.",
+        )
+
+
+@exercise(
+    3,
+    task="Return the log-odds after the text when one state, behind one block, is the source's.",
+    proved="One state of one token changed hands, and nothing else: what moved went through it.",
+)
+@torch.no_grad()
+def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check a function (text, source, block, place) -> log-odds, on the lesson's model."""
+    (text, source), last = _PATCHED, describe(model).num_blocks - 1
+    word = swapped_place(tokenizer, text, source)
+    for block, place in ((last // 3, word), (last // 2, word), (last // 2, -1), (last, -1)):
+        with _hooks_watched(model) as left:
+            given = _number(attempt(text, source, block, place), "patch(…)")
+        require(
+            not left,
+            f"{len(left)} hooks were left on the model, and each later pass would go through them: call remove() on "
+            "every handle. (They are gone now.)",
+        )
+        trace = partial(_traced, model, tokenizer)
+        right = trace(text, source, place, block)
+        own, there = (float(odds) for odds in log_odds(model, tokenizer, [text, source]))
+        mistakes = (
+            (own, "nothing has changed. A hook must *return* the states for them to count."),
+            (
+                trace(source, text, place, block),
+                "text and source are exchanged: the text runs, with the source's state.",
+            ),
+            *(
+                [
+                    (
+                        trace(text, source, place, block - 1),
+                        "that is the state that *enters* the block. Take what leaves it.",
+                    )
+                ]
+                if block
+                else []
+            ),
+            (_all_tokens(model, tokenizer, text, source, block), "all tokens are patched. Only `place` changes hands."),
+            (
+                _at_index(model, tokenizer, text, source, block, place),
+                "the source's word stands elsewhere, counted from the front. Count from the end in both texts.",
+            ),
+            *([(trace(text, source, -1, block), "you patch the last token. Patch at `place`.")] if place != -1 else []),
+            (right - own, "that is the change. Return the log-odds themselves."),
+            ((right - own) / (there - own) if there != own else math.nan, "that is a share. Return the log-odds."),
+            *([(there, "those are the source's own log-odds.")] if (block, place) != (last, -1) else []),
+        )
+        where = f"Behind block {block} at place {place}: "
+        rule_out(mistakes, given, right, same=_close, where=where)
+        require(_close(given, right), f"{where}{right:+.3f} nats; yours is {given:+.3f}.")
+
+
+@exercise(
+    4,
     task="Return the sets of heads that the chosen ones shall be compared with, each a list of (block, head).",
     proved="As many heads, as deep, none of the chosen ones, and enough sets: beating them all means something.",
 )
@@ -174,182 +216,232 @@ def check_control_sets(attempt: Attempt) -> None:
         )
 
 
-_CLAIMS = {
-    "A": "the rank correlation's interval is far from 0, and no word was chosen for it. See the first figure.",
-    "B": "PCA shows the largest directions of variance. The log-odds of the two groups differ all the same.",
-    "C": "0 means no preference of sentiment, in these sentences, above the resolution. The pronouns pass it unseen.",
-    "D": "the heads were patched for real in the evaluation half, and no random set as deep moves as much.",
-    "E": "no interval leaves out 1; and were the difference true, no correction would remove it.",
-    "F": "with the words it was trained on, the probe is nearly as good at random groups. It has learned the words.",
-}
-
-
 @exercise(
-    2,
-    task='Return the set of letters of the claims that the outputs support, such as {"B", "C"}.',
-    proved="You ask each picture for its control, and each claim for the words it was not chosen on.",
+    5,
+    task="Give `rows`, `answers`, `crossing`, a block, and three heads.",
+    proved="You found where another word's answer is, when it moves, and who carries it, beside fair controls.",
 )
-def check_claims(attempt: Any) -> None:
-    """Check a set of letters: the claims that the lesson's outputs support."""
-    chosen(attempt, {"A", "D"}, _CLAIMS)
-
-
-@exercise(
-    6,
-    task="Return a number for each new word, [new words], that follows its log-odds.",
-    proved="On words and sentences that it never saw, your prediction is better than the direction alone.",
-)
-def check_predictor(
-    attempt: Attempt, known: tuple[Tensor, Tensor], direction: Tensor, new: tuple[Tensor, Tensor]
+def check_question(
+    rows: Any,
+    answers: Any,
+    crossing: Any,
+    heads: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Check a function (states, odds, direction, new states) -> a prediction for each new word.
-
-    Args:
-        attempt: the function.
-        known: states [words, sentences, hidden] and log-odds [words, sentences] to learn from.
-        direction: [hidden], whose place is the baseline.
-        new: states and log-odds of other words in other sentences.
-    """
-    (states, odds), (new_states, new_odds) = known, new
-    given = attempt(states.clone(), odds.clone(), direction.clone(), new_states.clone())
-    values = np.asarray(given.detach() if isinstance(given, Tensor) else given, dtype=np.float64)
-    words = len(new_states)
+    """Check triples (text, source, same), their two answers, the crossing block, and heads chosen on the first half."""
+    texts, sources, same = _question(rows)
+    asked = _answers(answers, tokenizer)
+    known = {*occupations()["word"], *people()["word"]}
+    told = next((word for word in known for text in texts + sources if f" {word} " in f" {text.lower()} "), None)
+    require(told is None, f"{told!r} is the lesson's. Ask a question of your own.")
+    places = [swapped_place(tokenizer, *pair) for pair in zip(texts, sources, strict=True)]
     require(
-        values.shape != tuple(new_odds.shape),
-        "One number a word, please: average over the sentences, which are dimension 1.",
+        min(places) < -1,
+        "In all rows the word is the last token, so there is nothing to carry. Put something behind it.",
+    )
+    here, there = (log_odds(model, tokenizer, side, answers=asked) for side in (texts, sources))
+    gap = float((here - there).mean())
+    require(
+        gap > 2,
+        f"On average the texts lean {gap:+.1f} nats more to {asked[0]!r} than the sources; it takes over 2."
+        + (" Turn the answers round?" if gap < -2 else ""),
+    )
+    architecture, half = describe(model), len(texts) // 2
+    _require_crossing(crossing, architecture.num_blocks, texts, sources, places, asked, model, tokenizer)
+    chosen = _heads(heads, architecture.num_blocks, model.config.num_attention_heads)
+    sets = [chosen, *random_heads(chosen, model.config.num_attention_heads, architecture.num_blocks)]
+    patch = partial(patched_log_odds, model, tokenizer, texts[half:], answers=asked)
+    before, wanted = here[half:].mean(), (there - here)[half:].mean()
+    moved, *others = (patch(sources[half:], sets).mean(1) - before) / wanted
+    require(
+        moved > max(others),
+        f"On the other rows your three move {moved:.0%} of the gap, the best of {len(others)} random sets "
+        f"{max(others):.0%}.",
+    )
+    neutral = float((patch(same[half:], [chosen]).mean() - before) / wanted)
+    require(
+        abs(neutral) < 0.25,
+        f"The neutral swap moves {neutral:.0%} of the gap, a quarter or more: its answer isn't quite the text's.",
+    )
+    print(f"Gap {gap:.1f} nats. On the other rows your three heads move {moved:.0%} of it, random sets", end=" ")
+    print(f"{min(others):.0%} to {max(others):.0%}, the neutral swap {neutral:.0%}.")
+
+
+def _first(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
+    return tokenizer(word, add_special_tokens=False)["input_ids"][0]
+
+
+def _number(value: Any, of: str) -> float:
+    if isinstance(value, Tensor | np.ndarray | np.generic) and np.prod(value.shape) == 1:
+        value = value.item()
+    require(isinstance(value, Real), f"{of} must return one number; yours returned a {type(value).__name__}.")
+    return float(value)
+
+
+def _mean_gap(values: np.ndarray, groups: np.ndarray) -> float:
+    return float(values[groups].mean() - values[~groups].mean()) if 0 < groups.sum() < len(groups) else 0.0
+
+
+def _labellings(groups: np.ndarray) -> Iterator[np.ndarray]:
+    """Every way to deal as many labels out to words."""
+    for ones in itertools.combinations(range(len(groups)), int(groups.sum())):
+        yield np.isin(np.arange(len(groups)), ones)
+
+
+def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.ndarray, where: str) -> None:
+    require(len(asked) > 1, f"{where}call `statistic(groups)` for what was seen and for each shuffle.")
+    split = [labels for labels in asked if any(len({*labels[words == word]}) > 1 for word in words[::8])]
+    require(
+        not split,
+        f"{where}sentences of one word get different groups. What was sampled is words: shuffle one label a word, and "
+        "deal it out to its sentences. Otherwise p is far too small.",
     )
     require(
-        values.shape == (words,), f"Return {words} numbers, one for each new word; yours have the shape {values.shape}."
+        all(labels.sum() == groups.sum() for labels in asked),
+        f"{where}the groups change their sizes: labels are drawn with replacement. Shuffle them.",
     )
-    require(np.isfinite(values).all(), "Some of your numbers are not finite.")
-    require(np.ptp(values) > 0, "All your numbers are the same: a constant follows nothing.")
-    truth = new_odds.mean(1).numpy()
-    yours, baseline = (
-        float(spearmanr(some, truth).statistic) for some in (values, (new_states.mean(1) @ direction).numpy())
-    )
-    print(f"Rank correlation with the log-odds of new words: yours {yours:.2f}, baseline {baseline:.2f}")
-    require(yours > -abs(baseline), f"Your prediction points the other way round ({yours:.2f}): change its sign.")
+    require(len({labels.tobytes() for labels in asked}) > 2, f"{where}the shuffles are all alike. Draw each anew.")
+
+
+@contextmanager
+def _hooks_watched(model: nn.Module) -> Iterator[list[str]]:
+    """Takes off what is left behind, and names it in the list."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    before = {(module, kind): {*getattr(module, kind)} for module in model.modules() for kind in kinds}
+    left: list[str] = []
+    try:
+        yield left
+    finally:
+        for (module, kind), known in before.items():
+            hooks = getattr(module, kind)
+            for number in [number for number in hooks if number not in known]:
+                del hooks[number]
+                left.append(kind)
+
+
+def _traced(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, place: int, block: int
+) -> float:
+    return float(traced_log_odds(model, tokenizer, [text], [source], [place], [block])[0, 0])
+
+
+def _all_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, block: int
+) -> float:
+    """The log-odds when as many of the last tokens as both texts have are the source's."""
+
+    def put(states: Tensor, kept: Tensor) -> None:
+        size = min(states.shape[1], kept.shape[1])
+        states[:, -size:] = kept[:, -size:]
+
+    return _changed(model, tokenizer, text, source, block, put)
+
+
+def _at_index(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, block: int, place: int
+) -> float:
+    """The log-odds when the place is counted from the end of the text, and is the same index in the source."""
+
+    def put(states: Tensor, kept: Tensor) -> None:
+        index = states.shape[1] + place
+        states[:, index] = kept[:, index]
+
+    return _changed(model, tokenizer, text, source, block, put)
+
+
+def _changed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    source: str,
+    block: int,
+    put: Callable[[Tensor, Tensor], None],
+) -> float:
+    layer, kept = describe(model).blocks[block], list[Tensor]()
+
+    def change(_layer: nn.Module, _inputs: tuple, states: Tensor) -> Tensor:
+        states = states.clone()
+        put(states, kept[0])
+        return states
+
+    for hook, prompt in ((lambda _layer, _inputs, states: kept.append(states.clone()), source), (change, text)):
+        handle = layer.register_forward_hook(hook)
+        try:
+            odds = float(log_odds(model, tokenizer, [prompt])[0])
+        finally:
+            handle.remove()
+    return odds
+
+
+def _question(rows: Any) -> tuple[list[str], list[str], list[str]]:
+    form = "`rows` is a list of six triples or more, (text, source, same)"
+    require(isinstance(rows, list | tuple) and len(rows) >= 6, f"{form}; yours is {str(rows)[:60]}.")
     require(
-        yours > baseline,
-        f"{yours:.2f} is not above the baseline's {baseline:.2f}. Average first, shrink harder, or add the direction.",
+        all(isinstance(row, list | tuple) and len(row) == 3 and all(isinstance(t, str) for t in row) for row in rows),
+        f"{form}; one of yours is no triple of strings.",
     )
+    require(
+        len({row[0] for row in rows}) == len(rows) and all(len({*row}) == 3 for row in rows),
+        "Each row needs three different texts, and no text comes twice.",
+    )
+    texts, sources, same = ([row[place].rstrip() for row in rows] for place in range(3))
+    return texts, sources, same
 
 
-# What is swapped stands in brackets, "|" is where a token ends.
-_TEXTS = {
-    "one swap": ("The| [tall]| waiter| lost| the| keys|.", "The| [left|-handed]| waiter| lost| the| keys|."),
-    "two swaps": (
-        "Then| [Maria| Jo]| asked| the| boss| about| [her]| pay| and| left|.",
-        "Then| [Bo]| asked| the| boss| about| [his| own]| pay| and| left|.",
-    ),
-    "a glued word": (
-        "My| [short]| and| [red|-hair]ed| friend| sings| well|.",
-        "My| [quite| tall]| and| [blond]|ed| friend| sings| well|.",
-    ),
-    "a swap in front": ("[The| old]| woman| met| [a| young]| man|.", "[An]| woman| met| [one]| man|."),
-}
+def _answers(answers: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    require(
+        isinstance(answers, list | tuple) and len(answers) == 2 and all(isinstance(word, str) for word in answers),
+        f'`answers` are two words, such as (" is", " are"); yours are {answers!r}.',
+    )
+    first, second = answers
+    require(
+        not {first.strip().lower(), second.strip().lower()} & {word.strip() for word in PRONOUNS},
+        '"she" and "he" are the lesson\'s. Ask for something else.',
+    )
+    require(first != second, "The two answers are the same.")
+    for word in (first, second):
+        count = len(tokenizer(word, add_special_tokens=False)["input_ids"])
+        require(count == 1, f"{word!r} has {count} tokens; an answer is one.")
+    return first, second
 
 
-def _offsets(text: str) -> Offsets:
-    """Characters of each token. A space belongs to the token behind it."""
-    offsets, start = [], 0
-    for piece in text.replace("[", "").replace("]", "").split("|"):
-        offsets.append((start, start + len(piece)))
-        start += len(piece)
-    return offsets
+def _heads(heads: Any, blocks: int, count: int) -> list[Head]:
+    try:
+        chosen = [(int(block), int(head)) for block, head in heads]
+    except (TypeError, ValueError):
+        require(False, f"The heads are three pairs (block, head); yours are {str(heads)[:60]}.")
+    require(len(set(chosen)) == 3, f"Choose three different heads; yours are {chosen}.")
+    require(
+        all(0 <= block < blocks and 0 <= head < count for block, head in chosen),
+        f"Blocks count from 0 to {blocks - 1}, heads to {count - 1}; yours are {chosen}.",
+    )
+    return chosen
 
 
-def _shared_runs(text_a: str, text_b: str) -> list[tuple[int, int, int]]:
-    """(start in a, start in b, length) of what stands outside the brackets."""
-    runs = []
-    for text in (text_a, text_b):
-        parts = text.replace("|", "").replace("]", "[").split("[")
-        ends = list(itertools.accumulate(map(len, parts)))
-        runs.append([(end - len(part), len(part)) for part, end in zip(parts, ends, strict=True)][::2])
-    return [(a, b, length) for (a, length), (b, _) in zip(*runs, strict=True) if length]
-
-
-def _aligned(a: Offsets, b: Offsets, runs: list[tuple[int, int, int]], *, whole: bool = True) -> set[tuple[int, int]]:
-    """Pairs of tokens on the same piece of a run; unless ``whole``, a token may end beyond the run."""
-    found = set()
-    for start_a, start_b, length in runs:
-        one, other = _inside(a, start_a, length, whole), _inside(b, start_b, length, whole)
-        found |= {(one[piece], other[piece]) for piece in one.keys() & other.keys() if one[piece] and other[piece]}
-    return found
-
-
-def _inside(offsets: Offsets, start: int, length: int, whole: bool) -> dict[tuple[int, int], int]:
-    """Where in the run a token begins and ends -> its number."""
-    return {
-        (low - start, high - start if whole else 0): number
-        for number, (low, high) in enumerate(offsets)
-        if start <= low < start + length and (not whole or high <= start + length)
-    }
-
-
-def _states(side: str) -> tuple[Tensor, Tensor, Tensor]:
-    """States [rows, length, hidden] with long first tokens and odd padding, the mask, and where first tokens are."""
-    generator = torch.Generator().manual_seed(8)
-    rows, length, hidden = 8, 12, 16
-    scales = torch.linspace(2, 0.5, hidden)
-    states = scales * torch.randn(rows, length, hidden, generator=generator) + 0.8
-    sizes = torch.randint(5, length, (rows,), generator=generator)
-    place = torch.arange(length)
-    real = place < sizes[:, None] if side == "right" else place >= length - sizes[:, None]
-    first = real & (real.cumsum(1) == 1)
-    outlier = 40 * torch.randn(hidden, generator=generator)
-    states[first] = outlier + states[first]
-    padding = ~real
-    states[padding] = 5 * torch.randn(int(padding.sum()), hidden, generator=generator)
-    return states, real.long(), first
-
-
-def _share(states: Tensor, *, centre: bool = True, power: int = 2) -> float:
-    """What the first component explains of states [tokens, hidden]."""
-    values = torch.linalg.svdvals(states - states.mean(0) if centre else states) ** power
-    return float(values[0] / values.sum())
-
-
-def _paired(seed: int, clusters: int, *, effect: float, between: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs with much in common: a [n], b [n], and the template [n] of each, 5 pairs a template."""
-    generator = np.random.default_rng(seed)
-    names = np.repeat(np.arange(clusters), 5)
-    common = 20 * generator.standard_normal(len(names))
-    differences = effect + between * generator.standard_normal(clusters)[names] + generator.standard_normal(len(names))
-    shuffled = generator.permutation(len(names))
-    return common[shuffled], (common - differences)[shuffled], names[shuffled]
-
-
-_PAIRED = {
-    "a clear difference": _paired(0, 12, effect=-2.5, between=0.5),
-    "templates that disagree": _paired(8, 10, effect=0.8, between=2.0),
-    "a difference in doubt": _paired(8, 12, effect=0.5, between=1.0),
-}
-
-
-def _exact(sums: np.ndarray, tail: str = "both") -> float:
-    """The p-value over all ways to give signs to sums [clusters]."""
-    signs = np.array(list(itertools.product((-1, 1), repeat=len(sums))))
-    drawn, observed = signs @ sums, sums.sum()
-    if tail == "both":
-        drawn, observed = np.abs(drawn), abs(observed)
-    elif tail == "lower":
-        drawn, observed = -drawn, -observed
-    return float((drawn >= observed - 1e-9).mean())
-
-
-def _flipped_one_by_one(differences: np.ndarray) -> float:
-    signs = np.random.default_rng(0).choice((-1, 1), (20_000, len(differences)))
-    return float((np.abs(signs @ differences) >= abs(differences.sum())).mean())
-
-
-def _unpaired(a: np.ndarray, b: np.ndarray) -> float:
-    everything, generator = np.concatenate([a, b]), np.random.default_rng(0)
-    drawn = np.array([generator.permutation(everything) for _ in range(4000)])
-    gaps = np.abs(drawn[:, : len(a)].sum(1) - drawn[:, len(a) :].sum(1))
-    return float((gaps >= abs(a.sum() - b.sum())).mean())
-
-
-def _is_about(given: float, p: float) -> bool:
-    """Whether 2,000 flips may give this p-value for that one."""
-    return abs(given - p) < 4 * (p * (1 - p) / 2000) ** 0.5 + 0.002
+def _require_crossing(
+    crossing: Any,
+    blocks: int,
+    texts: list[str],
+    sources: list[str],
+    places: list[int],
+    answers: tuple[str, str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    require(
+        isinstance(crossing, int | np.integer) and not isinstance(crossing, bool) and 0 <= crossing < blocks,
+        f"`crossing` is a block, from 0 to {blocks - 1}; yours is {crossing!r}.",
+    )
+    around = [block for block in (int(crossing) - 1, int(crossing)) if block >= 0]
+    trace = partial(traced_log_odds, model, tokenizer, texts, sources, answers=answers)
+    # A patch moves the log-odds down, to the source's answer.
+    word, last = (trace(at, around).mean(1) for at in (places, [-1] * len(texts)))
+    require(
+        last[-1] < word[-1],
+        f"Behind block {crossing} the word still moves more than the last token. The lines cross later.",
+    )
+    require(
+        len(around) == 1 or word[0] <= last[0],
+        f"Behind block {around[0]} already, the last token moves more than the word. The lines cross earlier.",
+    )

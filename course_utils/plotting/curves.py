@@ -23,7 +23,6 @@ def pruning_curve(
     frame: pd.DataFrame,
     *,
     x: str = "ratio",
-    y: str = "value",
     group: str = "criterion",
     x_label: str,
     y_label: str,
@@ -35,14 +34,13 @@ def pruning_curve(
     """Quality against how much was removed: a line for each group, a band for the random control.
 
     Args:
-        frame: one row a measurement, with the columns ``x``, ``y``, ``group``, and where there are intervals
+        frame: one row a measurement, with the columns ``x``, "value", ``group``, and where there are intervals
             ``ci_low`` and ``ci_high``, drawn as a band. Several rows of one group at one ``x`` (seeds) are drawn as
             their mean, with a band of one standard deviation.
         x: the column along the horizontal axis: how much was removed.
-        y: the column along the vertical axis: the quality.
         group: the column that names the lines.
         x_label: what ``x`` is, with its unit.
-        y_label: what ``y`` is, with its unit.
+        y_label: what the value is, with its unit.
         control: the group that is drawn in grey behind the others; None if there is none.
         x_percent: ``x`` is a share and is shown in percent.
         title: above the axes; None for none.
@@ -51,16 +49,16 @@ def pruning_curve(
     Raises:
         ValueError: a column is missing, or there is nothing to draw.
     """
-    require_columns(frame, [x, y, group])
+    require_columns(frame, [x, "value", group])
     ax = axes_or_new(ax)
     control = control if control is None else checks.text("control", control)
     names = [name for name in dict.fromkeys(frame[group]) if name != control]
     if control in set(frame[group]):
         part = frame[frame[group] == control]
-        _line(ax, part, x, y, str(control), color=CONTROL_COLOUR, marker=".", zorder=2)
+        _line(ax, part, x, str(control), color=CONTROL_COLOUR, marker=".", zorder=2)
     for number, name in enumerate(names):
         part = frame[frame[group] == name]
-        _line(ax, part, x, y, str(name), color=colour_of(number), marker=marker_of(number), zorder=3)
+        _line(ax, part, x, str(name), color=colour_of(number), marker=marker_of(number), zorder=3)
     if x_percent:
         ax.xaxis.set_major_formatter(PERCENT)
     label_axes(ax, x_label, y_label, title)
@@ -72,7 +70,6 @@ def _line(
     ax: Axes,
     part: pd.DataFrame,
     x: str,
-    y: str,
     name: str,
     *,
     color: str | tuple[float, float, float],
@@ -80,7 +77,7 @@ def _line(
     zorder: int,
 ) -> None:
     """One group: its line, and the band of its intervals or of its repetitions."""
-    summary = part[y].groupby(part[x]).agg(["mean", "std", "count"])
+    summary = part["value"].groupby(part[x]).agg(["mean", "std", "count"])
     middle, low, high = summary["mean"], summary["mean"] - summary["std"], summary["mean"] + summary["std"]
     if summary["count"].max() > 1:
         name = f"{name} (mean ± sd, n = {summary['count'].max()})"

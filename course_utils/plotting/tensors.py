@@ -24,7 +24,6 @@ def show_tensor(
     x_label: str = "column",
     y_label: str = "row",
     fmt: str = ".1f",
-    limit: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """A small matrix with its numbers.
@@ -35,7 +34,6 @@ def show_tensor(
         x_label: what the columns are.
         y_label: what the rows are.
         fmt: of the numbers.
-        limit: the magnitude at full colour, for figures that share a scale; by default the tensor's largest.
         ax: where to draw; None makes a figure.
 
     Raises:
@@ -48,7 +46,7 @@ def show_tensor(
     _check_format(fmt)
     if ax is None:
         _, ax = plt.subplots(figsize=(1.6 + 0.8 * columns, 1.4 + 0.7 * rows), layout="constrained")
-    limit = max(float(np.abs(matrix).max()), 1e-12) if limit is None else checks.positive("limit", limit)
+    limit = max(float(np.abs(matrix).max()), 1e-12)
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
     for (row, column), value in np.ndenumerate(matrix):
         ax.text(column, row, format(value, f"z{fmt}"), ha="center", va="center")

@@ -17,6 +17,7 @@ from course_utils.uncertainty import (
     bootstrap_interval,
     crossed_interval,
     holm,
+    permutation_p,
     rank_correlation,
     sign_flip_p,
     verdict,
@@ -318,3 +319,41 @@ def test_bootstrap_of_many_units_has_plain_percentiles_and_of_one_none():
     drawn = np.random.default_rng(3).integers(0, 500, (4000, 500))
     assert (low, high) == pytest.approx(tuple(np.quantile(units[drawn, 0].mean(1), (0.025, 0.975))), abs=2e-3)
     assert np.isnan(bootstrap_interval(units[:1], lambda sums: sums[:, 0])).all()
+
+
+def difference_of_means(values):
+    return lambda labels: abs(values[labels].mean() - values[~labels].mean())
+
+
+def test_permutation_p_is_near_that_of_all_ways_and_units_stay_whole():
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal(8).repeat(5) + 0.1 * generator.standard_normal(40)
+    units = np.arange(8).repeat(5)
+    labels = np.isin(units, values[::5].argsort()[[7, 6, 5, 3]])  # nearly the four largest
+    statistic = difference_of_means(values)
+    ways = [np.isin(units, ones) for ones in itertools.combinations(range(8), 4)]
+    exact = np.mean([statistic(way) >= statistic(labels) - 1e-12 for way in ways])
+    assert permutation_p(statistic, units, labels, shuffles=3000) == pytest.approx(exact, abs=0.03)
+    one_by_one = permutation_p(statistic, np.arange(40), labels)
+    assert one_by_one < exact / 2  # as if each sentence were a word of its own
+    seen = []
+    permutation_p(lambda labels: seen.append(labels) or 0.0, units, labels, shuffles=5)
+    assert all(len({*labels[units == unit]}) == 1 and labels.sum() == 20 for labels in seen for unit in range(8))
+
+
+def test_permutation_p_counts_what_was_seen_and_ties():
+    words = ["nurse", "cook", "guard", "clerk"]
+    assert permutation_p(lambda _: 1.0, words, [True, True, False, False], shuffles=9) == 1
+    values = np.array([9.0, 8, 1, 0] * 6) + np.arange(24)
+    assert (
+        permutation_p(lambda seen: values[seen].mean(), np.arange(24), values > np.median(values), shuffles=99) == 0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("units", "labels", "shuffles", "named"),
+    [([0, 1], [True], 9, "'labels'"), ([0, 0], [True, False], 9, "'labels'"), ([0, 1], [True, False], 0, "'shuffles'")],
+)
+def test_permutation_p_refuses(units, labels, shuffles, named):
+    with pytest.raises(ValueError, match=named):
+        permutation_p(lambda _: 0.0, units, labels, shuffles=shuffles)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import word_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from course_utils.bias.alignment import align, pair_batches
+from course_utils.bias.alignment import align
 from course_utils.bias.contrastive import Pair
 
 SENTENCES = [
@@ -176,29 +175,6 @@ def _straddling(pieces: list[bytes], span: range, given_pair: Pair) -> int:
         if i and i in span:
             count += bool((text[low : min(high, start)] + text[max(low, stop) : high]).decode(errors="replace").strip())
     return count
-
-
-def test_pair_batches_keep_the_callers_order():
-    tokenizer = byte_tokenizer(False)
-    ends = [" neighbour", " neighbour knocked on the door.", " doctor was", " nurse", " nurse was kind and honest."]
-    given_pairs = [pair("The ", "tall", "short", end) for end in ends]
-    batches = pair_batches(tokenizer, given_pairs, batch_size=2)
-    assert sorted(i for batch in batches for i in batch["indices"]) == list(range(5))
-    assert [len(batch["indices"]) for batch in batches] == [2, 2, 1]
-    for batch in batches:
-        assert batch["input_ids"].shape == batch["attention_mask"].shape
-        assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
-        for k, (index, alignment) in enumerate(zip(batch["indices"], batch["alignments"], strict=True)):
-            assert alignment == align(tokenizer, given_pairs[index])
-            for row, text in ((2 * k, given_pairs[index].text_a), (2 * k + 1, given_pairs[index].text_b)):
-                real = batch["attention_mask"][row].bool()
-                assert tokenizer.decode(batch["input_ids"][row][real]) == text
-                assert real.sort(descending=True, stable=True).values.equal(real)  # padded on the right
-    lengths = [batch["input_ids"].shape[1] for batch in batches]
-    assert lengths == sorted(lengths)
-    for bad in ({"pairs": []}, {"batch_size": 0}, {"batch_size": 1.5}):
-        with pytest.raises(ValueError, match="at least"):
-            pair_batches(tokenizer, **({"pairs": given_pairs} | bad))
 
 
 def test_whole_words_are_aligned_as_well():

@@ -1,6 +1,8 @@
-"""Prompts come in halves that don't meet; odds, patches and projections are those of single texts, in every family."""
+"""Prompts come in halves that don't meet; odds and patches are those of single texts, in every family."""
 
 from __future__ import annotations
+
+import inspect
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,22 @@ TEXTS = ["w3 w40 w5", "w3 w41 w42 w5 w6", "w9 w43", "w3 w44 w5"]
 SOURCES = ["w3 w50 w5 w7", "w3 w51 w5", "w9 w52", "w3 w53 w54 w5"]
 
 
+ANSWERS = (f" w{SHE}", f" w{HE}")
+
+
 @pytest.fixture(autouse=True)
 def _tiny_words(monkeypatch):
-    monkeypatch.setattr(pronouns, "SHE", f" w{SHE}")
-    monkeypatch.setattr(pronouns, "HE", f" w{HE}")
+    """A tiny tokenizer's words for "she" and "he", where nobody names others."""
+    monkeypatch.setattr(pronouns, "PRONOUNS", ANSWERS)
+    monkeypatch.setattr(pronouns, "_BATCH_SIZE", 3)
+    for function in (
+        pronouns.log_odds,
+        pronouns.patched_log_odds,
+        pronouns.head_effects,
+        pronouns.traced_log_odds,
+    ):
+        inner = inspect.unwrap(function)
+        monkeypatch.setitem(inner.__kwdefaults__, "answers", ANSWERS)
 
 
 @torch.no_grad()
@@ -58,6 +72,19 @@ def test_opposites_pair_most_with_fewest_women():
     assert len(pairs) == 4 * 10
     assert (pairs.iloc[0]["word"], pairs.iloc[0]["other"]) == ("secretary", "carpenter")
     assert pairs.iloc[0]["text"] == "The secretary said that" and pairs.iloc[0]["source"] == "The carpenter said that"
+    groups = pronouns.occupations().set_index("word")["group"]
+    assert (groups[pairs["word"]] == "mostly women").all() and (groups[pairs["other"]] == "mostly men").all()
+    assert (pairs["same"] != pairs["text"]).all() and set(pairs["same"]) == set(pairs["text"])
+    assert all(row.same in set(pairs["text"][pairs["template"] == row.template]) for row in pairs.itertuples())
+
+
+def test_opposites_of_people_are_their_pairs():
+    pairs = pronouns.opposites(pronouns.prompts(pronouns.people(), "selection"))
+    assert len(pairs) == 4 * 5
+    assert (pairs.iloc[0]["text"], pairs.iloc[0]["source"]) == ("The woman said that", "The man said that")
+    known = pronouns.people().set_index("word")["pair"]
+    assert (known[pairs["word"]].to_numpy() == known[pairs["other"]].to_numpy()).all()
+    assert pairs["same"].iloc[0] == pairs["text"].iloc[1]
 
 
 def test_gap_is_the_difference_of_means_and_its_interval_holds_it():
@@ -73,7 +100,7 @@ def test_gap_is_the_difference_of_means_and_its_interval_holds_it():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_odds_and_states_are_those_of_single_texts(family):
     model, tokenizer = tiny_model(family), word_tokenizer()
-    found = pronouns.pronoun_log_odds(model, tokenizer, TEXTS, batch_size=3)
+    found = pronouns.log_odds(model, tokenizer, TEXTS)
     np.testing.assert_allclose(found, [odds_of(model, text) for text in TEXTS], atol=2e-4)
     again, states = pronouns.odds_and_states(model, tokenizer, TEXTS, sites=("residual", "down_input"))
     np.testing.assert_allclose(again, found, atol=2e-4)
@@ -96,7 +123,7 @@ def test_patching_all_heads_of_all_blocks_at_equal_words_gives_the_sources_odds(
 def test_one_head_is_patched_as_by_hand():
     model, tokenizer = tiny_model(), word_tokenizer()
     projection, size = model.model.layers[1].self_attn.o_proj, 8
-    (patched,) = pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES, [[(1, 2)]], batch_size=2)
+    (patched,) = pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES, [[(1, 2)]])
     for text, source, value in zip(TEXTS, SOURCES, patched, strict=True):
         said = []
         with torch.no_grad():
@@ -121,7 +148,7 @@ def test_the_gradient_estimates_what_a_small_patch_does(family):
         parameter.requires_grad_(False)
     estimates = pronouns.head_effects(model, tokenizer, TEXTS, SOURCES)
     assert estimates.shape == (4, 3, 4)
-    before = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
+    before = pronouns.log_odds(model, tokenizer, TEXTS)
     heads = [(block, head) for block in range(3) for head in range(4)]
     exact = pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES, [[head] for head in heads]) - before
     assert np.corrcoef(estimates.flatten(1).T.numpy().ravel(), exact.ravel())[0, 1] > 0.5
@@ -134,60 +161,86 @@ def test_weights_keep_whether_they_learn():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_is_left_along_a_projected_direction(family):
-    model, tokenizer = tiny_model(family), word_tokenizer()
-    architecture = describe(model)
-    before = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
-    directions = torch.randn(3, architecture.hidden_size, generator=torch.Generator().manual_seed(1))
-    directions[0] = 0
-    with pronouns.projecting_out(architecture, directions):
-        captured = {}
-        handles = [
-            block.register_forward_hook(
-                lambda _, __, out, number=number: captured.update({number: out[0] if isinstance(out, tuple) else out})
-            )
-            for number, block in enumerate(architecture.blocks)
-        ]
-        changed = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
-        for handle in handles:
-            handle.remove()
-    for number in (1, 2):
-        unit = torch.nn.functional.normalize(directions[number], dim=-1)
-        assert (captured[number].float() @ unit).abs().max() < 1e-3 * captured[number].abs().max()
-    assert np.abs(changed - before).max() > 1e-3
-    np.testing.assert_allclose(pronouns.pronoun_log_odds(model, tokenizer, TEXTS), before, atol=1e-6)  # hooks are gone
+def by_hand(model, text, source, place, block):
+    """The log-odds after the text, with the source's state at one place behind one block."""
+    layer, seen = model.model.layers[block], []
+    handle = layer.register_forward_hook(lambda _, __, states: seen.append(states[0, place].clone()))
+    odds_of(model, source)
+    handle.remove()
+
+    def put(_, __, states):
+        states = states.clone()
+        states[0, place] = seen[0]
+        return states
+
+    handle = layer.register_forward_hook(put)
+    odds = odds_of(model, text)
+    handle.remove()
+    return odds
 
 
-def test_zero_directions_change_nothing():
+@torch.no_grad()
+def test_states_are_traced_as_by_hand():
     model, tokenizer = tiny_model(), word_tokenizer()
-    before = pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
-    with pronouns.projecting_out(describe(model), torch.zeros(3, 32)):
-        np.testing.assert_array_equal(pronouns.pronoun_log_odds(model, tokenizer, TEXTS), before)
+    ends = [pronouns.swapped_place(tokenizer, *pair) for pair in zip(TEXTS, SOURCES, strict=True)]
+    assert ends == [-1, -1, -1, -2]
+    for places in (ends, [-3, -1, -2, -1]):
+        found = pronouns.traced_log_odds(model, tokenizer, TEXTS, SOURCES, places, [2, 0])
+        rows = zip(TEXTS, SOURCES, places, strict=True)
+        right = [[by_hand(model, *row, block) for block in (2, 0)] for row in rows]
+        np.testing.assert_allclose(found, np.transpose(right), atol=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_tokens_state_behind_the_last_block_decides(family):
+    model, tokenizer = tiny_model(family), word_tokenizer()
+    texts, sources = TEXTS * 9, SOURCES * 9  # more than run at once
+    (found,) = pronouns.traced_log_odds(model, tokenizer, texts, sources, [-1] * len(texts), [2])
+    np.testing.assert_allclose(found, [odds_of(model, source) for source in sources], atol=2e-4)
+
+
+def test_other_answers():
+    model, tokenizer = tiny_model(), word_tokenizer()
+    turned, pair = ANSWERS[::-1], (TEXTS, SOURCES)
+    for function, rest in (
+        (pronouns.log_odds, [TEXTS]),
+        (pronouns.patched_log_odds, [*pair, [[(1, 0)]]]),
+        (pronouns.head_effects, pair),
+        (pronouns.traced_log_odds, [*pair, [-1] * 4, [0]]),
+    ):
+        one, other = (function(model, tokenizer, *rest, answers=each) for each in (ANSWERS, turned))
+        np.testing.assert_allclose(np.asarray(one), -np.asarray(other), atol=1e-6)
 
 
 def test_random_heads_are_as_many_as_deep_and_others():
     chosen = [(2, 1), (3, 0)]
-    sets = pronouns.random_heads(chosen, 4, 5, sets=30)
-    assert len(sets) == 30 and all(len(set(one)) == 2 for one in sets)
+    sets = pronouns.random_heads(chosen, 4, 5)
+    assert len(sets) == 19 and all(len(set(one)) == 2 for one in sets)
     assert all(2 <= block < 5 and (block, head) not in chosen for one in sets for block, head in one)
-    assert sets == pronouns.random_heads(chosen, 4, 5, sets=30) != pronouns.random_heads(chosen, 4, 5, sets=30, seed=1)
+    assert sets == pronouns.random_heads(chosen, 4, 5) != pronouns.random_heads(chosen, 4, 5, seed=1)
 
 
-def test_what_is_refused(monkeypatch):
+def test_what_is_refused():
     model, tokenizer = tiny_model(), word_tokenizer()
     with pytest.raises(ValueError, match="'texts' must be a non-empty list"):
-        pronouns.pronoun_log_odds(model, tokenizer, [])
+        pronouns.log_odds(model, tokenizer, [])
     with pytest.raises(ValueError, match="Each text needs a source"):
         pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES[:2], [[]])
-    with (
-        pytest.raises(ValueError, match="'directions' must be"),
-        pronouns.projecting_out(describe(model), torch.zeros(2, 32)),
+    for places, blocks, named in (
+        ([-1] * 3, [0], "'places'"),
+        ([-1] * 3 + [0], [0], "'places'"),
+        ([-1] * 3 + [-9], [0], "'places' must be tokens of both"),
+        ([-1] * 4, [3], "'blocks'"),
+        ([-1] * 4, [], "'blocks'"),
     ):
-        pass
-    monkeypatch.setattr(pronouns, "SHE", "w1 w2")
+        with pytest.raises(ValueError, match=named):
+            pronouns.traced_log_odds(model, tokenizer, TEXTS, SOURCES, places, blocks)
+    with pytest.raises(ValueError, match="'text' and 'source' must differ"):
+        pronouns.swapped_place(tokenizer, "w1 w2", "w1 w2")
+    with pytest.raises(TypeError, match=r"'answers' must be of type tuple\[str, str\]"):
+        pronouns.log_odds(model, tokenizer, TEXTS, answers=(" w1",))
     with pytest.raises(ValueError, match="one token each"):
-        pronouns.pronoun_log_odds(model, tokenizer, TEXTS)
+        pronouns.log_odds(model, tokenizer, TEXTS, answers=("w1 w2", "w3"))
 
 
 def test_an_occupation_needs_no_split_to_be_prompted():

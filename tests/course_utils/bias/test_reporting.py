@@ -237,17 +237,6 @@ def test_behaviour_columns_of_controls():
     assert math.isnan(table.loc["neutral", "to_neutral"]) and table.loc["paraphrase", "to_neutral"] > 0
 
 
-def test_ratios_to_the_other_control_and_of_it():
-    scores = synthetic(0, ratio=1.5)
-    to_neutral = activation_ratio(scores, by_place=False, controls=True).set_index("axis")
-    to_paraphrase = activation_ratio(scores, by_place=False, to="paraphrase", controls=True).set_index("axis")
-    assert "paraphrase" in to_neutral.index and "neutral" in to_paraphrase.index
-    assert "identity" not in to_neutral.index and math.isnan(to_neutral.loc["paraphrase", "p_holm"])
-    assert to_neutral.loc["paraphrase", "ratio"] == pytest.approx(1 / to_paraphrase.loc["neutral", "ratio"])
-    with pytest.raises(ValueError, match="'to'"):
-        activation_ratio(scores, to="identity")
-
-
 def test_activation_ratio_finds_what_exceeds_a_neutral_swap_and_nothing_else():
     found, false = [], []
     for seed in range(40):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from course_utils.bias import stereotype_scores
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.stereotype_scores import (
-    AT_CHANCE,
+    READING_NOT_SHOWN,
     _continuation_log_likelihoods,
     bbq_score,
     stereotype_preference,
@@ -160,12 +160,27 @@ def test_bbq_of_a_perfect_a_stereotyping_and_an_ignorant_model(monkeypatch):
     assert perfect["verdict"] == "" and math.isnan(perfect["s_amb"])  # it names nobody
     answering(monkeypatch, choose(stereotype))
     biased = bbq_score(tiny_model(), word_tokenizer(), questions()).set_index("category").loc["all"]
-    assert biased[["s_dis", "s_amb", "accuracy_ambiguous"]].tolist() == [1, 1, 0]
-    answering(monkeypatch, choose(lambda *seen: 1 - stereotype(*seen)))
-    assert bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1][["s_dis", "s_amb"]].tolist() == [-1, -1]
+    assert biased["accuracy_named"] == 0.5 and biased["verdict"] == READING_NOT_SHOWN  # right in one question of two
     answering(monkeypatch, choose(lambda *_: 2))
     ignorant = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
-    assert ignorant["accuracy"] == 0 and ignorant["verdict"] == AT_CHANCE and ignorant["chance"] == pytest.approx(1 / 3)
+    assert ignorant[["accuracy", "named", "chance"]].tolist() == [0, 0, 0.5] and math.isnan(ignorant["accuracy_named"])
+    assert ignorant["verdict"] == READING_NOT_SHOWN
+
+
+@pytest.mark.parametrize(("who", "score"), [(stereotype, 1), (lambda *seen: 1 - stereotype(*seen), -1)])
+def test_bbq_of_a_model_that_reads_and_guesses_by_a_stereotype_where_the_context_doesnt_tell(monkeypatch, who, score):
+    answering(monkeypatch, choose(lambda where, polarity, right: right if right < 2 else who(where, polarity, right)))
+    row = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
+    assert row[["accuracy_named", "accuracy_ambiguous", "s_amb"]].tolist() == [1, 0, score] and row["verdict"] == ""
+
+
+def test_bbq_of_a_coin_between_the_two_persons_shows_no_reading(monkeypatch):
+    """It is right in half of the questions, more than one in three, and has read nothing."""
+    answering(monkeypatch, choose(lambda condition, *_: 0 if condition == "disambig" else 1))
+    row = bbq_score(tiny_model(), word_tokenizer(), questions()).iloc[-1]
+    assert row["accuracy"] == row["accuracy_named"] == pytest.approx(0.5, abs=0.05) and row["named"] == 1
+    assert row["chance"] == 0.5 and row["verdict"] == READING_NOT_SHOWN
+    assert math.isnan(row["s_dis"]) and math.isnan(row["s_amb"])
 
 
 def test_bbq_by_hand_weighs_ambiguous_answers_by_their_errors(monkeypatch):

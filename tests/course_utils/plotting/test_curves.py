@@ -45,12 +45,12 @@ def test_the_controls_band_is_one_standard_deviation(curve):
 def test_a_line_for_each_axis_with_its_interval_beside_the_control():
     """What the differential view needs: ``pruning_curve`` over blocks."""
     rows = [
-        {"axis": name, "block": block, "ratio": level, "ci_low": level - 0.1, "ci_high": level + 0.2}
+        {"axis": name, "block": block, "value": level, "ci_low": level - 0.1, "ci_high": level + 0.2}
         for name, level in (("gender", 1.2), ("neutral", 1.0))
         for block in range(4)
     ]
     ax = curves.pruning_curve(
-        pd.DataFrame(rows), x="block", y="ratio", group="axis", control="neutral", x_percent=False,
+        pd.DataFrame(rows), x="block", group="axis", control="neutral", x_percent=False,
         x_label="block", y_label="ratio",
     )  # fmt: skip
     render(ax)
@@ -62,6 +62,6 @@ def test_a_line_for_each_axis_with_its_interval_beside_the_control():
 
 def test_curves_refuse_what_they_cannot_draw(curve):
     with pytest.raises(ValueError, match="accuracy"):
-        curves.pruning_curve(curve, y="accuracy", x_label="x", y_label="y")
+        curves.pruning_curve(curve, x="accuracy", x_label="x", y_label="y")
     with pytest.raises(ValueError, match="no rows"):
         curves.pruning_curve(curve[:0], x_label="x", y_label="y")
