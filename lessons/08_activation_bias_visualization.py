@@ -84,10 +84,9 @@ show(
 # 100 % turns its log-odds into the mechanic's. Left: a token's state, occupations. Right: what three attention heads write at the last
 # token; grey are nineteen random sets as deep.*
 #
-# **Whom it harms.** After an occupation the model expects the pronoun of the group that most often works in it. That is a
-# stereotype: it makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. In job
-# advertisements it can become a harm of allocation; this lesson can't show that. That jobs *are* shared out unevenly explains where
-# a model has it from, not that a sentence about one person should be guessed that way.
+# **Whom it harms.** After an occupation the model expects the pronoun of the group that most often works in it. That is a stereotype: it
+# makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. That jobs *are* shared out
+# unevenly explains where a model has it from, not that a sentence about one person should be guessed that way.
 #
 # ## A number for a pronoun
 #
@@ -190,11 +189,11 @@ here("The stereotype is there, under a third of woman/man.", [low, known / 3 - g
 # ## Three popular views, tested blind
 #
 # A **contrastive pair** is two texts that differ in one span. We take two pairs. Nurse/mechanic carries the bias. Nurse/librarian is a
-# **neutral swap**: another word, with nearly the same share of women. `write_pairs` and `read_pairs` keep pairs in a file, and
-# `to_conversations` tells them in the form of WizardSData, where `rol1` asks and `rol2` answers.
+# **neutral swap**: another word, with nearly the same share of women. They are written to a file and read back, and one is told in
+# WizardSData's form.
 #
 # Each view is drawn twice, untitled: for the bias and for its control. A coin decides the sides. **Note "left" or "right" before you
-# go on.** With three pairs, one learner in eight guesses all of them by luck.
+# go on.** With three pairs, one in eight guesses all by luck.
 #
 # View 1: how far apart are the two texts' states at each word behind the swap, relative to the states' own size?
 
@@ -511,8 +510,8 @@ check_patch(patch, model, tokenizer)
 # ## Where is the pronoun?
 #
 # `traced_log_odds` is `patch` for many sentences. In each, the occupation with most women stands opposite the one with fewest, and so on;
-# the three most extreme pairs of each run here. What moves is a share of the gap between the two. The control is a neutral swap, a source
-# of the *same* group: if patching by itself shifted the pronoun, it would show there.
+# the three most extreme pairs of each run here. What moves is a share of the gap between the two. The control is a neutral swap: a source
+# of the *same* group.
 #
 # **Predict before you run.** Another women's occupation is put in at the word. How much moves on average, in % of the gap?
 #
@@ -565,9 +564,8 @@ here("A word of the same group moves less than a third of it.", [less])
 #
 # ## All heads with one gradient
 #
-# Each attention has several **heads**, which look back on their own; what a head *says* at a token is its part of what `o_proj` reads. A
-# run for each head would take hundreds. **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head
-# says at the last token:
+# Each attention has several **heads**, which look back on their own; what a head *says* at a token is its part of what `o_proj` reads.
+# **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head says at the last token:
 #
 # $$\text{effect} \approx (o^{\text{source}} - o^{\text{text}}) \cdot \frac{\partial\, \text{log-odds}}{\partial o}$$
 #
@@ -732,7 +730,8 @@ for noun, other, place in (
     words_of_row = noun, f"{noun}s", other
     rows.append(tuple(f"The {word} near the {place}" for word in words_of_row))
 mine, theirs, _ = (list(column) for column in zip(*rows, strict=True))
-effect = head_effects(model, tokenizer, mine[:3], theirs[:3], answers=answers).mean(0)
+given = model, tokenizer, mine[:3], theirs[:3]
+effect = head_effects(*given, answers=answers).mean(0)
 strongest = effect.flatten().argsort()[:3].tolist()  # the most negative
 own_heads = [divmod(number, heads) for number in strongest]
 # END SOLUTION
@@ -769,7 +768,6 @@ check_question(rows, answers, own_heads, model, tokenizer)
 # %% [markdown]
 # ## Take-aways
 #
-# - Behaviour first, with a direction known beforehand.
 # - A difference of activations isn't a bias: neutral swaps and shuffled groups have one, too. Shuffle what was sampled.
 # - What you picked must be judged elsewhere: neurons lose their difference on new words, patched heads keep their effect.
 # - A patch says where something is carried. Beside it belong random sets as deep, and a source that should change nothing.
@@ -787,5 +785,5 @@ check_question(rows, answers, own_heads, model, tokenizer)
 # - Goldfarb-Tarrant et al. 2021, *Intrinsic Bias Metrics Do Not Correlate with Application Bias*, arXiv 2012.15859
 # - Zhao et al. 2018, *Gender Bias in Coreference Resolution* (WinoBias, with the shares of women), arXiv 1804.06876
 # - Vig et al. 2020, *Investigating Gender Bias in Language Models Using Causal Mediation Analysis*, arXiv 2004.12265
-# - Nanda 2023, *Attribution Patching*; Syed et al. 2023, *Attribution Patching Outperforms Automated Circuit Discovery*, arXiv 2310.10348
+# - Nanda 2023, *Attribution Patching: Activation Patching at Industrial Scale*
 # - Martra, *Large Language Model Notebooks Course*, section on pruning (the three views; WizardSData)
