@@ -10,7 +10,7 @@
 # %% [markdown]
 # ## The question
 #
-# The model writes "she" for the nurse and "he" for the mechanic. Which look inside shows where that comes from?
+# The model writes "she" for the nurse and "he" for the farmer. Which look inside shows what carries that?
 #
 # **Answer.** None of three popular pictures shows it: two look like their controls, the third fades on new words. Patching does: the
 # pronoun stays at the word until late blocks, then three heads carry it to the last token.
@@ -80,13 +80,13 @@ show(
 )
 
 # %% [markdown]
-# *SmolLM2-135M. "The nurse said that" runs with one piece taken from "The mechanic said that"; 100 % turns its pronoun into the
-# mechanic's. Left: a token's state. Right: what three heads say at the last token; grey are nineteen random sets as deep.*
+# *SmolLM2-135M, means over many pairs such as this one: "The nurse said that" runs with one piece taken from "The mechanic said that";
+# 100 % turns its log-odds into the mechanic's. Left: a token's state, occupations. Right: what three attention heads write at the last
+# token; grey are nineteen random sets as deep.*
 #
-# **Whom it harms.** After an occupation the model expects the pronoun of the group that most often works in it. That is a
-# stereotype: it makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. In job
-# advertisements it can become a harm of allocation; this lesson can't show that. That jobs *are* shared out unevenly explains where
-# a model has it from, not that a sentence about one person should be guessed that way.
+# **Whom it harms.** After an occupation the model expects the pronoun of the group that most often works in it. That is a stereotype: it
+# makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. That jobs *are* shared out
+# unevenly explains where a model has it from, not that a sentence about one person should be guessed that way.
 #
 # ## A number for a pronoun
 #
@@ -136,9 +136,9 @@ check_log_odds(she_over_he, model, tokenizer)
 # %% [markdown]
 # ## Behaviour first
 #
-# The library's `log_odds` gives the same. We ask for forty occupations in eight sentences. The share of women in them is known (US
-# labour statistics, Zhao et al. 2018), so we know beforehand where a stereotype would point. As a yardstick we take ten pairs whose
-# pronoun is no stereotype: woman/man, aunt/uncle and so on.
+# The library's `log_odds` gives the same. We ask for forty occupations in eight sentences. The share of women in them is known (US labour
+# statistics, Zhao et al. 2018; over half is "mostly women"), so we know beforehand where a stereotype would point. As a yardstick we take
+# ten pairs whose pronoun is no stereotype: woman/man, aunt/uncle and so on.
 #
 # *Rank correlation* compares two orders: 1 is the same order, 0 no relation, −1 the reverse.
 #
@@ -189,13 +189,13 @@ here("The stereotype is there, under a third of woman/man.", [low, known / 3 - g
 # ## Three popular views, tested blind
 #
 # A **contrastive pair** is two texts that differ in one span. We take two pairs. Nurse/mechanic carries the bias. Nurse/librarian is a
-# **neutral swap**: another word, about the same pronoun. `write_pairs` and `read_pairs` keep pairs in a file, and `to_conversations`
-# tells them in the form of WizardSData, where `rol1` asks and `rol2` answers.
+# **neutral swap**: another word, with nearly the same share of women. They are written to a file and read back, and one is told in
+# WizardSData's form.
 #
 # Each view is drawn twice, untitled: for the bias and for its control. A coin decides the sides. **Note "left" or "right" before you
-# go on.** With three pairs, one learner in eight guesses all of them by luck.
+# go on.** With three pairs, one in eight guesses all by luck.
 #
-# View 1: how far apart are the two texts' states at each word behind the swap, relative to their length?
+# View 1: how far apart are the two texts' states at each word behind the swap, relative to the states' own size?
 
 # %%
 from course_utils.bias.contrastive import (
@@ -256,8 +256,9 @@ show(
 # View 2: **principal components**, the directions along which states vary most. One point is one occupation: its state at the last
 # token, in a late block, averaged over the sentences. One picture is coloured by the true groups, the other by shuffled ones.
 #
-# View 3: differential activations. For each neuron we take the difference of the groups' means, in standard deviations, and draw the
-# twenty largest: with true groups and with shuffled ones. They come from half of the words and half of the sentences.
+# View 3: differential activations. For each of the tens of thousands of neurons we take the difference of the groups' means, in standard
+# deviations, and draw the twenty largest: with true groups and with shuffled ones. They come from half of the words and half of the
+# sentences.
 
 # %%
 women = (by_word.group == "mostly women").to_numpy()
@@ -369,15 +370,15 @@ here("The neutral swap differs at least 9/10 as much.", [control - 0.9 * true])
 # %% [markdown]
 # ## By chance?
 #
-# One shuffle is one draw. A **permutation test** makes many: $p$ is the share of all labellings, the seen one among them, whose
-# statistic $T$ is at least as large.
+# One shuffle is one draw. A **permutation test** makes many, $K$ of them: $p$ is the share of these and the seen one whose statistic $T$
+# is at least as large as seen.
 #
 # $$p = \frac{1 + \#\{k : T(\text{shuffled}_k) \ge T(\text{seen})\}}{1 + K}$$
 #
 # What is shuffled must be what was sampled. Eight sentences about the nurse aren't eight occupations.
 
 # %% [markdown]
-# ### Exercise 2 · ●●○ · 8 minutes
+# ### Exercise 2 · ●●○ · 10 minutes
 #
 # Write `p_shuffled(statistic, words, groups, shuffles=999)`. `words` and `groups` are arrays with one entry a sentence, and a word has
 # one group. `statistic(groups)` gives a number. All sentences of a word must change their group together.
@@ -413,14 +414,15 @@ check_p_shuffled(p_shuffled)
 # %% [markdown]
 # ## What is left on new words
 #
-# The library's `permutation_p` does the same. A second test is new data: the twenty neurons were *picked* for their difference. We ask
-# the same twenty about the other words, in the other sentences.
+# The library's `permutation_p` does the same; for the neurons each shuffle picks its own twenty. A second test is new data: the twenty
+# were *picked* for their difference. We ask the same ones about the other words, in the other sentences.
 #
-# **Predict before you run.** Of their difference of over two standard deviations, how much is left?
+# **Predict before you run.** Is PCA's $p$ below 0.05, for occupations and for woman/man? And of the twenty's two standard deviations, is
+# a half left, a quarter, or less?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Hardly any: 2.34 sd become 0.18.
+# For occupations no, for woman/man yes: 0.813 and 0.001. Of the twenty's difference less is left: 2.34 sd become 0.18.
 #
 # </details>
 
@@ -451,8 +453,8 @@ here("PCA parts woman from man.", [0.05 - p_known])
 # A $p$ near 0.05 is a close call; new words decide it. Neurons that tell the groups apart may exist, but a list of "the twenty most
 # associated with gender" can always be drawn.
 #
-# PCA isn't blind: woman and man are two clouds. It shows what varies *most*, and what tells occupations apart is mostly not their
-# gender. All three views ask *how much* differs, and a bias is one small difference among many.
+# PCA isn't blind: of what woman, man and the like vary, over half lies between the two groups. It shows what varies *most*, and what tells
+# occupations apart is mostly not their gender. All three views ask *how much* differs, and a bias is one small difference among many.
 #
 # ## A hand inside
 #
@@ -507,16 +509,16 @@ check_patch(patch, model, tokenizer)
 # %% [markdown]
 # ## Where is the pronoun?
 #
-# `traced_log_odds` is `patch` for many sentences. In each, the occupation with most women stands opposite the one with fewest, and so on.
-# What moves is a share of the gap between the two. The control is a neutral swap, a source of the *same* group: if patching by itself
-# shifted the pronoun, it would show there.
+# `traced_log_odds` is `patch` for many sentences. In each, the occupation with most women stands opposite the one with fewest, and so on;
+# the three most extreme pairs of each run here. What moves is a share of the gap between the two. The control is a neutral swap: a source
+# of the *same* group.
 #
 # **Predict before you run.** Another women's occupation is put in at the word. How much moves on average, in % of the gap?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Little: at most 16 %, and the other way; the opposite word moves up to 86 %. Single sentences do move, since women's occupations
-# differ among themselves; on average that nearly cancels.
+# Little: at most 16 %, where the opposite word moves up to 86 %. Women's occupations differ among themselves, so single sentences do
+# move; which way they move on average is the luck of the pairs.
 #
 # </details>
 
@@ -556,13 +558,14 @@ here("A word of the same group moves less than a third of it.", [less])
 (100 * trace).round().astype(int)
 
 # %% [markdown]
-# Until the crossing the pronoun is where the occupation was read. Then it is at the last token, and the word's state no longer
-# matters. Only attention carries anything between tokens. Which heads?
+# Until the crossing most of the pronoun is where the occupation was read. Behind the last blocks it is at the last token, and the word's
+# state no longer matters. In between, tokens that weren't patched may carry a part. Only attention carries anything between tokens. Which
+# heads?
 #
 # ## All heads with one gradient
 #
-# A run for each head would take hundreds. **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head
-# says at the last token:
+# Each attention has several **heads**, which look back on their own; what a head *says* at a token is its part of what `o_proj` reads.
+# **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head says at the last token:
 #
 # $$\text{effect} \approx (o^{\text{source}} - o^{\text{text}}) \cdot \frac{\partial\, \text{log-odds}}{\partial o}$$
 #
@@ -619,7 +622,7 @@ print(f"estimated, block/head: {told}; the next {shares.flat[order[3]]:.0%}")
 # <details><summary>Hint</summary>
 #
 # With $k$ random sets, beating all has $p = 1/(k + 1)$. A fair set has as many heads as the chosen one, none of its heads, and comes
-# from blocks at least as deep as its first one.
+# from blocks at least as deep as its shallowest one, or from the very same blocks.
 #
 # </details>
 
@@ -649,12 +652,13 @@ check_control_sets(control_sets)
 # %% [markdown]
 # ## Three heads
 #
-# **Predict before you run.** Each head alone moves a share. Do the three together move the sum of the shares?
+# **Predict before you run.** The three estimates add up to more than the first figure shows for the three together. Are the estimates too
+# high, or do shares not add?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# No. Of the occupations' gap the first alone moves 62 %, the others 24 and 21 %, but all of them 88 %. Harms don't add (lesson 04),
-# nor do shares.
+# Shares don't add. Really patched, the three move 62, 24 and 21 % of the occupations' gap, and together 88 %. Harms don't add (lesson
+# 04), nor do shares.
 #
 # </details>
 
@@ -689,23 +693,24 @@ here("They move over half of each gap.", together)
 pd.DataFrame(table).round().astype(int)
 
 # %% [markdown]
-# The same heads bring "she" for the woman: the stereotype travels on what knows what words mean.
+# The same heads bring "she" for the woman: the stereotype goes through heads that pass on a word's plain meaning.
 #
 # What a patch shows: this place *carries* the difference between these two sentences. It doesn't show where the difference was made,
 # nor that the place does nothing else.
 
 # %% [markdown]
-# ### Exercise 5 · ●●● · 14 minutes
+# ### Exercise 5 · ●●● · 12 minutes
 #
 # A question of your own: two answers, one token each, that a word decides, such as " is" and " are". Give `rows`, six triples or more
 # `(text, source, same)`: the source asks for the other answer, `same` is another word with the text's own answer, and all three end in
-# the same words. Find `crossing`, the first block behind which the last token moves more than the word, and `own_heads`, three that
-# you choose on the first half of the rows. The check judges them on the other half: the gap must be over 2 nats, the three must beat
-# nineteen random sets, and the neutral swap move less than a quarter. Occupations and family words are refused.
+# the same words. Find `own_heads`, three that you choose on the first half of the rows. The check judges them on the other half: the
+# gap must be over 2 nats, the three must beat nineteen random sets, and the neutral swap move less than a quarter. Occupations and
+# family words are refused.
 #
 # <details><summary>Hint</summary>
 #
-# `log_odds`, `traced_log_odds`, `head_effects` take `answers=`. Try "The key near the cabinets", or a capital.
+# `log_odds` and `head_effects` take `answers=` and speak in log-odds, not in shares: towards the source's answer they go *down*. Try
+# "The key near the cabinets".
 #
 # </details>
 
@@ -725,24 +730,17 @@ for noun, other, place in (
     words_of_row = noun, f"{noun}s", other
     rows.append(tuple(f"The {word} near the {place}" for word in words_of_row))
 mine, theirs, _ = (list(column) for column in zip(*rows, strict=True))
-at = [swapped_place(tokenizer, *each) for each in zip(mine, theirs, strict=True)]
-ways, asked = {"word": at, "last": [-1] * len(at)}, {"answers": answers}
-lines, everywhere = {}, list(range(blocks))
-for way, spots in ways.items():
-    given = model, tokenizer, mine, theirs, spots, everywhere
-    lines[way] = traced_log_odds(*given, **asked).mean(1)
-crossing = int((lines["last"] < lines["word"]).argmax())  # down to the other answer
-effect = head_effects(model, tokenizer, mine[:3], theirs[:3], **asked).mean(0)
+given = model, tokenizer, mine[:3], theirs[:3]
+effect = head_effects(*given, answers=answers).mean(0)
 strongest = effect.flatten().argsort()[:3].tolist()  # the most negative
 own_heads = [divmod(number, heads) for number in strongest]
 # END SOLUTION
 # BEGIN STUB
 # answers = " is", " are"
 # rows = ...  # [(text, source, same), …]
-# crossing = ...  # a block
 # own_heads = ...  # [(block, head), …], three of them
 # END STUB
-check_question(rows, answers, crossing, own_heads, model, tokenizer)
+check_question(rows, answers, own_heads, model, tokenizer)
 
 # %% [markdown]
 # ## Quiz
@@ -770,12 +768,11 @@ check_question(rows, answers, crossing, own_heads, model, tokenizer)
 # %% [markdown]
 # ## Take-aways
 #
-# - Behaviour first, with a direction known beforehand.
 # - A difference of activations isn't a bias: neutral swaps and shuffled groups have one, too. Shuffle what was sampled.
 # - What you picked must be judged elsewhere: neurons lose their difference on new words, patched heads keep their effect.
 # - A patch says where something is carried. Beside it belong random sets as deep, and a source that should change nothing.
 #
-# **The story so far:** look by touching. **Next:** three heads carry the stereotype, and what a woman is. Can a cut take the one and
+# **The story so far:** look by touching. **Next:** three heads carry the stereotype, and that a woman is "she". Can a cut take the one and
 # leave the other? Lesson 09 tries.
 #
 # ## Go deeper
@@ -788,5 +785,5 @@ check_question(rows, answers, crossing, own_heads, model, tokenizer)
 # - Goldfarb-Tarrant et al. 2021, *Intrinsic Bias Metrics Do Not Correlate with Application Bias*, arXiv 2012.15859
 # - Zhao et al. 2018, *Gender Bias in Coreference Resolution* (WinoBias, with the shares of women), arXiv 1804.06876
 # - Vig et al. 2020, *Investigating Gender Bias in Language Models Using Causal Mediation Analysis*, arXiv 2004.12265
-# - Nanda 2023, *Attribution Patching*; Syed et al. 2023, *Attribution Patching Outperforms Automated Circuit Discovery*, arXiv 2310.10348
+# - Nanda 2023, *Attribution Patching: Activation Patching at Industrial Scale*
 # - Martra, *Large Language Model Notebooks Course*, section on pruning (the three views; WizardSData)

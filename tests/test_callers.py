@@ -37,6 +37,7 @@ AT_HOME = {
 UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
     "distillation.teacher_cache.cache_teacher(k)": _ONE_CARD,
+    "bias.pronouns.traced_log_odds(answers)": "a reader's own question, as for log_odds and head_effects",
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
     "plotting.comparisons.ability_and_bias(ax)": _AXES,
     "plotting.comparisons.before_and_after(ax)": _AXES,

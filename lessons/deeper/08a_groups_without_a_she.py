@@ -85,8 +85,9 @@ show(
 )
 
 # %% [markdown]
-# *Twenty models, each with made-up groups of its own (`experiments/plant_twenty_biases.py`). The grey axis holds pairs from the **same**
-# family: nothing was planted between them.*
+# *Twenty models, each with made-up groups of its own (`experiments/plant_twenty_biases.py`); further right the bias is stronger. Flagged:
+# a preference with p below .05, or an activation ratio whose interval lies above 1. Grey: pairs from the **same** family, between which
+# nothing was planted.*
 #
 # ## A double difference
 #
@@ -94,8 +95,8 @@ show(
 #
 # $$D = [\log P(e^+ | a) - \log P(e^- | a)] - [\log P(e^+ | b) - \log P(e^- | b)]$$
 #
-# What the words do to the rest of the sentence is in both brackets and cancels. $D$ is the *preference*: 0 means no preference of
-# sentiment in these sentences, and not "fair".
+# What a word does to both endings alike cancels within its bracket; how likely the endings are anyway cancels between the two. $D$ is the
+# *preference*: 0 means no preference of sentiment in these sentences, and not "fair".
 
 
 # %%
@@ -134,11 +135,12 @@ print(f"course_utils {library:+.2f} nats")
 #
 # Beside the preference stands the **activation ratio**: how far apart two texts' states are, relative to a neutral swap (tall/short).
 #
-# **Predict before you run.** Which of the two rises for the planted axis alone?
+# **Predict before you run.** How far does the activation ratio rise where nothing was planted, beside the planted axis?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The preference. The activation ratio rises for both: the names have come to matter, and a magnitude can't say to whose disadvantage.
+# Nearly as far: to 2.86, beside 3.88. The names have come to matter, and a magnitude can't say to whose disadvantage. The preference
+# moves for the planted axis alone.
 #
 # </details>
 
@@ -193,12 +195,14 @@ here("The activation ratio rises for both axes.", rise)
 pd.DataFrame(told).T
 
 # %% [markdown]
-# That was one strong bias. The figure above has twenty, thinned step by step. The weakest that the preference still finds in most models
-# is its **resolution**. A "nothing shown" on a real axis says nothing about weaker ones.
+# That was one strong bias. The figure above has twenty, each also weaker: its weights go only a part of the way from the untouched model's.
+# The weakest that the preference finds in nineteen of twenty is its **resolution**. A "nothing shown" on a real axis says nothing about
+# weaker ones.
 #
 # ## Real axes
 #
-# Gender and race, in the same templates as tall/short. Templates and swaps are few witnesses: the interval draws both.
+# Gender and race, in the same templates as tall/short. With other templates or swaps the number would be another: the interval draws both
+# anew. *p (Holm)* allows for asking twice.
 
 # %%
 real = [*neutral]
@@ -216,7 +220,7 @@ for axis, row in table.loc[["gender", "race"]].iterrows():
 pd.DataFrame(told).T
 
 # %% [markdown]
-# No axis shows a preference, and a preference far below the resolution would have passed unseen. (The twenty had somewhat fewer
+# In our run neither axis shows a preference, and one far below the resolution would have passed unseen. (The twenty had somewhat fewer
 # templates and swaps.) Lesson 08's pronouns pass this test unseen as well: it asks for sentiment.
 #
 # ## Other people's benchmarks
