@@ -38,7 +38,6 @@ UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
     "distillation.teacher_cache.cache_teacher(k)": _ONE_CARD,
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
-    "plotting.comparisons.ability_and_bias(ax)": _AXES,
     "plotting.comparisons.before_and_after(ax)": _AXES,
     "session.start(profile)": _OUTER,
     "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",

@@ -31,7 +31,6 @@ from experiments import (
     reading,
     sets,
     trace_the_pronoun,
-    ways_to_plant,
 )
 
 
@@ -107,7 +106,7 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "record.json").read_text(encoding="utf-8")) == record, "refused, and nothing is lost"
 
 
-@pytest.mark.parametrize("script", [distil_the_bias_back, plant_twenty_biases, ways_to_plant])
+@pytest.mark.parametrize("script", [distil_the_bias_back, plant_twenty_biases])
 def test_records_of_many_seeds_are_kept_in_the_package(script, monkeypatch):
     asked = {}
     monkeypatch.setattr(script, "run_seeds", lambda *_, **options: asked.update(options) or [])

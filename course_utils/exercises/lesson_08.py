@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -27,7 +26,7 @@ from course_utils.bias.pronouns import (
     swapped_place,
     traced_log_odds,
 )
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, hooks_watched, require, rule_out
 
 _TEXTS = ("The nurse said that", "The construction worker was late because")
 _PATCHED = ("The nurse said that", "The construction worker said that")  # text and source
@@ -130,7 +129,7 @@ def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedT
     (text, source), last = _PATCHED, describe(model).num_blocks - 1
     word = swapped_place(tokenizer, text, source)
     for block, place in ((last // 3, word), (last // 2, word), (last // 2, -1), (last, -1)):
-        with _hooks_watched(model) as left:
+        with hooks_watched(model) as left:
             given = _number(attempt(text, source, block, place), "patch(…)")
         require(
             not left,
@@ -302,22 +301,6 @@ def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.
         f"{where}the groups change their sizes: labels are drawn with replacement. Shuffle them.",
     )
     require(len({labels.tobytes() for labels in asked}) > 2, f"{where}the shuffles are all alike. Draw each anew.")
-
-
-@contextmanager
-def _hooks_watched(model: nn.Module) -> Iterator[list[str]]:
-    """Takes off what is left behind, and names it in the list."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks")
-    before = {(module, kind): {*getattr(module, kind)} for module in model.modules() for kind in kinds}
-    left: list[str] = []
-    try:
-        yield left
-    finally:
-        for (module, kind), known in before.items():
-            hooks = getattr(module, kind)
-            for number in [number for number in hooks if number not in known]:
-                del hooks[number]
-                left.append(kind)
 
 
 def _traced(
