@@ -211,8 +211,8 @@ def check_keeps_the_woman(
 
 
 def _toys() -> list[tuple[Tensor, Tensor]]:
-    """Activations [2, neurons] and what is written [neurons]: a loud, a biased, a common and a repairing neuron."""
-    one = torch.tensor([[2.9, 0.1, 1.0, 0.2], [0.0, 1.2, 1.0, 1.4]]), torch.tensor([0.0, 2.0, 1.0, -0.5])
+    """Activations [2, neurons] and what is written [neurons]; without some neuron each preference turns round."""
+    one = torch.tensor([[2.9, 0.2, 1.0, 0.2], [0.0, 1.2, 1.3, 1.65]]), torch.tensor([0.0, 2.0, 2.0, -1.0])
     strong = torch.tensor([[0.3, 3.0, 0.5, 0.1], [2.0, 0.5, 0.7, 2.2]]), torch.tensor([0.1, 2.0, -0.5, 1.3])
     return [one, strong]
 

@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-import pytest
 import torch
 from exercise_cases import cases_of
 from tiny import tiny_model, token_ids
@@ -192,10 +191,3 @@ test_keeps_the_woman = cases_of(
     ],
     answers=[first(0), tuple(first(0))],
 )
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_toys_have_one_of_each(number):
-    acts, down = lesson_09._toys()[number]
-    credits = carried(acts, down)
-    assert credits.argmax() == 1 and credits.min() < -0.1
