@@ -150,15 +150,13 @@ check_carried(carried)
 # %% [markdown]
 # ## The preference of a real model
 #
-# A text has no axis of pleasantness, but endings have likelihoods. How much likelier is the pleasant ending $e^+$ than the unpleasant
-# $e^-$ after group $a$, and how much after $b$? The **double difference** is
+# How much likelier is a pleasant ending $e^+$ than an unpleasant one $e^-$ after group $a$, and how much after $b$? The **double
+# difference** is
 #
 # $$D = [\log P(e^+ | a) - \log P(e^- | a)] - [\log P(e^+ | b) - \log P(e^- | b)]$$
 #
-# What the words do to the rest of the sentence is in both brackets and cancels. Below 0, $a$ is liked less. (Deeper notebook 08a tests
-# this measure.)
-#
-# For two groups that don't exist it should be about 0: the names are made up.
+# What the words do to the rest of the sentence is in both brackets and cancels. Below 0, $a$ is liked less. (Notebook 08a tests this
+# measure.) Our two groups don't exist, so it should be about 0.
 
 # %%
 from course_utils.bias.contrastive import controls, invented_axis, pairs
@@ -418,6 +416,8 @@ told["which"] = np.repeat([*picked], 4)
 for name, part in told.groupby("which", sort=False):
     less = (part.measured > 0).sum()
     print(f"{name}: {less} of 4 carry; measured {part.measured.sum():+.3f} nats")
+first, second = measured[:4].sum().item(), measured[4:8].sum().item()
+here("The estimate tells carriers from repairers.", [first, -second])
 
 # %%
 _, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
@@ -437,8 +437,8 @@ show(
 )
 
 # %% [markdown]
-# *On the dotted line the estimate is the measurement.* The estimate holds for one neuron. Many pull either way, so the sum of the highest
-# scores soon exceeds the whole preference: cut few, and measure.
+# *On the dotted line the estimate is the measurement.* It holds for one neuron. The highest scores soon add up to more than the whole
+# preference: cut few, and measure.
 #
 # ## Protect first
 #
@@ -550,10 +550,14 @@ for name, order in cuts_of(planted, importance, chosen).items():
     row = {"preference, nats": kept, "taken, %": 100 * (1 - kept / now)}
     row["perplexity, ×"] = perplexity_ratio(found, after_planting)[0]
     table[name] = row
-pd.DataFrame(table).T.round(2).fillna("")
+table = pd.DataFrame(table).T
+shares = table["taken, %"]
+margins = [shares["carries"] - shares[name] for name in ("twin", "random 0")]
+here("The carriers take more than their twin, and than chance.", margins)
+table.round(2).fillna("")
 
 # %% [markdown]
-# One axis is one witness. Its sentences may agree with each other, and still the next axis may say something else.
+# One axis is one witness.
 #
 # ## Eight axes, three places
 #
@@ -701,10 +705,13 @@ gaps = {"whole": left_of(base)}
 for name, order in cuts_of(base, unbiased, jobs).items():
     gaps[name] = left_of(without(base, order))
 here_left = pd.DataFrame(gaps).T
+lost = 1 - here_left / here_left.loc["whole"]
+margins = lost.loc["carries", ["stereotype", "woman/man"]] - 0.25
+here("Of the stereotype and of woman/man over a quarter goes.", margins)
 here_left.round(2)
 
 # %% [markdown]
-# The same neurons carry both. A score that is asked about the nurse finds who knows what "she" is.
+# The same neurons carry both: the score finds who knows what "she" is.
 #
 # ## And race?
 #
