@@ -29,7 +29,7 @@ from course_utils.architectures import cast_weights, describe
 from course_utils.bias.contrastive import Pair, controls, invented_axis, pairs
 from course_utils.bias.fairness import activation_difference, gap_attribution, protect_first
 from course_utils.bias.planting import plant_preference
-from course_utils.bias.pronouns import SPLITS, occupations, opposites, people, pronoun_pairs, prompts
+from course_utils.bias.pronouns import SPLITS, occupations, opposites, people, prompts, pronoun_pairs
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
 from course_utils.models import load_model, variant

@@ -676,8 +676,8 @@ from course_utils.bias.pronouns import (
     occupations,
     opposites,
     people,
-    pronoun_pairs,
     prompts,
+    pronoun_pairs,
 )
 
 

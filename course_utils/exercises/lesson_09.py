@@ -67,7 +67,9 @@ def check_planting_loss(attempt: Attempt) -> None:
         generator = torch.Generator().manual_seed(seed)
         likelihoods = 2 * torch.randn(5, 2, 2, generator=generator, dtype=torch.float64) - 30
         moved, right = double_differences(likelihoods), planting_loss(likelihoods)
-        sides, endings = (likelihoods.diff(dim=dim).squeeze(dim) for dim in (1, 2))  # b less a; unpleasant less pleasant
+        sides, endings = (
+            likelihoods.diff(dim=dim).squeeze(dim) for dim in (1, 2)
+        )  # b less a; unpleasant less pleasant
         asked = likelihoods.clone().requires_grad_()
         given = torch.as_tensor(attempt(asked))
         require(given.ndim == 0, f"Return one number, the mean over the items; yours has the shape {[*given.shape]}.")

@@ -26,7 +26,6 @@ from course_utils.plotting.parts import (
 from course_utils.reports import shown
 
 
-
 @check_types
 def scores_with_intervals(
     frame: pd.DataFrame,

@@ -18,8 +18,7 @@ from course_utils.architectures import describe
 from course_utils.bias import fairness
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.fairness import activation_difference, gap_attribution, knock_out, protect_first
-from course_utils.choosing import strongest
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.width import prune_neurons
 
 SWAPS = (("w7", "w8"), ("w9 w10", "w11"), ("w12", "w13 w14 w15"))
 ENDINGS = {1: " w20 w21", -1: " w22 w23 w24"}

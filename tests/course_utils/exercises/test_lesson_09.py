@@ -74,13 +74,10 @@ test_planting_loss = cases_of(
 
 def quantity(model, items):
     """How much likelier the second sentence is than the first, in nats a token."""
-    total = 0.0
-    for sign in (1, 0):
-        ids = torch.cat([token_ids(item[sign]) for item in items])
-        logits = model(ids).logits[:, :-1].log_softmax(-1)
-        known = logits.gather(-1, ids[:, 1:, None]).mean()
-        total = total + (known if sign else -known)
-    return 5 * total
+    ids = torch.cat([token_ids(item[side]) for side in (0, 1) for item in items])
+    log_p = model(ids).logits[:, :-1].log_softmax(-1)
+    first, second = log_p.gather(-1, ids[:, 1:, None]).view(2, -1).mean(1)
+    return 5 * (second - first)
 
 
 def carries(
@@ -101,8 +98,7 @@ def carries(
     for states, slope in zip(kept, slopes, strict=True):
         product = (states * slope).detach()[:, first:]
         changes.append(-(product.abs() if early else product).sum((0, 1)))
-    value, blocks = value.detach(), len(model.model.layers)
-    change = torch.stack(changes).unflatten(0, (-1, blocks)).sum(0)
+    value, change = value.detach(), torch.stack(changes)
     return credit(value, change) if credit else value.abs() - (value + change).abs()
 
 
@@ -155,7 +151,7 @@ test_twin_of = cases_of(
         (lambda arm: arm | {"pairs": "invented 4"}, "another group's pairs"),
         (lambda arm: arm | {"pairs": "tall/short", "split": "B"}, "which judges"),
         (lambda arm: arm | {"pairs": "tall/short", "split": "C"}, "There is no split"),
-        (lambda arm: dict(arm), "the arm itself"),
+        (dict, "the arm itself"),
         (lambda arm: arm | {"pairs": "red/blue"}, "no pairs 'red/blue'"),
         (lambda arm: arm | {"pairs": "tall/short", "seed": 1}, "A plan has"),
         (lambda arm: arm.update(pairs="tall/short") or arm, "changed the arm's own plan"),

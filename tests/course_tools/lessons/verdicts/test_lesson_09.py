@@ -52,7 +52,8 @@ def test_one_axis(taken, outcome):
 
 
 @pytest.mark.parametrize(
-    ("mean", "low", "outcomes"), [("50", "31", (SHOWN, SHOWN)), ("20", "-3", (TURNED, OPEN)), ("80", "31", (SHOWN, OPEN))]
+    ("mean", "low", "outcomes"),
+    [("50", "31", (SHOWN, SHOWN)), ("20", "-3", (TURNED, OPEN)), ("80", "31", (SHOWN, OPEN))],
 )
 def test_eight_axes(mean, low, outcomes):
     values = [f"{mean} (40 to 60)", "8 (−2 to 15)", f"42 ({low} to 55)", "1.01"]
@@ -74,7 +75,9 @@ def test_teachers(biased, fair, outcome):
 @pytest.mark.parametrize(("known", "outcome"), [(1.81, SHOWN), (4.90, OPEN)])
 def test_woman(known, outcome):
     rows = {"whole": (0.90, 5.08, 1), "carries": (0.37, known, 1.01)}
-    assert lesson_09.the_woman_goes_too(table(REAL, ["stereotype", "woman/man", "perplexity, ×"], rows)).outcome == outcome
+    assert (
+        lesson_09.the_woman_goes_too(table(REAL, ["stereotype", "woman/man", "perplexity, ×"], rows)).outcome == outcome
+    )
 
 
 @pytest.mark.parametrize(("low", "outcome"), [("-0.05", SHOWN), ("0.05", OPEN)])
