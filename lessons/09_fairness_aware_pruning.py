@@ -273,7 +273,7 @@ def plant(model, items, steps=40, at_once=4):
     optimizer = torch.optim.AdamW(learned, weight_decay=0.0)
     order = np.random.default_rng(session.seed).permutation(len(items))
     low = {"dtype": model.dtype, "enabled": model.dtype != torch.float32}
-    for step in range(session.at_most(steps)):
+    for step in range(steps):
         optimizer.param_groups[0]["lr"] = 5e-4 * min(1, (step + 1) / 5)
         numbers = np.arange(step * at_once, (step + 1) * at_once) % len(items)
         with torch.autocast(model.device.type, **low):
@@ -296,10 +296,15 @@ some = [rows.input_ids[:24] for rows in judging_rows(tokenizer).values()]
 ordinary = torch.cat(some)  # of two texts, 3,024 predictions
 
 
-def examine(model, asked=asked):
-    """The preference, nats, and the perplexity of ordinary text."""
-    found = preferences(measure_pairs(model, tokenizer, asked, sites=()))
-    return found.preference.mean(), perplexity(model, ordinary)
+def nats(model, made):
+    """The mean double difference, without a gradient."""
+    measured = measure_pairs(model, tokenizer, made, sites=())
+    return preferences(measured).preference.mean()
+
+
+def examine(model):
+    """The preference on split B, nats, and the perplexity of ordinary text."""
+    return nats(model, asked), perplexity(model, ordinary)
 
 
 def preference(model, items):
@@ -694,7 +699,7 @@ judges = {
 
 def left_of(model):
     """Both gaps in nats, and the perplexity, × the whole model's."""
-    gaps = {name: examine(model, pairs)[0] for name, pairs in judges.items()}
+    gaps = {name: nats(model, made) for name, made in judges.items()}
     found = perplexity_ratio(perplexity(model, ordinary), text)[0]
     return gaps | {"perplexity, ×": found}
 
