@@ -758,11 +758,11 @@ def judge(order):
 
 
 # BEGIN SOLUTION
-own = torch.stack(gap_attribution(base, tokenizer, jobs))
-woman = about_pronouns(people(), "selection")
-hers = torch.stack(gap_attribution(base, tokenizer, woman))
-spared = own / own.sum() - hers / hers.sum()
-order = protect_first(unbiased, [*spared], 0.5)
+woman, parts = about_pronouns(people(), "selection"), []
+for pairs_of in (jobs, woman):
+    score = torch.stack(gap_attribution(base, tokenizer, pairs_of))
+    parts.append(score / nats(base, pairs_of))  # shares of its gap
+order = protect_first(unbiased, [*(parts[0] - parts[1])], 0.5)
 # END SOLUTION
 # BEGIN STUB
 # order = ...  # [[neurons], …], one tensor a block
