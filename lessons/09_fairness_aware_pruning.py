@@ -738,13 +738,13 @@ for name, part in sizes.items():
 # %% [markdown]
 # ### Exercise 5 · ●●● · 15 minutes
 #
-# TO FILL (decided by the trial). *Take the stereotype, leave the woman.* Give `order`, a list with one tensor [neurons] a block; what is
-# lowest goes first. On words that chose nothing, woman/man must keep 80 %, the stereotype must fall below both protected random cuts, and
-# the perplexity stay below × 1.05. Choose on the selection half alone.
+# *Take the stereotype, leave the woman.* Give `order`, a list with one tensor [neurons] a block; what is lowest goes first. On words that
+# chose nothing, a fifth of the stereotype must go, four fifths of woman/man stay, and the perplexity stay below × 1.05. Choose on the
+# selection half alone. (Whether an idea keeps its promise on yet other words is open: turn the halves round.)
 #
 # <details><summary>Hint</summary>
 #
-# Two scores can be measured: who carries the stereotype, and who carries woman/man. They have different units.
+# Two scores can be measured: who carries the stereotype, and who carries woman/man. Protect first protects what is important: for what?
 #
 # </details>
 
@@ -758,19 +758,21 @@ def judge(order):
 
 
 # BEGIN SOLUTION
-woman, parts = about_pronouns(people(), "selection"), []
-for pairs_of in (jobs, woman):
-    score = torch.stack(gap_attribution(base, tokenizer, pairs_of))
-    parts.append(score / nats(base, pairs_of))  # shares of its gap
-order = protect_first(unbiased, [*(parts[0] - parts[1])], 0.5)
+woman = about_pronouns(people(), "selection")
+own = gap_attribution(base, tokenizer, jobs)
+hers = gap_attribution(base, tokenizer, woman)
+spared = []
+for score, of_her in zip(own, hers, strict=True):
+    moves_her = of_her.abs()
+    safe = moves_her > moves_her.quantile(0.8)  # whichever way
+    spared.append(score.masked_fill(safe, score.min().item()))
+order = protect_first(unbiased, spared, 0.5)
 # END SOLUTION
 # BEGIN STUB
 # order = ...  # [[neurons], …], one tensor a block
 # END STUB
-chance = here_left.stereotype / here_left.stereotype["whole"]
-chance = chance[["random 0", "random 1"]]
 sizes = describe(base).intermediate_sizes
-check_keeps_the_woman(order, judge=judge, sizes=sizes, chance=[*chance])
+check_keeps_the_woman(order, judge=judge, sizes=sizes)
 
 # %% [markdown]
 # ## Quiz

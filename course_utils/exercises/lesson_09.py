@@ -19,7 +19,8 @@ from course_utils.exercises import Attempt, exercise, hooks_watched, require, ru
 Quantity = Callable[[PreTrainedModel, Sequence[Any]], Tensor]  # model, items -> a scalar in nats, with its gradient
 Judged = Mapping[str, float]  # what an order leaves: "stereotype" and "woman/man", shares of the gap; "perplexity", ×
 
-_KEEPS, _PRICE = 0.8, 1.05  # share of woman/man that has to stay; perplexity, × the whole model's, at most
+_KEEPS, _LEAVES = 0.8, 0.8  # share of woman/man that has to stay, and share of the stereotype that may
+_PRICE = 1.05  # perplexity, × the whole model's, at most
 _ARMS = (
     {"score": "carries", "pairs": "invented 3", "split": "A", "protected": 0.5, "neurons": 8},
     {"score": "reacts", "pairs": "occupations", "split": "A", "protected": 0.25, "neurons": 20},
@@ -178,10 +179,10 @@ def check_twin_of(attempt: Attempt) -> None:
 @exercise(
     5,
     task="Give `order`, a list with one tensor [neurons] a block: what is lowest in it goes first.",
-    proved="The stereotype fell below what chance leaves, and the woman is still a she.",
+    proved="A part of the stereotype went, and the woman is still a she.",
 )
 def check_keeps_the_woman(
-    attempt: Sequence[Tensor], judge: Callable[[list[Tensor]], Judged], sizes: Sequence[int], chance: Sequence[float]
+    attempt: Sequence[Tensor], judge: Callable[[list[Tensor]], Judged], sizes: Sequence[int]
 ) -> None:
     """Check an order of the neurons, by the model that is left when its lowest are cut.
 
@@ -189,7 +190,6 @@ def check_keeps_the_woman(
         attempt: one tensor [neurons] a block.
         judge: order -> what is left, on words and sentences that chose nothing.
         sizes: neurons of each block.
-        chance: what each of the random cuts leaves of the stereotype, a share.
     """
     require(isinstance(attempt, list | tuple), f"Give a list of tensors; yours is a {type(attempt).__name__}.")
     require(
@@ -206,8 +206,8 @@ def check_keeps_the_woman(
     )
     require(left["woman/man"] >= _KEEPS, f"{found}. Keep {_KEEPS:.0%} of the woman.")
     require(
-        left["stereotype"] < min(chance),
-        f"{found}. Random cuts leave {min(chance):.0%} to {max(chance):.0%}: stay below all of them. Mind the sign.",
+        left["stereotype"] <= _LEAVES,
+        f"{found}. At most {_LEAVES:.0%} of the stereotype may stay; random cuts leave nearly all. Mind the sign.",
     )
     print(found)
 
