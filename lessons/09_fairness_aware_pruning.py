@@ -98,8 +98,7 @@ show(
 # it are cut. Hollow: as many, chosen alike for tall and short, who know nothing of the groups. At the edge: farther out. Below: "she" for
 # the nurse, and "she" for the woman.*
 #
-# Claims circulate that a few neurons, found with one pair of prompts, hold a bias. Ask of each: judged on which sentences? Beside which
-# control? What else went?
+# Of each claim that a few neurons hold a bias, ask: judged on which sentences? Beside which control? What else went?
 #
 # ## Who reacts, who carries, who repairs
 #
@@ -740,7 +739,7 @@ for name, part in sizes.items():
 #
 # *Take the stereotype, leave the woman.* Give `order`, a list with one tensor [neurons] a block; what is lowest goes first. On words that
 # chose nothing, a fifth of the stereotype must go, four fifths of woman/man stay, and the perplexity stay below × 1.05. Choose on the
-# selection half alone. (Whether an idea keeps its promise on yet other words is open: turn the halves round.)
+# selection half alone.
 #
 # <details><summary>Hint</summary>
 #
