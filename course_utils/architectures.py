@@ -304,7 +304,7 @@ def _refuse_what_is_not_plain(model: nn.Module, module: nn.Module, place: str) -
 def _refuse_shared_blocks(architecture: Architecture) -> None:
     first: dict[int, int] = {}
     for number, (mlp, attention) in enumerate(zip(architecture.mlps, architecture.attentions, strict=True)):
-        for projection in (*mlp.inputs, mlp.output, *attention.inputs, *attention.outputs):
+        for projection in (*mlp.projections, *attention.projections):
             owner = first.setdefault(id(projection.module.weight), number)
             if owner != number:
                 raise UnsupportedArchitecture(

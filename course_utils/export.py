@@ -354,7 +354,7 @@ def _tensors(parts: Architecture, shape: _Shape, architecture: str, quantization
         names: list[tuple[str, str, Tensor | None]] = []
         if not attention.skipped:
             names.append(("attn_norm.weight", "norms", attention.norms[0].weight))
-            for name, projection in zip(_ATTENTION, (*attention.inputs, *attention.outputs), strict=True):
+            for name, projection in zip(_ATTENTION, attention.projections, strict=True):
                 names += [(f"{name}.weight", "attention", projection.weight)]
                 names += [(f"{name}.bias", "attention", projection.bias)]
             for name in ("q_norm", "k_norm"):
@@ -365,7 +365,7 @@ def _tensors(parts: Architecture, shape: _Shape, architecture: str, quantization
             for name, size in zip(("attn_norm", *_ATTENTION), sizes, strict=True):
                 names.append((f"{name}.weight", "head of zeros", torch.zeros(size)))
         names.append(("ffn_norm.weight", "norms", mlp.norm.weight if mlp.norm else None))
-        for name, projection in zip(("ffn_gate", "ffn_up", "ffn_down"), (*mlp.inputs, mlp.output), strict=True):
+        for name, projection in zip(("ffn_gate", "ffn_up", "ffn_down"), mlp.projections, strict=True):
             names += [(f"{name}.weight", "MLP", projection.weight), (f"{name}.bias", "MLP", projection.bias)]
         for name, part, weight in names:
             if weight is None:

@@ -17,7 +17,8 @@ from course_utils.argument_types import check_types
 from course_utils.batches import Batch, read_batches
 from course_utils.hooks import entering, evaluating, leaving
 from course_utils.parts import Mlp
-from course_utils.refusals import refuse_adaptive, refuse_missing_weights, refuse_offloaded_weights
+from course_utils.refusals import refuse_adaptive, refuse_missing_weights, refuse_offloaded_weights, refuse_strangers
+from course_utils.upper_blocks import standing_still
 
 
 @check_types
@@ -111,12 +112,11 @@ def _solved(gram: Tensor, cross: Tensor, old: Tensor, ridge: float) -> Tensor:
 
 
 def _refuse(own: Architecture, whole: Architecture) -> None:
-    if own.model is whole.model:
-        raise ValueError("Student and teacher are the same object; prune a copy: copy.deepcopy(teacher).")
     refuse_adaptive(own, "solve for weights")
     for architecture in (own, whole):
         refuse_missing_weights(architecture, "solve for weights")
         refuse_offloaded_weights(architecture, "solve for weights")
+    refuse_strangers(own.model, whole.model)
     shapes = [(a.num_blocks, a.hidden_size, a.vocab_size) for a in (own, whole)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -129,8 +129,6 @@ def _refuse(own: Architecture, whole: Architecture) -> None:
             f"In a {own.name} model of this kind a norm stands between the neurons and the residual stream, so what "
             "they should write is no linear problem. Train it instead: distill."
         )
-    if own.model.device != whole.model.device:
-        raise ValueError(f"The student is on {own.model.device}, the teacher on {whole.model.device}; put both on one.")
 
 
 class _Stream:
@@ -187,16 +185,10 @@ def _calls_kept(blocks: Sequence[nn.Module], calls: list[tuple[tuple, dict]]) ->
         calls.append((args, kwargs))
 
     looks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
-    own = [vars(block).get("forward") for block in blocks[1:]]  # None, unless somebody put it there
-    for block in blocks[1:]:
-        block.forward = lambda *_args, **_kwargs: returned[0]
     try:
-        yield
+        with standing_still(blocks[1:], lambda: returned[0]):
+            yield
     finally:
-        for block, forward in zip(blocks[1:], own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
         for handle in (hook, *looks):
             handle.remove()
 

@@ -84,6 +84,11 @@ class Mlp:
     contribution: nn.Module  # its output is what the MLP adds to the residual stream
 
     @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All its matrices, those that lead in first."""
+        return (*self.inputs, self.output)
+
+    @property
     def width(self) -> int:
         """Neurons: the size of the hidden layer, ``intermediate_size``."""
         return self.output.weight.shape[1]
@@ -126,6 +131,11 @@ class Attention:
     outputs: tuple[Projection, ...]
     norms: tuple[nn.Module, ...]  # what serves this attention alone
     contribution: nn.Module  # its output is what the sublayer adds to the residual stream
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """All its matrices, those that lead in first; none when it was removed."""
+        return (*self.inputs, *self.outputs)
 
     @property
     def skipped(self) -> bool:

@@ -36,12 +36,10 @@ def read_record(name: str) -> pd.DataFrame:
     """
     checks.one_of("name", name, sorted(path.stem for path in FOLDER.glob("*.json")))
     record = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    entries = pd.DataFrame(record["entries"])
     # Of a row; a task's documents have one each.
-    predictions = entries.get("predictions", pd.Series(dtype=float)).reindex(entries.index)
-    sizes = predictions.fillna(record["predictions"])
-    nats = [np.array(sums) / size for sums, size in zip(entries.pop("sums"), sizes, strict=True)]
-    entries = entries.drop(columns="predictions", errors="ignore")
+    predictions = [entry.pop("predictions", record["predictions"]) for entry in record["entries"]]
+    entries = pd.DataFrame(record["entries"])
+    nats = [np.array(sums) / count for sums, count in zip(entries.pop("sums"), predictions, strict=True)]
     places = list(entries[[*_TEXTS]].itertuples(index=False, name=None))
     uncut = {place: row for place, row, criterion in zip(places, nats, entries.criterion, strict=True) if not criterion}
     entries["rows"] = [row - uncut[place] for place, row in zip(places, nats, strict=True)]

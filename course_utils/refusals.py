@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from course_utils.architectures import Architecture
 from course_utils.families import FAMILIES
 
@@ -57,6 +59,22 @@ def refuse_offloaded_weights(architecture: Architecture, action: str) -> None:
     kinds = {weight.is_meta for weight in architecture.model.parameters()}
     if kinds == {True, False} or any(hasattr(module, "_hf_hook") for module in architecture.model.modules()):
         refuse_missing_weights(architecture, action)
+
+
+def refuse_strangers(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuse a student and a teacher that can't work side by side.
+
+    Args:
+        student: that is to be changed.
+        teacher: that it is compared with.
+
+    Raises:
+        ValueError: they are one object, or on two devices.
+    """
+    if teacher is student:
+        raise ValueError("Teacher and student are the same object; prune a copy: copy.deepcopy(teacher).")
+    if teacher.device != student.device:
+        raise ValueError(f"The teacher is on {teacher.device}, the student on {student.device}; put both on one.")
 
 
 def refuse_bound_heads(architecture: Architecture, action: str) -> None:

@@ -82,7 +82,7 @@ def model_size(model: PreTrainedModel) -> Size:
     """
     architecture = describe(model)
     weights = list(model.parameters())
-    projections = [p for mlp in architecture.mlps for p in (*mlp.inputs, mlp.output)]
+    projections = [p for mlp in architecture.mlps for p in mlp.projections]
     projections += [p for a in architecture.attentions if not a.skipped for p in (*a.inputs, *a.outputs)]
     beside = [module for module in architecture.backbone.children() if isinstance(module, nn.Linear)]
     multiplied = sum(matrix.weight.numel() for matrix in (*projections, *beside, architecture.head))

@@ -10,7 +10,7 @@ Below a change nothing changes. So keep, at the first run, what enters the block
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -54,14 +54,25 @@ def starting_at(architecture: Architecture, first: int, kept: Entering) -> Itera
         first: number of the first block that runs; as many as there are blocks for none.
         kept: from ``run_keeping``, on the batch that is about to be read; holds ``first``.
     """
-    below = list(architecture.blocks)[:first]
-    own = [vars(block).get("forward") for block in below]  # None, unless somebody put it there, such as accelerate
-    for block in below:
-        block.forward = lambda *_args, **_kwargs: kept[first]
+    with standing_still(list(architecture.blocks)[:first], lambda: kept[first]):
+        yield
+
+
+@contextmanager
+def standing_still(blocks: Sequence[nn.Module], returned: Callable[[], Tensor | tuple | None]) -> Iterator[None]:
+    """While the context is open, some blocks don't run.
+
+    Args:
+        blocks: of a model.
+        returned: gives what each of them returns instead.
+    """
+    own = [vars(block).get("forward") for block in blocks]  # None, unless somebody put it there, such as accelerate
+    for block in blocks:
+        block.forward = lambda *_args, **_kwargs: returned()
     try:
         yield
     finally:
-        for block, forward in zip(below, own, strict=True):
+        for block, forward in zip(blocks, own, strict=True):
             del block.forward
             if forward is not None:
                 block.forward = forward

@@ -130,7 +130,7 @@ def _projections(architecture: Architecture, weights: str) -> Iterator[Projectio
         yield from (mlp.output for mlp in architecture.mlps)
         return
     for attention in architecture.attentions:
-        yield from (*attention.inputs, *attention.outputs)
+        yield from attention.projections
 
 
 def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:

@@ -27,9 +27,9 @@ def adapters(recipe: Recipe, student: PreTrainedModel) -> Iterator[None]:
         yield
         return
     architecture = describe(student)
-    projections = [part for mlp in architecture.mlps for part in (*mlp.inputs, mlp.output)]
+    projections = [part for mlp in architecture.mlps for part in mlp.projections]
     if not recipe.mlps_only:
-        projections += [part for each in architecture.attentions for part in (*each.inputs, *each.outputs)]
+        projections += [part for each in architecture.attentions for part in each.projections]
     corrected = {id(part.module) for part in projections}
     names = [name for name, module in student.named_modules() if id(module) in corrected]
     learned_before = {weight: weight.requires_grad for weight in student.parameters()}  # peft freezes them

@@ -33,6 +33,7 @@ from course_utils.distillation.state import Checkpoint, name_of, run_of
 from course_utils.distillation.teacher_cache import TeacherCache
 from course_utils.distillation.teacher_states import TeacherStates
 from course_utils.hooks import evaluating
+from course_utils.refusals import refuse_strangers
 
 _BETAS = (0.9, 0.95)  # AdamW's
 
@@ -83,7 +84,7 @@ def distill(
         FloatingPointError: the loss is no longer a number; the student is as the last step left it.
     """
     recipe = with_settings(recipe, settings)
-    _refuse_strangers(teacher, student)
+    _refuse_other_words(teacher, student)
     asked = teacher if isinstance(teacher, PreTrainedModel) else None  # while the student learns
     processes = take_part(recipe.accumulate, student, asked)
     reading: dict[str, Any] = {"vocab_size": describe(student).vocab_size, "device": student.device}
@@ -188,10 +189,10 @@ def _loss_of(
     return lambda student, batch: batch_loss(student, architecture, batch, **options)
 
 
-def _refuse_strangers(teacher: PreTrainedModel | TeacherStates | TeacherCache, student: PreTrainedModel) -> None:
-    """Raise ValueError where the two can't be compared: one model twice, other vocabularies, other devices."""
-    if teacher is student:
-        raise ValueError("Teacher and student are the same object; prune a copy: copy.deepcopy(teacher).")
+def _refuse_other_words(teacher: PreTrainedModel | TeacherStates | TeacherCache, student: PreTrainedModel) -> None:
+    """Raise ValueError where predictions can't be compared: one model twice, other devices, other vocabularies."""
+    if isinstance(teacher, PreTrainedModel):
+        refuse_strangers(student, teacher)
     own = describe(student).vocab_size
     known = describe(teacher).vocab_size if isinstance(teacher, PreTrainedModel) else teacher.vocab_size
     if own != known:
@@ -199,8 +200,6 @@ def _refuse_strangers(teacher: PreTrainedModel | TeacherStates | TeacherCache, s
             f"The student has {own} tokens, the teacher {known}. Their predictions can be compared only over the same "
             "vocabulary."
         )
-    if isinstance(teacher, PreTrainedModel) and teacher.device != student.device:
-        raise ValueError(f"The teacher is on {teacher.device}, the student on {student.device}; put both on one.")
 
 
 @check_types
@@ -210,7 +209,7 @@ def weights_that_learn(recipe: Recipe, student: PreTrainedModel) -> list[nn.Para
     if recipe.lora_rank:
         return [weight for name, weight in student.named_parameters() if ADAPTER in name]
     if recipe.mlps_only:
-        projections = [part for mlp in describe(student).mlps for part in (*mlp.inputs, mlp.output)]
+        projections = [part for mlp in describe(student).mlps for part in mlp.projections]
         weights = [weight for part in projections for weight in part.module.parameters()]
     return [weight for weight in weights if recipe.train_embedding or weight is not embedding]
 
