@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture
+from course_utils.argument_types import check_types
 from course_utils.families import FAMILIES
 
 
@@ -61,6 +62,7 @@ def refuse_offloaded_weights(architecture: Architecture, action: str) -> None:
         refuse_missing_weights(architecture, action)
 
 
+@check_types
 def refuse_strangers(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Refuse a student and a teacher that can't work side by side.
 

@@ -17,6 +17,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from course_utils.architectures import Architecture
+from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.hooks import evaluating
 
@@ -59,6 +60,7 @@ def starting_at(architecture: Architecture, first: int, kept: Entering) -> Itera
 
 
 @contextmanager
+@check_types
 def standing_still(blocks: Sequence[nn.Module], returned: Callable[[], Tensor | tuple | None]) -> Iterator[None]:
     """While the context is open, some blocks don't run.
 

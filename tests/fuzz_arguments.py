@@ -381,6 +381,7 @@ OWN = {
     "texts.further_rows": {"tokenizer": byte_tokenizer},
     "texts.judging_rows": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},
+    "upper_blocks.standing_still": {"blocks": lambda: [torch.nn.Identity()], "returned": lambda: lambda: None},
     "uncertainty.permutation_p": {
         "statistic": lambda: lambda labels: float(labels[:2].sum()), "units": lambda: [0, 0, 1, 1],
         "labels": lambda: [1, 1, 0, 0],
