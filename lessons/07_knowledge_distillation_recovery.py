@@ -59,45 +59,45 @@ SOLVED = 8192  # tokens of a solve
 
 def runs(criterion, edit, text, dtype="bfloat16", seed=0):
     """What the record has of one way to heal a student, shortest run first."""
-    chosen = (record.criterion == criterion) & (record.edit == edit) & (record.text == text)
-    chosen &= (record.dtype == dtype) & (record.seed == seed)
+    key = {"criterion": criterion, "edit": edit, "text": text}
+    key |= {"dtype": dtype, "seed": seed}
+    chosen = (record[[*key]] == pd.Series(key)).all(axis=1)
     return record[chosen].sort_values("steps")
 
 
 # %%
 guessing = math.log(49_152)  # nats a token, of the recorded SmolLM2-135M
 _, axes = plt.subplots(1, 2, figsize=(13, 5.5), sharey=True, layout="constrained")
-for ax, text in zip(axes, TEXTS, strict=True):
+for panel, judge in zip(axes, TEXTS, strict=True):
     for criterion in CRITERIA:
         look = mark(criterion)
-        (cut,) = runs(criterion, "cut", text).damage
-        trained, both = (runs(criterion, edit, text) for edit in ("KL", "solved + KL"))
-        (solved,) = runs(criterion, "solved", text).damage
-        ax.plot([2048, *trained.tokens], [cut, *trained.damage], **look, linestyle="--")
-        tokens = [SOLVED, *(both.tokens + SOLVED)]
-        ax.plot(tokens, [solved, *both.damage], **look | {"label": None})
-    ax.axhline(guessing - runs("", "", text).nats.item(), **mark("guessing"))
-    ax.set(xscale="log", xlabel="tokens learned from", title=text, ylim=(0, None))
-    ax.set_xticks(
-        [2048, 8192, 32768, 131072, 524288], ["none", "8k", "33k", "131k", "524k"]
-    )
-    ax.minorticks_off()
+        height = [*runs(criterion, "cut", judge).damage]
+        trained = runs(criterion, "KL", judge)
+        height += [*trained.damage]
+        panel.plot([2048, *trained.tokens], height, **look | {"linestyle": "--"})
+        height, look["label"] = [*runs(criterion, "solved", judge).damage], None
+        both = runs(criterion, "solved + KL", judge)
+        panel.plot(
+            [SOLVED, *(both.tokens + SOLVED)], [*height, *both.damage], **look
+        )
+    panel.axhline(guessing - runs("", "", judge).nats.item(), **mark("guessing"))
+    panel.set(xscale="log", xlabel="tokens learned from", title=judge)
+    ticks = [2048, 8192, 32768, 131072, 524288]
+    panel.set_xticks(ticks, ["none", "8k", "33k", "131k", "524k"])
+    panel.set_ylim(bottom=0)
+    panel.minorticks_off()
 axes[0].set_ylabel("nats a token still lost")
 axes[0].legend(title="cut by")
 show(
     "Two panels, speeches and wiki: nats a token still lost against tokens learned "
-    "from, for three students. Solid lines, solved first, begin at 8 thousand tokens "
+    "from, for three students. Solid lines, solved first, begin at 8,192 tokens "
     "far below the dashed ones, which are trained alone, and stay below them."
 )
-right = record[record.text == "LAMBADA"].set_index(["criterion", "edit", "steps"]).nats
-print("LAMBADA's last words, right:", end="")
-for name, key in {
-    "whole": ("", "", 0),
-    "cut well": ("activation", "cut", 0),
-    "solved": ("activation", "solved", 0),
-    "solved, then 524k": ("activation", "solved + KL", 512),
-}.items():
-    print(f" {name} {right[key]:.0%};", end="")
+told = []
+for edit in ("", "cut", "solved", "solved + KL"):
+    found = runs("activation" if edit else "", edit, "LAMBADA")
+    told += [f"{edit or 'whole'} {found.nats.iloc[-1]:.0%}"] if len(found) else []
+print("LAMBADA's last words, right:", ", ".join(told))
 
 # %% [markdown]
 # *Each mark is a run of its own. Dashed: trained. Solid: solved first, then trained. Dotted: guessing each token alike. All learn from
@@ -136,13 +136,17 @@ def cut_well():
 
 def nats(model):
     """Its loss on each text that judges, nats a token of each row."""
-    found = {name: perplexity(model, rows, batch_size=16) for name, rows in judges.items()}
+    found = {
+        name: perplexity(model, rows, batch_size=16)
+        for name, rows in judges.items()
+    }
     return {name: each.row_nll / each.row_tokens for name, each in found.items()}
 
 
 student = cut_well()
 whole, cut = nats(base), nats(student)
-print(f"{student.num_parameters() / base.num_parameters():.0%} of the weights are left; lost, nats a token:", end="")
+left = student.num_parameters() / base.num_parameters()
+print(f"{left:.0%} of the weights are left; lost, nats a token:", end="")
 for name in TEXTS:
     print(f" {name} {(cut[name] - whole[name]).mean():.2f}", end="")
 
@@ -224,7 +228,9 @@ def first_block(model):
 def states(model, batch, *sites):
     """What stands at these sites of block 0, each [tokens, width]."""
     found = {}
-    with watching(describe(model), sites, None, lambda site, _, x: found.update({site: x})):
+    with watching(
+        describe(model), sites, None, lambda site, _, x: found.update({site: x})
+    ):
         model(**batch)
     return [found[site].float().flatten(0, 1) for site in sites]
 
@@ -235,7 +241,9 @@ batch = {name: ids.to(base.device) for name, ids in batch.items()}
 (goal,) = states(teacher, batch, "residual")
 kept, wrote, behind = states(own, batch, "down_input", "mlp_out", "residual")
 down = describe(own).mlps[0].columns
-mine = refit(kept.double(), (goal - (behind - wrote)).double(), down.double(), RIDGE)
+mine = refit(
+    kept.double(), (goal - (behind - wrote)).double(), down.double(), RIDGE
+)
 healing.refit(own, teacher, [batch], ridge=RIDGE)
 theirs = describe(own).mlps[0].columns
 torch.testing.assert_close(mine.to(theirs.dtype), theirs, rtol=0.02, atol=1e-3)
@@ -248,10 +256,15 @@ solving = time.perf_counter() - began
 solved = nats(student)
 for name in TEXTS:
     lost = [(each[name] - whole[name]).mean() for each in (cut, solved)]
-    known = [runs("activation", edit, name).damage.item() for edit in ("cut", "solved")]
+    known = [
+        runs("activation", edit, name).damage.item() for edit in ("cut", "solved")
+    ]
     print(f"{name}: lost {lost[0]:.2f}, solved {lost[1]:.2f} nats a token", end="")
     print(f" (record: {known[0]:.2f}, {known[1]:.2f})")
-here("The solve gets back part of the loss.", [(cut[t] - solved[t]).mean() for t in TEXTS])
+here(
+    "The solve gets back part of the loss.",
+    [(cut[t] - solved[t]).mean() for t in TEXTS],
+)
 levels = {
     (criterion, edit): [runs(criterion, edit, name).damage.item() for name in TEXTS]
     for criterion in CRITERIA
@@ -264,8 +277,8 @@ pd.DataFrame(levels, index=TEXTS).T.round(2)
 #
 # ## A teacher for every word
 #
-# The rest has to be learned. "After lunch she went back to …": here is what teacher $p$ and student $q$ think of five words; in the text
-# at hand, *school* came. Two losses:
+# The rest has to be learned, from text alone or from the teacher (**distillation**). "After lunch she went back to …": here is what
+# teacher $p$ and student $q$ think of five words; in the text at hand, *school* came. Two losses:
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_w p_w \ln \frac{p_w}{q_w} \qquad\qquad \mathrm{cross\text{-}entropy} = -\ln q_{\mathrm{school}}$$
 #
@@ -286,7 +299,8 @@ p = torch.tensor([0.45, 0.25, 0.20, 0.08, 0.02])
 logits = torch.tensor([0.10, 0.20, 0.25, 0.05, 0.40]).log().requires_grad_()
 log_q, came = logits.log_softmax(-1), WORDS.index("school")
 losses = {"KL": (p * (p.log() - log_q)).sum(), "cross-entropy": -log_q[came]}
-table = pd.DataFrame({"teacher p": p, "student q": log_q.exp().detach()}, index=WORDS)
+q = log_q.exp().detach()
+table = pd.DataFrame({"teacher p": p, "student q": q}, index=WORDS)
 for name, loss in losses.items():
     (slope,) = torch.autograd.grad(loss, logits, retain_graph=True)
     table[f"push of {name}"] = -slope.numpy()
@@ -352,7 +366,7 @@ for _ in range(8):
     ids = torch.randint(1, 97, (2, 16), generator=generator).to(base.device)
     tiny_text.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 recipe = Recipe(steps=8, lr=3e-3)
-order = torch.randperm(8, generator=torch.Generator().manual_seed(0))  # distill's own
+order = torch.randperm(8, generator=generator.manual_seed(0))  # distill's own
 
 
 def train(teacher, student, batches, recipe):
@@ -363,7 +377,8 @@ def train(teacher, student, batches, recipe):
         optimizer.param_groups[0]["lr"] = recipe.rate(step)
         with torch.no_grad():
             answers = teacher(**batch).logits
-        total, count = kl_sum(student(**batch).logits, answers, batch["attention_mask"])
+        says = student(**batch).logits
+        total, count = kl_sum(says, answers, batch["attention_mask"])
         optimizer.zero_grad()
         (total / count).backward()
         nn.utils.clip_grad_norm_(student.parameters(), recipe.clip)
@@ -376,7 +391,7 @@ by_hand, by_package = copy.deepcopy(pupil), copy.deepcopy(pupil)
 ours = train(tiny, by_hand, [tiny_text[number] for number in order], recipe)
 theirs = distill(tiny, by_package, tiny_text, recipe).frame().loss
 np.testing.assert_allclose(ours, theirs, rtol=1e-3)
-print(f"{len(ours)} steps equal to distill's; loss {ours[0]:.3f}, then {ours[-1]:.3f}")
+print(f"{len(ours)} steps equal distill's; loss {ours[0]:.3f}, then {ours[-1]:.3f}")
 
 # %% [markdown]
 # ## A thin correction
@@ -431,6 +446,8 @@ class Lora(nn.Module):
 check_lora(Lora)
 
 # %% [markdown]
+# ### In a whole model
+#
 # Hugging Face's `peft` puts such corrections into a whole model; `distill(…, lora_rank=16)` uses it, in every matrix of every block, and
 # adds them to the weights at the end.
 #
@@ -448,7 +465,8 @@ from peft import LoraConfig, get_peft_model
 from course_utils.benchmarking import peak_memory
 
 one = nn.Sequential(nn.Linear(8, 6))
-here_too = get_peft_model(copy.deepcopy(one), LoraConfig(r=2, lora_alpha=6, target_modules=["0"]))
+config = LoraConfig(r=2, lora_alpha=6, target_modules=["0"])
+here_too = get_peft_model(copy.deepcopy(one), config)
 layer, mine = here_too.base_model.model[0], Lora(one[0], 2, 6)
 with torch.no_grad():
     mine.A.copy_(layer.lora_A["default"].weight)
@@ -511,20 +529,36 @@ pd.DataFrame(bill).T.round(2)
 # </details>
 
 # %%
-rows = {}
-for criterion, edit in (
-    ("activation", "KL"),
-    ("activation", "solved + KL"),
-    ("activation", "cross-entropy"),
-    ("activation", "LoRA"),
-    ("peak-to-peak", "KL"),
-    ("peak-to-peak", "solved + KL"),
-):
-    for name in TEXTS:
-        for run in runs(criterion, edit, name).head(3).itertuples():
-            place = f"{name}, {run.tokens // 1000}k"
-            rows.setdefault((criterion, edit), {})[place] = run.damage
-pd.DataFrame(rows).T.round(2)
+_, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
+for panel, judge in zip(axes, TEXTS, strict=True):
+    for edit in ("KL", "cross-entropy", "LoRA", "solved + KL"):
+        line, look = runs("activation", edit, judge), mark(edit)
+        extra = SOLVED if edit == "solved + KL" else 0
+        panel.plot(line.tokens + extra, line.damage, **look)
+        for seed in (1, 2):
+            again = runs("activation", edit, judge, seed=seed)
+            places = again.tokens + extra
+            thin = {
+                "alpha": 0.5,
+                "markersize": 5,
+                "label": None,
+                "linestyle": "none",
+            }
+            panel.plot(places, again.damage, **look | thin)
+    panel.set(xscale="log", xlabel="tokens learned from", title=judge)
+    ticks = [8192, 32768, 131072, 524288]
+    panel.set_xticks(ticks, ["8k", "33k", "131k", "524k"])
+    panel.set_ylim(bottom=0)
+    panel.minorticks_off()
+axes[0].set_ylabel("nats a token still lost")
+axes[0].legend()
+show(
+    "The well cut student, healed in four ways, on speeches and wiki: nats still lost "
+    "against tokens learned from, with two more seeds as small marks."
+)
+
+# %% [markdown]
+# *The well cut student. Small marks: two more seeds, which choose the text and its order.*
 
 # %%
 lower = []
@@ -535,17 +569,20 @@ for form in record.dtype.unique():
             both = runs(criterion, "solved + KL", name, form).rows
             for a, b in zip(alone, both, strict=False):  # the longest has no pair
                 lower.append(ratio_interval(a - b, np.ones(len(a)))[2])
+print(f"pairs of runs: {len(lower)}; the solve's gain is at least {min(lower):.2f}")
 here("Solved first, the same training ends lower.", lower)
-seeds = {}
 for name in TEXTS:
-    kinds = {}
-    for edit in ("KL", "solved + KL", "cross-entropy"):
-        found = [runs("activation", edit, name, seed=seed) for seed in (0, 1, 2)]
-        kinds[edit] = np.array([r[r.steps == 32].damage.item() for r in found])
     for edit in ("solved + KL", "cross-entropy"):
-        less = kinds["KL"] - kinds[edit]
-        seeds[name, f"KL less {edit}"] = dict(enumerate(less.round(3)))
-pd.DataFrame(seeds).T.rename_axis(["text", "three seeds"])
+        told = []
+        for seed in (0, 1, 2):
+            kl, other = (
+                runs("activation", each, name, seed=seed)
+                .set_index("steps")
+                .damage[32]
+                for each in ("KL", edit)
+            )
+            told.append(f"{kl - other:+.2f}")
+        print(f"{name}, three seeds, KL less {edit}: {', '.join(told)}")
 
 # %% [markdown]
 # TO FILL: teacher beside text; a seed chooses the text and its order.
@@ -555,21 +592,17 @@ pd.DataFrame(seeds).T.rename_axis(["text", "three seeds"])
 # A solve takes time as well: as long as several steps. So compare at equal minutes, too.
 
 # %%
-step = 4 * bill["the MLPs"]["seconds a step"]  # the record's has four times the tokens
+step = 4 * bill["the MLPs"]["seconds a step"]  # the record's: four times the tokens
 print(f"the solve took the time of {solving / step:.0f} of the record's steps")
-rows, margins = {}, [32 - (8 + solving / step)]
+margins = [32 - (8 + solving / step)]
 for name in TEXTS:
-    later = runs("activation", "KL", name).iloc[1]  # 32 steps
-    sooner = runs("activation", "solved + KL", name).iloc[0]  # 8 steps
-    mean, _, low, high = ratio_interval(later.rows - sooner.rows, np.ones(48))
-    rows[name] = {
-        "32 steps": f"{later.damage:.2f}",
-        "solved, then 8 steps": f"{sooner.damage:.2f}",
-        "difference": with_interval(mean, low, high),
-    }
+    later = runs("activation", "KL", name).set_index("steps").rows[32]
+    sooner = runs("activation", "solved + KL", name).set_index("steps").rows[8]
+    mean, _, low, high = ratio_interval(later - sooner, np.ones(len(later)))
+    told = f"{name}: 32 steps {later.mean():.2f}, solved and 8 {sooner.mean():.2f}"
+    print(f"{told}, difference {with_interval(mean, low, high)}")
     margins.append(low)
 here("In less time, solving and eight steps end lower.", margins)
-pd.DataFrame(rows).T
 
 # %% [markdown]
 # ## Another task
@@ -578,14 +611,15 @@ pd.DataFrame(rows).T
 # whole model's answers.
 
 # %%
-asked = record[record.text == "LAMBADA"]
 rows = {}
-for run in asked.itertuples():
-    name = " ".join(filter(None, (run.criterion, run.edit))) or "whole"
-    mean, _, low, high = ratio_interval(run.rows, np.ones(len(run.rows)))
-    change = "" if not run.criterion else with_interval(100 * mean, 100 * low, 100 * high)
-    tokens = f"{run.tokens // 1000}k" if run.tokens else ""
-    rows[name, tokens] = {"right, %": f"{100 * run.nats:.1f}", "less than whole": change}
+for run in record[record.text == "LAMBADA"].itertuples():
+    name = ", ".join(filter(None, (run.criterion, run.edit))) or "whole"
+    lost = -100 * run.rows  # of a passage: 0, 100, or -100
+    change = with_interval(*np.delete(ratio_interval(lost, np.ones(len(lost))), 1))
+    rows[f"{name}, {run.tokens // 1000}k" if run.tokens else name] = {
+        "right, %": f"{100 * run.nats:.1f}",
+        "points lost": change if run.criterion else "",
+    }
 pd.DataFrame(rows).T
 
 # %% [markdown]
