@@ -235,7 +235,8 @@ def estimate(
     """
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
-    plan = memory_plan(outline(model.config), outline(learning.config), rows=args.rows, length=args.length)
+    whole, recipe = outline(model.config), Recipe(steps=1, lr=1.0)
+    plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
     ids = torch.ones(args.rows, args.length, dtype=torch.long, device=model.device)
     took = []
     for _ in range(2):  # the first one warms up

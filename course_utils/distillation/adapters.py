@@ -26,19 +26,8 @@ def adapters(recipe: Recipe, student: PreTrainedModel) -> Iterator[None]:
     if not recipe.lora_rank:
         yield
         return
-    architecture = describe(student)
-    projections = [part for mlp in architecture.mlps for part in mlp.projections]
-    if not recipe.mlps_only:
-        projections += [part for each in architecture.attentions for part in each.projections]
-    corrected = {id(part.module) for part in projections}
-    names = [name for name, module in student.named_modules() if id(module) in corrected]
     learned_before = {weight: weight.requires_grad for weight in student.parameters()}  # peft freezes them
-    torch.manual_seed(recipe.seed)
-    transposed = projections[0].transposed
-    config = LoraConfig(
-        r=recipe.lora_rank, lora_alpha=recipe.lora_rank, target_modules=names, fan_in_fan_out=transposed
-    )
-    model = LoraModel(student, config, "correction")
+    model = with_adapters(recipe, student)
     try:
         yield
         model.merge_and_unload(safe_merge=True)  # safe: not into storage that another model may share
@@ -48,3 +37,19 @@ def adapters(recipe: Recipe, student: PreTrainedModel) -> Iterator[None]:
     finally:
         for weight, wanted in learned_before.items():
             weight.requires_grad_(wanted)
+
+
+def with_adapters(recipe: Recipe, student: PreTrainedModel) -> LoraModel:
+    """Put a recipe's adapters into a student, whose own weights no longer learn."""
+    architecture = describe(student)
+    projections = [part for mlp in architecture.mlps for part in mlp.projections]
+    if not recipe.mlps_only:
+        projections += [part for each in architecture.attentions for part in each.projections]
+    corrected = {id(part.module) for part in projections}
+    names = [name for name, module in student.named_modules() if id(module) in corrected]
+    torch.manual_seed(recipe.seed)
+    transposed = projections[0].transposed
+    config = LoraConfig(
+        r=recipe.lora_rank, lora_alpha=recipe.lora_rank, target_modules=names, fan_in_fan_out=transposed
+    )
+    return LoraModel(student, config, "correction")

@@ -194,6 +194,82 @@ def _wrong_refits(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> It
     )
 
 
+class _Trial:
+    """A small body and head, and a loss that watches what is asked of it."""
+
+    def __init__(self, tokens: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(tokens)
+        self.size, self.asked, self.learned, self.readings = size, [], 0, 0
+        self.body, self.head = (torch.randn(6, width, generator=generator).requires_grad_() for width in (6, 11))
+        self.inputs = torch.randn(tokens, 6, generator=generator)
+        self.targets = torch.randint(11, (tokens,), generator=generator)
+        self.states = (self.inputs @ self.body).tanh()  # [tokens, hidden]
+        self.states.register_hook(self._read)
+
+    def loss_of(self, part: Tensor, start: int) -> Tensor:
+        """The sum of the losses of the tokens from ``start`` on, whose states are ``part``."""
+        stop = start + len(part)
+        right = part.shape == self.states[start:stop].shape and torch.equal(part, self.states[start:stop])
+        require(right, f"The states that you give with start {start} aren't those from {start} on.")
+        require(len(part) <= self.size, f"A chunk has {len(part)} tokens; at most {self.size} are allowed.")
+        told = "Detach the states first; hand their gradient on at the end, once."
+        require(not self.readings, f"The body's backward pass has run, and another chunk begins. {told}")
+        told = "at the end all logits live at once. Call backward() before the next chunk begins."
+        require(self.learned == len(self.asked), f"A chunk begins before the gradient of the last is taken: {told}")
+        self.asked.append((start, stop))
+        logits = part @ self.head
+        logits.register_hook(self._learn)
+        return F.cross_entropy(logits, self.targets[start:stop], reduction="sum")
+
+    def gradients(self) -> list[Tensor | None]:
+        """What has come to the body and the head."""
+        return [self.body.grad, self.head.grad]
+
+    def _learn(self, _gradient: Tensor) -> None:
+        self.learned += 1
+
+    def _read(self, _gradient: Tensor) -> None:
+        self.readings += 1
+
+
+@exercise(
+    1,
+    task="Take loss and gradient a chunk at a time, leave the gradients with the weights, and return the mean loss.",
+    proved="The gradients are those of all logits at once, and never more than a chunk of them was there.",
+)
+def check_chunks(attempt: Attempt) -> None:
+    """Check a function (states, loss_of, size) -> mean loss, which leaves gradients behind."""
+    for tokens, size in ((12, 4), (10, 4), (5, 8)):
+        trial, whole = _Trial(tokens, size), _Trial(tokens, tokens)
+        loss = whole.loss_of(whole.states, 0) / tokens
+        loss.backward()
+        answer = attempt(trial.states, trial.loss_of, size)
+        where = f"{tokens} tokens in chunks of {size}: "
+        covered = [token for start, stop in sorted(trial.asked) for token in range(start, stop)]
+        left_out = sorted({*range(tokens)} - {*covered})
+        require(not left_out, f"{where}token {(left_out or [0])[0]} and {len(left_out)} in all were never asked for.")
+        require(covered == [*range(tokens)], f"{where}some token was asked for twice.")
+        require(trial.learned == len(trial.asked), f"{where}the last chunk's gradient was never taken.")
+        body, head = trial.gradients()
+        require(head is not None, f"{where}the head has no gradient.")
+        told = "hand what has come to the detached states on: states.backward(…)."
+        require(body is not None, f"{where}the head has its gradient, the body has none. At the end, {told}")
+        expected = [gradient for gradient in whole.gradients() if gradient is not None]
+        for factor, mistake in {
+            tokens: "the gradients are those of a sum. Divide each chunk's loss by the number of all tokens.",
+            tokens / size: "each chunk is divided by its own tokens. Divide by all.",
+            tokens / len(trial.asked): "you divide by the number of chunks. Divide by all tokens.",
+        }.items():
+            scaled = all(_alike(g, factor * e) for g, e in zip((body, head), expected, strict=True))
+            require(factor == 1 or not scaled, where + mistake)
+        same = all(_alike(g, e) for g, e in zip((body, head), expected, strict=True))
+        require(same, f"{where}the gradients aren't those of the mean over all tokens.")
+        require(
+            abs(float(answer) - loss.item()) < 1e-4,
+            f"{where}the mean loss is {loss.item():.4f}; yours {float(answer):.4f}.",
+        )
+
+
 SOLVE, STEPS = "solve", "train"  # moves of a plan
 _BUDGET = 16.0  # steps' worth of time
 _A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows

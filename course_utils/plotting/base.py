@@ -13,7 +13,7 @@ import seaborn as sns
 from course_utils import checks
 
 # Told apart by colour-blind eyes, on a projector (three times as dark as white), and in grey by their markers.
-# Criteria, parts, rules for prompts, places, groups and ways to heal are drawn in different figures, so they may share colours.
+# Criteria, parts, rules for prompts, places, groups and ways to heal are never drawn together: they may share colours.
 _MARKS: dict[str, dict[str, Any]] = {
     "L1": {"color": "#1f5fb4", "marker": "s"},
     "activation": {"color": "#d97b00", "marker": "o"},

@@ -336,3 +336,73 @@ test_plan = cases_of(
 
 def test_the_lessons_plan_takes_all_the_time():
     assert lesson_07.time_of(PLAN) == 16
+
+
+def in_chunks(
+    states, loss_of, size, *, detach=True, over=len, inside=True, hand_on=True, stop=None, retain=False, step=None
+):
+    leaf = states.detach().requires_grad_() if detach else states
+    total, losses = 0.0, []
+    for start in range(0, stop or len(leaf), step or size):
+        part = leaf[start : start + size]
+        loss = loss_of(part, start) / over(part if over is own else leaf)
+        total += loss.item()
+        losses.append(loss)
+        if inside:
+            loss.backward(retain_graph=retain)
+    if not inside:
+        sum(losses).backward()
+    if detach and hand_on:
+        states.backward(leaf.grad)
+    return total
+
+
+def own(part):
+    return len(part)
+
+
+def chunked(**options):
+    return lambda *given: in_chunks(*given, **options)
+
+
+def all_at_once(states, loss_of, _size):
+    loss = loss_of(states, 0) / len(states)
+    loss.backward()
+    return loss
+
+
+def without_the_rest(states, loss_of, size):
+    return in_chunks(states, loss_of, size, stop=len(states) // size * size or len(states))
+
+
+def next_chunk_s_states(states, loss_of, size):
+    leaf = states.detach().requires_grad_()
+    return loss_of(leaf[1 : size + 1], 0)
+
+
+def twice(states, loss_of, size):
+    in_chunks(states, loss_of, size)
+    return in_chunks(states, loss_of, size)
+
+
+test_chunks = cases_of(
+    lesson_07.check_chunks,
+    stubs=[lambda *_: None],
+    mistakes=[
+        (all_at_once, "at most 4 are allowed"),
+        (chunked(inside=False), "before the gradient of the last is taken"),
+        (chunked(detach=False), "Detach the states first"),
+        (chunked(detach=False, retain=True), "Detach the states first"),
+        (chunked(hand_on=False), "the body has none"),
+        (chunked(over=lambda leaf: 1), "those of a sum"),
+        (chunked(over=own), "divided by its own tokens"),
+        (chunked(over=lambda leaf: 3), "divide by the number of chunks"),
+        (chunked(over=lambda leaf: len(leaf) + 1), "aren't those of the mean"),
+        (without_the_rest, "token 8 and 2 in all were never asked for"),
+        (next_chunk_s_states, "aren't those from 0 on"),
+        (twice, "The body's backward pass has run"),
+        (chunked(step=3), "asked for twice"),
+        (lambda *given: 2 * in_chunks(*given), "the mean loss is"),
+    ],
+    answers=[in_chunks, lambda states, loss_of, size: torch.tensor(in_chunks(states, loss_of, max(1, size // 2)))],
+)
