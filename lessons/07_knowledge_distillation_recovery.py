@@ -549,8 +549,8 @@ for panel, judge in zip(axes, TEXTS, strict=True):
 axes[0].set_ylabel("nats a token still lost")
 axes[0].legend()
 show(
-    "The well cut student, healed in four ways, on speeches and wiki: nats still lost "
-    "against tokens learned from, with two more seeds as small marks."
+    "The well cut student, healed in four ways, on speeches and wiki: nats still "
+    "lost against tokens learned from, with two more seeds as small marks."
 )
 
 # %% [markdown]
@@ -575,9 +575,7 @@ for form in record.dtype.unique():
             both = runs(criterion, "solved + KL", name, form).rows
             for a, b in zip(alone, both, strict=False):  # the longest has no pair
                 lower.append(ratio_interval(a - b, np.ones(len(a)))[2])
-print(
-    f"solved first, lower by at least {min(lower):.2f} in {len(lower)} pairs of runs"
-)
+print(f"solved first, lower by at least {min(lower):.2f} in {len(lower)} pairs")
 here("Solved first, the same training ends lower.", lower)
 for name in TEXTS:
     for edit in ("solved + KL", "cross-entropy"):
@@ -778,6 +776,10 @@ check_plan(plan, healed)
 # - LoRA saves memory, not minutes.
 #
 # **The story so far:** part of the loss comes back cheaply. **Next:** look inside by touching. Lesson 08 asks where a bias comes from.
+#
+# ## Go deeper
+#
+# [Will it fit, and survive the night?](deeper/07a_will_it_fit.ipynb): memory counted beforehand, logits in chunks, a run that goes on
 #
 # ## References
 #
