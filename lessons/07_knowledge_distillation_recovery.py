@@ -77,9 +77,7 @@ for panel, judge in zip(axes, TEXTS, strict=True):
         panel.plot([2048, *trained.tokens], height, **look | {"linestyle": "--"})
         height, look["label"] = [*runs(criterion, "solved", judge).damage], None
         both = runs(criterion, "solved + KL", judge)
-        panel.plot(
-            [SOLVED, *(both.tokens + SOLVED)], [*height, *both.damage], **look
-        )
+        panel.plot([SOLVED, *both.tokens], [*height, *both.damage], **look)
     panel.axhline(guessing - runs("", "", judge).nats.item(), **mark("guessing"))
     panel.set(xscale="log", xlabel="tokens learned from", title=judge)
     ticks = [2048, 8192, 32768, 131072, 524288]
@@ -529,18 +527,16 @@ _, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True, layout="constrained")
 for panel, judge in zip(axes, TEXTS, strict=True):
     for edit in ("KL", "cross-entropy", "LoRA", "solved + KL"):
         line, look = runs("activation", edit, judge), mark(edit)
-        extra = SOLVED if edit == "solved + KL" else 0
-        panel.plot(line.tokens + extra, line.damage, **look)
+        panel.plot(line.tokens, line.damage, **look)
         for seed in (1, 2):
             again = runs("activation", edit, judge, seed=seed)
-            places = again.tokens + extra
             thin = {
                 "alpha": 0.5,
                 "markersize": 5,
                 "label": None,
                 "linestyle": "none",
             }
-            panel.plot(places, again.damage, **look | thin)
+            panel.plot(again.tokens, again.damage, **look | thin)
     panel.set(xscale="log", xlabel="tokens learned from", title=judge)
     ticks = [8192, 32768, 131072, 524288]
     panel.set_xticks(ticks, ["8k", "33k", "131k", "524k"])
