@@ -74,11 +74,12 @@ def text_fits_speeches(tables: Tables) -> list[float]:
     return [*home, *(-less for less in abroad)]
 
 
-@verdict("In less time, solving and eight steps end lower than 32 steps.")
+@verdict("A bad cut, solved and trained for eight steps, ends lower than after sixteen steps, which take longer.")
 def solving_saves_time(tables: Tables) -> list[float]:
-    """Steps that are left when both are done, and the lower ends of the intervals."""
+    """Steps that are left when both are done, and the lower ends of the bad cuts' intervals."""
     (steps,) = tables.line(_MINUTE, "the solve took")
-    return [32 - 8 - steps, *(tables.line(_MINUTE, f"{text}: 32 steps")[-2] for text in _TEXTS)]
+    told = [tables.line(_MINUTE, f"{text}: 16 steps") for text in _TEXTS]  # ends: 16, 8, then three of each student
+    return [16 - 8 - steps, *(numbers[place] for numbers in told for place in (-5, -2))]
 
 
 @verdict("LAMBADA: the longest training gets back some of the last words, and not half of them.")

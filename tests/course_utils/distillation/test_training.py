@@ -417,7 +417,7 @@ def test_the_checkpoint_names_every_setting(tmp_path):
     ("given", "error", "message"),
     [
         ({"lr": 0}, ValueError, "'lr' must be a number above 0"),
-        ({"learning_rate": 1e-3}, TypeError, "There is no setting 'learning_rate'; there are steps, lr, loss"),
+        ({"learning_rate": 1e-3}, TypeError, "There is no setting 'learning_rate'; there are steps, lr, alpha"),
         ({"batches": []}, ValueError, "empty"),
     ],
 )

@@ -105,11 +105,13 @@ def test_seeds(solved, text, outcomes):
 
 @pytest.mark.parametrize(
     ("steps", "low", "outcome"),
-    [("9", "0.02", SHOWN), ("30", "0.02", OPEN), ("9", "-0.02", OPEN), ("30", "-1", TURNED)],
+    [("3", "0.02", SHOWN), ("9", "0.02", OPEN), ("3", "-0.02", OPEN), ("9", "-1", TURNED)],
 )
 def test_minutes(steps, low, outcome):
+    bad = f"0.10 ({low} to 0.20)"
     told = [
-        f"{text}: 32 steps 0.90, solved and 8 0.80, difference 0.10 ({low} to 0.20)" for text in ("speeches", "wiki")
+        f"{text}: 16 steps less solved and 8 steps: activation -0.01 (-0.03 to 0.01); peak-to-peak {bad}; random {bad}"
+        for text in ("speeches", "wiki")
     ]
     told.insert(0, f"the solve took the time of {steps} of the record's steps")
     assert lesson_07.solving_saves_time(lines(MINUTE, *told)).outcome == outcome
