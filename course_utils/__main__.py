@@ -5,4 +5,4 @@ import sys
 from course_utils import command_line, program
 
 if __name__ == "__main__":
-    sys.exit(program.run(command_line.main))
+    sys.exit(program.run(lambda: command_line.main(sys.argv[1:])))

@@ -27,11 +27,11 @@ on eight GPUs; with --use_fsdp --fsdp_version 2 instead of --multi_gpu they shar
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit status.
 
     Args:
-        arguments: what follows the program's name; default: the program's own.
+        arguments: what was typed after the program's name.
     """
     whole = argparse.ArgumentParser(prog="python -m course_utils", description="Prune a language model of your own.")
     commands = whole.add_subparsers(required=True, metavar="command")
@@ -59,11 +59,11 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     def option(
         group: argparse._ActionsContainer, name: str, kind: Callable[[str], object], default: object, says: str
     ) -> None:
-        group.add_argument(name, type=kind, default=default, help=f"{says}; default: {default}")
+        group.add_argument(name, type=kind, default=default, help=f"{says}; default: %(default)s")
 
     parser.add_argument("model", help='a hub id, a folder, or one of the course\'s own, "llama" and "gpt2"')
     parser.add_argument(
-        "--budget", type=read_budget, required=True, help="80%% (or 80) or 113M parameters, or 450MB of weights"
+        "--budget", type=_read_budget, required=True, help="80%% (or 80) or 113M parameters, or 450MB of weights"
     )
     parser.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON; all else to standard error")
@@ -85,13 +85,13 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     option(learning, "--lr", _rate, 2e-4, "the peak learning rate")
 
 
-def read_budget(text: str) -> tuple[float, str]:
+def _read_budget(text: str) -> tuple[float, str]:
     """A budget as it is typed: the amount, and "%", "parameters" or "bytes".
 
     Raises:
         argparse.ArgumentTypeError: it isn't one.
 
-    >>> read_budget("80%"), read_budget("80"), read_budget("113m"), read_budget("1.2GB")
+    >>> _read_budget("80%"), _read_budget("80"), _read_budget("113m"), _read_budget("1.2GB")
     ((80.0, '%'), (80.0, '%'), (113000000.0, 'parameters'), (1200000000.0, 'bytes'))
     """
     found = _FORM.fullmatch(text.strip().lower())

@@ -98,7 +98,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     )
     needed = _estimate(model, found, args, processes=launch.num_processes)
     say(str(needed))
-    report = {
+    report: dict[str, Any] = {
         "model": base or "a local model",
         "parameters": whole.parameters,
         "budget": {"amount": budget.amount, "unit": budget.unit},
@@ -159,7 +159,7 @@ def _versions(shapes: PreTrainedModel, args: argparse.Namespace) -> tuple[Budget
 
 def _hub_id(model: PreTrainedModel) -> str:
     """What the world knows the model as; "" for one that lies on this machine only, whose path is nobody's business."""
-    name = model.config.name_or_path
+    name = model.config.name_or_path or ""
     return "" if os.path.isdir(name) else name
 
 

@@ -52,7 +52,7 @@ def answer(command: Callable[[], int], *, place: Path, remedy: str) -> int:
         os.environ.setdefault("TQDM_MININTERVAL", "30")
     try:
         return command()
-    except (AssetError, ExtraMissing, ValueError) as error:
+    except (AssetError, ExtraMissing, FloatingPointError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:

@@ -27,7 +27,7 @@ def parser(tmp_path):
     ],
 )  # fmt: skip
 def test_budgets_as_they_are_typed(typed, amount, unit):
-    assert command_line.read_budget(typed) == (pytest.approx(amount), unit)
+    assert command_line._read_budget(typed) == (pytest.approx(amount), unit)
 
 
 @pytest.mark.parametrize(

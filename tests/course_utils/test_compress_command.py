@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -35,7 +36,7 @@ def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path
     assert command("--budget", "95%", "--dry-run") == 0
     out = capsys.readouterr().out
     assert all(told in out for told in ("versions cost at most", "b8-h", "GB of memory", "minutes on this machine"))
-    assert "by 5 forward passes of " in out and "can double the time" in out
+    assert re.search(r"by [2-5] forward passes of ", out) and "can double the time" in out
     assert "Steps: 0 of teacher correction, 2 x 2 of light distillation, 3 of recovery" in out
     assert "shared by 1 process(es)" in out
     assert not (tmp_path / "out").exists()

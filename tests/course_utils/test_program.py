@@ -26,7 +26,7 @@ def test_what_a_command_returns_is_its_status():
     assert program.answer(lambda: 3, **HOW) == 3
 
 
-@pytest.mark.parametrize("error", [ValueError("so"), AssetError("so"), ExtraMissing("so")])
+@pytest.mark.parametrize("error", [ValueError("so"), AssetError("so"), ExtraMissing("so"), FloatingPointError("so")])
 def test_what_was_written_for_the_reader_is_all_they_see(error, capsys):
     assert program.answer(failing(error), **HOW) == 1
     assert capsys.readouterr().err == "so\n"
