@@ -16,6 +16,7 @@ from course_utils import program
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|k|m|b|mb|gb|)")
 _LARGEST_SHARE = 100  # a number without a unit is a share of the parameters up to here, and a number of them above
+_LARGEST_SEED = 2**31 - 1  # torch takes larger ones, but not the steps' own, which are made of it
 _SUMMARY = "Make a smaller version of a model: search under a budget, distil, save; --dry-run says what that takes."
 _EXAMPLES = """\
 for instance:
@@ -74,7 +75,7 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     option(text, "--domain", str, "speeches", "to learn: speeches, wiki, stories, passages or scenes")
     option(text, "--length", _whole(2), 256, "tokens a row")
     option(text, "--rows", _whole(1), 4, "rows a batch")
-    option(text, "--seed", _whole(0), 0, "of which text is scored and learned, and in which order")
+    option(text, "--seed", _whole(0, _LARGEST_SEED), 0, "of which text is scored and learned, and in which order")
 
     learning = parser.add_argument_group("learning")
     option(learning, "--correction", _whole(0), 0, "steps of teacher correction first, at a quarter of --lr")
@@ -105,13 +106,15 @@ def _read_budget(text: str) -> tuple[float, str]:
     return number * _UNITS.get(unit, 1), "bytes" if unit in ("mb", "gb") else "parameters"
 
 
-def _whole(least: int) -> Callable[[str], int]:
-    """What reads a whole number from ``least``."""
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads a whole number within limits."""
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(text: str) -> int:
-        if not re.fullmatch(r"\+?\d+", text.strip()) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}; got {text!r}")
-        return int(text)
+        number = int(text) if re.fullmatch(r"\s*\d{1,18}\s*", text) else -1
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number {limits}; got {text!r}")
+        return number
 
     return read
 

@@ -37,7 +37,7 @@ def test_budgets_as_they_are_typed(typed, amount, unit):
         ("--steps", ["-3", "1.5", "many", ""], "a whole number of at least 0"),
         ("--light", ["-1", "x"], "a whole number of at least 0"),
         ("--correction", ["-1", "1e2"], "a whole number of at least 0"),
-        ("--seed", ["-1", "0.5"], "a whole number of at least 0"),
+        ("--seed", ["-1", "0.5", "9999999999"], "a whole number from 0 to 2147483647"),
         ("--finalists", ["0", "-1"], "a whole number of at least 1"),
         ("--rows", ["0", "-1"], "a whole number of at least 1"),
         ("--accumulate", ["0", "-1"], "a whole number of at least 1"),
