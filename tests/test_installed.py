@@ -63,7 +63,7 @@ def test_base_install_is_light(installed, folder):
     listed = json.loads(installed("-m", "pip", "list", "--format", "json").stdout)
     there = {imported_as(package["name"]) for package in listed}
     assert names() <= there
-    assert there.isdisjoint(names("lessons", "course") - names() - {"packaging"}), "packaging comes with transformers"
+    assert there.isdisjoint(names("lessons") - names())
     size = sum(file.stat().st_size for file in (folder / "venv").rglob("*") if file.is_file())
     print(f"{len(there)} packages, {size / 1e6:,.0f} MB: {' '.join(sorted(there))}")
 
