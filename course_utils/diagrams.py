@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
-
 from course_utils import checks
+from course_utils.extras import brought
+
+with brought("plots"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 INK, QUIET, STREAM, MARK = "0.15", "0.55", "#0173b2", "#de8f05"
 NOTE = "0.3"  # the colour of what a drawing says in a sentence

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraModel
 from transformers import PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.distillation.recipe import Recipe
+from course_utils.extras import brought
 
 ADAPTER = "lora_"  # what peft calls an adapter's weights begins so
 
@@ -26,6 +25,9 @@ def adapters(recipe: Recipe, student: PreTrainedModel) -> Iterator[None]:
     if not recipe.lora_rank:
         yield
         return
+    with brought("lora"):
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
     architecture = describe(student)
     projections = [part for mlp in architecture.mlps for part in mlp.projections]
     if not recipe.mlps_only:
