@@ -1,4 +1,4 @@
-"""`python -m course_utils compress MODEL --budget 80%`: what the package does without a clone of the course."""
+"""``python -m course_utils compress MODEL --budget 80%``: what the package does without a clone of the course."""
 
 import sys
 

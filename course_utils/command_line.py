@@ -1,4 +1,4 @@
-"""The command line of the package, `python -m course_utils`: its one command, and what that takes.
+"""The command line of the package, ``python -m course_utils``: its one command, and what that takes.
 
 Each argument is read by what knows its limits, so that a wrong one is refused by its name before anything begins.
 """
@@ -24,7 +24,7 @@ for instance:
   {program} ./my_model --budget 450MB --steps 0 --out smaller
 
 on eight GPUs; with --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too:
-  accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL --budget 113M --accumulate 8
+  accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL --budget 80% --accumulate 8 --steps 200
 """
 
 

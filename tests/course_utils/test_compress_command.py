@@ -194,8 +194,9 @@ def test_the_launch_that_the_help_shows(capsys):
     with pytest.raises(SystemExit):
         command_line.main(["compress", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL --budget 113M" in shown
-    options = ["--budget", "95%", "--accumulate", "8", "--multiple-of", "8", "--dry-run"]
+    launch = "accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL"
+    assert f"{launch} --budget 80% --accumulate 8 --steps 200" in shown
+    options = ["--budget", "95%", "--accumulate", "8", "--steps", "200", "--multiple-of", "8", "--dry-run"]
     run = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1", "-m",
          "course_utils", "compress", "llama", *options],
