@@ -564,7 +564,7 @@ def at_once(name, room, context):
 
 room = weights["whole"] + 5.5 * CONTEXT * kilobytes["whole"] / 1e3
 served = {name: at_once(name, room, CONTEXT) for name in weights}
-print(f"{room:.0f} MB, contexts of {CONTEXT:,} tokens:")
+print(f"room for contexts of {CONTEXT:,} tokens: {room:.0f} MB")
 pd.DataFrame({"weights, MB": weights, "cache, kB a token": kilobytes, "requests": served}).round(1)
 
 # %% [markdown]
@@ -622,15 +622,14 @@ show(
 
 # %%
 record = pd.read_json(data / "served_in_vllm.json")  # of SmolLM2-135M
-tokens = record.groupby("model", sort=False).cache_tokens.first()
+models = record.groupby("model", sort=False).first()
 rates = record.pivot(index="model", columns="waiting", values="tokens_per_second")
-rates = rates.loc[tokens.index].round().astype(int)
+rates = rates.loc[models.index].round().astype(int)
 rates.columns = [f"tokens/s, {n} waiting" for n in rates.columns]
-layers = record.groupby("model", sort=False).layers.first()
-counted = (layers["whole"] / layers).map("× {:.2f}".format)
-reported = (tokens / tokens["whole"]).map("× {:.2f}".format)
-rates.insert(0, "cache", [f"{n:,}" for n in tokens])
-rates.insert(1, "× whole, counted", reported + ", " + counted)
+counted = (models.layers["whole"] / models.layers).map("× {:.2f}".format)
+reported = models.cache_tokens / models.cache_tokens["whole"]
+rates.insert(0, "cache, tokens", models.cache_tokens.map("{:,}".format))
+rates.insert(1, "reported, counted", reported.map("× {:.2f}".format) + ", " + counted)
 rates
 
 # %% [markdown]

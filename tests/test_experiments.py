@@ -361,7 +361,7 @@ def test_time_cuts(monkeypatch, tmp_path):
     def in_engine(files, **sizes):
         asked.append((files, sizes))
         return speed_frame(
-            {name: [{"decode": 0.25}] * 6 for name in files}, {"decode": 1}, dict.fromkeys(files, {"decode": 1.0})
+            {name: [{"decode": 0.25}] * 6 for name in files}, {"decode": 1}, {name: {"decode": 1.0} for name in files}
         )
 
     monkeypatch.setattr(time_cuts.engine, "measure_speed", in_engine)
