@@ -40,6 +40,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from transformers import DynamicCache
 
 from course_utils import diagrams, engine
 from course_utils.plotting import mark, show, style
@@ -54,32 +55,33 @@ token_times = pd.read_json(data / "token_times.json")  # of SmolLM2-135M
 
 # %%
 _, panels = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
-for panel, (program, rows) in zip(panels, token_times.groupby("program"), strict=True):
+programs = token_times.groupby("program")
+for panel, (program, rows) in zip(panels, programs, strict=True):
     for place, row in enumerate(rows.itertuples()):
         look = {"color": mark(row.part)["color"], "edgecolor": "none"}
-        rest = row.milliseconds - row.floor
         ends = [[row.milliseconds - row.low], [row.high - row.milliseconds]]
         panel.bar(place, row.floor, **look)
-        panel.bar(place, rest, bottom=row.floor, yerr=ends, capsize=5, alpha=0.35, **look)
+        look |= {"bottom": row.floor, "yerr": ends, "capsize": 5, "alpha": 0.35}
+        panel.bar(place, row.milliseconds - row.floor, **look)
     names = ["\n".join(name.rsplit(" ", 1)) for name in rows["name"]]
     panel.set_xticks(range(len(rows)), names, fontsize="small")
     panel.set_title(program)
     panel.grid(axis="x", visible=False)
 panels[0].set_ylabel("milliseconds a token")
 show(
-    "Two panels of bars, milliseconds a token in PyTorch and in llama.cpp: the whole "
-    "model, the whole model again, fewer blocks, narrower MLPs. In PyTorch the model "
-    "with fewer blocks is ahead of the narrower one; in llama.cpp both are as fast."
+    "Two panels of bars, milliseconds a token in PyTorch and in llama.cpp: the "
+    "whole model, the whole model again, fewer blocks, narrower MLPs. In PyTorch "
+    "the model with fewer blocks is ahead of the narrower one; in llama.cpp both "
+    "are about as fast."
 )
 
 # %% [markdown]
-# *Two cuts of the same bytes, on record. The dark foot of a bar is what reading those bytes takes on this machine; no program can be
-# faster. The bars' lines are 95 % intervals.*
+# *Two cuts of the same bytes, with 95 % intervals. The dark foot of a bar is what reading its bytes takes at least.*
 #
 # ## A price for each layer
 #
-# To write one token, a model reads every weight once. Let a machine read $r$ bytes a second, and let a program take $f$ seconds for each
-# layer that runs, however small it is. A model of $L$ layers and $B$ bytes then needs
+# To write one token, a model reads every weight once. If a machine reads $r$ bytes a second, and a program takes $f$ seconds for each layer
+# that runs, however small, then a model of $L$ layers and $B$ bytes needs
 #
 # $$t = L f + B / r$$
 #
@@ -98,8 +100,11 @@ show(
 # %%
 toy = {"whole": (8, 20), "two blocks fewer": (6, 20), "narrower MLPs": (8, 15)}
 for program, price in (("slow framework", 2), ("lean engine", 0.002)):
-    needed = {name: n * price + (n * size + 90) / 10 for name, (n, size) in toy.items()}
-    told = [f"{name} {t:.1f} ms, × {needed['whole'] / t:.2f}" for name, t in needed.items()]
+    needed = {}
+    for name, (layers, megabytes) in toy.items():
+        needed[name] = layers * price + (layers * megabytes + 90) / 10
+    whole = needed["whole"]
+    told = [f"{n} {ms:.1f} ms, × {whole / ms:.2f}" for n, ms in needed.items()]
     print(f"{program}: {'; '.join(told)}")
 
 # %% [markdown]
@@ -124,8 +129,8 @@ def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
     def seconds(blocks, mlp):
         return blocks * (fixed + (mlp + attention) / rate) + head / rate
 
-    whole = seconds(blocks, mlp)
-    return whole / seconds(blocks - removed, mlp), whole / seconds(blocks, (1 - share) * mlp)
+    whole, short = seconds(blocks, mlp), seconds(blocks - removed, mlp)
+    return whole / short, whole / seconds(blocks, (1 - share) * mlp)
 
 
 # END SOLUTION
@@ -142,14 +147,14 @@ check_speedups(speedups)
 # %%
 diagrams.reading_and_generating()
 show(
-    "Two drawings side by side. Reading a prompt: six tokens go through one reading of "
-    "all weights. Generating: three passes below each other, and each reads all "
-    "weights and the cache for a single token."
+    "Two drawings side by side. Reading a prompt: six tokens go through one "
+    "reading of all weights, and a cache is written. Generating: three passes "
+    "below each other, and each reads all weights and the cache for one token."
 )
 
 # %% [markdown]
-# *Reading a prompt is called* prefill, *writing its answer* decode. *Six tokens share one reading of the weights on the left; on the right
-# each pays for its own, and for the cache that all tokens before have left.*
+# *Reading a prompt is called* prefill, *writing the answer* decode. *Prompt tokens share one reading of the weights; each token of the
+# answer pays for its own, and for the cache.* Each row below is another **bottleneck**:
 #
 # | somebody | waits for | what takes the time | a cut helps if it saves |
 # |---|---|---|---|
@@ -160,20 +165,19 @@ show(
 #
 # ## A clock that can be believed
 #
-# Speeds are easy to measure wrongly. The first run pays for what later ones find ready. A machine gets warm, or busy, in the middle of
-# it. A GPU is still at work when Python has gone on. A model that stops early has done less. So:
+# Speeds are easily measured wrongly. The first run pays for what later ones find ready, a *cold start*. A machine gets warm, or busy. A GPU
+# is still at work when Python has gone on. So:
 #
-# - Every model runs once before the clock counts, and each writes the same number of tokens, whatever they are.
-# - The models **take turns**, and in every other round the order is reversed: what slows the machine down meets all of them.
-# - Times are divided *within* a round, where both met the same machine; the median over the rounds is reported.
-# - The whole model runs a second time under another name, **A/A**. How far it is from 1 is what noise can do here.
+# - Every model runs once before the clock counts, and all write equally many tokens, whatever they are.
+# - The models **take turns**, in every other round in reverse order: what slows the machine meets all of them.
+# - Times are divided *within* a round. The median over the rounds is reported.
+# - The whole model runs a second time under another name, **A/A**: how far it is from 1, noise can go.
 
 # %% [markdown]
-# ### Exercise 2 · ●●○ · 10 minutes
+# ### Exercise 2 · ●●○ · 9 minutes
 #
-# Write that clock. `calls` maps names to functions, and the first is what the others are compared with. `clock()` tells the seconds;
-# `finish()` waits until the device has done its work. Return for each name the median, over the rounds, of its seconds divided by the
-# first one's.
+# Write that clock. `calls` maps names to functions; the others are compared with the first. `clock()` tells the seconds, `finish()` waits
+# until the device has done its work. Return for each name the median, over the rounds, of its seconds divided by the first one's.
 #
 # <details><summary>Hint</summary>
 #
@@ -211,12 +215,10 @@ check_take_turns(take_turns)
 # %% [markdown]
 # ## Two cuts of the same bytes
 #
-# `time_interleaved` is that clock, with an interval of the median from the rounds themselves. What is timed are a few tokens
-# behind a short context. *Which* blocks or neurons go is no matter for time: here the middle blocks and the last neurons.
+# `time_interleaved` is that clock, with an interval of the median. *Which* blocks or neurons go is no matter for time: here the middle
+# blocks and the last neurons.
 
 # %%
-from transformers import DynamicCache
-
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
@@ -304,17 +306,14 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# First the A/A row: its interval is how much noise alone can do. Then the two cuts: their bytes are alike, their times aren't.
-#
 # ## How much of it is physics?
 #
-# Two numbers of this machine say how fast anything can be: bytes read and operations done a second. A pass that reads $B$ bytes and does
-# $O$ operations takes at least the longer of the two, the **roofline**:
+# A pass that reads $B$ bytes and does $O$ operations, on a machine that reads $r$ and does $p$ a second, takes at least the longer of the
+# two. That is the **roofline**, and $r$ the **bandwidth**:
 #
 # $$t \ge \max(B / r, \; O / p)$$
 #
-# **Predict before you run.** Which share of a token's time in PyTorch is that floor? And which of the two is the longer for a prompt of
-# 128 tokens?
+# **Predict before you run.** Which share of a PyTorch token is that floor? And which of the two is longer for a prompt of 128 tokens?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -338,7 +337,8 @@ bandwidth = numbers.nbytes / machine["sum"]
 peak = 2 * 1024**3 / machine["product"]
 calls.clear()
 del numbers
-print(f"bandwidth {bandwidth / 1e9:.0f} GB/s, {peak / 1e9:,.0f} GFLOP/s in {base.dtype}")
+print(f"bandwidth {bandwidth / 1e9:.0f} GB/s", end=", ")
+print(f"{peak / 1e9:,.0f} GFLOP/s in {base.dtype}")
 for tokens in (1, 128):
     reading = 1e9 * size["whole"] / bandwidth
     computing = 1000 * tokens * model_size(base).flops / peak
@@ -349,12 +349,12 @@ print(f"the floor is {floor / ms['whole']:.0%} of a token in PyTorch")
 # %% [markdown]
 # ## The price, by hand
 #
-# From two shapes the price of a layer can be read off. Between whole and short lie some blocks: what one of them takes,
-# less what its bytes take, is $f$. For its bytes we ask PyTorch itself: the head is one large matrix and no layer, so its time tells
-# $r$ as this framework reads.
+# From two shapes the **price of a layer** can be read off. What one of the blocks between whole and short takes, less what its bytes
+# take, is $f$. For the bytes we ask PyTorch itself: the head is one large matrix and no layer, so its time tells $r$ as this framework
+# reads.
 #
-# A third shape is the test: the narrow model has all layers and fewer bytes. Beside the prediction stands its floor, a **constant** that
-# knows nothing of layers: the same bytes, so the same time as the short one.
+# The narrow model, all layers and fewer bytes, is the test. Beside the prediction stands its floor, a **constant** that knows nothing of
+# layers: the same bytes, so the same time as the short one.
 #
 # **Predict before you run.** Which comes nearer to what was measured?
 #
@@ -374,20 +374,20 @@ print(f"PyTorch reads the head at {rate:.1f} GB/s")
 print(f"a block takes {a_block:.2f} ms, {fixed:.2f} of them whatever its size")
 print(f"{NARROW}: by the price {told:.1f} ms, by the constant {constant:.1f} ms")
 off = abs(constant - ms[NARROW]) - abs(told - ms[NARROW])
-print(f"measured {ms[NARROW]:.1f} ms; all layers together cost {total * fixed:.1f} ms")
+print(f"measured {ms[NARROW]:.1f} ms; all prices together {total * fixed:.1f} ms")
 here("The price comes nearer than the constant.", [off])
 
 # %% [markdown]
-# So in this framework most of a token is spent on layers as such: calls from Python, many small operations, copies of the cache. No
-# narrower matrix saves any of that.
+# Most of a token goes to layers as such: calls from Python, small operations, copies. No narrower matrix saves that.
 #
 # ## The same models as files
 #
-# People serve models in engines. llama.cpp (behind Ollama and LM Studio) reads one file, **GGUF**, in which each matrix has a
-# format: F16, two bytes a weight; or **blocks of 32** neighbouring weights of a row with one scale, in 8 bits (Q8_0, 34 bytes a block) or
-# in 4 (Q4_0, 18 bytes). A row that isn't a multiple of 32 long can't be stored in such blocks and falls back to two bytes a weight.
+# People serve models in engines. llama.cpp (behind Ollama and LM Studio) reads one file, **GGUF**, in which each matrix has a format. In
+# F16 a weight takes two bytes. In Q8_0 a **block of 32** neighbouring weights of a row shares a scale and takes 34 bytes, in Q4_0 it
+# takes 18.
 #
-# A fifth off an MLP is seldom a multiple of 32, and the rows of the down-projection are as long as the MLP is wide.
+# A row that isn't whole blocks long can't be stored so, and falls back to two bytes a weight. The rows of the down-projection are as long
+# as the MLP is wide, and a fifth off an MLP is seldom a multiple of 32.
 #
 # **Predict before you run.** In Q8_0, how large is the file of such an **odd width**, beside that of the *whole* model?
 #
@@ -405,18 +405,20 @@ ODD = int(0.8 * full) | 1  # odd, if it isn't
 UNEVEN = f"MLPs of {ODD}"
 odd = cut(width=ODD)
 planned = {}
-for name, model in {"whole": base, f"MLPs of {EVEN}": cut(width=EVEN), UNEVEN: odd}.items():
+stored = {"whole": base, f"MLPs of {EVEN}": cut(width=EVEN), UNEVEN: odd}
+for name, model in stored.items():
     parts = plan_gguf(model, tokenizer, quantization="Q8_0")
     planned[name] = parts.bytes.sum() / 1e6
-print("Q8_0:", ", ".join(f"{name} {size:.1f} MB" for name, size in planned.items()))
-here("The odd width's file is larger than the whole's.", [planned[UNEVEN] - planned["whole"]])
+print("Q8_0:", ", ".join(f"{name} {mb:.1f} MB" for name, mb in planned.items()))
+larger = planned[UNEVEN] - planned["whole"]
+here("The odd width's file is larger than the whole model's.", [larger])
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 7 minutes
 #
-# Choose a width for a budget. A model has `blocks` GLUs over `hidden` channels (a multiple of 32); everything else takes `others` bytes.
-# Write `width_for(hidden, blocks, others, budget)`: the largest MLP width whose Q8_0 file fits into `budget` bytes. gate and up are
-# [width, hidden], down is [hidden, width]. (Budgets leave room for some hundred neurons at least.)
+# A model has `blocks` GLUs over `hidden` channels (a multiple of 32); everything else takes `others` bytes. Write `width_for(hidden,
+# blocks, others, budget)`: the largest MLP width whose Q8_0 file fits into `budget` bytes. gate and up are [width, hidden], down is
+# [hidden, width]. (Budgets leave room for hundreds of neurons.)
 #
 # <details><summary>Hint</summary>
 #
@@ -444,8 +446,8 @@ check_width_for(width_for)
 # %% [markdown]
 # ## In an engine
 #
-# The same rounds, now in llama.cpp: the two cuts and the odd width in F16, and as their rival the *whole* model in 8 and in 4 bits. The
-# engine is an optional extra; without it the cell says how to get it, and the lesson goes on.
+# Now in llama.cpp: the two cuts and the odd width in F16, and their rival, the *whole* model in 8 and in 4 bits. The engine is an optional
+# extra; without it the cell says how to get it.
 #
 # **Predict before you run.** Is the narrow model behind here, too? And who writes faster, a third cut off, or the whole in 4 bits?
 #
@@ -468,8 +470,9 @@ if engine.available() and size["whole"] < 600:  # files of larger models take lo
             kind = {"quantization": FORMATS.get(name, "F16")}
             stored[name] = export_gguf(model, tokenizer, path, **kind)
         stored[AGAIN] = stored["whole"]  # the same file under another name
-        speed = engine.measure_speed(stored, prompt_tokens=64, new_tokens=4, rounds=9)
-        on_disk = {n: f"{path.stat().st_size / 1e6:.1f}" for n, path in stored.items()}
+        sizes = {"prompt_tokens": 64, "new_tokens": 4}
+        speed = engine.measure_speed(stored, rounds=9, **sizes)
+        on_disk = {n: path.stat().st_size / 1e6 for n, path in stored.items()}
     speed = speed.set_index(["phase", "model"])
     decode, prefill = speed.loc["decode"], speed.loc["prefill"]
     a_token = 1000 / decode.tokens_per_second["whole"]
@@ -482,25 +485,25 @@ if engine.available() and size["whole"] < 600:  # files of larger models take lo
         columns[f"{name}, × whole"] = [with_interval(*span) for span in spans]
         columns[f"by {counted[name]}"] = rows.estimate.values
     engine_table = pd.DataFrame({"MB": on_disk} | columns, index=decode.index)
-    engine_table = engine_table.round(2).loc[[AGAIN, *list(shown)[1:]]]
+    order = [AGAIN, *list(shown)[1:]]
+    engine_table = engine_table.round({"MB": 1}).round(2).loc[order]
 engine_table
 
 # %% [markdown]
 # ## What freed memory buys
 #
-# A server writes for many at once. All requests of a batch share one reading of the weights, and each brings a cache of its own. So the
-# price of layers and weights is paid once a step, however many tokens the step writes; and how many requests may be served **at once** is
-# a question of memory:
+# A server writes for many at once. All requests of a batch share one reading of the weights and one price of the layers; each brings a
+# cache of its own. So how many are served **at once** is a question of memory:
 #
 # $$n = \lfloor (M - W) / (T c) \rfloor$$
 #
-# for $M$ bytes of memory, $W$ of weights, contexts of $T$ tokens and $c$ bytes of cache a token: keys and values, in each layer that has an
-# attention, for each of the KV heads (lesson 05).
+# for $M$ bytes of memory, $W$ of weights, contexts of $T$ tokens and $c$ bytes of cache a token: keys and values of each KV head (lesson
+# 05), in each layer that has an attention.
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 6 minutes
 #
-# Write `requests(memory, weights, tokens, layers, removed, heads, kv_heads, head_size)`: how many contexts of `tokens` fit at once, in 16
+# Write `requests(memory, weights, tokens, layers, removed, heads, kv_heads, size)`: how many contexts of `tokens` fit at once, in 16
 # bits a number. Of `layers` layers, `removed` have lost their attention.
 #
 # <details><summary>Hint</summary>
@@ -514,14 +517,14 @@ from course_utils.exercises.lesson_10 import check_requests
 
 
 # BEGIN SOLUTION
-def requests(memory, weights, tokens, layers, removed, heads, kv_heads, head_size):
-    a_token = 2 * (layers - removed) * kv_heads * head_size * 2  # keys and values
+def requests(memory, weights, tokens, layers, removed, heads, kv_heads, size):
+    a_token = 2 * (layers - removed) * kv_heads * size * 2  # keys and values
     return (memory - weights) // (tokens * a_token)
 
 
 # END SOLUTION
 # BEGIN STUB
-# def requests(memory, weights, tokens, layers, removed, heads, kv_heads, head_size):
+# def requests(memory, weights, tokens, layers, removed, heads, kv_heads, size):
 #     ...  # your code
 # END STUB
 check_requests(requests)
@@ -529,8 +532,8 @@ check_requests(requests)
 # %% [markdown]
 # ## Four ways to spend the same memory
 #
-# Memory for the whole model and five and a half contexts of 1,024 tokens. Milder cuts now: a fifth of the blocks, of the attentions, and
-# a sixth of the neurons.
+# Let there be memory for the whole model and five and a half contexts of 1,024 tokens. The cuts are milder now: a fifth of the blocks or of
+# the attentions, or a sixth of the neurons.
 #
 # **Predict before you run.** Six attentions are 4 % of the weights. How many more requests than the whole model's five do they make room
 # for? And 8 bits, with every layer kept?
@@ -542,7 +545,7 @@ check_requests(requests)
 # </details>
 
 # %%
-from course_utils.costs import kv_bytes_per_token
+from course_utils.costs import bytes_held, kv_bytes_per_token
 
 CONTEXT, FIFTH = 1024, max(1, round(total / 5))
 cuts = {
@@ -554,7 +557,8 @@ cuts = {
 PARTS = dict(zip(cuts, ("whole", "neurons", "attentions", "blocks"), strict=True))
 kilobytes = {name: kv_bytes_per_token(model) / 1e3 for name, model in cuts.items()}
 weights = {name: megabytes(model) for name, model in cuts.items()}
-kilobytes["whole, 8 bits"], weights["whole, 8 bits"] = kilobytes["whole"], planned["whole"]
+BITS = "whole, 8 bits"
+kilobytes[BITS], weights[BITS] = kilobytes["whole"], planned["whole"]
 
 
 def at_once(name, room, context):
@@ -564,14 +568,18 @@ def at_once(name, room, context):
 
 room = weights["whole"] + 5.5 * CONTEXT * kilobytes["whole"] / 1e3
 served = {name: at_once(name, room, CONTEXT) for name in weights}
+for name, model in cuts.items():
+    fits = bytes_held(model, tokens=CONTEXT, batch_size=served[name])
+    too_many = bytes_held(model, tokens=CONTEXT, batch_size=served[name] + 1)
+    assert fits <= 1e6 * room < too_many
 print(f"room for contexts of {CONTEXT:,} tokens: {room:.0f} MB")
-pd.DataFrame({"weights, MB": weights, "cache, kB a token": kilobytes, "requests": served}).round(1)
+sizes = {"weights, MB": weights, "cache, kB a token": kilobytes}
+pd.DataFrame(sizes | {"requests": served}).round(1)
 
 # %% [markdown]
-# Now each model writes with its own number of requests, again in turns.
+# Now each writes with its own number of requests, again in turns.
 #
-# **Predict before you run.** Tokens a second, × the whole model's: alone with one short text, and with a full memory. For which cut is
-# the second number larger?
+# **Predict before you run.** Which cuts gain more tokens a second with a full memory than alone, with one short text?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -581,13 +589,14 @@ pd.DataFrame({"weights, MB": weights, "cache, kB a token": kilobytes, "requests"
 
 # %% tags=["timed"]
 gains = {}
-for name, texts in {"one text": dict.fromkeys(cuts, 1), "full memory": served}.items():
-    context = 16 if name == "one text" else CONTEXT
+alone = dict.fromkeys(cuts, 1)
+settings = {"one text": (alone, 16), "full memory": (served, CONTEXT)}
+for name, (texts, context) in settings.items():
     calls = {n: writing(m, texts[n], context, tokens=1) for n, m in cuts.items()}
     laps = time_interleaved(calls, rounds=9).set_index("name")
     more = pd.Series({n: texts[n] / texts["whole"] for n in cuts})
-    gains[name] = pd.DataFrame({"gain": more / laps.ratio})
-    gains[name]["low"], gains[name]["high"] = more / laps.ci_high, more / laps.ci_low
+    ends = {"gain": laps.ratio, "low": laps.ci_high, "high": laps.ci_low}
+    gains[name] = pd.DataFrame({end: more / time for end, time in ends.items()})
     told = [f"{n} × {with_interval(*gains[name].loc[n])}" for n in list(cuts)[1:]]
     print(f"{name}: {', '.join(told)}")
     calls.clear()
@@ -599,17 +608,18 @@ _, ax = plt.subplots(figsize=(9, 4), layout="constrained")
 for place, frame in enumerate(gains.values()):
     for number, (cut_name, part) in enumerate(PARTS.items()):
         row = frame.loc[cut_name]
-        look = mark(part) | {"label": cut_name if place == 0 else None, "markersize": 11}
+        look = mark(part) | {"label": None if place else cut_name, "markersize": 11}
         ends = [[row.gain - row.low], [row.high - row.gain]]
-        ax.errorbar(place + 0.12 * number - 0.18, row.gain, yerr=ends, capsize=5, **look)
+        place_of = place + 0.12 * number - 0.18
+        ax.errorbar(place_of, row.gain, yerr=ends, capsize=5, **look)
 ax.set_xticks(range(len(gains)), gains)
 ax.set(ylabel="tokens a second, × whole", xlim=(-0.5, 1.5), ylim=(0, None))
 ax.set_title("Alone, and with the memory full of requests")
 ax.legend(loc="lower center", ncols=2)
 show(
-    "Two groups of four dots with intervals, tokens a second in units of the whole "
-    "model: alone with one text, and with as many requests as fit. Fewer blocks and "
-    "fewer attentions stand higher in the second group."
+    "Two groups of four dots with intervals, tokens a second in units of the "
+    "whole model: alone with one text, and with as many requests as fit. Fewer "
+    "blocks and fewer attentions stand higher in the second group."
 )
 
 # %% [markdown]
@@ -617,8 +627,8 @@ show(
 #
 # ## A server, and an 8B
 #
-# A real server spends its memory in the same way. vLLM 0.32, on this machine's two cores, was given one gibibyte for the cache
-# (`experiments/serve_in_vllm.py`); the table is on record. *Counted* is what the shapes say.
+# A real server spends its memory in the same way. vLLM, on the two cores of the saved run, was given one gibibyte for the cache; the table
+# is on record (`experiments/serve_in_vllm.py` says how to repeat it). *Counted* is what the shapes say.
 
 # %%
 record = pd.read_json(data / "served_in_vllm.json")  # of SmolLM2-135M
@@ -629,7 +639,8 @@ rates.columns = [f"tokens/s, {n} waiting" for n in rates.columns]
 counted = (models.layers["whole"] / models.layers).map("× {:.2f}".format)
 reported = models.cache_tokens / models.cache_tokens["whole"]
 rates.insert(0, "cache, tokens", models.cache_tokens.map("{:,}".format))
-rates.insert(1, "reported, counted", reported.map("× {:.2f}".format) + ", " + counted)
+reported = reported.map("× {:.2f}".format)
+rates.insert(1, "reported, counted", reported + ", " + counted)
 rates
 
 # %% [markdown]
@@ -668,7 +679,7 @@ ways = {
     "whole in 4 bits": (whole * 18 / 64, 32),
 }
 a_token = kv_bytes_per_token(large) / 1e9
-tokens = {n: (22 - size) / (a_token * layers / 32) for n, (size, layers) in ways.items()}
+tokens = {n: (22 - gb) / (a_token * kept / 32) for n, (gb, kept) in ways.items()}
 for name, count in tokens.items():
     gone = 1 - ways[name][0] / whole
     print(f"{name}: weights {gone:.0%} less, {count:,.0f} tokens", end=", ")
@@ -679,27 +690,24 @@ for name, count in tokens.items():
 #
 # ## The order of work
 #
-# Bits and cuts don't exclude each other: a cut model in 8 bits is smaller than either. But they have an order, and lesson 11 keeps it:
-# **cut, solve, distil, then store in fewer bits.** Solving and training (lesson 07) need weights that can move a little, and what they
-# learn, rounding takes last.
-#
-# Ask first what is waited for:
+# Bits and cuts go together, in one order: **cut, solve, distil, then store in fewer bits.** Solving and training (lesson 07) need weights
+# that can move a little, so rounding comes last. Which of them, depends on what is waited for:
 #
 # - *Disk and download*: fewer bits; then widths that are multiples of 32.
 # - *The next token, for one*: fewer bits, in an engine that has kernels for them; in a slow framework fewer layers.
 # - *The first token*: fewer operations, by any cut. Fewer bits save none.
-# - *Many long chats*: fewer bits while weights fill the memory; then whatever drops its cache: blocks, attentions, KV heads (lesson 11).
+# - *Many long chats*: fewer bits while weights fill the memory; then blocks, attentions or KV heads (lesson 11), whose cache goes too.
 #
-# Scattered zeros help none of them without special kernels, and vLLM took out those that it had in 2026.
+# Scattered zeros help none of them without special kernels, and vLLM took out its own in 2026.
 
 # %% [markdown]
 # ### Exercise 5 · ●●● · 12 minutes
 #
-# A server has `memory` MB, for contexts of 2,048 tokens; the whole model serves four of them. Find a cut that serves at least
-# **seven**, with at most 6 % of the weights gone. (On other models: seven for each four.)
+# A server has `memory` MB for contexts of 2,048 tokens, and the whole model serves four. Find a cut that serves **seven**, with at most 6 %
+# of the weights gone.
 #
-# Before you time it, write down as `predicted` how many times as many tokens a second your server will write. Then time one step of each
-# model with its own number of requests. You are right if the interval comes within 20 % of your prediction.
+# Before you time it, write down as `predicted` how many times as many tokens a second it will write. Then time one step of each model with
+# its own number of requests. You are right if the interval comes within 20 % of your prediction.
 #
 # <details><summary>Hint</summary>
 #
@@ -715,8 +723,9 @@ memory = weights["whole"] + 4.9 * 2048 * kilobytes["whole"] / 1e3
 
 # BEGIN SOLUTION
 mine = cut(attentions=math.ceil(total * 4 / 15))  # 8 of 30: 5 % of the weights
-predicted = 1.6  # 7 / 4 of the tokens, in steps about a tenth longer: more cache to read
-steps = {"whole": writing(base, 4, 2048, tokens=1), "mine": writing(mine, 7, 2048, tokens=1)}
+predicted = 1.6  # 7 / 4 of the tokens, in steps a tenth longer: more cache to read
+steps = {"whole": writing(base, 4, 2048, tokens=1)}
+steps["mine"] = writing(mine, 7, 2048, tokens=1)
 timed_steps = time_interleaved(steps, rounds=9)
 # END SOLUTION
 # BEGIN STUB
@@ -752,14 +761,13 @@ check_plan(mine, predicted, timed_steps, base, 1e6 * memory, 2048)
 # %% [markdown]
 # ## Take-aways
 #
-# - Ask what is waited for: operations, bytes of weights, bytes of cache, or a price a layer. Each cut saves some of them.
-# - Warm up, take turns, wait for the device, and time the whole model twice.
-# - A speed-up belongs to its program. Two shapes give the price of a layer; a third tests it, beside a constant.
+# - Ask what is waited for: operations, bytes of weights or cache, or a price a layer. Each cut saves some of them.
+# - Warm up, take turns, and time the whole model twice. A speed-up belongs to its program.
 # - Plan the file before you prune: an odd width can make it larger.
 # - Freed memory is served requests. Cut, solve, distil, then store in fewer bits.
 #
-# **The story so far:** speed is a matter of what is waited for, and a cut has a rival in fewer bits. **Next:** lesson 11 makes a small
-# model, and asks whether it was the right buy.
+# **The story so far:** was it the right buy? For speed, ask what is waited for, and what fewer bits would do. **Next:** lesson 11 makes a
+# small model, and asks it again.
 #
 # ## References
 #
