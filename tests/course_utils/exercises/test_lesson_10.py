@@ -171,11 +171,11 @@ test_take_turns = cases_of(
         (turning(say=lambda own, first: min(own) / min(first)), "the fastest laps"),
         (turning(say=lambda own, first: median(own)), "those are seconds"),
         (turning(say=lambda own, first: 1 / median(a / b for a, b in zip(own, first, strict=True))), "upside down"),
-        (turning(say=lambda own, first: median(b / a for a, b in zip(own, first, strict=True))), "inverse ratios"),
+        (turning(say=lambda own, first: median(b / a for a, b in zip(own, first, strict=True))), "upside down"),
         (turning(say=lambda own, first: 7.0), "the median over the rounds; yours is 7.0"),
         (turning(say=lambda own, first: own), "one number for each name"),
-        (lambda calls, rounds, clock, finish: in_turns(calls, rounds - 1, clock, finish), "yours ran"),
-        (lambda calls, rounds, clock, finish: in_turns(calls, rounds // 2, clock, finish, warm=0), "times; yours ran"),
+        (lambda calls, rounds, clock, finish: in_turns(calls, rounds - 1, clock, finish), "yours were"),
+        (lambda calls, rounds, clock, finish: in_turns(calls, rounds // 2, clock, finish, warm=0), "times; yours were"),
         (lambda calls, *rest: in_turns(calls, *rest, extra=[*calls][:1]), "as often as the others"),
         (without_a_clock, "you never ask it"),
         (lambda *given: [1.0, 2.0], "Return a dictionary"),
@@ -252,7 +252,7 @@ CONTEXT = 64
 
 
 def base():
-    return tiny_llama(blocks=8, vocab_size=2000)
+    return tiny_llama(blocks=8, vocab_size=6000)
 
 
 def memory():
