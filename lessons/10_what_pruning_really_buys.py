@@ -378,7 +378,7 @@ print(f"measured {ms[NARROW]:.1f} ms; all prices together {total * fixed:.1f} ms
 here("The price comes nearer than the constant.", [off])
 
 # %% [markdown]
-# Most of a token goes to layers as such: calls from Python, small operations, copies. No narrower matrix saves that.
+# Much of a token goes to layers as such: calls from Python, small operations, copies. No narrower matrix saves that.
 #
 # ## The same models as files
 #
@@ -461,8 +461,9 @@ check_width_for(width_for)
 FORMATS = {"whole, 8 bits": "Q8_0", "whole, 4 bits": "Q4_0"}
 shown = {"whole": base, SHORT: short, NARROW: narrow, UNEVEN: odd}
 shown |= dict.fromkeys(FORMATS, base)
-engine_table = f"Skipped. {engine.problem()}"
-if engine.available() and size["whole"] < 600:  # files of larger models take long
+why = engine.problem() or "Files of a model as large as this one take long."
+engine_table = f"Skipped. {why}"
+if engine.available() and size["whole"] < 600:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         stored = {}
         for name, model in shown.items():
@@ -744,7 +745,7 @@ check_plan(mine, predicted, timed_steps, base, 1e6 * memory, 2048)
 # %% [markdown] tags=["quiz"]
 # Two cuts of a model have the same bytes. In PyTorch the shorter one writes faster, in llama.cpp both are alike. Why?
 #
-# - [ ] llama.cpp computes in F16, which makes wide and narrow matrices alike.
+# - [ ] llama.cpp computes in F16, which makes wide and narrow matrices look alike.
 #   > The number format changes the bytes of both cuts by the same factor.
 # - [ ] PyTorch reads the narrow matrices more slowly than the wide ones.
 #   > A little, perhaps; but most of its time isn't spent on reading at all.
@@ -758,7 +759,7 @@ check_plan(mine, predicted, timed_steps, base, 1e6 * memory, 2048)
 #   > Right: what it drops is cache in every request, and weights only once.
 # - [ ] For a single user, since each token has fewer weights to be read.
 #   > A twenty-fifth fewer bytes, and six prices: a gain, but the smaller one.
-# - [ ] For a long download, since files hold no keys and values any more.
+# - [ ] For a long download, since its file holds no keys and values any more.
 #   > No file holds keys and values. It gets smaller by a twenty-fifth.
 
 # %% [markdown]
