@@ -4,7 +4,7 @@
 #     title: "What pruning buys: time, memory, and requests served at once"
 #     prerequisites: lessons 03 to 05 (the cuts, the cache)
 #     assets: [smollm2]
-#     concepts: [prefill and decode, fixed price of a layer, bandwidth, roofline, taking turns, A/A, GGUF, block of 32, requests at once, order of work]
+#     concepts: [prefill and decode, price of a layer, bandwidth, roofline, taking turns, A/A, GGUF, block of 32, requests at once, order of work]
 #     timed: true
 # ---
 
@@ -80,13 +80,14 @@ show(
 #
 # ## A price for each layer
 #
-# To write one token, a model reads every weight once. If a machine reads $r$ bytes a second, and a program takes $f$ seconds for each layer
-# that runs, however small, then a model of $L$ layers and $B$ bytes needs
+# To write one token, a model reads every weight once and computes with it. A machine reads $r$ bytes a second, its **bandwidth**, and does
+# $p$ operations. Both go on at the same time, so $B$ bytes and $O$ operations take at least the longer of the two, the **roofline**. And a
+# program takes $f$ seconds for each of the $L$ layers that run, however small they are:
 #
-# $$t = L f + B / r$$
+# $$t = L f + \max(B / r, \; O / p)$$
 #
-# A toy: eight blocks of 20 MB and a head of 90. It loses two blocks, or **the same bytes** from its MLPs. A slow framework
-# spends 2 ms on each block, a lean engine next to nothing; both read 10 GB a second.
+# A toy: eight blocks of 20 MB and a head of 90. It loses two blocks, or **the same bytes** from its MLPs. A slow framework spends 2 ms on
+# each block, a lean engine next to nothing; both read 10 GB a second, and arithmetic takes less time than that.
 #
 # **Predict before you run.** How much faster does each cut make each program?
 #
@@ -108,38 +109,34 @@ for program, price in (("slow framework", 2), ("lean engine", 0.002)):
     print(f"{program}: {'; '.join(told)}")
 
 # %% [markdown]
-# ### Exercise 1 · ●●○ · 8 minutes
+# ### Exercise 1 · ●○○ · 6 minutes
 #
-# A program spends `fixed` seconds on each block and reads `rate` bytes a second. A model has `blocks` blocks of `mlp` + `attention`
-# bytes, and a head of `head` bytes. Write `speedups(…)`: how many times as fast it writes a token with `removed` blocks fewer, and with a
-# `share` of each MLP's neurons gone.
+# Write `seconds(weights, tokens, layers, fixed, bandwidth, peak)`: what a pass takes that reads so many tokens at once. A weight has 16
+# bits. It is read once a pass, and asks for two operations a token, a product and a sum.
 #
 # <details><summary>Hint</summary>
 #
-# Write the seconds of a model as a function of its number of blocks and the bytes of an MLP. The head is read once a token.
+# Bytes don't depend on the tokens, operations do. Which of the arguments is $p$?
 #
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_10 import check_speedups
+from course_utils.exercises.lesson_10 import check_seconds
 
 
 # BEGIN SOLUTION
-def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
-    def seconds(blocks, mlp):
-        return blocks * (fixed + (mlp + attention) / rate) + head / rate
-
-    whole, short = seconds(blocks, mlp), seconds(blocks - removed, mlp)
-    return whole / short, whole / seconds(blocks, (1 - share) * mlp)
+def seconds(weights, tokens, layers, fixed, bandwidth, peak):
+    reading = 2 * weights / bandwidth
+    computing = 2 * weights * tokens / peak
+    return layers * fixed + max(reading, computing)
 
 
 # END SOLUTION
 # BEGIN STUB
-# def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
+# def seconds(weights, tokens, layers, fixed, bandwidth, peak):
 #     ...  # your code
-#     return ..., ...  # with fewer blocks, with narrower MLPs
 # END STUB
-check_speedups(speedups)
+check_seconds(seconds)
 
 # %% [markdown]
 # ## Who waits for what
@@ -308,10 +305,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## How much of it is physics?
 #
-# A pass that reads $B$ bytes and does $O$ operations, on a machine that reads $r$ and does $p$ a second, takes at least the longer of the
-# two. That is the **roofline**, and $r$ the **bandwidth**:
-#
-# $$t \ge \max(B / r, \; O / p)$$
+# The roofline is a floor, and can be measured: the bandwidth by the sum of a long vector, the peak by a product of matrices.
 #
 # **Predict before you run.** Which share of a PyTorch token is that floor? And which of the two is longer for a prompt of 128 tokens?
 #
@@ -502,7 +496,7 @@ engine_table
 # 05), in each layer that has an attention.
 
 # %% [markdown]
-# ### Exercise 4 · ●●○ · 5 minutes
+# ### Exercise 4 · ●●○ · 6 minutes
 #
 # Write `requests(memory, weights, tokens, layers, removed, heads, kv_heads, size)`: how many contexts of `tokens` fit at once, in 16
 # bits a number. Of `layers` layers, `removed` have lost their attention.

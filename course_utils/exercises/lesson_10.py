@@ -1,9 +1,9 @@
-"""Checks of lesson 10, what pruning buys: a layer's price, a clock, a file's width, requests at once, and a plan."""
+"""Checks of lesson 10, what pruning buys: a pass's seconds, a clock, a file's width, requests at once, and a plan."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from numbers import Real
@@ -24,65 +24,60 @@ _OFF = 0.2  # how far off its prediction may be
 
 @exercise(
     1,
-    task="Return two speed-ups: with `removed` blocks fewer, and with `share` of the MLPs' neurons gone.",
-    proved="A fixed cost goes with a block and stays with a narrower one: that is all of depth's advantage.",
+    task="Return the seconds of a pass: the price of its layers, and the longer of bytes and operations.",
+    proved="One token waits for bytes, a long prompt for operations, and both pay for each layer.",
 )
-def check_speedups(attempt: Attempt) -> None:
-    """Check a function (mlp, attention, head, blocks, fixed, rate, removed, share) -> speed-ups of depth and width."""
-    for mlp, attention, head, blocks, fixed, rate, removed, share in (
-        (6e6, 2e6, 4e7, 12, 0.002, 1e10, 3, 0.25),
-        (9e6, 1e6, 1e8, 20, 0.0, 2e10, 4, 0.5),
-        (5e6, 5e6, 1e7, 16, 0.01, 1e10, 2, 0.2),
+def check_seconds(attempt: Attempt) -> None:
+    """Check a function (weights, tokens, layers, fixed, bandwidth, peak) -> seconds of a pass."""
+    for weights, tokens, layers, fixed, bandwidth, peak in (
+        (134_000_000, 1, 30, 0.001, 30e9, 300e9),
+        (134_000_000, 128, 30, 0.001, 30e9, 300e9),
+        (1_200_000_000, 512, 16, 0.0, 300e9, 65e12),
+        (8_000_000_000, 4, 32, 0.00002, 3e12, 900e12),
     ):
-        layer = fixed + (mlp + attention) / rate
-        narrow = fixed + ((1 - share) * mlp + attention) / rate
-        outside = head / rate
-        whole = blocks * layer + outside
-        right = (whole / ((blocks - removed) * layer + outside), whole / (blocks * narrow + outside))
-        given = tuple(float(value) for value in attempt(mlp, attention, head, blocks, fixed, rate, removed, share))
-        require(
-            len(given) == 2, f"Return two speed-ups, first with fewer blocks, then narrower; yours are {len(given)}."
-        )
-        where = f"{blocks} blocks, {fixed * 1000:g} ms fixed: "
-        in_bytes = blocks * (mlp + attention) + head
-        estimates = (
-            in_bytes / (in_bytes - removed * (mlp + attention)),
-            in_bytes / (in_bytes - blocks * share * mlp),
-        )
-        kept = blocks * (fixed + (share * mlp + attention) / rate) + outside
-        both = blocks * (fixed + (1 - share) * (mlp + attention) / rate) + outside
-        scaled = blocks * (1 - share) * layer + outside
+        given = attempt(weights, tokens, layers, fixed, bandwidth, peak)
+        require(isinstance(given, Real), f"Return one number of seconds; yours is a {type(given).__name__}.")
+
+        def taken(
+            read: float = 2 * weights / bandwidth,
+            computed: float = 2 * weights * tokens / peak,
+            prices: float = layers * fixed,
+            both: Callable[..., float] = max,
+        ) -> float:
+            return prices + both(read, computed)
+
+        right = taken()
         rule_out(
             (
-                (tuple(1 / value for value in right), "turned upside down. Seconds before divided by seconds after."),
-                (right[::-1], "the two are swapped: first fewer blocks, then narrower MLPs."),
-                (
-                    estimates,
-                    "that is the ratio of the bytes alone. Each block that runs also takes its fixed seconds, however "
-                    "narrow it is.",
-                ),
-                (
-                    (blocks * layer / ((blocks - removed) * layer), blocks * layer / (blocks * narrow)),
-                    "the head is missing. It is read once for each token, whatever is cut.",
-                ),
-                (
-                    (right[0], whole / kept),
-                    "`share` of the neurons is what goes. You kept that share: 1 - share stays.",
-                ),
-                ((right[0], whole / both), "you made the attention narrower as well. Only the MLP loses neurons."),
-                (
-                    (right[0], whole / scaled),
-                    "a narrower block costs its fixed seconds in full: they don't shrink with the width.",
-                ),
+                (taken(both=lambda *times: sum(times)),
+                 "you added reading and computing. They go on at the same time: the longer of the two counts."),
+                (taken(both=min), "that is the shorter of the two. A pass is done when both are."),
+                (taken(both=lambda read, _: read), "the operations are missing: a long prompt waits for them."),
+                (taken(both=lambda _, computed: computed), "the bytes are missing: a single token waits for them."),
+                (taken(read=weights / bandwidth), "a weight of 16 bits is two bytes."),
+                (taken(computed=weights * tokens / peak),
+                 "each weight asks for two operations a token, a product and a sum."),
+                (taken(read=weights / bandwidth, computed=weights * tokens / peak),
+                 "a weight is two bytes, and asks for two operations a token."),
+                (taken(computed=2 * weights / peak), "each token of the pass asks for its own operations."),
+                (taken(read=2 * weights * tokens / bandwidth),
+                 "the tokens of a pass share one reading of the weights: don't read them for each."),
+                (taken(prices=layers * fixed * tokens), "a layer's price is paid once a pass, not for each token."),
+                (taken(prices=fixed), "the price is paid for each layer that runs."),
+                (taken(prices=0), "the price of the layers is missing."),
+                (max(layers * fixed, 2 * weights / bandwidth, 2 * weights * tokens / peak),
+                 "the price of the layers comes on top: the program pays it before the machine may work."),
+                (1000 * right, "those are milliseconds; return seconds."),
             ),
-            given,
+            float(given),
             right,
-            same=_close,
-            where=where,
-        )
+            same=partial(math.isclose, rel_tol=1e-6),
+            where=f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}: ",
+        )  # fmt: skip
         require(
-            _close(given, right),
-            f"{where}they are {right[0]:.4f} and {right[1]:.4f}; yours {given[0]:.4f} and {given[1]:.4f}.",
+            math.isclose(given, right, rel_tol=1e-6),
+            f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers: {right:.5f} s; yours is "
+            f"{float(given):.5f} s.",
         )
 
 
@@ -395,7 +390,3 @@ def _mlp_bytes(hidden: int, width: int) -> int:
 
 def _fits(hidden: int, blocks: int, others: int, budget: int, width: int) -> bool:
     return others + blocks * _mlp_bytes(hidden, width) <= budget
-
-
-def _close(given: Iterable[float], expected: Iterable[float]) -> bool:
-    return all(abs(a - b) <= 1e-6 * abs(b) for a, b in zip(given, expected, strict=True))

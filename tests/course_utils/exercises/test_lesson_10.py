@@ -20,61 +20,40 @@ from course_utils.reports import model_size
 from course_utils.width import neuron_importance, prune_neurons
 
 
-def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
-    def seconds(blocks, mlp):
-        return blocks * (fixed + (mlp + attention) / rate) + head / rate
-
-    whole = seconds(blocks, mlp)
-    return whole / seconds(blocks - removed, mlp), whole / seconds(blocks, (1 - share) * mlp)
-
-
-def upside_down(*sizes):
-    return tuple(1 / value for value in speedups(*sizes))
+def seconds(
+    weights, tokens, layers, fixed, bandwidth, peak, *, size=2, products=2, read=1, computed=None, paid=1, both=max
+):
+    """The answer, and what goes wrong with it."""
+    reading = size * weights * read / bandwidth
+    return layers * fixed * paid + both(reading, products * weights * (computed or tokens) / peak)
 
 
-def swapped(*sizes):
-    return speedups(*sizes)[::-1]
+def with_seconds(**wrong):
+    return lambda *sizes: seconds(*sizes, **wrong)
 
 
-def by_bytes(mlp, attention, head, blocks, fixed, rate, removed, share):
-    return speedups(mlp, attention, head, blocks, 0, rate, removed, share)
-
-
-def without_head(mlp, attention, head, *rest):
-    return speedups(mlp, attention, 0, *rest)
-
-
-def share_kept(*sizes):
-    return speedups(*sizes)[0], speedups(*sizes[:-1], 1 - sizes[-1])[1]
-
-
-def attention_too(mlp, attention, head, blocks, fixed, rate, removed, share):
-    narrow = blocks * (fixed + (1 - share) * (mlp + attention) / rate) + head / rate
-    depth, _ = speedups(mlp, attention, head, blocks, fixed, rate, removed, share)
-    return depth, (blocks * (fixed + (mlp + attention) / rate) + head / rate) / narrow
-
-
-def all_shrinks(mlp, attention, head, blocks, fixed, rate, removed, share):
-    layer = fixed + (mlp + attention) / rate
-    depth, _ = speedups(mlp, attention, head, blocks, fixed, rate, removed, share)
-    return depth, (blocks * layer + head / rate) / (blocks * (1 - share) * layer + head / rate)
-
-
-test_speedups = cases_of(
-    lesson_10.check_speedups,
-    stubs=[lambda *sizes: ..., lambda *sizes: (..., ...)],
+test_seconds = cases_of(
+    lesson_10.check_seconds,
+    stubs=[lambda *_: ...],
     mistakes=[
-        (upside_down, "turned upside down"),
-        (swapped, "are swapped"),
-        (by_bytes, "bytes alone"),
-        (without_head, "the head is missing"),
-        (share_kept, "1 - share stays"),
-        (attention_too, "attention narrower"),
-        (all_shrinks, "don't shrink with the width"),
-        (lambda *sizes: (1.1, 1.2), "they are 1."),
-        (lambda *sizes: speedups(*sizes)[:1], "two speed-ups"),
+        (with_seconds(both=lambda a, b: a + b), "the longer of the two counts"),
+        (with_seconds(both=min), "that is the shorter"),
+        (with_seconds(both=lambda a, b: a), "the operations are missing"),
+        (with_seconds(both=lambda a, b: b), "the bytes are missing"),
+        (with_seconds(size=1), "16 bits is two bytes"),
+        (with_seconds(products=1), "a product and a sum"),
+        (with_seconds(size=1, products=1), "two bytes"),
+        (with_seconds(computed=1), "its own operations"),
+        (lambda w, n, *rest: seconds(w, n, *rest, read=n), "share one reading"),
+        (lambda w, n, *rest: seconds(w, n, *rest, paid=n), "paid once a pass"),
+        (lambda w, n, layers, *rest: seconds(w, n, 1, *rest), "for each layer that runs"),
+        (with_seconds(paid=0), "price of the layers is missing"),
+        (lambda w, n, layers, f, r, p: max(layers * f, 2 * w / r, 2 * w * n / p), "comes on top"),
+        (lambda *sizes: 1000 * seconds(*sizes), "milliseconds"),
+        (lambda *sizes: 1.5, "yours is 1.5"),
+        (lambda *sizes: "soon", "yours is a str"),
     ],
-    answers=[speedups, lambda *sizes: np.array(speedups(*sizes))],
+    answers=[seconds, lambda *sizes: np.float64(seconds(*sizes))],
 )
 
 
