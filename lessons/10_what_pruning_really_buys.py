@@ -14,7 +14,7 @@
 # You took a third of the blocks out, or as many bytes out of the MLPs. What got faster, and why not what you hoped?
 #
 # **Answer.** A token takes its bytes and a fixed price for each layer that runs. Narrower matrices save only bytes, so a slow framework
-# gains less from them. On a full server, freed memory can count for more: it serves more requests.
+# gains less from them. On a full server, freed memory can count more: it serves more requests.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a cut is faster where it saves what somebody waits for, and a framework that charges for every layer waits for layers.

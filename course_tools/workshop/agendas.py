@@ -61,8 +61,8 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         ),
         Part(
             "10",
-            "write the clock before anybody measures, and read the A/A row first; then the room counts requests; numbers "
-            "are each laptop's own, and that is the point",
+            "write the clock before anybody measures, and read the A/A row first; then the room counts requests; "
+            "numbers are each laptop's own, and that is the point",
             (1, 2, 4),
         ),
         BREAK,
