@@ -176,6 +176,7 @@ IN_PASSING = {
     "first token": {"03": "of a row", "09": "of a row"},
     "hidden channel": {"10": "a number in an exercise"},
     "odd width": {"04": "with the lesson that explains it"},
+    "price of a layer": {"06": "of a layer's cache"},
     "planted": {"03": "of neurons that an exercise hides", "08": "with the deeper notebook about it"},
 }
 IN_REFERENCES = {"router"}  # said nowhere else
