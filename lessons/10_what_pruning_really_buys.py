@@ -629,7 +629,26 @@ show(
 # %% [markdown]
 # *Each dot has its 95 % interval. The star is the whole model, timed a second time.*
 #
-# ## The same count for an 8B
+# ## A server, and an 8B
+#
+# A real server spends its memory in the same way. vLLM, on the two cores of the saved run, was given one gibibyte for the cache; the table
+# is on record (`experiments/serve_in_vllm.py` says how to repeat it). *Counted* is what the shapes say.
+
+# %%
+record = pd.read_json(data / "served_in_vllm.json")  # of SmolLM2-135M
+models = record.groupby("model", sort=False).first()
+rates = record.pivot(index="model", columns="waiting", values="tokens_per_second")
+rates = rates.loc[models.index].round().astype(int)
+rates.columns = [f"tokens/s, {n} waiting" for n in rates.columns]
+counted = (models.layers["whole"] / models.layers).map("× {:.2f}".format)
+reported = models.cache_tokens / models.cache_tokens["whole"]
+rates.insert(0, "cache, tokens", models.cache_tokens.map("{:,}".format))
+reported = reported.map("× {:.2f}".format)
+rates.insert(1, "reported, counted", reported + ", " + counted)
+rates
+
+# %% [markdown]
+# As counted; and many at once write several times the tokens of one, since they share each reading.
 #
 # For a larger model the count can be made from shapes alone: a Llama-3.1-8B on a card that leaves 22 GB.
 #

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from course_tools.lessons.printed import numbers_in
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import verdict
 
 _TOY, _FILES = "A price for each layer", "The same models as files"
-_MEMORY, _8B = "Four ways to spend the same memory", "The same count for an 8B"
+_MEMORY, _SERVER = "Four ways to spend the same memory", "A server, and an 8B"
 
 
 def _requests(tables: Tables) -> list[float]:
@@ -47,10 +50,30 @@ def bits_make_most_room(tables: Tables) -> list[float]:
 def bits_first_on_an_8b(tables: Tables) -> list[float]:
     """How many times the whole model's tokens, and that eight attentions come to over × 1.4."""
     calm, narrow, short, bits = (
-        tables.line(_8B, f"{name}:")[-1]
+        tables.line(_SERVER, f"{name}:")[-1]
         for name in ("8 attentions fewer", "a fifth by width", "7 blocks fewer", "whole in 4 bits")
     )
     return [bits - short, short - narrow, calm - 1.4]
+
+
+def _cells(tables: Tables, column: str) -> Iterator[tuple[str, list[float]]]:
+    """A column of the record of vLLM: each row's name, and its numbers."""
+    for row, name, text in tables.table(_SERVER).cells():
+        if name == column:
+            yield row, [number.value for number in numbers_in(text)]
+
+
+@verdict("vLLM's cache holds as many tokens more as the count from layers says.")
+def served_as_counted(tables: Tables) -> list[float]:
+    """To a fiftieth, for each model."""
+    return [0.02 - abs(reported - counted) for _, (reported, counted) in _cells(tables, "reported, counted")]
+
+
+@verdict("In vLLM sixteen requests at once are written at over three times the tokens a second of one.")
+def batches_share(tables: Tables) -> list[float]:
+    """For each model."""
+    one, many = (dict(_cells(tables, f"tokens/s, {n} waiting")) for n in (1, 16))
+    return [many[name][0] / one[name][0] - 3 for name in one]
 
 
 VERDICTS = (
@@ -59,4 +82,6 @@ VERDICTS = (
     cache_is_requests,
     bits_make_most_room,
     bits_first_on_an_8b,
+    served_as_counted,
+    batches_share,
 )

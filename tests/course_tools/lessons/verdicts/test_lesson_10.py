@@ -9,7 +9,7 @@ from course_tools.lessons.verdicts.verdict import ABSENT
 from course_utils.verdicts import OPEN, SHOWN, TURNED
 
 TOY, FILES = "A price for each layer", "The same models as files"
-MEMORY, LARGE = "Four ways to spend the same memory", "The same count for an 8B"
+MEMORY, SERVER = "Four ways to spend the same memory", "A server, and an 8B"
 
 
 def lines(heading, *told):
@@ -65,7 +65,23 @@ def test_requests(requests, outcomes):
 def test_8b(calm, narrow, short, bits, outcome):
     told = {"8 attentions fewer": calm, "a fifth by width": narrow, "7 blocks fewer": short, "whole in 4 bits": bits}
     printed = [f"{name}: weights 4% less, 67,246 tokens, × {ratio}" for name, ratio in told.items()]
-    assert lesson_10.bits_first_on_an_8b(lines(LARGE, *printed)).outcome == outcome
+    assert lesson_10.bits_first_on_an_8b(lines(SERVER, *printed)).outcome == outcome
+
+
+def served(reported, many):
+    columns = ["", "cache, tokens", "reported, counted", "tokens/s, 1 waiting", "tokens/s, 16 waiting"]
+    rows = [
+        (["whole"], ["46,592", "× 1.00, × 1.00", "20", "200"]),
+        (["6 blocks fewer"], ["58,240", f"× {reported}, × 1.25", "24", many]),
+    ]
+    return Tables(((SERVER, Table(columns, rows, "")),), ())
+
+
+def test_server():
+    assert lesson_10.served_as_counted(served("1.25", "250")).outcome == SHOWN
+    assert lesson_10.served_as_counted(served("1.20", "250")).outcome == OPEN
+    assert lesson_10.batches_share(served("1.25", "250")).outcome == SHOWN
+    assert lesson_10.batches_share(served("1.25", "60")).outcome == OPEN
 
 
 def test_what_was_not_run_is_said():
