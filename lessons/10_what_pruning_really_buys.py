@@ -288,9 +288,9 @@ narrow = cut(width=WIDTH)
 SHORT, NARROW = f"{total - FEWER} of {total} blocks", f"MLPs of {WIDTH}"
 AGAIN = "whole, again"
 arms = {"whole": base, AGAIN: variant(base), SHORT: short, NARROW: narrow}
-timed = time_interleaved({n: writing(m) for n, m in arms.items()}, rounds=11)
+timed = time_interleaved({n: writing(m) for n, m in arms.items()}, rounds=15)
 timed = timed.set_index("name")
-ms = 1000 / 3 * timed.seconds  # of one token
+ms = 1000 / 3 * timed.seconds["whole"] * timed.ratio  # of one token
 size = pd.Series({name: megabytes(model) for name, model in arms.items()})
 behind = timed.ratio[NARROW] / timed.ratio[SHORT]
 print(f"{NARROW}: {behind:.2f} times the time of {SHORT}, with its bytes")
