@@ -338,7 +338,6 @@ OWN = {
         "multiple_of": lambda: 8, "tolerance": lambda: 0.3,
     },
     "compress.search.shrink": {"importance": all_scores},
-    "cost_model.held_out_errors": {"groups": lambda: {n: (works(), [5.0, 6.0, 7.0, 8.0, 9.0]) for n in "ab"}},
     "costs.speedup_estimate": {"before": work, "after": work},
     "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
     "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},

@@ -56,8 +56,7 @@ OWN_KINDS = {"Architecture", "Reading", "Family", "Axis", "tuple", "Batch"}
 
 EMBEDDED = ("evaluation.evaluate", "prompt_harm.prompts.cases")  # they read benchmarks' documents
 SLOW = {  # examples an argument
-    "bias.reporting.report": 3, "benchmarking.measure_memory": 3, "evaluation.evaluate": 3,
-    "plotting.tensors.heatmap": 3,
+    "bias.reporting.report": 3, "evaluation.evaluate": 3, "plotting.tensors.heatmap": 3,
 }  # fmt: skip
 
 # What an argument of some kind is tried with. Large numbers are left out where they would only take long.
