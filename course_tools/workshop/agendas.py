@@ -72,7 +72,9 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
             "stand in the card",
             (4, 5),
         ),
-        Pause("close", 15, "everyone names one bottleneck of their own work, and which cut, or fewer bits, relieves it"),
+        Pause(
+            "close", 15, "everyone names one bottleneck of their own work, and which cut, or fewer bits, relieves it"
+        ),
     ),
     "One day": (
         SET_UP,

@@ -173,8 +173,8 @@ PANELS = (
         "Speed and size",
         "10",
         diagrams.reading_and_generating,
-        "Freed memory is served requests: where the whole model serves {whole}, it serves {calm} without a fifth of "
-        "its attentions, in eight bits {bits}.",
+        "Freed memory is served requests: the whole model {whole} at once, without a fifth of its attentions {calm}, "
+        "in eight bits {bits}.",
         {
             "whole": ("whole · requests", 0),
             "calm": ("6 attentions fewer · requests", 0),

@@ -286,7 +286,7 @@ def check_plan(
 
 
 class _Device:
-    """A machine with a clock of its own: slow the first time, disturbed now and then, and done only after ``finish``."""
+    """A machine with a clock of its own: slow at first, disturbed now and then, done only after ``finish``."""
 
     def __init__(self, seconds: Mapping[str, float], seed: int) -> None:
         self._seconds, self._random = seconds, Random(seed)
