@@ -705,8 +705,8 @@ for name, count in tokens.items():
 #
 # ## The order of work
 #
-# Bits and cuts go together, in one order: **cut, solve, distil, then store in fewer bits.** Solving and training (lesson 07) need weights
-# that can move a little, so rounding comes last. Which one first depends on what is waited for:
+# Bits and cuts go together, in one order: **cut, solve, distil, then store in fewer bits.** Solving (`healing.refit`) and training
+# (lesson 07) need weights that can move a little, so rounding comes last. Which one first depends on what is waited for:
 #
 # - *Disk and download*: fewer bits; then widths that are multiples of 32.
 # - *The next token, for one*: fewer bits, in an engine that has kernels for them; in a slow framework fewer layers.
