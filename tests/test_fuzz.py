@@ -41,6 +41,7 @@ LEFT_OUT = {
     "command_line": "reads what was typed, and refuses it in argparse's words; its own tests try that",
     "compress_command": "takes what command_line has read",
     "program": "runs commands",
+    "extras": "stands around the library's own imports, with a name of its own",
     "influence": "parts of hooks",
     "hooks": "parts of hooks",
     "plotting.parts": "what figures share, beneath what is tried",
