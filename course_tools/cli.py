@@ -1,17 +1,15 @@
 """The course's commands, run through `python3 course.py` from a clone.
 
-Each returns an exit status: 0 for success, 1 where something failed, 2 for a wrong call, 130 after Ctrl-C.
+Each returns an exit status, see `course_utils.program`.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import errno
 import os
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from nbformat import NotebookNode
 from rich.console import Console
 from rich.progress import track
 
-from course_tools import command_line, environment, processes, terminal
+from course_tools import command_line, environment, processes, requirements, terminal
 from course_tools.learner import personal, terminal_quiz
 from course_tools.learner import progress as reading
 from course_tools.learner import verify as verifying
@@ -29,7 +27,7 @@ from course_tools.lessons import authoring, notebooks, quotes, rules, runner, we
 from course_tools.lessons.verdicts import judging
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.workshop import agendas
-from course_utils import assets, session
+from course_utils import assets, program, session
 from course_utils.files import write_text
 from course_utils.verdicts import OPEN, TURNED
 
@@ -39,7 +37,6 @@ TEACHING = ROOT / "docs" / "teaching.md"
 _MEMORY_FOR_TWO = 12 * 2**30  # bytes; a lesson holds 2 to 4 GB, and its test and the reader's programs need some
 _NOTHING_COLLECTED = 5  # pytest's exit status where the arguments select no test
 _SLOWEST = "--durations=10"  # what takes the time is printed
-_NOT_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,34 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command's name and what follows it; default: the program's own.
     """
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # older Jupyters look for a debugger, and it warns
-    if not sys.stderr.isatty():  # a log needs no bar that was drawn two hundred times
-        os.environ.setdefault("TQDM_MININTERVAL", "30")
     parser = command_line.parser(COMMANDS, build=BUILD)
     args, args.rest = parser.parse_known_args(arguments)
     if args.rest and args.command not in (test, lab):
         parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
-    try:
-        return args.command(args, Console(highlight=False))
-    except (assets.AssetError, ValueError) as error:  # written for the reader; a traceback would bury them
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno not in _NOT_WRITTEN:
-            raise
-        print(_not_written(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
-
-
-def _not_written(error: OSError) -> str:
-    """A sentence on a place that the system doesn't let us write, and what to do."""
-    place = Path(error.filename or ROOT)
-    place = place.parent if place.suffix == ".tmp" else place  # half-written files have names of their own
-    if error.errno == errno.ENOSPC:
-        return f"The disk of {place} is full. Free some space, and run the same command again."
-    return f"{place} can't be written ({error.strerror}). Name a folder of yours, or copy the course to one."
+    return program.answer(
+        lambda: args.command(args, Console(highlight=False)),
+        place=ROOT,
+        remedy="Name a folder of yours, or copy the course to one.",
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -135,7 +113,7 @@ def rehearse(args: argparse.Namespace, console: Console) -> int:
 
 def compress(args: argparse.Namespace, console: Console) -> int:
     """Make a smaller version of a model: search under a budget, distil, save; --dry-run says sizes, memory and time."""
-    from course_tools import compress_command  # torch, which the other commands needn't wait for
+    from course_utils import compress_command  # torch, which the other commands needn't wait for
 
     return compress_command.compress(args, lambda line: console.print(line, markup=False, soft_wrap=True))
 
@@ -248,8 +226,8 @@ def progress(args: argparse.Namespace, console: Console) -> int:
     console.print(terminal.standings_table(standings))
     print(reading.next_step(standings))
     if args.name is not None:
-        version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-        page = reading.certificate(standings, name=args.name, version=version, day=datetime.date.today())
+        version, today = requirements.project()["version"], datetime.date.today()
+        page = reading.certificate(standings, name=args.name, version=version, day=today)
         write_text(folder / "certificate.html", page)
         print(f"To print: {folder / 'certificate.html'}")
     return 0

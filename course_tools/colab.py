@@ -2,7 +2,7 @@
 
     python -m course_tools.colab [FREEZE] [--python-version 3.13]
 
-Resolves the dependencies of pyproject.toml with every version in FREEZE (the list of Colab's preinstalled
+Resolves what the lessons need by pyproject.toml with every version in FREEZE (the list of Colab's preinstalled
 packages, `pip freeze` form; course_tools/colab_packages.txt is one) held fixed. A resolution exists: the install cell
 only adds the packages printed here. None exists: it would swap one, and Colab asks for a restart; exit status 1.
 Needs a package index.
@@ -15,10 +15,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
-from course_tools import resolver
+from course_tools import requirements, resolver
 
 ROOT = Path(__file__).resolve().parents[1]
 FREEZE = ROOT / "course_tools" / "colab_packages.txt"
@@ -61,10 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("freeze", nargs="?", type=Path, default=FREEZE)
     parser.add_argument("--python-version", default=PYTHON)
     args = parser.parse_args(arguments)
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     colab = pins(args.freeze.read_text(encoding="utf-8"))
     try:
-        resolved = resolve(dependencies, colab, args.python_version)
+        resolved = resolve(requirements.needed("lessons"), colab, args.python_version)
     except resolver.ResolverError as error:
         print(error)
         return 1

@@ -9,19 +9,7 @@ from pathlib import Path
 
 from course_tools.learner import personal
 from course_utils import session
-
-_COMPRESS = (
-    ("--correction", 0, "steps of teacher correction first, at a quarter of --lr"),
-    ("--steps", 400, "steps of recovery"),
-    ("--finalists", 4, "versions that learn a little before one is chosen"),
-    ("--light", 40, "steps that each finalist learns"),
-    ("--rows", 4, "rows of text a batch"),
-    ("--accumulate", 1, "batches a step of correction and recovery, which the processes of a launch share"),
-    ("--length", 256, "tokens a row"),
-    ("--lr", 2e-4, "the peak learning rate"),
-    ("--domain", "speeches", "of the text to learn, a name of course_utils.texts"),
-    ("--multiple-of", 32, "what MLP widths are a multiple of"),
-)
+from course_utils.command_line import add_compress_arguments
 
 
 def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentParser:
@@ -66,17 +54,7 @@ def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentPar
     command("site")
     rehearsing = command("rehearse")
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
-    compressing = command(
-        "compress",
-        epilog="On eight GPUs: accelerate launch --multi_gpu --num_processes 8 -m course_tools compress MODEL --budget "
-        "113M --accumulate 8. With --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too.",
-    )
-    compressing.add_argument("model", help='"llama", "gpt2", a folder, or a hub id')
-    compressing.add_argument("--budget", required=True, help="80%% or 113M parameters, or 450MB of weights")
-    compressing.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
-    compressing.add_argument("--out", type=Path, default=build / "compress", help="folder for records and the model")
-    for name, default, meaning in _COMPRESS:
-        compressing.add_argument(name, type=type(default), default=default, help=f"{meaning}; default: {default}")
+    add_compress_arguments(command("compress"), out=build / "compress")
     showing = command("slides")
     command("poster")
     packing = command("pack")

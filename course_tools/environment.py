@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tomllib
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from course_tools import requirements
 from course_tools.lessons import authoring
 from course_utils import assets, roles, session
 
@@ -48,12 +48,8 @@ def findings() -> Iterator[Finding]:
         yield examine()
 
 
-def _project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-
-
 def _python() -> Finding:
-    supported = SpecifierSet(_project()["requires-python"])
+    supported = SpecifierSet(requirements.project()["requires-python"])
     version = platform.python_version()
     if not supported.contains(version, prereleases=True):
         return Finding(FAIL, "Python", version, f"install Python {supported}")
@@ -61,8 +57,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    project = _project()
-    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["course"]]
+    wanted = [Requirement(text) for text in requirements.needed("course")]
     wrong = [problem for requirement in wanted if (problem := _mismatch(requirement))]
     if wrong:
         return Finding(

@@ -21,13 +21,12 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from course_tools import colab
+from course_tools import colab, requirements
 from course_tools.processes import with_sleeping_threads
 from course_utils.files import write_text
 
@@ -54,7 +53,7 @@ class Environment:
 
 def environments() -> list[Environment]:
     """All of them, in the order of the table."""
-    dependencies = _project()["dependencies"]
+    dependencies = requirements.needed("lessons")
     ours = {colab.normalise(Requirement(text).name) for text in dependencies} | {"huggingface-hub", "tokenizers"}
     held = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
     return [
@@ -96,7 +95,7 @@ def prepare(environment: Environment, python: str) -> Path | None:
     folder = FOLDER / environment.name
     inside = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     constraints, stamp = FOLDER / f"{environment.name}.txt", folder / "stamp"
-    wanted = json.dumps([environment.constraints, _project()["dependencies"], _project()["optional-dependencies"]])
+    wanted = json.dumps([environment.constraints, requirements.needed("dev")])
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return inside
     shutil.rmtree(folder, ignore_errors=True)
@@ -161,10 +160,6 @@ def table(rows: list[dict[str, str]]) -> str:
     """The rows as a Markdown table; a cell that a row doesn't have stays empty."""
     lines = [COLUMNS, ["---"] * len(COLUMNS), *([row.get(column, "") for column in COLUMNS] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _project() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def _shown(path: Path) -> str:

@@ -19,13 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import lm_eval.evaluator
-import lm_eval.tasks
 import pandas as pd
 import torch
-from lm_eval.api.task import Task
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -34,7 +29,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils import assets, checks, session
 from course_utils.architectures import describe
 from course_utils.branching import Row, can_branch, row_batch
+from course_utils.extras import brought
 from course_utils.hooks import evaluating
+
+with brought("tasks"):
+    import datasets
+    import lm_eval.evaluator
+    import lm_eval.tasks
+    from lm_eval.api.task import Task
+    from lm_eval.models.huggingface import HFLM
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
 _FULL_BATCH = 8  # documents, which make a batch of full size

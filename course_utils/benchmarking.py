@@ -1,4 +1,4 @@
-"""What a pruned model costs and buys: seconds, memory and energy, measured beside what ``costs`` counts from shapes.
+"""What a pruned model costs and buys: seconds and memory, measured beside what ``costs`` counts from shapes.
 
 Speeds are compared side by side in one run, never across runs or machines: the contestants take turns, and what is
 reported is the median ratio with an interval.
@@ -7,16 +7,12 @@ reported is the median ratio with an interval.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import gc
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pandas as pd
 import torch
@@ -33,22 +29,18 @@ from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.costs import (
     PHASES,
-    cache_bytes,
     flops_per_token,
     kv_bytes_per_token,
     speedup_estimate,
     work,
 )
 from course_utils.ledger import Ledger
-from course_utils.reports import model_size, with_interval
+from course_utils.reports import with_interval
 from course_utils.uncertainty import CONFIDENCE
 
 __all__ = [  # what is counted comes through this door as well
-    "energy_counters",
     "flops_per_token",
     "kv_bytes_per_token",
-    "measure_energy",
-    "measure_memory",
     "measure_speed",
     "median_interval",
     "peak_memory",
@@ -58,12 +50,11 @@ __all__ = [  # what is counted comes through this door as well
     "time_interleaved",
 ]
 
-_POWERCAP = Path("/sys/class/powercap")  # where Linux shows the processor's energy counters
 MIN_ROUNDS = 6  # with fewer, the lowest and the highest sample enclose the median less than 95 % of the time
 
 
 @check_types
-def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 11, warmups: int = 1) -> pd.DataFrame:
+def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int = 11) -> pd.DataFrame:
     """Time calls that take turns, so that a busy or slowing machine touches all of them alike.
 
     Every other round runs in reverse order (A B C, C B A, …), which cancels a steady drift. The garbage collector
@@ -71,8 +62,7 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
 
     Args:
         calls: name -> function without arguments; the first one is what the others are compared with.
-        rounds: timed runs of each; at least 6, the fewest that give a 95 % interval.
-        warmups: runs of each beforehand that don't count.
+        rounds: timed runs of each, after one that doesn't count; at least 6, the fewest that give a 95 % interval.
 
     Returns:
         One row a call: name; seconds (median); ratio, the median over rounds of its time divided by the first one's
@@ -91,7 +81,7 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
 
         return lap
 
-    samples = take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=warmups)
+    samples = take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=1)
     laps = {name: [lap["call"] for lap in rows] for name, rows in samples.items()}
     first = next(iter(laps.values()))
     return pd.DataFrame(
@@ -211,41 +201,6 @@ def speedup_text(row: pd.Series | tuple) -> str:
 
 
 @check_types
-@torch.no_grad()
-def measure_memory(
-    models: Mapping[str, PreTrainedModel],
-    *,
-    prompt_tokens: int = 128,
-    new_tokens: int = 2,
-    batch_size: int = 1,
-    read: bool = True,
-) -> pd.DataFrame:
-    """Bytes that generating takes: weights, cache, and the peak with all that comes and goes.
-
-    Args:
-        models: name -> model in eval mode.
-        prompt_tokens: tokens of each prompt, at least 1.
-        new_tokens: tokens generated after each prompt, at least 1.
-        batch_size: prompts that run at once, at least 1.
-        read: False fills the cache without reading the prompts, as ``measure_speed`` does without "prefill".
-
-    Returns:
-        One row a model: model, weights, cache (at its end), peak (weights included; see ``peak_memory``), in bytes.
-
-    Raises:
-        ValueError: as ``measure_speed``.
-    """
-    prompt = _prompts(models, prompt_tokens=prompt_tokens, new_tokens=new_tokens, batch_size=batch_size)
-    rows = []
-    for name, model in models.items():
-        ids, weights = prompt.to(model.device), model_size(model).bytes
-        peak = peak_memory(functools.partial(_generate, model, ids, new_tokens, read=read), device=model.device)
-        cache = batch_size * cache_bytes(model, prompt_tokens + new_tokens)
-        rows.append({"model": name, "weights": weights, "cache": cache, "peak": weights + peak})
-    return pd.DataFrame(rows)
-
-
-@check_types
 def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu") -> int:
     """Bytes of tensor memory that ``call`` needs at its worst moment, above what was in use at its start.
 
@@ -277,47 +232,6 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     call()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - start
-
-
-def energy_counters() -> dict[str, Callable[[], float]]:
-    """The energy counters that can be read here: name -> a function that gives the joules so far.
-
-    Those of the processor (RAPL, which Linux mostly shows to the administrator only; parts of a processor are counted
-    in the whole as well) and that of the first NVIDIA card (NVML). Empty where there is none.
-    """
-    counters: dict[str, Callable[[], float]] = {}
-    for path in sorted(_POWERCAP.glob("*/energy_uj")):
-        read = functools.partial(_processor_joules, path)
-        with contextlib.suppress(OSError, ValueError):  # not for everybody to read
-            read()
-            counters[f"RAPL {path.parent.name}"] = read
-    with contextlib.suppress(OSError, AttributeError):  # no such library, or one without this counter
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        card = ctypes.c_void_p()
-        if nvml.nvmlInit_v2() == 0 and nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(card)) == 0:
-            read = functools.partial(_card_joules, nvml, card)
-            read()
-            counters["NVML card 0"] = read
-    return counters
-
-
-@check_types
-def measure_energy(call: Callable[[], object], counters: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    """Joules that each counter counts while ``call`` runs, after a first run that doesn't count.
-
-    Whatever else the machine does counts as well, resting included. A counter that started over in between is left out.
-
-    Args:
-        call: a function without arguments, run twice.
-        counters: from ``energy_counters``.
-    """
-    call()
-    _finish_device_work()
-    before = {name: joules() for name, joules in counters.items()}
-    call()
-    _finish_device_work()
-    spent = {name: joules() - before[name] for name, joules in counters.items()}
-    return {name: joules for name, joules in spent.items() if joules >= 0}
 
 
 @check_types
@@ -444,17 +358,6 @@ def _resting_garbage_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _processor_joules(path: Path) -> float:
-    return int(path.read_text(encoding="ascii")) / 1e6
-
-
-def _card_joules(nvml: Any, card: ctypes.c_void_p) -> float:
-    millijoules = ctypes.c_ulonglong()
-    if nvml.nvmlDeviceGetTotalEnergyConsumption(card, ctypes.byref(millijoules)) != 0:
-        raise OSError("The card doesn't count energy.")
-    return millijoules.value / 1000
-
-
 def _finish_device_work() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
@@ -468,7 +371,7 @@ class _Watching(TorchDispatchMode):
         self.ledger = Ledger()
 
     def __torch_dispatch__(
-        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, object] | None = None
     ) -> object:
         for tensor in _cpu_tensors((args, kwargs)):
             self.ledger.was_there(tensor)

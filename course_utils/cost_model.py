@@ -8,11 +8,10 @@ not seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import nnls
 
 from course_utils.argument_types import check_types
@@ -75,30 +74,3 @@ def fit_cost_model(works: Sequence[Work], seconds: Sequence[float]) -> CostModel
     relative = amounts / scale / measured[:, None]
     costs, _ = nnls(relative, np.ones(len(works)))
     return CostModel(dict(zip(PARTS, (costs / scale).tolist(), strict=True)))
-
-
-@check_types
-def held_out_errors(groups: Mapping[str, tuple[Sequence[Work], Sequence[float]]]) -> pd.DataFrame:
-    """Leave one group of shapes out, fit on the others, predict it; then the next.
-
-    Args:
-        groups: name of the shape -> its works (of several settings) and their measured seconds.
-
-    Returns:
-        One row a work, in order: shape, measured and predicted seconds, error = predicted / measured - 1.
-
-    Raises:
-        ValueError: as ``fit_cost_model``.
-    """
-    rows = []
-    for left_out, (works, seconds) in groups.items():
-        others = [group for name, group in groups.items() if name != left_out]
-        model = fit_cost_model(_joined(group[0] for group in others), _joined(group[1] for group in others))
-        for work, measured in zip(works, seconds, strict=True):
-            predicted = model.predict(work)
-            rows.append((left_out, measured, predicted, predicted / measured - 1))
-    return pd.DataFrame(rows, columns=["shape", "measured", "predicted", "error"])
-
-
-def _joined(lists: Iterable[Sequence]) -> list:
-    return [item for part in lists for item in part]

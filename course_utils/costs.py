@@ -71,8 +71,7 @@ def kv_bytes_per_token(model: PreTrainedModel) -> int:
     return model.dtype.itemsize * sum(a.key_value_width for a in describe(model).attentions)
 
 
-@check_types
-def cache_bytes(model: PreTrainedModel, tokens: int) -> int:
+def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     """Bytes of the keys and values that one text of so many tokens leaves for the next one, in the model's own dtype.
 
     A block with a sliding window keeps ``window - 1`` tokens at most, which the next one sees beside itself.
@@ -108,7 +107,7 @@ def _decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int =
         if attention.skipped:
             unread.update(w for part in (attention.module, *attention.norms) for w in part.parameters())
     weights = model_size(model).bytes - sum(w.numel() * w.element_size() for w in unread)
-    return weights + batch_size * cache_bytes(model, context)
+    return weights + batch_size * _cache_bytes(model, context)
 
 
 def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: int = 1, batch_size: int = 1) -> Work:
@@ -136,7 +135,7 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
         cache, operations = 0, batch_size * prompt_tokens * flops_per_token(model, prompt_tokens, head="last")
     else:
         context = prompt_tokens + new_tokens // 2
-        cache = passes * batch_size * cache_bytes(model, context)
+        cache = passes * batch_size * _cache_bytes(model, context)
         # A new token meets the whole cache, twice what a causal pass meets on average: hence 2 x context.
         operations = passes * batch_size * flops_per_token(model, 2 * context)
     return Work(
@@ -171,4 +170,4 @@ def bytes_held(model: PreTrainedModel, *, tokens: int, batch_size: int = 1) -> i
     """
     checks.whole_number("tokens", tokens)
     checks.whole_number("batch_size", batch_size, least=1)
-    return model_size(model).bytes + batch_size * cache_bytes(model, tokens)
+    return model_size(model).bytes + batch_size * _cache_bytes(model, tokens)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
-
 from course_utils import checks
+from course_utils.extras import brought
+
+with brought("plots"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 INK, QUIET, STREAM, MARK = "0.15", "0.55", "#0173b2", "#de8f05"
 NOTE = "0.3"  # the colour of what a drawing says in a sentence
@@ -220,6 +222,10 @@ def reading_and_generating() -> Axes:
             _arrow(ax, (left + 0.2 + 0.22 * tokens, y), (left + 1.8, y))
             if passes > 1:
                 _box(ax, (left + 3.72, y), "cache", width=0.75, height=0.6, colour=MARK)
+            else:
+                _arrow(ax, (left + 3.25, y), (left + 3.57, y))
+                _box(ax, (left + 3.95, y), "cache", width=0.75, height=0.6, colour=MARK)
+    _text(ax, (4.25, 2.1), "written", size=_SMALL)
     _text(ax, (2.25, 1.55), "many operations a byte:\narithmetic takes the time", size=_SMALL)
     _text(ax, (6.75, 1.0), "few operations a byte:\nreading takes the time", size=_SMALL)
     _note(ax, (4.5, 0.35), "Beside both: a fixed cost for each pass and layer, whatever its size. Circles are tokens.")

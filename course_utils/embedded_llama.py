@@ -6,14 +6,16 @@ The package holds its weights in 4 bits (a GGUF file); the first use writes them
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from course_utils import assets
+from course_utils.extras import brought
 from course_utils.roles import EMBEDDED_MODELS
 
 _NAME = EMBEDDED_MODELS["llama"]
@@ -32,6 +34,8 @@ def embedded_llama() -> Path:
 
 def _convert(folder: Path, _scratch: Path) -> None:
     """Dequantise the 4-bit file exactly, and save what transformers will take for an ordinary model."""
+    with brought("gguf"):  # so does transformers
+        from gguf import GGUFReader
     source = assets.fetch("smollm2")
     file = f"{_NAME}.Q4_1.gguf"
     print(f"Converting {_NAME} to safetensors, once (10 to 40 seconds).")
@@ -44,18 +48,16 @@ def _convert(folder: Path, _scratch: Path) -> None:
         vars(model.config).pop(left, None)  # which of them there are depends on the version of transformers
     with no_loading_bar():
         model.save_pretrained(folder)
-    _read_tokenizer(source / file).save_pretrained(folder)
+    _read_tokenizer(GGUFReader(source / file).fields).save_pretrained(folder)
 
 
-def _read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    """SmolLM2's tokenizer, from the vocabulary and merges in the GGUF file.
+def _read_tokenizer(fields: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer, from the vocabulary and merges among a GGUF file's fields.
 
     Built here because transformers' own conversion differs between versions (5.15: another end token, no padding).
     """
-    from gguf import GGUFReader
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    fields = GGUFReader(file).fields
     names: list[str] = fields["tokenizer.ggml.tokens"].contents()
     kinds: list[int] = fields["tokenizer.ggml.token_type"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]

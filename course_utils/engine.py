@@ -32,13 +32,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 from torch import Tensor
 from tqdm import tqdm
 
 from course_utils import benchmarking, checks, language_modelling
+from course_utils.extras import brought
 from course_utils.language_modelling import Perplexity
 from course_utils.texts import TokenBlocks
+
+with brought("engine"):
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 
 PACKAGE, VERSION = "llama-cpp-py-sync", "0.11739"  # llama.cpp b11739; pyproject.toml pins the same
 _BATCH = 512  # tokens read in one go, llama.cpp's own default: all their logits may exist at once

@@ -26,12 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-import gguf
 import numpy as np
 import pandas as pd
 import torch
-from gguf import GGML_QUANT_SIZES, GGUFWriter, TokenType
-from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +36,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
+from course_utils.extras import brought
 from course_utils.files import replacing
+
+with brought("gguf"):
+    import gguf
+    from gguf import GGML_QUANT_SIZES, GGUFWriter, TokenType
+    from gguf import GGMLQuantizationType as Type
 
 _QUANTIZATIONS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7}  # and GGUF's number for a file of each
 # llama.cpp's architecture for a family whose blocks are alike, and for one whose blocks differ.

@@ -56,7 +56,7 @@ def write_model_card(
     folder: str | os.PathLike[str],
     *,
     name: str,
-    base_model: str,
+    base_model: str | None,
     licence: str,
     summary: str,
     recipe: Mapping[str, object],
@@ -72,7 +72,7 @@ def write_model_card(
     Args:
         folder: of ``save_pruned``; it must hold a ``config.json``.
         name: of the model.
-        base_model: what it was cut from, by its hub id.
+        base_model: what it was cut from, by its hub id; None for a model that lies on this machine only.
         licence: of the base model, which a model cut from it inherits; an identifier such as "apache-2.0".
         summary: one or two sentences.
         recipe: what was done, a row each: name -> value.
@@ -92,6 +92,8 @@ def write_model_card(
         raise ValueError(f"There is no saved model in '{folder}': write one with save_pruned first.")
     texts = {"name": name, "base_model": base_model, "licence": licence, "summary": summary}
     for what, text in texts.items():
+        if what == "base_model" and text is None:
+            continue
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"'{what}' must be a text that says something; got {text!r}.")
     limits, sources = checks.strings("limits", limits), checks.strings("sources", sources)

@@ -29,11 +29,13 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GPT2Config,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -86,6 +88,25 @@ def load_model(
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
+
+
+@check_types
+def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
+    """A model's configuration, without its weights: what a size can be planned from before gigabytes are fetched.
+
+    Args:
+        name: as for ``load_model``; a role's model is small, and is loaded.
+
+    Raises:
+        ModelNotAvailable: as for ``load_model``.
+        AssetError: as for ``load_model``.
+    """
+    name = os.fspath(name)
+    if name in ROLES:
+        return load_model(name, device="cpu")[0].config
+    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name, only_configuration=True)
+    _check_configuration(folder, name)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 @check_types
@@ -247,6 +268,17 @@ def _load_folder(
 
 
 def _check_folder(folder: Path, shown: str) -> None:
+    _check_configuration(folder, shown)
+    if not any(folder.glob("model*.safetensors")):
+        raise ModelNotAvailable(
+            f"{shown} has no safetensors weights, and the course loads nothing else (pickles can run code); save it "
+            "again with a current transformers."
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelNotAvailable(f"{shown} has no tokenizer; save it there too, with tokenizer.save_pretrained(folder).")
+
+
+def _check_configuration(folder: Path, shown: str) -> None:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise ModelNotAvailable(f"{shown} has no config.json; give a folder that `save_pretrained` wrote.")
@@ -255,13 +287,6 @@ def _check_folder(folder: Path, shown: str) -> None:
             f"{shown} is a pruned checkpoint whose layers differ, with its own modelling code; load it with "
             "course_utils.checkpoints.load_pruned."
         )
-    if not any(folder.glob("model*.safetensors")):
-        raise ModelNotAvailable(
-            f"{shown} has no safetensors weights, and the course loads nothing else (pickles can run code); save it "
-            "again with a current transformers."
-        )
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelNotAvailable(f"{shown} has no tokenizer; save it there too, with tokenizer.save_pretrained(folder).")
 
 
 def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

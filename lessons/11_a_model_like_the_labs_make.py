@@ -348,7 +348,7 @@ del plain
 # cuts can show p = .05 and no less, and five axes were asked: if all five scores were worthless, at least one would still win
 # in about every fourth or fifth run like this. All of it was judged on one row of each domain.
 #
-# (In the tutorial that lesson 10 quotes, NVIDIA leaves attention heads alone: cut ones are "harder to recover".)
+# (In a tutorial of its own, NVIDIA leaves attention heads alone: cut ones are "harder to recover".)
 #
 # ## The budget
 #
@@ -399,8 +399,8 @@ check_parameters(count_parameters)
 # %% [markdown]
 # ### What the unit of the budget decides
 #
-# A budget may also be bytes or *milliseconds*. Lesson 10's cost model, fitted here in seconds on seven shapes, prices each
-# candidate without running it. (Here nothing checks the fit; lesson 10 shows how.) Below: the widest MLP that four fifths of
+# A budget may also be bytes or *milliseconds*. A cost model, fitted here in seconds on seven shapes, prices each
+# candidate without running it. (Nothing here checks the fit.) Below: the widest MLP that four fifths of
 # the whole model's parameters, or of its milliseconds a token, leave at each depth.
 
 # %% tags=["timed"]
@@ -850,7 +850,7 @@ pd.DataFrame(costs).T
 # Q4_0: 92 MB. The winner in Q8_0 is larger and behind it on encyclopaedia (3.750; 3.620), ahead on stories (2.686; 2.800); on
 # speeches 3.546 against 3.523, without an interval, shows nothing. Each side has an advantage here. The winner has read text of
 # these kinds. And the whole model comes from a 4-bit file of another kind, so Q4_0 costs it somewhat less than it would off that
-# grid (lesson 10 measures both): 0.16, 0.19 and 0.17 nats, where the winner pays 0.22, 0.21 and 0.20. But the comparison belongs
+# grid: 0.16, 0.19 and 0.17 nats, where the winner pays 0.22, 0.21 and 0.20. But the comparison belongs
 # in every release.
 #
 # And read the answers. The whole model in Q8_0 begins to explain Rayleigh scattering; in Q4_0 it talks about the question and, as

@@ -338,7 +338,6 @@ OWN = {
         "multiple_of": lambda: 8, "tolerance": lambda: 0.3,
     },
     "compress.search.shrink": {"importance": all_scores},
-    "cost_model.held_out_errors": {"groups": lambda: {n: (works(), [5.0, 6.0, 7.0, 8.0, 9.0]) for n in "ab"}},
     "costs.speedup_estimate": {"before": work, "after": work},
     "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
     "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},
@@ -350,6 +349,7 @@ OWN = {
     "depth.leave_one_out": {"score": lambda: lambda: 1.0},
     "model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
+    "models.load_config": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
     "plotting.comparisons.ability_and_bias": {
         "frame": lambda: pd.DataFrame(

@@ -7,6 +7,7 @@ import sys
 from itertools import chain
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from masked import IDS, logits_with, mask_of, with_neurons, without_blocks
@@ -14,6 +15,7 @@ from tiny import tiny_batches, tiny_model
 
 from course_utils import models, records
 from course_utils.architectures import describe
+from course_utils.benchmarking import speed_frame
 from course_utils.bias.pronouns import recorded_trace
 from course_utils.choosing import strongest
 from course_utils.evaluation import perplexity
@@ -29,8 +31,11 @@ from experiments import (
     plant_twenty_biases,
     random_cuts,
     reading,
+    serve_in_vllm,
     sets,
+    time_cuts,
     trace_the_pronoun,
+    vllm_worker,
     ways_to_plant,
 )
 
@@ -342,3 +347,78 @@ def test_the_last_run_goes_on_where_it_was_or_begins_anew(monkeypatch, tmp_path)
     monkeypatch.setattr(heal, "RIDGE", 0.31)
     other = heal.Clinic(tmp_path / "a").trained(run)
     assert not all(map(torch.equal, expected.parameters(), other.parameters()))
+
+
+def test_time_cuts(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    out, asked = tmp_path / "times.json", []
+    monkeypatch.setattr(sys, "argv", ["x", "--out", str(out)])
+    served = {"prompt_tokens": 2, "new_tokens": 1, "rounds": 6}
+    for name, value in {"ROUNDS": 6, "SERVED": served, "MULTIPLE": 1, "_NUMBERS": 8}.items():
+        monkeypatch.setattr(time_cuts, name, value)
+    monkeypatch.setattr(time_cuts, "export_gguf", lambda _model, _tokenizer, path: path)
+
+    def in_engine(files, **sizes):
+        asked.append((files, sizes))
+        return speed_frame(
+            {name: [{"decode": 0.25}] * 6 for name in files}, {"decode": 1}, {name: {"decode": 1.0} for name in files}
+        )
+
+    monkeypatch.setattr(time_cuts.engine, "measure_speed", in_engine)
+    time_cuts.main()
+    found, shipped = pd.read_json(out), pd.read_json(time_cuts.OUT)
+    assert list(found) == list(shipped) and len(found) == len(shipped) == 8
+    for record in (found, shipped):
+        assert record.part.tolist() == 2 * ["whole", "whole", "blocks", "neurons"]
+        assert (record.low <= record.milliseconds).all() and (record.milliseconds <= record.high).all()
+        _, _, short, narrow = record.floor[:4]
+        assert 0.97 * short <= narrow <= short, "the same bytes, or a few less"
+    assert (found.milliseconds[4:] == 250).all()
+    ((files, sizes),) = asked
+    assert sizes == served and len({*files.values()}) == 3 and files["whole"] == files["whole, again"]
+
+
+def test_serve_in_vllm(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    out, blocks = tmp_path / "served.json", []
+    monkeypatch.setattr(sys, "argv", ["x", "--python", "other/bin/python", "--out", str(out)])
+
+    def run(command, *, env, check):
+        python, worker, folder, written = command
+        assert python.is_absolute() and worker.is_file() and check
+        assert "PYTHONPATH" not in env and env["VLLM_CPU_KVCACHE_SPACE"] == "1"
+        blocks.append(json.loads((folder / "config.json").read_text())["num_hidden_layers"])
+        rows = [{"cache_tokens": 10, "waiting": n, "tokens_per_second": 2.0 * n} for n in (1, 4)]
+        written.write_text(json.dumps(rows))
+
+    monkeypatch.setattr(serve_in_vllm.subprocess, "run", run)
+    serve_in_vllm.main()
+    record = pd.read_json(out)
+    assert blocks == [8, 8, 6, 8] and record.groupby("model", sort=False).layers.first().tolist() == blocks
+    assert record.model.unique()[[0, -1]].tolist() == ["whole", serve_in_vllm.AGAIN]
+
+
+class Server:
+    """In vLLM's place: it writes what it is asked for."""
+
+    def __init__(self, folder, **settings):
+        cache = SimpleNamespace(num_gpu_blocks=7, block_size=16)
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache))
+
+    def get_tokenizer(self):
+        return SimpleNamespace(vocab_size=50)
+
+    def generate(self, asked, settings, *, use_tqdm):
+        prompts = [prompt["prompt_token_ids"] for prompt in asked]
+        assert {*map(len, prompts)} == {vllm_worker.PROMPT} and len({*map(tuple, prompts)}) == len(prompts)
+        answer = SimpleNamespace(token_ids=[0] * settings["max_tokens"])
+        return [SimpleNamespace(outputs=[answer]) for _ in prompts]
+
+
+def test_vllm_worker(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Server, SamplingParams=dict))
+    monkeypatch.setattr(sys, "argv", ["x", "folder", str(tmp_path / "out.json")])
+    vllm_worker.main()
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert [row["waiting"] for row in rows] == [*vllm_worker.WAITING]
+    assert {row["cache_tokens"] for row in rows} == {112} and all(row["tokens_per_second"] > 0 for row in rows)

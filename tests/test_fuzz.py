@@ -38,6 +38,10 @@ LEFT_OUT = {
     "checks": "the refusals themselves",
     "argument_types": "the refusals themselves",
     "engine": "needs llama.cpp",
+    "command_line": "reads what was typed, and refuses it in argparse's words; its own tests try that",
+    "compress_command": "takes what command_line has read",
+    "program": "runs commands",
+    "extras": "stands around the library's own imports, with a name of its own",
     "influence": "parts of hooks",
     "hooks": "parts of hooks",
     "plotting.parts": "what figures share, beneath what is tried",
@@ -53,8 +57,7 @@ OWN_KINDS = {"Architecture", "Reading", "Family", "Axis", "tuple", "Batch"}
 
 EMBEDDED = ("evaluation.evaluate", "prompt_harm.prompts.cases")  # they read benchmarks' documents
 SLOW = {  # examples an argument
-    "bias.reporting.report": 3, "benchmarking.measure_memory": 3, "evaluation.evaluate": 3,
-    "plotting.tensors.heatmap": 3,
+    "bias.reporting.report": 3, "evaluation.evaluate": 3, "plotting.tensors.heatmap": 3,
 }  # fmt: skip
 
 # What an argument of some kind is tried with. Large numbers are left out where they would only take long.

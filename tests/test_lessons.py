@@ -132,7 +132,7 @@ def test_badges_and_install_cell_point_to_this_course(path):
         address = f"{COURSE.repository}/blob/{COURSE.ref}/{folder}/{path.stem}.ipynb"
         assert f"(https://colab.research.google.com/github/{address})" in cells[0].source
         install = next(cell.source for cell in cells if cell.cell_type == "code")
-        assert f'"pruning-llms @ git+https://github.com/{COURSE.repository}@{COURSE.ref}"' in install
+        assert f'"pruning-llms[lessons] @ git+https://github.com/{COURSE.repository}@{COURSE.ref}"' in install
 
 
 @each_lesson_and_deeper_notebook

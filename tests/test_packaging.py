@@ -14,24 +14,24 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packages import imported_as
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import course
-from course_tools import cli, colab, command_line, matrix
+from course_tools import cli, colab, command_line, matrix, requirements
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT, COURSE = PYPROJECT["project"], PYPROJECT["tool"]["course"]
 EXTRAS = PROJECT["optional-dependencies"]
-IMPORTED_AS = {"scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL", "markdown-it-py": "markdown_it"}
 COLAB = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
 
 
 def test_requirements_txt_agrees_with_pyproject():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     listed = [line for line in lines if line and not line.startswith("#")]
-    assert listed == [*PROJECT["dependencies"], *EXTRAS["course"], "-e ."]
+    assert listed == [*requirements.needed("course"), "-e ."]
 
 
 def test_environment_yml_agrees_with_pyproject():
@@ -42,11 +42,11 @@ def test_environment_yml_agrees_with_pyproject():
 
 
 def test_no_dependency_is_pinned():
-    for text in PROJECT["dependencies"]:
+    for text in requirements.needed("lessons"):
         assert all(part.operator in (">=", "<") for part in Requirement(text).specifier), text
 
 
-@pytest.mark.parametrize("text", PROJECT["dependencies"])
+@pytest.mark.parametrize("text", requirements.needed("lessons"))
 def test_range_contains_what_colab_has(text):
     requirement = Requirement(text)
     version = COLAB.get(colab.normalise(requirement.name))
@@ -54,13 +54,13 @@ def test_range_contains_what_colab_has(text):
 
 
 def test_everything_imported_is_declared():
-    """The library imports its dependencies, and on demand the engine; what makes the course also course and dev.
+    """The library imports its dependencies, and on demand its extras'; what makes the course also course and dev.
 
     Long runs compare themselves with the libraries of the extra "benchmarks".
     """
     brought = {"huggingface_hub", "tokenizers", "google"}  # by transformers; and by Colab, where google.colab is
-    needed = {imported_as(text) for text in PROJECT["dependencies"] + EXTRAS["engine"]} | brought | {"course_utils"}
-    extras = {imported_as(text) for name in ("course", "site", "browser", "dev") for text in EXTRAS[name]}
+    needed = {imported_as(text) for text in requirements.needed("lessons", "engine")} | brought | {"course_utils"}
+    extras = {imported_as(text) for text in requirements.needed("browser", "dev")}
     extras |= {"course_tools", "experiments"}
     extras |= {"jupyter_client", "zmq"}  # ipykernel and nbclient bring them
     for folder, allowed in (
@@ -71,11 +71,6 @@ def test_everything_imported_is_declared():
         for path in sorted((ROOT / folder).rglob("*.py")):
             unknown = imports(path) - allowed - sys.stdlib_module_names
             assert not unknown, f"{folder}/{path.name} imports {unknown}"
-
-
-def imported_as(text):
-    name = Requirement(text).name
-    return IMPORTED_AS.get(name, name.replace("-", "_"))
 
 
 def imports(path):

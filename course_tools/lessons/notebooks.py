@@ -93,9 +93,9 @@ class Course:
 
     @property
     def requirements(self) -> list[str]:
-        """What pip installs the package from; each is tried when the one before it failed."""
+        """What pip installs for the lessons; each place is tried when the one before it failed."""
         places = [self.wheel, f"git+https://github.com/{self.repository}@{self.ref}"]
-        return [f"pruning-llms @ {place}" for place in places if place]
+        return [f"pruning-llms[lessons] @ {place}" for place in places if place]
 
 
 def build_notebook(lesson: Lesson, course: Course, form: str) -> NotebookNode:

@@ -141,7 +141,7 @@ def read_documents_here() -> None:
 
 
 def leave_out_the_engine() -> None:
-    """Colab gets what the install cell installs: the course without its optional extra."""
+    """Colab gets what the install cell installs: the course without the extra "engine"."""
     from course_utils import engine
 
     engine.problem = lambda: "The engine (llama.cpp, an optional extra) isn't installed here."

@@ -61,9 +61,9 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         ),
         Part(
             "10",
-            "find the measuring mistake before anybody measures; read the controls first; predict, then `plan_gguf`; "
+            "write the clock before anybody measures, and read the A/A row first; then the room counts requests; "
             "numbers are each laptop's own, and that is the point",
-            (1, 2, 5),
+            (1, 2, 4),
         ),
         BREAK,
         Part(
@@ -72,7 +72,9 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
             "stand in the card",
             (4, 5),
         ),
-        Pause("close", 15, "everyone names one bottleneck of their own work, and its row of the last table"),
+        Pause(
+            "close", 15, "everyone names one bottleneck of their own work, and which cut, or fewer bits, relieves it"
+        ),
     ),
     "One day": (
         SET_UP,

@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.argument_types import check_types
@@ -33,8 +33,12 @@ from course_utils.bias.statistics import (
     sums_by_cell,
     with_holm,
 )
+from course_utils.extras import brought
 from course_utils.reports import shown, shown_p, with_interval
 from course_utils.uncertainty import crossed_interval, mcnemar_p, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LEVEL = 0.05
 
@@ -146,9 +150,10 @@ class BiasReport:
 
     def plot(self) -> Figure:
         """Preferences beside the controls, differences over the blocks, and the ratio to neutral as a heatmap."""
-        import matplotlib.pyplot as plt
-
         from course_utils import plotting
+
+        with brought("plots"):
+            import matplotlib.pyplot as plt
 
         places, sites = self.tables["activations_by_place"], list(self.scores.sites)
         figure = plt.figure(figsize=(max(14, 6 * len(sites)), 14), layout="constrained")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraModel
 from transformers import PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.distillation.recipe import Recipe
+from course_utils.extras import brought
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraModel
 
 ADAPTER = "lora_"  # what peft calls an adapter's weights begins so
 
@@ -41,6 +44,9 @@ def adapters(recipe: Recipe, student: PreTrainedModel) -> Iterator[None]:
 
 def with_adapters(recipe: Recipe, student: PreTrainedModel) -> LoraModel:
     """Put a recipe's adapters into a student, whose own weights no longer learn."""
+    with brought("lora"):
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
     architecture = describe(student)
     projections = [part for mlp in architecture.mlps for part in mlp.projections]
     if not recipe.mlps_only:

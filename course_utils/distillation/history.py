@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from course_utils.extras import brought
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -57,7 +59,8 @@ class History:
         Args:
             ax: what to draw into; None makes a new figure.
         """
-        import matplotlib.pyplot as plt
+        with brought("plots"):
+            import matplotlib.pyplot as plt
 
         ax = plt.subplots(layout="constrained")[1] if ax is None else ax
         frame = self.frame()

@@ -1,94 +1,147 @@
-"""Checks of lesson 10, what pruning really buys."""
+"""Checks of lesson 10, what pruning buys: a pass's seconds, a clock, a file's width, requests at once, and a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
+from numbers import Real
+from random import Random
+from statistics import median
 
-from course_utils.exercises import Attempt, assigned, chosen, exercise, require, rule_out
+import pandas as pd
+from torch import nn
 
-MISTAKES = ("cold start", "different lengths", "no cache", "not finished", "not in turns", "none")
+from course_utils.costs import kv_bytes_per_token
+from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.reports import model_size
+
 _BLOCK, _BYTES_A_BLOCK = 32, 34  # Q8_0
+_GONE, _MORE = 0.06, 7 / 4  # exercise 5: the weights that may go at most, and the requests that shall come
+_OFF = 0.2  # how far off its prediction may be
 
 
 @exercise(
     1,
-    task="Return two speed-ups: with `removed` blocks fewer, and with `share` of the MLPs' neurons gone.",
-    proved="A fixed cost goes with a block and stays with a narrower one: that is all of depth's advantage.",
+    task="Return the seconds of a pass: the price of its layers, and the longer of bytes and operations.",
+    proved="One token waits for bytes, a long prompt for operations, and both pay for each layer.",
 )
-def check_speedups(attempt: Attempt) -> None:
-    """Check a function (mlp, attention, head, blocks, fixed, rate, removed, share) -> speed-ups of depth and width."""
-    for mlp, attention, head, blocks, fixed, rate, removed, share in (
-        (6e6, 2e6, 4e7, 12, 0.002, 1e10, 3, 0.25),
-        (9e6, 1e6, 1e8, 20, 0.0, 2e10, 4, 0.5),
-        (5e6, 5e6, 1e7, 16, 0.01, 1e10, 2, 0.2),
+def check_seconds(attempt: Attempt) -> None:
+    """Check a function (weights, tokens, layers, fixed, bandwidth, peak) -> seconds of a pass."""
+    for weights, tokens, layers, fixed, bandwidth, peak in (
+        (134_000_000, 1, 30, 0.001, 30e9, 300e9),
+        (134_000_000, 128, 30, 0.001, 30e9, 300e9),
+        (1_200_000_000, 512, 16, 0.0, 300e9, 65e12),
+        (8_000_000_000, 4, 32, 0.00002, 3e12, 900e12),
     ):
-        layer = fixed + (mlp + attention) / rate
-        narrow = fixed + ((1 - share) * mlp + attention) / rate
-        outside = head / rate
-        whole = blocks * layer + outside
-        right = (whole / ((blocks - removed) * layer + outside), whole / (blocks * narrow + outside))
-        given = tuple(float(value) for value in attempt(mlp, attention, head, blocks, fixed, rate, removed, share))
-        require(
-            len(given) == 2, f"Return two speed-ups, first with fewer blocks, then narrower; yours are {len(given)}."
-        )
-        where = f"{blocks} blocks, {fixed * 1000:g} ms fixed: "
-        in_bytes = blocks * (mlp + attention) + head
-        estimates = (
-            in_bytes / (in_bytes - removed * (mlp + attention)),
-            in_bytes / (in_bytes - blocks * share * mlp),
-        )
-        kept = blocks * (fixed + (share * mlp + attention) / rate) + outside
-        both = blocks * (fixed + (1 - share) * (mlp + attention) / rate) + outside
-        scaled = blocks * (1 - share) * layer + outside
+        given = attempt(weights, tokens, layers, fixed, bandwidth, peak)
+        require(isinstance(given, Real), f"Return one number of seconds; yours is a {type(given).__name__}.")
+
+        def taken(
+            read: float = 2 * weights / bandwidth,
+            computed: float = 2 * weights * tokens / peak,
+            prices: float = layers * fixed,
+            both: Callable[..., float] = max,
+        ) -> float:
+            return prices + both(read, computed)
+
+        right = taken()
         rule_out(
             (
-                (tuple(1 / value for value in right), "turned upside down. Seconds before divided by seconds after."),
-                (right[::-1], "the two are swapped: first fewer blocks, then narrower MLPs."),
-                (
-                    estimates,
-                    "that is the ratio of the bytes alone. Each block that runs also takes its fixed seconds, however "
-                    "narrow it is.",
-                ),
-                (
-                    (blocks * layer / ((blocks - removed) * layer), blocks * layer / (blocks * narrow)),
-                    "the head is missing. It is read once for each token, whatever is cut.",
-                ),
-                (
-                    (right[0], whole / kept),
-                    "`share` of the neurons is what goes. You kept that share: 1 - share stays.",
-                ),
-                ((right[0], whole / both), "you made the attention narrower as well. Only the MLP loses neurons."),
-                (
-                    (right[0], whole / scaled),
-                    "a narrower block costs its fixed seconds in full: they don't shrink with the width.",
-                ),
+                (taken(both=lambda *times: sum(times)),
+                 "you added reading and computing. They go on at the same time: the longer of the two counts."),
+                (taken(both=lambda read, _: read),
+                 "with so many tokens the operations take longer than the bytes. Each token asks for its own, and the "
+                 "longer of the two counts."),
+                (taken(both=lambda _, computed: computed),
+                 "with so few tokens the bytes take longer than the operations, and the longer of the two counts."),
+                (taken(read=weights / bandwidth), "a weight of 16 bits is two bytes."),
+                (taken(computed=weights * tokens / peak),
+                 "each weight asks for two operations a token, a product and a sum."),
+                (taken(read=weights / bandwidth, computed=weights * tokens / peak),
+                 "a weight is two bytes, and asks for two operations a token."),
+                (taken(read=2 * weights * tokens / bandwidth),
+                 "the tokens of a pass share one reading of the weights: don't read them for each."),
+                (taken(prices=layers * fixed * tokens), "a layer's price is paid once a pass, not for each token."),
+                (taken(prices=fixed), "the price is paid for each layer that runs."),
+                (taken(prices=0), "the price of the layers is missing."),
+                (max(layers * fixed, 2 * weights / bandwidth, 2 * weights * tokens / peak),
+                 "the price of the layers comes on top: the program pays it before the machine may work."),
+                (1000 * right, "those are milliseconds; return seconds."),
             ),
-            given,
+            float(given),
             right,
-            same=_close,
-            where=where,
-        )
+            same=partial(math.isclose, rel_tol=1e-6),
+            where=f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}: ",
+        )  # fmt: skip
         require(
-            _close(given, right),
-            f"{where}they are {right[0]:.4f} and {right[1]:.4f}; yours {given[0]:.4f} and {given[1]:.4f}.",
+            math.isclose(given, right, rel_tol=1e-6),
+            f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers: {right:.5f} s; yours is "
+            f"{float(given):.5f} s.",
         )
 
 
 @exercise(
     2,
-    task='Return what is wrong with each of the programs A to F, by its name, or "none".',
-    proved="Warm up, fix the length, use the cache, wait for the device, take turns: then a number is a measurement.",
+    task="Return for each name the median over the rounds of its seconds in those of the first one.",
+    proved="Warmed up, in turns there and back, the device waited for: what is left of a busy machine cancels.",
 )
-def check_measuring_mistakes(attempt: Mapping[str, str]) -> None:
-    """Check letter of a program -> the name of its mistake."""
-    assigned(attempt, _PROGRAMS, MISTAKES)
+def check_take_turns(attempt: Attempt) -> None:
+    """Check a function (calls, rounds, clock, finish) -> name -> median ratio of its seconds to the first one's."""
+    for seconds, rounds, seed in (
+        ({"whole": 3.0, "short": 2.0, "narrow": 2.5}, 5, 0),
+        ({"b": 1.0, "a": 4.0}, 6, 1),
+        ({"one": 2.0, "again": 2.0, "cut": 1.0, "odd": 3.0}, 7, 2),
+    ):
+        device = _Device(seconds, seed)
+        given = attempt(device.calls(), rounds, device.clock, device.finish)
+        require(
+            isinstance(given, Mapping) and {*given} == {*seconds},
+            "Return a dictionary with one number for each name, the first one's too (it is 1).",
+        )
+        require(
+            all(hasattr(value, "__float__") and not getattr(value, "shape", ()) for value in given.values()),
+            "Return one number for each name, the median over the rounds.",
+        )
+        _ran_in_turns(device, rounds)
+        _clock_was_right(device, rounds)
+        laps = {name: device.laps[name][-rounds:] for name in seconds}
+        first = laps[next(iter(laps))]
+        ratios = {name: [a / b for a, b in zip(own, first, strict=True)] for name, own in laps.items()}
+        right = {name: median(own) for name, own in ratios.items()}
+        rule_out(
+            (
+                ({n: sum(own) / rounds for n, own in ratios.items()},
+                 "That is the mean of the ratios. One disturbed round spoils it: take the median."),
+                ({n: sum(own) / sum(first) for n, own in laps.items()},
+                 "That is a ratio of means. Divide within each round, then take the median."),
+                ({n: median(own) / median(first) for n, own in laps.items()},
+                 "That is a ratio of medians, of laps from different rounds. Divide within each round, where both met "
+                 "the same machine; then take the median."),
+                ({n: min(own) / min(first) for n, own in laps.items()},
+                 "That is a ratio of the fastest laps. Divide within each round, then take the median."),
+                ({n: median(own) for n, own in laps.items()},
+                 "Those are seconds. Divide them by the first one's of the same round."),
+                ({n: 1 / value for n, value in right.items()},
+                 "Turned upside down: seconds of each divided by seconds of the first, so that 2 is twice as slow."),
+            ),
+            {name: float(value) for name, value in given.items()},
+            right,
+            same=_alike,
+        )  # fmt: skip
+        for name, value in right.items():
+            require(
+                math.isclose(float(given[name]), value, rel_tol=1e-6),
+                f"{name!r} takes {value:.4f} of the first one's time, the median over the rounds; yours is "
+                f"{float(given[name]):.4f}.",
+            )
 
 
 @exercise(
     3,
     task="Return the largest MLP width whose file in Q8_0 fits into the budget.",
-    proved="The largest width that fits is a multiple of 32; one neuron more can cost a quarter of the MLPs.",
+    proved="Whole blocks take 34 bytes for 32 weights; one neuron more can cost a quarter of the MLPs.",
 )
 def check_width_for(attempt: Attempt) -> None:
     """Check a function (hidden, blocks, others, budget) -> the width to prune to."""
@@ -131,46 +184,200 @@ def check_width_for(attempt: Attempt) -> None:
 
 @exercise(
     4,
-    task="Return the names of the models that no other one beats.",
-    proved="A frontier holds what is not beaten in both: the rest can be had smaller and better at once.",
+    task="Return how many requests fit into the memory at once, a whole number.",
+    proved="What the weights leave, in whole requests: fewer layers with an attention make each of them smaller.",
 )
-def check_frontier(attempt: Attempt) -> None:
-    """Check a function name -> (bytes, loss) -> the names on the frontier."""
-    for points in _POINTS:
-        given = attempt(dict(points))
-        require(not isinstance(given, str), "Return several names, a set or a list; yours is one text.")
-        names = set(given)
-        require(names <= points.keys(), f"There is no {sorted(map(str, names - points.keys()))} among the models.")
-        right = _frontier(points)
-        smallest = min(points, key=lambda name: points[name][0])
-        best = min(points, key=lambda name: points[name][1])
+def check_requests(attempt: Attempt) -> None:
+    """Check a function (memory, weights, tokens, layers, removed, heads, kv_heads, head_size) -> requests at once."""
+    for memory, weights, tokens, layers, removed, heads, kv_heads, head_size in (
+        (400_000_000, 269_030_016, 1024, 30, 0, 9, 3, 64),
+        (22_000_000_000, 16_060_522_496, 8192, 32, 8, 32, 8, 128),
+        (5_000_000, 1_000_000, 100, 5, 1, 4, 4, 8),
+        (1_000_000, 999_000, 100, 4, 0, 4, 2, 8),  # none
+    ):
+        given = attempt(memory, weights, tokens, layers, removed, heads, kv_heads, head_size)
+
+        def served(
+            room: int = memory - weights, own: int = layers - removed, shared: int = kv_heads, size: int = 4
+        ) -> float:
+            return room / (size * own * shared * head_size * tokens)  # noqa: B023
+
+        require(isinstance(given, Real), f"Return one number; yours is a {type(given).__name__}.")
+        right = math.floor(served())
+        where = f"{memory / 1e6:,.0f} MB, weights of {weights / 1e6:,.0f} MB, contexts of {tokens:,}: "
         rule_out(
             (
-                ({smallest}, "that is the smallest alone. A larger one that is better belongs to the frontier, too."),
-                ({best}, "that is the best alone. A smaller one belongs to the frontier unless it is beaten."),
-                (points.keys() - right, "those are the beaten ones. Keep the others."),
-                (
-                    {n for n, (b, x) in points.items() if not any(p[0] < b and p[1] < x for p in points.values())},
-                    "of two with the same loss the larger one is beaten, of two of the same size the worse one: at "
-                    "least as good in both and better in one is enough.",
+                *(
+                    (way(served(**wrong)), mistake)
+                    for wrong, mistake in (
+                        ({"room": memory}, "the weights are missing: they take their part of the memory first."),
+                        ({"size": 2}, "keys or values are missing: a token leaves both in each layer."),
+                        ({"size": 1}, "a number has two bytes, and each token leaves keys *and* values."),
+                        ({"size": 8}, "a number has two bytes here, not four."),
+                        ({"shared": heads},
+                         "those are the query heads. Kept are keys and values, and several query heads share one of "
+                         "each."),
+                        ({"own": layers}, "a removed attention keeps no keys and no values: take it off the layers."),
+                        ({"own": removed}, "those are the layers whose attention is gone. The others keep a cache."),
+                    )
+                    if wrong != {"own": 0} and served(**wrong) != served()
+                    for way in (math.floor, math.ceil)
                 ),
+                (right + 1, "you rounded up. A request that fits by half isn't served: round down."),
+                (served(), "requests come whole: round down."),
             ),
-            names,
+            given,
             right,
-        )
-        missing, extra = sorted(right - names), sorted(names - right)
-        require(not missing, f"{missing[:1]} is missing: nothing else is at least as small and at least as good.")
-        require(not extra, f"{extra[:1]} is beaten: something else is at least as small and at least as good.")
+            same=lambda one, other: one == other or (one != int(one) and math.isclose(one, other)),
+            where=where,
+        )  # fmt: skip
+        require(given == right, f"{where}{right} requests; yours is {given}.")
 
 
 @exercise(
     5,
-    task="Return the letters of the statements that the published row supports.",
-    proved="Here two ways of saving stack without multiplying; and a row is true where it was measured.",
+    task="Hand over your cut, the ratio that you predict, and the frame of `time_interleaved`.",
+    proved="More requests from few weights, and you knew beforehand how much faster they are served.",
 )
-def check_claim(attempt: Iterable[str]) -> None:
-    """Check the letters of the statements that a published row of speeds supports."""
-    chosen(attempt, {"A", "D"}, _STATEMENTS)
+def check_plan(
+    cut: nn.Module, predicted: float, timed: pd.DataFrame, base: nn.Module, memory: float, context: int
+) -> None:
+    """Check a plan for a full server: a cut of ``base``, tokens a second × the whole's as predicted, and as timed."""
+    require(
+        isinstance(cut, nn.Module) and hasattr(cut, "config"), f"`cut` is a model; yours is a {type(cut).__name__}."
+    )
+    gone = 1 - model_size(cut).bytes / model_size(base).bytes
+    before, after = (_requests(model, memory, context) for model in (base, cut))
+    require(
+        kv_bytes_per_token(cut) < kv_bytes_per_token(base),
+        "Your cut keeps as much cache a token as the whole model. Which parts keep keys and values, and weigh little?",
+    )
+    require(
+        gone <= _GONE,
+        f"{gone:.1%} of the weights are gone, and {_GONE:.0%} may go. What keeps much cache for few weights?",
+    )
+    require(
+        after >= _MORE * before,
+        f"It serves {after} requests where the whole model serves {before}; {math.ceil(_MORE * before)} are asked "
+        f"for. {gone:.1%} of the weights are gone"
+        + (": does `remove=True` take them out for good?" if gone <= 0 else f", and {_GONE:.0%} may go."),
+    )
+    require(
+        isinstance(predicted, Real) and math.isfinite(predicted) and float(predicted) > 0,
+        f"`predicted` is one number, how many times as many tokens a second; yours is {predicted!r}.",
+    )
+    require(
+        isinstance(timed, pd.DataFrame) and {"ratio", "ci_low", "ci_high"} <= {*timed.columns} and len(timed) == 2,
+        "`timed` is what `time_interleaved` returns for two calls, the whole model's first and your cut's second.",
+    )
+    low, high = (after / before / float(timed[end].iloc[1]) for end in ("ci_high", "ci_low"))
+    told = f"Measured were × {low:.2f} to × {high:.2f} tokens a second, predicted × {float(predicted):.2f}"
+    # Upside down, or a step's time in place of tokens: what the measurement would hold then.
+    for other, mistake in (
+        (1 / float(predicted), "that is the whole model's in terms of the cut's: turn it round."),
+        (float(predicted) * after / before, "that is the speed of a step. Each step writes a token for every request."),
+    ):
+        off = not _touches(float(predicted), low, high)
+        require(not (off and _touches(other, low, high)), f"{told}: {mistake}")
+    require(
+        _touches(float(predicted), low, high),
+        f"{told}: more than {_OFF:.0%} off. Which part of a step's time is shared by all requests, and which isn't?",
+    )
+
+
+class _Device:
+    """A machine with a clock of its own: slow at first, disturbed now and then, done only after ``finish``."""
+
+    def __init__(self, seconds: Mapping[str, float], seed: int) -> None:
+        self._seconds, self._random = seconds, Random(seed)
+        self._now = self._pending = 0.0
+        self.events: list[str] = []  # names of calls, "clock" (or "early clock"), "finish"
+        self.laps: dict[str, list[float]] = {name: [] for name in seconds}
+
+    def calls(self) -> dict[str, Callable[[], None]]:
+        return {name: partial(self._run, name) for name in self._seconds}
+
+    def _run(self, name: str) -> None:
+        number = sum(map(len, self.laps.values()))
+        busy = (1 + 0.05 * number) * (1 + self._random.random()) * (4 if self._random.random() < 0.15 else 1)
+        seconds = self._seconds[name] * busy + (0 if self.laps[name] else 50)
+        launching = 0.1 * seconds  # until the function returns; the device does the rest
+        self.laps[name].append(seconds)
+        self._now += launching
+        self._pending += seconds - launching
+        self.events.append(name)
+
+    def clock(self) -> float:
+        self.events.append("early clock" if self._pending else "clock")
+        return self._now
+
+    def finish(self) -> None:
+        self._now, self._pending = self._now + self._pending, 0.0
+        self.events.append("finish")
+
+
+def _ran_in_turns(device: _Device, rounds: int) -> None:
+    """Stop unless each ran once beforehand, and then all in turns, every other round in reverse order."""
+    runs = {name: len(own) for name, own in device.laps.items()}
+    names = [event for event in device.events if event in runs]
+    few, many = min(runs.values()), max(runs.values())
+    first = next((place for place, event in enumerate(device.events) if "clock" in event), len(device.events))
+    warm = {name: device.events[:first].count(name) for name in runs}
+    timed = min(runs[name] - warm[name] for name in runs)
+    require(
+        few == many,
+        f"They ran {few} to {many} times: run each as often as the others, once beforehand and once a round.",
+    )
+    require(timed >= rounds or first == len(device.events), f"Each is timed {rounds} times; yours were {timed} times.")
+    require(
+        few > rounds,
+        "There is no warm-up: the first run of each pays for what later ones find ready. Run each once before you "
+        "time any.",
+    )
+    turns = [names[-len(runs) * (rounds - number) :][: len(runs)] for number in range(rounds)]
+    require(
+        all({*turn} == {*runs} for turn in turns),
+        "They don't take turns: the machine of the first minute isn't that of the third. Loop over the rounds outside, "
+        "over the names inside.",
+    )
+    require(
+        not all(turn == turns[0] for turn in turns),
+        "The order is the same in each round, so on a machine that slows down the last one always looks worse. Turn it "
+        "round in every other round.",
+    )
+    require(
+        all(one == other[::-1] for one, other in pairwise(turns)),
+        "The order must turn round from each round to the next: there, back, there, back.",
+    )
+
+
+def _clock_was_right(device: _Device, rounds: int) -> None:
+    """Stop where the clock was read while the device was at work."""
+    require({"clock", "early clock"} & {*device.events}, "`clock()` tells the seconds; you never ask it.")
+    after_call = [event == "early clock" and before in device.laps for before, event in pairwise(device.events)]
+    timed = len(device.laps) * rounds
+    require(
+        sum(after_call) <= timed // 2,
+        "The clock is read before the device has done its work: call `finish()` between the call and the clock.",
+    )
+    require(
+        "early clock" not in device.events,
+        "The clock starts while the device is still at work, on what was run before: call `finish()` before it starts, "
+        "too.",
+    )
+
+
+def _touches(predicted: float, low: float, high: float) -> bool:
+    """Whether an interval reaches into what a prediction allows."""
+    return low <= (1 + _OFF) * predicted and high >= (1 - _OFF) * predicted
+
+
+def _requests(model: nn.Module, memory: float, context: int) -> int:
+    return int((memory - model_size(model).bytes) // (context * kv_bytes_per_token(model)))
+
+
+def _alike(given: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return all(math.isclose(given[name], other[name], rel_tol=1e-6) for name in other)
 
 
 def _mlp_bytes(hidden: int, width: int) -> int:
@@ -182,53 +389,5 @@ def _mlp_bytes(hidden: int, width: int) -> int:
     return 2 * matrix(width, hidden) + matrix(hidden, width)
 
 
-def _frontier(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """The names that no other beats: at least as small and as good, and better in one of the two."""
-
-    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
-        return a != b and a[0] <= b[0] and a[1] <= b[1]
-
-    return {name for name, point in points.items() if not any(beats(other, point) for other in points.values())}
-
-
 def _fits(hidden: int, blocks: int, others: int, budget: int, width: int) -> bool:
     return others + blocks * _mlp_bytes(hidden, width) <= budget
-
-
-def _close(given: Iterable[float], expected: Iterable[float]) -> bool:
-    return all(abs(a - b) <= 1e-6 * abs(b) for a, b in zip(given, expected, strict=True))
-
-
-_PROGRAMS = {  # of exercise 2: the mistake, and why
-    "A": (
-        "cold start",
-        "whoever runs first also pays for memory, kernels and caches that are made once. Run each once beforehand.",
-    ),
-    "B": (
-        "different lengths",
-        "each model stops where it likes, and they are not the same model. Force the number of new tokens.",
-    ),
-    "C": (
-        "not finished",
-        "a GPU works on after Python has gone on. Synchronise, or record events, before the clock is read.",
-    ),
-    "D": ("not in turns", "the machine of the first minute is not that of the third: let them take turns."),
-    "E": ("no cache", "each step reads the whole text again: that times reading, not generating."),
-    "F": ("none", "warm-up, turns, a fixed length, the cache, and a device that has finished: nothing is missing."),
-}
-
-_POINTS: tuple[dict[str, tuple[float, float]], ...] = (
-    {"whole F16": (270, 3.30), "whole Q8": (143, 3.31), "cut F16": (240, 3.45), "cut Q8": (130, 3.46)},
-    {"a": (100, 3.0), "b": (100, 3.2), "c": (80, 3.2), "d": (60, 3.2), "e": (90, 3.0)},
-    {"a": (5, 2.0), "b": (4, 2.5), "c": (3, 3.0), "d": (4.5, 3.5), "e": (6, 2.0)},
-)
-
-_STATEMENTS = {  # of exercise 5
-    "A": "1,576 is more than 1,323 and more than 1,190, so it does.",
-    "B": "1,323/598 times 1,190/598 is 4.4, and both together give 1,576/598 = 2.6.",
-    "C": "31.6/22 = 1.44 counts parameters, most of which rest in a mixture of experts (3.6/3.0 = 1.2 work). The "
-    "cache, or a larger batch that now fits, is in neither ratio: both are estimates and no ceilings.",
-    "D": "1,576/1,323 = 1.19 is read off the row.",
-    "E": "tokens a second of a server say nothing about one user on a laptop: another batch, another bottleneck.",
-    "F": "no measure of quality is in this row.",
-}

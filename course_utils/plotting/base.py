@@ -6,11 +6,14 @@ import base64
 import io
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 
 from course_utils import checks
+from course_utils.extras import brought
+
+with brought("plots"):  # first of the package's modules: the others find it here
+    import matplotlib.pyplot as plt
+    import seaborn as sns
 
 # Told apart by colour-blind eyes, on a projector (three times as dark as white), and in grey by their markers.
 # Criteria, parts, rules for prompts, places, groups and ways to heal are never drawn together: they may share colours.
@@ -98,7 +101,8 @@ def show(alt: str) -> None:
     Raises:
         ValueError: there is no figure, or ``alt`` is too short to describe one (fewer than five words).
     """
-    from IPython.display import display  # only a notebook needs it; scripts draw without
+    with brought("plots"):
+        from IPython.display import display  # only a notebook needs it; scripts draw without
 
     if not plt.get_fignums():
         raise ValueError("There is no figure to show: draw one first.")

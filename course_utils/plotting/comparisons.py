@@ -98,8 +98,6 @@ def rows_with_intervals(
     values: Mapping[str, tuple[float, float, float]],
     *,
     x_label: str,
-    marks: Mapping[str, float] | None = None,
-    mark_label: str = "estimate",
     at: float | None = None,
     at_label: str = "",
     title: str | None = None,
@@ -110,8 +108,6 @@ def rows_with_intervals(
     Args:
         values: name -> value, lower end and upper end of its interval.
         x_label: what the values are, with their unit.
-        marks: name -> a second value of a row, drawn as an open diamond.
-        mark_label: what the diamonds are, for the legend.
         at: a vertical line, such as 1 for ratios to an unpruned model.
         at_label: what the line is, written beside it.
         title: above the axes; None for none.
@@ -122,18 +118,13 @@ def rows_with_intervals(
     """
     if not values:
         raise ValueError("There are no values: there is nothing to draw.")
-    names, marks, at = list(values), marks or {}, at if at is None else checks.number("at", at)
+    names, at = list(values), at if at is None else checks.number("at", at)
     ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
     for place, name in enumerate(names):
         value, low, high = values[name]
         ax.errorbar(
             value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour_of(0), capsize=4, zorder=3
         )
-        if name in marks:
-            label = mark_label if name == next(iter(marks)) else None
-            ax.plot(
-                marks[name], place, "D", color=colour_of(1), fillstyle="none", markeredgewidth=2, label=label, zorder=4
-            )
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)  # from below upwards
     ax.grid(axis="y", visible=False)
@@ -145,8 +136,6 @@ def rows_with_intervals(
             at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 3),
             textcoords="offset points", ha="left" if right else "right", color=FLOOR_COLOUR, fontsize="small",
         )  # fmt: skip
-    if marks:
-        ax.legend()
     label_axes(ax, x_label, "", title)
     return ax
 

@@ -23,7 +23,6 @@ def show_tensor(
     title: str | None = None,
     x_label: str = "column",
     y_label: str = "row",
-    fmt: str = ".1f",
     ax: Axes | None = None,
 ) -> Axes:
     """A small matrix with its numbers.
@@ -33,7 +32,6 @@ def show_tensor(
         title: above the matrix; None for none.
         x_label: what the columns are.
         y_label: what the rows are.
-        fmt: of the numbers.
         ax: where to draw; None makes a figure.
 
     Raises:
@@ -43,13 +41,12 @@ def show_tensor(
     rows, columns = matrix.shape if matrix.ndim == 2 else (0, 0)
     if not rows * columns:
         raise ValueError(f"show_tensor draws a matrix or a vector; got shape {list(tensor.shape)}.")
-    _check_format(fmt)
     if ax is None:
         _, ax = plt.subplots(figsize=(1.6 + 0.8 * columns, 1.4 + 0.7 * rows), layout="constrained")
     limit = max(float(np.abs(matrix).max()), 1e-12)
     ax.imshow(matrix, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
     for (row, column), value in np.ndenumerate(matrix):
-        ax.text(column, row, format(value, f"z{fmt}"), ha="center", va="center")
+        ax.text(column, row, format(value, "z.1f"), ha="center", va="center")
     ax.set_xticks(range(columns))
     ax.set_yticks(range(rows))
     ax.set_xticks(np.arange(-0.5, columns), minor=True)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from course_tools import environment
+from course_tools import environment, requirements
 from course_tools.environment import FAIL, OK, WARN
 from course_utils import assets, engine
 
@@ -19,8 +19,9 @@ def test_this_environment_has_what_pyproject_asks_for():
 
 
 def test_missing_and_old_packages_are_named(monkeypatch):
-    project = {"dependencies": ["no-such-package>=1", "pytest>=999"], "optional-dependencies": {"course": ["psutil"]}}
-    monkeypatch.setattr(environment, "_project", lambda: project)
+    extras = {"course": ["ours[more]", "psutil"], "more": ["pytest>=999"]}
+    project = {"name": "ours", "dependencies": ["no-such-package>=1"], "optional-dependencies": extras}
+    monkeypatch.setattr(requirements, "project", lambda: project)
     finding = environment._packages()
     assert finding.level == FAIL and finding.remedy
     assert "no-such-package>=1 is missing" in finding.text and "pytest>=999 wanted, " in finding.text
@@ -28,7 +29,7 @@ def test_missing_and_old_packages_are_named(monkeypatch):
 
 
 def test_python_outside_the_range_fails(monkeypatch):
-    monkeypatch.setattr(environment, "_project", lambda: {"requires-python": ">=4"})
+    monkeypatch.setattr(requirements, "project", lambda: {"requires-python": ">=4"})
     assert environment._python().level == FAIL
 
 

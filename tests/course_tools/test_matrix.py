@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 from packaging.requirements import Requirement
 
-from course_tools import colab, matrix
+from course_tools import colab, matrix, requirements
 
 HERE = "{}.{}".format(*sys.version_info)
 
@@ -17,7 +17,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(matrix, "FOLDER", tmp_path)
     monkeypatch.setattr(matrix, "ROOT", tmp_path)
     monkeypatch.setattr(matrix, "environments", lambda: [matrix.Environment("this", HERE)])
-    monkeypatch.setattr(matrix, "_project", lambda: {"dependencies": [], "optional-dependencies": {}})
     monkeypatch.setattr(matrix, "prepare", lambda environment, python: sys.executable)
     says = {"tests": "print('3 passed')", "lessons": "print('lesson 03 broke'); raise SystemExit(1)"}
     says["smoke lessons"] = "print('10 passed')"
@@ -40,12 +39,12 @@ def test_oldest_versions_are_the_lower_bounds():
 def test_colab_holds_what_we_import_as_colab_has_it():
     held = {e.name: e for e in matrix.environments()}["colab"].constraints
     assert {"torch==2.11.0", "scikit-learn==1.6.1"} <= set(held)
-    ours = {colab.normalise(Requirement(text).name) for text in matrix._project()["dependencies"]}
+    ours = {colab.normalise(Requirement(text).name) for text in requirements.needed("lessons")}
     assert set(colab.pins("\n".join(held))) - ours == {"huggingface-hub", "tokenizers"}
 
 
 def test_pythons_are_those_of_the_project():
-    oldest = matrix._project()["requires-python"].removeprefix(">=")
+    oldest = requirements.project()["requires-python"].removeprefix(">=")
     assert matrix.PYTHONS[0] == oldest and colab.PYTHON in matrix.PYTHONS
 
 

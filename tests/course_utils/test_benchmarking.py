@@ -8,17 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model
-from transformers import DynamicCache
 
 from course_utils import benchmarking, checks
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import (
-    energy_counters,
     flops_per_token,
-    kv_bytes_per_token,
-    measure_energy,
-    measure_memory,
     measure_speed,
     median_interval,
     peak_memory,
@@ -48,7 +43,7 @@ class Clock:
 def test_contestants_take_turns_and_warm_ups_do_not_count(monkeypatch):
     clock, cold = Clock(monkeypatch), iter([100.0])
     jobs = {"a": clock.job("a", 2), "b": clock.job("b", lambda _: next(cold, 3)), "c": clock.job("c", 1)}
-    table = time_interleaved(jobs, rounds=6, warmups=1)
+    table = time_interleaved(jobs, rounds=6)
     assert "".join(clock.log) == "cba" + "abccba" * 3
     assert table.name.tolist() == ["a", "b", "c"]
     assert table.seconds.tolist() == [2, 3, 1]
@@ -65,7 +60,7 @@ def test_a_limit_of_samples_leaves_fewer_rounds_which_are_told_again(monkeypatch
 def test_a_machine_that_slows_down_does_not_favour_the_first(monkeypatch):
     clock = Clock(monkeypatch)
     slowing = {name: clock.job(name, lambda now: 1 + now / 100) for name in "ab"}
-    table = time_interleaved(slowing, rounds=20, warmups=0)
+    table = time_interleaved(slowing, rounds=20)
     assert table.ratio[1] == pytest.approx(1, abs=1e-3)
 
 
@@ -162,26 +157,6 @@ def test_decoding_alone_works_without_attentions():
     bypass_attention(model, [0, 2], remove=True)
     table = measure_speed({"m": model}, prompt_tokens=5, new_tokens=2, rounds=6, phases=["decode"])
     assert table.seconds[0] > 0
-
-
-def test_memory_is_weights_cache_and_what_comes_and_goes():
-    models = {"base": tiny_model(), "narrow": tiny_model()}
-    prune_neurons(models["narrow"], neuron_importance(models["narrow"], "l1"), ratio=0.5)
-    for read in (True, False):
-        table = measure_memory(models, prompt_tokens=30, new_tokens=2, batch_size=3, read=read)
-        assert table.model.tolist() == ["base", "narrow"]
-        assert table.weights.tolist() == [4 * model.num_parameters() for model in models.values()]
-        assert table.cache.tolist() == [3 * 32 * kv_bytes_per_token(models["base"])] * 2
-        assert (table.peak > table.weights + table.cache).all()
-        assert table.peak[1] < table.peak[0]
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
-def test_the_cache_is_the_one_that_is_held_at_the_end(family, monkeypatch):
-    caches = []
-    monkeypatch.setattr(benchmarking, "DynamicCache", lambda **of: caches.append(DynamicCache(**of)) or caches[-1])
-    table = measure_memory({"m": tiny_model(family)}, prompt_tokens=30, new_tokens=2, batch_size=3)
-    assert table.cache[0] == sum(part.nbytes for layer in caches[0].layers for part in (layer.keys, layer.values))
 
 
 class FakeEvent:
@@ -309,52 +284,3 @@ def test_pruning_needs_one_blocks_memory():
 def test_peak_memory_refuses_unknown_devices():
     with pytest.raises(ValueError, match="'cpu' and 'cuda'; got 'meta'"):
         peak_memory(lambda: None, device="meta")
-
-
-def test_energy_counters_are_those_that_can_be_read(tmp_path, monkeypatch):
-    for name, text in {"intel-rapl:0": "5000000\n", "intel-rapl:1": "nothing"}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(text, encoding="ascii")
-    monkeypatch.setattr(benchmarking, "_POWERCAP", tmp_path)
-    monkeypatch.setattr(benchmarking.ctypes, "CDLL", no_library)
-    counters = energy_counters()
-    assert list(counters) == ["RAPL intel-rapl:0"] and counters["RAPL intel-rapl:0"]() == 5.0
-
-
-def no_library(name):
-    raise OSError(name)
-
-
-class Card:
-    """NVIDIA's library: a card that counts energy, or one that doesn't."""
-
-    def __init__(self, status):
-        self.status = status
-
-    def nvmlInit_v2(self):
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, number, handle):
-        return number
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, card, millijoules):
-        millijoules._obj.value = 7000
-        return self.status
-
-
-@pytest.mark.parametrize(("status", "found"), [(0, {"NVML card 0": 7.0}), (3, {})])
-def test_energy_of_a_card_that_counts_it(status, found, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarking, "_POWERCAP", tmp_path)
-    monkeypatch.setattr(benchmarking.ctypes, "CDLL", lambda name: Card(status))
-    assert {name: read() for name, read in energy_counters().items()} == found
-
-
-def test_energy_is_counted_around_the_second_run():
-    spent = {"rising": 0.0, "started over": 9.0}
-
-    def call():
-        spent["rising"] += 2.5
-        spent["started over"] -= 4.0
-
-    counters = {name: lambda name=name: spent[name] for name in spent}
-    assert measure_energy(call, counters) == {"rising": 2.5}

@@ -14,7 +14,6 @@ from course_utils.choosing import kept_width
 from course_utils.costs import (
     _decode_bytes,
     bytes_held,
-    cache_bytes,
     flops_per_token,
     kv_bytes_per_token,
     speedup_estimate,
@@ -183,7 +182,6 @@ def test_ratio_of_distilgpt2():
         lambda m: work(m, "decode", prompt_tokens=0),
         lambda m: work(m, "decode", prompt_tokens=1, new_tokens=0),
         lambda m: work(m, "prefill", prompt_tokens=1, batch_size=1.5),
-        lambda m: cache_bytes(m, -1),
         lambda m: bytes_held(m, tokens=-1),
         lambda m: bytes_held(m, tokens=1, batch_size=0),
     ],

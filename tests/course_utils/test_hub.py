@@ -35,8 +35,13 @@ for name, token in questions:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            model, tokenizer = models.load_model(name, device="cpu")
-        answer = {"loaded": model.config._name_or_path, "pad": tokenizer.pad_token}
+            if name.startswith("only "):
+                config = models.load_config(name.removeprefix("only "))
+                here = pathlib.Path(os.environ["HF_HOME"]).rglob("snapshots/*/*")
+                answer = {"blocks": config.num_hidden_layers, "here": [path.name for path in here]}
+            else:
+                model, tokenizer = models.load_model(name, device="cpu")
+                answer = {"loaded": model.config._name_or_path, "pad": tokenizer.pad_token}
     except models.ModelNotAvailable as error:
         answer = {"error": str(error), "kind": type(error).__name__}
     print(json.dumps(answer | {"printed": printed.getvalue()}))
@@ -54,6 +59,8 @@ def ask_the_hub(address: str, home: Path, embedded: Path, questions: list[tuple[
 
 
 QUESTIONS = {
+    "configuration": ("only distilgpt2", None),  # first, while nothing is there
+    "configuration of none": ("only nobody/nothing", None),
     "open": ("distilgpt2", None),
     "gated, no token": (LLAMA, None),
     "gated, token without access": (LLAMA, UNINVITED_TOKEN),
@@ -107,9 +114,14 @@ def test_an_open_model_loads_under_its_own_name(answers):
     assert answers["role gpt2"]["loaded"] == "distilgpt2"
 
 
+def test_a_configuration_comes_without_the_weights(answers):
+    assert answers["configuration"] == {"blocks": 8, "here": ["config.json"], "printed": ""}
+
+
 @pytest.mark.parametrize(
     ("question", "message"),
     [
+        ("configuration of none", "'nobody/nothing' is neither a folder here nor a model on the hub"),
         ("gated, no token", f"{LLAMA} is gated and no token is set (401)"),
         ("gated, token without access", f"{LLAMA} is gated and your account has no access yet (403)"),
         ("invalid token", f"{LLAMA}: the hub refused your token"),

@@ -35,6 +35,11 @@ def test_card_says_what_it_was_given_and_has_the_header_that_hubs_read(folder):
     assert "- It knows less." in card.text and "- arXiv 2407.14679" in card.text
 
 
+def test_a_local_model_has_no_address_in_the_header(folder):
+    path = write_model_card(folder, **CARD | {"base_model": None})
+    assert "base_model" not in path.read_text(encoding="utf-8")
+
+
 def test_second_card_takes_the_place_of_the_first(folder):
     write_model_card(folder, **CARD)
     path = write_model_card(folder, **CARD | {"limits": ["It knows nothing."]})

@@ -21,7 +21,7 @@ from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import cast_weights, describe
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.models import ModelNotAvailable, identity, load_model, tiny_llama, variant
+from course_utils.models import ModelNotAvailable, identity, load_config, load_model, tiny_llama, variant
 from course_utils.roles import HUB_MODELS, ROLES
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -40,6 +40,17 @@ def folder(smoke, tmp_path) -> Path:
     model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
+
+
+def test_a_configuration_is_read_without_weights_and_refused_as_the_model_would_be(folder):
+    (folder / "model.safetensors").unlink()
+    assert load_config(folder).num_hidden_layers == load_config("llama").num_hidden_layers == 8
+    (folder / "config.json").write_text('{"per_layer_config": {}}', encoding="utf-8")
+    with pytest.raises(ModelNotAvailable, match="whose layers differ"):
+        load_config(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelNotAvailable, match="has no config.json"):
+        load_config(folder)
 
 
 def logits(model, tokenizer) -> torch.Tensor:

@@ -55,7 +55,7 @@ def test_title_cell_has_badge_title_and_facts(lesson):
 def test_install_cell_only_adds_and_imports_nothing_that_could_be_swapped(lesson):
     notebook = notebooks.build_notebook(lesson, COURSE, "exercises")
     install = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    assert '%pip install -q "pruning-llms @ git+https://github.com/someone/somewhere@v1"' in install.source
+    assert '%pip install -q "pruning-llms[lessons] @ git+https://github.com/someone/somewhere@v1"' in install.source
     imports = [line.strip() for line in install.source.splitlines() if line.startswith(("import ", "from "))]
     assert imports == ["import importlib.util", "import os"]
 
@@ -98,7 +98,7 @@ def test_install_cell_takes_the_release_wheel_and_git_only_if_that_fails(lesson,
     assert installing(lesson, monkeypatch, tmp_path, there=False, works=works, course=course) == works
     cell = notebooks.build_notebook(lesson, course, "exercises").cells
     install = next(part.source for part in cell if part.cell_type == "code")
-    places = re.findall(r'%pip install -q "pruning-llms @ (.+)"', install)
+    places = re.findall(r'%pip install -q "pruning-llms\[lessons\] @ (.+)"', install)
     assert places == ["https://example.org/x.whl", "git+https://github.com/someone/somewhere@v1"]
 
 

@@ -1,88 +1,173 @@
 """Lesson 10's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import math
+from statistics import mean, median
+
 import numpy as np
+import pandas as pd
+import torch
 from exercise_cases import cases_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from course_utils.attention import bypass_attention
+from course_utils.costs import kv_bytes_per_token
+from course_utils.depth import remove_blocks
 from course_utils.exercises import lesson_10
-from course_utils.exercises.lesson_10 import _frontier, _mlp_bytes
+from course_utils.exercises.lesson_10 import _mlp_bytes
+from course_utils.models import tiny_llama, variant
+from course_utils.reports import model_size
+from course_utils.width import neuron_importance, prune_neurons
 
 
-def speedups(mlp, attention, head, blocks, fixed, rate, removed, share):
-    def seconds(blocks, mlp):
-        return blocks * (fixed + (mlp + attention) / rate) + head / rate
-
-    whole = seconds(blocks, mlp)
-    return whole / seconds(blocks - removed, mlp), whole / seconds(blocks, (1 - share) * mlp)
-
-
-def upside_down(*sizes):
-    return tuple(1 / value for value in speedups(*sizes))
+def seconds(
+    weights, tokens, layers, fixed, bandwidth, peak, *, size=2, products=2, read=1, computed=None, paid=1, both=max
+):
+    """The answer, and what goes wrong with it."""
+    reading = size * weights * read / bandwidth
+    return layers * fixed * paid + both(reading, products * weights * (computed or tokens) / peak)
 
 
-def swapped(*sizes):
-    return speedups(*sizes)[::-1]
+def with_seconds(**wrong):
+    return lambda *sizes: seconds(*sizes, **wrong)
 
 
-def by_bytes(mlp, attention, head, blocks, fixed, rate, removed, share):
-    return speedups(mlp, attention, head, blocks, 0, rate, removed, share)
-
-
-def without_head(mlp, attention, head, *rest):
-    return speedups(mlp, attention, 0, *rest)
-
-
-def share_kept(*sizes):
-    return speedups(*sizes)[0], speedups(*sizes[:-1], 1 - sizes[-1])[1]
-
-
-def attention_too(mlp, attention, head, blocks, fixed, rate, removed, share):
-    narrow = blocks * (fixed + (1 - share) * (mlp + attention) / rate) + head / rate
-    depth, _ = speedups(mlp, attention, head, blocks, fixed, rate, removed, share)
-    return depth, (blocks * (fixed + (mlp + attention) / rate) + head / rate) / narrow
-
-
-def all_shrinks(mlp, attention, head, blocks, fixed, rate, removed, share):
-    layer = fixed + (mlp + attention) / rate
-    depth, _ = speedups(mlp, attention, head, blocks, fixed, rate, removed, share)
-    return depth, (blocks * layer + head / rate) / (blocks * (1 - share) * layer + head / rate)
-
-
-test_speedups = cases_of(
-    lesson_10.check_speedups,
-    stubs=[lambda *sizes: ..., lambda *sizes: (..., ...)],
+test_seconds = cases_of(
+    lesson_10.check_seconds,
+    stubs=[lambda *_: ...],
     mistakes=[
-        (upside_down, "turned upside down"),
-        (swapped, "are swapped"),
-        (by_bytes, "bytes alone"),
-        (without_head, "the head is missing"),
-        (share_kept, "1 - share stays"),
-        (attention_too, "attention narrower"),
-        (all_shrinks, "don't shrink with the width"),
-        (lambda *sizes: (1.1, 1.2), "they are 1."),
-        (lambda *sizes: speedups(*sizes)[:1], "two speed-ups"),
+        (with_seconds(both=lambda a, b: a + b), "the longer of the two counts"),
+        (with_seconds(both=min), "the bytes take longer"),
+        (with_seconds(both=lambda a, b: a), "the operations take longer"),
+        (with_seconds(both=lambda a, b: b), "the bytes take longer"),
+        (with_seconds(size=1), "16 bits is two bytes"),
+        (with_seconds(products=1), "a product and a sum"),
+        (with_seconds(size=1, products=1), "two bytes"),
+        (with_seconds(computed=1), "Each token asks for its own"),
+        (lambda w, n, *rest: seconds(w, n, *rest, read=n), "share one reading"),
+        (lambda w, n, *rest: seconds(w, n, *rest, paid=n), "paid once a pass"),
+        (lambda w, n, layers, *rest: seconds(w, n, 1, *rest), "for each layer that runs"),
+        (with_seconds(paid=0), "price of the layers is missing"),
+        (lambda w, n, layers, f, r, p: max(layers * f, 2 * w / r, 2 * w * n / p), "comes on top"),
+        (lambda *sizes: 1000 * seconds(*sizes), "milliseconds"),
+        (lambda *sizes: 1.5, "yours is 1.5"),
+        (lambda *sizes: "soon", "yours is a str"),
     ],
-    answers=[speedups, lambda *sizes: np.array(speedups(*sizes))],
+    answers=[seconds, lambda *sizes: np.float64(seconds(*sizes))],
 )
 
-RIGHT = {
-    "A": "cold start", "B": "different lengths", "C": "not finished", "D": "not in turns", "E": "no cache", "F": "none",
-}  # fmt: skip
-test_measuring_mistakes = cases_of(
-    lesson_10.check_measuring_mistakes,
-    stubs=[dict.fromkeys("ABCDEF", ...), ...],
+
+def in_turns(
+    calls, rounds, clock, finish, *, warm=1, there=True, back=True, before=True, after=True, settle=True, extra=(),
+    say=lambda laps, first: median(a / b for a, b in zip(laps, first, strict=True)),
+):  # fmt: skip
+    """The answer, and what goes wrong with it."""
+    for call in calls.values():
+        for _ in range(warm):
+            call()
+    if settle:
+        finish()
+    laps = {name: [] for name in calls}
+
+    def lap(name):
+        if before:
+            finish()
+        start = clock()
+        calls[name]()
+        if after:
+            finish()
+        laps[name].append(clock() - start)
+
+    for number in range(rounds):
+        for name in [*calls][:: -1 if back and number % 2 else 1] if there else ():
+            lap(name)
+    if not there:
+        for name in calls:
+            for _ in range(rounds):
+                lap(name)
+    for name in extra:
+        calls[name]()
+    first = next(iter(laps.values()))
+    return {name: say(own, first) for name, own in laps.items()}
+
+
+def turning(**options):
+    return lambda *given: in_turns(*given, **options)
+
+
+def only_the_second_half_turned(calls, rounds, clock, finish):
+    names, number = [*calls], 0
+    calls = {name: calls[name] for name in names}
+    for call in calls.values():
+        call()
+    laps = {name: [] for name in calls}
+    for number in range(rounds):
+        for name in names[:: -1 if number > 2 else 1]:
+            finish()
+            start = clock()
+            calls[name]()
+            finish()
+            laps[name].append(clock() - start)
+    return dict.fromkeys(calls, 1.0)
+
+
+def without_a_clock(calls, rounds, clock, finish):
+    for number in range(-1, rounds):
+        for name in [*calls][:: -1 if number % 2 else 1]:
+            calls[name]()
+            finish()
+    return dict.fromkeys(calls, 1.0)
+
+
+def one_round_dropped(calls, rounds, clock, finish):
+    """The first round, which is the warm-up, is timed and not counted."""
+    laps = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name in [*calls][:: -1 if number % 2 else 1]:
+            finish()
+            start = clock()
+            calls[name]()
+            finish()
+            laps[name].append(clock() - start)
+    first = next(iter(laps.values()))
+    return {n: median(a / b for a, b in zip(own[1:], first[1:], strict=True)) for n, own in laps.items()}
+
+
+test_take_turns = cases_of(
+    lesson_10.check_take_turns,
+    stubs=[lambda *_: ..., lambda calls, *_: dict.fromkeys(calls)],
     mistakes=[
-        (RIGHT | {"A": "not in turns"}, "Look at A again: whoever runs first"),
-        (RIGHT | {"B": "none"}, "Look at B again: each model stops"),
-        (RIGHT | {"C": "cold start"}, "Look at C again"),
-        (RIGHT | {"D": "none"}, "Look at D again"),
-        (RIGHT | {"E": "different lengths"}, "Look at E again"),
-        (RIGHT | {"F": "not finished"}, "Look at F again"),
-        ({"A": "cold start"}, "Nothing is said about B"),
-        (RIGHT | {"F": "too slow"}, "There is no 'too slow'"),
+        (turning(warm=0), "no warm-up"),
+        (turning(there=False), "don't take turns"),
+        (turning(back=False), "the same in each round"),
+        (only_the_second_half_turned, "there, back, there, back"),
+        (turning(after=False), "before the device has done its work"),
+        (turning(before=False, after=False), "before the device has done its work"),
+        (turning(before=False, settle=False), "clock starts while the device is still at work"),
+        (turning(say=lambda own, first: mean(a / b for a, b in zip(own, first, strict=True))), "mean of the ratios"),
+        (turning(say=lambda own, first: sum(own) / sum(first)), "a ratio of means"),
+        (turning(say=lambda own, first: median(own) / median(first)), "a ratio of medians"),
+        (turning(say=lambda own, first: min(own) / min(first)), "the fastest laps"),
+        (turning(say=lambda own, first: median(own)), "Those are seconds"),
+        (turning(say=lambda own, first: 1 / median(a / b for a, b in zip(own, first, strict=True))), "upside down"),
+        (turning(say=lambda own, first: median(b / a for a, b in zip(own, first, strict=True))), "upside down"),
+        (turning(say=lambda own, first: 7.0), "the median over the rounds; yours is 7.0"),
+        (turning(say=lambda own, first: own), "one number for each name"),
+        (lambda calls, rounds, clock, finish: in_turns(calls, rounds - 1, clock, finish), "yours were"),
+        (lambda calls, rounds, clock, finish: in_turns(calls, rounds // 2, clock, finish, warm=0), "times; yours were"),
+        (lambda calls, *rest: in_turns(calls, *rest, extra=[*calls][:1]), "as often as the others"),
+        (without_a_clock, "you never ask it"),
+        (lambda *given: [1.0, 2.0], "Return a dictionary"),
+        (lambda calls, *rest: {"whole": 1.0}, "the first one's too"),
     ],
-    answers=[RIGHT, {letter.lower(): name.upper() for letter, name in RIGHT.items()}],
+    answers=[
+        in_turns,
+        turning(warm=2),
+        turning(before=False),
+        turning(settle=False),
+        one_round_dropped,
+        turning(say=lambda own, first: np.median(np.divide(own, first))),
+    ],
 )
 
 
@@ -107,54 +192,107 @@ test_width_for = cases_of(
     answers=[width_for, lambda *sizes: float(width_for(*sizes))],
 )
 
-test_frontier = cases_of(
-    lesson_10.check_frontier,
-    stubs=[lambda points: ...],
+
+@given(st.integers(6, 40), st.integers(160, 1600))
+def test_no_width_between_multiples_fits_where_the_next_multiple_does_not(hidden, width):
+    """So that the largest width for a budget of hundreds of neurons is a multiple of 32."""
+    hidden, multiple = 32 * hidden, width // 32 * 32
+    assert width == multiple or _mlp_bytes(hidden, width) >= _mlp_bytes(hidden, multiple + 32)
+
+
+def requests(memory, weights, tokens, layers, removed, heads, kv_heads, head_size, *, numbers=2, way=math.floor):
+    return way((memory - weights) / (2 * numbers * (layers - removed) * kv_heads * head_size * tokens))
+
+
+test_requests = cases_of(
+    lesson_10.check_requests,
+    stubs=[lambda *_: ...],
     mistakes=[
-        (lambda points: {min(points, key=points.get)}, "the smallest alone"),
-        (lambda points: {min(points, key=lambda name: points[name][1])}, "the best alone"),
-        (lambda points: set(points) - _frontier(points), "the beaten ones"),
+        (lambda memory, weights, *rest: requests(memory, 0, *rest), "the weights are missing"),
+        (lambda *sizes: requests(*sizes, numbers=1), "leaves both in each layer"),
+        (lambda *sizes: requests(*sizes, numbers=0.5), "has two bytes, and"),
+        (lambda *sizes: requests(*sizes, numbers=4), "not four"),
+        (lambda m, w, t, n, r, heads, kv, size: requests(m, w, t, n, r, heads, heads, size), "the query heads"),
+        (lambda m, w, t, n, removed, *rest: requests(m, w, t, n, 0, *rest), "keeps no keys"),
         (
-            lambda points: [
-                n for n, (b, x) in points.items() if not any(p[0] < b and p[1] < x for p in points.values())
-            ],
-            "the larger one is beaten",
+            lambda m, w, t, n, removed, *rest: requests(m, w, t, n, n - removed if removed else 0, *rest),
+            "attention is gone",
         ),
-        (set, "is beaten: something"),
-        (lambda points: set(), "is missing"),
-        (lambda points: ["nobody"], "There is no ['nobody']"),
-        (lambda points: "whole F16", "several names"),
+        (lambda *sizes: requests(*sizes, way=math.ceil), "rounded up"),
+        (lambda *sizes: requests(*sizes, way=float), "requests come whole"),
+        (lambda *sizes: 0, "5 requests"),
+        (lambda *sizes: "many", "one number; yours is a str"),
+        (lambda *sizes: requests(*sizes) - 1, "requests; yours is"),
     ],
-    answers=[_frontier, lambda points: sorted(_frontier(points))],
+    answers=[requests, lambda *sizes: float(requests(*sizes)), lambda *sizes: np.int64(requests(*sizes))],
 )
 
-test_claim = cases_of(
-    lesson_10.check_claim,
-    stubs=[...],
+CONTEXT = 64
+
+
+def base():
+    return tiny_llama(blocks=8, vocab_size=6000)
+
+
+def memory():
+    return model_size(base()).bytes + 4.9 * CONTEXT * kv_bytes_per_token(base())
+
+
+def without(attentions, *, remove=True):
+    model = variant(base())
+    bypass_attention(model, range(2, 2 + attentions), remove=remove)
+    return model
+
+
+def shorter(blocks):
+    model = variant(base())
+    remove_blocks(model, range(2, 2 + blocks))
+    return model
+
+
+def narrower():
+    model = variant(base())
+    prune_neurons(model, neuron_importance(model, "l1"), ratio=0.1)
+    return model
+
+
+def timed(ratio, *, spread=0.01):
+    """The frame of `time_interleaved` for a step of the cut that takes so many times the whole model's time."""
+    ends = {"ci_low": [1.0, ratio - spread], "ci_high": [1.0, ratio + spread]}
+    return pd.DataFrame({"name": ["whole", "cut"], "seconds": [1.0, ratio], "ratio": [1.0, ratio], **ends})
+
+
+def planned(cut, predicted, measured):
+    return lambda: (cut() if callable(cut) else cut, predicted, measured)
+
+
+def check_plan(attempt):
+    given = attempt() if callable(attempt) else (attempt, attempt, attempt)
+    return lesson_10.check_plan(*given, base(), memory(), CONTEXT)
+
+
+# Four requests, and with half of the attentions ten: if a step takes twice as long, 1.25 times as many tokens.
+SLOWER = 2.0
+test_plan = cases_of(
+    check_plan,
+    stubs=[..., planned(lambda: without(4), ..., timed(SLOWER)), planned(lambda: without(4), 1.25, ...)],
     mistakes=[
-        ({"A", "B", "D"}, "Look at B again"),
-        ({"A", "C", "D"}, "Look at C again"),
-        ({"A"}, "Look at D again"),
-        ({"D", "A", "E"}, "Look at E again"),
-        ({"A", "D", "F"}, "Look at F again"),
-        ({"A", "Z"}, "There is no Z"),
+        (planned(narrower, 1.25, timed(SLOWER)), "as much cache a token"),
+        (planned(lambda: shorter(4), 1.25, timed(SLOWER)), "% may go. What keeps"),
+        (planned(lambda: without(1), 1.25, timed(SLOWER)), "serves 5 requests where the whole model serves 4; 7 are"),
+        (planned(lambda: without(1, remove=False), 1.25, timed(SLOWER)), "does `remove=True`"),
+        (planned(lambda: without(4), -1, timed(SLOWER)), "one number"),
+        (planned(lambda: without(4), "fast", timed(SLOWER)), "one number"),
+        (planned(lambda: without(4), 1.25, [1.0, SLOWER]), "what `time_interleaved` returns"),
+        (planned(lambda: without(4), 1 / 1.25, timed(SLOWER)), "turn it round"),
+        (planned(lambda: without(4), 1 / SLOWER, timed(SLOWER)), "the speed of a step"),
+        (planned(lambda: without(4), 3.0, timed(SLOWER)), "more than 20% off"),
+        (planned(7, 1.25, timed(SLOWER)), "`cut` is a model; yours is a int"),
     ],
-    answers=[{"A", "D"}, ["d", "a"]],
+    answers=[
+        planned(lambda: without(4), 1.25, timed(SLOWER)),
+        planned(lambda: without(4), 1.1, timed(SLOWER)),
+        planned(lambda: without(4), 3.0, timed(SLOWER, spread=1.2)),  # too noisy to refute it
+        planned(lambda: without(5), torch.tensor(1.6).item(), timed(2.2)),
+    ],
 )
-
-
-@given(st.integers(1, 40), st.integers(1, 40))
-def test_no_width_between_two_multiples_of_32_is_cheaper_than_the_next_multiple(hidden, blocks):
-    """What the width exercise rests on."""
-    hidden, full = 32 * hidden, 32 * blocks
-    assert all(_mlp_bytes(hidden, width) > _mlp_bytes(hidden, full) for width in (full + 1, full + 31))
-    assert _mlp_bytes(hidden, full + 31) > _mlp_bytes(hidden, full + 32)
-
-
-@given(st.dictionaries(st.text(max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
-def test_everything_is_on_the_frontier_or_beaten_by_something_on_it(points):
-    best = _frontier(points)
-    assert best
-    for name, (size, loss) in points.items():
-        beaten = any(points[b] != (size, loss) and points[b][0] <= size and points[b][1] <= loss for b in best)
-        assert beaten != (name in best)

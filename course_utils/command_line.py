@@ -1,0 +1,140 @@
+"""The command line of the package, ``python -m course_utils``: its one command, and what that takes.
+
+Each argument is read by what knows its limits, so that a wrong one is refused by its name before anything begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from course_utils import program
+
+_UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}
+_FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|k|m|b|mb|gb|)")
+_LARGEST_SHARE = 100  # a number without a unit is a share of the parameters up to here, and a number of them above
+_LARGEST_SEED = 2**31 - 1  # torch takes larger ones, but not the steps' own, which are made of it
+_SUMMARY = "Make a smaller version of a model: search under a budget, distil, save; --dry-run says what that takes."
+_EXAMPLES = """\
+for instance:
+  {program} Qwen/Qwen3-0.6B --budget 80% --dry-run
+  {program} ./my_model --budget 450MB --steps 0 --out smaller
+
+on eight GPUs; with --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too:
+  accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL --budget 80% --accumulate 8 --steps 200
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return its exit status.
+
+    Args:
+        arguments: what was typed after the program's name.
+    """
+    whole = argparse.ArgumentParser(prog="python -m course_utils", description="Prune a language model of your own.")
+    commands = whole.add_subparsers(required=True, metavar="command")
+    add_compress_arguments(commands.add_parser("compress", help=_SUMMARY, description=_SUMMARY), out=Path("compressed"))
+    args = whole.parse_args(arguments)
+
+    def compress() -> int:
+        from course_utils import compress_command  # torch, which --help needn't wait for
+
+        return compress_command.compress(args)
+
+    return program.answer(compress, place=args.out, remedy="Name a folder of yours with --out.")
+
+
+def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> None:
+    """Give a parser the arguments of the command "compress".
+
+    Args:
+        parser: of that command.
+        out: the folder that it writes to where --out isn't given.
+    """
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EXAMPLES.format(program=parser.prog)
+
+    def option(
+        group: argparse._ActionsContainer, name: str, kind: Callable[[str], object], default: object, says: str
+    ) -> None:
+        group.add_argument(name, type=kind, default=default, help=f"{says}; default: %(default)s")
+
+    parser.add_argument("model", help='a hub id, a folder, or one of the course\'s own, "llama" and "gpt2"')
+    parser.add_argument(
+        "--budget", type=_read_budget, required=True, help="80%% (or 80) or 113M parameters, or 450MB of weights"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON; all else to standard error")
+    option(parser, "--out", _folder, str(out), "folder for records and the model")
+    option(parser, "--multiple-of", _whole(1), 32, "what MLP widths are a multiple of")
+
+    text = parser.add_argument_group("text")
+    option(text, "--domain", str, "speeches", "to learn: speeches, wiki, stories, passages or scenes")
+    option(text, "--length", _whole(2), 256, "tokens a row")
+    option(text, "--rows", _whole(1), 4, "rows a batch")
+    option(text, "--seed", _whole(0, _LARGEST_SEED), 0, "of which text is scored and learned, and in which order")
+
+    learning = parser.add_argument_group("learning")
+    option(learning, "--correction", _whole(0), 0, "steps of teacher correction first, at a quarter of --lr")
+    option(learning, "--finalists", _whole(1), 4, "versions that learn a little before one is chosen")
+    option(learning, "--light", _whole(0), 40, "steps that each finalist learns; 0: the best as cut is chosen")
+    option(learning, "--steps", _whole(0), 400, "steps of recovery; 0: none, it is saved as cut")
+    option(learning, "--accumulate", _whole(1), 1, "batches a step of correction and recovery, shared by processes")
+    option(learning, "--lr", _rate, 2e-4, "the peak learning rate")
+
+
+def _read_budget(text: str) -> tuple[float, str]:
+    """A budget as it is typed: the amount, and "%", "parameters" or "bytes".
+
+    Raises:
+        argparse.ArgumentTypeError: it isn't one.
+
+    >>> _read_budget("80%"), _read_budget("80"), _read_budget("113m"), _read_budget("1.2GB")
+    ((80.0, '%'), (80.0, '%'), (113000000.0, 'parameters'), (1200000000.0, 'bytes'))
+    """
+    found = _FORM.fullmatch(text.strip().lower())
+    if found is None or not float(found[1]):
+        raise argparse.ArgumentTypeError(
+            f"must be a share of the parameters (80%), parameters (113M, 1.2B) or bytes (450MB, 2GB); got {text!r}"
+        )
+    number, unit = float(found[1]), found[2]
+    if unit == "%" or (not unit and number <= _LARGEST_SHARE):
+        return number, "%"
+    return number * _UNITS.get(unit, 1), "bytes" if unit in ("mb", "gb") else "parameters"
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """What reads a whole number within limits."""
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def read(text: str) -> int:
+        number = int(text) if re.fullmatch(r"\s*\d{1,18}\s*", text) else -1
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number {limits}; got {text!r}")
+        return number
+
+    return read
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, such as 2e-4; got {text!r}")
+    return rate
+
+
+def _folder(text: str) -> Path:
+    """A folder that is there and may be written, or that can be made."""
+    folder = Path(text)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file, and can't be a folder; name another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{there} can't be written; name a folder of yours")
+    return folder

@@ -1,0 +1,334 @@
+"""``python -m course_utils compress MODEL --budget 113M``: lesson 11's recipe for any supported model, resumable.
+
+First it says what it is going to do and what that takes; with --dry-run it stops there. Whatever can be wrong with the
+arguments, the model or the text is found before anything is scored.
+
+Under ``accelerate launch`` the processes share the teacher's correction and the recovery; the first one scores,
+searches, saves and judges for all, in a folder that all of them see. The model is that of a single process up to
+rounding, and either may go on where the other stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import disable_fsdp_ram_efficient_loading
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils import checks
+from course_utils.checkpoints import save_pruned
+from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
+from course_utils.distillation import Recipe, distill
+from course_utils.distillation.memory import memory_plan, outline
+from course_utils.distillation.processes import alone
+from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
+from course_utils.model_card import licence_of, write_model_card
+from course_utils.models import identity, load_config, load_model, variant
+from course_utils.reports import model_size, with_interval
+from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
+
+_SEARCHING = timedelta(days=7)  # how long processes wait for the one that scores and searches, at most
+_CORRECTION = 0.25  # the teacher's learning rate in its correction, as a share of the student's
+_CALIBRATION, _SCORED, _JUDGED = 48, 32, 24  # rows; the others of the first are to choose by
+_TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of them will do
+
+
+def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> int:
+    """Search, recover, save and judge; return an exit status.
+
+    Args:
+        args: of ``command_line.add_compress_arguments``.
+        say: shows a line.
+
+    Raises:
+        ValueError: a budget that nothing fits, an unsupported or unavailable model, too little text, or batches that
+            the processes can't share equally.
+    """
+    if not args.json:
+        _compress(args, say)
+        return 0
+    with redirect_stdout(sys.stderr):
+        report = _compress(args, say)
+    if report:
+        print(json.dumps(report, indent=2))
+    return 0
+
+
+def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[str, Any]:
+    """All of it; what was found, as JSON can hold it, in the first process."""
+    checks.one_of("--domain", args.domain, (*DOMAINS, *LARGE_DOMAINS))
+    disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone
+    # Without a card the processes find each other only if they say so.
+    launch = PartialState(cpu=not torch.cuda.is_available(), timeout=_SEARCHING)
+    if args.accumulate % launch.num_processes:
+        raise ValueError(
+            f"'--accumulate' ({args.accumulate}) must be a multiple of the number of processes "
+            f"({launch.num_processes}): each takes as many of a step's batches."
+        )
+    if not launch.is_main_process:
+        say = _say_nothing
+    budget, found = _versions(outline(load_config(args.model)), args)
+    model, tokenizer = load_model(args.model, device=launch.device if launch.num_processes > 1 else None)
+    base = _hub_id(model)
+    text = _Text.read(tokenizer, args)
+    whole = Candidate.of(model)
+    say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
+    cost = "version costs" if len(found) == 1 else "versions cost"
+    say(f"{len(found)} {cost} at most {budget.amount:,.0f} {budget.unit}:")
+    for candidate in found:
+        say(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters")
+    say(
+        f"Steps: {args.correction} of teacher correction, {min(args.finalists, len(found))} x {args.light} of light "
+        f"distillation, {args.steps} of recovery, of {args.rows} x {args.length} tokens; correction and recovery take "
+        f"{args.accumulate} such batches a step, shared by {launch.num_processes} process(es)."
+    )
+    needed = _estimate(model, found, args, processes=launch.num_processes)
+    say(str(needed))
+    report: dict[str, Any] = {
+        "model": base or "a local model",
+        "parameters": whole.parameters,
+        "budget": {"amount": budget.amount, "unit": budget.unit},
+        "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in found],
+        "estimate": asdict(needed),
+    }
+    if args.dry_run:
+        return report if launch.is_main_process else {}
+
+    judged = {"whole": perplexity(model, text.held_out)} if launch.is_main_process else {}
+    model = _corrected(model, text, args)
+    # Another model, a corrected teacher, or other text has a folder of its own.
+    folder = args.out / identity(model)
+    with launch.main_process_first(), alone():  # the others find in the folder what the first one has done
+        scores = folder / f"scores-{args.length}-{args.seed}.safetensors"
+        if not scores.exists():
+            importance(model, text.calibration.batches(args.rows)).save(scores)
+        kept = Importance.load(scores)
+        winner, table = _search(model, found, kept, text, folder / "search", args)
+    say(table)
+
+    student = shrink(model, winner, kept)
+    if launch.is_main_process:
+        judged["cut"] = perplexity(student, text.held_out)
+    if args.steps:
+        recipe = Recipe(steps=args.steps, lr=args.lr, accumulate=args.accumulate, seed=args.seed)
+        batches = text.batches(args.steps * args.accumulate, args)
+        distill(model, student, batches, recipe, checkpoint_dir=folder / f"{winner.name}-{_name(args.steps, args)}")
+    if launch.is_main_process:
+        if args.steps:
+            judged["recovered"] = perplexity(student, text.held_out)
+        target = save_pruned(student, tokenizer, args.out / "model")
+        _write_card(target, base, winner, judged, args)
+        made = model_size(student)
+        say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text (speeches):")
+        for name, measured in judged.items():
+            say(f"  {name:<11}{measured}")
+        say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
+        shown = ("perplexity", "ci_low", "ci_high")
+        report |= {
+            "made": winner.sizes | {"parameters": made.parameters, "bytes": made.bytes},
+            "held_out": {name: {key: getattr(one, key) for key in shown} for name, one in judged.items()},
+            "saved": str(target),
+        }
+    launch.wait_for_everyone()
+    return report if launch.is_main_process else {}
+
+
+def _versions(shapes: PreTrainedModel, args: argparse.Namespace) -> tuple[Budget, list[Candidate]]:
+    """What may be spent and the versions that fit, from the model's shapes; what asks too much of them is refused."""
+    whole, longest = Candidate.of(shapes), getattr(shapes.config, "max_position_embeddings", None)
+    checks.whole_number("--length", args.length, least=2, most=longest, meaning="the model's longest row")
+    checks.whole_number("--multiple-of", args.multiple_of, least=1, most=whole.neurons, meaning="the MLPs' width")
+    amount, unit = args.budget
+    budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
+    return budget, candidates(shapes, budget, multiple_of=args.multiple_of)
+
+
+def _hub_id(model: PreTrainedModel) -> str:
+    """What the world knows the model as; "" for one that lies on this machine only, whose path is nobody's business."""
+    name = model.config.name_or_path or ""
+    return "" if os.path.isdir(name) else name
+
+
+def _name(steps: int, args: argparse.Namespace) -> str:
+    """Of a folder for so many steps: the number and a digest of all that decides what is learned in them.
+
+    So another wish has a place of its own, and isn't refused in the end for what lies there.
+    """
+    asked = [args.lr, args.accumulate, args.rows, args.length, args.domain, args.seed]
+    return f"{steps}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class _Text:
+    """To score by, to choose by, to learn (None where nothing learns), and to judge by in the end."""
+
+    calibration: TokenBlocks
+    choosing: TokenBlocks
+    train: TokenBlocks | None
+    held_out: TokenBlocks
+
+    @classmethod
+    def read(cls, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> _Text:
+        """All of it, before any of it is used; the seed decides which, except of what judges."""
+
+        def rows(split: str, count: int, domain: str = "speeches", seed: int = args.seed) -> TokenBlocks:
+            size = {"tokens": count * args.length, "length": args.length}
+            return token_blocks(tokenizer, split, domain=domain, seed=seed, **size)
+
+        learned = args.rows * max(args.accumulate * max(args.steps, args.correction), args.light)
+        try:
+            calibration = rows("calibration", _CALIBRATION).sample(_CALIBRATION, args.seed)
+            train = rows("distillation", learned, args.domain) if learned else None
+            return cls(calibration[:_SCORED], calibration[_SCORED:], train, rows("evaluation", _JUDGED, seed=0))
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Rows are as long as --length says; --steps, --correction or --light, times --accumulate and "
+                "--rows, are learned."
+            ) from error
+
+    def batches(self, count: int, args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
+        """The first of what is learned, which don't hang on how many others there are."""
+        return [] if self.train is None else self.train.batches(args.rows)[:count]
+
+
+def _write_card(
+    folder: Path, base: str, winner: Candidate, judged: dict[str, Perplexity], args: argparse.Namespace
+) -> None:
+    """The card beside the model: what was done, what was measured, and what was not."""
+    shown = {name: with_interval(text.perplexity, text.ci_low, text.ci_high) for name, text in judged.items()}
+    learned = {
+        "corrected teacher": args.correction * args.accumulate * args.rows * args.length,
+        "recovery": args.steps * args.accumulate * args.rows * args.length,
+    }
+    *_, made = judged.values()
+    write_model_card(
+        folder,
+        name=f"{Path(base).name}-{winner.name}" if base else f"A local model, {winner.name}",
+        base_model=base or None,
+        licence=licence_of(base) if base else "unknown",
+        summary=f"{base or 'A local model'}, cut to {winner.parameters:,} parameters"
+        + (" and distilled from the whole model." if args.steps else "; nothing was learned after the cut."),
+        recipe=winner.sizes
+        | {"cut by": "activation scores, one calibration pass", "seed": args.seed}
+        | {f"tokens of {args.domain}, {what}": f"{tokens:,}" for what, tokens in learned.items() if tokens},
+        measured=pd.DataFrame(shown, index=["perplexity on speeches (95 %)"]),
+        limits=_limits(*perplexity_ratio(made, judged["whole"])),
+        sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+    )
+
+
+def _limits(ratio: float, low: float, high: float) -> list[str]:
+    """What the model is bad at: speeches only where its perplexity is shown to be higher than the whole model's."""
+    worse = f"On speeches its perplexity is × {with_interval(ratio, low, high)} the whole model's."
+    unknown = "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias."
+    return [worse, unknown] if low > 1 else [unknown]
+
+
+def _say_nothing(_line: str) -> None:
+    """What all processes but the first one say."""
+
+
+def _corrected(model: PreTrainedModel, text: _Text, args: argparse.Namespace) -> PreTrainedModel:
+    """The teacher after a few steps on the text that students are to learn from (Minitron in practice, 2408.11796)."""
+    if args.correction == 0:
+        return model
+    teacher = variant(model)
+    batches = text.batches(args.correction * args.accumulate, args)
+    recipe = Recipe(
+        steps=args.correction, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0, seed=args.seed
+    )
+    folder = args.out / identity(model) / f"correction-{_name(args.correction, args)}"
+    distill(model, teacher, batches, recipe, checkpoint_dir=folder)
+    return teacher
+
+
+def _search(
+    model: PreTrainedModel,
+    found: list[Candidate],
+    kept: Importance,
+    text: _Text,
+    folder: Path,
+    args: argparse.Namespace,
+) -> tuple[Candidate, str]:
+    """The version that is best after light distillation, and the ranking as a table; every record is kept."""
+    ranking = rank(model, found, kept, text.choosing, folder=folder)
+    shown = ["blocks", "hidden", "groups", "neurons", "parameters", "nll"]
+    if args.light:
+        best = _candidates_in(ranking.head(args.finalists))
+        light, train = Recipe(steps=args.light, lr=args.lr, seed=args.seed), text.batches(args.light, args)
+        ranking = rank(model, best, kept, text.choosing, folder=folder, train=train, recipe=light)
+        shown.append("distilled_nll")
+    (winner,) = _candidates_in(ranking.head(1))
+    return winner, ranking[shown].to_string(index=False)
+
+
+def _candidates_in(frame: pd.DataFrame) -> list[Candidate]:
+    """The versions in the rows of a ranking."""
+    names = ["blocks", "hidden", "groups", "neurons", "parameters", "cost"]
+    return [Candidate(*row) for row in frame[names].itertuples(index=False)]
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """What the recipe takes: bytes in each process while the largest model learns, and the fewest and most seconds."""
+
+    bytes: float
+    seconds: tuple[float, float]
+    passes: tuple[float, ...]
+
+    def __str__(self) -> str:
+        low, high = (f"{seconds / 60:,.0f}" for seconds in self.seconds)
+        spread = f"{min(self.passes):.3g} to {max(self.passes):.3g} s"
+        return (
+            f"About {self.bytes / 1e9:.1f} GB of memory and "
+            f"{low if low == high else f'{low} to {high}'} minutes on this machine, by {len(self.passes)} forward "
+            f"passes of {spread}. Both are estimates; what else runs here can double the time."
+        )
+
+
+def _estimate(
+    model: PreTrainedModel, found: list[Candidate], args: argparse.Namespace, *, processes: int = 1
+) -> _Needed:
+    """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
+    largest = max(found, key=lambda candidate: candidate.parameters)
+    learning = model if args.correction else outline_of(model, largest)
+    whole, recipe = outline(model.config), Recipe(steps=1, lr=1.0)
+    plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
+    share = largest.parameters / model_size(model).parameters
+    # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
+    each = 1 + 3 * share
+    searching = len(found) * 16 / args.rows + min(args.finalists, len(found)) * args.light * each
+    learning_steps = args.correction * 3 + args.steps * each
+    learns = args.correction or args.light or args.steps
+    size = sum(plan.values()) if learns else plan["teacher"] + plan["student"]
+    passes = _timed(model, args)
+    work = 1.3 * (searching + learning_steps * args.accumulate / processes)  # 1.3: and the head
+    return _Needed(size, (work * min(passes), work * max(passes)), passes)
+
+
+def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...]:
+    """Seconds of forward passes, the first of which, that warms up, doesn't count."""
+    ids = torch.ones(args.rows, args.length, dtype=torch.long, device=model.device)
+    took: list[float] = []
+    while len(took) <= _TIMED and (len(took) < 3 or sum(took) < _PATIENCE):
+        began = time.monotonic()
+        with torch.no_grad():
+            model.base_model(ids, use_cache=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        took.append(time.monotonic() - began)
+    return tuple(took[1:])

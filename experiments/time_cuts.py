@@ -1,0 +1,105 @@
+"""What a token takes after two cuts of the same bytes, in PyTorch and in llama.cpp, for lesson 10's first figure.
+
+    python -m experiments.time_cuts
+
+The whole model, the whole model again, a third of the blocks fewer, and MLPs narrower by as many bytes, in turns: a few
+tokens behind a short prompt. Needs the extra "engine" and a machine that does nothing else. One minute on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+import course_utils
+from course_utils import benchmarking, engine
+from course_utils.architectures import describe
+from course_utils.benchmarking import median_interval
+from course_utils.depth import remove_blocks
+from course_utils.export import export_gguf
+from course_utils.files import write_text
+from course_utils.models import load_model, variant
+from course_utils.reports import model_size
+from course_utils.session import default_device, fast_dtype
+from course_utils.width import prune_neurons
+
+OUT = Path(course_utils.__file__).parent / "data" / "token_times.json"
+ROUNDS = 21
+SERVED = {"prompt_tokens": 16, "new_tokens": 8, "rounds": ROUNDS}
+MULTIPLE = 32  # of the narrow width, which has a few bytes less than the short model
+_NUMBERS = 2**26  # whose sum tells the bandwidth: more than any cache holds
+
+
+def same_bytes(base: PreTrainedModel) -> dict[tuple[str, str], PreTrainedModel]:
+    """(Name, part that was cut) -> model: the whole one twice, a third of the blocks fewer, and narrower MLPs."""
+    total, full = describe(base).num_blocks, describe(base).intermediate_sizes[0]
+    fewer = max(1, total // 3)
+    short, narrow = variant(base), variant(base)
+    remove_blocks(short, range((total - fewer) // 2, (total - fewer) // 2 + fewer))
+    saved = model_size(base).bytes - model_size(short).bytes
+    a_neuron = total * 3 * describe(base).hidden_size * base.dtype.itemsize
+    width = max(MULTIPLE, math.floor((full - saved / a_neuron) / MULTIPLE) * MULTIPLE)
+    prune_neurons(narrow, [torch.arange(full, 0.0, -1)] * total, ratio=1 - width / full)
+    return {
+        ("whole", "whole"): base,
+        ("whole, again", "whole"): variant(base),
+        (f"{total - fewer} of {total} blocks", "blocks"): short,
+        (f"MLPs of {width}", "neurons"): narrow,
+    }
+
+
+def bandwidth() -> float:
+    """Bytes that this machine reads a second at its best, by the sum of a long vector."""
+    numbers, laps = torch.ones(_NUMBERS), []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        numbers.sum()
+        laps.append(time.perf_counter() - start)
+    return numbers.nbytes / min(laps)
+
+
+def rows(program: str, speed: pd.DataFrame, parts: Sequence[str], floors: Sequence[float]) -> Iterator[dict]:
+    """A row a model: milliseconds a token with the 95 % interval of their median, and its floor."""
+    laps = speed.attrs["seconds"]
+    for name, part, floor in zip(laps, parts, floors, strict=True):
+        seconds = [1000 * lap["decode"] / SERVED["new_tokens"] for lap in laps[name]]
+        low, high = median_interval(seconds)
+        middle = sorted(seconds)[len(seconds) // 2]
+        yield {"program": program, "name": name, "part": part} | {
+            key: round(value, 2)
+            for key, value in {"milliseconds": middle, "low": low, "high": high, "floor": floor}.items()
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    base, tokenizer = load_model("llama", dtype=fast_dtype(default_device()))
+    models = same_bytes(base)
+    names, parts = zip(*models, strict=True)
+    by_name = dict(zip(names, models.values(), strict=True))
+    read = bandwidth()
+    floors = [1000 * model_size(model).bytes / read for model in models.values()]
+    record = [*rows("PyTorch", benchmarking.measure_speed(by_name, phases=["decode"], **SERVED), parts, floors)]
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        files: dict[str, Path] = {}
+        for number, (name, model) in enumerate(by_name.items()):
+            twice = name == names[1]  # the same file under another name
+            files[name] = files[names[0]] if twice else export_gguf(model, tokenizer, Path(folder) / f"{number}.gguf")
+        record += rows("llama.cpp", engine.measure_speed(files, **SERVED), parts, floors)
+    write_text(args.out, json.dumps(record, indent=1) + "\n")
+    print(pd.DataFrame(record).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A command ends in a sentence and with a status; tests/course_tools/test_cli.py stops whole programs."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from course_utils import program
+from course_utils.assets import AssetError
+from course_utils.extras import ExtraMissing
+
+HOW = {"place": Path("here"), "remedy": "Name another."}
+
+
+def failing(error):
+    def command():
+        raise error
+
+    return command
+
+
+def test_what_a_command_returns_is_its_status():
+    assert program.answer(lambda: 3, **HOW) == 3
+
+
+@pytest.mark.parametrize("error", [ValueError("so"), AssetError("so"), ExtraMissing("so"), FloatingPointError("so")])
+def test_what_was_written_for_the_reader_is_all_they_see(error, capsys):
+    assert program.answer(failing(error), **HOW) == 1
+    assert capsys.readouterr().err == "so\n"
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), ModuleNotFoundError("b"), OSError(errno.EIO, "c")])
+def test_mistakes_of_ours_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        program.answer(failing(error), **HOW)
+
+
+def test_a_place_that_cannot_be_written(capsys):
+    refused = OSError(errno.EACCES, os.strerror(errno.EACCES))
+    assert program.answer(failing(refused), **HOW) == 1
+    assert capsys.readouterr().err == "here can't be written (Permission denied). Name another.\n"
+
+
+def test_ctrl_c_is_no_error(capsys):
+    assert program.answer(failing(KeyboardInterrupt()), **HOW) == 130
+    assert program.run(failing(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "\nStopped.\n" * 2
+
+
+def test_the_package_is_a_program():
+    run = [sys.executable, "-m", "course_utils", "compress", "llama", "--budget", "much"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2 and "argument --budget: must be a share of the parameters" in done.stderr
