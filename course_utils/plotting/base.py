@@ -37,6 +37,8 @@ _MARKS: dict[str, dict[str, Any]] = {
     "at the last token": {"color": "#2b8fe0", "marker": "P"},
     "mostly women": {"color": "#0a9f68", "marker": "^"},
     "mostly men": {"color": "#5c2f10", "marker": "v"},
+    "stereotype": {"color": "#0a9f68", "marker": "^"},
+    "woman/man": {"color": "#5c2f10", "marker": "v"},
     "whole": {"color": "black", "marker": "*"},
     "guessing": {"color": "0.25", "linestyle": (0, (3, 1, 1, 1))},
 }
@@ -72,7 +74,8 @@ def mark(name: str) -> dict[str, Any]:
         name: a criterion ("L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random"), "wrong" or
             "separate" sets, a part ("neurons", "attentions", "blocks"), a rule for prompts ("one for all",
             "complexity", "published", "price"), a place that is patched ("at the word", "at the last token"), a group
-            of occupations ("mostly women", "mostly men"), the "whole" model, or the line of "guessing".
+            of occupations ("mostly women", "mostly men"), what is cut out ("stereotype") beside what shall stay
+            ("woman/man"), the "whole" model, or the line of "guessing".
 
     Raises:
         ValueError: unknown name.
