@@ -4,9 +4,11 @@
 
 The embedded Llama. Eight axes of made-up names; each is planted three times: the down-projections learn, the
 attentions, or all weights. Of each planted model a few neurons a block are cut, the important half protected: those
-that carry most of the preference, and beside them a twin by the same score of tall/short, those that react most, the
-least important, and two random cuts. Then the real bias of the untouched model: "she" after occupations, chosen on one
-half of the words and sentences and judged on the other, and turned round. Judged are preferences, item by item, and
+that carry most of the preference, and beside them two twins by the same score of something that the planted groups have
+no part in (tall/short, which hardly any preference goes with, and the pronoun after woman/man, which a strong one does),
+those that react most, the least important, and two random cuts. Then the real bias of the untouched model: "she" after occupations, chosen on one
+half of the words and sentences and judged on the other, and turned round; there one arm spares the neurons that move the
+woman's pronoun. Judged are preferences, item by item, and
 3,024 predictions of ordinary text. Planting is done once; scores, cuts and judging in bfloat16 and in float32.
 
 The format is that of ``experiments/sets.py``; a text whose name is an axis holds double differences, one an item.
@@ -45,6 +47,7 @@ RATES = {"down": 5e-4, "attention": 5e-4, "all": 2e-4}  # learning rate of each 
 SIZE, STEPS, ITEMS = 10.0, 60, 4  # of planting: nats, steps at most, items a step
 CHOSEN, JUDGED = 5, 3  # every fifth item chooses, every third one judges: all templates, all swaps
 NEURONS, PROTECTED = 8, 0.5  # of a block that go; share that is safe
+SPARED = 0.2  # share of a block's neurons that move the woman's pronoun most
 RANDOM, RANDOM_REAL = 2, 5
 ROWS = 24  # of each text
 WORDS = {"occupations": occupations, "woman/man": people}
@@ -91,6 +94,12 @@ class Garden:
             return neuron_importance(model, "random", seed=seed)
         if criterion == "twin":
             return gap_attribution(model, self.tokenizer, every(controls("neutral", split="selection"), CHOSEN))
+        if criterion == "woman":
+            return gap_attribution(model, self.tokenizer, real_pairs("woman/man", half))
+        if criterion == "spares her":
+            known = {"place": place, "axis": axis, "half": half, "dtype": dtype}
+            both = (self.scores(name, 0, **known) for name in ("carries", "woman"))
+            return [_sparing(score, of_her) for score, of_her in zip(*both, strict=True)]
         chosen = every(pairs(invented_axis(axis, SWAPS), split="selection"), CHOSEN)
         score = activation_difference if criterion == "reacts" else gap_attribution
         return score(model, self.tokenizer, chosen if place else real_pairs("occupations", half))
@@ -112,6 +121,12 @@ class Garden:
         return preferences(measure_pairs(model, self.tokenizer, asked, sites=()))["preference"].round(3).tolist()
 
 
+def _sparing(score: Tensor, of_her: Tensor) -> Tensor:
+    """A block's score, lowest where a neuron moves the woman's pronoun most, whichever way: both [neurons]."""
+    moves_her = of_her.abs()
+    return score.masked_fill(moves_her > moves_her.quantile(1 - SPARED), score.min().item())
+
+
 def judging_pairs(axis: int) -> list[Pair]:
     """What judges a planted axis."""
     return every(pairs(invented_axis(axis, SWAPS), split="evaluation"), JUDGED)
@@ -128,7 +143,9 @@ def keys() -> Iterator[dict[str, object]]:
     for place, axis in [("", 0), *planted]:
         for dtype in DTYPES:
             shared = {"place": place, "axis": axis, "dtype": dtype, "draw": 0}
-            arms = [("planted" if place else "", 0), ("carries", 0), ("twin", 0), ("reacts", 0), ("importance", 0)]
+            arms = [("planted" if place else "", 0)]
+            arms += [(name, 0) for name in ("carries", "twin", "woman", "reacts", "importance")]
+            arms += [] if place else [("spares her", 0)]
             for half in ("selection",) if place else SPLITS:
                 for criterion, seed in arms + [("random", seed) for seed in range(RANDOM if place else RANDOM_REAL)]:
                     if criterion or half == SPLITS[0]:

@@ -431,9 +431,9 @@ def test_plant_and_cut(monkeypatch, tmp_path):
     frame = in_small(plant_and_cut, monkeypatch, tmp_path, **small)
     place = ["criterion", "seed", "half", "place", "axis", "dtype", "text"]
     assert not frame.duplicated(place).any()
-    untouched, real, planted = 2 + 4 + 1, 2 * 5 * (2 + 2), 2 * 6 * (2 + 1)
+    untouched, real, planted = 2 + 4 + 1, 2 * 7 * (2 + 2), 2 * 7 * (2 + 1)
     assert len(frame) == 2 * (untouched + real + planted)
-    arms = {"planted", "carries", "twin", "reacts", "importance", "random"}
+    arms = {"planted", "carries", "twin", "woman", "reacts", "importance", "random"}
     assert set(frame[frame.place == "down"].criterion) == arms
     preference = frame[frame.text == "invented 1"].set_index(["criterion", "place", "dtype"])
     assert {*map(len, preference.rows)} == {2}
