@@ -4,12 +4,12 @@
 
 The embedded Llama. Eight axes of made-up names; each is planted three times: the down-projections learn, the
 attentions, or all weights. Of each planted model a few neurons a block are cut, the important half protected: those
-that carry most of the preference, and beside them two twins by the same score of something that the planted groups have
-no part in (tall/short, which hardly any preference goes with, and the pronoun after woman/man, which a strong one does),
-those that react most, the least important, and two random cuts. Then the real bias of the untouched model: "she" after occupations, chosen on one
-half of the words and sentences and judged on the other, and turned round; there one arm spares the neurons that move the
-woman's pronoun. Judged are preferences, item by item, and
-3,024 predictions of ordinary text. Planting is done once; scores, cuts and judging in bfloat16 and in float32.
+that carry most of the preference, and beside them two twins by the same score of what the planted groups have no part
+in (tall/short, with hardly any preference, and the pronoun after woman/man, with a strong one), those that react most, the
+least important, and two random cuts. Then the real bias of the untouched model: "she" after occupations, chosen on one
+half of the words and sentences and judged on the other, and turned round; there one arm spares the neurons that move
+the woman's pronoun. Judged are preferences, item by item, and 3,024 predictions of ordinary text. Planting is done
+once; scores, cuts and judging in bfloat16 and in float32.
 
 The format is that of ``experiments/sets.py``; a text whose name is an axis holds double differences, one an item.
 Resumable. TO FILL on two cores.
