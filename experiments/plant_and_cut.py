@@ -5,7 +5,7 @@
 The embedded Llama. Eight axes of made-up names; each is planted three times: the down-projections learn, the
 attentions, or all weights. Of each planted model a few neurons a block are cut, the important half protected: those
 that carry most of the preference, and beside them two twins by the same score of what the planted groups have no part
-in (tall/short, with hardly any preference, and the pronoun after woman/man, with a strong one), those that react most, the
+in (tall/short, with hardly any preference, and the pronoun after woman/man, with a strong one), those that react, the
 least important, and two random cuts. Then the real bias of the untouched model: "she" after occupations, chosen on one
 half of the words and sentences and judged on the other, and turned round; there one arm spares the neurons that move
 the woman's pronoun. Judged are preferences, item by item, and 3,024 predictions of ordinary text. Planting is done
