@@ -705,7 +705,7 @@ for name, count in tokens.items():
 #
 # ## The order of work
 #
-# Bits and cuts go together, in one order: **cut, solve, distil, then store in fewer bits.** Solving (`healing.refit`) and training
+# Bits and cuts go together, in one order: **cut, solve, distil, then store in fewer bits.** Solving (the library's `refit`) and training
 # (lesson 07) need weights that can move a little, so rounding comes last. Which one first depends on what is waited for:
 #
 # - *Disk and download*: fewer bits; then widths that are multiples of 32.
