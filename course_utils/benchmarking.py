@@ -46,6 +46,7 @@ __all__ = [  # what is counted comes through this door as well
     "peak_memory",
     "speed_frame",
     "speedup_text",
+    "stopwatch",
     "take_turns",
     "time_interleaved",
 ]
@@ -75,13 +76,13 @@ def time_interleaved(calls: Mapping[str, Callable[[], object]], *, rounds: int =
 
     def timed(call: Callable[[], object]) -> Callable[[], dict[str, float]]:
         def lap() -> dict[str, float]:
-            with _stopwatch() as seconds:
+            with stopwatch() as seconds:
                 call()
             return {"call": seconds()}
 
         return lap
 
-    samples = take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds, warmups=1)
+    samples = take_turns({name: timed(call) for name, call in calls.items()}, rounds=rounds)
     laps = {name: [lap["call"] for lap in rows] for name, rows in samples.items()}
     first = next(iter(laps.values()))
     return pd.DataFrame(
@@ -139,7 +140,7 @@ def measure_speed(
         ids = prompt.to(model.device)
         return lambda: _generate(model, ids, new_tokens, read="prefill" in phases)
 
-    samples = take_turns({name: lap(model) for name, model in models.items()}, rounds=rounds, warmups=1)
+    samples = take_turns({name: lap(model) for name, model in models.items()}, rounds=rounds)
     first = models[next(iter(models))]
 
     def estimate(model: PreTrainedModel, phase: str) -> float:
@@ -253,15 +254,13 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float]:
 
 
 @check_types
-def take_turns(
-    laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: int, warmups: int
-) -> dict[str, list[dict[str, float]]]:
+def take_turns(laps: Mapping[str, Callable[[], dict[str, float]]], *, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Run every lap once a round, every other round in reverse order.
 
     Args:
         laps: name -> function that returns phase -> seconds.
-        rounds: laps of each that count, at least 6; where ``session.at_most`` leaves fewer, they are told again.
-        warmups: laps of each beforehand that don't.
+        rounds: laps of each, after one that doesn't count; at least 6. Where ``session.at_most`` leaves fewer, they are
+            told again.
 
     Returns:
         Name -> what its laps measured, round by round.
@@ -272,11 +271,10 @@ def take_turns(
     if not laps:
         raise ValueError("Nothing to measure: give at least one named contestant.")
     checks.whole_number("rounds", rounds, least=MIN_ROUNDS)
-    checks.whole_number("warmups", warmups)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in laps}
     gc.collect()
     run = session.at_most(rounds)
-    for turn in tqdm(range(-warmups, run), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
+    for turn in tqdm(range(-1, run), desc="Timing", unit="round", delay=2, leave=False, file=sys.stderr):
         for name in list(laps)[:: -1 if turn % 2 else 1]:
             with _resting_garbage_collector():
                 measured = laps[name]()
@@ -316,17 +314,17 @@ def _generate(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, read: boo
         for layer in cache.layers:
             layer.keys, layer.values = (x.repeat(1, 1, ids.shape[1], 1) for x in (layer.keys, layer.values))
     else:  # a sliding window drops what is old, so it has to be filled by reading
-        with _stopwatch() as prefill:
+        with stopwatch() as prefill:
             token = next_token(ids)
         laps["prefill"] = prefill()
-    with _stopwatch() as decode:
+    with stopwatch() as decode:
         for _ in range(new_tokens):
             token = next_token(token)
     return laps | {"decode": decode()}
 
 
 @contextlib.contextmanager
-def _stopwatch() -> Iterator[Callable[[], float]]:
+def stopwatch() -> Iterator[Callable[[], float]]:
     """Hands out a function that tells, after the block, how many seconds it took.
 
     A CUDA card stamps two events itself; elsewhere the clock is read when all work has finished.

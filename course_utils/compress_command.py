@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from accelerate.utils import disable_fsdp_ram_efficient_loading
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
@@ -324,10 +324,7 @@ def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...
     ids = torch.ones(args.rows, args.length, dtype=torch.long, device=model.device)
     took: list[float] = []
     while len(took) <= _TIMED and (len(took) < 3 or sum(took) < _PATIENCE):
-        began = time.monotonic()
-        with torch.no_grad():
+        with torch.no_grad(), stopwatch() as seconds:
             model.base_model(ids, use_cache=False)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        took.append(time.monotonic() - began)
+        took.append(seconds())
     return tuple(took[1:])

@@ -361,7 +361,7 @@ def measure_speed(
         known = min((engine.vocab_size for engine in engines.values()), default=1)
         prompt = torch.randint(known, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
         laps = {name: functools.partial(engine.lap, prompt, new_tokens) for name, engine in engines.items()}
-        samples = benchmarking.take_turns(laps, rounds=rounds, warmups=1)
+        samples = benchmarking.take_turns(laps, rounds=rounds)
     work = {name: _Work.of(Path(path)).phases(**sizes) for name, path in files.items()}
     first = work[next(iter(work))]
     estimates = {name: {phase: first[phase] / its[phase] for phase in its} for name, its in work.items()}

@@ -90,10 +90,10 @@ def write_model_card(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"There is no saved model in '{folder}': write one with save_pruned first.")
-    texts = {"name": name, "base_model": base_model, "licence": licence, "summary": summary}
+    texts = {"name": name, "licence": licence, "summary": summary}
+    if base_model is not None:
+        texts["base_model"] = base_model
     for what, text in texts.items():
-        if what == "base_model" and text is None:
-            continue
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"'{what}' must be a text that says something; got {text!r}.")
     limits, sources = checks.strings("limits", limits), checks.strings("sources", sources)

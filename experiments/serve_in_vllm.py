@@ -28,10 +28,10 @@ from transformers import PreTrainedModel
 import course_utils
 from course_utils.architectures import describe
 from course_utils.checkpoints import save_pruned
-from course_utils.depth import remove_blocks
 from course_utils.files import write_text
-from course_utils.models import load_model, variant
-from course_utils.width import kept_width, prune_neurons
+from course_utils.models import load_model
+from course_utils.width import kept_width
+from experiments.timed_shapes import with_width, without_middle_blocks
 
 OUT = Path(course_utils.__file__).parent / "data" / "served_in_vllm.json"
 WORKER = Path(__file__).with_name("vllm_worker.py")
@@ -43,10 +43,11 @@ def milder_cuts(base: PreTrainedModel) -> dict[str, PreTrainedModel]:
     """The whole model, a sixth of the neurons fewer, and a fifth of the blocks fewer: lesson 10's for full memory."""
     total, full = describe(base).num_blocks, describe(base).intermediate_sizes[0]
     width, fewer = kept_width(full, 1 / 6, multiple_of=64), max(1, round(total / 5))
-    narrow, short = variant(base), variant(base)
-    prune_neurons(narrow, [torch.arange(full, 0.0, -1)] * total, ratio=1 - width / full)
-    remove_blocks(short, range((total - fewer) // 2, (total - fewer) // 2 + fewer))
-    return {"whole": base, f"width {width}": narrow, f"{fewer} blocks fewer": short}
+    return {
+        "whole": base,
+        f"width {width}": with_width(base, width),
+        f"{fewer} blocks fewer": without_middle_blocks(base, fewer),
+    }
 
 
 def served(python: Path, folder: Path) -> list[dict]:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import torch
@@ -24,13 +25,12 @@ import course_utils
 from course_utils import benchmarking, engine
 from course_utils.architectures import describe
 from course_utils.benchmarking import median_interval
-from course_utils.depth import remove_blocks
 from course_utils.export import export_gguf
 from course_utils.files import write_text
 from course_utils.models import load_model, variant
 from course_utils.reports import model_size
 from course_utils.session import default_device, fast_dtype
-from course_utils.width import prune_neurons
+from experiments.timed_shapes import with_width, without_middle_blocks
 
 OUT = Path(course_utils.__file__).parent / "data" / "token_times.json"
 ROUNDS = 21
@@ -43,17 +43,15 @@ def same_bytes(base: PreTrainedModel) -> dict[tuple[str, str], PreTrainedModel]:
     """(Name, part that was cut) -> model: the whole one twice, a third of the blocks fewer, and narrower MLPs."""
     total, full = describe(base).num_blocks, describe(base).intermediate_sizes[0]
     fewer = max(1, total // 3)
-    short, narrow = variant(base), variant(base)
-    remove_blocks(short, range((total - fewer) // 2, (total - fewer) // 2 + fewer))
+    short = without_middle_blocks(base, fewer)
     saved = model_size(base).bytes - model_size(short).bytes
     a_neuron = total * 3 * describe(base).hidden_size * base.dtype.itemsize
     width = max(MULTIPLE, math.floor((full - saved / a_neuron) / MULTIPLE) * MULTIPLE)
-    prune_neurons(narrow, [torch.arange(full, 0.0, -1)] * total, ratio=1 - width / full)
     return {
         ("whole", "whole"): base,
         ("whole, again", "whole"): variant(base),
         (f"{total - fewer} of {total} blocks", "blocks"): short,
-        (f"MLPs of {width}", "neurons"): narrow,
+        (f"MLPs of {width}", "neurons"): with_width(base, width),
     }
 
 
@@ -73,10 +71,9 @@ def rows(program: str, speed: pd.DataFrame, parts: Sequence[str], floors: Sequen
     for name, part, floor in zip(laps, parts, floors, strict=True):
         seconds = [1000 * lap["decode"] / SERVED["new_tokens"] for lap in laps[name]]
         low, high = median_interval(seconds)
-        middle = sorted(seconds)[len(seconds) // 2]
         yield {"program": program, "name": name, "part": part} | {
             key: round(value, 2)
-            for key, value in {"milliseconds": middle, "low": low, "high": high, "floor": floor}.items()
+            for key, value in {"milliseconds": median(seconds), "low": low, "high": high, "floor": floor}.items()
         }
 
 

@@ -305,7 +305,6 @@ MADE = {
     "value": lambda: 0.5,
     "values": lambda: [1.0, 2.0],
     "vocab_size": lambda: 97,
-    "warmups": lambda: 0,
     "weight": lambda: 0.5,
     "width": lambda: 16,
     "words": lambda: pronouns.occupations().iloc[::5],
@@ -391,5 +390,5 @@ OWN = {
 #: Given although there is a default, which would take long.
 SHORT = {
     "bins": 3, "lengths": [4, 8], "new_tokens": 2, "prompt_tokens": 4, "resamples": 20, "rounds": 6,
-    "shuffles": 9, "warmups": 0, "tokens": 64, "length": 8, "count": 2, "max_length": 16,
+    "shuffles": 9, "tokens": 64, "length": 8, "count": 2, "max_length": 16,
 }  # fmt: skip
