@@ -143,17 +143,6 @@ def share(name: str, value: Any) -> float:
     return value
 
 
-def between_0_and_1(name: str, value: Any) -> float:
-    """Return a number between 0 and 1, neither included.
-
-    Raises:
-        ValueError: it isn't one.
-    """
-    if not is_number(value) or not 0 < value < 1:
-        raise ValueError(f"'{name}' must lie between 0 and 1; got {value!r}.")
-    return value
-
-
 def ratio(value: Any) -> float:
     """Return the share of something to remove, in [0, 1).
 

@@ -306,7 +306,8 @@ def _estimate(
     """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
-    plan = memory_plan(outline(model.config), outline(learning.config), rows=args.rows, length=args.length)
+    whole, recipe = outline(model.config), Recipe(steps=1, lr=1.0)
+    plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
     share = largest.parameters / model_size(model).parameters
     # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
     each = 1 + 3 * share

@@ -3,12 +3,14 @@
     python -m experiments.heal [--work build/heal]
 
 Students: 40 % of the MLP neurons are gone, by activation, by peak-to-peak, at random. Each is solved again over 8,192
-tokens (``healing.refit``), or trained over 8, 33 and 131 thousand, or solved and then trained. Training is distillation
-of the MLPs (forward KL); the well cut student also learns from text alone (cross-entropy), through LoRA, and, solved
-first, over 524 thousand tokens. Every length is a run with a schedule of its own. Two other seeds, which choose the
-text and its order, at 33 thousand. All learn from speeches' distillation split alone and are judged on other speeches
-and on wiki; learning rates are chosen on rows of a third split. Trained in bfloat16 arithmetic, judged in float32 and
-bfloat16; LAMBADA of some, a thousand passages, in bfloat16. Two to four hours on two cores; killed, it goes on.
+tokens (``healing.refit``), or trained over 8, 33 and 131 thousand, or solved over the first of them and then trained,
+or trained for longer than the solve and the shortest training take. Training is distillation of the MLPs (forward KL).
+The well cut student also learns from text alone (cross-entropy), through LoRA, and, solved first, over 524 thousand
+tokens; each of the four ways has a rate that was chosen for it. Every length is a run with a schedule of its own. Two
+other seeds, which choose the text and its order, at 33 thousand. All learn from speeches' distillation split alone and
+are judged on other speeches and on wiki; rates are chosen on rows of a third split. Trained in bfloat16 arithmetic,
+judged in float32 and bfloat16; LAMBADA of some, a thousand passages, in bfloat16. Two to four hours on two cores;
+killed, it goes on.
 """
 
 from __future__ import annotations
@@ -41,8 +43,14 @@ RATIO, LENGTH, ROWS = 0.4, 256, 4  # share of the neurons that go; tokens of a r
 SOLVED, RIDGE = 8, 0.3  # steps' worth of text that is solved over, and how much the old weights count
 CRITERIA, PASSAGES = ("activation", "peak-to-peak", "random"), 1000  # of LAMBADA
 STEPS, LONGEST, SEEDS = (8, 32, 128), 512, (0, 1, 2)
+IN_ITS_TIME = 16  # steps that take longer than a solve and eight steps
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RATES = {"KL": (2e-4, 4e-4, 8e-4), "cross-entropy": (2e-4, 4e-4, 8e-4), "LoRA": (1e-3, 2e-3, 4e-3)}
+RATES = {
+    "KL": (2e-4, 4e-4, 8e-4, 16e-4),
+    "cross-entropy": (2e-4, 4e-4, 8e-4, 16e-4),
+    "LoRA": (2e-3, 4e-3, 8e-3),
+    "solved + KL": (1e-4, 2e-4, 4e-4, 8e-4),
+}
 MLPS: dict[str, Any] = {"mlps_only": True}
 LEARNS: dict[str, dict[str, Any]] = {"KL": MLPS, "cross-entropy": MLPS | {"alpha": 1.0}, "LoRA": {"lora_rank": 16}}
 
@@ -54,7 +62,7 @@ class Run:
     Attributes:
         criterion: that cut it.
         solved: whether what leads out of its neurons was solved for first.
-        loss: one of ``RATES``, or "" without training.
+        loss: one of ``LEARNS``, or "" without training.
         steps: of training.
         seed: of the text and its order.
         lr: the peak learning rate.
@@ -70,10 +78,14 @@ class Run:
     lambada: bool = False
 
     @property
+    def edit(self) -> str:
+        """What was done to the cut student; where it was trained, one of ``RATES``."""
+        return " + ".join([*(["solved"] if self.solved else []), *([self.loss] if self.loss else [])]) or "cut"
+
+    @property
     def key(self) -> dict[str, object]:
         """What names it in the record."""
-        edit = " + ".join([*(["solved"] if self.solved else []), *([self.loss] if self.loss else [])]) or "cut"
-        return {"criterion": self.criterion, "edit": edit, "steps": self.steps, "seed": self.seed}
+        return {"criterion": self.criterion, "edit": self.edit, "steps": self.steps, "seed": self.seed}
 
 
 def runs() -> Iterator[Run]:
@@ -83,9 +95,11 @@ def runs() -> Iterator[Run]:
             yield Run(
                 criterion, solved, lambada=criterion == "activation" or (criterion == "peak-to-peak" and not solved)
             )
+    for criterion in CRITERIA:
+        yield Run(criterion, False, "KL", IN_ITS_TIME)
     for steps in STEPS:
         longest = steps == STEPS[-1]
-        for criterion in CRITERIA:
+        for criterion in CRITERIA[: 2 if longest else 3]:
             for solved in (False, True):
                 asked = (criterion, solved) in (("activation", False), ("peak-to-peak", True)) and longest
                 yield Run(criterion, solved, "KL", steps, lambada=asked)
@@ -94,6 +108,8 @@ def runs() -> Iterator[Run]:
         for seed in SEEDS[1:] if steps == STEPS[1] else ():
             for solved, loss in ((False, "KL"), (True, "KL"), (False, "cross-entropy")):
                 yield Run("activation", solved, loss, steps, seed)
+    for solved in (False, True):
+        yield Run("random", solved, "KL", STEPS[-1])
     yield Run("activation", True, "KL", LONGEST, lambada=True)
 
 
@@ -156,16 +172,17 @@ class Clinic:
         return student
 
     def rates(self) -> dict[str, dict[str, float]]:
-        """What each rate leaves on the watched rows, nats a token, for each loss; measured once."""
+        """What each rate leaves the well cut student on the watched rows, nats a token; measured once."""
         path = self.work / "rates.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for loss in LEARNS:
-            for lr in RATES[loss]:
-                if str(lr) not in found.setdefault(loss, {}):
-                    student = self.trained(Run("activation", False, loss, STEPS[1], 0, lr))
-                    found[loss][str(lr)] = perplexity(student, self.watched, batch_size=16).nll
+        for solved, loss in [(False, loss) for loss in LEARNS] + [(True, "KL")]:
+            run = Run("activation", solved, loss, STEPS[1])
+            for lr in RATES[run.edit]:
+                if str(lr) not in found.setdefault(run.edit, {}):
+                    student = self.trained(replace(run, lr=lr))
+                    found[run.edit][str(lr)] = perplexity(student, self.watched, batch_size=16).nll
                     write_text(path, json.dumps(found, indent=1))
-                    print(f"{loss}, {lr:g}: {found[loss][str(lr)]:.3f} nats")
+                    print(f"{run.edit}, {lr:g}: {found[run.edit][str(lr)]:.3f} nats")
         return found
 
 
@@ -196,7 +213,7 @@ def main() -> None:
     clinic = Clinic(args.work)
     judges = judging_rows(clinic.tokenizer)
     rates = clinic.rates()
-    best = {loss: float(min(found, key=found.__getitem__)) for loss, found in rates.items()}
+    best = {edit: float(min(found, key=found.__getitem__)) for edit, found in rates.items()}
 
     lambada = {"LAMBADA": partial(right_words, clinic.tokenizer)}
 
@@ -207,7 +224,7 @@ def main() -> None:
             yield Arm(key, partial(whole, dtype), judges, tasks)
         for run in runs():
             key, asked = run.key, lambada if run.lambada else {}
-            run = replace(run, lr=best[run.loss]) if run.loss else run
+            run = replace(run, lr=best[run.edit]) if run.loss else run
             for name, dtype in DTYPES.items():
                 tasks = asked if dtype is torch.bfloat16 else {}
                 make = partial(as_dtype, clinic, run, dtype)

@@ -355,12 +355,6 @@ OWN = {
             {f"{of}{end}": [1.0, 2.0] for of in ("price", "bias") for end in ("", "_low", "_high")}, ["a", "random"]
         )
     },
-    "plotting.comparisons.before_and_after": {
-        "frame": lambda: pd.DataFrame({"before": [1.0, 2.0], "after": [2.0, 3.0]})
-    },
-    "plotting.comparisons.paired_differences": {
-        "frame": lambda: bars("measure").assign(case="c", difference=[0.2, 0.4])
-    },
     "plotting.comparisons.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
     "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
     "plotting.base.mark": {"name": lambda: "L1"},

@@ -322,7 +322,7 @@ def test_trace_the_pronoun(monkeypatch, tmp_path):
 
 
 def test_heal(monkeypatch, tmp_path):
-    small = {"STEPS": (1, 2, 3), "LONGEST": 4, "LENGTH": 16, "ROWS": 2, "SOLVED": 1, "PASSAGES": 3}
+    small = {"STEPS": (1, 3, 4), "IN_ITS_TIME": 2, "LONGEST": 5, "LENGTH": 16, "ROWS": 2, "SOLVED": 1, "PASSAGES": 3}
     frame = in_small(heal, monkeypatch, tmp_path, **small)
     place = ["criterion", "edit", "steps", "seed", "dtype", "text"]
     assert not frame.duplicated(place).any()

@@ -87,7 +87,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         Part("04", "predict what six blocks cost beside one of them, then leave out runs", (2,)),
         Part("05", "two bypasses: vote by perplexity, then the equality; prove in pairs that one adds nothing", (2,)),
         BREAK,
-        Part("07", "the five words by hand, predict the arms, what an hour buys"),
+        Part("07", "predict what comes back without a gradient; the five words by hand; the record's curves"),
         CLOSE,
     ),
     "Two days": (
@@ -104,7 +104,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         Part("05", "two bypasses: vote by perplexity, then the equality; in pairs prove one, and write one", (2, 3)),
         Part("06", "let the room vote which prompts should lose more; then what each third suffers, and saves", (1, 3)),
         BREAK,
-        Part("07", "the five words by hand, predict the arms, what an hour buys; the dead loss together", (1, 5)),
+        Part("07", "predict what comes back without a gradient, and solve; the five words by hand; the curves", (1, 2)),
         LUNCH,
         Part("08", "vote blind on three pairs of pictures; then a hand inside: who carries the pronoun?", (1, 3)),
         BREAK,

@@ -129,16 +129,12 @@ PANELS = (
         },
     ),
     Panel(
-        "Distillation",
+        "Healing",
         "07",
         diagrams.distillation,
-        "First cut well, then train. Cut by activation: perplexity {before}, trained {after}. Cut by chance, trained: "
-        "{random}.",
-        {
-            "before": ("activation, KL · before", 0),
-            "after": ("activation, KL · after", 0),
-            "random": ("random, KL · after", 0),
-        },
+        "Solve first, then train. A bad cut costs {cut} nats a token; what leads out of its neurons, solved for again "
+        "without a gradient, leaves {solved}.",
+        {"cut": ("peak-to-peak, cut · speeches", 0), "solved": ("peak-to-peak, solved · speeches", 0)},
     ),
     Panel(
         "Bias: is there one?",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -11,6 +12,9 @@ from transformers import PreTrainedModel
 from course_utils.architectures import describe
 from course_utils.distillation.recipe import Recipe
 from course_utils.extras import brought
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraModel
 
 ADAPTER = "lora_"  # what peft calls an adapter's weights begins so
 
@@ -25,22 +29,8 @@ def adapters(recipe: Recipe, student: PreTrainedModel) -> Iterator[None]:
     if not recipe.lora_rank:
         yield
         return
-    with brought("lora"):
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-    architecture = describe(student)
-    projections = [part for mlp in architecture.mlps for part in mlp.projections]
-    if not recipe.mlps_only:
-        projections += [part for each in architecture.attentions for part in each.projections]
-    corrected = {id(part.module) for part in projections}
-    names = [name for name, module in student.named_modules() if id(module) in corrected]
     learned_before = {weight: weight.requires_grad for weight in student.parameters()}  # peft freezes them
-    torch.manual_seed(recipe.seed)
-    transposed = projections[0].transposed
-    config = LoraConfig(
-        r=recipe.lora_rank, lora_alpha=recipe.lora_rank, target_modules=names, fan_in_fan_out=transposed
-    )
-    model = LoraModel(student, config, "correction")
+    model = with_adapters(recipe, student)
     try:
         yield
         model.merge_and_unload(safe_merge=True)  # safe: not into storage that another model may share
@@ -50,3 +40,22 @@ def adapters(recipe: Recipe, student: PreTrainedModel) -> Iterator[None]:
     finally:
         for weight, wanted in learned_before.items():
             weight.requires_grad_(wanted)
+
+
+def with_adapters(recipe: Recipe, student: PreTrainedModel) -> LoraModel:
+    """Put a recipe's adapters into a student, whose own weights no longer learn."""
+    with brought("lora"):
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+    architecture = describe(student)
+    projections = [part for mlp in architecture.mlps for part in mlp.projections]
+    if not recipe.mlps_only:
+        projections += [part for each in architecture.attentions for part in each.projections]
+    corrected = {id(part.module) for part in projections}
+    names = [name for name, module in student.named_modules() if id(module) in corrected]
+    torch.manual_seed(recipe.seed)
+    transposed = projections[0].transposed
+    config = LoraConfig(
+        r=recipe.lora_rank, lora_alpha=recipe.lora_rank, target_modules=names, fan_in_fan_out=transposed
+    )
+    return LoraModel(student, config, "correction")

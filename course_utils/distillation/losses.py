@@ -6,7 +6,6 @@ Here the heads run on a few hundred tokens at a time, and a chunk's gradients ar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,70 +20,32 @@ from course_utils.batches import Batch
 from course_utils.divergence import kl_divergence
 
 
-def _forward_kl(log_p: Tensor, log_q: Tensor, _beta: float) -> Tensor:
-    """KL(p || q): Hinton et al. 2015, arXiv 1503.02531."""
-    return kl_divergence(log_p, log_q)
-
-
-def _reverse_kl(log_p: Tensor, log_q: Tensor, _beta: float) -> Tensor:
-    """KL(q || p): Gu et al. 2024, arXiv 2306.08543."""
-    return kl_divergence(log_q, log_p)
-
-
-def _jsd(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
-    """Beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q: Agarwal et al. 2024, arXiv 2306.13649."""
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log(1 - beta))
-    return beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)
-
-
-# Divergences of log-probabilities [tokens, vocabulary], teacher p and student q: [tokens] nats.
-LOSSES = {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "jsd": _jsd}
-
-
 @check_types
-def token_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    targets: Tensor,
-    *,
-    loss: str = "forward_kl",
-    temperature: float = 1.0,
-    alpha: float = 0.0,
-    beta: float = 0.5,
-) -> Tensor:
-    """The loss of each token: ``(1 - alpha) x temperature² x divergence + alpha x cross-entropy``.
+def token_loss(student_logits: Tensor, teacher_logits: Tensor | None, targets: Tensor, *, alpha: float = 0.0) -> Tensor:
+    """The loss of each token: ``(1 - alpha) x KL(p || q) + alpha x cross-entropy``, teacher p and student q.
 
-    The divergence is of the distributions at ``temperature``, teacher p and student q: "forward_kl" KL(p || q),
-    "reverse_kl" KL(q || p), or "jsd", the generalised Jensen-Shannon divergence, which near beta 0 pulls as the forward
-    KL does and near 1 as the reverse KL, but ever more weakly. The factor temperature² keeps the gradient's size about
-    the same at every temperature. The cross-entropy is at temperature 1.
+    The divergence is that of Hinton et al. 2015 (arXiv 1503.02531), at temperature 1.
 
     Args:
         student_logits: [tokens, vocabulary], any float dtype; computed in float32.
         teacher_logits: as the student's, without a gradient; may be None where ``alpha`` is 1.
         targets: int64 [tokens].
-        loss: one of ``LOSSES``.
-        temperature: what the logits are divided by, above 0.
         alpha: the cross-entropy's share, from 0 to 1.
-        beta: the teacher's share of the mixture m, above 0 and below 1; only "jsd" reads it.
 
     Returns:
         [tokens] float32.
 
     Raises:
-        ValueError: a loss that isn't there, or no teacher's logits, though ``alpha`` is below 1.
+        ValueError: no teacher's logits, though ``alpha`` is below 1.
     """
-    checks.one_of("loss", loss, LOSSES)
-    checks.positive("temperature", temperature)
     checks.share("alpha", alpha)
     student = student_logits.float()
     parts = torch.zeros(len(targets), device=student.device)
     if alpha < 1:
         if teacher_logits is None:
             raise ValueError(f"Without 'teacher_logits' 'alpha' must be 1, cross-entropy alone; got {alpha!r}.")
-        both = student, teacher_logits.detach().float()
-        log_q, log_p = ((x if temperature == 1 else x / temperature).log_softmax(-1) for x in both)
-        parts = parts + (1 - alpha) * temperature**2 * LOSSES[loss](log_p, log_q, beta)
+        log_q, log_p = (x.log_softmax(-1) for x in (student, teacher_logits.detach().float()))
+        parts = parts + (1 - alpha) * kl_divergence(log_p, log_q)
     if alpha > 0:
         parts = parts + alpha * F.cross_entropy(student, targets, reduction="none")
     return parts
@@ -94,7 +55,7 @@ def token_loss(
 def top_k_loss(
     student_logits: Tensor, ids: Tensor, log_probs: Tensor, targets: Tensor, *, alpha: float = 0.0
 ) -> Tensor:
-    """``token_loss`` with forward KL and temperature 1, of a teacher of which only some tokens are known by name.
+    """``token_loss`` of a teacher of which only some tokens are known by name.
 
     The divergence is taken over buckets: one for each known token, and one for all others together.
 
@@ -121,7 +82,7 @@ def top_k_loss(
     return (1 - alpha) * kl_divergence(log_probs, buckets - log_total) + alpha * cross_entropy
 
 
-def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **options: Any) -> Tensor:
+def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
     """The sum of ``token_loss`` over a batch's predicted tokens, in chunks; a scalar that can be differentiated.
 
     Where ``alpha`` is 1, the teacher has no say and isn't run.
@@ -130,18 +91,18 @@ def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, **opt
         student: gets the gradients.
         teacher: gets none.
         batch: on the models' device.
-        **options: of ``token_loss``.
+        alpha: the cross-entropy's share, from 0 to 1.
     """
 
     def states() -> Tensor:
         with torch.no_grad():
             return teacher.hidden_states(batch)[:, :-1][batch.predicted]  # [tokens, hidden]
 
-    return states_loss(student, teacher, batch, states, **options)
+    return states_loss(student, teacher, batch, states, alpha=alpha)
 
 
 def states_loss(
-    student: Architecture, teacher: Architecture, batch: Batch, states: Callable[[], Tensor], **options: Any
+    student: Architecture, teacher: Architecture, batch: Batch, states: Callable[[], Tensor], *, alpha: float = 0.0
 ) -> Tensor:
     """``batch_loss`` of a teacher of which only the head runs here.
 
@@ -150,15 +111,15 @@ def states_loss(
         teacher: gets none.
         batch: on the models' device.
         states: gives the teacher's hidden states at the predicted tokens, [tokens, hidden]; called where it has a say.
-        **options: of ``token_loss``.
+        alpha: the cross-entropy's share, from 0 to 1.
     """
-    if options.get("alpha") == 1:
-        return loss_in_chunks(student, batch, lambda logits, targets: token_loss(logits, None, targets, **options))
+    if alpha == 1:
+        return loss_in_chunks(student, batch, lambda logits, targets: token_loss(logits, None, targets, alpha=1.0))
 
     def loss(logits: Tensor, targets: Tensor, known: Tensor) -> Tensor:
         with torch.no_grad():
             teacher_logits = teacher.logits(known)  # [chunk, vocabulary]
-        return token_loss(logits, teacher_logits, targets, **options)
+        return token_loss(logits, teacher_logits, targets, alpha=alpha)
 
     return loss_in_chunks(student, batch, loss, states())
 

@@ -1,7 +1,7 @@
 """Whether a distillation fits: bytes counted beforehand, from shapes alone.
 
     whole, narrow = outline(teacher.config), outline(narrow_config)
-    plan = memory_plan(whole, narrow, rows=4, length=512, recompute=True)
+    plan = memory_plan(whole, narrow, Recipe(steps=400, lr=2e-4, recompute=True), rows=4, length=512)
     sum(plan.values())
 
 The models have shapes but no content (PyTorch's meta device), so nothing is needed to plan for any size.
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
+from course_utils.distillation.adapters import with_adapters
 from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.training import weights_that_learn
 
@@ -62,27 +63,21 @@ def _put_aside(model: PreTrainedModel, *, rows: int, length: int) -> int:
 def memory_plan(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
+    recipe: Recipe,
     *,
     rows: int,
     length: int,
     teacher_states: bool = False,
-    recompute: bool = False,
-    train_embedding: bool = True,
-    mlps_only: bool = False,
-    state_bytes: int = 8,
 ) -> dict[str, float]:
     """Bytes that a distillation in float32 holds at its worst moment, part by part; an upper bound.
 
     Args:
         teacher: of ``outline``.
         student: of ``outline``, of the Llama family.
+        recipe: says which weights learn, and whether activations are computed twice.
         rows: of a batch.
         length: of a row.
         teacher_states: the teacher's states are known (``remember_teacher``), so that its head alone is in memory.
-        recompute: as in ``Recipe``.
-        train_embedding: as in ``Recipe``.
-        mlps_only: as in ``Recipe``.
-        state_bytes: of the optimiser, for each weight that learns: 8 for AdamW.
 
     Returns:
         name of the part -> bytes: teacher, student, gradients, AdamW, head, chunk, activations.
@@ -92,23 +87,24 @@ def memory_plan(
     """
     for name, number in {"rows": rows, "length": length}.items():
         checks.whole_number(name, number, least=1)
-    checks.whole_number("state_bytes", state_bytes)
+    student = copy.deepcopy(student)  # shapes alone
     parts, head = describe(student), describe(teacher).head.weight.numel()
+    if recipe.lora_rank:
+        with_adapters(recipe, student)
     embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
-    recipe = Recipe(steps=1, lr=1.0, mlps_only=mlps_only, train_embedding=train_embedding)
     student.requires_grad_(False)
     for weight in weights_that_learn(recipe, student):
         weight.requires_grad_(True)
     numbers = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     activations: float = _put_aside(student, rows=rows, length=length)
-    if recompute:  # a block's input each, and the inside of one
+    if recipe.recompute:  # a block's input each, and the inside of one
         activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
     head_learns = (embedding if tied else parts.head.weight).requires_grad
     return {
         "teacher": 4 * (head if teacher_states else teacher.num_parameters()),
         "student": 4 * student.num_parameters(),
         "gradients": 4 * numbers,
-        "AdamW": state_bytes * numbers,
+        "AdamW": 8 * numbers,  # two averages
         "head": 8 * parts.head.weight.numel() if head_learns else 0,
         "chunk": 7 * 4 * min(rows * (length - 1), parts.chunk_size) * parts.vocab_size,
         "activations": activations,

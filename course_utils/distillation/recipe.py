@@ -11,7 +11,6 @@ import torch
 
 from course_utils import checks
 from course_utils.argument_types import check_types
-from course_utils.distillation.losses import LOSSES
 
 _FLOOR = 0.1  # the share of the peak learning rate that is left at the end
 
@@ -34,11 +33,7 @@ class Recipe:
     Attributes:
         steps: optimiser steps.
         lr: the peak learning rate; 1e-4 to 2e-4 after heavy width pruning.
-        loss: "forward_kl", "reverse_kl" or "jsd", see ``losses.token_loss``.
-        temperature: what both models' logits are divided by before they are compared.
         alpha: the cross-entropy's share of the loss, from 0 to 1; at 1 the teacher has no say and isn't run.
-        beta: the teacher's share of the mixture that "jsd" compares with, above 0 and below 1 (for the ends take the
-            two KLs).
         accumulate: batches a step.
         warmup: share of the steps in which the rate rises; then it falls as a cosine to a tenth.
         weight_decay: AdamW's, of the matrices; norms and biases never decay.
@@ -67,10 +62,7 @@ class Recipe:
 
     steps: Annotated[int, _count]
     lr: Annotated[float, checks.positive]
-    loss: Annotated[str, _one_of(*LOSSES)] = "forward_kl"
-    temperature: Annotated[float, checks.positive] = 1.0
     alpha: Annotated[float, checks.share] = 0.0
-    beta: Annotated[float, checks.between_0_and_1] = 0.5
     accumulate: Annotated[int, _count] = 1
     warmup: Annotated[float, checks.share] = 0.05
     weight_decay: Annotated[float, checks.at_least_zero] = 0.0

@@ -8,14 +8,13 @@ For instance::
 
 Kept are the hidden states before the head, the teacher's own numbers: 1.1 KiB a token for 576 numbers in 16 bits, where
 its logits would take 96 KiB. The head turns them into the very same logits again, bit for bit, where the batches are
-the same, so every loss, temperature and mixture is possible. ``teacher_cache`` is for text that is too long for that.
+the same, so nothing of it is lost. ``teacher_cache`` is for text that is too long for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,15 +76,15 @@ class TeacherStates:
         """The teacher's head on its hidden states: [..., hidden] -> [..., vocabulary]."""
         return self._head.logits(states)
 
-    def batch_loss(self, student: Architecture, batch: Batch, **options: Any) -> Tensor:
+    def batch_loss(self, student: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
         """``losses.batch_loss`` with this teacher.
 
         Args:
             student: gets the gradients; on the device that the teacher was on.
             batch: of rows that are known.
-            **options: of ``token_loss``.
+            alpha: the cross-entropy's share of the loss, from 0 to 1.
         """
-        return states_loss(student, self._head, batch, lambda: self.states(batch), **options)
+        return states_loss(student, self._head, batch, lambda: self.states(batch), alpha=alpha)
 
 
 @check_types

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,9 +63,8 @@ def distill(
     each process keeps the student from before in main memory).
 
     Args:
-        teacher: in any dtype; it is not trained. Or what it thinks of all text, kept by ``remember_teacher``, for
-            whatever loss. Or its likeliest answers from ``teacher_cache``; then the loss is "forward_kl" at temperature
-            1. With either of these no teacher needs to be in memory.
+        teacher: in any dtype; it is not trained. Or what it thinks of all text, kept by ``remember_teacher``, or its
+            likeliest answers, from ``teacher_cache``: with either of these no teacher needs to be in memory.
         student: with a vocabulary of the same size. It is cast to float32 while it learns and stays so.
         batches: ``{"input_ids", "attention_mask"}`` mappings, ragged or not, held in memory.
         recipe: the settings; None makes one from ``settings``.
@@ -180,13 +180,10 @@ def _loss_of(
     recipe: Recipe, teacher: PreTrainedModel | TeacherStates | TeacherCache
 ) -> Callable[[Architecture, Batch], Tensor]:
     """The sum over a batch's predicted tokens, of a student."""
-    if isinstance(teacher, TeacherCache):
-        return lambda student, batch: teacher.batch_loss(student, batch, alpha=recipe.alpha)
-    options = {name: getattr(recipe, name) for name in ("loss", "temperature", "alpha", "beta")}
-    if isinstance(teacher, TeacherStates):
-        return lambda student, batch: teacher.batch_loss(student, batch, **options)
+    if isinstance(teacher, TeacherStates | TeacherCache):
+        return partial(teacher.batch_loss, alpha=recipe.alpha)
     architecture = describe(teacher)
-    return lambda student, batch: batch_loss(student, architecture, batch, **options)
+    return lambda student, batch: batch_loss(student, architecture, batch, alpha=recipe.alpha)
 
 
 def _refuse_other_words(teacher: PreTrainedModel | TeacherStates | TeacherCache, student: PreTrainedModel) -> None:

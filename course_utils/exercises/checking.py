@@ -110,20 +110,6 @@ def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], nam
         require(said[letter] == name, f"Look at {letter} again: {reason}")
 
 
-def not_shown(letters: Collection[str], claims: Mapping[str, tuple[bool, str]]) -> None:
-    """Inside a check: stop unless the learner named just the claims that an output doesn't show, with the reason.
-
-    Args:
-        letters: the learner's, each a key of ``claims``.
-        claims: letter -> whether the output shows it, and a sentence on why.
-    """
-    for letter, (is_shown, reason) in claims.items():
-        if is_shown:
-            require(letter not in letters, f"{letter} is shown: {reason}")
-        else:
-            require(letter in letters, f"{letter} is not shown: {reason}")
-
-
 def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., None]], Callable[..., bool]]:
     """Turn a function that calls ``require`` into a check.
 

@@ -2,59 +2,137 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from course_utils.divergence import kl_divergence
-from course_utils.exercises import exercise, not_shown, require
+from course_utils.exercises import Attempt, exercise, require, rule_out
 from course_utils.uncertainty import ratio_interval
 
 
 @exercise(
     1,
-    task="Return one number: the mean over the predicted tokens of (1 - alpha) T² KL + alpha cross-entropy.",
-    proved="Shifted, masked, and its gradient reaches the student at every counted token and nowhere else.",
+    task="Return the weights, [hidden, width], that bring the kept neurons nearest to the target.",
+    proved="The text decides where it speaks, and the old weights where it doesn't.",
 )
-def check_distillation_loss(attempt: Callable[..., Any]) -> None:
-    """``attempt(student_logits, teacher_logits, input_ids, attention_mask, temperature, alpha)`` is a step's loss."""
-    student, teacher, ids, mask = _texts()
-    real = mask.bool()
-    counted = real[:, 1:] & real[:, :-1]
-    for temperature, alpha in ((1.0, 0.0), (2.0, 0.0), (1.0, 1.0), (2.0, 0.3)):
-        own = student.clone().requires_grad_()
-        answer = attempt(own, teacher.clone(), ids.clone(), mask.clone(), temperature, alpha)
-        which = f"With temperature={temperature:g}, alpha={alpha:g}: "
-        require(isinstance(answer, Tensor), "Return a tensor, so that backward() can be called on it.")
-        require(answer.dim() == 0, f"Return one number for the step; yours has the shape {tuple(answer.shape)}.")
-        require(torch.isfinite(answer), f"{which}yours is {answer:.4g}. Stay with log-probabilities: log_softmax.")
-        learned = student.clone().requires_grad_()
-        right = _mix(learned, teacher, ids, counted, temperature, alpha)
-        if not _near(answer, right):
-            for wrong, mistake in _wrong_losses(student, teacher, ids, mask, temperature, alpha):
-                require(_near(wrong, right) or not _near(answer, wrong), which + mistake)
-            require(False, f"{which}for the check's random logits it is {right:.4f}; yours is {answer:.4f}.")
-        require(
-            answer.requires_grad,
-            f"{which}the value is right, but it has no gradient: a detach(), .item() or no_grad() is in the way.",
-        )
-        (gradient,), (expected,) = (torch.autograd.grad(*pair) for pair in ((answer, own), (right, learned)))
-        require(
-            torch.allclose(gradient, expected, atol=1e-5),
-            f"{which}the value is right, but the student's gradient isn't: a part of the loss is detached.",
-        )
+def check_refit(attempt: Attempt) -> None:
+    """Check a function (kept, target, old, ridge) -> weights [hidden, width]."""
+    generator = torch.Generator().manual_seed(1)
+    for tokens, width, hidden, ridge in ((60, 5, 7, 0.3), (40, 6, 6, 1.0), (200, 8, 5, 0.01)):
+        loudness = torch.linspace(0.2, 3, width)
+        kept = (torch.randn(tokens, width, generator=generator) + 0.5) * loudness  # a mean, and neurons of all sizes
+        old = torch.randn(hidden, width, generator=generator)
+        target = kept @ torch.randn(width, hidden, generator=generator) + 1
+        target += torch.randn(tokens, hidden, generator=generator)
+        right = _refitted(kept, target, old, ridge)
+        answer = attempt(kept.clone(), target.clone(), old.clone(), ridge)
+        where = f"For {tokens} tokens, {width} neurons and ridge {ridge:g}: "
+        require(isinstance(answer, Tensor), f"Return a tensor; yours returned a {type(answer).__name__}.")
+        mistakes = _wrong_refits(kept, target, old, ridge)
+        if answer.shape != right.shape:
+            turned = tuple(answer.shape) == (width, hidden)
+            told = "Those are the columns as rows: transpose" if turned else f"Yours has the shape {[*answer.shape]}"
+            require(False, f"{where}{told}; down's weight is [hidden, width].")
+        rule_out(mistakes, answer.float(), right, same=_close, where=where)
+        off = (answer - right).abs().max()
+        require(_close(answer.float(), right), f"{where}a weight is {off:.3g} off. Solve for all rows of W at once.")
 
 
 @exercise(
-    5,
+    2,
+    task="Return the sum over the counted positions, and how many they are.",
+    proved="Shifted and masked; sums over batches, divided once, are the step's mean however it is cut.",
+)
+def check_kl_sum(attempt: Attempt) -> None:
+    """Check a function (student_logits, teacher_logits, mask) -> (sum of nats, number of positions)."""
+    student, teacher, mask = _texts()
+    for dtype in (torch.float32, torch.bfloat16):
+        given = student.to(dtype).requires_grad_()
+        answer = attempt(given, teacher.to(dtype), mask.clone())
+        require(isinstance(answer, tuple | list) and len(answer) == 2, "Return two values: the sum and the number.")
+        total, count = answer
+        where = "" if dtype is torch.float32 else "In bfloat16: "
+        require(isinstance(total, Tensor), "The sum must be a tensor, so that backward() can be called on it.")
+        require(total.dim() == 0, f"The sum is one number; yours has the shape {[*total.shape]}.")
+        learned = student.to(dtype).requires_grad_()
+        right, number = _kl_sum(learned, teacher.to(dtype), mask)
+        mistakes = _wrong_sums(student.to(dtype), teacher.to(dtype), mask)
+        rule_out(mistakes, total.detach().float(), right.detach(), same=_near, where=where)
+        require(_near(total, right), f"{where}the sum is {right:.3f}; yours is {total:.3f}.")
+        require(float(count) == number, f"{where}{number} positions count; you counted {float(count):g}.")
+        require(total.requires_grad, "The value is right, but it has no gradient: something is detached.")
+        gradients = (torch.autograd.grad(*pair)[0] for pair in ((total, given), (right, learned)))
+        require(_near(*gradients), "The value is right, but its gradient isn't: a part of the student is detached.")
+
+
+@exercise(
+    3,
+    task="Complete the class: A and B learn, the layer doesn't; forward adds the correction, merged gives the weight.",
+    proved="It begins as the layer itself, learns few numbers, and ends as one plain matrix.",
+)
+def check_lora(attempt: Attempt) -> None:
+    """Check a class (linear, rank, alpha), an ``nn.Module`` with a method ``merged``."""
+    generator = torch.Generator().manual_seed(5)
+    linear = nn.Linear(7, 4)
+    before = copy.deepcopy(linear)
+    module, rank, alpha = attempt(linear, 2, 6), 2, 6
+    require(isinstance(module, nn.Module), f"Lora(...) must be an nn.Module; it is a {type(module).__name__}.")
+    x = torch.randn(3, 5, 7, generator=generator)
+    if not list(module.parameters()):  # the stub
+        raise NotImplementedError
+    matrices = {tuple(weight.shape): weight for weight in module.parameters() if weight.requires_grad}
+    learn = sum(weight.requires_grad for weight in module.parameters())
+    require(not linear.weight.requires_grad, "The layer's own weight still learns: linear.requires_grad_(False).")
+    require(
+        linear.bias is None or not linear.bias.requires_grad,
+        "The layer's bias still learns: call requires_grad_(False) on the layer itself.",
+    )
+    require(learn, "Nothing learns. A and B must be nn.Parameter, so that the module knows them.")
+    require(
+        learn == 2 and matrices.keys() == {(rank, 7), (4, rank)},
+        f"What learns has the shapes {[*matrices]}; A is [rank, in] = [2, 7], and B [out, rank] = [4, 2].",
+    )
+    down, up = matrices[rank, 7], matrices[4, rank]
+    require(down.any(), "A is 0 as well as B. Then both gradients are 0, and nothing ever learns: A is random.")
+    require(not up.any(), "B isn't 0 at first: the student is another one before it has learned anything.")
+    said = module(x)
+    if said is None:
+        raise NotImplementedError
+    require(torch.allclose(said, before(x), atol=1e-5), "With B = 0 it must say what the layer says, bias included.")
+    with torch.no_grad():
+        down.copy_(torch.randn(2, 7, generator=generator))
+        up.copy_(torch.randn(4, 2, generator=generator))
+        added = x @ (up @ down).T
+        right = before(x) + alpha / rank * added
+        mistakes = [(before(x) + factor * added, told) for factor, told in _SCALES.items()]
+        mistakes.append((before(x), "the correction isn't added, or B was copied when it was 0."))
+        mistakes.append((right - before.bias, "the layer's bias is missing."))
+        said = module(x)
+        rule_out(mistakes, said, right, same=_alike, where="With other A and B: ")
+        require(_alike(said, right), "With other A and B it doesn't say W x + alpha / rank · B A x.")
+        merged, whole = module.merged(), before.weight + alpha / rank * up @ down
+        if merged is None:
+            raise NotImplementedError
+        require(isinstance(merged, Tensor), "merged() must return the weight, a tensor [out, in].")
+        told = [(before.weight + factor * up @ down, text) for factor, text in _SCALES.items()]
+        told.append((alpha / rank * up @ down, "that is the correction alone. Add the layer's weight."))
+        rule_out(told, merged, whole, same=_alike, where="merged(): ")
+        require(_alike(merged, whole), "merged() isn't the weight whose layer does the same.")
+    require(torch.equal(linear.weight, before.weight), "The layer's own weight has changed. Leave it as it is.")
+
+
+@exercise(
+    4,
     task="Return True if the loss's teacher part moves the student toward the teacher, otherwise False.",
     proved="It finds the dead ones, also beside a living cross-entropy, and those that push the wrong way. Keep it.",
 )
-def check_teaches(attempt: Callable[..., Any]) -> None:
+def check_teaches(attempt: Attempt) -> None:
     """``attempt(loss)`` says whether ``loss(student_logits, teacher_logits, targets)`` teaches."""
     for loss, mistake in _LIVING.items():
         require(_verdict(attempt, loss), f"It refuses a loss that teaches: {mistake}")
@@ -62,127 +140,216 @@ def check_teaches(attempt: Callable[..., Any]) -> None:
         require(not _verdict(attempt, loss), f"It lets a loss pass that doesn't teach: {mistake}")
 
 
-@exercise(
-    2,
-    task="Return one number for each batch; together they are the mean over all counted positions of the step.",
-    proved="However a step is cut into batches, the loss and its gradient stay the same.",
-)
-def check_step_losses(attempt: Callable[..., Any]) -> None:
-    """``attempt(parts)`` gives each batch's loss; parts: (losses [rows, length], which of them count) of each batch."""
-    losses, counted = _step()
-    mean = losses[counted].mean()
-    for sizes in ((6,), (1, 1, 1, 1, 1, 1), (2, 4), (3, 2, 1)):
-        own = losses.clone().requires_grad_()
-        parts = list(zip(own.split(sizes), counted.split(sizes), strict=True))
-        answer = attempt(parts)
-        cut = f"Cut into {len(sizes)} batch{'es' if len(sizes) > 1 else ''}: "
-        require(
-            isinstance(answer, list | tuple) and len(answer) == len(sizes),
-            f"{cut}return a list with one number for each batch.",
-        )
-        require(
-            all(isinstance(value, Tensor) and value.dim() == 0 for value in answer),
-            f"{cut}each one must be a tensor with a single number, so that backward() can be called on it.",
-        )
-        total = torch.stack(list(answer)).sum()
-        require(
-            torch.isfinite(total),
-            f"{cut}their sum is {total:.4g}. A batch without a counted position has no mean of its own; its sum is 0.",
-        )
-        if not _near(total, mean):
-            for wrong, mistake in _wrong_steps(parts):
-                require(_near(wrong, mean) or not _near(total, wrong), cut + mistake)
-            require(False, f"{cut}their sum should be {mean:.4f}; yours is {total:.4f}.")
-        require(
-            total.requires_grad,
-            f"{cut}the value is right, but backward() reaches nothing: don't detach, and no .item().",
-        )
-        (gradient,) = torch.autograd.grad(total, own)
-        require(
-            torch.allclose(gradient, counted / counted.sum(), atol=1e-6),
-            f"{cut}the value is right, but its gradient isn't: every counted position weighs one part of the total.",
-        )
+def _refitted(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> Tensor:
+    """The answer of exercise 1, in float64: [hidden, width]."""
+    kept, target, old = kept.double(), target.double(), old.double()
+    gram = kept.T @ kept
+    pull = (ridge * gram.diagonal()).diag()
+    return torch.linalg.solve(gram + pull, kept.T @ target + pull @ old.T).T.float()
 
 
-@exercise(
-    3,
-    task="Give the letters of the claims that the hour's output does not show, as a set.",
-    proved="What was compared, on the same model and text, is shown. What was not run, or lies ahead, is not.",
-)
-def check_not_shown(attempt: Any) -> None:
-    """``attempt`` is a set of letters."""
-    letters = set(attempt) if isinstance(attempt, set | frozenset | list | tuple | str) else set()
-    require(letters and letters <= set(_CLAIMS), "Give letters from A to F as a set.")
-    not_shown(letters, _CLAIMS)
+def _wrong_refits(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> Iterator[tuple[Tensor, str]]:
+    gram, cross = kept.T @ kept, kept.T @ target
+    pull = (ridge * gram.diagonal()).diag()
 
+    def solved(left: Tensor, right: Tensor) -> Tensor:
+        return torch.linalg.solve(left, right).T
 
-@exercise(
-    4,
-    task="Return the arm that must be run beside this one before the claim can be made.",
-    proved="One thing differs, the one that the claim is about.",
-)
-def check_control(attempt: Callable[..., Any]) -> None:
-    """``attempt(arm, claim)`` is another arm, a dict."""
-    for arm in _EXPERIMENTS:
-        for claim, (setting, wanted, mistake) in _WANTED.items():
-            copied, about = dict(arm), f"For the claim '{claim}': "
-            other = attempt(copied, claim)
-            require(isinstance(other, dict), f"{about}return a dict with the settings of the other arm.")
-            require(copied == arm, f"{about}you changed the arm itself. Make a new dict: arm | {{...}}.")
-            require(other.keys() == arm.keys(), f"{about}give every setting of the arm, and no others.")
-            differ = [name for name in arm if other[name] != arm[name]]
-            require(differ, f"{about}that is the arm itself; a control differs in what the claim is about.")
-            require(
-                "steps" not in differ,
-                f"{about}with other steps the two learn from different amounts of text, and nobody knows what did it.",
-            )
-            require(differ == [setting], f"{about}yours differs in {', '.join(differ)}. {mistake}")
-            require(wanted(other[setting], arm[setting]), f"{about}{setting} = {other[setting]!r}. {mistake}")
-
-
-@exercise(
-    6,
-    task="Give settings of the recipe as a dict.",
-    proved="Nearer to the teacher on text that nobody trained on, by more than the rows explain. Which step did it?",
-)
-def check_better_recipe(attempt: Any, held_out_kl: Callable[..., Any]) -> None:
-    """``attempt`` is a dict of settings; ``held_out_kl(settings)`` gives the KL to the teacher of each row [rows]."""
-    require(isinstance(attempt, dict), "Give the settings as a dict, such as {'lr': 1e-4}.")
-    require(attempt, "An empty dict is the baseline itself. Change a setting.")
-    fixed = [name for name in ("steps", "accumulate", "mlps_only", "train_embedding") if name in attempt]
-    require(
-        not fixed, f"{' and '.join(fixed)} can't be chosen: more text, or more weights that learn, is no better recipe."
+    none = solved(gram, cross)
+    to_zero = solved(gram + pull, cross)
+    yield none, "the ridge does nothing in yours. It adds a diagonal to the neurons' products."
+    yield (
+        to_zero,
+        "your ridge pulls the weights to 0. It holds them to `old`, which belongs on the right-hand side, too.",
     )
-    plain: dict[str, Any] = {}
-    baseline, yours = (np.asarray(held_out_kl(settings), dtype=float) for settings in (plain, attempt))
-    require(np.isfinite(yours).all(), "With yours the student is broken: the learning rate is far too high.")
+    yield (
+        old + to_zero,
+        "you add the solution to the old weights. Solve for the whole W, or for what is missing.",
+    )
+    yield old + none, "you add the solution to the old weights, and without a ridge. Solve for the whole W."
+    yield solved(gram + pull, cross + old.T), "on the right-hand side `old` must be weighed as on the left."
+    plain = ridge * torch.eye(len(gram))
+    for base, told in ((old.T, "held to `old`"), (0 * old.T, "pulled to 0")):
+        yield (
+            solved(gram + plain, cross + plain @ base),
+            f"the ridge is the same number for all neurons ({told}). It grows with each one's own loudness, Σ x².",
+        )
+        level = gram.diagonal().mean() * plain
+        yield (
+            solved(gram + level, cross + level @ base),
+            f"the ridge takes the mean loudness of all neurons ({told}). Each neuron has its own, Σ x².",
+        )
+    centred = kept - kept.mean(0)
+    for goal in (target, target - target.mean(0)):
+        own = centred.T @ centred
+        bent = (ridge * own.diagonal()).diag()
+        yield (
+            solved(own + bent, centred.T @ goal + bent @ old.T),
+            "you take means off. There is no bias here to hold them: W must explain the values as they are.",
+        )
+    mean = gram / len(kept)
+    yield (
+        solved(mean + pull, cross / len(kept) + pull @ old.T),
+        "products are means and the ridge has sums. Take both from the same: the tokens' sum.",
+    )
+
+
+class _Trial:
+    """A small body and head, and a loss that watches what is asked of it."""
+
+    def __init__(self, tokens: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(tokens)
+        self.size, self.asked, self.learned, self.readings = size, [], 0, 0
+        self.body, self.head = (torch.randn(6, width, generator=generator).requires_grad_() for width in (6, 11))
+        self.inputs = torch.randn(tokens, 6, generator=generator)
+        self.targets = torch.randint(11, (tokens,), generator=generator)
+        self.states = (self.inputs @ self.body).tanh()  # [tokens, hidden]
+        self.states.register_hook(self._read)
+
+    def loss_of(self, part: Tensor, start: int) -> Tensor:
+        """The sum of the losses of the tokens from ``start`` on, whose states are ``part``."""
+        stop = start + len(part)
+        right = part.shape == self.states[start:stop].shape and torch.equal(part, self.states[start:stop])
+        require(right, f"The states that you give with start {start} aren't those from {start} on.")
+        require(len(part) <= self.size, f"A chunk has {len(part)} tokens; at most {self.size} are allowed.")
+        told = "Detach the states first; hand their gradient on at the end, once."
+        require(not self.readings, f"The body's backward pass has run, and another chunk begins. {told}")
+        told = "at the end all logits live at once. Call backward() before the next chunk begins."
+        require(self.learned == len(self.asked), f"A chunk begins before the gradient of the last is taken: {told}")
+        self.asked.append((start, stop))
+        logits = part @ self.head
+        logits.register_hook(self._learn)
+        return F.cross_entropy(logits, self.targets[start:stop], reduction="sum")
+
+    def gradients(self) -> list[Tensor | None]:
+        """What has come to the body and the head."""
+        return [self.body.grad, self.head.grad]
+
+    def _learn(self, _gradient: Tensor) -> None:
+        self.learned += 1
+
+    def _read(self, _gradient: Tensor) -> None:
+        self.readings += 1
+
+
+@exercise(
+    1,
+    task="Take loss and gradient a chunk at a time, leave the gradients with the weights, and return the mean loss.",
+    proved="The gradients are those of all logits at once, and never more than a chunk of them was there.",
+)
+def check_chunks(attempt: Attempt) -> None:
+    """Check a function (states, loss_of, size) -> mean loss, which leaves gradients behind."""
+    for tokens, size in ((12, 4), (10, 4), (5, 8)):
+        trial, whole = _Trial(tokens, size), _Trial(tokens, tokens)
+        loss = whole.loss_of(whole.states, 0) / tokens
+        loss.backward()
+        answer = attempt(trial.states, trial.loss_of, size)
+        where = f"{tokens} tokens in chunks of {size}: "
+        covered = [token for start, stop in sorted(trial.asked) for token in range(start, stop)]
+        left_out = sorted({*range(tokens)} - {*covered})
+        require(not left_out, f"{where}token {(left_out or [0])[0]} and {len(left_out)} in all were never asked for.")
+        require(covered == [*range(tokens)], f"{where}some token was asked for twice.")
+        require(trial.learned == len(trial.asked), f"{where}the last chunk's gradient was never taken.")
+        body, head = trial.gradients()
+        require(head is not None, f"{where}the head has no gradient.")
+        told = "hand what has come to the detached states on: states.backward(…)."
+        require(body is not None, f"{where}the head has its gradient, the body has none. At the end, {told}")
+        expected = [gradient for gradient in whole.gradients() if gradient is not None]
+        for factor, mistake in {
+            tokens: "the gradients are those of a sum. Divide each chunk's loss by the number of all tokens.",
+            tokens / size: "each chunk is divided by its own tokens. Divide by all.",
+            tokens / len(trial.asked): "you divide by the number of chunks. Divide by all tokens.",
+        }.items():
+            scaled = all(_alike(g, factor * e) for g, e in zip((body, head), expected, strict=True))
+            require(factor == 1 or not scaled, where + mistake)
+        same = all(_alike(g, e) for g, e in zip((body, head), expected, strict=True))
+        require(same, f"{where}the gradients aren't those of the mean over all tokens.")
+        require(
+            abs(float(answer) - loss.item()) < 1e-4,
+            f"{where}the mean loss is {loss.item():.4f}; yours {float(answer):.4f}.",
+        )
+
+
+SOLVE, STEPS = "solve", "train"  # moves of a plan
+_BUDGET = 16.0  # steps' worth of time
+_A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows
+
+
+def time_of(plan: Sequence[tuple[Any, ...]]) -> float:
+    """What a plan of exercise 5 costs, in steps' worth of time.
+
+    Args:
+        plan: moves, ("solve", rows, ridge) or ("train", steps, settings).
+    """
+    return sum(move[1] if move[0] == STEPS else _A_SOLVE * move[1] / 4 for move in plan)
+
+
+@exercise(
+    5,
+    task='Give a plan: a list of moves, ("solve", rows, ridge) or ("train", steps, settings).',
+    proved="Less is lost than by the plan of the lesson, by more than the rows explain, in the same time.",
+)
+def check_plan(attempt: Any, healed: Attempt) -> None:
+    """Check a plan; ``healed(plan)`` gives what a student that was healed by it loses, nats a token of each row."""
+    require(isinstance(attempt, list | tuple) and attempt, "Give a list of moves, at least one.")
+    for move in attempt:
+        known = isinstance(move, tuple | list) and len(move) == 3 and move[0] in (SOLVE, STEPS)
+        require(known, f'A move is ("solve", rows, ridge) or ("train", steps, settings); yours is {move!r}.')
+        what, count, how = move
+        unit, third, kinds = (
+            ("rows", "the ridge", float | int) if what == SOLVE else ("steps", "a dict of settings", dict)
+        )
+        whole = isinstance(count, int) and not isinstance(count, bool) and count > 0
+        require(whole, f"The {unit} of a move are a whole number from 1; yours is {count!r}.")
+        require(isinstance(how, kinds), f"The third part of {what!r} is {third}; yours is {how!r}.")
+        require(what == SOLVE or "steps" not in how, "The steps stand in the move, not in its settings.")
+        require(what == SOLVE or "lr" in how, 'A training needs its rate: {"lr": 2e-4}.')
+    spent = time_of(attempt)
+    require(spent <= _BUDGET, f"It takes the time of {spent:g} steps; {_BUDGET:g} are there.")
+    yours, baseline = (np.asarray(healed(plan), dtype=float) for plan in (attempt, LESSONS_PLAN))
+    require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")
     difference, _, low, high = ratio_interval(yours - baseline, np.ones(len(yours)))
     print(
-        f"KL to the teacher, held out: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the plain recipe; "
+        f"lost, nats a token: {yours.mean():.3f} with yours, {baseline.mean():.3f} with the lesson's plan; "
         f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f}, paired by rows)"
     )
-    require(difference < 0, "The student ends farther from its teacher than with the plain recipe.")
-    require(
-        high < 0, "Nearer, but the interval holds 0: on these rows no difference is shown. Change something bolder."
-    )
+    require(difference < 0, "More is lost than with the lesson's plan.")
+    require(high < 0, "Less is lost, but the interval holds 0: nothing is shown. Change something bolder.")
+
+
+LESSONS_PLAN = [(SOLVE, 32, 0.3), (STEPS, 4, {"lr": 2e-4})]
+
+
+_SCALES = {
+    1: "alpha / rank is missing.",
+    6: "you multiply with alpha; it is alpha / rank.",
+    1 / 3: "it is alpha / rank, not rank / alpha.",
+    2: "you multiply with the rank; it is alpha / rank.",
+}
+
+
+def _alike(value: Tensor, expected: Tensor) -> bool:
+    return value.shape == expected.shape and torch.allclose(value, expected, atol=1e-4)
+
+
+def _close(value: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(value.detach(), expected, rtol=2e-3, atol=2e-3)
 
 
 def _near(value: Tensor, expected: Tensor) -> bool:
     return torch.allclose(value.detach().float(), expected.detach().float(), rtol=1e-4, atol=1e-6)
 
 
-def _texts() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits of student and teacher, ids and mask: a full row, one padded right, one left. Padding is loud."""
+def _texts() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of student and teacher, and a mask: a full row, one padded right, one left. Padding is loud."""
     generator = torch.Generator().manual_seed(3)
     student, teacher = 2 * torch.randn(2, 3, 9, 13, generator=generator)  # [rows, length, vocabulary] each
-    ids = torch.randint(1, 13, (3, 9), generator=generator)
     mask = torch.ones(3, 9, dtype=torch.long)
     mask[1, 5:] = mask[2, :3] = 0
     padding = ~mask.bool()
-    ids[padding] = 0
     student[padding] *= 3
     teacher[padding] *= -3
-    return student, teacher, ids, mask
+    return student, teacher, mask
 
 
 def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -191,92 +358,39 @@ def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     return kl_divergence(log_p, log_q)
 
 
-def _mix(
-    student: Tensor,
-    teacher: Tensor,
-    ids: Tensor,
-    counted: Tensor,
-    temperature: float,
-    alpha: float,
-    *,
-    kl: Callable[[Tensor, Tensor, float], Tensor] = _kl,
-    factor: float | None = None,
-    flat: bool = False,
-    targets: Tensor | None = None,
-) -> Tensor:
-    """The loss of exercise 1, or with an option changed a likely mistake."""
-    own, known = student[:, :-1][counted], teacher[:, :-1][counted]  # [counted tokens, vocabulary]
-    targets = ids[:, 1:] if targets is None else targets
-    words = F.cross_entropy(own / temperature if flat else own, targets[counted])
-    factor = temperature**2 if factor is None else factor
-    return (1 - alpha) * factor * kl(own, known, temperature).mean() + alpha * words
+def _kl_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, int]:
+    """The answer of exercise 2."""
+    real = mask.bool()
+    counted = real[:, :-1] & real[:, 1:]
+    return _kl(student[:, :-1].float(), teacher[:, :-1].float())[counted].sum(), int(counted.sum())
 
 
-def _wrong_losses(
-    student: Tensor, teacher: Tensor, ids: Tensor, mask: Tensor, temperature: float, alpha: float
-) -> Iterator[tuple[Tensor, str]]:
+def _wrong_sums(student: Tensor, teacher: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, str]]:
     """(value, likely mistake), the first that fits is told."""
     real = mask.bool()
-    counted = real[:, 1:] & real[:, :-1]
-    texts, settings = (student, teacher, ids), (temperature, alpha)
-
-    def mix(chosen: Tensor = counted, tensors: tuple[Tensor, Tensor, Tensor] = texts, **options: Any) -> Tensor:
-        return _mix(*tensors, chosen, *settings, **options)
-
-    everywhere = torch.ones_like(counted)
-    right, number = mix(), counted.sum()
+    counted = real[:, :-1] & real[:, 1:]
+    own, known = student.float(), teacher.float()
+    each, reverse = _kl(own, known), _kl(known, own)  # [rows, length]
+    right, number = each[:, :-1][counted].sum(), counted.sum()
+    yield each.sum(), "every position counts in yours, padding and each row's last one, too."
+    yield each[:, :-1].sum(), "padding counts in yours. Select positions where a real token predicts a real one."
+    yield each[real].sum(), "each row's last token counts in yours, though nothing follows it."
+    yield each[:, 1:][counted].sum(), "you shift the wrong way: the logits at i belong to token i + 1."
+    yield each[:, :-1][real[:, :-1]].sum(), "the last real token of a row that is padded on the right predicts padding."
+    yield each[:, :-1][real[:, 1:]].sum(), "behind padding on the left, the first real token is predicted from padding."
+    yield right / number, "that is the mean. Return the sum and the number apart: a step divides once."
+    yield right / len(mask), "you divide by the rows. Return the sum and the number apart."
+    yield right / own.shape[-1], "you average over the vocabulary. Over the words, a KL is a sum."
+    yield reverse[:, :-1][counted].sum(), "that is KL(student ‖ teacher). The teacher comes first."
+    yield -right, "the KL has the wrong sign: it can't be negative."
+    crossed = -(known.softmax(-1) * own.log_softmax(-1)).sum(-1)[:, :-1][counted].sum()
     yield (
-        mix(everywhere),
-        "padding counts in yours. Select the positions where a real token is predicted from a real one.",
+        crossed,
+        "that is the cross-entropy with the teacher's words. The KL is less, by the teacher's entropy.",
     )
-    yield (
-        mix(real[:, 1:]),
-        "your mask asks only whether the next token is real. Behind padding on the left, the first real token is "
-        "predicted from padding.",
-    )
-    yield (
-        mix(real[:, :-1]),
-        "your mask asks only whether the token is real. The last one of a row that is padded on the right predicts "
-        "padding.",
-    )
-    yield (
-        right * number / counted.numel(),
-        "you divide by all positions. Padding is out of the sum, so it must be out of the number, too.",
-    )
-    yield right * number / len(ids), "you divide by the rows. Divide by the predicted tokens."
-    yield right * number, "that is the sum. Take the mean over the predicted tokens."
-    yield right / student.shape[-1], "you average over the vocabulary as well. Over the words, a KL is a sum."
-    rows = [mix(counted[i : i + 1], tuple(tensor[i : i + 1] for tensor in texts)) for i in range(len(ids))]
-    yield torch.stack(rows).mean(), "that is a mean of the rows' means: tokens of short rows weigh more."
-    yield mix(kl=lambda a, b, t: _kl(b, a, t)), "that is KL(student ‖ teacher). The teacher comes first."
-    yield mix(kl=lambda a, b, t: -_kl(a, b, t)), "the KL has the wrong sign: it can't be negative."
-    yield (
-        mix(kl=lambda a, b, t: -((b / t).softmax(-1) * (a / t).log_softmax(-1)).sum(-1)),
-        "that is the cross-entropy with the teacher's distribution. The KL is less, by the teacher's entropy.",
-    )
-    yield mix(factor=1.0), "the factor T² is missing from the KL."
-    yield mix(factor=temperature), "the factor is T², not T."
-    yield mix(factor=temperature**2, kl=lambda a, b, _: _kl(a, b)), "the temperature flattens nothing in yours."
-    yield mix(factor=1.0, kl=lambda a, b, _: _kl(a, b)), "the temperature is ignored."
-    yield mix(flat=True), "the cross-entropy is about real words: temperature 1, no flattening."
-    scaled = temperature**2 * alpha * F.cross_entropy(student[:, :-1][counted], ids[:, 1:][counted])
-    yield mix() + scaled - scaled / temperature**2, "T² belongs to the KL only, not to the cross-entropy."
-    yield _mix(*texts, counted, temperature, 1 - alpha), "alpha is the share of the cross-entropy, not of the KL."
-    together = "a token's logits are compared with the token itself. They belong to the next one, input_ids[:, 1:]."
-    behind = tuple(
-        torch.cat([logits[:, 1:], logits[:, :1]], dim=1) for logits in (student, teacher)
-    )  # at [:-1] those of [1:]
-    yield mix(targets=ids[:, :-1]), together
-    yield mix(tensors=(*behind, ids)), together
-    yield mix(tensors=(*behind, ids), targets=ids[:, :-1]), "you shift the wrong way: drop the logits' last position."
-    longer = tuple(torch.cat([tensor, tensor[:, :1]], dim=1) for tensor in texts)
-    yield (
-        mix(real, longer, targets=ids),
-        "every real position counts in yours. The logits belong to the next token, and the last of a row has none.",
-    )
-    plain = _mix(*texts, counted, temperature, 0.0), _mix(*texts, counted, temperature, 1.0)
-    for share in (1.0, alpha):
-        yield plain[0] + share * plain[1], "the KL counts in full. Its share is 1 - alpha, the cross-entropy's alpha."
+    if student.dtype is not torch.float32:
+        rounded = _kl(student, teacher)[:, :-1][counted].sum()
+        yield rounded.float(), "the softmax is taken in 16 bits. Turn the logits to float32 first."
 
 
 def _forward_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -372,69 +486,3 @@ def _verdict(attempt: Callable, loss: Callable) -> bool:
         f"Return True or False; yours returned a {type(verdict).__name__}.",
     )
     return bool(verdict)
-
-
-def _step() -> tuple[Tensor, Tensor]:
-    """Losses of six rows [6, 8], and which of them count: very different numbers, none in the fourth."""
-    losses = torch.rand(6, 8, generator=torch.Generator().manual_seed(7)) + torch.arange(1, 7)[:, None]
-    return losses, torch.arange(8) < torch.tensor([8, 2, 5, 0, 1, 7])[:, None]
-
-
-def _wrong_steps(parts: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, str]]:
-    """(sum of the numbers, likely mistake)."""
-    number = sum(counted.sum() for _, counted in parts)
-    sums = [losses[counted].sum() for losses, counted in parts]
-    means = [total / counted.sum().clamp(min=1) for total, (_, counted) in zip(sums, parts, strict=True)]
-    yield sum(means) / len(parts), "that is still the mean of the batches' means."
-    filled = sum(bool(counted.any()) for _, counted in parts)
-    yield sum(means) / filled, "that is still a mean of means, over the batches that have any counted position."
-    yield sum(means), "their means add up to too much. Divide each batch's sum by the step's counted positions."
-    yield sum(sums), "those are sums. Divide each by the number of counted positions in the whole step."
-    yield (
-        sum(sums) / sum(counted.numel() for _, counted in parts),
-        "you divide by all positions. Only the counted ones belong into the number.",
-    )
-    yield sum(sums) / sum(len(counted) for _, counted in parts), "you divide by the rows. Divide by counted positions."
-    yield sum(sums) / number / len(parts), "the sum is divided once more by the number of batches."
-    yield (
-        sum(losses.sum() for losses, _ in parts) / number,
-        "positions that don't count are in your sum. Select them: losses[counted].",
-    )
-    yield (
-        sum(losses.sum() for losses, _ in parts) / sum(counted.numel() for _, counted in parts),
-        "positions that don't count are in your mean. Select them: losses[counted].",
-    )
-
-
-# Exercise 3: claim -> whether the hour's output shows it, and why.
-_CLAIMS: dict[str, tuple[bool, str]] = {
-    "A": (True, "both were measured on the same passages, and the interval of the difference lies above 0."),
-    "B": (False, "no student learned from the same tokens with the reverse KL, so nothing is compared."),
-    "C": (True, "both recoveries were measured, and their intervals lie apart."),
-    "D": (False, "the curve ends after an hour. It is still falling, but ever more slowly; where to, nobody has seen."),
-    "E": (False, "another model, cut by another criterion, trained on other text: three things differ."),
-    "F": (True, "that is what the paired p-value says."),
-}
-
-# Exercise 4: arms, and for each claim the setting that has to differ, what it may become, and a hint.
-_EXPERIMENTS = (
-    {"criterion": "activation", "alpha": 0.0, "steps": 600, "lr": 2e-4, "text": "speeches", "seed": 0},
-    {"criterion": "peak_to_peak", "alpha": 0.5, "steps": 40, "lr": 1e-4, "text": "wiki", "seed": 7},
-)
-_WANTED: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
-    "the teacher helps": (
-        "alpha",
-        lambda value, _: value == 1,
-        "Take the teacher away altogether, alpha = 1, and leave the rest: the same student, text and steps.",
-    ),
-    "the choice of neurons helps": (
-        "criterion",
-        lambda value, _: value == "random",
-        "Set the choice against no choice, criterion = 'random'; another criterion is a choice, too.",
-    ),
-    "it is more than the luck of one run": (
-        "seed",
-        lambda value, _: isinstance(value, int) and not isinstance(value, bool),
-        "Run the very same arm with another whole number as its seed.",
-    ),
-}

@@ -16,7 +16,7 @@ with brought("plots"):  # first of the package's modules: the others find it her
     import seaborn as sns
 
 # Told apart by colour-blind eyes, on a projector (three times as dark as white), and in grey by their markers.
-# Criteria, parts, rules for prompts, places and groups are drawn in different figures, so they may share colours.
+# Criteria, parts, rules for prompts, places, groups and ways to heal are never drawn together: they may share colours.
 _MARKS: dict[str, dict[str, Any]] = {
     "L1": {"color": "#1f5fb4", "marker": "s"},
     "activation": {"color": "#d97b00", "marker": "o"},
@@ -37,6 +37,10 @@ _MARKS: dict[str, dict[str, Any]] = {
     "at the last token": {"color": "#2b8fe0", "marker": "P"},
     "mostly women": {"color": "#0a9f68", "marker": "^"},
     "mostly men": {"color": "#5c2f10", "marker": "v"},
+    "KL": {"color": "#2b8fe0", "marker": "P"},
+    "solved + KL": {"color": "#d97b00", "marker": "o"},
+    "cross-entropy": {"color": "#0a9f68", "marker": "^"},
+    "LoRA": {"color": "#d16abb", "marker": "D"},
     "whole": {"color": "black", "marker": "*"},
     "guessing": {"color": "0.25", "linestyle": (0, (3, 1, 1, 1))},
 }
@@ -72,7 +76,8 @@ def mark(name: str) -> dict[str, Any]:
         name: a criterion ("L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random"), "wrong" or
             "separate" sets, a part ("neurons", "attentions", "blocks"), a rule for prompts ("one for all",
             "complexity", "published", "price"), a place that is patched ("at the word", "at the last token"), a group
-            of occupations ("mostly women", "mostly men"), the "whole" model, or the line of "guessing".
+            of occupations ("mostly women", "mostly men"), a way to heal ("KL", "solved + KL", "cross-entropy", "LoRA"),
+            the "whole" model, or the line of "guessing".
 
     Raises:
         ValueError: unknown name.

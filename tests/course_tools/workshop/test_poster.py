@@ -45,7 +45,7 @@ CLAIMS = {
     ("04", "alone"): lambda n: 0 < n.together < n.alone,
     ("05", "ratio"): lambda n: n.low < n.ratio < n.high < 1,
     ("06", "score"): lambda n: n.score > 2 * n.one,
-    ("07", "before"): lambda n: n.after < n.before and n.after < n.random,
+    ("07", "cut"): lambda n: n.solved < n.cut / 2,
     ("08", "jobs"): lambda n: n.jobs > 3 * n.most and n.people > 50,
     ("09", "before"): lambda n: abs(n.after) < abs(n.before) and n.low > 0 and n.own_low < 0 < n.own_high,
     ("10", "calm"): lambda n: n.whole < n.calm < n.bits,

@@ -12,7 +12,7 @@ from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.benchmarking import peak_memory
 from course_utils.choosing import kept_width
-from course_utils.distillation import distill
+from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.teacher_states import remember_teacher
 from course_utils.models import variant
@@ -26,12 +26,12 @@ SHAPE = {
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
 }
-WIDTH = kept_width(512, 0.5)
+WIDTH, MLPS = kept_width(512, 0.5), Recipe(steps=1, lr=1.0, mlps_only=True)
 TEXT = [{"input_ids": torch.randint(8192, (4, 128), generator=torch.Generator().manual_seed(i))} for i in range(2)]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("learns", [{}, {"train_embedding": False}, {"mlps_only": True}], ids=str)
+@pytest.mark.parametrize("learns", [{}, {"train_embedding": False}, {"mlps_only": True}, {"lora_rank": 8}], ids=str)
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_upper_bound_that_is_not_loose(learns, recompute, tied):
     config = LlamaConfig(**SHAPE, tie_word_embeddings=tied)
@@ -39,17 +39,20 @@ def test_an_upper_bound_that_is_not_loose(learns, recompute, tied):
     student = copy.deepcopy(teacher)
     prune_neurons(student, neuron_importance(student, "random"), ratio=0.5)
     options = {"recompute": recompute, **learns}
-    plan = memory_plan(outline(config), outline(config, intermediate_size=WIDTH), rows=4, length=128, **options)
-    assert plan["student"] == 4 * student.num_parameters() and plan["teacher"] == 4 * teacher.num_parameters()
-    planned = sum(plan.values()) - plan["teacher"] - plan["student"]  # these are there already
-    measured = peak_memory(lambda: distill(teacher, student, TEXT, steps=2, lr=1e-4, **options))
+    recipe = Recipe(steps=2, lr=1e-4, **options)
+    plan = memory_plan(outline(config), outline(config, intermediate_size=WIDTH), recipe, rows=4, length=128)
+    corrections = plan["gradients"] if "lora_rank" in learns else 0
+    assert plan["student"] == 4 * student.num_parameters() + corrections
+    assert plan["teacher"] == 4 * teacher.num_parameters()
+    planned = sum(plan.values()) - 4 * teacher.num_parameters() - 4 * student.num_parameters()  # there already
+    measured = peak_memory(lambda: distill(teacher, student, TEXT, recipe))
     assert 0.6 * planned < measured <= planned
 
 
 def test_a_teacher_whose_states_are_known_is_its_head():
     config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
     whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
-    options = {"rows": 4, "length": 128, "mlps_only": True}
+    options = {"recipe": MLPS, "rows": 4, "length": 128}
     apart = (
         memory_plan(whole, narrow, **options)["teacher"]
         - memory_plan(whole, narrow, **options, teacher_states=True)["teacher"]
@@ -72,7 +75,7 @@ def test_the_planned_chunk_is_the_loops_largest(tokens, monkeypatch):
     student.lm_head.register_forward_hook(lambda _module, _args, logits: seen.append(logits.numel()))
     text = [{"input_ids": torch.randint(SHAPE["vocab_size"], (2, 64))}]
     distill(teacher, student, text, steps=1, lr=1e-4, mlps_only=True)
-    assert memory_plan(outline(config), outline(config), rows=2, length=64)["chunk"] == 7 * 4 * max(seen)
+    assert memory_plan(outline(config), outline(config), MLPS, rows=2, length=64)["chunk"] == 7 * 4 * max(seen)
 
 
 def test_any_shape_of_the_family_and_no_content():
@@ -81,7 +84,8 @@ def test_any_shape_of_the_family_and_no_content():
     assert {weight.device.type for weight in whole.parameters()} == {"meta"}
     assert config.intermediate_size == 512  # left alone
     assert describe(outline(config, intermediate_size=WIDTH)).intermediate_sizes == (WIDTH,) * 28
-    plan = memory_plan(whole, outline(config, intermediate_size=WIDTH), rows=1, length=64, recompute=True)
+    recipe = Recipe(steps=1, lr=1.0, recompute=True)
+    plan = memory_plan(whole, outline(config, intermediate_size=WIDTH), recipe, rows=1, length=64)
     assert all(size > 0 for size in plan.values())
 
 
@@ -99,5 +103,5 @@ def test_a_configuration_that_names_16_bits_plans_the_same():
     plans = []
     for dtype in (None, torch.float32, torch.bfloat16):
         config.dtype = dtype
-        plans.append(memory_plan(outline(config), outline(config, intermediate_size=WIDTH), rows=4, length=128))
+        plans.append(memory_plan(outline(config), outline(config, intermediate_size=WIDTH), MLPS, rows=4, length=128))
     assert plans[0] == plans[1] == plans[2] and config.dtype is torch.bfloat16

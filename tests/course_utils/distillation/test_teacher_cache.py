@@ -284,13 +284,8 @@ def test_bad_input_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match="can't be read"):
         cache_teacher(teacher, BATCHES, tmp_path / "broken", k=8)
     cache = cache_teacher(teacher, BATCHES, tmp_path / "cache", k=8)
-    for bad, message in (
-        ({"temperature": 2.0}, "'temperature' must be 1"),
-        ({"loss": "jsd"}, "'loss' must be 'forward_kl'"),
-        ({"validation": HELD_OUT}, "4 of 20 rows"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            distill(cache, student, BATCHES, **{"steps": 1, "lr": 1e-3} | bad)
+    with pytest.raises(ValueError, match="4 of 20 rows"):
+        distill(cache, student, BATCHES, validation=HELD_OUT, steps=1, lr=1e-3)
     with pytest.raises(ValueError, match="101 tokens, the teacher 97"):
         distill(cache, tiny_model(vocab_size=101), BATCHES, steps=1, lr=1e-3)
     assert student.dtype == torch.bfloat16

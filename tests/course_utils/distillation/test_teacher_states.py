@@ -14,7 +14,7 @@ from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.batches import read_batch
 from course_utils.distillation import CheckpointMismatch, distill
-from course_utils.distillation.losses import LOSSES, batch_loss
+from course_utils.distillation.losses import batch_loss
 from course_utils.distillation.teacher_states import remember_teacher
 
 EVERYTHING = BATCHES + HELD_OUT
@@ -35,17 +35,16 @@ def test_a_run_with_kept_states_is_the_run_without_them_bit_for_bit(family, prec
 
 
 @pytest.mark.parametrize("padding", [None, "left", "right"])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_and_its_gradient_are_the_same(loss, padding, monkeypatch):
+def test_the_loss_and_its_gradient_are_the_same(padding, monkeypatch):
     monkeypatch.setattr(architectures, "_LOGITS", 97 * 5)  # five tokens a chunk
     teacher, student = pair()
     batches = tiny_batches(padding=padding)
     known, batch = remember_teacher(teacher, batches), read_batch(batches[1], vocab_size=97, device="cpu")
-    for options in ({}, {"temperature": 2.0}, {"alpha": 0.4}, {"alpha": 1.0}):
+    for alpha in (0.0, 0.4, 1.0):
         results = []
         for value in (
-            batch_loss(describe(student), describe(teacher), batch, loss=loss, **options),
-            known.batch_loss(describe(student), batch, loss=loss, **options),
+            batch_loss(describe(student), describe(teacher), batch, alpha=alpha),
+            known.batch_loss(describe(student), batch, alpha=alpha),
         ):
             student.zero_grad()
             value.backward()

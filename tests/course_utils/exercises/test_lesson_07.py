@@ -1,97 +1,201 @@
 """Lesson 07's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from exercise_cases import cases_of
+from torch import nn
 
-from course_utils.distillation.losses import token_loss
 from course_utils.exercises import lesson_07
 
 
-def loss(
-    student, teacher, ids, mask, temperature, alpha, *, kl=None, squared=2, flat=False, mean=torch.mean, after=None
-):
-    """The right answer, or with one option changed a wrong one."""
+def refit(kept, target, old, ridge, *, loud=True, prior=1.0, centred=False, added=False, means=False, floor=None):
+    if centred:
+        kept = kept - kept.mean(0)
+    gram, cross = kept.T @ kept, kept.T @ target
+    pull = ridge * (gram.diagonal() if loud else torch.ones(len(gram)))
+    if floor:
+        pull = torch.full_like(pull, ridge * floor(gram))
+    if means:
+        gram, cross = gram / len(kept), cross / len(kept)
+    found = torch.linalg.solve(gram + pull.diag(), cross + prior * pull[:, None] * old.T).T
+    return old + found if added else found
+
+
+def refitted(**options):
+    return lambda *given: refit(*given, **options)
+
+
+def stacked(kept, target, old, ridge):
+    """The same by a least-squares solver, with the ridge as more rows."""
+    pull = (ridge * kept.square().sum(0)).sqrt().diag()
+    return torch.linalg.lstsq(torch.cat([kept, pull]), torch.cat([target, pull @ old.T])).solution.T
+
+
+def what_is_missing(kept, target, old, ridge):
+    """Solve for the change, and add it."""
+    return refit(kept, target - kept @ old.T, 0 * old, ridge) + old
+
+
+test_refit = cases_of(
+    lesson_07.check_refit,
+    stubs=[lambda *_: None],
+    mistakes=[
+        (lambda *given: refit(*given).T, "transpose"),
+        (lambda *given: refit(*given)[:, :-1], "the shape"),
+        (lambda *given: refit(*given).tolist(), "Return a tensor"),
+        (lambda kept, target, old, ridge: torch.linalg.lstsq(kept, target).solution.T, "the ridge does nothing"),
+        (refitted(prior=0.0), "pulls the weights to 0"),
+        (refitted(prior=0.0, added=True), "add the solution to the old weights. Solve for the whole W, or"),
+        (lambda k, t, o, r: o + torch.linalg.lstsq(k, t).solution.T, "and without a ridge"),
+        (refitted(loud=False), "same number for all neurons (held"),
+        (refitted(loud=False, prior=0.0), "same number for all neurons (pulled"),
+        (refitted(floor=lambda gram: gram.diagonal().mean()), "mean loudness of all neurons (held"),
+        (refitted(floor=lambda gram: gram.diagonal().mean(), prior=0.0), "mean loudness of all neurons (pulled"),
+        (refitted(centred=True), "you take means off"),
+        (lambda k, t, o, r: refit(k, t - t.mean(0), o, r, centred=True), "you take means off"),
+        (refitted(means=True), "products are means"),
+        (
+            lambda k, t, o, r: torch.linalg.solve(k.T @ k + (r * k.square().sum(0)).diag(), k.T @ t + o.T).T,
+            "weighed as on the left",
+        ),
+        (lambda *given: 0.9 * refit(*given), "Solve for all rows"),
+    ],
+    answers=[refit, stacked, what_is_missing, lambda *given: refit(*(g.double() for g in given[:3]), given[3])],
+)
+
+
+def kl_sum(student, teacher, mask, *, counts=None, shift=(slice(None), slice(None, -1)), float32=True, flip=False):
     real = mask.bool()
-    counted = real[:, 1:] & real[:, :-1] if after is None else after(real)
-    own, known = student[:, :-1][counted], teacher[:, :-1][counted]
-    log_q, log_p = (logits.div(temperature).log_softmax(-1) for logits in (own, known))
-    each = (log_p.exp() * (log_p - log_q)).sum(-1) if kl is None else kl(log_p, log_q)
-    words = F.cross_entropy(own / temperature if flat else own, ids[:, 1:][counted], reduction="none")
-    return mean((1 - alpha) * temperature**squared * each + alpha * words)
+    counted = real[:, :-1] & real[:, 1:] if counts is None else counts(real)
+    if float32:
+        student, teacher = student.float(), teacher.float()
+    log_q, log_p = (logits[shift].log_softmax(-1) for logits in (student, teacher))
+    if flip:
+        log_p, log_q = log_q, log_p
+    each = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return each[counted].sum(), counted.sum()
 
 
-def with_package(student, teacher, ids, mask, temperature, alpha):
-    counted = mask[:, 1:].bool() & mask[:, :-1].bool()
-    options = {"temperature": temperature, "alpha": alpha}
-    return token_loss(student[:, :-1][counted], teacher[:, :-1][counted], ids[:, 1:][counted], **options).mean()
+def summed(**options):
+    return lambda *given: kl_sum(*given, **options)
 
 
-def scaled(factor):
-    """The right value times what the batch says."""
-    return lambda *texts: loss(*texts) * factor(*texts[:4])
+def then(change):
+    return lambda *given: change(*kl_sum(*given), *given)
 
 
-def predicted(mask):
-    return (mask[:, 1:] * mask[:, :-1]).sum()
+EVERYWHERE = {"shift": (slice(None), slice(None))}
+
+test_kl_sum = cases_of(
+    lesson_07.check_kl_sum,
+    stubs=[lambda *_: None, lambda *_: (None, None)],
+    mistakes=[
+        (lambda *given: kl_sum(*given)[0], "Return two values"),
+        (summed(counts=torch.ones_like, **EVERYWHERE), "every position counts"),
+        (summed(counts=lambda real: torch.ones_like(real[:, 1:])), "padding counts"),
+        (summed(counts=lambda real: real, **EVERYWHERE), "last token counts"),
+        (summed(shift=(slice(None), slice(1, None))), "shift the wrong way"),
+        (summed(counts=lambda real: real[:, :-1]), "padded on the right predicts"),
+        (summed(counts=lambda real: real[:, 1:]), "padding on the left"),
+        (then(lambda total, count, *_: (total / count, count)), "that is the mean"),
+        (then(lambda total, count, *_: (total / 3, count)), "divide by the rows"),
+        (then(lambda total, count, student, *_: (total / student.shape[-1], count)), "average over the vocabulary"),
+        (summed(flip=True), "KL(student"),
+        (then(lambda total, count, *_: (-total, count)), "wrong sign"),
+        (summed(float32=False), "in 16 bits"),
+        (then(lambda total, count, *_: (total, count + 1)), "positions count; you counted"),
+        (then(lambda total, count, *_: (total.detach(), count)), "no gradient"),
+        (then(lambda total, count, *_: (total.item(), count)), "must be a tensor"),
+        (then(lambda total, count, *_: (total[None], count)), "one number"),
+        (then(lambda total, count, *_: (1.01 * total, count)), "the sum is"),
+        (
+            lambda student, teacher, mask: (
+                kl_sum(student, teacher, mask)[0].detach() + 0 * student.float().sum(),
+                kl_sum(student, teacher, mask)[1],
+            ),
+            "its gradient isn't",
+        ),
+        (
+            lambda student, teacher, mask: (
+                -(teacher.float().softmax(-1) * student.float().log_softmax(-1))
+                .sum(-1)[:, :-1][mask.bool()[:, :-1] & mask.bool()[:, 1:]]
+                .sum(),
+                0,
+            ),
+            "by the teacher's entropy",
+        ),
+    ],
+    answers=[kl_sum, lambda *given: (kl_sum(*given)[0], int(kl_sum(*given)[1]))],
+)
 
 
-def unshifted(student, teacher, ids, mask, temperature, alpha):
-    moved = torch.cat([ids[:, :1], ids[:, :-1]], dim=1)  # the ids that are then taken at [1:] are those at [:-1]
-    return loss(student, teacher, moved, mask, temperature, alpha)
+def test_sums_over_batches_are_the_sum_of_the_step():
+    student, teacher, mask = lesson_07._texts()
+    parts = [kl_sum(student[i : i + 1], teacher[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    whole = kl_sum(student, teacher, mask)
+    assert sum(count for _, count in parts) == whole[1]
+    torch.testing.assert_close(sum(total for total, _ in parts), whole[0])
 
 
-def same_place(student, teacher, ids, mask, temperature, alpha):
-    dropped = (torch.cat([logits[:, 1:], logits[:, :1]], dim=1) for logits in (student, teacher))
-    return loss(*dropped, ids, mask, temperature, alpha)
+def lora(*, freeze="all", a=torch.randn, b=torch.zeros, scale=lambda rank, alpha: alpha / rank, known=True, **methods):
+    """The answer, or with an option changed a likely mistake."""
+
+    class Lora(nn.Module):
+        def __init__(self, linear, rank, alpha):
+            super().__init__()
+            self.linear, self.scale = linear, scale(rank, alpha)
+            if freeze == "all":
+                linear.requires_grad_(False)
+            elif freeze == "weight":
+                linear.weight.requires_grad_(False)
+            keep = nn.Parameter if known else nn.Identity().forward
+            self.A, self.B = keep(a(rank, linear.in_features)), keep(b(linear.out_features, rank))
+
+        def forward(self, x):
+            return self.linear(x) + self.scale * (x @ self.A.T @ self.B.T)
+
+        def merged(self):
+            return self.linear.weight + self.scale * self.B @ self.A
+
+    for name, method in methods.items():
+        setattr(Lora, name, method)
+    return Lora
 
 
-def wrong_way(student, teacher, ids, mask, temperature, alpha):
-    dropped = (torch.cat([logits[:, 1:], logits[:, :1]], dim=1) for logits in (student, teacher))
-    moved = torch.cat([ids[:, :1], ids[:, :-1]], dim=1)
-    return loss(*dropped, moved, mask, temperature, alpha)
+class Stub(nn.Module):
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+
+    def forward(self, x): ...
+
+    def merged(self): ...
 
 
-def every_position(student, teacher, ids, mask, temperature, alpha):
-    return token_loss(*(t[mask.bool()] for t in (student, teacher, ids)), temperature=temperature, alpha=alpha).mean()
-
-
-def squared_words(student, teacher, ids, mask, temperature, alpha):
-    kl, both = (loss(student, teacher, ids, mask, temperature, share) for share in (0.0, 1.0))
-    return (1 - alpha) * kl + alpha * temperature**2 * both
-
-
-def other_way(student, teacher, ids, mask, temperature, alpha):
-    return loss(student, teacher, ids, mask, temperature, 1 - alpha)
-
-
-def row_means(student, teacher, ids, mask, temperature, alpha):
-    rows = zip(student, teacher, ids, mask, strict=True)
-    return torch.stack([loss(*(tensor[None] for tensor in row), temperature, alpha) for row in rows]).mean()
-
-
-def no_temperature(student, teacher, ids, mask, temperature, alpha):
-    return loss(student, teacher, ids, mask, 1.0, alpha)
-
-
-def both_in_full(student, teacher, ids, mask, temperature, alpha):
-    return (
-        sum(loss(student, teacher, ids, mask, temperature, share) for share in (0.0, 1.0))
-        if alpha
-        else loss(student, teacher, ids, mask, temperature, alpha)
-    )
-
-
-def dead(student, teacher, ids, mask, temperature, alpha):
-    return loss(student.detach(), teacher, ids, mask, temperature, alpha)
-
-
-def half_dead(student, teacher, ids, mask, temperature, alpha):
-    words = alpha * loss(student, teacher, ids, mask, temperature, 1.0)
-    kl = loss(student, teacher, ids, mask, temperature, 0.0)
-    return words + (1 - alpha) * (kl.detach() if alpha else kl)
+test_lora = cases_of(
+    lesson_07.check_lora,
+    stubs=[Stub, None, lora(merged=lambda self: None)],
+    mistakes=[
+        (lambda linear, rank, alpha: [linear], "must be an nn.Module"),
+        (lora(freeze="nothing"), "own weight still learns"),
+        (lora(freeze="weight"), "bias still learns"),
+        (lora(known=False), "Nothing learns"),
+        (lora(a=lambda rank, size: torch.randn(size, rank)), "What learns has the shapes"),
+        (lora(a=torch.zeros), "A is 0 as well as B"),
+        (lora(b=torch.randn), "B isn't 0 at first"),
+        (lora(forward=lambda self, x: x @ self.linear.weight.T), "bias included"),
+        (lora(scale=lambda rank, alpha: 1), "alpha / rank is missing"),
+        (lora(scale=lambda rank, alpha: alpha), "you multiply with alpha"),
+        (lora(scale=lambda rank, alpha: rank), "you multiply with the rank"),
+        (lora(scale=lambda rank, alpha: rank / alpha), "not rank / alpha"),
+        (lora(scale=lambda rank, alpha: 5), "doesn't say W x"),
+        (lora(forward=lambda self, x: self.linear(x)), "the correction isn't added"),
+        (lora(merged=lambda self: self.scale * self.B @ self.A), "correction alone"),
+        (lora(merged=lambda self: self.linear.weight + self.B @ self.A), "merged(): alpha / rank is missing"),
+        (lora(merged=lambda self: self.linear.weight), "isn't the weight whose layer"),
+        (lora(merged=lambda self: self.linear), "a tensor [out, in]"),
+    ],
+    answers=[lora(), lora(a=torch.ones)],
+)
 
 
 def distance(logits, teacher):
@@ -167,54 +271,6 @@ def stops_at_the_dead(loss):
     return bool((pulls[0] - pulls[1]).norm() > 1e-6)
 
 
-def steps(parts):
-    total = sum(counted.sum() for _, counted in parts)
-    return [losses[counted].sum() / total for losses, counted in parts]
-
-
-def safe_mean(losses, counted):
-    return losses[counted].sum() / counted.sum().clamp(min=1)
-
-
-test_distillation_loss = cases_of(
-    lesson_07.check_distillation_loss,
-    stubs=[lambda *_: ...],
-    mistakes=[
-        (lambda *t: loss(*t, mean=lambda each: each), "one number for the step"),
-        (lambda *t: loss(*t).item(), "Return a tensor"),
-        (lambda *t: loss(*t, after=lambda real: torch.ones_like(real[:, 1:])), "padding counts in yours"),
-        (lambda *t: loss(*t, after=lambda real: real[:, 1:]), "only whether the next token is real"),
-        (lambda *t: loss(*t, after=lambda real: real[:, :-1]), "only whether the token is real"),
-        (scaled(lambda s, t, i, m: predicted(m) / m[:, 1:].numel()), "divide by all positions"),
-        (scaled(lambda s, t, i, m: predicted(m) / len(m)), "divide by the rows"),
-        (scaled(lambda s, t, i, m: predicted(m)), "that is the sum"),
-        (scaled(lambda s, t, i, m: 1 / s.shape[-1]), "average over the vocabulary"),
-        (row_means, "mean of the rows' means"),
-        (lambda *t: loss(*t, kl=lambda p, q: (q.exp() * (q - p)).sum(-1)), "The teacher comes first"),
-        (lambda *t: loss(*t, kl=lambda p, q: (p.exp() * (q - p)).sum(-1)), "wrong sign"),
-        (lambda *t: loss(*t, kl=lambda p, q: -(p.exp() * q).sum(-1)), "the teacher's entropy"),
-        (lambda *t: loss(*t, squared=0), "T² is missing"),
-        (lambda *t: loss(*t, squared=1), "T², not T"),
-        (lambda *t: no_temperature(*t) * (1 if t[5] else t[4] ** 2), "flattens nothing"),
-        (no_temperature, "temperature is ignored"),
-        (lambda *t: loss(*t, flat=True), "temperature 1, no flattening"),
-        (squared_words, "not to the cross-entropy"),
-        (other_way, "alpha is the share of the cross-entropy"),
-        (unshifted, "compared with the token itself"),
-        (same_place, "compared with the token itself"),
-        (lambda *t: (loss if t[5] == 0 else wrong_way)(*t), "you shift the wrong way"),
-        (every_position, "every real position counts"),
-        (lambda *t: loss(*t[:5], 0.0) + t[5] * loss(*t[:5], 1.0), "the KL counts in full"),
-        (both_in_full, "the KL counts in full"),
-        (lambda *t: loss(*t) + 1, "for the check's random logits"),
-        (dead, "has no gradient"),
-        (half_dead, "a part of the loss is detached"),
-        (lambda *t: loss(*t) / 0, "log_softmax"),
-    ],
-    answers=[loss, with_package],
-)
-
-
 test_teaches = cases_of(
     lesson_07.check_teaches,
     stubs=[lambda loss: ...],
@@ -236,124 +292,117 @@ test_teaches = cases_of(
 )
 
 
-test_step_losses = cases_of(
-    lesson_07.check_step_losses,
-    stubs=[lambda parts: None, lambda parts: [...]],
-    mistakes=[
-        (lambda parts: steps(parts)[0], "a list with one number for each batch"),
-        (lambda parts: steps(parts)[:1], "a list with one number for each batch"),
-        (lambda parts: [losses for losses, _ in parts], "a single number"),
-        (lambda parts: [value.item() for value in steps(parts)], "must be a tensor"),
-        (lambda parts: [losses[on].mean() / len(parts) for losses, on in parts], "has no mean of its own"),
-        (lambda parts: [safe_mean(*part) / len(parts) for part in parts], "still the mean of the batches' means"),
-        (
-            lambda parts: [safe_mean(*part) / sum(bool(on.any()) for _, on in parts) for part in parts],
-            "over the batches that have any",
-        ),
-        (lambda parts: [safe_mean(*part) for part in parts], "add up to too much"),
-        (lambda parts: [losses[on].sum() for losses, on in parts], "those are sums"),
-        (lambda parts: [losses[on].sum() / 48 for losses, on in parts], "divide by all positions"),
-        (lambda parts: [losses[on].sum() / 6 for losses, on in parts], "divide by the rows"),
-        (lambda parts: [value / len(parts) for value in steps(parts)], "once more by the number of batches"),
-        (lambda parts: [losses.sum() / 23 for losses, _ in parts], "in your sum"),
-        (lambda parts: [losses.sum() / 48 for losses, _ in parts], "in your mean"),
-        (lambda parts: [value.detach() for value in steps(parts)], "backward() reaches nothing"),
-        (lambda parts: [value + 1 for value in steps(parts)], "their sum should be"),
-    ],
-    answers=[steps, lambda parts: tuple(steps(parts))],
-)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_the_right_test_does_not_depend_on_luck(seed):
     assert all(teaches(loss, seed) for loss in lesson_07._LIVING)
     assert not any(teaches(loss, seed) for loss in lesson_07._DEAD)
 
 
-test_not_shown = cases_of(
-    lesson_07.check_not_shown,
-    stubs=[..., None],
+def healed(plan):
+    """Rows that lose less where the rate is high, and more where there is no solve."""
+    noise = torch.linspace(-0.1, 0.1, 20).numpy()
+    total = 2.0
+    for what, count, how in plan:
+        total -= 0.02 * count if what == "solve" else 100 * count * how["lr"]
+        if what == "train" and how["lr"] > 0.1:
+            return noise * float("nan")
+    return total + noise * (1 + total)
+
+
+PLAN = lesson_07.LESSONS_PLAN
+test_plan = cases_of(
+    lambda plan: lesson_07.check_plan(plan, healed),
+    stubs=[None, [...]],
     mistakes=[
-        (3, "letters from A to F"),
-        ({"G"}, "letters from A to F"),
-        (set("ABDE"), "A is shown"),
-        (set("DE"), "B is not shown: no student learned"),
-        (set("BCDE"), "C is shown"),
-        (set("BE"), "D is not shown: the curve ends"),
-        (set("BD"), "E is not shown: another model"),
-        (set("BDEF"), "F is shown"),
+        ([], "at least one"),
+        (7, "Give a list"),
+        ([("mend", 3, 0.1)], "A move is"),
+        ([("solve", 3)], "A move is"),
+        ([("solve", 2.5, 0.1)], "rows of a move"),
+        ([("train", True, {})], "steps of a move"),
+        ([("train", 0, {"lr": 1e-3})], "steps of a move"),
+        ([("solve", 4, {"lr": 1e-3})], "is the ridge"),
+        ([("train", 4, 1e-3)], "is a dict of settings"),
+        ([("train", 4, {"lr": 1e-3, "steps": 9})], "stand in the move"),
+        ([("train", 4, {"alpha": 1})], "needs its rate"),
+        ([("solve", 32, 0.3), ("train", 5, {"lr": 1e-3})], "time of 17 steps; 16 are there"),
+        ([("train", 4, {"lr": 1.0})], "student is broken"),
+        (PLAN, "More is lost"),  # no difference is none
+        ([("train", 16, {"lr": 2e-4})], "More is lost"),
     ],
-    answers=[set("BDE"), ["E", "D", "B"], "BDE"],
+    answers=[[("solve", 32, 0.3), ("train", 4, {"lr": 8e-4})], (("solve", 32, 1), ("train", 4, {"lr": 2e-3}))],
 )
 
 
-CHANGES = {
-    "the teacher helps": {"alpha": 1.0},
-    "the choice of neurons helps": {"criterion": "random"},
-    "it is more than the luck of one run": {"seed": 3},
-}
+def test_the_lessons_plan_takes_all_the_time():
+    assert lesson_07.time_of(PLAN) == 16
 
 
-def changed(**instead):
-    return lambda arm, claim: arm | (CHANGES[claim] | instead)
+def in_chunks(
+    states, loss_of, size, *, detach=True, over=len, inside=True, hand_on=True, stop=None, retain=False, step=None
+):
+    leaf = states.detach().requires_grad_() if detach else states
+    total, losses = 0.0, []
+    for start in range(0, stop or len(leaf), step or size):
+        part = leaf[start : start + size]
+        loss = loss_of(part, start) / over(part if over is own else leaf)
+        total += loss.item()
+        losses.append(loss)
+        if inside:
+            loss.backward(retain_graph=retain)
+    if not inside:
+        sum(losses).backward()
+    if detach and hand_on:
+        states.backward(leaf.grad)
+    return total
 
 
-def half_a_teacher(arm, claim):
-    return arm | ({"alpha": 0.9} if "teacher" in claim else CHANGES[claim])
+def own(part):
+    return len(part)
 
 
-def another_criterion(arm, claim):
-    return arm | ({"criterion": "l1"} if "neurons" in claim else CHANGES[claim])
+def chunked(**options):
+    return lambda *given: in_chunks(*given, **options)
 
 
-def in_place(arm, claim):
-    arm.update(CHANGES[claim])
-    return arm
+def all_at_once(states, loss_of, _size):
+    loss = loss_of(states, 0) / len(states)
+    loss.backward()
+    return loss
 
 
-test_control = cases_of(
-    lesson_07.check_control,
-    stubs=[lambda arm, claim: ...],
+def without_the_rest(states, loss_of, size):
+    return in_chunks(states, loss_of, size, stop=len(states) // size * size or len(states))
+
+
+def next_chunk_s_states(states, loss_of, size):
+    leaf = states.detach().requires_grad_()
+    return loss_of(leaf[1 : size + 1], 0)
+
+
+def twice(states, loss_of, size):
+    in_chunks(states, loss_of, size)
+    return in_chunks(states, loss_of, size)
+
+
+test_chunks = cases_of(
+    lesson_07.check_chunks,
+    stubs=[lambda *_: None],
     mistakes=[
-        (lambda arm, claim: "alpha", "return a dict"),
-        (in_place, "you changed the arm itself"),
-        (lambda arm, claim: CHANGES[claim], "every setting of the arm"),
-        (lambda arm, claim: dict(arm), "that is the arm itself"),
-        (lambda arm, claim: arm | {"steps": 0}, "different amounts of text"),
-        (changed(lr=1e-3), "yours differs in alpha, lr"),
-        (lambda arm, claim: arm | {"seed": 5}, "Take the teacher away"),
-        (half_a_teacher, "Take the teacher away altogether"),
-        (another_criterion, "another criterion is a choice, too"),
-        (lambda arm, claim: arm | (CHANGES[claim] if "luck" not in claim else {"seed": "x"}), "another whole number"),
+        (all_at_once, "at most 4 are allowed"),
+        (chunked(inside=False), "before the gradient of the last is taken"),
+        (chunked(detach=False), "Detach the states first"),
+        (chunked(detach=False, retain=True), "Detach the states first"),
+        (chunked(hand_on=False), "the body has none"),
+        (chunked(over=lambda leaf: 1), "those of a sum"),
+        (chunked(over=own), "divided by its own tokens"),
+        (chunked(over=lambda leaf: 3), "divide by the number of chunks"),
+        (chunked(over=lambda leaf: len(leaf) + 1), "aren't those of the mean"),
+        (without_the_rest, "token 8 and 2 in all were never asked for"),
+        (next_chunk_s_states, "aren't those from 0 on"),
+        (twice, "The body's backward pass has run"),
+        (chunked(step=3), "asked for twice"),
+        (lambda *given: 2 * in_chunks(*given), "the mean loss is"),
     ],
-    answers=[
-        lambda arm, claim: arm | CHANGES[claim],
-        lambda arm, claim: {**arm, **CHANGES[claim]},
-    ],
-)
-
-
-def held_out_kl(settings):
-    """A student whose best learning rate is 1e-3; rows differ, and so does what a row gains."""
-    rows = np.linspace(0.6, 1.2, 8)
-    distance = np.log10(settings.get("lr", 2e-4) / 1e-3) ** 2
-    gain = 0.02 * np.sin(np.arange(8) + 50 * distance)
-    return rows + 0.2 * distance + gain if settings.get("lr", 0) < 1 else rows * np.inf
-
-
-test_better_recipe = cases_of(
-    lambda settings: lesson_07.check_better_recipe(settings, held_out_kl),
-    stubs=[...],
-    mistakes=[
-        ([("lr", 1e-3)], "as a dict"),
-        ({}, "the baseline itself"),
-        ({"steps": 60}, "steps can't be chosen"),
-        ({"lr": 1e-3, "accumulate": 4}, "accumulate can't be chosen"),
-        ({"lr": 1e-3, "mlps_only": False}, "more weights that learn"),
-        ({"lr": 10.0}, "far too high"),
-        ({"lr": 5e-5}, "farther from its teacher"),
-        ({"lr": 2.05e-4}, "no difference is shown"),
-        ({"lr": "much"}, "stopped with TypeError"),
-    ],
-    answers=[{"lr": 1e-3}, {"lr": 8e-4, "warmup": 0.3}],
+    answers=[in_chunks, lambda states, loss_of, size: torch.tensor(in_chunks(states, loss_of, max(1, size // 2)))],
 )

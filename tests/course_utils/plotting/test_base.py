@@ -21,11 +21,14 @@ def test_style_is_applied_only_when_asked_and_twice_is_once():
     assert plt.rcParams["font.size"] > matplotlib.rcParamsDefault["font.size"]
 
 
-CRITERIA = ["L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random", "wrong", "whole"]
-PARTS = ["neurons", "attentions", "blocks", "whole"]
-RULES = ["one for all", "complexity", "published", "price"]
-PLACES = ["at the word", "at the last token", "random"]
-GROUPS = ["mostly women", "mostly men"]
+FIGURES = {
+    "criteria": ["L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random", "wrong", "whole"],
+    "parts": ["neurons", "attentions", "blocks", "whole"],
+    "rules": ["one for all", "complexity", "published", "price"],
+    "places": ["at the word", "at the last token", "random"],
+    "groups": ["mostly women", "mostly men"],
+    "ways to heal": ["KL", "solved + KL", "cross-entropy", "LoRA"],
+}
 # What eyes without one of the three cones make of red, green and blue (Machado et al. 2009, at full severity).
 EYES = {
     "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -51,27 +54,23 @@ def lab(rgb):
 
 
 @pytest.mark.parametrize("eyes", EYES)
-@pytest.mark.parametrize(
-    "arms", [CRITERIA, PARTS, RULES, PLACES, GROUPS], ids=["criteria", "parts", "rules", "places", "groups"]
-)
+@pytest.mark.parametrize("arms", FIGURES.values(), ids=FIGURES)
 def test_arms_of_a_figure_are_told_apart_by_colour(arms, eyes):
     seen = {arm: lab(np.array(EYES[eyes]) @ linear(base.mark(arm)["color"])) for arm in arms}
     for one, other in itertools.combinations(arms, 2):
         assert np.linalg.norm(seen[one] - seen[other]) > 12, (one, other)
 
 
-@pytest.mark.parametrize(
-    "arms", [CRITERIA, PARTS, RULES, PLACES, GROUPS], ids=["criteria", "parts", "rules", "places", "groups"]
-)
+@pytest.mark.parametrize("arms", FIGURES.values(), ids=FIGURES)
 def test_arms_of_a_figure_are_told_apart_in_grey_by_their_markers(arms):
     assert len({base.mark(arm)["marker"] for arm in arms}) == len(arms)
 
 
 def test_marks_are_readable_on_a_projector_and_all_tried():
-    for arm in [*CRITERIA, *PARTS, "separate", "guessing"]:
+    for arm in base._MARKS:
         luminance = TO_XYZ[1] @ linear(base.mark(arm)["color"])
         assert 1.05 / (luminance + 0.05) >= 3, f"{arm} is too pale on white"
-    assert base._MARKS.keys() == {*CRITERIA, *PARTS, *RULES, *PLACES, *GROUPS, "separate", "guessing"}
+    assert base._MARKS.keys() == {*itertools.chain(*FIGURES.values()), "separate", "guessing"}
     assert base.mark("separate") | {"label": "wrong"} == base.mark("wrong")
 
 

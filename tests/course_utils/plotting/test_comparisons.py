@@ -93,38 +93,3 @@ def test_against_random_writes_values_without_an_interval_and_draws_the_median()
     assert [text.get_text() for text in ax.texts] == ["380.0", "13.0", "1.20"] and ax.get_xlim()[1] > 900
     with pytest.raises(ValueError, match="values above 0"):
         comparisons.against_random({"l1": 0.0}, {"random": [1.0]}, x_label="x")
-
-
-def test_before_and_after_has_a_line_a_case_and_named_ones():
-    frame = pd.DataFrame(
-        {"before": [4800.0, 87.0], "after": [124.0, 54.0], "group": ["worn", "kept"]}, index=["worn, KL", "kept, KL"]
-    )
-    ax = comparisons.before_and_after(frame, x_label="perplexity", lines={"teacher": 36.0}, log_x=True)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["worn, KL", "kept, KL"]
-    joined = [list(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
-    assert joined == [[4800.0, 124.0], [87.0, 54.0]]
-    assert "teacher" in [text.get_text() for text in ax.texts]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
-    render(ax)
-    with pytest.raises(ValueError, match="lacks the columns"):
-        comparisons.before_and_after(frame[["before"]], x_label="perplexity")
-
-
-def test_paired_differences_stand_beside_zero():
-    frame = pd.DataFrame(
-        {
-            "case": ["half", "half", "none"],
-            "measure": ["KL", "perplexity", "KL"],
-            "difference": [0.1, -0.02, 0.3],
-            "ci_low": [0.05, -0.06, 0.2],
-            "ci_high": [0.15, 0.02, 0.4],
-        }
-    )
-    ax = comparisons.paired_differences(frame, x_label="nats a token")
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["half", "none"]
-    assert legend(ax) == ["KL", "perplexity"]
-    assert [line.get_xdata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 0]] == [0]
-    render(ax)
-    assert comparisons.paired_differences(frame[frame.measure == "KL"], x_label="nats").get_legend() is None
-    with pytest.raises(ValueError, match="no rows"):
-        comparisons.paired_differences(frame[:0], x_label="nats")
