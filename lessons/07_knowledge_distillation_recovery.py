@@ -12,12 +12,12 @@
 #
 # What gets back what pruning took, per token and per minute?
 #
-# **Answer.** Solve first, then train. A linear solve over 8,192 tokens, without a gradient, gives back at least what training on them
-# does, and far more after a bad cut; the same training ends lower from there.
+# **Answer.** A linear solve over 8,192 tokens gives back what training on them does, and far more after a bad cut. Training on 131
+# thousand nearly makes up for that head start, not for a bad cut.
 
 # %% [markdown] tags=["notes"]
 # **The point:** what the neurons that are left can say is a linear problem, and solving it is the cheapest healing there is. Training
-# goes on from there, and what it needs is tokens.
+# goes further, and what it needs is tokens. A good cut it doesn't replace.
 #
 # **On the board:** the five words by hand.
 #
@@ -86,16 +86,16 @@ for panel, judge in zip(axes, TEXTS, strict=True):
         panel.plot([SOLVED, *both.tokens], [*height, *both.damage], **look)
     panel.axhline(guessing - runs("", "", judge).nats.item(), **mark("guessing"))
     panel.set(xscale="log", xlabel="tokens learned from", title=judge)
-    ticks = [2048, 8192, 32768, 131072, 524288]
-    panel.set_xticks(ticks, ["none", "8k", "33k", "131k", "524k"])
+    ticks = [2048, 8192, 32768, 131072]
+    panel.set_xticks(ticks, ["none", "8k", "33k", "131k"])
     panel.set_ylim(bottom=0)
     panel.minorticks_off()
 axes[0].set_ylabel("nats a token still lost")
 axes[0].legend(title="cut by")
 show(
     "Two panels, speeches and wiki: nats a token still lost against tokens learned "
-    "from, for three students. Solid lines, solved first, begin at 8,192 tokens "
-    "far below the dashed ones, which are trained alone, and stay below them."
+    "from, for three students. Solid lines, solved first, begin at 8,192 tokens far "
+    "below the dashed ones, which are trained alone; at 131 thousand they all but meet."
 )
 told = []
 for edit in ("", "cut", "solved", "solved + KL"):
@@ -525,8 +525,8 @@ bill.round(2)
 #
 # <details><summary>What the record says</summary>
 #
-# It does, on both texts, after 33 thousand tokens already; healed as long, the good one stays ahead. On speeches text alone is far ahead
-# of the teacher, and of the whole model. On wiki it is behind.
+# It does, on both texts, after 33 thousand tokens already. On speeches text alone is far ahead of the teacher, and of the whole model.
+# On wiki it is behind.
 #
 # </details>
 
@@ -546,8 +546,7 @@ for panel, judge in zip(axes, TEXTS, strict=True):
             }
             panel.plot(again.tokens, again.damage, **look | thin)
     panel.set(xscale="log", xlabel="tokens learned from", title=judge)
-    ticks = [8192, 32768, 131072, 524288]
-    panel.set_xticks(ticks, ["8k", "33k", "131k", "524k"])
+    panel.set_xticks([8192, 32768, 131072], ["8k", "33k", "131k"])
     panel.set_ylim(bottom=0)
     panel.minorticks_off()
 axes[0].set_ylabel("nats a token still lost")
@@ -573,16 +572,25 @@ for name in CRITERIA:
         f"{t} {g.mean():.2f}" for t, g in zip(TEXTS, gains, strict=True)
     )
     print(f"{name}: on as many tokens, trained less solved, {told}")
-lower = []
-places = itertools.product(CRITERIA, TEXTS, (8, 32, 128), record.dtype.unique())
-for name, text_name, steps, form in places:
-    alone, both = (
-        rows(name, edit, text_name, steps, dtype=form)
-        for edit in ("KL", "solved + KL")
-    )
-    lower.append(gap(alone, both)[1])
-print(f"solved first, lower by at least {min(lower):.2f} in {len(lower)} pairs")
-here("Solved first, the same training ends lower.", lower)
+leads = {}
+for name, judge, steps in itertools.product(CRITERIA, TEXTS, (32, 128)):
+    pair = (rows(name, edit, judge, steps) for edit in ("KL", "solved + KL"))
+    leads[steps, name, judge] = gap(*pair)
+for steps, tokens in ((32, "33k"), (128, "131k")):
+    told = [f"{c} {with_interval(*leads[steps, c, j])}" for c in CRITERIA for j in TEXTS]
+    print(f"{tokens} tokens, trained less solved and trained: {'; '.join(told)}")
+here(
+    "After 33k tokens the solve is ahead, by its interval.",
+    [low for (steps, *_), (_, low, _) in leads.items() if steps == 32],
+)
+behind = [
+    gap(*(rows(c, "solved + KL", t, 128) for c in ("peak-to-peak", "activation")))
+    for t in TEXTS
+]
+told = ", ".join(
+    f"{t} {with_interval(*g)}" for t, g in zip(TEXTS, behind, strict=True)
+)
+print(f"131k tokens, the bad cut is behind the good one by: {told}")
 for name, edit in itertools.product(TEXTS, ("solved + KL", "cross-entropy")):
     told = []
     for seed in (0, 1, 2):
@@ -593,8 +601,10 @@ for name, edit in itertools.product(TEXTS, ("solved + KL", "cross-entropy")):
     print(f"{name}, three seeds: KL less {edit} {', '.join(told)}")
 
 # %% [markdown]
-# On as many tokens the solve gives back as much as training or more, and where the cut was bad far more. Trained on from there, every
-# student ends lower than its twin that was trained alone; the later, the less.
+# On as many tokens the solve gives back as much as training or more, and where the cut was bad far more. It is a **head start**: after 33
+# thousand tokens every student that was solved first is still ahead of its twin, after 131 thousand the lead has melted to a fraction.
+# What doesn't melt is the cut: healed in the same way, the badly cut student stays behind the well cut one. Training isn't a reason
+# to cut carelessly.
 #
 # What is the teacher worth? Text alone teaches speeches, better than the whole model knows them: no healing, but a fit. The price is paid
 # on wiki. The teacher, who doesn't know what will be asked, gives back what was lost.
@@ -777,7 +787,7 @@ check_plan(plan, healed)
 # ## Take-aways
 #
 # - The cheapest healing has no gradient: solve for what leads out of the neurons that are left, and hold it to what it was.
-# - Then train. A loss counts once per position, shifted, masked, and divided once.
+# - Then train. A loss counts once per position, shifted, masked, and divided once. Cut well all the same.
 # - Judge on text that nobody learned from, at equal tokens and at equal minutes.
 # - LoRA saves memory, not minutes.
 #

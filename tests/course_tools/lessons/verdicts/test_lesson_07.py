@@ -79,10 +79,30 @@ def test_as_many_tokens(good, bad, outcome):
     assert lesson_07.solve_beats_as_many_tokens(lines(TOKEN, *told)).outcome == outcome
 
 
-@pytest.mark.parametrize(("least", "outcome"), [("0.01", SHOWN), ("-0.01", TURNED)])
-def test_pairs_of_runs(least, outcome):
-    told = lines(TOKEN, f"solved first, lower by at least {least} in 36 pairs of runs")
-    assert lesson_07.ends_lower(told).outcome == outcome
+@pytest.mark.parametrize(
+    ("low", "later", "high", "outcomes"),
+    [
+        ("0.02", "0.01", "0.03", (SHOWN, SHOWN)),
+        ("-0.02", "0.01", "0.03", (OPEN, SHOWN)),
+        ("0.02", "0.05", "0.03", (SHOWN, OPEN)),
+        ("0.02", "0.01", "0.07", (SHOWN, OPEN)),
+    ],
+)
+def test_head_start(low, later, high, outcomes):
+    told = []
+    for tokens, lead in (("33k", f"0.07 ({low} to 0.10)"), ("131k", f"{later} (-0.02 to {high})")):
+        others = "; ".join(["peak-to-peak 0.40 (0.30 to 0.50); random 0.90 (0.80 to 1.00)"] * 2)
+        if tokens == "131k":
+            others = others.replace("0.40", "0.07").replace("0.90", "0.20")
+        told.append(f"{tokens} tokens, trained less solved and trained: activation {lead}; activation {lead}; {others}")
+    both = lesson_07.solve_is_a_head_start, lesson_07.head_start_melts
+    assert tuple(each(lines(TOKEN, *told)).outcome for each in both) == outcomes
+
+
+@pytest.mark.parametrize(("low", "outcome"), [("0.06", SHOWN), ("-0.01", OPEN)])
+def test_bad_cut(low, outcome):
+    told = f"131k tokens, the bad cut is behind the good one by: speeches 0.10 ({low} to 0.13), wiki 0.21 (0.17 to 0.25)"
+    assert lesson_07.bad_cut_stays_behind(lines(TOKEN, told)).outcome == outcome
 
 
 @pytest.mark.parametrize(
