@@ -90,18 +90,19 @@ def test_as_many_tokens(good, bad, outcome):
 )
 def test_head_start(low, later, high, outcomes):
     told = []
-    for tokens, lead in (("33k", f"0.07 ({low} to 0.10)"), ("131k", f"{later} (-0.02 to {high})")):
-        others = "; ".join(["peak-to-peak 0.40 (0.30 to 0.50); random 0.90 (0.80 to 1.00)"] * 2)
-        if tokens == "131k":
-            others = others.replace("0.40", "0.07").replace("0.90", "0.20")
-        told.append(f"{tokens} tokens, trained less solved and trained: activation {lead}; activation {lead}; {others}")
+    for steps, lead, bad, random in (
+        (32, f"0.07 ({low} to 0.10)", 0.4, 0.9),
+        (128, f"{later} (-0.02 to {high})", 0.07, 0.2),
+    ):
+        each = f"activation {lead}; peak-to-peak {bad} (0.01 to 0.50); random {random} (0.02 to 1.00)"
+        told += [f"{steps} steps, {text}, trained less solved, trained: {each}" for text in ("speeches", "wiki")]
     both = lesson_07.solve_is_a_head_start, lesson_07.head_start_melts
     assert tuple(each(lines(TOKEN, *told)).outcome for each in both) == outcomes
 
 
 @pytest.mark.parametrize(("low", "outcome"), [("0.06", SHOWN), ("-0.01", OPEN)])
 def test_bad_cut(low, outcome):
-    told = f"131k tokens, the bad cut is behind the good one by: speeches 0.10 ({low} to 0.13), wiki 0.21 (0.17 to 0.25)"
+    told = f"128 steps, both solved, trained: bad cut less good one: speeches 0.1 ({low} to 0.13), wiki 0.2 (0.17 to 0.25)"
     assert lesson_07.bad_cut_stays_behind(lines(TOKEN, told)).outcome == outcome
 
 
