@@ -102,7 +102,7 @@ def test_head_start(low, later, high, outcomes):
 
 @pytest.mark.parametrize(("low", "outcome"), [("0.06", SHOWN), ("-0.01", OPEN)])
 def test_bad_cut(low, outcome):
-    told = f"128 steps, both solved, trained: bad cut less good one: speeches 0.1 ({low} to 0.13), wiki 0.2 (0.17 to 0.25)"
+    told = f"128 steps, both solved, trained: bad cut less good one: speeches 0.1 ({low} to 0.2), wiki 0.2 (0.1 to 0.3)"
     assert lesson_07.bad_cut_stays_behind(lines(TOKEN, told)).outcome == outcome
 
 
