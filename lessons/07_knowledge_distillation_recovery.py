@@ -588,9 +588,9 @@ for name, edit in itertools.product(TEXTS, ("solved + KL", "cross-entropy")):
 
 # %% [markdown]
 # On as many tokens the solve gives back as much as training or more, and where the cut was bad far more. It is a **head start**: after 33
-# thousand tokens every student that was solved first is still ahead of the same one trained alone, after 131 thousand the lead has melted to a fraction.
-# What doesn't melt is the cut: healed in the same way, the badly cut student stays behind the well cut one. Training isn't a reason
-# to cut carelessly.
+# thousand tokens every student that was solved first is still ahead of the same one trained alone, after 131 thousand the lead has melted
+# to a fraction. What doesn't melt is the cut: healed in the same way, the badly cut student stays behind the well cut one. Training isn't
+# a reason to cut carelessly.
 #
 # What is the teacher worth? Text alone teaches speeches, better than the whole model knows them: no healing, but a fit. The price is paid
 # on wiki. The teacher, who doesn't know what will be asked, gives back what was lost.
