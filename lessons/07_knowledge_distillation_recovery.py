@@ -208,8 +208,9 @@ check_refit(refit)
 # %% [markdown]
 # ## Block after block
 #
-# Block 0 by hand, on one batch: hooks give what goes into `down` and what comes out of the block. `healing.refit` does the same for all
-# blocks, from below, each on what the healed ones below it give.
+# Block 0 by hand, on one batch: hooks give what goes into `down` and what comes out of the block. And a check of your formula: the ridge
+# is plain least squares with one row more for each neuron. `healing.refit` solves all blocks, from below, each on what the healed
+# ones below it give.
 
 # %%
 from course_utils import healing
@@ -239,18 +240,22 @@ def states(model, batch, *sites):
     return [found[site].float().flatten(0, 1) for site in sites]
 
 
+# %%
 teacher, own = first_block(base), first_block(student)
 (batch,) = text[:4].batches(4)
 batch = {name: ids.to(base.device) for name, ids in batch.items()}
 (goal,) = states(teacher, batch, "residual")
 kept, wrote, behind = states(own, batch, "down_input", "mlp_out", "residual")
 down = describe(own).mlps[0].columns
-target = goal - (behind - wrote)
-mine = refit(kept.double(), target.double(), down.double(), RIDGE)
+target, kept, old = goal - (behind - wrote), kept.double(), down.double()
+pull = (RIDGE * kept.square().sum(0)).sqrt()  # a row more for each neuron
+more, wanted = torch.cat([kept, pull.diag()]), pull[:, None] * old.T
+wanted = torch.cat([target.double(), wanted])
+plain = torch.linalg.lstsq(more, wanted).solution.T
 healing.refit(own, teacher, [batch], ridge=RIDGE)
 theirs = describe(own).mlps[0].columns
-torch.testing.assert_close(mine.to(theirs.dtype), theirs, rtol=0.02, atol=1e-3)
-print(f"block 0: {len(kept):,} tokens, equal to healing.refit")
+torch.testing.assert_close(plain.to(theirs.dtype), theirs, rtol=0.02, atol=1e-3)
+print(f"block 0: {len(kept):,} tokens, plain least squares equals healing.refit")
 
 # %%
 began = time.perf_counter()
@@ -376,13 +381,17 @@ def train(teacher, student, batches, recipe):
         optimizer.param_groups[0]["lr"] = recipe.rate(step)
         with torch.no_grad():
             answers = teacher(**batch).logits
-        says = student(**batch).logits
-        total, count = kl_sum(says, answers, batch["attention_mask"])
+        log_p, log_q = (
+            logits[:, :-1].log_softmax(-1)  # nothing is padded here
+            for logits in (answers, student(**batch).logits)
+        )
+        loss = nn.functional.kl_div(log_q, log_p, log_target=True, reduction="sum")
+        loss = loss / log_q[..., 0].numel()
         optimizer.zero_grad()
-        (total / count).backward()
+        loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), recipe.clip)
         optimizer.step()
-        losses.append((total / count).item())
+        losses.append(loss.item())
     return losses
 
 
@@ -456,7 +465,7 @@ check_lora(Lora)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It isn't: 1.77 s beside 1.64 s. Forward and backward pass still go through every matrix, and through the corrections.
+# It isn't: 1.56 s beside 1.50 s. Forward and backward pass still go through every matrix, and through the corrections.
 #
 # </details>
 
@@ -465,14 +474,14 @@ from peft import LoraConfig, get_peft_model
 
 one = nn.Sequential(nn.Linear(8, 6))
 config = LoraConfig(r=2, lora_alpha=6, target_modules=["0"])
-here_too = get_peft_model(copy.deepcopy(one), config)
-layer, mine = here_too.base_model.model[0], Lora(one[0], 2, 6)
+thin = get_peft_model(copy.deepcopy(one), config)
+layer = thin.base_model.model[0]
+A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
 with torch.no_grad():
-    mine.A.copy_(layer.lora_A["default"].weight)
-    mine.B.copy_(layer.lora_B["default"].weight.normal_())
+    B.normal_()
     x = torch.randn(3, 8)
-    torch.testing.assert_close(mine(x), here_too(x))
-print("Lora equals peft's")
+    torch.testing.assert_close(thin(x), one(x) + 6 / 2 * x @ A.T @ B.T)
+print("peft's correction is the formula's")
 
 # %%
 short = token_blocks(tokenizer, "distillation", tokens=8_192, length=128)
