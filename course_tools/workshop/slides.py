@@ -1,9 +1,9 @@
 """Slides from the lessons: reveal.js in a folder of its own, with speaker notes, that need no network.
 
-Nothing is written twice. A slide holds one thought: a section's first sentences with its formula, a picture, a table, a
-prediction, an exercise, a poll. The rest of the text goes to the speaker, with what a teacher wants at hand: cells tagged
-"notes" in the lesson's source, minutes, hints, what the run printed, what the saved run showed after a prediction, and
-the wrong turns that a check knows by name.
+Nothing is written twice. A slide holds one thought: a section's first sentences with its formula, a picture, a table,
+a prediction, an exercise, a poll. The rest of the text goes to the speaker, with what a teacher wants at hand: cells
+tagged "notes" in the lesson's source, minutes, hints, what the run printed, what the saved run showed after a
+prediction, and the wrong turns that a check knows by name.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class Slide:
     kind: str
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def heading(self) -> str:
+        """What stands on top."""
+        return str(self.parts[0]).lstrip("# ")
 
     @property
     def lines(self) -> float:
@@ -118,7 +123,7 @@ def _show(output: NotebookNode, section: str, made: list[Slide]) -> None:
     if {"image/png", "text/html"} & set(data):
         part = shortened(output)
         # A section's own slide holds its first thought and may hold its table; a prediction or an exercise no result.
-        if last.parts[0] != f"## {section}" or last.predicts or not last.takes(part):
+        if last.heading != section or last.predicts or not last.takes(part):
             made.append(Slide("subslide", [f"## {section}"]))
         made[-1].parts.append(part)
     elif (text := (output.get("text") or data.get("text/plain", "")).strip()) and not _tells_of_the_machine(output):
@@ -126,7 +131,7 @@ def _show(output: NotebookNode, section: str, made: list[Slide]) -> None:
 
 
 def _tell(text: str, section: str, made: list[Slide]) -> None:
-    """The text of a section: its first thought on a slide, with what is to be predicted, and the rest to the speaker."""
+    """The text of a section: its first thought on a slide with what is to be predicted, the rest to the speaker."""
     every = [*blocks(_DETAILS.sub("", text))]
     opening = every[0].startswith("#")
     if opening:
@@ -137,7 +142,7 @@ def _tell(text: str, section: str, made: list[Slide]) -> None:
         slide, short = made[-1], block if whole or not is_prose(block) else first_sentences(block)
         first = len(slide.parts) == 1 or whole or not is_prose(block)
         if PREDICTION.search(block):
-            if slide.has_result or slide.predicts or slide.parts[0] != f"## {section}" or not slide.takes(block):
+            if slide.has_result or slide.predicts or slide.heading != section or not slide.takes(block):
                 made.append(Slide("subslide", [f"## {section}"]))
             made[-1].parts.append(block)
             opening = False
@@ -344,7 +349,8 @@ _TEMPLATE = (
 .reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 24px; line-height: 1.4;
   margin: 0; white-space: pre-wrap; width: auto; }
 .reveal.reveal table { font-size: 26px; }
-.reveal.reveal img { margin: 0; width: 1230px; height: 600px; object-fit: contain; object-position: left top; max-height: none; max-width: none; }
+.reveal.reveal img { margin: 0; width: 1230px; height: 600px; max-height: none; max-width: none; object-fit: contain;
+  object-position: left top; }
 .reveal.reveal .slide-number { background: #222; color: #fff; }
 .reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
 </style>
