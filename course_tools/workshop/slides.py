@@ -162,13 +162,13 @@ def is_prose(block: str) -> bool:
 
 
 def first_sentences(paragraph: str) -> str:
-    """As many as are short together, but one at least."""
+    """As many as are short together, but one at least; what a colon opens stays away with it."""
     kept: list[str] = []
     for sentence in _SENTENCE.split(" ".join(paragraph.split())):
         if kept and len(" ".join([*kept, sentence])) > _SENTENCES:
             break
         kept.append(sentence)
-    return " ".join(kept)
+    return " ".join(kept[:-1] if len(kept) > 1 and kept[-1].endswith(":") else kept)
 
 
 def shortened(output: NotebookNode) -> NotebookNode:
@@ -349,6 +349,7 @@ _TEMPLATE = (
 .reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 24px; line-height: 1.4;
   margin: 0; white-space: pre-wrap; width: auto; }
 .reveal.reveal table { font-size: 26px; }
+.reveal.reveal .fit:not(:has(img, table)) :is(p, li) { font-size: 42px; line-height: 1.4; margin-bottom: .6em; }
 .reveal.reveal img { margin: 0; width: 1230px; height: 600px; max-height: none; max-width: none; object-fit: contain;
   object-position: left top; }
 .reveal.reveal .slide-number { background: #222; color: #fff; }
