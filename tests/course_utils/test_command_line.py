@@ -66,6 +66,13 @@ def test_a_folder_that_cannot_be_one_is_named(parser, tmp_path, capsys, monkeypa
     assert f"argument --out: {tmp_path} can't be written" in capsys.readouterr().err
 
 
+def test_a_folder_in_which_the_model_finds_a_file_is_named(parser, tmp_path, capsys):
+    (tmp_path / "model").touch()
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["llama", "--budget", "80%", "--out", str(tmp_path), "--dry-run"])
+    assert f"argument --out: {tmp_path / 'model'} is a file, and can't be a folder" in capsys.readouterr().err
+
+
 def test_usual_values(parser, tmp_path):
     args = parser.parse_args(["llama", "--budget", "80"])
     assert args.out == tmp_path / "out" and isinstance(args.out, Path)
