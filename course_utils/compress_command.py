@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -26,12 +26,12 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 from accelerate.utils import disable_fsdp_ram_efficient_loading
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
-from course_utils.command_line import MODEL
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
@@ -39,6 +39,7 @@ from course_utils.distillation.processes import alone
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.model_card import licence_of, write_model_card
 from course_utils.models import identity, load_config, load_model, variant
+from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.reports import model_size, with_interval
 from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
 
@@ -72,6 +73,9 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
 def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[str, Any]:
     """All of it; what was found, as JSON can hold it, in the first process."""
     checks.one_of("--domain", args.domain, (*DOMAINS, *LARGE_DOMAINS))
+    if args.judge and not args.text:
+        raise ValueError("'--judge' goes with '--text'; built-in text (--domain) is judged by held-out speeches.")
+    own = read_own_text(args.text, judge=args.judge or [], seed=args.seed) if args.text else None
     disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone
     # Without a card the processes find each other only if they say so.
     launch = PartialState(cpu=not torch.cuda.is_available(), timeout=_SEARCHING)
@@ -85,7 +89,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     budget, found = _versions(outline(load_config(args.model)), args)
     model, tokenizer = load_model(args.model, device=launch.device if launch.num_processes > 1 else None)
     base = _hub_id(model)
-    text = _Text.read(tokenizer, args)
+    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args)
     whole = Candidate.of(model)
     say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
     cost = "version costs" if len(found) == 1 else "versions cost"
@@ -97,6 +101,9 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         f"distillation, {args.steps} of recovery, of {args.rows} x {args.length} tokens; correction and recovery take "
         f"{args.accumulate} such batches a step, shared by {launch.num_processes} process(es)."
     )
+    if own is not None:
+        for line in _told(own, args):
+            say(line)
     needed = _estimate(model, found, args, processes=launch.num_processes)
     say(str(needed))
     report: dict[str, Any] = {
@@ -105,6 +112,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         "budget": {"amount": budget.amount, "unit": budget.unit},
         "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in found],
         "estimate": asdict(needed),
+        "text": {"learned": args.domain, "judged": text.judged_by} if own is None else _as_json(own),
     }
     if args.dry_run:
         return report if launch.is_main_process else {}
@@ -114,9 +122,10 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     # Another model, a corrected teacher, or other text has a folder of its own.
     folder = args.out / identity(model)
     with launch.main_process_first(), alone():  # the others find in the folder what the first one has done
-        scores = folder / f"scores-{args.length}-{args.seed}.safetensors"
+        of_text = "" if own is None else f"-{own.digest}"
+        scores = folder / f"scores-{args.length}-{args.seed}{of_text}.safetensors"
         if not scores.exists():
-            importance(model, text.calibration.batches(args.rows)).save(scores)
+            importance(model, text.scored()).save(scores)
         kept = Importance.load(scores)
         winner, table = _search(model, found, kept, text, folder / "search", args)
     say(table)
@@ -126,15 +135,15 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         judged["cut"] = perplexity(student, text.held_out)
     if args.steps:
         recipe = Recipe(steps=args.steps, lr=args.lr, accumulate=args.accumulate, seed=args.seed)
-        batches = text.batches(args.steps * args.accumulate, args)
-        distill(model, student, batches, recipe, checkpoint_dir=folder / f"{winner.name}-{_name(args.steps, args)}")
+        place = folder / f"{winner.name}-{_name(args.steps, text, args)}"
+        distill(model, student, text.learned(args.steps * args.accumulate), recipe, checkpoint_dir=place)
     if launch.is_main_process:
         if args.steps:
             judged["recovered"] = perplexity(student, text.held_out)
-        target = save_pruned(student, tokenizer, args.out / MODEL)
-        _write_card(target, base, winner, judged, args)
+        target = save_pruned(student, tokenizer, args.out / "model")
+        _write_card(target, base, winner, judged, text, args)
         made = model_size(student)
-        say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text (speeches):")
+        say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; judged by {text.judged_by}:")
         for name, measured in judged.items():
             say(f"  {name:<11}{measured}")
         say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
@@ -164,27 +173,78 @@ def _hub_id(model: PreTrainedModel) -> str:
     return "" if os.path.isdir(name) else name
 
 
-def _name(steps: int, args: argparse.Namespace) -> str:
+def _name(steps: int, text: _Text, args: argparse.Namespace) -> str:
     """Of a folder for so many steps: the number and a digest of all that decides what is learned in them.
 
     So another wish has a place of its own, and isn't refused in the end for what lies there.
     """
-    asked = [args.lr, args.accumulate, args.rows, args.length, args.domain, args.seed]
+    asked = [args.lr, args.accumulate, args.rows, args.length, text.key, args.seed]
     return f"{steps}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
+
+
+def _told(own: OwnText, args: argparse.Namespace) -> list[str]:
+    """What was found in text of one's own, and who may see which of it."""
+    counted = (
+        f"{source.path} ({found.documents:,} documents, {found.chats:,} of them chats, weight {source.weight:g})"
+        for source, found in zip(own.sources, own.contents, strict=True)
+    )
+    lines = [f"Text: {', '.join(counted)}."]
+    if own.left_out.count:
+        lines.append(f"Lines and files: {own.left_out}.")
+    judges = f"{len(own.judging):,} documents " + ("of --judge" if args.judge else "held out before anything else")
+    chooses = f"{len(own.choosing):,} more held out to choose by, all of them with seed {args.seed}"
+    lines.append(f"Judged by {judges}; {chooses}.")
+    if own.shared:
+        lines.append(f"{own.shared:,} held-out documents share thirteen words in a row with others; nobody uses them.")
+    learned = args.rows * args.accumulate * args.steps
+    for place, turns in own.turns(rows=max(1, learned), length=args.length).items():
+        if turns >= 2:
+            lines.append(f"{place} is short: for {args.steps} steps it is read {turns:,.0f} times at least.")
+    return lines
+
+
+def _as_json(own: OwnText) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "learned": [
+            {"source": source.path.name, "weight": source.weight} | asdict(found)
+            for source, found in zip(own.sources, own.contents, strict=True)
+        ],
+        "left_out": asdict(own.left_out),
+        "documents_to_choose_by": len(own.choosing),
+        "documents_to_judge_by": len(own.judging),
+        "shared_and_unused": own.shared,
+    }
+
+
+_Batches = Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class _Text:
-    """To score by, to choose by, to learn (None where nothing learns), and to judge by in the end."""
+    """To score by, to choose by, to learn, and to judge by in the end.
 
-    calibration: TokenBlocks
-    choosing: TokenBlocks
-    train: TokenBlocks | None
-    held_out: TokenBlocks
+    Attributes:
+        scored: makes the batches to score by.
+        choosing: as ``rank`` takes it.
+        learned: makes so many batches.
+        held_out: judges.
+        key: stands for what is learned, in a folder's name.
+        learned_from: in words.
+        judged_by: in words.
+    """
+
+    scored: Callable[[], _Batches]
+    choosing: TokenBlocks | _Batches
+    learned: Callable[[int], _Batches]
+    held_out: TokenBlocks | _Batches
+    key: str
+    learned_from: str
+    judged_by: str
 
     @classmethod
-    def read(cls, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> _Text:
-        """All of it, before any of it is used; the seed decides which, except of what judges."""
+    def built_in(cls, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> _Text:
+        """The course's, all of it before any of it is used; the seed decides which, except of what judges."""
 
         def rows(split: str, count: int, domain: str = "speeches", seed: int = args.seed) -> TokenBlocks:
             size = {"tokens": count * args.length, "length": args.length}
@@ -193,28 +253,58 @@ class _Text:
         learned = args.rows * max(args.accumulate * max(args.steps, args.correction), args.light)
         try:
             calibration = rows("calibration", _CALIBRATION).sample(_CALIBRATION, args.seed)
-            train = rows("distillation", learned, args.domain) if learned else None
-            return cls(calibration[:_SCORED], calibration[_SCORED:], train, rows("evaluation", _JUDGED, seed=0))
+            batches = rows("distillation", learned, args.domain).batches(args.rows) if learned else []
+            held_out = rows("evaluation", _JUDGED, seed=0)
         except ValueError as error:
             raise ValueError(
                 f"{error} Rows are as long as --length says; --steps, --correction or --light, times --accumulate and "
                 "--rows, are learned."
             ) from error
+        return cls(
+            scored=lambda: calibration[:_SCORED].batches(args.rows),
+            choosing=calibration[_SCORED:],
+            learned=lambda count: batches[:count],  # which are the first doesn't hang on how many there are
+            held_out=held_out,
+            key=args.domain,
+            learned_from=args.domain,
+            judged_by="held-out speeches",
+        )
 
-    def batches(self, count: int, args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
-        """The first of what is learned, which don't hang on how many others there are."""
-        return [] if self.train is None else self.train.batches(args.rows)[:count]
+    @classmethod
+    def own(cls, own: OwnText, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> _Text:
+        """The user's; what judges and chooses is read now, what is scored and learned when its turn comes."""
+        size = {"length": args.length, "batch_size": args.rows}
+        own.check(tokenizer, length=args.length)
+
+        def learned(rows: int) -> RowsOnDisk:
+            return own.learned(tokenizer, rows=rows, folder=args.out / "text", **size)
+
+        return cls(
+            scored=lambda: learned(_SCORED),
+            choosing=own.to_choose(tokenizer, rows=_CALIBRATION - _SCORED, **size),
+            learned=lambda count: learned(count * args.rows),
+            held_out=own.to_judge(tokenizer, rows=_JUDGED, **size),
+            key=own.digest,
+            learned_from="the maker's own text",
+            judged_by="held-out text of the maker's own",
+        )
 
 
 def _write_card(
-    folder: Path, base: str, winner: Candidate, judged: dict[str, Perplexity], args: argparse.Namespace
+    folder: Path,
+    base: str,
+    winner: Candidate,
+    judged: dict[str, Perplexity],
+    text: _Text,
+    args: argparse.Namespace,
 ) -> None:
     """The card beside the model: what was done, what was measured, and what was not."""
-    shown = {name: with_interval(text.perplexity, text.ci_low, text.ci_high) for name, text in judged.items()}
+    shown = {name: with_interval(one.perplexity, one.ci_low, one.ci_high) for name, one in judged.items()}
     learned = {
         "corrected teacher": args.correction * args.accumulate * args.rows * args.length,
         "recovery": args.steps * args.accumulate * args.rows * args.length,
     }
+    most = "at most " if args.text else ""  # of one's own text rows are padded, and of chats answers are learned
     *_, made = judged.values()
     write_model_card(
         folder,
@@ -225,16 +315,16 @@ def _write_card(
         + (" and distilled from the whole model." if args.steps else "; nothing was learned after the cut."),
         recipe=winner.sizes
         | {"cut by": "activation scores, one calibration pass", "seed": args.seed}
-        | {f"tokens of {args.domain}, {what}": f"{tokens:,}" for what, tokens in learned.items() if tokens},
-        measured=pd.DataFrame(shown, index=["perplexity on speeches (95 %)"]),
-        limits=_limits(*perplexity_ratio(made, judged["whole"])),
+        | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},
+        measured=pd.DataFrame(shown, index=[f"perplexity on {text.judged_by} (95 %)"]),
+        limits=_limits(text.judged_by, *perplexity_ratio(made, judged["whole"])),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
     )
 
 
-def _limits(ratio: float, low: float, high: float) -> list[str]:
-    """What the model is bad at: speeches only where its perplexity is shown to be higher than the whole model's."""
-    worse = f"On speeches its perplexity is × {with_interval(ratio, low, high)} the whole model's."
+def _limits(judged_by: str, ratio: float, low: float, high: float) -> list[str]:
+    """What the model is bad at: the judging text only where its perplexity is shown to be above the whole model's."""
+    worse = f"On {judged_by} its perplexity is × {with_interval(ratio, low, high)} the whole model's."
     unknown = "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias."
     return [worse, unknown] if low > 1 else [unknown]
 
@@ -248,11 +338,11 @@ def _corrected(model: PreTrainedModel, text: _Text, args: argparse.Namespace) ->
     if args.correction == 0:
         return model
     teacher = variant(model)
-    batches = text.batches(args.correction * args.accumulate, args)
+    batches = text.learned(args.correction * args.accumulate)
     recipe = Recipe(
         steps=args.correction, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0, seed=args.seed
     )
-    folder = args.out / identity(model) / f"correction-{_name(args.correction, args)}"
+    folder = args.out / identity(model) / f"correction-{_name(args.correction, text, args)}"
     distill(model, teacher, batches, recipe, checkpoint_dir=folder)
     return teacher
 
@@ -270,7 +360,7 @@ def _search(
     shown = ["blocks", "hidden", "groups", "neurons", "parameters", "nll"]
     if args.light:
         best = _candidates_in(ranking.head(args.finalists))
-        light, train = Recipe(steps=args.light, lr=args.lr, seed=args.seed), text.batches(args.light, args)
+        light, train = Recipe(steps=args.light, lr=args.lr, seed=args.seed), text.learned(args.light)
         ranking = rank(model, best, kept, text.choosing, folder=folder, train=train, recipe=light)
         shown.append("distilled_nll")
     (winner,) = _candidates_in(ranking.head(1))

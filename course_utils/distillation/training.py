@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batches
+from course_utils.batches import Batch, Batches
 from course_utils.distillation.adapters import ADAPTER, adapters
 from course_utils.distillation.history import History
 from course_utils.distillation.losses import batch_loss
@@ -66,7 +66,9 @@ def distill(
             whatever loss. Or its likeliest answers from ``teacher_cache``; then the loss is "forward_kl" at temperature
             1. With either of these no teacher needs to be in memory.
         student: with a vocabulary of the same size. It is cast to float32 while it learns and stays so.
-        batches: ``{"input_ids", "attention_mask"}`` mappings, ragged or not, held in memory.
+        batches: ``{"input_ids", "attention_mask"}`` mappings, ragged or not, with ``labels`` where not all is learned
+            (``batches.read_batch``). A sequence is read batch by batch, so it may lie on disk; anything else is kept in
+            main memory.
         recipe: the settings; None makes one from ``settings``.
         validation: held-out batches, measured every ``validate_every`` steps and at the end.
         checkpoint_dir: where to keep the run; None keeps nothing.
@@ -88,10 +90,11 @@ def distill(
     asked = teacher if isinstance(teacher, PreTrainedModel) else None  # while the student learns
     processes = take_part(recipe.accumulate, student, asked)
     reading: dict[str, Any] = {"vocab_size": describe(student).vocab_size, "device": student.device}
-    train = list(read_batches(batches, **reading))
-    held_out = [] if validation is None else list(read_batches(validation, **reading))
+    train = Batches(batches, **reading)
+    held_out = [] if validation is None else Batches(validation, **reading)
     if not isinstance(teacher, PreTrainedModel):  # it was asked before, about all text
-        teacher.check(recipe, train + held_out)
+        for text in (train, held_out):
+            teacher.check(recipe, text)
     run: dict[str, Any] = {}
     if checkpoint_dir is not None:
         named = name_of(teacher) if isinstance(teacher, PreTrainedModel) else teacher.teacher

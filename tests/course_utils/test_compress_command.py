@@ -98,7 +98,7 @@ def test_card_names_a_hub_id(command, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("interval", "limits"), [((1.1, 1.05, 1.2), 2), ((1.0, 0.99, 1.01), 1), ((0.9, 0.8, 0.95), 1)])
 def test_card_says_bad_only_of_what_is(interval, limits):
-    told = compress_command._limits(*interval)
+    told = compress_command._limits("speeches", *interval)
     assert len(told) == limits and "Nothing else" in told[-1]
 
 
@@ -298,3 +298,86 @@ def test_another_wish_goes_its_own_way(command, tmp_path):
 
     assert alike("first", "first again") and not alike("first", "seed") and not alike("first", "rate")
     assert len([*(tmp_path / "out").glob("*/scores-16-?.safetensors")]) == 2
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A model that can chat, and text for it: the arguments that name them."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    model, tokenizer = load_model("llama")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    save_pruned(model, tokenizer, tmp_path / "mine")
+    (tmp_path / "docs").mkdir()
+    for number in range(5):
+        (tmp_path / "docs" / f"{number}.md").write_text(f"Document {number} of five.", encoding="utf-8")
+    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"Yes, {n}."}] for n in range(9)]
+    text = lines(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats] + [{"txt": "no"}])
+    judge = lines(tmp_path / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
+    return [str(tmp_path / "mine"), *SMALL, "--budget", "95%", "--text", str(tmp_path / "docs"), "--text", f"{text}:3",
+            "--judge", judge, "--out", str(tmp_path / "out")]  # fmt: skip
+
+
+def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
+    assert command_line.main(["compress", *own, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "docs (5 documents, 0 of them chats, weight 1)" in out and "9 of them chats, weight 3)" in out
+    assert "1 left out: chats.jsonl, line 10: it has neither 'text' nor 'messages'." in out
+    assert "Judged by 4 documents of --judge; 1 more held out to choose by, all of them with seed 0." in out
+    assert not (tmp_path / "out").exists()
+
+    learned = []
+    distilling = compress_command.distill
+    monkeypatch.setattr(
+        compress_command, "distill", lambda *args, **more: learned.append(args[2]) or distilling(*args, **more)
+    )
+    assert command_line.main(["compress", *own, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["text"]["learned"][1] == {
+        "source": "chats.jsonl", "weight": 3, "documents": 9, "chats": 9, "characters": 0
+    }  # fmt: skip
+    assert report["text"]["left_out"]["count"] == 1 and report["text"]["documents_to_judge_by"] == 4
+    assert str(tmp_path) not in json.dumps(report["text"])
+    (rows,) = learned
+    assert len(rows) == 3 and any((batch["labels"] == -100).any() for batch in rows)
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert (
+        "perplexity on held-out text of the maker's own" in card and "tokens of the maker's own text, recovery" in card
+    )
+    assert "speeches" not in card and str(tmp_path) not in card and "chats" not in card
+
+    scored = compress_command.importance
+    monkeypatch.setattr(compress_command, "importance", None)
+    assert command_line.main(["compress", *own]) == 0, "all is done"
+    monkeypatch.setattr(compress_command, "importance", scored)
+    assert command_line.main(["compress", *own, "--seed", "1"]) == 0
+    assert len([*(tmp_path / "out").glob("*/scores-16-?-*.safetensors")]) == 2
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress_command, "load_model", None)
+    monkeypatch.setattr(compress_command, "load_config", None)
+    one = lines(tmp_path / "one.jsonl", [{"text": "alone"}])
+    known = lines(tmp_path / "known.jsonl", [{"text": "a b c d e f g h i j k l m n"}, {"text": "x"}])
+    for options, message in {
+        ("--judge", one): "'--judge' goes with '--text'",
+        ("--text", one): "1 document(s), and 3 are needed",
+        ("--text", known, "--judge", known): "documents that are to judge share thirteen",
+        ("--text", lines(tmp_path / "bad.jsonl", [{"txt": 1}])): "bad.jsonl, line 1: it has neither",
+    }.items():
+        assert command_line.main(["compress", own[0], *SMALL, "--budget", "95%", *options, *dry]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_chats_for_a_model_that_cannot_chat_are_told_before_anything_is_scored(dry, own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress_command, "importance", None)
+    assert command_line.main(["compress", "llama", *own[1:], *dry]) == 1
+    assert "This tokenizer has no chat template, and chats.jsonl, line" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
