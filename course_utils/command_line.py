@@ -14,6 +14,7 @@ from pathlib import Path
 from course_utils import program
 from course_utils.text_files import Source
 
+DTYPES = ("float32", "bfloat16")
 _MODEL = "model"  # the folder in --out that `compress_command` saves the smaller model to
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|k|m|b|mb|gb|)")
@@ -72,7 +73,8 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     parser.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON; all else to standard error")
     option(parser, "--out", _folder, str(out), "folder for records and the model")
-    option(parser, "--multiple-of", _whole(1), 32, "what MLP widths are a multiple of")
+    option(parser, "--multiple-of", _whole(1), 32, "what MLP widths are a multiple of; 128 or 256 suit tensor cores")
+    option(parser, "--tensor-parallel", _whole(1), 1, "cards that serve it: KV groups, heads and widths divide by them")
 
     text = parser.add_argument_group("text")
     either = text.add_mutually_exclusive_group()
@@ -96,7 +98,19 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     option(learning, "--light", _whole(0), 40, "steps that each finalist learns; 0: the best as cut is chosen")
     option(learning, "--steps", _whole(0), 400, "steps of recovery; 0: none, it is saved as cut")
     option(learning, "--accumulate", _whole(1), 1, "batches a step of correction and recovery, shared by processes")
-    option(learning, "--lr", _rate, 2e-4, "the peak learning rate")
+    learning.add_argument(
+        "--lr", type=_rate, help="the peak learning rate; default: 2e-4, and ten times as much with --recover lora"
+    )
+
+    memory = parser.add_argument_group("memory")
+
+    def choice(name: str, allowed: tuple[str, ...], says: str) -> None:
+        memory.add_argument(name, choices=allowed, default=allowed[0], help=f"{says}; default: %(default)s")
+
+    choice("--dtype", DTYPES, "of the whole model and of the saved one; what learns has float32 weights meanwhile")
+    choice("--recover", ("all", "mlps", "lora"), "what learns: all weights, the MLPs', or a low-rank correction")
+    choice("--teacher", ("memory", "disk"), "in the recovery: the model, or its 64 likeliest answers, asked beforehand")
+    memory.add_argument("--recompute", action="store_true", help="compute activations twice instead of keeping them")
 
 
 def _read_budget(text: str) -> tuple[float, str]:

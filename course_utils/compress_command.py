@@ -25,18 +25,21 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
-from accelerate.utils import disable_fsdp_ram_efficient_loading
+from accelerate.utils import disable_fsdp_ram_efficient_loading, parse_flag_from_env
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.architectures import cast_weights, describe
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.processes import alone
+from course_utils.distillation.teacher_cache import TeacherCache, cache_teacher, refuse_full_disk
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
+from course_utils.extras import brought
 from course_utils.model_card import licence_of, write_model_card
 from course_utils.models import identity, load_config, load_model, variant
 from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
@@ -44,8 +47,11 @@ from course_utils.reports import model_size, with_interval
 from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
 
 _SEARCHING = timedelta(days=7)  # how long processes wait for the one that scores and searches, at most
+_RATES = {"all": 2e-4, "mlps": 2e-4, "lora": 2e-3}  # a correction of low rank begins at 0 and may take larger steps
+_RANK = 16  # of that correction
 _CORRECTION = 0.25  # the teacher's learning rate in its correction, as a share of the student's
 _CALIBRATION, _SCORED, _JUDGED = 48, 32, 24  # rows; the others of the first are to choose by
+_LEARNING = {"all": "all weights", "mlps": "the MLPs' weights", "lora": f"a correction of rank {_RANK} (LoRA)"}
 _TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of them will do
 
 
@@ -76,6 +82,9 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if args.judge and not args.text:
         raise ValueError("'--judge' goes with '--text'; built-in text (--domain) is judged by held-out speeches.")
     own = read_own_text(args.text, judge=args.judge or [], seed=args.seed) if args.text else None
+    if args.lr is None:
+        args.lr = _RATES[args.recover]
+    _refuse_what_cannot_learn(args)
     disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone
     # Without a card the processes find each other only if they say so.
     launch = PartialState(cpu=not torch.cuda.is_available(), timeout=_SEARCHING)
@@ -86,8 +95,12 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         )
     if not launch.is_main_process:
         say = _say_nothing
-    budget, found = _versions(outline(load_config(args.model)), args)
-    model, tokenizer = load_model(args.model, device=launch.device if launch.num_processes > 1 else None)
+    if args.teacher == "disk" and launch.num_processes > 1:
+        raise ValueError("'--teacher disk' is for one process; leave it out, or launch one.")
+    dtype = getattr(torch, args.dtype)
+    budget, found = _versions(load_config(args.model), args)
+    device = launch.device if launch.num_processes > 1 else None
+    model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
     text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args)
     whole = Candidate.of(model)
@@ -104,6 +117,11 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if own is not None:
         for line in _told(own, args):
             say(line)
+    say(
+        f"Learning: {_LEARNING[args.recover]}, with the model in {args.dtype}, the teacher "
+        f"{'on disk in the recovery' if args.teacher == 'disk' else 'in memory'}, activations "
+        f"{'computed twice' if args.recompute else 'kept'}, a rate of {args.lr:g}."
+    )
     needed = _estimate(model, found, args, processes=launch.num_processes)
     say(str(needed))
     report: dict[str, Any] = {
@@ -112,6 +130,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         "budget": {"amount": budget.amount, "unit": budget.unit},
         "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in found],
         "estimate": asdict(needed),
+        "learning": {name: getattr(args, name) for name in ("recover", "dtype", "teacher", "recompute", "lr")},
         "text": {"learned": args.domain, "judged": text.judged_by} if own is None else _as_json(own),
     }
     if args.dry_run:
@@ -134,9 +153,14 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if launch.is_main_process:
         judged["cut"] = perplexity(student, text.held_out)
     if args.steps:
-        recipe = Recipe(steps=args.steps, lr=args.lr, accumulate=args.accumulate, seed=args.seed)
-        place = folder / f"{winner.name}-{_name(args.steps, text, args)}"
-        distill(model, student, text.learned(args.steps * args.accumulate), recipe, checkpoint_dir=place)
+        recipe = _recipe(args.steps, args, accumulate=args.accumulate)
+        batches, name = text.learned(args.steps * args.accumulate), _name(args.steps, text, args)
+        teacher: PreTrainedModel | TeacherCache = model
+        if args.teacher == "disk":
+            teacher = cache_teacher(model, batches, folder / f"teacher-{name}")
+            del model  # with it goes what the student doesn't share
+        distill(teacher, student, batches, recipe, checkpoint_dir=folder / f"{winner.name}-{name}")
+        cast_weights(student, dtype)
     if launch.is_main_process:
         if args.steps:
             judged["recovered"] = perplexity(student, text.held_out)
@@ -157,14 +181,42 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     return report if launch.is_main_process else {}
 
 
-def _versions(shapes: PreTrainedModel, args: argparse.Namespace) -> tuple[Budget, list[Candidate]]:
+def _refuse_what_cannot_learn(args: argparse.Namespace) -> None:
+    """Raise where a way to learn needs what isn't there."""
+    if args.recover == "lora":
+        with brought("lora"):
+            import peft  # noqa: F401
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise ValueError("'--recover lora' is for launches without --use_fsdp, which cuts up what it corrects.")
+
+
+def _recipe(steps: int, args: argparse.Namespace, **changes: Any) -> Recipe:
+    """How anything learns: the corrected teacher, finalists and the winner."""
+    what = {"all": {}, "mlps": {"mlps_only": True}, "lora": {"lora_rank": _RANK}}[args.recover]
+    usual = {"lr": args.lr, "seed": args.seed, "precision": getattr(torch, args.dtype), "recompute": args.recompute}
+    return Recipe(steps=steps, **usual | what | changes)
+
+
+def _versions(config: PretrainedConfig, args: argparse.Namespace) -> tuple[Budget, list[Candidate]]:
     """What may be spent and the versions that fit, from the model's shapes; what asks too much of them is refused."""
-    whole, longest = Candidate.of(shapes), getattr(shapes.config, "max_position_embeddings", None)
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"{args.model} is quantized, and packed weights can't be scored or cut. Take the checkpoint in 16 bits "
+            "that it was made from, and quantize what comes out."
+        )
+    shapes = outline(config).to(getattr(torch, args.dtype))
+    whole, longest = Candidate.of(shapes), getattr(config, "max_position_embeddings", None)
     checks.whole_number("--length", args.length, least=2, most=longest, meaning="the model's longest row")
     checks.whole_number("--multiple-of", args.multiple_of, least=1, most=whole.neurons, meaning="the MLPs' width")
+    checks.whole_number(
+        "--tensor-parallel", args.tensor_parallel, least=1, most=whole.groups, meaning="the model's KV groups"
+    )
+    tokens = args.steps * args.accumulate * args.rows * (args.length - 1)
+    if args.teacher == "disk" and not any(args.out.glob("*/teacher-*")):
+        refuse_full_disk(args.out, tokens, vocab_size=describe(shapes).vocab_size)
     amount, unit = args.budget
     budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
-    return budget, candidates(shapes, budget, multiple_of=args.multiple_of)
+    return budget, candidates(shapes, budget, multiple_of=args.multiple_of, tensor_parallel=args.tensor_parallel)
 
 
 def _hub_id(model: PreTrainedModel) -> str:
@@ -178,7 +230,7 @@ def _name(steps: int, text: _Text, args: argparse.Namespace) -> str:
 
     So another wish has a place of its own, and isn't refused in the end for what lies there.
     """
-    asked = [args.lr, args.accumulate, args.rows, args.length, text.key, args.seed]
+    asked = [args.lr, args.accumulate, args.rows, args.length, text.key, args.seed, args.recover, args.teacher]
     return f"{steps}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
 
 
@@ -314,7 +366,8 @@ def _write_card(
         summary=f"{base or 'A local model'}, cut to {winner.parameters:,} parameters"
         + (" and distilled from the whole model." if args.steps else "; nothing was learned after the cut."),
         recipe=winner.sizes
-        | {"cut by": "activation scores, one calibration pass", "seed": args.seed}
+        | {"cut by": "activation scores, one calibration pass", "seed": args.seed, "dtype": args.dtype}
+        | ({"learned": _LEARNING[args.recover]} if any(learned.values()) else {})
         | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},
         measured=pd.DataFrame(shown, index=[f"perplexity on {text.judged_by} (95 %)"]),
         limits=_limits(text.judged_by, *perplexity_ratio(made, judged["whole"])),
@@ -339,11 +392,10 @@ def _corrected(model: PreTrainedModel, text: _Text, args: argparse.Namespace) ->
         return model
     teacher = variant(model)
     batches = text.learned(args.correction * args.accumulate)
-    recipe = Recipe(
-        steps=args.correction, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0, seed=args.seed
-    )
+    recipe = _recipe(args.correction, args, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0)
     folder = args.out / identity(model) / f"correction-{_name(args.correction, text, args)}"
     distill(model, teacher, batches, recipe, checkpoint_dir=folder)
+    cast_weights(teacher, getattr(torch, args.dtype))
     return teacher
 
 
@@ -360,7 +412,7 @@ def _search(
     shown = ["blocks", "hidden", "groups", "neurons", "parameters", "nll"]
     if args.light:
         best = _candidates_in(ranking.head(args.finalists))
-        light, train = Recipe(steps=args.light, lr=args.lr, seed=args.seed), text.learned(args.light)
+        light, train = _recipe(args.light, args), text.learned(args.light)
         ranking = rank(model, best, kept, text.choosing, folder=folder, train=train, recipe=light)
         shown.append("distilled_nll")
     (winner,) = _candidates_in(ranking.head(1))
@@ -397,7 +449,16 @@ def _estimate(
     """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
-    plan = memory_plan(outline(model.config), outline(learning.config), rows=args.rows, length=args.length)
+    whole, student = outline(model.config), outline(learning.config)
+    sizes = {"rows": args.rows, "length": args.length, "recompute": args.recompute}
+    plan = memory_plan(whole, student, mlps_only=args.recover == "mlps", **sizes)
+    if args.recover == "lora":
+        matrices = [part.weight for block in _blocks(student) for part in block.projections]
+        numbers = sum(_RANK * sum(matrix.shape) for matrix in matrices)
+        plan |= {"gradients": 4 * numbers, "AdamW": 8 * numbers, "head": 0}
+    plan["teacher"] *= model.dtype.itemsize / 4
+    if args.teacher == "disk" and not (args.correction or args.light):
+        plan["teacher"] = 0  # only to cut does it have to be there
     share = largest.parameters / model_size(model).parameters
     # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
     each = 1 + 3 * share
@@ -408,6 +469,12 @@ def _estimate(
     passes = _timed(model, args)
     work = 1.3 * (searching + learning_steps * args.accumulate / processes)  # 1.3: and the head
     return _Needed(size, (work * min(passes), work * max(passes)), passes)
+
+
+def _blocks(model: PreTrainedModel) -> list[Any]:
+    """The parts that have matrices."""
+    architecture = describe(model)
+    return [*architecture.mlps, *architecture.attentions]
 
 
 def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...]:

@@ -384,6 +384,9 @@ OWN = {
     },
     "prompt_harm.record.save_records": {"records": lambda: [record()]},
     "records.read_record": {"name": lambda: "keep_the_mean"},
+    "distillation.teacher_cache.refuse_full_disk": {
+        "folder": folder, "tokens": lambda: 10, "vocab_size": lambda: 97,
+    },
     "own_text.read_own_text": {"text": own_text},
     "texts.further_rows": {"tokenizer": byte_tokenizer},
     "texts.judging_rows": {"tokenizer": byte_tokenizer},

@@ -42,6 +42,7 @@ def test_budgets_as_they_are_typed(typed, amount, unit):
         ("--rows", ["0", "-1"], "a whole number of at least 1"),
         ("--accumulate", ["0", "-1"], "a whole number of at least 1"),
         ("--multiple-of", ["0", "-1"], "a whole number of at least 1"),
+        ("--tensor-parallel", ["0", "-1", "two"], "a whole number of at least 1"),
         ("--length", ["1", "0"], "a whole number of at least 2"),
         ("--lr", ["0", "-1", "nan", "inf", "fast"], "a number above 0"),
     ],
@@ -93,7 +94,8 @@ def test_text_that_is_not_there_is_named_and_it_or_built_in_text_is_taken(parser
 def test_usual_values(parser, tmp_path):
     args = parser.parse_args(["llama", "--budget", "80"])
     assert args.out == tmp_path / "out" and isinstance(args.out, Path)
-    assert (args.steps, args.lr, args.seed, args.light, args.json, args.dry_run) == (400, 2e-4, 0, 40, False, False)
+    assert (args.steps, args.lr, args.seed, args.light, args.json, args.dry_run) == (400, None, 0, 40, False, False)
+    assert (args.dtype, args.recover, args.teacher, args.recompute) == ("float32", "all", "memory", False)
 
 
 def test_help_names_every_text_and_has_examples(parser):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -222,8 +224,26 @@ def test_memory_and_time_of_every_family(family):
     assert cut.bytes == 4 * (whole.parameters + parameters)
 
 
+def test_what_makes_it_fit_is_counted():
+    wide = {"hidden_size": 128, "intermediate_size": 512}  # or a rank of 16 isn't low
+    model, halved = tiny_model(**wide), tiny_model(dtype=torch.bfloat16, **wide)
+    version = [Candidate.of(model)]
+    all_weights, mlps, lora = (
+        compress_command._estimate(model, version, _args(recover=recover)).bytes for recover in ("all", "mlps", "lora")
+    )
+    assert all_weights > mlps > lora > 8 * version[0].parameters
+    teacher = 4 * version[0].parameters
+    sixteen = compress_command._estimate(halved, version, _args(dtype="bfloat16")).bytes
+    assert all_weights - sixteen == teacher / 2
+    searching = compress_command._estimate(model, version, _args(teacher="disk")).bytes
+    cut_at_once = compress_command._estimate(model, version, _args(teacher="disk", light=0)).bytes
+    assert searching == all_weights and all_weights - cut_at_once == teacher
+    assert compress_command._estimate(model, version, _args(recompute=True)).bytes < all_weights
+
+
 def _args(**changes):
     usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
+    usual |= {"recover": "all", "recompute": False, "teacher": "memory"}
     return Namespace(**usual | changes)
 
 
@@ -241,6 +261,10 @@ def test_an_estimate_says_how_far_its_passes_lie_apart():
         (["--budget", "150%"], "No version costs"),
         (["--domain", "foo"], "'--domain' must be one of speeches, wiki, stories, passages, scenes; got 'foo'"),
         (["--length", "9999"], "'--length' must be a whole number from 2 to 4096, the model's longest row; got 9999"),
+        (
+            ["--tensor-parallel", "9"],
+            "'--tensor-parallel' must be a whole number from 1 to 2, the model's KV groups; got 9",
+        ),
         (["--multiple-of", "999"], "'--multiple-of' must be a whole number from 1 to 512, the MLPs' width; got 999"),
     ],
 )
@@ -380,4 +404,64 @@ def test_chats_for_a_model_that_cannot_chat_are_told_before_anything_is_scored(d
     monkeypatch.setattr(compress_command, "importance", None)
     assert command_line.main(["compress", "llama", *own[1:], *dry]) == 1
     assert "This tokenizer has no chat template, and chats.jsonl, line" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_the_bytes_some_of_the_weights_and_a_teacher_on_disk(command, tmp_path, capsys):
+    fitting = ["--budget", "95%", "--dtype", "bfloat16", "--recover", "mlps", "--teacher", "disk", "--recompute"]
+    assert command(*fitting, "--steps", "0") == 0
+    cut = {name: weight.clone() for name, weight in saved(tmp_path / "out").named_parameters()}
+    assert not [*(tmp_path / "out").glob("*/teacher-*")]
+    capsys.readouterr()
+    assert command(*fitting, "--json") == 0
+    told = capsys.readouterr()
+    assert "Learning: the MLPs' weights, with the model in bfloat16, the teacher on disk in the recovery" in told.err
+    assert json.loads(told.out)["learning"] == {
+        "recover": "mlps", "dtype": "bfloat16", "teacher": "disk", "recompute": True, "lr": 2e-4
+    }  # fmt: skip
+    learned = dict(saved(tmp_path / "out").named_parameters())
+    assert {weight.dtype for weight in (*cut.values(), *learned.values())} == {torch.bfloat16}
+    changed = {name for name, weight in learned.items() if not torch.equal(weight, cut[name])}
+    assert changed and all(".mlp." in name for name in changed) and learned.keys() == cut.keys()
+    assert [*(tmp_path / "out").glob("*/teacher-3-*/cache.json")]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "the MLPs' weights" in card and "bfloat16" in card
+
+
+def test_a_correction_of_low_rank_learns_at_a_rate_of_its_own(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", ModuleType("peft"))
+    recipes = []
+    monkeypatch.setattr(compress_command, "distill", lambda *args, **_: recipes.append(args[3]))
+    assert command("--budget", "95%", "--light", "0", "--recover", "lora") == 0
+    assert command("--budget", "95%", "--light", "0", "--recover", "lora", "--lr", "1e-3") == 0
+    assert [(recipe.lora_rank, recipe.lr, recipe.mlps_only) for recipe in recipes] == [
+        (16, 2e-3, False),
+        (16, 1e-3, False),
+    ]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_what_cannot_learn_so_is_told_before_a_weight_is_read(dry, command, tmp_path, capsys, monkeypatch):
+    folder = save_pruned(*load_model("llama"), tmp_path / "packed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    monkeypatch.setattr(compress_command, "load_model", None)
+
+    def refused(*options, message):
+        assert command(*options, "--budget", "95%", *dry) == 1
+        assert message in capsys.readouterr().err
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "peft", None)
+        refused("--recover", "lora", message="This needs peft: pip install 'pruning-llms[lora]'")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "peft", ModuleType("peft"))
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        refused("--recover", "lora", message="'--recover lora' is for launches without --use_fsdp")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        refused("--teacher", "disk", message="The cache needs")
+    arguments = ["compress", str(folder), *SMALL, "--budget", "95%", "--out", str(tmp_path / "out"), *dry]
+    assert command_line.main(arguments) == 1
+    assert "is quantized, and packed weights can't be scored or cut" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
