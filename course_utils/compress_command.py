@@ -102,7 +102,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
-    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args)
+    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
     whole = Candidate.of(model)
     say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
     cost = "version costs" if len(found) == 1 else "versions cost"
@@ -323,13 +323,18 @@ class _Text:
         )
 
     @classmethod
-    def own(cls, own: OwnText, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> _Text:
+    def own(
+        cls, own: OwnText, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, say: Callable[[str], object]
+    ) -> _Text:
         """The user's; what judges and chooses is read now, what is scored and learned when its turn comes."""
         size = {"length": args.length, "batch_size": args.rows}
         own.check(tokenizer, length=args.length)
 
         def learned(rows: int) -> RowsOnDisk:
-            return own.learned(tokenizer, rows=rows, folder=args.out / "text", **size)
+            made = own.learned(tokenizer, rows=rows, folder=args.out / "text", **size)
+            if made.left_out.count:
+                say(f"Of what gives {rows:,} rows: {made.left_out}.")
+            return made
 
         return cls(
             scored=lambda: learned(_SCORED),

@@ -55,7 +55,7 @@ class LeftOut:
         return f"{self.count:,} left out: {'; '.join(self.first)}{'; …' if self.count > len(self.first) else ''}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Contents:
     """What one source holds.
 
@@ -65,9 +65,9 @@ class Contents:
         characters: of those that aren't.
     """
 
-    documents: int = 0
-    chats: int = 0
-    characters: int = 0
+    documents: int
+    chats: int
+    characters: int
 
 
 class RowsOnDisk(Sequence[dict[str, Tensor]]):
@@ -127,8 +127,8 @@ class OwnText:
         Raises:
             ValueError: as ``learned``.
         """
-        for place in range(len(self.sources)):
-            next(self._rows_of(place, tokenizer, length, 1, LeftOut()))
+        for place, contents in enumerate(self.contents):
+            next(self._rows_of(place, tokenizer, length, contents.documents, LeftOut()))
 
     def turns(self, *, rows: int, length: int) -> dict[str, float]:
         """How often each source has to be read for so many rows, at least: no token is shorter than a character."""
@@ -212,7 +212,7 @@ class OwnText:
         """
         stride = min(self.contents[place].documents, math.ceil(self._most_rows(place, length) / wanted))
         while True:
-            every = (document for turn in range(stride) for document in self._every(place, turn + self.seed, stride))
+            every = (document for step in _steps(stride) for document in self._every(place, step, stride))
             row = None
             for row in _rows(every, tokenizer, length, left_out):
                 yield row
@@ -228,10 +228,10 @@ class OwnText:
         """Of a source: no token is shorter than a character."""
         return self.contents[place].characters / length + self.contents[place].chats
 
-    def _every(self, place: int, start: int, stride: int) -> Iterator[Document]:
-        """Each so-manieth document of a source, but for those with another role."""
+    def _every(self, place: int, step: range, stride: int) -> Iterator[Document]:
+        """Of each so many documents of a source these, but for those with another role."""
         for number, document in enumerate(_documents(self.sources[place], LeftOut())):
-            if (number - start) % stride == 0 and (place, number) not in self._held_out:
+            if (number - self.seed) % stride in step and (place, number) not in self._held_out:
                 yield document
 
 
@@ -290,6 +290,18 @@ def read_own_text(text: Sequence[str], *, judge: Sequence[str] = (), seed: int =
     )
 
 
+def _steps(stride: int) -> Iterator[range]:
+    """Which of each so many documents come next: more at a time, or a source with few good ones is read too often.
+
+    >>> [(step.start, step.stop) for step in _steps(11)]
+    [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (8, 10), (10, 11)]
+    """
+    done = 0
+    while done < stride:
+        yield range(done, min(stride, done + 1 + done // 8))
+        done += 1 + done // 8
+
+
 def _places(name: str, typed: Sequence[str], least: int) -> tuple[Source, ...]:
     try:
         return tuple(Source.of(one) for one in checks.strings(name, typed, least=least))
@@ -299,14 +311,16 @@ def _places(name: str, typed: Sequence[str], least: int) -> tuple[Source, ...]:
 
 def _look(source: Source, left_out: LeftOut, hashed: Any) -> Contents:
     """Count what a source holds."""
-    found = Contents()
+    texts = chats = characters = 0
     for document in _documents(source, left_out):
-        found.documents += 1
-        found.chats += bool(document.messages)
-        found.characters += 0 if document.messages else len(document.text)
+        if document.messages:
+            chats += 1
+        else:
+            texts += 1
+            characters += len(document.text)
         hashed.update(json.dumps([document.text, document.messages]).encode())
     hashed.update(b"|")
-    return found
+    return Contents(texts + chats, chats, characters)
 
 
 def _documents(source: Source, left_out: LeftOut) -> Iterator[Document]:

@@ -59,7 +59,7 @@ class Source:
     """
 
     path: Path
-    weight: float = 1.0
+    weight: float
 
     @classmethod
     def of(cls, typed: str) -> Source:
@@ -79,7 +79,7 @@ class Source:
             raise ValueError(f"there is no file or folder {typed}; give one, or one with a weight, as in chats.jsonl:3")
         if path.is_file() and path.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{typed} is none of {known}; save its text as one of them")
-        if path.is_dir() and next(cls(path).files(), None) is None:
+        if path.is_dir() and next(cls(path, weight).files(), None) is None:
             raise ValueError(f"{typed} holds no file of {known}; name a folder that does")
         return cls(path, weight)
 

@@ -146,7 +146,7 @@ ERRORS = [
     Error("healing", "module.weight, module.bias = weight, bias", "pass"),
     Error("own_text", " and (place, number) not in self._held_out", ""),
     Error("own_text", "np.where(learned, ids, ~ids)", "ids"),
-    Error("own_text", "(number - start) % stride == 0", "number % stride == 0"),
+    Error("own_text", "(number - self.seed) % stride in step", "number % stride < step.stop"),
     Error("own_text", "behind[chosen] -= 1", "behind[chosen] = 0"),
     Error("own_text", "math.ceil(self._most_rows(place, length) / wanted)", "1"),
     Error("own_text", "document.learned for document in judging", "document.text for document in judging"),

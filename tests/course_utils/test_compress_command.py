@@ -340,6 +340,7 @@ def own(tmp_path, monkeypatch):
     for number in range(5):
         (tmp_path / "docs" / f"{number}.md").write_text(f"Document {number} of five.", encoding="utf-8")
     chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"Yes, {n}."}] for n in range(9)]
+    chats.insert(0, [{"role": "user", "content": "long " * 50}, *chats[0]])
     text = lines(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats] + [{"txt": "no"}])
     judge = lines(tmp_path / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
     return [str(tmp_path / "mine"), *SMALL, "--budget", "95%", "--text", str(tmp_path / "docs"), "--text", f"{text}:3",
@@ -349,8 +350,8 @@ def own(tmp_path, monkeypatch):
 def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
     assert command_line.main(["compress", *own, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "docs (5 documents, 0 of them chats, weight 1)" in out and "9 of them chats, weight 3)" in out
-    assert "1 left out: chats.jsonl, line 10: it has neither 'text' nor 'messages'." in out
+    assert "docs (5 documents, 0 of them chats, weight 1)" in out and "10 of them chats, weight 3)" in out
+    assert "1 left out: chats.jsonl, line 11: it has neither 'text' nor 'messages'." in out
     assert "Judged by 4 documents of --judge; 1 more held out to choose by, all of them with seed 0." in out
     assert not (tmp_path / "out").exists()
 
@@ -360,9 +361,11 @@ def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
         compress_command, "distill", lambda *args, **more: learned.append(args[2]) or distilling(*args, **more)
     )
     assert command_line.main(["compress", *own, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert "1 left out: chats.jsonl, line 1: no answer is found in its first 16 tokens" in told.err
+    report = json.loads(told.out)
     assert report["text"]["learned"][1] == {
-        "source": "chats.jsonl", "weight": 3, "documents": 9, "chats": 9, "characters": 0
+        "source": "chats.jsonl", "weight": 3, "documents": 10, "chats": 10, "characters": 0
     }  # fmt: skip
     assert report["text"]["left_out"]["count"] == 1 and report["text"]["documents_to_judge_by"] == 4
     assert str(tmp_path) not in json.dumps(report["text"])

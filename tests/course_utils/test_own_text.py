@@ -19,6 +19,7 @@ import course_utils
 from course_utils import own_text
 from course_utils.batches import Batches
 from course_utils.own_text import read_own_text
+from course_utils.text_files import Source
 
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}"
@@ -132,6 +133,19 @@ def test_a_little_of_a_large_text_comes_from_all_over(tokenizer, tmp_path):
     rows = told(own.learned(tokenizer, rows=20, length=64, folder=tmp_path), tokenizer)
     numbers = sorted(map(number_of, rows))
     assert len(set(numbers)) == 20 and max(np.diff([0, *numbers, 1000])) <= 100
+
+
+def test_a_source_of_which_little_will_do_is_not_read_for_ever(tokenizer, tmp_path, monkeypatch):
+    chats = [chat("long " * 40) for _ in range(200)] + [chat(1)] * 2
+    own = read_own_text([write(tmp_path / "c.jsonl", chats)], judge=[texts(tmp_path / "j.jsonl", 2)])
+    read, times = Source.read, []
+    monkeypatch.setattr(Source, "read", lambda self: times.append(self) or read(self))
+    own.check(tokenizer, length=60)
+    assert len(times) == 1
+    rows = own.learned(tokenizer, rows=2, length=60, folder=tmp_path)
+    assert len(times) < 60 and "answer 1" in told(rows, tokenizer)[0], "not as often as there are documents"
+    with pytest.raises(ValueError, match="c.jsonl gives a row of tokens. 192 left out: c.jsonl, line 1: no answer"):
+        own.check(tokenizer, length=9)
 
 
 def test_a_short_text_is_read_again(tokenizer, tmp_path):
