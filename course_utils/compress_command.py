@@ -192,9 +192,9 @@ def _refuse_what_cannot_learn(args: argparse.Namespace) -> None:
 
 def _recipe(steps: int, args: argparse.Namespace, **changes: Any) -> Recipe:
     """How anything learns: the corrected teacher, finalists and the winner."""
-    what = {"all": {}, "mlps": {"mlps_only": True}, "lora": {"lora_rank": _RANK}}[args.recover]
+    what = {"mlps_only": args.recover == "mlps", "lora_rank": _RANK if args.recover == "lora" else 0}
     usual = {"lr": args.lr, "seed": args.seed, "precision": getattr(torch, args.dtype), "recompute": args.recompute}
-    return Recipe(steps=steps, **usual | what | changes)
+    return Recipe(steps=steps, **what, **usual | changes)
 
 
 def _versions(config: PretrainedConfig, args: argparse.Namespace) -> tuple[Budget, list[Candidate]]:

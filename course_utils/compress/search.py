@@ -199,18 +199,18 @@ def candidates(
     counts = _tried("groups", groups, whole.groups, range(-(-whole.groups // 2), whole.groups + 1) if able else [])
     if not able and counts != [whole.groups]:
         refuse_bound_heads(architecture, "cut KV groups")
-    tried, counts = counts, [count for count in counts if count % tensor_parallel == 0]
-    least = max(1, math.ceil(least_width * whole.neurons))
-    widths = _widths(whole.neurons, least, math.lcm(multiple_of, tensor_parallel), tensor_parallel)
-    if not (counts and widths):
+    divided = [count for count in counts if count % tensor_parallel == 0]
+    narrowest = max(1, math.ceil(least_width * whole.neurons))
+    widths = _widths(whole.neurons, narrowest, math.lcm(multiple_of, tensor_parallel), tensor_parallel)
+    if not (divided and widths):
         raise ValueError(
-            f"'tensor_parallel' ({tensor_parallel}) must divide KV groups, of which {tried} are tried, and with "
-            f"'multiple_of' ({multiple_of}) a width of the MLPs from {least} to {whole.neurons}. Take fewer cards "
+            f"'tensor_parallel' ({tensor_parallel}) must divide KV groups, of which {counts} are tried, and with "
+            f"'multiple_of' ({multiple_of}) a width of the MLPs from {narrowest} to {whole.neurons}. Take fewer cards "
             "or a smaller multiple."
         )
     pricing = _Pricing(model, budget, widths)
     shapes, fitting, costs = [], [], []
-    for count in counts:
+    for count in divided:
         sizes = [_legal_below(architecture, share * whole.hidden, count) for share in _HIDDEN] if able else []
         for size in _tried("hidden", hidden, whole.hidden, [size for size in sizes if size]):
             if size != whole.hidden and not able:
@@ -223,12 +223,12 @@ def candidates(
         if (1 - tolerance) * budget.amount <= candidate.cost <= budget.amount:
             fitting.append(candidate)
     if not fitting:
-        nearest = (
+        tried = (
             f"cost {_readable(min(costs))} to {_readable(max(costs))}" if costs else "are none that transformers takes"
         )
         least, most = _readable((1 - tolerance) * budget.amount), _readable(budget.amount)
         raise ValueError(
-            f"No version costs {least} to {most} {budget.unit}; those that come nearest {nearest}. Give a budget "
+            f"No version costs {least} to {most} {budget.unit}; those that come nearest {tried}. Give a budget "
             "that one of them fits."
         )
     return sorted(fitting, reverse=True)

@@ -97,7 +97,7 @@ class TeacherCache:
         paths = [self.folder / _MANIFEST, *_shard_paths(self.folder, len(self._shards))]
         return sum(path.stat().st_size for path in paths)
 
-    def check(self, recipe: Recipe, batches: Sequence[Batch]) -> None:
+    def check(self, recipe: Recipe, batches: Iterable[Batch]) -> None:
         """Raise ValueError when it can't teach by this recipe, or a row of text isn't in the cache."""
         for name, value in {"loss": "forward_kl", "temperature": 1}.items():
             setting = getattr(recipe, name)
@@ -171,7 +171,7 @@ def cache_teacher(
         tqdm(total=tokens, desc=f"caching the teacher ({tokens * each / 1e6:,.0f} MB)", unit="token") as bar,
     ):
         for path, shard in todo.items():
-            parts, rows = [], []
+            parts, rows = [], list[tuple[str, int]]()
             for batch in map(read.__getitem__, shard):
                 parts.append(_ask(architecture, batch, k))
                 rows += zip(rows_of(batch), _counts(batch), strict=True)

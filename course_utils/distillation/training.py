@@ -7,6 +7,7 @@ history.plot()
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -93,8 +94,7 @@ def distill(
     train = Batches(batches, **reading)
     held_out = [] if validation is None else Batches(validation, **reading)
     if not isinstance(teacher, PreTrainedModel):  # it was asked before, about all text
-        for text in (train, held_out):
-            teacher.check(recipe, text)
+        teacher.check(recipe, itertools.chain(train, held_out))
     run: dict[str, Any] = {}
     if checkpoint_dir is not None:
         named = name_of(teacher) if isinstance(teacher, PreTrainedModel) else teacher.teacher
