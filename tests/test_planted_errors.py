@@ -155,6 +155,8 @@ ERRORS = [
     Error("distillation.state", "parts.append(learned[span])", "pass"),
     Error("compress.search", "math.lcm(multiple_of, tensor_parallel)", "multiple_of"),
     Error("compress.search", "if whole % divisor == 0", "if whole"),
+    Error("compress_command", "del model", "pass"),
+    Error("compress_command", "        cast_weights(student, dtype)", "        pass"),
     Error("distillation.adapters", "lora_alpha=recipe.lora_rank", "lora_alpha=2 * recipe.lora_rank"),
     Error("distillation.adapters", "safe_merge=True", "safe_merge=False"),
     Error("distillation.adapters", "        model.unload()", "        model.merge_and_unload()"),

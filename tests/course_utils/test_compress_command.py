@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -429,6 +431,25 @@ def test_half_the_bytes_some_of_the_weights_and_a_teacher_on_disk(command, tmp_p
     assert [*(tmp_path / "out").glob("*/teacher-3-*/cache.json")]
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "the MLPs' weights" in card and "bfloat16" in card
+
+
+@pytest.mark.parametrize(("teacher", "stays"), [("disk", False), ("memory", True)])
+def test_the_whole_model_leaves_when_its_answers_are_on_disk(teacher, stays, command, monkeypatch):
+    whole, there = [], []
+
+    def loaded(*args, **options):
+        model, tokenizer = load_model(*args, **options)
+        whole.append(weakref.ref(model))
+        return model, tokenizer
+
+    def learning(*_args, **_options):
+        gc.collect()
+        there.append(whole[-1]() is not None)
+
+    monkeypatch.setattr(compress_command, "load_model", loaded)
+    monkeypatch.setattr(compress_command, "distill", learning)
+    assert command("--budget", "95%", "--light", "0", "--teacher", teacher) == 0
+    assert there == [stays]
 
 
 def test_a_correction_of_low_rank_learns_at_a_rate_of_its_own(command, monkeypatch):
