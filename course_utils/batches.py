@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,14 +12,20 @@ from torch.nn.utils.rnn import pad_sequence
 
 from course_utils import checks
 
+NOT_LEARNED = -100  # a label that transformers' models pass over
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, checked and on the model's device; all three are int64 of shape [rows, length]."""
+    """One batch, checked and on the model's device; all are of shape [rows, length], int64 but for the last.
+
+    ``learned`` is bool: False where a token is read and how it is predicted is neither learned nor judged.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
+    learned: Tensor
 
     @property
     def real(self) -> Tensor:
@@ -27,8 +34,8 @@ class Batch:
 
     @property
     def predicted(self) -> Tensor:
-        """Bool [rows, length - 1]: where a real token is predicted from a real token."""
-        return self.real[:, 1:] & self.real[:, :-1]
+        """Bool [rows, length - 1]: where a real token that is to be learned is predicted from a real token."""
+        return self.real[:, 1:] & self.real[:, :-1] & self.learned[:, 1:]
 
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a backbone's forward.
@@ -61,7 +68,8 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
 
     Args:
         batch: ``input_ids``, integers [rows, length], and ``attention_mask``, 0 or 1 in the same shape; the mask may be
-            left out when nothing is padded.
+            left out when nothing is padded. ``labels``, in the same shape, may say what isn't learned, as transformers'
+            models read them: -100 there, and the token's own id elsewhere.
         vocab_size: how many tokens the model knows.
         device: the model's.
 
@@ -94,13 +102,24 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
         )
     if not mask.any():
         raise ValueError("Every token of a batch is padding (its attention_mask is all 0); drop the empty rows.")
+    labels = batch.get("labels")
+    labels = ids if labels is None else torch.as_tensor(labels)
+    fits = labels.shape == ids.shape and ((labels == ids) | (labels == NOT_LEARNED) | (mask == 0)).all()
+    if not fits:
+        raise ValueError(
+            f"'labels' must have the shape of 'input_ids' {list(ids.shape)} and hold each token's own id, or "
+            f"{NOT_LEARNED} where it isn't learned; got {list(labels.shape)}. They aren't shifted: models do that."
+        )
+    learned = (mask == 1) & (labels != NOT_LEARNED)
+    if not learned.any():
+        raise ValueError(f"Nothing of a batch is learned (its labels are all {NOT_LEARNED}); drop it.")
     device = checks.device(device)
     if device.type == "meta":
         raise ValueError(
             "The model is on the 'meta' device: shapes without numbers can't read. Load it with its weights."
         )
     ids, mask = ids.to(device, torch.long), mask.to(device, torch.long)
-    return Batch(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+    return Batch(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), learned.to(device))
 
 
 def read_batches(
@@ -128,3 +147,32 @@ def read_batches(
         yield read_batch(batch, vocab_size=vocab_size, device=device)
     if empty:
         raise ValueError("'batches' is empty: give at least one batch of text (was a generator used up before?).")
+
+
+class Batches(Sequence[Batch]):
+    """Batches that were checked, and that are read, checked and moved when somebody asks for them.
+
+    So what lies on disk stays there, and what is in main memory doesn't fill the device's.
+
+    Args:
+        batches: mappings, as ``read_batch`` takes them; what is no sequence is kept as a list.
+        vocab_size: how many tokens the model knows.
+        device: the model's.
+
+    Raises:
+        ValueError: there is none, or a bad one; all are looked at once.
+    """
+
+    def __init__(self, batches: Iterable[Mapping[str, Tensor]], *, vocab_size: int, device: torch.device | str) -> None:
+        if isinstance(batches, Iterable) and not isinstance(batches, Sequence | Mapping | Tensor):
+            batches = list(batches)  # it may be gone through only once
+        self._vocab_size, self._device = vocab_size, device
+        for _ in read_batches(batches, vocab_size=vocab_size, device=device):
+            pass
+        self._batches = cast(Sequence[Mapping[str, Tensor]], batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: int) -> Batch:  # type: ignore[override]
+        return read_batch(self._batches[place], vocab_size=self._vocab_size, device=self._device)

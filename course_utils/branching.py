@@ -106,7 +106,7 @@ def row_batch(architecture: Architecture, rows: Sequence[Row]) -> Batch:
     sees = ((owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])).tril()  # [rows, length, length]
     visible = torch.zeros(sees.shape, dtype=model.dtype, device=model.device)
     visible.masked_fill_(~sees, torch.finfo(model.dtype).min)
-    return BranchingBatch(batch.input_ids, batch.attention_mask, positions, visible[:, None])
+    return BranchingBatch(batch.input_ids, batch.attention_mask, positions, batch.learned, visible[:, None])
 
 
 def can_branch(architecture: Architecture, length: int) -> bool:

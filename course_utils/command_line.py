@@ -12,7 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from course_utils import program
+from course_utils.text_files import Source
 
+DTYPES = ("float32", "bfloat16")
+_MODEL = "model"  # the folder in --out that `compress_command` saves the smaller model to
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|k|m|b|mb|gb|)")
 _LARGEST_SHARE = 100  # a number without a unit is a share of the parameters up to here, and a number of them above
@@ -22,6 +25,7 @@ _EXAMPLES = """\
 for instance:
   {program} Qwen/Qwen3-0.6B --budget 80% --dry-run
   {program} ./my_model --budget 450MB --steps 0 --out smaller
+  {program} ./my_model --budget 80% --text docs/ --text chats.jsonl:3 --judge held_out.jsonl
 
 on eight GPUs; with --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too:
   accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL --budget 80% --accumulate 8 --steps 200
@@ -69,10 +73,21 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     parser.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON; all else to standard error")
     option(parser, "--out", _folder, str(out), "folder for records and the model")
-    option(parser, "--multiple-of", _whole(1), 32, "what MLP widths are a multiple of")
+    option(parser, "--multiple-of", _whole(1), 32, "what MLP widths are a multiple of; 128 or 256 suit tensor cores")
+    option(parser, "--tensor-parallel", _whole(1), 1, "cards that serve it: KV groups, heads and widths divide by them")
 
     text = parser.add_argument_group("text")
-    option(text, "--domain", str, "speeches", "to learn: speeches, wiki, stories, passages or scenes")
+    either = text.add_mutually_exclusive_group()
+    either.add_argument(
+        "--text", type=_text, action="append", metavar="PLACE[:WEIGHT]", help="text of yours, to score, choose and "
+        "learn by, and to judge by without --judge: a folder, or a file of .txt, .md, .jsonl or .parquet (with 'text' "
+        "or 'messages'); again for more, with weights for rows, as in --text docs/ --text chats.jsonl:3",
+    )  # fmt: skip
+    option(either, "--domain", str, "speeches", "built-in text to learn: speeches, wiki, stories, passages or scenes")
+    text.add_argument(
+        "--judge", type=_text, action="append", metavar="PLACE", help="text of yours to judge by, which shares no "
+        "thirteen words in a row with --text; without it a tenth of the documents is held out",
+    )  # fmt: skip
     option(text, "--length", _whole(2), 256, "tokens a row")
     option(text, "--rows", _whole(1), 4, "rows a batch")
     option(text, "--seed", _whole(0, _LARGEST_SEED), 0, "of which text is scored and learned, and in which order")
@@ -83,7 +98,19 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     option(learning, "--light", _whole(0), 40, "steps that each finalist learns; 0: the best as cut is chosen")
     option(learning, "--steps", _whole(0), 400, "steps of recovery; 0: none, it is saved as cut")
     option(learning, "--accumulate", _whole(1), 1, "batches a step of correction and recovery, shared by processes")
-    option(learning, "--lr", _rate, 2e-4, "the peak learning rate")
+    learning.add_argument(
+        "--lr", type=_rate, help="the peak learning rate; default: 2e-4, and ten times as much with --recover lora"
+    )
+
+    memory = parser.add_argument_group("memory")
+
+    def choice(name: str, allowed: tuple[str, ...], says: str) -> None:
+        memory.add_argument(name, choices=allowed, default=allowed[0], help=f"{says}; default: %(default)s")
+
+    choice("--dtype", DTYPES, "of the whole model and of the saved one; what learns has float32 weights meanwhile")
+    choice("--recover", ("all", "mlps", "lora"), "what learns: all weights, the MLPs', or a low-rank correction")
+    choice("--teacher", ("memory", "disk"), "in the recovery: the model, or its 64 likeliest answers, asked beforehand")
+    memory.add_argument("--recompute", action="store_true", help="compute activations twice instead of keeping them")
 
 
 def _read_budget(text: str) -> tuple[float, str]:
@@ -129,10 +156,19 @@ def _rate(text: str) -> float:
     return rate
 
 
+def _text(text: str) -> str:
+    """A file or a folder that text can be read from, perhaps with a weight."""
+    try:
+        Source.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def _folder(text: str) -> Path:
-    """A folder that is there and may be written, or that can be made."""
+    """A folder that is there and may be written, or that can be made, and so the model's in it."""
     folder = Path(text)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    there = next(place for place in (folder / _MODEL, folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{there} is a file, and can't be a folder; name another one")
     if not os.access(there, os.W_OK | os.X_OK):

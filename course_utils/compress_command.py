@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -25,25 +25,33 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
-from accelerate.utils import disable_fsdp_ram_efficient_loading
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from accelerate.utils import disable_fsdp_ram_efficient_loading, parse_flag_from_env
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.architectures import cast_weights, describe
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.processes import alone
+from course_utils.distillation.teacher_cache import TeacherCache, cache_teacher, refuse_full_disk
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
+from course_utils.extras import brought
 from course_utils.model_card import licence_of, write_model_card
 from course_utils.models import identity, load_config, load_model, variant
+from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.reports import model_size, with_interval
 from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
 
 _SEARCHING = timedelta(days=7)  # how long processes wait for the one that scores and searches, at most
+_RATES = {"all": 2e-4, "mlps": 2e-4, "lora": 2e-3}  # a correction of low rank begins at 0 and may take larger steps
+_RANK = 16  # of that correction
 _CORRECTION = 0.25  # the teacher's learning rate in its correction, as a share of the student's
 _CALIBRATION, _SCORED, _JUDGED = 48, 32, 24  # rows; the others of the first are to choose by
+_LEARNING = {"all": "all weights", "mlps": "the MLPs' weights", "lora": f"a correction of rank {_RANK} (LoRA)"}
 _TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of them will do
 
 
@@ -71,6 +79,12 @@ def compress(args: argparse.Namespace, say: Callable[[str], object] = print) -> 
 def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[str, Any]:
     """All of it; what was found, as JSON can hold it, in the first process."""
     checks.one_of("--domain", args.domain, (*DOMAINS, *LARGE_DOMAINS))
+    if args.judge and not args.text:
+        raise ValueError("'--judge' goes with '--text'; built-in text (--domain) is judged by held-out speeches.")
+    own = read_own_text(args.text, judge=args.judge or [], seed=args.seed) if args.text else None
+    if args.lr is None:
+        args.lr = _RATES[args.recover]
+    _refuse_what_cannot_learn(args)
     disable_fsdp_ram_efficient_loading()  # or a sharded launch may load the teacher's weights in one process alone
     # Without a card the processes find each other only if they say so.
     launch = PartialState(cpu=not torch.cuda.is_available(), timeout=_SEARCHING)
@@ -81,10 +95,14 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         )
     if not launch.is_main_process:
         say = _say_nothing
-    budget, found = _versions(outline(load_config(args.model)), args)
-    model, tokenizer = load_model(args.model, device=launch.device if launch.num_processes > 1 else None)
+    if args.teacher == "disk" and launch.num_processes > 1:
+        raise ValueError("'--teacher disk' is for one process; leave it out, or launch one.")
+    dtype = getattr(torch, args.dtype)
+    budget, found = _versions(load_config(args.model), args)
+    device = launch.device if launch.num_processes > 1 else None
+    model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
-    text = _Text.read(tokenizer, args)
+    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
     whole = Candidate.of(model)
     say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
     cost = "version costs" if len(found) == 1 else "versions cost"
@@ -96,6 +114,14 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         f"distillation, {args.steps} of recovery, of {args.rows} x {args.length} tokens; correction and recovery take "
         f"{args.accumulate} such batches a step, shared by {launch.num_processes} process(es)."
     )
+    if own is not None:
+        for line in _told(own, args):
+            say(line)
+    say(
+        f"Learning: {_LEARNING[args.recover]}, with the model in {args.dtype}, the teacher "
+        f"{'on disk in the recovery' if args.teacher == 'disk' else 'in memory'}, activations "
+        f"{'computed twice' if args.recompute else 'kept'}, a rate of {args.lr:g}."
+    )
     needed = _estimate(model, found, args, processes=launch.num_processes)
     say(str(needed))
     report: dict[str, Any] = {
@@ -104,6 +130,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         "budget": {"amount": budget.amount, "unit": budget.unit},
         "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in found],
         "estimate": asdict(needed),
+        "learning": {name: getattr(args, name) for name in ("recover", "dtype", "teacher", "recompute", "lr")},
+        "text": {"learned": args.domain, "judged": text.judged_by} if own is None else _as_json(own),
     }
     if args.dry_run:
         return report if launch.is_main_process else {}
@@ -113,9 +141,10 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     # Another model, a corrected teacher, or other text has a folder of its own.
     folder = args.out / identity(model)
     with launch.main_process_first(), alone():  # the others find in the folder what the first one has done
-        scores = folder / f"scores-{args.length}-{args.seed}.safetensors"
+        of_text = "" if own is None else f"-{own.digest}"
+        scores = folder / f"scores-{args.length}-{args.seed}{of_text}.safetensors"
         if not scores.exists():
-            importance(model, text.calibration.batches(args.rows)).save(scores)
+            importance(model, text.scored()).save(scores)
         kept = Importance.load(scores)
         winner, table = _search(model, found, kept, text, folder / "search", args)
     say(table)
@@ -124,16 +153,21 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if launch.is_main_process:
         judged["cut"] = perplexity(student, text.held_out)
     if args.steps:
-        recipe = Recipe(steps=args.steps, lr=args.lr, accumulate=args.accumulate, seed=args.seed)
-        batches = text.batches(args.steps * args.accumulate, args)
-        distill(model, student, batches, recipe, checkpoint_dir=folder / f"{winner.name}-{_name(args.steps, args)}")
+        recipe = _recipe(args.steps, args, accumulate=args.accumulate)
+        batches, name = text.learned(args.steps * args.accumulate), _name(args.steps, text, args)
+        teacher: PreTrainedModel | TeacherCache = model
+        if args.teacher == "disk":
+            teacher = cache_teacher(model, batches, folder / f"teacher-{name}")
+            del model  # with it goes what the student doesn't share
+        distill(teacher, student, batches, recipe, checkpoint_dir=folder / f"{winner.name}-{name}")
+        cast_weights(student, dtype)
     if launch.is_main_process:
         if args.steps:
             judged["recovered"] = perplexity(student, text.held_out)
         target = save_pruned(student, tokenizer, args.out / "model")
-        _write_card(target, base, winner, judged, args)
+        _write_card(target, base, winner, judged, text, args)
         made = model_size(student)
-        say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text (speeches):")
+        say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; judged by {text.judged_by}:")
         for name, measured in judged.items():
             say(f"  {name:<11}{measured}")
         say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
@@ -147,14 +181,42 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     return report if launch.is_main_process else {}
 
 
-def _versions(shapes: PreTrainedModel, args: argparse.Namespace) -> tuple[Budget, list[Candidate]]:
+def _refuse_what_cannot_learn(args: argparse.Namespace) -> None:
+    """Raise where a way to learn needs what isn't there."""
+    if args.recover == "lora":
+        with brought("lora"):
+            import peft  # noqa: F401
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            raise ValueError("'--recover lora' is for launches without --use_fsdp, which cuts up what it corrects.")
+
+
+def _recipe(steps: int, args: argparse.Namespace, **changes: Any) -> Recipe:
+    """How anything learns: the corrected teacher, finalists and the winner."""
+    what = {"mlps_only": args.recover == "mlps", "lora_rank": _RANK if args.recover == "lora" else 0}
+    usual = {"lr": args.lr, "seed": args.seed, "precision": getattr(torch, args.dtype), "recompute": args.recompute}
+    return Recipe(steps=steps, **what, **usual | changes)
+
+
+def _versions(config: PretrainedConfig, args: argparse.Namespace) -> tuple[Budget, list[Candidate]]:
     """What may be spent and the versions that fit, from the model's shapes; what asks too much of them is refused."""
-    whole, longest = Candidate.of(shapes), getattr(shapes.config, "max_position_embeddings", None)
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"{args.model} is quantized, and packed weights can't be scored or cut. Take the checkpoint in 16 bits "
+            "that it was made from, and quantize what comes out."
+        )
+    shapes = outline(config).to(getattr(torch, args.dtype))
+    whole, longest = Candidate.of(shapes), getattr(config, "max_position_embeddings", None)
     checks.whole_number("--length", args.length, least=2, most=longest, meaning="the model's longest row")
     checks.whole_number("--multiple-of", args.multiple_of, least=1, most=whole.neurons, meaning="the MLPs' width")
+    checks.whole_number(
+        "--tensor-parallel", args.tensor_parallel, least=1, most=whole.groups, meaning="the model's KV groups"
+    )
+    tokens = args.steps * args.accumulate * args.rows * (args.length - 1)
+    if args.teacher == "disk" and not any(args.out.glob("*/teacher-*")):
+        refuse_full_disk(args.out, tokens, vocab_size=describe(shapes).vocab_size)
     amount, unit = args.budget
     budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
-    return budget, candidates(shapes, budget, multiple_of=args.multiple_of)
+    return budget, candidates(shapes, budget, multiple_of=args.multiple_of, tensor_parallel=args.tensor_parallel)
 
 
 def _hub_id(model: PreTrainedModel) -> str:
@@ -163,27 +225,78 @@ def _hub_id(model: PreTrainedModel) -> str:
     return "" if os.path.isdir(name) else name
 
 
-def _name(steps: int, args: argparse.Namespace) -> str:
+def _name(steps: int, text: _Text, args: argparse.Namespace) -> str:
     """Of a folder for so many steps: the number and a digest of all that decides what is learned in them.
 
     So another wish has a place of its own, and isn't refused in the end for what lies there.
     """
-    asked = [args.lr, args.accumulate, args.rows, args.length, args.domain, args.seed]
+    asked = [args.lr, args.accumulate, args.rows, args.length, text.key, args.seed, args.recover, args.teacher]
     return f"{steps}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
+
+
+def _told(own: OwnText, args: argparse.Namespace) -> list[str]:
+    """What was found in text of one's own, and who may see which of it."""
+    counted = (
+        f"{source.path} ({found.documents:,} documents, {found.chats:,} of them chats, weight {source.weight:g})"
+        for source, found in zip(own.sources, own.contents, strict=True)
+    )
+    lines = [f"Text: {', '.join(counted)}."]
+    if own.left_out.count:
+        lines.append(f"Lines and files: {own.left_out}.")
+    judges = f"{len(own.judging):,} documents " + ("of --judge" if args.judge else "held out before anything else")
+    chooses = f"{len(own.choosing):,} more held out to choose by, all of them with seed {args.seed}"
+    lines.append(f"Judged by {judges}; {chooses}.")
+    if own.shared:
+        lines.append(f"{own.shared:,} held-out documents share thirteen words in a row with others; nobody uses them.")
+    learned = args.rows * args.accumulate * args.steps
+    for place, turns in own.turns(rows=max(1, learned), length=args.length).items():
+        if turns >= 2:
+            lines.append(f"{place} is short: for {args.steps} steps it is read {turns:,.0f} times at least.")
+    return lines
+
+
+def _as_json(own: OwnText) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "learned": [
+            {"source": source.path.name, "weight": source.weight} | asdict(found)
+            for source, found in zip(own.sources, own.contents, strict=True)
+        ],
+        "left_out": asdict(own.left_out),
+        "documents_to_choose_by": len(own.choosing),
+        "documents_to_judge_by": len(own.judging),
+        "shared_and_unused": own.shared,
+    }
+
+
+_Batches = Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class _Text:
-    """To score by, to choose by, to learn (None where nothing learns), and to judge by in the end."""
+    """To score by, to choose by, to learn, and to judge by in the end.
 
-    calibration: TokenBlocks
-    choosing: TokenBlocks
-    train: TokenBlocks | None
-    held_out: TokenBlocks
+    Attributes:
+        scored: makes the batches to score by.
+        choosing: as ``rank`` takes it.
+        learned: makes so many batches.
+        held_out: judges.
+        key: stands for what is learned, in a folder's name.
+        learned_from: in words.
+        judged_by: in words.
+    """
+
+    scored: Callable[[], _Batches]
+    choosing: TokenBlocks | _Batches
+    learned: Callable[[int], _Batches]
+    held_out: TokenBlocks | _Batches
+    key: str
+    learned_from: str
+    judged_by: str
 
     @classmethod
-    def read(cls, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> _Text:
-        """All of it, before any of it is used; the seed decides which, except of what judges."""
+    def built_in(cls, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> _Text:
+        """The course's, all of it before any of it is used; the seed decides which, except of what judges."""
 
         def rows(split: str, count: int, domain: str = "speeches", seed: int = args.seed) -> TokenBlocks:
             size = {"tokens": count * args.length, "length": args.length}
@@ -192,28 +305,63 @@ class _Text:
         learned = args.rows * max(args.accumulate * max(args.steps, args.correction), args.light)
         try:
             calibration = rows("calibration", _CALIBRATION).sample(_CALIBRATION, args.seed)
-            train = rows("distillation", learned, args.domain) if learned else None
-            return cls(calibration[:_SCORED], calibration[_SCORED:], train, rows("evaluation", _JUDGED, seed=0))
+            batches = rows("distillation", learned, args.domain).batches(args.rows) if learned else []
+            held_out = rows("evaluation", _JUDGED, seed=0)
         except ValueError as error:
             raise ValueError(
                 f"{error} Rows are as long as --length says; --steps, --correction or --light, times --accumulate and "
                 "--rows, are learned."
             ) from error
+        return cls(
+            scored=lambda: calibration[:_SCORED].batches(args.rows),
+            choosing=calibration[_SCORED:],
+            learned=lambda count: batches[:count],  # which are the first doesn't hang on how many there are
+            held_out=held_out,
+            key=args.domain,
+            learned_from=args.domain,
+            judged_by="held-out speeches",
+        )
 
-    def batches(self, count: int, args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
-        """The first of what is learned, which don't hang on how many others there are."""
-        return [] if self.train is None else self.train.batches(args.rows)[:count]
+    @classmethod
+    def own(
+        cls, own: OwnText, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, say: Callable[[str], object]
+    ) -> _Text:
+        """The user's; what judges and chooses is read now, what is scored and learned when its turn comes."""
+        size = {"length": args.length, "batch_size": args.rows}
+        own.check(tokenizer, length=args.length)
+
+        def learned(rows: int) -> RowsOnDisk:
+            made = own.learned(tokenizer, rows=rows, folder=args.out / "text", **size)
+            if made.left_out.count:
+                say(f"Of what gives {rows:,} rows: {made.left_out}.")
+            return made
+
+        return cls(
+            scored=lambda: learned(_SCORED),
+            choosing=own.to_choose(tokenizer, rows=_CALIBRATION - _SCORED, **size),
+            learned=lambda count: learned(count * args.rows),
+            held_out=own.to_judge(tokenizer, rows=_JUDGED, **size),
+            key=own.digest,
+            learned_from="the maker's own text",
+            judged_by="held-out text of the maker's own",
+        )
 
 
 def _write_card(
-    folder: Path, base: str, winner: Candidate, judged: dict[str, Perplexity], args: argparse.Namespace
+    folder: Path,
+    base: str,
+    winner: Candidate,
+    judged: dict[str, Perplexity],
+    text: _Text,
+    args: argparse.Namespace,
 ) -> None:
     """The card beside the model: what was done, what was measured, and what was not."""
-    shown = {name: with_interval(text.perplexity, text.ci_low, text.ci_high) for name, text in judged.items()}
+    shown = {name: with_interval(one.perplexity, one.ci_low, one.ci_high) for name, one in judged.items()}
     learned = {
         "corrected teacher": args.correction * args.accumulate * args.rows * args.length,
         "recovery": args.steps * args.accumulate * args.rows * args.length,
     }
+    most = "at most " if args.text else ""  # of one's own text rows are padded, and of chats answers are learned
     *_, made = judged.values()
     write_model_card(
         folder,
@@ -223,17 +371,18 @@ def _write_card(
         summary=f"{base or 'A local model'}, cut to {winner.parameters:,} parameters"
         + (" and distilled from the whole model." if args.steps else "; nothing was learned after the cut."),
         recipe=winner.sizes
-        | {"cut by": "activation scores, one calibration pass", "seed": args.seed}
-        | {f"tokens of {args.domain}, {what}": f"{tokens:,}" for what, tokens in learned.items() if tokens},
-        measured=pd.DataFrame(shown, index=["perplexity on speeches (95 %)"]),
-        limits=_limits(*perplexity_ratio(made, judged["whole"])),
+        | {"cut by": "activation scores, one calibration pass", "seed": args.seed, "dtype": args.dtype}
+        | ({"learned": _LEARNING[args.recover]} if any(learned.values()) else {})
+        | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},
+        measured=pd.DataFrame(shown, index=[f"perplexity on {text.judged_by} (95 %)"]),
+        limits=_limits(text.judged_by, *perplexity_ratio(made, judged["whole"])),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
     )
 
 
-def _limits(ratio: float, low: float, high: float) -> list[str]:
-    """What the model is bad at: speeches only where its perplexity is shown to be higher than the whole model's."""
-    worse = f"On speeches its perplexity is × {with_interval(ratio, low, high)} the whole model's."
+def _limits(judged_by: str, ratio: float, low: float, high: float) -> list[str]:
+    """What the model is bad at: the judging text only where its perplexity is shown to be above the whole model's."""
+    worse = f"On {judged_by} its perplexity is × {with_interval(ratio, low, high)} the whole model's."
     unknown = "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias."
     return [worse, unknown] if low > 1 else [unknown]
 
@@ -247,12 +396,11 @@ def _corrected(model: PreTrainedModel, text: _Text, args: argparse.Namespace) ->
     if args.correction == 0:
         return model
     teacher = variant(model)
-    batches = text.batches(args.correction * args.accumulate, args)
-    recipe = Recipe(
-        steps=args.correction, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0, seed=args.seed
-    )
-    folder = args.out / identity(model) / f"correction-{_name(args.correction, args)}"
+    batches = text.learned(args.correction * args.accumulate)
+    recipe = _recipe(args.correction, args, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0)
+    folder = args.out / identity(model) / f"correction-{_name(args.correction, text, args)}"
     distill(model, teacher, batches, recipe, checkpoint_dir=folder)
+    cast_weights(teacher, getattr(torch, args.dtype))
     return teacher
 
 
@@ -269,7 +417,7 @@ def _search(
     shown = ["blocks", "hidden", "groups", "neurons", "parameters", "nll"]
     if args.light:
         best = _candidates_in(ranking.head(args.finalists))
-        light, train = Recipe(steps=args.light, lr=args.lr, seed=args.seed), text.batches(args.light, args)
+        light, train = _recipe(args.light, args), text.learned(args.light)
         ranking = rank(model, best, kept, text.choosing, folder=folder, train=train, recipe=light)
         shown.append("distilled_nll")
     (winner,) = _candidates_in(ranking.head(1))
@@ -306,8 +454,11 @@ def _estimate(
     """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
-    whole, recipe = outline(model.config), Recipe(steps=1, lr=1.0)
+    whole, recipe = outline(model.config), _recipe(1, args)
     plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
+    plan["teacher"] *= model.dtype.itemsize / 4
+    if args.teacher == "disk" and not (args.correction or args.light):
+        plan["teacher"] = 0  # only to cut does it have to be there
     share = largest.parameters / model_size(model).parameters
     # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
     each = 1 + 3 * share

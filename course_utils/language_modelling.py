@@ -80,7 +80,8 @@ def perplexity(
     Args:
         model: any model that ``describe`` knows.
         token_ids: int64 [rows, length] without padding, ``TokenBlocks``, or batches: an iterable of mappings with
-            "input_ids" and "attention_mask" (dicts, ``BatchEncoding``, a ``DataLoader``), padded on either side.
+            "input_ids" and "attention_mask" (dicts, ``BatchEncoding``, a ``DataLoader``), padded on either side; where
+            they have "labels", what is -100 there is read and doesn't count.
         batch_size: rows that run at once; batches run as they are.
 
     Raises:
@@ -114,8 +115,10 @@ def perplexity(
             row_nll, row_tokens = _row_losses(architecture, batch)
             nll.append(row_nll)
             tokens.append(row_tokens)
-            for ids, real in zip(batch.input_ids, batch.real, strict=True):
+            for ids, real, learned in zip(batch.input_ids, batch.real, batch.learned, strict=True):
                 digest.update(ids[real].cpu().numpy().tobytes() + b"|")
+                if not learned[real].all():
+                    digest.update(learned[real].cpu().numpy().tobytes())
     return summary(np.concatenate(nll), np.concatenate(tokens), token_ids, dtype_name(model), digest.hexdigest())
 
 

@@ -280,6 +280,11 @@ def _check_folder(folder: Path, shown: str) -> None:
 
 def _check_configuration(folder: Path, shown: str) -> None:
     config_file = folder / "config.json"
+    if not config_file.is_file() and (folder / "adapter_config.json").is_file():
+        raise ModelNotAvailable(
+            f"{shown} is an adapter of peft (LoRA) and no model. Merge it into its model first (merge_and_unload), and "
+            "save that."
+        )
     if not config_file.is_file():
         raise ModelNotAvailable(f"{shown} has no config.json; give a folder that `save_pretrained` wrote.")
     if "per_layer_config" in json.loads(config_file.read_text(encoding="utf-8")):

@@ -40,6 +40,13 @@ def folder() -> str:
     return tempfile.mkdtemp(dir=Path.cwd())  # a test's own
 
 
+def own_text() -> list[str]:
+    """A file of one's own text, of as many documents as it takes."""
+    path = Path(folder(), "own.jsonl")
+    path.write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS), encoding="utf-8")
+    return [str(path)]
+
+
 def a_model():
     """Shares its weights with the others, and may be cut."""
     return models.variant(WHOLE)
@@ -371,6 +378,10 @@ OWN = {
     },
     "prompt_harm.record.save_records": {"records": lambda: [record()]},
     "records.read_record": {"name": lambda: "keep_the_mean"},
+    "distillation.teacher_cache.refuse_full_disk": {
+        "folder": folder, "tokens": lambda: 10, "vocab_size": lambda: 97,
+    },
+    "own_text.read_own_text": {"text": own_text},
     "texts.further_rows": {"tokenizer": byte_tokenizer},
     "texts.judging_rows": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},

@@ -16,16 +16,13 @@ OUTSIDE = ("lessons/**/*.py", "course_tools/**/*.py", "experiments/*.py", "bench
 
 # What stays without a caller, or in its own module, or unpassed; each with its reason.
 _OUTER = "its name and signature are fixed: outside checks call it"
-_ONE_CARD = "a teacher of 8B on one card: `Prune your own model` calls it"
 _CHANNELS = "exact rescaling for who cuts channels alone; `compress.shrink` is held against it"
 _TOLD = "lessons and docstrings tell readers to call it"
 _AXES = "drawn into the reader's own axes, as seaborn does"
 UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
-    "distillation.teacher_cache.CacheMismatch": _ONE_CARD,
-    "distillation.teacher_cache.cache_bias": _ONE_CARD,
-    "distillation.teacher_cache.cache_teacher": _ONE_CARD,
+    "distillation.teacher_cache.cache_bias": "how far a cache of the likeliest is off, for who chooses its size",
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
 }
@@ -39,8 +36,8 @@ UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
     "checkpoints.load_pruned(device)": "where a reader loads it",
     "checkpoints.load_pruned(dtype)": "in which numbers a reader loads it",
-    "distillation.teacher_cache.cache_bias(ks)": _ONE_CARD,
-    "distillation.teacher_cache.cache_teacher(k)": _ONE_CARD,
+    "distillation.teacher_cache.cache_bias(ks)": "how far a cache of the likeliest is off, for who chooses its size",
+    "distillation.teacher_cache.cache_teacher(k)": "more tokens, less bias: `cache_bias` says how much",
     "bias.pronouns.traced_log_odds(answers)": "a reader's own question, as for log_odds and head_effects",
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
     "plotting.comparisons.ability_and_bias(ax)": _AXES,

@@ -25,11 +25,12 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
     "opening": (
-        "checks argument_types extras files roles session verdicts ledger assets hub embedded_llama models texts"
+        "checks argument_types extras files roles session verdicts ledger assets hub embedded_llama models texts "
+        "text_files"
     ),
     "anatomy": (
-        "hooks modeling batches families parts architectures surgery refusals passes upper_blocks influence reports "
-        "activations"
+        "hooks modeling batches own_text families parts architectures surgery refusals passes upper_blocks influence "
+        "reports activations"
     ),
     "cutting": "choosing width heads channels depth attention adaptive healing",
     "measuring": (

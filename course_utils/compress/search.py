@@ -162,6 +162,7 @@ def candidates(
     hidden: Sequence[int] | None = None,
     groups: Sequence[int] | None = None,
     multiple_of: int = 32,
+    tensor_parallel: int = 1,
     least_width: float = 0.5,
     tolerance: float = 0.02,
 ) -> list[Candidate]:
@@ -174,6 +175,7 @@ def candidates(
         hidden: hidden sizes to try; by default the whole one and the next legal ones to 15, 14 and 13 sixteenths.
         groups: numbers of KV groups to try; by default all, down to a half.
         multiple_of: MLP widths are multiples of it (32 suits GGUF's blocks, 256 its K-quants), or the whole width.
+        tensor_parallel: cards that are to serve a version, each with as many KV groups, heads and neurons: all divide.
         least_width: the narrowest MLP, as a share of the whole width.
         tolerance: how much of the budget may be left over, as a share of it.
 
@@ -191,14 +193,24 @@ def candidates(
     checks.whole_number("multiple_of", multiple_of, least=1, most=whole.neurons, meaning="the MLPs' width")
     checks.share("least_width", least_width)
     checks.share("tolerance", tolerance)
+    checks.whole_number("tensor_parallel", tensor_parallel, least=1, most=whole.groups, meaning="the model's KV groups")
     able = architecture.family.own_head_size
     depths = _tried("blocks", blocks, whole.blocks, [round(share * whole.blocks) for share in _BLOCKS])
     counts = _tried("groups", groups, whole.groups, range(-(-whole.groups // 2), whole.groups + 1) if able else [])
     if not able and counts != [whole.groups]:
         refuse_bound_heads(architecture, "cut KV groups")
-    pricing = _Pricing(model, budget, multiple_of, max(1, math.ceil(least_width * whole.neurons)))
+    divided = [count for count in counts if count % tensor_parallel == 0]
+    narrowest = max(1, math.ceil(least_width * whole.neurons))
+    widths = _widths(whole.neurons, narrowest, math.lcm(multiple_of, tensor_parallel), tensor_parallel)
+    if not (divided and widths):
+        raise ValueError(
+            f"'tensor_parallel' ({tensor_parallel}) must divide KV groups, of which {counts} are tried, and with "
+            f"'multiple_of' ({multiple_of}) a width of the MLPs from {narrowest} to {whole.neurons}. Take fewer cards "
+            "or a smaller multiple."
+        )
+    pricing = _Pricing(model, budget, widths)
     shapes, fitting, costs = [], [], []
-    for count in counts:
+    for count in divided:
         sizes = [_legal_below(architecture, share * whole.hidden, count) for share in _HIDDEN] if able else []
         for size in _tried("hidden", hidden, whole.hidden, [size for size in sizes if size]):
             if size != whole.hidden and not able:
@@ -255,15 +267,12 @@ def _no_scores(model: PreTrainedModel) -> Importance:
 class _Pricing:
     """What versions of a model cost: parameters and bytes without any numbers, milliseconds by measuring."""
 
-    def __init__(self, model: PreTrainedModel, budget: Budget, multiple_of: int, least: int) -> None:
-        self._model, self._budget, self._scores = model, budget, _no_scores(model)
+    def __init__(self, model: PreTrainedModel, budget: Budget, widths: list[int]) -> None:
+        self._model, self._budget, self._scores, self._widths = model, budget, _no_scores(model), widths
         whole = Candidate.of(model)
         # Blocks are all alike, so one and two of them tell what any number costs.
         two = Candidate(min(2, whole.blocks), whole.hidden, whole.groups, whole.neurons)
         self._few = shrink(_without_numbers(model), two, self._scores)
-        # Multiples, from the first that is wide enough, and the whole width.
-        first = min(whole.neurons, math.ceil(least / multiple_of) * multiple_of)
-        self._widths = sorted({*range(first, whole.neurons, multiple_of), whole.neurons})
         self._known: dict[tuple[int, int], list[Size]] = {}
 
     def widest(self, blocks: int, hidden: int, groups: int) -> Candidate:
@@ -290,18 +299,24 @@ class _Pricing:
 
         C(b, m) = C(1, n) + (b - 1) (C(2, n) - C(1, n)) + b (C(1, w) - C(1, n)) (m - n) / (w - n)
 
-        with n the narrowest and w the whole width: each block costs the same, and so does each neuron of a block.
+        with n the narrowest and w the widest: each block costs the same, and so does each neuron of a block.
         """
-        narrowest, whole = self._widths[0], self._widths[-1]
+        narrowest, widest = self._widths[0], self._widths[-1]
         if (hidden, groups) not in self._known:
-            corners = [(1, narrowest), (describe(self._few).num_blocks, narrowest), (1, whole)]
+            corners = [(1, narrowest), (describe(self._few).num_blocks, narrowest), (1, widest)]
             self._known[hidden, groups] = [self._size(count, hidden, groups, of) for count, of in corners]
         single, double, wide = (getattr(size, unit) for size in self._known[hidden, groups])
-        widening = (wide - single) * (width - narrowest) // max(1, whole - narrowest)  # of one block; no remainder
+        widening = (wide - single) * (width - narrowest) // max(1, widest - narrowest)  # of one block; no remainder
         return single + (blocks - 1) * (double - single) + blocks * widening
 
     def _size(self, blocks: int, hidden: int, groups: int, neurons: int) -> Size:
         return model_size(shrink(self._few, Candidate(blocks, hidden, groups, neurons), _no_scores(self._few)))
+
+
+def _widths(whole: int, least: int, step: int, divisor: int) -> list[int]:
+    """Of MLPs: multiples of the step, from the first that is wide enough, and the whole width where it divides."""
+    first = min(whole, math.ceil(least / step) * step)
+    return sorted({*range(first, whole, step)} | ({whole} if whole % divisor == 0 else set()))
 
 
 def _readable(cost: float) -> str:

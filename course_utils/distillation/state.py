@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -48,12 +49,18 @@ def name_of(model: PreTrainedModel) -> str:
 
 
 def rows_of(batch: Batch) -> list[str]:
-    """What identifies each row: its tokens from the first real one to the last, with the gaps between them."""
+    """What identifies each row: its tokens from the first real one to the last, with the gaps between them.
+
+    And where not all of them are learned, which are.
+    """
     rows = []
-    for ids, real in zip(batch.input_ids.cpu(), batch.real.cpu(), strict=True):
+    for ids, real, learned in zip(batch.input_ids.cpu(), batch.real.cpu(), batch.learned.cpu(), strict=True):
         places = real.nonzero().flatten().tolist()
-        shown = torch.where(real, ids, -1)[places[0] : places[-1] + 1] if places else ids[:0]
-        rows.append(digest([shown.numpy()]))
+        span = slice(places[0], places[-1] + 1) if places else slice(0)
+        parts = [torch.where(real, ids, -1)[span]]
+        if not learned[real].all():
+            parts.append(learned[span])
+        rows.append(digest(part.numpy() for part in parts))
     return rows
 
 
@@ -66,12 +73,11 @@ def refuse_unknown(batches: Iterable[Batch], known: Container[str], *, place: st
         place: where its answers are kept, for the message.
         maker: the function that keeps them, for the message.
     """
-    rows = [row for batch in batches for row in rows_of(batch)]
-    missing = sum(row not in known for row in rows)
-    if missing:
+    are_known = Counter(row in known for batch in batches for row in rows_of(batch))
+    if are_known[False]:
         raise ValueError(
-            f"{missing} of {len(rows)} rows of text are not in {place}. Give {maker} all rows that the student is to "
-            "see, those for validation included."
+            f"{are_known[False]} of {are_known.total()} rows of text are not in {place}. Give {maker} all rows that "
+            "the student is to see, those for validation included."
         )
 
 

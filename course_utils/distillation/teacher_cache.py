@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batches
+from course_utils.batches import Batch, Batches, read_batches
 from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
 from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.state import digest, name_of, refuse_unknown, rows_of, write_tensors
@@ -97,7 +97,7 @@ class TeacherCache:
         paths = [self.folder / _MANIFEST, *_shard_paths(self.folder, len(self._shards))]
         return sum(path.stat().st_size for path in paths)
 
-    def check(self, _recipe: Recipe, batches: Sequence[Batch]) -> None:
+    def check(self, _recipe: Recipe, batches: Iterable[Batch]) -> None:
         """Raise ValueError when a row of text isn't in the cache; it serves every recipe."""
         refuse_unknown(batches, self._places, place=f"the cache '{self.folder}'", maker="cache_teacher")
 
@@ -146,7 +146,7 @@ def cache_teacher(
     """
     folder, architecture = Path(folder), describe(teacher)
     each = _bytes_per_token(architecture.vocab_size, k)
-    read = list(read_batches(batches, vocab_size=architecture.vocab_size, device=teacher.device))
+    read = Batches(batches, vocab_size=architecture.vocab_size, device=teacher.device)
     shards = _shared_out(read, each)
     manifest = {
         "teacher": name_of(teacher),
@@ -159,20 +159,20 @@ def cache_teacher(
     _refuse_others(folder, manifest)
     paths = zip(_shard_paths(folder, len(shards)), shards, strict=True)
     todo = {path: shard for path, shard in paths if not path.exists()}
-    tokens = sum(_count(batch) for shard in todo.values() for batch in shard)
-    _check_space(folder, tokens, each)
+    tokens = sum(_count(read[place]) for shard in todo.values() for place in shard)
+    refuse_full_disk(folder, tokens, vocab_size=architecture.vocab_size, k=k)
     write_json(folder / _MANIFEST, manifest)
     with (
         evaluating(teacher),
         tqdm(total=tokens, desc=f"caching the teacher ({tokens * each / 1e6:,.0f} MB)", unit="token") as bar,
     ):
         for path, shard in todo.items():
-            parts = []
-            for batch in shard:
+            parts, rows = [], list[tuple[str, int]]()
+            for batch in map(read.__getitem__, shard):
                 parts.append(_ask(architecture, batch, k))
+                rows += zip(rows_of(batch), _counts(batch), strict=True)
                 bar.update(_count(batch))
             ids, log_probs = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-            rows = [row for batch in shard for row in zip(rows_of(batch), _counts(batch), strict=True)]
             write_tensors(path, {"ids": ids, "log_probs": log_probs}, rows)
     return TeacherCache.open(folder)
 
@@ -331,15 +331,15 @@ def _count(batch: Batch) -> int:
     return sum(_counts(batch))
 
 
-def _shared_out(batches: Sequence[Batch], each: int) -> list[list[Batch]]:
-    """Batches of about ``_SHARD_BYTES`` a shard; a function of the batches alone: a killed run finds its own."""
-    shards: list[list[Batch]] = [[]]
+def _shared_out(batches: Sequence[Batch], each: int) -> list[list[int]]:
+    """Places of batches, ``_SHARD_BYTES`` a shard or less; a function of the batches: a killed run finds its own."""
+    shards: list[list[int]] = [[]]
     used = 0
-    for batch in batches:
+    for place, batch in enumerate(batches):
         if shards[-1] and used + _count(batch) * each > _SHARD_BYTES:
             shards.append([])
             used = 0
-        shards[-1].append(batch)
+        shards[-1].append(place)
         used += _count(batch) * each
     return shards
 
@@ -377,7 +377,18 @@ def _refuse_others(folder: Path, wanted: dict) -> None:
         )
 
 
-def _check_space(folder: Path, tokens: int, each: int) -> None:
+@check_types
+def refuse_full_disk(folder: str | os.PathLike, tokens: int, *, vocab_size: int, k: int = 64) -> None:
+    """Raise ValueError where a disk has no room for a cache.
+
+    Args:
+        folder: of the cache; it needn't be there yet.
+        tokens: predicted ones that are asked about.
+        vocab_size: of the teacher.
+        k: as for ``cache_teacher``.
+    """
+    checks.whole_number("tokens", tokens)
+    folder, each = Path(folder), _bytes_per_token(vocab_size, k)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     needed, free = tokens * each, shutil.disk_usage(place).free
     if needed > free:

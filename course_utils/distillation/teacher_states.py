@@ -13,7 +13,7 @@ the same, so nothing of it is lost. ``teacher_cache`` is for text that is too lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -59,7 +59,7 @@ class TeacherStates:
         """Predicted tokens that are known."""
         return sum(map(len, self._states.values()))
 
-    def check(self, recipe: Recipe, batches: Sequence[Batch]) -> None:
+    def check(self, recipe: Recipe, batches: Iterable[Batch]) -> None:
         """Raise ValueError when it read in another precision than the recipe's, or doesn't know a row of text."""
         if recipe.precision is not self.precision:
             raise ValueError(

@@ -7,6 +7,7 @@ history.plot()
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batches
+from course_utils.batches import Batch, Batches
 from course_utils.distillation.adapters import ADAPTER, adapters
 from course_utils.distillation.history import History
 from course_utils.distillation.losses import batch_loss
@@ -66,7 +67,9 @@ def distill(
         teacher: in any dtype; it is not trained. Or what it thinks of all text, kept by ``remember_teacher``, or its
             likeliest answers, from ``teacher_cache``: with either of these no teacher needs to be in memory.
         student: with a vocabulary of the same size. It is cast to float32 while it learns and stays so.
-        batches: ``{"input_ids", "attention_mask"}`` mappings, ragged or not, held in memory.
+        batches: ``{"input_ids", "attention_mask"}`` mappings, ragged or not, with ``labels`` where not all is learned
+            (``batches.read_batch``). A sequence is read batch by batch, so it may lie on disk; anything else is kept in
+            main memory.
         recipe: the settings; None makes one from ``settings``.
         validation: held-out batches, measured every ``validate_every`` steps and at the end.
         checkpoint_dir: where to keep the run; None keeps nothing.
@@ -88,10 +91,10 @@ def distill(
     asked = teacher if isinstance(teacher, PreTrainedModel) else None  # while the student learns
     processes = take_part(recipe.accumulate, student, asked)
     reading: dict[str, Any] = {"vocab_size": describe(student).vocab_size, "device": student.device}
-    train = list(read_batches(batches, **reading))
-    held_out = [] if validation is None else list(read_batches(validation, **reading))
+    train = Batches(batches, **reading)
+    held_out = [] if validation is None else Batches(validation, **reading)
     if not isinstance(teacher, PreTrainedModel):  # it was asked before, about all text
-        teacher.check(recipe, train + held_out)
+        teacher.check(recipe, itertools.chain(train, held_out))
     run: dict[str, Any] = {}
     if checkpoint_dir is not None:
         named = name_of(teacher) if isinstance(teacher, PreTrainedModel) else teacher.teacher

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from course_utils.batches import padded, read_batch, read_batches
+from course_utils.batches import Batches, padded, read_batch, read_batches
 
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
 IDS = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 0]])
@@ -48,6 +48,9 @@ def test_unpadded_batches_leave_positions_to_the_model():
         ({"input_ids": IDS, "attention_mask": MASK[:1]}, "in the shape of"),
         ({"input_ids": IDS, "attention_mask": MASK * 2}, "0 or 1"),
         ({"input_ids": IDS, "attention_mask": MASK * 0}, "padding"),
+        ({"input_ids": IDS, "labels": IDS[:1]}, r"'labels' must have the shape of 'input_ids' \[2, 4\]"),
+        ({"input_ids": IDS, "labels": IDS.roll(-1, 1)}, "They aren't shifted"),
+        ({"input_ids": IDS, "labels": IDS * 0 - 100}, "Nothing of a batch is learned"),
     ],
 )
 def test_what_is_no_batch_is_refused(batch, message):
@@ -80,3 +83,35 @@ def test_what_holds_no_batches_is_refused(wrong):
 def test_a_model_without_numbers_cannot_read():
     with pytest.raises(ValueError, match="'meta' device"):
         read_batch({"input_ids": torch.ones(1, 2, dtype=torch.long)}, vocab_size=9, device="meta")
+
+
+def test_labels_say_what_is_learned_and_padding_never_is():
+    labels = torch.tensor([[0, 0, 5, -100], [-100, -100, 9, 0]])
+    batch = read({"input_ids": IDS, "attention_mask": MASK, "labels": labels})
+    assert batch.learned.tolist() == [[False, False, True, False], [False, False, True, False]]
+    assert batch.predicted.tolist() == [[False, False, False], [False, True, False]]
+    plain, labelled = read({"input_ids": IDS}), read({"input_ids": IDS, "labels": IDS})
+    assert plain.learned.all() and labelled.learned.all()
+
+
+def test_batches_are_read_when_they_are_asked_for():
+    class Stored(list):
+        asked = 0
+
+        def __getitem__(self, place):
+            self.asked += 1
+            return super().__getitem__(place)
+
+    stored = Stored([{"input_ids": IDS}, {"input_ids": IDS[:1]}])
+    batches = Batches(stored, vocab_size=10, device="cpu")
+    assert len(batches) == 2 and batches[1].input_ids.tolist() == IDS[:1].tolist() and stored.asked == 1
+    assert [len(batch.input_ids) for batch in batches] == [2, 1] and stored.asked == 4  # the end is asked for as well
+    assert len(Batches(iter(stored), vocab_size=10, device="cpu")) == 2, "an iterator is kept"
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"), [([], "empty"), ([{"input_ids": IDS}, {"input_ids": IDS + 1}], "lie in")]
+)
+def test_batches_that_cannot_be_read_are_refused_at_once(batches, message):
+    with pytest.raises(ValueError, match=message):
+        Batches(batches, vocab_size=10, device="cpu")

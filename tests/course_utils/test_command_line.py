@@ -42,6 +42,7 @@ def test_budgets_as_they_are_typed(typed, amount, unit):
         ("--rows", ["0", "-1"], "a whole number of at least 1"),
         ("--accumulate", ["0", "-1"], "a whole number of at least 1"),
         ("--multiple-of", ["0", "-1"], "a whole number of at least 1"),
+        ("--tensor-parallel", ["0", "-1", "two"], "a whole number of at least 1"),
         ("--length", ["1", "0"], "a whole number of at least 2"),
         ("--lr", ["0", "-1", "nan", "inf", "fast"], "a number above 0"),
     ],
@@ -66,10 +67,35 @@ def test_a_folder_that_cannot_be_one_is_named(parser, tmp_path, capsys, monkeypa
     assert f"argument --out: {tmp_path} can't be written" in capsys.readouterr().err
 
 
+def test_a_folder_in_which_the_model_finds_a_file_is_named(parser, tmp_path, capsys):
+    (tmp_path / "model").touch()
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["llama", "--budget", "80%", "--out", str(tmp_path), "--dry-run"])
+    assert f"argument --out: {tmp_path / 'model'} is a file, and can't be a folder" in capsys.readouterr().err
+
+
+def test_text_that_is_not_there_is_named_and_it_or_built_in_text_is_taken(parser, tmp_path, capsys):
+    (tmp_path / "a.txt").touch()
+    here = str(tmp_path / "a.txt")
+    args = parser.parse_args(["llama", "--budget", "80%", "--text", here, "--text", f"{here}:3", "--judge", here])
+    assert args.text == [here, f"{here}:3"] and args.judge == [here]
+    refused = {
+        "argument --text: there is no file or folder nowhere": ["--text", "nowhere"],
+        "argument --judge: there is no file or folder nowhere": ["--text", here, "--judge", "nowhere"],
+        "argument --text: the weight of": ["--text", f"{here}:0"],
+        "argument --domain: not allowed with argument --text": ["--text", here, "--domain", "wiki"],
+    }
+    for message, options in refused.items():
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["llama", "--budget", "80%", *options, "--dry-run"])
+        assert message in capsys.readouterr().err
+
+
 def test_usual_values(parser, tmp_path):
     args = parser.parse_args(["llama", "--budget", "80"])
     assert args.out == tmp_path / "out" and isinstance(args.out, Path)
-    assert (args.steps, args.lr, args.seed, args.light, args.json, args.dry_run) == (400, 2e-4, 0, 40, False, False)
+    assert (args.steps, args.lr, args.seed, args.light, args.json, args.dry_run) == (400, None, 0, 40, False, False)
+    assert (args.dtype, args.recover, args.teacher, args.recompute) == ("float32", "all", "memory", False)
 
 
 def test_help_names_every_text_and_has_examples(parser):

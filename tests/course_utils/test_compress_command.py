@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import weakref
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -98,7 +102,7 @@ def test_card_names_a_hub_id(command, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("interval", "limits"), [((1.1, 1.05, 1.2), 2), ((1.0, 0.99, 1.01), 1), ((0.9, 0.8, 0.95), 1)])
 def test_card_says_bad_only_of_what_is(interval, limits):
-    told = compress_command._limits(*interval)
+    told = compress_command._limits("speeches", *interval)
     assert len(told) == limits and "Nothing else" in told[-1]
 
 
@@ -222,8 +226,26 @@ def test_memory_and_time_of_every_family(family):
     assert cut.bytes == 4 * (whole.parameters + parameters)
 
 
+def test_what_makes_it_fit_is_counted():
+    wide = {"hidden_size": 128, "intermediate_size": 512}  # or a rank of 16 isn't low
+    model, halved = tiny_model(**wide), tiny_model(dtype=torch.bfloat16, **wide)
+    version = [Candidate.of(model)]
+    all_weights, mlps, lora = (
+        compress_command._estimate(model, version, _args(recover=recover)).bytes for recover in ("all", "mlps", "lora")
+    )
+    assert all_weights > mlps > lora > 8 * version[0].parameters
+    teacher = 4 * version[0].parameters
+    sixteen = compress_command._estimate(halved, version, _args(dtype="bfloat16")).bytes
+    assert all_weights - sixteen == teacher / 2
+    searching = compress_command._estimate(model, version, _args(teacher="disk")).bytes
+    cut_at_once = compress_command._estimate(model, version, _args(teacher="disk", light=0)).bytes
+    assert searching == all_weights and all_weights - cut_at_once == teacher
+    assert compress_command._estimate(model, version, _args(recompute=True)).bytes < all_weights
+
+
 def _args(**changes):
     usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
+    usual |= {"recover": "all", "recompute": False, "teacher": "memory"}
     return Namespace(**usual | changes)
 
 
@@ -241,6 +263,10 @@ def test_an_estimate_says_how_far_its_passes_lie_apart():
         (["--budget", "150%"], "No version costs"),
         (["--domain", "foo"], "'--domain' must be one of speeches, wiki, stories, passages, scenes; got 'foo'"),
         (["--length", "9999"], "'--length' must be a whole number from 2 to 4096, the model's longest row; got 9999"),
+        (
+            ["--tensor-parallel", "9"],
+            "'--tensor-parallel' must be a whole number from 1 to 2, the model's KV groups; got 9",
+        ),
         (["--multiple-of", "999"], "'--multiple-of' must be a whole number from 1 to 512, the MLPs' width; got 999"),
     ],
 )
@@ -298,3 +324,168 @@ def test_another_wish_goes_its_own_way(command, tmp_path):
 
     assert alike("first", "first again") and not alike("first", "seed") and not alike("first", "rate")
     assert len([*(tmp_path / "out").glob("*/scores-16-?.safetensors")]) == 2
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A model that can chat, and text for it: the arguments that name them."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    model, tokenizer = load_model("llama")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    save_pruned(model, tokenizer, tmp_path / "mine")
+    (tmp_path / "docs").mkdir()
+    for number in range(5):
+        (tmp_path / "docs" / f"{number}.md").write_text(f"Document {number} of five.", encoding="utf-8")
+    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"Yes, {n}."}] for n in range(9)]
+    chats.insert(0, [{"role": "user", "content": "long " * 50}, *chats[0]])
+    text = lines(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats] + [{"txt": "no"}])
+    judge = lines(tmp_path / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
+    return [str(tmp_path / "mine"), *SMALL, "--budget", "95%", "--text", str(tmp_path / "docs"), "--text", f"{text}:3",
+            "--judge", judge, "--out", str(tmp_path / "out")]  # fmt: skip
+
+
+def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
+    assert command_line.main(["compress", *own, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "docs (5 documents, 0 of them chats, weight 1)" in out and "10 of them chats, weight 3)" in out
+    assert "1 left out: chats.jsonl, line 11: it has neither 'text' nor 'messages'." in out
+    assert "Judged by 4 documents of --judge; 1 more held out to choose by, all of them with seed 0." in out
+    assert not (tmp_path / "out").exists()
+
+    learned = []
+    distilling = compress_command.distill
+    monkeypatch.setattr(
+        compress_command, "distill", lambda *args, **more: learned.append(args[2]) or distilling(*args, **more)
+    )
+    assert command_line.main(["compress", *own, "--json"]) == 0
+    told = capsys.readouterr()
+    assert "1 left out: chats.jsonl, line 1: no answer is found in its first 16 tokens" in told.err
+    report = json.loads(told.out)
+    assert report["text"]["learned"][1] == {
+        "source": "chats.jsonl", "weight": 3, "documents": 10, "chats": 10, "characters": 0
+    }  # fmt: skip
+    assert report["text"]["left_out"]["count"] == 1 and report["text"]["documents_to_judge_by"] == 4
+    assert str(tmp_path) not in json.dumps(report["text"])
+    (rows,) = learned
+    assert len(rows) == 3 and any((batch["labels"] == -100).any() for batch in rows)
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert (
+        "perplexity on held-out text of the maker's own" in card and "tokens of the maker's own text, recovery" in card
+    )
+    assert "speeches" not in card and str(tmp_path) not in card and "chats" not in card
+
+    scored = compress_command.importance
+    monkeypatch.setattr(compress_command, "importance", None)
+    assert command_line.main(["compress", *own]) == 0, "all is done"
+    monkeypatch.setattr(compress_command, "importance", scored)
+    assert command_line.main(["compress", *own, "--seed", "1"]) == 0
+    assert len([*(tmp_path / "out").glob("*/scores-16-?-*.safetensors")]) == 2
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress_command, "load_model", None)
+    monkeypatch.setattr(compress_command, "load_config", None)
+    one = lines(tmp_path / "one.jsonl", [{"text": "alone"}])
+    known = lines(tmp_path / "known.jsonl", [{"text": "a b c d e f g h i j k l m n"}, {"text": "x"}])
+    for options, message in {
+        ("--judge", one): "'--judge' goes with '--text'",
+        ("--text", one): "1 document(s), and 3 are needed",
+        ("--text", known, "--judge", known): "documents that are to judge share thirteen",
+        ("--text", lines(tmp_path / "bad.jsonl", [{"txt": 1}])): "bad.jsonl, line 1: it has neither",
+    }.items():
+        assert command_line.main(["compress", own[0], *SMALL, "--budget", "95%", *options, *dry]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_chats_for_a_model_that_cannot_chat_are_told_before_anything_is_scored(dry, own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress_command, "importance", None)
+    assert command_line.main(["compress", "llama", *own[1:], *dry]) == 1
+    assert "This tokenizer has no chat template, and chats.jsonl, line" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_the_bytes_some_of_the_weights_and_a_teacher_on_disk(command, tmp_path, capsys):
+    fitting = ["--budget", "95%", "--dtype", "bfloat16", "--recover", "mlps", "--teacher", "disk", "--recompute"]
+    assert command(*fitting, "--steps", "0") == 0
+    cut = {name: weight.clone() for name, weight in saved(tmp_path / "out").named_parameters()}
+    assert not [*(tmp_path / "out").glob("*/teacher-*")]
+    capsys.readouterr()
+    assert command(*fitting, "--json") == 0
+    told = capsys.readouterr()
+    assert "Learning: the MLPs' weights, with the model in bfloat16, the teacher on disk in the recovery" in told.err
+    assert json.loads(told.out)["learning"] == {
+        "recover": "mlps", "dtype": "bfloat16", "teacher": "disk", "recompute": True, "lr": 2e-4
+    }  # fmt: skip
+    learned = dict(saved(tmp_path / "out").named_parameters())
+    assert {weight.dtype for weight in (*cut.values(), *learned.values())} == {torch.bfloat16}
+    changed = {name for name, weight in learned.items() if not torch.equal(weight, cut[name])}
+    assert changed and all(".mlp." in name for name in changed) and learned.keys() == cut.keys()
+    assert [*(tmp_path / "out").glob("*/teacher-3-*/cache.json")]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "the MLPs' weights" in card and "bfloat16" in card
+
+
+@pytest.mark.parametrize(("teacher", "stays"), [("disk", False), ("memory", True)])
+def test_the_whole_model_leaves_when_its_answers_are_on_disk(teacher, stays, command, monkeypatch):
+    whole, there = [], []
+
+    def loaded(*args, **options):
+        model, tokenizer = load_model(*args, **options)
+        whole.append(weakref.ref(model))
+        return model, tokenizer
+
+    def learning(*_args, **_options):
+        gc.collect()
+        there.append(whole[-1]() is not None)
+
+    monkeypatch.setattr(compress_command, "load_model", loaded)
+    monkeypatch.setattr(compress_command, "distill", learning)
+    assert command("--budget", "95%", "--light", "0", "--teacher", teacher) == 0
+    assert there == [stays]
+
+
+def test_a_correction_of_low_rank_learns_at_a_rate_of_its_own(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", ModuleType("peft"))
+    recipes = []
+    monkeypatch.setattr(compress_command, "distill", lambda *args, **_: recipes.append(args[3]))
+    assert command("--budget", "95%", "--light", "0", "--recover", "lora") == 0
+    assert command("--budget", "95%", "--light", "0", "--recover", "lora", "--lr", "1e-3") == 0
+    assert [(recipe.lora_rank, recipe.lr, recipe.mlps_only) for recipe in recipes] == [
+        (16, 2e-3, False),
+        (16, 1e-3, False),
+    ]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_what_cannot_learn_so_is_told_before_a_weight_is_read(dry, command, tmp_path, capsys, monkeypatch):
+    folder = save_pruned(*load_model("llama"), tmp_path / "packed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    monkeypatch.setattr(compress_command, "load_model", None)
+
+    def refused(*options, message):
+        assert command(*options, "--budget", "95%", *dry) == 1
+        assert message in capsys.readouterr().err
+
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "peft", None)
+        refused("--recover", "lora", message="This needs peft: pip install 'pruning-llms[lora]'")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "peft", ModuleType("peft"))
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        refused("--recover", "lora", message="'--recover lora' is for launches without --use_fsdp")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        refused("--teacher", "disk", message="The cache needs")
+    arguments = ["compress", str(folder), *SMALL, "--budget", "95%", "--out", str(tmp_path / "out"), *dry]
+    assert command_line.main(arguments) == 1
+    assert "is quantized, and packed weights can't be scored or cut" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

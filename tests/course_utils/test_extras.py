@@ -26,7 +26,7 @@ def imports_by_extra():
 
 def test_each_extra_brings_what_is_imported_in_its_name():
     found = set(imports_by_extra())
-    assert {extra for extra, _ in found} == {"engine", "gguf", "lora", "plots", "tasks"}
+    assert {extra for extra, _ in found} == {"engine", "gguf", "lora", "parquet", "plots", "tasks"}
     base = {*map(imported_as, requirements.needed())}
     for extra, package in found:
         assert package in {imported_as(line) for line in requirements.needed(extra)} - base, (extra, package)
@@ -34,7 +34,7 @@ def test_each_extra_brings_what_is_imported_in_its_name():
 
 def test_lessons_have_all_that_the_library_can_lack():
     lessons = {Requirement(line).name for line in requirements.needed("lessons")}
-    for extra in ("gguf", "lora", "plots", "tasks"):
+    for extra in ("gguf", "lora", "parquet", "plots", "tasks"):
         assert {Requirement(line).name for line in requirements.needed(extra)} <= lessons
 
 

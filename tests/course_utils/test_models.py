@@ -112,6 +112,7 @@ def test_pickled_weights_are_refused_and_never_opened(folder):
     ("spoil", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "no config.json"),
+        (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "an adapter of peft .*merge_and_unload"),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda f: (f / "config.json").write_text('{"per_layer_config": {}}'), "checkpoints.load_pruned"),
     ],

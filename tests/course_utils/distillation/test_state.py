@@ -24,6 +24,16 @@ def test_padding_does_not_count_and_everything_else_does():
     assert text_of([]) == "none"
 
 
+def test_what_is_learned_counts_and_all_of_it_is_as_if_nothing_were_said():
+    ids = torch.arange(3, 9)[None]
+    plain, whole, three, others = (
+        text_of(read([{"input_ids": ids} | ({} if labels is None else {"labels": labels})]))
+        for labels in (None, ids, ids.where(ids > 5, -100), ids.where(ids % 2 == 0, -100))
+    )
+    assert plain == whole and len({plain, three, others}) == 3
+    assert "3 tokens to predict" in three and "3 tokens to predict" in others
+
+
 def test_gaps_count():
     ids, mask = torch.arange(3, 8)[None], torch.tensor([[1, 1, 0, 1, 1]])
     (with_gap,), (without,) = (

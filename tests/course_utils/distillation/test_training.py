@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,8 +28,18 @@ from course_utils.depth import remove_blocks
 from course_utils.distillation import CheckpointMismatch, History, Recipe, distill
 from course_utils.distillation.processes import Alone
 from course_utils.distillation.state import CHECKPOINT
+from course_utils.distillation.teacher_cache import cache_teacher
+from course_utils.distillation.teacher_states import remember_teacher
 from course_utils.models import variant
 from course_utils.width import neuron_importance, prune_neurons
+
+
+def remembered(teacher, text, _folder):
+    return remember_teacher(teacher, text)
+
+
+def cached(teacher, text, folder):
+    return cache_teacher(teacher, text, folder, k=97)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -108,6 +120,51 @@ def test_the_split_into_batches_does_not_matter():
     torch.testing.assert_close(*(torch.tensor(losses(history)) for history, _ in results), rtol=1e-4, atol=1e-5)
     for a, b in zip(*(student.parameters() for _, student in results), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def answers_alone(batches):
+    """The second half of each row is to be learned."""
+    return [batch | {"labels": batch["input_ids"].where(torch.arange(12) >= 6, -100)} for batch in batches]
+
+
+@pytest.mark.parametrize(
+    "known", [lambda teacher, _text, _folder: teacher, remembered, cached], ids=["", "kept", "disk"]
+)
+def test_only_what_is_to_be_learned_counts(known, tmp_path):
+    """A student that answers as its teacher has no loss, whatever it thinks of the question."""
+    teacher, student = tiny_model(), tiny_model()
+    text = answers_alone(BATCHES)
+    history = distill(known(teacher, text, tmp_path), student, text, steps=2, lr=1e-6)
+    assert max(losses(history)) < 1e-3 and history.steps[0]["tokens"] == 2 * 6
+    _, other = pair()
+    result = distill(known(teacher, text, tmp_path), other, text[:1], steps=1, lr=1e-6)
+    with torch.no_grad():
+        p, q = (model(text[0]["input_ids"]).logits[:, 5:-1].log_softmax(-1) for model in (teacher, pair()[1]))
+    assert losses(result)[0] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+
+
+def test_text_is_read_step_by_step_and_nothing_of_it_is_kept():
+    class Stored(Sequence):
+        alive, most = 0, 0
+
+        def __len__(self):
+            return len(BATCHES)
+
+        def __getitem__(self, place):
+            ids = BATCHES[place]["input_ids"].clone()
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(ids, self.gone)
+            return {"input_ids": ids}
+
+        def gone(self):
+            self.alive -= 1
+
+    results, stored = [], Stored()
+    for text in (BATCHES, stored):
+        teacher, student = pair()
+        results.append(losses(distill(teacher, student, text, steps=len(BATCHES), lr=1e-3)))
+    assert results[0] == results[1] and stored.most <= 3 < len(BATCHES)
 
 
 def test_recomputed_activations_change_nothing():
