@@ -192,9 +192,14 @@ def _refuse_what_cannot_learn(args: argparse.Namespace) -> None:
 
 def _recipe(steps: int, args: argparse.Namespace, **changes: Any) -> Recipe:
     """How anything learns: the corrected teacher, finalists and the winner."""
-    what = {"mlps_only": args.recover == "mlps", "lora_rank": _RANK if args.recover == "lora" else 0}
-    usual = {"lr": args.lr, "seed": args.seed, "precision": getattr(torch, args.dtype), "recompute": args.recompute}
-    return Recipe(steps=steps, **what, **usual | changes)
+    usual = {"lr": args.lr, "seed": args.seed, "precision": getattr(torch, args.dtype)}
+    return Recipe(steps=steps, **_what_learns(args), **usual | changes)
+
+
+def _what_learns(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that memory hangs on."""
+    rank = _RANK if args.recover == "lora" else 0
+    return {"mlps_only": args.recover == "mlps", "lora_rank": rank, "recompute": args.recompute}
 
 
 def _versions(config: PretrainedConfig, args: argparse.Namespace) -> tuple[Budget, list[Candidate]]:
@@ -454,7 +459,7 @@ def _estimate(
     """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
-    whole, recipe = outline(model.config), _recipe(1, args)
+    whole, recipe = outline(model.config), Recipe(steps=1, lr=1.0, **_what_learns(args))
     plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
     plan["teacher"] *= model.dtype.itemsize / 4
     if args.teacher == "disk" and not (args.correction or args.light):

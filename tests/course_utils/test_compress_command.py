@@ -453,7 +453,6 @@ def test_the_whole_model_leaves_when_its_answers_are_on_disk(teacher, stays, com
 
 
 def test_a_correction_of_low_rank_learns_at_a_rate_of_its_own(command, monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", ModuleType("peft"))
     recipes = []
     monkeypatch.setattr(compress_command, "distill", lambda *args, **_: recipes.append(args[3]))
     assert command("--budget", "95%", "--light", "0", "--recover", "lora") == 0
