@@ -13,7 +13,7 @@
 # What gets back what pruning took, per token and per minute?
 #
 # **Answer.** A linear solve over 8,192 tokens gives back what training on them does, and far more after a bad cut. Training on 131
-# thousand nearly makes up for that head start, not for a bad cut.
+# thousand takes most of that lead away; a bad cut stays behind.
 
 # %% [markdown] tags=["notes"]
 # **The point:** what the neurons that are left can say is a linear problem, and solving it is the cheapest healing there is. Training
@@ -104,13 +104,13 @@ for edit in ("", "cut", "solved", "KL"):
 print("LAMBADA's last words, right:", ", ".join(told))
 
 # %% [markdown]
-# *Each mark is a run of its own. Dashed: trained. Solid: solved first, then trained. Dotted: guessing each token alike. All learn from
-# speeches; nobody learns from wiki, or from LAMBADA's stories.*
+# *Each mark is a run of its own. Dashed: trained. Solid: solved, then trained, its first mark on the same 8k tokens. Dash-dotted: guessing
+# each token alike. All learn from speeches; nobody learns from wiki, or from LAMBADA's stories.*
 #
 # ## The students
 #
-# Forty per cent of each MLP's neurons are gone: chosen by activation, the good cut; by peak-to-peak, the bad one; or at random. The whole
-# model is the **teacher**, each cut one a **student**. We heal the good one here; the record has all three.
+# Forty per cent of each MLP's neurons are gone: chosen by activation, the good cut; by peak-to-peak, the bad one; or at random, in one
+# draw. The whole model is the **teacher**, each cut one a **student**. We heal the good one here; the record has all three.
 
 # %%
 from course_utils.architectures import describe
@@ -163,7 +163,7 @@ for name in TEXTS:
 # $$\min_W \; \|T - X W^\top\|^2 + \lambda \sum_j \|x_j\|^2 \, \|W_j - W_j^{\mathrm{old}}\|^2$$
 #
 # ($x_j$ is column $j$ of $X$, neuron $j$'s values, $W_j$ its weights). The first part is least squares. The second, the **ridge**, holds
-# each neuron's weights to the old ones, for a few thousand tokens don't show all that text can be.
+# each neuron's weights to the old ones by $\lambda$, for a few thousand tokens don't show all that text can be.
 #
 # **Predict before you run.** After the solve: which of the three students gets back most, and does wiki gain too, which it never saw?
 #
@@ -177,8 +177,8 @@ for name in TEXTS:
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 10 minutes
 #
-# Write `refit(kept, target, old, ridge)`: `kept` is $X$ [tokens, width], `target` $T$ [tokens, hidden], `old` the weights [hidden,
-# width]. Return the best $W$, [hidden, width].
+# Write `refit(kept, target, old, ridge)`: `kept` is $X$ [tokens, width], `target` $T$ [tokens, hidden], `old` the weights [hidden, width],
+# `ridge` $\lambda$. Return the best $W$, [hidden, width].
 #
 # <details><summary>Hint</summary>
 #
@@ -279,8 +279,8 @@ levels = {
 pd.DataFrame(levels, index=TEXTS).T.round(2)
 
 # %% [markdown]
-# So most of what the bad cuts lost, their neurons could still say: solved, both stand on speeches near where the good cut began. They
-# don't catch up with it, and wiki parts the three more than speeches does.
+# So most of what the bad cuts lost, their neurons could still say: solved, both stand on speeches near where the good cut began. The good
+# one, solved too, stays ahead, on wiki by more.
 #
 # ## A teacher for every word
 #
@@ -289,7 +289,7 @@ pd.DataFrame(levels, index=TEXTS).T.round(2)
 #
 # $$\mathrm{KL}(p \,\|\, q) = \sum_w p_w \ln \frac{p_w}{q_w} \qquad\qquad \mathrm{cross\text{-}entropy} = -\ln q_{\mathrm{school}}$$
 #
-# By the student's logits their gradients are $q - p$, and $q$ less 1 for the word that came. A step goes against them.
+# In the student's logits their gradients are $q - p$, and $q$ less 1 for the word that came. A step goes against them.
 #
 # **Predict before you run.** What does a step of each loss do to *bed*, a fine continuation that didn't happen to come?
 #
@@ -314,8 +314,8 @@ for name, loss in losses.items():
 table.round(2)
 
 # %% [markdown]
-# Over many texts the unfairness evens out, *if* words come as often as the teacher says. What a teacher tells in one token, text alone
-# tells in many.
+# Over many texts the unfairness evens out, *if* words come as often as the teacher says. Where they don't, the two losses teach different
+# things.
 #
 # ## One step's loss
 #
@@ -404,8 +404,8 @@ print(f"{len(ours)} steps equal distill's; loss {ours[0]:.3f}, then {ours[-1]:.3
 # %% [markdown]
 # ## A thin correction
 #
-# A student that learns keeps, for each weight, a gradient and two averages beside it. **LoRA** leaves $W$ as it is and learns a thin
-# correction beside it, of rank $r$, which is added to $W$ in the end:
+# A student that learns keeps, for each weight, a gradient and AdamW's two averages beside it, 12 bytes. **LoRA** leaves $W$ as it is and
+# learns a thin correction beside it, of rank $r$, which is added to $W$ in the end:
 #
 # $$W x \;+\; \frac{\alpha}{r}\, B A x, \qquad A\!: r \times \mathrm{in}, \quad B\!: \mathrm{out} \times r, \quad B = 0 \text{ at first}$$
 
@@ -459,8 +459,6 @@ check_lora(Lora)
 # Hugging Face's `peft` puts such corrections into a whole model; `distill(…, lora_rank=16)` uses it, in every matrix of every block, and
 # adds them to the weights at the end.
 #
-# Each weight that learns keeps a gradient and two averages, 12 bytes.
-#
 # **Predict before you run.** LoRA's corrections have a twelfth of the MLPs' weights. How much shorter is its step?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
@@ -509,21 +507,20 @@ here("LoRA's step isn't half as long.", [share - 0.5])
 bill.round(2)
 
 # %% [markdown]
-# LoRA makes small what the weights that learn keep beside them: 48 MB, a twelfth of the MLPs'. For a model that barely fits, that
-# decides. A minute it doesn't save.
+# LoRA makes small what the weights that learn keep beside them: 48 MB, a twelfth of the MLPs'. For a model that barely fits, that decides.
+# Minutes it hardly saves.
 #
 # ## What a token buys
 #
-# The record trains with 1,024 tokens a step, each length with a schedule of its own. The solve reads the first 8,192 of the same tokens.
-# Each way to heal has the best of three or four rates, chosen with the well cut student on rows that nothing else uses.
+# The record trains with 1,024 tokens a step, for 8, 32 or 128 steps, each length with a schedule of its own. The solve reads the first
+# 8,192 of the same tokens. Each way to heal has the best of three or four learning rates, chosen for the well cut student at 33 thousand
+# tokens, on rows that nothing else uses.
 #
-# **Predict before you read.** Does the badly cut student, solved and trained longest, pass the good one as it was cut? And what is the
-# teacher worth, beside the text alone, on speeches and on wiki?
+# **Predict before you read.** What is the teacher worth, beside the text alone, on speeches and on wiki?
 #
 # <details><summary>What the record says</summary>
 #
-# It does, on both texts, after 33 thousand tokens already. On speeches text alone is far ahead of the teacher, and of the whole model.
-# On wiki it is behind.
+# On speeches text alone is far ahead of the KL, from 33 thousand tokens on also of the whole model. On wiki it is behind the KL.
 #
 # </details>
 
@@ -598,15 +595,15 @@ for name, edit in itertools.product(TEXTS, ("solved + KL", "cross-entropy")):
 # %% [markdown]
 # On as many tokens the solve gives back as much as training or more, and where the cut was bad far more. It is a **head start**: after 33
 # thousand tokens every student that was solved first is still ahead of the same one trained alone, after 131 thousand the lead has melted
-# to a fraction. What doesn't melt is the cut: healed in the same way, the badly cut student stays behind the well cut one. Training isn't
-# a reason to cut carelessly.
+# to a fraction. The cut melts more slowly: healed in the same way, the badly cut student stays behind the well cut one. Training isn't a
+# reason to cut carelessly.
 #
-# What is the teacher worth? Text alone teaches speeches, better than the whole model knows them: no healing, but a fit. The price is paid
-# on wiki. The teacher, who doesn't know what will be asked, gives back what was lost.
+# What is the teacher worth? Text alone teaches speeches, better than the whole model knows them. That is a fit more than a healing: on
+# wiki it gives back less than the teacher.
 #
 # ## What a minute buys
 #
-# A solve takes time as well: as long as several steps. So compare solve and eight steps with sixteen steps alone, which take longer.
+# A solve takes time as well: as long as several steps. So compare a solve and eight steps with sixteen steps alone, which take longer.
 
 # %%
 step = 4 * seconds["the MLPs"]  # the record's: four times the tokens
@@ -623,10 +620,12 @@ for name in TEXTS:
 here("In less time a bad cut, solved and trained, ends lower.", margins)
 
 # %% [markdown]
+# Where the cut was bad, the solve buys more in less time. For the good one no difference is shown.
+#
 # ## Another task
 #
-# LAMBADA asks for the last word of a story that needs all of it. Nobody trained on stories. A thousand passages, paired with the
-# whole model's answers.
+# LAMBADA asks for the last word of a story that needs all of it. No student trained on stories. A thousand passages, paired with the whole
+# model's answers.
 
 # %%
 rows = {}
@@ -640,12 +639,12 @@ for run in record[record.text == "LAMBADA"].itertuples():
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Two thirds of the right words went with the good cut, which lost least. Training on 131 thousand tokens of speeches brings back fewer
-# than one in five of them. Loss on text comes back first; what needs a whole story, last.
+# Two thirds of the right words went with the good cut, which lost least. Training on 131 thousand tokens of speeches brings back less than
+# half of them, though the loss on speeches is nearly healed. Ask for the task that you need.
 #
 # ## Does it teach?
 #
-# A loss that falls proves nothing: beside a living cross-entropy, a dead KL falls too.
+# A loss that falls proves nothing: beside a living cross-entropy, a KL without gradient falls too.
 
 # %% [markdown]
 # ### Exercise 4 · ●●● · 10 minutes
@@ -657,7 +656,7 @@ pd.DataFrame(rows).T
 # <details><summary>Hint</summary>
 #
 # Make random logits and look at gradients (`torch.autograd.grad`; a value without `requires_grad` has none). One teacher exerts no pull:
-# the one who says exactly what the student says. Subtract. Then take a small step along what is left: is the KL smaller?
+# the one who says exactly what the student says. Subtract. Then take a small step against what is left: is the KL smaller?
 #
 # </details>
 
@@ -698,10 +697,10 @@ check_teaches(teaches)
 # %% [markdown]
 # ### Exercise 5 · ●●● · 12 minutes
 #
-# **Sixteen steps' time for the badly cut student.** A solve over four rows takes about as long as one and a half steps of four rows. The
-# lesson's plan solves over 32 rows and trains four steps. Spend the same time better: write `plan`, a list of moves, `("solve", rows,
-# ridge)` or `("train", steps, settings)`, in any order. `settings` are `distill`'s, such as `{"lr": 2e-4}`. The check heals a fresh
-# student with each plan and compares them on rows that nothing else uses; some two minutes.
+# **Sixteen steps' time for the badly cut student.** A solve is priced dearly: four rows cost one and a half steps of four rows. The plan
+# to beat solves over 32 rows and trains four steps at a rate of 2e-4. Spend the same time better: write `plan`, a list of moves,
+# `("solve", rows, ridge)` or `("train", steps, settings)`, in any order. `settings` are `distill`'s, such as `{"lr": 2e-4}`. The check
+# heals a fresh student with each plan and compares them on rows that nothing else uses; some two minutes.
 #
 # <details><summary>Hint</summary>
 #
@@ -781,7 +780,7 @@ check_plan(plan, healed)
 # - The cheapest healing has no gradient: solve for what leads out of the neurons that are left, and hold it to what it was.
 # - Then train. A loss counts once per position, shifted, masked, and divided once. Cut well all the same.
 # - Judge on text that nobody learned from, at equal tokens and at equal minutes.
-# - LoRA saves memory, not minutes.
+# - LoRA saves memory, hardly minutes.
 #
 # **The story so far:** part of the loss comes back cheaply. **Next:** look inside by touching. Lesson 08 asks where a bias comes from.
 #
