@@ -140,10 +140,7 @@ def cut_well():
 
 def nats(model):
     """Its loss on each text that judges, nats a token of each row."""
-    found = {
-        name: perplexity(model, rows, batch_size=16)
-        for name, rows in judges.items()
-    }
+    found = {name: perplexity(model, rows, batch_size=16) for name, rows in judges.items()}
     return {name: each.row_nll / each.row_tokens for name, each in found.items()}
 
 
@@ -233,9 +230,7 @@ def first_block(model):
 def states(model, batch, *sites):
     """What stands at these sites of block 0, each [tokens, width]."""
     found = {}
-    with watching(
-        describe(model), sites, None, lambda site, _, x: found.update({site: x})
-    ):
+    with watching(describe(model), sites, None, lambda site, _, x: found.update({site: x})):
         model(**batch)
     return [found[site].float().flatten(0, 1) for site in sites]
 
@@ -246,9 +241,7 @@ batch = {name: ids.to(base.device) for name, ids in batch.items()}
 (goal,) = states(teacher, batch, "residual")
 kept, wrote, behind = states(own, batch, "down_input", "mlp_out", "residual")
 down = describe(own).mlps[0].columns
-mine = refit(
-    kept.double(), (goal - (behind - wrote)).double(), down.double(), RIDGE
-)
+mine = refit(kept.double(), (goal - (behind - wrote)).double(), down.double(), RIDGE)
 healing.refit(own, teacher, [batch], ridge=RIDGE)
 theirs = describe(own).mlps[0].columns
 torch.testing.assert_close(mine.to(theirs.dtype), theirs, rtol=0.02, atol=1e-3)
@@ -261,9 +254,7 @@ solving = time.perf_counter() - began
 solved = nats(student)
 for name in TEXTS:
     lost = [(each[name] - whole[name]).mean() for each in (cut, solved)]
-    known = [
-        runs("activation", edit, name).damage.item() for edit in ("cut", "solved")
-    ]
+    known = [runs("activation", edit, name).damage.item() for edit in ("cut", "solved")]
     print(f"{name}: lost {lost[0]:.2f}, solved {lost[1]:.2f} nats a token", end="")
     print(f" (record: {known[0]:.2f}, {known[1]:.2f})")
 here(
@@ -497,9 +488,7 @@ learn["LoRA"] = thin.get_nb_trainable_parameters()[0]
 bill = {}
 for name, options in ARMS.items():
     settings = {"lr": 1e-4, "precision": safe_dtype(session.dtype), **options}
-    clock = (
-        distill(base, variant(student), short, steps=4, **settings).frame().seconds
-    )
+    clock = distill(base, variant(student), short, steps=4, **settings).frame().seconds
     bill[name] = {
         "weights that learn, millions": learn[name] / 1e6,
         "gradients and averages, MB": 12 * learn[name] / 1e6,
@@ -507,9 +496,7 @@ for name, options in ARMS.items():
     }
 bill = pd.DataFrame(bill).T
 seconds = bill["seconds a step"]
-here(
-    "LoRA's step isn't half as long.", [seconds["LoRA"] / seconds["the MLPs"] - 0.5]
-)
+here("LoRA's step isn't half as long.", [seconds["LoRA"] / seconds["the MLPs"] - 0.5])
 bill.round(2)
 
 # %% [markdown]
@@ -569,26 +556,19 @@ def gap(more, less):
 
 for name in CRITERIA:
     gains = [rows(name, "KL", t, 8) - rows(name, "solved", t) for t in TEXTS]
-    told = ", ".join(
-        f"{t} {g.mean():.2f}" for t, g in zip(TEXTS, gains, strict=True)
-    )
+    told = ", ".join(f"{t} {g.mean():.2f}" for t, g in zip(TEXTS, gains, strict=True))
     print(f"{name}: on as many tokens, trained less solved, {told}")
 lower = []
 places = itertools.product(CRITERIA, TEXTS, (8, 32, 128), record.dtype.unique())
 for name, text_name, steps, form in places:
-    alone, both = (
-        rows(name, edit, text_name, steps, dtype=form)
-        for edit in ("KL", "solved + KL")
-    )
+    alone, both = (rows(name, edit, text_name, steps, dtype=form) for edit in ("KL", "solved + KL"))
     lower.append(gap(alone, both)[1])
 print(f"solved first, lower by at least {min(lower):.2f} in {len(lower)} pairs")
 here("Solved first, the same training ends lower.", lower)
 for name, edit in itertools.product(TEXTS, ("solved + KL", "cross-entropy")):
     told = []
     for seed in (0, 1, 2):
-        alone, other = (
-            rows("activation", each, name, 32, seed=seed) for each in ("KL", edit)
-        )
+        alone, other = (rows("activation", each, name, 32, seed=seed) for each in ("KL", edit))
         told.append(f"{(alone - other).mean():+.2f}")
     print(f"{name}, three seeds: KL less {edit} {', '.join(told)}")
 
@@ -609,14 +589,10 @@ print(f"the solve took the time of {solving / step:.0f} of the record's steps")
 margins = [16 - (8 + solving / step)]
 for name in TEXTS:
     gaps = {
-        criterion: gap(
-            rows(criterion, "KL", name, 16), rows(criterion, "solved + KL", name, 8)
-        )
+        criterion: gap(rows(criterion, "KL", name, 16), rows(criterion, "solved + KL", name, 8))
         for criterion in CRITERIA
     }
-    told = "; ".join(
-        f"{c} {with_interval(*interval)}" for c, interval in gaps.items()
-    )
+    told = "; ".join(f"{c} {with_interval(*interval)}" for c, interval in gaps.items())
     print(f"{name}: 16 steps less solved and 8 steps: {told}")
     margins += [gaps["peak-to-peak"][1], gaps["random"][1]]
 here("In less time a bad cut, solved and trained, ends lower.", margins)
