@@ -123,7 +123,7 @@ def measure_speed(
         time to the first token), tokens_per_second (of the whole batch), speedup over the first model (median over
         rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and bytes alone lead to expect, the larger of
         the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate
-        leaves out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost
+        leaves out, a framework's fixed cost a layer above all; one that no such cost
         explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or
         time spent on something other than the weights. The rounds are in ``.attrs["seconds"]``.
 

@@ -103,10 +103,6 @@ def work(tokens: int = 4):
     return costs.work(WHOLE, "decode", prompt_tokens=tokens)
 
 
-def works():
-    return [costs.Work(1, a, m, b, 0, 0.0) for a, m, b in ((2, 2, 10), (1, 2, 9), (0, 1, 3), (3, 1, 8), (2, 5, 20))]
-
-
 def laps():
     return {name: [{"decode": 0.1 + 0.01 * lap} for lap in range(6)] for name in ("one", "two")}
 
@@ -308,7 +304,6 @@ MADE = {
     "weight": lambda: 0.5,
     "width": lambda: 16,
     "words": lambda: pronouns.occupations().iloc[::5],
-    "works": works,
     "x_label": lambda: "x",
     "y_label": lambda: "y",
     "value_label": lambda: "v",

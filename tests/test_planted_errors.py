@@ -109,7 +109,7 @@ ERRORS = [
         "int(block) * each + norm for block in blocks",
         "block * each + norm for block in range(len(blocks))",
     ),
-    Error("compress.search", "if costs[middle] <= self._budget.amount", "if costs[middle] < self._budget.amount"),
+    Error("compress.search", "<= self._budget.amount else (low", "< self._budget.amount else (low"),
     Error("compress.search", "(blocks - 1) * (double - single)", "blocks * (double - single)"),
     Error("compress.ranking", "            cast_weights(student, dtype)  # judged as it was before\n", ""),
     Error(
