@@ -4,9 +4,10 @@
 
 The teacher learns a little of the text first (teacher correction), all axes are scored in one pass, versions under a
 budget are ranked as cut and after light distillation with two seeds, and the winner learns from the corrected teacher.
-The rival is that teacher itself, whole, in fewer bits. Controls, in the order of ``learn``: the winner solved first,
-without a teacher at equal tokens and at equal minutes, a random cut, another draw of the text, blocks alone, what
-optipfair cuts to as many parameters (it comes with the extra "benchmarks"), and the same sizes from random weights.
+Each axis alone is held against nineteen random cuts. The rival is the teacher itself, whole, in fewer bits. Controls, in
+the order of ``learn``: the winner solved first, without a teacher at equal tokens and at equal minutes, a random cut,
+another draw of the text, blocks alone, what optipfair cuts to as many parameters (it comes with the extra
+"benchmarks"), and the same sizes from random weights.
 
 Half of the text to learn from are scenes of HellaSwag's training set, 15 % passages of BoolQ's: neither judges here.
 
@@ -27,6 +28,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from course_utils import engine
 from course_utils.architectures import cast_weights
+from course_utils.channels import legal_sizes
 from course_utils.checkpoints import load_pruned, save_pruned
-from course_utils.choosing import best
+from course_utils.choosing import best, kept_width
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
 from course_utils.evaluation import perplexity
 from course_utils.export import export_gguf
 from course_utils.files import write_json
+from course_utils.heads import legal_groups
 from course_utils.healing import refit
 from course_utils.models import load_model
 from course_utils.reports import model_size
@@ -61,6 +65,7 @@ SCORED, CHOSEN, JUDGED = 6, 6, 40  # rows of each domain (stories has no more): 
 SHARE, MULTIPLE_OF = 0.8, 32  # parameters that may stay, and of what the MLPs' widths are multiples
 LR, CORRECTION_LR = 2e-4, 5e-5
 CORRECTION, LIGHT, STEPS, SOLVED = 40, 20, 180, 8  # steps of ROWS x LENGTH tokens; of the last, the text of a solve
+RANDOM = 19  # random cuts of each axis
 FINALISTS, SEEDS = 5, 2  # versions that are lightly distilled, and how often
 DRAWS = 3  # times STEPS: what is read in other draws, or at equal minutes
 FORMATS = ("F16", "Q8_0", "Q4_0")
@@ -131,6 +136,9 @@ class Run:
         """All of it, ready for JSON."""
         winner, depth_only, zero_shot, ranked = self._searched()
         learned = self.learn(winner, depth_only)
+        axes = share_out(self.work / "axes", {
+            axis: lambda axis=axis, cut=cut: self._alone(axis, cut) for axis, cut in one_axis_each(self.teacher).items()
+        })  # fmt: skip
         solved = [name for name in ("winner", "solved first") if name in learned]
         chosen = share_out(self.work / "chosen", {
             name: lambda name=name: perplexity(self.student(name), batches_of(self.choosing)).nll for name in solved
@@ -148,6 +156,7 @@ class Run:
             "parameters": {"whole": model_size(self.whole).parameters}
             | {name: model_size(self.student(name)).parameters for name in learned},
             "sizes": {"winner": winner.sizes, "depth only": depth_only.sizes},
+            "axes": axes,
             "zero_shot": zero_shot,
             "ranked": ranked,
             "learned": learned,
@@ -228,6 +237,14 @@ class Run:
         ranked = [row for rows in found.values() for row in rows]
         winner = by_name[pd.DataFrame(ranked).groupby("name")["distilled_nll"].mean().idxmin()]
         return winner, depth_only, zero_shot, ranked
+
+    def _alone(self, axis: str, cut: Candidate) -> dict[str, Any]:
+        """What a cut of one axis costs on the choosing rows, by its score and at random, nats a token."""
+        rows = batches_of(self.choosing)
+        several = [self.scores, *(self.scores.random(axis, seed) for seed in range(RANDOM))]
+        before = perplexity(self.teacher, rows).nll
+        scored, *random = (perplexity(shrink(self.teacher, cut, scores), rows).nll - before for scores in several)
+        return {"cut": cut.name, "scored": scored, "random": random}
 
     def _remembered(self, draw: int) -> TeacherStates:
         text = self.rows.split(STEPS * ROWS)[draw]
@@ -372,6 +389,18 @@ def cut_by_optipfair(teacher: PreTrainedModel, winner: Candidate, scoring: list[
         copy.deepcopy(teacher), neuron_selection_method="MAW", pruning_percentage=100 * (1 - width / whole.neurons),
         dataloader=batches_of(scoring), show_progress=False,
     )  # fmt: skip
+
+
+def one_axis_each(model: PreTrainedModel) -> dict[str, Candidate]:
+    """A small cut of each axis alone."""
+    whole = Candidate.of(model)
+    sizes = {
+        "neurons": {"neurons": kept_width(whole.neurons, 1 / 6, MULTIPLE_OF)},
+        "groups": {"groups": max(count for count in legal_groups(model) if count < whole.groups)},
+        "channels": {"hidden": max(size for size in legal_sizes(model, 1) if size <= 0.94 * whole.hidden)},
+        "blocks": {"blocks": whole.blocks - max(1, round(whole.blocks / 15))},
+    }
+    return {axis: replace(whole, **changed) for axis, changed in sizes.items()}
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def in_miniature(monkeypatch, tmp_path):
     monkeypatch.setattr(make_a_small_model, "SERVED", {"prompt_tokens": 4, "new_tokens": 2, "rounds": 6})
     monkeypatch.setitem(sys.modules, "optipfair", SimpleNamespace(prune_model=cut_as_optipfair_does))
     sizes = {"SCORED": 2, "CHOSEN": 1, "JUDGED": 4, "SHARE": 0.95, "MULTIPLE_OF": 8}
-    sizes |= {"CORRECTION": 2, "LIGHT": 2, "STEPS": 3, "SOLVED": 2, "FINALISTS": 2, "QUESTIONS": ("Why?",)}
+    sizes |= {"CORRECTION": 2, "LIGHT": 2, "STEPS": 3, "SOLVED": 2, "RANDOM": 2, "FINALISTS": 2, "QUESTIONS": ("Why?",)}
     for name, value in sizes.items():
         monkeypatch.setattr(make_a_small_model, name, value)
     # Made-up sentences are all alike.
@@ -95,6 +95,8 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     assert len({arm["tokens"] for name, arm in record["learned"].items() if "minutes" not in name}) == 1
     assert record["parameters"]["winner"] <= 0.95 * record["parameters"]["whole"]
     assert {row["seed"] for row in record["ranked"]} == {0, 1} and len(record["ranked"]) == 4
+    assert {*record["axes"]} == {"neurons", "groups", "channels", "blocks"}
+    assert all(len(axis["random"]) == 2 for axis in record["axes"].values())
     assert record["released"] == min(record["chosen"], key=record["chosen"].get)
     rows = [len(numbers) for numbers in record["documents"].values()]
     assert record["texts"] == ["speeches", "wiki", "stories"] and rows == [4, 4, 4]
