@@ -4,8 +4,8 @@
 
 The teacher learns a little of the text first (teacher correction), all axes are scored in one pass, versions under a
 budget are ranked as cut and after light distillation with two seeds, and the winner learns from the corrected teacher.
-Each axis alone is held against nineteen random cuts. The rival is the teacher itself, whole, in fewer bits. Controls, in
-the order of ``learn``: the winner solved first, without a teacher at equal tokens and at equal minutes, a random cut,
+Each axis alone is held against nineteen random cuts. The rival is the teacher itself, whole, in fewer bits. Controls,
+in the order of ``learn``: the winner solved first, without a teacher at equal tokens and minutes, a random cut,
 another draw of the text, blocks alone, what optipfair cuts to as many parameters (it comes with the extra
 "benchmarks"), and the same sizes from random weights.
 
