@@ -211,11 +211,11 @@ def rows(part):
 
 scores = [importance(base, rows(1 + draw)) for draw in range(DRAWS)]
 for axis, found in record["axes"].items():
-    chance, shape = np.array(found["random"]), list(getattr(scores[0], axis).shape)
+    chance = np.array(found["random"])
     print(f"{axis} {found['cut']}: {found['scored']:+.3f} nats; random", end=" ")
     print(f"{chance.min():+.3f} to {chance.max():+.3f}, ", end="")
     good = (chance <= found["scored"]).sum()
-    print(f"{good} of {len(chance)} at least as good. Scores here: {shape}")
+    print(f"{good} of {len(chance)} at least as good")
 
 # %% [markdown]
 # Where parts are few, as blocks are, chance may find the same ones.
