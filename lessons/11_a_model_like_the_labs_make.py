@@ -636,7 +636,8 @@ apart = (ours.cpu() - torch.load(target)).abs().max()
 print(f"largest difference of the logits: {apart:.1e}")
 
 # %% [markdown]
-# `write_model_card` refuses a card without a measurement or a limit. Ours names the 4-bit source and the rival.
+# A **model card** says what was done and measured; `write_model_card` refuses one without a limit. Ours names the 4-bit source and the
+# rival.
 
 # %%
 from course_utils.export import plan_gguf
@@ -778,6 +779,7 @@ check_trial(
 #
 # - Muralidharan et al. 2024, *Compact Language Models via Pruning and Knowledge Distillation* (Minitron), arXiv 2407.14679
 # - Sreenivas et al. 2024, *LLM Pruning and Distillation in Practice*, arXiv 2408.11796
+# - Ashkboos et al. 2024, *SliceGPT*, arXiv 2401.15024 (channels, rotated first)
 # - Xia et al. 2023, *Sheared LLaMA*, arXiv 2310.06694
 # - Mistral AI 2026, *Ministral 3*, arXiv 2601.08584
 # - Xu et al. 2026, *Small LLMs: Pruning vs. Training from Scratch*, arXiv 2606.14150
