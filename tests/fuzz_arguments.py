@@ -19,7 +19,6 @@ from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
 from course_utils import adaptive, channels, costs, heads, language_modelling, models, width
-from course_utils.benchmarking import speed_frame
 from course_utils.bias import pronouns
 from course_utils.bias.contrastive import write_pairs
 from course_utils.bias.scores import measure_pairs
@@ -105,10 +104,6 @@ def work(tokens: int = 4):
 
 def laps():
     return {name: [{"decode": 0.1 + 0.01 * lap} for lap in range(6)] for name in ("one", "two")}
-
-
-def speed():
-    return speed_frame(laps(), {"decode": 2}, {name: {"decode": 1.0} for name in laps()})
 
 
 def answered():
@@ -269,7 +264,6 @@ MADE = {
     "size": lambda: 16,
     "sizes": lambda: np.ones(5),
     "sources": lambda: TEXTS,
-    "speed": speed,
     "split": lambda: "calibration",
     "states": lambda: torch.randn(8, 5),
     "statistic": lambda: lambda sums: sums[:, 0] / sums[:, 1],
@@ -310,7 +304,6 @@ MADE = {
 }  # fmt: skip
 OWN = {
     "benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
-    "benchmarking.speedup_text": {"row": lambda: speed().iloc[0]},
     "bias.contrastive.controls": {"kind": lambda: "neutral"},
     "bias.contrastive.pairs": {"split": lambda: "selection"},
     "bias.contrastive.read_pairs": {"path": pairs_file},

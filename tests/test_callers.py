@@ -23,6 +23,7 @@ _AXES = "drawn into the reader's own axes, as seaborn does"
 UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
+    "channels.prune_channels": _CHANNELS,
     "distillation.teacher_cache.CacheMismatch": _ONE_CARD,
     "distillation.teacher_cache.cache_teacher": _ONE_CARD,
     "heads.head_importance": _OUTER,
