@@ -14,9 +14,9 @@ Half of the text to learn from are scenes of HellaSwag's training set, 15 % pass
 How long: seven students learn 183,600 tokens each from a teacher, ten short ones 20,400; the text alone teaches some
 670,000, at half the price. That makes 1.8 million. An arm of 183,600 took 850 seconds of one core beside another one,
 so with the command started twice at once, one thread each (OMP_NUM_THREADS=1), all of it takes an hour and three
-quarters on two cores; alone, at 173 to 240 tokens a second, 2.1 to 2.9 hours. Reading and judging, twenty minutes, are
-in the first number and come on top of the second. Killed, it goes on: each part's result is a file in the work folder. The record is written at the
-end, all or nothing.
+quarters on two cores; alone, at 173 to 240 tokens a second, 2.1 to 2.9 hours, and twenty minutes more for reading and
+judging. Killed, it goes on: each part's result is a file in the work folder. The record is written at the end, all or
+nothing.
 """
 
 from __future__ import annotations
