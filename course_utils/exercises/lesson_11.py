@@ -106,6 +106,7 @@ def check_widest(attempt: Attempt) -> None:
         where = f"budget {budget:,}, whole width {full}, steps of {step}: "
         require(float(given) == int(given), f"{where}a width is a whole number; yours is {given!r}.")
         given, floor = int(given), full // step * step
+        require(right > 0 or given == 0, f"{where}not even one step fits; return 0.")
         rule_out(
             (
                 (floor if right == full else None, "all of it fits, so it may stay, although it is no multiple."),
@@ -114,7 +115,6 @@ def check_widest(attempt: Attempt) -> None:
             ),
             given, right, where=where,
         )  # fmt: skip
-        require(right > 0 or given == 0, f"{where}not even one step fits; return 0.")
         require(given in widths, f"{where}{given} is no multiple of {step}, nor the whole width.")
         require(given == right, f"{where}it is {right}, yours {given}.")
         most = 2 * math.ceil(math.log2(len(widths))) + 2
