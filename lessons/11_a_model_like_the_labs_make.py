@@ -90,7 +90,7 @@ show(
 )
 
 # %% [markdown]
-# *From right to left: 16, 8 and 4 bits. All three learned from the same text; lower left is better.*
+# *From right to left: 16, 8 and 4 bits. All three learned from the same text, the whole model least; lower left is better.*
 #
 # ## A norm that divides by something else
 #
@@ -542,7 +542,8 @@ show(
 #
 # ## The rival
 #
-# Whoever wants a smaller file can store the *whole* model in fewer bits. To be fair it learned the same text: it is the corrected teacher.
+# Whoever wants a smaller file can store the *whole* model in fewer bits. To be fair it learned some of the same text: it is the corrected teacher, after
+# a fifth of the steps that the winner took behind it.
 # And SmolLM2 comes to us from a file of 4 bits, so its weights lie on a grid that 4 bits hit easily. Moved **off the grid**, with
 # `up[j] /= s[j]; down[:, j] *= s[j]` and the like, which changes no answer, it pays in full.
 #
@@ -598,7 +599,7 @@ for question, small in record["answers"]["winner, Q8_0"].items():
 # | NVIDIA, [in practice](https://arxiv.org/abs/2408.11796) | Llama 3.1 8B → 4B | 94 billion | NVIDIA's, so the teacher is corrected | instruction tuning |
 # | Meta, Llama 3.2 (card) | 8B → 3B, 1B | up to 9 trillion | public online data | SFT, rejection sampling, DPO |
 # | Princeton, [Sheared LLaMA](https://arxiv.org/abs/2310.06694) | 7B → 2.7B, 1.3B | 50 billion | RedPajama, reweighted on the way | instruction tuning, as a test |
-# | Mistral, [Ministral 3](https://arxiv.org/abs/2601.08584) | 24B → 14B → 8B → 3B | 1 to 3 trillion | not published | SFT, online DPO |
+# | Mistral, [Ministral 3](https://arxiv.org/abs/2601.08584) | 24B → 14B → 8B → 3B | 1 to 3 trillion | its own mix | SFT, online DPO |
 #
 # ## Release it
 #
@@ -742,7 +743,7 @@ check_trial(
 # %% [markdown] tags=["quiz"]
 # Two versions change places between two seeds of light distillation. What follows?
 #
-# - [ ] The one with the lower mean is better, since a mean is safer than one run.
+# - [ ] The one with the lower mean is better, since a mean is safer than a single run.
 #   > A third seed might turn it round.
 # - [ ] Nothing about any version, since a few steps of training are too short.
 #   > It tells those apart that keep their order from seed to seed.
@@ -764,7 +765,7 @@ check_trial(
 #
 # - Correct, score, search, rank twice, solve, distil, judge elsewhere, release. Each step needs the arm that leaves it out.
 # - The search is a bisection under a price list. Only what keeps its order in every draw is ordered.
-# - Put the rival beside it: the whole model, equally trained, in fewer bits.
+# - Put the rival beside it: the whole model, trained on the same text, in fewer bits.
 # - Say tokens and minutes, and read what it writes.
 #
 # **The story so far:** was it the right buy? For the file and for the next token, not yet. **Next:** lesson 12 asks what the cut cost
