@@ -82,7 +82,7 @@ for place, (panel, text) in enumerate(zip(panels, TEXTS, strict=True)):
     panel.plot(moved["bytes"] / 1e6, height, **look | {"linestyle": "none"})
     panel.set(title=text, xlabel="MB")
 panels[0].set_ylabel("nats a token")
-panels[0].legend()
+panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 show(
     "Three panels, a text each: nats a token against megabytes of the file, for "
     "the whole model, the winner and a random cut in 16, 8 and 4 bits. The whole "
