@@ -332,7 +332,7 @@ sizes = {"blocks", "hidden", "groups"}
 IDEAS = {"neurons": None, "blocks": "blocks", "channels": "hidden"}
 IDEAS["groups"] = "groups"
 versions = {n: first(fewer=f, same=sizes - {f}) for n, f in IDEAS.items()}
-versions |= {f"mine, {version.name}": version for version in MINE}
+versions |= {f"mine, {n}": version for n, version in enumerate(MINE, 1)}
 nats = pd.DataFrame(index=versions, columns=range(DRAWS), dtype=float)
 for draw, name in itertools.product(range(DRAWS), versions):
     model = shrink(base, versions[name], scores[draw])
@@ -522,7 +522,8 @@ for panel, text in zip(panels, TEXTS, strict=True):
         ends = {"xerr": [[mean - low], [high - mean]], "capsize": 4}
         panel.errorbar(mean, place, **mark("neurons") | ends | {"label": None})
     panel.axvline(0, **mark("whole") | {"marker": "", "label": None})
-    panel.set(title=text, xlabel="nats a token behind the winner")
+    panel.set_title(text)
+panels[1].set_xlabel("nats a token behind the winner")
 panels[0].set_yticks(range(len(drawn)), drawn)
 panels[0].invert_yaxis()
 show(
