@@ -259,10 +259,10 @@ class Run:
         return (time.perf_counter() - begin) / few
 
     def _recover(
-        self, name: str, make: Callable[[], PreTrainedModel], *, alpha: float = 0.0, steps: int = STEPS, draw: int = 0
+        self, name: str, make: Callable[[], PreTrainedModel], *, alpha: float = 0.0, steps: int = 0, draw: int = 0
     ) -> dict[str, float]:
         """Let one student learn, and keep it; tokens, and seconds with those of a teacher that reads for it alone."""
-        begin = time.perf_counter()
+        begin, steps = time.perf_counter(), steps or STEPS
         student = make()
         made, dtype = time.perf_counter() - begin, student.dtype
         first = draw * STEPS * ROWS
