@@ -181,9 +181,9 @@ show(
 # `importance` reads calibration text once, and hooks collect what each score needs: how strongly neurons speak, groups and channels carry,
 # blocks turn the stream. The record held each score against nineteen random cuts of its axis.
 #
-# **Predict before you read.** Which scores beat all nineteen?
+# **Predict before you run.** Which scores beat all nineteen?
 #
-# <details><summary>What the record says</summary>
+# <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # TO FILL
 #
@@ -476,9 +476,9 @@ check_controls(controls)
 # `experiments/make_a_small_model.py` made it, in two hours on two cores. **Equal tokens** and **equal minutes** (lesson 07) differ: a
 # student without a teacher reads about twice as much in the same time.
 #
-# **Predict before you read.** Which arms end behind the winner on all three texts? Is any ahead of it?
+# **Predict before you run.** Which arms end behind the winner on all three texts? Is any ahead of it?
 #
-# <details><summary>What the record says</summary>
+# <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # TO FILL
 #
@@ -548,10 +548,10 @@ show(
 # And SmolLM2 comes to us from a file of 4 bits, so its weights lie on a grid that 4 bits hit easily. Moved **off the grid**, with
 # `up[j] /= s[j]; down[:, j] *= s[j]` and the like, which changes no answer, it pays in full.
 #
-# **Predict before you read.** The winner in 8 bits, or the whole model in 4: which is smaller, which is better, which is faster at reading,
+# **Predict before you run.** The winner in 8 bits, or the whole model in 4: which is smaller, which is better, which is faster at reading,
 # which at writing?
 #
-# <details><summary>What the record says</summary>
+# <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # TO FILL
 #
