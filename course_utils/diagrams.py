@@ -8,6 +8,7 @@ out, as well, so that nothing depends on colour.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from course_utils import checks
 from course_utils.extras import brought
@@ -270,7 +271,8 @@ def pruning_axes() -> Axes:
 def hidden_channel() -> Axes:
     """One hidden channel of a Llama: a column of what reads the stream, a row of what writes it, a number of norms."""
     ax = _canvas(9, 3.9, "One hidden channel")
-    reads, writes = {"columns": _NEURONS, "marked_columns": [2]}, {"rows": _NEURONS, "marked_rows": [2]}
+    reads: dict[str, Any] = {"columns": _NEURONS, "marked_columns": [2]}
+    writes: dict[str, Any] = {"rows": _NEURONS, "marked_rows": [2]}
     _matrix(ax, (0.3, 1.3), (1.3, 1.6), "embedding,\nhead", **reads)
     _matrix(ax, (2.25, 1.3), (1.3, 1.6), "q, k, v", **reads)
     _matrix(ax, (2.25, 0.95), (1.3, 0.2), "norm", **reads, beside=True)
