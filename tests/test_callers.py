@@ -25,6 +25,7 @@ UNCALLED = {
     "channels.channel_importance": _OUTER,
     "channels.prune_channels": _CHANNELS,
     "distillation.teacher_cache.CacheMismatch": _ONE_CARD,
+    "distillation.teacher_cache.cache_bias": _ONE_CARD,
     "distillation.teacher_cache.cache_teacher": _ONE_CARD,
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
@@ -38,6 +39,9 @@ AT_HOME = {
 UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
     "channels.prune_channels(rescale_norms)": _CHANNELS,
+    "checkpoints.load_pruned(device)": "where a reader loads it",
+    "checkpoints.load_pruned(dtype)": "in which numbers a reader loads it",
+    "distillation.teacher_cache.cache_bias(ks)": _ONE_CARD,
     "distillation.teacher_cache.cache_teacher(k)": _ONE_CARD,
     "bias.pronouns.traced_log_odds(answers)": "a reader's own question, as for log_odds and head_effects",
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
@@ -47,6 +51,7 @@ UNPASSED = {
     "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",
     "width.prune_neurons(multiple_of)": _OUTER,
     "uncertainty.bootstrap_interval(resamples)": "what draws says how often",
+    "uncertainty.bootstrap_interval(seed)": "what draws has a seed",
     "uncertainty.sign_flip_p(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(seed)": "what draws has a seed",
 }

@@ -327,13 +327,13 @@ def test_trace_the_pronoun(monkeypatch, tmp_path):
 
 
 def test_heal(monkeypatch, tmp_path):
-    small = {"STEPS": (1, 3, 4), "IN_ITS_TIME": 2, "LONGEST": 5, "LENGTH": 16, "ROWS": 2, "SOLVED": 1, "PASSAGES": 3}
+    small = {"STEPS": (1, 3, 4), "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1, "PASSAGES": 3}
     frame = in_small(heal, monkeypatch, tmp_path, **small)
     place = ["criterion", "edit", "steps", "seed", "dtype", "text"]
     assert not frame.duplicated(place).any()
     runs = [*heal.runs()]
     asked = sum(run.lambada for run in runs)
-    assert len(frame) == 2 * 2 * (1 + len(runs)) + 1 + asked and asked == 6
+    assert len(frame) == 2 * 2 * (1 + len(runs)) + 1 + asked and asked == 5
     assert set(frame.edit) == {"", "cut", "solved", "KL", "solved + KL", "cross-entropy", "LoRA"}
     lambada = frame[frame.text == "LAMBADA"]
     assert set(lambada.dtype) == {"bfloat16"} and lambada.nats.between(0, 1).all() and {*map(len, lambada.rows)} == {3}
@@ -343,7 +343,7 @@ def test_heal(monkeypatch, tmp_path):
 def test_the_last_run_goes_on_where_it_was_or_begins_anew(monkeypatch, tmp_path):
     """Killed in the middle; on a machine that rounds otherwise the beginning doesn't fit, and is made again."""
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    for name, value in {"STEPS": (1, 2, 3), "LONGEST": 4, "LENGTH": 16, "ROWS": 2, "SOLVED": 1}.items():
+    for name, value in {"STEPS": (1, 2, 3), "POOL": 8, "LENGTH": 16, "ROWS": 2, "SOLVED": 1}.items():
         monkeypatch.setattr(heal, name, value)
     run = heal.Run("activation", True, "KL", 3, 0, 1e-3)
     expected = heal.Clinic(tmp_path / "a").trained(run)

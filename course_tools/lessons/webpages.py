@@ -42,7 +42,7 @@ def write_page(notebook: NotebookNode, lesson: Lesson, folder: Path, lessons: Se
     exporter = HTMLExporter(
         template_name="lab",
         raw_template=_PAGE,
-        filters={"markdown2html": MarkdownWithMath(renderer=_Plain(escape=False, exclude_anchor_links=True)).render},
+        filters={"markdown2html": MARKDOWN},
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
@@ -89,6 +89,9 @@ class _Plain(IPythonRenderer):
 
     def block_math(self, body: str) -> str:
         return _formula(body, as_block=True) or super().block_math(body)
+
+
+MARKDOWN = MarkdownWithMath(renderer=_Plain(escape=False, exclude_anchor_links=True)).render  # a page's, to HTML
 
 
 def _formula(text: str, **options: bool) -> str:

@@ -1,9 +1,9 @@
 """Slides from the lessons: reveal.js in a folder of its own, with speaker notes, that need no network.
 
-Nothing is written twice. A `##` heading begins a slide, and what follows it stands below; code is hidden and its
-outputs stay; answers go to the speaker. The notes hold what a teacher wants at hand: cells tagged "notes" in the
-lesson's source, minutes, hints, what the saved run showed after a prediction, the wrong turns that a check knows by
-name, and polls.
+Nothing is written twice. A slide holds one thought: a section's first sentences with its formula, a picture, a table,
+a prediction, an exercise, a poll. The rest of the text goes to the speaker, with what a teacher wants at hand: cells
+tagged "notes" in the lesson's source, minutes, hints, what the run printed, what the saved run showed after a
+prediction, and the wrong turns that a check knows by name.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ from course_tools.lessons.cells import tags_of
 from course_tools.lessons.exercises import exercises_of
 from course_tools.lessons.minutes import minutes_by_section
 from course_tools.lessons.notebooks import content_id
-from course_tools.lessons.webpages import PICTURES
+from course_tools.lessons.webpages import MARKDOWN, PICTURES
 from course_utils.files import write_text
 
 WIDTH, HEIGHT = 1280, 720
-LINES = 17  # of text that a slide holds in its normal size
+MOST = 30  # slides of a deck
+LINES = 13  # of text that a slide holds in its normal size
 SMALLEST = 0.5  # what the page may shrink a slide to, so that it fits; a test looks for smaller ones
-ROWS = 16  # of a table; the notebook has the rest
-_CHARACTERS = 92  # in a line
-_PICTURE = LINES - 4  # a heading and two lines may stand above it
+ROWS = 12  # of a table; the notebook has the rest
+_CHARACTERS = 70  # in a line
+_SENTENCES = 240  # characters that a section's first sentences may have together
 _DETAILS = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
 _EXERCISE = re.compile(r"^### Exercise (\d+)\b", re.MULTILINE)
+_SENTENCE = re.compile(r"(?<=[.?!:])\s+(?=[A-Z*`$])")
+_UNTOLD = ("References", "Go deeper")
 
 
 Part = str | NotebookNode  # Markdown, or an output
@@ -50,19 +53,30 @@ class Slide:
     kind: str
     parts: list[Part] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    lines: float = 0
 
-    def add(self, part: Part) -> None:
-        """Put something below what is there."""
-        self.parts.append(part)
-        self.lines += lines_of(part)
+    @property
+    def heading(self) -> str:
+        """What stands on top."""
+        return str(self.parts[0]).lstrip("# ")
+
+    @property
+    def lines(self) -> float:
+        """About how many lines of text it takes."""
+        return sum(map(lines_of, self.parts))
+
+    @property
+    def has_result(self) -> bool:
+        """Whether it shows a picture or a table of the run."""
+        return not all(isinstance(part, str) for part in self.parts)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it ends with something to predict."""
+        return bool(PREDICTION.search(str(self.parts[-1])))
 
     def takes(self, part: Part) -> bool:
-        """Whether there is room; a heading never stands alone above nothing, and no answer below a prediction."""
-        if self.parts and isinstance(self.parts[-1], str) and PREDICTION.search(self.parts[-1]):
-            return False
-        headed = bool(self.parts) and isinstance(self.parts[-1], str) and self.parts[-1].startswith("#")
-        return not self.parts or headed or self.lines + lines_of(part) <= LINES
+        """Whether there is room below what is there; below a heading there always is."""
+        return len(self.parts) < 2 or self.lines + lines_of(part) <= LINES
 
 
 def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
@@ -78,45 +92,83 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
         if cell.cell_type == "code":
             outputs[content_id(cell)].append(cell.outputs)
     told = [cell.source for cell in lesson.cells if "notes" in tags_of(cell)]
-    title = f"# {lesson.heading}\n\nBefore this: {lesson.prerequisites}"
-    made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."], LINES)]
-    minutes, exercises = (
-        minutes_by_section(lesson.cells, lesson.minutes),
-        {one.number: one for one in exercises_of(lesson)},
-    )
-    section = lesson.title
-
-    def show(part: Part) -> None:
-        if not made[-1].takes(part):
-            made.append(Slide("subslide"))
-            if not (isinstance(part, str) and part.startswith("#")):
-                made[-1].add(f"### {section} (continued)")
-        made[-1].add(part)
-
+    title = f"# {lesson.heading}\n\nPruning LLMs, a course\n\nBefore this: {lesson.prerequisites}"
+    made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."])]
+    minutes = minutes_by_section(lesson.cells, lesson.minutes)
+    exercises = {one.number: one for one in exercises_of(lesson)}
+    section, polls = lesson.title, 0
     for cell in lesson.cells:
         tags = tags_of(cell)
         if {"install", "notes", "exercise"} & set(tags):
             continue
         if cell.cell_type == "code":
             for output in outputs[content_id(cell)].pop(0) if outputs[content_id(cell)] else []:
-                if not _tells_of_the_machine(output):
-                    show(shortened(output))
+                _show(output, section, made)
         elif "quiz" in tags:
-            made.append(_poll(sum(slide.kind == "poll" for slide in made) + 1, read_question(cell.source)))
+            polls += 1
+            made.append(_poll(polls, read_question(cell.source)))
         else:
             for text in re.split(r"^(?=##+ )", cell.source, flags=re.MULTILINE):
                 heading = (re.match(r"##+ (.+)", text) or ["", ""])[1]
-                if heading == "References" or not text.strip():
-                    continue
-                if heading:
-                    section = heading
-                    made.append(Slide("slide" if text.startswith("## ") else "subslide"))
-                for block in blocks(_DETAILS.sub("", text)):
-                    show(block)
-                made[-1].notes += _notes(text, heading, minutes, exercises, checks)
-    for slide in made:
-        slide.kind = slide.kind.replace("poll", "subslide")
-    return [slide for slide in made if slide.parts]
+                if heading not in _UNTOLD and text.strip():
+                    section = heading if heading and not _EXERCISE.match(text) else section
+                    _tell(text, section, made)
+                    made[-1].notes += _notes(text, heading, minutes, exercises, checks)
+    return [slide for slide in made if slide is made[0] or len(slide.parts) > 1]
+
+
+def _show(output: NotebookNode, section: str, made: list[Slide]) -> None:
+    """A picture or a table on a slide of its own; what was printed is for the speaker."""
+    data, last = output.get("data", {}), made[-1]
+    if {"image/png", "text/html"} & set(data):
+        part = shortened(output)
+        # A section's own slide holds its first thought and may hold its table; a prediction or an exercise no result.
+        if last.heading != section or last.predicts or not last.takes(part):
+            made.append(Slide("subslide", [f"## {section}"]))
+        made[-1].parts.append(part)
+    elif (text := (output.get("text") or data.get("text/plain", "")).strip()) and not _tells_of_the_machine(output):
+        made[-1].notes.append(f"**The run printed**\n\n```\n{text}\n```")
+
+
+def _tell(text: str, section: str, made: list[Slide]) -> None:
+    """The text of a section: its first thought on a slide with what is to be predicted, the rest to the speaker."""
+    every = [*blocks(_DETAILS.sub("", text))]
+    opening = every[0].startswith("#")
+    if opening:
+        made.append(Slide("slide" if every[0].startswith("## ") else "subslide", [every.pop(0)]))
+    whole = bool(_EXERCISE.match(text))  # whoever solves it reads all of it
+    left: dict[int, list[str]] = {}
+    for block in every:
+        slide, short = made[-1], block if whole or not is_prose(block) else first_sentences(block)
+        first = len(slide.parts) == 1 or whole or not is_prose(block)
+        if PREDICTION.search(block):
+            if slide.has_result or slide.predicts or slide.heading != section or not slide.takes(block):
+                made.append(Slide("subslide", [f"## {section}"]))
+            made[-1].parts.append(block)
+            opening = False
+        elif opening and first and slide.takes(short):
+            slide.parts.append(short)
+            if short != block:
+                left.setdefault(len(made) - 1, []).append(block)
+        else:
+            left.setdefault(len(made) - 1, []).append(block)
+    for number, told in left.items():
+        made[number].notes.append("**To say**\n\n" + "\n\n".join(told))
+
+
+def is_prose(block: str) -> bool:
+    """Whether it is a paragraph: no table, list, formula or code."""
+    return not block.startswith(("|", "- ", "1. ", "$$", "```"))
+
+
+def first_sentences(paragraph: str) -> str:
+    """As many as are short together, but one at least."""
+    kept: list[str] = []
+    for sentence in _SENTENCE.split(" ".join(paragraph.split())):
+        if kept and len(" ".join([*kept, sentence])) > _SENTENCES:
+            break
+        kept.append(sentence)
+    return " ".join(kept)
 
 
 def shortened(output: NotebookNode) -> NotebookNode:
@@ -143,19 +195,15 @@ def lines_of(part: Part) -> float:
     if isinstance(part, str):
         return _lines_of_text(part)
     data = part.get("data", {})
-    if "image/png" in data:
-        return _PICTURE
-    if "text/html" in data:
-        return data["text/html"].count("<tr") + 1
-    text = part.get("text", "") or data.get("text/plain", "")
-    return 0.8 * sum(max(1, -(-len(line) // 110)) for line in text.splitlines()) + 1
+    return LINES - 2 if "image/png" in data else data["text/html"].count("<tr") + 1
 
 
 def deck(slides: Iterable[Slide], *, title: str) -> str:
     """The page of a lesson's slides; it looks for reveal.js in the folder `reveal` beside it."""
     cells = [cell for slide in slides for cell in _cells(slide)]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata={"title": title})
-    exporter = SlidesExporter(raw_template=_TEMPLATE, reveal_url_prefix="reveal", reveal_theme="white")
+    looks = {"raw_template": _TEMPLATE, "reveal_url_prefix": "reveal", "reveal_theme": "white"}
+    exporter = SlidesExporter(filters={"markdown2html": MARKDOWN}, **looks)
     exporter.reveal_width, exporter.reveal_height = str(WIDTH), str(HEIGHT)
     exporter.exclude_input = exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title}})
@@ -269,7 +317,7 @@ def _poll(number: int, question: Question) -> Slide:
         f"**Poll.** Let the room vote first, then talk in pairs, then vote again.\n\n**{right} is right.** "
         f"{letters[right].reason}\n\n**Wrong answers to expect, and what to say**\n\n{reasons}"
     )
-    return Slide("poll", [f"### Question {number}\n\n{question.text}\n\n{options}"], [notes], LINES)
+    return Slide("subslide", [f"### Question {number}", f"{question.text}\n\n{options}"], [notes])
 
 
 def _cells(slide: Slide) -> Iterator[NotebookNode]:
@@ -293,16 +341,16 @@ _TEMPLATE = (
 {% block html_head_js_mathjax %}{% endblock %}
 {% block html_head_css %}
 <style>
-.reveal.reveal { font-size: 26px; }
+.reveal.reveal { font-size: 34px; }
 .reveal .slides section { text-align: left; }
-.reveal.reveal :is(h1, h2, h3) { font-size: 1.6em; line-height: 1.2; margin: 0 0 .5em; text-transform: none; }
-.reveal.reveal h3 { font-size: 1.3em; }
-.reveal.reveal .jp-RenderedHTMLCommon { font-size: 26px; line-height: 1.4; }
-.reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 20px; line-height: 1.4;
+.reveal.reveal :is(h1, h2, h3) { font-size: 1.3em; line-height: 1.2; margin: 0 0 .4em; text-transform: none; }
+.reveal.reveal h1 { font-size: 1.8em; margin-top: 4em; }
+.reveal.reveal .jp-RenderedHTMLCommon { font-size: 34px; line-height: 1.4; }
+.reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 24px; line-height: 1.4;
   margin: 0; white-space: pre-wrap; width: auto; }
-.reveal.reveal table { font-size: 20px; }
-.reveal.reveal img { margin: 0; max-height: 590px; max-width: 1180px; }
-.reveal.reveal .fit:has(.jp-RenderedMarkdown :is(p, li, table)) img { max-height: 430px; }
+.reveal.reveal table { font-size: 26px; }
+.reveal.reveal img { margin: 0; width: 1230px; height: 600px; max-height: none; max-width: none; object-fit: contain;
+  object-position: left top; }
 .reveal.reveal .slide-number { background: #222; color: #fff; }
 .reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
 </style>

@@ -199,7 +199,8 @@ class _Trial:
 
     def __init__(self, tokens: int, size: int) -> None:
         generator = torch.Generator().manual_seed(tokens)
-        self.size, self.asked, self.learned, self.readings = size, [], 0, 0
+        self.size, self.learned, self.readings = size, 0, 0
+        self.asked: list[tuple[int, int]] = []
         self.body, self.head = (torch.randn(6, width, generator=generator).requires_grad_() for width in (6, 11))
         self.inputs = torch.randn(tokens, 6, generator=generator)
         self.targets = torch.randint(11, (tokens,), generator=generator)
@@ -275,7 +276,7 @@ _BUDGET = 16.0  # steps' worth of time
 _A_SOLVE = 1.5  # steps' worth of time for as many tokens as a step has, four rows
 
 
-def time_of(plan: Sequence[tuple[Any, ...]]) -> float:
+def _time_of(plan: Sequence[tuple[Any, ...]]) -> float:
     """What a plan of exercise 5 costs, in steps' worth of time.
 
     Args:
@@ -304,7 +305,7 @@ def check_plan(attempt: Any, healed: Attempt) -> None:
         require(isinstance(how, kinds), f"The third part of {what!r} is {third}; yours is {how!r}.")
         require(what == SOLVE or "steps" not in how, "The steps stand in the move, not in its settings.")
         require(what == SOLVE or "lr" in how, 'A training needs its rate: {"lr": 2e-4}.')
-    spent = time_of(attempt)
+    spent = _time_of(attempt)
     require(spent <= _BUDGET, f"It takes the time of {spent:g} steps; {_BUDGET:g} are there.")
     yours, baseline = (np.asarray(healed(plan), dtype=float) for plan in (attempt, LESSONS_PLAN))
     require(np.isfinite(yours).all(), "With yours the student is broken: the rate is far too high.")

@@ -30,6 +30,7 @@
 import copy
 import itertools
 import tempfile
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -72,24 +73,21 @@ def gigabytes(size, **settings):
     return {part: size / 2**30 for part, size in plan.items()}
 
 
-plans = {
-    (size, what): gigabytes(size, **settings)
-    for size in SHAPES
-    for what, settings in SETTINGS.items()
-}
+plans = {}
+for size in SHAPES:
+    plans[size] = {what: gigabytes(size, **kw) for what, kw in SETTINGS.items()}
 
 # %%
 _, panels = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
 for panel, size in zip(panels, SHAPES, strict=True):
-    parts = pd.DataFrame({what: plans[size, what] for what in SETTINGS}).T
+    parts = pd.DataFrame(plans[size]).T
     parts.plot.barh(stacked=True, ax=panel, legend=False)
     panel.set(xlabel="GiB", title=f"Llama 3, {size}")
     panel.invert_yaxis()
     card = {"1B": 14.2, "8B": 79}[size]
     panel.axvline(card, color=mark("whole")["color"], linestyle="--")
-    panel.annotate(
-        "T4" if size == "1B" else "80 GB card", (card, -0.42), ha="right"
-    )
+    name = "T4" if size == "1B" else "80 GB card"
+    panel.annotate(name, (card, -0.42), ha="right")
 panels[0].legend(loc="lower right", fontsize="small")
 show(
     "Two panels of stacked bars, GiB that a distillation holds when everything, "
@@ -189,9 +187,7 @@ for tokens in (128, 256, 512):
     ids = torch.arange(tokens, device=session.device)[None] % VOCABULARY
     found, row = [], {}
     for name, size in {"all at once": tokens, "in chunks": 64}.items():
-        peak = peak_memory(
-            lambda ids=ids, size=size: learn(ids, size), device=session.device
-        )
+        peak = peak_memory(partial(learn, ids, size), device=session.device)
         row[name] = peak / 1e6
         found.append([weight.grad.clone() for weight in pupil.parameters()])
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
@@ -231,12 +227,8 @@ for what, settings in SETTINGS.items():
         plan = memory_plan(outline(config), narrow, recipe, rows=4, length=128)
         there = 4 * (teacher.num_parameters() + student.num_parameters())
         planned = sum(plan.values()) - there
-        measured = peak_memory(
-            lambda student=student, recipe=recipe: distill(
-                teacher, student, text, recipe
-            ),
-            device=session.device,
-        )
+        run = partial(distill, teacher, student, text, recipe)
+        measured = peak_memory(run, device=session.device)
         margins.append(planned - measured)
         name = f"{what}, recomputed" if recompute else what
         compared[name] = {
@@ -250,10 +242,7 @@ pd.DataFrame(compared).T.round(0)
 # Back to the figure's models: which of the three fits where, a T4 for 1B and an 80 GB card for 8B?
 
 # %%
-totals = {
-    size: {what: sum(plans[size, what].values()) for what in SETTINGS}
-    for size in SHAPES
-}
+totals = {size: pd.DataFrame(plan).sum() for size, plan in plans.items()}
 pd.DataFrame(totals).rename(columns="{}, GiB".format).round(1)
 
 # %% [markdown]
@@ -277,10 +266,8 @@ pd.DataFrame(totals).rename(columns="{}, GiB".format).round(1)
 # %%
 tiny = tiny_llama().to(session.device)
 generator = torch.Generator().manual_seed(session.seed)
-tiny_text = [
-    {"input_ids": torch.randint(1, 97, (2, 16), generator=generator)}
-    for _ in range(8)
-]
+ids = torch.randint(1, 97, (8, 2, 16), generator=generator)
+tiny_text = [{"input_ids": rows} for rows in ids]
 run = {"steps": 12, "lr": 3e-3, "save_every": 4}
 
 

@@ -335,7 +335,7 @@ test_plan = cases_of(
 
 
 def test_the_lessons_plan_takes_all_the_time():
-    assert lesson_07.time_of(PLAN) == 16
+    assert lesson_07._time_of(PLAN) == 16
 
 
 def in_chunks(

@@ -79,10 +79,31 @@ def test_as_many_tokens(good, bad, outcome):
     assert lesson_07.solve_beats_as_many_tokens(lines(TOKEN, *told)).outcome == outcome
 
 
-@pytest.mark.parametrize(("least", "outcome"), [("0.01", SHOWN), ("-0.01", TURNED)])
-def test_pairs_of_runs(least, outcome):
-    told = lines(TOKEN, f"solved first, lower by at least {least} in 36 pairs of runs")
-    assert lesson_07.ends_lower(told).outcome == outcome
+@pytest.mark.parametrize(
+    ("low", "later", "high", "outcomes"),
+    [
+        ("0.02", "0.01", "0.03", (SHOWN, SHOWN)),
+        ("-0.02", "0.01", "0.03", (OPEN, SHOWN)),
+        ("0.02", "0.05", "0.03", (SHOWN, OPEN)),
+        ("0.02", "0.01", "0.07", (SHOWN, OPEN)),
+    ],
+)
+def test_head_start(low, later, high, outcomes):
+    told = []
+    for steps, lead, bad, random in (
+        (32, f"0.07 ({low} to 0.10)", 0.4, 0.9),
+        (128, f"{later} (-0.02 to {high})", 0.07, 0.2),
+    ):
+        each = f"activation {lead}; peak-to-peak {bad} (0.01 to 0.50); random {random} (0.02 to 1.00)"
+        told += [f"{steps} steps, {text}, trained less solved, trained: {each}" for text in ("speeches", "wiki")]
+    both = lesson_07.solve_is_a_head_start, lesson_07.head_start_melts
+    assert tuple(each(lines(TOKEN, *told)).outcome for each in both) == outcomes
+
+
+@pytest.mark.parametrize(("low", "outcome"), [("0.06", SHOWN), ("-0.01", OPEN)])
+def test_bad_cut(low, outcome):
+    told = f"128 steps, both solved, trained: bad cut less good one: speeches 0.1 ({low} to 0.2), wiki 0.2 (0.1 to 0.3)"
+    assert lesson_07.bad_cut_stays_behind(lines(TOKEN, told)).outcome == outcome
 
 
 @pytest.mark.parametrize(
