@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from accelerate.utils import disable_fsdp_ram_efficient_loading
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.abilities import ABILITIES, damage_profile
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
@@ -131,7 +133,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         if args.steps:
             judged["recovered"] = perplexity(student, text.held_out)
         target = save_pruned(student, tokenizer, args.out / "model")
-        _write_card(target, base, winner, judged, args)
+        damage = _damage(student, text, args)
+        _write_card(target, base, winner, judged, damage, args)
         made = model_size(student)
         say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; on held-out text (speeches):")
         for name, measured in judged.items():
@@ -205,8 +208,21 @@ class _Text:
         return [] if self.train is None else self.train.batches(args.rows)[:count]
 
 
+def _damage(student: PreTrainedModel, text: _Text, args: argparse.Namespace) -> pd.DataFrame:
+    """What it lost besides: beside the model as it was loaded, which the correction may have taken out of memory."""
+    whole, tokenizer = load_model(args.model, dtype=student.dtype, device=student.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the card says what is left out
+        return damage_profile(student, whole, tokenizer, ABILITIES, text.held_out)
+
+
 def _write_card(
-    folder: Path, base: str, winner: Candidate, judged: dict[str, Perplexity], args: argparse.Namespace
+    folder: Path,
+    base: str,
+    winner: Candidate,
+    judged: dict[str, Perplexity],
+    damage: pd.DataFrame,
+    args: argparse.Namespace,
 ) -> None:
     """The card beside the model: what was done, what was measured, and what was not."""
     shown = {name: with_interval(text.perplexity, text.ci_low, text.ci_high) for name, text in judged.items()}
@@ -228,13 +244,14 @@ def _write_card(
         measured=pd.DataFrame(shown, index=["perplexity on speeches (95 %)"]),
         limits=_limits(*perplexity_ratio(made, judged["whole"])),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+        damage=damage,
     )
 
 
 def _limits(ratio: float, low: float, high: float) -> list[str]:
     """What the model is bad at: speeches only where its perplexity is shown to be higher than the whole model's."""
     worse = f"On speeches its perplexity is × {with_interval(ratio, low, high)} the whole model's."
-    unknown = "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias."
+    unknown = "Nothing else was measured after the cut than what stands above: no other task, no bias."
     return [worse, unknown] if low > 1 else [unknown]
 
 
