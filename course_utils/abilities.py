@@ -40,10 +40,10 @@ Group = list[tuple[str, str]]  # questions with their answers that stay together
 _SHOWN, _MOST = 2, 24  # groups of a row that are shown only, and rows of an ability
 _TEXT_ROWS, _TEXT_ROW, _PARAGRAPH = 48, 64, 200  # rows of text, tokens of each, characters of a paragraph at least
 _WORDS = (
-    "apple bird book bread bridge castle chair clock cloud coat corn desk dog door egg fish flag flower fox garden gate "
-    "glass gold grass hat hill horse house iron island key king lake lamp leaf lion map milk moon mouse paper pen "
-    "queen rain ring river road rock rose salt sand ship shoe snow star stone sugar sun table tower tree wall water "
-    "wheel window wine wolf wood"
+    "apple bird book bread bridge castle chair clock cloud coat corn desk dog door egg fish flag flower fox "
+    "garden gate glass gold grass hat hill horse house iron island key king lake lamp leaf lion map milk moon "
+    "mouse paper pen queen rain ring river road rock rose salt sand ship shoe snow star stone sugar sun table "
+    "tower tree wall water wheel window wine wolf wood"
 ).split()
 _LISTED, _LISTS = 8, 240  # words of a list, and lists
 _BATCH = 8  # rows that run at once
@@ -253,7 +253,7 @@ def floor_of(answers: pd.DataFrame) -> float:
     0.5
     """
     commonest = answers["answer"].value_counts(normalize=True).iloc[0]
-    exchanged = np.roll(np.arange(len(answers)), len(answers) // 2)
+    exchanged = np.roll(np.arange(len(answers)), -(len(answers) // 2))
     return float(max(commonest, (answers["given"].to_numpy() == answers["answer"].to_numpy()[exchanged]).mean()))
 
 

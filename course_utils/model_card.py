@@ -109,6 +109,10 @@ def write_model_card(
     for what, given in {"recipe": recipe, "measured": measured}.items():
         if not isinstance(given, Sized) or isinstance(given, str) or not len(given):
             raise ValueError(f"'{what}' must hold at least one entry; got {given!r}.")
+    if damage is not None:
+        if not {"nats_lost", "floor"} <= {*damage.columns}:
+            raise ValueError(f"'damage' must be what damage_profile returns; its columns are {[*damage.columns]}.")
+        limits += _lost_limits(damage)
     header = ModelCardData(
         base_model=base_model,
         license=licence,
@@ -117,8 +121,6 @@ def write_model_card(
         pipeline_tag="text-generation",
         tags=["pruned", "distilled"],
     )
-    if damage is not None:
-        limits += _lost_limits(damage)
     steps = pd.DataFrame({"": list(map(str, recipe.values()))}, index=pd.Index(recipe, name="step"))
     card = ModelCard.from_template(
         header,

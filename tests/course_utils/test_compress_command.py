@@ -53,6 +53,7 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "license: unknown" in card, "a random model has none"
     assert "no bias" in card and "tokens of speeches, recovery" in card
+    assert "| text | " in card and "What it lost of copying can't be told" in card, "a random model can't do it"
     for measured in ("whole", "cut", "recovered"):
         assert measured in card
 
