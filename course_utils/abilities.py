@@ -11,6 +11,7 @@ languages are the asset "abilities" (code: MIT; languages: web text and Wikipedi
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import warnings
@@ -210,10 +211,12 @@ def answers_of(model: PreTrainedModel, rows: AbilityRows) -> pd.DataFrame:
         ids of the right tokens and of the likeliest ones (tuples), and whether they are the same, ``right``.
 
     Raises:
-        ValueError: the tokenizer gave ids that the model doesn't know.
+        ValueError: rows with ids that the model doesn't know, or longer than it reads.
         UnsupportedArchitecture: from ``describe``.
     """
     architecture = describe(model)
+    if (length := rows.input_ids.shape[1]) > (most := _positions(model)):
+        raise ValueError(f"'rows' have {length} tokens, and this model reads {most} at once.")
     places = rows.answers[:, 1:] >= 0  # what is predicted there is asked for
     nats: list[Tensor] = []
     likeliest: list[Tensor] = []
@@ -237,6 +240,11 @@ def answers_of(model: PreTrainedModel, rows: AbilityRows) -> pd.DataFrame:
     frame["answer"], frame["given"] = tokens["token"].agg(tuple), tokens["likeliest"].agg(tuple)
     frame["right"] = frame["answer"] == frame["given"]
     return frame.reset_index(drop=True)
+
+
+def _positions(model: PreTrainedModel) -> float:
+    """How many tokens a model reads at once."""
+    return getattr(model.config, "max_position_embeddings", None) or math.inf
 
 
 @check_types
@@ -294,7 +302,8 @@ def damage_profile(
     """What a cut took of each ability, beside what it took of text.
 
     An ability that the whole model hasn't got can't be lost. Where its share of right answers isn't above the floor,
-    with its 95 % interval over rows, the ability is left out, with a warning that says so.
+    with its 95 % interval over rows, or its rows are too long for the model, the ability is left out, and a warning
+    says so.
 
     Args:
         model: the cut one.
@@ -322,11 +331,14 @@ def damage_profile(
     names = list(dict.fromkeys(checks.strings("abilities", abilities)))
     for name in names:
         checks.one_of("abilities", name, ABILITIES)
-    lost = np.log(perplexity_ratio(perplexity(model, text), perplexity(base, text)))
-    table = {"text": dict(zip(_NATS, lost.tolist(), strict=True))}
+    of_text = np.log(perplexity_ratio(perplexity(model, text), perplexity(base, text)))
+    table = {"text": dict(zip(_NATS, of_text.tolist(), strict=True))}
     left_out: dict[str, str] = {}
     for name in names:
         rows = ability_rows(name, tokenizer)
+        if (length := rows.input_ids.shape[1]) > (most := _positions(base)):
+            left_out[name] = f"its rows have {length} tokens, and the model reads {most} at once"
+            continue
         before = answers_of(base, rows)
         floor, right = floor_of(before), before["right"]
         share, _, low, _ = _over_rows(before, right, right | True)
@@ -345,7 +357,7 @@ def damage_profile(
         }
     if left_out:
         told = "; ".join(f"{name} ({why})" for name, why in left_out.items())
-        warnings.warn(f"Left out, since nothing of it can be lost: {told}.", stacklevel=3)  # behind check_types
+        warnings.warn(f"Left out, since no loss could be told: {told}.", stacklevel=3)  # behind check_types
     columns = [*_NATS, "right_before", "right_after", "floor", "lost", "won", "p"]
     frame = pd.DataFrame.from_dict(table, orient="index", columns=columns).rename_axis("ability")
     frame.attrs["left_out"] = left_out

@@ -30,7 +30,7 @@ from accelerate.utils import disable_fsdp_ram_efficient_loading
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.abilities import ABILITIES, damage_profile
+from course_utils.abilities import ABILITIES, ability_rows, damage_profile
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
@@ -87,6 +87,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     model, tokenizer = load_model(args.model, device=launch.device if launch.num_processes > 1 else None)
     base = _hub_id(model)
     text = _Text.read(tokenizer, args)
+    for name in ABILITIES:
+        ability_rows(name, tokenizer)  # what the card needs in the end is fetched before anything is scored
     whole = Candidate.of(model)
     say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
     cost = "version costs" if len(found) == 1 else "versions cost"

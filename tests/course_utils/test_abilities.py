@@ -203,6 +203,15 @@ def test_a_model_beside_itself_has_lost_nothing(pair, tokenizer):
     assert (frame.loc["sums", ["lost", "won", "p"]] == [0, 0, 1]).all() and not frame.attrs["left_out"]
 
 
+def test_rows_that_are_too_long_for_a_model_are_left_out(pair, tokenizer):
+    cut, base, known, text = pair
+    base.config.max_position_embeddings = cut.config.max_position_embeddings = 23
+    with pytest.warns(UserWarning, match="sums .its rows have 24 tokens, and the model reads 23 at once"):
+        assert [*damage_profile(cut, base, tokenizer, ["sums"], text).index] == ["text"]
+    with pytest.raises(ValueError, match="'rows' have 24 tokens"):
+        answers_of(base, known)
+
+
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [

@@ -166,8 +166,8 @@ test_flips = cases_of(
 
 
 def test_answers_of_the_check_are_lost_won_and_wrong_in_both():
-    for seed, size, worse in ((0, 40, 0.5), (1, 60, 0.2), (2, 30, 0.9)):
-        given = lesson_12._answered(seed, size, worse)
+    for flipped in lesson_12._FLIPPED:
+        given = lesson_12._answered(*flipped)
         lost, won, _ = flips(*given)
         assert lost and won and lost != won and changed(*given)
 
