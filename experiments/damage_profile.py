@@ -52,8 +52,9 @@ from experiments.sets import Arm, write_record
 BLOCKS, OTHERS = 3, (1, 8)  # whose price the cuts have, in blocks
 CUTS, FEW, DRAWS, SPARED = 19, 6, 5, 4  # random cuts, and at other prices; draws; neurons that random cuts spare
 STEP = 4  # neurons of each block, the finest that halving looks at
-MIX = {"code": 16, "sums": 4, "patterns": 5, "facts": 4}  # rows of each, about a thousand tokens
-LANGUAGES = {"French": 16, "German": 16, "Spanish": 16}
+MIX = {"code": 8, "sums": 2, "patterns": 2, "facts": 3}  # rows of each, four to five hundred tokens
+LANGUAGES = {"French": 8, "German": 8, "Spanish": 8}
+DRAWN = 24  # rows of text that a draw reads, 1,536 tokens
 READ = {"mix": MIX, "mix with languages": MIX | LANGUAGES}
 TEXTS = ("speeches", "wiki")
 STEPS, LENGTH, ROWS, RATE = 16, 256, 4, 8e-4  # of healing: tokens of a row, rows of a step
@@ -116,6 +117,12 @@ def cuts() -> Iterator[Cut]:
         yield from (replace(RANDOM, seed=seed, price=price) for seed in range(FEW))
 
 
+def drawn(total: int, count: int, draw: int) -> Tensor:
+    """So many of all rows; the draws follow each other through one shuffled order, and begin again at its end."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return order[(torch.arange(count) + draw * count) % total]
+
+
 def same_loss(loss: Callable[[int], float], target: float, most: int) -> tuple[int, float]:
     """How many parts must go for a loss, by halving; of the two numbers around it the nearer one, with its loss.
 
@@ -155,7 +162,7 @@ class Workshop:
         self.found: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
         self.base, self.tokenizer = load_model("llama", dtype=torch.bfloat16)
         self.pools = {
-            text: token_blocks(self.tokenizer, "calibration", domain=text, tokens=12_288, length=64) for text in TEXTS
+            text: token_blocks(self.tokenizer, "calibration", domain=text, tokens=8192, length=64) for text in TEXTS
         }
         self.first = self.pools["speeches"].sample(16, seed=0)  # where sets are chosen that no draw varies
         self.pricing = further_rows(self.tokenizer)
@@ -198,14 +205,14 @@ class Workshop:
         return self.remembered(f"price of {blocks}", lambda: self.loss(without(self.base, "block", self.run(blocks))))
 
     def _read(self, read: str, seed: int) -> list[dict[str, Tensor]]:
-        """What a score reads: 64 rows of a text, or so many of each ability, drawn anew by each seed."""
+        """What a score reads: rows of a text, or so many of each ability; each draw other ones, while they last."""
         if read in TEXTS:
-            return self.pools[read].sample(64, seed=seed).batches(16)
+            pool = self.pools[read]
+            return pool[drawn(len(pool), DRAWN, seed)].batches(DRAWN)
         batches = []
         for name, count in READ[read].items():
             (batch,) = self._asked(name).batches(1000)
-            generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randperm(len(batch["input_ids"]), generator=generator)[:count]
+            chosen = drawn(len(batch["input_ids"]), count, seed)
             batches.append({key: values[chosen] for key, values in batch.items()})
         return batches
 

@@ -361,6 +361,12 @@ def test_the_nearest_loss_is_found_by_halving(steps, target):
     assert loss == losses[count] and abs(loss - target) == min(abs(one - target) for one in losses)
 
 
+def test_draws_follow_each_other_and_begin_again():
+    draws = [damage_profile.drawn(20, 6, draw).tolist() for draw in range(5)]
+    assert {*chain(*draws[:3])} < {*range(20)} == {*chain(*draws)} and all(len({*draw}) == 6 for draw in draws)
+    assert len({*chain(*draws[:3])}) == 18 and draws[3][2:] == draws[0][:4]
+
+
 def test_a_workshop_cuts_what_it_says(monkeypatch, tmp_path, small_abilities):
     save_pruned(tiny_llama(blocks=2), models.load_model("llama")[1], tmp_path / "winner")
     workshop, cut = damage_profile.Workshop(tmp_path, tmp_path / "winner"), damage_profile.Cut
