@@ -370,6 +370,8 @@ def test_draws_follow_each_other_and_begin_again():
 
 def test_a_workshop_cuts_what_it_says(monkeypatch, tmp_path, small_abilities):
     save_pruned(tiny_llama(blocks=2), models.load_model("llama")[1], tmp_path / "winner")
+    for name, value in {"STEPS": 4, "LENGTH": 16, "ROWS": 2}.items():
+        monkeypatch.setattr(damage_profile, name, value)
     workshop, cut = damage_profile.Workshop(tmp_path, tmp_path / "winner"), damage_profile.Cut
     whole, width = workshop.base, workshop.base.config.intermediate_size
     assert workshop.make(whole, cut("winner")).config.num_hidden_layers == 2
