@@ -311,7 +311,7 @@ class Judges:
         """Of each row of an ability, the share of right answers."""
         return self._answers(model, name).groupby("row")["right"].mean().round(4).tolist()
 
-    def tasks(self, names: Sequence[str] = ABILITIES) -> dict[str, Callable[[PreTrainedModel], list]]:
+    def tasks(self, names: Sequence[str]) -> dict[str, Callable[[PreTrainedModel], list]]:
         """Both of some abilities."""
         measures = {"": self.nats, ", right": self.right}
         return {f"{name}{what}": partial(measure, name) for name in names for what, measure in measures.items()}
@@ -334,19 +334,19 @@ def arms(workshop: Workshop, judges: Judges) -> Iterator[Arm]:
         key = {**asdict(made), "draw": 0, "dtype": dtype}
         return Arm(key, partial(workshop.make, base, made), judges.texts, tasks)
 
-    base, first = workshop.base, judges.tasks() | judges.benchmarks()
+    base, first = workshop.base, judges.tasks(ABILITIES) | judges.benchmarks()
     yield arm(base, Cut(), first)
     for made in cuts():
-        yield arm(base, made, first if made in FIGURE else judges.tasks())
+        yield arm(base, made, first if made in FIGURE else judges.tasks(ABILITIES))
     for layer in range(base.config.num_hidden_layers):
         yield arm(base, Cut("alone", "attention", seed=layer), judges.tasks(["copying"]))
     if workshop.winner:
         yield arm(base, Cut("winner"), first)
     base, _ = load_model("llama", dtype=torch.float32)
-    yield arm(base, Cut(), judges.tasks())
+    yield arm(base, Cut(), judges.tasks(ABILITIES))
     for made in cuts():
         if made.price == BLOCKS and not made.healed:
-            yield arm(base, made, judges.tasks())
+            yield arm(base, made, judges.tasks(ABILITIES))
 
 
 def main() -> None:

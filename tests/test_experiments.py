@@ -336,6 +336,7 @@ def small_abilities(monkeypatch):
 
 def test_damage_profile(monkeypatch, tmp_path, small_abilities):
     small = {"CUTS": 2, "FEW": 1, "DRAWS": 1, "OTHERS": (1,), "SEEDS": (0,), "STEPS": 4, "LENGTH": 16, "ROWS": 2}
+    small["ABILITIES"] = ("copying", "German")
     frame = in_small(damage_profile, monkeypatch, tmp_path, **small)
     names = [*damage_profile.Cut.__dataclass_fields__, "draw", "dtype", "text"]
     assert not frame.duplicated(names).any()

@@ -251,7 +251,7 @@ def test_unknown_names_are_refused(tokenizer, given, named):
 
 @pytest.mark.embedded
 @pytest.mark.parametrize(
-    ("name", "word"), [("code", "def "), ("French", " est "), ("German", " und "), ("Spanish", " el ")]
+    ("name", "word"), [("code", "self"), ("French", " les "), ("German", " und "), ("Spanish", " el ")]
 )
 def test_real_text_is_of_its_kind(name, word, tokenizer, monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "embedded")
