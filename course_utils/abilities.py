@@ -32,7 +32,7 @@ from course_utils.argument_types import check_types
 from course_utils.batches import padded, read_batches
 from course_utils.evaluation import perplexity, perplexity_ratio
 from course_utils.hooks import evaluating
-from course_utils.session import current_profile
+from course_utils.session import at_most, current_profile
 from course_utils.texts import TokenBlocks, documents
 from course_utils.uncertainty import mcnemar_p, ratio_interval
 
@@ -141,6 +141,8 @@ def ability_rows(name: str, tokenizer: PreTrainedTokenizerBase, *, split: str = 
         tokenizer: any fast one; no special tokens are added.
         split: "evaluation" to judge by, "calibration" to choose by: a third of the questions, countries or paragraphs.
 
+    ``session.at_most`` may leave fewer rows, but two.
+
     Raises:
         ValueError: an unknown name or split, or a tokenizer that can't tell where its tokens stand.
         AssetError: code or languages are not in the cache and can't be fetched.
@@ -169,7 +171,7 @@ def _asked(name: str, tokenizer: PreTrainedTokenizerBase, split: str) -> list[tu
     made, size = _QUESTIONS[name]
     forms = [_share(form, split, name) for form in made()]
     rows = [form[start : start + size] for form in forms for start in range(0, len(form) - size + 1, size)]
-    return [_row(tokenizer, groups) for groups in rows[:_MOST]]
+    return [_row(tokenizer, groups) for groups in rows[: at_most(_MOST, least=2)]]
 
 
 def _row(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group]) -> tuple[list[int], list[int]]:
@@ -191,7 +193,7 @@ def _read(name: str, tokenizer: PreTrainedTokenizerBase, split: str) -> list[tup
     made_up = current_profile() == "smoke"
     paragraphs = documents("wiki", "evaluation") if made_up else _TEXTS[name]()
     paragraphs = _share([text for text in paragraphs if len(text) >= _PARAGRAPH], split, name)
-    size, count = _TEXT_ROW, _TEXT_ROWS
+    size, count = _TEXT_ROW, at_most(_TEXT_ROWS, least=2)
     ids = tokenizer("\n".join(paragraphs)[: 16 * size * count], add_special_tokens=False, verbose=False)["input_ids"]
     rows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
     return [(row, [-1, *range(size - 1)]) for row in rows[:count]]

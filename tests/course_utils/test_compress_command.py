@@ -29,6 +29,7 @@ SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--l
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setenv("COURSE_SAMPLES", "2")  # rows of each ability
     return lambda *more: command_line.main(["compress", "llama", *SMALL, "--out", str(tmp_path / "out"), *more])
 
 
