@@ -46,6 +46,7 @@ LEFT_OUT = {
     "hooks": "parts of hooks",
     "plotting.parts": "what figures share, beneath what is tried",
     "distillation.state": "names and files of the library's own batches",
+    "distillation.adapters.with_adapters": "between the trainer and peft; distill and memory_plan are tried",
     "distillation.processes": "what several processes do together, between the trainer and accelerate",
     "batches.padded": "rows of the library's own token ids",
     "benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",

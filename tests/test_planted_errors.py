@@ -117,12 +117,7 @@ ERRORS = [
         "generator=torch.Generator().manual_seed(seed))\n        return",
         "generator=torch.Generator())\n        return",
     ),
-    Error("distillation.losses", "(1 - alpha) * temperature**2 *", "(1 - alpha) *"),
-    Error(
-        "distillation.losses",
-        "beta * kl_divergence(log_p, log_m) + (1 - beta) * kl_divergence(log_q, log_m)",
-        "beta * kl_divergence(log_q, log_m) + (1 - beta) * kl_divergence(log_p, log_m)",
-    ),
+    Error("distillation.losses", "(1 - alpha) * kl_divergence(log_probs", "alpha * kl_divergence(log_probs"),
     Error("distillation.losses", "teacher.hidden_states(batch)[:, :-1]", "teacher.hidden_states(batch)[:, 1:]"),
     Error("distillation.training", "loss = loss_of(batch) / tokens", "loss = loss_of(batch) / _tokens([batch])"),
     Error(
