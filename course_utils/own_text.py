@@ -349,6 +349,7 @@ def _refuse_too_few(
             "one of each file or folder is learned, one chooses between versions"
             + ("" if judges else ", and one judges")
             + ". A .txt or .md file is one document; give more of them, in one folder, or split a long one."
+            + (f" ({left_out}.)" if left_out.count else "")
         )
 
 

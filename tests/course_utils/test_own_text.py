@@ -201,6 +201,7 @@ def test_what_was_held_out_and_is_known_is_used_by_nobody(tokenizer, tmp_path):
         ([{"text": "a"}], False, r"1 document\(s\), and 3 are needed: .* and one judges"),
         ([{"text": "a"}, {"text": "b"}], False, r"2 document\(s\), and 3 are needed"),
         ([{"text": "a"}], True, r"1 document\(s\), and 2 are needed"),
+        ([{"text": "a"}, {"txt": 1}], True, r"2 are needed: .* \(1 left out: a.jsonl, line 2: it has neither"),
     ],
 )
 def test_too_little_text_is_refused_with_the_reason(rows, judged, why, tmp_path):
