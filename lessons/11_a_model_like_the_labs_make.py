@@ -901,7 +901,7 @@ check_card(supported)
 # %%
 from course_utils.architectures import cast_weights
 from course_utils.compress import AXES
-from course_utils.distillation import distill
+from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.teacher_states import remember_teacher
 
@@ -912,10 +912,9 @@ text = token_blocks(tokenizer, "distillation", tokens=65_536, length=128).sample
 judges = [blocks[:4] for blocks in rows_of("evaluation")]
 cuts = {"scored": scores, "random": scores.random(AXES, session.seed)}
 lean = {"recompute": on_gpu, "mlps_only": True}
-plan = memory_plan(
-    *(outline(model.config) for model in (base, shrink(base, best, scores))), rows=ROWS, length=128, teacher_states=True,
-    **lean,
-)  # fmt: skip
+shapes = (outline(model.config) for model in (base, shrink(base, best, scores)))
+recipe = Recipe(steps=STEPS, lr=2e-4, **lean)
+plan = memory_plan(*shapes, recipe, rows=ROWS, length=128, teacher_states=True)
 room = torch.cuda.mem_get_info()[0] if on_gpu else float("inf")
 heals = sum(plan.values()) < 0.9 * room
 print(
