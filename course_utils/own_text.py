@@ -261,12 +261,12 @@ def read_own_text(text: Sequence[str], *, judge: Sequence[str] = (), seed: int =
     draw, spare = random.Random(seed), [one.documents - 1 for one in contents]  # the first of each source is learned
     choosers, own_judges = _share(sum(spare), *_CHOOSING), 0 if judges else _share(sum(spare), *_JUDGING)
     drawn = [(place, number + 1) for place, number in _draw(draw, spare, choosers + own_judges)]
-    to_judge = set(drawn[choosers:])
+    to_judge, held_out = set(drawn[choosers:]), _collect(sources, drawn)
     if judges:
         documents = [one.documents for one in of_judges]
-        judging = _collect(judges, _draw(draw, documents, min(sum(documents), _JUDGING[1])))
+        judging = [*_collect(judges, _draw(draw, documents, min(sum(documents), _JUDGING[1]))).values()]
     else:
-        judging = _collect(sources, to_judge)
+        judging = [document for place, document in held_out.items() if place in to_judge]
     others = (document.text for place, document in _numbered(sources) if place not in to_judge)
     known = overlaps([document.learned for document in judging], others)
     shared = [document.place for document, is_known in zip(judging, known, strict=True) if is_known]
@@ -280,7 +280,7 @@ def read_own_text(text: Sequence[str], *, judge: Sequence[str] = (), seed: int =
     return OwnText(
         sources=sources,
         contents=contents,
-        choosing=tuple(_collect(sources, drawn[:choosers])),
+        choosing=tuple(document for place, document in held_out.items() if place not in to_judge),
         judging=tuple(document for document, is_known in zip(judging, known, strict=True) if not is_known),
         shared=len(shared),
         left_out=left_out,
@@ -374,9 +374,10 @@ def _numbered(sources: Sequence[Source]) -> Iterator[tuple[tuple[int, int], Docu
             yield (place, number), document
 
 
-def _collect(sources: Sequence[Source], wanted: Iterable[tuple[int, int]]) -> list[Document]:
+def _collect(sources: Sequence[Source], wanted: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Document]:
+    """Some of all documents, in the order in which they are read."""
     wanted = set(wanted)
-    return [document for place, document in _numbered(sources) if place in wanted]
+    return {place: document for place, document in _numbered(sources) if place in wanted}
 
 
 def _few(

@@ -119,15 +119,19 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
 
 def _show(output: NotebookNode, section: str, made: list[Slide]) -> None:
     """A picture or a table on a slide of its own; what was printed is for the speaker."""
-    data, last = output.get("data", {}), made[-1]
+    data = output.get("data", {})
     if {"image/png", "text/html"} & set(data):
-        part = shortened(output)
-        # A section's own slide holds its first thought and may hold its table; a prediction or an exercise no result.
-        if last.heading != section or last.predicts or not last.takes(part):
-            made.append(Slide("subslide", [f"## {section}"]))
-        made[-1].parts.append(part)
+        _add(shortened(output), section, made)
     elif (text := (output.get("text") or data.get("text/plain", "")).strip()) and not _tells_of_the_machine(output):
         made[-1].notes.append(f"**The run printed**\n\n```\n{text}\n```")
+
+
+def _add(part: Part, section: str, made: list[Slide]) -> None:
+    """Put a part on the section's own slide, or on one more: below a result or a prediction nothing stands."""
+    last = made[-1]
+    if last.heading != section or last.has_result or last.predicts or not last.takes(part):
+        made.append(Slide("subslide", [f"## {section}"]))
+    made[-1].parts.append(part)
 
 
 def _tell(text: str, section: str, made: list[Slide]) -> None:
@@ -139,18 +143,16 @@ def _tell(text: str, section: str, made: list[Slide]) -> None:
     whole = bool(_EXERCISE.match(text))  # whoever solves it reads all of it
     left: dict[int, list[str]] = {}
     for block in every:
-        slide, short = made[-1], block if whole or not is_prose(block) else first_sentences(block)
-        first = len(slide.parts) == 1 or whole or not is_prose(block)
         if PREDICTION.search(block):
-            if slide.has_result or slide.predicts or slide.heading != section or not slide.takes(block):
-                made.append(Slide("subslide", [f"## {section}"]))
-            made[-1].parts.append(block)
+            _add(block, section, made)
             opening = False
-        elif opening and first and slide.takes(short):
-            slide.parts.append(short)
-            if short != block:
-                left.setdefault(len(made) - 1, []).append(block)
-        else:
+            continue
+        cut = is_prose(block) and not whole
+        short = first_sentences(block) if cut else block
+        shown = opening and (not cut or len(made[-1].parts) == 1) and made[-1].takes(short)
+        if shown:
+            made[-1].parts.append(short)
+        if not shown or short != block:
             left.setdefault(len(made) - 1, []).append(block)
     for number, told in left.items():
         made[number].notes.append("**To say**\n\n" + "\n\n".join(told))
