@@ -87,7 +87,7 @@ for panel, size in zip(panels, SHAPES, strict=True):
     card = {"1B": 14.2, "8B": 79}[size]
     panel.axvline(card, color=mark("whole")["color"], linestyle="--")
     name = "T4" if size == "1B" else "80 GB card"
-    panel.annotate(name, (card, -0.42), ha="right")
+    panel.annotate(name + " ", (card, 0.55), ha="right")
 panels[0].legend(loc="lower right", fontsize="small")
 show(
     "Two panels of stacked bars, GiB that a distillation holds when everything, "
