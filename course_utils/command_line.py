@@ -15,7 +15,7 @@ from course_utils import program
 from course_utils.text_files import Source
 
 DTYPES = ("float32", "bfloat16")
-MODEL = "model"  # the folder in --out that the smaller model is saved to
+_MODEL = "model"  # the folder in --out that `compress_command` saves the smaller model to
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|k|m|b|mb|gb|)")
 _LARGEST_SHARE = 100  # a number without a unit is a share of the parameters up to here, and a number of them above
@@ -168,7 +168,7 @@ def _text(text: str) -> str:
 def _folder(text: str) -> Path:
     """A folder that is there and may be written, or that can be made, and so the model's in it."""
     folder = Path(text)
-    there = next(place for place in (folder / MODEL, folder, *folder.absolute().parents) if place.exists())
+    there = next(place for place in (folder / _MODEL, folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{there} is a file, and can't be a folder; name another one")
     if not os.access(there, os.W_OK | os.X_OK):

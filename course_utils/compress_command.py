@@ -33,7 +33,6 @@ from course_utils import checks
 from course_utils.architectures import cast_weights, describe
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
-from course_utils.command_line import MODEL
 from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
@@ -165,7 +164,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if launch.is_main_process:
         if args.steps:
             judged["recovered"] = perplexity(student, text.held_out)
-        target = save_pruned(student, tokenizer, args.out / MODEL)
+        target = save_pruned(student, tokenizer, args.out / "model")
         _write_card(target, base, winner, judged, text, args)
         made = model_size(student)
         say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; judged by {text.judged_by}:")

@@ -57,6 +57,7 @@ def is_read(node):
 
 
 def passed_by(cell):
-    """The variables that an executed trial names."""
-    (output,) = [output.text for output in cell.outputs if output.get("name") == "stdout"]
-    return output.removeprefix("passed by:").split()
+    """The variables that an executed trial names; a slow kernel sends what it prints in pieces."""
+    printed = "".join(output.text for output in cell.outputs if output.get("name") == "stdout")
+    assert printed.startswith("passed by:") and printed.endswith("\n"), printed
+    return printed.removeprefix("passed by:").split()

@@ -109,3 +109,9 @@ def passing(text, folder):
     result = runner.execute(notebook, name=lesson.name, profile="smoke", folder=folder)
     assert result.failure is None, str(result.failure)
     return passed_by(notebook.cells[-1])
+
+
+def test_what_a_trial_prints_is_read_also_where_a_slow_kernel_sends_it_in_pieces():
+    parts = [nbformat.v4.new_output("stream", text=text) for text in ("passed by:", " mine yo", "urs\n")]
+    parts.insert(1, nbformat.v4.new_output("stream", name="stderr", text="progress"))
+    assert passed_by(nbformat.v4.new_code_cell(outputs=parts)) == ["mine", "yours"]
