@@ -1,7 +1,7 @@
 """``python -m course_utils compress MODEL --budget 113M``: lesson 11's recipe for any supported model, resumable.
 
 First it says what it is going to do and what that takes; with --dry-run it stops there. Whatever can be wrong with the
-arguments, the model or the text is found before anything is scored.
+arguments, the model or the text is found before its weights are read.
 
 Under ``accelerate launch`` the processes share the teacher's correction and the recovery; the first one scores,
 searches, saves and judges for all, in a folder that all of them see. The model is that of a single process up to
@@ -41,7 +41,7 @@ from course_utils.distillation.teacher_cache import TeacherCache, cache_teacher,
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.extras import brought
 from course_utils.model_card import licence_of, write_model_card
-from course_utils.models import identity, load_config, load_model, variant
+from course_utils.models import identity, load_model, load_without_weights, variant
 from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.reports import model_size, with_interval
 from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
@@ -98,11 +98,12 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if args.teacher == "disk" and launch.num_processes > 1:
         raise ValueError("'--teacher disk' is for one process; leave it out, or launch one.")
     dtype = getattr(torch, args.dtype)
-    budget, found = _versions(load_config(args.model), args)
+    config, tokenizer = load_without_weights(args.model)
+    budget, found = _versions(config, args)
+    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
-    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
     whole = Candidate.of(model)
     say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
     cost = "version costs" if len(found) == 1 else "versions cost"

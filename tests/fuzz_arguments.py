@@ -355,7 +355,7 @@ OWN = {
     "depth.leave_one_out": {"score": lambda: lambda: 1.0},
     "model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
-    "models.load_config": {"name": lambda: "gpt2"},
+    "models.load_without_weights": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
     "plotting.comparisons.ability_and_bias": {
         "frame": lambda: pd.DataFrame(

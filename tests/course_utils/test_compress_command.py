@@ -280,24 +280,24 @@ def test_what_is_wrong_is_told_before_a_weight_is_read(dry, options, message, co
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_too_little_text_is_told_before_anything_is_scored(dry, command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compress_command, "importance", None)
+def test_too_little_text_is_told_before_a_weight_is_read(dry, command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress_command, "load_model", None)
     assert command("--budget", "95%", "--steps", "10000000", *dry) == 1
     error = capsys.readouterr().err
     assert "The distillation split of speeches has" in error and "--steps, --correction or --light" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_only_the_configuration_of_a_hub_model_is_fetched_for_a_budget_out_of_reach(command, tmp_path, monkeypatch):
+def test_no_weights_of_a_hub_model_are_fetched_for_a_budget_out_of_reach(command, tmp_path, monkeypatch):
     folder, asked = save_pruned(*load_model("llama"), tmp_path / "hub"), []
 
-    def snapshot(name, *, only_configuration=False):
-        asked.append((name, only_configuration))
+    def snapshot(name, *, weights=True):
+        asked.append((name, weights))
         return folder
 
     monkeypatch.setattr(models.hub, "snapshot", snapshot)
     assert command_line.main(["compress", "someone/large", *SMALL, "--budget", "1%", "--dry-run"]) == 1
-    assert asked == [("someone/large", True)]
+    assert asked == [("someone/large", False)]
 
 
 def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
@@ -390,7 +390,7 @@ def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
 def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compress_command, "load_model", None)
-    monkeypatch.setattr(compress_command, "load_config", None)
+    monkeypatch.setattr(compress_command, "load_without_weights", None)
     one = lines(tmp_path / "one.jsonl", [{"text": "alone"}])
     known = lines(tmp_path / "known.jsonl", [{"text": "a b c d e f g h i j k l m n"}, {"text": "x"}])
     for options, message in {
@@ -405,9 +405,10 @@ def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_pat
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_chats_for_a_model_that_cannot_chat_are_told_before_anything_is_scored(dry, own, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compress_command, "importance", None)
-    assert command_line.main(["compress", "llama", *own[1:], *dry]) == 1
+def test_chats_for_a_model_that_cannot_chat_are_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    mute = save_pruned(*load_model("llama"), tmp_path / "mute")
+    monkeypatch.setattr(models, "AutoModelForCausalLM", None)
+    assert command_line.main(["compress", str(mute), *own[1:], *dry]) == 1
     assert "This tokenizer has no chat template, and chats.jsonl, line" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
