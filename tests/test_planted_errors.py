@@ -152,6 +152,14 @@ ERRORS = [
     Error("compress.search", "if whole % divisor == 0", "if whole"),
     Error("compress_command", "del model", "pass"),
     Error("compress_command", "        cast_weights(student, dtype)", "        pass"),
+    Error("compress_command", "_at_random(kept, args.seed)", "kept"),
+    Error("rivals", 'else "cut"', 'else "whole"'),
+    Error(
+        "rivals", "as_stored(model, tokenizer, quantization=kind)", "as_stored(model, tokenizer, quantization='F16')"
+    ),
+    Error("rivals", 'measured.phase == "decode"', 'measured.phase == "prefill"'),
+    Error("export", "tensor.weight.copy_(tensor.decoded())", "tensor.decoded()"),
+    Error("export", "self._bytes_of(self.weight), self.type", "self.encoded(), self.type"),
     Error("distillation.adapters", "lora_alpha=recipe.lora_rank", "lora_alpha=2 * recipe.lora_rank"),
     Error("distillation.adapters", "safe_merge=True", "safe_merge=False"),
     Error("distillation.adapters", "        model.unload()", "        model.merge_and_unload()"),
