@@ -154,9 +154,7 @@ ERRORS = [
     Error("compress_command", "        cast_weights(student, dtype)", "        pass"),
     Error("compress_command", "_at_random(kept, args.seed)", "kept"),
     Error("rivals", 'else "cut"', 'else "whole"'),
-    Error(
-        "rivals", "as_stored(model, tokenizer, quantization=kind)", "as_stored(model, tokenizer, quantization='F16')"
-    ),
+    Error("rivals", "export.as_stored(model, tokenizer, quantization=kind)", "model"),
     Error("rivals", 'measured.phase == "decode"', 'measured.phase == "prefill"'),
     Error("export", "tensor.weight.copy_(tensor.decoded())", "tensor.decoded()"),
     Error("export", "self._bytes_of(self.weight), self.type", "self.encoded(), self.type"),
