@@ -72,7 +72,7 @@ def memory_plan(
     """Bytes that a distillation in float32 holds at its worst moment, part by part; an upper bound.
 
     Args:
-        teacher: of ``outline``.
+        teacher: of ``outline``, in the dtype that it is held in: ``outline(config).to(torch.bfloat16)`` counts half.
         student: of ``outline``, of the Llama family.
         recipe: says which weights learn, and whether activations are computed twice.
         rows: of a batch.
@@ -88,7 +88,7 @@ def memory_plan(
     for name, number in {"rows": rows, "length": length}.items():
         checks.whole_number(name, number, least=1)
     student = copy.deepcopy(student)  # shapes alone
-    parts, head = describe(student), describe(teacher).head.weight.numel()
+    parts, asked = describe(student), [describe(teacher).head.weight] if teacher_states else teacher.parameters()
     if recipe.lora_rank:
         with_adapters(recipe, student)
     embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
@@ -101,7 +101,7 @@ def memory_plan(
         activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
     head_learns = (embedding if tied else parts.head.weight).requires_grad
     return {
-        "teacher": 4 * (head if teacher_states else teacher.num_parameters()),
+        "teacher": sum(weight.nbytes for weight in asked),
         "student": 4 * student.num_parameters(),
         "gradients": 4 * numbers,
         "AdamW": 8 * numbers,  # two averages

@@ -97,6 +97,54 @@ def test_the_published_size_of_llama():
     assert outline(config).num_parameters() == 1_235_814_400
 
 
+GIBIBYTE = 2**30
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def eight_billion():
+    """Llama-3.1-8B in 16 bits, and the student with narrower MLPs that four fifths of the parameters leave."""
+    whole, narrow = outline(LLAMA_8B).to(torch.bfloat16), outline(LLAMA_8B, intermediate_size=10_240)
+    assert whole.num_parameters() == 8_030_261_248
+    assert 0.79 < narrow.num_parameters() / whole.num_parameters() <= 0.8
+    return whole, narrow
+
+
+@pytest.mark.parametrize(
+    ("learns", "teacher", "most"),
+    [
+        ({"lora_rank": 16}, "memory", 55),
+        ({"mlps_only": True, "recompute": True}, "disk", 75),
+    ],
+    ids=str,
+)
+def test_eight_billion_fit_one_card_of_80_gb(learns, teacher, most, eight_billion):
+    """As ``compress --dtype bfloat16`` has them, with its rows: 75 GiB is what such a card leaves."""
+    plan = memory_plan(*eight_billion, Recipe(steps=1, lr=1.0, **learns), rows=4, length=256)
+    assert plan["teacher"] == 2 * 8_030_261_248
+    needed = sum(plan.values()) - (plan["teacher"] if teacher == "disk" else 0)
+    assert 0.7 * most < needed / GIBIBYTE <= most
+
+
+def test_all_weights_of_eight_billion_do_not_fit_one_card(eight_billion):
+    plan = memory_plan(*eight_billion, Recipe(steps=1, lr=1.0), rows=4, length=256)
+    assert sum(plan.values()) > 120 * GIBIBYTE
+
+
+def test_a_teacher_counts_in_its_own_dtype():
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    narrow, options = outline(config, intermediate_size=WIDTH), {"recipe": MLPS, "rows": 4, "length": 128}
+    for states in (False, True):
+        full, half = (
+            memory_plan(outline(config).to(dtype), narrow, **options, teacher_states=states)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert half == full | {"teacher": full["teacher"] / 2}
+
+
 def test_a_configuration_that_names_16_bits_plans_the_same():
     """A published model's configuration says bfloat16; its student learns in float32 all the same."""
     config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
