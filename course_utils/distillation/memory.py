@@ -88,7 +88,8 @@ def memory_plan(
     for name, number in {"rows": rows, "length": length}.items():
         checks.whole_number(name, number, least=1)
     student = copy.deepcopy(student)  # shapes alone
-    parts, asked = describe(student), [describe(teacher).head.weight] if teacher_states else teacher.parameters()
+    parts = describe(student)
+    asked: list[Tensor] = [describe(teacher).head.weight] if teacher_states else [*teacher.parameters()]
     if recipe.lora_rank:
         with_adapters(recipe, student)
     embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
