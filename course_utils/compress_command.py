@@ -476,7 +476,7 @@ def _estimate(
     """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
-    whole, recipe = outline(model.config).to(model.dtype), Recipe(steps=1, lr=1.0, **_what_learns(args))
+    whole, recipe = outline(model.config).to(model.dtype), _recipe(1, args, accumulate=args.accumulate // processes)
     plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
     if args.teacher == "disk" and not (args.correction or args.light):
         plan["teacher"] = 0  # only to cut does it have to be there

@@ -294,7 +294,7 @@ def test_what_makes_it_fit_is_counted():
 
 def _args(**changes):
     usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
-    usual |= {"recover": "all", "recompute": False, "teacher": "memory"}
+    usual |= {"recover": "all", "recompute": False, "teacher": "memory", "dtype": "float32", "lr": 1e-4, "seed": 0}
     return Namespace(**usual | changes)
 
 

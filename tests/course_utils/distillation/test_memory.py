@@ -49,6 +49,25 @@ def test_an_upper_bound_that_is_not_loose(learns, recompute, tied):
     assert 0.6 * planned < measured <= planned
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("learns", [{}, {"mlps_only": True}, {"lora_rank": 8}], ids=str)
+def test_in_16_bits_copies_of_weights_are_counted(learns, recompute, accumulate):
+    """With so few tokens that they are most of what the forward pass keeps."""
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=False)
+    teacher = AutoModelForCausalLM.from_config(config)
+    student = copy.deepcopy(teacher)
+    prune_neurons(student, neuron_importance(student, "random"), ratio=0.5)
+    options = {"recompute": recompute, "accumulate": accumulate, **learns}
+    recipe = Recipe(steps=2, lr=1e-4, precision=torch.bfloat16, **options)
+    whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
+    planned = sum(memory_plan(whole, narrow, recipe, rows=1, length=32).values())
+    few = [{"input_ids": batch["input_ids"][:1, :32]} for batch in TEXT]
+    there = 4 * (teacher.num_parameters() + student.num_parameters())
+    held = there + peak_memory(lambda: distill(teacher, student, few, recipe))
+    assert (0.9 if accumulate > 1 else 0.8) * planned < held <= planned
+
+
 def test_a_teacher_whose_states_are_known_is_its_head():
     config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
     whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
@@ -116,17 +135,18 @@ def eight_billion():
 @pytest.mark.parametrize(
     ("learns", "teacher", "most"),
     [
-        ({"lora_rank": 16}, "memory", 55),
+        ({"lora_rank": 16}, "memory", 65),
         ({"mlps_only": True, "recompute": True}, "disk", 75),
     ],
     ids=str,
 )
 def test_eight_billion_fit_one_card_of_80_gb(learns, teacher, most, eight_billion):
     """As ``compress --dtype bfloat16`` has them, with its rows: 75 GiB is what such a card leaves."""
-    plan = memory_plan(*eight_billion, Recipe(steps=1, lr=1.0, **learns), rows=4, length=256)
+    recipe = Recipe(steps=1, lr=1.0, precision=torch.bfloat16, **learns)
+    plan = memory_plan(*eight_billion, recipe, rows=4, length=256)
     assert plan["teacher"] == 2 * 8_030_261_248
     needed = sum(plan.values()) - (plan["teacher"] if teacher == "disk" else 0)
-    assert 0.7 * most < needed / GIBIBYTE <= most
+    assert 0.9 * most < needed / GIBIBYTE <= most
 
 
 def test_all_weights_of_eight_billion_do_not_fit_one_card(eight_billion):
