@@ -115,8 +115,8 @@ def export_gguf(
 def as_stored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, quantization: str) -> PreTrainedModel:
     """A copy whose weights are the numbers in a file of ``export_gguf``, in the model's own dtype.
 
-    It says without llama.cpp what fewer bits cost. llama.cpp itself rounds activations as well, to 8 bits, so that its
-    losses are a little apart.
+    It says without llama.cpp what fewer bits cost. llama.cpp itself rounds activations as well, to 8 bits: of
+    SmolLM2-135M its losses are 0.005 nats a token higher, in Q8_0 and in Q4_0, where Q4_0's weights cost 0.16.
 
     Args:
         model: as for ``export_gguf``; it is not changed.
@@ -128,9 +128,10 @@ def as_stored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, qua
         ValueError: as for ``export_gguf``.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
-    _refuse_shapes_alone(model)
     stored = copy.deepcopy(model)
-    tensors = [t for t in _File.of(stored, tokenizer, quantization).tensors if t.type != Type.F32]
+    file = _File.of(stored, tokenizer, quantization)
+    _refuse_shapes_alone(model)
+    tensors = [tensor for tensor in file.tensors if tensor.type != Type.F32]
     for tensor in tqdm(tensors, desc=f"Rounding to {quantization}", unit="tensor", delay=2, leave=False):
         tensor.weight.copy_(tensor.decoded())
     return stored
