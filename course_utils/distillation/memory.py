@@ -120,7 +120,8 @@ def memory_plan(
 
 def _copied(student: Architecture, recipe: Recipe) -> int:
     """Weights with a copy in 16 bits from the forward pass on: what learns, or isn't read again; and the head."""
-    parts = [part for each in (*student.mlps, *student.attentions) for part in each.projections]
+    parts = [part for mlp in student.mlps for part in mlp.projections]
+    parts += [part for attention in student.attentions for part in attention.projections]
     weights = [part.module.weight for part in parts]
     kept = sum(weight.numel() for weight in weights if weight.requires_grad or not recipe.recompute)
     return kept + student.head.weight.numel()
