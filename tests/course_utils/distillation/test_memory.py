@@ -49,23 +49,30 @@ def test_an_upper_bound_that_is_not_loose(learns, recompute, tied):
     assert 0.6 * planned < measured <= planned
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("learns", [{}, {"mlps_only": True}, {"lora_rank": 8}], ids=str)
-def test_in_16_bits_copies_of_weights_are_counted(learns, recompute, accumulate):
-    """With so few tokens that they are most of what the forward pass keeps."""
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("accumulate", "least"), [(1, 0.8), (2, 0.9)])
+@pytest.mark.parametrize(
+    "learns",
+    [{}, {"recompute": True}, {"mlps_only": True, "recompute": True}, {"lora_rank": 8}],
+    ids=str,
+)
+def test_with_few_tokens_the_whole_plan_is_near(learns, accumulate, least, precision):
+    """Weights, and in 16 bits autocast's copies of them, are most of it then.
+
+    With one batch a step gradients come when what the forward pass kept has gone: the plan, which adds both, is up to a
+    fifth too high there.
+    """
     config = LlamaConfig(**SHAPE, tie_word_embeddings=False)
     teacher = AutoModelForCausalLM.from_config(config)
     student = copy.deepcopy(teacher)
     prune_neurons(student, neuron_importance(student, "random"), ratio=0.5)
-    options = {"recompute": recompute, "accumulate": accumulate, **learns}
-    recipe = Recipe(steps=2, lr=1e-4, precision=torch.bfloat16, **options)
+    recipe = Recipe(steps=2, lr=1e-4, precision=precision, accumulate=accumulate, **learns)
     whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
     planned = sum(memory_plan(whole, narrow, recipe, rows=1, length=32).values())
     few = [{"input_ids": batch["input_ids"][:1, :32]} for batch in TEXT]
     there = 4 * (teacher.num_parameters() + student.num_parameters())
     held = there + peak_memory(lambda: distill(teacher, student, few, recipe))
-    assert (0.9 if accumulate > 1 else 0.8) * planned < held <= planned
+    assert least * planned < held <= planned
 
 
 def test_a_teacher_whose_states_are_known_is_its_head():
