@@ -286,6 +286,9 @@ def test_what_makes_it_fit_is_counted():
     teacher = 4 * version[0].parameters
     sixteen = compress_command._estimate(halved, version, _args(dtype="bfloat16")).bytes
     assert all_weights - sixteen == teacher / 2
+    two_batches = _args(dtype="bfloat16", accumulate=2)  # gradients of the first beside what the second puts aside
+    assert compress_command._estimate(halved, version, two_batches).bytes > sixteen
+    assert compress_command._estimate(halved, version, two_batches, processes=2).bytes == sixteen
     searching = compress_command._estimate(model, version, _args(teacher="disk")).bytes
     cut_at_once = compress_command._estimate(model, version, _args(teacher="disk", light=0)).bytes
     assert searching == all_weights and all_weights - cut_at_once == teacher
