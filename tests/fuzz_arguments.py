@@ -348,6 +348,7 @@ OWN = {
     "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
     "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},
     "distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
+    "export.as_stored": {"model": wide_model, "tokenizer": byte_tokenizer, "quantization": lambda: "Q8_0"},
     "export.export_gguf": {"model": wide_model, "tokenizer": byte_tokenizer, "path": lambda: f"{folder()}/x.gguf"},
     "export.plan_gguf": {"model": wide_model, "tokenizer": byte_tokenizer},
     "heads.prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches()), "groups": lambda: 1},
@@ -355,7 +356,7 @@ OWN = {
     "depth.leave_one_out": {"score": lambda: lambda: 1.0},
     "model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
-    "models.load_config": {"name": lambda: "gpt2"},
+    "models.load_without_weights": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
     "plotting.comparisons.ability_and_bias": {
         "frame": lambda: pd.DataFrame(
