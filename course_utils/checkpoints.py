@@ -135,7 +135,8 @@ def load_pruned(
     if config.is_heterogeneous:
         if config.model_type not in FAMILIES:
             raise UnsupportedArchitecture(
-                f"'{folder}' is a {config.model_type!r} model; known families: {', '.join(FAMILIES)}."
+                f"'{folder}' is a {config.model_type!r} model whose blocks differ; known families that can: "
+                f"{', '.join(FAMILIES)}."
             )
         base = AutoModelForCausalLM._model_mapping[type(config)]
         loader = _heterogeneous_class(base, config)
@@ -175,7 +176,8 @@ def _class_attributes(config: PreTrainedConfig) -> dict:
 def _live_weights(architecture: Architecture) -> dict[str, torch.Tensor]:
     """The model's weights without those of bypassed attentions, which the checkpoint doesn't have."""
     names = {module: name for name, module in architecture.model.named_modules()}
-    dead = [f"{names[module]}." for a in architecture.attentions if a.skipped for module in (a.module, *a.norms)]
+    skipped = [] if architecture.is_mixture else [a for a in architecture.attentions if a.skipped]
+    dead = [f"{names[module]}." for a in skipped for module in (a.module, *a.norms)]
     return {k: v for k, v in architecture.model.state_dict().items() if not k.startswith(tuple(dead))}
 
 
