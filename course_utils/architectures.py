@@ -215,7 +215,7 @@ class Architecture:
         return self.model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Apply the head (Granite's scale, Gemma's soft cap too) to hidden states: [..., hidden] -> [..., vocabulary]."""
+        """Apply the head (Granite's scale, Gemma's soft cap) to hidden states: [..., hidden] -> [..., vocabulary]."""
         logits, config = self.head(hidden_states), self.model.config
         logits = logits / config.logits_scaling if hasattr(config, "logits_scaling") else logits
         cap = getattr(config, "final_logit_softcapping", None)
