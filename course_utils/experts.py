@@ -118,11 +118,14 @@ def prune_experts(model: PreTrainedModel, importance: Sequence[Tensor], *, keep:
     """Cut the least important experts out of every mixture, in place.
 
     Each block keeps ``keep`` experts of its own choice, as many in each of the router's groups where there are some
-    (DeepSeek); equal scores keep the expert with the lower number. What remains equals the whole model whose router may
-    not choose the others: their logits, and their correction biases where there are some, at minus infinity. Where a
-    softmax over all experts isn't normalised over the chosen (OLMoE, or Qwen's with ``norm_topk_prob=False``), the
-    weights of those that stay rise by that, even for a token that was sent to none of the others. The configuration
-    follows, so the model saves and reloads with plain transformers. Works one tensor at a time. Shared experts stay.
+    (DeepSeek); equal scores keep the expert with the lower number. Shared experts stay. The configuration follows, so
+    the model saves and reloads with plain transformers. Works one tensor at a time.
+
+    What remains equals the whole model whose router may not choose the others: their logits, and their correction
+    biases where there are some, at minus infinity. (In 16 bits two experts' logits can be rounded to one number; then
+    either may be chosen.) Where a softmax over all experts isn't normalised over the chosen (OLMoE, or Qwen's with
+    ``norm_topk_prob=False``), the weights of those that stay rise by that, even for a token that was sent to none of
+    the others.
 
     Args:
         model: a mixture of experts that ``describe`` knows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
@@ -86,8 +87,9 @@ def with_channels(model, channels, factors):
     return logits_with(model, hooks + [norm.register_forward_hook(masked_norm(factor)) for norm, factor in norms])
 
 
-def with_experts(model, kept):
-    """Where no router may choose other experts: their logits are minus infinity, and so are their correction biases."""
+@contextmanager
+def only_experts(model, kept):
+    """No router may choose other experts: their logits are minus infinity, and so are their correction biases."""
     linear, masks, running = torch.nn.functional.linear, {}, []
     for mixture, numbers in zip(describe(model).mixtures, kept, strict=True):
         masks[mixture.router] = torch.full((mixture.count,), -torch.inf).index_fill(0, numbers, 0.0)
@@ -102,11 +104,16 @@ def with_experts(model, kept):
         router.e_score_correction_bias = bias + masks[router]
     hooks = [router.register_forward_pre_hook(lambda router, _x: running.append(router)) for router in masks]
     hooks += [router.register_forward_hook(lambda *_: running.clear()) for router in masks]
-    with mock.patch.object(torch.nn.functional, "linear", masked):
-        logits = logits_with(model, hooks)
+    with mock.patch.object(torch.nn.functional, "linear", masked), evaluating(model, *hooks):
+        yield
     for router, bias in biases.items():
         router.e_score_correction_bias = bias
-    return logits
+
+
+def with_experts(model, kept):
+    """With these experts of each mixture alone."""
+    with only_experts(model, kept):
+        return logits_with(model, [])
 
 
 def without_blocks(model, blocks):

@@ -49,8 +49,11 @@ MIXTURES: dict[str, dict] = {  # of eight experts a block, of which a token meet
     "qwen2_moe": _QWEN | {"shared_expert_intermediate_size": 40},
     "qwen3_moe": _QWEN | {"norm_topk_prob": True},
     "olmoe": COMMON | {"num_experts": 8, "num_experts_per_tok": 2},
-    "gpt_oss": _EIGHT | {
-        "head_dim": 8, "sliding_window": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "gpt_oss": _EIGHT
+    | {
+        "head_dim": 8,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     },
     "granitemoe": _EIGHT | {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
     "phimoe": _EIGHT | {"lm_head_bias": True},
