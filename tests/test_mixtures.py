@@ -29,7 +29,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
 
 WORKS = (
-    "adaptive.complexity", "architectures.cache_keyword", "architectures.describe", "benchmarking.measure_speed",
+    "adaptive.complexity", "architectures.cache_keyword", "architectures.describe",
     "bias.planting.plant_preference", "bias.pronouns.log_odds", "bias.pronouns.traced_log_odds",
     "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "checkpoints.save_pruned",
     "depth.block_importance", "depth.leave_one_out", "depth.remove_blocks", "distillation.adapters.adapters",
@@ -42,7 +42,7 @@ WORKS = (
 )  # fmt: skip
 REFUSED = (
     "adaptive.calibrate", "adaptive.make_adaptive", "attention.attention_importance", "attention.bypass_attention",
-    "attention.select_attention_layers", "bias.fairness.activation_difference", "bias.fairness.gap_attribution",
+    "attention.select_attention_layers", "benchmarking.measure_speed", "bias.fairness.activation_difference", "bias.fairness.gap_attribution",
     "bias.fairness.knock_out", "bias.pronouns.head_effects", "bias.pronouns.odds_and_states",
     "bias.pronouns.patched_log_odds", "bias.reporting.report", "bias.scores.measure_pairs",
     "channels.channel_energies", "channels.channel_importance",
@@ -164,7 +164,7 @@ def test_pairs_by_hand(family):
     np.testing.assert_allclose(found, [gap(model, pair) for pair in pairs], atol=1e-4)
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", [family for family in MIXTURES if family != "phimoe"])  # draws while it trains
 @torch.no_grad()
 def test_a_first_step_of_distillation_by_hand(family):
     teacher, student = tiny_model(family), tiny_model(family)
