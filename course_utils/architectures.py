@@ -73,18 +73,24 @@ class Architecture:
         """Whether blocks hold a mixture of experts in the place of an MLP; dense ones may stand among them."""
         return bool(self.family.experts)
 
+    @property
+    def mixture_blocks(self) -> list[int]:
+        """Numbers of the blocks that hold a mixture of experts."""
+        owner, _, name = self.family.experts.rpartition(".")
+        blocks = enumerate(self.blocks) if self.is_mixture else ()
+        return [number for number, block in blocks if hasattr(_part(self.model, block, owner), name)]
+
     @cached_property
     def mixtures(self) -> list[Mixture]:
         """The mixture of experts of each block that holds one."""
-        owner, _, name = self.family.experts.rpartition(".")
+        owner, _, _ = self.family.experts.rpartition(".")
         return [
             Mixture(
                 owner=block.get_submodule(owner),
                 router=_part(self.model, block, self.family.router),
                 experts=block.get_submodule(self.family.experts),
             )
-            for block in self.blocks
-            if self.is_mixture and hasattr(_part(self.model, block, owner), name)
+            for block in (self.blocks[number] for number in self.mixture_blocks)
         ]
 
     @cached_property
@@ -228,7 +234,8 @@ class Architecture:
         transformers' own schema, ``per_layer_config = {"7": {"intermediate_size": 1024, "skip": ["attention"]}}``.
         Stock models fail on reading a field that differs by block; where an attention is skipped, always
         or prompt by prompt, every block therefore states its width (the shared field is 0), so that they
-        fail there too. A mixture states how many experts each of its blocks has, and how many take a token.
+        fail there too. A mixture states how many experts each of its blocks has, how many take a token, and which
+        blocks are dense.
         """
         config = self.model.config
         if self.head.weight is self.model.get_input_embeddings().weight:
@@ -236,6 +243,10 @@ class Architecture:
         if self.is_mixture:
             setattr(config, self.family.experts_field, self.mixtures[0].count)
             config.num_experts_per_tok = self.mixtures[0].top_k
+            dense = sorted(set(range(self.num_blocks)) - set(self.mixture_blocks))
+            by_number = {"first_k_dense_replace": len(dense), "mlp_only_layers": dense, "decoder_sparse_step": 1}
+            for field in by_number.keys() & vars(config).keys():
+                setattr(config, field, by_number[field])
             return
         field, sizes = self.family.width_field, self.intermediate_sizes
         skipped = [attention.skipped for attention in self.attentions]

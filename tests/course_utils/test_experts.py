@@ -334,17 +334,46 @@ def test_logits_are_those_of_the_model(family):
     assert torch.equal(architecture.logits(architecture.hidden_states(batch)), model(IDS).logits)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "dense" not in case])
+@pytest.mark.parametrize("gone", [[0], [1], [0, 2]])
+@everywhere
 @torch.no_grad()
-def test_a_mixture_without_a_block_equals_one_that_passes_it_by(case, tmp_path):
+def test_a_mixture_without_blocks_equals_one_that_passes_them_by(case, gone, tmp_path):
+    """Dense blocks among those that stay get new numbers too."""
     model = tiny_mixture(case)
-    expected = without_blocks(model, [1])
-    report = remove_blocks(model, [1])
+    if case.endswith("dense block") and gone == [0, 2]:
+        pytest.skip("no expert would stay")
+    expected = without_blocks(model, gone)
+    report = remove_blocks(model, gone)
     torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
-    assert (report.before.blocks, report.after.blocks, model.config.num_hidden_layers) == (3, 2, 2)
+    assert (report.before.blocks, report.after.blocks, model.config.num_hidden_layers) == (
+        3,
+        3 - len(gone),
+        3 - len(gone),
+    )
     assert_reloaded(
         AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
     )
+
+
+@torch.no_grad()
+def test_blocks_that_are_dense_in_turns_keep_their_kind(tmp_path):
+    model = tiny_mixture("qwen3_moe", layers=5, decoder_sparse_step=2)  # blocks 1 and 3 hold experts
+    assert describe(model).mixture_blocks == [1, 3]
+    expected = without_blocks(model, [0, 1])
+    remove_blocks(model, [0, 1])
+    assert describe(model).mixture_blocks == [1]
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=1e-5)
+    assert_reloaded(
+        AutoModelForCausalLM.from_pretrained(save_pruned(model, word_tokenizer(), tmp_path / "model")), model
+    )
+
+
+def test_some_experts_must_stay():
+    model = tiny_mixture("qwen2_moe, a dense block")
+    state = state_of(model)
+    with pytest.raises(ValueError, match=r"blocks with experts, \[0, 2\], must stay"):
+        remove_blocks(model, [0, 2])
+    assert_as_it_was(model, state)
 
 
 # --- scores ---------------------------------------------------------------------------------------
