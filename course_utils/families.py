@@ -101,6 +101,7 @@ FAMILIES: dict[str, Family] = {  # by the configuration's model_type
 }
 _MIXTRAL = Family(experts="mlp.experts", router="mlp.gate", experts_field="num_local_experts")
 _QWEN_MOE = replace(_MIXTRAL, experts_field="num_experts")
+_DEEPSEEK_V3 = replace(_MIXTRAL, experts_field="n_routed_experts", fewest_experts=2)  # compares groups by two of each
 MIXTURES: dict[str, Family] = {  # of experts, by the configuration's model_type
     "mixtral": _MIXTRAL,
     "qwen2_moe": _QWEN_MOE,
@@ -112,5 +113,6 @@ MIXTURES: dict[str, Family] = {  # of experts, by the configuration's model_type
         experts="mlp.experts", router="mlp.router", experts_field="num_local_experts", fewest_experts=2
     ),
     "deepseek_v2": replace(_MIXTRAL, experts_field="n_routed_experts"),
-    "deepseek_v3": replace(_MIXTRAL, experts_field="n_routed_experts", fewest_experts=2),  # compares groups by two each
+    "deepseek_v3": _DEEPSEEK_V3,
+    "glm4_moe": _DEEPSEEK_V3,
 }

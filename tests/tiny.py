@@ -59,6 +59,7 @@ MIXTURES: dict[str, dict] = {  # of eight experts a block, of which a token meet
     "phimoe": _EIGHT | {"lm_head_bias": True},
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK | {"n_group": 1, "topk_group": 1},
+    "glm4_moe": _DEEPSEEK | {"num_key_value_heads": 2, "head_dim": 8, "n_group": 1, "topk_group": 1},
 }
 
 

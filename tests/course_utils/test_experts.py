@@ -84,7 +84,11 @@ def test_every_known_mixture_is_tested():
 @pytest.mark.parametrize(
     ("case", "keep"),
     [(case, keep) for case in CASES for keep in ((4, 6) if case.endswith("groups") else (2, 5))]
-    + [(case, 1) for case in CASES if case.partition(",")[0] not in ("phimoe", "deepseek_v3", "deepseek_v2")]
+    + [
+        (case, 1)
+        for case in CASES
+        if case.partition(",")[0] not in ("phimoe", "deepseek_v2", "deepseek_v3", "glm4_moe")
+    ]
     + [("deepseek_v2", 1)],  # fewer than a token is sent to
 )
 @torch.no_grad()
@@ -201,7 +205,7 @@ def test_experts_and_router_stay_trainable(family):
     assert learned and all(weight.grad is not None for weight in learned)
 
 
-@pytest.mark.parametrize("family", [f for f in MIXTURES if not f.startswith("deepseek")])
+@pytest.mark.parametrize("family", [f for f in MIXTURES if not f.startswith(("deepseek", "glm"))])
 @torch.no_grad()
 def test_the_balancing_loss_knows_the_new_count(family, tmp_path):
     model = tiny_mixture(family)
@@ -515,6 +519,7 @@ WRONG = [
     ("mixtral", {"keep": [6, 5, 6]}, "whole number"),
     ("phimoe", {"keep": 1}, "from 2 to 8"),
     ("deepseek_v3", {"keep": 1}, "from 2 to 8"),
+    ("glm4_moe", {"keep": 1}, "from 2 to 8"),
     ("deepseek_v3, groups", {"keep": 2}, "from 4 to 8"),
     ("deepseek_v2, groups", {"keep": 2}, "from 4 to 8"),
     ("deepseek_v3, groups", {"keep": 5}, "multiple of 2"),
@@ -559,9 +564,8 @@ def test_dense_models_have_no_experts(family):
 
 
 def test_other_mixtures_are_refused_by_name():
-    settings = MIXTURES["deepseek_v3"] | {"head_dim": 8, "num_key_value_heads": 2}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("glm4_moe", **settings))
-    with pytest.raises(UnsupportedArchitecture, match="'glm4_moe'.*mixtral.*deepseek_v3"):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("dots1", **MIXTURES["glm4_moe"]))
+    with pytest.raises(UnsupportedArchitecture, match="'dots1'.*mixtral.*deepseek_v3"):
         expert_importance(model, "random")
 
 
