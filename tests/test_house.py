@@ -32,7 +32,7 @@ LIBRARY = {
         "hooks modeling batches own_text families parts architectures surgery refusals passes upper_blocks influence "
         "reports activations"
     ),
-    "cutting": "choosing width heads channels depth attention adaptive healing",
+    "cutting": "choosing width experts heads channels depth attention adaptive healing",
     "measuring": (
         "divergence uncertainty language_modelling branching evaluation records benchmark_tasks costs cost_model "
         "benchmarking plotting diagrams"

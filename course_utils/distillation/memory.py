@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import Architecture, describe
+from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.argument_types import check_types
 from course_utils.distillation.adapters import with_adapters
 from course_utils.distillation.recipe import Recipe
@@ -85,11 +85,17 @@ def memory_plan(
 
     Raises:
         ValueError: a size isn't a whole number, or ``rows`` or ``length`` is below 1.
+        UnsupportedArchitecture: the student is a mixture of experts.
     """
     for name, number in {"rows": rows, "length": length}.items():
         checks.whole_number(name, number, least=1)
     student = copy.deepcopy(student)  # shapes alone
     parts = describe(student)
+    if parts.is_mixture:
+        raise UnsupportedArchitecture(
+            f"{type(student).__name__} is a mixture of experts: what it keeps for its backward pass hangs on where its "
+            "tokens are sent, which no shapes tell. Measure a step."
+        )
     asked: list[Tensor] = [describe(teacher).head.weight] if teacher_states else [*teacher.parameters()]
     if recipe.lora_rank:
         with_adapters(recipe, student)
