@@ -31,6 +31,7 @@ from course_tools.lessons.notebooks import (
     repository_path,
     without_empty_headers,
 )
+from course_tools.site import explorable
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -140,6 +141,10 @@ class Sources:
             notebook.metadata["no-search"] = ""  # the lesson itself is found
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
+        if lesson.number in explorable.LESSONS:
+            pictured = [any(map(_is_picture, cell.get("outputs", []))) for cell in notebook.cells]
+            shown = nbformat.v4.new_markdown_cell(explorable_page(lesson.number), id="explorable")
+            notebook.cells.insert(pictured.index(True) + 1, shown)
         for cell in notebook.cells:
             question = _QUESTION.match(cell.source)
             if cell.cell_type == "code":
@@ -358,6 +363,12 @@ def question_page(question: Question, number: int, *, name: str) -> str:
     )
     asked = f'<div id="{name}">\n\n{question.text}\n\n</div>'
     return "\n\n".join([f"### Question {number}", asked, raw(form)])
+
+
+def explorable_page(lesson: str) -> str:
+    """A lesson's figure to move through; explore.js shows it in place of the picture above it."""
+    data = explorable.page_data(lesson)
+    return raw(f'<div class="explorable" hidden><script type="application/json">{data}</script></div>')
 
 
 def layers_page(drawing: str) -> str:
