@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,6 +47,7 @@ _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
 _FIRST = re.compile(r"# .+\n\n([\w*].*(?:\n.+)*)\n")
 _LEARN = "## What you will learn"
+_SEED = 4  # of the order of options: one with which no place is right too often
 
 
 class SiteError(ValueError):
@@ -340,20 +342,23 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 def question_page(question: Question, number: int, *, name: str) -> str:
     """A quiz question as radio buttons; course.js shows the reason of the chosen one. Without script, all are folded.
 
+    The options stand in another order on each page, always the same there: who remembers a place learns nothing.
+
     Args:
         question: what is asked.
         number: its heading's.
-        name: of its radio buttons, unlike any other's on the page.
+        name: of its radio buttons, unlike any other's on the site.
     """
     inline = MarkdownIt("commonmark").renderInline
+    shuffled = random.Random(f"{_SEED} {name}").sample(question.options, len(question.options))
     options = "\n".join(
         f'<label><input type="radio" name="{name}" value="{letter}"> <span>{inline(option.text)}</span></label>\n'
         f'<p class="quiz-reason" data-right="{str(option.right).lower()}" hidden>{inline(option.reason)}</p>'
-        for letter, option in zip("ABCD", question.options, strict=False)
+        for letter, option in zip("ABCD", shuffled, strict=False)
     )
     folded = "".join(
         f"<li>{inline(option.text)} <strong>{'Right.' if option.right else 'No.'}</strong> {inline(option.reason)}</li>"
-        for option in question.options
+        for option in shuffled
     )
     form = (
         f'<form class="quiz">\n<fieldset aria-labelledby="{name}">\n{options}\n</fieldset>\n'

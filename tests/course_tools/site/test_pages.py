@@ -1,6 +1,7 @@
 """The site's sources: links that lead to pages, quizzes with radio buttons, a glossary that tells the truth."""
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -130,6 +131,13 @@ class Form(HTMLParser):
         return [attributes for tag, attributes in self.found if tag == name]
 
 
+OPTION = re.compile(r'<span>(.+)</span></label>\n<p class="quiz-reason" data-right="(\w+)" hidden>(.+)</p>')
+
+
+def place_of_right(text):
+    return [right for _, right, _ in OPTION.findall(text)].index("true")
+
+
 def test_question_has_labelled_radio_buttons_each_with_its_reason(small):
     question = authoring.read_question(
         "Two `x`?\n\n- [ ] *one*\n  > Less.\n- [x] a < b\n  > Right so.\n- [ ] c\n  > No."
@@ -139,9 +147,10 @@ def test_question_has_labelled_radio_buttons_each_with_its_reason(small):
     assert text.startswith("### Question 2\n\n") and "Two `x`?" in text
     assert [one["value"] for one in form.all("input")] == ["A", "B", "C"]
     assert {one["name"] for one in form.all("input")} == {"quiz-01-2"}
-    assert [one["data-right"] for one in form.all("p")] == ["false", "true", "false"]
+    assert sorted(OPTION.findall(text)) == [
+        ("<em>one</em>", "false", "Less."), ("a &lt; b", "true", "Right so."), ("c", "false", "No."),
+    ]  # fmt: skip
     assert form.all("fieldset") == [{"aria-labelledby": "quiz-01-2"}] and '<div id="quiz-01-2">' in text
-    assert "<em>one</em>" in text and "a &lt; b" in text
     assert all("hidden" in one for one in [*form.all("p"), *form.all("button")]), "without script, answers are folded"
     assert text.count("Right so.") == 2
 
@@ -157,6 +166,24 @@ def test_every_quiz_is_on_its_lesson_and_on_the_quizzes_page(sources):
                 assert question.text in source
     names = [one["name"] for one in Form(staged["quizzes.md"]).all("input")]
     assert len(set(names)) == sum(len(lesson.quiz) for lesson in sources.lessons)
+
+
+def test_order_of_options_stays_differs_from_page_to_page_and_tells_nothing(sources):
+    asked = [
+        (question, f"{lesson.number}-{number}")
+        for lesson in sources.lessons
+        if lesson.converted
+        for number, question in enumerate(lesson.quiz, start=1)
+    ]
+    places = {}
+    for page in ("quiz", "quizzes"):
+        texts = [pages.question_page(question, 1, name=f"{page}-{name}") for question, name in asked]
+        again = [pages.question_page(question, 1, name=f"{page}-{name}") for question, name in asked]
+        assert texts == again
+        places[page] = [place_of_right(text) for text in texts]
+        often = max(map(places[page].count, range(4)))
+        assert often <= math.ceil(0.45 * len(asked)), f"choose another _SEED in pages.py: {places[page]}"
+    assert places["quiz"] != places["quizzes"]
 
 
 def test_every_term_is_introduced_where_the_glossary_says(sources):
