@@ -32,7 +32,7 @@ from course_tools.lessons.notebooks import (
     repository_path,
     without_empty_headers,
 )
-from course_tools.site import explorable
+from course_tools.site import calculator, explorable
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -133,7 +133,7 @@ class Sources:
         return outside_code(text, lambda part: _LINK.sub(lambda link: self._target(link[0], path), part))
 
     def lesson_page(self, lesson: Lesson, form: str) -> NotebookNode:
-        """A saved notebook as a page: title first, a local badge, pictures with their sentences, radio buttons."""
+        """A saved notebook as a page: title first, a local badge, pictures with their sentences, and what moves."""
         file = self._notebooks(lesson)[form]
         path = file.relative_to(self.root).as_posix()
         notebook = without_empty_headers(nbformat.read(file, as_version=4))
@@ -143,10 +143,7 @@ class Sources:
             notebook.metadata["no-search"] = ""  # the lesson itself is found
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
-        if lesson.number in explorable.LESSONS:
-            pictured = [any(map(_is_picture, cell.get("outputs", []))) for cell in notebook.cells]
-            shown = nbformat.v4.new_markdown_cell(explorable_page(lesson.number), id="explorable")
-            notebook.cells.insert(pictured.index(True) + 1, shown)
+        _add_what_moves(notebook.cells, lesson)
         for cell in notebook.cells:
             question = _QUESTION.match(cell.source)
             if cell.cell_type == "code":
@@ -376,6 +373,14 @@ def explorable_page(lesson: str) -> str:
     return raw(f'<div class="explorable" hidden><script type="application/json">{data}</script></div>')
 
 
+def calculator_page() -> str:
+    """The calculator, a section of its own."""
+    says = (
+        "Put in a model and a machine: this lesson's formulae tell what must be held, and what a token takes at least."
+    )
+    return "\n\n".join(["## A calculator", says, raw(calculator.form())])
+
+
 def layers_page(drawing: str) -> str:
     """The map's Mermaid drawing of layers as a list, top first: browsers need no script for it."""
     rows = [
@@ -455,6 +460,16 @@ def _give_alt(cell: NotebookNode) -> None:
         raise SiteError(f"A cell shows {len(alts)} pictures; the site needs a cell each: {cell.source[:80]!r}")
     if alts and alts[0]:
         cell.metadata["mystnb"] = {"image": {"alt": alts[0]}}
+
+
+def _add_what_moves(cells: list[NotebookNode], lesson: Lesson) -> None:
+    """Add what only a page can have: the figure to remember with its record, and a calculator."""
+    if lesson.number in explorable.LESSONS:
+        pictured = [any(map(_is_picture, cell.get("outputs", []))) for cell in cells].index(True)
+        cells.insert(pictured + 1, nbformat.v4.new_markdown_cell(explorable_page(lesson.number), id="explorable"))
+    if lesson.number == calculator.LESSON:
+        quiz = [cell.source for cell in cells].index("## Quiz")
+        cells.insert(quiz, nbformat.v4.new_markdown_cell(calculator_page(), id="calculator"))
 
 
 def _is_picture(output: NotebookNode) -> bool:

@@ -2,11 +2,11 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from part_of_site import open_alone
 from screens import PHONE, WIDE
 
 pytest.importorskip("sphinx", reason="part of the extra site")
@@ -131,10 +131,10 @@ def test_outline_of_a_marker_is_as_matplotlib_draws_it():
 
 # In a browser
 
-SHELL = """<!doctype html><html lang="en"><title>x</title><meta charset="utf-8"><style>{css}</style>
-<script>{script}</script><main><h1>x</h1><div class="cell"><div class="cell_output">
-<img alt="A figure of dots." width="40" height="40" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
-</div></div>{figure}</main></html>"""
+PICTURE = (
+    '<div class="cell"><div class="cell_output"><img alt="A figure of dots." width="40" height="40" '
+    'src="data:image/gif;base64,R0lGODlhAQABAAAAACw="></div></div>'
+)
 TICKS = "[...document.querySelectorAll('.grid + text')].map(text => [text.textContent, text.getAttribute('y') - 4])"
 WALK = """chosen => {
     const inputs = [...document.querySelectorAll('.explorable select, .explorable input')];
@@ -154,10 +154,7 @@ WALK = """chosen => {
 
 
 def show(page, folder, lesson):
-    figure = re.search(r"<div.*</div>", pages.explorable_page(lesson))[0]
-    css, script = ((ROOT / "docs/static" / name).read_text(encoding="utf-8") for name in ("course.css", "explore.js"))
-    (folder / "page.html").write_text(SHELL.format(css=css, script=script, figure=figure), encoding="utf-8")
-    page.goto((folder / "page.html").as_uri())
+    open_alone(page, folder, PICTURE + pages.explorable_page(lesson), "explore.js")
 
 
 @pytest.mark.browser
