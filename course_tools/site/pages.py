@@ -33,6 +33,7 @@ from course_tools.lessons.notebooks import (
     without_empty_headers,
 )
 from course_tools.site import calculator, explorable
+from course_tools.site.meanings import with_meanings
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -144,18 +145,23 @@ class Sources:
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
         _add_what_moves(notebook.cells, lesson)
+        glossary = os.path.relpath("docs/glossary.html", PurePosixPath(path).parent)
+        known, seen = {term.name: term.meaning for term in self.terms if term.lesson <= lesson.number[:2]}, set()
         for cell in notebook.cells:
             question = _QUESTION.match(cell.source)
             if cell.cell_type == "code":
                 _give_alt(cell)
                 if "install" in tags_of(cell):
-                    cell.metadata["tags"] = [*tags_of(cell), "hide-input"]
-                    cell.metadata["mystnb"] = {"code_prompt_show": INSTALL_TITLE}
+                    _fold(cell, INSTALL_TITLE)
+                elif lesson.converted and any(map(_is_picture, cell.outputs)):  # there such a cell only draws
+                    _fold(cell, "How it is drawn")
             elif question:
                 number = int(question[1])
                 cell.source = question_page(lesson.quiz[number - 1], number, name=f"quiz-{lesson.number}-{number}")
             else:
                 cell.source = self.linked(cell.source, path)
+                if cell is not notebook.cells[0]:
+                    cell.source = with_meanings(cell.source, known, seen, glossary)
         return notebook
 
     def introduction(self, term: Term) -> str:
@@ -451,6 +457,12 @@ def _bullets(lesson: Lesson) -> str:
     text = next(cell.source for cell in lesson.cells if cell.source.startswith(_LEARN)).removeprefix(_LEARN)
     lines = text.strip().split("\n\n")[0].splitlines()
     return "\n".join(lines)
+
+
+def _fold(cell: NotebookNode, title: str) -> None:
+    """Fold a cell's code under a title."""
+    cell.metadata["tags"] = [*tags_of(cell), "hide-input"]
+    cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = title
 
 
 def _give_alt(cell: NotebookNode) -> None:

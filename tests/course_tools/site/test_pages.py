@@ -116,6 +116,25 @@ def test_picture_keeps_its_sentence_and_two_in_a_cell_are_refused(small):
         page(small, "notebooks/01_small.ipynb")
 
 
+def test_code_that_draws_is_folded_and_no_other(sources):
+    for lesson in sources.lessons:
+        if lesson.converted:
+            cells = [cell for cell in sources.lesson_page(lesson, "exercises").cells if cell.cell_type == "code"]
+            folded = {cell.id for cell in cells[1:] if "hide-input" in cell.metadata.get("tags", [])}
+            assert folded == {cell.id for cell in cells if re.search(r"^ *show\(", cell.source, re.MULTILINE)}, (
+                lesson.name
+            )
+
+
+def test_terms_are_linked_from_the_lesson_that_introduces_them_on(sources):
+    linked = {}
+    for lesson in sources.lessons:
+        texts = "".join(cell.source for cell in sources.lesson_page(lesson, "solutions").cells)
+        linked[lesson.number] = re.findall(r'class="term" href="../../docs/glossary.html#([^"]+)"', texts)
+        assert len(set(linked[lesson.number])) == len(linked[lesson.number]) > 5
+    assert "term-bandwidth" in linked["10"] and "term-bandwidth" not in linked["05"]
+
+
 class Form(HTMLParser):
     """(tag, attributes) of what is in a page's forms."""
 
