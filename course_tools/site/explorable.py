@@ -152,7 +152,7 @@ def _sets_of_six() -> Figure:
                     f"{shown(total)} in sum."
                 )
                 if way == "run" and draws:
-                    says += f" Chosen by {draws} of five draws of the calibration text."
+                    says += f" Chosen by {draws} of 5 draws of the calibration text."
                 look = "leave-one-out" if way == "run" else way
                 points.append(Point((text, dtype, name, blocks), look, total, mean, low, high, says))
         here = [point for point in points if point.chosen[:2] == (text, dtype)]
@@ -219,7 +219,7 @@ def _token_times() -> Figure:
             says = (
                 f"{row.name}, in {program}: {row.milliseconds:.1f} ms a token ({row.low:.1f} to {row.high:.1f}), × "
                 f"{row.milliseconds / whole:.2f} of the whole model's. Reading its bytes takes {row.floor:.2f} ms at "
-                f"least, {row.floor / row.milliseconds:.0%} of it."
+                f"least, {100 * row.floor / row.milliseconds:.0f} % of it."
             )
             numbers = row.milliseconds, row.low, row.high
             points.append(Point((program, row.name), row.part, place, *numbers, says, foot=row.floor))
