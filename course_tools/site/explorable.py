@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 from matplotlib import ticker
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure as Canvas
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
-from course_utils.plotting import mark
+from course_utils.plotting import log_ticks, mark
 from course_utils.policies import by_level, by_price, cache_saved, gap_to_static, outcome
 from course_utils.prompt_harm import Record
 from course_utils.records import read_record
@@ -194,7 +195,7 @@ def _rules_for_prompts() -> Figure:
         gap, low, high = gap_to_static(judged.harm, saved, columns, judged.documents)
         says = (
             f"{name}, {setting}: {100 * share:.1f} % of the cache saved, {harm:.3f} nats a token of harm. That is "
-            f"{gap:+.3f} ({low:+.3f} to {high:+.3f}) beside leaving the same number out for all at this saving."
+            f"{gap:+.3f} ({low:+.3f} to {high:+.3f}) beside one number for all, or a coin between two, at this saving."
         )
         points.append(Point((name, setting), name, 100 * share, harm, harm - gap + low, harm - gap + high, says))
     return Figure(
@@ -203,7 +204,7 @@ def _rules_for_prompts() -> Figure:
         scenes=0,
         labels=("cache saved, %", "harm, nats a token"),
         points=points,
-        begin=next(i for i, point in enumerate(points) if point.name == "price"),
+        begin=next(i for i, point in enumerate(points) if point.name == "price" and point.x > 10),
         lines=[Line((), "one for all", [*zip(100 * saved.sum(0), judged.harm.mean(0), strict=True)], "one for all")],
     )
 
@@ -288,13 +289,16 @@ def _axis(label: str, numbers: Sequence[float], logarithmic: bool) -> dict:
     """An axis that holds all these numbers, with ticks that one can read."""
     low, high = min(numbers), max(numbers)
     if logarithmic:
-        steps = (1, 2, 5) if high / low < 300 else (1,)
-        ticks = [tick for tick in ticker.LogLocator(subs=steps).tick_values(low, high) if low <= tick <= high]
         span = [low / (high / low) ** 0.03, high * (high / low) ** 0.03]
+        axis = Canvas().subplots(subplot_kw={"yscale": "log", "ylim": span}).yaxis
+        log_ticks(axis)
+        places, write = axis.get_majorticklocs(), axis.get_major_formatter()
     else:
-        ticks = [float(tick) for tick in ticker.MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
-        span = [low, high + 0.03 * (high - low)]
-    return {"label": label, "log": logarithmic, "span": span, "ticks": [[tick, f"{tick:,.6g}"] for tick in ticks]}
+        room = 0.03 * (high - low)
+        span = [low - room if low else 0, high + room]
+        places, write = ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(*span), "{:,.6g}".format
+    ticks = [[float(place), write(place)] for place in places if span[0] <= place <= span[1]]
+    return {"label": label, "log": logarithmic, "span": span, "ticks": ticks}
 
 
 def _look(name: str) -> dict[str, str]:

@@ -6,7 +6,9 @@ two pages; a link to a file that has no page leads to the repository.
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import os
 import random
@@ -20,6 +22,7 @@ from pathlib import Path, PurePosixPath
 import nbformat
 from markdown_it import MarkdownIt
 from nbformat import NotebookNode
+from PIL import Image
 
 from course_tools import processes
 from course_tools.lessons.authoring import DEEPER, Lesson, Question, find_lessons, read_lesson
@@ -48,6 +51,7 @@ _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
 _FIRST = re.compile(r"# .+\n\n([\w*].*(?:\n.+)*)\n")
 _LEARN = "## What you will learn"
+_CARD = (560, 560)  # pixels of a card's picture, at most
 _SEED = 4  # of the order of options: one with which no place is right too often
 
 
@@ -89,6 +93,9 @@ def stage(root: Path, folder: Path) -> None:
     for path, text in sources.pages():
         write_text(folder / path, text)
     shutil.copytree(root / "docs" / "images", folder / "docs" / "images")
+    (folder / "cards").mkdir()
+    for number, (picture, _) in sources.remembered.items():
+        picture.save(folder / "cards" / f"{number}.png", optimize=True)
 
 
 class Sources:
@@ -229,7 +236,7 @@ class Sources:
     def _numbers(self) -> str:
         exercises = sum("exercise" in tags_of(cell) for lesson in self.lessons for cell in lesson.cells)
         questions = sum(len(lesson.quiz) for lesson in self.lessons)
-        figures = sum("image/png" in output.get("data", {}) for output in self._outputs())
+        figures = sum(_is_picture(output) for lesson in self.lessons for output in _outputs(self._saved(lesson)))
         hours = sum(lesson.minutes for lesson in self.lessons) / 60
         facts = {
             "lessons": len(self.lessons), "hours with the exercises": f"{hours:.0f}",
@@ -238,11 +245,6 @@ class Sources:
         }  # fmt: skip
         row = '<div><dt>{}</dt><dd class="numbers-count">{}</dd></div>'
         return raw(f'<dl class="numbers">{"".join(row.format(*fact) for fact in facts.items())}</dl>')
-
-    def _outputs(self) -> Iterator[NotebookNode]:
-        for lesson in self.lessons:
-            for cell in self._saved(lesson).cells:
-                yield from cell.get("outputs", [])
 
     def _ways(self) -> str:
         """The two quickest: lesson 01 in Colab, and here."""
@@ -254,12 +256,26 @@ class Sources:
         }
         return "\n\n".join(f"```{head}\n\n{text.format(first.number)}\n```" for head, text in buttons.items())
 
+    @cached_property
+    def remembered(self) -> dict[str, tuple[Image.Image, str]]:
+        """Each lesson's figure to remember, as small as a card, and its sentence; by the lesson's number."""
+        found = {}
+        for lesson in self.lessons:
+            output = next(filter(_is_picture, _outputs(self._saved(lesson))), None)
+            if output is not None:
+                picture = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).convert("RGB")
+                picture.thumbnail(_CARD)
+                found[lesson.number] = picture, output["metadata"]["image/png"]["alt"]
+        return found
+
     def _cards(self) -> str:
-        cards = [
-            f":::{{grid-item-card}} {lesson.heading}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
-            f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}\n:::"
-            for lesson in self.lessons
-        ]
+        cards = []
+        for lesson in self.lessons:
+            options = [f":link: notebooks/{lesson.name}", ":link-type: doc"]
+            if lesson.number in self.remembered:
+                options += [f":img-top: cards/{lesson.number}.png", f":img-alt: {self.remembered[lesson.number][1]}"]
+            text = f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}"
+            cards.append("\n".join([f":::{{grid-item-card}} {lesson.heading}", *options, text, ":::"]))
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
 
     def _contents(self) -> str:
@@ -482,6 +498,11 @@ def _add_what_moves(cells: list[NotebookNode], lesson: Lesson) -> None:
     if lesson.number == calculator.LESSON:
         quiz = [cell.source for cell in cells].index("## Quiz")
         cells.insert(quiz, nbformat.v4.new_markdown_cell(calculator_page(), id="calculator"))
+
+
+def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
 
 
 def _is_picture(output: NotebookNode) -> bool:

@@ -58,7 +58,15 @@ document.addEventListener("DOMContentLoaded", () => {
   logo?.setAttribute("role", "navigation");
   logo?.setAttribute("aria-label", "Start");
   document.querySelectorAll("form.quiz").forEach(quiz);
-  const images = [...document.querySelectorAll("article img")].filter((image) => !image.closest("a"));
+  // Who comes from the search wants the place, not the page's top. Sphinx marks the words a moment after this.
+  if (!location.hash) {
+    setTimeout(() => {
+      const found = document.querySelector("article p .highlighted, article li .highlighted, article td .highlighted");
+      found?.closest("details")?.setAttribute("open", "");
+      found?.scrollIntoView({ block: "center" });
+    }, 100);
+  }
+  const images = [...document.querySelectorAll("article img")].filter((image) => !image.closest("a, .sd-card"));
   if (!images.length) return;
   const dialog = document.createElement("dialog");
   dialog.className = "picture";

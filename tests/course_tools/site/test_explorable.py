@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_sets_of_blocks_are_those_of_the_record():
     assert one.y == pytest.approx(damages("leave_out", criterion="run", layers=[*range(10, 16)]).mean())
     alone = [damages("leave_out", criterion="alone", part="block", layers=[block]).mean() for block in range(10, 16)]
     assert one.x == pytest.approx(sum(alone))
-    assert with_interval(one.y, one.low, one.high) in one.says and f"× {math.exp(one.y):.2f}" in one.says
+    assert with_interval(one.y, one.low, one.high) in one.says and f"× {math.exp(one.y):.1f}" in one.says
 
 
 def test_rules_for_prompts_are_those_of_the_record():
@@ -85,9 +86,13 @@ def test_rules_for_prompts_are_those_of_the_record():
     judged = slice(record.choosing, None)
     one = point("06", "one for all", "3 of 30 attentions")
     assert one.x == pytest.approx(10) and one.y == pytest.approx(record.harm[judged, record.numbers.index(3)].mean())
-    for share, rule in ((2, "price"), (25, "price")):
-        one = point("06", rule, f"{share:.1f} % asked for")
-        assert one.x == pytest.approx(share, abs=3) and one.high < dict(explorable.figure("06").lines[0].places)[10.0]
+    shares = [share for share, _ in explorable.figure("06").lines[0].places]
+    assert shares == pytest.approx([100 * number / 30 for number in record.numbers])
+    for share in (2, 25):
+        one = point("06", "price", f"{share:.1f} % asked for")
+        assert one.x == pytest.approx(share, abs=1) and f"{one.x:.1f} % of the cache" in one.says
+        gap, low, high = map(float, re.search(r"is (\S+) \((\S+) to (\S+)\) beside", one.says).groups())
+        assert [one.low - one.y, one.high - one.y] == pytest.approx([low - gap, high - gap], abs=2e-3) and high < 0
 
 
 def test_times_are_those_of_the_record():

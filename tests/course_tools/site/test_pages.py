@@ -304,6 +304,16 @@ def test_section_of_a_term():
     assert pages.section_of("rv", texts) is None, "words begin where they begin"
 
 
+def test_cards_show_the_figure_to_remember_what_one_has_and_how_long_it_takes(small, sources):
+    (small / "docs/index.md").write_text("# Welcome\n\n<!-- site: lessons -->\n", encoding="utf-8")
+    assert f":img-top: cards/01.png\n:img-alt: {ALT}\n" in page(small, "index.md")
+    pages.stage(small, small / "staged")
+    assert (small / "staged/cards/01.png").read_bytes().startswith(b"\x89PNG")
+    cards = dict(sources.pages())["index.md"]
+    assert cards.count(":img-top: cards/") == len(sources.lessons), "each has one"
+    assert all(max(picture.size) <= 560 and len(alt.split()) > 4 for picture, alt in sources.remembered.values())
+
+
 def test_landing_counts_what_is_there(small):
     text = page(small, "index.md")
     for what, count in {"lessons": 1, "exercises that check themselves": 1, "quiz questions with reasons": 3}.items():
