@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.resources import files
 
@@ -38,7 +38,7 @@ class Point:
 
     Attributes:
         chosen: its value of each control.
-        name: of the arm, in the course's table of marks.
+        name: of the arm.
         x: place on the horizontal axis.
         y: on the vertical one.
         low: lower end of the interval of ``y``, 95 %.
@@ -59,12 +59,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A line through some places, drawn where the first controls have the values ``chosen``; ``like`` is its arm."""
+    """A line through some places, drawn where the first controls have the values ``chosen``."""
 
     chosen: tuple[str, ...]
     name: str
     places: Sequence[tuple[float, float]]
-    like: str
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Figure:
         points: in the order in which controls offer their values.
         begin: the number of the point that is chosen first.
         lines: what the points are compared with.
+        likes: {name: arm of the course's table} where a name isn't there itself.
         ticks: {label: place} on the horizontal axis, where it isn't one of numbers.
         logarithmic: both axes, or the vertical one where there are ``ticks``.
     """
@@ -90,6 +90,7 @@ class Figure:
     points: Sequence[Point]
     begin: int
     lines: Sequence[Line] = ()
+    likes: Mapping[str, str] = field(default_factory=dict)
     ticks: dict[str, float] | None = None
     logarithmic: bool = False
 
@@ -100,7 +101,7 @@ def _random_cuts() -> Figure:
     places = {
         "shared": "10 % cut",
         "two put back": "two neurons\nput back",
-        "stream put back": "first token's\nstate put back",
+        "stream put back": "first token's\nstate put\nback",
     }
     arms = ("activation", "peak-to-peak", "L1", "random")
     points, lines = [], []
@@ -108,7 +109,7 @@ def _random_cuts() -> Figure:
         blind = rows.query("criterion == 'random' and edit == 'shared'").sort_values("damage")
         middle = blind.iloc[len(blind) // 2]
         uncut = rows[rows.criterion == ""].nats.item()
-        lines.append(Line((text, dtype), "guessing", _level(math.exp(_GUESSING - uncut), (-0.5, 2.5)), "guessing"))
+        lines.append(Line((text, dtype), "guessing", _level(math.exp(_GUESSING - uncut), (-0.5, 2.5))))
         for row in rows[rows.criterion.isin(arms) & rows.edit.isin(places)].itertuples():
             place, words = [*places].index(row.edit), " ".join(places[row.edit].split())
             times = _times(row.rows)
@@ -154,13 +155,12 @@ def _sets_of_six() -> Figure:
                 )
                 if way == "run" and draws:
                     says += f" Chosen by {draws} of 5 draws of the calibration text."
-                look = "leave-one-out" if way == "run" else way
-                points.append(Point((text, dtype, name, blocks), look, total, mean, low, high, says))
+                points.append(Point((text, dtype, name, blocks), name, total, mean, low, high, says))
         here = [point for point in points if point.chosen[:2] == (text, dtype)]
         ends = min(point.x for point in here), max(point.x for point in here)
         uncut = rows[rows.criterion == ""].nats.item()
-        lines.append(Line((text, dtype), "guessing", _level(_GUESSING - uncut, ends), "guessing"))
-        lines.append(Line((text, dtype), "harms add up", [(end, end) for end in ends], "whole"))
+        lines.append(Line((text, dtype), "guessing", _level(_GUESSING - uncut, ends)))
+        lines.append(Line((text, dtype), "harms add up", [(end, end) for end in ends]))
     return Figure(
         controls=("Judged on", "Number format", "Six blocks", "Which six"),
         slides=1,
@@ -169,6 +169,7 @@ def _sets_of_six() -> Figure:
         points=points,
         begin=next(i for i, point in enumerate(points) if "Chosen by" in point.says),
         lines=lines,
+        likes={"six neighbours": "leave-one-out", "harms add up": "whole"},
         logarithmic=True,
     )
 
@@ -205,7 +206,7 @@ def _rules_for_prompts() -> Figure:
         labels=("cache saved, %", "harm, nats a token"),
         points=points,
         begin=next(i for i, point in enumerate(points) if point.name == "price" and point.x > 10),
-        lines=[Line((), "one for all", [*zip(100 * saved.sum(0), judged.harm.mean(0), strict=True)], "one for all")],
+        lines=[Line((), "one for all", [*zip(100 * saved.sum(0), judged.harm.mean(0), strict=True)])],
     )
 
 
@@ -266,8 +267,9 @@ def page_data(lesson: str) -> str:
         x_axis = {"label": drawn.labels[0], "log": False, "span": [-0.5, len(drawn.ticks) - 0.5]}
         x_axis["ticks"] = [[place, label] for label, place in drawn.ticks.items()]
     least = [0] if any(point.foot is not None for point in drawn.points) else []  # a bar stands on nothing
-    looks = {name: _look(name) for name in dict.fromkeys(point.name for point in drawn.points)}
-    looks |= {line.name: _look(line.like) | {"outline": ""} for line in drawn.lines if line.name not in looks}
+    looks = {name: _look(drawn.likes.get(name, name)) for name in dict.fromkeys(one.name for one in drawn.points)}
+    for line in drawn.lines:  # without a marker, where nothing was measured
+        looks.setdefault(line.name, _look(drawn.likes.get(line.name, line.name)) | {"outline": ""})
     data = {
         "controls": controls,
         "scenes": drawn.scenes,

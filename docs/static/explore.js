@@ -57,7 +57,7 @@
     }
     let free = -Infinity; // labels that would touch are left out
     for (const [at, text] of x.ticks) {
-      const half = 4 * Math.max(...text.split("\n").map((line) => line.length));
+      const half = 3.1 * Math.max(...text.split("\n").map((line) => line.length));
       if (across(at) - half < free) continue;
       free = across(at) + half;
       parts.push(label(text, across(at), bottom + 18, "middle"));
@@ -70,11 +70,11 @@
     }
     for (const point of points.filter(scene)) {
       if (point.foot === null) continue;
-      const foot = [[across(point.x), bottom], [across(point.x), up(point.foot)]];
-      parts.push(stroke(looks[point.name], foot, 3 * MARKER));
+      const bar = (top) => stroke(looks[point.name], [[across(point.x), bottom], [across(point.x), up(top)]], 3 * MARKER);
+      parts.push(drawn("g", { opacity: 0.3 }, bar(point.y)), bar(point.foot));
     }
     for (const point of points.filter(scene)) {
-      if (point !== chosen) parts.push(drawn("g", { opacity: 0.45 }, marker(looks[point.name], across(point.x), up(point.y), MARKER)));
+      if (point !== chosen) parts.push(drawn("g", { opacity: 0.65 }, marker(looks[point.name], across(point.x), up(point.y), MARKER)));
     }
     const at = across(chosen.x), look = looks[chosen.name], [low, high] = [up(chosen.low), up(chosen.high)];
     for (const places of [[[at, low], [at, high]], [[at - 6, low], [at + 6, low]], [[at - 6, high], [at + 6, high]]]) {
