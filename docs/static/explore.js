@@ -77,11 +77,10 @@
       if (point !== chosen) parts.push(drawn("g", { opacity: 0.65 }, marker(looks[point.name], across(point.x), up(point.y), MARKER)));
     }
     const at = across(chosen.x), look = looks[chosen.name], [low, high] = [up(chosen.low), up(chosen.high)];
-    for (const places of [[[at, low], [at, high]], [[at - 6, low], [at + 6, low]], [[at - 6, high], [at + 6, high]]]) {
-      parts.push(stroke(look, places));
-    }
-    parts.push(drawn("circle", { cx: at, cy: up(chosen.y), r: 1.1 * MARKER, class: "ring" }));
-    parts.push(marker(look, at, up(chosen.y), 1.2 * MARKER));
+    parts.push(marker(look, at, up(chosen.y), MARKER));
+    parts.push(drawn("circle", { cx: at, cy: up(chosen.y), r: 0.9 * MARKER, class: "ring" }));
+    const caps = [low, high].map((end) => `M${at - 14} ${end}h28`).join("");
+    parts.push(drawn("path", { d: `M${at} ${low}V${high}${caps}`, class: "interval" }));
     return drawn("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" }, ...parts);
   }
 

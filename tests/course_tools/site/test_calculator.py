@@ -15,6 +15,7 @@ from course_tools.lessons.cells import tags_of
 from course_tools.site import browser as looking
 from course_tools.site import calculator, pages
 from course_utils.costs import bytes_held, kv_bytes_per_token, work
+from course_utils.reports import model_size
 
 LESSON = Path(__file__).resolve().parents[3] / "lessons/10_what_pruning_really_buys.py"
 
@@ -32,6 +33,7 @@ def test_models_are_counted(name):
     assert a_token == kv_bytes_per_token(model)
     read = 2e6 * (fields["parameters"] - fields["lookedUp"])
     assert read == pytest.approx(work(model, "decode", prompt_tokens=1).weight_bytes)
+    assert read == pytest.approx(model_size(model).flops, rel=1e-3), "two operations a weight, but for the norms"
 
 
 # In a browser
@@ -67,6 +69,8 @@ def test_results_are_the_librarys(form, name):
         "tokensPerSecond": 1000 * texts / milliseconds,
     }
     assert {key: result(form, key) for key in expected} == pytest.approx(expected)
+    fill(form, peak=1)
+    assert result(form, "milliseconds") == pytest.approx(1000 * texts * model_size(model).flops / 1e9, rel=1e-3)
 
 
 @pytest.mark.browser
