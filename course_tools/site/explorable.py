@@ -78,6 +78,7 @@ class Figure:
         points: in the order in which controls offer their values.
         begin: the number of the point that is chosen first.
         lines: what the points are compared with.
+        interval: what the bar over the chosen point is.
         likes: {name: arm of the course's table} where a name isn't there itself.
         ticks: {label: place} on the horizontal axis, where it isn't one of numbers.
         logarithmic: both axes, or the vertical one where there are ``ticks``.
@@ -90,6 +91,7 @@ class Figure:
     points: Sequence[Point]
     begin: int
     lines: Sequence[Line] = ()
+    interval: str = "95 % interval"
     likes: Mapping[str, str] = field(default_factory=dict)
     ticks: dict[str, float] | None = None
     logarithmic: bool = False
@@ -207,6 +209,7 @@ def _rules_for_prompts() -> Figure:
         points=points,
         begin=next(i for i, point in enumerate(points) if point.name == "price" and point.x > 10),
         lines=[Line((), "one for all", [*zip(100 * saved.sum(0), judged.harm.mean(0), strict=True)])],
+        interval="95 % interval of the distance to the line",
     )
 
 
@@ -274,6 +277,7 @@ def page_data(lesson: str) -> str:
         "controls": controls,
         "scenes": drawn.scenes,
         "begin": drawn.begin,
+        "interval": drawn.interval,
         "x": x_axis,
         "y": _axis(drawn.labels[1], [*heights, *(y for _, y in places), *least], drawn.logarithmic),
         "looks": looks,

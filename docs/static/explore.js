@@ -79,20 +79,27 @@
     const at = across(chosen.x), look = looks[chosen.name], [low, high] = [up(chosen.low), up(chosen.high)];
     parts.push(marker(look, at, up(chosen.y), MARKER));
     parts.push(drawn("circle", { cx: at, cy: up(chosen.y), r: 0.9 * MARKER, class: "ring" }));
-    const caps = [low, high].map((end) => `M${at - 14} ${end}h28`).join("");
-    parts.push(drawn("path", { d: `M${at} ${low}V${high}${caps}`, class: "interval" }));
+    parts.push(interval(at, low, high));
     return drawn("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" }, ...parts);
   }
 
+  /** An interval from one height to another. */
+  const interval = (at, low, high) => {
+    const caps = [low, high].map((end) => `M${at - 14} ${end}h28`).join("");
+    return drawn("path", { d: `M${at} ${low}V${high}${caps}`, class: "interval" });
+  };
+
   /** Names beside their marks, of what the scene has. */
-  function key({ points, lines, looks, scenes }, chosen) {
+  function key({ points, lines, looks, scenes, interval: meaning }, chosen) {
     const here = [...points, ...lines].filter((part) => begins(chosen.chosen, part.chosen.slice(0, scenes)));
     const names = [...new Set(here.map((part) => part.name))];
-    return written("ul", { className: "key" }, ...names.map((name) => {
+    const entry = (sign, name) =>
+      written("li", {}, drawn("svg", { width: 28, height: 14, "aria-hidden": "true" }, sign), name);
+    const entries = names.map((name) => {
       const look = looks[name];
-      const sign = look.outline ? marker(look, 12, 7, MARKER) : stroke(look, [[0, 7], [24, 7]]);
-      return written("li", {}, drawn("svg", { width: 24, height: 14, "aria-hidden": "true" }, sign), name);
-    }));
+      return entry(look.outline ? marker(look, 14, 7, MARKER) : stroke(look, [[0, 7], [28, 7]]), name);
+    });
+    return written("ul", { className: "key" }, ...entries, entry(interval(14, 1, 13), meaning));
   }
 
   function explore(host) {

@@ -169,6 +169,7 @@ def test_reader_reaches_each_entry_and_reads_its_sentence(lesson, page, tmp_path
     points = explorable.figure(lesson).points
     for one in [*points[:: max(1, len(points) // 40)], points[-1]]:
         assert page.evaluate(WALK, list(one.chosen)) == one.says
+    assert page.locator(".key li").all_inner_texts()[-1] == explorable.figure(lesson).interval
     assert page.troubles.console == [] and looking.faults(page) == []
     page.set_viewport_size(PHONE)
     page.wait_for_timeout(200)
