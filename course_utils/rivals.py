@@ -89,10 +89,10 @@ def in_fewer_bits(
     for name, kind in _FORMATS.items():
         try:
             size = export.plan_gguf(model, tokenizer, quantization=kind)["bytes"].sum()
-            stored = export.as_stored(model, tokenizer, quantization=kind)
+            score = perplexity(export.as_stored(model, tokenizer, quantization=kind), held_out)  # one copy at a time
         except export.CannotExport as refusal:
             return {}, str(refusal)
-        found[name] = Version(int(size), perplexity(stored, held_out))
+        found[name] = Version(int(size), score)
     return found, ""
 
 
