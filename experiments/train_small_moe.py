@@ -71,6 +71,11 @@ def batch_of(rows: dict[str, Tensor], step: int, seed: int) -> Tensor:
     return torch.cat(chosen)
 
 
+def spread(rows: Tensor) -> Tensor:
+    """``HELD_OUT`` rows from all over these."""
+    return rows[torch.linspace(0, len(rows) - 1, HELD_OUT).long()]
+
+
 def balance(router_logits: tuple[Tensor, ...]) -> Tensor:
     """Summed over layers: experts x the sum over experts of (share of choices x mean probability); 1 where even."""
     total = torch.zeros(())
@@ -145,7 +150,7 @@ def main() -> None:
     shortest = min(sum(map(len, own)) for own in texts.values())
     tokenizer = train_tokenizer(["\n".join(own)[:shortest] for own in texts.values()], args.work / "tokenizer")
     rows = {kind: pack(tokenizer, own) for kind, own in texts.items()}
-    held_out = {kind: pack(tokenizer, texts_of(kind, "evaluation"))[:HELD_OUT] for kind in KINDS}
+    held_out = {kind: spread(pack(tokenizer, texts_of(kind, "evaluation"))) for kind in KINDS}
     model = small_mixture(tokenizer).train()
     print({kind: own.numel() for kind, own in rows.items()}, f"{model.num_parameters():,} parameters", flush=True)
 
