@@ -27,7 +27,7 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 4
 html_math_renderer = "mathml"  # of course_tools.site.extension: no script, no network
 
-# Read, not imported: the site needs no torch.
+# Read, not imported.
 autoapi_dirs = [str(ROOT / "course_utils")]
 autoapi_root = "api"
 autoapi_add_toctree_entry = False
