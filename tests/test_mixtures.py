@@ -48,9 +48,10 @@ REFUSED = (
     "bias.scores.measure_pairs", "channels.channel_energies", "channels.channel_importance", "channels.legal_sizes",
     "channels.prune_channels", "compress.ranking.rank", "compress.scores.importance", "compress.search.candidates",
     "compress.search.outline_of", "compress.search.shrink", "costs.bytes_held", "costs.flops_per_token",
-    "costs.kv_bytes_per_token", "costs.work", "distillation.memory.memory_plan", "export.export_gguf",
-    "export.plan_gguf", "heads.head_importance", "heads.legal_groups", "heads.prune_kv_groups", "healing.refit",
-    "prompt_harm.harms.measure", "width.neuron_importance", "width.neuron_means", "width.prune_neurons",
+    "costs.kv_bytes_per_token", "costs.work", "distillation.memory.memory_plan", "export.as_stored",
+    "export.export_gguf", "export.plan_gguf", "heads.head_importance", "heads.legal_groups", "heads.prune_kv_groups",
+    "healing.refit", "prompt_harm.harms.measure", "width.neuron_importance", "width.neuron_means",
+    "width.prune_neurons",
 )  # fmt: skip
 
 
