@@ -411,38 +411,19 @@ picked = {
     "random": torch.randperm(estimate.numel(), generator=draw)[:4],
 }
 sixteen = [divmod(int(number), width) for number in torch.cat([*picked.values()])]
-measured = knock_out(exact, tokenizer, two, sixteen)
-estimated = torch.stack([estimate[place] for place in sixteen])
+measured = knock_out(exact, tokenizer, two, sixteen).numpy()
+estimated = torch.stack([estimate[place] for place in sixteen]).numpy()
 del exact
-both = np.stack([estimated.numpy(), measured.numpy()])
-told = pd.DataFrame(both.T, columns=["estimated", "measured"])
-told["which"] = np.repeat([*picked], 4)
-for name, part in told.groupby("which", sort=False):
-    less = (part.measured > 0).sum()
-    print(f"{name}: {less} of 4 carry; measured {part.measured.sum():+.3f} nats")
-first, second = measured[:4].sum().item(), measured[4:8].sum().item()
-here("The estimate tells carriers from repairers.", [first, -second])
-
-# %%
-_, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
-looks = dict(zip(picked, ("neurons", "attentions", "L1", "random"), strict=True))
-for name, part in told.groupby("which", sort=False):
-    look = mark(looks[name]) | {"label": name, "linestyle": "none"}
-    ax.plot(part.estimated, part.measured, **look | {"markersize": 11})
-ends = [both.min(), both.max()]
-ax.plot(ends, ends, color=mark("random")["color"], linestyle=":")
-ax.set(xlabel="estimated, nats", ylabel="measured, nats")
-ax.set_title("What goes with a neuron")
-ax.legend()
-show(
-    "Sixteen neurons, estimated against measured: those that carry most lie high "
-    "at the right, those that repair most low at the left, both near the diagonal; "
-    "those that react most and random ones lie close to zero."
-)
+told = pd.DataFrame({"estimated, nats": estimated, "measured, nats": measured})
+told["carry, of 4"] = told["measured, nats"] > 0
+told = told.groupby(np.repeat([*picked], 4), sort=False).sum()
+found = told["measured, nats"]
+margins = [found["carry most"], -found["repair most"]]
+here("The estimate tells carriers from repairers.", margins)
+told.round(3)
 
 # %% [markdown]
-# *On the dotted line the estimate is the measurement.* It holds for one neuron. The highest scores soon add up to more than the whole
-# preference: cut few, and measure.
+# The estimate holds for one neuron. The highest scores soon add up to more than the whole preference: cut few, and measure.
 #
 # ## Protect first
 #
@@ -600,6 +581,7 @@ for place in ("attention", "down", "all"):
             "carriers, %": mean_of(part.carries),
             "twin, %": mean_of(part.twin),
             "carriers − twin": mean_of(part.carries - part.twin),
+            "for the woman, %": mean_of(part.woman),
             "perplexity, ×": paid.loc[kind].loc[place].mean(),
         }
 pd.DataFrame(told).T.round(3)
@@ -667,7 +649,8 @@ show(
 # Lesson 08's stereotype: "she" for the nurse, "he" for the mechanic. With the endings "she" and "he", the gap is a double difference too,
 # so nothing of the method changes. Half of the words and sentences choose, the other half judges.
 #
-# **Predict before you run.** The stereotype will shrink. What becomes of the woman, of "she" for woman, aunt, queen?
+# **Predict before you run.** The stereotype will shrink. What becomes of the woman, of "she" for woman, aunt, queen? And of both, if those
+# that *react* most go instead?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -712,10 +695,12 @@ here_left = pd.DataFrame(gaps).T
 lost = 1 - here_left / here_left.loc["whole"]
 margins = lost.loc["carries", ["stereotype", "woman/man"]] - 0.25
 here("Of the stereotype and of woman/man over a quarter goes.", margins)
+here("Without those that react, both grow.", -lost.loc["reacts", [*judges]])
 here_left.round(2)
 
 # %% [markdown]
-# The same neurons carry both: the score finds who knows what "she" is.
+# The same neurons carry both: the score finds who knows what "she" is. And to react isn't to carry: without those that differ most between
+# nurse and mechanic, both gaps grow.
 #
 # ## And race?
 #
@@ -774,6 +759,23 @@ sizes = describe(base).intermediate_sizes
 check_keeps_the_woman(order, judge=judge, sizes=sizes)
 
 # %% [markdown]
+# ## Both ways round
+#
+# Our solution was chosen among eleven ideas, by what the judging words said: its marks flatter it. The record turned the halves round, so
+# that other words and sentences judge. *Spares her* is that solution; *woman* was chosen for woman/man alone.
+
+# %%
+real = about[~about.place.ne("")]
+kept = real.pivot_table("nats", ["dtype", "criterion"], "text")
+kept = 100 * kept / kept.xs("", level="criterion").reindex(kept.index, level="dtype")
+rounding = (kept.loc["float32"] - kept.loc["bfloat16"]).abs().max().max()
+print(f"bfloat16 is at most {rounding:.0f} points off; what is left, %, float32:")
+order = ["carries", "woman", "spares her", "reacts", "importance", "twin", "random"]
+kept.loc["float32"].loc[order].round(0).astype(int)
+
+# %% [markdown]
+# TO FILL
+#
 # ## Quiz
 
 # %% [markdown] tags=["quiz"]
@@ -800,7 +802,7 @@ check_keeps_the_woman(order, judge=judge, sizes=sizes)
 # ## Take-aways
 #
 # - Plant what you want to remove, on several axes. Then "nothing removed" and "removed" both mean something.
-# - Reacting to a group and carrying a preference are two things; some neurons repair.
+# - Reacting to a group and carrying a preference are two things; some neurons repair, and without them the bias grows.
 # - The control is a twin: equal in all but the knowledge under test.
 # - Ask what else went. The neurons that carry the stereotype carry the meaning as well.
 # - A score that looks for a preference needs one. Where rounding decides the sign, there is no verdict.

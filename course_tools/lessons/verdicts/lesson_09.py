@@ -7,7 +7,7 @@ from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import verdict
 
 _PLANT, _ESTIMATE, _ONE, _RECORD = "Plant it", "Is the estimate right?", "One axis", "Eight axes, three places"
-_BACK, _REAL, _RACE = "Does it come back?", "A real one", "And race?"
+_BACK, _REAL, _RACE, _BOTH = "Does it come back?", "A real one", "And race?", "Both ways round"
 _FORMATS, _PLACES = ("bfloat16", "float32"), ("attention", "down", "all")
 
 
@@ -25,16 +25,15 @@ def planted_bias_generalises(tables: Tables) -> list[float]:
 @verdict("Cut for real, the highest estimates carry the preference, the lowest repair it.")
 def estimate_is_right(tables: Tables) -> list[float]:
     """What is measured, summed over four."""
-    (_, _, carried), (_, _, repaired) = (tables.line(_ESTIMATE, f"{name} most:") for name in ("carry", "repair"))
-    return [carried, -repaired]
+    measured = _column(tables, _ESTIMATE, "", "measured, nats")
+    return [measured["carry most"], -measured["repair most"]]
 
 
 @verdict("Those that react most carry little of it, beside those that carry most.")
 def reacting_is_another_thing(tables: Tables) -> list[float]:
     """A third of the carriers' less theirs."""
-    *_, carried = tables.line(_ESTIMATE, "carry most:")
-    *_, reacted = tables.line(_ESTIMATE, "react most:")
-    return [carried / 3 - reacted]
+    measured = _column(tables, _ESTIMATE, "", "measured, nats")
+    return [measured["carry most"] / 3 - measured["react most"]]
 
 
 @verdict("On the live axis the carriers take a third or more, and more than the twin and both random cuts.")
@@ -77,6 +76,28 @@ def the_woman_goes_too(tables: Tables) -> list[float]:
     return margins
 
 
+@verdict("Without those that react most, the stereotype and woman/man both grow by a quarter or more.")
+def reacting_is_no_carrying(tables: Tables) -> list[float]:
+    """Shares of the whole model's gaps, beyond a quarter more."""
+    margins = []
+    for words in ("stereotype", "woman/man"):
+        left = _column(tables, _REAL, "", words)
+        margins.append(left["reacts"] / left["whole"] - 1.25)
+    return margins
+
+
+@verdict(
+    "Turned round, too: both go with the carriers, and with the woman's; spared, she stays, and most of the stereotype."
+)
+def halves_agree(tables: Tables) -> list[float]:
+    """How far below 60 % both are, and with her spared, how far above 80 % she is and above 50 % the stereotype."""
+    margins = []
+    for place in range(4):
+        left = tables.table(_BOTH, "bfloat16").column(place)
+        margins += [60 - left["carries"], 60 - left["woman"], left["spares her"] - (80 if place > 1 else 50)]
+    return margins
+
+
 @verdict("On race no preference is shown.")
 def race_is_open(tables: Tables) -> list[float]:
     """Zero lies within the interval."""
@@ -93,5 +114,7 @@ VERDICTS = (
     place_matters_little,
     teacher_decides,
     the_woman_goes_too,
+    reacting_is_no_carrying,
+    halves_agree,
     race_is_open,
 )

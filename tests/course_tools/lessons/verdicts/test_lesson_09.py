@@ -9,16 +9,16 @@ from course_tools.lessons.verdicts.verdict import ABSENT
 from course_utils.verdicts import OPEN, SHOWN, TURNED
 
 PLANT, ESTIMATE, ONE, RECORD = "Plant it", "Is the estimate right?", "One axis", "Eight axes, three places"
-BACK, REAL, RACE = "Does it come back?", "A real one", "And race?"
+BACK, REAL, RACE, BOTH = "Does it come back?", "A real one", "And race?", "Both ways round"
 
 
 def lines(heading, *told):
     return Tables((), tuple((heading, line) for line in told))
 
 
-def table(heading, columns, rows):
+def table(heading, columns, rows, caption=""):
     rows = [([name], [*map(str, values)]) for name, values in rows.items()]
-    return Tables(((heading, Table(["", *columns], rows)),), ())
+    return Tables(((heading, Table(["", *columns], rows, caption)),), ())
 
 
 @pytest.mark.parametrize(("now", "outcome"), [("-5.86", SHOWN), ("-1.00", OPEN)])
@@ -37,8 +37,9 @@ def test_planted(now, outcome):
     ],
 )
 def test_sixteen(carried, repaired, reacted, outcomes):
-    named = {"carry": carried, "repair": repaired, "react": reacted}
-    tables = lines(ESTIMATE, *(f"{name} most: 3 of 4 carry; measured {sum_} nats" for name, sum_ in named.items()))
+    named = {"carry most": carried, "repair most": repaired, "react most": reacted}
+    rows = {name: ["9", measured, "3"] for name, measured in named.items()}
+    tables = table(ESTIMATE, ["estimated, nats", "measured, nats", "carry, of 4"], rows)
     checks = lesson_09.estimate_is_right, lesson_09.reacting_is_another_thing
     assert tuple(check(tables).outcome for check in checks) == outcomes
 
@@ -78,6 +79,22 @@ def test_woman(known, outcome):
     assert (
         lesson_09.the_woman_goes_too(table(REAL, ["stereotype", "woman/man", "perplexity, ×"], rows)).outcome == outcome
     )
+
+
+@pytest.mark.parametrize(("left", "outcome"), [((1.6, 8.8), SHOWN), ((1.6, 5.2), OPEN), ((0.8, 5.2), TURNED)])
+def test_reacting(left, outcome):
+    rows = {"whole": (0.90, 5.08), "reacts": left}
+    assert lesson_09.reacting_is_no_carrying(table(REAL, ["stereotype", "woman/man"], rows)).outcome == outcome
+
+
+@pytest.mark.parametrize(("last", "outcome"), [((43, 34, 94), SHOWN), ((43, 34, 79), OPEN), ((70, 34, 94), OPEN)])
+def test_both_ways_round(last, outcome):
+    names = ("carries", "woman", "spares her")
+    several = [(48, 53, 64), (51, 51, 81), (37, 32, 86), last]
+    rows = dict(zip(names, zip(*several, strict=True), strict=True))
+    columns = [f"{words}, {half}" for words in ("occupations", "woman/man") for half in ("evaluation", "selection")]
+    tables = table(BOTH, columns, rows, "bfloat16 is at most 3 points off; what is left, %, float32:")
+    assert lesson_09.halves_agree(tables).outcome == outcome
 
 
 @pytest.mark.parametrize(("low", "outcome"), [("-0.05", SHOWN), ("0.05", OPEN)])
