@@ -24,6 +24,7 @@ from PIL import Image
 
 from course_tools.lessons.authoring import DEEPER, ExerciseCell, Lesson, Question, read_question, take_apart
 from course_tools.lessons.cells import tags_of
+from course_tools.lessons.printed import joined
 from course_tools.processes import SLEEPING_THREADS
 
 _Folder = TypeVar("_Folder", Path, PurePosixPath)
@@ -174,19 +175,11 @@ def tidy_outputs(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
     """What is worth committing of a cell's outputs.
 
     Left out: everything on standard error (progress bars, warnings with paths of this machine), widgets, execution
-    counts, the frames of an error. Pieces of one stream are joined, since where a kernel cuts them depends on timing.
+    counts, the frames of an error. Pieces of one stream are joined.
     Pictures get a palette: a third of the size, and the difference can't be seen.
     """
     kept: list[NotebookNode] = []
-    for output in copy.deepcopy(list(outputs)):
-        if output.output_type == "stream":
-            if output.name == "stderr":
-                continue
-            if kept and kept[-1].output_type == "stream":
-                kept[-1].text += output.text
-                continue
-        if any("widget" in kind for kind in output.get("data", {})):
-            continue
+    for output in joined(output for output in outputs if not any("widget" in kind for kind in output.get("data", {}))):
         if output.output_type == "error":  # an error shown on purpose: its frames are paths of this machine
             output.traceback = [f"{output.ename}: {output.evalue}"]
         if "execution_count" in output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,12 +99,23 @@ class Table:
         return firsts
 
 
-def texts_of(outputs: Iterable[Mapping]) -> Iterator[str]:
+def joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Copies without what is on standard error; pieces of one stream are one, since a kernel cuts them by its clock."""
+    kept: list[NotebookNode] = []
+    for output in copy.deepcopy([output for output in outputs if output.get("name") != "stderr"]):
+        if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
+def texts_of(outputs: Iterable[NotebookNode]) -> Iterator[str]:
     """Printed text, and the text of results that are no table and no picture."""
-    for output in outputs:
+    for output in joined(outputs):
         data = output.get("data", {})
-        if output.get("output_type") == "stream" and output.get("name") == "stdout":
-            yield output["text"]
+        if output.output_type == "stream":
+            yield output.text
         elif "text/plain" in data and "text/html" not in data and "image/png" not in data:
             yield data["text/plain"]
 
@@ -133,9 +145,9 @@ def numbers_in(text: str, label: str = "") -> list[Number]:
     return [Number(number, label) for number in NUMBER.findall(text)]
 
 
-def numbers_of(outputs: Iterable[Mapping]) -> Iterator[Number]:
+def numbers_of(outputs: Iterable[NotebookNode]) -> Iterator[Number]:
     """The numbers that outputs show, in order; what a model wrote is left out."""
-    for output in outputs:
+    for output in joined(outputs):
         for text in texts_of([output]):
             for line in text.splitlines():
                 if _WRITTEN not in line:

@@ -37,6 +37,11 @@ def test_numbers_of_lines_and_tables():
     assert found(table(nested)) == [("1", "arc, whole · value"), ("2", "arc, cut · value")], "a name that spans rows"
 
 
+def test_a_line_that_a_slow_kernel_sent_in_pieces_is_one_line():
+    progress = nbformat.v4.new_output("stream", name="stderr", text="9 of 10\n")
+    assert found(printed("share 1"), progress, printed("4.2%\n")) == [("14.2", "share …%")]
+
+
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [(".31 and −2e-05", [".31", "−2e-05"]), ("Python 3.11.7, Q4_1, 32x, 3.2x", []), ("31% of 1,024.", ["31", "1,024"])],
