@@ -4,17 +4,18 @@
 
 The teacher learns a little of the text first (teacher correction), all axes are scored in one pass, versions under a
 budget are ranked as cut and after light distillation with two seeds, and the winner learns from the corrected teacher.
-Each axis alone is held against nineteen random cuts. The rival is the teacher itself, whole, in fewer bits. Controls,
-in the order of ``learn``: the winner solved first, without a teacher at equal tokens and minutes, a random cut,
-another draw of the text, blocks alone, what optipfair cuts to as many parameters (it comes with the extra
-"benchmarks"), and the same sizes from random weights.
+Each axis alone is held against nineteen random cuts. The rival is the teacher itself, whole, in fewer bits; it reads as
+much of the same text as the winner, and the choosing rows say whether that helped it. Controls, in the order of
+``learn``: the winner solved first, without a teacher at equal tokens and minutes, a random cut, another draw of the
+text, blocks alone, what optipfair cuts to as many parameters (it comes with the extra "benchmarks"), and the same sizes
+from random weights.
 
 Half of the text to learn from are scenes of HellaSwag's training set, 15 % passages of BoolQ's: neither judges here.
 
 How long: seven students learn 183,600 tokens each from a teacher, ten short ones 20,400; the text alone teaches some
-670,000, at half the price. That makes 1.8 million. An arm of 183,600 took 850 seconds of one core beside another one,
-so with the command started twice at once, one thread each (OMP_NUM_THREADS=1), all of it takes an hour and three
-quarters on two cores; alone, at 173 to 240 tokens a second, 2.1 to 2.9 hours, and twenty minutes more for reading and
+850,000, at half the price. That makes 1.9 million. An arm of 183,600 took 850 seconds of one core beside another one,
+so with the command started twice at once, one thread each (OMP_NUM_THREADS=1), all of it takes not quite two hours
+on two cores; alone, at 173 to 240 tokens a second, 2.2 to 3.1 hours, and twenty minutes more for reading and
 judging. Killed, it goes on: each part's result is a file in the work folder. The record is written at the end, all or
 nothing.
 """
@@ -140,17 +141,18 @@ class Run:
         axes = share_out(self.work / "axes", {
             axis: lambda axis=axis, cut=cut: self._alone(axis, cut) for axis, cut in one_axis_each(self.teacher).items()
         })  # fmt: skip
-        solved = [name for name in ("winner", "solved first") if name in learned]
         chosen = share_out(self.work / "chosen", {
-            name: lambda name=name: perplexity(self.student(name), batches_of(self.choosing)).nll for name in solved
+            name: lambda make=make: perplexity(make(), batches_of(self.choosing)).nll
+            for name, make in self._judged(winner, [*learned]).items()
         })  # fmt: skip
-        released = min(chosen, key=chosen.__getitem__)
+        released = min((name for name in ("winner", "solved first") if name in learned), key=chosen.__getitem__)
+        rival = min(("whole, corrected", "whole, trained"), key=chosen.__getitem__)
         judges, documents = judging_rows(self.tokenizer, self.rows)
         nats = share_out(self.work / "nats", {
             name: lambda make=make: sums_of(perplexity(make(), rows) for rows in judges.values())
             for name, make in self._judged(winner, [*learned]).items()
         })  # fmt: skip
-        served = share_out(self.work, {"served": lambda: self._serve(released, judges)})["served"]
+        served = share_out(self.work, {"served": lambda: self._serve(winner, released, rival, judges)})["served"]
         return {
             "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
             "settings": {"steps": STEPS, "correction": CORRECTION, "light": LIGHT, "tokens a step": ROWS * LENGTH},
@@ -163,6 +165,7 @@ class Run:
             "learned": learned,
             "chosen": chosen,
             "released": released,
+            "rival": rival,
             "texts": [*judges],
             "predictions": LENGTH - 1,  # of each row
             "documents": documents,
@@ -177,6 +180,7 @@ class Run:
         if winner.hidden == Candidate.of(self.teacher).hidden:  # otherwise the streams can't be compared
             arms["solved first"] = lambda: self._recover("solved first", lambda: self.solved(winner))
         arms |= {
+            "whole, trained": lambda: self._recover("whole, trained", lambda: copy.deepcopy(self.teacher), alpha=ALPHA),
             "no teacher": lambda: self._recover("no teacher", cut, alpha=ALPHA),
             "random cut": lambda: self._recover(
                 "random cut", lambda: shrink(self.teacher, winner, self.scores.random(AXES, SEED))
@@ -284,11 +288,13 @@ class Run:
             models["winner, solved"] = lambda: self.solved(winner)
         return models | {name: functools.partial(self.student, name) for name in learned}
 
-    def _serve(self, released: str, judges: dict[str, TokenBlocks]) -> dict[str, Any]:
-        """Whole, released and random cut in llama.cpp's formats: bytes and nats of each file, speeds side by side."""
-        kept = {"whole": self.teacher, "winner": self.student(released), "random cut": self.student("random cut")}
+    def _serve(self, winner: Candidate, released: str, rival: str, judges: dict[str, TokenBlocks]) -> dict[str, Any]:
+        """Rival, released and random cut in llama.cpp's formats: bytes and nats of each file, speeds side by side."""
+        makes = self._judged(winner, [released, rival, "random cut"])
+        names = {"whole": rival, "winner": released, "random cut": "random cut"}
+        kept = {name: makes[of]() for name, of in names.items()}
         wanted = [(name, model, kind) for name, model in kept.items() for kind in FORMATS]
-        wanted += [("whole, off the grid", off_the_grid(self.teacher), "Q4_0")]
+        wanted += [("whole, off the grid", off_the_grid(kept["whole"]), "Q4_0")]
         files, stored = {}, {}
         for name, model, kind in wanted:
             key = f"{name}, {kind}"

@@ -90,7 +90,7 @@ show(
 )
 
 # %% [markdown]
-# *From right to left: 16, 8 and 4 bits. All three learned from the same text, the whole model least; lower left is better.*
+# *From right to left: 16, 8 and 4 bits. All three learned from the same text; lower left is better.*
 #
 # ## A norm that divides by something else
 #
@@ -543,10 +543,9 @@ show(
 #
 # ## The rival
 #
-# Whoever wants a smaller file can store the *whole* model in fewer bits. To be fair it learned some of the same text: it is the corrected teacher, after
-# a fifth of the steps that the winner took behind it.
-# And SmolLM2 comes to us from a file of 4 bits, so its weights lie on a grid that 4 bits hit easily. Moved **off the grid**, with
-# `up[j] /= s[j]; down[:, j] *= s[j]` and the like, which changes no answer, it pays in full.
+# Whoever wants a smaller file can store the *whole* model in fewer bits. To be fair it read as much of the same text as the winner, where
+# that helps it: the rows that choose decide. And SmolLM2 comes to us from a file of 4 bits, so its weights lie on a grid that 4 bits hit
+# easily. Moved **off the grid**, with `up[j] /= s[j]; down[:, j] *= s[j]` and the like, which changes no answer, it pays in full.
 #
 # **Predict before you run.** The winner in 8 bits, or the whole model in 4: which is smaller, which is better, which is faster at reading,
 # which at writing?
