@@ -15,7 +15,7 @@ import math
 import random
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -299,7 +299,7 @@ def damage_profile(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     abilities: Sequence[str],
-    text: TokenBlocks,
+    text: TokenBlocks | Sequence[Mapping[str, Tensor]],
 ) -> pd.DataFrame:
     """What a cut took of each ability, beside what it took of text.
 
@@ -312,7 +312,7 @@ def damage_profile(
         base: the whole one, with weights of the same dtype.
         tokenizer: theirs.
         abilities: some of ``ABILITIES``.
-        text: rows that neither chose nor taught anything.
+        text: rows that neither chose nor taught anything, as ``perplexity`` takes them.
 
     Returns:
         A row for the text, "text", and one for each ability:

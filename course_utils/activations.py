@@ -74,8 +74,9 @@ def watching(
             states = states.chunk(2, dim=-1)[half]  # gate and up in one matrix
         receive(site, block, states.reshape(*shapes[block], -1))  # OPT's MLP works on flat tokens
 
+    places = _places(architecture, sites, blocks)  # refused for a mixture, before there are hooks
     hooks = [architecture.blocks[i].register_forward_pre_hook(partial(enter, i), with_kwargs=True) for i in blocks]
-    for site, block in _places(architecture, sites, blocks):
+    for site, block in places:
         half = ("gate", "up").index(site) if site in ("gate", "up") and architecture.mlps[block].fused else None
         hooks.append(_module(architecture, site, block).register_forward_hook(partial(leave, site, block, half)))
     with evaluating(architecture.model, *hooks):

@@ -2,7 +2,8 @@
 
 ``describe(model)`` gives every method the same view of a model: blocks, MLPs and attentions as
 [out, in] matrices, whatever the family calls them and however it stores them (``nn.Linear``,
-GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one matrix).
+GPT-2's transposed ``Conv1D``, Phi-3's gate and up projections fused into one matrix). Of a mixture of
+experts it shows blocks, routers and experts; who asks for its MLPs, attentions or norms is refused.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ from transformers.pytorch_utils import Conv1D
 from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch
-from course_utils.families import FAMILIES, Family
-from course_utils.parts import Attention, Mlp, Projection
+from course_utils.families import FAMILIES, MIXTURES, Family
+from course_utils.parts import Attention, Mixture, Mlp, Projection
 
 _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
+_QUANTISED = (
+    "Quantised weights can't be scored or cut: load the model in 16 bits, with dtype=torch.bfloat16 and without a "
+    "quantization_config. Where the checkpoint itself is quantised, load it dequantised "
+    "(FineGrainedFP8Config(dequantize=True)), or call model.dequantize() first."
+)
 
 
 class UnsupportedArchitecture(ValueError):
@@ -62,9 +68,35 @@ class Architecture:
         """How many blocks there are."""
         return len(self.blocks)
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether blocks hold a mixture of experts in the place of an MLP; dense ones may stand among them."""
+        return bool(self.family.experts)
+
+    @property
+    def mixture_blocks(self) -> list[int]:
+        """Numbers of the blocks that hold a mixture of experts."""
+        owner, _, name = self.family.experts.rpartition(".")
+        blocks = enumerate(self.blocks) if self.is_mixture else ()
+        return [number for number, block in blocks if hasattr(_part(self.model, block, owner), name)]
+
+    @cached_property
+    def mixtures(self) -> list[Mixture]:
+        """The mixture of experts of each block that holds one."""
+        owner, _, _ = self.family.experts.rpartition(".")
+        return [
+            Mixture(
+                owner=block.get_submodule(owner),
+                router=_part(self.model, block, self.family.router),
+                experts=block.get_submodule(self.family.experts),
+            )
+            for block in (self.blocks[number] for number in self.mixture_blocks)
+        ]
+
     @cached_property
     def mlps(self) -> list[Mlp]:
         """Each block's MLP."""
+        _refuse_mixture(self)
         family = self.family
         owner, _, _ = family.mlp_output.rpartition(".")
         return [
@@ -82,6 +114,7 @@ class Architecture:
     @cached_property
     def attentions(self) -> list[Attention]:
         """Each block's attention."""
+        _refuse_mixture(self)
         family = self.family
         return [
             Attention(
@@ -112,7 +145,7 @@ class Architecture:
     @property
     def hidden_size(self) -> int:
         """Numbers a token in the residual stream."""
-        return self.mlps[0].columns.shape[0]
+        return self.mixtures[0].router.weight.shape[1] if self.is_mixture else self.mlps[0].columns.shape[0]
 
     @property
     def groups(self) -> int:
@@ -127,6 +160,7 @@ class Architecture:
     @property
     def norms(self) -> list[nn.Module]:
         """Every norm over the hidden channels: block by block, then the final one. Norms of heads aren't among them."""
+        _refuse_mixture(self)
         family = self.family
         of_blocks = [_part(self.model, block, path) for block in self.blocks for path in family.norms]
         # Where an attention was removed, its norms are mere placeholders.
@@ -187,9 +221,10 @@ class Architecture:
         return self.model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Apply the head (and Gemma's soft cap) to hidden states: [..., hidden] -> [..., vocabulary]."""
-        logits = self.head(hidden_states)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        """Apply the head (Granite's scale, Gemma's soft cap) to hidden states: [..., hidden] -> [..., vocabulary]."""
+        logits, config = self.head(hidden_states), self.model.config
+        logits = logits / config.logits_scaling if hasattr(config, "logits_scaling") else logits
+        cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def sync_config(self) -> None:
@@ -199,11 +234,21 @@ class Architecture:
         transformers' own schema, ``per_layer_config = {"7": {"intermediate_size": 1024, "skip": ["attention"]}}``.
         Stock models fail on reading a field that differs by block; where an attention is skipped, always
         or prompt by prompt, every block therefore states its width (the shared field is 0), so that they
-        fail there too.
+        fail there too. A mixture states how many experts each of its blocks has, how many take a token, and which
+        blocks are dense.
         """
-        config, field, sizes = self.model.config, self.family.width_field, self.intermediate_sizes
+        config = self.model.config
         if self.head.weight is self.model.get_input_embeddings().weight:
             config.tie_word_embeddings = True  # otherwise the one matrix is saved once, and a head made up on loading
+        if self.is_mixture:
+            setattr(config, self.family.experts_field, self.mixtures[0].count)
+            config.num_experts_per_tok = self.mixtures[0].top_k
+            dense = sorted(set(range(self.num_blocks)) - set(self.mixture_blocks))
+            by_number = {"first_k_dense_replace": len(dense), "mlp_only_layers": dense, "decoder_sparse_step": 1}
+            for field in by_number.keys() & vars(config).keys():
+                setattr(config, field, by_number[field])
+            return
+        field, sizes = self.family.width_field, self.intermediate_sizes
         skipped = [attention.skipped for attention in self.attentions]
         shared = 0 if any(skipped) or self.adaptive else max(sizes)
         config.per_layer_config = None
@@ -221,7 +266,8 @@ def describe(model: PreTrainedModel) -> Architecture:
 
     Raises:
         UnsupportedArchitecture: the family is unknown, a part is not where its family keeps it or not a plain
-            linear layer (quantised, or with an adapter), or blocks share their weights.
+            linear layer (quantised, or with an adapter), blocks share their weights, or a mixture's blocks differ in
+            their number of experts.
         TypeError: it is no model at all.
     """
     checks.module("model", model)
@@ -232,18 +278,21 @@ def describe(model: PreTrainedModel) -> Architecture:
         )
     config = getattr(model, "config", None)
     name = getattr(config, "model_type", None)
-    if name not in FAMILIES or not isinstance(model, PreTrainedModel):
+    families = FAMILIES | MIXTURES
+    if name not in families or not isinstance(model, PreTrainedModel):
         raise UnsupportedArchitecture(
             f"{type(model).__name__} (model_type {name!r}) is not a known family. Looked for a Hugging Face causal "
-            f"language model whose configuration's model_type is one of: {', '.join(FAMILIES)}."
+            f"language model whose configuration's model_type is one of: {', '.join(families)}."
         )
-    architecture = Architecture(model, name, FAMILIES[name])
+    architecture = Architecture(model, name, families[name])
     if model.get_output_embeddings() is None:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} has no language-model head. Load it with AutoModelForCausalLM."
         )
     _refuse_what_is_not_plain(model, architecture.head, "the language-model head")
     _part(model, model, architecture.family.blocks)
+    if architecture.is_mixture:
+        _refuse_odd_mixture(architecture)
     _refuse_shared_blocks(architecture)  # and any block with a part missing: to see a part is to look for it
     return architecture
 
@@ -283,10 +332,8 @@ def _projection(model: nn.Module, block: nn.Module, path: str) -> Projection:
 def _refuse_what_is_not_plain(model: nn.Module, module: nn.Module, place: str) -> None:
     """Refuse a layer that doesn't compute what its weights alone say: with an adapter, with scales, or packed."""
     weight = getattr(module, "weight", None)
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward) and isinstance(weight, Tensor):
-        maker = type(weight).__module__.partition(".")[0]  # torchao's weights claim to be 16 bits wide
-        if maker == "torch" and weight.is_floating_point() and weight.element_size() > 1:
-            return
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward) and isinstance(weight, Tensor) and _is_plain(weight):
+        return
     looked = f"{type(model).__name__}: looked for a plain linear layer at {place}; found {type(module).__name__}"
     if hasattr(module, "base_layer"):
         raise UnsupportedArchitecture(
@@ -294,20 +341,68 @@ def _refuse_what_is_not_plain(model: nn.Module, module: nn.Module, place: str) -
             "model = peft_model.merge_and_unload()."
         )
     kind = "" if weight is None else f" with {type(weight).__name__} of {weight.dtype}"
-    raise UnsupportedArchitecture(
-        f"{looked}{kind}. Quantised weights can't be scored or cut: load the model in 16 bits, with "
-        "dtype=torch.bfloat16 and without a quantization_config. Where the checkpoint itself is quantised, load it "
-        "dequantised (FineGrainedFP8Config(dequantize=True)), or call model.dequantize() first."
-    )
+    raise UnsupportedArchitecture(f"{looked}{kind}. {_QUANTISED}")
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a weight is made of numbers of at least 16 bits; torchao's only claim to be."""
+    maker = type(weight).__module__.partition(".")[0]
+    return maker == "torch" and weight.is_floating_point() and weight.element_size() > 1
+
+
+def _refuse_mixture(architecture: Architecture) -> None:
+    """Refuse to show what a mixture of experts holds besides them: nothing here would cut it exactly."""
+    if architecture.is_mixture:
+        raise UnsupportedArchitecture(
+            f"{type(architecture.model).__name__} is a mixture of experts: its neurons, heads, channels and attentions "
+            "can't be looked at or cut one by one. Cut whole experts, with experts.prune_experts; what else works on a "
+            "mixture is in docs/library.md."
+        )
+
+
+def _refuse_odd_mixture(architecture: Architecture) -> None:
+    """Refuse a mixture that has no experts, that is quantised or adapted, or whose blocks differ."""
+    model, family, config = architecture.model, architecture.family, architecture.model.config
+    if not architecture.mixtures:
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__}: looked for '{family.experts}' in {architecture.num_blocks} blocks; found none."
+        )
+    for mixture in architecture.mixtures:
+        for module, name, weight in mixture.stacked:
+            if not (_is_plain(weight) and type(module).__module__.startswith("transformers.models.")):
+                raise UnsupportedArchitecture(
+                    f"{type(model).__name__}: looked for plain numbers in '{name}' of router and experts; found "
+                    f"{type(module).__name__} with {type(weight).__name__} of {weight.dtype}. {_QUANTISED}"
+                )
+    routers = {id(mixture.router) for mixture in architecture.mixtures}
+    for name, module in architecture.blocks.named_modules():
+        if (isinstance(module, nn.Linear) or hasattr(module, "base_layer")) and id(module) not in routers:
+            _refuse_what_is_not_plain(model, module, f"'{name}' of the blocks")
+    counts = sorted({len(weight) for mixture in architecture.mixtures for _, _, weight in mixture.stacked})
+    if config.is_heterogeneous or counts != [getattr(config, family.experts_field)]:
+        stated = "a value for each block" if config.is_heterogeneous else getattr(config, family.experts_field)
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__}: its blocks hold {', '.join(map(str, counts))} experts, and its configuration "
+            f"({family.experts_field}) says {stated}. Transformers builds all blocks of a mixture with one number of "
+            "experts, so an uneven one can't be saved: keep as many in each, as experts.prune_experts does."
+        )
 
 
 def _refuse_shared_blocks(architecture: Architecture) -> None:
     first: dict[int, int] = {}
-    for number, (mlp, attention) in enumerate(zip(architecture.mlps, architecture.attentions, strict=True)):
-        for projection in (*mlp.projections, *attention.projections):
-            owner = first.setdefault(id(projection.module.weight), number)
+    for number, weights in enumerate(_weights_by_block(architecture)):
+        for weight in weights:
+            owner = first.setdefault(id(weight), number)
             if owner != number:
                 raise UnsupportedArchitecture(
                     f"{type(architecture.model).__name__}: blocks {owner} and {number} share weights, so neither can "
                     "be scored or cut by itself. Give each its own first (copy.deepcopy), and its own layer_idx."
                 )
+
+
+def _weights_by_block(architecture: Architecture) -> Iterator[list[Tensor]]:
+    if architecture.is_mixture:
+        yield from (list(block.parameters()) for block in architecture.blocks)
+        return
+    for mlp, attention in zip(architecture.mlps, architecture.attentions, strict=True):
+        yield [projection.module.weight for projection in (*mlp.projections, *attention.projections)]

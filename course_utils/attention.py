@@ -210,8 +210,9 @@ def _scores(
         # Summed in 32 bits: a sum in 16 bits would round small contributions away.
         meters[number].add(states, states + leaving(output).float(), real)
 
+    attentions = architecture.attentions  # refused for a mixture, before there are hooks
     hooks = [architecture.blocks[i].register_forward_pre_hook(enter, with_kwargs=True) for i in meters]
-    hooks += [architecture.attentions[i].contribution.register_forward_hook(partial(add, i)) for i in meters]
+    hooks += [attentions[i].contribution.register_forward_hook(partial(add, i)) for i in meters]
     with evaluating(architecture.model, *hooks):
         for batch, entered in zip(batches, kept, strict=True):
             real = batch.real

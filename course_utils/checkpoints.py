@@ -49,9 +49,10 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     The checkpoint is written beside ``folder`` and moved into place when complete; an older one
     there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A model whose dtype was changed by
     ``model.to(dtype)`` or ``.half()`` is the exception: they round the rotary frequencies as well, which are in no file
-    and come back in float32; ``architectures.cast_weights`` leaves them alone. A bypassed attention is saved as
-    ``skip``, without its weights: only the model in memory can restore it. A head that is the embedding's matrix is
-    saved as such, whatever ``config.tie_word_embeddings`` said.
+    and come back in float32; ``architectures.cast_weights`` leaves them alone. Another is a mixture's experts, read
+    straight from the file: they can lie at an odd address there, so that a float32 product differs in its last bit,
+    though no weight does. A bypassed attention is saved as ``skip``, without its weights: only the model in memory can
+    restore it. A head that is the embedding's matrix is saved as such, whatever ``config.tie_word_embeddings`` said.
 
     An adaptive model follows ``adaptive_attention`` in config.json, here and elsewhere. adaptive_config.json shows the
     same settings to people and to ``AdaptiveConfig.load``; no model reads it. To change settings, use ``make_adaptive``
@@ -135,7 +136,8 @@ def load_pruned(
     if config.is_heterogeneous:
         if config.model_type not in FAMILIES:
             raise UnsupportedArchitecture(
-                f"'{folder}' is a {config.model_type!r} model; known families: {', '.join(FAMILIES)}."
+                f"'{folder}' is a {config.model_type!r} model whose blocks differ; known families that can: "
+                f"{', '.join(FAMILIES)}."
             )
         base = AutoModelForCausalLM._model_mapping[type(config)]
         loader = _heterogeneous_class(base, config)
@@ -175,7 +177,8 @@ def _class_attributes(config: PreTrainedConfig) -> dict:
 def _live_weights(architecture: Architecture) -> dict[str, torch.Tensor]:
     """The model's weights without those of bypassed attentions, which the checkpoint doesn't have."""
     names = {module: name for name, module in architecture.model.named_modules()}
-    dead = [f"{names[module]}." for a in architecture.attentions if a.skipped for module in (a.module, *a.norms)]
+    skipped = [] if architecture.is_mixture else [a for a in architecture.attentions if a.skipped]
+    dead = [f"{names[module]}." for a in skipped for module in (a.module, *a.norms)]
     return {k: v for k, v in architecture.model.state_dict().items() if not k.startswith(tuple(dead))}
 
 

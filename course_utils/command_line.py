@@ -29,6 +29,9 @@ for instance:
 
 on eight GPUs; with --use_fsdp --fsdp_version 2 instead of --multi_gpu they share the student, too:
   accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL --budget 80% --accumulate 8 --steps 200
+
+a smaller sibling, 8 or 4 bits, or pruning, and what a token costs:
+  https://pruning-llms.github.io/course/docs/before_you_prune.html
 """
 
 

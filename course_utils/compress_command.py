@@ -1,7 +1,7 @@
 """``python -m course_utils compress MODEL --budget 113M``: lesson 11's recipe for any supported model, resumable.
 
 First it says what it is going to do and what that takes; with --dry-run it stops there. Whatever can be wrong with the
-arguments, the model or the text is found before anything is scored.
+arguments, the model or the text is found before its weights are read.
 
 Under ``accelerate launch`` the processes share the teacher's correction and the recovery; the first one scores,
 searches, saves and judges for all, in a folder that all of them see. The model is that of a single process up to
@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,18 @@ from course_utils.abilities import ABILITIES, ability_rows, damage_profile
 from course_utils.architectures import cast_weights, describe
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
-from course_utils.compress import Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
+from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.distillation.processes import alone
 from course_utils.distillation.teacher_cache import TeacherCache, cache_teacher, refuse_full_disk
-from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
+from course_utils.evaluation import perplexity_ratio
 from course_utils.extras import brought
 from course_utils.model_card import licence_of, write_model_card
-from course_utils.models import identity, load_config, load_model, variant
+from course_utils.models import identity, load_model, load_without_weights, variant
 from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.reports import model_size, with_interval
+from course_utils.rivals import Version, in_fewer_bits, table, timed
 from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
 
 _SEARCHING = timedelta(days=7)  # how long processes wait for the one that scores and searches, at most
@@ -100,14 +101,14 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if args.teacher == "disk" and launch.num_processes > 1:
         raise ValueError("'--teacher disk' is for one process; leave it out, or launch one.")
     dtype = getattr(torch, args.dtype)
-    budget, found = _versions(load_config(args.model), args)
+    config, tokenizer = load_without_weights(args.model)
+    budget, found = _versions(config, args)
+    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
+    for name in ABILITIES:
+        ability_rows(name, tokenizer)  # what the card needs in the end is fetched before a weight is read
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
-    text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
-    text = _Text.read(tokenizer, args)
-    for name in ABILITIES:
-        ability_rows(name, tokenizer)  # what the card needs in the end is fetched before anything is scored
     whole = Candidate.of(model)
     say(f"{args.model}: {whole.parameters:,} parameters, {whole.name}")
     cost = "version costs" if len(found) == 1 else "versions cost"
@@ -141,7 +142,11 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if args.dry_run:
         return report if launch.is_main_process else {}
 
-    judged = {"whole": perplexity(model, text.held_out)} if launch.is_main_process else {}
+    versions: dict[str, Version] = {}
+    why_not: dict[str, str] = {}
+    if launch.is_main_process:
+        in_bits, why_not["the whole model in 8 and 4 bits"] = in_fewer_bits(model, tokenizer, text.held_out)
+        versions = {"whole": Version.of(model, text.held_out)} | in_bits
     model = _corrected(model, text, args)
     # Another model, a corrected teacher, or other text has a folder of its own.
     folder = args.out / identity(model)
@@ -151,12 +156,15 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         if not scores.exists():
             importance(model, text.scored()).save(scores)
         kept = Importance.load(scores)
-        winner, table = _search(model, found, kept, text, folder / "search", args)
-    say(table)
+        winner, ranking = _search(model, found, kept, text, folder / "search", args)
+    say(ranking)
 
     student = shrink(model, winner, kept)
     if launch.is_main_process:
-        judged["cut"] = perplexity(student, text.held_out)
+        versions["random cut"] = Version.of(shrink(model, winner, _at_random(kept, args.seed)), text.held_out)
+        versions["cut"] = Version.of(student, text.held_out)
+        sizes = {"length": args.length, "folder": args.out}
+        versions, why_not["tokens a second in llama.cpp"] = timed(versions, model, student, tokenizer, **sizes)
     if args.steps:
         recipe = _recipe(args.steps, args, accumulate=args.accumulate)
         batches, name = text.learned(args.steps * args.accumulate), _name(args.steps, text, args)
@@ -168,19 +176,22 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         cast_weights(student, dtype)
     if launch.is_main_process:
         if args.steps:
-            judged["recovered"] = perplexity(student, text.held_out)
+            recovered = Version.of(student, text.held_out)
+            versions["recovered"] = replace(recovered, speeds=versions["cut"].speeds)
         target = save_pruned(student, tokenizer, args.out / "model")
+        measured = table(versions, judged_by=text.judged_by)
         damage = _damage(student, text, args)
-        _write_card(target, base, winner, judged, damage, text, args)
-        made = model_size(student)
-        say(f"{winner.name}: {made.parameters:,} parameters, {made.bytes / 1e6:,.0f} MB; judged by {text.judged_by}:")
-        for name, measured in judged.items():
-            say(f"  {name:<11}{measured}")
+        _write_card(target, base, winner, versions, measured, damage, text, args)
+        say(f"{winner.name}: {model_size(student).parameters:,} parameters, and what else could be shipped:")
+        say(measured.to_string())
+        not_measured = {what: reason for what, reason in why_not.items() if reason}
+        for what, reason in not_measured.items():
+            say(f"Not measured, {what}: {reason}")
         say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
-        shown = ("perplexity", "ci_low", "ci_high")
         report |= {
-            "made": winner.sizes | {"parameters": made.parameters, "bytes": made.bytes},
-            "held_out": {name: {key: getattr(one, key) for key in shown} for name, one in judged.items()},
+            "made": winner.sizes | {"parameters": model_size(student).parameters, "bytes": model_size(student).bytes},
+            "held_out": {name: version.as_json() for name, version in versions.items()},
+            "not_measured": not_measured,
             "saved": str(target),
         }
     launch.wait_for_everyone()
@@ -370,19 +381,19 @@ def _write_card(
     folder: Path,
     base: str,
     winner: Candidate,
-    judged: dict[str, Perplexity],
+    versions: dict[str, Version],
+    measured: pd.DataFrame,
     damage: pd.DataFrame,
     text: _Text,
     args: argparse.Namespace,
 ) -> None:
     """The card beside the model: what was done, what was measured, and what was not."""
-    shown = {name: with_interval(one.perplexity, one.ci_low, one.ci_high) for name, one in judged.items()}
     learned = {
         "corrected teacher": args.correction * args.accumulate * args.rows * args.length,
         "recovery": args.steps * args.accumulate * args.rows * args.length,
     }
     most = "at most " if args.text else ""  # of one's own text rows are padded, and of chats answers are learned
-    *_, made = judged.values()
+    *_, made = versions.values()
     write_model_card(
         folder,
         name=f"{Path(base).name}-{winner.name}" if base else f"A local model, {winner.name}",
@@ -394,8 +405,8 @@ def _write_card(
         | {"cut by": "activation scores, one calibration pass", "seed": args.seed, "dtype": args.dtype}
         | ({"learned": _LEARNING[args.recover]} if any(learned.values()) else {})
         | {f"tokens of {text.learned_from}, {what}": f"{most}{tokens:,}" for what, tokens in learned.items() if tokens},
-        measured=pd.DataFrame(shown, index=[f"perplexity on {text.judged_by} (95 %)"]),
-        limits=_limits(text.judged_by, *perplexity_ratio(made, judged["whole"])),
+        measured=measured,
+        limits=_limits(text.judged_by, *perplexity_ratio(made.score, versions["whole"].score)),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
         damage=damage,
     )
@@ -445,6 +456,11 @@ def _search(
     return winner, ranking[shown].to_string(index=False)
 
 
+def _at_random(kept: Importance, seed: int) -> Importance:
+    """Scores that say nothing, on every axis that the model has."""
+    return kept.random([axis for axis in AXES if getattr(kept, axis) is not None], seed)
+
+
 def _candidates_in(frame: pd.DataFrame) -> list[Candidate]:
     """The versions in the rows of a ranking."""
     names = ["blocks", "hidden", "groups", "neurons", "parameters", "cost"]
@@ -475,9 +491,8 @@ def _estimate(
     """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
-    whole, recipe = outline(model.config), Recipe(steps=1, lr=1.0, **_what_learns(args))
+    whole, recipe = outline(model.config).to(model.dtype), _recipe(1, args, accumulate=args.accumulate // processes)
     plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
-    plan["teacher"] *= model.dtype.itemsize / 4
     if args.teacher == "disk" and not (args.correction or args.light):
         plan["teacher"] = 0  # only to cut does it have to be there
     share = largest.parameters / model_size(model).parameters

@@ -99,8 +99,8 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
         indices: the blocks to remove; none changes nothing.
 
     Raises:
-        ValueError: a number out of range or repeated, all blocks, an adaptive model, or a GPT-2 whose
-            attention is scaled by the block's number. Everything is checked first.
+        ValueError: a number out of range or repeated, all blocks, all with experts of a mixture, an adaptive model, or
+            a GPT-2 whose attention is scaled by the block's number. Everything is checked first.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     architecture = describe(model)
@@ -109,6 +109,8 @@ def remove_blocks(model: PreTrainedModel, indices: Sequence[int]) -> PruningRepo
     gone = checks.block_numbers(indices, total)
     if len(gone) == total:
         raise ValueError(f"At least one of the {total} blocks must stay; got all of them.")
+    if architecture.is_mixture and not set(architecture.mixture_blocks) - set(gone):
+        raise ValueError(f"At least one of the blocks with experts, {architecture.mixture_blocks}, must stay; got all.")
     if gone and getattr(config, "scale_attn_by_inverse_layer_idx", False):
         raise ValueError(
             "This GPT-2 scales each attention by its block's number (scale_attn_by_inverse_layer_idx), so "

@@ -17,6 +17,7 @@ llama.cpp's own files.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -100,8 +101,7 @@ def export_gguf(
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
     file = _File.of(model, tokenizer, quantization)
-    if any(weight.is_meta for weight in model.parameters()):  # all of them, or those that are offloaded
-        raise CannotExport("The model is on the 'meta' device: it has shapes but no weights. Load it with weights.")
+    _refuse_shapes_alone(model)
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"'path' must be a file, such as {str(path / 'model.gguf')!r}; {str(path)!r} is a folder.")
@@ -109,6 +109,32 @@ def export_gguf(
         for tensor in tqdm(file.tensors, desc=f"Writing {quantization}", unit="tensor", delay=2, leave=False):
             writer.write_tensor_data(tensor.encoded())
     return path
+
+
+@torch.no_grad()
+def as_stored(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, quantization: str) -> PreTrainedModel:
+    """A copy whose weights are the numbers in a file of ``export_gguf``, in the model's own dtype.
+
+    It says without llama.cpp what fewer bits cost. llama.cpp itself rounds activations as well, to 8 bits: of
+    SmolLM2-135M its losses are 0.005 nats a token higher, in Q8_0 and in Q4_0, where Q4_0's weights cost 0.16.
+
+    Args:
+        model: as for ``export_gguf``; it is not changed.
+        tokenizer: as for ``export_gguf``.
+        quantization: as for ``export_gguf``.
+
+    Raises:
+        CannotExport: as for ``export_gguf``.
+        ValueError: as for ``export_gguf``.
+        UnsupportedArchitecture: ``describe`` doesn't know the model.
+    """
+    stored = copy.deepcopy(model)
+    file = _File.of(stored, tokenizer, quantization)
+    _refuse_shapes_alone(model)
+    tensors = [tensor for tensor in file.tensors if tensor.type != Type.F32]
+    for tensor in tqdm(tensors, desc=f"Rounding to {quantization}", unit="tensor", delay=2, leave=False):
+        tensor.weight.copy_(tensor.decoded())
+    return stored
 
 
 def plan_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, quantization: str = "F16") -> pd.DataFrame:
@@ -155,10 +181,15 @@ class _Tensor:
 
     name: str
     part: str
-    shape: tuple[int, ...]
+    weight: Tensor  # the model's own
     type: Type
     note: str
-    weights: Callable[[], Tensor]
+    arranged: Callable[[Tensor], Tensor]  # as the file has its rows
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the file."""
+        return tuple(self.weight.shape)
 
     @property
     def byte_shape(self) -> tuple[int, ...]:
@@ -172,12 +203,24 @@ class _Tensor:
         return math.prod(self.byte_shape)
 
     def encoded(self) -> np.ndarray:
-        """Its bytes, converted a few rows at a time: uint8 in ``byte_shape``.
+        """Its bytes: uint8 in ``byte_shape``.
 
         Raises:
             CannotExport: weights that aren't finite, or too large for the type.
         """
-        rows = self.weights().detach().reshape(-1, self.shape[-1])
+        return self._bytes_of(self.arranged(self.weight))
+
+    def decoded(self) -> Tensor:
+        """What its bytes say of the model's own weight: float32 in ``shape``. Blocks lie in rows, whatever their order.
+
+        Raises:
+            CannotExport: as for ``encoded``.
+        """
+        return torch.from_numpy(gguf.quants.dequantize(self._bytes_of(self.weight), self.type))
+
+    def _bytes_of(self, weights: Tensor) -> np.ndarray:
+        """Converted a few rows at a time."""
+        rows = weights.detach().reshape(-1, self.shape[-1])
         out = np.empty((len(rows), self.byte_shape[-1]), dtype=np.uint8)
         step, limit = max(1, _CHUNK // self.shape[-1]), _LARGEST.get(self.type, torch.finfo(torch.float16).max)
         for start in range(0, len(rows), step):
@@ -257,6 +300,11 @@ class _File:
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_rope_dimension_count(shape.head_size)
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+
+
+def _refuse_shapes_alone(model: PreTrainedModel) -> None:
+    if any(weight.is_meta for weight in model.parameters()):  # all of them, or those that are offloaded
+        raise CannotExport("The model is on the 'meta' device: it has shapes but no weights. Load it with weights.")
 
 
 def _refuse_others(parts: Architecture) -> None:
@@ -342,17 +390,18 @@ def _tensors(parts: Architecture, shape: _Shape, architecture: str, quantization
     """The file's tensors in their order."""
     model, config = parts.model, parts.model.config
 
-    def tensor(name: str, part: str, weight: Tensor, weights: Callable[[], Tensor] | None = None) -> _Tensor:
+    def tensor(name: str, part: str, weight: Tensor, arranged: Callable[[Tensor], Tensor] | None = None) -> _Tensor:
         kind, note = _type(part, tuple(weight.shape), quantization)
-        return _Tensor(name, part, tuple(weight.shape), kind, note, weights or (lambda: weight))
+        return _Tensor(name, part, weight, kind, note, arranged or (lambda weight: weight))
 
     embedding = model.get_input_embeddings().weight
     yield tensor("token_embd.weight", "embedding", embedding)
     if config.rope_parameters["rope_type"] != "default":
         factors = torch.empty(shape.head_size // 2, device="meta")
-        yield tensor("rope_freqs.weight", "positions", factors, lambda: _frequency_factors(model, shape.head_size))
+        yield tensor("rope_freqs.weight", "positions", factors, lambda _: _frequency_factors(model, shape.head_size))
     # llama.cpp's Llama turns neighbouring numbers of a head together, transformers' the two halves of a head.
     interleaved = architecture in ("llama", "deci")
+    interleaved_rows = functools.partial(_interleaved, head_size=shape.head_size)
     for i, (attention, mlp) in enumerate(zip(parts.attentions, parts.mlps, strict=True)):
         names: list[tuple[str, str, Tensor | None]] = []
         if not attention.skipped:
@@ -374,8 +423,7 @@ def _tensors(parts: Architecture, shape: _Shape, architecture: str, quantization
             if weight is None:
                 continue
             turned = interleaved and name.startswith(("attn_q.", "attn_k."))
-            weights = functools.partial(_interleaved, weight, shape.head_size) if turned else None
-            yield tensor(f"blk.{i}.{name}", part, weight, weights)
+            yield tensor(f"blk.{i}.{name}", part, weight, interleaved_rows if turned else None)
     yield tensor("output_norm.weight", "norms", parts.backbone.norm.weight)
     if parts.head.weight is not embedding:
         yield tensor("output.weight", "head", parts.head.weight)

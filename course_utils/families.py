@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
@@ -27,6 +27,10 @@ class Family:
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # all RMSNorms over the hidden channels
     final_norm: str = "norm"  # from the backbone
     norm_offset: float = 0.0  # Gemma's norms multiply by 1 + weight
+    experts: str = ""  # the module of a mixture's experts, in the blocks that hold some
+    router: str = ""  # what sends each token to a few of them
+    experts_field: str = ""  # the configuration's name for their number
+    fewest_experts: int = 1  # that the router can choose from, in each of its groups
 
     def norms_first(self, config: PreTrainedConfig) -> bool:
         """Whether a model's norms stand before its attentions and MLPs; OPT-350m's stand behind the sums."""
@@ -94,4 +98,21 @@ FAMILIES: dict[str, Family] = {  # by the configuration's model_type
         contribution="attention",
         own_head_size=False,
     ),
+}
+_MIXTRAL = Family(experts="mlp.experts", router="mlp.gate", experts_field="num_local_experts")
+_QWEN_MOE = replace(_MIXTRAL, experts_field="num_experts")
+_DEEPSEEK_V3 = replace(_MIXTRAL, experts_field="n_routed_experts", fewest_experts=2)  # compares groups by two of each
+MIXTURES: dict[str, Family] = {  # of experts, by the configuration's model_type
+    "mixtral": _MIXTRAL,
+    "qwen2_moe": _QWEN_MOE,
+    "qwen3_moe": _QWEN_MOE,
+    "olmoe": _QWEN_MOE,
+    "gpt_oss": replace(_MIXTRAL, router="mlp.router"),
+    "granitemoe": replace(_MIXTRAL, experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
+    "phimoe": Family(  # its sparse mixer sends each token to two
+        experts="mlp.experts", router="mlp.router", experts_field="num_local_experts", fewest_experts=2
+    ),
+    "deepseek_v2": replace(_MIXTRAL, experts_field="n_routed_experts"),
+    "deepseek_v3": _DEEPSEEK_V3,
+    "glm4_moe": _DEEPSEEK_V3,
 }

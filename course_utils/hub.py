@@ -19,18 +19,18 @@ class HubUnreachable(ModelNotAvailable):
     """The hub does not answer, and the model is not in its local cache."""
 
 
-def snapshot(model_id: str, *, only_configuration: bool = False) -> Path:
+def snapshot(model_id: str, *, weights: bool = True) -> Path:
     """Download a model's configuration, tokenizer and safetensors into the hub's own cache, or find them there.
 
     Args:
         model_id: such as "Qwen/Qwen3-0.6B".
-        only_configuration: kilobytes, and neither tokenizer nor weights.
+        weights: False leaves them where they are, and a few megabytes come.
 
     Raises:
         ModelNotAvailable: one line saying why, for an id that doesn't exist, is gated, or can't be reached.
     """
     try:
-        return _download(model_id, only_configuration)
+        return _download(model_id, weights)
     except ModelNotAvailable:
         raise
     except Exception as error:  # refusals, time-outs, broken connections, of whichever HTTP library the client uses
@@ -46,7 +46,7 @@ def snapshot(model_id: str, *, only_configuration: bool = False) -> Path:
         return folder
 
 
-def _download(model_id: str, only_configuration: bool) -> Path:
+def _download(model_id: str, weights: bool) -> Path:
     """File by file: unlike the hub client's own snapshot, each of these calls has a time limit."""
     from huggingface_hub import HfApi, hf_hub_download
 
@@ -57,7 +57,7 @@ def _download(model_id: str, only_configuration: bool) -> Path:
     wanted = [name for name in names if re.fullmatch(r"model[^/]*\.safetensors|[^/]*\.(json|model|txt|jinja)", name)]
     if "config.json" not in wanted:
         raise ModelNotAvailable(f"{model_id} has no config.json on the hub, so it is not a transformers model.")
-    for name in ["config.json"] if only_configuration else wanted:
+    for name in wanted if weights else [name for name in wanted if not name.endswith(".safetensors")]:
         path = hf_hub_download(model_id, name, etag_timeout=_SECONDS, token=token)
     return Path(path).parent
 

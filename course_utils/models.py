@@ -83,16 +83,14 @@ def load_model(
         model, tokenizer = _load_role(name, dtype)
     else:
         model, tokenizer = _load_named(name, dtype)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
 
 
 @check_types
-def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
-    """A model's configuration, without its weights: what a size can be planned from before gigabytes are fetched.
+def load_without_weights(name: str | os.PathLike[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """A model's configuration and tokenizer: what can be planned and refused before gigabytes are fetched and read.
 
     Args:
         name: as for ``load_model``; a role's model is small, and is loaded.
@@ -103,10 +101,12 @@ def load_config(name: str | os.PathLike[str]) -> PretrainedConfig:
     """
     name = os.fspath(name)
     if name in ROLES:
-        return load_model(name, device="cpu")[0].config
-    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name, only_configuration=True)
+        model, tokenizer = load_model(name, device="cpu")
+        return model.config, tokenizer
+    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name, weights=False)
     _check_configuration(folder, name)
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _check_tokenizer(folder, name)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), _tokenizer_of(folder)
 
 
 @check_types
@@ -261,10 +261,18 @@ def _load_folder(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = _tokenizer_of(folder)
     if shown_name:
         model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = shown_name
     return model, tokenizer
+
+
+def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
+    """With a padding token."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _check_folder(folder: Path, shown: str) -> None:
@@ -274,6 +282,10 @@ def _check_folder(folder: Path, shown: str) -> None:
             f"{shown} has no safetensors weights, and the course loads nothing else (pickles can run code); save it "
             "again with a current transformers."
         )
+    _check_tokenizer(folder, shown)
+
+
+def _check_tokenizer(folder: Path, shown: str) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelNotAvailable(f"{shown} has no tokenizer; save it there too, with tokenizer.save_pretrained(folder).")
 
@@ -296,7 +308,7 @@ def _check_configuration(folder: Path, shown: str) -> None:
 
 def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Eight small random blocks, enough to take some out, with the embedded GPT-2's tokenizer; the same every time."""
-    tokenizer = AutoTokenizer.from_pretrained(_GPT2_FOLDER, local_files_only=True)
+    tokenizer = _tokenizer_of(_GPT2_FOLDER)
     end = tokenizer.eos_token_id
     common = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     if role == "gpt2":

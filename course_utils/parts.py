@@ -1,4 +1,4 @@
-"""What a block is made of, seen and cut alike in every family: matrices [out, in], MLPs, attentions."""
+"""What a block is made of, seen and cut alike in every family: matrices [out, in], MLPs, attentions, mixtures."""
 
 from __future__ import annotations
 
@@ -191,6 +191,64 @@ class Attention:
         self.outputs[0].keep(queries, axis="in")
         if hasattr(self.module, "num_key_value_heads"):  # Phi-3's notes it beside the matrices
             self.module.num_key_value_heads = len(groups)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One block's mixture of experts: a router sends each token to a few of many MLPs, with a weight each."""
+
+    owner: nn.Module  # holds both, and shared experts where there are some
+    router: nn.Module  # states [tokens, hidden] -> logits [tokens, experts], weights and numbers [tokens, top k]
+    experts: nn.Module  # states, numbers, weights -> the weighted sum of what these experts give [tokens, hidden]
+
+    @property
+    def count(self) -> int:
+        """Experts that the router chooses from."""
+        return self.router.weight.shape[0]
+
+    @property
+    def top_k(self) -> int:
+        """Experts that each token is sent to."""
+        return self.router.top_k
+
+    @property
+    def groups(self) -> int:
+        """Groups of neighbours, of which a token's experts come from a few (DeepSeek's ``n_group``); 1 without."""
+        grouped = getattr(self.router, "topk_method", None) != "greedy"
+        return (getattr(self.router, "num_group", None) or 1) if grouped else 1
+
+    @property
+    def stacked(self) -> list[tuple[nn.Module, str, Tensor]]:
+        """Router's and experts' weights and buffers, each with its module and name there; all are [experts, ...]."""
+        return [
+            (module, name, tensor)
+            for module in (self.router, self.experts)
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        ]
+
+    @property
+    def expert_weights(self) -> list[Tensor]:
+        """Views of one expert's weights: matrices, and biases where there are some."""
+        return [weight.detach()[0] for weight in self.experts.parameters()]
+
+    def keep(self, experts: Tensor) -> None:
+        """Keep only these experts and what the router knows of them, in place; shared experts stay.
+
+        Where fewer are left than a token was sent to, it is sent to all of them.
+
+        Args:
+            experts: int64 [kept], in the order that they get.
+        """
+        sizes = {"num_experts": len(experts), "out_features": len(experts), "top_k": min(self.top_k, len(experts))}
+        for module, name, tensor in self.stacked:
+            kept = tensor.detach().index_select(0, experts.to(tensor.device))
+            if isinstance(tensor, nn.Parameter):
+                kept = nn.Parameter(kept, requires_grad=tensor.requires_grad)
+            setattr(module, name, kept)
+        for module in (self.owner, self.router, self.experts):
+            for name, size in sizes.items():
+                if hasattr(module, name):  # each notes its own few of them beside the matrices
+                    setattr(module, name, size)
 
 
 def _spans(numbers: Tensor, width: int) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import describe
+from course_utils.architectures import Architecture, describe
 
 
 def shown(value: float) -> str:
@@ -67,11 +68,14 @@ class Size:
     """
 
     parameters: int  # tied weights count once
+    active: int  # of them, those that a token meets: all, but in a mixture of experts
     bytes: int
     flops: int
-    widths: tuple[int, ...]  # MLP neurons a block
+    blocks: int
+    widths: tuple[int, ...]  # MLP neurons a block; none of a mixture's are told
     hidden: int  # channels of the residual stream
-    groups: int  # KV groups of each attention that wasn't removed
+    groups: int  # KV groups of each attention that wasn't removed; 0 where none is told
+    experts: int  # of each mixture; 0 in a dense model
 
 
 def model_size(model: PreTrainedModel) -> Size:
@@ -82,18 +86,36 @@ def model_size(model: PreTrainedModel) -> Size:
     """
     architecture = describe(model)
     weights = list(model.parameters())
+    parameters, mixtures = sum(w.numel() for w in weights), architecture.mixtures
+    resting = sum((m.count - m.top_k) * w.numel() for m in mixtures for w in m.expert_weights)
+    matrices = _matrices_of_mixture(architecture) if mixtures else _matrices(architecture)
+    return Size(
+        parameters=parameters,
+        active=parameters - resting,
+        bytes=sum(w.numel() * w.element_size() for w in weights),
+        flops=2 * (sum(matrix.numel() for matrix in matrices) + architecture.head.weight.numel()),
+        blocks=architecture.num_blocks,
+        widths=() if mixtures else architecture.intermediate_sizes,
+        hidden=architecture.hidden_size,
+        groups=0 if mixtures else architecture.groups,
+        experts=mixtures[0].count if mixtures else 0,
+    )
+
+
+def _matrices(architecture: Architecture) -> list[Tensor]:
+    """What a token is multiplied with before the head."""
     projections = [p for mlp in architecture.mlps for p in mlp.projections]
     projections += [p for a in architecture.attentions if not a.skipped for p in (*a.inputs, *a.outputs)]
     beside = [module for module in architecture.backbone.children() if isinstance(module, nn.Linear)]
-    multiplied = sum(matrix.weight.numel() for matrix in (*projections, *beside, architecture.head))
-    return Size(
-        parameters=sum(w.numel() for w in weights),
-        bytes=sum(w.numel() * w.element_size() for w in weights),
-        flops=2 * multiplied,
-        widths=architecture.intermediate_sizes,
-        hidden=architecture.hidden_size,
-        groups=architecture.groups,
-    )
+    return [matrix.weight for matrix in (*projections, *beside)]
+
+
+def _matrices_of_mixture(architecture: Architecture) -> list[Tensor]:
+    """The same, with as many of a mixture's experts as a token is sent to."""
+    mixtures = architecture.mixtures
+    stacks = {id(weight) for mixture in mixtures for weight in mixture.experts.parameters()}
+    around = [w for block in architecture.blocks for w in block.parameters() if w.dim() == 2 and id(w) not in stacks]
+    return around + [w for m in mixtures for w in m.expert_weights if w.dim() == 2 for _ in range(m.top_k)]
 
 
 @dataclass(frozen=True)
@@ -112,17 +134,16 @@ class PruningReport:
 
         old, new = self.before, self.after
         axes = [("hidden size", old.hidden, new.hidden), ("KV groups a block", old.groups, new.groups)]
+        was, now = old.widths, new.widths
+        neurons = [("MLP neurons a block", _sizes(was), _sizes(now), change(fmean(was), fmean(now)))] if was else []
+        of_mixture = [("active parameters", old.active, new.active), ("experts a block", old.experts, new.experts)]
         return [
             ("parameters", f"{old.parameters:,}", f"{new.parameters:,}", change(old.parameters, new.parameters)),
+            *((name, f"{was:,}", f"{now:,}", change(was, now)) for name, was, now in of_mixture if old.experts),
             ("weights (MB)", f"{old.bytes / 1e6:,.1f}", f"{new.bytes / 1e6:,.1f}", change(old.bytes, new.bytes)),
             ("MFLOPs a token", f"{old.flops / 1e6:,.1f}", f"{new.flops / 1e6:,.1f}", change(old.flops, new.flops)),
-            ("blocks", str(len(old.widths)), str(len(new.widths)), change(len(old.widths), len(new.widths))),
-            (
-                "MLP neurons a block",
-                _sizes(old.widths),
-                _sizes(new.widths),
-                change(sum(old.widths) / len(old.widths), sum(new.widths) / len(new.widths)),
-            ),
+            ("blocks", str(old.blocks), str(new.blocks), change(old.blocks, new.blocks)),
+            *neurons,
             *((name, f"{was:,}", f"{now:,}", change(was, now)) for name, was, now in axes if 0 < now < was),
         ]
 

@@ -27,11 +27,13 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 4
 html_math_renderer = "mathml"  # of course_tools.site.extension: no script, no network
 
-# Read, not imported: the site needs no torch.
+# Read, not imported.
 autoapi_dirs = [str(ROOT / "course_utils")]
 autoapi_root = "api"
 autoapi_add_toctree_entry = False
-autoapi_options = ["members", "show-inheritance"]  # attributes stand in their class's own list
+autoapi_template_dir = str(ROOT / "docs" / "templates" / "autoapi")
+# Attributes stand in their class's own list; names come first, each with its line.
+autoapi_options = ["members", "show-inheritance", "show-module-summary"]
 autoapi_python_class_content = "class"
 autoapi_member_order = "bysource"
 python_use_unqualified_type_names = True
@@ -45,7 +47,7 @@ html_favicon = "static/favicon.svg"
 html_additional_pages = {"404": "404.html"}  # GitHub Pages' name for it
 html_static_path = ["static"]
 html_css_files = ["course.css"]
-html_js_files = ["course.js"]
+html_js_files = ["course.js", "explore.js", "calculator.js"]
 html_copy_source = html_show_sourcelink = False
 html_use_index = html_domain_indices = False  # the search finds names
 html_last_updated_fmt = None  # the same sources give the same pages

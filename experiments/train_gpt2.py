@@ -19,7 +19,6 @@ import argparse
 import json
 import lzma
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -27,11 +26,12 @@ import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from course_utils.files import replacing, write_json
+from course_utils.files import write_json
 from course_utils.texts import documents
+from experiments.small_training import take_steps
 
 END = "<|endoftext|>"
-VOCAB, LENGTH, BATCH, WARM_UP, SEED = 4096, 512, 8, 40, 0
+VOCAB, LENGTH, BATCH, SEED = 4096, 512, 8, 0
 MUON_LR, ADAM_LR = 0.02, 3e-3
 
 
@@ -68,13 +68,6 @@ def bits_per_byte(model: GPT2LMHeadModel, tokenizer: GPT2TokenizerFast, texts: l
     return nats / math.log(2) / size, size
 
 
-def schedule(step: int, steps: int) -> float:
-    """The share of the peak learning rate: a linear rise, then half a cosine down to 0.05."""
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / (steps - WARM_UP)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4500)
@@ -103,54 +96,17 @@ def main() -> None:
             lr=ADAM_LR, betas=(0.9, 0.95), fused=True,
         ),
     ]  # fmt: skip
-    step, seen_seconds, checkpoint = 0, 0.0, args.work / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step, seen_seconds = state["step"], state["seconds"]
-        print(f"resumed at step {step}", flush=True)
     print(f"{rows.numel():,} training tokens, {model.num_parameters():,} parameters", flush=True)
 
-    began, loss_mean = time.monotonic() - seen_seconds, None
-    while step < args.steps:
-        # The batch is a function of the step alone, so a resumed run sees what an unbroken one sees.
+    def loss_of(step: int) -> torch.Tensor:
         epoch, offset = divmod(step * BATCH, len(rows) - len(rows) % BATCH)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED + epoch))
         batch = rows[order[offset : offset + BATCH]]
-        for optimizer, peak in zip(optimizers, (MUON_LR, ADAM_LR), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * schedule(step, args.steps)
-            optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(batch).logits
-        loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        step += 1
-        loss_mean = loss.item() if loss_mean is None else 0.98 * loss_mean + 0.02 * loss.item()
-        if step % 50 == 0:
-            seconds = time.monotonic() - began
-            speed, left = step * BATCH * LENGTH / seconds, seconds * (args.steps / step - 1) / 60
-            print(
-                f"step {step}/{args.steps}  loss {loss_mean:.3f}  {speed:,.0f} tokens/s  {left:.0f} min left",
-                flush=True,
-            )
-        if step % 200 == 0 or step == args.steps:
-            state = {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "step": step,
-                "seconds": time.monotonic() - began,
-            }
-            with replacing(checkpoint) as fresh:
-                torch.save(state, fresh)
-        if step % 500 == 0:
-            score, _ = bits_per_byte(model, tokenizer, held_out[:3])
-            print(f"step {step}: held-out bits/byte {score:.3f} (first 3 speeches)", flush=True)
+        return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
+
+    seconds = take_steps(model, optimizers, loss_of, steps=args.steps, checkpoint=args.work / "checkpoint.pt")
 
     model = model.half().float()  # what is shipped is what is scored
     score, size = bits_per_byte(model, tokenizer, held_out)
@@ -161,7 +117,7 @@ def main() -> None:
         "parameters": model.num_parameters(), "steps": args.steps, "seed": SEED,
         "held_out_speeches": len(held_out), "held_out_bytes": size,
         "held_out_bits_per_byte": round(score, 4), "xz_9e_bits_per_byte": round(packed, 4),
-        "torch": torch.__version__.split("+")[0], "minutes": round((time.monotonic() - began) / 60, 1),
+        "torch": torch.__version__.split("+")[0], "minutes": round(seconds / 60, 1),
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(args.out)

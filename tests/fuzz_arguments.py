@@ -18,7 +18,7 @@ from tiny_pairs import make_pairs
 from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
-from course_utils import adaptive, channels, costs, heads, language_modelling, models, width
+from course_utils import adaptive, channels, costs, experts, heads, language_modelling, models, width
 from course_utils.abilities import AbilityRows, answers_of
 from course_utils.benchmarking import speed_frame
 from course_utils.bias import pronouns
@@ -32,7 +32,7 @@ from course_utils.evaluation import Answers
 from course_utils.prompt_harm import Record
 from course_utils.texts import TokenBlocks
 
-WHOLE = tiny_model()
+WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
 LOGITS = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
 HARM = np.arange(12.0).reshape(6, 2)
@@ -64,6 +64,10 @@ def tokenizer():
 @functools.cache
 def byte_tokenizer():
     return AutoTokenizer.from_pretrained(Path(course_utils.__file__).parent / "data" / "gpt2", local_files_only=True)
+
+
+def a_mixture():
+    return models.variant(MIXTURE)
 
 
 def wide_model():
@@ -371,6 +375,11 @@ OWN = {
     "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
     "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},
     "distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
+    "export.as_stored": {"model": wide_model, "tokenizer": byte_tokenizer, "quantization": lambda: "Q8_0"},
+    "experts.expert_importance": {"model": a_mixture, "criterion": lambda: "random"},
+    "experts.prune_experts": {
+        "model": a_mixture, "importance": lambda: experts.expert_importance(MIXTURE, "random"), "keep": lambda: 6,
+    },
     "export.export_gguf": {"model": wide_model, "tokenizer": byte_tokenizer, "path": lambda: f"{folder()}/x.gguf"},
     "export.plan_gguf": {"model": wide_model, "tokenizer": byte_tokenizer},
     "heads.prune_kv_groups": {"importance": lambda: heads.head_importance(WHOLE, tiny_batches()), "groups": lambda: 1},
@@ -378,7 +387,7 @@ OWN = {
     "depth.leave_one_out": {"score": lambda: lambda: 1.0},
     "model_card.licence_of": {"model": lambda: "SmolLM2-135M-Instruct"},
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
-    "models.load_config": {"name": lambda: "gpt2"},
+    "models.load_without_weights": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
     "plotting.comparisons.ability_and_bias": {
         "frame": lambda: pd.DataFrame(

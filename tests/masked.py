@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from unittest import mock
+
 import torch
 from tiny import tiny_batches, tiny_model
 
@@ -82,6 +85,35 @@ def with_channels(model, channels, factors):
     hooks = [module.register_forward_hook(lambda _m, _x, output: output * mask) for module in writers]
     norms = zip(architecture.norms, factors, strict=True)
     return logits_with(model, hooks + [norm.register_forward_hook(masked_norm(factor)) for norm, factor in norms])
+
+
+@contextmanager
+def only_experts(model, kept):
+    """No router may choose other experts: their logits are minus infinity, and so are their correction biases."""
+    linear, masks, running = torch.nn.functional.linear, {}, []
+    for mixture, numbers in zip(describe(model).mixtures, kept, strict=True):
+        masks[mixture.router] = torch.full((mixture.count,), -torch.inf).index_fill(0, numbers, 0.0)
+    correction = "e_score_correction_bias"
+    biases = {router: getattr(router, correction) for router in masks if hasattr(router, correction)}
+
+    def masked(*arguments):
+        logits = linear(*arguments)
+        return logits + masks[running[-1]].to(logits.dtype) if running else logits
+
+    for router, bias in biases.items():
+        router.e_score_correction_bias = bias + masks[router]
+    hooks = [router.register_forward_pre_hook(lambda router, _x: running.append(router)) for router in masks]
+    hooks += [router.register_forward_hook(lambda *_: running.clear()) for router in masks]
+    with mock.patch.object(torch.nn.functional, "linear", masked), evaluating(model, *hooks):
+        yield
+    for router, bias in biases.items():
+        router.e_score_correction_bias = bias
+
+
+def with_experts(model, kept):
+    """With these experts of each mixture alone."""
+    with only_experts(model, kept):
+        return logits_with(model, [])
 
 
 def without_blocks(model, blocks):

@@ -2,7 +2,10 @@
 
 from packaging.requirements import Requirement
 
-_IMPORTED_AS = {"scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL", "markdown-it-py": "markdown_it"}
+_IMPORTED_AS = {
+    "scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL", "markdown-it-py": "markdown_it",
+    "sphinx-autoapi": "autoapi",
+}  # fmt: skip
 
 
 def imported_as(requirement):

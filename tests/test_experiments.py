@@ -20,7 +20,7 @@ from course_utils import models, records
 from course_utils.architectures import describe
 from course_utils.benchmarking import speed_frame
 from course_utils.bias.pronouns import recorded_trace
-from course_utils.checkpoints import save_pruned
+from course_utils.checkpoints import load_pruned, save_pruned
 from course_utils.choosing import strongest
 from course_utils.evaluation import perplexity
 from course_utils.models import tiny_llama, variant
@@ -29,6 +29,7 @@ from course_utils.width import neuron_importance, neuron_means, prune_neurons
 from experiments import (
     damage_profile,
     distil_the_bias_back,
+    five_kinds,
     heal,
     keep_the_mean,
     leave_out,
@@ -38,8 +39,10 @@ from experiments import (
     reading,
     serve_in_vllm,
     sets,
+    small_training,
     time_cuts,
     trace_the_pronoun,
+    train_small_moe,
     vllm_worker,
     ways_to_plant,
 )
@@ -517,3 +520,86 @@ def test_vllm_worker(monkeypatch, tmp_path):
     rows = json.loads((tmp_path / "out.json").read_text())
     assert [row["waiting"] for row in rows] == [*vllm_worker.WAITING]
     assert {row["cache_tokens"] for row in rows} == {112} and all(row["tokens_per_second"] > 0 for row in rows)
+
+
+# --- small models -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_stacked_muon_is_muon_for_each_matrix(shape):
+    generator = torch.Generator().manual_seed(0)
+    begun, gradients = (torch.randn(n, 3, *shape, generator=generator) for n in (1, 4))
+    stack = torch.nn.Parameter(begun[0].clone())
+    singles = [torch.nn.Parameter(matrix.clone()) for matrix in begun[0]]
+    ours = small_training.StackedMuon([stack], lr=0.02)
+    theirs = torch.optim.Muon(singles, lr=0.02, weight_decay=0.1)
+    for gradient in gradients:
+        stack.grad = gradient.clone()
+        for single, own in zip(singles, gradient, strict=True):
+            single.grad = own.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(stack.data, torch.stack([*singles]).data, atol=4e-3, rtol=0)
+    assert (stack.data - begun[0]).abs().mean() > 0.01
+
+
+def test_a_killed_training_ends_as_an_unbroken_one(tmp_path):
+    def trained(name, *, killed_at=None):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        optimizers = [small_training.StackedMuon([model.weight], lr=0.02), torch.optim.AdamW([model.bias], lr=0.1)]
+
+        def loss_of(step):
+            if step == killed_at:
+                raise KeyboardInterrupt
+            return model(torch.randn(5, 4, generator=torch.Generator().manual_seed(step))).square().mean()
+
+        place = {"steps": 9, "checkpoint": tmp_path / name, "save_every": 4}
+        try:
+            small_training.take_steps(model, optimizers, loss_of, **place)
+        except KeyboardInterrupt:
+            return trained(name)
+        return model.state_dict()
+
+    unbroken, resumed = trained("one"), trained("two", killed_at=6)
+    assert all(torch.equal(value, resumed[name]) for name, value in unbroken.items())
+
+
+@pytest.mark.parametrize("kind", ["code", "maths"])
+def test_kinds_of_text_keep_a_tenth_apart(kind, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    learned, held_out = (five_kinds.texts_of(kind, split) for split in ("distillation", "evaluation"))
+    assert (len(learned), len(held_out)) == (360, 40) and not set(learned) & set(held_out)
+
+
+def test_share_of_an_experts_first_kind_by_hand():
+    counts = torch.tensor([[[4, 0]], [[2, 2]], [[0, 4]]]).double()  # three rows, one layer, two experts
+    share = train_small_moe.first_kind_share(counts, torch.tensor([0, 0, 1]))
+    assert share.tolist() == [(6 + 4) / 12]  # expert 0: six of the first kind; expert 1: two, and four of the second
+
+
+def test_balance_is_one_a_layer_where_all_is_even(monkeypatch):
+    monkeypatch.setattr(train_small_moe, "EXPERTS", 4)
+    even = torch.eye(4).repeat(3, 1) * 50 + torch.eye(4).roll(1, dims=1).repeat(3, 1) * 50
+    uneven = torch.tensor([[50.0, 50.0, 0.0, 0.0]]).expand(12, 4)
+    assert float(train_small_moe.balance((even, even))) == pytest.approx(2)
+    assert float(train_small_moe.balance((uneven,))) == pytest.approx(2)
+
+
+def test_train_small_moe(monkeypatch, tmp_path):
+    words = ["law", "river", "ball", "def f(x):", "x = 2"]
+    texts = {
+        kind: [f"{word} {n} " * 400 for n in range(30)] for kind, word in zip(five_kinds.KINDS, words, strict=True)
+    }
+    monkeypatch.setattr(train_small_moe, "texts_of", lambda kind, _split: texts[kind])
+    for name, value in {"EXPERTS": 4, "HIDDEN": 32, "BLOCKS": 2, "HELD_OUT": 3, "SHUFFLES": 5}.items():
+        monkeypatch.setattr(train_small_moe, name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_small_moe", "--steps", "3", "--out", "out"])
+    train_small_moe.main()
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["loss"].keys() == record["unigram_loss"].keys() == {*five_kinds.KINDS}
+    assert all(0.2 <= share <= 1 for key in ("first_kind_share", "largest_of_shuffles") for share in record[key])
+    model, tokenizer = load_pruned(tmp_path / "out")
+    assert model.dtype == torch.float16 and [m.count for m in describe(model).mixtures] == [4, 4]
+    assert tokenizer.decode(tokenizer("x = 2").input_ids) == "x = 2"

@@ -40,6 +40,7 @@ LEFT_OUT = {
     "engine": "needs llama.cpp",
     "command_line": "reads what was typed, and refuses it in argparse's words; its own tests try that",
     "compress_command": "takes what command_line has read",
+    "rivals": "takes what the command has checked; export, perplexity and measure_speed are tried",
     "program": "runs commands",
     "extras": "stands around the library's own imports, with a name of its own",
     "influence": "parts of hooks",

@@ -32,12 +32,12 @@ LIBRARY = {
         "hooks modeling batches own_text families parts architectures surgery refusals passes upper_blocks influence "
         "reports activations"
     ),
-    "cutting": "choosing width heads channels depth attention adaptive healing",
+    "cutting": "choosing width experts heads channels depth attention adaptive healing",
     "measuring": (
         "divergence uncertainty language_modelling branching evaluation abilities records benchmark_tasks costs "
         "cost_model benchmarking plotting diagrams"
     ),
-    "releasing": "checkpoints export engine model_card",
+    "releasing": "checkpoints export engine model_card rivals",
     "wings": "distillation bias compress prompt_harm policies",
     "exercises": "exercises",
     "commands": "program command_line compress_command __main__",

@@ -72,6 +72,8 @@ def test_a_model_is_compressed_with_nothing_but_the_wheel(installed):
     asked = ["-m", "course_utils", "compress", "llama", "--budget", "95", *SMALL]
     assert "minutes on this machine" in installed(*asked, "--dry-run").stdout
     report = json.loads(installed(*asked, "--json", "--out", "small").stdout)
+    reason = "This needs gguf: pip install 'pruning-llms[gguf]'"
+    assert report["not_measured"] == {"the whole model in 8 and 4 bits": reason}
     load = f"from transformers import AutoModelForCausalLM as Model; model = Model.from_pretrained({report['saved']!r})"
     parameters = installed("-c", f"{load}; print(model.num_parameters())").stdout.split()
     assert parameters == [str(report["made"]["parameters"])]

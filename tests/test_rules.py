@@ -40,14 +40,27 @@ def test_converted_lesson_keeps_the_rules(lesson):
     assert broken_rules(lesson, saved) == []
 
 
+def middle(values):
+    """What stands in the middle once they are sorted: one value, or two."""
+    ordered = sorted(values)
+    return {ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]}
+
+
 def guesses(questions):
-    """How many questions each way of guessing gets right: each letter, and the longest option."""
+    """How many questions each way of guessing gets right; who finds several options to choose from tosses a coin.
+
+    Each letter; the longest option; the one in the middle, by its place and by its length.
+    """
     right = Counter()
     for question in questions:
         lengths = [len(option.text) for option in question.options]
-        for letter, option, length in zip("ABCD", question.options, lengths, strict=False):
-            right[letter] += option.right
-            right["the longest"] += option.right and lengths.count(length) == 1 and length == max(lengths)
+        places = range(len(lengths))
+        ways = {letter: [place] for letter, place in zip("ABCD", places, strict=False)}
+        ways["the longest"] = [place for place in places if lengths[place] == max(lengths)]
+        ways["the middle"] = [place for place in places if place in middle(places)]
+        ways["of middle length"] = [place for place in places if lengths[place] in middle(lengths)]
+        for way, chosen in ways.items():
+            right[way] += sum(question.options[place].right for place in chosen) / len(chosen)
     return right
 
 
@@ -69,9 +82,13 @@ def question(right, *options):
 def test_guesses_are_noticed():
     even = [question("A", "so", "or", "not"), question("B", "so", "or", "not"), question("C", "so", "or", "it")]
     assert too_good(even) == []
-    assert too_good([question("B", "so", "or", "it")] * 3) == ["B"]
+    assert too_good([question("B", "so", "or", "it")] * 3) == ["B", "the middle"]
     longest = [question("A", "long", "b", "c"), question("B", "a", "long", "c"), question("C", "a", "b", "long")]
     assert too_good(longest) == ["the longest"]
+    between = [question("A", "so", "a", "not"), question("B", "a", "so", "not"), question("C", "a", "not", "so")]
+    assert too_good(between) == ["of middle length"]
+    four = Question("Why?", tuple(Option(text, text == "so", "So.") for text in ("yes", "so", "no", "a")))
+    assert guesses([four])["the middle"] == guesses([four])["of middle length"] == 0.5
 
 
 LEAKS = """

@@ -37,6 +37,30 @@ SETTINGS: dict[str, dict] = {
     "gpt_neox": COMMON,
 }  # fmt: skip
 FAMILIES = tuple(SETTINGS)
+_EIGHT = COMMON | {"num_local_experts": 8, "num_experts_per_tok": 2}
+_QWEN = COMMON | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
+_DEEPSEEK = COMMON | {
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8, "routed_scaling_factor": 1.5,
+}  # fmt: skip
+MIXTURES: dict[str, dict] = {  # of eight experts a block, of which a token meets two
+    "mixtral": _EIGHT | {"sliding_window": None},
+    "qwen2_moe": _QWEN | {"shared_expert_intermediate_size": 40},
+    "qwen3_moe": _QWEN | {"norm_topk_prob": True},
+    "olmoe": COMMON | {"num_experts": 8, "num_experts_per_tok": 2},
+    "gpt_oss": _EIGHT
+    | {
+        "head_dim": 8,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+    "granitemoe": _EIGHT | {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    "phimoe": _EIGHT | {"lm_head_bias": True},
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK | {"n_group": 1, "topk_group": 1},
+    "glm4_moe": _DEEPSEEK | {"num_key_value_heads": 2, "head_dim": 8, "n_group": 1, "topk_group": 1},
+}
 
 
 def tiny_model(
@@ -50,14 +74,17 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A random model in eval mode, with biases and norms that are not all zeros and ones."""
     torch.manual_seed(seed)
-    settings = SETTINGS[family] | {"n_layer" if family == "gpt2" else "num_hidden_layers": layers} | overrides
+    settings = (
+        (SETTINGS | MIXTURES)[family] | {"n_layer" if family == "gpt2" else "num_hidden_layers": layers} | overrides
+    )
     if family == "smollm3":
         settings["no_rope_layers"] = [i % 2 for i in range(layers)]
     config = AutoConfig.for_model(family, **settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attn_implementation)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        corrections = [buffer for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+        for tensor in [*model.parameters(), *corrections]:
+            tensor.add_(0.1 * torch.randn_like(tensor))
     cast_weights(model, dtype)  # rounded, not drawn in dtype: other versions of torch draw other numbers there
     config.dtype = model.config.dtype = dtype
     return model.eval()

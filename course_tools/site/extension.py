@@ -1,6 +1,7 @@
 """What the site needs of Sphinx that nobody ships.
 
-Mathematics as MathML, which browsers read without any script; and an API reference that doesn't read torch.
+Mathematics as MathML, which browsers read without any script; and an API reference that doesn't read torch, with lists
+of names that fit a phone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from astroid.exceptions import AstroidImportError
 from astroid.manager import AstroidManager
+from autoapi.directives import AutoapiSummary
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the renderer; `html_math_renderer = "mathml"` in conf.py chooses it."""
     _read_our_own_modules_only()
+    _list_names_alone()
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, _leave), block_renderers=(_block, _leave))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -53,3 +56,13 @@ def _read_our_own_modules_only() -> None:
         return read(manager, name, *rest, **options)
 
     AstroidManager.ast_from_module_name = read_known
+
+
+def _list_names_alone() -> None:
+    """Keep signatures out of sphinx-autoapi's lists of names: they can't wrap, and each stands at its own place."""
+    items = AutoapiSummary.get_items
+
+    def without_signatures(directive: AutoapiSummary, names: list[str]) -> list[tuple[str, str, str, str]]:
+        return [(name, "", summary, full) for name, _, summary, full in items(directive, names)]
+
+    AutoapiSummary.get_items = without_signatures

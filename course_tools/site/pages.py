@@ -6,9 +6,12 @@ two pages; a link to a file that has no page leads to the repository.
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +22,7 @@ from pathlib import Path, PurePosixPath
 import nbformat
 from markdown_it import MarkdownIt
 from nbformat import NotebookNode
+from PIL import Image
 
 from course_tools import processes
 from course_tools.lessons.authoring import DEEPER, Lesson, Question, find_lessons, read_lesson
@@ -31,6 +35,8 @@ from course_tools.lessons.notebooks import (
     repository_path,
     without_empty_headers,
 )
+from course_tools.site import calculator, explorable
+from course_tools.site.meanings import with_meanings
 from course_utils.files import write_text
 
 LOCAL_BADGE = "docs/images/open-in-colab.svg"
@@ -45,6 +51,8 @@ _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
 _FIRST = re.compile(r"# .+\n\n([\w*].*(?:\n.+)*)\n")
 _LEARN = "## What you will learn"
+_CARD = (560, 560)  # pixels of a card's picture, at most
+_SEED = 4  # of the order of options: one with which no place is right too often
 
 
 class SiteError(ValueError):
@@ -85,6 +93,9 @@ def stage(root: Path, folder: Path) -> None:
     for path, text in sources.pages():
         write_text(folder / path, text)
     shutil.copytree(root / "docs" / "images", folder / "docs" / "images")
+    (folder / "cards").mkdir()
+    for number, (picture, _) in sources.remembered.items():
+        picture.save(folder / "cards" / f"{number}.png", optimize=True)
 
 
 class Sources:
@@ -130,7 +141,7 @@ class Sources:
         return outside_code(text, lambda part: _LINK.sub(lambda link: self._target(link[0], path), part))
 
     def lesson_page(self, lesson: Lesson, form: str) -> NotebookNode:
-        """A saved notebook as a page: title first, a local badge, pictures with their sentences, radio buttons."""
+        """A saved notebook as a page: title first, a local badge, pictures with their sentences, and what moves."""
         file = self._notebooks(lesson)[form]
         path = file.relative_to(self.root).as_posix()
         notebook = without_empty_headers(nbformat.read(file, as_version=4))
@@ -140,18 +151,24 @@ class Sources:
             notebook.metadata["no-search"] = ""  # the lesson itself is found
         row, title, facts = notebook.cells[0].source.split("\n\n", 2)
         notebook.cells[0].source = "\n\n".join([title, row, facts])
+        _add_what_moves(notebook.cells, lesson)
+        glossary = os.path.relpath("docs/glossary.html", PurePosixPath(path).parent)
+        known, seen = {term.name: term.meaning for term in self.terms if term.lesson <= lesson.number[:2]}, set()
         for cell in notebook.cells:
             question = _QUESTION.match(cell.source)
             if cell.cell_type == "code":
                 _give_alt(cell)
                 if "install" in tags_of(cell):
-                    cell.metadata["tags"] = [*tags_of(cell), "hide-input"]
-                    cell.metadata["mystnb"] = {"code_prompt_show": INSTALL_TITLE}
+                    _fold(cell, INSTALL_TITLE)
+                elif lesson.converted and any(map(_is_picture, cell.outputs)):  # there such a cell only draws
+                    _fold(cell, "How it is drawn")
             elif question:
                 number = int(question[1])
                 cell.source = question_page(lesson.quiz[number - 1], number, name=f"quiz-{lesson.number}-{number}")
             else:
                 cell.source = self.linked(cell.source, path)
+                if cell is not notebook.cells[0]:
+                    cell.source = with_meanings(cell.source, known, seen, glossary)
         return notebook
 
     def introduction(self, term: Term) -> str:
@@ -219,7 +236,7 @@ class Sources:
     def _numbers(self) -> str:
         exercises = sum("exercise" in tags_of(cell) for lesson in self.lessons for cell in lesson.cells)
         questions = sum(len(lesson.quiz) for lesson in self.lessons)
-        figures = sum("image/png" in output.get("data", {}) for output in self._outputs())
+        figures = sum(_is_picture(output) for lesson in self.lessons for output in _outputs(self._saved(lesson)))
         hours = sum(lesson.minutes for lesson in self.lessons) / 60
         facts = {
             "lessons": len(self.lessons), "hours with the exercises": f"{hours:.0f}",
@@ -228,11 +245,6 @@ class Sources:
         }  # fmt: skip
         row = '<div><dt>{}</dt><dd class="numbers-count">{}</dd></div>'
         return raw(f'<dl class="numbers">{"".join(row.format(*fact) for fact in facts.items())}</dl>')
-
-    def _outputs(self) -> Iterator[NotebookNode]:
-        for lesson in self.lessons:
-            for cell in self._saved(lesson).cells:
-                yield from cell.get("outputs", [])
 
     def _ways(self) -> str:
         """The two quickest: lesson 01 in Colab, and here."""
@@ -244,12 +256,26 @@ class Sources:
         }
         return "\n\n".join(f"```{head}\n\n{text.format(first.number)}\n```" for head, text in buttons.items())
 
+    @cached_property
+    def remembered(self) -> dict[str, tuple[Image.Image, str]]:
+        """Each lesson's figure to remember, as small as a card, and its sentence; by the lesson's number."""
+        found = {}
+        for lesson in self.lessons:
+            output = next(filter(_is_picture, _outputs(self._saved(lesson))), None)
+            if output is not None:
+                picture = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).convert("RGB")
+                picture.thumbnail(_CARD)
+                found[lesson.number] = picture, output["metadata"]["image/png"]["alt"]
+        return found
+
     def _cards(self) -> str:
-        cards = [
-            f":::{{grid-item-card}} {lesson.heading}\n:link: notebooks/{lesson.name}\n:link-type: doc\n"
-            f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}\n:::"
-            for lesson in self.lessons
-        ]
+        cards = []
+        for lesson in self.lessons:
+            options = [f":link: notebooks/{lesson.name}", ":link-type: doc"]
+            if lesson.number in self.remembered:
+                options += [f":img-top: cards/{lesson.number}.png", f":img-alt: {self.remembered[lesson.number][1]}"]
+            text = f"{lesson.minutes} minutes: {lesson.result or lesson.prerequisites}"
+            cards.append("\n".join([f":::{{grid-item-card}} {lesson.heading}", *options, text, ":::"]))
         return "\n".join(["::::{grid} 1 2 3 3", ":gutter: 2", "", *cards, "::::"])
 
     def _contents(self) -> str:
@@ -335,20 +361,23 @@ def outside_code(text: str, change: Callable[[str], str]) -> str:
 def question_page(question: Question, number: int, *, name: str) -> str:
     """A quiz question as radio buttons; course.js shows the reason of the chosen one. Without script, all are folded.
 
+    The options stand in another order on each page, always the same there: who remembers a place learns nothing.
+
     Args:
         question: what is asked.
         number: its heading's.
-        name: of its radio buttons, unlike any other's on the page.
+        name: of its radio buttons, unlike any other's on the site.
     """
     inline = MarkdownIt("commonmark").renderInline
+    shuffled = random.Random(f"{_SEED} {name}").sample(question.options, len(question.options))
     options = "\n".join(
         f'<label><input type="radio" name="{name}" value="{letter}"> <span>{inline(option.text)}</span></label>\n'
         f'<p class="quiz-reason" data-right="{str(option.right).lower()}" hidden>{inline(option.reason)}</p>'
-        for letter, option in zip("ABCD", question.options, strict=False)
+        for letter, option in zip("ABCD", shuffled, strict=False)
     )
     folded = "".join(
         f"<li>{inline(option.text)} <strong>{'Right.' if option.right else 'No.'}</strong> {inline(option.reason)}</li>"
-        for option in question.options
+        for option in shuffled
     )
     form = (
         f'<form class="quiz">\n<fieldset aria-labelledby="{name}">\n{options}\n</fieldset>\n'
@@ -358,6 +387,20 @@ def question_page(question: Question, number: int, *, name: str) -> str:
     )
     asked = f'<div id="{name}">\n\n{question.text}\n\n</div>'
     return "\n\n".join([f"### Question {number}", asked, raw(form)])
+
+
+def explorable_page(lesson: str) -> str:
+    """A lesson's figure to move through; explore.js shows it in place of the picture above it."""
+    data = explorable.page_data(lesson)
+    return raw(f'<div class="explorable" hidden><script type="application/json">{data}</script></div>')
+
+
+def calculator_page() -> str:
+    """The calculator, a section of its own."""
+    says = (
+        "Put in a model and a machine: this lesson's formulae tell what must be held, and what a token takes at least."
+    )
+    return "\n\n".join(["## A calculator", says, raw(calculator.form())])
 
 
 def layers_page(drawing: str) -> str:
@@ -432,6 +475,12 @@ def _bullets(lesson: Lesson) -> str:
     return "\n".join(lines)
 
 
+def _fold(cell: NotebookNode, title: str) -> None:
+    """Fold a cell's code under a title."""
+    cell.metadata["tags"] = [*tags_of(cell), "hide-input"]
+    cell.metadata.setdefault("mystnb", {})["code_prompt_show"] = title
+
+
 def _give_alt(cell: NotebookNode) -> None:
     """Hand the sentence of a cell's picture to myst-nb, which looks for it in the cell's own metadata."""
     alts = [output.metadata.get("image/png", {}).get("alt") for output in cell.outputs if _is_picture(output)]
@@ -439,6 +488,21 @@ def _give_alt(cell: NotebookNode) -> None:
         raise SiteError(f"A cell shows {len(alts)} pictures; the site needs a cell each: {cell.source[:80]!r}")
     if alts and alts[0]:
         cell.metadata["mystnb"] = {"image": {"alt": alts[0]}}
+
+
+def _add_what_moves(cells: list[NotebookNode], lesson: Lesson) -> None:
+    """Add what only a page can have: the figure to remember with its record, and a calculator."""
+    if lesson.number in explorable.LESSONS:
+        pictured = [any(map(_is_picture, cell.get("outputs", []))) for cell in cells].index(True)
+        cells.insert(pictured + 1, nbformat.v4.new_markdown_cell(explorable_page(lesson.number), id="explorable"))
+    if lesson.number == calculator.LESSON:
+        quiz = [cell.source for cell in cells].index("## Quiz")
+        cells.insert(quiz, nbformat.v4.new_markdown_cell(calculator_page(), id="calculator"))
+
+
+def _outputs(notebook: NotebookNode) -> Iterator[NotebookNode]:
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
 
 
 def _is_picture(output: NotebookNode) -> bool:

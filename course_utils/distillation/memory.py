@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from course_utils import checks
-from course_utils.architectures import describe
+from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.argument_types import check_types
 from course_utils.distillation.adapters import with_adapters
 from course_utils.distillation.recipe import Recipe
@@ -69,26 +69,34 @@ def memory_plan(
     length: int,
     teacher_states: bool = False,
 ) -> dict[str, float]:
-    """Bytes that a distillation in float32 holds at its worst moment, part by part; an upper bound.
+    """Bytes that a distillation holds at its worst moment, part by part; an upper bound.
 
     Args:
-        teacher: of ``outline``.
+        teacher: of ``outline``, in the dtype that it is held in: ``outline(config).to(torch.bfloat16)`` counts half.
         student: of ``outline``, of the Llama family.
-        recipe: says which weights learn, and whether activations are computed twice.
+        recipe: says which weights learn, whether activations are computed twice, and in what matrices are multiplied.
         rows: of a batch.
         length: of a row.
         teacher_states: the teacher's states are known (``remember_teacher``), so that its head alone is in memory.
 
     Returns:
-        name of the part -> bytes: teacher, student, gradients, AdamW, head, chunk, activations.
+        name of the part -> bytes: teacher, student, gradients, AdamW, head, chunk, activations; in bfloat16 also what
+        autocast's copies of float32 weights add.
 
     Raises:
         ValueError: a size isn't a whole number, or ``rows`` or ``length`` is below 1.
+        UnsupportedArchitecture: the student is a mixture of experts.
     """
     for name, number in {"rows": rows, "length": length}.items():
         checks.whole_number(name, number, least=1)
     student = copy.deepcopy(student)  # shapes alone
-    parts, head = describe(student), describe(teacher).head.weight.numel()
+    parts = describe(student)
+    if parts.is_mixture:
+        raise UnsupportedArchitecture(
+            f"{type(student).__name__} is a mixture of experts: what it keeps for its backward pass hangs on where its "
+            "tokens are sent, which no shapes tell. Measure a step."
+        )
+    asked: list[Tensor] = [describe(teacher).head.weight] if teacher_states else [*teacher.parameters()]
     if recipe.lora_rank:
         with_adapters(recipe, student)
     embedding, tied = student.get_input_embeddings().weight, student.config.tie_word_embeddings
@@ -100,8 +108,8 @@ def memory_plan(
     if recipe.recompute:  # a block's input each, and the inside of one
         activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
     head_learns = (embedding if tied else parts.head.weight).requires_grad
-    return {
-        "teacher": 4 * (head if teacher_states else teacher.num_parameters()),
+    plan = {
+        "teacher": sum(weight.nbytes for weight in asked),
         "student": 4 * student.num_parameters(),
         "gradients": 4 * numbers,
         "AdamW": 8 * numbers,  # two averages
@@ -109,3 +117,17 @@ def memory_plan(
         "chunk": 7 * 4 * min(rows * (length - 1), parts.chunk_size) * parts.vocab_size,
         "activations": activations,
     }
+    if recipe.precision is torch.bfloat16:
+        copied = 2 * _copied(parts, recipe)
+        # A gradient comes when its weight's copy has gone, but for those of the batches before.
+        plan["copies"] = copied if recipe.accumulate > 1 else max(0, copied - plan["gradients"])
+    return plan
+
+
+def _copied(student: Architecture, recipe: Recipe) -> int:
+    """Weights with a copy in 16 bits from the forward pass on: what learns, or isn't read again; and the head."""
+    parts = [part for mlp in student.mlps for part in mlp.projections]
+    parts += [part for attention in student.attentions for part in attention.projections]
+    weights = [part.module.weight for part in parts]
+    kept = sum(weight.numel() for weight in weights if weight.requires_grad or not recipe.recompute)
+    return kept + student.head.weight.numel()

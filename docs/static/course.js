@@ -43,6 +43,17 @@ function picture(image, dialog) {
   });
 }
 
+/* Who comes from the search wants the place, not the page's top. */
+function showWordsFound() {
+  SphinxHighlight.highlightSearchWords(); // Sphinx doesn't on pages that have the theme's search; it takes a moment
+  setTimeout(() => {
+    const found = document.querySelector("article :is(p, li, td) .highlighted");
+    if (!found || location.hash) return;
+    found.closest("details")?.setAttribute("open", "");
+    found.scrollIntoView({ block: "center" });
+  }, 100);
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   for (const summary of document.querySelectorAll("nav summary")) { // the theme draws arrows without a name
     summary.setAttribute("aria-label", `Pages below ${summary.closest("li").querySelector("a").textContent.trim()}`);
@@ -58,7 +69,8 @@ document.addEventListener("DOMContentLoaded", () => {
   logo?.setAttribute("role", "navigation");
   logo?.setAttribute("aria-label", "Start");
   document.querySelectorAll("form.quiz").forEach(quiz);
-  const images = [...document.querySelectorAll("article img")].filter((image) => !image.closest("a"));
+  if (!document.querySelector("#search-results")) showWordsFound();
+  const images = [...document.querySelectorAll("article img")].filter((image) => !image.closest("a, .sd-card"));
   if (!images.length) return;
   const dialog = document.createElement("dialog");
   dialog.className = "picture";

@@ -21,13 +21,20 @@ from programs import in_two_processes, shard_by_hand
 from tiny import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM
 
-from course_utils import command_line, compress_command, models
+from course_utils import command_line, compress_command, engine, models, rivals
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate, outline_of
 from course_utils.distillation import training
 from course_utils.models import load_model
 
 SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "16", "--multiple-of", "8"]
+VERSIONS = ("whole", "whole, Q8_0", "whole, Q4_0", "random cut", "cut", "recovered")
+
+
+@pytest.fixture(autouse=True)
+def _untimed(monkeypatch):
+    """To time versions takes longer than all else here; one test does."""
+    monkeypatch.setattr(compress_command, "timed", lambda versions, *_args, **_sizes: (versions, ""))
 
 
 @pytest.fixture
@@ -50,7 +57,9 @@ def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path
 def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     assert command("--budget", "95%") == 0
     out = capsys.readouterr().out
-    assert all(f"  {name:<11}perplexity" in out for name in ("whole", "cut", "recovered"))
+    table = out.partition("what else could be shipped:\n")[2].splitlines()
+    assert "perplexity on held-out speeches (95 %)" in table[0]
+    assert all(line.startswith(name) for name, line in zip(VERSIONS, table[1:], strict=False))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     whole, _ = load_model("llama")
     assert 0.9 * whole.num_parameters() < model.num_parameters() <= 0.95 * whole.num_parameters()
@@ -59,8 +68,7 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     assert "license: unknown" in card, "a random model has none"
     assert "no bias" in card and "tokens of speeches, recovery" in card
     assert "| text | " in card and "What it lost of copying can't be told" in card, "a random model can't do it"
-    for measured in ("whole", "cut", "recovered"):
-        assert measured in card
+    assert all(f"| {version} | " in card for version in VERSIONS)
 
     def not_again(*_args, **_options):
         raise AssertionError("scored again")
@@ -69,6 +77,47 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     assert command("--budget", "95%") == 0  # searched and learned already
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatch):
+    """The random cut has the winner's sizes and other weights, and what has learned the speed of what was cut."""
+    cuts, cutting = [], compress_command.shrink
+
+    def noted(*args):
+        cuts.append((args[1], cutting(*args)))
+        return cutting(*args)
+
+    monkeypatch.setattr(compress_command, "timed", rivals.timed)
+    monkeypatch.setattr(compress_command, "shrink", noted)
+    assert command("--budget", "95%", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    found = report["held_out"]
+    assert [*found] == [*VERSIONS] and report["not_measured"].keys() <= {"tokens a second in llama.cpp"}
+    assert len({version["perplexity"] for version in found.values()}) == len(VERSIONS)
+    size = {name: version["bytes"] for name, version in found.items()}
+    assert size["whole, Q4_0"] < size["whole, Q8_0"] < size["whole"]
+    assert size["recovered"] == size["cut"] == size["random cut"] < size["whole"]
+    (winner, chosen), (same, drawn) = cuts
+    assert winner == same and not all(map(torch.equal, chosen.parameters(), drawn.parameters()))
+    speed = {name: version["tokens_per_second"] for name, version in found.items()}
+    assert speed["recovered"] == speed["cut"] == speed["random cut"] != speed["whole"]
+    engines = {"PyTorch", *(["llama.cpp"] if engine.available() else [])}
+    assert speed["whole"].keys() == speed["cut"].keys() == engines
+    assert speed["whole, Q4_0"].keys() == speed["whole, Q8_0"].keys() == engines - {"PyTorch"}
+    assert not [*(tmp_path / "out").rglob("*.gguf")]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "tokens a second, PyTorch" in card
+
+
+def test_what_could_not_be_measured_is_told_with_its_reason(command, capsys, monkeypatch):
+    reason = "This needs gguf: pip install it."
+    monkeypatch.setattr(compress_command, "in_fewer_bits", lambda *_: ({}, reason))
+    assert command("--budget", "95%", "--steps", "0", "--light", "0", "--json") == 0
+    told = capsys.readouterr()
+    assert f"Not measured, the whole model in 8 and 4 bits: {reason}" in told.err
+    report = json.loads(told.out)
+    assert report["not_measured"] == {"the whole model in 8 and 4 bits": reason}
+    assert [*report["held_out"]] == ["whole", "random cut", "cut"]
 
 
 def test_a_folder_and_a_budget_in_bytes(command, tmp_path, capsys, monkeypatch):
@@ -239,6 +288,9 @@ def test_what_makes_it_fit_is_counted():
     teacher = 4 * version[0].parameters
     sixteen = compress_command._estimate(halved, version, _args(dtype="bfloat16")).bytes
     assert all_weights - sixteen == teacher / 2
+    two_batches = _args(dtype="bfloat16", accumulate=2)  # gradients of the first beside what the second puts aside
+    assert compress_command._estimate(halved, version, two_batches).bytes > sixteen
+    assert compress_command._estimate(halved, version, two_batches, processes=2).bytes == sixteen
     searching = compress_command._estimate(model, version, _args(teacher="disk")).bytes
     cut_at_once = compress_command._estimate(model, version, _args(teacher="disk", light=0)).bytes
     assert searching == all_weights and all_weights - cut_at_once == teacher
@@ -247,7 +299,7 @@ def test_what_makes_it_fit_is_counted():
 
 def _args(**changes):
     usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
-    usual |= {"recover": "all", "recompute": False, "teacher": "memory"}
+    usual |= {"recover": "all", "recompute": False, "teacher": "memory", "dtype": "float32", "lr": 1e-4, "seed": 0}
     return Namespace(**usual | changes)
 
 
@@ -282,24 +334,24 @@ def test_what_is_wrong_is_told_before_a_weight_is_read(dry, options, message, co
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_too_little_text_is_told_before_anything_is_scored(dry, command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compress_command, "importance", None)
+def test_too_little_text_is_told_before_a_weight_is_read(dry, command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress_command, "load_model", None)
     assert command("--budget", "95%", "--steps", "10000000", *dry) == 1
     error = capsys.readouterr().err
     assert "The distillation split of speeches has" in error and "--steps, --correction or --light" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_only_the_configuration_of_a_hub_model_is_fetched_for_a_budget_out_of_reach(command, tmp_path, monkeypatch):
+def test_no_weights_of_a_hub_model_are_fetched_for_a_budget_out_of_reach(command, tmp_path, monkeypatch):
     folder, asked = save_pruned(*load_model("llama"), tmp_path / "hub"), []
 
-    def snapshot(name, *, only_configuration=False):
-        asked.append((name, only_configuration))
+    def snapshot(name, *, weights=True):
+        asked.append((name, weights))
         return folder
 
     monkeypatch.setattr(models.hub, "snapshot", snapshot)
     assert command_line.main(["compress", "someone/large", *SMALL, "--budget", "1%", "--dry-run"]) == 1
-    assert asked == [("someone/large", True)]
+    assert asked == [("someone/large", False)]
 
 
 def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
@@ -308,7 +360,7 @@ def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
     told = capsys.readouterr()
     report = json.loads(told.out)
     assert "versions cost at most" in told.err
-    assert report["held_out"].keys() == {"whole", "cut"} and report["model"] == "a local model"
+    assert [*report["held_out"]] == [*VERSIONS[:-1]] and report["model"] == "a local model"
     assert report["made"]["parameters"] == saved(tmp_path / "out").num_parameters()
     card = Path(report["saved"], "README.md").read_text(encoding="utf-8")
     assert "nothing was learned after the cut" in card and "tokens of" not in card
@@ -392,7 +444,7 @@ def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
 def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compress_command, "load_model", None)
-    monkeypatch.setattr(compress_command, "load_config", None)
+    monkeypatch.setattr(compress_command, "load_without_weights", None)
     one = lines(tmp_path / "one.jsonl", [{"text": "alone"}])
     known = lines(tmp_path / "known.jsonl", [{"text": "a b c d e f g h i j k l m n"}, {"text": "x"}])
     for options, message in {
@@ -407,9 +459,10 @@ def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_pat
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_chats_for_a_model_that_cannot_chat_are_told_before_anything_is_scored(dry, own, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compress_command, "importance", None)
-    assert command_line.main(["compress", "llama", *own[1:], *dry]) == 1
+def test_chats_for_a_model_that_cannot_chat_are_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    mute = save_pruned(*load_model("llama"), tmp_path / "mute")
+    monkeypatch.setattr(models, "AutoModelForCausalLM", None)
+    assert command_line.main(["compress", str(mute), *own[1:], *dry]) == 1
     assert "This tokenizer has no chat template, and chats.jsonl, line" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -221,6 +221,21 @@ def test_fewer_bits_are_off_by_their_rounding(quantization, most, tmp_path):
 
 
 @needs_engine
+@pytest.mark.parametrize("quantization", ["Q8_0", "Q4_0"])
+@torch.no_grad()
+def test_weights_as_stored_explain_what_fewer_bits_cost(quantization, tmp_path):
+    """What is left is the rounding of activations to 8 bits."""
+    model = exportable(intermediate_size=64)
+    stored = export.as_stored(model, TOKENIZER, quantization=quantization)
+    with engine.load(saved(model, tmp_path, quantization)) as file:
+        logits = file.logits(IDS)
+    off, left = (
+        float((logits - other(IDS[None]).logits[0]).square().mean().sqrt() / logits.std()) for other in (model, stored)
+    )
+    assert left < 0.03 and (left < off / 5 if quantization == "Q4_0" else left < off)
+
+
+@needs_engine
 @torch.no_grad()
 def test_long_texts_are_read_in_parts(tmp_path, monkeypatch):
     model = exportable()

@@ -19,7 +19,8 @@ from course_utils import export
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.export import CannotExport, export_gguf, plan_gguf
+from course_utils.export import CannotExport, as_stored, export_gguf, plan_gguf
+from course_utils.models import identity
 from course_utils.width import neuron_importance, prune_neurons
 
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -145,6 +146,21 @@ def test_blocks_of_32_are_off_by_less_than_a_step(quantization, levels, tmp_path
         )
         off = (torch.tensor(values) - wanted).view(len(wanted), -1, 32).abs() / steps
         assert 0.01 < off.max() <= (0.57 if types[name] == "Q8_0" else 1.01), name  # scales are rounded, too; no +8
+
+
+@pytest.mark.parametrize("quantization", export._QUANTIZATIONS)
+@pytest.mark.parametrize("family", EXPORTED)
+def test_as_stored_has_the_files_numbers(family, quantization, tmp_path):
+    model = exportable(family, intermediate_size=96, tie_word_embeddings=True)
+    before = identity(model)
+    _, tensors = contents(export_gguf(model, TOKENIZER, tmp_path / "m.gguf", quantization=quantization))
+    stored = as_stored(model, TOKENIZER, quantization=quantization)
+    for name, values in tensors.items():
+        assert torch.equal(torch.tensor(values).float(), expected(stored, name)), name
+    assert identity(model) == before and (quantization == "F32") == (identity(stored) == before)
+    assert stored.get_output_embeddings().weight is stored.get_input_embeddings().weight
+    half = as_stored(exportable(family, dtype=torch.bfloat16), TOKENIZER, quantization=quantization)
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
 
 SHAPES = {

@@ -36,9 +36,10 @@ for name, token in questions:
     try:
         with contextlib.redirect_stdout(printed):
             if name.startswith("only "):
-                config = models.load_config(name.removeprefix("only "))
+                config, tokenizer = models.load_without_weights(name.removeprefix("only "))
                 here = pathlib.Path(os.environ["HF_HOME"]).rglob("snapshots/*/*")
-                answer = {"blocks": config.num_hidden_layers, "here": [path.name for path in here]}
+                answer = {"here": [path.name for path in here], "pad": tokenizer.pad_token}
+                answer["blocks"] = config.num_hidden_layers
             else:
                 model, tokenizer = models.load_model(name, device="cpu")
                 answer = {"loaded": model.config._name_or_path, "pad": tokenizer.pad_token}
@@ -59,8 +60,8 @@ def ask_the_hub(address: str, home: Path, embedded: Path, questions: list[tuple[
 
 
 QUESTIONS = {
-    "configuration": ("only distilgpt2", None),  # first, while nothing is there
-    "configuration of none": ("only nobody/nothing", None),
+    "without weights": ("only distilgpt2", None),  # first, while nothing is there
+    "without weights, missing": ("only nobody/nothing", None),
     "open": ("distilgpt2", None),
     "gated, no token": (LLAMA, None),
     "gated, token without access": (LLAMA, UNINVITED_TOKEN),
@@ -114,14 +115,16 @@ def test_an_open_model_loads_under_its_own_name(answers):
     assert answers["role gpt2"]["loaded"] == "distilgpt2"
 
 
-def test_a_configuration_comes_without_the_weights(answers):
-    assert answers["configuration"] == {"blocks": 8, "here": ["config.json"], "printed": ""}
+def test_configuration_and_tokenizer_come_without_the_weights(answers):
+    here = answers["without weights"].pop("here")
+    assert {"config.json", "tokenizer.json"} <= set(here) and not [name for name in here if "safetensors" in name]
+    assert answers["without weights"] == {"blocks": 8, "pad": "<|endoftext|>", "printed": ""}
 
 
 @pytest.mark.parametrize(
     ("question", "message"),
     [
-        ("configuration of none", "'nobody/nothing' is neither a folder here nor a model on the hub"),
+        ("without weights, missing", "'nobody/nothing' is neither a folder here nor a model on the hub"),
         ("gated, no token", f"{LLAMA} is gated and no token is set (401)"),
         ("gated, token without access", f"{LLAMA} is gated and your account has no access yet (403)"),
         ("invalid token", f"{LLAMA}: the hub refused your token"),

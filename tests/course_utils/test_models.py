@@ -21,7 +21,7 @@ from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import cast_weights, describe
 from course_utils.attention import bypass_attention
 from course_utils.depth import remove_blocks
-from course_utils.models import ModelNotAvailable, identity, load_config, load_model, tiny_llama, variant
+from course_utils.models import ModelNotAvailable, identity, load_model, load_without_weights, tiny_llama, variant
 from course_utils.roles import HUB_MODELS, ROLES
 from course_utils.width import neuron_importance, prune_neurons
 
@@ -42,15 +42,23 @@ def folder(smoke, tmp_path) -> Path:
     return tmp_path / "saved"
 
 
-def test_a_configuration_is_read_without_weights_and_refused_as_the_model_would_be(folder):
+def test_all_but_the_weights_is_read_and_refused_as_the_model_would_be(folder):
+    _, full = load_model(folder)
     (folder / "model.safetensors").unlink()
-    assert load_config(folder).num_hidden_layers == load_config("llama").num_hidden_layers == 8
+    config, tokenizer = load_without_weights(folder)
+    assert config.num_hidden_layers == load_without_weights("llama")[0].num_hidden_layers == 8
+    assert tokenizer.get_vocab() == full.get_vocab() and tokenizer.pad_token == full.pad_token
+    whole = (folder / "config.json").read_text(encoding="utf-8")
     (folder / "config.json").write_text('{"per_layer_config": {}}', encoding="utf-8")
     with pytest.raises(ModelNotAvailable, match="whose layers differ"):
-        load_config(folder)
+        load_without_weights(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ModelNotAvailable, match="has no config.json"):
-        load_config(folder)
+        load_without_weights(folder)
+    (folder / "config.json").write_text(whole, encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelNotAvailable, match="has no tokenizer"):
+        load_without_weights(folder)
 
 
 def logits(model, tokenizer) -> torch.Tensor:

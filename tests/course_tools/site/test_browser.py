@@ -163,6 +163,17 @@ def test_search_finds(site, page):
     assert page.troubles.console == page.troubles.requests == []
 
 
+def test_search_hit_opens_at_the_word(site, page):
+    page.set_viewport_size(WIDE)
+    page.goto(address(site / "search.html") + "?q=patching")  # far down in lesson 03
+    page.wait_for_selector("text=Search finished")
+    page.locator("#search-results a", has_text="03 ·").first.click()
+    word = page.locator("article p .highlighted").first
+    word.wait_for()
+    page.wait_for_function("scrollY > 0")
+    assert 0 < word.bounding_box()["y"] < WIDE["height"]
+
+
 def test_answers_unfold(site, page):
     page.goto(address(first_lesson(site)))
     folded = page.locator("article details").filter(has=page.locator("summary", has_text="Answer")).first

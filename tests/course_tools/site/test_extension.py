@@ -9,6 +9,7 @@ pytest.importorskip("sphinx", reason="part of the extra site")
 
 from astroid.exceptions import AstroidImportError
 from astroid.manager import AstroidManager
+from autoapi.directives import AutoapiSummary
 from docutils import nodes
 
 from course_tools.site import extension
@@ -35,3 +36,10 @@ def test_other_packages_are_not_read(monkeypatch):
         AstroidManager().ast_from_module_name("torch")
     assert AstroidManager().ast_from_module_name("json").name == "json"
     assert "json" in sys.stdlib_module_names
+
+
+def test_lists_of_names_have_no_signatures(monkeypatch):
+    items = [("f", "(x, y)", "What it does.", "m.f")]
+    monkeypatch.setattr(AutoapiSummary, "get_items", lambda directive, names: items)
+    extension._list_names_alone()
+    assert AutoapiSummary.get_items(None, ["m.f"]) == [("f", "", "What it does.", "m.f")]

@@ -1,6 +1,7 @@
 """The site's sources: links that lead to pages, quizzes with radio buttons, a glossary that tells the truth."""
 
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -115,6 +116,25 @@ def test_picture_keeps_its_sentence_and_two_in_a_cell_are_refused(small):
         page(small, "notebooks/01_small.ipynb")
 
 
+def test_code_that_draws_is_folded_and_no_other(sources):
+    for lesson in sources.lessons:
+        if lesson.converted:
+            cells = [cell for cell in sources.lesson_page(lesson, "exercises").cells if cell.cell_type == "code"]
+            folded = {cell.id for cell in cells[1:] if "hide-input" in cell.metadata.get("tags", [])}
+            assert folded == {cell.id for cell in cells if re.search(r"^ *show\(", cell.source, re.MULTILINE)}, (
+                lesson.name
+            )
+
+
+def test_terms_are_linked_from_the_lesson_that_introduces_them_on(sources):
+    linked = {}
+    for lesson in sources.lessons:
+        texts = "".join(cell.source for cell in sources.lesson_page(lesson, "solutions").cells)
+        linked[lesson.number] = re.findall(r'class="term" href="../../docs/glossary.html#([^"]+)"', texts)
+        assert len(set(linked[lesson.number])) == len(linked[lesson.number]) > 5
+    assert "term-chance" in linked["05"] and "term-chance" not in linked["03"], "which says it in passing"
+
+
 class Form(HTMLParser):
     """(tag, attributes) of what is in a page's forms."""
 
@@ -130,6 +150,13 @@ class Form(HTMLParser):
         return [attributes for tag, attributes in self.found if tag == name]
 
 
+OPTION = re.compile(r'<span>(.+)</span></label>\n<p class="quiz-reason" data-right="(\w+)" hidden>(.+)</p>')
+
+
+def place_of_right(text):
+    return [right for _, right, _ in OPTION.findall(text)].index("true")
+
+
 def test_question_has_labelled_radio_buttons_each_with_its_reason(small):
     question = authoring.read_question(
         "Two `x`?\n\n- [ ] *one*\n  > Less.\n- [x] a < b\n  > Right so.\n- [ ] c\n  > No."
@@ -139,9 +166,10 @@ def test_question_has_labelled_radio_buttons_each_with_its_reason(small):
     assert text.startswith("### Question 2\n\n") and "Two `x`?" in text
     assert [one["value"] for one in form.all("input")] == ["A", "B", "C"]
     assert {one["name"] for one in form.all("input")} == {"quiz-01-2"}
-    assert [one["data-right"] for one in form.all("p")] == ["false", "true", "false"]
+    assert sorted(OPTION.findall(text)) == [
+        ("<em>one</em>", "false", "Less."), ("a &lt; b", "true", "Right so."), ("c", "false", "No."),
+    ]  # fmt: skip
     assert form.all("fieldset") == [{"aria-labelledby": "quiz-01-2"}] and '<div id="quiz-01-2">' in text
-    assert "<em>one</em>" in text and "a &lt; b" in text
     assert all("hidden" in one for one in [*form.all("p"), *form.all("button")]), "without script, answers are folded"
     assert text.count("Right so.") == 2
 
@@ -157,6 +185,24 @@ def test_every_quiz_is_on_its_lesson_and_on_the_quizzes_page(sources):
                 assert question.text in source
     names = [one["name"] for one in Form(staged["quizzes.md"]).all("input")]
     assert len(set(names)) == sum(len(lesson.quiz) for lesson in sources.lessons)
+
+
+def test_order_of_options_stays_differs_from_page_to_page_and_tells_nothing(sources):
+    asked = [
+        (question, f"{lesson.number}-{number}")
+        for lesson in sources.lessons
+        if lesson.converted
+        for number, question in enumerate(lesson.quiz, start=1)
+    ]
+    places = {}
+    for page in ("quiz", "quizzes"):
+        texts = [pages.question_page(question, 1, name=f"{page}-{name}") for question, name in asked]
+        again = [pages.question_page(question, 1, name=f"{page}-{name}") for question, name in asked]
+        assert texts == again
+        places[page] = [place_of_right(text) for text in texts]
+        often = max(map(places[page].count, range(4)))
+        assert often <= math.ceil(0.45 * len(asked)), f"choose another _SEED in pages.py: {places[page]}"
+    assert places["quiz"] != places["quizzes"]
 
 
 def test_every_term_is_introduced_where_the_glossary_says(sources):
@@ -258,6 +304,16 @@ def test_section_of_a_term():
     assert pages.section_of("rv", texts) is None, "words begin where they begin"
 
 
+def test_cards_show_the_figure_to_remember_what_one_has_and_how_long_it_takes(small, sources):
+    (small / "docs/index.md").write_text("# Welcome\n\n<!-- site: lessons -->\n", encoding="utf-8")
+    assert f":img-top: cards/01.png\n:img-alt: {ALT}\n" in page(small, "index.md")
+    pages.stage(small, small / "staged")
+    assert (small / "staged/cards/01.png").read_bytes().startswith(b"\x89PNG")
+    cards = dict(sources.pages())["index.md"]
+    assert cards.count(":img-top: cards/") == len(sources.lessons), "each has one"
+    assert all(max(picture.size) <= 560 and len(alt.split()) > 4 for picture, alt in sources.remembered.values())
+
+
 def test_landing_counts_what_is_there(small):
     text = page(small, "index.md")
     for what, count in {"lessons": 1, "exercises that check themselves": 1, "quiz questions with reasons": 3}.items():
@@ -325,6 +381,10 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
             found for found in OUTSIDE.findall(file.read_text(encoding="utf-8")) if 'rel="canonical"' not in found
         ]
         assert not outside, f"{file.name} loads {outside[:2]}"
+    names = [tmp_path / "site/api/course_utils" / name / "index.html" for name in ("", "costs")]
+    modules, costs = (name.read_text(encoding="utf-8") for name in names)
+    assert "Activations: watch chosen places of a model while it runs." in modules
+    assert costs.count("How many times as fast") == 2, "in the list of names, and at its own place"
 
 
 @pytest.mark.embedded

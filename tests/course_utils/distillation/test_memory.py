@@ -49,6 +49,32 @@ def test_an_upper_bound_that_is_not_loose(learns, recompute, tied):
     assert 0.6 * planned < measured <= planned
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("accumulate", "least"), [(1, 0.8), (2, 0.9)])
+@pytest.mark.parametrize(
+    "learns",
+    [{}, {"recompute": True}, {"mlps_only": True, "recompute": True}, {"lora_rank": 8}],
+    ids=str,
+)
+def test_with_few_tokens_the_whole_plan_is_near(learns, accumulate, least, precision):
+    """Weights, and in 16 bits autocast's copies of them, are most of it then.
+
+    With one batch a step gradients come when what the forward pass kept has gone: the plan, which adds both, is up to a
+    fifth too high there.
+    """
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=False)
+    teacher = AutoModelForCausalLM.from_config(config)
+    student = copy.deepcopy(teacher)
+    prune_neurons(student, neuron_importance(student, "random"), ratio=0.5)
+    recipe = Recipe(steps=2, lr=1e-4, precision=precision, accumulate=accumulate, **learns)
+    whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
+    planned = sum(memory_plan(whole, narrow, recipe, rows=1, length=32).values())
+    few = [{"input_ids": batch["input_ids"][:1, :32]} for batch in TEXT]
+    there = 4 * (teacher.num_parameters() + student.num_parameters())
+    held = there + peak_memory(lambda: distill(teacher, student, few, recipe))
+    assert least * planned < held <= planned
+
+
 def test_a_teacher_whose_states_are_known_is_its_head():
     config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
     whole, narrow = outline(config), outline(config, intermediate_size=WIDTH)
@@ -95,6 +121,55 @@ def test_the_published_size_of_llama():
         num_key_value_heads=8, tie_word_embeddings=True,
     )  # fmt: skip
     assert outline(config).num_parameters() == 1_235_814_400
+
+
+GIBIBYTE = 2**30
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def eight_billion():
+    """Llama-3.1-8B in 16 bits, and the student with narrower MLPs that four fifths of the parameters leave."""
+    whole, narrow = outline(LLAMA_8B).to(torch.bfloat16), outline(LLAMA_8B, intermediate_size=10_240)
+    assert whole.num_parameters() == 8_030_261_248
+    assert 0.79 < narrow.num_parameters() / whole.num_parameters() <= 0.8
+    return whole, narrow
+
+
+@pytest.mark.parametrize(
+    ("learns", "teacher", "most"),
+    [
+        ({"lora_rank": 16}, "memory", 65),
+        ({"mlps_only": True, "recompute": True}, "disk", 75),
+    ],
+    ids=str,
+)
+def test_eight_billion_fit_one_card_of_80_gb(learns, teacher, most, eight_billion):
+    """As ``compress --dtype bfloat16`` has them, with its rows: 75 GiB is what such a card leaves."""
+    recipe = Recipe(steps=1, lr=1.0, precision=torch.bfloat16, **learns)
+    plan = memory_plan(*eight_billion, recipe, rows=4, length=256)
+    assert plan["teacher"] == 2 * 8_030_261_248
+    needed = sum(plan.values()) - (plan["teacher"] if teacher == "disk" else 0)
+    assert 0.9 * most < needed / GIBIBYTE <= most
+
+
+def test_all_weights_of_eight_billion_do_not_fit_one_card(eight_billion):
+    plan = memory_plan(*eight_billion, Recipe(steps=1, lr=1.0), rows=4, length=256)
+    assert sum(plan.values()) > 120 * GIBIBYTE
+
+
+def test_a_teacher_counts_in_its_own_dtype():
+    config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    narrow, options = outline(config, intermediate_size=WIDTH), {"recipe": MLPS, "rows": 4, "length": 128}
+    for states in (False, True):
+        full, half = (
+            memory_plan(outline(config).to(dtype), narrow, **options, teacher_states=states)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert half == full | {"teacher": full["teacher"] / 2}
 
 
 def test_a_configuration_that_names_16_bits_plans_the_same():

@@ -1,0 +1,187 @@
+"""What could be shipped instead of a smaller model, on the same text: size, loss, and tokens a second.
+
+The whole model in 8 or 4 bits is often the better buy, and a random cut of the same sizes says what the choice of
+weights was worth.
+
+    versions = {"whole": Version.of(model, held_out), "cut": Version.of(small, held_out)}
+    in_bits, why_not = in_fewer_bits(model, tokenizer, held_out)
+    print(table(versions | in_bits, judged_by="held-out text"))
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from course_utils import checks
+from course_utils.argument_types import check_types
+from course_utils.benchmarking import MIN_ROUNDS, measure_speed
+from course_utils.extras import ExtraMissing
+from course_utils.language_modelling import Perplexity, perplexity
+from course_utils.reports import model_size, shown, with_interval
+from course_utils.texts import TokenBlocks
+
+_FORMATS = {f"whole, {kind}": kind for kind in ("Q8_0", "Q4_0")}
+_SCORE = ("perplexity", "ci_low", "ci_high")
+_PROMPT, _NEW = 128, 32  # tokens, or half of what there is room for
+_HeldOut = TokenBlocks | Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One thing that could be shipped.
+
+    Attributes:
+        bytes: of its weights, or of its file.
+        score: on the text that judges.
+        speeds: name of an engine -> tokens a second that it generates, one text at a time.
+    """
+
+    bytes: int
+    score: Perplexity
+    speeds: Mapping[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it but the rows' own losses."""
+        score = {name: getattr(self.score, name) for name in _SCORE}
+        return score | {"bytes": self.bytes, "tokens_per_second": dict(self.speeds)}
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, held_out: _HeldOut) -> Version:
+        """A model as it is, not timed.
+
+        Args:
+            model: any that ``perplexity`` takes.
+            held_out: as ``perplexity`` takes it.
+        """
+        return cls(model_size(model).bytes, perplexity(model, held_out))
+
+
+@check_types
+def in_fewer_bits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: _HeldOut
+) -> tuple[dict[str, Version], str]:
+    """The whole model in 8 and in 4 bits: the losses of ``export.as_stored``, and the bytes of the files.
+
+    Args:
+        model: the whole model; it isn't changed. One copy at a time is in memory beside it.
+        tokenizer: the model's.
+        held_out: as ``perplexity`` takes it.
+
+    Returns:
+        "whole, Q8_0" and "whole, Q4_0", and ""; or nothing, and why: ``export`` lacks its package or doesn't know
+        the model.
+    """
+    try:
+        from course_utils import export
+    except ExtraMissing as missing:
+        return {}, str(missing)
+    found = {}
+    for name, kind in _FORMATS.items():
+        try:
+            size = export.plan_gguf(model, tokenizer, quantization=kind)["bytes"].sum()
+            score = perplexity(export.as_stored(model, tokenizer, quantization=kind), held_out)  # one copy at a time
+        except export.CannotExport as refusal:
+            return {}, str(refusal)
+        found[name] = Version(int(size), score)
+    return found, ""
+
+
+@check_types
+def timed(
+    versions: Mapping[str, Version],
+    whole: PreTrainedModel,
+    cut: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    folder: str | os.PathLike[str],
+) -> tuple[dict[str, Version], str]:
+    """The versions with their speeds, measured in turns: in PyTorch, and in llama.cpp where it is installed.
+
+    llama.cpp runs on the processor, with weights in F16 where they aren't in 8 or 4 bits.
+
+    Args:
+        versions: what isn't named "whole" or of ``in_fewer_bits`` is as fast as ``cut``: it has the same sizes.
+        whole: the whole model.
+        cut: the smaller one.
+        tokenizer: of both.
+        length: tokens that both have positions for, at least 2.
+        folder: where llama.cpp's files lie meanwhile; it must exist.
+
+    Returns:
+        The versions, and ""; or without llama.cpp's speeds, and why.
+    """
+    checks.whole_number("length", length, least=2)
+    sizes = {"prompt_tokens": min(_PROMPT, length // 2), "new_tokens": min(_NEW, length // 2), "rounds": MIN_ROUNDS}
+    found = {"PyTorch": _speeds(measure_speed({"whole": whole, "cut": cut}, phases=["decode"], **sizes))}
+    reason = ""
+    if versions.keys() >= _FORMATS.keys():  # or GGUF's package isn't there, or doesn't know the model
+        found["llama.cpp"], reason = _in_llama_cpp(whole, cut, tokenizer, Path(folder), sizes)
+
+    def of(name: str) -> dict[str, float]:
+        alike = name if name in ("whole", *_FORMATS) else "cut"
+        return {engine: speeds[alike] for engine, speeds in found.items() if alike in speeds}
+
+    return {name: replace(version, speeds=of(name)) for name, version in versions.items()}, reason
+
+
+def _in_llama_cpp(
+    whole: PreTrainedModel,
+    cut: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    sizes: Mapping[str, int],
+) -> tuple[dict[str, float], str]:
+    """Name -> tokens a second, and ""; or nothing, and why."""
+    from course_utils import engine, export
+
+    wanted = {"whole": (whole, "F16"), "cut": (cut, "F16")} | {name: (whole, kind) for name, kind in _FORMATS.items()}
+    if trouble := engine.problem():
+        return {}, trouble
+    try:
+        plans = [export.plan_gguf(model, tokenizer, quantization=kind) for model, kind in wanted.values()]
+        needed, free = sum(int(plan["bytes"].sum()) for plan in plans), shutil.disk_usage(folder).free
+        if needed > free:
+            return {}, f"Its files take {needed / 1e9:.1f} GB, and in {folder} {free / 1e9:.1f} are free."
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            files = {
+                name: export.export_gguf(model, tokenizer, Path(place) / f"{name}.gguf", quantization=kind)
+                for name, (model, kind) in wanted.items()
+            }
+            return _speeds(engine.measure_speed(files, **sizes)), ""
+    except (export.CannotExport, engine.EngineError) as refusal:
+        return {}, str(refusal)
+
+
+@check_types
+def table(versions: Mapping[str, Version], *, judged_by: str) -> pd.DataFrame:
+    """Versions for a reader, a row each: MB, perplexity with its 95 % interval, tokens a second in each engine.
+
+    Args:
+        versions: name -> version.
+        judged_by: the text, in words.
+    """
+    rows = [
+        {
+            "MB": f"{version.bytes / 1e6:,.1f}",
+            f"perplexity on {judged_by} (95 %)": with_interval(*(getattr(version.score, end) for end in _SCORE)),
+            **{f"tokens a second, {engine}": shown(speed) for engine, speed in version.speeds.items()},
+        }
+        for version in versions.values()
+    ]
+    return pd.DataFrame(rows, index=list(versions)).fillna("–")
+
+
+def _speeds(measured: pd.DataFrame) -> dict[str, float]:
+    """Of ``measure_speed``: name -> tokens a second of generating."""
+    return measured[measured.phase == "decode"].set_index("model")["tokens_per_second"].to_dict()

@@ -1,0 +1,150 @@
+"""What else could be shipped: losses of the files' weights, bytes of the files, and speeds under their names."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from tiny import tiny_model, word_tokenizer
+
+import course_utils
+from course_utils import engine, export, rivals
+from course_utils.evaluation import perplexity
+from course_utils.models import load_model, variant
+from course_utils.reports import model_size
+from course_utils.rivals import Version, in_fewer_bits, table, timed
+from course_utils.width import neuron_importance, prune_neurons
+
+BITS = ["whole, Q8_0", "whole, Q4_0"]
+IDS = torch.randint(97, (4, 12), generator=torch.Generator().manual_seed(0))
+TEXT = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}]
+needs_engine = pytest.mark.skipif(not engine.available(), reason=engine.problem())
+
+
+@pytest.fixture(scope="module")
+def models():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_PROFILE", "smoke")
+        whole, tokenizer = load_model("llama")
+    cut = variant(whole)
+    prune_neurons(cut, neuron_importance(cut, "random"), ratio=0.5)
+    return whole, cut, tokenizer
+
+
+@pytest.fixture(scope="module")
+def versions(models):
+    whole, cut, tokenizer = models
+    named = {"whole": whole, "random cut": cut, "cut": cut}
+    return {name: Version.of(model, TEXT) for name, model in named.items()} | in_fewer_bits(whole, tokenizer, TEXT)[0]
+
+
+def test_fewer_bits_are_the_files(models, tmp_path):
+    whole, _, tokenizer = models
+    found, reason = in_fewer_bits(whole, tokenizer, TEXT)
+    assert [*found] == BITS and reason == ""
+    for name, version in found.items():
+        kind = {"quantization": name.removeprefix("whole, ")}
+        assert version.bytes == export.export_gguf(whole, tokenizer, tmp_path / "m.gguf", **kind).stat().st_size
+        assert version.score == perplexity(export.as_stored(whole, tokenizer, **kind), TEXT)
+    plain = Version.of(whole, TEXT)
+    assert plain.bytes == model_size(whole).bytes and plain.score == perplexity(whole, TEXT)
+
+
+def test_a_model_that_no_file_holds_is_no_error():
+    found, reason = in_fewer_bits(tiny_model("gpt_neox"), word_tokenizer(), TEXT)
+    assert found == {} and reason.startswith("GGUF export knows llama")
+
+
+def test_a_missing_package_is_named_with_its_extra(models, monkeypatch):
+    whole, _, tokenizer = models
+    monkeypatch.delattr(course_utils, "export")
+    monkeypatch.delitem(sys.modules, "course_utils.export")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    found, reason = in_fewer_bits(whole, tokenizer, TEXT)
+    assert found == {} and reason == "This needs gguf: pip install 'pruning-llms[gguf]'"
+
+
+def measured(**speeds):
+    """As ``measure_speed`` tells it; reading a prompt is another matter."""
+    rows = [(name, phase, speed) for name, speed in speeds.items() for phase in ("prefill", "decode")]
+    frame = pd.DataFrame(rows, columns=["model", "phase", "tokens_per_second"])
+    frame.loc[frame.phase == "prefill", "tokens_per_second"] = -1.0
+    return frame
+
+
+def test_speeds_go_to_their_names(models, versions, tmp_path, monkeypatch):
+    """And what has the cut's sizes has its speed."""
+    asked = []
+
+    def in_torch(found, **sizes):
+        asked.append((found, sizes))
+        return measured(whole=10.0, cut=12.0)
+
+    def in_llama_cpp(files, **sizes):
+        asked.append((files, sizes))
+        assert all(path.is_file() and path.is_relative_to(tmp_path) for path in files.values())
+        return measured(**{"whole": 20.0, "cut": 24.0, "whole, Q8_0": 40.0, "whole, Q4_0": 60.0})
+
+    monkeypatch.setattr(rivals, "measure_speed", in_torch)
+    monkeypatch.setattr(engine, "measure_speed", in_llama_cpp)
+    monkeypatch.setattr(engine, "problem", lambda: "")
+    found, reason = timed(versions, *models, length=16, folder=tmp_path)
+    assert reason == "" and {name: dict(version.speeds) for name, version in found.items()} == {
+        "whole": {"PyTorch": 10.0, "llama.cpp": 20.0},
+        "random cut": {"PyTorch": 12.0, "llama.cpp": 24.0},
+        "cut": {"PyTorch": 12.0, "llama.cpp": 24.0},
+        "whole, Q8_0": {"llama.cpp": 40.0},
+        "whole, Q4_0": {"llama.cpp": 60.0},
+    }
+    assert all(found[name].score is versions[name].score for name in versions)
+    (in_memory, sizes), (files, same) = asked
+    assert in_memory == dict(zip(("whole", "cut"), models[:2], strict=True)) and {*files} == {"whole", "cut", *BITS}
+    assert sizes == same | {"phases": ["decode"]} and sizes["prompt_tokens"] == sizes["new_tokens"] == 8
+    assert [*tmp_path.iterdir()] == []
+
+
+@needs_engine
+def test_llama_cpp_takes_the_files(models, versions, tmp_path):
+    found, reason = timed(versions, *models, length=8, folder=tmp_path)
+    assert reason == "" and all(version.speeds["llama.cpp"] > 0 for version in found.values())
+    assert {name for name, version in found.items() if "PyTorch" in version.speeds} == {"whole", "cut", "random cut"}
+
+
+TOLD = {"engine": "install it with", "disk": "0.0 are free", "architecture": "GGUF export knows", "formats": ""}
+
+
+@pytest.mark.parametrize("missing", TOLD)
+def test_without_llama_cpp_pytorch_is_timed_and_the_reason_told(missing, models, versions, tmp_path, monkeypatch):
+    whole, cut, tokenizer = models
+    monkeypatch.setattr(rivals, "measure_speed", lambda *_args, **_sizes: measured(whole=1.0, cut=2.0))
+    monkeypatch.setattr(engine, "problem", lambda: "install it with: pip" if missing == "engine" else "")
+    if missing == "disk":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    if missing == "architecture":
+        cut = tiny_model("gpt_neox")
+    if missing == "formats":
+        versions = {name: version for name, version in versions.items() if name not in BITS}
+    found, reason = timed(versions, whole, cut, tokenizer, length=16, folder=tmp_path)
+    assert TOLD[missing] in reason and bool(reason) == bool(TOLD[missing])
+    assert found["whole"].speeds == {"PyTorch": 1.0} and found["random cut"].speeds == {"PyTorch": 2.0}
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_table_and_json_say_the_same(versions):
+    shown = table(versions, judged_by="chats")
+    assert list(shown.index) == list(versions) and list(shown.columns) == ["MB", "perplexity on chats (95 %)"]
+    timed_too = versions | {"cut": Version(1_500_000, versions["cut"].score, {"PyTorch": 12.345})}
+    shown = table(timed_too, judged_by="chats")
+    assert list(shown["tokens a second, PyTorch"]) == ["–", "–", "12.3", "–", "–"] and shown.loc["cut", "MB"] == "1.5"
+    said = timed_too["cut"].as_json()
+    assert said["bytes"] == 1_500_000 and said["tokens_per_second"] == {"PyTorch": 12.345}
+    assert said["perplexity"] == versions["cut"].score.perplexity
+
+
+def test_bad_lengths_are_refused(models, versions, tmp_path):
+    with pytest.raises(ValueError, match="'length' must be a whole number of at least 2"):
+        timed(versions, *models, length=1, folder=tmp_path)

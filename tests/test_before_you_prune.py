@@ -1,0 +1,108 @@
+"""docs/before_you_prune.md: its numbers are the records', its arithmetic is right, and it is found."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from course_utils import command_line
+from course_utils.records import FOLDER, read_record
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "before_you_prune.md").read_text(encoding="utf-8")
+PROSE = " ".join(PAGE.split())
+DATA = FOLDER.parent
+SMALL = json.loads((DATA / "small_model.json").read_text(encoding="utf-8"))
+
+
+def row(name):
+    """The cells of the table's row that begins so."""
+    (found,) = [line.strip("|").split("|")[1:] for line in PAGE.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "kind"),
+    [
+        ("whole, F16", "whole", "F16"),
+        ("whole, Q8_0", "whole", "Q8_0"),
+        ("whole, Q4_0", "whole", "Q4_0"),
+        ("80 % of the parameters, distilled, F16", "winner", "F16"),
+        ("80 % of the parameters, distilled, Q8_0", "winner", "Q8_0"),
+    ],
+)
+def test_bits_and_pruning_side_by_side(name, model, kind):
+    served, plain = SMALL["served"][kind], SMALL["served"]["F16"]["nats"]["whole"]
+    lost = [served["nats"][model][domain] - plain[domain] for domain in ("speeches", "wiki", "stories")]
+    speed = {lap["phase"]: lap["tokens_per_second"] for lap in served["speed"] if lap["model"] == model}
+    assert row(name) == [
+        f"{served['bytes'][model] / 1e6:.0f}",
+        ", ".join(f"{nats:.2f}" for nats in lost) if any(lost) else "–",
+        f"{speed['decode']:.0f}",
+        f"{speed['prefill']:,.0f}",
+    ]
+    assert round(SMALL["parameters"]["winner"] / SMALL["parameters"]["whole"], 1) == 0.8
+
+
+TOKENS = {
+    "none": ("cut", 0),
+    "none, solved for (`healing.refit`)": ("solved", 0),
+    "8 thousand": ("KL", 8),
+    "33 thousand": ("KL", 32),
+    "131 thousand": ("KL", 128),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_what_tokens_bought(name):
+    settings = json.loads((FOLDER / "heal.json").read_text(encoding="utf-8"))["settings"]
+    (edit, steps), found = TOKENS[name], read_record("heal")
+    found = found[(found.edit == edit) & (found.steps == steps) & (found.seed == 0) & (found.dtype == "float32")]
+    damage = found.set_index(["criterion", "text"]).damage
+    assert row(name) == [
+        ", ".join(f"{damage[criterion, text]:.2f}" for text in ("speeches", "wiki"))
+        for criterion in ("activation", "peak-to-peak", "random")
+    ]
+    assert not steps or name == f"{steps * settings['tokens a step'] / 1000:.0f} thousand"
+    assert f"without {settings['ratio']:.0%} of the MLP neurons".replace("%", " %") in PROSE
+
+
+def test_cache_that_blocks_make_room_for():
+    held = {row["model"]: row["cache_tokens"] for row in json.loads((DATA / "served_in_vllm.json").read_text())}
+    assert held["width 1280"] == held["whole"]
+    assert f"held {held['6 blocks fewer']:,} tokens instead of {held['whole']:,}" in PROSE
+
+
+def test_cost_of_a_token_by_the_rule_and_by_the_record():
+    teacher, student = 8.0, 6.4
+    giga = 2 * teacher + 6 * student + 2 * student
+    a_second = 350e3 / giga
+    assert f"that is {giga:.0f} GFLOP" in PROSE
+    assert f"from {round(a_second, -2):,.0f} tokens a second, {a_second * 86_400 / 1e9:.2f} billion a day" in PROSE
+    with_teacher, without = (SMALL["learned"][arm] for arm in ("winner", "no teacher"))
+    speeds = [arm["tokens"] / arm["seconds"] for arm in (with_teacher, without)]
+    assert f"{speeds[0]:.0f} tokens a second with a teacher and {speeds[1]:.0f} without" in PROSE
+    rule = 1 + 2 * SMALL["parameters"]["whole"] / (6 * SMALL["parameters"]["winner"])
+    assert f"a step {speeds[1] / speeds[0]:.1f} times as long" in PROSE and f"says {rule:.1f}." in PROSE
+
+
+def test_it_is_short_and_found(capsys):
+    assert len(PAGE.split()) <= 900
+    for page in ("README.md", "docs/library.md"):
+        assert "before_you_prune.md)" in (ROOT / page).read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        command_line.main(["compress", "--help"])
+    assert "docs/before_you_prune.html" in capsys.readouterr().out
+
+
+def test_options_that_it_names_are_there(capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["compress", "--help"])
+    options = set(re.findall(r"`(?:compress … )?(--[a-z-]+)", PAGE)) | set(re.findall(r" (--[a-z-]+)", PAGE))
+    assert len(options) >= 6 and options <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+
+
+def test_papers_are_what_their_numbers_say():
+    papers = re.findall(r"\[arXiv ([\d.]+)\]\(https://arxiv\.org/abs/([\d.]+)\)", PAGE)
+    assert len(papers) == PAGE.count("arxiv.org") and all(number == link for number, link in papers)

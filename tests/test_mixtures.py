@@ -1,0 +1,193 @@
+"""What each function of the library does with a mixture of experts: it works, or refuses it by name.
+
+After a change, `python tests/test_mixtures.py` writes the table in docs/library.md anew.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_fuzz import EMBEDDED, FUNCTIONS, arguments, arguments_of, call
+from tiny import MIXTURES, log_likelihood, tiny_batches, tiny_model, word_tokenizer, words
+from tiny_pairs import gap, make_pairs
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel
+
+from course_utils import command_line
+from course_utils.bias.scores import measure_pairs
+from course_utils.checkpoints import save_pruned
+from course_utils.distillation import Recipe, distill
+from course_utils.experts import expert_importance, prune_experts
+from course_utils.language_modelling import perplexity
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
+BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
+
+WORKS = (
+    "adaptive.complexity", "architectures.cache_keyword", "architectures.describe",
+    "bias.planting.plant_preference", "bias.pronouns.log_odds", "bias.pronouns.traced_log_odds",
+    "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "checkpoints.save_pruned",
+    "depth.block_importance", "depth.leave_one_out", "depth.remove_blocks", "distillation.adapters.adapters",
+    "distillation.teacher_cache.cache_bias", "distillation.teacher_cache.cache_teacher",
+    "distillation.teacher_states.remember_teacher", "distillation.training.distill",
+    "distillation.training.weights_that_learn", "evaluation.evaluate", "experts.expert_importance",
+    "experts.prune_experts", "language_modelling.continuations", "language_modelling.dtype_name",
+    "language_modelling.logits_one_by_one", "language_modelling.perplexity", "models.identity", "models.variant",
+    "refusals.refuse_strangers", "reports.model_size",
+)  # fmt: skip
+REFUSED = (
+    "adaptive.calibrate", "adaptive.make_adaptive", "attention.attention_importance", "attention.bypass_attention",
+    "attention.select_attention_layers", "benchmarking.measure_speed", "bias.fairness.activation_difference",
+    "bias.fairness.gap_attribution", "bias.fairness.knock_out", "bias.pronouns.head_effects",
+    "bias.pronouns.odds_and_states", "bias.pronouns.patched_log_odds", "bias.reporting.report",
+    "bias.scores.measure_pairs", "channels.channel_energies", "channels.channel_importance", "channels.legal_sizes",
+    "channels.prune_channels", "compress.ranking.rank", "compress.scores.importance", "compress.search.candidates",
+    "compress.search.outline_of", "compress.search.shrink", "costs.bytes_held", "costs.flops_per_token",
+    "costs.kv_bytes_per_token", "costs.work", "distillation.memory.memory_plan", "export.export_gguf",
+    "export.plan_gguf", "heads.head_importance", "heads.legal_groups", "heads.prune_kv_groups", "healing.refit",
+    "prompt_harm.harms.measure", "width.neuron_importance", "width.neuron_means", "width.prune_neurons",
+)  # fmt: skip
+
+
+def table():
+    """What docs/library.md shows between its markers: a row a module."""
+    rows = ["| module | works | refuses |", "|---|---|---|"]
+    for module, names in groupby(sorted(WORKS + REFUSED), lambda name: name.rpartition(".")[0]):
+        cells = [[], []]
+        for name in names:
+            cells[name in REFUSED].append(f"`{name.rpartition('.')[2]}`")
+        rows.append(f"| `{module}` | {' | '.join(', '.join(cell) for cell in cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_table(text):
+    """The page with its table written anew."""
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + table() + END + rest.partition(END)[2]
+
+
+def test_the_page_shows_the_table():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_table(text), "python tests/test_mixtures.py writes it anew"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+
+
+def asks_for_a_model(function):
+    return any("PreTrainedModel" in str(one.annotation) for one in arguments_of(function))
+
+
+def test_every_function_that_takes_a_model_stands_in_the_table():
+    assert not set(WORKS) & set(REFUSED)
+    assert set(WORKS + REFUSED) == {name for name, function in FUNCTIONS.items() if asks_for_a_model(function)}
+
+
+def with_mixtures(made):
+    """The same call with a mixture in the place of every model."""
+
+    def exchanged(name, value):
+        if isinstance(value, PreTrainedModel):
+            return tiny_model("mixtral", seed=int(name == "student"))
+        return {key: exchanged(key, one) for key, one in value.items()} if name == "models" else value
+
+    return {name: exchanged(name, value) for name, value in made.items()}
+
+
+def state_of(made):
+    return {
+        name: (copy.deepcopy(value.state_dict()), value.config.to_dict())
+        for name, value in made.items()
+        if isinstance(value, PreTrainedModel)
+    }
+
+
+def marked(names):
+    """Those that read real documents are marked."""
+    return [pytest.param(name, marks=[pytest.mark.embedded] if name in EMBEDDED else []) for name in names]
+
+
+@pytest.mark.parametrize("name", marked(WORKS))
+def test_it_works(name):
+    call(name, with_mixtures(arguments(name)))
+
+
+@pytest.mark.parametrize("name", marked(REFUSED))
+def test_it_is_refused_by_name_and_changes_nothing(name):
+    made = with_mixtures(arguments(name))
+    before = state_of(made)
+    with pytest.raises(ValueError, match=r"is a mixture of experts|got a 'mixtral' model"):
+        call(name, made)
+    for model, (weights, config) in before.items():
+        assert made[model].config.to_dict() == config
+        assert all(torch.equal(value, weights[key]) for key, value in made[model].state_dict().items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in made[model].modules())
+
+
+def test_compress_refuses_a_mixture_and_says_what_cuts_it(tmp_path, capsys):
+    folder = str(save_pruned(tiny_model("mixtral"), word_tokenizer(), tmp_path / "mine"))
+    assert command_line.main(["compress", folder, "--budget", "80%", "--length", "16", "--dry-run"]) != 0
+    told = capsys.readouterr().err
+    assert "MixtralForCausalLM is a mixture of experts" in told and "experts.prune_experts" in told
+    assert "Traceback" not in told
+
+
+# --- what works is exact -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_perplexity_by_hand(family):
+    model = tiny_model(family)
+    rows = [
+        ids[mask.bool()] for batch in tiny_batches(padding="left") for ids, mask in zip(*batch.values(), strict=True)
+    ]
+    nats = -sum(log_likelihood(model, words(row.tolist()), start=1) for row in rows)
+    tokens = sum(len(row) - 1 for row in rows)
+    found = perplexity(model, tiny_batches(padding="left"))
+    assert found.nll == pytest.approx(nats / tokens, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_pairs_by_hand(family):
+    """Their log-likelihoods; the activations that ``measure_pairs`` looks at by default are refused."""
+    model, pairs = tiny_model(family), make_pairs(templates=2, swaps=2)
+    found = measure_pairs(model, word_tokenizer(), pairs, sites=()).frame["log_likelihood"]
+    np.testing.assert_allclose(found, [gap(model, pair) for pair in pairs], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [family for family in MIXTURES if family != "phimoe"])  # draws while it trains
+@torch.no_grad()
+def test_a_first_step_of_distillation_by_hand(family):
+    teacher, student = tiny_model(family), tiny_model(family)
+    prune_experts(student, expert_importance(student, "random"), keep=4)
+    batch = tiny_batches(size=6)
+    log_p, log_q = (model(batch[0]["input_ids"]).logits[:, :-1].log_softmax(-1) for model in (teacher, student))
+    expected = kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean()
+    before = {name: weight.clone() for name, weight in student.named_parameters()}
+    with torch.enable_grad():
+        history = distill(teacher, student, batch, Recipe(steps=1, lr=1e-3))
+    assert history.steps[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
+    moved = {name for name, weight in student.named_parameters() if not torch.equal(weight, before[name])}
+    assert {name for name in before if ".experts." in name} <= moved
+
+
+@pytest.mark.parametrize("recipe", [{"mlps_only": True}, {"lora_rank": 2}])
+def test_what_learns_can_be_no_part_of_a_mixture(recipe):
+    teacher, student = tiny_model("mixtral"), tiny_model("mixtral", seed=1)
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ValueError, match="is a mixture of experts"):
+        distill(teacher, student, tiny_batches(), Recipe(steps=1, lr=1e-3, **recipe))
+    assert student.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
