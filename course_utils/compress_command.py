@@ -177,14 +177,15 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         target = save_pruned(student, tokenizer, args.out / "model")
         measured = table(versions, judged_by=text.judged_by)
         _write_card(target, base, winner, versions, measured, text, args)
-        say(f"{winner.name}: {model_size(student).parameters:,} parameters, and what else could be shipped:")
+        made = model_size(student)
+        say(f"{winner.name}: {made.parameters:,} parameters, and what else could be shipped:")
         say(measured.to_string())
         not_measured = {what: reason for what, reason in why_not.items() if reason}
         for what, reason in not_measured.items():
             say(f"Not measured, {what}: {reason}")
         say(f"Saved with its card; AutoModelForCausalLM.from_pretrained({str(target)!r}) loads it.")
         report |= {
-            "made": winner.sizes | {"parameters": model_size(student).parameters, "bytes": model_size(student).bytes},
+            "made": winner.sizes | {"parameters": made.parameters, "bytes": made.bytes},
             "held_out": {name: version.as_json() for name, version in versions.items()},
             "not_measured": not_measured,
             "saved": str(target),

@@ -109,9 +109,7 @@ MIXTURES: dict[str, Family] = {  # of experts, by the configuration's model_type
     "olmoe": _QWEN_MOE,
     "gpt_oss": replace(_MIXTRAL, router="mlp.router"),
     "granitemoe": replace(_MIXTRAL, experts="block_sparse_moe.experts", router="block_sparse_moe.router"),
-    "phimoe": Family(  # its sparse mixer sends each token to two
-        experts="mlp.experts", router="mlp.router", experts_field="num_local_experts", fewest_experts=2
-    ),
+    "phimoe": replace(_MIXTRAL, router="mlp.router", fewest_experts=2),  # its sparse mixer sends each token to two
     "deepseek_v2": replace(_MIXTRAL, experts_field="n_routed_experts"),
     "deepseek_v3": _DEEPSEEK_V3,
     "glm4_moe": _DEEPSEEK_V3,
