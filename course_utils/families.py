@@ -99,7 +99,7 @@ FAMILIES: dict[str, Family] = {  # by the configuration's model_type
         own_head_size=False,
     ),
 }
-_MIXTRAL = Family(experts="mlp.experts", router="mlp.gate", experts_field="num_local_experts")
+_MIXTRAL = Family(experts="mlp.experts", router="mlp.gate", experts_field="num_local_experts", fewest_experts=1)
 _QWEN_MOE = replace(_MIXTRAL, experts_field="num_experts")
 _DEEPSEEK_V3 = replace(_MIXTRAL, experts_field="n_routed_experts", fewest_experts=2)  # compares groups by two of each
 MIXTURES: dict[str, Family] = {  # of experts, by the configuration's model_type
