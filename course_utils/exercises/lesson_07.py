@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_utils.divergence import kl_divergence
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
 from course_utils.uncertainty import ratio_interval
 
 
@@ -135,9 +135,9 @@ def check_lora(attempt: Attempt) -> None:
 def check_teaches(attempt: Attempt) -> None:
     """``attempt(loss)`` says whether ``loss(student_logits, teacher_logits, targets)`` teaches."""
     for loss, mistake in _LIVING.items():
-        require(_verdict(attempt, loss), f"It refuses a loss that teaches: {mistake}")
+        require(true_or_false(attempt(loss)), f"It refuses a loss that teaches: {mistake}")
     for loss, mistake in _DEAD.items():
-        require(not _verdict(attempt, loss), f"It lets a loss pass that doesn't teach: {mistake}")
+        require(not true_or_false(attempt(loss)), f"It lets a loss pass that doesn't teach: {mistake}")
 
 
 def _refitted(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> Tensor:
@@ -478,12 +478,3 @@ _DEAD: dict[Callable, str] = {
     "direction.",
     _half_away: "cross-entropy minus half a KL. The teacher's part pushes the student away: look at its direction.",
 }
-
-
-def _verdict(attempt: Callable, loss: Callable) -> bool:
-    verdict = attempt(loss)
-    require(
-        isinstance(verdict, bool) or getattr(verdict, "dtype", None) == torch.bool,
-        f"Return True or False; yours returned a {type(verdict).__name__}.",
-    )
-    return bool(verdict)
