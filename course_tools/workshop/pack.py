@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from course_tools import resolver
 from course_utils import assets
 from course_utils.files import write_json, write_text
@@ -216,10 +218,10 @@ def _wheels_of(pinned: Iterable[str], platform: str, files: Iterable[str]) -> It
     for path in files:
         if path.startswith("wheels/"):
             name, version, *_ = Path(path).name.split("-")
-            by_package.setdefault((_normal(name), version), []).append(path)
+            by_package.setdefault((canonicalize_name(name), version), []).append(path)
     for one in pinned:
         name, version = one.split("==")
-        fitting = [path for path in by_package.get((_normal(name), version), []) if _fits(path, platform)]
+        fitting = [path for path in by_package.get((canonicalize_name(name), version), []) if _fits(path, platform)]
         if not fitting:
             raise PackError(f"The pack holds no wheel of {one} for {platform}; run the same command again.")
         yield fitting[0]
@@ -232,10 +234,6 @@ def _fits(wheel: str, platform: str) -> bool:
 
 def _older_mac(tag: str, platform: str) -> bool:
     return platform == "macos" and bool(re.fullmatch(r"macosx_\d+_\d+_(arm64|universal2)", tag))
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _systems(locks: Iterable[str]) -> str:
