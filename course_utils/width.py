@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -141,13 +142,10 @@ def _sums_over_tokens(reading: Reading, of: Callable[[Tensor], Tensor]) -> tuple
     mlps = reading.architecture.mlps
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
 
-    def accumulate(total: Tensor) -> Callable:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            total.add_(of(reading.select(inputs[0])))
+    def add(total: Tensor, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        total.add_(of(reading.select(inputs[0])))
 
-        return hook
-
-    hooks = [mlp.down.register_forward_pre_hook(accumulate(total)) for mlp, total in zip(mlps, totals, strict=True)]
+    hooks = [mlp.down.register_forward_pre_hook(partial(add, total)) for mlp, total in zip(mlps, totals, strict=True)]
     return hooks, totals
 
 
