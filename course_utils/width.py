@@ -24,34 +24,13 @@ from course_utils.passes import Reading, read_once
 from course_utils.refusals import refuse_missing_weights, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
 
-
-def _l1(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.abs().sum(dim=1) for r in rows)
-
-
-def _l2(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.norm(dim=1) for r in rows)
-
-
-def _peak_to_peak(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.amax(dim=1) + r.amin(dim=1).abs() for r in rows)
-
-
-def _variance(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.var(dim=1) for r in rows)
-
-
-def _product(rows: Sequence[Tensor]) -> Tensor:
-    return math.prod(r.abs().sum(dim=1) for r in rows)
-
-
 #: Criteria that need the weights alone: the neuron's rows, each [width, hidden] float32 -> [width].
 WEIGHT_CRITERIA: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
-    "l1": _l1,
-    "l2": _l2,
-    "peak_to_peak": _peak_to_peak,
-    "variance": _variance,
-    "product": _product,
+    "l1": lambda rows: sum(r.abs().sum(dim=1) for r in rows),
+    "l2": lambda rows: sum(r.norm(dim=1) for r in rows),
+    "peak_to_peak": lambda rows: sum(r.amax(dim=1) + r.amin(dim=1).abs() for r in rows),
+    "variance": lambda rows: sum(r.var(dim=1) for r in rows),
+    "product": lambda rows: math.prod(r.abs().sum(dim=1) for r in rows),
 }
 CRITERIA = (*WEIGHT_CRITERIA, "random", "activation")
 
