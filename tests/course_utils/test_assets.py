@@ -237,7 +237,7 @@ from course_utils import assets
 settings = json.loads(sys.argv[1])
 assets.ASSETS["tiny"] = assets.Asset(**settings)
 if len(sys.argv) > 2:  # stop for ever in the middle of unpacking
-    def stuck(source, target, size):
+    def stuck(source, target):
         target.write(b"al")
         target.flush()
         pathlib.Path(sys.argv[2]).touch()
