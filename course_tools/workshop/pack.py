@@ -195,7 +195,8 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
         PackError: a wheel of a lock isn't in the pack.
     """
     shutil.copyfile(Path(__file__).with_name("pack_start.py"), folder / START)
-    write_text(folder / "READ_ME.txt", _READ_ME.format(python=python, systems=_systems(locks)))
+    systems = "\n".join(f"- {PLATFORMS[name].says}" for name in locks)
+    write_text(folder / "READ_ME.txt", _READ_ME.format(python=python, systems=systems))
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -229,15 +230,10 @@ def _wheels_of(pinned: Iterable[str], platform: str, files: Iterable[str]) -> It
 
 def _fits(wheel: str, platform: str) -> bool:
     tags = wheel.removesuffix(".whl").rpartition("-")[2].split(".")
-    return any(tag == "any" or tag in PLATFORMS[platform].tags or _older_mac(tag, platform) for tag in tags)
-
-
-def _older_mac(tag: str, platform: str) -> bool:
-    return platform == "macos" and bool(re.fullmatch(r"macosx_\d+_\d+_(arm64|universal2)", tag))
-
-
-def _systems(locks: Iterable[str]) -> str:
-    return "\n".join(f"- {PLATFORMS[name].says}" for name in locks)
+    fitting = ["any", *PLATFORMS[platform].tags]
+    if platform == "macos":
+        fitting.append(r"macosx_\d+_\d+_(arm64|universal2)")  # of any version
+    return any(re.fullmatch(one, tag) for one in fitting for tag in tags)
 
 
 def sha256(path: Path) -> str:
