@@ -139,7 +139,7 @@ def _write(config: Mapping[str, object], folder: Path, tokenizer: Path) -> None:
     tokens = {"bos_token_id": read.bos_token_id, "eos_token_id": read.eos_token_id}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config, **tokens), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config, **tokens))
     model.save_pretrained(folder)
 
 

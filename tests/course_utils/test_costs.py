@@ -94,6 +94,13 @@ def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
     assert _cache_bytes(gpt2, 10) == 10 * kv_bytes_per_token(gpt2)
 
 
+def test_a_bypassed_attention_is_read_no_more_than_a_removed_one():
+    bypassed, removed = tiny_model("llama"), tiny_model("llama")
+    bypass_attention(bypassed, [1])
+    bypass_attention(removed, [1], remove=True)
+    assert _weights_read(bypassed) == _weights_read(removed) < 4 * bypassed.num_parameters()
+
+
 def on_meta(config) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

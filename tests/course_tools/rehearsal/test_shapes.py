@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pretend import LLAMA
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from course_tools.rehearsal.shapes import GPT2_FOLDER, SHAPES, RehearsalError, make_checkpoint, parameters
@@ -21,6 +22,7 @@ def test_full_size():
 
 def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path):
     folders = [make_checkpoint(LLAMA, tmp_path / name, GPT2_FOLDER) for name in "ab"]
+    assert {weight.dtype for weight in load_file(folders[0] / "model.safetensors").values()} == {torch.bfloat16}
     one, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders)
     assert sum(weight.numel() for weight in one.parameters()) == parameters(LLAMA)
     assert one.lm_head.weight is one.model.embed_tokens.weight
