@@ -316,12 +316,7 @@ def pack(args: argparse.Namespace, console: Console) -> int:
         platform = packing.PLATFORMS[name]
         print(f"{name}, Python {args.python}: resolving, then downloading …", flush=True)
         locks[name] = packing.lock(ROOT, platform, args.python, wheels=wheels, cuda=args.cuda)
-        if args.resolve:
-            print(f"  {len(locks[name])} packages, for {platform.says}")
-        else:
-            packing.download(locks[name], platform, args.python, folder / "wheels", wheels=wheels)
-    if args.resolve:
-        return 0
+        packing.download(locks[name], platform, args.python, folder / "wheels", wheels=wheels)
     lessons = [authoring.read_lesson(path) for path in authoring.find_lessons(LESSONS)]
     packing.copy_course(ROOT, folder / "course")
     packing.copy_cache([*authoring.assets_of(lessons), "reveal"], folder / "cache")

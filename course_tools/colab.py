@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from course_tools import requirements, resolver
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,15 +28,10 @@ PYTHON = "3.13"  # of Colab's runtime when the list was made
 CUDA = re.compile(r"^(nvidia|cuda|triton|jax)|-cu1\d$")
 
 
-def normalise(name: str) -> str:
-    """A package name in the one spelling that PEP 503 gives it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def pins(freeze: str) -> dict[str, str]:
-    """{normalised name: version} of the NAME==VERSION lines of a freeze; comments and other lines are left out."""
+    """{canonical name: version} of the NAME==VERSION lines of a freeze; comments and other lines are left out."""
     found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", freeze, flags=re.MULTILINE)
-    return {normalise(name): version for name, version in found}
+    return {canonicalize_name(name): version for name, version in found}
 
 
 def resolve(dependencies: list[str], colab: dict[str, str], python_version: str) -> dict[str, str]:

@@ -71,7 +71,6 @@ def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentPar
     )
     packing.add_argument("--wheels", metavar="folder", help="wheels that you have, for instance a CPU build of PyTorch")
     packing.add_argument("--cuda", action="store_true", help="on Linux, PyTorch with CUDA (2.7 GB instead of 0.2)")
-    packing.add_argument("--resolve", action="store_true", help="only say which packages it would be")
     for taking_numbers in (running, building, rehearsing, showing):
         taking_numbers.add_argument(
             "lessons", nargs="*", metavar="NN", help="lesson numbers, or 03a or deeper; by default all lessons"

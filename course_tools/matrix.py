@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from course_tools import colab, requirements
 from course_tools.processes import with_sleeping_threads
@@ -54,7 +55,7 @@ class Environment:
 def environments() -> list[Environment]:
     """All of them, in the order of the table."""
     dependencies = requirements.needed("lessons")
-    ours = {colab.normalise(Requirement(text).name) for text in dependencies} | {"huggingface-hub", "tokenizers"}
+    ours = {canonicalize_name(Requirement(text).name) for text in dependencies} | {"huggingface-hub", "tokenizers"}
     held = colab.pins(colab.FREEZE.read_text(encoding="utf-8"))
     return [
         *(Environment(python, python) for python in PYTHONS),

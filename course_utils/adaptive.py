@@ -110,18 +110,6 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
-class _LengthVariance:
-    """``parameters`` of the policy "length_variance", checked: two scales."""
-
-    log_length: Sequence[float]
-    variance: Sequence[float]
-
-    def __post_init__(self) -> None:
-        if not all(_are_numbers(scale, 2) and scale[0] < scale[1] for scale in (self.log_length, self.variance)):
-            raise ValueError(f"got {asdict(self)}")
-
-
-@dataclass(frozen=True)
 class AdaptiveConfig:
     """How prompts decide. Valid once it exists; saved in ``config.json`` as ``adaptive_attention``.
 
@@ -158,14 +146,11 @@ class AdaptiveConfig:
         checks.one_of("policy", self.policy, _POLICIES)
         if self.policy == "length" and self.parameters:
             raise ValueError(f"'parameters' of the policy 'length' must be empty; got {self.parameters!r}.")
-        if self.policy == "length_variance":
-            try:
-                _LengthVariance(**self.parameters)
-            except (TypeError, ValueError) as error:  # other names, or other values
-                raise ValueError(
-                    "'parameters' of the policy 'length_variance' must be exactly 'log_length' and 'variance', each "
-                    f"[low, high], both finite; {error}."
-                ) from error
+        if self.policy == "length_variance" and not _are_scales(self.parameters):
+            raise ValueError(
+                "'parameters' of the policy 'length_variance' must be exactly 'log_length' and 'variance', each "
+                f"[low, high], both finite; got {self.parameters!r}."
+            )
         for name, values in {
             "order": map(int, self.order),
             "left_out": left_out,
@@ -347,3 +332,10 @@ def _scores(settings: Mapping[str, Any], prompts: Iterable[Tensor]) -> Tensor:
 
 def _are_numbers(values: object, count: int) -> bool:
     return isinstance(values, Sequence) and len(values) == count and all(map(checks.is_number, values))
+
+
+def _are_scales(parameters: object) -> bool:
+    """Whether these are the two scales of the policy "length_variance"."""
+    if not isinstance(parameters, Mapping) or parameters.keys() != {"log_length", "variance"}:
+        return False
+    return all(_are_numbers(scale, 2) and scale[0] < scale[1] for scale in parameters.values())

@@ -7,6 +7,7 @@ and an output of every one that writes to it: all lose the same ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,14 +78,11 @@ def watch_channels(reading: Reading) -> tuple[list[RemovableHandle], Callable[[]
         len(norms), reading.architecture.hidden_size, dtype=torch.float64, device=reading.architecture.model.device
     )
 
-    def accumulate(total: Tensor) -> Callable:  # [hidden]
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            squares = reading.select(inputs[0]).float().square()  # [tokens, hidden]
-            total.add_((squares / squares.sum(dim=-1, keepdim=True).clamp(min=1e-30)).sum(dim=0).double())
+    def add(total: Tensor, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # to [hidden]
+        squares = reading.select(inputs[0]).float().square()  # [tokens, hidden]
+        total.add_((squares / squares.sum(dim=-1, keepdim=True).clamp(min=1e-30)).sum(dim=0).double())
 
-        return hook
-
-    hooks = [norm.register_forward_pre_hook(accumulate(total)) for norm, total in zip(norms, totals, strict=True)]
+    hooks = [norm.register_forward_pre_hook(partial(add, total)) for norm, total in zip(norms, totals, strict=True)]
 
     def shares() -> Tensor:
         return (totals / reading.tokens).float()

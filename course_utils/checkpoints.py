@@ -140,7 +140,8 @@ def load_pruned(
                 f"{', '.join(FAMILIES)}."
             )
         base = AutoModelForCausalLM._model_mapping[type(config)]
-        loader = _heterogeneous_class(base, config)
+        classes = heterogeneous.HeterogeneousMixin, base
+        loader = type(f"Heterogeneous{base.__name__}", classes, _class_attributes(config))
     # Mismatches are let through here only to be named below, with the missing and the surplus weights.
     model, info = loader.from_pretrained(
         folder,
@@ -154,11 +155,6 @@ def load_pruned(
     if problems:
         raise CheckpointError(f"The weights in '{folder}' don't fit its configuration: {sorted(map(str, problems))}.")
     return model.to(device).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def _heterogeneous_class(base: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """``base`` (e.g. LlamaForCausalLM) with blocks that may differ, for models of this configuration."""
-    return type(f"Heterogeneous{base.__name__}", (heterogeneous.HeterogeneousMixin, base), _class_attributes(config))
 
 
 def _class_attributes(config: PreTrainedConfig) -> dict:

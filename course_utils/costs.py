@@ -75,11 +75,7 @@ def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     """Bytes of the keys and values that one text of so many tokens leaves for the next one, in the model's own dtype.
 
     A block with a sliding window keeps ``window - 1`` tokens at most, which the next one sees beside itself.
-
-    Raises:
-        ValueError: a negative number of tokens.
     """
-    checks.whole_number("tokens", tokens)
     layers = DynamicCache(config=model.config).layers  # it knows which of the blocks have a window
     numbers = 0
     for attention, layer in zip(describe(model).attentions, layers, strict=True):
@@ -88,26 +84,19 @@ def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
     return model.dtype.itemsize * numbers
 
 
-def _decode_bytes(model: PreTrainedModel, *, batch_size: int = 1, context: int = 0) -> int:
-    """Bytes that have to be read to generate one more token for each of ``batch_size`` texts of ``context`` tokens.
+def _weights_read(model: PreTrainedModel) -> int:
+    """Bytes of weights that have to be read to generate one more token: each once, a head tied to the embedding too.
 
-    That is every weight once, a head tied to the embedding included, plus all keys and values in the cache. Of an
-    embedding that is only looked up (GPT-2's positions, an untied input embedding) single rows are read, so it
+    Of an embedding that is only looked up (GPT-2's positions, an untied input embedding) single rows are read, so it
     doesn't count; nor do the weights of a bypassed attention, which stay in memory but at rest.
-
-    Raises:
-        ValueError: ``batch_size`` below 1, or ``context`` below 0.
     """
-    checks.whole_number("batch_size", batch_size, least=1)
-    checks.whole_number("context", context)
     architecture = describe(model)
     head = architecture.head.weight
     unread = {m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not head}
     for attention in architecture.attentions:
         if attention.skipped:
             unread.update(w for part in (attention.module, *attention.norms) for w in part.parameters())
-    weights = model_size(model).bytes - sum(w.numel() * w.element_size() for w in unread)
-    return weights + batch_size * _cache_bytes(model, context)
+    return model_size(model).bytes - sum(w.numel() * w.element_size() for w in unread)
 
 
 def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: int = 1, batch_size: int = 1) -> Work:
@@ -130,7 +119,6 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
         checks.whole_number(name, size, least=1)
     architecture = describe(model)
     passes = 1 if phase == "prefill" else new_tokens
-    weights = _decode_bytes(model)
     if phase == "prefill":
         cache, operations = 0, batch_size * prompt_tokens * flops_per_token(model, prompt_tokens, head="last")
     else:
@@ -142,7 +130,7 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
         passes=passes,
         attentions=passes * sum(not attention.skipped for attention in architecture.attentions),
         mlps=passes * architecture.num_blocks,
-        weight_bytes=passes * weights,
+        weight_bytes=passes * _weights_read(model),
         cache_bytes=cache,
         operations=operations,
     )

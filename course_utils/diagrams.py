@@ -64,7 +64,7 @@ def glu_block(*, neuron: int = 2) -> Axes:
     _matrix(ax, (2.9, 3.2), (1.3, 1.6), "gate_proj", rows=_NEURONS, marked_rows=[neuron])
     _matrix(ax, (2.9, 1.2), (1.3, 1.6), "up_proj", rows=_NEURONS, marked_rows=[neuron])
     _box(ax, (4.95, 4.0), "SiLU", width=0.8)
-    _multiply(ax, (5.95, 3.0))
+    _symbol(ax, (5.95, 3.0), "×")
     _matrix(ax, (6.9, 2.35), (1.6, 1.3), "down_proj", columns=_NEURONS, marked_columns=[neuron])
     _arrow(ax, (4.25, 4.0), (4.53, 4.0))
     _arrow(ax, (5.37, 4.0), (5.85, 3.2))
@@ -102,7 +102,7 @@ def residual_stream(*, blocks: int = 6, removed: Collection[int] = (3,), cached:
         side = 0.28 * step
         _arrow(ax, (x - side, 0.9), (x - side, 1.75))
         _arrow(ax, (x + side, 1.75), (x + side, 1.02))
-        _plus(ax, (x + side, 0.9))
+        _symbol(ax, (x + side, 0.9), "+")
         if cached:
             drawer = f"drawer\n{kept.index(block)}"
             _box(ax, (x, 3.45), drawer, width=min(0.85, 0.75 * step), height=0.65, colour=STREAM)
@@ -184,7 +184,7 @@ def reading_points() -> Axes:
     _box(ax, (4.4, 2.2), "norm", width=0.8, height=0.5)
     _box(ax, (5.85, 3.15), "gate", width=0.9, height=0.5)
     _box(ax, (5.85, 2.2), "up", width=0.9, height=0.5)
-    _multiply(ax, (6.85, 2.7))
+    _symbol(ax, (6.85, 2.7), "×")
     _box(ax, (7.85, 2.7), "down", width=0.9, height=0.5)
     for start, end in (
         ((0.95, 1.0), (1.15, 1.92)), ((1.68, 2.2), (2.12, 2.2)), ((3.1, 1.92), (3.42, 1.16)), ((4.0, 1.0), (4.3, 1.92)),
@@ -192,8 +192,8 @@ def reading_points() -> Axes:
         ((7.01, 2.7), (7.38, 2.7)), ((7.9, 2.42), (8.03, 1.17)),
     ):  # fmt: skip
         _arrow(ax, start, end)
-    _plus(ax, (3.5, 1.0))
-    _plus(ax, (8.05, 1.0))
+    _symbol(ax, (3.5, 1.0), "+")
+    _symbol(ax, (8.05, 1.0), "+")
     for point, label, at in (
         ((1.8, 2.2), "attention norm", (1.45, 2.95)), ((3.22, 1.63), "attention out", (3.7, 2.95)),
         ((4.92, 2.2), "MLP norm", (5.1, 1.5)), ((6.45, 3.0), "gate, up", (6.45, 3.95)),
@@ -305,7 +305,7 @@ def _block(ax: Axes, name: str) -> None:
         _box(ax, (1.45, y), part, width=1.1, height=0.8, colour=MARK if "MLP" in part else INK)
         _arrow(ax, (0.45, y - 0.7), (1.2, y - 0.42))
         _arrow(ax, (1.2, y + 0.42), (0.58, y + 0.66))
-        _plus(ax, (0.45, y + 0.7))
+        _symbol(ax, (0.45, y + 0.7), "+")
     ax.plot([2.02, 2.7], [4.05, 5.0], color=MARK, lw=1, ls=":")
     ax.plot([2.02, 2.7], [3.25, 1.0], color=MARK, lw=1, ls=":")
 
@@ -314,7 +314,7 @@ def _sublayer(ax: Axes, x: float, y: float, *, half: float) -> None:
     """The way from the stream below into the box above and back."""
     _arrow(ax, (x - half, 1.2), (x - half, y))
     _arrow(ax, (x + half, y), (x + half, 1.33))
-    _plus(ax, (x + half, 1.2))
+    _symbol(ax, (x + half, 1.2), "+")
 
 
 def _loss(ax: Axes, y: float, name: str) -> None:
@@ -402,14 +402,6 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> No
 def _symbol(ax: Axes, at: tuple[float, float], sign: str) -> None:
     ax.add_patch(Circle(at, 0.15, facecolor="white", edgecolor=INK, lw=1.4, zorder=5))
     _text(ax, at, sign, weight="bold")
-
-
-def _plus(ax: Axes, at: tuple[float, float]) -> None:
-    _symbol(ax, at, "+")
-
-
-def _multiply(ax: Axes, at: tuple[float, float]) -> None:
-    _symbol(ax, at, "×")
 
 
 def _cross(ax: Axes, centre: tuple[float, float], half: float) -> None:

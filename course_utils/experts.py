@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -96,19 +97,16 @@ def _watch_experts(
     mixtures = reading.architecture.mixtures
     totals = [torch.zeros(2, m.count, dtype=torch.float64, device=m.router.weight.device) for m in mixtures]
 
-    def accumulate(asked: Tensor, added: Tensor) -> Callable:  # [experts] each
-        def hook(experts: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
-            states, numbers, weights = map(reading.select, args)
-            for place in range(numbers.shape[1]):  # one expert a token at a time, so that their outputs aren't added up
-                number, weight = numbers[:, place], weights[:, place]
-                output = experts.forward(states, number[:, None], torch.ones_like(weight[:, None]))
-                norm = torch.linalg.vector_norm(output, dim=1, dtype=torch.float32)
-                asked.index_add_(0, number, torch.ones_like(norm, dtype=torch.float64))
-                added.index_add_(0, number, weight.double() * norm.double())
+    def add(asked: Tensor, added: Tensor, experts: nn.Module, args: tuple[Tensor, Tensor, Tensor]) -> None:
+        states, numbers, weights = map(reading.select, args)
+        for place in range(numbers.shape[1]):  # one expert a token at a time, so that their outputs aren't added up
+            number, weight = numbers[:, place], weights[:, place]
+            output = experts.forward(states, number[:, None], torch.ones_like(weight[:, None]))
+            norm = torch.linalg.vector_norm(output, dim=1, dtype=torch.float32)
+            asked.index_add_(0, number, torch.ones_like(norm, dtype=torch.float64))  # [experts]
+            added.index_add_(0, number, weight.double() * norm.double())
 
-        return hook
-
-    hooks = [m.experts.register_forward_pre_hook(accumulate(*own)) for m, own in zip(mixtures, totals, strict=True)]
+    hooks = [m.experts.register_forward_pre_hook(partial(add, *own)) for m, own in zip(mixtures, totals, strict=True)]
     return hooks, lambda: [(asked, added, reading.tokens) for asked, added in totals]
 
 

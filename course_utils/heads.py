@@ -7,6 +7,7 @@ as it was; a *KV group*, one key/value head with all of its query heads, leaves 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from course_utils import checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.choosing import best
-from course_utils.parts import Attention
 from course_utils.passes import Reading, read_once
 from course_utils.refusals import refuse_adaptive, refuse_bound_heads, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
@@ -57,15 +57,12 @@ def watch_groups(reading: Reading) -> tuple[list[RemovableHandle], Callable[[], 
     device = reading.architecture.model.device
     squares = [torch.zeros(groups, dtype=torch.float64, device=device) for _ in attentions]
 
-    def accumulate(total: Tensor, attention: Attention) -> Callable:  # [groups]
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            states = reading.select(inputs[0]).unflatten(-1, (-1, attention.group_width))  # [tokens, groups, width]
-            total.add_(torch.linalg.vector_norm(states, dim=(0, 2), dtype=torch.float32).double().square())
-
-        return hook
+    def add(total: Tensor, width: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # to [groups]
+        states = reading.select(inputs[0]).unflatten(-1, (-1, width))  # [tokens, groups, width]
+        total.add_(torch.linalg.vector_norm(states, dim=(0, 2), dtype=torch.float32).double().square())
 
     hooks = [
-        attention.outputs[0].module.register_forward_pre_hook(accumulate(total, attention))
+        attention.outputs[0].module.register_forward_pre_hook(partial(add, total, attention.group_width))
         for attention, total in zip(attentions, squares, strict=True)
         if attention.groups
     ]

@@ -23,7 +23,6 @@ import copy
 import hashlib
 import json
 import os
-import weakref
 from pathlib import Path
 
 import torch
@@ -53,8 +52,6 @@ _GPT2_FOLDER = Path(__file__).parent / "data" / "gpt2"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Fields of a configuration that change nothing that the model computes.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "auto_map")
-# What `identity` found, and for which state of the model; holds no model alive.
-_IDENTITIES: weakref.WeakKeyDictionary[PreTrainedModel, tuple[tuple[str, dict], str]] = weakref.WeakKeyDictionary()
 
 
 @check_types
@@ -141,52 +138,14 @@ def identity(model: PreTrainedModel) -> str:
     loaded. So a checkpoint of ``model.to(torch.bfloat16)`` keeps the model's identity, although that call rounds the
     frequencies as well, and the model that is loaded again (as one after ``cast_weights``) has them in float32.
 
-    Computed once for each state of a model (a second or two for a gigabyte) and kept; a weight that is written to or
-    exchanged, or a changed configuration, gives a new one.
+    It reads all weights, a second or two for a gigabyte.
     """
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
-    settings = json.dumps(config, sort_keys=True, default=str)
-    weights = dict(model.named_parameters())
-    state = (
-        settings,
-        {name: (weakref.ref(w), w.data_ptr(), w._version, _sum_of_bits(w)) for name, w in weights.items()},
-    )
-    known = _IDENTITIES.get(model)
-    if known is None or not _is_same_state(known[0], state):
-        digest = hashlib.sha256(settings.encode())
-        for name, weight in weights.items():
-            digest.update(f"|{name} {weight.dtype} {list(weight.shape)}|".encode())
-            digest.update(_bits(weight).cpu().numpy())
-        known = _IDENTITIES[model] = (state, digest.hexdigest()[:16])
-    return known[1]
-
-
-def _bits(weight: torch.Tensor) -> torch.Tensor:
-    """The weight's bytes, [numbers] integers as wide as fit."""
-    flat = weight.detach().contiguous().flatten()
-    whole = flat.nbytes % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
-    return flat.view(torch.int64 if whole else torch.uint8)
-
-
-def _sum_of_bits(weight: torch.Tensor) -> int:
-    """Changes with nearly every change of a weight, and is read many times faster than a digest.
-
-    Needed beside the count of writes (``_version``), which fused optimisers don't keep.
-    """
-    return int(_bits(weight).sum(dtype=torch.int64))
-
-
-def _is_same_state(before: tuple[str, dict], now: tuple[str, dict]) -> bool:
-    """Whether two states hold the same tensors in the same place, none written to in between."""
-    (settings_before, weights_before), (settings_now, weights_now) = before, now
-    return (
-        settings_before == settings_now
-        and weights_before.keys() == weights_now.keys()
-        and all(
-            old[0]() is new[0]() and old[1:] == new[1:]
-            for old, new in zip(weights_before.values(), weights_now.values(), strict=True)
-        )
-    )
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        digest.update(f"|{name} {weight.dtype} {list(weight.shape)}|".encode())
+        digest.update(weight.detach().flatten().view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()[:16]
 
 
 def tiny_llama(*, blocks: int = 5, vocab_size: int = 97) -> LlamaForCausalLM:

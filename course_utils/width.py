@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,34 +24,13 @@ from course_utils.passes import Reading, read_once
 from course_utils.refusals import refuse_missing_weights, refuse_offloaded_weights
 from course_utils.reports import PruningReport, model_size
 
-
-def _l1(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.abs().sum(dim=1) for r in rows)
-
-
-def _l2(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.norm(dim=1) for r in rows)
-
-
-def _peak_to_peak(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.amax(dim=1) + r.amin(dim=1).abs() for r in rows)
-
-
-def _variance(rows: Sequence[Tensor]) -> Tensor:
-    return sum(r.var(dim=1) for r in rows)
-
-
-def _product(rows: Sequence[Tensor]) -> Tensor:
-    return math.prod(r.abs().sum(dim=1) for r in rows)
-
-
 #: Criteria that need the weights alone: the neuron's rows, each [width, hidden] float32 -> [width].
 WEIGHT_CRITERIA: dict[str, Callable[[Sequence[Tensor]], Tensor]] = {
-    "l1": _l1,
-    "l2": _l2,
-    "peak_to_peak": _peak_to_peak,
-    "variance": _variance,
-    "product": _product,
+    "l1": lambda rows: sum(r.abs().sum(dim=1) for r in rows),
+    "l2": lambda rows: sum(r.norm(dim=1) for r in rows),
+    "peak_to_peak": lambda rows: sum(r.amax(dim=1) + r.amin(dim=1).abs() for r in rows),
+    "variance": lambda rows: sum(r.var(dim=1) for r in rows),
+    "product": lambda rows: math.prod(r.abs().sum(dim=1) for r in rows),
 }
 CRITERIA = (*WEIGHT_CRITERIA, "random", "activation")
 
@@ -141,13 +121,10 @@ def _sums_over_tokens(reading: Reading, of: Callable[[Tensor], Tensor]) -> tuple
     mlps = reading.architecture.mlps
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in mlps]
 
-    def accumulate(total: Tensor) -> Callable:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            total.add_(of(reading.select(inputs[0])))
+    def add(total: Tensor, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        total.add_(of(reading.select(inputs[0])))
 
-        return hook
-
-    hooks = [mlp.down.register_forward_pre_hook(accumulate(total)) for mlp, total in zip(mlps, totals, strict=True)]
+    hooks = [mlp.down.register_forward_pre_hook(partial(add, total)) for mlp, total in zip(mlps, totals, strict=True)]
     return hooks, totals
 
 

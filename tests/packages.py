@@ -3,8 +3,8 @@
 from packaging.requirements import Requirement
 
 _IMPORTED_AS = {
-    "scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL", "markdown-it-py": "markdown_it",
-    "sphinx-autoapi": "autoapi",
+    "scikit-learn": "sklearn", "ipython": "IPython", "pillow": "PIL", "beautifulsoup4": "bs4",
+    "markdown-it-py": "markdown_it", "sphinx-autoapi": "autoapi",
 }  # fmt: skip
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from packages import imported_as
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from course_tools import requirements
-from course_tools.colab import normalise
 
 ROOT = Path(__file__).resolve().parents[1]
 MAP = ROOT / "docs" / "house.md"
@@ -206,7 +206,7 @@ def brought(names):
     """The distributions that installing these brings along, themselves included."""
     found, todo = set(), list(names)
     while todo:
-        name = normalise(todo.pop())
+        name = canonicalize_name(todo.pop())
         if name not in found:
             found.add(name)
             needs = map(Requirement, metadata.requires(name) or [])
@@ -248,7 +248,7 @@ def test_every_module_imports_with_the_base_dependencies_alone():
     """Those that serve what an extra brings say so, and which."""
     base = brought(Requirement(text).name for text in requirements.needed())
     extras = {Requirement(text).name for text in requirements.needed("dev", "browser", "benchmarks")}
-    names = [imported_as(name) for name in extras if normalise(name) not in base]
+    names = [imported_as(name) for name in extras if canonicalize_name(name) not in base]
     assert {"jupytext", "pytest", "matplotlib", "lm_eval", "sklearn"} <= {*names}
     done = imported_without(names, modules(ROOT, "course_utils"))
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from packages import imported_as
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import course
@@ -49,7 +50,7 @@ def test_no_dependency_is_pinned():
 @pytest.mark.parametrize("text", requirements.needed("lessons"))
 def test_range_contains_what_colab_has(text):
     requirement = Requirement(text)
-    version = COLAB.get(colab.normalise(requirement.name))
+    version = COLAB.get(canonicalize_name(requirement.name))
     assert version is None or requirement.specifier.contains(version)
 
 

@@ -15,10 +15,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {"course_utils", "course_tools", "experiments", "google", "course"}  # google: only on Colab
 FILES = [
-    path for folder in ("course_utils", "course_tools", "lessons") for path in sorted((ROOT / folder).rglob("*.py"))
+    *(path for folder in ("course_utils", "course_tools", "lessons") for path in sorted((ROOT / folder).rglob("*.py"))),
+    ROOT / "tests" / "looking.py",
 ]
 # What a file needs of an extra that `dev` leaves out: a browser's.
-EXTRAS = {"course_tools/site/browser.py": ("playwright", "axe_playwright_python")}
+EXTRAS = {"tests/looking.py": ("playwright", "axe_playwright_python")}
 
 
 def aliases(tree):

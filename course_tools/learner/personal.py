@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,18 +106,11 @@ def _code_version(notebook: NotebookNode) -> str:
 
 
 def _copy(source: Path, folder: Path) -> Path:
-    target = next(path for path in _names(source, folder) if not path.exists())
+    later = (f"{source.stem}.v{number}.ipynb" for number in itertools.count(2))
+    target = next(folder / name for name in itertools.chain([source.name], later) if not (folder / name).exists())
     with replacing(target) as fresh:
         shutil.copyfile(source, fresh)
     return target
-
-
-def _names(source: Path, folder: Path) -> Iterator[Path]:
-    yield folder / source.name
-    number = 2
-    while True:
-        yield folder / f"{source.stem}.v{number}.ipynb"
-        number += 1
 
 
 def _read(record: Path) -> dict[str, str]:

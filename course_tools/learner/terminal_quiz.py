@@ -40,7 +40,7 @@ def ask(lesson: Lesson, folder: Path, *, read: Callable[[str], str], say: Callab
         letters = f"{', '.join([*options][:-1])} or {[*options][-1]}"
         while (answer := read(f"\nYour answer ({letters}): ").strip().upper()) not in options:
             say(f"Type {letters}, and Enter.")
-        _keep(folder, question, answer)
+        write_json(folder / RECORD, {_key(question): answer} | _read(folder))
         right += options[answer].right
         say(f"\n✓ {answer} is right." if options[answer].right else f"\n✗ {answer} is not right.")
         for letter, option in options.items():
@@ -58,10 +58,6 @@ def first_answers(lesson: Lesson, folder: Path) -> tuple[bool | None, ...]:
 def _plain(text: str) -> str:
     """Markdown without its stars: a terminal would show them."""
     return _EMPHASIS.sub(r"\2", text)
-
-
-def _keep(folder: Path, question: Question, letter: str) -> None:
-    write_json(folder / RECORD, {_key(question): letter} | _read(folder))
 
 
 def _key(question: Question) -> str:

@@ -191,7 +191,8 @@ def read_lesson(path: Path) -> Lesson:
     header = _header(path, notebook.metadata)
     minutes = {} if "minutes" in header else {"minutes": round(load_of(notebook.cells).minutes)}
     lesson = Lesson(path=path, cells=tuple(notebook.cells), **header, **minutes)
-    _check_structure(lesson)
+    for problem in _problems(lesson):
+        raise LessonError(f"{path.name}: {problem}")
     return lesson
 
 
@@ -285,11 +286,6 @@ def _header(path: Path, metadata: NotebookNode) -> dict:
             f"{header['concepts']!r}."
         )
     return header | {"concepts": tuple(header["concepts"])}
-
-
-def _check_structure(lesson: Lesson) -> None:
-    for problem in _problems(lesson):
-        raise LessonError(f"{lesson.path.name}: {problem}")
 
 
 def _problems(lesson: Lesson) -> Iterator[str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from nbformat import NotebookNode
 
@@ -39,14 +40,7 @@ class Load:
 
     def __add__(self, other: Load) -> Load:
         """Both together."""
-        return Load(
-            words=self.words + other.words,
-            cells=self.cells + other.cells,
-            lines=self.lines + other.lines,
-            figures=self.figures + other.figures,
-            tables=self.tables + other.tables,
-            exercises=self.exercises + other.exercises,
-        )
+        return Load(*map(operator.add, astuple(self), astuple(other)))
 
     @property
     def minutes(self) -> float:

@@ -6,8 +6,8 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 
+from bs4 import BeautifulSoup
 from nbformat import NotebookNode
 
 # "1,024", "-0.5", ".31", "4e-06"; nothing of "Q4_1", "3.11.7" or "32x".
@@ -125,9 +125,7 @@ def tables_of(outputs: Iterable[Mapping]) -> Iterator[Table]:
     for output in outputs:
         data = output.get("data", {})
         if "text/html" in data and "image/png" not in data:
-            reader = _Reader()
-            reader.feed(data["text/html"])
-            yield Table(reader.columns, reader.rows, reader.caption)
+            yield _read_table(data["text/html"])
 
 
 def under_headings(notebook: NotebookNode) -> Iterator[tuple[str, NotebookNode]]:
@@ -179,43 +177,18 @@ def picked(saved: NotebookNode, wanted: Mapping[str, tuple[str, int]]) -> dict[s
     return {name: found[label][position] for name, (label, position) in wanted.items()}
 
 
-class _Reader(HTMLParser):
-    """Reads the HTML of a table."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.caption = ""
-        self.columns: list[str] = []
-        self.rows: list[tuple[list[str], list[str]]] = []
-        self._cells: list[tuple[str, str]] = []
-        self._open = self._part = ""
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        if tag in ("thead", "tbody"):
-            self._part = tag
-        elif tag == "tr":
-            self._cells = []
-        elif tag in ("td", "th", "caption"):
-            self._open = tag
-            if tag != "caption":
-                self._cells.append((tag, ""))
-
-    def handle_data(self, data: str) -> None:
-        if self._open == "caption":
-            self.caption += data
-        elif self._open:
-            tag, text = self._cells[-1]
-            self._cells[-1] = (tag, text + data)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th", "caption"):
-            self._open = ""
-        elif tag == "tr" and self._part == "thead":
-            names = [text.strip() for _, text in self._cells]
-            if not self.columns or sum(map(bool, names)) > 1:  # a second line names the index alone
-                self.columns = names
-        elif tag == "tr" and self._cells:
-            values = [text.strip() for kind, text in self._cells if kind == "td"]
-            names = [text.strip() for kind, text in self._cells if kind == "th"]
-            above = self.rows[-1][0] if self.rows else []  # a name that spans rows stands in the first of them
-            self.rows.append((above[: max(0, len(above) - len(names))] + names, values))
+def _read_table(page: str) -> Table:
+    """Read the HTML of a table."""
+    html = BeautifulSoup(page, "html.parser")
+    columns: list[str] = []
+    rows: list[tuple[list[str], list[str]]] = []
+    for line in html("tr"):
+        names, values = ([cell.get_text().strip() for cell in line(kind)] for kind in ("th", "td"))
+        if line.find_parent("thead"):
+            every = [cell.get_text().strip() for cell in line(["th", "td"])]
+            if not columns or sum(map(bool, every)) > 1:  # a second line names the index alone
+                columns = every
+        elif names or values:
+            above = rows[-1][0] if rows else []  # a name that spans rows stands in the first of them
+            rows.append((above[: max(0, len(above) - len(names))] + names, values))
+    return Table(columns, rows, html.caption.get_text() if html.caption else "")

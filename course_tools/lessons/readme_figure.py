@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from PIL import Image
 
 from course_utils import plotting
 from course_utils.files import replacing, write_text
@@ -26,7 +25,7 @@ from course_utils.uncertainty import ratio_interval
 ROOT = Path(__file__).resolve().parents[2]
 FIGURE = "docs/images/criteria.png"
 PAGES = ("README.md", "docs/index.md")
-_KEY = "Shows"  # what the picture shows, kept inside it: matplotlib's versions draw the same data as other bytes
+KEY = "Shows"  # what the picture shows, kept inside it: matplotlib's versions draw the same data as other bytes
 _VOCABULARY = 49_152  # SmolLM2's: a model that holds all tokens equally likely has this perplexity
 _WIDTH, _HEIGHT, _DPI = 4.7, 4.3, 200  # inches: on a telephone's 360 pixels, 10 points are still 10 pixels
 
@@ -129,14 +128,8 @@ def draw(numbers: Shown) -> Axes:
     return ax
 
 
-def read(path: Path) -> str:
-    """What a drawn picture shows, as it was when it was drawn: JSON."""
-    with Image.open(path) as picture:
-        return getattr(picture, "text", {}).get(_KEY, "")
-
-
 def kept(numbers: Shown) -> str:
-    """The same for numbers, as the picture will keep them."""
+    """What a picture of these numbers shows, as it keeps it inside: JSON."""
     return json.dumps(asdict(numbers) | {"alt": alt(numbers)})
 
 
@@ -150,7 +143,7 @@ def main(root: Path = ROOT) -> None:
     numbers = shown()
     figure = draw(numbers).figure
     with replacing(root / FIGURE) as fresh:
-        metadata = {_KEY: kept(numbers), "Software": None}
+        metadata = {KEY: kept(numbers), "Software": None}
         figure.savefig(fresh, format="png", dpi=_DPI, metadata=metadata, pil_kwargs={"optimize": True})
     plt.close(figure)
     for page in (root / name for name in PAGES):

@@ -9,8 +9,7 @@ import ast
 import json
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,22 +25,15 @@ _SAMPLING = 0.05  # seconds between two looks at the process's memory
 _SPARE = 2_000_000_000  # bytes of this machine's memory that are left alone
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the kernel is told.
+def begin(record: str, share: float, shell: Any) -> Rehearsal:
+    """Begin in this process.
 
-    Attributes:
+    Args:
         record: the file that gets a line of JSON a cell.
         share: parameters of the model, as a share of Llama-3.2-1B's: the card is as much smaller.
+        shell: IPython's, whose cells are the lesson's.
     """
-
-    record: str
-    share: float
-
-
-def begin(plan: Plan, shell: Any) -> Rehearsal:
-    """Begin in this process; `shell` is IPython's, whose cells are the lesson's."""
-    rehearsal = Rehearsal(plan, shell)
+    rehearsal = Rehearsal(Path(record), share, shell)
     rehearsal.card.install()
     leave_out_equalities(shell)
     read_documents_here()
@@ -52,11 +44,11 @@ def begin(plan: Plan, shell: Any) -> Rehearsal:
 
 
 class Rehearsal:
-    """Watches the cells of one lesson."""
+    """Watches the cells of one lesson; arguments as in `begin`."""
 
-    def __init__(self, plan: Plan, shell: Any) -> None:
-        self.plan = plan
-        card = replace(T4, memory=int(T4.memory * plan.share))
+    def __init__(self, record: Path, share: float, shell: Any) -> None:
+        self._record = record
+        card = replace(T4, memory=int(T4.memory * share))
         self.card = PretendGPU(card, names=lambda: shell.user_ns, spare=_SPARE)
         self.host = HostMemory(self.card.ledger)
         self.number = 0
@@ -66,22 +58,15 @@ class Rehearsal:
         self.number += 1
         self.card.ledger.restart()
         self.host.restart()
-        self._write({"cell": self.number, "begun": True})
 
     def after(self, result: Any) -> None:
         """A cell ended."""
         if not self.number:  # our own
             return
-        count, host = self.card.ledger.restart(), self.host.restart()
-        self._write(
-            {"cell": self.number, "left": self.card.ledger.alive}
-            | {f"gpu_{name}": value for name, value in asdict(count).items()}
-            | {"host_peak": host[0], "host_holders": host[1]}
-        )
-
-    def _write(self, line: Mapping[str, object]) -> None:
-        with Path(self.plan.record).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        found = {f"gpu_{name}": value for name, value in asdict(self.card.ledger.restart()).items()}
+        found["host_peak"], found["host_holders"] = self.host.restart()
+        with self._record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"number": self.number, **found}) + "\n")
 
 
 class HostMemory:

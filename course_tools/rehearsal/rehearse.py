@@ -19,7 +19,6 @@ from nbformat import NotebookNode
 from course_tools.lessons import runner
 from course_tools.rehearsal.card import GIBIBYTE, shown
 from course_tools.rehearsal.hub_server import serve_hub
-from course_tools.rehearsal.kernel import Plan
 from course_tools.rehearsal.shapes import Shape, check_space, make_checkpoint, parameters
 from course_utils.files import write_json
 from course_utils.roles import HUB_MODELS
@@ -37,10 +36,9 @@ class Cell:
     number: int
     first_line: str
     gpu_peak: int = 0
-    gpu_holders: tuple[tuple[str, int], ...] = ()
+    gpu_holders: Sequence[tuple[str, int]] = ()
     host_peak: int = 0
-    host_holders: tuple[tuple[str, int], ...] = ()
-    left: int = 0
+    host_holders: Sequence[tuple[str, int]] = ()
 
     @property
     def where(self) -> str:
@@ -127,8 +125,8 @@ def rehearse(
     record = folder / "work" / name / "cells.jsonl"
     record.parent.mkdir(parents=True, exist_ok=True)
     record.unlink(missing_ok=True)
-    plan = Plan(str(record), shape.share)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(_BEGIN.format(plan=plan)))
+    begin = _BEGIN.format(record=str(record), share=shape.share)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
     chosen = {"COURSE_GPT2": "", "COURSE_LLAMA": "" if shape.chosen == HUB_MODELS["llama"][0] else shape.chosen}
     check_space(folder, 1.1 * sum(file.stat().st_size for model in models.values() for file in model.iterdir()))
     # What the card's tensors leave in the heap when they go would count as the host's: large ones get their own pages,
@@ -173,21 +171,12 @@ def write_record(rehearsed: Rehearsed, path: Path) -> None:
     write_json(path, asdict(rehearsed) | {"refused": list(rehearsed.refusals())})
 
 
-_BEGIN = """from course_tools.rehearsal.kernel import Plan, begin
+_BEGIN = """from course_tools.rehearsal.kernel import begin
 
-begin({plan!r}, get_ipython());"""
+begin({record!r}, {share!r}, get_ipython());"""
 
 
 def _read(record: Path, code: Sequence[str]) -> Iterator[Cell]:
     lines = record.read_text(encoding="utf-8").splitlines() if record.exists() else []
     for line in map(json.loads, lines):
-        if "begun" not in line:
-            yield Cell(
-                number=line["cell"],
-                first_line=runner.first_line(code[line["cell"] - 1]),
-                gpu_peak=line["gpu_peak"],
-                gpu_holders=tuple(map(tuple, line["gpu_holders"])),
-                host_peak=line["host_peak"],
-                host_holders=tuple(map(tuple, line["host_holders"])),
-                left=line["left"],
-            )
+        yield Cell(first_line=runner.first_line(code[line["number"] - 1]), **line)

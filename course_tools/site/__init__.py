@@ -1,1 +1,1 @@
-"""The course's web site: its pages, what Sphinx lacks, and a browser that looks at it."""
+"""The course's web site: its pages, what Sphinx lacks, and what moves on them."""

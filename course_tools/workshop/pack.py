@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 from course_tools import resolver
 from course_utils import assets
 from course_utils.files import write_json, write_text
@@ -193,7 +195,8 @@ def write_manifest(folder: Path, *, locks: dict[str, list[str]], python: str, sa
         PackError: a wheel of a lock isn't in the pack.
     """
     shutil.copyfile(Path(__file__).with_name("pack_start.py"), folder / START)
-    write_text(folder / "READ_ME.txt", _READ_ME.format(python=python, systems=_systems(locks)))
+    systems = "\n".join(f"- {PLATFORMS[name].says}" for name in locks)
+    write_text(folder / "READ_ME.txt", _READ_ME.format(python=python, systems=systems))
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -216,10 +219,10 @@ def _wheels_of(pinned: Iterable[str], platform: str, files: Iterable[str]) -> It
     for path in files:
         if path.startswith("wheels/"):
             name, version, *_ = Path(path).name.split("-")
-            by_package.setdefault((_normal(name), version), []).append(path)
+            by_package.setdefault((canonicalize_name(name), version), []).append(path)
     for one in pinned:
         name, version = one.split("==")
-        fitting = [path for path in by_package.get((_normal(name), version), []) if _fits(path, platform)]
+        fitting = [path for path in by_package.get((canonicalize_name(name), version), []) if _fits(path, platform)]
         if not fitting:
             raise PackError(f"The pack holds no wheel of {one} for {platform}; run the same command again.")
         yield fitting[0]
@@ -227,19 +230,10 @@ def _wheels_of(pinned: Iterable[str], platform: str, files: Iterable[str]) -> It
 
 def _fits(wheel: str, platform: str) -> bool:
     tags = wheel.removesuffix(".whl").rpartition("-")[2].split(".")
-    return any(tag == "any" or tag in PLATFORMS[platform].tags or _older_mac(tag, platform) for tag in tags)
-
-
-def _older_mac(tag: str, platform: str) -> bool:
-    return platform == "macos" and bool(re.fullmatch(r"macosx_\d+_\d+_(arm64|universal2)", tag))
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _systems(locks: Iterable[str]) -> str:
-    return "\n".join(f"- {PLATFORMS[name].says}" for name in locks)
+    fitting = ["any", *PLATFORMS[platform].tags]
+    if platform == "macos":
+        fitting.append(r"macosx_\d+_\d+_(arm64|universal2)")  # of any version
+    return any(re.fullmatch(one, tag) for one in fitting for tag in tags)
 
 
 def sha256(path: Path) -> str:

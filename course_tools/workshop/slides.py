@@ -120,9 +120,10 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
 def _show(output: NotebookNode, section: str, made: list[Slide]) -> None:
     """A picture or a table on a slide of its own; what was printed is for the speaker."""
     data = output.get("data", {})
+    text = (output.get("text") or data.get("text/plain", "")).strip()
     if {"image/png", "text/html"} & set(data):
         _add(shortened(output), section, made)
-    elif (text := (output.get("text") or data.get("text/plain", "")).strip()) and not _tells_of_the_machine(output):
+    elif text and not text.startswith("lesson  "):  # what `start` printed of the machine
         made[-1].notes.append(f"**The run printed**\n\n```\n{text}\n```")
 
 
@@ -186,10 +187,6 @@ def shortened(output: NotebookNode) -> NotebookNode:
         + f"</tbody></table><p>… and {rows - ROWS - 1} more rows in the notebook.</p>"
     )
     return nbformat.from_dict({**output, "data": {"text/html": kept}})
-
-
-def _tells_of_the_machine(output: NotebookNode) -> bool:
-    return output.get("text", "").startswith("lesson  ")
 
 
 def lines_of(part: Part) -> float:

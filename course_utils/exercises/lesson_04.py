@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.depth import remove_blocks
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.exercises import Attempt, exercise, require, rule_out
 from course_utils.language_modelling import logits_one_by_one
-from course_utils.models import variant
+from course_utils.models import tiny_llama, variant
 from course_utils.reports import with_interval
 from course_utils.texts import TokenBlocks
 
@@ -88,7 +88,7 @@ def check_block_influence(attempt: Attempt) -> None:
 @torch.no_grad()
 def check_take_out(attempt: Attempt) -> None:
     """Check a function (model, block numbers) -> the model without these blocks."""
-    original = _tiny_llama()
+    original = tiny_llama(blocks=5, vocab_size=61)
     blocks = list(original.model.layers)
     expected = [i for i in range(len(blocks)) if i not in _GONE]
     for gone in (list(_GONE), list(reversed(_GONE))):
@@ -140,7 +140,7 @@ def check_take_out(attempt: Attempt) -> None:
 @torch.no_grad()
 def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlocks) -> None:
     """Check a function (model, rows) -> the harm of each block, on a tiny model and on a ``real`` one."""
-    model = _tiny_llama()
+    model = tiny_llama(blocks=5, vocab_size=61)
     rows = torch.randint(61, (6, 9), generator=torch.Generator().manual_seed(2))
     before = [*model.model.layers]
     given = _harms(attempt(model, rows))
@@ -277,23 +277,6 @@ def _states() -> tuple[Tensor, Tensor, Tensor]:
     after = before + 2 * torch.randn(3, 6, 8, generator=generator)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
     return before, after, mask
-
-
-def _tiny_llama() -> LlamaForCausalLM:
-    """Five random blocks, on the CPU."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        pad_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval()
-    for weight in model.parameters():
-        weight.add_(0.2 * torch.randn_like(weight))
-    return model
 
 
 def _ids() -> Tensor:

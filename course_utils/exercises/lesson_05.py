@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 
 from course_utils.architectures import cache_keyword, describe
 from course_utils.attention import bypass_attention, select_attention_layers
@@ -278,7 +278,7 @@ def _states() -> tuple[Tensor, dict[str, Tensor], Tensor]:
 
 
 def _answer(attempt: Attempt, change: Callable[[LlamaForCausalLM], None], ids: Tensor) -> bool:
-    model = _tiny_llama()
+    model = tiny_llama(blocks=3, vocab_size=31)
     change(model)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     with torch.no_grad():
@@ -290,17 +290,6 @@ def _answer(attempt: Attempt, change: Callable[[LlamaForCausalLM], None], ids: T
             "Your function changed the model. Look, don't touch: work on copies, and remove your hooks.",
         )
     return answer
-
-
-def _tiny_llama() -> LlamaForCausalLM:
-    sizes = {"vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4}
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=3, eos_token_id=None)).eval()
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.2 * torch.randn_like(weight))
-    return model
 
 
 class _Instead(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_utils.divergence import kl_divergence
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
 from course_utils.uncertainty import ratio_interval
 
 
@@ -135,9 +135,9 @@ def check_lora(attempt: Attempt) -> None:
 def check_teaches(attempt: Attempt) -> None:
     """``attempt(loss)`` says whether ``loss(student_logits, teacher_logits, targets)`` teaches."""
     for loss, mistake in _LIVING.items():
-        require(_verdict(attempt, loss), f"It refuses a loss that teaches: {mistake}")
+        require(true_or_false(attempt(loss)), f"It refuses a loss that teaches: {mistake}")
     for loss, mistake in _DEAD.items():
-        require(not _verdict(attempt, loss), f"It lets a loss pass that doesn't teach: {mistake}")
+        require(not true_or_false(attempt(loss)), f"It lets a loss pass that doesn't teach: {mistake}")
 
 
 def _refitted(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> Tensor:
@@ -394,42 +394,10 @@ def _wrong_sums(student: Tensor, teacher: Tensor, mask: Tensor) -> Iterator[tupl
         yield rounded.float(), "the softmax is taken in 16 bits. Turn the logits to float32 first."
 
 
-def _forward_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return _kl(student, teacher).mean()
-
-
-def _reverse_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return _kl(teacher, student).mean()
-
-
 def _jensen_shannon(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     middle = ((log_q.exp() + log_p.exp()) / 2).log()
     return (_kl(middle, teacher) + _kl(middle, student)).mean() / 2
-
-
-def _flattened(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return 4 * _kl(student, teacher, 2.0).mean()
-
-
-def _half_and_half(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return (_kl(student, teacher).mean() + F.cross_entropy(student, targets)) / 2
-
-
-def _a_tenth(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return 0.1 * _kl(student, teacher).mean() + 0.9 * F.cross_entropy(student, targets)
-
-
-def _summed(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return _kl(student, teacher).sum()
-
-
-def _detached(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return _kl(student.detach(), teacher).mean()
-
-
-def _half_detached(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return (_kl(student.detach(), teacher).mean() + F.cross_entropy(student, targets)) / 2
 
 
 def _half_without_grad(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -438,52 +406,40 @@ def _half_without_grad(student: Tensor, teacher: Tensor, targets: Tensor) -> Ten
     return 0.4 * kl + 0.6 * F.cross_entropy(student, targets)
 
 
-def _words_only(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(student, targets)
-
-
-def _away(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return -_kl(student, teacher).clamp(max=50).mean()
-
-
-def _half_away(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(student, targets) - 0.5 * _kl(student, teacher).mean()
-
-
-def _rounded(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    """The teacher's part is a number: it was taken out of the graph."""
-    return F.cross_entropy(student, targets) + _kl(student, teacher).mean().item()
-
-
 _LIVING: dict[Callable, str] = {
-    _forward_kl: "the forward KL, alone.",
-    _summed: "the forward KL as a sum over the tokens. Its gradient is large: take a step of a fixed small length.",
-    _reverse_kl: "the reverse KL. It comes nearer, too; ask for nearer, not for one gradient.",
+    lambda student, teacher, targets: _kl(student, teacher).mean(): "the forward KL, alone.",
+    lambda student, teacher, targets: _kl(student, teacher).sum(): "the forward KL as a sum over the tokens. Its "
+    "gradient is large: take a step of a fixed small length.",
+    lambda student, teacher, targets: _kl(teacher, student).mean(): "the reverse KL. It comes nearer, too; ask for "
+    "nearer, not for one gradient.",
     _jensen_shannon: "the Jensen-Shannon divergence. It comes nearer, too; ask for nearer, not for one gradient.",
-    _flattened: "the KL at temperature 2, times 4. Ask whether the student comes nearer, not for one gradient.",
-    _half_and_half: "half KL, half cross-entropy. The words pull elsewhere; take their pull out before you judge.",
-    _a_tenth: "one tenth KL, nine tenths cross-entropy. Take the pull of the words out before you judge.",
+    lambda student, teacher, targets: 4 * _kl(student, teacher, 2.0).mean(): "the KL at temperature 2, times 4. Ask "
+    "whether the student comes nearer, not for one gradient.",
+    lambda student, teacher, targets: 0.5 * _kl(student, teacher).mean() + 0.5 * F.cross_entropy(student, targets): (
+        "half KL, half cross-entropy. The words pull elsewhere; take their pull out before you judge."
+    ),
+    lambda student, teacher, targets: 0.1 * _kl(student, teacher).mean() + 0.9 * F.cross_entropy(student, targets): (
+        "one tenth KL, nine tenths cross-entropy. Take the pull of the words out before you judge."
+    ),
 }
 _DEAD: dict[Callable, str] = {
-    _detached: "the KL alone, detached from the student. Its value falls when the student comes nearer, but it has no "
-    "gradient.",
-    _words_only: "the cross-entropy alone, which knows no teacher. It has a gradient, and a step along it may even "
-    "come nearer, but that isn't the teacher's doing. Would another teacher change anything?",
-    _half_detached: "the student's part of the KL is detached, beside a living cross-entropy, which has a gradient of "
-    "its own. Ask for the teacher's.",
+    lambda student, teacher, targets: _kl(student.detach(), teacher).mean(): "the KL alone, detached from the student. "
+    "Its value falls when the student comes nearer, but it has no gradient.",
+    lambda student, teacher, targets: F.cross_entropy(student, targets): "the cross-entropy alone, which knows no "
+    "teacher. It has a gradient, and a step along it may even come nearer, but that isn't the teacher's doing. Would "
+    "another teacher change anything?",
+    lambda student, teacher, targets: (_kl(student.detach(), teacher).mean() + F.cross_entropy(student, targets)) / 2: (
+        "the student's part of the KL is detached, beside a living cross-entropy, which has a gradient of its own. Ask "
+        "for the teacher's."
+    ),
     _half_without_grad: "the KL is computed under no_grad, beside a living cross-entropy. Ask for the gradient that "
     "the teacher causes.",
-    _rounded: "the KL became a plain number with .item(). The value is right, the gradient is not there.",
-    _away: "the KL with a minus. Its gradient depends on the teacher and pushes the student away: look at its "
-    "direction.",
-    _half_away: "cross-entropy minus half a KL. The teacher's part pushes the student away: look at its direction.",
+    lambda student, teacher, targets: F.cross_entropy(student, targets) + _kl(student, teacher).mean().item(): (
+        "the KL became a plain number with .item(). The value is right, the gradient is not there."
+    ),
+    lambda student, teacher, targets: -_kl(student, teacher).clamp(max=50).mean(): "the KL with a minus. Its gradient "
+    "depends on the teacher and pushes the student away: look at its direction.",
+    lambda student, teacher, targets: F.cross_entropy(student, targets) - 0.5 * _kl(student, teacher).mean(): (
+        "cross-entropy minus half a KL. The teacher's part pushes the student away: look at its direction."
+    ),
 }
-
-
-def _verdict(attempt: Callable, loss: Callable) -> bool:
-    verdict = attempt(loss)
-    require(
-        isinstance(verdict, bool) or getattr(verdict, "dtype", None) == torch.bool,
-        f"Return True or False; yours returned a {type(verdict).__name__}.",
-    )
-    return bool(verdict)

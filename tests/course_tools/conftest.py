@@ -1,9 +1,8 @@
 """A real browser for the tests marked `browser`."""
 
+import looking
 import pytest
 from screens import WIDE
-
-from course_tools.site import browser as looking
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from course_tools import colab, matrix, requirements
 
@@ -39,7 +40,7 @@ def test_oldest_versions_are_the_lower_bounds():
 def test_colab_holds_what_we_import_as_colab_has_it():
     held = {e.name: e for e in matrix.environments()}["colab"].constraints
     assert {"torch==2.11.0", "scikit-learn==1.6.1"} <= set(held)
-    ours = {colab.normalise(Requirement(text).name) for text in requirements.needed("lessons")}
+    ours = {canonicalize_name(Requirement(text).name) for text in requirements.needed("lessons")}
     assert set(colab.pins("\n".join(held))) - ours == {"huggingface-hub", "tokenizers"}
 
 

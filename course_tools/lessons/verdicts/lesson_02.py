@@ -88,17 +88,3 @@ def exact_and_behind_chance(tables: Tables) -> list[float]:
     """1 where no random cut is beaten, -1 where all are."""
     counts = [tables.line(_REPAIRED, place)[1:3] for place in _SHOWN]
     return [(beaten == 0) - (beaten == cuts) for beaten, cuts in counts]
-
-
-VERDICTS = (
-    carried_over_is_worse_than_guessing,
-    surer_than_the_whole,
-    no_mask_fits,
-    few_neurons_are_whole,
-    only_one_list_is_exact,
-    separate_lists_know_nothing,
-    shared_lists_know_something,
-    one_row_each_is_enough,
-    pairs_cost_more,
-    exact_and_behind_chance,
-)

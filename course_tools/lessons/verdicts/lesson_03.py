@@ -135,18 +135,3 @@ def damages_do_not_add(tables: Tables) -> list[float]:
         cost = table.column(column)
         margins.append(cost["a harmless cut and the two"] - cost["a harmless cut"] * cost["the two alone"])
     return margins
-
-
-VERDICTS = (
-    pruned_equals_masked,
-    text_beats_chance_and_weights_do_not,
-    order_of_the_scores,
-    shown_by_intervals,
-    one_cut_is_fatal,
-    two_neurons_heal,
-    who_they_are,
-    the_state_heals_the_disaster_alone,
-    protection_by_activation,
-    not_enough_alone,
-    damages_do_not_add,
-)

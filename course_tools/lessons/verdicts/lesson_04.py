@@ -99,17 +99,3 @@ def chosen_run_is_ahead(tables: Tables) -> list[float]:
     here = [1 - tables.line(_SIX, f"here, {text}, run")[0] for text in _TEXTS]
     record = [1 - high for high in six.column("at most (95 %)").values()]
     return [*here, *record, *(beaten - 18.5 for beaten in six.column("random beaten, of 19").values())]
-
-
-VERDICTS = (
-    toy_blocks_keep_company,
-    removed_equals_skipped,
-    failures_are_silent,
-    ends_are_dear,
-    influence_spares_the_dearest,
-    leave_one_out_chooses_better,
-    three_are_shown_better,
-    six_cost_less_than_one,
-    six_cost_more_than_their_sum,
-    chosen_run_is_ahead,
-)

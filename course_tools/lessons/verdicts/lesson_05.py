@@ -100,18 +100,3 @@ def residual_beats_chance(tables: Tables) -> list[float]:
     """The fewest that any of their sets beats minus all but half a set."""
     criteria = ("importance", "leave-one-out")
     return [fewest - 18.5 for name in criteria for fewest, _ in _eight(tables, name, "random beaten")]
-
-
-VERDICTS = (
-    whisper_and_shout,
-    wrong_bypass_looks_better,
-    equality_tells,
-    empty_drawer,
-    one_attention_is_dear,
-    most_attentions_are_cheap,
-    first_mlp_is_the_model,
-    attention_is_cheaper,
-    forgotten_residual_beats_none,
-    spared_beats_hardly_any,
-    residual_beats_chance,
-)

@@ -91,17 +91,3 @@ def codes_are_found(tables: Tables) -> list[float]:
     """How many fewer, beside one and a half."""
     _, _, whole, *rest = tables.line(_PAYS, "codes found")
     return [1.5 - (whole - found) for found in rest[1::2]]
-
-
-VERDICTS = (
-    decides_anew,
-    simple_are_harmed,
-    simple_save_little,
-    longer_leaves_more,
-    complexity_harms,
-    price_pays,
-    knowing_gains_little,
-    few_pay,
-    by_tokens,
-    codes_are_found,
-)

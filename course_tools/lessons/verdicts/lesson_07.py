@@ -113,19 +113,3 @@ def lambada_stays_behind(tables: Tables) -> list[float]:
     right = tables.table(_TASK).column("right, %")
     healed = max(share for name, share in right.items() if name.startswith("activation"))
     return [healed - right["activation, cut"], (right["whole"] + right["activation, cut"]) / 2 - healed]
-
-
-VERDICTS = (
-    solve_gives_back,
-    unfair_push,
-    loop_learns,
-    lora_saves_no_time,
-    solve_beats_as_many_tokens,
-    solve_is_a_head_start,
-    head_start_melts,
-    bad_cut_stays_behind,
-    ends_lower_with_every_seed,
-    text_fits_speeches,
-    solving_saves_time,
-    lambada_stays_behind,
-)

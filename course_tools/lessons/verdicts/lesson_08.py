@@ -103,17 +103,3 @@ def shares_do_not_add(tables: Tables) -> list[float]:
         moved = _moved(tables, words)
         margins.append(sum(share for name, share in moved.items() if "head " in name) - moved["the three together"])
     return margins
-
-
-VERDICTS = (
-    follows_statistics,
-    gap_is_real,
-    heatmap_shows_the_swap,
-    components_show_the_known_alone,
-    neurons_fade,
-    pronoun_changes_place,
-    same_group_moves_little,
-    three_stand_out,
-    three_heads_carry_it,
-    shares_do_not_add,
-)

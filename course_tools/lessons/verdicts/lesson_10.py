@@ -75,14 +75,3 @@ def batches_share(tables: Tables) -> list[float]:
     """For each model."""
     one, many = (dict(_cells(tables, f"tokens/s, {n} waiting")) for n in (1, 16))
     return [many[name][0] / one[name][0] - 3 for name in one]
-
-
-VERDICTS = (
-    layers_have_a_price,
-    odd_width_is_larger,
-    cache_is_requests,
-    bits_make_most_room,
-    bits_first_on_an_8b,
-    served_as_counted,
-    batches_share,
-)

@@ -28,26 +28,29 @@ class Verdict:
         return f"{self.outcome}: {self.sentence}"
 
 
-Check = Callable[[Tables], Verdict]
+@dataclass(frozen=True)
+class Check:
+    """A sentence, and what tells from a run's tables whether it shows it.
+
+    Attributes:
+        sentence: of the lesson.
+        margins: gives numbers, each above 0 where the run speaks for the sentence.
+    """
+
+    sentence: str
+    margins: Callable[[Tables], Iterable[float]]
+
+    def __call__(self, tables: Tables) -> Verdict:
+        """What a run says."""
+        try:
+            found = [*self.margins(tables)]
+        except (LookupError, ValueError):  # a table, a line or a number is missing
+            return Verdict(ABSENT, self.sentence)
+        except ZeroDivisionError:  # a share of nothing
+            return Verdict(OPEN, self.sentence)
+        return Verdict(outcome(found), self.sentence)
 
 
 def verdict(sentence: str) -> Callable[[Callable[[Tables], Iterable[float]]], Check]:
-    """Turn a function into a check of a sentence.
-
-    The function takes a run's tables and gives margins, each above 0 where the run speaks for the sentence.
-    """
-
-    def decorate(margins: Callable[[Tables], Iterable[float]]) -> Check:
-        @functools.wraps(margins)
-        def check(tables: Tables) -> Verdict:
-            try:
-                found = [*margins(tables)]
-            except (LookupError, ValueError):  # a table, a line or a number is missing
-                return Verdict(ABSENT, sentence)
-            except ZeroDivisionError:  # a share of nothing
-                return Verdict(OPEN, sentence)
-            return Verdict(outcome(found), sentence)
-
-        return check
-
-    return decorate
+    """Turn a function that gives margins into the check of a sentence."""
+    return functools.partial(Check, sentence)

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import looking
 import nbformat
 import pytest
 from screens import PHONE, WIDE
@@ -12,7 +13,6 @@ from screens import PHONE, WIDE
 from course_tools.lessons import runner, webpages
 from course_tools.lessons.authoring import Lesson
 from course_tools.lessons.notebooks import BADGE
-from course_tools.site import browser as looking
 
 TABLE = '<table class="dataframe"><thead><tr><th></th><th>loss</th></tr></thead><tr><th>0</th><td>1</td></tr></table>'
 CODE = '@cache\ndef sure(x):\n    return x is not None and x in (12, 0.25, 0x1F)  # not the "sum"\n\n\n%pip list\n'

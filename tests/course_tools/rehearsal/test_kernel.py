@@ -11,7 +11,7 @@ import pretend
 import torch
 
 from course_tools.rehearsal import kernel
-from course_tools.rehearsal.kernel import HostMemory, Plan, begin
+from course_tools.rehearsal.kernel import HostMemory, begin
 from course_utils import engine
 
 
@@ -74,7 +74,7 @@ def test_each_cell_is_written_down(tmp_path, monkeypatch):
     events = {}
     shell = SimpleNamespace(user_ns={}, ast_transformers=[], events=SimpleNamespace(register=events.__setitem__))
     record = tmp_path / "cells.jsonl"
-    rehearsal = begin(Plan(str(record), share=0.5), shell)
+    rehearsal = begin(str(record), 0.5, shell)
     try:
         events["post_run_cell"](None)  # of the rehearsal's own cell
         events["pre_run_cell"](None)
@@ -85,8 +85,7 @@ def test_each_cell_is_written_down(tmp_path, monkeypatch):
         events["post_run_cell"](None)
     finally:
         rehearsal.card.__exit__(None, None, None)
-    begun, ended = map(json.loads, record.read_text().splitlines())
-    assert begun == {"cell": 1, "begun": True}
-    assert (ended["cell"], ended["gpu_peak"], ended["left"]) == (1, 2 * 4 * 2**20, 4 * 2**20)
-    assert ended["host_peak"] > 10**8
+    (written,) = map(json.loads, record.read_text().splitlines())
+    assert (written["number"], written["gpu_peak"]) == (1, 2 * 4 * 2**20)
+    assert written["host_peak"] > 10**8
     assert rehearsal.card.ledger.card.memory == int(14.7 * 2**30) // 2

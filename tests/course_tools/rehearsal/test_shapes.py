@@ -1,15 +1,14 @@
 """Models of full size: of the right shape, written once and whole, the same every time."""
 
-import errno
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pretend import LLAMA
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from course_tools.rehearsal import shapes
 from course_tools.rehearsal.shapes import GPT2_FOLDER, SHAPES, RehearsalError, make_checkpoint, parameters
 
 
@@ -23,6 +22,7 @@ def test_full_size():
 
 def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path):
     folders = [make_checkpoint(LLAMA, tmp_path / name, GPT2_FOLDER) for name in "ab"]
+    assert {weight.dtype for weight in load_file(folders[0] / "model.safetensors").values()} == {torch.bfloat16}
     one, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in folders)
     assert sum(weight.numel() for weight in one.parameters()) == parameters(LLAMA)
     assert one.lm_head.weight is one.model.embed_tokens.weight
@@ -35,39 +35,27 @@ def test_a_model_is_an_ordinary_one_and_the_same_every_time(tmp_path):
     assert (folders[0] / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_a_killed_writer_is_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "_CHUNK", 2**18)
-    whole = (make_checkpoint(LLAMA, tmp_path / "whole", GPT2_FOLDER) / "model.safetensors").read_bytes()
-    made, random = [], shapes._random
+def test_a_writer_that_is_stopped_leaves_nothing(tmp_path, monkeypatch):
+    save = LlamaForCausalLM.save_pretrained
 
-    def dying(*args):
-        if len(made) == 9:
-            raise KeyboardInterrupt
-        made.append(args)
-        return random(*args)
+    def stopped(model, folder):
+        save(model, folder)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(shapes, "_random", dying)
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", stopped)
     with pytest.raises(KeyboardInterrupt):
-        make_checkpoint(LLAMA, tmp_path / "killed", GPT2_FOLDER)
-    folder = next(path for path in (tmp_path / "killed").iterdir() if path.is_dir())
-    assert not (folder / "model.safetensors").exists(), "nobody takes it for complete"
-    again = []
-    monkeypatch.setattr(shapes, "_random", lambda *args: again.append(args) or random(*args))
-    make_checkpoint(LLAMA, tmp_path / "killed", GPT2_FOLDER)
-    assert (folder / "model.safetensors").read_bytes() == whole
-    assert not set(map(str, again)) & set(map(str, made[:8])), "what was complete is not made again"
+        make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()], "nobody takes it for complete"
+    monkeypatch.undo()
+    left = tmp_path / f".{make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER).name}.part"
+    (tmp_path / left.name[1:-5]).rename(left)  # as a killed one leaves it
+    (left / "model.safetensors").write_bytes(b"half")
+    assert AutoModelForCausalLM.from_pretrained(make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER))
+    assert not left.exists()
 
 
-def test_no_disk_space_before_and_during(tmp_path, monkeypatch):
+def test_no_disk_space(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
     with pytest.raises(RehearsalError, match=r"needs .* of disk space .* 1\.0 MiB are free"):
-        make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER)
-    monkeypatch.undo()
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(shapes, "_random", full)
-    with pytest.raises(RehearsalError, match="The disk filled up"):
         make_checkpoint(LLAMA, tmp_path, GPT2_FOLDER)
     assert not [path for path in tmp_path.rglob("*safetensors*") if path.is_file()]

@@ -10,9 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("sphinx", reason="part of the extra site")
 
+import looking
+
 from course_tools.lessons.authoring import read_lesson, take_apart
 from course_tools.lessons.cells import tags_of
-from course_tools.site import browser as looking
 from course_tools.site import calculator, pages
 from course_utils.costs import bytes_held, kv_bytes_per_token, work
 from course_utils.reports import model_size

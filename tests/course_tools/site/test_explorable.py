@@ -12,7 +12,8 @@ from screens import PHONE, WIDE
 
 pytest.importorskip("sphinx", reason="part of the extra site")
 
-from course_tools.site import browser as looking
+import looking
+
 from course_tools.site import explorable, pages
 from course_utils.plotting import mark
 from course_utils.prompt_harm import Record

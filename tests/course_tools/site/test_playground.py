@@ -11,13 +11,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import looking
 import pytest
 import torch
 from safetensors.torch import load
 from screens import PHONE
 
 from course_tools.lessons.authoring import read_lesson
-from course_tools.site import browser as looking
 from course_tools.site import playground
 from course_utils import assets
 from course_utils.choosing import strongest

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import looking
 import nbformat
 import pytest
 from sample_lesson import LESSON, write_lesson
@@ -10,7 +11,6 @@ from sample_lesson import LESSON, write_lesson
 from course_tools.lessons import notebooks
 from course_tools.lessons.authoring import find_lessons, read_lesson
 from course_tools.lessons.cells import tags_of
-from course_tools.site import browser as looking
 from course_tools.workshop import slides
 from course_utils import assets
 

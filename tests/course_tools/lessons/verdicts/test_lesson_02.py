@@ -3,7 +3,7 @@
 import pytest
 
 from course_tools.lessons.printed import Table
-from course_tools.lessons.verdicts import lesson_02
+from course_tools.lessons.verdicts import judging, lesson_02
 from course_tools.lessons.verdicts.tables import Tables
 from course_utils.verdicts import OPEN, SHOWN, TURNED
 
@@ -53,7 +53,7 @@ def run(*changes, **shares):
 
 
 def test_a_run_as_the_lesson_tells_it_shows_all():
-    assert {check(run()).outcome for check in lesson_02.VERDICTS} == {SHOWN}
+    assert {check(run()).outcome for check in judging.checks_of("02")} == {SHOWN}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_run_as_the_lesson_tells_it_shows_all():
         (lesson_02.pairs_cost_more, run(("19 of 19 pairs", "18 of 19 pairs")), TURNED),
         (lesson_02.exact_and_behind_chance, run(("beats 0 of 2", "beats 1 of 2")), OPEN),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
+    ids=lambda value: value.margins.__name__ if hasattr(value, "margins") else None,
 )
 def test_other_numbers_turn_it(check, tables, outcome):
     assert check(tables).outcome == outcome

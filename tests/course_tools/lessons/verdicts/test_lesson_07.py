@@ -3,7 +3,7 @@
 import pytest
 
 from course_tools.lessons.printed import Table
-from course_tools.lessons.verdicts import lesson_07
+from course_tools.lessons.verdicts import judging, lesson_07
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import ABSENT
 from course_utils.verdicts import OPEN, SHOWN, TURNED
@@ -146,4 +146,4 @@ def test_lambada(healed, outcome):
 
 
 def test_a_run_without_them_is_absent():
-    assert {each(Tables((), ())).outcome for each in lesson_07.VERDICTS} == {ABSENT}
+    assert {each(Tables((), ())).outcome for each in judging.checks_of("07")} == {ABSENT}

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import looking
 import nbformat
 import pytest
 from screens import PHONE, WIDE
 
 from course_tools import processes
 from course_tools.lessons import notebooks
-from course_tools.site import browser as looking
 from course_utils import assets
 
 ROOT = Path(__file__).resolve().parents[3]
