@@ -97,7 +97,9 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
 
     learning = parser.add_argument_group("learning")
     option(learning, "--correction", _whole(0), 0, "steps of teacher correction first, at a quarter of --lr")
-    option(learning, "--finalists", _whole(1), 4, "versions that learn a little before one is chosen")
+    option(
+        learning, "--finalists", _whole(1), 4, "versions that learn a little before one is chosen; 1: the best as cut"
+    )
     option(learning, "--light", _whole(0), 40, "steps that each finalist learns; 0: the best as cut is chosen")
     option(learning, "--steps", _whole(0), 400, "steps of recovery; 0: none, it is saved as cut")
     option(learning, "--accumulate", _whole(1), 1, "batches a step of correction and recovery, shared by processes")

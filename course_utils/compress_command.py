@@ -101,6 +101,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     dtype = getattr(torch, args.dtype)
     config, tokenizer = load_without_weights(args.model)
     budget, found = _versions(config, args)
+    if min(args.finalists, len(found)) == 1:
+        args.light = 0  # there is nothing to choose
     text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
@@ -111,19 +113,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     say(f"{len(found)} {cost} at most {budget.amount:,.0f} {budget.unit}:")
     for candidate in found:
         say(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters")
-    say(
-        f"Steps: {args.correction} of teacher correction, {min(args.finalists, len(found))} x {args.light} of light "
-        f"distillation, {args.steps} of recovery, of {args.rows} x {args.length} tokens; correction and recovery take "
-        f"{args.accumulate} such batches a step, shared by {launch.num_processes} process(es)."
-    )
-    if own is not None:
-        for line in _told(own, args):
-            say(line)
-    say(
-        f"Learning: {_LEARNING[args.recover]}, with the model in {args.dtype}, the teacher "
-        f"{'on disk in the recovery' if args.teacher == 'disk' else 'in memory'}, activations "
-        f"{'computed twice' if args.recompute else 'kept'}, a rate of {args.lr:g}."
-    )
+    for line in [*_planned(len(found), args, launch.num_processes), *(_told(own, args) if own else [])]:
+        say(line)
     needed = _estimate(model, found, args, processes=launch.num_processes)
     say(str(needed))
     report: dict[str, Any] = {
@@ -138,11 +129,12 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if args.dry_run:
         return report if launch.is_main_process else {}
 
+    measured = {"folder": args.out / "rivals"}
     versions: dict[str, Version] = {}
     why_not: dict[str, str] = {}
     if launch.is_main_process:
-        in_bits, why_not["the whole model in 8 and 4 bits"] = in_fewer_bits(model, tokenizer, text.held_out)
-        versions = {"whole": Version.of(model, text.held_out)} | in_bits
+        in_bits, why_not["the whole model in 8 and 4 bits"] = in_fewer_bits(model, tokenizer, text.held_out, **measured)
+        versions = {"whole": Version.of(model, text.held_out, **measured)} | in_bits
     model = _corrected(model, text, args)
     # Another model, a corrected teacher, or other text has a folder of its own.
     folder = args.out / identity(model)
@@ -157,10 +149,13 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
 
     student = shrink(model, winner, kept)
     if launch.is_main_process:
-        versions["random cut"] = Version.of(shrink(model, winner, _at_random(kept, args.seed)), text.held_out)
-        versions["cut"] = Version.of(student, text.held_out)
-        sizes = {"length": args.length, "folder": args.out}
-        versions, why_not["tokens a second in llama.cpp"] = timed(versions, model, student, tokenizer, **sizes)
+        versions["random cut"] = Version.of(
+            shrink(model, winner, _at_random(kept, args.seed)), text.held_out, **measured
+        )
+        versions["cut"] = Version.of(student, text.held_out, **measured)
+        versions, why_not["tokens a second in llama.cpp"] = timed(
+            versions, model, student, tokenizer, length=args.length, **measured
+        )
     if args.steps:
         recipe = _recipe(args.steps, args, accumulate=args.accumulate)
         batches, name = text.learned(args.steps * args.accumulate), _name(args.steps, text, args)
@@ -172,14 +167,14 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         cast_weights(student, dtype)
     if launch.is_main_process:
         if args.steps:
-            recovered = Version.of(student, text.held_out)
+            recovered = Version.of(student, text.held_out, **measured)
             versions["recovered"] = replace(recovered, speeds=versions["cut"].speeds)
         target = save_pruned(student, tokenizer, args.out / "model")
-        measured = table(versions, judged_by=text.judged_by)
-        _write_card(target, base, winner, versions, measured, text, args)
+        shown = table(versions, judged_by=text.judged_by)
+        _write_card(target, base, winner, versions, shown, text, args)
         made = model_size(student)
         say(f"{winner.name}: {made.parameters:,} parameters, and what else could be shipped:")
-        say(measured.to_string())
+        say(shown.to_string())
         not_measured = {what: reason for what, reason in why_not.items() if reason}
         for what, reason in not_measured.items():
             say(f"Not measured, {what}: {reason}")
@@ -250,6 +245,29 @@ def _name(steps: int, text: _Text, args: argparse.Namespace) -> str:
     """
     asked = [args.lr, args.accumulate, args.rows, args.length, text.key, args.seed, args.recover, args.teacher]
     return f"{steps}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
+
+
+def _planned(found: int, args: argparse.Namespace, processes: int) -> list[str]:
+    """Which steps there are and how they learn, a line each; or that there are none."""
+    stages = {
+        f"{args.correction} of teacher correction": args.correction,
+        f"{min(args.finalists, found)} x {args.light} of light distillation": args.light,
+        f"{args.steps} of recovery": args.steps,
+    }
+    steps = ", ".join(words for words, count in stages.items() if count)
+    if not steps:
+        return [f"Nothing is learned: the best version as cut is saved, in {args.dtype}."]
+    batches = (
+        f"; {args.accumulate} such batches a step of correction and recovery, shared by {processes} process(es)"
+        if args.correction or args.steps
+        else ""
+    )
+    return [
+        f"Steps: {steps}, of {args.rows} x {args.length} tokens{batches}.",
+        f"Learning: {_LEARNING[args.recover]}, with the model in {args.dtype}, the teacher "
+        f"{'on disk in the recovery' if args.teacher == 'disk' else 'in memory'}, activations "
+        f"{'computed twice' if args.recompute else 'kept'}, a rate of {args.lr:g}.",
+    ]
 
 
 def _told(own: OwnText, args: argparse.Namespace) -> list[str]:

@@ -48,9 +48,29 @@ def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path
     out = capsys.readouterr().out
     assert all(told in out for told in ("versions cost at most", "b8-h", "GB of memory", "minutes on this machine"))
     assert re.search(r"by [2-5] forward passes of ", out) and "can double the time" in out
-    assert "Steps: 0 of teacher correction, 2 x 2 of light distillation, 3 of recovery" in out
+    assert "Steps: 2 x 2 of light distillation, 3 of recovery, of 2 x 16 tokens; 1 such batches a step" in out
     assert "shared by 1 process(es)" in out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "untold"),
+    [
+        (
+            ["--steps", "0", "--light", "0"],
+            ["Nothing is learned: the best version as cut is saved"],
+            ["Step", "a rate"],
+        ),
+        (["--steps", "0", "--finalists", "1"], ["Nothing is learned"], ["Steps", "a rate"]),
+        (["--light", "0"], ["Steps: 3 of recovery, of", "a rate of 0.0002"], ["light", "0 of"]),
+        (["--steps", "0"], ["Steps: 2 x 2 of light distillation, of 2 x 16 tokens.", "a rate"], ["0 of", "a step"]),
+        (["--correction", "4", "--finalists", "1"], ["Steps: 4 of teacher correction, 3 of recovery"], ["light"]),
+    ],
+)
+def test_only_steps_that_there_are_are_told(options, told, untold, command, capsys):
+    assert command("--budget", "95%", "--dry-run", *options) == 0
+    out = capsys.readouterr().out
+    assert all(words in out for words in told) and not any(words in out for words in untold)
 
 
 def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
@@ -106,10 +126,16 @@ def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatc
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "tokens a second, PyTorch" in card
 
+    monkeypatch.setattr(rivals, "perplexity", None)
+    monkeypatch.setattr(rivals, "measure_speed", None)
+    monkeypatch.setattr(engine, "measure_speed", None)
+    assert command("--budget", "95%", "--json") == 0, "all of it is measured already"
+    assert json.loads(capsys.readouterr().out)["held_out"] == found
+
 
 def test_what_could_not_be_measured_is_told_with_its_reason(command, capsys, monkeypatch):
     reason = "This needs gguf: pip install it."
-    monkeypatch.setattr(compress_command, "in_fewer_bits", lambda *_: ({}, reason))
+    monkeypatch.setattr(compress_command, "in_fewer_bits", lambda *_, **__: ({}, reason))
     assert command("--budget", "95%", "--steps", "0", "--light", "0", "--json") == 0
     told = capsys.readouterr()
     assert f"Not measured, the whole model in 8 and 4 bits: {reason}" in told.err
@@ -257,7 +283,7 @@ def test_the_launch_that_the_help_shows(capsys):
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    assert "take 8 such batches a step" in run.stdout
+    assert "8 such batches a step" in run.stdout
 
 
 @pytest.mark.parametrize("family", FAMILIES)
