@@ -31,7 +31,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from course_utils import checks
 from course_utils.architectures import cast_weights, describe
-from course_utils.benchmarking import stopwatch
+from course_utils.benchmarking import MIN_ROUNDS, measure_speed, stopwatch
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
@@ -45,6 +45,7 @@ from course_utils.models import identity, load_model, load_without_weights, vari
 from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.reports import model_size, with_interval
 from course_utils.rivals import Version, in_fewer_bits, table, timed
+from course_utils.self_data import Prompt, find_prompts, write_answers
 from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
 
 _SEARCHING = timedelta(days=7)  # how long processes wait for the one that scores and searches, at most
@@ -82,6 +83,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     checks.one_of("--domain", args.domain, (*DOMAINS, *LARGE_DOMAINS))
     if args.judge and not args.text:
         raise ValueError("'--judge' goes with '--text'; built-in text (--domain) is judged by held-out speeches.")
+    _refuse_useless_self_data(args)
     own = read_own_text(args.text, judge=args.judge or [], seed=args.seed) if args.text else None
     if args.lr is None:
         args.lr = _RATES[args.recover]
@@ -104,6 +106,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if min(args.finalists, len(found)) == 1:
         args.light = 0  # there is nothing to choose
     text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
+    prompts = find_prompts(own, tokenizer, args.self_data, longest=args.length // 2) if own and args.self_data else []
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
@@ -124,7 +127,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in found],
         "estimate": asdict(needed),
         "learning": {name: getattr(args, name) for name in ("recover", "dtype", "teacher", "recompute", "lr")},
-        "text": {"learned": args.domain, "judged": text.judged_by} if own is None else _as_json(own),
+        "text": {"learned": args.domain, "judged": text.judged_by} if own is None else _as_json(own, args),
     }
     if args.dry_run:
         return report if launch.is_main_process else {}
@@ -139,6 +142,10 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     # Another model, a corrected teacher, or other text has a folder of its own.
     folder = args.out / identity(model)
     with launch.main_process_first(), alone():  # the others find in the folder what the first one has done
+        if own and prompts:
+            answered = own.answered(_answers(model, tokenizer, prompts, args))
+            text = text.of_answers(answered, tokenizer, args, say)
+            report["text"]["answers"] |= {"learned": answered.contents[0].documents}
         of_text = "" if own is None else f"-{own.digest}"
         scores = folder / f"scores-{args.length}-{args.seed}{of_text}.safetensors"
         if not scores.exists():
@@ -196,6 +203,34 @@ def _refuse_what_cannot_learn(args: argparse.Namespace) -> None:
             import peft  # noqa: F401
         if parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise ValueError("'--recover lora' is for launches without --use_fsdp, which cuts up what it corrects.")
+
+
+def _refuse_useless_self_data(args: argparse.Namespace) -> None:
+    """Raise where nothing could be answered, or nobody would learn the answers."""
+    if args.temperature and not args.self_data:
+        raise ValueError("'--temperature' goes with '--self-data'.")
+    if args.self_data and not args.text:
+        raise ValueError("'--self-data' goes with '--text': it is the chats in it whose prompts are answered.")
+    if args.self_data and args.correction:
+        raise ValueError("'--self-data' goes without '--correction': by its own answers a model isn't corrected.")
+    if args.self_data and not (args.steps or args.light):
+        raise ValueError("'--self-data' is for what learns: with '--steps 0 --light 0' nothing does.")
+
+
+def _answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], args: argparse.Namespace
+) -> Path:
+    """Where the whole model's answers are: half of a row holds a prompt, the other half an answer."""
+    return write_answers(
+        model,
+        tokenizer,
+        prompts,
+        args.out / "answers",
+        new_tokens=args.length // 2,
+        batch_size=args.rows,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
 
 
 def _recipe(steps: int, args: argparse.Namespace, **changes: Any) -> Recipe:
@@ -284,14 +319,22 @@ def _told(own: OwnText, args: argparse.Namespace) -> list[str]:
     lines.append(f"Judged by {judges}; {chooses}.")
     if own.shared:
         lines.append(f"{own.shared:,} held-out documents share thirteen words in a row with others; nobody uses them.")
-    learned = args.rows * args.accumulate * args.steps
-    for place, turns in own.turns(rows=max(1, learned), length=args.length).items():
-        if turns >= 2:
-            lines.append(f"{place} is short: for {args.steps} steps it is read {turns:,.0f} times at least.")
+    learned = max(1, args.rows * args.accumulate * args.steps)
+    turns = own.turns(rows=learned, length=args.length)
+    if args.self_data:
+        drawn = f"drawn at a temperature of {args.temperature:g}" if args.temperature else "the likeliest tokens"
+        lines.append(
+            f"Of it only prompts are learned from: the whole model writes {args.self_data:,} answers of at most "
+            f"{args.length // 2} tokens ({drawn})."
+        )
+        turns = {"What it writes": learned / args.self_data}
+    for place, count in turns.items():
+        if count >= 2:
+            lines.append(f"{place} is short: for {args.steps} steps it is read {count:,.0f} times at least.")
     return lines
 
 
-def _as_json(own: OwnText) -> dict[str, Any]:
+def _as_json(own: OwnText, args: argparse.Namespace) -> dict[str, Any]:
     """The same for programs."""
     return {
         "learned": [
@@ -302,6 +345,7 @@ def _as_json(own: OwnText) -> dict[str, Any]:
         "documents_to_choose_by": len(own.choosing),
         "documents_to_judge_by": len(own.judging),
         "shared_and_unused": own.shared,
+        "answers": {"asked": args.self_data, "temperature": args.temperature} if args.self_data else None,
     }
 
 
@@ -365,22 +409,36 @@ class _Text:
         """The user's; what judges and chooses is read now, what is scored and learned when its turn comes."""
         size = {"length": args.length, "batch_size": args.rows}
         own.check(tokenizer, length=args.length)
-
-        def learned(rows: int) -> RowsOnDisk:
-            made = own.learned(tokenizer, rows=rows, folder=args.out / "text", **size)
-            if made.left_out.count:
-                say(f"Of what gives {rows:,} rows: {made.left_out}.")
-            return made
-
         return cls(
-            scored=lambda: learned(_SCORED),
+            scored=lambda: _learned(own, _SCORED, tokenizer, args, say),
             choosing=own.to_choose(tokenizer, rows=_CALIBRATION - _SCORED, **size),
-            learned=lambda count: learned(count * args.rows),
+            learned=lambda count: _learned(own, count * args.rows, tokenizer, args, say),
             held_out=own.to_judge(tokenizer, rows=_JUDGED, **size),
             key=own.digest,
             learned_from="the maker's own text",
             judged_by="held-out text of the maker's own",
         )
+
+    def of_answers(
+        self, own: OwnText, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, say: Callable[[str], object]
+    ) -> _Text:
+        """The same, but that the whole model's answers are learned, and nothing else."""
+        drawn = f"at a temperature of {args.temperature:g}" if args.temperature else "the likeliest tokens"
+        return replace(
+            self,
+            learned=lambda count: _learned(own, count * args.rows, tokenizer, args, say),
+            key=own.digest,
+            learned_from=f"{own.contents[0].documents:,} answers that the whole model wrote ({drawn})",
+        )
+
+
+def _learned(
+    own: OwnText, rows: int, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, say: Callable[[str], object]
+) -> RowsOnDisk:
+    made = own.learned(tokenizer, rows=rows, length=args.length, folder=args.out / "text", batch_size=args.rows)
+    if made.left_out.count:
+        say(f"Of what gives {rows:,} rows: {made.left_out}.")
+    return made
 
 
 def _write_card(
@@ -508,7 +566,8 @@ def _estimate(
     size = sum(plan.values()) if learns else plan["teacher"] + plan["student"]
     passes = _timed(model, args)
     work = 1.3 * (searching + learning_steps * args.accumulate / processes)  # 1.3: and the head
-    return _Needed(size, (work * min(passes), work * max(passes)), passes)
+    writing = _timed_writing(model, args) if args.self_data else 0.0
+    return _Needed(size, (work * min(passes), work * max(passes) + writing), passes)
 
 
 def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...]:
@@ -520,3 +579,11 @@ def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...
             model.base_model(ids, use_cache=False)
         took.append(seconds())
     return tuple(took[1:])
+
+
+def _timed_writing(model: PreTrainedModel, args: argparse.Namespace) -> float:
+    """Seconds that all answers take where each is as long as it may be."""
+    half = args.length // 2
+    sizes = {"prompt_tokens": half, "new_tokens": 1, "batch_size": args.rows, "rounds": MIN_ROUNDS}
+    (speed,) = measure_speed({"whole": model}, phases=["decode"], **sizes)["tokens_per_second"]
+    return args.self_data * half / speed

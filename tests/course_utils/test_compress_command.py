@@ -21,7 +21,7 @@ from programs import in_two_processes, shard_by_hand
 from tiny import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM
 
-from course_utils import command_line, compress_command, engine, models, rivals
+from course_utils import command_line, compress_command, engine, models, rivals, self_data
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate, outline_of
 from course_utils.distillation import training
@@ -297,6 +297,8 @@ def test_memory_and_time_of_every_family(family):
     assert 0 < needed.seconds[0] <= needed.seconds[1]
     larger = compress_command._estimate(model, [smaller], _args(correction=1))
     assert larger.bytes > 20 * whole.parameters  # in its correction the teacher is the student
+    more = compress_command._estimate(model, [smaller], _args(self_data=100_000)).seconds
+    assert more[1] > 1000 * more[0], "answers take the most of it, or none where they are short"
     cut = compress_command._estimate(model, [smaller], _args(steps=0, light=0))
     assert cut.bytes == 4 * (whole.parameters + parameters)
 
@@ -323,7 +325,15 @@ def test_what_makes_it_fit_is_counted():
 
 def _args(**changes):
     usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
-    usual |= {"recover": "all", "recompute": False, "teacher": "memory", "dtype": "float32", "lr": 1e-4, "seed": 0}
+    usual |= {
+        "self_data": 0,
+        "recover": "all",
+        "recompute": False,
+        "teacher": "memory",
+        "dtype": "float32",
+        "lr": 1e-4,
+        "seed": 0,
+    }
     return Namespace(**usual | changes)
 
 
@@ -463,6 +473,81 @@ def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compress_command, "importance", scored)
     assert command_line.main(["compress", *own, "--seed", "1"]) == 0
     assert len([*(tmp_path / "out").glob("*/scores-16-?-*.safetensors")]) == 2
+
+
+def without_docs(own):
+    """The same arguments with chats alone."""
+    place = own.index("--text")
+    return [*own[:place], *own[place + 2 :]]
+
+
+def test_the_whole_model_answers_and_its_answers_alone_are_learned(own, tmp_path, capsys, monkeypatch):
+    wish = ["compress", *without_docs(own), "--self-data", "5", "--length", "32", "--steps", "8"]
+    assert command_line.main([*wish, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "the whole model writes 5 answers of at most 16 tokens (the likeliest tokens)" in out
+    assert "What it writes is short: for 8 steps it is read 3 times at least." in out
+    assert not (tmp_path / "out").exists()
+
+    generate, learned, distilling = self_data._generate, [], compress_command.distill
+    calls = []
+
+    def ended(model, prompts, **more):
+        calls.append(model)
+        end = model.generation_config.eos_token_id[0]
+        answers = generate(model, prompts, **more)
+        return [[*answer[: 3 + len(prompt.ids) % 5], end] for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def noted(*args, **more):
+        learned.append(args[2])
+        return distilling(*args, **more)
+
+    monkeypatch.setattr(self_data, "_generate", ended)
+    monkeypatch.setattr(compress_command, "distill", noted)
+    assert command_line.main([*wish, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["text"]["answers"] == {"asked": 5, "temperature": 0.0, "learned": 5}
+    (file,) = (tmp_path / "out" / "answers").iterdir()
+    answers = [json.loads(line)["messages"][-1]["content"] for line in file.read_text(encoding="utf-8").splitlines()]
+    _, tokenizer = load_model(tmp_path / "mine")
+    (rows,) = learned
+    told = {
+        tokenizer.decode(ids[kept])
+        for batch in rows
+        for ids, kept in zip(batch["input_ids"], batch["labels"] >= 0, strict=True)
+    }
+    assert len(answers) == 5 and told == {f"{answer}\n" for answer in answers}
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "tokens of 5 answers that the whole model wrote (the likeliest tokens), recovery" in card
+    assert len(calls) == 3, "two at a time"
+
+    assert command_line.main([*wish, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert len(calls) == 3 and again["held_out"] == report["held_out"], "answered, and all else done"
+    assert command_line.main([*wish, "--temperature", "0.8"]) == 0
+    assert len(calls) == 6 and len([*(tmp_path / "out" / "answers").iterdir()]) == 2
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "answers that the whole model wrote (at a temperature of 0.8)" in card
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_self_data_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    mute = save_pruned(*load_model("llama"), tmp_path / "mute")
+    monkeypatch.setattr(models, "AutoModelForCausalLM", None)
+    texts, chats = own[own.index("--text") + 1], without_docs(own)
+    for arguments, message in {
+        (own[0], *SMALL, "--budget", "95%", "--self-data", "3"): "'--self-data' goes with '--text'",
+        (*own, "--temperature", "1"): "'--temperature' goes with '--self-data'",
+        (*own, "--self-data", "3", "--correction", "1"): "'--self-data' goes without '--correction'",
+        (*own, "--self-data", "3", "--steps", "0", "--light", "0"): "'--self-data' is for what learns",
+        (*chats, "--self-data", "99"): "is asked for 99 prompts of at most 8 tokens, and ",
+        (own[0], *SMALL, "--budget", "95%", "--text", texts, "--self-data", "1"): "There is no chat to learn",
+        (str(mute), *chats[1:], "--self-data", "1"): "This tokenizer has no chat template, and chats.jsonl, line",
+    }.items():
+        assert command_line.main(["compress", *arguments, *dry]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
