@@ -4,8 +4,8 @@ First it says what it is going to do and what that takes; with --dry-run it stop
 arguments, the model or the text is found before its weights are read.
 
 Under ``accelerate launch`` the processes share the teacher's correction and the recovery; the first one scores,
-searches, saves and judges for all, in a folder that all of them see. The model is that of a single process up to
-rounding, and either may go on where the other stopped.
+searches, saves and judges for all, in a folder that all of them see, and makes rows of text and answers there. The
+model is that of a single process up to rounding, and either may go on where the other stopped.
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         if own and prompts:
             answered = own.answered(_answers(model, tokenizer, prompts, args))
             text = text.of_answers(answered, tokenizer, args, say)
-            report["text"]["answers"] |= {"learned": answered.contents[0].documents}
+            learned = answered.contents[0].documents
+            report["text"]["answers"] |= {"learned": learned}
+            say(f"{learned:,} of {len(prompts):,} answers came to their end, and are learned.")
         of_text = "" if own is None else f"-{own.digest}"
         scores = folder / f"scores-{args.length}-{args.seed}{of_text}.safetensors"
         if not scores.exists():
@@ -165,7 +167,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         )
     if args.steps:
         recipe = _recipe(args.steps, args, accumulate=args.accumulate)
-        batches, name = text.learned(args.steps * args.accumulate), _name(args.steps, text, args)
+        batches, name = text.for_all(args.steps * args.accumulate), _name(args.steps, text, args)
         teacher: PreTrainedModel | TeacherCache = model
         if args.teacher == "disk":
             teacher = cache_teacher(model, batches, folder / f"teacher-{name}")
@@ -292,10 +294,9 @@ def _planned(found: int, args: argparse.Namespace, processes: int) -> list[str]:
     steps = ", ".join(words for words, count in stages.items() if count)
     if not steps:
         return [f"Nothing is learned: the best version as cut is saved, in {args.dtype}."]
+    shared = " and ".join(name for name, count in (("correction", args.correction), ("recovery", args.steps)) if count)
     batches = (
-        f"; {args.accumulate} such batches a step of correction and recovery, shared by {processes} process(es)"
-        if args.correction or args.steps
-        else ""
+        f"; {args.accumulate} such batches a step of {shared}, shared by {processes} process(es)" if shared else ""
     )
     return [
         f"Steps: {steps}, of {args.rows} x {args.length} tokens{batches}.",
@@ -419,6 +420,11 @@ class _Text:
             judged_by="held-out text of the maker's own",
         )
 
+    def for_all(self, count: int) -> _Batches:
+        """So many batches to learn, in each process: the first one makes the files that the others then find."""
+        with PartialState().main_process_first():
+            return self.learned(count)
+
     def of_answers(
         self, own: OwnText, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, say: Callable[[str], object]
     ) -> _Text:
@@ -490,7 +496,7 @@ def _corrected(model: PreTrainedModel, text: _Text, args: argparse.Namespace) ->
     if args.correction == 0:
         return model
     teacher = variant(model)
-    batches = text.learned(args.correction * args.accumulate)
+    batches = text.for_all(args.correction * args.accumulate)
     recipe = _recipe(args.correction, args, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0)
     folder = args.out / identity(model) / f"correction-{_name(args.correction, text, args)}"
     distill(model, teacher, batches, recipe, checkpoint_dir=folder)

@@ -26,6 +26,7 @@ from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate, outline_of
 from course_utils.distillation import training
 from course_utils.models import load_model
+from course_utils.own_text import OwnText
 
 SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "16", "--multiple-of", "8"]
 VERSIONS = ("whole", "whole, Q8_0", "whole, Q4_0", "random cut", "cut", "recovered")
@@ -48,7 +49,10 @@ def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path
     out = capsys.readouterr().out
     assert all(told in out for told in ("versions cost at most", "b8-h", "GB of memory", "minutes on this machine"))
     assert re.search(r"by [2-5] forward passes of ", out) and "can double the time" in out
-    assert "Steps: 2 x 2 of light distillation, 3 of recovery, of 2 x 16 tokens; 1 such batches a step" in out
+    assert (
+        "Steps: 2 x 2 of light distillation, 3 of recovery, of 2 x 16 tokens; 1 such batches a step of recovery, shared"
+        in out
+    )
     assert "shared by 1 process(es)" in out
     assert not (tmp_path / "out").exists()
 
@@ -218,12 +222,62 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
     assert len(teachers) == 2 and of_whole.parent in teachers
 
 
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_own(folder):
+    """A model that can chat, and text for it: the arguments that name them, but for --out."""
+    model, tokenizer = load_model("llama")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    save_pruned(model, tokenizer, folder / "mine")
+    (folder / "docs").mkdir()
+    for number in range(5):
+        (folder / "docs" / f"{number}.md").write_text(f"Document {number} of five.", encoding="utf-8")
+    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"Yes, {n}."}] for n in range(9)]
+    chats.insert(0, [{"role": "user", "content": "long " * 50}, *chats[0]])
+    text = lines(folder / "chats.jsonl", [{"messages": chat} for chat in chats] + [{"txt": "no"}])
+    judge = lines(folder / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
+    return [str(folder / "mine"), *SMALL, "--budget", "95%", "--text", str(folder / "docs"), "--text", f"{text}:3",
+            "--judge", judge]  # fmt: skip
+
+
+def end_soon(generate):
+    """What answers as ``self_data`` does, and comes to its end: a random model hardly ever would."""
+
+    def ended(model, prompts, **more):
+        end = model.generation_config.eos_token_id[0]
+        answers = generate(model, prompts, **more)
+        return [[*answer[: 3 + len(prompt.ids) % 5], end] for prompt, answer in zip(prompts, answers, strict=True)]
+
+    return ended
+
+
 BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
+OWN_WAYS = {"text": ["--correction", "2"], "answers": ["--self-data", "5", "--length", "32"]}
 
 
 def in_several(folder):
     """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
     scoring, rank = compress_command.importance, PartialState(cpu=True).process_index
+    making, answering = OwnText._mixed, self_data._generate
+    own = json.loads(Path(folder, "own.json").read_text())
+    for way, options in OWN_WAYS.items():
+        here = Path(folder, way)
+        here.mkdir(exist_ok=True)
+
+        def made(*args, here=here):
+            with (here / f"rows by {rank}").open("a") as file:
+                file.write("once ")
+            return making(*args)
+
+        def answered(*args, here=here, **more):
+            (here / f"answered by {rank}").touch()
+            return end_soon(answering)(*args, **more)
+
+        OwnText._mixed, self_data._generate = made, answered
+        assert command_line.main([*own, *options, "--out", str(here / "several")]) == 0
     for way in ("whole", "sharded"):
         if way == "sharded":
             shard_by_hand()
@@ -246,8 +300,13 @@ def by_several_and_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_PROFILE", "smoke")
+        patch.setattr(self_data, "_generate", end_soon(self_data._generate))
+        own = ["compress", *write_own(folder), "--accumulate", "2"]
+        (folder / "own.json").write_text(json.dumps(own))
         in_two_processes(in_several, folder)
         assert command_line.main([*BOTH, "--out", str(folder / "one")]) == 0
+        for way, options in OWN_WAYS.items():
+            assert command_line.main([*own, *options, "--out", str(folder / way / "one")]) == 0
     return folder
 
 
@@ -266,6 +325,24 @@ def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatc
     monkeypatch.setattr(compress_command, "importance", None)
     assert command_line.main([*BOTH, "--out", str(here / "several")]) == 0
     assert all(map(torch.equal, saved(here / "several").parameters(), several.parameters()))
+
+
+@pytest.mark.parametrize("way", OWN_WAYS)
+def test_two_processes_learn_text_of_ones_own_as_one_does(way, by_several_and_one):
+    """And the first of them alone makes rows and answers."""
+    here = by_several_and_one / way
+    one, several = saved(here / "one"), saved(here / "several")
+    assert Candidate.of(several) == Candidate.of(one)
+    for a, b in zip(several.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert {path.name for path in here.glob("* by *")} == {
+        "rows by 0",
+        *(["answered by 0"] if way == "answers" else []),
+    }
+    for kind in ("text", "answers"):
+        files = {path.name: path.read_bytes() for path in (here / "one" / kind).glob("*")}
+        assert files == {path.name: path.read_bytes() for path in (here / "several" / kind).glob("*")}
+        assert files or kind != way
 
 
 def test_the_launch_that_the_help_shows(capsys):
@@ -414,65 +491,10 @@ def test_another_wish_goes_its_own_way(command, tmp_path):
     assert len([*(tmp_path / "out").glob("*/scores-16-?.safetensors")]) == 2
 
 
-def lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A model that can chat, and text for it: the arguments that name them."""
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    model, tokenizer = load_model("llama")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-    save_pruned(model, tokenizer, tmp_path / "mine")
-    (tmp_path / "docs").mkdir()
-    for number in range(5):
-        (tmp_path / "docs" / f"{number}.md").write_text(f"Document {number} of five.", encoding="utf-8")
-    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"Yes, {n}."}] for n in range(9)]
-    chats.insert(0, [{"role": "user", "content": "long " * 50}, *chats[0]])
-    text = lines(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats] + [{"txt": "no"}])
-    judge = lines(tmp_path / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
-    return [str(tmp_path / "mine"), *SMALL, "--budget", "95%", "--text", str(tmp_path / "docs"), "--text", f"{text}:3",
-            "--judge", judge, "--out", str(tmp_path / "out")]  # fmt: skip
-
-
-def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
-    assert command_line.main(["compress", *own, "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert "docs (5 documents, 0 of them chats, weight 1)" in out and "10 of them chats, weight 3)" in out
-    assert "1 left out: chats.jsonl, line 11: it has neither 'text' nor 'messages'." in out
-    assert "Judged by 4 documents of --judge; 1 more held out to choose by, all of them with seed 0." in out
-    assert not (tmp_path / "out").exists()
-
-    learned = []
-    distilling = compress_command.distill
-    monkeypatch.setattr(
-        compress_command, "distill", lambda *args, **more: learned.append(args[2]) or distilling(*args, **more)
-    )
-    assert command_line.main(["compress", *own, "--json"]) == 0
-    told = capsys.readouterr()
-    assert "1 left out: chats.jsonl, line 1: no answer is found in its first 16 tokens" in told.err
-    report = json.loads(told.out)
-    assert report["text"]["learned"][1] == {
-        "source": "chats.jsonl", "weight": 3, "documents": 10, "chats": 10, "characters": 0
-    }  # fmt: skip
-    assert report["text"]["left_out"]["count"] == 1 and report["text"]["documents_to_judge_by"] == 4
-    assert str(tmp_path) not in json.dumps(report["text"])
-    (rows,) = learned
-    assert len(rows) == 3 and any((batch["labels"] == -100).any() for batch in rows)
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert (
-        "perplexity on held-out text of the maker's own" in card and "tokens of the maker's own text, recovery" in card
-    )
-    assert "speeches" not in card and str(tmp_path) not in card and "chats" not in card
-
-    scored = compress_command.importance
-    monkeypatch.setattr(compress_command, "importance", None)
-    assert command_line.main(["compress", *own]) == 0, "all is done"
-    monkeypatch.setattr(compress_command, "importance", scored)
-    assert command_line.main(["compress", *own, "--seed", "1"]) == 0
-    assert len([*(tmp_path / "out").glob("*/scores-16-?-*.safetensors")]) == 2
+    return [*write_own(tmp_path), "--out", str(tmp_path / "out")]
 
 
 def without_docs(own):
@@ -489,20 +511,14 @@ def test_the_whole_model_answers_and_its_answers_alone_are_learned(own, tmp_path
     assert "What it writes is short: for 8 steps it is read 3 times at least." in out
     assert not (tmp_path / "out").exists()
 
-    generate, learned, distilling = self_data._generate, [], compress_command.distill
+    ended, learned, distilling = end_soon(self_data._generate), [], compress_command.distill
     calls = []
-
-    def ended(model, prompts, **more):
-        calls.append(model)
-        end = model.generation_config.eos_token_id[0]
-        answers = generate(model, prompts, **more)
-        return [[*answer[: 3 + len(prompt.ids) % 5], end] for prompt, answer in zip(prompts, answers, strict=True)]
 
     def noted(*args, **more):
         learned.append(args[2])
         return distilling(*args, **more)
 
-    monkeypatch.setattr(self_data, "_generate", ended)
+    monkeypatch.setattr(self_data, "_generate", lambda *args, **more: calls.append(args) or ended(*args, **more))
     monkeypatch.setattr(compress_command, "distill", noted)
     assert command_line.main([*wish, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
