@@ -105,6 +105,10 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     budget, found = _versions(config, args)
     if min(args.finalists, len(found)) == 1:
         args.light = 0  # there is nothing to choose
+    if args.self_data and not (args.steps or args.light):
+        raise ValueError(
+            "'--self-data' is for what learns, and nothing does: '--steps' is 0, and there is no '--light'."
+        )
     text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
     prompts = find_prompts(own, tokenizer, args.self_data, longest=args.length // 2) if own and args.self_data else []
     device = launch.device if launch.num_processes > 1 else None
@@ -208,15 +212,13 @@ def _refuse_what_cannot_learn(args: argparse.Namespace) -> None:
 
 
 def _refuse_useless_self_data(args: argparse.Namespace) -> None:
-    """Raise where nothing could be answered, or nobody would learn the answers."""
+    """Raise where nothing could be answered, or the answers would be no use."""
     if args.temperature and not args.self_data:
         raise ValueError("'--temperature' goes with '--self-data'.")
     if args.self_data and not args.text:
         raise ValueError("'--self-data' goes with '--text': it is the chats in it whose prompts are answered.")
     if args.self_data and args.correction:
         raise ValueError("'--self-data' goes without '--correction': by its own answers a model isn't corrected.")
-    if args.self_data and not (args.steps or args.light):
-        raise ValueError("'--self-data' is for what learns: with '--steps 0 --light 0' nothing does.")
 
 
 def _answers(
@@ -325,7 +327,7 @@ def _told(own: OwnText, args: argparse.Namespace) -> list[str]:
     if args.self_data:
         drawn = f"drawn at a temperature of {args.temperature:g}" if args.temperature else "the likeliest tokens"
         lines.append(
-            f"Of it only prompts are learned from: the whole model writes {args.self_data:,} answers of at most "
+            f"Learned are answers to its prompts: the whole model writes {args.self_data:,} of at most "
             f"{args.length // 2} tokens ({drawn})."
         )
         turns = {"What it writes": learned / args.self_data}

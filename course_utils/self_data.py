@@ -216,7 +216,8 @@ def _line(prompt: Prompt, ids: list[int], tokenizer: PreTrainedTokenizerBase, en
     stop = next((place for place, token in enumerate(ids) if token in ends), None)
     read_only = {"assistant": {"weight": 0}}
     before = [{**message, **read_only.get(message["role"], {})} for message in prompt.messages]
-    answer: dict[str, Any] = {"role": "assistant", "content": tokenizer.decode(ids[:stop], skip_special_tokens=True)}
+    said = tokenizer.decode(ids[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    answer: dict[str, Any] = {"role": "assistant", "content": said}
     if stop is None:
         answer["weight"] = 0
     return json.dumps({"messages": [*before, answer]}, ensure_ascii=False) + "\n"

@@ -507,7 +507,7 @@ def test_the_whole_model_answers_and_its_answers_alone_are_learned(own, tmp_path
     wish = ["compress", *without_docs(own), "--self-data", "5", "--length", "32", "--steps", "8"]
     assert command_line.main([*wish, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "the whole model writes 5 answers of at most 16 tokens (the likeliest tokens)" in out
+    assert "Learned are answers to its prompts: the whole model writes 5 of at most 16 tokens (the likeliest" in out
     assert "What it writes is short: for 8 steps it is read 3 times at least." in out
     assert not (tmp_path / "out").exists()
 
@@ -556,6 +556,7 @@ def test_self_data_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tm
         (*own, "--temperature", "1"): "'--temperature' goes with '--self-data'",
         (*own, "--self-data", "3", "--correction", "1"): "'--self-data' goes without '--correction'",
         (*own, "--self-data", "3", "--steps", "0", "--light", "0"): "'--self-data' is for what learns",
+        (*own, "--self-data", "3", "--steps", "0", "--finalists", "1"): "'--self-data' is for what learns",
         (*chats, "--self-data", "99"): "is asked for 99 prompts of at most 8 tokens, and ",
         (own[0], *SMALL, "--budget", "95%", "--text", texts, "--self-data", "1"): "There is no chat to learn",
         (str(mute), *chats[1:], "--self-data", "1"): "This tokenizer has no chat template, and chats.jsonl, line",
