@@ -133,7 +133,8 @@ def write_answers(
     )
     path = Path(folder) / f"answers-{_key(model, prompts, settings, batch_size, seed)}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
+    path.touch()
+    with path.open("r+b") as file:  # not to append: who does the same meanwhile writes the same to the same places
         done = _keep_whole_batches(file, batch_size, len(prompts))
         bar = tqdm(total=len(prompts), initial=done, desc="Writing answers", unit="answer", delay=2, file=sys.stderr)
         with bar, evaluating(model), _by_these_alone(model, settings):
@@ -181,10 +182,10 @@ def _key(
 
 def _keep_whole_batches(file: IO[bytes], batch_size: int, count: int) -> int:
     """How many answers are there; of a batch that was cut off nothing stays."""
-    file.seek(0)
     lines = file.read().split(b"\n")[:-1]
     done = count if len(lines) == count else len(lines) // batch_size * batch_size
-    file.truncate(sum(len(line) + 1 for line in lines[:done]))
+    file.seek(sum(len(line) + 1 for line in lines[:done]))
+    file.truncate()
     return done
 
 

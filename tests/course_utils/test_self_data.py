@@ -159,6 +159,23 @@ def test_a_killed_run_ends_with_the_file_of_an_unbroken_one(temperature, torn, t
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_two_who_write_the_same_write_it_once(tmp_path, monkeypatch):
+    model, tokenizer, prompts = ending(), word_tokenizer(), made_up(8)
+    options = {"new_tokens": 6, "batch_size": 4}
+    unbroken = write_answers(model, tokenizer, prompts, tmp_path / "one", **options)
+    generate, begun = self_data._generate, []
+
+    def with_another(*args, **more):
+        begun.append(1)
+        if len(begun) == 2:
+            write_answers(model, tokenizer, prompts, tmp_path / "two", **options)
+        return generate(*args, **more)
+
+    monkeypatch.setattr(self_data, "_generate", with_another)
+    both = write_answers(model, tokenizer, prompts, tmp_path / "two", **options)
+    assert len(begun) == 3 and both.read_bytes() == unbroken.read_bytes()
+
+
 def test_other_wishes_have_files_of_their_own(tmp_path):
     model, tokenizer, prompts = ending(), word_tokenizer(), made_up(4)
     usual = {"new_tokens": 6, "temperature": 1.0}
