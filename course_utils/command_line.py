@@ -91,18 +91,28 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
         "--judge", type=_text, action="append", metavar="PLACE", help="text of yours to judge by, which shares no "
         "thirteen words in a row with --text; without it a tenth of the documents is held out",
     )  # fmt: skip
+    text.add_argument(
+        "--self-data", type=_whole(1), default=0, metavar="N", help="let the whole model answer so many prompts of the "
+        "chats in --text, and learn these answers alone; prompt and answer get half of --length each",
+    )  # fmt: skip
+    heat = _real("a number of at least 0, such as 0.7", zero=True)
+    option(text, "--temperature", heat, 0.0, "of these answers: 0 takes the likeliest tokens, above 0 --seed draws")
     option(text, "--length", _whole(2), 256, "tokens a row")
     option(text, "--rows", _whole(1), 4, "rows a batch")
     option(text, "--seed", _whole(0, _LARGEST_SEED), 0, "of which text is scored and learned, and in which order")
 
     learning = parser.add_argument_group("learning")
     option(learning, "--correction", _whole(0), 0, "steps of teacher correction first, at a quarter of --lr")
-    option(learning, "--finalists", _whole(1), 4, "versions that learn a little before one is chosen")
+    option(
+        learning, "--finalists", _whole(1), 4, "versions that learn a little before one is chosen; 1: the best as cut"
+    )
     option(learning, "--light", _whole(0), 40, "steps that each finalist learns; 0: the best as cut is chosen")
     option(learning, "--steps", _whole(0), 400, "steps of recovery; 0: none, it is saved as cut")
     option(learning, "--accumulate", _whole(1), 1, "batches a step of correction and recovery, shared by processes")
     learning.add_argument(
-        "--lr", type=_rate, help="the peak learning rate; default: 2e-4, and ten times as much with --recover lora"
+        "--lr",
+        type=_real("a number above 0, such as 2e-4"),
+        help="the peak learning rate; default: 2e-4, and ten times as much with --recover lora",
     )
 
     memory = parser.add_argument_group("memory")
@@ -149,14 +159,19 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, such as 2e-4; got {text!r}")
-    return rate
+def _real(wanted: str, *, zero: bool = False) -> Callable[[str], float]:
+    """What reads a number above 0, or 0 as well."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not (0 < number < float("inf") or (zero and number == 0)):
+            raise argparse.ArgumentTypeError(f"must be {wanted}; got {text!r}")
+        return number
+
+    return read
 
 
 def _text(text: str) -> str:

@@ -4,8 +4,8 @@ First it says what it is going to do and what that takes; with --dry-run it stop
 arguments, the model or the text is found before its weights are read.
 
 Under ``accelerate launch`` the processes share the teacher's correction and the recovery; the first one scores,
-searches, saves and judges for all, in a folder that all of them see. The model is that of a single process up to
-rounding, and either may go on where the other stopped.
+searches, saves and judges for all, in a folder that all of them see, and makes rows of text and answers there. The
+model is that of a single process up to rounding, and either may go on where the other stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from course_utils import checks
 from course_utils.architectures import cast_weights, describe
-from course_utils.benchmarking import stopwatch
+from course_utils.benchmarking import MIN_ROUNDS, measure_speed, stopwatch
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, outline_of, rank, shrink
 from course_utils.distillation import Recipe, distill
@@ -45,6 +45,7 @@ from course_utils.models import identity, load_model, load_without_weights, vari
 from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.reports import model_size, with_interval
 from course_utils.rivals import Version, in_fewer_bits, table, timed
+from course_utils.self_data import Prompt, find_prompts, write_answers
 from course_utils.texts import DOMAINS, LARGE_DOMAINS, TokenBlocks, token_blocks
 
 _SEARCHING = timedelta(days=7)  # how long processes wait for the one that scores and searches, at most
@@ -82,6 +83,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     checks.one_of("--domain", args.domain, (*DOMAINS, *LARGE_DOMAINS))
     if args.judge and not args.text:
         raise ValueError("'--judge' goes with '--text'; built-in text (--domain) is judged by held-out speeches.")
+    _refuse_useless_self_data(args)
     own = read_own_text(args.text, judge=args.judge or [], seed=args.seed) if args.text else None
     if args.lr is None:
         args.lr = _RATES[args.recover]
@@ -101,7 +103,14 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     dtype = getattr(torch, args.dtype)
     config, tokenizer = load_without_weights(args.model)
     budget, found = _versions(config, args)
+    if min(args.finalists, len(found)) == 1:
+        args.light = 0  # there is nothing to choose
+    if args.self_data and not (args.steps or args.light):
+        raise ValueError(
+            "'--self-data' is for what learns, and nothing does: '--steps' is 0, and there is no '--light'."
+        )
     text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
+    prompts = find_prompts(own, tokenizer, args.self_data, longest=args.length // 2) if own and args.self_data else []
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
@@ -111,19 +120,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     say(f"{len(found)} {cost} at most {budget.amount:,.0f} {budget.unit}:")
     for candidate in found:
         say(f"  {candidate.name:<26}{candidate.parameters:>15,} parameters")
-    say(
-        f"Steps: {args.correction} of teacher correction, {min(args.finalists, len(found))} x {args.light} of light "
-        f"distillation, {args.steps} of recovery, of {args.rows} x {args.length} tokens; correction and recovery take "
-        f"{args.accumulate} such batches a step, shared by {launch.num_processes} process(es)."
-    )
-    if own is not None:
-        for line in _told(own, args):
-            say(line)
-    say(
-        f"Learning: {_LEARNING[args.recover]}, with the model in {args.dtype}, the teacher "
-        f"{'on disk in the recovery' if args.teacher == 'disk' else 'in memory'}, activations "
-        f"{'computed twice' if args.recompute else 'kept'}, a rate of {args.lr:g}."
-    )
+    for line in [*_planned(len(found), args, launch.num_processes), *(_told(own, args) if own else [])]:
+        say(line)
     needed = _estimate(model, found, args, processes=launch.num_processes)
     say(str(needed))
     report: dict[str, Any] = {
@@ -133,20 +131,27 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in found],
         "estimate": asdict(needed),
         "learning": {name: getattr(args, name) for name in ("recover", "dtype", "teacher", "recompute", "lr")},
-        "text": {"learned": args.domain, "judged": text.judged_by} if own is None else _as_json(own),
+        "text": {"learned": args.domain, "judged": text.judged_by} if own is None else _as_json(own, args),
     }
     if args.dry_run:
         return report if launch.is_main_process else {}
 
+    measured = {"folder": args.out / "rivals"}
     versions: dict[str, Version] = {}
     why_not: dict[str, str] = {}
     if launch.is_main_process:
-        in_bits, why_not["the whole model in 8 and 4 bits"] = in_fewer_bits(model, tokenizer, text.held_out)
-        versions = {"whole": Version.of(model, text.held_out)} | in_bits
+        in_bits, why_not["the whole model in 8 and 4 bits"] = in_fewer_bits(model, tokenizer, text.held_out, **measured)
+        versions = {"whole": Version.of(model, text.held_out, **measured)} | in_bits
     model = _corrected(model, text, args)
     # Another model, a corrected teacher, or other text has a folder of its own.
     folder = args.out / identity(model)
     with launch.main_process_first(), alone():  # the others find in the folder what the first one has done
+        if own and prompts:
+            answered = own.answered(_answers(model, tokenizer, prompts, args))
+            text = text.of_answers(answered, tokenizer, args, say)
+            learned = answered.contents[0].documents
+            report["text"]["answers"] |= {"learned": learned}
+            say(f"{learned:,} of {len(prompts):,} answers came to their end, and are learned.")
         of_text = "" if own is None else f"-{own.digest}"
         scores = folder / f"scores-{args.length}-{args.seed}{of_text}.safetensors"
         if not scores.exists():
@@ -157,13 +162,16 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
 
     student = shrink(model, winner, kept)
     if launch.is_main_process:
-        versions["random cut"] = Version.of(shrink(model, winner, _at_random(kept, args.seed)), text.held_out)
-        versions["cut"] = Version.of(student, text.held_out)
-        sizes = {"length": args.length, "folder": args.out}
-        versions, why_not["tokens a second in llama.cpp"] = timed(versions, model, student, tokenizer, **sizes)
+        versions["random cut"] = Version.of(
+            shrink(model, winner, _at_random(kept, args.seed)), text.held_out, **measured
+        )
+        versions["cut"] = Version.of(student, text.held_out, **measured)
+        versions, why_not["tokens a second in llama.cpp"] = timed(
+            versions, model, student, tokenizer, length=args.length, **measured
+        )
     if args.steps:
         recipe = _recipe(args.steps, args, accumulate=args.accumulate)
-        batches, name = text.learned(args.steps * args.accumulate), _name(args.steps, text, args)
+        batches, name = text.for_all(args.steps * args.accumulate), _name(args.steps, text, args)
         teacher: PreTrainedModel | TeacherCache = model
         if args.teacher == "disk":
             teacher = cache_teacher(model, batches, folder / f"teacher-{name}")
@@ -172,14 +180,14 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         cast_weights(student, dtype)
     if launch.is_main_process:
         if args.steps:
-            recovered = Version.of(student, text.held_out)
+            recovered = Version.of(student, text.held_out, **measured)
             versions["recovered"] = replace(recovered, speeds=versions["cut"].speeds)
         target = save_pruned(student, tokenizer, args.out / "model")
-        measured = table(versions, judged_by=text.judged_by)
-        _write_card(target, base, winner, versions, measured, text, args)
+        shown = table(versions, judged_by=text.judged_by)
+        _write_card(target, base, winner, versions, shown, text, args)
         made = model_size(student)
         say(f"{winner.name}: {made.parameters:,} parameters, and what else could be shipped:")
-        say(measured.to_string())
+        say(shown.to_string())
         not_measured = {what: reason for what, reason in why_not.items() if reason}
         for what, reason in not_measured.items():
             say(f"Not measured, {what}: {reason}")
@@ -201,6 +209,32 @@ def _refuse_what_cannot_learn(args: argparse.Namespace) -> None:
             import peft  # noqa: F401
         if parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise ValueError("'--recover lora' is for launches without --use_fsdp, which cuts up what it corrects.")
+
+
+def _refuse_useless_self_data(args: argparse.Namespace) -> None:
+    """Raise where nothing could be answered, or the answers would be no use."""
+    if args.temperature and not args.self_data:
+        raise ValueError("'--temperature' goes with '--self-data'.")
+    if args.self_data and not args.text:
+        raise ValueError("'--self-data' goes with '--text': it is the chats in it whose prompts are answered.")
+    if args.self_data and args.correction:
+        raise ValueError("'--self-data' goes without '--correction': by its own answers a model isn't corrected.")
+
+
+def _answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], args: argparse.Namespace
+) -> Path:
+    """Where the whole model's answers are: half of a row holds a prompt, the other half an answer."""
+    return write_answers(
+        model,
+        tokenizer,
+        prompts,
+        args.out / "answers",
+        new_tokens=args.length // 2,
+        batch_size=args.rows,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
 
 
 def _recipe(steps: int, args: argparse.Namespace, **changes: Any) -> Recipe:
@@ -252,6 +286,28 @@ def _name(steps: int, text: _Text, args: argparse.Namespace) -> str:
     return f"{steps}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}"
 
 
+def _planned(found: int, args: argparse.Namespace, processes: int) -> list[str]:
+    """Which steps there are and how they learn, a line each; or that there are none."""
+    stages = {
+        f"{args.correction} of teacher correction": args.correction,
+        f"{min(args.finalists, found)} x {args.light} of light distillation": args.light,
+        f"{args.steps} of recovery": args.steps,
+    }
+    steps = ", ".join(words for words, count in stages.items() if count)
+    if not steps:
+        return [f"Nothing is learned: the best version as cut is saved, in {args.dtype}."]
+    shared = " and ".join(name for name, count in (("correction", args.correction), ("recovery", args.steps)) if count)
+    batches = (
+        f"; {args.accumulate} such batches a step of {shared}, shared by {processes} process(es)" if shared else ""
+    )
+    return [
+        f"Steps: {steps}, of {args.rows} x {args.length} tokens{batches}.",
+        f"Learning: {_LEARNING[args.recover]}, with the model in {args.dtype}, the teacher "
+        f"{'on disk in the recovery' if args.teacher == 'disk' else 'in memory'}, activations "
+        f"{'computed twice' if args.recompute else 'kept'}, a rate of {args.lr:g}.",
+    ]
+
+
 def _told(own: OwnText, args: argparse.Namespace) -> list[str]:
     """What was found in text of one's own, and who may see which of it."""
     counted = (
@@ -266,14 +322,22 @@ def _told(own: OwnText, args: argparse.Namespace) -> list[str]:
     lines.append(f"Judged by {judges}; {chooses}.")
     if own.shared:
         lines.append(f"{own.shared:,} held-out documents share thirteen words in a row with others; nobody uses them.")
-    learned = args.rows * args.accumulate * args.steps
-    for place, turns in own.turns(rows=max(1, learned), length=args.length).items():
-        if turns >= 2:
-            lines.append(f"{place} is short: for {args.steps} steps it is read {turns:,.0f} times at least.")
+    learned = max(1, args.rows * args.accumulate * args.steps)
+    turns = own.turns(rows=learned, length=args.length)
+    if args.self_data:
+        drawn = f"drawn at a temperature of {args.temperature:g}" if args.temperature else "the likeliest tokens"
+        lines.append(
+            f"Learned are answers to its prompts: the whole model writes {args.self_data:,} of at most "
+            f"{args.length // 2} tokens ({drawn})."
+        )
+        turns = {"What it writes": learned / args.self_data}
+    for place, count in turns.items():
+        if count >= 2:
+            lines.append(f"{place} is short: for {args.steps} steps it is read {count:,.0f} times at least.")
     return lines
 
 
-def _as_json(own: OwnText) -> dict[str, Any]:
+def _as_json(own: OwnText, args: argparse.Namespace) -> dict[str, Any]:
     """The same for programs."""
     return {
         "learned": [
@@ -284,6 +348,7 @@ def _as_json(own: OwnText) -> dict[str, Any]:
         "documents_to_choose_by": len(own.choosing),
         "documents_to_judge_by": len(own.judging),
         "shared_and_unused": own.shared,
+        "answers": {"asked": args.self_data, "temperature": args.temperature} if args.self_data else None,
     }
 
 
@@ -347,22 +412,41 @@ class _Text:
         """The user's; what judges and chooses is read now, what is scored and learned when its turn comes."""
         size = {"length": args.length, "batch_size": args.rows}
         own.check(tokenizer, length=args.length)
-
-        def learned(rows: int) -> RowsOnDisk:
-            made = own.learned(tokenizer, rows=rows, folder=args.out / "text", **size)
-            if made.left_out.count:
-                say(f"Of what gives {rows:,} rows: {made.left_out}.")
-            return made
-
         return cls(
-            scored=lambda: learned(_SCORED),
+            scored=lambda: _learned(own, _SCORED, tokenizer, args, say),
             choosing=own.to_choose(tokenizer, rows=_CALIBRATION - _SCORED, **size),
-            learned=lambda count: learned(count * args.rows),
+            learned=lambda count: _learned(own, count * args.rows, tokenizer, args, say),
             held_out=own.to_judge(tokenizer, rows=_JUDGED, **size),
             key=own.digest,
             learned_from="the maker's own text",
             judged_by="held-out text of the maker's own",
         )
+
+    def for_all(self, count: int) -> _Batches:
+        """So many batches to learn, in each process: the first one makes the files that the others then find."""
+        with PartialState().main_process_first():
+            return self.learned(count)
+
+    def of_answers(
+        self, own: OwnText, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, say: Callable[[str], object]
+    ) -> _Text:
+        """The same, but that the whole model's answers are learned, and nothing else."""
+        drawn = f"at a temperature of {args.temperature:g}" if args.temperature else "the likeliest tokens"
+        return replace(
+            self,
+            learned=lambda count: _learned(own, count * args.rows, tokenizer, args, say),
+            key=own.digest,
+            learned_from=f"{own.contents[0].documents:,} answers that the whole model wrote ({drawn})",
+        )
+
+
+def _learned(
+    own: OwnText, rows: int, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace, say: Callable[[str], object]
+) -> RowsOnDisk:
+    made = own.learned(tokenizer, rows=rows, length=args.length, folder=args.out / "text", batch_size=args.rows)
+    if made.left_out.count:
+        say(f"Of what gives {rows:,} rows: {made.left_out}.")
+    return made
 
 
 def _write_card(
@@ -414,7 +498,7 @@ def _corrected(model: PreTrainedModel, text: _Text, args: argparse.Namespace) ->
     if args.correction == 0:
         return model
     teacher = variant(model)
-    batches = text.learned(args.correction * args.accumulate)
+    batches = text.for_all(args.correction * args.accumulate)
     recipe = _recipe(args.correction, args, lr=args.lr * _CORRECTION, accumulate=args.accumulate, alpha=1.0)
     folder = args.out / identity(model) / f"correction-{_name(args.correction, text, args)}"
     distill(model, teacher, batches, recipe, checkpoint_dir=folder)
@@ -490,7 +574,8 @@ def _estimate(
     size = sum(plan.values()) if learns else plan["teacher"] + plan["student"]
     passes = _timed(model, args)
     work = 1.3 * (searching + learning_steps * args.accumulate / processes)  # 1.3: and the head
-    return _Needed(size, (work * min(passes), work * max(passes)), passes)
+    writing = _timed_writing(model, args) if args.self_data else 0.0
+    return _Needed(size, (work * min(passes), work * max(passes) + writing), passes)
 
 
 def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...]:
@@ -502,3 +587,11 @@ def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...
             model.base_model(ids, use_cache=False)
         took.append(seconds())
     return tuple(took[1:])
+
+
+def _timed_writing(model: PreTrainedModel, args: argparse.Namespace) -> float:
+    """Seconds that all answers take where each is as long as it may be."""
+    half = args.length // 2
+    sizes = {"prompt_tokens": half, "new_tokens": 1, "batch_size": args.rows, "rounds": MIN_ROUNDS}
+    (speed,) = measure_speed({"whole": model}, phases=["decode"], **sizes)["tokens_per_second"]
+    return args.self_data * half / speed

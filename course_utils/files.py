@@ -1,14 +1,16 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and measurements that they keep."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -64,3 +66,36 @@ def write_json(path: str | os.PathLike, value: object, *, indent: int = 2) -> bo
         ValueError: a number is NaN or infinite, which JSON can't hold.
     """
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def measured_once(
+    folder: str | os.PathLike[str],
+    name: str,
+    circumstances: Mapping[str, Any],
+    measure: Callable[[], Mapping[str, Any]],
+) -> tuple[dict[str, Any], Path]:
+    """What was measured under these circumstances: read from a JSON file, or measured now and written to it.
+
+    Args:
+        folder: of the file.
+        name: the file's, as far as a reader wants to know it; a digest of the circumstances comes behind.
+        circumstances: all that decides what is measured, as JSON can hold it.
+        measure: does so, for minutes perhaps; what it gives can be held by JSON, too.
+
+    Returns:
+        The record, with its "circumstances", and its file.
+
+    >>> import tempfile
+    >>> folder, speeds = tempfile.mkdtemp(), iter([3, 4, 5])
+    >>> [measured_once(folder, "speed", {"of": of}, lambda: {"is": next(speeds)})[0]["is"] for of in "aba"]
+    [3, 4, 3]
+    """
+    key = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(folder) / f"{name}-{key}.json"
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("circumstances") == circumstances:
+            return record, path
+    record = {**measure(), "circumstances": circumstances}
+    write_json(path, record)
+    return record, path

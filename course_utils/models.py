@@ -23,7 +23,10 @@ import copy
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -53,6 +56,9 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 # Fields of a configuration that change nothing that the model computes.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "auto_map")
 
+T = TypeVar("T")
+_Read = Callable[[Path, str | None], T]  # a model's folder, and a name that is shown in its place
+
 
 @check_types
 def load_model(
@@ -76,10 +82,10 @@ def load_model(
     """
     name = os.fspath(name)
     device = checks.device(device) if device is not None else default_device()
-    if name in ROLES:
-        model, tokenizer = _load_role(name, dtype)
+    if _is_random(name):
+        model, tokenizer = _random_model(name, dtype)
     else:
-        model, tokenizer = _load_named(name, dtype)
+        model, tokenizer = _found(name, partial(_load_folder, dtype=dtype), weights=True)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
@@ -90,20 +96,14 @@ def load_without_weights(name: str | os.PathLike[str]) -> tuple[PretrainedConfig
     """A model's configuration and tokenizer: what can be planned and refused before gigabytes are fetched and read.
 
     Args:
-        name: as for ``load_model``; a role's model is small, and is loaded.
+        name: as for ``load_model``.
 
     Raises:
         ModelNotAvailable: as for ``load_model``.
         AssetError: as for ``load_model``.
     """
     name = os.fspath(name)
-    if name in ROLES:
-        model, tokenizer = load_model(name, device="cpu")
-        return model.config, tokenizer
-    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name, weights=False)
-    _check_configuration(folder, name)
-    _check_tokenizer(folder, name)
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), _tokenizer_of(folder)
+    return _random_configuration(name) if _is_random(name) else _found(name, _read_without_weights, weights=False)
 
 
 @check_types
@@ -176,31 +176,35 @@ def tiny_llama(*, blocks: int = 5, vocab_size: int = 97) -> LlamaForCausalLM:
     return model.eval()
 
 
-def _load_role(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    chosen, profile = chosen_model(role), current_profile()
+def _is_random(name: str) -> bool:
+    """Whether it is a role in which a random model stands."""
+    return name in ROLES and chosen_model(name) is None and current_profile() == "smoke"
+
+
+def _found(name: str, read: _Read[T], *, weights: bool) -> T:
+    """What is read of the model that a name or a role stands for; its weights are fetched, or stay on the hub."""
+    if name not in ROLES:
+        return _named(name, read, weights)
+    chosen = chosen_model(name)
     if chosen is not None:
-        return _load_named(chosen, dtype, role=role)
-    if profile == "smoke":
-        return _random_model(role, dtype)
-    if profile == "hub":
-        candidates = HUB_MODELS[role]
+        return _named(chosen, read, weights, role=name)
+    if current_profile() == "hub":
+        candidates = HUB_MODELS[name]
         for candidate, following in zip(candidates, [*candidates[1:], "the embedded model"], strict=True):
             try:
-                return _load_folder(hub.snapshot(candidate), dtype, shown_name=candidate)
+                return read(hub.snapshot(candidate, weights=weights), candidate)
             except HubUnreachable as error:
                 print(f"{error} Going on with the embedded model.")
                 break
             except ModelNotAvailable as error:
                 print(f"{error} Going on with {following}.")
-    folder = _GPT2_FOLDER if role == "gpt2" else embedded_llama()
-    return _load_folder(folder, dtype, shown_name=EMBEDDED_MODELS[role])
+    folder = _GPT2_FOLDER if name == "gpt2" else embedded_llama()
+    return read(folder, EMBEDDED_MODELS[name])
 
 
-def _load_named(
-    name: str, dtype: torch.dtype, *, role: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A folder or hub id; with a role, only if the lessons' code fits its family."""
-    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name)
+def _named(name: str, read: _Read[T], weights: bool, role: str | None = None) -> T:
+    """Of a folder or hub id; with a role, only if the lessons' code fits its family."""
+    folder = Path(name) if os.path.isdir(name) else hub.snapshot(name, weights=weights)
     if role is not None:
         family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if family not in _FITS[role]:
@@ -208,11 +212,11 @@ def _load_named(
                 f"{ROLES[role]} is {name!r}, a model of the family {family!r}. Lessons about {role!r} run on "
                 f"{', '.join(_FITS[role])}; choose one of these, or leave it unset."
             )
-    return _load_folder(folder, dtype, shown_name=None if os.path.isdir(name) else name)
+    return read(folder, None if os.path.isdir(name) else name)
 
 
 def _load_folder(
-    folder: Path, dtype: torch.dtype, *, shown_name: str | None = None
+    folder: Path, shown_name: str | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """``shown_name`` replaces the path in the model's configuration: paths name the reader's home."""
     _check_folder(folder, shown_name or str(folder))
@@ -224,6 +228,12 @@ def _load_folder(
     if shown_name:
         model.config._name_or_path = model.name_or_path = tokenizer.name_or_path = shown_name
     return model, tokenizer
+
+
+def _read_without_weights(folder: Path, shown_name: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    _check_configuration(folder, shown_name or str(folder))
+    _check_tokenizer(folder, shown_name or str(folder))
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), _tokenizer_of(folder)
 
 
 def _tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
@@ -265,23 +275,28 @@ def _check_configuration(folder: Path, shown: str) -> None:
         )
 
 
-def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Eight small random blocks, enough to take some out, with the embedded GPT-2's tokenizer; the same every time."""
+def _random_configuration(role: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Eight small blocks, enough to take some out, with the embedded GPT-2's tokenizer."""
     tokenizer = _tokenizer_of(_GPT2_FOLDER)
     end = tokenizer.eos_token_id
     common = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     if role == "gpt2":
-        config = GPT2Config(n_layer=8, n_embd=64, n_head=4, n_positions=512, **common)
-    else:
-        config = LlamaConfig(
-            num_hidden_layers=8,
-            hidden_size=64,
-            intermediate_size=512,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            **common,
-        )
+        return GPT2Config(n_layer=8, n_embd=64, n_head=4, n_positions=512, **common), tokenizer
+    config = LlamaConfig(
+        num_hidden_layers=8,
+        hidden_size=64,
+        intermediate_size=512,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        **common,
+    )
+    return config, tokenizer
+
+
+def _random_model(role: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same every time."""
+    config, tokenizer = _random_configuration(role)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer

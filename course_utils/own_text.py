@@ -13,10 +13,11 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.batches import NOT_LEARNED
 from course_utils.files import replacing, write_json
-from course_utils.text_files import Document, Skipped, Source
+from course_utils.text_files import Document, Skipped, Source, is_learned
 from course_utils.texts import overlaps
 
 _JUDGING, _CHOOSING = (10, 200), (20, 100)  # one document of so many is held out, and at most so many documents
@@ -186,6 +187,41 @@ class OwnText:
         kept = LeftOut(**json.loads(note.read_text(encoding="utf-8")))
         return RowsOnDisk(path, length, batch_size, self.seed, kept)
 
+    def chats(self, wanted: int) -> Iterator[tuple[Path, int, Iterator[Document]]]:
+        """Of each source of chats that are learned: its place, its share of so many, and they, each once.
+
+        The first of them are from all over the source.
+        """
+        holding = [place for place, contents in enumerate(self.contents) if contents.chats]
+        weights = [self.sources[place].weight for place in holding]
+        ends = [round(wanted * end / sum(weights)) for end in itertools.accumulate(weights)]
+        for place, start, end in zip(holding, [0, *ends], ends, strict=False):
+            if end > start:
+                every = self._strided(place, math.ceil(self.contents[place].chats / (end - start)))
+                yield self.sources[place].path, end - start, (document for document in every if document.messages)
+
+    def answered(self, path: str | os.PathLike[str]) -> OwnText:
+        """The same documents to choose and to judge by, and to learn in their stead the chats of a file.
+
+        Args:
+            path: of ``self_data.write_answers``.
+
+        Raises:
+            ValueError: no answer in it is one to learn.
+        """
+        source, left_out, hashed = Source(Path(path), 1.0), LeftOut(), hashlib.sha256(self.digest.encode())
+        contents = _look(source, left_out, hashed)
+        if not contents.chats:
+            raise ValueError(f"None of {left_out.count:,} answers came to its end: let them be longer.")
+        return replace(
+            self,
+            sources=(source,),
+            contents=(contents,),
+            left_out=left_out,
+            digest=hashed.hexdigest()[:16],
+            _held_out=frozenset(),
+        )
+
     def _mixed(
         self, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int, left_out: LeftOut
     ) -> Iterator[np.ndarray]:
@@ -205,16 +241,11 @@ class OwnText:
     def _rows_of(
         self, place: int, tokenizer: PreTrainedTokenizerBase, length: int, wanted: int, left_out: LeftOut
     ) -> Iterator[np.ndarray]:
-        """Rows of one source without end.
-
-        Its documents are gone through in strides, so wide that the first of them gives no more rows than are wanted:
-        a little of a large text is then a little of all its parts.
-        """
-        stride = min(self.contents[place].documents, math.ceil(self._most_rows(place, length) / wanted))
+        """Rows of one source without end."""
+        stride = math.ceil(self._most_rows(place, length) / wanted)
         while True:
-            every = (document for step in _steps(stride) for document in self._every(place, step, stride))
             row = None
-            for row in _rows(every, tokenizer, length, left_out):
+            for row in _rows(self._strided(place, stride), tokenizer, length, left_out):
                 yield row
             if row is None:
                 raise ValueError(f"No document of {self.sources[place].path} gives a row of tokens. {left_out}.")
@@ -227,6 +258,15 @@ class OwnText:
     def _most_rows(self, place: int, length: int) -> float:
         """Of a source: no token is shorter than a character."""
         return self.contents[place].characters / length + self.contents[place].chats
+
+    def _strided(self, place: int, stride: int) -> Iterator[Document]:
+        """All that is learned of a source, in strides.
+
+        They are so wide that the first one gives no more than is wanted: a little of a large text is then a little of
+        all its parts.
+        """
+        stride = min(self.contents[place].documents, stride)
+        return (document for step in _steps(stride) for document in self._every(place, step, stride))
 
     def _every(self, place: int, step: range, stride: int) -> Iterator[Document]:
         """Of each so many documents of a source these, but for those with another role."""
@@ -405,7 +445,7 @@ def _rows(
     carried: list[int] = []
     for document in documents:
         if document.messages:
-            _refuse_no_template(tokenizer, document)
+            refuse_no_template(tokenizer, document)
             try:
                 row = _chat(tokenizer, document)[:length]
             except Exception as error:  # a template is a program, and the model's own
@@ -437,7 +477,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, document: Document) -> np.ndarray:
     whole = written(len(document.messages))
     answers = []
     for number, message in enumerate(document.messages):
-        if message["role"] == "assistant":
+        if is_learned(message):
             before, after = written(number, add_generation_prompt=True), written(number + 1)
             if whole.startswith(before) and whole.startswith(after):
                 answers.append((len(before), len(after)))
@@ -449,7 +489,8 @@ def _chat(tokenizer: PreTrainedTokenizerBase, document: Document) -> np.ndarray:
     return np.where(learned, ids, ~ids)
 
 
-def _refuse_no_template(tokenizer: PreTrainedTokenizerBase, document: Document) -> None:
+def refuse_no_template(tokenizer: PreTrainedTokenizerBase, document: Document) -> None:
+    """Raise ValueError where a model has no form for a chat."""
     if tokenizer.chat_template is None:
         raise ValueError(
             f"This tokenizer has no chat template, and {document.place} is a chat. Take the model's instruct version, "

@@ -3,22 +3,26 @@
 The whole model in 8 or 4 bits is often the better buy, and a random cut of the same sizes says what the choice of
 weights was worth.
 
-    versions = {"whole": Version.of(model, held_out), "cut": Version.of(small, held_out)}
-    in_bits, why_not = in_fewer_bits(model, tokenizer, held_out)
+    kept = {"folder": "rivals"}    # what is measured, and isn't measured again
+    versions = {"whole": Version.of(model, held_out, **kept), "cut": Version.of(small, held_out, **kept)}
+    in_bits, why_not = in_fewer_bits(model, tokenizer, held_out, **kept)
     print(table(versions | in_bits, judged_by="held-out text"))
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,14 +30,21 @@ from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.benchmarking import MIN_ROUNDS, measure_speed
 from course_utils.extras import ExtraMissing
-from course_utils.language_modelling import Perplexity, perplexity
+from course_utils.files import measured_once
+from course_utils.language_modelling import Perplexity, perplexity, summary
+from course_utils.models import identity
 from course_utils.reports import model_size, shown, with_interval
+from course_utils.session import machine
 from course_utils.texts import TokenBlocks
 
 _FORMATS = {f"whole, {kind}": kind for kind in ("Q8_0", "Q4_0")}
 _SCORE = ("perplexity", "ci_low", "ci_high")
 _PROMPT, _NEW = 128, 32  # tokens, or half of what there is room for
 _HeldOut = TokenBlocks | Sequence[Mapping[str, Tensor]]
+
+
+class _NoRoom(Exception):
+    """A disk is too full for llama.cpp's files."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +67,25 @@ class Version:
         return score | {"bytes": self.bytes, "tokens_per_second": dict(self.speeds)}
 
     @classmethod
-    def of(cls, model: PreTrainedModel, held_out: _HeldOut) -> Version:
+    def of(cls, model: PreTrainedModel, held_out: _HeldOut, *, folder: str | os.PathLike[str]) -> Version:
         """A model as it is, not timed.
 
         Args:
             model: any that ``perplexity`` takes.
             held_out: as ``perplexity`` takes it.
+            folder: keeps the losses: the same weights aren't judged by the same text again.
         """
-        return cls(model_size(model).bytes, perplexity(model, held_out))
+        score = _judged(model, "as it is", held_out, Path(folder), lambda: perplexity(model, held_out))
+        return cls(model_size(model).bytes, score)
 
 
 @check_types
 def in_fewer_bits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, held_out: _HeldOut
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: _HeldOut,
+    *,
+    folder: str | os.PathLike[str],
 ) -> tuple[dict[str, Version], str]:
     """The whole model in 8 and in 4 bits: the losses of ``export.as_stored``, and the bytes of the files.
 
@@ -76,6 +93,7 @@ def in_fewer_bits(
         model: the whole model; it isn't changed. One copy at a time is in memory beside it.
         tokenizer: the model's.
         held_out: as ``perplexity`` takes it.
+        folder: as for ``Version.of``.
 
     Returns:
         "whole, Q8_0" and "whole, Q4_0", and ""; or nothing, and why: ``export`` lacks its package or doesn't know
@@ -87,12 +105,15 @@ def in_fewer_bits(
         return {}, str(missing)
     found = {}
     for name, kind in _FORMATS.items():
+
+        def judge(kind: str = kind) -> Perplexity:
+            return perplexity(export.as_stored(model, tokenizer, quantization=kind), held_out)  # one copy at a time
+
         try:
             size = export.plan_gguf(model, tokenizer, quantization=kind)["bytes"].sum()
-            score = perplexity(export.as_stored(model, tokenizer, quantization=kind), held_out)  # one copy at a time
+            found[name] = Version(int(size), _judged(model, kind, held_out, Path(folder), judge))
         except export.CannotExport as refusal:
             return {}, str(refusal)
-        found[name] = Version(int(size), score)
     return found, ""
 
 
@@ -116,17 +137,33 @@ def timed(
         cut: the smaller one.
         tokenizer: of both.
         length: tokens that both have positions for, at least 2.
-        folder: where llama.cpp's files lie meanwhile; it must exist.
+        folder: keeps the speeds: the same models aren't timed again on this machine. llama.cpp's files lie there
+            meanwhile.
 
     Returns:
         The versions, and ""; or without llama.cpp's speeds, and why.
     """
     checks.whole_number("length", length, least=2)
     sizes = {"prompt_tokens": min(_PROMPT, length // 2), "new_tokens": min(_NEW, length // 2), "rounds": MIN_ROUNDS}
-    found = {"PyTorch": _speeds(measure_speed({"whole": whole, "cut": cut}, phases=["decode"], **sizes))}
+    folder, models = Path(folder), {"whole": whole, "cut": cut}
+    circumstances = {name: identity(model) for name, model in models.items()} | sizes | machine(whole.device)
+
+    def once(how: str, measure: Callable[[], pd.DataFrame]) -> dict[str, float]:
+        way = {"engine": how, "threads": torch.get_num_threads()}
+        record, _ = measured_once(folder, "speeds", circumstances | way, lambda: {"speeds": _speeds(measure())})
+        return record["speeds"]
+
+    found = {"PyTorch": once("PyTorch", lambda: measure_speed(models, phases=["decode"], **sizes))}
     reason = ""
     if versions.keys() >= _FORMATS.keys():  # or GGUF's package isn't there, or doesn't know the model
-        found["llama.cpp"], reason = _in_llama_cpp(whole, cut, tokenizer, Path(folder), sizes)
+        from course_utils import engine, export
+
+        if not (reason := engine.problem()):
+            try:
+                how = f"llama.cpp {engine.VERSION}"
+                found["llama.cpp"] = once(how, lambda: _in_llama_cpp(whole, cut, tokenizer, folder, sizes))
+            except (export.CannotExport, engine.EngineError, _NoRoom) as refusal:
+                reason = str(refusal)
 
     def of(name: str) -> dict[str, float]:
         alike = name if name in ("whole", *_FORMATS) else "cut"
@@ -141,26 +178,41 @@ def _in_llama_cpp(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     sizes: Mapping[str, int],
-) -> tuple[dict[str, float], str]:
-    """Name -> tokens a second, and ""; or nothing, and why."""
+) -> pd.DataFrame:
+    """As ``engine.measure_speed`` tells it."""
     from course_utils import engine, export
 
     wanted = {"whole": (whole, "F16"), "cut": (cut, "F16")} | {name: (whole, kind) for name, kind in _FORMATS.items()}
-    if trouble := engine.problem():
-        return {}, trouble
-    try:
-        plans = [export.plan_gguf(model, tokenizer, quantization=kind) for model, kind in wanted.values()]
-        needed, free = sum(int(plan["bytes"].sum()) for plan in plans), shutil.disk_usage(folder).free
-        if needed > free:
-            return {}, f"Its files take {needed / 1e9:.1f} GB, and in {folder} {free / 1e9:.1f} are free."
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            files = {
-                name: export.export_gguf(model, tokenizer, Path(place) / f"{name}.gguf", quantization=kind)
-                for name, (model, kind) in wanted.items()
-            }
-            return _speeds(engine.measure_speed(files, **sizes)), ""
-    except (export.CannotExport, engine.EngineError) as refusal:
-        return {}, str(refusal)
+    plans = [export.plan_gguf(model, tokenizer, quantization=kind) for model, kind in wanted.values()]
+    needed, free = sum(int(plan["bytes"].sum()) for plan in plans), shutil.disk_usage(folder).free
+    if needed > free:
+        raise _NoRoom(f"Its files take {needed / 1e9:.1f} GB, and in {folder} {free / 1e9:.1f} are free.")
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        files = {
+            name: export.export_gguf(model, tokenizer, Path(place) / f"{name}.gguf", quantization=kind)
+            for name, (model, kind) in wanted.items()
+        }
+        return engine.measure_speed(files, **sizes)
+
+
+def _judged(
+    model: PreTrainedModel, weights: str, held_out: _HeldOut, folder: Path, judge: Callable[[], Perplexity]
+) -> Perplexity:
+    """The losses of a model's weights in some form, measured once for a text."""
+    hashed = hashlib.sha256()
+    for batch in held_out.batches() if isinstance(held_out, TokenBlocks) else held_out:
+        for name, column in sorted(batch.items()):
+            hashed.update(f"|{name} {list(column.shape)}|".encode() + column.cpu().numpy().tobytes())
+    circumstances = {"model": identity(model), "weights": weights, "text": hashed.hexdigest()[:16]}
+
+    def measure() -> dict[str, Any]:
+        score = judge()
+        rows = {"row_nats": [*map(str, score.row_nll)], "row_tokens": score.row_tokens.tolist()}  # text: may be inf
+        return rows | {"dtype": score.dtype, "fingerprint": score.fingerprint}
+
+    record, _ = measured_once(folder, "losses", circumstances, measure)
+    nats, tokens = np.array(record["row_nats"], dtype=np.float64), np.array(record["row_tokens"])
+    return summary(nats, tokens, held_out, record["dtype"], record["fingerprint"])
 
 
 @check_types

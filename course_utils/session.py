@@ -70,7 +70,7 @@ def start(lesson: str, *, profile: str | None = None) -> Session:
     torch.manual_seed(SEED)
     device = default_device()
     session = Session(lesson, chosen, device, fast_dtype(device), SEED)
-    print(_table(session, names, _machine(device)))
+    print(_table(session, names, machine(device)))
     return session
 
 
@@ -163,6 +163,21 @@ def safe_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
+def machine(device: torch.device) -> dict[str, str]:
+    """Versions of what computes, and the machine in words; no host name, no path."""
+    import psutil
+    import torch
+
+    gigabytes = psutil.virtual_memory().total / 1e9
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU only"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        "machine": f"{cores()} cores, {gigabytes:.0f} GB memory, {card}",
+    }
+
+
 def tidy() -> None:
     """Collect garbage, and hand freed memory back to the system: Linux's allocator would keep most of it."""
     gc.collect()
@@ -190,21 +205,6 @@ def _hub_answers() -> bool:
     except Exception:  # whatever the client's HTTP library raises: no answer is an answer
         return False
     return answer.status_code < 500
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    """Versions and machine; no host name, no path."""
-    import psutil
-    import torch
-
-    gigabytes = psutil.virtual_memory().total / 1e9
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU only"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": metadata.version("transformers"),
-        "machine": f"{cores()} cores, {gigabytes:.0f} GB memory, {card}",
-    }
 
 
 def _table(session: Session, names: dict[str, str], machine: dict[str, str]) -> str:

@@ -25,7 +25,8 @@ class Document:
     Attributes:
         place: the file and the line, for messages.
         text: all that is written in it.
-        messages: of a chat: ``{"role", "content"}``, in order; empty for a text.
+        messages: of a chat: ``{"role", "content"}``, in order; empty for a text. A message with ``"weight": 0`` is read
+            and never learned.
     """
 
     place: str
@@ -35,7 +36,7 @@ class Document:
     @property
     def learned(self) -> str:
         """What is learned and judged of it: a text, or the answers of a chat."""
-        return "\n".join(_contents(self.messages, "assistant")) if self.messages else self.text
+        return "\n".join(_answers(self.messages)) if self.messages else self.text
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,13 @@ def _document(row: object, place: str) -> Document | Skipped:
     messages = _listed(given.get("messages"))
     if "messages" in given and not messages:
         return Skipped(place, "'messages' must be a list of objects with 'role' and 'content', both text")
-    if messages and not any(content.strip() for content in _contents(messages, "assistant")):
-        return Skipped(place, "no message has the role 'assistant', so there is no answer to learn")
-    text = "\n".join(_contents(messages)) if messages else given["text"]
+    if not all(message.get("weight") in (None, 0, 1) for message in messages):
+        return Skipped(place, "the 'weight' of a message must be 0 or 1")
+    if messages and not any(answer.strip() for answer in _answers(messages)):
+        return Skipped(
+            place, "no message has the role 'assistant' and a weight above 0, so there is no answer to learn"
+        )
+    text = "\n".join(message["content"] for message in messages) if messages else given["text"]
     if not isinstance(text, str) or not text.strip():
         return Skipped(place, "its text is empty" if isinstance(text, str) else "'text' isn't text")
     try:
@@ -175,5 +180,10 @@ def _listed(messages: object) -> tuple[Mapping[str, Any], ...]:
     return tuple(messages) if all(isinstance(field, str) for field in fields) else ()
 
 
-def _contents(messages: tuple[Mapping[str, Any], ...], role: str | None = None) -> list[str]:
-    return [message["content"] for message in messages if role in (None, message["role"])]
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether it is an answer that is learned, not only read."""
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
+def _answers(messages: tuple[Mapping[str, Any], ...]) -> list[str]:
+    return [message["content"] for message in messages if is_learned(message)]

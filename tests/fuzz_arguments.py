@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +30,9 @@ from course_utils.checkpoints import save_pruned
 from course_utils.compress import Budget, Candidate, importance
 from course_utils.distillation import Recipe
 from course_utils.evaluation import Answers
+from course_utils.own_text import read_own_text
 from course_utils.prompt_harm import Record
+from course_utils.self_data import Prompt
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
@@ -45,6 +49,21 @@ def own_text() -> list[str]:
     path = Path(folder(), "own.jsonl")
     path.write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS), encoding="utf-8")
     return [str(path)]
+
+
+def own_chats():
+    """Chats of one's own, read."""
+    path, turns = Path(folder(), "chats.jsonl"), [("user", "why?"), ("assistant", "so")]
+    row = json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]})
+    path.write_text(f"{row}\n" * 12, encoding="utf-8")
+    return read_own_text([str(path)])
+
+
+@functools.cache
+def chatting_tokenizer():
+    found = copy.deepcopy(byte_tokenizer())
+    found.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    return found
 
 
 def a_model():
@@ -391,6 +410,10 @@ OWN = {
         "folder": folder, "tokens": lambda: 10, "vocab_size": lambda: 97,
     },
     "own_text.read_own_text": {"text": own_text},
+    "self_data.find_prompts": {"own": own_chats, "tokenizer": chatting_tokenizer, "longest": lambda: 9},
+    "self_data.write_answers": {
+        "prompts": lambda: [Prompt(({"role": "user", "content": "why?"},), (3, 4))], "new_tokens": lambda: 2,
+    },
     "texts.further_rows": {"tokenizer": byte_tokenizer},
     "texts.judging_rows": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},

@@ -49,6 +49,8 @@ LEFT_OUT = {
     "distillation.state": "names and files of the library's own batches",
     "distillation.adapters.with_adapters": "between the trainer and peft; distill and memory_plan are tried",
     "distillation.processes": "what several processes do together, between the trainer and accelerate",
+    "own_text.refuse_no_template": "a document of the library's own; find_prompts is tried",
+    "text_files.is_learned": "a message of the library's own documents",
     "batches.padded": "rows of the library's own token ids",
     "benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",
     "benchmark_tasks.build_tasks": "downloads; evaluate is tried",
@@ -76,7 +78,7 @@ HOLDS = {
     "group": "columns", "hidden": "version costs", "blocks": "version costs", "tolerance": "version costs",
     "max_length": "alike", "name": "hub", "vocab_size": "vocabulary", "kind": "pairs to compare with",
     "calls": "contestant", "models": "contestant", "laps": "contestant", "recipe": "'steps' and 'lr'",
-    "validation": "'batches'", "token_ids": "batch",
+    "validation": "'batches'", "token_ids": "batch", "longest": "prompts of at most",
 }  # fmt: skip
 
 

@@ -29,8 +29,8 @@ LIBRARY = {
         "text_files"
     ),
     "anatomy": (
-        "hooks modeling batches own_text families parts architectures surgery refusals passes upper_blocks influence "
-        "reports activations"
+        "hooks modeling batches own_text self_data families parts architectures surgery refusals passes upper_blocks "
+        "influence reports activations"
     ),
     "cutting": "choosing width experts heads channels depth attention adaptive healing",
     "measuring": (

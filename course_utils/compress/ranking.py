@@ -1,15 +1,13 @@
 """Which of many candidates is the best: judged as cut, and again after a little distillation.
 
-The order may change: what is hurt most by a cut isn't what learns back least. Each candidate's record is a JSON file,
-so a search that was stopped goes on, and what was found can be read.
+The order may change: what is hurt most by a cut isn't what learns back least. Each candidate's records are JSON
+files, so a search that was stopped goes on, and what was found can be read.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ from course_utils.compress.search import Candidate, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.state import rows_of, text_of
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
-from course_utils.files import write_json
-from course_utils.language_modelling import Perplexity, perplexity
+from course_utils.files import measured_once
+from course_utils.language_modelling import perplexity
 from course_utils.models import identity
 from course_utils.texts import TokenBlocks
 
@@ -57,8 +55,8 @@ def rank(
         candidates: as from ``candidates``.
         importance: of this very model, or its random control.
         text: to choose by: token blocks, or a list of such blocks or of ``{"input_ids", "attention_mask"}`` mappings.
-        folder: keeps one JSON file for each candidate and set of circumstances (model, scores, text, recipe); with the
-            same ones, what is there isn't done again.
+        folder: keeps a JSON file for each candidate as cut, and one for it as distilled; under the same circumstances
+            (model, scores, text, recipe) what is there isn't done again.
         train: what candidates learn from, likewise; no row of ``text`` may be in it.
         recipe: how; with ``train`` and not without. Minitron takes 1.8 billion tokens for it, a lesson some ten
             thousand.
@@ -83,14 +81,9 @@ def rank(
         raise ValueError(
             f"{len(shared)} rows of 'text' are in 'train' too; who has learned a text can't be judged by it."
         )
-    circumstances = {
-        "model": identity(model),
-        "importance": importance.digest,
-        "text": text_of(judged_rows),
-        "train": text_of(learned_rows),
-        "recipe": recipe and recipe.as_json(),
-    }
-    work = _Work(model, importance, judged, learned, recipe, Path(folder), circumstances)
+    as_cut = {"model": identity(model), "importance": importance.digest, "text": text_of(judged_rows)}
+    as_distilled = as_cut | {"train": text_of(learned_rows), "recipe": recipe and recipe.as_json()}
+    work = _Work(model, importance, judged, learned, recipe, Path(folder), as_cut, as_distilled)
     rows = [
         work.row(candidate) for candidate in tqdm(candidates, desc="ranking", unit="candidate", leave=False, delay=2)
     ]
@@ -115,58 +108,53 @@ class _Work:
         learned: list[Mapping[str, Tensor]],
         recipe: Recipe | None,
         folder: Path,
-        circumstances: dict[str, Any],
+        as_cut: dict[str, Any],
+        as_distilled: dict[str, Any],
     ) -> None:
         self._model, self._importance, self._recipe = model, importance, recipe
         self._judged, self._learned = judged, learned
-        self._folder, self._circumstances = folder, circumstances
-        self._key = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
+        self._folder, self._as_cut, self._as_distilled = folder, as_cut, as_distilled
         self._teacher: TeacherStates | None = None
 
     def whole(self) -> float:
         """The whole model's nats a token, kept as ``whole`` beside the candidates."""
-        path = self._folder / f"whole-{self._key}.json"
-        record = self._once(path, lambda: {"judged": _as_json(perplexity(self._model, self._judged))})
+        record, _ = measured_once(self._folder, "whole", self._as_cut, lambda: self._judge(self._model))
         return record["judged"]["nll"]
 
     def row(self, candidate: Candidate) -> dict[str, Any]:
-        """Judge a candidate, or read what its record says."""
-        path = self._folder / f"{candidate.name}-{self._key}.json"
-        record = self._once(path, lambda: {"sizes": candidate.sizes, **self._measure(candidate)})
+        """Judge a candidate, or read what its records say."""
+
+        def as_cut() -> dict[str, Any]:
+            return {"sizes": candidate.sizes} | self._judge(shrink(self._model, candidate, self._importance))
+
+        record, path = measured_once(self._folder, candidate.name, self._as_cut, as_cut)
         row = asdict(candidate) | {"nll": record["judged"]["nll"]}
         if self._learned:
-            row |= {"distilled_nll": record["distilled"]["nll"], "distilled_tokens": record["distilling"]["tokens"]}
+            name = f"{candidate.name}-distilled"
+            record, path = measured_once(self._folder, name, self._as_distilled, lambda: self._distil(candidate))
+            row |= {"distilled_nll": record["judged"]["nll"], "distilled_tokens": record["distilling"]["tokens"]}
         return row | {"record": path.name}
 
-    def _measure(self, candidate: Candidate) -> dict[str, Any]:
+    def _judge(self, model: PreTrainedModel) -> dict[str, Any]:
+        """With each row's nats, so that candidates can be compared row by row."""
+        found = perplexity(model, self._judged)
+        rows = {"row_nats": found.row_nll.tolist(), "row_tokens": found.row_tokens.tolist()}
+        return {"judged": {"nll": found.nll} | rows}
+
+    def _distil(self, candidate: Candidate) -> dict[str, Any]:
+        assert self._recipe is not None
         student = shrink(self._model, candidate, self._importance)
-        record: dict[str, Any] = {"judged": _as_json(perplexity(student, self._judged))}
-        if self._learned:
-            assert self._recipe is not None
-            if self._teacher is None:  # it reads once, for all candidates
-                self._teacher = remember_teacher(self._model, self._learned, precision=self._recipe.precision)
-            dtype = student.dtype
-            history = distill(self._teacher, student, self._learned, self._recipe)
-            cast_weights(student, dtype)  # judged as it was before
-            record["distilled"] = _as_json(perplexity(student, self._judged))
-            losses = [step["loss"] for step in history.steps]
-            record["distilling"] = {"losses": losses, "tokens": history.tokens, "seconds": round(history.seconds, 1)}
-        return record
-
-    def _once(self, path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The record at ``path``; without one of these circumstances it is measured now, for minutes, and written."""
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record.get("circumstances") == self._circumstances:
-                return record
-        record = measure() | {"circumstances": self._circumstances}
-        write_json(path, record)
-        return record
-
-
-def _as_json(judged: Perplexity) -> dict[str, Any]:
-    """With each row's nats, so that candidates can be compared row by row."""
-    return {"nll": judged.nll, "row_nats": judged.row_nll.tolist(), "row_tokens": judged.row_tokens.tolist()}
+        if self._teacher is None:  # it reads once, for all candidates
+            self._teacher = remember_teacher(self._model, self._learned, precision=self._recipe.precision)
+        dtype = student.dtype
+        history = distill(self._teacher, student, self._learned, self._recipe)
+        cast_weights(student, dtype)  # judged as it was before
+        distilling = {
+            "losses": [step["loss"] for step in history.steps],
+            "tokens": history.tokens,
+            "seconds": round(history.seconds, 1),
+        }
+        return {"sizes": candidate.sizes, "distilling": distilling} | self._judge(student)
 
 
 def _batches(name: str, text: Text) -> list[Mapping[str, Tensor]]:

@@ -21,11 +21,12 @@ from programs import in_two_processes, shard_by_hand
 from tiny import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM
 
-from course_utils import command_line, compress_command, engine, models, rivals
+from course_utils import command_line, compress_command, engine, models, rivals, self_data
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate, outline_of
 from course_utils.distillation import training
 from course_utils.models import load_model
+from course_utils.own_text import OwnText
 
 SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "16", "--multiple-of", "8"]
 VERSIONS = ("whole", "whole, Q8_0", "whole, Q4_0", "random cut", "cut", "recovered")
@@ -48,9 +49,32 @@ def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path
     out = capsys.readouterr().out
     assert all(told in out for told in ("versions cost at most", "b8-h", "GB of memory", "minutes on this machine"))
     assert re.search(r"by [2-5] forward passes of ", out) and "can double the time" in out
-    assert "Steps: 0 of teacher correction, 2 x 2 of light distillation, 3 of recovery" in out
+    assert (
+        "Steps: 2 x 2 of light distillation, 3 of recovery, of 2 x 16 tokens; 1 such batches a step of recovery, shared"
+        in out
+    )
     assert "shared by 1 process(es)" in out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told", "untold"),
+    [
+        (
+            ["--steps", "0", "--light", "0"],
+            ["Nothing is learned: the best version as cut is saved"],
+            ["Step", "a rate"],
+        ),
+        (["--steps", "0", "--finalists", "1"], ["Nothing is learned"], ["Steps", "a rate"]),
+        (["--light", "0"], ["Steps: 3 of recovery, of", "a rate of 0.0002"], ["light", "0 of"]),
+        (["--steps", "0"], ["Steps: 2 x 2 of light distillation, of 2 x 16 tokens.", "a rate"], ["0 of", "a step"]),
+        (["--correction", "4", "--finalists", "1"], ["Steps: 4 of teacher correction, 3 of recovery"], ["light"]),
+    ],
+)
+def test_only_steps_that_there_are_are_told(options, told, untold, command, capsys):
+    assert command("--budget", "95%", "--dry-run", *options) == 0
+    out = capsys.readouterr().out
+    assert all(words in out for words in told) and not any(words in out for words in untold)
 
 
 def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
@@ -106,10 +130,16 @@ def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatc
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "tokens a second, PyTorch" in card
 
+    monkeypatch.setattr(rivals, "perplexity", None)
+    monkeypatch.setattr(rivals, "measure_speed", None)
+    monkeypatch.setattr(engine, "measure_speed", None)
+    assert command("--budget", "95%", "--json") == 0, "all of it is measured already"
+    assert json.loads(capsys.readouterr().out)["held_out"] == found
+
 
 def test_what_could_not_be_measured_is_told_with_its_reason(command, capsys, monkeypatch):
     reason = "This needs gguf: pip install it."
-    monkeypatch.setattr(compress_command, "in_fewer_bits", lambda *_: ({}, reason))
+    monkeypatch.setattr(compress_command, "in_fewer_bits", lambda *_, **__: ({}, reason))
     assert command("--budget", "95%", "--steps", "0", "--light", "0", "--json") == 0
     told = capsys.readouterr()
     assert f"Not measured, the whole model in 8 and 4 bits: {reason}" in told.err
@@ -192,12 +222,62 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
     assert len(teachers) == 2 and of_whole.parent in teachers
 
 
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_own(folder):
+    """A model that can chat, and text for it: the arguments that name them, but for --out."""
+    model, tokenizer = load_model("llama")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    save_pruned(model, tokenizer, folder / "mine")
+    (folder / "docs").mkdir()
+    for number in range(5):
+        (folder / "docs" / f"{number}.md").write_text(f"Document {number} of five.", encoding="utf-8")
+    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"Yes, {n}."}] for n in range(9)]
+    chats.insert(0, [{"role": "user", "content": "long " * 50}, *chats[0]])
+    text = lines(folder / "chats.jsonl", [{"messages": chat} for chat in chats] + [{"txt": "no"}])
+    judge = lines(folder / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
+    return [str(folder / "mine"), *SMALL, "--budget", "95%", "--text", str(folder / "docs"), "--text", f"{text}:3",
+            "--judge", judge]  # fmt: skip
+
+
+def end_soon(generate):
+    """What answers as ``self_data`` does, and comes to its end: a random model hardly ever would."""
+
+    def ended(model, prompts, **more):
+        end = model.generation_config.eos_token_id[0]
+        answers = generate(model, prompts, **more)
+        return [[*answer[: 3 + len(prompt.ids) % 5], end] for prompt, answer in zip(prompts, answers, strict=True)]
+
+    return ended
+
+
 BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
+OWN_WAYS = {"text": ["--correction", "2"], "answers": ["--self-data", "5", "--length", "32"]}
 
 
 def in_several(folder):
     """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
     scoring, rank = compress_command.importance, PartialState(cpu=True).process_index
+    making, answering = OwnText._mixed, self_data._generate
+    own = json.loads(Path(folder, "own.json").read_text())
+    for way, options in OWN_WAYS.items():
+        here = Path(folder, way)
+        here.mkdir(exist_ok=True)
+
+        def made(*args, here=here):
+            with (here / f"rows by {rank}").open("a") as file:
+                file.write("once ")
+            return making(*args)
+
+        def answered(*args, here=here, **more):
+            (here / f"answered by {rank}").touch()
+            return end_soon(answering)(*args, **more)
+
+        OwnText._mixed, self_data._generate = made, answered
+        assert command_line.main([*own, *options, "--out", str(here / "several")]) == 0
     for way in ("whole", "sharded"):
         if way == "sharded":
             shard_by_hand()
@@ -220,8 +300,13 @@ def by_several_and_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_PROFILE", "smoke")
+        patch.setattr(self_data, "_generate", end_soon(self_data._generate))
+        own = ["compress", *write_own(folder), "--accumulate", "2"]
+        (folder / "own.json").write_text(json.dumps(own))
         in_two_processes(in_several, folder)
         assert command_line.main([*BOTH, "--out", str(folder / "one")]) == 0
+        for way, options in OWN_WAYS.items():
+            assert command_line.main([*own, *options, "--out", str(folder / way / "one")]) == 0
     return folder
 
 
@@ -242,6 +327,24 @@ def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatc
     assert all(map(torch.equal, saved(here / "several").parameters(), several.parameters()))
 
 
+@pytest.mark.parametrize("way", OWN_WAYS)
+def test_two_processes_learn_text_of_ones_own_as_one_does(way, by_several_and_one):
+    """And the first of them alone makes rows and answers."""
+    here = by_several_and_one / way
+    one, several = saved(here / "one"), saved(here / "several")
+    assert Candidate.of(several) == Candidate.of(one)
+    for a, b in zip(several.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert {path.name for path in here.glob("* by *")} == {
+        "rows by 0",
+        *(["answered by 0"] if way == "answers" else []),
+    }
+    for kind in ("text", "answers"):
+        files = {path.name: path.read_bytes() for path in (here / "one" / kind).glob("*")}
+        assert files == {path.name: path.read_bytes() for path in (here / "several" / kind).glob("*")}
+        assert files or kind != way
+
+
 def test_the_launch_that_the_help_shows(capsys):
     """Up to the number of GPUs, of which there are none here."""
     with pytest.raises(SystemExit):
@@ -257,7 +360,7 @@ def test_the_launch_that_the_help_shows(capsys):
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
-    assert "take 8 such batches a step" in run.stdout
+    assert "8 such batches a step" in run.stdout
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -271,6 +374,8 @@ def test_memory_and_time_of_every_family(family):
     assert 0 < needed.seconds[0] <= needed.seconds[1]
     larger = compress_command._estimate(model, [smaller], _args(correction=1))
     assert larger.bytes > 20 * whole.parameters  # in its correction the teacher is the student
+    more = compress_command._estimate(model, [smaller], _args(self_data=100_000)).seconds
+    assert more[1] > 1000 * more[0], "answers take the most of it, or none where they are short"
     cut = compress_command._estimate(model, [smaller], _args(steps=0, light=0))
     assert cut.bytes == 4 * (whole.parameters + parameters)
 
@@ -297,7 +402,15 @@ def test_what_makes_it_fit_is_counted():
 
 def _args(**changes):
     usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
-    usual |= {"recover": "all", "recompute": False, "teacher": "memory", "dtype": "float32", "lr": 1e-4, "seed": 0}
+    usual |= {
+        "self_data": 0,
+        "recover": "all",
+        "recompute": False,
+        "teacher": "memory",
+        "dtype": "float32",
+        "lr": 1e-4,
+        "seed": 0,
+    }
     return Namespace(**usual | changes)
 
 
@@ -378,65 +491,80 @@ def test_another_wish_goes_its_own_way(command, tmp_path):
     assert len([*(tmp_path / "out").glob("*/scores-16-?.safetensors")]) == 2
 
 
-def lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A model that can chat, and text for it: the arguments that name them."""
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    model, tokenizer = load_model("llama")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-    save_pruned(model, tokenizer, tmp_path / "mine")
-    (tmp_path / "docs").mkdir()
-    for number in range(5):
-        (tmp_path / "docs" / f"{number}.md").write_text(f"Document {number} of five.", encoding="utf-8")
-    chats = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"Yes, {n}."}] for n in range(9)]
-    chats.insert(0, [{"role": "user", "content": "long " * 50}, *chats[0]])
-    text = lines(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats] + [{"txt": "no"}])
-    judge = lines(tmp_path / "held_out.jsonl", [{"text": f"It is about {n}."} for n in range(4)])
-    return [str(tmp_path / "mine"), *SMALL, "--budget", "95%", "--text", str(tmp_path / "docs"), "--text", f"{text}:3",
-            "--judge", judge, "--out", str(tmp_path / "out")]  # fmt: skip
+    return [*write_own(tmp_path), "--out", str(tmp_path / "out")]
 
 
-def test_text_of_ones_own(own, tmp_path, capsys, monkeypatch):
-    assert command_line.main(["compress", *own, "--dry-run"]) == 0
+def without_docs(own):
+    """The same arguments with chats alone."""
+    place = own.index("--text")
+    return [*own[:place], *own[place + 2 :]]
+
+
+def test_the_whole_model_answers_and_its_answers_alone_are_learned(own, tmp_path, capsys, monkeypatch):
+    wish = ["compress", *without_docs(own), "--self-data", "5", "--length", "32", "--steps", "8"]
+    assert command_line.main([*wish, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "docs (5 documents, 0 of them chats, weight 1)" in out and "10 of them chats, weight 3)" in out
-    assert "1 left out: chats.jsonl, line 11: it has neither 'text' nor 'messages'." in out
-    assert "Judged by 4 documents of --judge; 1 more held out to choose by, all of them with seed 0." in out
+    assert "Learned are answers to its prompts: the whole model writes 5 of at most 16 tokens (the likeliest" in out
+    assert "What it writes is short: for 8 steps it is read 3 times at least." in out
     assert not (tmp_path / "out").exists()
 
-    learned = []
-    distilling = compress_command.distill
-    monkeypatch.setattr(
-        compress_command, "distill", lambda *args, **more: learned.append(args[2]) or distilling(*args, **more)
-    )
-    assert command_line.main(["compress", *own, "--json"]) == 0
-    told = capsys.readouterr()
-    assert "1 left out: chats.jsonl, line 1: no answer is found in its first 16 tokens" in told.err
-    report = json.loads(told.out)
-    assert report["text"]["learned"][1] == {
-        "source": "chats.jsonl", "weight": 3, "documents": 10, "chats": 10, "characters": 0
-    }  # fmt: skip
-    assert report["text"]["left_out"]["count"] == 1 and report["text"]["documents_to_judge_by"] == 4
-    assert str(tmp_path) not in json.dumps(report["text"])
-    (rows,) = learned
-    assert len(rows) == 3 and any((batch["labels"] == -100).any() for batch in rows)
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert (
-        "perplexity on held-out text of the maker's own" in card and "tokens of the maker's own text, recovery" in card
-    )
-    assert "speeches" not in card and str(tmp_path) not in card and "chats" not in card
+    ended, learned, distilling = end_soon(self_data._generate), [], compress_command.distill
+    calls = []
 
-    scored = compress_command.importance
-    monkeypatch.setattr(compress_command, "importance", None)
-    assert command_line.main(["compress", *own]) == 0, "all is done"
-    monkeypatch.setattr(compress_command, "importance", scored)
-    assert command_line.main(["compress", *own, "--seed", "1"]) == 0
-    assert len([*(tmp_path / "out").glob("*/scores-16-?-*.safetensors")]) == 2
+    def noted(*args, **more):
+        learned.append(args[2])
+        return distilling(*args, **more)
+
+    monkeypatch.setattr(self_data, "_generate", lambda *args, **more: calls.append(args) or ended(*args, **more))
+    monkeypatch.setattr(compress_command, "distill", noted)
+    assert command_line.main([*wish, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["text"]["answers"] == {"asked": 5, "temperature": 0.0, "learned": 5}
+    (file,) = (tmp_path / "out" / "answers").iterdir()
+    answers = [json.loads(line)["messages"][-1]["content"] for line in file.read_text(encoding="utf-8").splitlines()]
+    _, tokenizer = load_model(tmp_path / "mine")
+    (rows,) = learned
+    told = {
+        tokenizer.decode(ids[kept])
+        for batch in rows
+        for ids, kept in zip(batch["input_ids"], batch["labels"] >= 0, strict=True)
+    }
+    assert len(answers) == 5 and told == {f"{answer}\n" for answer in answers}
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "tokens of 5 answers that the whole model wrote (the likeliest tokens), recovery" in card
+    assert len(calls) == 3, "two at a time"
+
+    assert command_line.main([*wish, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert len(calls) == 3 and again["held_out"] == report["held_out"], "answered, and all else done"
+    assert command_line.main([*wish, "--temperature", "0.8"]) == 0
+    assert len(calls) == 6 and len([*(tmp_path / "out" / "answers").iterdir()]) == 2
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "answers that the whole model wrote (at a temperature of 0.8)" in card
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_self_data_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    mute = save_pruned(*load_model("llama"), tmp_path / "mute")
+    monkeypatch.setattr(models, "AutoModelForCausalLM", None)
+    texts, chats = own[own.index("--text") + 1], without_docs(own)
+    for arguments, message in {
+        (own[0], *SMALL, "--budget", "95%", "--self-data", "3"): "'--self-data' goes with '--text'",
+        (*own, "--temperature", "1"): "'--temperature' goes with '--self-data'",
+        (*own, "--self-data", "3", "--correction", "1"): "'--self-data' goes without '--correction'",
+        (*own, "--self-data", "3", "--steps", "0", "--light", "0"): "'--self-data' is for what learns",
+        (*own, "--self-data", "3", "--steps", "0", "--finalists", "1"): "'--self-data' is for what learns",
+        (*chats, "--self-data", "99"): "is asked for 99 prompts of at most 8 tokens, and ",
+        (own[0], *SMALL, "--budget", "95%", "--text", texts, "--self-data", "1"): "There is no chat to learn",
+        (str(mute), *chats[1:], "--self-data", "1"): "This tokenizer has no chat template, and chats.jsonl, line",
+    }.items():
+        assert command_line.main(["compress", *arguments, *dry]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from course_utils.files import replacing, write_json, write_text
+from course_utils.files import measured_once, replacing, write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,3 +77,25 @@ def test_json_is_readable_and_strict(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"bad": math.nan})
     assert json.loads(path.read_text(encoding="utf-8"))["values"] == [1, 2.5]
+
+
+def test_a_measurement_is_made_once_and_never_taken_for_another(tmp_path):
+    made = []
+
+    def measured(**circumstances):
+        return measured_once(tmp_path / "kept", "speed", circumstances, lambda: made.append(1) or {"is": len(made)})
+
+    record, path = measured(of="a", on="b")
+    assert record == {"is": 1, "circumstances": {"of": "a", "on": "b"}} == json.loads(path.read_text())
+    assert measured(on="b", of="a") == (record, path) and len(made) == 1, "whatever their order"
+    other, elsewhere = measured(of="b", on="b")
+    assert other["is"] == 2 and elsewhere != path
+    os.replace(elsewhere, path)  # as if two digests were one
+    assert measured(of="a", on="b")[0]["is"] == 3
+
+    def broken():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measured_once(tmp_path / "kept", "speed", {"of": "c"}, broken)
+    assert [*(tmp_path / "kept").iterdir()] == [path]

@@ -59,6 +59,21 @@ def test_all_but_the_weights_is_read_and_refused_as_the_model_would_be(folder):
         load_without_weights(folder)
 
 
+def test_no_weights_are_read_of_a_role_either(monkeypatch):
+    monkeypatch.delenv("COURSE_GPT2", raising=False)
+    found = {}
+    for profile in ("smoke", "embedded"):
+        monkeypatch.setenv("COURSE_PROFILE", profile)
+        model, tokenizer = load_model("gpt2")
+        with monkeypatch.context() as patch:
+            patch.setattr(models, "AutoModelForCausalLM", None)
+            config, same = load_without_weights("gpt2")
+        found[profile] = config.n_embd
+        assert config.n_embd == model.config.n_embd and same.get_vocab() == tokenizer.get_vocab()
+        assert same.pad_token_id is not None
+    assert found["smoke"] != found["embedded"]
+
+
 def logits(model, tokenizer) -> torch.Tensor:
     with torch.no_grad():
         return model(**tokenizer("To the Congress", return_tensors="pt").to(model.device)).logits.float()

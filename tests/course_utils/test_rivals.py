@@ -6,6 +6,7 @@ import shutil
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,6 +18,7 @@ from course_utils.evaluation import perplexity
 from course_utils.models import load_model, variant
 from course_utils.reports import model_size
 from course_utils.rivals import Version, in_fewer_bits, table, timed
+from course_utils.texts import TokenBlocks
 from course_utils.width import neuron_importance, prune_neurons
 
 BITS = ["whole, Q8_0", "whole, Q4_0"]
@@ -36,35 +38,71 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def versions(models):
+def versions(models, tmp_path_factory):
     whole, cut, tokenizer = models
-    named = {"whole": whole, "random cut": cut, "cut": cut}
-    return {name: Version.of(model, TEXT) for name, model in named.items()} | in_fewer_bits(whole, tokenizer, TEXT)[0]
+    named, kept = {"whole": whole, "random cut": cut, "cut": cut}, {"folder": tmp_path_factory.mktemp("kept")}
+    found = {name: Version.of(model, TEXT, **kept) for name, model in named.items()}
+    return found | in_fewer_bits(whole, tokenizer, TEXT, **kept)[0]
 
 
 def test_fewer_bits_are_the_files(models, tmp_path):
     whole, _, tokenizer = models
-    found, reason = in_fewer_bits(whole, tokenizer, TEXT)
+    found, reason = in_fewer_bits(whole, tokenizer, TEXT, folder=tmp_path / "kept")
     assert [*found] == BITS and reason == ""
     for name, version in found.items():
         kind = {"quantization": name.removeprefix("whole, ")}
         assert version.bytes == export.export_gguf(whole, tokenizer, tmp_path / "m.gguf", **kind).stat().st_size
         assert version.score == perplexity(export.as_stored(whole, tokenizer, **kind), TEXT)
-    plain = Version.of(whole, TEXT)
+    plain = Version.of(whole, TEXT, folder=tmp_path / "kept")
     assert plain.bytes == model_size(whole).bytes and plain.score == perplexity(whole, TEXT)
 
 
-def test_a_model_that_no_file_holds_is_no_error():
-    found, reason = in_fewer_bits(tiny_model("gpt_neox"), word_tokenizer(), TEXT)
+def blocks():
+    return TokenBlocks(IDS, torch.arange(1, 5), "wiki", "evaluation")
+
+
+@pytest.mark.parametrize("text", [TEXT, blocks()], ids=["batches", "blocks"])
+def test_losses_are_measured_once_for_these_weights_and_this_text(text, models, tmp_path, monkeypatch):
+    whole, cut, tokenizer = models
+    judged = []
+    monkeypatch.setattr(rivals, "perplexity", lambda *args: judged.append(args) or perplexity(*args))
+
+    def measure(model=whole, text=text):
+        found = {"whole": Version.of(model, text, folder=tmp_path)}
+        return found | in_fewer_bits(model, tokenizer, text, folder=tmp_path)[0]
+
+    first = measure()
+    again = measure()
+    assert again == first and len(judged) == 3
+    for name, version in first.items():
+        for field in ("row_nll", "row_tokens", "row_bytes"):
+            kept, measured = getattr(again[name].score, field), getattr(version.score, field)
+            assert (kept is None and measured is None) or np.array_equal(kept, measured)
+            assert kept is None or kept.dtype == measured.dtype
+    of_cut = measure(cut)
+    assert len(judged) == 6 and of_cut["whole"].score != first["whole"].score
+    masked = [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS).index_fill(1, torch.tensor([11]), 0)}]
+    assert measure(text=masked)["whole"].score.tokens < first["whole"].score.tokens and len(judged) == 9
+
+
+def test_a_broken_rival_is_kept_too(models, tmp_path):
+    broken = variant(models[0])
+    broken.lm_head.weight = torch.nn.Parameter(broken.lm_head.weight * torch.inf)
+    nats = [Version.of(broken, TEXT, folder=tmp_path).score.row_nll for _ in range(2)]
+    assert not np.isfinite(nats[0]).any() and np.array_equal(*nats, equal_nan=True)
+
+
+def test_a_model_that_no_file_holds_is_no_error(tmp_path):
+    found, reason = in_fewer_bits(tiny_model("gpt_neox"), word_tokenizer(), TEXT, folder=tmp_path)
     assert found == {} and reason.startswith("GGUF export knows llama")
 
 
-def test_a_missing_package_is_named_with_its_extra(models, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(models, tmp_path, monkeypatch):
     whole, _, tokenizer = models
     monkeypatch.delattr(course_utils, "export")
     monkeypatch.delitem(sys.modules, "course_utils.export")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    found, reason = in_fewer_bits(whole, tokenizer, TEXT)
+    found, reason = in_fewer_bits(whole, tokenizer, TEXT, folder=tmp_path)
     assert found == {} and reason == "This needs gguf: pip install 'pruning-llms[gguf]'"
 
 
@@ -104,7 +142,17 @@ def test_speeds_go_to_their_names(models, versions, tmp_path, monkeypatch):
     (in_memory, sizes), (files, same) = asked
     assert in_memory == dict(zip(("whole", "cut"), models[:2], strict=True)) and {*files} == {"whole", "cut", *BITS}
     assert sizes == same | {"phases": ["decode"]} and sizes["prompt_tokens"] == sizes["new_tokens"] == 8
-    assert [*tmp_path.iterdir()] == []
+    assert {path.suffix for path in tmp_path.rglob("*")} == {".json"}
+
+    whole, _, tokenizer = models
+    assert timed(versions, *models, length=16, folder=tmp_path) == (found, "") and len(asked) == 2, "timed already"
+    timed(versions, *models, length=8, folder=tmp_path)
+    assert len(asked) == 4, "other lengths"
+    timed(versions, whole, whole, tokenizer, length=16, folder=tmp_path)
+    assert len(asked) == 6, "other models"
+    monkeypatch.setattr(rivals, "machine", lambda _: {"machine": "a faster one"})
+    timed(versions, *models, length=16, folder=tmp_path)
+    assert len(asked) == 8, "another machine"
 
 
 @needs_engine
@@ -131,7 +179,13 @@ def test_without_llama_cpp_pytorch_is_timed_and_the_reason_told(missing, models,
     found, reason = timed(versions, whole, cut, tokenizer, length=16, folder=tmp_path)
     assert TOLD[missing] in reason and bool(reason) == bool(TOLD[missing])
     assert found["whole"].speeds == {"PyTorch": 1.0} and found["random cut"].speeds == {"PyTorch": 2.0}
-    assert [*tmp_path.iterdir()] == []
+    assert {path.suffix for path in tmp_path.rglob("*")} == {".json"}
+    if missing == "engine":  # it is installed, and the run goes on
+        there = {"whole": 3.0, "cut": 4.0, **dict.fromkeys(BITS, 5.0)}
+        monkeypatch.setattr(engine, "problem", lambda: "")
+        monkeypatch.setattr(engine, "measure_speed", lambda *_args, **_sizes: measured(**there))
+        found, reason = timed(versions, whole, cut, tokenizer, length=16, folder=tmp_path)
+        assert reason == "" and found["whole"].speeds == {"PyTorch": 1.0, "llama.cpp": 3.0}
 
 
 def test_table_and_json_say_the_same(versions):

@@ -40,6 +40,12 @@ def test_lines_are_texts_or_chats(tmp_path):
     assert chat.text == "Why?\nBecause." and chat.learned == "Because."
 
 
+def test_an_answer_without_weight_is_read_and_not_learned(tmp_path):
+    first = [CHAT[0], {"role": "assistant", "content": "So.", "weight": 0}]
+    (chat,) = read(lines(tmp_path / "c.jsonl", {"messages": [*first, CHAT[0], CHAT[1] | {"weight": None}]}))
+    assert chat.text == "Why?\nSo.\nWhy?\nBecause." and chat.learned == "Because."
+
+
 @pytest.mark.parametrize(
     ("row", "why"),
     [
@@ -57,6 +63,9 @@ def test_lines_are_texts_or_chats(tmp_path):
         ({"messages": ["hello"]}, "'messages' must be a list"),
         ({"messages": [{"role": "assistant", "content": None}]}, "'messages' must be a list"),
         ({"messages": CHAT[:1]}, "no message has the role 'assistant'"),
+        ({"messages": [CHAT[0], CHAT[1] | {"weight": 0}]}, "no message has the role 'assistant' and a weight above 0"),
+        ({"messages": [CHAT[0], CHAT[1] | {"weight": 0.5}]}, "the 'weight' of a message must be 0 or 1"),
+        ({"messages": [CHAT[0], CHAT[1] | {"weight": "0"}]}, "the 'weight' of a message must be 0 or 1"),
         ({"messages": [CHAT[0], CHAT[1] | {"content": " "}]}, "no message has the role 'assistant'"),
     ],
 )

@@ -86,6 +86,18 @@ def test_a_search_goes_on_where_it_stopped(model, scores, tmp_path, monkeypatch)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
 
 
+def test_finalists_are_not_judged_as_cut_again(model, scores, tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(ranking, "perplexity", lambda *args: judged.append(args) or perplexity(*args))
+    as_cut = rank(model, FOUND, scores, TEXT, folder=tmp_path)
+    assert len(judged) == len(FOUND) + 1, "and the whole model"
+    both = rank(model, FOUND[:2], scores, TEXT, folder=tmp_path, train=TRAIN, recipe=RECIPE)
+    assert len(judged) == len(FOUND) + 1 + 2 and both.attrs["whole"] == as_cut.attrs["whole"]
+    assert {*both["nll"]} < {*as_cut["nll"]}
+    record = json.loads((tmp_path / both["record"][0]).read_text())
+    assert record["judged"]["nll"] == both["distilled_nll"][0]
+
+
 def test_other_circumstances_have_records_of_their_own(model, scores, tmp_path):
     one = rank(model, FOUND[:1], scores, TEXT, folder=tmp_path)
     random = rank(model, FOUND[:1], scores.random("neurons", 0), TEXT, folder=tmp_path)
