@@ -12,8 +12,8 @@
 #
 # Can neurons be cut so that a bias goes, and only the bias?
 #
-# **Answer.** Half of it, and not only it. A few neurons a block take about half of a planted preference. Of a real one half goes too, and
-# with it as much of "she" for the woman. (TO FILL)
+# **Answer.** Half of it, and not only it. A few neurons a block take about half of a planted preference. Of the nurse's "she" half goes
+# too, and with it the woman's. Who spares hers keeps most of the nurse's.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a bias that you planted is certainly there, so a cut can be tested on it; and a twin that knows nothing of the groups
@@ -108,13 +108,11 @@ show(
 # $$P = \sum_n w_n (a_n - b_n)$$
 
 # %%
+# loud, biased, common, repairing
 after_a, after_b = [2.9, 0.1, 1.0, 0.2], [0.0, 1.2, 1.0, 1.4]
 acts = torch.tensor([after_a, after_b])
 writes = torch.tensor([0.0, 2.0, 1.0, -0.5])
-toy = pd.DataFrame({"after a": after_a, "after b": after_b, "writes": writes}).T
-toy.columns = ["loud", "biased", "common", "repairing"]
 print(f"preference {writes @ (acts[0] - acts[1]):+.2f}: less pleasant after a")
-toy
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 5 minutes
@@ -196,8 +194,8 @@ with torch.no_grad():
     four = likelihoods(base, [item])[0].cpu()
 (known,) = preferences(measure_pairs(base, tokenizer, item, sites=())).preference
 print(item[0].text_a, f"\n… and so on; D by course_utils: {known:+.2f} nats")
-sides, endings = [item[0].a, item[0].b], ["pleasant", "unpleasant"]
-pd.DataFrame(four.numpy(), sides, endings).round(2)
+for side, (pleasant, unpleasant) in zip((item[0].a, item[0].b), four, strict=True):
+    print(f"after {side}: pleasant {pleasant:.2f}, unpleasant {unpleasant:.2f}")
 
 # %% [markdown]
 # **Predict before you run.** Compute $D$ from the four numbers in your head.
@@ -555,7 +553,7 @@ table.round(2).fillna("")
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TO FILL
+# About as much as elsewhere: 44 to 46 %, beside 45 to 48 % in the two other places.
 #
 # </details>
 
@@ -587,7 +585,8 @@ for place in ("attention", "down", "all"):
 pd.DataFrame(told).T.round(3)
 
 # %% [markdown]
-# TO FILL: verdict in a sentence. So it isn't because the cut touches what was planted.
+# In all places and both number formats the carriers take nearly half, and no interval of what they are ahead of their twin comes near 0. So
+# it isn't because the cut touches what was planted. Neurons chosen for "she" after woman, instead of man, hardly matter here.
 #
 # ## Does it come back?
 #
@@ -641,8 +640,9 @@ show(
 )
 
 # %% [markdown]
-# *0: neither group is preferred.* Ordinary text brings little of it back, text about the groups much. TO FILL: nothing cut. The fair
-# teacher does best, but it *is* the model without the bias: who has it needs no cut. Measure the bias again after distilling.
+# *0: neither group is preferred.* From a biased teacher ordinary text brings nothing back, text about the groups half of what was cut. The
+# fair teacher drives nearly all of it out, and **with nothing cut as well**: it *is* the model without the bias, and who has it needs no cut.
+# Whatever the teacher, measure the bias again after distilling.
 #
 # ## A real one
 #
@@ -701,23 +701,6 @@ here_left.round(2)
 # %% [markdown]
 # The same neurons carry both: the score finds who knows what "she" is. And to react isn't to carry: without those that differ most between
 # nurse and mechanic, both gaps grow.
-#
-# ## And race?
-#
-# Here the score asks for a preference that may not be there. $|P| - |P + \text{change}|$ never exceeds $|P|$: where $P$ is about 0, it
-# looks for neurons that would make $P$ *larger* on the other side if they stayed, and a rounding turns it round.
-
-# %%
-race = items_of(pairs("race", split="selection"))[::3]
-sizes = {"all": race, "one half": race[::2], "other half": race[1::2]}
-for name, part in sizes.items():
-    measured = measure_pairs(base, tokenizer, [*chain(*part)], sites=())
-    found = preferences(measured).preference
-    print(f"race, split A, {name}: {mean_of(found)} nats")
-
-# %% [markdown]
-# The halves needn't agree on the sign, nor do two machines (TO FILL: the same in float32). So no arm is run: there is nothing shown to
-# cut.
 
 # %% [markdown]
 # ### Exercise 5 · ●●● · 15 minutes
@@ -767,14 +750,17 @@ check_keeps_the_woman(order, judge=judge, sizes=sizes)
 # %%
 real = about[~about.place.ne("")]
 kept = real.pivot_table("nats", ["dtype", "criterion"], "text")
-kept = 100 * kept / kept.xs("", level="criterion").reindex(kept.index, level="dtype")
+uncut = kept.xs("", level="criterion").reindex(kept.index, level="dtype")
+kept = 100 * kept / uncut
 rounding = (kept.loc["float32"] - kept.loc["bfloat16"]).abs().max().max()
 print(f"bfloat16 is at most {rounding:.0f} points off; what is left, %, float32:")
 order = ["carries", "woman", "spares her", "reacts", "importance", "twin", "random"]
 kept.loc["float32"].loc[order].round(0).astype(int)
 
 # %% [markdown]
-# TO FILL
+# Whoever judges, half of the stereotype goes with its carriers, and more than half of "she" for the woman. Neurons chosen for her alone take
+# the stereotype as well: the two share theirs. Spare her, and two thirds of the stereotype or more stays with her. And without those that
+# react most, both double: many of them repair.
 #
 # ## Quiz
 
@@ -805,9 +791,9 @@ kept.loc["float32"].loc[order].round(0).astype(int)
 # - Reacting to a group and carrying a preference are two things; some neurons repair, and without them the bias grows.
 # - The control is a twin: equal in all but the knowledge under test.
 # - Ask what else went. The neurons that carry the stereotype carry the meaning as well.
-# - A score that looks for a preference needs one. Where rounding decides the sign, there is no verdict.
 #
-# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". Directions instead of neurons (INLP, LEACE) are another
+# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference in our sentences;
+# a score that looks for one would then cut by the sign of a rounding, so race isn't in this lesson. Directions instead of neurons (INLP, LEACE) are another
 # way, and debiasing tends to cost more than its benchmark shows (Meade et al. 2022).
 #
 # **The story so far:** look by touching. **Next:** lesson 10 asks what pruning really buys, in speed and memory.

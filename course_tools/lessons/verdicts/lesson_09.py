@@ -7,7 +7,7 @@ from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import verdict
 
 _PLANT, _ESTIMATE, _ONE, _RECORD = "Plant it", "Is the estimate right?", "One axis", "Eight axes, three places"
-_BACK, _REAL, _RACE, _BOTH = "Does it come back?", "A real one", "And race?", "Both ways round"
+_BACK, _REAL, _BOTH = "Does it come back?", "A real one", "Both ways round"
 _FORMATS, _PLACES = ("bfloat16", "float32"), ("attention", "down", "all")
 
 
@@ -66,6 +66,14 @@ def teacher_decides(tables: Tables) -> list[float]:
     return [cut - biased, fair - cut]
 
 
+@verdict("With a fair teacher a student with nothing cut ends as near to zero as the cut one.")
+def fair_teacher_needs_no_cut(tables: Tables) -> list[float]:
+    """Preferences, nats: how far they are from being half a nat apart."""
+    names = "fair teacher, the groups", "nothing cut, fair teacher"
+    cut, uncut = (tables.line(_BACK, f"{name}:")[0] for name in names)
+    return [0.5 - abs(cut - uncut)]
+
+
 @verdict("Of the real stereotype a quarter goes or more, and of woman/man as well.")
 def the_woman_goes_too(tables: Tables) -> list[float]:
     """Shares of the whole model's gaps, from a quarter."""
@@ -98,13 +106,6 @@ def halves_agree(tables: Tables) -> list[float]:
     return margins
 
 
-@verdict("On race no preference is shown.")
-def race_is_open(tables: Tables) -> list[float]:
-    """Zero lies within the interval."""
-    _, low, high = tables.line(_RACE, "race, split A, all:")
-    return [-low, high]
-
-
 VERDICTS = (
     planted_bias_generalises,
     estimate_is_right,
@@ -113,8 +114,8 @@ VERDICTS = (
     carriers_beat_the_twin,
     place_matters_little,
     teacher_decides,
+    fair_teacher_needs_no_cut,
     the_woman_goes_too,
     reacting_is_no_carrying,
     halves_agree,
-    race_is_open,
 )

@@ -9,7 +9,7 @@ from course_tools.lessons.verdicts.verdict import ABSENT
 from course_utils.verdicts import OPEN, SHOWN, TURNED
 
 PLANT, ESTIMATE, ONE, RECORD = "Plant it", "Is the estimate right?", "One axis", "Eight axes, three places"
-BACK, REAL, RACE, BOTH = "Does it come back?", "A real one", "And race?", "Both ways round"
+BACK, REAL, BOTH = "Does it come back?", "A real one", "Both ways round"
 
 
 def lines(heading, *told):
@@ -73,6 +73,13 @@ def test_teachers(biased, fair, outcome):
     assert lesson_09.teacher_decides(tables).outcome == outcome
 
 
+@pytest.mark.parametrize(("uncut", "outcome"), [("-0.89", SHOWN), ("-1.50", TURNED)])
+def test_nothing_cut(uncut, outcome):
+    told = {"fair teacher, the groups": "-0.88", "nothing cut, fair teacher": uncut}
+    tables = lines(BACK, *(f"{name}: {value} (-1.60 to -0.50) nats" for name, value in told.items()))
+    assert lesson_09.fair_teacher_needs_no_cut(tables).outcome == outcome
+
+
 @pytest.mark.parametrize(("known", "outcome"), [(1.81, SHOWN), (4.90, OPEN)])
 def test_woman(known, outcome):
     rows = {"whole": (0.90, 5.08, 1), "carries": (0.37, known, 1.01)}
@@ -95,8 +102,3 @@ def test_both_ways_round(last, outcome):
     columns = [f"{words}, {half}" for words in ("occupations", "woman/man") for half in ("evaluation", "selection")]
     tables = table(BOTH, columns, rows, "bfloat16 is at most 3 points off; what is left, %, float32:")
     assert lesson_09.halves_agree(tables).outcome == outcome
-
-
-@pytest.mark.parametrize(("low", "outcome"), [("-0.05", SHOWN), ("0.05", OPEN)])
-def test_race(low, outcome):
-    assert lesson_09.race_is_open(lines(RACE, f"race, split A, all: 0.10 ({low} to 0.30) nats")).outcome == outcome
