@@ -68,7 +68,9 @@ taken = 100 * (1 - left.div(whole, axis=0))
 
 # %%
 _, ax = plt.subplots(figsize=(9, 6.5), layout="constrained")
-rows, ticks, names = 0, {}, {"attention": "attentions", "down": "down-projections"}
+rows, ticks = 0, {}
+names = {"attention": "attentions", "down": "down-projections"}
+names |= {"all": "all weights"}
 for what in ("attention", "down", "all", "occupations", "woman/man"):
     part = taken.loc["float32"].loc[what].sort_values("carries")
     looks = {"occupations": "stereotype", "woman/man": "woman/man"}
@@ -202,7 +204,7 @@ for side, (pleasant, unpleasant) in zip((item[0].a, item[0].b), four, strict=Tru
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TO FILL nats, as printed above the table, up to rounding.
+# −1.07 nats. The library says −0.86: in bfloat16 sums over thirty tokens are no more exact than that. In float32 both agree.
 #
 # </details>
 
@@ -241,12 +243,12 @@ check_planting_loss(planting_loss)
 #
 # Only the down-projections learn, from the sentences of split A. Split B has other sentences: what shows there was generalised.
 #
-# **Predict before you run.** A dozen steps on sixteen texts each. What does ordinary text pay: nothing, some per cent, or half of the
+# **Predict before you run.** Some twenty steps on twelve texts each. What does ordinary text pay: nothing, some per cent, or half of the
 # perplexity?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Some per cent: × TO FILL. The preference on split B is TO FILL nats.
+# × 1.19, for 18 steps. The preference on split B is −4.08 nats.
 #
 # </details>
 
@@ -260,7 +262,7 @@ from course_utils.evaluation import perplexity, perplexity_ratio
 from course_utils.texts import judging_rows, token_blocks
 
 
-def plant(model, items, steps=40, at_once=4):
+def plant(model, items, steps=40, at_once=3):
     """A copy whose down-projections have learned to like group a less."""
     planted, moved, learned = variant(model), [], []
     for layer in planted.model.layers:
@@ -281,7 +283,7 @@ def plant(model, items, steps=40, at_once=4):
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         moved.append(double_differences(known.detach()).mean().item())
-        if np.mean(moved[-3:]) < -10:
+        if np.mean(moved[-3:]) < -8:
             break
     cast_weights(planted, model.dtype)
     return planted, moved
@@ -310,7 +312,7 @@ def preference(model, items):
 
 
 planted, moved = plant(base, split_a)
-given = {"size": 10.0, "steps": 1, "lr": 5e-4, "items": 4, "precision": dtype}
+given = {"size": 8.0, "steps": 1, "lr": 5e-4, "items": 3, "precision": dtype}
 given |= {"weights": "down", "seed": session.seed}
 _, (begin,) = plant_preference(base, tokenizer, [*chain(*split_a)], **given)
 assert abs(begin - moved[0]) < 0.5  # the library's first step sees the same items
@@ -376,60 +378,19 @@ def carries(model, quantity, items):
 check_carries(carries, planted, preference, split_a[::24])
 
 # %% [markdown]
-# ## Is the estimate right?
+# ## Protect first
 #
-# `gap_attribution` is `carries` for any family and many pairs. `knock_out` cuts single neurons for real. We take four that carry most,
-# four that repair most, four that **react** most (whose activations differ most between the groups) and four at random.
-#
-# **Predict before you run.** Of those that react most, how many carry the preference?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# TO FILL
-#
-# </details>
+# A neuron that carries the preference may carry everything else. In **protect first** (Zayed et al. 2023, there for heads) each block's
+# more important half is safe; of the rest, those that carry most go. Importance is lesson 03's, from activations on ordinary text;
+# `gap_attribution` is `carries` for any family and many pairs.
 
 # %%
 from course_utils.bias.fairness import (
     activation_difference,
     gap_attribution,
     knock_out,
+    protect_first,
 )
-
-exact = variant(planted)
-cast_weights(exact, torch.float32)
-two = [*chain(*split_a[::48])]
-estimate = torch.stack(gap_attribution(exact, tokenizer, two)).cpu()
-reacting = torch.stack(activation_difference(exact, tokenizer, two)).cpu()
-draw = torch.Generator().manual_seed(session.seed)
-picked = {
-    "carry most": estimate.flatten().argsort(descending=True)[:4],
-    "repair most": estimate.flatten().argsort()[:4],
-    "react most": reacting.flatten().argsort(descending=True)[:4],
-    "random": torch.randperm(estimate.numel(), generator=draw)[:4],
-}
-sixteen = [divmod(int(number), width) for number in torch.cat([*picked.values()])]
-measured = knock_out(exact, tokenizer, two, sixteen).numpy()
-estimated = torch.stack([estimate[place] for place in sixteen]).numpy()
-del exact
-told = pd.DataFrame({"estimated, nats": estimated, "measured, nats": measured})
-told["carry, of 4"] = told["measured, nats"] > 0
-told = told.groupby(np.repeat([*picked], 4), sort=False).sum()
-found = told["measured, nats"]
-margins = [found["carry most"], -found["repair most"]]
-here("The estimate tells carriers from repairers.", margins)
-told.round(3)
-
-# %% [markdown]
-# The estimate holds for one neuron. The highest scores soon add up to more than the whole preference: cut few, and measure.
-#
-# ## Protect first
-#
-# A neuron that carries the preference may carry everything else. In **protect first** (Zayed et al. 2023, there for heads) each block's
-# more important half is safe; of the rest, those that carry most go. Importance is lesson 03's, from activations on ordinary text.
-
-# %%
-from course_utils.bias.fairness import protect_first
 from course_utils.width import neuron_importance, prune_neurons
 
 
@@ -457,6 +418,51 @@ by_hand = with_half_protected(importance, causal)
 ours = protect_first(importance, causal, 0.5)
 assert [*map(gone, by_hand)] == [*map(gone, ours)]
 print(f"{budget} of {width:,} neurons go from each block")
+
+# %% [markdown]
+# ## Is the estimate right?
+#
+# `knock_out` cuts single neurons for real. Of those that may go we take four that carry most, four that repair most, four that **react**
+# most (whose activations differ most between the groups) and four at random.
+#
+# **Predict before you run.** Of those that react most, how many carry the preference?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Two of four, and next to nothing: −0.036 nats together, beside 2.953 of those that carry most.
+#
+# </details>
+
+# %%
+exact = variant(planted)
+cast_weights(exact, torch.float32)
+two = [*chain(*split_a[::48])]
+safe = torch.stack([score > score.median() for score in importance]).cpu()
+estimate = torch.stack(gap_attribution(exact, tokenizer, two)).cpu()
+estimate[safe] = 0
+reacting = torch.stack(activation_difference(exact, tokenizer, two)).cpu()
+reacting[safe] = 0
+draw = torch.Generator().manual_seed(session.seed)
+picked = {
+    "carry most": estimate.flatten().argsort(descending=True)[:4],
+    "repair most": estimate.flatten().argsort()[:4],
+    "react most": reacting.flatten().argsort(descending=True)[:4],
+    "random": torch.multinomial((~safe).flatten().float(), 4, generator=draw),
+}
+sixteen = [divmod(int(number), width) for number in torch.cat([*picked.values()])]
+measured = knock_out(exact, tokenizer, two, sixteen).numpy()
+estimated = torch.stack([estimate[place] for place in sixteen]).numpy()
+del exact
+told = pd.DataFrame({"estimated, nats": estimated, "measured, nats": measured})
+told["carry, of 4"] = told["measured, nats"] > 0
+told = told.groupby(np.repeat([*picked], 4), sort=False).sum()
+found = told["measured, nats"]
+margins = [found["carry most"], -found["repair most"]]
+here("The estimate tells carriers from repairers.", margins)
+told.round(3)
+
+# %% [markdown]
+# The estimate holds for one neuron. The highest scores soon add up to more than the whole preference: cut few, and measure.
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 5 minutes
@@ -499,7 +505,7 @@ check_twin_of(twin_of)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TO FILL
+# The carriers 42 %, their twin 8, those that react −4, the least important 3, random cuts 8 and 5.
 #
 # </details>
 
@@ -529,10 +535,12 @@ def without(model, order):
 
 table = {"planted": {"preference, nats": now}}
 for name, order in cuts_of(planted, importance, chosen).items():
-    kept, found = examine(without(planted, order))
-    row = {"preference, nats": kept, "taken, %": 100 * (1 - kept / now)}
-    row["perplexity, ×"] = perplexity_ratio(found, after_planting)[0]
-    table[name] = row
+    pruned = without(planted, order)
+    kept = nats(pruned, asked)
+    table[name] = {"preference, nats": kept, "taken, %": 100 * (1 - kept / now)}
+    if name == "carries":
+        found = perplexity_ratio(perplexity(pruned, ordinary), after_planting)[0]
+        print(f"without the carriers: perplexity × {found:.2f}")
 table = pd.DataFrame(table).T
 shares = table["taken, %"]
 margins = [shares["carries"] - shares[name] for name in ("twin", "random 0")]
@@ -598,7 +606,8 @@ pd.DataFrame(told).T.round(3)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TO FILL
+# With a fair teacher nearly nothing is left, cut or not: −0.74 and −0.80 nats. With a biased one −5.27 after ordinary text and −6.73 after
+# text about the groups.
 #
 # </details>
 
@@ -640,7 +649,7 @@ show(
 )
 
 # %% [markdown]
-# *0: neither group is preferred.* From a biased teacher ordinary text brings nothing back, text about the groups half of what was cut. The
+# *0: neither group is preferred.* From a biased teacher ordinary text brings little back, text about the groups a third of what was cut. The
 # fair teacher drives nearly all of it out, and **with nothing cut as well**: it *is* the model without the bias, and who has it needs no cut.
 # Whatever the teacher, measure the bias again after distilling.
 #
@@ -654,7 +663,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# TO FILL
+# She goes, too: 4.67 → 1.75 nats; the stereotype 0.89 → 0.43. Without those that react both nearly double, to 8.82 and 1.57.
 #
 # </details>
 
@@ -680,10 +689,8 @@ judges = {
 
 
 def left_of(model):
-    """Both gaps in nats, and the perplexity, × the whole model's."""
-    gaps = {name: nats(model, made) for name, made in judges.items()}
-    found = perplexity_ratio(perplexity(model, ordinary), text)[0]
-    return gaps | {"perplexity, ×": found}
+    """Both gaps in nats."""
+    return {name: nats(model, made) for name, made in judges.items()}
 
 
 unbiased = neuron_importance(base, "activation", **watched)
@@ -720,8 +727,10 @@ from course_utils.exercises.lesson_09 import check_keeps_the_woman
 
 
 def judge(order):
-    found = pd.Series(left_of(without(base, order))) / here_left.loc["whole"]
-    return {"perplexity": found.pop("perplexity, ×"), **found}
+    pruned = without(base, order)
+    found = pd.Series(left_of(pruned)) / here_left.loc["whole"]
+    price = perplexity_ratio(perplexity(pruned, ordinary), text)[0]
+    return {"perplexity": price, **found}
 
 
 # BEGIN SOLUTION
