@@ -298,7 +298,6 @@ def permutation_p(
     return (1 + hits) / (1 + shuffles)
 
 
-@check_types
 def holm(p_values: Iterable[float]) -> np.ndarray:
     """Adjusted p-values for a family of tests (Holm 1979, step-down): [tests] float64.
 

@@ -5,15 +5,19 @@
 The embedded Llama, in the dtype of lesson 09. Each seed plants a bias against one of two made-up groups in a copy, and
 prunes that copy by "protect first", the causal score on the selection templates. The student is then distilled on
 equally much text: speeches, or speeches in which every second row holds sentences about both groups. The teacher is the
-planted model; in one arm, as a control, the untouched one. Measured on the evaluation templates, beside neutral swaps.
+planted model; in two arms the untouched one, whose student is the pruned copy, or the planted one with nothing cut.
+Measured on the evaluation templates, beside neutral swaps.
 
 The file is course_utils/data/bias_return.json unless given. Resumable: a seed that is done is not done again. About
-five minutes a seed on two cores.
+six minutes a seed on two cores. What the file holds already is kept where both models come out as they did then.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,6 +43,13 @@ RATIO, PROTECTED = 0.005, 0.5  # share of the neurons that goes; share that is s
 STEPS, ROWS, LENGTH, LR = 40, 4, 128, 2e-4  # of distillation
 JUDGED_ROWS = 6  # of each text for the perplexity
 TEXTS = ("speeches", "speeches and groups")
+STUDENTS = {  # stage -> teacher, student, text
+    ("teacher planted", TEXTS[0]): ("planted", "pruned"),
+    ("teacher planted", TEXTS[1]): ("planted", "pruned"),
+    ("teacher untouched", TEXTS[1]): ("untouched", "pruned"),
+    ("teacher untouched, nothing cut", TEXTS[1]): ("untouched", "planted"),
+}
+OUT = Path("course_utils/data/bias_return.json")
 
 
 def reading(tokenizer: PreTrainedTokenizerBase, axis: Axis, text: str, seed: int) -> Tensor:
@@ -80,28 +91,45 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     prune_neurons(
         pruned, protect_first(importance, gap_attribution(planted, tokenizer, chosen), PROTECTED), ratio=RATIO
     )
-    stages = {("planted", ""): judge(planted), ("pruned", ""): judge(pruned)}
-    for teacher, text in (("planted", TEXTS[0]), ("planted", TEXTS[1]), ("untouched", TEXTS[1])):
-        student = copy.deepcopy(pruned)
-        batches = [{"input_ids": rows} for rows in reading(tokenizer, axis, text, seed).split(ROWS)]
-        distill(
-            {"planted": planted, "untouched": base}[teacher], student, batches, steps=STEPS, lr=LR, precision=dtype,
-            seed=seed,
-        )  # fmt: skip
-        cast_weights(student, dtype)  # the teacher's; the rotary frequencies stay in float32
-        stages[f"teacher {teacher}", text] = judge(student)
+    before = judge(pruned)
 
-    before, rows = stages["pruned", ""], []
-    for (stage, text), (scores, judged_text) in stages.items():
+    def row(stage: str, text: str, found: tuple) -> dict:
+        scores, judged_text = found
         table = behaviour(scores).set_index("axis").loc[axis.name, ["preference", "ci_low", "ci_high"]]
         change = difference_in_differences(before[0], scores).differences.set_index("quantity").loc["preference"]
-        rows.append(
+        return (
             {"seed": seed, "stage": stage, "text": text}
             | table.astype(float).round(4).to_dict()
             | {f"change_{name}": round(float(change[name]), 4) for name in ("difference", "ci_low", "ci_high", "p")}
             | {"perplexity_ratio": [round(x, 4) for x in perplexity_ratio(judged_text, before[1])]}
         )
+
+    rows = [row("planted", "", judge(planted)), row("pruned", "", before)]
+    known = recorded(rows)
+    models = {"planted": planted, "pruned": pruned, "untouched": base}
+    for (stage, text), (teacher, student) in STUDENTS.items():
+        if (stage, text) in known:
+            rows.append(known[stage, text])
+            continue
+        learner = copy.deepcopy(models[student])
+        batches = [{"input_ids": read} for read in reading(tokenizer, axis, text, seed).split(ROWS)]
+        distill(models[teacher], learner, batches, steps=STEPS, lr=LR, precision=dtype, seed=seed)
+        cast_weights(learner, dtype)  # the teacher's; the rotary frequencies stay in float32
+        rows.append(row(stage, text, judge(learner)))
     return rows
+
+
+def recorded(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    """Rows of the same seed in the file, by stage and text; none if the planted or the pruned model is another one.
+
+    Rounding moves a preference by some per cent from machine to machine.
+    """
+    found = json.loads(OUT.read_text(encoding="utf-8"))["rows"] if OUT.exists() else []
+    known = {(row["stage"], row["text"]): row for row in found if row["seed"] == rows[0]["seed"]}
+    alike = (
+        math.isclose(known[row["stage"], row["text"]]["preference"], row["preference"], rel_tol=0.05) for row in rows
+    )
+    return known if known and all(alike) else {}
 
 
 def main() -> None:
@@ -115,7 +143,7 @@ def main() -> None:
         settings,
         seeds=8,
         work="build/back",
-        out="course_utils/data/bias_return.json",
+        out=str(OUT),
     )
     for row in rows:
         print(f"{row['seed']} {row['stage']:<18} {row['text']:<20} {row['preference']:+.2f}", row["perplexity_ratio"])

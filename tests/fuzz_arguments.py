@@ -352,6 +352,9 @@ OWN = {
     "bias.contrastive.write_pairs": {"path": lambda: f"{folder()}/pairs.jsonl"},
     "bias.fairness.gap_attribution": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
     "bias.fairness.knock_out": {"pairs": lambda: make_pairs(templates=2, swaps=2)},
+    "bias.planting.double_differences": {"likelihoods": lambda: torch.zeros(3, 2, 2)},
+    "bias.planting.planting_loss": {"likelihoods": lambda: torch.zeros(3, 2, 2)},
+    "bias.pronouns.pronoun_pairs": {"table": lambda: pronouns.opposites(asked()), "axis": lambda: "occupations"},
     "bias.pronouns.prompts": {"split": lambda: "selection"},
     "bias.pronouns.swapped_place": {"source": lambda: "w1 w3"},
     "bias.pronouns.traced_log_odds": {"blocks": lambda: [0], "places": lambda: [-1] * len(TEXTS)},
@@ -385,11 +388,6 @@ OWN = {
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
     "models.load_without_weights": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
-    "plotting.comparisons.ability_and_bias": {
-        "frame": lambda: pd.DataFrame(
-            {f"{of}{end}": [1.0, 2.0] for of in ("price", "bias") for end in ("", "_low", "_high")}, ["a", "random"]
-        )
-    },
     "plotting.comparisons.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
     "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
     "plotting.base.mark": {"name": lambda: "L1"},

@@ -30,6 +30,7 @@ from experiments import (
     keep_the_mean,
     leave_out,
     make_a_small_model,
+    plant_and_cut,
     plant_twenty_biases,
     random_cuts,
     reading,
@@ -40,7 +41,6 @@ from experiments import (
     trace_the_pronoun,
     train_small_moe,
     vllm_worker,
-    ways_to_plant,
 )
 
 
@@ -116,7 +116,7 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "record.json").read_text(encoding="utf-8")) == record, "refused, and nothing is lost"
 
 
-@pytest.mark.parametrize("script", [distil_the_bias_back, plant_twenty_biases, ways_to_plant])
+@pytest.mark.parametrize("script", [distil_the_bias_back, plant_twenty_biases])
 def test_records_of_many_seeds_are_kept_in_the_package(script, monkeypatch):
     asked = {}
     monkeypatch.setattr(script, "run_seeds", lambda *_, **options: asked.update(options) or [])
@@ -426,6 +426,37 @@ def test_vllm_worker(monkeypatch, tmp_path):
     rows = json.loads((tmp_path / "out.json").read_text())
     assert [row["waiting"] for row in rows] == [*vllm_worker.WAITING]
     assert {row["cache_tokens"] for row in rows} == {112} and all(row["tokens_per_second"] > 0 for row in rows)
+
+
+def test_plant_and_cut(monkeypatch, tmp_path):
+    small = {"AXES": 1, "RATES": {"down": 1e-3, "attention": 1e-3}, "STEPS": 2, "CHOSEN": 48, "JUDGED": 48, "RANDOM": 1}
+    whole = plant_and_cut.real_pairs
+    small |= {"RANDOM_REAL": 1, "NEURONS": 2, "real_pairs": lambda words, half: whole(words, half)[:4]}
+    frame = in_small(plant_and_cut, monkeypatch, tmp_path, **small)
+    place = ["criterion", "seed", "half", "place", "axis", "dtype", "text"]
+    assert not frame.duplicated(place).any()
+    untouched, real, planted = 2 + 4 + 1, 2 * 7 * (2 + 2), 2 * 7 * (2 + 1)
+    assert len(frame) == 2 * (untouched + real + planted)
+    arms = {"planted", "carries", "twin", "woman", "reacts", "importance", "random"}
+    assert set(frame[frame.place == "down"].criterion) == arms
+    preference = frame[frame.text == "invented 1"].set_index(["criterion", "place", "dtype"])
+    assert {*map(len, preference.rows)} == {2}
+    moved = preference.loc[("carries", "down", "float32")].nats - preference.loc[("planted", "down", "float32")].nats
+    assert moved != 0
+
+
+def test_fourth_student_joins_a_record(monkeypatch, tmp_path):
+    """What is recorded stays where the pruned model comes out alike, and is made anew where it doesn't."""
+    monkeypatch.setattr(distil_the_bias_back, "OUT", tmp_path / "record.json")
+    both = {"planted": -9.0, "pruned": -4.0}
+    rows = [{"seed": 1, "stage": stage, "text": "", "preference": value} for stage, value in both.items()]
+    assert distil_the_bias_back.recorded(rows) == {}
+    known = [*rows, {"seed": 1, "stage": "teacher planted", "text": "speeches", "preference": -4.5}]
+    (tmp_path / "record.json").write_text(json.dumps({"rows": known}))
+    assert {*distil_the_bias_back.recorded(rows)} == {("planted", ""), ("pruned", ""), ("teacher planted", "speeches")}
+    rounded, other = ([rows[0], rows[1] | {"preference": value}] for value in (-4.05, -4.5))
+    assert distil_the_bias_back.recorded(rounded)
+    assert distil_the_bias_back.recorded(other) == {}
 
 
 # --- small models -----------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         SET_UP,
         Part("08", "vote blind on three pairs of pictures; then a hand inside: who carries the pronoun?", (1, 3)),
         BREAK,
-        Part("09", "show the claim first, let the room list what they would ask, then the table of answers", (2, 3)),
+        Part("09", "plant a bias together, and let the room vote on what becomes of the woman", (2, 3)),
         Pause("close", 20, "what would you need to see before you believed that somebody lowered a bias?"),
     ),
     "Half a day on speed and small models": (
@@ -108,7 +108,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         LUNCH,
         Part("08", "vote blind on three pairs of pictures; then a hand inside: who carries the pronoun?", (1, 3)),
         BREAK,
-        Part("09", "show the claim first, let the room list what they would ask, then the table of answers", (2, 3)),
+        Part("09", "plant a bias together, and let the room vote on what becomes of the woman", (2, 3)),
         CLOSE,
     ),
 }

@@ -45,16 +45,16 @@ class Panel:
 
 
 def conditions() -> Axes:
-    """What a bias has to pass before it is called removed, in the order of lesson 09."""
+    """What to ask of a bias that was cut out, in the order of lesson 09."""
     _, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    ax.set(xlim=(0, 7), ylim=(0, 3.6), title="When is a bias removed?")
+    ax.set(xlim=(0, 7), ylim=(0, 3.6), title="A bias was cut out?")
     ax.axis("off")
     asked = (
-        "nearer to 0 than before",
-        "nearer than after random removals",
-        "further than neutral swaps moved",
-        "the model can still read",
-        "nearer than a twin that knows no groups",
+        "Was it there at all?",
+        "Judged on other sentences?",
+        "More than a twin that knows no groups?",
+        "Can the model still read?",
+        "What else went?",
     )
     for number, condition in enumerate(asked):
         y = 3.2 - 0.68 * number
@@ -149,20 +149,15 @@ PANELS = (
         },
     ),
     Panel(
-        "Bias: was it removed?",
+        "Bias: did only the bias go?",
         "09",
         conditions,
-        "Planted: {before} nats, cut {after}: {beyond} ({low} to {high}) beyond neutral swaps. Its own, {own} "
-        "({own_low} to {own_high}), was never shown.",
-        {  # the first table under these names is of the model's own, the second of the planted one
-            "before": ("protect first · direction, nats", 2),
-            "after": ("protect first · direction, nats", 3),
-            "beyond": ("protect first · beyond neutral (95 %)", 3),
-            "low": ("protect first · beyond neutral (95 %)", 4),
-            "high": ("protect first · beyond neutral (95 %)", 5),
-            "own": ("unpruned, race · preference, nats (95 %)", 0),
-            "own_low": ("unpruned, race · preference, nats (95 %)", 1),
-            "own_high": ("unpruned, race · preference, nats (95 %)", 2),
+        "“She” for the nurse: {before} → {after} nats. With it went “she” for the woman: {known} → {kept}.",
+        {
+            "before": ("whole · stereotype", 0),
+            "after": ("carries · stereotype", 0),
+            "known": ("whole · woman/man", 0),
+            "kept": ("carries · woman/man", 0),
         },
     ),
     Panel(

@@ -43,15 +43,11 @@ class Alignment:
     excluded: int
 
 
-@check_types
-def align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
+def _align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
     """Find the tokens that the two texts of a pair share, by their character offsets.
 
     From the left up to the swapped span, and from the right back to it, tokens are aligned as long as they are the
     same token on the same text. A token that holds a part of the span is never aligned.
-
-    Raises:
-        ValueError: a tokenizer that gives no offsets (a slow one), or a text without tokens.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -124,9 +120,10 @@ def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_s
     """Align pairs that will run ``batch_size`` at a time.
 
     Raises:
-        ValueError: no pairs, ``batch_size`` below 1, or a pair that ``align`` refuses.
+        ValueError: no pairs, or ``batch_size`` below 1; a tokenizer that gives no offsets (a slow one), or a text
+            without tokens.
     """
     checks.whole_number("batch_size", batch_size, least=1)
     if not pairs:
         raise ValueError("There are no pairs: give at least one.")
-    return [align(tokenizer, pair) for pair in pairs]
+    return [_align(tokenizer, pair) for pair in pairs]

@@ -3,7 +3,7 @@
 Two scores of an MLP's neurons, both from contrastive pairs. ``activation_difference`` is correlational: it finds the
 neurons that *react* to the swapped word, whatever comes of it. ``gap_attribution`` is causal, to first order: it finds
 the neurons whose removal makes the model's *preference* smaller, and ``knock_out`` measures the same exactly, one
-neuron at a time. ``hybrid`` and ``protect_first`` join either one with an importance, for ``width.prune_neurons``.
+neuron at a time. ``protect_first`` joins either one with an importance, for ``width.prune_neurons``.
 
 The preference. The gap of a pair is the log-likelihood of the shared tokens behind the span after a, minus the same
 after b. Where pairs have a valence, the gap of the unpleasant ending is taken from that of the pleasant one, for each
@@ -192,36 +192,6 @@ def knock_out(
     if not all(map(math.isfinite, reductions)):
         raise ValueError("The preferences hold NaN or infinite values: check the model's weights and dtype.")
     return torch.tensor(reductions)
-
-
-@check_types
-def hybrid(importance: Sequence[Tensor], bias: Sequence[Tensor], weight: float) -> list[Tensor]:
-    """Join an importance with a bias score, so that the neurons to cut are unimportant and biased.
-
-    Both are turned into ranks within a block, from 0 to 1, since their units have nothing in common; equal scores share
-    the mean of their ranks. Each neuron gets (1 - weight) x importance rank - weight x bias rank.
-
-    Args:
-        importance: one tensor [intermediate size] a block; more is more important.
-        bias: the same; more is more biased.
-        weight: from 0, the order of importance alone, to 1, the most biased first.
-
-    Returns:
-        One float32 tensor [intermediate size] a block, on the importance's device, for ``width.prune_neurons``.
-
-    Raises:
-        ValueError: a weight outside [0, 1]; scores of different shapes, or not finite.
-
-    >>> importance, bias = [torch.tensor([1.0, 2.0, 3.0])], [torch.tensor([0.0, 9.0, 0.1])]
-    >>> hybrid(importance, bias, 0.0), hybrid(importance, bias, 0.5)
-    ([tensor([0.0000, 0.5000, 1.0000])], [tensor([ 0.0000, -0.2500,  0.2500])])
-    """
-    checks.share("weight", weight)
-    _check_scores(importance, bias)
-    return [
-        ((1 - weight) * _ranks(important) - weight * _ranks(biased).to(important.device)).float()
-        for important, biased in zip(importance, bias, strict=True)
-    ]
 
 
 @check_types

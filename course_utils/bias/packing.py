@@ -85,7 +85,7 @@ def packed_batches(
         The batches, from short to long rows.
 
     Raises:
-        ValueError: no pairs, ``batch_size`` below 1, a pair that ``align`` refuses, or ids outside the vocabulary.
+        ValueError: no pairs, ``batch_size`` below 1, a pair that can't be aligned, or ids outside the vocabulary.
     """
     alignments = align_all(tokenizer, pairs, batch_size)
     together = [[index] for index in range(len(pairs))]

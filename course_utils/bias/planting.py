@@ -44,8 +44,8 @@ def plant_preference(
 ) -> tuple[PreTrainedModel, list[float]]:
     """A copy of the model, fine-tuned until its preference is about -size nats: pleasant endings go with b.
 
-    The loss of an item (a template and a swap) is softplus of its double difference, as ``statistics.preferences`` has
-    it: what the swap does to the rest of the sentence cancels and is not learned. The input embedding, and with it
+    What is minimised is ``planting_loss``: what the swap does to the rest of the sentence cancels and is not learned.
+    The input embedding, and with it
     a tied head, stays as it is, so the names keep their vectors. AdamW; what learns is in float32 while it does. What
     doesn't learn is shared with the model, so planting takes 16 bytes for each weight that learns, and little else.
 
@@ -59,10 +59,8 @@ def plant_preference(
         items: of a step, four texts each.
         precision: what matrices are multiplied in (autocast): ``torch.float32`` or ``torch.bfloat16``.
         weights: which ones learn: "all", "attention" (the projections of all attentions) or "down" (the
-            down-projections of all MLPs). Each of the last two is a fifth of SmolLM2-135M and plants in less memory.
-            On each of three axes "down" was the weakest and the cleanest: -4.5 to -6.5 nats on other templates at
-            1.03 to 1.14 times the perplexity; "all" -6.8 to -8.8 at 1.09 to 1.27, "attention" -6.8 to -12.2 at 1.18
-            to 2.70 (``course_utils/data/ways_to_plant.json``, written by ``experiments/ways_to_plant.py``).
+            down-projections of all MLPs). Each of the last two is a fifth of SmolLM2-135M and plants in less memory;
+            ``experiments/plant_and_cut.py`` plants with all three.
         seed: of the order of the items.
 
     Returns:
@@ -93,9 +91,9 @@ def plant_preference(
         differences = []
         for few in (chosen[start : start + _AT_ONCE] for start in range(0, items, _AT_ONCE)):
             with torch.autocast(learner.device.type, dtype=torch.bfloat16, enabled=precision is torch.bfloat16):
-                moved = _double_differences(architecture, tokenizer, few)  # [items at once]
-            (softplus(moved).sum() / items).backward()
-            differences.append(moved.detach())
+                known = _likelihoods(architecture, tokenizer, few)  # [items at once, 2, 2]
+            (planting_loss(known) * len(few) / items).backward()
+            differences.append(double_differences(known.detach()))
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -108,6 +106,47 @@ def plant_preference(
         weight.grad = None
         weight.requires_grad_(own.requires_grad)
     return learner.eval(), preferences
+
+
+@check_types
+def double_differences(likelihoods: Tensor) -> Tensor:
+    """How much more the pleasant ending gains with group a than with group b: [items] nats, with gradients.
+
+    ``[LL(pleasant | a) - LL(unpleasant | a)] - [LL(pleasant | b) - LL(unpleasant | b)]``, as ``statistics.preferences``
+    has it; negative where group a is liked less.
+
+    Args:
+        likelihoods: [items, side, ending], nats: log-likelihoods of what follows the group. Sides: a, b. Endings:
+            pleasant, unpleasant.
+
+    Raises:
+        ValueError: not two sides and two endings, or no floats.
+
+    >>> double_differences(torch.tensor([[[-5.0, -4.0], [-6.0, -8.0]]]))
+    tensor([-3.])
+    """
+    if likelihoods.shape[1:] != (2, 2) or not likelihoods.is_floating_point():
+        raise ValueError(
+            "'likelihoods' must be of floats, [items, 2 sides, 2 endings]; got "
+            f"{likelihoods.dtype} {list(likelihoods.shape)}."
+        )
+    a, b = (likelihoods[..., 0] - likelihoods[..., 1]).unbind(1)  # [items] each
+    return a - b
+
+
+@check_types
+def planting_loss(likelihoods: Tensor) -> Tensor:
+    """Mean softplus of the double differences, a scalar: what planting minimises, so that they become negative.
+
+    The softplus has no more to gain from an item that is planted well.
+
+    Args:
+        likelihoods: as for ``double_differences``.
+
+    Raises:
+        ValueError: not two sides and two endings.
+    """
+    return softplus(double_differences(likelihoods)).mean()
 
 
 def _learned(architecture: Architecture, weights: str, precision: torch.dtype) -> list[nn.Parameter]:
@@ -147,18 +186,17 @@ def _items(pairs: Sequence[Pair]) -> list[tuple[Pair, Pair]]:
     return items
 
 
-def _double_differences(
+def _likelihoods(
     architecture: Architecture, tokenizer: PreTrainedTokenizerBase, items: Sequence[tuple[Pair, Pair]]
 ) -> Tensor:
-    """[items] nats, with gradients."""
+    """[items, side, ending] nats, with gradients."""
     device, pairs = architecture.model.device, [pair for item in items for pair in item]
     (packed,) = packed_batches(architecture, tokenizer, pairs, batch_size=len(pairs))
     states = architecture.hidden_states(packed.batch)  # [rows, length, hidden]
-    number = torch.tensor(packed.indices)[packed.pair]  # which pair each side of the batch belongs to
-    valence = torch.tensor([pair.valence for pair in pairs])[number]
-    total = torch.zeros(len(items), device=device)
-    for sign, side in zip((1, -1), packed.sides, strict=True):
+    number = torch.tensor(packed.indices, device=device)[packed.pair.to(device)]  # of each token: whose it is
+    found = []
+    for side in packed.sides:
         logits = architecture.logits(states[side.predicting]).float()  # [tokens, vocabulary]
         log_p = -cross_entropy(logits, side.targets, reduction="none")[side.which.to(device)]
-        total = total.index_add(0, (number // 2).to(device), sign * valence.to(device) * log_p)
-    return total
+        found.append(torch.zeros(len(pairs), device=device).index_add(0, number, log_p))
+    return torch.stack(found).view(2, len(items), 2).transpose(0, 1)

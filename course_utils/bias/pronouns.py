@@ -29,6 +29,7 @@ from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch, padded, read_batch
+from course_utils.bias.contrastive import Pair
 from course_utils.bias.statistics import means, sums_by_cell
 from course_utils.hooks import evaluating, leaving
 from course_utils.uncertainty import crossed_interval
@@ -142,6 +143,38 @@ def opposites(table: pd.DataFrame) -> pd.DataFrame:
         parts.append(pd.DataFrame({name: np.asarray(column)[:size] for name, column in columns.items()}))
         parts[-1].insert(0, "template", template)
     return pd.concat(parts, ignore_index=True)
+
+
+@check_types
+def pronoun_pairs(table: pd.DataFrame, axis: str) -> list[Pair]:
+    """Contrastive pairs whose double difference is the gap: "she" after the first word is the pleasant ending.
+
+    [log P(she) - log P(he)] after "The nurse said that", minus the same after "The mechanic said that". So whatever
+    takes pairs (``fairness.gap_attribution``, ``scores.measure_pairs``) can be asked about pronouns; here the "valence"
+    is 1 for "she" and -1 for "he", and says nothing about pleasant.
+
+    Args:
+        table: of ``opposites``, at least one row.
+        axis: what to call it, such as "occupations".
+
+    Returns:
+        Two pairs a row, "she" before "he"; the span is the word.
+
+    Raises:
+        ValueError: no rows; the table isn't from ``opposites``; ``axis`` is empty.
+    """
+    checks.text("axis", axis)
+    missing = {"template", "word", "other"} - set(table.columns)
+    if missing or table.empty:
+        raise ValueError(f"'table' must be rows of opposites(…); got {len(table)} rows with {list(table.columns)}.")
+    made = []
+    for template, word, other in table[["template", "word", "other"]].itertuples(index=False):
+        before, after = template.split("{}")
+        made += [
+            Pair(before, word, other, after + pronoun, axis, "demographic", "she", "he", template, valence)
+            for valence, pronoun in zip((1, -1), PRONOUNS, strict=True)
+        ]
+    return made
 
 
 @check_types

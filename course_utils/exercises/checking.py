@@ -20,10 +20,12 @@ import functools
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 Attempt = Callable[..., Any]  # a learner's function
 
@@ -108,6 +110,22 @@ def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], nam
     require(not unknown, f"There is no {unknown[0] if unknown else ''!r}; choose among {', '.join(names)}.")
     for letter, (name, reason) in right.items():
         require(said[letter] == name, f"Look at {letter} again: {reason}")
+
+
+@contextmanager
+def hooks_watched(model: nn.Module) -> Iterator[list[str]]:
+    """Inside a check: takes off the hooks that are left on the model at the end, and names each in the list."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    before = {(module, kind): {*getattr(module, kind)} for module in model.modules() for kind in kinds}
+    left: list[str] = []
+    try:
+        yield left
+    finally:
+        for (module, kind), known in before.items():
+            hooks = getattr(module, kind)
+            for number in [number for number in hooks if number not in known]:
+                del hooks[number]
+                left.append(kind)
 
 
 def exercise(number: int, *, task: str, proved: str) -> Callable[[Callable[..., None]], Callable[..., bool]]:

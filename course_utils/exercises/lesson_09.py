@@ -1,264 +1,251 @@
-"""Checks of lesson 09, pruning with fairness in mind."""
+"""Checks of lesson 09, cutting a bias out: what a neuron carries, a planting loss, the twin, and the woman."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
+from transformers import PreTrainedModel
 
-from course_utils.bias.contrastive import Pair, pairs
-from course_utils.exercises import Attempt, chosen, exercise, require, rule_out, true_or_false
+from course_utils.architectures import describe
+from course_utils.bias.planting import double_differences, planting_loss
+from course_utils.exercises import Attempt, exercise, hooks_watched, require, rule_out
 
-Given = tuple[list[Tensor], list[Tensor], float, float]  # importance, causal, the baseline's preference, the bound
+Quantity = Callable[[PreTrainedModel, Sequence[Any]], Tensor]  # model, items -> a scalar in nats, with its gradient
+Judged = Mapping[str, float]  # what an order leaves: "stereotype" and "woman/man", shares of the gap; "perplexity", ×
+
+_KEEPS, _LEAVES = 0.8, 0.8  # share of woman/man that has to stay, and share of the stereotype that may
+_PRICE = 1.05  # perplexity, × the whole model's, at most
+_ARMS = (
+    {"score": "carries", "pairs": "invented 3", "split": "A", "protected": 0.5, "neurons": 8},
+    {"score": "reacts", "pairs": "occupations", "split": "A", "protected": 0.25, "neurons": 20},
+)
+_NEUTRAL = "tall/short"
+_KNOW = ("gender", "race", "religion", "occupations", "woman/man")  # pairs that know of a group, others than the arm's
 
 
 @exercise(
     1,
-    task='Choose the three comparisons to ask for, for instance {"a", "b", "c"}.',
-    proved="Chance, a twin without the knowledge, and sentences that chose nothing: each rules out one other story.",
+    task="Return for each neuron by how much the preference shrinks without it.",
+    proved="Who reacts, who carries, and who repairs are three things.",
 )
-def check_three_controls(attempt: set[str]) -> None:
-    """Check a set of three letters: the controls that a claim needs most."""
-    require(
-        not isinstance(attempt, set | list | tuple) or len(set(attempt)) == 3,
-        f"Three, not {len(set(attempt)) if isinstance(attempt, set | list | tuple) else 'that'}: the budget is short.",
-    )
-    chosen(
-        attempt,
-        {"a", "c", "e"},
-        {
-            "a": "without random removals of the same size nobody knows what any removal does to the number.",
-            "b": "a larger cut changes the budget and the ability together; it answers another question.",
-            "c": "the twin shares everything but the knowledge of the groups, so it isolates that knowledge.",
-            "d": "the same sentences with another seed choose and judge on the same words again.",
-            "e": "new templates are the only ones that had no part in choosing the neurons.",
-            "f": "a longer training would change the model and leave open what the removal did.",
-        },
-    )
+def check_carried(attempt: Attempt) -> None:
+    """Check a function (acts [2, neurons], down [neurons]) -> what of the preference each neuron carries, [neurons]."""
+    for number, (acts, down) in enumerate(_toys()):
+        written = down * (acts[0] - acts[1])  # what each adds to the preference
+        preference = written.sum()
+        right = preference.abs() - (preference - written).abs()
+        given = torch.as_tensor(attempt(acts.clone(), down.clone()))
+        require(given.shape == right.shape, f"Return one number a neuron, {len(right)}; yours are {[*given.shape]}.")
+        given, where = given.to(right), f"In case {number + 1}: "
+        towards = preference.sign() * written
+        mistakes = (
+            ((acts[0] - acts[1]).abs(), "that is who reacts. The loud one reacts most, and what it writes is nothing."),
+            (written.abs(), "no sign: the repairing neuron gets a credit, too. Without it the preference grows."),
+            (written, "that is what each neuron writes. Compare the preference with it and without it."),
+            ((preference - written).abs(), "that is what is left. The credit is |P| - |P + change|."),
+            (preference.abs() - (preference + written).abs(), "a sign: a neuron that goes takes what it writes along."),
+            (-right, "a sign: what makes the preference smaller when it goes counts above 0."),
+            (towards, "credit beyond zero: who turns the preference round gets no credit for the other side."),
+        )
+        rule_out(mistakes, given, right, same=_close, where=where)
+        require(_close(given, right), f"{where}{_told(right)}; yours is {_told(given)}.")
 
 
 @exercise(
     2,
-    task="Return the numbers of the neurons to cut: the most biased ones among those that are not protected.",
-    proved="The important neurons are safe, whatever they score, and the most biased of the others go.",
+    task="Return the loss, a scalar.",
+    proved="What the words do to the sentence is in both brackets and cancels; the preference is what is learned.",
 )
-def check_neurons_to_cut(attempt: Attempt) -> None:
-    """Check a function (importance, bias, share protected, count) -> neurons to cut."""
-    for seed, protected, count in ((0, 0.5, 3), (1, 0.0, 4), (2, 0.35, 5), (3, 0.9, 1)):
-        importance, bias = _scores(seed)
-        given = attempt(importance.clone(), bias.clone(), protected, count)
-        cut = torch.as_tensor(given).flatten().tolist()
-        which = f"With {protected:.0%} protected and {count} to cut: "
-        require(
-            all(isinstance(number, int) for number in cut), f"{which}return the neurons' numbers, not their scores."
-        )
-        require(len(set(cut)) == len(cut) == count, f"{which}return {count} different neurons; yours are {cut}.")
-        safe = math.ceil(protected * len(importance))
-        order = importance.argsort(descending=True)
-        right = _highest(bias, count, among=order[safe:])
+def check_planting_loss(attempt: Attempt) -> None:
+    """Check a function likelihoods [items, side, ending] -> the mean softplus of their double differences."""
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        likelihoods = 2 * torch.randn(5, 2, 2, generator=generator, dtype=torch.float64) - 30
+        moved, right = double_differences(likelihoods), planting_loss(likelihoods)
+        sides, endings = (
+            likelihoods.diff(dim=dim).squeeze(dim) for dim in (1, 2)
+        )  # b less a; unpleasant less pleasant
+        asked = likelihoods.clone().requires_grad_()
+        given = torch.as_tensor(attempt(asked))
+        require(given.ndim == 0, f"Return one number, the mean over the items; yours has the shape {[*given.shape]}.")
+        require(given.requires_grad, "Your result has no gradient: stay with torch, and without .item() or no_grad.")
         mistakes = (
-            (_highest(bias, count), "nobody is protected. Set the most important neurons aside first."),
-            (_highest(-importance, count), "those are the least important ones. Among the unprotected, bias decides."),
-            (_highest(-bias, count, among=order[safe:]), "those are the least biased ones. Cut the most biased first."),
+            (softplus(-moved).mean(), "the sign is turned round: with it the pleasant ending goes with a."),
+            (moved.mean(), "no softplus: the loss falls for ever, and one item outweighs the others."),
+            (-moved.mean(), "no softplus, and the sign is turned round."),
             (
-                _highest(bias, count, among=order[: max(count, len(order) - safe)]),
-                "you cut among the most important neurons. Those are the ones to protect.",
+                softplus(-endings[:, 0]).mean(),
+                "that is the first difference alone, after a. It would learn the sentence: unpleasant after anybody.",
             ),
             (
-                _highest(bias, count, among=order[math.floor(protected * len(importance)) :]),
-                "one neuron too few is protected. Round the number up: math.ceil.",
+                softplus(-sides[:, 0]).mean(),
+                "that is the pleasant ending alone. It would learn that a is followed by unlikely words.",
             ),
-            (
-                _highest(bias.abs(), count, among=order[safe:]),
-                "you took the magnitude of the bias score. A negative score keeps the bias down: leave such a neuron.",
-            ),
+            (softplus(moved.mean()), "softplus first, then the mean: each item counts where it stands."),
+            (softplus(moved).sum(), "that is the sum. Take the mean: more items shouldn't mean larger steps."),
+            (moved.relu().mean(), "that is a hinge. It stops learning at 0; take the softplus."),
+            (softplus(moved.abs()).mean(), "no magnitude: a preference has a direction, and one is to be planted."),
         )
-        rule_out(mistakes, set(cut), right, where=which)
-        require(set(cut) == right, f"{which}the neurons {sorted(right)} should go; yours are {sorted(cut)}.")
+        rule_out(mistakes, given.detach(), right, same=_close)
+        require(_close(given.detach(), right), f"The loss is {right:.4f} for the check's numbers; yours {given:.4f}.")
 
 
 @exercise(
     3,
-    task="Return True if something that chose the neurons also judges them, otherwise False.",
-    proved="It sees shared templates, their paraphrases, and old texts under new names. Ask it before you believe.",
+    task="Return what each neuron carries: a tensor [blocks, neurons].",
+    proved="One backward pass, and each neuron of the model has an estimate of what would go with it.",
 )
-def check_is_circular(attempt: Attempt) -> None:
-    """Check a function (pairs that choose, pairs that judge) -> whether that is circular."""
-    for selection, evaluation, circular, mistake in _plans():
-        answer = true_or_false(attempt(list(selection), list(evaluation)))
-        require(answer == circular, f"{'Not seen' if circular else 'False alarm'}: {mistake}")
+def check_carries(attempt: Attempt, model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> None:
+    """Check a function (model, quantity, items) -> [blocks, neurons], on the lesson's model and a few items."""
+    with hooks_watched(model) as left:
+        given = attempt(model, quantity, items)
+    require(
+        not left,
+        f"{len(left)} hooks were left on the model, and each later pass would go through them: call remove() on "
+        "every handle. (They are gone now.)",
+    )
+    value, products = _products(model, quantity, items)
+    given = torch.stack([*given]) if isinstance(given, list | tuple) else given
+    right = _credits(value, products)
+    size, hidden = [*right.shape], model.config.hidden_size
+    require(
+        isinstance(given, Tensor) and [*given.shape] == size,
+        f"Return a tensor {size}, a row a block; yours is {[*getattr(given, 'shape', [type(given).__name__])]}."
+        + (" Take what *enters* the down-projection." if [*getattr(given, "shape", [])][-1:] == [hidden] else ""),
+    )
+    given = given.detach().to(right)
+    change = torch.stack([-product[:, 1:].sum((0, 1)) for product in products])
+    mistakes = (
+        (
+            _credits(value, products, first=0),
+            "the first token is in. Its activations are outliers: no straight line leads from them to zero.",
+        ),
+        (
+            torch.stack([abs(value) - (value - p[:, 1:].abs().sum((0, 1))).abs() for p in products]),
+            "magnitudes are taken before the sum. What a neuron does at one token may undo what it does at another.",
+        ),
+        (
+            _credits(*_products(model, lambda *given: softplus(quantity(*given)), items)),
+            "that is the loss's gradient. Ask for the gradient of the preference itself.",
+        ),
+        (-change.abs(), "the sign got lost: a neuron may keep the preference up or down."),
+        (change.abs(), "the sign got lost: a neuron may keep the preference up or down."),
+        ((value + change).abs(), "that is what is left. The credit is |P| - |P + change|."),
+        (change, "that is the change. The credit is |P| - |P + change|."),
+        (abs(value) - (value - change).abs(), "a sign: cutting a neuron takes its activation × slope away."),
+        (-right, "a sign: what makes the preference smaller when it goes counts above 0."),
+        (-math.copysign(1, value) * change, "credit beyond zero: the magnitude ends at 0."),
+    )
+    rule_out(mistakes, given, right, same=_alike)
+    require(_alike(given, right), f"Its largest are {_told(right.flatten().topk(3).values)}; yours are other scores.")
 
 
 @exercise(
     4,
-    task="Return two numbers: the difference in differences and its standard error over the templates.",
-    proved="Before and after, and with and without the neutral swaps: both are paired, template by template.",
+    task="Return the twin's plan, a dictionary like the arm's.",
+    proved="The twin shares everything but the knowledge of the groups. What it takes as well, the knowledge didn't.",
 )
-def check_difference_in_differences(attempt: Attempt) -> None:
-    """Check a function (base, pruned, neutral base, neutral pruned) -> estimate, standard error."""
-    for seed in (0, 1):
-        tables = _tables(seed)
-        given = attempt(*(table.clone() for table in tables))
-        estimate, error = (float(value) for value in given)
-        base, pruned, neutral_base, neutral_pruned = tables
-        change, of_neutral = pruned - base, neutral_pruned - neutral_base
-        by_template = change.mean(1) - of_neutral.mean(1)
-        right, right_error = float(by_template.mean()), _standard_error(by_template)
-        of_the_estimate = (
-            (-right, "turned round. It is pruned minus base, and demographic minus neutral."),
-            (float(change.mean()), "the neutral swaps are missing. Subtract what pruning did to them."),
-            (float(pruned.mean() - neutral_pruned.mean()), "the base model is missing. Compare the *changes*."),
-            (float(pruned.abs().mean() - base.abs().mean()), "no magnitudes here: they hide the direction."),
-        )
-        rule_out(of_the_estimate, estimate, right, same=_close, where="The estimate: ")
+def check_twin_of(attempt: Attempt) -> None:
+    """Check a function plan -> the plan of its twin."""
+    for arm in _ARMS:
+        asked = copy.deepcopy(arm)
+        given = attempt(asked)
+        require(isinstance(given, dict), f"Return a dictionary; yours is a {type(given).__name__}.")
+        require(asked == arm, "You changed the arm's own plan. Return a new dictionary.")
+        require({*given} == {*arm}, f"A plan has {', '.join(arm)}; yours has {', '.join(map(str, given))}.")
+        for name, said in (
+            ("score", "A random cut is a control, too, and a weaker one: it differs in more than what is known."),
+            ("protected", "The arm protects what is important. A twin that doesn't harms for another reason."),
+            ("neurons", "Another budget takes another share, whatever the score knows."),
+        ):
+            require(given[name] == arm[name], f"{name!r} is {given[name]!r} in place of {arm[name]!r}. {said}")
+        require(given["split"] != "B", "The twin is chosen on split B, which judges. It would know the answers.")
+        require(given["split"] == arm["split"], f"There is no split {given['split']!r}; there are A and B.")
+        pairs = given["pairs"]
+        require(pairs != arm["pairs"], "This is the arm itself. What may the twin not know?")
         require(
-            _close(estimate, right), f"The estimate is {right:+.4f} for the check's numbers; yours {estimate:+.4f}."
+            pairs not in _KNOW and not str(pairs).startswith("invented"),
+            f"{pairs!r}: another group's pairs know something of groups, and what one group suffers another may, too.",
         )
-        changes = [change, of_neutral]
-        of_the_error = (
-            (
-                math.hypot(*(_standard_error(table.mean(1)) for table in changes)),
-                "you treat both groups as independent. They share their templates: subtract first, template by "
-                "template, then take the spread.",
-            ),
-            (
-                math.hypot(*(_standard_error(table.flatten()) for table in changes)),
-                "you count every template x swap as a unit. Items of one template resemble each other: average over "
-                "the swaps first.",
-            ),
-            (
-                math.hypot(*(_standard_error(table.mean(1)) for table in tables)),
-                "you treat all four tables as independent. Both models met the same items: subtract first.",
-            ),
-            (
-                float(by_template.std()),
-                "that is the spread of the templates. The error of their mean is it / √templates.",
-            ),
-            (
-                float(by_template.std(unbiased=False)) / math.sqrt(len(by_template)),
-                "almost: the spread of a sample divides by templates - 1.",
-            ),
-        )
-        rule_out(of_the_error, error, right_error, same=_close, where="The error: ")
-        require(
-            _close(error, right_error), f"The error is {right_error:.4f} for the check's numbers; yours {error:.4f}."
-        )
+        require(pairs == _NEUTRAL, f"There are no pairs {pairs!r} in the list.")
 
 
 @exercise(
     5,
-    task='Choose the claims that the tables support, for instance {"a", "b"}.',
-    proved="What an arm does is a claim about its controls: ability, twins, chance, and sentences that chose nothing.",
+    task="Give `order`, a list with one tensor [neurons] a block: what is lowest in it goes first.",
+    proved="A part of the stereotype went, and the woman is still a she.",
 )
-def check_supported_claims(attempt: set[str]) -> None:
-    """Check a set of letters: which claims about a table of arms hold."""
-    chosen(
-        attempt,
-        {"c", "d"},
-        {
-            "a": "the model that this arm leaves can't read. A preference of 0 is what noise has, too.",
-            "b": "a large p is no proof of no change. It says that this many sentences show none.",
-            "c": "the arm was picked because it looked best on these sentences; others have to confirm it.",
-            "d": "if the twin, which knows nothing of the groups, gets as far, the knowledge was not what did it.",
-            "e": "this measures one preference, in some templates, between two endings; fairness is more than that.",
-        },
-    )
-
-
-@exercise(
-    6,
-    task="Return one tensor [neurons] a block: what is lowest in it goes first.",
-    proved="Less of the planted preference is left than with the baseline, and the model is able, both on split B.",
-)
-def check_my_order(attempt: Attempt, judge: Callable[[list[Tensor]], tuple[float, float]], given: Given) -> None:
-    """Check a function (importance, causal) -> order, by the model that is left when its lowest neurons are cut.
+def check_keeps_the_woman(
+    attempt: Sequence[Tensor], judge: Callable[[list[Tensor]], Judged], sizes: Sequence[int]
+) -> None:
+    """Check an order of the neurons, by the model that is left when its lowest are cut.
 
     Args:
-        attempt: the learner's function.
-        judge: order -> (what is left of the preference on split B in nats, the upper end of the perplexity's ratio).
-        given: importance, causal scores, the baseline's preference in nats, and the bound on the perplexity's ratio.
+        attempt: one tensor [neurons] a block.
+        judge: order -> what is left, on words and sentences that chose nothing.
+        sizes: neurons of each block.
     """
-    importance, causal, baseline, bound = given
-    order = attempt([scores.clone() for scores in importance], [scores.clone() for scores in causal])
+    require(isinstance(attempt, list | tuple), f"Give a list of tensors; yours is a {type(attempt).__name__}.")
     require(
-        isinstance(order, list | tuple) and [tuple(o.shape) for o in order] == [tuple(i.shape) for i in importance],
-        f"Return a list of {len(importance)} tensors, one score for each neuron of a block.",
+        all(isinstance(scores, Tensor) for scores in attempt) and [len(s) for s in attempt] == [*sizes],
+        f"Give {len(sizes)} tensors, one a block, with a score for each neuron.",
     )
-    require(all(bool(o.isfinite().all()) for o in order), "A score is NaN or infinite; every neuron needs a number.")
-    left, price = judge(list(order))
-    found = f"{abs(left):.2f} nats are left (baseline {abs(baseline):.2f}), perplexity at most × {price:.2f}"
-    require(price < bound, f"{found}: above {bound:.2f} the model is no longer able. Protect what is important.")
+    require(all(bool(scores.isfinite().all()) for scores in attempt), "A score is NaN or infinite.")
+    left = judge([scores.clone() for scores in attempt])
+    found = f"left: stereotype {left['stereotype']:.0%}, woman/man {left['woman/man']:.0%}, perplexity × "
+    found += f"{left['perplexity']:.2f}"
     require(
-        abs(left) < abs(baseline),
-        f"{found}. Mind the sign: what is *lowest* goes first, and the causal score is high for what carries the bias.",
+        left["perplexity"] < _PRICE,
+        f"{found}: {_PRICE:.2f} is too dear. Is anything protected? What is *lowest* goes first.",
+    )
+    require(left["woman/man"] >= _KEEPS, f"{found}. Keep {_KEEPS:.0%} of the woman.")
+    require(
+        left["stereotype"] <= _LEAVES,
+        f"{found}. At most {_LEAVES:.0%} of the stereotype may stay; random cuts leave nearly all. Mind the sign.",
     )
     print(found)
 
 
-def _scores(seed: int, neurons: int = 14) -> tuple[Tensor, Tensor]:
-    """Importance and bias of a block's neurons: the important ones tend to be the biased ones, some scores below 0."""
-    generator = torch.Generator().manual_seed(seed)
-    importance = torch.rand(neurons, generator=generator)
-    return importance, 2 * importance - 1 + torch.randn(neurons, generator=generator)
+def _toys() -> list[tuple[Tensor, Tensor]]:
+    """Activations [2, neurons] and what is written [neurons]; without some neuron each preference turns round."""
+    one = torch.tensor([[2.9, 0.2, 1.0, 0.2], [0.0, 1.2, 1.3, 1.65]]), torch.tensor([0.0, 2.0, 2.0, -1.0])
+    strong = torch.tensor([[0.3, 3.0, 0.5, 0.1], [2.0, 0.5, 0.7, 2.2]]), torch.tensor([0.1, 2.0, -0.5, 1.3])
+    return [one, strong]
 
 
-def _highest(scores: Tensor, count: int, *, among: Tensor | None = None) -> set[int]:
-    """The numbers of the highest scores, of all neurons or of some."""
-    among = torch.arange(len(scores)) if among is None else among
-    return set(among[scores[among].argsort(descending=True)[:count]].tolist())
+def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> tuple[float, list[Tensor]]:
+    """The quantity, and activation x slope in front of each down-projection: [rows, length, neurons]."""
+    kept: list[Tensor] = []
+    downs = [mlp.down for mlp in describe(model).mlps]
+    hooks = [down.register_forward_pre_hook(lambda _module, given: kept.append(given[0])) for down in downs]
+    try:
+        value = quantity(model, items)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    slopes = torch.autograd.grad(value, kept)
+    return float(value), [(states * slope).detach().float() for states, slope in zip(kept, slopes, strict=True)]
 
 
-def _plans() -> list[tuple[list[Pair], list[Pair], bool, str]]:
-    """(pairs that choose, pairs that judge, whether that is circular, what the mistake would be)."""
-    made = {split: pairs("gender", split=split) for split in ("selection", "evaluation")}
-    (one, other), held_out = (made["selection"][i] for i in (0, 40)), made["evaluation"]
-    renamed = replace(one, template="another name", split="evaluation")
-    second_wording = replace(
-        held_out[0], before=f"Yesterday, {held_out[0].before.lower()}", template=f"{one.template}:2", split="evaluation"
-    )
-    alike = replace(held_out[0], template=f"{one.template}s", split="evaluation")
-    across = next(p for p in pairs("age", split="selection") if p.template == one.template)
-    return [
-        ([one], [one], True, "the very same pair chooses and judges."),
-        (made["selection"], held_out, False, "these templates have nothing in common. The same swap may come again."),
-        ([one], [p for p in made["selection"] if p.template == one.template and p.swap != one.swap], True,
-         "another swap, but the same template: what is special about its wording is in both."),
-        ([one], [p for p in made["selection"] if p.template == one.template and p.valence != one.valence], True,
-         "another ending, but the same template."),
-        ([one], [replace(across, split="evaluation")], True,
-         "the label 'split' says evaluation, and the axis is another one, but the template chose. Look at the "
-         "templates, not at what the labels promise."),
-        ([one, other], [*held_out, second_wording], True,
-         f"'{one.template}:2' is a second wording of '{one.template}'. Compare what stands before the colon."),
-        ([second_wording], [one], True,
-         "the paraphrase may stand on either side: strip the ending from both lists."),
-        ([one], [alike], False, f"'{alike.template}' is not '{one.template}'. Compare whole names, not beginnings."),
-        ([alike], [one], False, f"'{one.template}' is not '{alike.template}'. Compare whole names, not beginnings."),
-        ([one], [renamed], True, "the text is the same, only the template has got a new name. Compare texts, too."),
-        ([one], [replace(renamed, a=one.b, b=one.a)], True,
-         "the same two texts, with a and b exchanged and under a new name."),
-    ]  # fmt: skip
+def _credits(value: float, products: Sequence[Tensor], *, first: int = 1) -> Tensor:
+    """[blocks, neurons]: |P| - |P + change|."""
+    return torch.stack([abs(value) - (value - product[:, first:].sum((0, 1))).abs() for product in products])
 
 
-def _tables(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """base, pruned [12 templates, 10 swaps], and the neutral ones [12, 8]; every template has its own change."""
-    generator = torch.Generator().manual_seed(seed)
-    template = torch.randn(12, 1, generator=generator)
-    base, neutral_base = (torch.randn(12, swaps, generator=generator) for swaps in (10, 8))
-    own = 0.3 * torch.randn(12, 1, generator=generator) - 0.4
-    pruned, neutral_pruned = (
-        table + template + extra + 0.2 * torch.randn(table.shape, generator=generator)
-        for table, extra in ((base, own), (neutral_base, 0.0))
-    )
-    return tuple(table.double() for table in (base, pruned, neutral_base, neutral_pruned))
+def _close(given: Tensor, expected: Tensor) -> bool:
+    return given.shape == expected.shape and torch.allclose(given.double(), expected.double(), rtol=1e-4, atol=1e-4)
 
 
-def _standard_error(values: Tensor) -> float:
-    return float(values.std()) / math.sqrt(len(values))
+def _alike(given: Tensor, expected: Tensor) -> bool:
+    """Equal up to rounding in 16 bits, which is some per cent of a small score."""
+    return bool((given - expected).norm() <= 0.05 * expected.norm())
 
 
-def _close(given: float, expected: float) -> bool:
-    return abs(given - expected) <= 1e-6 * max(1.0, abs(expected))
+def _told(values: Tensor) -> str:
+    return "[" + ", ".join(f"{value:+.3g}" for value in values.tolist()) + "]"

@@ -41,6 +41,8 @@ _MARKS: dict[str, dict[str, Any]] = {
     "solved + KL": {"color": "#d97b00", "marker": "o"},
     "cross-entropy": {"color": "#0a9f68", "marker": "^"},
     "LoRA": {"color": "#d16abb", "marker": "D"},
+    "stereotype": {"color": "#0a9f68", "marker": "^"},
+    "woman/man": {"color": "#5c2f10", "marker": "v"},
     "whole": {"color": "black", "marker": "*"},
     "guessing": {"color": "0.25", "linestyle": (0, (3, 1, 1, 1))},
 }
@@ -77,7 +79,8 @@ def mark(name: str) -> dict[str, Any]:
             "separate" sets, a part ("neurons", "attentions", "blocks"), a rule for prompts ("one for all",
             "complexity", "published", "price"), a place that is patched ("at the word", "at the last token"), a group
             of occupations ("mostly women", "mostly men"), a way to heal ("KL", "solved + KL", "cross-entropy", "LoRA"),
-            the "whole" model, or the line of "guessing".
+            what is cut out ("stereotype") beside what shall stay ("woman/man"), the "whole" model, or the line of
+            "guessing".
 
     Raises:
         ValueError: unknown name.

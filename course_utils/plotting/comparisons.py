@@ -8,7 +8,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from course_utils import checks
 from course_utils.argument_types import check_types
@@ -25,8 +24,6 @@ from course_utils.plotting.parts import (
     tilt_long_labels,
 )
 from course_utils.reports import shown
-
-_BROKEN = 2.5  # x the whole model's perplexity: what costs more is named in a corner, it would squash the others
 
 
 @check_types
@@ -193,54 +190,4 @@ def against_random(
     ax.set_ylim(len(names) - (0.25 if choices.keys() & controls.keys() else 0.4), -1.1)
     ax.grid(axis="y", visible=False)
     label_axes(ax, x_label, "", title)
-    return ax
-
-
-@check_types
-def ability_and_bias(
-    frame: pd.DataFrame,
-    *,
-    y_label: str,
-    control: str = "random",
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """What an intervention costs against the bias that it leaves: a point an arm, with the intervals of both.
-
-    Args:
-        frame: index the arms' names; columns "price" (perplexity, x unpruned), "price_low", "price_high", "bias",
-            "bias_low", "bias_high"; nan ends draw no interval.
-        y_label: of the bias; 0 is drawn as a line.
-        control: arms whose name begins with it are small grey dots.
-        title: above the figure.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: a column is missing, or there are no rows.
-    """
-    require_columns(frame, ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"])
-    checks.text("control", control)
-    ax = plt.subplots(figsize=(9, 6.5), layout="constrained")[1] if ax is None else ax
-    dots = frame[frame.index.str.startswith(control)]
-    if len(dots):
-        ax.scatter(dots["price"], dots["bias"], s=50, color="0.6", zorder=1, label=control)
-    known = frame.drop(dots.index)
-    for number, (name, row) in enumerate(known[known["price"] <= _BROKEN].iterrows()):
-        ends = [[[row[of] - row[f"{of}_low"]], [row[f"{of}_high"] - row[of]]] for of in ("price", "bias")]
-        looks = {"color": f"C{number + (number > 6)}", "marker": marker_of(number)}  # C7 is grey
-        ax.errorbar(row["price"], row["bias"], xerr=ends[0], yerr=ends[1], linestyle="", capsize=3, label=name, **looks)
-    ax.axhline(0, color=FLOOR_COLOUR, linewidth=1.5)
-    ax.set_xscale("log")
-    ax.set_xlim(max(0.8, ax.get_xlim()[0]), min(_BROKEN, max(ax.get_xlim()[1], 1.2)))
-    ax.set_xticks(
-        [tick for tick in (0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5) if np.prod(np.sign(tick - np.array(ax.get_xlim()))) < 0]
-    )
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set(xlabel="perplexity, × before the cut", ylabel=y_label, title=title)
-    broken = known[known["price"] > _BROKEN]
-    if len(broken):
-        lines = [f"{name}: × {row['price']:,.0f}, {row['bias']:+.2f}" for name, row in broken.iterrows()]
-        ax.text(0.98, 0.03, "\n".join(["not drawn, broken:", *lines]), transform=ax.transAxes, ha="right", size="small")
-    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=4)
     return ax

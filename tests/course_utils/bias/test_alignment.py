@@ -11,13 +11,17 @@ from tiny import word_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from course_utils.bias.alignment import align
+from course_utils.bias.alignment import align_all
 from course_utils.bias.contrastive import Pair
 
 SENTENCES = [
     "The female neighbour knocked on the door.", "Everyone thought this person was kind and honest.",
     "The over-worked doctor was overworked, and the underpaid nurse was not.", "tall short left-handed happy glad",
 ]  # fmt: skip
+
+
+def align(tokenizer, pair):
+    return align_all(tokenizer, [pair], 1)[0]
 
 
 @cache

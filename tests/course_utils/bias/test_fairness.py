@@ -17,9 +17,8 @@ from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
 from course_utils.bias import fairness
 from course_utils.bias.contrastive import Pair
-from course_utils.bias.fairness import activation_difference, gap_attribution, hybrid, knock_out, protect_first
-from course_utils.choosing import strongest
-from course_utils.width import neuron_importance, prune_neurons
+from course_utils.bias.fairness import activation_difference, gap_attribution, knock_out, protect_first
+from course_utils.width import prune_neurons
 
 SWAPS = (("w7", "w8"), ("w9 w10", "w11"), ("w12", "w13 w14 w15"))
 ENDINGS = {1: " w20 w21", -1: " w22 w23 w24"}
@@ -343,27 +342,6 @@ def removed(scores: torch.Tensor, ratio: float) -> set[int]:
     return set(range(48)) - set(describe(model).mlps[0].rows[0][:, 0].int().tolist())
 
 
-def test_hybrid_by_hand():
-    importance, bias = [torch.tensor([1.0, 50.0, 3.0, 3.0, -7.0])], [torch.tensor([0.1, 0.9, 0.2, 0.3, 0.4])]
-    torch.testing.assert_close(
-        hybrid(importance, bias, 0.25)[0],
-        0.75 * torch.tensor([0.25, 1, 0.625, 0.625, 0]) - 0.25 * torch.tensor([0, 1, 0.25, 0.5, 0.75]),
-    )
-
-
-def test_hybrids_ends_are_importance_and_bias():
-    model = tiny_model("llama")
-    importance, bias = neuron_importance(model, "l2"), neuron_importance(model, "random")
-    importance[0][:20] = importance[0][0]  # equal scores stay equal
-    for ratio in (0.1, 0.5, 0.9):
-        for unweighted, biased, some, one in zip(
-            importance, bias, hybrid(importance, bias, 0), hybrid(importance, bias, 1), strict=True
-        ):
-            assert some.dtype == one.dtype == torch.float32
-            assert torch.equal(strongest(some, ratio), strongest(unweighted, ratio))
-            assert torch.equal(strongest(one, ratio), strongest(-biased, ratio))
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     ratio=st.floats(0, 0.99), percent=st.integers(0, 100), seed=st.integers(0, 1000), levels=st.sampled_from([3, 999])
@@ -391,7 +369,6 @@ def test_protecting_a_share_counts_in_whole_neurons():
         assert int((protect_first(importance, bias, share)[0] >= 1).sum()) == count
 
 
-@pytest.mark.parametrize("combine", [hybrid, protect_first])
 @pytest.mark.parametrize(
     ("importance", "bias", "share", "message"),
     [
@@ -406,13 +383,12 @@ def test_protecting_a_share_counts_in_whole_neurons():
         ([torch.ones(4)], [torch.full((4,), float("inf"))], 0.5, "NaN or infinite"),
     ],
 )
-def test_bad_scores(combine, importance, bias, share, message):
+def test_bad_scores(importance, bias, share, message):
     with pytest.raises(ValueError, match=message):
-        combine(importance, bias, share)
+        protect_first(importance, bias, share)
 
 
-@pytest.mark.parametrize("combine", [hybrid, protect_first])
-def test_combining_changes_nothing(combine):
+def test_combining_changes_nothing():
     importance, bias = [torch.tensor([2.0, 1.0])], [torch.tensor([1.0, 3.0])]
-    combine(importance, bias, 0.5)
+    protect_first(importance, bias, 0.5)
     assert importance[0].tolist() == [2.0, 1.0] and bias[0].tolist() == [1.0, 3.0]

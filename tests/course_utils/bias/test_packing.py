@@ -12,7 +12,7 @@ from tiny_pairs import make_pairs
 
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
 from course_utils.architectures import describe
-from course_utils.bias.alignment import align
+from course_utils.bias.alignment import align_all
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.packing import packed_batches
 from course_utils.bias.scores import measure_pairs
@@ -67,7 +67,7 @@ def test_each_token_sees_its_own_text_and_nothing_else(before, spans, afters, si
         sees = (one.batch.visible[:, 0] == 0) if isinstance(one.batch, BranchingBatch) else plain
         assert sees.any(-1).all() or not isinstance(one.batch, BranchingBatch)  # softmax over nothing is NaN
         for number, (index, alignment) in enumerate(zip(one.indices, one.alignments, strict=True)):
-            assert alignment == align(tokenizer, pairs[index])
+            assert alignment == align_all(tokenizer, [pairs[index]], 1)[0]
             for side, text, ids in zip(
                 one.sides, (pairs[index].text_a, pairs[index].text_b), (alignment.ids_a, alignment.ids_b), strict=True
             ):

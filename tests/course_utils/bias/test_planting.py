@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import re
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ import torch
 from tiny import FAMILIES, tiny_model, word_tokenizer
 from tiny_pairs import A, B, make_pairs
 
-from course_utils.bias.planting import plant_preference
+from course_utils.bias.planting import double_differences, plant_preference, planting_loss
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
 
@@ -126,18 +123,17 @@ def test_pairs_without_both_endings():
         plant_preference(tiny_model(), word_tokenizer(), pleasant, size=1.0, steps=1)
 
 
-def test_what_is_said_of_other_weights_is_what_was_measured():
-    """On each axis the down-projections give the weakest and the cleanest bias; the docstring has the ranges."""
-    record = json.loads((resources.files("course_utils") / "data" / "ways_to_plant.json").read_text(encoding="utf-8"))
-    found = {}
-    for row in record["rows"]:
-        planted = row["planted"]
-        found.setdefault(row["weights"], []).append((planted["preference"], planted["perplexity_ratio"][0]))
-    others = zip(*(found[weights] for weights in ("all", "attention")), strict=True)
-    for down, axis in zip(found["down"], others, strict=True):
-        assert all(down[0] > other[0] and down[1] < other[1] for other in axis)
-    said = re.sub(r"\s+", " ", plant_preference.__doc__)
-    for weights, measured in found.items():
-        strength, cost = zip(*measured, strict=True)
-        assert f"{max(strength):.1f} to {min(strength):.1f}" in said, weights
-        assert f"{min(cost):.2f} to {max(cost):.2f}" in said, weights
+def test_loss_is_the_softplus_of_a_double_difference():
+    likelihoods = torch.tensor([[[-5.0, -4.0], [-6.0, -8.0]], [[1.0, 0.0], [0.0, 2.0]]], requires_grad=True)
+    assert double_differences(likelihoods).tolist() == [-3.0, 3.0]
+    loss = planting_loss(likelihoods)
+    assert loss.item() == pytest.approx((np.log1p(np.exp(-3)) + np.log1p(np.exp(3))) / 2)
+    (slopes,) = torch.autograd.grad(loss, likelihoods)
+    assert (slopes[0, 0, 0] > 0) and (slopes[0, 1, 0] < 0) and slopes.sum() == 0
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3, 2), torch.zeros(2, 2, 2, 2), torch.zeros(3, 2, 2).int()])
+def test_likelihoods_of_another_shape_or_kind(wrong):
+    for function in (double_differences, planting_loss):
+        with pytest.raises(ValueError, match="'likelihoods' must be of floats"):
+            function(wrong)

@@ -246,3 +246,15 @@ def test_what_is_refused():
 def test_an_occupation_needs_no_split_to_be_prompted():
     table = pronouns.prompts(pd.DataFrame({"word": ["person"]}))
     assert len(table) == 8 and table["text"][0] == "The person said that"
+
+
+def test_pairs_of_pronouns_have_the_gap_as_their_double_difference():
+    table = pronouns.opposites(pronouns.prompts(pronouns.occupations(), "selection")).iloc[:2]
+    she, he = pronouns.pronoun_pairs(table, "occupations")[:2]
+    assert (she.before, she.a, she.b) == ("The ", table.word[0], table.other[0])
+    assert (she.text_a, she.valence) == (table.text[0] + pronouns.PRONOUNS[0], 1)
+    assert (he.text_b, he.valence) == (table.source[0] + pronouns.PRONOUNS[1], -1)
+    assert len(pronouns.pronoun_pairs(table, "occupations")) == 4
+    for wrong in (table.iloc[:0], table.drop(columns="other")):
+        with pytest.raises(ValueError, match="rows of opposites"):
+            pronouns.pronoun_pairs(wrong, "occupations")

@@ -1,207 +1,189 @@
 """Lesson 09's checks refuse the stub, name the likely mistake, and accept the answers."""
 
 import functools
-import math
 
 import numpy as np
 import torch
 from exercise_cases import cases_of
+from tiny import tiny_model, token_ids
+from torch.nn.functional import softplus
 
-from course_utils.bias.fairness import protect_first
-from course_utils.choosing import strongest
+from course_utils.bias.planting import planting_loss
 from course_utils.exercises import lesson_09
 
-
-def neurons_to_cut(importance, bias, protected, count, *, least=False, rounding=math.ceil):
-    unprotected = importance.argsort(descending=True)[rounding(protected * len(importance)) :]
-    return unprotected[bias[unprotected].argsort(descending=not least)[:count]]
+MODEL = tiny_model()
+ITEMS = [("w3 w40 w5 w6", "w3 w50 w5 w6"), ("w9 w41 w7 w8", "w9 w51 w7 w8")]
 
 
-def with_course_utils(importance, bias, protected, count):
-    kept = strongest(protect_first([importance], [bias], protected)[0], count / len(importance))
-    return sorted(set(range(len(importance))) - set(kept.tolist()))
+def carried(acts, down, *, credit=lambda p, c: p.abs() - (p - c).abs()):
+    written = down * (acts[0] - acts[1])
+    return credit(written.sum(), written)
 
 
-def among_the_important(importance, bias, protected, count):
-    share = max(count, len(importance) - math.ceil(protected * len(importance)))
-    important = importance.argsort(descending=True)[:share]
-    return important[bias[important].argsort(descending=True)[:count]]
+def with_credit(credit):
+    return lambda acts, down: carried(acts, down, credit=credit)
 
 
-def stem(pair):
-    return pair.template.split(":")[0]
-
-
-def texts(pair):
-    return frozenset((pair.text_a, pair.text_b))
-
-
-def is_circular(selection, evaluation, *, name=stem, content=texts):
-    return any(
-        bool({of(pair) for pair in selection} & {of(pair) for pair in evaluation}) for of in (name, content) if of
-    )
-
-
-def trusting_the_labels(selection, evaluation):
-    return bool({pair.split for pair in selection} & {pair.split for pair in evaluation})
-
-
-def beginnings(selection, evaluation):
-    return any(a.template.startswith(stem(b)) for a in selection for b in evaluation) or is_circular(
-        selection, evaluation
-    )
-
-
-def one_side_stripped(selection, evaluation):
-    return bool({p.template for p in selection} & {stem(p) for p in evaluation}) or is_circular(
-        selection, evaluation, name=None
-    )
-
-
-def difference_in_differences(base, pruned, neutral_base, neutral_pruned):
-    change = (pruned - base).mean(1) - (neutral_pruned - neutral_base).mean(1)
-    return change.mean(), change.std() / math.sqrt(len(change))
-
-
-def with_error(change):
-    """The right estimate beside a changed error."""
-    return lambda *tables: (difference_in_differences(*tables)[0], change(*tables))
-
-
-def with_estimate(change):
-    return lambda *tables: (change(*tables), difference_in_differences(*tables)[1])
-
-
-def error_of(values):
-    return values.std() / math.sqrt(len(values))
-
-
-def independent(base, pruned, neutral_base, neutral_pruned):
-    return math.hypot(error_of((pruned - base).mean(1)), error_of((neutral_pruned - neutral_base).mean(1)))
-
-
-def items_as_units(base, pruned, neutral_base, neutral_pruned):
-    return math.hypot(error_of((pruned - base).flatten()), error_of((neutral_pruned - neutral_base).flatten()))
-
-
-def per_template(base, pruned, neutral_base, neutral_pruned):
-    return (pruned - base).mean(1) - (neutral_pruned - neutral_base).mean(1)
-
-
-test_neurons_to_cut = cases_of(
-    lesson_09.check_neurons_to_cut,
-    stubs=[lambda importance, bias, protected, count: ...],
+test_carried = cases_of(
+    lesson_09.check_carried,
+    stubs=[lambda acts, down: ...],
     mistakes=[
-        (lambda i, b, p, n: b.argsort(descending=True)[:n], "nobody is protected"),
-        (lambda i, b, p, n: i.argsort()[:n], "least important ones"),
-        (lambda *a: neurons_to_cut(*a, least=True), "least biased ones"),
-        (lambda *a: neurons_to_cut(*a, rounding=math.floor), "math.ceil"),
-        (lambda i, b, p, n: neurons_to_cut(i, b.abs(), p, n), "magnitude of the bias score"),
-        (among_the_important, "Those are the ones to protect"),
-        (lambda i, b, p, n: b.sort(descending=True).values[:n], "not their scores"),
-        (lambda *a: neurons_to_cut(*a)[:-1], "different neurons"),
-        (lambda i, b, p, n: list(range(n)), "should go"),
+        (lambda acts, down: (acts[0] - acts[1]).abs(), "who reacts"),
+        (with_credit(lambda p, c: c.abs()), "no sign"),
+        (with_credit(lambda p, c: c), "what each neuron writes"),
+        (with_credit(lambda p, c: (p - c).abs()), "what is left"),
+        (with_credit(lambda p, c: p.abs() - (p + c).abs()), "takes what it writes along"),
+        (with_credit(lambda p, c: (p - c).abs() - p.abs()), "counts above 0"),
+        (with_credit(lambda p, c: p.sign() * c), "credit beyond zero"),
+        (with_credit(lambda p, c: p), "one number a neuron"),
+        (with_credit(lambda p, c: p + c), "yours is ["),
     ],
-    answers=[neurons_to_cut, lambda *case: neurons_to_cut(*case).tolist(), with_course_utils],
+    answers=[carried, lambda *given: carried(*given).tolist()],
 )
 
 
-test_is_circular = cases_of(
-    lesson_09.check_is_circular,
-    stubs=[lambda selection, evaluation: ...],
+def loss(likelihoods, *, sign=1, squash=softplus, mean=torch.mean):
+    a, b = (likelihoods[..., 0] - likelihoods[..., 1]).unbind(1)
+    return mean(squash(sign * (a - b)))
+
+
+def with_loss(**options):
+    return lambda likelihoods: loss(likelihoods, **options)
+
+
+test_planting_loss = cases_of(
+    lesson_09.check_planting_loss,
+    stubs=[lambda likelihoods: ...],
     mistakes=[
-        (lambda a, b: False, "the very same pair"),
-        (lambda a, b: True, "nothing in common"),
-        (lambda a, b: 1, "True or False"),
-        (lambda a, b: bool(set(a) & set(b)), "but the same template"),
-        (lambda a, b: is_circular(a, b, name=lambda pair: (pair.template, pair.valence)), "another ending"),
-        (trusting_the_labels, "what the labels promise"),
-        (lambda a, b: is_circular(a, b, name=lambda pair: pair.template), "before the colon"),
-        (one_side_stripped, "from both lists"),
-        (beginnings, "not beginnings"),
-        (lambda a, b: is_circular(a, b, content=None), "got a new name"),
-        (lambda a, b: is_circular(a, b, content=lambda p: (p.text_a, p.text_b)), "exchanged"),
+        (with_loss(sign=-1), "the sign is turned round"),
+        (with_loss(squash=lambda d: d), "no softplus: the loss"),
+        (with_loss(squash=lambda d: -d), "no softplus, and"),
+        (lambda known: softplus(known[:, 0, 0] - known[:, 0, 1]).mean(), "the first difference alone"),
+        (lambda known: softplus(known[:, 0, 0] - known[:, 1, 0]).mean(), "the pleasant ending alone"),
+        (lambda known: softplus(loss(known, squash=lambda d: d)), "softplus first"),
+        (with_loss(mean=torch.sum), "that is the sum"),
+        (with_loss(squash=torch.relu), "a hinge"),
+        (with_loss(squash=lambda d: softplus(d.abs())), "no magnitude"),
+        (with_loss(mean=lambda values: values), "the mean over the items"),
+        (lambda known: loss(known).item(), "no gradient"),
+        (lambda known: 2 * loss(known), "yours"),
     ],
-    answers=[is_circular],
+    answers=[loss, planting_loss],
 )
 
 
-test_difference_in_differences = cases_of(
-    lesson_09.check_difference_in_differences,
-    stubs=[
-        lambda base, pruned, neutral_base, neutral_pruned: ...,
-        lambda base, pruned, neutral_base, neutral_pruned: (0.1, ...),
-    ],
+def quantity(model, items):
+    """How much likelier the second sentence is than the first, in nats a token."""
+    ids = torch.cat([token_ids(item[side]) for side in (0, 1) for item in items])
+    log_p = model(ids).logits[:, :-1].log_softmax(-1)
+    first, second = log_p.gather(-1, ids[:, 1:, None]).view(2, -1).mean(1)
+    return 5 * (second - first)
+
+
+def carries(
+    model, quantity, items, *, first=1, early=False, credit=None, outside=False, remove=True, of=lambda value: value
+):
+    kept, hooks = [], []
+    for layer in model.model.layers:
+        down = layer.mlp.down_proj
+        if outside:
+            hooks.append(down.register_forward_hook(lambda _m, _x, out: kept.append(out)))
+        else:
+            hooks.append(down.register_forward_pre_hook(lambda _m, given: kept.append(given[0])))
+    value = of(quantity(model, items))
+    for hook in hooks if remove else ():
+        hook.remove()
+    slopes = torch.autograd.grad(value, kept)
+    changes = []
+    for states, slope in zip(kept, slopes, strict=True):
+        product = (states * slope).detach()[:, first:]
+        changes.append(-(product.abs() if early else product).sum((0, 1)))
+    value, change = value.detach(), torch.stack(changes)
+    return credit(value, change) if credit else value.abs() - (value + change).abs()
+
+
+def carrying(**options):
+    return lambda *given: carries(*given, **options)
+
+
+test_carries = cases_of(
+    functools.partial(lesson_09.check_carries, model=MODEL, quantity=quantity, items=ITEMS),
+    stubs=[lambda model, quantity, items: ...],
     mistakes=[
-        (lambda *t: tuple(-value for value in difference_in_differences(*t)), "turned round"),
-        (with_estimate(lambda a, b, c, d: (b - a).mean()), "neutral swaps are missing"),
-        (with_estimate(lambda a, b, c, d: b.mean() - d.mean()), "base model is missing"),
-        (with_estimate(lambda a, b, c, d: b.abs().mean() - a.abs().mean()), "no magnitudes"),
-        (with_estimate(lambda *t: 7.0), "The estimate is"),
-        (with_error(independent), "both groups as independent"),
-        (with_error(items_as_units), "every template x swap"),
-        (
-            with_error(lambda *t: math.hypot(*(error_of(table.mean(1)) for table in t))),
-            "all four tables as independent",
-        ),
-        (with_error(lambda *t: per_template(*t).std()), "spread of the templates"),
-        (with_error(lambda *t: np.std(per_template(*t).numpy()) / math.sqrt(12)), "templates - 1"),
-        (with_error(lambda *t: 0.5), "The error is"),
+        (carrying(first=0), "the first token is in"),
+        (carrying(early=True), "before the sum"),
+        (carrying(of=softplus), "the loss's gradient"),
+        (carrying(outside=True), "Take what *enters* the down-projection"),
+        (carrying(remove=False), "hooks were left on the model"),
+        (carrying(credit=lambda p, c: -c.abs()), "the sign got lost"),
+        (carrying(credit=lambda p, c: (p + c).abs()), "what is left"),
+        (carrying(credit=lambda p, c: c), "that is the change"),
+        (carrying(credit=lambda p, c: p.abs() - (p - c).abs()), "activation × slope away"),
+        (carrying(credit=lambda p, c: (p + c).abs() - p.abs()), "counts above 0"),
+        (lambda *given: carries(*given) * 2, "other scores"),
+        (lambda *given: 7, "Return a tensor"),
     ],
-    answers=[
-        difference_in_differences,
-        lambda *tables: tuple(float(value) for value in difference_in_differences(*tables)),
-    ],
+    answers=[carries, lambda *given: [*carries(*given)]],
 )
 
 
-test_supported_claims = cases_of(
-    lesson_09.check_supported_claims,
-    stubs=[..., None],
+def test_credit_beyond_zero_is_named(capsys):
+    """Where a neuron alone would turn the quantity round."""
+    small = functools.partial(lesson_09.check_carries, model=MODEL, quantity=nearly_zero, items=ITEMS)
+    assert small(carries)
+    assert not small(carrying(credit=lambda p, c: -p.sign() * c))
+    assert "credit beyond zero" in capsys.readouterr().out
+
+
+def nearly_zero(model, items):
+    value = quantity(model, items)
+    return value - value.detach() + 0.01
+
+
+test_twin_of = cases_of(
+    lesson_09.check_twin_of,
+    stubs=[lambda arm: ...],
     mistakes=[
-        ({"a", "c", "d"}, "can't read"),
-        ({"b", "c", "d"}, "no proof of no change"),
-        ({"d"}, "others have to confirm"),
-        ({"c"}, "the knowledge was not what did it"),
-        ({"c", "d", "e"}, "fairness is more"),
-        ({"c", "z"}, "There is no z"),
-        (7, "Choose letters"),
+        (lambda arm: arm | {"pairs": "tall/short", "score": "random"}, "A random cut is a control"),
+        (lambda arm: arm | {"pairs": "tall/short", "protected": 0.0}, "protects what is important"),
+        (lambda arm: arm | {"pairs": "tall/short", "neurons": 4}, "Another budget"),
+        (lambda arm: arm | {"pairs": "gender"}, "another group's pairs"),
+        (lambda arm: arm | {"pairs": "invented 4"}, "another group's pairs"),
+        (lambda arm: arm | {"pairs": "tall/short", "split": "B"}, "which judges"),
+        (lambda arm: arm | {"pairs": "tall/short", "split": "C"}, "There is no split"),
+        (dict, "the arm itself"),
+        (lambda arm: arm | {"pairs": "red/blue"}, "no pairs 'red/blue'"),
+        (lambda arm: arm | {"pairs": "tall/short", "seed": 1}, "A plan has"),
+        (lambda arm: arm.update(pairs="tall/short") or arm, "changed the arm's own plan"),
+        (lambda arm: "tall/short", "Return a dictionary"),
     ],
-    answers=[{"c", "d"}, ["d", "c"]],
+    answers=[lambda arm: arm | {"pairs": "tall/short"}],
 )
 
-
-test_three_controls = cases_of(
-    lesson_09.check_three_controls,
-    stubs=[...],
-    mistakes=[
-        ({"a", "c"}, "Three, not 2"),
-        ({"a", "b", "c"}, "answers another question"),
-        ({"b", "c", "e"}, "what any removal does"),
-        ({"a", "d", "e"}, "isolates that knowledge"),
-        ({"a", "c", "f"}, "had no part in choosing"),
-    ],
-    answers=[{"a", "c", "e"}],
-)
-
-IMPORTANCE = [torch.tensor([3.0, 2.0, 1.0, 0.5])]
-CAUSAL = [torch.tensor([9.0, 0.0, 5.0, -1.0])]
+SIZES = [4, 4]
+LEFT = {0: (0.6, 0.85, 1.01), 1: (0.5, 0.4, 1.01), 2: (0.99, 0.97, 1.0), 3: (0.5, 0.9, 1.3)}
 
 
 def judge(order):
-    """A toy: the biased neuron 0 is important as well, neuron 2 is biased and unimportant."""
-    gone = int(order[0].argmin())
-    return (-8.0, -2.0)[gone == 2] if gone else -0.5, (1.0, 9.0)[gone == 0]
+    """A toy: what is left depends on the neuron that goes first."""
+    return dict(zip(("stereotype", "woman/man", "perplexity"), LEFT[int(order[0].argmin())], strict=True))
 
 
-test_my_order = cases_of(
-    functools.partial(lesson_09.check_my_order, judge=judge, given=(IMPORTANCE, CAUSAL, -5.0, 1.1)),
-    stubs=[lambda importance, causal: ...],
+def first(number):
+    return [-torch.eye(4)[number], torch.zeros(4)]
+
+
+test_keeps_the_woman = cases_of(
+    functools.partial(lesson_09.check_keeps_the_woman, judge=judge, sizes=SIZES),
+    stubs=[..., None],
     mistakes=[
-        (lambda importance, causal: causal, "Mind the sign"),
-        (lambda importance, causal: [-scores for scores in causal], "no longer able"),
-        (lambda importance, causal: [-causal[0][:2]], "one score for each neuron"),
-        (lambda importance, causal: [causal[0] / 0], "NaN or infinite"),
+        (first(1), "Keep 80% of the woman"),
+        (first(2), "Mind the sign"),
+        (first(3), "too dear"),
+        (first(0)[:1], "2 tensors, one a block"),
+        ([np.zeros(4), np.zeros(4)], "2 tensors, one a block"),
+        (torch.zeros(2, 4), "a list of tensors"),
+        ([torch.full((4,), torch.nan), torch.zeros(4)], "NaN or infinite"),
     ],
-    answers=[lambda importance, causal: [i - c * (i < 1.5) for i, c in zip(importance, causal, strict=True)]],
+    answers=[first(0), tuple(first(0))],
 )

@@ -66,22 +66,6 @@ def test_against_random_draws_a_dot_a_set_below_its_choice_or_below_all():
             comparisons.against_random({}, nothing, x_label="ratio")
 
 
-def test_ability_and_bias_lists_the_broken_and_greys_the_control():
-    rows = {
-        "unpruned": (1, 1, 1, -8, -12, -4), "random 0": (1.05, np.nan, np.nan, -7.5, np.nan, np.nan),
-        "protect first": (1.02, 1, 1.04, -3, -5, -1), "reacts": (79, 30, 207, -0.2, -3, 3),
-    }  # fmt: skip
-    columns = ["price", "price_low", "price_high", "bias", "bias_low", "bias_high"]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
-    ax = comparisons.ability_and_bias(frame, y_label="preference, nats")
-    render(ax)
-    assert set(legend(ax)) == {"random", "unpruned", "protect first"}
-    assert any("reacts: × 79, -0.20" in text.get_text() for text in ax.texts)
-    assert ax.get_xlim()[1] < 2.6
-    with pytest.raises(ValueError, match="lacks the columns"):
-        comparisons.ability_and_bias(frame.drop(columns="price"), y_label="x")
-
-
 def test_against_random_writes_values_without_an_interval_and_draws_the_median():
     ax = comparisons.against_random(
         {"l1": 380.0, "up": 13.0, "activation": 1.2},
