@@ -93,6 +93,16 @@ def test_only_answers_are_learned_and_the_template_is_the_models_own(tokenizer, 
         assert learned == f"answer {number}.0</>\nanswer {number}.1</>\n"
 
 
+def test_an_answer_without_weight_is_only_read(tokenizer, tmp_path):
+    chats = [chat(number, answers=2) for number in range(5)]
+    for row in chats:
+        row["messages"][2]["weight"] = 0
+    rows = read_own_text([write(tmp_path / "c.jsonl", chats)]).learned(tokenizer, rows=3, length=128, folder=tmp_path)
+    for whole, learned in zip(told(rows, tokenizer), told(rows, tokenizer, learned=True), strict=True):
+        number = number_of(whole)
+        assert f"answer {number}.0" in whole and learned == f"answer {number}.1</>\n"
+
+
 def test_an_answer_that_a_template_rewrites_later_is_only_read(tokenizer, tmp_path, monkeypatch):
     thinking = (
         "{% for m in messages %}<{{ m.role }}>{% if loop.last and m.role == 'assistant' %}(thought){% endif %}"
