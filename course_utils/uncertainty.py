@@ -255,7 +255,6 @@ def sign_flip_p(differences: np.ndarray, *, resamples: int = RESAMPLES, seed: in
 
 
 @check_types
-@check_types
 def permutation_p(
     statistic: Callable[[np.ndarray], float],
     units: Sequence[object] | np.ndarray,
@@ -298,6 +297,7 @@ def permutation_p(
     return (1 + hits) / (1 + shuffles)
 
 
+@check_types
 def holm(p_values: Iterable[float]) -> np.ndarray:
     """Adjusted p-values for a family of tests (Holm 1979, step-down): [tests] float64.
 

@@ -18,7 +18,6 @@ OUTSIDE = ("lessons/**/*.py", "course_tools/**/*.py", "experiments/*.py", "bench
 _OUTER = "its name and signature are fixed: outside checks call it"
 _CHANNELS = "exact rescaling for who cuts channels alone; `compress.shrink` is held against it"
 _TOLD = "lessons and docstrings tell readers to call it"
-_AXES = "drawn into the reader's own axes, as seaborn does"
 UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
@@ -39,7 +38,6 @@ UNPASSED = {
     "distillation.teacher_cache.cache_bias(ks)": "how far a cache of the likeliest is off, for who chooses its size",
     "distillation.teacher_cache.cache_teacher(k)": "more tokens, less bias: `cache_bias` says how much",
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
-    "plotting.tensors.show_tensor(ax)": _AXES,
     "session.start(profile)": _OUTER,
     "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",
     "width.prune_neurons(multiple_of)": _OUTER,

@@ -12,7 +12,7 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 ``curves``       quality against how much was removed: ``pruning_curve``
 ``comparisons``  models, arms and choices, as points with their intervals: side by side (``scores_with_intervals``),
                  or a row each (``rows_with_intervals``, ``against_random``)
-``tensors``      ``show_tensor``, ``heatmap``
+``tensors``      ``heatmap``
 ``parts``        what they share, such as ``log_ticks`` and the colours of controls and floors
 ===============  ===================================================================================================
 """
@@ -25,7 +25,7 @@ from course_utils.plotting.comparisons import (
 )
 from course_utils.plotting.curves import pruning_curve
 from course_utils.plotting.parts import CONTROL_COLOUR, FLOOR_COLOUR, log_ticks
-from course_utils.plotting.tensors import heatmap, show_tensor
+from course_utils.plotting.tensors import heatmap
 
 __all__ = [
     "CONTROL_COLOUR",
@@ -38,6 +38,5 @@ __all__ = [
     "rows_with_intervals",
     "scores_with_intervals",
     "show",
-    "show_tensor",
     "style",
 ]

@@ -1,62 +1,16 @@
-"""Tensors: a small one with its numbers, a matrix in colours, and how many values are spread."""
+"""Matrices in colours, with their numbers."""
 
 from __future__ import annotations
 
 import contextlib
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.plotting.parts import axes_or_new, label_axes, tilt_long_labels
-
-
-@check_types
-def show_tensor(
-    tensor: Tensor,
-    *,
-    title: str | None = None,
-    x_label: str = "column",
-    y_label: str = "row",
-    ax: Axes | None = None,
-) -> Axes:
-    """A small matrix with its numbers.
-
-    Args:
-        tensor: [rows, columns], or [columns] for a single row.
-        title: above the matrix; None for none.
-        x_label: what the columns are.
-        y_label: what the rows are.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: more than two dimensions, or empty.
-    """
-    matrix = np.atleast_2d(tensor.detach().float().cpu().numpy())
-    rows, columns = matrix.shape if matrix.ndim == 2 else (0, 0)
-    if not rows * columns:
-        raise ValueError(f"show_tensor draws a matrix or a vector; got shape {list(tensor.shape)}.")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(1.6 + 0.8 * columns, 1.4 + 0.7 * rows), layout="constrained")
-    limit = max(float(np.abs(matrix).max()), 1e-12)
-    ax.imshow(matrix, cmap="RdBu_r", vmin=-1.6 * limit, vmax=1.6 * limit)
-    for (row, column), value in np.ndenumerate(matrix):
-        ax.text(column, row, format(value, "z.1f"), ha="center", va="center")
-    ax.set_xticks(range(columns))
-    ax.set_yticks(range(rows))
-    ax.set_xticks(np.arange(-0.5, columns), minor=True)
-    ax.set_yticks(np.arange(-0.5, rows), minor=True)
-    ax.grid(False, which="major")
-    ax.grid(True, which="minor", color="white", linewidth=2)
-    ax.tick_params(which="both", length=0)
-    sns.despine(ax=ax, left=True, bottom=True)
-    label_axes(ax, x_label, y_label, title)
-    return ax
 
 
 @check_types

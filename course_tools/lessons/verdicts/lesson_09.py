@@ -39,7 +39,7 @@ def reacting_is_another_thing(tables: Tables) -> list[float]:
 @verdict("On the live axis the carriers take a quarter or more, and more than the twin and both random cuts.")
 def carriers_take_more(tables: Tables) -> list[float]:
     """In % of the preference."""
-    taken = _column(tables, _ONE, "", "taken, %")
+    taken = _column(tables, _ONE, "without the carriers:", "taken, %")
     return [taken["carries"] - 25, *(taken["carries"] - taken[name] for name in ("twin", "random 0", "random 1"))]
 
 
@@ -104,18 +104,3 @@ def halves_agree(tables: Tables) -> list[float]:
         left = tables.table(_BOTH, "bfloat16").column(place)
         margins += [60 - left["carries"], 60 - left["woman"], left["spares her"] - (80 if place > 1 else 50)]
     return margins
-
-
-VERDICTS = (
-    planted_bias_generalises,
-    estimate_is_right,
-    reacting_is_another_thing,
-    carriers_take_more,
-    carriers_beat_the_twin,
-    place_matters_little,
-    teacher_decides,
-    fair_teacher_needs_no_cut,
-    the_woman_goes_too,
-    reacting_is_no_carrying,
-    halves_agree,
-)

@@ -27,6 +27,7 @@ FIGURES = {
     "rules": ["one for all", "complexity", "published", "price"],
     "places": ["at the word", "at the last token", "random"],
     "groups": ["mostly women", "mostly men"],
+    "what a cut takes": ["neurons", "stereotype", "woman/man", "random"],
     "ways to heal": ["KL", "solved + KL", "cross-entropy", "LoRA"],
 }
 # What eyes without one of the three cones make of red, green and blue (Machado et al. 2009, at full severity).

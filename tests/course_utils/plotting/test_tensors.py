@@ -3,19 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from figures import render
 
 from course_utils.plotting import tensors
-
-
-def test_show_tensor_writes_its_numbers():
-    tensor = torch.arange(25.0).reshape(5, 5) - 0.01
-    ax = tensors.show_tensor(tensor, x_label="input", y_label="neuron")
-    render(ax)
-    assert [text.get_text() for text in ax.texts[:2]] == ["0.0", "1.0"]  # no "-0.0"
-    assert ax.get_ylabel() == "neuron"
-    render(tensors.show_tensor(torch.rand(4).bfloat16()))
 
 
 def test_heatmap_writes_its_numbers():
@@ -55,5 +45,3 @@ def test_long_labels_are_tilted():
 def test_tensors_that_cannot_be_drawn_are_refused():
     with pytest.raises(ValueError, match="empty"):
         tensors.heatmap(pd.DataFrame(), x_label="x", y_label="y", value_label="v")
-    with pytest.raises(ValueError, match="shape"):
-        tensors.show_tensor(torch.zeros(2, 2, 2))

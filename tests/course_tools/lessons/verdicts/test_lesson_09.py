@@ -49,7 +49,9 @@ def test_sixteen(carried, repaired, reacted, outcomes):
 )
 def test_one_axis(taken, outcome):
     rows = dict(zip(("carries", "twin", "random 0", "random 1"), ([share] for share in taken), strict=True))
-    assert lesson_09.carriers_take_more(table(ONE, ["taken, %"], rows)).outcome == outcome
+    assert (
+        lesson_09.carriers_take_more(table(ONE, ["taken, %"], rows, "without the carriers: × 1.01")).outcome == outcome
+    )
 
 
 @pytest.mark.parametrize(
