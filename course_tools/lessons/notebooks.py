@@ -279,6 +279,12 @@ def to_text(notebook: NotebookNode) -> str:
     return nbformat.writes(notebook).rstrip("\n") + "\n"
 
 
+_NO_COMPLETION = (
+    "**Exercises:** on Colab, first switch the AI completion off (*Tools > Settings > AI Assistance*): it would solve "
+    "them for you."
+)
+
+
 def _title(lesson: Lesson, course: Course, form: str) -> str:
     paths = notebook_paths(lesson, PurePosixPath("notebooks"))
     others = [other for other in paths if other != form]
@@ -295,9 +301,8 @@ def _title(lesson: Lesson, course: Course, form: str) -> str:
             "",
             f"**Time:** {lesson.minutes} minutes  ",
             "**Hardware:** any computer; with a GPU (on Colab a free T4) larger models  ",
-            f"**Before this:** {lesson.prerequisites}  ",
-            "**Exercises:** on Colab, first switch the AI completion off (*Tools > Settings > AI Assistance*): "
-            "it would solve them for you.",
+            f"**Before this:** {lesson.prerequisites}" + ("  " if others else ""),
+            *([_NO_COMPLETION] if others else []),  # no other form: no exercises
         ]
     )
 

@@ -49,7 +49,7 @@ def test_title_cell_has_badge_title_and_facts(lesson):
     assert title.startswith(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})")
     assert "https://github.com/someone/somewhere/blob/v1/notebooks/solutions/01_small.ipynb" in title
     assert "\n# 01 · A small lesson\n" in title
-    assert "5 minutes" in title and "**Before this:** nothing" in title
+    assert "5 minutes" in title and "**Before this:** nothing" in title and "switch the AI completion off" in title
 
 
 def test_install_cell_only_adds_and_imports_nothing_that_could_be_swapped(lesson):
@@ -207,7 +207,9 @@ def test_both_forms_lead_to_the_deeper_notebook(tmp_path):
 
 def test_a_notebook_without_exercises_has_one_form(tmp_path):
     deeper = authoring.read_lesson(write_lesson(tmp_path / "lessons" / "deeper", DEEPER, "01a_down"))
-    assert notebooks.both_forms(deeper, COURSE) == notebooks.build_notebook(deeper, COURSE, "exercises")
+    notebook = notebooks.build_notebook(deeper, COURSE, "exercises")
+    assert notebooks.both_forms(deeper, COURSE) == notebook
+    assert "**Before this:**" in sources(notebook)[0] and "**Exercises:**" not in sources(notebook)[0]
 
 
 def test_both_forms_get_their_outputs_from_one_run(lesson, tmp_path):

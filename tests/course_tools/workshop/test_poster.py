@@ -47,7 +47,7 @@ CLAIMS = {
     ("06", "score"): lambda n: n.score > 2 * n.one,
     ("07", "cut"): lambda n: n.solved < n.cut / 2,
     ("08", "jobs"): lambda n: n.jobs > 3 * n.most and n.people > 50,
-    ("09", "before"): lambda n: abs(n.after) < abs(n.before) and n.low > 0 and n.own_low < 0 < n.own_high,
+    ("09", "before"): lambda n: 0 < n.after < 0.75 * n.before and 0 < n.kept < 0.75 * n.known,
     ("10", "calm"): lambda n: n.whole < n.calm < n.bits,
     ("11", "neurons"): lambda n: all(0 <= count <= 19 for count in (n.n, n.g, n.c, n.b)),
     ("11", "winner"): lambda n: n.whole < n.winner < n.before < n.scratch,
