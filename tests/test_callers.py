@@ -23,6 +23,7 @@ UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
     "distillation.teacher_cache.cache_bias": "how far a cache of the likeliest is off, for who chooses its size",
+    "channels.prune_channels": _CHANNELS,
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
 }
@@ -34,6 +35,7 @@ AT_HOME = {
 }
 UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
+    "channels.prune_channels(rescale_norms)": _CHANNELS,
     "checkpoints.load_pruned(device)": "where a reader loads it",
     "checkpoints.load_pruned(dtype)": "in which numbers a reader loads it",
     "distillation.teacher_cache.cache_bias(ks)": "how far a cache of the likeliest is off, for who chooses its size",
@@ -41,6 +43,7 @@ UNPASSED = {
     "bias.pronouns.traced_log_odds(answers)": "a reader's own question, as for log_odds and head_effects",
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
     "plotting.comparisons.ability_and_bias(ax)": _AXES,
+    "plotting.comparisons.rows_with_intervals(ax)": _AXES,
     "session.start(profile)": _OUTER,
     "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",
     "width.prune_neurons(multiple_of)": _OUTER,
