@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.abilities import ABILITIES, ability_rows, damage_profile
 from course_utils.architectures import cast_weights, describe
 from course_utils.benchmarking import stopwatch
 from course_utils.checkpoints import save_pruned
@@ -102,6 +104,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     config, tokenizer = load_without_weights(args.model)
     budget, found = _versions(config, args)
     text = _Text.built_in(tokenizer, args) if own is None else _Text.own(own, tokenizer, args, say)
+    for name in ABILITIES:
+        ability_rows(name, tokenizer)  # what the card needs in the end is fetched before a weight is read
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
@@ -176,7 +180,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
             versions["recovered"] = replace(recovered, speeds=versions["cut"].speeds)
         target = save_pruned(student, tokenizer, args.out / "model")
         measured = table(versions, judged_by=text.judged_by)
-        _write_card(target, base, winner, versions, measured, text, args)
+        damage = _damage(student, text, args)
+        _write_card(target, base, winner, versions, measured, damage, text, args)
         made = model_size(student)
         say(f"{winner.name}: {made.parameters:,} parameters, and what else could be shipped:")
         say(measured.to_string())
@@ -365,12 +370,21 @@ class _Text:
         )
 
 
+def _damage(student: PreTrainedModel, text: _Text, args: argparse.Namespace) -> pd.DataFrame:
+    """What it lost besides: beside the model as it was loaded, which the correction may have taken out of memory."""
+    whole, tokenizer = load_model(args.model, dtype=student.dtype, device=student.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the card says what is left out
+        return damage_profile(student, whole, tokenizer, ABILITIES, text.held_out)
+
+
 def _write_card(
     folder: Path,
     base: str,
     winner: Candidate,
     versions: dict[str, Version],
     measured: pd.DataFrame,
+    damage: pd.DataFrame,
     text: _Text,
     args: argparse.Namespace,
 ) -> None:
@@ -395,13 +409,14 @@ def _write_card(
         measured=measured,
         limits=_limits(text.judged_by, *perplexity_ratio(made.score, versions["whole"].score)),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+        damage=damage,
     )
 
 
 def _limits(judged_by: str, ratio: float, low: float, high: float) -> list[str]:
     """What the model is bad at: the judging text only where its perplexity is shown to be above the whole model's."""
     worse = f"On {judged_by} its perplexity is × {with_interval(ratio, low, high)} the whole model's."
-    unknown = "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias."
+    unknown = "Nothing else was measured after the cut than what stands above: no other task, no bias."
     return [worse, unknown] if low > 1 else [unknown]
 
 
