@@ -188,11 +188,12 @@ class Subject:
                 for ratio in RATIOS:
                     make = partial(self._cut, "random", "", seed, ratio, dtype)
                     yield arm(make, criterion="random", seed=seed, ratio=ratio, edit="cut")
-            for criterion in HEALED:
-                kind = "" if criterion == "random" else ALL
-                for way in RATES:
+        for criterion in HEALED:
+            kind = "" if criterion == "random" else ALL
+            for way in RATES:
+                for name, dtype in DTYPES.items():  # healed once, judged in both
                     make = partial(self._healed_in, dtype, criterion, way, best[f"{criterion}, {way}"])
-                    yield arm(make, criterion=criterion, kind=kind, ratio=0.5, edit=way)
+                    yield self._arm(name, make, criterion=criterion, kind=kind, ratio=0.5, edit=way)
 
     def _healed_in(self, dtype: torch.dtype, criterion: str, way: str, lr: float) -> PreTrainedModel:
         return _in_dtype(self._trained(criterion, way, lr), dtype)

@@ -563,7 +563,10 @@ def test_cut_experts(mixtures, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         cut_all(mixtures, tmp_path, monkeypatch)
     assert not (tmp_path / "cut_experts.json").exists() and not (tmp_path / "rows.safetensors").exists()
-    written = cut_all(mixtures, tmp_path, monkeypatch)
+    heal, healings = cut_experts.healed, []
+    with monkeypatch.context() as context:
+        context.setattr(cut_experts, "healed", lambda *given: healings.append(given[3:]) or heal(*given))
+        written = cut_all(mixtures, tmp_path, monkeypatch)
     with monkeypatch.context() as context:
         for place in ((sets, "_measured"), (cut_experts, "healed")):
             context.setattr(*place, lambda *_: pytest.fail("done again"))
@@ -580,7 +583,11 @@ def test_cut_experts(mixtures, monkeypatch, tmp_path):
     assert frame.query("edit == 'cut' and dtype == 'float32'").damage.ne(0).mean() > 0.9
     settings = json.loads(written)["settings"]
     assert settings["tokens"] == {"calibrated": 80, "healed": 400} and settings["models"]["1"]["seed"] == 1
-    assert settings["rates"]["0"].keys() == {f"{c}, {way}" for c in cut_experts.HEALED for way in cut_experts.RATES}
+    rates = [left for seed in ("0", "1") for left in settings["rates"][seed].items()]
+    assert [name for name, _ in rates[:6]] == [f"{c}, {way}" for c in cut_experts.HEALED for way in cut_experts.RATES]
+    assert healings == [(name.split(", ")[1], float(min(left, key=left.get))) for name, left in rates], (
+        "at the best rate"
+    )
 
 
 def test_what_the_record_says_is_what_the_library_cuts(mixtures, monkeypatch, tmp_path):
