@@ -9,8 +9,8 @@ bfloat16. Half-cut models (REAP's, frequency's, one random one) are healed on al
 towards the whole model's predictions (forward KL): their routers alone, or all weights; rates are chosen on rows that
 neither heal nor judge. The rows are written, too: the lesson draws from them.
 
-About 450 cuts a model, each judged, and eighteen healings: an estimated forty minutes of one core a model. Killed, it
-goes on.
+About 450 cuts a model, each scored and judged in 1.8 CPU seconds, and 24 healings of 25: by these, twenty-five minutes
+of one core a model. Killed, it goes on.
 """
 
 from __future__ import annotations
