@@ -1,7 +1,8 @@
 """Rows of the five kinds of text that the course's small mixture of experts learned, to calibrate on and to judge by.
 
-They lie beside the model as token ids of its tokenizer, written by ``experiments/cut_experts.py``: held-out documents,
-of which some calibrate and others judge. In the smoke profile the ids are drawn, each kind from words of its own.
+They lie beside the model as token ids of its tokenizer, written by ``experiments/cut_experts.py``: what calibrates is
+of documents that the model learned from, what judges of documents that it never saw. In the smoke profile the ids are
+drawn, each kind from words of its own.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from course_utils.texts import TokenBlocks
 KINDS = ("speeches", "passages", "scenes", "code", "maths")
 FILE = Path(__file__).parent / "data" / "moe" / "rows.safetensors"
 LENGTH = 128  # tokens of a row
-#: Rows of each kind: calibration's are nine disjoint draws of fifteen.
-ROWS = {"calibration": 135, "evaluation": 24}
+#: Rows of each kind: calibration's are nine disjoint draws of fifteen; "further" is for a last look.
+ROWS = {"calibration": 135, "evaluation": 24, "further": 24}
 
 
 def kind_rows(split: str) -> dict[str, TokenBlocks]:
     """The rows of each of ``KINDS``, for ``load_model("moe")``.
 
     Args:
-        split: "calibration", 135 rows of 128 tokens, or "evaluation", 24 rows: 3,048 predictions a kind.
+        split: "calibration", 135 rows of 128 tokens; "evaluation", 24 rows, 3,048 predictions a kind; or "further", as
+            many rows of other documents, to judge what was chosen by those.
 
     Raises:
         ValueError: an unknown split.
@@ -44,9 +46,15 @@ def kind_rows(split: str) -> dict[str, TokenBlocks]:
         )
     stored = load_file(FILE)
     return {
-        kind: TokenBlocks(stored[f"{split}.{kind}"].long(), stored[f"{split}.{kind}.bytes"].long(), kind, split)
+        kind: kind_blocks(stored[f"{split}.{kind}"].long(), stored[f"{split}.{kind}.bytes"].long(), kind, split)
         for kind in KINDS
     }
+
+
+@check_types
+def kind_blocks(input_ids: torch.Tensor, num_bytes: torch.Tensor, kind: str, split: str) -> TokenBlocks:
+    """Rows of a kind and of one of this module's splits, as ``texts`` knows them: "further" is held out, too."""
+    return TokenBlocks(input_ids, num_bytes, kind, "calibration" if split == "calibration" else "evaluation")
 
 
 @check_types
@@ -70,4 +78,4 @@ def _drawn(number: int, split: str) -> TokenBlocks:
     generator = torch.Generator().manual_seed(10 * number + len(split))
     first = 300 + 700 * number
     ids = torch.randint(first, first + 600, (ROWS[split], LENGTH), generator=generator)
-    return TokenBlocks(ids, torch.full((len(ids),), 4 * (LENGTH - 1)), KINDS[number], split)
+    return kind_blocks(ids, torch.full((len(ids),), 4 * (LENGTH - 1)), KINDS[number], split)

@@ -388,7 +388,7 @@ pd.DataFrame(rows).T.round(2)
 # \mathrm{REAP}_e = \frac{\mathrm{sum}_e}{n_e}$$
 #
 # Frequency asks how often an expert is needed. REAP (2025) asks how much it does *when* it is needed. Here they are in the open, on three
-# rows of each kind: 1,920 tokens, the lesson's **calibration mix**.
+# rows of each kind, of text that the model learned from: 1,920 tokens, the lesson's **calibration mix**.
 
 
 # %%
@@ -419,12 +419,12 @@ def watched(model, batches):
 
 
 # %%
-def draw(kind, number=0):
+def fifteen(kind, draw):
     """One of nine disjoint draws of a kind: fifteen rows."""
-    return calibration[kind][number::9]
+    return calibration[kind][draw::9]
 
 
-mix = [draw(kind)[:3].batches(3)[0] for kind in KINDS]
+mix = [fifteen(kind, draw=0)[:3].batches(3)[0] for kind in KINDS]
 found = watched(base, mix)
 tokens = sum(batch["input_ids"].numel() for batch in mix)
 scores = {
@@ -546,7 +546,8 @@ check_matrix_row(matrix_row, base, calibration, judging)
 KIND = "code"
 rows = {}
 for name in ("frequency", "reap"):
-    on_code = expert_importance(base, name, batches=draw(KIND).batches(15))
+    code_rows = fifteen(KIND, draw=0).batches(15)
+    on_code = expert_importance(base, name, batches=code_rows)
     rows[f"{NAMES[name]}, here"] = harm(without(on_code))
     rows[f"{NAMES[name]}, record"] = recorded(0, name).loc[KIND]
 rows["random, record"] = recorded(0, "random").loc["random"]
@@ -666,7 +667,7 @@ healed.round(3)
 # rows: return a tensor of scores for each block. Half of the experts then go.
 #
 # The lesson's mix is three rows of each kind, and REAP over all of them. You win if your *worst* kind loses at least a twentieth less
-# than the worst kind of that mix: a mean of two draws that the lesson hasn't used, on documents that neither of you has read.
+# than the worst kind of that mix: a mean of two other draws, judged on documents that this notebook hasn't read.
 #
 # <details><summary>Hint</summary>
 #
@@ -694,7 +695,7 @@ def my_scores(model, rows):
 # def my_scores(model, rows):
 #     ...  # your code
 # END STUB
-check_own_mix(my_scores, base, calibration, judging)
+check_own_mix(my_scores, base)
 
 # %% [markdown]
 # ## Quiz

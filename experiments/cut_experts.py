@@ -4,10 +4,10 @@
 
 A folder is what ``train_small_moe`` wrote, one for each seed. A quarter or half of the experts go, by frequency, by
 REAP, by its sum, and nineteen times at random; scored on one kind of text or on all, 1,920 tokens each time, in nine
-disjoint draws (one in bfloat16). All are judged on rows of other documents, 3,048 predictions a kind, in float32 and
-bfloat16. Half-cut models (REAP's, frequency's, one random one) are healed on all five kinds, 77 thousand tokens,
-towards the whole model's predictions (forward KL): their routers alone, or all weights; rates are chosen on rows that
-neither heal nor judge. The rows are written, too: the lesson draws from them.
+disjoint draws (one in bfloat16) of what the model learned from. All are judged on documents that it never saw, 3,048
+predictions a kind, in float32 and bfloat16. Half-cut models (REAP's, frequency's, one random one) are healed on all
+five kinds, 77 thousand tokens, towards the whole model's predictions (forward KL): their routers alone, or all weights;
+rates are chosen on rows that neither heal nor judge. The rows are written, too: the lesson draws from them.
 
 About 450 cuts a model, each scored and judged in 1.8 CPU seconds, and 24 healings of 25: by these, twenty-five minutes
 of one core a model. Killed, it goes on.
@@ -31,7 +31,7 @@ from course_utils.architectures import cast_weights, describe
 from course_utils.evaluation import perplexity
 from course_utils.experts import TEXT_CRITERIA, expert_importance, prune_experts
 from course_utils.files import write_json
-from course_utils.kinds import FILE, KINDS, LENGTH, ROWS, write_kind_rows
+from course_utils.kinds import FILE, KINDS, LENGTH, ROWS, kind_blocks, write_kind_rows
 from course_utils.models import identity, load_model, variant
 from course_utils.records import FOLDER
 from course_utils.texts import TokenBlocks, overlaps
@@ -42,7 +42,7 @@ from experiments.train_gpt2 import pack
 
 DRAWS, ALL = 9, "all"  # of the calibration rows; the calibration on every kind
 RATIOS, CUTS = (0.25, 0.5), 19  # shares of the experts that go; random sets
-JUDGING = 6  # of so many held-out documents one judges, and the others calibrate
+DOCUMENTS = 600  # of a kind and split, at most, that rows are drawn from
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEALED = ("reap", "frequency", "random")
 RATES = {"router": (1e-3, 3e-3, 1e-2), "all weights": (3e-4, 1e-3, 3e-3)}
@@ -51,7 +51,7 @@ Rows = dict[str, dict[str, TokenBlocks]]  # split -> kind -> rows
 
 
 def rows_of(tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """Held-out rows from all over each kind: no document calibrates and judges.
+    """Rows from all over each kind: learned documents calibrate, and of the held-out ones each second is for later.
 
     Raises:
         ValueError: a kind has too little text.
@@ -60,17 +60,15 @@ def rows_of(tokenizer: PreTrainedTokenizerBase) -> Rows:
     sizes = torch.tensor([0 if name == tokenizer.eos_token else len(name) for name in names])  # a character is a byte
     found: Rows = {split: {} for split in ROWS}
     for kind in KINDS:
-        texts = texts_of(kind, "evaluation")
-        of_split = {
-            "evaluation": texts[::JUDGING],
-            "calibration": [text for number, text in enumerate(texts) if number % JUDGING],
-        }
+        learned, held_out = texts_of(kind, "distillation"), texts_of(kind, "evaluation")
+        of_split = {"calibration": learned, "evaluation": held_out[::2], "further": held_out[1::2]}
         for split, count in ROWS.items():
-            rows = pack(tokenizer, of_split[split]).view(-1, LENGTH)
+            texts = of_split[split]
+            rows = pack(tokenizer, texts[:: len(texts) // DOCUMENTS + 1]).view(-1, LENGTH)
             if len(rows) < count:
                 raise ValueError(f"{kind}: {len(rows)} rows of {LENGTH} tokens for {split}; {count} are needed.")
             rows = rows[torch.linspace(0, len(rows) - 1, count).long()]
-            found[split][kind] = TokenBlocks(rows, sizes[rows[:, 1:]].sum(dim=1), kind, split)
+            found[split][kind] = kind_blocks(rows, sizes[rows[:, 1:]].sum(dim=1), kind, split)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import sys
 from itertools import chain
 from types import SimpleNamespace
@@ -527,8 +528,13 @@ def mixtures(monkeypatch, tmp_path):
     """Two small trained mixtures, as ``train_small_moe`` writes them, and words of five kinds."""
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     words = dict(zip(five_kinds.KINDS, ["law peace", "river town", "ball cake", "def f(x):", "x = 2 + 3"], strict=True))
-    monkeypatch.setattr(cut_experts, "texts_of", lambda kind, _split: [f"{words[kind]} {n} " * 200 for n in range(12)])
-    small = {"LENGTH": 16, "ROWS": {"calibration": 10, "evaluation": 2}, "DRAWS": 2, "CUTS": 2}
+    first = {"distillation": 10, "evaluation": 200}  # the documents' numbers: learned below 100, held out from 200
+    monkeypatch.setattr(
+        cut_experts,
+        "texts_of",
+        lambda kind, split: [f"{words[kind]} {n} " * 200 for n in range(first[split], first[split] + 12)],
+    )
+    small = {"LENGTH": 16, "ROWS": {"calibration": 10, "evaluation": 2, "further": 2}, "DRAWS": 2, "CUTS": 2}
     small["RATES"] = {"router": (1e-2,), "all weights": (1e-3, 3e-3)}
     for name, value in small.items():
         monkeypatch.setattr(cut_experts, name, value)
@@ -610,13 +616,17 @@ def test_what_the_record_says_is_what_the_library_cuts(mixtures, monkeypatch, tm
 def test_calibrations_are_disjoint_and_of_one_size(mixtures):
     _, tokenizer = models.load_model(str(mixtures[0]), device="cpu")
     rows = cut_experts.rows_of(tokenizer)
-    ids = {kind: [own.input_ids[number] for number in range(len(own))] for kind, own in rows["calibration"].items()}
     for kind in (*five_kinds.KINDS, cut_experts.ALL):
         drawn = [cut_experts.calibration(rows, kind, draw) for draw in range(2)]
         assert {sum(len(batch["input_ids"]) for batch in batches) for batches in drawn} == {5}
-    number = {tuple(row.tolist()) for own in ids.values() for row in own}
-    judging = {tuple(row.tolist()) for own in rows["evaluation"].values() for row in own.input_ids}
-    assert not number & judging
+    numbers = {split: set() for split in rows}
+    for split, kinds in rows.items():
+        for own in kinds.values():
+            text = " | ".join(tokenizer.batch_decode(own.input_ids))
+            numbers[split] |= {*map(int, re.findall(r"(?<=[\w:] )\d{2,3}(?= \w)", text))}
+    assert numbers["calibration"] and max(numbers["calibration"]) < 100, "what the model learned calibrates"
+    assert all(number >= 200 and number % 2 == 0 for number in numbers["evaluation"]) and numbers["evaluation"]
+    assert all(number >= 200 and number % 2 == 1 for number in numbers["further"]) and numbers["further"]
     end = rows["evaluation"]["code"]
     text = tokenizer.batch_decode(end.input_ids[:, 1:])
     ends = [piece.replace(tokenizer.eos_token, "") for piece in text]

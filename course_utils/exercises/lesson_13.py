@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, 
 from course_utils.architectures import describe
 from course_utils.exercises import Attempt, assigned, exercise, require, rule_out
 from course_utils.experts import expert_importance, prune_experts
+from course_utils.kinds import kind_rows
 from course_utils.language_modelling import perplexity
 from course_utils.models import identity, variant
 from course_utils.texts import TokenBlocks
@@ -208,8 +209,9 @@ def check_dropped(given: Mapping[str, str]) -> None:
     task="Return scores, a tensor for each block, from at most fifteen rows of the text that you are given.",
     proved="The worst kind loses less than by the lesson's mix, in two draws and on documents that neither saw.",
 )
-def check_own_mix(attempt: Attempt, base: PreTrainedModel, calibration: Kinds, judging: Kinds) -> None:
-    """Check a function (model, rows) -> scores, where rows holds fifteen rows of each kind, three times too many."""
+def check_own_mix(attempt: Attempt, base: PreTrainedModel) -> None:
+    """Check a function (model, rows) -> scores, where rows holds fifteen rows of each kind, five times the budget."""
+    calibration, judging = kind_rows("calibration"), kind_rows("further")
     whole, mine, theirs = _losses(base, judging), [], []
     mixtures = describe(base).mixtures
     for draw in _GIVEN:
