@@ -162,7 +162,7 @@ def card_of(record: dict) -> str:
             "| kind | learned from | nats a token, held out | by tokens' frequency |", "|---|---|---|---|", *rows, "",
             "Share of its tokens that an expert gets from its first kind, block by block (largest of "
             f"{SHUFFLES} shuffles of rows): {told}.", "",
-            "`rows.safetensors` holds token ids of learned and held-out text of these sources, under the licences above; "
+            "`rows.safetensors` holds token ids of learned and held-out text of these sources, under those licences; "
             "weights and tokenizer are under the course's licence for code.", "",
         ]
     )  # fmt: skip
