@@ -305,3 +305,10 @@ test_own_mix = cases_of(
     ],
     answers=[with_the_specialist, lambda *given: tuple(own.double() for own in with_the_specialist(*given))],
 )
+
+
+def test_a_mix_is_judged_by_rows_that_the_lesson_never_reads(monkeypatch):
+    asked = []
+    monkeypatch.setattr(lesson_13, "kind_rows", lambda split: asked.append(split) or rows(split))
+    lesson_13.check_own_mix(mixed, base())
+    assert asked == ["calibration", "further"]
