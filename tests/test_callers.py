@@ -44,6 +44,8 @@ UNPASSED = {
     "width.prune_neurons(multiple_of)": _OUTER,
     "uncertainty.bootstrap_interval(resamples)": "what draws says how often",
     "uncertainty.bootstrap_interval(seed)": "what draws has a seed",
+    "uncertainty.rank_correlation(resamples)": "what draws says how often",
+    "uncertainty.rank_correlation(seed)": "what draws has a seed",
     "uncertainty.sign_flip_p(resamples)": "what draws says how often",
     "uncertainty.sign_flip_p(seed)": "what draws has a seed",
 }
