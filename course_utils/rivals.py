@@ -3,9 +3,10 @@
 The whole model in 8 or 4 bits is often the better buy, and a random cut of the same sizes says what the choice of
 weights was worth.
 
-    kept = {"folder": "rivals"}    # what is measured, and isn't measured again
-    versions = {"whole": Version.of(model, held_out, **kept), "cut": Version.of(small, held_out, **kept)}
-    in_bits, why_not = in_fewer_bits(model, tokenizer, held_out, **kept)
+    folder = "rivals"    # keeps what is measured: it isn't measured again
+    small = Version.of(cut, held_out, folder=folder)
+    versions = {"whole": Version.of(model, held_out, folder=folder), "cut": small}
+    in_bits, why_not = in_fewer_bits(model, tokenizer, held_out, folder=folder)
     print(table(versions | in_bits, judged_by="held-out text"))
 """
 
