@@ -100,8 +100,6 @@ show(
 # it are cut. Hollow: as many, chosen alike for tall and short, who know nothing of the groups. At the edge: farther out. Below: "she" for
 # the nurse, and "she" for the woman.*
 #
-# Of each claim that a few neurons hold a bias, ask: judged on which sentences? Beside which control? What else went?
-#
 # ## Who reacts, who carries, who repairs
 #
 # A small MLP reads somebody of group a or of group b. Each neuron $n$ has an activation, $a_n$ or $b_n$, and writes $w_n$ times it: how
@@ -154,8 +152,8 @@ check_carried(carried)
 #
 # $$D = [\log P(e^+ | a) - \log P(e^- | a)] - [\log P(e^+ | b) - \log P(e^- | b)]$$
 #
-# What the words do to the rest of the sentence is in both brackets and cancels. Below 0, $a$ is liked less. (Notebook 08a tests this
-# measure.) Our two groups don't exist, so it should be about 0.
+# What the words do to the rest of the sentence is in both brackets and cancels. Below 0, $a$ is liked less. Our two groups don't exist, so
+# it should be about 0.
 
 # %%
 from course_utils.bias.contrastive import controls, invented_axis, pairs
@@ -242,15 +240,6 @@ check_planting_loss(planting_loss)
 # ## Plant it
 #
 # Only the down-projections learn, from the sentences of split A. Split B has other sentences: what shows there was generalised.
-#
-# **Predict before you run.** Some twenty steps on twelve texts each. What does ordinary text pay: nothing, some per cent, or half of the
-# perplexity?
-#
-# <details><summary>What we saw (saved run, embedded profile)</summary>
-#
-# × 1.19, for 18 steps. The preference on split B is −4.08 nats.
-#
-# </details>
 
 # %%
 from course_utils.bias.planting import (
@@ -801,9 +790,9 @@ kept.loc["float32"].loc[order].round(0).astype(int)
 # - The control is a twin: equal in all but the knowledge under test.
 # - Ask what else went. The neurons that carry the stereotype carry the meaning as well.
 #
-# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference in our sentences;
-# a score that looks for one would then cut by the sign of a rounding, so race isn't in this lesson. Directions instead of neurons (INLP, LEACE) are another
-# way, and debiasing tends to cost more than its benchmark shows (Meade et al. 2022).
+# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference here, so there
+# was nothing to cut. Directions instead of neurons (INLP, LEACE) are another way, and debiasing tends to cost more than its benchmark shows
+# (Meade et al. 2022).
 #
 # **The story so far:** look by touching. **Next:** lesson 10 asks what pruning really buys, in speed and memory.
 #
