@@ -35,7 +35,6 @@ from course_utils.costs import (
     work,
 )
 from course_utils.ledger import Ledger
-from course_utils.reports import with_interval
 from course_utils.uncertainty import CONFIDENCE
 
 __all__ = [  # what is counted comes through this door as well
@@ -45,7 +44,6 @@ __all__ = [  # what is counted comes through this door as well
     "median_interval",
     "peak_memory",
     "speed_frame",
-    "speedup_text",
     "stopwatch",
     "take_turns",
     "time_interleaved",
@@ -123,7 +121,7 @@ def measure_speed(
         time to the first token), tokens_per_second (of the whole batch), speedup over the first model (median over
         rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and bytes alone lead to expect, the larger of
         the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate
-        leaves out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost
+        leaves out, a framework's fixed cost a layer above all; one that no such cost
         explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or
         time spent on something other than the weights. The rounds are in ``.attrs["seconds"]``.
 
@@ -186,19 +184,6 @@ def speed_frame(
     speed = pd.DataFrame(rows)
     speed.attrs["seconds"] = samples
     return speed
-
-
-@check_types
-def speedup_text(row: pd.Series | tuple) -> str:
-    """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), est. 1.20", interval and estimate.
-
-    Any other row with speedup, ci_low, ci_high and estimate will do, one of ``itertuples()`` for instance.
-
-    >>> speedup_text(pd.Series({"speedup": 1.13, "ci_low": 1.11, "ci_high": 1.15, "estimate": 1.2}))
-    '1.13 (1.11 to 1.15), est. 1.20'
-    """
-    speedup, low, high, estimate = (getattr(row, name) for name in ("speedup", "ci_low", "ci_high", "estimate"))
-    return f"{with_interval(speedup, low, high)}, est. {estimate:.2f}"
 
 
 @check_types
