@@ -66,14 +66,3 @@ def cuts_read_faster(tables: Tables) -> list[float]:
     reads, writes = table.column("reads, tokens/s"), table.column("writes, tokens/s")
     faster = reads["winner, Q8_0"] / reads["whole, Q8_0"] - 1.1
     return [faster, 1.1 - writes["winner, Q8_0"] / writes["whole, Q4_0"]]
-
-
-VERDICTS = (
-    scores_beat_chance,
-    random_stays_behind,
-    controls_end_behind,
-    solving_pays,
-    chance_is_smaller,
-    rival_is_better,
-    cuts_read_faster,
-)
