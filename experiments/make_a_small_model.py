@@ -12,12 +12,10 @@ from random weights.
 
 Half of the text to learn from are scenes of HellaSwag's training set, 15 % passages of BoolQ's: neither judges here.
 
-How long: seven students learn 183,600 tokens each from a teacher, ten short ones 20,400; the text alone teaches some
-850,000, at half the price. That makes 1.9 million. An arm of 183,600 took 850 seconds of one core beside another one,
-so with the command started twice at once, one thread each (OMP_NUM_THREADS=1), all of it takes not quite two hours
-on two cores; alone, at 173 to 240 tokens a second, 2.2 to 3.1 hours, and twenty minutes more for reading and
-judging. Killed, it goes on: each part's result is a file in the work folder. The record is written at the end, all or
-nothing.
+How long: nine students learn 183,600 tokens each, one a quarter more, ten short ones 20,400; that makes 2.1 million, at
+170 to 180 a second of one core beside another one. With the command started twice at once, one thread each
+(OMP_NUM_THREADS=1), all of it takes two hours on two cores, with nothing beside it. Killed, it goes on: each part's
+result is a file in the work folder. The record is written at the end, all or nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -70,6 +69,7 @@ CORRECTION, LIGHT, STEPS, SOLVED = 40, 20, 180, 8  # steps of ROWS x LENGTH toke
 RANDOM = 19  # random cuts of each axis
 FINALISTS, SEEDS = 5, 2  # versions that are lightly distilled, and how often
 DRAWS = 3  # times STEPS: what is read in other draws, or at equal minutes
+LAP, TURNS = 3, 3  # steps of a lap, and laps of each way to learn, which take turns: what a step costs
 FORMATS = ("F16", "Q8_0", "Q4_0")
 SERVED = {"prompt_tokens": 128, "new_tokens": 32, "rounds": 11}
 QUESTIONS = (
@@ -174,14 +174,20 @@ class Run:
         }
 
     def learn(self, winner: Candidate, depth_only: Candidate) -> dict[str, dict[str, float]]:
-        """What each arm took. What matters most comes first; equal minutes are known when the others are done."""
+        """What each arm took: tokens, and seconds where they matter. What matters most comes first."""
         cut = functools.partial(shrink, self.teacher, winner, self.scores)
-        arms: dict[str, Callable[[], dict[str, float]]] = {"winner": lambda: self._recover("winner", cut)}
-        if winner.hidden == Candidate.of(self.teacher).hidden:  # otherwise the streams can't be compared
+        prices = share_out(self.work, {"prices": lambda: self._prices(winner)})["prices"]
+        taught, untaught = prices["with a teacher"], prices["without"]
+        as_long = min(DRAWS * STEPS, round(taught / untaught * STEPS))
+        arms: dict[str, Callable[[], dict[str, int]]] = {"winner": lambda: self._recover("winner", cut)}
+        if self._can_be_solved(winner):
             arms["solved first"] = lambda: self._recover("solved first", lambda: self.solved(winner))
         arms |= {
             "whole, trained": lambda: self._recover("whole, trained", lambda: copy.deepcopy(self.teacher), alpha=ALPHA),
             "no teacher": lambda: self._recover("no teacher", cut, alpha=ALPHA),
+            "no teacher, equal minutes": lambda: self._recover(
+                "no teacher, equal minutes", cut, alpha=ALPHA, steps=as_long
+            ),
             "random cut": lambda: self._recover(
                 "random cut", lambda: shrink(self.teacher, winner, self.scores.random(AXES, SEED))
             ),
@@ -192,11 +198,36 @@ class Run:
             ),
             "from scratch": lambda: self._recover("from scratch", lambda: from_scratch(cut())),
         }
-        learned, last = share_out(self.work / "learned", arms), "no teacher, equal minutes"
-        share = learned["winner"]["seconds"] / learned["no teacher"]["seconds"]
-        steps = min(DRAWS * STEPS, round(share * STEPS))
-        more = {last: lambda: self._recover(last, cut, alpha=ALPHA, steps=steps)}
-        return learned | share_out(self.work / "learned", more)
+        seconds = {
+            "winner": STEPS * taught,
+            "solved first": STEPS * taught + prices["solve"],
+            "no teacher": STEPS * untaught,
+            "no teacher, equal minutes": as_long * untaught,
+            "whole, trained": STEPS * prices["whole"],
+        }
+        return {
+            name: {"tokens": spent["tokens"]} | ({"seconds": round(seconds[name])} if name in seconds else {})
+            for name, spent in share_out(self.work / "learned", arms).items()
+        }
+
+    def _prices(self, winner: Candidate) -> dict[str, float]:
+        """Seconds of a step in each way to learn, the median of laps that take turns; and of the solve."""
+        cut, text = shrink(self.teacher, winner, self.scores), batches(self.rows[: LAP * ROWS])
+
+        def lap(student: PreTrainedModel, alpha: float) -> float:
+            options: dict[str, Any] = {"lr": LR, "precision": student.dtype, "seed": SEED, "alpha": alpha}
+            return distill(self.teacher, copy.deepcopy(student), text, steps=LAP, **options).seconds / LAP
+
+        ways = {"with a teacher": (cut, 0.0), "without": (cut, ALPHA), "whole": (self.teacher, ALPHA)}
+        laps = [{way: lap(*made) for way, made in ways.items()} for _ in range(TURNS)]
+        begin = time.perf_counter()
+        if self._can_be_solved(winner):
+            self.solved(winner)
+        return {"solve": time.perf_counter() - begin} | {way: median(each[way] for each in laps) for way in ways}
+
+    def _can_be_solved(self, winner: Candidate) -> bool:
+        """Whether its stream is as wide as the teacher's, and can be compared with it."""
+        return winner.hidden == Candidate.of(self.teacher).hidden
 
     def solved(self, winner: Candidate) -> PreTrainedModel:
         """The winner's cut with its MLPs solved for again, over the first of the text."""
@@ -255,21 +286,12 @@ class Run:
         text = self.rows.split(STEPS * ROWS)[draw]
         return remember_teacher(self.teacher, batches(text), precision=self.teacher.dtype)
 
-    @functools.cached_property
-    def _reading(self) -> float:
-        """Seconds that the teacher takes to read a step's text, which all students share here."""
-        few, begin = min(STEPS, 10), time.perf_counter()
-        remember_teacher(self.teacher, batches(self.rows[: few * ROWS]), precision=self.teacher.dtype)
-        return (time.perf_counter() - begin) / few
-
     def _recover(
         self, name: str, make: Callable[[], PreTrainedModel], *, alpha: float = 0.0, steps: int = 0, draw: int = 0
-    ) -> dict[str, float]:
-        """Let one student learn, and keep it; tokens, and seconds with those of a teacher that reads for it alone."""
-        begin, steps = time.perf_counter(), steps or STEPS
-        student = make()
-        made, dtype = time.perf_counter() - begin, student.dtype
-        first = draw * STEPS * ROWS
+    ) -> dict[str, int]:
+        """Let one student learn, and keep it; how many tokens it learned from."""
+        steps, student, first = steps or STEPS, make(), draw * STEPS * ROWS
+        dtype = student.dtype
         history = distill(
             self.teacher if alpha else self._known(draw), student, batches(self.rows[first : first + steps * ROWS]),
             steps=steps, lr=LR, precision=dtype, seed=SEED, checkpoint_dir=self.work / "runs" / name, save_every=20,
@@ -277,8 +299,7 @@ class Run:
         )  # fmt: skip
         cast_weights(student, dtype)
         save_pruned(student, self.tokenizer, self.work / "students" / name)
-        reading = 0.0 if alpha else steps * self._reading
-        return {"tokens": history.tokens, "seconds": history.seconds + made + reading}
+        return {"tokens": history.tokens}
 
     def _judged(self, winner: Candidate, learned: Sequence[str]) -> dict[str, Callable[[], PreTrainedModel]]:
         """What the judging rows are read by."""

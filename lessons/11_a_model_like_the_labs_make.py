@@ -505,8 +505,8 @@ ends, arms = record["nats"], {}
 for name, spent in record["learned"].items():
     if name != "winner":
         arms[name] = less(ends[name], ends["winner"])
-    minutes = spent["seconds"] / 60
-    print(f"{name}: {spent['tokens']:,} tokens, {minutes:.0f} minutes")
+    took = f", {spent['seconds'] / 60:.0f} minutes" if "seconds" in spent else ""
+    print(f"{name}: {spent['tokens']:,} tokens{took}")
     if name in arms:
         print(f"{name} less winner: {told(arms[name])}")
 both = [*arms["random cut"].values(), *arms["depth only"].values()]
@@ -679,7 +679,8 @@ print(text_for_people.partition("## Use")[0].strip())
 # at twice that price. From 8B to 6.3B that is 54 billion, so a card that does 350 trillion a second sees half a billion tokens a day.
 # **Stop** when a doubling of the tokens gains less than another draw of the text does.
 #
-# For your own model the recipe is a command, and a dry run says first what it takes:
+# For your own model ask first whether a smaller sibling or fewer bits would do: `docs/before_you_prune.md`. Then the recipe is a command, and
+# a dry run says what it takes:
 #
 # ```bash
 # python course.py compress meta-llama/Llama-3.2-1B --budget 80% --dry-run
