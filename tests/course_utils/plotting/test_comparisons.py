@@ -49,5 +49,3 @@ def test_rows_with_intervals_has_values_in_their_rows():
     assert [cap.get_xdata()[0] for cap in ax.containers[0].lines[1]] == pytest.approx([1.2, 1.4])
     with pytest.raises(ValueError, match="no values"):
         comparisons.rows_with_intervals({}, x_label="x")
-
-
