@@ -306,7 +306,7 @@ def test_speed_has_the_frame_of_benchmarking(tmp_path):
     assert list(speed) == list(measure_speed({"whole": model}, prompt_tokens=2, new_tokens=1, rounds=6))
     assert list(speed.model) == ["whole", "whole", "cut", "cut"] and list(speed.phase) == ["prefill", "decode"] * 2
     assert (speed.tokens_per_second > 0).all() and (speed[speed.model == "whole"].speedup == 1).all()
-    assert {len(laps) for laps in speed.attrs["seconds"].values()} == {6}
+    assert (speed.seconds_low <= speed.seconds).all() and (speed.seconds <= speed.seconds_high).all()
 
 
 @needs_engine
