@@ -157,7 +157,7 @@ ERRORS = [
     Error("own_text", "document.learned for document in judging", "document.text for document in judging"),
     Error("own_text", "yield from np.array(carried[:whole]", "yield from np.array(carried[-whole:]"),
     Error("batches", "& self.learned[:, 1:]", "& self.learned[:, :-1]"),
-    Error("distillation.state", "parts.append(learned[span])", "pass"),
+    Error("batches", "parts.append(learned[span])", "pass"),
     Error("compress.search", "math.lcm(multiple_of, tensor_parallel)", "multiple_of"),
     Error("compress.search", "if whole % divisor == 0", "if whole"),
     Error("compress_command.run", "del model", "pass"),
