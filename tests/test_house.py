@@ -37,7 +37,7 @@ LIBRARY = {
         "divergence uncertainty language_modelling branching evaluation records benchmark_tasks costs cost_model "
         "benchmarking plotting diagrams"
     ),
-    "releasing": "checkpoints export engine model_card rivals",
+    "releasing": "checkpoints export vllm_folder engine model_card rivals",
     "wings": "distillation bias compress prompt_harm policies",
     "exercises": "exercises",
     "commands": "program command_line compress_command __main__",
