@@ -1,11 +1,13 @@
-"""Reading token batches: one check and one reading of the attention mask, shared by every method."""
+"""Reading token batches: one check and one reading of the attention mask, and what stands for their text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -176,3 +178,35 @@ class Batches(Sequence[Batch]):
 
     def __getitem__(self, place: int) -> Batch:  # type: ignore[override]
         return read_batch(self._batches[place], vocab_size=self._vocab_size, device=self._device)
+
+
+def digest(parts: Iterable[bytes | np.ndarray]) -> str:
+    """16 hexadecimal digits that stand for the parts (bytes, or numpy arrays without gaps), in their order."""
+    hashed = blake2b(digest_size=8)
+    for part in parts:
+        hashed.update(part)
+        hashed.update(b"|")
+    return hashed.hexdigest()
+
+
+def rows_of(batch: Batch) -> list[str]:
+    """What identifies each row, 16 digits: its tokens from the first real one to the last, with the gaps between them.
+
+    And where not all of them are learned, which are.
+    """
+    rows = []
+    for ids, real, learned in zip(batch.input_ids.cpu(), batch.real.cpu(), batch.learned.cpu(), strict=True):
+        places = real.nonzero().flatten().tolist()
+        span = slice(places[0], places[-1] + 1) if places else slice(0)
+        parts = [torch.where(real, ids, -1)[span]]
+        if not learned[real].all():
+            parts.append(learned[span])
+        rows.append(digest(part.numpy() for part in parts))
+    return rows
+
+
+def text_of(batches: Sequence[Batch]) -> str:
+    """Batches in words, with a digest of their rows."""
+    tokens = sum(int(batch.predicted.sum()) for batch in batches)
+    rows = digest(" ".join(rows_of(batch)).encode() for batch in batches)
+    return f"{len(batches)} batches, {tokens:,} tokens to predict, {rows}" if batches else "none"

@@ -13,6 +13,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -73,31 +75,46 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     """
     architecture = describe(model)
     refuse_missing_weights(architecture, "save this model")
+    with replacing_checkpoint(folder) as fresh:
+        architecture.sync_config()
+        # Transformers renames some families' weights in files (GPT-NeoX's head) and undoes it for its
+        # own classes only; a checkpoint with its own modelling file keeps the names of the modules.
+        model.save_pretrained(
+            fresh,
+            state_dict=live_weights(architecture),
+            save_original_format=not model.config.is_heterogeneous,
+        )
+        tokenizer.save_pretrained(fresh)
+        _write_modeling(model, fresh)
+        if architecture.adaptive:
+            AdaptiveConfig.from_dict(model.config.adaptive_attention).save(fresh / ADAPTIVE_FILE)
+    return Path(folder)
+
+
+@contextmanager
+def replacing_checkpoint(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Hand out an empty folder beside ``folder``; where the block ends well, that one takes its place at once.
+
+    Args:
+        folder: a new one, an empty one, or a checkpoint, which is replaced.
+
+    Raises:
+        CheckpointError: ``folder`` holds something else than a checkpoint.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
         raise CheckpointError(f"'{folder}' exists and is not a model checkpoint; choose a new or empty folder.")
-    architecture.sync_config()
     folder.parent.mkdir(parents=True, exist_ok=True)
     # mkdtemp beside the target: os.replace then never crosses file systems.
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        # Transformers renames some families' weights in files (GPT-NeoX's head) and undoes it for its
-        # own classes only; a checkpoint with its own modelling file keeps the names of the modules.
-        model.save_pretrained(
-            work / "new",
-            state_dict=_live_weights(architecture),
-            save_original_format=not model.config.is_heterogeneous,
-        )
-        tokenizer.save_pretrained(work / "new")
-        _write_modeling(model, work / "new")
-        if architecture.adaptive:
-            AdaptiveConfig.from_dict(model.config.adaptive_attention).save(work / "new" / ADAPTIVE_FILE)
+        (work / "new").mkdir()
+        yield work / "new"
         if folder.exists():
             os.replace(folder, work / "old")
         os.replace(work / "new", folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return folder
 
 
 @check_types
@@ -170,7 +187,7 @@ def _class_attributes(config: PreTrainedConfig) -> dict:
     }
 
 
-def _live_weights(architecture: Architecture) -> dict[str, torch.Tensor]:
+def live_weights(architecture: Architecture) -> dict[str, torch.Tensor]:
     """The model's weights without those of bypassed attentions, which the checkpoint doesn't have."""
     names = {module: name for name, module in architecture.model.named_modules()}
     skipped = [] if architecture.is_mixture else [a for a in architecture.attentions if a.skipped]

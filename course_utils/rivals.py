@@ -12,7 +12,6 @@ weights was worth.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -28,7 +27,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
+from course_utils.architectures import describe
 from course_utils.argument_types import check_types
+from course_utils.batches import read_batches, text_of
 from course_utils.benchmarking import MIN_ROUNDS, measure_speed
 from course_utils.extras import ExtraMissing
 from course_utils.files import measured_once
@@ -200,11 +201,9 @@ def _judged(
     model: PreTrainedModel, weights: str, held_out: _HeldOut, folder: Path, judge: Callable[[], Perplexity]
 ) -> Perplexity:
     """The losses of a model's weights in some form, measured once for a text."""
-    hashed = hashlib.sha256()
-    for batch in held_out.batches() if isinstance(held_out, TokenBlocks) else held_out:
-        for name, column in sorted(batch.items()):
-            hashed.update(f"|{name} {list(column.shape)}|".encode() + column.cpu().numpy().tobytes())
-    circumstances = {"model": identity(model), "weights": weights, "text": hashed.hexdigest()[:16]}
+    batches = held_out.batches() if isinstance(held_out, TokenBlocks) else held_out
+    text = text_of([*read_batches(batches, vocab_size=describe(model).vocab_size, device="cpu")])
+    circumstances = {"model": identity(model), "weights": weights, "text": text}
 
     def measure() -> dict[str, Any]:
         score = judge()

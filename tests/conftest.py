@@ -23,7 +23,7 @@ for setting in ("COURSE_PROFILE", "COURSE_LLAMA", "COURSE_GPT2", "PYTHONPATH"):
 
 
 def pytest_collection_modifyitems(config, items):
-    for marker in ("browser", "smoke", "installed"):  # minutes; a browser, or a package index
+    for marker in ("browser", "smoke", "installed", "vllm"):  # minutes; a browser, a package index, or vLLM
         if marker not in config.getoption("markexpr"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]

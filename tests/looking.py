@@ -53,6 +53,18 @@ def browser(executable: str, *, headless: bool = True) -> Iterator[BrowserContex
             context.close()
 
 
+def drawn(page: Page) -> None:
+    """Wait for the page's next picture: what it had asked to draw until now is drawn then, because it asked before."""
+    page.evaluate("() => new Promise(requestAnimationFrame)")
+
+
+def resize(page: Page, size: dict[str, int]) -> None:
+    """Make the window another size, and wait until the page has seen and drawn that."""
+    page.set_viewport_size(size)
+    page.wait_for_function("width => innerWidth === width", arg=size["width"])
+    drawn(page)
+
+
 def watch(page: Page) -> Troubles:
     """Note what the page writes to its console as an error, and each request that fails or leaves this machine."""
     troubles = Troubles()

@@ -51,6 +51,8 @@ LEFT_OUT = {
     "distillation.processes": "what several processes do together, between the trainer and accelerate",
     "own_text.refuse_no_template": "a document of the library's own; find_prompts is tried",
     "text_files.is_learned": "a message of the library's own documents",
+    "batches.digest": "bytes of the library's own",
+    "batches.text_of": "batches that were read",
     "batches.padded": "rows of the library's own token ids",
     "benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",
     "benchmark_tasks.build_tasks": "downloads; evaluate is tried",

@@ -37,7 +37,7 @@ LIBRARY = {
         "divergence uncertainty language_modelling branching evaluation records benchmark_tasks costs "
         "benchmarking plotting diagrams"
     ),
-    "releasing": "checkpoints export engine model_card rivals",
+    "releasing": "checkpoints export vllm_folder engine model_card rivals",
     "wings": "distillation bias compress prompt_harm policies",
     "exercises": "exercises",
     "commands": "program command_line compress_command __main__",
@@ -52,7 +52,8 @@ LAYERS = {"course_utils": LIBRARY, "course_tools": TOOLS}
 # Modules that hold no behaviour of their own need no test module of their own.
 ENTRANCES = {
     "course_utils", "course_utils.modeling", "course_utils.plotting", "course_utils.prompt_harm",
-    "course_utils.distillation", "course_utils.bias", "course_utils.compress", "course_utils.exercises",
+    "course_utils.distillation", "course_utils.bias", "course_utils.compress", "course_utils.compress_command",
+    "course_utils.exercises",
     "course_tools", "course_tools.lessons", "course_tools.lessons.verdicts", "course_tools.learner",
     "course_tools.rehearsal", "course_tools.site", "course_tools.workshop",
 }  # fmt: skip

@@ -38,7 +38,7 @@ WORKS = (
     "distillation.training.weights_that_learn", "evaluation.evaluate", "experts.expert_importance",
     "experts.prune_experts", "language_modelling.continuations", "language_modelling.dtype_name",
     "language_modelling.logits_one_by_one", "language_modelling.perplexity", "models.identity", "models.variant",
-    "refusals.refuse_strangers", "reports.model_size", "self_data.write_answers",
+    "refusals.refuse_strangers", "reports.model_size", "self_data.write_answers", "vllm_folder.export_vllm",
 )  # fmt: skip
 REFUSED = (
     "adaptive.calibrate", "adaptive.make_adaptive", "attention.attention_importance", "attention.bypass_attention",

@@ -151,7 +151,7 @@ STEPS = [(name, step) for name, flow in WORKFLOWS.items() for job in flow["jobs"
 
 
 def test_workflows_may_only_read_and_end():
-    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab", "rehearsal", "site"}
+    assert set(WORKFLOWS) == {"lint", "tests", "lessons", "colab", "rehearsal", "site", "vllm"}
     for name, flow in WORKFLOWS.items():
         assert flow["permissions"] == {"contents": "read"}, name
         assert all(job["timeout-minutes"] <= 120 for job in flow["jobs"].values()), name

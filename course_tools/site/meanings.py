@@ -34,7 +34,7 @@ def with_meanings(text: str, meanings: Mapping[str, str], seen: set[str], page: 
         seen.add(name)
         plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", meanings[name])
         title = html.escape(" ".join(plain.split()))
-        return f'<a class="term" href="{page}#{entry_of(name)}" title="{title}">{found["term"]}</a>{found["plural"]}'
+        return f'<a class="term" href="{page}#{entry_of(name)}" title="{title}">{found["term"]}{found["plural"]}</a>'
 
     pattern = rf"{_OTHER}|(?<![\w-])(?P<term>{names})(?P<plural>s?)(?![\w-])"
     return re.sub(pattern, link, text, flags=re.MULTILINE | re.DOTALL)

@@ -1,9 +1,9 @@
 """Slides from the lessons: reveal.js in a folder of its own, with speaker notes, that need no network.
 
 Nothing is written twice. A slide holds one thought: a section's first sentences with its formula, a picture, a table,
-a prediction, an exercise, a poll. The rest of the text goes to the speaker, with what a teacher wants at hand: cells
-tagged "notes" in the lesson's source, minutes, hints, what the run printed, what the saved run showed after a
-prediction, and the wrong turns that a check knows by name.
+a prediction with the numbers it begins from, an exercise with all of its text, a poll. The rest goes to the speaker,
+with what a teacher wants at hand: cells tagged "notes" in the lesson's source, minutes, hints, what the run printed,
+what the saved run showed after a prediction, and the wrong turns that a check knows by name.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from course_utils.files import write_text
 WIDTH, HEIGHT = 1280, 720
 MOST = 30  # slides of a deck
 LINES = 13  # of text that a slide holds in its normal size
+TASK = 15  # of an exercise, which is shrunk for it: who solves it wants to see all of it
 SMALLEST = 0.5  # what the page may shrink a slide to, so that it fits; a test looks for smaller ones
 ROWS = 12  # of a table; the notebook has the rest
 _CHARACTERS = 70  # in a line
@@ -74,9 +75,9 @@ class Slide:
         """Whether it ends with something to predict."""
         return bool(PREDICTION.search(str(self.parts[-1])))
 
-    def takes(self, part: Part) -> bool:
-        """Whether there is room below what is there; below a heading there always is."""
-        return len(self.parts) < 2 or self.lines + lines_of(part) <= LINES
+    def takes(self, part: Part, most: int = LINES) -> bool:
+        """Whether there is room for so many lines, with what is there; below a heading there always is."""
+        return len(self.parts) < 2 or self.lines + lines_of(part) <= most
 
 
 def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
@@ -96,15 +97,21 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
     made = [Slide("slide", [title], [*told, f"**Minutes:** {lesson.minutes} alone, with all exercises."])]
     minutes = minutes_by_section(lesson.cells, lesson.minutes)
     exercises = {one.number: one for one in exercises_of(lesson)}
-    section, polls = lesson.title, 0
+    section, polls, listing = lesson.title, 0, ""
     for cell in lesson.cells:
         tags = tags_of(cell)
         if {"install", "notes", "exercise"} & set(tags):
             continue
         if cell.cell_type == "code":
-            for output in outputs[content_id(cell)].pop(0) if outputs[content_id(cell)] else []:
+            of_cell = outputs[content_id(cell)].pop(0) if outputs[content_id(cell)] else []
+            listing = "".join(output.get("text", "") for output in of_cell).strip()
+            for output in of_cell:
                 _show(output, section, made)
-        elif "quiz" in tags:
+            continue
+        if "\n" in listing and PREDICTION.match(cell.source.lstrip("*")):  # nobody predicts from what they don't see
+            _add(f"```\n{listing}\n```", section, made)
+        listing = ""
+        if "quiz" in tags:
             polls += 1
             made.append(_poll(polls, read_question(cell.source)))
         else:
@@ -141,22 +148,31 @@ def _tell(text: str, section: str, made: list[Slide]) -> None:
     opening = every[0].startswith("#")
     if opening:
         made.append(Slide("slide" if every[0].startswith("## ") else "subslide", [every.pop(0)]))
-    whole = bool(_EXERCISE.match(text))  # whoever solves it reads all of it
+    if _EXERCISE.match(text):
+        _set(every, made)
+        return
     left: dict[int, list[str]] = {}
     for block in every:
         if PREDICTION.search(block):
             _add(block, section, made)
             opening = False
             continue
-        cut = is_prose(block) and not whole
-        short = first_sentences(block) if cut else block
-        shown = opening and (not cut or len(made[-1].parts) == 1) and made[-1].takes(short)
+        short = first_sentences(block) if is_prose(block) else block
+        shown = opening and (not is_prose(block) or len(made[-1].parts) == 1) and made[-1].takes(short)
         if shown:
             made[-1].parts.append(short)
         if not shown or short != block:
             left.setdefault(len(made) - 1, []).append(block)
     for number, told in left.items():
         made[number].notes.append("**To say**\n\n" + "\n\n".join(told))
+
+
+def _set(task: Iterable[str], made: list[Slide]) -> None:
+    """All of an exercise's text, on more than one slide where it is long."""
+    for block in task:
+        if not made[-1].takes(block, TASK):
+            made.append(Slide("subslide", [f"### {made[-1].heading}"]))
+        made[-1].parts.append(block)
 
 
 def is_prose(block: str) -> bool:
@@ -309,7 +325,7 @@ def blocks(text: str) -> Iterator[str]:
 
 def _poll(number: int, question: Question) -> Slide:
     letters = dict(zip("ABCD", question.options, strict=False))
-    options = "\n".join(f"- **{letter}.** {option.text}" for letter, option in letters.items())
+    options = "\n\n".join(f"**{letter}.** {option.text}" for letter, option in letters.items())
     right = next(letter for letter, option in letters.items() if option.right)
     reasons = "\n".join(f"- **{letter}.** {option.reason}" for letter, option in letters.items() if not option.right)
     notes = (
@@ -345,13 +361,16 @@ _TEMPLATE = (
 .reveal.reveal :is(h1, h2, h3) { font-size: 1.3em; line-height: 1.2; margin: 0 0 .4em; text-transform: none; }
 .reveal.reveal h1 { font-size: 1.8em; margin-top: 4em; }
 .reveal.reveal .jp-RenderedHTMLCommon { font-size: 34px; line-height: 1.4; }
-.reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 24px; line-height: 1.4;
+.reveal.reveal pre, .reveal.reveal .jp-RenderedHTMLCommon pre { box-shadow: none; font-size: 28px; line-height: 1.4;
   margin: 0; white-space: pre-wrap; width: auto; }
 .reveal.reveal table { font-size: 26px; }
-.reveal.reveal .fit:not(:has(img, table)) :is(p, li) { font-size: 42px; line-height: 1.4; margin-bottom: .6em; }
+.reveal.reveal table.straight tbody :is(td, th) { white-space: nowrap; }
+.reveal.reveal .fit:not(:has(img, table)) :is(p, li) { font-size: var(--text); line-height: 1.4; margin-bottom: .6em; }
+.reveal.reveal .fit > :not(:first-child) ul { margin-top: .5em; }
 .reveal.reveal img { margin: 0; width: 1230px; height: 600px; max-height: none; max-width: none; object-fit: contain;
   object-position: left top; }
-.reveal.reveal .slide-number { background: #222; color: #fff; }
+.reveal.reveal .slide-number { background: none; color: #595959; font-size: 18px; right: 100px; }
+.reveal.reveal .controls { font-size: 7px; }
 .reveal .jp-Cell, .reveal .jp-OutputArea-output, .reveal .jp-Cell-outputWrapper { overflow: visible; padding: 0; }
 </style>
 {% endblock %}
@@ -374,15 +393,28 @@ window.addEventListener("load", () => {
     for (const one of opened) one.style.cssText = "display: block !important; padding: 0; width: SLIDE_WIDTHpx";
     box.style.width = "max-content";
     box.style.maxWidth = "SLIDE_WIDTHpx";
-    const across = Math.max(box.scrollWidth, ...[...box.querySelectorAll("table")].map(table => table.scrollWidth));
-    const scale = Math.min(1, SLIDE_HEIGHT / box.scrollHeight, SLIDE_WIDTH / across);
-    box.style.cssText = scale < 1 ? `zoom: ${scale}` : "";
+    const across = () => Math.max(...[box, ...box.querySelectorAll("table, math *")]
+      .map(part => part.getBoundingClientRect().right - box.getBoundingClientRect().left));
+    for (const size of TEXT_SIZES) { // the largest that leaves air
+      box.style.setProperty("--text", `${size}px`);
+      if (box.scrollHeight < 0.6 * SLIDE_HEIGHT && across() <= SLIDE_WIDTH) break;
+    }
+    for (const table of box.querySelectorAll("table")) {
+      table.classList.add("straight"); // no interval in two lines
+      if (table.offsetWidth > 1.15 * SLIDE_WIDTH) table.classList.remove("straight");
+      const room = SLIDE_HEIGHT - box.scrollHeight + table.offsetHeight, wide = 0.97 * SLIDE_WIDTH; // and no new line
+      const zoom = Math.min(LARGER, room / table.offsetHeight, wide / table.offsetWidth);
+      if (zoom > 1) table.style.zoom = zoom;
+    }
+    const scale = Math.min(1, SLIDE_HEIGHT / box.scrollHeight, SLIDE_WIDTH / across());
+    const text = box.style.getPropertyValue("--text");
+    box.style.cssText = `--text: ${text}` + (scale < 1 ? `; zoom: ${scale}` : "");
     box.dataset.scale = scale.toFixed(2);
     for (const one of opened) one.style.cssText = "";
   }
   Reveal.initialize({
     width: SLIDE_WIDTH, height: SLIDE_HEIGHT, margin: 0.04, center: false, hash: true, slideNumber: "c/t",
-    transition: "none",
+    transition: "none", navigationMode: "linear", // the arrow to the right skips no exercise
     pdfSeparateFragments: false, pdfMaxPagesPerSlide: 1, plugins: [RevealNotes],
   });
 });
@@ -390,6 +422,8 @@ window.addEventListener("load", () => {
 {% endblock %}""".replace("PICTURES", PICTURES)
     .replace("SLIDE_WIDTH", str(WIDTH))
     .replace("SLIDE_HEIGHT", str(HEIGHT))
+    .replace("TEXT_SIZES", str([56, 48, 42]))
+    .replace("LARGER", "1.6")
 )
 _INDEX = """<!doctype html>
 <html lang="en">

@@ -19,11 +19,10 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import cast_weights, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batches
+from course_utils.batches import Batch, read_batches, rows_of, text_of
 from course_utils.compress.scores import Importance
 from course_utils.compress.search import Candidate, shrink
 from course_utils.distillation import Recipe, distill
-from course_utils.distillation.state import rows_of, text_of
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
 from course_utils.files import measured_once
 from course_utils.language_modelling import perplexity

@@ -6,11 +6,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -18,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from course_utils.batches import Batch
+from course_utils.batches import Batch, rows_of, text_of
 from course_utils.distillation.adapters import ADAPTER
 from course_utils.distillation.processes import full_tensor, sharded_like
 from course_utils.distillation.recipe import Recipe
@@ -34,34 +32,9 @@ class CheckpointMismatch(ValueError):
     """The checkpoint belongs to a run with other settings, data or models."""
 
 
-def digest(parts: Iterable[bytes | np.ndarray]) -> str:
-    """16 hexadecimal digits that stand for the parts (bytes, or numpy arrays without gaps), in their order."""
-    hashed = blake2b(digest_size=8)
-    for part in parts:
-        hashed.update(part)
-        hashed.update(b"|")
-    return hashed.hexdigest()
-
-
 def name_of(model: PreTrainedModel) -> str:
     """A model in words, with the digest of its configuration and all its weights."""
     return f"{model.config.model_type} of {model.num_parameters():,} parameters, {identity(model)}"
-
-
-def rows_of(batch: Batch) -> list[str]:
-    """What identifies each row: its tokens from the first real one to the last, with the gaps between them.
-
-    And where not all of them are learned, which are.
-    """
-    rows = []
-    for ids, real, learned in zip(batch.input_ids.cpu(), batch.real.cpu(), batch.learned.cpu(), strict=True):
-        places = real.nonzero().flatten().tolist()
-        span = slice(places[0], places[-1] + 1) if places else slice(0)
-        parts = [torch.where(real, ids, -1)[span]]
-        if not learned[real].all():
-            parts.append(learned[span])
-        rows.append(digest(part.numpy() for part in parts))
-    return rows
 
 
 def refuse_unknown(batches: Iterable[Batch], known: Container[str], *, place: str, maker: str) -> None:
@@ -79,13 +52,6 @@ def refuse_unknown(batches: Iterable[Batch], known: Container[str], *, place: st
             f"{are_known[False]} of {are_known.total()} rows of text are not in {place}. Give {maker} all rows that "
             "the student is to see, those for validation included."
         )
-
-
-def text_of(batches: Sequence[Batch]) -> str:
-    """Batches in words, with a digest of their rows."""
-    tokens = sum(int(batch.predicted.sum()) for batch in batches)
-    rows = digest(" ".join(rows_of(batch)).encode() for batch in batches)
-    return f"{len(batches)} batches, {tokens:,} tokens to predict, {rows}" if batches else "none"
 
 
 def run_of(

@@ -28,10 +28,10 @@ from transformers import PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, Batches, read_batches
+from course_utils.batches import Batch, Batches, digest, read_batches, rows_of
 from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
 from course_utils.distillation.recipe import Recipe
-from course_utils.distillation.state import digest, name_of, refuse_unknown, rows_of, write_tensors
+from course_utils.distillation.state import name_of, refuse_unknown, write_tensors
 from course_utils.files import write_json
 from course_utils.hooks import evaluating
 

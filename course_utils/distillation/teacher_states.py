@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batches
+from course_utils.batches import Batch, read_batches, rows_of
 from course_utils.distillation.losses import states_loss
 from course_utils.distillation.recipe import Recipe
-from course_utils.distillation.state import name_of, refuse_unknown, rows_of
+from course_utils.distillation.state import name_of, refuse_unknown
 from course_utils.hooks import evaluating
 from course_utils.models import variant
 

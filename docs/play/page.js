@@ -216,6 +216,7 @@ function drawWriting() {
   let same = 0;
   while (first && second && same < first.length && first[same] === second[same]) same++;
   for (const [place, written] of [["whole-writes", first], ["cut-writes", second]]) {
+    byId(place).ariaBusy = String(!written);
     if (!written) continue; // the old text stays until the new one is there
     const text = tokenizer.decode(written), before = tokenizer.decode(written.slice(0, same));
     const agreed = text.startsWith(before) ? before : ""; // not where the parting is inside a character

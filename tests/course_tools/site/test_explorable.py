@@ -172,8 +172,7 @@ def test_reader_reaches_each_entry_and_reads_its_sentence(lesson, page, tmp_path
         assert page.evaluate(WALK, list(one.chosen)) == one.says
     assert page.locator(".key li").all_inner_texts()[-1] == explorable.figure(lesson).interval
     assert page.troubles.console == [] and looking.faults(page) == []
-    page.set_viewport_size(PHONE)
-    page.wait_for_timeout(200)
+    looking.resize(page, PHONE)
     assert looking.sideways(page) == []
 
 

@@ -166,9 +166,10 @@ def play(page, path):
 
 
 def settle(page, *, random=False):
-    """Wait until the cut is measured on both texts, and with `random` beside its random cuts."""
-    for text in ("speeches", "wiki"):
-        page.wait_for_selector(f"#{text}[aria-busy=false]")
+    """Wait until the last choice is measured on both texts and writes, and with `random` beside its random cuts."""
+    looking.drawn(page)  # until then the page says what it knew of the cut before
+    for part in ("speeches", "wiki", "whole-writes", "cut-writes"):
+        page.wait_for_selector(f"#{part}[aria-busy=false]")
     if random:
         page.wait_for_selector("#progress:empty", state="attached", timeout=600_000)  # 19 × 96 rows on a busy machine
 
@@ -245,6 +246,7 @@ def test_neurons_and_blocks_taken_out_by_hand(play):
         side = canvas.bounding_box()["width"] / 32
         position = {"x": (neuron % 32 + 0.5) * side, "y": (neuron // 32 + 0.5) * side}
         canvas.click(position=position)
+        looking.drawn(play)
     assert play.locator("#blocks .count").nth(1).text_content() == "4 gone"
     play.get_by_role("button", name="no MLP in block 2").click()
     play.get_by_role("button", name="no block 4").click()
@@ -258,6 +260,7 @@ def test_neurons_and_blocks_taken_out_by_hand(play):
     play.get_by_role("button", name="no MLP in block 2").click()
     play.get_by_role("button", name="no block 4").click()
     play.locator("#undo").click()
+    looking.drawn(play)
     assert play.locator("#blocks .count").all_text_contents() == ["0 gone"] * 6
     assert play.locator("#verdict").text_content().startswith("This is the whole model")
 
@@ -322,13 +325,8 @@ def test_tokenizer_and_prompts(play):
     choose(play, "activation", 20, mean=True)
     for prompt in ("I recommend to the Congress", "A naïve 😀  plan"):
         play.locator("#prompt").fill(prompt)
+        settle(play)
         expected = prompt + continuation(pruned("activation", 0.2, mean=True), prompt)
-        play.wait_for_selector("#cut-writes")
-        play.wait_for_timeout(100)
-        for _ in range(100):
-            if play.locator("#cut-writes").text_content() == expected:
-                break
-            play.wait_for_timeout(100)
         assert play.locator("#cut-writes").text_content() == expected
     play.locator("#prompt").fill("")
     settle(play)
@@ -370,7 +368,7 @@ def test_keyboard_alone(play):
     assert play.locator("#large-note").text_content() == "Neuron 33 is gone."
     assert min(cell.bounding_box()["width"], cell.bounding_box()["height"]) >= 24
     play.keyboard.press("Escape")
-    assert not play.locator("#large").is_visible()
+    play.wait_for_selector("#large", state="hidden")
     model = copy.deepcopy(lesson().base)
     with torch.no_grad():
         model.transformer.h[3].mlp.c_proj.weight[33] = 0
@@ -410,8 +408,7 @@ def test_page_is_readable_and_quiet(play, mode):
     play.emulate_media(color_scheme=mode)
     settle(play)
     assert looking.faults(play) == [] and looking.sideways(play) == []
-    play.set_viewport_size(PHONE)
-    play.wait_for_timeout(200)
+    looking.resize(play, PHONE)
     assert looking.faults(play) == [] and looking.sideways(play) == []
     assert play.troubles.console == play.troubles.requests == []
     assert play.evaluate(stored) == '[{},{},""]'

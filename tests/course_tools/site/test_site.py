@@ -26,6 +26,9 @@ from course_utils import assets
 ROOT = Path(__file__).resolve().parents[3]
 MINUTE = 60_000  # milliseconds
 PICTURES = "[...document.querySelectorAll('article img')].map(image => [image.alt, image.naturalWidth])"
+FADED = """() => Promise.all(document.getAnimations()
+    .filter(one => one.effect.getComputedTiming().endTime !== Infinity)
+    .map(one => one.finished.catch(() => undefined)))"""
 RAN = r"""count => /\[\d+\]/.test(
     document.querySelectorAll('.jp-CodeCell')[count - 1].querySelector('.jp-InputPrompt').innerText
 )"""
@@ -54,7 +57,7 @@ def go_dark(page, mode="dark"):
     page.evaluate(
         "mode => { document.documentElement.dataset.theme = document.documentElement.dataset.mode = mode; }", mode
     )
-    page.wait_for_timeout(400)  # colours fade
+    page.evaluate(FADED)
 
 
 def html_pages(site):
@@ -170,8 +173,10 @@ def test_search_hit_opens_at_the_word(site, page):
     page.locator("#search-results a", has_text="03 ·").first.click()
     word = page.locator("article p .highlighted").first
     word.wait_for()
-    page.wait_for_function("scrollY > 0")
-    assert 0 < word.bounding_box()["y"] < WIDE["height"]
+    page.wait_for_function(  # it scrolls there
+        "word => scrollY > 0 && 0 < word.getBoundingClientRect().y && word.getBoundingClientRect().y < innerHeight",
+        arg=word.element_handle(),
+    )
 
 
 def test_answers_unfold(site, page):
@@ -182,6 +187,15 @@ def test_answers_unfold(site, page):
     folded.locator("summary").first.focus()
     page.keyboard.press("Enter")
     assert body.is_visible() and body.inner_text().strip()
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+def test_what_cells_printed_is_seen_whole(size, site, page):
+    page.set_viewport_size(size)
+    page.goto(address(first_lesson(site)))
+    hidden = "pres => pres.filter(pre => pre.scrollWidth > pre.clientWidth).map(pre => pre.innerText)"
+    printed = page.locator("article .cell_output pre")
+    assert printed.count() > 5 and printed.evaluate_all(hidden) == []
 
 
 def test_quiz_by_keyboard(site, page):

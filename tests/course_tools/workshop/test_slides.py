@@ -98,7 +98,8 @@ def test_one_thought_a_slide(path):
     _, made = slides_of_lesson(path)
     assert len(made) <= slides.MOST
     for slide, text in zip(made, text_of(made), strict=True):
-        assert slide.lines <= slides.LINES or len(slide.parts) == 2, text
+        most = slides.TASK if text.startswith("### Exercise") else slides.LINES
+        assert slide.lines <= most or len(slide.parts) == 2, text
         assert slide.lines <= slides.LINES / slides.SMALLEST, f"too long to be shrunk: {text}"
         assert slide is made[0] or len(slide.parts) > 1, f"a heading alone: {text}"
         assert text.startswith("#"), "who looks up from the keyboard finds the section's name"
@@ -136,6 +137,35 @@ def test_everything_of_a_lesson_is_there(path):
     for part in ("The point", "Usual questions", "Wrong turns"):
         assert f"**{part}:**" in made[0].notes[0], f'a text cell tagged "notes" tells the speaker: {part}'
     assert notes.count("Wrong turns that the check names") >= 4
+
+
+@each_lesson
+def test_whoever_solves_an_exercise_sees_all_of_its_text(path):
+    lesson, made = slides_of_lesson(path)
+    for cell in lesson.cells:
+        for text in re.split(r"^(?=##+ )", cell.source, flags=re.M) if cell.cell_type == "markdown" else ():
+            if number := re.match(r"### Exercise (\d+) ", text):
+                own = [slide for slide in made if slide.heading.startswith(f"Exercise {number[1]} ")]
+                shown = "\n".join(text_of(own))
+                task = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+                assert own and all(block in shown for block in slides.blocks(task)), number[0]
+
+
+def test_what_one_predicts_from_stands_with_the_prediction(tmp_path):
+    """A listing printed just before it; a remark of one line doesn't."""
+    text = LESSON.replace(
+        "# %%\nimport sys\n",
+        "# %%\nimport sys\n\n# %% [markdown]\n# **Predict before you run.** What is their sum?\n#\n"
+        "# <details><summary>What we saw (saved run, embedded profile)</summary>\n#\n# It was 42.\n#\n# </details>\n\n",
+    )
+    lesson = read_lesson(write_lesson(tmp_path, text))
+    for printed, stands in (("one 20\ntwo 22\n", True), ("done\n", False)):
+        saved = notebooks.build_notebook(lesson, notebooks.Course("a/b", "main"), "exercises")
+        (cell,) = (cell for cell in saved.cells if cell.source.startswith("import sys"))
+        cell.outputs = [nbformat.v4.new_output("stream", text=printed)]
+        made = slides.slides_of(lesson, saved, CHECKS)
+        (shown,) = (text for text in text_of(made) if "their sum" in text)
+        assert (f"```\n{printed}```" in shown) == stands
 
 
 def test_first_sentences_are_short_together_but_one_at_least():
@@ -195,41 +225,36 @@ def test_decks_stand_in_a_folder_of_their_own(small, tmp_path):
 
 
 @pytest.mark.browser
-def test_every_slide_fits_in_a_browser_and_is_printed(tmp_path):
+def test_every_slide_fits_in_a_browser_and_is_printed(page, tmp_path):
     """Chromium shows each slide: nothing runs over, nothing is shrunk beyond reading, no error, no request outside."""
-    pytest.importorskip("playwright", reason="part of the extra browser")
-    executable = looking.find_chromium()
-    if executable is None:
-        pytest.skip("no Chromium or Chrome on the PATH; COURSE_CHROMIUM may name one")
     pages = {}
     for path in LESSONS:
         lesson, made = slides_of_lesson(path)
         pages[lesson.name] = (lesson.title, slides.deck(made, title=lesson.title))
     index = slides.write_decks(pages, assets.fetch("reveal"), tmp_path)
-    with looking.browser(executable) as browser:
-        page = browser.new_page()
-        page.set_viewport_size({"width": slides.WIDTH, "height": slides.HEIGHT})
-        troubles = looking.watch(page)
-        for name in pages:
-            page.goto((index.parent / f"{name}.html").as_uri())
-            page.wait_for_function("window.Reveal && Reveal.isReady()")
-            assert looking.faults(page) == [], name
-            found = page.evaluate(_LOOK)
-            assert len(found) > 20
-            for slide in found:
-                assert slide["right"] <= slides.WIDTH + 1 and slide["bottom"] <= slides.HEIGHT + 1, (name, slide)
-                assert slide["scale"] >= slides.SMALLEST and slide["height"] > 20, (name, slide)
-            page.goto((index.parent / f"{name}.html").as_uri() + "?print-pdf")
-            page.wait_for_selector(".pdf-page")
-            page.wait_for_timeout(500)
-            printed = page.pdf(prefer_css_page_size=True, print_background=True)
-            assert len(re.findall(rb"/Type\s*/Page\b", printed)) == len(found), f"{name}: one page a slide"
-        assert troubles.console == troubles.requests == []
+    page.set_viewport_size({"width": slides.WIDTH, "height": slides.HEIGHT})
+    for name in pages:
+        page.goto((index.parent / f"{name}.html").as_uri())
+        page.wait_for_function("window.Reveal && Reveal.isReady()")
+        assert looking.faults(page) == [], name
+        found = page.evaluate(_LOOK)
+        assert len(found) > 20
+        for slide in found:
+            assert slide["right"] <= slides.WIDTH + 1 and slide["bottom"] <= slides.HEIGHT + 1, (name, slide)
+            assert slide["scale"] >= slides.SMALLEST and slide["height"] > 20, (name, slide)
+        page.goto((index.parent / f"{name}.html").as_uri() + "?print-pdf")
+        page.wait_for_selector(".reveal-print:not(.loading-scroll-mode)", state="attached")  # all pages are laid out
+        printed = page.pdf(prefer_css_page_size=True, print_background=True)
+        assert len(re.findall(rb"/Type\s*/Page\b", printed)) == len(found), f"{name}: one page a slide"
+    assert page.troubles.console == page.troubles.requests == []
 
 
 _LOOK = """() => Reveal.getSlides().map(slide => {
   const at = Reveal.getIndices(slide);
   Reveal.slide(at.h, at.v);
   const fit = slide.querySelector(".fit"), box = fit.getBoundingClientRect();
-  return {right: box.right, bottom: box.bottom, height: box.height, scale: +fit.dataset.scale, text: slide.innerText};
+  const all = [...fit.querySelectorAll("*")].filter(part => part.checkVisibility()); // a wide formula leaves its box
+  const far = (edge) => Math.max(...all.map(part => part.getBoundingClientRect()[edge]));
+  const [right, bottom] = [far("right"), far("bottom")];
+  return {right, bottom, height: box.height, scale: +fit.dataset.scale, text: slide.innerText};
 })"""

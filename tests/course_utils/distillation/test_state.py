@@ -1,43 +1,35 @@
-"""What stands for text: its rows, whatever pads them, and in which batch they are."""
+"""What makes a run another run, and rows that a teacher was never asked about; test_training stops and goes on."""
 
 from __future__ import annotations
 
-import torch
-from tiny import tiny_batches
+import pytest
+from tiny import tiny_batches, tiny_model
 
-from course_utils.batches import read_batches
-from course_utils.distillation.state import rows_of, text_of
+from course_utils.batches import read_batches, rows_of
+from course_utils.distillation import Recipe
+from course_utils.distillation.state import name_of, refuse_unknown, run_of
 
-
-def read(batches):
-    return list(read_batches(batches, vocab_size=97, device="cpu"))
-
-
-def test_padding_does_not_count_and_everything_else_does():
-    texts = {padding: text_of(read(tiny_batches(padding=padding))) for padding in ("left", "right")}
-    assert texts["left"] == texts["right"]
-    row = torch.arange(3, 15)
-    others = [[row], [row.flip(0)], [row[:6], row[6:]], [row[:4], row[4:8], row[8:]]]
-    found = {text_of(read([{"input_ids": torch.stack(rows)}])) for rows in others}
-    found.add(text_of(read([{"input_ids": half[None]} for half in (row[:6], row[6:])])))
-    assert len(found) == len(others) + 1
-    assert text_of([]) == "none"
+BATCHES = list(read_batches(tiny_batches(), vocab_size=97, device="cpu"))
 
 
-def test_what_is_learned_counts_and_all_of_it_is_as_if_nothing_were_said():
-    ids = torch.arange(3, 9)[None]
-    plain, whole, three, others = (
-        text_of(read([{"input_ids": ids} | ({} if labels is None else {"labels": labels})]))
-        for labels in (None, ids, ids.where(ids > 5, -100), ids.where(ids % 2 == 0, -100))
-    )
-    assert plain == whole and len({plain, three, others}) == 3
-    assert "3 tokens to predict" in three and "3 tokens to predict" in others
+def test_each_part_of_a_run_makes_it_another():
+    recipe, model = Recipe(steps=3, lr=1e-4), tiny_model()
+    first = run_of(recipe, "a teacher", model, BATCHES, [])
+    others = {
+        "lr": run_of(Recipe(steps=3, lr=2e-4), "a teacher", model, BATCHES, []),
+        "teacher": run_of(recipe, "another", model, BATCHES, []),
+        "student before training": run_of(recipe, "a teacher", tiny_model(seed=1), BATCHES, []),
+        "text": run_of(recipe, "a teacher", model, BATCHES[::-1], []),
+        "validation text": run_of(recipe, "a teacher", model, BATCHES, BATCHES[:1]),
+    }
+    for what, run in others.items():
+        assert [name for name in first if run[name] != first[name]] == [what]
+    assert first["student before training"] == name_of(model) and first["validation text"] == "none"
+    assert run_of(recipe, "a teacher", tiny_model(), BATCHES, []) == first
 
 
-def test_gaps_count():
-    ids, mask = torch.arange(3, 8)[None], torch.tensor([[1, 1, 0, 1, 1]])
-    (with_gap,), (without,) = (
-        read([{"input_ids": ids, "attention_mask": mask}]),
-        read([{"input_ids": ids[:, mask[0] == 1]}]),
-    )
-    assert rows_of(with_gap) != rows_of(without)
+def test_rows_that_no_teacher_was_asked_about_are_counted():
+    known = {row for batch in BATCHES[:-1] for row in rows_of(batch)}
+    refuse_unknown(BATCHES[:-1], known, place="its answers", maker="ask")
+    with pytest.raises(ValueError, match=r"2 of 6 rows of text are not in its answers\. Give ask all rows"):
+        refuse_unknown(BATCHES, known, place="its answers", maker="ask")

@@ -1,0 +1,27 @@
+"""What the tests of the command share: it runs on random models, and times nothing unless a test asks."""
+
+from __future__ import annotations
+
+import pytest
+from own_command import SMALL, write_own
+
+from course_utils import command_line
+from course_utils.compress_command import run
+
+
+@pytest.fixture(autouse=True)
+def _untimed(monkeypatch):
+    """To time versions takes longer than all else here; one test does."""
+    monkeypatch.setattr(run, "timed", lambda versions, *_args, **_sizes: (versions, ""))
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    return lambda *more: command_line.main(["compress", "llama", *SMALL, "--out", str(tmp_path / "out"), *more])
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    return [*write_own(tmp_path), "--out", str(tmp_path / "out")]

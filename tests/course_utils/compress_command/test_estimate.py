@@ -1,0 +1,70 @@
+"""Bytes are counted from shapes, with all that makes a model fit; seconds are a span."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model
+
+from course_utils.compress import Candidate, outline_of
+from course_utils.compress_command.estimate import Needed, estimate
+
+
+def _args(**changes):
+    usual = {"rows": 2, "length": 12, "steps": 3, "finalists": 2, "light": 2, "correction": 0, "accumulate": 1}
+    usual |= {
+        "self_data": 0,
+        "recover": "all",
+        "recompute": False,
+        "teacher": "memory",
+        "dtype": "float32",
+        "lr": 1e-4,
+        "seed": 0,
+    }
+    return Namespace(**usual | changes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_and_time_of_every_family(family):
+    model = tiny_model(family)
+    whole, args = Candidate.of(model), _args()
+    smaller = Candidate(2, whole.hidden, whole.groups, 32)
+    parameters = outline_of(model, smaller).num_parameters()
+    needed = estimate(model, [smaller], args)
+    assert needed.bytes > 4 * whole.parameters + 16 * parameters  # teacher; student, its gradients, AdamW's averages
+    assert 0 < needed.seconds[0] <= needed.seconds[1]
+    larger = estimate(model, [smaller], _args(correction=1))
+    assert larger.bytes > 20 * whole.parameters  # in its correction the teacher is the student
+    more = estimate(model, [smaller], _args(self_data=100_000)).seconds
+    assert more[1] > 1000 * more[0], "answers take the most of it, or none where they are short"
+    cut = estimate(model, [smaller], _args(steps=0, light=0))
+    assert cut.bytes == 4 * (whole.parameters + parameters)
+
+
+def test_what_makes_it_fit_is_counted():
+    wide = {"hidden_size": 128, "intermediate_size": 512}  # or a rank of 16 isn't low
+    model, halved = tiny_model(**wide), tiny_model(dtype=torch.bfloat16, **wide)
+    version = [Candidate.of(model)]
+    all_weights, mlps, lora = (
+        estimate(model, version, _args(recover=recover)).bytes for recover in ("all", "mlps", "lora")
+    )
+    assert all_weights > mlps > lora > 8 * version[0].parameters
+    teacher = 4 * version[0].parameters
+    sixteen = estimate(halved, version, _args(dtype="bfloat16")).bytes
+    assert all_weights - sixteen == teacher / 2
+    two_batches = _args(dtype="bfloat16", accumulate=2)  # gradients of the first beside what the second puts aside
+    assert estimate(halved, version, two_batches).bytes > sixteen
+    assert estimate(halved, version, two_batches, processes=2).bytes == sixteen
+    searching = estimate(model, version, _args(teacher="disk")).bytes
+    cut_at_once = estimate(model, version, _args(teacher="disk", light=0)).bytes
+    assert searching == all_weights and all_weights - cut_at_once == teacher
+    assert estimate(model, version, _args(recompute=True)).bytes < all_weights
+
+
+def test_an_estimate_says_how_far_its_passes_lie_apart():
+    needed = Needed(bytes=2.5e9, seconds=(600.0, 900.0), passes=(0.2, 0.3))
+    assert str(needed).startswith(
+        "About 2.5 GB of memory and 10 to 15 minutes on this machine, by 2 forward passes of 0.2 to 0.3 s."
+    )

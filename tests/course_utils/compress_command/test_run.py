@@ -1,0 +1,326 @@
+"""`compress` on a random model and made-up text, alone or in two: it scores, chooses, learns, resumes, saves."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from own_command import SMALL, VERSIONS, end_soon, saved, without_docs, write_own
+from programs import in_two_processes, shard_by_hand
+from transformers import AutoModelForCausalLM
+
+from course_utils import command_line, engine, rivals, self_data
+from course_utils.checkpoints import save_pruned
+from course_utils.compress import Candidate
+from course_utils.compress_command import run
+from course_utils.distillation import training
+from course_utils.models import load_model
+from course_utils.own_text import OwnText
+
+
+def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
+    assert command("--budget", "95%") == 0
+    out = capsys.readouterr().out
+    table = out.partition("what else could be shipped:\n")[2].splitlines()
+    assert "perplexity on held-out speeches (95 %)" in table[0]
+    assert all(line.startswith(name) for name, line in zip(VERSIONS, table[1:], strict=False))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    whole, _ = load_model("llama")
+    assert 0.9 * whole.num_parameters() < model.num_parameters() <= 0.95 * whole.num_parameters()
+    assert f"{model.num_parameters():,} parameters" in out
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "license: unknown" in card, "a random model has none"
+    assert "no bias" in card and "tokens of speeches, recovery" in card
+    assert all(f"| {version} | " in card for version in VERSIONS)
+
+    def not_again(*_args, **_options):
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(run, "importance", not_again)
+    assert command("--budget", "95%") == 0  # searched and learned already
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatch):
+    """The random cut has the winner's sizes and other weights, and what has learned the speed of what was cut."""
+    cuts, cutting = [], run.shrink
+
+    def noted(*args):
+        cuts.append((args[1], cutting(*args)))
+        return cutting(*args)
+
+    monkeypatch.setattr(run, "timed", rivals.timed)
+    monkeypatch.setattr(run, "shrink", noted)
+    assert command("--budget", "95%", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    found = report["held_out"]
+    assert [*found] == [*VERSIONS] and report["not_measured"].keys() <= {"tokens a second in llama.cpp"}
+    assert len({version["perplexity"] for version in found.values()}) == len(VERSIONS)
+    size = {name: version["bytes"] for name, version in found.items()}
+    assert size["whole, Q4_0"] < size["whole, Q8_0"] < size["whole"]
+    assert size["recovered"] == size["cut"] == size["random cut"] < size["whole"]
+    (winner, chosen), (same, drawn) = cuts
+    assert winner == same and not all(map(torch.equal, chosen.parameters(), drawn.parameters()))
+    speed = {name: version["tokens_per_second"] for name, version in found.items()}
+    assert speed["recovered"] == speed["cut"] == speed["random cut"] != speed["whole"]
+    engines = {"PyTorch", *(["llama.cpp"] if engine.available() else [])}
+    assert speed["whole"].keys() == speed["cut"].keys() == engines
+    assert speed["whole, Q4_0"].keys() == speed["whole, Q8_0"].keys() == engines - {"PyTorch"}
+    assert not [*(tmp_path / "out").rglob("*.gguf")]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "tokens a second, PyTorch" in card
+
+    monkeypatch.setattr(rivals, "perplexity", None)
+    monkeypatch.setattr(rivals, "measure_speed", None)
+    monkeypatch.setattr(engine, "measure_speed", None)
+    assert command("--budget", "95%", "--json") == 0, "all of it is measured already"
+    assert json.loads(capsys.readouterr().out)["held_out"] == found
+
+
+def test_a_folder_and_a_budget_in_bytes(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    save_pruned(*load_model("gpt2"), tmp_path / "mine")
+    size = sum(w.nbytes for w in load_model("gpt2")[0].parameters())
+    budget = f"{0.97 * size / 1e6:.3f}mb"
+    assert command_line.main(["compress", str(tmp_path / "mine"), *SMALL, "--budget", budget, "--dry-run"]) == 0
+    assert "bytes:" in capsys.readouterr().out
+
+
+def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, capsys, monkeypatch):
+    """Corrected weights are scored, searched and learned from; what was done before isn't done again."""
+    corrected = ["--budget", "95%", "--correction", "3"]
+    assert command("--budget", "95%") == 0
+    plain = saved(tmp_path / "out")
+    assert command(*corrected, "--dry-run") == 0
+    assert "Steps: 3 of teacher correction" in capsys.readouterr().out
+
+    def ctrl_c(*_args, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # between the correction and the scores
+        patch.setattr(run, "importance", ctrl_c)
+        assert command(*corrected) == 130
+    batches_of, taken = training._batches_of, []
+    monkeypatch.setattr(training, "_batches_of", lambda *args: taken.append(args) or batches_of(*args))
+    assert command(*corrected) == 0
+    assert len(taken) == 2 * 2 + 3  # two finalists and the recovery; not the correction
+    learned = saved(tmp_path / "out")
+    assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), learned.parameters(), strict=False))
+    (of_whole,) = (tmp_path / "out").glob("*/correction-3-*")
+    teachers = [path.parent for path in (tmp_path / "out").glob("*/scores-16-0.safetensors")]
+    assert len(teachers) == 2 and of_whole.parent in teachers
+
+
+BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
+
+
+OWN_WAYS = {"text": ["--correction", "2"], "answers": ["--self-data", "5", "--length", "32"]}
+
+
+def in_several(folder):
+    """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
+    scoring, rank = run.importance, PartialState(cpu=True).process_index
+    making, answering = OwnText._mixed, self_data._generate
+    own = json.loads(Path(folder, "own.json").read_text())
+    for way, options in OWN_WAYS.items():
+        here = Path(folder, way)
+        here.mkdir(exist_ok=True)
+
+        def made(*args, here=here):
+            with (here / f"rows by {rank}").open("a") as file:
+                file.write("once ")
+            return making(*args)
+
+        def answered(*args, here=here, **more):
+            (here / f"answered by {rank}").touch()
+            return end_soon(answering)(*args, **more)
+
+        OwnText._mixed, self_data._generate = made, answered
+        assert command_line.main([*own, *options, "--out", str(here / "several")]) == 0
+    for way in ("whole", "sharded"):
+        if way == "sharded":
+            shard_by_hand()
+        here = Path(folder, way)
+        here.mkdir(exist_ok=True)
+
+        def noted(*args, here=here):
+            with (here / f"scored by {rank}").open("a") as file:
+                file.write("once")
+            return scoring(*args)
+
+        run.importance = noted
+        assert command_line.main([*BOTH, "--out", str(here / "refused"), "--accumulate", "3"]) == 1
+        assert command_line.main([*BOTH, "--out", str(here / "several")]) == 0
+
+
+@pytest.fixture(scope="module")
+def by_several_and_one(tmp_path_factory):
+    """One launch for both ways, because to import everything takes longer than the work."""
+    folder = tmp_path_factory.mktemp("several")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_PROFILE", "smoke")
+        patch.setattr(self_data, "_generate", end_soon(self_data._generate))
+        own = ["compress", *write_own(folder), "--accumulate", "2"]
+        (folder / "own.json").write_text(json.dumps(own))
+        in_two_processes(in_several, folder)
+        assert command_line.main([*BOTH, "--out", str(folder / "one")]) == 0
+        for way, options in OWN_WAYS.items():
+            assert command_line.main([*own, *options, "--out", str(folder / way / "one")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("way", ["whole", "sharded"])
+def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    here = by_several_and_one / way
+    one, several = saved(by_several_and_one / "one"), saved(here / "several")
+    assert Candidate.of(several) == Candidate.of(one)  # the same version won
+    for a, b in zip(several.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert [(path.name, path.read_text()) for path in here.glob("scored by *")] == [("scored by 0", "once")]
+    assert not (here / "refused").exists()
+
+    # What several have done, one needn't do again.
+    monkeypatch.setattr(run, "importance", None)
+    assert command_line.main([*BOTH, "--out", str(here / "several")]) == 0
+    assert all(map(torch.equal, saved(here / "several").parameters(), several.parameters()))
+
+
+@pytest.mark.parametrize("way", OWN_WAYS)
+def test_two_processes_learn_text_of_ones_own_as_one_does(way, by_several_and_one):
+    """And the first of them alone makes rows and answers."""
+    here = by_several_and_one / way
+    one, several = saved(here / "one"), saved(here / "several")
+    assert Candidate.of(several) == Candidate.of(one)
+    for a, b in zip(several.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert {path.name for path in here.glob("* by *")} == {
+        "rows by 0",
+        *(["answered by 0"] if way == "answers" else []),
+    }
+    for kind in ("text", "answers"):
+        files = {path.name: path.read_bytes() for path in (here / "one" / kind).glob("*")}
+        assert files == {path.name: path.read_bytes() for path in (here / "several" / kind).glob("*")}
+        assert files or kind != way
+
+
+def test_the_launch_that_the_help_shows(capsys):
+    """Up to the number of GPUs, of which there are none here."""
+    with pytest.raises(SystemExit):
+        command_line.main(["compress", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    launch = "accelerate launch --multi_gpu --num_processes 8 -m course_utils compress MODEL"
+    assert f"{launch} --budget 80% --accumulate 8 --steps 200" in shown
+    options = ["--budget", "95%", "--accumulate", "8", "--steps", "200", "--multiple-of", "8", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "1", "-m",
+         "course_utils", "compress", "llama", *options],
+        cwd=Path(__file__).resolve().parents[2], env={**os.environ, "COURSE_PROFILE": "smoke", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "8 such batches a step" in done.stdout
+
+
+def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "distill", None)
+    assert command("--budget", "95", "--steps", "0", "--light", "0", "--json") == 0
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    assert "versions cost at most" in told.err
+    assert [*report["held_out"]] == [*VERSIONS[:-1]] and report["model"] == "a local model"
+    assert report["made"]["parameters"] == saved(tmp_path / "out").num_parameters()
+    card = Path(report["saved"], "README.md").read_text(encoding="utf-8")
+    assert "nothing was learned after the cut" in card and "tokens of" not in card
+
+
+def test_the_whole_model_answers_and_its_answers_alone_are_learned(own, tmp_path, capsys, monkeypatch):
+    wish = ["compress", *without_docs(own), "--self-data", "5", "--length", "32", "--steps", "8"]
+    assert command_line.main([*wish, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "Learned are answers to its prompts: the whole model writes 5 of at most 16 tokens (the likeliest" in out
+    assert "What it writes is short: for 8 steps it is read 3 times at least." in out
+    assert not (tmp_path / "out").exists()
+
+    ended, learned, distilling = end_soon(self_data._generate), [], run.distill
+    calls = []
+
+    def noted(*args, **more):
+        learned.append(args[2])
+        return distilling(*args, **more)
+
+    monkeypatch.setattr(self_data, "_generate", lambda *args, **more: calls.append(args) or ended(*args, **more))
+    monkeypatch.setattr(run, "distill", noted)
+    assert command_line.main([*wish, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["text"]["answers"] == {"asked": 5, "temperature": 0.0, "learned": 5}
+    (file,) = (tmp_path / "out" / "answers").iterdir()
+    answers = [json.loads(line)["messages"][-1]["content"] for line in file.read_text(encoding="utf-8").splitlines()]
+    _, tokenizer = load_model(tmp_path / "mine")
+    (rows,) = learned
+    told = {
+        tokenizer.decode(ids[kept])
+        for batch in rows
+        for ids, kept in zip(batch["input_ids"], batch["labels"] >= 0, strict=True)
+    }
+    assert len(answers) == 5 and told == {f"{answer}\n" for answer in answers}
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "tokens of 5 answers that the whole model wrote (the likeliest tokens), recovery" in card
+    assert len(calls) == 3, "two at a time"
+
+    assert command_line.main([*wish, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert len(calls) == 3 and again["held_out"] == report["held_out"], "answered, and all else done"
+    assert command_line.main([*wish, "--temperature", "0.8"]) == 0
+    assert len(calls) == 6 and len([*(tmp_path / "out" / "answers").iterdir()]) == 2
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "answers that the whole model wrote (at a temperature of 0.8)" in card
+
+
+def test_half_the_bytes_some_of_the_weights_and_a_teacher_on_disk(command, tmp_path, capsys):
+    fitting = ["--budget", "95%", "--dtype", "bfloat16", "--recover", "mlps", "--teacher", "disk", "--recompute"]
+    assert command(*fitting, "--steps", "0") == 0
+    cut = {name: weight.clone() for name, weight in saved(tmp_path / "out").named_parameters()}
+    assert not [*(tmp_path / "out").glob("*/teacher-*")]
+    capsys.readouterr()
+    assert command(*fitting, "--json") == 0
+    told = capsys.readouterr()
+    assert "Learning: the MLPs' weights, with the model in bfloat16, the teacher on disk in the recovery" in told.err
+    assert json.loads(told.out)["learning"] == {
+        "recover": "mlps", "dtype": "bfloat16", "teacher": "disk", "recompute": True, "lr": 2e-4
+    }  # fmt: skip
+    learned = dict(saved(tmp_path / "out").named_parameters())
+    assert {weight.dtype for weight in (*cut.values(), *learned.values())} == {torch.bfloat16}
+    changed = {name for name, weight in learned.items() if not torch.equal(weight, cut[name])}
+    assert changed and all(".mlp." in name for name in changed) and learned.keys() == cut.keys()
+    assert [*(tmp_path / "out").glob("*/teacher-3-*/cache.json")]
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "the MLPs' weights" in card and "bfloat16" in card
+
+
+@pytest.mark.parametrize(("teacher", "stays"), [("disk", False), ("memory", True)])
+def test_the_whole_model_leaves_when_its_answers_are_on_disk(teacher, stays, command, monkeypatch):
+    whole, there = [], []
+
+    def loaded(*args, **options):
+        model, tokenizer = load_model(*args, **options)
+        whole.append(weakref.ref(model))
+        return model, tokenizer
+
+    def learning(*_args, **_options):
+        gc.collect()
+        there.append(whole[-1]() is not None)
+
+    monkeypatch.setattr(run, "load_model", loaded)
+    monkeypatch.setattr(run, "distill", learning)
+    assert command("--budget", "95%", "--light", "0", "--teacher", teacher) == 0
+    assert there == [stays]

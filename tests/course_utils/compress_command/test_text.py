@@ -1,0 +1,46 @@
+"""Text that won't do is refused by name, before a weight is read."""
+
+from __future__ import annotations
+
+import pytest
+from own_command import SMALL, lines
+
+from course_utils import command_line, models
+from course_utils.checkpoints import save_pruned
+from course_utils.compress_command import run
+from course_utils.models import load_model
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_too_little_text_is_told_before_a_weight_is_read(dry, command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "load_model", None)
+    assert command("--budget", "95%", "--steps", "10000000", *dry) == 1
+    error = capsys.readouterr().err
+    assert "The distillation split of speeches has" in error and "--steps, --correction or --light" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "load_model", None)
+    monkeypatch.setattr(run, "load_without_weights", None)
+    one = lines(tmp_path / "one.jsonl", [{"text": "alone"}])
+    known = lines(tmp_path / "known.jsonl", [{"text": "a b c d e f g h i j k l m n"}, {"text": "x"}])
+    for options, message in {
+        ("--judge", one): "'--judge' goes with '--text'",
+        ("--text", one): "1 document(s), and 3 are needed",
+        ("--text", known, "--judge", known): "documents that are to judge share thirteen",
+        ("--text", lines(tmp_path / "bad.jsonl", [{"txt": 1}])): "bad.jsonl, line 1: it has neither",
+    }.items():
+        assert command_line.main(["compress", own[0], *SMALL, "--budget", "95%", *options, *dry]) == 1
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_chats_for_a_model_that_cannot_chat_are_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
+    mute = save_pruned(*load_model("llama"), tmp_path / "mute")
+    monkeypatch.setattr(models, "AutoModelForCausalLM", None)
+    assert command_line.main(["compress", str(mute), *own[1:], *dry]) == 1
+    assert "This tokenizer has no chat template, and chats.jsonl, line" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
