@@ -163,13 +163,13 @@ show(
 # %% [markdown]
 # ## The recipe
 #
-# It is NVIDIA's (Minitron), with one step from lesson 07:
+# It is NVIDIA's (Minitron):
 #
 # 1. **Teacher correction**: the teacher learns a little of the students' text.
 # 2. Score everything that can be cut, in one reading.
 # 3. Search the sizes that fit a budget.
 # 4. Rank them as cut, and again after **light distillation**, a few steps each.
-# 5. Solve (that is ours), then distil the winner.
+# 5. Distil the winner.
 # 6. Judge on other text, and release with a card.
 #
 # Text is split in three, by documents: to learn from, to score and choose by, to judge by. Half of the first is HellaSwag's training set, a
@@ -764,7 +764,7 @@ check_trial(
 # %% [markdown]
 # ## Take-aways
 #
-# - Correct, score, search, rank twice, solve, distil, judge elsewhere, release. Each step needs the arm that leaves it out.
+# - Correct, score, search, rank twice, distil, judge elsewhere, release. Each step needs the arm that leaves it out.
 # - The search is a bisection under a price list. Only what keeps its order in every draw is ordered.
 # - Put the rival beside it: the whole model, trained on the same text, in fewer bits.
 # - Say tokens and minutes, and read what it writes.

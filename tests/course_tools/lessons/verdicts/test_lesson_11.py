@@ -45,7 +45,7 @@ def test_healing(random, outcome):
 
 def long_run(**arms):
     means = {"random cut": (0.4, 0.4, 0.3), "depth only": (0.1, 0.1, 0.1), "from scratch": (3.3, 3.7, 4.1)}
-    means |= {"solved first": (-0.1, -0.1, -0.1), "another draw": (0.01, -0.02, 0.0)} | arms
+    means |= {"solved first": (0.0, 0.0, 0.0), "another draw": (0.01, -0.02, 0.0)} | arms
     return lines(LONG, *(f"{arm} less winner: {gaps(*values)}" for arm, values in means.items()))
 
 
@@ -55,10 +55,18 @@ def test_controls(scratch, outcome):
 
 
 @pytest.mark.parametrize(
-    ("solved", "outcome"), [((-0.1, -0.1, -0.03), SHOWN), ((-0.1, -0.1, 0.0), OPEN), ((0.1, 0.1, 0.1), TURNED)]
+    ("solved", "outcome"), [((-0.02, 0.02, 0.0), SHOWN), ((-0.1, 0.0, 0.0), OPEN), ((-0.1, 0.1, 0.1), TURNED)]
 )
 def test_solving(solved, outcome):
-    assert lesson_11.solving_pays(long_run(**{"solved first": solved})).outcome == outcome
+    assert lesson_11.solve_is_caught_up_with(long_run(**{"solved first": solved})).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("alone", "outcome"), [((0.0, 0.06, -0.07), SHOWN), ((0.0, 0.01, -0.07), OPEN), ((0.0, -0.06, 0.07), TURNED)]
+)
+def test_text_alone(alone, outcome):
+    arms = {"no teacher": alone, "no teacher, equal minutes": alone}
+    assert lesson_11.text_alone_fits_what_it_reads(long_run(**arms)).outcome == outcome
 
 
 @pytest.mark.parametrize(
