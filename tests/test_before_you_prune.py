@@ -26,8 +26,6 @@ FILES = {
     "whole, F16": "whole, F16",
     "whole, Q8_0": "whole, Q8_0",
     "whole, Q4_0": "whole, Q4_0",
-    "the same off the 4-bit grid": "whole, off the grid, Q4_0",
-    "80 % of the parameters, distilled, F16": "winner, F16",
     "80 % of the parameters, distilled, Q8_0": "winner, Q8_0",
     "80 % of the parameters, distilled, Q4_0": "winner, Q4_0",
 }
