@@ -41,6 +41,7 @@ def _untimed(monkeypatch):
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setenv("COURSE_SAMPLES", "2")  # rows of each ability
     return lambda *more: command_line.main(["compress", "llama", *SMALL, "--out", str(tmp_path / "out"), *more])
 
 
@@ -90,6 +91,7 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "license: unknown" in card, "a random model has none"
     assert "no bias" in card and "tokens of speeches, recovery" in card
+    assert "| text | " in card and "What it lost of copying can't be told" in card, "a random model can't do it"
     assert all(f"| {version} | " in card for version in VERSIONS)
 
     def not_again(*_args, **_options):
