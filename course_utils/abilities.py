@@ -331,7 +331,7 @@ def damage_profile(
     for name in names:
         checks.one_of("abilities", name, ABILITIES)
     of_text = np.log(perplexity_ratio(perplexity(model, text), perplexity(base, text)))
-    table: dict[str, dict[str, float | str]] = {"text": dict(zip(_NATS, of_text.tolist(), strict=True))}
+    table: dict[str, dict[str, float | str]] = {"text": {"left_out": "", **dict(zip(_NATS, of_text, strict=True))}}
     for name in names:
         rows = ability_rows(name, tokenizer)
         if (length := rows.input_ids.shape[1]) > (most := _positions(base)):
@@ -352,7 +352,7 @@ def damage_profile(
             "lost": lost,
             "won": won,
             "p": mcnemar_p(lost, won),
+            "left_out": "",
         }
     columns = [*_NATS, "right_before", "right_after", "floor", "lost", "won", "p", "left_out"]
-    frame = pd.DataFrame.from_dict(table, orient="index").reindex(columns=columns).rename_axis("ability")
-    return frame.fillna({"left_out": ""})
+    return pd.DataFrame.from_dict(table, orient="index").reindex(columns=columns).rename_axis("ability")
