@@ -21,6 +21,7 @@ DRAWINGS = {
     "distillation": [{}],
     "reading_points": [{}],
     "reading_and_generating": [{}],
+    "mixture_of_experts": [{}],
     "pruning_axes": [{}],
     "making_a_small_model": [{}],
 }
