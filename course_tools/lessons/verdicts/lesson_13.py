@@ -105,17 +105,3 @@ def healing_levels_the_scores(tables: Tables) -> list[float]:
     cut, healed = table.column("cut"), table.column("all weights")
     before, after = (column["frequency"] - column["REAP"] for column in (cut, healed))
     return [before / 2 - after, healed["random, one half"] - max(healed["frequency"], healed["REAP"])]
-
-
-VERDICTS = (
-    unasked_experts,
-    experts_specialise,
-    cut_equals_masked,
-    file_shrinks,
-    scores_beat_dice,
-    reap_beats_frequency,
-    code_ruins_the_others,
-    division_spares_the_others,
-    weights_give_back_more,
-    healing_levels_the_scores,
-)
