@@ -11,7 +11,7 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 ``base``         ``style``, ``show``, and ``mark``: the colour and the marker of each arm, alike in all lessons
 ``curves``       quality against how much was removed: ``pruning_curve``
 ``comparisons``  models, arms and choices, as points with their intervals: side by side (``scores_with_intervals``),
-                 or a row each (``rows_with_intervals``, ``against_random``)
+                 or a row each (``rows_with_intervals``)
 ``tensors``      ``heatmap``
 ``parts``        what they share, such as ``log_ticks`` and the colours of controls and floors
 ===============  ===================================================================================================
@@ -19,7 +19,6 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 
 from course_utils.plotting.base import mark, show, style
 from course_utils.plotting.comparisons import (
-    against_random,
     rows_with_intervals,
     scores_with_intervals,
 )
@@ -30,7 +29,6 @@ from course_utils.plotting.tensors import heatmap
 __all__ = [
     "CONTROL_COLOUR",
     "FLOOR_COLOUR",
-    "against_random",
     "heatmap",
     "log_ticks",
     "mark",

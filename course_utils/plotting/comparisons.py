@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.plotting.parts import (
-    CONTROL_COLOUR,
     FLOOR_COLOUR,
     FLOOR_DASHES,
     axes_or_new,
     colour_of,
     label_axes,
-    log_ticks,
     marker_of,
     require_columns,
     tilt_long_labels,
 )
-from course_utils.reports import shown
 
 
 @check_types
@@ -133,61 +129,5 @@ def rows_with_intervals(
             at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 3),
             textcoords="offset points", ha="left" if right else "right", color=FLOOR_COLOUR, fontsize="small",
         )  # fmt: skip
-    label_axes(ax, x_label, "", title)
-    return ax
-
-
-@check_types
-def against_random(
-    choices: Mapping[str, float],
-    controls: Mapping[str, Sequence[float]],
-    *,
-    x_label: str,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """What was chosen beside random sets, on one logarithmic axis: a row each, a dot for every set.
-
-    A dashed line runs through the median of the first control.
-
-    Args:
-        choices: name -> value, written beside its dot; from the top down.
-        controls: name -> the values of its random sets, in grey: below the choice of that name, or below all.
-        x_label: what the values are.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: no choices and no controls, a control without sets, or a value that isn't positive.
-    """
-    seen = [*choices.values(), *(value for values in controls.values() for value in values)]
-    if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
-        raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
-    names = [*choices, *(name for name in controls if name not in choices)]  # a shared name shares a row
-    ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
-    for place, value in enumerate(choices.values()):
-        ax.plot(value, place, "o", color=colour_of(0), markersize=9, zorder=4)
-        ax.annotate(
-            shown(value),
-            (value, place),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-    for name, values in controls.items():
-        row = names.index(name) + (0.35 if name in choices else 0)
-        jitter = np.linspace(-0.22, 0.22, len(values))
-        ax.plot(values, row + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
-        if row == len(choices):
-            upright = [-0.45, len(names) - 0.4]
-            ax.plot([np.median(values)] * 2, upright, color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
-    ax.set_xscale("log")
-    ax.set_xlim(right=2.75 * max(seen))  # room for the last number
-    log_ticks(ax.xaxis)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - (0.25 if choices.keys() & controls.keys() else 0.4), -1.1)
-    ax.grid(axis="y", visible=False)
     label_axes(ax, x_label, "", title)
     return ax

@@ -49,31 +49,3 @@ def test_rows_with_intervals_has_values_in_their_rows():
     assert [cap.get_xdata()[0] for cap in ax.containers[0].lines[1]] == pytest.approx([1.2, 1.4])
     with pytest.raises(ValueError, match="no values"):
         comparisons.rows_with_intervals({}, x_label="x")
-
-
-def test_against_random_draws_a_dot_a_set_below_its_choice_or_below_all():
-    choices, controls = {"by influence": 1.3, "first 3": 8.0}, {"first 3": [1.5, 1.7, 2.4], "random": [1.9]}
-    ax = comparisons.against_random(choices, controls, x_label="perplexity, × unpruned")
-    render(ax)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["by influence", "first 3", "random"]
-    assert ax.yaxis_inverted() and ax.get_xscale() == "log"
-    dots = [line for line in ax.lines if line.get_marker() == "."]
-    assert [len(line.get_xdata()) for line in dots] == [3, 1]
-    assert [round(line.get_ydata()[0] + 0.22, 2) for line in dots] == [1.35, 2.0]
-    assert "2" in [tick.get_text() for tick in ax.get_xticklabels()]
-    for nothing in ({}, {"random": []}):
-        with pytest.raises(ValueError, match="at least one set"):
-            comparisons.against_random({}, nothing, x_label="ratio")
-
-
-def test_against_random_writes_values_without_an_interval_and_draws_the_median():
-    ax = comparisons.against_random(
-        {"l1": 380.0, "up": 13.0, "activation": 1.2},
-        {"random": [1.7, 2.1, 1.9], "block 0 spared": [1.4]},
-        x_label="× unpruned",
-    )
-    render(ax)
-    assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.9]
-    assert [text.get_text() for text in ax.texts] == ["380.0", "13.0", "1.20"] and ax.get_xlim()[1] > 900
-    with pytest.raises(ValueError, match="values above 0"):
-        comparisons.against_random({"l1": 0.0}, {"random": [1.0]}, x_label="x")
