@@ -376,7 +376,6 @@ OWN = {
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
     "models.load_without_weights": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
-    "plotting.comparisons.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
     "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
     "plotting.base.mark": {"name": lambda: "L1"},
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},

@@ -42,7 +42,6 @@ UNPASSED = {
     "distillation.teacher_cache.cache_teacher(k)": "more tokens, less bias: `cache_bias` says how much",
     "bias.pronouns.traced_log_odds(answers)": "a reader's own question, as for log_odds and head_effects",
     "families.Family(final_norm)": "a row of the table of families: the next one may differ",
-    "plotting.comparisons.rows_with_intervals(ax)": _AXES,
     "session.start(profile)": _OUTER,
     "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",
     "width.prune_neurons(multiple_of)": _OUTER,

@@ -133,10 +133,18 @@ def _finds_what_the_library_finds(attempt: Attempt) -> None:
     def cost(neurons: int) -> int:
         return untied + _parameters(whole.blocks, whole.hidden, whole.groups, neurons, *others)
 
-    same = {"blocks": [whole.blocks], "hidden": [whole.hidden], "groups": [whole.groups]}
     for share in (0.95, 0.9, 0.85):
         budget = Budget(share * whole.parameters)
-        found = candidates(model, budget, **same, multiple_of=4, least_width=4 / whole.neurons, tolerance=0.9)
+        found = candidates(
+            model,
+            budget,
+            blocks=[whole.blocks],
+            hidden=[whole.hidden],
+            groups=[whole.groups],
+            multiple_of=4,
+            least_width=4 / whole.neurons,
+            tolerance=0.9,
+        )
         given = int(attempt(cost, whole.neurons, budget.amount, 4))
         require(
             given == found[0].neurons,

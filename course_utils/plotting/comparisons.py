@@ -1,14 +1,10 @@
-"""Comparisons: models, arms and choices side by side or row by row, as points with their intervals."""
+"""Comparisons: models, arms and choices side by side, as points with their intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.plotting.parts import (
     FLOOR_COLOUR,
@@ -83,51 +79,4 @@ def scores_with_intervals(
     ax.grid(axis="x", visible=False)
     label_axes(ax, x_label, y_label, title)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
-
-
-@check_types
-def rows_with_intervals(
-    values: Mapping[str, tuple[float, float, float]],
-    *,
-    x_label: str,
-    at: float | None = None,
-    at_label: str = "",
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """One row a name, the first on top: a value with its interval, for paired ratios and differences.
-
-    Args:
-        values: name -> value, lower end and upper end of its interval.
-        x_label: what the values are, with their unit.
-        at: a vertical line, such as 1 for ratios to an unpruned model.
-        at_label: what the line is, written beside it.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: nothing to draw.
-    """
-    if not values:
-        raise ValueError("There are no values: there is nothing to draw.")
-    names, at = list(values), at if at is None else checks.number("at", at)
-    ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
-    for place, name in enumerate(names):
-        value, low, high = values[name]
-        ax.errorbar(
-            value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour_of(0), capsize=4, zorder=3
-        )
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)  # from below upwards
-    ax.grid(axis="y", visible=False)
-    if at is not None:
-        ax.axvline(at, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6, zorder=1)
-        low, high = ax.get_xlim()
-        right = at < low + 0.7 * (high - low)  # else it would run off the axes
-        ax.annotate(
-            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 3),
-            textcoords="offset points", ha="left" if right else "right", color=FLOOR_COLOUR, fontsize="small",
-        )  # fmt: skip
-    label_axes(ax, x_label, "", title)
     return ax

@@ -30,7 +30,9 @@ def random_stays_behind(tables: Tables) -> list[float]:
     return [(before - after) - (low - end), after - end]
 
 
-@verdict("A random cut and random weights end behind the winner on all three texts, blocks alone on speeches and stories.")
+@verdict(
+    "A random cut and random weights end behind the winner on all three texts, blocks alone on speeches and stories."
+)
 def controls_end_behind(tables: Tables) -> list[float]:
     """The lower ends."""
     speeches, _, stories = _behind(tables, "depth only")[1]
@@ -44,7 +46,9 @@ def solve_is_caught_up_with(tables: Tables) -> list[float]:
     return [0.05 - max(-low, high) for low, high in zip(lows, highs, strict=True)]
 
 
-@verdict("Without a teacher it ends ahead on stories, whose like it read, and behind on wiki, at equal minutes as well.")
+@verdict(
+    "Without a teacher it ends ahead on stories, whose like it read, and behind on wiki, at equal minutes as well."
+)
 def text_alone_fits_what_it_reads(tables: Tables) -> list[float]:
     """The ends that are nearest to the winner, for equal tokens and for equal minutes."""
     ends = [_behind(tables, arm) for arm in ("no teacher", "no teacher, equal minutes")]

@@ -35,17 +35,3 @@ def test_scores_with_intervals_draws_points_and_floors():
     assert sorted(placed) == [0, 1, 2, 3], "a single point stands over its label"
     with pytest.raises(ValueError, match="metric"):
         comparisons.scores_with_intervals(pd.concat([frame, frame]), x_label="task", y_label="accuracy")
-
-
-def test_rows_with_intervals_has_values_in_their_rows():
-    ax = comparisons.rows_with_intervals(
-        {"by importance": (1.3, 1.2, 1.4), "last": (2.0, 1.8, 2.3)},
-        at=1, at_label="unpruned", x_label="ratio",
-    )  # fmt: skip
-    render(ax)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["by importance", "last"] and ax.yaxis_inverted()
-    points = [bar.lines[0] for bar in ax.containers]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(1.3, 0), (2.0, 1)]
-    assert [cap.get_xdata()[0] for cap in ax.containers[0].lines[1]] == pytest.approx([1.2, 1.4])
-    with pytest.raises(ValueError, match="no values"):
-        comparisons.rows_with_intervals({}, x_label="x")
