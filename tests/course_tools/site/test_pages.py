@@ -282,7 +282,7 @@ def test_headings_are_in_order(sources):
 def test_wrong_terms_are_noticed(small):
     sources = pages.Sources(small)
     assert sources.terms == [pages.Term("lesson", "01", "What one learns.")]
-    assert "(../notebooks/01_small.ipynb#what-you-will-learn)" in sources.introduction(sources.terms[0])
+    assert "(../notebooks/01_small.ipynb#the-question)" in sources.introduction(sources.terms[0])
     with pytest.raises(pages.SiteError, match="doesn't say 'walrus'"):
         sources.introduction(pages.Term("walrus", "01", ""))
     with pytest.raises(pages.SiteError, match="names lesson 07"):
