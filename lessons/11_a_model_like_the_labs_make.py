@@ -161,6 +161,8 @@ show(
 )
 
 # %% [markdown]
+# *What reads the stream loses a column, what writes it a row.*
+#
 # ## The recipe
 #
 # It is NVIDIA's (Minitron):
@@ -210,12 +212,15 @@ def rows(part):
 
 
 scores = [importance(base, rows(1 + draw)) for draw in range(DRAWS)]
+leads = []  # of each score before its best random cut
 for axis, found in record["axes"].items():
     chance = np.array(found["random"])
+    leads.append(chance.min() - found["scored"])
     print(f"{axis} {found['cut']}: {found['scored']:+.3f} nats; random", end=" ")
     print(f"{chance.min():+.3f} to {chance.max():+.3f}, ", end="")
     good = (chance <= found["scored"]).sum()
     print(f"{good} of {len(chance)} at least as good")
+here("Each score beats its nineteen random cuts.", leads)
 
 # %% [markdown]
 # Where parts are few, as blocks are, chance may find the same ones.
@@ -577,6 +582,8 @@ pd.DataFrame(lines).T
 # is that worth it? For who waits for long prompts or has no room, and has nothing better of that size.
 #
 # ### Read what they write
+#
+# Nats don't tell whether a model still answers. Both were asked five questions.
 
 # %%
 for question, small in record["answers"]["winner, Q8_0"].items():

@@ -179,9 +179,14 @@ PANELS = (
         "Nats for a small cut: neurons {neurons}, KV groups {groups}, channels {channels}, blocks {blocks}. Random "
         "ones as good: {n}, {g}, {c}, {b} of 19.",
         {
-            name: (f"{axis} …: … nats; random … to …, … of … at least as good", place)
-            for axis in ("neurons", "groups", "channels", "blocks")
-            for name, place in ((axis, 1), (axis[0], 4))
+            name: (f"{axis} {cut}: … nats; random … to …, … of … at least as good"[:60], place)  # a label's length
+            for axis, cut in {
+                "neurons": "b30-h576-g3-n1280",
+                "groups": "b30-h576-g2-n1536",
+                "channels": "b30-h540-g3-n1536",
+                "blocks": "b28-h576-g3-n1536",
+            }.items()
+            for name, place in ((axis, 0), (axis[0], 3))
         },
     ),
     Panel(
