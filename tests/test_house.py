@@ -34,8 +34,8 @@ LIBRARY = {
     ),
     "cutting": "choosing width experts heads channels depth attention adaptive healing",
     "measuring": (
-        "divergence uncertainty language_modelling branching evaluation records benchmark_tasks costs cost_model "
-        "benchmarking plotting diagrams"
+        "divergence uncertainty language_modelling branching evaluation abilities records benchmark_tasks costs "
+        "cost_model benchmarking plotting diagrams"
     ),
     "releasing": "checkpoints export vllm_folder engine model_card rivals",
     "wings": "distillation bias compress prompt_harm policies",
