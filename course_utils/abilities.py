@@ -29,7 +29,7 @@ from course_utils import assets, checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.batches import padded, read_batches
-from course_utils.evaluation import perplexity, perplexity_ratio
+from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
 from course_utils.hooks import evaluating
 from course_utils.session import at_most, current_profile
 from course_utils.texts import TokenBlocks, documents
@@ -292,25 +292,74 @@ def _over_rows(answers: pd.DataFrame, totals: pd.Series, sizes: pd.Series) -> tu
     return ratio_interval(*sums.to_numpy(dtype=float).T)
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What a whole model can do, to hold its cuts against; the model itself isn't kept.
+
+    Attributes:
+        text: rows that neither chose nor taught anything.
+        score: the model's on them.
+        rows: of each ability that it has.
+        answers: its answers to them, of ``answers_of``.
+        left_out: why abilities were left out, by name.
+    """
+
+    text: TokenBlocks | Sequence[Mapping[str, Tensor]]
+    score: Perplexity
+    rows: dict[str, AbilityRows]
+    answers: dict[str, pd.DataFrame]
+    left_out: dict[str, str]
+
+    @classmethod
+    @check_types
+    def of(
+        cls,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        abilities: Sequence[str],
+        text: TokenBlocks | Sequence[Mapping[str, Tensor]],
+    ) -> Baseline:
+        """Ask a whole model.
+
+        An ability that it hasn't got can't be lost. Where its share of right answers isn't above the floor, with its
+        95 % interval over rows, or its rows are too long for the model, the ability is left out.
+
+        Args:
+            base: the whole model.
+            tokenizer: its own.
+            abilities: some of ``ABILITIES``.
+            text: rows that neither chose nor taught anything, as ``perplexity`` takes them.
+
+        Raises:
+            ValueError: an unknown ability or none, a tokenizer that doesn't fit.
+            AssetError: see ``ability_rows``.
+        """
+        names = list(dict.fromkeys(checks.strings("abilities", abilities)))
+        for name in names:
+            checks.one_of("abilities", name, ABILITIES)
+        asked = {name: ability_rows(name, tokenizer) for name in names}
+        answers, left_out = {}, {}
+        for name, rows in asked.items():
+            if (length := rows.input_ids.shape[1]) > (most := _positions(base)):
+                left_out[name] = f"its rows have {length} tokens, and the model reads {most} at once"
+                continue
+            said = answers_of(base, rows)
+            floor, (share, _, low, _) = floor_of(said), _over_rows(said, said["right"], said["right"] | True)
+            if low > floor:
+                answers[name] = said
+            else:
+                left_out[name] = f"the whole model gets {share:.0%} right, and its floor is {floor:.0%}"
+        rows = {name: asked[name] for name in answers}
+        return cls(text, perplexity(base, text), rows, answers, left_out)
+
+
 @check_types
-def damage_profile(
-    model: PreTrainedModel,
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    abilities: Sequence[str],
-    text: TokenBlocks | Sequence[Mapping[str, Tensor]],
-) -> pd.DataFrame:
+def damage_profile(model: PreTrainedModel, baseline: Baseline) -> pd.DataFrame:
     """What a cut took of each ability, beside what it took of text.
 
-    An ability that the whole model hasn't got can't be lost. Where its share of right answers isn't above the floor,
-    with its 95 % interval over rows, or its rows are too long for the model, the ability is left out.
-
     Args:
-        model: the cut one.
-        base: the whole one, with weights of the same dtype.
-        tokenizer: theirs.
-        abilities: some of ``ABILITIES``.
-        text: rows that neither chose nor taught anything, as ``perplexity`` takes them.
+        model: the cut one, with weights of the whole one's dtype.
+        baseline: the whole one's answers.
 
     Returns:
         A row for the text, "text", and one for each ability:
@@ -324,35 +373,22 @@ def damage_profile(
         - ``left_out``: why an ability was left out, its numbers nan; "" where it wasn't.
 
     Raises:
-        ValueError: an unknown ability or none, dtypes that differ, a tokenizer that doesn't fit.
-        AssetError: see ``ability_rows``.
+        ValueError: a dtype that differs, a model that doesn't know the rows' tokens.
     """
-    names = list(dict.fromkeys(checks.strings("abilities", abilities)))
-    for name in names:
-        checks.one_of("abilities", name, ABILITIES)
-    of_text = np.log(perplexity_ratio(perplexity(model, text), perplexity(base, text)))
+    of_text = np.log(perplexity_ratio(perplexity(model, baseline.text), baseline.score))
     table: dict[str, dict[str, float | str]] = {"text": {"left_out": "", **dict(zip(_NATS, of_text, strict=True))}}
-    for name in names:
-        rows = ability_rows(name, tokenizer)
-        if (length := rows.input_ids.shape[1]) > (most := _positions(base)):
-            table[name] = {"left_out": f"its rows have {length} tokens, and the model reads {most} at once"}
-            continue
-        before = answers_of(base, rows)
-        floor, right = floor_of(before), before["right"]
-        share, _, low, _ = _over_rows(before, right, right | True)
-        if not low > floor:
-            table[name] = {"left_out": f"the whole model gets {share:.0%} right, and its floor is {floor:.0%}"}
-            continue
-        after = answers_of(model, rows)
-        lost, won = int((right & ~after["right"]).sum()), int((after["right"] & ~right).sum())
+    for name, before in baseline.answers.items():
+        after = answers_of(model, baseline.rows[name])
+        lost, won = ((one["right"] & ~other["right"]).sum() for one, other in ((before, after), (after, before)))
         table[name] = dict(zip(_NATS, nats_lost(before, after), strict=True)) | {
-            "right_before": share,
+            "right_before": float(before["right"].mean()),
             "right_after": float(after["right"].mean()),
-            "floor": floor,
-            "lost": lost,
-            "won": won,
-            "p": mcnemar_p(lost, won),
+            "floor": floor_of(before),
+            "lost": int(lost),
+            "won": int(won),
+            "p": mcnemar_p(int(lost), int(won)),
             "left_out": "",
         }
+    table |= {name: {"left_out": why} for name, why in baseline.left_out.items()}
     columns = [*_NATS, "right_before", "right_after", "floor", "lost", "won", "p", "left_out"]
     return pd.DataFrame.from_dict(table, orient="index").reindex(columns=columns).rename_axis("ability")

@@ -443,11 +443,12 @@ check_flips(flips)
 # a model, with a limit for each ability that lost more than the text.
 
 # %%
-from course_utils.abilities import damage_profile
+from course_utils.abilities import Baseline, damage_profile
 from course_utils.texts import judging_rows
 
 judged = judging_rows(tokenizer)
-profile = damage_profile(narrow, base, tokenizer, ["copying", "German"], judged["wiki"])
+baseline = Baseline.of(base, tokenizer, ["copying", "German"], judged["wiki"])
+profile = damage_profile(narrow, baseline)
 said = after["neurons"]["copying"]
 mine = flips(list(before["copying"].given), list(said.given), list(said.answer))
 assert (*profile.loc["copying", ["lost", "won", "p"]],) == mine

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
 from course_utils import adaptive, channels, costs, experts, heads, language_modelling, models, width
-from course_utils.abilities import AbilityRows, answers_of
+from course_utils.abilities import AbilityRows, Baseline, answers_of
 from course_utils.benchmarking import speed_frame
 from course_utils.bias import pronouns
 from course_utils.bias.contrastive import write_pairs
@@ -362,8 +362,8 @@ OWN = {
     "abilities.ability_rows": {"name": lambda: "sums", "tokenizer": byte_tokenizer},
     "abilities.answers_of": {"rows": ability},
     "abilities.damage_profile": {
-        "model": wide_model, "base": wide_model, "tokenizer": byte_tokenizer, "abilities": lambda: ["sums"],
-        "text": blocks,
+        "model": wide_model,
+        "baseline": lambda: Baseline.of(wide_model(), byte_tokenizer(), ["sums"], blocks()),
     },
     "abilities.floor_of": {"answers": said},
     "abilities.nats_lost": {"before": said, "after": said},

@@ -19,6 +19,7 @@ from course_utils import abilities
 from course_utils.abilities import (
     ABILITIES,
     AbilityRows,
+    Baseline,
     ability_rows,
     answers_of,
     damage_profile,
@@ -201,7 +202,7 @@ def pair(monkeypatch, tokenizer):
 
 def test_profile_has_what_the_models_say(pair, tokenizer):
     cut, base, known, text = pair
-    frame = damage_profile(cut, base, tokenizer, ["sums", "facts"], text)
+    frame = damage_profile(cut, Baseline.of(base, tokenizer, ["sums", "facts"], text))
     assert [*frame.index] == ["text", "sums", "facts"] and [*frame.left_out[:2]] == ["", ""]
     assert re.fullmatch(r"the whole model gets \d+% right, and its floor is \d+%", frame.left_out["facts"])
     assert frame.loc["facts"].drop("left_out").isna().all()
@@ -219,7 +220,7 @@ def test_profile_has_what_the_models_say(pair, tokenizer):
 
 def test_a_model_beside_itself_has_lost_nothing(pair, tokenizer):
     _, base, _, text = pair
-    frame = damage_profile(base, base, tokenizer, ["sums"], text)
+    frame = damage_profile(base, Baseline.of(base, tokenizer, ["sums"], text))
     assert (frame[["nats_lost", "ci_low", "ci_high"]] == 0).all(axis=None)
     assert (frame.loc["sums", ["lost", "won", "p"]] == [0, 0, 1]).all() and (frame.left_out == "").all()
 
@@ -227,7 +228,7 @@ def test_a_model_beside_itself_has_lost_nothing(pair, tokenizer):
 def test_rows_that_are_too_long_for_a_model_are_left_out(pair, tokenizer):
     cut, base, known, text = pair
     base.config.max_position_embeddings = cut.config.max_position_embeddings = 23
-    frame = damage_profile(cut, base, tokenizer, ["sums"], text)
+    frame = damage_profile(cut, Baseline.of(base, tokenizer, ["sums"], text))
     assert frame.left_out["sums"] == "its rows have 24 tokens, and the model reads 23 at once"
     with pytest.raises(ValueError, match="'rows' have 24 tokens"):
         answers_of(base, known)
@@ -242,16 +243,16 @@ def test_rows_that_are_too_long_for_a_model_are_left_out(pair, tokenizer):
     ],
 )
 def test_bad_input_is_refused(pair, tokenizer, wrong, named):
-    cut, base, _, text = pair
-    given = {"model": cut, "base": base, "tokenizer": tokenizer, "abilities": ["sums"], "text": text}
+    _, base, _, text = pair
+    given = {"base": base, "tokenizer": tokenizer, "abilities": ["sums"], "text": text}
     with pytest.raises((ValueError, TypeError), match=f"'{named}'"):
-        damage_profile(**given | wrong)
+        Baseline.of(**given | wrong)
 
 
 def test_models_of_two_dtypes_are_refused(pair, tokenizer):
     cut, base, _, text = pair
     with pytest.raises(ValueError, match="dtype"):
-        damage_profile(variant(cut).to(torch.bfloat16), base, tokenizer, ["sums"], text)
+        damage_profile(variant(cut).to(torch.bfloat16), Baseline.of(base, tokenizer, ["sums"], text))
 
 
 @pytest.mark.parametrize(("given", "named"), [(("juggling",), "name"), (("sums", "distillation"), "split")])
