@@ -18,22 +18,15 @@ OUTSIDE = ("lessons/**/*.py", "course_tools/**/*.py", "experiments/*.py", "bench
 _OUTER = "its name and signature are fixed: outside checks call it"
 _CHANNELS = "exact rescaling for who cuts channels alone; `compress.shrink` is held against it"
 _TOLD = "lessons and docstrings tell readers to call it"
-_TO_COME = "lesson 12 calls it, which waits for its record (drafts/)"
 UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
     "distillation.teacher_cache.cache_bias": "how far a cache of the likeliest is off, for who chooses its size",
-    "exercises.lesson_12.check_answer_nats": _TO_COME,
-    "exercises.lesson_12.check_flips": _TO_COME,
-    "exercises.lesson_12.check_floor": _TO_COME,
-    "exercises.lesson_12.check_protected": _TO_COME,
-    "exercises.lesson_12.check_same_loss": _TO_COME,
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
 }
 AT_HOME = {
     "abilities.floor_of": _TOLD,
-    "abilities.nats_lost": _TOLD,
     "activations.sites_of": _TOLD,
     "bias.contrastive.axes": _TOLD,
     "bias.contrastive.load_axis": _TOLD,
