@@ -349,8 +349,8 @@ class Baseline:
                 answers[name] = said
             else:
                 left_out[name] = f"the whole model gets {share:.0%} right, and its floor is {floor:.0%}"
-        rows = {name: asked[name] for name in answers}
-        return cls(text, perplexity(base, text), rows, answers, left_out)
+        known = {name: asked[name] for name in answers}
+        return cls(text, perplexity(base, text), known, answers, left_out)
 
 
 @check_types
@@ -379,16 +379,18 @@ def damage_profile(model: PreTrainedModel, baseline: Baseline) -> pd.DataFrame:
     table: dict[str, dict[str, float | str]] = {"text": {"left_out": "", **dict(zip(_NATS, of_text, strict=True))}}
     for name, before in baseline.answers.items():
         after = answers_of(model, baseline.rows[name])
-        lost, won = ((one["right"] & ~other["right"]).sum() for one, other in ((before, after), (after, before)))
-        table[name] = dict(zip(_NATS, nats_lost(before, after), strict=True)) | {
+        lost, won = (int((a["right"] & ~b["right"]).sum()) for a, b in ((before, after), (after, before)))
+        table[name] = {
+            **dict(zip(_NATS, nats_lost(before, after), strict=True)),
             "right_before": float(before["right"].mean()),
             "right_after": float(after["right"].mean()),
             "floor": floor_of(before),
-            "lost": int(lost),
-            "won": int(won),
-            "p": mcnemar_p(int(lost), int(won)),
+            "lost": lost,
+            "won": won,
+            "p": mcnemar_p(lost, won),
             "left_out": "",
         }
-    table |= {name: {"left_out": why} for name, why in baseline.left_out.items()}
+    for name, why in baseline.left_out.items():
+        table[name] = {"left_out": why}
     columns = [*_NATS, "right_before", "right_after", "floor", "lost", "won", "p", "left_out"]
     return pd.DataFrame.from_dict(table, orient="index").reindex(columns=columns).rename_axis("ability")
