@@ -35,7 +35,6 @@ from course_utils.costs import (
     work,
 )
 from course_utils.ledger import Ledger
-from course_utils.reports import with_interval
 from course_utils.uncertainty import CONFIDENCE
 
 __all__ = [  # what is counted comes through this door as well
@@ -45,7 +44,6 @@ __all__ = [  # what is counted comes through this door as well
     "median_interval",
     "peak_memory",
     "speed_frame",
-    "speedup_text",
     "stopwatch",
     "take_turns",
     "time_interleaved",
@@ -119,13 +117,13 @@ def measure_speed(
             long contexts in large batches can be timed in little time.
 
     Returns:
-        A row for each model and phase: model, phase ("prefill" or "decode"), seconds (median; for prefill this is the
-        time to the first token), tokens_per_second (of the whole batch), speedup over the first model (median over
-        rounds) with ci_low and ci_high (95 %), and estimate: what FLOPs and bytes alone lead to expect, the larger of
-        the two ratios (bytes with the cache at its mean length). A speed-up above it comes from what the estimate
-        leaves out, a framework's fixed cost a layer above all (``cost_model`` tells how much); one that no such cost
-        explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too: odd sizes, or
-        time spent on something other than the weights. The rounds are in ``.attrs["seconds"]``.
+        A row for each model and phase: model, phase ("prefill" or "decode"), seconds (median over rounds; for prefill
+        this is the time to the first token) with seconds_low and seconds_high (95 %), tokens_per_second (of the whole
+        batch), speedup over the first model (median over rounds) with ci_low and ci_high (95 %), and estimate: what
+        FLOPs and bytes alone lead to expect, the larger of the two ratios (bytes with the cache at its mean length). A
+        speed-up above it comes from what the estimate leaves out, a framework's fixed cost a layer above all; one that
+        no such cost explains is a measuring mistake (a cold start, other lengths). One far below it is a finding too:
+        odd sizes, or time spent on something other than the weights.
 
     Raises:
         ValueError: no models, one in training mode, a size below 1, more positions than a model has, too few rounds,
@@ -177,28 +175,14 @@ def speed_frame(
         for phase, count in tokens.items():
             seconds = [lap[phase] for lap in laps]
             ratios = _ratios([lap[phase] for lap in samples[first]], seconds)
-            middle = median(seconds)
+            middle, (low, high) = median(seconds), median_interval(seconds)
             rows.append(
-                {"model": name, "phase": phase, "seconds": middle, "tokens_per_second": count / middle}
+                {"model": name, "phase": phase, "seconds": middle, "seconds_low": low, "seconds_high": high}
+                | {"tokens_per_second": count / middle}
                 | _summary("speedup", ratios)
                 | {"estimate": estimates[name][phase]}
             )
-    speed = pd.DataFrame(rows)
-    speed.attrs["seconds"] = samples
-    return speed
-
-
-@check_types
-def speedup_text(row: pd.Series | tuple) -> str:
-    """A row of ``measure_speed``'s frame for a reader: "1.13 (1.11 to 1.15), est. 1.20", interval and estimate.
-
-    Any other row with speedup, ci_low, ci_high and estimate will do, one of ``itertuples()`` for instance.
-
-    >>> speedup_text(pd.Series({"speedup": 1.13, "ci_low": 1.11, "ci_high": 1.15, "estimate": 1.2}))
-    '1.13 (1.11 to 1.15), est. 1.20'
-    """
-    speedup, low, high, estimate = (getattr(row, name) for name in ("speedup", "ci_low", "ci_high", "estimate"))
-    return f"{with_interval(speedup, low, high)}, est. {estimate:.2f}"
+    return pd.DataFrame(rows)
 
 
 @check_types

@@ -23,17 +23,11 @@ class Work:
     """What a phase asks of a machine: reading a batch of prompts, or generating so many tokens after them.
 
     Attributes:
-        passes: forward passes.
-        attentions: attention sublayers run, over all passes; bypassed and removed ones don't run.
-        mlps: MLP sublayers run, over all passes.
         weight_bytes: weights read, once a pass.
         cache_bytes: keys and values of earlier tokens that are read, over all passes.
         operations: floating-point operations, two a multiplication with addition.
     """
 
-    passes: int
-    attentions: int
-    mlps: int
     weight_bytes: int
     cache_bytes: int
     operations: float
@@ -117,7 +111,6 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size}
     for name, size in sizes.items():
         checks.whole_number(name, size, least=1)
-    architecture = describe(model)
     passes = 1 if phase == "prefill" else new_tokens
     if phase == "prefill":
         cache, operations = 0, batch_size * prompt_tokens * flops_per_token(model, prompt_tokens, head="last")
@@ -126,14 +119,7 @@ def work(model: PreTrainedModel, phase: str, *, prompt_tokens: int, new_tokens: 
         cache = passes * batch_size * _cache_bytes(model, context)
         # A new token meets the whole cache, twice what a causal pass meets on average: hence 2 x context.
         operations = passes * batch_size * flops_per_token(model, 2 * context)
-    return Work(
-        passes=passes,
-        attentions=passes * sum(not attention.skipped for attention in architecture.attentions),
-        mlps=passes * architecture.num_blocks,
-        weight_bytes=passes * _weights_read(model),
-        cache_bytes=cache,
-        operations=operations,
-    )
+    return Work(weight_bytes=passes * _weights_read(model), cache_bytes=cache, operations=operations)
 
 
 @check_types

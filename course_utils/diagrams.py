@@ -8,6 +8,7 @@ out, as well, so that nothing depends on colour.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from course_utils import checks
 from course_utils.extras import brought
@@ -267,6 +268,22 @@ def pruning_axes() -> Axes:
     return ax
 
 
+def hidden_channel() -> Axes:
+    """One hidden channel of a Llama: a column of what reads the stream, a row of what writes it, a number of norms."""
+    ax = _canvas(9, 3.9, "One hidden channel")
+    reads: dict[str, Any] = {"columns": _NEURONS, "marked_columns": [2]}
+    writes: dict[str, Any] = {"rows": _NEURONS, "marked_rows": [2]}
+    _matrix(ax, (0.3, 1.3), (1.3, 1.6), "embedding,\nhead", **reads)
+    _matrix(ax, (2.25, 1.3), (1.3, 1.6), "q, k, v", **reads)
+    _matrix(ax, (2.25, 0.95), (1.3, 0.2), "norm", **reads, beside=True)
+    _matrix(ax, (4.25, 1.5), (0.9, 1.2), "o", **writes)
+    _matrix(ax, (5.65, 1.3), (1.3, 1.6), "gate, up", **reads)
+    _matrix(ax, (5.65, 0.95), (1.3, 0.2), "norm", **reads, beside=True)
+    _matrix(ax, (7.75, 1.5), (0.9, 1.2), "down", **writes)
+    _note(ax, (4.5, 0.4), "What reads the stream loses a column, what writes it a row, and each norm a number.")
+    return ax
+
+
 def making_a_small_model() -> Axes:
     """The recipe: correct the teacher, score, search under a budget, rank twice, distil the winner, judge, release."""
     ax = _canvas(9, 4.4, "A small model from a larger one")
@@ -282,8 +299,8 @@ def making_a_small_model() -> Axes:
     _arrow(ax, (7.84, 2.88), (7.84, 2.04))
     _note(ax, (1.2, 1.6), "text to learn from,\nto choose by and\nto judge by: three\ndifferent ones")
     arms = (
-        "a random cut, the same sizes from scratch, blocks alone,",
-        "an uncorrected teacher, no teacher, another library's cut",
+        "a random cut, from scratch, blocks alone, no teacher, another",
+        "library's cut; and the rival, the whole model in fewer bits",
     )
     _note(ax, (4.5, 0.6), "beside it: " + "\n".join(arms))
     return ax

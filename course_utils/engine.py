@@ -341,9 +341,8 @@ def measure_speed(
 
     Returns:
         The frame of ``benchmarking.measure_speed``: model, phase, tokens_per_second, speedup over the first file with
-        ci_low and ci_high, estimate; ``benchmarking.speedup_text`` reads it. The estimate is the ratio of FLOPs for
-        "prefill" and of bytes read for "decode", both counted from the file: fewer bits a weight save bytes, but no
-        FLOPs.
+        ci_low and ci_high, estimate. The estimate is the ratio of FLOPs for "prefill" and of bytes read for "decode",
+        both counted from the file: fewer bits a weight save bytes, but no FLOPs.
 
     Raises:
         EngineNotAvailable: see ``problem``.

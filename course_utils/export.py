@@ -150,7 +150,6 @@ def plan_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, qua
         where they are scaled, "head of zeros" where block 0's attention is left out, and "settings", the tokenizer
         among them), type it gets, tensors, weights, bytes, and note, which is empty or says why the type isn't the one
         asked for and which sizes would be legal. The bytes add up to the file's size exactly.
-        ``.attrs["architecture"]`` is llama.cpp's name of the architecture.
 
     Raises:
         CannotExport: as for ``export_gguf``.
@@ -170,9 +169,7 @@ def plan_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, qua
         [*rows, ("settings", "", 0, 0, start + padding, "")],
         columns=["part", "type", "tensors", "weights", "bytes", "note"],
     )
-    plan = table.groupby(["part", "type", "note"], sort=False, as_index=False).sum()[list(table.columns)]
-    plan.attrs["architecture"] = file.architecture
-    return plan
+    return table.groupby(["part", "type", "note"], sort=False, as_index=False).sum()[list(table.columns)]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def refit(
     batches: Iterable[Mapping[str, Tensor]],
     *,
     ridge: float = 0.3,
+    blocks: Sequence[int] | None = None,
 ) -> None:
     """Solve for what leads out of every MLP's neurons again, in place, so that the stream gets back what a cut took.
 
@@ -46,27 +47,32 @@ def refit(
     (SparseGPT, arXiv 2301.00774) for single weights, Ling et al. 2024 (SlimGPT, arXiv 2412.18110) for whole columns.
 
     Args:
-        student: cut in its MLPs, in its attentions, or both; with as many blocks and channels as the teacher.
+        student: cut in its MLPs, its attentions or its blocks; with as many channels as the teacher.
         teacher: the model that it was cut from; it is not changed.
         batches: ``{"input_ids", "attention_mask"}`` mappings; some thousand tokens, a multiple of the width. Both
             models' streams at all of them are held in memory.
         ridge: above 0; how much the old weights count, as a share of the text's own pull.
+        blocks: the teacher's blocks that stayed, ascending; by default all. The MLP in front of blocks that went is to
+            make up for them, too: its target is the teacher's stream in front of the next block that stayed.
 
     Raises:
-        ValueError: a ridge out of range, malformed batches, models of other shapes or devices, the same model twice, an
-            adaptive student, weights elsewhere, or a family with a norm between the neurons and the stream.
+        ValueError: a ridge out of range, blocks that aren't the student's, malformed batches, models of other shapes or
+            devices, the same model twice, an adaptive student, weights elsewhere, or a family with a norm between the
+            neurons and the stream.
         UnsupportedArchitecture: ``describe`` doesn't know a model.
     """
     own, whole = describe(student), describe(teacher)
     checks.positive("ridge", ridge)
-    _refuse(own, whole)
+    stayed = _stayed(whole, blocks)
+    _refuse(own, whole, len(stayed))
+    ends = [*stayed[1:], whole.num_blocks]  # so far the teacher's stream is to come with each of the student's blocks
     texts = list(read_batches(batches, vocab_size=own.vocab_size, device=student.device))
     before = [(mlp.down, mlp.down.weight, mlp.down.bias) for mlp in own.mlps]
     try:
         with evaluating(student), evaluating(teacher):
             mine, theirs = (_Stream(architecture, texts) for architecture in (own, whole))
             for number, mlp in enumerate(tqdm(own.mlps, desc="solving", unit="block", delay=2)):
-                theirs.move(number)
+                theirs.move_to(ends[number])
                 values, rest = mine.at_neurons(number, mlp)
                 goals = [goal.float() - without for goal, without in zip(theirs.states, rest, strict=True)]
                 _solve(mlp, texts, values, goals, ridge)
@@ -111,17 +117,28 @@ def _solved(gram: Tensor, cross: Tensor, old: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(gram + pull.diag(), cross + pull[:, None] * old.T.to(gram.dtype)).T
 
 
-def _refuse(own: Architecture, whole: Architecture) -> None:
+def _stayed(whole: Architecture, blocks: Sequence[int] | None) -> tuple[int, ...]:
+    """The teacher's blocks that the student has."""
+    last = whole.num_blocks - 1
+    stayed = checks.whole_numbers("blocks", range(last + 1) if blocks is None else blocks, most=last)
+    if list(stayed) != sorted(set(stayed)):
+        raise ValueError(f"'blocks' must be ascending, each once, as they stand in the student; got {list(stayed)}.")
+    return stayed
+
+
+def _refuse(own: Architecture, whole: Architecture, stayed: int) -> None:
     refuse_adaptive(own, "solve for weights")
     for architecture in (own, whole):
         refuse_missing_weights(architecture, "solve for weights")
         refuse_offloaded_weights(architecture, "solve for weights")
     refuse_strangers(own.model, whole.model)
-    shapes = [(a.num_blocks, a.hidden_size, a.vocab_size) for a in (own, whole)]
-    if shapes[0] != shapes[1]:
+    given = (own.num_blocks, own.hidden_size, own.vocab_size)
+    wanted = (stayed, whole.hidden_size, whole.vocab_size)
+    if given != wanted:
         raise ValueError(
-            "The student must have the teacher's blocks, hidden channels and vocabulary, so that the one's stream can "
-            f"be brought to the other's; it has {shapes[0]}, the teacher {shapes[1]}. Train it instead: distill."
+            "The student must have the blocks that stayed and the teacher's hidden channels and vocabulary, so that "
+            f"the one's stream can be brought to the other's; it has {given}, wanted are {wanted}. Say with 'blocks' "
+            "which ones stayed; where channels went, train it instead: distill."
         )
     mlp = own.mlps[0]
     if mlp.contribution not in (mlp.down, mlp.owner) or not own.family.norms_first(own.model.config):
@@ -139,7 +156,7 @@ class _Stream:
     """
 
     def __init__(self, architecture: Architecture, texts: Iterable[Batch]) -> None:
-        self._blocks = list(architecture.blocks)
+        self._blocks, self._passed = list(architecture.blocks), 0
         self.states: list[Tensor] = []
         self._calls: list[list[tuple[tuple, dict]]] = []  # of each batch and block: what comes in beside the states
         for text in texts:
@@ -149,10 +166,11 @@ class _Stream:
             self.states.append(entering(*calls[0]))
             self._calls.append([_others(*call) for call in calls])
 
-    def move(self, number: int) -> None:
-        """Through a block."""
-        for batch in range(len(self.states)):
-            self.states[batch] = self._behind(number, batch)
+    def move_to(self, end: int) -> None:
+        """Through the blocks in front of this one."""
+        for number in range(self._passed, end):
+            self.states = [self._behind(number, batch) for batch in range(len(self.states))]
+        self._passed = end
 
     def at_neurons(self, number: int, mlp: Mlp) -> tuple[list[Tensor], list[Tensor]]:
         """Each batch's values of a block's neurons [rows, length, width], and the stream behind it without them.

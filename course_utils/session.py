@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import gc
 import os
 import platform
 import random
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -176,15 +173,6 @@ def machine(device: torch.device) -> dict[str, str]:
         "transformers": metadata.version("transformers"),
         "machine": f"{cores()} cores, {gigabytes:.0f} GB memory, {card}",
     }
-
-
-def tidy() -> None:
-    """Collect garbage, and hand freed memory back to the system: Linux's allocator would keep most of it."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl has none
-        if trim is not None:
-            trim(0)
 
 
 def _checked(profile: str, source: str) -> str:

@@ -1,16 +1,21 @@
-"""Make a small model from the embedded Llama as leading labs do, with every control, for lesson 11.
+"""Make a small model from the embedded Llama by NVIDIA's recipe (Minitron), with controls and its rival, for lesson 11.
 
-    python -m experiments.make_a_small_model [--steps 180] [--work build/small_model]
+    python -m experiments.make_a_small_model [--work build/small_model]
 
-The whole recipe: the teacher learns a little of the text first (teacher correction), all axes are scored in one pass,
-versions under a budget are ranked as cut and after light distillation with several seeds, and the winner learns from
-the corrected teacher. Beside it, with the same tokens in the same order, learn a random cut of the winner's sizes, the
-same sizes from random weights, the best version that only gave up blocks, the winner of the teacher as it was, and
-what optipfair cuts to as many parameters (it comes with the extra "benchmarks"), and the winner without a teacher.
+The teacher learns a little of the text first (teacher correction), all axes are scored in one pass, versions under a
+budget are ranked as cut and after light distillation with two seeds, and the winner learns from the corrected teacher.
+Each axis alone is held against nineteen random cuts. The rival is the teacher itself, whole, in fewer bits; it reads as
+much of the same text as the winner, and the choosing rows say whether that helped it. Controls, in the order of
+``learn``: the winner solved first, without a teacher at equal tokens and minutes, a random cut, another draw of the
+text, blocks alone, what optipfair cuts to as many parameters (it comes with the extra "benchmarks"), and the same sizes
+from random weights.
 
-Resumable at any point: each part's result is a file in the work folder. Start the command a second time beside itself
-and the two share the work; with one thread each they train more tokens a second than one with two. Evaluation text is
-read by the last parts alone. At the end it writes curves, figures and comparisons, all or nothing.
+Half of the text to learn from are scenes of HellaSwag's training set, 15 % passages of BoolQ's: neither judges here.
+
+How long: nine students learn 183,600 tokens each, one a quarter more, ten short ones 20,400; that makes 2.1 million, at
+170 to 180 a second of one core beside another one. With the command started twice at once, one thread each
+(OMP_NUM_THREADS=1), all of it takes two hours on two cores, with nothing beside it. Killed, it goes on: each part's
+result is a file in the work folder. The record is written at the end, all or nothing.
 """
 
 from __future__ import annotations
@@ -21,136 +26,72 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import psutil
 import torch
 from filelock import FileLock, Timeout
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import engine
 from course_utils.architectures import cast_weights
-from course_utils.benchmarking import measure_speed
-from course_utils.bias import pronouns
+from course_utils.channels import legal_sizes
 from course_utils.checkpoints import load_pruned, save_pruned
+from course_utils.choosing import best, kept_width
 from course_utils.compress import AXES, Budget, Candidate, Importance, candidates, importance, rank, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
-from course_utils.evaluation import Answers, evaluate, paired, perplexity
+from course_utils.evaluation import perplexity
 from course_utils.export import export_gguf
 from course_utils.files import write_json
+from course_utils.heads import legal_groups
+from course_utils.healing import refit
 from course_utils.models import load_model
 from course_utils.reports import model_size
 from course_utils.session import fast_dtype
 from course_utils.texts import TokenBlocks, token_blocks
-from course_utils.uncertainty import ratio_interval
 from experiments.reading import LENGTH, ROWS, SEED, batches, clean, some_rows, training_rows
 
 OUT = Path("course_utils/data/small_model.json")
 DOMAINS = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to take rows from
 CALIBRATION = {"speeches": 65_536, "wiki": 11_520, "stories": 3_072}  # and of the calibration split
 SCORED, CHOSEN, JUDGED = 6, 6, 40  # rows of each domain (stories has no more): to score by, to choose by, to judge by
-TASKS = ("lambada_openai", "hellaswag", "arc_easy", "piqa", "boolq")
+SHARE, MULTIPLE_OF = 0.8, 32  # parameters that may stay, and of what the MLPs' widths are multiples
 LR, CORRECTION_LR = 2e-4, 5e-5
+CORRECTION, LIGHT, STEPS, SOLVED = 40, 20, 180, 8  # steps of ROWS x LENGTH tokens; of the last, the text of a solve
+RANDOM = 19  # random cuts of each axis
+FINALISTS, SEEDS = 5, 2  # versions that are lightly distilled, and how often
+DRAWS = 3  # times STEPS: what is read in other draws, or at equal minutes
+LAP, TURNS = 3, 3  # steps of a lap, and laps of each way to learn, which take turns: what a step costs
+FORMATS = ("F16", "Q8_0", "Q4_0")
 SERVED = {"prompt_tokens": 128, "new_tokens": 32, "rounds": 11}
-QUESTION = "Why is the sky blue?"
-ALPHA = {"no teacher": 1.0}  # of the loss, the share of cross-entropy; 0 for the arms that aren't named
+QUESTIONS = (
+    "Why is the sky blue?",
+    "What is the capital of France, and what is it known for?",
+    "I have three apples and eat one. How many are left?",
+    "Write one sentence about a dog that waits for somebody.",
+    "Give me two tips for sleeping better.",
+)
+ALPHA = 1.0  # of the loss, the share of cross-entropy where there is no teacher; otherwise 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--share", type=float, default=0.8, help="parameters that stay, as a share")
-    parser.add_argument("--steps", type=int, default=180, help=f"of recovery, of {ROWS} x {LENGTH} tokens each")
-    parser.add_argument("--correction", type=int, default=40, help="steps of teacher correction")
-    parser.add_argument("--light", type=int, default=20, help="steps of light distillation in the ranking")
-    parser.add_argument("--seeds", type=int, default=2, help="of the ranking")
-    parser.add_argument("--finalists", type=int, default=5, help="versions that are lightly distilled")
-    parser.add_argument("--multiple-of", type=int, default=32, help="of the MLPs' widths")
-    parser.add_argument("--documents", type=int, default=100, help="of each benchmark task")
     parser.add_argument("--work", type=Path, default=Path("build/small_model"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     if not engine.available():
         parser.error(f"The last part serves the models: {engine.problem()}")
-    settings = {name: value for name, value in vars(args).items() if name not in ("work", "out")}
-    settings |= {"lr": LR, "correction_lr": CORRECTION_LR, "rows": ROWS, "length": LENGTH}
-    then = share_out(args.work, {"settings": lambda: settings})["settings"]
-    differ = [f"{name}: {then.get(name)} then, {now} now" for name, now in settings.items() if then.get(name) != now]
-    if differ:
-        parser.error(f"'{args.work}' holds a run with other settings ({'; '.join(differ)}). Give another --work.")
-
-    whole, tokenizer = load_model("llama", dtype=fast_dtype(torch.device("cpu")))
-    rows, watched = training_rows(tokenizer, args.steps)
-    scoring, choosing = calibration_rows(tokenizer)
-    share_out(args.work, {"correction": lambda: correct(whole, tokenizer, rows, args)})
-    teacher, _ = load_pruned(args.work / "teacher")
-    of = {"corrected": teacher, "uncorrected": whole}
-    share_out(args.work / "scores", {name: lambda m=m, n=name: score(m, scoring, args, n) for name, m in of.items()})
-    scores = {name: Importance.load(args.work / "scores" / f"{name}.safetensors") for name in of}
-    winner, depth_only, zero_shot, ranked = searched(teacher, scores["corrected"], choosing, rows, args)
-
-    cut = {
-        "winner": (teacher, lambda: shrink(teacher, winner, scores["corrected"])),
-        "random cut": (teacher, lambda: shrink(teacher, winner, scores["corrected"].random(AXES, SEED))),
-        "depth only": (teacher, lambda: shrink(teacher, depth_only, scores["corrected"])),
-        "from scratch": (teacher, lambda: from_scratch(teacher, winner, scores["corrected"])),
-        "uncorrected": (whole, lambda: shrink(whole, winner, scores["uncorrected"])),
-        "optipfair": (teacher, lambda: cut_by_optipfair(teacher, winner, scoring)),
-    }
-    cut["no teacher"] = cut["winner"]
-    text = batches(rows) + batches(watched)
-    remember = functools.cache(lambda of: remember_teacher(of, text, precision=of.dtype))  # one teacher, many students
-    learned = share_out(args.work / "learned", {
-        name: lambda name=name, of=of, make=make: recover(name, remember(of), make, tokenizer, rows, watched, args)
-        for name, (of, make) in cut.items()
-    })  # fmt: skip
-
-    judges = judging_rows(tokenizer, rows)
-
-    def student(name: str) -> PreTrainedModel:
-        return load_pruned(args.work / "students" / name)[0]
-
-    models = {"whole": lambda: whole, "corrected teacher": lambda: teacher}
-    models |= {f"{name}, before": make for name, (_, make) in cut.items()}
-    models |= {name: lambda name=name: student(name) for name in cut}
-    nats = share_out(args.work / "nats", {name: lambda make=make: nats_of(make(), judges)
-                                          for name, make in models.items()})  # fmt: skip
-    released = ["whole", "winner, before", "winner"]
-    answers = share_out(args.work / "answers", {name: lambda name=name: answers_of(models[name](), tokenizer, args)
-                                                for name in released})  # fmt: skip
-    bias = share_out(args.work / "bias", {name: lambda name=name: pronoun_gap(models[name](), tokenizer)
-                                          for name in released})  # fmt: skip
-    served = share_out(
-        args.work, {"served": lambda: serve({n: models[n]() for n in ("whole", "winner")}, tokenizer, judges, args)}
-    )
-    frames = {name: frame_of(found) for name, found in answers.items()}
-    rivals = [name for name in cut if name != "winner"]
-    result = {
-        "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
-        "settings": settings,
-        "parameters": {"whole": model_size(whole).parameters}
-        | {name: of.parameters for name, of in (("winner", winner), ("depth only", depth_only))}
-        | {"optipfair": model_size(student("optipfair")).parameters},
-        "sizes": {"whole": Candidate.of(whole).sizes, "winner": winner.sizes, "depth only": depth_only.sizes},
-        "zero_shot": zero_shot,
-        "ranked": ranked,
-        "learned": learned,
-        "rows": {domain: len(blocks) for domain, blocks in judges.items()},
-        "nats": {name: {d: mean(of) for d, of in found.items()} for name, found in nats.items()},
-        "recovered": {name: recovered_share(nats, name) for name in cut},
-        "compared": {name: compared(nats["winner"], nats[name]) for name in [*rivals, "whole"]},
-        "tasks": {name: found["summary"] for name, found in answers.items()},
-        "paired": {name: records(paired(frames[name], frames["winner"]))
-                   for name in frames if name != "winner"},
-        "bias": bias,
-        "served": served["served"],
-    }  # fmt: skip
-    write_json(args.out, result, indent=1)
-    print(pd.DataFrame(result["recovered"]).T.to_string(float_format="{:.2f}".format))
+    result = Run(args.work).record()
+    write_json(args.out, result)
+    print(pd.DataFrame(result["learned"]).T.to_string(float_format="{:,.0f}".format))
     print(f"written to {args.out}")
 
 
@@ -174,72 +115,270 @@ def share_out(folder: Path, tasks: dict[str, Callable[[], Any]]) -> dict[str, An
     return {name: found[name] for name in tasks}
 
 
+class Run:
+    """The teacher, the text, and all that is made of them.
+
+    Args:
+        work: folder for what is done.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.whole, self.tokenizer = load_model("llama", dtype=fast_dtype(torch.device("cpu")))
+        self.rows = training_rows(self.tokenizer, DRAWS * STEPS)
+        self.scoring, self.choosing = calibration_rows(self.tokenizer)
+        share_out(work, {"correction": self._correct})
+        self.teacher, _ = load_pruned(work / "teacher")
+        scored = batches_of(self.scoring)
+        share_out(work, {"scores": lambda: importance(self.teacher, scored).save(work / "scores.safetensors")})
+        self.scores = Importance.load(work / "scores.safetensors")
+        self._known = functools.lru_cache(maxsize=2)(self._remembered)  # one teacher, many students
+
+    def record(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        winner, depth_only, zero_shot, ranked = self._searched()
+        learned = self.learn(winner, depth_only)
+        axes = share_out(self.work / "axes", {
+            axis: lambda axis=axis, cut=cut: self._alone(axis, cut) for axis, cut in one_axis_each(self.teacher).items()
+        })  # fmt: skip
+        chosen = share_out(self.work / "chosen", {
+            name: lambda make=make: perplexity(make(), batches_of(self.choosing)).nll
+            for name, make in self._judged(winner, [*learned]).items()
+        })  # fmt: skip
+        released = min((name for name in ("winner", "solved first") if name in learned), key=chosen.__getitem__)
+        rival = min(("whole, corrected", "whole, trained"), key=chosen.__getitem__)
+        judges, documents = judging_rows(self.tokenizer, self.rows)
+        nats = share_out(self.work / "nats", {
+            name: lambda make=make: sums_of(perplexity(make(), rows) for rows in judges.values())
+            for name, make in self._judged(winner, [*learned]).items()
+        })  # fmt: skip
+        served = share_out(self.work, {"served": lambda: self._serve(winner, released, rival, judges)})["served"]
+        return {
+            "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
+            "settings": {"steps": STEPS, "correction": CORRECTION, "light": LIGHT, "tokens a step": ROWS * LENGTH},
+            "parameters": {"whole": model_size(self.whole).parameters}
+            | {name: model_size(self.student(name)).parameters for name in learned},
+            "sizes": {"winner": winner.sizes, "depth only": depth_only.sizes},
+            "axes": axes,
+            "zero_shot": zero_shot,
+            "ranked": ranked,
+            "learned": learned,
+            "chosen": chosen,
+            "released": released,
+            "rival": rival,
+            "texts": [*judges],
+            "predictions": LENGTH - 1,  # of each row
+            "documents": documents,
+            "nats": nats,
+            **served,
+        }
+
+    def learn(self, winner: Candidate, depth_only: Candidate) -> dict[str, dict[str, float]]:
+        """What each arm took: tokens, and seconds where they matter. What matters most comes first."""
+        cut = functools.partial(shrink, self.teacher, winner, self.scores)
+        prices = share_out(self.work, {"prices": lambda: self._prices(winner)})["prices"]
+        taught, untaught = prices["with a teacher"], prices["without"]
+        as_long = min(DRAWS * STEPS, round(taught / untaught * STEPS))
+        arms: dict[str, Callable[[], dict[str, int]]] = {"winner": lambda: self._recover("winner", cut)}
+        if self._can_be_solved(winner):
+            arms["solved first"] = lambda: self._recover("solved first", lambda: self.solved(winner))
+        arms |= {
+            "whole, trained": lambda: self._recover("whole, trained", lambda: copy.deepcopy(self.teacher), alpha=ALPHA),
+            "no teacher": lambda: self._recover("no teacher", cut, alpha=ALPHA),
+            "no teacher, equal minutes": lambda: self._recover(
+                "no teacher, equal minutes", cut, alpha=ALPHA, steps=as_long
+            ),
+            "random cut": lambda: self._recover(
+                "random cut", lambda: shrink(self.teacher, winner, self.scores.random(AXES, SEED))
+            ),
+            "another draw": lambda: self._recover("another draw", cut, draw=1),
+            "depth only": lambda: self._recover("depth only", lambda: shrink(self.teacher, depth_only, self.scores)),
+            "optipfair": lambda: self._recover(
+                "optipfair", lambda: cut_by_optipfair(self.teacher, winner, self.scoring)
+            ),
+            "from scratch": lambda: self._recover("from scratch", lambda: from_scratch(cut())),
+        }
+        seconds = {
+            "winner": STEPS * taught,
+            "solved first": STEPS * taught + prices["solve"],
+            "no teacher": STEPS * untaught,
+            "no teacher, equal minutes": as_long * untaught,
+            "whole, trained": STEPS * prices["whole"],
+        }
+        return {
+            name: {"tokens": spent["tokens"]} | ({"seconds": round(seconds[name])} if name in seconds else {})
+            for name, spent in share_out(self.work / "learned", arms).items()
+        }
+
+    def _prices(self, winner: Candidate) -> dict[str, float]:
+        """Seconds of a step in each way to learn, the median of laps that take turns; and of the solve."""
+        cut, text = shrink(self.teacher, winner, self.scores), batches(self.rows[: LAP * ROWS])
+
+        def lap(student: PreTrainedModel, alpha: float) -> float:
+            options: dict[str, Any] = {"lr": LR, "precision": student.dtype, "seed": SEED, "alpha": alpha}
+            return distill(self.teacher, copy.deepcopy(student), text, steps=LAP, **options).seconds / LAP
+
+        ways = {"with a teacher": (cut, 0.0), "without": (cut, ALPHA), "whole": (self.teacher, ALPHA)}
+        laps = [{way: lap(*made) for way, made in ways.items()} for _ in range(TURNS)]
+        begin = time.perf_counter()
+        if self._can_be_solved(winner):
+            self.solved(winner)
+        return {"solve": time.perf_counter() - begin} | {way: median(each[way] for each in laps) for way in ways}
+
+    def _can_be_solved(self, winner: Candidate) -> bool:
+        """Whether its stream is as wide as the teacher's, and can be compared with it."""
+        return winner.hidden == Candidate.of(self.teacher).hidden
+
+    def solved(self, winner: Candidate) -> PreTrainedModel:
+        """The winner's cut with its MLPs solved for again, over the first of the text."""
+        student = shrink(self.teacher, winner, self.scores)
+        text = batches(self.rows[: SOLVED * ROWS])
+        refit(student, self.teacher, text, blocks=best(self.scores.blocks, winner.blocks).tolist())
+        return student
+
+    def student(self, name: str) -> PreTrainedModel:
+        """One that has learned."""
+        return load_pruned(self.work / "students" / name)[0]
+
+    def _correct(self) -> float:
+        """Train a copy of the teacher a little on the text that students are to learn from; keep it; its seconds."""
+        teacher, text = copy.deepcopy(self.whole), batches(self.rows[: CORRECTION * ROWS])
+        folder = self.work / "correction_run"
+        settings: dict[str, Any] = {"steps": CORRECTION, "lr": CORRECTION_LR, "alpha": ALPHA, "seed": SEED}
+        history = distill(self.whole, teacher, text, precision=self.whole.dtype, checkpoint_dir=folder, **settings)
+        cast_weights(teacher, self.whole.dtype)
+        save_pruned(teacher, self.tokenizer, self.work / "teacher")
+        return history.seconds
+
+    def _searched(self) -> tuple[Candidate, Candidate, list[dict], list[dict]]:
+        """The winner, the best version that only gave up blocks; the ranking as cut, and after light distillation."""
+        budget, folder = Budget(SHARE * Candidate.of(self.teacher).parameters), self.work / "search"
+        several = candidates(self.teacher, budget, multiple_of=MULTIPLE_OF, tolerance=0.03)
+        depth_only = fewer_blocks(self.teacher, budget)
+        by_name = {candidate.name: candidate for candidate in [*several, depth_only]}
+        ranking = functools.partial(rank, self.teacher, text=self.choosing, importance=self.scores, folder=folder)
+
+        def as_cut() -> list[dict]:
+            return named(ranking(candidates=[*by_name.values()]))
+
+        def distilled(seed: int) -> list[dict]:  # each seed learns other rows, in another order
+            rows = self.rows[: STEPS * ROWS]
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: LIGHT * ROWS]
+            recipe = Recipe(steps=LIGHT, lr=LR, seed=seed, precision=self.teacher.dtype)
+            return named(ranking(candidates=finalists, train=batches(rows[order]), recipe=recipe).assign(seed=seed))
+
+        zero_shot = share_out(folder, {"as cut": as_cut})["as cut"]
+        finalists = [by_name[row["name"]] for row in zero_shot[:FINALISTS]]
+        found = share_out(folder, {f"seed {seed}": lambda seed=seed: distilled(seed) for seed in range(SEEDS)})
+        ranked = [row for rows in found.values() for row in rows]
+        winner = by_name[pd.DataFrame(ranked).groupby("name")["distilled_nll"].mean().idxmin()]
+        return winner, depth_only, zero_shot, ranked
+
+    def _alone(self, axis: str, cut: Candidate) -> dict[str, Any]:
+        """What a cut of one axis costs on the choosing rows, by its score and at random, nats a token."""
+        rows = batches_of(self.choosing)
+        several = [self.scores, *(self.scores.random(axis, seed) for seed in range(RANDOM))]
+        before = perplexity(self.teacher, rows).nll
+        scored, *random = (perplexity(shrink(self.teacher, cut, scores), rows).nll - before for scores in several)
+        return {"cut": cut.name, "scored": scored, "random": random}
+
+    def _remembered(self, draw: int) -> TeacherStates:
+        text = self.rows.split(STEPS * ROWS)[draw]
+        return remember_teacher(self.teacher, batches(text), precision=self.teacher.dtype)
+
+    def _recover(
+        self, name: str, make: Callable[[], PreTrainedModel], *, alpha: float = 0.0, steps: int = 0, draw: int = 0
+    ) -> dict[str, int]:
+        """Let one student learn, and keep it; how many tokens it learned from."""
+        steps, student, first = steps or STEPS, make(), draw * STEPS * ROWS
+        dtype = student.dtype
+        history = distill(
+            self.teacher if alpha else self._known(draw), student, batches(self.rows[first : first + steps * ROWS]),
+            steps=steps, lr=LR, precision=dtype, seed=SEED, checkpoint_dir=self.work / "runs" / name, save_every=20,
+            alpha=alpha,
+        )  # fmt: skip
+        cast_weights(student, dtype)
+        save_pruned(student, self.tokenizer, self.work / "students" / name)
+        return {"tokens": history.tokens}
+
+    def _judged(self, winner: Candidate, learned: Sequence[str]) -> dict[str, Callable[[], PreTrainedModel]]:
+        """What the judging rows are read by."""
+        models = {"whole": lambda: self.whole, "whole, corrected": lambda: self.teacher}
+        models["winner, as cut"] = lambda: shrink(self.teacher, winner, self.scores)
+        if "solved first" in learned:
+            models["winner, solved"] = lambda: self.solved(winner)
+        return models | {name: functools.partial(self.student, name) for name in learned}
+
+    def _serve(self, winner: Candidate, released: str, rival: str, judges: dict[str, TokenBlocks]) -> dict[str, Any]:
+        """Rival, released and random cut in llama.cpp's formats: bytes and nats of each file, speeds side by side."""
+        makes = self._judged(winner, [released, rival, "random cut"])
+        names = {"whole": rival, "winner": released, "random cut": "random cut"}
+        kept = {name: makes[of]() for name, of in names.items()}
+        wanted = [(name, model, kind) for name, model in kept.items() for kind in FORMATS]
+        wanted += [("whole, off the grid", off_the_grid(kept["whole"]), "Q4_0")]
+        files, stored = {}, {}
+        for name, model, kind in wanted:
+            key = f"{name}, {kind}"
+            files[key] = export_gguf(model, self.tokenizer, self.work / f"{key}.gguf", quantization=kind)
+            with engine.load(files[key]) as opened:
+                sums = sums_of(engine.perplexity(opened, rows) for rows in judges.values())
+            stored[key] = {"bytes": files[key].stat().st_size, "nats": sums}
+        rivals = {key: path for key, path in files.items() if key.partition(", ")[2] in FORMATS and "random" not in key}
+        answers = {key: self._answers(files[key]) for key in ("whole, Q8_0", "whole, Q4_0", "winner, Q8_0")}
+        speed = records(engine.measure_speed(rivals, **SERVED))
+        return {"stored": stored, "speed": speed, "threads": torch.get_num_threads(), "answers": answers}
+
+    def _answers(self, file: Path) -> dict[str, str]:
+        """What a file's model says to five questions, to its end token."""
+        found = {}
+        with engine.load(file) as opened:
+            for question in QUESTIONS:
+                asked = question
+                if self.tokenizer.chat_template:
+                    chat = [{"role": "user", "content": question}]
+                    asked = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+                said = opened.detokenize(opened.generate(opened.tokenize(asked), new_tokens=48))
+                found[question] = said.partition(self.tokenizer.eos_token)[0].strip()
+        return found
+
+
+def batches_of(several: Sequence[TokenBlocks]) -> list[dict[str, torch.Tensor]]:
+    """The rows of all domains."""
+    return [batch for blocks in several for batch in blocks.batches()]
+
+
 def calibration_rows(tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenBlocks], list[TokenBlocks]]:
     """Rows of the calibration split to score by, and others to choose by."""
     both = []
     for domain, tokens in CALIBRATION.items():
         pool = token_blocks(tokenizer, "calibration", domain=domain, tokens=tokens, length=LENGTH)
-        both.append(some_rows(pool, SCORED + CHOSEN))
+        both.append(pool[some_rows(pool, SCORED + CHOSEN)])
     return [blocks[:SCORED] for blocks in both], [blocks[SCORED:] for blocks in both]
 
 
-def judging_rows(tokenizer: PreTrainedTokenizerBase, learned: torch.Tensor) -> dict[str, TokenBlocks]:
-    """Rows of the evaluation split that share no thirteen words in a row with what was learned."""
+def judging_rows(
+    tokenizer: PreTrainedTokenizerBase, learned: torch.Tensor
+) -> tuple[dict[str, TokenBlocks], dict[str, list[int]]]:
+    """Rows of the evaluation split that share no thirteen words in a row with what was learned, and their documents."""
     texts = tokenizer.batch_decode(learned)
-    pools = {name: token_blocks(tokenizer, "evaluation", domain=name, tokens=tokens, length=LENGTH)
-             for name, tokens in DOMAINS.items()}  # fmt: skip
-    return {name: clean(some_rows(pool, JUDGED), tokenizer, texts) for name, pool in pools.items()}
+    judges, documents = {}, {}
+    for domain, tokens in DOMAINS.items():
+        pool = token_blocks(tokenizer, "evaluation", domain=domain, tokens=tokens, length=LENGTH)
+        chosen = some_rows(pool, JUDGED)
+        chosen = chosen[clean(pool[chosen], tokenizer, texts)]
+        judges[domain], documents[domain] = pool[chosen], documents_of(pool, tokenizer)[chosen].tolist()
+    return judges, documents
 
 
-def correct(
-    whole: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: torch.Tensor, args: argparse.Namespace
-) -> float:
-    """Train a copy of the teacher a little on the text that students are to learn from; keep it, return the seconds."""
-    teacher = copy.deepcopy(whole)
-    history = distill(
-        whole, teacher, batches(rows[: args.correction * ROWS]), steps=args.correction, lr=CORRECTION_LR, alpha=1.0,
-        precision=whole.dtype, seed=SEED, checkpoint_dir=args.work / "correction_run",
-    )  # fmt: skip
-    cast_weights(teacher, whole.dtype)
-    save_pruned(teacher, tokenizer, args.work / "teacher")
-    return history.seconds
+def documents_of(pool: TokenBlocks, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """For each of a pool's rows, which follow each other, the number of the document that it begins in."""
+    ends = (pool.input_ids == tokenizer.eos_token_id).long()
+    return (ends.flatten().cumsum(0) - ends.flatten()).view_as(ends)[:, 0]
 
 
-def score(model: PreTrainedModel, scoring: list[TokenBlocks], args: argparse.Namespace, name: str) -> str:
-    """Score all axes, keep the scores, and return their digest."""
-    found = importance(model, [batch for blocks in scoring for batch in blocks.batches()])
-    found.save(args.work / "scores" / f"{name}.safetensors")
-    return found.digest
-
-
-def searched(
-    teacher: PreTrainedModel,
-    scores: Importance,
-    choosing: list[TokenBlocks],
-    rows: torch.Tensor,
-    args: argparse.Namespace,
-) -> tuple[Candidate, Candidate, list[dict], list[dict]]:
-    """The winner, the best version that only gave up blocks; the ranking as cut, and after light distillation."""
-    budget, folder = Budget(args.share * Candidate.of(teacher).parameters), args.work / "search"
-    several = candidates(teacher, budget, multiple_of=args.multiple_of, tolerance=0.03)
-    depth_only = fewer_blocks(teacher, budget)
-    by_name = {candidate.name: candidate for candidate in [*several, depth_only]}
-
-    def as_cut() -> list[dict]:
-        return named(rank(teacher, [*by_name.values()], scores, choosing, folder=folder))
-
-    def distilled(seed: int) -> list[dict]:  # each seed learns other rows, in another order
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[: args.light * ROWS]
-        recipe = Recipe(steps=args.light, lr=LR, seed=seed, precision=teacher.dtype)
-        frame = rank(teacher, finalists, scores, choosing, folder=folder, train=batches(rows[order]), recipe=recipe)
-        return named(frame.assign(seed=seed))
-
-    zero_shot = share_out(folder, {"as cut": as_cut})["as cut"]
-    finalists = [by_name[row["name"]] for row in zero_shot[: args.finalists]]
-    ranked = share_out(folder, {f"seed {n}": lambda n=n: distilled(n) for n in range(args.seeds)})
-    rows_of_all = [row for found in ranked.values() for row in found]
-    winner = by_name[pd.DataFrame(rows_of_all).groupby("name")["distilled_nll"].mean().idxmin()]
-    return winner, depth_only, zero_shot, rows_of_all
+def sums_of(found: Iterator[Any]) -> list[list[float]]:
+    """Each row's nats, text by text."""
+    return [one.row_nll.round(2).tolist() for one in found]
 
 
 def named(frame: pd.DataFrame) -> list[dict]:
@@ -262,10 +401,10 @@ def fewer_blocks(teacher: PreTrainedModel, budget: Budget) -> Candidate:
     return only
 
 
-def from_scratch(teacher: PreTrainedModel, winner: Candidate, scores: Importance) -> PreTrainedModel:
-    """The winner's sizes with random weights."""
+def from_scratch(cut: PreTrainedModel) -> PreTrainedModel:
+    """The same sizes with random weights."""
     torch.manual_seed(SEED)
-    return AutoModelForCausalLM.from_config(shrink(teacher, winner, scores).config, dtype=teacher.dtype).eval()
+    return AutoModelForCausalLM.from_config(cut.config, dtype=cut.dtype).eval()
 
 
 def cut_by_optipfair(teacher: PreTrainedModel, winner: Candidate, scoring: list[TokenBlocks]) -> PreTrainedModel:
@@ -276,112 +415,56 @@ def cut_by_optipfair(teacher: PreTrainedModel, winner: Candidate, scoring: list[
     width = whole.neurons - (whole.parameters - winner.parameters) // (3 * whole.hidden * whole.blocks)
     return optipfair.prune_model(
         copy.deepcopy(teacher), neuron_selection_method="MAW", pruning_percentage=100 * (1 - width / whole.neurons),
-        dataloader=[batch for blocks in scoring for batch in blocks.batches()], show_progress=False,
+        dataloader=batches_of(scoring), show_progress=False,
     )  # fmt: skip
 
 
-def recover(
-    name: str,
-    teacher: TeacherStates,
-    make: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: torch.Tensor,
-    watched: torch.Tensor,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    """Let one student learn, keep it, and return its curve."""
-    student = make()
-    dtype = student.dtype
-    history = distill(
-        teacher, student, batches(rows), steps=args.steps, lr=LR, precision=dtype, validation=batches(watched),
-        validate_every=max(1, args.steps // 10), seed=SEED, checkpoint_dir=args.work / "runs" / name, save_every=20,
-        alpha=ALPHA.get(name, 0.0),
-    )  # fmt: skip
-    cast_weights(student, dtype)
-    save_pruned(student, tokenizer, args.work / "students" / name)
-    every = max(1, args.steps // 100)
-    curve = history.frame().drop(columns="validation").iloc[every - 1 :: every].round(4).to_dict("list")
-    return {"curve": curve, "validation": history.validation, "seconds": history.seconds, "tokens": history.tokens}
-
-
-def nats_of(model: PreTrainedModel, judges: dict[str, TokenBlocks]) -> dict[str, dict[str, list]]:
-    """Of each row of each domain."""
-    found = {domain: perplexity(model, blocks) for domain, blocks in judges.items()}
-    return {name: {"nats": f.row_nll.tolist(), "tokens": f.row_tokens.tolist()} for name, f in found.items()}
-
-
-def answers_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> dict[str, Any]:
-    """What a model answers to benchmark tasks: the summary, and each document's result for pairing."""
-    found = evaluate(model, tokenizer, TASKS, limit=args.documents)
-    answers = found.attrs["answers"]
-    return {"summary": records(found), "answers": records(answers.table), "dtype": answers.dtype}
-
-
-def serve(
-    models: dict[str, PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    judges: dict[str, TokenBlocks],
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    """Models in PyTorch and in llama.cpp's formats: speeds side by side, bytes, nats of the judging rows, an answer."""
-    exact = {name: copy.deepcopy(model).float() for name, model in models.items()}
-    asked = QUESTION
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": QUESTION}]
-        asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    found: dict[str, Any] = {
-        "threads": torch.get_num_threads(),
-        "PyTorch": {"speed": records(measure_speed(exact, **SERVED))},
+def one_axis_each(model: PreTrainedModel) -> dict[str, Candidate]:
+    """A small cut of each axis alone."""
+    whole = Candidate.of(model)
+    sizes = {
+        "neurons": {"neurons": kept_width(whole.neurons, 1 / 6, MULTIPLE_OF)},
+        "groups": {"groups": max(count for count in legal_groups(model) if count < whole.groups)},
+        "channels": {"hidden": max(size for size in legal_sizes(model, 1) if size <= 0.94 * whole.hidden)},
+        "blocks": {"blocks": whole.blocks - max(1, round(whole.blocks / 15))},
     }
-    for kind in ("F16", "Q8_0", "Q4_0"):
-        files = {name: export_gguf(model, tokenizer, args.work / f"{name}-{kind}.gguf", quantization=kind)
-                 for name, model in exact.items()}  # fmt: skip
-        here = {"bytes": {name: file.stat().st_size for name, file in files.items()}, "nats": {}, "answer": {}}
-        for name, file in files.items():
-            with engine.load(file) as opened:
-                here["nats"][name] = {domain: engine.perplexity(opened, rows).nll for domain, rows in judges.items()}
-                answer = opened.generate(opened.tokenize(asked), new_tokens=48)
-                here["answer"][name] = opened.detokenize(answer)
-        found[kind] = here | {"speed": records(engine.measure_speed(files, **SERVED))}
-    return found
+    return {axis: replace(whole, **changed) for axis, changed in sizes.items()}
 
 
-def frame_of(found: dict[str, Any]) -> pd.DataFrame:
-    """A frame as from ``evaluate``, for ``paired``."""
-    frame = pd.DataFrame(found["summary"])
-    frame.attrs["answers"] = Answers(pd.DataFrame(found["answers"]), found["dtype"])
-    return frame
+@torch.no_grad()
+def off_the_grid(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy in float32 that computes the same with other numbers: rows or columns are multiplied, and divided again.
 
+    The embedded Llama comes from a file of 4 bits, so its weights lie on a grid that another such file hits more easily
+    than any weights that were trained.
+    """
+    model, generator = copy.deepcopy(model).float(), torch.Generator().manual_seed(SEED)
 
-def pronoun_gap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """Lesson 08's bias: how much likelier "she" is after the occupations where women work, in nats."""
-    table = pronouns.prompts(pronouns.occupations())
-    exact = copy.deepcopy(model).float()  # bfloat16 rounds log-odds to about 0.1
-    table["odds"] = pronouns.log_odds(exact, tokenizer, list(table["text"]))
-    return dict(zip(("gap", "ci_low", "ci_high"), map(float, pronouns.group_gap(table)), strict=True))
+    def factors(count: int) -> torch.Tensor:
+        return 2 ** (0.5 * torch.rand(count, generator=generator) - 0.25)
 
+    def scale(weights: nn.Module, by: torch.Tensor) -> None:
+        weights.weight = nn.Parameter(weights.weight * by)
 
-def mean(of: dict[str, list]) -> float:
-    return sum(of["nats"]) / sum(of["tokens"])
-
-
-def recovered_share(nats: dict[str, Any], name: str) -> dict[str, float]:
-    """Of the nats a token that the cut cost against the whole model, by domain."""
-    shares = {}
-    for domain, whole in nats["whole"].items():
-        before, after = mean(nats[f"{name}, before"][domain]), mean(nats[name][domain])
-        shares[domain] = (before - after) / (before - mean(whole))
-    return shares
-
-
-def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """How many nats a token less the winner needs, row by row: difference, standard error, interval, by domain."""
-    found = {}
-    for domain, own in ours.items():
-        differences = np.array(theirs[domain]["nats"]) - np.array(own["nats"])
-        names = ("difference", "standard_error", "ci_low", "ci_high")
-        found[domain] = dict(zip(names, map(float, ratio_interval(differences, np.array(own["tokens"]))), strict=True))
-    return found
+    for block in model.model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        readers = {
+            block.input_layernorm: (attention.q_proj, attention.k_proj, attention.v_proj),
+            block.post_attention_layernorm: (mlp.gate_proj, mlp.up_proj),
+        }
+        for norm, behind in readers.items():
+            channels = factors(len(norm.weight))
+            scale(norm, 1 / channels)
+            for reader in behind:
+                scale(reader, channels)
+        neurons = factors(mlp.up_proj.out_features)
+        scale(mlp.up_proj, 1 / neurons[:, None])
+        scale(mlp.down_proj, neurons)
+        values = factors(attention.v_proj.out_features)
+        scale(attention.v_proj, 1 / values[:, None])
+        queries = attention.o_proj.in_features // len(values)  # query heads that read each key and value head
+        scale(attention.o_proj, values.view(-1, attention.head_dim).repeat_interleave(queries, 0).flatten())
+    return model
 
 
 if __name__ == "__main__":

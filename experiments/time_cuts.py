@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 
 import pandas as pd
 import torch
@@ -24,7 +23,6 @@ from transformers import PreTrainedModel
 import course_utils
 from course_utils import benchmarking, engine
 from course_utils.architectures import describe
-from course_utils.benchmarking import median_interval
 from course_utils.export import export_gguf
 from course_utils.files import write_text
 from course_utils.models import load_model, variant
@@ -67,13 +65,12 @@ def bandwidth() -> float:
 
 def rows(program: str, speed: pd.DataFrame, parts: Sequence[str], floors: Sequence[float]) -> Iterator[dict]:
     """A row a model: milliseconds a token with the 95 % interval of their median, and its floor."""
-    laps = speed.attrs["seconds"]
-    for name, part, floor in zip(laps, parts, floors, strict=True):
-        seconds = [1000 * lap["decode"] / SERVED["new_tokens"] for lap in laps[name]]
-        low, high = median_interval(seconds)
-        yield {"program": program, "name": name, "part": part} | {
-            key: round(value, 2)
-            for key, value in {"milliseconds": median(seconds), "low": low, "high": high, "floor": floor}.items()
+    decode = speed[speed.phase == "decode"]
+    for (_, lap), part, floor in zip(decode.iterrows(), parts, floors, strict=True):
+        a_token = lap[["seconds", "seconds_low", "seconds_high"]].astype(float) * 1000 / SERVED["new_tokens"]
+        names = ("milliseconds", "low", "high", "floor")
+        yield {"program": program, "name": lap["model"], "part": part} | {
+            name: round(value, 2) for name, value in zip(names, [*a_token, floor], strict=True)
         }
 
 

@@ -22,7 +22,6 @@ from transformers import AutoTokenizer, LlamaConfig
 import course_utils
 from course_utils import adaptive, channels, costs, experts, heads, language_modelling, models, width
 from course_utils.abilities import AbilityRows, Baseline, answers_of
-from course_utils.benchmarking import speed_frame
 from course_utils.bias import pronouns
 from course_utils.bias.contrastive import write_pairs
 from course_utils.bias.scores import measure_pairs
@@ -148,16 +147,8 @@ def work(tokens: int = 4):
     return costs.work(WHOLE, "decode", prompt_tokens=tokens)
 
 
-def works():
-    return [costs.Work(1, a, m, b, 0, 0.0) for a, m, b in ((2, 2, 10), (1, 2, 9), (0, 1, 3), (3, 1, 8), (2, 5, 20))]
-
-
 def laps():
     return {name: [{"decode": 0.1 + 0.01 * lap} for lap in range(6)] for name in ("one", "two")}
-
-
-def speed():
-    return speed_frame(laps(), {"decode": 2}, {name: {"decode": 1.0} for name in laps()})
 
 
 def answered():
@@ -318,7 +309,6 @@ MADE = {
     "size": lambda: 16,
     "sizes": lambda: np.ones(5),
     "sources": lambda: TEXTS,
-    "speed": speed,
     "split": lambda: "calibration",
     "states": lambda: torch.randn(8, 5),
     "statistic": lambda: lambda sums: sums[:, 0] / sums[:, 1],
@@ -353,7 +343,6 @@ MADE = {
     "weight": lambda: 0.5,
     "width": lambda: 16,
     "words": lambda: pronouns.occupations().iloc[::5],
-    "works": works,
     "x_label": lambda: "x",
     "y_label": lambda: "y",
     "value_label": lambda: "v",
@@ -368,7 +357,6 @@ OWN = {
     "abilities.floor_of": {"answers": said},
     "abilities.nats_lost": {"before": said, "after": said},
     "benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
-    "benchmarking.speedup_text": {"row": lambda: speed().iloc[0]},
     "bias.contrastive.controls": {"kind": lambda: "neutral"},
     "bias.contrastive.pairs": {"split": lambda: "selection"},
     "bias.contrastive.read_pairs": {"path": pairs_file},
@@ -411,7 +399,6 @@ OWN = {
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
     "models.load_without_weights": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
-    "plotting.comparisons.rows_with_intervals": {"values": lambda: {"a": (1.0, 0.5, 1.5)}},
     "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
     "plotting.base.mark": {"name": lambda: "L1"},
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},

@@ -7,14 +7,15 @@ LESSON = """\
 # jupyter:
 #   course:
 #     title: A small lesson
-#     minutes: 5
 #     prerequisites: nothing
 #     assets: []
+#     concepts: [doubling]
 # ---
 
 # %% [markdown]
-# ## What you will learn
-# How a lesson is built.
+# ## The question
+#
+# How is a lesson built?
 
 # %% tags=["install"]
 
@@ -139,8 +140,8 @@ def double{number}(number):
 # END STUB
 check_double(double{number})
 """
-# A lesson of the second edition that keeps all of its rules.
-CONVERTED = (
+# A lesson that keeps all rules.
+COMPLETE = (
     """\
 # ---
 # jupyter:

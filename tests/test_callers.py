@@ -22,6 +22,7 @@ UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
     "distillation.teacher_cache.cache_bias": "how far a cache of the likeliest is off, for who chooses its size",
+    "channels.prune_channels": _CHANNELS,
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
 }
@@ -33,8 +34,10 @@ AT_HOME = {
     "bias.contrastive.load_axis": _TOLD,
     "bias.reporting.analyse": _TOLD,
 }
+_AXES = "drawn into the reader's own axes, as seaborn does"
 UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
+    "channels.prune_channels(rescale_norms)": _CHANNELS,
     "checkpoints.load_pruned(device)": "where a reader loads it",
     "checkpoints.load_pruned(dtype)": "in which numbers a reader loads it",
     "distillation.teacher_cache.cache_bias(ks)": "how far a cache of the likeliest is off, for who chooses its size",

@@ -61,21 +61,29 @@ def in_miniature(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
     for module in (make_a_small_model, reading):
         monkeypatch.setattr(module, "LENGTH", 16)
-    monkeypatch.setattr(reading, "WATCHED", 2)
     for tokens in ("DOMAINS", "CALIBRATION"):
         monkeypatch.setattr(make_a_small_model, tokens, dict.fromkeys(make_a_small_model.DOMAINS, 128))
     monkeypatch.setattr(make_a_small_model, "SERVED", {"prompt_tokens": 4, "new_tokens": 2, "rounds": 6})
     monkeypatch.setitem(sys.modules, "optipfair", SimpleNamespace(prune_model=cut_as_optipfair_does))
-    for name, value in {"SCORED": 2, "CHOSEN": 1, "JUDGED": 4}.items():
+    sizes = {"SCORED": 2, "CHOSEN": 1, "JUDGED": 4, "SHARE": 0.95, "MULTIPLE_OF": 8}
+    sizes |= {
+        "CORRECTION": 2,
+        "LIGHT": 2,
+        "STEPS": 3,
+        "SOLVED": 2,
+        "RANDOM": 2,
+        "FINALISTS": 2,
+        "QUESTIONS": ("Why?",),
+        "LAP": 1,
+    }
+    for name, value in sizes.items():
         monkeypatch.setattr(make_a_small_model, name, value)
-    monkeypatch.setattr(make_a_small_model, "clean", lambda blocks, *_: blocks)  # made-up sentences are all alike
+    # Made-up sentences are all alike.
+    monkeypatch.setattr(make_a_small_model, "clean", lambda blocks, *_: torch.ones(len(blocks), dtype=torch.bool))
     out = tmp_path / "record.json"
-    sizes = ["--steps", "3", "--correction", "2", "--light", "2", "--seeds", "2", "--finalists", "2", "--share", "0.95"]
-    sizes += ["--documents", "2"]
 
-    def run(*others):
-        arguments = ["x", *sizes, *others, "--multiple-of", "8", "--work", str(tmp_path / "work"), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", arguments)
+    def run():
+        monkeypatch.setattr(sys, "argv", ["x", "--work", str(tmp_path / "work"), "--out", str(out)])
         make_a_small_model.main()
         return json.loads(out.read_text(encoding="utf-8"))
 
@@ -87,7 +95,9 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     distil = make_a_small_model.distill
 
     def distill_until_the_third(*args, **kwargs):
-        taught.append(kwargs["checkpoint_dir"])
+        if "checkpoint_dir" not in kwargs:  # a lap that only tells a price
+            return distil(*args, **kwargs)
+        taught.append((kwargs["checkpoint_dir"].name, kwargs["alpha"], kwargs["steps"]))
         if len(taught) == 4:
             raise KeyboardInterrupt
         return distil(*args, **kwargs)
@@ -96,28 +106,60 @@ def test_make_a_small_model(in_miniature, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         in_miniature()
     record = in_miniature()
-    assert len(taught) == 4 + 5  # teacher and two students, the interrupted one again, and four more
-    arms = {"winner", "random cut", "from scratch", "depth only", "uncorrected", "optipfair", "no teacher"}
-    assert set(record["learned"]) == set(record["recovered"]) == arms
-    assert {len(arm["curve"]["loss"]) for arm in record["learned"].values()} == {3}
-    assert len({arm["tokens"] for arm in record["learned"].values()}) == 1  # the same text for all
+    arms = [name for name, *_ in taught[1:]]
+    assert arms[2] == arms[3] and len(arms) == len(record["learned"]) + 1, "the interrupted one again, and no other"
+    assert {*record["learned"]} >= {"winner", "random cut", "another draw", "depth only", "optipfair", "from scratch"}
+    by_text_alone = {"whole, trained", "no teacher", "no teacher, equal minutes"}
+    assert {name for name, alpha, _ in taught[1:] if alpha} == by_text_alone
+    assert len({arm["tokens"] for name, arm in record["learned"].items() if "minutes" not in name}) == 1
+    seconds = {name: arm["seconds"] for name, arm in record["learned"].items() if "seconds" in arm}
+    assert {*seconds} - {"solved first"} == {"winner", "no teacher", "no teacher, equal minutes", "whole, trained"}
+    prices = json.loads((tmp_path / "work" / "prices.json").read_text(encoding="utf-8"))
+    (as_long,) = {steps for name, _, steps in taught if name == "no teacher, equal minutes"}
+    assert as_long == min(9, round(3 * prices["with a teacher"] / prices["without"]))
     assert record["parameters"]["winner"] <= 0.95 * record["parameters"]["whole"]
     assert {row["seed"] for row in record["ranked"]} == {0, 1} and len(record["ranked"]) == 4
-    for name in arms - {"winner"}:
-        assert set(record["compared"][name]) == {"speeches", "wiki", "stories"}
-        assert record["nats"][f"{name}, before"] != record["nats"][name]
+    assert {*record["axes"]} == {"neurons", "groups", "channels", "blocks"}
+    assert all(len(axis["random"]) == 2 for axis in record["axes"].values())
+    for role, names in {
+        "released": ("winner", "solved first"),
+        "rival": ("whole, corrected", "whole, trained"),
+    }.items():
+        assert record[role] == min((name for name in names if name in record["chosen"]), key=record["chosen"].get)
+    rows = [len(numbers) for numbers in record["documents"].values()]
+    assert record["texts"] == ["speeches", "wiki", "stories"] and rows == [4, 4, 4]
+    assert {*record["nats"]} >= {"whole", "whole, corrected", "winner, as cut", *record["learned"]}
+    for sums in chain(record["nats"].values(), (file["nats"] for file in record["stored"].values())):
+        assert [len(each) for each in sums] == rows
     student, _ = models.load_model(str(tmp_path / "work" / "students" / "winner"))
     assert student.num_parameters() == record["parameters"]["winner"]
-    for kind in ("F16", "Q8_0", "Q4_0"):
-        assert {row["model"] for row in record["served"][kind]["speed"]} == {"whole", "winner"}
-    sizes = record["served"]["F16"]["bytes"]
-    assert sizes["winner"] < sizes["whole"]  # of the others, some widths are too odd to be rounded here
-    for domain, nats in record["served"]["F16"]["nats"]["winner"].items():
-        assert nats == pytest.approx(record["nats"]["winner"][domain], abs=0.01)
-    assert in_miniature() == record and len(taught) == 9
-    with pytest.raises(SystemExit):
-        in_miniature("--steps", "4")
-    assert json.loads((tmp_path / "record.json").read_text(encoding="utf-8")) == record, "refused, and nothing is lost"
+    stored = record["stored"]
+    for name in ("whole", "winner", "random cut"):
+        sizes = [stored[f"{name}, {kind}"]["bytes"] for kind in ("F16", "Q8_0", "Q4_0")]
+        assert sizes == sorted(sizes, reverse=True)
+    assert stored["winner, F16"]["bytes"] < stored["whole, F16"]["bytes"]
+    for role, name in {"released": "winner", "rival": "whole"}.items():
+        for ours, theirs in zip(record["nats"][record[role]], stored[f"{name}, F16"]["nats"], strict=True):
+            assert theirs == pytest.approx(ours, rel=0.01)
+    timed = {row["model"] for row in record["speed"]}
+    assert timed == {key for key in stored if key.startswith(("whole, ", "winner, ")) and "grid" not in key}
+    assert all([*said] == ["Why?"] for said in record["answers"].values())
+    assert in_miniature() == record and len(taught) == len(arms) + 1
+
+
+def test_rows_know_the_document_that_they_begin_in():
+    ids = torch.tensor([[5, 6, 7], [0, 8, 0], [9, 0, 4], [3, 3, 3]])  # 0 ends a document
+    pool = TokenBlocks(ids, torch.ones(4, dtype=torch.int64), "wiki", "evaluation")
+    numbers = make_a_small_model.documents_of(pool, SimpleNamespace(eos_token_id=0))
+    assert numbers.tolist() == [0, 0, 2, 3]
+
+
+def test_off_the_grid_the_model_computes_the_same():
+    model = tiny_model("llama").float()
+    moved = make_a_small_model.off_the_grid(model)
+    torch.testing.assert_close(logits_with(moved, []), logits_with(model, []), rtol=1e-3, atol=1e-4)
+    for old, new in zip(describe(model).blocks.parameters(), describe(moved).blocks.parameters(), strict=True):
+        assert not torch.isclose(old, new, rtol=1e-3).all(), "every matrix and every norm has other numbers"
 
 
 @pytest.mark.parametrize("script", [distil_the_bias_back, plant_twenty_biases])
@@ -138,22 +180,6 @@ def test_optipfair_cuts_to_the_winners_parameters(tmp_path):
         cut = make_a_small_model.cut_by_optipfair(teacher, winner, [])
     a_neuron = 3 * teacher.config.hidden_size * teacher.config.num_hidden_layers
     assert abs(cut.num_parameters() - winner.parameters) < a_neuron and models.identity(teacher) == before
-
-
-def test_a_work_folder_belongs_to_its_settings(in_miniature, capsys, monkeypatch, tmp_path):
-    """What was found with other settings would be shown under these."""
-
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(make_a_small_model, "distill", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        in_miniature()
-    work = sorted(path.read_bytes() for path in (tmp_path / "work").rglob("*") if path.is_file())
-    with pytest.raises(SystemExit):
-        in_miniature("--steps", "4")
-    assert "steps: 3 then, 4 now" in capsys.readouterr().err
-    assert sorted(path.read_bytes() for path in (tmp_path / "work").rglob("*") if path.is_file()) == work != []
 
 
 def test_keep_the_mean(monkeypatch, tmp_path):

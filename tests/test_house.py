@@ -35,7 +35,7 @@ LIBRARY = {
     "cutting": "choosing width experts heads channels depth attention adaptive healing",
     "measuring": (
         "divergence uncertainty language_modelling branching evaluation abilities records benchmark_tasks costs "
-        "cost_model benchmarking plotting diagrams"
+        "benchmarking plotting diagrams"
     ),
     "releasing": "checkpoints export vllm_folder engine model_card rivals",
     "wings": "distillation bias compress prompt_harm policies",

@@ -192,9 +192,7 @@ def test_what_the_prose_quotes_stands_in_the_saved_outputs(path):
 def test_structure_is_complete(path):
     cells = saved(path).cells
     headings = [line for cell in cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
-    converted = authoring.read_lesson(path).converted
-    begin, quiz = ("## The question", "## Quiz") if converted else ("## What you will learn", "## Three questions")
-    for heading in (begin, quiz, "## Take-aways", "## References"):
+    for heading in ("## The question", "## Quiz", "## Take-aways", "## References"):
         assert heading in headings, f"no heading {heading!r}"
     exercises = [number for number, cell in enumerate(cells) if "exercise" in cell.metadata.get("tags", [])]
     assert exercises, "no exercises"
@@ -269,7 +267,7 @@ def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path, record_property):
 def run_both_forms(lesson, profile, folder, record_property):
     """One run of the reader's notebook; after each stub, its solution is tried in the same place."""
     notebook = notebooks.both_forms(lesson, COURSE)
-    tried = lesson.converted and not lesson.deeper and profile == "embedded"
+    tried = not lesson.deeper and profile == "embedded"
     notebook.cells += [trial_of(lesson)] * tried
     only_declared(notebook, lesson.assets)
     result = runner.execute(notebook, name=lesson.name, profile=profile, folder=folder)

@@ -119,7 +119,7 @@ ERRORS = [
         "int(block) * each + norm for block in blocks",
         "block * each + norm for block in range(len(blocks))",
     ),
-    Error("compress.search", "if costs[middle] <= self._budget.amount", "if costs[middle] < self._budget.amount"),
+    Error("compress.search", "<= self._budget.amount else (low", "< self._budget.amount else (low"),
     Error("compress.search", "(blocks - 1) * (double - single)", "blocks * (double - single)"),
     Error("compress.ranking", "        cast_weights(student, dtype)  # judged as it was before\n", ""),
     Error(
@@ -138,7 +138,8 @@ ERRORS = [
     Error("distillation.training", "weight.data = weight.data.clone()", "pass"),
     Error("distillation.state", 'for key in ("exp_avg", "exp_avg_sq")', 'for key in ("exp_avg_sq", "exp_avg_sq")'),
     Error("distillation.recipe", "math.pi * (step - rise)", "math.pi * step"),
-    Error("healing", "theirs.move(number)", "pass"),
+    Error("healing", "theirs.move_to(ends[number])", "pass"),
+    Error("healing", "[*stayed[1:], whole.num_blocks]", "list(stayed)"),
     Error("healing", "states.float() - mlp.down(x).float()", "states.float()"),
     Error("healing", "pull[:, None] * old.T.to(gram.dtype)", "0"),
     Error("healing", "ridge * gram.diagonal().clamp(min=1e-30)", "ridge * torch.ones_like(gram.diagonal())"),

@@ -35,6 +35,7 @@ def rows(text):
 def test_every_lesson_has_its_idea():
     numbers = [number for row in rows(section("What pruning is")) for number in row[-1].split(", ")]
     assert numbers == [lesson.number for lesson in LESSONS]
+    assert "LAMBADA" in section("What pruning is")
 
 
 def test_every_lesson_says_what_one_has_at_its_end():

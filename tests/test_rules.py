@@ -1,4 +1,4 @@
-"""The second edition: every converted lesson keeps its rules, and the lessons that aren't converted become fewer."""
+"""Every lesson keeps the rules."""
 
 import math
 import re
@@ -16,26 +16,16 @@ from course_tools.lessons.rules import broken_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = [read_lesson(path) for path in find_lessons(ROOT / "lessons")]
-CONVERTED = [lesson for lesson in LESSONS if lesson.converted]
 DEEPER = [read_lesson(path) for path in find_lessons(ROOT / "lessons", ["deeper"])]
 
-# Lessons of the first edition. Convert one, and take it out here; none is put back.
-UNCONVERTED = {"11"}
 
-
-def test_lessons_that_are_not_converted_are_named():
-    assert {lesson.number for lesson in LESSONS if not lesson.converted} == UNCONVERTED
-
-
-def test_table_of_statistics_says_which_lessons_are_converted():
+def test_table_of_statistics_has_each_lesson():
     page = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d\d) \| .+ \| (yes)? ?\|$", page, re.MULTILINE)
-    assert {number for number, _ in rows} >= {lesson.number for lesson in LESSONS}
-    assert {number for number, said in rows if said} == {lesson.number for lesson in CONVERTED}
+    assert {*re.findall(r"^\| (\d\d) \| .+ \|$", page, re.MULTILINE)} >= {lesson.number for lesson in LESSONS}
 
 
-@pytest.mark.parametrize("lesson", [*CONVERTED, *DEEPER], ids=[lesson.name for lesson in [*CONVERTED, *DEEPER]])
-def test_converted_lesson_keeps_the_rules(lesson):
+@pytest.mark.parametrize("lesson", [*LESSONS, *DEEPER], ids=[lesson.name for lesson in [*LESSONS, *DEEPER]])
+def test_lesson_keeps_the_rules(lesson):
     saved = nbformat.read(notebooks.notebook_paths(lesson, ROOT / "notebooks")["exercises"], as_version=4)
     assert broken_rules(lesson, saved) == []
 
@@ -70,7 +60,7 @@ def too_good(questions):
 
 
 def test_no_way_of_guessing_passes_the_quizzes():
-    assert too_good([question for lesson in CONVERTED for question in lesson.quiz]) == []
+    assert too_good([question for lesson in LESSONS for question in lesson.quiz]) == []
 
 
 def question(right, *options):

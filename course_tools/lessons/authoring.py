@@ -76,27 +76,25 @@ class Lesson:
     Attributes:
         path: the source file.
         title: without the number.
-        minutes: for self-study, with the exercises; computed where the header doesn't say them.
         prerequisites: what to know first, in a few words.
         assets: what it opens off the hub, keys of `course_utils.assets.ASSETS`.
         cells: the source's cells in order, each an nbformat cell with `source` and `metadata`.
+        concepts: the names of what is new in it.
         timed: whether times are what it is about, so that it needs the machine to itself.
-        concepts: the names of what is new in it; only a lesson of the second edition says them.
     """
 
     path: Path
     title: str
-    minutes: int
     prerequisites: str
     assets: list[str]
+    concepts: tuple[str, ...]
     cells: tuple[NotebookNode, ...]
     timed: bool = False
-    concepts: tuple[str, ...] = ()
 
     @property
-    def converted(self) -> bool:
-        """Whether it keeps the second edition's rules, `course_tools.lessons.rules`."""
-        return bool(self.concepts)
+    def minutes(self) -> int:
+        """For self-study, with the exercises."""
+        return round(load_of(self.cells).minutes)
 
     @property
     def name(self) -> str:
@@ -125,7 +123,7 @@ class Lesson:
 
     @property
     def question(self) -> str:
-        """What a lesson of the second edition asks, the first paragraph of its first cell; "" where there is none."""
+        """What a lesson asks, the first paragraph of its first cell; "" where there is none."""
         begin, *paragraphs = re.split(r"\n\s*\n", self.cells[0].source)
         return paragraphs[0] if begin == QUESTION and paragraphs else ""
 
@@ -189,8 +187,7 @@ def read_lesson(path: Path) -> Lesson:
     """
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
     header = _header(path, notebook.metadata)
-    minutes = {} if "minutes" in header else {"minutes": round(load_of(notebook.cells).minutes)}
-    lesson = Lesson(path=path, cells=tuple(notebook.cells), **header, **minutes)
+    lesson = Lesson(path=path, cells=tuple(notebook.cells), **header)
     for problem in _problems(lesson):
         raise LessonError(f"{path.name}: {problem}")
     return lesson
@@ -264,22 +261,19 @@ def _ends_with_check(code: str) -> bool:
 def _header(path: Path, metadata: NotebookNode) -> dict:
     """The `course` mapping of the source's header, checked."""
     header = metadata.get("course")
-    kinds = {"title": str, "prerequisites": str, "assets": list, "concepts": list, "minutes": int, "timed": bool}
-    always = {"title", "prerequisites", "assets"}
-    if not isinstance(header, dict) or set(header) - {"timed"} not in (always | {"concepts"}, always | {"minutes"}):
+    kinds = {"title": str, "prerequisites": str, "assets": list, "concepts": list, "timed": bool}
+    if not isinstance(header, dict) or {*header, "timed"} != {*kinds}:
         raise LessonError(
             f"{path.name}: the header needs `jupyter:` with a mapping `course:` below it that has exactly "
-            f"title, prerequisites, assets and concepts (or, in a lesson that isn't converted, minutes), and `timed` "
-            f"where times matter; it has {sorted(header) if isinstance(header, dict) else header!r}."
+            f"title, prerequisites, assets and concepts, and `timed` where times matter; it has "
+            f"{sorted(header) if isinstance(header, dict) else header!r}."
         )
     for key, value in header.items():
-        if not isinstance(value, kinds[key]) or (not value and kinds[key] in (str, int)):
+        if not isinstance(value, kinds[key]) or value == "":
             raise LessonError(f"{path.name}: `{key}` in the header must be a {kinds[key].__name__}, not {value!r}.")
     unknown = [name for name in header["assets"] if name not in ASSETS]
     if unknown:
         raise LessonError(f"{path.name}: `assets` names {unknown[0]!r}; choose from {', '.join(ASSETS)}.")
-    if "concepts" not in header:
-        return dict(header)
     if not header["concepts"] or not all(isinstance(name, str) and name for name in header["concepts"]):
         raise LessonError(
             f"{path.name}: `concepts` must name what is new, as [coherence, a paired interval]; it is "
@@ -313,8 +307,6 @@ def _problems(lesson: Lesson) -> Iterator[str]:
         )
     if not any(re.search(rf'\bstart\("{lesson.number}"', cell.source) for cell in code):
         yield f'no cell calls start("{lesson.number}").'
-    if lesson.deeper and not lesson.converted:
-        yield "a deeper notebook names its `concepts` in the header; its minutes are computed."
     yield from _exercise_problems(lesson)
     yield from _quiz_problems(lesson)
 
@@ -352,7 +344,7 @@ def _quiz_problems(lesson: Lesson) -> Iterator[str]:
     except LessonError as error:
         yield f"quiz: {error}"
         return
-    allowed = (0, 1, 2, 3) if lesson.deeper else (2, 3) if lesson.converted else (3,)
+    allowed = (0, 1, 2, 3) if lesson.deeper else (2, 3)
     if count not in allowed:
         number = " or ".join(map(str, allowed))
         yield f'{count} quiz questions; a lesson has {number}, each a text cell `# %% [markdown] tags=["quiz"]`.'

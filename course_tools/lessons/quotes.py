@@ -1,8 +1,8 @@
 """Numbers that a lesson's prose quotes from its saved run, held against what that run printed.
 
-Quoted are the answers under "Predict before you run" and paragraphs that begin with `SAVED_RUN` or `SUMMED_UP`. Each
-number there must stand in a printed output or a table, equal after rounding to the digits that are quoted, and near by:
-in a whole notebook nearly any number stands somewhere, so a stale one would pass. What is summed up may be anywhere.
+Quoted are the answers under "Predict before you run" and paragraphs that begin with `SAVED_RUN`. Each number there must
+stand in a printed output or a table, equal after rounding to the digits that are quoted, and near by: in a whole
+notebook nearly any number stands somewhere, so a stale one would pass.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from nbformat import NotebookNode
 from course_tools.lessons.authoring import WHAT_WE_SAW
 from course_tools.lessons.printed import NUMBER, Number, tables_of, texts_of
 
-SAVED_RUN, SUMMED_UP = "**Saved run.**", "**Saved run, summed up.**"
+SAVED_RUN = "**Saved run.**"
 NEAR = 6  # of the outputs with numbers before a text, and as many behind it, may be quoted
 _ANSWER = re.compile(re.escape(WHAT_WE_SAW) + r"(.*?)</details>", re.DOTALL)
-_PARAGRAPH, _SUMMARY = (
-    re.compile(re.escape(begin) + r"(.*?)(?=\n\s*\n|\Z)", re.DOTALL) for begin in (SAVED_RUN, SUMMED_UP)
-)
+_PARAGRAPH = re.compile(re.escape(SAVED_RUN) + r"(.*?)(?=\n\s*\n|\Z)", re.DOTALL)
 # What holds digits and is no measurement: code, links, references to a lesson, names such as Llama-3.2-1B or Q4_1.
 _NAMES = re.compile(
     r"`[^`]*`|\]\([^)]*\)|<[^>]*>"
@@ -48,15 +46,12 @@ def quantities(text: str) -> Iterator[Quantity]:
         yield Quantity(match[0].strip(), abs(number.value) * unit, 0.5 * number.unit * unit)
 
 
-def _quotations(notebook: NotebookNode) -> Iterator[tuple[int, str, bool]]:
-    """The texts of a notebook that quote its saved run: the cell, the text, and whether it sums up."""
+def _quotations(notebook: NotebookNode) -> Iterator[tuple[int, str]]:
+    """The texts of a notebook that quote its saved run, each with its cell."""
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
-            for text in _ANSWER.findall(cell.source):
-                yield number, text, False
-            for pattern in (_PARAGRAPH, _SUMMARY):
-                for text in pattern.findall(_ANSWER.sub("", cell.source)):
-                    yield number, text, pattern is _SUMMARY
+            for text in [*_ANSWER.findall(cell.source), *_PARAGRAPH.findall(_ANSWER.sub("", cell.source))]:
+                yield number, text
 
 
 def unsupported(notebook: NotebookNode) -> list[str]:
@@ -64,9 +59,9 @@ def unsupported(notebook: NotebookNode) -> list[str]:
     shown = {place: [*_shown(cell)] for place, cell in enumerate(notebook.cells)}
     shown = {place: values for place, values in shown.items() if values}
     problems = []
-    for cell, text, sums_up in _quotations(notebook):
+    for cell, text in _quotations(notebook):
         before, behind = [place for place in shown if place < cell], [place for place in shown if place > cell]
-        near = before + behind if sums_up else before[-NEAR:] + behind[:NEAR]
+        near = before[-NEAR:] + behind[:NEAR]
         values = [value for place in near for value in shown[place]]
         for quoted in quantities(text):
             if not _is_among(values, quoted):

@@ -1,4 +1,4 @@
-"""The second edition's rules, counted on a lesson's source and its saved run; docs/authoring.md says them in words."""
+"""The rules of a lesson, counted on a lesson's source and its saved run; docs/authoring.md says them in words."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def broken_rules(lesson: Lesson, saved: NotebookNode) -> list[str]:
     """Each rule that a lesson breaks, in a line.
 
     Args:
-        lesson: one that is converted, or a deeper notebook, which needn't have exercises.
+        lesson: a lesson, or a deeper notebook, which needn't have exercises.
         saved: its notebook in the exercise form; the size of tables is read from its outputs.
     """
     ways = [] if lesson.deeper else [*_rhythm(lesson), *_exercises(lesson)]

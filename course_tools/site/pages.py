@@ -50,7 +50,6 @@ _TERM = re.compile(r"^- \*\*(?P<term>[^*]+)\*\* \((?P<lesson>\d\d)\): (?P<meanin
 _MERMAID = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LAYER = re.compile(r'^ +\w+\["<b>(?P<name>\w+)</b><br>(?P<modules>[^"]*)"\]$', re.MULTILINE)
 _FIRST = re.compile(r"# .+\n\n([\w*].*(?:\n.+)*)\n")
-_LEARN = "## What you will learn"
 _CARD = (560, 560)  # pixels of a card's picture, at most
 _SEED = 4  # of the order of options: one with which no place is right too often
 
@@ -160,7 +159,7 @@ class Sources:
                 _give_alt(cell)
                 if "install" in tags_of(cell):
                     _fold(cell, INSTALL_TITLE)
-                elif lesson.converted and any(map(_is_picture, cell.outputs)):  # there such a cell only draws
+                elif any(map(_is_picture, cell.outputs)):  # there such a cell only draws
                     _fold(cell, "How it is drawn")
             elif question:
                 number = int(question[1])
@@ -313,7 +312,7 @@ class Sources:
                     for more in self.deeper
                     if more.number.startswith(lesson.number)
                 ),
-                f"{lesson.question}\n\n{_open_answer(lesson)}" if lesson.converted else _bullets(lesson),
+                f"{lesson.question}\n\n{_open_answer(lesson)}",
             ]
         return "\n\n".join(parts) + "\n"
 
@@ -466,13 +465,6 @@ def _about(text: str) -> dict:
 def _open_answer(lesson: Lesson) -> str:
     """What a lesson answers; nothing where its learner shall find it, and it is folded."""
     return lesson.answer if lesson.answer in shown_and_folded(lesson.cells[0])[0] else ""
-
-
-def _bullets(lesson: Lesson) -> str:
-    """What a lesson says one will learn, its list alone."""
-    text = next(cell.source for cell in lesson.cells if cell.source.startswith(_LEARN)).removeprefix(_LEARN)
-    lines = text.strip().split("\n\n")[0].splitlines()
-    return "\n".join(lines)
 
 
 def _fold(cell: NotebookNode, title: str) -> None:

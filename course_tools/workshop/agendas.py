@@ -68,9 +68,9 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         BREAK,
         Part(
             "11",
-            "the recipe's boxes on the board: which arm shows that a box is useless? Then the record, and what may "
-            "stand in the card",
-            (4, 5),
+            "the recipe's steps on the board: which arm shows that a step is useless? Write the search in pairs; then "
+            "vote: a fifth cut off, or all of it in four bits?",
+            (3, 4),
         ),
         Pause(
             "close", 15, "everyone names one bottleneck of their own work, and which cut, or fewer bits, relieves it"

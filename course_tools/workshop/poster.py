@@ -188,13 +188,13 @@ PANELS = (
         "A whole recipe",
         "11",
         diagrams.making_a_small_model,
-        "Four fifths of a model: {winner} nats a token, as cut {before}, whole {whole}. From random weights, same "
-        "text: {scratch}.",
+        "Four fifths of a model, in 8 bits: {cut_mb} MB, {cut} nats a token of speeches. Its rival, all of it in 4 "
+        "bits: {whole_mb} MB, {whole} nats.",
         {
-            "winner": ("winner … … …", 0),
-            "before": ("winner, before … … …", 0),
-            "whole": ("whole … … …", 0),
-            "scratch": ("from scratch … … …", 0),
+            "cut_mb": ("winner, Q8_0 · MB", 0),
+            "cut": ("winner, Q8_0 · speeches", 0),
+            "whole_mb": ("whole, off the grid, Q4_0 · MB", 0),
+            "whole": ("whole, off the grid, Q4_0 · speeches", 0),
         },
     ),
 )

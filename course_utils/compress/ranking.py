@@ -62,8 +62,7 @@ def rank(
 
     Returns:
         A row a candidate, the best first: its sizes, parameters, cost, ``nll`` as cut, ``rank`` by it, and with
-        ``train`` ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is the file's name. The whole
-        model's own nll is in ``frame.attrs["whole"]``.
+        ``train`` ``distilled_nll``, ``distilled_rank``, ``distilled_tokens``; ``record`` is the file's name.
 
     Raises:
         ValueError: no candidates, the same one twice, text of the evaluation split or in both roles, ``train`` without
@@ -91,9 +90,7 @@ def rank(
     if learned:
         place = frame["distilled_nll"].rank(method="min").astype(int)
         frame.insert(frame.columns.get_loc("distilled_nll") + 1, "distilled_rank", place)
-    frame = frame.sort_values("distilled_nll" if learned else "nll", kind="stable", ignore_index=True)
-    frame.attrs["whole"] = work.whole()
-    return frame
+    return frame.sort_values("distilled_nll" if learned else "nll", kind="stable", ignore_index=True)
 
 
 class _Work:
@@ -114,11 +111,6 @@ class _Work:
         self._judged, self._learned = judged, learned
         self._folder, self._as_cut, self._as_distilled = folder, as_cut, as_distilled
         self._teacher: TeacherStates | None = None
-
-    def whole(self) -> float:
-        """The whole model's nats a token, kept as ``whole`` beside the candidates."""
-        record, _ = measured_once(self._folder, "whole", self._as_cut, lambda: self._judge(self._model))
-        return record["judged"]["nll"]
 
     def row(self, candidate: Candidate) -> dict[str, Any]:
         """Judge a candidate, or read what its records say."""

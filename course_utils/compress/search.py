@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,7 @@ from course_utils.refusals import refuse_bound_heads
 from course_utils.reports import Size, model_size
 from course_utils.surgery import keep_channels, keep_groups
 
-_UNITS = ("parameters", "bytes", "milliseconds")
+_UNITS = ("parameters", "bytes")
 # What is tried where nothing is said: shares of the whole model's size.
 _BLOCKS = (1, 0.95, 0.9, 0.85, 0.8, 0.75)
 _HIDDEN = (1, 15 / 16, 14 / 16, 13 / 16)
@@ -90,26 +90,18 @@ class Budget:
 
     Attributes:
         amount: the most of it.
-        unit: "parameters", "bytes" (of the weights in the model's own dtype) or "milliseconds".
-        measure: for milliseconds only: called with a cut model (the weights mean nothing, the shapes are right), gives
-            its milliseconds. It should say the same for the same shapes, and more for wider MLPs.
+        unit: "parameters", or "bytes" of the weights in the model's own dtype.
 
     Raises:
-        ValueError: an amount that isn't above 0, an unknown unit, a measure that is missing or not wanted.
+        ValueError: an amount that isn't above 0, or an unknown unit.
     """
 
     amount: float
     unit: str = "parameters"
-    measure: Callable[[PreTrainedModel], float] | None = None
 
     def __post_init__(self) -> None:
         checks.positive("amount", self.amount)
         checks.one_of("unit", self.unit, _UNITS)
-        wanted = self.unit == "milliseconds"
-        if not (callable(self.measure) if wanted else self.measure is None):
-            raise ValueError(
-                f"'measure' goes with 'milliseconds' and with no other unit; got {self.measure!r} for {self.unit!r}."
-            )
 
 
 @check_types
@@ -169,7 +161,7 @@ def candidates(
     """Smaller versions that spend a budget: for each depth, hidden size and number of KV groups the widest MLP.
 
     Args:
-        model: the whole model; it is not changed, and for parameters and bytes its numbers aren't even read.
+        model: the whole model; it is not changed, and its numbers aren't even read.
         budget: what a version may cost.
         blocks: numbers of blocks to try; by default the whole model's and five smaller ones, down to three quarters.
         hidden: hidden sizes to try; by default the whole one and the next legal ones to 15, 14 and 13 sixteenths.
@@ -265,34 +257,28 @@ def _no_scores(model: PreTrainedModel) -> Importance:
 
 
 class _Pricing:
-    """What versions of a model cost: parameters and bytes without any numbers, milliseconds by measuring."""
+    """What versions of a model cost, told without any numbers."""
 
     def __init__(self, model: PreTrainedModel, budget: Budget, widths: list[int]) -> None:
-        self._model, self._budget, self._scores, self._widths = model, budget, _no_scores(model), widths
-        whole = Candidate.of(model)
+        self._budget, self._widths, whole = budget, widths, Candidate.of(model)
         # Blocks are all alike, so one and two of them tell what any number costs.
         two = Candidate(min(2, whole.blocks), whole.hidden, whole.groups, whole.neurons)
-        self._few = shrink(_without_numbers(model), two, self._scores)
+        self._few = shrink(_without_numbers(model), two, _no_scores(model))
         self._known: dict[tuple[int, int], list[Size]] = {}
 
     def widest(self, blocks: int, hidden: int, groups: int) -> Candidate:
         """The version with the widest MLP that fits the budget; the narrowest one where none does."""
 
-        def cost(width: int) -> float:
-            if self._budget.measure is None:
-                return self._weights(self._budget.unit, blocks, hidden, groups, width)
-            return float(
-                self._budget.measure(shrink(self._model, Candidate(blocks, hidden, groups, width), self._scores))
-            )
+        def cost(width: int) -> int:
+            return self._weights(self._budget.unit, blocks, hidden, groups, width)
 
-        low, high, costs = 0, len(self._widths) - 1, dict[int, float]()
+        low, high = 0, len(self._widths) - 1
         while low < high:  # the last width that fits, or the first of all
             middle = (low + high + 1) // 2
-            costs[middle] = cost(self._widths[middle])
-            low, high = (middle, high) if costs[middle] <= self._budget.amount else (low, middle - 1)
+            low, high = (middle, high) if cost(self._widths[middle]) <= self._budget.amount else (low, middle - 1)
         width = self._widths[low]
         parameters = self._weights("parameters", blocks, hidden, groups, width)
-        return Candidate(blocks, hidden, groups, width, parameters, costs[low] if low in costs else cost(width))
+        return Candidate(blocks, hidden, groups, width, parameters, cost(width))
 
     def _weights(self, unit: str, blocks: int, hidden: int, groups: int, width: int) -> int:
         """Parameters or bytes, from three versions that are really cut: C(blocks, neurons) = C(1, n), C(2, n), C(1, w).

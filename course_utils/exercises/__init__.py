@@ -3,7 +3,6 @@
 from course_utils.exercises.checking import (
     Attempt,
     assigned,
-    chosen,
     exercise,
     hooks_watched,
     named_error,
@@ -15,7 +14,6 @@ from course_utils.exercises.checking import (
 __all__ = [
     "Attempt",
     "assigned",
-    "chosen",
     "exercise",
     "hooks_watched",
     "named_error",

@@ -75,26 +75,6 @@ def true_or_false(answer: Any) -> bool:
     return bool(answer)
 
 
-def chosen(given: Any, right: Collection[str], reasons: Mapping[str, str]) -> None:
-    """Inside a check: stop unless the learner chose the right statements, with the reason for the first wrong choice.
-
-    Args:
-        given: the learner's letters, such as {"a", "c"} or "ac"; their case and blanks around them don't matter.
-        right: the letters to choose.
-        reasons: every letter, and a sentence on why that statement holds or doesn't.
-    """
-    require(
-        isinstance(given, set | list | tuple | str), f'Choose letters, for instance {{"a", "b"}}; yours is {given!r}.'
-    )
-    letters = filter(str.isalnum, given) if isinstance(given, str) else given
-    names = {name.lower(): name for name in reasons}
-    said = {names.get(letter.lower(), letter) for letter in (str(letter).strip() for letter in letters)}
-    unknown = sorted(said - set(reasons))
-    require(not unknown, f"There is no {', '.join(unknown)}; choose among {', '.join(reasons)}.")
-    for letter, reason in reasons.items():
-        require((letter in said) == (letter in right), f"Look at {letter} again: {reason}")
-
-
 def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], names: Collection[str]) -> None:
     """Inside a check: stop unless the learner gave each letter its name, with the reason for the first wrong one.
 

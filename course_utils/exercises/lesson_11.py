@@ -1,58 +1,36 @@
-"""Checks of lesson 11, a model like the labs make."""
+"""Checks of lesson 11, the capstone: a norm's factor, a count, the search, the arms, and a learner's own trial."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from course_utils.exercises import Attempt, assigned, chosen, exercise, require, rule_out
+from course_utils.compress import Budget, Candidate, candidates
+from course_utils.evaluation import Perplexity
+from course_utils.exercises import Attempt, assigned, exercise, require, rule_out
+from course_utils.models import tiny_llama
+from course_utils.uncertainty import ratio_interval
 
-SIZES = ("blocks", "hidden", "groups", "neurons")
-ARMS = ("random cut", "from scratch", "depth only", "uncorrected", "no teacher", "optipfair", "none of them")
+ARMS = (
+    "random cut",
+    "from scratch",
+    "depth only",
+    "no teacher",
+    "no teacher, equal minutes",
+    "solved first",
+    "none of them",
+    "two differences",
+)
+_DRAWS = 3  # of exercise 5
+_SAID = ("better", "worse", "no difference shown")
 
 
 @exercise(
     1,
-    task="Return one score for each KV group: the root mean square, over the tokens, of its outputs' length.",
-    proved="A group is scored by all of its heads together, because they go together.",
-)
-def check_group_scores(attempt: Attempt) -> None:
-    """Check a function (outputs [tokens, query heads, head size], groups) -> [groups]."""
-    for tokens, heads, size, groups in ((5, 6, 4, 3), (7, 8, 2, 2), (3, 4, 3, 4)):
-        outputs = torch.randn(tokens, heads, size, generator=torch.Generator().manual_seed(heads))
-        outputs = outputs * torch.linspace(0.2, 2, heads)[:, None]
-        given = torch.as_tensor(attempt(outputs, groups)).float()
-        a_head = outputs.square().sum(-1)  # [tokens, heads]
-        together = outputs.unflatten(1, (groups, -1))  # [tokens, groups, heads of each, size]
-        square = together.square().sum((2, 3))  # [tokens, groups]
-        right = square.mean(0).sqrt()
-        require(
-            given.shape != (heads,) or heads == groups,
-            f"You scored each of {heads} query heads; {groups} groups were asked for. A group is one key/value head "
-            "with all query heads that read it.",
-        )
-        require(given.shape == (groups,), f"Return {groups} numbers, one a group; yours has shape {list(given.shape)}.")
-        apart = outputs.unflatten(1, (-1, groups)).square().sum((1, 3))  # every groups-th head
-        rule_out(
-            (
-                (apart.mean(0).sqrt(), "Heads of one group lie beside each other: the first ones read the same key."),
-                (square.mean(0), "That is the mean square. Take the root at the end."),
-                (square.sum(0).sqrt(), "You added over the tokens. Divide by their number: take the mean."),
-                (together.mean((0, 2, 3)), "Signs cancel in a mean. Square first."),
-                (square.sqrt().mean(0), "That is the mean length. Mean of the squares first, root last."),
-                (a_head.mean(0).sqrt().unflatten(0, (groups, -1)).sum(1),
-                 "You added the heads' lengths. Lengths at right angles add up as squares."),
-                (together.abs().sum((2, 3)).mean(0), "That is the L1 norm; a length is the root of a sum of squares."),
-            ),
-            given, right, same=_close,
-        )  # fmt: skip
-        require(_close(given, right), f"They are {_shown(right)}; yours {_shown(given)}.")
-
-
-@exercise(
-    2,
     task="Return the factor that gives the kept channels, on average, their old size behind the norm.",
     proved="The norm divides by the length of what is left; one number a norm puts that right.",
 )
@@ -85,7 +63,7 @@ def check_norm_factor(attempt: Attempt) -> None:
 
 
 @exercise(
-    3,
+    2,
     task="Return the number of parameters of a Llama with these sizes and a tied head.",
     proved="Each size has its own price, and the vocabulary is paid once, whatever you cut.",
 )
@@ -101,8 +79,83 @@ def check_parameters(attempt: Attempt) -> None:
 
 
 @exercise(
+    3,
+    task="Return the widest MLP, a multiple of `step` or the whole one, whose model costs no more than `budget`.",
+    proved="It finds what the library's `candidates` finds, and asks for a dozen prices instead of all of them.",
+)
+def check_widest(attempt: Attempt) -> None:
+    """Check a function (cost, full, budget, step) -> neurons, where cost(neurons) -> parameters."""
+    for fixed, a_neuron, full, budget, step in (
+        (52_000_000, 51_840, 1536, 107_612_006, 32),
+        (0, 10, 96, 640, 16),  # fits to the last parameter
+        (500, 3, 1000, 10_000, 32),  # all of it fits, and is no multiple
+        (500, 3, 1000, 3_499, 32),  # all of it doesn't, by one
+        (700, 5, 256, 760, 8),  # one step at most
+        (700, 5, 256, 705, 8),  # nothing
+    ):
+        asked: list[int] = []
+
+        def cost(neurons: int, fixed: int = fixed, a_neuron: int = a_neuron, asked: list[int] = asked) -> int:
+            asked.append(int(neurons))
+            return fixed + a_neuron * neurons
+
+        given = attempt(cost, full, budget, step)
+        widths = [*range(0, full, step), full]
+        right = max([width for width in widths[1:] if fixed + a_neuron * width <= budget], default=0)
+        where = f"budget {budget:,}, whole width {full}, steps of {step}: "
+        require(float(given) == int(given), f"{where}a width is a whole number; yours is {given!r}.")
+        given, floor = int(given), full // step * step
+        require(right > 0 or given == 0, f"{where}not even one step fits; return 0.")
+        rule_out(
+            (
+                (floor if right == full else None, "all of it fits, so it may stay, although it is no multiple."),
+                (min(full, right + step), "your width costs more than the budget: one step too far."),
+                (max(0, right - step), "one step more still fits. Does your search stop too early?"),
+            ),
+            given, right, where=where,
+        )  # fmt: skip
+        require(given in widths, f"{where}{given} is no multiple of {step}, nor the whole width.")
+        require(given == right, f"{where}it is {right}, yours {given}.")
+        most = 2 * math.ceil(math.log2(len(widths))) + 2
+        require(
+            len(asked) <= most,
+            f"{where}right, but you asked for {len(asked)} prices. Halve what is left: {most} are enough.",
+        )
+    _finds_what_the_library_finds(attempt)
+
+
+def _finds_what_the_library_finds(attempt: Attempt) -> None:
+    model = tiny_llama()
+    whole, config = Candidate.of(model), model.config
+    others = config.num_attention_heads // config.num_key_value_heads, config.head_dim, config.vocab_size
+    untied = 0 if config.tie_word_embeddings else whole.hidden * config.vocab_size
+
+    def cost(neurons: int) -> int:
+        return untied + _parameters(whole.blocks, whole.hidden, whole.groups, neurons, *others)
+
+    for share in (0.95, 0.9, 0.85):
+        budget = Budget(share * whole.parameters)
+        found = candidates(
+            model,
+            budget,
+            blocks=[whole.blocks],
+            hidden=[whole.hidden],
+            groups=[whole.groups],
+            multiple_of=4,
+            least_width=4 / whole.neurons,
+            tolerance=0.9,
+        )
+        given = int(attempt(cost, whole.neurons, budget.amount, 4))
+        require(
+            given == found[0].neurons,
+            f"In a tiny Llama `candidates` finds {found[0].neurons} neurons for {budget.amount:,.0f} parameters; you "
+            f"find {given}.",
+        )
+
+
+@exercise(
     4,
-    task='Say for each claim which arm tests it; "none of them" if none does.',
+    task='Say for each claim which arm tests it, "none of them", or "two differences" where an arm differs twice.',
     proved="A control answers one question: it differs from the winner in one thing, and in nothing else.",
 )
 def check_controls(attempt: Mapping[str, str]) -> None:
@@ -112,51 +165,71 @@ def check_controls(attempt: Mapping[str, str]) -> None:
 
 @exercise(
     5,
-    task="Return the letters of the sentences that may stand in the card.",
-    proved="A card says what was measured, where, and against what; everything else is advertisement.",
+    task="Cut `mine` and `best` by each of three draws' scores, and report what the rows say.",
+    proved="Whatever came out: one budget, three draws, fresh rows, an interval. Such a sentence may be published.",
 )
-def check_card(attempt: Iterable[str]) -> None:
-    """Check the letters of the sentences that the record supports."""
-    chosen(attempt, _CARD_RIGHT, _CARD)
-
-
-@exercise(
-    6,
-    task="Return four sizes within the budget whose cut beats the one that only gave up blocks, on text of its own.",
-    proved="These sizes beat depth alone before anything has learned; whether they still do afterwards is what "
-    "ranking twice is for.",
-)
-def check_entry(entry: Mapping[str, int], *, judge: Callable[[dict[str, int]], tuple[int, float]], budget: float,
-                baseline: dict[str, int]) -> None:  # fmt: skip
-    """Check sizes by name.
+def check_trial(
+    mine: Candidate,
+    runs: Mapping[str, Sequence[Perplexity]],
+    report: Mapping[str, Any],
+    *,
+    budget: float,
+    fresh: Perplexity,
+    used: Perplexity,
+) -> None:
+    """Check a trial of two versions, cut and judged alike.
 
     Args:
-        entry: of ``SIZES``.
-        judge: sizes -> parameters, and the nats a token of the cut on held-out text; raises ValueError where
-            transformers refuses them.
+        mine: the learner's sizes.
+        runs: "mine" and "best" -> the results of three cuts each.
+        report: "said" (of ``_SAID``), "low" and "high" (the interval of best less mine, nats a token).
         budget: the most parameters.
-        baseline: the sizes to beat.
+        fresh: some model's result on the rows that nothing was chosen by.
+        used: and on those that the live ranking chose by.
     """
-    sizes = dict(entry)
+    require(isinstance(mine, Candidate), "`mine` is a version, of `legal` for example.")
+    require(mine.parameters <= budget, f"Yours has {mine.parameters:,} parameters; the budget is {budget:,.0f}.")
+    require(isinstance(runs, Mapping) and {*runs} == {"mine", "best"}, '`runs` holds "mine" and "best".')
+    ours, theirs = (list(runs[arm]) for arm in ("mine", "best"))
+    every = [*ours, *theirs]
     require(
-        sizes.keys() == set(SIZES), f"Give {', '.join(SIZES)}; yours has {', '.join(map(str, sizes)) or 'nothing'}."
+        len(ours) == len(theirs) == _DRAWS and all(isinstance(run, Perplexity) for run in every),
+        f"What `perplexity` returns, {_DRAWS} for each of the two: one draw may be luck.",
     )
-    whole = [name for name in SIZES if int(sizes[name]) != sizes[name]]
-    require(not whole, f"Sizes are whole numbers; look at {', '.join(whole)}.")
-    sizes = {name: int(sizes[name]) for name in SIZES}
-    require(sizes != baseline, "That is the version to beat.")
-    try:
-        cost, nats = judge(sizes)
-    except ValueError as refused:
-        require(False, str(refused))
+    marks = {run.fingerprint for run in every}
+    require(used.fingerprint not in marks, "Those rows chose the best of the ranking. Judge on `fresh_rows`.")
+    require(marks == {fresh.fingerprint}, "Judge each cut on all of `fresh_rows`, and on nothing else.")
+    for arm, several in (("mine", ours), ("best", theirs)):
+        seen = {run.row_nll.tobytes() for run in several}
+        require(len(seen) == _DRAWS, f'"{arm}" is the same model more than once. Cut by each of the three `scores`.')
+    gaps = np.array([b.row_nll - m.row_nll for m, b in zip(ours, theirs, strict=True)])
+    require(np.abs(gaps).max() > 0, "Both arms are the same model. Change the sizes of yours.")
+    _reported(report, gaps, ours[0].row_tokens)
+
+
+def _reported(report: Mapping[str, Any], gaps: np.ndarray, row_tokens: np.ndarray) -> None:
+    """Stop where a report isn't what the runs give; ``gaps`` are best less mine, [draws, rows]."""
+    _, _, low, high = ratio_interval(gaps.mean(0), row_tokens)
+    missing = sorted({"said", "low", "high"} - {*report})
+    require(not missing, f"The report lacks {', '.join(missing)}.")
     require(
-        cost <= budget, f"{cost:,} parameters are more than the budget of {budget:,.0f}. Make one of the four smaller."
+        not (_near(float(report["low"]), -high) and _near(float(report["high"]), -low)),
+        "The interval is turned round: best less mine, so that above 0 means that yours is better.",
     )
-    _, rival = judge(baseline)
+    for name, value in {"low": low, "high": high}.items():
+        require(
+            math.isclose(float(report[name]), value, rel_tol=0.01, abs_tol=1e-3),
+            f"{name}: the runs give {value:,.4g}, you report {float(report[name]):,.4g}. The interval is that of the "
+            "rows' differences, averaged over the draws.",
+        )
+    each = gaps.sum(1)
+    said = "better" if low > 0 and (each > 0).all() else "worse" if high < 0 and (each < 0).all() else _SAID[2]
+    given = report["said"]
+    require(given in _SAID, f"'said' is one of {', '.join(_SAID)}; yours is {given!r}.")
     require(
-        nats < rival,
-        f"{nats:.3f} nats a token; blocks alone need {rival:.3f}. Look at the table of versions: which sizes are cheap "
-        "to lose?",
+        given == said,
+        f"The interval is {low:+.3f} to {high:+.3f}, and {(each > 0).sum()} of {len(each)} draws are in favour of "
+        f"yours: that is {said!r}.",
     )
 
 
@@ -187,38 +260,17 @@ def _wrong_counts(blocks: int, hidden: int, groups: int, neurons: int, queries: 
     }  # fmt: skip
 
 
-def _close(given: Tensor, right: Tensor) -> bool:
-    return bool(torch.allclose(given, right, rtol=1e-4))
-
-
 def _near(given: float, right: float) -> bool:
     return abs(given - right) <= 1e-4 * abs(right)
-
-
-def _shown(scores: Tensor) -> str:
-    return ", ".join(f"{score:.3f}" for score in scores.tolist())
 
 
 _CONTROLS = {  # of exercise 4: the arm, and why
     "A": ("random cut", "same sizes, same tokens, same teacher; only *what* was kept differs."),
     "B": ("from scratch", "same sizes, same tokens, same teacher; only the weights that it starts from differ."),
-    "C": ("depth only", "about the same number of parameters, taken from blocks alone instead of several sizes."),
-    "D": ("uncorrected", "sizes, tokens and order are the same; the teacher never learned from this text."),
-    "E": ("no teacher", "the same cut and the same text, learned by cross-entropy alone; only the teacher is gone."),
-    "F": ("none of them", "all arms start from the same model. That needs another one, cut by the same recipe."),
-    "G": (
-        "optipfair",
-        "as many parameters by that library's scores and its one axis; tokens and teacher are the same.",
-    ),
-}
-_CARD_RIGHT = {"A", "C", "E", "F"}
-_CARD = {  # of exercise 5: every sentence, and why it may stand there or not
-    "A": "on all three domains the difference is many standard errors.",
-    "B": 'on HellaSwag it is right less often, and elsewhere an interval that holds 0 isn\'t "as well".',
-    "C": "rows with thirteen words in a row from the training text were taken out before anything was judged.",
-    "D": "look at the two intervals of the gap, and ask whether less knowledge would look the same.",
-    "E": "format, machine and interval are in the record: the whole interval lies above 1.",
-    "F": "the random cut is worse on all three domains, by more than two standard errors.",
-    "G": "one model was cut. Whether the recipe carries over is another experiment.",
-    "H": "on stories the arm without a teacher ended ahead. A sentence without its domain is too large.",
+    "C": ("depth only", "about as many parameters, taken from blocks alone instead of several sizes."),
+    "D": ("no teacher", "the same cut and as many tokens; only the teacher is gone."),
+    "E": ("no teacher, equal minutes", "the text alone is read faster, so at equal minutes there is more of it."),
+    "F": ("solved first", "the same cut and the same training; only the solve comes before it."),
+    "G": ("two differences", "optipfair's arm has another score *and* cuts neurons alone. Which of the two was it?"),
+    "H": ("none of them", "all arms start from the same model. That needs another one, cut by the same recipe."),
 }

@@ -10,19 +10,14 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 ===============  ===================================================================================================
 ``base``         ``style``, ``show``, and ``mark``: the colour and the marker of each arm, alike in all lessons
 ``curves``       quality against how much was removed: ``pruning_curve``
-``comparisons``  models, arms and choices, as points with their intervals: side by side (``scores_with_intervals``),
-                 or a row each (``rows_with_intervals``, ``against_random``)
+``comparisons``  models, arms and choices side by side, as points with their intervals: ``scores_with_intervals``
 ``tensors``      ``heatmap``
 ``parts``        what they share, such as ``log_ticks`` and the colours of controls and floors
 ===============  ===================================================================================================
 """
 
 from course_utils.plotting.base import mark, show, style
-from course_utils.plotting.comparisons import (
-    against_random,
-    rows_with_intervals,
-    scores_with_intervals,
-)
+from course_utils.plotting.comparisons import scores_with_intervals
 from course_utils.plotting.curves import pruning_curve
 from course_utils.plotting.parts import CONTROL_COLOUR, FLOOR_COLOUR, log_ticks
 from course_utils.plotting.tensors import heatmap
@@ -30,12 +25,10 @@ from course_utils.plotting.tensors import heatmap
 __all__ = [
     "CONTROL_COLOUR",
     "FLOOR_COLOUR",
-    "against_random",
     "heatmap",
     "log_ticks",
     "mark",
     "pruning_curve",
-    "rows_with_intervals",
     "scores_with_intervals",
     "show",
     "style",

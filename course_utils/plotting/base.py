@@ -29,6 +29,8 @@ _MARKS: dict[str, dict[str, Any]] = {
     "neurons": {"color": "#d97b00", "marker": "o"},
     "attentions": {"color": "#2b8fe0", "marker": "P"},
     "blocks": {"color": "#d16abb", "marker": "D"},
+    "channels": {"color": "#0a9f68", "marker": "^"},
+    "own choice": {"color": "#5c2f10", "marker": "v"},
     "one for all": {"color": "0.25", "marker": "."},
     "complexity": {"color": "#0a9f68", "marker": "^"},
     "published": {"color": "#5c2f10", "marker": "v"},
@@ -76,11 +78,11 @@ def mark(name: str) -> dict[str, Any]:
 
     Args:
         name: a criterion ("L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random"), "wrong" or
-            "separate" sets, a part ("neurons", "attentions", "blocks"), a rule for prompts ("one for all",
-            "complexity", "published", "price"), a place that is patched ("at the word", "at the last token"), a group
-            of occupations ("mostly women", "mostly men"), a way to heal ("KL", "solved + KL", "cross-entropy", "LoRA"),
-            what is cut out ("stereotype") beside what shall stay ("woman/man"), the "whole" model, or the line of
-            "guessing".
+            "separate" sets, a part ("neurons", "attentions", "blocks", "channels") or a reader's "own choice", a rule
+            for prompts ("one for all", "complexity", "published", "price"), a place that is patched ("at the word", "at
+            the last token"), a group of occupations ("mostly women", "mostly men"), a way to heal ("KL", "solved + KL",
+            "cross-entropy", "LoRA"), what is cut out ("stereotype") beside what shall stay ("woman/man"), the "whole"
+            model, or the line of "guessing".
 
     Raises:
         ValueError: unknown name.

@@ -1,29 +1,21 @@
-"""Comparisons: models, arms and choices side by side or row by row, as points with their intervals."""
+"""Comparisons: models, arms and choices side by side, as points with their intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.plotting.parts import (
-    CONTROL_COLOUR,
     FLOOR_COLOUR,
     FLOOR_DASHES,
     axes_or_new,
     colour_of,
     label_axes,
-    log_ticks,
     marker_of,
     require_columns,
     tilt_long_labels,
 )
-from course_utils.reports import shown
 
 
 @check_types
@@ -87,107 +79,4 @@ def scores_with_intervals(
     ax.grid(axis="x", visible=False)
     label_axes(ax, x_label, y_label, title)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
-
-
-@check_types
-def rows_with_intervals(
-    values: Mapping[str, tuple[float, float, float]],
-    *,
-    x_label: str,
-    at: float | None = None,
-    at_label: str = "",
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """One row a name, the first on top: a value with its interval, for paired ratios and differences.
-
-    Args:
-        values: name -> value, lower end and upper end of its interval.
-        x_label: what the values are, with their unit.
-        at: a vertical line, such as 1 for ratios to an unpruned model.
-        at_label: what the line is, written beside it.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: nothing to draw.
-    """
-    if not values:
-        raise ValueError("There are no values: there is nothing to draw.")
-    names, at = list(values), at if at is None else checks.number("at", at)
-    ax = plt.subplots(figsize=(9, 1.4 + 0.5 * len(names)), layout="constrained")[1] if ax is None else ax
-    for place, name in enumerate(names):
-        value, low, high = values[name]
-        ax.errorbar(
-            value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour_of(0), capsize=4, zorder=3
-        )
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)  # from below upwards
-    ax.grid(axis="y", visible=False)
-    if at is not None:
-        ax.axvline(at, color=FLOOR_COLOUR, linestyle=":", linewidth=1.6, zorder=1)
-        low, high = ax.get_xlim()
-        right = at < low + 0.7 * (high - low)  # else it would run off the axes
-        ax.annotate(
-            at_label, (at, 0), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 3),
-            textcoords="offset points", ha="left" if right else "right", color=FLOOR_COLOUR, fontsize="small",
-        )  # fmt: skip
-    label_axes(ax, x_label, "", title)
-    return ax
-
-
-@check_types
-def against_random(
-    choices: Mapping[str, float],
-    controls: Mapping[str, Sequence[float]],
-    *,
-    x_label: str,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """What was chosen beside random sets, on one logarithmic axis: a row each, a dot for every set.
-
-    A dashed line runs through the median of the first control.
-
-    Args:
-        choices: name -> value, written beside its dot; from the top down.
-        controls: name -> the values of its random sets, in grey: below the choice of that name, or below all.
-        x_label: what the values are.
-        title: above the axes; None for none.
-        ax: where to draw; None makes a figure.
-
-    Raises:
-        ValueError: no choices and no controls, a control without sets, or a value that isn't positive.
-    """
-    seen = [*choices.values(), *(value for values in controls.values() for value in values)]
-    if not seen or not all(len(values) for values in controls.values()) or min(seen) <= 0:
-        raise ValueError("against_random needs choices or controls, at least one set in each, and values above 0.")
-    names = [*choices, *(name for name in controls if name not in choices)]  # a shared name shares a row
-    ax = plt.subplots(figsize=(9, 1.6 + 0.48 * len(names)), layout="constrained")[1] if ax is None else ax
-    for place, value in enumerate(choices.values()):
-        ax.plot(value, place, "o", color=colour_of(0), markersize=9, zorder=4)
-        ax.annotate(
-            shown(value),
-            (value, place),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-    for name, values in controls.items():
-        row = names.index(name) + (0.35 if name in choices else 0)
-        jitter = np.linspace(-0.22, 0.22, len(values))
-        ax.plot(values, row + jitter, ".", color=CONTROL_COLOUR, markersize=10, alpha=0.8, zorder=3)
-        if row == len(choices):
-            upright = [-0.45, len(names) - 0.4]
-            ax.plot([np.median(values)] * 2, upright, color=CONTROL_COLOUR, linestyle="--", linewidth=1.6, zorder=0.5)
-    ax.set_xscale("log")
-    ax.set_xlim(right=2.75 * max(seen))  # room for the last number
-    log_ticks(ax.xaxis)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - (0.25 if choices.keys() & controls.keys() else 0.4), -1.1)
-    ax.grid(axis="y", visible=False)
-    label_axes(ax, x_label, "", title)
     return ax

@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 from programs import press_ctrl_c, wait_for
-from sample_lesson import CONVERTED, DEEPER, LESSON, write_lesson
+from sample_lesson import COMPLETE, DEEPER, LESSON, write_lesson
 
 from course_tools import cli, environment, processes, requirements
 from course_tools.learner import personal
@@ -82,9 +82,9 @@ def test_run_some_lessons_as_a_reader_would(course, capsys):
 def test_run_with_unknown_lesson_or_broken_source(course, capsys):
     assert cli.main(["run", "09"]) == 1
     assert "no lesson 09; there is: 01" in capsys.readouterr().err
-    add_lesson(course, "02", ("minutes: 5", "minutes: soon"))
+    add_lesson(course, "02", ("concepts: [doubling]", "concepts: soon"))
     assert cli.main(["run", "02"]) == 1
-    assert "02_other.py: `minutes` in the header must be a int" in capsys.readouterr().err
+    assert "02_other.py: `concepts` in the header must be a list" in capsys.readouterr().err
 
 
 def test_run_without_lessons(course, capsys):
@@ -121,7 +121,7 @@ def test_build_writes_both_forms_once(course, capsys):
 
 
 def test_build_execute_saves_outputs_that_later_builds_keep_and_lists_numbers_that_none_shows(course, capsys):
-    write_lesson(course / "lessons", LESSON.replace("How a lesson is built.", "**Saved run.** 42 and 43."))
+    write_lesson(course / "lessons", LESSON.replace("How is a lesson built?", "**Saved run.** 42 and 43."))
     assert cli.main(["build", "--execute"]) == 0
     said = capsys.readouterr().err
     assert "01_small: quoted, but not in the saved outputs: 43" in said and "outputs: 42" not in said
@@ -138,12 +138,12 @@ def test_build_execute_saves_outputs_that_later_builds_keep_and_lists_numbers_th
     assert saved_outputs(path) == [], "outputs of other code are not kept"
 
 
-def test_build_says_a_converted_lessons_minutes_and_the_rules_that_it_breaks(course, capsys):
-    write_lesson(course / "lessons", CONVERTED.replace("5 minutes", "50 minutes", 1))
+def test_build_says_a_lessons_minutes_and_the_rules_that_it_breaks(course, capsys):
+    write_lesson(course / "lessons", COMPLETE.replace("5 minutes", "50 minutes", 1))
     assert cli.main(["build"]) == 0
     said = capsys.readouterr()
     assert "01_small: 71 minutes\n" in said.out and "01_small" not in said.err
-    write_lesson(course / "lessons", CONVERTED.replace("5 minutes", "60 minutes", 1))
+    write_lesson(course / "lessons", COMPLETE.replace("5 minutes", "60 minutes", 1))
     assert cli.main(["build"]) == 0
     assert "01_small: 81 minutes; 75 is the most.\n" in capsys.readouterr().err
 

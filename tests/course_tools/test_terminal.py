@@ -57,7 +57,7 @@ def test_standings_fit_eighty_columns_with_minutes_left_and_a_sum(tmp_path):
     first, second = (standing(read_lesson(path), tmp_path) for path in lessons)
     half = dataclasses.replace(first, cells=(4, 2), solved=frozenset({1}), answers=(True, False, None))
     assert shown(terminal.standings_table([half, second]), width=80) == [
-        ["01_small", "1 of 1", "1 of 2", "100%", "0"],
-        [name, "0 of 1", "–", "0%", "5"],
-        ["together", "1 of 2", "1 of 2", "50%", "5"],
+        ["01_small", "1 of 1", "1 of 2", "80%", "2"],
+        [name, "0 of 1", "–", "0%", "10"],
+        ["together", "1 of 2", "1 of 2", "40%", "12"],
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model
@@ -17,7 +16,6 @@ from course_utils.benchmarking import (
     measure_speed,
     median_interval,
     peak_memory,
-    speedup_text,
     take_turns,
     time_interleaved,
 )
@@ -208,12 +206,6 @@ def test_peak_memory_on_a_card_is_its_allocators_peak_above_the_start(monkeypatc
     assert calls == [
         "synchronize", "reset_peak_memory_stats", "memory_allocated", "call", "synchronize", "max_memory_allocated",
     ]  # fmt: skip
-
-
-def test_a_speedup_in_words():
-    frame = pd.DataFrame([{"speedup": 1.15, "ci_low": 1.13, "ci_high": 1.17, "estimate": 1.2}])
-    for row in (frame.iloc[0], next(frame.itertuples())):
-        assert speedup_text(row) == "1.15 (1.13 to 1.17), est. 1.20"
 
 
 @pytest.mark.parametrize(

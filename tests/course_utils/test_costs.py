@@ -202,11 +202,10 @@ def test_works_of_both_phases_by_hand():
     model = tiny_model(layers=3)  # 4 query heads of 8, 2 heads of keys; 32 bits
     bypass_attention(model, [1])
     prefill = work(model, "prefill", prompt_tokens=10, new_tokens=7, batch_size=2)
-    assert (prefill.passes, prefill.attentions, prefill.mlps, prefill.cache_bytes) == (1, 2, 3, 0)
+    assert prefill.cache_bytes == 0
     assert prefill.weight_bytes == _weights_read(model) < 4 * model.num_parameters()  # one attention is at rest
     assert prefill.operations == 2 * 10 * flops_per_token(model, 10, head="last")
     decode = work(model, "decode", prompt_tokens=10, new_tokens=4, batch_size=2)
-    assert (decode.passes, decode.attentions, decode.mlps) == (4, 8, 12)
     assert decode.weight_bytes == 4 * _weights_read(model)
     assert decode.cache_bytes == 4 * 2 * 12 * (2 * 2 * 16 * 4)  # steps x rows x length x (2 attentions, K and V of 16)
     assert decode.operations == 4 * 2 * (model_size(model).flops + 12 * 2 * (4 * 32))

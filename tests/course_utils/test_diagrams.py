@@ -22,6 +22,7 @@ DRAWINGS = {
     "reading_points": [{}],
     "reading_and_generating": [{}],
     "pruning_axes": [{}],
+    "hidden_channel": [{}],
     "making_a_small_model": [{}],
 }
 

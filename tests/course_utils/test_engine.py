@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from course_utils import engine, export
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
-from course_utils.benchmarking import measure_speed, speedup_text
+from course_utils.benchmarking import measure_speed
 from course_utils.channels import prune_channels
 from course_utils.depth import remove_blocks
 from course_utils.engine import EngineError, EngineNotAvailable
@@ -306,8 +306,7 @@ def test_speed_has_the_frame_of_benchmarking(tmp_path):
     assert list(speed) == list(measure_speed({"whole": model}, prompt_tokens=2, new_tokens=1, rounds=6))
     assert list(speed.model) == ["whole", "whole", "cut", "cut"] and list(speed.phase) == ["prefill", "decode"] * 2
     assert (speed.tokens_per_second > 0).all() and (speed[speed.model == "whole"].speedup == 1).all()
-    assert {len(laps) for laps in speed.attrs["seconds"].values()} == {6}
-    assert "est." in speedup_text(speed.iloc[2])
+    assert (speed.seconds_low <= speed.seconds).all() and (speed.seconds <= speed.seconds_high).all()
 
 
 @needs_engine

@@ -191,7 +191,6 @@ def test_plan_is_the_file_to_the_byte(shape, quantization, tmp_path):
     reader = GGUFReader(path)
     assert plan.tensors.sum() == len(reader.tensors)
     assert plan.weights.sum() == sum(int(t.n_elements) for t in reader.tensors)
-    assert reader.fields["general.architecture"].contents() == plan.attrs["architecture"]
     by_type = {}
     for t in reader.tensors:
         by_type[t.tensor_type.name] = by_type.get(t.tensor_type.name, 0) + int(t.n_bytes)
@@ -352,7 +351,7 @@ def test_adaptive_model_is_refused_with_the_way_out():
     with pytest.raises(CannotExport, match=r"make_adaptive\(model, None\)"):
         plan_gguf(model, TOKENIZER)
     make_adaptive(model, None)
-    assert plan_gguf(model, TOKENIZER).attrs["architecture"] == "llama"
+    assert plan_gguf(model, TOKENIZER).bytes.sum() > 0
 
 
 def test_bad_arguments_are_refused(tmp_path):

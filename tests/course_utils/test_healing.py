@@ -199,6 +199,37 @@ def test_after_ctrl_c_nothing_has_changed_and_no_hook_is_left(after, monkeypatch
             assert not module._forward_pre_hooks and "forward" not in vars(module)
 
 
+def test_where_the_blocks_that_went_did_nothing_nothing_changes():
+    """And the teacher's stream is the one in front of the next block that stayed, or at the end."""
+    teacher = tiny_model(layers=5)
+    with torch.no_grad():
+        for number in (1, 2, 4):
+            block = describe(teacher).blocks[number]
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    student = variant(teacher)
+    remove_blocks(student, [1, 2, 4])
+    before = [mlp.down.weight.clone() for mlp in describe(student).mlps]
+    refit(student, teacher, BATCHES, blocks=[0, 3])
+    for mlp, weight in zip(describe(student).mlps, before, strict=True):
+        torch.testing.assert_close(mlp.down.weight, weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("gone", [[1], [2], [0]])
+def test_the_block_in_front_makes_up_for_one_that_went(gone):
+    teacher = tiny_model(layers=3)
+    student = variant(teacher)
+    remove_blocks(student, gone)
+    stayed = [number for number in range(3) if number not in gone]
+
+    def apart():
+        return sum((states(student, batch) - states(teacher, batch)).square().sum() for batch in BATCHES)
+
+    before = apart()
+    refit(student, teacher, BATCHES, ridge=0.01, blocks=stayed)
+    assert apart() < 0.9 * before
+
+
 class TestRefused:
     def test_the_same_model_twice(self):
         model = tiny_model()
@@ -208,8 +239,17 @@ class TestRefused:
     def test_other_shapes(self):
         student = tiny_model()
         remove_blocks(student, [1])
-        with pytest.raises(ValueError, match=r"Train it instead: distill"):
+        with pytest.raises(ValueError, match=r"Say with 'blocks' which ones"):
             refit(student, tiny_model(), BATCHES)
+
+    @pytest.mark.parametrize(
+        ("blocks", "named"), [([0, 2], "which ones stayed"), ([1, 0, 2], "ascending"), ([0, 1, 9], "from 0 to 3")]
+    )
+    def test_blocks(self, blocks, named):
+        student, teacher = tiny_model(layers=4), tiny_model(layers=4)
+        remove_blocks(student, [1])
+        with pytest.raises(ValueError, match=named):
+            refit(student, teacher, BATCHES, blocks=blocks)
 
     @pytest.mark.parametrize("ridge", [0, -1, float("nan"), True])
     def test_a_ridge(self, ridge):

@@ -92,7 +92,9 @@ def test_unreadable_notebook_is_named(lesson, folder):
     ("executed", "solved", "left"), [(0, [], 35), (2, [], 20), (4, [], 5), (4, [1], 0), (0, [1], 30)]
 )
 def test_minutes_left_are_of_exercises_and_of_cells(executed, solved, left, tmp_path):
-    lesson = read_lesson(write_lesson(tmp_path / "lessons", LESSON.replace("minutes: 5", "minutes: 35")))
+    text = LESSON.replace("How is a lesson built?", "word " * 3712)
+    lesson = read_lesson(write_lesson(tmp_path / "lessons", text))
+    assert lesson.minutes == 35
     found = progress.standing(lesson, tmp_path)
     found = dataclasses.replace(found, cells=(4, executed), solved=frozenset(solved))
     assert found.minutes_left == left
@@ -104,7 +106,7 @@ def test_next_step(lesson, folder, tmp_path):
     def step():
         return progress.next_step([progress.standing(one, folder) for one in (lesson, second)])
 
-    assert step() == "Next: lesson 01, A small lesson (5 minutes): `python3 course.py lab`"
+    assert step() == "Next: lesson 01, A small lesson (10 minutes): `python3 course.py lab`"
     edit(folder / "01_small.ipynb", text="Exercise 1: not yet.")
     assert step() == "Next: lesson 01, exercise 1 · ●○○ · 5 minutes"
     edit(folder / "01_small.ipynb")

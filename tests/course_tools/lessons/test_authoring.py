@@ -49,11 +49,9 @@ def test_deeper_notebooks_come_when_they_are_named(tmp_path):
         found()
 
 
-def test_deeper_notebook_needs_no_exercise_but_its_concepts(tmp_path):
+def test_deeper_notebook_needs_no_exercise(tmp_path):
     lesson = authoring.read_lesson(write_lesson(tmp_path, DEEPER, "01a_down"))
     assert lesson.deeper and lesson.number == "01a" and lesson.quiz == () and lesson.minutes == 4
-    with pytest.raises(authoring.LessonError, match="01a_down.py: a deeper notebook names its `concepts`"):
-        authoring.read_lesson(write_lesson(tmp_path, DEEPER.replace("concepts: [halving]", "minutes: 5"), "01a_down"))
 
 
 def test_assets_of_several_lessons_come_once_and_in_one_order(tmp_path):
@@ -85,13 +83,16 @@ def test_duplicate_number_and_bad_name_are_refused(tmp_path):
 BROKEN = {
     "no header": (LESSON.partition("# ---\n\n")[2], "the header needs"),
     "header elsewhere": (LESSON.replace("# jupyter:\n#   course:", "# course:"), "the header needs|is raw"),
-    "unknown header key": (LESSON.replace("minutes: 5", "minutes: 5\n#     author: me"), "exactly title, prereq"),
-    "minutes in words": (LESSON.replace("minutes: 5", "minutes: five"), "`minutes` in the header must be a int"),
-    "neither minutes nor concepts": (LESSON.replace("#     minutes: 5\n", ""), "and concepts"),
-    "minutes and concepts": (LESSON.replace("minutes: 5", "minutes: 5\n#     concepts: [doubling]"), "and concepts"),
-    "no concept": (LESSON.replace("minutes: 5", "concepts: []"), "`concepts` must name what is new"),
-    "concepts in words": (LESSON.replace("minutes: 5", "concepts: many"), "`concepts` in the header must be a list"),
-    "concept without a name": (LESSON.replace("minutes: 5", "concepts: [3]"), "`concepts` must name what is new"),
+    "unknown header key": (LESSON.replace("assets: []", "assets: []\n#     author: me"), "exactly title, prereq"),
+    "minutes": (LESSON.replace("assets: []", "assets: []\n#     minutes: 5"), "exactly title, prereq"),
+    "no concepts": (LESSON.replace("#     concepts: [doubling]\n", ""), "and concepts"),
+    "no concept": (LESSON.replace("[doubling]", "[]"), "`concepts` must name what is new"),
+    "concepts in words": (LESSON.replace("[doubling]", "many"), "`concepts` in the header must be a list"),
+    "concept without a name": (LESSON.replace("[doubling]", "[3]"), "`concepts` must name what is new"),
+    "title without words": (
+        LESSON.replace("title: A small lesson", 'title: ""'),
+        "`title` in the header must be a str",
+    ),
     "unknown asset": (LESSON.replace("assets: []", "assets: [moon]"), "`assets` names 'moon'; choose from smollm2"),
     "assets in words": (LESSON.replace("assets: []", "assets: texts"), "`assets` in the header must be a list"),
     "timed in words": (
@@ -102,7 +103,7 @@ BROKEN = {
         LESSON.replace("assets: []", "assets: []\n#     timed: 1"),
         "`timed` in the header must be a bool, not 1",
     ),
-    "second title": (LESSON.replace("# ## What", "# # What"), "the builder writes it from the header"),
+    "second title": (LESSON.replace("# ## The", "# # The"), "the builder writes it from the header"),
     "no install cell": (LESSON.replace('# %% tags=["install"]\n', ""), "the first code cell"),
     "filled install cell": (
         LESSON.replace('tags=["install"]\n', 'tags=["install"]\nimport torch\n'),
@@ -122,14 +123,11 @@ BROKEN = {
         "exercise 1 has 5. lines; 40 is the most",
     ),
     "prediction without an answer": (
-        LESSON.replace("How a lesson is built.", "**Predict before you run.** Big?"),
+        LESSON.replace("How is a lesson built?", "**Predict before you run.** Big?"),
         "asks to predict and has no answer",
     ),
-    "two questions": (LESSON[: LESSON.rindex("# %% [markdown]")], "2 quiz questions; a lesson has 3"),
-    "one question in a converted lesson": (
-        LESSON.replace("minutes: 5", "concepts: [doubling]").split("\n# %% [markdown] tags")[0]
-        + "\n# %% [markdown] tags"
-        + LESSON.split("\n# %% [markdown] tags")[1],
+    "one question": (
+        "\n# %% [markdown] tags".join(LESSON.split("\n# %% [markdown] tags")[:2]),
         "1 quiz questions; a lesson has 2 or 3",
     ),
     "two right answers": (LESSON.replace("- [ ] 3\n", "- [x] 3\n"), "the one right one"),
@@ -156,12 +154,11 @@ BROKEN = {
 }
 
 
-def test_converted_lesson_says_its_concepts_and_its_minutes_are_computed(tmp_path):
-    text = LESSON.replace("minutes: 5", "concepts: [doubling, halving]")
+def test_lesson_says_its_concepts_and_its_minutes_are_computed(tmp_path):
+    text = LESSON.replace("[doubling]", "[doubling, halving]")
     lesson = authoring.read_lesson(write_lesson(tmp_path, text[: text.rindex("# %% [markdown]")]))
-    assert lesson.converted and lesson.concepts == ("doubling", "halving") and len(lesson.quiz) == 2
+    assert lesson.concepts == ("doubling", "halving") and len(lesson.quiz) == 2
     assert lesson.minutes == 10, "an exercise of 5 minutes, two cells of code and the install cell, and few words"
-    assert not authoring.read_lesson(write_lesson(tmp_path)).converted
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -49,7 +49,7 @@ def test_title_cell_has_badge_title_and_facts(lesson):
     assert title.startswith(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})")
     assert "https://github.com/someone/somewhere/blob/v1/notebooks/solutions/01_small.ipynb" in title
     assert "\n# 01 · A small lesson\n" in title
-    assert "5 minutes" in title and "**Before this:** nothing" in title and "switch the AI completion off" in title
+    assert "10 minutes" in title and "**Before this:** nothing" in title and "switch the AI completion off" in title
 
 
 def test_install_cell_only_adds_and_imports_nothing_that_could_be_swapped(lesson):
@@ -186,9 +186,9 @@ def test_outputs_are_kept_while_the_code_stays(lesson, tmp_path):
     executed = with_outputs(notebooks.build_notebook(lesson, COURSE, "exercises"), stream("stdout", "seen\n"))
     write_text(paths["exercises"], notebooks.to_text(executed))
 
-    prose = authoring.read_lesson(write_lesson(tmp_path / "prose", LESSON.replace("is built", "is made")))
+    prose = authoring.read_lesson(write_lesson(tmp_path / "prose", LESSON.replace("lesson built", "lesson made")))
     text = notebooks.render(prose, COURSE, tmp_path)[paths["exercises"]]
-    assert '"seen\\n"' in text and "is made" in text and '"execution_count": 3' not in text
+    assert '"seen\\n"' in text and "lesson made" in text and '"execution_count": 3' not in text
 
     elsewhere = notebooks.Course("another/place", "main")  # changes the install cell, not the lesson
     assert '"seen\\n"' in notebooks.render(lesson, elsewhere, tmp_path)[paths["exercises"]]
@@ -282,7 +282,7 @@ def test_table_of_lessons(lesson):
     page = f"before\n{notebooks.TABLE_BEGIN}\nold\n{notebooks.TABLE_END}\nafter\n"
     filled = notebooks.fill_table(page, [lesson], COURSE)
     assert filled.startswith("before\n") and filled.endswith("\nafter\n") and "old" not in filled
-    assert "| 01 | [A small lesson](notebooks/01_small.ipynb) |  | 5 | [![Open in Colab]" in filled
-    assert "Minutes are of learning, with the exercises: 5 together, about 0 hours." in filled
+    assert "| 01 | [A small lesson](notebooks/01_small.ipynb) |  | 10 | [![Open in Colab]" in filled
+    assert "Minutes are of learning, with the exercises: 10 together, about 0 hours." in filled
     assert notebooks.fill_table(filled, [lesson], COURSE) == filled
     assert notebooks.fill_table("no markers", [lesson], COURSE) == "no markers"

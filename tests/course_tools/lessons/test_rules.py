@@ -4,7 +4,7 @@ import re
 
 import nbformat
 import pytest
-from sample_lesson import CONVERTED, DEEPER, write_lesson
+from sample_lesson import COMPLETE, DEEPER, write_lesson
 
 from course_tools.lessons.authoring import read_lesson
 from course_tools.lessons.rules import broken_rules
@@ -20,13 +20,13 @@ def broken(tmp_path, text, saved=NOTHING):
 
 
 def put(before, new):
-    assert CONVERTED.count(before) == 1, before
-    return CONVERTED.replace(before, new + before)
+    assert COMPLETE.count(before) == 1, before
+    return COMPLETE.replace(before, new + before)
 
 
 def swap(old, new):
-    assert CONVERTED.count(old) == 1, old
-    return CONVERTED.replace(old, new)
+    assert COMPLETE.count(old) == 1, old
+    return COMPLETE.replace(old, new)
 
 
 def repeated(cell, number):
@@ -39,11 +39,11 @@ def repeated(cell, number):
 
 
 def test_lesson_that_keeps_the_rules_breaks_none(tmp_path):
-    assert broken(tmp_path, CONVERTED) == []
+    assert broken(tmp_path, COMPLETE) == []
 
 
-EXERCISE_4 = CONVERTED[
-    CONVERTED.index("\n# %% [markdown]\n# ### Exercise 4") : CONVERTED.index("\n# %% [markdown]\n# ## Quiz")
+EXERCISE_4 = COMPLETE[
+    COMPLETE.index("\n# %% [markdown]\n# ### Exercise 4") : COMPLETE.index("\n# %% [markdown]\n# ## Quiz")
 ]
 BROKEN = {
     "minutes": (swap("Exercise 1 · ●○○ · 5 minutes", "Exercise 1 · ●○○ · 70 minutes"), "minutes; 75 is the most"),
@@ -72,7 +72,7 @@ BROKEN = {
     "500 words with nothing to do": (put(MIDDLE, TEXT + "word " * 501 + "\n"), "5.. words and . code cells"),
     "7 cells with nothing to do": (put(MIDDLE, (CODE + "print(1)\n") * 6), "words and [789] code cells"),
     "3 exercises": (swap(EXERCISE_4, ""), "3 exercises; 4 or 5 are asked for"),
-    "claims to judge": (CONVERTED.replace("check_double", "check_claims"), "4 exercises judge claims; 2 is the most"),
+    "claims to judge": (COMPLETE.replace("check_double", "check_claims"), "4 exercises judge claims; 2 is the most"),
     "late first exercise": (repeated(CODE + "print(1)\n", 6), "the first exercise comes after 1. minutes"),
     "text above an exercise's heading": (
         swap("# ### Exercise 2", "# Well done.\n#\n# ### Exercise 2"),
@@ -138,7 +138,7 @@ def test_deeper_notebook_is_short_and_needs_no_exercises(tmp_path):
 def test_lines_that_tell_nothing_may_stand_above(tmp_path):
     """A call without arguments, a block's head, the name of what is returned: they are in any code."""
     lines = "    with torch.no_grad():\n        watcher.remove()\n    return number_of_all"
-    text = CONVERTED.replace("    return number + number\n", f"{lines}\n")
+    text = COMPLETE.replace("    return number + number\n", f"{lines}\n")
     place = text.index(MIDDLE)
     assert broken(tmp_path, f"{text[:place]}{CODE}if True:\n{lines}\n{text[place:]}") == []
 
@@ -171,7 +171,7 @@ def test_large_tables_of_the_saved_run_are_refused(rows, columns, refused, tmp_p
     page = f"<table><thead><tr><th></th>{'<th>a</th>' * columns}</tr></thead><tbody>{body}</tbody></table>"
     output = nbformat.v4.new_output("display_data", {"text/html": page})
     saved = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("table", outputs=[output])])
-    assert broken(tmp_path, CONVERTED, saved) == (
+    assert broken(tmp_path, COMPLETE, saved) == (
         [f"a table of {rows} × {columns}; 8 rows and 6 columns are the most: {', '.join('a' * columns)} …"]
         if refused
         else []

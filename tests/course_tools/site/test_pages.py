@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from sample_lesson import CONVERTED, DEEPER, write_lesson
+from sample_lesson import COMPLETE, DEEPER, write_lesson
 
 pytest.importorskip("sphinx", reason="part of the extra site")
 
@@ -85,8 +85,8 @@ def test_list_of_lessons_says_question_and_answer_unless_that_is_folded(small):
             path.write_text(notebook, encoding="utf-8")
         return page(small, "lessons.md")
 
-    assert "How large is twice a number?\n\nAs large as the number and itself" in list_of(CONVERTED)
-    folded = CONVERTED.replace("# **Answer.**", "# <details><summary>Answer</summary>\n#\n# **Answer.**")
+    assert "How large is twice a number?\n\nAs large as the number and itself" in list_of(COMPLETE)
+    folded = COMPLETE.replace("# **Answer.**", "# <details><summary>Answer</summary>\n#\n# **Answer.**")
     said = list_of(folded.replace("twice three is six.\n", "twice three is six.\n#\n# </details>\n"))
     assert "How large is twice a number?" in said and "As large as" not in said
 
@@ -118,12 +118,10 @@ def test_picture_keeps_its_sentence_and_two_in_a_cell_are_refused(small):
 
 def test_code_that_draws_is_folded_and_no_other(sources):
     for lesson in sources.lessons:
-        if lesson.converted:
-            cells = [cell for cell in sources.lesson_page(lesson, "exercises").cells if cell.cell_type == "code"]
-            folded = {cell.id for cell in cells[1:] if "hide-input" in cell.metadata.get("tags", [])}
-            assert folded == {cell.id for cell in cells if re.search(r"^ *show\(", cell.source, re.MULTILINE)}, (
-                lesson.name
-            )
+        cells = [cell for cell in sources.lesson_page(lesson, "exercises").cells if cell.cell_type == "code"]
+        folded = {cell.id for cell in cells[1:] if "hide-input" in cell.metadata.get("tags", [])}
+        drawn = {cell.id for cell in cells if re.search(r"^ *show\(", cell.source, re.MULTILINE)}
+        assert folded == drawn, lesson.name
 
 
 def test_terms_are_linked_from_the_lesson_that_introduces_them_on(sources):
@@ -191,7 +189,6 @@ def test_order_of_options_stays_differs_from_page_to_page_and_tells_nothing(sour
     asked = [
         (question, f"{lesson.number}-{number}")
         for lesson in sources.lessons
-        if lesson.converted
         for number, question in enumerate(lesson.quiz, start=1)
     ]
     places = {}
@@ -218,7 +215,6 @@ def test_every_term_is_introduced_where_the_glossary_says(sources):
 # Lessons that say a term before the one that introduces it, and what they mean by it.
 IN_PASSING = {
     "chance": {"03": "to beat or to lose to chance", "04": "what random sets stand for"},
-    "floor": {"10": "what physics allows, and what a constant foretells"},
     "first token": {"03": "of a row", "09": "of a row"},
     "hidden channel": {"10": "a number in an exercise"},
     "odd width": {"04": "with the lesson that explains it"},
@@ -286,7 +282,7 @@ def test_headings_are_in_order(sources):
 def test_wrong_terms_are_noticed(small):
     sources = pages.Sources(small)
     assert sources.terms == [pages.Term("lesson", "01", "What one learns.")]
-    assert "(../notebooks/01_small.ipynb#what-you-will-learn)" in sources.introduction(sources.terms[0])
+    assert "(../notebooks/01_small.ipynb#the-question)" in sources.introduction(sources.terms[0])
     with pytest.raises(pages.SiteError, match="doesn't say 'walrus'"):
         sources.introduction(pages.Term("walrus", "01", ""))
     with pytest.raises(pages.SiteError, match="names lesson 07"):

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from course_tools.lessons import authoring
@@ -19,12 +20,13 @@ def test_page_is_fresh():
     assert agendas.fill(PAGE, LESSONS) == PAGE, "python3 course.py build writes it anew"
 
 
-def test_minutes_follow_the_header():
+def test_minutes_follow_the_lesson():
     part = agendas.Part("01", "", (1, 4))
     lesson = LESSONS["01"]
     before = agendas.minutes(part, LESSONS)
     assert before == agendas.minutes(agendas.Part("01", ""), LESSONS) + 4 + 12, "what the two headings say"
-    later = {**LESSONS, "01": replace(lesson, minutes=lesson.minutes + 7)}
+    longer = nbformat.v4.new_markdown_cell("word " * 7 * 150)
+    later = {**LESSONS, "01": replace(lesson, cells=(*lesson.cells, longer))}
     assert agendas.minutes(part, later) == before + 7
     assert agendas.fill(PAGE, later) != PAGE
     with pytest.raises(ValueError, match="Lesson 01 has no exercise 9; it has 1, 2"):

@@ -50,7 +50,7 @@ CLAIMS = {
     ("09", "before"): lambda n: 0 < n.after < 0.75 * n.before and 0 < n.kept < 0.75 * n.known,
     ("10", "calm"): lambda n: n.whole < n.calm < n.bits,
     ("11", "neurons"): lambda n: all(0 <= count <= 19 for count in (n.n, n.g, n.c, n.b)),
-    ("11", "winner"): lambda n: n.whole < n.winner < n.before < n.scratch,
+    ("11", "cut_mb"): lambda n: n.whole_mb < n.cut_mb and n.whole < n.cut,
 }
 
 

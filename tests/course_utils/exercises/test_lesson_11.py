@@ -1,41 +1,16 @@
 """Lesson 11's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+import numpy as np
 import pytest
-import torch
 from exercise_cases import cases_of
-from tiny import tiny_model
+from tiny import tiny_batches, tiny_model
 
 from course_utils.compress import Candidate
+from course_utils.evaluation import perplexity
 from course_utils.exercises import lesson_11
-from course_utils.exercises.lesson_11 import ARMS, _parameters, check_entry
-
-
-def group_scores(outputs, groups):
-    return outputs.unflatten(1, (groups, -1)).square().sum((2, 3)).mean(0).sqrt()
-
-
-def lengths(outputs):
-    """Of each head."""
-    return outputs.square().sum(-1).mean(0).sqrt()
-
-
-test_group_scores = cases_of(
-    lesson_11.check_group_scores,
-    stubs=[lambda outputs, groups: ...],
-    mistakes=[
-        (lambda outputs, groups: lengths(outputs), "each of 6 query heads"),
-        (lambda outputs, groups: group_scores(outputs, 1), "Return 3 numbers"),
-        (lambda outputs, groups: outputs.unflatten(1, (-1, groups)).square().sum((1, 3)).mean(0).sqrt(), "lie beside"),
-        (lambda outputs, groups: group_scores(outputs, groups).square(), "Take the root"),
-        (lambda outputs, groups: group_scores(outputs, groups) * len(outputs) ** 0.5, "Divide by their number"),
-        (lambda outputs, groups: outputs.unflatten(1, (groups, -1)).mean((0, 2, 3)), "Signs cancel"),
-        (lambda outputs, groups: outputs.unflatten(1, (groups, -1)).square().sum((2, 3)).sqrt().mean(0), "root last"),
-        (lambda outputs, groups: lengths(outputs).unflatten(0, (groups, -1)).sum(1), "add up as squares"),
-        (lambda outputs, groups: outputs.unflatten(1, (groups, -1)).abs().sum((2, 3)).mean(0), "L1 norm"),
-        (lambda outputs, groups: torch.ones(groups), "They are"),
-    ],
-    answers=[group_scores, lambda outputs, groups: group_scores(outputs, groups).tolist()],
-)  # fmt: skip
+from course_utils.exercises.lesson_11 import _parameters, check_trial
+from course_utils.models import tiny_llama
+from course_utils.uncertainty import ratio_interval
 
 
 def norm_factor(states, kept):
@@ -116,59 +91,146 @@ def test_parameters_are_those_of_a_model():
     assert counted == model.num_parameters()
 
 
-CONTROLS = dict(zip("ABCDEFG", [*ARMS[:5], "none of them", "optipfair"], strict=True))
+def widest(cost, full, budget, step, *, over=False, whole=True, early=0):
+    """The answer, and what goes wrong with it."""
+    if whole and cost(full) <= budget:
+        return full
+    low, high = 0, full // step if not whole else (full - 1) // step
+    while low < high - early:
+        middle = (low + high + 1) // 2
+        if cost(middle * step) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return (low + over) * step
+
+
+def one_by_one(cost, full, budget, step):
+    widths = [*range(step, full, step), full]
+    return max([width for width in widths if cost(width) <= budget], default=0)
+
+
+def by_formula(cost, full, budget, step):
+    """Every neuron costs the same: two prices tell all."""
+    a_neuron = cost(2) - cost(1)
+    most = (budget - cost(1)) // a_neuron + 1
+    return full if most >= full else max(0, int(most // step * step))
+
+
+test_widest = cases_of(
+    lesson_11.check_widest,
+    stubs=[lambda *_: ...],
+    mistakes=[
+        (lambda *given: widest(*given, over=True), "one step too far"),
+        (lambda *given: widest(*given, early=1), "Does your search stop too early?"),
+        (lambda *given: widest(*given, whole=False), "it may stay, although it is no multiple"),
+        (lambda *given: widest(*given) + 1, "no multiple of 32"),
+        (lambda *given: widest(*given) + 0.5, "a whole number"),
+        (lambda cost, full, budget, step: widest(cost, full, budget, step) or step, "return 0"),
+        (lambda cost, full, budget, step: 2 * step, "it is"),
+        (one_by_one, "Halve what is left"),
+    ],
+    answers=[widest, by_formula],
+)
+
+CONTROLS = dict(zip("ABCDEF", lesson_11.ARMS, strict=False)) | {"G": "two differences", "H": "none of them"}
 
 test_controls = cases_of(
     lesson_11.check_controls,
-    stubs=[dict.fromkeys("ABCDEFG", ...)],
+    stubs=[dict.fromkeys("ABCDEFGH", ...)],
     mistakes=[
         ({"A": "random cut"}, "Nothing is said about B"),
         (CONTROLS | {"A": "cross-entropy"}, "There is no 'cross-entropy'"),
         (CONTROLS | {"A": "from scratch"}, "Look at A"),
         (CONTROLS | {"C": "random cut"}, "Look at C"),
-        (CONTROLS | {"E": "uncorrected"}, "cross-entropy alone"),
-        (CONTROLS | {"G": "none of them"}, "Look at G"),
-        (CONTROLS | {"F": "depth only"}, "another one"),
+        (CONTROLS | {"E": "no teacher"}, "at equal minutes there is more of it"),
+        (CONTROLS | {"G": "none of them"}, "Which of the two was it?"),
+        (CONTROLS | {"H": "depth only"}, "another one"),
     ],
     answers=[CONTROLS, {letter.lower(): arm.upper() for letter, arm in CONTROLS.items()}],
 )
 
-test_card = cases_of(
-    lesson_11.check_card,
-    stubs=[...],
-    mistakes=[
-        (set(lesson_11._CARD), "again"),
-        (set(), "again"),
-        ({"Z"}, "no Z"),
-        (lesson_11._CARD_RIGHT | {min(lesson_11._CARD.keys() - lesson_11._CARD_RIGHT)}, "again"),
-    ],
-    answers=[lesson_11._CARD_RIGHT, sorted(lesson_11._CARD_RIGHT)],
-)
 
-BASELINE = {"blocks": 20, "hidden": 64, "groups": 3, "neurons": 128}
-BETTER = BASELINE | {"blocks": 30, "neurons": 64}
+FRESH, USED = (perplexity(tiny_llama(), tiny_batches(rows=12, size=6, seed=seed)) for seed in (1, 2))
+WORDS = {1: "better", 0: "no difference shown", -1: "worse"}
 
 
-def judge(sizes):
-    if sizes["hidden"] != 64:
-        raise ValueError(f"transformers refuses hidden size {sizes['hidden']}.")
-    return sizes["blocks"] * sizes["neurons"], 4 - sizes["blocks"] / 30
+def trial(gain, *, noise=0.1, turned=0, draws=3, parameters=900, rows=FRESH, **reported):
+    """Runs of two versions, mine better by `gain` nats a row with each draw but `turned` ones, and the report."""
+    draw = np.random.default_rng(0)
+    runs = {"mine": [], "best": []}
+    for number in range(draws):
+        gains = gain * (-1 if number < turned else 1) + noise * draw.normal(size=len(rows.row_nll))
+        for arm, nats in (("best", rows.row_nll + 0.01 * number), ("mine", rows.row_nll + 0.01 * number - gains)):
+            runs[arm].append(type(rows)(**vars(rows) | {"row_nll": nats}))
+    gaps = np.array([b.row_nll - m.row_nll for b, m in zip(runs["best"], runs["mine"], strict=True)])
+    _, _, low, high = ratio_interval(gaps.mean(0), rows.row_tokens)
+    sides = {*np.sign(gaps.sum(1))}
+    said = WORDS[int(sides.pop()) if len(sides) == 1 and low * high > 0 else 0]
+    return Candidate(2, 32, 2, 48, parameters=parameters), runs, {"said": said, "low": low, "high": high} | reported
+
+
+def with_runs(change):
+    """A trial in which one thing was done to the runs."""
+    mine, runs, report = trial(1.0)
+    change(runs)
+    return mine, runs, report
+
+
+def same_model(runs):
+    runs["mine"] = runs["best"]
+
+
+def one_model(runs):
+    runs["best"] = runs["best"][:1] * 3
+
+
+def one_on_used_rows(runs):
+    runs["best"][2] = USED
+
+
+def one_on_few_rows(runs):
+    runs["best"][2] = perplexity(tiny_llama(), tiny_batches(rows=3, seed=1))
+
+
+def one_mean(runs):
+    runs["mine"][1] = runs["mine"][1].nll
+
+
+MINE, RUNS, REPORT = trial(1.0)
 
 
 @pytest.mark.parametrize(
-    ("entry", "verdict"),
+    ("made", "verdict"),
     [
-        (dict.fromkeys(BASELINE, ...), "not solved yet"),
-        ({"blocks": 3}, "Give blocks, hidden, groups, neurons"),
-        (BETTER | {"blocks": 2.5}, "look at blocks"),
-        (BASELINE, "the version to beat"),
-        (BASELINE | {"blocks": 30}, "more than the budget"),
-        (BETTER | {"hidden": 65}, "refuses hidden size 65"),
-        (BETTER | {"blocks": 19}, "blocks alone need"),
-        (BETTER, "correct"),
+        (trial(1.0), "correct"),
+        (trial(-1.0), "correct"),
+        (trial(0.0), "correct"),
+        (trial(1.0, turned=1), "correct"),
+        (trial(0.0, said="better"), "that is 'no difference shown'"),
+        (trial(1.0, turned=1, noise=0.01, said="better"), "2 of 3 draws"),
+        (trial(-1.0, said="no difference shown"), "that is 'worse'"),
+        (trial(1.0, said="great"), "is one of better"),
+        (trial(1.0, low=-9.0), "low: the runs give"),
+        (trial(1.0, high=9.0), "high: the runs give"),
+        (trial(1.0, low=-REPORT["high"], high=-REPORT["low"]), "turned round"),
+        ((MINE, RUNS, {"said": "better"}), "lacks high, low"),
+        (trial(1.0, draws=1), "3 for each"),
+        (trial(1.0, parameters=1001), "the budget is 1,000"),
+        (trial(1.0, rows=USED), "Those rows chose"),
+        (with_runs(same_model), "Both arms are the same model"),
+        (with_runs(one_model), '"best" is the same model more than once'),
+        (with_runs(one_on_used_rows), "Those rows chose"),
+        (with_runs(one_on_few_rows), "on all of `fresh_rows`"),
+        (with_runs(one_mean), "What `perplexity` returns"),
+        (("b28", RUNS, REPORT), "is a version"),
+        ((MINE, {"mine": []}, {}), '"mine" and "best"'),
+        ((..., ..., ...), "not solved yet"),
+        ((MINE, RUNS, dict.fromkeys(REPORT, ...)), "not solved yet"),
     ],
 )
-def test_entry(entry, verdict, capsys):
-    solved = check_entry(entry, judge=judge, budget=20 * 128, baseline=BASELINE)
-    assert verdict in capsys.readouterr().out
+def test_trial(made, verdict, capsys):
+    solved = check_trial(*made, budget=1000, fresh=FRESH, used=USED)
+    out = capsys.readouterr().out
+    assert verdict in out, out
     assert solved is (verdict == "correct")

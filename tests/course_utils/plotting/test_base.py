@@ -24,6 +24,7 @@ def test_style_is_applied_only_when_asked_and_twice_is_once():
 FIGURES = {
     "criteria": ["L1", "activation", "peak-to-peak", "influence", "leave-one-out", "random", "wrong", "whole"],
     "parts": ["neurons", "attentions", "blocks", "whole"],
+    "versions": ["neurons", "attentions", "blocks", "channels", "own choice"],
     "rules": ["one for all", "complexity", "published", "price"],
     "places": ["at the word", "at the last token", "random"],
     "groups": ["mostly women", "mostly men"],

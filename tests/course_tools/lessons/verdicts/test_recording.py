@@ -18,7 +18,7 @@ print("runs as", os.environ.get("ATEN_CPU_CAPABILITY"), session.dtype, session.s
 
 @verdict("It ran.")
 def ran(tables):
-    return [tables.line("What you will learn", "runs as")[-1] >= 0]
+    return [tables.line("The question", "runs as")[-1] >= 0]
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_run_is_recorded_beside_the_others(root, capsys):
     assert "laptop: recorded\n  shown: It ran." in capsys.readouterr().out
     found = judging.recorded("01")
     assert [*found] == ["laptop", "third draw"]
-    assert found["laptop"].lines == (("What you will learn", "runs as avx2 torch.float32 0 {'seed': 0} 0"),)
+    assert found["laptop"].lines == (("The question", "runs as avx2 torch.float32 0 {'seed': 0} 0"),)
     assert found["third draw"].lines[0][1].endswith("torch.float32 2 {'seed': 2} 38") and not found["laptop"].tables
 
 
@@ -65,5 +65,5 @@ def test_the_first_draw_is_the_lesson_itself(root):
 
 
 def test_only_what_verdicts_read_is_kept():
-    tables = Tables((), (("What you will learn", "runs as 1"), ("What you will learn", "other 2"), ("", "runs as 3")))
+    tables = Tables((), (("The question", "runs as 1"), ("The question", "other 2"), ("", "runs as 3")))
     assert recording._read_by_verdicts("99", tables) == Tables((), ())
