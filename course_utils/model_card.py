@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.files import write_text
+from course_utils.reports import shown, with_interval
 
 _EMBEDDED = {"SmolLM2-135M-Instruct": "apache-2.0"}  # come without a card
 
@@ -31,7 +32,12 @@ _BODY = """---
 ## What was measured
 
 {{ measured }}
+{% if lost %}
+Nats lost by each predicted token (95 %), beside the whole model; "lost, won": answers that only the whole or only this
+model gets right; "floor": what takes no ability.
 
+{{ lost }}
+{% endif %}
 ## What it is bad at
 
 {{ limits }}
@@ -63,6 +69,7 @@ def write_model_card(
     measured: pd.DataFrame,
     limits: Sequence[str],
     sources: Sequence[str],
+    damage: pd.DataFrame | None = None,
 ) -> Path:
     """Write ``README.md`` into the folder of a saved model: the card that model hubs show.
 
@@ -79,6 +86,8 @@ def write_model_card(
         measured: a table, its index included, with the whole model beside this one.
         limits: what a user has to know before relying on it, a sentence each.
         sources: papers, data and code, a line each.
+        damage: of ``damage_profile``: a table, and a limit for each ability that lost more than the text, its whole
+            interval, or that couldn't be told.
 
     Returns:
         The path of the file.
@@ -100,6 +109,10 @@ def write_model_card(
     for what, given in {"recipe": recipe, "measured": measured}.items():
         if not isinstance(given, Sized) or isinstance(given, str) or not len(given):
             raise ValueError(f"'{what}' must hold at least one entry; got {given!r}.")
+    if damage is not None:
+        if not {"nats_lost", "left_out"} <= {*damage.columns}:
+            raise ValueError(f"'damage' must be what damage_profile returns; its columns are {[*damage.columns]}.")
+        limits += _lost_limits(damage)
     header = ModelCardData(
         base_model=base_model,
         license=licence,
@@ -116,6 +129,7 @@ def write_model_card(
         summary=summary,
         recipe=_table(steps),
         measured=_table(measured),
+        lost=None if damage is None else _table(_lost(damage)),
         limits="\n".join(f"- {limit}" for limit in limits),
         sources="\n".join(f"- {source}" for source in sources),
     )
@@ -141,6 +155,32 @@ def licence_of(model: str | os.PathLike[str]) -> str:
         return ModelCard.load(source).data.license or "unknown"
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):  # no card, no such model, no network
         return "unknown"
+
+
+def _lost(damage: pd.DataFrame) -> pd.DataFrame:
+    """A damage profile, written for readers."""
+    rows = {}
+    for name, of in damage[damage.left_out == ""].iterrows():
+        asked = name != "text"
+        rows[name] = {
+            "nats lost": with_interval(of.nats_lost, of.ci_low, of.ci_high),
+            "right, whole → this": f"{of.right_before:.0%} → {of.right_after:.0%}" if asked else "",
+            "floor": f"{of.floor:.0%}" if asked else "",
+            "lost, won": f"{of.lost:.0f}, {of.won:.0f}" if asked else "",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("ability")
+
+
+def _lost_limits(damage: pd.DataFrame) -> list[str]:
+    """Which abilities lost more than the text, and what can't be told."""
+    text = damage.nats_lost["text"]
+    worse = [
+        f"It lost more of {name} than of text: {with_interval(of.nats_lost, of.ci_low, of.ci_high)} nats by each "
+        f"predicted token, beside {shown(text)}."
+        for name, of in damage.iterrows()
+        if of.ci_low > text
+    ]
+    return worse + [f"What it lost of {name} can't be told: {why}." for name, why in damage.left_out.items() if why]
 
 
 def _table(frame: pd.DataFrame) -> str:

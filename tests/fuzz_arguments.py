@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, LlamaConfig
 
 import course_utils
 from course_utils import adaptive, channels, costs, experts, heads, language_modelling, models, width
+from course_utils.abilities import AbilityRows, Baseline, answers_of
 from course_utils.bias import pronouns
 from course_utils.bias.contrastive import write_pairs
 from course_utils.bias.scores import measure_pairs
@@ -32,6 +33,7 @@ from course_utils.evaluation import Answers
 from course_utils.own_text import read_own_text
 from course_utils.prompt_harm import Record
 from course_utils.self_data import Prompt
+from course_utils.texts import TokenBlocks
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
 TEXTS = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9"]
@@ -89,6 +91,19 @@ def a_mixture():
 def wide_model():
     """For the tokenizer of bytes."""
     return tiny_model(layers=1, vocab_size=len(byte_tokenizer()), max_position_embeddings=512)
+
+
+def ability():
+    ids = torch.arange(3, 15).view(2, 6)
+    return AbilityRows("sums", ids, torch.ones_like(ids), torch.where(ids % 6 == 3, -1, ids - 3))
+
+
+def said():
+    return answers_of(WHOLE, ability())
+
+
+def blocks():
+    return TokenBlocks(torch.arange(12).view(2, 6), torch.tensor([5, 5]), "wiki", "evaluation")
 
 
 @functools.cache
@@ -333,6 +348,14 @@ MADE = {
     "value_label": lambda: "v",
 }  # fmt: skip
 OWN = {
+    "abilities.ability_rows": {"name": lambda: "sums", "tokenizer": byte_tokenizer},
+    "abilities.answers_of": {"rows": ability},
+    "abilities.damage_profile": {
+        "model": wide_model,
+        "baseline": lambda: Baseline.of(wide_model(), byte_tokenizer(), ["sums"], blocks()),
+    },
+    "abilities.floor_of": {"answers": said},
+    "abilities.nats_lost": {"before": said, "after": said},
     "benchmarking.speed_frame": {"samples": laps, "tokens": lambda: {"decode": 2}},
     "bias.contrastive.controls": {"kind": lambda: "neutral"},
     "bias.contrastive.pairs": {"split": lambda: "selection"},

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from itertools import chain
+from dataclasses import replace
+from itertools import accumulate, chain
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from masked import IDS, logits_with, mask_of, with_neurons, without_blocks
 from tiny import tiny_batches, tiny_model
 
@@ -17,13 +20,14 @@ from course_utils import models, records
 from course_utils.architectures import describe
 from course_utils.benchmarking import speed_frame
 from course_utils.bias.pronouns import recorded_trace
-from course_utils.checkpoints import load_pruned
+from course_utils.checkpoints import load_pruned, save_pruned
 from course_utils.choosing import strongest
 from course_utils.evaluation import perplexity
-from course_utils.models import variant
+from course_utils.models import tiny_llama, variant
 from course_utils.texts import TokenBlocks
 from course_utils.width import neuron_importance, neuron_means, prune_neurons
 from experiments import (
+    damage_profile,
     distil_the_bias_back,
     five_kinds,
     heal,
@@ -332,6 +336,96 @@ def test_random_sets_differ_and_end():
     assert len({*leave_out.random_sets(range(2, 28), 3)}) == leave_out.CUTS
     assert sorted(leave_out.random_sets([4, 7], 1)) == [(4,), (7,)]  # there are no more
     assert {*chain(*leave_out.random_sets(range(2, 28), 3))} <= {*range(2, 28)}
+
+
+@pytest.fixture
+def small_abilities(monkeypatch):
+    """Two short rows of each ability, few rows that set the price, and benchmarks of three questions."""
+    rows, further = damage_profile.ability_rows, damage_profile.further_rows
+
+    def few(*given, **named):
+        every = rows(*given, **named)
+        return replace(
+            every,
+            input_ids=every.input_ids[:2, :160],
+            attention_mask=every.attention_mask[:2, :160],
+            answers=every.answers[:2, :160],
+        )
+
+    def asked(*_, **__):
+        frame = pd.DataFrame()
+        frame.attrs["answers"] = SimpleNamespace(table=pd.DataFrame({"metric": "acc", "value": [1.0, 0.0, 1.0]}))
+        return frame
+
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setattr(damage_profile, "ability_rows", few)
+    monkeypatch.setattr(damage_profile, "further_rows", lambda t: {name: some[:2] for name, some in further(t).items()})
+    monkeypatch.setattr(damage_profile, "evaluate", asked)
+
+
+def test_damage_profile(monkeypatch, tmp_path, small_abilities):
+    small = {"CUTS": 2, "FEW": 1, "DRAWS": 1, "OTHERS": (1,), "SEEDS": (0,), "STEPS": 4, "LENGTH": 16, "ROWS": 2}
+    small["ABILITIES"] = ("copying", "German")
+    frame = in_small(damage_profile, monkeypatch, tmp_path, **small)
+    names = [*damage_profile.Cut.__dataclass_fields__, "draw", "dtype", "text"]
+    assert not frame.duplicated(names).any()
+    made = [*damage_profile.cuts()]
+    assert len(made) == 11 + 8 + 2 + 4 and {*made[:11]} == {*damage_profile.FIGURE}
+    again = sum(cut.price == 3 and not cut.healed for cut in made)
+    assert frame.groupby("dtype").apply(lambda own: own.text.eq("wiki").sum()).to_dict() == {
+        "bfloat16": 1 + len(made) + 8, "float32": 1 + again,
+    }  # fmt: skip
+    whole = frame.query("criterion == '' and dtype == 'bfloat16'").set_index("text")
+    assert {*whole.index} == {"speeches", "wiki", "arc_easy", "piqa"} | {
+        f"{name}{what}" for name in damage_profile.ABILITIES for what in ("", ", right")
+    }
+    assert (whole.damage == 0).all() and whole.nats["piqa"] == pytest.approx(2 / 3)
+    found = json.loads((tmp_path / "work.jsonl" / "found.json").read_text(encoding="utf-8"))
+    assert sum('"criterion"' in name for name in found) == 8 + 3  # at the price of three blocks, and of one
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0.01, 1.5))
+def test_the_nearest_loss_is_found_by_halving(steps, target):
+    losses = [0.0, *accumulate(steps)]
+    count, loss = damage_profile.same_loss(losses.__getitem__, target, len(steps))
+    assert loss == losses[count] and abs(loss - target) == min(abs(one - target) for one in losses)
+
+
+def test_draws_follow_each_other_and_begin_again():
+    draws = [damage_profile.drawn(20, 6, draw).tolist() for draw in range(5)]
+    assert {*chain(*draws[:3])} < {*range(20)} == {*chain(*draws)} and all(len({*draw}) == 6 for draw in draws)
+    assert len({*chain(*draws[:3])}) == 18 and draws[3][2:] == draws[0][:4]
+
+
+def test_a_workshop_cuts_what_it_says(monkeypatch, tmp_path, small_abilities):
+    save_pruned(tiny_llama(blocks=2), models.load_model("llama")[1], tmp_path / "winner")
+    for name, value in {"STEPS": 4, "LENGTH": 16, "ROWS": 2}.items():
+        monkeypatch.setattr(damage_profile, name, value)
+    workshop, cut = damage_profile.Workshop(tmp_path, tmp_path / "winner"), damage_profile.Cut
+    whole, width = workshop.base, workshop.base.config.intermediate_size
+    assert workshop.make(whole, cut("winner")).config.num_hidden_layers == 2
+    rounded = workshop.make(whole, cut("four bits")).model.layers[0].mlp.gate_proj.weight
+    for before, after in zip(whole.model.layers[0].mlp.gate_proj.weight, rounded, strict=True):
+        assert all(len(part.unique()) <= 16 for part in after.split(32)) and not torch.equal(before, after)
+    assert torch.equal(workshop.make(whole, cut("four bits")).lm_head.weight, whole.lm_head.weight)
+
+    strongest = workshop.scores(replace(damage_profile.SPEECHES, price=0))
+    for scores, by in zip(workshop.scores(replace(damage_profile.RANDOM, price=0)), strongest, strict=True):
+        assert {*by.topk(4).indices.tolist()} <= {*scores.topk(8).indices.tolist()}
+    other, _ = models.load_model("llama", dtype=torch.float32)
+    narrow, same = (workshop.make(base, damage_profile.RANDOM) for base in (whole, other))
+    rows = (model.model.layers[1].mlp.down_proj.weight for model in (narrow, same))
+    assert torch.equal(*(row.to(torch.bfloat16) for row in rows)), "the same neurons in both dtypes"
+    assert len(narrow.model.layers[1].mlp.up_proj.weight) < width
+
+    silent = workshop.make(whole, cut("alone", "attention", seed=1))
+    with torch.no_grad():
+        expected = leave_out.without(whole, "attention", [1])(IDS).logits
+        assert torch.equal(silent(IDS).logits, expected)
+    before = models.identity(whole)
+    healed = workshop.make(whole, replace(damage_profile.RANDOM, healed=damage_profile.HEALED[1]))
+    assert models.identity(whole) == before != models.identity(healed) != models.identity(narrow)
 
 
 def test_trace_the_pronoun(monkeypatch, tmp_path):

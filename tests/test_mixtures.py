@@ -29,6 +29,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"
 
 WORKS = (
+    "abilities.answers_of", "abilities.damage_profile",
     "adaptive.complexity", "architectures.cache_keyword", "architectures.describe",
     "bias.planting.plant_preference", "bias.pronouns.log_odds", "bias.pronouns.traced_log_odds",
     "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "checkpoints.save_pruned",

@@ -101,6 +101,7 @@ def write_card(
     winner: Candidate,
     versions: dict[str, Version],
     measured: pd.DataFrame,
+    damage: pd.DataFrame,
     text: Text,
     args: argparse.Namespace,
 ) -> None:
@@ -125,11 +126,12 @@ def write_card(
         measured=measured,
         limits=_limits(text.judged_by, *perplexity_ratio(made.score, versions["whole"].score)),
         sources=["Muralidharan et al. 2024 (Minitron), arXiv 2407.14679", "The course Pruning LLMs, lesson 11"],
+        damage=damage,
     )
 
 
 def _limits(judged_by: str, ratio: float, low: float, high: float) -> list[str]:
     """What the model is bad at: the judging text only where its perplexity is shown to be above the whole model's."""
     worse = f"On {judged_by} its perplexity is × {with_interval(ratio, low, high)} the whole model's."
-    unknown = "Nothing else was measured after the cut: no task, no other kind of text, no other language, no bias."
+    unknown = "Nothing else was measured after the cut than what stands above: no task, no bias."
     return [worse, unknown] if low > 1 else [unknown]

@@ -15,6 +15,12 @@ def _untimed(monkeypatch):
     monkeypatch.setattr(run, "timed", lambda versions, *_args, **_sizes: (versions, ""))
 
 
+@pytest.fixture(autouse=True)
+def _few_questions(monkeypatch):
+    """Rows of each ability, for the card."""
+    monkeypatch.setenv("COURSE_SAMPLES", "2")
+
+
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")

@@ -18,6 +18,7 @@ from programs import in_two_processes, shard_by_hand
 from transformers import AutoModelForCausalLM
 
 from course_utils import command_line, engine, rivals, self_data
+from course_utils.assets import AssetError
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate
 from course_utils.compress_command import run
@@ -39,6 +40,7 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "license: unknown" in card, "a random model has none"
     assert "no bias" in card and "tokens of speeches, recovery" in card
+    assert "| text | " in card and "What it lost of copying can't be told" in card, "a random model can't do it"
     assert all(f"| {version} | " in card for version in VERSIONS)
 
     def not_again(*_args, **_options):
@@ -324,3 +326,19 @@ def test_the_whole_model_leaves_when_its_answers_are_on_disk(teacher, stays, com
     monkeypatch.setattr(run, "distill", learning)
     assert command("--budget", "95%", "--light", "0", "--teacher", teacher) == 0
     assert there == [stays]
+
+
+def test_what_cannot_be_fetched_is_not_asked(command, tmp_path, capsys, monkeypatch):
+    """Text of one's own needs no package index, and nor does the card."""
+    real = run.ability_rows
+
+    def offline(name, tokenizer):
+        if name in ("code", "German"):
+            raise AssetError("no network")
+        return real(name, tokenizer)
+
+    monkeypatch.setattr(run, "ability_rows", offline)
+    assert command("--budget", "95%", "--steps", "0", "--light", "0") == 0
+    assert "The card will say nothing of code: no network" in capsys.readouterr().out
+    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
+    assert "lost of French" in card and "German" not in card

@@ -1,0 +1,368 @@
+"""Cut the course's Llama in several ways until each costs the same on text, and see what else each took, for lesson 12.
+
+    python -m experiments.damage_profile [--work build/damage_profile] [--winner build/small_model/students/winner]
+
+The price is that of three neighbouring blocks, the cheapest three on calibration rows: about 0.3 nats a token, on rows
+of both texts that nothing else uses. As many neurons as cost that much, by halving: by activation, with five draws each
+of speeches, of wiki, of a mix (code, sums, patterns, facts) and of the mix with three languages; and nineteen random
+sets, which spare each block's four strongest. As many attentions. Beside them, as they fall: three blocks by
+leave-one-out, nineteen random sets of three, each attention alone (on text and copying), the whole model in four bits,
+and lesson 11's winner where its folder is given. At the prices of one block and of eight: activation, mix, six random.
+Then four of the cuts learn for sixteen steps, from speeches, or from speeches with a quarter of lists and sums.
+
+Bfloat16; cuts at the price of three blocks in float32 as well, the same neurons. All are judged on the lessons' rows
+of speeches and wiki and on each ability's rows; the first ones on 300 questions of ARC-Easy and PIQA, too. The record
+holds each row's nats by each predicted token and its share of right answers.
+
+About two hours on two cores. A forward pass of 3,000 tokens takes 2 seconds, a step of training 2.8. An arm reads 6,000
+tokens of text and 30,000 of abilities: 24 s (30 in float32). 97 arms, 39 minutes; 56 times halving, each 8 passes of
+6,100 tokens: 29; sixteen healings, 12; each attention alone, 4; scores, 4; benchmarks, 5; 42 arms in float32, 21. The
+twelve arms that the lesson can't do without come first, and take 16 minutes. Killed, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from course_utils.abilities import ABILITIES, AbilityRows, ability_rows, answers_of
+from course_utils.architectures import cast_weights
+from course_utils.choosing import best
+from course_utils.distillation import distill
+from course_utils.evaluation import evaluate, perplexity
+from course_utils.files import write_text
+from course_utils.models import load_model, variant
+from course_utils.records import FOLDER
+from course_utils.texts import further_rows, judging_rows, token_blocks
+from course_utils.width import neuron_importance
+from experiments.leave_out import ENDS, left_out, lowest, random_sets, without
+from experiments.random_cuts import cut
+from experiments.sets import Arm, write_record
+
+BLOCKS, OTHERS = 3, (1, 8)  # whose price the cuts have, in blocks
+CUTS, FEW, DRAWS, SPARED = 19, 6, 5, 4  # random cuts, and at other prices; draws; neurons that random cuts spare
+STEP = 4  # neurons of each block, the finest that halving looks at
+MIX = {"code": 8, "sums": 2, "patterns": 2, "facts": 3}  # rows of each, four to five hundred tokens
+LANGUAGES = {"French": 8, "German": 8, "Spanish": 8}
+DRAWN = 24  # rows of text that a draw reads, 1,536 tokens
+READ = {"mix": MIX, "mix with languages": MIX | LANGUAGES}
+TEXTS = ("speeches", "wiki")
+STEPS, LENGTH, ROWS, RATE = 16, 256, 4, 8e-4  # of healing: tokens of a row, rows of a step
+HEALED, SEEDS = ("speeches", "speeches, lists and sums"), (0, 1)
+BENCHMARKS, QUESTIONS = ("arc_easy", "piqa"), 300
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a model was made.
+
+    Attributes:
+        criterion: "" for the whole model.
+        part: of what something is gone.
+        read: the text that chose it.
+        seed: of the draw, or of what is random.
+        price: that of so many blocks; 0 where the cut costs what it costs.
+        healed: what it learned from afterwards.
+        learning: the seed of that.
+    """
+
+    criterion: str = ""
+    part: str = ""
+    read: str = ""
+    seed: int = 0
+    price: int = 0
+    healed: str = ""
+    learning: int = 0
+
+
+RUN = Cut("run", "blocks", "speeches", price=BLOCKS)
+SPEECHES = Cut("activation", "neurons", "speeches", price=BLOCKS)
+RANDOM = Cut("random", "neurons", price=BLOCKS)
+MIXED = replace(SPEECHES, read="mix")
+FIGURE = (  # what the lesson can't do without
+    RUN,
+    SPEECHES,
+    MIXED,
+    Cut("leave-one-out", "attentions", "speeches", price=BLOCKS),
+    Cut("leave-one-out", "blocks", "speeches"),
+    replace(SPEECHES, read="wiki"),
+    replace(SPEECHES, read="mix with languages"),
+    *(replace(RANDOM, seed=seed) for seed in range(3)),
+    Cut("four bits"),
+)
+
+
+def cuts() -> Iterator[Cut]:
+    """All that are made, and measured in bfloat16; what the lesson needs most comes first."""
+    yield from FIGURE
+    yield from (replace(RANDOM, seed=seed) for seed in range(3, CUTS))
+    for seed in range(1, DRAWS):
+        yield from (replace(SPEECHES, read=read, seed=seed) for read in (*TEXTS, *READ))
+    for learning in SEEDS:
+        for made in (RUN, SPEECHES, MIXED, RANDOM):
+            yield from (replace(made, healed=text, learning=learning) for text in HEALED)
+    yield from (Cut("random", "blocks", seed=seed) for seed in range(CUTS))
+    for price in OTHERS:
+        yield from (replace(made, price=price) for made in (RUN, SPEECHES, MIXED))
+        yield from (replace(RANDOM, seed=seed, price=price) for seed in range(FEW))
+
+
+def drawn(total: int, count: int, draw: int) -> Tensor:
+    """So many of all rows; the draws follow each other through one shuffled order, and begin again at its end."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return order[(torch.arange(count) + draw * count) % total]
+
+
+def same_loss(loss: Callable[[int], float], target: float, most: int) -> tuple[int, float]:
+    """How many parts must go for a loss, by halving; of the two numbers around it the nearer one, with its loss.
+
+    Args:
+        loss: of a cut of so many parts, which rises with them.
+        target: the loss that is wanted.
+        most: parts that may go.
+    """
+    low, high, seen = 0, most, {0: 0.0, most: loss(most)}
+    while high - low > 1:
+        middle = (low + high) // 2
+        seen[middle] = loss(middle)
+        low, high = (middle, high) if seen[middle] < target else (low, middle)
+    return min(((count, seen[count]) for count in (low, high)), key=lambda found: abs(found[1] - target))
+
+
+def in_four_bits(base: PreTrainedModel) -> PreTrainedModel:
+    """A variant with its blocks' matrices rounded to Q4_0; embedding and head keep their bits."""
+    model, kind = variant(base), gguf.GGMLQuantizationType.Q4_0
+    for linear in (part for part in model.model.layers.modules() if isinstance(part, nn.Linear)):
+        weight = linear.weight.detach()
+        rounded = gguf.quants.dequantize(gguf.quants.quantize(weight.float().numpy(), kind), kind)
+        linear.weight = nn.Parameter(torch.from_numpy(rounded).to(weight.dtype))
+    return model
+
+
+class Workshop:
+    """The whole model, the rows that choose, and every cut.
+
+    Args:
+        work: a folder for what was found out on the way.
+        winner: the folder of lesson 11's winner, if there is one.
+    """
+
+    def __init__(self, work: Path, winner: Path | None = None) -> None:
+        self.winner, self._path = winner, work / "found.json"
+        self.found: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        self.base, self.tokenizer = load_model("llama", dtype=torch.bfloat16)
+        self.pools = {
+            text: token_blocks(self.tokenizer, "calibration", domain=text, tokens=8192, length=64) for text in TEXTS
+        }
+        self.first = self.pools["speeches"].sample(16, seed=0)  # where sets are chosen that no draw varies
+        self.pricing = further_rows(self.tokenizer)
+        self.scores = lru_cache(maxsize=8)(self._scores)
+        self.healed = lru_cache(maxsize=1)(self._healed)
+
+    def remembered(self, name: str, find: Callable[[], Any]) -> Any:
+        """What was found out under a name, now or before."""
+        if name not in self.found:
+            self.found[name] = find()
+            write_text(self._path, json.dumps(self.found, indent=1))
+        return self.found[name]
+
+    def loss(self, model: PreTrainedModel) -> float:
+        """Nats a token that a model loses on rows that only set prices, the mean of both texts."""
+
+        def nats(judged: PreTrainedModel) -> float:
+            return sum(perplexity(judged, rows, batch_size=16).nll for rows in self.pricing.values()) / len(TEXTS)
+
+        return nats(model) - self.remembered("whole", lambda: nats(self.base))
+
+    def alone(self, part: str) -> list[float]:
+        """Nats without each block's part."""
+        singles = [(layer,) for layer in range(self.base.config.num_hidden_layers)]
+        return self.remembered(f"{part}s alone", lambda: left_out(self.base, part, singles, self.first))
+
+    def run(self, count: int) -> list[int]:
+        """The neighbouring blocks that are cheapest to leave out."""
+        starts = range(ENDS, self.base.config.num_hidden_layers - ENDS - count + 1)
+        runs = [tuple(range(start, start + count)) for start in starts]
+
+        def cheapest() -> list[int]:
+            nats = left_out(self.base, "block", runs, self.first)
+            return [*runs[nats.index(min(nats))]]
+
+        return self.remembered(f"run of {count}", cheapest)
+
+    def price(self, blocks: int) -> float:
+        """What the cheapest run of so many blocks costs."""
+        return self.remembered(f"price of {blocks}", lambda: self.loss(without(self.base, "block", self.run(blocks))))
+
+    def _read(self, read: str, seed: int) -> list[dict[str, Tensor]]:
+        """What a score reads: rows of a text, or so many of each ability; each draw other ones, while they last."""
+        if read in TEXTS:
+            pool = self.pools[read]
+            return pool[drawn(len(pool), DRAWN, seed)].batches(DRAWN)
+        batches = []
+        for name, count in READ[read].items():
+            (batch,) = self._asked(name).batches(1000)
+            chosen = drawn(len(batch["input_ids"]), count, seed)
+            batches.append({key: values[chosen] for key, values in batch.items()})
+        return batches
+
+    def _asked(self, name: str) -> AbilityRows:
+        """An ability's rows to choose or to learn by, none of which judges."""
+        return ability_rows(name, self.tokenizer, split="calibration")
+
+    def _scores(self, made: Cut) -> list[Tensor]:
+        """Of each block's neurons; the lowest go."""
+        if made.criterion == "activation":
+            return neuron_importance(self.base, "activation", batches=self._read(made.read, made.seed))
+        strongest = self.scores(replace(SPEECHES, price=0))
+        random = neuron_importance(self.base, "random", seed=made.seed)
+        return [own.index_fill(0, best(by, SPARED), torch.inf) for own, by in zip(random, strongest, strict=True)]
+
+    def _without(self, base: PreTrainedModel, made: Cut, count: int) -> PreTrainedModel:
+        """Without so many neurons of each block, or so many attentions."""
+        if made.part == "attentions":
+            return without(base, "attention", lowest(self.alone("attention"), count))
+        width = base.config.intermediate_size
+        kept = [best(scores, width - count * STEP) for scores in self.scores(replace(made, price=0))]
+        return cut(base, kept, kept)
+
+    def make(self, base: PreTrainedModel, made: Cut) -> PreTrainedModel:
+        """The cut, of weights in the base's dtype."""
+        if not made.criterion:
+            return base
+        if made.healed:
+            return self.healed(made)
+        if made.criterion == "winner":
+            return load_model(str(self.winner), dtype=base.dtype)[0]
+        if made.criterion == "four bits":
+            return in_four_bits(base)
+        if made.part == "blocks":
+            layers = {
+                "run": lambda: self.run(made.price),
+                "leave-one-out": lambda: lowest(self.alone("block"), BLOCKS),
+                "random": lambda: self._random_blocks()[made.seed],
+            }[made.criterion]()
+            return without(base, "block", layers)
+        if made.part == "attention":
+            return without(base, "attention", [made.seed])
+
+        def found() -> tuple[int, float]:
+            width = base.config.intermediate_size // STEP // 2
+            most = len(self.alone("attention")) - 1 if made.part == "attentions" else width
+            return same_loss(lambda n: self.loss(self._without(self.base, made, n)), self.price(made.price), most)
+
+        count, _ = self.remembered(json.dumps(asdict(made)), found)
+        return self._without(base, made, count)
+
+    def _random_blocks(self) -> list[tuple[int, ...]]:
+        return random_sets(range(ENDS, self.base.config.num_hidden_layers - ENDS), BLOCKS)
+
+    def _taught(self, text: str, seed: int) -> list[dict[str, Tensor]]:
+        """A step's rows each: speeches, or in every fourth step lists or sums."""
+        tokens = 4 * STEPS * ROWS * LENGTH
+        pool = token_blocks(self.tokenizer, "distillation", tokens=tokens, length=LENGTH)
+        batches = pool.sample(STEPS * ROWS, seed=seed).batches(ROWS)
+        if text != HEALED[0]:
+            asked = [
+                ability_rows(name, self.tokenizer, split="calibration").batches(ROWS) for name in ("copying", "sums")
+            ]
+            batches[3::4] = [asked[turn % 2][turn // 2] for turn in range(len(batches[3::4]))]
+        return batches
+
+    def _healed(self, made: Cut) -> PreTrainedModel:
+        student = variant(self.make(self.base, replace(made, healed="", learning=0)))
+        student.float()
+        settings: dict[str, Any] = {"steps": STEPS, "lr": RATE, "seed": made.learning, "mlps_only": True}
+        distill(self.base, student, self._taught(made.healed, made.learning), precision=torch.bfloat16, **settings)
+        cast_weights(student, torch.bfloat16)
+        return student
+
+
+class Judges:
+    """What every model is measured on.
+
+    Args:
+        workshop: whose tokenizer it is.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._tokenizer = workshop.tokenizer
+        self.texts = judging_rows(workshop.tokenizer)
+        self._rows = {name: ability_rows(name, workshop.tokenizer) for name in ABILITIES}
+        # Nats and right answers of an ability are asked for one after the other.
+        self._answers = lru_cache(maxsize=1)(lambda model, name: answers_of(model, self._rows[name]))
+
+    def nats(self, name: str, model: PreTrainedModel) -> list[float]:
+        """Of each row of an ability, by each predicted token."""
+        sums = self._answers(model, name).groupby("row")[["nats", "tokens"]].sum()
+        return (sums["nats"] / sums["tokens"]).round(4).tolist()
+
+    def right(self, name: str, model: PreTrainedModel) -> list[float]:
+        """Of each row of an ability, the share of right answers."""
+        return self._answers(model, name).groupby("row")["right"].mean().round(4).tolist()
+
+    def tasks(self, names: Sequence[str]) -> dict[str, Callable[[PreTrainedModel], list]]:
+        """Both of some abilities."""
+        measures = {"": self.nats, ", right": self.right}
+        return {f"{name}{what}": partial(measure, name) for name in names for what, measure in measures.items()}
+
+    def benchmarks(self) -> dict[str, Callable[[PreTrainedModel], list]]:
+        """Right answers to tasks."""
+
+        def right(task: str, model: PreTrainedModel) -> list[int]:
+            table = evaluate(model, self._tokenizer, task, limit=QUESTIONS).attrs["answers"].table
+            return table.loc[table.metric == table.metric.iloc[0], "value"].astype(int).tolist()
+
+        return {task: partial(right, task) for task in BENCHMARKS}
+
+
+def arms(workshop: Workshop, judges: Judges) -> Iterator[Arm]:
+    """All of them: bfloat16 in the order of ``cuts``, then those of one price in float32."""
+
+    def arm(base: PreTrainedModel, made: Cut, tasks: Mapping[str, Callable]) -> Arm:
+        dtype = str(base.dtype).removeprefix("torch.")
+        key = {**asdict(made), "draw": 0, "dtype": dtype}
+        return Arm(key, partial(workshop.make, base, made), judges.texts, tasks)
+
+    base, first = workshop.base, judges.tasks(ABILITIES) | judges.benchmarks()
+    yield arm(base, Cut(), first)
+    for made in cuts():
+        yield arm(base, made, first if made in FIGURE else judges.tasks(ABILITIES))
+    for layer in range(base.config.num_hidden_layers):
+        yield arm(base, Cut("alone", "attention", seed=layer), judges.tasks(["copying"]))
+    if workshop.winner:
+        yield arm(base, Cut("winner"), first)
+    base, _ = load_model("llama", dtype=torch.float32)
+    yield arm(base, Cut(), judges.tasks(ABILITIES))
+    for made in cuts():
+        if made.price == BLOCKS and not made.healed:
+            yield arm(base, made, judges.tasks(ABILITIES))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/damage_profile"))
+    parser.add_argument("--out", type=Path, default=FOLDER / "damage_profile.json")
+    parser.add_argument("--winner", type=Path, help="folder of lesson 11's winner; left out without")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    workshop = Workshop(args.work, args.winner)
+    settings = {"model": "SmolLM2-135M-Instruct", "step": STEP, "found": workshop.found}
+    again = sum(made.price == BLOCKS and not made.healed for made in cuts())
+    total = 2 + len([*cuts()]) + again + workshop.base.config.num_hidden_layers + bool(args.winner)
+    work = args.work / "done.jsonl"
+    write_record(arms(workshop, Judges(workshop)), args.out, work=work, settings=settings, total=total)
+
+
+if __name__ == "__main__":
+    main()
