@@ -128,9 +128,9 @@ class _Work:
 
     def _judge(self, model: PreTrainedModel) -> dict[str, Any]:
         """With each row's nats, so that candidates can be compared row by row."""
-        found = perplexity(model, self._judged)
-        rows = {"row_nats": found.row_nll.tolist(), "row_tokens": found.row_tokens.tolist()}
-        return {"judged": {"nll": found.nll} | rows}
+        score = perplexity(model, self._judged)
+        rows = {"row_nats": score.row_nll.tolist(), "row_tokens": score.row_tokens.tolist()}
+        return {"judged": {"nll": score.nll} | rows}
 
     def _distil(self, candidate: Candidate) -> dict[str, Any]:
         assert self._recipe is not None
