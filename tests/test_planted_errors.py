@@ -95,6 +95,7 @@ ERRORS = [
     Error("attention", "max(place for place in places if place <= least)", "max(place for place in places)"),
     Error("attention", "    for norm in attention.norms:\n        replace_forward(norm, _identity)\n", ""),
     Error("attention", "    describe(model).sync_config()\n", ""),
+    Error("attention", "states + leaving(output).float()", "(states + leaving(output)).to(leaving(output).dtype)"),
     Error("upper_blocks", "kept[number] = output", "kept[number + 1] = output"),
     Error("checkpoints", "if not k.startswith(tuple(dead))", ""),
     Error(
