@@ -31,9 +31,10 @@ from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.batches import read_batches, text_of
 from course_utils.benchmarking import MIN_ROUNDS, measure_speed
+from course_utils.evaluation import Perplexity, perplexity
 from course_utils.extras import ExtraMissing
 from course_utils.files import measured_once
-from course_utils.language_modelling import Perplexity, perplexity, summary
+from course_utils.language_modelling import summary
 from course_utils.models import identity
 from course_utils.reports import model_size, shown, with_interval
 from course_utils.session import machine

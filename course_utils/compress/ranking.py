@@ -24,8 +24,8 @@ from course_utils.compress.scores import Importance
 from course_utils.compress.search import Candidate, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
+from course_utils.evaluation import perplexity
 from course_utils.files import measured_once
-from course_utils.language_modelling import perplexity
 from course_utils.models import identity
 from course_utils.texts import TokenBlocks
 
@@ -115,10 +115,10 @@ class _Work:
     def row(self, candidate: Candidate) -> dict[str, Any]:
         """Judge a candidate, or read what its records say."""
 
-        def as_cut() -> dict[str, Any]:
+        def judge_cut() -> dict[str, Any]:
             return {"sizes": candidate.sizes} | self._judge(shrink(self._model, candidate, self._importance))
 
-        record, path = measured_once(self._folder, candidate.name, self._as_cut, as_cut)
+        record, path = measured_once(self._folder, candidate.name, self._as_cut, judge_cut)
         row = asdict(candidate) | {"nll": record["judged"]["nll"]}
         if self._learned:
             name = f"{candidate.name}-distilled"
