@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _NUMBERS = {int, float, bool}
 _PLAIN = {*_NUMBERS, str, type(None)}
 _LISTS = np.ndarray | Tensor | pd.Series  # stand for a list
 
 
-def check_types(function: Callable[P, R]) -> Callable[P, R]:
+def check_types(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Refuse an argument that is of another type than its hint says, by its name.
 
     Checked are classes, lists and mappings with what they hold, functions, and unions of these. Not looked into is what
@@ -53,7 +53,7 @@ def check_types(function: Callable[P, R]) -> Callable[P, R]:
         return {name: hints[name] for name in single if name in hints and not _left_alone(hints[name])}
 
     @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         arguments = signature.bind(*args, **kwargs).arguments
         for name, hint in checkable().items():
             if name in arguments and not _fits(arguments[name], hint):
