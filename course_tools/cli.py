@@ -269,13 +269,13 @@ def verify(args: argparse.Namespace, console: Console) -> int:
             failed |= bool(asked)
             continue
         run = personal.read_notebook(mine[-1])
-        found = verifying.compare(run, nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4))
-        verdicts = judging.judge(number, Tables.of(run)) if found.ran else []
-        print(f"{number}  {found}", *found.stopped, *found.uneven, *verdicts, sep="\n      ", flush=True)
+        comparison = verifying.compare(run, nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4))
+        verdicts = judging.judge(number, Tables.of(run)) if comparison.ran else []
+        print(f"{number}  {comparison}", *comparison.stopped, *comparison.uneven, *verdicts, sep="\n      ", flush=True)
         turned = any(verdict.outcome in (OPEN, TURNED) for verdict in verdicts)
-        failed |= bool(found.stopped) or (turned and not found.another) or bool(asked and not found.ran)
-        ran |= bool(found.ran)
-        compared |= bool(found.numbers)
+        failed |= bool(comparison.stopped) or (turned and not comparison.another) or bool(asked and not comparison.ran)
+        ran |= bool(comparison.ran)
+        compared |= bool(comparison.numbers)
     if compared:
         print(verifying.WHAT_IT_MEANS)
     return int(failed or not ran)

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from course_utils import checks
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch
-from course_utils.families import FAMILIES, MIXTURES, Family
+from course_utils.families import FAMILIES, FINAL_NORM, MIXTURES, Family
 from course_utils.parts import Attention, Mixture, Mlp, Projection
 
 _LOGITS = 2**23  # numbers in one chunk of logits: 32 MiB in float32, of which a handful exist at once
@@ -164,7 +164,7 @@ class Architecture:
         family = self.family
         of_blocks = [_part(self.model, block, path) for block in self.blocks for path in family.norms]
         # Where an attention was removed, its norms are mere placeholders.
-        return [n for n in [*of_blocks, _part(self.model, self.backbone, family.final_norm)] if hasattr(n, "weight")]
+        return [n for n in [*of_blocks, _part(self.model, self.backbone, FINAL_NORM)] if hasattr(n, "weight")]
 
     @property
     def vocab_size(self) -> int:

@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _NUMBERS = {int, float, bool}
 _PLAIN = {*_NUMBERS, str, type(None)}
 _LISTS = np.ndarray | Tensor | pd.Series  # stand for a list
 
 
-def check_types(function: Callable[P, R]) -> Callable[P, R]:
+def check_types(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Refuse an argument that is of another type than its hint says, by its name.
 
     Checked are classes, lists and mappings with what they hold, functions, and unions of these. Not looked into is what
@@ -47,18 +47,18 @@ def check_types(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.cache  # hints are looked up at the first call: by then all modules are there
     def checkable() -> dict[str, Any]:
-        found = get_type_hints(function)
-        every = signature.parameters.values()
-        single = [one.name for one in every if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
-        return {name: found[name] for name in single if name in found and not _left_alone(found[name])}
+        hints = get_type_hints(function)
+        several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        single = [name for name, parameter in signature.parameters.items() if parameter.kind not in several]
+        return {name: hints[name] for name in single if name in hints and not _left_alone(hints[name])}
 
     @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs).arguments
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        arguments = signature.bind(*args, **kwargs).arguments
         for name, hint in checkable().items():
-            if name in given and not _fits(given[name], hint):
+            if name in arguments and not _fits(arguments[name], hint):
                 wanted = inspect.formatannotation(signature.parameters[name].annotation).strip("'")
-                raise TypeError(f"'{name}' must be of type {wanted}; got {reprlib.repr(given[name])}.")
+                raise TypeError(f"'{name}' must be of type {wanted}; got {reprlib.repr(arguments[name])}.")
         return function(*args, **kwargs)
 
     return checked
@@ -78,7 +78,7 @@ def _is_union(kind: Any) -> bool:
 def _fits(value: Any, hint: Any) -> bool:
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if _is_union(kind):
-        return any(_fits(value, one) for one in inner)
+        return any(_fits(value, member) for member in inner)
     if kind is Callable:
         return callable(value)
     if kind in _NUMBERS:
@@ -88,9 +88,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if not inner or not issubclass(kind, Iterable):
         return isinstance(value, kind)
     if issubclass(kind, Mapping):
-        return isinstance(value, Mapping) and all(_fits(one, inner[1]) for one in value.values())
+        return isinstance(value, Mapping) and all(_fits(item, inner[1]) for item in value.values())
     if issubclass(kind, tuple) and Ellipsis not in inner:
         return isinstance(value, tuple | list) and len(value) == len(inner) and all(map(_fits, value, inner))
     if isinstance(value, str | bytes) or not isinstance(value, kind | _LISTS):
         return False
-    return not issubclass(kind, Collection) or isinstance(value, _LISTS) or all(_fits(one, inner[0]) for one in value)
+    return not issubclass(kind, Collection) or isinstance(value, _LISTS) or all(_fits(item, inner[0]) for item in value)

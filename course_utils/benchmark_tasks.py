@@ -22,12 +22,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import assets, checks, session
 from course_utils.architectures import describe
+from course_utils.batches import padded
 from course_utils.branching import Row, can_branch, row_batch
 from course_utils.extras import brought
 from course_utils.hooks import evaluating
@@ -255,12 +255,10 @@ class SharedContextLM(HFLM):
             output = backbone(torch.tensor([answers[0].question], device=self.device), use_cache=True)
             states = output.last_hidden_state[:, -1:].expand(len(answers), -1, -1)  # [answers, 1, hidden]
             if any(len(answer.tokens) > 1 for answer in answers):
-                read = [torch.tensor(answer.tokens[:-1], dtype=torch.long) for answer in answers]
+                read = padded([answer.tokens[:-1] for answer in answers])["input_ids"].to(self.device)
                 cache = output[keyword]
                 cache.batch_repeat_interleave(len(answers))
-                after = backbone(
-                    pad_sequence(read, batch_first=True).to(self.device), **{keyword: cache}, use_cache=True
-                )
+                after = backbone(read, **{keyword: cache}, use_cache=True)
                 states = torch.cat([states, after.last_hidden_state], dim=1)
             own = torch.cat([of[: len(answer.tokens)] for of, answer in zip(states, answers, strict=True)])
             yield self._scores(answers, own, torch.arange(len(own)))

@@ -11,6 +11,8 @@ from course_utils.argument_types import check_types
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q): the nats a token that it costs to expect q where p is true. 0 where both agree, never less.
 
+    ``Σ p (log p - log q)`` (Kullback and Leibler 1951).
+
     Args:
         log_p: log-probabilities [..., vocabulary], all finite; give at least float32.
         log_q: of the same shape.

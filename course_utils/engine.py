@@ -36,8 +36,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from course_utils import benchmarking, checks, language_modelling
+from course_utils.evaluation import Perplexity
 from course_utils.extras import brought
-from course_utils.language_modelling import Perplexity
 from course_utils.texts import TokenBlocks
 
 with brought("engine"):

@@ -6,7 +6,7 @@ Pruning changes a model in place, so measure before and after and compare the tw
     prune_neurons(model, ...)
     paired(before, perplexity(model, blocks))
 
-``perplexity`` is imported from here; ``language_modelling`` holds how it is computed.
+``perplexity`` and ``Perplexity`` are imported from here; ``language_modelling`` holds how it is computed.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
+FINAL_NORM = "norm"  # from the backbone, in each family whose channels can be cut
+
 
 @dataclass(frozen=True)
 class Family:
@@ -25,7 +27,6 @@ class Family:
     contribution: str = "self_attn"  # the module whose output is added to the residual stream
     own_head_size: bool = True  # the configuration may hold a head_dim that isn't hidden size / query heads
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # all RMSNorms over the hidden channels
-    final_norm: str = "norm"  # from the backbone
     norm_offset: float = 0.0  # Gemma's norms multiply by 1 + weight
     experts: str = ""  # the module of a mixture's experts, in the blocks that hold some
     router: str = ""  # what sends each token to a few of them

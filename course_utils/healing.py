@@ -91,13 +91,13 @@ def _solve(mlp: Mlp, texts: Iterable[Batch], values: Iterable[Tensor], goals: It
     gram = old.new_zeros(old.shape[1], old.shape[1], dtype=torch.float64)
     cross = old.new_zeros(old.shape[1], old.shape[0], dtype=torch.float64)
     for text, x, goal in zip(texts, values, goals, strict=True):
-        kept, target = x[text.real].float(), goal[text.real]
+        activations, target = x[text.real].float(), goal[text.real]
         if bias is not None:
-            kept = nn.functional.pad(kept, (0, 1), value=1.0)
-        gram += (kept.T @ kept).double()
-        cross += (kept.T @ target).double()
-    found = _solved(gram, cross, old, ridge)
-    mlp.output.replace(found[:, : mlp.width], None if bias is None else found[:, -1])
+            activations = nn.functional.pad(activations, (0, 1), value=1.0)
+        gram += (activations.T @ activations).double()
+        cross += (activations.T @ target).double()
+    solution = _solved(gram, cross, old, ridge)
+    mlp.output.replace(solution[:, : mlp.width], None if bias is None else solution[:, -1])
 
 
 def _solved(gram: Tensor, cross: Tensor, old: Tensor, ridge: float) -> Tensor:

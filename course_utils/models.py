@@ -56,8 +56,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 # Fields of a configuration that change nothing that the model computes.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "auto_map")
 
-T = TypeVar("T")
-_Read = Callable[[Path, str | None], T]  # a model's folder, and a name that is shown in its place
+_T = TypeVar("_T")
+_Read = Callable[[Path, str | None], _T]  # a model's folder, and a name that is shown in its place
 
 
 @check_types
@@ -181,7 +181,7 @@ def _is_random(name: str) -> bool:
     return name in ROLES and chosen_model(name) is None and current_profile() == "smoke"
 
 
-def _found(name: str, read: _Read[T], *, weights: bool) -> T:
+def _found(name: str, read: _Read[_T], *, weights: bool) -> _T:
     """What is read of the model that a name or a role stands for; its weights are fetched, or stay on the hub."""
     if name not in ROLES:
         return _named(name, read, weights)
@@ -202,7 +202,7 @@ def _found(name: str, read: _Read[T], *, weights: bool) -> T:
     return read(folder, EMBEDDED_MODELS[name])
 
 
-def _named(name: str, read: _Read[T], weights: bool, role: str | None = None) -> T:
+def _named(name: str, read: _Read[_T], weights: bool, role: str | None = None) -> _T:
     """Of a folder or hub id; with a role, only if the lessons' code fits its family."""
     folder = Path(name) if os.path.isdir(name) else hub.snapshot(name, weights=weights)
     if role is not None:

@@ -295,15 +295,18 @@ def read_own_text(text: Sequence[str], *, judge: Sequence[str] = (), seed: int =
     """
     checks.whole_number("seed", seed)
     sources, judges = _places("text", text, 1), _places("judge", judge, 0)
-    left_out, hashed = LeftOut(), hashlib.sha256(json.dumps([seed, [one.weight for one in sources]]).encode())
-    contents, of_judges = (tuple(_look(one, left_out, hashed) for one in group) for group in (sources, judges))
+    left_out, hashed = LeftOut(), hashlib.sha256(json.dumps([seed, [source.weight for source in sources]]).encode())
+    contents, of_judges = (tuple(_look(source, left_out, hashed) for source in group) for group in (sources, judges))
     _refuse_too_few(sources, contents, left_out, judges, of_judges)
-    draw, spare = random.Random(seed), [one.documents - 1 for one in contents]  # the first of each source is learned
+    draw, spare = (
+        random.Random(seed),
+        [content.documents - 1 for content in contents],
+    )  # the first of each source is learned
     choosers, own_judges = _share(sum(spare), *_CHOOSING), 0 if judges else _share(sum(spare), *_JUDGING)
     drawn = [(place, number + 1) for place, number in _draw(draw, spare, choosers + own_judges)]
     to_judge, held_out = set(drawn[choosers:]), _collect(sources, drawn)
     if judges:
-        documents = [one.documents for one in of_judges]
+        documents = [content.documents for content in of_judges]
         judging = [*_collect(judges, _draw(draw, documents, min(sum(documents), _JUDGING[1]))).values()]
     else:
         judging = [document for place, document in held_out.items() if place in to_judge]
@@ -344,7 +347,7 @@ def _steps(stride: int) -> Iterator[range]:
 
 def _places(name: str, typed: Sequence[str], least: int) -> tuple[Source, ...]:
     try:
-        return tuple(Source.of(one) for one in checks.strings(name, typed, least=least))
+        return tuple(Source.of(place) for place in checks.strings(name, typed, least=least))
     except ValueError as error:
         raise ValueError(str(error) if f"'{name}'" in str(error) else f"'{name}': {error}.") from error
 
@@ -382,7 +385,7 @@ def _refuse_too_few(
     for source, found in zip([*sources, *judges], [*contents, *of_judges], strict=True):
         if not found.documents:
             raise ValueError(f"{source.path} holds no text. {left_out if left_out.count else 'It is empty'}.")
-    total, needed = sum(one.documents for one in contents), len(sources) + (1 if judges else 2)
+    total, needed = sum(content.documents for content in contents), len(sources) + (1 if judges else 2)
     if total < needed:
         raise ValueError(
             f"{', '.join(str(source.path) for source in sources)}: {total} document(s), and {needed} are needed: "
@@ -474,18 +477,18 @@ def _chat(tokenizer: PreTrainedTokenizerBase, document: Document) -> np.ndarray:
     def written(count: int, **options: bool) -> str:
         return tokenizer.apply_chat_template([*document.messages[:count]], tokenize=False, **options)
 
-    whole = written(len(document.messages))
+    rendered = written(len(document.messages))
     answers = []
     for number, message in enumerate(document.messages):
         if is_learned(message):
             before, after = written(number, add_generation_prompt=True), written(number + 1)
-            if whole.startswith(before) and whole.startswith(after):
+            if rendered.startswith(before) and rendered.startswith(after):
                 answers.append((len(before), len(after)))
-    found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoding = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     learned = [
-        any(begin <= start < stop <= finish for begin, finish in answers) for start, stop in found["offset_mapping"]
+        any(begin <= start < stop <= finish for begin, finish in answers) for start, stop in encoding["offset_mapping"]
     ]
-    ids = np.array(found["input_ids"], dtype=np.int32)
+    ids = np.array(encoding["input_ids"], dtype=np.int32)
     return np.where(learned, ids, ~ids)
 
 

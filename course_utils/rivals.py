@@ -31,9 +31,10 @@ from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.batches import read_batches, text_of
 from course_utils.benchmarking import MIN_ROUNDS, measure_speed
+from course_utils.evaluation import Perplexity, perplexity
 from course_utils.extras import ExtraMissing
 from course_utils.files import measured_once
-from course_utils.language_modelling import Perplexity, perplexity, summary
+from course_utils.language_modelling import summary
 from course_utils.models import identity
 from course_utils.reports import model_size, shown, with_interval
 from course_utils.session import machine
@@ -105,7 +106,7 @@ def in_fewer_bits(
         from course_utils import export
     except ExtraMissing as missing:
         return {}, str(missing)
-    found = {}
+    versions = {}
     for name, kind in _FORMATS.items():
 
         def judge(kind: str = kind) -> Perplexity:
@@ -113,10 +114,10 @@ def in_fewer_bits(
 
         try:
             size = export.plan_gguf(model, tokenizer, quantization=kind)["bytes"].sum()
-            found[name] = Version(int(size), _judged(model, kind, held_out, Path(folder), judge))
+            versions[name] = Version(int(size), _judged(model, kind, held_out, Path(folder), judge))
         except export.CannotExport as refusal:
             return {}, str(refusal)
-    return found, ""
+    return versions, ""
 
 
 @check_types
@@ -155,7 +156,7 @@ def timed(
         record, _ = measured_once(folder, "speeds", circumstances | way, lambda: {"speeds": _speeds(measure())})
         return record["speeds"]
 
-    found = {"PyTorch": once("PyTorch", lambda: measure_speed(models, phases=["decode"], **sizes))}
+    speeds = {"PyTorch": once("PyTorch", lambda: measure_speed(models, phases=["decode"], **sizes))}
     reason = ""
     if versions.keys() >= _FORMATS.keys():  # or GGUF's package isn't there, or doesn't know the model
         from course_utils import engine, export
@@ -163,13 +164,13 @@ def timed(
         if not (reason := engine.problem()):
             try:
                 how = f"llama.cpp {engine.VERSION}"
-                found["llama.cpp"] = once(how, lambda: _in_llama_cpp(whole, cut, tokenizer, folder, sizes))
+                speeds["llama.cpp"] = once(how, lambda: _in_llama_cpp(whole, cut, tokenizer, folder, sizes))
             except (export.CannotExport, engine.EngineError, _NoRoom) as refusal:
                 reason = str(refusal)
 
     def of(name: str) -> dict[str, float]:
         alike = name if name in ("whole", *_FORMATS) else "cut"
-        return {engine: speeds[alike] for engine, speeds in found.items() if alike in speeds}
+        return {engine: of_models[alike] for engine, of_models in speeds.items() if alike in of_models}
 
     return {name: replace(version, speeds=of(name)) for name, version in versions.items()}, reason
 

@@ -64,27 +64,27 @@ def find_prompts(own: OwnText, tokenizer: PreTrainedTokenizerBase, count: int, *
     """
     checks.whole_number("count", count, least=1)
     checks.whole_number("longest", longest, least=1)
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     for path, share, chats in own.chats(count):
-        left_out, wanted = LeftOut(), len(found) + share
+        left_out, wanted = LeftOut(), len(prompts) + share
         for document in chats:
-            if len(found) == wanted:
+            if len(prompts) == wanted:
                 break
             prompt = _prompt(document, tokenizer, longest)
             if isinstance(prompt, Skipped):
                 left_out.add(prompt)
             else:
-                found.append(prompt)
-        if len(found) < wanted:
+                prompts.append(prompt)
+        if len(prompts) < wanted:
             passed_over = f" ({left_out})" if left_out.count else ""
             raise ValueError(
                 f"{path} is asked for {share:,} prompts of at most {longest:,} tokens, and "
-                f"{len(found) - wanted + share:,} of its chats that are learned have one{passed_over}. Ask for fewer "
+                f"{len(prompts) - wanted + share:,} of its chats that are learned have one{passed_over}. Ask for fewer "
                 "answers, or let prompts be longer."
             )
-    if not found:
+    if not prompts:
         raise ValueError("There is no chat to learn, so there is no prompt: give chats, with 'messages'.")
-    return found
+    return prompts
 
 
 @check_types

@@ -93,7 +93,7 @@ def at_most(count: int, *, least: int = 1) -> int:
 
     For runs that look at something else than a lesson's numbers, which then mean nothing: at memory, or whether all
     cells run. Asked by what repeats the same work with another sample: steps of planting a bias, prompts,
-    benchmark documents, random sets, timed rounds. Models and batches keep their size.
+    benchmark documents, timed rounds. Models and batches keep their size.
 
     Args:
         count: that were asked for.

@@ -48,17 +48,18 @@ def keep_channels(architecture: Architecture, channels: Tensor, factors: Sequenc
         factors[-1] /= scale
     for norm, factor in zip(architecture.norms, factors, strict=True):
         offset, weight = architecture.family.norm_offset, norm.weight
-        kept = weight.index_select(0, channels.to(weight.device))
-        kept = ((kept.float() + offset) * factor - offset).to(weight.dtype) if factor != 1 else kept
-        norm.weight = nn.Parameter(kept, requires_grad=weight.requires_grad)
+        norm_weight = weight.index_select(0, channels.to(weight.device))
+        if factor != 1:
+            norm_weight = ((norm_weight.float() + offset) * factor - offset).to(weight.dtype)
+        norm.weight = nn.Parameter(norm_weight, requires_grad=weight.requires_grad)
     for block_mlp, attention in zip(architecture.mlps, architecture.attentions, strict=True):
         for projection in (*block_mlp.inputs, *attention.inputs):
             projection.keep(channels.to(projection.weight.device), axis="in")
         for projection in (block_mlp.output, *attention.outputs):
             projection.keep(channels.to(projection.weight.device), axis="out")
     weight = embedding.weight
-    kept = weight.index_select(1, channels.to(weight.device))
-    embedding.weight = nn.Parameter(kept if scale == 1 else kept * scale, requires_grad=weight.requires_grad)
+    columns = weight.index_select(1, channels.to(weight.device))
+    embedding.weight = nn.Parameter(columns if scale == 1 else columns * scale, requires_grad=weight.requires_grad)
     embedding.embedding_dim = len(channels)
     if tied:
         head.weight, head.in_features = embedding.weight, len(channels)

@@ -1,6 +1,7 @@
 """Nothing that only tests use: each public function has a caller, each optional parameter somebody who passes it.
 
-Callers are lessons, tools, experiments, benchmarks, the code in README and docs, and library code that these reach.
+Callers are lessons, tools, experiments, benchmarks, the code in README and docs (which a reader copies, as a lesson's),
+and library code that these reach.
 """
 
 import ast
@@ -15,14 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("lessons/**/*.py", "course_tools/**/*.py", "experiments/*.py", "benchmarks/*.py", "README.md", "docs/*.md")
 
 # What stays without a caller, or in its own module, or unpassed; each with its reason.
-_OUTER = "its name and signature are fixed: outside checks call it"
-_CHANNELS = "exact rescaling for who cuts channels alone; `compress.shrink` is held against it"
-_TOLD = "lessons and docstrings tell readers to call it"
+_OUTER = "its name and signature are fixed: checks outside this repository rely on it"
+_CHANNELS = "who cuts channels alone can rescale each norm by its own energies, as `compress.shrink` does"
+_TOLD = "docstrings send readers to it"
 UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
     "distillation.teacher_cache.cache_bias": "how far a cache of the likeliest is off, for who chooses its size",
-    "channels.prune_channels": _CHANNELS,
+    "channels.prune_channels": _OUTER,
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
 }
@@ -34,25 +35,24 @@ AT_HOME = {
     "bias.contrastive.load_axis": _TOLD,
     "bias.reporting.analyse": _TOLD,
 }
-_AXES = "drawn into the reader's own axes, as seaborn does"
+_DRAWS = "how many draws and from which seed is the reader's choice, as in scipy.stats"
 UNPASSED = {
     "channels.prune_channels(energies)": _CHANNELS,
-    "channels.prune_channels(rescale_norms)": _CHANNELS,
+    "channels.prune_channels(rescale_norms)": _OUTER,
     "checkpoints.load_pruned(device)": "where a reader loads it",
     "checkpoints.load_pruned(dtype)": "in which numbers a reader loads it",
     "distillation.teacher_cache.cache_bias(ks)": "how far a cache of the likeliest is off, for who chooses its size",
     "distillation.teacher_cache.cache_teacher(k)": "more tokens, less bias: `cache_bias` says how much",
-    "bias.pronouns.traced_log_odds(answers)": "a reader's own question, as for log_odds and head_effects",
-    "families.Family(final_norm)": "a row of the table of families: the next one may differ",
+    "bias.pronouns.traced_log_odds(answers)": "a reader's question (lesson 08) goes to all four that read odds",
     "session.start(profile)": _OUTER,
     "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",
     "width.prune_neurons(multiple_of)": _OUTER,
-    "uncertainty.bootstrap_interval(resamples)": "what draws says how often",
-    "uncertainty.bootstrap_interval(seed)": "what draws has a seed",
-    "uncertainty.rank_correlation(resamples)": "what draws says how often",
-    "uncertainty.rank_correlation(seed)": "what draws has a seed",
-    "uncertainty.sign_flip_p(resamples)": "what draws says how often",
-    "uncertainty.sign_flip_p(seed)": "what draws has a seed",
+    "uncertainty.bootstrap_interval(resamples)": _DRAWS,
+    "uncertainty.bootstrap_interval(seed)": _DRAWS,
+    "uncertainty.rank_correlation(resamples)": _DRAWS,
+    "uncertainty.rank_correlation(seed)": _DRAWS,
+    "uncertainty.sign_flip_p(resamples)": _DRAWS,
+    "uncertainty.sign_flip_p(seed)": _DRAWS,
 }
 
 

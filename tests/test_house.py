@@ -192,6 +192,17 @@ def test_private_names_stay_in_their_module():
     assert not taken, "\n".join(taken)
 
 
+def test_perplexity_has_one_door():
+    takers = {
+        name
+        for package in ("course_utils", "course_tools", "experiments", "benchmarks", "lessons")
+        for name, path in modules(ROOT, package).items()
+        for source, part in imports(name, path, modules(ROOT, "course_utils"))
+        if source == "course_utils.language_modelling" and part in ("perplexity", "Perplexity")
+    }
+    assert takers == {"course_utils.evaluation"}
+
+
 def test_library_knows_nothing_of_what_is_around_it():
     around = {"course_tools", "experiments", "benchmarks", "tests", "lessons", "course"}
     taken = {

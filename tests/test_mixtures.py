@@ -22,8 +22,8 @@ from course_utils import command_line
 from course_utils.bias.scores import measure_pairs
 from course_utils.checkpoints import save_pruned
 from course_utils.distillation import Recipe, distill
+from course_utils.evaluation import perplexity
 from course_utils.experts import expert_importance, prune_experts
-from course_utils.language_modelling import perplexity
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "library.md"
 BEGIN, END = "<!-- written by python tests/test_mixtures.py -->\n", "<!-- end -->\n"

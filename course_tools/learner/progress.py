@@ -89,14 +89,14 @@ def next_lesson(standings: Sequence[Standing]) -> Lesson | None:
 
 def next_step(standings: Sequence[Standing]) -> str:
     """What to do next, in a sentence: lessons in order, first their exercises, then their quiz."""
-    for one in standings:
-        lesson = one.lesson
-        if not one.begun:
+    for standing in standings:
+        lesson = standing.lesson
+        if not standing.begun:
             return f"Next: lesson {lesson.number}, {lesson.title} ({lesson.minutes} minutes): `python3 course.py lab`"
-        if one.unsolved:
-            exercise = one.unsolved[0]
+        if standing.unsolved:
+            exercise = standing.unsolved[0]
             return f"Next: lesson {lesson.number}, exercise {exercise.number} · {exercise.effort}"
-        if None in one.answers:
+        if None in standing.answers:
             return f"Next: the questions of lesson {lesson.number}: `python3 course.py quiz {lesson.number}`"
     return "All exercises are solved and all questions answered. docs/where_next.md says where to go from here."
 
@@ -118,24 +118,24 @@ def certificate(standings: Sequence[Standing], *, name: str, version: str, day: 
         raise ValueError(
             f"'name' is what the page is to be made out to, 1 to {_LONGEST_NAME} characters; got {name!r}."
         )
-    begun = [one for one in standings if one.begun]
+    begun = [standing for standing in standings if standing.begun]
     if not begun:
         raise ValueError("There is nothing to certify yet. Run a lesson in your folder (`python3 course.py lab`).")
     rows = "\n".join(
-        f"<tr><th scope='row'>{one.lesson.number} · {html.escape(one.lesson.title)}</th>"
-        + "".join(f"<td>{part} of {whole}</td>" for part, whole in _counts(one))
+        f"<tr><th scope='row'>{standing.lesson.number} · {html.escape(standing.lesson.title)}</th>"
+        + "".join(f"<td>{part} of {count}</td>" for part, count in _counts(standing))
         + "</tr>"
-        for one in begun
+        for standing in begun
     )
     totals = [tuple(map(sum, zip(*column, strict=True))) for column in zip(*map(_counts, begun), strict=True)]
-    total = "".join(f"<td>{part} of {whole}</td>" for part, whole in totals)
+    total = "".join(f"<td>{part} of {count}</td>" for part, count in totals)
     values = {"name": html.escape(name), "rows": rows, "total": total, "version": version, "day": day.isoformat()}
     return _CERTIFICATE.format_map(values)
 
 
-def _counts(one: Standing) -> list[tuple[int, int]]:
-    whole, executed = one.cells
-    return [(executed, whole), (len(one.solved), len(one.exercises)), (one.right, len(one.answers))]
+def _counts(standing: Standing) -> list[tuple[int, int]]:
+    cells, executed = standing.cells
+    return [(executed, cells), (len(standing.solved), len(standing.exercises)), (standing.right, len(standing.answers))]
 
 
 def _executed(notebook: NotebookNode) -> tuple[int, int]:

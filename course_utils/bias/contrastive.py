@@ -216,7 +216,8 @@ def pairs(axis: str | os.PathLike | Axis, *, split: str | None = None) -> list[P
     """Every template with every swap and both endings, in this order: template, swap, pleasant before unpleasant.
 
     Args:
-        axis: a built-in name, the path of a JSON file, or an ``Axis``.
+        axis: a built-in name (``axes`` lists them), the path of a JSON file, or an ``Axis``: ``load_axis`` gives one to
+            change.
         split: only the templates of "selection" or "evaluation"; None takes both.
 
     Raises:

@@ -169,13 +169,13 @@ def bbq() -> list[Question]:
 def _questions(category: str, rows: list[dict]) -> list[Question]:
     candidates = [_candidates(row) for row in rows]
     traits: defaultdict[str, set[str]] = defaultdict(set)  # of the stereotyped person, by template: gender or status
-    for row, found in zip(rows, candidates, strict=True):
-        if len(found) == 1:
-            traits[row["question_index"]].update(found.values())
+    for row, targets in zip(rows, candidates, strict=True):
+        if len(targets) == 1:
+            traits[row["question_index"]].update(targets.values())
     questions = []
-    for row, found in zip(rows, candidates, strict=True):
-        if len(found) > 1 and len(traits[row["question_index"]]) == 1:
-            found = {index: trait for index, trait in found.items() if trait in traits[row["question_index"]]}
+    for row, targets in zip(rows, candidates, strict=True):
+        if len(targets) > 1 and len(traits[row["question_index"]]) == 1:
+            targets = {index: trait for index, trait in targets.items() if trait in traits[row["question_index"]]}
         groups = [group for _, group in _answers(row)]
         questions.append(
             Question(
@@ -185,7 +185,7 @@ def _questions(category: str, rows: list[dict]) -> list[Question]:
                 label=row["label"],
                 condition=row["context_condition"],
                 polarity=row["question_polarity"],
-                target=next(iter(found)) if len(found) == 1 else None,
+                target=next(iter(targets)) if len(targets) == 1 else None,
                 unknown=groups.index("unknown"),
                 category=category,
                 template=f"{category}-{row['question_index']}",
@@ -198,19 +198,19 @@ def _candidates(row: dict) -> dict[int, str]:
     """The answers that name a stereotyped group, by index, with the first part of their group ("F", "lowSES")."""
     stereotyped = {name.replace(" ", "") for name in row["additional_metadata"]["stereotyped_groups"]}  # "low SES"
     genders = {"man": "M", "boy": "M", "woman": "F", "girl": "F"}
-    found = {}
+    candidates = {}
     for index, (name, group) in enumerate(_answers(row)):
         # A group is "old", "trans_F" or "lowSES-F-Black"; nationalities have a region there, and the name tells.
         names = {group, group.split("_")[0], group.split("-")[-1], genders.get(group), name}
         if stereotyped & {text.replace(" ", "") for text in names if text}:
-            found[index] = group.split("-")[0]
-    return found
+            candidates[index] = group.split("-")[0]
+    return candidates
 
 
 def _answers(row: dict) -> list[tuple[str, str]]:
     """Name and group of each answer. 344 answers in Race_x_gender, all "the Latina woman", lack theirs."""
-    found = [tuple(row["answer_info"][f"ans{index}"]) for index in range(3)]
-    return [(name, group or "F-Latino") for name, group in found]
+    answers = [tuple(row["answer_info"][f"ans{index}"]) for index in range(3)]
+    return [(name, group or "F-Latino") for name, group in answers]
 
 
 def _read_jsonl(path: Path) -> list[dict]:

@@ -24,8 +24,8 @@ from course_utils.compress.scores import Importance
 from course_utils.compress.search import Candidate, shrink
 from course_utils.distillation import Recipe, distill
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
+from course_utils.evaluation import perplexity
 from course_utils.files import measured_once
-from course_utils.language_modelling import perplexity
 from course_utils.models import identity
 from course_utils.texts import TokenBlocks
 
@@ -115,10 +115,10 @@ class _Work:
     def row(self, candidate: Candidate) -> dict[str, Any]:
         """Judge a candidate, or read what its records say."""
 
-        def as_cut() -> dict[str, Any]:
+        def judge_cut() -> dict[str, Any]:
             return {"sizes": candidate.sizes} | self._judge(shrink(self._model, candidate, self._importance))
 
-        record, path = measured_once(self._folder, candidate.name, self._as_cut, as_cut)
+        record, path = measured_once(self._folder, candidate.name, self._as_cut, judge_cut)
         row = asdict(candidate) | {"nll": record["judged"]["nll"]}
         if self._learned:
             name = f"{candidate.name}-distilled"
@@ -128,9 +128,9 @@ class _Work:
 
     def _judge(self, model: PreTrainedModel) -> dict[str, Any]:
         """With each row's nats, so that candidates can be compared row by row."""
-        found = perplexity(model, self._judged)
-        rows = {"row_nats": found.row_nll.tolist(), "row_tokens": found.row_tokens.tolist()}
-        return {"judged": {"nll": found.nll} | rows}
+        score = perplexity(model, self._judged)
+        rows = {"row_nats": score.row_nll.tolist(), "row_tokens": score.row_tokens.tolist()}
+        return {"judged": {"nll": score.nll} | rows}
 
     def _distil(self, candidate: Candidate) -> dict[str, Any]:
         assert self._recipe is not None

@@ -125,19 +125,19 @@ def shrink(model: PreTrainedModel, candidate: Candidate, importance: Importance)
     """
     architecture = describe(model)
     refuse_uneven(architecture)
-    whole = _sizes_of(architecture)
-    _check_sizes(architecture, candidate, whole)
+    full = _sizes_of(architecture)
+    _check_sizes(architecture, candidate, full)
     _check_scores(architecture, importance)
     small, blocks = variant(model), best(importance.blocks, candidate.blocks)
-    if candidate.blocks < whole.blocks:
-        remove_blocks(small, sorted(set(range(whole.blocks)) - set(blocks.tolist())))
+    if candidate.blocks < full.blocks:
+        remove_blocks(small, sorted(set(range(full.blocks)) - set(blocks.tolist())))
     architecture = describe(small)
-    if candidate.groups < whole.groups and importance.groups is not None:
+    if candidate.groups < full.groups and importance.groups is not None:
         keep_groups(architecture, [best(importance.groups[block], candidate.groups) for block in blocks])
-    if candidate.neurons < whole.neurons:
+    if candidate.neurons < full.neurons:
         for mlp, block in zip(architecture.mlps, blocks, strict=True):
             mlp.keep(best(importance.neurons[block], candidate.neurons).to(mlp.columns.device))
-    if candidate.hidden < whole.hidden and importance.channels is not None and importance.energies is not None:
+    if candidate.hidden < full.hidden and importance.channels is not None and importance.energies is not None:
         channels, each = best(importance.channels, candidate.hidden), len(architecture.family.norms)
         rows = [int(block) * each + norm for block in blocks for norm in range(each)]
         keep_channels(architecture, channels, norm_factors(importance.energies[[*rows, -1]], channels))
@@ -180,32 +180,32 @@ def candidates(
             what the smallest and the largest one would cost.
         UnsupportedArchitecture: ``describe`` doesn't know the model.
     """
-    architecture, whole = describe(model), Candidate.of(model)
+    architecture, full = describe(model), Candidate.of(model)
     refuse_uneven(architecture)
-    checks.whole_number("multiple_of", multiple_of, least=1, most=whole.neurons, meaning="the MLPs' width")
+    checks.whole_number("multiple_of", multiple_of, least=1, most=full.neurons, meaning="the MLPs' width")
     checks.share("least_width", least_width)
     checks.share("tolerance", tolerance)
-    checks.whole_number("tensor_parallel", tensor_parallel, least=1, most=whole.groups, meaning="the model's KV groups")
+    checks.whole_number("tensor_parallel", tensor_parallel, least=1, most=full.groups, meaning="the model's KV groups")
     able = architecture.family.own_head_size
-    depths = _tried("blocks", blocks, whole.blocks, [round(share * whole.blocks) for share in _BLOCKS])
-    counts = _tried("groups", groups, whole.groups, range(-(-whole.groups // 2), whole.groups + 1) if able else [])
-    if not able and counts != [whole.groups]:
+    depths = _tried("blocks", blocks, full.blocks, [round(share * full.blocks) for share in _BLOCKS])
+    counts = _tried("groups", groups, full.groups, range(-(-full.groups // 2), full.groups + 1) if able else [])
+    if not able and counts != [full.groups]:
         refuse_bound_heads(architecture, "cut KV groups")
     divided = [count for count in counts if count % tensor_parallel == 0]
-    narrowest = max(1, math.ceil(least_width * whole.neurons))
-    widths = _widths(whole.neurons, narrowest, math.lcm(multiple_of, tensor_parallel), tensor_parallel)
+    narrowest = max(1, math.ceil(least_width * full.neurons))
+    widths = _widths(full.neurons, narrowest, math.lcm(multiple_of, tensor_parallel), tensor_parallel)
     if not (divided and widths):
         raise ValueError(
             f"'tensor_parallel' ({tensor_parallel}) must divide KV groups, of which {counts} are tried, and with "
-            f"'multiple_of' ({multiple_of}) a width of the MLPs from {narrowest} to {whole.neurons}. Take fewer cards "
+            f"'multiple_of' ({multiple_of}) a width of the MLPs from {narrowest} to {full.neurons}. Take fewer cards "
             "or a smaller multiple."
         )
     pricing = _Pricing(model, budget, widths)
     shapes, fitting, costs = [], [], []
     for count in divided:
-        sizes = [_legal_below(architecture, share * whole.hidden, count) for share in _HIDDEN] if able else []
-        for size in _tried("hidden", hidden, whole.hidden, [size for size in sizes if size]):
-            if size != whole.hidden and not able:
+        sizes = [_legal_below(architecture, share * full.hidden, count) for share in _HIDDEN] if able else []
+        for size in _tried("hidden", hidden, full.hidden, [size for size in sizes if size]):
+            if size != full.hidden and not able:
                 refuse_bound_heads(architecture, "cut channels")
             if architecture.accepts(groups=count, hidden_size=size) or not able:
                 shapes += [(depth, size, count) for depth in depths]
@@ -299,20 +299,20 @@ class _Pricing:
         return model_size(shrink(self._few, Candidate(blocks, hidden, groups, neurons), _no_scores(self._few)))
 
 
-def _widths(whole: int, least: int, step: int, divisor: int) -> list[int]:
+def _widths(full: int, least: int, step: int, divisor: int) -> list[int]:
     """Of MLPs: multiples of the step, from the first that is wide enough, and the whole width where it divides."""
-    first = min(whole, math.ceil(least / step) * step)
-    return sorted({*range(first, whole, step)} | ({whole} if whole % divisor == 0 else set()))
+    first = min(full, math.ceil(least / step) * step)
+    return sorted({*range(first, full, step)} | ({full} if full % divisor == 0 else set()))
 
 
 def _readable(cost: float) -> str:
     return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
-def _tried(name: str, given: Sequence[int] | None, whole: int, default: Sequence[int]) -> list[int]:
-    numbers = [*default, whole] if given is None else checks.whole_numbers(name, given, least=1, most=whole)
+def _tried(name: str, asked: Sequence[int] | None, full: int, default: Sequence[int]) -> list[int]:
+    numbers = [*default, full] if asked is None else checks.whole_numbers(name, asked, least=1, most=full)
     if not numbers:
-        raise ValueError(f"'{name}' is empty: give sizes to try, from 1 to {whole}, or None for the usual ones.")
+        raise ValueError(f"'{name}' is empty: give sizes to try, from 1 to {full}, or None for the usual ones.")
     return sorted(set(numbers))
 
 
@@ -322,10 +322,10 @@ def _legal_below(architecture: Architecture, most: float, groups: int) -> int:
     return next((size for size in sizes if architecture.accepts(groups=groups, hidden_size=size)), 0)
 
 
-def _check_sizes(architecture: Architecture, candidate: Candidate, whole: Candidate) -> None:
+def _check_sizes(architecture: Architecture, candidate: Candidate, full: Candidate) -> None:
     for name, size in candidate.sizes.items():
-        checks.whole_number(name, size, least=1, most=whole.sizes[name], meaning="the whole model's")
-    if (candidate.groups, candidate.hidden) == (whole.groups, whole.hidden):
+        checks.whole_number(name, size, least=1, most=full.sizes[name], meaning="the whole model's")
+    if (candidate.groups, candidate.hidden) == (full.groups, full.hidden):
         return
     refuse_bound_heads(architecture, "cut KV groups and channels")
     if not architecture.accepts(groups=candidate.groups, hidden_size=candidate.hidden):
@@ -342,10 +342,10 @@ def _check_scores(architecture: Architecture, importance: Importance) -> None:
     if able:
         expected |= {"groups": (blocks, architecture.groups), "channels": (architecture.hidden_size,)}
         expected["energies"] = (len(architecture.norms), architecture.hidden_size)
-    given = {name: scores for name in expected if (scores := getattr(importance, name)) is not None}
-    shapes = {name: tuple(scores.shape) for name, scores in given.items()}
+    present = {name: scores for name in expected if (scores := getattr(importance, name)) is not None}
+    shapes = {name: tuple(scores.shape) for name, scores in present.items()}
     if shapes != expected:
         raise ValueError(f"'importance' must have the shapes {expected}; got {shapes}. Score this very model.")
-    wrong = [name for name, scores in given.items() if not scores.isfinite().all()]
+    wrong = [name for name, scores in present.items() if not scores.isfinite().all()]
     if wrong:
         raise ValueError(f"The scores of {wrong} hold NaN or infinite values.")

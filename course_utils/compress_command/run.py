@@ -89,8 +89,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         say = _say_nothing
     dtype = getattr(torch, args.dtype)
     config, tokenizer = load_without_weights(args.model)
-    budget, found = versions_asked(config, args)
-    if min(args.finalists, len(found)) == 1:
+    budget, candidates = versions_asked(config, args)
+    if min(args.finalists, len(candidates)) == 1:
         args.light = 0  # there is nothing to choose
     refuse_answers_that_nobody_learns(args)
     text = Text.built_in(tokenizer, args) if own is None else Text.own(own, tokenizer, args, say)
@@ -98,20 +98,20 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     device = launch.device if launch.num_processes > 1 else None
     model, tokenizer = load_model(args.model, dtype=dtype, device=device)
     base = _hub_id(model)
-    whole = Candidate.of(model)
+    full_sizes = Candidate.of(model)
     for line in [
-        *found_under(budget, whole, found, args),
-        *planned(len(found), args, launch.num_processes),
+        *found_under(budget, full_sizes, candidates, args),
+        *planned(len(candidates), args, launch.num_processes),
         *(text_told(own, args) if own else []),
     ]:
         say(line)
-    needed = estimate(model, found, args, processes=launch.num_processes)
+    needed = estimate(model, candidates, args, processes=launch.num_processes)
     say(str(needed))
     report: dict[str, Any] = {
         "model": base or "a local model",
-        "parameters": whole.parameters,
+        "parameters": full_sizes.parameters,
         "budget": {"amount": budget.amount, "unit": budget.unit},
-        "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in found],
+        "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in candidates],
         "estimate": asdict(needed),
         "learning": {name: getattr(args, name) for name in ("recover", "dtype", "teacher", "recompute", "lr")},
         "text": {"learned": args.domain, "judged": text.judged_by} if own is None else text_as_json(own, args),
@@ -137,17 +137,17 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
             report["text"]["answers"] |= {"learned": learned}
             say(f"{learned:,} of {len(prompts):,} answers came to their end, and are learned.")
         of_text = "" if own is None else f"-{own.digest}"
-        scores = folder / f"scores-{args.length}-{args.seed}{of_text}.safetensors"
-        if not scores.exists():
-            importance(model, text.scored()).save(scores)
-        kept = Importance.load(scores)
-        winner, ranking = _search(model, found, kept, text, folder / "search", args)
+        stored = folder / f"scores-{args.length}-{args.seed}{of_text}.safetensors"
+        if not stored.exists():
+            importance(model, text.scored()).save(stored)
+        scores = Importance.load(stored)
+        winner, ranking = _search(model, candidates, scores, text, folder / "search", args)
     say(ranking)
 
-    student = shrink(model, winner, kept)
+    student = shrink(model, winner, scores)
     if launch.is_main_process:
         versions["random cut"] = Version.of(
-            shrink(model, winner, _at_random(kept, args.seed)), text.held_out, **measured
+            shrink(model, winner, _at_random(scores, args.seed)), text.held_out, **measured
         )
         versions["cut"] = Version.of(student, text.held_out, **measured)
         versions, why_not["tokens a second in llama.cpp"] = timed(

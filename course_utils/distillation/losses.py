@@ -22,9 +22,10 @@ from course_utils.divergence import kl_divergence
 
 @check_types
 def token_loss(student_logits: Tensor, teacher_logits: Tensor | None, targets: Tensor, *, alpha: float = 0.0) -> Tensor:
-    """The loss of each token: ``(1 - alpha) x KL(p || q) + alpha x cross-entropy``, teacher p and student q.
+    """The loss of each token: ``(1 - alpha) * KL(p || q) - alpha * log q(target)``, teacher p and student q.
 
-    The divergence is that of Hinton et al. 2015 (arXiv 1503.02531), at temperature 1.
+    Hinton et al. 2015 (arXiv 1503.02531, section 2) at temperature 1: their cross-entropy with the teacher's answers,
+    ``-Σ p log q``, is ``KL(p || q)`` and the teacher's own entropy, which has no gradient.
 
     Args:
         student_logits: [tokens, vocabulary], any float dtype; computed in float32.
@@ -57,7 +58,9 @@ def top_k_loss(
 ) -> Tensor:
     """``token_loss`` of a teacher of which only some tokens are known by name.
 
-    The divergence is taken over buckets: one for each known token, and one for all others together.
+    The divergence is taken over buckets, one for each known token i, and one for all others together:
+    ``Σ p_i log(p_i / q_i) + (1 - Σ p_i) log((1 - Σ p_i) / (1 - Σ q_i))``. It never exceeds the whole one; what the
+    likeliest alone teach: Anshumann et al. 2025 (arXiv 2503.16870).
 
     Args:
         student_logits: [tokens, vocabulary], any float dtype; computed in float32.

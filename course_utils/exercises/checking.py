@@ -46,24 +46,24 @@ def require(condition: Any, mistake: str) -> None:
 
 def rule_out(
     mistakes: Iterable[tuple[Any, str]],
-    given: Any,
+    answer: Any,
     right: Any,
     *,
     same: Callable[[Any, Any], Any] = operator.eq,
     where: str = "",
 ) -> None:
-    """Inside a check: stop with the mistake that leads to what was given.
+    """Inside a check: stop with the mistake that leads to the answer.
 
     Args:
         mistakes: what a mistake leads to, and a sentence for the learner. One that leads to the right answer too is
             passed over.
-        given: the learner's answer.
+        answer: the learner's.
         right: the right one.
         same: whether two answers are the same.
         where: put before the sentence.
     """
     for wrong, mistake in mistakes:
-        require(same(wrong, right) or not same(given, wrong), where + mistake)
+        require(same(wrong, right) or not same(answer, wrong), where + mistake)
 
 
 def true_or_false(answer: Any) -> bool:
@@ -75,15 +75,15 @@ def true_or_false(answer: Any) -> bool:
     return bool(answer)
 
 
-def assigned(given: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], names: Collection[str]) -> None:
+def assigned(answer: Mapping[Any, Any], right: Mapping[str, tuple[str, str]], names: Collection[str]) -> None:
     """Inside a check: stop unless the learner gave each letter its name, with the reason for the first wrong one.
 
     Args:
-        given: letter -> name; their case and blanks around them don't matter.
+        answer: letter -> name; their case and blanks around them don't matter.
         right: letter -> the right name, and a sentence on why.
         names: to choose among.
     """
-    said = {str(letter).strip().upper(): str(name).strip().lower() for letter, name in dict(given).items()}
+    said = {str(letter).strip().upper(): str(name).strip().lower() for letter, name in dict(answer).items()}
     missing = sorted(right.keys() - said.keys())
     require(not missing, f"Nothing is said about {', '.join(missing)}.")
     unknown = sorted(set(said.values()) - set(names))

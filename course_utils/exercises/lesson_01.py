@@ -86,12 +86,12 @@ def check_keep_the_mean(attempt: Attempt) -> None:
             for mlp, neurons, mean in zip(_mlps(base), gone, means, strict=True):
                 mlp.c_fc.weight[:, neurons] = 0
                 mean[neurons] = mlp.act(mlp.c_fc.bias[neurons])
-        before, model, given = _copied(base), variant(base), (scores.clone(), means.clone())
+        before, model, copies = _copied(base), variant(base), (scores.clone(), means.clone())
         pruned = attempt(model, list(scores), list(means), ratio)
         _check_given_model(pruned, model)
         _check_untouched(base, before)
         require(
-            torch.equal(scores, given[0]) and torch.equal(means, given[1]),
+            torch.equal(scores, copies[0]) and torch.equal(means, copies[1]),
             "You changed the given scores or means. Leave them alone: the next cut needs them, too.",
         )
         for block, (mlp, whole, keep) in enumerate(zip(_mlps(pruned), _mlps(base), right, strict=True)):

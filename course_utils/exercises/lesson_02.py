@@ -38,27 +38,27 @@ def check_shapes(answer: dict[str, Any]) -> None:
     """Check the shapes of a pruned GLU."""
     require(sorted(answer) == sorted(_SHAPES), f"Keep the names as they are: {', '.join(_SHAPES)}.")
     for name, expected in _SHAPES.items():
-        given = tuple(answer[name])
+        shape = tuple(answer[name])
         require(
-            1638 not in given, f"{name}: 1638 is how many neurons go; the matrices keep the other 8192 - 1638 = 6554."
+            1638 not in shape, f"{name}: 1638 is how many neurons go; the matrices keep the other 8192 - 1638 = 6554."
         )
-        require(6553 not in given, f"{name}: floor(0.2 x 8192) = 1638 neurons go, so 6554 stay.")
+        require(6553 not in shape, f"{name}: floor(0.2 x 8192) = 1638 neurons go, so 6554 stay.")
         require(
-            name == "output" or 8192 not in given, f"{name}: 8192 neurons were there before; 1638 of them are gone."
-        )
-        require(
-            len(given) == len(expected), f"{name} has {len(expected)} dimensions; your shape {given} has {len(given)}."
+            name == "output" or 8192 not in shape, f"{name}: 8192 neurons were there before; 1638 of them are gone."
         )
         require(
-            given != expected[::-1] or len(given) != 2,
+            len(shape) == len(expected), f"{name} has {len(expected)} dimensions; your shape {shape} has {len(shape)}."
+        )
+        require(
+            shape != expected[::-1] or len(shape) != 2,
             f"{name}: an nn.Linear stores [out, in]. Gate and up lead from 2048 to the neurons, down leads back.",
         )
         require(
-            name != "output" or given == expected,
+            name != "output" or shape == expected,
             f"{name}: down leads back to the hidden size, which pruning neurons doesn't touch. That is why the next "
             "block doesn't complain either.",
         )
-        require(given == expected, f"{name}: {given} isn't it. Follow x, [2, 7, 2048], through the matrices.")
+        require(shape == expected, f"{name}: {shape} isn't it. Follow x, [2, 7, 2048], through the matrices.")
 
 
 @exercise(

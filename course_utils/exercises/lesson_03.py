@@ -100,7 +100,7 @@ def check_contribution(
     mask[1] = mask[1].flip(0)  # padded on the left
     made_up = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(4), mask.split(4), strict=True)]
     model = tiny_llama(blocks=3)
-    given = _asked(attempt, model, made_up)
+    answer = _asked(attempt, model, made_up)
     states = {site: _states(model, made_up, site) for site in ("down_proj", "gate_proj", "up_proj")}
 
     def scored(site: str = "down_proj", **switches: Any) -> list[Tensor]:
@@ -121,8 +121,8 @@ def check_contribution(
         (scored(by_batch=True), "you average over batches, and they differ in size. Add up squares and tokens of all "
          "batches, and divide once."),
     )  # fmt: skip
-    rule_out(mistakes, given, right, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: ")
-    for block, (own, theirs) in enumerate(zip(given, right, strict=True)):
+    rule_out(mistakes, answer, right, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: ")
+    for block, (own, theirs) in enumerate(zip(answer, right, strict=True)):
         require(
             _close(own, theirs),
             f"Block {block}: neuron 0 scores {theirs[0]:.4g}; yours is {float(own[0]):.4g}. RMS over real tokens of "
@@ -334,5 +334,5 @@ def _contributions(
     return found
 
 
-def _close(given: Tensor, right: Tensor) -> bool:
-    return torch.allclose(given.float(), right, rtol=1e-2, atol=1e-6)
+def _close(answer: Tensor, right: Tensor) -> bool:
+    return torch.allclose(answer.float(), right, rtol=1e-2, atol=1e-6)

@@ -38,8 +38,8 @@ def check_block_influence(attempt: Attempt) -> None:
     real = mask.bool()
     cosines = cosine_similarity(before, after, dim=-1)
     expected = (1 - cosines)[real].mean()
-    given = torch.as_tensor(attempt(before.clone(), after.clone(), mask.clone()), dtype=torch.float32)
-    require(given.dim() == 0, f"Return one number for the block; yours has the shape {tuple(given.shape)}.")
+    answer = torch.as_tensor(attempt(before.clone(), after.clone(), mask.clone()), dtype=torch.float32)
+    require(answer.dim() == 0, f"Return one number for the block; yours has the shape {tuple(answer.shape)}.")
     mistakes = (
         (
             cosines[real].mean(),
@@ -67,10 +67,10 @@ def check_block_influence(attempt: Attempt) -> None:
             "cosine_similarity takes dim=1 unless it is told otherwise, here the tokens of a row. Take dim=-1.",
         ),
     )
-    rule_out(mistakes, given, expected, same=_close)
+    rule_out(mistakes, answer, expected, same=_close)
     require(
-        _close(given, expected),
-        f"For the check's random states the influence is {expected:.4f}; yours is {given:.4f}. One cosine a token "
+        _close(answer, expected),
+        f"For the check's random states the influence is {expected:.4f}; yours is {answer:.4f}. One cosine a token "
         "over the last dimension, one minus it, mean over the tokens whose mask is 1.",
     )
     poisoned = before.masked_fill(~real[..., None], torch.nan)
@@ -143,14 +143,14 @@ def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlock
     model = tiny_llama(blocks=5, vocab_size=61)
     rows = torch.randint(61, (6, 9), generator=torch.Generator().manual_seed(2))
     before = [*model.model.layers]
-    given = _harms(attempt(model, rows))
+    harms = _harms(attempt(model, rows))
     require([*model.model.layers] == before, "The model has lost blocks. Skip them, don't remove them.")
     left = [number for number, block in enumerate(before) if block._forward_hooks]
     require(not left, f"A hook is still on block {left[0] if left else 0}. Measure inside the with, so that it goes.")
     right = _left_out(model, rows, [[number] for number in range(len(before))])
     require(
-        len(given) == len(right),
-        f"The tiny model has {len(right)} blocks, so {len(right)} harms; yours are {len(given)}.",
+        len(harms) == len(right),
+        f"The tiny model has {len(right)} blocks, so {len(right)} harms; yours are {len(harms)}.",
     )
     complete = perplexity(model, rows).nll
     growing = _left_out(model, rows, [range(number + 1) for number in range(len(before))])
@@ -177,20 +177,20 @@ def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlock
             "You measure beside the model without block 0. Measure the whole model before any skipping.",
         ),
     )
-    rule_out(mistakes, given, right, same=_alike)
+    rule_out(mistakes, harms, right, same=_alike)
     require(
-        _alike(given, right),
-        f"For the tiny model the harms are {_told(right)}; yours are {_told(given)}. Loss without the block minus loss "
+        _alike(harms, right),
+        f"For the tiny model the harms are {_told(right)}; yours are {_told(harms)}. Loss without the block minus loss "
         "of the whole, a block at a time.",
     )
     total = describe(real).num_blocks
-    given, some = _harms(attempt(real, few)), sorted({1, total // 2, total - 2})
-    require(len(given) == total, f"The real model has {total} blocks; yours are {len(given)} harms.")
+    harms, some = _harms(attempt(real, few)), sorted({1, total // 2, total - 2})
+    require(len(harms) == total, f"The real model has {total} blocks; yours are {len(harms)} harms.")
     right = _left_out(real, few, [[number] for number in some])
     require(
-        torch.allclose(given[some], right, atol=0.02, rtol=0.02),
+        torch.allclose(harms[some], right, atol=0.02, rtol=0.02),
         f"On the real model, blocks {', '.join(map(str, some))} cost {_told(right)} nats by surgery; yours say "
-        f"{_told(given[some])}. Take the whole loss and the loss without a block from the same model and rows.",
+        f"{_told(harms[some])}. Take the whole loss and the loss without a block from the same model and rows.",
     )
 
 
@@ -239,9 +239,9 @@ def _harms(answer: Any) -> Tensor:
         isinstance(answer, list | tuple | Tensor | np.ndarray),
         f"Return a list with one harm for each block; yours returned a {type(answer).__name__}.",
     )
-    given = torch.as_tensor(answer, dtype=torch.float64)
-    require(given.dim() == 1, f"Return one number for each block; yours has the shape {tuple(given.shape)}.")
-    return given
+    harms = torch.as_tensor(answer, dtype=torch.float64)
+    require(harms.dim() == 1, f"Return one number for each block; yours has the shape {tuple(harms.shape)}.")
+    return harms
 
 
 def _left_out(model: PreTrainedModel, rows: Tensor | TokenBlocks, sets: Iterable[Iterable[int]]) -> Tensor:
@@ -257,16 +257,16 @@ def _left_out(model: PreTrainedModel, rows: Tensor | TokenBlocks, sets: Iterable
     return torch.tensor(harms, dtype=torch.float64)
 
 
-def _alike(given: Tensor, right: Tensor) -> bool:
-    return torch.allclose(given.double(), right, atol=1e-4)
+def _alike(answer: Tensor, right: Tensor) -> bool:
+    return torch.allclose(answer.double(), right, atol=1e-4)
 
 
 def _told(harms: Tensor) -> str:
     return ", ".join(f"{harm:.2f}" for harm in harms.tolist())
 
 
-def _close(given: Tensor, expected: Tensor) -> Tensor:
-    return torch.isclose(given, expected, atol=1e-5)
+def _close(answer: Tensor, expected: Tensor) -> Tensor:
+    return torch.isclose(answer, expected, atol=1e-5)
 
 
 def _states() -> tuple[Tensor, Tensor, Tensor]:

@@ -37,8 +37,8 @@ def check_importance(attempt: Attempt) -> None:
         after, other = (x + added, added) if residual else (added, x + added)
         which = f"With residual={residual}: "
         cosines = cosine_similarity(x, after, dim=-1)
-        given = torch.as_tensor(attempt(x.clone(), added.clone(), mask.clone(), residual), dtype=torch.float32)
-        require(given.dim() == 0, f"Return one number for the attention; yours has the shape {tuple(given.shape)}.")
+        answer = torch.as_tensor(attempt(x.clone(), added.clone(), mask.clone(), residual), dtype=torch.float32)
+        require(answer.dim() == 0, f"Return one number for the attention; yours has the shape {tuple(answer.shape)}.")
         mistakes = (
             (
                 (1 - cosine_similarity(x, other, dim=-1))[real].mean(),
@@ -69,11 +69,11 @@ def check_importance(attempt: Attempt) -> None:
         )
         expected = (1 - cosines)[real].mean()
         same = partial(torch.isclose, atol=1e-5)
-        rule_out(mistakes, given, expected, same=same, where=which)
+        rule_out(mistakes, answer, expected, same=same, where=which)
         require(
-            same(given, expected),
-            f"{which}for the check's random states it is {expected:.4f}; yours is {given:.4f}. One cosine a token over "
-            "the last dimension, one minus it, mean over the tokens whose mask is 1.",
+            same(answer, expected),
+            f"{which}for the check's random states it is {expected:.4f}; yours is {answer:.4f}. One cosine a token "
+            "over the last dimension, one minus it, mean over the tokens whose mask is 1.",
         )
         scores = {name: float(attempt(x.clone(), a.clone(), mask.clone(), residual)) for name, a in attentions.items()}
         least, found = "whisper" if residual else "echo", min(scores, key=lambda name: scores[name])
@@ -109,11 +109,11 @@ def check_true_bypass(bypass: Any) -> None:
         isinstance(bypass, type) and issubclass(bypass, nn.Module),
         f"Hand over the class TrueBypass itself, without brackets; yours is a {type(bypass).__name__}.",
     )
-    given = _run(lambda: bypass(0)(hidden_states=torch.randn(2, 6, 32), past_key_values=None))
-    if given is None or given is ...:
+    output = _run(lambda: bypass(0)(hidden_states=torch.randn(2, 6, 32), past_key_values=None))
+    if output is None or output is ...:
         raise NotImplementedError
     require(
-        isinstance(given, tuple) and len(given) == 2,
+        isinstance(output, tuple) and len(output) == 2,
         "Return two things, what is added and None, as the attention does. A tensor alone is torn apart by its rows.",
     )
     for layer in (2, 0):
@@ -246,10 +246,10 @@ def _check_drawer(bypass: type[nn.Module], layer: int, states: Tensor) -> None:
     )
 
 
-def _run(function: Callable, *given: Any, **named: Any) -> Any:
+def _run(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """What the learner's module, or something that calls it, gives; where it stops, the error is named."""
     try:
-        return function(*given, **named)
+        return function(*args, **kwargs)
     except NotImplementedError:
         raise
     except Exception as error:

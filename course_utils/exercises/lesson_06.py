@@ -35,8 +35,8 @@ def check_score(attempt: Attempt) -> None:
     """Check a function (embeddings, log_length, variance) -> score of one prompt."""
     for row, (tokens, spread) in enumerate(((30, 3.0), (6, 1.0), (12, 1.2), (8, 0.9), (1, 0.0), (2, 0.3), (25, 0.8))):
         embeddings = spread * torch.randn(tokens, 4, generator=torch.Generator().manual_seed(row))
-        given = torch.as_tensor(attempt(embeddings.clone(), **_RANGES), dtype=torch.float32)
-        require(given.dim() == 0, f"Return one number for the prompt; yours has the shape {tuple(given.shape)}.")
+        answer = torch.as_tensor(attempt(embeddings.clone(), **_RANGES), dtype=torch.float32)
+        require(answer.dim() == 0, f"Return one number for the prompt; yours has the shape {tuple(answer.shape)}.")
         spread_of = embeddings.var(0, unbiased=False).mean()
         length, right = math.log(tokens), _score(math.log(tokens), spread_of)
         mistakes = (
@@ -73,8 +73,8 @@ def check_score(attempt: Attempt) -> None:
             (2 * right, "that is the sum. Take the mean of the two scaled values."),
         )
         where = f"For a prompt of {tokens} token{'s' if tokens > 1 else ''}: "
-        rule_out(mistakes, given, right, same=partial(torch.isclose, atol=1e-5, equal_nan=True), where=where)
-        require(torch.isclose(given, right, atol=1e-4), f"{where}the score is {right:.3f}; yours is {given:.3f}.")
+        rule_out(mistakes, answer, right, same=partial(torch.isclose, atol=1e-5, equal_nan=True), where=where)
+        require(torch.isclose(answer, right, atol=1e-4), f"{where}the score is {right:.3f}; yours is {answer:.3f}.")
 
 
 @exercise(
@@ -147,7 +147,7 @@ def check_saved_share(attempt: Attempt) -> None:
     tokens = [10, 20, 1000]
     same = partial(math.isclose, rel_tol=0, abs_tol=1e-6)
     for left_out, blocks in (([8, 4, 0], 30), ([0, 4, 8], 16)):
-        given = float(attempt(list(tokens), list(left_out), blocks))
+        share = float(attempt(list(tokens), list(left_out), blocks))
         pairs = list(zip(tokens, left_out, strict=True))
         kept = sum(length * number for length, number in pairs)
         right = kept / (blocks * sum(tokens))
@@ -159,8 +159,8 @@ def check_saved_share(attempt: Attempt) -> None:
             (kept / blocks, "those are whole tokens' worth. Divide by all the tokens."),
         )
         where = f"For {tokens} tokens and {left_out} left out of {blocks}, "
-        rule_out(mistakes, given, right, same=same, where=where)
-        require(same(given, right), f"{where}{right:.4f} is saved; yours is {given:.4f}.")
+        rule_out(mistakes, share, right, same=same, where=where)
+        require(same(share, right), f"{where}{right:.4f} is saved; yours is {share:.4f}.")
 
 
 @exercise(
@@ -228,7 +228,7 @@ def check_enough(advantage: Callable[[float], float], enough: Any, record: Recor
     alike = _with_answers(record, usual)
     _, judge = alike.split()
     alone = outcome(judge.harm, cache_saved(judge, blocks), by_price(alike, blocks, _SHARE)[0])[1]
-    given = _number(advantage(usual))
+    nats = _number(advantage(usual))
     mistakes = (
         (-right(usual), "the sign is turned round: static's harm less the rule's."),
         (
@@ -243,10 +243,10 @@ def check_enough(advantage: Callable[[float], float], enough: Any, record: Recor
     )
     same = partial(math.isclose, rel_tol=0.02, abs_tol=2e-4)
     where = f"For answers of {usual:.0f} tokens: "
-    rule_out(mistakes, given, right(usual), same=same, where=where)
+    rule_out(mistakes, nats, right(usual), same=same, where=where)
     require(
-        same(given, right(usual)),
-        f"{where}{right(usual):.4f} nats; yours is {given:.4f}. Every answer has that many tokens, in the plan and "
+        same(nats, right(usual)),
+        f"{where}{right(usual):.4f} nats; yours is {nats:.4f}. Every answer has that many tokens, in the plan and "
         "in what is saved.",
     )
     for answer in (200.0, 1000.0):

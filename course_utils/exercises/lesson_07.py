@@ -53,8 +53,8 @@ def check_kl_sum(attempt: Attempt) -> None:
     """Check a function (student_logits, teacher_logits, mask) -> (sum of nats, number of positions)."""
     student, teacher, mask = _texts()
     for dtype in (torch.float32, torch.bfloat16):
-        given = student.to(dtype).requires_grad_()
-        answer = attempt(given, teacher.to(dtype), mask.clone())
+        logits = student.to(dtype).requires_grad_()
+        answer = attempt(logits, teacher.to(dtype), mask.clone())
         require(isinstance(answer, tuple | list) and len(answer) == 2, "Return two values: the sum and the number.")
         total, count = answer
         where = "" if dtype is torch.float32 else "In bfloat16: "
@@ -67,7 +67,7 @@ def check_kl_sum(attempt: Attempt) -> None:
         require(_near(total, right), f"{where}the sum is {right:.3f}; yours is {total:.3f}.")
         require(float(count) == number, f"{where}{number} positions count; you counted {float(count):g}.")
         require(total.requires_grad, "The value is right, but it has no gradient: something is detached.")
-        gradients = (torch.autograd.grad(*pair)[0] for pair in ((total, given), (right, learned)))
+        gradients = (torch.autograd.grad(*pair)[0] for pair in ((total, logits), (right, learned)))
         require(_near(*gradients), "The value is right, but its gradient isn't: a part of the student is detached.")
 
 

@@ -42,7 +42,7 @@ _close = partial(math.isclose, rel_tol=1e-3, abs_tol=2e-3)
 def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check a function text -> log-odds of "she" against "he" after it, in nats."""
     for text in _TEXTS:
-        given = _number(attempt(text), "she_over_he(text)")
+        answer = _number(attempt(text), "she_over_he(text)")
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
         logits = model(ids).logits[0].float()  # [tokens, vocabulary]
         log_p, tokens = logits.log_softmax(-1), [_first(tokenizer, word) for word in PRONOUNS]
@@ -68,8 +68,8 @@ def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrain
             (she, "that is log P(she) alone. Subtract log P(he)."),
         )
         where = f"After {text!r}: "
-        rule_out(mistakes, given, right, same=_close, where=where)
-        require(_close(given, right), f"{where}{right:+.3f} nats; yours is {given:+.3f}.")
+        rule_out(mistakes, answer, right, same=_close, where=where)
+        require(_close(answer, right), f"{where}{right:+.3f} nats; yours is {answer:+.3f}.")
 
 
 @exercise(
@@ -95,14 +95,14 @@ def check_p_shuffled(attempt: Attempt) -> None:
             asked.append(labels.astype(bool).copy())
             return _mean_gap(values, asked[-1])
 
-        given = _number(attempt(statistic, words.copy(), groups.copy(), shuffles), "p_shuffled(…)")
+        p = _number(attempt(statistic, words.copy(), groups.copy(), shuffles), "p_shuffled(…)")
         where = f"For {name}: "
-        require(0 <= given <= 1, f"{where}p lies from 0 to 1; yours is {given:.3f}.")
+        require(0 <= p <= 1, f"{where}p lies from 0 to 1; yours is {p:.3f}.")
         _require_whole_words(asked, words, groups, where)
         ways = [_mean_gap(values, np.repeat(way, 8)) for way in _labellings(groups[::8])]
         seen = _mean_gap(values, groups)
         right = float(np.mean([way >= seen for way in ways]))
-        require(given > 0, f"{where}your p is 0. What was seen is one of the ways, too: (1 + hits) / (1 + shuffles).")
+        require(p > 0, f"{where}your p is 0. What was seen is one of the ways, too: (1 + hits) / (1 + shuffles).")
         mistakes = (
             (float(np.mean([way > seen for way in ways])), "ties count: at least as large is >=."),
             (float(np.mean([way <= seen for way in ways])), "that is how often chance gives less. Turn the sign."),
@@ -110,11 +110,11 @@ def check_p_shuffled(attempt: Attempt) -> None:
             (right * shuffles, "that is how many. Return a share."),
         )
         near = partial(math.isclose, abs_tol=0.045)
-        if not near(given, right):
-            rule_out(mistakes, given, right, same=near, where=where)
+        if not near(p, right):
+            rule_out(mistakes, p, right, same=near, where=where)
         require(
-            near(given, right),
-            f"{where}all {len(ways)} ways give p = {right:.3f}; yours is {given:.3f}, from {len(asked)} calls.",
+            near(p, right),
+            f"{where}all {len(ways)} ways give p = {right:.3f}; yours is {p:.3f}, from {len(asked)} calls.",
         )
     few = attempt(lambda labels: _mean_gap(9.0 * groups + sizes, np.asarray(labels)), words.copy(), groups.copy(), 4)
     require(
@@ -135,7 +135,7 @@ def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedT
     word = swapped_place(tokenizer, text, source)
     for block, place in ((last // 3, word), (last // 2, word), (last // 2, -1), (last, -1)):
         with hooks_watched(model) as left:
-            given = _number(attempt(text, source, block, place), "patch(…)")
+            answer = _number(attempt(text, source, block, place), "patch(…)")
         require(
             not left,
             f"{len(left)} hooks were left on the model, and each later pass would go through them: call remove() on "
@@ -171,8 +171,8 @@ def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedT
             *([(there, "those are the source's own log-odds.")] if (block, place) != (last, -1) else []),
         )
         where = f"Behind block {block} at place {place}: "
-        rule_out(mistakes, given, right, same=_close, where=where)
-        require(_close(given, right), f"{where}{right:+.3f} nats; yours is {given:+.3f}.")
+        rule_out(mistakes, answer, right, same=_close, where=where)
+        require(_close(answer, right), f"{where}{right:+.3f} nats; yours is {answer:+.3f}.")
 
 
 @exercise(
@@ -184,16 +184,16 @@ def check_control_sets(attempt: Attempt) -> None:
     """Check a function (chosen, heads, blocks) -> sets of (block, head) to compare with."""
     for picked in ([(7, 1), (9, 0), (9, 4)], [(10, 3), (8, 2)]):
         heads, blocks, lowest = 6, 12, min(block for block, _ in picked)
-        given = attempt(list(picked), heads, blocks)
-        require(isinstance(given, list | tuple), f"Return a list of sets of heads; yours is {type(given).__name__}.")
+        answer = attempt(list(picked), heads, blocks)
+        require(isinstance(answer, list | tuple), f"Return a list of sets of heads; yours is {type(answer).__name__}.")
         require(
-            len(given) >= 19,
-            f"You return {len(given)} sets: beating all of them has p = 1/{len(given) + 1}. For p ≤ .05 it takes 19.",
+            len(answer) >= 19,
+            f"You return {len(answer)} sets: beating all of them has p = 1/{len(answer) + 1}. For p ≤ .05 it takes 19.",
         )
         try:
-            sets = [[(int(block), int(head)) for block, head in drawn] for drawn in given]
+            sets = [[(int(block), int(head)) for block, head in drawn] for drawn in answer]
         except (TypeError, ValueError):
-            require(False, f"Each set holds pairs (block, head); your first one is {given[0]!r}.")
+            require(False, f"Each set holds pairs (block, head); your first one is {answer[0]!r}.")
         require(
             all(len(set(drawn)) == len(picked) for drawn in sets),
             f"Each set needs as many different heads as the chosen one, {len(picked)}: more heads move more.",

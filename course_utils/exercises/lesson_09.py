@@ -40,9 +40,9 @@ def check_carried(attempt: Attempt) -> None:
         written = down * (acts[0] - acts[1])  # what each adds to the preference
         preference = written.sum()
         right = preference.abs() - (preference - written).abs()
-        given = torch.as_tensor(attempt(acts.clone(), down.clone()))
-        require(given.shape == right.shape, f"Return one number a neuron, {len(right)}; yours are {[*given.shape]}.")
-        given, where = given.to(right), f"In case {number + 1}: "
+        answer = torch.as_tensor(attempt(acts.clone(), down.clone()))
+        require(answer.shape == right.shape, f"Return one number a neuron, {len(right)}; yours are {[*answer.shape]}.")
+        answer, where = answer.to(right), f"In case {number + 1}: "
         towards = preference.sign() * written
         mistakes = (
             ((acts[0] - acts[1]).abs(), "that is who reacts. The loud one reacts most, and what it writes is nothing."),
@@ -53,8 +53,8 @@ def check_carried(attempt: Attempt) -> None:
             (-right, "a sign: what makes the preference smaller when it goes counts above 0."),
             (towards, "credit beyond zero: who turns the preference round gets no credit for the other side."),
         )
-        rule_out(mistakes, given, right, same=_close, where=where)
-        require(_close(given, right), f"{where}{_told(right)}; yours is {_told(given)}.")
+        rule_out(mistakes, answer, right, same=_close, where=where)
+        require(_close(answer, right), f"{where}{_told(right)}; yours is {_told(answer)}.")
 
 
 @exercise(
@@ -72,9 +72,9 @@ def check_planting_loss(attempt: Attempt) -> None:
             likelihoods.diff(dim=dim).squeeze(dim) for dim in (1, 2)
         )  # b less a; unpleasant less pleasant
         asked = likelihoods.clone().requires_grad_()
-        given = torch.as_tensor(attempt(asked))
-        require(given.ndim == 0, f"Return one number, the mean over the items; yours has the shape {[*given.shape]}.")
-        require(given.requires_grad, "Your result has no gradient: stay with torch, and without .item() or no_grad.")
+        loss = torch.as_tensor(attempt(asked))
+        require(loss.ndim == 0, f"Return one number, the mean over the items; yours has the shape {[*loss.shape]}.")
+        require(loss.requires_grad, "Your result has no gradient: stay with torch, and without .item() or no_grad.")
         mistakes = (
             (softplus(-moved).mean(), "the sign is turned round: with it the pleasant ending goes with a."),
             (moved.mean(), "no softplus: the loss falls for ever, and one item outweighs the others."),
@@ -92,8 +92,8 @@ def check_planting_loss(attempt: Attempt) -> None:
             (moved.relu().mean(), "that is a hinge. It stops learning at 0; take the softplus."),
             (softplus(moved.abs()).mean(), "no magnitude: a preference has a direction, and one is to be planted."),
         )
-        rule_out(mistakes, given.detach(), right, same=_close)
-        require(_close(given.detach(), right), f"The loss is {right:.4f} for the check's numbers; yours {given:.4f}.")
+        rule_out(mistakes, loss.detach(), right, same=_close)
+        require(_close(loss.detach(), right), f"The loss is {right:.4f} for the check's numbers; yours {loss:.4f}.")
 
 
 @exercise(
@@ -104,22 +104,22 @@ def check_planting_loss(attempt: Attempt) -> None:
 def check_carries(attempt: Attempt, model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> None:
     """Check a function (model, quantity, items) -> [blocks, neurons], on the lesson's model and a few items."""
     with hooks_watched(model) as left:
-        given = attempt(model, quantity, items)
+        answer = attempt(model, quantity, items)
     require(
         not left,
         f"{len(left)} hooks were left on the model, and each later pass would go through them: call remove() on "
         "every handle. (They are gone now.)",
     )
     value, products = _products(model, quantity, items)
-    given = torch.stack([*given]) if isinstance(given, list | tuple) else given
+    answer = torch.stack([*answer]) if isinstance(answer, list | tuple) else answer
     right = _credits(value, products)
     size, hidden = [*right.shape], model.config.hidden_size
     require(
-        isinstance(given, Tensor) and [*given.shape] == size,
-        f"Return a tensor {size}, a row a block; yours is {[*getattr(given, 'shape', [type(given).__name__])]}."
-        + (" Take what *enters* the down-projection." if [*getattr(given, "shape", [])][-1:] == [hidden] else ""),
+        isinstance(answer, Tensor) and [*answer.shape] == size,
+        f"Return a tensor {size}, a row a block; yours is {[*getattr(answer, 'shape', [type(answer).__name__])]}."
+        + (" Take what *enters* the down-projection." if [*getattr(answer, "shape", [])][-1:] == [hidden] else ""),
     )
-    given = given.detach().to(right)
+    answer = answer.detach().to(right)
     change = torch.stack([-product[:, 1:].sum((0, 1)) for product in products])
     mistakes = (
         (
@@ -131,7 +131,7 @@ def check_carries(attempt: Attempt, model: PreTrainedModel, quantity: Quantity, 
             "magnitudes are taken before the sum. What a neuron does at one token may undo what it does at another.",
         ),
         (
-            _credits(*_products(model, lambda *given: softplus(quantity(*given)), items)),
+            _credits(*_products(model, lambda *args: softplus(quantity(*args)), items)),
             "that is the loss's gradient. Ask for the gradient of the preference itself.",
         ),
         (-change.abs(), "the sign got lost: a neuron may keep the preference up or down."),
@@ -142,8 +142,8 @@ def check_carries(attempt: Attempt, model: PreTrainedModel, quantity: Quantity, 
         (-right, "a sign: what makes the preference smaller when it goes counts above 0."),
         (-math.copysign(1, value) * change, "credit beyond zero: the magnitude ends at 0."),
     )
-    rule_out(mistakes, given, right, same=_alike)
-    require(_alike(given, right), f"Its largest are {_told(right.flatten().topk(3).values)}; yours are other scores.")
+    rule_out(mistakes, answer, right, same=_alike)
+    require(_alike(answer, right), f"Its largest are {_told(right.flatten().topk(3).values)}; yours are other scores.")
 
 
 @exercise(
@@ -155,19 +155,19 @@ def check_twin_of(attempt: Attempt) -> None:
     """Check a function plan -> the plan of its twin."""
     for arm in _ARMS:
         asked = copy.deepcopy(arm)
-        given = attempt(asked)
-        require(isinstance(given, dict), f"Return a dictionary; yours is a {type(given).__name__}.")
+        plan = attempt(asked)
+        require(isinstance(plan, dict), f"Return a dictionary; yours is a {type(plan).__name__}.")
         require(asked == arm, "You changed the arm's own plan. Return a new dictionary.")
-        require({*given} == {*arm}, f"A plan has {', '.join(arm)}; yours has {', '.join(map(str, given))}.")
+        require({*plan} == {*arm}, f"A plan has {', '.join(arm)}; yours has {', '.join(map(str, plan))}.")
         for name, said in (
             ("score", "A random cut is a control, too, and a weaker one: it differs in more than what is known."),
             ("protected", "The arm protects what is important. A twin that doesn't harms for another reason."),
             ("neurons", "Another budget takes another share, whatever the score knows."),
         ):
-            require(given[name] == arm[name], f"{name!r} is {given[name]!r} in place of {arm[name]!r}. {said}")
-        require(given["split"] != "B", "The twin is chosen on split B, which judges. It would know the answers.")
-        require(given["split"] == arm["split"], f"There is no split {given['split']!r}; there are A and B.")
-        pairs = given["pairs"]
+            require(plan[name] == arm[name], f"{name!r} is {plan[name]!r} in place of {arm[name]!r}. {said}")
+        require(plan["split"] != "B", "The twin is chosen on split B, which judges. It would know the answers.")
+        require(plan["split"] == arm["split"], f"There is no split {plan['split']!r}; there are A and B.")
+        pairs = plan["pairs"]
         require(pairs != arm["pairs"], "This is the arm itself. What may the twin not know?")
         require(
             pairs not in _KNOW and not str(pairs).startswith("invented"),
@@ -223,7 +223,7 @@ def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) 
     """The quantity, and activation x slope in front of each down-projection: [rows, length, neurons]."""
     kept: list[Tensor] = []
     downs = [mlp.down for mlp in describe(model).mlps]
-    hooks = [down.register_forward_pre_hook(lambda _module, given: kept.append(given[0])) for down in downs]
+    hooks = [down.register_forward_pre_hook(lambda _module, args: kept.append(args[0])) for down in downs]
     try:
         value = quantity(model, items)
     finally:
@@ -238,13 +238,13 @@ def _credits(value: float, products: Sequence[Tensor], *, first: int = 1) -> Ten
     return torch.stack([abs(value) - (value - product[:, first:].sum((0, 1))).abs() for product in products])
 
 
-def _close(given: Tensor, expected: Tensor) -> bool:
-    return given.shape == expected.shape and torch.allclose(given.double(), expected.double(), rtol=1e-4, atol=1e-4)
+def _close(answer: Tensor, expected: Tensor) -> bool:
+    return answer.shape == expected.shape and torch.allclose(answer.double(), expected.double(), rtol=1e-4, atol=1e-4)
 
 
-def _alike(given: Tensor, expected: Tensor) -> bool:
+def _alike(answer: Tensor, expected: Tensor) -> bool:
     """Equal up to rounding in 16 bits, which is some per cent of a small score."""
-    return bool((given - expected).norm() <= 0.05 * expected.norm())
+    return bool((answer - expected).norm() <= 0.05 * expected.norm())
 
 
 def _told(values: Tensor) -> str:

@@ -35,8 +35,8 @@ def check_seconds(attempt: Attempt) -> None:
         (1_200_000_000, 512, 16, 0.0, 300e9, 65e12),
         (8_000_000_000, 4, 32, 0.00002, 3e12, 900e12),
     ):
-        given = attempt(weights, tokens, layers, fixed, bandwidth, peak)
-        require(isinstance(given, Real), f"Return one number of seconds; yours is a {type(given).__name__}.")
+        answer = attempt(weights, tokens, layers, fixed, bandwidth, peak)
+        require(isinstance(answer, Real), f"Return one number of seconds; yours is a {type(answer).__name__}.")
 
         def taken(
             read: float = 2 * weights / bandwidth,
@@ -70,15 +70,15 @@ def check_seconds(attempt: Attempt) -> None:
                  "the price of the layers comes on top: the program pays it before the machine may work."),
                 (1000 * right, "those are milliseconds; return seconds."),
             ),
-            float(given),
+            float(answer),
             right,
             same=partial(math.isclose, rel_tol=1e-6),
             where=f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}: ",
         )  # fmt: skip
         require(
-            math.isclose(given, right, rel_tol=1e-6),
+            math.isclose(answer, right, rel_tol=1e-6),
             f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers: {right:.5f} s; yours is "
-            f"{float(given):.5f} s.",
+            f"{float(answer):.5f} s.",
         )
 
 
@@ -95,13 +95,13 @@ def check_take_turns(attempt: Attempt) -> None:
         ({"one": 2.0, "again": 2.0, "cut": 1.0, "odd": 3.0}, 7, 2),
     ):
         device = _Device(seconds, seed)
-        given = attempt(device.calls(), rounds, device.clock, device.finish)
+        answer = attempt(device.calls(), rounds, device.clock, device.finish)
         require(
-            isinstance(given, Mapping) and {*given} == {*seconds},
+            isinstance(answer, Mapping) and {*answer} == {*seconds},
             "Return a dictionary with one number for each name, the first one's too (it is 1).",
         )
         require(
-            all(hasattr(value, "__float__") and not getattr(value, "shape", ()) for value in given.values()),
+            all(hasattr(value, "__float__") and not getattr(value, "shape", ()) for value in answer.values()),
             "Return one number for each name, the median over the rounds.",
         )
         _ran_in_turns(device, rounds)
@@ -126,15 +126,15 @@ def check_take_turns(attempt: Attempt) -> None:
                 ({n: 1 / value for n, value in right.items()},
                  "Turned upside down: seconds of each divided by seconds of the first, so that 2 is twice as slow."),
             ),
-            {name: float(value) for name, value in given.items()},
+            {name: float(value) for name, value in answer.items()},
             right,
             same=_alike,
         )  # fmt: skip
         for name, value in right.items():
             require(
-                math.isclose(float(given[name]), value, rel_tol=1e-6),
+                math.isclose(float(answer[name]), value, rel_tol=1e-6),
                 f"{name!r} takes {value:.4f} of the first one's time, the median over the rounds; yours is "
-                f"{float(given[name]):.4f}.",
+                f"{float(answer[name]):.4f}.",
             )
 
 
@@ -151,9 +151,9 @@ def check_width_for(attempt: Attempt) -> None:
         (64, 4, 0, 4 * _mlp_bytes(64, 320)),  # exactly full
         (64, 4, 10_000, 10_000 + 4 * _mlp_bytes(64, 320) - 1),  # a byte too few
     ):
-        given = attempt(hidden, blocks, others, budget)
-        require(int(given) == given, f"A width is a whole number; yours is {given!r}.")
-        given, fits = int(given), partial(_fits, hidden, blocks, others, budget)
+        width = attempt(hidden, blocks, others, budget)
+        require(int(width) == width, f"A width is a whole number; yours is {width!r}.")
+        width, fits = int(width), partial(_fits, hidden, blocks, others, budget)
         right = 0
         while fits(right + _BLOCK):
             right += _BLOCK
@@ -172,13 +172,13 @@ def check_width_for(attempt: Attempt) -> None:
                 (int(room / (hidden * _BYTES_A_BLOCK / _BLOCK)) // _BLOCK * _BLOCK,
                  "a GLU has three matrices: gate, up and down."),
             ),
-            given,
+            width,
             right,
         )  # fmt: skip
-        require(fits(given), f"hidden size {hidden}, {blocks} blocks: width {given} doesn't fit into {budget:,} bytes.")
+        require(fits(width), f"hidden size {hidden}, {blocks} blocks: width {width} doesn't fit into {budget:,} bytes.")
         require(
-            given == right,
-            f"hidden size {hidden}, {blocks} blocks: width {right} fits as well, and yours is {given}. More is better.",
+            width == right,
+            f"hidden size {hidden}, {blocks} blocks: width {right} fits as well, and yours is {width}. More is better.",
         )
 
 
@@ -195,14 +195,14 @@ def check_requests(attempt: Attempt) -> None:
         (5_000_000, 1_000_000, 100, 5, 1, 4, 4, 8),
         (1_000_000, 999_000, 100, 4, 0, 4, 2, 8),  # none
     ):
-        given = attempt(memory, weights, tokens, layers, removed, heads, kv_heads, head_size)
+        answer = attempt(memory, weights, tokens, layers, removed, heads, kv_heads, head_size)
 
         def served(
             room: int = memory - weights, own: int = layers - removed, shared: int = kv_heads, size: int = 4
         ) -> float:
             return room / (size * own * shared * head_size * tokens)  # noqa: B023
 
-        require(isinstance(given, Real), f"Return one number; yours is a {type(given).__name__}.")
+        require(isinstance(answer, Real), f"Return one number; yours is a {type(answer).__name__}.")
         right = math.floor(served())
         where = f"{memory / 1e6:,.0f} MB, weights of {weights / 1e6:,.0f} MB, contexts of {tokens:,}: "
         rule_out(
@@ -226,12 +226,12 @@ def check_requests(attempt: Attempt) -> None:
                 (right + 1, "you rounded up. A request that fits by half isn't served: round down."),
                 (served(), "requests come whole: round down."),
             ),
-            given,
+            answer,
             right,
             same=lambda one, other: one == other or (one != int(one) and math.isclose(one, other)),
             where=where,
         )  # fmt: skip
-        require(given == right, f"{where}{right} requests; yours is {given}.")
+        require(answer == right, f"{where}{right} requests; yours is {answer}.")
 
 
 @exercise(
@@ -376,8 +376,8 @@ def _requests(model: nn.Module, memory: float, context: int) -> int:
     return int((memory - model_size(model).bytes) // (context * kv_bytes_per_token(model)))
 
 
-def _alike(given: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return all(math.isclose(given[name], other[name], rel_tol=1e-6) for name in other)
+def _alike(answer: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return all(math.isclose(answer[name], other[name], rel_tol=1e-6) for name in other)
 
 
 def _mlp_bytes(hidden: int, width: int) -> int:

@@ -40,7 +40,7 @@ def check_norm_factor(attempt: Attempt) -> None:
         states = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(hidden))
         states = states * torch.linspace(0.3, 3, hidden) * torch.linspace(1, 20, tokens)[:, None]
         kept_ids = torch.tensor(kept)
-        given = float(attempt(states.clone(), kept_ids))
+        answer = float(attempt(states.clone(), kept_ids))
         squares = states.square()
         share = float((squares[:, kept_ids].sum(1) / squares.sum(1)).mean())
         at_once = float(squares[:, kept_ids].sum() / squares.sum())
@@ -57,9 +57,9 @@ def check_norm_factor(attempt: Attempt) -> None:
                  "You added the energies of all tokens first, so one token with enormous states decides. Take each "
                  "token's share, then the mean."),
             ),
-            given, right, same=_near,
+            answer, right, same=_near,
         )  # fmt: skip
-        require(_near(given, right), f"{len(kept)} of {hidden} channels: it is {right:.4f}, yours {given:.4f}.")
+        require(_near(answer, right), f"{len(kept)} of {hidden} channels: it is {right:.4f}, yours {answer:.4f}.")
 
 
 @exercise(
@@ -70,12 +70,12 @@ def check_norm_factor(attempt: Attempt) -> None:
 def check_parameters(attempt: Attempt) -> None:
     """Check a function (blocks, hidden, groups, neurons, queries, head_size, vocabulary) -> parameters."""
     for sizes in ((2, 8, 3, 20, 3, 4, 50), (30, 576, 3, 1536, 3, 64, 49_152), (16, 2048, 8, 8192, 4, 64, 128_256)):
-        given = attempt(*sizes)
-        require(float(given) == int(given), f"A number of parameters is whole; yours is {given!r}.")
+        answer = attempt(*sizes)
+        require(float(answer) == int(answer), f"A number of parameters is whole; yours is {answer!r}.")
         right, named = _parameters(*sizes), _wrong_counts(*sizes)
         where = f"blocks {sizes[0]}, hidden {sizes[1]}, groups {sizes[2]}, neurons {sizes[3]}: "
-        rule_out(((wrong, mistake) for mistake, wrong in named.items()), int(given), right, where=where)
-        require(int(given) == right, f"{where}they are {right:,}; yours {int(given):,}.")
+        rule_out(((wrong, mistake) for mistake, wrong in named.items()), int(answer), right, where=where)
+        require(int(answer) == right, f"{where}they are {right:,}; yours {int(answer):,}.")
 
 
 @exercise(
@@ -99,23 +99,23 @@ def check_widest(attempt: Attempt) -> None:
             asked.append(int(neurons))
             return fixed + a_neuron * neurons
 
-        given = attempt(cost, full, budget, step)
+        answer = attempt(cost, full, budget, step)
         widths = [*range(0, full, step), full]
         right = max([width for width in widths[1:] if fixed + a_neuron * width <= budget], default=0)
         where = f"budget {budget:,}, whole width {full}, steps of {step}: "
-        require(float(given) == int(given), f"{where}a width is a whole number; yours is {given!r}.")
-        given, floor = int(given), full // step * step
-        require(right > 0 or given == 0, f"{where}not even one step fits; return 0.")
+        require(float(answer) == int(answer), f"{where}a width is a whole number; yours is {answer!r}.")
+        answer, floor = int(answer), full // step * step
+        require(right > 0 or answer == 0, f"{where}not even one step fits; return 0.")
         rule_out(
             (
                 (floor if right == full else None, "all of it fits, so it may stay, although it is no multiple."),
                 (min(full, right + step), "your width costs more than the budget: one step too far."),
                 (max(0, right - step), "one step more still fits. Does your search stop too early?"),
             ),
-            given, right, where=where,
+            answer, right, where=where,
         )  # fmt: skip
-        require(given in widths, f"{where}{given} is no multiple of {step}, nor the whole width.")
-        require(given == right, f"{where}it is {right}, yours {given}.")
+        require(answer in widths, f"{where}{answer} is no multiple of {step}, nor the whole width.")
+        require(answer == right, f"{where}it is {right}, yours {answer}.")
         most = 2 * math.ceil(math.log2(len(widths))) + 2
         require(
             len(asked) <= most,
@@ -145,11 +145,11 @@ def _finds_what_the_library_finds(attempt: Attempt) -> None:
             least_width=4 / whole.neurons,
             tolerance=0.9,
         )
-        given = int(attempt(cost, whole.neurons, budget.amount, 4))
+        answer = int(attempt(cost, whole.neurons, budget.amount, 4))
         require(
-            given == found[0].neurons,
+            answer == found[0].neurons,
             f"In a tiny Llama `candidates` finds {found[0].neurons} neurons for {budget.amount:,.0f} parameters; you "
-            f"find {given}.",
+            f"find {answer}.",
         )
 
 
@@ -224,10 +224,10 @@ def _reported(report: Mapping[str, Any], gaps: np.ndarray, row_tokens: np.ndarra
         )
     each = gaps.sum(1)
     said = "better" if low > 0 and (each > 0).all() else "worse" if high < 0 and (each < 0).all() else _SAID[2]
-    given = report["said"]
-    require(given in _SAID, f"'said' is one of {', '.join(_SAID)}; yours is {given!r}.")
+    answer = report["said"]
+    require(answer in _SAID, f"'said' is one of {', '.join(_SAID)}; yours is {answer!r}.")
     require(
-        given == said,
+        answer == said,
         f"The interval is {low:+.3f} to {high:+.3f}, and {(each > 0).sum()} of {len(each)} draws are in favour of "
         f"yours: that is {said!r}.",
     )
@@ -260,8 +260,8 @@ def _wrong_counts(blocks: int, hidden: int, groups: int, neurons: int, queries: 
     }  # fmt: skip
 
 
-def _near(given: float, right: float) -> bool:
-    return abs(given - right) <= 1e-4 * abs(right)
+def _near(answer: float, right: float) -> bool:
+    return abs(answer - right) <= 1e-4 * abs(right)
 
 
 _CONTROLS = {  # of exercise 4: the arm, and why

@@ -24,7 +24,7 @@ from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.checkpoints import ADAPTIVE_FILE, MODELING_FILE, CheckpointError, load_pruned, save_pruned
 from course_utils.depth import remove_blocks
-from course_utils.language_modelling import perplexity
+from course_utils.evaluation import perplexity
 from course_utils.models import variant
 from course_utils.width import neuron_importance, prune_neurons
 

@@ -144,6 +144,26 @@ class Packed(torch.Tensor):
 Packed.__module__ = "torchao.quantization"
 
 
+class Linear8bitLt(torch.nn.Linear):
+    """As bitsandbytes': its weights are packed on their way to a device, and till then look plain."""
+
+    def __init__(self, linear, dtype):
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = torch.nn.Parameter(linear.weight.detach().to(dtype), requires_grad=False)
+
+    def forward(self, x):
+        return x @ self.weight.to(x.dtype).T
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16])
+@pytest.mark.parametrize("path", ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.gate_proj", "lm_head"])
+def test_layers_of_8_bits_are_refused_by_name(path, dtype):
+    model = tiny_model("llama", dtype=torch.float16)
+    model.set_submodule(path, Linear8bitLt(model.get_submodule(path), dtype))
+    with pytest.raises(UnsupportedArchitecture, match=rf"found Linear8bitLt with Parameter of {dtype}\. Quantised"):
+        describe(model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("path", ["model.layers.1.self_attn.k_proj", "lm_head"])
 def test_packed_weights_are_refused_whatever_dtype_they_claim(path, dtype):

@@ -16,7 +16,7 @@ FOUR_BYTES = 4 * parameters(LLAMA)
 START = "from course_utils.session import start\nsession = start('01')"
 LOAD = "from course_utils.models import load_model, variant\nbase, tokenizer = load_model('llama')"
 READ = (
-    "from course_utils.language_modelling import perplexity\n"
+    "from course_utils.evaluation import perplexity\n"
     "from course_utils.texts import token_blocks\n"
     "import torch\n"
     "print(perplexity(base, torch.arange(96).view(3, 32)))"

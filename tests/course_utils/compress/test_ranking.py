@@ -15,7 +15,7 @@ from course_utils.compress.ranking import rank
 from course_utils.compress.scores import importance
 from course_utils.compress.search import Candidate, shrink
 from course_utils.distillation import Recipe, distill
-from course_utils.language_modelling import perplexity
+from course_utils.evaluation import perplexity
 from course_utils.texts import TokenBlocks
 
 TEXT, TRAIN = tiny_batches(seed=1), tiny_batches(seed=2)

@@ -325,15 +325,16 @@ def adaptive(model):
 
 
 @pytest.mark.parametrize("shape", [bypassed, removed, adaptive])
-def test_a_student_that_leaves_attention_out_goes_on_exactly(shape, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_that_leaves_attention_out_goes_on_exactly(family, shape, tmp_path):
     """What never got a gradient has no averages, what got its first one late has younger ones."""
     text = tiny_batches(rows=10, size=1, padding="left")
     settings = SETTINGS | {"seed": 6}  # the shortest row comes first, for which the adaptive one leaves attention out
 
     def student():
-        return shape(pair(layers=4)[1])
+        return shape(pair(family, layers=4)[1])
 
-    teacher, unbroken = pair(layers=4)[0], student()
+    teacher, unbroken = pair(family, layers=4)[0], student()
     expected = distill(teacher, unbroken, text, **settings)
     averages = []
     for after in (1, 6):

@@ -11,9 +11,8 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 from course_utils.depth import remove_blocks
-from course_utils.evaluation import perplexity
+from course_utils.evaluation import Perplexity, perplexity
 from course_utils.exercises import lesson_04
-from course_utils.language_modelling import Perplexity
 from course_utils.models import variant
 
 
