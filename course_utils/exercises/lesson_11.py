@@ -25,6 +25,7 @@ ARMS = (
     "none of them",
     "two differences",
 )
+_PATIENCE = 5000  # prices, far more than there are widths
 _DRAWS = 3  # of exercise 5
 _SAID = ("better", "worse", "no difference shown")
 
@@ -42,7 +43,8 @@ def check_norm_factor(attempt: Attempt) -> None:
         kept_ids = torch.tensor(kept)
         answer = float(attempt(states.clone(), kept_ids))
         squares = states.square()
-        share = float((squares[:, kept_ids].sum(1) / squares.sum(1)).mean())
+        shares = squares[:, kept_ids].sum(1) / squares.sum(1)
+        share = float(shares.mean())
         at_once = float(squares[:, kept_ids].sum() / squares.sum())
         grown = hidden / len(kept)
         right = (share * grown) ** 0.5
@@ -53,6 +55,8 @@ def check_norm_factor(attempt: Attempt) -> None:
                 (grown**0.5, "That is right if the kept channels hold all of the energy. They hold a share of it."),
                 (share * grown, "Lengths, not energies: take the root."),
                 ((share / grown) ** 0.5, "Hidden / kept, not kept / hidden."),
+                (float((shares * grown).sqrt().mean()), "You took each token's factor, then the mean. First the mean "
+                 "of the shares, then the root."),
                 ((at_once * grown) ** 0.5,
                  "You added the energies of all tokens first, so one token with enormous states decides. Take each "
                  "token's share, then the mean."),
@@ -97,6 +101,8 @@ def check_widest(attempt: Attempt) -> None:
 
         def cost(neurons: int, fixed: int = fixed, a_neuron: int = a_neuron, asked: list[int] = asked) -> int:
             asked.append(int(neurons))
+            if len(asked) > _PATIENCE:
+                raise RuntimeError("the search never ends. Round the middle up, or `low` stays where it is")
             return fixed + a_neuron * neurons
 
         answer = attempt(cost, full, budget, step)
@@ -267,7 +273,7 @@ def _near(answer: float, right: float) -> bool:
 _CONTROLS = {  # of exercise 4: the arm, and why
     "A": ("random cut", "same sizes, same tokens, same teacher; only *what* was kept differs."),
     "B": ("from scratch", "same sizes, same tokens, same teacher; only the weights that it starts from differ."),
-    "C": ("depth only", "about as many parameters, taken from blocks alone instead of several sizes."),
+    "C": ("none of them", "no arm reads much more text than the winner. That needs a longer run."),
     "D": ("no teacher", "the same cut and as many tokens; only the teacher is gone."),
     "E": ("no teacher, equal minutes", "the text alone is read faster, so at equal minutes there is more of it."),
     "F": ("solved first", "the same cut and the same training; only the solve comes before it."),

@@ -37,6 +37,12 @@ test_norm_factor = cases_of(
             ).sqrt(),
             "each token's share",
         ),
+        (
+            lambda states, kept: (
+                (states[:, kept].square().sum(1) / states.square().sum(1) * states.shape[1] / len(kept)).sqrt().mean()
+            ),
+            "First the mean",
+        ),
         (lambda states, kept: 1.0, "it is"),
     ],
     answers=[norm_factor, lambda states, kept: float(norm_factor(states, kept))],
@@ -105,6 +111,14 @@ def widest(cost, full, budget, step, *, over=False, whole=True, early=0):
     return (low + over) * step
 
 
+def without_end(cost, full, budget, step):
+    low, high = 0, full // step
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle * step) <= budget else (low, middle - 1)
+    return low * step
+
+
 def one_by_one(cost, full, budget, step):
     widths = [*range(step, full, step), full]
     return max([width for width in widths if cost(width) <= budget], default=0)
@@ -129,11 +143,13 @@ test_widest = cases_of(
         (lambda cost, full, budget, step: widest(cost, full, budget, step) or step, "return 0"),
         (lambda cost, full, budget, step: 2 * step, "it is"),
         (one_by_one, "Halve what is left"),
+        (without_end, "the search never ends"),
     ],
     answers=[widest, by_formula],
 )
 
-CONTROLS = dict(zip("ABCDEF", lesson_11.ARMS, strict=False)) | {"G": "two differences", "H": "none of them"}
+CONTROLS = dict(zip("ABCDEF", lesson_11.ARMS, strict=False))
+CONTROLS |= {"C": "none of them", "G": "two differences", "H": "none of them"}
 
 test_controls = cases_of(
     lesson_11.check_controls,
