@@ -13,7 +13,7 @@
 # Can you make a model of four fifths the size that is worth having?
 #
 # **Answer.** You can find, heal and release one, and choosing beats chance. But after 180,000 tokens its rival, the *uncut* model stored in
-# 4 bits, is smaller and better. Cuts keep what bits don't touch: long prompts and full caches.
+# half its bits, is smaller and better. Cuts keep what bits don't touch: a long prompt's time.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a recipe is the sum of its controls, and a small model has a rival: the large one in fewer bits.
@@ -90,7 +90,8 @@ show(
 )
 
 # %% [markdown]
-# *From right to left: 16, 8 and 4 bits. All three learned from the same text; lower left is better.*
+# *From right to left: 16, 8 and 4 bits. The winner won our search, the random cut has its sizes. All learned from the same text; lower
+# left is better. The hollow star comes in "The rival".*
 #
 # ## A norm that divides by something else
 #
@@ -113,9 +114,11 @@ print(f"ratio  {(before / after).mean():.3f}; the kept ones' energy {energy:.3f}
 
 # %% [markdown]
 # Three channels of six hold nearly all of the squared length, their **share of energy** $e$, and the mean is now over three. With $n$
-# channels before and $k$ after, the norm's weights have to grow by
+# channels before, $k$ after and $\bar{e}$ the mean share of all tokens, the norm's weights have to grow by
 #
 # $$f = \sqrt{\bar{e} \, n / k}$$
+#
+# Here that is the ratio above.
 
 # %% [markdown]
 # ### Exercise 1 · ●●○ · 6 minutes
@@ -161,11 +164,12 @@ show(
 )
 
 # %% [markdown]
-# *What reads the stream loses a column, what writes it a row.*
+# *The embedding writes the stream too, but stores a token's channels as a row, so it loses a column. `shrink` multiplies each norm by the
+# factor of exercise 1.*
 #
 # ## The recipe
 #
-# It is NVIDIA's (Minitron):
+# It is NVIDIA's (Minitron). The record did all of it; live we do steps 2 to 4 and the card, in small:
 #
 # 1. **Teacher correction**: the teacher learns a little of the students' text.
 # 2. Score everything that can be cut, in one reading.
@@ -174,14 +178,15 @@ show(
 # 5. Distil the winner.
 # 6. Judge on other text, and release with a card.
 #
-# Text is split in three, by documents: to learn from, to score and choose by, to judge by. Half of the first is HellaSwag's training set, a
-# sixth BoolQ's; so neither task may judge this model.
+# Text is split in three, by documents: to learn from, to score and choose by, to judge by. Half of the first are scenes from HellaSwag's
+# training set, 15 % passages from BoolQ's. So neither benchmark may judge this model.
 
 # %% [markdown]
 # ## One reading, four scores
 #
-# `importance` reads calibration text once, and hooks collect what each score needs: how strongly neurons speak, groups and channels carry,
-# blocks turn the stream. The record held each score against nineteen random cuts of its axis.
+# `importance` reads calibration text once, and hooks collect four scores: the root mean square of a neuron and of a group's output, a
+# channel's share of energy, and how far a block turns the stream (lesson 04). The record held each against nineteen random cuts of its
+# size. A name such as `b28-h576-g3-n1536` says blocks, hidden channels, groups and neurons.
 #
 # **Predict before you run.** Which scores beat all nineteen?
 #
@@ -223,13 +228,10 @@ for axis, found in record["axes"].items():
 here("Each score beats its nineteen random cuts.", leads)
 
 # %% [markdown]
-# Where parts are few, as blocks are, chance may find the same ones.
-
-# %% [markdown]
 # ### Exercise 2 · ●●○ · 8 minutes
 #
 # What does a shape cost? Write `count_parameters`: `blocks` blocks over `hidden` channels; `groups` key/value heads, each read by `queries`
-# query heads, all of `size`; MLPs of `neurons`; two norms a block and one at the end; a vocabulary of `vocabulary`, whose one matrix
+# query heads, all heads with `size` channels; MLPs of `neurons`; two norms a block and one at the end; a vocabulary of `vocabulary`, whose one matrix
 # is embedding and head. No biases.
 #
 # <details><summary>Hint</summary>
@@ -304,8 +306,8 @@ check_widest(widest)
 # %% [markdown]
 # ## Rank them
 #
-# `candidates` does it for every legal shape. Five versions, four ideas and one of your choice (change `own`), are cut three times, by
-# scores from three draws of calibration text, and judged on rows that no draw scored.
+# `candidates` does it for every legal shape. Five are cut three times, by scores from three draws of calibration text, and judged on rows
+# that no score saw: narrower MLPs alone, or with fewer blocks, channels or groups, and one of your choice (change `own`).
 #
 # **Predict before you run.** Which is first? And do the draws agree?
 #
@@ -327,7 +329,7 @@ own = (alike[2:] or legal)[0]
 
 
 def first(*, fewer, same):
-    """The deepest and widest legal version with one size cut and others whole."""
+    """The first legal version that cuts `fewer` beside the MLPs alone."""
     for version in legal:
         cut = fewer is None or getattr(version, fewer) < getattr(whole, fewer)
         if cut and all(getattr(version, n) == getattr(whole, n) for n in same):
@@ -367,18 +369,19 @@ show(
 )
 
 # %% [markdown]
-# Lines that cross have changed places. Only pairs that keep their order in every draw are ordered; the others are tied, and may be chosen
-# by speed or by bytes.
+# Only pairs that keep their order in every draw are ordered. The others may be chosen by speed or by bytes: rows of 540 channels, say,
+# aren't whole blocks of 32 (lesson 10). We go on with the lowest mean.
 #
 # ## Does healing change the order?
 #
-# The first of your ranking and a random cut of its sizes learn for eight steps. Five versions learned so for the record, with two seeds.
+# The first of your ranking and a random cut of its sizes learn for eight steps. For the record five versions learned for twenty longer
+# steps, with two seeds.
 #
 # **Predict before you run.** How far does the random cut come? Do the five keep their order?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It learns most, from 7.982 to 6.676 nats, and stays far behind the first with its 4.313. Two of the five, one and two blocks
+# It learns more, from 7.982 to 6.676 nats, and stays far behind the first with its 4.313. Two of the five, one and two blocks
 # shorter, catch up with the first.
 #
 # </details>
@@ -414,20 +417,25 @@ print("the record's five, nats a token behind the first:")
 order.sort_values("healed, seed 0").round(3)
 
 # %% [markdown]
-# A name says blocks, hidden channels, groups and neurons. Seeds choose the text, the same for all: compare within a column. The three with
-# fewer blocks end within 0.014 nats of each other: tied. All 30 blocks, level with two of them as cut, end 0.05 behind; fewer channels stay last.
+# A seed chooses the text, the same for all five: compare within a column. The first stays first, but the three with fewer blocks end
+# within 0.014 nats of each other: tied. Narrow MLPs alone, as cut level with two of them, end 0.05 behind. Fewer channels stay last.
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 6 minutes
 #
-# **Design the controls.** The winner learned for 180 steps from the corrected teacher. Beside it: its sizes cut at random (`"random cut"`)
-# or with random weights (`"from scratch"`), blocks alone (`"depth only"`), the text without a teacher, as many tokens (`"no teacher"`) or
-# for as long (`"no teacher, equal minutes"`), solved before it learned (`"solved first"`), and a cut by optipfair, whose score is another
-# and which takes neurons alone. Which arm tests each claim? `"two differences"` if one would, but differs twice; or `"none of them"`.
+# **Design the controls.** The winner is the first of the record's five. It learned for 180 steps from the corrected teacher. Beside it:
+#
+# - `"random cut"`: its sizes, cut at random; `"from scratch"`: its sizes, random weights
+# - `"depth only"`: about as many parameters, blocks alone cut
+# - `"no teacher"`: text alone, as many tokens; `"no teacher, equal minutes"`: text alone, as long
+# - `"solved first"`: solved (lesson 07) before it learned
+# - a cut by optipfair, with another score, of neurons alone
+#
+# Which arm tests each claim? `"two differences"` if one would, but differs twice; or `"none of them"`.
 #
 # - **A** It matters *what* is kept.
 # - **B** To start from the large model saves tokens.
-# - **C** Several sizes are better cut than blocks alone.
+# - **C** Ten times the tokens would close the gap to the whole model.
 # - **D** A token teaches more with a teacher.
 # - **E** A minute teaches more with a teacher.
 # - **F** A linear solve pays, even before long training.
@@ -436,7 +444,7 @@ order.sort_values("healed, seed 0").round(3)
 #
 # <details><summary>Hint</summary>
 #
-# For each arm, name everything in which it differs from the winner.
+# For each arm, name everything in which it differs from the winner. What follows from holding minutes equal doesn't count.
 #
 # </details>
 
@@ -447,7 +455,7 @@ from course_utils.exercises.lesson_11 import check_controls
 controls = {
     "A": "random cut",
     "B": "from scratch",
-    "C": "depth only",
+    "C": "none of them",
     "D": "no teacher",
     "E": "no teacher, equal minutes",
     "F": "solved first",
@@ -463,8 +471,8 @@ check_controls(controls)
 # %% [markdown]
 # ## The long run
 #
-# `experiments/make_a_small_model.py` made it, in two hours on two cores. **Equal tokens** and **equal minutes** (lesson 07) differ: a
-# student without a teacher reads a third more in the same time.
+# `experiments/make_a_small_model.py` made the record, in two hours on two cores. **Equal tokens** and **equal minutes** (lesson 07) differ: a
+# student without a teacher reads over a third more in the same time.
 #
 # **Predict before you run.** Which arms end behind the winner on all three texts? Is any ahead of it?
 #
@@ -508,14 +516,16 @@ lows = [low for _, low, _ in both]
 here("A random cut and random weights end behind the winner.", lows)
 
 # %%
-_, panels = plt.subplots(1, 3, figsize=(13, 4.6), sharey=True, layout="constrained")
+alike = {"sharex": True, "sharey": True, "layout": "constrained"}
+_, panels = plt.subplots(1, 3, figsize=(13, 4.6), **alike)
 drawn = {name: gaps for name, gaps in arms.items() if name != "from scratch"}
+LOOK = {"whole, trained": "whole", "random cut": "random", "depth only": "blocks"}
 for panel, text in zip(panels, TEXTS, strict=True):
-    for place, gaps in enumerate(drawn.values()):
+    for place, (name, gaps) in enumerate(drawn.items()):
         mean, low, high = gaps[text]
-        ends = {"xerr": [[mean - low], [high - mean]], "capsize": 4}
-        panel.errorbar(mean, place, **mark("neurons") | ends | {"label": None})
-    panel.axvline(0, **mark("whole") | {"marker": "", "label": None})
+        look = mark(LOOK.get(name, "neurons")) | {"capsize": 4, "label": None}
+        panel.errorbar(mean, place, xerr=[[mean - low], [high - mean]], **look)
+    panel.axvline(0, **mark("neurons") | {"marker": "", "label": None})
     panel.set_title(text)
 panels[1].set_xlabel("nats a token behind the winner")
 panels[0].set_yticks(range(len(drawn)), drawn)
@@ -526,22 +536,22 @@ show(
 )
 
 # %% [markdown]
-# *From scratch lies far outside, and isn't drawn.* Intervals resample documents, since rows of one speech are alike. Another draw of text
-# says how far chance goes.
+# *Left of the line: ahead of the winner. From scratch lies far to the right.* Intervals count documents, not rows, since rows of one speech
+# are alike. Another draw of text says how far chance goes.
 #
-# **What is kept matters most.** A random cut is further behind than anything else that starts from the large model. The solve's lead,
+# **Among cuts, what is kept matters most.** The random one is further behind than any other. The solve's lead,
 # 0.17 to 0.30 nats before the training, is gone after it. Without a teacher the student fits what it reads (half of it scenes, which are like
 # stories) and pays on wiki, with as many tokens and with as many minutes: lesson 07's finding. Optipfair's cut, of neurons alone and by
-# another score, is nearly level.
+# another score, is within 0.03.
 #
-# Not tested: other learning rates, more than one cut at random, more tokens. With many more, [Xu et
+# Not tested: an uncorrected teacher, other learning rates, more than one cut at random, more tokens. With many more, [Xu et
 # al.](https://arxiv.org/abs/2606.14150) find that the lead over training from scratch shrinks; given the tokens of the whole pipeline,
 # from scratch is level with coarse cuts like these, or ahead.
 #
 # ## The rival
 #
-# Whoever wants a smaller file can store the *whole* model in fewer bits. To be fair it read as much of the same text as the winner, where
-# that helps it: the rows that choose decide. And SmolLM2 comes to us from a file of 4 bits, so its weights lie on a grid that 4 bits hit
+# Whoever wants a smaller file can store the *whole* model in fewer bits. To be fair it read as much of the same text as the winner; on the
+# rows that choose, that helped it. And SmolLM2 comes to us from a file of 4 bits, so its weights lie on a grid that 4 bits hit
 # easily. Moved **off the grid**, with `up[j] /= s[j]; down[:, j] *= s[j]` and the like, which changes no answer, it pays in full.
 #
 # **Predict before you run.** The winner in 8 bits, or the whole model in 4: which is smaller, which is better, which is faster at reading,
@@ -549,7 +559,7 @@ show(
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The whole model in 4 bits, off the grid: 92 MB instead of 116, and 0.16 to 0.25 nats better. It writes about as fast, 179 tokens a
+# The whole model in 4 bits, off the grid: 92 MB instead of 116, and 0.16 to 0.25 nats better. On its grid it writes about as fast, 179 tokens a
 # second beside 167; the winner reads faster, 813 beside 725.
 #
 # </details>
@@ -577,13 +587,13 @@ pd.DataFrame(lines).T
 # %% [markdown]
 # All files took turns, reading 128 tokens and writing 32.
 #
-# The whole model, trained like the winner, is better in any format. But it can't get smaller than its 4 bits, nor read faster by them:
-# fewer bits save no operations. The winner in 4 bits has 76 MB, reads and writes about a fifth faster, and pays 0.4 nats for it. For whom
-# is that worth it? For who waits for long prompts or has no room, and has nothing better of that size.
+# The whole model has read the winner's text, and is better in any format. Below 4 bits nothing was stored. Fewer bits don't make it read
+# faster, as they save no operations. The winner in the same bits has 76 MB, reads a quarter and writes a fifth faster, and pays 0.4 to
+# 0.5 nats for it. Good for those who wait for long prompts or lack room, and have nothing better of that size.
 #
 # ### Read what they write
 #
-# Nats don't tell whether a model still answers. Both were asked five questions.
+# Both were asked five questions.
 
 # %%
 for question, small in record["answers"]["winner, Q8_0"].items():
@@ -591,8 +601,8 @@ for question, small in record["answers"]["winner, Q8_0"].items():
     print(f"  whole, 4 bits: {record['answers']['whole, Q4_0'][question]}\n")
 
 # %% [markdown]
-# The whole model in 4 bits answers, mostly, although it read the same plain text. The winner begins like an answer and loses the question.
-# What labs do about it:
+# The whole model in 4 bits mostly answers, although it read the same plain text. The winner begins like an answer and mostly loses the
+# question; its dog is fine. What labs do about it, on at least 270,000 times as many tokens:
 #
 # | who | from → to | tokens | of what | after it |
 # |---|---|---|---|---|
@@ -604,7 +614,7 @@ for question, small in record["answers"]["winner, Q8_0"].items():
 #
 # ## Release it
 #
-# A folder needs none of this course: a fresh process with plain transformers loads the first student, and its logits are the same.
+# A folder needs none of this course: a fresh process with plain transformers loads the one we healed, and its logits are the same.
 
 # %%
 from course_utils.checkpoints import save_pruned
@@ -652,7 +662,7 @@ for kind in ("Q8_0", "Q4_0"):
     card_table[f"MB in {kind}, as planned"] = mb
 origin = base.config.name_or_path or "a random model"
 hub = {"SmolLM2-135M-Instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-steps = {"cut by": "activation scores", "tokens": STEPS * ROWS * (LENGTH - 1)}
+steps = {"cut by": "scores of one reading", "tokens": STEPS * ROWS * (LENGTH - 1)}
 worse = fresh["this model"].nll - fresh["whole"].nll
 card = write_model_card(
     folder,
@@ -677,8 +687,8 @@ print(text_for_people.partition("## Use")[0].strip())
 # ## Before you start a long run
 #
 # A token costs $2T + 6S$ operations for a teacher of $T$ and a student of $S$ parameters: the teacher reads; the student reads, and learns
-# at twice that price. From 8B to 6.3B that is 54 billion, so a card that does 350 trillion a second sees half a billion tokens a day.
-# **Stop** when a doubling of the tokens gains less than another draw of the text does.
+# at twice that price. From 8B to 6.3B that is 54 billion, so a card that does 350 trillion a second sees half a billion tokens a day,
+# and NVIDIA's 94 billion in half a year. **Stop** when a doubling of the tokens gains less than another draw of the text changes.
 #
 # For your own model ask first whether a smaller sibling or fewer bits would do: `docs/before_you_prune.md`. Then the recipe is a command, and
 # a dry run says what it takes:
@@ -700,7 +710,7 @@ print(text_for_people.partition("## Use")[0].strip())
 #
 # <details><summary>Hint</summary>
 #
-# A result's `row_nll` has a row's nats, `row_tokens` its tokens; `ratio_interval(differences, tokens)` gives mean, error, low and high.
+# `[v.name for v in legal]` lists versions, `shrink(base, version, draw)` cuts one. A result's `row_nll` has a row's nats, `row_tokens` its tokens; `ratio_interval(differences, tokens)` gives mean, error, low and high.
 #
 # </details>
 
@@ -759,7 +769,7 @@ check_trial(mine, runs, report, **known)
 # ## Take-aways
 #
 # - Correct, score, search, rank twice, distil, judge elsewhere, release. Each step needs the arm that leaves it out.
-# - The search is a bisection under a price list. Only what keeps its order in every draw is ordered.
+# - The search halves what is left, under a price list. Only what keeps its order in every draw is ordered.
 # - Put the rival beside it: the whole model, trained on the same text, in fewer bits.
 # - Say tokens and minutes, and read what it writes.
 #
