@@ -70,9 +70,9 @@ def _cache_bytes(model: PreTrainedModel, tokens: int) -> int:
 
     A block with a sliding window keeps ``window - 1`` tokens at most, which the next one sees beside itself.
     """
+    attentions, numbers = describe(model).attentions, 0
     layers = DynamicCache(config=model.config).layers  # it knows which of the blocks have a window
-    numbers = 0
-    for attention, layer in zip(describe(model).attentions, layers, strict=True):
+    for attention, layer in zip(attentions, layers, strict=True):
         window = getattr(layer, "sliding_window", None)
         numbers += attention.key_value_width * (tokens if window is None else min(tokens, window - 1))
     return model.dtype.itemsize * numbers
