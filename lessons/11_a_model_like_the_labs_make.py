@@ -740,7 +740,7 @@ print(f"{mine.name}: {report['said']}, {low:+.3f} to {high:+.3f}")
 # report = ...  # said, low, high
 # END STUB
 known = {"budget": budget.amount, "fresh": fresh["whole"], "used": used}
-check_trial(mine, runs, report, **known)
+check_trial(runs, report, mine=mine, **known)
 
 # %% [markdown]
 # ## Quiz

@@ -175,10 +175,10 @@ def check_controls(attempt: Mapping[str, str]) -> None:
     proved="Whatever came out: one budget, three draws, fresh rows, an interval. Such a sentence may be published.",
 )
 def check_trial(
-    mine: Candidate,
     runs: Mapping[str, Sequence[Perplexity]],
     report: Mapping[str, Any],
     *,
+    mine: Candidate,
     budget: float,
     fresh: Perplexity,
     used: Perplexity,
@@ -186,9 +186,9 @@ def check_trial(
     """Check a trial of two versions, cut and judged alike.
 
     Args:
-        mine: the learner's sizes.
         runs: "mine" and "best" -> the results of three cuts each.
         report: "said" (of ``_SAID``), "low" and "high" (the interval of best less mine, nats a token).
+        mine: the learner's sizes.
         budget: the most parameters.
         fresh: some model's result on the rows that nothing was chosen by.
         used: and on those that the live ranking chose by.

@@ -246,7 +246,8 @@ MINE, RUNS, REPORT = trial(1.0)
     ],
 )
 def test_trial(made, verdict, capsys):
-    solved = check_trial(*made, budget=1000, fresh=FRESH, used=USED)
+    mine, *attempt = made
+    solved = check_trial(*attempt, mine=mine, budget=1000, fresh=FRESH, used=USED)
     out = capsys.readouterr().out
     assert verdict in out, out
     assert solved is (verdict == "correct")
