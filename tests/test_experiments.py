@@ -364,14 +364,14 @@ def small_abilities(monkeypatch):
 
 
 def test_damage_profile(monkeypatch, tmp_path, small_abilities):
-    small = {"CUTS": 2, "FEW": 1, "DRAWS": 1, "OTHERS": (1,), "SEEDS": (0,), "STEPS": 4, "LENGTH": 16, "ROWS": 2}
+    small = {"CUTS": 4, "FEW": 1, "DRAWS": 1, "OTHERS": (1,), "SEEDS": (0,), "STEPS": 4, "LENGTH": 16, "ROWS": 2}
     small["ABILITIES"] = ("copying", "German")
     frame = in_small(damage_profile, monkeypatch, tmp_path, **small)
     names = [*damage_profile.Cut.__dataclass_fields__, "draw", "dtype", "text"]
     assert not frame.duplicated(names).any()
     made = [*damage_profile.cuts()]
-    assert len(made) == 11 + 8 + 2 + 4 and {*made[:11]} == {*damage_profile.FIGURE}
-    again = sum(cut.price == 3 and not cut.healed for cut in made)
+    assert len(made) == 11 + 1 + 8 + 4 + 4 and {*made[:11]} == {*damage_profile.FIGURE}
+    again = sum(cut.price == 3 for cut in damage_profile.FIGURE)
     assert frame.groupby("dtype").apply(lambda own: own.text.eq("wiki").sum()).to_dict() == {
         "bfloat16": 1 + len(made) + 8, "float32": 1 + again,
     }  # fmt: skip
@@ -381,7 +381,7 @@ def test_damage_profile(monkeypatch, tmp_path, small_abilities):
     }
     assert (whole.damage == 0).all() and whole.nats["piqa"] == pytest.approx(2 / 3)
     found = json.loads((tmp_path / "work.jsonl" / "found.json").read_text(encoding="utf-8"))
-    assert sum('"criterion"' in name for name in found) == 8 + 3  # at the price of three blocks, and of one
+    assert sum('"criterion"' in name for name in found) == 9 + 3  # at the price of three blocks, and of one
 
 
 @settings(deadline=None)

@@ -232,6 +232,9 @@ def killer(error):
 
 
 def main(names):
+    modules = {error.module for error in ERRORS}
+    if unknown := {*names} - modules:
+        sys.exit(f"No error is planted in {', '.join(sorted(unknown))}; choose from {', '.join(sorted(modules))}.")
     survivors = 0
     for error in ERRORS:
         if not names or error.module in names:

@@ -97,6 +97,8 @@ def test_candidates_cost_what_they_say_and_no_wider_one_fits(family, unit):
         if candidate.neurons < whole:
             wider = Candidate(*sizes(candidate)[:3], candidate.neurons + 4)
             assert getattr(model_size(shrink(model, wider, scores)), unit) > budget.amount
+    exact = candidates(model, Budget(found[0].cost, unit), multiple_of=4, tolerance=0.2)
+    assert sizes(found[0]) in map(sizes, exact), "what costs the budget to the last fits"
     if family == "llama":
         assert {c.groups for c in found} > {4} and {c.hidden for c in found} > {48} and {c.blocks for c in found} > {3}
 

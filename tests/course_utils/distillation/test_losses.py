@@ -11,7 +11,7 @@ from course_utils import architectures
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.batches import read_batch
-from course_utils.distillation.losses import batch_loss, token_loss
+from course_utils.distillation.losses import batch_loss, token_loss, top_k_loss
 
 
 def logits(seed, dtype=torch.float32):
@@ -32,6 +32,12 @@ def test_alpha_mixes_in_the_cross_entropy():
     torch.testing.assert_close(token_loss(STUDENT, TEACHER, TARGETS, alpha=1.0), ce)
     kl = token_loss(STUDENT, TEACHER, TARGETS)
     torch.testing.assert_close(token_loss(STUDENT, TEACHER, TARGETS, alpha=0.3), 0.7 * kl + 0.3 * ce)
+
+
+def test_a_teacher_of_whom_all_tokens_are_known_is_the_whole_one():
+    ids = torch.arange(TEACHER.shape[1]).expand(len(TEACHER), -1)
+    known = top_k_loss(STUDENT, ids, TEACHER.log_softmax(-1), TARGETS, alpha=0.3)
+    torch.testing.assert_close(known, token_loss(STUDENT, TEACHER, TARGETS, alpha=0.3))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -93,7 +99,7 @@ def test_chunked_equals_plain(family, padding, monkeypatch):
     monkeypatch.setattr(architectures, "_LOGITS", 97 * 5)  # five tokens a chunk
     teacher, student = tiny_model(family), tiny_model(family, seed=1)
     batch = read_batch(tiny_batches(padding=padding, size=6)[0], vocab_size=97, device="cpu")
-    for options in ({}, {"alpha": 0.5}, {"alpha": 1.0}):
+    for options in ({}, {"alpha": 0.3}, {"alpha": 1.0}):
         sums, gradients = [], []
         for value in (
             plain(student, teacher, batch, **options),
