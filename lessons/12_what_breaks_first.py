@@ -12,8 +12,8 @@
 #
 # Two cuts cost the same nats on text. Have they lost the same?
 #
-# **Answer.** No. Three blocks take copying: 15 of a hundred words are left of 94. Neurons that a score chose on speeches take other
-# languages and capitals, more than random neurons do. Let the score read these, and they stay.
+# **Answer.** No. Three blocks take copying: 15 of a hundred words are left of 94. Neurons that a score chose on speeches take German,
+# capitals and code, more than any random cut does. Let the score read these, and they stay.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a perplexity is one number for many abilities, and the part that goes and the text that chose it decide which of them
