@@ -14,7 +14,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -29,10 +29,10 @@ from course_utils import assets, checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.batches import padded, read_batches
-from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
+from course_utils.evaluation import Perplexity, perplexity_ratio
 from course_utils.hooks import evaluating
 from course_utils.session import at_most, current_profile
-from course_utils.texts import TokenBlocks, documents
+from course_utils.texts import documents
 from course_utils.uncertainty import mcnemar_p, ratio_interval
 
 Group = list[tuple[str, str]]  # questions with their answers that stay together
@@ -297,14 +297,12 @@ class Baseline:
     """What a whole model can do, to hold its cuts against; the model itself isn't kept.
 
     Attributes:
-        text: rows that neither chose nor taught anything.
-        score: the model's on them.
+        score: the model's on text that neither chose nor taught anything.
         rows: of each ability that it has.
         answers: its answers to them, of ``answers_of``.
         left_out: why abilities were left out, by name.
     """
 
-    text: TokenBlocks | Sequence[Mapping[str, Tensor]]
     score: Perplexity
     rows: dict[str, AbilityRows]
     answers: dict[str, pd.DataFrame]
@@ -317,49 +315,53 @@ class Baseline:
         base: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         abilities: Sequence[str],
-        text: TokenBlocks | Sequence[Mapping[str, Tensor]],
+        score: Perplexity,
     ) -> Baseline:
         """Ask a whole model.
 
         An ability that it hasn't got can't be lost. Where its share of right answers isn't above the floor, with its
-        95 % interval over rows, or its rows are too long for the model, the ability is left out.
+        95 % interval over rows, its rows are too long for the model, or its text isn't here and can't be fetched, the
+        ability is left out.
 
         Args:
             base: the whole model.
             tokenizer: its own.
             abilities: some of ``ABILITIES``.
-            text: rows that neither chose nor taught anything, as ``perplexity`` takes them.
+            score: the model's ``perplexity`` on text that neither chose nor taught anything.
 
         Raises:
             ValueError: an unknown ability or none, a tokenizer that doesn't fit.
-            AssetError: see ``ability_rows``.
         """
         names = list(dict.fromkeys(checks.strings("abilities", abilities)))
         for name in names:
             checks.one_of("abilities", name, ABILITIES)
-        asked = {name: ability_rows(name, tokenizer) for name in names}
-        answers, left_out = {}, {}
-        for name, rows in asked.items():
+        asked, answers, left_out = {}, {}, {}
+        for name in names:
+            try:
+                rows = ability_rows(name, tokenizer)
+            except assets.AssetError:
+                left_out[name] = "its text isn't here and can't be fetched"
+                continue
             if (length := rows.input_ids.shape[1]) > (most := _positions(base)):
                 left_out[name] = f"its rows have {length} tokens, and the model reads {most} at once"
                 continue
             said = answers_of(base, rows)
             floor, (share, _, low, _) = floor_of(said), _over_rows(said, said["right"], said["right"] | True)
             if low > floor:
-                answers[name] = said
+                asked[name], answers[name] = rows, said
             else:
                 left_out[name] = f"the whole model gets {share:.0%} right, and its floor is {floor:.0%}"
-        known = {name: asked[name] for name in answers}
-        return cls(text, perplexity(base, text), known, answers, left_out)
+        return cls(score, asked, answers, left_out)
 
 
 @check_types
-def damage_profile(model: PreTrainedModel, baseline: Baseline) -> pd.DataFrame:
+def damage_profile(model: PreTrainedModel, baseline: Baseline, score: Perplexity) -> pd.DataFrame:
     """What a cut took of each ability, beside what it took of text.
 
     Args:
         model: the cut one, with weights of the whole one's dtype.
         baseline: the whole one's answers.
+        score: the cut one's ``perplexity`` on the baseline's text.
 
     Returns:
         A row for the text, "text", and one for each ability:
@@ -373,9 +375,9 @@ def damage_profile(model: PreTrainedModel, baseline: Baseline) -> pd.DataFrame:
         - ``left_out``: why an ability was left out, its numbers nan; "" where it wasn't.
 
     Raises:
-        ValueError: a dtype that differs, a model that doesn't know the rows' tokens.
+        ValueError: a score on other text or of another dtype, a model that doesn't know the rows' tokens.
     """
-    of_text = np.log(perplexity_ratio(perplexity(model, baseline.text), baseline.score))
+    of_text = np.log(perplexity_ratio(score, baseline.score))
     table: dict[str, dict[str, float | str]] = {"text": {"left_out": "", **dict(zip(_NATS, of_text, strict=True))}}
     for name, before in baseline.answers.items():
         after = answers_of(model, baseline.rows[name])

@@ -298,10 +298,8 @@ def read_own_text(text: Sequence[str], *, judge: Sequence[str] = (), seed: int =
     left_out, hashed = LeftOut(), hashlib.sha256(json.dumps([seed, [source.weight for source in sources]]).encode())
     contents, of_judges = (tuple(_look(source, left_out, hashed) for source in group) for group in (sources, judges))
     _refuse_too_few(sources, contents, left_out, judges, of_judges)
-    draw, spare = (
-        random.Random(seed),
-        [content.documents - 1 for content in contents],
-    )  # the first of each source is learned
+    draw = random.Random(seed)
+    spare = [content.documents - 1 for content in contents]  # the first of each source is learned
     choosers, own_judges = _share(sum(spare), *_CHOOSING), 0 if judges else _share(sum(spare), *_JUDGING)
     drawn = [(place, number + 1) for place, number in _draw(draw, spare, choosers + own_judges)]
     to_judge, held_out = set(drawn[choosers:]), _collect(sources, drawn)

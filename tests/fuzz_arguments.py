@@ -352,7 +352,8 @@ OWN = {
     "abilities.answers_of": {"rows": ability},
     "abilities.damage_profile": {
         "model": wide_model,
-        "baseline": lambda: Baseline.of(wide_model(), byte_tokenizer(), ["sums"], blocks()),
+        "baseline": lambda: Baseline.of(wide_model(), byte_tokenizer(), ["sums"], perplexity()),
+        "score": perplexity,
     },
     "abilities.floor_of": {"answers": said},
     "abilities.nats_lost": {"before": said, "after": said},

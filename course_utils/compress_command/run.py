@@ -24,9 +24,8 @@ from accelerate import PartialState
 from accelerate.utils import disable_fsdp_ram_efficient_loading
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.abilities import ABILITIES, Baseline, ability_rows, damage_profile
+from course_utils.abilities import ABILITIES, Baseline, damage_profile
 from course_utils.architectures import cast_weights
-from course_utils.assets import AssetError
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import AXES, Candidate, Importance, importance, rank, shrink
 from course_utils.compress_command.asked import (
@@ -125,7 +124,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     if launch.is_main_process:
         in_bits, why_not["the whole model in 8 and 4 bits"] = in_fewer_bits(model, tokenizer, text.held_out, **measured)
         versions = {"whole": Version.of(model, text.held_out, **measured)} | in_bits
-        baseline = Baseline.of(model, tokenizer, _abilities(tokenizer, say), text.held_out)
+        baseline = Baseline.of(model, tokenizer, ABILITIES, versions["whole"].score)
     model = _corrected(model, text, args)
     # Another model, a corrected teacher, or other text has a folder of its own.
     folder = args.out / identity(model)
@@ -168,7 +167,9 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
             versions["recovered"] = replace(recovered, speeds=versions["cut"].speeds)
         target = save_pruned(student, tokenizer, args.out / "model")
         shown = table(versions, judged_by=text.judged_by)
-        write_card(target, base, winner, versions, shown, damage_profile(student, baseline), text, args)
+        *_, shipped = versions.values()
+        damage = damage_profile(student, baseline, shipped.score)
+        write_card(target, base, winner, versions, shown, damage, text, args)
         made = model_size(student)
         say(f"{winner.name}: {made.parameters:,} parameters, and what else could be shipped:")
         say(shown.to_string())
@@ -200,19 +201,6 @@ def _answers(
         temperature=args.temperature,
         seed=args.seed,
     )
-
-
-def _abilities(tokenizer: PreTrainedTokenizerBase, say: Callable[[str], object]) -> list[str]:
-    """What the card tells of; without what isn't here and can't be fetched."""
-    found = []
-    for name in ABILITIES:
-        try:
-            ability_rows(name, tokenizer)
-        except AssetError as error:
-            say(f"The card will say nothing of {name}: {error}")
-        else:
-            found.append(name)
-    return found
 
 
 def _hub_id(model: PreTrainedModel) -> str:

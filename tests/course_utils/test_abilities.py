@@ -26,6 +26,7 @@ from course_utils.abilities import (
     floor_of,
     nats_lost,
 )
+from course_utils.assets import AssetError
 from course_utils.evaluation import perplexity
 from course_utils.models import variant
 from course_utils.texts import TokenBlocks
@@ -200,9 +201,13 @@ def pair(monkeypatch, tokenizer):
     return cut, base, known, text
 
 
+def profile(cut, base, tokenizer, names, text):
+    return damage_profile(cut, Baseline.of(base, tokenizer, names, perplexity(base, text)), perplexity(cut, text))
+
+
 def test_profile_has_what_the_models_say(pair, tokenizer):
     cut, base, known, text = pair
-    frame = damage_profile(cut, Baseline.of(base, tokenizer, ["sums", "facts"], text))
+    frame = profile(cut, base, tokenizer, ["sums", "facts"], text)
     assert [*frame.index] == ["text", "sums", "facts"] and [*frame.left_out[:2]] == ["", ""]
     assert re.fullmatch(r"the whole model gets \d+% right, and its floor is \d+%", frame.left_out["facts"])
     assert frame.loc["facts"].drop("left_out").isna().all()
@@ -220,7 +225,7 @@ def test_profile_has_what_the_models_say(pair, tokenizer):
 
 def test_a_model_beside_itself_has_lost_nothing(pair, tokenizer):
     _, base, _, text = pair
-    frame = damage_profile(base, Baseline.of(base, tokenizer, ["sums"], text))
+    frame = profile(base, base, tokenizer, ["sums"], text)
     assert (frame[["nats_lost", "ci_low", "ci_high"]] == 0).all(axis=None)
     assert (frame.loc["sums", ["lost", "won", "p"]] == [0, 0, 1]).all() and (frame.left_out == "").all()
 
@@ -228,10 +233,32 @@ def test_a_model_beside_itself_has_lost_nothing(pair, tokenizer):
 def test_rows_that_are_too_long_for_a_model_are_left_out(pair, tokenizer):
     cut, base, known, text = pair
     base.config.max_position_embeddings = cut.config.max_position_embeddings = 23
-    frame = damage_profile(cut, Baseline.of(base, tokenizer, ["sums"], text))
+    frame = profile(cut, base, tokenizer, ["sums"], text)
     assert frame.left_out["sums"] == "its rows have 24 tokens, and the model reads 23 at once"
     with pytest.raises(ValueError, match="'rows' have 24 tokens"):
         answers_of(base, known)
+
+
+def test_what_cannot_be_fetched_is_left_out(pair, tokenizer, monkeypatch):
+    cut, base, known, text = pair
+
+    def offline(name, _):
+        if name == "code":
+            raise AssetError("no network")
+        return known
+
+    monkeypatch.setattr(abilities, "ability_rows", offline)
+    frame = profile(cut, base, tokenizer, ["code", "sums"], text)
+    assert frame.left_out.to_dict() == {
+        "text": "", "sums": "", "code": "its text isn't here and can't be fetched",
+    }  # fmt: skip
+
+
+def test_a_score_on_other_text_is_refused(pair, tokenizer):
+    cut, base, _, text = pair
+    baseline = Baseline.of(base, tokenizer, ["sums"], perplexity(base, text))
+    with pytest.raises(ValueError, match="different rows"):
+        damage_profile(cut, baseline, perplexity(cut, text[:4]))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +271,7 @@ def test_rows_that_are_too_long_for_a_model_are_left_out(pair, tokenizer):
 )
 def test_bad_input_is_refused(pair, tokenizer, wrong, named):
     _, base, _, text = pair
-    given = {"base": base, "tokenizer": tokenizer, "abilities": ["sums"], "text": text}
+    given = {"base": base, "tokenizer": tokenizer, "abilities": ["sums"], "score": perplexity(base, text)}
     with pytest.raises((ValueError, TypeError), match=f"'{named}'"):
         Baseline.of(**given | wrong)
 
@@ -252,7 +279,7 @@ def test_bad_input_is_refused(pair, tokenizer, wrong, named):
 def test_models_of_two_dtypes_are_refused(pair, tokenizer):
     cut, base, _, text = pair
     with pytest.raises(ValueError, match="dtype"):
-        damage_profile(variant(cut).to(torch.bfloat16), Baseline.of(base, tokenizer, ["sums"], text))
+        profile(variant(cut).to(torch.bfloat16), base, tokenizer, ["sums"], text)
 
 
 @pytest.mark.parametrize(("given", "named"), [(("juggling",), "name"), (("sums", "distillation"), "split")])
