@@ -458,8 +458,9 @@ from course_utils.abilities import Baseline, damage_profile
 from course_utils.texts import judging_rows
 
 judged = {name: rows[:16] for name, rows in judging_rows(tokenizer).items()}
-baseline = Baseline.of(base, tokenizer, ["German"], judged["wiki"])
-profile = damage_profile(narrow, baseline)
+scores = [perplexity(m, judged["wiki"], batch_size=16) for m in (base, narrow)]
+baseline = Baseline.of(base, tokenizer, ["German"], scores[0])
+profile = damage_profile(narrow, baseline, scores[1])
 profile.iloc[:, :-1].T.round(3)
 
 # %% [markdown]
