@@ -233,41 +233,6 @@ def reading_and_generating() -> Axes:
     return ax
 
 
-def pruning_axes() -> Axes:
-    """Four ways to make a Llama smaller: whole blocks, hidden channels, KV groups, and neurons of the MLPs."""
-    ax = _canvas(9, 4.7, "Four sizes that can shrink")
-    _text(ax, (1.4, 4.2), "1  blocks", weight="bold")
-    for number in range(4):
-        gone = number == 2
-        _box(ax, (1.4, 0.9 + 0.75 * number), "block", width=1.5, height=0.5, colour=MARK if gone else INK)
-        if gone:
-            _cross(ax, (1.4, 0.9 + 0.75 * number), 0.22)
-    _text(ax, (3.6, 4.2), "2  hidden channels", weight="bold")
-    for number in range(6):
-        lost = number == 4
-        ax.plot([2.85, 4.35], [1.0 + 0.45 * number] * 2, color=MARK if lost else STREAM, lw=3, ls=":" if lost else "-")
-    _text(ax, (6.0, 4.2), "3  KV groups", weight="bold")
-    for group in range(3):
-        y, colour = 1.15 + 1.0 * group, MARK if group == 1 else INK
-        _box(ax, (6.65, y), "K, V", width=0.7, height=0.5, colour=colour)
-        for query in range(3):
-            _box(ax, (5.45, y - 0.28 + 0.28 * query), "", width=0.55, height=0.18, colour=colour)
-            ax.plot([5.75, 6.27], [y - 0.28 + 0.28 * query, y], color=colour, lw=1.2, zorder=2)
-        if group == 1:
-            _cross(ax, (6.05, y), 0.33)
-    _text(ax, (8.1, 4.2), "4  neurons", weight="bold")
-    _matrix(ax, (7.55, 1.0), (1.1, 2.6), "", rows=_NEURONS, marked_rows=[2])
-    notes = {
-        1.4: "depth",
-        3.6: "all that reads or\nwrites the stream",
-        6.0: "query heads go\nwith their K and V",
-        8.1: "rows of gate, up;\ncolumns of down",
-    }
-    for x, note in notes.items():
-        _note(ax, (x, 0.3), note)
-    return ax
-
-
 def hidden_channel() -> Axes:
     """One hidden channel of a Llama: a column of what reads the stream, a row of what writes it, a number of norms."""
     ax = _canvas(9, 3.9, "One hidden channel")

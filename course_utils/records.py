@@ -29,7 +29,7 @@ def read_record(name: str) -> pd.DataFrame:
         "criterion" among them), "text", "draw" (of the rows), "dtype" (of the weights), "rows" (float64 [rows], nats a
         token of each row, minus those of the uncut model), "damage" (their mean, nats a token) and "nats" (the model's
         own loss, nats a token). Where "text" is a task, each row is a document, and its numbers are those of the task,
-        such as 1 for a right answer, in place of nats.
+        such as 1 for a right answer, in place of nats. ``attrs["settings"]`` are the experiment's.
 
     Raises:
         ValueError: there is no such record; the message lists those there are.
@@ -45,4 +45,5 @@ def read_record(name: str) -> pd.DataFrame:
     entries["rows"] = [row - uncut[place] for place, row in zip(places, nats, strict=True)]
     entries["damage"] = [row.mean() for row in entries["rows"]]
     entries["nats"] = [row.mean() for row in nats]
+    entries.attrs["settings"] = record["settings"]
     return entries

@@ -1,21 +1,21 @@
 """Cut the course's Llama in several ways until each costs the same on text, and see what else each took, for lesson 12.
 
-    python -m experiments.damage_profile [--work build/damage_profile] [--winner build/small_model/students/winner]
+    python -m experiments.damage_profile [--work build/damage_profile]
 
-The price is that of three neighbouring blocks, the cheapest three on calibration rows: about 0.3 nats a token, on rows
+The price is that of three neighbouring blocks, the cheapest three on calibration rows: about 0.2 nats a token, on rows
 of both texts that nothing else uses. As many neurons as cost that much, by halving: by activation, with five draws each
 of speeches, of wiki, of a mix (code, sums, patterns, facts) and of the mix with three languages; and nineteen random
 sets, which spare each block's four strongest. As many attentions. Beside them, as they fall: three blocks by
-leave-one-out, nineteen random sets of three, each attention alone (on text and copying), the whole model in four bits,
-and lesson 11's winner where its folder is given. At the prices of one block and of eight: activation, mix, six random.
-Then four of the cuts learn for sixteen steps, from speeches, or from speeches with a quarter of lists and sums.
+leave-one-out, each attention alone (on text and copying), and the whole model in four bits. At the prices of one block
+and of eight: neighbouring blocks, activation, mix, three random sets. Then blocks, activation and mix learn for sixteen
+steps, from speeches, with two seeds.
 
 Bfloat16; the first ones at the price of three blocks in float32 as well, the same neurons. All are judged on the
 lessons' rows of speeches and wiki and on each ability's rows, the first ones on 300 questions of ARC-Easy and PIQA.
 The record holds each row's nats by each predicted token and its share of right answers.
 
-About four hours on one core, somewhat over two on two. An arm reads 6,000 tokens of text and 30,000 of abilities, and
-halving takes 8 passes of 6,100 tokens: on one core two and a half minutes together. The eleven arms that the lesson
+Somewhat over three hours on one core. An arm reads 6,000 tokens of text and 30,000 of abilities, and halving takes 8
+passes of 6,100 tokens: two and a half minutes together, and two more where it learns. The eleven arms that the lesson
 can't do without come first. Killed, it goes on where it was.
 """
 
@@ -44,12 +44,12 @@ from course_utils.models import load_model, variant
 from course_utils.records import FOLDER
 from course_utils.texts import further_rows, judging_rows, token_blocks
 from course_utils.width import neuron_importance
-from experiments.leave_out import ENDS, left_out, lowest, random_sets, without
+from experiments.leave_out import ENDS, left_out, lowest, without
 from experiments.random_cuts import cut
 from experiments.sets import Arm, write_record
 
 BLOCKS, OTHERS = 3, (1, 8)  # whose price the cuts have, in blocks
-CUTS, FEW, DRAWS, SPARED = 19, 6, 5, 4  # random cuts, and at other prices; draws; neurons that random cuts spare
+CUTS, FEW, DRAWS, SPARED = 19, 3, 5, 4  # random cuts, and at other prices; draws; neurons that random cuts spare
 STEP = 4  # neurons of each block, the finest that halving looks at
 MIX = {"code": 8, "sums": 2, "patterns": 2, "facts": 3}  # rows of each, four to five hundred tokens
 LANGUAGES = {"French": 8, "German": 8, "Spanish": 8}
@@ -57,7 +57,7 @@ DRAWN = 24  # rows of text that a draw reads, 1,536 tokens
 READ = {"mix": MIX, "mix with languages": MIX | LANGUAGES}
 TEXTS = ("speeches", "wiki")
 STEPS, LENGTH, ROWS, RATE = 16, 256, 4, 8e-4  # of healing: tokens of a row, rows of a step
-HEALED, SEEDS = ("speeches", "speeches, lists and sums"), (0, 1)
+SEEDS = (0, 1)  # of it
 BENCHMARKS, QUESTIONS = ("arc_easy", "piqa"), 300
 
 
@@ -82,6 +82,11 @@ class Cut:
     price: int = 0
     healed: str = ""
     learning: int = 0
+
+    @property
+    def name(self) -> str:
+        """Under which the number of parts is kept that it takes."""
+        return f"{self.criterion} {self.part} {self.read}".strip() + f", draw {self.seed}, price {self.price}"
 
 
 RUN = Cut("run", "blocks", "speeches", price=BLOCKS)
@@ -108,9 +113,8 @@ def cuts() -> Iterator[Cut]:
     for seed in range(1, DRAWS):
         yield from (replace(SPEECHES, read=read, seed=seed) for read in (*TEXTS, *READ))
     for learning in SEEDS:
-        for made in (RUN, SPEECHES, MIXED, RANDOM):
-            yield from (replace(made, healed=text, learning=learning) for text in HEALED)
-    yield from (Cut("random", "blocks", seed=seed) for seed in range(CUTS))
+        for made in (RUN, SPEECHES, MIXED):
+            yield replace(made, healed="speeches", learning=learning)
     for price in OTHERS:
         yield from (replace(made, price=price) for made in (RUN, SPEECHES, MIXED))
         yield from (replace(RANDOM, seed=seed, price=price) for seed in range(FEW))
@@ -153,11 +157,10 @@ class Workshop:
 
     Args:
         work: a folder for what was found out on the way.
-        winner: the folder of lesson 11's winner, if there is one.
     """
 
-    def __init__(self, work: Path, winner: Path | None = None) -> None:
-        self.winner, self._path = winner, work / "found.json"
+    def __init__(self, work: Path) -> None:
+        self._path = work / "found.json"
         self.found: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
         self.base, self.tokenizer = load_model("llama", dtype=torch.bfloat16)
         self.pools = {
@@ -241,15 +244,12 @@ class Workshop:
             return base
         if made.healed:
             return self.healed(made)
-        if made.criterion == "winner":
-            return load_model(str(self.winner), dtype=base.dtype)[0]
         if made.criterion == "four bits":
             return in_four_bits(base)
         if made.part == "blocks":
             layers = {
                 "run": lambda: self.run(made.price),
                 "leave-one-out": lambda: lowest(self.alone("block"), BLOCKS),
-                "random": lambda: self._random_blocks()[made.seed],
             }[made.criterion]()
             return without(base, "block", layers)
         if made.part == "attention":
@@ -260,29 +260,16 @@ class Workshop:
             most = len(self.alone("attention")) - 1 if made.part == "attentions" else width
             return same_loss(lambda n: self.loss(self._without(self.base, made, n)), self.price(made.price), most)
 
-        count, _ = self.remembered(json.dumps(asdict(made)), found)
+        count, _ = self.remembered(made.name, found)
         return self._without(base, made, count)
-
-    def _random_blocks(self) -> list[tuple[int, ...]]:
-        return random_sets(range(ENDS, self.base.config.num_hidden_layers - ENDS), BLOCKS)
-
-    def _taught(self, text: str, seed: int) -> list[dict[str, Tensor]]:
-        """A step's rows each: speeches, or in every fourth step lists or sums."""
-        tokens = 4 * STEPS * ROWS * LENGTH
-        pool = token_blocks(self.tokenizer, "distillation", tokens=tokens, length=LENGTH)
-        batches = pool.sample(STEPS * ROWS, seed=seed).batches(ROWS)
-        if text != HEALED[0]:
-            asked = [
-                ability_rows(name, self.tokenizer, split="calibration").batches(ROWS) for name in ("copying", "sums")
-            ]
-            batches[3::4] = [asked[turn % 2][turn // 2] for turn in range(len(batches[3::4]))]
-        return batches
 
     def _healed(self, made: Cut) -> PreTrainedModel:
         student = variant(self.make(self.base, replace(made, healed="", learning=0)))
         student.float()
+        pool = token_blocks(self.tokenizer, "distillation", tokens=4 * STEPS * ROWS * LENGTH, length=LENGTH)
+        rows = pool.sample(STEPS * ROWS, seed=made.learning).batches(ROWS)
         settings: dict[str, Any] = {"steps": STEPS, "lr": RATE, "seed": made.learning, "mlps_only": True}
-        distill(self.base, student, self._taught(made.healed, made.learning), precision=torch.bfloat16, **settings)
+        distill(self.base, student, rows, precision=torch.bfloat16, **settings)
         cast_weights(student, torch.bfloat16)
         return student
 
@@ -339,8 +326,6 @@ def arms(workshop: Workshop, judges: Judges) -> Iterator[Arm]:
         yield arm(base, made, first if made in FIGURE else judges.tasks(ABILITIES))
     for layer in range(base.config.num_hidden_layers):
         yield arm(base, Cut("alone", "attention", seed=layer), judges.tasks(["copying"]))
-    if workshop.winner:
-        yield arm(base, Cut("winner"), first)
     base, _ = load_model("llama", dtype=torch.float32)
     yield arm(base, Cut(), judges.tasks(ABILITIES))
     for made in _again():
@@ -356,12 +341,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/damage_profile"))
     parser.add_argument("--out", type=Path, default=FOLDER / "damage_profile.json")
-    parser.add_argument("--winner", type=Path, help="folder of lesson 11's winner; left out without")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    workshop = Workshop(args.work, args.winner)
+    workshop = Workshop(args.work)
     settings = {"model": "SmolLM2-135M-Instruct", "step": STEP, "found": workshop.found}
-    total = 2 + len([*cuts()]) + len(_again()) + workshop.base.config.num_hidden_layers + bool(args.winner)
+    total = 2 + len([*cuts()]) + len(_again()) + workshop.base.config.num_hidden_layers
     work = args.work / "done.jsonl"
     write_record(arms(workshop, Judges(workshop)), args.out, work=work, settings=settings, total=total)
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path as Outline
 
+from course_utils.abilities import ABILITIES
 from course_utils.plotting import log_ticks, mark
 from course_utils.policies import by_level, by_price, cache_saved, gap_to_static, outcome
 from course_utils.prompt_harm import Record
@@ -239,8 +240,57 @@ def _token_times() -> Figure:
     )
 
 
+def _abilities() -> Figure:
+    """Lesson 12: what cuts of one price on text took of each ability."""
+    record = read_record("damage_profile").query("healed == '' and dtype == 'bfloat16' and price > 0")
+    prices = {3: "three blocks", 1: "one block", 8: "eight blocks"}
+    names = {
+        ("run", "blocks", "speeches"): "neighbouring blocks",
+        ("leave-one-out", "attentions", "speeches"): "attentions",
+        ("activation", "neurons", "speeches"): "neurons, by speeches",
+        ("activation", "neurons", "wiki"): "neurons, by wiki",
+        ("activation", "neurons", "mix"): "neurons, by a mix",
+        ("activation", "neurons", "mix with languages"): "neurons, by a mix with languages",
+        ("random", "neurons", ""): "random neurons",
+    }
+    made, points, lines = ["criterion", "part", "read", "seed"], [], []
+    for price, words in prices.items():
+        rows = record[record.price == price]
+        on_text = rows[rows.text.isin(("speeches", "wiki"))].groupby(made).damage.mean()
+        lines.append(Line((words,), "on text", _level(on_text.mean(), (-0.5, len(ABILITIES) - 0.5))))
+        for row in rows[rows.text.isin(ABILITIES)].itertuples():
+            name, place = names[row.criterion, row.part, row.read], ABILITIES.index(row.text)
+            lost = _mean(row.rows)
+            text = on_text[row.criterion, row.part, row.read, row.seed]
+            says = (
+                f"{name.capitalize()}, draw {row.seed}, at the price of {words}: {with_interval(*lost)} nats lost by "
+                f"each token of {row.text}, beside {shown(text)} on text."
+            )
+            beside = 0.11 * ([*names.values()].index(name) - 3)
+            points.append(Point((words, name, row.text, str(row.seed)), name, place + beside, *lost, says))
+    return Figure(
+        controls=("Price", "Cut", "Ability", "Draw"),
+        slides=1,
+        scenes=1,
+        labels=("", "nats lost by each token"),
+        points=points,
+        begin=next(i for i, point in enumerate(points) if point.chosen[1:3] == ("neighbouring blocks", "copying")),
+        lines=lines,
+        likes={
+            "neighbouring blocks": "blocks",
+            "neurons, by speeches": "neurons",
+            "neurons, by wiki": "published",
+            "neurons, by a mix": "complexity",
+            "neurons, by a mix with languages": "KL",
+            "random neurons": "random",
+            "on text": "whole",
+        },
+        ticks={ability: place for place, ability in enumerate(ABILITIES)},
+    )
+
+
 _FIGURES: dict[str, Callable[[], Figure]] = {
-    "03": _random_cuts, "04": _sets_of_six, "06": _rules_for_prompts, "10": _token_times,
+    "03": _random_cuts, "04": _sets_of_six, "06": _rules_for_prompts, "10": _token_times, "12": _abilities,
 }  # fmt: skip
 LESSONS = (*_FIGURES,)
 

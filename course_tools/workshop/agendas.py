@@ -72,6 +72,8 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
             "vote: a fifth cut off, or all of it in four bits?",
             (3, 4),
         ),
+        BREAK,
+        Part("12", "two cuts, one loss: vote for each ability which of them takes it; count the flips in pairs", (4,)),
         Pause(
             "close", 15, "everyone names one bottleneck of their own work, and which cut, or fewer bits, relieves it"
         ),

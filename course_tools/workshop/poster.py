@@ -17,6 +17,8 @@ from nbformat import NotebookNode
 from course_tools.lessons.printed import picked
 from course_utils import diagrams, plotting
 from course_utils.files import replacing
+from course_utils.plotting import mark
+from course_utils.records import read_record
 
 WIDTH, HEIGHT = 16.54, 11.69  # A3, landscape, in inches
 _COLUMNS, _ROWS, _WORDS = 4, 3, 27  # characters in a line below a drawing
@@ -60,6 +62,22 @@ def conditions() -> Axes:
         y = 3.2 - 0.68 * number
         ax.plot(0.6, y, marker="s", ms=15, mfc="none", mec=diagrams.STREAM, mew=1.8)
         ax.text(1.05, y, condition, va="center", size=15)
+    return ax
+
+
+def damage() -> Axes:
+    """What cuts of one price on text take of some abilities, from the record of lesson 12."""
+    _, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    record = read_record("damage_profile").query("healed == '' and dtype == 'bfloat16' and price == 3")
+    names = ("copying", "facts", "code", "German")
+    for part, cut in (("blocks", "three blocks"), ("neurons", "neurons, chosen on speeches")):
+        rows = record[(record.part == part) & (record.read == "speeches")].groupby("text").damage.mean()
+        ax.plot([rows[name] for name in names], range(len(names)), **mark(part) | {"ls": "", "ms": 15, "label": cut})
+    ax.set_yticks(range(len(names)), names, size=15)
+    ax.invert_yaxis()
+    ax.set_xlabel("nats lost by each token", size=15)
+    ax.set_title("The same loss on text")
+    ax.legend(fontsize=14)
     return ax
 
 
@@ -173,23 +191,6 @@ PANELS = (
         },
     ),
     Panel(
-        "Four sizes at once",
-        "11",
-        diagrams.pruning_axes,
-        "Nats for a small cut: neurons {neurons}, KV groups {groups}, channels {channels}, blocks {blocks}. Random "
-        "ones as good: {n}, {g}, {c}, {b} of 19.",
-        {
-            name: (f"{axis} {cut}: … nats; random … to …, … of … at least as good"[:60], place)  # a label's length
-            for axis, cut in {
-                "neurons": "b30-h576-g3-n1280",
-                "groups": "b30-h576-g2-n1536",
-                "channels": "b30-h540-g3-n1536",
-                "blocks": "b28-h576-g3-n1536",
-            }.items()
-            for name, place in ((axis, 0), (axis[0], 3))
-        },
-    ),
-    Panel(
         "A whole recipe",
         "11",
         diagrams.making_a_small_model,
@@ -200,6 +201,19 @@ PANELS = (
             "cut": ("winner, Q8_0 · speeches", 0),
             "whole_mb": ("whole, off the grid, Q4_0 · MB", 0),
             "whole": ("whole, off the grid, Q4_0 · speeches", 0),
+        },
+    ),
+    Panel(
+        "What else went?",
+        "12",
+        damage,
+        "The same loss on text. Three blocks leave {blocks} % of a list right, neurons {neurons} %; of German {left} % "
+        "and {rest} %.",
+        {
+            "blocks": ("three blocks, copying: …% right, … (… to …) nats lost"[:60], 0),
+            "neurons": ("neurons, copying: …% right, … (… to …) nats lost"[:60], 0),
+            "left": ("three blocks, German: …% right, … (… to …) nats lost"[:60], 0),
+            "rest": ("neurons, German: …% right, … (… to …) nats lost"[:60], 0),
         },
     ),
 )

@@ -21,7 +21,6 @@ DRAWINGS = {
     "distillation": [{}],
     "reading_points": [{}],
     "reading_and_generating": [{}],
-    "pruning_axes": [{}],
     "hidden_channel": [{}],
     "making_a_small_model": [{}],
 }

@@ -52,6 +52,7 @@ def test_a_record_gives_what_was_measured_row_by_row(measured):
         assert entry.damage != 0
         assert entry.nats == pytest.approx(after.nll, abs=0.002)
     assert not frame[frame.criterion == ""].damage.any()
+    assert frame[frame.criterion == "random"].attrs["settings"] == {"why": 1}
 
 
 def test_a_run_that_was_killed_goes_on(measured, tmp_path):

@@ -35,12 +35,12 @@ def damages(name, **wanted):
 
     def sums(**known):
         return next(
-            np.array(entry["sums"])
+            np.array(entry["sums"]) / entry.get("predictions", record["predictions"])
             for entry in record["entries"]
             if all(entry[key] == value for key, value in (COMMON | known).items())
         )
 
-    return (sums(**wanted) - sums(criterion="")) / record["predictions"]
+    return sums(**wanted) - sums(criterion="", **{key: wanted[key] for key in COMMON.keys() & wanted.keys()})
 
 
 def point(lesson, *chosen):
@@ -59,7 +59,7 @@ def test_each_choice_is_one_entry_and_the_axes_hold_all_of_them(lesson):
             low, high = data[axis]["span"]
             assert low <= min(numbers) <= max(numbers) <= high
     for axis in (data["x"], data["y"]):
-        assert 3 <= len(axis["ticks"]) <= 9 or (axis["label"] == "" and len(axis["ticks"]) == 4)
+        assert 3 <= len(axis["ticks"]) <= 9 or (axis["label"] == "" and len(axis["ticks"]) in (4, 8))
 
 
 def test_cuts_of_neurons_are_those_of_the_record():
@@ -101,6 +101,18 @@ def test_times_are_those_of_the_record():
         one = point("10", row["program"], row["name"])
         assert [one.y, one.low, one.high, one.foot] == [row[key] for key in ("milliseconds", "low", "high", "floor")]
         assert f"{row['milliseconds']:.1f} ms a token ({row['low']:.1f} to {row['high']:.1f})" in one.says
+
+
+def test_abilities_are_those_of_the_record():
+    one = point("12", "three blocks", "neurons, by a mix", "German", "2")
+    made = {"criterion": "activation", "part": "neurons", "read": "mix", "seed": 2, "price": 3, "healed": ""}
+    rows = damages("damage_profile", text="German", dtype="bfloat16", **made)
+    assert one.y == pytest.approx(rows.mean()) and with_interval(one.y, one.low, one.high) in one.says
+    made["dtype"] = "bfloat16"
+    text = np.mean([damages("damage_profile", text=text, **made).mean() for text in ("speeches", "wiki")])
+    assert f"beside {text:.2f} on text" in one.says
+    (band,) = [line for line in explorable.figure("12").lines if line.chosen == ("three blocks",)]
+    assert {round(level, 1) for _, level in band.places} == {0.2}
 
 
 def luminance(colour):

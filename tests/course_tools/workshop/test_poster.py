@@ -49,8 +49,8 @@ CLAIMS = {
     ("08", "jobs"): lambda n: n.jobs > 3 * n.most and n.people > 50,
     ("09", "before"): lambda n: 0 < n.after < 0.75 * n.before and 0 < n.kept < 0.75 * n.known,
     ("10", "calm"): lambda n: n.whole < n.calm < n.bits,
-    ("11", "neurons"): lambda n: all(0 <= count <= 19 for count in (n.n, n.g, n.c, n.b)),
     ("11", "cut_mb"): lambda n: n.whole_mb < n.cut_mb and n.whole < n.cut,
+    ("12", "blocks"): lambda n: n.blocks < n.neurons / 2 and n.rest < n.left,
 }
 
 

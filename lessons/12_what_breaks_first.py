@@ -1,0 +1,595 @@
+# ---
+# jupyter:
+#   course:
+#     title: "What breaks first: the same loss on text, another damage"
+#     prerequisites: lessons 03 to 05 (the cuts), 07 (healing)
+#     assets: [smollm2, speeches, texts, abilities]
+#     concepts: [ability, floor, exchanged answers, teacher forcing, equal loss, flips, damage profile, induction head]
+# ---
+
+# %% [markdown]
+# ## The question
+#
+# Two cuts cost the same nats on text. Have they lost the same?
+#
+# **Answer.** No. Three blocks take copying: 15 of a hundred words are left of 94. Neurons chosen on speeches take capitals, code and German,
+# each more than any random cut does. Let the score read such things, and most of them stay.
+
+# %% [markdown] tags=["notes"]
+# **The point:** a perplexity is one number for many abilities, and the part that goes and the text that chose it decide which of them
+# pay.
+#
+# **Usual questions:** "Isn't it only the size of the loss?" The record has three prices. "Does training bring it back?" What was
+# trained on, and hardly more.
+#
+# **Wrong turns:** reading an accuracy without its floor; calling a net of zero "no change"; comparing cuts of unequal loss.
+#
+# **At the end you have** a profile of your own cut that you can put on its card, and you have decided who pays.
+
+# %% tags=["install"]
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import cross_entropy
+
+from course_utils.abilities import ABILITIES, ability_rows, answers_of
+from course_utils.plotting import mark, show, style
+from course_utils.records import read_record
+from course_utils.reports import with_interval
+from course_utils.session import start
+from course_utils.verdicts import here
+
+session = start("12")
+style()
+record = read_record("damage_profile")  # of SmolLM2-135M
+unhealed = record[(record.healed == "") & (record.dtype == "bfloat16")]
+equal = unhealed[unhealed.price == 3]  # the price of three blocks
+
+# %%
+ARMS = {
+    "three blocks": ("run", "blocks", "speeches", mark("blocks")),
+    "attentions": ("leave-one-out", "attentions", "speeches", mark("attentions")),
+    "neurons, chosen on speeches": (
+        "activation", "neurons", "speeches", mark("neurons"),
+    ),
+    "neurons, chosen on a mix": (
+        "activation", "neurons", "mix", mark("neurons") | {"markerfacecolor": "none"},
+    ),
+}  # fmt: skip
+
+
+def arm(criterion, part, read):
+    """The rows of the record for one kind of cut, by text: nats lost."""
+    rows = equal[(equal.criterion == criterion) & (equal.part == part)]
+    return rows[rows.read == read].pivot_table(index="seed", columns="text", values="damage")
+
+
+_, ax = plt.subplots(figsize=(9, 5.4), layout="constrained")
+random = arm("random", "neurons", "")
+for place, ability in enumerate(ABILITIES):
+    dots = mark("random") | {"linestyle": "", "label": None if place else "random neurons"}
+    ax.plot(random[ability], np.full(len(random), place), **dots)
+    for name, (*which, look) in ARMS.items():
+        value = arm(*which)[ability].mean()
+        label = None if place else name
+        ax.plot(value, place, **look | {"linestyle": "", "label": label, "markersize": 11})
+text = equal[equal.text.isin(["speeches", "wiki"])].groupby(["criterion", "part", "read"])
+band = text.damage.mean()
+ax.axvspan(band.min(), band.max(), alpha=0.15, color=mark("whole")["color"])
+ax.set_yticks(range(len(ABILITIES)), ABILITIES)
+ax.invert_yaxis()
+ax.set(xlabel="nats lost by each token of the answers")
+ax.set_title("The same loss on text (band), other damage")
+ax.legend()
+show(
+    "Eight rows, an ability each; along x the nats lost by each token of its answers. "
+    "A narrow band marks what all cuts lost on text. For copying, attentions and three "
+    "blocks stand far right of it; for facts, code and languages the neurons that were "
+    "chosen on speeches do. Those chosen on a mix stand near the band or left of it."
+)
+
+# %% [markdown]
+# *Each cut costs the same on text, by construction; no ability was looked at.*
+#
+# ## What can be lost
+#
+# An **ability** is a kind of question with one right answer. Eight of them fit a model of 135 million weights:
+# copying a list, sums, rows of numbers with equal steps, capitals, Python, and three languages. What such a model can't do at all
+# (reasoning in steps, following instructions) can't be lost either, and isn't asked.
+
+# %%
+from course_utils.models import load_model, variant
+
+base, tokenizer = load_model("llama", dtype=session.dtype)
+asked = {name: ability_rows(name, tokenizer) for name in ABILITIES}
+for name, rows in asked.items():
+    shown = tokenizer.decode(rows.input_ids[0][rows.attention_mask[0].bool()])
+    print(f"{name:9}", repr(" ".join(shown.split())[:66]))
+
+# %% [markdown]
+# Questions stand behind each other in a row, with their right answers. The first two are only shown. So each answer is read behind
+# right ones, and each of its tokens behind the right tokens before it: **teacher forcing**. It is right if every token is the
+# likeliest one.
+#
+# What a model gives an answer is measured in nats, as text is: the sum of $-\log p$ of its tokens.
+
+# %% [markdown]
+# ### Exercise 1 · ●○○ · 6 minutes
+#
+# Write `answer_nats(model, ids, start)`: the nats of `ids[start:]`, summed, given everything before. `ids` is one row, int64 [length].
+#
+# <details><summary>Hint</summary>
+#
+# `model(ids[None]).logits[0]` has a row for each token that was read. Which of them predicts the first token of the answer?
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_12 import check_answer_nats
+
+
+# BEGIN SOLUTION
+def answer_nats(model, ids, start):
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0].float()
+    return cross_entropy(logits[start - 1 : -1], ids[start:], reduction="sum")
+
+
+# END SOLUTION
+# BEGIN STUB
+# def answer_nats(model, ids, start):
+#     ...  # your code
+# END STUB
+check_answer_nats(answer_nats)
+
+# %% [markdown]
+# ## What takes no ability
+#
+# Who always says the commonest answer is right now and then. So is who knows the kind of answer and not the question: give each question
+# **another question's answer**, and count how often the model's own is right there. The larger of both shares is the **floor**. An
+# ability that stands on it is none, and falls out before anything is cut.
+
+# %% [markdown]
+# ### Exercise 2 · ●●○ · 7 minutes
+#
+# Write `floor(given, right, shown)`: `given` are the model's answers, `right` the right ones, of a row whose first `shown` were only shown.
+# Exchange by half of the list: each question gets the answer that stands half of them further on.
+#
+# <details><summary>Hint</summary>
+#
+# `collections.Counter(answers).most_common(1)` counts. `answers[half:] + answers[:half]` moves.
+#
+# </details>
+
+# %% tags=["exercise"]
+from collections import Counter
+
+from course_utils.exercises.lesson_12 import check_floor
+
+
+# BEGIN SOLUTION
+def floor(given, right, shown):
+    given, right = given[shown:], right[shown:]
+    half = len(right) // 2
+    others = right[half:] + right[:half]
+    commonest = Counter(right).most_common(1)[0][1]
+    exchanged = sum(g == o for g, o in zip(given, others, strict=True))
+    return max(commonest, exchanged) / len(right)
+
+
+# END SOLUTION
+# BEGIN STUB
+# def floor(given, right, shown):
+#     ...  # your code
+# END STUB
+check_floor(floor)
+
+# %% [markdown]
+# The library's `answers_of` reads all rows, `floor_of` is your floor.
+#
+# **Predict before you run.** Which stands nearer to its floor, copying or German?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# TO FILL live floors
+#
+# </details>
+
+# %%
+from course_utils.abilities import floor_of
+
+LIVE = ("copying", "German")
+before = {name: answers_of(base, asked[name]) for name in LIVE}
+known = {name: (said.right.mean(), floor_of(said)) for name, said in before.items()}
+for name, (share, low) in known.items():
+    print(f"{name}: {share:.0%} right, floor {low:.0%}, {len(before[name])} answers")
+above = [share - low for share, low in known.values()]
+here("The whole model is above the floor in both.", above)
+
+# %% [markdown]
+# ## The same loss
+#
+# Cuts can be compared only at **equal loss**. Blocks come whole, so they set the price; of neurons as many go as cost that much. The
+# number is found by halving: too cheap, more; too dear, fewer. The rows that set the price judge nothing.
+
+# %% [markdown]
+# ### Exercise 3 · ●●○ · 9 minutes
+#
+# Write `same_loss(base, cut, nats, target, most)`. `cut(base, count)` gives a new model without `count` parts, `nats(model)` what it loses.
+# Return the number from 0 to `most` whose loss is nearest to `target`, and that loss. A cut takes seconds: don't try them all.
+#
+# <details><summary>Hint</summary>
+#
+# Two ends, `low` too cheap and `high` too dear. When they are neighbours, one of them is the nearer.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_12 import check_same_loss
+
+
+# BEGIN SOLUTION
+def same_loss(base, cut, nats, target, most):
+    low, high = 0, most
+    seen = {low: 0.0, high: nats(cut(base, high))}
+    while high - low > 1:
+        middle = (low + high) // 2
+        seen[middle] = nats(cut(base, middle))
+        if seen[middle] < target:
+            low = middle
+        else:
+            high = middle
+    return min(((n, seen[n]) for n in (low, high)), key=lambda x: abs(x[1] - target))
+
+
+# END SOLUTION
+# BEGIN STUB
+# def same_loss(base, cut, nats, target, most):
+#     ...  # your code
+# END STUB
+check_same_loss(same_loss)
+
+# %% [markdown]
+# Here a coarse search will do: two in a hundred more each time, until they cost enough.
+#
+# **Predict before you run.** How many of a hundred neurons does the price of three blocks buy?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# TO FILL live price
+#
+# </details>
+
+# %%
+from course_utils.depth import remove_blocks
+from course_utils.evaluation import perplexity
+from course_utils.texts import further_rows, token_blocks
+from course_utils.width import neuron_importance, prune_neurons
+
+pricing = {name: rows[:12] for name, rows in further_rows(tokenizer).items()}
+calibration = token_blocks(tokenizer, "calibration", tokens=2048, length=64)
+width, STEP = base.config.intermediate_size, 8
+
+
+def price(model):
+    """Nats a token, the mean of both texts, on rows that judge nothing."""
+    return np.mean([perplexity(model, r, batch_size=12).nll for r in pricing.values()])
+
+
+def lost(model):
+    return price(model) - whole_price
+
+
+def without_neurons(scores):
+    """A function (base, count): a variant without count steps of neurons a block."""
+
+    def cut(model, count):
+        model = variant(model)
+        prune_neurons(model, scores, ratio=count * STEP / width)
+        return model
+
+    return cut
+
+
+# %%
+whole_price = price(base)
+FIRST = base.config.num_hidden_layers // 2 + 1
+short = variant(base)
+remove_blocks(short, range(FIRST, FIRST + 3))
+target = lost(short)
+speeches = neuron_importance(base, "activation", batches=calibration.batches(16))
+cut = without_neurons(speeches)
+print(f"three blocks: {target:.3f} nats")
+prices = {}
+for count in range(4, 37, 4):
+    prices[count] = lost(cut(base, count))
+    print(f"{count * STEP / width:.0%} of the neurons: {prices[count]:.3f} nats")
+    if prices[count] > target:
+        break
+nearest = min(prices, key=lambda count: abs(prices[count] - target))
+narrow = cut(base, nearest)
+
+# %% [markdown]
+# ## Two cuts, one loss
+#
+# **Predict before you run.** Which of the two takes copying, and which takes German?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# TO FILL live cuts
+#
+# </details>
+
+# %%
+from course_utils.abilities import nats_lost
+
+CUTS = {"three blocks": short, "neurons": narrow}
+after, nats = {}, {}
+for name, model in CUTS.items():
+    after[name] = {ability: answers_of(model, asked[ability]) for ability in LIVE}
+    for ability, said in after[name].items():
+        nats[name, ability] = nats_lost(before[ability], said)
+        told = f"{said.right.mean():.0%} right"
+        print(f"{name}, {ability}: {told}, {with_interval(*nats[name, ability])} nats lost")
+blocks_take = nats["three blocks", "copying"][1] - nats["neurons", "copying"][2]
+here("Three blocks take more of copying than neurons do.", [blocks_take])
+neurons_take = nats["neurons", "German"][1] - nats["three blocks", "German"][2]
+here("These neurons take more of German than three blocks do.", [neurons_take])
+
+# %% [markdown]
+# ## Only the size of the loss?
+#
+# The record asked all eight abilities, at three prices: those of one block, of three and of eight. Here are two of them, in nats.
+
+# %%
+SIZES = {1: "one", 3: "three", 8: "eight"}  # blocks, whose price the cuts have
+KINDS = {
+    "blocks": ("run", "blocks", "speeches"),
+    "neurons, by speeches": ("activation", "neurons", "speeches"),
+    "neurons, by a mix": ("activation", "neurons", "mix"),
+    "neurons, at random": ("random", "neurons", ""),
+}
+found, table = record.attrs["settings"]["found"], {}
+for price, size in SIZES.items():
+    print(f"price of {size}: {found[f'price of {price}']:.2f} nats a token of text")
+made = unhealed.set_index(["criterion", "part", "read"]).sort_index()
+for name, kind in KINDS.items():
+    mean = made.loc[kind].groupby(["text", "price"]).damage.mean()
+    columns = [(text, price) for text in LIVE for price in SIZES]
+    table[name] = {f"{t}, {SIZES[p]}": mean[t, p] for t, p in columns}
+pd.DataFrame(table).T.round(2)
+
+# %% [markdown]
+# TO FILL: whether the order is the same at each price.
+#
+# ## Who copies?
+#
+# A head that looks for an earlier place with the same token, and reads what came after it, copies (an **induction head**). So some
+# attentions should matter for copying and hardly for text. The record left out each alone, and asked both.
+#
+# **Predict before you run.** In lesson 05 some attentions were hardly missed on text. How many of them copy?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# Five cost over a nat of copying each, and less than 0.1 of text: 14, 16, 17, 18 and 20. Three are in the three blocks, three among the
+# six attentions.
+#
+# </details>
+
+# %%
+alone = unhealed[unhealed.criterion == "alone"]
+alone = alone.pivot_table(index="seed", columns="text", values="damage")
+alone["text"] = alone[["speeches", "wiki"]].mean(axis=1)
+copiers = alone.index[(alone.copying > 1) & (alone.text < 0.1)].tolist()
+print(f"over 1 nat on copying, under 0.1 on text: {copiers}")
+print(f"the three blocks: {found['run of 3']}")
+by_text = np.argsort(found["attentions alone"])[:6]
+print(f"the six attentions: {sorted(by_text.tolist())}")
+
+# %%
+_, panels = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
+for panel, name, top in zip(panels, ("text", "copying"), (0.5, 3), strict=True):
+    panel.plot(alone.index, alone[name], **mark("attentions") | {"linestyle": ""})
+    panel.set(title=name, xlabel="attention left out", ylim=(-top / 20, top))
+panels[0].set_ylabel("nats lost by each token")
+show(
+    "Two panels over the thirty attentions: what leaving out each one alone costs on "
+    "text, and on copying. On text most lie near 0 and one in the twenties stands out; "
+    "on copying five between 14 and 20 do, which lie at the bottom on text."
+)
+
+# %% [markdown]
+# *The first two, dear in both, lie above the panels.* What copies costs next to nothing on text. So who chooses by text takes it first,
+# whether blocks or attentions go.
+#
+# ## Who chose?
+#
+# The same score, the same price, other text to read: a mix of code, sums, patterns and facts, without and with the languages.
+#
+# **Predict before you run.** Which abilities does the mix spare? Is any choice worse than chance?
+#
+# <details><summary>What we saw (saved run, embedded profile)</summary>
+#
+# What it holds: code, sums, patterns, and capitals better than chance. Languages only if it holds them. Speeches and wiki are worse than
+# chance in capitals, code and all three languages.
+#
+# </details>
+
+# %%
+READ = ("speeches", "wiki", "mix", "mix with languages")
+chosen = {read: arm("activation", "neurons", read).mean() for read in READ}
+chosen["random"] = arm("random", "neurons", "").mean()
+
+
+def gone(name, draws):
+    """Of a hundred neurons of a block, those that go at the price of three blocks."""
+    steps = [found[f"{name}, draw {draw}, price 3"][0] for draw in draws]
+    return 100 * np.array(steps) * record.attrs["settings"]["step"] / 1536
+
+
+for read in READ:
+    share = gone(f"activation neurons {read}", range(5)).mean()
+    print(f"{read}: {share:.1f} of 100 neurons gone")
+few = gone("random neurons", range(19))
+print(f"random: {few.min():.1f} to {few.max():.1f} of 100 neurons gone")
+pd.DataFrame(chosen).loc[[*ABILITIES]].round(2)
+
+# %% [markdown]
+# *Means of five draws of the text, and of nineteen random cuts.* At the same loss speeches give up 8.9 neurons of a hundred, the mix 4.8,
+# chance fewer still. That is how the score gets so many: it pays with what its text doesn't hold.
+#
+# ## Does learning bring it back?
+#
+# Sixteen steps of lesson 07's distillation on speeches, 16,384 tokens, in the record with two seeds. Above, the cuts as they are; below
+# each, healed:
+
+# %%
+LOOKED = ["speeches", "wiki", "copying", "sums", "facts", "German"]
+kept = (record.price == 3) & (record.seed == 0) & (record.dtype == "bfloat16")
+made = record[kept].set_index(["criterion", "part", "read"]).sort_index()
+table = {}
+for name in ("blocks", "neurons, by speeches", "neurons, by a mix"):
+    each = made.loc[KINDS[name]]
+    for state, text in {"cut": "", "healed": "speeches"}.items():
+        rows = each[each.healed == text].groupby("text")
+        table[f"{name}, {state}"] = rows.damage.mean()[LOOKED]
+pd.DataFrame(table).T.round(2)
+
+# %% [markdown]
+# What is learned comes back: of 0.21 nats that three blocks take of speeches, 0.05 are left. Copying keeps 3.12 of 3.62, sums nearly all. Nor
+# do the neurons' capitals come back: nobody taught them.
+#
+# ## Lost and won
+#
+# A share says how many answers are right, not which. Between two models some answers are **lost** and others **won**, and the net can be
+# small while many *flip*. If nothing but luck is at work, a flip goes either way like a coin: $p$ is how often so many tosses fall as
+# unevenly.
+
+# %% [markdown]
+# ### Exercise 4 · ●●○ · 6 minutes
+#
+# Write `flips(before, after, right)` for three lists of answers: return how many were lost, how many were won, and $p$ of the coin, both
+# sides counted. `scipy.stats.binomtest(heads, tosses).pvalue` knows coins.
+#
+# <details><summary>Hint</summary>
+#
+# An answer that was wrong and is wrong in another way has flipped for nobody.
+#
+# </details>
+
+# %% tags=["exercise"]
+from scipy.stats import binomtest
+
+from course_utils.exercises.lesson_12 import check_flips
+
+
+# BEGIN SOLUTION
+def flips(before, after, right):
+    lost = won = 0
+    for was, now, wanted in zip(before, after, right, strict=True):
+        lost += was == wanted != now
+        won += was != wanted == now
+    return lost, won, binomtest(lost, lost + won).pvalue
+
+
+# END SOLUTION
+# BEGIN STUB
+# def flips(before, after, right):
+#     ...  # your code
+# END STUB
+check_flips(flips)
+
+# %% [markdown]
+# ## The profile, and the card
+#
+# `damage_profile` does all of that: floors first, then nats with their paired interval, and flips. It is what `compress` writes on the card of
+# a model, with a limit for each ability that lost more than the text.
+
+# %%
+from course_utils.abilities import Baseline, damage_profile
+from course_utils.texts import judging_rows
+
+judged = {name: rows[:16] for name, rows in judging_rows(tokenizer).items()}
+scores = [perplexity(m, judged["wiki"], batch_size=16) for m in (base, narrow)]
+baseline = Baseline.of(base, tokenizer, ["German"], scores[0])
+profile = damage_profile(narrow, baseline, scores[1])
+profile.iloc[:, :-1].T.round(3)
+
+# %% [markdown]
+# Others met both in large models. Without some of their blocks they lose sums and brackets, and training doesn't bring all of that back
+# (Nepal et al.). Calibration text in a language keeps its perplexity, though not every task in it (Kurz et al.).
+
+# %% [markdown]
+# ### Exercise 5 · ●●● · 14 minutes
+#
+# **Protect one ability** that the mix didn't hold: copying, French, German or Spanish. Choose rows of your own for the activation score
+# (`ability_rows(name, tokenizer, split="calibration")` holds some; none that judge), and cut as many neurons as cost what `narrow` costs on
+# text, within 0.03 nats. Then name an ability that pays: one that loses more than in `narrow`.
+#
+# <details><summary>Hint</summary>
+#
+# Speeches and some rows of the ability make a list of batches. `same_loss` and `without_neurons` do the rest. Who pays? `damage_profile` of a few
+# abilities tells.
+#
+# </details>
+
+# %% tags=["exercise"]
+from course_utils.exercises.lesson_12 import check_protected
+
+# BEGIN SOLUTION
+spared = "German"
+own = ability_rows(spared, tokenizer, split="calibration").batches(16)
+own = calibration.batches(16) + own
+cut = without_neurons(neuron_importance(base, "activation", batches=own))
+count, _ = same_loss(base, cut, lost, lost(narrow), width // STEP // 4)
+my_cut, pays = cut(base, count), "sums"
+# END SOLUTION
+# BEGIN STUB
+# spared = ...  # the ability
+# own = ...  # batches that your score reads
+# my_cut = ...  # the model
+# pays = ...  # another ability
+# END STUB
+check_protected(spared, own, my_cut, pays, base=base, rival=narrow, rows=asked, texts=pricing)
+
+# %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# A cut model gets 20 of 100 questions right, the whole one 21. What has the cut done?
+#
+# - [ ] Next to nothing, since only one answer in a hundred is lost.
+#   > Fifteen may be lost and fourteen won: the net doesn't say.
+# - [x] Not to be said, before lost and won answers are counted.
+#   > Right. And before the floor is known: 20 may be what guessing gets.
+# - [ ] Harm, since a model that has fewer right answers is worse.
+#   > One answer either way is luck, unless many flips go one way.
+
+# %% [markdown] tags=["quiz"]
+# Neurons went by a score over a firm's English support chats. What is to be tested first?
+#
+# - [ ] Other chats of the same kind, since the model will answer those.
+#   > That text chose, so it is spared. Test it too, but not first.
+# - [x] What users ask besides, and what no chat that chose has held.
+#   > Right: what the choosing text lacks pays before anything else.
+# - [ ] Copying from long lists, since this is what a cut takes first.
+#   > Blocks and attentions take it. Neurons take what didn't choose.
+
+# %% [markdown]
+# ## Take-aways
+#
+# - Equal loss on text is no equal damage: profile a cut before you release it, and put the profile on its card.
+# - Say the floor beside each share, and lost beside won.
+# - What chooses decides who pays: calibrate on what the model will be used for.
+#
+# **The story so far:** the text that chooses decides who pays. **Next:** lesson 13 asks the same of experts.
+#
+# ## References
+#
+# - Olsson et al. 2022, *In-context Learning and Induction Heads*, arXiv 2209.11895
+# - Dutta et al. 2024, *Accuracy is Not All You Need* (flips), arXiv 2407.09141
+# - Nepal et al. 2026, *On the Limits of Layer Pruning for Generative Reasoning in Large Language Models*, arXiv 2602.01997
+# - Kurz et al. 2024, *Investigating Language-Specific Calibration For Pruning Multilingual Large Language Models*, arXiv 2408.14398

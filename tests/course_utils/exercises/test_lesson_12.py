@@ -1,0 +1,262 @@
+"""Lesson 12's checks refuse the stub, name the likely mistake, and accept the answers."""
+
+from collections import Counter
+
+import pytest
+import torch
+from exercise_cases import cases_of
+from scipy import stats
+from torch.nn.functional import cross_entropy
+
+from course_utils.abilities import AbilityRows
+from course_utils.exercises import lesson_12
+from course_utils.models import tiny_llama, variant
+from course_utils.texts import TokenBlocks
+from course_utils.width import neuron_importance, prune_neurons
+
+
+def answer_nats(model, ids, start, *, state=-1, first=0, last=None, reduction="sum", of=lambda nats: nats):
+    """The answer, and what goes wrong with it."""
+    logits = model(ids[None]).logits[0].float()
+    targets = ids[start + first : last]
+    states = logits[start + first + state :][: len(targets)]
+    return of(cross_entropy(states, targets, reduction=reduction))
+
+
+def with_nats(**wrong):
+    return lambda *given: answer_nats(*given, **wrong)
+
+
+test_answer_nats = cases_of(
+    lesson_12.check_answer_nats,
+    stubs=[lambda *_: ...],
+    mistakes=[
+        (with_nats(state=0), "shifted"),
+        (lambda model, ids, start: answer_nats(model, ids, 1), "question's tokens count"),
+        (with_nats(reduction="mean"), "that is the mean"),
+        (with_nats(last=-1), "last token is missing"),
+        (with_nats(first=1), "first token is missing"),
+        (with_nats(of=lambda nats: -nats), "log-likelihood"),
+        (with_nats(of=lambda nats: nats / 0.6931471805599453), "those are bits"),
+        (with_nats(of=lambda nats: (-nats).exp()), "that is the probability"),
+        (with_nats(reduction="none"), "one number, the sum"),
+        (lambda *given: 3.0, "yours is 3.0000"),
+    ],
+    answers=[answer_nats, lambda *given: answer_nats(*given).item()],
+)
+
+
+def commonest(answers):
+    return Counter(answers).most_common(1)[0][1] / len(answers)
+
+
+def equal(given, right):
+    return sum(g == r for g, r in zip(given, right, strict=True)) / len(right)
+
+
+def halfway(answers):
+    return answers[len(answers) // 2 :] + answers[: len(answers) // 2]
+
+
+def floor(given, right, shown, *, both=max, moved=halfway):
+    given, right = given[shown:], right[shown:]
+    return both([commonest(right), equal(given, moved(right))])
+
+
+test_floor = cases_of(
+    lesson_12.check_floor,
+    stubs=[lambda *_: ...],
+    mistakes=[
+        (lambda given, right, shown: floor(given, right, 0), "the shown ones count"),
+        (lambda given, right, shown: 1 / len({*right[shown:]}), "one by the number of answers"),
+        (lambda given, right, shown: 1 / len({*right}), "one by the number of answers"),
+        (lambda given, right, shown: equal(given[shown:], right[shown:]), "the share it gets right"),
+        (lambda given, right, shown: commonest(right[shown:]), "commonest answer alone"),
+        (lambda given, right, shown: equal(given[shown:], halfway(right[shown:])), "exchanged answers alone"),
+        (lambda given, right, shown: commonest(given[shown:]), "says most often"),
+        (lambda *given: floor(*given, both=lambda two: sum(two) / 2), "the mean of both"),
+        (lambda *given: floor(*given, both=sum), "the sum of both"),
+        (lambda *given: floor(*given, moved=lambda right: right[::-1]), "stays in its place"),
+        (lambda *given: floor(*given, moved=lambda right: right[1:] + right[:1]), "with the next one"),
+        (lambda *given: 100 * floor(*given), "per cent"),
+        (lambda *given: [0.5], "yours is a list"),
+        (lambda *given: 0.123, "yours is 0.123"),
+    ],
+    answers=[floor],
+)
+
+
+def same_loss(base, cut, nats, target, most, *, direction=True, nearest=True, wanted=False, again=False, every=False):
+    """The answer, and what goes wrong with it."""
+    low, high, seen, last = 0, most, {0: 0.0}, base
+    for count in range(most + 1) if every else ():
+        seen[count] = nats(cut(base, count))
+    seen[most] = nats(cut(base, most))
+    while high - low > 1:
+        count = (low + high) // 2
+        last = cut(last if again else base, count)
+        seen[count] = nats(last)
+        low, high = (count, high) if (seen[count] < target) is direction else (low, count)
+    found = min((low, high), key=lambda n: abs(seen[n] - target)) if nearest else low
+    return found, target if wanted else seen[found]
+
+
+def with_loss(**wrong):
+    return lambda *given: same_loss(*given, **wrong)
+
+
+test_same_loss = cases_of(
+    lesson_12.check_same_loss,
+    stubs=[lambda *_: ..., lambda *_: (..., ...)],
+    mistakes=[
+        (with_loss(direction=False), "in the wrong half"),
+        (with_loss(again=True), "a model that was cut before"),
+        (with_loss(nearest=False), "isn't always the nearest"),
+        (with_loss(wanted=True), "That is what was wanted"),
+        (with_loss(every=True), "each of which takes seconds"),
+        (lambda *given: (same_loss(*given)[0], 7.0), "the loss of the cut that you return"),
+        (lambda *given: (383, 0.3), "you measured nothing"),
+        (lambda *given: same_loss(*given)[0], "Return two things"),
+        (lambda *given: (same_loss(*given)[0] + 0.5, 0.3), "Parts are whole"),
+        (lambda *given: (same_loss(*given)[0] + 20, 0.3), "parts; yours are"),
+    ],
+    answers=[same_loss, lambda *given: (float(same_loss(*given)[0]), same_loss(*given)[1])],
+)
+
+
+def flips(before, after, right, *, p=lambda lost, won, had, has, size: stats.binomtest(lost, lost + won).pvalue):
+    pairs = [(b == r, a == r) for b, a, r in zip(before, after, right, strict=True)]
+    lost, won = pairs.count((True, False)), pairs.count((False, True))
+    had, has = (sum(side) for side in zip(*pairs, strict=True))
+    return lost, won, p(lost, won, had, has, len(right))
+
+
+def changed(before, after, right):
+    """Answers that went from wrong to wrong."""
+    return sum(b != a and r not in (a, b) for b, a, r in zip(before, after, right, strict=True))
+
+
+def moved(wrong):
+    """Flips, altered by a function of them and of the answers."""
+    return lambda *given: wrong(*flips(*given), given)
+
+
+test_flips = cases_of(
+    lesson_12.check_flips,
+    stubs=[lambda *_: ..., lambda *_: (1, 2, ...)],
+    mistakes=[
+        (moved(lambda lost, won, p, _: (won, lost, p)), "are exchanged"),
+        (moved(lambda lost, won, p, _: (lost - won, 0, p)), "that is the net"),
+        (moved(lambda lost, won, p, given: (lost, won + changed(*given), p)), "has won nothing"),
+        (moved(lambda lost, won, p, given: (lost + changed(*given), won, p)), "has lost nothing"),
+        (lambda before, after, right: (sum(a != r for a, r in zip(after, right, strict=True)),
+                                       sum(a == r for a, r in zip(after, right, strict=True)), 0.5), "what changed"),
+        (moved(lambda lost, won, p, _: (lost + 1, won, p)), "yours are"),
+        (moved(lambda lost, won, p, _: (lost, won, p / 2)), "one-sided"),
+        (moved(lambda lost, won, p, _: (lost, won, 1 - p)), "That is 1 - p"),
+        (moved(lambda lost, won, p, _: (lost, won, 0.123)), "tosses of a coin"),
+        (lambda *given: flips(*given, p=lambda lost, won, had, has, size: stats.fisher_exact(
+            [[had, size - had], [has, size - has]]).pvalue), "two groups of questions"),
+        (lambda *given: flips(*given, p=lambda lost, won, had, has, size: stats.binomtest(lost, size).pvalue),
+         "all questions take part"),
+        (lambda *given: flips(*given)[:2], "Return three numbers"),
+    ],
+    answers=[flips],
+)  # fmt: skip
+
+
+def test_answers_of_the_check_are_lost_won_and_wrong_in_both():
+    for flipped in lesson_12._FLIPPED:
+        given = lesson_12._answered(*flipped)
+        lost, won, _ = flips(*given)
+        assert lost and won and lost != won and changed(*given)
+
+
+NAMES = ("copying", "sums", "French", "German")
+
+
+def rows_of(seed, rows=6, length=16):
+    ids = torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
+    answers = torch.arange(rows * length).view(rows, length)
+    answers[:, 0] = -1
+    return ids, answers
+
+
+JUDGED = {
+    name: AbilityRows(name, ids, torch.ones_like(ids), answers)
+    for name, (ids, answers) in zip(NAMES, map(rows_of, range(4)), strict=True)
+}
+TEXTS = {
+    text: TokenBlocks(rows_of(seed)[0], torch.ones(6, dtype=torch.int64), text, "evaluation")
+    for text, seed in (("speeches", 11), ("wiki", 12))
+}
+BASE = tiny_llama()
+
+
+def batches(seed):
+    ids, _ = rows_of(seed, rows=8)
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+
+
+def cut_by(read, ratio=0.25):
+    model = variant(BASE)
+    prune_neurons(model, neuron_importance(BASE, "activation", batches=read), ratio=ratio)
+    return model
+
+
+def cut_by_other_neurons():
+    model = variant(BASE)
+    prune_neurons(model, neuron_importance(BASE, "random"), ratio=0.25)
+    return model
+
+
+MINE, RIVAL = batches(30), cut_by(batches(20))
+TOLD = {"French": -0.5, "German": 0.4, "copying": -0.01, "sums": 0.0}  # mine less the rival's, nats a token
+
+
+@pytest.fixture(autouse=True)
+def told_harm(monkeypatch):
+    """Random models have no abilities: what each answer costs is made up, the rest is measured."""
+    measured = lesson_12.answers_of
+
+    def answers(model, rows):
+        frame = measured(model, rows)
+        noise = torch.rand(len(frame), generator=torch.Generator().manual_seed(0)).numpy()
+        harm = 0.0 if model is RIVAL else TOLD[rows.name] + 0.5 * (noise - noise.mean())
+        return frame.assign(nats=2.0 + harm)
+
+    monkeypatch.setattr(lesson_12, "answers_of", answers)
+    monkeypatch.setattr(lesson_12, "perplexity", lambda model, text: model)
+    ratios = {48: 1.0, 32: 1.1, 58: 0.9}  # by the neurons that are left
+    monkeypatch.setattr(
+        lesson_12, "perplexity_ratio", lambda cut, _: (ratios[len(cut.model.layers[0].mlp.up_proj.weight)],)
+    )
+
+
+def check_protected(attempt):
+    given = attempt() if callable(attempt) else attempt
+    more = {"base": BASE, "rival": RIVAL, "rows": JUDGED, "texts": TEXTS}
+    return lesson_12.check_protected(*given, **more)
+
+
+test_protected = cases_of(
+    check_protected,
+    stubs=[(..., ..., ..., ...), ("French", MINE, ..., "German")],
+    mistakes=[
+        (("Latin", MINE, cut_by(MINE), "German"), "Protect one of copying"),
+        (("sums", MINE, cut_by(MINE), "German"), "mix holds sums already"),
+        (("French", MINE, 7, "German"), "`cut` is a model; yours is int"),
+        (("French", JUDGED["French"].batches(), cut_by(JUDGED["French"].batches()), "German"), "13 tokens in a row"),
+        (("French", MINE, RIVAL, "German"), "isn't what the activation score says"),
+        (("French", MINE, cut_by_other_neurons(), "German"), "isn't what the activation score says"),
+        (("French", MINE, variant(BASE), "German"), "isn't what the activation score says"),
+        (("French", MINE, cut_by(MINE, 0.5), "German"), "nats more than the speeches' cut"),
+        (("French", MINE, cut_by(MINE, 0.1), "German"), "nats less than the speeches' cut"),
+        (("German", MINE, cut_by(MINE), "French"), "It doesn't spare German"),
+        (("copying", MINE, cut_by(MINE), "German"), "It may spare copying"),
+        (("French", MINE, cut_by(MINE), "sums"), "sums doesn't pay"),
+        (("French", MINE, cut_by(MINE), "French"), "another ability"),
+        (("French", MINE, cut_by(MINE), "text"), "another ability"),
+    ],
+    answers=[("French", MINE, cut_by(MINE), "German")],
+)
