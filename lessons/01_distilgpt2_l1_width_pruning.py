@@ -242,6 +242,9 @@ pd.DataFrame({"L1 score": scores, "harm": harm}).rename_axis("neuron").round(2)
 
 # %% tags=["exercise"]
 from course_utils.exercises.lesson_01 import check_prune_width
+from course_utils.models import load_model, variant
+
+base, tokenizer = load_model("gpt2")  # of the course, or distilGPT2
 
 
 # BEGIN SOLUTION
@@ -262,7 +265,7 @@ def prune_width(model, ratio):
 # def prune_width(model, ratio):
 #     ...  # your code
 # END STUB
-check_prune_width(prune_width)
+check_prune_width(prune_width, base)
 
 # %% [markdown]
 # ## A real model
@@ -283,10 +286,8 @@ check_prune_width(prune_width)
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from course_utils.checkpoints import save_pruned
-from course_utils.models import load_model, variant
 from course_utils.width import neuron_importance, prune_neurons
 
-base, tokenizer = load_model("gpt2")
 blocks = base.transformer.h
 l1 = neuron_importance(base, "l1")
 for block, scores in zip(blocks, l1, strict=True):

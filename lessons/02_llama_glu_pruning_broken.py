@@ -434,7 +434,7 @@ for place, pair in enumerate(zip(toy_gate, toy_up, strict=True)):
     line = mark("random" if pair[0] == pair[1] else "wrong")["color"]
     left.plot([0, 1], [place, place], color=line, linewidth=4, zorder=1)
     for side, (name, neuron) in enumerate(zip(("gate", "up"), pair, strict=True)):
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "white"}
+        box = {"boxstyle": "round,pad=0.5", "facecolor": left.get_facecolor()}
         box["edgecolor"] = mark("whole")["color"]
         told = {"ha": "center", "va": "center", "size": 14, "bbox": box}
         left.text(side, place, f"{name} {neuron}", **told)

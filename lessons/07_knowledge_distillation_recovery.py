@@ -175,6 +175,38 @@ for name in TEXTS:
 # </details>
 
 # %% [markdown]
+# Here they are for block 0 and one batch. Hooks give what goes into `down` and what comes out of the block:
+
+# %%
+from course_utils.activations import watching
+from course_utils.depth import remove_blocks
+
+
+@torch.no_grad()
+def states(model, batch, *sites):
+    """What stands at these sites of block 0, each [tokens, width]."""
+    found = {}
+
+    def keep(site, block, values):
+        found[site] = values
+
+    with watching(describe(model), sites, None, keep):
+        model(**batch)
+    return [found[site].float().flatten(0, 1) for site in sites]
+
+
+teacher, own = variant(base), variant(student)
+for model in (teacher, own):  # its first block is enough
+    remove_blocks(model, range(1, describe(model).num_blocks))
+(batch,) = text[:4].batches(4)
+batch = {name: ids.to(base.device) for name, ids in batch.items()}
+(goal,) = states(teacher, batch, "residual")
+kept, wrote, behind = states(own, batch, "down_input", "mlp_out", "residual")
+down = describe(own).mlps[0].columns
+target, kept, old = goal - (behind - wrote), kept.double(), down.double()
+print(f"X {[*kept.shape]}, T {[*target.shape]}, W {[*old.shape]}")
+
+# %% [markdown]
 # ### Exercise 1 · ●●○ · 10 minutes
 #
 # Write `refit(kept, target, old, ridge)`: `kept` is $X$ [tokens, width], `target` $T$ [tokens, hidden], `old` the weights [hidden, width],
@@ -203,45 +235,18 @@ def refit(kept, target, old, ridge):
 # def refit(kept, target, old, ridge):
 #     ...  # your code
 # END STUB
-check_refit(refit)
+check_refit(refit, kept, target, old)
 
 # %% [markdown]
 # ## Block after block
 #
-# Block 0 by hand, on one batch: hooks give what goes into `down` and what comes out of the block. And a check of your formula: the ridge
-# is plain least squares with one row more for each neuron. `healing.refit` solves all blocks, from below, each on what the healed
-# ones below it give.
+# A check of the formula: the ridge is plain least squares with one row more for each neuron. `healing.refit` solves all blocks, from below,
+# each on what the healed ones below it give.
 
 # %%
 from course_utils import healing
-from course_utils.activations import watching
-from course_utils.depth import remove_blocks
 
 RIDGE = 0.3
-
-
-@torch.no_grad()
-def states(model, batch, *sites):
-    """What stands at these sites of block 0, each [tokens, width]."""
-    found = {}
-
-    def keep(site, block, values):
-        found[site] = values
-
-    with watching(describe(model), sites, None, keep):
-        model(**batch)
-    return [found[site].float().flatten(0, 1) for site in sites]
-
-
-teacher, own = variant(base), variant(student)
-for model in (teacher, own):  # its first block is enough
-    remove_blocks(model, range(1, describe(model).num_blocks))
-(batch,) = text[:4].batches(4)
-batch = {name: ids.to(base.device) for name, ids in batch.items()}
-(goal,) = states(teacher, batch, "residual")
-kept, wrote, behind = states(own, batch, "down_input", "mlp_out", "residual")
-down = describe(own).mlps[0].columns
-target, kept, old = goal - (behind - wrote), kept.double(), down.double()
 pull = (RIDGE * kept.square().sum(0)).sqrt()  # a row more for each neuron
 more, wanted = torch.cat([kept, pull.diag()]), pull[:, None] * old.T
 wanted = torch.cat([target.double(), wanted])

@@ -537,7 +537,8 @@ here("The carriers take more than their twin, and than chance.", margins)
 table.round(2).fillna("")
 
 # %% [markdown]
-# One axis is one witness.
+# One axis is one witness. On two other draws those that react took an eighth, and less than nothing: their share is no verdict. That
+# the carriers take most is one.
 #
 # ## Eight axes, three places
 #
@@ -790,8 +791,8 @@ kept.loc["float32"].loc[order].round(0).astype(int)
 # - The control is a twin: equal in all but the knowledge under test.
 # - Ask what else went. The neurons that carry the stereotype carry the meaning as well.
 #
-# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference here, so there
-# was nothing to cut. Directions instead of neurons (INLP, LEACE) are another way, and debiasing tends to cost more than its benchmark shows
+# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference that is clear of
+# zero (deeper notebook 08a), so there was nothing to cut. Directions instead of neurons (INLP, LEACE) are another way, and debiasing tends to cost more than its benchmark shows
 # (Meade et al. 2022).
 #
 # **The story so far:** look by touching. **Next:** lesson 10 asks what pruning really buys, in speed and memory.
