@@ -175,11 +175,22 @@ for name in TEXTS:
 # </details>
 
 # %% [markdown]
-# Here they are for block 0 and one batch. Hooks give what goes into `down` and what comes out of the block:
+# ### Exercise 1 · ●●○ · 10 minutes
+#
+# Write `refit(kept, target, old, ridge)`: `kept` is $X$ [tokens, width], `target` $T$ [tokens, hidden], `old` the weights [hidden, width],
+# `ridge` $\lambda$. Return the best $W$, [hidden, width]. Above your function stands how hooks give them for block 0.
+#
+# <details><summary>Hint</summary>
+#
+# Set the derivative to 0: with $G = X^\top X$ and $D$ the diagonal of $G$, $(G + \lambda D)\, W^\top = X^\top T + \lambda D \,
+# W_{\mathrm{old}}^\top$. `torch.linalg.solve(A, B)` solves $A Y = B$.
+#
+# </details>
 
-# %%
+# %% tags=["exercise"]
 from course_utils.activations import watching
 from course_utils.depth import remove_blocks
+from course_utils.exercises.lesson_07 import check_refit
 
 
 @torch.no_grad()
@@ -195,6 +206,7 @@ def states(model, batch, *sites):
     return [found[site].float().flatten(0, 1) for site in sites]
 
 
+# X, T and the old weights of block 0, on one batch
 teacher, own = variant(base), variant(student)
 for model in (teacher, own):  # its first block is enough
     remove_blocks(model, range(1, describe(model).num_blocks))
@@ -204,23 +216,6 @@ batch = {name: ids.to(base.device) for name, ids in batch.items()}
 kept, wrote, behind = states(own, batch, "down_input", "mlp_out", "residual")
 down = describe(own).mlps[0].columns
 target, kept, old = goal - (behind - wrote), kept.double(), down.double()
-print(f"X {[*kept.shape]}, T {[*target.shape]}, W {[*old.shape]}")
-
-# %% [markdown]
-# ### Exercise 1 · ●●○ · 10 minutes
-#
-# Write `refit(kept, target, old, ridge)`: `kept` is $X$ [tokens, width], `target` $T$ [tokens, hidden], `old` the weights [hidden, width],
-# `ridge` $\lambda$. Return the best $W$, [hidden, width].
-#
-# <details><summary>Hint</summary>
-#
-# Set the derivative to 0: with $G = X^\top X$ and $D$ the diagonal of $G$, $(G + \lambda D)\, W^\top = X^\top T + \lambda D \,
-# W_{\mathrm{old}}^\top$. `torch.linalg.solve(A, B)` solves $A Y = B$.
-#
-# </details>
-
-# %% tags=["exercise"]
-from course_utils.exercises.lesson_07 import check_refit
 
 
 # BEGIN SOLUTION
