@@ -157,12 +157,12 @@ def check_shares(shares: Any, judge: Callable[[list[float]], Mapping[str, float]
     require(better, "Legal, but not better than equal shares. Which block misses its neurons most?")
     require(
         halved or len(better) == len(yours),
-        f"Better on {', '.join(better)} only. Scan rows of both kinds of text before you spend.",
+        f"Better on {', '.join(better)} only. `choose` sees speeches alone: scan rows of `texts` as well.",
     )
-    require(halved, "Better, but not by half. Did your scan keep the mean, as the judge does?")
+    require(halved, "Better, but not by half. Can the cheapest blocks give more?")
     require(
         not others,
-        f"Half the damage or less on {', '.join(halved)}, but not on {others}. Scan rows of both kinds of text.",
+        f"Half the damage or less on {', '.join(halved)}, but not on {others}. `choose` sees speeches alone: scan rows of `texts` as well.",
     )
 
 

@@ -391,7 +391,7 @@ test_shares = cases_of(
         (6 * [0.5], "that is the baseline"),
         (np.full(6, 0.4), "that is the baseline"),
         ([0.8, 0.4, 0.3, 0.3, 0.3, 0.3], "not better than equal shares"),
-        ([0.3, 0.42, 0.42, 0.42, 0.42, 0.42], "Did your scan keep the mean"),
+        ([0.3, 0.42, 0.42, 0.42, 0.42, 0.42], "Can the cheapest blocks give more"),
         ([0.35, 0.35, 0.35, 0.35, 0.35, 0.66], "Better on speeches only"),
         ([0.0, 0.4, 0.4, 0.4, 0.4, 0.8], "on speeches, but not on wiki"),
     ],
