@@ -162,8 +162,8 @@ def check_shares(shares: Any, judge: Callable[[list[float]], Mapping[str, float]
     require(halved, "Better, but not by half. Can the cheapest blocks give more?")
     require(
         not others,
-        f"Half the damage or less on {', '.join(halved)}, but not on {others}. `choose` sees speeches alone: scan rows of "
-        "`texts` as well.",
+        f"Half the damage or less on {', '.join(halved)}, but not on {others}. `choose` sees speeches alone: scan rows "
+        "of `texts` as well.",
     )
 
 
