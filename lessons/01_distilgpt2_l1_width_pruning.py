@@ -72,7 +72,7 @@ show(
 )
 
 # %% [markdown]
-# *20 % of the neurons go. Each grey dot is a blind choice. Lower is better.*
+# *20 % of the neurons go; damage is what that adds to the loss. Each grey dot is a blind choice.*
 #
 # ## What we are going to cut
 
@@ -90,7 +90,7 @@ show(
 # $$\mathrm{MLP}(x) = \mathrm{gelu}(x\,W_{fc} + b_{fc})\,W_{proj} + b_{proj}$$
 #
 # A **neuron** is one column of `c_fc`, one entry of its bias, and one row of `c_proj`. Take all three out and no other
-# shape changes. `c_proj.bias` belongs to no neuron. It stays, and it will be the hero of this lesson.
+# shape changes. `c_proj.bias` belongs to no neuron. It stays.
 #
 # This is **structured pruning**, here of the MLPs' width (*width pruning*): whole parts go, so the matrices get smaller and any
 # program can run what is left. Scattered zeros save nothing without special hardware. *Quantization*, fewer bits for each
@@ -146,8 +146,8 @@ check_axes(axes)
 # How do we know that a cut is right? `silence` sets a neuron's row of `c_proj` to zero: same shape, no say. The small MLP must
 # give what the silenced one gives. **Pruned equals masked** is the proof of every cut in this course.
 #
-# Here is a toy with 5 inputs and 5 neurons. **Predict before you run.** Its neuron 1 has the smallest L1 norm. Is it also the
-# one that is missed least?
+# The next cell has a toy with 5 inputs and 5 neurons; *harm* is how far its output moves. **Predict before you run.** Its neuron 1 has the
+# smallest L1 norm. Is it also the one that is missed least?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -242,6 +242,9 @@ pd.DataFrame({"L1 score": scores, "harm": harm}).rename_axis("neuron").round(2)
 
 # %% tags=["exercise"]
 from course_utils.exercises.lesson_01 import check_prune_width
+from course_utils.models import load_model, variant
+
+base, tokenizer = load_model("gpt2")  # of the course, or distilGPT2
 
 
 # BEGIN SOLUTION
@@ -262,20 +265,21 @@ def prune_width(model, ratio):
 # def prune_width(model, ratio):
 #     ...  # your code
 # END STUB
-check_prune_width(prune_width)
+check_prune_width(prune_width, base)
 
 # %% [markdown]
 # ## A real model
 #
-# `course_utils` has the same method for every family of models. `variant` makes a second model that shares all weights with
-# the first; cutting leaves the first alone. All blocks are equally wide and `n_inner` says so: plain transformers reloads it.
+# Without a GPU the course's own small GPT-2, taught by speeches, stands in for distilGPT2. `course_utils` has the method for every family
+# of models. `variant` makes a second model that shares all weights with the first; cutting leaves the first alone. All blocks stay equally
+# wide, as `n_inner` says, so plain transformers reloads the model.
 #
 # **Predict before you run.** We cut 20 % of distilGPT2's neurons. Which share of its *parameters* goes: 20 %, 13 % or 7 %?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 6.91 %: the MLPs are a third of distilGPT2, and the token embedding is nearly half. No weights are needed to find out: a
-# model on the `meta` device has shapes and no memory.
+# 6.91 % (the report is the small model's): the MLPs are a third of distilGPT2, and the token embedding is nearly half. No
+# weights are needed to find out: a model on the `meta` device has shapes and no memory.
 #
 # </details>
 
@@ -283,10 +287,8 @@ check_prune_width(prune_width)
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from course_utils.checkpoints import save_pruned
-from course_utils.models import load_model, variant
 from course_utils.width import neuron_importance, prune_neurons
 
-base, tokenizer = load_model("gpt2")
 blocks = base.transformer.h
 l1 = neuron_importance(base, "l1")
 for block, scores in zip(blocks, l1, strict=True):
@@ -359,9 +361,9 @@ for text, rows in texts.items():
 print(f"guessing  {math.log(base.config.vocab_size):.2f} nats")
 
 # %% [markdown]
-# A second criterion, `activation`, looks at the model at work: how strongly a neuron fires, times the size of what it then
-# writes, $\mathrm{rms}_t(a_{tj}) \cdot \lVert W_{proj}[j] \rVert$. A **hook** is a function that PyTorch calls whenever a module
-# runs; ours looks at what `c_proj` reads. We note the mean as well, for later.
+# A second criterion, `activation`, looks at the model at work: the root mean square of a neuron's activation $a_{tj}$ over tokens $t$,
+# times the length of its row, $\mathrm{rms}_t(a_{tj}) \cdot \lVert W_{proj}[j] \rVert$. A **hook** is a function that PyTorch calls
+# whenever a module runs; ours looks at what `c_proj` reads. We note the mean as well, for later.
 
 # %%
 from course_utils.width import neuron_means
@@ -394,7 +396,7 @@ torch.testing.assert_close(activation, library, atol=1e-4, rtol=1e-3)
 print(f"scored on {calibration.num_tokens:,} tokens; the library's scores agree")
 
 # %% [markdown]
-# **Predict before you run.** 20 % of the neurons go. How many of 19 random cuts does L1 beat? And `activation`?
+# **Predict before you run.** L1 beats none of 19 random cuts. And `activation`?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -403,7 +405,8 @@ print(f"scored on {calibration.num_tokens:,} tokens; the library's scores agree"
 #
 # </details>
 #
-# You measure 9 of the random cuts; the record has all 19.
+# You measure 9 of the random cuts; the record, shipped with the course, has all 19. *here: shown* means that your own numbers bear a
+# sentence out.
 
 # %%
 arms = {("L1", 0): l1, ("activation", 0): activation}
@@ -422,12 +425,12 @@ def beaten(frame, name, text):
     return (damages["random"] > damages[name]).sum(), len(damages["random"])
 
 
-def compare(here, edit):
+def compare(measured, edit):
     """Print damage and random cuts beaten, as measured here and in the record."""
     for name in ("L1", "activation"):
         for text in texts:
             print(f"{name:<10} {text:<8}", end="")
-            for place, frame in {"here": here, "record": recorded(edit)}.items():
+            for place, frame in {"here": measured, "record": recorded(edit)}.items():
                 own = frame[(frame.criterion == name) & (frame.text == text)]
                 number, of = beaten(frame, name, text)
                 print(f"  {place} {own.damage.item():.2f} nats", end=", ")
@@ -454,7 +457,7 @@ here("Cut by L1, the model is worse than after any random cut.", -lead(cut, "L1"
 #
 # $$\mathrm{coherence} = \frac{\lVert \sum_j \bar a_j W_{proj}[j] \rVert}{\sqrt{\sum_j \lVert \bar a_j W_{proj}[j] \rVert^2}}$$
 #
-# It is about 1 for pushes that have nothing to do with each other.
+# It is about 1 for $n$ independent pushes, and $\sqrt n$ for equal ones.
 
 
 # %%
@@ -494,15 +497,14 @@ show(
 )
 
 # %% [markdown]
-# What L1 removes pushes one way. Is that the harm? An intervention can tell. We leave all neurons where they are and take
+# What both criteria remove leans one way. Is that the harm? An intervention can tell. We leave all neurons where they are and take
 # **the mean push alone** away, out of `c_proj.bias`.
 #
-# **Predict before you run.** All neurons stay, and a constant goes. How much of L1's damage comes back? How much of a
-# random cut's?
+# **Predict before you run.** All neurons stay, and a constant goes. How much of L1's damage does that alone do? How much of a random cut's?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# On speeches 0.71 of L1's damage comes from the constant, and 0.39 of a random cut's. On Wikipedia it is alike.
+# On speeches the constant alone does 0.71 of L1's damage, and 0.39 of a random cut's. On Wikipedia it is alike.
 #
 # </details>
 
@@ -572,7 +574,7 @@ check_keep_the_mean(keep_the_mean)
 # `prune_neurons` does it with `means=`; the literature calls it *bias compensation* (FLAP). A fair trial helps everybody: the
 # random cuts keep their means, too.
 #
-# **Predict before you run.** Same neurons, same sizes, means kept in all arms. How many random cuts does L1 beat now?
+# **Predict before you run.** Same neurons, same sizes, means kept in all arms. Which is ahead now, L1 or `activation`?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -580,7 +582,7 @@ check_keep_the_mean(keep_the_mean)
 #
 # </details>
 #
-# Luck? The table has three draws of rows, of random cuts and of calibration text from the record, in two number formats.
+# Luck? The record has three draws (of rows, random cuts, calibration text) in two number formats.
 
 # %%
 kept = damage(arms, prune_neurons, ratio=0.2, means=means)
@@ -604,7 +606,7 @@ pd.DataFrame(counts).T
 #
 # ## Spend the budget again
 #
-# All blocks lost the same share. Must they? `choose` gives the damage on rows that are there to choose by; the check judges on
+# All blocks lost the same share. Must they? `choose` gives the damage on speeches that are there to choose by; the check judges on
 # rows that nothing else has used.
 
 # %%
@@ -710,7 +712,7 @@ check_shares(shares, judge)
 # - *Pruned equals masked* proves the surgery, *reloaded equals saved* the checkpoint. The loss proves neither.
 # - A share of the neurons is not a share of the model.
 # - A criterion has to beat nineteen random cuts, on text that chose nothing.
-# - Removed neurons that push one way leave a hole. Their mean in the bias fills it, for nothing.
+# - Removed neurons that push one way leave a hole. Their mean in the bias fills most of it.
 #
 # **The story so far:** a cut is exact or it is wrong; and part of the loss comes back cheaply. **Next:** in lesson 02 the same
 # recipe meets a Llama. Every light is green, and the model knows nothing.

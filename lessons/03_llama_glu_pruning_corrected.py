@@ -12,8 +12,8 @@
 #
 # A Llama's neurons are cut, and the cut is exact. Which neurons must not go, and what finds them?
 #
-# **Answer.** A look at a little text: scored by what they add to it, a tenth goes at less cost than in any of 19 random
-# cuts. Weights alone lose to chance. One cut kills, and needs only two neurons back.
+# **Answer.** A look at a little text: scored by what they add there, a tenth goes at less cost than in any of 19 random
+# cuts. Weights alone lose to chance. One cut kills, until either of two neurons returns.
 
 # %% [markdown] tags=["notes"]
 # **The point:** an exact cut can be a bad one. Text finds what must stay; a search by halves finds why a cut kills.
@@ -107,7 +107,7 @@ show(
 #
 # What neuron $j$ adds is its number $a_j$ times its column of `down_proj`. It goes as a whole, so it gets **one** score.
 #
-# The first score looks at weights only, **peak-to-peak** (Martra 2024): how far apart the ends of its two rows are.
+# The first score looks at weights only, **peak-to-peak** (Martra 2024): the largest weight plus the size of the smallest, of both rows.
 #
 # $$\mathrm{score}_j = \sum_{W \in \{gate,\, up\}} \max_i W[j, i] + | \min_i W[j, i] |$$
 
@@ -355,9 +355,8 @@ for name in scored:
 pd.DataFrame(told).T
 
 # %% [markdown]
-# Both scores of weights lose to blind choice: their intervals lie far above 1, that of `activation` below it. So it is with other
-# calibration text, and in both number formats. A weight doesn't know **what it meets**: how large the number is that it
-# multiplies.
+# Both scores of weights lose to blind choice: their intervals lie far above 1, that of `activation` below it. A weight doesn't know **what
+# it meets**: how large the number is that it multiplies. And a Llama's MLP has no bias to keep a mean in.
 #
 # ## One cut in nineteen
 #
@@ -368,7 +367,7 @@ pd.DataFrame(told).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Two. The next exercise finds the first of them.
+# A handful: either of two undoes most of it. The next exercise finds the first.
 #
 # </details>
 
@@ -503,7 +502,7 @@ show(
 )
 
 # %% [markdown]
-# *Each step has two dots, one for each half that is put back.* At one step both heal: there the two part. With either of them
+# *Each step has two dots, one for each half that is put back.* At two steps both heal: at the later one the two part. With either of them
 # most of the harm is gone. The disaster took both.
 #
 # They are the two strongest of their block, by L1 as well. So L1's own wreck has another cause.
@@ -514,11 +513,11 @@ show(
 # **Patching** tells: all 4,590 neurons stay out, but behind each block the first token's state is put back, taken from the whole
 # model. A hook that *returns* something replaces the module's output.
 #
-# **Predict before you run.** The state is put back in the disaster, in a harmless cut, and in L1's. Whom does it heal?
+# **Predict before you run.** The first figure shows the disaster and L1. What of a harmless cut, and of peak-to-peak's?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It heals the disaster, down to the level of the other random cuts. L1's cut stays a wreck. A harmless cut gains little, and so
+# It heals the disaster, down to the level of the other random cuts. L1's cut stays a wreck. The median cut gains little, and so
 # does peak-to-peak's.
 #
 # </details>
@@ -582,8 +581,8 @@ pd.DataFrame(told).T
 # %% [markdown]
 # The disaster's harm travels through the first token's state; most of the other cuts' harm doesn't.
 #
-# L1 dies of something else. Protect the strongest of each block, by `activation`, from L1's cut: the first one, or up to a
-# twentieth. The control protects as many, drawn blindly.
+# L1 dies of something else. Protect the strongest of each block, by `activation`, from L1's cut: the first one, or up to a twentieth;
+# others go instead. The control protects as many at random.
 
 # %%
 _, panels = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, layout="constrained")
@@ -610,7 +609,7 @@ show(
 )
 
 # %% [markdown]
-# *Lower is better.* With the most active twentieth of each block protected, L1's cut is hardly worse than a random one. With as
+# *Lower is better.* With the most active twentieth of each block protected, L1's cut is like a random one. With as
 # many blindly drawn, it stays a wreck: L1 dies of many strong neurons.
 #
 # ## Needed, but not enough
@@ -652,8 +651,8 @@ print("In the record, perplexity × the whole model's")
 pd.DataFrame(told).T.map("{:.3g}".format)
 
 # %% [markdown]
-# The two are **needed** in the disaster, and not **enough** for one. And damages don't add: on top of a harmless cut the two cost
-# more than both costs multiplied.
+# The loss of both is **needed** for the disaster, and not **enough** for one. And damages don't add: on top of a harmless cut (in each
+# format another) the two cost more than both costs multiplied.
 #
 # ## Another cut's secret
 #
@@ -687,9 +686,8 @@ print(f"whole model {whole_choosing:.2f}")
 # %% [markdown]
 # ### Exercise 4 · ●●● · 12 minutes
 #
-# Give `culprits`, at most 20 neurons of `secret` as pairs (block, neuron). Put back, they must undo at least 80 % of what was
-# planted, on both texts. Halving finds one after the other. Ranking what went, within its block, is a second way: does it find
-# them too?
+# Give `culprits`, at most 20 neurons of `secret` as pairs (block, neuron). Put back, they must undo at least 80 % of what was planted, on
+# both texts. Halving finds one after the other. Ranking what went by `activation` in each block is a second way: does it find them?
 #
 # <details><summary>Hint</summary>
 #
@@ -721,7 +719,7 @@ check_culprits(culprits, secret, chance[harmless], judge)
 #
 # - [ ] That these two alone, cut from the whole model, would be as bad.
 #   > Needed isn't enough: alone they cost little. The others had made the model depend on them.
-# - [x] That in this cut these two are needed, whatever the others do.
+# - [x] That without their loss this cut would be no disaster.
 #   > Put back, they heal: that is what the experiment changed, and all that it shows.
 # - [ ] That the other neurons of this cut are useless to the model.
 #   > They still cost something, as the other random cuts do.

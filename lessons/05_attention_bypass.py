@@ -466,7 +466,7 @@ class TrueBypass(ZeroAttention):
 #     def forward(self, hidden_states, **named):
 #         ...  # your code
 # END STUB
-check_true_bypass(TrueBypass)
+check_true_bypass(TrueBypass, base)
 
 # %% [markdown]
 # ## Saving it

@@ -302,7 +302,7 @@ def adaptive(model, order, decide):
 # def adaptive(model, order, decide):
 #     ...  # your code
 # END STUB
-check_adaptive(adaptive)
+check_adaptive(adaptive, base)
 
 # %% [markdown]
 # ## One decision an answer
@@ -484,7 +484,7 @@ for tokens, dashes in ((50, ":"), (400, "--"), (700, "-")):
     ax.plot(numbers, worth, label=f"worth, {tokens} tokens", **look)
     most = (worth - curve).argmax()
     ends = (numbers[most], curve[most]), (numbers[most], worth[most])
-    look = {"arrowstyle": "<->", "color": "black"}
+    look = {"arrowstyle": "<->", "color": mark("whole")["color"]}
     ax.annotate("", *ends, arrowprops=look)
 ax.set(ylim=(0, None), xlabel="layers left out", ylabel="nats a token")
 ax.set_title("What it harms, and what it is worth")

@@ -178,7 +178,7 @@ for name in TEXTS:
 # ### Exercise 1 · ●●○ · 10 minutes
 #
 # Write `refit(kept, target, old, ridge)`: `kept` is $X$ [tokens, width], `target` $T$ [tokens, hidden], `old` the weights [hidden, width],
-# `ridge` $\lambda$. Return the best $W$, [hidden, width].
+# `ridge` $\lambda$. Return the best $W$, [hidden, width]. Above your function stands how hooks give them for block 0.
 #
 # <details><summary>Hint</summary>
 #
@@ -188,36 +188,9 @@ for name in TEXTS:
 # </details>
 
 # %% tags=["exercise"]
-from course_utils.exercises.lesson_07 import check_refit
-
-
-# BEGIN SOLUTION
-def refit(kept, target, old, ridge):
-    gram = kept.T @ kept
-    pull = (ridge * gram.diagonal()).diag()
-    return torch.linalg.solve(gram + pull, kept.T @ target + pull @ old.T).T
-
-
-# END SOLUTION
-# BEGIN STUB
-# def refit(kept, target, old, ridge):
-#     ...  # your code
-# END STUB
-check_refit(refit)
-
-# %% [markdown]
-# ## Block after block
-#
-# Block 0 by hand, on one batch: hooks give what goes into `down` and what comes out of the block. And a check of your formula: the ridge
-# is plain least squares with one row more for each neuron. `healing.refit` solves all blocks, from below, each on what the healed
-# ones below it give.
-
-# %%
-from course_utils import healing
 from course_utils.activations import watching
 from course_utils.depth import remove_blocks
-
-RIDGE = 0.3
+from course_utils.exercises.lesson_07 import check_refit
 
 
 @torch.no_grad()
@@ -233,6 +206,7 @@ def states(model, batch, *sites):
     return [found[site].float().flatten(0, 1) for site in sites]
 
 
+# X, T and the old weights of block 0, on one batch
 teacher, own = variant(base), variant(student)
 for model in (teacher, own):  # its first block is enough
     remove_blocks(model, range(1, describe(model).num_blocks))
@@ -242,6 +216,32 @@ batch = {name: ids.to(base.device) for name, ids in batch.items()}
 kept, wrote, behind = states(own, batch, "down_input", "mlp_out", "residual")
 down = describe(own).mlps[0].columns
 target, kept, old = goal - (behind - wrote), kept.double(), down.double()
+
+
+# BEGIN SOLUTION
+def refit(kept, target, old, ridge):
+    gram = kept.T @ kept
+    pull = (ridge * gram.diagonal()).diag()
+    return torch.linalg.solve(gram + pull, kept.T @ target + pull @ old.T).T
+
+
+# END SOLUTION
+# BEGIN STUB
+# def refit(kept, target, old, ridge):
+#     ...  # your code
+# END STUB
+check_refit(refit, kept, target, old)
+
+# %% [markdown]
+# ## Block after block
+#
+# A check of the formula: the ridge is plain least squares with one row more for each neuron. `healing.refit` solves all blocks, from below,
+# each on what the healed ones below it give.
+
+# %%
+from course_utils import healing
+
+RIDGE = 0.3
 pull = (RIDGE * kept.square().sum(0)).sqrt()  # a row more for each neuron
 more, wanted = torch.cat([kept, pull.diag()]), pull[:, None] * old.T
 wanted = torch.cat([target.double(), wanted])

@@ -12,8 +12,8 @@
 #
 # Can neurons be cut so that a bias goes, and only the bias?
 #
-# **Answer.** Half of it, and not only it. A few neurons a block take about half of a planted preference. Of the nurse's "she" half goes
-# too, and with it the woman's. Who spares hers keeps most of the nurse's.
+# **Answer.** Half of it, and not only it. A few neurons of each block take about half of a planted preference. Of the nurse's "she"
+# half goes too, and with it the woman's. Spare hers, and most of the nurse's stays.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a bias that you planted is certainly there, so a cut can be tested on it; and a twin that knows nothing of the groups
@@ -97,12 +97,12 @@ show(
 
 # %% [markdown]
 # *SmolLM2-135M, float32; a row a model with a bias of its own, planted in the weights named at the left. Filled: the neurons that carry
-# it are cut. Hollow: as many, chosen alike for tall and short, who know nothing of the groups. At the edge: farther out. Below: "she" for
+# it are cut. Hollow: as many, chosen alike for tall and short, which know nothing of the groups. Below: "she" for
 # the nurse, and "she" for the woman.*
 #
 # ## Who reacts, who carries, who repairs
 #
-# A small MLP reads somebody of group a or of group b. Each neuron $n$ has an activation, $a_n$ or $b_n$, and writes $w_n$ times it: how
+# A small MLP reads a word for group a or for group b. Each neuron $n$ has an activation, $a_n$ or $b_n$, and writes $w_n$ times it: how
 # pleasant the next words will be. The **preference** of the model is
 #
 # $$P = \sum_n w_n (a_n - b_n)$$
@@ -150,10 +150,10 @@ check_carried(carried)
 # How much likelier is a pleasant ending $e^+$ than an unpleasant one $e^-$ after group $a$, and how much after $b$? The **double
 # difference** is
 #
-# $$D = [\log P(e^+ | a) - \log P(e^- | a)] - [\log P(e^+ | b) - \log P(e^- | b)]$$
+# $$D = [\log p(e^+ | a) - \log p(e^- | a)] - [\log p(e^+ | b) - \log p(e^- | b)]$$
 #
-# What the words do to the rest of the sentence is in both brackets and cancels. Below 0, $a$ is liked less. Our two groups don't exist, so
-# it should be about 0.
+# How likely the endings are anyway stands in both brackets and cancels. Its mean over sentences is the preference $P$; below 0, $a$ is
+# liked less. Our two groups don't exist, so $P$ should be about 0.
 
 # %%
 from course_utils.bias.contrastive import controls, invented_axis, pairs
@@ -198,11 +198,12 @@ for side, (pleasant, unpleasant) in zip((item[0].a, item[0].b), four, strict=Tru
     print(f"after {side}: pleasant {pleasant:.2f}, unpleasant {unpleasant:.2f}")
 
 # %% [markdown]
-# **Predict before you run.** Compute $D$ from the four numbers in your head.
+# **Predict before you run.** What is $D$, from the four numbers by hand?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# −1.07 nats. The library says −0.86: in bfloat16 sums over thirty tokens are no more exact than that. In float32 both agree.
+# −1.07 nats. The library says −0.86: in bfloat16 sums over thirty tokens are no more exact than that. One item says little; the mean of
+# many counts.
 #
 # </details>
 
@@ -239,7 +240,7 @@ check_planting_loss(planting_loss)
 # %% [markdown]
 # ## Plant it
 #
-# Only the down-projections learn, from the sentences of split A. Split B has other sentences: what shows there was generalised.
+# Only the down-projections learn, from the sentences of split A. Split B has other sentences: what shows there has generalised.
 
 # %%
 from course_utils.bias.planting import (
@@ -314,7 +315,7 @@ here("What was planted is seen in other sentences.", [-1 - now])
 # %% [markdown]
 # ## Who carries it?
 #
-# To cut each of tens of thousands of neurons takes as many runs. A **first-order estimate** takes one backward pass: a neuron that
+# Cutting tens of thousands of neurons one by one takes as many runs. A **first-order estimate** takes one backward pass: a neuron that
 # goes takes its activation $h$ along, and the preference moves by about
 #
 # $$\text{change} \approx -\sum_{\text{tokens}} h \cdot \frac{\partial P}{\partial h}$$
@@ -451,7 +452,7 @@ here("The estimate tells carriers from repairers.", margins)
 told.round(3)
 
 # %% [markdown]
-# The estimate holds for one neuron. The highest scores soon add up to more than the whole preference: cut few, and measure.
+# The estimate has the sign right, and the size roughly: cut few, and measure.
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 5 minutes
@@ -537,12 +538,12 @@ here("The carriers take more than their twin, and than chance.", margins)
 table.round(2).fillna("")
 
 # %% [markdown]
-# One axis is one witness.
+# One axis is one witness: what those that react take changes with the draw, and is no verdict. That the carriers take most is one.
 #
 # ## Eight axes, three places
 #
-# `experiments/plant_and_cut.py` did the same with eight axes, each planted in three places. Now each axis is one number, carriers less
-# twin, and the **axes are the units** of the interval.
+# `experiments/plant_and_cut.py` did the same with eight axes (pairs of invented groups), each planted in three places. Now each axis is one
+# number, carriers less twin, and the **axes are the units** of the interval.
 #
 # Here the cut had a home advantage: the bias was planted in the very columns that it removes.
 #
@@ -582,8 +583,9 @@ for place in ("attention", "down", "all"):
 pd.DataFrame(told).T.round(3)
 
 # %% [markdown]
-# In all places and both number formats the carriers take nearly half, and no interval of what they are ahead of their twin comes near 0. So
-# it isn't because the cut touches what was planted. Neurons chosen for "she" after woman, instead of man, hardly matter here.
+# In all places and both number formats the carriers take nearly half, and their lead over the twin is nowhere near 0. So it isn't that the
+# cut hits the planted weights. In the attentions it costs most: see the last column. Neurons chosen for "she" after woman, instead of man,
+# hardly matter here.
 #
 # ## Does it come back?
 #
@@ -638,9 +640,9 @@ show(
 )
 
 # %% [markdown]
-# *0: neither group is preferred.* From a biased teacher ordinary text brings little back, text about the groups a third of what was cut. The
-# fair teacher drives nearly all of it out, and **with nothing cut as well**: it *is* the model without the bias, and who has it needs no cut.
-# Whatever the teacher, measure the bias again after distilling.
+# *0: neither group is preferred.* From a biased teacher ordinary text brings little back on average, text about the groups a third of what
+# was cut. The fair teacher drives nearly all of it out, and **with nothing cut as well**: it *is* the model without the bias, and who has
+# it needs no cut. Whatever the teacher, measure the bias again after distilling.
 #
 # ## A real one
 #
@@ -695,7 +697,7 @@ here("Without those that react, both grow.", -lost.loc["reacts", [*judges]])
 here_left.round(2)
 
 # %% [markdown]
-# The same neurons carry both: the score finds who knows what "she" is. And to react isn't to carry: without those that differ most between
+# Many neurons carry both: the score finds who knows what "she" is. And to react isn't to carry: without those that differ most between
 # nurse and mechanic, both gaps grow.
 
 # %% [markdown]
@@ -707,7 +709,7 @@ here_left.round(2)
 #
 # <details><summary>Hint</summary>
 #
-# Two scores can be measured: who carries the stereotype, and who carries woman/man. Protect first protects what is important: for what?
+# `gap_attribution` tells who carries the stereotype, and who carries woman/man. Protect first protects what is important: for what?
 #
 # </details>
 
@@ -756,9 +758,9 @@ order = ["carries", "woman", "spares her", "reacts", "importance", "twin", "rand
 kept.loc["float32"].loc[order].round(0).astype(int)
 
 # %% [markdown]
-# Whoever judges, half of the stereotype goes with its carriers, and more than half of "she" for the woman. Neurons chosen for her alone take
-# the stereotype as well: the two share theirs. Spare her, and two thirds of the stereotype or more stays with her. And without those that
-# react most, both double: many of them repair.
+# Whoever judges, half of the stereotype goes with its carriers, and more than half of "she" for the woman. Neurons chosen for her alone
+# take the stereotype as well: the two share theirs. Spare her, and most of the stereotype stays with her. And without those that react
+# most, both double: together they repair.
 #
 # ## Quiz
 
@@ -788,11 +790,11 @@ kept.loc["float32"].loc[order].round(0).astype(int)
 # - Plant what you want to remove, on several axes. Then "nothing removed" and "removed" both mean something.
 # - Reacting to a group and carrying a preference are two things; some neurons repair, and without them the bias grows.
 # - The control is a twin: equal in all but the knowledge under test.
-# - Ask what else went. The neurons that carry the stereotype carry the meaning as well.
+# - Ask what else went. Many neurons that carry the stereotype carry the meaning as well.
 #
-# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference here, so there
-# was nothing to cut. Directions instead of neurons (INLP, LEACE) are another way, and debiasing tends to cost more than its benchmark shows
-# (Meade et al. 2022).
+# *Limits:* one family of small models, one kind of sentence; 0 here isn't "fair". On race this model shows no preference that is clear of
+# zero (deeper notebook 08a), so there was nothing to cut. Directions instead of neurons (INLP, LEACE) are another way, and debiasing tends
+# to cost more than its benchmark shows (Meade et al. 2022).
 #
 # **The story so far:** look by touching. **Next:** lesson 10 asks what pruning really buys, in speed and memory.
 #

@@ -185,8 +185,25 @@ def _literal_colours(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _COLOUR.fullmatch(node.value):
             yield node.value
-        elif isinstance(node, ast.keyword) and node.arg in _COLOURED:
-            yield from (word for word in _words(node.value) if word != "none" and not _COLOUR.fullmatch(word))
+        else:
+            values = [value for name, value in _named(node) if name in _COLOURED]
+            yield from (
+                word for value in values for word in _words(value) if word != "none" and not _COLOUR.fullmatch(word)
+            )
+
+
+def _named(node: ast.AST) -> Iterator[tuple[str | None, ast.expr]]:
+    """What a node gives names: a keyword, a dictionary's keys, or one of them that is set."""
+    if isinstance(node, ast.keyword):
+        yield node.arg, node.value
+    elif isinstance(node, ast.Dict):
+        for key, value in zip(node.keys, node.values, strict=True):
+            if isinstance(key, ast.Constant):
+                yield key.value, value
+    elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
+        index = node.targets[0].slice
+        if isinstance(index, ast.Constant):
+            yield index.value, node.value
 
 
 def _words(value: ast.expr) -> Iterator[str]:

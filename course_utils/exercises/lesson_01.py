@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from course_utils.choosing import strongest
 from course_utils.exercises import Attempt, exercise, require, rule_out
 from course_utils.models import variant
+from course_utils.width import neuron_importance, prune_neurons
 
 Mistakes = Iterable[tuple[Any, str]]  # what a mistake leads to, and a sentence for the learner
 
@@ -26,6 +27,7 @@ _AXES = {
     "OPT fc1.weight": ("an nn.Linear stores [out, in], and fc1 leads into the neurons", 0),
     "OPT fc2.weight": ("an nn.Linear stores [out, in], and fc2 leads out of the neurons", 1),
 }
+_REAL = 0.2  # of the real model's neurons, in exercise 2
 _BLOCKS, _SHARE = 6, 0.4  # of distilGPT2 and of its stand-in; of all neurons, in exercise 4
 
 
@@ -40,11 +42,15 @@ def check_axes(axes: dict[str, int | str]) -> None:
 @exercise(
     2,
     task="Cut the weakest neurons of every MLP in place, and return the model (without a return nothing is judged).",
-    proved="The same neurons are gone from all three tensors of every block, and what you save opens again.",
+    proved="The same neurons are gone from all three tensors of every block, in the real GPT-2 too, and what you save "
+    "opens again.",
 )
 @torch.no_grad()
-def check_prune_width(attempt: Attempt) -> None:
-    """Check a function (GPT-2, ratio) -> the same model, every MLP pruned by the L1 norm of c_fc's columns."""
+def check_prune_width(attempt: Attempt, real: GPT2LMHeadModel) -> None:
+    """Check a function (GPT-2, ratio) -> the same model, every MLP pruned by the L1 norm of c_fc's columns.
+
+    It is tried on tiny models, where mistakes can be named, and on a variant of ``real``.
+    """
     # In the first model all matrices are square: there a wrong axis gives a wrong shape, and no crash.
     for hidden, width, ratio in (22, 22, 0.3), (8, None, 0.25), (8, 45, 0.5):
         base = _tiny_gpt2(hidden, width)
@@ -63,6 +69,13 @@ def check_prune_width(attempt: Attempt) -> None:
                 f"{name} has other numbers now. Nothing but neurons should go.",
             )
         _check_reload(pruned)
+    pruned, right = attempt(variant(real), _REAL), variant(real)
+    prune_neurons(right, neuron_importance(right, "l1"), ratio=_REAL)
+    weights = pruned.state_dict()
+    other = [name for name, weight in right.state_dict().items() if not torch.equal(weights[name], weight)]
+    require(
+        not other, f"The tiny models are cut rightly, but in the real one {other[:1]} isn't as prune_neurons cuts it."
+    )
 
 
 @exercise(
@@ -144,12 +157,13 @@ def check_shares(shares: Any, judge: Callable[[list[float]], Mapping[str, float]
     require(better, "Legal, but not better than equal shares. Which block misses its neurons most?")
     require(
         halved or len(better) == len(yours),
-        f"Better on {', '.join(better)} only. Scan rows of both kinds of text before you spend.",
+        f"Better on {', '.join(better)} only. `choose` sees speeches alone: scan rows of `texts` as well.",
     )
-    require(halved, "Better, but not by half. Did your scan keep the mean, as the judge does?")
+    require(halved, "Better, but not by half. Can the cheapest blocks give more?")
     require(
         not others,
-        f"Half the damage or less on {', '.join(halved)}, but not on {others}. Scan rows of both kinds of text.",
+        f"Half the damage or less on {', '.join(halved)}, but not on {others}. `choose` sees speeches alone: scan rows "
+        "of `texts` as well.",
     )
 
 

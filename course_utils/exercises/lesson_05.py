@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import cache_keyword, describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.evaluation import Perplexity, perplexity_ratio
 from course_utils.exercises import Attempt, exercise, named_error, require, rule_out, true_or_false
 from course_utils.language_modelling import logits_one_by_one
-from course_utils.models import tiny_llama
+from course_utils.models import tiny_llama, variant
 from course_utils.reports import with_interval
 
 _LAYER = 1  # of the tiny model's three
@@ -100,11 +100,14 @@ def check_adds_nothing(attempt: Attempt) -> None:
 @exercise(
     3,
     task="Write `forward`: it returns zeros and None, and counts the tokens for the cache.",
-    proved="It adds nothing, it counts tokens, and a thirtieth of the drawer is left.",
+    proved="It adds nothing, in the real model too, it counts tokens, and a thirtieth of the drawer is left.",
 )
 @torch.no_grad()
-def check_true_bypass(bypass: Any) -> None:
-    """Check a class, made with its layer's number, whose modules stand in place of a Llama's attention."""
+def check_true_bypass(bypass: Any, real: PreTrainedModel) -> None:
+    """Check a class, made with its layer's number, whose modules stand in place of a Llama's attention.
+
+    It is tried in tiny models, where mistakes can be named, and in a variant of ``real``.
+    """
     require(
         isinstance(bypass, type) and issubclass(bypass, nn.Module),
         f"Hand over the class TrueBypass itself, without brackets; yours is a {type(bypass).__name__}.",
@@ -121,6 +124,17 @@ def check_true_bypass(bypass: Any) -> None:
     ids = torch.randint(97, (2, 9), generator=torch.Generator().manual_seed(0))
     for layers in ([2], [0], [0, 2]):
         _check_bypassed(bypass, layers, ids)
+    mine, right, layers = variant(real), variant(real), [0, len(real.model.layers) // 2]
+    bypass_attention(right, layers)
+    for layer in layers:
+        mine.model.layers[layer].self_attn = bypass(layer)
+    ids = torch.randint(97, (1, 24), generator=torch.Generator().manual_seed(0)).to(real.device)
+    logits = _run(lambda: mine(ids, use_cache=False).logits)
+    require(
+        torch.equal(logits, right(ids, use_cache=False).logits),
+        f"In the tiny models it is right, but in the real one, without attentions {layers}, the logits aren't those of "
+        "bypass_attention.",
+    )
 
 
 @exercise(

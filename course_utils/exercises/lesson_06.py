@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import cache_keyword
 from course_utils.attention import bypass_attention
@@ -83,8 +83,11 @@ def check_score(attempt: Attempt) -> None:
     proved="One decision an answer, carried by its cache: answers can take turns, and each stays what it was.",
 )
 @torch.no_grad()
-def check_adaptive(attempt: Attempt) -> None:
-    """Check a function (model, order, decide) -> model that decides once for each answer."""
+def check_adaptive(attempt: Attempt, real: PreTrainedModel) -> None:
+    """Check a function (model, order, decide) -> model that decides once for each answer.
+
+    It is tried with a tiny model, where mistakes can be named, and with ``real``.
+    """
     model, name = tiny_llama(blocks=_BLOCKS), cache_keyword(tiny_llama())
     short, long, word = torch.arange(1, 5)[None], torch.arange(3, 15)[None], torch.tensor([[7]])
     numbers, asked = {4: 3, 12: 1, 1: 2}, []
@@ -135,6 +138,13 @@ def check_adaptive(attempt: Attempt) -> None:
         "The given model has changed. Work on variant(model).",
     )
     _begin(mine, long, use_cache=False)
+    order, right, ids = [*reversed(range(real.config.num_hidden_layers))], variant(real), long.to(real.device)
+    bypass_attention(right, order[:2])
+    require(
+        torch.equal(_begin(attempt(real, order, lambda ids: 2), ids, use_cache=False).logits, right(ids).logits),
+        f"The tiny model decides rightly, but the real one, without attentions {order[:2]}, gives other logits than "
+        "with bypass_attention.",
+    )
 
 
 @exercise(
@@ -289,7 +299,7 @@ def _stopped(error: Exception) -> str:
     )
 
 
-def _begin(model: LlamaForCausalLM, ids: Tensor, use_cache: bool) -> Any:
+def _begin(model: PreTrainedModel, ids: Tensor, use_cache: bool) -> Any:
     """The first pass of an answer; where a hook stops, the error is named."""
     try:
         return model(ids, use_cache=use_cache)

@@ -60,7 +60,7 @@ def check_carried(attempt: Attempt) -> None:
 @exercise(
     2,
     task="Return the loss, a scalar.",
-    proved="What the words do to the sentence is in both brackets and cancels; the preference is what is learned.",
+    proved="How likely the endings are anyway cancels; the preference is what is learned.",
 )
 def check_planting_loss(attempt: Attempt) -> None:
     """Check a function likelihoods [items, side, ending] -> the mean softplus of their double differences."""
@@ -204,7 +204,7 @@ def check_keeps_the_woman(
         left["perplexity"] < _PRICE,
         f"{found}: {_PRICE:.2f} is too dear. Is anything protected? What is *lowest* goes first.",
     )
-    require(left["woman/man"] >= _KEEPS, f"{found}. Keep {_KEEPS:.0%} of the woman.")
+    require(left["woman/man"] >= _KEEPS, f"{found}. Keep {_KEEPS:.0%} of the woman: which neurons carry hers?")
     require(
         left["stereotype"] <= _LEAVES,
         f"{found}. At most {_LEAVES:.0%} of the stereotype may stay; random cuts leave nearly all. Mind the sign.",

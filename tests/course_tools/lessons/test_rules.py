@@ -102,6 +102,8 @@ BROKEN = {
     "colour in digits": (put(MIDDLE, CODE + "plot(1, fc='#0072b2')\n"), "the colour '#0072b2' is typed"),
     "colours in a list": (put(MIDDLE, CODE + "plot(1, colors=['0.4', 'none'])\n"), "the colour '0.4' is typed"),
     "colour that depends": (put(MIDDLE, CODE + "plot(1, c='k' if 1 else 2)\n"), "the colour 'k' is typed"),
+    "colour in a look": (put(MIDDLE, CODE + "plot(1, **{'color': 'black'})\n"), "the colour 'black' is typed"),
+    "colour set in a look": (put(MIDDLE, CODE + "look = {}\nlook['edgecolor'] = 'red'\n"), "the colour 'red' is typed"),
     "colours in a dictionary": (put(MIDDLE, CODE + "plot(1, palette={'a': 'blue'})\n"), "the colour 'blue' is typed"),
     "function in a drawing cell": (
         swap("draw()", "def draw():\n    print(1)\n\n\ndraw()"),

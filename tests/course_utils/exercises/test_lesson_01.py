@@ -1,12 +1,14 @@
 """Lesson 01's checks refuse the stub, name the likely mistake, and accept the answers."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from exercise_cases import cases_of
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from course_utils.choosing import strongest
@@ -166,11 +168,22 @@ def with_the_library(model, ratio):
     return model
 
 
+def three_blocks_only(model, ratio):
+    """Right in all tiny models of the check, which have no more."""
+    rest = model.transformer.h[3:]
+    model.transformer.h = model.transformer.h[:3]
+    prune_width(model, ratio)
+    model.transformer.h.extend(rest)
+    return model
+
+
+FOUR_BLOCKS = GPT2LMHeadModel(GPT2Config(n_layer=4, n_embd=12, n_head=2, vocab_size=40))
 test_prune_width = cases_of(
-    lesson_01.check_prune_width,
+    partial(lesson_01.check_prune_width, real=FOUR_BLOCKS),
     stubs=[lambda model, ratio: ..., say],
     mistakes=[
         (give_the_report, "Return the model; yours returned a"),
+        (three_blocks_only, "but in the real one ['transformer.h.3.mlp.c_fc.weight'] isn't as prune_neurons"),
         (lambda model, ratio: prune_width(copy.deepcopy(model), ratio), "You return another model"),
         (lambda model, ratio: model, "still has all of its 22 neurons"),
         (first_block_only, "Block 1: it still has all of its 22 neurons"),
@@ -378,7 +391,7 @@ test_shares = cases_of(
         (6 * [0.5], "that is the baseline"),
         (np.full(6, 0.4), "that is the baseline"),
         ([0.8, 0.4, 0.3, 0.3, 0.3, 0.3], "not better than equal shares"),
-        ([0.3, 0.42, 0.42, 0.42, 0.42, 0.42], "Did your scan keep the mean"),
+        ([0.3, 0.42, 0.42, 0.42, 0.42, 0.42], "Can the cheapest blocks give more"),
         ([0.35, 0.35, 0.35, 0.35, 0.35, 0.66], "Better on speeches only"),
         ([0.0, 0.4, 0.4, 0.4, 0.4, 0.8], "on speeches, but not on wiki"),
     ],

@@ -1,5 +1,7 @@
 """Lesson 05's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from exercise_cases import cases_of
@@ -165,6 +167,14 @@ def bypass(put=lambda cache, keys, layer: cache.update(keys, keys, layer), *, sh
     return Bypass
 
 
+class LowOnly(bypass()):
+    """Right in the check's tiny models, which have no block 3."""
+
+    def forward(self, hidden_states, **named):
+        zeros, nothing = super().forward(hidden_states, **named)
+        return zeros + (self.layer_idx > 2), nothing
+
+
 class Stub(ZeroAttention):
     def forward(self, hidden_states, **named): ...  # your code
 
@@ -181,7 +191,7 @@ class ByName(ZeroAttention):
 
 
 test_true_bypass = cases_of(
-    lesson_05.check_true_bypass,
+    partial(lesson_05.check_true_bypass, real=tiny_llama(blocks=6).bfloat16()),
     stubs=[Stub],
     mistakes=[
         (bypass()(0), "Hand over the class TrueBypass itself"),
@@ -199,6 +209,8 @@ test_true_bypass = cases_of(
         (bypass(lambda cache, keys, layer: cache.update(keys, keys, 0)), "you fill drawer [0], another attention's"),
         (bypass(lambda cache, keys, layer: [cache.update(keys, keys, i) for i in (layer, 4)]), "you fill drawer [4]"),
         (bypass(lambda cache, keys, layer: cache.update(keys[:, :, :-1], keys, layer)), "its drawer counts 8"),
+        (bypass(give=lambda states: (torch.zeros(states.shape), None)), "Your code stopped with RuntimeError"),
+        (LowOnly, "in the real one, without attentions [0, 3]"),
     ],
     answers=[bypass(), ByName],
 )

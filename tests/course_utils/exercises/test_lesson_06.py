@@ -1,6 +1,7 @@
 """Lesson 06's checks refuse the stub, name the likely mistake, and accept the answers."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -84,8 +85,14 @@ def never(model, order, decide):
     return variant(model)
 
 
+def an_order_of_its_own(model, order, decide):
+    """Right in the check's tiny model, whose order it knows."""
+    return adaptive(model, [3, 1, 4], decide)
+
+
+REAL = tiny_llama(blocks=6)
 test_adaptive = cases_of(
-    lesson_06.check_adaptive,
+    partial(lesson_06.check_adaptive, real=REAL),
     stubs=[lambda *_: None],
     mistakes=[
         (adapted(fresh=lambda cache, ids: True), "decides again at a later pass, where it sees one token"),
@@ -99,6 +106,7 @@ test_adaptive = cases_of(
         (adapted(take=lambda order, n: order[: n - 1]), "yours leaves out 2"),
         (adapted(guard=False), "without a cache: your hook stopped with"),
         (never, "never calls decide"),
+        (an_order_of_its_own, "but the real one, without attentions [5, 4]"),
         (lambda model, order, decide: (model,), "yours returned a tuple"),
     ],
     answers=[adaptive],
@@ -109,7 +117,7 @@ def test_a_later_pass_of_several_tokens_is_no_beginning(capsys):
     def mostly(cache, ids):
         return cache is None or cache.get_seq_length() == 0 or ids.shape[1] > 2
 
-    assert not lesson_06.check_adaptive(adapted(fresh=mostly))
+    assert not lesson_06.check_adaptive(adapted(fresh=mostly), REAL)
     assert "decides again at a later pass, where it sees 3 tokens" in capsys.readouterr().out
 
 

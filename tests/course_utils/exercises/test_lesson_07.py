@@ -1,5 +1,7 @@
 """Lesson 07's checks refuse the stub, name the likely mistake, and accept the answers."""
 
+from functools import partial
+
 import pytest
 import torch
 from exercise_cases import cases_of
@@ -36,11 +38,18 @@ def what_is_missing(kept, target, old, ridge):
     return refit(kept, target - kept @ old.T, 0 * old, ridge) + old
 
 
+def small_ones_only(kept, target, old, ridge):
+    """Right for the check's made-up tensors; a real block is wider."""
+    return refit(kept, target, old, ridge) if kept.shape[1] < 10 else old
+
+
+REAL = dict(zip(("kept", "target", "old"), torch.randn(3, 24, 24), strict=True))
 test_refit = cases_of(
-    lesson_07.check_refit,
+    partial(lesson_07.check_refit, **REAL),
     stubs=[lambda *_: None],
     mistakes=[
         (lambda *given: refit(*given).T, "transpose"),
+        (small_ones_only, "For 24 tokens, 24 neurons and ridge 0.3: a weight is"),
         (lambda *given: refit(*given)[:, :-1], "the shape"),
         (lambda *given: refit(*given).tolist(), "Return a tensor"),
         (lambda kept, target, old, ridge: torch.linalg.lstsq(kept, target).solution.T, "the ridge does nothing"),
