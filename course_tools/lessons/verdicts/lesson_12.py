@@ -45,11 +45,10 @@ def blocks_take_copying_at_each_price(tables: Tables) -> list[float]:
 
 @verdict("Five attentions, three of them in the three blocks, are worth over a nat of copying and under 0.1 of text.")
 def some_attentions_copy(tables: Tables) -> list[float]:
-    """How many there are from one, and how many of them stand in the three blocks from one."""
-    copiers, blocks = (
-        {*tables.line(_COPIES, begin)} for begin in ("over 1 nat on copying, under 0.1 on text:", "the three blocks:")
-    )
-    return [len(copiers) - 4, len(copiers & blocks) - 2]
+    """How many there are beyond four, and how many of them stand in the three blocks beyond two."""
+    _, _, *copiers = tables.line(_COPIES, "over 1 nat on copying, under 0.1 on text:")
+    blocks = tables.line(_COPIES, "the three blocks:")
+    return [len(copiers) - 4, len({*copiers} & {*blocks}) - 2]
 
 
 @verdict("Chosen on speeches, neurons cost facts, code and three languages more than random neurons do.")

@@ -9,6 +9,7 @@ from course_tools.lessons.verdicts.verdict import ABSENT
 from course_utils.verdicts import OPEN, SHOWN, TURNED
 
 FLOOR, TWO, CHOSE = "What takes no ability", "Two cuts, one loss", "Who chose?"
+SIZE, COPIES, HEALED = "Only the size of the loss?", "Who copies?", "Does learning bring it back?"
 
 
 def lines(heading, *told):
@@ -62,13 +63,45 @@ def chose(**changed):
         (lesson_12.speeches_are_worse_than_chance, {}, SHOWN),
         (lesson_12.speeches_are_worse_than_chance, {"code": (0.1, 0.65, 0.03, 0.06, 0.2)}, OPEN),
         (lesson_12.mix_spares_what_it_holds, {}, SHOWN),
-        (lesson_12.mix_spares_what_it_holds, {"sums": (0.44, 0.49, 0.2, 0.0, 0.2)}, OPEN),
+        (lesson_12.mix_spares_what_it_holds, {"sums": (0.44, 0.49, 0.11, 0.0, 0.2)}, OPEN),
         (lesson_12.languages_are_spared, {}, SHOWN),
         (lesson_12.languages_are_spared, {"German": (1.2, 0.6, 0.1, 0.13, 0.5)}, OPEN),
     ],
 )
 def test_who_chose(check, changed, outcome):
     assert check(chose(**changed)).outcome == outcome
+
+
+def table(heading, columns, rows):
+    told = [([name], [f"{value:.2f}" for value in values]) for name, values in rows.items()]
+    return Tables(((heading, Table(["", *columns], told, "")),), ())
+
+
+@pytest.mark.parametrize(("mix", "outcome"), [(0.1, SHOWN), (2.5, OPEN), (8.0, OPEN)])
+def test_prices(mix, outcome):
+    """At the price of one block, of three, or of eight neurons may take more."""
+    rows = {"blocks": (2.4, 3.6, 7.0), "neurons, by a mix": (mix, 0.1, mix), "neurons, at random": (0.1, 0.2, 0.5)}
+    shown = table(SIZE, [f"copying, {size}" for size in ("one", "three", "eight")], rows)
+    assert lesson_12.blocks_take_copying_at_each_price(shown).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("copiers", "blocks", "outcome"),
+    [
+        ("[14, 16, 17, 18, 20]", "[16, 17, 18]", SHOWN),
+        ("[16, 17, 18, 20]", "[16, 17, 18]", OPEN),
+        ("[14, 16, 17, 18, 20]", "[16, 17, 19]", OPEN),
+    ],
+)
+def test_copiers(copiers, blocks, outcome):
+    told = lines(COPIES, f"over 1 nat on copying, under 0.1 on text: {copiers}", f"the three blocks: {blocks}")
+    assert lesson_12.some_attentions_copy(told).outcome == outcome
+
+
+@pytest.mark.parametrize(("speeches", "copying", "outcome"), [(0.05, 3.1, SHOWN), (0.15, 3.1, OPEN), (0.05, 2.0, OPEN)])
+def test_healing(speeches, copying, outcome):
+    rows = {"blocks, cut": (0.2, 3.6), "blocks, healed": (speeches, copying)}
+    assert lesson_12.copying_stays_lost(table(HEALED, ("speeches", "copying"), rows)).outcome == outcome
 
 
 def test_what_was_not_run_is_said():
