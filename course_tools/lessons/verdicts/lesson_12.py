@@ -5,7 +5,7 @@ from __future__ import annotations
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import verdict
 
-_FLOOR, _TWO, _SIZE = "What takes no ability", "Two cuts, one loss", "Only the size of the loss?"
+_FLOOR, _TWO, _SIZE = "Two of the eight", "Two cuts, one loss", "Only the size of the loss?"
 _COPIES, _CHOSE, _HEALED = "Who copies?", "Who chose?", "Does learning bring it back?"
 _MIXED = ("sums", "patterns", "code")  # what the mix holds; of facts it spares the larger part
 _ELSEWHERE = ("facts", "code", "French", "German", "Spanish")  # what speeches don't hold

@@ -8,7 +8,7 @@ from course_tools.lessons.verdicts.tables import Tables
 from course_tools.lessons.verdicts.verdict import ABSENT
 from course_utils.verdicts import OPEN, SHOWN, TURNED
 
-FLOOR, TWO, CHOSE = "What takes no ability", "Two cuts, one loss", "Who chose?"
+FLOOR, TWO, CHOSE = "Two of the eight", "Two cuts, one loss", "Who chose?"
 SIZE, COPIES, HEALED = "Only the size of the loss?", "Who copies?", "Does learning bring it back?"
 
 
