@@ -39,7 +39,7 @@ def neurons_take_german(tables: Tables) -> list[float]:
 @verdict("At each of three prices blocks take more of copying than neurons do, however these are chosen.")
 def blocks_take_copying_at_each_price(tables: Tables) -> list[float]:
     """Blocks' nats less the most that neurons take."""
-    columns = (tables.table(_SIZE).column(f"copying, {size}") for size in ("one", "three", "eight"))
+    columns = (tables.table(_SIZE, "price of eight:").column(f"copying, {size}") for size in ("one", "three", "eight"))
     return [taken["blocks"] - max(n for name, n in taken.items() if name != "blocks") for taken in columns]
 
 
@@ -54,21 +54,21 @@ def some_attentions_copy(tables: Tables) -> list[float]:
 @verdict("Chosen on speeches, neurons cost facts, code and three languages more than random neurons do.")
 def speeches_are_worse_than_chance(tables: Tables) -> list[float]:
     """The means of the draws, less those of the random cuts."""
-    table = tables.table(_CHOSE)
+    table = tables.table(_CHOSE, "random:")
     return [table.column("speeches")[name] - table.column("random")[name] for name in _ELSEWHERE]
 
 
 @verdict("Chosen on a mix, they spare what it holds: less than half of what random neurons cost.")
 def mix_spares_what_it_holds(tables: Tables) -> list[float]:
     """What is left of that half."""
-    table = tables.table(_CHOSE)
+    table = tables.table(_CHOSE, "random:")
     return [table.column("random")[name] / 2 - table.column("mix")[name] for name in _MIXED]
 
 
 @verdict("With the languages in the mix, they cost less than without.")
 def languages_are_spared(tables: Tables) -> list[float]:
     """What they cost less."""
-    table = tables.table(_CHOSE)
+    table = tables.table(_CHOSE, "random:")
     without, within = (table.column(read) for read in ("mix", "mix with languages"))
     return [without[name] - within[name] for name in ("French", "German", "Spanish")]
 
