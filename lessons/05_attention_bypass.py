@@ -722,8 +722,9 @@ def harm(layers):
     return measure(layers, "speeches") + measure(layers, "wiki")
 
 
-alone = sorted(range(total), key=lambda layer: harm([layer]))
-first, rest = alone[: many // 2], alone[many // 2 : 2 * many]
+calm = order[: 2 * many]  # those that turn the stream least
+alone = sorted(calm, key=lambda layer: harm([layer]))
+first, rest = alone[: many // 2], alone[many // 2 :]
 again = sorted(rest, key=lambda layer: harm([*first, layer]))  # in what is left
 eight = first + again[: many - len(first)]
 # END SOLUTION
