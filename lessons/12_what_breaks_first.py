@@ -12,15 +12,15 @@
 #
 # Two cuts cost the same nats on text. Have they lost the same?
 #
-# **Answer.** No. Three blocks take copying: 15 of a hundred words are left of 94. Neurons chosen on speeches take capitals, code and
-# German, more than any random cut. Let the score read such things, and most stay.
+# **Answer.** No. Three blocks take copying: 15 of a hundred words are right, once 94. Neurons chosen on speeches take capitals, code and
+# German, more than any random cut. Let the score read such things, and most stay; fewer neurons go.
 
 # %% [markdown] tags=["notes"]
-# **The point:** a perplexity is one number for many abilities, and the part that goes and the text that chose it decide which of them
-# pay.
+# **The point:** a perplexity is one number for many abilities, and which of them pay is decided by the part that goes and the text that
+# chose it.
 #
-# **Usual questions:** "Isn't it only the size of the loss?" The record has three prices. "Does training bring it back?" What was
-# trained on, and hardly more.
+# **Usual questions:** "Isn't it only the size of the loss?" The record has three prices. "Does training bring it back?" Mostly what was
+# trained on.
 #
 # **Wrong turns:** reading an accuracy without its floor; calling a net of zero "no change"; comparing cuts of unequal loss.
 #
@@ -90,20 +90,21 @@ ax.legend()
 show(
     "Eight rows, an ability each; along x the nats lost by each token of its "
     "answers. A narrow band marks what all cuts lost on text. For copying, "
-    "attentions and three blocks stand far right of it; for facts, code and German "
-    "the neurons that were chosen on speeches do, beyond all random ones. Those "
-    "chosen on a mix stand near the band or left of it."
+    "attentions and three blocks stand far right of it; for facts, code, German and "
+    "Spanish the neurons that were chosen on speeches do, beyond all random ones. "
+    "Those chosen on a mix stand left of the band, for facts and languages a little "
+    "right of it."
 )
 
 # %% [markdown]
-# *Each cut is as large as costs what three blocks cost on text. Facts are capitals. Neurons by a score: the mean of five draws of its
-# text.*
+# *The three neighbouring blocks that are cheapest on speeches; of other parts as many as cost as much on text: six attentions by lesson
+# 05's leave-one-out, neurons by activation, the mean of five draws of the text. Facts are capitals.*
 #
 # ## What can be lost
 #
-# An **ability** is a kind of question with one right answer. Eight of them fit a model of 135 million weights:
-# copying a list, sums, rows of numbers with equal steps, capitals, Python, and three languages. What such a model can't do at all
-# (reasoning in steps, following instructions) can't be lost either, and isn't asked.
+# An **ability** is a kind of question with one right answer. Eight of them fit a model of 135 million weights: copying a list, sums, rows
+# of numbers with equal steps (patterns), capitals (facts), Python (code), and three languages. What such a model can't do at all (reasoning
+# in steps, following instructions) can't be lost either, and isn't asked.
 
 # %%
 from course_utils.models import load_model, variant
@@ -115,11 +116,11 @@ for name, rows in asked.items():
     print(f"{name:9}", repr(" ".join(shown.split())[:66]))
 
 # %% [markdown]
-# Questions stand behind each other in a row, with their right answers. The first two are only shown. So each answer is read behind
-# right ones, and each of its tokens behind the right tokens before it: **teacher forcing**. It is right if every token is the
-# likeliest one.
+# Questions of one kind follow each other in a row, with their right answers; the first two are only shown. In code and languages each next
+# token is a question: that is loss on other text. Each token of an answer is read behind right ones: **teacher forcing**. An answer is
+# right if each of its tokens is the likeliest one.
 #
-# What a model gives an answer is measured in nats, as text is: the sum of $-\log p$ of its tokens.
+# How unlikely a model finds an answer is measured in nats, as for text: the sum of $-\log p$ of its tokens.
 
 # %% [markdown]
 # ### Exercise 1 · ●○○ · 6 minutes
@@ -153,19 +154,20 @@ check_answer_nats(answer_nats)
 # %% [markdown]
 # ## What takes no ability
 #
-# Who always says the commonest answer is right now and then. So is who knows the kind of answer and not the question: give each question
-# **another question's answer**, and count how often the model's own is right there. The larger of both shares is the **floor**. An
-# ability that stands on it is none, and falls out before anything is cut.
+# Somebody who only ever gives the commonest answer is sometimes right. So is somebody who knows the kind of answer, not the question: give
+# each question **another question's answer**, and count how often the model's own is right there. The larger of both shares is the
+# **floor**. An ability that stands on it is none, and falls out before anything is cut.
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 7 minutes
 #
 # Write `floor(given, right, shown)`: `given` are the model's answers, `right` the right ones, of a row whose first `shown` were only shown.
-# Exchange by half of the list: each question gets the answer that stands half of them further on.
+# Exchange by half of the list, rounded down: each question gets the answer that stands so many places further on, from the end on to the
+# start.
 #
 # <details><summary>Hint</summary>
 #
-# `collections.Counter(answers).most_common(1)` counts. `answers[half:] + answers[:half]` moves.
+# `collections.Counter(answers).most_common(1)` counts. `answers[k:]` and `answers[:k]` are the two parts of a list.
 #
 # </details>
 
@@ -195,7 +197,7 @@ check_floor(floor)
 # %% [markdown]
 # ## Two of the eight
 #
-# The library's `answers_of` reads all rows, `floor_of` is your floor.
+# The library's `answers_of` reads all rows, `floor_of` is your floor. Here two of the eight are asked; `compress` asks for all.
 #
 # **Predict before you run.** Which stands nearer to its floor, copying or German?
 #
@@ -220,14 +222,15 @@ here("The whole model is above the floor in both.", above)
 # %% [markdown]
 # ## The same loss
 #
-# Cuts can be compared only at **equal loss**. Blocks come whole, so they set the price; of neurons as many go as cost that much. The
-# number is found by halving: too cheap, more; too dear, fewer. The rows that set the price judge nothing.
+# Cuts can be compared only at **equal loss**. Blocks come whole, so they set the price; as many neurons go as cost that much. The
+# number is found by halving: too cheap, more; too dear, fewer. The rows that set the price judge no damage.
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 9 minutes
 #
 # Write `same_loss(base, cut, nats, target, most)`. `cut(base, count)` gives a new model without `count` parts, `nats(model)` what it loses.
-# Return the number from 0 to `most` whose loss is nearest to `target`, and that loss. A cut takes seconds: don't try them all.
+# Return the number from 0 to `most` whose loss is nearest to `target`, and that loss. Losses rise with the number. A cut takes seconds:
+# don't try them all.
 #
 # <details><summary>Hint</summary>
 #
@@ -264,13 +267,13 @@ check_same_loss(same_loss)
 # %% [markdown]
 # ## The price of three blocks
 #
-# Here a coarse search will do: five in a hundred, then one more each time, until they cost enough.
+# Here a coarse search will do (exercise 5 uses yours): five in a hundred, then one more each time, until they cost enough.
 #
 # **Predict before you run.** How many of a hundred neurons does the price of three blocks buy?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# 8: at 0.184 nats a token they are nearest to three blocks' 0.170.
+# 8: they cost 0.184 nats a token, nearest to three blocks' 0.170.
 #
 # </details>
 
@@ -309,7 +312,7 @@ def without_neurons(scores):
 
 # %%
 whole_price = price(base)
-FIRST = base.config.num_hidden_layers // 2 + 1
+FIRST = base.config.num_hidden_layers // 2 + 1  # of 30 blocks the record's run
 short = variant(base)
 remove_blocks(short, range(FIRST, FIRST + 3))
 target = lost(short)
@@ -369,8 +372,8 @@ KINDS = {
 }
 found, table = record.attrs["settings"]["found"], {}
 for blocks, size in SIZES.items():
-    cost = found[f"price of {blocks}"]
-    print(f"price of {size}: {cost:.2f} nats a token of text")
+    cost, run = found[f"price of {blocks}"], found[f"run of {blocks}"]
+    print(f"price of {size}: {cost:.2f} nats a token of text, blocks {run}")
 made = unhealed.set_index(["criterion", "part", "read"]).sort_index()
 for name, kind in KINDS.items():
     mean = made.loc[kind].groupby(["text", "price"]).damage.mean()
@@ -379,34 +382,35 @@ for name, kind in KINDS.items():
 pd.DataFrame(table).T.round(2)
 
 # %% [markdown]
-# No: at each price blocks take most of copying, and neurons chosen on speeches most of German. A single block costs 2.38 nats of copying,
-# for 0.05 of text.
+# No: of these four, blocks take most of copying at each price, and neurons chosen on speeches most of German. The runs lie in each other,
+# so this is one place in the model. Block 17 alone costs 2.38 nats of copying, for 0.05 of text.
 #
 # ## Would a benchmark have told?
 #
-# A cut is usually judged by tasks with choices. The record asked 300 questions of two of them.
+# A cut is usually judged by tasks with choices, such as ARC-Easy (school science) and PIQA (everyday physics). The record asked 300
+# questions of each.
 
 # %%
 TASKS = {"ARC-Easy": "arc_easy", "PIQA": "piqa", "copying": "copying, right"}
 for name, (*which, _) in ARMS.items():
-    shares = arm(*which).mean()
+    shares = arm(*which).loc[0]  # of the first draw
     told = [f"{task} {100 * shares[key]:+.0f}" for task, key in TASKS.items()]
-    print(f"{name}, points right: {', '.join(told)}")
+    print(f"{name}, points of right answers: {', '.join(told)}")
 
 # %% [markdown]
-# No. Three blocks, which lost copying, lose least of ARC-Easy, and the mix, which keeps it, most. Some points either way are luck among 300
-# questions, and no choice between endings asks for a list.
+# No. Copying loses 1 to 92 points, the tasks none to 8, of which two or three are luck: they can't tell these cuts apart. No choice between
+# endings asks for a list.
 #
 # ## Who copies?
 #
 # A head that looks for an earlier place with the same token, and reads what came after it, copies (an **induction head**). So some
 # attentions should matter for copying and hardly for text. The record left out each alone, and asked both.
 #
-# **Predict before you run.** In lesson 05 some attentions were hardly missed on text. How many of them copy?
+# **Predict before you run.** Some attentions cost less than 0.1 nats of text. How many of them cost over 1 of copying?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Five cost over a nat of copying each, and less than 0.1 of text: 14, 16, 17, 18 and 20. Three are in the three blocks, three among the
+# Five: 14, 16, 17, 18 and 20. Three are in the three blocks, three among the
 # six attentions.
 #
 # </details>
@@ -419,7 +423,7 @@ copiers = alone.index[(alone.copying > 1) & (alone.text < 0.1)].tolist()
 print(f"over 1 nat on copying, under 0.1 on text: {copiers}")
 print(f"the three blocks: {found['run of 3']}")
 by_text = np.argsort(found["attentions alone"])[:6]
-print(f"the six attentions: {sorted(by_text.tolist())}")
+print(f"the six attentions, cheapest on text first: {by_text.tolist()}")
 
 # %%
 _, panels = plt.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
@@ -434,19 +438,20 @@ show(
 )
 
 # %% [markdown]
-# *The first two, dear in both, lie above the panels.* What copies costs next to nothing on text. So who chooses by text takes it first,
-# whether blocks or attentions go.
+# *Mind the scales. The first two, dear in both, lie above the panels.* Some that copying needs cost next to nothing on text (17, 18, 20).
+# So who chooses by text takes them first, whether blocks or attentions go. That induction heads sit there is likely, and not looked at.
 #
 # ## Who chose?
 #
-# The same score, the same price, other text to read: a mix of code, sums, patterns and facts, without and with the languages.
+# The same score, the same price, other text to read: a mix of code, sums, patterns and facts, without and with the languages. Its rows look
+# like those that judge, with other contents.
 #
 # **Predict before you run.** Which abilities does the mix spare? Is any choice worse than chance?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# What it holds: code, sums, patterns, and capitals better than chance. Languages only if it holds them. Speeches and wiki are worse than
-# chance in capitals, code and all three languages.
+# Most what it holds: code, sums, patterns; capitals cost half of the random mean. Copying too, which it doesn't hold. Languages come near
+# 0.1 only if it holds them. Speeches and wiki are worse than the mean of chance in capitals, code and all three languages.
 #
 # </details>
 
@@ -470,13 +475,15 @@ print(f"random: {few.min():.1f} to {few.max():.1f} of 100 neurons gone")
 pd.DataFrame(chosen).loc[[*ABILITIES]].round(2)
 
 # %% [markdown]
-# *Means of five draws of the text, and of nineteen random cuts.* At the same loss speeches give up 8.9 neurons of a hundred, the mix 4.8,
-# chance fewer still. That is how the score gets so many: it pays with what its text doesn't hold.
+# *Means of five draws of the text, and of nineteen random cuts, which spare each block's four strongest neurons.* At the same loss speeches
+# give up 8.9 neurons of a hundred, the mix 4.8, most random cuts fewer. The price is a mean of speeches and wiki: who chooses by one of
+# them is priced half by its own text, and pays with what that doesn't hold. It isn't only that more go: at the price of *one* block
+# speeches already take 0.69 of German.
 #
 # ## Does learning bring it back?
 #
-# Sixteen steps of lesson 07's distillation on speeches, 16,384 tokens, in the record with two seeds. Above, the cuts as they are; below
-# each, healed:
+# Sixteen steps of lesson 07's distillation on speeches, 16,384 tokens, two seeds; only the MLPs learn, so what attentions did isn't taught
+# again. Of each cut's first draw, as it is and, below, healed:
 
 # %%
 LOOKED = ["speeches", "wiki", "copying", "sums", "facts", "German"]
@@ -491,24 +498,24 @@ for name in ("blocks", "neurons, by speeches", "neurons, by a mix"):
 pd.DataFrame(table).T.round(2)
 
 # %% [markdown]
-# What is learned comes back: of 0.21 nats that three blocks take of speeches, 0.05 are left. Copying keeps 3.12 of 3.62, sums nearly all.
-# Nor do the neurons' capitals come back: nobody taught them.
+# In so few steps what is learned comes back: of 0.21 nats that three blocks take of speeches, 0.05 are left. Copying keeps 3.12 of 3.62,
+# sums nearly all. Of the rest some comes back untaught, as the blocks' capitals, and some doesn't, as the neurons'.
 #
 # ## Lost and won
 #
 # A share says how many answers are right, not which. Between two models some answers are **lost** and others **won**, and the net can be
-# small while many *flip*. If nothing but luck is at work, a flip goes either way like a coin: $p$ is how often so many tosses fall as
-# unevenly.
+# small while many *flip*. If nothing but luck is at work, a flip goes either way like a coin: the p-value is how often so many tosses fall
+# at least as unevenly.
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 6 minutes
 #
 # Write `flips(before, after, right)` for three lists of answers: return how many were lost, how many were won, and $p$ of the coin, both
-# sides counted. `scipy.stats.binomtest(heads, tosses).pvalue` knows coins.
+# sides counted, or 1 if nothing flipped. `scipy.stats.binomtest(heads, tosses).pvalue` knows coins.
 #
 # <details><summary>Hint</summary>
 #
-# An answer that was wrong and is wrong in another way has flipped for nobody.
+# An answer that was wrong and is now wrong in another way is neither lost nor won.
 #
 # </details>
 
@@ -524,7 +531,8 @@ def flips(before, after, right):
     for was, now, wanted in zip(before, after, right, strict=True):
         lost += was == wanted != now
         won += was != wanted == now
-    return lost, won, binomtest(lost, lost + won).pvalue
+    flipped = lost + won
+    return lost, won, binomtest(lost, flipped).pvalue if flipped else 1.0
 
 
 # END SOLUTION
@@ -532,13 +540,14 @@ def flips(before, after, right):
 # def flips(before, after, right):
 #     ...  # your code
 # END STUB
-check_flips(flips)
+check_flips(flips, before["German"], after["neurons"]["German"])
 
 # %% [markdown]
 # ## The profile, and the card
 #
-# `damage_profile` does all of that: floors first, then nats with their paired interval, and flips. It is what `compress` writes on the card
-# of a model, with a limit for each ability that lost more than the text.
+# `damage_profile` does all of that: floors first, then nats with their paired interval, and flips. The text is wiki here, since speeches
+# chose. (p is left out: neighbouring tokens hang together, so it would be too small.) It is what `compress` writes on the card of a model,
+# with a limit for each ability that lost more than the text.
 
 # %%
 from course_utils.abilities import Baseline, damage_profile
@@ -551,20 +560,20 @@ profile = damage_profile(narrow, baseline, scores[1])
 profile.drop(columns=["p", "left_out"]).T.round(3)
 
 # %% [markdown]
-# Others met both in large models. Without some of their blocks they lose sums and brackets, and training doesn't bring all of that back
-# (Nepal et al.). Calibration text in a language keeps its perplexity, though not every task in it (Kurz et al.).
+# Others saw the like in large models. Without some blocks these lose sums and brackets, and training doesn't bring all of that back (Nepal
+# et al.). Calibration text in a language keeps its perplexity, though not every task in it (Kurz et al.).
 
 # %% [markdown]
 # ### Exercise 5 · ●●● · 14 minutes
 #
 # **Protect one ability** that the mix didn't hold: copying, French, German or Spanish. Choose rows of your own for the activation score
 # (`ability_rows(name, tokenizer, split="calibration")` holds some; none that judge), and cut as many neurons as cost what `narrow` costs on
-# text, within 0.03 nats. Then name an ability that pays: one that loses more than in `narrow`.
+# text, within 0.03 nats. Then name who pays: an ability, or `"speeches"`, that loses more than in `narrow`.
 #
 # <details><summary>Hint</summary>
 #
-# Speeches and some rows of the ability make a list of batches. `same_loss` and `without_neurons` do the rest. Who pays? `damage_profile` of
-# a few abilities tells.
+# Speeches and some rows of the ability make a list of batches. `same_loss` with `lost` and `without_neurons` does the rest; a quarter of
+# all steps is more than enough. Who pays? `damage_profile` of a few abilities tells.
 #
 # </details>
 
@@ -596,25 +605,25 @@ check_protected(spared, own, my_cut, pays, **models, rows=asked, texts=pricing)
 #
 # - [ ] Next to nothing, since only one answer in a hundred is lost.
 #   > Fifteen may be lost and fourteen won: the net doesn't say.
-# - [x] Not to be said, before lost and won answers are counted.
+# - [x] Nobody can say, before lost and won answers are counted.
 #   > Right. And before the floor is known: 20 may be what guessing gets.
 # - [ ] Harm, since a model that has fewer right answers is worse.
-#   > One answer either way is luck, unless many flips go one way.
+#   > Lost less won is one, however many flipped: luck explains that.
 
 # %% [markdown] tags=["quiz"]
-# Neurons went by a score over a firm's English support chats. What is to be tested first?
+# Neurons were chosen by a score over a firm's English support chats. What should be tested first?
 #
 # - [ ] Other chats of the same kind, since the model will answer those.
 #   > That text chose, so it is spared. Test it too, but not first.
 # - [x] What users ask besides, and what no chat that chose has held.
 #   > Right: what the choosing text lacks pays before anything else.
 # - [ ] Copying from long lists, since this is what a cut takes first.
-#   > Blocks and attentions take it. Neurons take what didn't choose.
+#   > Blocks and attentions take most of it. Who asks yours for lists?
 
 # %% [markdown]
 # ## Take-aways
 #
-# - Equal loss on text is no equal damage: profile a cut before you release it, and put the profile on its card.
+# - Equal loss on text isn't equal damage: profile a cut before you release it, and put the profile on its card.
 # - Say the floor beside each share, and lost beside won.
 # - What chooses decides who pays: calibrate on what the model will be used for.
 #

@@ -10,6 +10,7 @@ from functools import partial
 from numbers import Real
 from typing import Any
 
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor, nn
@@ -95,10 +96,8 @@ def check_floor(attempt: Attempt) -> None:
         rule_out(
             (
                 (max(floors(given, right)), "the shown ones count in yours. Nobody was asked them: begin behind them."),
-                (1 / len({*asked}), "one by the number of answers is a floor only if all are equally common. Count "
-                 "them."),
-                (1 / len({*right}), "one by the number of answers is a floor only if all are equally common. Count "
-                 "them."),
+                (1 / len({*asked}), "1 / (number of answers) is a floor only if all are equally common. Count them."),
+                (1 / len({*right}), "1 / (number of answers) is a floor only if all are equally common. Count them."),
                 (_same(said, asked), "that is the share it gets right. The floor is what it gets without the ability."),
                 (floors()[0], "that is the commonest answer alone. A model may do better on exchanged ones."),
                 (floors()[1], "those are the exchanged answers alone. Somebody who always says the commonest may do "
@@ -120,7 +119,7 @@ def check_floor(attempt: Attempt) -> None:
         require(
             math.isclose(answer, expected, rel_tol=1e-6),
             f"{given} beside {right}, {shown} shown: {expected:.3f}; yours is {float(answer):.3f}. Exchanged: each "
-            "question gets the answer half of the list further on.",
+            "question gets the answer half of the list (rounded down) further on.",
         )
 
 
@@ -183,10 +182,14 @@ def check_same_loss(attempt: Attempt) -> None:
     task="Return how many answers were lost, how many were won, and p.",
     proved="A net of nothing can hide many flips; p asks whether more were lost than luck would lose.",
 )
-def check_flips(attempt: Attempt) -> None:
-    """Check a function (before, after, right) -> (lost, won, p), of lists of answers."""
-    for seed, size, worse in _FLIPPED:
-        before, after, right = _answered(seed, size, worse)
+def check_flips(attempt: Attempt, whole: pd.DataFrame, cut: pd.DataFrame) -> None:
+    """Check a function (before, after, right) -> (lost, won, p), of lists of answers.
+
+    It is tried on made-up ones, on those of ``answers_of`` for a whole model and a cut, and on one that didn't change.
+    """
+    real = [*whole["given"]], [*cut["given"]], [*whole["answer"]]
+    for before, after, right in [*(_answered(*flipped) for flipped in _FLIPPED), real]:
+        size = len(right)
         pairs = [(b == r, a == r) for b, a, r in zip(before, after, right, strict=True)]
         lost, won = (sum(pair == flip for pair in pairs) for flip in ((True, False), (False, True)))
         had, has = (sum(side) for side in zip(*pairs, strict=True))
@@ -230,8 +233,9 @@ def check_flips(attempt: Attempt) -> None:
         require(
             math.isclose(mine[2], p, rel_tol=1e-6),
             f"Lost {lost} and won {won}: as many heads in {lost + won} tosses of a coin, or a rarer number, come with "
-            f"p = {p:.4f}; yours is {mine[2]:.4f}.",
+            f"p = {p:.4g}; yours is {mine[2]:.4g}.",
         )
+    require([*attempt(["4"], ["4"], ["4"])] == [0, 0, 1], "Where nothing flips, return 0, 0 and 1: luck explains that.")
 
 
 @exercise(
@@ -277,10 +281,16 @@ def check_protected(
     print(f"  {name}, yours less the speeches' cut: {with_interval(*spared)} nats")
     require(spared[0] < 0, f"It doesn't spare {name}: see above. Does your score read enough of it?")
     require(spared[2] < 0, f"It may spare {name}, but the interval holds 0. Let your score read more of it.")
-    require(isinstance(pays, str) and pays in {*rows} - {name}, f"Who pays is another ability; yours is {pays!r}.")
-    paid = _against(rival, cut, rows[pays])
+    require(
+        isinstance(pays, str) and pays in {*rows, *texts} - {name},
+        f"Who pays is another ability, or a text, {', '.join(texts)}; yours is {pays!r}.",
+    )
+    if pays in texts:
+        paid = [math.log(ratio) for ratio in perplexity_ratio(*(perplexity(m, texts[pays]) for m in (cut, rival)))]
+    else:
+        paid = _against(rival, cut, rows[pays])
     print(f"  {pays}, yours less the speeches' cut: {with_interval(*paid)} nats")
-    require(paid[1] > 0, f"{pays} doesn't pay: see above. Look at the others.")
+    require(paid[1] > 0, f"{pays} doesn't pay: see above. Look at the others, and at speeches themselves.")
 
 
 def _commonest(answers: Sequence[str]) -> float:

@@ -1,7 +1,9 @@
 """Lesson 12's checks refuse the stub, name the likely mistake, and accept the answers."""
 
 from collections import Counter
+from functools import partial
 
+import pandas as pd
 import pytest
 import torch
 from exercise_cases import cases_of
@@ -68,8 +70,8 @@ test_floor = cases_of(
     stubs=[lambda *_: ...],
     mistakes=[
         (lambda given, right, shown: floor(given, right, 0), "the shown ones count"),
-        (lambda given, right, shown: 1 / len({*right[shown:]}), "one by the number of answers"),
-        (lambda given, right, shown: 1 / len({*right}), "one by the number of answers"),
+        (lambda given, right, shown: 1 / len({*right[shown:]}), "1 / (number of answers)"),
+        (lambda given, right, shown: 1 / len({*right}), "1 / (number of answers)"),
         (lambda given, right, shown: equal(given[shown:], right[shown:]), "the share it gets right"),
         (lambda given, right, shown: commonest(right[shown:]), "commonest answer alone"),
         (lambda given, right, shown: equal(given[shown:], halfway(right[shown:])), "exchanged answers alone"),
@@ -124,7 +126,11 @@ test_same_loss = cases_of(
 )
 
 
-def flips(before, after, right, *, p=lambda lost, won, had, has, size: stats.binomtest(lost, lost + won).pvalue):
+def two_sided(lost, won, *_):
+    return stats.binomtest(lost, lost + won).pvalue if lost + won else 1
+
+
+def flips(before, after, right, *, p=two_sided):
     pairs = [(b == r, a == r) for b, a, r in zip(before, after, right, strict=True)]
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     had, has = (sum(side) for side in zip(*pairs, strict=True))
@@ -141,8 +147,10 @@ def moved(wrong):
     return lambda *given: wrong(*flips(*given), given)
 
 
+WHOLE = pd.DataFrame({"answer": [(1, 2), (3,), (4,)], "given": [(1, 2), (3,), (5,)]})
+CUT = WHOLE.assign(given=[(1, 7), (3,), (6,)])
 test_flips = cases_of(
-    lesson_12.check_flips,
+    partial(lesson_12.check_flips, whole=WHOLE, cut=CUT),
     stubs=[lambda *_: ..., lambda *_: (1, 2, ...)],
     mistakes=[
         (moved(lambda lost, won, p, _: (won, lost, p)), "are exchanged"),
@@ -160,6 +168,9 @@ test_flips = cases_of(
         (lambda *given: flips(*given, p=lambda lost, won, had, has, size: stats.binomtest(lost, size).pvalue),
          "all questions take part"),
         (lambda *given: flips(*given)[:2], "Return three numbers"),
+        (lambda *given: flips(*given) if len(given[0]) > 20 else (0, 0, 1), "Lost 1 and won 0"),
+        (lambda *given: flips(*given, p=lambda *counts: two_sided(*counts) if sum(counts[:2]) else 0),
+         "Where nothing flips, return 0, 0 and 1"),
     ],
     answers=[flips],
 )  # fmt: skip
@@ -226,11 +237,15 @@ def told_harm(monkeypatch):
         return frame.assign(nats=2.0 + harm)
 
     monkeypatch.setattr(lesson_12, "answers_of", answers)
-    monkeypatch.setattr(lesson_12, "perplexity", lambda model, text: model)
     ratios = {48: 1.0, 32: 1.1, 58: 0.9}  # by the neurons that are left
-    monkeypatch.setattr(
-        lesson_12, "perplexity_ratio", lambda cut, _: (ratios[len(cut.model.layers[0].mlp.up_proj.weight)],)
-    )
+
+    def ratio(cut, _):
+        model, text = cut
+        middle = ratios[len(model.model.layers[0].mlp.up_proj.weight)] * (1.03 if text.domain == "speeches" else 1.0)
+        return middle, middle - 0.01, middle + 0.01
+
+    monkeypatch.setattr(lesson_12, "perplexity", lambda model, text: (model, text))
+    monkeypatch.setattr(lesson_12, "perplexity_ratio", ratio)
 
 
 def check_protected(attempt):
@@ -256,7 +271,8 @@ test_protected = cases_of(
         (("copying", MINE, cut_by(MINE), "German"), "It may spare copying"),
         (("French", MINE, cut_by(MINE), "sums"), "sums doesn't pay"),
         (("French", MINE, cut_by(MINE), "French"), "another ability"),
-        (("French", MINE, cut_by(MINE), "text"), "another ability"),
+        (("French", MINE, cut_by(MINE), "text"), "another ability, or a text, speeches, wiki"),
+        (("French", MINE, cut_by(MINE), "wiki"), "wiki doesn't pay: see above. Look at the others, and at speeches"),
     ],
-    answers=[("French", MINE, cut_by(MINE), "German")],
+    answers=[("French", MINE, cut_by(MINE), "German"), ("French", MINE, cut_by(MINE), "speeches")],
 )
