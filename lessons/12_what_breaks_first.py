@@ -90,10 +90,10 @@ ax.legend()
 show(
     "Eight rows, an ability each; along x the nats lost by each token of its "
     "answers. A narrow band marks what all cuts lost on text. For copying, "
-    "attentions and three blocks stand far right of it; for facts, code, German and "
-    "Spanish the neurons that were chosen on speeches do, beyond all random ones. "
-    "Those chosen on a mix stand left of the band, for facts and languages a little "
-    "right of it."
+    "attentions and three blocks stand far right of it; for facts, code, German "
+    "and Spanish the neurons that were chosen on speeches do, beyond all random "
+    "ones. Those chosen on a mix stand left of the band, for facts and languages "
+    "a little right of it."
 )
 
 # %% [markdown]
