@@ -427,10 +427,11 @@ def beaten(frame, name, text):
 
 def compare(measured, edit):
     """Print damage and random cuts beaten, as measured here and in the record."""
+    frames = {"here": measured, "record": recorded(edit)}
     for name in ("L1", "activation"):
         for text in texts:
             print(f"{name:<10} {text:<8}", end="")
-            for place, frame in {"here": measured, "record": recorded(edit)}.items():
+            for place, frame in frames.items():
                 own = frame[(frame.criterion == name) & (frame.text == text)]
                 number, of = beaten(frame, name, text)
                 print(f"  {place} {own.damage.item():.2f} nats", end=", ")

@@ -590,7 +590,7 @@ for criterion, edit, *lists in tqdm(cuts, desc="cuts"):
 columns = ["criterion", "edit", "text", "nats", "damage"]
 measured = pd.DataFrame(rows, columns=columns)
 by = measured.set_index(["edit", "criterion"]).nats.sort_index()
-here("Separate lists of a tenth are worse than guessing.", by["separate"] - guessing)
+here("Separate lists of a tenth lose to guessing.", by["separate"] - guessing)
 here("So is one row a matrix, by L1.", by["separate, one neuron"] - guessing)
 here("Shared lists are better than guessing.", guessing - by["shared"])
 
