@@ -154,9 +154,9 @@ check_answer_nats(answer_nats)
 # %% [markdown]
 # ## What takes no ability
 #
-# Somebody who only ever gives the commonest answer is sometimes right. So is somebody who knows the kind of answer, not the question: give
-# each question **another question's answer**, and count how often the model's own is right there. The larger of both shares is the
-# **floor**. An ability that stands on it is none, and falls out before anything is cut.
+# Somebody who only ever gives the commonest answer is sometimes right. So is somebody who knows the kind of answer, not the question. So
+# give each question another one's answer (**exchanged answers**), and count how often the model's own is right there. The larger of both
+# shares is the **floor**. An ability that stands on it is none, and falls out before anything is cut.
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 7 minutes
@@ -543,11 +543,11 @@ def flips(before, after, right):
 check_flips(flips, before["German"], after["neurons"]["German"])
 
 # %% [markdown]
-# ## The profile, and the card
+# ## The damage profile, and the card
 #
-# `damage_profile` does all of that: floors first, then nats with their paired interval, and flips. The text is wiki here, since speeches
-# chose. (p is left out: neighbouring tokens hang together, so it would be too small.) It is what `compress` writes on the card of a model,
-# with a limit for each ability that lost more than the text.
+# A **damage profile** has all of that, and `damage_profile` makes it: floors first, then nats with their paired interval, and flips. The
+# text is wiki here, since speeches chose. (p is left out: neighbouring tokens hang together, so it would be too small.) It is what
+# `compress` writes on the card of a model, with a limit for each ability that lost more than the text.
 
 # %%
 from course_utils.abilities import Baseline, damage_profile
@@ -586,7 +586,7 @@ own = ability_rows(spared, tokenizer, split="calibration").batches(16)
 own = calibration.batches(16) + own
 cut = without_neurons(neuron_importance(base, "activation", batches=own))
 count, _ = same_loss(base, cut, lost, lost(narrow), width // STEP // 4)
-my_cut, pays = cut(base, count), "sums"
+my_cut, pays = cut(base, count), "copying"
 # END SOLUTION
 # BEGIN STUB
 # spared = ...  # the ability

@@ -28,8 +28,6 @@ UNCALLED = {
     "heads.prune_kv_groups": _OUTER,
 }
 AT_HOME = {
-    "abilities.floor_of": _TOLD,
-    "abilities.nats_lost": _TOLD,
     "activations.sites_of": _TOLD,
     "bias.contrastive.axes": _TOLD,
     "bias.contrastive.load_axis": _TOLD,

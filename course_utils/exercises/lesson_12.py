@@ -286,11 +286,12 @@ def check_protected(
         f"Who pays is another ability, or a text, {', '.join(texts)}; yours is {pays!r}.",
     )
     if pays in texts:
-        paid = [math.log(ratio) for ratio in perplexity_ratio(*(perplexity(m, texts[pays]) for m in (cut, rival)))]
+        ratios = perplexity_ratio(*(perplexity(model, texts[pays]) for model in (cut, rival)))
+        paid, low, high = (math.log(ratio) for ratio in ratios)
     else:
-        paid = _against(rival, cut, rows[pays])
-    print(f"  {pays}, yours less the speeches' cut: {with_interval(*paid)} nats")
-    require(paid[1] > 0, f"{pays} doesn't pay: see above. Look at the others, and at speeches themselves.")
+        paid, low, high = _against(rival, cut, rows[pays])
+    print(f"  {pays}, yours less the speeches' cut: {with_interval(paid, low, high)} nats")
+    require(low > 0, f"{pays} doesn't pay: see above. Look at the others, and at speeches themselves.")
 
 
 def _commonest(answers: Sequence[str]) -> float:

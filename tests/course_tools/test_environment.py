@@ -54,9 +54,9 @@ def test_cache_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "not" / "yet"))
     finding = environment._cache()
     assert finding.level == WARN
-    assert finding.text.endswith("without smollm2, benchmarks, texts, speeches, abilities")
+    assert finding.text.endswith("without smollm2, benchmarks, texts, abilities, speeches")
     assert "(186 MB)" in finding.remedy
-    for name in ("smollm2", "benchmarks", "texts", "speeches", "abilities"):
+    for name in ("smollm2", "benchmarks", "texts", "abilities", "speeches"):
         folder = assets.cache_dir() / "assets" / f"{name}-{assets.ASSETS[name].version}"
         folder.mkdir(parents=True)
         marker = {"identity": assets.ASSETS[name].identity, "files": {}}

@@ -75,7 +75,7 @@ test_shapes = cases_of(
     stubs=[dict.fromkeys(SHAPES, ...), SHAPES | {"down": ...}],
     mistakes=[
         (SHAPES | {"gate": (1638, 2048)}, "1638 is how many neurons go"),
-        (SHAPES | {"up": (6553, 2048)}, "so 6554 stay"),
+        (SHAPES | {"up": (6553, 2048)}, "= 6554 stay"),
         (SHAPES | {"down": (6554, 2048)}, "stores [out, in]"),
         (SHAPES | {"down": (2048, 8192)}, "8192 neurons were there before"),
         (SHAPES | {"product": (7, 6554)}, "3 dimensions"),
