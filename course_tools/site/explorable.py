@@ -281,7 +281,7 @@ def _abilities() -> Figure:
             "neurons, by speeches": "neurons",
             "neurons, by wiki": "published",
             "neurons, by a mix": "complexity",
-            "neurons, by a mix with languages": "KL",
+            "neurons, by a mix with languages": "L1",
             "random neurons": "random",
             "on text": "whole",
         },
