@@ -108,7 +108,7 @@ show(
 
 # %% [markdown]
 # *Each point: six of 30 blocks left out. A single harm is what leaving out one of them costs. Grey: 19 random sets that spare two
-# blocks at each end. On the dotted line, harms add up; the arrow is worse than guessing.*
+# blocks at each end. On the dotted line, harms add up; the arrow is worse than guessing; influence comes below.*
 #
 # ## Blocks add to a stream
 
@@ -294,17 +294,17 @@ del exact, removed
 # Three things belong to a block's place, not to its weights: where it stands in the list of blocks, its `self_attn.layer_idx`, and
 # `num_hidden_layers` in the configuration, which tells whoever builds the model again. `remove_blocks` sets them all.
 #
-# A tiny Llama with 5 blocks loses block 0, in four versions: nothing forgotten, an old `layer_idx`, an old `num_hidden_layers`,
-# both. Each gets four tests: it reads at once without a cache; it reads token by token with one; it generates with and without; it
-# is saved, and reloaded by plain transformers.
+# A tiny Llama with 5 blocks loses block 0, in four versions: nothing forgotten, an old `layer_idx`, an old `num_hidden_layers`, both. Each
+# gets four tests: it reads at once without a cache; it reads token by token with one; it generates, with a cache as without; it is saved,
+# and reloaded by plain transformers.
 #
 # **Predict before you run.** Which versions fail, in which tests, and do they *say* so?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# All pass the first test, the one that everybody runs. With an old `layer_idx` two tests stop with an error: loud, and lucky.
-# With an old `num_hidden_layers` the reload is silently wrong: it fills the missing block with random weights. With both
-# forgotten two tests are silently wrong: there is a drawer for each old number, so nothing stops.
+# All pass the first test, the one that everybody runs. With an old `layer_idx` two tests stop with an error: loud, and lucky. With an old
+# `num_hidden_layers` the reload is silently wrong: it fills the missing block with random weights. With both forgotten two tests are
+# silently wrong, and `generate` doesn't notice: there is a drawer for each old number, so nothing stops.
 #
 # </details>
 
@@ -374,14 +374,14 @@ for forgotten, count in silent.items():
 table
 
 # %% [markdown]
-# So test what you ship: with the cache, *and* after a plain reload.
+# So test what you ship: token by token with the cache, *and* after a plain reload.
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 9 minutes
 #
-# `take_out_with_bugs` looks right, and the model that it returns reads text without complaint. It is wrong in **two** ways,
-# and one of them shows only when a cache is used. Find both, and write `take_out_blocks` without them. It changes a Llama in
-# place and returns it.
+# `take_out_with_bugs` looks right, and the model that it returns reads text without complaint. It is wrong in **two** ways, and one of them
+# shows only when a cache is used. Find both, and write `take_out_blocks` without them. `gone` lists blocks of the model as it is given. It
+# changes a Llama in place and returns it.
 #
 # <details><summary>Hint</summary>
 #
@@ -525,7 +525,8 @@ show(
 )
 
 # %% [markdown]
-# *Single harms in the record; diamonds: the three that influence takes.* Most of the middle is cheap, **one by one**.
+# *Single harms in the record; diamonds: the three that influence takes; arrow: worse than guessing.* Most of the middle is cheap, **one by
+# one**.
 #
 # ## Which text chose?
 #
@@ -610,9 +611,9 @@ most = max(minus_sum[run] - sum_of[run] for run in runs)
 here("A run can cost over twice its sum.", [most])
 
 # %% [markdown]
-# What chooses must not judge. So the chosen run and influence's six meet on the judging rows: 16 of each text here, 48 in the
-# record, where each of the five draws chose its run. Each row shows the worst of these. *One minus six*: how much less a run costs
-# than its dearest block alone, at most.
+# What chooses must not judge. So the chosen run and influence's six meet on the judging rows: 16 of each text here, 48 in the record, where
+# each of the five draws chose its run, in two number formats. The first columns show the worst of these runs, the last two look at all.
+# *One minus six*: how much less a run costs than its dearest block alone, at most.
 
 # %%
 from course_utils.evaluation import perplexity_ratio
@@ -655,15 +656,15 @@ print("The record: six blocks")
 pd.DataFrame(table).T.round(2).astype({"random beaten, of 19": int})
 
 # %% [markdown]
-# **Saved run.** In the record, whichever draw chose it, the run costs less than influence's six: at most × 0.85 of their perplexity
-# on speeches, × 0.81 on wiki. It costs less than all 19 random sixes, too.
+# **Saved run.** In the record, whichever draw chose it, the run costs less than influence's six: × 0.85 of their perplexity at worst on
+# speeches, × 0.81 on wiki. It costs less than all 19 random sixes, too.
 #
 # Look at the first figure again. The cheapest run has the smallest sum, so a sum would have chosen it too. It couldn't have warned
 # of the last one: from 1 nat on a sum can be too low by far, or too high.
 #
 # ## In company
 #
-# Undoing and standing in, as in the toy? A run can't say which of its members do it. Pairs can.
+# Does one block undo another, as in the toy? A run can't say which of its members. A pair at least names two.
 
 # %% [markdown]
 # ### Exercise 4 · ●●● · 12 minutes
@@ -720,7 +721,7 @@ check_pair(pair, judge, inside)
 # you forget?
 #
 # - [ ] To give the blocks behind the gap new numbers, in `layer_idx`.
-#   > The cache reads them, so generating would have stopped or gone wrong. A reload numbers anew by itself.
+#   > Forgotten alone it stops generating with an error, and a reload numbers anew by itself.
 # - [x] To write the new number of blocks to `num_hidden_layers`.
 #   > The reload builds as many blocks as the configuration promises, the missing one with random weights.
 # - [ ] To copy the final norm, which reads what the last block leaves.
@@ -730,7 +731,7 @@ check_pair(pair, judge, inside)
 # Five calibration draws choose four different threes. What does that tell you?
 #
 # - [x] That 16 rows can't tell several threes apart, so that the draw decides.
-#   > On 48 other rows they do differ: 16 were too few to see it.
+#   > On 48 other rows one of them costs more than the rest: 16 were too few to see it.
 # - [ ] That the criterion is no better than chance, since it can't decide.
 #   > Chance is nineteen random sets beside it, not one draw beside another.
 # - [ ] That influence, which chooses the same three each time, is better.

@@ -107,7 +107,7 @@ show(
 )
 
 # %% [markdown]
-# *Left: below 1, the wrong bypass looks better. Right: a mark is one half of one block left out.*
+# *Left: below 1, the wrong bypass looks better (bars: 95 %). Right: a mark is one half of one block left out; MLP 0 is beyond guessing.*
 #
 # ## Half a block
 
@@ -125,8 +125,9 @@ show(
 #
 # $$x \leftarrow x + \mathrm{attention}(\mathrm{norm}(x)), \qquad x \leftarrow x + \mathrm{MLP}(\mathrm{norm}(x))$$
 #
-# An **attention bypass** turns the first line into $x \leftarrow x$. The MLP works on, and the cache holds no keys and values of
-# this block. (In our Llama 9 query heads share 3 **KV heads**, and all go. A *layer*'s number is its block's.)
+# An **attention bypass** turns the first line into $x \leftarrow x$. The MLP works on, and the cache needs no keys and values of this
+# block. (Our Llama's 9 heads ask with queries of their own; three at a time share one set of keys and values, a **KV head**. All go. A
+# *layer*'s number is its block's.)
 #
 # Which attention can go? He et al. (2024) ask how far it *turns* the stream, the residual included:
 #
@@ -377,15 +378,15 @@ check_adds_nothing(adds_nothing)
 # ## The true bypass
 #
 # `returning` computes the attention and throws it away. To save anything, another module must stand in its place. The cache has
-# a drawer for each attention (lesson 04), and transformers asks the **first** one how many tokens went by. If it stays empty,
-# each new token is read as if it stood at the beginning.
+# a drawer for each attention (lesson 04), and transformers asks the **first** one how many tokens went by.
 #
 # **Predict before you run.** In a tiny Llama a module that returns zeros stands in for attention 0 or 2. Three tests each: reading
 # at once; token by token with a cache; does `generate` write the same with a cache and without? Which fail?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# One: attention 0, token by token. No error was raised, and `generate` hides it, because it counts positions by itself.
+# One: attention 0, token by token. Its drawer stays empty, so each new token is read as if it stood at the beginning. No error was raised,
+# and `generate` hides it, because it counts positions by itself.
 #
 # </details>
 
@@ -515,14 +516,14 @@ with (
 # %% [markdown]
 # ## One half at a time
 #
-# What was it worth? We leave one half out, note the nats, and bring it back, for each attention and each MLP.
+# What is each half worth? We leave one out, note the nats, and bring it back, for each attention and each MLP.
 #
 # **Predict before you run.** Block 11 was dear in lesson 04. Which half of it is? And in how many of 30 blocks is the attention
 # the cheaper half?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# MLP 11, and only MLP 0 is dearer. The attention is the cheaper half in 23 blocks here, in the record in 26 on speeches and in 28
+# Its MLP; among the MLPs only 0 is dearer. The attention is the cheaper half in 23 blocks here, in the record in 26 on speeches and in 28
 # on Wikipedia. (It has a third of the MLP's parameters.)
 #
 # </details>
@@ -660,7 +661,8 @@ print(f"spared in the last but one row: attention {', '.join(fatal)}")
 pd.DataFrame(table).T
 
 # %% [markdown]
-# The last eight are worse than all random sets as well.
+# Measuring again after each changes little here. Leave-one-out is ahead on speeches, which chose it, and not on wiki. The last eight are
+# worse than all random sets.
 #
 # ## Choose eight yourself
 #
@@ -702,9 +704,9 @@ for name, layers in {"nothing": [], "leave-one-out's": opponent}.items():
 # %% [markdown]
 # ### Exercise 5 · ●●● · 10 minutes
 #
-# Give `eight`, a list of eight block numbers whose attentions, left out together, beat leave-one-out's. The exam has rows that
-# nothing has used: the ratio's whole interval must lie below 1 on one text, and not above 1 on the other. Sets of the record
-# don't count.
+# Give `eight`, a list of eight block numbers whose attentions, left out together, beat leave-one-out's. The exam has rows that nothing has
+# used: the ratio of perplexities, yours / theirs, must lie below 1 with its whole interval on one text, and not above 1 on the other. Sets
+# of the record don't count.
 #
 # <details><summary>Hint</summary>
 #

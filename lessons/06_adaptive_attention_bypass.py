@@ -12,8 +12,8 @@
 #
 # Each prompt decides how many attention layers its answer does without. Which prompts should?
 #
-# **Answer.** The longest: their bypass buys most. At equal cache saved, a complexity score does over twice the harm of leaving the same
-# number out everywhere. A price on the cache, which comes down to prompt lengths, does a fraction.
+# **Answer.** The longest, if each answer counts the same: their bypass buys most. At equal cache saved, a complexity score does over twice
+# the harm of leaving the same number out everywhere, a price on the cache a fraction.
 
 # %% [markdown] tags=["notes"]
 # **The point:** a score that sounds plausible is a hypothesis, and its test is harm at *equal cost*. What a bypass saves is known
@@ -97,14 +97,14 @@ show(
 )
 
 # %% [markdown]
-# *Harm is the distance from the whole model's predictions; lower is better. "One for all" leaves the same layers out everywhere.
-# "Complexity" is the score that you build below, "published" Martra's own, with another formula and five levels, and "price" the rule
-# that follows.*
+# *Harm is the distance from the whole model's predictions; lower is better. "One for all" leaves the same layers out everywhere (a coin
+# between 1 and 5, which the text compares with, is better than its corner at 10 %). "Complexity" is the score that you build below,
+# "published" Martra's own, with another formula and five levels, rounded to numbers that were measured, and "price" the rule that follows.*
 #
 # ## A score for a prompt
 #
-# Lesson 05 left the same attention layers out for every prompt. In Martra's adaptive bypass an easy prompt keeps fewer of them than a
-# hard one.
+# Lesson 05's bypass was *static*: the same attention layers are out for every prompt. In Martra's adaptive bypass an easy prompt keeps
+# fewer of them than a hard one.
 
 # %%
 diagrams.adaptive_decision()
@@ -115,9 +115,9 @@ show(
 )
 
 # %% [markdown]
-# Two numbers are known before anything runs: how long the prompt is, $n$ tokens, and how much their embeddings $e_{tc}$ vary over the
-# tokens $t$ (for each component $c$). Each is scaled so that 0 and 1 are the low and the high end of what calibration prompts have,
-# and cut off there, $[\cdot]$:
+# *Prefill* reads the prompt at once; *decoding* writes token by token. Two numbers are known before anything runs: how long the prompt is,
+# $n$ tokens, and how much their embeddings $e_{tc}$ vary over the tokens $t$ (for each component $c$). Each is scaled so that 0 and 1 are
+# the low and the high end of what calibration prompts have, and cut off there, $[\cdot]$:
 #
 # $$\mathrm{complexity} = \tfrac{1}{2} [\log n] + \tfrac{1}{2} [\mathrm{mean}_c \, \mathrm{var}_t \, e_{tc}]$$
 
@@ -439,13 +439,13 @@ here("The simple third is harmed at least 4/5 as much as the complex.", [spared]
 here("The simple third saves less than half of the complex.", [saving])
 
 # %% [markdown]
-# Harm differs little, and what it buys by about three times. The score spends it where it buys least.
+# Complexity doesn't tell who suffers: harm differs little, and what it buys by about three times. The score spends it where it buys least.
 #
 # ## A price for the cache
 #
-# Turn it round. What leaving $k$ layers out saves is known before the answer: $n$ tokens of the prompt and about $a$ of the answer, in
-# each layer. The harm isn't known, so take the mean $h_k$ of the choosing prompts for every prompt alike. Put a **price** $\lambda$ on
-# a token's cache in one layer, and take
+# Turn it round. What leaving $k$ layers out saves is known before the answer: $n$ tokens of the prompt and about $a$ of the answer, in each
+# layer. The harm isn't known, so take the mean $h_k$ of the choosing prompts for every prompt alike. Put a **price** $\lambda$ on a token's
+# cache in one layer, and take, of the numbers measured,
 #
 # $$\arg\min_k \; h_k - \lambda \, (n + a) \, k$$
 #
@@ -503,8 +503,8 @@ show(
 # ### Exercise 4 · ●●○ · 10 minutes
 #
 # The rule asks only for the prompt's length, so a few thresholds say it all. Write `lengths_where_it_changes(curve, numbers, price,
-# answer_tokens)`; `curve` and `numbers` are lists. It returns two lists: the numbers that some length chooses, 0 first, and the prompt
-# lengths at which each next one begins.
+# answer_tokens)`; `curve` and `numbers` are lists that begin with 0. It returns two: the numbers that some length chooses, 0 first, and the
+# prompt lengths at which each next one begins.
 #
 # From a number $i$ the next is the $j$ with the least slope $(h_j - h_i) / (j - i)$. It begins where the price of a layer's cache,
 # $\lambda (n + a)$, reaches that slope.
@@ -543,9 +543,9 @@ check_length_rule(lengths_where_it_changes)
 # %% [markdown]
 # ## At equal cost
 #
-# The course's `length_rule` gives the same two lists. (They are the corners of the curve's **lower hull**: a string drawn tight below
-# it.) Each rule below is compared with one number for all *at the same saving*; where no number fits, a coin mixes two. For
-# the intervals documents are drawn anew, with replacement.
+# The course's `length_rule` gives the same two lists. (They are the corners of the curve's **lower hull**: a string drawn tight below it.)
+# Each rule below is compared with one number for all *at the same saving*; where no number fits, a coin mixes two. For the intervals we
+# draw the documents that the prompts come from anew, with replacement.
 #
 # **Predict before you run.** Somebody who knows every prompt's harm applies the rule with a price. How much better is that?
 #
@@ -622,7 +622,7 @@ here("Counted by tokens, the rule loses.", [weight @ own / alike - 1])
 pd.DataFrame(rows).T
 
 # %% [markdown]
-# Counted by tokens, both sides of the rule grow with $n$, and the length drops out of it: no rule by length beats one number for all.
+# Counted by tokens, both sides of the rule grow with $n$, and a long prompt is no bargain any more.
 # So the price is right where each *answer* counts the same.
 #
 # Do those who pay still get what they asked for? Retrieval prompts hide a code. We write "The code of the … is" behind some of the
@@ -654,7 +654,7 @@ print(f"codes found, of {len(asked)}, by layers left out: {right}")
 del model
 
 # %% [markdown]
-# They do: a distance from the whole model isn't yet a wrong answer.
+# Nearly all do: a distance from the whole model isn't yet a wrong answer.
 #
 # ## Install the rule
 #

@@ -104,7 +104,7 @@ for edit in ("", "cut", "solved", "KL"):
 print("LAMBADA's last words, right:", ", ".join(told))
 
 # %% [markdown]
-# *Each mark is a run of its own. Dashed: trained. Solid: solved, then trained, its first mark on the same 8k tokens. Dash-dotted: guessing
+# *Each mark is a run of its own. Dashed: trained. Solid: solved over 8k tokens, then trained, first on the same 8k. Dash-dotted: guessing
 # each token alike. All learn from speeches; nobody learns from wiki, or from LAMBADA's stories.*
 #
 # ## The students
@@ -165,12 +165,13 @@ for name in TEXTS:
 # ($x_j$ is column $j$ of $X$, neuron $j$'s values, $W_j$ its weights). The first part is least squares. The second, the **ridge**, holds
 # each neuron's weights to the old ones by $\lambda$, for a few thousand tokens don't show all that text can be.
 #
-# **Predict before you run.** After the solve: which of the three students gets back most, and does wiki gain too, which it never saw?
+# **Predict before you run.** The first figure tells who gains most. How near do the other two come, on speeches, to what the good one lost
+# before its solve?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# All three gain, on wiki too, and most gains who lost most. On speeches the badly cut student goes from 3.87 nats to 0.55, and the random
-# one, which was worse than guessing, to 0.80.
+# Very near. The badly cut student goes from 3.87 nats to 0.55, and the random one, which was worse than guessing, to 0.80. All three gain
+# on wiki too, which they never saw.
 #
 # </details>
 
@@ -182,8 +183,8 @@ for name in TEXTS:
 #
 # <details><summary>Hint</summary>
 #
-# Set the derivative to 0: with $G = X^\top X$ and $D$ the diagonal of $G$, $(G + \lambda D)\, W^\top = X^\top T + \lambda D \,
-# W_{\mathrm{old}}^\top$. `torch.linalg.solve(A, B)` solves $A Y = B$.
+# Set the derivative to 0. Plain least squares: $G W^\top = X^\top T$, with $G = X^\top X$. The ridge adds $\lambda D$ to $G$, $D$ its
+# diagonal. And what on the right? `torch.linalg.solve(A, B)` solves $A Y = B$.
 #
 # </details>
 
@@ -273,8 +274,8 @@ levels = {
 pd.DataFrame(levels, index=TEXTS).T.round(2)
 
 # %% [markdown]
-# So most of what the bad cuts lost, their neurons could still say: solved, both stand on speeches near where the good cut began. The good
-# one, solved too, stays ahead, on wiki by more.
+# The table is the record's. Most of what the bad cuts lost, their neurons could still say: solved, both stand on speeches near where the
+# good cut began. The good one, solved too, stays ahead, on wiki by more.
 #
 # ## A teacher for every word
 #
@@ -285,7 +286,7 @@ pd.DataFrame(levels, index=TEXTS).T.round(2)
 #
 # In the student's logits their gradients are $q - p$, and $q$ less 1 for the word that came. A step goes against them.
 #
-# **Predict before you run.** What does a step of each loss do to *bed*, a fine continuation that didn't happen to come?
+# **Predict before you run.** The teacher gives *bed* 0.20, the student 0.25, and it didn't come. What does a step of each loss do to it?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -399,7 +400,7 @@ print(f"{len(ours)} steps equal distill's; loss {ours[0]:.3f}, then {ours[-1]:.3
 # ## A thin correction
 #
 # A student that learns keeps, for each weight, a gradient and AdamW's two averages beside it, 12 bytes. **LoRA** leaves $W$ as it is and
-# learns a thin correction beside it, of rank $r$, which is added to $W$ in the end:
+# learns a thin correction beside it, of rank $r$ and scaled by $\alpha$, which is added to $W$ in the end:
 #
 # $$W x \;+\; \frac{\alpha}{r}\, B A x, \qquad A\!: r \times \mathrm{in}, \quad B\!: \mathrm{out} \times r, \quad B = 0 \text{ at first}$$
 
@@ -453,7 +454,8 @@ check_lora(Lora)
 # Hugging Face's `peft` puts such corrections into a whole model; `distill(…, lora_rank=16)` uses it, in every matrix of every block, and
 # adds them to the weights at the end.
 #
-# **Predict before you run.** LoRA's corrections have a twelfth of the MLPs' weights. How much shorter is its step?
+# **Predict before you run.** Otherwise we train the MLPs alone. LoRA's corrections have a twelfth of their weights. How much shorter is its
+# step?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
@@ -545,7 +547,7 @@ show(
 )
 
 # %% [markdown]
-# *The well cut student. Small marks: two more seeds, which choose the text and its order.*
+# *The well cut student. Small marks, at 33k and not of LoRA: two more seeds, which choose the text and its order.*
 
 
 # %%
@@ -589,7 +591,7 @@ for name, edit in itertools.product(TEXTS, ("solved + KL", "cross-entropy")):
 # %% [markdown]
 # On as many tokens the solve gives back as much as training or more, and where the cut was bad far more. It is a **head start**: after 33
 # thousand tokens every student that was solved first is still ahead of the same one trained alone, after 131 thousand the lead has melted
-# to a fraction. The cut melts more slowly: healed in the same way, the badly cut student stays behind the well cut one. Training isn't a
+# to a fraction. The cut's harm stays longer: healed in the same way, the badly cut student stays behind the well cut one. Training isn't a
 # reason to cut carelessly.
 #
 # What is the teacher worth? Text alone teaches speeches, better than the whole model knows them. That is a fit more than a healing: on
@@ -634,7 +636,7 @@ pd.DataFrame(table).T
 
 # %% [markdown]
 # Two thirds of the right words went with the good cut, which lost least. Training on 131 thousand tokens of speeches brings back less than
-# half of them, though the loss on speeches is nearly healed. Ask for the task that you need.
+# half of them, though the loss on speeches is nearly healed. Measure the task that you need.
 #
 # ## Does it teach?
 #
@@ -691,14 +693,14 @@ check_teaches(teaches)
 # %% [markdown]
 # ### Exercise 5 · ●●● · 12 minutes
 #
-# **Sixteen steps' time for the badly cut student.** A solve is priced dearly: four rows cost one and a half steps of four rows. The plan
-# to beat solves over 32 rows and trains four steps at a rate of 2e-4. Spend the same time better: write `plan`, a list of moves,
-# `("solve", rows, ridge)` or `("train", steps, settings)`, in any order. `settings` are `distill`'s, such as `{"lr": 2e-4}`. The check
-# heals a fresh student with each plan and compares them on rows that nothing else uses; some two minutes.
+# **Sixteen steps' time for the badly cut student.** Whatever a solve took above, here it is priced dearly: four rows cost one and a half
+# steps of four rows. The plan to beat solves over 32 rows and trains four steps at a rate of 2e-4. Spend the same time better: write
+# `plan`, a list of moves, `("solve", rows, ridge)` or `("train", steps, settings)`, in any order. `settings` are `distill`'s, such as
+# `{"lr": 2e-4}`. The check heals a fresh student with each plan and compares them on rows that nothing else uses; some two minutes.
 #
 # <details><summary>Hint</summary>
 #
-# Little time is the time of high rates. Is the solve over 32 rows worth twelve steps?
+# Two things can be bolder: how the time is split, and how long a step is when there are only a few.
 #
 # </details>
 

@@ -84,8 +84,8 @@ show(
 # 100 % turns its log-odds into the mechanic's. Left: a token's state, occupations. Right: what three attention heads write at the last
 # token; grey are nineteen random sets as deep.*
 #
-# **Whom it harms.** After an occupation the model expects the pronoun of the group that most often works in it. That is a stereotype: it
-# makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. That jobs *are* shared out
+# **Whom it harms.** After an occupation the model leans towards the pronoun of the group that most often works in it. That is a stereotype:
+# it makes the woman who is a mechanic an exception, and nobody who is neither "he" nor "she" exists in it. That jobs *are* shared out
 # unevenly explains where a model has it from, not that a sentence about one person should be guessed that way.
 #
 # ## A number for a pronoun
@@ -189,11 +189,11 @@ here("The stereotype is there, under a third of woman/man.", [low, known / 3 - g
 # ## Three popular views, tested blind
 #
 # A **contrastive pair** is two texts that differ in one span. We take two pairs. Nurse/mechanic carries the bias. Nurse/librarian is a
-# **neutral swap**: another word, with nearly the same share of women. They are written to a file and read back, and one is told in
-# WizardSData's form.
+# **neutral swap**: another word, with nearly the same share of women. They are written to a file and read back, and one is printed as a
+# conversation, in the form of WizardSData.
 #
-# Each view is drawn twice, untitled: for the bias and for its control. A coin decides the sides. **Note "left" or "right" before you
-# go on.** With three pairs, one in eight guesses all by luck.
+# Each view is drawn twice, without saying which is which: for the bias and for its control. A coin decides the sides. **Note "left" or
+# "right" before you go on.** With three pairs, one in eight guesses all by luck.
 #
 # View 1: how far apart are the two texts' states at each word behind the swap, relative to the states' own size?
 
@@ -370,8 +370,8 @@ here("The neutral swap differs at least 9/10 as much.", [control - 0.9 * true])
 # %% [markdown]
 # ## By chance?
 #
-# One shuffle is one draw. A **permutation test** makes many, $K$ of them: $p$ is the share of these and the seen one whose statistic $T$
-# is at least as large as seen.
+# One shuffle is one draw. A **permutation test** makes many, $K$ of them: count the seen one among them, and $p$ is the share whose
+# statistic $T$ is at least as large as seen.
 #
 # $$p = \frac{1 + \#\{k : T(\text{shuffled}_k) \ge T(\text{seen})\}}{1 + K}$$
 #
@@ -453,8 +453,8 @@ here("PCA parts woman from man.", [0.05 - p_known])
 # A $p$ near 0.05 is a close call; new words decide it. Neurons that tell the groups apart may exist, but a list of "the twenty most
 # associated with gender" can always be drawn.
 #
-# PCA isn't blind: of what woman, man and the like vary, over half lies between the two groups. It shows what varies *most*, and what tells
-# occupations apart is mostly not their gender. All three views ask *how much* differs, and a bias is one small difference among many.
+# PCA isn't blind: of what it draws of woman, man and the like, over half lies between the two groups. It shows what varies *most*, and what
+# tells occupations apart is mostly not their gender. All three views ask *how much* differs, and a bias is one small difference among many.
 #
 # ## A hand inside
 #
@@ -517,8 +517,8 @@ check_patch(patch, model, tokenizer)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Little: at most 16 %, where the opposite word moves up to 86 %. Women's occupations differ among themselves, so single sentences do
-# move; which way they move on average is the luck of the pairs.
+# Little: at most 16 %, and here the other way, where the opposite word moves up to 86 %. Women's occupations differ among themselves; which
+# way that moves the average is the luck of the pairs.
 #
 # </details>
 
@@ -558,13 +558,13 @@ here("A word of the same group moves less than a third of it.", [less])
 (100 * trace).round().astype(int)
 
 # %% [markdown]
-# Until the crossing most of the pronoun is where the occupation was read. Behind the last blocks it is at the last token, and the word's
-# state no longer matters. In between, tokens that weren't patched may carry a part. Only attention carries anything between tokens. Which
-# heads?
+# Until shortly before the crossing most of the pronoun is where the occupation was read. Behind the last blocks it is at the last token,
+# and the word's state no longer matters. In between, tokens that weren't patched may carry a part. Only attention carries anything between
+# tokens. Which heads?
 #
 # ## All heads with one gradient
 #
-# Each attention has several **heads**, which look back on their own; what a head *says* at a token is its part of what `o_proj` reads.
+# Each attention has several **heads**, and each looks back for itself; what a head *says* at a token is its part of what `o_proj` reads.
 # **Attribution patching** (Nanda 2023) estimates all of them at once. With $o$ for what a head says at the last token:
 #
 # $$\text{effect} \approx (o^{\text{source}} - o^{\text{text}}) \cdot \frac{\partial\, \text{log-odds}}{\partial o}$$
@@ -657,8 +657,8 @@ check_control_sets(control_sets)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Shares don't add. Really patched, the three move 62, 24 and 21 % of the occupations' gap, and together 88 %. Harms don't add (lesson
-# 04), nor do shares.
+# Mostly the second. Really patched, the three move 62, 24 and 21 % of the occupations' gap, and together 88 %. One estimate was too high;
+# and as harms don't add (lesson 04), nor do shares.
 #
 # </details>
 

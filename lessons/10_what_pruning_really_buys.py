@@ -11,7 +11,7 @@
 # %% [markdown]
 # ## The question
 #
-# You took a third of the blocks out, or as many bytes out of the MLPs. What got faster, and why not what you hoped?
+# You took a third of the blocks out, or as many bytes out of the MLPs. What got faster, and why less than you hoped?
 #
 # **Answer.** A token takes its bytes and a fixed price for each layer that runs. Narrower matrices save only bytes, so a slow framework
 # gains less from them. On a full server, freed memory can count more: it serves more requests.
@@ -77,13 +77,14 @@ show(
 )
 
 # %% [markdown]
-# *Two cuts of the same bytes, with 95 % intervals. The dark foot of a bar is what reading its bytes takes at least.*
+# *Two cuts of the same bytes, beside the whole model timed twice, with 95 % intervals. The dark foot of a bar is what reading its bytes
+# takes at least.*
 #
 # ## A price for each layer
 #
 # To write one token, a model reads every weight once and computes with it. A machine reads $r$ bytes a second, its **bandwidth**, and does
 # $p$ operations. Both go on at the same time, so $B$ bytes and $O$ operations take at least the longer of the two, the **roofline**. And a
-# program takes $f$ seconds for each of the $L$ layers that run, however small they are:
+# program takes $f$ seconds for each of the $L$ layers (here: blocks) that run, however small:
 #
 # $$t = L f + \max(B / r, \; O / p)$$
 #
@@ -169,7 +170,7 @@ show(
 # - Every model runs once before the clock counts, and all write equally many tokens, whatever they are.
 # - The models **take turns**, in every other round in reverse order: what slows the machine meets all of them.
 # - Times are divided *within* a round. The median over the rounds is reported.
-# - The whole model runs a second time under another name, **A/A**: how far it is from 1, noise can go.
+# - The whole model runs a second time under another name, **A/A**: noise alone can go as far as this is from 1.
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 9 minutes
@@ -354,12 +355,12 @@ print(f"the floor is {floor / ms['whole']:.0%} of a token in PyTorch")
 # %% [markdown]
 # ## The price, by hand
 #
-# From two shapes the **price of a layer** can be read off. What one of the blocks between whole and short takes, less what its bytes
+# From two shapes the **price of a layer** can be read off. What one of the blocks that the short model lacks takes, less what its bytes
 # take, is $f$. For the bytes we ask PyTorch itself: the head is one large matrix and no layer, so its time tells $r$ as this framework
 # reads.
 #
-# The narrow model, all layers and fewer bytes, is the test. Beside the prediction stands its floor, a **constant** that knows nothing of
-# layers: the same bytes, so the same time as the short one.
+# The narrow model is the test: it pays every layer's price, as the whole does, and saves only its bytes' time. To beat is a **constant**
+# that knows nothing of layers: the same bytes, so the same time as the short one.
 #
 # **Predict before you run.** Which comes nearer to what was measured?
 #
@@ -512,8 +513,8 @@ engine_table
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 6 minutes
 #
-# Write `requests(memory, weights, tokens, layers, removed, heads, kv_heads, size)`: how many contexts of `tokens` fit at once, in 16
-# bits a number. Of `layers` layers, `removed` have lost their attention.
+# Write `requests(memory, weights, tokens, layers, removed, heads, kv_heads, size)`: how many contexts of `tokens` fit at once. `memory` and
+# `weights` are bytes. Of `layers` layers, `removed` have lost their attention; a head's key is `size` numbers of 16 bits.
 #
 # <details><summary>Hint</summary>
 #
@@ -636,12 +637,13 @@ show(
 )
 
 # %% [markdown]
-# *Each dot has its 95 % interval. The star is the whole model, timed a second time.*
+# *Each mark has its 95 % interval. The star is the whole model, timed a second time.*
 #
 # ## A server, and an 8B
 #
 # A real server spends its memory in the same way. vLLM, on the two cores of the saved run, was given one gibibyte for the cache; the table
-# is on record (`experiments/serve_in_vllm.py` says how to repeat it). *Counted* is what the shapes say.
+# is on record (`experiments/serve_in_vllm.py` says how to repeat it). *Counted* is what the shapes say; *waiting* are requests handed in at
+# once.
 
 # %%
 record = pd.read_json(data / "served_in_vllm.json")  # of SmolLM2-135M
@@ -657,7 +659,8 @@ rates.insert(1, "reported, counted", reported + ", " + counted)
 rates
 
 # %% [markdown]
-# As counted; and many at once write several times the tokens of one, since they share each reading.
+# As counted; and many at once write several times the tokens of one, since they share each reading. Of the speeds believe only large
+# differences: see the whole model's two rows.
 #
 # For a larger model the count can be made from shapes alone: a Llama-3.1-8B on a card that leaves 22 GB.
 #
@@ -666,7 +669,7 @@ rates
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The bits: × 2.94. Then the blocks, × 1.94, the narrow MLPs, × 1.54, and the attentions, × 1.48, for a twentieth of the weights.
+# The bits: × 2.94. Then the blocks, × 1.94, the narrow MLPs, × 1.54, and the attentions, × 1.48, for a twenty-fourth of the weights.
 #
 # </details>
 
@@ -761,13 +764,13 @@ check_plan(mine, predicted, timed_steps, base, 1e6 * memory, 2048)
 # - [ ] PyTorch reads the narrow matrices more slowly than the wide ones.
 #   > A little, perhaps; but most of its time isn't spent on reading at all.
 # - [x] PyTorch spends a price on each layer, and the shorter model has fewer.
-#   > Right. An engine has hardly any such price, so there bytes decide.
+#   > An engine has hardly any such price, so there bytes decide.
 
 # %% [markdown] tags=["quiz"]
 # A cut takes away six attentions, a twenty-fifth of the weights. For whom is it worth most?
 #
 # - [x] For a server with a full memory, since each request keeps less cache.
-#   > Right: what it drops is cache in every request, and weights only once.
+#   > What it drops is cache in every request, and weights only once.
 # - [ ] For a single user, since each token has fewer weights to be read.
 #   > A twenty-fifth fewer bytes, and six prices: a gain, but the smaller one.
 # - [ ] For a long download, since its file holds no keys and values any more.
