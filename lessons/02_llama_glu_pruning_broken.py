@@ -113,7 +113,7 @@ check_shapes(shapes)
 # %% [markdown]
 # ## A GLU that you can read
 #
-# Follow neuron 2 of the next cell by hand: its row of `gate` meets x and gives 5, its row of `up` gives 4. The product silu(5) · 4, times
+# Follow neuron 2 below by hand: its row of `gate` meets x and gives 5, its row of `up` gives 4. The product silu(5) · 4, times
 # column 2 of `down`, is what it writes.
 
 # %%
@@ -331,7 +331,7 @@ show(
 )
 
 # %% [markdown]
-# *A model that only forgets, and knows it, would move along the diagonal. This one went up and to the left.*
+# *This model went up and to the left.*
 #
 # ## Ask the equality
 #
@@ -691,7 +691,7 @@ print("guessing is", ", ".join(floors))
 #
 # Write `rescue(gate, up, down, gate_list, up_list)`. It gets one MLP's broken weights and the two lists (int64 tensors, in any
 # order), and returns the three matrices of the largest *exact* GLU in there. The check compares it with the masked original on
-# fresh lists, then lets `judge` measure it in the Llama: is it far from guessing?
+# fresh lists, then lets `judge` measure it in the Llama.
 #
 # <details><summary>Hint</summary>
 #
