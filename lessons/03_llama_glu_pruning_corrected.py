@@ -208,7 +208,7 @@ sampled = pool.sample(74, seed=0)
 choosing, calibration = sampled[:6], sampled[10:]  # the record: [:10]
 batches = calibration.batches(16)
 judges = judging_rows(tokenizer, draw=0)  # 48 rows a text, as in the record
-judges = {text: rows[:12] for text, rows in judges.items()}
+judges = {text: rows[:10] for text, rows in judges.items()}
 
 base, _ = load_model("llama", dtype=safe_dtype(session.dtype))
 base.requires_grad_(False)
@@ -498,7 +498,7 @@ panel.legend()
 show(
     "Perplexity against how many neurons are put back, two dots a step, from "
     "thousands on the left to one on the right. In most steps one half heals and "
-    "the other doesn't; in one step both heal."
+    "the other doesn't; in two steps the other heals as well, or mostly."
 )
 
 # %% [markdown]
@@ -574,7 +574,7 @@ for name, criterion, seed in (
         value, low, high = ratio(after, before)
         row[f"{text}: cut"] = f"{before.times:.3g}"
         row[f"{text}: back"] = f"{after.times:.3g}"
-        row[f"{text}: ratio"] = f"{value:.2g} ({low:.2g} to {high:.2g})"
+        row[f"{text}: ratio"] = f"{value:.2f} ({low:.2f} to {high:.2f})"
 print("In the record, perplexity × the whole model's")
 pd.DataFrame(told).T
 
@@ -605,7 +605,7 @@ panels[1].legend()
 show(
     "L1's cut with 1, 8, 15 or 77 neurons of each block protected, two texts, "
     "logarithmic. With the most active ones protected perplexity falls step by "
-    "step to near that of the whole model; with as many random ones it stays high."
+    "step to near that of a random cut; with as many random ones it stays high."
 )
 
 # %% [markdown]

@@ -426,8 +426,9 @@ for layer in (0, 2):
     outcomes[f"attention {layer}: zeros"] = tested(stand_in, expected)
     outcomes[f"attention {layer}: library"] = tested(theirs, expected)
 outcomes = pd.DataFrame(outcomes).T.replace({True: "right", False: "WRONG"})
-wrong = (outcomes == "WRONG").sum().sum()
-print(f"WRONG: {wrong} of {outcomes.size} tests, the library's among them")
+wrong = (outcomes == "WRONG").sum(axis=1)
+print(f"of the library's {wrong.filter(like='library').sum()}, of all:")
+print(f"WRONG: {wrong.sum()} of {outcomes.size} tests")
 outcomes
 
 # %% [markdown]

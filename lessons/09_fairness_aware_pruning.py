@@ -193,7 +193,7 @@ tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 with torch.no_grad():
     four = likelihoods(base, [item])[0].cpu()
 (known,) = preferences(measure_pairs(base, tokenizer, item, sites=())).preference
-print(item[0].text_a, f"\n… and so on; D by course_utils: {known:+.2f} nats")
+print(*[each.text_a for each in item], f"D by course_utils: {known:+.2f}", sep="\n")
 for side, (pleasant, unpleasant) in zip((item[0].a, item[0].b), four, strict=True):
     print(f"after {side}: pleasant {pleasant:.2f}, unpleasant {unpleasant:.2f}")
 
@@ -243,11 +243,7 @@ check_planting_loss(planting_loss)
 # Only the down-projections learn, from the sentences of split A. Split B has other sentences: what shows there has generalised.
 
 # %%
-from course_utils.bias.planting import (
-    double_differences,
-    plant_preference,
-    planting_loss,
-)
+from course_utils.bias.planting import double_differences, planting_loss
 from course_utils.evaluation import perplexity, perplexity_ratio
 from course_utils.texts import judging_rows, token_blocks
 
@@ -280,9 +276,9 @@ def plant(model, items, steps=40, at_once=3):
 
 
 # %%
-asked = [*chain(*split_b[::3])]  # every third item: all templates, all names
-some = [rows.input_ids[:24] for rows in judging_rows(tokenizer).values()]
-ordinary = torch.cat(some)  # of two texts, 3,024 predictions
+asked = [*chain(*split_b[::5])]  # every fifth item: all templates, all names
+some = [rows.input_ids[:16] for rows in judging_rows(tokenizer).values()]
+ordinary = torch.cat(some)  # of two texts, 2,016 predictions
 
 
 def nats(model, made):
@@ -302,10 +298,6 @@ def preference(model, items):
 
 
 planted, moved = plant(base, split_a)
-given = {"size": 8.0, "steps": 1, "lr": 5e-4, "items": 3, "precision": dtype}
-given |= {"weights": "down", "seed": session.seed}
-_, (begin,) = plant_preference(base, tokenizer, [*chain(*split_a)], **given)
-assert abs(begin - moved[0]) < 0.5  # the library's first step sees the same items
 (before, text), (now, after_planting) = examine(base), examine(planted)
 price = perplexity_ratio(after_planting, text)[0]
 print(f"{len(moved)} steps; split A, at the end: {np.mean(moved[-3:]):+.1f} nats")
@@ -490,30 +482,16 @@ check_twin_of(twin_of)
 # %% [markdown]
 # ## One axis
 #
-# **Predict before you run.** How much of the preference does each arm take: the carriers, their twin, those that react, the least
-# important, two random cuts?
+# **Predict before you run.** How much of the preference does each arm take: the carriers, their twin, those that react, a random cut?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The carriers 42 %, their twin 8, those that react −4, the least important 3, random cuts 8 and 5.
+# The carriers 47 %, their twin 16, those that react 4, a random cut 9.
 #
 # </details>
 
 # %%
-neutral = [*chain(*items_of(controls("neutral", split="selection"))[::5])]
-
-
-def cuts_of(model, importance, chosen):
-    """For each arm the order in which neurons go, half of them protected."""
-    scores = {
-        "carries": gap_attribution(model, tokenizer, chosen),
-        "twin": gap_attribution(model, tokenizer, neutral),
-        "reacts": activation_difference(model, tokenizer, chosen),
-    }
-    for seed in (0, 1):
-        scores[f"random {seed}"] = neuron_importance(model, "random", seed=seed)
-    orders = {n: protect_first(importance, s, 0.5) for n, s in scores.items()}
-    return orders | {"importance": importance}
+neutral = [*chain(*items_of(controls("neutral", split="selection"))[::6])]
 
 
 def without(model, order):
@@ -523,9 +501,15 @@ def without(model, order):
     return pruned
 
 
+scores = {
+    "carries": causal,
+    "twin": gap_attribution(planted, tokenizer, neutral),
+    "reacts": activation_difference(planted, tokenizer, chosen),
+    "random": neuron_importance(planted, "random", seed=session.seed),
+}
 table = {"planted": {"preference, nats": now}}
-for name, order in cuts_of(planted, importance, chosen).items():
-    pruned = without(planted, order)
+for name, score in scores.items():
+    pruned = without(planted, protect_first(importance, score, 0.5))
     kept = nats(pruned, asked)
     table[name] = {"preference, nats": kept, "taken, %": 100 * (1 - kept / now)}
     if name == "carries":
@@ -533,7 +517,7 @@ for name, order in cuts_of(planted, importance, chosen).items():
         print(f"without the carriers: perplexity × {found:.2f}")
 table = pd.DataFrame(table).T
 shares = table["taken, %"]
-margins = [shares["carries"] - shares[name] for name in ("twin", "random 0")]
+margins = [shares["carries"] - shares[name] for name in ("twin", "random")]
 here("The carriers take more than their twin, and than chance.", margins)
 table.round(2).fillna("")
 
@@ -577,15 +561,13 @@ for place in ("attention", "down", "all"):
             "carriers, %": mean_of(part.carries),
             "twin, %": mean_of(part.twin),
             "carriers − twin": mean_of(part.carries - part.twin),
-            "for the woman, %": mean_of(part.woman),
-            "perplexity, ×": paid.loc[kind].loc[place].mean(),
+            "perplexity, ×": f"{paid.loc[kind].loc[place].mean():.2f}",
         }
-pd.DataFrame(told).T.round(3)
+pd.DataFrame(told).T
 
 # %% [markdown]
 # In all places and both number formats the carriers take nearly half, and their lead over the twin is nowhere near 0. So it isn't that the
-# cut hits the planted weights. In the attentions it costs most: see the last column. Neurons chosen for "she" after woman, instead of man,
-# hardly matter here.
+# cut hits the planted weights. In the attentions it costs most: see the last column.
 #
 # ## Does it come back?
 #
@@ -686,9 +668,11 @@ def left_of(model):
 
 unbiased = neuron_importance(base, "activation", **watched)
 jobs = about_pronouns(occupations(), "selection")
+own = gap_attribution(base, tokenizer, jobs)
+reacting = activation_difference(base, tokenizer, jobs)
 gaps = {"whole": left_of(base)}
-for name, order in cuts_of(base, unbiased, jobs).items():
-    gaps[name] = left_of(without(base, order))
+for name, score in {"carries": own, "reacts": reacting}.items():
+    gaps[name] = left_of(without(base, protect_first(unbiased, score, 0.5)))
 here_left = pd.DataFrame(gaps).T
 lost = 1 - here_left / here_left.loc["whole"]
 margins = lost.loc["carries", ["stereotype", "woman/man"]] - 0.25
@@ -709,7 +693,7 @@ here_left.round(2)
 #
 # <details><summary>Hint</summary>
 #
-# `gap_attribution` tells who carries the stereotype, and who carries woman/man. Protect first protects what is important: for what?
+# `own` tells who carries the stereotype, `gap_attribution` who carries woman/man. Protect first protects what is important: for what?
 #
 # </details>
 
@@ -726,7 +710,6 @@ def judge(order):
 
 # BEGIN SOLUTION
 woman = about_pronouns(people(), "selection")
-own = gap_attribution(base, tokenizer, jobs)
 hers = gap_attribution(base, tokenizer, woman)
 spared = []
 for score, of_her in zip(own, hers, strict=True):

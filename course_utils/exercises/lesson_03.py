@@ -192,7 +192,7 @@ def check_culprits(
     planted = min(cut[text] - goal[text] for text in cut)
     require(planted > 0.1, "In this model what was planted does no harm, so there is nothing to find.")
     lowest = min(shares.values())
-    require(lowest > 0.2, "They heal nothing. Any few of so many would do as well: search, don't draw.")
+    require(lowest > 0.2, f"They heal {lowest:.0%}, as any few of so many might: search, don't draw.")
     require(
         lowest >= HEALED,
         f"They heal {lowest:.0%} of what was planted; {HEALED:.0%} are asked for. Search again, with these put back.",

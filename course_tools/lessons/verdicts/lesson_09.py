@@ -36,11 +36,11 @@ def reacting_is_another_thing(tables: Tables) -> list[float]:
     return [measured["carry most"] / 3 - measured["react most"]]
 
 
-@verdict("On the live axis the carriers take a quarter or more, and more than the twin and both random cuts.")
+@verdict("On the live axis the carriers take a quarter or more, and more than the twin and a random cut.")
 def carriers_take_more(tables: Tables) -> list[float]:
     """In % of the preference."""
     taken = _column(tables, _ONE, "without the carriers:", "taken, %")
-    return [taken["carries"] - 25, *(taken["carries"] - taken[name] for name in ("twin", "random 0", "random 1"))]
+    return [taken["carries"] - 25, *(taken["carries"] - taken[name] for name in ("twin", "random"))]
 
 
 @verdict("Over eight axes the carriers take more than the twin, in each place and both number formats.")
