@@ -40,6 +40,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with fresh.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(fresh, path)
+    except OSError as error:
+        if error.filename is None:  # a write that failed for want of space doesn't say where
+            error.filename = str(path)
+        raise
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -148,20 +148,20 @@ def identity(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def tiny_llama(*, blocks: int = 5, vocab_size: int = 97) -> LlamaForCausalLM:
+def tiny_llama(*, blocks: int = 5, width: int = 64, vocab_size: int = 97) -> LlamaForCausalLM:
     """A random Llama with hidden size 32 on the CPU, the same every time: to test surgery on, in milliseconds.
 
     It is in eval mode, and has no end token, so that it always generates the number of tokens asked for.
 
     Raises:
-        ValueError: no whole number of at least one block, or one token.
+        ValueError: no whole number of at least one block, one neuron a block, or one token.
     """
-    checks.whole_number("blocks", blocks, least=1)
-    checks.whole_number("vocab_size", vocab_size, least=1)
+    for name, number in {"blocks": blocks, "width": width, "vocab_size": vocab_size}.items():
+        checks.whole_number(name, number, least=1)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
-        intermediate_size=64,
+        intermediate_size=width,
         num_hidden_layers=blocks,
         num_attention_heads=4,
         eos_token_id=None,

@@ -459,7 +459,7 @@ check_lora(Lora)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# It isn't: 1.29 s beside 1.20 s. Forward and backward pass still go through every matrix, and through the corrections.
+# It isn't: 1.74 s beside 1.60 s. Forward and backward pass still go through every matrix, and through the corrections.
 #
 # </details>
 
@@ -708,7 +708,7 @@ check_teaches(teaches)
 from course_utils.exercises.lesson_07 import check_plan
 from course_utils.texts import further_rows
 
-last = further_rows(tokenizer)
+last = {text: rows[:24] for text, rows in further_rows(tokenizer).items()}
 
 
 def healed(plan):

@@ -322,8 +322,8 @@ for panel, name, groups in zip(panels, ("left", "right"), order, strict=True):
     panel.set_xticks([1, 5, 10, 15, 20])
 panels[0].set_ylabel("difference, sd")
 show(
-    "The twenty largest differences between two groups, left and right: in both "
-    "pictures they lie between about one and a half and three standard deviations."
+    "The twenty largest differences between two groups, left and right, on one "
+    "scale: in one of the pictures all are higher than most of the other's."
 )
 
 # %% [markdown]
@@ -547,7 +547,7 @@ for name, sources, at_word in (
 trace = pd.DataFrame(trace, index=pd.Index(at_blocks, name="block"))
 ahead = trace["at the last token"] - trace["at the word"]
 crossing = ahead.index[ahead > 0].min()
-print(f"{len(few)} pairs, {now - then:.2f} nats apart; moved, % of that:")
+print(f"{len(few)} pairs, {now - then:.2f} nats apart; the table: % of that")
 print(f"the last token is ahead of the word behind block {crossing}")
 before, after = ahead[ahead.index < crossing], ahead[ahead.index >= crossing]
 margins = [*-before, *after, crossing / blocks - 0.5]

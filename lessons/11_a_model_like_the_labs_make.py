@@ -694,7 +694,7 @@ print(text_for_people.partition("## Use")[0].strip())
 # a dry run says what it takes:
 #
 # ```bash
-# python course.py compress meta-llama/Llama-3.2-1B --budget 80% --dry-run
+# python3 course.py compress meta-llama/Llama-3.2-1B --budget 80% --dry-run
 # ```
 
 # %% [markdown]

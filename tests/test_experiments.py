@@ -182,8 +182,21 @@ def test_optipfair_cuts_to_the_winners_parameters(tmp_path):
     assert abs(cut.num_parameters() - winner.parameters) < a_neuron and models.identity(teacher) == before
 
 
-def test_keep_the_mean(monkeypatch, tmp_path):
+def in_three_blocks(monkeypatch):
+    """The smoke profile's random models with three of their eight blocks."""
+    configured = models._random_configuration
+
+    def shallow(role):
+        config, tokenizer = configured(role)
+        setattr(config, "n_layer" if role == "gpt2" else "num_hidden_layers", 3)
+        return config, tokenizer
+
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setattr(models, "_random_configuration", shallow)
+
+
+def test_keep_the_mean(monkeypatch, tmp_path):
+    in_three_blocks(monkeypatch)
     work, out = tmp_path / "work.jsonl", tmp_path / "small.json"
     monkeypatch.setattr(sys, "argv", ["x", "--work", str(work), "--out", str(out)])
     rows = keep_the_mean.judging_rows
@@ -229,7 +242,7 @@ def test_an_edit_cuts_neurons_keeps_their_mean_or_takes_the_mean_alone():
 
 def in_small(experiment, monkeypatch, tmp_path, **constants):
     """Runs an experiment that cuts a Llama on a random one, twice; returns its record."""
-    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    in_three_blocks(monkeypatch)
     for name, value in constants.items():
         monkeypatch.setattr(experiment, name, value)
     rows = experiment.judging_rows

@@ -43,7 +43,7 @@ if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait sleep, not spin
 {threads}
 if importlib.util.find_spec("course_utils") is None:
     if any(os.path.exists(f"{{up}}course.py") for up in ("", "../", "../../")):
-        raise ModuleNotFoundError("This Python has no course. In its clone run: python course.py lab")
+        raise ModuleNotFoundError("This Python has no course. In its clone run: python3 course.py lab (on Windows py)")
 {attempts}
     if importlib.util.find_spec("course_utils") is None:  # pip failed
         remedy = "On Colab run this cell again; on Kaggle switch the internet on in the settings first."

@@ -119,7 +119,7 @@ def check_rescue(attempt: Attempt, judge: Callable[[Attempt], Mapping[str, float
     fixed = [7, 0, 2, 3, 5, 8], [1, 2, 3, 4, 5, 6]
     fresh = [[torch.randperm(12)[:9].tolist() for _ in _NAMES[:2]] for _ in range(3)]
     for width, lists in (9, fixed), *((12, pair) for pair in fresh):
-        gate, up, down = original = _tiny_glu(width, width=width, hidden=4)
+        gate, up, down = original = _tiny_glu(width, width=width, hidden=16)
         in_gate, in_up = map(torch.tensor, lists)
         rescued = attempt(gate[in_gate], up[in_up], down[:, in_gate], in_gate.clone(), in_up.clone())
         require(

@@ -99,7 +99,7 @@ def check_contribution(
         mask[row, length:] = 0
     mask[1] = mask[1].flip(0)  # padded on the left
     made_up = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(4), mask.split(4), strict=True)]
-    model = tiny_llama(blocks=3)
+    model = tiny_llama(blocks=3, width=32)  # as many neurons as numbers in the stream: a mix-up is no crash
     answer = _asked(attempt, model, made_up)
     states = {site: _states(model, made_up, site) for site in ("down_proj", "gate_proj", "up_proj")}
 
@@ -113,7 +113,8 @@ def check_contribution(
         (scored(size="signed"), "that is the mean: what is negative takes away. Square first."),
         (scored(size="square"), "the root is missing."),
         (scored(size="sum"), "you sum the squares over the tokens. Divide by how many they are."),
-        (scored(column=False), "the norm of the neuron's column of down_proj is missing."),
+        (scored(norm_over=None), "the norm of the neuron's column of down_proj is missing."),
+        (scored(norm_over=1), "your norm is that of down_proj's rows. A neuron is a column: dim=0."),
         (scored("gate_proj"), "you look at what gate_proj gives. Take what down_proj reads: silu(gate) × up."),
         (scored("up_proj"), "you look at what up_proj gives. Take what down_proj reads: silu(gate) × up."),
         (scored(used=slice(-1, None)), "this is the last batch alone. Add up over all batches."),
@@ -311,7 +312,7 @@ def _contributions(
     used: slice = slice(None),
     padding: bool = False,
     size: str = "rms",
-    column: bool = True,
+    norm_over: int | None = 0,
     by_batch: bool = False,
 ) -> list[Tensor]:
     """The answer to exercise 2 from a pass's states, with a switch for each foreseen mistake."""
@@ -330,7 +331,7 @@ def _contributions(
                 "square": every.square().mean(0),
                 "sum": every.square().sum(0).sqrt(),
             }[size]
-        found.append(value * layer.mlp.down_proj.weight.norm(dim=0) if column else value)
+        found.append(value if norm_over is None else value * layer.mlp.down_proj.weight.norm(dim=norm_over))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -39,6 +40,14 @@ def test_an_error_leaves_the_old_file(error, tmp_path):
         write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """A write that finds no space says which file it was; the system's own error doesn't."""
+    target = tmp_path / "file.txt"
+    with pytest.raises(OSError) as stopped, replacing(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert stopped.value.filename == str(target)
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):

@@ -17,9 +17,9 @@ def _column(tables: Tables, heading: str, begin: str, column: str) -> dict[str, 
 
 @verdict("A preference is planted in a few steps, and sentences that planting never saw show it.")
 def planted_bias_generalises(tables: Tables) -> list[float]:
-    """How far it is below -3 nats, and what it was before from 1 nat; the price, from half."""
+    """How far it is below -1 nat, as the lesson asks, and what it was before from 1 nat; the price, from half."""
     before, now, price = tables.line(_PLANT, "split B:")
-    return [-3 - now, 1 - abs(before), 1.5 - price]
+    return [-1 - now, 1 - abs(before), 1.5 - price]
 
 
 @verdict("Cut for real, the highest estimates carry the preference, the lowest repair it.")

@@ -310,6 +310,11 @@ def test_cards_show_the_figure_to_remember_what_one_has_and_how_long_it_takes(sm
     assert all(max(picture.size) <= 560 and len(alt.split()) > 4 for picture, alt in sources.remembered.values())
 
 
+def test_landing_leads_to_the_page_in_the_browser_first():
+    page = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    assert re.findall(r"```\{button-link\} (\S+)|\]\((?!images)([^)]+)\)", page)[0] == ("prune.html", "")
+
+
 def test_landing_counts_what_is_there(small):
     text = page(small, "index.md")
     for what, count in {"lessons": 1, "exercises that check themselves": 1, "quiz questions with reasons": 3}.items():
@@ -369,6 +374,7 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
         head = Form(file.read_text(encoding="utf-8"))
         metas = [about.get("name", about.get("property")) for about in head.all("meta")]
         assert "_static" in file.parts or metas.count("viewport") == 1, file.name
+        assert "_static" in file.parts or any(about.get("rel") == "icon" for about in head.all("link")), file.name
         if "_static" not in file.parts and file.name not in ("404.html", "search.html"):
             assert metas.count("description") == metas.count("og:title") == metas.count("og:description") == 1, file
             (picture,) = [about["content"] for about in head.all("meta") if about.get("property") == "og:image"]

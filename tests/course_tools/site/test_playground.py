@@ -133,6 +133,9 @@ def path(tmp_path_factory):
 @pytest.mark.embedded
 def test_built_page_holds_the_model_and_what_lesson_01_measures_with(path):
     assert path.stat().st_size < 20e6
+    html = path.read_text(encoding="utf-8")
+    assert '<meta property="og:title" content="Prune it in your browser · Pruning LLMs">' in html
+    assert re.search(r'"og:image" content="https://[^"]+/_images/criteria\.png"', html) and "twitter:card" in html
     data = {
         attributes["id"]: text
         for attributes, text in Elements(path.read_text(encoding="utf-8")).named("script")

@@ -288,6 +288,11 @@ def down_at_ups_places(gate, up, down, gate_list, up_list):
     return gate[in_gate], up[in_up], down[:, in_up]
 
 
+def downs_rows(gate, up, down, gate_list, up_list):
+    _, in_gate, in_up = places(gate_list, up_list)
+    return gate[in_gate], up[in_up], down[in_gate]
+
+
 def each_sorted(gate, up, down, gate_list, up_list):
     """The right neurons, but up in an order of its own."""
     _, in_gate, in_up = places(gate_list, up_list)
@@ -332,6 +337,7 @@ test_rescue = cases_of(
         (lambda gate, up, down, gate_list, up_list: (gate, up, down), "You keep everything"),
         (lambda *given: rescue(*given)[:2], "Return three matrices"),
         (lambda *given: (*rescue(*given)[:2], given[2]), "don't make a GLU"),
+        (downs_rows, "don't make a GLU"),
         (lambda *given: (2 * rescue(*given)[0], *rescue(*given)[1:]), "select, don't compute"),
     ],
     answers=[rescue, with_isin],

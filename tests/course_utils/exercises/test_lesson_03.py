@@ -104,6 +104,7 @@ test_contribution = cases_of(
         (mistaken(finish=lambda t, n: t / n), "the root is missing"),
         (mistaken(finish=lambda t, n: t.sqrt()), "Divide by how many they are"),
         (mistaken(norm=lambda down: 1.0), "column of down_proj is missing"),
+        (mistaken(norm=lambda down: down.float().norm(dim=1)), "that of down_proj's rows"),
         (mistaken(site="gate_proj"), "what gate_proj gives"),
         (mistaken(site="up_proj"), "what up_proj gives"),
         (lambda model, batches: contribution(model, batches[-1:]), "the last batch alone"),
@@ -114,7 +115,7 @@ test_contribution = cases_of(
         (mistaken(remove=False), "3 hooks are left behind"),
         (spoilt, "The model has other weights now"),
         (lambda model, batches: contribution(model, batches)[0], "Return a list with one tensor for each of the 3"),
-        (lambda model, batches: [s[:32] for s in contribution(model, batches)], "One score for each of 64 neurons"),
+        (lambda model, batches: [s[:16] for s in contribution(model, batches)], "One score for each of 32 neurons"),
     ],
     answers=[contribution, lambda model, batches: neuron_importance(model, "activation", batches=batches)],
 )
