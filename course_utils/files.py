@@ -41,7 +41,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(fresh, path)
     except OSError as error:
-        if error.filename is None:  # a write that failed for want of space doesn't say where
+        if error.errno and error.filename is None:  # a write that finds no space doesn't say where
             error.filename = str(path)
         raise
     finally:

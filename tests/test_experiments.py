@@ -242,7 +242,7 @@ def test_an_edit_cuts_neurons_keeps_their_mean_or_takes_the_mean_alone():
 
 def in_small(experiment, monkeypatch, tmp_path, **constants):
     """Runs an experiment that cuts a Llama on a random one, twice; returns its record."""
-    in_three_blocks(monkeypatch)
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
     for name, value in constants.items():
         monkeypatch.setattr(experiment, name, value)
     rows = experiment.judging_rows
@@ -262,6 +262,7 @@ def in_small(experiment, monkeypatch, tmp_path, **constants):
 
 
 def test_random_cuts(monkeypatch, tmp_path, capsys):
+    in_three_blocks(monkeypatch)
     frame = in_small(random_cuts, monkeypatch, tmp_path, CUTS=3, PROTECTED=(1, 2))
     assert not frame.duplicated(["criterion", "seed", "edit", "draw", "dtype", "text"]).any()
     assert len(frame) == 2 * 2 * (1 + (5 + 3) + (5 + 3) + 10 + (2 * 2 + 2))
@@ -305,6 +306,7 @@ def test_first_tokens_states_are_those_of_the_whole_model():
 
 def test_leave_out(monkeypatch, tmp_path):
     small = {"CUTS": 2, "DRAWS": 2, "ENDS": 0, "BLOCKS": 2, "RUN": 2, "ATTENTIONS": (1, 2)}
+    in_three_blocks(monkeypatch)
     frame = in_small(leave_out, monkeypatch, tmp_path, **small)
     blocks = frame.query("criterion == 'alone' and part == 'MLP' and text == 'wiki' and dtype == 'float32'")
     assert [*blocks.layers] == [[number] for number in range(len(blocks))]
@@ -458,6 +460,7 @@ def test_trace_the_pronoun(monkeypatch, tmp_path):
 
 def test_heal(monkeypatch, tmp_path):
     small = {"STEPS": (1, 3, 4), "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1, "PASSAGES": 3}
+    in_three_blocks(monkeypatch)
     frame = in_small(heal, monkeypatch, tmp_path, **small)
     place = ["criterion", "edit", "steps", "seed", "dtype", "text"]
     assert not frame.duplicated(place).any()
@@ -563,6 +566,7 @@ def test_plant_and_cut(monkeypatch, tmp_path):
     small = {"AXES": 1, "RATES": {"down": 1e-3, "attention": 1e-3}, "STEPS": 2, "CHOSEN": 48, "JUDGED": 48, "RANDOM": 1}
     whole = plant_and_cut.real_pairs
     small |= {"RANDOM_REAL": 1, "NEURONS": 2, "real_pairs": lambda words, half: whole(words, half)[:4]}
+    in_three_blocks(monkeypatch)
     frame = in_small(plant_and_cut, monkeypatch, tmp_path, **small)
     place = ["criterion", "seed", "half", "place", "axis", "dtype", "text"]
     assert not frame.duplicated(place).any()

@@ -45,7 +45,7 @@ def test_an_error_leaves_the_old_file(error, tmp_path):
 def test_a_full_disk_is_named(tmp_path):
     """A write that finds no space says which file it was; the system's own error doesn't."""
     target = tmp_path / "file.txt"
-    with pytest.raises(OSError) as stopped, replacing(target):
+    with pytest.raises(OSError, match="No space left") as stopped, replacing(target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert stopped.value.filename == str(target)
 

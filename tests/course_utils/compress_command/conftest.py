@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from own_command import SMALL, write_own
+from own_command import SMALL, untimed, write_own
 
 from course_utils import command_line
 from course_utils.compress_command import run
@@ -12,7 +12,7 @@ from course_utils.compress_command import run
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch):
     """To time versions takes longer than all else here; one test does."""
-    monkeypatch.setattr(run, "timed", lambda versions, *_args, **_sizes: (versions, ""))
+    monkeypatch.setattr(run, "timed", untimed)
 
 
 @pytest.fixture(autouse=True)

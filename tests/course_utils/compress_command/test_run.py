@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from own_command import SMALL, VERSIONS, end_soon, saved, without_docs, write_own
+from own_command import SMALL, VERSIONS, end_soon, saved, untimed, without_docs, write_own
 from programs import in_two_processes, shard_by_hand
 from transformers import AutoModelForCausalLM
 
@@ -131,6 +131,7 @@ OWN_WAYS = {"text": ["--correction", "2"], "answers": ["--self-data", "5", "--le
 def in_several(folder):
     """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
     scoring, rank = run.importance, PartialState(cpu=True).process_index
+    run.timed = untimed
     making, answering = OwnText._mixed, self_data._generate
     own = json.loads(Path(folder, "own.json").read_text())
     for way, options in OWN_WAYS.items():
@@ -170,6 +171,8 @@ def by_several_and_one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_PROFILE", "smoke")
+        patch.setenv("COURSE_SAMPLES", "2")
+        patch.setattr(run, "timed", untimed)
         patch.setattr(self_data, "_generate", end_soon(self_data._generate))
         own = ["compress", *write_own(folder), "--accumulate", "2"]
         (folder / "own.json").write_text(json.dumps(own))

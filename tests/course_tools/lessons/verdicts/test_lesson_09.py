@@ -44,9 +44,7 @@ def test_sixteen(carried, repaired, reacted, outcomes):
     assert tuple(check(tables).outcome for check in checks) == outcomes
 
 
-@pytest.mark.parametrize(
-    ("taken", "outcome"), [((53, 12, 3), SHOWN), ((53, 60, 3), OPEN), ((10, 60, 30), TURNED)]
-)
+@pytest.mark.parametrize(("taken", "outcome"), [((53, 12, 3), SHOWN), ((53, 60, 3), OPEN), ((10, 60, 30), TURNED)])
 def test_one_axis(taken, outcome):
     rows = dict(zip(("carries", "twin", "random"), ([share] for share in taken), strict=True))
     assert (
