@@ -221,8 +221,8 @@ def check_flips(attempt: Attempt, whole: pd.DataFrame, cut: pd.DataFrame) -> Non
                 (p / 2, "That p is one-sided. A cut may win, too: both sides count."),
                 (stats.binomtest(lost, size).pvalue, "In that p all questions take part. Those that didn't flip can't "
                  "tell lost from won."),
-                (stats.binomtest(lost, max(lost + won, 1), alternative="greater").pvalue, "That p is one-sided. A cut may "
-                 "win, too: both sides count."),
+                (stats.binomtest(lost, max(lost + won, 1), alternative="greater").pvalue, "That p is one-sided. A cut "
+                 "may win, too: both sides count."),
                 (1 - p, "That is 1 - p."),
             ),
             mine[2],
