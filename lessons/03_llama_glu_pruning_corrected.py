@@ -745,6 +745,10 @@ check_culprits(culprits, secret, chance[harmless], judge)
 # **The story so far:** weights don't know, text does; look by touching. **Next:** lesson 04 takes whole blocks out of the
 # stream. Which can go together?
 #
+# ## Go deeper
+#
+# [What doesn't a weight know?](deeper/03a_what_a_weight_does_not_know.ipynb): seven criteria on one ladder, and how much text a score needs
+#
 # ## References
 #
 # - Martra 2024, *Exploring GLU Expansion Ratios*, doi 10.31219/osf.io/qgxea: one score for gate and up

@@ -673,7 +673,7 @@ pd.DataFrame(table).T
 from course_utils.texts import further_rows
 
 pool = token_blocks(tokenizer, "calibration", domain="wiki", tokens=8192, length=64)
-to_choose = {"speeches": choosing, "wiki": pool.sample(16, seed=0)}
+to_choose = {"speeches": choosing[:8], "wiki": pool.sample(8, seed=0)}
 exam = further_rows(tokenizer)
 recorded = list(dict.fromkeys(record[record["count"] == 8].layers))
 opponent = order[:many]  # another model's; ours meets leave-one-out, of speeches
@@ -683,9 +683,9 @@ if total == 30:
 
 
 def measure(layers, text):
-    """Nats a token on 16 rows of a text to choose by, without these attentions."""
+    """Nats a token on 8 rows of a text to choose by, without these attentions."""
     bypass_attention(base, layers)
-    score = perplexity(base, to_choose[text], batch_size=16)
+    score = perplexity(base, to_choose[text], batch_size=8)
     bypass_attention(base, [])
     return score.nll
 
@@ -725,7 +725,7 @@ def harm(layers):
     return measure(layers, "speeches") + measure(layers, "wiki")
 
 
-calm = order[: 2 * many]  # those that turn the stream least
+calm = order[: 3 * many // 2]  # those that turn the stream least
 alone = sorted(calm, key=lambda layer: harm([layer]))
 first, rest = alone[: many // 2], alone[many // 2 :]
 again = sorted(rest, key=lambda layer: harm([*first, layer]))  # in what is left
