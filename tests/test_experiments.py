@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from masked import IDS, logits_with, mask_of, with_neurons, without_blocks
 from tiny import tiny_batches, tiny_model
@@ -399,7 +399,6 @@ def test_damage_profile(monkeypatch, tmp_path, small_abilities):
     assert sum("draw" in name for name in found) == 9 + 3  # at the price of three blocks, and of one
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0.01, 1.5))
 def test_the_nearest_loss_is_found_by_halving(steps, target):
     losses = [0.0, *accumulate(steps)]

@@ -215,7 +215,7 @@ WRONG_KINDS = (True, 1.5, math.nan, b"x", ["a"], [None], object(), np.ones(3), t
 
 @pytest.mark.parametrize(("kind", "field"), FIELDS, ids=[f"{kind.__name__}-{field}" for kind, field in FIELDS])
 def test_odd_field_of_a_class_works_or_is_named(kind, field):
-    @settings(max_examples=30, phases=[Phase.generate], deadline=None, derandomize=True, database=None)
+    @settings(max_examples=30, phases=[Phase.generate], derandomize=True, database=None)
     @given(st.one_of(LISTS, st.sampled_from([np.ones(3), torch.ones(2, 3), torch.arange(3), torch.arange(4.0)])))
     def tried(value):
         try:
@@ -254,7 +254,7 @@ def test_odd_argument_works_or_is_named(name, parameter):
     kind = kind_of(inspect.signature(FUNCTIONS[name]).parameters[parameter])
 
     @settings(
-        max_examples=SLOW.get(name, 8), phases=[Phase.generate], deadline=None, derandomize=True, database=None,
+        max_examples=SLOW.get(name, 8), phases=[Phase.generate], derandomize=True, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(TRIED[kind])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model
 from torch.nn.functional import cross_entropy
@@ -160,7 +160,6 @@ def answered(right, given, rows=2):
     return table.assign(row=np.arange(len(right)) * rows // len(right), right=table.answer == table.given, tokens=1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=30), st.integers(0, 4))
 def test_who_always_says_the_same_is_never_above_the_floor(right, always):
     said = answered(right, [always] * len(right))

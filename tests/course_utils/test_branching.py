@@ -35,7 +35,7 @@ def test_a_row_with_one_ending_needs_no_mask(texts):
 texts = st.lists(st.lists(st.integers(3, 6), min_size=1, max_size=6), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(texts, min_size=1, max_size=4))
 def test_each_token_sees_its_own_text_and_nothing_else(rows):
     rows = [Row(texts) for texts in rows]

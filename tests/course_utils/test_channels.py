@@ -107,7 +107,7 @@ def test_cut_beside_the_other_axes(tmp_path):
     assert torch.equal(load_pruned(folder)[0](IDS).logits, model(IDS).logits)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(family=st.sampled_from(ABLE), size=st.sampled_from(range(4, 33, 4)), seed=st.integers(0, 99))
 @torch.no_grad()
 def test_any_size(family, size, seed):

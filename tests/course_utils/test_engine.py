@@ -286,7 +286,7 @@ def test_texts_have_the_same_tokens_and_come_back(both, text):
 
 
 @needs_engine
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.sampled_from("aZé日🙂 \n\t\r0123456789'.,_-<|>sd")))
 def test_any_text_has_the_same_tokens(both, text):
     tokenizer, file = both

@@ -129,7 +129,7 @@ def test_cut_equals_masked_in_16_bits_but_for_ties(case, dtype):
         torch.testing.assert_close(found[alike], expected[alike], atol=4 * eps * float(expected.abs().max()), rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(case=st.sampled_from([*CASES]), half=st.integers(2, 4), seed=st.integers(0, 100))
 def test_surgery_keeps_the_best_whole(case, half, seed):
     model = tiny_mixture(case)
@@ -434,7 +434,7 @@ def test_scores_ignore_batching_and_padding(case, criterion):
         torch.testing.assert_close(scores, reference, atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(family=st.sampled_from([*MIXTURES]), seed=st.integers(0, 100), top_k=st.integers(2, 5))
 def test_what_scores_have_in_common(family, seed, top_k):
     top_k = 2 if family == "phimoe" else top_k

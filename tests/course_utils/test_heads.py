@@ -55,7 +55,7 @@ def test_cut_beside_uneven_widths_and_attentions_that_are_gone(tmp_path):
         prune_kv_groups(model, SCORES, groups=1)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(family=st.sampled_from(ABLE), groups=st.integers(1, 4), seed=st.integers(0, 99))
 def test_any_number_of_groups(family, groups, seed):
     model = four_groups(family)

@@ -241,7 +241,7 @@ def test_memory_does_not_grow_with_the_text(tokenizer, tmp_path):
     assert peak(600) < peak(120) + 300_000  # the text grew by 400 kB at least, its tokens by 8 bytes each
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     st.lists(st.lists(st.tuples(st.integers(0, 300), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=4)
 )

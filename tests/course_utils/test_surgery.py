@@ -88,7 +88,7 @@ SURGERIES = (
 SEQUENCES = st.lists(st.sampled_from(SURGERIES), max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(family=st.sampled_from(FAMILIES), before=SEQUENCES, after=SEQUENCES, seed=st.integers(0, 2**16))
 @torch.no_grad()
 def test_surgery_on_a_variant_leaves_the_first_model_as_it_was(family, before, after, seed):

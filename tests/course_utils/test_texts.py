@@ -128,7 +128,7 @@ def test_a_rows_bytes_are_those_that_its_predicted_tokens_decode_to(tokenizer):
 
 @every_tokenizer
 @given(text=st.text())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_byte_counts_of_a_text_add_up_exactly(tokenizer, text):
     ids, sizes = texts._encode_with_bytes(tokenizer, text)
     assert len(ids) == len(sizes) and sum(sizes) == len(text.encode())

@@ -43,7 +43,7 @@ def test_weights_stay_tied():
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     family=st.sampled_from(FAMILIES),
     ratio=st.floats(0, 0.99),

@@ -96,7 +96,7 @@ def test_record_that_is_broken_is_no_reason_to_write_over(course):
         assert before.items() <= contents(course / "mine").items()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(steps=st.lists(st.sampled_from(["lab", "update", "work", "remove", "forget"]), max_size=12))
 def test_whatever_happens_work_stays(tmp_path_factory, steps):
     course = tmp_path_factory.mktemp("course")

@@ -120,7 +120,7 @@ words = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     trim_offsets=st.booleans(),
     parts=st.tuples(words, words, words, words),

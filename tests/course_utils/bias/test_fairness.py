@@ -342,7 +342,7 @@ def removed(scores: torch.Tensor, ratio: float) -> set[int]:
     return set(range(48)) - set(describe(model).mlps[0].rows[0][:, 0].int().tolist())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     ratio=st.floats(0, 0.99), percent=st.integers(0, 100), seed=st.integers(0, 1000), levels=st.sampled_from([3, 999])
 )

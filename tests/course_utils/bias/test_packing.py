@@ -52,7 +52,7 @@ def test_a_common_beginning_stands_once():
 texts = st.lists(st.integers(3, 6), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     before=texts, spans=st.tuples(texts, texts), afters=st.lists(texts, min_size=1, max_size=5), size=st.integers(1, 6)
 )
