@@ -374,11 +374,12 @@ def test_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_pa
         head = Form(file.read_text(encoding="utf-8"))
         metas = [about.get("name", about.get("property")) for about in head.all("meta")]
         assert "_static" in file.parts or metas.count("viewport") == 1, file.name
-        assert "_static" in file.parts or any(about.get("rel") == "icon" for about in head.all("link")), file.name
         if "_static" not in file.parts and file.name not in ("404.html", "search.html"):
             assert metas.count("description") == metas.count("og:title") == metas.count("og:description") == 1, file
             (picture,) = [about["content"] for about in head.all("meta") if about.get("property") == "og:image"]
             assert (tmp_path / "site" / picture.removeprefix(home)).is_file(), picture
+            (icon,) = [about["href"] for about in head.all("link") if about.get("rel") == "icon"]
+            assert (file.parent / icon).is_file(), icon
         outside = [
             found for found in OUTSIDE.findall(file.read_text(encoding="utf-8")) if 'rel="canonical"' not in found
         ]
