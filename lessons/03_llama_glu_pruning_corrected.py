@@ -579,7 +579,7 @@ print("In the record, perplexity × the whole model's")
 pd.DataFrame(told).T
 
 # %% [markdown]
-# The disaster's harm travels through the first token's state; most of the other cuts' harm doesn't.
+# The disaster's harm travels through that state.
 #
 # L1 dies of something else. Protect the strongest of each block, by `activation`, from L1's cut: the first one, or up to a twentieth;
 # others go instead. The control protects as many at random.
@@ -747,7 +747,7 @@ check_culprits(culprits, secret, chance[harmless], judge)
 #
 # ## Go deeper
 #
-# [What doesn't a weight know?](deeper/03a_what_a_weight_does_not_know.ipynb): seven criteria on one ladder, and how much text a score needs
+# [What doesn't a weight know?](deeper/03a_what_a_weight_does_not_know.ipynb)
 #
 # ## References
 #

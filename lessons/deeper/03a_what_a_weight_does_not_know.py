@@ -143,8 +143,8 @@ pd.DataFrame(table).T
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# A single row of 64 beats the best random cut on both texts, and beyond a thousand tokens little is gained. Of which text matters more: judged on
-# wiki, 256 tokens of wiki beat 8,192 of speeches, and judged on speeches, 256 of speeches beat 8,192 of wiki.
+# A single row of 64 beats the best random cut on both texts, and beyond a thousand tokens little is gained. Of which text matters more:
+# judged on wiki, 256 tokens of wiki beat 8,192 of speeches, and judged on speeches, 256 of speeches beat 8,192 of wiki.
 #
 # </details>
 
