@@ -427,8 +427,8 @@ for layer in (0, 2):
     outcomes[f"attention {layer}: library"] = tested(theirs, expected)
 outcomes = pd.DataFrame(outcomes).T.replace({True: "right", False: "WRONG"})
 wrong = (outcomes == "WRONG").sum(axis=1)
-print(f"of the library's {wrong.filter(like='library').sum()}, of all:")
-print(f"WRONG: {wrong.sum()} of {outcomes.size} tests")
+print(f"tests that the library's fails: {wrong.filter(like='library').sum()}")
+print(f"WRONG: {wrong.sum()} of all {outcomes.size}")
 outcomes
 
 # %% [markdown]

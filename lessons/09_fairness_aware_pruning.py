@@ -515,7 +515,7 @@ for name, score in scores.items():
     if name == "carries":
         found = perplexity_ratio(perplexity(pruned, ordinary), after_planting)[0]
         print(f"without the carriers: perplexity × {found:.2f}")
-del pruned  # a model's worth of memory
+    del pruned  # before the next is made
 table = pd.DataFrame(table).T
 shares = table["taken, %"]
 margins = [shares["carries"] - shares[name] for name in ("twin", "random")]
