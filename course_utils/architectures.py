@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from course_utils import checks
+from course_utils import tensor_checks
 from course_utils.argument_types import check_types
 from course_utils.batches import Batch
 from course_utils.families import FAMILIES, FINAL_NORM, MIXTURES, Family
@@ -270,7 +270,7 @@ def describe(model: PreTrainedModel) -> Architecture:
             their number of experts.
         TypeError: it is no model at all.
     """
-    checks.module("model", model)
+    tensor_checks.module("model", model)
     if hasattr(model, "merge_and_unload"):
         raise UnsupportedArchitecture(
             f"{type(model).__name__} keeps adapters (LoRA) beside the model's weights. Merge them first: "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from course_utils import checks
+from course_utils import checks, tensor_checks
 
 NOT_LEARNED = -100  # a label that transformers' models pass over
 
@@ -115,7 +115,7 @@ def read_batch(batch: Mapping[str, Tensor], *, vocab_size: int, device: torch.de
     learned = (mask == 1) & (labels != NOT_LEARNED)
     if not learned.any():
         raise ValueError(f"Nothing of a batch is learned (its labels are all {NOT_LEARNED}); drop it.")
-    device = checks.device(device)
+    device = tensor_checks.device(device)
     if device.type == "meta":
         raise ValueError(
             "The model is on the 'meta' device: shapes without numbers can't read. Load it with its weights."

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from course_utils import checks, session
+from course_utils import checks, session, tensor_checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.costs import (
@@ -203,7 +203,7 @@ def peak_memory(call: Callable[[], object], *, device: torch.device | str = "cpu
     Raises:
         ValueError: another device.
     """
-    device = checks.device(device)
+    device = tensor_checks.device(device)
     gc.collect()
     if device.type == "cpu":
         with _Watching() as watching:

@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from course_utils import checks
+from course_utils import tensor_checks
 from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.argument_types import check_types
@@ -137,7 +137,7 @@ def load_pruned(
         UnsupportedArchitecture: the configuration's family is unknown.
         ValueError: this machine lacks the device.
     """
-    folder, device = Path(folder), checks.device(device or "cpu")
+    folder, device = Path(folder), tensor_checks.device(device or "cpu")
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"'{folder}' holds no config.json. Give the folder that save_pruned wrote.")
     try:

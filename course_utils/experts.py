@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from course_utils import checks
+from course_utils import checks, tensor_checks
 from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.argument_types import check_types
 from course_utils.choosing import best
@@ -86,7 +86,7 @@ def expert_importance(
     else:
         (found,) = read_once(architecture, batches, _watch_experts)
         scores = [TEXT_CRITERIA[criterion](*each).float() for each in found]
-    checks.finite(scores, f"The {criterion!r} scores")
+    tensor_checks.finite(scores, f"The {criterion!r} scores")
     return scores
 
 
@@ -154,7 +154,7 @@ def prune_experts(model: PreTrainedModel, importance: Sequence[Tensor], *, keep:
             f"'importance' must hold one tensor [{total}], the experts, for each of {len(mixtures)} blocks that hold a "
             f"mixture; got shapes {shapes}. Score this very model with expert_importance."
         )
-    checks.finite(importance, "'importance'")
+    tensor_checks.finite(importance, "'importance'")
 
     before = model_size(model)
     if keep < total:

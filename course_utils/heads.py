@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from course_utils import checks
+from course_utils import checks, tensor_checks
 from course_utils.architectures import describe
 from course_utils.argument_types import check_types
 from course_utils.choosing import best
@@ -47,7 +47,7 @@ def head_importance(model: PreTrainedModel, batches: Iterable[Mapping[str, Tenso
     architecture = describe(model)
     refuse_bound_heads(architecture, "score KV groups")
     (scores,) = read_once(architecture, batches, watch_groups)
-    checks.finite(scores, "The scores of the KV groups")
+    tensor_checks.finite(scores, "The scores of the KV groups")
     return scores
 
 
@@ -105,7 +105,7 @@ def prune_kv_groups(model: PreTrainedModel, importance: Sequence[Tensor], *, gro
             f"'importance' must hold one tensor [{total}], the KV groups, for each of {architecture.num_blocks} "
             f"blocks; got shapes {shapes}. Score this very model with head_importance."
         )
-    checks.finite(importance, "'importance'")
+    tensor_checks.finite(importance, "'importance'")
     if groups < total and not architecture.accepts(groups=groups):
         raise ValueError(
             f"transformers refuses a {architecture.name} model of hidden size {architecture.hidden_size} with "

@@ -42,7 +42,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from course_utils import checks, hub
+from course_utils import checks, hub, tensor_checks
 from course_utils.argument_types import check_types
 from course_utils.embedded_llama import embedded_llama, no_loading_bar
 from course_utils.hub import HubUnreachable, ModelNotAvailable
@@ -81,7 +81,7 @@ def load_model(
         AssetError: the embedded Llama is not in the cache and can't be fetched.
     """
     name = os.fspath(name)
-    device = checks.device(device) if device is not None else default_device()
+    device = tensor_checks.device(device) if device is not None else default_device()
     if _is_random(name):
         model, tokenizer = _random_model(name, dtype)
     else:

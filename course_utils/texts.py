@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import assets, checks
+from course_utils import assets, checks, tensor_checks
 from course_utils.argument_types import check_types
 from course_utils.session import current_profile
 
@@ -72,8 +72,8 @@ class TokenBlocks:
     split: str
 
     def __post_init__(self) -> None:
-        rows = len(checks.int64("input_ids", self.input_ids, "[rows, length]"))
-        if len(checks.int64("num_bytes", self.num_bytes, "[rows]")) != rows:
+        rows = len(tensor_checks.int64("input_ids", self.input_ids, "[rows, length]"))
+        if len(tensor_checks.int64("num_bytes", self.num_bytes, "[rows]")) != rows:
             raise ValueError(f"'num_bytes' must hold one number for each of {rows} rows; got {len(self.num_bytes)}.")
         checks.text("domain", self.domain)
         checks.one_of("split", self.split, SPLITS)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from course_utils import checks
+from course_utils import checks, tensor_checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
 from course_utils.choosing import kept_width, strongest
@@ -92,7 +92,7 @@ def neuron_importance(
     else:
         # float32, block by block: sums of squares overflow in float16.
         scores = [WEIGHT_CRITERIA[criterion]([r.float() for r in mlp.rows]) for mlp in architecture.mlps]
-    checks.finite(scores, f"The {criterion!r} scores")
+    tensor_checks.finite(scores, f"The {criterion!r} scores")
     return scores
 
 
@@ -146,7 +146,7 @@ def neuron_means(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
     architecture = describe(model)
     refuse_missing_weights(architecture, "look at neurons")
     (means,) = read_once(architecture, batches, _watch_means)
-    checks.finite(means, "The means of the activations")
+    tensor_checks.finite(means, "The means of the activations")
     return means
 
 
@@ -228,4 +228,4 @@ def _check_fit(tensors: Sequence[Tensor], architecture: Architecture, name: str,
         raise ValueError(
             f"'{name}' must hold one tensor [width] a block, of widths {list(widths)}; got shapes {shapes}. {remedy}"
         )
-    checks.finite(tensors, f"'{name}'")
+    tensor_checks.finite(tensors, f"'{name}'")

@@ -25,8 +25,8 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 # A package has one place; a room that is only planned may already have its own.
 LIBRARY = {
     "opening": (
-        "checks argument_types extras files roles session verdicts ledger assets hub embedded_llama models texts "
-        "text_files"
+        "checks tensor_checks argument_types extras files roles session verdicts ledger assets hub embedded_llama "
+        "models texts text_files"
     ),
     "anatomy": (
         "hooks modeling batches own_text self_data families parts architectures surgery refusals passes upper_blocks "

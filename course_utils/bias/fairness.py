@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils import checks
+from course_utils import checks, tensor_checks
 from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
@@ -78,7 +78,7 @@ def activation_difference(
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
     ]
-    checks.finite(scores, "The scores")
+    tensor_checks.finite(scores, "The scores")
     return scores
 
 
@@ -139,7 +139,7 @@ def gap_attribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
-    checks.finite(scores, "The scores")
+    tensor_checks.finite(scores, "The scores")
     return scores
 
 
@@ -331,5 +331,5 @@ def _check_scores(importance: Sequence[Tensor], bias: Sequence[Tensor]) -> None:
             "'importance' and 'bias' must each hold one tensor [width] a block, of the same widths; got shapes "
             f"{shapes[0]} and {shapes[1]}. Score the same model for both."
         )
-    checks.finite(importance, "'importance'")
-    checks.finite(bias, "'bias'")
+    tensor_checks.finite(importance, "'importance'")
+    tensor_checks.finite(bias, "'bias'")
