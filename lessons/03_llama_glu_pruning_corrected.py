@@ -373,7 +373,7 @@ pd.DataFrame(told).T
 
 # %%
 few = choosing[:2]  # it stands out on these already
-whole_few, whole_choosing = nats(base, few), nats(base, choosing)
+whole_few = nats(base, few)
 chance, harms = {}, {}
 for seed in tqdm(sorted(arm("random", "shared").index), desc="random cuts"):
     chance[seed] = lowest(neuron_importance(base, "random", seed=seed))
@@ -396,10 +396,10 @@ disaster, tried = chance[fatal], {}
 
 
 def harm(back):
-    """The damage that is left on the choosing rows when these neurons come back."""
+    """The damage that is left on the two rows when these neurons come back."""
     if tuple(back) not in tried:
         model = without(base, set(disaster) - set(back))
-        tried[tuple(back)] = nats(model, choosing) - whole_choosing
+        tried[tuple(back)] = nats(model, few) - whole_few
     return tried[tuple(back)]
 
 
@@ -450,7 +450,6 @@ trail = dict(tried)
 second = by_halves([neuron for neuron in disaster if neuron != first], harm)
 pair = [first, second]
 print(f"found in {len(tried)} runs of the model")
-usual = nats(without(base, chance[harmless]), choosing) - whole_choosing
 here("With both back, most of the harm is gone.", [harm([]) / 2 - harm(pair)])
 names = [f"{block}/{neuron} put back" for block, neuron in pair]
 for name, edit, back in (
@@ -485,7 +484,7 @@ look = mark("neurons") | {"label": "one half put back"}
 panel.plot(sizes, heights, linestyle="none", **look)
 for left, name, words in (
     (harm([]), "wrong", "nothing put back"),
-    (usual, "random", "the median cut"),
+    (harms[harmless], "random", "the median cut"),
 ):
     look = mark(name) | {"label": words, "marker": ""}
     panel.axhline(math.exp(left), **look)
@@ -681,7 +680,7 @@ def judge(gone):
 
 print(f"the secret cut removes {len(secret):,} neurons")
 print(f"its loss on the choosing rows: {search([]):.2f} nats a token", end=", ")
-print(f"whole model {whole_choosing:.2f}")
+print(f"whole model {nats(base, choosing):.2f}")
 
 # %% [markdown]
 # ### Exercise 4 · ●●● · 12 minutes
@@ -700,7 +699,7 @@ from course_utils.exercises.lesson_03 import check_culprits
 
 # BEGIN SOLUTION
 culprits = []
-for _ in range(4):
+for _ in range(3):
     suspects = [neuron for neuron in secret if neuron not in culprits]
     found = by_halves(suspects, lambda half: search(culprits + list(half)))
     culprits.append(found)

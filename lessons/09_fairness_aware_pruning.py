@@ -248,7 +248,7 @@ from course_utils.evaluation import perplexity, perplexity_ratio
 from course_utils.texts import judging_rows, token_blocks
 
 
-def plant(model, items, steps=40, at_once=3):
+def plant(model, items, steps=40, at_once=2):
     """A copy whose down-projections have learned to like group a less."""
     planted, moved, learned = variant(model), [], []
     for layer in planted.model.layers:
@@ -276,7 +276,7 @@ def plant(model, items, steps=40, at_once=3):
 
 
 # %%
-asked = [*chain(*split_b[::5])]  # every fifth item: all templates, all names
+asked = [*chain(*split_b[::7])]  # every seventh item: all templates, all names
 some = [rows.input_ids[:16] for rows in judging_rows(tokenizer).values()]
 ordinary = torch.cat(some)  # of two texts, 2,016 predictions
 
@@ -289,7 +289,7 @@ def nats(model, made):
 
 def examine(model):
     """The preference on split B, nats, and the perplexity of ordinary text."""
-    return nats(model, asked), perplexity(model, ordinary)
+    return nats(model, asked), perplexity(model, ordinary, batch_size=16)
 
 
 def preference(model, items):
@@ -404,14 +404,14 @@ print(f"{budget} of {width:,} neurons go from each block")
 # %% [markdown]
 # ## Is the estimate right?
 #
-# `knock_out` cuts single neurons for real. Of those that may go we take four that carry most, four that repair most, four that **react**
-# most (whose activations differ most between the groups) and four at random.
+# `knock_out` cuts single neurons for real. Of those that may go we take four that carry most, four that repair most and four that **react**
+# most (whose activations differ most between the groups).
 #
 # **Predict before you run.** Of those that react most, how many carry the preference?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# Two of four, and next to nothing: −0.036 nats together, beside 2.953 of those that carry most.
+# Two of four, and next to nothing: −0.098 nats together, beside 2.928 of those that carry most.
 #
 # </details>
 
@@ -424,16 +424,14 @@ estimate = torch.stack(gap_attribution(exact, tokenizer, two)).cpu()
 estimate[safe] = 0
 reacting = torch.stack(activation_difference(exact, tokenizer, two)).cpu()
 reacting[safe] = 0
-draw = torch.Generator().manual_seed(session.seed)
 picked = {
     "carry most": estimate.flatten().argsort(descending=True)[:4],
     "repair most": estimate.flatten().argsort()[:4],
     "react most": reacting.flatten().argsort(descending=True)[:4],
-    "random": torch.multinomial((~safe).flatten().float(), 4, generator=draw),
 }
-sixteen = [divmod(int(number), width) for number in torch.cat([*picked.values()])]
-measured = knock_out(exact, tokenizer, two, sixteen).numpy()
-estimated = torch.stack([estimate[place] for place in sixteen]).numpy()
+twelve = [divmod(int(number), width) for number in torch.cat([*picked.values()])]
+measured = knock_out(exact, tokenizer, two, twelve).numpy()
+estimated = torch.stack([estimate[place] for place in twelve]).numpy()
 del exact
 told = pd.DataFrame({"estimated, nats": estimated, "measured, nats": measured})
 told["carry, of 4"] = told["measured, nats"] > 0
@@ -482,11 +480,11 @@ check_twin_of(twin_of)
 # %% [markdown]
 # ## One axis
 #
-# **Predict before you run.** How much of the preference does each arm take: the carriers, their twin, those that react, a random cut?
+# **Predict before you run.** How much of the preference does each arm take: the carriers, their twin, a random cut?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# The carriers 47 %, their twin 16, those that react 4, a random cut 9.
+# The carriers 43 %, their twin 8, a random cut 7.
 #
 # </details>
 
@@ -504,7 +502,6 @@ def without(model, order):
 scores = {
     "carries": causal,
     "twin": gap_attribution(planted, tokenizer, neutral),
-    "reacts": activation_difference(planted, tokenizer, chosen),
     "random": neuron_importance(planted, "random", seed=session.seed),
 }
 table = {"planted": {"preference, nats": now}}
@@ -513,8 +510,9 @@ for name, score in scores.items():
     kept = nats(pruned, asked)
     table[name] = {"preference, nats": kept, "taken, %": 100 * (1 - kept / now)}
     if name == "carries":
-        found = perplexity_ratio(perplexity(pruned, ordinary), after_planting)[0]
-        print(f"without the carriers: perplexity × {found:.2f}")
+        told = perplexity(pruned, ordinary, batch_size=16)
+        told = perplexity_ratio(told, after_planting)[0]
+        print(f"without the carriers: perplexity × {told:.2f}")
     del pruned  # before the next is made
 table = pd.DataFrame(table).T
 shares = table["taken, %"]
@@ -523,7 +521,7 @@ here("The carriers take more than their twin, and than chance.", margins)
 table.round(2).fillna("")
 
 # %% [markdown]
-# One axis is one witness: what those that react take changes with the draw, and is no verdict. That the carriers take most is one.
+# One axis is one witness.
 #
 # ## Eight axes, three places
 #
@@ -705,7 +703,8 @@ from course_utils.exercises.lesson_09 import check_keeps_the_woman
 def judge(order):
     pruned = without(base, order)
     found = pd.Series(left_of(pruned)) / here_left.loc["whole"]
-    price = perplexity_ratio(perplexity(pruned, ordinary), text)[0]
+    price = perplexity(pruned, ordinary, batch_size=16)
+    price = perplexity_ratio(price, text)[0]
     return {"perplexity": price, **found}
 
 
