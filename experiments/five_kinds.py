@@ -23,7 +23,18 @@ def texts_of(kind: str, split: str) -> list[str]:
     if current_profile() == "smoke":
         found = [f"{kind} {number} = {number} + {kind[0]}" for number in range(400)]
     else:
-        found = {"code": _code, "maths": _maths}[kind]()
+        found = _code() if kind == "code" else ["\n".join(problem) for problem in _maths()]
+    return _of_split(found, split)
+
+
+def problems(split: str) -> list[tuple[str, str]]:
+    """Question and answer of each problem of "maths", with the same tenth apart."""
+    if current_profile() == "smoke":
+        return [(f"What is {number} + 1?", f"{number + 1}") for number in range(400)]
+    return _of_split(_maths(), split)
+
+
+def _of_split(found: list, split: str) -> list:
     return [text for number, text in enumerate(found) if (number % 10 == 0) == (split == "evaluation")]
 
 
@@ -33,8 +44,8 @@ def _code() -> list[str]:
     return [path.read_text(encoding="utf-8") for path in files]
 
 
-def _maths() -> list[str]:
+def _maths() -> list[tuple[str, str]]:
     (file,) = assets.fetch("maths").rglob("requests.jsonl.gz")
     with gzip.open(file, "rt", encoding="utf-8") as lines:
-        problems = [json.loads(line)["doc"] for line in lines]
-    return [f"{problem['question']}\n{problem['answer']}" for problem in problems]
+        documents = [json.loads(line)["doc"] for line in lines]
+    return [(document["question"], document["answer"]) for document in documents]

@@ -436,13 +436,13 @@ del exact
 told = pd.DataFrame({"estimated, nats": estimated, "measured, nats": measured})
 told["carry, of 4"] = told["measured, nats"] > 0
 told = told.groupby(np.repeat([*picked], 4), sort=False).sum()
-found = told["measured, nats"]
-margins = [found["carry most"], -found["repair most"]]
+found = told["carry, of 4"]
+margins = [found["carry most"] - 2, 2 - found["repair most"]]
 here("The estimate tells carriers from repairers.", margins)
 told.round(3)
 
 # %% [markdown]
-# The estimate has the sign right, and the size roughly: cut few, and measure.
+# The estimate has the signs right, and the sizes roughly. With another draw one repairer was a carrier: cut few, and measure.
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 5 minutes

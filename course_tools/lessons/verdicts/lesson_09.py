@@ -24,9 +24,9 @@ def planted_bias_generalises(tables: Tables) -> list[float]:
 
 @verdict("Cut for real, the highest estimates carry the preference, the lowest repair it.")
 def estimate_is_right(tables: Tables) -> list[float]:
-    """What is measured, summed over four."""
-    measured = _column(tables, _ESTIMATE, "", "measured, nats")
-    return [measured["carry most"], -measured["repair most"]]
+    """How many of four carry, beyond half."""
+    carriers = _column(tables, _ESTIMATE, "", "carry, of 4")
+    return [carriers["carry most"] - 2, 2 - carriers["repair most"]]
 
 
 @verdict("Those that react most carry little of it, beside those that carry most.")

@@ -29,16 +29,19 @@ def test_planted(now, outcome):
 
 
 @pytest.mark.parametrize(
-    ("carried", "repaired", "reacted", "outcomes"),
+    ("carry", "repair", "reacted", "outcomes"),
     [
-        ("+0.900", "-0.500", "+0.010", (SHOWN, SHOWN)),
-        ("+0.900", "+0.500", "+0.400", (OPEN, TURNED)),
-        ("-0.900", "+0.500", "-0.010", (TURNED, TURNED)),
+        (4, 1, "+0.010", (SHOWN, SHOWN)),
+        (4, 2, "+0.400", (OPEN, TURNED)),
+        (1, 3, "+0.400", (TURNED, TURNED)),
     ],
 )
-def test_sixteen(carried, repaired, reacted, outcomes):
-    named = {"carry most": carried, "repair most": repaired, "react most": reacted}
-    rows = {name: ["9", measured, "3"] for name, measured in named.items()}
+def test_twelve(carry, repair, reacted, outcomes):
+    rows = {
+        "carry most": ["9", "+0.900", str(carry)],
+        "repair most": ["9", "-0.500", str(repair)],
+        "react most": ["9", reacted, "2"],
+    }
     tables = table(ESTIMATE, ["estimated, nats", "measured, nats", "carry, of 4"], rows)
     checks = lesson_09.estimate_is_right, lesson_09.reacting_is_another_thing
     assert tuple(check(tables).outcome for check in checks) == outcomes
