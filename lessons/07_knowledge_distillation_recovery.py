@@ -699,7 +699,7 @@ check_teaches(teaches)
 # **Sixteen steps' time for the badly cut student.** Whatever a solve took above, here it is priced dearly: four rows cost one and a half
 # steps of four rows. The plan to beat solves over 32 rows and trains four steps at a rate of 2e-4. Spend the same time better: write
 # `plan`, a list of moves, `("solve", rows, ridge)` or `("train", steps, settings)`, in any order. `settings` are `distill`'s, such as
-# `{"lr": 2e-4}`. The check heals a fresh student with each plan and compares them on rows that nothing else uses; about a minute.
+# `{"lr": 2e-4}`. The check heals a fresh student with each plan and compares them on rows that nothing else uses; some two minutes.
 #
 # <details><summary>Hint</summary>
 #
@@ -712,7 +712,6 @@ from course_utils.exercises.lesson_07 import check_plan
 from course_utils.texts import further_rows
 
 last = {text: rows[:24] for text, rows in further_rows(tokenizer).items()}
-lines = token_blocks(tokenizer, "distillation", tokens=16_384, length=128)
 
 
 def healed(plan):
@@ -722,7 +721,7 @@ def healed(plan):
     precision = safe_dtype(session.dtype)
     for what, count, how in plan:
         rows = count if what == "solve" else 4 * count
-        chosen = lines[at : at + rows]
+        chosen = pool[at : at + rows]
         at += rows
         if what == "solve":
             healing.refit(pupil, base, chosen.batches(8), ridge=how)
