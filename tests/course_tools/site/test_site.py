@@ -68,9 +68,14 @@ def first_lesson(site):
     return min((site / "notebooks").glob("*.html"))
 
 
-# The theme lets the keyboard scroll a wide table, 0.3 s after a change of width.
-REACHED = """() => [...document.querySelectorAll(".pst-scrollable-table-container")].every(
-    table => table.scrollWidth <= table.clientWidth || table.tabIndex === 0)"""
+# The theme lets the keyboard scroll what is wide, code and tables, 0.3 s after a change of width.
+REACHED = """() => [...document.querySelectorAll("pre[tabindex], .pst-scrollable-table-container")].every(
+    wide => wide.scrollWidth <= wide.clientWidth || wide.tabIndex === 0)"""
+
+
+def resize(page, size):
+    page.set_viewport_size(size)
+    page.wait_for_function(REACHED)
 
 
 def test_every_page_opens_and_is_readable_wide_and_light_and_narrow_and_dark(site, page):
@@ -82,8 +87,7 @@ def test_every_page_opens_and_is_readable_wide_and_light_and_narrow_and_dark(sit
         page.goto(address(path))
         go_dark(page, "light")
         for size, mode in ((WIDE, "light"), (PHONE, "dark")):
-            page.set_viewport_size(size)
-            page.wait_for_function(REACHED)
+            resize(page, size)
             go_dark(page, mode)
             wrong += [f"{name}, {size['width']} px, {mode}: {fault}" for fault in looking.faults(page)]
             wrong += [f"{name} scrolls sideways at {size['width']} px: {what}" for what in looking.sideways(page)]
@@ -102,7 +106,7 @@ def test_every_page_opens_and_is_readable_wide_and_light_and_narrow_and_dark(sit
 @pytest.mark.parametrize(("size", "mode"), [(WIDE, "dark"), (PHONE, "light")], ids=["wide, dark", "phone, light"])
 def test_other_corners(name, size, mode, site, page):
     page.goto(address(first_lesson(site) if name == "lesson" else site / name))
-    page.set_viewport_size(size)
+    resize(page, size)
     go_dark(page, mode)
     assert looking.faults(page) == [] and looking.sideways(page) == []
 
