@@ -36,6 +36,7 @@ LEFT_OUT = {
     "roles": "the environment's variables",
     "session": "the machine",
     "checks": "the refusals themselves",
+    "tensor_checks": "the refusals themselves",
     "argument_types": "the refusals themselves",
     "engine": "needs llama.cpp",
     "command_line": "reads what was typed, and refuses it in argparse's words; its own tests try that",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from course_utils import benchmarking, checks
+from course_utils import benchmarking, tensor_checks
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
 from course_utils.benchmarking import (
@@ -201,7 +201,7 @@ def test_peak_memory_on_a_card_is_its_allocators_peak_above_the_start(monkeypatc
         monkeypatch.setattr(torch.cuda, name, lambda device, name=name, value=value: calls.append(name) or value)
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda device, name=name: calls.append(name))
-    monkeypatch.setattr(checks, "device", torch.device)  # as if there were one
+    monkeypatch.setattr(tensor_checks, "device", torch.device)  # as if there were one
     assert peak_memory(lambda: calls.append("call"), device="cuda") == 3500
     assert calls == [
         "synchronize", "reset_peak_memory_stats", "memory_allocated", "call", "synchronize", "max_memory_allocated",
