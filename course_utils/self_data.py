@@ -1,4 +1,4 @@
-"""Answers that a model writes itself to prompts of one's own: who learns from them stays the model that it is.
+"""Answers that a model writes itself to prompts of one's own, for its pruned copy to learn from.
 
     own = read_own_text(["chats.jsonl"])
     prompts = find_prompts(own, tokenizer, 1000, longest=256)

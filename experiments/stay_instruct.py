@@ -2,14 +2,15 @@
 
     python -m experiments.stay_instruct [--seeds 3] [--work build/stay_instruct] [--out FILE]
 
-The embedded Llama, an instruct model, loses a fifth of its neurons. Three students learn from the whole model for
-equally many steps: on plain text (speeches and Wikipedia passages), on chats with other people's answers (problems of
-GSM8K and their solutions), and on chats with the whole model's own answers to the same problems. All are asked the
-sixty prompts of ``instructions``, none of which is a problem of mathematics. Counted are the answers that do as they
-were told, and how far the student is from the whole model along the whole model's own answers, in nats a token.
+The embedded Llama, an instruct model, loses a fifth of its neurons. Three students learn from the whole model, in
+equally many steps of equally many tokens: from plain text (speeches and Wikipedia passages), from chats with other
+people's answers (problems of GSM8K and their solutions), and from chats with the whole model's own answers to the same
+problems. All are asked the sixty prompts of ``instructions``, none of which is a problem of mathematics. Counted are
+the answers that do as they were told, and how far the student is from the whole model along the whole model's own
+answers, in nats a token.
 
 A seed is an order of the text. The file is course_utils/data/stay_instruct.json unless given. Killed, it goes on where
-it was: answers are kept batch by batch, and students as ``distill`` keeps them. About 40 minutes on two cores.
+it was: answers are kept batch by batch, and students as ``distill`` keeps them. About an hour on two cores.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import cast_weights
-from course_utils.batches import padded
+from course_utils.batches import NOT_LEARNED, padded
 from course_utils.distillation import distill
 from course_utils.divergence import kl_divergence
 from course_utils.files import write_text
 from course_utils.hooks import evaluating
 from course_utils.models import variant
-from course_utils.own_text import OwnText, read_own_text
+from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.self_data import Prompt, find_prompts, write_answers
 from course_utils.texts import token_blocks
 from course_utils.width import neuron_importance, prune_neurons
@@ -37,8 +38,8 @@ from experiments.five_kinds import problems, texts_of
 from experiments.instructions import INSTRUCTIONS
 from experiments.seeds import run_seeds
 
-RATIO, ANSWERS, NEW_TOKENS = 0.2, 320, 160  # of the neurons; answers that the whole model writes, and their length
-STEPS, ROWS, LENGTH, LR = 64, 4, 192, 2e-4  # of distillation
+RATIO, ANSWERS, NEW_TOKENS = 0.2, 600, 160  # of the neurons; answers that the whole model writes, and their length
+STEPS, TOKENS, LENGTH, LR = 64, 768, 192, 2e-4  # of distillation: tokens learned a step, about; a row
 ASKED, SHOWN = 20, 96  # prompts at a time; tokens of an answer at most
 WORK = Path("build/stay_instruct")
 
@@ -60,6 +61,14 @@ def readings(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: in
         "their answers": theirs,
         "own answers": theirs.answered(own),
     }
+
+
+def read(own: OwnText, tokenizer: PreTrainedTokenizerBase) -> RowsOnDisk:
+    """A batch a step, of as many rows as have ``TOKENS`` to learn: of a chat only the answer is learned."""
+    sizes = {"length": LENGTH, "folder": WORK / "rows"}
+    (some,) = own.learned(tokenizer, rows=64, batch_size=64, **sizes)
+    rows = round(64 * TOKENS / (some["labels"] != NOT_LEARNED).sum().item())
+    return own.learned(tokenizer, rows=STEPS * rows, batch_size=rows, **sizes)
 
 
 def asked(tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -116,7 +125,7 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     found = [row("whole", base), row("cut", cut)]
     for name, own in readings(base, tokenizer, seed).items():
         student = copy.deepcopy(cut)
-        batches = own.learned(tokenizer, rows=STEPS * ROWS, length=LENGTH, folder=WORK / "rows", batch_size=ROWS)
+        batches = read(own, tokenizer)
         checkpoints = WORK / "runs" / f"{seed} {name}"
         distill(base, student, batches, steps=STEPS, lr=LR, precision=dtype, seed=seed, checkpoint_dir=checkpoints)
         cast_weights(student, dtype)
@@ -127,8 +136,9 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 def main() -> None:
     """Run the seeds and print each model's count."""
     settings = {
-        "ratio": RATIO, "answers": ANSWERS, "new_tokens": NEW_TOKENS, "steps": STEPS, "rows": ROWS, "length": LENGTH,
-        "lr": LR, "kinds": [instruction.kind for instruction in INSTRUCTIONS],
+        "ratio": RATIO, "answers": ANSWERS, "new_tokens": NEW_TOKENS, "steps": STEPS, "tokens": TOKENS,
+        "length": LENGTH, "lr": LR,
+        "kinds": [instruction.kind for instruction in INSTRUCTIONS],
     }  # fmt: skip
     rows = run_seeds(
         __doc__.splitlines()[0],

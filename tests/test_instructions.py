@@ -67,14 +67,23 @@ def test_stay_instruct(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(seeds, "load_model", chatting)
     monkeypatch.setattr(self_data, "_generate", lambda *args, **more: asked.append(args) or generate(*args, **more))
     monkeypatch.setattr("sys.argv", ["stay_instruct", "--seeds", "1"])
-    for name, value in {"STEPS": 2, "ANSWERS": 16, "NEW_TOKENS": 12, "SHOWN": 4, "ASKED": 60}.items():
+    small = {"STEPS": 2, "TOKENS": 92, "LENGTH": 24, "ANSWERS": 16, "NEW_TOKENS": 12, "SHOWN": 4, "ASKED": 60}
+    for name, value in small.items():
         monkeypatch.setattr(stay_instruct, name, value)
+    learned, distil = [], stay_instruct.distill
+
+    def noted(*models, **settings):
+        learned.append([(batch["labels"] != -100).sum().item() for batch in models[2]])
+        return distil(*models, **settings)
+
+    monkeypatch.setattr(stay_instruct, "distill", noted)
     stay_instruct.main()
     rows = json.loads((tmp_path / "course_utils" / "data" / "stay_instruct.json").read_text(encoding="utf-8"))["rows"]
     assert [row["model"] for row in rows] == ["whole", "cut", "plain text", "their answers", "own answers"]
     assert all(len(row["follows"]) == len(row["nats"]) == 60 for row in rows)
     whole, *others = [sum(row["nats"]) for row in rows]
     assert whole == 0 < min(others) and len({*others}) == len(others)
+    assert all(abs(sum(tokens) - 2 * 92) < 30 for tokens in learned) and [*map(len, learned)] == [2, 2, 2]
     count = len(asked)
     stay_instruct.main()
     assert len(asked) == count == 6 and "60, 0.000 nats" in capsys.readouterr().out
