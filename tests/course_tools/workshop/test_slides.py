@@ -243,7 +243,7 @@ def test_every_slide_fits_in_a_browser_and_is_printed(page, tmp_path):
             assert slide["right"] <= slides.WIDTH + 1 and slide["bottom"] <= slides.HEIGHT + 1, (name, slide)
             assert slide["scale"] >= slides.SMALLEST and slide["height"] > 20, (name, slide)
         page.goto((index.parent / f"{name}.html").as_uri() + "?print-pdf")
-        page.wait_for_selector(".reveal-print:not(.loading-scroll-mode)", state="attached")  # all pages are laid out
+        page.wait_for_function("document.querySelectorAll('.pdf-page').length > 0")  # made all at once, behind the rest
         printed = page.pdf(prefer_css_page_size=True, print_background=True)
         assert len(re.findall(rb"/Type\s*/Page\b", printed)) == len(found), f"{name}: one page a slide"
     assert page.troubles.console == page.troubles.requests == []
