@@ -20,17 +20,13 @@ def texts_of(kind: str, split: str) -> list[str]:
     """
     if kind in ("speeches", "passages", "scenes"):
         return documents(kind, split)
-    if current_profile() == "smoke":
-        found = [f"{kind} {number} = {number} + {kind[0]}" for number in range(400)]
-    else:
-        found = _code() if kind == "code" else ["\n".join(problem) for problem in _maths()]
-    return _of_split(found, split)
+    if kind == "maths":
+        return ["\n".join(problem) for problem in problems(split)]
+    return _of_split(_code(), split)
 
 
 def problems(split: str) -> list[tuple[str, str]]:
-    """Question and answer of each problem of "maths", with the same tenth apart."""
-    if current_profile() == "smoke":
-        return [(f"What is {number} + 1?", f"{number + 1}") for number in range(400)]
+    """Question and answer of each problem of "maths"."""
     return _of_split(_maths(), split)
 
 
@@ -39,12 +35,16 @@ def _of_split(found: list, split: str) -> list:
 
 
 def _code() -> list[str]:
+    if current_profile() == "smoke":
+        return [f"code {number} = {number} + c" for number in range(400)]
     folder = assets.fetch("code")
     files = sorted(path for path in folder.rglob("*.py") if path.stat().st_size > 500)
     return [path.read_text(encoding="utf-8") for path in files]
 
 
 def _maths() -> list[tuple[str, str]]:
+    if current_profile() == "smoke":
+        return [(f"What is {number} + 1?", f"{number + 1}") for number in range(400)]
     (file,) = assets.fetch("maths").rglob("requests.jsonl.gz")
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         documents = [json.loads(line)["doc"] for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -28,7 +29,8 @@ def run_seeds(
         one_seed: gives the rows of one seed, ready for JSON.
         settings: of the experiment; written beside the rows.
         seeds: default of the command line's --seeds, how many there are.
-        work: default of --work, the folder with a JSON file for each seed that is done; they are not done again.
+        work: default of --work, the folder with a JSON file for each seed that is done; with the same settings it is
+            not done again.
         out: default of --out, the file with everything.
 
     Returns:
@@ -42,9 +44,9 @@ def run_seeds(
 
     dtype = fast_dtype(torch.device("cpu"))
     base, tokenizer = load_model("llama", dtype=dtype)
-    rows = []
+    rows, key = [], hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     for seed in tqdm(range(1, args.seeds + 1), desc="seeds"):
-        done = args.work / f"{seed}.json"
+        done = args.work / f"{seed}-{key}.json"
         if not done.exists():
             write_text(done, json.dumps(one_seed(seed, base, tokenizer, dtype), allow_nan=False))
         rows += json.loads(done.read_text(encoding="utf-8"))

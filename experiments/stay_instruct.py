@@ -1,6 +1,6 @@
 """Does a cut instruct model follow instructions again, and what has it to read for that?
 
-    python -m experiments.stay_instruct [--seeds 3] [--work build/stay_instruct] [--out FILE]
+    python -m experiments.stay_instruct [--seeds 3] [--work build/stay_instruct/seeds] [--out FILE]
 
 The embedded Llama, an instruct model, loses a fifth of its neurons. Three students learn from the whole model, in
 equally many steps of equally many tokens: from plain text (speeches and Wikipedia passages), from chats with other
@@ -32,9 +32,9 @@ from course_utils.hooks import evaluating
 from course_utils.models import variant
 from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.self_data import Prompt, find_prompts, write_answers
-from course_utils.texts import token_blocks
+from course_utils.texts import documents, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
-from experiments.five_kinds import problems, texts_of
+from experiments.five_kinds import problems
 from experiments.instructions import INSTRUCTIONS
 from experiments.seeds import run_seeds
 
@@ -51,7 +51,9 @@ def readings(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: in
         for asked, answer in problems("distillation")
     ]
     write_text(WORK / "chats.jsonl", "".join(f"{json.dumps(chat)}\n" for chat in chats))
-    plain = [json.dumps({"text": text}) for kind in ("speeches", "passages") for text in texts_of(kind, "distillation")]
+    plain = [
+        json.dumps({"text": text}) for kind in ("speeches", "passages") for text in documents(kind, "distillation")
+    ]
     write_text(WORK / "plain.jsonl", "\n".join(plain) + "\n")
     prompts = find_prompts(read_own_text([str(WORK / "chats.jsonl")]), tokenizer, ANSWERS, longest=LENGTH)
     own = write_answers(base, tokenizer, prompts, WORK / "answers", new_tokens=NEW_TOKENS, batch_size=16)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from own_command import CHAT_TEMPLATE
 from tiny import tiny_batches, tiny_model, word_tokenizer
 from tiny_pairs import make_pairs
 from transformers import AutoTokenizer, LlamaConfig
@@ -63,7 +64,7 @@ def own_chats():
 @functools.cache
 def chatting_tokenizer():
     found = copy.deepcopy(byte_tokenizer())
-    found.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    found.chat_template = CHAT_TEMPLATE
     return found
 
 

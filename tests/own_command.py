@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from course_utils.checkpoints import save_pruned
 from course_utils.models import load_model
 
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"  # what is said, a line each
 SMALL = ["--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "16", "--multiple-of", "8"]
 VERSIONS = ("whole", "whole, Q8_0", "whole, Q4_0", "random cut", "cut", "recovered")
 
@@ -27,7 +28,7 @@ def lines(path, rows):
 def write_own(folder):
     """A model that can chat, and text for it: the arguments that name them, but for --out."""
     model, tokenizer = load_model("llama")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = CHAT_TEMPLATE
     save_pruned(model, tokenizer, folder / "mine")
     (folder / "docs").mkdir()
     for number in range(5):

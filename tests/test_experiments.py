@@ -38,6 +38,7 @@ from experiments import (
     plant_twenty_biases,
     random_cuts,
     reading,
+    seeds,
     serve_in_vllm,
     sets,
     small_training,
@@ -168,6 +169,20 @@ def test_records_of_many_seeds_are_kept_in_the_package(script, monkeypatch):
     monkeypatch.setattr(script, "run_seeds", lambda *_, **options: asked.update(options) or [])
     script.main()
     assert asked["out"].startswith("course_utils/data/") and asked["work"].startswith("build/")
+
+
+def test_a_seed_is_done_again_with_other_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setattr("sys.argv", ["script"])
+    places, done = {"work": str(tmp_path / "work"), "out": str(tmp_path / "out.json")}, []
+
+    def one_seed(seed, *_):
+        done.append(seed)
+        return [{"seed": seed, "calls": len(done)}]
+
+    for steps in (3, 3, 4):
+        rows = seeds.run_seeds("for a test", one_seed, {"steps": steps}, seeds=2, **places)
+    assert done == [1, 2, 1, 2] and [row["calls"] for row in rows] == [3, 4]
 
 
 def test_optipfair_cuts_to_the_winners_parameters(tmp_path):

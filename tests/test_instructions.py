@@ -6,9 +6,10 @@ import json
 from collections import Counter
 
 import pytest
-from own_command import end_soon
+from own_command import CHAT_TEMPLATE, end_soon
 
 from course_utils import self_data
+from course_utils.batches import NOT_LEARNED
 from course_utils.models import load_model
 from experiments import seeds, stay_instruct
 from experiments.instructions import INSTRUCTIONS
@@ -60,7 +61,7 @@ def test_stay_instruct(monkeypatch, tmp_path, capsys):
 
     def chatting(name, dtype):
         model, tokenizer = load_model(name, dtype=dtype)
-        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+        tokenizer.chat_template = CHAT_TEMPLATE
         return model, tokenizer
 
     asked, generate = [], end_soon(self_data._generate)
@@ -73,7 +74,7 @@ def test_stay_instruct(monkeypatch, tmp_path, capsys):
     learned, distil = [], stay_instruct.distill
 
     def noted(*models, **settings):
-        learned.append([(batch["labels"] != -100).sum().item() for batch in models[2]])
+        learned.append([(batch["labels"] != NOT_LEARNED).sum().item() for batch in models[2]])
         return distil(*models, **settings)
 
     monkeypatch.setattr(stay_instruct, "distill", noted)
