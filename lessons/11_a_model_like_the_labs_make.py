@@ -346,6 +346,7 @@ nats = pd.DataFrame(index=versions, columns=range(DRAWS), dtype=float)
 for draw, name in itertools.product(range(DRAWS), versions):
     model = shrink(base, versions[name], scores[draw])
     nats.loc[name, draw] = perplexity(model, rows(0), batch_size=EACH).nll
+del model
 pairs = list(itertools.combinations(versions, 2))
 same = [len({*(nats.loc[a] < nats.loc[b])}) == 1 for a, b in pairs]
 used = perplexity(base, rows(0), batch_size=EACH)
@@ -393,21 +394,26 @@ from course_utils.distillation import distill
 
 STEPS, ROWS, LENGTH = 8, 2, 64
 best = versions[nats.mean(axis=1).idxmin()]
-students = {
-    f"first, {best.name}": shrink(base, best, scores[0]),
-    "random cut": shrink(base, best, scores[0].random(AXES, session.seed)),
-}
 lessons = token_blocks(tokenizer, "distillation", tokens=65_536, length=LENGTH)
 large = whole.parameters > 5e8  # then corrections alone learn
 LEARN = {"lora_rank": 16, "recompute": True} if large else {"mlps_only": True}
 LEARN |= {"lr": 2e-3 if large else 2e-4, "precision": base.dtype}
-for name, student in students.items():
+
+
+def heal(name, scored):
+    """The best version, cut by scores and healed."""
+    student = shrink(base, best, scored)
     begin = perplexity(student, rows(0), batch_size=EACH).nll
     text = lessons.sample(STEPS * ROWS, seed=session.seed).batches(ROWS)
     distill(base, student, text, steps=STEPS, seed=session.seed, **LEARN)
     cast_weights(student, base.dtype)
     end = perplexity(student, rows(0), batch_size=EACH).nll
     print(f"{name}: as cut {begin:.3f}, healed {end:.3f} nats")
+    return student
+
+
+heal("random cut", scores[0].random(AXES, session.seed))
+student = heal(f"first, {best.name}", scores[0])
 ranked = pd.DataFrame(record["ranked"])
 order = ranked.pivot(index="name", columns="seed", values="distilled_nll")
 order = (order - order.loc[order.mean(axis=1).idxmin()]).add_prefix("healed, seed ")
@@ -620,7 +626,6 @@ for question, small in record["answers"]["winner, Q8_0"].items():
 from course_utils.checkpoints import save_pruned
 
 release = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-student = next(iter(students.values()))
 folder = save_pruned(student, tokenizer, Path(release.name) / "small-llama")
 probe = tokenizer("The best way to learn is", return_tensors="pt").input_ids
 with torch.no_grad():

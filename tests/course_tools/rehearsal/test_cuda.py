@@ -47,6 +47,14 @@ def test_tied_weights_stay_tied_and_are_counted_once(card):
     assert card.ledger.alive == before
 
 
+def test_a_model_reads_in_inference_mode(card):
+    model, ids = tiny_llama().to("cuda"), torch.arange(4, device="cuda")[None]
+    with torch.no_grad():
+        expected = model(ids).logits.cpu()
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits.cpu(), expected)
+
+
 def test_a_program_may_keep_it_to_its_end():
     program = (
         "import torch; from course_tools.rehearsal.pretend_gpu import PretendGPU; PretendGPU().install();"
