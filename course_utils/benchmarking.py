@@ -17,8 +17,8 @@ from statistics import median
 import pandas as pd
 import torch
 from scipy.stats import quantile_test
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_iter
 from tqdm import tqdm
 from transformers import DynamicCache, PreTrainedModel
@@ -352,6 +352,20 @@ class _Watching(TorchDispatchMode):
         super().__init__()
         self.ledger = Ledger()
 
+    def __enter__(self) -> _Watching:
+        resize = UntypedStorage.resize_
+
+        def noted(storage: UntypedStorage, size: int) -> None:
+            resize(storage, size)
+            self.ledger.resized(storage)
+
+        UntypedStorage.resize_ = noted  # no operation: what is cut up among processes comes together in place
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        del UntypedStorage.resize_  # its base's again
+
     def __torch_dispatch__(
         self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, object] | None = None
     ) -> object:
@@ -365,7 +379,9 @@ class _Watching(TorchDispatchMode):
 
 def _cpu_tensors(values: object) -> Iterator[Tensor]:
     for tensor in tree_iter(values):
-        if isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
+        if is_traceable_wrapper_subclass(tensor):  # a part of a tensor that is cut up
+            yield from _cpu_tensors([getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]])
+        elif isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided:
             yield tensor
 
 

@@ -108,7 +108,7 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     )
     option(learning, "--light", _whole(0), 40, "steps that each finalist learns; 0: the best as cut is chosen")
     option(learning, "--steps", _whole(0), 400, "steps of recovery; 0: none, it is saved as cut")
-    option(learning, "--accumulate", _whole(1), 1, "batches a step of correction and recovery, shared by processes")
+    option(learning, "--accumulate", _whole(1), 1, "batches a step, shared by processes")
     learning.add_argument(
         "--lr",
         type=_real("a number above 0, such as 2e-4"),

@@ -77,6 +77,8 @@ def measured_once(
     name: str,
     circumstances: Mapping[str, Any],
     measure: Callable[[], Mapping[str, Any]],
+    *,
+    agree: Callable[[Any], Any] = lambda record: record,
 ) -> tuple[dict[str, Any], Path]:
     """What was measured under these circumstances: read from a JSON file, or measured now and written to it.
 
@@ -85,6 +87,7 @@ def measured_once(
         name: the file's, as far as a reader wants to know it; a digest of the circumstances comes behind.
         circumstances: all that decides what is measured, as JSON can hold it.
         measure: does so, for minutes perhaps; what it gives can be held by JSON, too.
+        agree: gives what all who measure together go by, of what each of them has (None: nothing yet).
 
     Returns:
         The record, with its "circumstances", and its file.
@@ -96,10 +99,9 @@ def measured_once(
     """
     key = hashlib.sha256(json.dumps(circumstances, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(folder) / f"{name}-{key}.json"
-    if path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record.get("circumstances") == circumstances:
-            return record, path
-    record = {**measure(), "circumstances": circumstances}
-    write_json(path, record)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    record = agree(found if found.get("circumstances") == circumstances else None)
+    if record is None:
+        record = agree({**measure(), "circumstances": circumstances})
+        write_json(path, record)
     return record, path

@@ -7,7 +7,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 
 @dataclass
@@ -35,28 +35,41 @@ class Ledger:
 
     def come(self, tensor: Tensor) -> Stored | None:
         """Count a tensor's storage, and return it; None where it is known."""
+        storage = tensor.untyped_storage()
         with self.lock:
-            new = self.was_there(tensor)
-            if new is not None:
-                self.alive += new.size
-                self.peak = max(self.peak, self.alive)
+            if self._known(storage):
+                return None
+            new = self._know(storage)
+            self.alive += new.size
+            self.peak = max(self.peak, self.alive)
             return new
 
     def was_there(self, tensor: Tensor) -> Stored | None:
         """Know a tensor's storage from before the count: its bytes count only when they go. None where it is known."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
         with self.lock:
-            known = self.stored.get(key)
-            if known is not None and known.reference() is storage:
-                return None
-            new = Stored(size, weakref.ref(storage, functools.partial(self._go, key, size)))
-            self.stored[key] = new
-            return new
+            return None if self._known(storage) else self._know(storage)
+
+    def resized(self, storage: UntypedStorage) -> None:
+        """A storage has grown or shrunk in place, as training does that is cut up among processes."""
+        with self.lock:
+            known = self._known(storage)
+            if known is not None:
+                self.alive += self._know(storage).size - known.size  # with the old reference its farewell is gone
+                self.peak = max(self.peak, self.alive)
 
     def forget_peak(self) -> None:
         """The peak begins anew, with what is alive."""
         self.peak = self.alive
+
+    def _known(self, storage: UntypedStorage) -> Stored | None:
+        known = self.stored.get(storage._cdata)
+        return known if known is not None and known.reference() is storage else None
+
+    def _know(self, storage: UntypedStorage) -> Stored:
+        key, size = storage._cdata, storage.nbytes()
+        self.stored[key] = Stored(size, weakref.ref(storage, functools.partial(self._go, key, size)))
+        return self.stored[key]
 
     def _go(self, key: int, size: int, reference: weakref.ref) -> None:
         with self.lock:

@@ -6,10 +6,11 @@ Students: 40 % of the MLP neurons are gone, by activation, by peak-to-peak, at r
 tokens (``healing.refit``), or trained over 8, 33 and 131 thousand, or solved over the first of them and then trained,
 or trained for longer than the solve and the shortest training take. Training is distillation of the MLPs (forward KL).
 The well cut student also learns from text alone (cross-entropy), and through LoRA; each of the four ways has a rate
-that was chosen for it. Every length is a run with a schedule of its own. Two other seeds, which choose the text and its
-order, at 33 thousand; one run of 612 thousand. All learn from speeches' distillation split alone and are judged on
-other speeches and on wiki; rates are chosen on rows of a third split. Trained in bfloat16 arithmetic, judged in float32 and bfloat16; LAMBADA of
-some, a thousand passages, in bfloat16. Two to four hours on two cores; killed, it goes on.
+that was chosen for it. Every length is a run with a schedule of its own; one of 612 thousand tokens is solved first.
+Two other seeds, which choose the text and its order, at 33 thousand. All learn from speeches' distillation split alone
+and are judged on other speeches and on wiki; rates are chosen on rows of a third split. Trained in bfloat16 arithmetic,
+judged in float32 and bfloat16; LAMBADA of some, a thousand passages, in bfloat16. Three to five hours on two cores;
+killed, it goes on.
 """
 
 from __future__ import annotations

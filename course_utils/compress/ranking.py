@@ -23,6 +23,7 @@ from course_utils.batches import Batch, read_batches, rows_of, text_of
 from course_utils.compress.scores import Importance
 from course_utils.compress.search import Candidate, shrink
 from course_utils.distillation import Recipe, distill
+from course_utils.distillation.processes import first_says
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
 from course_utils.evaluation import perplexity
 from course_utils.files import measured_once
@@ -47,7 +48,8 @@ def rank(
 
     Nothing here may see what the final model is evaluated on: token blocks of the evaluation split are refused (bare
     mappings don't say where they come from). Every candidate learns from the same teacher, the same text in the same
-    order, by the same recipe.
+    order, by the same recipe; where several processes call this, each learns in all of them (``distill``), and what the
+    first one measured is what counts.
 
     Args:
         model: the whole model: what is cut, and the teacher. It is not changed.
@@ -122,7 +124,9 @@ class _Work:
         row = asdict(candidate) | {"nll": record["judged"]["nll"]}
         if self._learned:
             name = f"{candidate.name}-distilled"
-            record, path = measured_once(self._folder, name, self._as_distilled, lambda: self._distil(candidate))
+            record, path = measured_once(
+                self._folder, name, self._as_distilled, lambda: self._distil(candidate), agree=first_says
+            )
             row |= {"distilled_nll": record["judged"]["nll"], "distilled_tokens": record["distilling"]["tokens"]}
         return row | {"record": path.name}
 

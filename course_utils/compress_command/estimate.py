@@ -35,19 +35,37 @@ class Needed:
         )
 
 
-def estimate(model: PreTrainedModel, found: list[Candidate], args: argparse.Namespace, *, processes: int = 1) -> Needed:
-    """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do."""
+def estimate(
+    model: PreTrainedModel,
+    found: list[Candidate],
+    args: argparse.Namespace,
+    *,
+    processes: int = 1,
+    sharded: bool = False,
+) -> Needed:
+    """Memory is counted from shapes; time is that of forward passes on this machine, times what there is to do.
+
+    Args:
+        model: the whole one.
+        found: versions of it that fit the budget.
+        args: of the command.
+        processes: that share what is learned.
+        sharded: whether what learns is cut up among them.
+    """
     largest = max(found, key=lambda candidate: candidate.parameters)
     learning = model if args.correction else outline_of(model, largest)
     whole, recipe = outline(model.config).to(model.dtype), recipe_for(1, args, accumulate=args.accumulate // processes)
-    plan = memory_plan(whole, outline(learning.config), recipe, rows=args.rows, length=args.length)
+    shares, narrow = processes if sharded else 1, outline(learning.config)
+    plan = memory_plan(whole, narrow, recipe, rows=args.rows, length=args.length, processes=shares)
+    if args.light:  # what it thinks of all text is asked before, and it stays
+        plan["teacher"] = model_size(model).bytes
     if args.teacher == "disk" and not (args.correction or args.light):
         plan["teacher"] = 0  # only to cut does it have to be there
     share = largest.parameters / model_size(model).parameters
     # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
     each = 1 + 3 * share
-    searching = len(found) * 16 / args.rows + min(args.finalists, len(found)) * args.light * each
-    learning_steps = args.correction * 3 + args.steps * each
+    searching = len(found) * 16 / args.rows
+    learning_steps = args.correction * 3 + (min(args.finalists, len(found)) * args.light + args.steps) * each
     learns = args.correction or args.light or args.steps
     size = sum(plan.values()) if learns else plan["teacher"] + plan["student"]
     passes = _timed(model, args)

@@ -1,8 +1,8 @@
 """The run of ``compress``: check, score, search, recover, judge, save; what is done already is taken up.
 
-Under ``accelerate launch`` the processes share the teacher's correction and the recovery; the first one scores,
-searches, saves and judges for all, in a folder that all of them see, and makes rows of text and answers there. The
-model is that of a single process up to rounding, and either may go on where the other stopped.
+Under ``accelerate launch`` the processes share all that learns: the corrected teacher, finalists and the winner. The
+first one scores, judges versions as cut, and saves for all, in a folder that all of them see, and makes rows of text
+and answers there. The model is that of a single process up to rounding, and either may go on where the other stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
-from accelerate.utils import disable_fsdp_ram_efficient_loading
+from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.abilities import ABILITIES, Baseline, damage_profile
@@ -104,7 +104,8 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         *(text_told(own, args) if own else []),
     ]:
         say(line)
-    needed = estimate(model, candidates, args, processes=launch.num_processes)
+    sharded = launch.distributed_type == DistributedType.FSDP
+    needed = estimate(model, candidates, args, processes=launch.num_processes, sharded=sharded)
     say(str(needed))
     report: dict[str, Any] = {
         "model": base or "a local model",
@@ -140,8 +141,9 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         if not stored.exists():
             importance(model, text.scored()).save(stored)
         scores = Importance.load(stored)
-        winner, ranking = _search(model, candidates, scores, text, folder / "search", args)
-    say(ranking)
+        ranking = rank(model, candidates, scores, text.choosing, folder=folder / "search")
+    winner, told = _best(ranking, model, scores, text, folder / "search", args)
+    say(told)
 
     student = shrink(model, winner, scores)
     if launch.is_main_process:
@@ -226,21 +228,23 @@ def _corrected(model: PreTrainedModel, text: Text, args: argparse.Namespace) -> 
     return teacher
 
 
-def _search(
+def _best(
+    ranking: pd.DataFrame,
     model: PreTrainedModel,
-    found: list[Candidate],
-    kept: Importance,
+    scores: Importance,
     text: Text,
     folder: Path,
     args: argparse.Namespace,
 ) -> tuple[Candidate, str]:
     """The version that is best after light distillation, and the ranking as a table; every record is kept."""
-    ranking = rank(model, found, kept, text.choosing, folder=folder)
     shown = ["blocks", "hidden", "groups", "neurons", "parameters", "nll"]
     if args.light:
-        best = _candidates_in(ranking.head(args.finalists))
-        light, train = recipe_for(args.light, args), text.learned(args.light)
-        ranking = rank(model, best, kept, text.choosing, folder=folder, train=train, recipe=light)
+        finalists = _candidates_in(ranking.head(args.finalists))
+        light, train = (
+            recipe_for(args.light, args, accumulate=args.accumulate),
+            text.for_all(args.light * args.accumulate),
+        )
+        ranking = rank(model, finalists, scores, text.choosing, folder=folder, train=train, recipe=light)
         shown.append("distilled_nll")
     (winner,) = _candidates_in(ranking.head(1))
     return winner, ranking[shown].to_string(index=False)

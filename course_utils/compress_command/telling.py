@@ -39,12 +39,10 @@ def planned(found: int, args: argparse.Namespace, processes: int) -> list[str]:
     steps = ", ".join(words for words, count in stages.items() if count)
     if not steps:
         return [f"Nothing is learned: the best version as cut is saved, in {args.dtype}."]
-    shared = " and ".join(name for name, count in (("correction", args.correction), ("recovery", args.steps)) if count)
-    batches = (
-        f"; {args.accumulate} such batches a step of {shared}, shared by {processes} process(es)" if shared else ""
-    )
+    batches = f"{args.accumulate} batch{'es' if args.accumulate > 1 else ''} of {args.rows} x {args.length} tokens"
+    shared = f", shared by {processes} processes" if processes > 1 else ""
     return [
-        f"Steps: {steps}, of {args.rows} x {args.length} tokens{batches}.",
+        f"Steps: {steps}, each of {batches}{shared}.",
         f"Learning: {LEARNING[args.recover]}, with the model in {args.dtype}, the teacher "
         f"{'on disk in the recovery' if args.teacher == 'disk' else 'in memory'}, activations "
         f"{'computed twice' if args.recompute else 'kept'}, a rate of {args.lr:g}.",

@@ -47,7 +47,7 @@ class Text:
             size = {"tokens": count * args.length, "length": args.length}
             return token_blocks(tokenizer, split, domain=domain, seed=seed, **size)
 
-        learned = args.rows * max(args.accumulate * max(args.steps, args.correction), args.light)
+        learned = args.rows * args.accumulate * max(args.steps, args.correction, args.light)
         try:
             calibration = rows("calibration", _CALIBRATION).sample(_CALIBRATION, args.seed)
             batches = rows("distillation", learned, args.domain).batches(args.rows) if learned else []

@@ -10,6 +10,7 @@ The models have shapes but no content (PyTorch's meta device), so nothing is nee
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -68,8 +69,9 @@ def memory_plan(
     rows: int,
     length: int,
     teacher_states: bool = False,
+    processes: int = 1,
 ) -> dict[str, float]:
-    """Bytes that a distillation holds at its worst moment, part by part; an upper bound.
+    """Bytes that a distillation holds in a process at its worst moment, part by part; an upper bound.
 
     Args:
         teacher: of ``outline``, in the dtype that it is held in: ``outline(config).to(torch.bfloat16)`` counts half.
@@ -78,16 +80,17 @@ def memory_plan(
         rows: of a batch.
         length: of a row.
         teacher_states: the teacher's states are known (``remember_teacher``), so that its head alone is in memory.
+        processes: that both models are cut up among (FSDP2), 1 where the process holds them whole.
 
     Returns:
         name of the part -> bytes: teacher, student, gradients, AdamW, head, chunk, activations; in bfloat16 also what
-        autocast's copies of float32 weights add.
+        autocast's copies of float32 weights add, and with several processes what comes together of what is cut up.
 
     Raises:
-        ValueError: a size isn't a whole number, or ``rows`` or ``length`` is below 1.
+        ValueError: a size isn't a whole number, or ``rows``, ``length`` or ``processes`` is below 1.
         UnsupportedArchitecture: the student is a mixture of experts.
     """
-    for name, number in {"rows": rows, "length": length}.items():
+    for name, number in {"rows": rows, "length": length, "processes": processes}.items():
         checks.whole_number(name, number, least=1)
     student = copy.deepcopy(student)  # shapes alone
     parts = describe(student)
@@ -109,7 +112,7 @@ def memory_plan(
         activations = activations / parts.num_blocks + parts.num_blocks * rows * length * parts.hidden_size * 4
     head_learns = (embedding if tied else parts.head.weight).requires_grad
     plan = {
-        "teacher": sum(weight.nbytes for weight in asked),
+        "teacher": _bytes(asked),
         "student": 4 * student.num_parameters(),
         "gradients": 4 * numbers,
         "AdamW": 8 * numbers,  # two averages
@@ -121,7 +124,22 @@ def memory_plan(
         copied = 2 * _copied(parts, recipe)
         # A gradient comes when its weight's copy has gone, but for those of the batches before.
         plan["copies"] = copied if recipe.accumulate > 1 else max(0, copied - plan["gradients"])
+    if processes > 1:
+        blocks = [] if teacher_states else [_bytes(block.parameters()) for block in describe(teacher).blocks]
+        plan["teacher"] -= (1 - 1 / processes) * sum(blocks)  # what stands outside stays whole
+        for name in ("student", "gradients", "AdamW"):
+            plan[name] /= processes
+        inside = {id(weight) for weight in parts.blocks.parameters()}
+        outside = [weight for weight in student.parameters() if id(weight) not in inside]
+        gradients = _bytes(weight for weight in outside if weight.requires_grad)
+        # A block with its gradient, and that once more on its way to the others; or the gradients of all else.
+        comes = max(gradients, *blocks, *(3 * _bytes(block.parameters()) for block in parts.blocks))
+        plan["together"] = _bytes(outside) + comes
     return plan
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _copied(student: Architecture, recipe: Recipe) -> int:

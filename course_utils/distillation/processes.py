@@ -10,21 +10,28 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed import is_available
+from torch.distributed import is_initialized as is_joined
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from course_utils.architectures import Architecture
+from course_utils.architectures import Architecture, describe
 from course_utils.batches import Batch
 from course_utils.models import identity
+
+T = TypeVar("T")
 
 _ALONE = ContextVar("alone", default=False)
 
@@ -40,6 +47,14 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _ALONE.reset(token)
+
+
+def first_says(value: T) -> T:
+    """What the first process has, for all of them, which must all call this; its own for one that works by itself."""
+    if _ALONE.get() or not (is_available() and is_joined()):
+        return value
+    (said,) = broadcast_object_list([value])
+    return said
 
 
 class Alone:
@@ -62,6 +77,11 @@ class Alone:
     def trained(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
         """The model to train: the student, or what becomes the student where all goes well."""
         yield student
+
+    @contextmanager
+    def asked(self, teacher: T) -> Iterator[T]:
+        """Who is asked: the teacher, or a copy of the model that it is."""
+        yield teacher
 
     def prepare(
         self, student: Architecture, loss: Callable[[Architecture, Batch], Tensor], optimizer: Optimizer
@@ -105,20 +125,30 @@ class Together(Alone):
 
     @contextmanager
     def trained(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
-        """The student, or a copy where its weights are going to be cut up for good; meanwhile it's in main memory."""
+        """The student, or a copy where its weights are going to be cut up for good."""
         if self.is_sharded:
-            device, model = student.device, copy.deepcopy(student)
-            student.to("cpu")
-            try:
+            with _copied_in_main_memory(student) as model:
                 yield model
                 with torch.no_grad():
                     for weight, learned in zip(student.parameters(), model.parameters(), strict=True):
                         weight.copy_(full_tensor(learned))
-            finally:
-                student.to(device).eval()
+            student.eval()
         else:
             yield student
         self._accelerator.wait_for_everyone()
+
+    @contextmanager
+    def asked(self, teacher: T) -> Iterator[T]:
+        """The teacher, or a copy whose blocks are cut up; what stands outside of them is small, and stays whole."""
+        if not (self.is_sharded and isinstance(teacher, PreTrainedModel)):
+            yield teacher
+            return
+        device = self._accelerator.device
+        mesh = init_device_mesh(device.type, (self.count,))
+        with _copied_in_main_memory(teacher) as model:
+            for block in describe(model).blocks:
+                fully_shard(block, mesh=mesh, reshard_after_forward=True)
+            yield model.to(device)
 
     def prepare(
         self, student: Architecture, loss: Callable[[Architecture, Batch], Tensor], optimizer: Optimizer
@@ -128,10 +158,14 @@ class Together(Alone):
         return self._model, optimizer
 
     def share(self, batches: Sequence[Batch]) -> Iterator[Batch]:
-        """Hand out this process's batches of a step; in the last one's backward pass gradients are added up."""
+        """Hand out this process's batches of a step.
+
+        Whole gradients are added up in the last one's backward pass. Those of a student that is cut up, in each: until
+        then they'd be whole in every process.
+        """
         *others, last = batches[self.index :: self.count]
         for batch in others:
-            with self._accelerator.no_sync(self._model):
+            with nullcontext() if self.is_sharded else self._accelerator.no_sync(self._model):
                 yield batch
         yield last
 
@@ -155,6 +189,16 @@ class Together(Alone):
         return total
 
 
+@contextmanager
+def _copied_in_main_memory(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """A copy to cut up, there, so that no card ever holds a model twice, or more than a block that isn't cut up yet."""
+    device = model.device
+    try:
+        yield copy.deepcopy(model.to("cpu"))
+    finally:
+        model.to(device)
+
+
 class _StudentWithLoss(nn.Module):
     """So that a wrapper (data-parallel, sharded) sees one forward."""
 
@@ -171,7 +215,7 @@ class _StudentWithLoss(nn.Module):
         return self._loss(self._architecture, batch)
 
 
-def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedModel | None) -> Alone:
+def take_part(accumulate: int, student: PreTrainedModel, teacher: object) -> Alone:
     """Join the other processes, if there are any. Each has a device that accelerate chose; the models move there.
 
     A single process stays where its models are: accelerate would put all runs of a process on the device of the first.
@@ -179,7 +223,7 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
     Args:
         accumulate: batches a step.
         student: may differ among the processes; all of them train the first one's.
-        teacher: must be the same everywhere; None where it isn't in memory.
+        teacher: must be the same everywhere, where it is a model.
 
     Raises:
         ValueError: a launch that isn't supported, ``accumulate`` batches that can't be shared equally, or a teacher
@@ -207,12 +251,13 @@ def take_part(accumulate: int, student: PreTrainedModel, teacher: PreTrainedMode
             f"'accumulate' ({accumulate}) must be a multiple of the number of processes ({accelerator.num_processes}), "
             "so that each has the same number of batches in every step."
         )
-    if teacher is not None and len(set(gather_object([identity(teacher)]))) > 1:
+    models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
+    if len({*gather_object([identity(model) for model in models[1:]])}) > 1:
         raise ValueError(
             "The teacher isn't the same in all processes: each must load, or make, the same weights. A sharded launch "
             "may load them in the first process alone; --fsdp_cpu_ram_efficient_loading false makes all do it."
         )
-    for model in [student] if teacher is None else [student, teacher]:
+    for model in models:
         model.to(accelerator.device)
     return Together(accelerator)
 

@@ -60,8 +60,8 @@ def distill(
     before training, or as Ctrl-C left it.
 
     Under ``accelerate launch`` each step's batches are shared among the processes; with ``--multi_gpu`` each holds all,
-    with ``--use_fsdp --fsdp_version 2`` the student being trained is cut up among them (then Ctrl-C doesn't save, and
-    each process keeps the student from before in main memory).
+    with ``--use_fsdp --fsdp_version 2`` both models are cut up among them while the student learns (then Ctrl-C doesn't
+    save, and each process keeps them as they were in main memory).
 
     Args:
         teacher: in any dtype; it is not trained. Or what it thinks of all text, kept by ``remember_teacher``, or its
@@ -88,8 +88,7 @@ def distill(
     """
     recipe = with_settings(recipe, settings)
     _refuse_other_words(teacher, student)
-    asked = teacher if isinstance(teacher, PreTrainedModel) else None  # while the student learns
-    processes = take_part(recipe.accumulate, student, asked)
+    processes = take_part(recipe.accumulate, student, teacher)
     reading: dict[str, Any] = {"vocab_size": describe(student).vocab_size, "device": student.device}
     train = Batches(batches, **reading)
     held_out = [] if validation is None else Batches(validation, **reading)
@@ -104,10 +103,15 @@ def distill(
         raise ValueError("'lora_rank' must be 0 where the student is cut up among processes (--use_fsdp).")
     architecture = describe(student)  # by itself: adapters would hide its parts
     _own_weights(recipe, student)
-    with processes.trained(student) as model, adapters(recipe, model), _learning(recipe, model, asked):
+    with (
+        processes.trained(student) as model,
+        processes.asked(teacher) as asked,
+        adapters(recipe, model),
+        _learning(recipe, model, asked),
+    ):
         optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr, betas=_BETAS, fused=True)
         parts = replace(architecture, model=model)
-        loss_of, optimizer = processes.prepare(parts, _loss_of(recipe, teacher), optimizer)
+        loss_of, optimizer = processes.prepare(parts, _loss_of(recipe, asked), optimizer)
         checkpoint = Checkpoint(checkpoint_dir, run, model, optimizer, write=processes.is_first)
         history = History(**checkpoint.restore())
         _train(recipe, model, loss_of, optimizer, train, held_out, history, checkpoint, processes)
@@ -246,12 +250,14 @@ def _own_weights(recipe: Recipe, student: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _learning(recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel | None) -> Iterator[None]:
+def _learning(
+    recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel | TeacherStates | TeacherCache
+) -> Iterator[None]:
     """The student learns, the teacher doesn't; afterwards both are in eval mode, and weights train as before."""
-    models = [student] if teacher is None else [student, teacher]
+    models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
     wanted = {weight: weight.requires_grad for model in models for weight in model.parameters()}
-    if teacher is not None:
-        teacher.eval().requires_grad_(False)
+    for model in models[1:]:
+        model.eval().requires_grad_(False)
     student.train().requires_grad_(False)
     for weight in weights_that_learn(recipe, student):
         weight.requires_grad_(True)

@@ -30,3 +30,14 @@ def test_what_was_there_before_counts_only_when_it_goes():
     newer = torch.zeros(1000)
     ledger.come(newer)
     assert (ledger.alive, ledger.peak) == (0, 0)
+
+
+def test_a_storage_that_shrinks_and_grows_again():
+    ledger, tensor = Ledger(), torch.zeros(1000)
+    ledger.come(tensor)
+    for size in (0, 8000, 400):
+        tensor.untyped_storage().resize_(size)
+        ledger.resized(tensor.untyped_storage())
+        assert ledger.alive == size
+    del tensor
+    assert (ledger.alive, ledger.peak, ledger.stored) == (0, 8000, {})

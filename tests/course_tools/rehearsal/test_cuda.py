@@ -26,6 +26,7 @@ def test_a_program_sees_a_t4(card):
     held = torch.zeros(1000, device=device)
     assert torch.cuda.mem_get_info() == (free - 4000, total) and total == card.ledger.card.memory
     assert (held.device, held.is_cuda, held.cpu().is_cuda) == (torch.device("cuda", 0), True, False)
+    torch.accelerator.synchronize()
     assert repr(held[:2]) == "tensor([0., 0.], device='cuda:0')"
     with pytest.raises(TypeError, match=r"can't convert cuda:0 device type tensor to numpy"):
         held.numpy()

@@ -61,6 +61,12 @@ def test_what_makes_it_fit_is_counted():
     cut_at_once = estimate(model, version, _args(teacher="disk", light=0)).bytes
     assert searching == all_weights and all_weights - cut_at_once == teacher
     assert estimate(model, version, _args(recompute=True)).bytes < all_weights
+    shared = {"processes": 2, "sharded": True}
+    two_batches = _args(accumulate=2, light=0)
+    cut_up = estimate(model, version, two_batches, **shared).bytes
+    assert cut_up < 0.75 * estimate(model, version, two_batches, processes=2).bytes
+    with_search = estimate(model, version, _args(accumulate=2), **shared).bytes
+    assert cut_up < with_search < cut_up + teacher, "finalists ask a whole model"
 
 
 def test_an_estimate_says_how_far_its_passes_lie_apart():

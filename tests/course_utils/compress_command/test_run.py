@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from course_utils import abilities, command_line, engine, rivals, self_data
 from course_utils.assets import AssetError
 from course_utils.checkpoints import save_pruned
-from course_utils.compress import Candidate
+from course_utils.compress import Candidate, ranking
 from course_utils.compress_command import run
 from course_utils.distillation import training
 from course_utils.models import load_model
@@ -130,7 +130,7 @@ OWN_WAYS = {"text": ["--correction", "2"], "answers": ["--self-data", "5", "--le
 
 def in_several(folder):
     """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
-    scoring, rank = run.importance, PartialState(cpu=True).process_index
+    scoring, learning, rank = run.importance, ranking.distill, PartialState(cpu=True).process_index
     run.timed = untimed
     making, answering = OwnText._mixed, self_data._generate
     own = json.loads(Path(folder, "own.json").read_text())
@@ -160,7 +160,12 @@ def in_several(folder):
                 file.write("once")
             return scoring(*args)
 
-        run.importance = noted
+        def learned(*args, here=here):
+            with (here / f"finalists of {rank}").open("a") as file:
+                file.write("one ")
+            return learning(*args)
+
+        run.importance, ranking.distill = noted, learned
         assert command_line.main([*BOTH, "--out", str(here / "refused"), "--accumulate", "3"]) == 1
         assert command_line.main([*BOTH, "--out", str(here / "several")]) == 0
 
@@ -192,6 +197,10 @@ def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatc
     for a, b in zip(several.parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     assert [(path.name, path.read_text()) for path in here.glob("scored by *")] == [("scored by 0", "once")]
+    assert {path.name: path.read_text() for path in here.glob("finalists of *")} == {
+        "finalists of 0": "one one ",
+        "finalists of 1": "one one ",
+    }
     assert not (here / "refused").exists()
 
     # What several have done, one needn't do again.
@@ -233,7 +242,7 @@ def test_the_launch_that_the_help_shows(capsys):
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "8 such batches a step" in done.stdout
+    assert "each of 8 batches of" in done.stdout
 
 
 def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):

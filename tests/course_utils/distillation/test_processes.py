@@ -12,10 +12,13 @@ from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from programs import in_two_processes, shard_by_hand
 from tiny import tiny_batches, tiny_model
 from tiny_distillation import BATCHES, HELD_OUT, interrupt, losses, pair
-from transformers import AutoModelForCausalLM
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from course_utils import benchmarking
 from course_utils.attention import bypass_attention
-from course_utils.distillation import distill, processes, training
+from course_utils.distillation import Recipe, distill, processes, training
+from course_utils.distillation.memory import memory_plan, outline
 from course_utils.width import neuron_importance, prune_neurons
 
 SHARED = {"steps": 5, "lr": 1e-3, "accumulate": 4, "validation": tiny_batches(rows=6, seed=9), "validate_every": 5}
@@ -123,6 +126,52 @@ def sharded(folder):
         outcome(teacher, student)
     training._batches_of = batches_of
     results["failed"] = [torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)]
+    results["memory"] = planned_and_held()
+    return results
+
+
+PLANNED = [
+    {"learns": learns, "tied": tied, "precision": precision}
+    for learns in ({}, {"recompute": True}, {"mlps_only": True})
+    for tied, precision in ((True, torch.bfloat16), (False, torch.float32))
+]
+
+
+def planned_and_held():
+    """Bytes of ``PLANNED``, by the plan and counted in this process while it trains."""
+    training_loop, loss_of, both = training._train, training._loss_of, {}
+
+    def asked(recipe, teacher):
+        both["teacher"] = teacher
+        return loss_of(recipe, teacher)
+
+    def counted(recipe, model, *rest):
+        watching = benchmarking._Watching()
+        for part in (model, both["teacher"]):
+            for tensor in (*part.parameters(), *part.buffers()):
+                watching.ledger.come(tensor.to_local() if isinstance(tensor, DTensor) else tensor)
+        watching.ledger.was_there = watching.ledger.come  # all else is new
+        with watching:
+            training_loop(recipe, model, *rest)
+        both["held"] = watching.ledger.peak
+
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_loss_of", asked)
+        patch.setattr(training, "_train", counted)
+        for case in PLANNED:
+            config = LlamaConfig(
+                vocab_size=1024, hidden_size=192, intermediate_size=512, num_hidden_layers=12, num_attention_heads=6,
+                num_key_value_heads=2, tie_word_embeddings=case["tied"],
+            )  # fmt: skip
+            torch.manual_seed(0)
+            teacher, student = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+            settings = {"steps": 2, "lr": 1e-4, "precision": case["precision"], **case["learns"]}
+            each = Recipe(accumulate=2, **settings)  # of the four batches of a step
+            plan = memory_plan(outline(config), outline(config), each, rows=1, length=32, processes=2)
+            text = [{"input_ids": torch.arange(32)[None] + start} for start in range(4)]
+            distill(teacher, student, text, accumulate=4, **settings)
+            results.append((sum(plan.values()), both["held"]))
     return results
 
 
@@ -141,6 +190,8 @@ def test_sharded_processes_equal_one(outcomes, folder):
         check_equal(given[name], outcome(*models(**shape), **settings))
     assert all(given["failed"])
     check_equal(given["resumed"], outcome(*uneven()))
+    for case, (planned, held) in zip(PLANNED, given["memory"], strict=True):
+        assert 0.9 * planned < held <= planned, (case, planned, held)
     # The checkpoint is everybody's: one process goes on with it.
     alone = outcome(*uneven(), checkpoint_dir=folder / "resumed")
     check_equal(alone, given["resumed"])
