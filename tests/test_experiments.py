@@ -473,7 +473,8 @@ def test_trace_the_pronoun(monkeypatch, tmp_path):
 
 
 def test_heal(monkeypatch, tmp_path):
-    small = {"STEPS": (1, 3, 4), "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1, "PASSAGES": 3}
+    small = {"STEPS": (1, 3, 4), "LONG": 6, "IN_ITS_TIME": 2, "POOL": 10, "LENGTH": 16, "ROWS": 2, "SOLVED": 1}
+    small["PASSAGES"] = 3
     in_three_blocks(monkeypatch)
     frame = in_small(heal, monkeypatch, tmp_path, **small)
     place = ["criterion", "edit", "steps", "seed", "dtype", "text"]
@@ -490,7 +491,8 @@ def test_heal(monkeypatch, tmp_path):
 def test_the_last_run_goes_on_where_it_was_or_begins_anew(monkeypatch, tmp_path):
     """Killed in the middle; on a machine that rounds otherwise the beginning doesn't fit, and is made again."""
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    for name, value in {"STEPS": (1, 2, 3), "POOL": 8, "LENGTH": 16, "ROWS": 2, "SOLVED": 1}.items():
+    few = {"STEPS": (1, 2, 3), "LONG": 4, "IN_ITS_TIME": 2}
+    for name, value in {**few, "POOL": 8, "LENGTH": 16, "ROWS": 2, "SOLVED": 1}.items():
         monkeypatch.setattr(heal, name, value)
     run = heal.Run("activation", True, "KL", 3, 0, 1e-3)
     expected = heal.Clinic(tmp_path / "a").trained(run)

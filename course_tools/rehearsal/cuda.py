@@ -105,7 +105,7 @@ def _patches(ledger: Ledger) -> Iterator[Any]:
         yield mock.patch.object(torch.cuda, name, answer)
     # A torch that is built for CUDA would ask the driver for its stream.
     yield mock.patch.object(torch.accelerator, "current_accelerator", return_value=None)
-    yield mock.patch.object(torch.accelerator, "synchronize", lambda device=None: None)
+    yield mock.patch.object(torch.accelerator, "synchronize", return_value=None)
     # A tensor around another one can't be made in inference mode from views of earlier ones; its bytes are the same.
     yield mock.patch.object(torch, "inference_mode", torch.no_grad)
     yield mock.patch.object(nn.Module, "_apply", _tied(nn.Module._apply))
