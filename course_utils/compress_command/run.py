@@ -240,10 +240,8 @@ def _best(
     shown = ["blocks", "hidden", "groups", "neurons", "parameters", "nll"]
     if args.light:
         finalists = _candidates_in(ranking.head(args.finalists))
-        light, train = (
-            recipe_for(args.light, args, accumulate=args.accumulate),
-            text.for_all(args.light * args.accumulate),
-        )
+        light = recipe_for(args.light, args, accumulate=args.accumulate)
+        train = text.for_all(args.light * args.accumulate)
         ranking = rank(model, finalists, scores, text.choosing, folder=folder, train=train, recipe=light)
         shown.append("distilled_nll")
     (winner,) = _candidates_in(ranking.head(1))

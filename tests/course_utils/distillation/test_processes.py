@@ -131,9 +131,9 @@ def sharded(folder):
 
 
 PLANNED = [
-    {"learns": learns, "tied": tied, "precision": precision}
-    for learns in ({}, {"recompute": True}, {"mlps_only": True})
-    for tied, precision in ((True, torch.bfloat16), (False, torch.float32))
+    {"learns": {}, "tied": True, "precision": torch.bfloat16},
+    {"learns": {"recompute": True}, "tied": False, "precision": torch.float32},
+    {"learns": {"mlps_only": True}, "tied": False, "precision": torch.bfloat16},
 ]
 
 
