@@ -353,7 +353,7 @@ class _Watching(TorchDispatchMode):
         self.ledger = Ledger()
 
     def __enter__(self) -> _Watching:
-        resize = UntypedStorage.resize_
+        self._resize = resize = UntypedStorage.resize_
 
         def noted(storage: UntypedStorage, size: int) -> None:
             resize(storage, size)
@@ -364,7 +364,7 @@ class _Watching(TorchDispatchMode):
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        del UntypedStorage.resize_  # its base's again
+        UntypedStorage.resize_ = self._resize  # torch's, or that of one who watches around this one
 
     def __torch_dispatch__(
         self, function: Callable, types: object, args: tuple = (), kwargs: dict[str, object] | None = None

@@ -461,7 +461,7 @@ check_lora(Lora)
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# None here: 1.64 s beside 1.28 s. Forward and backward pass still go through every matrix, and through the corrections.
+# It isn't, here: 1.64 s beside 1.28 s. Forward and backward pass still go through every matrix, and through the corrections.
 #
 # </details>
 
@@ -512,9 +512,9 @@ bill.round(2)
 #
 # ## What a token buys
 #
-# The record trains with 1,024 tokens a step, for 8, 32 or 128 steps, once for 598, each length with a schedule of its own. The solve reads the first
-# 8,192 of the same tokens. Each way to heal has the best of three or four learning rates, chosen for the well cut student at 33 thousand
-# tokens, on rows that nothing else uses.
+# The record trains with 1,024 tokens a step, for 8, 32 or 128 steps, once for 598, each length with a schedule of its own. The solve reads
+# the first 8,192 of the same tokens. Each way to heal has the best of three or four learning rates, chosen for the well cut student at 33
+# thousand tokens, on rows that nothing else uses.
 #
 # **Predict before you read.** What is the teacher worth, beside the text alone, on speeches and on wiki?
 #

@@ -132,7 +132,6 @@ class Together(Alone):
                 with torch.no_grad():
                     for weight, learned in zip(student.parameters(), model.parameters(), strict=True):
                         weight.copy_(full_tensor(learned))
-            student.eval()
         else:
             yield student
         self._accelerator.wait_for_everyone()
@@ -191,12 +190,15 @@ class Together(Alone):
 
 @contextmanager
 def _copied_in_main_memory(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """A copy to cut up, there, so that no card ever holds a model twice, or more than a block that isn't cut up yet."""
+    """A copy to cut up, there, so that no card ever holds a model twice, or more than a block that isn't cut up yet.
+
+    Afterwards the model is where it was, in eval mode.
+    """
     device = model.device
     try:
         yield copy.deepcopy(model.to("cpu"))
     finally:
-        model.to(device)
+        model.to(device).eval()
 
 
 class _StudentWithLoss(nn.Module):

@@ -248,6 +248,16 @@ def test_peak_memory_is_exact_and_repeats():
     assert peak_memory(call) == peak_memory(call) == 2_000_000
 
 
+def test_peak_memory_sees_a_storage_grow_in_place_also_inside_another_measurement():
+    def call():
+        tensor = torch.zeros(10)
+        tensor.untyped_storage().resize_(4000)
+
+    inside = []
+    assert peak_memory(lambda: inside.append(peak_memory(call))) == 4000
+    assert inside == [4000] and peak_memory(call) == 4000
+
+
 def test_peak_memory_sees_what_autograd_keeps():
     def chain(requires_grad):
         value = MEGABYTE.clone().requires_grad_(requires_grad)

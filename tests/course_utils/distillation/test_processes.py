@@ -123,7 +123,8 @@ def sharded(folder):
     before, batches_of = [weight.clone() for weight in student.parameters()], training._batches_of
     training._batches_of = stop
     with pytest.raises(RuntimeError):
-        outcome(teacher, student)
+        outcome(teacher.train(), student.train())
+    results["modes"] = [teacher.training, student.training]
     training._batches_of = batches_of
     results["failed"] = [torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True)]
     results["memory"] = planned_and_held()
@@ -188,7 +189,7 @@ def test_sharded_processes_equal_one(outcomes, folder):
     given = outcomes["sharded"]
     for name, (models, shape, settings) in SHARDED.items():
         check_equal(given[name], outcome(*models(**shape), **settings))
-    assert all(given["failed"])
+    assert all(given["failed"]) and given["modes"] == [False, False]
     check_equal(given["resumed"], outcome(*uneven()))
     for case, (planned, held) in zip(PLANNED, given["memory"], strict=True):
         assert 0.9 * planned < held <= planned, (case, planned, held)
