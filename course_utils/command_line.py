@@ -76,6 +76,10 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     parser.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON; all else to standard error")
     option(parser, "--out", _folder, str(out), "folder for records and the model")
+    parser.add_argument(
+        "--export", choices=("gguf",), help="write the model for other engines as well: gguf is one file for llama.cpp "
+        "and what is built on it, in 16 bits",
+    )  # fmt: skip
     option(parser, "--multiple-of", _whole(1), 32, "what MLP widths are a multiple of; 128 or 256 suit tensor cores")
     option(parser, "--tensor-parallel", _whole(1), 1, "cards that serve it: KV groups, heads and widths divide by them")
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from masked import IDS, logits_with, mask_of, with_neurons, without_blocks
+from own_command import SMALL, VERSIONS, untimed, write_own
 from tiny import tiny_batches, tiny_model
 
 from course_utils import models, records
@@ -22,11 +23,14 @@ from course_utils.benchmarking import speed_frame
 from course_utils.bias.pronouns import recorded_trace
 from course_utils.checkpoints import load_pruned
 from course_utils.choosing import strongest
+from course_utils.compress_command import run
+from course_utils.distillation import training
 from course_utils.evaluation import perplexity
 from course_utils.models import variant
 from course_utils.texts import TokenBlocks
 from course_utils.width import neuron_importance, neuron_means, prune_neurons
 from experiments import (
+    compress_end_to_end,
     damage_profile,
     distil_the_bias_back,
     five_kinds,
@@ -691,3 +695,39 @@ def test_train_small_moe(monkeypatch, tmp_path):
     model, tokenizer = load_pruned(tmp_path / "out")
     assert model.dtype == torch.float16 and [m.count for m in describe(model).mixtures] == [4, 4]
     assert tokenizer.decode(tokenizer("x = 2").input_ids) == "x = 2"
+
+
+def test_compress_end_to_end(monkeypatch, tmp_path, capsys):
+    """A folder of speeches and chats is read, and what lies on the pretended card is counted, beside the plan."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    monkeypatch.setenv("COURSE_SAMPLES", "2")
+    monkeypatch.setattr(run, "timed", untimed)
+    write_own(tmp_path)
+    fewer = {"num_hidden_layers": 2, "vocab_size": 49_152, "hidden_size": 64, "intermediate_size": 256, "head_dim": 2}
+    small = {
+        "MODEL": str(tmp_path / "mine"),
+        "BUDGET": ("--budget", "95%"),
+        "REAL": tuple(SMALL),
+        "REHEARSED": (*SMALL, "--recover", "lora", "--recompute"),
+        "SHAPE": replace(compress_end_to_end.SHAPE, llama=compress_end_to_end.SHAPE.llama | fewer),
+    }
+    for name, value in small.items():
+        monkeypatch.setattr(compress_end_to_end, name, value)
+    for texts in ("documents", "problems"):
+        some = getattr(compress_end_to_end, texts)
+        monkeypatch.setattr(compress_end_to_end, texts, lambda *kind, some=some: some(*kind)[:60])
+    out = tmp_path / "compressed.json"
+    monkeypatch.setattr("sys.argv", ["compress_end_to_end", "--work", str(tmp_path / "work"), "--out", str(out)])
+    compress_end_to_end.main()
+    runs = json.loads(out.read_text(encoding="utf-8"))
+    (learned,) = runs["real"]["text"]["learned"]
+    assert 0 < learned["chats"] < learned["documents"] and not runs["real"]["text"]["left_out"]["count"]
+    assert [*runs["real"]["held_out"]] == [*VERSIONS] and str(tmp_path) not in json.dumps(runs)
+    told = runs["rehearsed"]
+    assert 8 * told["parameters"] < told["counted"] < 1.1 * told["estimate"]["bytes"]
+    assert f"held {told['counted'] / 1e9:.2f} GB" in capsys.readouterr().out
+
+    monkeypatch.setattr(training, "_batches_of", None)
+    compress_end_to_end.main()  # all of it is done
+    again = json.loads(out.read_text(encoding="utf-8"))
+    assert again["real"]["minutes"] is None and again["real"]["held_out"] == runs["real"]["held_out"]

@@ -6,11 +6,11 @@ import argparse
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import describe
-from course_utils.compress import Budget, Candidate, candidates
+from course_utils.compress import Budget, Candidate, candidates, outline_of
 from course_utils.distillation.memory import outline
 from course_utils.distillation.teacher_cache import refuse_full_disk
 from course_utils.extras import brought
@@ -78,3 +78,13 @@ def versions_asked(config: PretrainedConfig, args: argparse.Namespace) -> tuple[
     amount, unit = args.budget
     budget = Budget(amount / 100 * whole.parameters) if unit == "%" else Budget(amount, unit)
     return budget, candidates(shapes, budget, multiple_of=args.multiple_of, tensor_parallel=args.tensor_parallel)
+
+
+def refuse_what_cannot_be_exported(
+    config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, version: Candidate, args: argparse.Namespace
+) -> None:
+    """Raise where what is made couldn't be written for ``args.export``; of versions of one model all can, or none."""
+    if args.export:
+        from course_utils.export import plan_gguf  # an extra's package
+
+        plan_gguf(outline_of(outline(config), version), tokenizer)

@@ -19,7 +19,7 @@ _TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of th
 
 @dataclass(frozen=True)
 class Needed:
-    """What the recipe takes: bytes in each process while the largest model learns, and the fewest and most seconds."""
+    """What the recipe takes: bytes in each process, at its worst moment, and the fewest and most seconds."""
 
     bytes: float
     seconds: tuple[float, float]
@@ -67,7 +67,8 @@ def estimate(
     searching = len(found) * 16 / args.rows
     learning_steps = args.correction * 3 + (min(args.finalists, len(found)) * args.light + args.steps) * each
     learns = args.correction or args.light or args.steps
-    size = sum(plan.values()) if learns else plan["teacher"] + plan["student"]
+    judging = 2 * model_size(model).bytes  # the whole model and a copy of it in fewer bits
+    size = max(sum(plan.values()), judging) if learns else judging
     passes = _timed(model, args)
     work = 1.3 * (searching + learning_steps * args.accumulate / processes)  # 1.3: and the head
     writing = _timed_writing(model, args) if args.self_data else 0.0

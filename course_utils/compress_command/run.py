@@ -32,6 +32,7 @@ from course_utils.compress_command.asked import (
     refuse_answers_that_nobody_learns,
     refuse_odd_text,
     refuse_processes,
+    refuse_what_cannot_be_exported,
     refuse_what_cannot_learn,
     versions_asked,
 )
@@ -89,6 +90,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     dtype = getattr(torch, args.dtype)
     config, tokenizer = load_without_weights(args.model)
     budget, candidates = versions_asked(config, args)
+    refuse_what_cannot_be_exported(config, tokenizer, candidates[0], args)
     if min(args.finalists, len(candidates)) == 1:
         args.light = 0  # there is nothing to choose
     refuse_answers_that_nobody_learns(args)
@@ -145,11 +147,11 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
     winner, told = _best(ranking, model, scores, text, folder / "search", args)
     say(told)
 
+    if launch.is_main_process:  # before there is a student: two models at a time
+        at_random = _at_random(scores, args.seed)
+        versions["random cut"] = Version.of(shrink(model, winner, at_random), text.held_out, **measured)
     student = shrink(model, winner, scores)
     if launch.is_main_process:
-        versions["random cut"] = Version.of(
-            shrink(model, winner, _at_random(scores, args.seed)), text.held_out, **measured
-        )
         versions["cut"] = Version.of(student, text.held_out, **measured)
         versions, why_not["tokens a second in llama.cpp"] = timed(
             versions, model, student, tokenizer, length=args.length, **measured
@@ -185,6 +187,11 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
             "not_measured": not_measured,
             "saved": str(target),
         }
+        if args.export:
+            from course_utils.export import export_gguf  # an extra's package
+
+            report["exported"] = str(export_gguf(student, tokenizer, args.out / "model.gguf"))
+            say(f"Written for llama.cpp, in 16 bits: {report['exported']}.")
     launch.wait_for_everyone()
     return report if launch.is_main_process else {}
 

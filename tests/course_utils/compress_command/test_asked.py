@@ -97,3 +97,18 @@ def test_what_cannot_learn_so_is_told_before_a_weight_is_read(dry, command, tmp_
     assert command_line.main(arguments) == 1
     assert "is quantized, and packed weights can't be scored or cut" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_what_cannot_be_exported_is_told_before_a_weight_is_read(dry, command, tmp_path, capsys, monkeypatch):
+    """What llama.cpp doesn't know, and what isn't installed."""
+    folder = save_pruned(*load_model("gpt2"), tmp_path / "gpt2")
+    monkeypatch.setattr(run, "load_model", None)
+    arguments = ["compress", str(folder), *SMALL, "--budget", "95%", "--out", str(tmp_path / "out"), *dry]
+    assert command_line.main([*arguments, "--export", "gguf"]) == 1
+    assert "GGUF export knows llama, mistral, qwen2, qwen3; got a 'gpt2' model." in capsys.readouterr().err
+    monkeypatch.delitem(sys.modules, "course_utils.export", raising=False)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert command("--budget", "95%", "--export", "gguf", *dry) == 1
+    assert "This needs gguf: pip install 'pruning-llms[gguf]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

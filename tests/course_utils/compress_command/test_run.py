@@ -15,7 +15,7 @@ import torch
 from accelerate import PartialState
 from own_command import SMALL, VERSIONS, end_soon, saved, untimed, without_docs, write_own
 from programs import in_two_processes, shard_by_hand
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_utils import abilities, command_line, engine, rivals, self_data
 from course_utils.assets import AssetError
@@ -23,6 +23,7 @@ from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate, ranking
 from course_utils.compress_command import run
 from course_utils.distillation import training
+from course_utils.export import export_gguf
 from course_utils.models import load_model
 from course_utils.own_text import OwnText
 
@@ -54,11 +55,14 @@ def test_the_whole_recipe_and_again(command, tmp_path, capsys, monkeypatch):
 
 def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatch):
     """The random cut has the winner's sizes and other weights, and what has learned the speed of what was cut."""
-    cuts, cutting = [], run.shrink
+    cuts, made, cutting = [], [], run.shrink
 
     def noted(*args):
+        assert not any(model() for model in made), "of versions as cut one at a time is in memory"
         cuts.append((args[1], cutting(*args)))
-        return cutting(*args)
+        model = cutting(*args)
+        made.append(weakref.ref(model))
+        return model
 
     monkeypatch.setattr(run, "timed", rivals.timed)
     monkeypatch.setattr(run, "shrink", noted)
@@ -70,7 +74,7 @@ def test_rivals_stand_beside_what_was_made(command, tmp_path, capsys, monkeypatc
     size = {name: version["bytes"] for name, version in found.items()}
     assert size["whole, Q4_0"] < size["whole, Q8_0"] < size["whole"]
     assert size["recovered"] == size["cut"] == size["random cut"] < size["whole"]
-    (winner, chosen), (same, drawn) = cuts
+    (winner, drawn), (same, chosen) = cuts
     assert winner == same and not all(map(torch.equal, chosen.parameters(), drawn.parameters()))
     speed = {name: version["tokens_per_second"] for name, version in found.items()}
     assert speed["recovered"] == speed["cut"] == speed["random cut"] != speed["whole"]
@@ -247,9 +251,13 @@ def test_the_launch_that_the_help_shows(capsys):
 
 def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(run, "distill", None)
-    assert command("--budget", "95", "--steps", "0", "--light", "0", "--json") == 0
+    assert command("--budget", "95", "--steps", "0", "--light", "0", "--export", "gguf", "--json") == 0
     told = capsys.readouterr()
     report = json.loads(told.out)
+    made, tokenizer = saved(tmp_path / "out"), AutoTokenizer.from_pretrained(report["saved"])
+    made.config._name_or_path = ""  # which the file would tell
+    same = export_gguf(made, tokenizer, tmp_path / "same.gguf")
+    assert Path(report["exported"]).read_bytes() == same.read_bytes()
     assert "versions cost at most" in told.err
     assert [*report["held_out"]] == [*VERSIONS[:-1]] and report["model"] == "a local model"
     assert report["made"]["parameters"] == saved(tmp_path / "out").num_parameters()
