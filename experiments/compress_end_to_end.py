@@ -4,7 +4,7 @@
 
 **Real**: the embedded Llama, an instruct model, to four fifths. Its text is a folder with speeches as files and chats
 about GSM8K's problems in one ``.jsonl``, from which the command holds out what judges. Recorded are its report and the
-minutes it took, an hour of two idle cores.
+minutes it took, a quarter of an hour of two idle cores.
 
 **Rehearsed**: a Llama of Llama-3.2-1B's shape with random weights, on the rehearsals' pretended T4, which counts every
 byte that lies on it; LoRA, activations computed twice. Recorded is the most that it held, beside the bytes that the
@@ -37,7 +37,7 @@ from course_utils.texts import documents
 from experiments.five_kinds import problems
 
 MODEL, BUDGET = "llama", ("--budget", "80%")  # the embedded one
-REAL = ("--steps", "240", "--light", "20", "--rows", "8", "--length", "192", "--multiple-of", "64")
+REAL = ("--steps", "160", "--light", "12", "--rows", "8", "--length", "192", "--multiple-of", "64")
 # A search among 12 versions, and few steps: from its second on a training holds all that it ever holds.
 REHEARSED = ("--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "128", "--recover", "lora",
              "--recompute", "--multiple-of", "256", "--tensor-parallel", "8")  # fmt: skip

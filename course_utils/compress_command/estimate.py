@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedModel
 
@@ -15,24 +17,51 @@ from course_utils.distillation.memory import memory_plan, outline
 from course_utils.reports import model_size
 
 _TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of them will do
+_SHOWN = 0.01  # of the memory: what holds less isn't told
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What the recipe takes: bytes in each process, at its worst moment, and the fewest and most seconds."""
+    """What a run takes.
 
-    bytes: float
+    Attributes:
+        parts: bytes in each process at its worst moment, by what holds them.
+        room: bytes of the memory that they must fit in, a card's or the machine's.
+        less: options that aren't given and would take less.
+        seconds: the fewest and the most.
+        passes: the forward passes that tell so, in seconds.
+    """
+
+    parts: dict[str, float]
+    room: int
+    less: tuple[str, ...]
     seconds: tuple[float, float]
     passes: tuple[float, ...]
 
+    @property
+    def bytes(self) -> float:
+        """All parts together."""
+        return sum(self.parts.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {"bytes": self.bytes} | asdict(self)
+
     def __str__(self) -> str:
         low, high = (f"{seconds / 60:,.0f}" for seconds in self.seconds)
+        span = low if low == high else f"{low} to {high}"
         spread = f"{min(self.passes):.3g} to {max(self.passes):.3g} s"
-        return (
-            f"About {self.bytes / 1e9:.1f} GB of memory and "
-            f"{low if low == high else f'{low} to {high}'} minutes on this machine, by {len(self.passes)} forward "
-            f"passes of {spread}. Both are estimates; what else runs here can double the time."
-        )
+        parts = sorted(self.parts.items(), key=lambda part: -part[1])
+        told = [f"{name} {size / 1e9:.1f}" for name, size in parts if size >= _SHOWN * self.bytes]
+        lines = [
+            f"About {self.bytes / 1e9:.1f} GB of memory, of {self.room / 1e9:.1f} there are: {', '.join(told)}.",
+            f"About {span} minutes on this machine, by {len(self.passes)} forward passes of {spread}. "
+            "Both are estimates; what else runs here can double the time.",
+        ]
+        if self.bytes > self.room:
+            less = f" Less is taken by {', '.join(self.less)}." if self.less else ""
+            lines.insert(1, f"That doesn't fit.{less}")
+        return "\n".join(lines)
 
 
 def estimate(
@@ -67,12 +96,32 @@ def estimate(
     searching = len(found) * 16 / args.rows
     learning_steps = args.correction * 3 + (min(args.finalists, len(found)) * args.light + args.steps) * each
     learns = args.correction or args.light or args.steps
-    judging = 2 * model_size(model).bytes  # the whole model and a copy of it in fewer bits
-    size = max(sum(plan.values()), judging) if learns else judging
+    judging = {"whole model": model_size(model).bytes, "its copy in fewer bits": model_size(model).bytes}
+    if not learns or sum(plan.values()) < sum(judging.values()):
+        plan = judging
     passes = _timed(model, args)
     work = 1.3 * (searching + learning_steps * args.accumulate / processes)  # 1.3: and the head
     writing = _timed_writing(model, args) if args.self_data else 0.0
-    return Needed(size, (work * min(passes), work * max(passes) + writing), passes)
+    seconds = work * min(passes), work * max(passes) + writing
+    return Needed(plan, _room(model.device), _less(args, bool(learns), processes, sharded), seconds, passes)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes of a card's memory, or of the machine's."""
+    on_card = device.type == "cuda"
+    return torch.cuda.get_device_properties(device).total_memory if on_card else psutil.virtual_memory().total
+
+
+def _less(args: argparse.Namespace, learns: bool, processes: int, sharded: bool) -> tuple[str, ...]:
+    """Options that would take less memory than the run as it is asked for."""
+    options = {
+        "--dtype bfloat16": args.dtype != "bfloat16",
+        "--recover lora": learns and args.recover != "lora" and not sharded,
+        "--recompute": learns and not args.recompute,
+        "--teacher disk --light 0": learns and args.teacher != "disk" and processes == 1,
+        "fewer --rows": learns and args.rows > 1,
+    }
+    return tuple(option for option, takes_less in options.items() if takes_less)
 
 
 def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...]:

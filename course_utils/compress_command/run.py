@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def _compress(args: argparse.Namespace, say: Callable[[str], object]) -> dict[st
         "parameters": full_sizes.parameters,
         "budget": {"amount": budget.amount, "unit": budget.unit},
         "versions": [candidate.sizes | {"parameters": candidate.parameters} for candidate in candidates],
-        "estimate": asdict(needed),
+        "estimate": needed.as_json(),
         "learning": {name: getattr(args, name) for name in ("recover", "dtype", "teacher", "recompute", "lr")},
         "text": {"learned": args.domain, "judged": text.judged_by} if own is None else text_as_json(own, args),
     }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model
@@ -69,8 +72,26 @@ def test_what_makes_it_fit_is_counted():
     assert cut_up < with_search < cut_up + teacher, "finalists ask a whole model"
 
 
-def test_an_estimate_says_how_far_its_passes_lie_apart():
-    needed = Needed(bytes=2.5e9, seconds=(600.0, 900.0), passes=(0.2, 0.3))
-    assert str(needed).startswith(
-        "About 2.5 GB of memory and 10 to 15 minutes on this machine, by 2 forward passes of 0.2 to 0.3 s."
-    )
+def test_an_estimate_says_what_holds_it_and_how_far_its_passes_lie_apart():
+    parts = {"teacher": 0.5e9, "student": 2e9, "head": 1e6}
+    needed = Needed(parts, 16_000_000_000, ("--recompute",), seconds=(600.0, 900.0), passes=(0.2, 0.3))
+    first, second = str(needed).splitlines()
+    assert first == "About 2.5 GB of memory, of 16.0 there are: student 2.0, teacher 0.5."
+    assert second.startswith("About 10 to 15 minutes on this machine, by 2 forward passes of 0.2 to 0.3 s.")
+    assert needed.as_json()["bytes"] == sum(parts.values())
+
+
+def test_what_does_not_fit_is_told_with_what_takes_less(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
+    model = tiny_model()
+    version = [Candidate.of(model)]
+    told = str(estimate(model, version, _args(recompute=True)))
+    options = "--dtype bfloat16, --recover lora, --teacher disk --light 0, fewer --rows"
+    assert f"That doesn't fit. Less is taken by {options}." in told
+    assert "fit" not in str(replace(estimate(model, version, _args()), room=10**9))
+    cut = str(estimate(model, version, _args(steps=0, light=0)))
+    assert "That doesn't fit. Less is taken by --dtype bfloat16.\n" in cut
+    assert "whole model 0.0, its copy in fewer bits 0.0" in cut
+    assert "That doesn't fit.\n" in str(estimate(model, version, _args(steps=0, light=0, dtype="bfloat16")))
+    cut_up = estimate(model, version, _args(accumulate=2), processes=2, sharded=True)
+    assert cut_up.less == ("--dtype bfloat16", "--recompute", "fewer --rows")
