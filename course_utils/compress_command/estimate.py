@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from course_utils.benchmarking import MIN_ROUNDS, measure_speed, stopwatch
 from course_utils.compress import Candidate, outline_of
 from course_utils.compress_command.learning import recipe_for
+from course_utils.compress_command.text import CHOSEN, JUDGED, SCORED
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.reports import model_size
 
 _TIMED, _PATIENCE = 5, 20.0  # forward passes, and seconds after which two of them will do
+_VERSIONS = 6  # that are judged
 _SHOWN = 0.01  # of the memory: what holds less isn't told
 
 
@@ -93,14 +95,15 @@ def estimate(
     share = largest.parameters / model_size(model).parameters
     # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
     each = 1 + 3 * share
-    searching = len(found) * 16 / args.rows
-    learning_steps = args.correction * 3 + (min(args.finalists, len(found)) * args.light + args.steps) * each
+    finalists = min(args.finalists, len(found)) if args.light else 0
+    reading = (SCORED + CHOSEN * (len(found) + finalists) + JUDGED * _VERSIONS) / args.rows
+    learning_steps = args.correction * 3 + (finalists * args.light + args.steps) * each
     learns = args.correction or args.light or args.steps
     judging = {"whole model": model_size(model).bytes, "its copy in fewer bits": model_size(model).bytes}
     if not learns or sum(plan.values()) < sum(judging.values()):
         plan = judging
     passes = _timed(model, args)
-    work = 1.3 * (searching + learning_steps * args.accumulate / processes)  # 1.3: and the head
+    work = 1.3 * (reading + learning_steps * args.accumulate / processes)  # 1.3: and the head
     writing = _timed_writing(model, args) if args.self_data else 0.0
     seconds = work * min(passes), work * max(passes) + writing
     return Needed(plan, _room(model.device), _less(args, bool(learns), processes, sharded), seconds, passes)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from course_utils.own_text import OwnText, RowsOnDisk
 from course_utils.texts import TokenBlocks, token_blocks
 
-_CALIBRATION, _SCORED, _JUDGED = 48, 32, 24  # rows; the others of the first are to choose by
+SCORED, CHOSEN, JUDGED = 32, 16, 24  # rows that each part of a run reads
 _Batches = Sequence[Mapping[str, Tensor]]
 
 
@@ -49,17 +49,17 @@ class Text:
 
         learned = args.rows * args.accumulate * max(args.steps, args.correction, args.light)
         try:
-            calibration = rows("calibration", _CALIBRATION).sample(_CALIBRATION, args.seed)
+            calibration = rows("calibration", SCORED + CHOSEN).sample(SCORED + CHOSEN, args.seed)
             batches = rows("distillation", learned, args.domain).batches(args.rows) if learned else []
-            held_out = rows("evaluation", _JUDGED, seed=0)
+            held_out = rows("evaluation", JUDGED, seed=0)
         except ValueError as error:
             raise ValueError(
                 f"{error} Rows are as long as --length says; --steps, --correction or --light, times --accumulate and "
                 "--rows, are learned."
             ) from error
         return cls(
-            scored=lambda: calibration[:_SCORED].batches(args.rows),
-            choosing=calibration[_SCORED:],
+            scored=lambda: calibration[:SCORED].batches(args.rows),
+            choosing=calibration[SCORED:],
             learned=lambda count: batches[:count],  # which are the first doesn't hang on how many there are
             held_out=held_out,
             key=args.domain,
@@ -75,10 +75,10 @@ class Text:
         size = {"length": args.length, "batch_size": args.rows}
         own.check(tokenizer, length=args.length)
         return cls(
-            scored=lambda: _learned(own, _SCORED, tokenizer, args, say),
-            choosing=own.to_choose(tokenizer, rows=_CALIBRATION - _SCORED, **size),
+            scored=lambda: _learned(own, SCORED, tokenizer, args, say),
+            choosing=own.to_choose(tokenizer, rows=CHOSEN, **size),
             learned=lambda count: _learned(own, count * args.rows, tokenizer, args, say),
-            held_out=own.to_judge(tokenizer, rows=_JUDGED, **size),
+            held_out=own.to_judge(tokenizer, rows=JUDGED, **size),
             key=own.digest,
             learned_from="the maker's own text",
             judged_by="held-out text of the maker's own",
