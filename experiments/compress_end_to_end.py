@@ -38,7 +38,7 @@ from course_utils.texts import documents
 from experiments.five_kinds import problems
 
 MODEL, BUDGET = "llama", ("--budget", "80%")  # the embedded one
-REAL = ("--steps", "160", "--light", "12", "--rows", "8", "--length", "192", "--multiple-of", "64")
+REAL = ("--dtype", "bfloat16", "--steps", "160", "--light", "10", "--length", "192", "--multiple-of", "64")
 # A search among 12 versions, and few steps: from its second on a training holds all that it ever holds.
 REHEARSED = ("--steps", "3", "--light", "2", "--finalists", "2", "--rows", "2", "--length", "128", "--recover", "lora",
              "--recompute", "--multiple-of", "256", "--tensor-parallel", "8")  # fmt: skip

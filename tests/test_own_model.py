@@ -28,18 +28,35 @@ def test_distances_order_the_students_in_each_seed_and_are_told(students):
     distance = students.distance
     plain, theirs, own = (distance.loc[arm] for arm in ARMS)
     assert (plain < theirs).all() and (theirs < own).all() and (own < distance.loc["cut"]).all()
-    told = [f"{value:.2f}" for value in (distance.loc["cut"].iloc[0], plain.mean(), theirs.mean(), own.mean())]
-    assert "{} nats a token away, after plain text {}, after other people's answers {}, after its own {}".format(
-        *told
-    ) in PROSE
+    cut, *learned = (f"{distance.loc[name].mean():.2f}" for name in ("cut", *ARMS))
+    after = "after plain text {}, after other people's answers {}, after its own {}".format(*learned)
+    assert f"the cut model is {cut} nats a token away, {after}" in PROSE
     spread = distance.loc[[*ARMS]].T
-    assert (spread.max() - spread.min()).max() < 0.02 and "by less than .02" in PROSE
+    assert (spread.max() - spread.min()).max() < 0.02 and "by less than 0.02" in PROSE
 
 
 def test_counts_do_not_order_them_and_are_told(students):
     counts = students.followed
     orders = {tuple(counts.loc[[*ARMS], seed].rank()) for seed in counts}
-    assert len(orders) > 1, "one order in all seeds would be a finding"
-    learned = counts.loc[[*ARMS]].to_numpy()
+    assert len(orders) == len(counts.columns) and "in another order each time" in PROSE
+    learned = counts.loc[[*ARMS]].astype(int).to_numpy()
     whole, cut = (int(counts.loc[name].iloc[0]) for name in ("whole", "cut"))
-    assert f"{whole} of the sixty, the cut one {cut}, the students {learned.min():.0f} to {learned.max():.0f}" in PROSE
+    students = f"the students {learned.min()} to {learned.max()}"
+    assert f"the whole model follows {whole} of the sixty, the cut one {cut}, {students}" in PROSE
+
+
+def test_the_run_from_end_to_end_is_told():
+    """What was foretold beside what it took, and the last table."""
+    run = END_TO_END["real"]
+    low, high = (f"{seconds / 60:.0f}" for seconds in run["estimate"]["seconds"])
+    assert f"foretold were {low} to {high} minutes, and it took {run['minutes']:.0f}" in PROSE
+    for name, version in run["held_out"].items():
+        score = f"{version['perplexity']:.2f} ({version['ci_low']:.2f} to {version['ci_high']:.2f})"
+        assert f"| {name} | {version['bytes'] / 1e6:.0f} | {score} |" in PROSE
+
+
+def test_memory_of_a_larger_one_is_near_the_plan():
+    run = END_TO_END["rehearsed"]
+    counted, foretold = run["counted"], run["estimate"]["bytes"]
+    assert abs(counted / foretold - 1) < 0.1
+    assert f"foretold were {foretold / 1e9:.2f} GB, and it held {counted / 1e9:.2f}" in PROSE

@@ -99,7 +99,7 @@ def estimate(
     reading = (SCORED + CHOSEN * (len(found) + finalists) + JUDGED * _VERSIONS) / args.rows
     learning_steps = args.correction * 3 + (finalists * args.light + args.steps) * each
     learns = args.correction or args.light or args.steps
-    judging = {"whole model": model_size(model).bytes, "its copy in fewer bits": model_size(model).bytes}
+    judging: dict[str, float] = dict.fromkeys(("whole model", "its copy in fewer bits"), model_size(model).bytes)
     if not learns or sum(plan.values()) < sum(judging.values()):
         plan = judging
     passes = _timed(model, args)
