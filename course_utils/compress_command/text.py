@@ -13,7 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from course_utils.own_text import OwnText, RowsOnDisk
 from course_utils.texts import TokenBlocks, token_blocks
 
-SCORED, CHOSEN, JUDGED = 32, 16, 24  # rows that each part of a run reads
+# Rows that each part of a run reads.
+SCORED = 32
+CHOSEN = 16
+JUDGED = 24
 _Batches = Sequence[Mapping[str, Tensor]]
 
 
