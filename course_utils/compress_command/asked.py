@@ -85,6 +85,9 @@ def refuse_what_cannot_be_exported(
 ) -> None:
     """Raise where what is made couldn't be written for ``args.export``; of versions of one model all can, or none."""
     if args.export:
-        from course_utils.export import plan_gguf  # an extra's package
+        from course_utils.export import CannotExport, plan_gguf  # an extra's package
 
-        plan_gguf(outline_of(outline(config), version), tokenizer)
+        try:
+            plan_gguf(outline_of(outline(config), version), tokenizer)
+        except CannotExport as refusal:
+            raise ValueError(f"'--export {args.export}' can't be done; without it this runs. {refusal}") from refusal

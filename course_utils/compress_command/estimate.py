@@ -50,15 +50,15 @@ class Needed:
         return {"bytes": self.bytes} | asdict(self)
 
     def __str__(self) -> str:
-        low, high = (f"{seconds / 60:,.0f}" for seconds in self.seconds)
-        span = low if low == high else f"{low} to {high}"
+        low, high = (f"{max(1, seconds / 60):,.0f}" for seconds in self.seconds)
+        span = f"{low} minute{'s' * (low != '1')}" if low == high else f"{low} to {high} minutes"
         spread = f"{min(self.passes):.3g} to {max(self.passes):.3g} s"
         parts = sorted(self.parts.items(), key=lambda part: -part[1])
         told = [f"{name} {size / 1e9:.1f}" for name, size in parts if size >= _SHOWN * self.bytes]
         lines = [
             f"About {self.bytes / 1e9:.1f} GB of memory, of {self.room / 1e9:.1f} there are: {', '.join(told)}.",
-            f"About {span} minutes on this machine, by {len(self.passes)} forward passes of {spread}. "
-            "Both are estimates; what else runs here can double the time.",
+            f"About {span} on this machine, by {len(self.passes)} forward passes of {spread}. Both are estimates; what "
+            "else runs here can double the time, and to time the versions in the end comes on top.",
         ]
         if self.bytes > self.room:
             less = f" Less is taken by {', '.join(self.less)}." if self.less else ""

@@ -78,6 +78,7 @@ def test_an_estimate_says_what_holds_it_and_how_far_its_passes_lie_apart():
     first, second = str(needed).splitlines()
     assert first == "About 2.5 GB of memory, of 16.0 there are: student 2.0, teacher 0.5."
     assert second.startswith("About 10 to 15 minutes on this machine, by 2 forward passes of 0.2 to 0.3 s.")
+    assert "About 1 minute on" in str(replace(needed, seconds=(3.0, 62.0)))
     assert needed.as_json()["bytes"] == sum(parts.values())
 
 

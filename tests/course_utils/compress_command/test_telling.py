@@ -17,7 +17,7 @@ from course_utils.models import load_model
 def test_dry_run_says_sizes_memory_and_time_and_writes_nothing(command, tmp_path, capsys):
     assert command("--budget", "95%", "--dry-run") == 0
     out = capsys.readouterr().out
-    assert all(told in out for told in ("versions cost at most", "b8-h", "GB of memory", "minutes on this machine"))
+    assert all(told in out for told in ("versions cost at most", "b8-h", "GB of memory", "on this machine, by"))
     assert re.search(r"by [2-5] forward passes of ", out) and "can double the time" in out
     assert "Steps: 2 x 2 of light distillation, 3 of recovery, each of 1 batch of 2 x 16 tokens.\n" in out
     assert not (tmp_path / "out").exists()
