@@ -54,6 +54,8 @@ def test_what_makes_it_fit_is_counted():
         estimate(model, version, _args(recover=recover)).bytes for recover in ("all", "mlps", "lora")
     )
     assert all_weights > mlps > lora > 8 * version[0].parameters
+    little = _args(recover="lora", recompute=True, teacher="disk", light=0, rows=1, length=4)
+    assert estimate(model, version, little).bytes == 8 * version[0].parameters, "to judge takes more than to learn"
     teacher = 4 * version[0].parameters
     sixteen = estimate(halved, version, _args(dtype="bfloat16")).bytes
     assert all_weights - sixteen == teacher / 2
