@@ -6,10 +6,11 @@ import gzip
 import json
 
 from course_utils import assets
+from course_utils.kinds import KINDS
 from course_utils.session import current_profile
 from course_utils.texts import documents
 
-KINDS = ("speeches", "passages", "scenes", "code", "maths")
+__all__ = ["KINDS", "texts_of"]
 
 
 def texts_of(kind: str, split: str) -> list[str]:

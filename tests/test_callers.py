@@ -19,11 +19,18 @@ OUTSIDE = ("lessons/**/*.py", "course_tools/**/*.py", "experiments/*.py", "bench
 _OUTER = "its name and signature are fixed: checks outside this repository rely on it"
 _CHANNELS = "who cuts channels alone can rescale each norm by its own energies, as `compress.shrink` does"
 _TOLD = "docstrings send readers to it"
+_DRAFT = "drafts/13_mixtures_of_experts.py calls it, until the lesson has its model and its record"
 UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
     "distillation.teacher_cache.cache_bias": "how far a cache of the likeliest is off, for who chooses its size",
     "channels.prune_channels": _OUTER,
+    "diagrams.mixture_of_experts": _DRAFT,
+    "exercises.lesson_13.check_dropped": _DRAFT,
+    "exercises.lesson_13.check_keep_experts": _DRAFT,
+    "exercises.lesson_13.check_matrix_row": _DRAFT,
+    "exercises.lesson_13.check_own_mix": _DRAFT,
+    "exercises.lesson_13.check_router_weights": _DRAFT,
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
 }
