@@ -1,6 +1,6 @@
 """Train the course's own small mixture of experts: Qwen3-MoE in miniature, on five kinds of text.
 
-    python -m experiments.train_small_moe [--steps 4800] [--seed 0] [--work build/small_moe] [--out FOLDER]
+    python -m experiments.train_small_moe [--steps 2000] [--seed 0] [--work build/small_moe] [--out FOLDER]
 
 4 blocks of 16 experts each, of which a token meets two; hidden 192; 4,096 tokens; about 8 million parameters, and 17
 MB in 16 bits. Each batch has as many rows of each kind (``five_kinds``). Killed, it goes on from its last checkpoint.
@@ -170,7 +170,7 @@ def card_of(record: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/small_moe"))
     parser.add_argument("--out", type=Path, default=Path("build/small_moe/model"))
