@@ -8,7 +8,7 @@ minutes it took, a quarter of an hour of two idle cores.
 
 **Rehearsed**: a Llama of Llama-3.2-1B's shape with random weights, on the rehearsals' pretended T4, which counts every
 byte that lies on it; LoRA, activations computed twice. Recorded is the most that it held, beside the bytes that the
-run had foretold. Half an hour; 12 GB of main memory and 25 of disk space.
+run had foretold. Ten minutes; 12 GB of main memory and 25 of disk space.
 
 What is done isn't done again. Stopped, the first goes on where it was, without its minutes; the second begins anew,
 because the count must have seen all of it. The file is course_utils/data/compressed.json unless given.
@@ -35,7 +35,7 @@ from course_utils.benchmarking import stopwatch
 from course_utils.files import write_json, write_text
 from course_utils.session import SAMPLES
 from course_utils.texts import documents
-from experiments.five_kinds import problems
+from experiments.five_kinds import write_chats
 
 MODEL, BUDGET = "llama", ("--budget", "80%")  # the embedded one
 REAL = ("--dtype", "bfloat16", "--steps", "160", "--light", "10", "--length", "192", "--multiple-of", "64")
@@ -63,11 +63,7 @@ def write_text_of_ones_own(folder: Path) -> Path:
     """A folder as somebody might have it: speeches, a file each, and chats in one file."""
     for number, speech in enumerate(documents("speeches", "distillation")):
         write_text(folder / "speeches" / f"{number:04}.txt", speech)
-    chats = [
-        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-        for asked, answer in problems("distillation")
-    ]
-    write_text(folder / "chats.jsonl", "".join(f"{json.dumps(chat)}\n" for chat in chats))
+    write_chats(folder / "chats.jsonl")
     return folder
 
 

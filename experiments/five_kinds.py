@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 from course_utils import assets
+from course_utils.files import write_text
 from course_utils.session import current_profile
 from course_utils.texts import documents
 
@@ -28,6 +30,15 @@ def texts_of(kind: str, split: str) -> list[str]:
 def problems(split: str) -> list[tuple[str, str]]:
     """Question and answer of each problem of "maths"."""
     return _of_split(_maths(), split)
+
+
+def write_chats(path: Path) -> None:
+    """The learned problems of "maths" as chats, a line each: asked by the user, answered as they were by people."""
+    chats = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+        for asked, answer in problems("distillation")
+    ]
+    write_text(path, "".join(f"{json.dumps(chat)}\n" for chat in chats))
 
 
 def _of_split(found: list, split: str) -> list:

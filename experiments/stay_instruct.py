@@ -34,7 +34,7 @@ from course_utils.own_text import OwnText, RowsOnDisk, read_own_text
 from course_utils.self_data import Prompt, find_prompts, write_answers
 from course_utils.texts import documents, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
-from experiments.five_kinds import problems
+from experiments.five_kinds import write_chats
 from experiments.instructions import INSTRUCTIONS
 from experiments.seeds import run_seeds
 
@@ -46,11 +46,7 @@ WORK = Path("build/stay_instruct")
 
 def readings(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, OwnText]:
     """What each student learns from; the files lie in ``WORK``, the whole model's answers for all seeds."""
-    chats = [
-        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
-        for asked, answer in problems("distillation")
-    ]
-    write_text(WORK / "chats.jsonl", "".join(f"{json.dumps(chat)}\n" for chat in chats))
+    write_chats(WORK / "chats.jsonl")
     plain = [
         json.dumps({"text": text}) for kind in ("speeches", "passages") for text in documents(kind, "distillation")
     ]

@@ -714,9 +714,9 @@ def test_compress_end_to_end(monkeypatch, tmp_path, capsys):
     }
     for name, value in small.items():
         monkeypatch.setattr(compress_end_to_end, name, value)
-    for texts in ("documents", "problems"):
-        some = getattr(compress_end_to_end, texts)
-        monkeypatch.setattr(compress_end_to_end, texts, lambda *kind, some=some: some(*kind)[:60])
+    for module, texts in ((compress_end_to_end, "documents"), (five_kinds, "problems")):
+        some = getattr(module, texts)
+        monkeypatch.setattr(module, texts, lambda *kind, some=some: some(*kind)[:60])
     out = tmp_path / "compressed.json"
     monkeypatch.setattr("sys.argv", ["compress_end_to_end", "--work", str(tmp_path / "work"), "--out", str(out)])
     compress_end_to_end.main()
