@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config, items):
-    for marker in ("browser", "smoke", "installed", "vllm"):  # minutes; a browser, a package index, or vLLM
+    for marker in ("browser", "smoke", "retyped", "installed", "vllm"):  # minutes; a browser, a package index, or vLLM
         if marker not in config.getoption("markexpr"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]

@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 
 import pytest
-from jupyterlab.labapp import LabApp
-from jupyterlab_server import config
 
 from course_tools.learner import lab
 
@@ -16,6 +14,8 @@ def test_notebook_is_opened_whatever_its_name(tmp_path):
 
 
 def test_jupyterlab_understands_them(tmp_path):
+    from jupyterlab.labapp import LabApp  # three seconds, which not every process that collects tests needs
+
     app = LabApp()
     app.parse_command_line(lab.options(tmp_path, tmp_path / "01_a.ipynb"))
     app.update_config(app.cli_config)
@@ -24,6 +24,8 @@ def test_jupyterlab_understands_them(tmp_path):
 
 @pytest.mark.parametrize("own", [None, "/somewhere/else"])
 def test_nobody_is_asked_for_leave_to_fetch_news(own, monkeypatch):
+    from jupyterlab_server import config
+
     variables = lab.environment({"JUPYTER_CONFIG_PATH": own} if own else {})
     assert variables["JUPYTER_CONFIG_PATH"].startswith(own or str(lab.CONFIGURATION)), "the reader's own comes first"
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", variables["JUPYTER_CONFIG_PATH"])
