@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from course_utils.roles import ROLES
+from course_utils.roles import MIXTURE, ROLES
 
 _SECONDS = 10.0  # that each request may take
 
@@ -87,7 +87,8 @@ def _refusal(model_id: str, error: Exception) -> str:
     if isinstance(error, errors.HFValidationError | errors.RepositoryNotFoundError):
         return (
             f"{model_id!r} is neither a folder here nor a model on the hub that you can see; give one of the roles "
-            f"{', '.join(ROLES)}, a folder that `save_pretrained` wrote, or a hub id like 'HuggingFaceTB/SmolLM2-135M'."
+            f"{', '.join((*ROLES, MIXTURE))}, a folder that `save_pretrained` wrote, or a hub id like "
+            "'HuggingFaceTB/SmolLM2-135M'."
         )
     if status in (401, 403):
         return (

@@ -10,7 +10,8 @@ embedded  the course's own small GPT-2  SmolLM2-135M-Instruct
 hub       distilgpt2                    meta-llama/Llama-3.2-1B, or SmolLM2-360M without its licence
 ========  ============================  ============================================================
 
-``COURSE_GPT2`` and ``COURSE_LLAMA`` put any folder or hub id in a role, in every profile.
+``COURSE_GPT2`` and ``COURSE_LLAMA`` put any folder or hub id in a role, in every profile. "moe" is the course's own
+small mixture of experts in every profile but smoke, where it is random, of four blocks.
 
 Every tokenizer pads with its end token unless it has a padding token, on the right; for ``generate`` with several
 prompts ask for left padding (``texts.padded_batches(..., padding_side="left")``). No token is put before a text (see
@@ -40,18 +41,19 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Qwen3MoeConfig,
 )
 
 from course_utils import checks, hub, tensor_checks
 from course_utils.argument_types import check_types
 from course_utils.embedded_llama import embedded_llama, no_loading_bar
 from course_utils.hub import HubUnreachable, ModelNotAvailable
-from course_utils.roles import EMBEDDED_MODELS, HUB_MODELS, ROLES, chosen_model
+from course_utils.roles import EMBEDDED_MODELS, HUB_MODELS, MIXTURE, MIXTURE_NAME, ROLES, chosen_model
 from course_utils.session import SEED, current_profile, default_device
 
 # Lessons name the parts of a block as these families do.
 _FITS = {"gpt2": ("gpt2",), "llama": ("llama", "mistral", "qwen2", "qwen3", "smollm3")}
-_GPT2_FOLDER = Path(__file__).parent / "data" / "gpt2"
+_DATA = Path(__file__).parent / "data"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 # Fields of a configuration that change nothing that the model computes.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "auto_map")
@@ -67,8 +69,8 @@ def load_model(
     """Load a causal language model and its tokenizer.
 
     Args:
-        name: a role ("gpt2", "llama"), a folder, or a hub id such as "Qwen/Qwen3-0.6B". A role wins over a folder of
-            the same name; write "./gpt2" for that.
+        name: a role ("gpt2", "llama"), "moe", a folder, or a hub id such as "Qwen/Qwen3-0.6B". A role wins over a
+            folder of the same name; write "./gpt2" for that.
         dtype: of the weights.
         device: where to put the model; default: CUDA if there is one, otherwise the CPU.
 
@@ -77,7 +79,8 @@ def load_model(
         padding token, padding on the right.
 
     Raises:
-        ModelNotAvailable: a ValueError; no such folder or id, no access, no network, no safetensors.
+        ModelNotAvailable: a ValueError; no such folder or id, no access, no network, no safetensors; or the package's
+            own model is missing or damaged.
         AssetError: the embedded Llama is not in the cache and can't be fetched.
     """
     name = os.fspath(name)
@@ -178,11 +181,14 @@ def tiny_llama(*, blocks: int = 5, width: int = 64, vocab_size: int = 97) -> Lla
 
 def _is_random(name: str) -> bool:
     """Whether it is a role in which a random model stands."""
-    return name in ROLES and chosen_model(name) is None and current_profile() == "smoke"
+    ours = name == MIXTURE or (name in ROLES and chosen_model(name) is None)
+    return ours and current_profile() == "smoke"
 
 
 def _found(name: str, read: _Read[_T], *, weights: bool) -> _T:
     """What is read of the model that a name or a role stands for; its weights are fetched, or stay on the hub."""
+    if name == MIXTURE:
+        return read(_shipped("moe", MIXTURE_NAME), MIXTURE_NAME)
     if name not in ROLES:
         return _named(name, read, weights)
     chosen = chosen_model(name)
@@ -198,8 +204,26 @@ def _found(name: str, read: _Read[_T], *, weights: bool) -> _T:
                 break
             except ModelNotAvailable as error:
                 print(f"{error} Going on with {following}.")
-    folder = _GPT2_FOLDER if name == "gpt2" else embedded_llama()
+    folder = _shipped("gpt2", EMBEDDED_MODELS["gpt2"]) if name == "gpt2" else embedded_llama()
     return read(folder, EMBEDDED_MODELS[name])
+
+
+def _shipped(name: str, shown: str) -> Path:
+    """The folder of a model that the package brings, once its weights are those that its ``training.json`` tells."""
+    folder = _DATA / name
+    weights, card = folder / "model.safetensors", folder / "training.json"
+    again = "Install the package again, or fetch the clone again with all its files."
+    if not weights.is_file() or not card.is_file():
+        raise ModelNotAvailable(f"{shown} is missing from the package: course_utils/data/{name} isn't whole. {again}")
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    told = json.loads(card.read_text(encoding="utf-8")).get("sha256")
+    if found != told:
+        raise ModelNotAvailable(
+            f"{shown} is damaged: the sha256 of course_utils/data/{name}/model.safetensors is {found}, and "
+            f"training.json tells {told}. {again}"
+        )
+    return folder
 
 
 def _named(name: str, read: _Read[_T], weights: bool, role: str | None = None) -> _T:
@@ -276,12 +300,27 @@ def _check_configuration(folder: Path, shown: str) -> None:
 
 
 def _random_configuration(role: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """Eight small blocks, enough to take some out, with the embedded GPT-2's tokenizer."""
-    tokenizer = _tokenizer_of(_GPT2_FOLDER)
+    """A few small blocks, enough to take some out, with the embedded GPT-2's tokenizer."""
+    tokenizer = _tokenizer_of(_DATA / "gpt2")
     end = tokenizer.eos_token_id
     common = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     if role == "gpt2":
         return GPT2Config(n_layer=8, n_embd=64, n_head=4, n_positions=512, **common), tokenizer
+    if role == MIXTURE:
+        config = Qwen3MoeConfig(
+            num_hidden_layers=4,
+            hidden_size=64,
+            moe_intermediate_size=32,
+            num_experts=16,
+            num_experts_per_tok=2,
+            norm_topk_prob=True,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=512,
+            **common,
+        )
+        return config, tokenizer
     config = LlamaConfig(
         num_hidden_layers=8,
         hidden_size=64,

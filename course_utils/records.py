@@ -15,7 +15,7 @@ import pandas as pd
 from course_utils import checks
 
 FOLDER = Path(__file__).parent / "data" / "records"
-_TEXTS = ("text", "draw", "dtype")  # what two entries must share to be compared row by row
+_TEXTS = ("text", "draw", "dtype")  # what two entries must share to be compared row by row; and "model", where told
 
 
 def read_record(name: str) -> pd.DataFrame:
@@ -26,10 +26,11 @@ def read_record(name: str) -> pd.DataFrame:
 
     Returns:
         A row for each model and text, the uncut ones included: what names the model (columns of the record's own,
-        "criterion" among them), "text", "draw" (of the rows), "dtype" (of the weights), "rows" (float64 [rows], nats a
-        token of each row, minus those of the uncut model), "damage" (their mean, nats a token) and "nats" (the model's
-        own loss, nats a token). Where "text" is a task, each row is a document, and its numbers are those of the task,
-        such as 1 for a right answer, in place of nats. ``attrs["settings"]`` are the experiment's.
+        "criterion" among them, and "model" where several were cut), "text", "draw" (of the rows), "dtype" (of the
+        weights), "rows" (float64 [rows], nats a token of each row, minus those of the uncut model), "damage" (their
+        mean, nats a token) and "nats" (the model's own loss, nats a token). Where "text" is a task, each row is a
+        document, and its numbers are those of the task, such as 1 for a right answer, in place of nats.
+        ``attrs["settings"]`` are the experiment's.
 
     Raises:
         ValueError: there is no such record; the message lists those there are.
@@ -40,7 +41,8 @@ def read_record(name: str) -> pd.DataFrame:
     predictions = [entry.pop("predictions", record["predictions"]) for entry in record["entries"]]
     entries = pd.DataFrame(record["entries"])
     nats = [np.array(sums) / count for sums, count in zip(entries.pop("sums"), predictions, strict=True)]
-    places = list(entries[[*_TEXTS]].itertuples(index=False, name=None))
+    shared = [*_TEXTS, *(["model"] if "model" in entries else [])]
+    places = list(entries[shared].itertuples(index=False, name=None))
     uncut = {place: row for place, row, criterion in zip(places, nats, entries.criterion, strict=True) if not criterion}
     entries["rows"] = [row - uncut[place] for place, row in zip(places, nats, strict=True)]
     entries["damage"] = [row.mean() for row in entries["rows"]]

@@ -1,6 +1,7 @@
-"""The two models that lessons speak of, "gpt2" and "llama": which one stands in each role, and who may replace it.
+"""The models that lessons speak of: which one stands in the roles "gpt2" and "llama", and who may replace it.
 
-Names only, known before anything is loaded; ``models`` loads them.
+"moe" is the course's own mixture of experts; nothing replaces it. Names only, known before anything is loaded;
+``models`` loads them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pathlib import Path
 
 # Each with the variable that puts another model in its place.
 ROLES = {"gpt2": "COURSE_GPT2", "llama": "COURSE_LLAMA"}
+# Lesson 13's model, the same in every profile but smoke.
+MIXTURE, MIXTURE_NAME = "moe", "course-moe"
 # The models that the numbers in the lessons' text are of.
 EMBEDDED_MODELS = {"gpt2": "course-gpt2", "llama": "SmolLM2-135M-Instruct"}
 # Tried from left to right; after the last comes the embedded model.

@@ -11,8 +11,6 @@ from course_utils.files import write_text
 from course_utils.session import current_profile
 from course_utils.texts import documents
 
-KINDS = ("speeches", "passages", "scenes", "code", "maths")
-
 
 def texts_of(kind: str, split: str) -> list[str]:
     """The documents of one split, "distillation" or "evaluation", in a fixed order; a tenth of them evaluates.

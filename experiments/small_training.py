@@ -1,16 +1,19 @@
-"""Training of the course's own small models: Muon for matrices, and steps that a killed run takes up again."""
+"""Training of the course's own small models: Muon for matrices, steps that a killed run takes up again, shipping."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.files import replacing
+from course_utils.architectures import cast_weights
+from course_utils.files import replacing, write_json
 
 WARM_UP = 40
 _MOMENTUM, _DECAY = 0.95, 0.1
@@ -108,3 +111,17 @@ def take_steps(
             with replacing(checkpoint) as fresh:
                 torch.save(state, fresh)
     return time.monotonic() - began
+
+
+def ship(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: Mapping[str, object], folder: Path
+) -> None:
+    """Write a folder that ``load_model`` takes: float16 weights, tokenizer, and ``training.json`` with their sha256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cast_weights(model, torch.float16)
+    model.config.dtype = torch.float16
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with (folder / "model.safetensors").open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(folder / "training.json", {**record, "sha256": digest})

@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from course_utils.files import write_json
 from course_utils.texts import documents
-from experiments.small_training import take_steps
+from experiments.small_training import ship, take_steps
 
 END = "<|endoftext|>"
 VOCAB, LENGTH, BATCH, SEED = 4096, 512, 8, 0
@@ -119,10 +118,7 @@ def main() -> None:
         "held_out_bits_per_byte": round(score, 4), "xz_9e_bits_per_byte": round(packed, 4),
         "torch": torch.__version__.split("+")[0], "minutes": round(seconds / 60, 1),
     }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    write_json(args.out / "training.json", record)
+    ship(model, tokenizer, record, args.out)
     print(json.dumps(record, indent=2))
 
 

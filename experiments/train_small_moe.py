@@ -1,12 +1,12 @@
 """Train the course's own small mixture of experts: Qwen3-MoE in miniature, on five kinds of text.
 
-    python -m experiments.train_small_moe [--steps 4800] [--seed 0] [--work build/small_moe] [--out FOLDER]
+    python -m experiments.train_small_moe [--steps 2000] [--seed 0] [--work build/small_moe] [--out FOLDER]
 
 4 blocks of 16 experts each, of which a token meets two; hidden 192; 4,096 tokens; about 8 million parameters, and 17
 MB in 16 bits. Each batch has as many rows of each kind (``five_kinds``). Killed, it goes on from its last checkpoint.
-At the end it writes weights, tokenizer and ``training.json``: the loss on each kind's held-out rows beside a unigram
-model's, and how far experts specialise: the share of an expert's tokens that come from its first kind, beside 99
-shuffles of rows.
+At the end it writes weights, tokenizer, a card (README.md) and ``training.json``: the loss on each kind's held-out rows
+beside a unigram model's, and how far experts specialise: the share of an expert's tokens that come from its first kind,
+beside 99 shuffles of rows.
 
 The blocks' matrices learn by Muon (Jordan et al. 2024), each expert's by itself, the rest by AdamW. Each layer adds
 BALANCE x its own balancing loss (Fedus et al. 2021, arXiv 2101.03961); transformers' own pools the layers first, so
@@ -25,15 +25,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from course_utils.architectures import cast_weights, describe
-from course_utils.files import write_json
+from course_utils.files import write_text
 from course_utils.hooks import evaluating
-from experiments.five_kinds import KINDS, texts_of
-from experiments.small_training import StackedMuon, take_steps
+from course_utils.kinds import KINDS
+from experiments.five_kinds import texts_of
+from experiments.small_training import StackedMuon, ship, take_steps
 from experiments.train_gpt2 import VOCAB, pack, train_tokenizer
 
 EXPERTS, TOP_K, HIDDEN, BLOCKS = 16, 2, 192, 4
 ROWS, HELD_OUT, SHUFFLES = 2, 24, 99  # rows of a kind in a batch; of a kind that are judged
 MUON_LR, ADAM_LR, BALANCE = 0.02, 3e-3, 0.01
+SOURCES = {
+    "speeches": "State of the Union addresses, works of the United States government",
+    "passages": "Wikipedia passages of BoolQ, CC BY-SA 3.0",
+    "scenes": "scenes of HellaSwag, MIT",
+    "code": "Django 5.2, BSD-3-Clause",
+    "maths": "problems of GSM8K, MIT",
+}
 
 
 def small_mixture(tokenizer: PreTrainedTokenizerFast) -> Qwen3MoeForCausalLM:
@@ -137,9 +145,33 @@ def specialisation(model: Qwen3MoeForCausalLM, held_out: dict[str, Tensor]) -> d
     }
 
 
+def card_of(record: dict) -> str:
+    """What the model is, for whoever finds its folder."""
+    rows = [
+        f"| {kind} | {SOURCES[kind]} | {record['loss'][kind]:.2f} | {record['unigram_loss'][kind]:.2f} |"
+        for kind in record["kinds"]
+    ]
+    shares = zip(record["first_kind_share"], record["largest_of_shuffles"], strict=True)
+    told = ", ".join(f"{share:.2f} ({shuffled:.2f})" for share, shuffled in shares)
+    return "\n".join(
+        [
+            "# course-moe", "",
+            f"A mixture of experts of {record['parameters']:,} parameters (Qwen3-MoE in miniature: {BLOCKS} blocks of "
+            f"{EXPERTS} experts, of which a token meets {TOP_K}), trained from scratch for lesson 13 of this course by "
+            f"`experiments/train_small_moe.py`: {record['steps']:,} steps, {record['tokens']:,} tokens, seed "
+            f"{record['seed']}. It is made to be cut, and writes nothing of use.", "",
+            "| kind | learned from | nats a token, held out | by tokens' frequency |", "|---|---|---|---|", *rows, "",
+            "Share of its tokens that an expert gets from its first kind, block by block (largest of "
+            f"{SHUFFLES} shuffles of rows): {told}.", "",
+            "`rows.safetensors` holds token ids of learned and held-out text of these sources, under those licences; "
+            "weights and tokenizer are under the course's licence for code.", "",
+        ]
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/small_moe"))
     parser.add_argument("--out", type=Path, default=Path("build/small_moe/model"))
@@ -175,12 +207,8 @@ def main() -> None:
         **specialisation(model, held_out),
         "torch": torch.__version__.split("+")[0], "minutes": round(seconds / 60, 1),
     }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
-    cast_weights(model, torch.float16)
-    model.config.dtype = torch.float16
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    write_json(args.out / "training.json", record)
+    ship(model, tokenizer, record, args.out)
+    write_text(args.out / "README.md", card_of(record))
     print(json.dumps(record, indent=2))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
+import re
 import sys
 from dataclasses import replace
 from itertools import accumulate, chain
@@ -26,11 +29,14 @@ from course_utils.choosing import strongest
 from course_utils.compress_command import run
 from course_utils.distillation import training
 from course_utils.evaluation import perplexity
+from course_utils.experts import expert_importance, prune_experts
+from course_utils.kinds import KINDS
 from course_utils.models import variant
 from course_utils.texts import TokenBlocks
 from course_utils.width import neuron_importance, neuron_means, prune_neurons
 from experiments import (
     compress_end_to_end,
+    cut_experts,
     damage_profile,
     distil_the_bias_back,
     five_kinds,
@@ -680,9 +686,7 @@ def test_balance_is_one_a_layer_where_all_is_even(monkeypatch):
 
 def test_train_small_moe(monkeypatch, tmp_path):
     words = ["law", "river", "ball", "def f(x):", "x = 2"]
-    texts = {
-        kind: [f"{word} {n} " * 400 for n in range(30)] for kind, word in zip(five_kinds.KINDS, words, strict=True)
-    }
+    texts = {kind: [f"{word} {n} " * 400 for n in range(30)] for kind, word in zip(KINDS, words, strict=True)}
     monkeypatch.setattr(train_small_moe, "texts_of", lambda kind, _split: texts[kind])
     for name, value in {"EXPERTS": 4, "HIDDEN": 32, "BLOCKS": 2, "HELD_OUT": 3, "SHUFFLES": 5}.items():
         monkeypatch.setattr(train_small_moe, name, value)
@@ -690,11 +694,15 @@ def test_train_small_moe(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["train_small_moe", "--steps", "3", "--out", "out"])
     train_small_moe.main()
     record = json.loads((tmp_path / "out" / "training.json").read_text())
-    assert record["loss"].keys() == record["unigram_loss"].keys() == {*five_kinds.KINDS}
+    assert record["loss"].keys() == record["unigram_loss"].keys() == {*KINDS}
     assert all(0.2 <= share <= 1 for key in ("first_kind_share", "largest_of_shuffles") for share in record[key])
     model, tokenizer = load_pruned(tmp_path / "out")
     assert model.dtype == torch.float16 and [m.count for m in describe(model).mixtures] == [4, 4]
     assert tokenizer.decode(tokenizer("x = 2").input_ids) == "x = 2"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{record['parameters']:,} parameters" in card and all(f"| {kind} |" in card for kind in KINDS)
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert record["sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 def test_compress_end_to_end(monkeypatch, tmp_path, capsys):
@@ -735,3 +743,153 @@ def test_compress_end_to_end(monkeypatch, tmp_path, capsys):
     compress_end_to_end.main()
     again = json.loads(out.read_text(encoding="utf-8"))["real"]
     assert again["minutes"] is None and again["held_out"] == runs["real"]["held_out"], "it goes on where it was"
+
+
+# --- cut experts ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixtures(monkeypatch, tmp_path):
+    """Two small trained mixtures, as ``train_small_moe`` writes them, and words of five kinds."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    words = dict(zip(KINDS, ["law peace", "river town", "ball cake", "def f(x):", "x = 2 + 3"], strict=True))
+    first = {"distillation": 10, "evaluation": 200}  # the documents' numbers: learned below 100, held out from 200
+    monkeypatch.setattr(
+        cut_experts,
+        "texts_of",
+        lambda kind, split: [f"{words[kind]} {n} " * 200 for n in range(first[split], first[split] + 12)],
+    )
+    small = {"LENGTH": 16, "ROWS": {"calibration": 10, "evaluation": 2, "further": 2}, "DRAWS": 2, "CUTS": 2}
+    small["RATES"] = {"router": (1e-2,), "all weights": (1e-3, 3e-3)}
+    for name, value in small.items():
+        monkeypatch.setattr(cut_experts, name, value)
+    model, tokenizer = models.load_model("moe", device="cpu")
+    folders = [tmp_path / f"moe-{seed}" for seed in (0, 1)]
+    for seed, folder in enumerate(folders):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+        small_training.ship(copy.deepcopy(model), tokenizer, {"seed": seed}, folder)
+    return folders
+
+
+def cut_all(folders, tmp_path, monkeypatch):
+    out = tmp_path / "cut_experts.json"
+    places = ["--work", str(tmp_path / "work"), "--out", str(out), "--rows", str(tmp_path / "rows.safetensors")]
+    monkeypatch.setattr(sys, "argv", ["x", *map(str, folders), *places])
+    cut_experts.main()
+    return out.read_text()
+
+
+def test_cut_experts(mixtures, monkeypatch, tmp_path):
+    measured, calls = sets._measured, []
+
+    def killed_at_the_tenth(arm):
+        calls.append(arm.key)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return measured(arm)
+
+    monkeypatch.setattr(sets, "_measured", killed_at_the_tenth)
+    with pytest.raises(KeyboardInterrupt):
+        cut_all(mixtures, tmp_path, monkeypatch)
+    assert not (tmp_path / "cut_experts.json").exists() and not (tmp_path / "rows.safetensors").exists()
+    heal, healings = cut_experts.healed, []
+    with monkeypatch.context() as context:
+        context.setattr(cut_experts, "healed", lambda *given: healings.append(given[3:]) or heal(*given))
+        written = cut_all(mixtures, tmp_path, monkeypatch)
+    with monkeypatch.context() as context:
+        for place in ((sets, "_measured"), (cut_experts, "healed")):
+            context.setattr(*place, lambda *_: pytest.fail("done again"))
+        assert cut_all(mixtures, tmp_path, monkeypatch) == written
+
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    frame = records.read_record("cut_experts")
+    place = ["model", "criterion", "kind", "calibration", "ratio", "seed", "edit", "dtype", "text"]
+    assert not frame.duplicated(place).any() and len(calls) == 10 + len(frame) / 5 - 9
+    # Of each model: whole, random and healed ones; three criteria on five kinds and all, in two draws (bfloat16: one).
+    assert len(frame) == 5 * 2 * (2 * (1 + 2 * 2 + 6) + 3 * 6 * 2 * (2 + 1))
+    whole = frame.query("criterion == ''")
+    assert (whole.damage == 0).all() and whole.groupby(["text", "dtype"]).nats.nunique().eq(2).all(), "two models"
+    assert frame.query("edit == 'cut' and dtype == 'float32'").damage.ne(0).mean() > 0.9
+    settings = json.loads(written)["settings"]
+    assert settings["tokens"] == {"calibrated": 80, "healed": 400} and settings["models"]["1"]["seed"] == 1
+    rates = [left for seed in ("0", "1") for left in settings["rates"][seed].items()]
+    assert [name for name, _ in rates[:6]] == [f"{c}, {way}" for c in cut_experts.HEALED for way in cut_experts.RATES]
+    assert healings == [(name.split(", ")[1], float(min(left, key=left.get))) for name, left in rates], (
+        "at the best rate"
+    )
+
+
+def test_what_the_record_says_is_what_the_library_cuts(mixtures, monkeypatch, tmp_path):
+    """One arm made by hand: its calibration rows, its half, its judge."""
+    cut_all(mixtures[:1], tmp_path, monkeypatch)
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    arm = "criterion == 'reap' and kind == 'code' and calibration == 1 and ratio == 0.5"
+    frame = records.read_record("cut_experts").query(f"{arm} and dtype == 'float32'").set_index("text")
+    model, tokenizer = models.load_model(str(mixtures[0]), device="cpu")
+    rows = cut_experts.rows_of(tokenizer)
+    own = rows["calibration"]["code"].input_ids[[1, 3, 5, 7, 9]]
+    scores = expert_importance(model, "reap", batches=[{"input_ids": own, "attention_mask": torch.ones_like(own)}])
+    smaller = variant(model)
+    prune_experts(smaller, scores, keep=8)
+    for kind, judging in rows["evaluation"].items():
+        expected = perplexity(smaller, judging).nll - perplexity(model, judging).nll
+        assert frame.damage[kind] == pytest.approx(expected, abs=2e-3)
+
+
+def test_calibrations_are_disjoint_and_of_one_size(mixtures):
+    _, tokenizer = models.load_model(str(mixtures[0]), device="cpu")
+    rows = cut_experts.rows_of(tokenizer)
+    for kind in (*KINDS, cut_experts.ALL):
+        drawn = [cut_experts.calibration(rows, kind, draw) for draw in range(2)]
+        assert {sum(len(batch["input_ids"]) for batch in batches) for batches in drawn} == {5}
+    numbers = {split: set() for split in rows}
+    for split, kinds in rows.items():
+        for own in kinds.values():
+            text = " | ".join(tokenizer.batch_decode(own.input_ids))
+            numbers[split] |= {*map(int, re.findall(r"(?<=[\w:] )\d{2,3}(?= \w)", text))}
+    assert numbers["calibration"] and max(numbers["calibration"]) < 100, "what the model learned calibrates"
+    assert all(number >= 200 and number % 2 == 0 for number in numbers["evaluation"]) and numbers["evaluation"]
+    assert all(number >= 200 and number % 2 == 1 for number in numbers["further"]) and numbers["further"]
+    end = rows["evaluation"]["code"]
+    text = tokenizer.batch_decode(end.input_ids[:, 1:])
+    ends = [piece.replace(tokenizer.eos_token, "") for piece in text]
+    assert end.num_bytes.tolist() == [len(piece.encode()) for piece in ends]
+
+
+def test_healing_moves_what_it_is_asked_to_and_comes_nearer(mixtures):
+    model, tokenizer = models.load_model(str(mixtures[0]), device="cpu")
+    rows = cut_experts.rows_of(tokenizer)
+    smaller = cut_experts.cut(model, expert_importance(model, "random"), 0.5)
+    before = models.identity(model), models.identity(smaller)
+    texts = [rows["calibration"]["code"].input_ids[:4]] * 30
+
+    def distance(student):
+        with torch.no_grad():
+            told, said = (m(texts[0]).logits.log_softmax(-1) for m in (model, student))
+        return float((told.exp() * (told - said)).sum(-1).mean())
+
+    for way in cut_experts.RATES:
+        student = cut_experts.healed(model, smaller, texts, way, 3e-3)
+        pairs = zip(student.named_parameters(), smaller.parameters(), strict=True)
+        moved = {name for (name, new), old in pairs if not torch.equal(new, old)}
+        routers = {name for name in moved if name.endswith("mlp.gate.weight")}
+        assert len(routers) == 4 and (moved == routers) is (way == "router")
+        assert distance(student) < distance(smaller) and not student.training
+    assert (models.identity(model), models.identity(smaller)) == before
+
+
+def test_other_models_and_broken_folders_are_refused_before_anything_is_done(mixtures, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cut_experts, "rows_of", lambda _: pytest.fail("began"))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "models.json").write_text('{"1": "0123456789abcdef"}')
+    for folders, message in (
+        ([tmp_path], "holds no training.json"),
+        ([mixtures[0], mixtures[0]], "seed 0, as another folder was"),
+        (mixtures, "belongs to another model of seed 1"),
+    ):
+        with pytest.raises(SystemExit):
+            cut_all(folders, tmp_path, monkeypatch)
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "work" / "models.json").read_text() == '{"1": "0123456789abcdef"}'

@@ -45,6 +45,8 @@ LEFT_OUT = {
     "program": "runs commands",
     "extras": "stands around the library's own imports, with a name of its own",
     "influence": "parts of hooks",
+    "kinds.kind_blocks": "between an experiment and the file; kind_rows is tried",
+    "kinds.write_kind_rows": "writes what an experiment drew; kind_rows is tried",
     "hooks": "parts of hooks",
     "plotting.parts": "what figures share, beneath what is tried",
     "distillation.state": "names and files of the library's own batches",

@@ -26,7 +26,7 @@ BEGIN, END = "<!-- written by python tests/test_house.py -->\n", "<!-- end -->\n
 LIBRARY = {
     "opening": (
         "checks tensor_checks argument_types extras files roles session verdicts ledger assets hub embedded_llama "
-        "models texts text_files"
+        "models texts kinds text_files"
     ),
     "anatomy": (
         "hooks modeling batches own_text self_data families parts architectures surgery refusals passes upper_blocks "

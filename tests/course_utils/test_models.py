@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model, word_tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM, Qwen3MoeForCausalLM
 
 from course_utils import models
 from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
@@ -22,6 +22,7 @@ from course_utils.depth import remove_blocks
 from course_utils.models import ModelNotAvailable, identity, load_model, load_without_weights, tiny_llama, variant
 from course_utils.roles import HUB_MODELS, ROLES
 from course_utils.width import neuron_importance, prune_neurons
+from experiments.small_training import ship
 
 LLAMA, SMALLER_LLAMA = HUB_MODELS["llama"]
 
@@ -79,7 +80,9 @@ def logits(model, tokenizer) -> torch.Tensor:
         return model(**tokenizer("To the Congress", return_tensors="pt").to(model.device)).logits.float()
 
 
-@pytest.mark.parametrize(("role", "kind"), [("gpt2", GPT2LMHeadModel), ("llama", LlamaForCausalLM)])
+@pytest.mark.parametrize(
+    ("role", "kind"), [("gpt2", GPT2LMHeadModel), ("llama", LlamaForCausalLM), ("moe", Qwen3MoeForCausalLM)]
+)
 def test_smoke_roles_are_small_random_models_that_repeat_themselves(role, kind, smoke):
     torch.manual_seed(1)
     first = load_model(role)
@@ -87,7 +90,9 @@ def test_smoke_roles_are_small_random_models_that_repeat_themselves(role, kind, 
     second = load_model(role)
     assert torch.equal(torch.get_rng_state(), state), "loading a model changed the random numbers of a lesson"
     model, tokenizer = first
-    assert isinstance(model, kind) and not model.training and model.config.num_hidden_layers == 8
+    assert (
+        isinstance(model, kind) and not model.training and model.config.num_hidden_layers == (4 if role == "moe" else 8)
+    )
     assert all(parameter.requires_grad for parameter in model.parameters()) and model.config.use_cache
     assert tokenizer.pad_token_id is not None and tokenizer.padding_side == "right"
     assert torch.equal(logits(*first), logits(*second))
@@ -146,7 +151,7 @@ def test_an_unfit_folder_is_refused_with_what_to_do(spoil, message, folder):
 
 def test_a_name_that_is_neither_folder_nor_id_is_refused_with_what_is_allowed():
     with pytest.raises(
-        ValueError, match=r"'\./no such/folder/here' is neither .* roles gpt2, llama, a folder .* hub id"
+        ValueError, match=r"'\./no such/folder/here' is neither .* roles gpt2, llama, moe, a folder .* hub id"
     ):
         load_model("./no such/folder/here")
 
@@ -453,6 +458,47 @@ def test_weights_of_any_size_and_place_have_an_identity():
     with torch.no_grad():
         model.odd[2] += 1
     assert identity(model) != before
+
+
+# The models that the package brings.
+
+
+@pytest.fixture
+def brought(monkeypatch, tmp_path):
+    """A package whose data hold a small mixture, with its card."""
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    model, tokenizer = load_model("moe", dtype=torch.float16, device="cpu")
+    ship(model, tokenizer, {"steps": 1}, tmp_path / "moe")
+    monkeypatch.setattr(models, "_DATA", tmp_path)
+    return tmp_path / "moe"
+
+
+@pytest.mark.parametrize("profile", ["embedded", "hub"])
+def test_the_mixture_is_the_packages_own_in_every_profile(profile, brought, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", profile)
+    monkeypatch.setenv("COURSE_LLAMA", "some/other")
+    model, tokenizer = load_model("moe", device="cpu")
+    assert describe(model).is_mixture and model.dtype is torch.float32 and model.name_or_path == "course-moe"
+    assert tokenizer.pad_token_id is not None and load_without_weights("moe")[0].num_experts == 16
+
+
+def test_a_mixture_that_is_missing_or_damaged_is_refused(brought, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "embedded")
+    weights = brought / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ModelNotAvailable, match="course-moe is damaged: the sha256 of course_utils/data/moe/model"):
+        load_model("moe", device="cpu")
+    weights.unlink()
+    with pytest.raises(ModelNotAvailable, match="course-moe is missing from the package: .* Install the package again"):
+        load_model("moe", device="cpu")
+
+
+def test_the_shipped_gpt2_is_the_one_that_its_card_tells(monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "embedded")
+    card = json.loads((models._DATA / "gpt2" / "training.json").read_text())
+    assert load_model("gpt2", device="cpu")[0].num_parameters() == card["parameters"]
 
 
 # The real embedded models.

@@ -77,6 +77,19 @@ def test_a_run_that_was_killed_goes_on(measured, tmp_path):
     assert (tmp_path / "made_up.json").read_text() == resumed
 
 
+def test_each_model_has_an_uncut_one_of_its_own(measured):
+    _, cut, texts, arms, write = measured
+    write(
+        [Arm({"model": 0, **arm.key}, arm.make, texts) for arm in arms]
+        + [
+            Arm({"model": 1, **arm.key, "criterion": name}, lambda: cut, texts)
+            for arm, name in zip(arms, ("", "again"), strict=True)
+        ]
+    )
+    frame = records.read_record("made_up")
+    assert not frame[frame.model == 1].damage.any() and frame[frame.criterion == "random"].damage.all()
+
+
 def test_an_unknown_record_names_those_there_are(measured):
     *_, write = measured
     write()
