@@ -129,6 +129,11 @@ def _addmm(ledger: Ledger, added: Tensor, a: Tensor, b: Tensor, *, beta: float =
     return beta * added + alpha * _mm(ledger, a, b)
 
 
+def _histc(_ledger: Ledger, values: Tensor, *bins: float) -> Tensor:
+    """Of whole numbers too, which the card counts and the processor doesn't: how many tokens each expert gets."""
+    return _aten.histc.default(values.float(), *bins).to(values.dtype)
+
+
 #: the card's own way, called with the card's ledger and the operation's arguments
 REPLACED: dict[Callable, Callable] = {
     _aten._scaled_dot_product_efficient_attention.default: _attend,
@@ -136,4 +141,5 @@ REPLACED: dict[Callable, Callable] = {
     _aten.mm.default: _mm,
     _aten.bmm.default: _mm,
     _aten.addmm.default: _addmm,
+    _aten.histc.default: _histc,
 }

@@ -98,3 +98,10 @@ def test_sampled_attention_holds_what_all_of_it_holds(card, mask, monkeypatch):
             peaks.append(card.ledger.restart().peak)
             assert out.shape == q.shape
     assert peaks[0] == peaks[1] and out.isfinite().all()
+
+
+def test_whole_numbers_are_counted_as_on_a_card(card):
+    """A mixture of experts counts there, in whole numbers, how many tokens each expert gets."""
+    asked = torch.tensor([0, 3, 1, 1, 3, 3], device="cuda", dtype=torch.int32)
+    counts = torch.histc(asked, bins=5, min=0, max=4)
+    assert counts.is_cuda and counts.dtype is torch.int32 and counts.tolist() == [1, 2, 0, 3, 0]
