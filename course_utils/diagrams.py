@@ -249,6 +249,35 @@ def hidden_channel() -> Axes:
     return ax
 
 
+def mixture_of_experts() -> Axes:
+    """One token in a block's mixture: a router weighs sixteen experts, two of them compute, and one is crossed out."""
+    ax = _canvas(9, 4.9, "One token in a mixture of experts")
+    _stream(ax, (0.3, 0.95), (8.8, 0.95), "", "")
+    _text(ax, (1.3, 0.62), "residual stream", size=_SMALL, colour=STREAM)
+    _box(ax, (1.35, 2.9), "router", width=1.5, height=0.9, colour=STREAM)
+    _arrow(ax, (1.35, 1.05), (1.35, 2.42))
+    _arrow(ax, (2.12, 2.9), (2.75, 2.9))
+    for number in range(16):
+        x, y = 3.15 + 0.62 * (number % 8), 3.5 - 0.95 * (number // 8)
+        lit = number in (5, 10)
+        ax.add_patch(
+            Rectangle(
+                (x - 0.25, y - 0.3), 0.5, 0.6, facecolor=MARK if lit else _PALE[QUIET], edgecolor="0.4",
+                hatch="//" if lit else None, lw=0.8, zorder=3,
+            )
+        )  # fmt: skip
+        if number != 14:
+            _text(ax, (x, y), str(number), size=_SMALL, background="white" if lit else None)
+    _cross(ax, (3.15 + 0.62 * 6, 2.55), 0.24)
+    _text(ax, (5.35, 4.15), "sixteen experts, an MLP each", size=_SMALL)
+    _arrow(ax, (7.85, 2.9), (8.25, 2.9))
+    _arrow(ax, (8.25, 2.9), (8.25, 1.1))
+    _symbol(ax, (8.25, 0.95), "+")
+    _text(ax, (7.95, 1.85), "0.7 × expert 5\n+ 0.3 × expert 10", size=_SMALL, background="white")
+    _note(ax, (4.5, 0.25), "Two experts compute for this token. It wouldn't notice that the crossed-out one is gone.")
+    return ax
+
+
 def making_a_small_model() -> Axes:
     """The recipe: correct the teacher, score, search under a budget, rank twice, distil the winner, judge, release."""
     ax = _canvas(9, 4.4, "A small model from a larger one")

@@ -627,8 +627,8 @@ check_protected(spared, own, my_cut, pays, **models, rows=asked, texts=pricing)
 # - Say the floor beside each share, and lost beside won.
 # - What chooses decides who pays: calibrate on what the model will be used for.
 #
-# **The story so far:** the text that chooses decides who pays. **Next:** your own model, and your own text:
-# `python -m course_utils compress` writes this profile on its card.
+# **The story so far:** the text that chooses decides who pays. **Next:** in lesson 13 a token meets two of sixteen MLPs. Which may go?
+# For a model of your own, `python -m course_utils compress` writes this profile on its card.
 #
 # ## References
 #

@@ -33,7 +33,7 @@ class Panel:
     Attributes:
         title: above the drawing.
         lesson: whose saved run has the numbers.
-        drawing: draws a figure of its own and returns its Axes.
+        drawing: draws a figure of its own and returns its Axes; None for the figure with the control.
         says: the sentence, with `{names}`.
         numbers: {name: "row · column" of a table, or the line that prints it with "…" for its numbers, and which of the
             numbers there, from 0}.
@@ -41,7 +41,7 @@ class Panel:
 
     title: str
     lesson: str
-    drawing: Callable[[], Axes]
+    drawing: Callable[[], Axes] | None
     says: str
     numbers: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -101,11 +101,11 @@ PANELS = (
         },
     ),
     Panel(
-        "Width: GLU pairs",
+        "Width, with a control",
         "03",
-        diagrams.glu_block,
-        "A tenth of the neurons cut: perplexity times {activation} by activation, {random} by chance, {l1} by L1. An "
-        "exact cut can be a bad one.",
+        None,
+        "A tenth of the neurons cut: perplexity times {activation} by activation, {random} by chance (the black line), "
+        "{l1} by L1.",
         {
             "activation": ("activation · speeches: × whole", 0),
             "random": ("median random · speeches: × whole", 0),
@@ -216,6 +216,18 @@ PANELS = (
             "rest": ("neurons, German: …% right, … (… to …) nats lost"[:60], 0),
         },
     ),
+    Panel(
+        "Mixtures: whole experts",
+        "13",
+        diagrams.mixture_of_experts,
+        "Half of the experts gone, by what one adds when it is asked: {reap} nats a token. By dice {dice}, by how "
+        "often it is asked {frequency}.",
+        {
+            "reap": ("REAP · half, record", 0),
+            "dice": ("random, median · half, record", 0),
+            "frequency": ("frequency · half, record", 0),
+        },
+    ),
 )
 
 
@@ -260,19 +272,16 @@ def sheet(notebooks: Path, figure: Path, *, course: str) -> plt.Figure:
     """The poster as a figure; arguments as in `draw`."""
     told = [sentence(panel, _saved(notebooks, panel.lesson)) for panel in PANELS]
     plotting.style()
-    pictures = [_picture(panel.drawing) for panel in PANELS]
+    pictures = [_picture(panel.drawing) if panel.drawing else plt.imread(figure) for panel in PANELS]
     made = plt.figure(figsize=(WIDTH, HEIGHT))
     made.text(0.03, 0.945, "Pruning LLMs", size=38, weight="bold")
     claim = "No sentence without a measurement, no measurement without a control."
     made.text(0.31, 0.95, claim, size=_SENTENCE)
-    places = list(_places())
-    for panel, picture, says, place in zip(PANELS, pictures, told, places, strict=False):
+    for panel, picture, says, place in zip(PANELS, pictures, told, _places(), strict=True):
         _cell(made, place, f"{panel.lesson}  {panel.title}", picture, says)
-    caption = "One cut, chosen in three ways. The black line spans random cuts: keeping large weights loses to them."
-    _cell(made, places[len(PANELS)], "03  The control", plt.imread(figure), caption)
     foot = (
         "Before a title: its lesson. In brackets: 95 %. Chance: the median of 19 cuts. Saved runs: a GPT-2 "
-        f"of 5.9 M parameters (01), otherwise SmolLM2-135M.  {course}  CC BY 4.0"
+        f"of 5.9 M parameters (01), a mixture of 8.3 M (13), otherwise SmolLM2-135M.  {course}  CC BY 4.0"
     )
     made.text(0.03, 0.014, foot, size=10, color="0.3")
     return made

@@ -22,6 +22,7 @@ DRAWINGS = {
     "reading_points": [{}],
     "reading_and_generating": [{}],
     "hidden_channel": [{}],
+    "mixture_of_experts": [{}],
     "making_a_small_model": [{}],
 }
 

@@ -221,7 +221,6 @@ IN_PASSING = {
     "price of a layer": {"06": "of a layer's cache"},
     "planted": {"03": "of neurons that an exercise hides", "08": "with the deeper notebook about it"},
 }
-IN_REFERENCES = {"router"}  # said nowhere else
 
 
 def prose_of(sources, lesson):
@@ -235,10 +234,10 @@ def test_no_lesson_says_a_term_before_the_one_that_introduces_it(sources):
     for term in sources.terms:
         says = [number for number, texts in prose.items() if pages.section_of(term.name, texts)]
         says = [number for number in says if number not in IN_PASSING.get(term.name, {})]
-        if says[:1] != [term.lesson] and not (term.name in IN_REFERENCES and not says):
+        if says[:1] != [term.lesson]:
             wrong.append(f"{term.name} ({term.lesson}): first said in {says[0] if says else 'no lesson'}")
     assert not wrong, "name another lesson in docs/glossary.md, or with a reason in IN_PASSING: " + "; ".join(wrong)
-    assert set(IN_PASSING) | IN_REFERENCES <= {term.name for term in sources.terms}
+    assert set(IN_PASSING) <= {term.name for term in sources.terms}
 
 
 def test_glossary_is_an_index_each_term_leads_to_a_section_of_its_lesson(sources):
