@@ -274,7 +274,7 @@ def mixture_of_experts() -> Axes:
     _arrow(ax, (8.25, 2.9), (8.25, 1.1))
     _symbol(ax, (8.25, 0.95), "+")
     _text(ax, (7.95, 1.85), "0.7 × expert 5\n+ 0.3 × expert 10", size=_SMALL, background="white")
-    _note(ax, (4.5, 0.25), "Two experts compute for this token. It wouldn't notice that the crossed-out one is gone.")
+    _note(ax, (4.5, 0.25), "Two experts compute for this token. The crossed-out one is to be removed.")
     return ax
 
 

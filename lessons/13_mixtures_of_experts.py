@@ -12,12 +12,11 @@
 #
 # A mixture of experts answers each token with two of its sixteen experts. Half of them could leave. Which, and who decides?
 #
-# **Answer.** The text that calibrates decides: what it lacks is lost, often worse than by dice. Over all kinds, a count of how often
-# experts are asked is no better than dice; what an expert does *when* asked is.
+# **Answer.** The calibration text decides. Kinds unlike it lose most, often more than by a random half. Even over all kinds, counting how
+# often experts are asked is worse than dice; weighing what an expert adds is better.
 
 # %% [markdown] tags=["notes"]
-# **The point:** the same experts, the same text, one division more or less, and another model is left. What nobody calibrates on is
-# lost first.
+# **The point:** what nobody calibrates on is lost first. On a mix, weigh what an expert adds; on one kind, the division helps as well.
 #
 # **Let the room predict first:** scored on Wikipedia alone, which kind of text loses most?
 #
@@ -85,12 +84,12 @@ show(
     "Two matrices, frequency and REAP: rows are the kind of text that chose which "
     "half of the experts stays, columns the kind that is tested. By frequency the "
     "diagonal is low and much else lies above the last row, the median of nineteen "
-    "random halves; by REAP code and mathematics do, where another kind chose."
+    "random halves; by REAP mostly code and mathematics do, where others chose."
 )
 
 # %% [markdown]
-# *What losing half of the experts costs, a mean over nine draws of the calibration text. Red: more than random halves cost on average, so
-# dice would have been better. Blue: less.*
+# *What losing half of the experts costs, a mean over nine draws of the calibration text. Red: more than random halves cost on average.
+# Blue: less. For dice on one kind, compare with the last row.*
 #
 # This lesson always runs on the course's own small mixture, `course-moe`, whatever models the table above names.
 #
@@ -214,7 +213,7 @@ print("nats a token:", ", ".join(told))
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # In the last. In the first block experts get 0.30 of their tokens from their first kind, in the last 0.53; no shuffle gave more than
-# 0.24 and 0.30. In the picture below, code and mathematics have experts of their own, and prose shares its own.
+# 0.24 and 0.30. In the picture below, code and mathematics have experts of their own; prose mostly shares.
 #
 # </details>
 
@@ -225,7 +224,7 @@ def asked_by_rows(model, rows):
     """How many tokens of each row go to each expert: [blocks, rows, experts]."""
     found = []
 
-    def look(router, states, output):
+    def look(router, states, output):  # output: logits, weights, choices
         chosen = output[2].view(len(rows.input_ids), -1)
         found.append(one_hot(chosen, EXPERTS).sum(dim=1))
 
@@ -271,13 +270,14 @@ show(
 )
 
 # %% [markdown]
-# *Each bar is an expert. One colour that fills a bar is a specialist's kind.*
+# *Each bar is an expert. A bar of one colour is a specialist.*
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 10 minutes
 #
-# Cut experts out of a Qwen3-MoE. `keep_experts(model, kept)` changes the model in place and returns it; `kept` holds, for each block,
-# the numbers of the experts that stay. In `layer.mlp` you find:
+# Cut experts out of a Qwen3-MoE. `keep_experts(model, kept)` changes the model in place and returns it; `kept` holds, for each block of
+# `model.model.layers`, the numbers of the experts that stay. Give the block new parameters: the old ones belong to another model, too.
+# In `layer.mlp` you find:
 #
 # - `gate.weight` [experts, hidden], the router, a row for each expert;
 # - `experts.gate_up_proj` and `experts.down_proj`, stacks with a matrix for each expert;
@@ -287,8 +287,7 @@ show(
 #
 # <details><summary>Hint</summary>
 #
-# `nn.Parameter(stack[numbers])` holds some of the experts, as a new weight. The model shares its weights with another: don't write
-# into them.
+# `nn.Parameter(stack[numbers])` holds some of the experts, as a new weight.
 #
 # </details>
 
@@ -321,13 +320,12 @@ check_keep_experts(keep_experts, base)
 # The library's surgery is `prune_experts(model, scores, keep=…)`; each block keeps those that score most. *Pruned equals masked* is here:
 # the whole model, with the logits of the others at minus infinity. Scores are drawn for now.
 #
-# **Predict before you run.** Half of the experts go. Which of these shrinks by about half: the file, the parameters that a token uses,
-# the time of a token?
+# **Predict before you run.** Half of the experts go. What shrinks by about half: the file, the parameters that a token uses, or both?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
 # The file, nearly: 16.54 MB become 9.45. A token still meets two experts, so of 2.08 million active parameters 2.07 stay: only rows of
-# the routers go. One text alone won't be faster.
+# the routers go. One text alone should hardly be faster.
 #
 # </details>
 
@@ -388,8 +386,8 @@ pd.DataFrame(rows).T.round(2)
 # $$\mathrm{frequency}_e = \frac{n_e}{T}, \qquad \mathrm{sum}_e = \sum_x g_e(x) \lVert E_e(x) \rVert, \qquad
 # \mathrm{REAP}_e = \frac{\mathrm{sum}_e}{n_e}$$
 #
-# Frequency asks how often an expert is needed. REAP (2025) asks how much it does *when* it is needed. Here they are in the open, on three
-# rows of each kind, of text that the model learned from: 1,920 tokens, the lesson's **calibration mix**.
+# Frequency asks how often an expert is needed. REAP (*router-weighted expert activation pruning*, 2025) asks how much it does *when* it is
+# needed. Here they are written out, on three rows of each kind, of text that the model learned from: 1,920 tokens, the lesson's **calibration mix**.
 
 
 # %%
@@ -437,14 +435,16 @@ for name, ours in scores.items():
     library = expert_importance(base, name, batches=mix)
     torch.testing.assert_close(ours, library, atol=1e-3, rtol=1e-3)
 print(f"{tokens:,} tokens; the library's scores agree")
+often = torch.cat(scores["frequency"])
+print(f"an expert is asked by {often.min():.0%} to {often.max():.0%} of them")
 
 # %% [markdown]
 # **Predict before you run.** Half of the experts go. Which score is best, and does any lose to random halves?
 #
 # <details><summary>What we saw (saved run, embedded profile)</summary>
 #
-# REAP and its sum, 0.67 nats each, beat every random half. Frequency costs 1.14, and the median random half 0.93: though all kinds
-# calibrated, lots would have been better. How often an expert is asked doesn't say how much it adds.
+# REAP and its sum, 0.67 nats each, beat each of nine random halves. Frequency costs 1.14, and the median random half 0.93: though all
+# kinds calibrated, dice would have been better.
 #
 # </details>
 
@@ -503,7 +503,7 @@ costs.round(3)
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 8 minutes
 #
-# Write one row of the figure: `matrix_row(model, criterion, rows, judging)`. Score the model's experts on `rows` by `criterion`, let half
+# Write one row of the figure, for one draw: `matrix_row(model, criterion, rows, judging)`. Score the model's experts on `rows` by `criterion`, let half
 # of each block's experts go, and return what each kind of `judging` loses: a dictionary, kind → nats a token above the whole
 # model. The model that you are given stays whole.
 #
@@ -596,13 +596,17 @@ pd.DataFrame(summed).T.round(3).astype({"worse than dice, of 20": int})
 # **Saved run.** On the kinds that didn't calibrate, frequency costs 1.20 nats and REAP 0.90; with the other seed 1.31 and 0.80. REAP is
 # ahead in all draws of both.
 #
-# Ahead isn't safe: where prose calibrates, REAP too loses more code than dice would. Only the mix of all kinds (row *all* of the figure)
+# Ahead isn't safe: where prose calibrates, REAP too loses more code than dice would. Only the mix, by REAP (row *all* of the figure),
 # stays below dice everywhere.
 #
-# ## Why: one division
+# ## Why: a weight, and a division
 #
-# A count says how often *this text* asks. An expert of mathematics is hardly asked by Wikipedia, so a count calls it useless, and so does
-# a sum. Divided by its tokens, it is judged by what it does for the few that came. Of one that no token asks, no score knows anything.
+# On the mix, frequency sends the fewest tokens to other experts, and yet costs more than dice: these few must lose much each. A count
+# doesn't see that. Training has evened it out besides: an expert is asked by 8 to 18 % of the tokens. The sum sees it, since it weighs
+# each token by what the expert adds.
+#
+# On one kind that isn't enough. Wikipedia hardly asks an expert of mathematics, so its sum is small as well. REAP divides by the count:
+# the expert is judged by what it does for the few that came. Of one that no token asks, no score knows anything.
 
 # %% [markdown]
 # ### Exercise 4 · ●○○ · 4 minutes
@@ -667,7 +671,7 @@ healed.round(3)
 # its score in mathematics (GSM8K). Of two models with 64 experts a block one kept nine tenths, the other a fifth. Nobody knows
 # beforehand: test what you serve, code and tools too.
 #
-# Keep the counts even: transformers builds all blocks alike, and can read a number for each block without obeying it.
+# Keep equally many in each block: transformers builds all blocks alike, even if a configuration lists a number for each.
 #
 # To do it for real, take llm-compressor's REAP, or NVIDIA's ModelOpt. This course's `prune_experts` works on ten families.
 
@@ -683,7 +687,8 @@ healed.round(3)
 # <details><summary>Hint</summary>
 #
 # Two things can change: how many rows of each kind are read, and the score. The sum divides by nothing, REAP by the count;
-# `watched` gives you both parts. Try before you hand in: `harm(without(scores))`, with another draw of `fifteen`.
+# `watched` gives you both parts. Try before you hand in: `rows = {kind: fifteen(kind, 3) for kind in KINDS}`, and then
+# `harm(without(my_scores(base, rows)))`.
 #
 # </details>
 
@@ -715,7 +720,7 @@ check_own_mix(my_scores, base)
 # - [x] It is sent to as many experts as before.
 #   > Right: two of eight cost what two of sixteen cost. The file is smaller.
 # - [ ] The router has to choose again for every token.
-#   > It always has, and it is a small matrix, now half as small.
+#   > It always has, and its matrix is small, now half as large.
 # - [ ] The experts that stay take over the others' neurons.
 #   > They stay as they are: cut equals masked.
 
@@ -723,19 +728,20 @@ check_own_mix(my_scores, base)
 # A team calibrates on code alone, by frequency. What should it test before it ships?
 #
 # - [ ] Code that is older than the code that it calibrated on.
-#   > Code is what the cut keeps best, old or new.
+#   > Code is what the cut keeps best.
 # - [x] Everything else that it wants the model to do.
 #   > Right: what the calibration text doesn't ask for goes first.
 # - [ ] Nothing more, if the loss on held-out code stays low.
 #   > That is the diagonal of the figure. The harm stands beside it.
 
 # %% [markdown] tags=["quiz"]
-# An expert was asked by ten tokens of two thousand, and added much to each. Which score keeps it?
+# Ten of 2,000 tokens asked an expert, which added 0.9 to each. All others were asked by over 200, and added 0.2. Half go. Which score
+# keeps it?
 #
 # - [ ] Frequency, since it counts tokens.
 #   > Ten is few, so it goes early.
 # - [ ] The sum, since it adds up what it did.
-#   > Much for ten tokens is little beside a little for a thousand.
+#   > Nine in all is little beside forty.
 # - [x] REAP, since it divides by the ten.
 #   > Right: it is judged by what it does when it is asked.
 
@@ -745,7 +751,8 @@ check_own_mix(my_scores, base)
 # - An expert goes with its row of the router, its matrices and the counts in the fields. Prove it: cut equals masked.
 # - The file shrinks, the active parameters don't.
 # - What calibrates decides what stays. Calibrate on everything that you will serve, and test each kind by itself.
-# - A count keeps the often asked, and can do worse than dice. Divided by the count, a score keeps more specialists.
+# - A count keeps the often asked, and can do worse than dice. Weigh what an expert adds; divided by the count, the score loses less of
+#   what didn't calibrate.
 #
 # **The story so far:** the text that chooses decides who pays (lessons 03, 06, 12), here whole experts. **That was the last lesson.**
 # **Next:** a model of your own. `python -m course_utils compress` cuts a dense one and writes its card, `prune_experts` a mixture.
