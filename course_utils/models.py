@@ -316,7 +316,6 @@ def _random_configuration(role: str) -> tuple[PretrainedConfig, PreTrainedTokeni
             norm_topk_prob=True,
             num_attention_heads=4,
             num_key_value_heads=2,
-            head_dim=16,
             max_position_embeddings=512,
             **common,
         )

@@ -272,7 +272,7 @@ def _shown(values: Tensor) -> list[float]:
 
 def _tiny_mixture() -> Qwen3MoeForCausalLM:
     config = Qwen3MoeConfig(
-        vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        vocab_size=61, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         num_experts=6, num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True, bos_token_id=0,
         eos_token_id=1, pad_token_id=None,
     )  # fmt: skip
