@@ -275,15 +275,12 @@ show(
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 10 minutes
 #
-# Cut experts out of a Qwen3-MoE. `keep_experts(model, kept)` changes the model in place and returns it; `kept` holds, for each block of
-# `model.model.layers`, the numbers of the experts that stay. Give the block new parameters: the old ones belong to another model, too.
-# In `layer.mlp` you find:
+# `keep_experts(model, kept)` cuts experts out of a Qwen3-MoE, in place, and returns it; `kept` holds the numbers that stay, for each of
+# `model.model.layers`. Give new parameters: the old ones belong to another model, too. In `layer.mlp` you find:
 #
 # - `gate.weight` [experts, hidden], the router, a row for each expert;
 # - `experts.gate_up_proj` and `experts.down_proj`, stacks with a matrix for each expert;
 # - `gate.num_experts` and `experts.num_experts`; and the configuration has `num_experts`, too.
-#
-# The check compares with the whole model whose router may not choose the others, and reloads.
 #
 # <details><summary>Hint</summary>
 #
