@@ -13,7 +13,8 @@ from pathlib import Path
 # Each with the variable that puts another model in its place.
 ROLES = {"gpt2": "COURSE_GPT2", "llama": "COURSE_LLAMA"}
 # Lesson 13's model, the same in every profile but smoke.
-MIXTURE, MIXTURE_NAME = "moe", "course-moe"
+MIXTURE = "moe"
+MIXTURE_NAME = "course-moe"
 # The models that the numbers in the lessons' text are of.
 EMBEDDED_MODELS = {"gpt2": "course-gpt2", "llama": "SmolLM2-135M-Instruct"}
 # Tried from left to right; after the last comes the embedded model.
