@@ -82,7 +82,7 @@ AGENDAS: dict[str, tuple[Part | Pause, ...]] = {
         SET_UP,
         Part("12", "two cuts, one loss: vote for each ability which of them takes it; count flips in pairs", (2, 4)),
         BREAK,
-        Part("13", "scored on code alone, which kind of text loses most? Vote, then everyone cuts", (1, 2, 3)),
+        Part("13", "scored on Wikipedia alone, which kind loses most? Vote, then everyone cuts", (1, 2, 3)),
         Pause("close", 15, "what does your model serve, and which of it is in the text that you would calibrate on?"),
     ),
     "One day": (
