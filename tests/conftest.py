@@ -28,7 +28,8 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config, items):
-    for marker in ("browser", "smoke", "retyped", "installed", "vllm"):  # minutes; a browser, a package index, or vLLM
+    # Minutes; or a browser, a package index, vLLM.
+    for marker in ("slow", "smoke", "retyped", "browser", "installed", "vllm"):
         if marker not in config.getoption("markexpr"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]

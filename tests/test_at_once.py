@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from sample_lesson import write_lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_runs_at_once_leave_whole_files(tmp_path):
     """The same lesson twice."""
     clone = tmp_path / "a clone of Zoë ラ"

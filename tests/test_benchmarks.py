@@ -158,6 +158,7 @@ def test_a_cost_that_grows_faster_than_it_should_is_found(power, met):
     assert isinstance(scaling.draw([curve, curve | {"unit": "MiB"}], "size"), Figure)
 
 
+@pytest.mark.slow
 def test_growth_is_measured_on_random_models(monkeypatch):
     from benchmarks import model_size, tokens
 
@@ -183,6 +184,7 @@ def test_growth_is_measured_on_random_models(monkeypatch):
             )
 
 
+@pytest.mark.slow
 def test_a_variant_is_measured_beside_a_deep_copy(monkeypatch):
     from benchmarks import variant
 

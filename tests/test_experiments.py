@@ -58,6 +58,8 @@ from experiments import (
     vllm_worker,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def cut_as_optipfair_does(model, *, neuron_selection_method, pruning_percentage, dataloader, show_progress):
     """In the library's place, which is no dependency of the tests: the same call, cut by our peak-to-peak."""

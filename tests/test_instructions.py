@@ -54,6 +54,7 @@ def test_there_are_sixty_of_ten_kinds():
     assert len({instruction.prompt for instruction in INSTRUCTIONS}) == 60
 
 
+@pytest.mark.slow
 def test_stay_instruct(monkeypatch, tmp_path, capsys):
     """Each student is judged once, a second run does nothing again, and only the whole model is at no distance."""
     monkeypatch.setenv("COURSE_PROFILE", "smoke")

@@ -100,6 +100,7 @@ def test_wheel_holds_the_library_and_nothing_else(tmp_path):
     assert licences == {"LICENSE", "LICENSE-prose"}
 
 
+@pytest.mark.slow
 def test_sdist_installs_without_the_repository(tmp_path):
     """sdist -> wheel -> pip, then used from elsewhere: nothing of the clone is in the way or needed."""
     pytest.importorskip("hatchling", reason="part of the extra dev")

@@ -233,7 +233,7 @@ def killer(error):
             copy(ROOT / part, Path(folder, part))
         path = Path(folder, error.path)
         path.write_text(planted(path.read_text(encoding="utf-8"), error), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not embedded", *map(str, error.tests)]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "slow or not embedded", *map(str, error.tests)]
         environment = os.environ | {"PYTHONPATH": folder, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]

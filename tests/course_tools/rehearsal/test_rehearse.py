@@ -55,6 +55,7 @@ def greedy(models):
     return rehearse(GREEDY, models)
 
 
+@pytest.mark.slow
 def test_five_copies_are_refused_and_named(greedy, small_budgets):
     assert not greedy.failure
     assert greedy.gpu.number == 4 and greedy.gpu.gpu_peak == pytest.approx(6 * FOUR_BYTES, rel=0.02)
@@ -64,6 +65,7 @@ def test_five_copies_are_refused_and_named(greedy, small_budgets):
     assert "model base: " in refusal and "line 3 of the cell" in refusal, refusal
 
 
+@pytest.mark.slow
 def test_a_modest_lesson_passes(models, small_budgets):
     found = rehearse(MODEST, models)
     assert not found.failure and list(found.refusals()) == []
@@ -71,6 +73,7 @@ def test_a_modest_lesson_passes(models, small_budgets):
     assert 2e8 < found.host.host_peak < 4e9
 
 
+@pytest.mark.slow
 def test_another_shape_is_another_model_and_a_failure_is_refused_by_its_cell(models, greedy):
     """Under the same hub id, in the same folder as the greedy lesson's: no cache may give out the first one."""
     blocks = LLAMA["num_hidden_layers"] + 1

@@ -192,6 +192,7 @@ def by_several_and_one(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["whole", "sharded"])
 def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
@@ -213,6 +214,7 @@ def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatc
     assert all(map(torch.equal, saved(here / "several").parameters(), several.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", OWN_WAYS)
 def test_two_processes_learn_text_of_ones_own_as_one_does(way, by_several_and_one):
     """And the first of them alone makes rows and answers."""
@@ -231,6 +233,7 @@ def test_two_processes_learn_text_of_ones_own_as_one_does(way, by_several_and_on
         assert files or kind != way
 
 
+@pytest.mark.slow
 def test_the_launch_that_the_help_shows(capsys):
     """Up to the number of GPUs, of which there are none here."""
     with pytest.raises(SystemExit):

@@ -73,6 +73,7 @@ def outcomes(folder):
     return in_two_processes(whole_and_sharded, folder)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(outcomes):
     """With three batches of held-out text, which two processes can't share equally."""
     given = outcomes["whole"]
@@ -185,6 +186,7 @@ def whole_and_sharded(folder):
     return {"whole": data_parallel(folder), "sharded": sharded(folder)}
 
 
+@pytest.mark.slow
 def test_sharded_processes_equal_one(outcomes, folder):
     given = outcomes["sharded"]
     for name, (models, shape, settings) in SHARDED.items():
