@@ -251,7 +251,7 @@ each_lesson_runs = pytest.mark.parametrize("lesson", [*map(runs, [*LESSONS, *CHA
 @pytest.mark.embedded
 @each_lesson_runs
 def test_lesson_runs_unsolved_and_its_solutions_are_accepted(lesson, tmp_path, record_property):
-    """But for the last exercise's, half of the time in some lessons: it is tried where outputs are saved, and weekly."""
+    """But for the last exercise's, which takes the longest: it is tried where outputs are saved, and weekly."""
     run_both_forms(lesson, "embedded", tmp_path, record_property, last=False)
 
 
