@@ -135,7 +135,9 @@ def test(args: argparse.Namespace, console: Console) -> int:
                 statuses.append(_pytest(title, options, **variables))
         if statuses[0] == 1:
             print("The fast tests failed; see above.")
-    return max(set(statuses) - {_NOTHING_COLLECTED}, default=_NOTHING_COLLECTED)
+    if {*statuses} == {_NOTHING_COLLECTED}:
+        print("No test was selected. What takes minutes runs where asked for, for instance with `-m slow`.")
+    return max({*statuses} - {_NOTHING_COLLECTED}, default=_NOTHING_COLLECTED)
 
 
 def at_a_time(cores: int, free: int) -> int:

@@ -271,7 +271,9 @@ def test_all_runs_count(fast, slow, status, third, pytests, capsys):
     assert cli.main(["test"]) == status
     stopped = "after a crash or a wrong call, there is no other run"
     assert len(pytests.given) == (1 if fast in (-9, 2) else 3), stopped
-    assert ("The fast tests failed" in capsys.readouterr().out) == (fast == 1)
+    told = capsys.readouterr().out
+    assert ("The fast tests failed" in told) == (fast == 1)
+    assert ("No test was selected" in told) == (status == 5), "and `-m slow` may be what is looked for"
 
 
 def test_lab_waits_patiently_and_passes_arguments_on(course, monkeypatch):
