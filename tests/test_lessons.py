@@ -267,7 +267,7 @@ def test_lesson_runs_in_the_smoke_profile(lesson, tmp_path, record_property):
 
 @pytest.mark.retyped
 @pytest.mark.parametrize("lesson", [*map(runs, LESSONS)])
-def test_all_solutions_are_accepted_and_no_variable_passes_the_last_exercise(lesson, tmp_path, record_property):
+def test_lesson_runs_solved_and_no_variable_passes_its_last_exercise(lesson, tmp_path, record_property):
     """Variables are retyped as its answer, after all solutions."""
     notebook = run_both_forms(lesson, "embedded", tmp_path, record_property, more=[trial_of(lesson)])
     assert passed_by(notebook.cells[-1]) == []
