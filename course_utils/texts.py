@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import functools
 import gzip
+import itertools
 import json
 import random
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +44,14 @@ _POOLS = {"speeches": 65_536, "wiki": 24_576}  # tokens
 
 _WIKI_ARTICLE = re.compile(r"<doc [^>]*>\n(.*?)</doc>", re.DOTALL)
 _MIN_WIKI_CHARACTERS = 1500
-_RUN = 13  # words in a row that are no coincidence
+# Scripts that put no blanks between words, so that each of their characters counts as a word of its own.
+_HAN_AND_KANA = "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_THAI_TO_KHMER = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+_HAN_OR_KANA, _WITHOUT_BLANKS = re.compile(f"[{_HAN_AND_KANA}]"), re.compile(f"[{_HAN_AND_KANA}{_THAI_TO_KHMER}]")
+# Blanks and punctuation end a word. (Python's \W would also end a Hindi word at each of its vowel signs.)
+_PUNCTUATION = "\0-/:-@\\[-`{-\u00bf\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20"
+_WORD = re.compile(f"[{_HAN_AND_KANA}{_THAI_TO_KHMER}]|[^\\s{_PUNCTUATION}{_HAN_AND_KANA}{_THAI_TO_KHMER}]+")
+_RUN = 130  # thirteen words in a row, of ten each, are no coincidence
 _WIKIHOW_TAG = re.compile(r"\[(?:header|title|step|substeps)\] ?")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _Grouped = tuple[Any, str]  # a document behind its group (a number or a name), which stays in one split
@@ -237,12 +246,24 @@ def _made_up(domain: str) -> tuple[_Grouped, ...]:
     return tuple(result)
 
 
+def level(text: str) -> str:
+    r"""A text as it is compared: in Unicode's composed form (NFC), without case and without blanks.
+
+    >>> level("Cafe\u0301  au\nLAIT") == level("Caf\u00e9 au lait")
+    True
+    """
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(unicodedata.normalize("NFC", composed.casefold()).split())
+
+
 @check_types
 def overlaps(judging: Sequence[str], learned: Iterable[str]) -> list[bool]:
-    """For each text that judges: whether it shares thirteen words in a row with any text that was learned from.
+    """For each text that judges: whether any text that was learned from gives it away.
 
-    The usual test against contamination (Brown et al. 2020, arXiv 2005.14165, appendix C); case and punctuation are
-    ignored.
+    A text gives another one away if both are equal (whatever their case and blanks), or if they share thirteen words in
+    a row, the usual test against contamination (Brown et al. 2020, arXiv 2005.14165, appendix C); case and punctuation
+    are ignored. Where words aren't divided by blanks, 26 Chinese or Japanese characters in a row count like thirteen
+    words, and so do 65 Thai, Lao, Khmer, Burmese or Tibetan ones.
 
     Args:
         judging: texts that measure something.
@@ -255,22 +276,47 @@ def overlaps(judging: Sequence[str], learned: Iterable[str]) -> list[bool]:
         ValueError: ``judging`` is no list of strings.
 
     >>> seen = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    >>> overlaps([f"Zero, {seen}!", seen.removeprefix("one")], [f"... and {seen.upper()} fourteen"])
-    [True, False]
+    >>> overlaps([f"Zero, {seen}!", seen.removeprefix("one"), "Yes."], [f"... and {seen.upper()} fourteen", "yes."])
+    [True, False, True]
     """
+    return [found is not None for found in first_overlaps(judging, learned)]
+
+
+@check_types
+def first_overlaps(judging: Sequence[str], learned: Iterable[str]) -> list[int | None]:
+    """As ``overlaps``, but with the number of the first learned text that gives each judging text away, or None."""
     judging = checks.strings("judging", judging, least=0)
-    places: dict[int, set[int]] = {}  # a run, as a number -> the texts that it judges in
+    places: dict[int, set[int]] = {}  # a whole text or a run in it, as a number -> the texts that it judges in
     for place, text in enumerate(judging):
-        for run in _runs(text):
-            places.setdefault(run, set()).add(place)
-    found = {place for text in learned for run in _runs(text) if run in places for place in places[run]}
-    return [place in found for place in range(len(judging))]
+        for part in _telling_parts(text):
+            places.setdefault(part, set()).add(place)
+    found: dict[int, int] = {}
+    for number, text in enumerate(learned):
+        for part in _telling_parts(text):
+            for place in places.get(part, ()):
+                found.setdefault(place, number)
+    return [found.get(place) for place in range(len(judging))]
 
 
-def _runs(text: str) -> Iterator[int]:
-    """Thirteen words each."""
-    words = re.findall(r"\w+", text.lower())
-    return (hash(tuple(words[i : i + _RUN])) for i in range(len(words) - _RUN + 1))
+def _telling_parts(text: str) -> Iterator[int]:
+    """What gives a text away, as numbers: the whole of it, and each run of words that is as long as thirteen words."""
+    yield hash(level(text))
+    words = _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    ends = [0, *itertools.accumulate(map(_weight, words))]
+    stop = 0
+    for start in range(len(words)):
+        while stop < len(words) and ends[stop] - ends[start] < _RUN:
+            stop += 1
+        if ends[stop] - ends[start] < _RUN:
+            return
+        yield hash(tuple(words[start:stop]))
+
+
+def _weight(word: str) -> int:
+    """Of a word in a run: ten, a Chinese or Japanese character five, a Thai one two."""
+    if len(word) > 1 or not _WITHOUT_BLANKS.match(word):
+        return 10
+    return 5 if _HAN_OR_KANA.match(word) else 2
 
 
 @check_types

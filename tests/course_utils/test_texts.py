@@ -252,14 +252,31 @@ def test_byte_counts_of_the_real_texts_add_up_exactly(role, monkeypatch):
             assert sum(texts._encode_with_bytes(tokenizer, text)[1]) == len(text.encode())
 
 
-def test_a_text_overlaps_when_it_shares_a_long_enough_run_of_words(monkeypatch):
-    monkeypatch.setattr(texts, "_RUN", 4)
-    learned = ["One two three, four five six.", "seven"]
-    judging = ["... three FOUR five! Six and more", "six five four three two one", "four five", ""]
-    assert texts.overlaps(judging, learned) == [True, False, False, False]
-    assert texts.overlaps(judging, []) == [False] * 4
-    monkeypatch.setattr(texts, "_RUN", 2)
-    assert texts.overlaps(judging, iter(learned)) == [True, False, True, False]
+THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
+HAN, THAI, HINDI = "".join(map(chr, range(0x4E00, 0x4E1A))), "".join(map(chr, range(0x0E01, 0x0E2F))) * 2, "हिन्दी "
+
+
+@pytest.mark.parametrize(
+    ("judging", "learned", "is_known"),
+    [
+        (f"Zero, {THIRTEEN.upper()}!", f"... {THIRTEEN} fourteen", True),
+        (THIRTEEN.removeprefix("one"), f"zero {THIRTEEN}", False),
+        ("Press  the\nbutton.", "press the button.", True),  # short, and equal but for case and blanks
+        ("Press the button.", "Press the button twice.", False),
+        ("Cafe\u0301", "CAFÉ", True),
+        (f"甲{HAN}。", f"乙{HAN[:9]}，{HAN[9:]}", True),  # 26 characters, whatever stands between them
+        (HAN[1:], f"甲{HAN}", False),
+        (f"x{THAI[:65]}", f"y{THAI[:65]}", True),
+        (f"x{THAI[:64]}", f"y{THAI[:64]}", False),
+        (HINDI * 12, f"{HINDI * 12}एक", False),  # twelve words, though each has three vowel signs
+        (HINDI * 13, f"{HINDI * 13}एक", True),
+        ("", THIRTEEN, False),
+    ],
+)
+def test_a_text_that_was_learned_is_found_at_any_length_and_in_any_script(judging, learned, is_known):
+    assert texts.overlaps([judging, "something else"], iter(["no", learned])) == [is_known, False]
+    assert texts.first_overlaps([judging], ["no", learned]) == [1 if is_known else None]
+    assert texts.overlaps([judging], []) == [False]
 
 
 @pytest.mark.embedded
