@@ -34,12 +34,11 @@ WORKS = (
     "bias.planting.plant_preference", "bias.pronouns.log_odds", "bias.pronouns.traced_log_odds",
     "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "checkpoints.save_pruned",
     "depth.block_importance", "depth.leave_one_out", "depth.remove_blocks", "distillation.adapters.adapters",
-    "distillation.teacher_cache.cache_bias", "distillation.teacher_cache.cache_teacher",
     "distillation.teacher_states.remember_teacher", "distillation.training.distill",
     "distillation.training.weights_that_learn", "evaluation.evaluate", "experts.expert_importance",
     "experts.prune_experts", "language_modelling.continuations", "language_modelling.dtype_name",
     "language_modelling.logits_one_by_one", "language_modelling.perplexity", "models.identity", "models.variant",
-    "refusals.refuse_strangers", "reports.model_size", "self_data.write_answers", "vllm_folder.export_vllm",
+    "refusals.refuse_strangers", "reports.model_size", "vllm_folder.export_vllm",
 )  # fmt: skip
 REFUSED = (
     "adaptive.calibrate", "adaptive.make_adaptive", "attention.attention_importance", "attention.bypass_attention",

@@ -2,8 +2,8 @@
 
     history = distill(teacher, student, blocks.batches(4), steps=400, lr=2e-4, checkpoint_dir="build/recovery")
 
-``Recipe`` has every setting. ``teacher_states`` keeps what a teacher thinks of a text in memory, for several students;
-``teacher_cache`` puts its likeliest answers on disk. ``memory`` says beforehand whether a run fits.
+``Recipe`` has every setting. ``teacher_states`` keeps what a teacher thinks of a text in memory, for several students.
+``memory`` says beforehand whether a run fits.
 """
 
 from course_utils.distillation.history import History

@@ -52,39 +52,6 @@ def token_loss(student_logits: Tensor, teacher_logits: Tensor | None, targets: T
     return parts
 
 
-@check_types
-def top_k_loss(
-    student_logits: Tensor, ids: Tensor, log_probs: Tensor, targets: Tensor, *, alpha: float = 0.0
-) -> Tensor:
-    """``token_loss`` of a teacher of which only some tokens are known by name.
-
-    The divergence is taken over buckets, one for each known token i, and one for all others together:
-    ``Σ p_i log(p_i / q_i) + (1 - Σ p_i) log((1 - Σ p_i) / (1 - Σ q_i))``. It never exceeds the whole one; what the
-    likeliest alone teach: Anshumann et al. 2025 (arXiv 2503.16870).
-
-    Args:
-        student_logits: [tokens, vocabulary], any float dtype; computed in float32.
-        ids: int64 [tokens, k], the tokens that are known.
-        log_probs: float32 [tokens, k + 1], the teacher's for these and for the others; [tokens, k] if k is the whole
-            vocabulary.
-        targets: int64 [tokens].
-        alpha: the cross-entropy's share, from 0 to 1.
-
-    Returns:
-        [tokens] float32.
-    """
-    checks.share("alpha", alpha)
-    student = student_logits.float()
-    buckets = student.gather(1, ids)  # [tokens, k]
-    if log_probs.shape[1] > ids.shape[1]:
-        # The sum of the others itself: 1 minus the known would be rounded away where these are nearly everything.
-        others = student.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)  # [tokens, 1]
-        buckets = torch.cat([buckets, others], dim=1)  # [tokens, k + 1]
-    log_total = buckets.logsumexp(-1, keepdim=True)  # [tokens, 1]
-    cross_entropy = (log_total - student.gather(1, targets[:, None]))[:, 0]  # [tokens]
-    return (1 - alpha) * kl_divergence(log_probs, buckets - log_total) + alpha * cross_entropy
-
-
 def batch_loss(student: Architecture, teacher: Architecture, batch: Batch, *, alpha: float = 0.0) -> Tensor:
     """The sum of ``token_loss`` over a batch's predicted tokens, in chunks; a scalar that can be differentiated.
 

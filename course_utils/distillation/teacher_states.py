@@ -8,7 +8,7 @@ For instance::
 
 Kept are the hidden states before the head, the teacher's own numbers: 1.1 KiB a token for 576 numbers in 16 bits, where
 its logits would take 96 KiB. The head turns them into the very same logits again, bit for bit, where the batches are
-the same, so nothing of it is lost. ``teacher_cache`` is for text that is too long for that.
+the same, so nothing of it is lost.
 """
 
 from __future__ import annotations

@@ -32,7 +32,6 @@ from course_utils.distillation.losses import batch_loss
 from course_utils.distillation.processes import Alone, take_part
 from course_utils.distillation.recipe import Recipe, with_settings
 from course_utils.distillation.state import Checkpoint, name_of, run_of
-from course_utils.distillation.teacher_cache import TeacherCache
 from course_utils.distillation.teacher_states import TeacherStates
 from course_utils.hooks import evaluating
 from course_utils.refusals import refuse_strangers
@@ -42,7 +41,7 @@ _BETAS = (0.9, 0.95)  # AdamW's
 
 @check_types
 def distill(
-    teacher: PreTrainedModel | TeacherStates | TeacherCache,
+    teacher: PreTrainedModel | TeacherStates,
     student: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     recipe: Recipe | None = None,
@@ -64,8 +63,8 @@ def distill(
     save, and each process keeps them as they were in main memory).
 
     Args:
-        teacher: in any dtype; it is not trained. Or what it thinks of all text, kept by ``remember_teacher``, or its
-            likeliest answers, from ``teacher_cache``: with either of these no teacher needs to be in memory.
+        teacher: in any dtype; it is not trained. Or what it thinks of all text, kept by
+            ``remember_teacher``: then no teacher needs to be in memory.
         student: with a vocabulary of the same size. It is cast to float32 while it learns and stays so.
         batches: ``{"input_ids", "attention_mask"}`` mappings, ragged or not, with ``labels`` where not all is learned
             (``batches.read_batch``). A sequence is read batch by batch, so it may lie on disk; anything else is kept in
@@ -183,17 +182,15 @@ def _train(
         raise
 
 
-def _loss_of(
-    recipe: Recipe, teacher: PreTrainedModel | TeacherStates | TeacherCache
-) -> Callable[[Architecture, Batch], Tensor]:
+def _loss_of(recipe: Recipe, teacher: PreTrainedModel | TeacherStates) -> Callable[[Architecture, Batch], Tensor]:
     """The sum over a batch's predicted tokens, of a student."""
-    if isinstance(teacher, TeacherStates | TeacherCache):
+    if isinstance(teacher, TeacherStates):
         return partial(teacher.batch_loss, alpha=recipe.alpha)
     architecture = describe(teacher)
     return lambda student, batch: batch_loss(student, architecture, batch, alpha=recipe.alpha)
 
 
-def _refuse_other_words(teacher: PreTrainedModel | TeacherStates | TeacherCache, student: PreTrainedModel) -> None:
+def _refuse_other_words(teacher: PreTrainedModel | TeacherStates, student: PreTrainedModel) -> None:
     """Raise ValueError where predictions can't be compared: one model twice, other devices, other vocabularies."""
     if isinstance(teacher, PreTrainedModel):
         refuse_strangers(student, teacher)
@@ -250,9 +247,7 @@ def _own_weights(recipe: Recipe, student: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _learning(
-    recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel | TeacherStates | TeacherCache
-) -> Iterator[None]:
+def _learning(recipe: Recipe, student: PreTrainedModel, teacher: PreTrainedModel | TeacherStates) -> Iterator[None]:
     """The student learns, the teacher doesn't; afterwards both are in eval mode, and weights train as before."""
     models = [model for model in (student, teacher) if isinstance(model, PreTrainedModel)]
     wanted = {weight: weight.requires_grad for model in models for weight in model.parameters()}

@@ -28,7 +28,6 @@ from course_utils.depth import remove_blocks
 from course_utils.distillation import CheckpointMismatch, History, Recipe, distill
 from course_utils.distillation.processes import Alone
 from course_utils.distillation.state import CHECKPOINT
-from course_utils.distillation.teacher_cache import cache_teacher
 from course_utils.distillation.teacher_states import remember_teacher
 from course_utils.models import variant
 from course_utils.width import neuron_importance, prune_neurons
@@ -36,10 +35,6 @@ from course_utils.width import neuron_importance, prune_neurons
 
 def remembered(teacher, text, _folder):
     return remember_teacher(teacher, text)
-
-
-def cached(teacher, text, folder):
-    return cache_teacher(teacher, text, folder, k=97)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,9 +122,7 @@ def answers_alone(batches):
     return [batch | {"labels": batch["input_ids"].where(torch.arange(12) >= 6, -100)} for batch in batches]
 
 
-@pytest.mark.parametrize(
-    "known", [lambda teacher, _text, _folder: teacher, remembered, cached], ids=["", "kept", "disk"]
-)
+@pytest.mark.parametrize("known", [lambda teacher, _text, _folder: teacher, remembered], ids=["", "kept"])
 def test_only_what_is_to_be_learned_counts(known, tmp_path):
     """A student that answers as its teacher has no loss, whatever it thinks of the question."""
     teacher, student = tiny_model(), tiny_model()
