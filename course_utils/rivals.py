@@ -201,7 +201,10 @@ def _in_llama_cpp(
 def _judged(
     model: PreTrainedModel, weights: str, held_out: _HeldOut, folder: Path, judge: Callable[[], Perplexity]
 ) -> Perplexity:
-    """The losses of a model's weights in some form, measured once for a text."""
+    """The losses of a model's weights in some form, measured once for a text.
+
+    Where batches say which document a row is of (``own_text``), the rows of a document are one unit of the interval.
+    """
     batches = held_out.batches() if isinstance(held_out, TokenBlocks) else held_out
     text = text_of([*read_batches(batches, vocab_size=describe(model).vocab_size, device="cpu")])
     circumstances = {"model": identity(model), "weights": weights, "text": text}
@@ -213,6 +216,9 @@ def _judged(
 
     record, _ = measured_once(folder, "losses", circumstances, measure)
     nats, tokens = np.array(record["row_nats"], dtype=np.float64), np.array(record["row_tokens"])
+    if not isinstance(held_out, TokenBlocks) and all("document" in batch for batch in held_out):
+        of = torch.cat([batch["document"] for batch in held_out]).numpy()
+        nats, tokens = (np.bincount(of, each)[np.unique(of)] for each in (nats, tokens))
     return summary(nats, tokens, held_out, record["dtype"], record["fingerprint"])
 
 

@@ -26,12 +26,15 @@ class Document:
         place: the file and the line, for messages.
         text: all that is written in it.
         messages: of a chat: ``{"role", "content"}``, in order; empty for a text. A message with ``"weight": 0`` is read
-            and never learned.
+            and never learned. One that calls tools may be without content, and all else that a message holds
+            (``tool_calls``, ``reasoning_content``) is for the model's template.
+        tools: the functions that a chat's model may call, as its template takes them.
     """
 
     place: str
     text: str
     messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Any, ...] = ()
 
     @property
     def learned(self) -> str:
@@ -158,26 +161,33 @@ def _document(row: object, place: str) -> Document | Skipped:
         return Skipped(place, "'messages' must be a list of objects with 'role' and 'content', both text")
     if not all(message.get("weight") in (None, 0, 1) for message in messages):
         return Skipped(place, "the 'weight' of a message must be 0 or 1")
-    if messages and not any(answer.strip() for answer in _answers(messages)):
+    tools = row.get("tools") or []
+    if not isinstance(tools, list):
+        return Skipped(place, "'tools' must be a list")
+    if messages and not any(is_learned(message) for message in messages):
         return Skipped(
             place, "no message has the role 'assistant' and a weight above 0, so there is no answer to learn"
         )
-    text = "\n".join(message["content"] for message in messages) if messages else given["text"]
+    if messages and not any(answer.strip() for answer in _answers(messages)):
+        return Skipped(place, "its answers are empty")
+    text = "\n".join(map(_said, messages)) if messages else given["text"]
     if not isinstance(text, str) or not text.strip():
         return Skipped(place, "its text is empty" if isinstance(text, str) else "'text' isn't text")
     try:
         text.encode()
     except UnicodeEncodeError:
         return Skipped(place, "it holds half a character (a lone surrogate)")
-    return Document(place, text, messages)
+    return Document(place, text, messages, tuple(tools))
 
 
 def _listed(messages: object) -> tuple[Mapping[str, Any], ...]:
-    """The messages of a chat; none where one of them isn't such."""
+    """The messages of a chat, without what is None in them (as Parquet fills gaps); none where one is bad."""
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         return ()
-    fields = [message.get(name) for message in messages for name in ("role", "content")]
-    return tuple(messages) if all(isinstance(field, str) for field in fields) else ()
+    whole = [{name: value for name, value in message.items() if value is not None} for message in messages]
+    filled = tuple({"content": ""} | message if "tool_calls" in message else message for message in whole)
+    fields = [message.get(name) for message in filled for name in ("role", "content")]
+    return filled if all(isinstance(field, str) for field in fields) else ()
 
 
 def is_learned(message: Mapping[str, Any]) -> bool:
@@ -186,4 +196,10 @@ def is_learned(message: Mapping[str, Any]) -> bool:
 
 
 def _answers(messages: tuple[Mapping[str, Any], ...]) -> list[str]:
-    return [message["content"] for message in messages if is_learned(message)]
+    return [_said(message) for message in messages if is_learned(message)]
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    """The words of a message, with the tools that it calls."""
+    calls = message.get("tool_calls")
+    return message["content"] + (json.dumps(calls, ensure_ascii=False, default=str) if calls else "")

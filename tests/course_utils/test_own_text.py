@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import itertools
 import json
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -68,25 +71,135 @@ def number_of(row):
     return int(row.partition("be ")[2].partition("<")[0])
 
 
-@pytest.mark.parametrize("judged", [False, True])
-def test_each_document_has_one_role(judged, tokenizer, tmp_path):
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    count=st.integers(12, 90), copied=st.integers(0, 40), seed=st.integers(0, 5), length=st.sampled_from([40, 64]),
+    given_judge=st.booleans(), alike=st.booleans(),
+)  # fmt: skip
+def test_no_document_and_no_row_has_two_roles(
+    count, copied, seed, length, given_judge, alike, tokenizer, tmp_path_factory
+):
+    """Also where documents stand twice, and where long chats begin alike, so that rows cut from them are the same."""
+    folder = tmp_path_factory.mktemp("roles")
+    rows = [chat(number) for number in range(count)]
+    if alike:  # twenty beginnings, each longer than a row
+        answers = ["qwertyuiopasdfghjklz"[n % 20] * 99 + str(n) for n in range(count)]
+        rows = [{"messages": [{"role": "assistant", "content": answer}]} for answer in answers]
+    for number in range(copied):
+        messages = [
+            message | {"content": f" {message['content'].upper()}"} for message in rows[number % count]["messages"]
+        ]
+        rows.append({"messages": messages})
+    judge = [texts(folder / "j.jsonl", 5, "j")] if given_judge else []
+    own = read_own_text([write(folder / "a.jsonl", rows)], judge=judge, seed=seed)
+    assert own.contents[0].copies == copied and own.contents[0].documents == count
+    of_role = {}
+    for role, make in {
+        "score": own.to_score,
+        "choose": own.to_choose,
+        "judge": own.to_judge,
+        "learn": own.learned,
+    }.items():
+        more = {"folder": folder} if role == "learn" else {}
+        with contextlib.suppress(ValueError):  # where all rows are those of another role, none is left
+            of_role[role] = set(told(make(tokenizer, rows=99, length=length, **more), tokenizer))
+    assert len(of_role) == 4 or alike
+    for (a, rows_of_a), (b, rows_of_b) in itertools.combinations(of_role.items(), 2):
+        assert not rows_of_a & rows_of_b, (a, b)
+    held_out = [*own.scoring, *own.choosing, *own.judging]
+    assert len({document.text.casefold() for document in held_out}) == len(held_out)
+
+
+def test_how_many_documents_have_each_role(tokenizer, tmp_path):
     path = write(tmp_path / "a.jsonl", map(chat, range(60)))
-    own = read_own_text([path], judge=[write(tmp_path / "j.jsonl", map(chat, range(60, 65)))] if judged else [])
-    groups = [
-        own.learned(tokenizer, rows=200, length=64, folder=tmp_path),
-        own.to_choose(tokenizer, rows=8, length=64),
-        own.to_judge(tokenizer, rows=8, length=64),
-    ]
-    found = [set(map(number_of, told(group, tokenizer))) for group in groups]
-    assert all(not a & b for a, b in itertools.combinations(found, 2))
-    assert [len(group) for group in found] == ([58, 2, 5] if judged else [53, 2, 5]), "a twentieth, and a tenth"
-    assert own.contents[0].documents == 60 and own.shared == 0
+    own = read_own_text([path], judge=[write(tmp_path / "j.jsonl", map(chat, range(60, 65)))])
+    assert [*map(len, (own.scoring, own.choosing, own.judging))] == [2, 2, 5]
+    own = read_own_text([path])
+    assert [*map(len, (own.scoring, own.choosing, own.judging))] == [2, 2, 5], "a twentieth, a twentieth, a tenth"
+    learned = set(map(number_of, told(own.learned(tokenizer, rows=200, length=64, folder=tmp_path), tokenizer)))
+    assert len(learned) == 51
+    weighted = read_own_text([path, texts(tmp_path / "b.jsonl", 1000) + ":1"])
+    assert sum(bool(document.messages) for document in weighted.scoring) == 2, "each source scores"
+
+
+def test_rows_are_spread_over_documents_and_say_whose_they_are(tokenizer, tmp_path):
+    long, short = [{"text": f"L{number} " * 90} for number in range(3)], [{"text": f"short {n}"} for n in range(5)]
+    own = read_own_text([texts(tmp_path / "a.jsonl", 9)], judge=[write(tmp_path / "j.jsonl", long + short)])
+    batches = own.to_judge(tokenizer, rows=8, length=16)
+    numbers = torch.cat([batch["document"] for batch in batches]).tolist()
+    rows = told(batches, tokenizer)
+    assert len(set(numbers)) == 8 and len(rows) > 8, "each document gives its first row, then long ones their second"
+    for number in set(numbers):
+        mine = [row for row, document in zip(rows, numbers, strict=True) if document == number]
+        starts = {row.removeprefix(" ")[:2] for row in mine if row.strip().startswith("L")}
+        assert len(mine) == 1 or len(starts) == 1
+    few = torch.cat([batch["document"] for batch in own.to_judge(tokenizer, rows=2, length=16)])
+    assert 2 <= len(few.unique()) == len(few), "no document gives a second row before each has given one"
+    widths = [batch["input_ids"].shape[1] for batch in batches]
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_the_date_of_a_template_is_that_of_the_order(tokenizer, tmp_path, monkeypatch):
+    dated = "{% set today = strftime_now('%a, %d %b %Y') %}{{- today }}" + TEMPLATE
+    path = write(tmp_path / "c.jsonl", map(chat, range(20)))
+
+    def rows(date, template=dated):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        own = read_own_text([path], date=date)
+        learned = own.learned(tokenizer, rows=4, length=64, folder=tmp_path / "rows")
+        return (
+            told(learned, tokenizer),
+            told(own.to_judge(tokenizer, rows=4, length=64), tokenizer),
+            own.forms(tokenizer),
+        )
+
+    first, later = datetime.date(2026, 12, 1), datetime.date(2026, 12, 2)
+    assert rows(first) == rows(first) and all("Tue, 01 Dec 2026<" in row for part in rows(first)[:2] for row in part)
+    assert all("02 Dec 2026<" in row for part in rows(later)[:2] for row in part)
+    assert rows(first)[2] != rows(later)[2] and len([*(tmp_path / "rows").glob("*.int32")]) == 2
+    assert rows(first, TEMPLATE) == rows(later, TEMPLATE), "a template without a date has one form"
+
+
+@pytest.mark.parametrize(
+    ("asks", "writes", "learned"),
+    [
+        ("<assistant><think>\n", "<assistant>answer</>", "answer</>"),
+        ("<assistant><think>\n", "<assistant><think>\n\n</think>\n\nanswer</>", "\n</think>\n\nanswer</>"),
+        ("<assistant>", "<assistant>answer</>", "answer</>"),
+        ("", "<assistant>answer</>", "<assistant>answer</>"),
+    ],
+)
+def test_what_the_model_itself_has_to_write_is_learned(asks, writes, learned, tokenizer, tmp_path, monkeypatch):
+    """Also by a template that opens a thought where it asks for an answer, and writes none into the chat."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}WRITES{% else %}<{{ m.role }}>{{ m.content }}</>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}ASKS{% endif %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", template.replace("WRITES", writes).replace("ASKS", asks))
+    own = read_own_text([write(tmp_path / "c.jsonl", map(chat, range(6)))])
+    rows = own.learned(tokenizer, rows=3, length=64, folder=tmp_path)
+    assert set(told(rows, tokenizer, learned=True)) == {learned}
+
+
+def test_tools_and_their_calls_are_for_the_template(tokenizer, tmp_path, monkeypatch):
+    template = (
+        "{{ tools | length if tools else 'no' }} tools.{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}[{{ call.function.name }}]{% endfor %}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, call], "tools": [{"name": "look"}]} for n in range(6)]
+    own = read_own_text([write(tmp_path / "c.jsonl", rows)])
+    learned = own.learned(tokenizer, rows=3, length=64, folder=tmp_path)
+    assert all(row.startswith("1 tools.<user>") for row in told(learned, tokenizer))
+    assert set(told(learned, tokenizer, learned=True)) == {"[look]</>"}
 
 
 def test_only_answers_are_learned_and_the_template_is_the_models_own(tokenizer, tmp_path):
     own = read_own_text([write(tmp_path / "c.jsonl", [chat(number, answers=2) for number in range(9)])])
-    rows = own.learned(tokenizer, rows=7, length=128, folder=tmp_path)
-    assert len(set(map(number_of, told(rows, tokenizer)))) == 7
+    rows = own.learned(tokenizer, rows=6, length=128, folder=tmp_path)
+    assert len(set(map(number_of, told(rows, tokenizer)))) == 6
     for whole, learned in zip(told(rows, tokenizer), told(rows, tokenizer, learned=True), strict=True):
         number = number_of(whole)
         assert whole == tokenizer.apply_chat_template(chat(number, 2)["messages"], tokenize=False)
@@ -121,7 +234,7 @@ def test_chats_that_give_no_row_are_counted_and_named(tokenizer, tmp_path):
     rows = own.learned(tokenizer, rows=20, length=60, folder=tmp_path)
     reasons = " ".join(rows.left_out.first)
     assert rows.left_out.count == 2 and "line 2: the chat template refuses it (who?)" in reasons
-    assert "line 3: no answer is found in its first 60 tokens" in reasons
+    assert "line 3: its first answer begins after 1" in reasons and "tokens, and rows have 60" in reasons
 
 
 def test_who_has_no_template_is_told_what_to_do(plain, tmp_path):
@@ -146,25 +259,25 @@ def test_a_little_of_a_large_text_comes_from_all_over(tokenizer, tmp_path):
 
 
 def test_a_source_of_which_little_will_do_is_not_read_for_ever(tokenizer, tmp_path, monkeypatch):
-    chats = [chat("long " * 40) for _ in range(200)] + [chat(1)] * 2
+    chats = [chat("long " * 40 + str(number)) for number in range(200)] + [chat(1), chat(2)]
     own = read_own_text([write(tmp_path / "c.jsonl", chats)], judge=[texts(tmp_path / "j.jsonl", 2)])
     read, times = Source.read, []
     monkeypatch.setattr(Source, "read", lambda self: times.append(self) or read(self))
     own.check(tokenizer, length=60)
     assert len(times) == 1
     rows = own.learned(tokenizer, rows=2, length=60, folder=tmp_path)
-    assert len(times) < 60 and "answer 1" in told(rows, tokenizer)[0], "not as often as there are documents"
-    with pytest.raises(ValueError, match="c.jsonl gives a row of tokens. 192 left out: c.jsonl, line 1: no answer"):
+    assert len(times) < 60 and "answer" in told(rows, tokenizer)[0], "not as often as there are documents"
+    with pytest.raises(ValueError, match="c.jsonl gives a row of tokens. 1.. left out: c.jsonl, line 1: its first"):
         own.check(tokenizer, length=9)
 
 
 def test_a_short_text_is_read_again(tokenizer, tmp_path):
-    own = read_own_text([texts(tmp_path / "a.jsonl", 4)])
+    own = read_own_text([texts(tmp_path / "a.jsonl", 5)])
     rows = told(own.learned(tokenizer, rows=12, length=64, folder=tmp_path), tokenizer)
     assert len(rows) == 12 and len(set(rows)) == 1 and rows[0].count("says so") == 2
 
 
-def test_rows_are_made_once_and_hang_on_all_that_makes_them(tokenizer, tmp_path, monkeypatch):
+def test_rows_are_made_once_and_depend_on_all_that_makes_them(tokenizer, tmp_path, monkeypatch):
     path = texts(tmp_path / "a.jsonl", 40)
 
     def made(seed=0, **sizes):
@@ -174,7 +287,7 @@ def test_rows_are_made_once_and_hang_on_all_that_makes_them(tokenizer, tmp_path,
     first, other = made(), made(seed=1)
     assert first != other and len(made(length=8)[0][0]) == 8
     files = {*(tmp_path / "rows").iterdir()}
-    monkeypatch.setattr(own_text, "_rows", None)
+    monkeypatch.setattr(own_text, "_Cutter", lambda *_: SimpleNamespace(rows=None))
     assert made() == first and {*(tmp_path / "rows").iterdir()} == files
 
 
@@ -182,17 +295,27 @@ RUN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
 
 def test_text_that_judges_and_is_learned_is_refused_by_name(tmp_path):
-    learned = write(tmp_path / "a.jsonl", [{"text": f"Here {RUN}."}, {"text": "b"}, {"text": "c"}])
-    judge = write(tmp_path / "j.jsonl", [{"text": "new"}, {"text": RUN.upper()}])
-    with pytest.raises(ValueError, match=r"1 of 2 documents that are to judge share .*: j.jsonl, line 2\. .*take them"):
-        read_own_text([learned], judge=[judge])
+    """Whatever their length, and also where the text chooses or scores instead of being learned."""
+    chats = [chat(number) for number in range(3)]
+    learned = write(tmp_path / "a.jsonl", [{"text": f"Here {RUN}."}, {"text": "b"}, {"text": "你好吗"}, *chats])
+    for known, partner in {RUN.upper(): 1, "B ": 2, "你好\n吗": 3}.items():
+        judge = write(tmp_path / "j.jsonl", [{"text": "new"}, {"text": known}])
+        for seed in range(6):
+            with pytest.raises(
+                ValueError, match=rf"1 of 2 documents of --judge .*\(j.jsonl, line 2 = a.jsonl, line {partner}"
+            ):
+                read_own_text([learned], judge=[judge], seed=seed)
+    with pytest.raises(
+        ValueError, match=r"line 1 = a.jsonl, line 5\).* Remove them from one of the two, or leave --judge out"
+    ):
+        read_own_text([learned], judge=[write(tmp_path / "j.jsonl", [chat(1)])])
     question = write(tmp_path / "q.jsonl", [{"messages": [{"role": "system", "content": RUN}, *chat(1)["messages"]]}])
     assert read_own_text([learned], judge=[question]).judging, "a prompt that all share is no answer"
 
 
 def test_what_was_held_out_and_is_known_is_used_by_nobody(tokenizer, tmp_path):
     same = [{"text": f"{RUN} and {number}"} for number in range(31)]
-    with pytest.raises(ValueError, match="3 of 3 documents .* give other documents to judge by"):
+    with pytest.raises(ValueError, match="All 3 documents that were held out .* give other text to judge by"):
         read_own_text([write(tmp_path / "a.jsonl", same)])
     other = [{"text": f"alone {number}"} for number in range(31)]
     own = read_own_text(
@@ -208,10 +331,11 @@ def test_what_was_held_out_and_is_known_is_used_by_nobody(tokenizer, tmp_path):
     [
         ([], False, "a.jsonl holds no text. It is empty."),
         ([{"txt": 1}], False, "holds no text. 1 left out: a.jsonl, line 1: it has neither"),
-        ([{"text": "a"}], False, r"1 document\(s\), and 3 are needed: .* and one judges"),
-        ([{"text": "a"}, {"text": "b"}], False, r"2 document\(s\), and 3 are needed"),
-        ([{"text": "a"}], True, r"1 document\(s\), and 2 are needed"),
-        ([{"text": "a"}, {"txt": 1}], True, r"2 are needed: .* \(1 left out: a.jsonl, line 2: it has neither"),
+        ([{"text": "a"}], False, r"1 document\(s\), and 4 are needed: .* one judges"),
+        ([{"text": "a"}, {"text": "b"}], False, r"2 document\(s\), and 4 are needed"),
+        ([{"text": "a"}], True, r"1 document\(s\), and 3 are needed"),
+        ([{"text": text} for text in ("a", "A", "a ", "b")], True, r"2 document\(s\), and 3 .* \(2 more are copies"),
+        ([{"text": "a"}, {"txt": 1}], True, r"3 are needed: .* \(1 left out: a.jsonl, line 2: it has neither"),
     ],
 )
 def test_too_little_text_is_refused_with_the_reason(rows, judged, why, tmp_path):
@@ -221,10 +345,12 @@ def test_too_little_text_is_refused_with_the_reason(rows, judged, why, tmp_path)
 
 
 def test_the_fewest_documents_that_will_do(tokenizer, tmp_path):
-    own = read_own_text([texts(tmp_path / "a.jsonl", 3)])
-    assert len(own.judging) == len(own.choosing) == 1
-    own = read_own_text([texts(tmp_path / "b.jsonl", 2)], judge=[texts(tmp_path / "j.jsonl", 1, "j")])
-    assert len(own.judging) == len(own.choosing) == 1
+    for own in (
+        read_own_text([texts(tmp_path / "a.jsonl", 4)]),
+        read_own_text([texts(tmp_path / "b.jsonl", 3)], judge=[texts(tmp_path / "j.jsonl", 1, "j")]),
+    ):
+        assert len(own.judging) == len(own.choosing) == len(own.scoring) == 1
+        assert len(own.learned(tokenizer, rows=1, length=8, folder=tmp_path)) == 1
 
 
 def test_memory_does_not_grow_with_the_text(tokenizer, tmp_path):

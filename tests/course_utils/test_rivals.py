@@ -19,6 +19,7 @@ from course_utils.models import load_model, variant
 from course_utils.reports import model_size
 from course_utils.rivals import Version, in_fewer_bits, table, timed
 from course_utils.texts import TokenBlocks
+from course_utils.uncertainty import ratio_interval
 from course_utils.width import neuron_importance, prune_neurons
 
 BITS = ["whole, Q8_0", "whole, Q4_0"]
@@ -55,6 +56,16 @@ def test_fewer_bits_are_the_files(models, tmp_path):
         assert version.score == perplexity(export.as_stored(whole, tokenizer, **kind), TEXT)
     plain = Version.of(whole, TEXT, folder=tmp_path / "kept")
     assert plain.bytes == model_size(whole).bytes and plain.score == perplexity(whole, TEXT)
+
+
+def test_the_interval_takes_documents_as_its_units(models, tmp_path):
+    whole, *_ = models
+    of_document = [TEXT[0] | {"document": torch.tensor([7, 2, 7, 2])}]
+    plain, score = (Version.of(whole, text, folder=tmp_path).score for text in (TEXT, of_document))
+    assert score.perplexity == pytest.approx(plain.perplexity) and len(score.row_nll) == 2
+    assert score.row_nll.tolist() == pytest.approx([plain.row_nll[1::2].sum(), plain.row_nll[::2].sum()])
+    mean, _, low, high = ratio_interval(score.row_nll, score.row_tokens)
+    assert np.log([score.ci_low, score.ci_high]) == pytest.approx([low, high]) and mean == pytest.approx(plain.nll)
 
 
 def blocks():
