@@ -28,6 +28,7 @@ from course_tools.lessons.verdicts import judging
 from course_tools.lessons.verdicts.tables import Tables
 from course_tools.workshop import agendas
 from course_utils import assets, program, session
+from course_utils.command_line import order_of
 from course_utils.files import write_text
 from course_utils.verdicts import OPEN, TURNED
 
@@ -113,9 +114,9 @@ def rehearse(args: argparse.Namespace, console: Console) -> int:
 
 def compress(args: argparse.Namespace, console: Console) -> int:
     """Make a smaller version of a model: search under a budget, distil, save; --dry-run says sizes, memory and time."""
-    from course_utils import compress_command  # torch, which the other commands needn't wait for
+    from course_utils.compress_command.run import compress  # torch, which the other commands needn't wait for
 
-    return compress_command.compress(args, lambda line: console.print(line, markup=False, soft_wrap=True))
+    return compress(order_of(args), lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
 def test(args: argparse.Namespace, console: Console) -> int:

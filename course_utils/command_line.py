@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from course_utils import program
+from course_utils.compress_command.order import Order
 from course_utils.text_files import Source
 
 DTYPES = ("float32", "bfloat16")
-_MODEL = "model"  # the folder in --out that `compress_command` saves the smaller model to
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "mb": 1e6, "gb": 1e9}
 _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(%|k|m|b|mb|gb|)")
 _LARGEST_SHARE = 100  # a number without a unit is a share of the parameters up to here, and a number of them above
@@ -43,15 +43,25 @@ def main(arguments: Sequence[str]) -> int:
     """
     whole = argparse.ArgumentParser(prog="python -m course_utils", description="Prune a language model of your own.")
     commands = whole.add_subparsers(required=True, metavar="command")
-    add_compress_arguments(commands.add_parser("compress", help=_SUMMARY, description=_SUMMARY), out=Path("compressed"))
-    args = whole.parse_args(arguments)
+    add_compress_arguments(commands.add_parser("compress", help=_SUMMARY, description=_SUMMARY), out=Order.out)
+    order = order_of(whole.parse_args(arguments))
 
     def compress() -> int:
-        from course_utils import compress_command  # torch, which --help needn't wait for
+        from course_utils.compress_command.run import compress  # torch, which --help needn't wait for
 
-        return compress_command.compress(args)
+        return compress(order)
 
-    return program.answer(compress, place=args.out, remedy="Name a folder of yours with --out.")
+    return program.answer(compress, place=order.out, remedy="Name a folder of yours with --out.")
+
+
+def order_of(args: argparse.Namespace) -> Order:
+    """What was asked, of the arguments of ``add_compress_arguments``.
+
+    Args:
+        args: may hold others as well.
+    """
+    given = {name: value for name, value in vars(args).items() if name in Order.__dataclass_fields__}
+    return Order(**given | {name: tuple(given[name] or ()) for name in ("text", "judge")})
 
 
 def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> None:
@@ -64,9 +74,8 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EXAMPLES.format(program=parser.prog)
 
-    def option(
-        group: argparse._ActionsContainer, name: str, kind: Callable[[str], object], default: object, says: str
-    ) -> None:
+    def option(group: argparse._ActionsContainer, name: str, kind: Callable[[str], object], says: str) -> None:
+        default = getattr(Order, name.lstrip("-").replace("-", "_"))
         group.add_argument(name, type=kind, default=default, help=f"{says}; default: %(default)s")
 
     parser.add_argument("model", help='a hub id, a folder, or one of the course\'s own, "llama" and "gpt2"')
@@ -74,14 +83,19 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
         "--budget", type=_read_budget, required=True, help="80%% (or 80) or 113M parameters, or 450MB of weights"
     )
     parser.add_argument("--dry-run", action="store_true", help="say sizes, memory and time, and stop")
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON; all else to standard error")
-    option(parser, "--out", _folder, str(out), "folder for records and the model")
+    parser.add_argument(
+        "--json", action="store_true", dest="as_json", help="print what was found as JSON; all else to standard error"
+    )
+    parser.add_argument(
+        "--out", type=_folder, default=str(out), help="folder for the model, and for records from which a stopped run "
+        "goes on; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--export", choices=("gguf",), help="write the model for other engines as well: gguf is one file for llama.cpp "
         "and what is built on it, in 16 bits",
     )  # fmt: skip
-    option(parser, "--multiple-of", _whole(1), 32, "what MLP widths are a multiple of; 128 or 256 suit tensor cores")
-    option(parser, "--tensor-parallel", _whole(1), 1, "cards that serve it: KV groups, heads and widths divide by them")
+    option(parser, "--multiple-of", _whole(1), "what MLP widths are a multiple of; 128 or 256 suit tensor cores")
+    option(parser, "--tensor-parallel", _whole(1), "cards that serve it: KV groups, heads and widths divide by them")
 
     text = parser.add_argument_group("text")
     either = text.add_mutually_exclusive_group()
@@ -90,29 +104,21 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
         "learn by, and to judge by without --judge: a folder, or a file of .txt, .md, .jsonl or .parquet (with 'text' "
         "or 'messages'); again for more, with weights for rows, as in --text docs/ --text chats.jsonl:3",
     )  # fmt: skip
-    option(either, "--domain", str, "speeches", "built-in text to learn: speeches, wiki, stories, passages or scenes")
+    option(either, "--domain", str, "built-in text to learn: speeches, wiki, stories, passages or scenes")
     text.add_argument(
-        "--judge", type=_text, action="append", metavar="PLACE", help="text of yours to judge by, which shares no "
-        "thirteen words in a row with --text; without it a tenth of the documents is held out",
+        "--judge", type=_text, action="append", metavar="PLACE", help="text of yours to judge by, which --text must "
+        "not hold as well; without it a tenth of the documents is held out",
     )  # fmt: skip
-    text.add_argument(
-        "--self-data", type=_whole(1), default=0, metavar="N", help="let the whole model answer so many prompts of the "
-        "chats in --text, and learn these answers alone; prompt and answer get half of --length each",
-    )  # fmt: skip
-    heat = _real("a number of at least 0, such as 0.7", zero=True)
-    option(text, "--temperature", heat, 0.0, "of these answers: 0 takes the likeliest tokens, above 0 --seed draws")
-    option(text, "--length", _whole(2), 256, "tokens a row")
-    option(text, "--rows", _whole(1), 4, "rows a batch")
-    option(text, "--seed", _whole(0, _LARGEST_SEED), 0, "of which text is scored and learned, and in which order")
+    option(text, "--length", _whole(2), "tokens a row")
+    option(text, "--rows", _whole(1), "rows a batch")
+    option(text, "--seed", _whole(0, _LARGEST_SEED), "of which text is scored and learned, and in which order")
 
     learning = parser.add_argument_group("learning")
-    option(learning, "--correction", _whole(0), 0, "steps of teacher correction first, at a quarter of --lr")
-    option(
-        learning, "--finalists", _whole(1), 4, "versions that learn a little before one is chosen; 1: the best as cut"
-    )
-    option(learning, "--light", _whole(0), 40, "steps that each finalist learns; 0: the best as cut is chosen")
-    option(learning, "--steps", _whole(0), 400, "steps of recovery; 0: none, it is saved as cut")
-    option(learning, "--accumulate", _whole(1), 1, "batches a step, shared by processes")
+    option(learning, "--correction", _whole(0), "steps of teacher correction first, at a quarter of --lr")
+    option(learning, "--finalists", _whole(1), "versions that learn a little before one is chosen; 1: the best as cut")
+    option(learning, "--light", _whole(0), "steps that each finalist learns; 0: the best as cut is chosen")
+    option(learning, "--steps", _whole(0), "steps of recovery; 0: none, it is saved as cut")
+    option(learning, "--accumulate", _whole(1), "batches a step, shared by processes")
     learning.add_argument(
         "--lr",
         type=_real("a number above 0, such as 2e-4"),
@@ -126,7 +132,6 @@ def add_compress_arguments(parser: argparse.ArgumentParser, *, out: Path) -> Non
 
     choice("--dtype", DTYPES, "of the whole model and of the saved one; what learns has float32 weights meanwhile")
     choice("--recover", ("all", "mlps", "lora"), "what learns: all weights, the MLPs', or a low-rank correction")
-    choice("--teacher", ("memory", "disk"), "in the recovery: the model, or its 64 likeliest answers, asked beforehand")
     memory.add_argument("--recompute", action="store_true", help="compute activations twice instead of keeping them")
 
 
@@ -190,7 +195,7 @@ def _text(text: str) -> str:
 def _folder(text: str) -> Path:
     """A folder that is there and may be written, or that can be made, and so the model's in it."""
     folder = Path(text)
-    there = next(place for place in (folder / _MODEL, folder, *folder.absolute().parents) if place.exists())
+    there = next(place for place in (folder / "model", folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise argparse.ArgumentTypeError(f"{there} is a file, and can't be a folder; name another one")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -33,7 +33,6 @@ from course_utils.distillation import Recipe
 from course_utils.evaluation import Answers
 from course_utils.own_text import read_own_text
 from course_utils.prompt_harm import Record
-from course_utils.self_data import Prompt
 from course_utils.texts import TokenBlocks
 
 WHOLE, MIXTURE = tiny_model(), tiny_model("mixtral")
@@ -385,7 +384,6 @@ OWN = {
     "compress.search.shrink": {"importance": all_scores},
     "costs.speedup_estimate": {"before": work, "after": work},
     "distillation.memory.outline": {"config": lambda: LlamaConfig(num_hidden_layers=1, hidden_size=32)},
-    "distillation.teacher_cache.cache_bias": {"ks": lambda: [1, 4]},
     "distillation.training.distill": {"recipe": lambda: Recipe(steps=1, lr=1e-3)},
     "export.as_stored": {"model": wide_model, "tokenizer": byte_tokenizer, "quantization": lambda: "Q8_0"},
     "experts.expert_importance": {"model": a_mixture, "criterion": lambda: "random"},
@@ -416,14 +414,7 @@ OWN = {
     },
     "prompt_harm.record.save_records": {"records": lambda: [record()]},
     "records.read_record": {"name": lambda: "keep_the_mean"},
-    "distillation.teacher_cache.refuse_full_disk": {
-        "folder": folder, "tokens": lambda: 10, "vocab_size": lambda: 97,
-    },
     "own_text.read_own_text": {"text": own_text},
-    "self_data.find_prompts": {"own": own_chats, "tokenizer": chatting_tokenizer, "longest": lambda: 9},
-    "self_data.write_answers": {
-        "prompts": lambda: [Prompt(({"role": "user", "content": "why?"},), (3, 4))], "new_tokens": lambda: 2,
-    },
     "texts.further_rows": {"tokenizer": byte_tokenizer},
     "texts.judging_rows": {"tokenizer": byte_tokenizer},
     "texts.token_blocks": {"tokenizer": byte_tokenizer},

@@ -41,23 +41,6 @@ def write_own(folder):
             "--judge", judge]  # fmt: skip
 
 
-def without_docs(own):
-    """The same arguments with chats alone."""
-    place = own.index("--text")
-    return [*own[:place], *own[place + 2 :]]
-
-
 def untimed(versions, *_args, **_sizes):
     """In place of ``rivals.timed``."""
     return versions, ""
-
-
-def end_soon(generate):
-    """What answers as ``self_data`` does, and comes to its end: a random model hardly ever would."""
-
-    def ended(model, prompts, **more):
-        end = model.generation_config.eos_token_id[0]
-        answers = generate(model, prompts, **more)
-        return [[*answer[: 3 + len(prompt.ids) % 5], end] for prompt, answer in zip(prompts, answers, strict=True)]
-
-    return ended

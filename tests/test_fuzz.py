@@ -52,7 +52,6 @@ LEFT_OUT = {
     "distillation.state": "names and files of the library's own batches",
     "distillation.adapters.with_adapters": "between the trainer and peft; distill and memory_plan are tried",
     "distillation.processes": "what several processes do together, between the trainer and accelerate",
-    "own_text.refuse_no_template": "a document of the library's own; find_prompts is tried",
     "text_files.is_learned": "a message of the library's own documents",
     "batches.digest": "bytes of the library's own",
     "batches.text_of": "batches that were read",

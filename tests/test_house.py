@@ -29,7 +29,7 @@ LIBRARY = {
         "models texts kinds text_files"
     ),
     "anatomy": (
-        "hooks modeling batches own_text self_data families parts architectures surgery refusals passes upper_blocks "
+        "hooks modeling batches own_text families parts architectures surgery refusals passes upper_blocks "
         "influence reports activations"
     ),
     "cutting": "choosing width experts heads channels depth attention adaptive healing",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,9 +9,10 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from course_utils.benchmarking import MIN_ROUNDS, measure_speed, stopwatch
+from course_utils.benchmarking import stopwatch
 from course_utils.compress import Candidate, outline_of
 from course_utils.compress_command.learning import recipe_for
+from course_utils.compress_command.order import Order
 from course_utils.compress_command.text import CHOSEN, JUDGED, SCORED
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.reports import model_size
@@ -69,7 +69,7 @@ class Needed:
 def estimate(
     model: PreTrainedModel,
     found: list[Candidate],
-    args: argparse.Namespace,
+    order: Order,
     *,
     processes: int = 1,
     sharded: bool = False,
@@ -79,34 +79,45 @@ def estimate(
     Args:
         model: the whole one.
         found: versions of it that fit the budget.
-        args: of the command.
+        order: what was asked.
         processes: that share what is learned.
         sharded: whether what learns is cut up among them.
     """
     largest = max(found, key=lambda candidate: candidate.parameters)
-    learning = model if args.correction else outline_of(model, largest)
-    whole, recipe = outline(model.config).to(model.dtype), recipe_for(1, args, accumulate=args.accumulate // processes)
+    learning = model if order.correction else outline_of(model, largest)
+    whole, recipe = (
+        outline(model.config).to(model.dtype),
+        recipe_for(1, order, accumulate=order.accumulate // processes),
+    )
     shares, narrow = processes if sharded else 1, outline(learning.config)
-    plan = memory_plan(whole, narrow, recipe, rows=args.rows, length=args.length, processes=shares)
-    if args.light:  # what it thinks of all text is asked before, and it stays
+    plan = memory_plan(whole, narrow, recipe, rows=order.rows, length=order.length, processes=shares)
+    if order.light:  # what it thinks of all text is asked before, and it stays
         plan["teacher"] = model_size(model).bytes
-    if args.teacher == "disk" and not (args.correction or args.light):
-        plan["teacher"] = 0  # only to cut does it have to be there
     share = largest.parameters / model_size(model).parameters
-    # In a step the teacher reads, and the student reads and learns, which is three readings of its own size.
-    each = 1 + 3 * share
-    finalists = min(args.finalists, len(found)) if args.light else 0
-    reading = (SCORED + CHOSEN * (len(found) + finalists) + JUDGED * _VERSIONS) / args.rows
-    learning_steps = args.correction * 3 + (finalists * args.light + args.steps) * each
-    learns = args.correction or args.light or args.steps
+    finalists = min(order.finalists, len(found)) if order.light else 0
+    reading = (SCORED + CHOSEN * (len(found) + finalists) + JUDGED * _VERSIONS) / order.rows
+    learning_steps = order.correction * step_cost(1.0, teacher=False)
+    learning_steps += (finalists * order.light + order.steps) * step_cost(share)
+    learns = order.correction or order.light or order.steps
     judging: dict[str, float] = dict.fromkeys(("whole model", "its copy in fewer bits"), model_size(model).bytes)
     if not learns or sum(plan.values()) < sum(judging.values()):
         plan = judging
-    passes = _timed(model, args)
-    work = 1.3 * (reading + learning_steps * args.accumulate / processes)  # 1.3: and the head
-    writing = _timed_writing(model, args) if args.self_data else 0.0
-    seconds = work * min(passes), work * max(passes) + writing
-    return Needed(plan, _room(model.device), _less(args, bool(learns), processes, sharded), seconds, passes)
+    passes = _timed(model, order)
+    work = 1.3 * (reading + learning_steps * order.accumulate / processes)  # 1.3: and the head
+    seconds = work * min(passes), work * max(passes)
+    return Needed(plan, _room(model.device), _less(order, bool(learns), sharded), seconds, passes)
+
+
+def step_cost(share: float, *, teacher: bool = True) -> float:
+    """How many readings of a batch by the whole model a step costs.
+
+    The student reads and takes its gradients, which is three readings of its size; the teacher reads once.
+
+    Args:
+        share: the student's parameters, as a share of the whole model's.
+        teacher: False where it isn't asked (teacher correction).
+    """
+    return 3 * share + (1 if teacher else 0)
 
 
 def _room(device: torch.device) -> int:
@@ -115,32 +126,23 @@ def _room(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory if on_card else psutil.virtual_memory().total
 
 
-def _less(args: argparse.Namespace, learns: bool, processes: int, sharded: bool) -> tuple[str, ...]:
+def _less(order: Order, learns: bool, sharded: bool) -> tuple[str, ...]:
     """Options that would take less memory than the run as it is asked for."""
     options = {
-        "--dtype bfloat16": args.dtype != "bfloat16",
-        "--recover lora": learns and args.recover != "lora" and not sharded,
-        "--recompute": learns and not args.recompute,
-        "--teacher disk --light 0": learns and args.teacher != "disk" and processes == 1,
-        "fewer --rows": learns and args.rows > 1,
+        "--dtype bfloat16": order.dtype != "bfloat16",
+        "--recover lora": learns and order.recover != "lora" and not sharded,
+        "--recompute": learns and not order.recompute,
+        "fewer --rows": learns and order.rows > 1,
     }
     return tuple(option for option, takes_less in options.items() if takes_less)
 
 
-def _timed(model: PreTrainedModel, args: argparse.Namespace) -> tuple[float, ...]:
+def _timed(model: PreTrainedModel, order: Order) -> tuple[float, ...]:
     """Seconds of forward passes, the first of which, that warms up, doesn't count."""
-    ids = torch.ones(args.rows, args.length, dtype=torch.long, device=model.device)
+    ids = torch.ones(order.rows, order.length, dtype=torch.long, device=model.device)
     took: list[float] = []
     while len(took) <= _TIMED and (len(took) < 3 or sum(took) < _PATIENCE):
         with torch.no_grad(), stopwatch() as seconds:
             model.base_model(ids, use_cache=False)
         took.append(seconds())
     return tuple(took[1:])
-
-
-def _timed_writing(model: PreTrainedModel, args: argparse.Namespace) -> float:
-    """Seconds that all answers take where each is as long as it may be."""
-    half = args.length // 2
-    sizes = {"prompt_tokens": half, "new_tokens": 1, "batch_size": args.rows, "rounds": MIN_ROUNDS}
-    (speed,) = measure_speed({"whole": model}, phases=["decode"], **sizes)["tokens_per_second"]
-    return args.self_data * half / speed

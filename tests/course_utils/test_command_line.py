@@ -94,8 +94,8 @@ def test_text_that_is_not_there_is_named_and_it_or_built_in_text_is_taken(parser
 def test_usual_values(parser, tmp_path):
     args = parser.parse_args(["llama", "--budget", "80"])
     assert args.out == tmp_path / "out" and isinstance(args.out, Path)
-    assert (args.steps, args.lr, args.seed, args.light, args.json, args.dry_run) == (400, None, 0, 40, False, False)
-    assert (args.dtype, args.recover, args.teacher, args.recompute) == ("float32", "all", "memory", False)
+    assert (args.steps, args.lr, args.seed, args.light, args.as_json, args.dry_run) == (400, None, 0, 40, False, False)
+    assert (args.dtype, args.recover, args.recompute) == ("float32", "all", False)
 
 
 def test_help_names_every_text_and_has_examples(parser):

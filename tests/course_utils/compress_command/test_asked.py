@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
-from own_command import SMALL, without_docs
+from own_command import SMALL
 
 from course_utils import command_line, models
 from course_utils.checkpoints import save_pruned
@@ -52,27 +51,6 @@ def test_no_weights_of_a_hub_model_are_fetched_for_a_budget_out_of_reach(command
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
-def test_self_data_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_path, capsys, monkeypatch):
-    mute = save_pruned(*load_model("llama"), tmp_path / "mute")
-    monkeypatch.setattr(models, "AutoModelForCausalLM", None)
-    texts, chats = own[own.index("--text") + 1], without_docs(own)
-    for arguments, message in {
-        (own[0], *SMALL, "--budget", "95%", "--self-data", "3"): "'--self-data' goes with '--text'",
-        (*own, "--temperature", "1"): "'--temperature' goes with '--self-data'",
-        (*own, "--self-data", "3", "--correction", "1"): "'--self-data' goes without '--correction'",
-        (*own, "--self-data", "3", "--steps", "0", "--light", "0"): "'--self-data' is for what learns",
-        (*own, "--self-data", "3", "--steps", "0", "--finalists", "1"): "'--self-data' is for what learns",
-        (*chats, "--self-data", "99"): "is asked for 99 prompts of at most 8 tokens, and ",
-        (own[0], *SMALL, "--budget", "95%", "--text", texts, "--self-data", "1"): "There is no chat to learn",
-        (str(mute), *chats[1:], "--self-data", "1"): "This tokenizer has no chat template, and chats.jsonl, line",
-    }.items():
-        assert command_line.main(["compress", *arguments, *dry]) == 1
-        error = capsys.readouterr().err
-        assert message in error and "Traceback" not in error
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "dry run"])
 def test_what_cannot_learn_so_is_told_before_a_weight_is_read(dry, command, tmp_path, capsys, monkeypatch):
     folder = save_pruned(*load_model("llama"), tmp_path / "packed")
     config = json.loads((folder / "config.json").read_text())
@@ -90,9 +68,6 @@ def test_what_cannot_learn_so_is_told_before_a_weight_is_read(dry, command, tmp_
         patch.setitem(sys.modules, "peft", ModuleType("peft"))
         patch.setenv("ACCELERATE_USE_FSDP", "true")
         refused("--recover", "lora", message="'--recover lora' is for launches without --use_fsdp")
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-        refused("--teacher", "disk", message="The cache needs")
     arguments = ["compress", str(folder), *SMALL, "--budget", "95%", "--out", str(tmp_path / "out"), *dry]
     assert command_line.main(arguments) == 1
     assert "is quantized, and packed weights can't be scored or cut" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -13,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from own_command import SMALL, VERSIONS, end_soon, saved, untimed, without_docs, write_own
+from own_command import SMALL, VERSIONS, saved, untimed, write_own
 from programs import in_two_processes, shard_by_hand
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from course_utils import abilities, command_line, engine, rivals, self_data
+from course_utils import abilities, command_line, engine, rivals
 from course_utils.assets import AssetError
 from course_utils.checkpoints import save_pruned
 from course_utils.compress import Candidate, ranking
@@ -115,44 +114,39 @@ def test_a_corrected_teacher_is_another_teacher_and_goes_on(command, tmp_path, c
     with monkeypatch.context() as patch:  # between the correction and the scores
         patch.setattr(run, "importance", ctrl_c)
         assert command(*corrected) == 130
+    assert "The same command goes on from what is done, in " in capsys.readouterr().err
     batches_of, taken = training._batches_of, []
     monkeypatch.setattr(training, "_batches_of", lambda *args: taken.append(args) or batches_of(*args))
     assert command(*corrected) == 0
     assert len(taken) == 2 * 2 + 3  # two finalists and the recovery; not the correction
     learned = saved(tmp_path / "out")
     assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), learned.parameters(), strict=False))
-    (of_whole,) = (tmp_path / "out").glob("*/correction-3-*")
-    teachers = [path.parent for path in (tmp_path / "out").glob("*/scores-16-0.safetensors")]
+    (of_whole,) = (tmp_path / "out" / "records").glob("*/correction-3-*")
+    teachers = [path.parent for path in (tmp_path / "out" / "records").glob("*/scores-16-0-*.safetensors")]
     assert len(teachers) == 2 and of_whole.parent in teachers
 
 
 BOTH = ["compress", "llama", *SMALL, "--budget", "95%", "--accumulate", "2", "--correction", "2"]
 
 
-OWN_WAYS = {"text": ["--correction", "2"], "answers": ["--self-data", "5", "--length", "32"]}
+OWN = ["--correction", "2"]
 
 
 def in_several(folder):
     """The command in several processes, each with the whole model, then with a share; they note who of them scores."""
     scoring, learning, rank = run.importance, ranking.distill, PartialState(cpu=True).process_index
     run.timed = untimed
-    making, answering = OwnText._mixed, self_data._generate
+    making = OwnText._mixed
+    here = Path(folder, "text")
+    here.mkdir(exist_ok=True)
+
+    def made(*args):
+        (here / f"rows by {rank}").touch()
+        return making(*args)
+
+    OwnText._mixed = made
     own = json.loads(Path(folder, "own.json").read_text())
-    for way, options in OWN_WAYS.items():
-        here = Path(folder, way)
-        here.mkdir(exist_ok=True)
-
-        def made(*args, here=here):
-            with (here / f"rows by {rank}").open("a") as file:
-                file.write("once ")
-            return making(*args)
-
-        def answered(*args, here=here, **more):
-            (here / f"answered by {rank}").touch()
-            return end_soon(answering)(*args, **more)
-
-        OwnText._mixed, self_data._generate = made, answered
-        assert command_line.main([*own, *options, "--out", str(here / "several")]) == 0
+    assert command_line.main([*own, *OWN, "--out", str(here / "several")]) == 0
     for way in ("whole", "sharded"):
         if way == "sharded":
             shard_by_hand()
@@ -182,13 +176,11 @@ def by_several_and_one(tmp_path_factory):
         patch.setenv("COURSE_PROFILE", "smoke")
         patch.setenv("COURSE_SAMPLES", "2")
         patch.setattr(run, "timed", untimed)
-        patch.setattr(self_data, "_generate", end_soon(self_data._generate))
         own = ["compress", *write_own(folder), "--accumulate", "2"]
         (folder / "own.json").write_text(json.dumps(own))
         in_two_processes(in_several, folder)
         assert command_line.main([*BOTH, "--out", str(folder / "one")]) == 0
-        for way, options in OWN_WAYS.items():
-            assert command_line.main([*own, *options, "--out", str(folder / way / "one")]) == 0
+        assert command_line.main([*own, *OWN, "--out", str(folder / "text" / "one")]) == 0
     return folder
 
 
@@ -215,22 +207,16 @@ def test_two_processes_make_the_model_of_one(way, by_several_and_one, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", OWN_WAYS)
-def test_two_processes_learn_text_of_ones_own_as_one_does(way, by_several_and_one):
-    """And the first of them alone makes rows and answers."""
-    here = by_several_and_one / way
+def test_two_processes_learn_text_of_ones_own_as_one_does(by_several_and_one):
+    """And the first of them alone makes the rows."""
+    here = by_several_and_one / "text"
     one, several = saved(here / "one"), saved(here / "several")
     assert Candidate.of(several) == Candidate.of(one)
     for a, b in zip(several.parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert {path.name for path in here.glob("* by *")} == {
-        "rows by 0",
-        *(["answered by 0"] if way == "answers" else []),
-    }
-    for kind in ("text", "answers"):
-        files = {path.name: path.read_bytes() for path in (here / "one" / kind).glob("*")}
-        assert files == {path.name: path.read_bytes() for path in (here / "several" / kind).glob("*")}
-        assert files or kind != way
+    assert {path.name for path in here.glob("* by *")} == {"rows by 0"}
+    files = {path.name: path.read_bytes() for path in (here / "one" / "records" / "text").glob("*")}
+    assert files and files == {path.name: path.read_bytes() for path in (here / "several/records/text").glob("*")}
 
 
 @pytest.mark.slow
@@ -268,87 +254,23 @@ def test_a_cut_without_training(command, tmp_path, capsys, monkeypatch):
     assert "nothing was learned after the cut" in card and "tokens of" not in card
 
 
-def test_the_whole_model_answers_and_its_answers_alone_are_learned(own, tmp_path, capsys, monkeypatch):
-    wish = ["compress", *without_docs(own), "--self-data", "5", "--length", "32", "--steps", "8"]
-    assert command_line.main([*wish, "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert "Learned are answers to its prompts: the whole model writes 5 of at most 16 tokens (the likeliest" in out
-    assert "What it writes is short: for 8 steps it is read 3 times at least." in out
-    assert not (tmp_path / "out").exists()
-
-    ended, learned, distilling = end_soon(self_data._generate), [], run.distill
-    calls = []
-
-    def noted(*args, **more):
-        learned.append(args[2])
-        return distilling(*args, **more)
-
-    monkeypatch.setattr(self_data, "_generate", lambda *args, **more: calls.append(args) or ended(*args, **more))
-    monkeypatch.setattr(run, "distill", noted)
-    assert command_line.main([*wish, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["text"]["answers"] == {"asked": 5, "temperature": 0.0, "learned": 5}
-    (file,) = (tmp_path / "out" / "answers").iterdir()
-    answers = [json.loads(line)["messages"][-1]["content"] for line in file.read_text(encoding="utf-8").splitlines()]
-    _, tokenizer = load_model(tmp_path / "mine")
-    (rows,) = learned
-    told = {
-        tokenizer.decode(ids[kept])
-        for batch in rows
-        for ids, kept in zip(batch["input_ids"], batch["labels"] >= 0, strict=True)
-    }
-    assert len(answers) == 5 and told == {f"{answer}\n" for answer in answers}
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert "tokens of 5 answers that the whole model wrote (the likeliest tokens), recovery" in card
-    assert len(calls) == 3, "two at a time"
-
-    assert command_line.main([*wish, "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
-    assert len(calls) == 3 and again["held_out"] == report["held_out"], "answered, and all else done"
-    assert command_line.main([*wish, "--temperature", "0.8"]) == 0
-    assert len(calls) == 6 and len([*(tmp_path / "out" / "answers").iterdir()]) == 2
-    card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
-    assert "answers that the whole model wrote (at a temperature of 0.8)" in card
-
-
-def test_half_the_bytes_some_of_the_weights_and_a_teacher_on_disk(command, tmp_path, capsys):
-    fitting = ["--budget", "95%", "--dtype", "bfloat16", "--recover", "mlps", "--teacher", "disk", "--recompute"]
+def test_half_the_bytes_and_some_of_the_weights(command, tmp_path, capsys):
+    fitting = ["--budget", "95%", "--dtype", "bfloat16", "--recover", "mlps", "--recompute"]
     assert command(*fitting, "--steps", "0") == 0
     cut = {name: weight.clone() for name, weight in saved(tmp_path / "out").named_parameters()}
-    assert not [*(tmp_path / "out").glob("*/teacher-*")]
     capsys.readouterr()
     assert command(*fitting, "--json") == 0
     told = capsys.readouterr()
-    assert "Learning: the MLPs' weights, with the model in bfloat16, the teacher on disk in the recovery" in told.err
+    assert "Learning: the MLPs' weights, with the model in bfloat16, activations computed twice" in told.err
     assert json.loads(told.out)["learning"] == {
-        "recover": "mlps", "dtype": "bfloat16", "teacher": "disk", "recompute": True, "lr": 2e-4
+        "recover": "mlps", "dtype": "bfloat16", "recompute": True, "lr": 2e-4
     }  # fmt: skip
     learned = dict(saved(tmp_path / "out").named_parameters())
     assert {weight.dtype for weight in (*cut.values(), *learned.values())} == {torch.bfloat16}
     changed = {name for name, weight in learned.items() if not torch.equal(weight, cut[name])}
     assert changed and all(".mlp." in name for name in changed) and learned.keys() == cut.keys()
-    assert [*(tmp_path / "out").glob("*/teacher-3-*/cache.json")]
     card = (tmp_path / "out" / "model" / "README.md").read_text(encoding="utf-8")
     assert "the MLPs' weights" in card and "bfloat16" in card
-
-
-@pytest.mark.parametrize(("teacher", "stays"), [("disk", False), ("memory", True)])
-def test_the_whole_model_leaves_when_its_answers_are_on_disk(teacher, stays, command, monkeypatch):
-    whole, there = [], []
-
-    def loaded(*args, **options):
-        model, tokenizer = load_model(*args, **options)
-        whole.append(weakref.ref(model))
-        return model, tokenizer
-
-    def learning(*_args, **_options):
-        gc.collect()
-        there.append(whole[-1]() is not None)
-
-    monkeypatch.setattr(run, "load_model", loaded)
-    monkeypatch.setattr(run, "distill", learning)
-    assert command("--budget", "95%", "--light", "0", "--teacher", teacher) == 0
-    assert there == [stays]
 
 
 def test_what_cannot_be_fetched_is_not_asked(command, tmp_path, monkeypatch):

@@ -25,11 +25,11 @@ def test_text_that_will_not_do_is_told_before_a_weight_is_read(dry, own, tmp_pat
     monkeypatch.setattr(run, "load_model", None)
     monkeypatch.setattr(run, "load_without_weights", None)
     one = lines(tmp_path / "one.jsonl", [{"text": "alone"}])
-    known = lines(tmp_path / "known.jsonl", [{"text": "a b c d e f g h i j k l m n"}, {"text": "x"}])
+    known = lines(tmp_path / "known.jsonl", [{"text": "a b c d e f g h i j k l m n"}, {"text": "x"}, {"text": "y"}])
     for options, message in {
         ("--judge", one): "'--judge' goes with '--text'",
-        ("--text", one): "1 document(s), and 3 are needed",
-        ("--text", known, "--judge", known): "documents that are to judge share thirteen",
+        ("--text", one): "1 document(s), and 4 are needed",
+        ("--text", known, "--judge", known): "3 of 3 documents of --judge are also in --text",
         ("--text", lines(tmp_path / "bad.jsonl", [{"txt": 1}])): "bad.jsonl, line 1: it has neither",
     }.items():
         assert command_line.main(["compress", own[0], *SMALL, "--budget", "95%", *options, *dry]) == 1
