@@ -39,6 +39,7 @@ from course_utils.texts import first_overlaps, level
 
 # One document of so many is held out for a role, and at most so many documents.
 _JUDGING, _CHOOSING, _SCORING = (10, 200), (20, 100), (20, 64)
+_FEW = 5  # documents that judge where there are not many
 _SHOWN = 3  # places that a message names
 _PADDING = np.iinfo(np.int32).min
 _CHAT = -1  # in place of a chat's size
@@ -327,9 +328,9 @@ def read_own_text(
 
     Of documents that are equal but for case and blanks the first one counts, and the others are left out. A twentieth
     chooses (at most 100 documents), a twentieth scores (about 64 at most, from all sources by their weights). What
-    judges comes from ``judge`` (at most 200 documents of it), or is a tenth of ``text`` (at most 200). Nothing that
-    judges equals another text or shares thirteen words in a row with it (``texts.overlaps``): what was held out and
-    does is used by nobody.
+    judges comes from ``judge`` (at most 200 documents of it), or is a tenth of ``text`` (at most 200, and where there
+    are few documents up to five, or a quarter). Nothing that judges equals another text or shares thirteen words in a
+    row with it (``texts.overlaps``): what was held out and does is used by nobody.
 
     Args:
         text: files and folders, as ``text_files.Source.of`` reads them: "docs/", "chats.jsonl:3".
@@ -350,7 +351,9 @@ def read_own_text(
     _refuse_too_few(sources, contents, left_out, judges, of_judges)
     draw = random.Random(seed)
     spare = [content.documents - 1 for content in contents]  # the first of each source is learned
-    choosers, own_judges = _share(sum(spare), *_CHOOSING), 0 if judges else _share(sum(spare), *_JUDGING)
+    choosers = _share(sum(spare), *_CHOOSING)
+    # Of few documents a larger part judges: one or two of them would tell no interval.
+    own_judges = 0 if judges else max(_share(sum(spare), *_JUDGING), min(_FEW, sum(spare) // 4))
     drawn = [(place, number + 1) for place, number in _draw(draw, spare, choosers + own_judges)]
     to_choose, to_judge = drawn[:choosers], drawn[choosers:]
     to_score = _draw_scoring(draw, sources, spare, set(drawn))

@@ -50,22 +50,20 @@ def planned(found: int, order: Order, processes: int) -> list[str]:
 def text_told(own: OwnText, text: Text, order: Order) -> list[str]:
     """What was found in text of one's own, and which of it scores, chooses, judges and is learned."""
     counted = (
-        f"{source.path} ({found.documents:,} documents, {found.chats:,} of them chats, weight {source.weight:g})"
+        f"{source.path} ({_documents(found.documents)}, {found.chats:,} of them chats, weight {source.weight:g})"
         for source, found in zip(own.sources, own.contents, strict=True)
     )
     lines = [f"Text: {', '.join(counted)}."]
     copies = sum(found.copies for found in own.contents)
     if copies:
-        lines.append(
-            f"Copies: {copies:,} documents stand there twice, equal but for case and blanks; each is used once."
-        )
+        lines.append(f"Left out as copies, equal to others but for case and blanks: {_documents(copies)}.")
     if own.left_out.count:
         lines.append(f"Lines and files: {own.left_out}.")
+    judging, choosing, scoring = (documents_in(part) for part in (text.held_out, text.choosing, text.scored))
     lines.append(
-        f"Judged by {documents_in(text.held_out):,} documents "
-        + ("of --judge" if order.judge else "that were held out before anything else")
-        + f". Of --text {documents_in(text.choosing):,} more choose between versions and {documents_in(text.scored):,} "
-        f"score the model's parts; all others are learned. Which is which depends on --seed ({order.seed})."
+        f"{_documents(judging)} {'of --judge' if order.judge else 'held out before anything else'} will judge. Of "
+        f"--text, {_documents(choosing)} will choose between versions, and {scoring:,} will score the model's parts; "
+        f"the others are learned. Which is which depends on --seed ({order.seed})."
     )
     if own.shared:
         lines.append(
@@ -76,6 +74,10 @@ def text_told(own: OwnText, text: Text, order: Order) -> list[str]:
         if count >= 2:
             lines.append(f"{place} is short: in {order.steps} steps it is read {count:,.0f} times at least.")
     return lines
+
+
+def _documents(count: int) -> str:
+    return f"{count:,} document{'s' * (count != 1)}"
 
 
 def text_as_json(own: OwnText, text: Text) -> dict[str, Any]:

@@ -198,8 +198,8 @@ def test_tools_and_their_calls_are_for_the_template(tokenizer, tmp_path, monkeyp
 
 def test_only_answers_are_learned_and_the_template_is_the_models_own(tokenizer, tmp_path):
     own = read_own_text([write(tmp_path / "c.jsonl", [chat(number, answers=2) for number in range(9)])])
-    rows = own.learned(tokenizer, rows=6, length=128, folder=tmp_path)
-    assert len(set(map(number_of, told(rows, tokenizer)))) == 6
+    rows = own.learned(tokenizer, rows=5, length=128, folder=tmp_path)
+    assert len(set(map(number_of, told(rows, tokenizer)))) == 5
     for whole, learned in zip(told(rows, tokenizer), told(rows, tokenizer, learned=True), strict=True):
         number = number_of(whole)
         assert whole == tokenizer.apply_chat_template(chat(number, 2)["messages"], tokenize=False)
@@ -315,7 +315,7 @@ def test_text_that_judges_and_is_learned_is_refused_by_name(tmp_path):
 
 def test_what_was_held_out_and_is_known_is_used_by_nobody(tokenizer, tmp_path):
     same = [{"text": f"{RUN} and {number}"} for number in range(31)]
-    with pytest.raises(ValueError, match="All 3 documents that were held out .* give other text to judge by"):
+    with pytest.raises(ValueError, match="All 5 documents that were held out .* give other text to judge by"):
         read_own_text([write(tmp_path / "a.jsonl", same)])
     other = [{"text": f"alone {number}"} for number in range(31)]
     own = read_own_text(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 from own_command import SMALL, lines
 
 from course_utils import command_line, models
 from course_utils.checkpoints import save_pruned
 from course_utils.compress_command import run
+from course_utils.compress_command.order import Order
+from course_utils.compress_command.text import CHOSEN, JUDGED, SCORED, Text
 from course_utils.models import load_model
 
 
@@ -44,3 +49,18 @@ def test_chats_for_a_model_that_cannot_chat_are_told_before_a_weight_is_read(dry
     assert command_line.main(["compress", str(mute), *own[1:], *dry]) == 1
     assert "This tokenizer has no chat template, and chats.jsonl, line" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("domain", ["speeches", "stories"])
+def test_no_row_of_the_courses_text_has_two_roles(domain, monkeypatch):
+    monkeypatch.setenv("COURSE_PROFILE", "smoke")
+    _, tokenizer = load_model("llama")
+    order, key = Order(model="llama", budget=(95, "%"), domain=domain, length=48, steps=20, light=5), {}
+    for seed in (0, 1):
+        text = Text.built_in(tokenizer, replace(order, seed=seed))
+        batches = [text.scored, text.choosing.batches(4), text.learned(20), text.held_out.batches(4)]
+        roles = [{tuple(row) for batch in role for row in batch["input_ids"].tolist()} for role in batches]
+        assert [*map(len, roles)] == [SCORED, CHOSEN, 80, JUDGED]
+        assert all(not a & b for a, b in itertools.combinations(roles, 2))
+        key[seed] = roles
+    assert [a == b for a, b in zip(key[0], key[1], strict=True)] == [False, False, False, True], "the judges stay"
