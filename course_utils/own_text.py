@@ -679,7 +679,7 @@ class _Cutter:
         rendered = written(len(document.messages))
         answers = []
         for number, message in enumerate(document.messages):
-            if is_learned(message):
+            if number and is_learned(message):  # before the first message nothing is asked
                 before, asked, after = written(number), written(number, add_generation_prompt=True), written(number + 1)
                 alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(asked, after, strict=False))
                 begin = sum(1 for _ in alike)

@@ -38,7 +38,7 @@ class Document:
 
     @property
     def learned(self) -> str:
-        """What is learned and judged of it: a text, or the answers of a chat."""
+        """What is learned and judged: a text, or the answers of a chat, but for one before which nothing is asked."""
         return "\n".join(_answers(self.messages)) if self.messages else self.text
 
 
@@ -164,9 +164,10 @@ def _document(row: object, place: str) -> Document | Skipped:
     tools = row.get("tools") or []
     if not isinstance(tools, list):
         return Skipped(place, "'tools' must be a list")
-    if messages and not any(is_learned(message) for message in messages):
+    if messages and not any(is_learned(message) for message in messages[1:]):
         return Skipped(
-            place, "no message has the role 'assistant' and a weight above 0, so there is no answer to learn"
+            place,
+            "no message after the first has the role 'assistant' and a weight above 0, so there is no answer to learn",
         )
     if messages and not any(answer.strip() for answer in _answers(messages)):
         return Skipped(place, "its answers are empty")
@@ -196,7 +197,7 @@ def is_learned(message: Mapping[str, Any]) -> bool:
 
 
 def _answers(messages: tuple[Mapping[str, Any], ...]) -> list[str]:
-    return [_said(message) for message in messages if is_learned(message)]
+    return [_said(message) for message in messages[1:] if is_learned(message)]
 
 
 def _said(message: Mapping[str, Any]) -> str:

@@ -194,7 +194,7 @@ ERRORS = [
     Error("compress_command.run", "_at_random(found.scores, order.seed)", "found.scores"),
     Error("compress_command.learning", "accumulate=order.accumulate,", "accumulate=1,"),
     Error("rivals", "np.bincount(of, each)[np.unique(of)]", "each"),
-    Error("own_text", "if is_learned(message):", 'if message["role"] == "assistant":'),
+    Error("own_text", "number and is_learned(message):", 'number and message["role"] == "assistant":'),
     Error("files", 'found.get("circumstances") == circumstances', "found"),
     Error("rivals", '"model": identity(model), "weights": weights', '"weights": weights'),
     Error("rivals", "circumstances | way", "way"),

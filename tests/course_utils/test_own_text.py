@@ -84,7 +84,8 @@ def test_no_document_and_no_row_has_two_roles(
     rows = [chat(number) for number in range(count)]
     if alike:  # twenty beginnings, each longer than a row
         answers = ["qwertyuiopasdfghjklz"[n % 20] * 99 + str(n) for n in range(count)]
-        rows = [{"messages": [{"role": "assistant", "content": answer}]} for answer in answers]
+        asked = {"role": "user", "content": "why?"}
+        rows = [{"messages": [asked, {"role": "assistant", "content": answer}]} for answer in answers]
     for number in range(copied):
         messages = [
             message | {"content": f" {message['content'].upper()}"} for message in rows[number % count]["messages"]
