@@ -45,8 +45,8 @@ def refuse_sources_in_the_way(out: Path, sources: dict[str, Path]) -> None:
         over = next((place for place in written if _lies_in(source, place)), None)
         if over is not None:
             raise ValueError(
-                f"This run would write to {over} and so over {source} ({argument}), which it reads. Nothing was changed. "
-                f"Name another folder with --out, such as --out {out.name or 'compressed'}-2."
+                f"This run would write to {over} and so over {source} ({argument}), which it reads. Nothing was "
+                f"changed. Name another folder with --out, such as --out {out.name or 'compressed'}-2."
             )
         if source.is_dir() and any(_lies_in(place, source) for place in written):
             raise ValueError(
