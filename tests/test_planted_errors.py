@@ -183,7 +183,6 @@ ERRORS = [
     Error("compress_command.asked", "order.model in ROLES and chosen_model(order.model)", "False"),
     Error("compress_command.estimate", "return 3 * share +", "return share +"),
     Error("compress_command.folder", "gguf_in(out).unlink(missing_ok=True)", "pass"),
-    Error("compress_command.folder", "place.resolve(), folder.resolve()", "place, folder"),
     Error("compress_command.folder", "any(_lies_in(place, source) for place in written)", "False"),
     Error("compress_command.order", "self.seed, self.recover, self.dtype", "self.seed, self.dtype"),
     Error("compress_command.text", "choosing=calibration[SCORED:]", "choosing=calibration[:CHOSEN]"),
