@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,10 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.common import Finding, Question, markdown_table, ratio, seconds, with_range
-from course_utils.benchmarking import peak_memory
+from benchmarks.common import Finding, Question, markdown_table, ratio, with_range
+from course_utils.benchmarking import peak_memory, stopwatch
+from course_utils.evaluation import perplexity
 from course_utils.models import load_model
 from course_utils.texts import token_blocks
+from course_utils.width import neuron_importance, prune_neurons
 
 ROUNDS = 6
 RATIOS = (0.2, 0.4)
@@ -35,12 +37,7 @@ CALIBRATION = {"tokens": 1024, "length": 128}
 EVALUATION = {"tokens": 2048, "length": 256}
 
 
-# What each library does. (model, ratio, calibration batches) -> nothing: the model is pruned in place.
-
-
 def course(criterion: str) -> Callable:
-    from course_utils.width import neuron_importance, prune_neurons
-
     def prune(model: PreTrainedModel, ratio: float, batches: list[dict]) -> None:
         data = {"batches": batches} if criterion == "activation" else {}
         prune_neurons(model, neuron_importance(model, criterion, **data), ratio=ratio)
@@ -70,22 +67,18 @@ def torch_pruning(norm: int) -> Callable:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | nn.Embedding) and not name.endswith(("gate_proj", "up_proj"))
         ]
-        pruner = library.pruner.BasePruner(
-            model,
-            example_inputs=torch.arange(8)[None],
+        library.pruner.BasePruner(
+            model, example_inputs=torch.arange(8)[None], pruning_ratio=ratio, ignored_layers=fixed,
             importance=library.importance.GroupMagnitudeImportance(p=norm),
-            pruning_ratio=ratio,
-            ignored_layers=fixed,
             output_transform=lambda output: output.logits,
-        )
-        pruner.step()
+        ).step()  # fmt: skip
 
     return prune
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A library, one of its criteria, and what makes the function that prunes by it."""
+    """A library, one of its criteria, and what makes the function that prunes a model in place by it."""
 
     library: str
     criterion: str
@@ -105,9 +98,6 @@ CONTESTANTS = (
     Contestant("course_utils", "random, one seed", lambda: course("random")),
 )
 LIBRARIES = tuple(dict.fromkeys(c.library for c in CONTESTANTS))
-
-
-# The worker: one library, one process, one command a line
 
 
 def work() -> None:
@@ -130,11 +120,11 @@ def work() -> None:
             prune(model, ratio, batches)
 
         if command["task"] == "time":
-            answer = {"seconds": seconds(run)}
+            with stopwatch() as seconds:
+                run()
+            answer = {"seconds": seconds()}
         elif command["task"] == "memory":
-            with resident_growth() as growth:
-                answer = {"peak_bytes": peak_memory(run)}
-            answer |= growth
+            answer = memory(run)
         else:
             run()
             answer = quality(model, tokenizer)
@@ -144,17 +134,11 @@ def work() -> None:
 
 
 def quality(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    from course_utils.evaluation import perplexity
-
     blocks = token_blocks(tokenizer, "evaluation", **EVALUATION)
     score = perplexity(model, blocks)
-    return {
-        "parameters": model.num_parameters(),
-        "width": model.model.layers[0].mlp.down_proj.weight.shape[1],
-        "perplexity": score.perplexity,
-        "ci_low": score.ci_low,
-        "ci_high": score.ci_high,
-    }
+    width = model.model.layers[0].mlp.down_proj.weight.shape[1]
+    scores = {"perplexity": score.perplexity, "ci_low": score.ci_low, "ci_high": score.ci_high}
+    return {"parameters": model.num_parameters(), "width": width} | scores
 
 
 def reload(model: PreTrainedModel, ids: Tensor) -> str:
@@ -177,26 +161,19 @@ def round_trip(model: PreTrainedModel, ids: Tensor) -> str:
         return "yes" if torch.equal(again(ids).logits, model(ids).logits) else "with other logits"
 
 
-@contextlib.contextmanager
-def resident_growth() -> Iterator[dict]:
-    """How far the process's resident memory rose above its start, where the system (Linux) keeps that mark."""
-    growth: dict = {"resident_bytes": None}
+def memory(call: Callable[[], object]) -> dict[str, int | None]:
+    """Peak tensor memory of a call, and how far the process's resident memory rose, where Linux keeps that mark."""
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
-        yield growth
-        return
-    before = _status("VmRSS")
-    yield growth
-    growth["resident_bytes"] = _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-# The parent: gives the workers their turns, and writes down what they answer
+        return {"peak_bytes": peak_memory(call), "resident_bytes": None}
+    before, peak = status("VmRSS"), peak_memory(call)
+    return {"peak_bytes": peak, "resident_bytes": status("VmHWM") - before}
 
 
 class Worker:
@@ -266,8 +243,6 @@ def blocks_with_equal_scores(model: PreTrainedModel) -> int:
     """In how many blocks optipfair's MAW and our peak-to-peak give bit for bit the same scores."""
     from optipfair.pruning.mlp_glu import compute_neuron_pair_importance_maw
 
-    from course_utils.width import neuron_importance
-
     return sum(
         torch.equal(ours, compute_neuron_pair_importance_maw(block.mlp.gate_proj.weight, block.mlp.up_proj.weight))
         for ours, block in zip(neuron_importance(model, "peak_to_peak"), model.model.layers, strict=True)
@@ -298,15 +273,15 @@ def report(data: dict) -> str:
             large["reloads"],
         ]
 
+    def perplexities(result: dict) -> list[float]:
+        return [cut["perplexity"] for cut in result["at"]]
+
     unpruned = f"{base['perplexity']:.1f} ({base['ci_low']:.1f}–{base['ci_high']:.1f})"
+    pairs = [(result, mine) for result in results if result is not (mine := counterpart(results, result))]
     same = ", ".join(
-        f"{result['library']} {result['criterion']}"
-        for result in results
-        if result is not counterpart(results, result)
-        and all(
-            a["perplexity"] == b["perplexity"]
-            for a, b in zip(result["at"], counterpart(results, result)["at"], strict=True)
-        )
+        f"{theirs['library']} {theirs['criterion']}"
+        for theirs, ours in pairs
+        if perplexities(theirs) == perplexities(ours)
     )
     header = [
         "library: criterion", "seconds", "× ours (95 %)", "peak extra MiB", "in blocks", "resident extra MiB",
@@ -339,13 +314,12 @@ How to read it:
 
 
 def findings(data: dict) -> list[Finding]:
-    results = data["results"]
+    """A line a contestant that isn't ours."""
     found = []
-    for result in results:
-        mine = counterpart(results, result)
+    for result in data["results"]:
+        mine = counterpart(data["results"], result)
         if result is not mine:
-            value = ratio(result["seconds"], mine["seconds"])
-            memory = result["peak_bytes"] / mine["peak_bytes"]
+            value, memory = ratio(result["seconds"], mine["seconds"]), result["peak_bytes"] / mine["peak_bytes"]
             text = f"{with_range(value, 1)} × the time, {memory:.0f} × the memory"
             name = f"{result['library']} {result['criterion']}, × ours"
             found.append(Finding(name, text, "slower than ours", value[1] > 1))
@@ -353,6 +327,7 @@ def findings(data: dict) -> list[Finding]:
 
 
 def measure(data: dict) -> None:
+    torch.set_num_threads(1)
     model, tokenizer = load_model("llama", device="cpu")
     data["base"] = quality(model, tokenizer)
     data["block_bytes"] = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
@@ -361,15 +336,9 @@ def measure(data: dict) -> None:
 
 
 QUESTION = Question(
-    "peers",
-    "How does width pruning compare with optipfair and Torch-Pruning?",
-    8,
-    measure,
-    report,
-    findings,
+    "peers", "How does width pruning compare with optipfair and Torch-Pruning?", 8, measure, report, findings,
     packages=("optipfair", "torch-pruning"),
-    threads=1,
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
