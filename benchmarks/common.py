@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from course_utils.benchmarking import median_interval
 from course_utils.files import write_text
+from experiments.record import Kept
 
 FOLDER = Path(__file__).parent  # where answers are written
 HEADER = ["measured", "value", "bar", ""]
@@ -86,7 +87,7 @@ class Question:
 
         The data come last, because they say that the question is answered.
         """
-        partial = Partial(self.path(".partial.json"))
+        partial = Kept(self.path(".partial.json"))
         versions = {name: version(name) for name in ("torch", "transformers", *self.packages)}
         self.measure(partial)
         run = {"versions": versions, "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
@@ -96,18 +97,6 @@ class Question:
         write_text(self.path(".md"), self.text(data))
         write_text(self.path(".json"), json.dumps(data, indent=1) + "\n")
         partial.path.unlink(missing_ok=True)
-
-
-class Partial(dict):
-    """What is measured so far; each entry is on disk before the next one is measured."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
-        self.path = path
-
-    def __setitem__(self, key: str, value: object) -> None:
-        super().__setitem__(key, value)
-        write_text(self.path, json.dumps(self) + "\n")
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:

@@ -6,16 +6,15 @@ its own (one thread each, one at a time); the timed runs take turns. Needs the e
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -100,37 +99,34 @@ CONTESTANTS = (
 LIBRARIES = tuple(dict.fromkeys(c.library for c in CONTESTANTS))
 
 
-def work() -> None:
-    """Answer commands {"contestant", "ratio", "task"} from standard input, JSON lines both ways."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+@cache
+def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[dict]]:
+    """The model, its tokenizer and the calibration batches, once in each process; a pass warms up."""
     torch.set_num_threads(1)
     base, tokenizer = load_model("llama", device="cpu")
     batches = token_blocks(tokenizer, "calibration", **CALIBRATION).batches(4)
     with torch.no_grad():
-        base(**batches[0])  # warm up
-    print(json.dumps("ready"), file=answers, flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        prune = CONTESTANTS[command["contestant"]].make()
-        # Not the loaded model itself: its weights are a mapped file, which stays resident when they are replaced.
-        # And not a variant: the other libraries may write into weights.
-        model = copy.deepcopy(base)
+        base(**batches[0])
+    return base, tokenizer, batches
 
-        def run(model: PreTrainedModel = model, prune: Callable = prune, ratio: float = command["ratio"]) -> None:
-            prune(model, ratio, batches)
 
-        if command["task"] == "time":
-            with stopwatch() as seconds:
-                run()
-            answer = {"seconds": seconds()}
-        elif command["task"] == "memory":
-            answer = memory(run)
-        else:
-            run()
-            answer = quality(model, tokenizer)
-            if command["task"] == "quality and reload":
-                answer["reloads"] = reload(model, batches[0]["input_ids"][:1])
-        print(json.dumps(answer), file=answers, flush=True)
+def measured(number: int, ratio: float, task: str) -> dict:
+    """What one contestant's cut takes ("time" or "memory"), or is like ("quality"); run in a library's own process."""
+    base, tokenizer, batches = loaded()
+    prune = CONTESTANTS[number].make()
+    # Not the loaded model itself: its weights are a mapped file, which stays resident when they are replaced.
+    # And not a variant: the other libraries may write into weights.
+    model = copy.deepcopy(base)
+    if task == "memory":
+        return memory(lambda: prune(model, ratio, batches))
+    with stopwatch() as seconds:
+        prune(model, ratio, batches)
+    if task == "time":
+        return {"seconds": seconds()}
+    answer = quality(model, tokenizer)
+    if ratio == RATIOS[-1]:
+        answer["reloads"] = reload(model, batches[0]["input_ids"][:1])
+    return answer
 
 
 def quality(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -176,52 +172,17 @@ def memory(call: Callable[[], object]) -> dict[str, int | None]:
     return {"peak_bytes": peak, "resident_bytes": status("VmHWM") - before}
 
 
-class Worker:
-    """A process that prunes with one library, and answers one command after the other."""
-
-    def __init__(self, library: str) -> None:
-        self.library = library
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (open as long as the process)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers", "--work"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
-        )  # fmt: skip
-
-    def answer(self) -> dict | str:
-        """The next line that the process writes."""
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            sys.exit(f"The {self.library} process ended early:\n{self.log.read()[-3000:]}")
-        return json.loads(line)
-
-    def ask(self, **command: object) -> dict:
-        """Hand over a command, and wait for the answer."""
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def __enter__(self) -> Worker:
-        self.answer()  # "ready"
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=300)  # on a busy machine, leaving takes long
-        self.log.close()
-
-
 def race() -> list[dict]:
+    """What all contestants measured: each library in a process of its own, one at a time; the timed runs take turns."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that begin from here on
     results = [{"library": c.library, "criterion": c.criterion, "seconds": []} for c in CONTESTANTS]
     numbers, bar = range(len(results)), tqdm(total=(ROUNDS + 1 + 1 + len(RATIOS)) * len(results))
     with contextlib.ExitStack() as stack:
-        workers = {library: stack.enter_context(Worker(library)) for library in LIBRARIES}
+        processes = {library: stack.enter_context(process()) for library in LIBRARIES}
 
         def ask(number: int, ratio: float, task: str) -> dict:
-            answer = workers[CONTESTANTS[number].library].ask(contestant=number, ratio=ratio, task=task)
             bar.update()
-            return answer
+            return processes[CONTESTANTS[number].library].submit(measured, number, ratio, task).result()
 
         for turn in range(-1, ROUNDS):  # the first round warms up
             for number in numbers[:: -1 if turn % 2 else 1]:
@@ -229,14 +190,17 @@ def race() -> list[dict]:
                 if turn >= 0:
                     results[number]["seconds"].append(taken)
         for number in numbers:
-            tasks = ["quality"] * (len(RATIOS) - 1) + ["quality and reload"]
-            results[number]["at"] = [ask(number, ratio, task) for ratio, task in zip(RATIOS, tasks, strict=True)]
+            results[number]["at"] = [ask(number, ratio, "quality") for ratio in RATIOS]
     for number in numbers:
-        with Worker(CONTESTANTS[number].library) as fresh:
-            results[number] |= fresh.ask(contestant=number, ratio=RATIOS[0], task="memory")
+        with process() as fresh:
+            results[number] |= fresh.submit(measured, number, RATIOS[0], "memory").result()
         bar.update()
-    bar.close()
     return results
+
+
+def process() -> ProcessPoolExecutor:
+    """A new process, which waits for work."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def blocks_with_equal_scores(model: PreTrainedModel) -> int:
@@ -341,6 +305,4 @@ QUESTION = Question(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    work() if parser.parse_args().work else QUESTION.ask()
+    QUESTION.ask()
