@@ -7,7 +7,6 @@
     python3 course.py quiz NN         the questions of a lesson
     python3 course.py verify [NN]     does your run show what the lesson says? which cells stopped?
     python3 course.py slides [NN]     the lessons as slides with speaker notes, in build/slides
-    python3 course.py poster          the methods on one page, build/poster.pdf
     python3 course.py pack FOLDER     clone, wheels and models in one folder, for laptops without a network
     python3 course.py check           is this machine ready? what to do if not
     python3 course.py test            the test suite (--fast: without the real models)
@@ -40,7 +39,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp"  # what was installed; "installing" while pip works
 LOG = ROOT / "build" / "install.log"
 COMMANDS = (
-    "run", "lab", "progress", "quiz", "verify", "slides", "poster", "pack", "check", "test", "build", "site",
+    "run", "lab", "progress", "quiz", "verify", "slides", "pack", "check", "test", "build", "site",
     "compress", "rehearse",
 )  # fmt: skip
 INSTALLING = "installing"

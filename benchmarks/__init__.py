@@ -1,4 +1,4 @@
-"""What this course's methods cost, beside other libraries and beside the plain way: a question a module.
+"""What width pruning costs beside other libraries, and how costs grow with the model: a question a module.
 
 ``python -m benchmarks`` asks what is still open; README.md has the answers in a table.
 """

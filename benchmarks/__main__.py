@@ -3,91 +3,60 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
 import subprocess
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+from benchmarks import peers, scaling
+from benchmarks.common import FOLDER, HEADER, markdown_table
 from course_utils.files import write_text
 
-if TYPE_CHECKING:
-    from benchmarks.common import Question
-
-QUESTIONS = (
-    "width", "peers", "attention_selection", "distillation", "evaluate", "bias_report", "variant", "model_size",
-    "tokens",
-)  # fmt: skip
+QUESTIONS = {question.name: question for question in (peers.QUESTION, scaling.QUESTION)}
 BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end -->\n"
-
-
-def question(name: str) -> Question:
-    return importlib.import_module(f"benchmarks.{name}").QUESTION
 
 
 def summary() -> str:
     """A table of all findings, and of what is open."""
-    from benchmarks.common import VERDICTS, markdown_table
-
     rows = []
-    for name in QUESTIONS:
-        asked = question(name)
-        data = asked.answer()
+    for question in QUESTIONS.values():
+        data = question.answer()
         if data is None:
-            rows.append([asked.title, f"open: `python -m benchmarks {name}`, about {asked.minutes} min", "", "", ""])
+            open_still = f"open: `python -m benchmarks {question.name}`, about {question.minutes} min"
+            rows.append([question.title, open_still, "", "", ""])
             continue
-        link = f"[{asked.title}]({name}.md)"
-        for finding in asked.findings(data):
-            rows.append([link, finding.what, finding.value, finding.bar, VERDICTS[finding.met]])
+        link = f"[{question.title}]({question.name}.md)"
+        for finding in question.findings(data):
+            rows.append([link, *finding.cells()])
             link = ""
-    return markdown_table(["question", "measured", "value", "bar", ""], rows)
+    return markdown_table(["question", *HEADER], rows)
 
 
 def with_summary(page: str) -> str:
+    """README.md with its table written anew."""
     before, _, rest = page.partition(BEGIN)
     return before + BEGIN + summary() + "\n" + END + rest.partition(END)[2]
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Ask the questions, and write the summary; 1 where one of them failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"{', '.join(QUESTIONS)}; all when none")
     parser.add_argument("--again", action="store_true", help="ask what is answered already, too")
-    parser.add_argument("--to", type=Path, help="write elsewhere and leave the course's own answers alone")
     options = parser.parse_args(arguments)
-    if unknown := set(options.questions) - set(QUESTIONS):
+    if unknown := set(options.questions) - QUESTIONS.keys():
         parser.error(f"no such question: {', '.join(sorted(unknown))}. There are {', '.join(QUESTIONS)}.")
-    if options.to is not None:
-        options.to.mkdir(parents=True, exist_ok=True)
-        os.environ["COURSE_BENCHMARKS"] = str(options.to.resolve())  # read by benchmarks.common, here and in children
-
-    from tqdm import tqdm
-
-    from benchmarks.common import FOLDER
-
-    failed = []
-    names = options.questions or QUESTIONS
-    bar = tqdm(names, unit="question")
-    for name in bar:
-        bar.set_description(name)
-        asked = question(name)
-        data = asked.answer()
+    status = 0
+    for name in options.questions or QUESTIONS:
+        question = QUESTIONS[name]
+        data = question.answer()
         if data is not None and not options.again:
-            write_text(asked.path(".md"), asked.text(data))  # in the words of today
-            tqdm.write(f"{name}: answered already, see {name}.md (--again asks anew)")
-            continue
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False)
-        if done.returncode:
-            failed.append(name)
-            tqdm.write(f"{name}: FAILED, see above; what it had measured is kept, and the next run goes on from there")
-        else:
-            tqdm.write((FOLDER / f"{name}.md").read_text(encoding="utf-8"))
+            write_text(question.path(".md"), question.text(data))  # in the words of today
+            print(f"{name}: answered already, see {name}.md (--again asks anew)")
+        elif subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+            print(f"{name}: FAILED, see above; what it had measured is kept, and the next run goes on from there")
+            status = 1
     page = FOLDER / "README.md"
-    if page.exists():
-        write_text(page, with_summary(page.read_text(encoding="utf-8")))
-    else:
-        print(summary())
-    return 1 if failed else 0
+    write_text(page, with_summary(page.read_text(encoding="utf-8")))
+    return status
 
 
 if __name__ == "__main__":

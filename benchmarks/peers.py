@@ -6,16 +6,15 @@ its own (one thread each, one at a time); the timed runs take turns. Needs the e
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
-import json
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -24,10 +23,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.common import Finding, Question, markdown_table, ratio, seconds, with_range
-from course_utils.benchmarking import peak_memory
+from benchmarks.common import Finding, Question, markdown_table, ratio, with_range
+from course_utils.benchmarking import peak_memory, stopwatch
+from course_utils.evaluation import perplexity
 from course_utils.models import load_model
 from course_utils.texts import token_blocks
+from course_utils.width import neuron_importance, prune_neurons
 
 ROUNDS = 6
 RATIOS = (0.2, 0.4)
@@ -35,12 +36,7 @@ CALIBRATION = {"tokens": 1024, "length": 128}
 EVALUATION = {"tokens": 2048, "length": 256}
 
 
-# What each library does. (model, ratio, calibration batches) -> nothing: the model is pruned in place.
-
-
 def course(criterion: str) -> Callable:
-    from course_utils.width import neuron_importance, prune_neurons
-
     def prune(model: PreTrainedModel, ratio: float, batches: list[dict]) -> None:
         data = {"batches": batches} if criterion == "activation" else {}
         prune_neurons(model, neuron_importance(model, criterion, **data), ratio=ratio)
@@ -70,22 +66,18 @@ def torch_pruning(norm: int) -> Callable:
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear | nn.Embedding) and not name.endswith(("gate_proj", "up_proj"))
         ]
-        pruner = library.pruner.BasePruner(
-            model,
-            example_inputs=torch.arange(8)[None],
+        library.pruner.BasePruner(
+            model, example_inputs=torch.arange(8)[None], pruning_ratio=ratio, ignored_layers=fixed,
             importance=library.importance.GroupMagnitudeImportance(p=norm),
-            pruning_ratio=ratio,
-            ignored_layers=fixed,
             output_transform=lambda output: output.logits,
-        )
-        pruner.step()
+        ).step()  # fmt: skip
 
     return prune
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A library, one of its criteria, and what makes the function that prunes by it."""
+    """A library, one of its criteria, and what makes the function that prunes a model in place by it."""
 
     library: str
     criterion: str
@@ -107,54 +99,42 @@ CONTESTANTS = (
 LIBRARIES = tuple(dict.fromkeys(c.library for c in CONTESTANTS))
 
 
-# The worker: one library, one process, one command a line
-
-
-def work() -> None:
-    """Answer commands {"contestant", "ratio", "task"} from standard input, JSON lines both ways."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries may print
+@cache
+def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[dict]]:
+    """The model, its tokenizer and the calibration batches, once in each process; a pass warms up."""
     torch.set_num_threads(1)
     base, tokenizer = load_model("llama", device="cpu")
     batches = token_blocks(tokenizer, "calibration", **CALIBRATION).batches(4)
     with torch.no_grad():
-        base(**batches[0])  # warm up
-    print(json.dumps("ready"), file=answers, flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        prune = CONTESTANTS[command["contestant"]].make()
-        # Not the loaded model itself: its weights are a mapped file, which stays resident when they are replaced.
-        # And not a variant: the other libraries may write into weights.
-        model = copy.deepcopy(base)
+        base(**batches[0])
+    return base, tokenizer, batches
 
-        def run(model: PreTrainedModel = model, prune: Callable = prune, ratio: float = command["ratio"]) -> None:
-            prune(model, ratio, batches)
 
-        if command["task"] == "time":
-            answer = {"seconds": seconds(run)}
-        elif command["task"] == "memory":
-            with resident_growth() as growth:
-                answer = {"peak_bytes": peak_memory(run)}
-            answer |= growth
-        else:
-            run()
-            answer = quality(model, tokenizer)
-            if command["task"] == "quality and reload":
-                answer["reloads"] = reload(model, batches[0]["input_ids"][:1])
-        print(json.dumps(answer), file=answers, flush=True)
+def measured(number: int, ratio: float, task: str) -> dict:
+    """What one contestant's cut takes ("time" or "memory"), or is like ("quality"); run in a library's own process."""
+    base, tokenizer, batches = loaded()
+    prune = CONTESTANTS[number].make()
+    # Not the loaded model itself: its weights are a mapped file, which stays resident when they are replaced.
+    # And not a variant: the other libraries may write into weights.
+    model = copy.deepcopy(base)
+    if task == "memory":
+        return memory(lambda: prune(model, ratio, batches))
+    with stopwatch() as seconds:
+        prune(model, ratio, batches)
+    if task == "time":
+        return {"seconds": seconds()}
+    answer = quality(model, tokenizer)
+    if ratio == RATIOS[-1]:
+        answer["reloads"] = reload(model, batches[0]["input_ids"][:1])
+    return answer
 
 
 def quality(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict:
-    from course_utils.evaluation import perplexity
-
     blocks = token_blocks(tokenizer, "evaluation", **EVALUATION)
     score = perplexity(model, blocks)
-    return {
-        "parameters": model.num_parameters(),
-        "width": model.model.layers[0].mlp.down_proj.weight.shape[1],
-        "perplexity": score.perplexity,
-        "ci_low": score.ci_low,
-        "ci_high": score.ci_high,
-    }
+    width = model.model.layers[0].mlp.down_proj.weight.shape[1]
+    scores = {"perplexity": score.perplexity, "ci_low": score.ci_low, "ci_high": score.ci_high}
+    return {"parameters": model.num_parameters(), "width": width} | scores
 
 
 def reload(model: PreTrainedModel, ids: Tensor) -> str:
@@ -177,74 +157,32 @@ def round_trip(model: PreTrainedModel, ids: Tensor) -> str:
         return "yes" if torch.equal(again(ids).logits, model(ids).logits) else "with other logits"
 
 
-@contextlib.contextmanager
-def resident_growth() -> Iterator[dict]:
-    """How far the process's resident memory rose above its start, where the system (Linux) keeps that mark."""
-    growth: dict = {"resident_bytes": None}
+def memory(call: Callable[[], object]) -> dict[str, int | None]:
+    """Peak tensor memory of a call, and how far the process's resident memory rose, where Linux keeps that mark."""
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
-        yield growth
-        return
-    before = _status("VmRSS")
-    yield growth
-    growth["resident_bytes"] = _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-# The parent: gives the workers their turns, and writes down what they answer
-
-
-class Worker:
-    """A process that prunes with one library, and answers one command after the other."""
-
-    def __init__(self, library: str) -> None:
-        self.library = library
-        self.log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (open as long as the process)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers", "--work"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
-        )  # fmt: skip
-
-    def answer(self) -> dict | str:
-        """The next line that the process writes."""
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            sys.exit(f"The {self.library} process ended early:\n{self.log.read()[-3000:]}")
-        return json.loads(line)
-
-    def ask(self, **command: object) -> dict:
-        """Hand over a command, and wait for the answer."""
-        self.process.stdin.write(json.dumps(command) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def __enter__(self) -> Worker:
-        self.answer()  # "ready"
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=300)  # on a busy machine, leaving takes long
-        self.log.close()
+        return {"peak_bytes": peak_memory(call), "resident_bytes": None}
+    before, peak = status("VmRSS"), peak_memory(call)
+    return {"peak_bytes": peak, "resident_bytes": status("VmHWM") - before}
 
 
 def race() -> list[dict]:
+    """What all contestants measured: each library in a process of its own, one at a time; the timed runs take turns."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that begin from here on
     results = [{"library": c.library, "criterion": c.criterion, "seconds": []} for c in CONTESTANTS]
     numbers, bar = range(len(results)), tqdm(total=(ROUNDS + 1 + 1 + len(RATIOS)) * len(results))
     with contextlib.ExitStack() as stack:
-        workers = {library: stack.enter_context(Worker(library)) for library in LIBRARIES}
+        processes = {library: stack.enter_context(process()) for library in LIBRARIES}
 
         def ask(number: int, ratio: float, task: str) -> dict:
-            answer = workers[CONTESTANTS[number].library].ask(contestant=number, ratio=ratio, task=task)
             bar.update()
-            return answer
+            return processes[CONTESTANTS[number].library].submit(measured, number, ratio, task).result()
 
         for turn in range(-1, ROUNDS):  # the first round warms up
             for number in numbers[:: -1 if turn % 2 else 1]:
@@ -252,21 +190,22 @@ def race() -> list[dict]:
                 if turn >= 0:
                     results[number]["seconds"].append(taken)
         for number in numbers:
-            tasks = ["quality"] * (len(RATIOS) - 1) + ["quality and reload"]
-            results[number]["at"] = [ask(number, ratio, task) for ratio, task in zip(RATIOS, tasks, strict=True)]
+            results[number]["at"] = [ask(number, ratio, "quality") for ratio in RATIOS]
     for number in numbers:
-        with Worker(CONTESTANTS[number].library) as fresh:
-            results[number] |= fresh.ask(contestant=number, ratio=RATIOS[0], task="memory")
+        with process() as fresh:
+            results[number] |= fresh.submit(measured, number, RATIOS[0], "memory").result()
         bar.update()
-    bar.close()
     return results
+
+
+def process() -> ProcessPoolExecutor:
+    """A new process, which waits for work."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def blocks_with_equal_scores(model: PreTrainedModel) -> int:
     """In how many blocks optipfair's MAW and our peak-to-peak give bit for bit the same scores."""
     from optipfair.pruning.mlp_glu import compute_neuron_pair_importance_maw
-
-    from course_utils.width import neuron_importance
 
     return sum(
         torch.equal(ours, compute_neuron_pair_importance_maw(block.mlp.gate_proj.weight, block.mlp.up_proj.weight))
@@ -298,15 +237,15 @@ def report(data: dict) -> str:
             large["reloads"],
         ]
 
+    def perplexities(result: dict) -> list[float]:
+        return [cut["perplexity"] for cut in result["at"]]
+
     unpruned = f"{base['perplexity']:.1f} ({base['ci_low']:.1f}–{base['ci_high']:.1f})"
+    pairs = [(result, mine) for result in results if result is not (mine := counterpart(results, result))]
     same = ", ".join(
-        f"{result['library']} {result['criterion']}"
-        for result in results
-        if result is not counterpart(results, result)
-        and all(
-            a["perplexity"] == b["perplexity"]
-            for a, b in zip(result["at"], counterpart(results, result)["at"], strict=True)
-        )
+        f"{theirs['library']} {theirs['criterion']}"
+        for theirs, ours in pairs
+        if perplexities(theirs) == perplexities(ours)
     )
     header = [
         "library: criterion", "seconds", "× ours (95 %)", "peak extra MiB", "in blocks", "resident extra MiB",
@@ -339,13 +278,12 @@ How to read it:
 
 
 def findings(data: dict) -> list[Finding]:
-    results = data["results"]
+    """A line a contestant that isn't ours."""
     found = []
-    for result in results:
-        mine = counterpart(results, result)
+    for result in data["results"]:
+        mine = counterpart(data["results"], result)
         if result is not mine:
-            value = ratio(result["seconds"], mine["seconds"])
-            memory = result["peak_bytes"] / mine["peak_bytes"]
+            value, memory = ratio(result["seconds"], mine["seconds"]), result["peak_bytes"] / mine["peak_bytes"]
             text = f"{with_range(value, 1)} × the time, {memory:.0f} × the memory"
             name = f"{result['library']} {result['criterion']}, × ours"
             found.append(Finding(name, text, "slower than ours", value[1] > 1))
@@ -353,6 +291,7 @@ def findings(data: dict) -> list[Finding]:
 
 
 def measure(data: dict) -> None:
+    torch.set_num_threads(1)
     model, tokenizer = load_model("llama", device="cpu")
     data["base"] = quality(model, tokenizer)
     data["block_bytes"] = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
@@ -361,17 +300,9 @@ def measure(data: dict) -> None:
 
 
 QUESTION = Question(
-    "peers",
-    "How does width pruning compare with optipfair and Torch-Pruning?",
-    8,
-    measure,
-    report,
-    findings,
+    "peers", "How does width pruning compare with optipfair and Torch-Pruning?", 8, measure, report, findings,
     packages=("optipfair", "torch-pruning"),
-    threads=1,
-)
+)  # fmt: skip
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    work() if parser.parse_args().work else QUESTION.ask()
+    QUESTION.ask()

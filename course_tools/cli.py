@@ -299,16 +299,6 @@ def slides(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def poster(args: argparse.Namespace, console: Console) -> int:
-    """Draw a poster of the methods, one page A3, to build/poster.pdf."""
-    from course_tools.workshop import poster as drawing  # matplotlib
-
-    where = f"https://github.com/{notebooks.Course.read(ROOT).repository}"
-    drawing.draw(NOTEBOOKS, ROOT / "docs" / "images" / "criteria.png", BUILD / "poster.pdf", course=where)
-    print(f"Print it: {BUILD / 'poster.pdf'}")
-    return 0
-
-
 def pack(args: argparse.Namespace, console: Console) -> int:
     """Put clone, wheels and models into one folder that installs and runs the course without a network."""
     from course_tools.workshop import pack as packing
@@ -420,7 +410,7 @@ def _write(path: Path, text: str) -> None:
     print(f"{state:<10}{path.relative_to(ROOT).as_posix()}")
 
 
-COMMANDS = (run, test, lab, progress, verify, quiz, check, build, site, rehearse, compress, slides, poster, pack)
+COMMANDS = (run, test, lab, progress, verify, quiz, check, build, site, rehearse, compress, slides, pack)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -56,7 +56,6 @@ def parser(commands: Sequence[Callable], *, build: Path) -> argparse.ArgumentPar
     rehearsing.add_argument("--shape", choices=("llama", "qwen", "quarter"), default="llama", help="of the model")
     add_compress_arguments(command("compress"), out=build / "compress")
     showing = command("slides")
-    command("poster")
     packing = command("pack")
     packing.add_argument("to", metavar="folder", help="the pack: a new folder, or one to go on with")
     packing.add_argument(

@@ -19,7 +19,6 @@ with brought("plots"):
     from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
 INK, QUIET, STREAM, MARK = "0.15", "0.55", "#0173b2", "#de8f05"
-NOTE = "0.3"  # the colour of what a drawing says in a sentence
 _PALE = {INK: "white", STREAM: "#dcebf5", MARK: "#fdebd0", QUIET: "0.95"}
 _NEURONS = 6  # drawn of each MLP: enough to see one among others
 _SMALL = 12.6  # points; 13.8 elsewhere, so that a phone can show them
@@ -156,58 +155,6 @@ def adaptive_decision() -> Axes:
     return ax
 
 
-def distillation() -> Axes:
-    """Teacher and student side by side on the same text, and the places where a loss can act."""
-    ax = _canvas(9, 5.0, "Where a distillation loss can act")
-    _box(ax, (4.5, 0.85), "the same tokens", width=2.2, height=0.55)
-    for x, name, colour in ((1.9, "teacher (frozen)", QUIET), (7.1, "student (trained)", INK)):
-        _text(ax, (x, 4.62), name, weight="bold")
-        for y, part in ((1.75, "blocks"), (2.75, "hidden states"), (3.75, "logits")):
-            _box(ax, (x, y), part, width=1.9 if x < 4 else 1.6, height=0.55, colour=colour)
-        _arrow(ax, (x, 2.03), (x, 2.46))
-        _arrow(ax, (x, 3.03), (x, 3.46))
-        _arrow(ax, (4.5 + (-1.1 if x < 4 else 1.1), 0.95), (x, 1.46))
-    _loss(ax, 3.75, "KL divergence")
-    _loss(ax, 2.75, "hidden-state loss")
-    _box(ax, (7.1, 0.85), "next token", width=1.3, height=0.42, colour=QUIET)
-    ax.plot([7.95, 8.35, 8.35, 7.8], [3.75, 3.75, 0.85, 0.85], color=MARK, lw=1.8, ls=(0, (4, 2)))
-    _text(ax, (8.47, 2.3), "cross-entropy", rotation=90, size=_SMALL)
-    _note(ax, (4.5, 0.2), "Gradients flow through the student alone. Dashed lines are the losses.")
-    return ax
-
-
-def reading_points() -> Axes:
-    """A Llama block and the places where its activations are read, by the names that the lessons use."""
-    ax = _canvas(9, 4.4, "Where activations are read")
-    _stream(ax, (0.4, 1.0), (8.7, 1.0), "", "")
-    _box(ax, (1.25, 2.2), "norm", width=0.8, height=0.5)
-    _box(ax, (2.75, 2.2), "attention", width=1.2, height=0.5)
-    _box(ax, (4.4, 2.2), "norm", width=0.8, height=0.5)
-    _box(ax, (5.85, 3.15), "gate", width=0.9, height=0.5)
-    _box(ax, (5.85, 2.2), "up", width=0.9, height=0.5)
-    _symbol(ax, (6.85, 2.7), "×")
-    _box(ax, (7.85, 2.7), "down", width=0.9, height=0.5)
-    for start, end in (
-        ((0.95, 1.0), (1.15, 1.92)), ((1.68, 2.2), (2.12, 2.2)), ((3.1, 1.92), (3.42, 1.16)), ((4.0, 1.0), (4.3, 1.92)),
-        ((4.85, 2.3), (5.38, 3.1)), ((4.85, 2.2), (5.38, 2.2)), ((6.33, 3.08), (6.7, 2.8)), ((6.33, 2.3), (6.71, 2.6)),
-        ((7.01, 2.7), (7.38, 2.7)), ((7.9, 2.42), (8.03, 1.17)),
-    ):  # fmt: skip
-        _arrow(ax, start, end)
-    _symbol(ax, (3.5, 1.0), "+")
-    _symbol(ax, (8.05, 1.0), "+")
-    for point, label, at in (
-        ((1.8, 2.2), "attention norm", (1.45, 2.95)), ((3.22, 1.63), "attention out", (3.7, 2.95)),
-        ((4.92, 2.2), "MLP norm", (5.1, 1.5)), ((6.45, 3.0), "gate, up", (6.45, 3.95)),
-        ((6.45, 2.4), "", (6.45, 3.95)), ((7.12, 2.7), "down input", (7.75, 3.6)),
-        ((7.96, 1.82), "MLP out", (8.5, 2.1)), ((8.35, 1.0), "residual", (8.4, 0.45)),
-    ):  # fmt: skip
-        ax.plot([point[0], at[0]], [point[1], at[1]], color=MARK, lw=1, ls=":", zorder=5)
-        ax.add_patch(Circle(point, 0.09, facecolor=MARK, edgecolor=INK, zorder=6))
-        _text(ax, at, label, size=_SMALL, background="white" if label else None)
-    _text(ax, (0.9, 0.62), "residual stream", size=_SMALL, colour=STREAM)
-    return ax
-
-
 def reading_and_generating() -> Axes:
     """Where a pass's seconds go: reading a prompt shares one reading of the weights, generating repeats it a token."""
     ax = _canvas(9, 4.7, "What the machine does in each phase")
@@ -278,28 +225,6 @@ def mixture_of_experts() -> Axes:
     return ax
 
 
-def making_a_small_model() -> Axes:
-    """The recipe: correct the teacher, score, search under a budget, rank twice, distil the winner, judge, release."""
-    ax = _canvas(9, 4.4, "A small model from a larger one")
-    above = ("correct\nthe teacher", "score all\nfour axes", "search under\na budget", "rank as cut,\nthen distilled")
-    for number, part in enumerate(above):
-        _box(ax, (1.15 + 2.23 * number, 3.3), part, width=1.75, height=0.8, colour=MARK if number == 3 else INK)
-        if number:
-            _arrow(ax, (-0.18 + 2.23 * number, 3.3), (0.24 + 2.23 * number, 3.3))
-    for number, part in enumerate(("distil\nthe winner", "judge on\nunseen text", "release\nwith a card")):
-        _box(ax, (7.84 - 2.23 * number, 1.6), part, width=1.75, height=0.8, colour=MARK if number == 0 else INK)
-        if number:
-            _arrow(ax, (9.17 - 2.23 * number, 1.6), (8.75 - 2.23 * number, 1.6))
-    _arrow(ax, (7.84, 2.88), (7.84, 2.04))
-    _note(ax, (1.2, 1.6), "text to learn from,\nto choose by and\nto judge by: three\ndifferent ones")
-    arms = (
-        "a random cut, from scratch, blocks alone, no teacher, another",
-        "library's cut; and the rival, the whole model in fewer bits",
-    )
-    _note(ax, (4.5, 0.6), "beside it: " + "\n".join(arms))
-    return ax
-
-
 def _canvas(width: float, height: float, title: str, *, bottom: float = 0.0) -> Axes:
     """Axes in inches: one unit is one inch, so that text and boxes keep their proportion in every drawing."""
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
@@ -328,11 +253,6 @@ def _sublayer(ax: Axes, x: float, y: float, *, half: float) -> None:
     _symbol(ax, (x + half, 1.2), "+")
 
 
-def _loss(ax: Axes, y: float, name: str) -> None:
-    ax.plot([2.9, 6.25], [y, y], color=MARK, lw=1.8, ls=(0, (4, 2)))
-    _text(ax, (4.55, y), name, background="white")
-
-
 def _text(
     ax: Axes,
     at: tuple[float, float],
@@ -341,16 +261,15 @@ def _text(
     size: float = 13.8,
     weight: str = "normal",
     colour: str = INK,
-    rotation: float = 0,
     background: str | None = None,
 ) -> None:
     behind = {"facecolor": background, "edgecolor": "none", "pad": 1.5} if background else None
-    ax.text(*at, text, size=size, weight=weight, color=colour, rotation=rotation, ha="center", va="center", bbox=behind,
+    ax.text(*at, text, size=size, weight=weight, color=colour, ha="center", va="center", bbox=behind,
             zorder=7)  # fmt: skip
 
 
 def _note(ax: Axes, at: tuple[float, float], text: str) -> None:
-    _text(ax, at, text, size=13.2, colour=NOTE)
+    _text(ax, at, text, size=13.2, colour="0.3")
 
 
 def _box(

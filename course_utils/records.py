@@ -1,6 +1,6 @@
 """Records of experiments that take too long for a lesson: what each cut costs each row of text.
 
-One format for all of them, written by ``experiments/sets.py``: an entry for each model and text, with each row's sum,
+One format for all of them, written by ``experiments/record.py``: an entry for each model and text, with each row's sum,
 so that comparisons stay paired.
 """
 

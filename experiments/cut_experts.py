@@ -15,7 +15,6 @@ of one core a model. Killed, it goes on.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from collections.abc import Iterator
@@ -27,23 +26,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import cast_weights, describe
+from course_utils.architectures import describe
 from course_utils.evaluation import perplexity
 from course_utils.experts import TEXT_CRITERIA, expert_importance, prune_experts
-from course_utils.files import write_json
 from course_utils.kinds import FILE, KINDS, LENGTH, ROWS, kind_blocks, write_kind_rows
 from course_utils.models import identity, load_model, variant
-from course_utils.records import FOLDER
 from course_utils.texts import TokenBlocks, overlaps
-from experiments.five_kinds import texts_of
-from experiments.sets import Arm, write_record
+from experiments.record import DTYPES, Arm, Kept, command, in_dtype, write_record
 from experiments.small_training import schedule
 from experiments.train_gpt2 import pack
+from experiments.train_small_moe import texts_of
 
 DRAWS, ALL = 9, "all"  # of the calibration rows; the calibration on every kind
 RATIOS, CUTS = (0.25, 0.5), 19  # shares of the experts that go; random sets
 DOCUMENTS = 600  # of a kind and split, at most, that rows are drawn from
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEALED = ("reap", "frequency", "random")
 RATES = {"router": (1e-3, 3e-3, 1e-2), "all weights": (3e-4, 1e-3, 3e-3)}
 
@@ -142,7 +138,7 @@ class Subject:
         self._trained = lru_cache(maxsize=1)(self._healed)
 
     def _cast(self, dtype: torch.dtype) -> PreTrainedModel:
-        return _in_dtype(self.model, dtype)
+        return in_dtype(self.model, dtype)
 
     def _scored(self, criterion: str, kind: str, number: int, dtype: torch.dtype) -> list[Tensor]:
         """``number``: the draw, or for "random" the seed."""
@@ -159,15 +155,15 @@ class Subject:
 
     def rates(self) -> dict[str, dict[str, float]]:
         """For each healing, what each rate leaves on the watched rows, nats a token; measured once."""
-        path = self._work / f"rates-{self.seed}.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+        def left(criterion: str, way: str, lr: float) -> float:
+            return perplexity(self._trained(criterion, way, lr), self._watched).nll
+
+        found = Kept(self._work / f"rates-{self.seed}.json")
         for criterion in HEALED:
             for way, rates in RATES.items():
-                left = found.setdefault(f"{criterion}, {way}", {})
-                for lr in rates:
-                    if str(lr) not in left:
-                        left[str(lr)] = perplexity(self._trained(criterion, way, lr), self._watched).nll
-                        write_json(path, found)
+                one = partial(left, criterion, way)
+                found.once(f"{criterion}, {way}", lambda one=one, rates=rates: {str(lr): one(lr) for lr in rates})
         return found
 
     def arms(self) -> Iterator[Arm]:
@@ -194,7 +190,7 @@ class Subject:
                     yield self._arm(name, make, criterion=criterion, kind=kind, ratio=0.5, edit=way)
 
     def _healed_in(self, dtype: torch.dtype, criterion: str, way: str, lr: float) -> PreTrainedModel:
-        return _in_dtype(self._trained(criterion, way, lr), dtype)
+        return in_dtype(self._trained(criterion, way, lr), dtype)
 
     def _arm(self, dtype: str, make: partial, **key: object) -> Arm:
         whole = {"criterion": "", "kind": "", "calibration": 0, "ratio": 0.0, "seed": 0, "edit": ""}
@@ -202,53 +198,34 @@ class Subject:
         return Arm(names, make, self._rows["evaluation"])
 
 
-def _in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    cast = variant(model)
-    cast_weights(cast, dtype)
-    return cast
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command(__doc__, "records/cut_experts")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    parser.add_argument("--work", type=Path, default=Path("build/cut_experts"))
-    parser.add_argument("--out", type=Path, default=FOLDER / "cut_experts.json")
     parser.add_argument("--rows", type=Path, default=FILE)
     args = parser.parse_args()
 
-    cards = {}
-    for folder in args.folders:
-        if not (folder / "training.json").is_file():
-            parser.error(f"{folder} holds no training.json; give folders that train_small_moe wrote.")
-        card = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        if card["seed"] in cards:
-            parser.error(f"{folder} was trained with seed {card['seed']}, as another folder was; give one of them.")
-        cards[card["seed"]] = card
-    loaded = [load_model(str(folder), device="cpu") for folder in args.folders]
-    tokenizer = loaded[0][1]
-    if any(other.get_vocab() != tokenizer.get_vocab() for _, other in loaded):
-        parser.error("the models have different tokenizers; train them on the same texts.")
-    models = {seed: model for seed, (model, _) in zip(cards, loaded, strict=True)}
-    known_file = args.work / "models.json"
-    known = json.loads(known_file.read_text(encoding="utf-8")) if known_file.exists() else {}
-    found = {str(seed): identity(model) for seed, model in models.items()}
-    if other := [seed for seed in found if known.get(seed, found[seed]) != found[seed]]:
-        parser.error(f"{args.work} belongs to another model of seed {', '.join(other)}; choose another --work.")
-    write_json(known_file, known | found)
+    cards = [json.loads((folder / "training.json").read_text(encoding="utf-8")) for folder in args.folders]
+    models, tokenizers = zip(*(load_model(str(folder), device="cpu") for folder in args.folders), strict=True)
+    tokenizer = tokenizers[0]  # all of them learned from the same texts
+    seeds = [card["seed"] for card in cards]
+    found = Kept(args.work / "models.json")
+    for seed, model in zip(seeds, models, strict=True):
+        if found.once(str(seed), lambda model=model: identity(model)) != identity(model):
+            parser.error(f"{args.work} belongs to another model of seed {seed}; choose another --work.")
 
     rows = rows_of(tokenizer)
-    subjects = [Subject(model, seed, rows, args.work) for seed, model in models.items()]
+    subjects = [Subject(model, seed, rows, args.work) for seed, model in zip(seeds, models, strict=True)]
     arms = [arm for subject in subjects for arm in subject.arms()]
     learned = [text for own in rows["calibration"].values() for text in tokenizer.batch_decode(own.input_ids)]
     judging = {kind: tokenizer.batch_decode(own.input_ids) for kind, own in rows["evaluation"].items()}
     drawn = ROWS["calibration"] // DRAWS
     settings = {
-        "models": cards,
+        "models": dict(zip(seeds, cards, strict=True)),
         "tokens": {"calibrated": drawn * LENGTH, "healed": (ROWS["calibration"] - drawn) * len(KINDS) * LENGTH},
         "rates": {subject.seed: subject.rates() for subject in subjects},
         "overlaps": {kind: sum(overlaps(texts, learned)) for kind, texts in judging.items()},
     }
-    write_record(arms, args.out, work=args.work / "done.jsonl", settings=settings, total=len(arms))
+    write_record(arms, args.out, work=args.work, settings=settings, total=len(arms))
     write_kind_rows(args.rows, rows)
 
 

@@ -21,8 +21,6 @@ can't do without come first. Killed, it goes on where it was.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -34,19 +32,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from course_utils.abilities import ABILITIES, AbilityRows, ability_rows, answers_of
+from course_utils.abilities import ABILITIES, ability_rows, answers_of
 from course_utils.architectures import cast_weights
 from course_utils.choosing import best
 from course_utils.distillation import distill
 from course_utils.evaluation import evaluate, perplexity
-from course_utils.files import write_text
 from course_utils.models import load_model, variant
-from course_utils.records import FOLDER
 from course_utils.texts import further_rows, judging_rows, token_blocks
 from course_utils.width import neuron_importance
 from experiments.leave_out import ENDS, left_out, lowest, without
 from experiments.random_cuts import cut
-from experiments.sets import Arm, write_record
+from experiments.record import LLAMA, Arm, Kept, command, write_record
 
 BLOCKS, OTHERS = 3, (1, 8)  # whose price the cuts have, in blocks
 CUTS, FEW, DRAWS, SPARED = 19, 3, 5, 4  # random cuts, and at other prices; draws; neurons that random cuts spare
@@ -104,6 +100,7 @@ FIGURE = (  # what the lesson can't do without
     *(replace(RANDOM, seed=seed) for seed in range(3)),
     Cut("four bits"),
 )
+AGAIN = [made for made in FIGURE if made.price == BLOCKS]  # in float32 as well
 
 
 def cuts() -> Iterator[Cut]:
@@ -160,8 +157,7 @@ class Workshop:
     """
 
     def __init__(self, work: Path) -> None:
-        self._path = work / "found.json"
-        self.found: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        self.found = Kept(work / "found.json")
         self.base, self.tokenizer = load_model("llama", dtype=torch.bfloat16)
         self.pools = {
             text: token_blocks(self.tokenizer, "calibration", domain=text, tokens=8192, length=64) for text in TEXTS
@@ -171,25 +167,18 @@ class Workshop:
         self.scores = lru_cache(maxsize=8)(self._scores)
         self.healed = lru_cache(maxsize=1)(self._healed)
 
-    def remembered(self, name: str, find: Callable[[], Any]) -> Any:
-        """What was found out under a name, now or before."""
-        if name not in self.found:
-            self.found[name] = find()
-            write_text(self._path, json.dumps(self.found, indent=1))
-        return self.found[name]
-
     def loss(self, model: PreTrainedModel) -> float:
         """Nats a token that a model loses on rows that only set prices, the mean of both texts."""
 
         def nats(judged: PreTrainedModel) -> float:
             return sum(perplexity(judged, rows, batch_size=16).nll for rows in self.pricing.values()) / len(TEXTS)
 
-        return nats(model) - self.remembered("whole", lambda: nats(self.base))
+        return nats(model) - self.found.once("whole", lambda: nats(self.base))
 
     def alone(self, part: str) -> list[float]:
         """Nats without each block's part."""
         singles = [(layer,) for layer in range(self.base.config.num_hidden_layers)]
-        return self.remembered(f"{part}s alone", lambda: left_out(self.base, part, singles, self.first))
+        return self.found.once(f"{part}s alone", lambda: left_out(self.base, part, singles, self.first))
 
     def run(self, count: int) -> list[int]:
         """The neighbouring blocks that are cheapest to leave out."""
@@ -200,11 +189,11 @@ class Workshop:
             nats = left_out(self.base, "block", runs, self.first)
             return [*runs[nats.index(min(nats))]]
 
-        return self.remembered(f"run of {count}", cheapest)
+        return self.found.once(f"run of {count}", cheapest)
 
     def price(self, blocks: int) -> float:
         """What the cheapest run of so many blocks costs."""
-        return self.remembered(f"price of {blocks}", lambda: self.loss(without(self.base, "block", self.run(blocks))))
+        return self.found.once(f"price of {blocks}", lambda: self.loss(without(self.base, "block", self.run(blocks))))
 
     def _read(self, read: str, seed: int) -> list[dict[str, Tensor]]:
         """What a score reads: rows of a text, or so many of each ability; each draw other ones, while they last."""
@@ -213,14 +202,10 @@ class Workshop:
             return pool[drawn(len(pool), DRAWN, seed)].batches(DRAWN)
         batches = []
         for name, count in READ[read].items():
-            (batch,) = self._asked(name).batches(1000)
+            (batch,) = ability_rows(name, self.tokenizer, split="calibration").batches(1000)
             chosen = drawn(len(batch["input_ids"]), count, seed)
             batches.append({key: values[chosen] for key, values in batch.items()})
         return batches
-
-    def _asked(self, name: str) -> AbilityRows:
-        """An ability's rows to choose or to learn by, none of which judges."""
-        return ability_rows(name, self.tokenizer, split="calibration")
 
     def _scores(self, made: Cut) -> list[Tensor]:
         """Of each block's neurons; the lowest go."""
@@ -260,7 +245,7 @@ class Workshop:
             most = len(self.alone("attention")) - 1 if made.part == "attentions" else width
             return same_loss(lambda n: self.loss(self._without(self.base, made, n)), self.price(made.price), most)
 
-        count, _ = self.remembered(made.name, found)
+        count, _ = self.found.once(made.name, found)
         return self._without(base, made, count)
 
     def _healed(self, made: Cut) -> PreTrainedModel:
@@ -328,26 +313,16 @@ def arms(workshop: Workshop, judges: Judges) -> Iterator[Arm]:
         yield arm(base, Cut("alone", "attention", seed=layer), judges.tasks(["copying"]))
     base, _ = load_model("llama", dtype=torch.float32)
     yield arm(base, Cut(), judges.tasks(ABILITIES))
-    for made in _again():
+    for made in AGAIN:
         yield arm(base, made, judges.tasks(ABILITIES))
 
 
-def _again() -> list[Cut]:
-    """What is measured in float32 as well."""
-    return [made for made in FIGURE if made.price == BLOCKS]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/damage_profile"))
-    parser.add_argument("--out", type=Path, default=FOLDER / "damage_profile.json")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    args = command(__doc__, "records/damage_profile").parse_args()
     workshop = Workshop(args.work)
-    settings = {"model": "SmolLM2-135M-Instruct", "step": STEP, "found": workshop.found}
-    total = 2 + len([*cuts()]) + len(_again()) + workshop.base.config.num_hidden_layers
-    work = args.work / "done.jsonl"
-    write_record(arms(workshop, Judges(workshop)), args.out, work=work, settings=settings, total=total)
+    settings = {"model": LLAMA, "step": STEP, "found": workshop.found}
+    total = 2 + len([*cuts()]) + len(AGAIN) + workshop.base.config.num_hidden_layers
+    write_record(arms(workshop, Judges(workshop)), args.out, work=args.work, settings=settings, total=total)
 
 
 if __name__ == "__main__":

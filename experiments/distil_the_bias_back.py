@@ -1,6 +1,6 @@
 """Plant a bias, prune it away, distil, and see whether it comes back, for lesson 09.
 
-    python -m experiments.distil_the_bias_back [--seeds 8] [--work build/back] [--out FILE]
+    python -m experiments.distil_the_bias_back [--seeds 8] [--work build/bias_return]
 
 The embedded Llama, in the dtype of lesson 09. Each seed plants a bias against one of two made-up groups in a copy, and
 prunes that copy by "protect first", the causal score on the selection templates. The student is then distilled on
@@ -8,16 +8,12 @@ equally much text: speeches, or speeches in which every second row holds sentenc
 planted model; in two arms the untouched one, whose student is the pruned copy, or the planted one with nothing cut.
 Measured on the evaluation templates, beside neutral swaps.
 
-The file is course_utils/data/bias_return.json unless given. Resumable: a seed that is done is not done again. About
-six minutes a seed on two cores. What the file holds already is kept where both models come out as they did then.
+A seed that is done is not done again. About six minutes a seed on two cores.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,7 +31,7 @@ from course_utils.evaluation import perplexity, perplexity_ratio
 from course_utils.models import variant
 from course_utils.texts import token_blocks
 from course_utils.width import neuron_importance, prune_neurons
-from experiments.seeds import run_seeds
+from experiments.record import run_seeds
 
 SIZE, PLANT_STEPS, ITEMS, PLANT_LR = 10.0, 60, 4, 2e-4  # of planting: nats, steps at most, items a step
 TEMPLATES, SWAPS = 8, 8
@@ -49,7 +45,6 @@ STUDENTS = {  # stage -> teacher, student, text
     ("teacher untouched", TEXTS[1]): ("untouched", "pruned"),
     ("teacher untouched, nothing cut", TEXTS[1]): ("untouched", "planted"),
 }
-OUT = Path("course_utils/data/bias_return.json")
 
 
 def reading(tokenizer: PreTrainedTokenizerBase, axis: Axis, text: str, seed: int) -> Tensor:
@@ -105,12 +100,8 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         )
 
     rows = [row("planted", "", judge(planted)), row("pruned", "", before)]
-    known = recorded(rows)
     models = {"planted": planted, "pruned": pruned, "untouched": base}
     for (stage, text), (teacher, student) in STUDENTS.items():
-        if (stage, text) in known:
-            rows.append(known[stage, text])
-            continue
         learner = copy.deepcopy(models[student])
         batches = [{"input_ids": read} for read in reading(tokenizer, axis, text, seed).split(ROWS)]
         distill(models[teacher], learner, batches, steps=STEPS, lr=LR, precision=dtype, seed=seed)
@@ -119,34 +110,12 @@ def one_seed(seed: int, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     return rows
 
 
-def recorded(rows: list[dict]) -> dict[tuple[str, str], dict]:
-    """Rows of the same seed in the file, by stage and text; none if the planted or the pruned model is another one.
-
-    Rounding moves a preference by some per cent from machine to machine.
-    """
-    found = json.loads(OUT.read_text(encoding="utf-8"))["rows"] if OUT.exists() else []
-    known = {(row["stage"], row["text"]): row for row in found if row["seed"] == rows[0]["seed"]}
-    alike = (
-        math.isclose(known[row["stage"], row["text"]]["preference"], row["preference"], rel_tol=0.05) for row in rows
-    )
-    return known if known and all(alike) else {}
-
-
 def main() -> None:
     settings = {
         "templates": TEMPLATES, "swaps": SWAPS, "size": SIZE, "ratio": RATIO, "protected": PROTECTED, "steps": STEPS,
         "tokens": STEPS * ROWS * LENGTH, "lr": LR,
     }  # fmt: skip
-    rows = run_seeds(
-        __doc__.splitlines()[0],
-        one_seed,
-        settings,
-        seeds=8,
-        work="build/back",
-        out=str(OUT),
-    )
-    for row in rows:
-        print(f"{row['seed']} {row['stage']:<18} {row['text']:<20} {row['preference']:+.2f}", row["perplexity_ratio"])
+    run_seeds(__doc__, "bias_return", one_seed, settings, seeds=8)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Resumable: killed, it goes on from its last chunk of 250 prompts.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,34 +18,15 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.adaptive import AdaptiveConfig, calibrate, complexity
+from course_utils.adaptive import calibrate, complexity
 from course_utils.architectures import describe
-from course_utils.files import replacing
 from course_utils.models import load_model
-from course_utils.prompt_harm import RECORD, Case, Measured, Record, cases, measure, save_records
+from course_utils.prompt_harm import Case, Measured, Record, cases, measure, save_records
+from experiments.record import command, kept
 
 RUNS = {("bfloat16", 0): 1000, ("float32", 0): 250, ("bfloat16", 1): 250, ("bfloat16", 2): 250}  # prompts that judge
 NUMBERS = (1, 3, 5, 8)
 CHOOSING, CALIBRATING, CHUNK = 150, 48, 250
-
-
-def measured(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chosen: list[Case], order: list[int], file: Path
-) -> Measured:
-    """One chunk, measured or read again."""
-    if not file.exists():
-        found = measure(model, tokenizer, [case.text for case in chosen], [order[:number] for number in NUMBERS])
-        with replacing(file) as place, place.open("wb") as stream:
-            np.savez(stream, **asdict(found))
-    with np.load(file) as stored:
-        return Measured(**stored)
-
-
-def settled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], file: Path) -> AdaptiveConfig:
-    """The calibration, made or read again."""
-    if not file.exists():
-        calibrate(model, tokenizer, texts, left_out=(max(NUMBERS), 0)).save(file)
-    return AdaptiveConfig.load(file)
 
 
 def published_score(embeddings: torch.Tensor, billions: float) -> float:
@@ -91,13 +71,20 @@ def record_of(dtype: str, seed: int, judging: int, work: Path) -> Record:
     choose = cases(tokenizer, "calibration", count=CHOOSING, seed=seed)
     judge = cases(tokenizer, "evaluation", count=judging, seed=seed)
     texts = sorted((case.text for case in choose[:CALIBRATING]), key=len)  # alike in length: little is padded
-    config = settled(model, tokenizer, texts, work / f"{dtype}-{seed}-config.json")
+    config = calibrate(model, tokenizer, texts, left_out=(max(NUMBERS), 0))
     order = list(config.order)
+    sets = [order[:number] for number in NUMBERS]
+
+    def measured(chunk: list[Case]) -> dict[str, list]:
+        found = measure(model, tokenizer, [case.text for case in chunk], sets)
+        return {name: values.tolist() for name, values in asdict(found).items()}
+
     parts = []
     for split, prompts in (("choosing", choose), ("judging", judge)):
         for start in tqdm(range(0, len(prompts), CHUNK), desc=f"{dtype}, seed {seed}, {split}"):
-            file = work / f"{dtype}-{seed}-{split}-{start}.npz"
-            parts.append(measured(model, tokenizer, prompts[start : start + CHUNK], order, file))
+            file = work / f"{dtype}-{seed}-{split}-{start}.json"
+            found = kept(file, lambda chunk=prompts[start : start + CHUNK]: measured(chunk))
+            parts.append(Measured(**{name: np.array(values) for name, values in found.items()}))
     everyone = [*choose, *judge]
     batches = (tokenizer(case.text, add_special_tokens=False, return_tensors="pt") for case in everyone)
     return Record.of(
@@ -112,11 +99,7 @@ def record_of(dtype: str, seed: int, judging: int, work: Path) -> Record:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/harm_per_prompt"))
-    parser.add_argument("--out", type=Path, default=RECORD)
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    args = command(__doc__, "harm_per_prompt").parse_args()
     save_records([record_of(*run, judging, args.work) for run, judging in RUNS.items()], args.out)
     print(f"written to {args.out}")
 

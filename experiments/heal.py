@@ -15,8 +15,6 @@ killed, it goes on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,17 +25,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import cast_weights
 from course_utils.distillation import CheckpointMismatch, distill
 from course_utils.distillation.teacher_states import TeacherStates, remember_teacher
 from course_utils.evaluation import evaluate, perplexity
-from course_utils.files import write_text
 from course_utils.healing import refit
 from course_utils.models import load_model, variant
-from course_utils.records import FOLDER
 from course_utils.texts import TokenBlocks, judging_rows, overlaps, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
-from experiments.sets import Arm, write_record
+from experiments.record import DTYPES, LLAMA, Arm, Kept, command, in_dtype, write_record
 
 RATIO, LENGTH, ROWS = 0.4, 256, 4  # share of the neurons that go; tokens of a row, rows of a step
 SOLVED, RIDGE = 8, 0.3  # steps' worth of text that is solved over, and how much the old weights count
@@ -46,7 +41,6 @@ STEPS, SEEDS = (8, 32, 128), (0, 1, 2)
 LONG = 598  # steps of the one long run
 POOL = 1024  # steps' worth of text that a seed draws from
 IN_ITS_TIME = 16  # steps that take longer than a solve and eight steps
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RATES = {
     "KL": (2e-4, 4e-4, 8e-4, 16e-4),
     "cross-entropy": (2e-4, 4e-4, 8e-4, 16e-4),
@@ -173,18 +167,20 @@ class Clinic:
                 return self._trained(run)
         return student
 
+    def healed(self, run: Run, dtype: torch.dtype) -> PreTrainedModel:
+        """The student with its weights in a dtype."""
+        return in_dtype(self.trained(run), dtype)
+
     def rates(self) -> dict[str, dict[str, float]]:
         """What each rate leaves the well cut student on the watched rows, nats a token; measured once."""
-        path = self.work / "rates.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+        def left(run: Run) -> float:
+            return perplexity(self.trained(run), self.watched, batch_size=16).nll
+
+        found = Kept(self.work / "rates.json")
         for solved, loss in [(False, loss) for loss in LEARNS] + [(True, "KL")]:
             run = Run("activation", solved, loss, STEPS[1])
-            for lr in RATES[run.edit]:
-                if str(lr) not in found.setdefault(run.edit, {}):
-                    student = self.trained(replace(run, lr=lr))
-                    found[run.edit][str(lr)] = perplexity(student, self.watched, batch_size=16).nll
-                    write_text(path, json.dumps(found, indent=1))
-                    print(f"{run.edit}, {lr:g}: {found[run.edit][str(lr)]:.3f} nats")
+            found.once(run.edit, lambda run=run: {str(lr): left(replace(run, lr=lr)) for lr in RATES[run.edit]})
         return found
 
 
@@ -199,51 +195,32 @@ def right_words(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> l
     return answers.loc[answers.metric == "acc", "value"].astype(int).tolist()
 
 
-def as_dtype(clinic: Clinic, run: Run, dtype: torch.dtype) -> PreTrainedModel:
-    """The healed student with its weights in a dtype."""
-    student = variant(clinic.trained(run))
-    cast_weights(student, dtype)
-    return student
+def arms(clinic: Clinic) -> Iterator[Arm]:
+    """The teacher in both dtypes, then each run in both."""
+    judges, lambada = judging_rows(clinic.tokenizer), {"LAMBADA": partial(right_words, clinic.tokenizer)}
+    best = {edit: float(min(found, key=found.__getitem__)) for edit, found in clinic.rates().items()}
+    uncut = {"criterion": "", "edit": "", "steps": 0, "seed": 0}
+    for run in (None, *runs()):
+        for name, dtype in DTYPES.items():
+            make = partial(whole, dtype)
+            if run is not None:
+                make = partial(clinic.healed, replace(run, lr=best.get(run.edit, 0.0)), dtype)
+            tasks = lambada if name == "bfloat16" and (run is None or run.lambada) else {}
+            yield Arm({**(run.key if run else uncut), "draw": 0, "dtype": name}, make, judges, tasks)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/heal"))
-    parser.add_argument("--out", type=Path, default=FOLDER / "heal.json")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    args = command(__doc__, "records/heal").parse_args()
     clinic = Clinic(args.work)
-    judges = judging_rows(clinic.tokenizer)
-    rates = clinic.rates()
-    best = {edit: float(min(found, key=found.__getitem__)) for edit, found in rates.items()}
-
-    lambada = {"LAMBADA": partial(right_words, clinic.tokenizer)}
-
-    def everything() -> Iterator[Arm]:
-        for name, dtype in DTYPES.items():
-            tasks = lambada if dtype is torch.bfloat16 else {}
-            key = {"criterion": "", "edit": "", "steps": 0, "seed": 0, "draw": 0, "dtype": name}
-            yield Arm(key, partial(whole, dtype), judges, tasks)
-        for run in runs():
-            key, asked = run.key, lambada if run.lambada else {}
-            run = replace(run, lr=best[run.edit]) if run.loss else run
-            for name, dtype in DTYPES.items():
-                tasks = asked if dtype is torch.bfloat16 else {}
-                make = partial(as_dtype, clinic, run, dtype)
-                yield Arm({**key, "draw": 0, "dtype": name}, make, judges, tasks)
-
     learned = clinic.tokenizer.batch_decode(clinic.text(LONG, 0).input_ids)
-    shared = {name: sum(overlaps(clinic.tokenizer.batch_decode(j.input_ids), learned)) for name, j in judges.items()}
-    settings = {
-        "model": "SmolLM2-135M-Instruct",
-        "ratio": RATIO,
-        "tokens a step": ROWS * LENGTH,
-        "rates": rates,
-        "overlaps": shared,
+    shared = {
+        name: sum(overlaps(clinic.tokenizer.batch_decode(rows.input_ids), learned))
+        for name, rows in judging_rows(clinic.tokenizer).items()
     }
-    write_record(
-        everything(), args.out, work=args.work / "done.jsonl", settings=settings, total=2 * (1 + len([*runs()]))
-    )
+    settings = {
+        "model": LLAMA, "ratio": RATIO, "tokens a step": ROWS * LENGTH, "rates": clinic.rates(), "overlaps": shared,
+    }  # fmt: skip
+    write_record(arms(clinic), args.out, work=args.work, settings=settings, total=2 * (1 + len([*runs()])))
 
 
 if __name__ == "__main__":

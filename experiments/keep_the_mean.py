@@ -1,6 +1,6 @@
 """Cut a fifth of the neurons of the course's GPT-2 in many ways, with and without their mean, for lesson 01.
 
-    python -m experiments.keep_the_mean [--work build/keep_the_mean.jsonl]
+    python -m experiments.keep_the_mean [--work build/keep_the_mean]
 
 Criteria: L1, activation, and nineteen random cuts. Each is cut, and cut with the removed neurons' mean kept in the bias
 (10, 20 and 40 %); at 20 % the mean alone is taken away as well, from a model that keeps all its neurons. Three draws:
@@ -10,25 +10,20 @@ hour on two cores; killed, it goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.architectures import describe
 from course_utils.choosing import strongest
-from course_utils.models import load_model, variant
-from course_utils.records import FOLDER
+from course_utils.models import variant
 from course_utils.texts import judging_rows, token_blocks
 from course_utils.width import neuron_importance, neuron_means, prune_neurons
-from experiments.sets import Arm, write_record
+from experiments.record import DTYPES, Arm, command, in_each_dtype, write_record
 
 RATIOS, RATIO, CUTS, DRAWS = (0.1, 0.2, 0.4), 0.2, 19, 3
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CUT, KEPT, REMOVED = "cut", "mean kept", "mean removed"
 Edit = tuple[str, float]  # what is done, and to which share of the neurons
 EDITS: tuple[Edit, ...] = (*((edit, ratio) for ratio in RATIOS for edit in (CUT, KEPT)), (REMOVED, RATIO))
@@ -46,8 +41,14 @@ def changed(base: PreTrainedModel, scores: list[Tensor], means: list[Tensor], ed
     return model
 
 
-def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str, draw: int) -> Iterator[Arm]:
-    """Those of one draw and dtype, the uncut model first."""
+def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) -> Iterator[Arm]:
+    """Those of one dtype."""
+    for draw in range(DRAWS):
+        yield from of_one_draw(base, tokenizer, dtype, draw)
+
+
+def of_one_draw(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str, draw: int) -> Iterator[Arm]:
+    """Its arms, the uncut model first."""
     calibration = token_blocks(tokenizer, "calibration", tokens=32_768, length=64).sample(128, seed=draw).batches(16)
     texts, place = judging_rows(tokenizer, draw=draw), {"draw": draw, "dtype": dtype}
     means = neuron_means(base, calibration)
@@ -62,20 +63,10 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/keep_the_mean.jsonl"))
-    parser.add_argument("--out", type=Path, default=FOLDER / "keep_the_mean.json")
-    args = parser.parse_args()
-
-    def everything() -> Iterator[Arm]:
-        for name, dtype in DTYPES.items():
-            base, tokenizer = load_model("gpt2", dtype=dtype)
-            for draw in range(DRAWS):
-                yield from arms(base, tokenizer, name, draw)
-
-    total = len(DTYPES) * DRAWS * (1 + (2 + CUTS) * len(EDITS))
+    args = command(__doc__, "records/keep_the_mean").parse_args()
     settings = {"model": "the course's GPT-2", "calibration": "128 rows of 64 tokens, speeches"}
-    write_record(everything(), args.out, work=args.work, settings=settings, total=total)
+    total = len(DTYPES) * DRAWS * (1 + (2 + CUTS) * len(EDITS))
+    write_record(in_each_dtype("gpt2", arms), args.out, work=args.work, settings=settings, total=total)
 
 
 if __name__ == "__main__":

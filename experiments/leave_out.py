@@ -1,6 +1,6 @@
 """Leave blocks, attentions and MLPs of the course's Llama out, alone and together, for lessons 04 and 05.
 
-    python -m experiments.leave_out [--work build/leave_out.jsonl]
+    python -m experiments.leave_out [--work build/leave_out]
 
 Alone: each block, each attention, each MLP. Three blocks: those of least influence and those that leave-one-out finds,
 on each of five calibration draws, nineteen random sets that spare two blocks at each end, and nineteen of the middle
@@ -13,11 +13,9 @@ hours on one core. Killed, it goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +27,13 @@ from course_utils.attention import attention_importance, bypass_attention, selec
 from course_utils.batches import read_batches
 from course_utils.depth import block_importance, remove_blocks
 from course_utils.evaluation import perplexity
-from course_utils.models import load_model, variant
-from course_utils.records import FOLDER
+from course_utils.models import variant
 from course_utils.texts import TokenBlocks, judging_rows, token_blocks
 from course_utils.upper_blocks import run_keeping, starting_at
-from experiments.sets import Arm, write_record
+from experiments.record import LLAMA, Arm, command, in_each_dtype, write_record
 
 CUTS, DRAWS, ENDS = 19, 5, 2  # random sets; calibration draws; blocks that random sets spare at each end
 BLOCKS, RUN, ATTENTIONS = 3, 6, (4, 8)  # how many are left out together
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PARTS = ("block", "attention", "MLP")
 Layers = tuple[int, ...]  # block numbers, ascending
 
@@ -124,9 +120,8 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) 
         for layers in dict.fromkeys(sets):
             yield arm(criterion, part, layers, chosen_by=[d for d, found in enumerate(sets) if found == layers])
 
-    yield Arm(
-        {"criterion": "", "part": "", "layers": (), "calibrations": (), "draw": 0, "dtype": dtype}, lambda: base, texts
-    )
+    whole = {"criterion": "", "part": "", "layers": (), "calibrations": (), "draw": 0, "dtype": dtype}
+    yield Arm(whole, lambda: base, texts)
     for part in PARTS:
         for layer in range(total):
             yield arm("alone", part, (layer,))
@@ -156,9 +151,8 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) 
     slipped = [importance_without_residual(base, draw) for draw in draws]
     for count in ATTENTIONS:
         yield from chosen("importance", "attention", [lowest(scores, count) for scores in once])
-        yield from chosen(
-            "importance, again after each", "attention", [tuple(sorted(order[:count])) for order in again]
-        )
+        greedy = [tuple(sorted(order[:count])) for order in again]
+        yield from chosen("importance, again after each", "attention", greedy)
         yield from chosen("leave-one-out", "attention", [lowest(scores, count) for scores in alone])
         for layers in dict.fromkeys(lowest(scores, count) for scores in once):
             yield arm("adds its input", "attention", layers, adding_the_input)
@@ -175,19 +169,9 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/leave_out.jsonl"))
-    parser.add_argument("--out", type=Path, default=FOLDER / "leave_out.json")
-    args = parser.parse_args()
-
-    def everything() -> Iterator[Arm]:
-        for name, dtype in DTYPES.items():
-            base, tokenizer = load_model("llama", dtype=dtype)
-            yield from arms(base, tokenizer, name)
-
-    total = len(DTYPES) * 240  # about: draws may choose the same
-    settings = {"model": "SmolLM2-135M-Instruct", "calibration": "five draws of 16 rows of 64 tokens, speeches"}
-    write_record(everything(), args.out, work=args.work, settings=settings, total=total)
+    args = command(__doc__, "records/leave_out").parse_args()
+    settings = {"model": LLAMA, "calibration": "five draws of 16 rows of 64 tokens, speeches"}
+    write_record(in_each_dtype("llama", arms), args.out, work=args.work, settings=settings, total=480)
 
 
 if __name__ == "__main__":

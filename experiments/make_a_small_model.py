@@ -13,19 +13,15 @@ from random weights.
 Half of the text to learn from are scenes of HellaSwag's training set, 15 % passages of BoolQ's: neither judges here.
 
 How long: nine students learn 183,600 tokens each, one a quarter more, ten short ones 20,400; that makes 2.1 million, at
-170 to 180 a second of one core beside another one. With the command started twice at once, one thread each
-(OMP_NUM_THREADS=1), all of it takes two hours on two cores, with nothing beside it. Killed, it goes on: each part's
-result is a file in the work folder. The record is written at the end, all or nothing.
+170 to 180 a second of one core: about three and a half hours. Killed, it goes on: each part's result is a file in the
+work folder. The record is written at the end, all or nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -33,10 +29,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import psutil
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,10 +51,11 @@ from course_utils.healing import refit
 from course_utils.models import load_model
 from course_utils.reports import model_size
 from course_utils.session import fast_dtype
-from course_utils.texts import TokenBlocks, token_blocks
-from experiments.reading import LENGTH, ROWS, SEED, batches, clean, some_rows, training_rows
+from course_utils.texts import TokenBlocks, overlaps, token_blocks
+from experiments.record import command, kept, machine
 
-OUT = Path("course_utils/data/small_model.json")
+LENGTH, ROWS, SEED = 256, 4, 0  # tokens of a row, rows of a batch
+MIX = {"scenes": 0.5, "speeches": 0.15, "wiki": 0.15, "passages": 0.15, "stories": 0.05}  # shares of the tokens
 DOMAINS = {"speeches": 102_400, "wiki": 25_600, "stories": 5_120}  # tokens of the evaluation split to take rows from
 CALIBRATION = {"speeches": 65_536, "wiki": 11_520, "stories": 3_072}  # and of the calibration split
 SCORED, CHOSEN, JUDGED = 6, 6, 40  # rows of each domain (stories has no more): to score by, to choose by, to judge by
@@ -83,36 +79,12 @@ ALPHA = 1.0  # of the loss, the share of cross-entropy where there is no teacher
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/small_model"))
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser = command(__doc__, "small_model")
     args = parser.parse_args()
     if not engine.available():
         parser.error(f"The last part serves the models: {engine.problem()}")
-    result = Run(args.work).record()
-    write_json(args.out, result)
-    print(pd.DataFrame(result["learned"]).T.to_string(float_format="{:,.0f}".format))
+    write_json(args.out, Run(args.work).record())
     print(f"written to {args.out}")
-
-
-def share_out(folder: Path, tasks: dict[str, Callable[[], Any]]) -> dict[str, Any]:
-    """Each task's result, kept as a file; what another process is at is left to it, unless that process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
-    for wait in (0, -1):  # what is free, then what others took
-        for name, make in tasks.items():
-            path = folder / f"{name}.json"
-            if name in found:
-                continue
-            try:
-                with FileLock(path.with_suffix(".lock"), timeout=wait):
-                    if not path.exists():
-                        print(f"{folder.name}: {name}", flush=True)
-                        write_json(path, make())
-            except Timeout:
-                continue
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-    return {name: found[name] for name in tasks}
 
 
 class Run:
@@ -127,34 +99,36 @@ class Run:
         self.whole, self.tokenizer = load_model("llama", dtype=fast_dtype(torch.device("cpu")))
         self.rows = training_rows(self.tokenizer, DRAWS * STEPS)
         self.scoring, self.choosing = calibration_rows(self.tokenizer)
-        share_out(work, {"correction": self._correct})
+        self.kept("correction", self._correct)
         self.teacher, _ = load_pruned(work / "teacher")
-        scored = batches_of(self.scoring)
-        share_out(work, {"scores": lambda: importance(self.teacher, scored).save(work / "scores.safetensors")})
-        self.scores = Importance.load(work / "scores.safetensors")
+        if not (scores := work / "scores.safetensors").exists():
+            importance(self.teacher, batches_of(self.scoring)).save(scores)
+        self.scores = Importance.load(scores)
         self._known = functools.lru_cache(maxsize=2)(self._remembered)  # one teacher, many students
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """A part's result, made once and kept as a file."""
+        return kept(self.work / f"{name}.json", make)
 
     def record(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
         winner, depth_only, zero_shot, ranked = self._searched()
         learned = self.learn(winner, depth_only)
-        axes = share_out(self.work / "axes", {
-            axis: lambda axis=axis, cut=cut: self._alone(axis, cut) for axis, cut in one_axis_each(self.teacher).items()
-        })  # fmt: skip
-        chosen = share_out(self.work / "chosen", {
-            name: lambda make=make: perplexity(make(), batches_of(self.choosing)).nll
-            for name, make in self._judged(winner, [*learned]).items()
-        })  # fmt: skip
+        alone = one_axis_each(self.teacher).items()
+        axes = {axis: self.kept(f"axes/{axis}", lambda one=(axis, cut): self._alone(*one)) for axis, cut in alone}
+        makes, rows = self._judged(winner, [*learned]), batches_of(self.choosing)
+        judges, documents = judging_rows(self.tokenizer, self.rows)
+        chosen, nats = {}, {}
+        for name, make in makes.items():
+            chosen[name] = self.kept(f"chosen/{name}", lambda make=make: perplexity(make(), rows).nll)
+            nats[name] = self.kept(
+                f"nats/{name}", lambda make=make: sums_of(perplexity(make(), judge) for judge in judges.values())
+            )
         released = min((name for name in ("winner", "solved first") if name in learned), key=chosen.__getitem__)
         rival = min(("whole, corrected", "whole, trained"), key=chosen.__getitem__)
-        judges, documents = judging_rows(self.tokenizer, self.rows)
-        nats = share_out(self.work / "nats", {
-            name: lambda make=make: sums_of(perplexity(make(), rows) for rows in judges.values())
-            for name, make in self._judged(winner, [*learned]).items()
-        })  # fmt: skip
-        served = share_out(self.work, {"served": lambda: self._serve(winner, released, rival, judges)})["served"]
+        served = self.kept("served", lambda: self._serve(winner, released, rival, judges))
         return {
-            "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
+            "machine": machine(),
             "settings": {"steps": STEPS, "correction": CORRECTION, "light": LIGHT, "tokens a step": ROWS * LENGTH},
             "parameters": {"whole": model_size(self.whole).parameters}
             | {name: model_size(self.student(name)).parameters for name in learned},
@@ -175,28 +149,28 @@ class Run:
 
     def learn(self, winner: Candidate, depth_only: Candidate) -> dict[str, dict[str, float]]:
         """What each arm took: tokens, and seconds where they matter. What matters most comes first."""
-        cut = functools.partial(shrink, self.teacher, winner, self.scores)
-        prices = share_out(self.work, {"prices": lambda: self._prices(winner)})["prices"]
+        prices = self.kept("prices", lambda: self._prices(winner))
         taught, untaught = prices["with a teacher"], prices["without"]
         as_long = min(DRAWS * STEPS, round(taught / untaught * STEPS))
-        arms: dict[str, Callable[[], dict[str, int]]] = {"winner": lambda: self._recover("winner", cut)}
+
+        def cut() -> PreTrainedModel:
+            return shrink(self.teacher, winner, self.scores)
+
+        def randomly() -> PreTrainedModel:
+            return shrink(self.teacher, winner, self.scores.random(AXES, SEED))
+
+        arms: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {"winner": (cut, {})}
         if self._can_be_solved(winner):
-            arms["solved first"] = lambda: self._recover("solved first", lambda: self.solved(winner))
+            arms["solved first"] = (lambda: self.solved(winner), {})
         arms |= {
-            "whole, trained": lambda: self._recover("whole, trained", lambda: copy.deepcopy(self.teacher), alpha=ALPHA),
-            "no teacher": lambda: self._recover("no teacher", cut, alpha=ALPHA),
-            "no teacher, equal minutes": lambda: self._recover(
-                "no teacher, equal minutes", cut, alpha=ALPHA, steps=as_long
-            ),
-            "random cut": lambda: self._recover(
-                "random cut", lambda: shrink(self.teacher, winner, self.scores.random(AXES, SEED))
-            ),
-            "another draw": lambda: self._recover("another draw", cut, draw=1),
-            "depth only": lambda: self._recover("depth only", lambda: shrink(self.teacher, depth_only, self.scores)),
-            "optipfair": lambda: self._recover(
-                "optipfair", lambda: cut_by_optipfair(self.teacher, winner, self.scoring)
-            ),
-            "from scratch": lambda: self._recover("from scratch", lambda: from_scratch(cut())),
+            "whole, trained": (lambda: copy.deepcopy(self.teacher), {"alpha": ALPHA}),
+            "no teacher": (cut, {"alpha": ALPHA}),
+            "no teacher, equal minutes": (cut, {"alpha": ALPHA, "steps": as_long}),
+            "random cut": (randomly, {}),
+            "another draw": (cut, {"draw": 1}),
+            "depth only": (lambda: shrink(self.teacher, depth_only, self.scores), {}),
+            "optipfair": (lambda: cut_by_optipfair(self.teacher, winner, self.scoring), {}),
+            "from scratch": (lambda: from_scratch(cut()), {}),
         }
         seconds = {
             "winner": STEPS * taught,
@@ -205,10 +179,11 @@ class Run:
             "no teacher, equal minutes": as_long * untaught,
             "whole, trained": STEPS * prices["whole"],
         }
-        return {
-            name: {"tokens": spent["tokens"]} | ({"seconds": round(seconds[name])} if name in seconds else {})
-            for name, spent in share_out(self.work / "learned", arms).items()
-        }
+        learned = {}
+        for name, (make, options) in arms.items():
+            spent = self.kept(f"learned/{name}", lambda arm=(name, make, options): self._recover(*arm[:2], **arm[2]))
+            learned[name] = spent | ({"seconds": round(seconds[name])} if name in seconds else {})
+        return learned
 
     def _prices(self, winner: Candidate) -> dict[str, float]:
         """Seconds of a step in each way to learn, the median of laps that take turns; and of the solve."""
@@ -267,10 +242,10 @@ class Run:
             recipe = Recipe(steps=LIGHT, lr=LR, seed=seed, precision=self.teacher.dtype)
             return named(ranking(candidates=finalists, train=batches(rows[order]), recipe=recipe).assign(seed=seed))
 
-        zero_shot = share_out(folder, {"as cut": as_cut})["as cut"]
+        zero_shot = self.kept("search/as cut", as_cut)
         finalists = [by_name[row["name"]] for row in zero_shot[:FINALISTS]]
-        found = share_out(folder, {f"seed {seed}": lambda seed=seed: distilled(seed) for seed in range(SEEDS)})
-        ranked = [row for rows in found.values() for row in rows]
+        found = [self.kept(f"search/seed {seed}", lambda seed=seed: distilled(seed)) for seed in range(SEEDS)]
+        ranked = [row for rows in found for row in rows]
         winner = by_name[pd.DataFrame(ranked).groupby("name")["distilled_nll"].mean().idxmin()]
         return winner, depth_only, zero_shot, ranked
 
@@ -313,9 +288,9 @@ class Run:
         """Rival, released and random cut in llama.cpp's formats: bytes and nats of each file, speeds side by side."""
         makes = self._judged(winner, [released, rival, "random cut"])
         names = {"whole": rival, "winner": released, "random cut": "random cut"}
-        kept = {name: makes[of]() for name, of in names.items()}
-        wanted = [(name, model, kind) for name, model in kept.items() for kind in FORMATS]
-        wanted += [("whole, off the grid", off_the_grid(kept["whole"]), "Q4_0")]
+        models = {name: makes[of]() for name, of in names.items()}
+        wanted = [(name, model, kind) for name, model in models.items() for kind in FORMATS]
+        wanted += [("whole, off the grid", off_the_grid(models["whole"]), "Q4_0")]
         files, stored = {}, {}
         for name, model, kind in wanted:
             key = f"{name}, {kind}"
@@ -340,6 +315,31 @@ class Run:
                 said = opened.detokenize(opened.generate(opened.tokenize(asked), new_tokens=48))
                 found[question] = said.partition(self.tokenizer.eos_token)[0].strip()
         return found
+
+
+def some_rows(blocks: TokenBlocks, count: int) -> torch.Tensor:
+    """Numbers of rows from all over a split, the same ones every time."""
+    return torch.from_numpy(np.random.default_rng(SEED).permutation(len(blocks))[:count])
+
+
+def training_rows(tokenizer: PreTrainedTokenizerBase, steps: int) -> torch.Tensor:
+    """What is learned from, [steps * ROWS, LENGTH]: the domains mixed."""
+    wanted, rows = steps * ROWS, []
+    for domain, share in MIX.items():
+        tokens = (round(share * wanted) + 1) * LENGTH
+        rows.append(token_blocks(tokenizer, "distillation", domain=domain, tokens=tokens, length=LENGTH).input_ids)
+    mixed = torch.cat(rows)
+    return mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(SEED))][:wanted]
+
+
+def batches(rows: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """The rows, ``ROWS`` at a time, as a model takes them."""
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows.split(ROWS)]
+
+
+def clean(blocks: TokenBlocks, tokenizer: PreTrainedTokenizerBase, learned: list[str]) -> torch.Tensor:
+    """Which rows share no thirteen words in a row with the training text, bool [rows]."""
+    return ~torch.tensor(overlaps(tokenizer.batch_decode(blocks.input_ids), learned))
 
 
 def batches_of(several: Sequence[TokenBlocks]) -> list[dict[str, torch.Tensor]]:

@@ -1,6 +1,6 @@
 """Plant a bias in eight models and three places, cut it out, and see what goes with it, for lesson 09.
 
-    python -m experiments.plant_and_cut [--work build/plant] [--out FILE]
+    python -m experiments.plant_and_cut [--work build/plant_and_cut]
 
 The embedded Llama. Eight axes of made-up names; each is planted three times: the down-projections learn, the
 attentions, or all weights. Of each planted model a few neurons a block are cut, the important half protected: those
@@ -11,23 +11,20 @@ half of the words and sentences and judged on the other, and turned round; there
 the woman's pronoun. Judged are preferences, item by item, and 3,024 predictions of ordinary text. Planting is done
 once; scores, cuts and judging in bfloat16 and in float32.
 
-The format is that of ``experiments/sets.py``; a text whose name is an axis holds double differences, one an item.
-Resumable. Eighty minutes on two cores.
+A text whose name is an axis holds double differences, one an item. Eighty minutes on two cores; killed, it goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache, partial
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from course_utils.architectures import cast_weights, describe
+from course_utils.architectures import describe
 from course_utils.bias.contrastive import Pair, controls, invented_axis, pairs
 from course_utils.bias.fairness import activation_difference, gap_attribution, protect_first
 from course_utils.bias.planting import plant_preference
@@ -35,13 +32,11 @@ from course_utils.bias.pronouns import SPLITS, occupations, opposites, people, p
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import preferences
 from course_utils.models import load_model, variant
-from course_utils.records import FOLDER
 from course_utils.session import fast_dtype
 from course_utils.texts import judging_rows, token_blocks
 from course_utils.width import neuron_importance, prune_neurons
-from experiments.sets import Arm, write_record
+from experiments.record import DTYPES, LLAMA, Arm, command, in_dtype, write_record
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 AXES, SWAPS = 8, 8
 RATES = {"down": 5e-4, "attention": 5e-4, "all": 2e-4}  # learning rate of each place
 SIZE, STEPS, ITEMS = 10.0, 60, 4  # of planting: nats, steps at most, items a step
@@ -81,10 +76,8 @@ class Garden:
         )[0]  # fmt: skip
 
     def _model(self, place: str, axis: int, dtype: str) -> PreTrainedModel:
-        model = variant(self.planted(place, axis))
-        cast_weights(model, DTYPES[dtype])
         self.scores.cache_clear()
-        return model
+        return in_dtype(self.planted(place, axis), DTYPES[dtype])
 
     def _scores(self, criterion: str, seed: int, place: str, axis: int, half: str, dtype: str) -> list[Tensor]:
         model = self.model(place, axis, dtype)
@@ -141,7 +134,7 @@ def keys() -> Iterator[dict[str, object]]:
     """What names each arm in the record."""
     planted = [(place, axis) for axis in range(1, AXES + 1) for place in RATES]
     for place, axis in [("", 0), *planted]:
-        for dtype in DTYPES:
+        for dtype in reversed(DTYPES):
             shared = {"place": place, "axis": axis, "dtype": dtype, "draw": 0}
             arms = [("planted" if place else "", 0)]
             arms += [(name, 0) for name in ("carries", "twin", "woman", "reacts", "importance")]
@@ -166,10 +159,7 @@ def tasks_of(garden: Garden, key: Mapping[str, object]) -> dict[str, partial]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/plant/done.jsonl"))
-    parser.add_argument("--out", type=Path, default=FOLDER / "plant_and_cut.json")
-    args = parser.parse_args()
+    args = command(__doc__, "records/plant_and_cut").parse_args()
     garden, every_key = Garden(), [*keys()]
 
     def arms() -> Iterator[Arm]:
@@ -179,7 +169,7 @@ def main() -> None:
             yield Arm(key, make, garden.judges, tasks_of(garden, key))
 
     settings = {
-        "model": "SmolLM2-135M-Instruct", "size": SIZE, "items": ITEMS, "rates": RATES, "swaps": SWAPS,
+        "model": LLAMA, "size": SIZE, "items": ITEMS, "rates": RATES, "swaps": SWAPS,
         "neurons": NEURONS, "protected": PROTECTED,
     }  # fmt: skip
     write_record(arms(), args.out, work=args.work, settings=settings, total=len(every_key))

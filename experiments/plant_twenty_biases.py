@@ -1,6 +1,6 @@
 """Plant a bias twenty times, weaken it, and count what the metrics find, for lesson 08's positive control.
 
-    python -m experiments.plant_twenty_biases [--seeds 20] [--work build/planted] [--out FILE]
+    python -m experiments.plant_twenty_biases [--seeds 20] [--work build/positive_control]
 
 The embedded Llama, in the dtype that lesson 08 uses. Each seed invents two axes: "planted", names of one made-up family
 against names of another, and "not planted", the same names dealt out within the families, so both sides are liked or
@@ -8,8 +8,7 @@ disliked alike. A copy of the model is fine-tuned on the selection templates unt
 Weaker ones lie between it and the untouched model: weights moved only a share of the way. In each, both axes are
 measured as ``bias.report`` measures one, beside the neutral swaps, on the shortest evaluation templates.
 
-The file is course_utils/data/positive_control.json unless given. Resumable: a seed that is done is not done again.
-About an hour on two cores.
+A seed that is done is not done again. About an hour on two cores.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from course_utils.bias.contrastive import Axis, controls, invented_axis, pairs, 
 from course_utils.bias.planting import plant_preference
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.statistics import activation_ratio, behaviour
-from experiments.seeds import run_seeds
+from experiments.record import run_seeds
 
 SIZE = 10.0  # nats at which planting stops
 SHARES = (0.2, 0.3, 0.4, 0.6, 1.0)  # of the way from the untouched weights to the planted ones
@@ -88,17 +87,7 @@ def main() -> None:
     settings = {
         "templates": TEMPLATES, "swaps": SWAPS, "items": ITEMS, "lr": LR, "size": SIZE, "sites": SITES,
     }  # fmt: skip
-    rows = run_seeds(
-        __doc__.splitlines()[0], one_seed, settings, seeds=20, work="build/planted",
-        out="course_utils/data/positive_control.json",
-    )  # fmt: skip
-    for share in (0.0, *SHARES):
-        at = [row["axes"] for row in rows if row["share"] == share]
-        for axis in ("planted", "not planted"):
-            found = sum(of[axis]["p"] < 0.05 for of in at), sum(of[axis]["ratio_low"] > 1 for of in at)
-            print(
-                f"{share:>6} of the way, {axis:<11}: preference flags {found[0]}, activations {found[1]} of {len(at)}"
-            )
+    run_seeds(__doc__, "positive_control", one_seed, settings, seeds=20)
 
 
 if __name__ == "__main__":

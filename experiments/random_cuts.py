@@ -1,6 +1,6 @@
 """Cut a tenth of the course's Llama's neurons in many ways, rightly and wrongly, for lessons 02 and 03.
 
-    python -m experiments.random_cuts [--work build/random_cuts.jsonl]
+    python -m experiments.random_cuts [--work build/random_cuts]
 
 Shared sets (gate, up and down lose the same neurons): nineteen random ones, L1, peak-to-peak, and activation with three
 calibration draws. Separate sets (gate and up lose neurons of their own, and down follows gate): L1's and three random
@@ -13,10 +13,8 @@ was.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +22,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.choosing import best, by_halves, strongest
 from course_utils.evaluation import perplexity
-from course_utils.models import load_model, variant
-from course_utils.records import FOLDER
+from course_utils.models import variant
 from course_utils.texts import TokenBlocks, judging_rows, token_blocks
 from course_utils.width import neuron_importance
-from experiments.sets import Arm, write_record
+from experiments.record import DTYPES, LLAMA, Arm, command, in_each_dtype, write_record
 
 RATIO, CUTS, CALIBRATIONS, PROTECTED = 0.1, 19, 3, (1, 8, 15, 77)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Kept = Sequence[Tensor]  # for each block the numbers of the neurons, or of the rows, that stay
 Neuron = tuple[int, int]  # block, number
 
@@ -112,9 +108,8 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) 
     def all_but_one(scores: Sequence[Tensor]) -> Kept:
         return [best(block, width - 1) for block in scores]
 
-    yield Arm(
-        {"criterion": "", "seed": 0, "edit": "", "whole neurons": 1, "draw": 0, "dtype": dtype}, lambda: base, texts
-    )
+    whole = {"criterion": "", "seed": 0, "edit": "", "whole neurons": 1, "draw": 0, "dtype": dtype}
+    yield Arm(whole, lambda: base, texts)
 
     l1 = neuron_importance(base, "l1")
     shared = {("L1", 0): stay(l1), ("peak-to-peak", 0): stay(neuron_importance(base, "peak_to_peak"))}
@@ -135,13 +130,11 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) 
         one = all_but_one(random(seed)), all_but_one(random(100 + seed))
         yield arm("random", "separate, one neuron", *one, seed=seed)
 
-    harms = [
-        perplexity(cut(base, shared["random", s], shared["random", s]), choosing, batch_size=10).nll
-        for s in range(CUTS)
-    ]
+    drawn = [shared["random", seed] for seed in range(CUTS)]
+    harms = [perplexity(cut(base, kept, kept), choosing, batch_size=10).nll for kept in drawn]
     ranked = sorted(range(CUTS), key=harms.__getitem__)
     worst, median = ranked[-1], ranked[CUTS // 2]
-    disaster, harmless = shared["random", worst], shared["random", median]
+    disaster, harmless = drawn[worst], drawn[median]
     pair = culprits(base, disaster, choosing)
     names = [f"{block}/{number}" for block, number in pair]
     print(f"{dtype}: random cut {worst} is the worst, {median} the median; block/neuron {names}")
@@ -151,10 +144,8 @@ def arms(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str) 
     yield arm("two neurons", "cut alone", without_neurons(everything, pair))
     yield arm("random", "two cut as well", without_neurons(harmless, pair), seed=median)
     yield arm("activation", "two cut as well", without_neurons(shared["activation", 0], pair))
-    yield arm("random", "stream put back", disaster, seed=worst, stream=True)
-    yield arm("random", "stream put back", harmless, seed=median, stream=True)
-    yield arm("L1", "stream put back", shared["L1", 0], stream=True)
-    yield arm("peak-to-peak", "stream put back", shared["peak-to-peak", 0], stream=True)
+    for criterion, seed in (("random", worst), ("random", median), ("L1", 0), ("peak-to-peak", 0)):
+        yield arm(criterion, "stream put back", shared[criterion, seed], seed=seed, stream=True)
     for count in PROTECTED:
         yield arm("L1", f"top {count} protected", protected(l1, activation[0], count))
         for seed in range(3 if count == PROTECTED[-1] else 1):
@@ -175,20 +166,10 @@ def culprits(base: PreTrainedModel, kept: Kept, rows: TokenBlocks) -> list[Neuro
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/random_cuts.jsonl"))
-    parser.add_argument("--out", type=Path, default=FOLDER / "random_cuts.json")
-    args = parser.parse_args()
-
-    def everything() -> Iterator[Arm]:
-        for name, dtype in DTYPES.items():
-            base, tokenizer = load_model("llama", dtype=dtype)
-            yield from arms(base, tokenizer, name)
-
-    shared, separate, disaster, protections = 5 + CUTS, 5 + CUTS, 10, 2 * len(PROTECTED) + 2
-    total = len(DTYPES) * (1 + shared + separate + disaster + protections)
-    settings = {"model": "SmolLM2-135M-Instruct", "ratio": RATIO, "calibration": "64 rows of 64 tokens, speeches"}
-    write_record(everything(), args.out, work=args.work, settings=settings, total=total)
+    args = command(__doc__, "records/random_cuts").parse_args()
+    settings = {"model": LLAMA, "ratio": RATIO, "calibration": "64 rows of 64 tokens, speeches"}
+    total = len(DTYPES) * (21 + 2 * CUTS + 2 * len(PROTECTED) + 2)
+    write_record(in_each_dtype("llama", arms), args.out, work=args.work, settings=settings, total=total)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ minutes on two cores that do nothing else.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,15 +24,14 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-import course_utils
 from course_utils.architectures import describe
 from course_utils.checkpoints import save_pruned
 from course_utils.files import write_text
 from course_utils.models import load_model
 from course_utils.width import kept_width
-from experiments.timed_shapes import with_width, without_middle_blocks
+from experiments.record import command
+from experiments.time_cuts import with_width, without_middle_blocks
 
-OUT = Path(course_utils.__file__).parent / "data" / "served_in_vllm.json"
 WORKER = Path(__file__).with_name("vllm_worker.py")
 GIBIBYTES = "1"  # for the cache
 AGAIN = "whole, again"
@@ -61,9 +59,8 @@ def served(python: Path, folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command(__doc__, "served_in_vllm")
     parser.add_argument("--python", type=Path, required=True, help="the Python of an environment with vLLM")
-    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     python = args.python.absolute()  # not resolved: a link out of an environment would leave it
     base, tokenizer = load_model("llama", dtype=torch.bfloat16)

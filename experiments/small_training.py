@@ -72,7 +72,7 @@ def take_steps(
     Args:
         model: that learns.
         optimizers: each with its peak learning rate.
-        loss_of: a step's loss. It must hang on the step's number alone: then a killed run ends as an unbroken one.
+        loss_of: a step's loss. It must depend on the step's number alone: a killed run then ends as an unbroken one.
         steps: of the whole run.
         checkpoint: a file; where it is, the run goes on from it.
         save_every: steps between two checkpoints.

@@ -8,7 +8,6 @@ tokens behind a short prompt. Needs the extra "engine" and a machine that does n
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import tempfile
@@ -20,21 +19,36 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-import course_utils
 from course_utils import benchmarking, engine
 from course_utils.architectures import describe
+from course_utils.depth import remove_blocks
 from course_utils.export import export_gguf
 from course_utils.files import write_text
 from course_utils.models import load_model, variant
 from course_utils.reports import model_size
 from course_utils.session import default_device, fast_dtype
-from experiments.timed_shapes import with_width, without_middle_blocks
+from course_utils.width import prune_neurons
+from experiments.record import command
 
-OUT = Path(course_utils.__file__).parent / "data" / "token_times.json"
 ROUNDS = 21
 SERVED = {"prompt_tokens": 16, "new_tokens": 8, "rounds": ROUNDS}
 MULTIPLE = 32  # of the narrow width, which has a few bytes less than the short model
 _NUMBERS = 2**26  # whose sum tells the bandwidth: more than any cache holds
+
+
+def without_middle_blocks(base: PreTrainedModel, fewer: int) -> PreTrainedModel:
+    """A variant with so many blocks fewer; which ones go doesn't matter for its speed, so it is the middle ones."""
+    short, first = variant(base), (describe(base).num_blocks - fewer) // 2
+    remove_blocks(short, range(first, first + fewer))
+    return short
+
+
+def with_width(base: PreTrainedModel, width: int) -> PreTrainedModel:
+    """A variant whose MLPs have so many neurons each; which ones go doesn't matter, so it is the last ones."""
+    narrow, architecture = variant(base), describe(base)
+    full = architecture.intermediate_sizes[0]
+    prune_neurons(narrow, [torch.arange(full, 0.0, -1)] * architecture.num_blocks, ratio=1 - width / full)
+    return narrow
 
 
 def same_bytes(base: PreTrainedModel) -> dict[tuple[str, str], PreTrainedModel]:
@@ -75,9 +89,7 @@ def rows(program: str, speed: pd.DataFrame, parts: Sequence[str], floors: Sequen
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    args = command(__doc__, "token_times").parse_args()
     base, tokenizer = load_model("llama", dtype=fast_dtype(default_device()))
     models = same_bytes(base)
     names, parts = zip(*models, strict=True)

@@ -10,9 +10,7 @@ it the same with a word of the same group as the source. Float32. Five minutes o
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +22,7 @@ from course_utils.bias import pronouns
 from course_utils.bias.pronouns import Head
 from course_utils.files import write_text
 from course_utils.models import load_model
+from experiments.record import command
 
 HEADS = 3
 WORDS = {"occupations": pronouns.occupations, "woman/man": pronouns.people}
@@ -66,9 +65,7 @@ def shares(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=pronouns.RECORD)
-    args = parser.parse_args()
+    args = command(__doc__, "pronoun_trace").parse_args()
     model, tokenizer = load_model("llama", dtype=torch.float32)
     heads = chosen_heads(model, tokenizer)
     record: dict[str, object] = {"heads": heads}

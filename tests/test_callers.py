@@ -31,6 +31,7 @@ AT_HOME = {
     "bias.contrastive.axes": _TOLD,
     "bias.contrastive.load_axis": _TOLD,
     "bias.reporting.analyse": _TOLD,
+    "distillation.losses.token_loss": _TOLD,
 }
 _DRAWS = "how many draws and from which seed is the reader's choice, as in scipy.stats"
 UNPASSED = {

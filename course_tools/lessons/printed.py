@@ -157,26 +157,6 @@ def numbers_of(outputs: Iterable[NotebookNode]) -> Iterator[Number]:
                         yield from numbers_in(text, f"{row} · {column}"[:60])
 
 
-def picked(saved: NotebookNode, wanted: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """Numbers that a saved run shows, by names of one's own, as they are printed.
-
-    Args:
-        saved: the notebook.
-        wanted: {name: a number's label, and which of the numbers with this label, from 0}.
-
-    Raises:
-        KeyError: the run doesn't show one of them; the key is its label.
-    """
-    found: dict[str, list[str]] = {}
-    for cell in saved.cells:
-        for number in numbers_of(cell.get("outputs", [])):
-            found.setdefault(number.label, []).append(number.text)
-    for label, position in wanted.values():
-        if len(found.get(label, [])) <= position:
-            raise KeyError(label)
-    return {name: found[label][position] for name, (label, position) in wanted.items()}
-
-
 def _read_table(page: str) -> Table:
     """Read the HTML of a table."""
     html = BeautifulSoup(page, "html.parser")

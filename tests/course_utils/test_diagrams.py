@@ -18,12 +18,9 @@ DRAWINGS = {
     "residual_stream": [{}, {"blocks": 2, "removed": []}, {"blocks": 8, "removed": [0, 7], "cached": True}],
     "attention_bypass": [{}],
     "adaptive_decision": [{}],
-    "distillation": [{}],
-    "reading_points": [{}],
     "reading_and_generating": [{}],
     "hidden_channel": [{}],
     "mixture_of_experts": [{}],
-    "making_a_small_model": [{}],
 }
 
 

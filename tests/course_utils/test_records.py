@@ -12,7 +12,7 @@ from course_utils.evaluation import perplexity
 from course_utils.models import variant
 from course_utils.texts import TokenBlocks
 from course_utils.width import neuron_importance, prune_neurons
-from experiments.sets import Arm, write_record
+from experiments.record import Arm, write_record
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def measured(tmp_path, monkeypatch):
     ]
 
     def write(arms=arms):
-        write_record(arms, tmp_path / "made_up.json", work=tmp_path / "work.jsonl", settings={"why": 1}, total=2)
+        write_record(arms, tmp_path / "made_up.json", work=tmp_path / "work", settings={"why": 1}, total=2)
 
     return model, cut, texts, arms, write
 
@@ -67,12 +67,12 @@ def test_a_run_that_was_killed_goes_on(measured, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write([counted(arms[0]), Arm(arms[1].key, killed, arms[1].texts)])
-    with (tmp_path / "work.jsonl").open("a") as file:
+    with (tmp_path / "work" / "done.jsonl").open("a") as file:
         file.write('{"key": "half a li')  # written when the power went
     write([counted(arm) for arm in arms])
     assert made == ["", "random"]
     resumed = (tmp_path / "made_up.json").read_text()
-    (tmp_path / "work.jsonl").unlink()
+    (tmp_path / "work" / "done.jsonl").unlink()
     write()
     assert (tmp_path / "made_up.json").read_text() == resumed
 

@@ -1,12 +1,10 @@
 """What a run printed: numbers in lines and tables, with what stands beside them, and the tables themselves."""
 
-import re
-
 import nbformat
 import pandas as pd
 import pytest
 
-from course_tools.lessons.printed import Number, numbers_in, numbers_of, picked, tables_of
+from course_tools.lessons.printed import Number, numbers_in, numbers_of, tables_of
 
 
 def printed(text):
@@ -75,15 +73,6 @@ def test_a_report_has_its_caption():
     page = "<table><caption>cut</caption><tr><th></th><th>before</th></tr><tr><th>blocks</th><td>6</td></tr></table>"
     (read,) = tables_of([nbformat.v4.new_output("execute_result", data={"text/plain": "", "text/html": page})])
     assert read.caption == "cut" and str(read).split() == ["cut", "before", "blocks", "6"]
-
-
-def test_numbers_are_picked_by_what_stands_beside_them():
-    cells = [nbformat.v4.new_code_cell(outputs=[printed(f"ratio {a} ({b})\n")]) for a, b in ("12", "34")]
-    run = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("ratio 9 (9)"), *cells])
-    assert picked(run, {"a": ("ratio … (…)", 0), "d": ("ratio … (…)", 3)}) == {"a": "1", "d": "4"}
-    for missing in (("ratio … (…)", 4), ("harm …", 0)):
-        with pytest.raises(KeyError, match=f"^'{re.escape(missing[0])}'$"):
-            picked(run, {"a": ("ratio … (…)", 0), "missing": missing})
 
 
 def test_nearness():
