@@ -22,7 +22,6 @@ _TOLD = "docstrings send readers to it"
 UNCALLED = {
     "channels.channel_energies": _CHANNELS,
     "channels.channel_importance": _OUTER,
-    "distillation.teacher_cache.cache_bias": "how far a cache of the likeliest is off, for who chooses its size",
     "channels.prune_channels": _OUTER,
     "heads.head_importance": _OUTER,
     "heads.prune_kv_groups": _OUTER,
@@ -39,8 +38,7 @@ UNPASSED = {
     "channels.prune_channels(rescale_norms)": _OUTER,
     "checkpoints.load_pruned(device)": "where a reader loads it",
     "checkpoints.load_pruned(dtype)": "in which numbers a reader loads it",
-    "distillation.teacher_cache.cache_bias(ks)": "how far a cache of the likeliest is off, for who chooses its size",
-    "distillation.teacher_cache.cache_teacher(k)": "more tokens, less bias: `cache_bias` says how much",
+    "distillation.teacher_cache.cache_teacher(k)": "more tokens, less bias",
     "bias.pronouns.traced_log_odds(answers)": "a reader's question (lesson 08) goes to all four that read odds",
     "session.start(profile)": _OUTER,
     "texts.padded_batches(padding_side)": "to generate in batches, prompts stand at the right",

@@ -34,7 +34,7 @@ WORKS = (
     "bias.planting.plant_preference", "bias.pronouns.log_odds", "bias.pronouns.traced_log_odds",
     "bias.stereotype_scores.bbq_score", "bias.stereotype_scores.stereotype_preference", "checkpoints.save_pruned",
     "depth.block_importance", "depth.leave_one_out", "depth.remove_blocks", "distillation.adapters.adapters",
-    "distillation.teacher_cache.cache_bias", "distillation.teacher_cache.cache_teacher",
+    "distillation.teacher_cache.cache_teacher",
     "distillation.teacher_states.remember_teacher", "distillation.training.distill",
     "distillation.training.weights_that_learn", "evaluation.evaluate", "experts.expert_importance",
     "experts.prune_experts", "language_modelling.continuations", "language_modelling.dtype_name",

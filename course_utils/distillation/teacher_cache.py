@@ -6,19 +6,17 @@
 All probabilities would be 2 bytes x vocabulary a token, 96 KiB for 49,152 tokens. Kept are the ``k`` likeliest tokens,
 with one bucket for all others: 258 bytes for k = 64. The student's loss is the KL divergence over these k + 1 buckets.
 It never exceeds the whole one (data-processing inequality) and doesn't see how the others differ among themselves; that
-bias shrinks as k grows (``cache_bias`` measures it; Anshumann et al. 2025, arXiv 2503.16870, on what it does).
+bias shrinks as k grows (Anshumann et al. 2025, arXiv 2503.16870).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -28,8 +26,8 @@ from transformers import PreTrainedModel
 from course_utils import checks
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, Batches, digest, read_batches, rows_of
-from course_utils.distillation.losses import batch_loss, loss_in_chunks, top_k_loss
+from course_utils.batches import Batch, Batches, digest, rows_of
+from course_utils.distillation.losses import loss_in_chunks, top_k_loss
 from course_utils.distillation.recipe import Recipe
 from course_utils.distillation.state import name_of, refuse_unknown, write_tensors
 from course_utils.files import write_json
@@ -214,93 +212,6 @@ def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values = torch.cat([values, others], dim=1)  # [tokens, k + 1]
     least = torch.finfo(torch.float16).min  # as good as impossible, and 0 x it is 0
     return ids.to(_id_type(logits.shape[1])), values.log_softmax(-1).clamp(min=least).half()
-
-
-@check_types
-def cache_bias(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    batches: Iterable[Mapping[str, Tensor]],
-    *,
-    ks: Sequence[int] = (1, 4, 16, 64, 256),
-) -> pd.DataFrame:
-    """How far a cache of ``k`` tokens leads away from the teacher, in the loss and in the direction of learning.
-
-    Nothing is written, and the student isn't changed. Costs a forward and a backward pass over the batches for each k
-    and one more, and two copies of the student's gradients.
-
-    Args:
-        teacher: in any dtype.
-        student: on the same device; with a vocabulary of the same size.
-        batches: ``{"input_ids", "attention_mask"}`` mappings.
-        ks: numbers of tokens that a cache would know by name.
-
-    Returns:
-        One row a k: k; bytes_per_token; kl and exact_kl, nats a token; others, the teacher's probability outside the k
-        tokens, mean; gradient_cosine with the exact gradient by all weights; gradient_error, the length of the
-        difference over the exact gradient's.
-
-    Raises:
-        ValueError: no k or one out of range, no batches, different vocabularies.
-    """
-    student_architecture, teacher_architecture = describe(student), describe(teacher)
-    if student_architecture.vocab_size != teacher_architecture.vocab_size:
-        raise ValueError(
-            f"The student has {student_architecture.vocab_size} tokens, the teacher {teacher_architecture.vocab_size}."
-        )
-    ks = checks.whole_numbers("ks", ks, least=1, most=student_architecture.vocab_size, meaning="the vocabulary")
-    sizes = {k: _bytes_per_token(student_architecture.vocab_size, k) for k in checks.not_empty("ks", ks)}
-    read = list(read_batches(batches, vocab_size=student_architecture.vocab_size, device=student.device))
-    tokens = sum(_count(batch) for batch in read)
-    rows = []
-    with evaluating(student), evaluating(teacher):
-        exact, exact_gradient = _loss_and_gradient(
-            student, read, lambda batch: batch_loss(student_architecture, teacher_architecture, batch)
-        )
-        squared = _dot(exact_gradient, exact_gradient)
-        for k, size in sizes.items():
-            unknown: list[Tensor] = []
-
-            def loss(batch: Batch, k: int = k, unknown: list[Tensor] = unknown) -> Tensor:
-                ids, log_probs = _readable(*_ask(teacher_architecture, batch, k))
-                unknown.append(log_probs[:, k:].exp().sum())
-                return _loss(student_architecture, batch, ids, log_probs)
-
-            value, gradient = _loss_and_gradient(student, read, loss)
-            cosine = _dot(gradient, exact_gradient) / math.sqrt(_dot(gradient, gradient) * squared)
-            gradient -= exact_gradient
-            rows.append(
-                {
-                    "k": k,
-                    "bytes_per_token": size,
-                    "kl": value / tokens,
-                    "exact_kl": exact / tokens,
-                    "others": float(sum(unknown)) / tokens,
-                    "gradient_cosine": cosine,
-                    "gradient_error": math.sqrt(_dot(gradient, gradient) / squared),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _loss_and_gradient(
-    student: PreTrainedModel, batches: Sequence[Batch], loss: Callable[[Batch], Tensor]
-) -> tuple[float, Tensor]:
-    """Sums over the batches; the gradient by all weights as one float32 vector."""
-    weights = [weight for weight in student.parameters() if weight.requires_grad]
-    total, so_far = 0.0, torch.zeros(sum(weight.numel() for weight in weights), device=student.device)
-    for batch in batches:
-        value = loss(batch)
-        total += float(value.detach())
-        # A bypassed attention's weights have no gradient.
-        parts = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
-        so_far += torch.cat([part.flatten().float() for part in parts])
-    return total, so_far
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    """In float64, part by part: a hundred million products summed in float32 have given a cosine above 1."""
-    return sum(float(x.double() @ y.double()) for x, y in zip(a.split(2**22), b.split(2**22), strict=True))
 
 
 def _ask(teacher: Architecture, batch: Batch, k: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from types import SimpleNamespace
 
@@ -25,7 +24,6 @@ from course_utils.distillation.teacher_cache import (
     TeacherCache,
     _bytes_per_token,
     _top_k,
-    cache_bias,
     cache_teacher,
 )
 
@@ -303,32 +301,3 @@ def test_no_tensor_holds_all_logits(tmp_path, monkeypatch):
     assert peak_memory(lambda: cache_teacher(teacher, batches, tmp_path, k=16)) < all_logits
     cache = TeacherCache.open(tmp_path)
     assert peak_memory(lambda: cache.batch_loss(describe(student), batch).backward()) < all_logits
-
-
-def test_long_vectors_are_compared_exactly():
-    vector = torch.full((2**24 + 1,), 0.1)
-    assert teacher_cache._dot(vector, vector) == pytest.approx((2**24 + 1) * float(vector[0]) ** 2, rel=1e-9)
-
-
-def test_bias():
-    teacher, student = pair()
-    weights = [weight.clone() for weight in student.parameters()]
-    frame = cache_bias(teacher, student, BATCHES, ks=(1, 8, 97))
-    assert frame["k"].tolist() == [1, 8, 97]
-    assert frame["bytes_per_token"].tolist() == [6, 34, 388]
-    assert frame["exact_kl"].nunique() == 1
-    assert frame["kl"].is_monotonic_increasing and frame["gradient_cosine"].is_monotonic_increasing
-    assert frame["gradient_error"].is_monotonic_decreasing and frame["others"].is_monotonic_decreasing
-    assert frame["kl"].iloc[-1] == pytest.approx(frame["exact_kl"].iloc[0], rel=5e-3)
-    assert frame["gradient_cosine"].iloc[-1] == pytest.approx(1, abs=1e-4) and frame["others"].iloc[-1] == 0
-    assert frame["gradient_error"].iloc[-1] < 0.02 < frame["gradient_error"].iloc[0]
-    assert all(map(torch.equal, weights, student.parameters()))
-    assert all(weight.grad is None for weight in student.parameters())
-    ours, theirs = describe(student), describe(teacher)
-    whole = sum(batch_loss(ours, theirs, read_batch(b, vocab_size=97, device="cpu")) for b in BATCHES)
-    assert frame["exact_kl"].iloc[0] == pytest.approx(float(whole.detach()) / (16 * 11), rel=1e-5)
-    with pytest.raises(ValueError, match="'ks' must hold whole numbers"):
-        cache_bias(teacher, student, BATCHES, ks=(0,))
-    with pytest.raises(ValueError, match="'ks' is empty"):
-        cache_bias(teacher, student, BATCHES, ks=())
-    assert json.loads(frame.to_json(orient="records"))
