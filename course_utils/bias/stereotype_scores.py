@@ -7,11 +7,13 @@ CrowS-Pairs offers none; read the difference between two models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +25,7 @@ from course_utils.bias.stereotypes import Question
 from course_utils.branching import Row, can_branch, row_batch
 from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
-from course_utils.uncertainty import bootstrap_interval, wilson_interval
+from course_utils.uncertainty import bootstrap_interval
 
 # Where the context tells, BBQ's answer is one of two persons: who never says "unknown" is right in half by guessing,
 # and so is who always follows the stereotype.
@@ -68,7 +70,10 @@ def stereotype_preference(
         difference = part["log_likelihood"].dropna()
         ties, count = int((difference == 0).sum()), len(difference)
         wins = float((difference > 0).sum() + ties / 2)
-        low, high = wilson_interval(wins, count) if count else (np.nan, np.nan)
+        low = high = math.nan
+        if count:  # half a win is none at the lower end of the interval, and one at the upper end
+            low = binomtest(math.floor(wins), count).proportion_ci(method="wilson").low
+            high = binomtest(math.ceil(wins), count).proportion_ci(method="wilson").high
         rows.append(
             {"axis": axis, "pairs": count, "share": wins / count if count else np.nan, "ci_low": low, "ci_high": high}
             | {"target": 0.5, "ties": ties, "without_tokens": len(part) - count}

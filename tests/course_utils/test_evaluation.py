@@ -25,7 +25,7 @@ from course_utils.depth import remove_blocks
 from course_utils.evaluation import evaluate, paired, perplexity, perplexity_ratio
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.texts import TokenBlocks
-from course_utils.uncertainty import ratio_interval, wilson_interval
+from course_utils.uncertainty import ratio_interval
 from course_utils.width import neuron_importance, prune_neurons
 
 # ----------------------------------------------------------------------------------------------------- perplexity
@@ -89,11 +89,6 @@ def test_padding_does_not_change_the_fingerprint_but_order_does():
     bare = [{"input_ids": row["input_ids"][:, row["attention_mask"][0].bool()]} for row in rows]
     assert perplexity(model, rows).fingerprint == perplexity(model, bare).fingerprint
     assert perplexity(model, rows).fingerprint != perplexity(model, rows[::-1]).fingerprint
-
-
-@pytest.mark.parametrize(("successes", "trials", "low", "high"), [(0, 10, 0, 0.278), (9, 10, 0.596, 0.982)])
-def test_wilson_interval_matches_published_values(successes, trials, low, high):
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-3)
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
@@ -338,6 +333,8 @@ def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
     assert scores.loc[("lambada_openai", "acc"), "chance"] == 0
     assert math.isnan(scores.loc[("lambada_openai", "perplexity"), "chance"])
     share = scores.loc[("winogrande", "acc"), "value"]
+    wilson = [0.25, 0.0889, 0.5323]  # three of twelve
+    assert scores.loc[("boolq", "acc"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx(wilson, abs=1e-4)
     expected_error = math.sqrt(share * (1 - share) / 11)  # lm-eval's: the sample's standard deviation over sqrt(n)
     assert scores.loc[("winogrande", "acc"), "stderr"] == pytest.approx(expected_error)
 
