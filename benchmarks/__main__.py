@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.common import Question
 
 QUESTIONS = (
-    "width", "peers", "attention_selection", "distillation", "evaluate", "bias_report", "variant", "model_size",
-    "tokens",
+    "width", "peers", "attention_selection", "distillation", "variant", "model_size", "tokens",
 )  # fmt: skip
 BEGIN, END = "<!-- written by python -m benchmarks -->\n", "<!-- end -->\n"
 
