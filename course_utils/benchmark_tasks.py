@@ -1,8 +1,8 @@
 """lm-eval's stock tasks on local documents: which documents, which prompts, which scores.
 
 The prompts, the choices and the scoring are lm-eval's own; this module only chooses where the documents come from
-(the asset "benchmarks", or the Hugging Face hub in the hub profile), which of them are asked, and makes the model
-answer quickly. Importing it imports lm-eval, which takes seconds: import it where it is used.
+(the asset "benchmarks", or the Hugging Face hub in the hub profile) and which of them are asked. Importing it imports
+lm-eval, which takes seconds: import it where it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import assets, checks, session
 from course_utils.architectures import describe
-from course_utils.batches import padded
-from course_utils.branching import Row, can_branch, row_batch
 from course_utils.extras import brought
 from course_utils.hooks import evaluating
 
@@ -41,7 +39,7 @@ with brought("tasks"):
 
 MAX_LENGTH = 1024  # tokens of one question with one answer; longer questions are cut from the left, as lm-eval does
 _FULL_BATCH = 8  # documents, which make a batch of full size
-_BATCH_TOKENS = 512  # of questions, answers and padding; on CPUs, larger batches outgrow the caches and take longer
+_BATCH_SIZE = 4  # answers; all their logits are held at once
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[
     with evaluating(model), _pad_token_kept(tokenizer):
         bar = tqdm(desc="Answering", unit="answer", delay=2, leave=False)  # before _quiet, which silences lm-eval's own
         with bar, _quiet():
-            lm = SharedContextLM(model, tokenizer, bar)
+            lm = CheckedLM(model, tokenizer, bar)
             results = lm_eval.evaluator.evaluate(lm, {"tasks": tasks}, bootstrap_iters=0)
     if lm.cut:
         warnings.warn(
@@ -165,37 +163,30 @@ def _choices(task: Task, document: dict) -> tuple[int, int]:
     return len(choices), choices.index(gold) if isinstance(gold, str) else gold
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """One answer to score, with its question."""
+class CheckedLM(HFLM):
+    """lm-eval's Hugging Face model, which first checks what it is asked, and whose softmax is computed in float32.
 
-    number: int  # among all that were asked
-    question: tuple[int, ...]
-    tokens: list[int]
-
-    @property
-    def read(self) -> list[int]:
-        """What the model reads: all but the answer's last token, which nothing follows."""
-        return [*self.question, *self.tokens[:-1]]
-
-
-class SharedContextLM(HFLM):
-    """lm-eval's Hugging Face model, with one change: answers to the same question share its computation.
-
-    They stand in one row behind it, under a mask that hides them from each other (``branching``); a model that can't be
-    told so reads each answer in a row of its own. The log-likelihoods are those of lm-eval's own class, up to rounding.
-    The head is applied once to each state that predicts a token of an answer and to no other, and its softmax is taken
-    in float32 whatever the model's dtype. An adaptive model decides once a question, before it reads an answer.
+    An adaptive model decides once for each question, before it reads an answer.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bar: tqdm) -> None:
         positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
-        super().__init__(pretrained=model, tokenizer=tokenizer, max_length=min(positions, MAX_LENGTH))
+        super().__init__(
+            pretrained=model,
+            tokenizer=tokenizer,
+            max_length=min(positions, MAX_LENGTH),
+            batch_size=_BATCH_SIZE,
+            softmax_dtype="float32",
+        )
         self._architecture = describe(model)
         self.bar = bar
         self.answers = self.cut = 0  # how many were asked; how many of them with a question cut off
 
-    @torch.no_grad()
+    def _model_call(self, inps: Tensor, *args: Tensor, **options: Tensor) -> Tensor:
+        logits = super()._model_call(inps, *args, **options)
+        self.bar.update(len(inps))
+        return logits
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_options: object
     ) -> list[tuple[float, bool]]:
@@ -210,92 +201,31 @@ class SharedContextLM(HFLM):
                 f"The tokenizer gave token id {highest}, but the model knows ids below {known}. Use the tokenizer that "
                 "belongs to this model."
             )
+        longest = max(len(answer) for _, _, answer in requests)
+        if longest > self.max_length:
+            raise ValueError(f"An answer of {longest} tokens exceeds the model's {self.max_length}.")
         self.answers = self.bar.total = len(requests)
-        questions: dict[tuple[int, ...], list[_Answer]] = {}
-        for number, (_, question, tokens) in enumerate(requests):
-            room = self.max_length + 1 - len(tokens)  # the last token is predicted, never read
-            if room < 1:
-                raise ValueError(f"An answer of {len(tokens)} tokens exceeds the model's {self.max_length}.")
-            self.cut += len(question) > room
-            answer = _Answer(number, tuple(question[-room:]), tokens)
-            questions.setdefault(answer.question, []).append(answer)
-        score = self._question_by_question if self._architecture.adaptive else self._in_rows
-        results: dict[int, tuple[float, bool]] = {}
-        for scores in score(questions.values()):
-            results |= scores
-            self.bar.update(len(scores))
-        return [results[number] for number in range(len(requests))]
+        # the last token is predicted, never read
+        self.cut = sum(len(question) + len(answer) > self.max_length + 1 for _, question, answer in requests)
+        if self._architecture.adaptive:
+            return [self._decide_and_answer(question, answer) for _, question, answer in requests]
+        return super()._loglikelihood_tokens(requests, disable_tqdm=True)
 
-    def _in_rows(self, questions: Iterable[list[_Answer]]) -> Iterator[dict[int, tuple[float, bool]]]:
-        for batch in _batches(self._rows(questions)):
-            states = self._architecture.hidden_states(row_batch(self._architecture, [row for row, _ in batch]))
-            predicting = [  # of each answer's token: its row, and the place there of the token in front of it
-                (number, place)
-                for number, (row, answers) in enumerate(batch)
-                for answer, places in zip(answers, row.places, strict=True)
-                for place in places[len(answer.question) - 1 :]
-            ]
-            different, which = torch.tensor(predicting).unique(dim=0, return_inverse=True)
-            rows, places = different.T.to(self.device)
-            yield self._scores([answer for _, answers in batch for answer in answers], states[rows, places], which)
-
-    def _rows(self, questions: Iterable[list[_Answer]]) -> Iterator[tuple[Row, list[_Answer]]]:
-        """A row a question, or a row an answer where the model can't be told what a token sees."""
-        for answers in questions:
-            row = Row([answer.read for answer in answers])
-            if row.branches and not can_branch(self._architecture, max(map(len, row.places))):
-                yield from ((Row([answer.read]), [answer]) for answer in answers)
-            else:
-                yield row, answers
-
-    def _question_by_question(self, questions: Iterable[list[_Answer]]) -> Iterator[dict[int, tuple[float, bool]]]:
-        """Each question runs alone and decides; its answers follow from its cache."""
-        backbone, keyword = self.model.base_model, self._architecture.cache_keyword
-        for answers in questions:
-            output = backbone(torch.tensor([answers[0].question], device=self.device), use_cache=True)
-            states = output.last_hidden_state[:, -1:].expand(len(answers), -1, -1)  # [answers, 1, hidden]
-            if any(len(answer.tokens) > 1 for answer in answers):
-                read = padded([answer.tokens[:-1] for answer in answers])["input_ids"].to(self.device)
-                cache = output[keyword]
-                cache.batch_repeat_interleave(len(answers))
-                after = backbone(read, **{keyword: cache}, use_cache=True)
-                states = torch.cat([states, after.last_hidden_state], dim=1)
-            own = torch.cat([of[: len(answer.tokens)] for of, answer in zip(states, answers, strict=True)])
-            yield self._scores(answers, own, torch.arange(len(own)))
-
-    def _scores(self, answers: Sequence[_Answer], states: Tensor, which: Tensor) -> dict[int, tuple[float, bool]]:
-        """Of each answer by its number: the log-likelihood in nats, and whether it is the greedy one.
-
-        Args:
-            answers: their tokens, one answer after the other, are what is predicted.
-            states: [states, hidden], after the final norm.
-            which: int64 [tokens], the state that predicts each token.
-        """
-        targets = torch.tensor([token for answer in answers for token in answer.tokens])
-        likelihood, greedy = torch.empty(len(targets), dtype=torch.float64), torch.empty(len(targets), dtype=torch.bool)
-        seen = 0
-        for (chunk,) in self._architecture.chunks(states):
-            logits = self._architecture.logits(chunk).float()  # [chunk, vocabulary]
-            here = ((which >= seen) & (which < seen + len(chunk))).nonzero()[:, 0]
-            own, tokens = (which[here] - seen).to(self.device), targets[here].to(self.device)
-            greedy[here] = (logits.argmax(-1)[own] == tokens).cpu()
-            likelihood[here] = logits.log_softmax(-1)[own, tokens].cpu().double()
-            seen += len(chunk)
-        sizes = [len(answer.tokens) for answer in answers]
-        parts = zip(answers, likelihood.split(sizes), greedy.split(sizes), strict=True)
-        return {answer.number: (float(nats.sum()), bool(same.all())) for answer, nats, same in parts}
-
-
-def _batches(rows: Iterable[tuple[Row, list[_Answer]]]) -> Iterator[list[tuple[Row, list[_Answer]]]]:
-    """Rows of similar length together, the longest first, at most ``_BATCH_TOKENS`` with their padding."""
-    batch: list[tuple[Row, list[_Answer]]] = []
-    for row, answers in sorted(rows, key=lambda each: len(each[0]), reverse=True):
-        if batch and (len(batch) + 1) * len(batch[0][0]) > _BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append((row, answers))
-    if batch:
-        yield batch
+    @torch.no_grad()
+    def _decide_and_answer(self, question: list[int], answer: list[int]) -> tuple[float, bool]:
+        """Read the question alone, which decides, and then the answer through the cache."""
+        question = question[-(self.max_length + 1 - len(answer)) :]
+        output = self.model(torch.tensor([question], device=self.device), use_cache=True)
+        logits = output.logits[0, -1:]
+        if len(answer) > 1:
+            keyword = self._architecture.cache_keyword
+            read = torch.tensor([answer[:-1]], device=self.device)
+            after = self.model(read, **{keyword: output[keyword]}, use_cache=True)
+            logits = torch.cat([logits, after.logits[0]])  # [answer, vocabulary]
+        self.bar.update()
+        targets = torch.tensor(answer, device=self.device)
+        log_p = logits.float().log_softmax(-1)
+        return float(log_p.gather(-1, targets[:, None]).sum()), bool((log_p.argmax(-1) == targets).all())
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
@@ -28,7 +29,6 @@ from course_utils.uncertainty import (
     mcnemar_p,
     ratio_interval,
     sign_flip_p,
-    wilson_interval,
 )
 
 __all__ = ["Answers", "Perplexity", "evaluate", "paired", "perplexity", "perplexity_ratio"]
@@ -118,7 +118,7 @@ def _summary(metric: str, documents: pd.DataFrame, has_majority: bool) -> dict[s
         chance = majority = math.nan
     else:
         value, stderr, _, _ = ratio_interval(values, np.ones(count))
-        low, high = wilson_interval(values.sum(), count)
+        low, high = binomtest(int(values.sum()), count).proportion_ci(method="wilson")
         chance = float((documents["choices"] > 0).div(documents["choices"].clip(lower=1)).mean())
         majority = float(documents["gold"].value_counts(normalize=True).iloc[0]) if has_majority else math.nan
     return {

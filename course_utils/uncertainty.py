@@ -50,28 +50,6 @@ def verdict(
     return above if low > at else below if high < at else "no evidence of a difference"
 
 
-def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): stays inside [0, 1] and is right for small samples too.
-
-    Raises:
-        ValueError: no trials, or more successes than trials, or fewer than 0.
-
-    >>> [round(end, 3) for end in wilson_interval(0, 10)]
-    [0.0, 0.278]
-    """
-    checks.whole_number("trials", trials, least=1)
-    if not (checks.is_number(successes) and 0 <= successes <= trials):
-        raise ValueError(f"'successes' must be a number from 0 to the trials, {trials}; got {successes!r}.")
-    z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
-    share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    # at the ends the formula gives exactly 0 and 1, but for rounding
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == trials else centre + half
-    return float(low), float(high)
-
-
 @check_types
 def ratio_interval(totals: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float, float]:
     """A mean over all members of units that differ in size, with its uncertainty.

@@ -161,15 +161,6 @@ def answered():
     return frame
 
 
-def curve():
-    rows = [("l1", 0.0, 1.0), ("l1", 0.2, 2.0), ("random", 0.0, 1.0), ("random", 0.2, 3.0)]
-    return pd.DataFrame(rows, columns=["criterion", "ratio", "value"])
-
-
-def bars(name: str):
-    return pd.DataFrame({name: ["a", "b"], "value": [0.2, 0.4], "ci_low": [0.1, 0.3], "ci_high": [0.3, 0.5]})
-
-
 def asked():
     return pronouns.prompts(pronouns.occupations().iloc[::5], "selection").assign(odds=1.0)
 
@@ -231,7 +222,6 @@ MADE = {
     "estimates": lambda: {name: {"decode": 1.0} for name in laps()},
     "fingerprint": lambda: "x",
     "folder": folder,
-    "frame": curve,
     "groups": lambda: ["x", "y"] * 4,
     "guess": lambda: HARM,
     "harm": lambda: HARM,
@@ -399,7 +389,6 @@ OWN = {
     "model_card.write_model_card": {"folder": saved_folder, "recipe": lambda: {"cut": "a half"}},
     "models.load_without_weights": {"name": lambda: "gpt2"},
     "models.load_model": {"name": lambda: "gpt2"},
-    "plotting.comparisons.scores_with_intervals": {"frame": lambda: bars("task").assign(model="m")},
     "plotting.base.mark": {"name": lambda: "L1"},
     "plotting.base.show": {"alt": lambda: "A line that rises from left to right."},
     "choosing.best": {"scores": lambda: torch.arange(8.0)},

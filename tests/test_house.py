@@ -34,7 +34,7 @@ LIBRARY = {
     ),
     "cutting": "choosing width experts heads channels depth attention adaptive healing",
     "measuring": (
-        "divergence uncertainty language_modelling branching evaluation abilities records benchmark_tasks costs "
+        "divergence uncertainty language_modelling evaluation abilities records benchmark_tasks costs "
         "benchmarking plotting diagrams"
     ),
     "releasing": "checkpoints export vllm_folder engine model_card rivals",

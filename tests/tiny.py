@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from course_utils.architectures import cast_weights
 
@@ -88,17 +85,6 @@ def tiny_model(
     cast_weights(model, dtype)  # rounded, not drawn in dtype: other versions of torch draw other numbers there
     config.dtype = model.config.dtype = dtype
     return model.eval()
-
-
-def deaf_attention() -> str:
-    """The name of an attention that is causal whatever a mask says."""
-
-    def attention(module, query, key, value, _mask, **options):
-        return sdpa_attention_forward(module, query, key, value, None, **options | {"is_causal": True, "softcap": None})
-
-    AttentionInterface.register("deaf", attention)
-    AttentionMaskInterface.register("deaf", lambda *_arguments, **_options: None)
-    return "deaf"
 
 
 def tiny_batches(

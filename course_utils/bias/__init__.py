@@ -6,8 +6,7 @@ Behind this door, in the order in which the modules build on each other:
 
 =======================  ===========================================================================================
 ``contrastive``          the texts: pairs that differ in one span, axes, controls; your own axis from a JSON file
-``alignment``            which tokens the two texts of a pair share
-``packing``              the rows in which pairs run: what texts share is computed once
+``alignment``            which tokens the two texts of a pair share, and padded batches of pairs
 ``scores``               ``measure_pairs``: how predictions and activations differ between the two sides
 ``statistics``           tables from these scores, beside the controls, with intervals and tests
 ``reporting``            the verdicts and the figure: ``report``, ``analyse``, ``difference_in_differences``

@@ -1,4 +1,4 @@
-"""Alignment: which tokens the two texts of a contrastive pair share.
+"""Alignment: which tokens the two texts of a contrastive pair share, and padded batches of such pairs.
 
 States of two texts can be compared only where both hold the same token of the same text. Which tokens those are is
 read off character offsets, because another word in the middle may move all that follow, or cut its neighbours anew.
@@ -6,17 +6,19 @@ read off character offsets, because another word in the middle may move all that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from course_utils import checks
-from course_utils.argument_types import check_types
+from course_utils.architectures import Architecture
+from course_utils.batches import Batch, padded, read_batch
 from course_utils.bias.contrastive import Pair
-from course_utils.branching import shared_beginning
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ def _align(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> Alignment:
     )
 
 
+def shared_beginning(*sequences: Sequence[Hashable]) -> int:
+    """How many elements the sequences share at their beginning.
+
+    >>> shared_beginning([1, 2, 3], [1, 2, 4, 3])
+    2
+    """
+    return sum(1 for _ in takewhile(lambda elements: len(set(elements)) == 1, zip(*sequences, strict=False)))
+
+
 class _Token(NamedTuple):
     """A token and the characters that it stands for, ``text[start:end]``."""
 
@@ -115,15 +126,82 @@ def _cut(tokenizer: PreTrainedTokenizerBase, pair: Pair, text: str) -> _Side:
     )
 
 
-@check_types
-def align_all(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int) -> list[Alignment]:
-    """Align pairs that will run ``batch_size`` at a time.
+@dataclass(frozen=True)
+class Side:
+    """Where the shared tokens behind the spans stand on one side, a or b, of a batch's pairs.
+
+    Attributes:
+        at: (rows, positions), int64 [tokens] each: ``states[side.at]`` are the states of the tokens.
+        predicting: (rows, positions), int64 [tokens] each, of the states that predict them.
+        targets: int64 [tokens], their ids.
+    """
+
+    at: tuple[Tensor, Tensor]
+    predicting: tuple[Tensor, Tensor]
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Some pairs, ready to run, and their shared tokens behind the spans, which are the same in a and in b.
+
+    Attributes:
+        rows: on the model's device; rows 2k and 2k + 1 are the texts a and b of pair k.
+        indices: each pair's place in the caller's list.
+        alignments: one a pair.
+        pair: int64 [tokens] on the CPU, the pair of each shared token, counted in the batch.
+        sides: the same tokens in a and in b.
+    """
+
+    rows: Batch
+    indices: list[int]
+    alignments: list[Alignment]
+    pair: Tensor
+    sides: tuple[Side, Side]
+
+    @property
+    def counts(self) -> Tensor:
+        """How many tokens each pair shares behind its span: int64 [pairs] on the CPU."""
+        return torch.bincount(self.pair, minlength=len(self.indices))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """The sum for each pair of a value a shared token: [tokens] -> [pairs] float64 on the CPU."""
+        return torch.zeros(len(self.indices), dtype=torch.float64).index_add_(0, self.pair, values.cpu().double())
+
+
+def pair_batches(
+    architecture: Architecture, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], *, batch_size: int = 16
+) -> list[PairBatch]:
+    """Tokenise and align pairs, and pad them into batches, from short to long texts; no special tokens are added.
+
+    Args:
+        architecture: of the model, from ``describe``.
+        tokenizer: the model's, a fast one.
+        pairs: at least one.
+        batch_size: pairs that run at once.
 
     Raises:
-        ValueError: no pairs, or ``batch_size`` below 1; a tokenizer that gives no offsets (a slow one), or a text
-            without tokens.
+        ValueError: no pairs, or ``batch_size`` below 1; a tokenizer that gives no offsets (a slow one), a text without
+            tokens, or ids outside the vocabulary.
     """
     checks.whole_number("batch_size", batch_size, least=1)
     if not pairs:
         raise ValueError("There are no pairs: give at least one.")
-    return [_align(tokenizer, pair) for pair in pairs]
+    alignments = [_align(tokenizer, pair) for pair in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: max(len(alignments[i].ids_a), len(alignments[i].ids_b)))
+    return [
+        _pair_batch(architecture, chosen, [alignments[i] for i in chosen])
+        for chosen in (order[first : first + batch_size] for first in range(0, len(order), batch_size))
+    ]
+
+
+def _pair_batch(architecture: Architecture, indices: list[int], alignments: list[Alignment]) -> PairBatch:
+    texts = padded([ids for alignment in alignments for ids in (alignment.ids_a, alignment.ids_b)])
+    rows = read_batch(texts, vocab_size=architecture.vocab_size, device=architecture.model.device)
+    tokens = [(k, *positions) for k, alignment in enumerate(alignments) for positions in alignment.after]
+    pair, *positions = torch.tensor(tokens, dtype=torch.long).view(-1, 3).T  # [tokens] each
+    sides = []
+    for number, at in enumerate(positions):
+        row, place = (2 * pair + number).to(rows.input_ids.device), at.to(rows.input_ids.device)
+        sides.append(Side(at=(row, place), predicting=(row, place - 1), targets=rows.input_ids[row, place]))
+    return PairBatch(rows, indices, alignments, pair, (sides[0], sides[1]))

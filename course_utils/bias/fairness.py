@@ -30,8 +30,8 @@ from course_utils import checks, tensor_checks
 from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
+from course_utils.bias.alignment import PairBatch, pair_batches
 from course_utils.bias.contrastive import Pair
-from course_utils.bias.packing import PackedPairs, packed_batches
 from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
 from course_utils.refusals import refuse_adaptive
@@ -61,19 +61,19 @@ def activation_difference(
 
     Raises:
         ValueError: no pairs; a pair without shared tokens behind the span; an adaptive model; NaN or infinite
-            activations. From ``packed_batches``: a tokenizer without offsets or padding.
+            activations. From ``pair_batches``: a tokenizer without offsets or padding.
     """
     architecture, batches = describe(model), _read(model, tokenizer, pairs, _AT_ONCE)
     totals = [torch.zeros(mlp.width, dtype=torch.float64, device=mlp.columns.device) for mlp in architecture.mlps]
 
     def receive(_site: str, block: int, states: Tensor) -> None:
-        of_a, of_b = (states[side.at].float() for side in packed.sides)  # [tokens, intermediate]
+        of_a, of_b = (states[side.at].float() for side in batch.sides)  # [tokens, intermediate]
         totals[block] += (of_a - of_b).abs().sum(dim=0, dtype=torch.float64)
 
     with torch.no_grad(), watching(architecture, ["down_input"], None, receive):
-        for packed in tqdm(batches, desc="activation difference", unit="batch", leave=False, delay=2):
-            architecture.hidden_states(packed.batch)
-    tokens = sum(len(packed.pair) for packed in batches)
+        for batch in tqdm(batches, desc="activation difference", unit="batch", leave=False, delay=2):
+            architecture.hidden_states(batch.rows)
+    tokens = sum(len(batch.pair) for batch in batches)
     scores = [
         (total / tokens).float() * mlp.columns.float().norm(dim=0)
         for total, mlp in zip(totals, architecture.mlps, strict=True)
@@ -126,16 +126,16 @@ def gap_attribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
     hooks = [mlp.down.register_forward_pre_hook(track) for mlp in architecture.mlps]
     with evaluating(model, *hooks), torch.enable_grad():
-        for packed in tqdm(batches, desc="attributing the gap", unit="batch", leave=False, delay=2):
+        for batch in tqdm(batches, desc="attributing the gap", unit="batch", leave=False, delay=2):
             activations.clear()
-            states = architecture.hidden_states(packed.batch)
-            value, upstream = _preference(architecture, packed, states, weights)
+            states = architecture.hidden_states(batch.rows)
+            value, upstream = _preference(architecture, batch, states, weights)
             preference += value
             gradients = torch.autograd.grad(states, activations, upstream)
             for total, activation, gradient in zip(moved, activations, gradients, strict=True):
                 effect = activation.detach().float() * gradient.float()
                 # OPT's MLP works on flat tokens; the first token of each row is left out
-                by_row = effect.reshape(*packed.batch.real.shape, -1)[:, 1:].sum(dim=1)  # [rows, intermediate]
+                by_row = effect.reshape(*batch.rows.real.shape, -1)[:, 1:].sum(dim=1)  # [rows, intermediate]
                 by_side = by_row.view(-1, 2, len(total))  # a and b meet first: identical texts cancel
                 total -= by_side.sum(dim=1).sum(dim=0, dtype=torch.float64)
     scores = [(abs(preference) - (preference + total).abs()).float() for total in moved]
@@ -177,8 +177,8 @@ def knock_out(
         return (inputs[0].index_fill(-1, torch.tensor([neuron], device=inputs[0].device), 0),)
 
     def preference() -> float:
-        parts = ((packed, architecture.hidden_states(packed.batch)) for packed in batches)
-        return sum(_preference(architecture, packed, states, weights)[0] for packed, states in parts)
+        parts = ((batch, architecture.hidden_states(batch.rows)) for batch in batches)
+        return sum(_preference(architecture, batch, states, weights)[0] for batch, states in parts)
 
     reductions = []
     with evaluating(model):
@@ -232,14 +232,14 @@ def protect_first(importance: Sequence[Tensor], bias: Sequence[Tensor], protecte
 
 def _read(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int
-) -> list[PackedPairs]:
+) -> list[PairBatch]:
     """Tokenise, align and check all pairs before anything runs."""
     architecture = describe(model)
     # The two texts of a pair could leave out different attentions, and the scores would show that.
     refuse_adaptive(architecture, "score the neurons")
     checks.not_empty("pairs", pairs)
-    batches = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
-    bare = [i for packed in batches for i, count in zip(packed.indices, packed.counts, strict=True) if not count]
+    batches = pair_batches(architecture, tokenizer, pairs, batch_size=batch_size)
+    bare = [i for batch in batches for i, count in zip(batch.indices, batch.counts, strict=True) if not count]
     if bare:
         raise ValueError(
             f"{len(bare)} of {len(pairs)} pairs share no tokens behind the span, so there is nothing to compare (the "
@@ -248,9 +248,7 @@ def _read(
     return batches
 
 
-def _preference(
-    architecture: Architecture, packed: PackedPairs, states: Tensor, weights: Tensor
-) -> tuple[float, Tensor]:
+def _preference(architecture: Architecture, batch: PairBatch, states: Tensor, weights: Tensor) -> tuple[float, Tensor]:
     """What a batch adds to the signed preference, and the gradient for its hidden states (zeros with gradients off).
 
     A chunk of logits at a time, whose gradient is taken before the next one begins. Side by side, so that equal texts
@@ -258,23 +256,21 @@ def _preference(
 
     Args:
         architecture: of the model, from ``describe``.
-        packed: the batch.
+        batch: the batch.
         states: [rows, length, hidden] of the batch, after the final norm.
         weights: float64 [pairs] on the CPU: what each pair's gap counts.
     """
     total, upstream, learning = 0.0, torch.zeros_like(states), torch.is_grad_enabled()
-    for sign, side in zip((1, -1), packed.sides, strict=True):
-        predicting = states[side.predicting].detach().requires_grad_(learning)  # [different tokens, hidden]
-        factors = torch.zeros(len(side.targets), dtype=torch.float64)  # what each different token counts
-        factors.index_add_(0, side.which, sign * weights[packed.indices][packed.pair])
+    for sign, side in zip((1, -1), batch.sides, strict=True):
+        predicting = states[side.predicting].detach().requires_grad_(learning)  # [tokens, hidden]
+        factors = sign * weights[batch.indices][batch.pair]  # what each token counts
         gradients: list[Tensor] = []
         for chunk, answers, factor in architecture.chunks(predicting, side.targets, factors):
             value = factor @ token_log_likelihoods(architecture, chunk, answers)
             total += float(value.detach())
             gradients += torch.autograd.grad(value, chunk) if learning else ()
         if learning:
-            # one state may predict the first tokens of several endings
-            upstream.index_put_(side.predicting, torch.cat(gradients), accumulate=True)
+            upstream[side.predicting] = torch.cat(gradients)
     return total, upstream
 
 

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from course_utils import checks, session
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
+from course_utils.bias.alignment import pair_batches
 from course_utils.bias.contrastive import Pair
-from course_utils.bias.packing import packed_batches
 from course_utils.models import variant
 from course_utils.parts import Projection
 
@@ -191,12 +191,12 @@ def _likelihoods(
 ) -> Tensor:
     """[items, side, ending] nats, with gradients."""
     device, pairs = architecture.model.device, [pair for item in items for pair in item]
-    (packed,) = packed_batches(architecture, tokenizer, pairs, batch_size=len(pairs))
-    states = architecture.hidden_states(packed.batch)  # [rows, length, hidden]
-    number = torch.tensor(packed.indices, device=device)[packed.pair.to(device)]  # of each token: whose it is
+    (batch,) = pair_batches(architecture, tokenizer, pairs, batch_size=len(pairs))
+    states = architecture.hidden_states(batch.rows)  # [rows, length, hidden]
+    number = torch.tensor(batch.indices, device=device)[batch.pair.to(device)]  # of each token: whose it is
     found = []
-    for side in packed.sides:
+    for side in batch.sides:
         logits = architecture.logits(states[side.predicting]).float()  # [tokens, vocabulary]
-        log_p = -cross_entropy(logits, side.targets, reduction="none")[side.which.to(device)]
+        log_p = -cross_entropy(logits, side.targets, reduction="none")
         found.append(torch.zeros(len(pairs), device=device).index_add(0, number, log_p))
     return torch.stack(found).view(2, len(items), 2).transpose(0, 1)

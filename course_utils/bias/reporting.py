@@ -161,31 +161,19 @@ class BiasReport:
         top, middle, bottom = figure.subfigures(3, 1)
         preference, ratio = top.subplots(), bottom.subplots()
         lines = middle.subplots(1, len(sites), squeeze=False)[0]
-        plotting.scores_with_intervals(
-            self.tables["behaviour"],
-            x="axis",
-            y="preference",
-            group="kind",
-            x_label="",
-            y_label="preference for a over b (nats)",
-            title="Direction: which group the pleasant ending goes with",
-            ax=preference,
-        )
+        table = self.tables["behaviour"]
+        value, low, high = (table[column] for column in ("preference", "ci_low", "ci_high"))
+        preference.errorbar(table["axis"], value, yerr=[value - low, high - value], fmt="o", capsize=4)
         preference.axhline(0, color=plotting.FLOOR_COLOUR, linewidth=1.2)
+        preference.set_ylabel("preference for a over b (nats)")
+        preference.set_title("Direction: which group the pleasant ending goes with")
         differences = activation_means(self.scores)
         for site, panel in zip(sites, lines, strict=True):
-            plotting.pruning_curve(
-                differences[(differences["site"] == site) & (differences["kind"] != "identity")],
-                x="block",
-                group="axis",
-                control="neutral",
-                x_label="block",
-                y_label="relative difference",
-                x_percent=False,
-                title=site,
-                ax=panel,
-            )
-            panel.get_legend().remove()
+            drawn = differences[(differences["site"] == site) & (differences["kind"] != "identity")]
+            for axis, part in drawn.groupby("axis", sort=False):
+                panel.plot(part["block"], part["value"], marker="o", label=axis)
+                panel.fill_between(part["block"], part["ci_low"], part["ci_high"], alpha=0.18)
+            panel.set(title=site, xlabel="block", ylabel="relative difference")
         panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # one for all, beside the lines
         matrix = places.assign(place=places["axis"] + ", " + places["site"])
         plotting.heatmap(

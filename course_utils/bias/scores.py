@@ -23,8 +23,8 @@ from course_utils import checks
 from course_utils.activations import watching
 from course_utils.architectures import Architecture, describe
 from course_utils.argument_types import check_types
+from course_utils.bias.alignment import PairBatch, Side, pair_batches
 from course_utils.bias.contrastive import Pair
-from course_utils.bias.packing import PackedPairs, Side, packed_batches
 from course_utils.hooks import evaluating
 from course_utils.language_modelling import token_log_likelihoods
 
@@ -76,8 +76,7 @@ def measure_pairs(
     """Run each pair once and compare its sides. The model is not changed.
 
     Log-likelihoods and differences are computed in float32 whatever the model's dtype, at the compared positions only
-    and in chunks. Pairs that differ only in their ending share a row, so what they have in common is computed once
-    (``packing``). The two sides of a pair run in one batch, so that rounding is the same for both: a pair of equal
+    and in chunks. The two sides of a pair run in one batch, so that rounding is the same for both: a pair of equal
     texts differs by exactly 0.
 
     Args:
@@ -100,18 +99,18 @@ def measure_pairs(
     log_likelihood = np.full(len(pairs), np.nan)
     tokens, excluded = (np.zeros(len(pairs), dtype=np.int64) for _ in range(2))
     digests = [b""] * len(pairs)
-    batches = packed_batches(architecture, tokenizer, pairs, batch_size=batch_size)
+    batches = pair_batches(architecture, tokenizer, pairs, batch_size=batch_size)
     bar = tqdm(total=len(pairs), desc="Measuring pairs", unit="pair", delay=2, leave=False)
     with bar, _watching(architecture, sites, blocks, differences):
-        for packed in batches:
-            differences.running = packed
-            states = architecture.hidden_states(packed.batch)  # [rows, length, hidden]
-            tokens[packed.indices] = packed.counts.numpy()
-            log_likelihood[packed.indices] = _log_likelihood_differences(architecture, packed, states)
-            for index, alignment in zip(packed.indices, packed.alignments, strict=True):
+        for batch in batches:
+            differences.running = batch
+            states = architecture.hidden_states(batch.rows)  # [rows, length, hidden]
+            tokens[batch.indices] = batch.counts.numpy()
+            log_likelihood[batch.indices] = _log_likelihood_differences(architecture, batch, states)
+            for index, alignment in zip(batch.indices, batch.alignments, strict=True):
                 excluded[index] = alignment.excluded
                 digests[index] = np.array([*alignment.ids_a, -1, *alignment.ids_b, -1], dtype=np.int64).tobytes()
-            bar.update(len(packed.indices))
+            bar.update(len(batch.indices))
     frame = pd.DataFrame([{name: getattr(pair, name) for name in _DESCRIBED} for pair in pairs])
     return PairScores(
         frame=frame.assign(tokens=tokens, excluded=excluded, log_likelihood=log_likelihood),
@@ -126,7 +125,7 @@ def measure_pairs(
 class _Differences:
     """Receives the states of one batch after the other and keeps what differs between the sides."""
 
-    running: PackedPairs
+    running: PairBatch
 
     def __init__(self, pairs: int, sites: Sequence[str], blocks: Sequence[int]) -> None:
         self._site = {site: number for number, site in enumerate(sites)}
@@ -136,16 +135,16 @@ class _Differences:
         )
 
     def __call__(self, site: str, block: int, states: Tensor) -> None:
-        packed = self.running
-        a, b = (states[side.at].float() for side in packed.sides)  # [tokens, width]
-        place = packed.indices, self._site[site], self._block[block]
+        running = self.running
+        a, b = (states[side.at].float() for side in running.sides)  # [tokens, width]
+        place = running.indices, self._site[site], self._block[block]
         norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)  # [tokens, 1]
         tiny = torch.finfo(torch.float32).tiny  # a bypassed attention adds nothing: two zeros are equal
         relative = 2 * (a - b).norm(dim=-1, keepdim=True) / (norm_a + norm_b).clamp(min=tiny)
         # |a/|a| - b/|b||² = 2 (1 - cosine), which is exactly 0 for equal states and keeps its digits for close ones
         cosine = (a / norm_a.clamp(min=tiny) - b / norm_b.clamp(min=tiny)).square().sum(-1) / 2  # [tokens]
         for means, values in ((self.relative, relative[:, 0]), (self.cosine, cosine)):
-            means[place] = (packed.sums(values) / packed.counts).numpy()  # nan for a pair without tokens
+            means[place] = (running.sums(values) / running.counts).numpy()  # nan for a pair without tokens
 
 
 def _watching(
@@ -154,12 +153,12 @@ def _watching(
     return watching(architecture, sites, blocks, receive) if sites else evaluating(architecture.model)
 
 
-def _log_likelihood_differences(architecture: Architecture, packed: PackedPairs, states: Tensor) -> np.ndarray:
+def _log_likelihood_differences(architecture: Architecture, batch: PairBatch, states: Tensor) -> np.ndarray:
     """Log-likelihood of each pair's compared tokens after a minus after b, [pairs] float64; nan without tokens."""
 
     def each(side: Side) -> Tensor:
         # the same shapes for both sides: then equal states give equal logits, bit for bit
-        return token_log_likelihoods(architecture, states[side.predicting], side.targets)[side.which]
+        return token_log_likelihoods(architecture, states[side.predicting], side.targets)
 
-    of_a, of_b = map(each, packed.sides)  # [tokens]
-    return torch.where(packed.counts > 0, packed.sums(of_a - of_b), torch.nan).numpy()
+    of_a, of_b = map(each, batch.sides)  # [tokens]
+    return torch.where(batch.counts > 0, batch.sums(of_a - of_b), torch.nan).numpy()

@@ -7,23 +7,21 @@ CrowS-Pairs offers none; read the difference between two models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm import tqdm
+from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from course_utils.architectures import describe
 from course_utils.argument_types import check_types
+from course_utils.batches import NOT_LEARNED, padded
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
-from course_utils.branching import Row, can_branch, row_batch
-from course_utils.hooks import evaluating
-from course_utils.language_modelling import token_log_likelihoods
-from course_utils.uncertainty import bootstrap_interval, wilson_interval
+from course_utils.language_modelling import perplexity
+from course_utils.uncertainty import bootstrap_interval
 
 # Where the context tells, BBQ's answer is one of two persons: who never says "unknown" is right in half by guessing,
 # and so is who always follows the stereotype.
@@ -68,7 +66,10 @@ def stereotype_preference(
         difference = part["log_likelihood"].dropna()
         ties, count = int((difference == 0).sum()), len(difference)
         wins = float((difference > 0).sum() + ties / 2)
-        low, high = wilson_interval(wins, count) if count else (np.nan, np.nan)
+        low = high = math.nan
+        if count:  # half a win is none at the lower end of the interval, and one at the upper end
+            low = binomtest(math.floor(wins), count).proportion_ci(method="wilson").low
+            high = binomtest(math.ceil(wins), count).proportion_ci(method="wilson").high
         rows.append(
             {"axis": axis, "pairs": count, "share": wins / count if count else np.nan, "ci_low": low, "ci_high": high}
             | {"target": 0.5, "ties": ties, "without_tokens": len(part) - count}
@@ -108,7 +109,7 @@ def bbq_score(
     if not questions:
         raise ValueError("'questions' must hold at least one text, such as those of stereotypes.bbq().")
     prompts = [(f"Q: {q.context} {q.question}\nA:", f" {answer}") for q in questions for answer in q.answers]
-    sums, _ = _continuation_log_likelihoods(model, tokenizer, prompts)
+    sums = _continuation_log_likelihoods(model, tokenizer, prompts)
     sizes = np.array([len(answer.encode()) for _, answer in prompts])
     chosen = (sums / sizes).reshape(-1, 3).argmax(axis=1)
     frame = pd.DataFrame([_counted(question, int(choice)) for question, choice in zip(questions, chosen, strict=True)])
@@ -135,58 +136,39 @@ def bbq_score(
     return pd.DataFrame(rows)
 
 
-@torch.no_grad()
 def _continuation_log_likelihoods(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihood of each continuation after its prompt, the sum in nats, and the number of its tokens.
+) -> np.ndarray:
+    """Log-likelihood of each continuation after its prompt, the sum in nats: float64 [texts].
 
-    No special tokens are added. After an empty prompt the first token is only read: nothing predicts it. Continuations
-    of the same prompt share a row, so what they have in common is computed once (``branching``).
+    No special tokens are added. After an empty prompt the first token is only read: nothing predicts it.
 
     Args:
         model: any that ``describe`` knows; it is not changed.
         tokenizer: the model's.
         texts: (prompt, continuation); a space between them belongs to the continuation.
 
-    Returns:
-        float64 [texts] log-likelihoods and int64 [texts] numbers of tokens.
-
     Raises:
         ValueError: no texts, or nothing to predict in one.
     """
-    architecture = describe(model)
-    if not texts:
-        raise ValueError("There is nothing to score: give at least one text.")
     ids, starts = [], []
-    alike: dict[str, list[int]] = {}  # prompt -> the texts that begin with it
     for number, (prompt, continuation) in enumerate(texts):
         ids.append(tokenizer(prompt + continuation, add_special_tokens=False)["input_ids"])
         starts.append(max(1, len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) if prompt else 0))
         if len(ids[-1]) <= starts[-1]:
             raise ValueError(f"Text {number} has no token to predict: a continuation, or two tokens without a prompt.")
-        alike.setdefault(prompt, []).append(number)
-    sums, tokens = np.zeros(len(ids)), np.array([len(text) for text in ids]) - starts
-    together = list(alike.values()) if can_branch(architecture, max(map(len, ids))) else [[i] for i in range(len(ids))]
-    groups = sorted(((Row([ids[i] for i in same]), same) for same in together), key=lambda group: len(group[0]))
-    step = max(1, _TEXTS_AT_ONCE * len(groups) // len(ids))  # rows of similar length: little padding
-    bar = tqdm(total=len(ids), desc="Scoring texts", unit="text", delay=2, leave=False)
-    with bar, evaluating(model):
-        for chosen in (groups[first : first + step] for first in range(0, len(groups), step)):
-            numbers = [number for _, same in chosen for number in same]
-            scored = torch.tensor([  # of each token to predict: its row, its place there, and that of the one before
-                (row_number, places[at], places[at - 1])
-                for row_number, (row, same) in enumerate(chosen)
-                for number, places in zip(same, row.places, strict=True)
-                for at in range(starts[number], len(places))
-            ])  # fmt: skip
-            rows, at, before = scored.T.to(model.device)
-            batch = row_batch(architecture, [row for row, _ in chosen])
-            states = architecture.hidden_states(batch)[rows, before]  # [scored tokens, hidden]
-            found = token_log_likelihoods(architecture, states, batch.input_ids[rows, at])
-            sums[numbers] = [float(row.sum()) for row in found.split(tokens[numbers].tolist())]
-            bar.update(len(numbers))
-    return sums, tokens
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))  # texts of similar length: little padding
+    batches = []
+    for first in range(0, len(order), _TEXTS_AT_ONCE):
+        chosen = order[first : first + _TEXTS_AT_ONCE]
+        batch = padded([ids[number] for number in chosen])
+        labels = batch["input_ids"].clone()
+        for row, number in zip(labels, chosen, strict=True):
+            row[: starts[number]] = NOT_LEARNED
+        batches.append(batch | {"labels": labels})
+    sums = np.empty(len(ids))
+    sums[order] = -perplexity(model, batches).row_nll
+    return sums
 
 
 def _counted(question: Question, choice: int) -> dict[str, object]:

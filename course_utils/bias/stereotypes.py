@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from course_utils import assets, checks
+from course_utils.bias.alignment import shared_beginning
 from course_utils.bias.contrastive import Pair
-from course_utils.branching import shared_beginning
 from course_utils.session import current_profile
 
 BBQ_CATEGORIES = (

@@ -1,4 +1,4 @@
-"""Figures: one style, and a few by name. Each takes a tidy frame or a tensor and returns the Axes it drew on.
+"""Figures: one style, the same colours and markers in all lessons, and matrices as heatmaps.
 
     style()
     heatmap(table, x_label="evaluated on", y_label="calibrated on", value_label="perplexity")
@@ -9,27 +9,20 @@ black-and-white print. Call ``style()`` once in a notebook; nothing is changed o
 
 ===============  ===================================================================================================
 ``base``         ``style``, ``show``, and ``mark``: the colour and the marker of each arm, alike in all lessons
-``curves``       quality against how much was removed: ``pruning_curve``
-``comparisons``  models, arms and choices side by side, as points with their intervals: ``scores_with_intervals``
 ``tensors``      ``heatmap``
-``parts``        what they share, such as ``log_ticks`` and the colours of controls and floors
+``parts``        what they share, such as ``log_ticks`` and the colour of floors
 ===============  ===================================================================================================
 """
 
 from course_utils.plotting.base import mark, show, style
-from course_utils.plotting.comparisons import scores_with_intervals
-from course_utils.plotting.curves import pruning_curve
-from course_utils.plotting.parts import CONTROL_COLOUR, FLOOR_COLOUR, log_ticks
+from course_utils.plotting.parts import FLOOR_COLOUR, log_ticks
 from course_utils.plotting.tensors import heatmap
 
 __all__ = [
-    "CONTROL_COLOUR",
     "FLOOR_COLOUR",
     "heatmap",
     "log_ticks",
     "mark",
-    "pruning_curve",
-    "scores_with_intervals",
     "show",
     "style",
 ]

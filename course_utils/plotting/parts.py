@@ -1,47 +1,15 @@
-"""What figures share: colours, markers and dashes, axes with their labels and ticks, and a look at the frame first."""
+"""What figures share: the colour of floors, and axes with their labels and ticks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import matplotlib.pyplot as plt
-import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullFormatter
 
 from course_utils.plotting.base import mark
 
-CONTROL_COLOUR = mark("random")["color"]
 FLOOR_COLOUR = mark("guessing")["color"]
-FLOOR_DASHES = {"chance": (0, (1, 1.5)), "majority": (0, (5, 2))}
-_MARKERS = "osD^vPX*<>"
-PERCENT = FuncFormatter(lambda share, _: f"{100 * share:g}%")
-
-
-def colour_of(number: int) -> tuple[float, float, float]:
-    """The colour of the group with this number, for colour-blind eyes too; after the last, the first again."""
-    palette = sns.color_palette("colorblind")
-    return palette[number % len(palette)]
-
-
-def marker_of(number: int) -> str:
-    """The marker of the group with this number; after the last, the first again."""
-    return _MARKERS[number % len(_MARKERS)]
-
-
-def require_columns(frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a frame that can't be drawn.
-
-    Raises:
-        ValueError: a column is missing, or there is no row.
-    """
-    missing = [column for column in columns if column not in list(frame)]
-    if missing:
-        raise ValueError(f"The frame lacks the columns {missing}; it has {list(frame.columns)}.")
-    if frame.empty:
-        raise ValueError("The frame has no rows: there is nothing to draw.")
 
 
 def axes_or_new(ax: Axes | None) -> Axes:

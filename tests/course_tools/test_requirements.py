@@ -21,7 +21,7 @@ def test_extras_inside_an_extra_are_written_out(ours):
 def test_the_base_is_what_pruning_needs():
     """Whoever prunes a model of their own installs no benchmark, no plot, no notebook."""
     assert {line.partition(">")[0] for line in requirements.needed()} == {
-        "torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "scipy", "tqdm", "platformdirs",
+        "torch", "transformers", "accelerate", "safetensors", "numpy", "pandas", "scipy", "tqdm", "pooch",
         "filelock", "psutil",
     }  # fmt: skip
     assert requirements.project()["name"] == "pruning-llms"

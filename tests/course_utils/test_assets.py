@@ -177,7 +177,7 @@ def test_a_disk_that_fills_up_while_unpacking_is_explained_and_the_next_call_nee
 
 def test_a_disk_that_fills_up_while_pip_downloads_is_explained(tiny):
     log = "Collecting tiny-asset\nERROR: Could not install packages: [Errno 28] No space left on device"
-    assert assets._explain_pip_failure(tiny, log).startswith("The disk filled up while tiny-asset==1.0")
+    assert assets._explain_pip_failure("tiny-asset==1.0", 9, log).startswith("The disk filled up while tiny-asset==1.0")
 
 
 def test_a_package_that_pip_cannot_find_is_explained(tiny, index):
@@ -223,11 +223,11 @@ def test_a_bar_moves_where_somebody_watches_and_is_short_in_a_log(watched, tiny,
     monkeypatch.setattr(screen, "isatty", lambda: watched, raising=False)
     monkeypatch.setattr(sys, "stderr", screen)
     sizes = itertools.count()
-    monkeypatch.setattr(assets, "_wheels_below", lambda folder: {tmp_path: next(sizes)})
+    monkeypatch.setattr(assets, "_largest_below", lambda folder: next(sizes))
     monkeypatch.setattr(assets.time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds / 4))
     process = SimpleNamespace(poll=iter([None] * 30 + [0]).__next__)
-    assets._show_progress(process, tmp_path, tiny)
-    drawn = screen.getvalue().count("Fetching tiny-asset==1.0")
+    assets._show_progress(process, tmp_path, "Fetching", tiny.download_bytes)
+    drawn = screen.getvalue().count("Fetching")
     assert (drawn > 5) == watched and (watched or drawn <= 2)
 
 

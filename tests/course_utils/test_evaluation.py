@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import FAMILIES, deaf_attention, tiny_batches, tiny_model
+from tiny import FAMILIES, tiny_batches, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -20,12 +20,11 @@ from course_utils import architectures
 from course_utils.adaptive import calibrate, make_adaptive
 from course_utils.architectures import UnsupportedArchitecture, describe
 from course_utils.attention import bypass_attention
-from course_utils.branching import can_branch
 from course_utils.depth import remove_blocks
 from course_utils.evaluation import evaluate, paired, perplexity, perplexity_ratio
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.texts import TokenBlocks
-from course_utils.uncertainty import ratio_interval, wilson_interval
+from course_utils.uncertainty import ratio_interval
 from course_utils.width import neuron_importance, prune_neurons
 
 # ----------------------------------------------------------------------------------------------------- perplexity
@@ -89,11 +88,6 @@ def test_padding_does_not_change_the_fingerprint_but_order_does():
     bare = [{"input_ids": row["input_ids"][:, row["attention_mask"][0].bool()]} for row in rows]
     assert perplexity(model, rows).fingerprint == perplexity(model, bare).fingerprint
     assert perplexity(model, rows).fingerprint != perplexity(model, rows[::-1]).fingerprint
-
-
-@pytest.mark.parametrize(("successes", "trials", "low", "high"), [(0, 10, 0, 0.278), (9, 10, 0.596, 0.982)])
-def test_wilson_interval_matches_published_values(successes, trials, low, high):
-    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-3)
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
@@ -245,80 +239,51 @@ def documents(monkeypatch):
     return tuple(columns)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_answers_are_those_of_lm_evals_own_model_class(family, documents, tokenizer):
-    from lm_eval.evaluator import evaluate as stock_evaluate
-    from lm_eval.models.huggingface import HFLM
-
-    from course_utils import benchmark_tasks
-
-    model = reader(family)
-    tasks = benchmark_tasks.build_tasks(documents, None)
-    ours = benchmark_tasks.ask(model, tokenizer, tasks)
-    stock = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=4, max_length=512)
-    results = stock_evaluate(stock, {"tasks": tasks}, bootstrap_iters=0)
-    for name in documents:
-        for metric in results["samples"][name][0]["metrics"]:
-            values = ours[(ours["task"] == name) & (ours["metric"] == metric)]["value"]
-            theirs = [sample[metric] for sample in results["samples"][name]]
-            np.testing.assert_allclose(values, theirs, rtol=1e-4, err_msg=f"{name} {metric}")
-
-
-def ask_pairs(model, tokenizer, texts, *, stock=False):
+def ask_pairs(model, tokenizer, texts):
     """(log-likelihood, greedy or not) of each (question, answer)."""
     from lm_eval.api.instance import Instance
-    from lm_eval.models.huggingface import HFLM
     from tqdm import tqdm
 
-    from course_utils.benchmark_tasks import SharedContextLM
+    from course_utils.benchmark_tasks import CheckedLM
 
-    own = copy.deepcopy(tokenizer)  # lm-eval changes it
-    lm = HFLM(pretrained=model, tokenizer=own) if stock else SharedContextLM(model, own, tqdm(disable=True))
+    lm = CheckedLM(model, copy.deepcopy(tokenizer), tqdm(disable=True))  # lm-eval changes a tokenizer
     return lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in texts], disable_tqdm=True)
 
 
+def answer_alone(model, tokenizer, question, answer, *, room=10**6) -> tuple[float, bool]:
+    """The same for one pair, by the model's own logits, with what fits of its question."""
+    begun, answer = tokenizer(question)["input_ids"] or [tokenizer.bos_token_id], tokenizer(answer)["input_ids"]
+    ids = torch.tensor([begun + answer])[:, -room - 1 :]
+    with torch.no_grad():
+        log_p = model(ids[:, :-1]).logits[0, -len(answer) :].float().log_softmax(-1)
+    return sum(float(row[token]) for row, token in zip(log_p, answer, strict=True)), log_p.argmax(-1).tolist() == answer
+
+
 SHARED = [("the cat", " sat"), ("the cat", " s"), ("the cat", " sat on a mat"), ("the cat", " saw two"), ("a", " b"),
-          ("x " * 40, "yes"), ("x " * 40, "no"), ("", "alone")]  # fmt: skip
+          ("x" + " x" * 39, " yes"), ("x" + " x" * 39, " no"), ("", "alone")]  # fmt: skip
 
 
-def test_log_likelihoods_survive_batching_cutting_and_sharing(tokenizer, monkeypatch):
-    from course_utils import benchmark_tasks
+@pytest.mark.parametrize("family", FAMILIES)
+def test_log_likelihoods_are_those_of_each_answer_alone(family, tokenizer):
+    model = reader(family)
+    alone = [answer_alone(model, tokenizer, *texts) for texts in SHARED]
+    np.testing.assert_allclose(ask_pairs(model, tokenizer, SHARED), alone, rtol=1e-4)
 
+
+def test_low_precision_is_summed_in_float32(tokenizer):
+    model = reader(dtype=torch.bfloat16)
+    found = torch.tensor([nats for nats, _ in ask_pairs(model, tokenizer, SHARED)])
+    alone = [answer_alone(model, tokenizer, *texts)[0] for texts in SHARED]
+    np.testing.assert_allclose(found, alone, rtol=0.02)
+    assert not torch.equal(found.bfloat16().float(), found)
+
+
+def test_what_does_not_fit_of_a_question_is_cut_at_its_beginning(tokenizer):
     model = reader(max_position_embeddings=48)
-    stock = ask_pairs(model, tokenizer, SHARED, stock=True)
-    for logits, tokens in ((2**24, 512), (1, 1)):  # one batch and one chunk; as small as they can be
-        monkeypatch.setattr(architectures, "_LOGITS", logits)
-        monkeypatch.setattr(benchmark_tasks, "_BATCH_TOKENS", tokens)
-        np.testing.assert_allclose(ask_pairs(model, tokenizer, SHARED), stock, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gpt_neox"])
-def test_a_model_that_heeds_no_mask_reads_each_answer_by_itself(family, tokenizer):
-    model = reader(family, attn_implementation=deaf_attention())
-    assert not can_branch(describe(model), 10)
-    ours, stock = ask_pairs(model, tokenizer, SHARED), ask_pairs(model, tokenizer, SHARED, stock=True)
-    np.testing.assert_allclose(ours, stock, rtol=1e-4)
-
-
-def read_by(model, run) -> int:
-    """How many tokens a model reads, padding included."""
-    counts = []
-    hook = model.model.register_forward_hook(lambda _m, _a, output: counts.append(output[0].shape[:2].numel()))
-    run()
-    hook.remove()
-    return sum(counts)
-
-
-@pytest.mark.parametrize(("window", "shared"), [(18, False), (19, True), (None, True)])
-def test_answers_share_their_question_unless_a_window_hides_it(window, shared, tokenizer):
-    texts = SHARED[:4]  # of "the cat sat on a mat", a token a byte, 19 tokens are read: all but the last
-    model = reader("mistral", sliding_window=window)
-    assert can_branch(describe(model), 6)  # the trial is over
-    stock, ours = ask_pairs(model, tokenizer, texts, stock=True), []
-    tokens = read_by(model, lambda: ours.extend(ask_pairs(model, tokenizer, texts)))
-    np.testing.assert_allclose(ours, stock, rtol=1e-4)
-    in_one_row = len("the cat ") + len("sa") + len("sat on a ma") + len("saw tw")
-    assert tokens == (in_one_row if shared else 4 * 19)
+    alone = [answer_alone(model, tokenizer, *texts, room=48) for texts in SHARED]
+    np.testing.assert_allclose(ask_pairs(model, tokenizer, SHARED), alone, rtol=1e-4)
+    with pytest.raises(ValueError, match="An answer of 120 tokens exceeds the model's 48"):
+        ask_pairs(model, tokenizer, [("the", "cat " * 30)])
 
 
 def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
@@ -338,6 +303,8 @@ def test_evaluate_reports_scores_floors_and_intervals(documents, tokenizer):
     assert scores.loc[("lambada_openai", "acc"), "chance"] == 0
     assert math.isnan(scores.loc[("lambada_openai", "perplexity"), "chance"])
     share = scores.loc[("winogrande", "acc"), "value"]
+    wilson = [0.25, 0.0889, 0.5323]  # three of twelve
+    assert scores.loc[("boolq", "acc"), ["value", "ci_low", "ci_high"]].tolist() == pytest.approx(wilson, abs=1e-4)
     expected_error = math.sqrt(share * (1 - share) / 11)  # lm-eval's: the sample's standard deviation over sqrt(n)
     assert scores.loc[("winogrande", "acc"), "stderr"] == pytest.approx(expected_error)
 

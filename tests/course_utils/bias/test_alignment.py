@@ -1,27 +1,27 @@
-"""Two texts are aligned only where they share their tokens, and what is left out is counted."""
+"""Two texts are aligned only where they share their tokens, what is left out is counted, and batches know the rest."""
 
 from __future__ import annotations
 
 from functools import cache
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import word_tokenizer
+from tiny import tiny_model, token_ids, word_tokenizer
+from tiny import words as text_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from course_utils.bias.alignment import align_all
+from course_utils.architectures import describe
+from course_utils.bias.alignment import _align as align
+from course_utils.bias.alignment import pair_batches
 from course_utils.bias.contrastive import Pair
 
 SENTENCES = [
     "The female neighbour knocked on the door.", "Everyone thought this person was kind and honest.",
     "The over-worked doctor was overworked, and the underpaid nurse was not.", "tall short left-handed happy glad",
 ]  # fmt: skip
-
-
-def align(tokenizer, pair):
-    return align_all(tokenizer, [pair], 1)[0]
 
 
 @cache
@@ -187,3 +187,44 @@ def test_whole_words_are_aligned_as_well():
     found = align(tokenizer, pair("w1 w2 ", "w3", "w4 w5", " w6 w7"))
     assert (found.before, found.after) == ([(1, 1)], [(3, 4), (4, 5)])
     assert found.swapped == (range(2, 3), range(2, 4)) and found.excluded == 0
+
+
+def batches_of(pairs, *, model=None, batch_size=16):
+    return pair_batches(describe(model or tiny_model()), word_tokenizer(), pairs, batch_size=batch_size)
+
+
+numbers = st.lists(st.integers(3, 6), min_size=1, max_size=5)
+
+
+@settings(max_examples=60)
+@given(parts=st.lists(st.tuples(numbers, numbers, numbers, st.just([]) | numbers), min_size=1, max_size=5),
+       size=st.integers(1, 6))  # fmt: skip
+def test_batches_hold_each_text_and_know_its_shared_tokens(parts, size):
+    pairs = [pair(f"{text_of(before)} ", text_of(a), text_of(b), f" {text_of(after)}" if after else "")
+             for before, a, b, after in parts]  # fmt: skip
+    seen = []
+    for batch in batches_of(pairs, batch_size=size):
+        assert len(batch.indices) <= size
+        seen += batch.indices
+        for number, (index, alignment) in enumerate(zip(batch.indices, batch.alignments, strict=True)):
+            assert alignment == align(word_tokenizer(), pairs[index])
+            tokens = batch.pair == number
+            assert batch.counts[number] == batch.sums(torch.ones(len(tokens)))[number] == len(alignment.after)
+            for k, (side, text) in enumerate(zip(batch.sides, (pairs[index].text_a, pairs[index].text_b), strict=True)):
+                row = 2 * number + k
+                assert batch.rows.input_ids[row][batch.rows.real[row]].tolist() == token_ids(text)[0].tolist()
+                places = torch.tensor([places[k] for places in alignment.after], dtype=torch.long)
+                for found, at in ((side.at, places), (side.predicting, places - 1)):
+                    assert (found[0][tokens] == row).all() and torch.equal(found[1][tokens], at)
+                assert torch.equal(side.targets[tokens], batch.rows.input_ids[row, places])
+    assert sorted(seen) == list(range(len(pairs)))
+
+
+def test_batches_refuse_bad_input():
+    pairs = [pair("w3 ", "w4", "w5", " w60")]
+    with pytest.raises(ValueError, match="at least one"):
+        batches_of([])
+    with pytest.raises(ValueError, match="'batch_size'"):
+        batches_of(pairs, batch_size=0)
+    with pytest.raises(ValueError, match="vocabulary"):
+        batches_of(pairs, model=tiny_model(vocab_size=50, pad_token_id=0))

@@ -7,6 +7,8 @@ import pytest
 from tiny import tiny_model, word_tokenizer
 from tiny_pairs import gap, make_pairs
 
+from course_utils.adaptive import AdaptiveConfig, ModelIdentity, make_adaptive
+from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 
 PAIRS = make_pairs(templates=2, swaps=2)
@@ -39,6 +41,21 @@ def test_excluded_tokens_are_counted_for_each_pair_of_groups():
     table = measured(sites=()).excluded()
     assert len(table) == 1 and table.loc[0, "pairs"] == len(PAIRS)
     assert table.loc[0, "excluded"] == 0 and table.loc[0, "excluded_share"] == 0
+
+
+def test_an_adaptive_model_decides_for_each_text():
+    model = tiny_model()
+    limits = {"log_length": [0.0, 5.0], "variance": [0.0, 1.0]}
+    make_adaptive(model, AdaptiveConfig(ModelIdentity.of(model), (1,), (1, 0), (0.5,), "length_variance", limits))
+    pairs = make_pairs()
+    together = measure_pairs(model, word_tokenizer(), pairs).frame.log_likelihood
+    alone = [measure_pairs(model, word_tokenizer(), [pair]).frame.log_likelihood.item() for pair in pairs]
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_without_shared_tokens_there_is_nothing_to_compare():
+    bare = Pair("w3 ", "w4", "w5", "", axis="x", kind="neutral", group_a="a", group_b="b", template="t")
+    assert measured([bare]).frame.log_likelihood.isna().all()
 
 
 def test_no_pairs_are_refused():

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from tiny import FAMILIES, log_likelihood, tiny_model, word_tokenizer, words
 from tiny_pairs import gap
 from transformers import PreTrainedTokenizerFast
@@ -20,7 +21,6 @@ from course_utils.bias.stereotype_scores import (
     stereotype_preference,
 )
 from course_utils.bias.stereotypes import Question
-from course_utils.uncertainty import wilson_interval
 
 
 @pytest.fixture
@@ -40,12 +40,10 @@ def test_continuations_by_hand_whatever_the_batch(family, tokenizer, monkeypatch
     ]
     texts.append(("", random_texts(1, 6)[0]))
     monkeypatch.setattr(stereotype_scores, "_TEXTS_AT_ONCE", 4)
-    sums, tokens = _continuation_log_likelihoods(model, tokenizer, texts)
-    assert tokens.tolist() == [1 + i % 3 for i in range(8)] + [5]
     want = [log_likelihood(model, a + b, max(1, len(a.split()))) for a, b in texts]
-    np.testing.assert_allclose(sums, want, rtol=1e-5)
+    np.testing.assert_allclose(_continuation_log_likelihoods(model, tokenizer, texts), want, rtol=1e-5)
     monkeypatch.setattr(stereotype_scores, "_TEXTS_AT_ONCE", 1)
-    np.testing.assert_allclose(_continuation_log_likelihoods(model, tokenizer, texts)[0], want, rtol=1e-5)
+    np.testing.assert_allclose(_continuation_log_likelihoods(model, tokenizer, texts), want, rtol=1e-5)
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -78,7 +76,8 @@ def test_preference_counts_the_likelier_side_and_what_it_cannot_compare(tokenize
     assert table.loc["race", ["pairs", "without_tokens"]].tolist() == [5, 1]
     assert table.loc["all", "share"] == pytest.approx(np.mean(wins))
     assert table.loc["age", "share"] == pytest.approx(np.mean(wins[::2]))
-    assert table.loc["all", ["ci_low", "ci_high"]].tolist() == pytest.approx(wilson_interval(sum(wins), 11))
+    interval = binomtest(sum(wins), 11).proportion_ci(method="wilson")
+    assert table.loc["all", ["ci_low", "ci_high"]].tolist() == [*interval]
     nothing = stereotype_preference(model, tokenizer, pairs[:1]).iloc[-1]
     assert nothing["pairs"] == 0 and math.isnan(nothing["share"])
 
@@ -89,6 +88,7 @@ def test_a_model_that_sees_no_words_ties(tokenizer):
         model.get_output_embeddings().weight.zero_()
     row = stereotype_preference(model, tokenizer, benchmark_pairs()).iloc[-1]
     assert (row["share"], row["ties"]) == (0.5, 11)
+    assert row["ci_low"] + row["ci_high"] == pytest.approx(1) and row["ci_low"] < 5 / 11  # of five and of six wins
 
 
 def test_other_kinds_of_pairs_are_refused(tokenizer):
@@ -108,7 +108,7 @@ def answering(monkeypatch, score) -> None:
 
     def fake(_model, _tokenizer, texts):
         tokens = np.array([len(continuation.split()) for _, continuation in texts])
-        return np.array([score(*text) for text in texts]) * tokens, tokens
+        return np.array([score(*text) for text in texts]) * tokens
 
     monkeypatch.setattr(stereotype_scores, "_continuation_log_likelihoods", fake)
 
@@ -219,7 +219,7 @@ def test_bbq_chooses_by_likelihood_a_byte(tokenizer):
 
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [([], "at least one text"), ([("", "w5")], "Text 0"), ([("w1", " w2"), ("w1 w2", "")], "Text 1")],
+    [([("", "w5")], "Text 0"), ([("w1", " w2"), ("w1 w2", "")], "Text 1")],
 )
 def test_nothing_to_predict_is_refused(texts, message, tokenizer):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""What figures share: colours and markers that repeat, ticks that one can read, labels that don't touch."""
+"""What figures share: ticks that one can read."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -26,8 +26,3 @@ def test_log_ticks_are_numbers_that_one_can_read(low, high, labels):
     found = [label.get_text() for label in ax.get_yticklabels()]
     assert all(any(label in text for text in found) for label in labels)
     assert not any(label.get_text() for label in ax.get_yticklabels(minor=True))
-
-
-def test_groups_beyond_the_last_colour_or_marker_begin_again():
-    assert len({parts.colour_of(number) for number in range(10)}) == 10 and parts.colour_of(10) == parts.colour_of(0)
-    assert len({parts.marker_of(number) for number in range(10)}) == 10 and parts.marker_of(10) == parts.marker_of(0)
