@@ -32,7 +32,7 @@ from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.argument_types import check_types
 from course_utils.families import FAMILIES
-from course_utils.files import write_json, write_text
+from course_utils.files import naming, write_json, write_text
 from course_utils.modeling import forwards, heterogeneous, no_attention, per_prompt
 from course_utils.refusals import refuse_missing_weights
 
@@ -105,16 +105,18 @@ def replacing_checkpoint(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
         raise CheckpointError(f"'{folder}' exists and is not a model checkpoint; choose a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp beside the target: os.replace then never crosses file systems.
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (work / "new").mkdir()
-        yield work / "new"
-        if folder.exists():
-            os.replace(folder, work / "old")
-        os.replace(work / "new", folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    beside = f".{folder.name}-"
+    with naming(folder, instead_of=folder.parent / beside):
+        # mkdtemp beside the target: os.replace then never crosses file systems.
+        work = Path(tempfile.mkdtemp(prefix=beside, dir=folder.parent))
+        try:
+            (work / "new").mkdir()
+            yield work / "new"
+            if folder.exists():
+                os.replace(folder, work / "old")
+            os.replace(work / "new", folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @check_types
