@@ -3,7 +3,8 @@
 Equal widths and fewer blocks are ordinary checkpoints. A model whose blocks differ, or whose prompts
 decide about attentions, is saved with ``config.per_layer_config`` and a few self-contained Python files,
 so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works on a machine
-without this package; without ``trust_remote_code`` it fails loudly.
+without this package; without ``trust_remote_code`` transformers stops at the first number that differs
+("… is a per-layer attribute").
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class CheckpointError(ValueError):
 @check_types
 def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> Path:
     """Save a pruned model and its tokenizer, safetensors only, all or nothing.
+
+    Where all blocks are alike, plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads the checkpoint. Where they
+    differ (uneven widths, attentions left out, an adaptive model), the folder holds the code that builds the model, and
+    transformers runs it only with ``trust_remote_code=True``; without that it stops with "… is a per-layer attribute".
+    ``load_pruned`` loads both.
 
     The checkpoint is written beside ``folder`` and moved into place when complete; an older one
     there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A model whose dtype was changed by
