@@ -66,6 +66,7 @@ ERRORS = [
     Error("experts", "lambda asked, added, tokens: asked / tokens", "lambda asked, added, tokens: asked / asked.sum()"),
     Error("experts", "weight.double() * norm.double()", "norm.double()"),
     Error("experts", "torch.ones_like(weight[:, None])", "weight[:, None]"),
+    Error("experts", "vector_norm(output, dim=1, dtype=torch.float32)", "vector_norm(output, dim=1)"),
     Error("experts", "map(reading.select, args)", "args"),
     Error("experts", "range(numbers.shape[1])", "range(1)"),
     Error("experts", "start + best(", "best("),

@@ -79,13 +79,15 @@ def test_weight_criteria_by_hand():
         torch.testing.assert_close(WEIGHT_CRITERIA[name]([gate, up]), torch.tensor(want))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_activation_score_by_hand(family):
-    model, batches = tiny_model(family), tiny_batches()
+def test_activation_score_by_hand(family, dtype):
+    """In 16 bits it is that of the same numbers in float32."""
+    model, batches = tiny_model(family, dtype=dtype), tiny_batches()
     seen = [[] for _ in range(3)]
     hooks = [
-        mlp.down.register_forward_pre_hook(lambda _m, x, s=s: s.append(x[0].flatten(0, -2)))
+        mlp.down.register_forward_pre_hook(lambda _m, x, s=s: s.append(x[0].flatten(0, -2).float()))
         for mlp, s in zip(describe(model).mlps, seen, strict=True)
     ]
     for batch in batches:
@@ -95,7 +97,7 @@ def test_activation_score_by_hand(family):
     for score, states, mlp in zip(
         neuron_importance(model, "activation", batches=batches), seen, describe(model).mlps, strict=True
     ):
-        want = torch.cat(states).square().mean(dim=0).sqrt() * mlp.columns.norm(dim=0)
+        want = torch.cat(states).square().mean(dim=0).sqrt() * mlp.columns.float().norm(dim=0)
         torch.testing.assert_close(score, want)
 
 
