@@ -61,6 +61,7 @@ ERRORS = [
     Error("width", "[r.float() for r in mlp.rows]", "mlp.rows"),
     Error("width", "dtype=torch.float32).double().square()", "dtype=torch.float32).double()"),
     Error("width", "size * mlp.columns.float().norm(dim=0)", "size"),
+    Error("width", "states.sum(dim=0, dtype=torch.float32)", "states.sum(dim=0)"),
     Error("width", "strongest(importance[layer], ratio", "strongest(importance[-1 - layer], ratio"),
     Error("experts", "added / asked.clamp(min=1)", "added / tokens"),
     Error("experts", "lambda asked, added, tokens: asked / tokens", "lambda asked, added, tokens: asked / asked.sum()"),
@@ -73,6 +74,8 @@ ERRORS = [
     Error("experts", "math.ceil(mixture.top_k / mixture.router.topk_group)", "1"),
     Error("experts", "                setattr(model, name, size)\n", "                pass\n"),
     Error("experts", "        architecture.sync_config()\n", ""),
+    Error("abilities", "architecture.logits(chunk).float()", "architecture.logits(chunk)"),
+    Error("abilities", "number % 3 == 0", "number % 2 == 0"),
     Error("heads", "(total / reading.tokens).sqrt()", "(total / reading.tokens)"),
     Error("heads", "dim=(0, 2), dtype=torch.float32).double().square()", "dim=(0, 2), dtype=torch.float32).double()"),
     Error(

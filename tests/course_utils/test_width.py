@@ -189,13 +189,14 @@ def with_a_bias(family, **settings):
     return tiny_model(family, **({"mlp_bias": True} if family == "llama" else {}), **settings)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_means_are_those_of_the_real_tokens_whatever_the_batches(family):
-    model = tiny_model(family)
+def test_means_are_those_of_the_real_tokens_whatever_the_batches(family, dtype):
+    model = tiny_model(family, dtype=dtype)
     batches = tiny_batches()
     seen = [[] for _ in describe(model).mlps]
     hooks = [
-        mlp.down.register_forward_pre_hook(lambda _m, x, values=values: values.append(x[0]))
+        mlp.down.register_forward_pre_hook(lambda _m, x, values=values: values.append(x[0].float()))
         for mlp, values in zip(describe(model).mlps, seen, strict=True)
     ]
     with torch.no_grad():
