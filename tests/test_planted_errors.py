@@ -135,9 +135,8 @@ ERRORS = [
     Error("distillation.losses", "(1 - alpha) * kl_divergence(log_probs", "alpha * kl_divergence(log_probs"),
     Error("distillation.losses", "teacher.hidden_states(batch)[:, :-1]", "teacher.hidden_states(batch)[:, 1:]"),
     Error("distillation.training", "loss = loss_of(batch) / tokens", "loss = loss_of(batch) / _tokens([batch])"),
-    Error(
-        "distillation.training", "torch.manual_seed(recipe.seed * 1_000_003 + step)", "torch.manual_seed(recipe.seed)"
-    ),
+    Error("distillation.training", "recipe.seed * 1_000_003 + step + number", "recipe.seed * 1_000_003 + number"),
+    Error("distillation.training", "_seed(recipe, step, number))", "_seed(recipe, step))"),
     Error("distillation.training", '"weight_decay": 0.0', '"weight_decay": weight_decay'),
     Error("distillation.training", "manual_seed(recipe.seed * 1_000_003 + epoch)", "manual_seed(recipe.seed)"),
     Error("distillation.training", "weight.data = weight.data.clone()", "pass"),
