@@ -3,7 +3,8 @@
 Equal widths and fewer blocks are ordinary checkpoints. A model whose blocks differ, or whose prompts
 decide about attentions, is saved with ``config.per_layer_config`` and a few self-contained Python files,
 so that ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` works on a machine
-without this package; without ``trust_remote_code`` it fails loudly.
+without this package; without ``trust_remote_code`` transformers stops at the first number that differs
+("… is a per-layer attribute").
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from course_utils.adaptive import AdaptiveConfig
 from course_utils.architectures import Architecture, UnsupportedArchitecture, describe
 from course_utils.argument_types import check_types
 from course_utils.families import FAMILIES
-from course_utils.files import write_json, write_text
+from course_utils.files import naming, write_json, write_text
 from course_utils.modeling import forwards, heterogeneous, no_attention, per_prompt
 from course_utils.refusals import refuse_missing_weights
 
@@ -47,6 +48,11 @@ class CheckpointError(ValueError):
 @check_types
 def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike[str]) -> Path:
     """Save a pruned model and its tokenizer, safetensors only, all or nothing.
+
+    Where all blocks are alike, plain ``AutoModelForCausalLM.from_pretrained(folder)`` loads the checkpoint. Where they
+    differ (uneven widths, attentions left out, an adaptive model), the folder holds the code that builds the model, and
+    transformers runs it only with ``trust_remote_code=True``; without that it stops with "… is a per-layer attribute".
+    ``load_pruned`` loads both.
 
     The checkpoint is written beside ``folder`` and moved into place when complete; an older one
     there is replaced. Round trip: identical logits, bit for bit, in the same dtype. A model whose dtype was changed by
@@ -105,16 +111,18 @@ def replacing_checkpoint(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
         raise CheckpointError(f"'{folder}' exists and is not a model checkpoint; choose a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # mkdtemp beside the target: os.replace then never crosses file systems.
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (work / "new").mkdir()
-        yield work / "new"
-        if folder.exists():
-            os.replace(folder, work / "old")
-        os.replace(work / "new", folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    beside = f".{folder.name}-"
+    with naming(folder, instead_of=folder.parent / beside):
+        # mkdtemp beside the target: os.replace then never crosses file systems.
+        work = Path(tempfile.mkdtemp(prefix=beside, dir=folder.parent))
+        try:
+            (work / "new").mkdir()
+            yield work / "new"
+            if folder.exists():
+                os.replace(folder, work / "old")
+            os.replace(work / "new", folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @check_types

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+# A full disk, a quota that is used up, a file that is larger than allowed.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -36,16 +41,48 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             left.unlink(missing_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        yield fresh
-        with fresh.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    except OSError as error:
-        if error.errno and error.filename is None:  # a write that finds no space doesn't say where
-            error.filename = str(path)
-        raise
+        with naming(path):
+            yield fresh
+            with fresh.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(place: Path, *, instead_of: Path | None = None) -> Iterator[None]:
+    """An error of the disk, whoever meets it while the context is open, becomes an OSError that names ``place``.
+
+    Python says what went wrong, but not which file a write was for; safetensors and tokenizers have errors of their own
+    for a full disk; and numpy forgets the reason.
+
+    Args:
+        place: what the reader asked for.
+        instead_of: how the names begin of what is only being written, if the reader hasn't heard of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = _of_the_disk(error)
+        named = told is not None and told.filename is not None
+        if told is None or (named and not (instead_of and str(told.filename).startswith(str(instead_of)))):
+            raise
+        raise OSError(told.errno, told.strerror, str(place)) from error
+
+
+def _of_the_disk(error: Exception) -> OSError | None:
+    """The error as Python has it; None where it is none of the disk's, or a library's that isn't about room."""
+    if isinstance(error, OSError) and error.errno:
+        return error
+    if isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # numpy's
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    number = re.search(r"\(os error (\d+)\)|\bcode: (\d+)", str(error))  # Rust's
+    if number is None:
+        return None
+    code = int(number[1] or number[2])
+    told = OSError(code, os.strerror(code), None, code)  # Windows has numbers of its own, which come last
+    return told if told.errno in NO_ROOM else None
 
 
 def _write_bytes(path: str | os.PathLike, data: bytes) -> bool:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import checks
 from course_utils.architectures import Architecture, cache_keyword, describe
 from course_utils.argument_types import check_types
-from course_utils.batches import Batch, read_batches
+from course_utils.batches import Batch, padded, read_batches
 from course_utils.hooks import evaluating
 from course_utils.reports import shown
 from course_utils.texts import TokenBlocks
@@ -179,6 +179,8 @@ def continuations(
 ) -> pd.DataFrame:
     """What each model writes after each prompt, greedily: a row a prompt, a column a model, the new text alone.
 
+    At every place the likeliest token comes, whatever the model's own settings for ``generate`` say.
+
     Args:
         models: name -> model.
         tokenizer: theirs.
@@ -194,11 +196,50 @@ def continuations(
     written = pd.DataFrame(index=pd.Index(prompts, name="prompt"), columns=list(models), dtype=object)
     for name, model in models.items():
         for prompt in prompts:
-            ids = tokenizer(prompt, return_tensors="pt").to(model.device)
-            whole = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False)
-            new = tokenizer.decode(whole[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-            written.loc[prompt, name] = " ".join(new.split())
+            ends = model.generation_config.eos_token_id
+            (new,) = greedy_answers(model, [tokenizer(prompt)["input_ids"]], new_tokens=new_tokens, ends=ends)
+            written.loc[prompt, name] = " ".join(tokenizer.decode(new, skip_special_tokens=True).split())
     return written
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    ends: int | Sequence[int] | None,
+) -> list[list[int]]:
+    """What a model writes after each prompt when it takes the likeliest token at every place.
+
+    The model's own settings for ``generate`` (a repetition penalty, beams, a least length) don't count: transformers
+    would put them in wherever a call says nothing of them, and another token than the likeliest would come.
+
+    Args:
+        model: any that ``generate`` runs; its settings and its training mode are as before afterwards.
+        prompts: token ids; all of them run at once.
+        new_tokens: at most so many.
+        ends: the token, or tokens, that end an answer; None ends none.
+
+    Returns:
+        The token ids of each answer, its end token included where one comes.
+    """
+    batch = {name: column.to(model.device) for name, column in padded(prompts, side="left").items()}
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=0
+    )
+    try:
+        with evaluating(model):
+            ids = model.generate(**batch)
+    finally:
+        model.generation_config = own
+    known = {ends} if isinstance(ends, int) else {*(ends or ())}
+    answers = []
+    for row in ids[:, batch["input_ids"].shape[1] :].tolist():
+        stop = next((place for place, token in enumerate(row, start=1) if token in known), len(row))
+        answers.append(row[:stop])
+    return answers
 
 
 @check_types

@@ -134,18 +134,23 @@ def variant(model: PreTrainedModel) -> PreTrainedModel:
 
 @check_types
 def identity(model: PreTrainedModel) -> str:
-    """A digest of a model's configuration and of all its weights, bit for bit: 16 hexadecimal digits.
+    """A digest of a model's configuration and of all that its file holds, bit for bit: 16 hexadecimal digits.
 
-    The same weights in another dtype are another model. Buffers don't count: those of the known families (rotary
-    frequencies, Gemma's scale of the embedding) are in no file, but made anew from the configuration when a model is
-    loaded. So a checkpoint of ``model.to(torch.bfloat16)`` keeps the model's identity, although that call rounds the
-    frequencies as well, and the model that is loaded again (as one after ``cast_weights``) has them in float32.
+    The same weights in another dtype are another model. A buffer counts where it is saved with the weights, such as
+    the correction of a router's scores in DeepSeek-V3. Other buffers (rotary frequencies, Gemma's scale of the
+    embedding) don't: they are in no file, but made anew from the configuration when a model is loaded. So a checkpoint
+    of ``model.to(torch.bfloat16)`` keeps the model's identity, although that call rounds the frequencies as well, and
+    the model that is loaded again (as one after ``cast_weights``) has them in float32. (A family that transformers
+    always loads partly in float32, as DeepSeek's routers, is the exception: what was rounded comes back in another
+    dtype.)
 
     It reads all weights, a second or two for a gigabyte.
     """
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_THE_MODEL}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in model.named_parameters():
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+    for name, weight in (*model.named_parameters(), *buffers):
         digest.update(f"|{name} {weight.dtype} {list(weight.shape)}|".encode())
         digest.update(weight.detach().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()[:16]

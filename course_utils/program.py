@@ -14,8 +14,9 @@ from pathlib import Path
 
 from course_utils.assets import AssetError
 from course_utils.extras import ExtraMissing
+from course_utils.files import NO_ROOM
 
-_NOT_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
+_NOT_WRITTEN = (errno.EACCES, errno.EPERM, errno.EROFS, *NO_ROOM)
 
 
 def run(main: Callable[[], int]) -> int:
@@ -75,4 +76,6 @@ def _not_written(error: OSError, place: Path, remedy: str) -> str:
     place = place.parent if place.suffix == ".tmp" else place  # half-written files have names of their own
     if error.errno == errno.ENOSPC:
         return f"The disk of {place} is full. Free some space, and run the same command again."
+    if error.errno == errno.EDQUOT:
+        return f"Your share of the disk of {place} is used up. Free some space, and run the same command again."
     return f"{place} can't be written ({error.strerror}). {remedy}"

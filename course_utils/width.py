@@ -171,7 +171,9 @@ def prune_neurons(
 
     ``floor(ratio x width)`` neurons go; equal scores keep the neuron with the lower number.
     The configuration follows: the plain width field when all blocks end up equal, transformers'
-    ``per_layer_config`` when not. Works one matrix at a time, so extra memory stays at one block.
+    ``per_layer_config`` when not: such a model has to be saved with ``save_pruned``, and plain transformers
+    loads its folder only with ``trust_remote_code=True``. Works one matrix at a time, so extra memory stays at one
+    block.
 
     Args:
         model: any causal language model that ``describe`` knows.

@@ -609,6 +609,9 @@ pd.DataFrame(counts).T
 #
 # All blocks lost the same share. Must they? `choose` gives the damage on speeches that are there to choose by; the check judges on
 # rows that nothing else has used.
+#
+# Plain transformers can't build blocks of unequal widths, and refuses such a folder. So `save_pruned` puts the code for them into it:
+# load it with `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 
 # %%
 from course_utils.texts import further_rows

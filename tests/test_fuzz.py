@@ -55,6 +55,7 @@ LEFT_OUT = {
     "text_files.is_learned": "a message of the library's own documents",
     "batches.digest": "bytes of the library's own",
     "batches.text_of": "batches that were read",
+    "language_modelling.greedy_answers": "rows of the library's own token ids; continuations is tried",
     "batches.padded": "rows of the library's own token ids",
     "benchmark_tasks.ask": "asks tasks of lm-eval that build_tasks made; evaluate is tried",
     "benchmark_tasks.build_tasks": "downloads; evaluate is tried",

@@ -15,7 +15,7 @@ FOREIGN = (
     "ERROR: Could not install", "OSError: [", "HINT: This error", "[WinError", "WARNING: Retrying",
     "ConnectTimeoutError", "SSLError(", "Kernel Restarting", "torch.OutOfMemoryError: CUDA", "Notebook is not trusted",
     "Running cells with", "ModuleNotFoundError: No module named", "Your session crashed", "Cannot connect to GPU",
-    "WARNING: The following packages were previously imported",
+    "WARNING: The following packages were previously imported", "AmbiguousGlobalPerLayerAttributeError",
 )  # fmt: skip
 ERROR = re.compile(r"^[A-Z]\w+(?:Error|Architecture): ")
 

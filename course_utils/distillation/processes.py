@@ -89,7 +89,7 @@ class Alone:
         """The loss of a batch, which runs the student, and the optimiser."""
         return functools.partial(loss, student), optimizer
 
-    def share(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+    def share(self, batches: Sequence[T]) -> Iterator[T]:
         """Hand out this process's batches of a step, each for a forward and a backward pass."""
         yield from batches
 
@@ -156,7 +156,7 @@ class Together(Alone):
         self._model, optimizer = self._accelerator.prepare(_StudentWithLoss(student, loss), optimizer)
         return self._model, optimizer
 
-    def share(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+    def share(self, batches: Sequence[T]) -> Iterator[T]:
         """Hand out this process's batches of a step.
 
         Whole gradients are added up in the last one's backward pass. Those of a student that is cut up, in each: until

@@ -143,14 +143,16 @@ def _train(
         validate_if_due()  # Ctrl-C may have come in the middle of it
         with tqdm(total=recipe.steps, initial=updates, desc="distilling", unit="step", disable=not show) as bar:
             for step in range(updates, recipe.steps):
-                # Load. Text and dropout hang on the step's number alone: a resumed run has what an unbroken one has.
-                torch.manual_seed(recipe.seed * 1_000_003 + step)
+                # Load. Text depends on the step's number alone, and dropout on the batch's number in it as well: a
+                # resumed run has what an unbroken one has, and several processes what one has.
+                torch.manual_seed(_seed(recipe, step))
                 batches = _batches_of(recipe, step, train)
                 tokens = _tokens(batches)
 
                 optimizer.zero_grad(set_to_none=True)
                 total = torch.zeros((), device=device)
-                for batch in processes.share(batches):
+                for number, batch in processes.share([*enumerate(batches)]):
+                    torch.manual_seed(_seed(recipe, step, number))
                     with autocast:
                         loss = loss_of(batch) / tokens
                     processes.backward(loss)
@@ -232,6 +234,11 @@ def _batches_of(recipe: Recipe, step: int, train: Sequence[Batch]) -> list[Batch
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch))
         chosen.append(train[order[number]])
     return chosen
+
+
+def _seed(recipe: Recipe, step: int, number: int = 0) -> int:
+    """Of a batch: its own one, up to 15 million steps; the CPU reads no more than 32 bits of it."""
+    return recipe.seed * 1_000_003 + step + number * 15_485_863
 
 
 def _tokens(batches: Sequence[Batch]) -> int:

@@ -19,6 +19,7 @@ from course_utils.attention import bypass_attention
 from course_utils.batches import Batch, padded, read_batch
 from course_utils.divergence import kl_divergence
 from course_utils.hooks import evaluating
+from course_utils.language_modelling import greedy_answers
 from course_utils.refusals import refuse_adaptive
 from course_utils.upper_blocks import Entering, run_keeping, starting_at
 
@@ -82,7 +83,8 @@ def measure(
     parts = []
     for rows in tqdm(places, desc="measuring harm", unit="batch", leave=False, delay=2):
         alike = [prompts[i] for i in rows]
-        parts.append(_measure_batch(architecture, alike, _greedy_answers(model, tokenizer, alike), sets))
+        answers = greedy_answers(model, alike, new_tokens=ANSWER_TOKENS, ends=tokenizer.eos_token_id)
+        parts.append(_measure_batch(architecture, alike, answers, sets))
     back = np.argsort([i for rows in places for i in rows])  # into the order of the texts
     return Measured.joined(parts).rows(back)
 
@@ -98,28 +100,6 @@ def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
         else:
             batches.append([row])
     return batches
-
-
-@torch.no_grad()
-def _greedy_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
-) -> list[list[int]]:
-    """The model's own answers to token ids, as token ids; the end token included where one comes."""
-    rows = padded(prompts, side="left")
-    with evaluating(model):
-        output = model.generate(
-            input_ids=rows["input_ids"].to(model.device),
-            attention_mask=rows["attention_mask"].to(model.device),
-            max_new_tokens=ANSWER_TOKENS,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    answers = []
-    for row in output[:, rows["input_ids"].shape[1] :].tolist():
-        end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-        answers.append(row[:end])
-    return answers
 
 
 @torch.no_grad()

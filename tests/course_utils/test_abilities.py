@@ -112,6 +112,11 @@ def test_the_same_every_time_and_nothing_of_what_chooses_judges(name, tokenizer)
     assert name not in ASKED or not asked
 
 
+@pytest.mark.parametrize(("name", "questions"), [("copying", 240 // 6), ("sums", 960 // 24), ("patterns", 450 // 12)])
+def test_a_third_of_the_questions_chooses(name, questions, tokenizer):
+    assert len(ability_rows(name, tokenizer, split="calibration").input_ids) == questions // 3
+
+
 def test_a_rows_facts_do_not_give_each_other_away(tokenizer):
     forward = [
         {line.startswith("The capital of") for line in lines}
@@ -145,8 +150,9 @@ def test_nats_and_right_answers_are_those_of_logits_read_one_row_at_a_time(token
         assert one.given == tuple(logits.argmax(-1).tolist()) and one.right == (one.given == one.answer)
 
 
-def test_in_text_the_sum_is_that_of_perplexity(tokenizer):
-    model = tiny_model(vocab_size=4096)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_text_the_sum_is_that_of_perplexity(dtype, tokenizer):
+    model = tiny_model(vocab_size=4096, dtype=dtype)
     rows = ability_rows("German", tokenizer)
     few = AbilityRows("German", rows.input_ids[:4], rows.attention_mask[:4], rows.answers[:4])
     found, right = answers_of(model, few), perplexity(model, few.input_ids)

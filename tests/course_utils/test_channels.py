@@ -122,17 +122,19 @@ def test_any_size(family, size, seed):
 # --- scores ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ABLE)
 @torch.no_grad()
-def test_energies_by_hand(family):
-    model = with_biases(family)
+def test_energies_by_hand(family, dtype):
+    """In 16 bits they are those of the same numbers in float32."""
+    model = with_biases(family, dtype=dtype)
     norms = describe(model).norms
     seen = [[] for _ in norms]
     for norm, states in zip(norms, seen, strict=True):
         norm.register_forward_pre_hook(lambda _m, x, s=states: s.append(x[0].flatten(0, -2)))
     energies = channel_energies(model, tiny_batches())
     for row, states in zip(energies, seen, strict=True):
-        squares = torch.cat(states).square()
+        squares = torch.cat(states).float().square()
         torch.testing.assert_close(row, (squares / squares.sum(-1, keepdim=True)).mean(0))
     torch.testing.assert_close(energies.sum(1), torch.ones(len(norms)))
     assert torch.equal(channel_importance(model, tiny_batches()), importance_of(energies))

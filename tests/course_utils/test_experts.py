@@ -424,6 +424,33 @@ def test_scores_by_hand(case):
                 assert float(found[name][number][expert]) == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@everywhere
+def test_scores_in_16_bits_are_those_of_the_same_numbers_in_float32(case, dtype):
+    model = tiny_mixture(case, dtype=dtype)
+    experts, weights, outputs = describe(model).mixtures[0].experts, [], []
+    forward = experts.forward
+
+    def seeing(states, numbers, given):
+        output = forward(states, numbers, given)
+        if numbers.shape[1] == 1:  # scoring asks one expert a token at a time, the model two at once
+            outputs.append((numbers[:, 0], output.float()))
+        return output
+
+    experts.forward = seeing
+    experts.register_forward_pre_hook(lambda _module, args: weights.extend(args[2].float().T))
+    found = {}
+    for name in TEXT_CRITERIA:
+        weights.clear(), outputs.clear()
+        found[name] = expert_importance(model, name, batches=tiny_batches())[0]
+    asked, added = torch.zeros(2, 8)
+    for weight, (number, output) in zip(weights, outputs, strict=True):
+        asked.index_add_(0, number, torch.ones_like(weight))
+        added.index_add_(0, number, weight * output.norm(dim=1))
+    expected = {"frequency": asked / 72, "reap": added / asked.clamp(min=1), "reap_sum": added}
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("criterion", TEXT_CRITERIA)
 @everywhere
 def test_scores_ignore_batching_and_padding(case, criterion):

@@ -42,12 +42,34 @@ def test_an_error_leaves_the_old_file(error, tmp_path):
     assert os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_a_full_disk_is_named(tmp_path):
-    """A write that finds no space says which file it was; the system's own error doesn't."""
+FULL = {  # as whoever writes says it
+    "Python": OSError(errno.ENOSPC, "No space left on device"),
+    "numpy": OSError("1048576 requested and 159488 written"),
+    "safetensors": RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    "safetensors 0.4": RuntimeError(
+        'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "" })'
+    ),
+    "tokenizers": Exception("No space left on device (os error 28)"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system has other numbers")
+@pytest.mark.parametrize("who", FULL)
+def test_a_full_disk_is_named_whoever_writes(who, tmp_path):
     target = tmp_path / "file.txt"
-    with pytest.raises(OSError, match="No space left") as stopped, replacing(target):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert stopped.value.filename == str(target)
+    target.write_text("old")
+    with pytest.raises(OSError, match="No space left") as stopped, replacing(target) as fresh:
+        fresh.write_text("half")
+        raise FULL[who]
+    assert stopped.value.filename == str(target) and stopped.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == ["file.txt"] and target.read_text() == "old"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file", "source.txt"), RuntimeError("so (os error 2)")])
+def test_another_error_stays_what_it_is(error, tmp_path):
+    with pytest.raises(type(error)) as stopped, replacing(tmp_path / "file.txt"):
+        raise error
+    assert stopped.value is error
 
 
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):

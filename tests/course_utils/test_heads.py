@@ -70,16 +70,18 @@ def test_any_number_of_groups(family, groups, seed):
 # --- scores ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ABLE)
 @torch.no_grad()
-def test_importance_by_hand(family):
-    model = four_groups(family)
+def test_importance_by_hand(family, dtype):
+    """In 16 bits it is that of the same numbers in float32."""
+    model = four_groups(family, dtype=dtype)
     seen = [[] for _ in range(3)]
     for attention, states in zip(describe(model).attentions, seen, strict=True):
         attention.outputs[0].module.register_forward_pre_hook(lambda _m, x, s=states: s.append(x[0].flatten(0, -2)))
     scores = head_importance(model, tiny_batches())
     for states, score in zip(seen, scores, strict=True):
-        x = torch.cat(states)  # [tokens, query width]
+        x = torch.cat(states).float()  # [tokens, query width]
         lengths = [x[:, i : i + 16].norm(dim=1) for i in range(0, 64, 16)]
         torch.testing.assert_close(score, torch.stack([length.square().mean().sqrt() for length in lengths]))
 

@@ -16,6 +16,7 @@ from course_utils.language_modelling import (
     continuations,
     dtype_name,
     exp,
+    greedy_answers,
     logits_one_by_one,
     perplexity,
     token_log_likelihoods,
@@ -80,6 +81,34 @@ def test_continuations_are_the_greedy_words_of_each_model():
         for _ in range(5):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         assert written.loc["w8", name] == tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
+
+
+OTHER_THAN_GREEDY = {
+    "repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "min_length": 9, "num_beams": 3, "temperature": 30.0,
+    "bad_words_ids": [[number] for number in range(50)], "suppress_tokens": [*range(50)],
+    "sequence_bias": [[[5], 9.0]], "forced_eos_token_id": 5, "stop_strings": ["w"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_THAN_GREEDY)
+def test_greedy_takes_the_likeliest_token_whatever_the_model_s_settings_say(name):
+    model = tiny_model("gpt2", resid_pdrop=0.5).train()
+    own = model.generation_config
+    setattr(own, name, OTHER_THAN_GREEDY[name])
+    ids = torch.tensor([[5, 6, 5, 6]])
+    (answer,) = greedy_answers(model, ids.tolist(), new_tokens=8, ends=None)
+    assert model.generation_config is own and model.training
+    for _ in range(8):
+        ids = torch.cat([ids, model.eval()(ids).logits[:, -1:].argmax(-1)], dim=1)
+    assert answer == ids[0, 4:].tolist()
+
+
+def test_an_answer_ends_where_the_model_s_own_end_token_comes():
+    model, tokenizer = tiny_model(), word_tokenizer()
+    whole = continuations({"a": model}, tokenizer, ["w5 w6 w7"], new_tokens=6).loc["w5 w6 w7", "a"].split()
+    model.generation_config.eos_token_id = [96, int(whole[2][1:])]
+    ended = continuations({"a": model}, tokenizer, ["w5 w6 w7"], new_tokens=6).loc["w5 w6 w7", "a"].split()
+    assert ended == whole[: whole.index(whole[2]) + 1]
 
 
 @pytest.mark.parametrize(

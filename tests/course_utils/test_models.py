@@ -359,9 +359,25 @@ def test_buffers_do_not_count_because_no_file_holds_them(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_known_family_saves_a_buffer(family):
+def test_no_dense_family_saves_a_buffer(family):
+    """So their identities are those of their parameters alone."""
     model = tiny_model(family)
     assert not {name for name, _ in model.named_buffers()} & model.state_dict().keys()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_buffer_that_is_in_the_file_belongs_to_the_identity(family, dtype, tmp_path):
+    """The routers' corrections, which decide who is asked."""
+    tiny_model(family).save_pretrained(tmp_path / "whole")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=dtype)
+    model.save_pretrained(tmp_path / "again")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype="auto")
+    digest = identity(model)
+    assert identity(reloaded) == identity(variant(model)) == digest
+    corrections = [buffer for name, buffer in reloaded.named_buffers() if name.endswith("correction_bias")]
+    corrections[-1][3] += 1
+    assert identity(reloaded) != digest
 
 
 def add_to_one_weight(model) -> None:

@@ -44,6 +44,22 @@ def test_a_place_that_cannot_be_written(capsys):
     assert capsys.readouterr().err == "here can't be written (Permission denied). Name another.\n"
 
 
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "The disk of there is full. Free some space, and run the same command"),
+        (
+            errno.EDQUOT,
+            "Your share of the disk of there is used up. Free some space, and run the same command again.\n",
+        ),
+        (errno.EFBIG, f"there can't be written ({os.strerror(errno.EFBIG)}). Name another."),
+    ],
+)
+def test_no_room_is_told_with_the_place(number, told, capsys):
+    assert program.answer(failing(OSError(number, os.strerror(number), "there")), **HOW) == 1
+    assert capsys.readouterr().err.startswith(told)
+
+
 def test_ctrl_c_is_no_error(capsys):
     assert program.answer(failing(KeyboardInterrupt()), **HOW) == 130
     assert program.run(failing(KeyboardInterrupt())) == 130

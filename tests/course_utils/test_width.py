@@ -79,13 +79,15 @@ def test_weight_criteria_by_hand():
         torch.testing.assert_close(WEIGHT_CRITERIA[name]([gate, up]), torch.tensor(want))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_activation_score_by_hand(family):
-    model, batches = tiny_model(family), tiny_batches()
+def test_activation_score_by_hand(family, dtype):
+    """In 16 bits it is that of the same numbers in float32."""
+    model, batches = tiny_model(family, dtype=dtype), tiny_batches()
     seen = [[] for _ in range(3)]
     hooks = [
-        mlp.down.register_forward_pre_hook(lambda _m, x, s=s: s.append(x[0].flatten(0, -2)))
+        mlp.down.register_forward_pre_hook(lambda _m, x, s=s: s.append(x[0].flatten(0, -2).float()))
         for mlp, s in zip(describe(model).mlps, seen, strict=True)
     ]
     for batch in batches:
@@ -95,7 +97,7 @@ def test_activation_score_by_hand(family):
     for score, states, mlp in zip(
         neuron_importance(model, "activation", batches=batches), seen, describe(model).mlps, strict=True
     ):
-        want = torch.cat(states).square().mean(dim=0).sqrt() * mlp.columns.norm(dim=0)
+        want = torch.cat(states).square().mean(dim=0).sqrt() * mlp.columns.float().norm(dim=0)
         torch.testing.assert_close(score, want)
 
 
@@ -187,13 +189,14 @@ def with_a_bias(family, **settings):
     return tiny_model(family, **({"mlp_bias": True} if family == "llama" else {}), **settings)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_means_are_those_of_the_real_tokens_whatever_the_batches(family):
-    model = tiny_model(family)
+def test_means_are_those_of_the_real_tokens_whatever_the_batches(family, dtype):
+    model = tiny_model(family, dtype=dtype)
     batches = tiny_batches()
     seen = [[] for _ in describe(model).mlps]
     hooks = [
-        mlp.down.register_forward_pre_hook(lambda _m, x, values=values: values.append(x[0]))
+        mlp.down.register_forward_pre_hook(lambda _m, x, values=values: values.append(x[0].float()))
         for mlp, values in zip(describe(model).mlps, seen, strict=True)
     ]
     with torch.no_grad():

@@ -21,6 +21,7 @@ from course_utils.distillation import Recipe, distill, processes, training
 from course_utils.distillation.memory import memory_plan, outline
 from course_utils.width import neuron_importance, prune_neurons
 
+WITH_DROPOUT = ("gpt2", "opt")
 SHARED = {"steps": 5, "lr": 1e-3, "accumulate": 4, "validation": tiny_batches(rows=6, seed=9), "validate_every": 5}
 
 
@@ -48,7 +49,7 @@ def by_itself(**settings):
 
 def data_parallel(folder):
     """Shared by all; by the first one alone; and with what transformers loads."""
-    results = {"plain": outcome(*pair())}
+    results = {"plain": outcome(*pair())} | {family: outcome(*pair(family)) for family in WITH_DROPOUT}
     launch, path = PartialState(), os.path.join(folder, "teacher")
     if launch.is_main_process:
         results["alone"] = by_itself(accumulate=3)
@@ -79,6 +80,8 @@ def test_two_processes_equal_one(outcomes):
     given = outcomes["whole"]
     check_equal(given["plain"], outcome(*pair()))
     check_equal(given["loaded"], outcome(*pair()))
+    for family in WITH_DROPOUT:
+        check_equal(given[family], outcome(*pair(family)))
     expected = outcome(*pair(), accumulate=3)
     for name in ("losses", "norms", "validation"):
         assert torch.equal(given["alone"][name], expected[name])
@@ -108,7 +111,7 @@ SHARDED = {
     "untied": (pair, {}, {"recompute": True}),
     "uneven": (uneven, {"tie_word_embeddings": True}, {"train_embedding": False}),
     "mlps": (pair, {}, {"mlps_only": True}),
-    "gpt2": (pair, {"family": "gpt2", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, {}),
+    "gpt2": (pair, {"family": "gpt2"}, {"recompute": True}),
 }
 
 

@@ -85,6 +85,21 @@ def test_every_step_and_every_batch_of_it_drops_something_else():
     assert len(masks) == len({mask.numpy().tobytes() for mask in masks}) == 6
 
 
+def test_what_a_batch_drops_does_not_depend_on_who_computes_the_others(monkeypatch):
+    """As if two processes shared the batches of each step."""
+    masks = {}
+    for own in (slice(None), slice(0, None, 2), slice(1, None, 2)):
+        teacher, student = pair("gpt2")
+        dropped = masks[str(own)] = []
+        student.transformer.drop.register_forward_hook(
+            lambda _module, _args, states, dropped=dropped: dropped.append((states == 0).tolist())
+        )
+        monkeypatch.setattr(Alone, "share", lambda _self, batches, own=own: iter(batches[own]))
+        distill(teacher, student, BATCHES, steps=2, lr=1e-3, accumulate=4)
+    whole, first, second = masks.values()
+    assert whole == [mask for both in zip(first, second, strict=True) for mask in both]
+
+
 def test_the_loss_teaches():
     teacher, student = pair()
     history = distill(teacher, student, BATCHES, steps=40, lr=3e-3)

@@ -8,7 +8,8 @@ from tiny_harm import SETS, long_enough, texts
 
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention
-from course_utils.prompt_harm.harms import ANSWER_TOKENS, Measured, _batches_by_length, _greedy_answers, measure
+from course_utils.language_modelling import greedy_answers
+from course_utils.prompt_harm.harms import ANSWER_TOKENS, Measured, _batches_by_length, measure
 
 
 @torch.no_grad()
@@ -30,11 +31,19 @@ def test_harm_is_the_divergence_along_the_own_answer(family, tokenizer):
     assert found.harm.shape == (4, 3)
     for row, text in enumerate(texts()):
         prompt = tokenizer(text).input_ids
-        (answer,) = _greedy_answers(model, tokenizer, [prompt])
+        (answer,) = greedy_answers(model, [prompt], new_tokens=ANSWER_TOKENS, ends=tokenizer.eos_token_id)
         assert found.tokens[row] == len(prompt)
         assert found.answer_tokens[row] == len(answer) <= ANSWER_TOKENS
         expected = divergences(model, prompt, answer, SETS)
         np.testing.assert_allclose(found.harm[row], expected, rtol=2e-3, atol=2e-5)
+
+
+def test_the_answer_is_greedy_whatever_the_model_s_own_settings_say(tokenizer):
+    model = long_enough()
+    before = measure(model, tokenizer, texts(), SETS)
+    model.generation_config.repetition_penalty, model.generation_config.num_beams = 9.0, 2
+    after = measure(model, tokenizer, texts(), SETS)
+    np.testing.assert_array_equal(before.harm, after.harm)
 
 
 def test_model_is_as_before(tokenizer):
