@@ -149,6 +149,16 @@ def test_a_second_turn_keeps_the_first_decision(family):
 
 
 @torch.no_grad()
+def test_a_prompts_cache_may_be_repeated_for_several_answers():
+    model, ids = adaptive(), prompts()[0][1]
+    cache, new = model(ids, use_cache=True)[CACHE], torch.tensor([[7], [9]])
+    cache.batch_repeat_interleave(2)
+    logits = model(new, **{CACHE: cache}).logits[:, -1]
+    alone = torch.cat([model(one[None], **{CACHE: model(ids, use_cache=True)[CACHE]}).logits[:, -1] for one in new])
+    torch.testing.assert_close(logits, alone)
+
+
+@torch.no_grad()
 def test_embeddings_positions_and_masks_as_inputs():
     model, ids = adaptive(), prompts()[0][0]
     embeddings = model.get_input_embeddings()(ids)
