@@ -80,11 +80,3 @@ def test_continuations_are_the_greedy_words_of_each_model():
         for _ in range(5):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         assert written.loc["w8", name] == tokenizer.decode(ids[0, 1:], skip_special_tokens=True)
-
-
-@pytest.mark.parametrize(
-    ("models", "prompts", "count"), [({}, ["w5"], 3), ({"a": tiny_model()}, [], 3), ({"a": tiny_model()}, ["w5"], 0)]
-)
-def test_continuations_refuse_nothing_to_write(models, prompts, count):
-    with pytest.raises(ValueError, match="at least one|non-empty list|new_tokens"):
-        continuations(models, word_tokenizer(), prompts, new_tokens=count)

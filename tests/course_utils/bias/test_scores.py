@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from tiny import tiny_model, word_tokenizer
 from tiny_pairs import gap, make_pairs
 
@@ -39,8 +38,3 @@ def test_excluded_tokens_are_counted_for_each_pair_of_groups():
     table = measured(sites=()).excluded()
     assert len(table) == 1 and table.loc[0, "pairs"] == len(PAIRS)
     assert table.loc[0, "excluded"] == 0 and table.loc[0, "excluded_share"] == 0
-
-
-def test_no_pairs_are_refused():
-    with pytest.raises(ValueError, match="no pairs"):
-        measured([])
