@@ -82,7 +82,7 @@ def rehearsed(work: Path) -> dict[str, Any]:
         report = compress(folder, REHEARSED, work / "rehearsed")
         told = {name: report[name] for name in ("arguments", "parameters", "made")}
         foretold = {name: report["estimate"][name] for name in ("bytes", "parts")}
-        return told | {"estimate": foretold, "counted": card.ledger.restart().peak}
+        return told | {"estimate": foretold, "counted": card.ledger.restart()[0]}
 
 
 def main() -> None:
