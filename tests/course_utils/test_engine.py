@@ -360,6 +360,8 @@ def test_bad_tokens_are_refused(ids, message, tmp_path):
             file.logits(ids)
         with pytest.raises(ValueError, match="Got 10 tokens and 7 new ones"):
             file.generate([1] * 10, new_tokens=7)
+        with pytest.raises(ValueError, match="new_tokens"):
+            file.generate([1], new_tokens=0)
         with pytest.raises(ValueError, match="at least 2 tokens"):
             engine.perplexity(file, IDS[:, None])
         assert math.isfinite(file.logits([1] * 16).sum())
@@ -376,7 +378,9 @@ def test_closed_engine_says_so(tmp_path):
 
 
 @needs_engine
-def test_speed_of_nothing_is_refused():
+def test_speed_of_nothing_and_no_context_are_refused():
+    with pytest.raises(ValueError, match="'context' must be a whole number of at least 1"):
+        engine.load("none.gguf", context=0)
     with pytest.raises(ValueError, match="Nothing to measure"):
         engine.measure_speed({})
     with pytest.raises(ValueError, match="new_tokens"):

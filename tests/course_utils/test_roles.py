@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from course_utils import roles, session
 
 
@@ -22,3 +24,10 @@ def test_each_profile_has_a_model_in_each_role():
     assert [named["llama"] for named in names] == [
         "random", "SmolLM2-135M-Instruct", "meta-llama/Llama-3.2-1B, or HuggingFaceTB/SmolLM2-360M without access",
     ]  # fmt: skip
+
+
+def test_unknown_roles_and_profiles_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'role' must be one of gpt2, llama; got 'bert'"):
+        roles.chosen_model("bert")
+    with pytest.raises(ValueError, match="'profile' must be one of smoke, embedded, hub; got 'fast'"):
+        roles.names_in("fast")

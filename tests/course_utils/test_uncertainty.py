@@ -92,13 +92,6 @@ def test_all_signs_are_gone_through_where_they_are_no_more_than_the_draws():
     assert sign_flip_p(np.ones(14)) * 10_001 == pytest.approx(round(sign_flip_p(np.ones(14)) * 10_001))
 
 
-@pytest.mark.parametrize("count", [9, 13, 14, 20])
-def test_a_larger_effect_has_no_larger_p(count):
-    noise = np.random.default_rng(count).normal(size=count)
-    p_values = [sign_flip_p(noise - noise.mean() + effect) for effect in np.linspace(0, 3, 13)]
-    assert p_values[0] == 1 and p_values == sorted(p_values, reverse=True)
-
-
 @pytest.mark.parametrize("count", [14, 16, 18])
 def test_drawn_sign_flips_come_near_all_of_them(count):
     for seed in range(4):
@@ -114,17 +107,6 @@ def test_drawn_sign_flips_are_what_they_were():
     signs = np.random.default_rng(5).integers(0, 2, (999, 40), dtype=np.int8) * 2 - 1
     hits = (np.abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-12)).sum()
     assert sign_flip_p(differences, resamples=999, seed=5) == (hits + 1) / 1000
-
-
-@pytest.mark.parametrize("count", [14, 40])
-def test_drawn_sign_flips_agree_with_scipys_sample_permutations(count):
-    for seed in range(4):
-        differences = np.random.default_rng(seed).normal(0.3, 1, count)
-        reference = stats.permutation_test(
-            (differences,), np.sum, permutation_type="samples", n_resamples=4096, random_state=0
-        )
-        p = sign_flip_p(differences)
-        assert abs(p - reference.pvalue) < 5 * math.sqrt(max(p * (1 - p), 1e-4) / 4096)
 
 
 def test_sign_flips_are_symmetric_repeat_themselves_and_never_say_zero():
@@ -168,12 +150,6 @@ def test_rank_correlation_takes_tensors_and_arrays_and_repeats_itself():
     assert rank_correlation(torch.tensor(a, requires_grad=True), torch.tensor(b)) == expected
     assert rank_correlation(a, b, seed=1) != expected
     assert rank_correlation(torch.arange(12).bfloat16(), np.arange(12)[::-1])[0] == -1
-
-
-def test_the_interval_covers_the_truth_about_95_times_in_100():
-    truth = 6 / math.pi * math.asin(0.5 / math.sqrt(2))  # of normal pairs with correlation 1 / sqrt(2)
-    intervals = [rank_correlation(*pairs(60, seed), resamples=300)[1:] for seed in range(200)]
-    assert 0.9 < np.mean([low < truth < high for low, high in intervals]) < 0.99
 
 
 def test_rank_correlation_without_an_order_is_nan():

@@ -284,11 +284,6 @@ def test_a_planted_bias_is_found_and_none_without_it():
     assert flips.loc["neutral", ["to_a", "to_b", "p"]].tolist() == [0, 0, 1]
 
 
-def test_untouched_models_are_hardly_ever_called_biased():
-    tables = [behaviour(measured_model(seed, 0.0)).set_index("axis") for seed in range(1, 21)]
-    assert sum(table.loc["group", "p"] < 0.05 for table in tables) <= 3  # more has a chance of 1.6 %
-
-
 def measured_symmetry(*, neutral_too: bool) -> PairScores:
     """A model to which A is B, asked about this swap alone; the neutral swap is another one, or the same once more."""
     model = tiny_model(layers=1)
