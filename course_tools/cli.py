@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -29,7 +30,7 @@ from course_tools.lessons.verdicts.tables import Tables
 from course_tools.workshop import agendas
 from course_utils import assets, program, session
 from course_utils.command_line import order_of
-from course_utils.files import write_text
+from course_utils.files import write_json, write_text
 from course_utils.verdicts import OPEN, TURNED
 
 ROOT = environment.ROOT
@@ -99,12 +100,13 @@ def rehearse(args: argparse.Namespace, console: Console) -> int:
     course, done = notebooks.Course.read(ROOT), []
     for number, lesson in enumerate(lessons, 1):
         console.print(f"[{number}/{len(lessons)}] {lesson.name} …", markup=False)
-        notebook = notebooks.build_notebook(lesson, course, "exercises")
         folder = BUILD / "rehearsal"
-        rehearsed = rehearsing.rehearse(notebook, name=lesson.name, shape=shape, folder=folder, tokenizers=tokenizers)
-        done.append(rehearsed)
-        webpages.write_page(notebook, lesson, folder)
-        rehearsing.write_record(done[-1], folder / f"{lesson.name}.json")
+        for form, name in {"exercises": lesson.name, "solutions": f"{lesson.name}_solved"}.items():
+            notebook = notebooks.build_notebook(lesson, course, form)
+            rehearsed = rehearsing.rehearse(notebook, name=name, shape=shape, folder=folder, tokenizers=tokenizers)
+            done.append(rehearsed)
+            webpages.write_page(notebook, lesson, folder / form)
+            write_json(folder / f"{name}.json", asdict(rehearsed) | {"refused": list(rehearsed.refusals())})
     console.print(terminal.rehearsal_table(done))
     print(rehearsing.explanation(shape))
     refused = [sentence for rehearsed in done for sentence in rehearsed.refusals()]

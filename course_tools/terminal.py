@@ -94,9 +94,10 @@ def rehearsal_table(done: Sequence[Rehearsed]) -> Table:
     for column in table.columns[1:4]:
         column.justify = "right"
     for rehearsed in done:
-        gpu, host = (f"{size / 2**30:.2f}" for size in rehearsed.peaks)
+        gpu, host = (f"{rehearsed.highest(device)[f'{device}_peak'] / 2**30:.2f}" for device in ("gpu", "host"))
         state = Text("refused", style="bold red") if any(rehearsed.refusals()) else Text("ok", style="green")
-        table.add_row(rehearsed.name[:2], gpu, host, f"{rehearsed.seconds / 60:.0f}", state)
+        name = rehearsed.name[:2] + " solved" * rehearsed.name.endswith("_solved")
+        table.add_row(name, gpu, host, f"{rehearsed.seconds / 60:.0f}", state)
     return table
 
 

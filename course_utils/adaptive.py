@@ -93,19 +93,13 @@ class ModelIdentity:
         other = ModelIdentity.of(model)
         if other == self:
             return
-        shape = ("model_type", "blocks", "hidden_size", "parameters")
-        different = [name for name in shape if getattr(self, name) != getattr(other, name)]
-        if different:
-            named = "; ".join(f"{name} {getattr(self, name)}, here {getattr(other, name)}" for name in different)
-            raise ValueError(f"These settings were calibrated on another model ({named}). Calibrate again on this one.")
-        if self.dtype != other.dtype:
-            raise ValueError(
-                f"These settings were calibrated in {self.dtype}, this model is {other.dtype}: load it in "
-                f"{self.dtype}, or calibrate again."
-            )
+        ours, theirs = asdict(self), asdict(other)
+        readable = [name for name in ours if name != "digest" and ours[name] != theirs[name]]
+        different = "; ".join(f"{name} {ours[name]}, here {theirs[name]}" for name in readable)
         raise ValueError(
-            "These settings were calibrated on another model: of the same shape, but with other weights or another "
-            "configuration. Calibrate again on this one."
+            "These settings were calibrated on another model ("
+            f"{different or 'of the same shape, but with other weights or another configuration'}). Load that one, "
+            "in the same dtype, or calibrate again on this one."
         )
 
 
@@ -270,6 +264,9 @@ def make_adaptive(model: PreTrainedModel, config: AdaptiveConfig | None) -> PreT
     cache it fills carries the decision through the answer and its later turns; ``generate`` without a cache keeps it
     as well. A row of a mixed batch gets what it would get alone, but the batch computes every attention that one of its
     rows keeps. ``save_pruned`` saves the settings with the model.
+
+    Answers are greedy or sampled, with a dynamic cache or none. Beams, drafts (assisted generation), prompts in chunks,
+    other caches, and continuous batching raise a ``ValueError`` that names them, before anything runs.
 
     Args:
         model: the very model that was calibrated, a ``variant`` of it, or one loaded again in the same dtype. One that

@@ -7,7 +7,7 @@ import threading
 import weakref
 from dataclasses import dataclass
 
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, strided
 
 
 @dataclass
@@ -57,6 +57,10 @@ class Ledger:
             if known is not None:
                 self.alive += self._know(storage).size - known.size  # with the old reference its farewell is gone
                 self.peak = max(self.peak, self.alive)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor's storage is known."""
+        return tensor.layout is strided and self._known(tensor.untyped_storage()) is not None
 
     def forget_peak(self) -> None:
         """The peak begins anew, with what is alive."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -413,6 +414,75 @@ OWN = {
         "labels": lambda: [1, 1, 0, 0],
     },
     "uncertainty.crossed_interval": {"statistic": lambda: lambda a, b: a[..., :1] / b[..., 1:]},
+}  # fmt: skip
+#: Values of a right kind that must be refused: out of range, unknown, of another length, or nothing at all.
+NO_SHARE = [-0.1, 1.1, math.nan, True]
+NO_COUNT = [0, -1, True, 1.5]
+REFUSED = {
+    "attention.attention_importance": {"batches": [[]]},
+    "attention.bypass_attention": {"layers": [[3], [-1], [1, 1], "all"], "remove": ["no"]},
+    "attention.select_attention_layers": {"batches": [[]], "count": [-1, 4, 1.0, True], "iterative": [1]},
+    "benchmarking.measure_speed": {
+        "prompt_tokens": NO_COUNT, "new_tokens": NO_COUNT, "batch_size": NO_COUNT, "rounds": [5],
+        "phases": [[], ["training"]], "models": [{}],
+    },
+    "benchmarking.peak_memory": {"device": ["meta"]},
+    "benchmarking.time_interleaved": {"calls": [{}]},
+    "bias.contrastive.controls": {"kind": ["gender"]},
+    "bias.contrastive.invented_axis": {"swaps": [0, 101]},
+    "bias.contrastive.pairs": {"name_or_path": ["height"], "split": ["test"]},
+    "bias.contrastive.subset": {"templates": [0, 25, True], "swaps": [0, 11]},
+    "bias.fairness.activation_difference": {"pairs": [[], iter([]), ["a text"]]},
+    "bias.fairness.gap_attribution": {"pairs": [[], iter([]), ["a text"]]},
+    "bias.fairness.knock_out": {
+        "pairs": [[], iter([]), ["a text"]],
+        "neurons": [[], [(3, 0)], [(0, 48)], [(0, -1)], [(0, 1.0)], [(True, 0)], [5]],
+    },
+    "bias.fairness.protect_first": {
+        "protected": NO_SHARE, "importance": [[], [torch.ones(2, 2)] * 3],
+        "bias": [[torch.ones(48)], [torch.ones(47)] * 3, [torch.full((48,), math.inf)] * 3],
+    },
+    "bias.planting.double_differences": {"likelihoods": [torch.zeros(3, 2), torch.zeros(3, 2, 2).int()]},
+    "bias.planting.plant_preference": {
+        "size": [0.0], "lr": [-1.0], "steps": [0], "weights": ["some"], "items": [True],
+    },
+    "bias.planting.planting_loss": {"likelihoods": [torch.zeros(3, 2), torch.zeros(3, 2, 2).int()]},
+    "bias.pronouns.log_odds": {"texts": [[]], "answers": [(" w1",)]},
+    "bias.pronouns.prompts": {"split": ["test"]},
+    "bias.reporting.report": {"axes": [[], ["gender", "gender"], ["no such axis"]]},
+    "bias.scores.measure_pairs": {"pairs": [[]], "sites": [["mlp"]], "batch_size": [0]},
+    "choosing.kept_width": {"width": NO_COUNT, "ratio": [True, 1.0, -0.1], "multiple_of": NO_COUNT},
+    "compress.ranking.rank": {"candidates": [[]], "text": [[], ["words"]]},
+    "compress.search.candidates": {
+        "blocks": [[], [4]], "hidden": [[64]], "groups": [[0]], "multiple_of": [49], "least_width": [2],
+        "tolerance": [-1],
+    },
+    "costs.bytes_held": {"tokens": [-1], "batch_size": [0]},
+    "costs.flops_per_token": {"context": [-1], "head": ["first"]},
+    "costs.work": {"phase": ["training"], "prompt_tokens": [0], "new_tokens": [0], "batch_size": [0, 1.5]},
+    "language_modelling.continuations": {"models": [{}], "prompts": [[]], "new_tokens": [0]},
+    "plotting.tensors.heatmap": {"matrix": [pd.DataFrame()]},
+    "prompt_harm.prompts.cases": {"split": ["test"], "count": [9]},
+    "texts.documents": {"domain": ["news"], "split": ["test"]},
+    "texts.judging_rows": {"draw": [3]},
+    "texts.padded_batches": {
+        "texts": [[], "hello"], "batch_size": [0, True], "max_length": [0], "padding_side": ["top"],
+    },
+    "texts.token_blocks": {"split": ["test"], "tokens": [7, 1e3], "length": [1]},
+    "uncertainty.crossed_interval": {"tables": [[], [np.ones((3, 4))], [np.ones((3, 4, 1)), np.ones((2, 4, 1))]]},
+    "uncertainty.holm": {"p_values": [[-0.1], [0.2, 1.1]]},
+    "uncertainty.permutation_p": {"labels": [[1], [1, 0, 0, 0]], "shuffles": [0]},
+    "uncertainty.rank_correlation": {"a": [np.ones(2), np.ones((3, 3)), np.full(8, math.nan)]},
+    "width.neuron_importance": {"criterion": ["magnitude"], "seed": [True, -1, 0.5, None]},
+}  # fmt: skip
+REFUSED_FIELDS = {
+    Budget: {"amount": [0], "unit": ["grams"]},
+    Recipe: {
+        "steps": NO_COUNT, "lr": [0, math.nan], "alpha": NO_SHARE, "warmup": NO_SHARE, "weight_decay": [-0.1],
+        "clip": [0], "accumulate": NO_COUNT, "validate_every": NO_COUNT, "save_every": NO_COUNT, "seed": [-1],
+        "train_embedding": [1], "mlps_only": ["yes"], "lora_rank": [-1, True], "recompute": [None],
+        "precision": [torch.float16],
+    },
 }  # fmt: skip
 #: Given although there is a default, which would take long.
 SHORT = {

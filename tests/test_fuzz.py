@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from fuzz_arguments import MADE, OWN, SHORT
+from fuzz_arguments import MADE, OWN, REFUSED, REFUSED_FIELDS, SHORT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -83,7 +83,8 @@ HOLDS = {
     "group": "columns", "hidden": "version costs", "blocks": "version costs", "tolerance": "version costs",
     "max_length": "alike", "name": "hub", "vocab_size": "vocabulary", "kind": "pairs to compare with",
     "calls": "contestant", "models": "contestant", "laps": "contestant", "recipe": "'steps' and 'lr'",
-    "validation": "'batches'", "token_ids": "batch", "longest": "prompts of at most",
+    "validation": "'batches'", "token_ids": "batch", "longest": "prompts of at most", "neurons": "block",
+    "p_values": "p-values", "axes": "axis",
 }  # fmt: skip
 
 
@@ -275,7 +276,26 @@ def test_argument_of_another_type_works_or_is_named(name, parameter):
             works_or_is_named(name, parameter, value)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameter"), named_cases([(name, parameter) for name, values in REFUSED.items() for parameter in values])
+)
+def test_value_that_must_be_refused_is_refused_and_named(name, parameter):
+    for value in REFUSED[name][parameter]:
+        assert not works_or_is_named(name, parameter, value), f"{value!r} was taken"
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [(kind, field) for kind in CLASSES for field in REFUSED_FIELDS.get(kind, ())]
+)
+def test_field_that_must_be_refused_is_refused_and_named(kind, field):
+    for value in REFUSED_FIELDS[kind][field]:
+        with pytest.raises((ValueError, TypeError)) as refused:
+            kind(**{**CLASSES[kind], field: value})
+        assert names(refused.value, field, value), f"{value!r} is refused without naming it: {refused.value!r}"
+
+
 def works_or_is_named(name, parameter, value):
+    """Whether a value is taken; one that isn't is named, and the models are as they were."""
     made = arguments(name, parameter)
     before = identities(made)
     try:
@@ -283,6 +303,7 @@ def works_or_is_named(name, parameter, value):
     except (ValueError, TypeError) as error:
         refused = error
     else:
-        return
+        return True
     assert names(refused, parameter, value), f"{value!r} is refused without naming {parameter!r}: {refused!r}"
     assert identities(made) == before
+    return False

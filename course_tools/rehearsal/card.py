@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 
 import psutil
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from course_utils import ledger
 
 GIBIBYTE = 2**30
-_NOTED = 2**16  # bytes from which on a tensor's line is noted
-_LARGE_TENSOR = 2**26  # bytes before which one looks whether this machine has them
+Holders = list[tuple[str, int]]  # what holds how many bytes, largest first
+_NOTED, _LARGE_TENSOR = 2**16, 2**26  # bytes from which on a line is noted; one looks whether this machine has them
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Card:
     """What a card is taken for.
 
     Attributes:
-        name: as `torch.cuda.get_device_name` says it.
+        name: as ``torch.cuda.get_device_name`` says it.
         capability: of its architecture.
         memory: bytes in all; more is counted, not refused, so that one learns how much it would take.
     """
@@ -41,60 +41,44 @@ def shown(size: float) -> str:
     return f"{size / GIBIBYTE:.2f} GiB" if size >= GIBIBYTE / 10 else f"{size / 2**20:.1f} MiB"
 
 
-@dataclass
-class Count:
-    """What the card held since the count began.
-
-    Attributes:
-        peak: the most bytes alive at once.
-        holders: (what, bytes) about that time, largest first.
-    """
-
-    peak: int = 0
-    holders: list[tuple[str, int]] = field(default_factory=list)
-
-
 class Ledger(ledger.Ledger):
     """What lies on a card: each storage once, until the last tensor on it is gone.
 
     Args:
         card: which.
-        names: returns the variables to look for models in, for `Count.holders`.
+        names: returns the variables to look for models in.
         spare: bytes of this machine's memory that must stay free; OutOfMemoryError where a tensor would take them.
-
-    Attributes:
-        peak: the most so far; what `torch.cuda.max_memory_allocated` tells.
-        count: since the last `restart`.
     """
 
     def __init__(self, card: Card, *, names: Callable[[], dict] = dict, spare: int = 0) -> None:
         super().__init__()
         self.card, self.names, self.spare = card, names, spare
-        self.count = Count()
-        self._told = 0  # the peak that `holders` describes
+        self._peak, self._told = 0, 0  # since `restart`: the most bytes at once, and the peak that `_holders` describes
+        self._holders: Holders = []
 
-    def restart(self) -> Count:
-        """The count so far; a new one begins, with what is alive as its first peak."""
+    def restart(self) -> tuple[int, Holders]:
+        """The most bytes at once since the last call, and what held them; what is alive begins the next count."""
         with self.lock:
-            before, self.count, self._told = self.count, Count(peak=self.alive), 0
-            return before
+            found = self._peak, self._holders
+            self._peak, self._told, self._holders = self.alive, 0, []
+            return found
 
     def pass_by(self, size: int) -> None:
         """Count bytes that an operation would hold on the card while it runs."""
         with self.lock:
             self.peak = max(self.peak, self.alive + size)
-            self._tell(self.alive + size, lambda: [(f"attention's scores, {_line()}", size)])
+            self._tell(self.alive + size, [(f"attention's scores, {_line()}", size)])
 
-    def store(self, value: Tensor) -> None:
+    def store(self, tensor: Tensor) -> None:
         """A tensor comes to lie on the card.
 
         Raises:
             torch.cuda.OutOfMemoryError: this machine has no room for it.
         """
         with self.lock:
-            new = self.come(value)
+            new = self.come(tensor)
             if new is not None and new.size >= _NOTED:
-                new.note = _line(), list(value.shape), value.dtype
+                new.note = _line(), f"{list(tensor.shape)} {tensor.dtype}".replace("torch.", "")
             self._tell(self.alive)
         if new is not None and new.size >= _LARGE_TENSOR and psutil.virtual_memory().available < self.spare:
             held = ", ".join(f"{what}: {shown(amount)}" for what, amount in self.holders()[:4])
@@ -102,49 +86,55 @@ class Ledger(ledger.Ledger):
                 f"This machine's memory is full. The {self.card.name} would hold {shown(self.alive)} by now ({held})."
             )
 
-    def _tell(self, held: int, passing: Callable[[], list[tuple[str, int]]] = list) -> None:
-        """So many bytes are held now, a moment's among them; whose, where that is clearly more than was told."""
-        if held > self.count.peak:
-            self.count.peak = held
+    def _tell(self, held: int, passing: Iterable[tuple[str, int]] = ()) -> None:
+        """So many bytes are held now; whose is worked out where that is clearly more than the last time."""
+        if held > self._peak:
+            self._peak = held
             if held > 1.02 * self._told + 2**20:
-                self._told = held
-                self.count.holders = sorted([*self.holders(), *passing()], key=_by_size)
+                self._told, self._holders = held, _largest([*self.holders(), *passing])
 
-    def holders(self) -> list[tuple[str, int]]:
-        """What is alive now, largest first: models by the names of their variables, all else by the line it is from."""
+    def holders(self) -> Holders:
+        """What is alive on the card now: models by the names of their variables, all else by the line it is from."""
         left = {key: (stored.size, stored.note) for key, stored in self.stored.items()}
-        found: dict[str, int] = {}
-        for name, model in _models(self.names()):
-            keys = {w.untyped_storage()._cdata for w in _weights(model) if w.is_cuda} & left.keys()
-            size = sum(left.pop(key)[0] for key in keys)
-            if size:
-                found[f"model {name}"] = size
-        by_line: dict[str, list[tuple[int, str]]] = {}
-        for size, label in left.values():
-            line, what = (label[0], f"{label[1]} {label[2]}".replace("torch.", "")) if label else ("small tensors", "")
-            by_line.setdefault(line, []).append((size, what))
-        for line, parts in by_line.items():
+        found = {}
+        for name, storages in self._models():
+            size = sum(left.pop(key)[0] for key in storages if key in left)
+            found[f"model {name}"] = size
+        lines: dict[str, list[tuple[int, str]]] = {}
+        for size, note in left.values():
+            line, what = note if isinstance(note, tuple) else ("small tensors", "")
+            lines.setdefault(line, []).append((size, what))
+        for line, parts in lines.items():
             many = f"{len(parts)} tensors, the largest " if len(parts) > 1 else ""
-            what = max(parts)[1]
-            found[f"{line} ({many}{what})" if what else line] = sum(size for size, _ in parts)
-        return sorted(found.items(), key=_by_size)[:12]
+            found[f"{line} ({many}{max(parts)[1]})"] = sum(size for size, _ in parts)
+        return _largest(found.items())
 
-    def host_holders(self) -> list[tuple[str, int]]:
-        """Models in main memory, by the names of their variables, largest first."""
-        counted: set[int] = set()
-        found = []
-        for name, model in _models(self.names()):
-            here = [w for w in _weights(model) if w.is_cpu]
-            storages = {w.untyped_storage()._cdata: w.untyped_storage().nbytes() for w in here}
-            size = sum(amount for key, amount in storages.items() if key not in counted)
-            counted |= storages.keys()
-            if size:
-                found.append((f"model {name}", size))
-        return sorted(found, key=_by_size)[:6]
+    def host_holders(self) -> Holders:
+        """The models in main memory now."""
+        with self.lock:
+            sizes = {name: sum(of[key] for key in of.keys() - self.stored.keys()) for name, of in self._models()}
+        return _largest((f"model {name}", size) for name, size in sizes.items())
+
+    def _models(self) -> Iterator[tuple[str, dict[int, int]]]:
+        """The models among variables, in lists and dicts of them, and in running functions: bytes by storage."""
+        frame: FrameType | None = sys._getframe(1)
+        spaces = [self.names()]
+        while frame is not None:
+            if "/course_utils/" in frame.f_code.co_filename.replace("\\", "/"):
+                spaces.append({f"{frame.f_code.co_name}.{name}": v for name, v in frame.f_locals.items()})
+            frame = frame.f_back
+        for name, value in [pair for space in spaces for pair in list(space.items()) if pair[0].strip("_0123456789")]:
+            many = isinstance(value, dict | list | tuple)
+            parts = value.items() if isinstance(value, dict) else enumerate(value) if many else [(None, value)]
+            for key, model in list(parts):
+                # One that is just being copied has no weights yet.
+                if isinstance(model, nn.Module) and "_parameters" in vars(model):
+                    storages = [weight.untyped_storage() for weight in (*model.parameters(), *model.buffers())]
+                    yield f"{name}[{key!r}]" if many else name, {each._cdata: each.nbytes() for each in storages}
 
 
-def _by_size(holder: tuple[str, int]) -> int:
-    return -holder[1]
+def _largest(holders: Iterable[tuple[str, int]]) -> Holders:
+    return sorted((pair for pair in holders if pair[1]), key=lambda holder: -holder[1])[:12]
 
 
 def _line() -> str:
@@ -159,33 +149,3 @@ def _line() -> str:
             inside = f" in {frame.f_code.co_name} ({file.rpartition('/')[2]}:{frame.f_lineno})"
         frame = frame.f_back
     return inside.strip() or "elsewhere"
-
-
-def _models(names: dict) -> Iterator[tuple[str, nn.Module]]:
-    """The models among variables, also those in lists and dicts, and those in the functions that are running."""
-    frame: FrameType | None = sys._getframe(1)
-    spaces = [names]
-    while frame is not None:
-        if "/course_utils/" in frame.f_code.co_filename.replace("\\", "/"):
-            spaces.append({f"{frame.f_code.co_name}.{name}": v for name, v in frame.f_locals.items()})
-        frame = frame.f_back
-    for space in spaces:
-        for name, value in list(space.items()):
-            if name.lstrip("_").isdigit() or name in ("_", "__", "___"):  # IPython's last results
-                continue
-            if _is_model(value):
-                yield name, value
-            elif isinstance(value, dict):
-                yield from ((f"{name}[{k!r}]", v) for k, v in list(value.items()) if _is_model(v))
-            elif isinstance(value, list | tuple):
-                yield from ((f"{name}[{k}]", v) for k, v in enumerate(value) if _is_model(v))
-
-
-def _is_model(value: object) -> bool:
-    """Whether it is a module, and not one that is just being copied, which has no weights yet."""
-    return isinstance(value, nn.Module) and "_parameters" in vars(value)
-
-
-def _weights(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

@@ -6,10 +6,11 @@ It sets up the pretended card, and writes down what each cell held, a line of JS
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,55 +19,46 @@ import numpy as np
 import psutil
 import torch
 
-from course_tools.rehearsal.card import T4, Ledger
+from course_tools.rehearsal.card import T4, Holders, Ledger
 from course_tools.rehearsal.pretend_gpu import PretendGPU
+from course_utils import benchmark_tasks, engine, session
 
 _SAMPLING = 0.05  # seconds between two looks at the process's memory
 _SPARE = 2_000_000_000  # bytes of this machine's memory that are left alone
 
 
-def begin(record: str, share: float, shell: Any) -> Rehearsal:
-    """Begin in this process.
+def begin(record: str, share: float, shell: Any) -> PretendGPU:
+    """Begin in this process, and return the card.
 
     Args:
         record: the file that gets a line of JSON a cell.
         share: parameters of the model, as a share of Llama-3.2-1B's: the card is as much smaller.
         shell: IPython's, whose cells are the lesson's.
     """
-    rehearsal = Rehearsal(Path(record), share, shell)
-    rehearsal.card.install()
-    leave_out_equalities(shell)
-    read_documents_here()
-    leave_out_the_engine()
-    shell.events.register("pre_run_cell", rehearsal.before)
-    shell.events.register("post_run_cell", rehearsal.after)
-    return rehearsal
+    card = PretendGPU(replace(T4, memory=int(T4.memory * share)), names=lambda: shell.user_ns, spare=_SPARE)
+    host, numbers = HostMemory(card.ledger), itertools.count()
 
+    def before(info: object) -> None:
+        card.ledger.restart()
+        host.restart()
 
-class Rehearsal:
-    """Watches the cells of one lesson; arguments as in `begin`."""
+    def after(result: object) -> None:
+        (gpu_peak, gpu_holders), (host_peak, host_holders) = card.ledger.restart(), host.restart()
+        number = next(numbers)
+        if number:  # not of our own cell
+            found = {"number": number, "gpu_peak": gpu_peak, "gpu_holders": gpu_holders}
+            with Path(record).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(found | {"host_peak": host_peak, "host_holders": host_holders}) + "\n")
 
-    def __init__(self, record: Path, share: float, shell: Any) -> None:
-        self._record = record
-        card = replace(T4, memory=int(T4.memory * share))
-        self.card = PretendGPU(card, names=lambda: shell.user_ns, spare=_SPARE)
-        self.host = HostMemory(self.card.ledger)
-        self.number = 0
-
-    def before(self, info: Any) -> None:
-        """A cell begins."""
-        self.number += 1
-        self.card.ledger.restart()
-        self.host.restart()
-
-    def after(self, result: Any) -> None:
-        """A cell ended."""
-        if not self.number:  # our own
-            return
-        found = {f"gpu_{name}": value for name, value in asdict(self.card.ledger.restart()).items()}
-        found["host_peak"], found["host_holders"] = self.host.restart()
-        with self._record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"number": self.number, **found}) + "\n")
+    # Equalities don't hold where large products of matrices are sampled, see `pretend_gpu`.
+    torch.testing.assert_close = np.testing.assert_allclose = lambda *args, **kwargs: None
+    shell.ast_transformers.append(_WithoutAssertions())
+    # Benchmark documents are the embedded ones, and Colab has no llama.cpp.
+    benchmark_tasks.session = SimpleNamespace(at_most=session.at_most, current_profile=lambda: "embedded")
+    engine.problem = lambda: "The engine (llama.cpp, an optional extra) isn't installed here."
+    shell.events.register("pre_run_cell", before)
+    shell.events.register("post_run_cell", after)
+    return card.__enter__()
 
 
 class HostMemory:
@@ -77,56 +69,34 @@ class HostMemory:
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._process = ledger, psutil.Process()
-        self._lock = threading.Lock()
-        self._peak, self._holders, self._told, self._last = 0, [], 0, 0
+        self._ledger, self._process, self._lock = ledger, psutil.Process(), threading.Lock()
+        self._peak, self._told, self._last = 0, 0, 0
+        self._holders: Holders = []
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def restart(self) -> tuple[int, list[tuple[str, int]]]:
-        """(Peak, what held it) so far; begin anew."""
-        self._sample()
+    def restart(self) -> tuple[int, Holders]:
+        """The peak so far in bytes, and the models that held it; begin anew."""
+        self.sample()
         with self._lock:
             found = self._peak, self._holders
-            self._peak, self._holders, self._told = 0, [], 0
+            self._peak, self._told, self._holders = 0, 0, []
         return found
 
     def _watch(self) -> None:
         while True:
             time.sleep(_SAMPLING)
-            self._sample()
+            self.sample()
 
-    def _sample(self) -> None:
+    def sample(self) -> None:
+        """Look once."""
         now = self._process.memory_info().rss - self._ledger.alive
         with self._lock:
             sure, self._last = min(now, self._last), now
-            if sure <= self._peak:
-                return
-            self._peak = sure
+            self._peak = max(self._peak, sure)
             if sure > 1.05 * self._told:
-                self._told = sure
-                self._holders = self._ledger.host_holders()
-
-
-def leave_out_equalities(shell: Any) -> None:
-    """Cells go on where numbers should be equal: large products of matrices are sampled, see `pretend_gpu`."""
-    torch.testing.assert_close = np.testing.assert_allclose = lambda *args, **kwargs: None
-    shell.ast_transformers.append(_WithoutAssertions())
+                self._told, self._holders = sure, self._ledger.host_holders()
 
 
 class _WithoutAssertions(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.Pass:
         return ast.copy_location(ast.Pass(), node)
-
-
-def read_documents_here() -> None:
-    """Benchmark documents come from the embedded asset: the loopback hub serves models only."""
-    from course_utils import benchmark_tasks, session
-
-    benchmark_tasks.session = SimpleNamespace(at_most=session.at_most, current_profile=lambda: "embedded")
-
-
-def leave_out_the_engine() -> None:
-    """Colab gets what the install cell installs: the course without the extra "engine"."""
-    from course_utils import engine
-
-    engine.problem = lambda: "The engine (llama.cpp, an optional extra) isn't installed here."

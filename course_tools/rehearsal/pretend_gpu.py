@@ -1,262 +1,360 @@
-"""A graphics card that isn't there: tensors that say "cuda", live in main memory, and are counted to the byte.
+"""A graphics card that isn't there: ordinary tensors in main memory that say "cuda" and are counted to the byte.
 
-`PretendGPU(T4)` makes torch believe in one card. Whatever a program puts there is a `CardTensor`: it reports the device
-"cuda:0" and holds an ordinary tensor, on which every operation is really computed, by the processor. So a program takes
-the very branches that it takes on the card, and mixing devices fails as it does there. Large products of matrices add
-up a sample of their summands, one of 32: it is for models of random weights, whose numbers mean nothing but whose
-tensors count. (With all summands one of Llama-3.2-1B's size takes fifteen times as long to read a text.)
+``PretendGPU(T4)`` makes torch believe in one card, in this thread. A tensor is on it when its storage is in the card's
+ledger: a function mode answers ``tensor.device``, moves copies between the two sides and refuses to mix them; a
+dispatch mode enters what operations make. So a program takes the branches that it takes on a GPU, and the processor
+computes. Large products of matrices add up one summand of 32, because a model of random weights has tensors that
+count and numbers that mean nothing. (With all summands one of Llama-3.2-1B's size takes fifteen times as long.)
 
-Counted: each storage that a `CardTensor` holds, once, from the operation that made it until the last tensor on it is
-gone. Not counted: what an operation needs for itself while it runs, and the driver's own memory.
+Counted: each storage once, from the operation that made it until its last tensor is gone. Not counted: what an
+operation needs for itself while it runs, and the driver's own memory.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_tools.rehearsal.card import T4, Card, Ledger
-from course_tools.rehearsal.cuda import CORE, CUDA, believe, is_card
-from course_tools.rehearsal.operations import REPLACED, scaled_dot_product_attention
 
-_CPU = torch.device("cpu")
-# May read the other device: copies, and indices that may stay in main memory.
-_CROSS_DEVICES = {"copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_", "set_", "lift_fresh"}
-
-
-class CardTensor(Tensor):
-    """A tensor that says it is on the card; `inner` holds its numbers."""
-
-    __module__ = "torch"  # whoever asks where its type is from shall take it for an ordinary tensor
-    inner: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    @staticmethod
-    def __new__(cls: type[CardTensor], inner: Tensor) -> CardTensor:
-        """Around an ordinary tensor."""
-        made = Tensor._make_wrapper_subclass(
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            device=CORE, requires_grad=False,
-        )  # fmt: skip
-        made.inner = inner
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        card = PretendGPU.current
-        if card is None:
-            raise RuntimeError("The pretended card is gone; its tensors can't be used any more.")
-        return card.compute(func, args, kwargs or {})
-
-    def __repr__(self, *, tensor_contents: object = None) -> str:
-        return repr(self.detach().cpu()).removesuffix(")") + ", device='cuda:0')"
-
-    def __format__(self, spec: str) -> str:
-        return format(self.cpu(), spec)
-
-    def tolist(self) -> Any:
-        """As Python numbers."""
-        return self.detach().cpu().tolist()
-
-    def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Copied to main memory."""
-        return self.to("cpu")
-
-    def data_ptr(self) -> int:
-        """Where the numbers really are."""
-        return self.inner.data_ptr()
-
-    def numpy(self, *, force: bool = False) -> np.ndarray:
-        """Refused, as a GPU refuses it."""
-        if force:
-            return self.detach().cpu().numpy()
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
-
-    def untyped_storage(self) -> torch.UntypedStorage:
-        """The storage that is counted."""
-        return self.inner.untyped_storage()
-
-    @property
-    def device(self) -> torch.device:
-        """What Python code is told."""
-        return CUDA
-
-    @property
-    def is_cuda(self) -> bool:
-        """What Python code is told."""
-        return True
-
-    @property
-    def data(self) -> Tensor:
-        """The same numbers, without a history."""
-        return self.detach()
-
-    @data.setter
-    def data(self, value: CardTensor) -> None:
-        Tensor.data.__set__(self, value)
-        self.inner = value.inner
-
-    def __deepcopy__(self, memo: dict) -> CardTensor:
-        if id(self) in memo:
-            return memo[id(self)]
-        with torch.no_grad():
-            copied = self.detach().clone()
-        if isinstance(self, nn.Parameter):
-            copied = nn.Parameter(copied, requires_grad=self.requires_grad)
-        else:
-            copied.requires_grad_(self.requires_grad)
-        if self.grad is not None:
-            copied.grad = self.grad.detach().clone()
-        memo[id(self)] = copied
-        return copied
+_aten = torch.ops.aten
+_CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
+_GETTERS: dict[Any, Callable[[bool], Any]] = {
+    Tensor.device.__get__: lambda there: _CUDA if there else None,  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda there: there,  # type: ignore[attr-defined]
+    Tensor.is_cpu.__get__: lambda there: False if there else None,  # type: ignore[attr-defined]
+}
+# Speak of devices or kinds of tensors, and compute nothing there.
+_ABOUT = {torch.device, torch._C._nn._parse_to, torch._has_compatible_shallow_copy_type}
+# May read the other side: copies, and indices that may stay in main memory.
+_BETWEEN = {
+    Tensor.copy_, Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put_, Tensor.index_put, Tensor.set_,
+    Tensor.data.__set__,  # type: ignore[attr-defined]
+}  # fmt: skip
+_INTO = {Tensor.copy_, Tensor.__setitem__, Tensor.index_put_}  # what is written stays where it is
+_MANY_SCORES = 2**20  # of attention, from which on writing them out takes the processor too long
+_BYTES_A_SCORE = 13  # when they are: scores, softmax and its repaired copy in float32, and a mask
+_LARGE = 256  # sides of a matrix from which on a product is worth a shortcut
+_SAMPLED = 32  # one summand of so many is added up
 
 
 class PretendGPU(TorchDispatchMode):
-    """The card, while the block runs, or from `install` on.
+    """The card, while the block runs, or from ``__enter__`` on.
 
     Args:
         card: which.
-        names: returns the variables to look for models in, for `Count.holders`.
+        names: returns the variables to look for models in, for ``Count.holders``.
         spare: bytes of this machine's memory that must stay free; OutOfMemoryError where a tensor would take them.
 
     Attributes:
         ledger: what lies on it.
     """
 
-    current: PretendGPU | None = None
-
     def __init__(self, card: Card = T4, *, names: Callable[[], dict] = dict, spare: int = 0) -> None:
         super().__init__()
         self.ledger = Ledger(card, names=names, spare=spare)
-
-    def install(self) -> None:
-        """Begin, for the rest of the process, in this thread."""
-        self.__enter__()
+        self._there: bool | None = None  # where the function that runs makes tensors; None: where its arguments are
 
     def __enter__(self) -> PretendGPU:
-        if PretendGPU.current is not None:
-            raise RuntimeError("There is one pretended card already.")
-        self._believed = believe(self.ledger)
-        attention = functools.partial(_attention, nn.functional.scaled_dot_product_attention)
-        self._believed.enter_context(mock.patch.object(nn.functional, "scaled_dot_product_attention", attention))
-        PretendGPU.current = self
+        self._stack = contextlib.ExitStack()
+        for name, answer in _answers(self.ledger).items():
+            self._stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+        self._stack.enter_context(mock.patch.object(torch.accelerator, "synchronize", return_value=None))
+        autocast = _without_autocast(torch.autocast.__enter__)
+        self._stack.enter_context(mock.patch.object(torch.autocast, "__enter__", autocast))
+        self._stack.enter_context(_Functions(self))
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
-        PretendGPU.current = None
-        self._believed.close()
+        self._stack.close()
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return self.compute(func, args, kwargs or {})
+        with torch._C.DisableTorchFunction():
+            given = [*_tensors((*args, *(kwargs or {}).values()))]
+            there = any(map(self.ledger.holds, given)) if self._there is None else self._there
+            replaced = _REPLACED.get(func) if there else None
+            result = replaced(self.ledger, *args, **(kwargs or {})) if replaced else func(*args, **(kwargs or {}))
+            if there:
+                self.keep(result, given)
+            return result
 
-    def compute(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """One operation: on the tensors inside, its results on the card if they belong there."""
-        device = kwargs.get("device")
-        flat = [*_tensors(args), *_tensors(list(kwargs.values()))]
-        ours = any(isinstance(value, CardTensor) for value in flat)
-        if not ours and (device is None or not is_card(device)):
+    def keep(self, result: Any, given: Iterable[Tensor]) -> None:
+        """Results come to lie on the card, unless they are views of what was given in main memory."""
+        here = {tensor.untyped_storage()._cdata for tensor in given if not self.ledger.holds(tensor)}
+        for tensor in _tensors([result]):
+            if tensor.layout is torch.strided and tensor.untyped_storage()._cdata not in here:
+                self.ledger.store(tensor)
+
+    @contextlib.contextmanager
+    def making(self, there: bool | None) -> Iterator[None]:
+        """What is made meanwhile lies there."""
+        before, self._there = self._there, there
+        try:
+            yield
+        finally:
+            self._there = before
+
+
+class _Functions(TorchFunctionMode):
+    """Answers where a tensor is, and lets functions make tensors there."""
+
+    def __init__(self, card: PretendGPU) -> None:
+        super().__init__()
+        self._card, self._holds = card, card.ledger.holds
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _GETTERS:
+            answer = _GETTERS[func](self._holds(args[0]))
+            return func(*args) if answer is None else answer
+        if func in _ABOUT or getattr(func, "__name__", "") == "__get__":
             return func(*args, **kwargs)
-        to_card = ours if device is None else is_card(device)
-        if device is not None:
-            kwargs = kwargs | {"device": _CPU if to_card else device}
-        _check_devices(func, flat, to_card)
-        if func in REPLACED:
-            result = REPLACED[func](self.ledger, *_inside(args), **_inside(kwargs))
-        else:
-            result = func(*_inside(args), **_inside(kwargs))
-        if torch.Tag.inplace_view in func.tags:
-            with torch._C._DisableTorchDispatch():
-                func(*args, **kwargs)
-        return self._outside(func, result, args, kwargs, to_card)
+        if func is Tensor.backward:  # it may run Python code: hooks, and what is computed again
+            with self, self._card.making(None):
+                return _backward(*args, **kwargs)
+        if func in (Tensor.cuda, Tensor.cpu):
+            func, args, kwargs = Tensor.to, (args[0], _CUDA if func is Tensor.cuda else _CPU), {}
+        if func is nn.functional.scaled_dot_product_attention and self._holds(args[0]) and args[0].dim() == 4:
+            func = _attention
+        given = [*_tensors((*args, *kwargs.values()))]
+        ours = [self._holds(tensor) for tensor in given]
+        device = self._device(func, args, kwargs)
+        there = any(ours) if device is None else device.type == "cuda"
+        if there and any(isinstance(v, torch.Generator) for v in (*args, *kwargs.values())):
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+        if func in (Tensor.numpy, Tensor.__array__) and there and not kwargs.get("force"):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
+        if func in _INTO:
+            there = ours[0]
+        elif func is Tensor.to and device is not None and ours[0] != there:
+            kwargs = kwargs | {"copy": True}
+        elif (
+            device is None
+            and there
+            and func not in _BETWEEN
+            and any(tensor.dim() for tensor, held in zip(given, ours, strict=True) if not held)
+        ):
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                f"(in {func.__name__})"
+            )
+        if device is not None and there:
+            args = tuple(_CPU if _is_card(value) else value for value in args)
+            kwargs = {name: _CPU if _is_card(value) else value for name, value in kwargs.items()}
+        with self._card.making(there):
+            result = func(*args, **kwargs)
+        if there:
+            if func in (torch.as_tensor, torch.asarray):
+                result = result.clone()
+            self._card.keep(result, given)
+        return result
 
-    def _outside(self, func: Callable, result: Any, args: tuple, kwargs: dict, to_card: bool) -> Any:
-        written = _written(func)
-        many = isinstance(result, tuple | list)
-        results = list(result) if many else [result]
-        made = []
-        for number, value in enumerate(results):
-            source = written[number] if number < len(written) else None
-            if source is not None:
-                position, name = source
-                made.append(args[position] if position < len(args) else kwargs[name])
-            else:
-                made.append(self._wrap(value) if to_card else value)
-        return type(result)(made) if many else made[0]
-
-    def _wrap(self, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return type(value)([self._wrap(part) for part in value])
-        if not isinstance(value, Tensor) or isinstance(value, CardTensor):
-            return value
-        self.ledger.store(value)
-        return CardTensor(value)
-
-
-def _attention(elsewhere: Callable, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """On the card as a T4 chooses it; elsewhere torch's own."""
-    if isinstance(query, CardTensor) and query.dim() == 4:
-        return scaled_dot_product_attention(query, *args, **kwargs)
-    return elsewhere(query, *args, **kwargs)
-
-
-def _inside(value: Any) -> Any:
-    """Ordinary tensors in the place of the card's, in what an operation is called with (torch's pytree is slow)."""
-    kind = type(value)
-    if kind is CardTensor:
-        return value.inner
-    if kind is tuple or kind is list:
-        return kind([_inside(part) for part in value])
-    if kind is dict:
-        return {name: _inside(part) for name, part in value.items()}
-    return value
+    def _device(self, func: Any, args: tuple, kwargs: dict) -> torch.device | None:
+        """The device that a call names, if it does."""
+        if func is Tensor.to and len(args) > 1 and isinstance(args[1], Tensor):
+            return _CUDA if self._holds(args[1]) else _CPU
+        named = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.device) or _is_card(v)]
+        plain = kwargs.get("device") or (args[1] if func is Tensor.to and len(args) > 1 else None)
+        if not named and isinstance(plain, str):
+            named = [plain]
+        return torch.device(named[0]) if named else None
 
 
-def _tensors(value: Any) -> Iterator[Any]:
-    """All values in what an operation is called with or gives back."""
-    if isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    else:
-        yield value
+def _is_card(device: Any) -> bool:
+    """Whether a device, or the name of one, is the card."""
+    if isinstance(device, str):
+        return device == "cuda" or device.startswith("cuda:")
+    return isinstance(device, torch.device) and device.type == "cuda"
 
 
-@functools.cache
-def _written(func: Callable) -> tuple[tuple[int, str] | None, ...]:
-    """For each result, the argument (its position and name) that it is, if the operation writes into one."""
-    arguments = list(enumerate(func._schema.arguments))
-    found = []
-    for returned in func._schema.returns:
-        alias = returned.alias_info
-        same = [
-            (position, argument.name)
-            for position, argument in arguments
-            if alias is not None
-            and alias.is_write
-            and argument.alias_info is not None
-            and argument.alias_info.before_set == alias.before_set
-        ]
-        found.append(same[0] if same else None)
-    return tuple(found)
+def _tensors(values: Iterable) -> Iterator[Tensor]:
+    """The tensors in what a function is called with or gives back."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
 
 
-def _check_devices(func: Callable, values: list, to_card: bool) -> None:
-    """Refuse what the card refuses: operations across devices, and the processor's random numbers on the card."""
-    name = func.overloadpacket.__name__
-    if to_card and any(isinstance(v, torch.Generator) and v.device.type == "cpu" for v in values):
-        raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
-    if name in _CROSS_DEVICES:
-        return
-    here = [v for v in values if isinstance(v, Tensor) and not isinstance(v, CardTensor) and v.dim() and v.is_cpu]
-    if here and any(isinstance(v, CardTensor) for v in values):
-        raise RuntimeError(
-            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
-            f"(in {name})"
-        )
+def _backward(
+    tensor: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """As ``Tensor.backward`` does it where nobody listens."""
+    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+
+
+def _without_autocast(enter: Callable) -> Callable:
+    def __enter__(self: Any) -> Any:
+        if self.device == "cuda" and self._enabled:
+            raise NotImplementedError("The pretended card has no autocast: it would have to count other tensors.")
+        return enter(self)
+
+    return __enter__
+
+
+class _Event:
+    """A mark in the card's work, which is finished as soon as it is asked for."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._at = 0.0
+
+    def record(self, stream: object = None) -> None:
+        self._at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: _Event) -> float:
+        return 1000 * (end._at - self._at)
+
+
+def _answers(ledger: Ledger) -> dict[str, Callable]:
+    """torch.cuda as the card answers it."""
+    card = ledger.card
+    major, minor = card.capability
+    about = SimpleNamespace(
+        name=card.name, major=major, minor=minor, total_memory=card.memory, multi_processor_count=40
+    )
+    silent = (
+        "_lazy_init",
+        "set_device",
+        "synchronize",
+        "empty_cache",
+        "manual_seed",
+        "manual_seed_all",
+        "set_rng_state",
+        "set_rng_state_all",
+    )
+    return {name: lambda *args, **kwargs: None for name in silent} | {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "is_current_stream_capturing": lambda: False,
+        "get_device_name": lambda device=None: card.name,
+        "get_device_capability": lambda device=None: card.capability,
+        "get_device_properties": lambda device=None: about,
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or card.capability >= (8, 0),
+        "mem_get_info": lambda device=None: (max(0, card.memory - ledger.alive), card.memory),
+        "memory_allocated": lambda device=None: ledger.alive,
+        "memory_reserved": lambda device=None: ledger.alive,
+        "max_memory_allocated": lambda device=None: ledger.peak,
+        "max_memory_reserved": lambda device=None: ledger.peak,
+        "reset_peak_memory_stats": lambda device=None: ledger.forget_peak(),
+        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "get_rng_state_all": lambda: [torch.get_rng_state()],
+        "Event": _Event,
+    }  # fmt: skip
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's, by the kernel that it would choose on a T4: memory-efficient, or written out where keys are shared.
+
+    Without training, a large one with shared keys is only counted as if it were written out.
+    """
+    scores = _scores(query, key)
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    if query.shape[-3] != key.shape[-3] and (training or scores <= _MANY_SCORES):
+        return _aten._scaled_dot_product_attention_math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )[0]
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+    return _aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+
+
+def _scores(query: Tensor, key: Tensor) -> int:
+    """How many there are: one for each query and key, of each row and head."""
+    return query.numel() // query.shape[-1] * key.shape[-2]
+
+
+def _attend(
+    ledger: Ledger, query: Tensor, key: Tensor, value: Tensor, *args: Any, attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    sharing, scores = query.shape[-3] // key.shape[-3], _scores(query, key)
+    if sharing > 1:
+        ledger.pass_by(_BYTES_A_SCORE * scores + 4 * (2 * query.numel() + 2 * sharing * key.numel()))
+        key, value = (tensor.repeat_interleave(sharing, -3) for tensor in (key, value))
+    sample = scores > _MANY_SCORES and not torch.is_grad_enabled()
+    if sample:
+        key, value = key[..., ::_SAMPLED, :], value[..., ::_SAMPLED, :]
+        attn_mask = None if attn_mask is None else attn_mask[..., ::_SAMPLED].contiguous()
+    out, sums = _aten._scaled_dot_product_flash_attention_for_cpu(
+        *map(_widened, (query, key, value)), *args, attn_mask=_widened(attn_mask), scale=scale
+    )
+    if sample:
+        out.nan_to_num_()  # where the mask hides all of the sample
+    return out.to(query.dtype), sums
+
+
+def _attend_backward(
+    _ledger: Ledger, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, *args: Any,
+    attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    wide = map(_widened, (grad, query, key, value, out))
+    grads = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        *wide, *args, attn_mask=_widened(attn_mask), scale=scale
+    )
+    return tuple(of.to(query.dtype) for of in grads)
+
+
+def _widened(tensor: Any) -> Any:
+    """float16 as float32: the processor has no fast float16."""
+    return tensor.float() if tensor is not None and tensor.dtype == torch.float16 else tensor
+
+
+def _mm(_ledger: Ledger, a: Tensor, b: Tensor) -> Tensor:
+    """A @ b; in large ones some of the summands stand for all."""
+    summands = a.shape[-1]
+    if min(summands, b.shape[-1]) >= _LARGE:
+        taken = summands // _SAMPLED
+        a, b = a[..., :taken] * (summands / taken) ** 0.5, b[..., :taken, :]
+    return (_widened(a) @ _widened(b)).to(a.dtype)
+
+
+def _addmm(ledger: Ledger, added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    if min(*a.shape, *b.shape) < _LARGE and a.dtype != torch.float16:
+        return torch.addmm(added, a, b, beta=beta, alpha=alpha)
+    return beta * added + alpha * _mm(ledger, a, b)
+
+
+def _histc(_ledger: Ledger, values: Tensor, *bins: float) -> Tensor:
+    """Of whole numbers too, which the card counts and the processor doesn't: how many tokens each expert gets."""
+    return _aten.histc.default(values.float(), *bins).to(values.dtype)
+
+
+#: the card's own way, called with the card's ledger and the operation's arguments
+_REPLACED: dict[Any, Callable] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: _attend,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attend_backward,
+    _aten.mm.default: _mm,
+    _aten.bmm.default: _mm,
+    _aten.addmm.default: _addmm,
+    _aten.histc.default: _histc,
+}

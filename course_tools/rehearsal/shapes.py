@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import course_utils
-from course_tools.rehearsal.card import shown
+from course_utils.checkpoints import replacing_checkpoint
 from course_utils.embedded_llama import embedded_llama
-from course_utils.roles import HUB_MODELS
 
 GPT2_FOLDER = Path(course_utils.__file__).parent / "data" / "gpt2"
 _SEED = 14
@@ -29,14 +24,12 @@ class Shape:
     """Two models' configurations: what the lessons' roles "llama" and "gpt2" are in a rehearsal.
 
     Attributes:
-        llama, gpt2: configurations as in a `config.json`, without the tokenizer's numbers.
-        chosen: the hub id under which the first is served; `COURSE_LLAMA` names it unless it is the hub profile's own.
+        llama, gpt2: configurations as in a ``config.json``, without the tokenizer's numbers.
         stand_in: a smaller model in the place of Llama-3.2-1B: the card and the budgets are as much smaller.
     """
 
     llama: Mapping[str, object]
     gpt2: Mapping[str, object]
-    chosen: str = HUB_MODELS["llama"][0]
     stand_in: bool = False
 
     @property
@@ -46,46 +39,23 @@ class Shape:
 
 
 _LLAMA = {
-    "model_type": "llama",
-    "num_hidden_layers": 16,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 128_256,
-    "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500_000.0,
-    "tie_word_embeddings": True,
+    "model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "intermediate_size": 8192,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128_256,
+    "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": True,
     "dtype": "bfloat16",
-}
+}  # fmt: skip
 _GPT2 = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50_257}
+_QUARTER = {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 32, "vocab_size": 64_128}
 _QWEN = {
-    "model_type": "qwen2",
-    "num_hidden_layers": 28,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151_936,
-    "max_position_embeddings": 32_768,
-    "tie_word_embeddings": True,
-    "dtype": "bfloat16",
-}
+    "model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 896, "intermediate_size": 4864,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151_936, "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True, "dtype": "bfloat16",
+}  # fmt: skip
 SHAPES = {
     "llama": Shape(_LLAMA, _GPT2),
-    "quarter": Shape(
-        _LLAMA | {"hidden_size": 1024, "intermediate_size": 4096, "head_dim": 32, "vocab_size": 64_128},
-        _GPT2,
-        stand_in=True,
-    ),
-    "qwen": Shape(_QWEN, _GPT2, chosen="Qwen/shaped-like-Qwen2"),
+    "quarter": Shape(_LLAMA | _QUARTER, _GPT2, stand_in=True),
+    "qwen": Shape(_QWEN, _GPT2),
 }
-
-
-class RehearsalError(ValueError):
-    """A rehearsal can't be held; the message says why and what to do."""
 
 
 def tokenizers() -> dict[str, Path]:
@@ -95,13 +65,8 @@ def tokenizers() -> dict[str, Path]:
 
 def parameters(config: Mapping[str, object]) -> int:
     """How many parameters a model of this configuration has, tied ones once."""
-    return _parameters_of(json.dumps(config, sort_keys=True))
-
-
-@functools.cache
-def _parameters_of(config: str) -> int:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(config)))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -109,49 +74,17 @@ def make_checkpoint(config: Mapping[str, object], folder: Path, tokenizer: Path)
     """The folder of a model with random weights, the same every time; written unless it is there, whole or not at all.
 
     Args:
-        config: as in a `config.json`, with "dtype" "bfloat16" or else float32.
+        config: as in a ``config.json``, with "dtype" "bfloat16" or else float32.
         folder: where models lie; this one's own is named by what is in it.
         tokenizer: a folder to copy the tokenizer from; the model may know more tokens.
-
-    Raises:
-        RehearsalError: not enough space.
     """
     digest = hashlib.sha256(json.dumps([config, _SEED, tokenizer.name], sort_keys=True).encode()).hexdigest()[:8]
     target = folder / f"{config['model_type']}-{parameters(config) / 1e6:.0f}M-{digest}"
-    part = folder / f".{target.name}.part"
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / f"{target.name}.lock"):
-        if not target.exists():
-            shutil.rmtree(part, ignore_errors=True)  # what a killed process left
-            try:
-                _write(config, part, tokenizer)
-                os.replace(part, target)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+    if not target.exists():
+        with replacing_checkpoint(target) as fresh, torch.random.fork_rng(devices=[]):
+            read = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+            read.save_pretrained(fresh)
+            tokens = {"bos_token_id": read.bos_token_id, "eos_token_id": read.eos_token_id}
+            torch.manual_seed(_SEED)
+            AutoModelForCausalLM.from_config(AutoConfig.for_model(**config, **tokens)).save_pretrained(fresh)
     return target
-
-
-def _write(config: Mapping[str, object], folder: Path, tokenizer: Path) -> None:
-    dtype = torch.bfloat16 if config.get("dtype") == "bfloat16" else torch.float32
-    check_space(folder.parent, dtype.itemsize * parameters(config))
-    read = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
-    read.save_pretrained(folder)
-    tokens = {"bos_token_id": read.bos_token_id, "eos_token_id": read.eos_token_id}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config, **tokens))
-    model.save_pretrained(folder)
-
-
-def check_space(folder: Path, needed: float) -> None:
-    """Refuse to begin where the disk has not so many bytes left.
-
-    Raises:
-        RehearsalError: says how many are free.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise RehearsalError(
-            f"A rehearsal needs {shown(needed)} of disk space in {folder.name}/, and {shown(max(free, 0))} are free. "
-            "Free some and run this again."
-        )

@@ -2,9 +2,11 @@
 
 A row's decision is one number: how many attentions it leaves out, the least important ones first
 (``config.adaptive_attention["order"]``). It belongs to the answer, not to the model: the cache carries it, so answers
-that alternate on one model don't disturb each other, and beam search, selected rows and a second turn keep it. The
-attentions get it as an argument of their forward pass, so one that is computed twice (activation checkpointing) leaves
-out the same both times.
+that alternate on one model don't disturb each other, and a second turn keeps it. The attentions get it as an argument
+of their forward pass, so one that is computed twice (activation checkpointing) leaves out the same both times.
+
+Greedy and sampled answers are supported, with a dynamic cache or none, padded or not. Whatever moves a cache's rows or
+shows the model something else than the prompt first is refused by its name.
 """
 
 from __future__ import annotations
@@ -12,15 +14,14 @@ from __future__ import annotations
 import bisect
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .forwards import replace_forward, restore_forward
 from .no_attention import skip_attention
@@ -28,6 +29,19 @@ from .no_attention import skip_attention
 # What the running generate() decided, how many attentions each row leaves out; empty before. It belongs to one call, in
 # one thread; between calls it is None.
 _answer: ContextVar[list[int] | None] = ContextVar("answer", default=None)
+
+# What generate() may be asked for, and the values that an adaptive model can follow.
+_ALLOWED: dict[str, tuple] = dict.fromkeys(
+    (
+        *("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens", "use_mtp"),  # drafts
+        *("constraints", "force_words_ids", "penalty_alpha", "dola_layers", "custom_generate", "prefill_chunk_size"),
+    ),
+    (False,),
+) | {"num_beams": (1,), "cache_implementation": ("dynamic", "hybrid")}  # "hybrid": what transformers takes for dynamic
+_REMEDY = (
+    "An adaptive model gives greedy and sampled answers to whole prompts, with a dynamic cache or none. {} Or take the "
+    "decision away with make_adaptive(model, None)."
+)
 
 
 def install(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn.Module]) -> None:
@@ -44,8 +58,7 @@ def install(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn
         replace_forward(attentions[layer], _attend)
     replace_forward(backbone, _decide_and_run)
     model.generate = MethodType(_generate, model)
-    model._expand_inputs_for_generation = MethodType(_expand_and_decide, model)
-    model.init_continuous_batching = MethodType(_refuse_continuous_batching, model)
+    model.init_continuous_batching = _refuse_continuous_batching
 
 
 def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[nn.Module]) -> None:
@@ -55,7 +68,7 @@ def uninstall(model: PreTrainedModel, backbone: nn.Module, attentions: Sequence[
             restore_forward(attention)
             del attention.bypass_rank
     restore_forward(backbone)
-    del model.generate, model._expand_inputs_for_generation, model.init_continuous_batching
+    del model.generate, model.init_continuous_batching
 
 
 def embedding_features(embeddings: Tensor) -> Tensor:
@@ -103,85 +116,50 @@ def _by_complexity(settings: Mapping[str, Any], embeddings: Tensor, real: Tensor
     return [settings["left_out"][bisect.bisect_right(settings["thresholds"], score)] for score in scores]
 
 
-class _Carries(Cache):
-    """Mixed into the class of an answer's cache: the decision follows the rows."""
-
-    left_out: Tensor  # int64 [rows], on the CPU
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        self.left_out = self.left_out[beam_idx.cpu()]
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self.left_out = self.left_out.repeat_interleave(repeats)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self.left_out = self.left_out[indices.cpu()]
-
-
-@functools.cache
-def _carrying(cache_class: type) -> type:
-    return type(cache_class.__name__, (_Carries, cache_class), {})
-
-
 def _decide_and_run(backbone: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Forward of the model without its head."""
     run = functools.partial(type(backbone).forward, backbone)
     inputs = inspect.signature(run).bind_partial(*args).arguments | kwargs if args else kwargs
-    left_out = _known(inputs) or _decide(backbone, inputs)
+    left_out, answer = _known(_cache_in(inputs)) or _decide(backbone, inputs), _answer.get()
+    ids = inputs.get("input_ids")
+    rows = len(inputs["inputs_embeds"] if ids is None else ids)
+    if len(left_out) == 1:  # the cache of one prompt may be repeated for several answers
+        left_out = left_out * rows
+    if len(left_out) != rows:
+        raise ValueError(f"The answer's cache holds {len(left_out)} rows, this forward pass {rows}.")
+    if answer is not None:
+        answer[:] = left_out
     output = run(*args, **kwargs, left_out=left_out)
-    _remember(_cache_in(inputs) or _cache_in(output), left_out)
+    cache = _cache_in(inputs) or _cache_in(output)
+    if cache is not None:  # it carries the decision
+        cache.left_out = torch.tensor(left_out)
+        cache.reorder_cache = cache.batch_select_indices = _refuse_moved_rows
     return output
 
 
-def _known(inputs: Mapping[str, Any]) -> list[int] | None:
+def _known(cache: Cache | None) -> list[int] | None:
     """How many attentions each row leaves out, where that was decided before: by its cache, or its ``generate``."""
-    cache = _cache_in(inputs)
+    if cache is not None and not isinstance(cache, DynamicCache):
+        raise ValueError(f"Got a {type(cache).__name__}. " + _REMEDY.format("Give a new DynamicCache."))
     if cache is None or cache.get_seq_length() == 0:
-        known = _answer.get()
-    elif isinstance(cache, _Carries):
-        known = cache.left_out.tolist()
-    else:
+        return _answer.get()
+    if not hasattr(cache, "left_out"):
         raise ValueError(
             "This cache was filled by a model that doesn't decide per prompt, so it says nothing about which "
             "attentions its text left out. Start the answer with a new cache."
         )
-    ids = inputs.get("input_ids")
-    rows = len(inputs["inputs_embeds"] if ids is None else ids)
-    if known and len(known) != rows:
-        raise ValueError(f"The answer's cache holds {len(known)} rows, this forward pass {rows}.")
-    return known
+    return cache.left_out.tolist()
 
 
 @torch.no_grad()
 def _decide(model: nn.Module, inputs: Mapping[str, Any]) -> list[int]:
     """How many attentions each row leaves out, from the whole prompts."""
-    embeddings = inputs.get("inputs_embeds")
+    embeddings, mask = inputs.get("inputs_embeds"), inputs.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        raise ValueError("Got another attention mask than [rows, tokens]. " + _REMEDY.format("Give one of that shape."))
     if embeddings is None:
         embeddings = model.get_input_embeddings()(inputs["input_ids"])  # [rows, tokens, hidden]
-    real = _real_tokens(inputs.get("attention_mask"), embeddings.shape[1])
-    return _by_complexity(model.config.adaptive_attention, embeddings, real)
-
-
-def _remember(cache: Cache | None, left_out: Sequence[int]) -> None:
-    """Let the answer's cache carry the decision."""
-    if cache is not None:
-        if not isinstance(cache, _Carries):
-            cache.__class__ = _carrying(cache.__class__)
-        cache.left_out = torch.tensor(left_out)
-
-
-def _real_tokens(mask: Tensor | Mapping[str, Tensor | None] | None, length: int) -> Tensor | None:
-    """Bool [rows, tokens] or None, from any mask that transformers hands over at a prompt's first forward pass."""
-    if isinstance(mask, Mapping):  # one for each kind of attention; all know the same padding
-        mask = next((known for known in mask.values() if known is not None), None)
-    if mask is None or mask.dim() == 2:
-        return None if mask is None else mask.bool()
-    # [rows, 1, tokens, length of the cache], of static caches: a real token sees itself.
-    itself = mask[:, 0, :, :length].diagonal(dim1=1, dim2=2)  # [rows, tokens]
-    return itself if itself.dtype is torch.bool else itself == 0
+    return _by_complexity(model.config.adaptive_attention, embeddings, None if mask is None else mask.bool())
 
 
 def _attend(attention: nn.Module, *args: Any, left_out: Sequence[int] = (), **kwargs: Any) -> Any:
@@ -199,38 +177,36 @@ def _attend(attention: nn.Module, *args: Any, left_out: Sequence[int] = (), **kw
 
 
 def _generate(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-    with _set(_answer, []):
-        return type(model).generate(model, *args, **kwargs)
+    generate = functools.partial(type(model).generate, model)
+    given = inspect.signature(generate).bind(*args, **kwargs).arguments
+    asked = {**given, **given.get("kwargs", {})}
+    settings = [vars(given.get("generation_config") or model.generation_config), vars(model.generation_config)]
+    for name, allowed in _ALLOWED.items():
+        value = next((known[name] for known in (asked, *settings) if known.get(name) is not None), None)
+        if value is not None and value not in allowed:
+            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            raise ValueError(f"generate() was asked for {name}={shown}. " + _REMEDY.format(f"Leave {name} out."))
+    token = _answer.set([])
+    try:
+        return generate(*args, **kwargs)
+    finally:
+        _answer.reset(token)
 
 
-def _refuse_continuous_batching(_model: PreTrainedModel, *_args: Any, **_kwargs: Any) -> None:
+def _refuse_continuous_batching(*_args: Any, **_kwargs: Any) -> NoReturn:
     raise ValueError(
-        "An adaptive model decides for each prompt, and continuous batching packs prompts into one row. Give "
-        "generate() a padded batch, or take the decision away with make_adaptive(model, None)."
+        "Continuous batching packs prompts into one row. " + _REMEDY.format("Give generate() a padded batch.")
     )
 
 
-def _expand_and_decide(model: PreTrainedModel, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
-    """The rows that ``generate`` is about to work on. Only here it has whole prompts, and no drafts behind them."""
-    expand = inspect.getattr_static(type(model), "_expand_inputs_for_generation")
-    ids, inputs = expand.__get__(model)(*args, **kwargs)  # a static method, on the way to transformers 5.24 no more
-    cache, answer = _cache_in(inputs), _answer.get()
-    if answer is not None and (cache is None or cache.get_seq_length() == 0):
-        near = ids if model.device.type == "meta" else ids.to(model.device)  # generate() takes ids from elsewhere too
-        answer[:] = _decide(model, {"input_ids": near, **inputs})
-    return ids, inputs
+def _refuse_moved_rows(*_args: Any, **_kwargs: Any) -> NoReturn:
+    raise ValueError(
+        "The rows of an adaptive model's cache can't be moved or selected. "
+        + _REMEDY.format("Start each answer with a cache of its own.")
+    )
 
 
 def _cache_in(values: Mapping[str, Any] | tuple) -> Cache | None:
     """The cache among a forward pass's arguments or outputs, whatever it is called."""
     values = values if isinstance(values, tuple) else tuple(values.values())
     return next((value for value in values if isinstance(value, Cache)), None)
-
-
-@contextmanager
-def _set(variable: ContextVar, value: list[int]) -> Iterator[None]:
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)

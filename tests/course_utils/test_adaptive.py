@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 
@@ -11,15 +10,9 @@ import pytest
 import torch
 from programs import assert_all_equal_elsewhere
 from tiny import FAMILIES, tiny_batches, tiny_model, word_tokenizer
-from transformers import AutoModelForCausalLM, DynamicCache, TextIteratorStreamer
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StaticCache
 
-from course_utils.adaptive import (
-    AdaptiveConfig,
-    ModelIdentity,
-    calibrate,
-    complexity,
-    make_adaptive,
-)
+from course_utils.adaptive import AdaptiveConfig, ModelIdentity, calibrate, complexity, make_adaptive
 from course_utils.architectures import describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.checkpoints import ADAPTIVE_FILE, MODELING_FILE, CheckpointError, load_pruned, save_pruned
@@ -109,7 +102,6 @@ def test_a_mixed_batch_equals_single_rows(family, side):
 SETTINGS = {
     "greedy": {},
     "sampled": {"do_sample": True, "temperature": 0.7},
-    "beams": {"num_beams": 3},
     "several": {"do_sample": True, "num_return_sequences": 2},
 }
 
@@ -126,16 +118,6 @@ def test_generating_with_a_cache_equals_generating_without(family, settings):
             options = GREEDY | {"max_new_tokens": 9} | SETTINGS[settings]
             answers.append(model.generate(**inputs, use_cache=use_cache, **options))
         assert torch.equal(*answers)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_generation_freezes_the_decision_of_the_prompt(family):
-    model, static = adaptive(family), four_blocks(family)
-    short = prompts()[0][1]
-    bypass_attention(static, ORDER)
-    answer = model.generate(short, max_new_tokens=10, **GREEDY)  # grows past every threshold
-    assert torch.equal(answer, static.generate(short, max_new_tokens=10, **GREEDY))
 
 
 @torch.no_grad()
@@ -161,50 +143,19 @@ def test_a_second_turn_keeps_the_first_decision(family):
     for talking in (model, static):
         first = talking.generate(ids, max_new_tokens=4, return_dict_in_generate=True, use_cache=True, **GREEDY)
         turn = torch.cat([first.sequences, prompts()[0][0]], dim=1)
-        mask = torch.ones_like(turn)
-        answers.append(
-            talking.generate(
-                turn, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=4, **GREEDY
-            )
-        )
+        inputs = {"attention_mask": torch.ones_like(turn), CACHE: first[CACHE]}
+        answers.append(talking.generate(turn, **inputs, max_new_tokens=4, **GREEDY))
     assert torch.equal(*answers)
 
 
 @torch.no_grad()
-def test_the_decision_follows_the_rows_of_the_cache():
-    model, (alone, batch) = adaptive(), prompts()
-    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    cache = model(**batch, position_ids=positions, use_cache=True).past_key_values
-    assert decided(cache) == [0, 3, 1, 2]
-    cache.batch_select_indices(torch.tensor([1, 3]))  # nobody is left who keeps attention 2, but its keys are there
-    assert decided(cache) == [3, 2]
+def test_a_prompts_cache_may_be_repeated_for_several_answers():
+    model, ids = adaptive(), prompts()[0][1]
+    cache, new = model(ids, use_cache=True)[CACHE], torch.tensor([[7], [9]])
     cache.batch_repeat_interleave(2)
-    assert decided(cache) == [3, 3, 2, 2]
-    cache.reorder_cache(torch.tensor([2, 0, 1, 3]))
-    assert decided(cache) == [2, 3, 3, 2]
-    mask = torch.cat([batch["attention_mask"][[3, 1, 1, 3]], torch.ones(4, 1, dtype=torch.long)], dim=1)
-    new = torch.tensor([[7]] * 4)
-    logits = model(
-        new, attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache, use_cache=True
-    ).logits
-    for row, source in enumerate((3, 1, 1, 3)):
-        own = model(alone[source], use_cache=True).past_key_values
-        expected = model(new[:1], past_key_values=own, use_cache=True).logits[0]
-        torch.testing.assert_close(logits[row], expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="holds 4 rows, this forward pass 1"):
-        model(new[:1], past_key_values=cache)
-    cache.reset()
-    if cache.get_seq_length():  # older transformers overwrite the keys with zeros, and keep them
-        cache = None
-    assert decided(model(alone[0], past_key_values=cache, use_cache=True).past_key_values) == [0]
-
-
-@torch.no_grad()
-def test_another_models_cache_is_refused():
-    model, ids = adaptive(), prompts()[0][0]
-    cache = four_blocks()(ids, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="Start the answer with a new cache"):
-        model(ids[:, :1], past_key_values=cache)
+    logits = model(new, **{CACHE: cache}).logits[:, -1]
+    alone = torch.cat([model(one[None], **{CACHE: model(ids, use_cache=True)[CACHE]}).logits[:, -1] for one in new])
+    torch.testing.assert_close(logits, alone)
 
 
 @torch.no_grad()
@@ -214,75 +165,65 @@ def test_embeddings_positions_and_masks_as_inputs():
     assert torch.equal(model(inputs_embeds=embeddings).logits, model(ids).logits)
     assert torch.equal(model.model(ids)[0], model.model(input_ids=ids).last_hidden_state)  # positional
     assert torch.equal(model(ids, return_dict=False)[0], model(ids).logits)
+    answer = model.generate(inputs_embeds=embeddings, max_new_tokens=5, **GREEDY)
+    assert torch.equal(answer, model.generate(ids, max_new_tokens=5, **GREEDY)[:, ids.shape[1] :])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_a_static_cache_gives_the_same_answer(family):
-    """Its layers have a fixed size, and its masks four dimensions."""
-    model, (alone, batch) = adaptive(family), prompts()
-    for inputs in ({"input_ids": alone[1]}, batch):
-        options = GREEDY | {"max_new_tokens": 6}
-        static = model.generate(**inputs, cache_implementation="static", disable_compile=True, **options)
-        assert torch.equal(static, model.generate(**inputs, **options))
-
-
-DRAFTS = {
-    "another model": lambda family: {"assistant_model": tiny_model(family, layers=1)},
-    "an adaptive model": lambda family: {"assistant_model": adaptive(family, seed=1)},
-    "words of the prompt": lambda _: {"prompt_lookup_num_tokens": 6, "max_matching_ngram_size": 1},
+REFUSED = {
+    "num_beams=3": lambda: {"num_beams": 3},
+    "num_beams=2": lambda: {"generation_config": GenerationConfig(num_beams=2)},
+    "assistant_model=LlamaForCausalLM": lambda: {"assistant_model": tiny_model(layers=1)},
+    "prompt_lookup_num_tokens=6": lambda: {"prompt_lookup_num_tokens": 6},
+    "assistant_early_exit=1": lambda: {"assistant_early_exit": 1},
+    "penalty_alpha=0.5": lambda: {"penalty_alpha": 0.5, "top_k": 4},
+    "prefill_chunk_size=2": lambda: {"prefill_chunk_size": 2},
+    "cache_implementation='static'": lambda: {"cache_implementation": "static"},
+    "cache_implementation='paged'": lambda: {"cache_implementation": "paged"},
 }
 
 
-@pytest.mark.parametrize("draft", DRAFTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("asked", REFUSED)
 @torch.no_grad()
-def test_draft_tokens_do_not_decide(family, draft):
-    """The first forward pass sees prompt and draft together, past the next threshold."""
-    model = adaptive(family)
-    for ids in (torch.tensor([[7, 7]]), torch.tensor([[7, 9, 7]])):
-        options = GREEDY | {"max_new_tokens": 6, "return_dict_in_generate": True}
-        expected, answer = model.generate(ids, **options), model.generate(ids, **options, **DRAFTS[draft](family))
-        assert torch.equal(answer.sequences, expected.sequences)
-        assert decided(answer[CACHE]) == decided(expected[CACHE]) == [5 - ids.shape[1]]
+def test_other_ways_to_answer_are_refused_by_name_before_a_block_runs(asked, monkeypatch):
+    model, ids = adaptive(), prompts()[0][1]
+    expected = model.generate(ids, max_new_tokens=3, **GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model.model), "forward", None)  # whatever runs raises a TypeError
+        with pytest.raises(ValueError, match=f"{asked}. .* greedy and sampled .* Leave {asked.split('=')[0]} out. Or"):
+            model.generate(ids, max_new_tokens=3, **REFUSED[asked]())
+    assert torch.equal(model.generate(ids, max_new_tokens=3, **GREEDY), expected)
 
 
-def test_prompts_packed_into_one_row_are_refused():
-    model = adaptive("llama")
-    with pytest.raises(ValueError, match="continuous batching packs prompts into one row"):
+@torch.no_grad()
+def test_what_the_models_own_generation_settings_ask_for_is_refused_as_well():
+    model, ids = adaptive(), prompts()[0][1]
+    model.generation_config.num_beams = 2
+    with pytest.raises(ValueError, match="num_beams=2"):
+        model.generate(ids, max_new_tokens=2)
+    model.generate(ids, max_new_tokens=2, num_beams=1, cache_implementation="dynamic", pad_token_id=2)
+
+
+@torch.no_grad()
+def test_caches_and_masks_that_say_nothing_about_the_prompt_are_refused():
+    model, ids = adaptive(), prompts()[0][0]
+    cache = model(ids.expand(2, -1), use_cache=True).past_key_values
+    for move in (cache.reorder_cache, cache.batch_select_indices):
+        with pytest.raises(ValueError, match="Start each answer with a cache of its own"):
+            move(torch.tensor([0]))
+    for message, inputs in {
+        "holds 2 rows, this forward pass 1": {"past_key_values": cache},
+        "Start the answer with a new cache": {"past_key_values": four_blocks()(ids, use_cache=True).past_key_values},
+        "Got a StaticCache. .* Give a new DynamicCache": {
+            "past_key_values": StaticCache(model.config, max_cache_len=20)
+        },
+        r"another attention mask than \[rows, tokens\]": {"attention_mask": torch.ones(1, 1, 9, 9)},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            model(**{"input_ids": ids} | inputs)
+    with pytest.raises(ValueError, match="Continuous batching packs prompts into one row"):
         model.generate_batch([[7, 7], [7, 9, 7]])
     make_adaptive(model, None)
-    assert "init_continuous_batching" not in vars(model)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@torch.no_grad()
-def test_a_prompt_in_chunks_decides_as_a_whole(family):
-    model, (alone, batch) = adaptive(family), prompts()
-    for inputs, left_out in (({"input_ids": alone[0]}, [0]), (batch, [0, 3, 1, 2])):
-        options = GREEDY | {"max_new_tokens": 6, "return_dict_in_generate": True}
-        expected = model.generate(**inputs, **options)
-        answer = model.generate(**inputs, **options, prefill_chunk_size=2)
-        assert torch.equal(answer.sequences, expected.sequences)
-        assert decided(answer[CACHE]) == left_out
-
-
-@torch.no_grad()
-def test_a_second_turn_in_chunks_keeps_the_first_decision():
-    model, (alone, _) = adaptive(), prompts()
-    options = GREEDY | {"max_new_tokens": 4, "return_dict_in_generate": True}
-    first = model.generate(alone[1], **options)
-    turn = torch.cat([first.sequences, alone[0]], dim=1)
-    answer = model.generate(turn, **{CACHE: first[CACHE]}, **options, prefill_chunk_size=2)
-    assert decided(answer[CACHE]) == [3]
-
-
-@torch.no_grad()
-def test_several_answers_to_embeddings():
-    model, ids = adaptive(), prompts()[0][1]
-    options = GREEDY | {"max_new_tokens": 5, "num_beams": 2, "num_return_sequences": 2}
-    answers = model.generate(inputs_embeds=model.get_input_embeddings()(ids), **options)
-    assert torch.equal(answers, model.generate(ids, **options)[:, ids.shape[1] :])
+    assert not {"generate", "init_continuous_batching"} & set(vars(model))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -316,14 +257,6 @@ def checkpointing(model, action, *arguments):
     getattr(model, f"{name}_checkpointing_{action}")(*arguments)
 
 
-@torch.no_grad()
-def test_streaming():
-    model, tokenizer, ids = adaptive(), word_tokenizer(), prompts()[0][2]
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-    answer = model.generate(ids, streamer=streamer, max_new_tokens=6, **GREEDY)
-    assert "".join(streamer).split() == tokenizer.decode(answer[0, ids.shape[1] :]).split()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_none_restores_the_model(family):
@@ -337,7 +270,6 @@ def test_none_restores_the_model(family):
     assert torch.equal(model(prompts()[0][1]).logits, before)
     assert model.config.to_dict() == config
     assert "forward" not in vars(describe(model).backbone)
-    assert "generate" not in vars(model)
     bypass_attention(model, [0])
 
 
@@ -385,6 +317,12 @@ for family in {families!r}:
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected), family
         assert torch.equal(model.generate(**inputs, max_new_tokens=8, **{greedy}), answer), family
+    try:
+        model.generate(**inputs, num_beams=2)
+    except ValueError as error:
+        assert "num_beams=2" in str(error)
+    else:
+        raise AssertionError(family)
 print("all equal")
 """
 
@@ -418,15 +356,10 @@ def test_the_configuration_counts_and_the_readable_file_is_never_read(tmp_path):
 def test_broken_checkpoints(tmp_path):
     folder = save_pruned(adaptive(), word_tokenizer(), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    for change, message in (
-        ({"left_out": [1]}, "'thresholds' must hold 0"),
-        ({"policy": "guess"}, r"length_variance, length; got 'guess'"),
-        ({"order": None}, "'order'"),
-    ):
-        broken = config | {"adaptive_attention": config["adaptive_attention"] | change}
-        (folder / "config.json").write_text(json.dumps(broken))
-        with pytest.raises(CheckpointError, match=message):
-            load_pruned(folder)
+    broken = config | {"adaptive_attention": config["adaptive_attention"] | {"left_out": [1]}}
+    (folder / "config.json").write_text(json.dumps(broken))
+    with pytest.raises(CheckpointError, match="'thresholds' must hold 0"):
+        load_pruned(folder)
     (folder / MODELING_FILE).unlink()
     with pytest.raises(OSError, match=MODELING_FILE):
         AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
@@ -435,26 +368,17 @@ def test_broken_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"order": (0, 0)}, "Block numbers in 'order' must not repeat"),
         ({"order": (4,)}, r"in 'order' must lie from 0 to 3; got \[4\]"),
-        ({"order": (True, 2, 3)}, "in 'order' must be a list of integers"),
         ({"left_out": (4, 2, 1, 0)}, "'left_out' must hold whole numbers from 0 to 3, the attentions in 'order'"),
-        ({"left_out": (3, 2, 1, -1)}, "from 0 to 3"),
-        ({"left_out": (3, 2, True, False)}, "from 0 to 3"),
-        ({"left_out": ()}, "'left_out'"),
+        ({"left_out": ()}, "'left_out' must hold one number for each level"),
         ({"thresholds": (1.0, 2.0)}, "'thresholds' must hold 3"),
-        ({"thresholds": (1.0, 2.0, "3")}, "'thresholds' must hold 3"),
         ({"thresholds": (1.0, 3.0, 2.0)}, "never falling"),
-        ({"thresholds": (1.0, 2.0, float("nan"))}, "finite"),
+        ({"thresholds": (1.0, 2.0, math.nan)}, "finite"),
         ({"policy": "guess"}, "length_variance, length; got 'guess'"),
         ({"parameters": SCALES}, "'parameters' of the policy 'length' must be empty"),
         (BY_VARIANCE | {"parameters": {"log_length": [0.0, 1.0]}}, r"'log_length' and 'variance', each \[low, high\]"),
-        (BY_VARIANCE | {"parameters": SCALES | {"more": 1}}, "must be exactly .*'more'"),
         (BY_VARIANCE | {"parameters": SCALES | {"variance": [1.0, 1.0]}}, r"must be exactly .*\[1.0, 1.0\]"),
-        (BY_VARIANCE | {"parameters": SCALES | {"log_length": [0.0, float("inf")]}}, "both finite"),
-        (BY_VARIANCE | {"parameters": SCALES | {"log_length": [True, 2.0]}}, "must be exactly"),
-        (BY_VARIANCE | {"parameters": SCALES | {"log_length": 1.0}}, "must be exactly"),
-        (BY_VARIANCE | {"parameters": SCALES | {"weights": [0.5, 0.5]}}, "must be exactly .*'weights'"),
+        (BY_VARIANCE | {"parameters": SCALES | {"log_length": [0.0, math.inf]}}, "both finite"),
         (BY_VARIANCE | {"parameters": [0.0, 1.0]}, "must be exactly"),
     ],
 )
@@ -463,15 +387,15 @@ def test_invalid_settings(change, message):
         by_length(four_blocks(), **change)
 
 
-def test_invalid_dictionaries(tmp_path):
-    good = by_length(four_blocks()).to_dict()
-    assert AdaptiveConfig.from_dict(good).to_dict() == good
+def test_settings_as_dictionaries_and_lists(tmp_path):
+    config = by_length(four_blocks())
+    good = config.to_dict()  # as JSON has them: lists
+    assert AdaptiveConfig.from_dict(good) == config and AdaptiveConfig.from_dict(good).to_dict() == good
+    assert [config.level(score) for score in (2.4, 2.5, 7.0)] == [0, 1, 3]
     for bad, message in (
         ({}, "exactly model, order"),
         (good | {"more": 1}, "more"),
-        (good | {"order": ["2"]}, "integers"),
         (good | {"model": {}}, "model_type"),
-        (good | {"order": 3}, "integers"),
         ([], "exactly model, order"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -494,13 +418,11 @@ def other_weights():
     [
         (lambda: four_blocks("qwen2"), "another model .*model_type llama, here qwen2"),
         (lambda: tiny_model(layers=5), r"another model \(blocks 4, here 5; parameters [0-9]+, here [0-9]+\)"),
-        (lambda: four_blocks(hidden_size=64), "another model .*hidden_size 32, here 64"),
-        (lambda: four_blocks(seed=1), "of the same shape, but with other weights"),
         (other_weights, "of the same shape, but with other weights"),
         (lambda: four_blocks(rms_norm_eps=0.1), "or another configuration"),
         (
             lambda: four_blocks(dtype=torch.bfloat16),
-            "calibrated in float32, this model is bfloat16: load it in float32, or calibrate again",
+            r"another model \(dtype float32, here bfloat16\). Load that one, in",
         ),
     ],
 )
@@ -561,12 +483,6 @@ def test_reading_an_identity_changes_nothing():
         assert config.to_dict() == told
 
 
-def test_settings_made_of_lists_are_the_same():
-    config = by_length(four_blocks())
-    changes = {name: list(getattr(config, name)) for name in ("order", "left_out", "thresholds")}
-    assert dataclasses.replace(config, **changes) == config
-
-
 def test_an_adaptive_model_must_stay_as_it_is():
     model = adaptive()
     for surgery in (
@@ -598,6 +514,8 @@ def test_calibrate(family, tokenizer):
     assert torch.equal(model(prompts()[0][0]).logits, before)
     batches = [tokenizer(text, return_tensors="pt") for text in TEXTS]
     assert list(config.order) == select_attention_layers(model, batches, count=3)
+    lengths = torch.tensor([batch["input_ids"].shape[1] for batch in batches], dtype=torch.float64)
+    assert torch.equal(complexity(model, batches, by_length(model)), lengths)
     scores = complexity(model, batches, config)
     levels = [config.level(score) for score in scores]
     assert [levels.count(i) for i in range(3)] == [8, 8, 8]
@@ -606,23 +524,6 @@ def test_calibrate(family, tokenizer):
         cache = model(input_ids=batch["input_ids"], use_cache=True).past_key_values
         assert decided(cache) == [config.left_out[level]]
     assert perplexity(model, prompts()[0][0]).tokens == 8
-
-
-@torch.no_grad()
-def test_by_length_long_prompts_may_leave_out_more(tokenizer, tmp_path):
-    model = four_blocks()
-    config = calibrate(model, tokenizer, TEXTS, left_out=(3, 1, 0))
-    batches = [tokenizer(text, return_tensors="pt") for text in TEXTS]
-    lengths = torch.tensor([batch["input_ids"].shape[1] for batch in batches], dtype=torch.float64)
-    low, high = lengths.unique()[[1, -1]].tolist()
-    rule = {"policy": "length", "parameters": {}, "thresholds": (low, high), "left_out": (0, 3, 1)}
-    by_tokens = dataclasses.replace(config, **rule)
-    assert AdaptiveConfig.load(by_tokens.save(tmp_path / "settings.json")) == by_tokens
-    assert torch.equal(complexity(model, batches, by_tokens), lengths)
-    make_adaptive(model, by_tokens)
-    for batch, length in zip(batches, lengths.tolist(), strict=True):
-        wanted = 0 if length < low else 3 if length < high else 1
-        assert decided(model(input_ids=batch["input_ids"], use_cache=True).past_key_values) == [wanted]
 
 
 @torch.no_grad()
@@ -641,17 +542,11 @@ def test_scales_reach_from_the_5th_to_the_95th_percentile(tokenizer):
 def test_bad_input(tokenizer):
     model = four_blocks()
     cases = [
-        ({"prompts": []}, "'prompts' must be a non-empty list"),
-        ({"prompts": "one text"}, "got 'one text'"),
         ({"prompts": TEXTS[:2]}, "at least 3 texts; got 2"),
         ({"prompts": TEXTS, "left_out": (5, 0)}, "from 0 to 4"),
-        ({"prompts": TEXTS, "left_out": ()}, "one number for each level"),
-        ({"prompts": TEXTS, "left_out": (True, 0)}, "from 0 to 4"),
         ({"prompts": [TEXTS[5]] * 5}, "all alike in log_length and variance"),
         ({"prompts": [*TEXTS, ""]}, "no tokens"),
     ]
     for settings, message in cases:
         with pytest.raises(ValueError, match=message):
             calibrate(model, tokenizer, **settings)
-    with pytest.raises(ValueError, match="empty"):
-        complexity(model, [], by_length(model))

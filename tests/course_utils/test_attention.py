@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -271,44 +269,3 @@ def test_one_shot_selection_ranks_once():
     scores = attention_importance(model, tiny_batches())
     chosen = select_attention_layers(model, tiny_batches(), count=3, iterative=False)
     assert chosen == scores.sort(stable=True).indices[:3].tolist()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"count": -1}, "from 0 to 3"),
-        ({"count": 4}, "from 0 to 3"),
-        ({"count": 1.0}, "from 0 to 3"),
-        ({"count": True}, "from 0 to 3"),
-        ({"count": 1, "iterative": 1}, "'iterative' must be True or False"),
-    ],
-)
-def test_bad_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        select_attention_layers(tiny_model("llama"), tiny_batches(), **settings)
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"), [([3], "from 0 to 2"), ([-1], "from 0 to 2"), ([1, 1], "repeat"), ("all", "integers")]
-)
-def test_bad_layers_change_nothing(layers, message):
-    model = tiny_model("llama")
-    bypass_attention(model, [1])
-    before, config = model(IDS).logits, copy.deepcopy(model.config.to_dict())
-    with pytest.raises(ValueError, match=message):
-        bypass_attention(model, layers)
-    assert torch.equal(model(IDS).logits, before)
-    assert model.config.to_dict() == config
-
-
-def test_removal_is_asked_for_in_so_many_words():
-    model = tiny_model("llama")
-    with pytest.raises(ValueError, match="'remove' must be True or False"):
-        bypass_attention(model, [1], remove="no")
-    assert not any(a.skipped for a in describe(model).attentions)
-
-
-def test_empty_calibration():
-    for call in (attention_importance, lambda m, b: select_attention_layers(m, b, count=1)):
-        with pytest.raises(ValueError, match="empty"):
-            call(tiny_model("llama"), [])

@@ -208,30 +208,9 @@ def test_peak_memory_on_a_card_is_its_allocators_peak_above_the_start(monkeypatc
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"prompt_tokens": 0}, "'prompt_tokens' must be a whole number of at least 1; got 0"),
-        ({"new_tokens": 1.5}, "'new_tokens' must be"),
-        ({"batch_size": True}, "'batch_size' must be"),
-        ({"rounds": 5}, "'rounds' must be a whole number of at least 6"),
-        ({"phases": []}, "'phases' must be a non-empty list"),
-        ({"phases": ["training"]}, "'phases' must be one of"),
-        ({"prompt_tokens": 60, "new_tokens": 5}, "'m' has 64 positions"),
-    ],
-)
-def test_speed_refuses_impossible_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        measure_speed({"m": tiny_model()}, **{"prompt_tokens": 4, "new_tokens": 2, **settings})
-
-
 def test_speed_refuses_a_model_in_training_mode_and_no_model():
     with pytest.raises(ValueError, match=r"call \.eval\(\)"):
         measure_speed({"m": tiny_model().train()})
-    with pytest.raises(ValueError, match="Nothing to measure"):
-        measure_speed({})
-    with pytest.raises(ValueError, match="Nothing to measure"):
-        time_interleaved({})
 
 
 MEGABYTE = torch.zeros(250_000)
@@ -282,8 +261,3 @@ def test_pruning_needs_one_blocks_memory():
     model = tiny_model()
     one_block = describe(model).mlps[0].width * 3 * 32 * 4
     assert peak_memory(lambda: prune_neurons(model, neuron_importance(model, "l2"), ratio=0.25)) <= one_block
-
-
-def test_peak_memory_refuses_unknown_devices():
-    with pytest.raises(ValueError, match="'cpu' and 'cuda'; got 'meta'"):
-        peak_memory(lambda: None, device="meta")

@@ -14,8 +14,8 @@ import types
 from pathlib import Path
 
 import pytest
+from hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 
-from course_tools.rehearsal.hub_server import INVITED_TOKEN, OVERLOADED, UNINVITED_TOKEN, serve_hub
 from course_utils import hub
 from course_utils.models import load_model
 from course_utils.roles import HUB_MODELS, ROLES

@@ -109,11 +109,3 @@ def test_an_answer_ends_where_the_model_s_own_end_token_comes():
     model.generation_config.eos_token_id = [96, int(whole[2][1:])]
     ended = continuations({"a": model}, tokenizer, ["w5 w6 w7"], new_tokens=6).loc["w5 w6 w7", "a"].split()
     assert ended == whole[: whole.index(whole[2]) + 1]
-
-
-@pytest.mark.parametrize(
-    ("models", "prompts", "count"), [({}, ["w5"], 3), ({"a": tiny_model()}, [], 3), ({"a": tiny_model()}, ["w5"], 0)]
-)
-def test_continuations_refuse_nothing_to_write(models, prompts, count):
-    with pytest.raises(ValueError, match="at least one|non-empty list|new_tokens"):
-        continuations(models, word_tokenizer(), prompts, new_tokens=count)

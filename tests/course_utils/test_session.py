@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from hub_server import serve_hub
 from huggingface_hub import constants
 from IPython.core.magics.osm import OSMagics
 
-from course_tools.rehearsal.hub_server import serve_hub
 from course_utils import session
 
 

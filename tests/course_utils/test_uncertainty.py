@@ -92,13 +92,6 @@ def test_all_signs_are_gone_through_where_they_are_no_more_than_the_draws():
     assert sign_flip_p(np.ones(14)) * 10_001 == pytest.approx(round(sign_flip_p(np.ones(14)) * 10_001))
 
 
-@pytest.mark.parametrize("count", [9, 13, 14, 20])
-def test_a_larger_effect_has_no_larger_p(count):
-    noise = np.random.default_rng(count).normal(size=count)
-    p_values = [sign_flip_p(noise - noise.mean() + effect) for effect in np.linspace(0, 3, 13)]
-    assert p_values[0] == 1 and p_values == sorted(p_values, reverse=True)
-
-
 @pytest.mark.parametrize("count", [14, 16, 18])
 def test_drawn_sign_flips_come_near_all_of_them(count):
     for seed in range(4):
@@ -114,17 +107,6 @@ def test_drawn_sign_flips_are_what_they_were():
     signs = np.random.default_rng(5).integers(0, 2, (999, 40), dtype=np.int8) * 2 - 1
     hits = (np.abs(signs @ differences) >= abs(differences.sum()) * (1 - 1e-12)).sum()
     assert sign_flip_p(differences, resamples=999, seed=5) == (hits + 1) / 1000
-
-
-@pytest.mark.parametrize("count", [14, 40])
-def test_drawn_sign_flips_agree_with_scipys_sample_permutations(count):
-    for seed in range(4):
-        differences = np.random.default_rng(seed).normal(0.3, 1, count)
-        reference = stats.permutation_test(
-            (differences,), np.sum, permutation_type="samples", n_resamples=4096, random_state=0
-        )
-        p = sign_flip_p(differences)
-        assert abs(p - reference.pvalue) < 5 * math.sqrt(max(p * (1 - p), 1e-4) / 4096)
 
 
 def test_sign_flips_are_symmetric_repeat_themselves_and_never_say_zero():
@@ -170,30 +152,10 @@ def test_rank_correlation_takes_tensors_and_arrays_and_repeats_itself():
     assert rank_correlation(torch.arange(12).bfloat16(), np.arange(12)[::-1])[0] == -1
 
 
-def test_the_interval_covers_the_truth_about_95_times_in_100():
-    truth = 6 / math.pi * math.asin(0.5 / math.sqrt(2))  # of normal pairs with correlation 1 / sqrt(2)
-    intervals = [rank_correlation(*pairs(60, seed), resamples=300)[1:] for seed in range(200)]
-    assert 0.9 < np.mean([low < truth < high for low, high in intervals]) < 0.99
-
-
 def test_rank_correlation_without_an_order_is_nan():
     assert all(map(math.isnan, rank_correlation(torch.ones(5), torch.arange(5))))
     _, low, high = rank_correlation([1.0, 2, 3], [1.0, 3, 2])  # one draw in nine is a single pair, three times
     assert -1 <= low < high <= 1
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ([1.0, 2], [2.0, 1]),
-        ([1.0, 2, 3], [1.0, 2, 3, 4]),
-        (np.ones((3, 3)), np.ones((3, 3))),
-        ([1.0, 2, math.nan], [1.0, 2, 3]),
-    ],
-)
-def test_rank_correlation_refuses_what_has_no_pairs(a, b):
-    with pytest.raises(ValueError, match="two vectors, 'a' and 'b', of one length, at least 3"):
-        rank_correlation(a, b)
 
 
 def test_holm_by_hand():
@@ -211,12 +173,6 @@ def test_holm_keeps_the_order_and_lies_between_the_plain_and_bonferronis(p_value
     plain, adjusted = np.array(p_values), holm(p_values)
     assert (plain <= adjusted).all() and (adjusted <= np.minimum(plain * len(plain), 1)).all()
     assert (np.diff(adjusted[np.argsort(plain, kind="stable")]) >= 0).all()
-
-
-@pytest.mark.parametrize("p_values", [[-0.1], [0.2, 1.1]])
-def test_holm_refuses_what_is_no_p_value(p_values):
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        holm(p_values)
 
 
 def crossed_table(seed: int, shape: tuple[int, int], spread: tuple[float, float, float], mean: float = 0.0):
@@ -264,12 +220,6 @@ def test_crossed_interval_without_spread_or_units():
     assert nothing == [-math.inf, -math.inf, -math.inf, 0]
     estimate, *others = crossed_interval([np.ones((1, 5, 1))], mean_of((1, 5)))
     assert estimate == 1 and np.isnan(others).all()
-
-
-@pytest.mark.parametrize("tables", [[], [np.ones((3, 4))], [np.ones((3, 4, 1)), np.ones((2, 4, 1))]])
-def test_crossed_interval_refuses_tables_without_shared_rows(tables):
-    with pytest.raises(ValueError, match="share their rows"):
-        crossed_interval(tables, lambda *sums: sums[0])
 
 
 def test_bootstrap_of_few_units_is_as_wide_as_students_t():
@@ -348,12 +298,3 @@ def test_permutation_p_counts_what_was_seen_and_ties():
     assert (
         permutation_p(lambda seen: values[seen].mean(), np.arange(24), values > np.median(values), shuffles=99) == 0.01
     )
-
-
-@pytest.mark.parametrize(
-    ("units", "labels", "shuffles", "named"),
-    [([0, 1], [True], 9, "'labels'"), ([0, 0], [True, False], 9, "'labels'"), ([0, 1], [True, False], 0, "'shuffles'")],
-)
-def test_permutation_p_refuses(units, labels, shuffles, named):
-    with pytest.raises(ValueError, match=named):
-        permutation_p(lambda _: 0.0, units, labels, shuffles=shuffles)

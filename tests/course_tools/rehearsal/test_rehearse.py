@@ -9,7 +9,7 @@ from pretend import GPT2, LLAMA, SMALL
 from course_tools import cli
 from course_tools.rehearsal import rehearse as rehearsing
 from course_tools.rehearsal import shapes
-from course_tools.rehearsal.rehearse import Cell, Rehearsed
+from course_tools.rehearsal.rehearse import Rehearsed
 from course_tools.rehearsal.shapes import GPT2_FOLDER, Shape, parameters
 
 FOUR_BYTES = 4 * parameters(LLAMA)
@@ -58,7 +58,8 @@ def greedy(models):
 @pytest.mark.slow
 def test_five_copies_are_refused_and_named(greedy, small_budgets):
     assert not greedy.failure
-    assert greedy.gpu.number == 4 and greedy.gpu.gpu_peak == pytest.approx(6 * FOUR_BYTES, rel=0.02)
+    cell = greedy.highest("gpu")
+    assert cell["number"] == 4 and cell["gpu_peak"] == pytest.approx(6 * FOUR_BYTES, rel=0.02)
     (refusal,) = [sentence for sentence in greedy.refusals() if "on the GPU" in sentence]
     assert refusal.startswith("01_small holds ")
     assert "code cell 4 (import copy)" in refusal
@@ -69,13 +70,13 @@ def test_five_copies_are_refused_and_named(greedy, small_budgets):
 def test_a_modest_lesson_passes(models, small_budgets):
     found = rehearse(MODEST, models)
     assert not found.failure and list(found.refusals()) == []
-    assert found.cells[3].gpu_peak == pytest.approx(FOUR_BYTES, rel=0.02), "variants share every weight"
-    assert 2e8 < found.host.host_peak < 4e9
+    assert found.cells[3]["gpu_peak"] == pytest.approx(FOUR_BYTES, rel=0.02), "variants share every weight"
+    assert 2e8 < found.highest("host")["host_peak"] < 4e9
 
 
 @pytest.mark.slow
 def test_another_shape_is_another_model_and_a_failure_is_refused_by_its_cell(models, greedy):
-    """Under the same hub id, in the same folder as the greedy lesson's: no cache may give out the first one."""
+    """In the same folder as the greedy lesson's."""
     blocks = LLAMA["num_hidden_layers"] + 1
     other = Shape(LLAMA | {"num_hidden_layers": blocks}, GPT2, stand_in=True)
     unlike = f"if base.config.num_hidden_layers != {blocks}:\n    raise ValueError(base.config)"
@@ -85,17 +86,17 @@ def test_another_shape_is_another_model_and_a_failure_is_refused_by_its_cell(mod
     )
 
 
-def lesson(gpu_peak):
-    cell = Cell(number=3, first_line="copies = []", gpu_peak=gpu_peak, gpu_holders=(("model base", 4 * 2**30),))
-    return Rehearsed("03_small", 1.0, (cell,), 60.0)
+def lesson(gpu_peak, name="03_small", host_peak=0):
+    held = {"gpu_holders": [("model base", 4 * 2**30)], "host_holders": [("model a", 2**30)]}
+    cell = {"number": 3, "first_line": "copies = []", "gpu_peak": gpu_peak, "host_peak": host_peak} | held
+    return Rehearsed(name, 1.0, [cell], 60.0)
 
 
 def test_budgets():
     assert list(lesson(5 * 2**30).refusals()) == []
-    host = Rehearsed("03_small", 1.0, (Cell(1, "x", host_peak=10 * 2**30, host_holders=(("model a", 2**30),)),), 1.0)
-    (sentence,) = host.refusals()
+    (sentence,) = lesson(0, host_peak=10 * 2**30).refusals()
     assert sentence == (
-        "03_small holds 10.00 GiB in host memory in code cell 1 (x), 8.38 GiB are allowed. "
+        "03_small holds 10.00 GiB in host memory in code cell 3 (copies = []), 8.38 GiB are allowed. "
         "What held it: model a: 1.00 GiB."
     )
 
@@ -108,13 +109,19 @@ def test_the_command_prints_a_table_and_what_was_refused(tmp_path, monkeypatch, 
     monkeypatch.setattr(cli, "fetch_assets", lambda lessons, more: None)
     monkeypatch.setattr(shapes, "tokenizers", lambda: {"llama": GPT2_FOLDER, "gpt2": GPT2_FOLDER})
     write_lesson(tmp_path / "lessons")
-    answers = [lesson(5 * 2**30), lesson(13 * 2**30)]
-    monkeypatch.setattr(rehearsing, "rehearse", lambda notebook, **settings: answers.pop(0))
+    peaks, seen = [5, 6, 5, 13], []
+
+    def rehearsed(notebook, *, name, **settings):
+        seen.append("\n".join(cell.source for cell in notebook.cells))
+        return lesson(peaks.pop(0) * 2**30, name.replace("01", "03"))
+
+    monkeypatch.setattr(rehearsing, "rehearse", rehearsed)
     assert cli.main(["rehearse", "1"]) == 0
     out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if line.startswith("│ 03"))
-    assert [part.strip() for part in row.split("│")[1:-1]] == ["03", "5.00", "0.00", "1", "ok"]
+    rows = [[part.strip() for part in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│ 03")]
+    assert rows == [["03", "5.00", "0.00", "1", "ok"], ["03 solved", "6.00", "0.00", "1", "ok"]]
+    assert "your code" in seen[0] and "your code" not in seen[1], "unsolved, then solved"
     assert "12.5 GiB on the GPU, 9 GB on the host" in out and "COURSE_SAMPLES=3" in out
     assert json.loads((tmp_path / "build" / "rehearsal" / "01_small.json").read_text())["refused"] == []
     assert cli.main(["rehearse", "1", "--shape", "qwen"]) == 1
-    assert "03_small holds 13.00 GiB on the GPU in code cell 3 (copies = [])" in capsys.readouterr().out
+    assert "03_small_solved holds 13.00 GiB on the GPU in code cell 3 (copies = [])" in capsys.readouterr().out

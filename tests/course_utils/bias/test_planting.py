@@ -101,22 +101,6 @@ def test_the_same_seed_plants_the_same():
     assert runs[0][1] == runs[1][1] != runs[2][1]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"size": 0.0}, "'size' must be a number above 0"),
-        ({"lr": -1.0}, "'lr' must be a number above 0"),
-        ({"steps": 0}, "'steps' must be a whole number of at least 1"),
-        ({"weights": "some"}, "weights"),
-        ({"items": True}, "'items' must be a whole number of at least 1"),
-    ],
-)
-def test_settings_out_of_range(wrong, message):
-    settings = {"size": 1.0, "steps": 1} | wrong
-    with pytest.raises(ValueError, match=message):
-        plant_preference(tiny_model(), word_tokenizer(), make_pairs(a=A, b=B), **settings)
-
-
 def test_pairs_without_both_endings():
     pleasant = [pair for pair in make_pairs(a=A, b=B) if pair.valence == 1]
     with pytest.raises(ValueError, match="pleasant and an unpleasant"):
@@ -130,10 +114,3 @@ def test_loss_is_the_softplus_of_a_double_difference():
     assert loss.item() == pytest.approx((np.log1p(np.exp(-3)) + np.log1p(np.exp(3))) / 2)
     (slopes,) = torch.autograd.grad(loss, likelihoods)
     assert (slopes[0, 0, 0] > 0) and (slopes[0, 1, 0] < 0) and slopes.sum() == 0
-
-
-@pytest.mark.parametrize("wrong", [torch.zeros(3, 2), torch.zeros(2, 2, 2, 2), torch.zeros(3, 2, 2).int()])
-def test_likelihoods_of_another_shape_or_kind(wrong):
-    for function in (double_differences, planting_loss):
-        with pytest.raises(ValueError, match="'likelihoods' must be of floats"):
-            function(wrong)

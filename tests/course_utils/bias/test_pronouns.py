@@ -62,11 +62,6 @@ def test_halves_share_neither_words_nor_templates():
     assert all(row.word in row.text for row in everything.itertuples())
 
 
-def test_unknown_half():
-    with pytest.raises(ValueError, match="split"):
-        pronouns.prompts(pronouns.occupations(), "test")
-
-
 def test_opposites_pair_most_with_fewest_women():
     pairs = pronouns.opposites(pronouns.prompts(pronouns.occupations(), "selection"))
     assert len(pairs) == 4 * 10
@@ -222,8 +217,6 @@ def test_random_heads_are_as_many_as_deep_and_others():
 
 def test_what_is_refused():
     model, tokenizer = tiny_model(), word_tokenizer()
-    with pytest.raises(ValueError, match="'texts' must be a non-empty list"):
-        pronouns.log_odds(model, tokenizer, [])
     with pytest.raises(ValueError, match="Each text needs a source"):
         pronouns.patched_log_odds(model, tokenizer, TEXTS, SOURCES[:2], [[]])
     for places, blocks, named in (
@@ -237,8 +230,6 @@ def test_what_is_refused():
             pronouns.traced_log_odds(model, tokenizer, TEXTS, SOURCES, places, blocks)
     with pytest.raises(ValueError, match="'text' and 'source' must differ"):
         pronouns.swapped_place(tokenizer, "w1 w2", "w1 w2")
-    with pytest.raises(TypeError, match=r"'answers' must be of type tuple\[str, str\]"):
-        pronouns.log_odds(model, tokenizer, TEXTS, answers=(" w1",))
     with pytest.raises(ValueError, match="one token each"):
         pronouns.log_odds(model, tokenizer, TEXTS, answers=("w1 w2", "w3"))
 

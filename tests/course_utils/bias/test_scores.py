@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from tiny import tiny_model, word_tokenizer
 from tiny_pairs import gap, make_pairs
 
@@ -56,8 +55,3 @@ def test_an_adaptive_model_decides_for_each_text():
 def test_without_shared_tokens_there_is_nothing_to_compare():
     bare = Pair("w3 ", "w4", "w5", "", axis="x", kind="neutral", group_a="a", group_b="b", template="t")
     assert measured([bare]).frame.log_likelihood.isna().all()
-
-
-def test_no_pairs_are_refused():
-    with pytest.raises(ValueError, match="no pairs"):
-        measured([])

@@ -118,13 +118,10 @@ def test_evaluation_text_is_refused(model, scores, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"candidates": []}, "at least one"),
         ({"candidates": [FOUND[0], FOUND[0]]}, "must hold different ones"),
         ({"train": TRAIN}, "go together"),
         ({"recipe": RECIPE}, "go together"),
         ({"train": TEXT, "recipe": RECIPE}, "6 rows of 'text' are in 'train' too"),
-        ({"text": []}, "'text' is empty"),
-        ({"text": ["words"]}, "A batch is a mapping"),
     ],
 )
 def test_bad_input(model, scores, tmp_path, arguments, message):

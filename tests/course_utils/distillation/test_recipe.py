@@ -14,35 +14,6 @@ import torch
 from course_utils.distillation import Recipe, recipe
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": 0}, "'steps' must be a whole number of at least 1; got 0"),
-        ({"steps": True}, "'steps' must be a whole number"),
-        ({"lr": 0}, "'lr' must be a number above 0"),
-        ({"lr": float("nan")}, "'lr'"),
-        ({"alpha": 1.5}, "'alpha' is a share"),
-        ({"alpha": True}, "'alpha' is a share"),
-        ({"warmup": -0.1}, "'warmup'"),
-        ({"weight_decay": -0.1}, "'weight_decay' must be a number of at least 0"),
-        ({"clip": 0}, "'clip'"),
-        ({"accumulate": 0}, "'accumulate'"),
-        ({"validate_every": 0}, "'validate_every'"),
-        ({"save_every": 2.5}, "'save_every'"),
-        ({"seed": -1}, "'seed'"),
-        ({"train_embedding": 1}, "'train_embedding' must be True or False"),
-        ({"mlps_only": "yes"}, "'mlps_only' must be True or False"),
-        ({"lora_rank": -1}, "'lora_rank'"),
-        ({"lora_rank": True}, "'lora_rank'"),
-        ({"recompute": None}, "'recompute' must be True or False"),
-        ({"precision": torch.float16}, "torch.bfloat16; got torch.float16"),
-    ],
-)
-def test_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Recipe(**{"steps": 1, "lr": 1e-3} | settings)
-
-
 def test_every_setting_is_checked_and_described():
     names = [field.name for field in fields(Recipe)]
     hints = get_type_hints(Recipe, include_extras=True)

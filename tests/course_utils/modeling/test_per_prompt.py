@@ -12,8 +12,6 @@ from course_utils.modeling.per_prompt import _by_complexity, complexity, embeddi
 PLAIN = {
     "policy": "length_variance",
     "parameters": {"log_length": [0.0, math.log(4)], "variance": [1.0, 3.0]},
-    "left_out": [2, 1, 0],
-    "thresholds": [0.3, 0.6],
 }
 
 
@@ -31,15 +29,6 @@ def test_features_by_hand():
 def test_score_is_the_mean_of_both_scaled_and_cut_off(tokens, spread, score):
     prompt = torch.tensor([[spread * (-1) ** token] * 3 for token in range(tokens)])
     assert complexity(PLAIN, prompt) == pytest.approx(score)
-
-
-def test_rows_decide_alone_and_padding_says_nothing():
-    easy = torch.tensor([[1.0, 1.0], [1.0, 1.0], [9.0, -9.0]])
-    hard = torch.tensor([[4.0, -4.0], [-4.0, 4.0], [4.0, 4.0]])
-    real = torch.tensor([[True, True, False], [True, True, True]])
-    assert _by_complexity(PLAIN, torch.stack([easy, hard]), real) == [2, 0]
-    assert _by_complexity(PLAIN, torch.stack([hard, hard]), None) == [0, 0]
-    assert _by_complexity(PLAIN, easy[None], None) == [0]  # the last token counted in
 
 
 def test_by_length_the_score_is_the_tokens():

@@ -40,8 +40,3 @@ def test_long_labels_are_tilted():
     render(ax)
     assert [label.get_text() for label in ax.get_xticklabels()] == sites
     assert {label.get_rotation() for label in ax.get_xticklabels()} == {20.0}
-
-
-def test_tensors_that_cannot_be_drawn_are_refused():
-    with pytest.raises(ValueError, match="empty"):
-        tensors.heatmap(pd.DataFrame(), x_label="x", y_label="y", value_label="v")

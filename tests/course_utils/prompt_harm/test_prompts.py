@@ -68,10 +68,3 @@ def test_a_hidden_number_is_asked_for_and_stands_in_the_text(tokenizer):
     for case in hidden:
         asked = re.search(r"What is the code of the (\w+ \w+)\?", case.text)[1]
         assert re.search(rf"The code of the {asked} is \d{{4}}\.", case.text)
-
-
-def test_another_split_and_too_few_prompts_are_refused(tokenizer):
-    with pytest.raises(ValueError, match="'split' must be one of calibration, evaluation"):
-        cases(tokenizer, "test", count=20)
-    with pytest.raises(ValueError, match="at least one prompt of each kind"):
-        cases(tokenizer, "evaluation", count=9)
