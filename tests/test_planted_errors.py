@@ -50,6 +50,7 @@ BESIDE = {
     "channels": [_ALL_CUTS],
     "surgery": [_ALL_CUTS, "tests/course_utils/test_channels.py"],
     "compress_command.learning": ["tests/course_utils/compress_command/test_run.py"],
+    "compress_command.asked": ["tests/course_utils/compress_command/test_folder.py"],
     "distillation.state": ["tests/course_utils/distillation/test_training.py"],
 }
 ERRORS = [
