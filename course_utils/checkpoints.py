@@ -9,6 +9,7 @@ without this package; without ``trust_remote_code`` transformers stops at the fi
 
 from __future__ import annotations
 
+import glob
 import inspect
 import json
 import os
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import (
     AutoConfig,
@@ -101,6 +103,8 @@ def save_pruned(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 def replacing_checkpoint(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Hand out an empty folder beside ``folder``; where the block ends well, that one takes its place at once.
 
+    What a killed process left beside ``folder`` is cleared away; the old checkpoint comes back if it was just moved.
+
     Args:
         folder: a new one, an empty one, or a checkpoint, which is replaced.
 
@@ -111,10 +115,16 @@ def replacing_checkpoint(folder: str | os.PathLike[str]) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").exists())):
         raise CheckpointError(f"'{folder}' exists and is not a model checkpoint; choose a new or empty folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = f".{folder.name}-"
+    beside = f".{folder.name}."
+    for left in folder.parent.glob(f"{glob.escape(beside)}*-*"):
+        number = left.name.removeprefix(beside).partition("-")[0]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            if (left / "old").exists() and not folder.exists():
+                os.replace(left / "old", folder)
+            shutil.rmtree(left, ignore_errors=True)
     with naming(folder, instead_of=folder.parent / beside):
         # mkdtemp beside the target: os.replace then never crosses file systems.
-        work = Path(tempfile.mkdtemp(prefix=beside, dir=folder.parent))
+        work = Path(tempfile.mkdtemp(prefix=f"{beside}{os.getpid()}-", dir=folder.parent))
         try:
             (work / "new").mkdir()
             yield work / "new"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +15,13 @@ from transformers import AutoModelForCausalLM
 
 from course_utils.architectures import cast_weights
 from course_utils.attention import bypass_attention
-from course_utils.checkpoints import MODELING_FILE, CheckpointError, load_pruned, save_pruned
+from course_utils.checkpoints import (
+    MODELING_FILE,
+    CheckpointError,
+    load_pruned,
+    replacing_checkpoint,
+    save_pruned,
+)
 from course_utils.width import neuron_importance, prune_neurons
 
 IDS = tiny_batches()[0]["input_ids"]
@@ -267,3 +276,20 @@ def test_only_cast_weights_keeps_the_round_trip_exact(cast, tokenizer, tmp_path)
     reloaded, _ = load_pruned(save_pruned(model, tokenizer, tmp_path / "model"))
     assert reloaded.dtype is dtype
     assert torch.equal(reloaded(ids).logits, model(ids).logits) is (cast == "cast_weights")
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["while writing", "while moving"])
+def test_what_a_killed_process_left_is_cleared_away_and_the_old_one_comes_back(moved, tmp_path):
+    model, tokenizer = tiny_model(), word_tokenizer()
+    folder = save_pruned(model, tokenizer, tmp_path / "model")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".model.{gone.pid}-abc"
+    (left / "new").mkdir(parents=True)
+    living = tmp_path / f".model.{os.getpid()}-abc"
+    living.mkdir()
+    if moved:
+        folder.rename(left / "old")
+    with pytest.raises(ZeroDivisionError), replacing_checkpoint(folder):
+        1 / 0  # noqa: B018
+    assert not left.exists() and living.exists() and (folder / "config.json").exists()
