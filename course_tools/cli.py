@@ -24,14 +24,12 @@ from course_tools import command_line, environment, processes, requirements, ter
 from course_tools.learner import personal, terminal_quiz
 from course_tools.learner import progress as reading
 from course_tools.learner import verify as verifying
-from course_tools.lessons import authoring, notebooks, quotes, rules, runner, webpages
-from course_tools.lessons.verdicts import judging
-from course_tools.lessons.verdicts.tables import Tables
+from course_tools.lessons import authoring, claims, notebooks, quotes, rules, runner, webpages
 from course_tools.workshop import agendas
 from course_utils import assets, program, session
 from course_utils.command_line import order_of
 from course_utils.files import write_json, write_text
-from course_utils.verdicts import OPEN, TURNED
+from course_utils.verdicts import SHOWN
 
 ROOT = environment.ROOT
 LESSONS, NOTEBOOKS, BUILD, README = ROOT / "lessons", ROOT / "notebooks", ROOT / "build", ROOT / "README.md"
@@ -274,10 +272,13 @@ def verify(args: argparse.Namespace, console: Console) -> int:
             failed |= bool(asked)
             continue
         run = personal.read_notebook(mine[-1])
-        comparison = verifying.compare(run, nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4))
-        verdicts = judging.judge(number, Tables.of(run)) if comparison.ran else []
-        print(f"{number}  {comparison}", *comparison.stopped, *comparison.uneven, *verdicts, sep="\n      ", flush=True)
-        turned = any(verdict.outcome in (OPEN, TURNED) for verdict in verdicts)
+        saved = nbformat.read(NOTEBOOKS / f"{path.stem}.ipynb", as_version=4)
+        comparison, found = verifying.compare(run, saved), claims.claims_of(run)
+        told = {claim.sentence for claim in found}
+        missing = [f"not run: {claim.sentence}" for claim in claims.claims_of(saved) if claim.sentence not in told]
+        said = [*comparison.stopped, *comparison.uneven, *found, *(missing if comparison.ran else [])]
+        print(f"{number}  {comparison}", *said, sep="\n      ", flush=True)
+        turned = any(claim.outcome != SHOWN for claim in found)
         failed |= bool(comparison.stopped) or (turned and not comparison.another) or bool(asked and not comparison.ran)
         ran |= bool(comparison.ran)
         compared |= bool(comparison.numbers)

@@ -53,7 +53,7 @@ from tqdm import tqdm
 from course_utils import diagrams
 from course_utils.plotting import mark, show, style
 from course_utils.session import safe_dtype, start
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("02")
 style()
@@ -246,7 +246,8 @@ del again
 from course_utils.evaluation import perplexity
 from course_utils.texts import judging_rows
 
-texts = {text: rows[:16] for text, rows in judging_rows(tokenizer, draw=0).items()}
+judging = judging_rows(tokenizer, draw=session.seed)
+texts = {text: rows[:16] for text, rows in judging.items()}
 guessing = math.log(base.config.vocab_size)
 
 
@@ -363,6 +364,7 @@ silenced = [glu(many, gate, up, down * mask) for mask in masks]
 share = min((ours - other).abs().max() for other in silenced) / ours.abs().max()
 print(f"the nearest of {len(masks)} masks is off by {share:.0%}", end=" ")
 print("of the largest output")
+claim("The toy that was cut so equals none of the masked ones.", [share - 0.01])
 
 # %% [markdown]
 # ### Exercise 2 · ●●● · 12 minutes
@@ -427,6 +429,10 @@ shares = [(rows == others).float().mean().item() for rows, others in lists]
 mean = sum(shares) / len(shares)
 print(f"Llama: whole neurons at {mean:.2f} of the places", end=", ")
 print(f"in no block at more than {max(shares):.2f}")
+claim(
+    "Fewer than a fifth of the Llama's places hold a whole neuron.",
+    [0.2 - max(shares)],
+)
 
 _, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
 for place, pair in enumerate(zip(toy_gate, toy_up, strict=True)):
@@ -505,9 +511,8 @@ from course_utils.width import neuron_importance, prune_neurons
 
 l1 = neuron_importance(base, "l1")  # of both rows
 for layer, scores in zip(layers, l1, strict=True):
-    parts = layer.mlp.gate_proj, layer.mlp.up_proj
-    both = sum(l1_scores(part.weight) for part in parts)
-    torch.testing.assert_close(both, scores)
+    weights = layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight
+    torch.testing.assert_close(sum(map(l1_scores, weights)), scores)
 shared = [strongest(scores, 0.1) for scores in l1]
 
 
@@ -530,16 +535,17 @@ def against_mask(model, kept):
     return max(shares).item()
 
 
-print(f"carried over, mask of gate's list:  {against_mask(carried, gates):.1e}")
-print(f"carried over, mask of up's list:    {against_mask(carried, ups):.1e}")
-size = carried.num_parameters()
+off = [against_mask(carried, rows) for rows in (gates, ups)]
+print(f"carried over, mask of gate's list:  {off[0]:.1e}")
+print(f"carried over, mask of up's list:    {off[1]:.1e}")
 del carried, models, model  # a card has to hold those that follow
 repaired = variant(base)
 prune_neurons(repaired, l1, ratio=0.1)
 for name, weight in cut(shared, shared).state_dict().items():
     assert torch.equal(weight, repaired.state_dict()[name])
-assert repaired.num_parameters() == size
-print(f"repaired, mask of its list:         {against_mask(repaired, shared):.1e}")
+one = against_mask(repaired, shared)
+print(f"repaired, mask of its list:         {one:.1e}")
+claim("Pruned equals masked with one list alone.", [n - 1000 * one for n in off])
 del repaired
 
 # %% [markdown]
@@ -575,7 +581,7 @@ pair = strongest_rows("gate_proj", one), strongest_rows("up_proj", one)
 cuts += [("L1", "separate, one neuron", *pair)]
 for seed in (0, 1):  # the record has all 19
     cuts += [("random", "shared", *[random_lists(seed)] * 2)]
-cuts += [("random", "separate", random_lists(seed=0), random_lists(seed=100))]
+cuts += [("random", "separate", random_lists(session.seed), random_lists(seed=100))]
 
 rows = []
 for text in texts:
@@ -597,13 +603,14 @@ here("Shared lists are better than guessing.", guessing - by["shared"])
 # %%
 EDITS = ("shared", "separate", "separate, one neuron")
 crossed = record[record.edit.isin(EDITS) & record.criterion.isin(["L1", "random"])]
-worse = {}
+worse, behind = {}, []
 for place, text in itertools.product(("here", "float32", "bfloat16"), texts):
     own = measured if place == "here" else crossed[crossed.dtype == place]
     level = guessing if place == "here" else floor
     own = own[own.text == text].set_index(["criterion", "edit"])
     cuts_of_153, by_l1 = own.damage["random", "shared"], own.damage["L1", "shared"]
     middle, beaten = cuts_of_153.median(), (cuts_of_153 > by_l1.item()).sum()
+    behind.append(0.5 - beaten)
     print(f"{place}, {text}: random cuts × {math.exp(middle):.1f} in the", end=" ")
     print(f"median, L1 beats {beaten} of {len(cuts_of_153)}", end="")
     if place != "here":
@@ -611,6 +618,7 @@ for place, text in itertools.product(("here", "float32", "bfloat16"), texts):
         print(f", {(pairs > middle).sum()} of {len(pairs)} pairs cost more", end="")
     print()
     worse[f"{place}, {text}"] = (own.nats > level).groupby(level=[0, 1]).mean()
+claim("The exact cut by L1 beats none of the random cuts.", behind)
 print("Share of these models that are worse than guessing")
 pd.DataFrame(worse).map("{:.2f}".format).replace("nan", "")
 
@@ -661,7 +669,7 @@ show(
 # number of the row at place k of `gate`, `up_list` the same for `up`; `down` followed gate.
 
 # %%
-logs = random_lists(seed=0), random_lists(seed=100)
+logs = random_lists(session.seed), random_lists(seed=100)
 wreck = cut(*logs)
 
 

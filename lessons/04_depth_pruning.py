@@ -50,7 +50,7 @@ from course_utils import diagrams
 from course_utils.plotting import log_ticks, mark, show, style
 from course_utils.records import read_record
 from course_utils.session import start
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("04")
 style()
@@ -226,8 +226,8 @@ dtype = safe_dtype(session.dtype)
 base, tokenizer = load_model("llama", dtype=dtype)
 total = describe(base).num_blocks
 pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
-choosing = pool.sample(80, seed=0)[:16]  # the first of five draws, 16 rows each
-texts = judging_rows(tokenizer, draw=0)
+choosing = pool.sample(80, seed=session.seed)[:16]  # the first of five draws
+texts = judging_rows(tokenizer, draw=session.seed)
 
 
 @torch.no_grad()
@@ -371,6 +371,8 @@ table = pd.DataFrame(outcomes).T.rename_axis("forgotten")
 silent = table.eq("WRONG, no error").sum(axis=1)
 for forgotten, count in silent.items():
     print(f"forgotten {forgotten}: {count} of 4 silently wrong")
+as_told = [0.5 - abs(silent - [0, 0, 1, 2]).max()]
+claim("Who forgets `num_hidden_layers` is told by no error.", as_told)
 table
 
 # %% [markdown]
@@ -499,7 +501,9 @@ dear = [single[block] - 2 * middle for block in (*ends, dearest)]
 here(f"The ends and block {dearest} cost over twice the median.", dear)
 for first in (TENTH, FIFTH, TENTH + FIFTH):
     print(f"dearest of influence's first {first}: ", end="")
-    print(f"{max(single[block] for block in order[:first]):.2f} nats")
+    worst = max(single[block] for block in order[:first])
+    print(f"{worst:.2f} nats")
+claim("Influence spares the dearest block.", [single[dearest] / 2 - worst])
 
 # %%
 _, panels = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
@@ -547,7 +551,7 @@ show(
 from course_utils.reports import with_interval
 from course_utils.uncertainty import ratio_interval
 
-table, ones = {}, np.ones(48)
+table, ones, better = {}, np.ones(48), []
 rival = {text: recorded("influence", 3, text).rows.item() for text in TEXTS}
 for criterion in ("influence", "leave-one-out"):
     sets = {text: recorded(criterion, 3, text) for text in TEXTS}
@@ -559,6 +563,8 @@ for criterion in ("influence", "leave-one-out"):
             d = found.rows[blocks] - rival[text]
             ratio, _, *ends = ratio_interval(d, ones)
             row[f"{text}, ÷ influence"] = with_interval(*np.exp([ratio, *ends]))
+            better += [1 - math.exp(ratio)] if criterion != "influence" else []
+claim("Each three that leave-one-out chose costs less than influence's.", better)
 print("Three blocks: harm (nats), and perplexity ÷ that of influence's three")
 pd.DataFrame(table).T
 
@@ -652,8 +658,10 @@ for form, text in itertools.product(record.index.unique("dtype"), TEXTS):
         "one minus six (nats)": (dearer - found.damage).max(),
         "last run minus guess (nats)": found.damage.iloc[-1] - top,
     }
+six = pd.DataFrame(table).T
+claim("So it does on record, by the interval.", 1 - six["at most (95 %)"])
 print("The record: six blocks")
-pd.DataFrame(table).T.round(2).astype({"random beaten, of 19": int})
+six.round(2).astype({"random beaten, of 19": int})
 
 # %% [markdown]
 # **Saved run.** In the record, whichever draw chose it, the run costs less than influence's six: × 0.85 of their perplexity at worst on

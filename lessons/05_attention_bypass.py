@@ -47,7 +47,7 @@ from course_utils.plotting import log_ticks, mark, show, style
 from course_utils.records import read_record
 from course_utils.session import start
 from course_utils.uncertainty import ratio_interval
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("05")
 style()
@@ -205,8 +205,8 @@ base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
 total = len(base.model.layers)
 few, many = round(total / 8), round(total / 4)  # as in He et al.
 pool = token_blocks(tokenizer, "calibration", tokens=32_768, length=64)
-choosing = pool.sample(80, seed=0)[:16]  # the first of the record's five draws
-judging = judging_rows(tokenizer, draw=0)
+choosing = pool.sample(80, seed=session.seed)[:16]  # the first of five draws
+judging = judging_rows(tokenizer, draw=session.seed)
 
 
 @torch.no_grad()
@@ -332,6 +332,8 @@ for name, logits in found.items():
     same = "equal, bit for bit" if torch.equal(logits, reference) else "NOT equal"
     print(f"{name:<17} {same}, {(logits - reference).abs().max():.2g} apart")
 assert torch.equal(found["bypass_attention"], reference)
+wrong = (found["return the input"] - reference).abs().max()
+claim("The wrong bypass doesn't equal the silenced model.", [wrong.item()])
 del exact
 
 # %% [markdown]
@@ -408,10 +410,9 @@ def tested(model, expected):
     wanted = {"max_new_tokens": 10, "do_sample": False}
     with_cache = model.generate(tiny_ids, use_cache=True, **wanted)
     without = model.generate(tiny_ids, use_cache=False, **wanted)
-    at_once = model(tiny_ids, use_cache=False).logits
     one_by_one = logits_one_by_one(model, tiny_ids)
     return {
-        "at once": torch.equal(at_once, expected),
+        "at once": torch.equal(model(tiny_ids, use_cache=False).logits, expected),
         "token by token": torch.allclose(one_by_one, expected, atol=1e-5),
         "generate": torch.equal(with_cache, without),
     }
@@ -429,6 +430,8 @@ outcomes = pd.DataFrame(outcomes).T.replace({True: "right", False: "WRONG"})
 wrong = (outcomes == "WRONG").sum(axis=1)
 print(f"tests that the library's fails: {wrong.filter(like='library').sum()}")
 print(f"WRONG: {wrong.sum()} of all {outcomes.size}")
+empty = outcomes.loc["attention 0: zeros", "token by token"] == "WRONG"
+claim("Only zeros for attention 0 fail.", [empty - 0.5, 1.5 - wrong.sum()])
 outcomes
 
 # %% [markdown]
@@ -642,7 +645,7 @@ def costs(text, criterion, dtype="bfloat16"):
     return np.exp(arms(criterion, 8, dtype=dtype).damage[text])
 
 
-table = {}
+table, least, most = {}, {}, {}
 for criterion in CHOOSERS:
     row = table[criterion] = {"different sets": len(costs("wiki", criterion))}
     for text in TEXTS:
@@ -656,9 +659,14 @@ for criterion in CHOOSERS:
         beyond = min(every) > guessing[text]
         row[f"{text}: × unpruned"] = "beyond guessing" if beyond else told
         row[f"{text}: random beaten"] = f"{min(beaten)} to {max(beaten)} of 19"
+        least[criterion, text], most[criterion, text] = min(beaten), max(beaten)
 forgot, spared = (costs("wiki", name).index for name in CHOOSERS[3:5])
 fatal = {*" ".join(forgot).split()} - {*" ".join(spared).split()}
 print(f"spared in the last but one row: attention {', '.join(fatal)}")
+all_of_them = [least[c, text] - 18.5 for c in CHOOSERS[:3] for text in TEXTS]
+claim("Importance and leave-one-out beat every random set.", all_of_them)
+hardly_any = [1.5 - most[c, text] for c in CHOOSERS[3:5] for text in TEXTS]
+claim("Without the residual the choice beats one random set at most.", hardly_any)
 pd.DataFrame(table).T
 
 # %% [markdown]
@@ -673,7 +681,7 @@ pd.DataFrame(table).T
 from course_utils.texts import further_rows
 
 pool = token_blocks(tokenizer, "calibration", domain="wiki", tokens=8192, length=64)
-to_choose = {"speeches": choosing[:8], "wiki": pool.sample(8, seed=0)}
+to_choose = {"speeches": choosing[:8], "wiki": pool.sample(8, seed=session.seed)}
 exam = further_rows(tokenizer)
 recorded = list(dict.fromkeys(record[record["count"] == 8].layers))
 opponent = order[:many]  # another model's; ours meets leave-one-out, of speeches

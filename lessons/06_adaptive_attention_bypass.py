@@ -57,11 +57,11 @@ from course_utils.policies import (
 from course_utils.prompt_harm import Record, cases, measure, measure_record
 from course_utils.session import start
 from course_utils.uncertainty import ratio_interval
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("06")
 style()
-shipped = Record.load(seed=0)  # of SmolLM2-135M, the embedded profile's Llama
+shipped = Record.load(seed=session.seed)  # of the embedded profile's Llama
 
 
 def published(record):
@@ -166,10 +166,10 @@ from course_utils.session import safe_dtype
 base, tokenizer = load_model("llama", dtype=safe_dtype(session.dtype))
 blocks = describe(base).num_blocks
 CACHE = describe(base).cache_keyword  # what the forward calls its cache
-choosing = cases(tokenizer, "calibration", count=150, seed=0)
-record = Record.shipped_for(base, seed=0)  # None for another model
+choosing = cases(tokenizer, "calibration", count=150, seed=session.seed)
+record = Record.shipped_for(base, seed=session.seed)  # None for another model
 count = 240 if record is None else len(record.kinds) - record.choosing
-judging = cases(tokenizer, "evaluation", count=count, seed=0)
+judging = cases(tokenizer, "evaluation", count=count, seed=session.seed)
 
 
 def encoded(text):
@@ -255,6 +255,10 @@ theirs, whole = (each.generate(prompt, **settings).logits for each in (hasty, ti
 print("left out, pass by pass:", noted)
 apart = [(a - b).abs().max() for a, b in zip(theirs, whole, strict=True)]
 print(f"logits apart from the whole model's: {apart[0]:.1g}, then {apart[1]:.1g}")
+claim(
+    "From the second pass on the hook decides for one token.",
+    [*noted[1:], apart[1]],
+)
 
 # %% [markdown]
 # ### Exercise 2 · ●●○ · 12 minutes
@@ -474,6 +478,8 @@ assert (numbers[choice] == cheapest(judge.tokens, price)).all()
 some = cheapest([50, 400, 700], price)
 print(f"answers of {expected:.0f} tokens are expected", end="; ")
 print(f"price {price:.2g} nats; left out at 50, 400, 700 tokens: {some}")
+longer = [0.5 - some[0], some[1], some[2] - some[1] + 0.5]
+claim("The rule leaves none out of a short prompt, some of a longer one.", longer)
 
 # %%
 _, ax = plt.subplots(figsize=(8.5, 4.8), layout="constrained")
@@ -582,6 +588,8 @@ told = ", ".join(f"{name} × {ratio:.2f}" for name, ratio in ratios.items())
 print("of one number's harm:", told)
 here("Complexity: over twice one number's harm.", [ratios["complexity"] - 2])
 here("The price: less than half of it.", [0.5 - ratios["price"]])
+gained, missed = 1 - ratios["price"], ratios["price"] - ratios["price, harms known"]
+claim("To know every harm gains less than a tenth more.", [gained / 10 - missed])
 pd.DataFrame(table).T
 
 # %% [markdown]
@@ -651,6 +659,8 @@ for number in (0, *levels[1:]):
     bypass_attention(model, config.order[:number])
     right[number] = sum(finds(model, text) for text in asked)
 print(f"codes found, of {len(asked)}, by layers left out: {right}")
+lost = [1.5 - (right[0] - found) for found in right.values()]
+claim("With layers left out the codes are found but for one at most.", lost)
 del model
 
 # %% [markdown]

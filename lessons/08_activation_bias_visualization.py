@@ -45,7 +45,7 @@ from course_utils.bias.pronouns import recorded_trace
 from course_utils.models import load_model
 from course_utils.plotting import mark, show, style
 from course_utils.session import start
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("08")
 style()
@@ -184,6 +184,10 @@ for name, gap in gaps.items():
 here("The log-odds follow the share of women.", [follows[1]])
 (gap, low, _), (known, *_) = gaps.values()
 here("The stereotype is there, under a third of woman/man.", [low, known / 3 - gap])
+claim(
+    "It is between a tenth and three tenths of it.",
+    [gap / known - 0.1, 0.3 - gap / known],
+)
 
 # %% [markdown]
 # ## Three popular views, tested blind
@@ -611,6 +615,8 @@ order = shares.argsort(axis=None)[::-1].tolist()
 chosen = [divmod(number, heads) for number in order[:3]]
 told = ", ".join(f"{place[0]}/{place[1]} {shares[place]:.0%}" for place in chosen)
 print(f"estimated, block/head: {told}; the next {shares.flat[order[3]]:.0%}")
+ahead = shares[chosen[2]] - 2 * shares.flat[order[3]]
+claim("Three heads are estimated far ahead of all others.", [ahead])
 
 # %% [markdown]
 # ### Exercise 4 · ●●○ · 8 minutes
@@ -668,7 +674,7 @@ from course_utils.bias.pronouns import patched_log_odds, random_heads
 sets = [*([head] for head in chosen), chosen]
 sets += random_heads(chosen, heads, blocks, seed=session.seed)
 names = [*(f"block {b}, head {h}" for b, h in chosen), "the three together"]
-table, margins = {}, []
+table = {}
 for name, words_of in (("occupations", occupations()), ("woman/man", people())):
     rows = opposites(prompts(words_of, "evaluation"))
     rows = rows.groupby("template", sort=False).head(3)
@@ -682,15 +688,16 @@ for name, words_of in (("occupations", occupations()), ("woman/man", people())):
     patched = patched_log_odds(model, tokenizer, texts, same, [chosen]).mean()
     column["from the same group"] = 100 * (patched - now) / (then - now)
     table[name] = column
-    most = max(column["19 random sets, most"], abs(column["from the same group"]))
-    margins.append(column["the three together"] / 3 - most)
     told = 100 * record[name]["heads, opposite"][-1]
     print(f"{name}: together {column['the three together']:.0f} % here", end=", ")
     print(f"{told:.0f} % in the record, with more pairs")
-here("Three heads move over three times what controls move.", margins)
-together = [column["the three together"] - 50 for column in table.values()]
-here("They move over half of each gap.", together)
-pd.DataFrame(table).round().astype(int)
+table = pd.DataFrame(table)
+alone, together = table.loc[names[:3]], table.loc[names[3]]
+most = table.loc[["19 random sets, most", "from the same group"]].abs().max()
+here("Three heads move over three times what controls move.", together / 3 - most)
+here("They move over half of each gap.", together - 50)
+claim("Together they move less than their shares' sum.", alone.sum() - together)
+table.round().astype(int)
 
 # %% [markdown]
 # The same heads bring "she" for the woman: the stereotype goes through heads that pass on a word's plain meaning.

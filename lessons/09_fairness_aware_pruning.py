@@ -49,7 +49,7 @@ from course_utils.models import load_model, variant
 from course_utils.plotting import mark, show, style
 from course_utils.records import read_record
 from course_utils.session import safe_dtype, start
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("09")
 style()
@@ -303,6 +303,10 @@ price = perplexity_ratio(after_planting, text)[0]
 print(f"{len(moved)} steps; split A, at the end: {np.mean(moved[-3:]):+.1f} nats")
 print(f"split B: {before:+.2f} → {now:+.2f} nats; perplexity × {price:.2f}")
 here("What was planted is seen in other sentences.", [-1 - now])
+claim(
+    "It wasn't there before, and costs less than half of perplexity.",
+    [1 - abs(before), 1.5 - price],
+)
 
 # %% [markdown]
 # ## Who carries it?
@@ -439,6 +443,9 @@ told = told.groupby(np.repeat([*picked], 4), sort=False).sum()
 found = told["carry, of 4"]
 margins = [found["carry most"] - 2, 2 - found["repair most"]]
 here("The estimate tells carriers from repairers.", margins)
+harm = told["measured, nats"]
+little = harm["carry most"] / 3 - harm["react most"]
+claim("What reacts most carries less than a third as much.", [little])
 told.round(3)
 
 # %% [markdown]
@@ -518,6 +525,7 @@ table = pd.DataFrame(table).T
 shares = table["taken, %"]
 margins = [shares["carries"] - shares[name] for name in ("twin", "random")]
 here("The carriers take more than their twin, and than chance.", margins)
+claim("The carriers take a quarter or more.", [shares["carries"] - 25])
 table.round(2).fillna("")
 
 # %% [markdown]
@@ -552,7 +560,7 @@ def mean_of(values):
 prices = record[ordinary_text]
 prices = prices.pivot_table("nats", ["dtype", "place", "axis"], "criterion")
 paid = np.exp(prices.carries - prices.planted)
-told = {}
+told, lows = {}, []
 for place in ("attention", "down", "all"):
     for kind in ("bfloat16", "float32"):
         part = taken.loc[kind].loc[place]
@@ -562,6 +570,9 @@ for place in ("attention", "down", "all"):
             "carriers − twin": mean_of(part.carries - part.twin),
             "perplexity, ×": f"{paid.loc[kind].loc[place].mean():.2f}",
         }
+        ahead = (part.carries - part.twin).to_numpy()
+        lows.append(ratio_interval(ahead, np.ones(len(ahead)))[2])
+claim("On record the carriers take more than the twin, by the interval.", lows)
 pd.DataFrame(told).T
 
 # %% [markdown]
@@ -603,6 +614,15 @@ for stage, part in by_stage:
     name = stage.replace("\n", " ")
     cost = f"perplexity × {part.price.mean():.2f} of the cut model's"
     print(f"{name}: {mean_of(part.preference)} nats, {cost}")
+_, pruned, _, biased, fair, uncut = by_stage.preference.mean()
+claim(
+    "A biased teacher brings some back, a fair one drives more out.",
+    [pruned - biased, fair - pruned],
+)
+claim(
+    "With a fair teacher the uncut student ends as near to zero.",
+    [0.5 - abs(fair - uncut)],
+)
 
 # %%
 _, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
@@ -738,7 +758,16 @@ kept = 100 * kept / uncut
 rounding = (kept.loc["float32"] - kept.loc["bfloat16"]).abs().max().max()
 print(f"bfloat16 is at most {rounding:.0f} points off; what is left, %, float32:")
 order = ["carries", "woman", "spares her", "reacts", "importance", "twin", "random"]
-kept.loc["float32"].loc[order].round(0).astype(int)
+kept = kept.loc["float32"].loc[order]
+go, stay = (
+    60 - kept.loc[["carries", "woman"]],
+    kept.loc["spares her"] - [50, 50, 80, 80],
+)
+claim(
+    "Both go with the woman's neurons; with her spared, most of both stays.",
+    [*np.ravel(go), *stay],
+)
+kept.round(0).astype(int)
 
 # %% [markdown]
 # Whoever judges, half of the stereotype goes with its carriers, and more than half of "she" for the woman. Neurons chosen for her alone

@@ -47,7 +47,7 @@ from course_utils import diagrams, engine
 from course_utils.plotting import mark, show, style
 from course_utils.reports import with_interval
 from course_utils.session import start
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("10")
 style()
@@ -417,6 +417,8 @@ for name, model in stored.items():
 print("Q8_0:", ", ".join(f"{name} {mb:.1f} MB" for name, mb in planned.items()))
 larger = planned[UNEVEN] - planned["whole"]
 here("The odd width's file is larger than the whole model's.", [larger])
+smaller = planned["whole"] - planned[f"MLPs of {EVEN}"]
+claim("The even width's file is smaller.", [smaller])
 
 # %% [markdown]
 # ### Exercise 3 · ●●○ · 7 minutes
@@ -583,6 +585,13 @@ for name, model in cuts.items():
     too_many = bytes_held(model, tokens=CONTEXT, batch_size=served[name] + 1)
     assert fits <= 1e6 * room < too_many
 print(f"room for contexts of {CONTEXT:,} tokens: {room:.0f} MB")
+uncut, thin, calm, few, bits = served.values()
+more = [thin - uncut + 0.5, calm - thin, few - calm + 0.5]
+claim("Fewer attentions serve more than width, fewer blocks no fewer.", more)
+claim(
+    "In 8 bits the whole model serves more than any cut.",
+    [bits - max(thin, calm, few)],
+)
 sizes = {"weights, MB": weights, "cache, kB a token": kilobytes}
 pd.DataFrame(sizes | {"requests": served}).round(1)
 
@@ -654,6 +663,8 @@ rates.columns = [f"tokens/s, {n} waiting" for n in rates.columns]
 counted = (models.layers["whole"] / models.layers).map("× {:.2f}".format)
 reported = models.cache_tokens / models.cache_tokens["whole"]
 rates.insert(0, "cache, tokens", models.cache_tokens.map("{:,}".format))
+off = (reported - models.layers["whole"] / models.layers).abs()
+claim("vLLM's cache holds what the count from layers says.", 0.02 - off)
 reported = reported.map("× {:.2f}".format)
 rates.insert(1, "reported, counted", reported + ", " + counted)
 rates
@@ -702,6 +713,9 @@ for name, count in tokens.items():
     gone = 1 - ways[name][0] / whole
     print(f"{name}: weights {gone:.0%} less, {count:,.0f} tokens", end=", ")
     print(f"× {count / tokens['whole']:.2f}")
+whole, calm, thin, few, bits = tokens.values()
+more = [bits / few - 1, few / thin - 1, calm / whole - 1.4]
+claim("On an 8B, 4 bits make more room than blocks, and these than width.", more)
 
 # %% [markdown]
 # So "prune for memory" holds where the cache outgrows the weights, or where the bits are spent already.

@@ -49,7 +49,7 @@ from course_utils.plotting import mark, show, style
 from course_utils.reports import with_interval
 from course_utils.session import safe_dtype, start
 from course_utils.uncertainty import ratio_interval
-from course_utils.verdicts import here
+from course_utils.verdicts import claim, here
 
 session = start("11")
 style()
@@ -399,6 +399,8 @@ large = whole.parameters > 5e8  # then corrections alone learn
 LEARN = {"lora_rank": 16, "recompute": True} if large else {"mlps_only": True}
 LEARN |= {"lr": 2e-3 if large else 2e-4, "precision": base.dtype}
 
+spans = []
+
 
 def heal(name, scored):
     """The best version, cut by scores and healed."""
@@ -409,11 +411,15 @@ def heal(name, scored):
     cast_weights(student, base.dtype)
     end = perplexity(student, rows(0), batch_size=EACH).nll
     print(f"{name}: as cut {begin:.3f}, healed {end:.3f} nats")
+    spans.append((begin, end))
     return student
 
 
 heal("random cut", scores[0].random(AXES, session.seed))
 student = heal(f"first, {best.name}", scores[0])
+(high, later), (low, end) = spans
+margins = [(high - later) - (low - end), later - end]
+claim("The random cut learns more, and stays behind.", margins)
 ranked = pd.DataFrame(record["ranked"])
 order = ranked.pivot(index="name", columns="seed", values="distilled_nll")
 order = (order - order.loc[order.mean(axis=1).idxmin()]).add_prefix("healed, seed ")
@@ -520,6 +526,11 @@ print(f"before any training, solved less as cut: {told(before)}")
 both = [*arms["random cut"].values(), *arms["from scratch"].values()]
 lows = [low for _, low, _ in both]
 here("A random cut and random weights end behind the winner.", lows)
+margins = [0.05 - max(-low, high) for _, low, high in arms["solved first"].values()]
+claim("Solved first, it ends within 0.05 nats of the winner.", margins)
+alone = [arms["no teacher"], arms["no teacher, equal minutes"]]
+margins = [end for gaps in alone for end in (gaps["wiki"][1], -gaps["stories"][2])]
+claim("Without a teacher it ends behind on wiki, ahead on stories.", margins)
 
 # %%
 alike = {"sharex": True, "sharey": True, "layout": "constrained"}
@@ -588,6 +599,14 @@ gaps = less(bits["nats"], cut["nats"])
 print(f"whole in 4 bits, off the grid, less winner in 8: {told(gaps)}")
 margins = [-high for _, _, high in gaps.values()]
 here("The whole model in 4 bits is better.", margins)
+claim("The whole model in 4 bits is smaller.", [cut["bytes"] / bits["bytes"] - 1])
+reads, writes = (
+    speed.tokens_per_second["prefill"],
+    speed.tokens_per_second["decode"],
+)
+margins = [reads["winner, Q8_0"] / reads["whole, Q8_0"] - 1.1]
+margins += [1.1 - writes["winner, Q8_0"] / writes["whole, Q4_0"]]
+claim("In 8 bits the winner reads faster, and writes no faster than 4.", margins)
 pd.DataFrame(lines).T
 
 # %% [markdown]
@@ -655,7 +674,7 @@ print(f"largest difference of the logits: {apart:.1e}")
 from course_utils.export import plan_gguf
 from course_utils.model_card import licence_of, write_model_card
 
-texts = judging_rows(tokenizer, draw=0).values()
+texts = judging_rows(tokenizer, draw=session.seed).values()
 fresh_rows = [batch for blocks in texts for batch in blocks[:12].batches(EACH)]
 models = {"whole": base, "this model": student}
 fresh = {n: perplexity(m, fresh_rows, batch_size=EACH) for n, m in models.items()}

@@ -54,7 +54,7 @@ ENTRANCES = {
     "course_utils", "course_utils.modeling", "course_utils.plotting", "course_utils.prompt_harm",
     "course_utils.distillation", "course_utils.bias", "course_utils.compress", "course_utils.compress_command",
     "course_utils.exercises",
-    "course_tools", "course_tools.lessons", "course_tools.lessons.verdicts", "course_tools.learner",
+    "course_tools", "course_tools.lessons", "course_tools.learner",
     "course_tools.rehearsal", "course_tools.site", "course_tools.workshop",
 }  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 Cells are found by their code. Left out are exercises, which everybody solves differently, and cells that are tagged
 `timed`, whose output belongs to the machine. How alike two runs are doesn't say whether one is right: machines round
-differently, and where a model hangs on the last digits its numbers follow. What a lesson says and a run must show are
-its verdicts (`course_tools.lessons.verdicts`).
+differently, and where a model depends on the last digits its numbers follow. What a lesson says and a run must show
+are its claims (`course_tools.lessons.claims`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The cells of a lesson's source: their tags, their words, seen at once or folded, and their code as a tree."""
+"""The cells of a lesson: their tags, their words, seen at once or folded, their code as a tree, what a page shows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import re
 
 from nbformat import NotebookNode
+
+from course_utils.verdicts import CLAIMS
 
 EXERCISE = re.compile(
     r"^### Exercise (?P<number>\d+) · (?P<difficulty>[●○]{3}) · (?P<minutes>\d+) minutes$", re.MULTILINE
@@ -20,6 +22,12 @@ _MAGIC = re.compile(r"^(\s*)[%!].*$", re.MULTILINE)
 def tags_of(cell: NotebookNode) -> list[str]:
     """The tags of a cell."""
     return cell.metadata.get("tags", [])
+
+
+def shown_outputs(cell: NotebookNode) -> list[NotebookNode]:
+    """What a page shows of a code cell: neither its claims nor what it wrote to standard error."""
+    outputs = (output for output in cell.outputs if output.get("name") != "stderr")
+    return [output for output in outputs if CLAIMS not in output.get("data", {})]
 
 
 def shown_and_folded(cell: NotebookNode) -> tuple[str, str]:

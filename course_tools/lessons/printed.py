@@ -68,36 +68,6 @@ class Table:
             columns = self.columns[-len(values) :] if values else []
             yield from ((", ".join(names), column, text) for column, text in zip(columns, values, strict=False))
 
-    def column(self, name: str | int) -> dict[str, float]:
-        """The first number of each row that has one there, by the row's name.
-
-        Args:
-            name: the column's, or its place among those with values, from 0, where its name differs from run to run.
-
-        Raises:
-            LookupError: there is no such column, or no number in it.
-        """
-        if isinstance(name, int):
-            name = self.columns[-max(len(values) for _, values in self.rows) :][name]
-        return self._firsts((row, text) for row, column, text in self.cells() if column == name)
-
-    def row(self, name: str) -> dict[str, float]:
-        """The first number of each cell of a row that has one, by the column's name.
-
-        Args:
-            name: the row's; several names as "speeches, L1".
-
-        Raises:
-            LookupError: there is no such row, or no number in it.
-        """
-        return self._firsts((column, text) for row, column, text in self.cells() if row == name)
-
-    def _firsts(self, cells: Iterable[tuple[str, str]]) -> dict[str, float]:
-        firsts = {name: numbers[0].value for name, text in cells if (numbers := numbers_in(text))}
-        if not firsts:
-            raise LookupError(f"no such row or column in the table of {', '.join(self.columns)}")
-        return firsts
-
 
 def joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
     """Copies without what is on standard error; pieces of one stream are one, since a kernel cuts them by its clock."""

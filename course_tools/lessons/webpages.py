@@ -17,6 +17,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from course_tools.lessons.authoring import DEEPER, Lesson
+from course_tools.lessons.cells import shown_outputs
 from course_tools.lessons.notebooks import to_text, without_empty_headers
 from course_tools.lessons.runner import Result, gigabytes
 from course_utils.files import write_text
@@ -38,7 +39,7 @@ def write_page(notebook: NotebookNode, lesson: Lesson, folder: Path, lessons: Se
     shown.metadata.pop("widgets", None)  # only a script could draw them
     for cell in shown.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = shown_outputs(cell)
     exporter = HTMLExporter(
         template_name="lab",
         raw_template=_PAGE,

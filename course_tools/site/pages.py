@@ -26,7 +26,7 @@ from PIL import Image
 
 from course_tools import processes
 from course_tools.lessons.authoring import DEEPER, Lesson, Question, find_lessons, read_lesson
-from course_tools.lessons.cells import shown_and_folded, tags_of
+from course_tools.lessons.cells import shown_and_folded, shown_outputs, tags_of
 from course_tools.lessons.notebooks import (
     BADGE,
     INSTALL_TITLE,
@@ -156,6 +156,7 @@ class Sources:
         for cell in notebook.cells:
             question = _QUESTION.match(cell.source)
             if cell.cell_type == "code":
+                cell.outputs = shown_outputs(cell)
                 _give_alt(cell)
                 if "install" in tags_of(cell):
                     _fold(cell, INSTALL_TITLE)

@@ -352,7 +352,7 @@ def test_progress_without_a_folder(course, capsys):
 
 
 def test_verify_counts_and_names_cells_and_judges_nothing(course, at_home, capsys):
-    """A lesson without verdicts; those with some: tests/course_tools/lessons/verdicts/test_lesson_01.py."""
+    """A lesson without claims; those with some: tests/course_tools/lessons/test_claims.py."""
     (course / "lessons" / "01_small.py").unlink()
     add_lesson(course, "98")
     assert cli.main(["build", "--execute"]) == 0 == cli.main(["run", "--profile", "smoke"]) == cli.main(["lab"])

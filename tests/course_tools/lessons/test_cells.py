@@ -3,7 +3,8 @@
 import nbformat
 import pytest
 
-from course_tools.lessons.cells import EXERCISE, shown_and_folded, tags_of, words_of
+from course_tools.lessons.cells import EXERCISE, shown_and_folded, shown_outputs, tags_of, words_of
+from course_utils.verdicts import CLAIMS
 
 
 def text_cell(text, *tags):
@@ -12,6 +13,12 @@ def text_cell(text, *tags):
 
 def test_a_cell_without_tags_has_none():
     assert tags_of(text_cell("x")) == [] and tags_of(text_cell("x", "quiz")) == ["quiz"]
+
+
+def test_a_page_shows_neither_claims_nor_standard_error():
+    said, noise = (nbformat.v4.new_output("stream", name=name, text="x") for name in ("stdout", "stderr"))
+    claims = nbformat.v4.new_output("display_data", data={CLAIMS: [], "text/plain": ""})
+    assert shown_outputs(nbformat.v4.new_code_cell("x", outputs=[said, noise, claims])) == [said]
 
 
 def test_a_fold_hides_what_is_in_it_but_its_summary():

@@ -58,17 +58,6 @@ def test_pictures_and_what_models_write_are_left_out():
     assert found(table(texts)) == [("128", "a long one · tokens")], "of the prompt itself"
 
 
-def test_rows_and_columns_of_a_table():
-    index = pd.MultiIndex.from_product([["wiki", "speeches"], ["L1", "random"]])
-    frame = pd.DataFrame({"harm": ["1.5 (1.2 to 1.8)", "2", "–", "4"], "left": [1, 2, 3, 4]}, index=index)
-    (read,) = tables_of([table(frame)])
-    assert read.column("harm") == {"wiki, L1": 1.5, "wiki, random": 2, "speeches, random": 4} == read.column(0)
-    assert read.row("speeches, L1") == {"left": 3}
-    for missing in (lambda: read.column("gain"), lambda: read.row("L1"), lambda: read.column(2)):
-        with pytest.raises(LookupError):
-            missing()
-
-
 def test_a_report_has_its_caption():
     page = "<table><caption>cut</caption><tr><th></th><th>before</th></tr><tr><th>blocks</th><td>6</td></tr></table>"
     (read,) = tables_of([nbformat.v4.new_output("execute_result", data={"text/plain": "", "text/html": page})])

@@ -1,41 +1,56 @@
-"""Record what verdicts read, from a lesson as other machines and other draws run it.
+"""What runs say of a lesson's claims: a reader's, the saved one, and those of other machines and draws.
 
-    python -m course_tools.lessons.verdicts.recording NN [RUN ...]
+    python -m course_tools.lessons.claims NN [RUN ...]
 
-writes `lesson_NN.json` beside `lesson_NN.py`: for each of `RUNS`, the tables and lines that the lesson's verdicts read,
-and no others. It takes as many times the lesson's own minutes as there are runs.
+runs a lesson as each of `RUNS` would and records the margins of its claims in `recorded_claims/NN.json`. It takes as
+many times the lesson's own minutes as there are runs. Cells tagged `timed` rest on the machine's clock, so their claims
+are not looked at.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import nbformat
 from nbformat import NotebookNode
 
 from course_tools.lessons import authoring, notebooks, runner
-from course_tools.lessons.verdicts import judging
-from course_tools.lessons.verdicts.tables import Tables
-from course_tools.lessons.verdicts.verdict import ABSENT
+from course_tools.lessons.cells import tags_of
 from course_utils.files import write_text
+from course_utils.verdicts import CLAIMS, outcome
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
+_RECORDED = Path(__file__).parent / "recorded_claims"
 # What `session.fast_dtype` is told of the processor.
 _CAPABILITIES = {"float32": "{}", "bfloat16": '{"avx512_bf16": True}'}
-_BEFORE = """\
+_FIRST_CELL = """\
 import torch
 
 from course_utils import session
 
 torch.cpu.get_capabilities = lambda: {capabilities}
-session.SEED = {draw}
+session.SEED = {draw}"""
 
-"""
+
+class Claim(NamedTuple):
+    """A sentence of a lesson, and the margins that a run gave: see `course_utils.verdicts.claim`."""
+
+    sentence: str
+    margins: Sequence[float]
+
+    @property
+    def outcome(self) -> str:
+        """What the run says of the sentence, as `course_utils.verdicts.outcome` names it."""
+        return outcome(self.margins)
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.sentence}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class Run:
     Attributes:
         says: what it stands for.
         form: of the numbers in models that take `session.dtype`.
-        draw: 0 for the lesson as it is; otherwise other texts, and nineteen other random cuts, are drawn.
+        draw: the session's seed: 0 for the lesson as it is; with another one it draws other texts and random cuts.
         variables: of the kernel's environment, which switch instructions of the processor off.
     """
 
@@ -79,6 +94,19 @@ RUNS = {
 }
 
 
+def claims_of(notebook: NotebookNode) -> list[Claim]:
+    """The claims that an executed notebook holds, in the order of its cells."""
+    cells = [cell for cell in notebook.cells if "timed" not in tags_of(cell)]
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [Claim(**found) for data in outputs for found in data.get(CLAIMS, [])]
+
+
+def recorded(number: str) -> dict[str, dict[str, list[float]]]:
+    """The margins that runs of a lesson gave: {name in `RUNS`: {sentence: margins}}; empty before there is a record."""
+    path = _RECORDED / f"{number}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record runs of a lesson; return an exit status."""
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
@@ -97,51 +125,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             notebook,
             name=lesson.name,
             profile="embedded",
-            folder=ROOT / "build" / "verdicts" / name,
+            folder=ROOT / "build" / "claims" / name,
             variables=RUNS[name].variables,
         )
         if result.failure:
             print(f"{name}: stopped at {result.failure}", file=sys.stderr)
             return 1
-        add(lesson.number, name, Tables.of(notebook))
-        print(f"{name}: recorded", *judging.judge(lesson.number, Tables.of(notebook)), sep="\n  ", flush=True)
+        found = claims_of(notebook)
+        _record(lesson.number, name, found)
+        print(f"{name}: recorded", *found, sep="\n  ", flush=True)
     return 0
 
 
 def prepared(lesson: authoring.Lesson, run: Run) -> NotebookNode:
-    """The notebook to execute: told of another machine, and with other seeds where it is another draw."""
+    """The notebook to execute: a cell above the lesson's tells it of another machine, and of another draw."""
     notebook = notebooks.build_notebook(lesson, notebooks.Course.read(ROOT), "exercises")
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for cell in code if run.draw else []:
-        # Not the last default of a function: what a lesson reads from its record stays what it is.
-        source = re.sub(r"\b(seed|draw)=0\b(?!\):)", rf"\1={run.draw}", cell.source)
-        for cuts in (9, 19):
-            source = re.sub(rf"\brange\({cuts}\)", f"range({19 * run.draw}, {19 * run.draw + cuts})", source)
-        cell.source = source
-    code[0].source = _BEFORE.format(capabilities=_CAPABILITIES[run.form], draw=run.draw) + code[0].source
+    source = _FIRST_CELL.format(capabilities=_CAPABILITIES[run.form], draw=run.draw)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(source))
     return notebook
 
 
-def add(number: str, name: str, tables: Tables) -> None:
-    """Put what the verdicts read of a run into the lesson's record, in the place of what stands there."""
-    runs = judging.recorded(number) | {name: _read_by_verdicts(number, tables)}
-    lines = [f"{json.dumps(run)}: {json.dumps(runs[run].to_data(), ensure_ascii=False)}" for run in RUNS if run in runs]
-    write_text(judging.record_of(number), "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def _read_by_verdicts(number: str, tables: Tables) -> Tables:
-    """The parts of a run without which a verdict can't be given."""
-    parts = [*tables.parts()]
-    absent = _absent(number, tables)
-    return Tables.together(
-        part
-        for place, part in enumerate(parts)
-        if _absent(number, Tables.together([*parts[:place], *parts[place + 1 :]])) > absent
-    )
-
-
-def _absent(number: str, tables: Tables) -> int:
-    return sum(found.outcome == ABSENT for found in judging.judge(number, tables))
+def _record(number: str, name: str, found: Sequence[Claim]) -> None:
+    """Put a run's margins in the place of those that the record has of it, a claim a line."""
+    runs = recorded(number) | {name: {claim.sentence: [*claim.margins] for claim in found}}
+    parts = []
+    for run in filter(runs.get, RUNS):
+        lines = [f"  {json.dumps(text, ensure_ascii=False)}: {json.dumps(runs[run][text])}" for text in runs[run]]
+        parts.append(f" {json.dumps(run)}: {{\n" + ",\n".join(lines) + "\n }")
+    write_text(_RECORDED / f"{number}.json", "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 if __name__ == "__main__":
