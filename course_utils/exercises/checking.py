@@ -168,8 +168,8 @@ class Check:
         return True, f"correct. {self._proved}"
 
     def _prepared(self, attempt: Any) -> Any:
-        if not callable(attempt) or isinstance(attempt, type | nn.Module):
-            return _solved(attempt)  # a value; a class or a model is one too, although it can be called
+        if not (inspect.isroutine(attempt) or isinstance(attempt, functools.partial)):
+            return _solved(attempt)  # a value; a class, a model or a tokenizer is one too, although it can be called
         ready = Attempt(attempt, self.answer, self.mistakes)
         if self.answer is not None:
             return ready
@@ -219,16 +219,7 @@ def rule_out(
     same: Callable[[Any, Any], Any] = operator.eq,
     where: str = "",
 ) -> None:
-    """Inside a check: stop with the mistake that leads to the answer.
-
-    Args:
-        mistakes: what a mistake leads to, and a sentence for the learner. One that leads to the right answer too is
-            passed over.
-        answer: the learner's.
-        right: the right one.
-        same: whether two answers are the same.
-        where: put before the sentence.
-    """
+    """Inside a check: stop with the mistake that leads to the answer."""
     for wrong, mistake in mistakes:
         require(same(wrong, right) or not same(answer, wrong), where + mistake)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,10 +112,8 @@ def check_cut(
             "Give the layer a new nn.Parameter instead; no +=, no assignment to a part of the old one.",
         )
     right = attempt.answer(variant(base), *given)
-    for read in (PreTrainedModel.state_dict, lambda cut: _neurons(family, cut, base)):
-        attempt.name_mistake(
-            read(pruned), read(right), lambda wrong, read=read: read(wrong(variant(base), *given)), same=_same
-        )
+    for read in (PreTrainedModel.state_dict, partial(_neurons, family, base)):
+        attempt.name_mistake(read(pruned), read(right), partial(_read, read, base, given), same=_same)
     width = len(family.by_neuron(family.mlps(right)[0])[next(iter(family.tensors))])
     for block, (mlp, whole, best) in enumerate(
         zip(family.mlps(pruned), family.mlps(base), family.mlps(right), strict=True)
@@ -178,7 +177,12 @@ def _check_mlp(family: Family, where: str, mlp: nn.Module, whole: nn.Module, bes
     require(not wrong, f"{where}other neurons should stay: {', '.join(map(str, wrong))} should be gone.")
 
 
-def _neurons(family: Family, model: nn.Module, base: nn.Module) -> list[list[int]]:
+def _read(read: Callable[[Any], Any], base: PreTrainedModel, given: tuple, cut: Callable[..., Any]) -> Any:
+    """What is read from the model that a function cuts."""
+    return read(cut(variant(base), *given))
+
+
+def _neurons(family: Family, base: nn.Module, model: nn.Module) -> list[list[int]]:
     """For each block the numbers of its neurons in the whole model, sorted, by their first tensor."""
     first = next(iter(family.tensors))
     pairs = zip(family.mlps(model), family.mlps(base), strict=True)

@@ -44,15 +44,7 @@ def _cut(mlp: nn.Module, keep: Sequence[int] | Tensor) -> None:
     mlp.c_fc.nf = mlp.c_proj.nx = len(keep)
 
 
-def _prune_width(
-    model: GPT2LMHeadModel,
-    ratio: float,
-    *,
-    score: Callable[[nn.Module], Tensor] = _l1,
-    choose: Callable[[Tensor, float], Tensor] = strongest,
-    scored: slice = slice(None),
-    cut: slice = slice(None),
-) -> GPT2LMHeadModel:
+def _prune_width(model, ratio, *, score=_l1, choose=strongest, scored=slice(None), cut=slice(None)):
     """The answer to exercise 2, with switches for mistakes; ``scored`` blocks are repeated for the others."""
     mlps = GPT2.mlps(model)
     keeps = [choose(score(mlp), ratio) for mlp in mlps][scored] * len(mlps)
@@ -110,13 +102,8 @@ def check_prune_width(attempt: Attempt, real: GPT2LMHeadModel) -> None:
 
 
 def _keep_the_mean(
-    model: GPT2LMHeadModel,
-    scores: Sequence[Tensor],
-    means: Sequence[Tensor],
-    ratio: float,
-    *,
-    bias: Callable[..., Tensor] = lambda bias, mean, rows, gone, keep: bias + mean[gone] @ rows[gone],
-) -> GPT2LMHeadModel:
+    model, scores, means, ratio, *, bias=lambda bias, mean, rows, gone, keep: bias + mean[gone] @ rows[gone]
+):
     """The answer to exercise 3; ``bias`` says what c_proj's becomes."""
     for mlp, of_block, mean in zip(GPT2.mlps(model), scores, means, strict=True):
         keep = strongest(of_block, ratio)

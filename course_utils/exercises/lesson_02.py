@@ -75,13 +75,7 @@ def check_is_exact(attempt: Attempt) -> None:
         require(not true_or_false(attempt(prune)), mistake)
 
 
-def _prune_llama(
-    model: LlamaForCausalLM,
-    scores: Sequence[Tensor],
-    ratio: float,
-    *,
-    choose: Callable[[Tensor, float], Tensor] = strongest,
-) -> LlamaForCausalLM:
+def _prune_llama(model, scores, ratio, *, choose=strongest):
     """The answer to exercise 3."""
     for mlp, of_block in zip(LLAMA.mlps(model), scores, strict=True):
         keep = choose(of_block, ratio)

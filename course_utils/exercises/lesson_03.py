@@ -88,18 +88,18 @@ def check_peak_to_peak(attempt: Attempt) -> None:
 
 
 def _contribution(
-    model: PreTrainedModel,
-    batches: Sequence[Mapping[str, Tensor]],
+    model,
+    batches,
     *,
-    site: str = "down_proj",
-    padding: bool = False,
-    size: Callable[[Tensor], Tensor] = Tensor.square,
-    finish: Callable[[Tensor, int], Tensor] = lambda total, count: (total / count).sqrt(),
-    norm_over: int | None = 0,
-) -> list[Tensor]:
+    site="down_proj",
+    padding=False,
+    size=Tensor.square,
+    finish=lambda total, count: (total / count).sqrt(),
+    norm_over=0,
+):
     """The answer to exercise 2, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
     mlps = [layer.mlp for layer in model.model.layers]
-    seen: list[list[Tensor]] = [[] for _ in mlps]
+    seen = [[] for _ in mlps]
     handles = []
     for mlp, states in zip(mlps, seen, strict=True):
         if site == "down_proj":

@@ -107,13 +107,7 @@ def check_take_out(attempt: Attempt) -> None:
         )
 
 
-def _harms_of(
-    model: PreTrainedModel,
-    rows: Tensor | TokenBlocks,
-    *,
-    told: Callable[[float, float], float] = lambda without, whole: without - whole,
-    gone: Callable[[int, int], Iterable[int]] = lambda number, blocks: [number],
-) -> Tensor:
+def _harms_of(model, rows, *, told=lambda without, whole: without - whole, gone=lambda number, blocks: [number]):
     """The answer to exercise 3, by surgery: ``told`` of the losses without the blocks ``gone`` and of the whole."""
     whole, blocks, found = perplexity(model, rows).nll, describe(model).num_blocks, []
     for number in range(blocks):
