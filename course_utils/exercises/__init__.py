@@ -8,7 +8,6 @@ from course_utils.exercises.checking import (
     hooks_watched,
     named_error,
     require,
-    rule_out,
     true_or_false,
 )
 
@@ -20,6 +19,5 @@ __all__ = [
     "hooks_watched",
     "named_error",
     "require",
-    "rule_out",
     "true_or_false",
 ]

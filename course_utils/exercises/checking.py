@@ -34,7 +34,7 @@ import functools
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -209,19 +209,6 @@ def require(condition: Any, mistake: str) -> None:
     """Inside a check: stop with the likely ``mistake``, a sentence for the learner, unless ``condition`` holds."""
     if not condition:
         raise _Mistake(mistake)
-
-
-def rule_out(
-    mistakes: Iterable[tuple[Any, str]],
-    answer: Any,
-    right: Any,
-    *,
-    same: Callable[[Any, Any], Any] = operator.eq,
-    where: str = "",
-) -> None:
-    """Inside a check: stop with the mistake that leads to the answer."""
-    for wrong, mistake in mistakes:
-        require(same(wrong, right) or not same(answer, wrong), where + mistake)
 
 
 def true_or_false(answer: Any) -> bool:
