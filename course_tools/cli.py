@@ -295,8 +295,7 @@ def slides(args: argparse.Namespace, console: Console) -> int:
     for path in track(authoring.find_lessons(LESSONS, args.lessons), "Slides", console=console, transient=True):
         lesson = authoring.read_lesson(path)
         saved = nbformat.read(notebooks.notebook_paths(lesson, NOTEBOOKS)["exercises"], as_version=4)
-        checks = (ROOT / f"course_utils/exercises/lesson_{lesson.number[:2]}.py").read_text(encoding="utf-8")
-        title = lesson.heading
+        title, checks = lesson.heading, making.checks_of(lesson, ROOT)
         pages[lesson.name] = (title, making.deck(making.slides_of(lesson, saved, checks), title=title))
     print(f"Show them: {making.write_decks(pages, reveal, BUILD / 'slides')}")
     return 0

@@ -86,7 +86,7 @@ def slides_of(lesson: Lesson, saved: NotebookNode, checks: str) -> list[Slide]:
     Args:
         lesson: the source.
         saved: its notebook with outputs, in the exercise form.
-        checks: the source of its checks, `course_utils/exercises/lesson_NN.py`.
+        checks: the source of its checks, from `checks_of`.
     """
     outputs = defaultdict(list)
     for cell in saved.cells:
@@ -246,13 +246,20 @@ def write_decks(pages: dict[str, tuple[str, str]], reveal: Path, folder: Path) -
     return folder / "index.html"
 
 
+def checks_of(lesson: Lesson, root: Path) -> str:
+    """The source of a lesson's checks and of what several lessons' checks share, in the clone at `root`."""
+    folder = root / "course_utils" / "exercises"
+    names = (f"lesson_{lesson.number[:2]}", "cuts", "turns")
+    return "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in names)
+
+
 def wrong_turns(check: str, checks: str) -> list[str]:
     """The mistakes that a check names, in its words: the sentences in its source, in helpers and tables it uses."""
     named: dict[str, ast.stmt] = {}
     for node in ast.parse(checks).body:
         if isinstance(node, ast.FunctionDef):
             named[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):  # case -> its reason
+        elif isinstance(node, ast.Assign | ast.AnnAssign):  # case -> its reason, or a sentence that is needed twice
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             named |= {target.id: node for target in targets if isinstance(target, ast.Name)}
     return list(dict.fromkeys(_sentences(named[check], named, {check})))
@@ -269,8 +276,10 @@ def _sentences(node: ast.AST, named: dict[str, ast.stmt], seen: set[str]) -> Ite
         seen.add(node.id)
         yield from _sentences(named[node.id], named, seen)
     elif isinstance(node, ast.FunctionDef):
-        for statement in node.body[ast.get_docstring(node) is not None :]:
-            yield from _sentences(statement, named, seen)
+        decorators = (word for call in node.decorator_list for word in getattr(call, "keywords", ()))
+        declared = [word.value for word in decorators if word.arg == "mistakes"]
+        for part in [*declared, *node.body[ast.get_docstring(node) is not None :]]:
+            yield from _sentences(part, named, seen)
     else:
         for child in ast.iter_child_nodes(node):
             yield from _sentences(child, named, seen)

@@ -4,10 +4,10 @@ from course_utils.exercises.checking import (
     Attempt,
     assigned,
     exercise,
+    hooks_left,
     hooks_watched,
     named_error,
     require,
-    rule_out,
     true_or_false,
 )
 
@@ -15,9 +15,9 @@ __all__ = [
     "Attempt",
     "assigned",
     "exercise",
+    "hooks_left",
     "hooks_watched",
     "named_error",
     "require",
-    "rule_out",
     "true_or_false",
 ]

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
-from course_utils.choosing import strongest
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.choosing import best, strongest
+from course_utils.exercises import Attempt, exercise, require
+from course_utils.exercises.cuts import GPT2, check_cut
 from course_utils.models import variant
 from course_utils.width import neuron_importance, prune_neurons
 
-Mistakes = Iterable[tuple[Any, str]]  # what a mistake leads to, and a sentence for the learner
-
-#: name -> (how it is stored, the axis that counts neurons).
-_AXES = {
-    "GPT-2 c_fc.weight": ("a Conv1D stores [in, out], and c_fc leads into the neurons", 1),
-    "GPT-2 c_fc.bias": ("it has one number for each output of c_fc", 0),
-    "GPT-2 c_proj.weight": ("a Conv1D stores [in, out], and c_proj leads out of the neurons", 0),
-    "GPT-2 c_proj.bias": ("it has one number for each output of c_proj, and those aren't neurons", "none"),
-    "OPT fc1.weight": ("an nn.Linear stores [out, in], and fc1 leads into the neurons", 0),
-    "OPT fc2.weight": ("an nn.Linear stores [out, in], and fc2 leads out of the neurons", 1),
+#: name -> (the axis that counts neurons, how it is stored).
+_AXES = {f"GPT-2 {name}": axis for name, axis in GPT2.tensors.items()} | {
+    "OPT fc1.weight": (0, "an nn.Linear stores [out, in], and fc1 leads into the neurons"),
+    "OPT fc2.weight": (1, "an nn.Linear stores [out, in], and fc2 leads out of the neurons"),
 }
 _REAL = 0.2  # of the real model's neurons, in exercise 2
 _BLOCKS, _SHARE = 6, 0.4  # of distilGPT2 and of its stand-in; of all neurons, in exercise 4
@@ -35,8 +29,29 @@ _BLOCKS, _SHARE = 6, 0.4  # of distilGPT2 and of its stand-in; of all neurons, i
 def check_axes(axes: dict[str, int | str]) -> None:
     """Check the axis of each tensor on which neurons are cut."""
     require(set(axes) == set(_AXES), f"Keep the six names as they are: {', '.join(_AXES)}.")
-    wrong = [name for name, (_, axis) in _AXES.items() if axes[name] != axis]
-    require(not wrong, f"{len(wrong)} of 6 to go. Think again about {wrong[0]}: {_AXES[wrong[0]][0]}." if wrong else "")
+    wrong = [name for name, (axis, _) in _AXES.items() if axes[name] != axis]
+    require(not wrong, f"{len(wrong)} of 6 to go. Think again about {wrong[0]}: {_AXES[wrong[0]][1]}." if wrong else "")
+
+
+def _l1(mlp: nn.Module) -> Tensor:
+    return mlp.c_fc.weight.abs().sum(0)
+
+
+def _cut(mlp: nn.Module, keep: Sequence[int] | Tensor) -> None:
+    mlp.c_fc.weight = nn.Parameter(mlp.c_fc.weight[:, keep])
+    mlp.c_fc.bias = nn.Parameter(mlp.c_fc.bias[keep])
+    mlp.c_proj.weight = nn.Parameter(mlp.c_proj.weight[keep])
+    mlp.c_fc.nf = mlp.c_proj.nx = len(keep)
+
+
+def _prune_width(model, ratio, *, score=_l1, choose=strongest, scored=slice(None), cut=slice(None)):
+    """The answer to exercise 2, with switches for mistakes; ``scored`` blocks are repeated for the others."""
+    mlps = GPT2.mlps(model)
+    keeps = [choose(score(mlp), ratio) for mlp in mlps][scored] * len(mlps)
+    for mlp, keep in [*zip(mlps, keeps, strict=False)][cut]:
+        _cut(mlp, keep)
+    model.config.n_inner = mlps[0].c_fc.nf
+    return model
 
 
 @exercise(
@@ -44,7 +59,29 @@ def check_axes(axes: dict[str, int | str]) -> None:
     task="Cut the weakest neurons of every MLP in place, and return the model (without a return nothing is judged).",
     proved="The same neurons are gone from all three tensors of every block, in the real GPT-2 too, and what you save "
     "opens again.",
-)
+    answer=_prune_width,
+    mistakes=[
+        (partial(_prune_width, cut=slice(1)), "Only the first block is cut. Each of them should be."),
+        (partial(_prune_width, score=lambda mlp: -_l1(mlp)), "You cut the strongest neurons. The weakest go."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.sum(0)),
+         "Take magnitudes before you sum; signs cancel."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.sum(0).abs()),
+         "Take magnitudes before you sum, not after: signs have cancelled by then."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.norm(dim=0)),
+         "These go by the L2 norm; L1 is the sum of magnitudes."),
+        (partial(_prune_width, score=lambda mlp: _l1(mlp) + mlp.c_fc.bias.abs()),
+         "The bias doesn't belong to the norm of the weights."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_proj.weight.abs().sum(1)),
+         "These go by c_proj's weights. Score by c_fc's."),
+        (partial(_prune_width, score=lambda mlp: mlp.c_fc.weight.abs().sum(1)),
+         "You summed over the neurons instead of the inputs: a Conv1D stores [in, out]."),
+        (partial(_prune_width, scored=slice(1)), "These go by block 0's scores. Score each block by itself."),
+        (partial(_prune_width, choose=lambda scores, ratio: best(scores, int(ratio * len(scores)))),
+         "You keep as many as should go."),
+        (partial(_prune_width, choose=lambda scores, ratio: best(scores, int((1 - ratio) * len(scores)))),
+         "One too few is left. int(ratio * width) neurons go, rounded down."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_prune_width(attempt: Attempt, real: GPT2LMHeadModel) -> None:
     """Check a function (GPT-2, ratio) -> the same model, every MLP pruned by the L1 norm of c_fc's columns.
@@ -53,22 +90,8 @@ def check_prune_width(attempt: Attempt, real: GPT2LMHeadModel) -> None:
     """
     # In the first model all matrices are square: there a wrong axis gives a wrong shape, and no crash.
     for hidden, width, ratio in (22, 22, 0.3), (8, None, 0.25), (8, 45, 0.5):
-        base = _tiny_gpt2(hidden, width)
-        before, model = _copied(base), variant(base)
-        pruned = attempt(model, ratio)
-        _check_given_model(pruned, model)
-        _check_untouched(base, before)
-        right = [strongest(mlp.c_fc.weight.abs().sum(0), ratio).tolist() for mlp in _mlps(base)]
-        for block, (mlp, whole, keep) in enumerate(zip(_mlps(pruned), _mlps(base), right, strict=True)):
-            _check_cut(f"Block {block}: ", mlp, whole, keep, _other_scores(whole, base), ratio)
-        _check_width(pruned, len(right[0]))
-        for name, weight in pruned.state_dict().items():
-            is_cut = name.endswith((".mlp.c_fc.weight", ".mlp.c_fc.bias", ".mlp.c_proj.weight"))
-            require(
-                is_cut or torch.equal(weight, before[name]),
-                f"{name} has other numbers now. Nothing but neurons should go.",
-            )
-        _check_reload(pruned)
+        base = GPT2.tiny_model(hidden, width)
+        _check_order(check_cut(GPT2, attempt, base, ratio), attempt.answer(variant(base), ratio))
     pruned, right = attempt(variant(real), _REAL), variant(real)
     prune_neurons(right, neuron_importance(right, "l1"), ratio=_REAL)
     weights = pruned.state_dict()
@@ -78,60 +101,107 @@ def check_prune_width(attempt: Attempt, real: GPT2LMHeadModel) -> None:
     )
 
 
+def _keep_the_mean(
+    model, scores, means, ratio, *, bias=lambda bias, mean, rows, gone, keep: bias + mean[gone] @ rows[gone]
+):
+    """The answer to exercise 3; ``bias`` says what c_proj's becomes."""
+    for mlp, of_block, mean in zip(GPT2.mlps(model), scores, means, strict=True):
+        keep = strongest(of_block, ratio)
+        gone = torch.tensor([neuron for neuron in range(len(of_block)) if neuron not in keep])
+        mlp.c_proj.bias = nn.Parameter(bias(mlp.c_proj.bias, mean, mlp.c_proj.weight, gone, keep))
+        _cut(mlp, keep)
+    model.config.n_inner = len(keep)
+    return model
+
+
+def _with_bias(bias: Callable[..., Tensor]) -> Callable[..., GPT2LMHeadModel]:
+    """A wrong bias; it gets the old one, the means, c_proj's rows, and the neurons that go and that stay."""
+    return partial(_keep_the_mean, bias=bias)
+
+
+def _into_c_fc(model: GPT2LMHeadModel, scores: Sequence[Tensor], *rest: Any) -> GPT2LMHeadModel:
+    before = [mlp.c_proj.bias for mlp in GPT2.mlps(model)]
+    for mlp, bias in zip(GPT2.mlps(_keep_the_mean(model, scores, *rest)), before, strict=True):
+        mlp.c_fc.bias = nn.Parameter(mlp.c_fc.bias + mlp.c_proj.bias - bias)
+        mlp.c_proj.bias = bias
+    return model
+
+
+_ONE_NUMBER = "That is one number for all channels. Each neuron's mean belongs to its own row of c_proj.weight."
+
+
 @exercise(
     3,
     task="Cut the neurons in place, keep what they write on average in c_proj's bias, and return the model.",
     proved="Where the neurons that go are constant, nothing is lost: their push stays, without a new parameter.",
-)
+    answer=_keep_the_mean,
+    mistakes=[
+        (lambda model, scores, *rest: _keep_the_mean(model, [-some for some in scores], *rest),
+         "You cut the neurons with the highest scores. The lowest go."),
+        (lambda model, scores, *rest: _keep_the_mean(model, [*map(_l1, GPT2.mlps(model))], *rest),
+         "These go by L1. Go by the scores that are given."),
+        (lambda model, scores, *rest: _keep_the_mean(model, [scores[0]] * len(scores), *rest),
+         "These go by block 0's scores. Each block has its own."),
+        (lambda model, scores, means, ratio: _keep_the_mean(model, scores, [means[0]] * len(means), ratio),
+         "These are block 0's means. Each block has its own."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias),
+         "c_proj.bias is as it was. Add what the neurons that are gone wrote on average."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias - mean[gone] @ rows[gone]),
+         "The sign is wrong. What the neurons wrote is missing now, so add it."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: mean[gone] @ rows[gone]),
+         "c_proj.bias had numbers before, and they are gone. Add to them."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[keep] @ rows[keep]),
+         "You added what the neurons that stay write, and they still write it."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean @ rows),
+         "You added what all neurons write, and those that stay still write it."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + (mean[gone] @ rows[gone]) / len(gone)),
+         "You averaged over the neurons that are gone. What they write adds up."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].sum()), _ONE_NUMBER),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].mean()), _ONE_NUMBER),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone].sum() * rows[gone].sum(0)),
+         "You summed means and rows apart. Multiply, then sum."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + rows[gone].sum(0)),
+         "These are the rows alone. Weigh each by its neuron's mean."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone]),
+         "A mean is what a neuron holds. What it writes is that times its row of c_proj.weight."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + rows[gone] @ mean[gone]),
+         "c_proj.weight has a row for each neuron, so it is mean @ rows."),
+        (_with_bias(lambda bias, mean, rows, gone, keep: bias + mean[gone] @ rows[keep][gone]),
+         "You took the rows after the cut, when `gone` means other neurons. Take them before."),
+        (_into_c_fc, "c_fc.bias has other numbers now. What the removed neurons wrote belongs to c_proj.bias."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_keep_the_mean(attempt: Attempt) -> None:
     """Check a function (GPT-2, scores, means, ratio) -> the same model, pruned, the mean push kept in the bias."""
     # In the first model as many go as stay, as many as there are channels, and the first half goes: there most mistakes
-    # run, and can be named. In the last one the neurons that go hold the same number whatever the input.
-    for hidden, width, ratio, constant in (8, 16, 0.5, False), (10, 31, 0.4, False), (10, 31, 0.4, True):
-        base = _tiny_gpt2(hidden, width)
+    # run, and can be named.
+    for hidden, width, ratio in (8, 16, 0.5), (10, 31, 0.4):
+        base = GPT2.tiny_model(hidden, width)
         scores, means = torch.rand(3, width), torch.randn(3, width)
         if width == 2 * hidden:
             scores[:, hidden:] += 1
-        right = [strongest(some, ratio).tolist() for some in scores]
-        gone = [[neuron for neuron in range(width) if neuron not in keep] for keep in right]
-        if constant:
-            for mlp, neurons, mean in zip(_mlps(base), gone, means, strict=True):
-                mlp.c_fc.weight[:, neurons] = 0
-                mean[neurons] = mlp.act(mlp.c_fc.bias[neurons])
-        before, model, copies = _copied(base), variant(base), (scores.clone(), means.clone())
-        pruned = attempt(model, list(scores), list(means), ratio)
-        _check_given_model(pruned, model)
-        _check_untouched(base, before)
+        copies = scores.clone(), means.clone()
+        pruned = check_cut(GPT2, attempt, base, list(scores), list(means), ratio, may_change=["mlp.c_proj.bias"])
         require(
             torch.equal(scores, copies[0]) and torch.equal(means, copies[1]),
             "You changed the given scores or means. Leave them alone: the next cut needs them, too.",
         )
-        for block, (mlp, whole, keep) in enumerate(zip(_mlps(pruned), _mlps(base), right, strict=True)):
-            where = f"Block {block}: "
-            require(
-                -1 not in _numbers(mlp.c_fc.bias[:, None], whole.c_fc.bias[:, None]),
-                f"{where}c_fc.bias has other numbers now. What the removed neurons wrote belongs to c_proj.bias.",
-            )
-            others = (
-                (-scores[block], "you cut the neurons with the highest scores. The lowest go."),
-                (whole.c_fc.weight.abs().sum(0), "these go by L1. Go by the scores that are given."),
-                (scores[0], "these go by block 0's scores. Each block has its own."),
-            )
-            _check_cut(where, mlp, whole, keep, others, ratio)
-            bias = whole.c_proj.bias + means[block][gone[block]] @ whole.c_proj.weight[gone[block]]
-            mistakes = _other_biases(whole, means[block], keep, gone[block], means[0])
-            rule_out(mistakes, mlp.c_proj.bias, bias, same=partial(torch.allclose, atol=1e-5), where=where)
-        _check_width(pruned, len(right[0]))
-        if not constant:
-            _hold(base, gone, means)
-        difference = (pruned(_ids()).logits - base(_ids()).logits).abs().max()
+        right = attempt.answer(variant(base), list(scores), list(means), ratio)
+        _check_order(pruned, right)
+        pairs = zip(GPT2.mlps(pruned), GPT2.mlps(right), strict=True)
+        off = max(float((mlp.c_proj.bias - other.c_proj.bias).abs().max()) for mlp, other in pairs)
         require(
-            difference < 1e-4,
-            f"The right neurons are gone, but the logits differ by {difference:.2g} from those of the whole model with "
-            "these neurons held at their means. Add means[block][gone] @ c_proj.weight[gone] to c_proj.bias and "
-            "change nothing else.",
+            off < 1e-4,
+            f"The right neurons are gone, but c_proj.bias is off by {off:.2g}. Add means[block][gone] @ "
+            "c_proj.weight[gone] to it and change nothing else.",
         )
+
+
+def _check_order(pruned: GPT2LMHeadModel, right: GPT2LMHeadModel) -> None:
+    for mlp, whole in zip(GPT2.mlps(pruned), GPT2.mlps(right), strict=True):
+        told = "The right neurons, but shuffled. Keep their old order: sort their numbers."
+        require(torch.equal(mlp.c_fc.weight, whole.c_fc.weight), told)
 
 
 @exercise(
@@ -184,171 +254,3 @@ def _legal_shares(shares: Any) -> list[float]:
         f"Your shares have a mean of {mean:.3f}: less than {_SHARE} is cut, and that is easy. Spend the whole budget.",
     )
     return spent
-
-
-def _check_given_model(pruned: Any, model: GPT2LMHeadModel) -> None:
-    require(isinstance(pruned, GPT2LMHeadModel), f"Return the model; yours returned a {type(pruned).__name__}.")
-    require(pruned is model, "You return another model. Cut the one that is given, in place, and return it.")
-
-
-def _check_untouched(base: GPT2LMHeadModel, before: Mapping[str, Tensor]) -> None:
-    for name, weight in base.state_dict().items():
-        require(
-            torch.equal(weight, before[name]),
-            f"You wrote into {name}, which the model shares with another one (`variant`): that one has changed, too. "
-            "Give the layer a new nn.Parameter instead; no +=, no assignment to a part of the old one.",
-        )
-
-
-def _check_cut(where: str, mlp: nn.Module, whole: nn.Module, keep: list[int], others: Mistakes, ratio: float) -> None:
-    """Stop unless an MLP has just the neurons ``keep`` of the whole one; ``others`` are scores taken by mistake."""
-    hidden, width = whole.c_fc.weight.shape
-    sizes = (
-        ([hidden, width], f"it still has all of its {width} neurons."),
-        ([hidden, width - len(keep)], "you keep as many as should go."),
-        ([hidden, len(keep) - 1], "one too few is left. int(ratio * width) neurons go, rounded down."),
-    )
-    rule_out(sizes, list(mlp.c_fc.weight.shape), [hidden, len(keep)], where=where)
-    shapes = {
-        "c_fc.weight": [hidden, len(keep)],
-        "c_fc.bias": [len(keep)],
-        "c_proj.weight": [len(keep), hidden],
-        "c_proj.bias": [hidden],
-    }
-    for name, shape in shapes.items():
-        found = list(mlp.get_parameter(name).shape)
-        require(found == shape, f"{where}{name} should be {shape} and is {found}: {_AXES[f'GPT-2 {name}'][0]}.")
-    require(
-        (mlp.c_fc.nf, mlp.c_proj.nx) == (len(keep), len(keep)),
-        f"{where}c_fc.nf is {mlp.c_fc.nf} and c_proj.nx is {mlp.c_proj.nx}, but {len(keep)} neurons are left. A Conv1D "
-        "notes its sizes beside its weight: tell it.",
-    )
-    numbers = {name: _numbers(rows, _by_neuron(whole)[name]) for name, rows in _by_neuron(mlp).items()}
-    for name, places in numbers.items():
-        require(
-            -1 not in places,
-            f"{where}{name} holds numbers that weren't there before. Those of the neurons that stay must not change.",
-        )
-    for place, neurons in enumerate(zip(*numbers.values(), strict=True)):
-        require(
-            len({*neurons}) == 1,
-            f"{where}place {place} is neuron {neurons[0]} in c_fc.weight, {neurons[1]} in c_fc.bias and {neurons[2]} "
-            "in c_proj.weight. Use one list of neurons, in one order, for all three.",
-        )
-    kept = numbers["c_fc.weight"]
-    mistakes = [(strongest(scores, ratio).tolist(), mistake) for scores, mistake in others]
-    rule_out(mistakes, sorted(kept), keep, where=where)
-    wrong = sorted({*kept} - {*keep})
-    require(not wrong, f"{where}other neurons should stay: {', '.join(map(str, wrong))} should be gone.")
-    require(kept == keep, f"{where}the right neurons, but shuffled. Keep their old order: sort their numbers.")
-
-
-def _check_width(pruned: GPT2LMHeadModel, width: int) -> None:
-    noted = pruned.config.n_inner
-    require(
-        noted == width,
-        f"config.n_inner is {noted}, but the MLPs have {width} neurons. In memory nobody notices; after saving, "
-        "from_pretrained builds MLPs of the old width and refuses the weights.",
-    )
-
-
-def _check_reload(pruned: GPT2LMHeadModel) -> None:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        pruned.save_pretrained(folder)
-        reloaded = GPT2LMHeadModel.from_pretrained(folder).eval()
-    require(
-        torch.equal(reloaded(_ids()).logits, pruned(_ids()).logits),
-        "After save_pretrained and from_pretrained the model gives other logits.",
-    )
-
-
-def _other_scores(whole: nn.Module, base: GPT2LMHeadModel) -> list[tuple[Tensor, str]]:
-    """What mistakes in exercise 2 score the neurons of an MLP by."""
-    weight = whole.c_fc.weight  # [inputs, neurons]
-    scores = [
-        (-weight.abs().sum(0), "you cut the strongest neurons. The weakest go."),
-        (weight.sum(0), "take magnitudes before you sum; signs cancel."),
-        (weight.sum(0).abs(), "take magnitudes before you sum, not after: signs have cancelled by then."),
-        (weight.norm(dim=0), "these go by the L2 norm; L1 is the sum of magnitudes."),
-        (weight.abs().sum(0) + whole.c_fc.bias.abs(), "the bias doesn't belong to the norm of the weights."),
-        (whole.c_proj.weight.abs().sum(1), "these go by c_proj's weights. Score by c_fc's."),
-        (_mlps(base)[0].c_fc.weight.abs().sum(0), "these go by block 0's scores. Score each block by itself."),
-    ]
-    sums = weight.abs().sum(1)  # one a neuron only where the matrix is square
-    mistake = "you summed over the neurons instead of the inputs: a Conv1D stores [in, out]."
-    return [*scores, (sums, mistake)] if len(sums) == weight.shape[1] else scores
-
-
-def _other_biases(whole: nn.Module, mean: Tensor, keep: list[int], gone: list[int], of_block_0: Tensor) -> Mistakes:
-    """What mistakes in exercise 3 leave in c_proj's bias."""
-    bias, rows = whole.c_proj.bias, whole.c_proj.weight
-    push = mean[gone] @ rows[gone]  # [hidden]
-    one_number = "that is one number for all channels. Each neuron's mean belongs to its own row of c_proj.weight."
-    yield bias, "c_proj.bias is as it was. Add what the neurons that are gone wrote on average."
-    yield bias - push, "the sign is wrong. What the neurons wrote is missing now, so add it."
-    yield push, "c_proj.bias had numbers before, and they are gone. Add to them."
-    yield bias + mean[keep] @ rows[keep], "you added what the neurons that stay write, and they still write it."
-    yield bias + mean @ rows, "you added what all neurons write, and those that stay still write it."
-    yield bias + push / len(gone), "you averaged over the neurons that are gone. What they write adds up."
-    yield bias + mean[gone].sum(), one_number
-    yield bias + mean[gone].mean(), one_number
-    yield bias + mean[gone].sum() * rows[gone].sum(0), "you summed means and rows apart. Multiply, then sum."
-    yield bias + rows[gone].sum(0), "these are the rows alone. Weigh each by its neuron's mean."
-    yield bias + of_block_0[gone] @ rows[gone], "these are block 0's means. Each block has its own."
-    if len(gone) == len(keep) == len(bias):  # elsewhere these stop with an error
-        yield bias + mean[gone], "a mean is what a neuron holds. What it writes is that times its row of c_proj.weight."
-        yield bias + rows[gone] @ mean[gone], "c_proj.weight has a row for each neuron, so it is mean @ rows."
-        yield (
-            bias + mean[gone] @ rows[keep],
-            "you took the rows after the cut, when `gone` means other neurons. Take them before.",
-        )
-
-
-def _hold(base: GPT2LMHeadModel, gone: list[list[int]], means: Tensor) -> None:
-    """From now on the neurons ``gone`` hold their means, whatever the input."""
-    for mlp, neurons, mean in zip(_mlps(base), gone, means, strict=True):
-        mlp.c_proj.register_forward_pre_hook(_holding(neurons, mean[neurons]))
-
-
-def _holding(neurons: list[int], values: Tensor) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
-    def hook(_layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-        states = inputs[0].clone()
-        states[..., neurons] = values
-        return states
-
-    return hook
-
-
-def _tiny_gpt2(hidden: int, width: int | None) -> GPT2LMHeadModel:
-    """Three random blocks with biases, on the CPU."""
-    torch.manual_seed(0)
-    sizes = {"n_embd": hidden, "n_inner": width, "n_layer": 3, "n_head": 2, "vocab_size": 61, "n_positions": 16}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=1)).eval()
-    for weight in model.parameters():
-        weight.add_(0.2 * torch.randn_like(weight))
-    return model
-
-
-def _mlps(model: GPT2LMHeadModel) -> list[nn.Module]:
-    return [block.mlp for block in model.transformer.h]
-
-
-def _by_neuron(mlp: nn.Module) -> dict[str, Tensor]:
-    """The three tensors that neurons are in, a row a neuron."""
-    return {
-        "c_fc.weight": mlp.c_fc.weight.t(), "c_fc.bias": mlp.c_fc.bias[:, None], "c_proj.weight": mlp.c_proj.weight
-    }  # fmt: skip
-
-
-def _numbers(rows: Tensor, whole: Tensor) -> list[int]:
-    """For each row its number among those of the whole model, -1 if it isn't there."""
-    numbers = {tuple(row): number for number, row in enumerate(whole.tolist())}
-    return [numbers.get(tuple(row), -1) for row in rows.tolist()]
-
-
-def _copied(model: GPT2LMHeadModel) -> dict[str, Tensor]:
-    return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def _ids() -> Tensor:
-    return torch.randint(61, (2, 8), generator=torch.Generator().manual_seed(1))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from course_utils.choosing import best, strongest
-from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
-from course_utils.models import variant
+from course_utils.exercises import Attempt, exercise, require, true_or_false
+from course_utils.exercises.cuts import LLAMA, check_cut, numbers_in
 from course_utils.reports import shown
 
 Matrices = tuple[Tensor, Tensor, Tensor]  # gate and up [width, hidden], down [hidden, width]
@@ -74,44 +75,81 @@ def check_is_exact(attempt: Attempt) -> None:
         require(not true_or_false(attempt(prune)), mistake)
 
 
+def _prune_llama(model, scores, ratio, *, choose=strongest):
+    """The answer to exercise 3."""
+    for mlp, of_block in zip(LLAMA.mlps(model), scores, strict=True):
+        keep = choose(of_block, ratio)
+        mlp.gate_proj.weight = nn.Parameter(mlp.gate_proj.weight[keep])
+        mlp.up_proj.weight = nn.Parameter(mlp.up_proj.weight[keep])
+        mlp.down_proj.weight = nn.Parameter(mlp.down_proj.weight[:, keep])
+        mlp.gate_proj.out_features = mlp.up_proj.out_features = mlp.down_proj.in_features = len(keep)
+    model.config.intermediate_size = len(keep)
+    return model
+
+
+def _by_norms_of(name: str) -> Callable[..., LlamaForCausalLM]:
+    def prune(model: LlamaForCausalLM, _scores: Sequence[Tensor], ratio: float) -> LlamaForCausalLM:
+        return _prune_llama(model, [mlp.get_parameter(name).abs().sum(1) for mlp in LLAMA.mlps(model)], ratio)
+
+    return prune
+
+
 @exercise(
     3,
     task="Cut the neurons with the lowest scores out of every MLP, in place, and return the model.",
     proved="The same neurons are gone from gate, up and down of every block, and what you save opens again.",
-)
-@torch.no_grad()
+    answer=_prune_llama,
+    mistakes=[
+        (partial(_prune_llama, choose=lambda scores, ratio: strongest(-scores, ratio)),
+         "You cut the neurons with the highest scores. The lowest go."),
+        (lambda model, scores, ratio: _prune_llama(model, [scores[0]] * len(scores), ratio),
+         "These go by block 0's scores. Each block has its own."),
+        (_by_norms_of("gate_proj.weight"), "These go by gate's L1 norm. Go by the scores given."),
+        (_by_norms_of("up_proj.weight"), "These go by up's L1 norm. Go by the scores given."),
+        (partial(_prune_llama, choose=lambda scores, ratio: best(scores, int(ratio * len(scores)))),
+         "You keep as many as should go."),
+        (partial(_prune_llama, choose=lambda scores, ratio: best(scores, int((1 - ratio) * len(scores)))),
+         "One too few is left. int(ratio * width) neurons go, rounded down."),
+    ],
+)  # fmt: skip
 def check_prune_llama(attempt: Attempt) -> None:
     """Check a function (Llama, scores, ratio) -> the same model, every MLP pruned by these scores."""
     # In the first model all matrices are square: there a wrong axis gives a wrong shape, and no crash.
     for hidden, width, ratio in (20, 20, 0.3), (8, 46, 0.3):
-        base = _tiny_llama(hidden, width)
-        before, model = {name: weight.clone() for name, weight in base.state_dict().items()}, variant(base)
-        scores = torch.rand(3, width)
-        pruned = attempt(model, list(scores.clone()), ratio)
-        require(isinstance(pruned, LlamaForCausalLM), f"Return the model; yours returned a {type(pruned).__name__}.")
-        require(pruned is model, "You return another model. Cut the one that is given, in place, and return it.")
-        for name, weight in base.state_dict().items():
-            require(
-                torch.equal(weight, before[name]),
-                f"You wrote into {name}, which the model shares with another one (`variant`): that one has changed, "
-                "too. Give the layer a new nn.Parameter instead.",
-            )
-        for block, (layer, whole) in enumerate(zip(pruned.model.layers, base.model.layers, strict=True)):
-            others = (
-                (-scores[block], "you cut the neurons with the highest scores. The lowest go."),
-                (scores[0], "these go by block 0's scores. Each block has its own."),
-                (whole.mlp.gate_proj.weight.abs().sum(1), "these go by gate's L1 norm. Go by the scores given."),
-                (whole.mlp.up_proj.weight.abs().sum(1), "these go by up's L1 norm. Go by the scores given."),
-            )
-            _check_cut(f"Block {block}: ", layer.mlp, whole.mlp, scores[block], ratio, others)
-        _check_configuration(pruned, before)
+        check_cut(LLAMA, attempt, LLAMA.tiny_model(hidden, width), [*torch.rand(3, width)], ratio)
+
+
+def _rescue(*given: Tensor, at: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]) -> Matrices:
+    """Rows by ``at``, from the numbers of the neurons in both lists and their places in gate and in up."""
+    gate, up, down, gate_list, up_list = given
+    in_gate, in_up = (gate_list[:, None] == up_list[None]).nonzero(as_tuple=True)
+    return _cut((gate, up, down), *at(gate_list[in_gate], in_gate, in_up))
+
+
+def _still_opposite(gate: Tensor, up: Tensor, down: Tensor, gate_list: Tensor, up_list: Tensor) -> Matrices:
+    same = (gate_list == up_list).nonzero()[:, 0]
+    return _cut((gate, up, down), same, same, same)
 
 
 @exercise(
     4,
     task="Return gate, up and down of the largest exact GLU that the broken weights still hold.",
     proved="Every neuron whose rows are both still there is whole again: the original, masked.",
-)
+    answer=partial(_rescue, at=lambda number, in_gate, in_up: (in_gate, in_up, in_gate)),
+    mistakes=[
+        (lambda gate, up, down, *_: (gate, up, down),
+         "You keep everything. A neuron of which only one row is left can't be made whole: leave it out."),
+        (partial(_rescue, at=lambda number, in_gate, in_up: (number, number, number)),
+         "You used the neurons' numbers as places in gate. Neuron n stands where gate_list says n."),
+        (partial(_rescue, at=lambda number, in_gate, in_up: (in_gate, in_up, in_up)),
+         "Gate and up meet again, but you took down's columns at up's places. Down followed gate."),
+        (partial(_rescue, at=lambda number, in_gate, in_up: (in_gate, in_gate, in_gate)),
+         "You used gate's places for up as well. Each matrix has its own list, so each neuron has two places."),
+        (_still_opposite,
+         "Exact, but too small: you kept the neurons whose rows still stand opposite each other. The others can be "
+         "brought together again."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_rescue(attempt: Attempt, judge: Callable[[Attempt], Mapping[str, float]]) -> None:
     """Check a function (broken gate, up, down, their two lists) -> matrices; ``judge`` tells text -> × whole."""
@@ -121,11 +159,13 @@ def check_rescue(attempt: Attempt, judge: Callable[[Attempt], Mapping[str, float
     for width, lists in (9, fixed), *((12, pair) for pair in fresh):
         gate, up, down = original = _tiny_glu(width, width=width, hidden=16)
         in_gate, in_up = map(torch.tensor, lists)
-        rescued = attempt(gate[in_gate], up[in_up], down[:, in_gate], in_gate.clone(), in_up.clone())
+        given = gate[in_gate], up[in_up], down[:, in_gate], in_gate, in_up
+        rescued = attempt(*given[:3], in_gate.clone(), in_up.clone())
         require(
             isinstance(rescued, tuple | list) and len(rescued) == 3,
             "Return three matrices: gate, up and down, in this order.",
         )
+        attempt.rule_out(rescued, *given, same=partial(_same_rows, original))
         _check_rescued(tuple(rescued), original, *lists)
     told = ", ".join(f"{text} {shown(ratio)}" for text, ratio in judge(attempt).items())
     print(f"Rescued in the Llama: perplexity × the whole model's: {told}")
@@ -141,125 +181,28 @@ def _check_rescued(rescued: Matrices, original: Matrices, gate_list: list[int], 
         f"gate {shapes[0]}, up {shapes[1]} and down {shapes[2]} don't make a GLU: as many rows of gate as rows of up "
         "and columns of down.",
     )
-    places = [_find(rows, all_rows) for rows, all_rows in zip(_by_neuron(rescued), _by_neuron(original), strict=True)]
+    on_gate, on_up, on_down = places = _places(rescued, original)
     for name, numbers in zip(_NAMES, places, strict=True):
         require(-1 not in numbers, f"Some values of your {name} aren't in the broken weights: select, don't compute.")
-    on_gate, on_up, on_down = places
-    require(
-        count < len(gate_list),
-        "You keep everything. A neuron of which only one row is left can't be made whole: leave it out.",
-    )
-    at_gate = [gate_list.index(number) for number in survivors]
-    at_up = [up_list.index(number) for number in survivors]
-    require(
-        max(survivors) >= len(gate_list) or on_gate != [gate_list[number] for number in survivors],
-        "You used the neurons' numbers as places in gate. Neuron n stands where gate_list says n.",
-    )
-    require(
-        on_gate != on_up or on_down != [gate_list[place] for place in at_up] or at_gate == at_up,
-        "Gate and up meet again, but you took down's columns at up's places. Down followed gate.",
-    )
-    require(
-        on_up != [up_list[place] for place in at_gate] or at_gate == at_up,
-        "You used gate's places for up as well. Each matrix has its own list, so each neuron has two places.",
-    )
     require(
         on_gate == on_up == on_down,
         f"Your matrices hold different neurons: gate {on_gate}, up {on_up}, down {on_down}. At each place all three "
         "must hold the same one.",
     )
-    opposite = [number for number, other in zip(gate_list, up_list, strict=True) if number == other]
-    require(
-        sorted(on_gate) != sorted(opposite) or len(opposite) == len(survivors),
-        "Exact, but too small: you kept the neurons whose rows still stand opposite each other. The others can be "
-        "brought together again.",
-    )
     missing = sorted({*survivors} - {*on_gate})
     require(not missing, f"Exact, but not the largest: neurons {missing} are in both lists, too.")
     require(len(on_gate) == len(survivors), f"Some neuron is there twice: {sorted(on_gate)}.")
-    x = torch.randn(6, hidden)
-    mask = torch.zeros(original[0].shape[0]).index_fill(0, torch.tensor(survivors), 1)
-    gate, up, down = original
-    require(
-        torch.allclose(_glu(x, *rescued), _glu(x, gate, up, down * mask), atol=1e-4),
-        "The right neurons, but another output than the masked original's.",
-    )
 
 
-def _check_cut(
-    where: str, mlp: nn.Module, whole: nn.Module, scores: Tensor, ratio: float, others: tuple[tuple[Tensor, str], ...]
-) -> None:
-    """Stop unless an MLP has just the neurons with the highest scores; ``others`` are scores taken by mistake."""
-    keep = strongest(scores, ratio).tolist()
-    (width, hidden), kept = whole.gate_proj.weight.shape, len(keep)
-    sizes = (
-        ([width, hidden], f"gate still has all of its {width} rows."),
-        ([width - kept, hidden], "you keep as many as should go."),
-        ([kept - 1, hidden], "one too few is left. int(ratio * width) neurons go, rounded down."),
-    )
-    rule_out(sizes, list(mlp.gate_proj.weight.shape), [kept, hidden], where=where)
-    reasons = {
-        "gate_proj": ([kept, hidden], "an nn.Linear stores [out, in], and gate leads into the neurons"),
-        "up_proj": ([kept, hidden], "an nn.Linear stores [out, in], and up leads into the neurons"),
-        "down_proj": ([hidden, kept], "an nn.Linear stores [out, in], and down leads out of the neurons"),
-    }
-    for name, (shape, reason) in reasons.items():
-        layer = getattr(mlp, name)
-        found, noted = list(layer.weight.shape), [layer.out_features, layer.in_features]
-        require(found == shape, f"{where}{name}.weight should be {shape} and is {found}: {reason}.")
-        require(
-            noted == shape,
-            f"{where}{name} notes out_features {noted[0]} and in_features {noted[1]} beside a weight of {shape}. "
-            "Nothing stops, and whoever reads the sizes is told the old ones.",
-        )
-    weights = [(mlp.get_submodule(name).weight, whole.get_submodule(name).weight) for name in reasons]
-    weights[2] = tuple(weight.t() for weight in weights[2])  # a row a neuron
-    numbers = [_find(rows, all_rows) for rows, all_rows in weights]
-    for name, neurons in zip(reasons, numbers, strict=True):
-        require(
-            -1 not in neurons,
-            f"{where}{name} holds numbers that weren't there before. Those of the neurons that stay must not change.",
-        )
-    for place, (in_gate, in_up, in_down) in enumerate(zip(*numbers, strict=True)):
-        require(
-            in_gate == in_up == in_down,
-            f"{where}place {place} is neuron {in_gate} in gate, {in_up} in up and {in_down} in down. Use "
-            "one list of neurons, in one order, for all three.",
-        )
-    mistakes = [(strongest(wrong, ratio).tolist(), mistake) for wrong, mistake in others]
-    rule_out(mistakes, sorted(numbers[0]), keep, where=where)
-    wrong = sorted({*numbers[0]} - {*keep})
-    require(not wrong, f"{where}other neurons should stay: {', '.join(map(str, wrong))} should be gone.")
+def _same_rows(original: Matrices, rescued: Matrices, other: Matrices) -> bool:
+    """Whether both hold the same rows of the same neurons, in whatever order."""
+    one, two = (sorted(zip_longest(*_places(m, original), fillvalue=-1)) for m in (rescued, other))
+    return one == two
 
 
-def _check_configuration(pruned: LlamaForCausalLM, before: Mapping[str, Tensor]) -> None:
-    noted, width = pruned.config.intermediate_size, len(pruned.model.layers[0].mlp.gate_proj.weight)
-    require(
-        noted == width,
-        f"config.intermediate_size is {noted}, but the MLPs have {width} neurons. In memory nobody notices; after "
-        "saving, from_pretrained builds MLPs of the old width and refuses the weights.",
-    )
-    for name, weight in pruned.state_dict().items():
-        require(
-            ".mlp." in name or torch.equal(weight, before[name]),
-            f"{name} has other numbers now. Nothing but neurons should go.",
-        )
-    ids = torch.randint(61, (2, 8))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        pruned.save_pretrained(folder)
-        reloaded = LlamaForCausalLM.from_pretrained(folder).eval()
-    require(
-        torch.equal(reloaded(ids).logits, pruned(ids).logits),
-        "After save_pretrained and from_pretrained the model gives other logits.",
-    )
-
-
-def _tiny_llama(hidden: int, width: int) -> LlamaForCausalLM:
-    """Three random blocks on the CPU."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": 3, "num_attention_heads": 2}
-    config = LlamaConfig(**sizes, vocab_size=61, max_position_embeddings=16, bos_token_id=0, eos_token_id=1)
-    return LlamaForCausalLM(config).eval()
+def _places(matrices: Matrices, original: Matrices) -> list[list[int]]:
+    """For each matrix the numbers of its neurons, -1 for rows that aren't the original's."""
+    return [numbers_in(rows, known) for rows, known in zip(_by_neuron(matrices), _by_neuron(original), strict=True)]
 
 
 def _glu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -276,12 +219,6 @@ def _by_neuron(matrices: Matrices) -> Matrices:
     """The three matrices with one row a neuron."""
     gate, up, down = matrices
     return gate, up, down.t()
-
-
-def _find(rows: Tensor, all_rows: Tensor) -> list[int]:
-    """For each row its number among ``all_rows``, -1 if it isn't there."""
-    matches = (rows[:, None] == all_rows[None]).all(-1)  # [rows, all rows]
-    return [int(row.nonzero()[0]) if row.any() else -1 for row in matches]
 
 
 def _cut(matrices: Matrices, on_gate: Tensor, on_up: Tensor, on_down: Tensor) -> Matrices:

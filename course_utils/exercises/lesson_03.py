@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, require
 from course_utils.models import tiny_llama
 from course_utils.width import neuron_importance
 
@@ -32,68 +33,133 @@ MOST, HEALED = 20, 0.8  # neurons that may come back in exercise 4, and the shar
 _HIDDEN = 3
 
 
+def _peaks(rows: Tensor) -> Tensor:
+    return rows.amax(dim=1) + rows.amin(dim=1).abs()
+
+
+def _scored(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[[LlamaMLP], Tensor]:
+    """A function of an MLP from one of gate's and up's weights, a row a neuron."""
+    return lambda mlp: score(mlp.gate_proj.weight, mlp.up_proj.weight)
+
+
 @exercise(
     1,
     task="Return one peak-to-peak score for each neuron.",
     proved="Both rows of a neuron count, the largest and the smallest weight of each.",
-)
+    answer=_scored(lambda gate, up: _peaks(gate) + _peaks(up)),
+    mistakes=[
+        (_scored(lambda gate, up: _peaks(gate.T) + _peaks(up.T)),
+         "One score for each of the 4 neurons: a neuron is a row, so reduce over dim=1, not dim=0."),
+        (_scored(lambda gate, up: _peaks(gate)), "You score gate alone. Up multiplies it, so its row counts as well."),
+        (_scored(lambda gate, up: _peaks(up)),
+         "You score up alone. The gate decides whether anything comes out, so its row counts as well."),
+        (_scored(lambda gate, up: gate.amax(1) + gate.amin(1) + up.amax(1) + up.amin(1)),
+         "That is max + min: the smallest weight is negative as a rule, so it takes away. Take its size."),
+        (_scored(lambda gate, up: gate.amax(1) - gate.amin(1) + up.amax(1) - up.amin(1)),
+         "That is max − min. For a row without both signs this isn't max + |min|."),
+        (_scored(lambda gate, up: gate.abs().amax(1) + up.abs().amax(1)),
+         "That is the largest magnitude, one end of the row. The score adds both ends."),
+        (_scored(lambda gate, up: gate.abs().sum(1) + up.abs().sum(1)),
+         "That is the L1 norm, all weights added up. Peak-to-peak looks at the two ends only."),
+        (_scored(lambda gate, up: _peaks(gate) * _peaks(up)),
+         "You multiply the two rows' scores. The neuron's score is their sum."),
+        (lambda mlp: _peaks(mlp.gate_proj.weight) + _peaks(mlp.up_proj.weight) + _peaks(mlp.down_proj.weight.T),
+         "You score down's column, too. Only gate and up count."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_peak_to_peak(attempt: Attempt) -> None:
     """Check a function: LlamaMLP -> peak-to-peak scores [neurons]."""
-    gate = torch.tensor([[1.0, -2.0, 0.5], [3.0, 1.0, 2.0], [-1.0, -4.0, -2.0], [0.0, 0.5, -0.5]])
-    up = torch.tensor([[0.0, 1.0, -1.0], [-2.0, 0.0, 1.0], [2.0, 1.0, 4.0], [1.0, -3.0, 0.0]])
-    down = torch.tensor([[1.0, 2.0, -3.0, 0.0], [0.0, -1.0, 1.0, 2.0], [4.0, 0.0, -1.0, -1.0]])
     mlp = LlamaMLP(LlamaConfig(hidden_size=3, intermediate_size=4, num_attention_heads=1))
-    for layer, weight in ((mlp.gate_proj, gate), (mlp.up_proj, up), (mlp.down_proj, down)):
-        layer.weight = nn.Parameter(weight.clone())
+    for layer, weight in (
+        (mlp.gate_proj, [[1.0, -2.0, 0.5], [3.0, 1.0, 2.0], [-1.0, -4.0, -2.0], [0.0, 0.5, -0.5]]),
+        (mlp.up_proj, [[0.0, 1.0, -1.0], [-2.0, 0.0, 1.0], [2.0, 1.0, 4.0], [1.0, -3.0, 0.0]]),
+        (mlp.down_proj, [[1.0, 2.0, -3.0, 0.0], [0.0, -1.0, 1.0, 2.0], [4.0, 0.0, -1.0, -1.0]]),
+    ):
+        layer.weight = nn.Parameter(torch.tensor(weight))
     scores = attempt(mlp)
     require(isinstance(scores, Tensor), f"Return a tensor; yours is a {type(scores).__name__}.")
-    require(
-        scores.shape != (3,), "One score for each of the 4 neurons: a neuron is a row, so reduce over dim=1, not dim=0."
-    )
+    right = attempt.rule_out(scores, mlp, same=_close)
     require(scores.shape == (4,), f"4 neurons make a shape [4]; yours is {list(scores.shape)}.")
-    high = [rows.amax(dim=1) for rows in (gate, up)]
-    low = [rows.amin(dim=1) for rows in (gate, up)]
-    peaks = [h + smallest.abs() for h, smallest in zip(high, low, strict=True)]
-    right, both = peaks[0] + peaks[1], torch.stack([gate, up])
-    mistakes = (
-        (peaks[0], "You score gate alone. Up multiplies it, so its row counts as well."),
-        (peaks[1], "You score up alone. The gate decides whether anything comes out, so its row counts as well."),
-        (
-            sum(high) + sum(low),
-            "That is max + min: the smallest weight is negative as a rule, so it takes away. Take its size.",
-        ),
-        (sum(high) - sum(low), "That is max − min. For a row without both signs this isn't max + |min|."),
-        (
-            both.abs().amax(dim=2).sum(dim=0),
-            "That is the largest magnitude, one end of the row. The score adds both ends.",
-        ),
-        (
-            both.abs().sum(dim=(0, 2)),
-            "That is the L1 norm, all weights added up. Peak-to-peak looks at the two ends only.",
-        ),
-        (peaks[0] * peaks[1], "You multiply the two rows' scores. The neuron's score is their sum."),
-        (right + down.amax(dim=0) + down.amin(dim=0).abs(), "You score down's column, too. Only gate and up count."),
-    )
-    rule_out(mistakes, scores, right, same=torch.allclose)
     require(
-        torch.allclose(scores, right),
+        _close(scores, right),
         f"Neuron 0 has max 1 and min −2 in gate, 1 and −1 in up: 1 + 2 + 1 + 1 = 5; yours is {float(scores[0]):g}.",
     )
+
+
+def _contribution(
+    model,
+    batches,
+    *,
+    site="down_proj",
+    padding=False,
+    size=Tensor.square,
+    finish=lambda total, count: (total / count).sqrt(),
+    norm_over=0,
+):
+    """The answer to exercise 2, with switches for mistakes; what ``site`` gives is looked at, or what down reads."""
+    mlps = [layer.mlp for layer in model.model.layers]
+    seen = [[] for _ in mlps]
+    handles = []
+    for mlp, states in zip(mlps, seen, strict=True):
+        if site == "down_proj":
+            handles.append(mlp.down_proj.register_forward_pre_hook(lambda _, given, to=states: to.append(given[0])))
+        else:
+            handles.append(getattr(mlp, site).register_forward_hook(lambda _, __, out, to=states: to.append(out)))
+    for batch in batches:
+        model.model(**batch)
+    for handle in handles:
+        handle.remove()
+    real = torch.cat([(batch["attention_mask"].bool() | padding).flatten() for batch in batches])
+    scores = []
+    for mlp, states in zip(mlps, seen, strict=True):
+        tokens = torch.cat([part.flatten(0, 1) for part in states])[real].float()
+        norm = 1 if norm_over is None else mlp.down_proj.weight.float().norm(dim=norm_over)
+        scores.append(finish(size(tokens).sum(0), len(tokens)) * norm)
+    return scores
+
+
+def _over_batches(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    each = [_contribution(model, [batch]) for batch in batches]
+    return [torch.stack(scores).mean(0) for scores in zip(*each, strict=True)]
 
 
 @exercise(
     2,
     task="Return one tensor of scores for each block (without a return nothing is judged).",
     proved="What a neuron adds is measured where it adds it, on real tokens only, and no hook is left.",
-)
+    answer=_contribution,
+    mistakes=[
+        (partial(_contribution, padding=True),
+         "you count padding as text. Take only tokens whose attention_mask is 1."),
+        (partial(_contribution, size=Tensor.abs, finish=lambda total, count: total / count),
+         "that is the mean size. Root mean square: square, average, root."),
+        (partial(_contribution, size=lambda states: states, finish=lambda total, count: total / count),
+         "that is the mean: what is negative takes away. Square first."),
+        (partial(_contribution, finish=lambda total, count: total / count), "the root is missing."),
+        (partial(_contribution, finish=lambda total, count: total.sqrt()),
+         "you sum the squares over the tokens. Divide by how many they are."),
+        (partial(_contribution, norm_over=None), "the norm of the neuron's column of down_proj is missing."),
+        (partial(_contribution, norm_over=1), "your norm is that of down_proj's rows. A neuron is a column: dim=0."),
+        (partial(_contribution, site="gate_proj"),
+         "you look at what gate_proj gives. Take what down_proj reads: silu(gate) × up."),
+        (partial(_contribution, site="up_proj"),
+         "you look at what up_proj gives. Take what down_proj reads: silu(gate) × up."),
+        (lambda model, batches: _contribution(model, batches[-1:]),
+         "this is the last batch alone. Add up over all batches."),
+        (lambda model, batches: _contribution(model, batches[:1]),
+         "this is the first batch alone. Add up over all batches."),
+        (_over_batches,
+         "you average over batches, and they differ in size. Add up squares and tokens of all batches, and divide "
+         "once."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_contribution(
     attempt: Attempt, base: PreTrainedModel | None = None, batches: Sequence[Mapping[str, Tensor]] = ()
 ) -> None:
     """Check a function (model, batches) -> scores [neurons] a block; on made-up text, then on a real one."""
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(1, 97, (7, 12), generator=generator)
+    ids = torch.randint(1, 97, (7, 12), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
     for row, length in enumerate((12, 5, 9, 12, 3, 7, 12)):
         mask[row, length:] = 0
@@ -101,28 +167,9 @@ def check_contribution(
     made_up = [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(4), mask.split(4), strict=True)]
     model = tiny_llama(blocks=3, width=32)  # as many neurons as numbers in the stream: a mix-up is no crash
     answer = _asked(attempt, model, made_up)
-    states = {site: _states(model, made_up, site) for site in ("down_proj", "gate_proj", "up_proj")}
-
-    def scored(site: str = "down_proj", **switches: Any) -> list[Tensor]:
-        return _contributions(model, made_up, states[site], **switches)
-
-    right = scored()
-    mistakes = (
-        (scored(padding=True), "you count padding as text. Take only tokens whose attention_mask is 1."),
-        (scored(size="mean"), "that is the mean size. Root mean square: square, average, root."),
-        (scored(size="signed"), "that is the mean: what is negative takes away. Square first."),
-        (scored(size="square"), "the root is missing."),
-        (scored(size="sum"), "you sum the squares over the tokens. Divide by how many they are."),
-        (scored(norm_over=None), "the norm of the neuron's column of down_proj is missing."),
-        (scored(norm_over=1), "your norm is that of down_proj's rows. A neuron is a column: dim=0."),
-        (scored("gate_proj"), "you look at what gate_proj gives. Take what down_proj reads: silu(gate) × up."),
-        (scored("up_proj"), "you look at what up_proj gives. Take what down_proj reads: silu(gate) × up."),
-        (scored(used=slice(-1, None)), "this is the last batch alone. Add up over all batches."),
-        (scored(used=slice(1)), "this is the first batch alone. Add up over all batches."),
-        (scored(by_batch=True), "you average over batches, and they differ in size. Add up squares and tokens of all "
-         "batches, and divide once."),
-    )  # fmt: skip
-    rule_out(mistakes, answer, right, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: ")
+    right = attempt.rule_out(
+        answer, model, made_up, same=lambda a, b: all(map(_close, a, b)), where="Right shape, other numbers: "
+    )
     for block, (own, theirs) in enumerate(zip(answer, right, strict=True)):
         require(
             _close(own, theirs),
@@ -287,53 +334,5 @@ def _asked(attempt: Attempt, model: LlamaForCausalLM, batches: Sequence[Mapping[
     return [one.detach().float() for one in scores]
 
 
-def _states(model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]], site: str) -> list[list[Tensor]]:
-    """What ``down_proj`` reads, or another matrix gives: for each block a tensor [rows, length, neurons] a batch."""
-    found: list[list[Tensor]] = [[] for _ in model.model.layers]
-    handles = []
-    for layer, seen in zip(model.model.layers, found, strict=True):
-        module = getattr(layer.mlp, site)
-        if site == "down_proj":
-            handles.append(module.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0])))
-        else:
-            handles.append(module.register_forward_hook(lambda _, inputs, output, seen=seen: seen.append(output)))
-    for batch in batches:
-        model.model(**batch)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def _contributions(
-    model: LlamaForCausalLM,
-    batches: Sequence[Mapping[str, Tensor]],
-    states: Sequence[Sequence[Tensor]],
-    *,
-    used: slice = slice(None),
-    padding: bool = False,
-    size: str = "rms",
-    norm_over: int | None = 0,
-    by_batch: bool = False,
-) -> list[Tensor]:
-    """The answer to exercise 2 from a pass's states, with a switch for each foreseen mistake."""
-    masks = [batch["attention_mask"].bool() | padding for batch in batches][used]
-    found = []
-    for layer, seen in zip(model.model.layers, states, strict=True):
-        tokens = [part[mask] for part, mask in zip(seen[used], masks, strict=True)]
-        if by_batch:
-            value = torch.stack([part.square().mean(0).sqrt() for part in tokens]).mean(0)
-        else:
-            every = torch.cat(tokens)
-            value = {
-                "rms": every.square().mean(0).sqrt(),
-                "mean": every.abs().mean(0),
-                "signed": every.mean(0),
-                "square": every.square().mean(0),
-                "sum": every.square().sum(0).sqrt(),
-            }[size]
-        found.append(value if norm_over is None else value * layer.mlp.down_proj.weight.norm(dim=norm_over))
-    return found
-
-
 def _close(answer: Tensor, right: Tensor) -> bool:
-    return torch.allclose(answer.float(), right, rtol=1e-2, atol=1e-6)
+    return answer.shape == right.shape and torch.allclose(answer.float(), right, rtol=1e-2, atol=1e-6)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.depth import remove_blocks
 from course_utils.evaluation import Perplexity, perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, require
+from course_utils.exercises.turns import close, mistaken_turns, one_number, turned
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.models import tiny_llama, variant
 from course_utils.reports import with_interval
@@ -31,51 +31,26 @@ _GONE = (1, 3)  # of five blocks; with neither end, so that every mistake below 
     1,
     task="Return one number: the mean over the real tokens of 1 - cosine(before, after).",
     proved="Each real token counts once, padding never, and the length of the states doesn't matter.",
-)
+    answer=turned,
+    mistakes=[
+        *mistaken_turns("Influence"),
+        (lambda before, after, mask: (before - after)[mask.bool()].norm(dim=-1).mean(),
+         "That is the length of the difference. Influence looks at the angle: use cosine_similarity."),
+    ],
+)  # fmt: skip
 def check_block_influence(attempt: Attempt) -> None:
     """Check a function (before, after, mask) -> block influence."""
     before, after, mask = _states()
-    real = mask.bool()
-    cosines = cosine_similarity(before, after, dim=-1)
-    expected = (1 - cosines)[real].mean()
-    answer = torch.as_tensor(attempt(before.clone(), after.clone(), mask.clone()), dtype=torch.float32)
-    require(answer.dim() == 0, f"Return one number for the block; yours has the shape {tuple(answer.shape)}.")
-    mistakes = (
-        (
-            cosines[real].mean(),
-            "That is the cosine itself. Influence is one minus it: 0 for a block that turns nothing.",
-        ),
-        ((1 - cosines).mean(), "Padded positions count in your mean. Select the real tokens with mask.bool() first."),
-        (
-            ((1 - cosines) * mask).mean(),
-            "You set the padded positions to zero but still divide by their number. Divide by the real tokens only.",
-        ),
-        (
-            torch.stack([(1 - row)[keep].mean() for row, keep in zip(cosines, real, strict=True)]).mean(),
-            "You average each row first, so a token of a short row weighs more. Average over all real tokens at once.",
-        ),
-        (
-            1 - cosine_similarity(before[real].flatten(), after[real].flatten(), dim=0),
-            "That is one cosine over all tokens together, in which long vectors dominate. Take one a token: dim=-1.",
-        ),
-        (
-            (before - after)[real].norm(dim=-1).mean(),
-            "That is the length of the difference. Influence looks at the angle: use cosine_similarity.",
-        ),
-        (
-            (1 - cosine_similarity(before, after)).mean(),
-            "cosine_similarity takes dim=1 unless it is told otherwise, here the tokens of a row. Take dim=-1.",
-        ),
-    )
-    rule_out(mistakes, answer, expected, same=_close)
+    answer = one_number(attempt(before.clone(), after.clone(), mask.clone()), "the block")
+    expected = attempt.rule_out(answer, before, after, mask, same=close)
     require(
-        _close(answer, expected),
+        close(answer, expected),
         f"For the check's random states the influence is {expected:.4f}; yours is {answer:.4f}. One cosine a token "
         "over the last dimension, one minus it, mean over the tokens whose mask is 1.",
     )
-    poisoned = before.masked_fill(~real[..., None], torch.nan)
+    poisoned = before.masked_fill(~mask.bool()[..., None], torch.nan)
     require(
-        _close(torch.as_tensor(attempt(poisoned, after.clone(), mask.clone()), dtype=torch.float32), expected),
+        close(one_number(attempt(poisoned, after.clone(), mask.clone()), "the block"), expected),
         "A padded position that holds NaN spoils your mean: 0 × NaN is NaN. Select the real tokens, don't multiply.",
     )
 
@@ -132,11 +107,50 @@ def check_take_out(attempt: Attempt) -> None:
         )
 
 
+def _harms_of(model, rows, *, told=lambda without, whole: without - whole, gone=lambda number, blocks: [number]):
+    """The answer to exercise 3, by surgery: ``told`` of the losses without the blocks ``gone`` and of the whole."""
+    whole, blocks, found = perplexity(model, rows).nll, describe(model).num_blocks, []
+    for number in range(blocks):
+        cut, left_out = variant(model), [*gone(number, blocks)]
+        if len(left_out) == blocks:  # surgery leaves one block at least
+            cut.model.layers = torch.nn.ModuleList()
+        else:
+            remove_blocks(cut, left_out)
+        found.append(told(perplexity(cut, rows).nll, whole))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _beside_the_first(model: PreTrainedModel, rows: Tensor) -> Tensor:
+    harms = _harms_of(model, rows)
+    return harms - harms[0]
+
+
 @exercise(
     3,
     task="Return a list with one number for each block: the nats a token that leaving it out adds.",
     proved="Each block was left out alone, beside the whole model's own loss, and the model is as it was.",
-)
+    answer=_harms_of,
+    mistakes=[
+        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: 0.0),
+         "All harms are 0. Use `with skipping(…):`, and measure the whole model outside of it."),
+        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: without),
+         "That is the loss without each block. Take the whole model's loss away from it."),
+        (lambda model, rows: -_harms_of(model, rows),
+         "The sign is wrong: loss without the block, minus loss of the whole model."),
+        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: math.exp(without) - math.exp(whole)),
+         "Take nats (.nll), not perplexities: nats of sets can be added."),
+        (lambda model, rows: _harms_of(model, rows).exp(),
+         "That is the ratio of perplexities. Take the difference in nats (.nll)."),
+        (lambda model, rows: _harms_of(model, rows, told=lambda without, whole: math.exp(without)),
+         "That is the perplexity without each block. Take the difference in nats (.nll)."),
+        (lambda model, rows: _harms_of(model, rows, gone=lambda number, blocks: range(number + 1)),
+         "The blocks stay out, one after the other. Bring each back before the next goes."),
+        (lambda model, rows: _harms_of(model, rows, gone=lambda number, blocks: {*range(blocks)} - {number}),
+         "You skip all blocks but one. Skip the one."),
+        (_beside_the_first,
+         "You measure beside the model without block 0. Measure the whole model before any skipping."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlocks) -> None:
     """Check a function (model, rows) -> the harm of each block, on a tiny model and on a ``real`` one."""
@@ -147,46 +161,23 @@ def check_leave_one_out(attempt: Attempt, real: PreTrainedModel, few: TokenBlock
     require([*model.model.layers] == before, "The model has lost blocks. Skip them, don't remove them.")
     left = [number for number, block in enumerate(before) if block._forward_hooks]
     require(not left, f"A hook is still on block {left[0] if left else 0}. Measure inside the with, so that it goes.")
-    right = _left_out(model, rows, [[number] for number in range(len(before))])
     require(
-        len(harms) == len(right),
-        f"The tiny model has {len(right)} blocks, so {len(right)} harms; yours are {len(harms)}.",
+        len(harms) == len(before),
+        f"The tiny model has {len(before)} blocks, so {len(before)} harms; yours are {len(harms)}.",
     )
-    complete = perplexity(model, rows).nll
-    growing = _left_out(model, rows, [range(number + 1) for number in range(len(before))])
-    others = _left_out(
-        model, rows, [[*range(number), *range(number + 1, len(before))] for number in range(len(before))]
-    )
-    mistakes = (
-        (
-            torch.zeros_like(right),
-            "All harms are 0. Use `with skipping(…):`, and measure the whole model outside of it.",
-        ),
-        (right + complete, "That is the loss without each block. Take the whole model's loss away from it."),
-        (-right, "The sign is wrong: loss without the block, minus loss of the whole model."),
-        (
-            (right + complete).exp() - math.exp(complete),
-            "Take nats (.nll), not perplexities: nats of sets can be added.",
-        ),
-        (right.exp(), "That is the ratio of perplexities. Take the difference in nats (.nll)."),
-        ((right + complete).exp(), "That is the perplexity without each block. Take the difference in nats (.nll)."),
-        (growing, "The blocks stay out, one after the other. Bring each back before the next goes."),
-        (others, "You skip all blocks but one. Skip the one."),
-        (
-            right - right[0],
-            "You measure beside the model without block 0. Measure the whole model before any skipping.",
-        ),
-    )
-    rule_out(mistakes, harms, right, same=_alike)
+    right = attempt.rule_out(harms, model, rows, same=_alike)
     require(
         _alike(harms, right),
         f"For the tiny model the harms are {_told(right)}; yours are {_told(harms)}. Loss without the block minus loss "
         "of the whole, a block at a time.",
     )
-    total = describe(real).num_blocks
+    total, whole = describe(real).num_blocks, perplexity(real, few).nll
     harms, some = _harms(attempt(real, few)), sorted({1, total // 2, total - 2})
     require(len(harms) == total, f"The real model has {total} blocks; yours are {len(harms)} harms.")
-    right = _left_out(real, few, [[number] for number in some])
+    cuts = [variant(real) for _ in some]
+    for cut, number in zip(cuts, some, strict=True):
+        remove_blocks(cut, [number])
+    right = torch.tensor([perplexity(cut, few).nll - whole for cut in cuts], dtype=torch.float64)
     require(
         torch.allclose(harms[some], right, atol=0.02, rtol=0.02),
         f"On the real model, blocks {', '.join(map(str, some))} cost {_told(right)} nats by surgery; yours say "
@@ -244,29 +235,12 @@ def _harms(answer: Any) -> Tensor:
     return harms
 
 
-def _left_out(model: PreTrainedModel, rows: Tensor | TokenBlocks, sets: Iterable[Iterable[int]]) -> Tensor:
-    """By surgery: the nats a token that leaving each set of blocks out adds."""
-    whole, harms = perplexity(model, rows).nll, []
-    for gone in sets:
-        cut, left = variant(model), [*gone]
-        if len(left) == len(model.model.layers):  # surgery leaves one block at least
-            cut.model.layers = torch.nn.ModuleList()
-        else:
-            remove_blocks(cut, left)
-        harms.append(perplexity(cut, rows).nll - whole)
-    return torch.tensor(harms, dtype=torch.float64)
-
-
 def _alike(answer: Tensor, right: Tensor) -> bool:
     return torch.allclose(answer.double(), right, atol=1e-4)
 
 
 def _told(harms: Tensor) -> str:
     return ", ".join(f"{harm:.2f}" for harm in harms.tolist())
-
-
-def _close(answer: Tensor, expected: Tensor) -> Tensor:
-    return torch.isclose(answer, expected, atol=1e-5)
 
 
 def _states() -> tuple[Tensor, Tensor, Tensor]:

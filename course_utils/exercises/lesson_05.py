@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import cache_keyword, describe
 from course_utils.attention import bypass_attention, select_attention_layers
 from course_utils.evaluation import Perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, exercise, named_error, require, rule_out, true_or_false
+from course_utils.exercises import Attempt, exercise, named_error, require, true_or_false
+from course_utils.exercises.turns import close, mistaken_turns, one_number, turned
 from course_utils.language_modelling import logits_one_by_one
 from course_utils.models import tiny_llama, variant
 from course_utils.reports import with_interval
@@ -23,55 +22,34 @@ _LAYER = 1  # of the tiny model's three
 _MOST = 0.05  # of a drawer's bytes that a true bypass may keep
 
 
+def _turn(x: Tensor, added: Tensor, mask: Tensor, residual: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What exercise 1 compares: before, after, and the mask."""
+    return x, x + added if residual else added, mask
+
+
 @exercise(
     1,
     task="Return one number: the mean over the real tokens of 1 - cos(x, x + added), or of 1 - cos(x, added).",
     proved="With the residual a small addition matters little; without it only its direction counts.",
-)
+    answer=lambda *given: turned(*_turn(*given)),
+    mistakes=[
+        (lambda x, added, mask, residual: turned(*_turn(x, added, mask, not residual)),
+         "That is the other one. With the residual the second argument is x + added, without it added alone."),
+        (lambda x, added, mask, residual: turned(added, x + added, mask),
+         "You compare the addition with the sum. Compare x, what the stream was, with what it becomes."),
+        *mistaken_turns("Importance", _turn),
+    ],
+)  # fmt: skip
 def check_importance(attempt: Attempt) -> None:
     """Check a function (x, added, mask, residual) -> importance of an attention."""
     x, attentions, mask = _states()
-    real = mask.bool()
     added = attentions["other"]
     for residual in (True, False):
-        after, other = (x + added, added) if residual else (added, x + added)
         which = f"With residual={residual}: "
-        cosines = cosine_similarity(x, after, dim=-1)
-        answer = torch.as_tensor(attempt(x.clone(), added.clone(), mask.clone(), residual), dtype=torch.float32)
-        require(answer.dim() == 0, f"Return one number for the attention; yours has the shape {tuple(answer.shape)}.")
-        mistakes = (
-            (
-                (1 - cosine_similarity(x, other, dim=-1))[real].mean(),
-                "that is the other one. With the residual the second argument is x + added, without it added alone.",
-            ),
-            (
-                (1 - cosine_similarity(added, x + added, dim=-1))[real].mean(),
-                "you compare the addition with the sum. Compare x, what the stream was, with what it becomes.",
-            ),
-            (cosines[real].mean(), "that is the cosine itself. Importance is one minus it."),
-            ((1 - cosines).mean(), "padded positions count in your mean. Select the real tokens with mask.bool()."),
-            (
-                ((1 - cosines) * mask).mean(),
-                "you set padded positions to zero but still divide by their number. Divide by the real tokens only.",
-            ),
-            (
-                torch.stack([(1 - row)[keep].mean() for row, keep in zip(cosines, real, strict=True)]).mean(),
-                "you average each row first, so a token of a short row weighs more. Average over all real tokens.",
-            ),
-            (
-                1 - cosine_similarity(x[real].flatten(), after[real].flatten(), dim=0),
-                "that is one cosine over all tokens together. Take one cosine a token: dim=-1.",
-            ),
-            (
-                (1 - cosine_similarity(x, after)).mean(),
-                "cosine_similarity takes dim=1 unless it is told otherwise, here the tokens of a row. Take dim=-1.",
-            ),
-        )
-        expected = (1 - cosines)[real].mean()
-        same = partial(torch.isclose, atol=1e-5)
-        rule_out(mistakes, answer, expected, same=same, where=which)
+        answer = one_number(attempt(x.clone(), added.clone(), mask.clone(), residual), "the attention")
+        expected = attempt.rule_out(answer, x, added, mask, residual, same=close, where=which)
         require(
-            same(answer, expected),
+            close(answer, expected),
             f"{which}for the check's random states it is {expected:.4f}; yours is {answer:.4f}. One cosine a token "
             "over the last dimension, one minus it, mean over the tokens whose mask is 1.",
         )
@@ -137,19 +115,31 @@ def check_true_bypass(bypass: Any, real: PreTrainedModel) -> None:
     )
 
 
+def _one_look(model: LlamaForCausalLM, batches: Sequence[Mapping[str, Tensor]]) -> list[int]:
+    """All attentions, least important first, as one look has them."""
+    return select_attention_layers(model, batches, count=describe(model).num_blocks, iterative=False)
+
+
 @exercise(
     4,
     task="Return the numbers of the attentions in the order in which they are taken.",
     proved="The same order as `select_attention_layers`: each choice is measured in the model that is left.",
-)
+    answer=lambda model, batches, count: select_attention_layers(model, batches, count=count),
+    mistakes=[
+        (lambda model, batches, count: _one_look(model, batches)[:count],
+         "that is one look, sorted. Measure again after each removal, in the model that is left."),
+        (lambda model, batches, count: _one_look(model, batches)[::-1][:count],
+         "those are the most important ones. Take the least important."),
+        (lambda model, batches, count: sorted(select_attention_layers(model, batches, count=count)),
+         "the right attentions, but sorted. Return them in the order in which they are taken."),
+    ],
+)  # fmt: skip
 def check_choose_iteratively(attempt: Attempt) -> None:
     """Check a function (model, batches, count) -> attentions, least important first, measured again after each."""
-    model, blocks = tiny_llama(blocks=8), 8
+    model = tiny_llama(blocks=8)
     for seed, length, count in ((8, 8, 2), (7, 8, 3), (1, 6, 3)):  # on the last two texts one look takes other ones
         ids = torch.randint(97, (4, length), generator=torch.Generator().manual_seed(seed))
         batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-        right = select_attention_layers(model, batches, count=count)
-        once = select_attention_layers(model, batches, count=blocks, iterative=False)
         answer = [*attempt(model, batches, count)]
         require(
             all(float(number).is_integer() for number in answer),
@@ -167,12 +157,7 @@ def check_choose_iteratively(attempt: Attempt) -> None:
             f"An attention stands twice in {found}: a bypassed one scores 0 and looks least important. Rule it out.",
         )
         require(len(found) == count, f"{count} attentions were asked for; yours are {len(found)}.")
-        mistakes = (
-            (once[:count], "that is one look, sorted. Measure again after each removal, in the model that is left."),
-            (once[::-1][:count], "those are the most important ones. Take the least important."),
-            (sorted(right), "the right attentions, but sorted. Return them in the order in which they are taken."),
-        )
-        rule_out(mistakes, found, right)
+        right = attempt.rule_out(found, model, batches, count)
         require(found == right, f"For the check's tiny model it is {right}; yours is {found}.")
 
 

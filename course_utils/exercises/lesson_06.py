@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -16,7 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from course_utils.architectures import cache_keyword
 from course_utils.attention import bypass_attention
-from course_utils.exercises import Attempt, exercise, named_error, require, rule_out
+from course_utils.exercises import Attempt, exercise, named_error, require
+from course_utils.exercises.turns import one_number
 from course_utils.models import tiny_llama, variant
 from course_utils.policies import by_price, cache_saved, cheapest_guess, length_rule, outcome, static_harm
 from course_utils.prompt_harm import Record
@@ -26,54 +27,60 @@ _BLOCKS, _ORDER = 5, (3, 1, 4)  # of the tiny model; its attentions, least impor
 _SHARE = 0.1  # of the cache, that is saved in the last exercise
 
 
+def _spread(embeddings: Tensor) -> Tensor:
+    return embeddings.var(0, unbiased=False).mean()
+
+
+def _scaled(embeddings: Tensor, ranges: Mapping[str, tuple[float, float]], spread: Any, length: Any) -> Tensor:
+    """Both values on the scales of ``ranges``, [2], not cut off."""
+    low, high = torch.tensor([*ranges.values()]).T
+    return (torch.tensor([float(length(len(embeddings))), float(spread(embeddings))]) - low) / (high - low)
+
+
+def _scored(*, spread=_spread, length=math.log, finish=lambda scaled: scaled.clamp(0, 1).mean()):
+    """The answer to exercise 1, with switches for mistakes."""
+    return lambda embeddings, **ranges: finish(_scaled(embeddings, ranges, spread, length))
+
+
+_OF_TOKENS = "that is the variance over the components of each token. Take it over the tokens: dim 0."
+_OF_ALL = (
+    "that is the variance of all numbers together. Take it over the tokens, for each component, then average over the "
+    "components."
+)
+
+
 @exercise(
     1,
     task="Return one number from 0 to 1: the mean of the scaled log length and the scaled variance.",
     proved="Short and uniform is 0, long and mixed is 1, and nothing leaves that range.",
-)
+    answer=_scored(),
+    mistakes=[
+        (_scored(spread=lambda embeddings: embeddings.var(0).mean()),
+         "torch's own variance divides by one less than the number of tokens, and of one token it is no number: "
+         "unbiased=False."),
+        (_scored(spread=lambda embeddings: embeddings.var(1, unbiased=False).mean()), _OF_TOKENS),
+        (_scored(spread=lambda embeddings: embeddings.var(1).mean()), _OF_TOKENS),
+        (_scored(spread=lambda embeddings: embeddings.var(unbiased=False)), _OF_ALL),
+        (_scored(spread=lambda embeddings: embeddings.var()), _OF_ALL),
+        (_scored(length=float), "scale the *logarithm* of the length."),
+        (_scored(spread=lambda embeddings: _spread(embeddings).sqrt()),
+         "that is the standard deviation. The variance is its square."),
+        (_scored(finish=lambda scaled: scaled.mean().clamp(0, 1)),
+         "you cut off the mean. Cut off each of the two scaled values."),
+        (_scored(finish=lambda scaled: scaled.mean()),
+         "you don't cut off: below the low end a scaled value is 0, above the high end 1."),
+        (_scored(finish=lambda scaled: scaled.clamp(0, 1).sum()),
+         "that is the sum. Take the mean of the two scaled values."),
+    ],
+)  # fmt: skip
 def check_score(attempt: Attempt) -> None:
     """Check a function (embeddings, log_length, variance) -> score of one prompt."""
     for row, (tokens, spread) in enumerate(((30, 3.0), (6, 1.0), (12, 1.2), (8, 0.9), (1, 0.0), (2, 0.3), (25, 0.8))):
         embeddings = spread * torch.randn(tokens, 4, generator=torch.Generator().manual_seed(row))
-        answer = torch.as_tensor(attempt(embeddings.clone(), **_RANGES), dtype=torch.float32)
-        require(answer.dim() == 0, f"Return one number for the prompt; yours has the shape {tuple(answer.shape)}.")
-        spread_of = embeddings.var(0, unbiased=False).mean()
-        length, right = math.log(tokens), _score(math.log(tokens), spread_of)
-        mistakes = (
-            (
-                _score(length, embeddings.var(0).mean()),
-                "torch's own variance divides by one less than the number of tokens, and of one token it is no number: "
-                "unbiased=False.",
-            ),
-            *(
-                (
-                    _score(length, embeddings.var(1, unbiased=unbiased).mean()),
-                    "that is the variance over the components of each token. Take it over the tokens: dim 0.",
-                )
-                for unbiased in (False, True)
-            ),
-            *(
-                (
-                    _score(length, embeddings.var(unbiased=unbiased)),
-                    "that is the variance of all numbers together. Take it over the tokens, for each component, then "
-                    "average over the components.",
-                )
-                for unbiased in (False, True)
-            ),
-            (_score(tokens, spread_of), "scale the *logarithm* of the length."),
-            (_score(length, spread_of.sqrt()), "that is the standard deviation. The variance is its square."),
-            (
-                _scaled(length, spread_of).mean().clamp(0, 1),
-                "you cut off the mean. Cut off each of the two scaled values.",
-            ),
-            (
-                _scaled(length, spread_of).mean(),
-                "you don't cut off: below the low end a scaled value is 0, above the high end 1.",
-            ),
-            (2 * right, "that is the sum. Take the mean of the two scaled values."),
-        )
+        answer = one_number(attempt(embeddings.clone(), **_RANGES), "the prompt")
         where = f"For a prompt of {tokens} token{'s' if tokens > 1 else ''}: "
-        rule_out(mistakes, answer, right, same=partial(torch.isclose, atol=1e-5, equal_nan=True), where=where)
+        same = partial(torch.isclose, atol=1e-5, equal_nan=True)
+        right = attempt.rule_out(answer, embeddings, same=same, where=where, **_RANGES)
         require(torch.isclose(answer, right, atol=1e-4), f"{where}the score is {right:.3f}; yours is {answer:.3f}.")
 
 
@@ -147,37 +154,70 @@ def check_adaptive(attempt: Attempt, real: PreTrainedModel) -> None:
     )
 
 
+def _saved(tokens: Sequence[int], left_out: Sequence[int], blocks: int) -> float:
+    """Whole tokens' worth of cache, times the blocks."""
+    return sum(length * number for length, number in zip(tokens, left_out, strict=True))
+
+
 @exercise(
     3,
     task="Return one number: the share of all prompts' cache that is saved.",
     proved="The same average number saves little on short prompts and much on long ones.",
-)
+    answer=lambda tokens, left_out, blocks: _saved(tokens, left_out, blocks) / (blocks * sum(tokens)),
+    mistakes=[
+        (lambda tokens, left_out, blocks: sum(left_out) / (len(tokens) * blocks),
+         "that is the mean over prompts. Weight each by its tokens."),
+        (lambda tokens, left_out, blocks: _saved(tokens, left_out, blocks) / sum(tokens),
+         "that is the number of layers for a mean token. Divide by all the blocks."),
+        (lambda tokens, left_out, blocks: 1 - _saved(tokens, left_out, blocks) / (blocks * sum(tokens)),
+         "that is what stays. Return what is saved."),
+        (lambda tokens, left_out, blocks: 100 * _saved(tokens, left_out, blocks) / (blocks * sum(tokens)),
+         "that is in percent. Return a share, from 0 to 1."),
+        (lambda tokens, left_out, blocks: _saved(tokens, left_out, blocks) / blocks,
+         "those are whole tokens' worth. Divide by all the tokens."),
+    ],
+)  # fmt: skip
 def check_saved_share(attempt: Attempt) -> None:
     """Check a function (tokens, left_out, blocks) -> share."""
     tokens = [10, 20, 1000]
     same = partial(math.isclose, rel_tol=0, abs_tol=1e-6)
     for left_out, blocks in (([8, 4, 0], 30), ([0, 4, 8], 16)):
         share = float(attempt(list(tokens), list(left_out), blocks))
-        pairs = list(zip(tokens, left_out, strict=True))
-        kept = sum(length * number for length, number in pairs)
-        right = kept / (blocks * sum(tokens))
-        mistakes = (
-            (sum(left_out) / (len(tokens) * blocks), "that is the mean over prompts. Weight each by its tokens."),
-            (kept / sum(tokens), "that is the number of layers for a mean token. Divide by all the blocks."),
-            (1 - right, "that is what stays. Return what is saved."),
-            (100 * right, "that is in percent. Return a share, from 0 to 1."),
-            (kept / blocks, "those are whole tokens' worth. Divide by all the tokens."),
-        )
         where = f"For {tokens} tokens and {left_out} left out of {blocks}, "
-        rule_out(mistakes, share, right, same=same, where=where)
+        right = attempt.rule_out(share, tokens, left_out, blocks, same=same, where=where)
         require(same(share, right), f"{where}{right:.4f} is saved; yours is {share:.4f}.")
+
+
+def _ruled(begins: Callable[..., Any]) -> Callable[..., tuple[list[float], list[float]]]:
+    """The right levels, with thresholds by a mistaken way: from the harm a layer at each level and before it."""
+
+    def rule(
+        curve: Sequence[float], numbers: Sequence[int], price: float, answer: float
+    ) -> tuple[list[float], list[float]]:
+        levels, _ = length_rule(curve, numbers, price, answer)
+        harms = np.array([curve[numbers.index(number)] for number in levels])
+        return [*levels], [*begins(harms, np.array(levels), price, answer)]
+
+    return rule
 
 
 @exercise(
     4,
     task="Return two lists: the numbers that ever pay, 0 first, and the prompt lengths at which the next one begins.",
     proved="Two lists of a few numbers decide as the rule does, for every length.",
-)
+    answer=_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) / price - answer),
+    mistakes=[
+        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) / price),
+         "you forgot the answer: its tokens fill the cache too, so take them off."),
+        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / price - answer), "take the harm for each layer."),
+        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) / price - 2 * answer),
+         "the answer's tokens are taken off twice."),
+        (_ruled(lambda harms, levels, price, answer: harms[1:] / levels[1:] / price - answer),
+         "you take each slope from 0. Take it from the level before."),
+        (_ruled(lambda harms, levels, price, answer: np.diff(harms) / np.diff(levels) * price - answer),
+         "a threshold is a number of tokens: slope / price."),
+    ],
+)  # fmt: skip
 def check_length_rule(attempt: Attempt) -> None:
     """Check a function (curve, numbers, price, answer_tokens) -> levels, thresholds."""
     numbers, answer, price = [0, 1, 3, 5, 8], 50.0, 2e-4
@@ -192,30 +232,18 @@ def check_length_rule(attempt: Attempt) -> None:
         levels, thresholds = ([float(value) for value in part] for part in result)
         where = f"For a curve {which}: "
         require(levels[:1] == [0], f"{where}the first level is 0, none left out; yours are {levels}.")
-        right, begins = length_rule(curve, numbers, price, answer)
+        right, _ = length_rule(curve, numbers, price, answer)
         require(
             len(thresholds) == len(levels) - 1,
             f"{where}{len(levels)} levels want {len(levels) - 1} thresholds; yours are {len(thresholds)}.",
         )
-        if levels == numbers and list(right) != numbers:
-            require(
-                False,
-                f"{where}you keep every number. With the dent, {[n for n in numbers if n not in right]} never pay: "
-                "some larger number costs less for each layer. From the last level, take the next of least slope.",
-            )
-        require(levels == list(right), f"{where}the levels are {list(right)}; yours are {[int(n) for n in levels]}.")
-        mistakes = (
-            (np.add(begins, answer), "you forgot the answer: its tokens fill the cache too, so take them off."),
-            (np.diff([curve[numbers.index(n)] for n in right]) / price - answer, "take the harm for each layer."),
-            (np.subtract(begins, answer), "the answer's tokens are taken off twice."),
-            (
-                [curve[numbers.index(n)] / n / price - answer for n in right[1:]],
-                "you take each slope from 0. Take it from the level before.",
-            ),
-            (np.add(begins, answer) * price**2 - answer, "a threshold is a number of tokens: slope / price."),
+        require(
+            levels != numbers or list(right) == numbers,
+            f"{where}you keep every number. With the dent, {[n for n in numbers if n not in right]} never pay: some "
+            "larger number costs less for each layer. From the last level, take the next of least slope.",
         )
-        close = partial(_close_lists, tolerance=0.5)
-        rule_out(mistakes, thresholds, list(begins), same=close, where=where)
+        require(levels == list(right), f"{where}the levels are {list(right)}; yours are {[int(n) for n in levels]}.")
+        attempt.rule_out((levels, thresholds), curve, numbers, price, answer, same=_same_thresholds, where=where)
         saved = (tokens + answer)[:, None] * numbers
         wanted = np.array(numbers)[cheapest_guess(np.tile(curve, (len(tokens), 1)), saved, price)]
         mine = np.array(levels)[np.searchsorted(thresholds, tokens, side="right")]
@@ -226,34 +254,42 @@ def check_length_rule(attempt: Attempt) -> None:
         )
 
 
+def _advantage(record, blocks, answer, *, told=lambda static, rule, tenth: static - rule):
+    """Static's harm less the rule's, if every answer has so many tokens.
+
+    ``told`` says what else of three harms: static's at what the rule saves, the rule's, static's at a tenth.
+    """
+    alike = replace(record, answer_tokens=np.full(len(record.tokens), answer))
+    _, judge = alike.split()
+    saved = cache_saved(judge, blocks)
+    share, harm = outcome(judge.harm, saved, by_price(alike, blocks, _SHARE)[0])
+    static, tenth = (float(static_harm(judge.harm, saved, at)) for at in (share, _SHARE))
+    return told(static, harm, tenth)
+
+
 @exercise(
     5,
     task="Give `advantage`, a function of the answer's tokens, and `enough`, a number of hundreds of tokens.",
     proved="Long answers make prompts alike in cost, and then their length tells nothing.",
-)
-def check_enough(advantage: Callable[[float], float], enough: Any, record: Record, blocks: int) -> None:
+    answer=_advantage,
+    mistakes=[
+        (partial(_advantage, told=lambda static, rule, tenth: rule - static),
+         "the sign is turned round: static's harm less the rule's."),
+        (partial(_advantage, told=lambda static, rule, tenth: rule),
+         "that is the rule's harm alone. Take it off the harm of one number for all at the same saving."),
+        (partial(_advantage, told=lambda static, rule, tenth: tenth - rule),
+         "the rule doesn't save just a tenth on the prompts that judge. Ask static_harm at what it does save."),
+        (partial(_advantage, told=lambda static, rule, tenth: rule / static), "that is a ratio. Take the difference."),
+    ],
+)  # fmt: skip
+def check_enough(advantage: Attempt, enough: Any, record: Record, blocks: int) -> None:
     """Check a function answer_tokens -> static's harm less the rule's, and where a third of it is left."""
     right = partial(_advantage, record, blocks)
     usual = float(record.split()[0].answer_tokens.mean())
-    alike = _with_answers(record, usual)
-    _, judge = alike.split()
-    alone = outcome(judge.harm, cache_saved(judge, blocks), by_price(alike, blocks, _SHARE)[0])[1]
     nats = _number(advantage(usual))
-    mistakes = (
-        (-right(usual), "the sign is turned round: static's harm less the rule's."),
-        (
-            alone,
-            "that is the rule's harm alone. Take it off the harm of one number for all at the same saving.",
-        ),
-        (
-            float(static_harm(judge.harm, cache_saved(judge, blocks), _SHARE)) - alone,
-            "the rule doesn't save just a tenth on the prompts that judge. Ask static_harm at what it does save.",
-        ),
-        (alone / (right(usual) + alone), "that is a ratio. Take the difference."),
-    )
     same = partial(math.isclose, rel_tol=0.02, abs_tol=2e-4)
     where = f"For answers of {usual:.0f} tokens: "
-    rule_out(mistakes, nats, right(usual), same=same, where=where)
+    advantage.rule_out(nats, record, blocks, usual, same=same, where=where)
     require(
         same(nats, right(usual)),
         f"{where}{right(usual):.4f} nats; yours is {nats:.4f}. Every answer has that many tokens, in the plan and "
@@ -261,14 +297,9 @@ def check_enough(advantage: Callable[[float], float], enough: Any, record: Recor
     )
     for answer in (200.0, 1000.0):
         other = _number(advantage(answer))
-        if same(other, right(usual)):
-            require(
-                False, f"For answers of {answer:.0f} tokens it is what it was: take `replace`d answers all through."
-            )
-        require(
-            same(other, right(answer)),
-            f"For answers of {answer:.0f} tokens: {right(answer):.4f} nats; yours is {other:.4f}.",
-        )
+        where = f"For answers of {answer:.0f} tokens"
+        require(not same(other, right(usual)), f"{where} it is what it was: take `replace`d answers all through.")
+        require(same(other, right(answer)), f"{where}: {right(answer):.4f} nats; yours is {other:.4f}.")
     require(
         isinstance(enough, Real) and float(enough) > 0 and float(enough) % 100 == 0,
         f"`enough` is a multiple of 100; yours is {enough!r}.",
@@ -281,16 +312,6 @@ def check_enough(advantage: Callable[[float], float], enough: Any, record: Recor
         f"At {enough} tokens the advantage is {right(float(enough)):.4f}; a third of the usual one is {third:.4f}. "
         f"{'An earlier hundred is below it already.' if float(enough) > first else 'It must fall below that.'}",
     )
-
-
-def _scaled(length: float, variance: float | Tensor) -> Tensor:
-    """Both values on the scales of ``_RANGES``, [2], not cut off."""
-    low, high = torch.tensor([*_RANGES.values()]).T
-    return (torch.tensor([float(length), float(variance)]) - low) / (high - low)
-
-
-def _score(length: float, variance: float | Tensor) -> Tensor:
-    return _scaled(length, variance).clamp(0, 1).mean()
 
 
 def _stopped(error: Exception) -> str:
@@ -316,8 +337,8 @@ def _static(model: LlamaForCausalLM, number: int) -> LlamaForCausalLM:
     return bypassed
 
 
-def _close_lists(one: Sequence[float], other: Sequence[float], tolerance: float) -> bool:
-    return len(one) == len(other) and bool(np.allclose(one, other, atol=tolerance, rtol=0))
+def _same_thresholds(one: tuple[list[float], list[float]], other: tuple[list[float], list[float]]) -> bool:
+    return len(one[1]) == len(other[1]) and bool(np.allclose(one[1], other[1], atol=0.5, rtol=0))
 
 
 def _number(value: Any) -> float:
@@ -326,17 +347,3 @@ def _number(value: Any) -> float:
         f"advantage(…) must return one number; yours returned a {type(value).__name__}.",
     )
     return float(value)
-
-
-def _with_answers(record: Record, tokens: float) -> Record:
-    """The same record, if every answer had so many tokens."""
-    return replace(record, answer_tokens=np.full(len(record.tokens), tokens))
-
-
-def _advantage(record: Record, blocks: int, answer: float) -> float:
-    """Static's harm less the rule's, if every answer has so many tokens."""
-    alike = _with_answers(record, answer)
-    _, judge = alike.split()
-    saved = cache_saved(judge, blocks)
-    share, harm = outcome(judge.harm, saved, by_price(alike, blocks, _SHARE)[0])
-    return float(static_harm(judge.harm, saved, share)) - harm

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,79 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_utils.divergence import kl_divergence
-from course_utils.exercises import Attempt, exercise, require, rule_out, true_or_false
+from course_utils.exercises import Attempt, exercise, require, true_or_false
 from course_utils.uncertainty import ratio_interval
+
+
+def _refit(
+    kept,
+    target,
+    old,
+    ridge,
+    *,
+    pull=lambda gram, ridge: ridge * gram.diagonal(),
+    toward=lambda pulled, old: pulled @ old.T,
+    added=False,
+):
+    """The answer to exercise 1, in float64, [hidden, width], with switches for mistakes.
+
+    ``pull`` gives the ridge's diagonal, ``toward`` what it adds on the right-hand side.
+    """
+    kept, target, old = kept.double(), target.double(), old.double()
+    gram = kept.T @ kept
+    pulled = pull(gram, ridge).diag()
+    found = torch.linalg.solve(gram + pulled, kept.T @ target + toward(pulled, old)).T
+    return (old + found if added else found).float()
+
+
+def _alike_for_all(gram: Tensor, ridge: float) -> Tensor:
+    return ridge * torch.ones_like(gram.diagonal())
+
+
+def _mean_loudness(gram: Tensor, ridge: float) -> Tensor:
+    return _alike_for_all(gram, ridge) * gram.diagonal().mean()
+
+
+def _none(gram: Tensor, _ridge: float) -> Tensor:
+    return torch.zeros_like(gram.diagonal())
+
+
+def _to_zero(pulled: Tensor, old: Tensor) -> Tensor:
+    return 0 * pulled @ old.T
+
+
+_PLAIN = "the ridge is the same number for all neurons ({}). It grows with each one's own loudness, Σ x²."
+_MEAN = "the ridge takes the mean loudness of all neurons ({}). Each neuron has its own, Σ x²."
+_CENTRED = "you take means off. There is no bias here to hold them: W must explain the values as they are."
 
 
 @exercise(
     1,
     task="Return the weights, [hidden, width], that bring the kept neurons nearest to the target.",
     proved="The text decides where it speaks, and the old weights where it doesn't; in the student's block 0, too.",
-)
+    answer=_refit,
+    mistakes=[
+        (lambda *given: _refit(*given).T,
+         "those are the columns as rows: transpose; down's weight is [hidden, width]."),
+        (partial(_refit, pull=_none), "the ridge does nothing in yours. It adds a diagonal to the neurons' products."),
+        (partial(_refit, toward=_to_zero),
+         "your ridge pulls the weights to 0. It holds them to `old`, which belongs on the right-hand side, too."),
+        (partial(_refit, toward=_to_zero, added=True),
+         "you add the solution to the old weights. Solve for the whole W, or for what is missing."),
+        (partial(_refit, pull=_none, added=True),
+         "you add the solution to the old weights, and without a ridge. Solve for the whole W."),
+        (partial(_refit, toward=lambda pulled, old: old.T),
+         "on the right-hand side `old` must be weighed as on the left."),
+        (partial(_refit, pull=_alike_for_all), _PLAIN.format("held to `old`")),
+        (partial(_refit, pull=_alike_for_all, toward=_to_zero), _PLAIN.format("pulled to 0")),
+        (partial(_refit, pull=_mean_loudness), _MEAN.format("held to `old`")),
+        (partial(_refit, pull=_mean_loudness, toward=_to_zero), _MEAN.format("pulled to 0")),
+        (lambda kept, *rest: _refit(kept - kept.mean(0), *rest), _CENTRED),
+        (lambda kept, target, *rest: _refit(kept - kept.mean(0), target - target.mean(0), *rest), _CENTRED),
+        (lambda kept, target, old, ridge: _refit(kept, target, old, ridge * len(kept)),
+         "products are means and the ridge has sums. Take both from the same: the tokens' sum."),
+    ],
+)  # fmt: skip
 def check_refit(attempt: Attempt, kept: Tensor, target: Tensor, old: Tensor) -> None:
     """Check a function (kept, target, old, ridge) -> weights [hidden, width].
 
@@ -29,31 +94,91 @@ def check_refit(attempt: Attempt, kept: Tensor, target: Tensor, old: Tensor) -> 
     generator = torch.Generator().manual_seed(1)
     made_up = [_block(*sizes, generator) for sizes in ((60, 5, 7), (40, 6, 6), (200, 8, 5))]
     real = kept.double(), target.double(), old.double()
-    for (kept, target, old), ridge in zip([*made_up, real], (0.3, 1.0, 0.01, 0.3), strict=True):
-        right = _refitted(kept, target, old, ridge)
-        answer = attempt(kept.clone(), target.clone(), old.clone(), ridge)
-        where = f"For {len(kept):,} tokens, {kept.shape[1]} neurons and ridge {ridge:g}: "
+    for given, ridge in zip([*made_up, real], (0.3, 1.0, 0.01, 0.3), strict=True):
+        answer = attempt(*(tensor.clone() for tensor in given), ridge)
+        where = f"For {len(given[0]):,} tokens, {given[0].shape[1]} neurons and ridge {ridge:g}: "
         require(isinstance(answer, Tensor), f"Return a tensor; yours returned a {type(answer).__name__}.")
-        if answer.shape != right.shape:
-            turned = tuple(answer.shape) == (*right.shape[::-1],)
-            told = "Those are the columns as rows: transpose" if turned else f"Yours has the shape {[*answer.shape]}"
-            require(False, f"{where}{told}; down's weight is [hidden, width].")
-        if kept is not real[0]:
-            rule_out(_wrong_refits(kept, target, old, ridge), answer.float(), right, same=_close, where=where)
+        if given is real:
+            same, right = _near, attempt.answer(*given, ridge)
+        else:
+            same, right = _close, attempt.rule_out(answer.float(), *given, ridge, same=_close, where=where)
+        require(
+            answer.shape == right.shape,
+            f"{where}Yours has the shape {[*answer.shape]}; down's weight is [hidden, width].",
+        )
         off = (answer - right).abs().max()
-        near = _near if kept is real[0] else _close
-        require(near(answer.float(), right), f"{where}a weight is {off:.3g} off. Solve for all rows of W at once.")
+        require(same(answer.float(), right), f"{where}a weight is {off:.3g} off. Solve for all rows of W at once.")
+
+
+def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of logits [..., vocabulary]: [...] nats."""
+    log_q, log_p = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
+    return kl_divergence(log_p, log_q)
+
+
+def _counted(mask: Tensor) -> Tensor:
+    """Where a real token predicts a real one."""
+    return mask.bool()[:, :-1] & mask.bool()[:, 1:]
+
+
+def _kl_sum(
+    student,
+    teacher,
+    mask,
+    *,
+    counts=_counted,
+    shift=slice(None, -1),
+    each=lambda student, teacher: _kl(student.float(), teacher.float()),
+    told=lambda total, student: total,
+):
+    """The answer to exercise 2, with switches for mistakes; ``each`` gives nats by position."""
+    counted = counts(mask)
+    return told(each(student, teacher)[:, shift][counted].sum(), student), int(counted.sum())
 
 
 @exercise(
     2,
     task="Return the sum over the counted positions, and how many they are.",
     proved="Shifted and masked; sums over batches, divided once, are the step's mean however it is cut.",
-)
+    answer=_kl_sum,
+    mistakes=[
+        (partial(_kl_sum, counts=lambda mask: torch.ones_like(mask).bool(), shift=slice(None)),
+         "every position counts in yours, padding and each row's last one, too."),
+        (partial(_kl_sum, counts=lambda mask: torch.ones_like(mask[:, 1:]).bool()),
+         "padding counts in yours. Select positions where a real token predicts a real one."),
+        (partial(_kl_sum, counts=Tensor.bool, shift=slice(None)),
+         "each row's last token counts in yours, though nothing follows it."),
+        (partial(_kl_sum, shift=slice(1, None)), "you shift the wrong way: the logits at i belong to token i + 1."),
+        (partial(_kl_sum, counts=lambda mask: mask[:, :-1].bool()),
+         "the last real token of a row that is padded on the right predicts padding."),
+        (partial(_kl_sum, counts=lambda mask: mask[:, 1:].bool()),
+         "behind padding on the left, the first real token is predicted from padding."),
+        (lambda student, teacher, mask: (
+             _kl_sum(student, teacher, mask)[0] / _counted(mask).sum(),
+             _counted(mask).sum(),
+         ),
+         "that is the mean. Return the sum and the number apart: a step divides once."),
+        (partial(_kl_sum, told=lambda total, student: total / len(student)),
+         "you divide by the rows. Return the sum and the number apart."),
+        (partial(_kl_sum, told=lambda total, student: total / student.shape[-1]),
+         "you average over the vocabulary. Over the words, a KL is a sum."),
+        (partial(_kl_sum, each=lambda student, teacher: _kl(teacher.float(), student.float())),
+         "that is KL(student ‖ teacher). The teacher comes first."),
+        (partial(_kl_sum, told=lambda total, student: -total), "the KL has the wrong sign: it can't be negative."),
+        (partial(
+             _kl_sum,
+             each=lambda student, teacher: -(teacher.float().softmax(-1) * student.float().log_softmax(-1)).sum(-1),
+         ),
+         "that is the cross-entropy with the teacher's words. The KL is less, by the teacher's entropy."),
+        (partial(_kl_sum, each=_kl),
+         "the softmax is taken in 16 bits. Turn the logits to float32 first."),
+    ],
+)  # fmt: skip
 def check_kl_sum(attempt: Attempt) -> None:
     """Check a function (student_logits, teacher_logits, mask) -> (sum of nats, number of positions)."""
     student, teacher, mask = _texts()
     for dtype in (torch.float32, torch.bfloat16):
+        given = student.to(dtype), teacher.to(dtype), mask
         logits = student.to(dtype).requires_grad_()
         answer = attempt(logits, teacher.to(dtype), mask.clone())
         require(isinstance(answer, tuple | list) and len(answer) == 2, "Return two values: the sum and the number.")
@@ -61,10 +186,9 @@ def check_kl_sum(attempt: Attempt) -> None:
         where = "" if dtype is torch.float32 else "In bfloat16: "
         require(isinstance(total, Tensor), "The sum must be a tensor, so that backward() can be called on it.")
         require(total.dim() == 0, f"The sum is one number; yours has the shape {[*total.shape]}.")
+        attempt.rule_out(answer, *given, same=lambda one, other: _near(one[0], other[0]), where=where)
         learned = student.to(dtype).requires_grad_()
         right, number = _kl_sum(learned, teacher.to(dtype), mask)
-        mistakes = _wrong_sums(student.to(dtype), teacher.to(dtype), mask)
-        rule_out(mistakes, total.detach().float(), right.detach(), same=_near, where=where)
         require(_near(total, right), f"{where}the sum is {right:.3f}; yours is {total:.3f}.")
         require(float(count) == number, f"{where}{number} positions count; you counted {float(count):g}.")
         require(total.requires_grad, "The value is right, but it has no gradient: something is detached.")
@@ -111,19 +235,20 @@ def check_lora(attempt: Attempt) -> None:
         up.copy_(torch.randn(4, 2, generator=generator))
         added = x @ (up @ down).T
         right = before(x) + alpha / rank * added
-        mistakes = [(before(x) + factor * added, told) for factor, told in _SCALES.items()]
-        mistakes.append((before(x), "the correction isn't added, or B was copied when it was 0."))
-        mistakes.append((right - before.bias, "the layer's bias is missing."))
-        said = module(x)
-        rule_out(mistakes, said, right, same=_alike, where="With other A and B: ")
+        said, where = module(x), "With other A and B: "
+        for factor, told in _SCALES.items():
+            require(not _alike(said, before(x) + factor * added), where + told)
+        require(not _alike(said, before(x)), f"{where}the correction isn't added, or B was copied when it was 0.")
+        require(not _alike(said, right - before.bias), f"{where}the layer's bias is missing.")
         require(_alike(said, right), "With other A and B it doesn't say W x + alpha / rank · B A x.")
         merged, whole = module.merged(), before.weight + alpha / rank * up @ down
         if merged is None:
             raise NotImplementedError
         require(isinstance(merged, Tensor), "merged() must return the weight, a tensor [out, in].")
-        told = [(before.weight + factor * up @ down, text) for factor, text in _SCALES.items()]
-        told.append((alpha / rank * up @ down, "that is the correction alone. Add the layer's weight."))
-        rule_out(told, merged, whole, same=_alike, where="merged(): ")
+        for factor, told in _SCALES.items():
+            require(not _alike(merged, before.weight + factor * up @ down), f"merged(): {told}")
+        correction = alpha / rank * up @ down
+        require(not _alike(merged, correction), "merged(): that is the correction alone. Add the layer's weight.")
         require(_alike(merged, whole), "merged() isn't the weight whose layer does the same.")
     require(torch.equal(linear.weight, before.weight), "The layer's own weight has changed. Leave it as it is.")
 
@@ -149,60 +274,6 @@ def _block(tokens: int, width: int, hidden: int, generator: torch.Generator) -> 
     target = kept @ torch.randn(width, hidden, generator=generator) + 1
     target += torch.randn(tokens, hidden, generator=generator)
     return kept, target, old
-
-
-def _refitted(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> Tensor:
-    """The answer of exercise 1, in float64: [hidden, width]."""
-    kept, target, old = kept.double(), target.double(), old.double()
-    gram = kept.T @ kept
-    pull = (ridge * gram.diagonal()).diag()
-    return torch.linalg.solve(gram + pull, kept.T @ target + pull @ old.T).T.float()
-
-
-def _wrong_refits(kept: Tensor, target: Tensor, old: Tensor, ridge: float) -> Iterator[tuple[Tensor, str]]:
-    gram, cross = kept.T @ kept, kept.T @ target
-    pull = (ridge * gram.diagonal()).diag()
-
-    def solved(left: Tensor, right: Tensor) -> Tensor:
-        return torch.linalg.solve(left, right).T
-
-    none = solved(gram, cross)
-    to_zero = solved(gram + pull, cross)
-    yield none, "the ridge does nothing in yours. It adds a diagonal to the neurons' products."
-    yield (
-        to_zero,
-        "your ridge pulls the weights to 0. It holds them to `old`, which belongs on the right-hand side, too.",
-    )
-    yield (
-        old + to_zero,
-        "you add the solution to the old weights. Solve for the whole W, or for what is missing.",
-    )
-    yield old + none, "you add the solution to the old weights, and without a ridge. Solve for the whole W."
-    yield solved(gram + pull, cross + old.T), "on the right-hand side `old` must be weighed as on the left."
-    plain = ridge * torch.eye(len(gram))
-    for base, told in ((old.T, "held to `old`"), (0 * old.T, "pulled to 0")):
-        yield (
-            solved(gram + plain, cross + plain @ base),
-            f"the ridge is the same number for all neurons ({told}). It grows with each one's own loudness, Σ x².",
-        )
-        level = gram.diagonal().mean() * plain
-        yield (
-            solved(gram + level, cross + level @ base),
-            f"the ridge takes the mean loudness of all neurons ({told}). Each neuron has its own, Σ x².",
-        )
-    centred = kept - kept.mean(0)
-    for goal in (target, target - target.mean(0)):
-        own = centred.T @ centred
-        bent = (ridge * own.diagonal()).diag()
-        yield (
-            solved(own + bent, centred.T @ goal + bent @ old.T),
-            "you take means off. There is no bias here to hold them: W must explain the values as they are.",
-        )
-    mean = gram / len(kept)
-    yield (
-        solved(mean + pull, cross / len(kept) + pull @ old.T),
-        "products are means and the ridge has sums. Take both from the same: the tokens' sum.",
-    )
 
 
 class _Trial:
@@ -345,7 +416,7 @@ def _alike(value: Tensor, expected: Tensor) -> bool:
 
 
 def _close(value: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(value.detach(), expected, rtol=2e-3, atol=2e-3)
+    return value.shape == expected.shape and torch.allclose(value.detach(), expected, rtol=2e-3, atol=2e-3)
 
 
 def _near(value: Tensor, expected: Tensor) -> bool:
@@ -362,47 +433,6 @@ def _texts() -> tuple[Tensor, Tensor, Tensor]:
     student[padding] *= 3
     teacher[padding] *= -3
     return student, teacher, mask
-
-
-def _kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of logits [..., vocabulary]: [...] nats."""
-    log_q, log_p = ((logits / temperature).log_softmax(-1) for logits in (student, teacher))
-    return kl_divergence(log_p, log_q)
-
-
-def _kl_sum(student: Tensor, teacher: Tensor, mask: Tensor) -> tuple[Tensor, int]:
-    """The answer of exercise 2."""
-    real = mask.bool()
-    counted = real[:, :-1] & real[:, 1:]
-    return _kl(student[:, :-1].float(), teacher[:, :-1].float())[counted].sum(), int(counted.sum())
-
-
-def _wrong_sums(student: Tensor, teacher: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, str]]:
-    """(value, likely mistake), the first that fits is told."""
-    real = mask.bool()
-    counted = real[:, :-1] & real[:, 1:]
-    own, known = student.float(), teacher.float()
-    each, reverse = _kl(own, known), _kl(known, own)  # [rows, length]
-    right, number = each[:, :-1][counted].sum(), counted.sum()
-    yield each.sum(), "every position counts in yours, padding and each row's last one, too."
-    yield each[:, :-1].sum(), "padding counts in yours. Select positions where a real token predicts a real one."
-    yield each[real].sum(), "each row's last token counts in yours, though nothing follows it."
-    yield each[:, 1:][counted].sum(), "you shift the wrong way: the logits at i belong to token i + 1."
-    yield each[:, :-1][real[:, :-1]].sum(), "the last real token of a row that is padded on the right predicts padding."
-    yield each[:, :-1][real[:, 1:]].sum(), "behind padding on the left, the first real token is predicted from padding."
-    yield right / number, "that is the mean. Return the sum and the number apart: a step divides once."
-    yield right / len(mask), "you divide by the rows. Return the sum and the number apart."
-    yield right / own.shape[-1], "you average over the vocabulary. Over the words, a KL is a sum."
-    yield reverse[:, :-1][counted].sum(), "that is KL(student ‖ teacher). The teacher comes first."
-    yield -right, "the KL has the wrong sign: it can't be negative."
-    crossed = -(known.softmax(-1) * own.log_softmax(-1)).sum(-1)[:, :-1][counted].sum()
-    yield (
-        crossed,
-        "that is the cross-entropy with the teacher's words. The KL is less, by the teacher's entropy.",
-    )
-    if student.dtype is not torch.float32:
-        rounded = _kl(student, teacher)[:, :-1][counted].sum()
-        yield rounded.float(), "the softmax is taken in 16 bits. Turn the logits to float32 first."
 
 
 def _jensen_shannon(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -26,56 +27,78 @@ from course_utils.bias.pronouns import (
     swapped_place,
     traced_log_odds,
 )
-from course_utils.exercises import Attempt, exercise, hooks_watched, require, rule_out
+from course_utils.exercises import Attempt, exercise, hooks_left, hooks_watched, require
 
 _TEXTS = ("The nurse said that", "The construction worker was late because")
 _PATCHED = ("The nurse said that", "The construction worker said that")  # text and source
 _close = partial(math.isclose, rel_tol=1e-3, abs_tol=2e-3)
 
 
+def _she_over_he(model, tokenizer, text, *, spaces=True, at=lambda log_p: log_p[-1], told=lambda she, he: she - he):
+    """The answer to exercise 1, with switches for mistakes."""
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+    log_p = at(model(ids).logits[0].float().log_softmax(-1))  # of [tokens, vocabulary]
+    words = (word if spaces else word.strip() for word in PRONOUNS)
+    return float(told(*(log_p[tokenizer(word, add_special_tokens=False)["input_ids"][0]] for word in words)))
+
+
+_LAST = "Take the last one's prediction, [0, -1]."
+
+
 @exercise(
     1,
     task="Return one number: log P(she) - log P(he) for the token after the text.",
     proved="What a model expects is a number, and its sign says whom.",
-)
+    answer=_she_over_he,
+    mistakes=[
+        (partial(_she_over_he, told=lambda she, he: he - she), "the sign is turned round: that is he less she."),
+        (partial(_she_over_he, told=lambda she, he: (she - he).exp()),
+         "that is the ratio of the probabilities. Take its logarithm."),
+        (partial(_she_over_he, told=lambda she, he: (she - he) / math.log(2)),
+         "that is in bits. Take the natural logarithm."),
+        (partial(_she_over_he, told=lambda she, he: (she - he) / math.log(10)),
+         "that is a logarithm to the base of 10. Take the natural one."),
+        (partial(_she_over_he, spaces=False),
+         'you ask for "she" and "he" without their spaces. Within a sentence the space belongs to the token.'),
+        (partial(_she_over_he, at=lambda log_p: log_p[0]), f"that is behind the first token. {_LAST}"),
+        (partial(_she_over_he, at=lambda log_p: log_p.mean(0)), f"that is a mean over the tokens. {_LAST}"),
+        (partial(_she_over_he, at=lambda log_p: log_p[-2]), f"that is one token too early. {_LAST}"),
+        (partial(_she_over_he, told=lambda she, he: she.exp() - he.exp()),
+         "that is a difference of probabilities. Take their logarithms first."),
+        (partial(_she_over_he, told=lambda she, he: she), "that is log P(she) alone. Subtract log P(he)."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_log_odds(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check a function text -> log-odds of "she" against "he" after it, in nats."""
     for text in _TEXTS:
-        answer = _number(attempt(text), "she_over_he(text)")
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
-        logits = model(ids).logits[0].float()  # [tokens, vocabulary]
-        log_p, tokens = logits.log_softmax(-1), [_first(tokenizer, word) for word in PRONOUNS]
-        she, he = (float(value) for value in log_p[-1, tokens])
-        right = float(log_odds(model, tokenizer, [text])[0])
-
-        def gap(values: Tensor, numbers: Sequence[int]) -> float:
-            return float(values[numbers[0]] - values[numbers[1]])
-
-        mistakes = (
-            (-right, "the sign is turned round: that is he less she."),
-            (math.exp(right), "that is the ratio of the probabilities. Take its logarithm."),
-            (right / math.log(2), "that is in bits. Take the natural logarithm."),
-            (right / math.log(10), "that is a logarithm to the base of 10. Take the natural one."),
-            (
-                gap(log_p[-1], [_first(tokenizer, word.strip()) for word in PRONOUNS]),
-                'you ask for "she" and "he" without their spaces. Within a sentence the space belongs to the token.',
-            ),
-            (gap(log_p[0], tokens), "that is behind the first token. Take the last one's prediction, [0, -1]."),
-            (gap(log_p.mean(0), tokens), "that is a mean over the tokens. Take the last one's prediction, [0, -1]."),
-            (gap(log_p[-2], tokens), "that is one token too early. Take the last one's prediction, [0, -1]."),
-            (math.exp(she) - math.exp(he), "that is a difference of probabilities. Take their logarithms first."),
-            (she, "that is log P(she) alone. Subtract log P(he)."),
-        )
-        where = f"After {text!r}: "
-        rule_out(mistakes, answer, right, same=_close, where=where)
+        answer, where = _number(attempt(text), "she_over_he(text)"), f"After {text!r}: "
+        right = attempt.rule_out(answer, model, tokenizer, text, same=_close, where=where)
         require(_close(answer, right), f"{where}{right:+.3f} nats; yours is {answer:+.3f}.")
+
+
+def _share_of_ways(statistic, words, groups, _shuffles, *, counts=operator.ge):
+    """The answer to exercise 2 from every way to deal as many labels out to words, the seen one among them."""
+    _, at, rows = np.unique(words, return_index=True, return_inverse=True)
+    seen, of_words = statistic(groups), groups[at]
+    chosen = itertools.combinations(range(len(at)), int(of_words.sum()))
+    ways = [statistic(np.isin(np.arange(len(at)), ones)[rows]) for ones in chosen]
+    return float(np.mean([counts(way, seen) for way in ways]))
+
+
+_LESS = "that is how often chance gives less. Turn the sign."
 
 
 @exercise(
     2,
     task="Return p: the share of labellings, the seen one among them, whose statistic is at least as large.",
     proved="What was sampled is shuffled, words and not sentences, and what was seen counts as one way.",
+    answer=_share_of_ways,
+    mistakes=[
+        (partial(_share_of_ways, counts=operator.gt), "ties count: at least as large is >=."),
+        (partial(_share_of_ways, counts=operator.le), _LESS),
+        (partial(_share_of_ways, counts=operator.lt), _LESS),
+    ],
 )
 def check_p_shuffled(attempt: Attempt) -> None:
     """Check a function (statistic, words, groups, shuffles) -> p, on planted data of eight sentences a word."""
@@ -99,23 +122,10 @@ def check_p_shuffled(attempt: Attempt) -> None:
         where = f"For {name}: "
         require(0 <= p <= 1, f"{where}p lies from 0 to 1; yours is {p:.3f}.")
         _require_whole_words(asked, words, groups, where)
-        ways = [_mean_gap(values, np.repeat(way, 8)) for way in _labellings(groups[::8])]
-        seen = _mean_gap(values, groups)
-        right = float(np.mean([way >= seen for way in ways]))
         require(p > 0, f"{where}your p is 0. What was seen is one of the ways, too: (1 + hits) / (1 + shuffles).")
-        mistakes = (
-            (float(np.mean([way > seen for way in ways])), "ties count: at least as large is >=."),
-            (float(np.mean([way <= seen for way in ways])), "that is how often chance gives less. Turn the sign."),
-            (float(np.mean([way < seen for way in ways])), "that is how often chance gives less. Turn the sign."),
-            (right * shuffles, "that is how many. Return a share."),
-        )
         near = partial(math.isclose, abs_tol=0.045)
-        if not near(p, right):
-            rule_out(mistakes, p, right, same=near, where=where)
-        require(
-            near(p, right),
-            f"{where}all {len(ways)} ways give p = {right:.3f}; yours is {p:.3f}, from {len(asked)} calls.",
-        )
+        right = attempt.rule_out(p, partial(_mean_gap, values), words, groups, shuffles, same=near, where=where)
+        require(near(p, right), f"{where}all ways give p = {right:.3f}; yours is {p:.3f}, from {len(asked)} calls.")
     few = attempt(lambda labels: _mean_gap(9.0 * groups + sizes, np.asarray(labels)), words.copy(), groups.copy(), 4)
     require(
         _number(few, "p_shuffled(…)") > 0,
@@ -123,55 +133,88 @@ def check_p_shuffled(attempt: Attempt) -> None:
     )
 
 
+def _patched(model, tokenizer, text, source, block, place):
+    """The answer to exercise 3."""
+    return float(traced_log_odds(model, tokenizer, [text], [source], [place], [block])[0, 0])
+
+
+def _put(put: Callable[[Tensor, Tensor, int], None]) -> Callable[..., float]:
+    """The log-odds when a mistaken ``put(states, the source's, place)`` changes what leaves the block."""
+
+    def patched(
+        model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, block: int, place: int
+    ) -> float:
+        layer, kept = describe(model).blocks[block], list[Tensor]()
+
+        def change(_layer: nn.Module, _inputs: tuple, states: Tensor) -> Tensor:
+            states = states.clone()
+            put(states, kept[0], place)
+            return states
+
+        for hook, prompt in ((lambda _layer, _inputs, states: kept.append(states.clone()), source), (change, text)):
+            handle = layer.register_forward_hook(hook)
+            try:
+                odds = float(log_odds(model, tokenizer, [prompt])[0])
+            finally:
+                handle.remove()
+        return odds
+
+    return patched
+
+
+def _put_all(states: Tensor, kept: Tensor, _place: int) -> None:
+    size = min(states.shape[1], kept.shape[1])
+    states[:, -size:] = kept[:, -size:]
+
+
+def _put_same_index(states: Tensor, kept: Tensor, place: int) -> None:
+    index = states.shape[1] + place
+    states[:, index] = kept[:, index]
+
+
+def _beside(told: Callable[[float, float, float], float]) -> Callable[..., float]:
+    """What is told of the right log-odds, the text's own and the source's."""
+
+    def patched(model, tokenizer, text, source, *at):
+        own, there = (float(odds) for odds in log_odds(model, tokenizer, [text, source]))
+        return told(_patched(model, tokenizer, text, source, *at), own, there)
+
+    return patched
+
+
 @exercise(
     3,
     task="Return the log-odds after the text when one state, behind one block, is the source's.",
     proved="One state of one token changed hands, and nothing else: what moved went through it.",
-)
+    answer=_patched,
+    mistakes=[
+        (_beside(lambda right, own, there: own),
+         "nothing has changed. A hook must *return* the states for them to count."),
+        (lambda model, tokenizer, text, source, *at: _patched(model, tokenizer, source, text, *at),
+         "text and source are exchanged: the text runs, with the source's state."),
+        (lambda model, tokenizer, text, source, block, place: (
+            _patched(model, tokenizer, text, source, max(0, block - 1), place)),
+         "that is the state that *enters* the block. Take what leaves it."),
+        (_put(_put_all), "all tokens are patched. Only `place` changes hands."),
+        (_put(_put_same_index),
+         "the source's word stands elsewhere, counted from the front. Count from the end in both texts."),
+        (lambda model, tokenizer, text, source, block, _: _patched(model, tokenizer, text, source, block, -1),
+         "you patch the last token. Patch at `place`."),
+        (_beside(lambda right, own, there: right - own), "that is the change. Return the log-odds themselves."),
+        (_beside(lambda right, own, there: (right - own) / (there - own)), "that is a share. Return the log-odds."),
+        (_beside(lambda right, own, there: there), "those are the source's own log-odds."),
+    ],
+)  # fmt: skip
 @torch.no_grad()
 def check_patch(attempt: Attempt, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Check a function (text, source, block, place) -> log-odds, on the lesson's model."""
-    (text, source), last = _PATCHED, describe(model).num_blocks - 1
-    word = swapped_place(tokenizer, text, source)
+    last, word = describe(model).num_blocks - 1, swapped_place(tokenizer, *_PATCHED)
     for block, place in ((last // 3, word), (last // 2, word), (last // 2, -1), (last, -1)):
         with hooks_watched(model) as left:
-            answer = _number(attempt(text, source, block, place), "patch(…)")
-        require(
-            not left,
-            f"{len(left)} hooks were left on the model, and each later pass would go through them: call remove() on "
-            "every handle. (They are gone now.)",
-        )
-        trace = partial(_traced, model, tokenizer)
-        right = trace(text, source, place, block)
-        own, there = (float(odds) for odds in log_odds(model, tokenizer, [text, source]))
-        mistakes = (
-            (own, "nothing has changed. A hook must *return* the states for them to count."),
-            (
-                trace(source, text, place, block),
-                "text and source are exchanged: the text runs, with the source's state.",
-            ),
-            *(
-                [
-                    (
-                        trace(text, source, place, block - 1),
-                        "that is the state that *enters* the block. Take what leaves it.",
-                    )
-                ]
-                if block
-                else []
-            ),
-            (_all_tokens(model, tokenizer, text, source, block), "all tokens are patched. Only `place` changes hands."),
-            (
-                _at_index(model, tokenizer, text, source, block, place),
-                "the source's word stands elsewhere, counted from the front. Count from the end in both texts.",
-            ),
-            *([(trace(text, source, -1, block), "you patch the last token. Patch at `place`.")] if place != -1 else []),
-            (right - own, "that is the change. Return the log-odds themselves."),
-            ((right - own) / (there - own) if there != own else math.nan, "that is a share. Return the log-odds."),
-            *([(there, "those are the source's own log-odds.")] if (block, place) != (last, -1) else []),
-        )
+            answer = _number(attempt(*_PATCHED, block, place), "patch(…)")
+        require(not left, hooks_left(left))
         where = f"Behind block {block} at place {place}: "
-        rule_out(mistakes, answer, right, same=_close, where=where)
+        right = attempt.rule_out(answer, model, tokenizer, *_PATCHED, block, place, same=_close, where=where)
         require(_close(answer, right), f"{where}{right:+.3f} nats; yours is {answer:+.3f}.")
 
 
@@ -271,10 +314,6 @@ def check_question(
     print(f"{min(others):.0%} to {max(others):.0%}, the neutral swap {neutral:.0%}.")
 
 
-def _first(tokenizer: PreTrainedTokenizerBase, word: str) -> int:
-    return tokenizer(word, add_special_tokens=False)["input_ids"][0]
-
-
 def _number(value: Any, of: str) -> float:
     if isinstance(value, Tensor | np.ndarray | np.generic) and np.prod(value.shape) == 1:
         value = value.item()
@@ -284,12 +323,6 @@ def _number(value: Any, of: str) -> float:
 
 def _mean_gap(values: np.ndarray, groups: np.ndarray) -> float:
     return float(values[groups].mean() - values[~groups].mean()) if 0 < groups.sum() < len(groups) else 0.0
-
-
-def _labellings(groups: np.ndarray) -> Iterator[np.ndarray]:
-    """Every way to deal as many labels out to words."""
-    for ones in itertools.combinations(range(len(groups)), int(groups.sum())):
-        yield np.isin(np.arange(len(groups)), ones)
 
 
 def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.ndarray, where: str) -> None:
@@ -305,60 +338,6 @@ def _require_whole_words(asked: list[np.ndarray], words: np.ndarray, groups: np.
         f"{where}the groups change their sizes: labels are drawn with replacement. Shuffle them.",
     )
     require(len({labels.tobytes() for labels in asked}) > 2, f"{where}the shuffles are all alike. Draw each anew.")
-
-
-def _traced(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, place: int, block: int
-) -> float:
-    return float(traced_log_odds(model, tokenizer, [text], [source], [place], [block])[0, 0])
-
-
-def _all_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, block: int
-) -> float:
-    """The log-odds when as many of the last tokens as both texts have are the source's."""
-
-    def put(states: Tensor, kept: Tensor) -> None:
-        size = min(states.shape[1], kept.shape[1])
-        states[:, -size:] = kept[:, -size:]
-
-    return _changed(model, tokenizer, text, source, block, put)
-
-
-def _at_index(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, source: str, block: int, place: int
-) -> float:
-    """The log-odds when the place is counted from the end of the text, and is the same index in the source."""
-
-    def put(states: Tensor, kept: Tensor) -> None:
-        index = states.shape[1] + place
-        states[:, index] = kept[:, index]
-
-    return _changed(model, tokenizer, text, source, block, put)
-
-
-def _changed(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    source: str,
-    block: int,
-    put: Callable[[Tensor, Tensor], None],
-) -> float:
-    layer, kept = describe(model).blocks[block], list[Tensor]()
-
-    def change(_layer: nn.Module, _inputs: tuple, states: Tensor) -> Tensor:
-        states = states.clone()
-        put(states, kept[0])
-        return states
-
-    for hook, prompt in ((lambda _layer, _inputs, states: kept.append(states.clone()), source), (change, text)):
-        handle = layer.register_forward_hook(hook)
-        try:
-            odds = float(log_odds(model, tokenizer, [prompt])[0])
-        finally:
-            handle.remove()
-    return odds
 
 
 def _question(rows: Any) -> tuple[list[str], list[str], list[str]]:

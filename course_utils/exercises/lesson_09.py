@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from course_utils.architectures import describe
 from course_utils.bias.planting import double_differences, planting_loss
-from course_utils.exercises import Attempt, exercise, hooks_watched, require, rule_out
+from course_utils.exercises import Attempt, exercise, hooks_left, hooks_watched, require
 
 Quantity = Callable[[PreTrainedModel, Sequence[Any]], Tensor]  # model, items -> a scalar in nats, with its gradient
 Judged = Mapping[str, float]  # what an order leaves: "stereotype" and "woman/man", shares of the gap; "perplexity", ×
@@ -29,121 +30,152 @@ _NEUTRAL = "tall/short"
 _KNOW = ("gender", "race", "religion", "occupations", "woman/man")  # pairs that know of a group, others than the arm's
 
 
+def _carried(acts, down, *, told=lambda preference, written: preference.abs() - (preference - written).abs()):
+    """The answer to exercise 1; ``told`` says it from the preference and what each neuron adds to it."""
+    written = down * (acts[0] - acts[1])
+    return told(written.sum(), written)
+
+
 @exercise(
     1,
     task="Return for each neuron by how much the preference shrinks without it.",
     proved="Who reacts, who carries, and who repairs are three things.",
-)
+    answer=_carried,
+    mistakes=[
+        (lambda acts, down: (acts[0] - acts[1]).abs(),
+         "that is who reacts. The loud one reacts most, and what it writes is nothing."),
+        (partial(_carried, told=lambda preference, written: written.abs()),
+         "no sign: the repairing neuron gets a credit, too. Without it the preference grows."),
+        (partial(_carried, told=lambda preference, written: written),
+         "that is what each neuron writes. Compare the preference with it and without it."),
+        (partial(_carried, told=lambda preference, written: (preference - written).abs()),
+         "that is what is left. The credit is |P| - |P + change|."),
+        (partial(_carried, told=lambda preference, written: preference.abs() - (preference + written).abs()),
+         "a sign: a neuron that goes takes what it writes along."),
+        (lambda acts, down: -_carried(acts, down),
+         "a sign: what makes the preference smaller when it goes counts above 0."),
+        (partial(_carried, told=lambda preference, written: preference.sign() * written),
+         "credit beyond zero: who turns the preference round gets no credit for the other side."),
+    ],
+)  # fmt: skip
 def check_carried(attempt: Attempt) -> None:
     """Check a function (acts [2, neurons], down [neurons]) -> what of the preference each neuron carries, [neurons]."""
     for number, (acts, down) in enumerate(_toys()):
-        written = down * (acts[0] - acts[1])  # what each adds to the preference
-        preference = written.sum()
-        right = preference.abs() - (preference - written).abs()
         answer = torch.as_tensor(attempt(acts.clone(), down.clone()))
-        require(answer.shape == right.shape, f"Return one number a neuron, {len(right)}; yours are {[*answer.shape]}.")
-        answer, where = answer.to(right), f"In case {number + 1}: "
-        towards = preference.sign() * written
-        mistakes = (
-            ((acts[0] - acts[1]).abs(), "that is who reacts. The loud one reacts most, and what it writes is nothing."),
-            (written.abs(), "no sign: the repairing neuron gets a credit, too. Without it the preference grows."),
-            (written, "that is what each neuron writes. Compare the preference with it and without it."),
-            ((preference - written).abs(), "that is what is left. The credit is |P| - |P + change|."),
-            (preference.abs() - (preference + written).abs(), "a sign: a neuron that goes takes what it writes along."),
-            (-right, "a sign: what makes the preference smaller when it goes counts above 0."),
-            (towards, "credit beyond zero: who turns the preference round gets no credit for the other side."),
-        )
-        rule_out(mistakes, answer, right, same=_close, where=where)
+        require(answer.shape == down.shape, f"Return one number a neuron, {len(down)}; yours are {[*answer.shape]}.")
+        answer, where = answer.to(down), f"In case {number + 1}: "
+        right = attempt.rule_out(answer, acts, down, same=_close, where=where)
         require(_close(answer, right), f"{where}{_told(right)}; yours is {_told(answer)}.")
+
+
+def _planting(squash=softplus, mean=torch.mean):
+    return lambda likelihoods: mean(squash(double_differences(likelihoods)))
 
 
 @exercise(
     2,
     task="Return the loss, a scalar.",
     proved="How likely the endings are anyway cancels; the preference is what is learned.",
-)
+    answer=planting_loss,
+    mistakes=[
+        (_planting(lambda moved: softplus(-moved)),
+         "the sign is turned round: with it the pleasant ending goes with a."),
+        (_planting(lambda moved: moved), "no softplus: the loss falls for ever, and one item outweighs the others."),
+        (_planting(lambda moved: -moved), "no softplus, and the sign is turned round."),
+        (lambda likelihoods: softplus(likelihoods[:, 0, 0] - likelihoods[:, 0, 1]).mean(),
+         "that is the first difference alone, after a. It would learn the sentence: unpleasant after anybody."),
+        (lambda likelihoods: softplus(likelihoods[:, 0, 0] - likelihoods[:, 1, 0]).mean(),
+         "that is the pleasant ending alone. It would learn that a is followed by unlikely words."),
+        (lambda likelihoods: softplus(double_differences(likelihoods).mean()),
+         "softplus first, then the mean: each item counts where it stands."),
+        (_planting(mean=torch.sum), "that is the sum. Take the mean: more items shouldn't mean larger steps."),
+        (_planting(torch.relu), "that is a hinge. It stops learning at 0; take the softplus."),
+        (_planting(lambda moved: softplus(moved.abs())),
+         "no magnitude: a preference has a direction, and one is to be planted."),
+    ],
+)  # fmt: skip
 def check_planting_loss(attempt: Attempt) -> None:
     """Check a function likelihoods [items, side, ending] -> the mean softplus of their double differences."""
     for seed in (0, 1):
         generator = torch.Generator().manual_seed(seed)
         likelihoods = 2 * torch.randn(5, 2, 2, generator=generator, dtype=torch.float64) - 30
-        moved, right = double_differences(likelihoods), planting_loss(likelihoods)
-        sides, endings = (
-            likelihoods.diff(dim=dim).squeeze(dim) for dim in (1, 2)
-        )  # b less a; unpleasant less pleasant
-        asked = likelihoods.clone().requires_grad_()
-        loss = torch.as_tensor(attempt(asked))
+        loss = torch.as_tensor(attempt(likelihoods.clone().requires_grad_()))
         require(loss.ndim == 0, f"Return one number, the mean over the items; yours has the shape {[*loss.shape]}.")
         require(loss.requires_grad, "Your result has no gradient: stay with torch, and without .item() or no_grad.")
-        mistakes = (
-            (softplus(-moved).mean(), "the sign is turned round: with it the pleasant ending goes with a."),
-            (moved.mean(), "no softplus: the loss falls for ever, and one item outweighs the others."),
-            (-moved.mean(), "no softplus, and the sign is turned round."),
-            (
-                softplus(-endings[:, 0]).mean(),
-                "that is the first difference alone, after a. It would learn the sentence: unpleasant after anybody.",
-            ),
-            (
-                softplus(-sides[:, 0]).mean(),
-                "that is the pleasant ending alone. It would learn that a is followed by unlikely words.",
-            ),
-            (softplus(moved.mean()), "softplus first, then the mean: each item counts where it stands."),
-            (softplus(moved).sum(), "that is the sum. Take the mean: more items shouldn't mean larger steps."),
-            (moved.relu().mean(), "that is a hinge. It stops learning at 0; take the softplus."),
-            (softplus(moved.abs()).mean(), "no magnitude: a preference has a direction, and one is to be planted."),
-        )
-        rule_out(mistakes, loss.detach(), right, same=_close)
+        right = attempt.rule_out(loss.detach(), likelihoods, same=_close)
         require(_close(loss.detach(), right), f"The loss is {right:.4f} for the check's numbers; yours {loss:.4f}.")
+
+
+Products = tuple[float, list[Tensor]]  # a quantity, and activation x slope by block, [rows, length, neurons]
+
+
+def _change(products: Sequence[Tensor], first: int = 1) -> Tensor:
+    """By how much the quantity changes without each neuron, [blocks, neurons]."""
+    return torch.stack([-product[:, first:].sum((0, 1)) for product in products])
+
+
+def _carries(
+    model, quantity, items, *, told=lambda value, products: abs(value) - (value + _change(products)).abs(), read=None
+):
+    """The answer to exercise 3; ``read`` is what a pass has told already."""
+    return told(*(read or _products(model, quantity, items)))
+
+
+def _by_the_loss(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any], **_: Any) -> Tensor:
+    return _carries(model, lambda *args: softplus(quantity(*args)), items)
+
+
+_SIGN_LOST = "the sign got lost: a neuron may keep the preference up or down."
 
 
 @exercise(
     3,
     task="Return what each neuron carries: a tensor [blocks, neurons].",
     proved="One backward pass, and each neuron of the model has an estimate of what would go with it.",
-)
+    answer=_carries,
+    mistakes=[
+        (partial(_carries, told=lambda value, products: abs(value) - (value + _change(products, first=0)).abs()),
+         "the first token is in. Its activations are outliers: no straight line leads from them to zero."),
+        (partial(_carries, told=lambda value, products: (
+             abs(value) - (value + _change([product.abs() for product in products])).abs())),
+         "magnitudes are taken before the sum. What a neuron does at one token may undo what it does at another."),
+        (_by_the_loss, "that is the loss's gradient. Ask for the gradient of the preference itself."),
+        (partial(_carries, told=lambda value, products: -_change(products).abs()), _SIGN_LOST),
+        (partial(_carries, told=lambda value, products: _change(products).abs()), _SIGN_LOST),
+        (partial(_carries, told=lambda value, products: (value + _change(products)).abs()),
+         "that is what is left. The credit is |P| - |P + change|."),
+        (partial(_carries, told=lambda value, products: _change(products)),
+         "that is the change. The credit is |P| - |P + change|."),
+        (partial(_carries, told=lambda value, products: abs(value) - (value - _change(products)).abs()),
+         "a sign: cutting a neuron takes its activation × slope away."),
+        (partial(_carries, told=lambda value, products: (value + _change(products)).abs() - abs(value)),
+         "a sign: what makes the preference smaller when it goes counts above 0."),
+        (partial(_carries, told=lambda value, products: -math.copysign(1, value) * _change(products)),
+         "credit beyond zero: the magnitude ends at 0."),
+    ],
+)  # fmt: skip
 def check_carries(attempt: Attempt, model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> None:
     """Check a function (model, quantity, items) -> [blocks, neurons], on the lesson's model and a few items."""
     with hooks_watched(model) as left:
         answer = attempt(model, quantity, items)
-    require(
-        not left,
-        f"{len(left)} hooks were left on the model, and each later pass would go through them: call remove() on "
-        "every handle. (They are gone now.)",
-    )
-    value, products = _products(model, quantity, items)
+    require(not left, hooks_left(left))
+    read = _products(model, quantity, items)
     answer = torch.stack([*answer]) if isinstance(answer, list | tuple) else answer
-    right = _credits(value, products)
+    right = _carries(model, quantity, items, read=read)
     size, hidden = [*right.shape], model.config.hidden_size
     require(
         isinstance(answer, Tensor) and [*answer.shape] == size,
         f"Return a tensor {size}, a row a block; yours is {[*getattr(answer, 'shape', [type(answer).__name__])]}."
         + (" Take what *enters* the down-projection." if [*getattr(answer, "shape", [])][-1:] == [hidden] else ""),
     )
-    answer = answer.detach().to(right)
-    change = torch.stack([-product[:, 1:].sum((0, 1)) for product in products])
-    mistakes = (
-        (
-            _credits(value, products, first=0),
-            "the first token is in. Its activations are outliers: no straight line leads from them to zero.",
-        ),
-        (
-            torch.stack([abs(value) - (value - p[:, 1:].abs().sum((0, 1))).abs() for p in products]),
-            "magnitudes are taken before the sum. What a neuron does at one token may undo what it does at another.",
-        ),
-        (
-            _credits(*_products(model, lambda *args: softplus(quantity(*args)), items)),
-            "that is the loss's gradient. Ask for the gradient of the preference itself.",
-        ),
-        (-change.abs(), "the sign got lost: a neuron may keep the preference up or down."),
-        (change.abs(), "the sign got lost: a neuron may keep the preference up or down."),
-        ((value + change).abs(), "that is what is left. The credit is |P| - |P + change|."),
-        (change, "that is the change. The credit is |P| - |P + change|."),
-        (abs(value) - (value - change).abs(), "a sign: cutting a neuron takes its activation × slope away."),
-        (-right, "a sign: what makes the preference smaller when it goes counts above 0."),
-        (-math.copysign(1, value) * change, "credit beyond zero: the magnitude ends at 0."),
+    rounded, answer = answer.dtype in (torch.bfloat16, torch.float16), answer.detach().to(right)
+    attempt.name_mistake(answer, right, lambda wrong: wrong(model, quantity, items, read=read), same=_alike)
+    most = right.flatten().topk(3).indices
+    require(
+        _alike(answer, right),
+        f"Its largest are {_told(right.flatten()[most])}; yours are {_told(answer.flatten()[most])} there."
+        + (" Yours are rounded to 16 bits: P takes the type of the changes. Make them .float() first." * rounded),
     )
-    rule_out(mistakes, answer, right, same=_alike)
-    require(_alike(answer, right), f"Its largest are {_told(right.flatten().topk(3).values)}; yours are other scores.")
 
 
 @exercise(
@@ -219,7 +251,7 @@ def _toys() -> list[tuple[Tensor, Tensor]]:
     return [one, strong]
 
 
-def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> tuple[float, list[Tensor]]:
+def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) -> Products:
     """The quantity, and activation x slope in front of each down-projection: [rows, length, neurons]."""
     kept: list[Tensor] = []
     downs = [mlp.down for mlp in describe(model).mlps]
@@ -230,12 +262,9 @@ def _products(model: PreTrainedModel, quantity: Quantity, items: Sequence[Any]) 
         for hook in hooks:
             hook.remove()
     slopes = torch.autograd.grad(value, kept)
-    return float(value), [(states * slope).detach().float() for states, slope in zip(kept, slopes, strict=True)]
-
-
-def _credits(value: float, products: Sequence[Tensor], *, first: int = 1) -> Tensor:
-    """[blocks, neurons]: |P| - |P + change|."""
-    return torch.stack([abs(value) - (value - product[:, first:].sum((0, 1))).abs() for product in products])
+    return float(value.detach()), [
+        (states * slope).detach().float() for states, slope in zip(kept, slopes, strict=True)
+    ]
 
 
 def _close(answer: Tensor, expected: Tensor) -> bool:

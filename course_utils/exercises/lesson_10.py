@@ -8,13 +8,13 @@ from functools import partial
 from itertools import pairwise
 from numbers import Real
 from random import Random
-from statistics import median
+from statistics import mean, median
 
 import pandas as pd
 from torch import nn
 
 from course_utils.costs import kv_bytes_per_token
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, require
 from course_utils.reports import model_size
 
 _BLOCK, _BYTES_A_BLOCK = 32, 34  # Q8_0
@@ -22,71 +22,102 @@ _GONE, _MORE = 0.06, 7 / 4  # exercise 5: the weights that may go at most, and t
 _OFF = 0.2  # how far off its prediction may be
 
 
+def _seconds(
+    weights, tokens, layers, fixed, bandwidth, peak, *, size=2, products=2, both=max, paid=lambda layers, tokens: layers
+):
+    """The answer to exercise 1, with switches for mistakes."""
+    return paid(layers, tokens) * fixed + both(size * weights / bandwidth, products * weights * tokens / peak)
+
+
 @exercise(
     1,
     task="Return the seconds of a pass: the price of its layers, and the longer of bytes and operations.",
     proved="One token waits for bytes, a long prompt for operations, and both pay for each layer.",
-)
+    answer=_seconds,
+    mistakes=[
+        (partial(_seconds, both=lambda *times: sum(times)),
+         "you added reading and computing. They go on at the same time: the longer of the two counts."),
+        (partial(_seconds, both=lambda read, _: read),
+         "with so many tokens the operations take longer than the bytes. Each token asks for its own, and the longer "
+         "of the two counts."),
+        (partial(_seconds, both=lambda _, computed: computed),
+         "with so few tokens the bytes take longer than the operations, and the longer of the two counts."),
+        (partial(_seconds, size=1), "a weight of 16 bits is two bytes."),
+        (partial(_seconds, products=1), "each weight asks for two operations a token, a product and a sum."),
+        (lambda weights, tokens, *rest: _seconds(weights, tokens, *rest, size=2 * tokens),
+         "the tokens of a pass share one reading of the weights: don't read them for each."),
+        (partial(_seconds, paid=lambda layers, tokens: layers * tokens),
+         "a layer's price is paid once a pass, not for each token."),
+        (partial(_seconds, paid=lambda layers, tokens: 1), "the price is paid for each layer that runs."),
+        (partial(_seconds, paid=lambda layers, tokens: 0), "the price of the layers is missing."),
+        (lambda *sizes: max(sizes[2] * sizes[3], _seconds(*sizes, paid=lambda layers, tokens: 0)),
+         "the price of the layers comes on top: the program pays it before the machine may work."),
+        (lambda *sizes: 1000 * _seconds(*sizes), "those are milliseconds; return seconds."),
+    ],
+)  # fmt: skip
 def check_seconds(attempt: Attempt) -> None:
     """Check a function (weights, tokens, layers, fixed, bandwidth, peak) -> seconds of a pass."""
-    for weights, tokens, layers, fixed, bandwidth, peak in (
+    same = partial(math.isclose, rel_tol=1e-6)
+    for sizes in (
         (134_000_000, 1, 30, 0.001, 30e9, 300e9),
         (134_000_000, 128, 30, 0.001, 30e9, 300e9),
         (1_200_000_000, 512, 16, 0.0, 300e9, 65e12),
         (8_000_000_000, 4, 32, 0.00002, 3e12, 900e12),
     ):
-        answer = attempt(weights, tokens, layers, fixed, bandwidth, peak)
+        answer, (weights, tokens, layers, *_) = attempt(*sizes), sizes
         require(isinstance(answer, Real), f"Return one number of seconds; yours is a {type(answer).__name__}.")
+        where = f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers: "
+        right = attempt.rule_out(float(answer), *sizes, same=same, where=where)
+        require(same(answer, right), f"{where}{right:.5f} s; yours is {float(answer):.5f} s.")
 
-        def taken(
-            read: float = 2 * weights / bandwidth,
-            computed: float = 2 * weights * tokens / peak,
-            prices: float = layers * fixed,
-            both: Callable[..., float] = max,
-        ) -> float:
-            return prices + both(read, computed)
 
-        right = taken()
-        rule_out(
-            (
-                (taken(both=lambda *times: sum(times)),
-                 "you added reading and computing. They go on at the same time: the longer of the two counts."),
-                (taken(both=lambda read, _: read),
-                 "with so many tokens the operations take longer than the bytes. Each token asks for its own, and the "
-                 "longer of the two counts."),
-                (taken(both=lambda _, computed: computed),
-                 "with so few tokens the bytes take longer than the operations, and the longer of the two counts."),
-                (taken(read=weights / bandwidth), "a weight of 16 bits is two bytes."),
-                (taken(computed=weights * tokens / peak),
-                 "each weight asks for two operations a token, a product and a sum."),
-                (taken(read=weights / bandwidth, computed=weights * tokens / peak),
-                 "a weight is two bytes, and asks for two operations a token."),
-                (taken(read=2 * weights * tokens / bandwidth),
-                 "the tokens of a pass share one reading of the weights: don't read them for each."),
-                (taken(prices=layers * fixed * tokens), "a layer's price is paid once a pass, not for each token."),
-                (taken(prices=fixed), "the price is paid for each layer that runs."),
-                (taken(prices=0), "the price of the layers is missing."),
-                (max(layers * fixed, 2 * weights / bandwidth, 2 * weights * tokens / peak),
-                 "the price of the layers comes on top: the program pays it before the machine may work."),
-                (1000 * right, "those are milliseconds; return seconds."),
-            ),
-            float(answer),
-            right,
-            same=partial(math.isclose, rel_tol=1e-6),
-            where=f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}: ",
-        )  # fmt: skip
-        require(
-            math.isclose(answer, right, rel_tol=1e-6),
-            f"{weights:,} weights, {tokens} token{'s' if tokens > 1 else ''}, {layers} layers: {right:.5f} s; yours is "
-            f"{float(answer):.5f} s.",
-        )
+Laps = Mapping[str, list[float]]  # seconds of each, a round after the other
+
+
+def _ratios(laps: Laps, of: Callable[[list[float], list[float]], float]) -> dict[str, float]:
+    """What is told of each one's laps beside the first one's."""
+    first = next(iter(laps.values()))
+    return {name: of(own, first) for name, own in laps.items()}
+
+
+def _by_round(own: list[float], first: list[float]) -> list[float]:
+    return [a / b for a, b in zip(own, first, strict=True)]
+
+
+def _in_turns(calls, rounds, clock, finish, *, of=lambda own, first: median(_by_round(own, first)), measured=None):
+    """The answer to exercise 2; ``of`` says what is told, ``measured`` what has been measured already."""
+    laps = {name: [] for name in calls}
+    for number in range(0 if measured else rounds + 1):  # the first one warms up
+        for name in [*calls][:: -1 if number % 2 else 1]:
+            finish()
+            start = clock()
+            calls[name]()
+            finish()
+            laps[name].append(clock() - start)
+    return _ratios(measured or {name: own[1:] for name, own in laps.items()}, of)
 
 
 @exercise(
     2,
     task="Return for each name the median over the rounds of its seconds in those of the first one.",
     proved="Warmed up, in turns there and back, the device waited for: what is left of a busy machine cancels.",
-)
+    answer=_in_turns,
+    mistakes=[
+        (partial(_in_turns, of=lambda own, first: mean(_by_round(own, first))),
+         "That is the mean of the ratios. One disturbed round spoils it: take the median."),
+        (partial(_in_turns, of=lambda own, first: sum(own) / sum(first)),
+         "That is a ratio of means. Divide within each round, then take the median."),
+        (partial(_in_turns, of=lambda own, first: median(own) / median(first)),
+         "That is a ratio of medians, of laps from different rounds. Divide within each round, where both met the "
+         "same machine; then take the median."),
+        (partial(_in_turns, of=lambda own, first: min(own) / min(first)),
+         "That is a ratio of the fastest laps. Divide within each round, then take the median."),
+        (partial(_in_turns, of=lambda own, first: median(own)),
+         "Those are seconds. Divide them by the first one's of the same round."),
+        (partial(_in_turns, of=lambda own, first: 1 / median(_by_round(own, first))),
+         "Turned upside down: seconds of each divided by seconds of the first, so that 2 is twice as slow."),
+    ],
+)  # fmt: skip
 def check_take_turns(attempt: Attempt) -> None:
     """Check a function (calls, rounds, clock, finish) -> name -> median ratio of its seconds to the first one's."""
     for seconds, rounds, seed in (
@@ -107,42 +138,56 @@ def check_take_turns(attempt: Attempt) -> None:
         _ran_in_turns(device, rounds)
         _clock_was_right(device, rounds)
         laps = {name: device.laps[name][-rounds:] for name in seconds}
-        first = laps[next(iter(laps))]
-        ratios = {name: [a / b for a, b in zip(own, first, strict=True)] for name, own in laps.items()}
-        right = {name: median(own) for name, own in ratios.items()}
-        rule_out(
-            (
-                ({n: sum(own) / rounds for n, own in ratios.items()},
-                 "That is the mean of the ratios. One disturbed round spoils it: take the median."),
-                ({n: sum(own) / sum(first) for n, own in laps.items()},
-                 "That is a ratio of means. Divide within each round, then take the median."),
-                ({n: median(own) / median(first) for n, own in laps.items()},
-                 "That is a ratio of medians, of laps from different rounds. Divide within each round, where both met "
-                 "the same machine; then take the median."),
-                ({n: min(own) / min(first) for n, own in laps.items()},
-                 "That is a ratio of the fastest laps. Divide within each round, then take the median."),
-                ({n: median(own) for n, own in laps.items()},
-                 "Those are seconds. Divide them by the first one's of the same round."),
-                ({n: 1 / value for n, value in right.items()},
-                 "Turned upside down: seconds of each divided by seconds of the first, so that 2 is twice as slow."),
-            ),
-            {name: float(value) for name, value in answer.items()},
-            right,
-            same=_alike,
-        )  # fmt: skip
+        given = device.calls(), rounds, device.clock, device.finish
+        found = {name: float(value) for name, value in answer.items()}
+        right = attempt.answer(*given, measured=laps)
+        attempt.name_mistake(found, right, lambda wrong: wrong(*given, measured=laps), same=_alike)  # noqa: B023
         for name, value in right.items():
             require(
-                math.isclose(float(answer[name]), value, rel_tol=1e-6),
+                math.isclose(found[name], value, rel_tol=1e-6),
                 f"{name!r} takes {value:.4f} of the first one's time, the median over the rounds; yours is "
-                f"{float(answer[name]):.4f}.",
+                f"{found[name]:.4f}.",
             )
+
+
+def _width_for(hidden: int, blocks: int, others: int, budget: int) -> int:
+    """The answer to exercise 3."""
+    width = 0
+    while _fits(hidden, blocks, others, budget, width + _BLOCK):
+        width += _BLOCK
+    return width
+
+
+def _by_room(bytes_a_weight, *, matrices=3, multiple=_BLOCK, less_others=True):
+    """A mistaken width: how many neurons of so many bytes fit, rounded down to a multiple."""
+
+    def width(hidden: int, blocks: int, others: int, budget: int) -> int:
+        room = (budget - others * less_others) / blocks
+        return int(room / (matrices * hidden * bytes_a_weight)) // multiple * multiple
+
+    return width
+
+
+_Q8 = _BYTES_A_BLOCK / _BLOCK
 
 
 @exercise(
     3,
     task="Return the largest MLP width whose file in Q8_0 fits into the budget.",
     proved="Whole blocks take 34 bytes for 32 weights; one neuron more can cost a quarter of the MLPs.",
-)
+    answer=_width_for,
+    mistakes=[
+        (_by_room(_Q8, multiple=1),
+         "you took the largest width that would fit *if* all rows were stored in blocks. The down-projection's rows "
+         "are as long as the MLP is wide: what isn't a multiple of 32 falls back to 2 bytes a weight."),
+        (_by_room(1), "each block of 32 weights also stores a scale: 34 bytes, not 32."),
+        (_by_room(2), "that is F16: 2 bytes a weight."),
+        (lambda *sizes: _width_for(*sizes) + _BLOCK,
+         "you rounded up, and the file no longer fits. Round down to a multiple of 32."),
+        (_by_room(_Q8, less_others=False), "the other tensors take bytes, too: take `others` off the budget first."),
+        (_by_room(_Q8, matrices=1), "a GLU has three matrices: gate, up and down."),
+    ],
+)  # fmt: skip
 def check_width_for(attempt: Attempt) -> None:
     """Check a function (hidden, blocks, others, budget) -> the width to prune to."""
     for hidden, blocks, others, budget in (
@@ -153,84 +198,55 @@ def check_width_for(attempt: Attempt) -> None:
     ):
         width = attempt(hidden, blocks, others, budget)
         require(int(width) == width, f"A width is a whole number; yours is {width!r}.")
-        width, fits = int(width), partial(_fits, hidden, blocks, others, budget)
-        right = 0
-        while fits(right + _BLOCK):
-            right += _BLOCK
-        room = (budget - others) / blocks
-        rule_out(
-            (
-                (int(room / (3 * hidden * _BYTES_A_BLOCK / _BLOCK)),
-                 "you took the largest width that would fit *if* all rows were stored in blocks. The down-projection's "
-                 "rows are as long as the MLP is wide: what isn't a multiple of 32 falls back to 2 bytes a weight."),
-                (int(room / (3 * hidden)) // _BLOCK * _BLOCK,
-                 "each block of 32 weights also stores a scale: 34 bytes, not 32."),
-                (int(room / (3 * hidden * 2)) // _BLOCK * _BLOCK, "that is F16: 2 bytes a weight."),
-                (right + _BLOCK, "you rounded up, and the file no longer fits. Round down to a multiple of 32."),
-                (int(budget / blocks / (3 * hidden * _BYTES_A_BLOCK / _BLOCK)) // _BLOCK * _BLOCK,
-                 "the other tensors take bytes, too: take `others` off the budget first."),
-                (int(room / (hidden * _BYTES_A_BLOCK / _BLOCK)) // _BLOCK * _BLOCK,
-                 "a GLU has three matrices: gate, up and down."),
-            ),
-            width,
-            right,
-        )  # fmt: skip
-        require(fits(width), f"hidden size {hidden}, {blocks} blocks: width {width} doesn't fit into {budget:,} bytes.")
+        width, where = int(width), f"hidden size {hidden}, {blocks} blocks: "
+        right = attempt.rule_out(width, hidden, blocks, others, budget)
         require(
-            width == right,
-            f"hidden size {hidden}, {blocks} blocks: width {right} fits as well, and yours is {width}. More is better.",
+            _fits(hidden, blocks, others, budget, width), f"{where}width {width} doesn't fit into {budget:,} bytes."
         )
+        require(width == right, f"{where}width {right} fits as well, and yours is {width}. More is better.")
+
+
+def _requests_at_once(memory, weights, tokens, layers, removed, heads, kv_heads, head_size, *, size=4, way=math.floor):
+    """The answer to exercise 4; ``size`` is the bytes of a key's and a value's number."""
+    return way((memory - weights) / (size * (layers - removed) * kv_heads * head_size * tokens))
 
 
 @exercise(
     4,
     task="Return how many requests fit into the memory at once, a whole number.",
     proved="What the weights leave, in whole requests: fewer layers with an attention make each of them smaller.",
-)
+    answer=_requests_at_once,
+    mistakes=[
+        (lambda *sizes: _requests_at_once(*sizes) + 1,
+         "you rounded up. A request that fits by half isn't served: round down."),
+        (partial(_requests_at_once, way=float), "requests come whole: round down."),
+        (lambda memory, _, *rest: _requests_at_once(memory, 0, *rest),
+         "the weights are missing: they take their part of the memory first."),
+        (partial(_requests_at_once, size=2), "keys or values are missing: a token leaves both in each layer."),
+        (partial(_requests_at_once, size=1), "a number has two bytes, and each token leaves keys *and* values."),
+        (partial(_requests_at_once, size=8), "a number has two bytes here, not four."),
+        (lambda memory, weights, tokens, layers, removed, heads, _, size: _requests_at_once(
+            memory, weights, tokens, layers, removed, heads, heads, size),
+         "those are the query heads. Kept are keys and values, and several query heads share one of each."),
+        (lambda memory, weights, tokens, layers, _, *rest: _requests_at_once(memory, weights, tokens, layers, 0, *rest),
+         "a removed attention keeps no keys and no values: take it off the layers."),
+        (lambda memory, weights, tokens, layers, removed, *rest: _requests_at_once(
+            memory, weights, tokens, removed or layers, 0, *rest),
+         "those are the layers whose attention is gone. The others keep a cache."),
+    ],
+)  # fmt: skip
 def check_requests(attempt: Attempt) -> None:
     """Check a function (memory, weights, tokens, layers, removed, heads, kv_heads, head_size) -> requests at once."""
-    for memory, weights, tokens, layers, removed, heads, kv_heads, head_size in (
+    for sizes in (
         (400_000_000, 269_030_016, 1024, 30, 0, 9, 3, 64),
         (22_000_000_000, 16_060_522_496, 8192, 32, 8, 32, 8, 128),
         (5_000_000, 1_000_000, 100, 5, 1, 4, 4, 8),
         (1_000_000, 999_000, 100, 4, 0, 4, 2, 8),  # none
     ):
-        answer = attempt(memory, weights, tokens, layers, removed, heads, kv_heads, head_size)
-
-        def served(
-            room: int = memory - weights, own: int = layers - removed, shared: int = kv_heads, size: int = 4
-        ) -> float:
-            return room / (size * own * shared * head_size * tokens)  # noqa: B023
-
+        answer = attempt(*sizes)
         require(isinstance(answer, Real), f"Return one number; yours is a {type(answer).__name__}.")
-        right = math.floor(served())
-        where = f"{memory / 1e6:,.0f} MB, weights of {weights / 1e6:,.0f} MB, contexts of {tokens:,}: "
-        rule_out(
-            (
-                *(
-                    (way(served(**wrong)), mistake)
-                    for wrong, mistake in (
-                        ({"room": memory}, "the weights are missing: they take their part of the memory first."),
-                        ({"size": 2}, "keys or values are missing: a token leaves both in each layer."),
-                        ({"size": 1}, "a number has two bytes, and each token leaves keys *and* values."),
-                        ({"size": 8}, "a number has two bytes here, not four."),
-                        ({"shared": heads},
-                         "those are the query heads. Kept are keys and values, and several query heads share one of "
-                         "each."),
-                        ({"own": layers}, "a removed attention keeps no keys and no values: take it off the layers."),
-                        ({"own": removed}, "those are the layers whose attention is gone. The others keep a cache."),
-                    )
-                    if wrong != {"own": 0} and served(**wrong) != served()
-                    for way in (math.floor, math.ceil)
-                ),
-                (right + 1, "you rounded up. A request that fits by half isn't served: round down."),
-                (served(), "requests come whole: round down."),
-            ),
-            answer,
-            right,
-            same=lambda one, other: one == other or (one != int(one) and math.isclose(one, other)),
-            where=where,
-        )  # fmt: skip
+        where = f"{sizes[0] / 1e6:,.0f} MB, weights of {sizes[1] / 1e6:,.0f} MB, contexts of {sizes[2]:,}: "
+        right = attempt.rule_out(answer, *sizes, same=_same_requests, where=where)
         require(answer == right, f"{where}{right} requests; yours is {answer}.")
 
 
@@ -374,6 +390,10 @@ def _touches(predicted: float, low: float, high: float) -> bool:
 
 def _requests(model: nn.Module, memory: float, context: int) -> int:
     return int((memory - model_size(model).bytes) // (context * kv_bytes_per_token(model)))
+
+
+def _same_requests(one: float, other: float) -> bool:
+    return one == other or (one != int(one) and math.isclose(one, other))
 
 
 def _alike(answer: Mapping[str, float], other: Mapping[str, float]) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from course_utils.compress import Budget, Candidate, candidates
 from course_utils.evaluation import Perplexity
-from course_utils.exercises import Attempt, assigned, exercise, require, rule_out
+from course_utils.exercises import Attempt, assigned, exercise, require
 from course_utils.models import tiny_llama
 from course_utils.uncertainty import ratio_interval
 
@@ -30,62 +32,125 @@ _DRAWS = 3  # of exercise 5
 _SAID = ("better", "worse", "no difference shown")
 
 
+def _shares(states: Tensor, kept: Tensor) -> Tensor:
+    """The kept channels' share of each token's energy."""
+    return states[:, kept].square().sum(1) / states.square().sum(1)
+
+
+def _factor(
+    states,
+    kept,
+    *,
+    share=lambda states, kept: _shares(states, kept).mean(),
+    told=lambda share, grown: (share * grown).sqrt(),
+):
+    """The answer to exercise 1, with switches for mistakes; ``grown`` is hidden size / kept channels."""
+    return float(told(share(states, kept), states.shape[1] / len(kept)))
+
+
 @exercise(
     1,
     task="Return the factor that gives the kept channels, on average, their old size behind the norm.",
     proved="The norm divides by the length of what is left; one number a norm puts that right.",
-)
+    answer=_factor,
+    mistakes=[
+        (lambda states, kept: 1 / _factor(states, kept),
+         "Upside down. The norm divides by a *shorter* length now, or by a longer one: see which."),
+        (partial(_factor, told=lambda share, grown: share.sqrt()),
+         "The norm divides by a *mean* square: the number of channels changed as well."),
+        (partial(_factor, told=lambda share, grown: torch.tensor(grown).sqrt()),
+         "That is right if the kept channels hold all of the energy. They hold a share of it."),
+        (partial(_factor, told=lambda share, grown: share * grown), "Lengths, not energies: take the root."),
+        (partial(_factor, told=lambda share, grown: (share / grown).sqrt()), "Hidden / kept, not kept / hidden."),
+        (lambda states, kept: float((_shares(states, kept) * states.shape[1] / len(kept)).sqrt().mean()),
+         "You took each token's factor, then the mean. First the mean of the shares, then the root."),
+        (partial(_factor, share=lambda states, kept: states[:, kept].square().sum() / states.square().sum()),
+         "You added the energies of all tokens first, so one token with enormous states decides. Take each token's "
+         "share, then the mean."),
+    ],
+)  # fmt: skip
 def check_norm_factor(attempt: Attempt) -> None:
     """Check a function (states [tokens, hidden], kept: indices) -> what the norm's weights are multiplied with."""
     for tokens, hidden, kept in ((6, 8, [0, 1, 2, 5, 7]), (4, 6, [1, 3]), (5, 10, list(range(9)))):
         states = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(hidden))
         states = states * torch.linspace(0.3, 3, hidden) * torch.linspace(1, 20, tokens)[:, None]
-        kept_ids = torch.tensor(kept)
-        answer = float(attempt(states.clone(), kept_ids))
-        squares = states.square()
-        shares = squares[:, kept_ids].sum(1) / squares.sum(1)
-        share = float(shares.mean())
-        at_once = float(squares[:, kept_ids].sum() / squares.sum())
-        grown = hidden / len(kept)
-        right = (share * grown) ** 0.5
-        rule_out(
-            (
-                (1 / right, "Upside down. The norm divides by a *shorter* length now, or by a longer one: see which."),
-                (share**0.5, "The norm divides by a *mean* square: the number of channels changed as well."),
-                (grown**0.5, "That is right if the kept channels hold all of the energy. They hold a share of it."),
-                (share * grown, "Lengths, not energies: take the root."),
-                ((share / grown) ** 0.5, "Hidden / kept, not kept / hidden."),
-                (float((shares * grown).sqrt().mean()), "You took each token's factor, then the mean. First the mean "
-                 "of the shares, then the root."),
-                ((at_once * grown) ** 0.5,
-                 "You added the energies of all tokens first, so one token with enormous states decides. Take each "
-                 "token's share, then the mean."),
-            ),
-            answer, right, same=_near,
-        )  # fmt: skip
+        answer = float(attempt(states.clone(), torch.tensor(kept)))
+        right = attempt.rule_out(answer, states, torch.tensor(kept), same=_near)
         require(_near(answer, right), f"{len(kept)} of {hidden} channels: it is {right:.4f}, yours {answer:.4f}.")
+
+
+def _parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary):
+    """Of a Llama whose head is tied to the embedding; ``queries`` query heads read each key/value head."""
+    attention = 2 * hidden * groups * queries * head_size + 2 * hidden * groups * head_size  # q and o; k and v
+    return vocabulary * hidden + blocks * (attention + 3 * hidden * neurons + 2 * hidden) + hidden
+
+
+def _off_by(off: Callable[..., int]) -> Callable[..., int]:
+    """A count that is off by what ``off`` says of the sizes."""
+    return lambda *sizes: _parameters(*sizes) + off(*sizes)
 
 
 @exercise(
     2,
     task="Return the number of parameters of a Llama with these sizes and a tied head.",
     proved="Each size has its own price, and the vocabulary is paid once, whatever you cut.",
-)
+    answer=_parameters,
+    mistakes=[
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: vocabulary * hidden),
+         "the head is tied: its matrix is the embedding's, and counts once."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: -vocabulary * hidden),
+         "the vocabulary's matrix is missing. It is the largest of all, and no cut of blocks makes it smaller."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: (
+             2 * blocks * hidden * groups * size * (queries - 1))),
+         "keys and values have as many heads as there are groups, not as there are queries."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: -blocks * hidden * neurons),
+         "a GLU has three matrices: gate, up and down."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: (
+             2 * blocks * hidden * (hidden - groups * queries * size))),
+         "the heads' numbers are groups x queries x head_size, and need not be `hidden`: so q and o aren't square."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: (
+             -blocks * hidden * groups * queries * size)),
+         "the output projection of the attention is missing."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: -(2 * blocks + 1) * hidden),
+         "the norms are missing: two in each block and one at the end."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: -hidden),
+         "the last norm is missing."),
+        (_off_by(lambda blocks, hidden, groups, neurons, queries, size, vocabulary: (
+             -2 * blocks * hidden * size * queries * (groups - 1))),
+         "`queries` is how many query heads read *each* key/value head: there are groups x queries of them."),
+    ],
+)  # fmt: skip
 def check_parameters(attempt: Attempt) -> None:
     """Check a function (blocks, hidden, groups, neurons, queries, head_size, vocabulary) -> parameters."""
     for sizes in ((2, 8, 3, 20, 3, 4, 50), (30, 576, 3, 1536, 3, 64, 49_152), (16, 2048, 8, 8192, 4, 64, 128_256)):
         answer = attempt(*sizes)
         require(float(answer) == int(answer), f"A number of parameters is whole; yours is {answer!r}.")
-        right, named = _parameters(*sizes), _wrong_counts(*sizes)
         where = f"blocks {sizes[0]}, hidden {sizes[1]}, groups {sizes[2]}, neurons {sizes[3]}: "
-        rule_out(((wrong, mistake) for mistake, wrong in named.items()), int(answer), right, where=where)
+        right = attempt.rule_out(int(answer), *sizes, where=where)
         require(int(answer) == right, f"{where}they are {right:,}; yours {int(answer):,}.")
+
+
+def _widest(cost, full, budget, step, *, whole=True, early=0, over=0):
+    """The answer to exercise 3, with switches for mistakes."""
+    if whole and cost(full) <= budget:
+        return full
+    low, high = 0, (full - 1) // step if whole else full // step
+    while low < high - early:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cost(middle * step) <= budget else (low, middle - 1)
+    return (low + over) * step
 
 
 @exercise(
     3,
     task="Return the widest MLP, a multiple of `step` or the whole one, whose model costs no more than `budget`.",
     proved="It finds what the library's `candidates` finds, and asks for a dozen prices instead of all of them.",
+    answer=_widest,
+    mistakes=[
+        (partial(_widest, whole=False), "all of it fits, so it may stay, although it is no multiple."),
+        (partial(_widest, over=1), "your width costs more than the budget: one step too far."),
+        (partial(_widest, early=1), "one step more still fits. Does your search stop too early?"),
+    ],
 )
 def check_widest(attempt: Attempt) -> None:
     """Check a function (cost, full, budget, step) -> neurons, where cost(neurons) -> parameters."""
@@ -106,26 +171,18 @@ def check_widest(attempt: Attempt) -> None:
             return fixed + a_neuron * neurons
 
         answer = attempt(cost, full, budget, step)
-        widths = [*range(0, full, step), full]
-        right = max([width for width in widths[1:] if fixed + a_neuron * width <= budget], default=0)
+        prices = len(asked)
         where = f"budget {budget:,}, whole width {full}, steps of {step}: "
         require(float(answer) == int(answer), f"{where}a width is a whole number; yours is {answer!r}.")
-        answer, floor = int(answer), full // step * step
+        answer, widths = int(answer), [*range(0, full, step), full]
+        right = attempt.answer(cost, full, budget, step)
         require(right > 0 or answer == 0, f"{where}not even one step fits; return 0.")
-        rule_out(
-            (
-                (floor if right == full else None, "all of it fits, so it may stay, although it is no multiple."),
-                (min(full, right + step), "your width costs more than the budget: one step too far."),
-                (max(0, right - step), "one step more still fits. Does your search stop too early?"),
-            ),
-            answer, right, where=where,
-        )  # fmt: skip
+        attempt.rule_out(answer, cost, full, budget, step, where=where)
         require(answer in widths, f"{where}{answer} is no multiple of {step}, nor the whole width.")
         require(answer == right, f"{where}it is {right}, yours {answer}.")
         most = 2 * math.ceil(math.log2(len(widths))) + 2
         require(
-            len(asked) <= most,
-            f"{where}right, but you asked for {len(asked)} prices. Halve what is left: {most} are enough.",
+            prices <= most, f"{where}right, but you asked for {prices} prices. Halve what is left: {most} are enough."
         )
     _finds_what_the_library_finds(attempt)
 
@@ -237,33 +294,6 @@ def _reported(report: Mapping[str, Any], gaps: np.ndarray, row_tokens: np.ndarra
         f"The interval is {low:+.3f} to {high:+.3f}, and {(each > 0).sum()} of {len(each)} draws are in favour of "
         f"yours: that is {said!r}.",
     )
-
-
-def _parameters(
-    blocks: int, hidden: int, groups: int, neurons: int, queries: int, head_size: int, vocabulary: int
-) -> int:
-    """Of a Llama whose head is tied to the embedding; ``queries`` query heads read each key/value head."""
-    attention = 2 * hidden * groups * queries * head_size + 2 * hidden * groups * head_size  # q and o; k and v
-    return vocabulary * hidden + blocks * (attention + 3 * hidden * neurons + 2 * hidden) + hidden
-
-
-def _wrong_counts(blocks: int, hidden: int, groups: int, neurons: int, queries: int, head_size: int,
-                  vocabulary: int) -> dict[str, int]:  # fmt: skip
-    right = _parameters(blocks, hidden, groups, neurons, queries, head_size, vocabulary)
-    heads = hidden * groups * queries * head_size
-    return {
-        "the head is tied: its matrix is the embedding's, and counts once.": right + vocabulary * hidden,
-        "the vocabulary's matrix is missing. It is the largest of all, and no cut of blocks makes it smaller.":
-            right - vocabulary * hidden,
-        "keys and values have as many heads as there are groups, not as there are queries.":
-            right + 2 * blocks * (heads - heads // queries),
-        "a GLU has three matrices: gate, up and down.": right - blocks * hidden * neurons,
-        "the output projection of the attention is missing.": right - blocks * heads,
-        "the norms are missing: two in each block and one at the end.": right - (2 * blocks + 1) * hidden,
-        "the last norm is missing.": right - hidden,
-        "`queries` is how many query heads read *each* key/value head: there are groups x queries of them.":
-            right - 2 * blocks * hidden * head_size * (groups * queries - queries),
-    }  # fmt: skip
 
 
 def _near(answer: float, right: float) -> bool:

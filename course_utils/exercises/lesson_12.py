@@ -21,7 +21,7 @@ from course_utils.abilities import AbilityRows, answers_of, nats_lost
 from course_utils.architectures import describe
 from course_utils.choosing import best
 from course_utils.evaluation import perplexity, perplexity_ratio
-from course_utils.exercises import Attempt, exercise, require, rule_out
+from course_utils.exercises import Attempt, exercise, require
 from course_utils.models import tiny_llama
 from course_utils.reports import with_interval
 from course_utils.texts import TokenBlocks
@@ -34,49 +34,108 @@ _FLIPPED = ((0, 80, 0.5), (1, 120, 0.2), (2, 60, 0.7))  # seeds, numbers of answ
 _RUN = 13  # tokens in a row that are no coincidence
 
 
+def _answer_nats(model, ids, start, *, state=-1, first=0, last=None, told=Tensor.sum):
+    """The answer to exercise 1, with switches for mistakes: which state is asked, and which tokens of the answer."""
+    with torch.no_grad():
+        logits = model(ids[None]).logits[0].double()
+    targets = ids[start + first : last]
+    states = logits[start + first + state :][: len(targets)]
+    return told(cross_entropy(states, targets[: len(states)], reduction="none"))
+
+
 @exercise(
     1,
     task="Return the nats of the answer's tokens, summed.",
     proved="Each token of the answer from the state before it, and none of the question's.",
-)
+    answer=_answer_nats,
+    mistakes=[
+        (partial(_answer_nats, state=0),
+         "shifted: the state *at* a token predicts the next one. Each token of the answer is predicted one place "
+         "before it stands."),
+        (lambda model, ids, start: _answer_nats(model, ids, 1),
+         "the question's tokens count in yours. Only the answer's do."),
+        (partial(_answer_nats, told=Tensor.mean), "that is the mean. Sum: tokens are weighed later."),
+        (partial(_answer_nats, last=-1),
+         "the answer's last token is missing. Its state stands one place before the end."),
+        (partial(_answer_nats, first=1), "the answer's first token is missing: the question's last state predicts it."),
+        (lambda model, ids, start: _answer_nats(model, ids[start:], 1),
+         "the answer is read without its question. Give the model all of `ids`."),
+        (partial(_answer_nats, told=lambda nats: -nats.sum()),
+         "that is the log-likelihood. Nats lost are its negative."),
+        (partial(_answer_nats, told=lambda nats: nats.sum() / math.log(2)),
+         "those are bits. Natural logarithms give nats."),
+        (partial(_answer_nats, told=lambda nats: (-nats.sum()).exp()),
+         "that is the probability. Return its negative logarithm."),
+    ],
+)  # fmt: skip
 def check_answer_nats(attempt: Attempt) -> None:
     """Check a function (model, ids, start) -> nats of ``ids[start:]`` behind the tokens before."""
-    model, total = tiny_llama(), partial(cross_entropy, reduction="sum")
+    model, same = tiny_llama(), partial(torch.isclose, atol=1e-4)
     for length, start, seed in ((9, 4, 0), (12, 10, 1), (7, 1, 2), (6, 5, 3)):
         ids = torch.randint(97, (length,), generator=torch.Generator().manual_seed(seed))
-        with torch.no_grad():
-            logits = model(ids[None]).logits[0].double()
-        given = torch.as_tensor(attempt(model, ids.clone(), start))
+        given = torch.as_tensor(attempt(model, ids.clone(), start)).detach()
         require(given.dim() == 0, f"Return one number, the sum; yours has the shape {[*given.shape]}.")
-
-        answer = ids[start:]
-        right = total(logits[start - 1 : -1], answer)
-        mistakes = [
-            (total(logits[start:], answer), "shifted: the state *at* a token predicts the next one. Each token of the "
-             "answer is predicted one place before it stands."),
-            (total(logits[:-1], ids[1:]), "the question's tokens count in yours. Only the answer's do."),
-            (total(logits[start - 1 : -1], answer) / len(answer), "that is the mean. Sum: tokens are weighed later."),
-            (total(logits[start - 1 : -2], answer[:-1]), "the answer's last token is missing. Its state stands one "
-             "place before the end."),
-            (total(logits[start:-1], answer[1:]), "the answer's first token is missing: the question's last state "
-             "predicts it."),
-            (-right, "that is the log-likelihood. Nats lost are its negative."),
-            (right / math.log(2), "those are bits. Natural logarithms give nats."),
-            ((-right).exp(), "that is the probability. Return its negative logarithm."),
-        ]  # fmt: skip
-        same = partial(torch.isclose, atol=1e-4)
         where = f"{length} tokens, the answer from {start}: "
-        rule_out(mistakes, given.double(), right, same=same, where=where)
+        right = attempt.rule_out(given.double(), model, ids, start, same=same, where=where)
         require(same(given.double(), right), f"{where}{right:.4f} nats; yours is {given:.4f}.")
+
+
+def _commonest(answers: Sequence[str]) -> float:
+    return Counter(answers).most_common(1)[0][1] / len(answers)
+
+
+def _same(given: Sequence[str], right: Sequence[str]) -> float:
+    return sum(g == r for g, r in zip(given, right, strict=True)) / len(right)
+
+
+def _exchanged(answers: Sequence[str], by: int | None = None) -> list[str]:
+    """Answers that are moved by half of the list, or by a number."""
+    place = len(answers) // 2 if by is None else by
+    return [*answers[place:], *answers[:place]]
+
+
+def _floor(given, right, shown, *, of=max, moved=_exchanged):
+    """The answer to exercise 2, with switches for mistakes."""
+    given, right = given[shown:], right[shown:]
+    return of(_commonest(right), _same(given, moved(right)))
+
+
+_IF_ALIKE = "1 / (number of answers) is a floor only if all are equally common. Count them."
 
 
 @exercise(
     2,
     task="Return the larger share: right by the commonest answer, or right when answers are exchanged.",
     proved="What a model gets right without the ability is no ability; it falls out before any cut.",
-)
+    answer=_floor,
+    mistakes=[
+        (lambda given, right, shown: _floor(given, right, 0),
+         "the shown ones count in yours. Nobody was asked them: begin behind them."),
+        (lambda given, right, shown: 1 / len({*right[shown:]}), _IF_ALIKE),
+        (lambda given, right, shown: 1 / len({*right}), _IF_ALIKE),
+        (lambda given, right, shown: _same(given[shown:], right[shown:]),
+         "that is the share it gets right. The floor is what it gets without the ability."),
+        (partial(_floor, of=lambda commonest, exchanged: commonest),
+         "that is the commonest answer alone. A model may do better on exchanged ones."),
+        (partial(_floor, of=lambda commonest, exchanged: exchanged),
+         "those are the exchanged answers alone. Somebody who always says the commonest may do better."),
+        (lambda given, right, shown: _commonest(given[shown:]),
+         "that is what the model says most often. What counts is how often that is right."),
+        (partial(_floor, of=lambda commonest, exchanged: (commonest + exchanged) / 2),
+         "that is the mean of both. Take the larger."),
+        (partial(_floor, of=lambda commonest, exchanged: commonest + exchanged),
+         "that is the sum of both. Take the larger."),
+        (partial(_floor, moved=lambda right: [*right[::-1]]),
+         "you exchange by turning the list round: the middle one stays in its place. Move all of them by half the "
+         "list."),
+        (partial(_floor, moved=partial(_exchanged, by=1)),
+         "you exchange with the next one. Neighbours may be alike: move all of them by half the list."),
+        (lambda *given: 100 * _floor(*given), "that is per cent; return a share from 0 to 1."),
+    ],
+)  # fmt: skip
 def check_floor(attempt: Attempt) -> None:
     """Check a function (given, right, shown) -> floor, of lists of answers whose first ``shown`` aren't asked for."""
+    same = partial(math.isclose, rel_tol=1e-6)
     for given, right, shown in (
         (["4", "7", "4", "7", "9", "4", "4", "3", "8"], ["4", "7", "4", "2", "9", "4", "4", "5", "1"], 2),
         (["7", "6", "3", "4", "5", "2", "1"], ["1", "2", "3", "4", "5", "6", "7"], 0),
@@ -86,40 +145,12 @@ def check_floor(attempt: Attempt) -> None:
     ):
         answer = attempt([*given], [*right], shown)
         require(isinstance(answer, Real), f"Return one share; yours is a {type(answer).__name__}.")
-
-        def floors(given: Sequence[str] = given[shown:], right: Sequence[str] = right[shown:]) -> tuple[float, float]:
-            half = len(right) // 2
-            return _commonest(right), _same(given, [*right[half:], *right[:half]])
-
-        asked, said = right[shown:], given[shown:]
-        expected = max(floors())
-        rule_out(
-            (
-                (max(floors(given, right)), "the shown ones count in yours. Nobody was asked them: begin behind them."),
-                (1 / len({*asked}), "1 / (number of answers) is a floor only if all are equally common. Count them."),
-                (1 / len({*right}), "1 / (number of answers) is a floor only if all are equally common. Count them."),
-                (_same(said, asked), "that is the share it gets right. The floor is what it gets without the ability."),
-                (floors()[0], "that is the commonest answer alone. A model may do better on exchanged ones."),
-                (floors()[1], "those are the exchanged answers alone. Somebody who always says the commonest may do "
-                 "better."),
-                (_commonest(said), "that is what the model says most often. What counts is how often that is right."),
-                (sum(floors()) / 2, "that is the mean of both. Take the larger."),
-                (sum(floors()), "that is the sum of both. Take the larger."),
-                (max(floors()[0], _same(said, asked[::-1])), "you exchange by turning the list round: the middle one "
-                 "stays in its place. Move all of them by half the list."),
-                (max(floors()[0], _same(said, [*asked[1:], *asked[:1]])), "you exchange with the next one. Neighbours "
-                 "may be alike: move all of them by half the list."),
-                (100 * expected, "that is per cent; return a share from 0 to 1."),
-            ),
-            float(answer),
-            expected,
-            same=partial(math.isclose, rel_tol=1e-6),
-            where=f"{given} beside {right}, {shown} shown: ",
-        )  # fmt: skip
+        where = f"{given} beside {right}, {shown} shown: "
+        expected = attempt.rule_out(float(answer), given, right, shown, same=same, where=where)
         require(
-            math.isclose(answer, expected, rel_tol=1e-6),
-            f"{given} beside {right}, {shown} shown: {expected:.3f}; yours is {float(answer):.3f}. Exchanged: each "
-            "question gets the answer half of the list (rounded down) further on.",
+            same(answer, expected),
+            f"{where}{expected:.3f}; yours is {float(answer):.3f}. Exchanged: each question gets the answer half of "
+            "the list (rounded down) further on.",
         )
 
 
@@ -177,63 +208,77 @@ def check_same_loss(attempt: Attempt) -> None:
         )  # fmt: skip
 
 
+@dataclass
+class _Counts:
+    """What became of the answers to some questions; wrong twice means: from wrong to another wrong one."""
+
+    lost: int
+    won: int
+    had: int
+    has: int
+    wrong_twice: int
+    size: int
+
+
+def _flips(before, after, right, *, told=lambda n: (n.lost, n.won), p=lambda n: mcnemar_p(n.lost, n.won)):
+    """The answer to exercise 4, with switches for mistakes."""
+    pairs = [(b == r, a == r) for b, a, r in zip(before, after, right, strict=True)]
+    had, has = (sum(side) for side in zip(*pairs, strict=True))
+    twice = sum(pair == (False, False) and b != a for pair, b, a in zip(pairs, before, after, strict=True))
+    counts = _Counts(pairs.count((True, False)), pairs.count((False, True)), had, has, twice, len(right))
+    return *told(counts), p(counts)
+
+
+_NET = "that is the net. What was lost and won again cancels there: count both."
+_ONE_SIDED = "That p is one-sided. A cut may win, too: both sides count."
+
+
 @exercise(
     4,
     task="Return how many answers were lost, how many were won, and p.",
     proved="A net of nothing can hide many flips; p asks whether more were lost than luck would lose.",
-)
+    answer=_flips,
+    mistakes=[
+        (partial(_flips, told=lambda n: (n.won, n.lost)),
+         "lost and won are exchanged. Lost: right before, wrong after."),
+        (partial(_flips, told=lambda n: (n.lost - n.won, 0)), _NET),
+        (partial(_flips, told=lambda n: (n.lost, n.won + n.wrong_twice)),
+         "an answer that went from wrong to wrong has won nothing. Compare with the right one."),
+        (partial(_flips, told=lambda n: (n.lost + n.wrong_twice, n.won)),
+         "an answer that went from wrong to wrong has lost nothing. Compare with the right one."),
+        (partial(_flips, told=lambda n: (n.size - n.has, n.has)),
+         "those are all that are wrong and right afterwards. Count what changed."),
+        (partial(_flips, p=lambda n: stats.fisher_exact([[n.had, n.size - n.had], [n.has, n.size - n.has]]).pvalue),
+         "That p takes the two models for two groups of questions. They had the same ones: only flips tell."),
+        (partial(_flips, p=lambda n: mcnemar_p(n.lost, n.won) / 2), _ONE_SIDED),
+        (partial(_flips, p=lambda n: stats.binomtest(n.lost, n.size).pvalue),
+         "In that p all questions take part. Those that didn't flip can't tell lost from won."),
+        (partial(_flips, p=lambda n: stats.binomtest(n.lost, max(n.lost + n.won, 1), alternative="greater").pvalue),
+         _ONE_SIDED),
+        (partial(_flips, p=lambda n: 1 - mcnemar_p(n.lost, n.won)), "That is 1 - p."),
+    ],
+)  # fmt: skip
 def check_flips(attempt: Attempt, whole: pd.DataFrame, cut: pd.DataFrame) -> None:
     """Check a function (before, after, right) -> (lost, won, p), of lists of answers.
 
     It is tried on made-up ones, on those of ``answers_of`` for a whole model and a cut, and on one that didn't change.
     """
     real = [*whole["given"]], [*cut["given"]], [*whole["answer"]]
-    for before, after, right in [*(_answered(*flipped) for flipped in _FLIPPED), real]:
-        size = len(right)
-        pairs = [(b == r, a == r) for b, a, r in zip(before, after, right, strict=True)]
-        lost, won = (sum(pair == flip for pair in pairs) for flip in ((True, False), (False, True)))
-        had, has = (sum(side) for side in zip(*pairs, strict=True))
-        both_wrong = sum(pair == (False, False) and b != a for pair, b, a in zip(pairs, before, after, strict=True))
-        p = mcnemar_p(lost, won)
-        answer = attempt([*before], [*after], [*right])
+    for answers in [*(_answered(*flipped) for flipped in _FLIPPED), real]:
+        answer = attempt(*([*side] for side in answers))
         require(isinstance(answer, tuple | list) and len(answer) == 3, "Return three numbers: lost, won, and p.")
         mine = tuple(float(number) for number in answer)
-        unpaired = stats.fisher_exact([[had, size - had], [has, size - has]]).pvalue
-        rule_out(
-            (
-                ((won, lost), "lost and won are exchanged. Lost: right before, wrong after."),
-                ((had - has, 0), "that is the net. What was lost and won again cancels there: count both."),
-                ((lost - won, 0), "that is the net. What was lost and won again cancels there: count both."),
-                ((lost, won + both_wrong), "an answer that went from wrong to wrong has won nothing. Compare with the "
-                 "right one."),
-                ((lost + both_wrong, won), "an answer that went from wrong to wrong has lost nothing. Compare with the "
-                 "right one."),
-                ((size - has, has), "those are all that are wrong and right afterwards. Count what changed."),
-            ),
-            mine[:2],
-            (lost, won),
-        )  # fmt: skip
+        lost, won, p = attempt.rule_out(mine, *answers, same=lambda one, other: one[:2] == other[:2])
+        size = len(answers[0])
         require(mine[:2] == (lost, won), f"Lost {lost} and won {won} of {size}; yours are {mine[0]:g} and {mine[1]:g}.")
-        rule_out(
-            (
-                (unpaired, "That p takes the two models for two groups of questions. They had the same ones: only "
-                 "flips tell."),
-                (p / 2, "That p is one-sided. A cut may win, too: both sides count."),
-                (stats.binomtest(lost, size).pvalue, "In that p all questions take part. Those that didn't flip can't "
-                 "tell lost from won."),
-                (stats.binomtest(lost, max(lost + won, 1), alternative="greater").pvalue, "That p is one-sided. A cut "
-                 "may win, too: both sides count."),
-                (1 - p, "That is 1 - p."),
-            ),
-            mine[2],
-            p,
-            same=partial(math.isclose, rel_tol=1e-6),
-            where=f"Lost {lost} and won {won}: ",
-        )  # fmt: skip
+        where = f"Lost {lost} and won {won}: "
+        attempt.rule_out(
+            mine, *answers, same=lambda one, other: math.isclose(one[2], other[2], rel_tol=1e-6), where=where
+        )
         require(
             math.isclose(mine[2], p, rel_tol=1e-6),
-            f"Lost {lost} and won {won}: as many heads in {lost + won} tosses of a coin, or a rarer number, come with "
-            f"p = {p:.4g}; yours is {mine[2]:.4g}.",
+            f"{where}as many heads in {lost + won} tosses of a coin, or a rarer number, come with p = {p:.4g}; yours "
+            f"is {mine[2]:.4g}.",
         )
     require([*attempt(["4"], ["4"], ["4"])] == [0, 0, 1], "Where nothing flips, return 0, 0 and 1: luck explains that.")
 
@@ -292,14 +337,6 @@ def check_protected(
         paid, low, high = _against(rival, cut, rows[pays])
     print(f"  {pays}, yours less the speeches' cut: {with_interval(paid, low, high)} nats")
     require(low > 0, f"{pays} doesn't pay: see above. Look at the others, and at speeches themselves.")
-
-
-def _commonest(answers: Sequence[str]) -> float:
-    return Counter(answers).most_common(1)[0][1] / len(answers)
-
-
-def _same(given: Sequence[str], right: Sequence[str]) -> float:
-    return sum(g == r for g, r in zip(given, right, strict=True)) / len(right)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3MoeConfig, 
 
 from course_utils.architectures import describe
 from course_utils.evaluation import perplexity
-from course_utils.exercises import Attempt, assigned, exercise, require, rule_out
+from course_utils.exercises import Attempt, assigned, exercise, require
 from course_utils.experts import expert_importance, prune_experts
 from course_utils.kinds import kind_rows
 from course_utils.models import identity, variant
@@ -27,58 +28,60 @@ _DRAWS, _GIVEN = 9, (1, 2)  # of the calibration rows; those that exercise 5 giv
 _SERVED, _SPARED, _PAYS = ("code", "maths"), 0.85, 5 / 3
 
 
+def _weights(logits, top_k, normalised, *, over=-1, largest=True, column=True):
+    """The answer to exercise 1, with switches for mistakes."""
+    shares = logits.softmax(dim=over)
+    values, chosen = shares.topk(top_k, largest=largest)
+    if normalised:
+        values = values / values.sum(dim=-1, keepdim=True)
+    places = chosen if column else torch.arange(top_k).expand_as(chosen)
+    return torch.zeros_like(shares).scatter(-1, places, values)
+
+
 @exercise(
     1,
     task="Return each token's weights [tokens, experts], with 0 for the experts that it isn't sent to.",
     proved="A softmax over all experts, the largest few of it, and then the division, or none.",
-)
+    answer=_weights,
+    mistakes=[
+        (lambda logits, *_: logits.softmax(-1),
+         "every expert has a weight. Only the largest few stay, the others are 0."),
+        (lambda logits, top_k, _: _weights(logits, top_k, False),
+         "divide what is left by its sum, so that a token's weights add up to 1."),
+        (lambda logits, top_k, _: _weights(logits, top_k, True),
+         "these add up to 1. Not normalised, the weights stay as the softmax over *all* experts has them."),
+        (partial(_weights, over=0), "your softmax runs over the tokens. Each token's shares add up to 1: `dim=-1`."),
+        (partial(_weights, largest=False), "those are the smallest few."),
+        (partial(_weights, column=False),
+         "the weights stand in front, in the order of their size. Each belongs into its expert's column."),
+        (lambda logits, *rest: logits * (_weights(logits, *rest) > 0),
+         "those are logits. The softmax turns them into shares."),
+        (lambda *given: (_weights(*given) > 0).float(),
+         "those say who is chosen. The weights are the softmax's shares."),
+        (lambda logits, top_k, _: (_weights(logits, top_k, True) > 0).float() / top_k,
+         "all chosen have the same weight. The softmax says how much each of them counts."),
+        (lambda *given: _weights(*given) / _weights(*given).sum(0).clamp(min=1e-9),
+         "each expert's weights add up to 1. It is each token's that do: `dim=-1`."),
+    ],
+)  # fmt: skip
 def check_router_weights(attempt: Attempt) -> None:
     """Check a function (logits [tokens, experts], top_k, normalised) -> weights [tokens, experts]."""
     generator = torch.Generator().manual_seed(0)
+    same = partial(torch.allclose, atol=1e-5)
     for tokens, experts, top_k in ((5, 8, 2), (4, 6, 3), (1, 3, 2), (3, 4, 1)):
         logits = torch.randn(tokens, experts, generator=generator) * 1.5
         for normalised in (True, False):
-            given = torch.as_tensor(attempt(logits.clone(), top_k, normalised))
+            given = torch.as_tensor(attempt(logits.clone(), top_k, normalised)).float()
             require(
                 given.shape == logits.shape,
                 f"Return [tokens, experts], here {list(logits.shape)}: put each weight into its expert's column, and 0 "
                 f"into the others. Yours is {list(given.shape)}.",
             )
             where = f"top {top_k} of {experts}, {'normalised' if normalised else 'not normalised'}: "
-            weights = partial(_weights, logits, top_k)
-            right = weights(normalised=normalised)
-            shares = logits.softmax(-1)
-            values, _ = shares.topk(top_k)
-            in_front = torch.zeros_like(shares)
-            in_front[:, :top_k] = values / values.sum(-1, keepdim=True) if normalised else values
-            rule_out(
-                (
-                    (shares, "every expert has a weight. Only the largest few stay, the others are 0."),
-                    (weights(normalised=False),
-                     "divide what is left by its sum, so that a token's weights add up to 1."),
-                    (weights(normalised=True),
-                     "these add up to 1. Not normalised, the weights stay as the softmax over *all* experts has them."),
-                    (weights(normalised=normalised, over=0),
-                     "your softmax runs over the tokens. Each token's shares add up to 1: `dim=-1`."),
-                    (weights(normalised=normalised, largest=False), "those are the smallest few."),
-                    (in_front,
-                     "the weights stand in front, in the order of their size. Each belongs into its expert's column."),
-                    (logits * (right > 0), "those are logits. The softmax turns them into shares."),
-                    ((right > 0).float(), "those say who is chosen. The weights are the softmax's shares."),
-                    ((right > 0).float() / top_k,
-                     "all chosen have the same weight. The softmax says how much each of them counts."),
-                    (right / right.sum(0).clamp(min=1e-9),
-                     "each expert's weights add up to 1. It is each token's that do: `dim=-1`."),
-                ),
-                given.float(),
-                right,
-                same=partial(torch.allclose, atol=1e-5),
-                where=where,
-            )  # fmt: skip
+            right = attempt.rule_out(given, logits, top_k, normalised, same=same, where=where)
             require(
-                torch.allclose(given.float(), right, atol=1e-5),
-                f"{where}for the logits {_shown(logits[0])} they are {_shown(right[0])}; yours are "
-                f"{_shown(given.float()[0])}.",
+                same(given, right),
+                f"{where}for the logits {_shown(logits[0])} they are {_shown(right[0])}; yours are {_shown(given[0])}.",
             )
 
 
@@ -125,11 +128,43 @@ def check_keep_experts(attempt: Attempt, base: PreTrainedModel) -> None:
             _reloads(result, ids, logits)
 
 
+def _row(model, criterion, rows, judging, *, share=0.5, turned=False, of="nll", told=lambda cut, whole: cut - whole):
+    """The answer to exercise 3, with switches for mistakes."""
+    scores = expert_importance(model, criterion, batches=rows.batches(len(rows)))
+    smaller = _half(model, [-own if turned else own for own in scores], share)
+    cut, whole = (_losses(one, judging, of) for one in (smaller, model))
+    return {kind: told(cut[kind], whole[kind]) for kind in judging}
+
+
+def _as_mean(*given: Any) -> dict[str, float]:
+    found = _row(*given)
+    return dict.fromkeys(found, sum(found.values()) / len(found))
+
+
 @exercise(
     3,
     task="Return what half of the experts cost each kind: kind -> nats a token above the whole model.",
     proved="Scored on one kind, cut by half, judged on each: one row of the figure.",
-)
+    answer=_row,
+    mistakes=[
+        (partial(_row, told=lambda cut, whole: cut), "those are the cut model's losses. Take the whole model's off."),
+        (partial(_row, told=lambda cut, whole: whole - cut),
+         "turned round: the cut model's loss minus the whole one's."),
+        (partial(_row, told=lambda cut, whole: math.exp(cut - whole)),
+         "that is how many times the perplexity grew. In nats: the difference of the two `nll`."),
+        (partial(_row, of="perplexity"), "those are differences of perplexities. In nats: take `.nll`."),
+        (_as_mean, "that is a mean. Judge each kind by itself."),
+        (partial(_row, share=0.25), "a quarter went. Keep half of the experts of each block."),
+        (partial(_row, share=0.75), "three quarters went. Keep half of the experts of each block."),
+        (partial(_row, turned=True), "the best half went. `prune_experts` keeps what scores most."),
+        (lambda model, criterion, *rest: _row(model, "frequency" if criterion == "reap" else "reap", *rest),
+         "you scored by the other criterion: hand `criterion` on."),
+        (lambda model, criterion, rows, judging: _row(model, criterion, judging[rows.domain], judging),
+         "you scored on the rows that judge. Score on `rows`: what chooses may not judge."),
+        (lambda model, criterion, rows, judging: _row(model, criterion, rows[:1], judging),
+         "you scored on the first row alone."),
+    ],
+)  # fmt: skip
 def check_matrix_row(attempt: Attempt, base: PreTrainedModel, calibration: Kinds, judging: Kinds) -> None:
     """Check a function (model, criterion, rows, judging) -> kind -> nats; ``base`` is asked about with a few rows."""
     first, *_, last = calibration
@@ -149,38 +184,13 @@ def check_matrix_row(attempt: Attempt, base: PreTrainedModel, calibration: Kinds
         require(
             all(hasattr(value, "__float__") for value in given.values()), "Return one number for each kind, in nats."
         )
-        found = {name: float(value) for name, value in given.items()}
-        whole = _losses(base, judges)
-        half = partial(_cut_losses, base, judges, criterion=criterion, rows=rows)
-        right = _minus(half(), whole)
-        if _alike(found, right):
-            continue
-        where = f"{criterion}, scored on {kind}: "
-        rule_out(
-            (
-                (half(), "those are the cut model's losses. Take the whole model's off."),
-                (_minus(whole, half()), "turned round: the cut model's loss minus the whole one's."),
-                ({name: math.exp(value) for name, value in right.items()},
-                 "that is how many times the perplexity grew. In nats: the difference of the two `nll`."),
-                (_minus(half(of="perplexity"), _losses(base, judges, of="perplexity")),
-                 "those are differences of perplexities. In nats: take `.nll`."),
-                (dict.fromkeys(right, sum(right.values()) / len(right)), "that is a mean. Judge each kind by itself."),
-                (_minus(half(share=0.25), whole), "a quarter went. Keep half of the experts of each block."),
-                (_minus(half(share=0.75), whole), "three quarters went. Keep half of the experts of each block."),
-                (_minus(half(turned=True), whole), "the best half went. `prune_experts` keeps what scores most."),
-                (_minus(half(criterion="frequency" if criterion == "reap" else "reap"), whole),
-                 "you scored by the other criterion: hand `criterion` on."),
-                (_minus(half(rows=judges[kind]), whole),
-                 "you scored on the rows that judge. Score on `rows`: what chooses may not judge."),
-                (_minus(half(rows=rows[:1]), whole), "you scored on the first row alone."),
-            ),
-            found,
-            right,
-            same=_alike,
-            where=where,
-        )  # fmt: skip
+        found, where = {name: float(value) for name, value in given.items()}, f"{criterion}, scored on {kind}: "
+        right = attempt.rule_out(found, base, criterion, rows, judges, same=_alike, where=where)
         worst = max(right, key=lambda name: abs(found[name] - right[name]))
-        require(False, f"{where}{worst} loses {right[worst]:.4f} nats a token; yours is {found[worst]:.4f}.")
+        require(
+            _alike(found, right),
+            f"{where}{worst} loses {right[worst]:.4f} nats a token; yours is {found[worst]:.4f}.",
+        )
 
 
 @exercise(
@@ -256,14 +266,6 @@ def check_own_mix(attempt: Attempt, base: PreTrainedModel) -> None:
         "rows of which kinds do you read?",
     )
     require(pays <= _PAYS * they_pay, f"Prose may lose {_PAYS * they_pay:.3f}. Leave it a few rows.")
-
-
-def _weights(logits: Tensor, top_k: int, *, normalised: bool, over: int = -1, largest: bool = True) -> Tensor:
-    shares = logits.softmax(dim=over)
-    values, chosen = shares.topk(top_k, largest=largest)
-    if normalised:
-        values = values / values.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(shares).scatter(-1, chosen, values)
 
 
 def _shown(values: Tensor) -> list[float]:
@@ -366,20 +368,6 @@ def _half(model: PreTrainedModel, scores: list[Tensor], share: float = 0.5) -> P
     smaller = variant(model)
     prune_experts(smaller, scores, keep=round((1 - share) * describe(model).mixtures[0].count))
     return smaller
-
-
-def _cut_losses(
-    model: PreTrainedModel,
-    judging: Kinds,
-    *,
-    criterion: str,
-    rows: TokenBlocks,
-    share: float = 0.5,
-    turned: bool = False,
-    of: str = "nll",
-) -> dict[str, float]:
-    scores = expert_importance(model, criterion, batches=rows.batches(len(rows)))
-    return _losses(_half(model, [-own if turned else own for own in scores], share), judging, of)
 
 
 def _minus(cut: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, float]:

@@ -1,12 +1,10 @@
 """The exercise machinery: every state a learner can be in gives one line, and nothing is raised."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 
-from course_utils.exercises.checking import exercise, require, rule_out, true_or_false
+from course_utils.exercises.checking import exercise, require, true_or_false
 
 WEIGHT = torch.tensor([[1.0, -2.0], [-3.0, 0.0]])
 
@@ -106,25 +104,35 @@ def test_check_keeps_its_name_for_help():
     assert check_norms.__name__ == "check_norms"
 
 
-@exercise(4, task="Add 3 and 3.", proved="A sum.")
-def check_sum(given):
-    rule_out([(9, "You multiplied."), (6, "Never said: it is right as well."), (0, "You subtracted.")], given, 6)
-    rule_out([(1, "You divided.")], given, 6, same=lambda a, b: math.isclose(a, b, abs_tol=0.1), where="3 and 3: ")
-    require(given == 6, "It is 6.")
+@exercise(
+    4,
+    task="Add two numbers.",
+    proved="A sum.",
+    answer=lambda a, b: a + b,
+    mistakes=[
+        (lambda a, b: a / 0, "Never said: it stops with an error."),
+        (lambda a, b: b + a, "Never said: it is right as well."),
+        (lambda a, b: a * b, "You multiplied."),
+        (lambda a, b: a - b, "You subtracted."),
+    ],
+)
+def check_sum(attempt):
+    found = attempt(3, 3)
+    right = attempt.rule_out(found, 3, 3, same=lambda one, other: abs(one - other) < 0.1, where="3 and 3: ")
+    require(found == right, f"It is {right}.")
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (9, "not yet. You multiplied."),
-        (0, "not yet. You subtracted."),
-        (1.05, "not yet. 3 and 3: You divided."),
+        (9, "not yet. 3 and 3: You multiplied."),
+        (0.05, "not yet. 3 and 3: You subtracted."),
         (5, "not yet. It is 6."),
         (6, "correct. A sum."),
     ],
 )
 def test_the_mistake_that_leads_to_an_answer_is_named(given, said, capsys):
-    check_sum(given)
+    check_sum(lambda a, b: given)
     assert capsys.readouterr().out == f"Exercise 4: {said}\n"
 
 

@@ -1,7 +1,6 @@
 """Lesson 10's checks refuse the stub, name the likely mistake, and accept the answers."""
 
-import math
-from statistics import mean, median
+from statistics import median
 
 import numpy as np
 import pandas as pd
@@ -19,41 +18,14 @@ from course_utils.models import tiny_llama, variant
 from course_utils.reports import model_size
 from course_utils.width import neuron_importance, prune_neurons
 
-
-def seconds(
-    weights, tokens, layers, fixed, bandwidth, peak, *, size=2, products=2, read=1, computed=None, paid=1, both=max
-):
-    """The answer, and what goes wrong with it."""
-    reading = size * weights * read / bandwidth
-    return layers * fixed * paid + both(reading, products * weights * (computed or tokens) / peak)
-
-
-def with_seconds(**wrong):
-    return lambda *sizes: seconds(*sizes, **wrong)
-
-
 test_seconds = cases_of(
     lesson_10.check_seconds,
-    stubs=[lambda *_: ...],
     mistakes=[
-        (with_seconds(both=lambda a, b: a + b), "the longer of the two counts"),
-        (with_seconds(both=min), "the bytes take longer"),
-        (with_seconds(both=lambda a, b: a), "the operations take longer"),
-        (with_seconds(both=lambda a, b: b), "the bytes take longer"),
-        (with_seconds(size=1), "16 bits is two bytes"),
-        (with_seconds(products=1), "a product and a sum"),
-        (with_seconds(size=1, products=1), "two bytes"),
-        (with_seconds(computed=1), "Each token asks for its own"),
-        (lambda w, n, *rest: seconds(w, n, *rest, read=n), "share one reading"),
-        (lambda w, n, *rest: seconds(w, n, *rest, paid=n), "paid once a pass"),
-        (lambda w, n, layers, *rest: seconds(w, n, 1, *rest), "for each layer that runs"),
-        (with_seconds(paid=0), "price of the layers is missing"),
-        (lambda w, n, layers, f, r, p: max(layers * f, 2 * w / r, 2 * w * n / p), "comes on top"),
-        (lambda *sizes: 1000 * seconds(*sizes), "milliseconds"),
+        (lambda w, n, *rest: lesson_10._seconds(w, n, *rest, both=min), "the bytes take longer"),
         (lambda *sizes: 1.5, "yours is 1.5"),
         (lambda *sizes: "soon", "yours is a str"),
     ],
-    answers=[seconds, lambda *sizes: np.float64(seconds(*sizes))],
+    answers=[lambda *sizes: np.float64(lesson_10._seconds(*sizes))],
 )
 
 
@@ -119,23 +91,9 @@ def without_a_clock(calls, rounds, clock, finish):
     return dict.fromkeys(calls, 1.0)
 
 
-def one_round_dropped(calls, rounds, clock, finish):
-    """The first round, which is the warm-up, is timed and not counted."""
-    laps = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name in [*calls][:: -1 if number % 2 else 1]:
-            finish()
-            start = clock()
-            calls[name]()
-            finish()
-            laps[name].append(clock() - start)
-    first = next(iter(laps.values()))
-    return {n: median(a / b for a, b in zip(own[1:], first[1:], strict=True)) for n, own in laps.items()}
-
-
 test_take_turns = cases_of(
     lesson_10.check_take_turns,
-    stubs=[lambda *_: ..., lambda calls, *_: dict.fromkeys(calls)],
+    stubs=[lambda calls, *_: dict.fromkeys(calls)],
     mistakes=[
         (turning(warm=0), "no warm-up"),
         (turning(there=False), "don't take turns"),
@@ -144,12 +102,6 @@ test_take_turns = cases_of(
         (turning(after=False), "before the device has done its work"),
         (turning(before=False, after=False), "before the device has done its work"),
         (turning(before=False, settle=False), "clock starts while the device is still at work"),
-        (turning(say=lambda own, first: mean(a / b for a, b in zip(own, first, strict=True))), "mean of the ratios"),
-        (turning(say=lambda own, first: sum(own) / sum(first)), "a ratio of means"),
-        (turning(say=lambda own, first: median(own) / median(first)), "a ratio of medians"),
-        (turning(say=lambda own, first: min(own) / min(first)), "the fastest laps"),
-        (turning(say=lambda own, first: median(own)), "Those are seconds"),
-        (turning(say=lambda own, first: 1 / median(a / b for a, b in zip(own, first, strict=True))), "upside down"),
         (turning(say=lambda own, first: median(b / a for a, b in zip(own, first, strict=True))), "upside down"),
         (turning(say=lambda own, first: 7.0), "the median over the rounds; yours is 7.0"),
         (turning(say=lambda own, first: own), "one number for each name"),
@@ -165,31 +117,20 @@ test_take_turns = cases_of(
         turning(warm=2),
         turning(before=False),
         turning(settle=False),
-        one_round_dropped,
         turning(say=lambda own, first: np.median(np.divide(own, first))),
     ],
 )
 
 
-def width_for(hidden, blocks, others, budget):
-    return int((budget - others) / blocks / (3 * hidden * 34 / 32)) // 32 * 32
-
-
+width_for = lesson_10.check_width_for.answer
 test_width_for = cases_of(
     lesson_10.check_width_for,
-    stubs=[lambda *sizes: ...],
     mistakes=[
-        (lambda h, n, o, b: int((b - o) / n / (3 * h * 34 / 32)), "falls back to 2 bytes"),
-        (lambda h, n, o, b: int((b - o) / n / (3 * h)) // 32 * 32, "34 bytes, not 32"),
-        (lambda h, n, o, b: int((b - o) / n / (6 * h)) // 32 * 32, "that is F16"),
-        (lambda *sizes: width_for(*sizes) + 32, "rounded up"),
-        (lambda h, n, o, b: width_for(h, n, 0, b), "take `others` off"),
-        (lambda h, n, o, b: int((b - o) / n / (h * 34 / 32)) // 32 * 32, "three matrices"),
         (lambda *sizes: width_for(*sizes) // 256 * 256, "More is better"),
         (lambda *sizes: 10**9, "doesn't fit"),
         (lambda *sizes: 1280.5, "whole number"),
     ],
-    answers=[width_for, lambda *sizes: float(width_for(*sizes))],
+    answers=[lambda *sizes: float(width_for(*sizes))],
 )
 
 
@@ -200,31 +141,15 @@ def test_no_width_between_multiples_fits_where_the_next_multiple_does_not(hidden
     assert width == multiple or _mlp_bytes(hidden, width) >= _mlp_bytes(hidden, multiple + 32)
 
 
-def requests(memory, weights, tokens, layers, removed, heads, kv_heads, head_size, *, numbers=2, way=math.floor):
-    return way((memory - weights) / (2 * numbers * (layers - removed) * kv_heads * head_size * tokens))
-
-
+requests = lesson_10.check_requests.answer
 test_requests = cases_of(
     lesson_10.check_requests,
-    stubs=[lambda *_: ...],
     mistakes=[
-        (lambda memory, weights, *rest: requests(memory, 0, *rest), "the weights are missing"),
-        (lambda *sizes: requests(*sizes, numbers=1), "leaves both in each layer"),
-        (lambda *sizes: requests(*sizes, numbers=0.5), "has two bytes, and"),
-        (lambda *sizes: requests(*sizes, numbers=4), "not four"),
-        (lambda m, w, t, n, r, heads, kv, size: requests(m, w, t, n, r, heads, heads, size), "the query heads"),
-        (lambda m, w, t, n, removed, *rest: requests(m, w, t, n, 0, *rest), "keeps no keys"),
-        (
-            lambda m, w, t, n, removed, *rest: requests(m, w, t, n, n - removed if removed else 0, *rest),
-            "attention is gone",
-        ),
-        (lambda *sizes: requests(*sizes, way=math.ceil), "rounded up"),
-        (lambda *sizes: requests(*sizes, way=float), "requests come whole"),
         (lambda *sizes: 0, "5 requests"),
         (lambda *sizes: "many", "one number; yours is a str"),
         (lambda *sizes: requests(*sizes) - 1, "requests; yours is"),
     ],
-    answers=[requests, lambda *sizes: float(requests(*sizes)), lambda *sizes: np.int64(requests(*sizes))],
+    answers=[lambda *sizes: float(requests(*sizes)), lambda *sizes: np.int64(requests(*sizes))],
 )
 
 CONTEXT = 64
@@ -263,11 +188,11 @@ def timed(ratio, *, spread=0.01):
 
 
 def planned(cut, predicted, measured):
-    return lambda: (cut() if callable(cut) else cut, predicted, measured)
+    return cut() if callable(cut) else cut, predicted, measured
 
 
 def check_plan(attempt):
-    given = attempt() if callable(attempt) else (attempt, attempt, attempt)
+    given = (...,) * 3 if attempt is ... else attempt
     return lesson_10.check_plan(*given, base(), memory(), CONTEXT)
 
 
@@ -275,13 +200,12 @@ def check_plan(attempt):
 SLOWER = 2.0
 test_plan = cases_of(
     check_plan,
-    stubs=[..., planned(lambda: without(4), ..., timed(SLOWER)), planned(lambda: without(4), 1.25, ...)],
+    stubs=[planned(lambda: without(4), ..., timed(SLOWER)), planned(lambda: without(4), 1.25, ...)],
     mistakes=[
         (planned(narrower, 1.25, timed(SLOWER)), "as much cache a token"),
         (planned(lambda: shorter(4), 1.25, timed(SLOWER)), "% may go. What keeps"),
         (planned(lambda: without(1), 1.25, timed(SLOWER)), "serves 5 requests where the whole model serves 4; 7 are"),
         (planned(lambda: without(1, remove=False), 1.25, timed(SLOWER)), "does `remove=True`"),
-        (planned(lambda: without(4), -1, timed(SLOWER)), "one number"),
         (planned(lambda: without(4), "fast", timed(SLOWER)), "one number"),
         (planned(lambda: without(4), 1.25, [1.0, SLOWER]), "what `time_interleaved` returns"),
         (planned(lambda: without(4), 1 / 1.25, timed(SLOWER)), "turn it round"),

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import math
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from exercise_cases import cases_of
 from torch import nn
 
 from course_utils.architectures import describe
-from course_utils.evaluation import perplexity
 from course_utils.exercises import lesson_13
 from course_utils.experts import expert_importance, prune_experts
 from course_utils.kinds import kind_rows
@@ -38,12 +36,7 @@ def rows(split):
 # --- 1 ----------------------------------------------------------------------------------------------
 
 
-def router_weights(logits, top_k, normalised, *, dim=-1, largest=True):
-    shares = logits.softmax(dim=dim)
-    values, chosen = shares.topk(top_k, dim=-1, largest=largest)
-    if normalised:
-        values = values / values.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(shares).scatter(-1, chosen, values)
+router_weights = lesson_13.check_router_weights.answer
 
 
 def softmax_of_the_chosen(logits, top_k, normalised):
@@ -51,35 +44,16 @@ def softmax_of_the_chosen(logits, top_k, normalised):
     if not normalised:
         return router_weights(logits, top_k, False)
     last = logits.topk(top_k).values[:, -1:]
-    return logits.masked_fill(logits < last, -torch.inf).softmax(-1)
-
-
-def in_front(logits, top_k, normalised):
-    return router_weights(logits, top_k, normalised).sort(dim=-1, descending=True).values
+    return logits.masked_fill(logits < last, -torch.inf).softmax(-1).tolist()
 
 
 test_router_weights = cases_of(
     lesson_13.check_router_weights,
-    stubs=[lambda *_: ...],
     mistakes=[
-        (lambda logits, *_: logits.softmax(-1), "every expert has a weight"),
-        (lambda logits, k, _: router_weights(logits, k, False), "add up to 1"),
-        (lambda logits, k, _: router_weights(logits, k, True), "stay as the softmax over *all*"),
-        (functools.partial(router_weights, dim=0), "runs over the tokens"),
-        (functools.partial(router_weights, largest=False), "the smallest few"),
-        (in_front, "its expert's column"),
-        (lambda logits, k, n: logits * (router_weights(logits, k, n) > 0), "those are logits"),
-        (lambda logits, k, n: (router_weights(logits, k, n) > 0).float(), "who is chosen"),
-        (lambda logits, k, n: (router_weights(logits, k, n) > 0) / k, "the same weight"),
         (lambda logits, k, n: router_weights(logits, k, n).topk(k).values, "Return [tokens, experts]"),
         (lambda logits, k, n: router_weights(logits, k, n) * 0.9, "yours are"),
     ],
-    answers=[
-        router_weights,
-        softmax_of_the_chosen,
-        lambda *given: router_weights(*given).double(),
-        lambda *given: router_weights(*given).tolist(),
-    ],
+    answers=[softmax_of_the_chosen],
 )
 
 
@@ -145,7 +119,7 @@ def attempt_on(check, *given):
 
 test_keep_experts = cases_of(
     attempt_on(lesson_13.check_keep_experts, base),
-    stubs=[lambda *_: ..., lambda model, kept: keep_experts(model, kept) and None],
+    stubs=[lambda model, kept: keep_experts(model, kept) and None],
     mistakes=[
         (lambda model, kept: [model], "yours returned a list"),
         (lambda model, kept: model, "router still has 6 rows"),
@@ -172,51 +146,25 @@ test_keep_experts = cases_of(
 # --- 3 ----------------------------------------------------------------------------------------------
 
 
-def matrix_row(
-    model, criterion, rows, judging, *, share=0.5, turn=1, of="nll", inside=False, off=True, upside=False, scored=None
-):
-    """The answer, and what goes wrong with it."""
-    scores = expert_importance(model, criterion, batches=(scored or rows).batches(4))
-    whole = {kind: getattr(perplexity(model, own), of) for kind, own in judging.items()}
-    cut = model if inside else variant(model)
-    keep = round((1 - share) * describe(model).mixtures[0].count)
-    prune_experts(cut, [turn * own for own in scores], keep=keep)
-    found = {kind: getattr(perplexity(cut, own), of) for kind, own in judging.items()}
-    if not off:
-        return found
-    return {kind: (whole[kind] - value if upside else value - whole[kind]) for kind, value in found.items()}
+matrix_row = lesson_13.check_matrix_row.answer
 
 
-def going(**wrong):
-    return lambda *given: matrix_row(*given, **wrong)
-
-
-def a_mean(*given):
-    found = matrix_row(*given)
-    return dict.fromkeys(found, sum(found.values()) / len(found))
+def cut_in_place(model, *rest):
+    found = matrix_row(model, *rest)
+    prune_experts(model, expert_importance(model, "reap", batches=rest[1].batches(4)), keep=8)
+    return found
 
 
 test_matrix_row = cases_of(
     attempt_on(lesson_13.check_matrix_row, base, lambda: rows("calibration"), lambda: rows("evaluation")),
-    stubs=[lambda *_: ...],
     mistakes=[
-        (going(inside=True), "has been cut"),
-        (going(off=False), "Take the whole model's off"),
-        (going(upside=True), "turned round"),
-        (going(of="perplexity"), "differences of perplexities"),
-        (lambda *given: {kind: math.exp(value) for kind, value in matrix_row(*given).items()}, "times the perplexity"),
-        (a_mean, "that is a mean"),
-        (going(share=0.25), "a quarter went"),
-        (going(share=0.75), "three quarters went"),
-        (going(turn=-1), "the best half went"),
-        (lambda m, _c, r, j: matrix_row(m, "frequency", r, j), "the other criterion"),
-        (lambda m, c, r, j: matrix_row(m, c, r, j, scored=j[r.domain]), "rows that judge"),
-        (lambda m, c, r, j: matrix_row(m, c, r[:1], j), "first row alone"),
+        *lesson_13.check_matrix_row.mistakes,
+        (cut_in_place, "has been cut"),
         (lambda *given: {"speeches": 0.1}, "a number for each kind"),
         (lambda *given: dict.fromkeys(matrix_row(*given), "much"), "one number for each kind"),
         (lambda *given: {kind: 2 * value for kind, value in matrix_row(*given).items()}, "yours is"),
     ],
-    answers=[matrix_row, lambda *given: {kind: torch.tensor(value) for kind, value in matrix_row(*given).items()}],
+    answers=[lambda *given: {kind: torch.tensor(value) for kind, value in matrix_row(*given).items()}],
 )
 
 
@@ -224,7 +172,7 @@ test_matrix_row = cases_of(
 
 test_dropped = cases_of(
     lesson_13.check_dropped,
-    stubs=[..., {"frequency": ..., "sum": "C", "reap": "B"}],
+    stubs=[{"frequency": ..., "sum": "C", "reap": "B"}],
     mistakes=[
         ({"frequency": "A", "sum": "C", "reap": "B"}, "fewest tokens"),
         ({"frequency": "D", "sum": "D", "reap": "B"}, "The least of these goes"),
@@ -301,7 +249,6 @@ def with_nan(model, given):
 
 test_own_mix = cases_of(
     attempt_on(lesson_13.check_own_mix, base),
-    stubs=[lambda *_: ...],
     mistakes=[
         (mixed, "Code and mathematics may lose 0.850"),
         (without_prose, "Prose may lose 0.000"),
