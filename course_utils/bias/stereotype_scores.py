@@ -20,7 +20,7 @@ from course_utils.batches import NOT_LEARNED, padded
 from course_utils.bias.contrastive import Pair
 from course_utils.bias.scores import measure_pairs
 from course_utils.bias.stereotypes import Question
-from course_utils.language_modelling import perplexity
+from course_utils.evaluation import perplexity
 from course_utils.uncertainty import bootstrap_interval
 
 # Where the context tells, BBQ's answer is one of two persons: who never says "unknown" is right in half by guessing,
